@@ -1,0 +1,40 @@
+"""What the rest of the service knows about a vision-language model."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from PIL import Image
+
+from app.task import ImageFeatures, Pixels, TextFeatures
+
+
+class Encoder(Protocol):
+    """An image tower and a text tower with one joint space.
+
+    The four methods are called from worker threads, never from the event loop. ``transform`` must be safe to call from
+    several threads at once; the two ``encode`` methods are each called by one thread at a time.
+    """
+
+    name: str
+    """The name that callers use, as it was given in the settings."""
+
+    embed_dim: int
+    """d, the size of the joint space."""
+
+    image_size_px: int
+    """Side of the square that the image tower takes."""
+
+    logit_scale: float
+    """The model's own scale on cosines, already exponentiated."""
+
+    logit_bias: float | None
+    """The bias of a sigmoid model such as SigLIP; None means that scores are a softmax over the classes."""
+
+    def transform(self, image: Image.Image) -> Pixels:
+        """Resize, crop and normalise one upright RGB image to (3, image_size_px, image_size_px), float32."""
+
+    def encode_images(self, pixels: Sequence[Pixels]) -> ImageFeatures:
+        """Return unit rows (n, d), float32, for n >= 1 transformed images."""
+
+    def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
+        """Return unit rows (k, d), float32, for k >= 1 texts; over-long texts are truncated by the tokenizer."""

@@ -1,0 +1,139 @@
+"""Every error this service raises on purpose, as one tree.
+
+DeixisError
+├── ClientError                       the caller can mend it
+│   ├── MalformedRequestError         the request cannot be parsed
+│   ├── InvalidFieldError             parsed, but a field breaks a rule
+│   ├── UnknownNameError              no label set, class, model, method or route of that name
+│   ├── ConflictError                 it exists already
+│   ├── PreconditionFailedError       If-Match or If-None-Match does not hold
+│   ├── TooLargeError                 too many bytes, pixels, images, labels
+│   ├── NotAnImageError               bytes that no decoder reads as a picture
+│   ├── UnsupportedMediaTypeError     a content type the route does not take
+│   └── MethodNotAllowedError         the path exists, the HTTP method does not
+└── ServerError                       the operator can mend it, or time will
+    ├── OverloadedError               the queue is full
+    ├── NotReadyError                 starting, draining, or a part has failed
+    ├── DeadlineExceededError         not done within the request's time
+    ├── StoreError                    the database cannot be reached or is not usable
+    ├── ModelUnavailableError         weights cannot be had or are not what they should be
+    └── ConfigurationError            a setting that cannot work
+
+Domain code raises these and never HTTP; ``app/api/errors.py`` holds the one table from class to status. Every message
+names the bad value, the rule and the way out.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+class DeixisError(Exception):
+    """An error with a message fit to be shown to the caller."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class ClientError(DeixisError):
+    """The caller sent something that this service refuses."""
+
+
+class MalformedRequestError(ClientError):
+    """The request cannot be parsed at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class FieldProblem:
+    """One broken rule: the dotted path of the field and what is wrong with it."""
+
+    field: str
+    problem: str
+
+
+class InvalidFieldError(ClientError):
+    """A field was understood and breaks a rule; ``problems`` lists every one found."""
+
+    def __init__(self, problems: Sequence[FieldProblem]) -> None:
+        super().__init__("; ".join(f"{p.field}: {p.problem}" if p.field else p.problem for p in problems))
+        self.problems = tuple(problems)
+
+    @classmethod
+    def of(cls, field: str, problem: str) -> "InvalidFieldError":
+        """Return the error for a single field."""
+        return cls([FieldProblem(field, problem)])
+
+
+class UnknownNameError(ClientError):
+    """Something was named that does not exist; the message lists what does.
+
+    Args:
+        kind: what was looked for, as in ``model`` or ``label set``.
+        name: the name that was given.
+        known: names that exist; the first twenty are shown, sorted.
+        way_out: what the caller can do, when a list of names is not enough.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str] = (), way_out: str = "") -> None:
+        names = sorted(known)
+        listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+        message = f"unknown {kind} '{name}'; known: {listed or 'none'}"
+        super().__init__(f"{message}; {way_out}" if way_out else message)
+        self.kind = kind
+        self.name = name
+
+
+class ConflictError(ClientError):
+    """The request would make something that exists already."""
+
+
+class PreconditionFailedError(ClientError):
+    """A conditional header does not match the current version."""
+
+
+class TooLargeError(ClientError):
+    """A limit on bytes, pixels, images or labels is passed."""
+
+
+class NotAnImageError(ClientError):
+    """The bytes are not a picture that can be decoded whole."""
+
+
+class UnsupportedMediaTypeError(ClientError):
+    """The body's content type is not one the route takes."""
+
+
+class MethodNotAllowedError(ClientError):
+    """The route exists under another HTTP method."""
+
+
+class ServerError(DeixisError):
+    """The service cannot answer although the request is sound."""
+
+
+class OverloadedError(ServerError):
+    """The queue is full; ``retry_after_s`` is when it should have drained, in whole seconds of at least 1."""
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class NotReadyError(ServerError):
+    """The service is starting, draining, or has lost a part."""
+
+
+class DeadlineExceededError(ServerError):
+    """The request was not done within its time."""
+
+
+class StoreError(ServerError):
+    """The database cannot be reached, or holds a schema newer than this release."""
+
+
+class ModelUnavailableError(ServerError):
+    """A model's weights cannot be had, or are not the ones that were promised."""
+
+
+class ConfigurationError(ServerError):
+    """A setting cannot work; raised at start, never while serving."""
