@@ -1,0 +1,1 @@
+"""Training-free classifiers over frozen features, one published method per file."""

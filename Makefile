@@ -1,0 +1,49 @@
+# Needs Python >= 3.11 and make; everything else goes into .venv, at the versions of constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Through the environment, so that build requirements are pinned too (newer pips read the second name for those).
+PIP_INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: serve test check format bench clean docs
+
+serve: $(VENV)/.serve  ## Start the service on port 8000 with the embedded model.
+	$(BIN)/deixis serve
+
+test: $(VENV)/.test  ## Run the whole suite.
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+check: $(VENV)/.test  ## Formatting, lint, types, import layers.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.test  ## Rewrite files as `make check` wants them.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.test  ## Measure a lone request over HTTP; results go to standard output.
+	$(BIN)/python benchmarks/service.py
+
+docs: $(VENV)/.test  ## Rewrite what is generated: docs/openapi.json and the tables of docs/.
+	$(BIN)/python docs/generate.py
+
+clean:  ## Remove the virtual environment and every cache.
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Deixis needs Python 3.11 or newer; set PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp per set of packages: made again when what it installs may have changed.
+$(VENV)/.serve: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo 'Installing into $(VENV); the first time takes some minutes, most of them for torch.'
+	$(PIP_INSTALL) --editable '.[embedded,heif]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo 'Installing into $(VENV); the first time takes some minutes, most of them for torch.'
+	$(PIP_INSTALL) --editable '.[embedded,heif,postgres,test,check]'
+	@touch $@ $(VENV)/.serve
