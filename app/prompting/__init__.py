@@ -1,0 +1,1 @@
+"""From class names to class embeddings."""

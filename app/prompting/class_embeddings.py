@@ -1,0 +1,91 @@
+"""From class names and templates to class embeddings, with no text encoded twice.
+
+A class embedding is the mean of its prompts' unit features, made unit again (Radford et al., ICML 2021, section 3.1.4):
+unit -> mean -> unit.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from cachetools import LRUCache
+
+from app.prompting.templates import fill
+from app.task import ClassEmbeddings, TextFeatures
+
+_Key = tuple[str, tuple[str, ...], str]
+
+
+class TextEncoder(Protocol):
+    """Encodes prompts off the event loop."""
+
+    async def __call__(self, prompts: Sequence[str], /) -> TextFeatures:
+        """Return unit rows (k, d)."""
+
+
+def class_embeddings(prompt_features: TextFeatures, prompts_per_class: int) -> ClassEmbeddings:
+    """Return unit rows (c, d) from unit rows (c * k, d) in class order."""
+    count, dims = prompt_features.shape
+    means = prompt_features.reshape(count // prompts_per_class, prompts_per_class, dims).mean(axis=1)
+    embeddings: ClassEmbeddings = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+    return embeddings
+
+
+class ClassEmbeddingCache:
+    """Class embeddings by model, templates and class name, least recently used first out.
+
+    One row per class rather than one matrix per label set: a class added to a thousand others costs one class. Rows
+    that another request is computing are waited for, not computed again. Used from the event loop only.
+
+    Args:
+        max_bytes: bound on the rows kept; 2 KiB each at 512 dimensions.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._rows: LRUCache[_Key, np.ndarray] = LRUCache(max_bytes, getsizeof=lambda row: row.nbytes)
+        self._matrices: LRUCache[tuple[str, tuple[str, ...], tuple[str, ...]], ClassEmbeddings] = LRUCache(
+            max_bytes, getsizeof=lambda matrix: matrix.nbytes
+        )
+        self._running: dict[_Key, asyncio.Task[dict[_Key, np.ndarray]]] = {}
+
+    async def get(
+        self, model: str, encode: TextEncoder, *, templates: tuple[str, ...], classnames: tuple[str, ...]
+    ) -> ClassEmbeddings:
+        """Return unit rows (c, d), read-only, in the order of ``classnames``.
+
+        Being cancelled does not stop the encoding: the next request finds it done.
+        """
+        whole = (model, templates, classnames)
+        if (cached := self._matrices.get(whole)) is not None:
+            return cached
+        keys = [(model, templates, name) for name in classnames]
+        rows = {key: row for key in keys if (row := self._rows.get(key)) is not None}
+        missing = [key for key in keys if key not in rows and key not in self._running]
+        if missing:
+            task = asyncio.create_task(self._compute(encode, missing))
+            # Whoever waits gets the exception; when nobody waits any more, it is not reported as lost.
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            self._running.update(dict.fromkeys(missing, task))
+        for task in {self._running[key] for key in keys if key not in rows}:
+            rows |= await asyncio.shield(task)
+        matrix: ClassEmbeddings = np.stack([rows[key] for key in keys])
+        matrix.flags.writeable = False
+        if matrix.nbytes <= self._matrices.maxsize:
+            self._matrices[whole] = matrix
+        return matrix
+
+    async def _compute(self, encode: TextEncoder, keys: Sequence[_Key]) -> dict[_Key, np.ndarray]:
+        _, templates, _ = keys[0]
+        try:
+            prompts = [prompt for _, _, name in keys for prompt in fill(templates, name)]
+            embeddings = class_embeddings(await encode(prompts), len(templates))
+            # Copies, since a view would keep the whole matrix alive after its neighbours are evicted.
+            rows = {key: embedding.copy() for key, embedding in zip(keys, embeddings, strict=True)}
+            for key, row in rows.items():
+                if row.nbytes <= self._rows.maxsize:
+                    self._rows[key] = row
+            return rows
+        finally:
+            for key in keys:
+                del self._running[key]

@@ -1,0 +1,99 @@
+"""Prompt templates: sentences in which ``{}`` stands for a class name."""
+
+import functools
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from app.errors import ConfigurationError, InvalidFieldError, UnknownNameError
+
+PLACEHOLDER = "{}"
+MAX_TEMPLATE_CHARACTERS = 300
+
+_UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}  # control characters, lone surrogates, line and paragraph separators
+
+
+class TemplateLibrary:
+    """Template sets by name: one per ``*.txt`` file of a folder, and ``extra`` ones that are made when first asked for.
+
+    A file holds one template a line; empty lines and lines that start with ``#`` are skipped. Files are read here and
+    never again.
+
+    Raises:
+        ConfigurationError: no such folder, a file without a template, a line that breaks a rule of templates, or an
+            extra set with the name of a file.
+    """
+
+    def __init__(self, folder: Path, extra: Mapping[str, Callable[[], tuple[str, ...]]]) -> None:
+        if not folder.is_dir():
+            raise ConfigurationError(f"no folder of template files at '{folder}'; it belongs to the installation")
+        self._sets = {file.stem: _read_templates(file) for file in sorted(folder.glob("*.txt"))}
+        for name in extra:
+            if name in self._sets:
+                raise ConfigurationError(f"'{folder / name}.txt' has the name of a built-in template set; rename it")
+        self._extra = {name: functools.cache(make) for name, make in extra.items()}
+
+    def names(self) -> tuple[str, ...]:
+        """The names of the sets, sorted."""
+        return tuple(sorted((*self._sets, *self._extra)))
+
+    def resolve(self, reference: str, field: str = "template") -> tuple[str, ...]:
+        """Return the templates of the set of that name, or the one template that the reference itself is.
+
+        Raises:
+            UnknownNameError: not a set, and without braces, so not meant as a template.
+            InvalidFieldError: a template that breaks a rule; ``field`` is where the caller gave it.
+        """
+        if reference in self._sets:
+            return self._sets[reference]
+        if reference in self._extra:
+            return self._extra[reference]()
+        if "{" in reference or "}" in reference or len(reference) > MAX_TEMPLATE_CHARACTERS:
+            problem = template_problem(reference)
+            if problem is not None:
+                raise InvalidFieldError.of(field, problem)
+            return (reference,)
+        raise UnknownNameError(
+            "template set", reference, known=self.names(), way_out="or give one template that contains {}"
+        )
+
+
+def template_problem(template: str) -> str | None:
+    """Return which rule a template breaks and how to mend it, or None.
+
+    ``{}`` must stand in it at least once and no other brace may: a template is filled by replacement, so that no text
+    can reach attributes or formatting.
+    """
+    if len(template) > MAX_TEMPLATE_CHARACTERS:
+        return f"a template of {len(template)} characters; at most {MAX_TEMPLATE_CHARACTERS} are allowed"
+    if any(unicodedata.category(character) in _UNPRINTABLE for character in template):
+        return f"{template!r} has a control character or a line break; write the template on one line"
+    rest = template.replace(PLACEHOLDER, "")
+    if "{" in rest or "}" in rest:
+        return f"'{template}' has a brace that is not part of {{}}; write {{}} where the class name goes"
+    if PLACEHOLDER not in template:
+        return f"'{template}' has no {{}}; write {{}} where the class name goes"
+    return None
+
+
+def fill(templates: Sequence[str], classname: str) -> tuple[str, ...]:
+    """Return the templates with the class name in every place of ``{}``."""
+    return tuple(template.replace(PLACEHOLDER, classname) for template in templates)
+
+
+def _read_templates(file: Path) -> tuple[str, ...]:
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{file}: not UTF-8 text: {error}") from error
+    templates = []
+    for number, line in enumerate(lines, start=1):
+        if not line or line.startswith("#"):
+            continue
+        problem = template_problem(line)
+        if problem is not None:
+            raise ConfigurationError(f"{file}, line {number}: {problem}")
+        templates.append(line)
+    if not templates:
+        raise ConfigurationError(f"{file}: no template in it; write one per line, with {{}} for the class name")
+    return tuple(templates)

@@ -1,0 +1,136 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.errors import ConfigurationError, InvalidFieldError, UnknownNameError
+from app.prompting.templates import TemplateLibrary, fill, template_problem
+
+SHIPPED = Path(__file__).parents[2] / "prompts" / "templates"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "photo.txt").write_text("# a comment\n\n  a photo of a {}.  \n", encoding="utf-8")
+    (tmp_path / "two.txt").write_text("a {}.\nthe {}, a kind of {}.\n", encoding="utf-8")
+    return tmp_path
+
+
+def test_a_set_is_resolved_by_its_file_name(folder):
+    library = TemplateLibrary(folder, {})
+    assert library.names() == ("photo", "two")
+    assert library.resolve("photo") == ("a photo of a {}.",)
+    assert library.resolve("two") == ("a {}.", "the {}, a kind of {}.")
+
+
+def test_files_are_read_once(folder):
+    library = TemplateLibrary(folder, {})
+    (folder / "photo.txt").unlink()
+    assert library.resolve("photo") == ("a photo of a {}.",)
+
+
+def test_an_extra_set_is_made_when_first_asked_for_and_only_once(folder):
+    calls = []
+
+    def make():
+        calls.append(None)
+        return ("an extra {}.",)
+
+    library = TemplateLibrary(folder, {"imagenet": make})
+    assert library.names() == ("imagenet", "photo", "two")
+    assert calls == []
+    assert library.resolve("imagenet") == library.resolve("imagenet") == ("an extra {}.",)
+    assert len(calls) == 1
+
+
+def test_a_file_may_not_take_the_name_of_an_extra_set(folder):
+    with pytest.raises(ConfigurationError, match=r"photo\.txt.*rename"):
+        TemplateLibrary(folder, {"photo": lambda: ("{}",)})
+
+
+@pytest.mark.parametrize(
+    "template", ["{}", "a photo of a {}.", "{} or {}?", "ein Foto von {}", "\u5199\u771f\uff1a{}\u3000", " {} "]
+)
+def test_a_reference_that_contains_the_placeholder_is_itself_the_template(folder, template):
+    assert TemplateLibrary(folder, {}).resolve(template) == (template,)
+
+
+def test_a_name_that_is_no_set_and_no_template_is_answered_with_both_ways_out(folder):
+    with pytest.raises(UnknownNameError) as caught:
+        TemplateLibrary(folder, {"imagenet": lambda: ("{}",)}).resolve("foto")
+    assert caught.value.message == (
+        "unknown template set 'foto'; known: imagenet, photo, two; or give one template that contains {}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("template", "rule"),
+    [
+        ("a {name}.", "brace"),
+        ("a {0}.", "brace"),
+        ("a {} and {0.__class__}.", "brace"),
+        ("a {{}}.", "brace"),
+        ("a {!r}", "brace"),
+        ("a {} }", "brace"),
+        ("a {", "brace"),
+        ("a\n{}", "control character"),
+        ("a {}\x00", "control character"),
+        ("a {}\u2028", "control character"),
+        ("a {}\ud800", "control character"),
+        ("x" * 299 + "{}", "301 characters"),
+        ("x" * 301, "301 characters"),
+    ],
+)
+def test_a_template_that_breaks_a_rule_is_refused_under_the_field_it_came_in(folder, template, rule):
+    with pytest.raises(InvalidFieldError, match=rule) as caught:
+        TemplateLibrary(folder, {}).resolve(template, field="templates")
+    assert [problem.field for problem in caught.value.problems] == ["templates"]
+
+
+def test_a_template_of_the_greatest_length_is_taken(folder):
+    template = "x" * 298 + "{}"
+    assert TemplateLibrary(folder, {}).resolve(template) == (template,)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"# only a comment\n", r"broken\.txt: no template"),
+        (b"", r"broken\.txt: no template"),
+        (b"a {}.\na photo\n", r"broken\.txt, line 2: 'a photo' has no \{\}"),
+        (b"a {}.\n\na {name}\n", r"broken\.txt, line 3: .*brace"),
+        (b"\xff{}", r"broken\.txt: not UTF-8"),
+    ],
+)
+def test_a_broken_file_stops_the_start_and_is_named_with_its_line(tmp_path, content, message):
+    (tmp_path / "broken.txt").write_bytes(content)
+    with pytest.raises(ConfigurationError, match=message):
+        TemplateLibrary(tmp_path, {})
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(ConfigurationError, match="nowhere"):
+        TemplateLibrary(tmp_path / "nowhere", {})
+
+
+def test_every_placeholder_is_filled():
+    assert fill(("a {}.", "the {}, a kind of {}."), "lynx") == ("a lynx.", "the lynx, a kind of lynx.")
+
+
+def test_a_class_name_with_braces_is_taken_literally():
+    assert fill(("a {}.",), "{0.__class__} {}") == ("a {0.__class__} {}.",)
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=40), st.text(max_size=20))
+def test_what_passes_the_rules_can_be_filled_without_leaving_a_brace(template, classname):
+    if template_problem(template) is None:
+        (filled,) = fill((template,), classname.translate({ord("{"): None, ord("}"): None}))
+        assert "{" not in filled
+        assert "}" not in filled
+
+
+def test_the_shipped_sets_are_one_plain_template_and_an_ensemble_of_seven():
+    library = TemplateLibrary(SHIPPED, {})
+    assert library.resolve("photo") == ("a photo of a {}.",)
+    assert len(set(library.resolve("ensemble"))) == 7
