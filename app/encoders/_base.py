@@ -5,6 +5,7 @@ from typing import Protocol
 
 from PIL import Image
 
+from app.errors import ModelUnavailableError
 from app.task import ImageFeatures, Pixels, TextFeatures
 
 
@@ -38,3 +39,26 @@ class Encoder(Protocol):
 
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
         """Return unit rows (k, d), float32, for k >= 1 texts; over-long texts are truncated by the tokenizer."""
+
+
+def model_source(spec: str) -> tuple[str, str, str]:
+    """Split a model's name into its source, what to find there, and the tag.
+
+    The sources are ``open_clip`` (``architecture/tag``), ``hf-hub`` (``hf-hub:org/repo``), ``local-dir``
+    (``local-dir:path``) and ``embedded``; only the first has a tag.
+
+    Raises:
+        ModelUnavailableError: the name has none of these forms.
+    """
+    if spec == "embedded":
+        return "embedded", "", ""
+    scheme, colon, rest = spec.partition(":")
+    if colon and scheme in {"hf-hub", "local-dir"} and rest:
+        return scheme, rest, ""
+    architecture, slash, tag = spec.partition("/")
+    if slash and architecture and tag and not colon:
+        return "open_clip", architecture, tag
+    raise ModelUnavailableError(
+        f"'{spec}' is no model name; write embedded, architecture/tag (ViT-B-32/laion2b_s34b_b79k), hf-hub:org/repo or"
+        " local-dir:path"
+    )

@@ -1,0 +1,59 @@
+"""An encoder without weights that knows three colours, for tests that are not about models."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from app.task import ImageFeatures, Pixels, TextFeatures
+
+_COLOURS = ("red", "green", "blue")
+
+
+class FakeEncoder:
+    """Red, green and blue pictures lie near texts with that word; other texts point where their hash says.
+
+    ``encoded_texts`` and ``image_batches`` record the calls, so that tests can see what was encoded again.
+    """
+
+    def __init__(self, name: str = "fake", *, logit_bias: float | None = None) -> None:
+        self.name = name
+        self.embed_dim = 16
+        self.image_size_px = 8
+        self.logit_scale = 10.0
+        self.logit_bias = logit_bias
+        self.encoded_texts: list[str] = []
+        self.image_batches: list[int] = []
+
+    def transform(self, image: Image.Image) -> Pixels:
+        """Shrink to 8 by 8 pixels in [0, 1]."""
+        small = image.resize((self.image_size_px, self.image_size_px))
+        return np.ascontiguousarray(np.asarray(small, dtype=np.float32).transpose(2, 0, 1) / 255)
+
+    def encode_images(self, pixels: Sequence[Pixels]) -> ImageFeatures:
+        """Return the mean colour, padded to (n, 16) and normalised."""
+        self.image_batches.append(len(pixels))
+        features = np.zeros((len(pixels), self.embed_dim), dtype=np.float32)
+        features[:, :3] = np.stack(pixels).mean(axis=(2, 3)) + 0.01
+        return _unit_rows(features)
+
+    def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
+        """Return a colour's axis for texts that name one, else a direction from the text's hash."""
+        self.encoded_texts.extend(texts)
+        return _unit_rows(np.stack([self._direction(text) for text in texts]))
+
+    def _direction(self, text: str) -> np.ndarray:
+        direction = np.zeros(self.embed_dim, dtype=np.float32)
+        named = [axis for axis, colour in enumerate(_COLOURS) if colour in text.lower()]
+        if named:
+            direction[named] = 1
+        else:
+            seed = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+            direction[len(_COLOURS) :] = np.random.default_rng(seed).standard_normal(self.embed_dim - len(_COLOURS))
+        return direction
+
+
+def _unit_rows(features: np.ndarray) -> np.ndarray:
+    rows: np.ndarray = features / np.linalg.norm(features, axis=1, keepdims=True)
+    return rows

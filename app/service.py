@@ -1,0 +1,222 @@
+"""What the HTTP edge and the command line share: names looked up, then images classified."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.adapters.registry import METHODS
+from app.errors import DeixisError, InvalidFieldError, MalformedRequestError, UnknownNameError
+from app.naming import clean_classes, clean_classnames, clean_label_set_name
+from app.pipeline import Pipeline
+from app.prompting.templates import TemplateLibrary
+from app.store.database import ping
+from app.store.label_sets import IfMatch, LabelSetRepository
+from app.task import ClassEntry, LabelSet, Task
+
+log = structlog.get_logger()
+
+DEFAULT_METHOD = "zero-shot"
+DEFAULT_TEMPLATES = "photo"
+DEFAULT_TOP_K = 5
+
+
+@dataclass(frozen=True, slots=True)
+class LabelLimits:
+    """How many names a request or a label set may hold, and how long each may be."""
+
+    max_labels: int
+    max_classes: int
+    max_label_chars: int
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a caller asks of some images, in the caller's words; None stands for the default."""
+
+    labels: Sequence[str] | None = None
+    label_set: str | None = None
+    method: str | None = None
+    model: str | None = None
+    template: str | None = None
+    top_k: int | None = None
+
+
+class Service:
+    """The parts that answer a request, joined; built by ``app.main.open_service``."""
+
+    def __init__(
+        self,
+        *,
+        pipeline: Pipeline,
+        label_sets: LabelSetRepository,
+        templates: TemplateLibrary,
+        engine: AsyncEngine,
+        label_limits: LabelLimits,
+        max_images_per_request: int,
+    ) -> None:
+        self.pipeline = pipeline
+        self.label_sets = label_sets
+        self.templates = templates
+        self.label_limits = label_limits
+        self.max_images_per_request = max_images_per_request
+        self._engine = engine
+        self._warming: set[asyncio.Task[None]] = set()
+
+    async def plan(self, question: Question) -> Task:
+        """Look up every name of a question.
+
+        Raises:
+            InvalidFieldError: labels and label set both or neither, or a name that breaks a rule.
+            UnknownNameError: no such model, method, label set, version or template set.
+            TooLargeError: more labels than allowed.
+        """
+        model = question.model or self.pipeline.default_model
+        if model not in self.pipeline.models:
+            raise UnknownNameError("model", model, self.pipeline.models)
+        method = question.method or DEFAULT_METHOD
+        if method not in METHODS:
+            raise UnknownNameError("method", method, METHODS)
+        label_set: LabelSet | None = None
+        templates = DEFAULT_TEMPLATES
+        if question.labels is not None and question.label_set is not None:
+            raise InvalidFieldError.of("labels", "give either labels or label_set, not both")
+        if question.label_set is not None:
+            label_set = await self.find_label_set(question.label_set)
+            classnames, templates = label_set.classnames, label_set.templates
+        elif question.labels is not None:
+            classnames = clean_classnames(
+                question.labels,
+                max_classes=self.label_limits.max_labels,
+                max_label_chars=self.label_limits.max_label_chars,
+                field="labels",
+                setting="DEIXIS_MAX_LABELS",
+            )
+        else:
+            raise InvalidFieldError.of(
+                "labels", "give labels, a list of words, or label_set, the name of a stored list"
+            )
+        return Task(
+            model=model,
+            method=method,
+            classnames=classnames,
+            templates=self.templates.resolve(question.template or templates),
+            top_k=min(question.top_k or DEFAULT_TOP_K, len(classnames)),
+            label_set=label_set.reference if label_set else None,
+        )
+
+    async def find_label_set(self, reference: str) -> LabelSet:
+        """Return the label set called ``name`` (its latest version) or ``name@version``."""
+        name, at, version = reference.partition("@")
+        name = clean_label_set_name(name, "label_set")
+        if not at:
+            return await self.label_sets.get(name)
+        if not (version.isascii() and version.isdigit() and len(version) <= 9):
+            raise InvalidFieldError.of("label_set", f"'{version}' is no version; write name or name@3")
+        return await self.label_sets.get(name, int(version))
+
+    async def put_label_set(
+        self,
+        name: str,
+        classes: Sequence[ClassEntry],
+        templates: str,
+        *,
+        if_match: IfMatch = None,
+        if_none_match_any: bool = False,
+    ) -> tuple[LabelSet, bool]:
+        """Check and write a new version; also return whether the name is new.
+
+        Raises:
+            InvalidFieldError: a name breaks a rule.
+            UnknownNameError: no such template set.
+            TooLargeError: too many classes.
+            PreconditionFailedError: the latest version is not one that may be replaced.
+        """
+        self.templates.resolve(templates)
+        label_set, created = await self.label_sets.put(
+            clean_label_set_name(name, "name"),
+            self.clean_classes(classes),
+            templates,
+            if_match=if_match,
+            if_none_match_any=if_none_match_any,
+        )
+        self._warm_soon(label_set)
+        return label_set, created
+
+    async def add_classes(self, name: str, classes: Sequence[ClassEntry], *, if_match: IfMatch = None) -> LabelSet:
+        """Check and append classes, as a new version; raises as ``put_label_set``, ConflictError for a known class."""
+        label_set = await self.label_sets.add_classes(
+            clean_label_set_name(name, "name"),
+            self.clean_classes(classes),
+            max_classes=self.label_limits.max_classes,
+            if_match=if_match,
+        )
+        self._warm_soon(label_set)
+        return label_set
+
+    def clean_classes(self, classes: Sequence[ClassEntry]) -> tuple[ClassEntry, ...]:
+        """Return the classes of a label set with their texts normalised and checked."""
+        return clean_classes(
+            classes,
+            max_classes=self.label_limits.max_classes,
+            max_label_chars=self.label_limits.max_label_chars,
+            field="classes",
+            setting="DEIXIS_MAX_CLASSES",
+        )
+
+    def _warm_soon(self, label_set: LabelSet) -> None:
+        """Compute a label set's class embeddings for the default model in the background, before they are asked for."""
+        task = asyncio.create_task(self._warm(label_set))
+        self._warming.add(task)
+        task.add_done_callback(self._warming.discard)
+
+    async def warm_all(self) -> None:
+        """Warm the latest version of every stored label set, one after another."""
+        after = None
+        while page := await self.label_sets.list(limit=100, after=after):
+            for summary in page:
+                try:
+                    label_set = await self.label_sets.get(summary.name)
+                except UnknownNameError:
+                    continue  # deleted since the page was read
+                await self._warm(label_set)
+            after = page[-1].name
+
+    async def _warm(self, label_set: LabelSet) -> None:
+        try:
+            templates = self.templates.resolve(label_set.templates)
+            await self.pipeline.class_embeddings(self.pipeline.default_model, templates, label_set.classnames)
+        except DeixisError as error:
+            # A request for this label set will meet the same error and tell its caller.
+            log.warning("label_set_not_warmed", label_set=label_set.reference, reason=error.message)
+
+    async def check_ready(self) -> None:
+        """Raise ``StoreError`` if the database does not answer."""
+        await ping(self._engine)
+
+    async def close(self) -> None:
+        """Stop warming, end the threads, close the database."""
+        for task in list(self._warming):
+            task.cancel()
+        await asyncio.to_thread(self.pipeline.close)
+        await self._engine.dispose()
+
+
+def split_labels(text: str) -> list[str]:
+    """Read labels from one string: a JSON array of strings, or comma separated.
+
+    Raises:
+        MalformedRequestError: it begins as a JSON array and is not one of strings.
+    """
+    if not text.lstrip().startswith("["):
+        return text.split(",")
+    try:
+        labels = json.loads(text)
+    except ValueError as error:
+        raise MalformedRequestError(f"labels begin with '[' but are no JSON array: {error}") from error
+    if not all(isinstance(label, str) for label in labels):
+        raise InvalidFieldError.of("labels", "every label must be a string")
+    return list(labels)
