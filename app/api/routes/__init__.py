@@ -1,0 +1,1 @@
+"""Endpoint functions, one file per resource."""

@@ -1,0 +1,144 @@
+"""The one table from error class to HTTP status, and RFC 9457 problem+json.
+
+``type`` is a stable URN, because the service does not know under which address it is reached; docs/problems.md explains
+each one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import structlog
+from asgi_correlation_id import correlation_id
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from app import errors
+from app.errors import DeixisError, FieldProblem, InvalidFieldError, MalformedRequestError
+
+log = structlog.get_logger()
+
+MEDIA_TYPE = "application/problem+json"
+TYPE_PREFIX = "urn:deixis:problem:"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How a class of errors is told to the caller."""
+
+    status: int
+    slug: str
+    title: str
+
+
+# Found by walking the error's bases, so that a subclass without a row is told as its parent.
+KINDS: Mapping[type[DeixisError], Kind] = MappingProxyType(
+    {
+        errors.MalformedRequestError: Kind(400, "malformed-request", "The request cannot be parsed"),
+        errors.UnknownNameError: Kind(404, "unknown-name", "There is nothing of that name"),
+        errors.UnknownRouteError: Kind(404, "unknown-route", "There is no such route"),
+        errors.MethodNotAllowedError: Kind(405, "method-not-allowed", "The route has no such method"),
+        errors.ConflictError: Kind(409, "conflict", "It exists already"),
+        errors.PreconditionFailedError: Kind(412, "precondition-failed", "The version is not the one expected"),
+        errors.TooLargeError: Kind(413, "too-large", "A limit is passed"),
+        errors.NotAnImageError: Kind(415, "not-an-image", "This is not an image that can be read"),
+        errors.UnsupportedMediaTypeError: Kind(415, "unsupported-media-type", "The content type is not supported"),
+        errors.InvalidFieldError: Kind(422, "invalid-field", "A field breaks a rule"),
+        errors.ClientError: Kind(400, "bad-request", "The request is refused"),
+        errors.OverloadedError: Kind(503, "overloaded", "The queue is full"),
+        errors.NotReadyError: Kind(503, "not-ready", "The service is not ready"),
+        errors.StoreError: Kind(503, "store-unavailable", "The database is not available"),
+        errors.ModelUnavailableError: Kind(503, "model-unavailable", "The model is not available"),
+        errors.DeadlineExceededError: Kind(504, "deadline-exceeded", "The request took too long"),
+        errors.ServerError: Kind(500, "internal-error", "The service failed"),
+    }
+)
+
+# How long to wait when the error itself does not know.
+_RETRY_AFTER_S = 5
+
+
+def kind_of(error: DeixisError) -> Kind:
+    """Return the row of the error's class or of its nearest base."""
+    return next(KINDS[base] for base in type(error).__mro__ if base in KINDS)
+
+
+def problem(error: DeixisError) -> dict[str, Any]:
+    """Return the RFC 9457 members, with ``request_id`` and, for field errors, ``errors``."""
+    kind = kind_of(error)
+    members: dict[str, Any] = {
+        "type": TYPE_PREFIX + kind.slug,
+        "title": kind.title,
+        "status": kind.status,
+        "detail": error.message,
+        "request_id": correlation_id.get(),
+    }
+    if isinstance(error, InvalidFieldError):
+        members["errors"] = [{"field": each.field, "problem": each.problem} for each in error.problems]
+    return members
+
+
+def problem_response(error: DeixisError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """Return the error as a response; 503 and 504 carry Retry-After."""
+    members = problem(error)
+    sent = dict(headers or {})
+    if members["status"] in {503, 504}:
+        sent["Retry-After"] = str(getattr(error, "retry_after_s", _RETRY_AFTER_S))
+    return JSONResponse(members, members["status"], headers=sent, media_type=MEDIA_TYPE)
+
+
+def field_problems(found: list[Any]) -> DeixisError:
+    """Return what pydantic found as one of our errors: JSON that does not parse is malformed, the rest are fields."""
+    for each in found:
+        if each["type"] == "json_invalid":
+            reason = each.get("ctx", {}).get("error", each["msg"])
+            return MalformedRequestError(f"the body is no JSON: {reason}")
+    return InvalidFieldError(
+        [
+            FieldProblem(
+                ".".join(str(part) for part in each["loc"] if part not in {"body", "query", "path"}), each["msg"]
+            )
+            for each in found
+        ]
+    )
+
+
+async def _on_deixis_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, DeixisError)
+    if kind_of(error).status >= 500:
+        log.warning("request_failed", error=type(error).__name__, detail=error.message)
+    return problem_response(error)
+
+
+async def _on_validation_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    return problem_response(field_problems(list(error.errors())))
+
+
+async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        told: DeixisError = errors.UnknownRouteError(f"there is no route {request.url.path}; /docs lists them")
+    elif error.status_code == 405:
+        told = errors.MethodNotAllowedError(f"{request.method} is not possible on {request.url.path}; see /docs")
+    else:
+        told = MalformedRequestError(str(error.detail))
+    return problem_response(told, error.headers)
+
+
+async def _on_anything_else(_: Request, error: Exception) -> JSONResponse:
+    log.error("unexpected_error", exc_info=error)
+    return problem_response(
+        errors.ServerError("an unexpected error; the log has it under this request_id, please report it")
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of every route a problem."""
+    app.add_exception_handler(DeixisError, _on_deixis_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_anything_else)

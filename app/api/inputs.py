@@ -1,0 +1,166 @@
+"""Reads a classify request in its three forms: a form with files, JSON with base64, or the image itself as the body."""
+
+import asyncio
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request
+from pydantic import ValidationError
+from starlette.datastructures import FormData, QueryParams, UploadFile
+from starlette.exceptions import HTTPException
+
+from app.api.errors import field_problems
+from app.api.schemas import ClassifyBody, ClassifyFields
+from app.errors import (
+    ClientError,
+    InvalidFieldError,
+    MalformedRequestError,
+    NotAnImageError,
+    TooLargeError,
+    UnsupportedMediaTypeError,
+)
+from app.service import split_labels
+
+# Of one form field that is not a file: a thousand labels of 200 characters take up to 0.8 MB.
+_MAX_FIELD_BYTES = 4 * 1024 * 1024
+_MAX_FIELDS = 1_100
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifyInput:
+    """The images, or for each the error that kept it from being read, and what to do with them."""
+
+    images: Sequence[bytes | ClientError]
+    fields: ClassifyFields
+
+
+async def read_classify_input(request: Request, *, max_images: int) -> ClassifyInput:
+    """Read a request by its content type.
+
+    Raises:
+        UnsupportedMediaTypeError: none of the three forms.
+        MalformedRequestError: a body that does not parse.
+        InvalidFieldError: unknown, missing or wrong fields.
+        TooLargeError: more than ``max_images`` images.
+    """
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type.startswith("image/"):
+        return ClassifyInput([await request.body()], _fields_of(_query_fields(request.query_params)))
+    if request.query_params:
+        raise InvalidFieldError.of(
+            next(iter(request.query_params)),
+            "query fields go with an image as the body; here they belong into the body",
+        )
+    if content_type == "multipart/form-data":
+        return await _read_form(request, max_images)
+    if content_type == "application/json":
+        # Parsing and base64 of a large body take as long as decoding a picture.
+        return await asyncio.to_thread(_read_json, await request.body(), max_images)
+    raise UnsupportedMediaTypeError(
+        f"content type '{content_type}' is not supported; send multipart/form-data with parts named image, "
+        "application/json with images in base64, or the image itself as image/jpeg, image/png, ..."
+    )
+
+
+async def _read_form(request: Request, max_images: int) -> ClassifyInput:
+    try:
+        async with request.form(
+            max_files=max_images + 1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
+        ) as form:
+            parts = form.getlist("image")
+            if len(parts) > max_images:
+                raise _too_many_images(max_images)
+            fields = _fields_of(_form_fields(form))
+            return ClassifyInput([await _read_part(part) for part in parts], fields)
+    except HTTPException as error:
+        # Starlette tells every fault of a form in this way, limits too.
+        if "files" in str(error.detail):
+            raise _too_many_images(max_images) from error
+        if "exceeded" in str(error.detail) or "Too many" in str(error.detail):
+            raise TooLargeError(f"the form passes a limit: {error.detail}") from error
+        raise MalformedRequestError(f"the form does not parse: {error.detail}") from error
+
+
+async def _read_part(part: UploadFile | str) -> bytes:
+    if isinstance(part, str):
+        raise InvalidFieldError.of("image", "must be a file, with a filename in its part's Content-Disposition")
+    return await part.read()
+
+
+def _form_fields(form: FormData) -> dict[str, Any]:
+    if not form.getlist("image"):
+        raise InvalidFieldError.of("image", "is missing; send one or more file parts named image")
+    text: dict[str, list[str]] = {}
+    for name, value in form.multi_items():
+        if name == "image":
+            continue
+        if not isinstance(value, str):
+            raise InvalidFieldError.of(name, "is a file; file parts must be named image")
+        text.setdefault(name, []).append(value)
+    return _single_values(text)
+
+
+def _query_fields(query: QueryParams) -> dict[str, Any]:
+    return _single_values({name: query.getlist(name) for name in query})
+
+
+def _single_values(text: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Return the fields with labels split; labels may be repeated, other fields may not."""
+    fields: dict[str, Any] = {}
+    for name, values in text.items():
+        if name == "labels":
+            fields[name] = [label for value in values for label in split_labels(value)] if values != [""] else []
+        elif len(values) > 1:
+            raise InvalidFieldError.of(name, f"is given {len(values)} times")
+        else:
+            fields[name] = values[0]
+    return fields
+
+
+def _fields_of(fields: Mapping[str, Any]) -> ClassifyFields:
+    try:
+        return ClassifyFields.model_validate(fields)
+    except ValidationError as error:
+        raise _told(error) from error
+
+
+def _read_json(body: bytes, max_images: int) -> ClassifyInput:
+    try:
+        parsed = ClassifyBody.model_validate_json(body)
+    except ValidationError as error:
+        raise _told(error) from error
+    if len(parsed.images) > max_images:
+        raise _too_many_images(max_images)
+    fields = ClassifyFields.model_construct(**parsed.model_dump(exclude={"images"}))
+    return ClassifyInput([_from_base64(image.base64) for image in parsed.images], fields)
+
+
+def _from_base64(text: str) -> bytes | ClientError:
+    if text.startswith("data:"):
+        _, _, text = text.partition(",")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        return NotAnImageError(f"the image's base64 does not decode: {error}")
+
+
+def _told(error: ValidationError) -> ClientError:
+    found = error.errors(include_url=False, include_input=False)
+    for each in found:
+        if each["type"] == "extra_forbidden":
+            known = ", ".join(sorted(ClassifyFields.model_fields))
+            each["msg"] = f"there is no such field; known: {known}"
+            if each["loc"][-1] == "url":
+                each["msg"] = "images are not fetched from URLs; send the file itself or its base64"
+    told = field_problems(list(found))
+    assert isinstance(told, ClientError)
+    return told
+
+
+def _too_many_images(limit: int) -> TooLargeError:
+    return TooLargeError(
+        f"more than {limit} images in one request; send fewer per request, or raise DEIXIS_MAX_IMAGES_PER_REQUEST"
+    )

@@ -1,0 +1,96 @@
+"""What happens to every request before its route: a bound on its body, and one log line."""
+
+import contextlib
+import time
+
+import structlog
+from asgi_correlation_id import correlation_id
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.errors import problem_response
+from app.errors import TooLargeError
+
+log = structlog.get_logger()
+
+
+class _BodyTooLargeError(Exception):
+    """Stops the application from reading on; never leaves this module's middleware."""
+
+
+class BodyLimit:
+    """Refuse bodies of more than ``max_bytes``, by their declared length at once and otherwise while they arrive."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        if declared.isdigit() and int(declared) > self._max_bytes:
+            await problem_response(self._error())(scope, receive, send)
+            return
+        received, exceeded, answered = 0, False, False
+
+        async def counted_receive() -> Message:
+            nonlocal received, exceeded
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._max_bytes:
+                exceeded = True
+                raise _BodyTooLargeError
+            return message
+
+        async def watched_send(message: Message) -> None:
+            # Frameworks turn any failure to read a body into an answer of their own: ours takes its place.
+            nonlocal answered
+            if not exceeded:
+                answered = True
+                await send(message)
+
+        with contextlib.suppress(_BodyTooLargeError):
+            await self._app(scope, counted_receive, watched_send)
+        if exceeded and not answered:
+            await problem_response(self._error())(scope, receive, send)
+
+    def _error(self) -> TooLargeError:
+        return TooLargeError(
+            f"the request's body has more than {self._max_bytes} bytes; send fewer images per request, or raise"
+            " DEIXIS_MAX_REQUEST_BYTES"
+        )
+
+
+class AccessLog:
+    """Log one event per request, when its answer has been sent."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        status = 500
+
+        async def watched_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=correlation_id.get()):
+            try:
+                await self._app(scope, receive, watched_send)
+            finally:
+                log.info(
+                    "request",
+                    method=scope["method"],
+                    path=scope["path"],
+                    status=status,
+                    duration_ms=round((time.perf_counter() - began) * 1000, 3),
+                )

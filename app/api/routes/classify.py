@@ -1,0 +1,79 @@
+"""POST /v1/classify and its alias POST /classify."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from app.api.dependencies import ServiceDependency
+from app.api.errors import kind_of, problem
+from app.api.inputs import read_classify_input
+from app.api.schemas import ClassifyBody, ClassifyFields, ClassifyResponse
+from app.errors import FieldProblem, InvalidFieldError
+from app.service import Question
+from app.task import Classification
+
+router = APIRouter(tags=["classify"])
+
+
+def _form_schema() -> dict[str, Any]:
+    fields = ClassifyFields.model_json_schema()["properties"]
+    image = {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}
+    return {
+        "type": "object",
+        "required": ["image"],
+        "additionalProperties": False,
+        "properties": {
+            "image": {**image, "description": "One or more files."},
+            **fields,
+            "labels": {"type": "string", "description": fields["labels"]["description"], "example": "cat, dog"},
+        },
+    }
+
+
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {"schema": _form_schema()},
+            "application/json": {"schema": ClassifyBody.model_json_schema(ref_template="#/components/schemas/{model}")},
+            "image/*": {
+                "schema": {"type": "string", "format": "binary", "description": "The fields go into the query string."}
+            },
+        },
+    }
+}
+
+
+@router.post("/v1/classify", response_model=ClassifyResponse, openapi_extra=_BODY)
+@router.post("/classify", response_model=ClassifyResponse, openapi_extra=_BODY, include_in_schema=False)
+async def classify(request: Request, service: ServiceDependency) -> ClassifyResponse:
+    """Classify one or more images among the caller's own words.
+
+    A bad image in a request of several is told in its own result; if every image is bad, the answer is an error.
+    """
+    given = await read_classify_input(request, max_images=service.max_images_per_request)
+    fields = given.fields
+    task = await service.plan(
+        Question(
+            labels=fields.labels,
+            label_set=fields.label_set,
+            method=fields.method,
+            model=fields.model,
+            template=fields.template,
+            top_k=fields.top_k,
+        )
+    )
+    classification = await service.pipeline.classify(given.images, task)
+    _raise_if_all_bad(classification)
+    warnings = [f"method '{task.method}' has no explanation to give"] if fields.explain else []
+    return ClassifyResponse.of(classification, problem, warnings)
+
+
+def _raise_if_all_bad(classification: Classification) -> None:
+    """Raise the images' common error, or one that lists them when they differ in kind."""
+    errors = [result.error for result in classification.results if result.error is not None]
+    if len(errors) < len(classification.results):
+        return
+    if len({kind_of(error) for error in errors}) == 1:
+        raise errors[0]
+    raise InvalidFieldError([FieldProblem(f"image.{index}", error.message) for index, error in enumerate(errors)])

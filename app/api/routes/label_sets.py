@@ -1,0 +1,134 @@
+"""Label sets: register class names once, refer to them by name ever after."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Response
+
+from app.api.dependencies import ServiceDependency
+from app.api.schemas import (
+    ClassesBody,
+    LabelSetBody,
+    LabelSetList,
+    LabelSetResponse,
+    LabelSetSummaryBody,
+)
+from app.errors import InvalidFieldError
+from app.naming import clean_label_set_name
+from app.store.label_sets import ANY, IfMatch
+from app.task import ClassEntry, LabelSet
+
+router = APIRouter(prefix="/v1/label-sets", tags=["label sets"])
+
+IfMatchHeader = Annotated[str | None, Header(alias="If-Match", description="Write only if the ETag is this one.")]
+
+
+@router.get("")
+async def list_label_sets(
+    service: ServiceDependency,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    after: Annotated[str | None, Query(description="`next_after` of the page before.")] = None,
+) -> LabelSetList:
+    """List the label sets by name, a page at a time."""
+    page = await service.label_sets.list(limit=limit, after=after)
+    return LabelSetList(
+        label_sets=[LabelSetSummaryBody.of(each) for each in page],
+        next_after=page[-1].name if len(page) == limit else None,
+    )
+
+
+@router.get("/{name}", response_model=LabelSetResponse, responses={304: {"description": "It is the version you have."}})
+async def get_label_set(
+    name: str,
+    service: ServiceDependency,
+    response: Response,
+    version: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="The latest by default.")] = None,
+    if_none_match: Annotated[str | None, Header(alias="If-None-Match")] = None,
+) -> LabelSetResponse | Response:
+    """Return a label set, in its latest version or the one asked for."""
+    label_set = await service.label_sets.get(clean_label_set_name(name, "name"), version)
+    etag = etag_of(label_set)
+    if if_none_match is not None and etag in {each.strip().removeprefix("W/") for each in if_none_match.split(",")}:
+        return Response(status_code=304, headers={"ETag": etag})
+    return _told(label_set, response)
+
+
+@router.put("/{name}", responses={201: {"model": LabelSetResponse, "description": "The name is new."}})
+async def put_label_set(
+    name: str,
+    body: LabelSetBody,
+    service: ServiceDependency,
+    response: Response,
+    if_match: IfMatchHeader = None,
+    if_none_match: Annotated[
+        str | None, Header(alias="If-None-Match", description="`*`: write only if the name is new.")
+    ] = None,
+) -> LabelSetResponse:
+    """Make a new immutable version of a label set, which becomes the latest."""
+    if if_none_match not in {None, "*"}:
+        raise InvalidFieldError.of("If-None-Match", f"only * is possible here, not '{if_none_match}'")
+    label_set, created = await service.put_label_set(
+        name,
+        body.entries(),
+        body.templates,
+        if_match=parse_if_match(if_match),
+        if_none_match_any=if_none_match == "*",
+    )
+    if created:
+        response.status_code = 201
+    return _told(label_set, response)
+
+
+@router.delete("/{name}", status_code=204)
+async def delete_label_set(name: str, service: ServiceDependency, if_match: IfMatchHeader = None) -> None:
+    """Delete a label set with all its versions; their numbers are never given again."""
+    await service.label_sets.delete(clean_label_set_name(name, "name"), if_match=parse_if_match(if_match))
+
+
+@router.post("/{name}/classes")
+async def add_classes(
+    name: str, body: ClassesBody, service: ServiceDependency, response: Response, if_match: IfMatchHeader = None
+) -> LabelSetResponse:
+    """Add classes at the end, as a new version."""
+    label_set = await service.add_classes(name, body.entries(), if_match=parse_if_match(if_match))
+    return _told(label_set, response)
+
+
+@router.delete("/{name}/classes/{classname:path}")
+async def remove_class(
+    name: str, classname: str, service: ServiceDependency, response: Response, if_match: IfMatchHeader = None
+) -> LabelSetResponse:
+    """Remove one class, as a new version."""
+    (entry,) = service.clean_classes([ClassEntry(classname)])
+    label_set = await service.label_sets.remove_class(
+        clean_label_set_name(name, "name"), entry.name, if_match=parse_if_match(if_match)
+    )
+    return _told(label_set, response)
+
+
+def etag_of(label_set: LabelSet) -> str:
+    """Return the version as a strong entity tag; a version's content never changes."""
+    return f'"{label_set.version}"'
+
+
+def parse_if_match(header: str | None) -> IfMatch:
+    """Return the versions that a write may replace; None where the caller does not mind.
+
+    Raises:
+        InvalidFieldError: neither ``*`` nor a list of this service's entity tags.
+    """
+    if header is None:
+        return None
+    if header.strip() == "*":
+        return ANY
+    versions = []
+    for tag in header.split(","):
+        digits = tag.strip().removeprefix('"').removesuffix('"')
+        if not (digits.isascii() and digits.isdigit() and len(digits) <= 9):
+            raise InvalidFieldError.of("If-Match", f"'{tag.strip()}' is no ETag of a label set; those look like \"3\"")
+        versions.append(int(digits))
+    return frozenset(versions)
+
+
+def _told(label_set: LabelSet, response: Response) -> LabelSetResponse:
+    response.headers["ETag"] = etag_of(label_set)
+    return LabelSetResponse.of(label_set)

@@ -1,0 +1,249 @@
+"""Bodies of requests and responses, as the HTTP contract promises them."""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.errors import DeixisError
+from app.store.label_sets import LabelSetSummary
+from app.task import ClassEntry, Classification, ImageResult, LabelSet
+
+ProblemOf = Callable[[DeixisError], dict[str, Any]]
+"""Tells an error as the members of a problem."""
+
+
+class Request(BaseModel):
+    """Unknown fields are refused: a mistyped one must not be ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Response(BaseModel):
+    """Answers."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+
+class ClassifyFields(Request):
+    """What to do with the images; the same fields in a form, in JSON and in a query string."""
+
+    labels: list[str] | None = Field(
+        None,
+        description="Words to choose from. In a form or a query: a JSON array, or comma separated.",
+        examples=[["cat", "dog", "coffee cup"]],
+    )
+    label_set: str | None = Field(
+        None, description="Or a stored label set: `name` or `name@version`.", examples=["pets"]
+    )
+    method: str | None = Field(None, description="A method of `GET /v1/methods`; `zero-shot` by default.")
+    model: str | None = Field(None, description="A model of `GET /v1/models`; the first by default.")
+    template: str | None = Field(
+        None,
+        description="A template set (`photo`, `ensemble`, `imagenet`) or one template with `{}` for the class name.",
+        examples=["a photo of a {}."],
+    )
+    top_k: int | None = Field(None, ge=1, le=100_000, description="Predictions per image, best first; 5 by default.")
+    explain: bool = Field(default=False, description="Ask for an explanation, where the method has one.")
+
+
+class ImageBody(Request):
+    """One image of a JSON request."""
+
+    base64: str = Field(description="The encoded image file in base64, or a `data:` URL of it.")
+
+
+class ClassifyBody(ClassifyFields):
+    """A JSON request."""
+
+    images: list[ImageBody] = Field(min_length=1, description="One or more images.")
+
+
+class Problem(Response):
+    """RFC 9457 problem details."""
+
+    type: str = Field(
+        description="A stable URN; docs/problems.md explains each.", examples=["urn:deixis:problem:too-large"]
+    )
+    title: str
+    status: int
+    detail: str = Field(description="Names the bad value, the rule and the way out.")
+    request_id: str | None = None
+    errors: list[dict[str, str]] | None = Field(None, description="For 422: each field and what is wrong with it.")
+
+
+class PredictionBody(Response):
+    """One class for one image."""
+
+    label: str
+    score: float = Field(
+        description="Probability in [0, 1]: a softmax over the labels, or each by itself for sigmoid models."
+    )
+    similarity: float = Field(description="Cosine between the image and the class, in [-1, 1].")
+
+
+class ResultBody(Response):
+    """What became of one image."""
+
+    predictions: list[PredictionBody]
+    explanation: dict[str, Any] | None = None
+    warnings: list[str] = []
+    error: Problem | None = Field(None, description="Why this image could not be read; the others are answered.")
+
+    @classmethod
+    def of(cls, result: ImageResult, problem: ProblemOf, warnings: Sequence[str]) -> "ResultBody":
+        """Return one image's result, with its error as a problem."""
+        return cls(
+            predictions=[
+                PredictionBody(label=each.label, score=each.score, similarity=each.similarity)
+                for each in result.predictions
+            ],
+            warnings=[*result.warnings, *warnings],
+            error=None if result.error is None else Problem(**problem(result.error)),
+        )
+
+    @classmethod
+    def failed(cls, problem: Problem) -> "ResultBody":
+        """Return the result of an image that could not be read."""
+        return cls(predictions=[], error=problem)
+
+
+class ClassifyResponse(Response):
+    """One result per image, in order."""
+
+    model: str
+    label_set: str | None = Field(description="`name@version`; null for inline labels.")
+    method: str
+    results: list[ResultBody]
+    timing_ms: dict[str, float] = Field(
+        description="Milliseconds per stage: text, decode, queue, encode, adapt.",
+        examples=[{"text": 0.1, "decode": 4.1, "queue": 0.1, "encode": 12.6, "adapt": 0.2}],
+    )
+
+    @classmethod
+    def of(cls, classification: Classification, problem: ProblemOf, warnings: Sequence[str] = ()) -> "ClassifyResponse":
+        """Return the answer to a task; ``problem`` tells an image's error."""
+        task = classification.task
+        return cls(
+            model=task.model,
+            label_set=task.label_set,
+            method=task.method,
+            results=[ResultBody.of(result, problem, warnings) for result in classification.results],
+            timing_ms={stage: round(value, 3) for stage, value in classification.timing_ms.items()},
+        )
+
+
+class ClassBody(Request):
+    """A class with what helps to recognise it."""
+
+    name: str
+    descriptions: list[str] = []
+    synonyms: list[str] = []
+
+
+class ClassesBody(Request):
+    """Classes to add."""
+
+    classes: list[str | ClassBody] = Field(min_length=1, examples=[["lynx", {"name": "puma"}]])
+
+    def entries(self) -> list[ClassEntry]:
+        """Return the classes as they came, texts not cleaned yet."""
+        return [
+            ClassEntry(each)
+            if isinstance(each, str)
+            else ClassEntry(each.name, tuple(each.descriptions), tuple(each.synonyms))
+            for each in self.classes
+        ]
+
+
+class LabelSetBody(ClassesBody):
+    """A whole label set."""
+
+    templates: str = Field("photo", description="A template set, or one template with `{}` for the class name.")
+
+
+class LabelSetResponse(Response):
+    """One version of a label set."""
+
+    name: str
+    version: int
+    classes: list[ClassBody]
+    templates: str
+    created_at: datetime
+
+    @classmethod
+    def of(cls, label_set: LabelSet) -> "LabelSetResponse":
+        """Return the label set as it is told to callers."""
+        return cls(
+            name=label_set.name,
+            version=label_set.version,
+            classes=[
+                ClassBody(name=entry.name, descriptions=list(entry.descriptions), synonyms=list(entry.synonyms))
+                for entry in label_set.classes
+            ],
+            templates=label_set.templates,
+            created_at=label_set.created_at,
+        )
+
+
+class LabelSetSummaryBody(Response):
+    """One line of the list of label sets."""
+
+    name: str
+    version: int
+    classes: int = Field(description="How many.")
+    created_at: datetime
+
+    @classmethod
+    def of(cls, summary: LabelSetSummary) -> "LabelSetSummaryBody":
+        """Return the summary as it is told to callers."""
+        return cls(
+            name=summary.name, version=summary.version, classes=summary.class_count, created_at=summary.created_at
+        )
+
+
+class LabelSetList(Response):
+    """A page of label sets, by name."""
+
+    label_sets: list[LabelSetSummaryBody]
+    next_after: str | None = Field(description="Pass as `after` for the next page; null on the last.")
+
+
+class ModelBody(Response):
+    """A model that is being served."""
+
+    name: str
+    default: bool
+    embed_dim: int
+    image_size_px: int
+    logit_scale: float
+    logit_bias: float | None
+    probability: str = Field(description="`softmax` or `sigmoid`: what makes a score of logits.")
+
+
+class ModelList(Response):
+    """The models served, the default first."""
+
+    models: list[ModelBody]
+
+
+class MethodBody(Response):
+    """A method that callers may name."""
+
+    name: str
+    summary: str
+    transductive: bool = Field(description="Whether an image's answer may depend on the others of its request.")
+    default: bool
+
+
+class MethodList(Response):
+    """Every method."""
+
+    methods: list[MethodBody]
+
+
+class Health(Response):
+    """The answer of a probe."""
+
+    status: str

@@ -1,0 +1,54 @@
+"""Structured logs: one event per line on standard error, with the request's id."""
+
+import logging
+import sys
+from typing import Literal
+
+import structlog
+
+
+def configure_logs(log_format: Literal["json", "console"], level: str) -> None:
+    """Send structlog's and the standard library's events through one format."""
+    shared: list[structlog.types.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: list[structlog.types.Processor] = (
+        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(ensure_ascii=True)]
+        if log_format == "json"
+        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    )
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    # Each of these tells on its own what this service tells once, or speaks to its own developers.
+    for chatty in (
+        "uvicorn.access",
+        "httpx",
+        "httpcore",
+        "httpcore2",
+        "httpx2",
+        "alembic",
+        "PIL",
+        "aiosqlite",
+        "urllib3",
+    ):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    for server in ("uvicorn", "uvicorn.error"):
+        logger = logging.getLogger(server)
+        logger.handlers[:] = []
+        logger.propagate = True

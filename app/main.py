@@ -1,0 +1,137 @@
+"""The one place where parts are joined: settings -> service -> application."""
+
+import asyncio
+import contextlib
+import re
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import structlog
+from asgi_correlation_id import CorrelationIdMiddleware
+from fastapi import FastAPI
+
+from app import __version__
+from app.api import errors
+from app.api.middleware import AccessLog, BodyLimit
+from app.api.routes import catalogue, classify, health, label_sets
+from app.encoders._base import Encoder
+from app.encoders.loading import imagenet_templates, load_encoder
+from app.pipeline import ImageLimits, Pipeline, ServedModel
+from app.prompting.class_embeddings import ClassEmbeddingCache
+from app.prompting.templates import TemplateLibrary
+from app.service import LabelLimits, Service
+from app.settings import Settings
+from app.store.database import migrate, open_engine
+from app.store.label_sets import LabelSetRepository
+
+log = structlog.get_logger()
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+def resources(folder: str) -> Path:
+    """Return ``models`` or ``prompts``: beside the package in a checkout, inside it in an installed wheel."""
+    inside = Path(__file__).parent / "data" / folder
+    return inside if inside.is_dir() else Path(__file__).parent.parent / folder
+
+
+def load_encoders(settings: Settings) -> list[Encoder]:
+    """Load every model of the settings, in order.
+
+    Raises:
+        ModelUnavailableError: one of them cannot be had; none is served then.
+    """
+    return [
+        load_encoder(spec, device=settings.device, precision=settings.precision, cache_dir=settings.model_cache_dir)
+        for spec in settings.models
+    ]
+
+
+@asynccontextmanager
+async def open_service(settings: Settings, encoders: Sequence[Encoder]) -> AsyncIterator[Service]:
+    """Open and migrate the database, start the queues, and close all of it at the end.
+
+    Raises:
+        StoreError: the database cannot be opened or is newer than this release.
+        ConfigurationError: a template file is wrong.
+    """
+    templates = TemplateLibrary(resources("prompts") / "templates", {"imagenet": imagenet_templates})
+    engine = open_engine(settings.effective_database_url)
+    try:
+        await migrate(engine)
+    except BaseException:
+        await engine.dispose()
+        raise
+    models = {
+        encoder.name: ServedModel(
+            encoder,
+            max_queued_images=settings.max_queued_images,
+            image_batch=settings.image_batch,
+            text_batch=settings.text_batch,
+        )
+        for encoder in encoders
+    }
+    pipeline = Pipeline(
+        models,
+        limits=ImageLimits(settings.max_image_bytes, settings.max_image_pixels),
+        class_embedding_cache=ClassEmbeddingCache(settings.class_embedding_cache_mib * 1024 * 1024),
+        request_timeout_s=settings.request_timeout_s,
+        decode_threads=settings.decode_threads,
+    )
+    service = Service(
+        pipeline=pipeline,
+        label_sets=LabelSetRepository(engine),
+        templates=templates,
+        engine=engine,
+        label_limits=LabelLimits(settings.max_labels, settings.max_classes, settings.max_label_chars),
+        max_images_per_request=settings.max_images_per_request,
+    )
+    try:
+        yield service
+    finally:
+        await service.close()
+
+
+def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]] = load_encoders) -> FastAPI:
+    """Return the application; models are loaded when it starts, before its port opens.
+
+    Args:
+        settings: as ``load_settings`` reads them.
+        load: gives the encoders, the default first; for a server that has loaded them already, and for tests.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        encoders = await asyncio.to_thread(load, settings)
+        async with open_service(settings, encoders) as service:
+            app.state.service = service
+            warming = asyncio.create_task(service.warm_all())
+            log.info("ready", models=[encoder.name for encoder in encoders], version=__version__)
+            yield
+            warming.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await warming
+            log.info("stopping")
+
+    app = FastAPI(
+        title="Deixis",
+        version=__version__,
+        summary="Zero-shot image classification: POST images and your own words, get back which word fits.",
+        lifespan=lifespan,
+    )
+    errors.install(app)
+    for resource in (classify, label_sets, catalogue, health):
+        app.include_router(resource.router)
+    # Added last is outermost: the id first, then the log that shows it, then the bound on the body.
+    app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)
+    app.add_middleware(AccessLog)
+    app.add_middleware(
+        CorrelationIdMiddleware,
+        header_name="X-Request-ID",
+        generator=lambda: uuid.uuid4().hex,
+        validator=lambda given: _REQUEST_ID.fullmatch(given) is not None,
+        transformer=lambda given: given,
+    )
+    return app

@@ -1,0 +1,142 @@
+"""Every setting, read once from the environment (prefix ``DEIXIS_``) by main and cli only."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from platformdirs import user_data_path
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.encoders._base import model_source
+from app.errors import ConfigurationError, ModelUnavailableError
+
+_MIB = 1024 * 1024
+
+
+def _default_data_dir() -> Path:
+    return user_data_path("deixis", appauthor=False)
+
+
+def _expanded(path: Path) -> Path:
+    return path.expanduser().absolute()
+
+
+Folder = Annotated[Path, AfterValidator(_expanded)]
+
+
+class Settings(BaseSettings):
+    """What an operator may choose; the descriptions are the text of docs/settings.md."""
+
+    model_config = SettingsConfigDict(env_prefix="DEIXIS_", frozen=True, extra="forbid", validate_default=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    data_dir: Folder = Field(
+        default_factory=_default_data_dir,
+        description="Folder of everything durable; by default the platform's data folder for `deixis`.",
+    )
+    models: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("embedded",),
+        description="Models to serve, comma separated, the first being the default: `embedded`, `architecture/tag`,"
+        " `hf-hub:org/repo` or `local-dir:path`.",
+    )
+    database_url: SecretStr | None = Field(
+        None,
+        description="Where label sets are kept: `sqlite:///path` or `postgresql://user:password@host/name`; by default"
+        " `deixis.sqlite3` in the data folder.",
+    )
+    model_cache_dir: Folder | None = Field(
+        None, description="Folder of downloaded weights; by default the hub library's own (`HF_HOME`)."
+    )
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, `mps`.")
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
+        "auto", description="Of the model's arithmetic; `auto` is fp16 on CUDA and fp32 elsewhere."
+    )
+    request_timeout_s: float = Field(30, gt=0, le=3600, description="A request not answered by then gets 504.")
+    shutdown_timeout_s: int = Field(30, ge=0, le=3600, description="Time that running requests get to finish at stop.")
+    max_queued_images: int = Field(256, ge=1, description="Images admitted at once per model; more get 503.")
+    max_image_bytes: int = Field(20 * _MIB, ge=1, description="Bytes of one encoded image; more get 413.")
+    max_image_pixels: int = Field(
+        50_000_000, ge=1, description="Width times height of one image, read before decoding; more get 413."
+    )
+    max_images_per_request: int = Field(64, ge=1, description="Images in one request; more get 413.")
+    max_request_bytes: int = Field(128 * _MIB, ge=1, description="Bytes of one request's body; more get 413.")
+    max_labels: int = Field(1_000, ge=1, description="Inline labels in one request; more get 413.")
+    max_classes: int = Field(10_000, ge=1, description="Classes in one label set; more get 413.")
+    max_label_chars: int = Field(200, ge=1, le=10_000, description="Characters of one class name; more get 422.")
+    class_embedding_cache_mib: int = Field(
+        256, ge=1, description="Memory for class embeddings that are ready to use, MiB."
+    )
+    image_batch: int = Field(
+        4, ge=1, le=1024, description="Images in one forward pass; requests take turns after each."
+    )
+    text_batch: int = Field(64, ge=1, le=4096, description="Texts in one forward pass.")
+    decode_threads: int = Field(
+        default_factory=lambda: os.cpu_count() or 1,
+        ge=1,
+        description="Threads that decode images; by default one per core.",
+    )
+    log_format: Literal["json", "console"] = Field(
+        "console", description="One JSON object or one readable line per event."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged.")
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _split_models(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("models")
+    @classmethod
+    def _check_models(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            msg = "name at least one model, such as embedded"
+            raise ValueError(msg)
+        for name in value:
+            try:
+                model_source(name)
+            except ModelUnavailableError as error:
+                raise ValueError(error.message) from error
+        if len(set(value)) != len(value):
+            msg = f"a model is named twice: {', '.join(value)}"
+            raise ValueError(msg)
+        return value
+
+    @model_validator(mode="after")
+    def _check_limits(self) -> Self:
+        if self.max_images_per_request > self.max_queued_images:
+            msg = (
+                f"max_images_per_request ({self.max_images_per_request}) is above max_queued_images"
+                f" ({self.max_queued_images}), so that the largest request could never be admitted"
+            )
+            raise ValueError(msg)
+        return self
+
+    @property
+    def effective_database_url(self) -> str:
+        """The database to open, the default filled in."""
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        return f"sqlite:///{self.data_dir / 'deixis.sqlite3'}"
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Read the environment; ``overrides`` that are not None come first, as command-line flags do.
+
+    Raises:
+        ConfigurationError: a value breaks its rule, or a ``DEIXIS_`` variable is none of the settings.
+    """
+    known = {f"DEIXIS_{name.upper()}" for name in Settings.model_fields}
+    strange = sorted(name for name in os.environ if name.upper().startswith("DEIXIS_") and name.upper() not in known)
+    strange = [name for name in strange if not name.upper().startswith("DEIXIS_TEST_")]
+    if strange:
+        raise ConfigurationError(f"unknown setting {', '.join(strange)}; known: {', '.join(sorted(known))}")
+    try:
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type]
+    except ValidationError as error:
+        problems = [
+            f"{'DEIXIS_' + str(problem['loc'][0]).upper() if problem['loc'] else 'settings'}: {problem['msg']}"
+            for problem in error.errors(include_url=False, include_input=False)
+        ]
+        raise ConfigurationError("; ".join(problems)) from error
