@@ -4,7 +4,8 @@ DeixisError
 ├── ClientError                       the caller can mend it
 │   ├── MalformedRequestError         the request cannot be parsed
 │   ├── InvalidFieldError             parsed, but a field breaks a rule
-│   ├── UnknownNameError              no label set, class, model, method or route of that name
+│   ├── UnknownNameError              no label set, class, model, method or template set of that name
+│   ├── UnknownRouteError             no route of that path
 │   ├── ConflictError                 it exists already
 │   ├── PreconditionFailedError       If-Match or If-None-Match does not hold
 │   ├── TooLargeError                 too many bytes, pixels, images, labels
@@ -81,6 +82,10 @@ class UnknownNameError(ClientError):
         super().__init__(f"{message}; {way_out}" if way_out else message)
         self.kind = kind
         self.name = name
+
+
+class UnknownRouteError(ClientError):
+    """The path is none of the service's."""
 
 
 class ConflictError(ClientError):
