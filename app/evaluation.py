@@ -1,0 +1,149 @@
+"""How good predictions are, given the true classes: accuracy, a table per class, and what is taken for what."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import sqrt
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from app.errors import InvalidFieldError
+
+Z_95 = 1.959963984540054
+"""The standard normal quantile that leaves 2.5 % above it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScore:
+    """One row of the table; a fraction whose denominator is zero is None.
+
+    ``support`` counts the images of this class, ``predicted`` those that were taken for it, ``correct`` those that
+    are in both. ``confused_with`` is the wrong class that its images are most often taken for, and
+    ``confused_count`` how many of them.
+    """
+
+    name: str
+    support: int
+    predicted: int
+    correct: int
+    recall: float | None
+    precision: float | None
+    f1: float | None
+    confused_with: str | None
+    confused_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Every measure of one method on one set of n images and c classes; fractions are in [0, 1].
+
+    ``top1_interval`` is the 95 % Wilson score interval, ``top5`` counts the true class among the first
+    ``min(5, c)``, ``mean_recall`` averages over the classes that have images, and ``confusion[i][j]`` counts the
+    images of class i that were taken for class j.
+    """
+
+    images: int
+    top1: float
+    top1_interval: tuple[float, float]
+    top5: float
+    mean_recall: float
+    classes: tuple[ClassScore, ...]
+    confusion: tuple[tuple[int, ...], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain dicts, tuples, strings and numbers."""
+        return asdict(self)
+
+
+def evaluate(
+    classnames: Sequence[str], labels: Int[np.ndarray, " n"], probabilities: Float[np.ndarray, "n c"]
+) -> Evaluation:
+    """Compare scores, higher being better, with the true classes; of equal scores the earlier class wins.
+
+    Raises:
+        InvalidFieldError: no images.
+        ValueError: shapes or labels that do not fit the class names, or a score that is not a number.
+    """
+    scores = np.asarray(probabilities)
+    if scores.shape != (len(labels), len(classnames)):
+        raise ValueError(f"scores of shape {scores.shape} for {len(labels)} images and {len(classnames)} classes")
+    if np.isnan(scores).any():
+        raise ValueError("scores hold NaN, which has no rank")
+    ranked = np.argsort(-scores, axis=1, kind="stable")[:, :5]
+    return evaluate_ranked(classnames, labels, ranked)
+
+
+def evaluate_ranked(
+    classnames: Sequence[str], labels: Int[np.ndarray, " n"], ranked: Int[np.ndarray, "n k"]
+) -> Evaluation:
+    """Compare class indices, best first, with the true classes; k is at least ``min(5, c)``.
+
+    Raises:
+        InvalidFieldError: no images.
+        ValueError: shapes or indices that do not fit the class names.
+    """
+    truth, best = np.asarray(labels), np.asarray(ranked)
+    _check(len(classnames), truth, best)
+    kept = best[:, : min(5, len(classnames))]
+    confusion = np.zeros((len(classnames), len(classnames)), dtype=np.int64)
+    np.add.at(confusion, (truth, kept[:, 0]), 1)
+    scores = tuple(_class_score(index, classnames, confusion) for index in range(len(classnames)))
+    correct = int(np.trace(confusion))
+    return Evaluation(
+        images=len(truth),
+        top1=correct / len(truth),
+        top1_interval=wilson_interval(correct, len(truth)),
+        top5=float((kept == truth[:, None]).any(axis=1).mean()),
+        mean_recall=float(np.mean([score.recall for score in scores if score.recall is not None])),
+        classes=scores,
+        confusion=tuple(map(tuple, confusion.tolist())),
+    )
+
+
+def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float, float]:
+    """Return the score interval of a proportion, in [0, 1]; ``trials`` is at least 1.
+
+    Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927.
+    """
+    share = successes / trials
+    spread = z * sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    centre = share + z * z / (2 * trials)
+    scale = 1 + z * z / trials
+    # At no success, or nothing but, the bound is the share itself, which rounding would miss by a hair.
+    low = 0.0 if successes == 0 else (centre - spread) / scale
+    high = 1.0 if successes == trials else (centre + spread) / scale
+    return low, high
+
+
+def _check(classes: int, labels: np.ndarray, ranked: np.ndarray) -> None:
+    if not len(labels):
+        raise InvalidFieldError.of("labels", "there are no labelled images to evaluate; give at least one")
+    if ranked.ndim != 2 or len(ranked) != len(labels) or ranked.shape[1] < min(5, classes):
+        raise ValueError(f"ranks of shape {ranked.shape} for {len(labels)} images and {classes} classes")
+    for what, indices in (("label", labels), ("ranked class", ranked)):
+        if indices.min() < 0 or indices.max() >= classes:
+            raise ValueError(f"a {what} lies outside 0..{classes - 1}")
+
+
+def _class_score(index: int, classnames: Sequence[str], confusion: np.ndarray) -> ClassScore:
+    support, predicted = int(confusion[index].sum()), int(confusion[:, index].sum())
+    correct = int(confusion[index, index])
+    mistaken = confusion[index].copy()
+    mistaken[index] = 0
+    worst = int(mistaken.argmax())
+    return ClassScore(
+        name=classnames[index],
+        support=support,
+        predicted=predicted,
+        correct=correct,
+        recall=_fraction(correct, support),
+        precision=_fraction(correct, predicted),
+        f1=_fraction(2 * correct, support + predicted),
+        confused_with=classnames[worst] if mistaken[worst] else None,
+        confused_count=int(mistaken[worst]),
+    )
+
+
+def _fraction(part: int, whole: int) -> float | None:
+    return part / whole if whole else None

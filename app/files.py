@@ -1,0 +1,95 @@
+"""Which files of a disk are images: for the commands that take paths, and for folders with one subfolder per class."""
+
+import glob
+import os
+import unicodedata
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from app.errors import InvalidFieldError
+from app.images import supported_suffixes
+
+
+def find_images(paths: Iterable[Path]) -> list[Path]:
+    """Return the images that ``paths`` name, each once, in the order given.
+
+    A file is taken as it is, whatever its suffix, so that a refusal says what is wrong with it. A folder is searched
+    to the bottom for the suffixes of supported formats, in sorted order. Anything else is a pattern such as
+    ``photos/**/*.jpg``, because not every shell expands them; what it matches is treated as if it had been given.
+
+    Raises:
+        InvalidFieldError: a path that is neither and matches nothing, or no image at all.
+    """
+    given = list(paths)
+    found = dict.fromkeys(image for path in given for image in _images_of(path))
+    if not found:
+        raise _no_images(given)
+    return list(found)
+
+
+def find_labelled_images(folder: Path) -> list[tuple[Path, str]]:
+    """Return each image below ``folder`` with its class, the name of the subfolder it is in or under.
+
+    Sorted by class, then by path. Class names are brought to composed Unicode (NFC), since some file systems hand out
+    another form than keyboards type.
+
+    Raises:
+        InvalidFieldError: not a folder, or no subfolder of it holds an image.
+    """
+    if not folder.is_dir():
+        raise InvalidFieldError.of("folder", f"'{folder}' is not a folder; give one that has a subfolder per class")
+    subfolders = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not _is_hidden(entry))
+    found = [(image, unicodedata.normalize("NFC", entry.name)) for entry in subfolders for image in _walk(entry)]
+    if not found:
+        suffixes = supported_suffixes()
+        loose = any(entry.suffix.lower() in suffixes for entry in folder.iterdir() if entry.is_file())
+        problem = "holds its images directly" if loose else "has no subfolder with images"
+        raise InvalidFieldError.of(
+            "folder", f"'{folder}' {problem}; put them into one subfolder per class ({_suffixes()})"
+        )
+    return sorted(found, key=lambda pair: (pair[1], pair[0]))
+
+
+def _images_of(path: Path) -> Iterator[Path]:
+    if path.is_dir():
+        yield from _walk(path)
+    elif path.exists():
+        yield path
+    else:
+        matches = sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207 - pathlib globs no absolute path
+        if not matches:
+            raise InvalidFieldError.of(
+                "paths", f"'{path}' is neither a file nor a folder, and as a pattern it matches nothing"
+            )
+        for match in matches:
+            yield from _walk(match) if match.is_dir() else (match,)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield the images below ``folder``, links followed, each real folder visited once however links may loop."""
+    suffixes = supported_suffixes()
+    seen = set()
+    for place, subfolders, names in os.walk(folder, followlinks=True):
+        status = Path(place).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            subfolders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(place, name)
+            if path.suffix.lower() in suffixes and not _is_hidden(path) and path.is_file():
+                yield path
+
+
+def _is_hidden(path: Path) -> bool:
+    return path.name.startswith(".")
+
+
+def _suffixes() -> str:
+    return ", ".join(sorted(supported_suffixes()))
+
+
+def _no_images(paths: list[Path]) -> InvalidFieldError:
+    where = ", ".join(f"'{path}'" for path in paths[:3]) + (", ..." if len(paths) > 3 else "")
+    return InvalidFieldError.of("paths", f"no image in {where or 'an empty list'}; looked for {_suffixes()}")

@@ -1,0 +1,139 @@
+"""The measures agree with scikit-learn, and say None where a fraction has no meaning."""
+
+import json
+from math import sqrt
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn import metrics
+
+from app.errors import InvalidFieldError
+from app.evaluation import evaluate, evaluate_ranked, wilson_interval
+
+NAMES = ("lynx", "puma", "ocelot", "serval", "caracal", "margay", "bobcat")
+
+
+@st.composite
+def scored(draw):
+    classes = draw(st.integers(2, len(NAMES)))
+    images = draw(st.integers(1, 40))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    return NAMES[:classes], rng.integers(0, classes, images), rng.random((images, classes), dtype=np.float32)
+
+
+@given(scored())
+def test_every_measure_agrees_with_scikit_learn(task):
+    names, labels, scores = task
+    every = np.arange(len(names))
+    result = evaluate(names, labels, scores)
+    guesses = scores.argmax(axis=1)
+
+    assert result.images == len(labels)
+    assert result.top1 == pytest.approx(metrics.accuracy_score(labels, guesses))
+    np.testing.assert_array_equal(result.confusion, metrics.confusion_matrix(labels, guesses, labels=every))
+    hits = [label in np.argsort(-row)[:5] for label, row in zip(labels, scores, strict=True)]
+    assert result.top5 == pytest.approx(np.mean(hits))
+    precision, recall, f1, support = metrics.precision_recall_fscore_support(
+        labels, guesses, labels=every, zero_division=np.nan
+    )
+    assert [score.support for score in result.classes] == support.tolist()
+    for field, expected in (("precision", precision), ("recall", recall), ("f1", f1)):
+        measured = [getattr(score, field) for score in result.classes]
+        np.testing.assert_allclose(np.array(measured, dtype=float), expected, atol=1e-12)
+    assert result.mean_recall == pytest.approx(np.nanmean(recall))
+
+
+@given(scored())
+def test_the_interval_holds_the_accuracy_and_top5_is_never_below_top1(task):
+    result = evaluate(*task)
+    low, high = result.top1_interval
+    assert 0 <= low <= result.top1 <= high <= 1
+    assert result.top5 >= result.top1
+
+
+@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_interval_bounds_solve_the_score_equation(counts):
+    successes, trials = counts
+    share = successes / trials
+    for bound in wilson_interval(successes, trials, z=1.96):
+        assert 0 <= bound <= 1
+        if 0 < bound < 1:
+            assert abs(share - bound) == pytest.approx(1.96 * sqrt(bound * (1 - bound) / trials), abs=1e-9)
+
+
+def test_the_class_most_often_mistaken_for_is_named():
+    labels = np.array([0, 0, 0, 0, 1, 2])
+    result = evaluate_ranked(
+        NAMES[:3], labels, np.array([[0, 1, 2], [1, 0, 2], [1, 0, 2], [2, 0, 1], [1, 0, 2], [2, 0, 1]])
+    )
+    lynx, puma, _ = result.classes
+    assert (lynx.confused_with, lynx.confused_count, lynx.correct) == ("puma", 2, 1)
+    assert (puma.confused_with, puma.confused_count) == (None, 0)
+
+
+def test_a_class_without_images_has_no_recall_and_is_left_out_of_the_mean():
+    result = evaluate_ranked(NAMES[:3], np.array([0, 1]), np.array([[0, 1, 2], [0, 1, 2]]))
+    ocelot = result.classes[2]
+    assert (ocelot.recall, ocelot.precision, ocelot.f1) == (None, None, None)
+    assert result.classes[1].precision is None
+    assert result.classes[1].f1 == 0
+    assert result.mean_recall == 0.5
+
+
+def test_of_equal_scores_the_earlier_class_wins():
+    assert evaluate(NAMES, np.array([0, 6]), np.zeros((2, 7))).confusion[6][0] == 1
+
+
+def test_with_fewer_than_five_classes_the_true_one_is_always_in_the_top_five():
+    assert evaluate(NAMES[:2], np.array([1]), np.array([[0.9, 0.1]])).top5 == 1
+
+
+def test_a_perfect_result_and_a_hopeless_one_keep_honest_intervals():
+    assert wilson_interval(10, 10) == (pytest.approx(0.7225, abs=1e-4), 1.0)
+    assert wilson_interval(0, 10) == (0.0, pytest.approx(0.2775, abs=1e-4))
+
+
+def test_the_result_is_plain_json():
+    result = evaluate(NAMES, np.array([0, 3, 3]), np.eye(7, dtype=np.float32)[[0, 3, 1]])
+    again = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert again["top1"] == pytest.approx(2 / 3)
+    assert again["classes"][3] == {
+        "name": "serval",
+        "support": 2,
+        "predicted": 1,
+        "correct": 1,
+        "recall": 0.5,
+        "precision": 1.0,
+        "f1": pytest.approx(2 / 3),
+        "confused_with": "puma",
+        "confused_count": 1,
+    }
+
+
+def test_no_images_is_the_callers_mistake():
+    with pytest.raises(InvalidFieldError, match="give at least one"):
+        evaluate(NAMES, np.array([], dtype=int), np.zeros((0, 7)))
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores", "problem"),
+    [
+        ([0, 1], np.zeros((1, 7)), "shape"),
+        ([0], np.zeros((1, 6)), "shape"),
+        ([7], np.zeros((1, 7)), r"label lies outside 0\.\.6"),
+        ([-1], np.zeros((1, 7)), "label lies outside"),
+        ([0], np.full((1, 7), np.nan), "NaN"),
+    ],
+)
+def test_input_that_does_not_fit_is_our_own_bug(labels, scores, problem):
+    with pytest.raises(ValueError, match=problem):
+        evaluate(NAMES, np.array(labels), scores)
+
+
+def test_too_few_ranks_or_unknown_ones_are_our_own_bug():
+    with pytest.raises(ValueError, match="shape"):
+        evaluate_ranked(NAMES, np.array([0]), np.array([[0, 1, 2]]))
+    with pytest.raises(ValueError, match="ranked class lies outside"):
+        evaluate_ranked(NAMES[:2], np.array([0]), np.array([[0, 2]]))
