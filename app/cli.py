@@ -1,0 +1,647 @@
+"""`deixis ...`: serve, and the same pipeline without HTTP, or with `--server` through it."""
+
+import asyncio
+import csv
+import inspect
+import json
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from enum import StrEnum
+from io import BytesIO
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+import typer
+import uvicorn
+from PIL import Image
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from app import __version__
+from app.api.schemas import LabelSetBody, Problem, ResultBody
+from app.backends import Backend, InProcess, over_http
+from app.encoders.catalogue import ModelCard, load_catalogue
+from app.encoders.loading import load_encoder
+from app.errors import DeixisError, InvalidFieldError, UnknownNameError
+from app.evaluation import Evaluation, evaluate_ranked
+from app.files import find_images, find_labelled_images
+from app.logs import configure_logs
+from app.main import create_app, load_encoders, open_service, resources
+from app.service import Question, split_labels
+from app.settings import Settings, load_settings
+from app.store.database import migrate, open_engine
+
+Result = TypeVar("Result")
+
+SOME_FAILED = 1
+NOTHING_DONE = 2
+
+# Images in one request of a command, and requests under way at once: one is decoded while another is encoded.
+_CHUNK = 8
+_IN_FLIGHT = 3
+_MAX_CONFUSION_CLASSES = 20
+
+cli = typer.Typer(
+    name="deixis",
+    help="Zero-shot image classification: images and your own words in, the word that fits out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+label_sets_cli = typer.Typer(help="Lists of class names that are kept under a name.", no_args_is_help=True)
+models_cli = typer.Typer(help="Models that are known to be good, and their weights.", no_args_is_help=True)
+cli.add_typer(label_sets_cli, name="label-sets")
+cli.add_typer(models_cli, name="models")
+
+# Into a file or a pipe, long lines are better than folded cells.
+out = Console(width=None if sys.stdout.isatty() else 240)
+err = Console(stderr=True)
+
+ServerOption = Annotated[
+    str | None,
+    typer.Option("--server", metavar="URL", help="Ask a running server; else work in process."),
+]
+LabelsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--labels",
+        "-l",
+        help="Words to choose from: comma separated, a JSON array, or @FILE with one a line. Repeatable.",
+    ),
+]
+LabelSetOption = Annotated[
+    str | None, typer.Option("--label-set", "-s", help="A stored label set: NAME or NAME@VERSION.")
+]
+ModelOption = Annotated[str | None, typer.Option("--model", "-m", help="A model that is served; the first by default.")]
+MethodOption = Annotated[str | None, typer.Option("--method", help="The classifier; zero-shot by default.")]
+TemplateOption = Annotated[
+    str | None, typer.Option("--template", "-t", help="A template set, or one template with {} for the class name.")
+]
+
+
+class Format(StrEnum):
+    """How results are written to standard output."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
+@contextmanager
+def _told_plainly() -> Iterator[None]:
+    """End the command with the error's own words; a stack trace is for our own bugs."""
+    try:
+        yield
+    except DeixisError as error:
+        err.print(f"[red]error:[/red] {escape(error.message)}", highlight=False, soft_wrap=True)
+        raise typer.Exit(NOTHING_DONE) from error
+
+
+@asynccontextmanager
+async def _backend(server: str | None, *, encoders: bool) -> AsyncIterator[Backend]:
+    """Open the server, or a service in this process; models are loaded only if they will be used."""
+    if server is not None:
+        async with over_http(server) as remote:
+            yield remote
+        return
+    settings = load_settings()
+    with err.status("Loading the model") if encoders else err.status("Opening the database"):
+        loaded = load_encoders(settings) if encoders else []
+    async with open_service(settings, loaded) as service:
+        yield InProcess(service)
+
+
+def _run(server: str | None, work: Callable[[Backend], Awaitable[Result]], *, encoders: bool = False) -> Result:
+    async def opened() -> Result:
+        async with _backend(server, encoders=encoders) as backend:
+            return await work(backend)
+
+    configure_logs("console", "warning")
+    with _told_plainly():
+        return asyncio.run(opened())
+
+
+def _version(wanted: bool) -> None:  # noqa: FBT001 - the signature that typer calls
+    if wanted:
+        out.print(f"deixis {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@cli.callback()
+def _main(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Hold the options that stand before a command; each acts in its own callback."""
+    del version
+
+
+# --- serve ---------------------------------------------------------------------------------------------------------
+
+
+class _AnnouncedServer(uvicorn.Server):
+    """Tells where it listens, and a line to try, once it does."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if not self.started:
+            return
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        address = f"http://{'127.0.0.1' if shown in {'0.0.0.0', '[::]'} else shown}:{port}"  # noqa: S104 - compared only
+        print(  # noqa: T201 - the one thing that serve says on standard output
+            f"\nDeixis {__version__} listens on {address}   (documentation: {address}/docs)\n"
+            f"Try:  curl -F image=@photo.jpg -F labels='cat, dog, coffee cup' {address}/classify\n",
+            flush=True,
+        )
+
+
+def serve(**flags: Any) -> None:
+    """Start the HTTP service. Every flag is also an environment variable: --data-dir is DEIXIS_DATA_DIR."""
+    with _told_plainly():
+        settings = load_settings(**flags)
+        configure_logs(settings.log_format, settings.log_level)
+        encoders = load_encoders(settings)
+        # Before the server starts, so that an unusable database ends the command with one line.
+        asyncio.run(_migrate(settings))
+    server = _AnnouncedServer(
+        uvicorn.Config(
+            create_app(settings, lambda _: encoders),
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            timeout_graceful_shutdown=settings.shutdown_timeout_s,
+            server_header=False,
+        )
+    )
+    server.run()
+    if not server.started:
+        raise typer.Exit(NOTHING_DONE)
+
+
+async def _migrate(settings: Settings) -> None:
+    engine = open_engine(settings.effective_database_url)
+    try:
+        await migrate(engine)
+    finally:
+        await engine.dispose()
+
+
+def _flags_of_settings() -> inspect.Signature:
+    """Return a flag for each setting, whose value None leaves it to the environment."""
+    return inspect.Signature(
+        [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=Annotated[
+                    str | None,
+                    typer.Option(f"--{name.replace('_', '-')}", help=field.description, show_default=False),
+                ],
+            )
+            for name, field in Settings.model_fields.items()
+        ]
+    )
+
+
+serve.__signature__ = _flags_of_settings()  # type: ignore[attr-defined]
+serve.__annotations__ = {
+    name: parameter.annotation for name, parameter in inspect.signature(serve).parameters.items()
+} | {"return": None}
+cli.command("serve")(serve)
+
+
+# --- classify ------------------------------------------------------------------------------------------------------
+
+
+@cli.command("classify")
+def classify_command(
+    paths: Annotated[list[Path], typer.Argument(help="Image files, folders (searched whole) and globs.")],
+    labels: LabelsOption = None,
+    label_set: LabelSetOption = None,
+    model: ModelOption = None,
+    method: MethodOption = None,
+    template: TemplateOption = None,
+    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Predictions per image.")] = 1,
+    output: Annotated[Format, typer.Option("--format", "-f", help="Of what goes to standard output.")] = Format.TABLE,
+    server: ServerOption = None,
+) -> None:
+    """Classify image files.
+
+    Bad files are reported on standard error and skipped. Exit status: 0 if every file was classified, 1 if some were
+    not, 2 if nothing could be done.
+    """
+    with _told_plainly():
+        question = Question(
+            labels=_read_labels(labels), label_set=label_set, method=method, model=model, template=template, top_k=top_k
+        )
+        files = find_images(paths)
+
+    async def work(backend: Backend) -> list[ResultBody]:
+        return [result async for _, result in _classify_files(backend, files, question)]
+
+    results = _run(server, work, encoders=True)
+    _write_predictions(files, results, output)
+    bad = _report_bad_files(files, results)
+    if bad:
+        raise typer.Exit(NOTHING_DONE if bad == len(files) else SOME_FAILED)
+
+
+async def _classify_files(
+    backend: Backend, files: Sequence[Path], question: Question
+) -> AsyncIterator[tuple[Path, ResultBody]]:
+    """Yield each file's result in order, a few requests being under way at once, behind a progress bar."""
+    chunks = [files[start : start + _CHUNK] for start in range(0, len(files), _CHUNK)]
+    with _progress_bar() as bar:
+        line = bar.add_task("Classifying", total=len(files))
+        running: list[asyncio.Task[list[ResultBody]]] = []
+        try:
+            for number, chunk in enumerate(chunks):
+                while len(running) < min(number + _IN_FLIGHT, len(chunks)):
+                    running.append(asyncio.create_task(_classify_chunk(backend, chunks[len(running)], question)))
+                for file, result in zip(chunk, await running[number], strict=True):
+                    bar.advance(line)
+                    yield file, result
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+
+async def _classify_chunk(backend: Backend, files: Sequence[Path], question: Question) -> list[ResultBody]:
+    images = [await asyncio.to_thread(_read_file, file) for file in files]
+    readable = [image for image in images if isinstance(image, bytes)]
+    answers = iter(await backend.classify(readable, question) if readable else [])
+    return [next(answers) if isinstance(image, bytes) else image for image in images]
+
+
+def _read_file(file: Path) -> bytes | ResultBody:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        return ResultBody.failed(
+            Problem(type="about:blank", title="The file cannot be read", status=400, detail=reason)
+        )
+
+
+def _progress_bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=err,
+        transient=True,
+    )
+
+
+def _read_labels(given: Sequence[str] | None) -> list[str] | None:
+    """Return the labels of every ``--labels``, files read; None if there was none."""
+    if given is None:
+        return None
+    labels: list[str] = []
+    for value in given:
+        if value.startswith("@"):
+            labels += _read_lines(Path(value[1:]))
+        else:
+            labels += split_labels(value)
+    return labels
+
+
+def _read_lines(file: Path) -> list[str]:
+    try:
+        text = file.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidFieldError.of(str(file), f"cannot be read: {error}") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _write_predictions(files: Sequence[Path], results: Sequence[ResultBody], output: Format) -> None:
+    found = [(file, result) for file, result in zip(files, results, strict=True)]
+    if output is Format.JSON:
+        _write_json(
+            [
+                {"path": str(file), **result.model_dump(exclude_none=True, exclude={"explanation"})}
+                for file, result in found
+            ]
+        )
+        return
+    rows = [
+        (str(file), str(rank), each.label, f"{each.score:.4f}", f"{each.similarity:.4f}")
+        for file, result in found
+        for rank, each in enumerate(result.predictions, start=1)
+    ]
+    columns = ("path", "rank", "label", "score", "similarity")
+    if output is Format.CSV:
+        writer = csv.writer(sys.stdout)
+        writer.writerow(columns)
+        writer.writerows(rows)
+    elif rows:
+        out.print(_table(columns, rows, right=("rank", "score", "similarity")))
+
+
+def _report_bad_files(files: Sequence[Path], results: Sequence[ResultBody]) -> int:
+    bad = [(file, result.error) for file, result in zip(files, results, strict=True) if result.error is not None]
+    for file, problem in bad:
+        err.print(
+            f"[yellow]skipped[/yellow] {escape(str(file))}: {escape(problem.detail)}", highlight=False, soft_wrap=True
+        )
+    return len(bad)
+
+
+# --- evaluate ------------------------------------------------------------------------------------------------------
+
+
+@cli.command("evaluate")
+def evaluate_command(
+    folder: Annotated[Path, typer.Argument(help="One subfolder per class, named after it.")],
+    labels: LabelsOption = None,
+    label_set: LabelSetOption = None,
+    name: Annotated[
+        list[str] | None,
+        typer.Option("--name", "-n", metavar="SUBFOLDER=CLASS", help="What a subfolder's class is called. Repeatable."),
+    ] = None,
+    model: ModelOption = None,
+    method: MethodOption = None,
+    template: TemplateOption = None,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Also write every figure as JSON; - for standard output."),
+    ] = None,
+    server: ServerOption = None,
+) -> None:
+    """Measure accuracy on a folder with one subfolder per class.
+
+    The classes to choose from are the subfolders' names (underscores read as spaces, `--name` gives better ones) unless
+    `--labels` or `--label-set` say otherwise; then every subfolder must be called like one of those.
+    """
+    with _told_plainly():
+        images = find_labelled_images(folder)
+        renamed = _read_names(name or [], {subfolder for _, subfolder in images})
+        true_names = [renamed.get(subfolder, subfolder.replace("_", " ")) for _, subfolder in images]
+        given = _read_labels(labels)
+        if given is None and label_set is None:
+            given = list(dict.fromkeys(true_names))
+    files = [file for file, _ in images]
+
+    async def work(backend: Backend) -> tuple[list[str], list[ResultBody], float]:
+        classnames = (
+            [each.strip() for each in given]
+            if label_set is None and given is not None
+            else [each.name for each in (await backend.label_set(label_set or "")).classes]
+        )
+        for true_name in set(true_names) - set(classnames):
+            raise UnknownNameError("class", true_name, classnames, "--name SUBFOLDER=CLASS tells what a subfolder is")
+        question = Question(
+            labels=given, label_set=label_set, method=method, model=model, template=template, top_k=len(classnames)
+        )
+        # The texts are encoded once and for all: no part of the rate at which images are classified.
+        await backend.classify([_grey_square()], question)
+        began = time.perf_counter()
+        results = [result async for _, result in _classify_files(backend, files, question)]
+        return classnames, results, time.perf_counter() - began
+
+    classnames, results, seconds = _run(server, work, encoders=True)
+    evaluation = _evaluated(classnames, true_names, results)
+    bad = _report_bad_files(files, results)
+    report = {**evaluation.to_json(), "skipped": bad, "images_per_s": round((len(files) - bad) / seconds, 2)}
+    if json_file == Path("-"):
+        _write_json(report)
+    else:
+        _print_evaluation(evaluation, report)
+        if json_file is not None:
+            json_file.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    if bad:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _read_names(pairs: Sequence[str], subfolders: set[str]) -> dict[str, str]:
+    names = {}
+    for pair in pairs:
+        subfolder, equals, classname = pair.partition("=")
+        if not (equals and classname.strip()):
+            raise InvalidFieldError.of("--name", f"'{pair}' is not of the form SUBFOLDER=CLASS")
+        if subfolder not in subfolders:
+            raise UnknownNameError("subfolder", subfolder, subfolders)
+        names[subfolder] = classname.strip()
+    return names
+
+
+def _grey_square() -> bytes:
+    file = BytesIO()
+    Image.new("L", (8, 8), 128).save(file, "PNG")
+    return file.getvalue()
+
+
+def _evaluated(classnames: Sequence[str], true_names: Sequence[str], results: Sequence[ResultBody]) -> Evaluation:
+    """Score the images that could be read."""
+    index = {classname: number for number, classname in enumerate(classnames)}
+    read = [(true, result) for true, result in zip(true_names, results, strict=True) if result.error is None]
+    if not read:
+        raise InvalidFieldError.of("folder", "not one of its images could be read")
+    return evaluate_ranked(
+        classnames,
+        np.array([index[true] for true, _ in read]),
+        np.array([[index[each.label] for each in result.predictions] for _, result in read]),
+    )
+
+
+def _print_evaluation(evaluation: Evaluation, report: Mapping[str, Any]) -> None:
+    low, high = evaluation.top1_interval
+    out.print(
+        f"[bold]top-1 {evaluation.top1:.4f}[/bold] (95 % interval {low:.3f} to {high:.3f})"
+        f"   top-5 {evaluation.top5:.4f}   mean recall {evaluation.mean_recall:.4f}   {evaluation.images} images"
+        f"   {report['images_per_s']} images/s   {report['skipped']} skipped",
+        highlight=False,
+    )
+    out.print(
+        _table(
+            ("class", "images", "recall", "precision", "F1", "most confused with"),
+            [
+                (
+                    row.name,
+                    str(row.support),
+                    _share(row.recall),
+                    _share(row.precision),
+                    _share(row.f1),
+                    row.confused_with or "",
+                )
+                for row in evaluation.classes
+            ],
+            right=("images", "recall", "precision", "F1"),
+        )
+    )
+    if len(evaluation.classes) <= _MAX_CONFUSION_CLASSES:
+        names = [row.name for row in evaluation.classes]
+        out.print(
+            _table(
+                ("true \\ predicted", *names),
+                [
+                    (name, *(str(count or "") for count in row))
+                    for name, row in zip(names, evaluation.confusion, strict=True)
+                ],
+                right=names,
+            )
+        )
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+# --- label sets ----------------------------------------------------------------------------------------------------
+
+
+@label_sets_cli.command("list")
+def list_label_sets(server: ServerOption = None) -> None:
+    """List every label set with its latest version."""
+    found = _run(server, lambda backend: backend.label_sets())
+    rows = [(each.name, str(each.version), str(each.classes), f"{each.created_at:%Y-%m-%d %H:%M:%S}") for each in found]
+    out.print(_table(("name", "version", "classes", "created (UTC)"), rows, right=("version", "classes")))
+
+
+@label_sets_cli.command("show")
+def show_label_set(
+    name: Annotated[str, typer.Argument(help="NAME or NAME@VERSION.")], server: ServerOption = None
+) -> None:
+    """Show a label set's classes."""
+    label_set = _run(server, lambda backend: backend.label_set(name))
+    out.print(
+        f"[bold]{escape(label_set.name)}@{label_set.version}[/bold]   templates: {escape(label_set.templates)}"
+        f"   created {label_set.created_at:%Y-%m-%d %H:%M:%S} UTC",
+        highlight=False,
+    )
+    rows = [(each.name, str(len(each.descriptions) or ""), ", ".join(each.synonyms)) for each in label_set.classes]
+    out.print(_table(("class", "descriptions", "synonyms"), rows, right=("descriptions",)))
+
+
+@label_sets_cli.command("import")
+def import_label_set(
+    name: Annotated[str, typer.Argument(help="To write; a name that exists gets a new version.")],
+    file: Annotated[Path, typer.Argument(help="What `export` writes, a JSON array, or text with a class name a line.")],
+    templates: Annotated[str | None, typer.Option(help="A template set or one template; `photo` by default.")] = None,
+    server: ServerOption = None,
+) -> None:
+    """Write a label set from a file."""
+    with _told_plainly():
+        body = _read_label_set(file)
+    if templates is not None:
+        body = body.model_copy(update={"templates": templates})
+    written = _run(server, lambda backend: backend.put_label_set(name, body))
+    out.print(f"wrote {escape(written.name)}@{written.version} with {len(written.classes)} classes", highlight=False)
+
+
+@label_sets_cli.command("export")
+def export_label_set(
+    name: Annotated[str, typer.Argument(help="NAME or NAME@VERSION.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A file; standard output by default.")] = None,
+    server: ServerOption = None,
+) -> None:
+    """Write a label set as JSON that `import` reads, and PUT takes as its body."""
+    label_set = _run(server, lambda backend: backend.label_set(name))
+    exported = label_set.model_dump(mode="json", include={"classes", "templates"})
+    if output is None:
+        _write_json(exported)
+    else:
+        output.write_text(json.dumps(exported, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _read_label_set(file: Path) -> LabelSetBody:
+    lines = _read_lines(file)
+    text = "\n".join(lines)
+    if not text.startswith(("{", "[")):
+        return LabelSetBody(classes=list(lines))
+    try:
+        found = json.loads(text)
+        return LabelSetBody.model_validate({"classes": found} if isinstance(found, list) else found)
+    except ValueError as error:
+        raise InvalidFieldError.of(str(file), f"is no label set: {error}") from error
+
+
+# --- models --------------------------------------------------------------------------------------------------------
+
+
+@models_cli.command("list")
+def list_models() -> None:
+    """List models that are known to be good; any other that open_clip can load works as well."""
+    rows = [
+        (
+            card.name,
+            str(card.year),
+            f"{card.params_millions:.0f}",
+            str(card.image_size_px),
+            str(card.embed_dim),
+            "" if card.imagenet_zero_shot_top1 is None else f"{card.imagenet_zero_shot_top1:.1f}",
+            card.licence,
+        )
+        for card in _catalogue().values()
+    ]
+    columns = ("DEIXIS_MODELS", "year", "M params", "px", "dim", "ImageNet top-1 %", "licence")
+    out.print(_table(columns, rows, right=columns[1:6]))
+
+
+@models_cli.command("show")
+def show_model(name: Annotated[str, typer.Argument(help="As `models list` shows it.")]) -> None:
+    """Show all that is known of one model, with sources."""
+    with _told_plainly():
+        catalogue = _catalogue()
+        if name not in catalogue:
+            raise UnknownNameError(
+                "model", name, catalogue, "others that open_clip knows can be served but have no card"
+            )
+    rows = [(key, str(value)) for key, value in catalogue[name].model_dump(exclude_none=True).items()]
+    out.print(_table(("", ""), rows))
+
+
+@models_cli.command("download")
+def download_model(
+    name: Annotated[str, typer.Argument(help="architecture/tag or hf-hub:org/repo.")],
+) -> None:
+    """Fetch a model's weights into the cache and load them once, so that `serve` will start without a network."""
+    configure_logs("console", "warning")
+    with _told_plainly():
+        settings = load_settings()
+        encoder = load_encoder(name, device="cpu", precision="fp32", cache_dir=settings.model_cache_dir)
+    out.print(
+        f"{escape(name)} is cached and loads: {encoder.embed_dim} dimensions, {encoder.image_size_px} px",
+        highlight=False,
+    )
+
+
+def _catalogue() -> dict[str, ModelCard]:
+    with _told_plainly():
+        return load_catalogue(resources("models"))
+
+
+# --- output --------------------------------------------------------------------------------------------------------
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(escape(column), justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    return table
+
+
+def _write_json(value: object) -> None:
+    json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
+    sys.stdout.write("\n")
+
+
+def main() -> None:
+    """Run the command line."""
+    cli()

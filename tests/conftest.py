@@ -1,0 +1,75 @@
+"""Fixtures that every folder of tests may use."""
+
+from collections.abc import Callable, Iterator
+from io import BytesIO
+
+import httpx
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from app.encoders.fake import FakeEncoder
+from app.main import create_app
+from app.settings import Settings
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch):
+    """Tests see the defaults, whatever the machine they run on has set."""
+    import os
+
+    for name in list(os.environ):
+        if name.startswith("DEIXIS_") and not name.startswith("DEIXIS_TEST_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def settings(tmp_path) -> Settings:
+    return Settings(data_dir=tmp_path, models=("embedded",), max_images_per_request=8, max_queued_images=16)
+
+
+@pytest.fixture
+def encoder() -> FakeEncoder:
+    return FakeEncoder()
+
+
+@pytest.fixture
+def make_client(settings, encoder) -> Iterator[Callable[..., httpx.Client]]:
+    """Start the whole application with the fake encoder; keyword arguments change settings."""
+    opened = []
+
+    def start(encoders=None, **changes) -> TestClient:
+        changed = settings.model_copy(update=changes)
+        client = TestClient(create_app(changed, lambda _: encoders or [encoder]), raise_server_exceptions=False)
+        client.__enter__()
+        opened.append(client)
+        return client
+
+    yield start
+    for client in opened:
+        client.__exit__(None, None, None)
+
+
+@pytest.fixture
+def client(make_client) -> httpx.Client:
+    return make_client()
+
+
+def picture(colour="red", size=(32, 24), file_format="PNG") -> bytes:
+    """Return a one-coloured picture as a file's bytes."""
+    file = BytesIO()
+    Image.new("RGB", size, colour).save(file, file_format)
+    return file.getvalue()
+
+
+def photograph(pixels: np.ndarray, file_format="JPEG") -> bytes:
+    """Return an array (h, w, 3) as a file's bytes."""
+    file = BytesIO()
+    Image.fromarray(pixels).save(file, file_format, quality=95)
+    return file.getvalue()

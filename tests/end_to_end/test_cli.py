@@ -1,0 +1,135 @@
+"""The command line, in process and through a server: the same answers."""
+
+import csv
+import io
+import json
+
+import pytest
+
+from tests.end_to_end.conftest import TRUE_WORDS
+from tests.end_to_end.server import deixis
+
+LABELS = "cat, coffee cup, rocket, astronaut, temple, flower, dog, car, pizza, laptop"
+
+
+@pytest.fixture(params=["in process", "through a server"])
+def where(request, server) -> list[str]:
+    return ["--server", server.url] if request.param == "through a server" else []
+
+
+def test_classify_writes_json_for_a_folder_and_skips_what_is_no_image(where, photograph_folder, tmp_path):
+    bad = tmp_path / "bad.png"
+    bad.write_text("this is no picture")
+
+    done = deixis("classify", photograph_folder, bad, "--labels", LABELS, "--format", "json", *where, data_dir=tmp_path)
+
+    assert done.returncode == 1, done.stderr
+    answers = {answer["path"].rpartition("/")[2]: answer for answer in json.loads(done.stdout)}
+    found = {name: answers[f"{name}.jpg"]["predictions"][0]["label"] for name in TRUE_WORDS}
+    assert found == TRUE_WORDS
+    assert answers["bad.png"]["error"]["type"] == "urn:deixis:problem:not-an-image"
+    assert "bad.png" in done.stderr
+    assert "cat.jpg" not in done.stderr
+
+
+def test_classify_writes_a_table_or_csv_for_globs(server, photograph_folder, tmp_path):
+    arguments = ("classify", f"{photograph_folder}/*/ch*.jpg", "-l", "cat", "-l", "temple", "--server", server.url)
+    table = deixis(*arguments, data_dir=tmp_path)
+    rows = deixis(*arguments, "-f", "csv", "-k", 2, data_dir=tmp_path)
+
+    assert (table.returncode, rows.returncode) == (0, 0), table.stderr + rows.stderr
+    assert "temple" in table.stdout
+    parsed = list(csv.DictReader(io.StringIO(rows.stdout)))
+    assert [(row["path"].rpartition("/")[2], row["rank"], row["label"]) for row in parsed] == [
+        ("chelsea.jpg", "1", "cat"),
+        ("chelsea.jpg", "2", "temple"),
+        ("china.jpg", "1", "temple"),
+        ("china.jpg", "2", "cat"),
+    ]
+
+
+def test_evaluate_measures_a_folder_with_a_subfolder_per_class(where, photograph_folder, tmp_path):
+    report = tmp_path / "report.json"
+
+    done = deixis("evaluate", photograph_folder, "--json", report, *where, data_dir=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    assert "top-1 1.0000" in done.stdout
+    figures = json.loads(report.read_text())
+    assert (figures["images"], figures["top1"], figures["top5"], figures["skipped"]) == (6, 1.0, 1.0, 0)
+    assert {row["name"] for row in figures["classes"]} == set(TRUE_WORDS.values())
+    assert figures["images_per_s"] > 0
+
+
+def test_evaluate_takes_better_names_and_refuses_unknown_subfolders(server, photograph_folder, tmp_path):
+    better = deixis(
+        "evaluate", photograph_folder, "-n", "cat=kitten", "--json", "-", "--server", server.url, data_dir=tmp_path
+    )
+    wrong = deixis("evaluate", photograph_folder, "-n", "kat=kitten", "--server", server.url, data_dir=tmp_path)
+
+    assert better.returncode == 0, better.stderr
+    assert "kitten" in {row["name"] for row in json.loads(better.stdout)["classes"]}
+    assert wrong.returncode == 2
+    assert "unknown subfolder 'kat'" in wrong.stderr
+
+
+def test_label_sets_go_out_and_come_in_again(where, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("lynx\npuma\n\nsnow leopard\n", "utf-8")
+    exported = tmp_path / "cats.json"
+
+    steps = [
+        deixis("label-sets", *arguments, *where, data_dir=tmp_path)
+        for arguments in (
+            ("import", "wild cats", names, "--templates", "ensemble"),
+            ("export", "wild cats", "--output", exported),
+            ("import", "copied", exported),
+            ("show", "copied@1"),
+            ("list",),
+            ("show", "no such"),
+        )
+    ]
+
+    assert [step.returncode for step in steps] == [0, 0, 0, 0, 0, 2], [step.stderr for step in steps]
+    assert [each["name"] for each in json.loads(exported.read_text())["classes"]] == ["lynx", "puma", "snow leopard"]
+    assert "templates: ensemble" in steps[3].stdout
+    assert "snow leopard" in steps[3].stdout
+    assert "wild cats" in steps[4].stdout
+    assert "unknown label set 'no such'" in steps[5].stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("classify", "nowhere.jpg", "-l", "cat"), "matches nothing"),
+        (("classify", "{photo}", "-l", "cat", "-s", "pets"), "not both"),
+        (("classify", "{photo}"), "give labels"),
+        (("classify", "{photo}", "-l", "cat", "--method", "zlp"), "unknown method 'zlp'; known: zero-shot"),
+        (("classify", "{photo}", "-l", "cat", "--server", "http://127.0.0.1:9"), "is the server running"),
+        (("evaluate", "{photo}"), "is not a folder"),
+        (("models", "show", "nothing"), "unknown model 'nothing'"),
+        (("models", "download", "ViT-B-32/nothing"), "no weights are published as 'nothing'"),
+        (("models", "download", "hf-hub:nobody/nothing"), "HF_HUB_OFFLINE"),
+        (("serve", "--port", "x"), "DEIXIS_PORT"),
+        (("serve", "--models", "ViT-B-32"), "is no model name"),
+        (("serve", "--models", "local-dir:/nowhere"), "there is no folder /nowhere"),
+        (("serve", "--database-url", "mysql://x/y"), "DEIXIS_DATABASE_URL"),
+    ],
+)
+def test_a_command_that_cannot_be_done_says_why_in_a_line(arguments, told, photograph_folder, tmp_path):
+    photo = str(photograph_folder / "cat" / "chelsea.jpg")
+
+    done = deixis(*(photo if each == "{photo}" else each for each in arguments), data_dir=tmp_path)
+
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_models_that_are_known_to_be_good_are_listed_and_shown(tmp_path):
+    listed = deixis("models", "list", data_dir=tmp_path)
+    shown = deixis("models", "show", "ViT-B-32/laion2b_s34b_b79k", data_dir=tmp_path)
+
+    assert (listed.returncode, shown.returncode) == (0, 0)
+    assert "ViT-B-32/laion2b_s34b_b79k" in listed.stdout
+    assert "MIT" in shown.stdout

@@ -1,0 +1,94 @@
+"""What was acknowledged is there after kill -9, and a graceful stop loses no answer."""
+
+import json
+import signal
+import threading
+
+import httpx
+import pytest
+
+from tests.end_to_end.server import serving
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def database_flags(request) -> list[str]:
+    if request.param == "sqlite":
+        return []
+    return ["--database-url", request.getfixturevalue("postgres_url")]
+
+
+def test_kill_9_in_a_burst_of_writes_loses_nothing_acknowledged(database_flags, tmp_path):
+    """Four writers put whole sets and add classes until the server is killed under them."""
+    acknowledged: dict[str, int] = {}
+    grown: list[str] = []
+    enough = threading.Event()
+
+    def put(url: str, writer: int) -> None:
+        with httpx.Client(base_url=url) as client:
+            for number in range(10_000):
+                name = f"set-{writer}-{number % 7}"
+                try:
+                    answer = client.put(f"/v1/label-sets/{name}", json={"classes": [f"class {number}", "other"]})
+                except httpx.HTTPError:
+                    return
+                assert answer.status_code in {200, 201}, answer.text
+                acknowledged[f"{name}@{answer.json()['version']}"] = number
+                if len(acknowledged) > 60 and len(grown) > 10:
+                    enough.set()
+
+    def grow(url: str) -> None:
+        with httpx.Client(base_url=url) as client:
+            client.put("/v1/label-sets/grown", json={"classes": ["seed"]}).raise_for_status()
+            for number in range(10_000):
+                try:
+                    answer = client.post("/v1/label-sets/grown/classes", json={"classes": [f"leaf {number}"]})
+                except httpx.HTTPError:
+                    return
+                assert answer.status_code == 200, answer.text
+                grown.append(f"leaf {number}")
+
+    with serving(*database_flags, data_dir=tmp_path) as server:
+        writers = [threading.Thread(target=put, args=(server.url, number)) for number in range(3)]
+        writers.append(threading.Thread(target=grow, args=(server.url,)))
+        for writer in writers:
+            writer.start()
+        assert enough.wait(60), "the writers were too slow to be interrupted"
+        server.signal(signal.SIGKILL)
+        for writer in writers:
+            writer.join()
+        assert server.wait() == -signal.SIGKILL
+
+    with serving(*database_flags, data_dir=tmp_path) as server, server.client() as client:
+        for reference, number in acknowledged.items():
+            name, _, version = reference.partition("@")
+            found = client.get(f"/v1/label-sets/{name}", params={"version": version})
+            assert found.status_code == 200, reference
+            assert [each["name"] for each in found.json()["classes"]] == [f"class {number}", "other"]
+        latest = [each["name"] for each in client.get("/v1/label-sets/grown").json()["classes"]]
+        assert latest[: len(grown) + 1] == ["seed", *grown]
+
+
+def test_a_stop_lets_running_requests_finish(tmp_path, photographs):
+    """SIGTERM arrives while a request of many photographs is being answered."""
+    answers: list[httpx.Response] = []
+
+    def ask(url: str) -> None:
+        files = [("image", (str(number), photographs["rocket"])) for number in range(48)]
+        answers.append(httpx.post(f"{url}/classify", files=files, data={"labels": "rocket, cat"}, timeout=60))
+
+    with serving("--log-format", "json", data_dir=tmp_path) as server:
+        asking = threading.Thread(target=ask, args=(server.url,))
+        asking.start()
+        with server.client() as client:
+            # The model's queue tells when the request is inside: it refuses what would not fit beside it.
+            while client.get("/v1/models").json()["models"][0]["queued_images"] == 0:
+                assert asking.is_alive()
+        server.signal(signal.SIGTERM)
+        asking.join()
+        assert server.wait() == 0
+
+    assert answers[0].status_code == 200
+    assert len(answers[0].json()["results"]) == 48
+    events = [json.loads(line)["event"] for line in server.log]
+    assert events[-1] != "unexpected_error"
+    assert "stopping" in events
