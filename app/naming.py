@@ -1,0 +1,173 @@
+"""What label sets and classes may be called, and the one spelling that each name is kept in.
+
+Any script and emoji are welcome. What is refused is what nobody can see or read back: control and format characters,
+lone surrogates, and code points that Unicode has given no meaning. The name of a label set is part of URLs and must
+also do without the characters that have a meaning there.
+"""
+
+import unicodedata
+from collections.abc import Sequence
+
+from app.errors import FieldProblem, InvalidFieldError, TooLargeError
+from app.task import ClassEntry
+
+MAX_LABEL_SET_NAME_CHARS = 64
+MAX_LABEL_CHARS = 200
+MAX_DESCRIPTION_CHARS = 1000
+MAX_DESCRIPTIONS_PER_CLASS = 200
+
+_RESERVED_IN_URLS = "/\\@:?#%,"
+
+# Persian, Indic scripts and emoji need the two joiners; emoji need the two variation selectors.
+_JOINERS = "\u200c\u200d"
+_EMOJI_SELECTORS = "\ufe0e\ufe0f"
+_KEYCAP_BASES = "0123456789#*"
+
+
+def clean_label_set_name(raw: str, field: str) -> str:
+    """Return the name trimmed and in NFC; also for names that are only looked up, which may be spelled differently.
+
+    Raises:
+        InvalidFieldError: the name is empty, longer than 64 characters, or holds what a name must not.
+    """
+    name = unicodedata.normalize("NFC", raw).strip()
+    problems = _text_problems(name, MAX_LABEL_SET_NAME_CHARS)
+    if name.startswith("."):
+        problems.append(f"{_shown(name)} begins with '.', which means a place in a path; leave the '.' out")
+    if reserved := sorted(set(name) & set(_RESERVED_IN_URLS)):
+        listed = " ".join(reserved)
+        problems.append(f"{_shown(name)} contains {listed} , and none of {_RESERVED_IN_URLS} may be in a name; use -")
+    if problems:
+        raise InvalidFieldError([FieldProblem(field, problem) for problem in problems])
+    return name
+
+
+def clean_classnames(
+    raw: Sequence[str],
+    *,
+    max_classes: int,
+    setting: str,
+    max_label_chars: int = MAX_LABEL_CHARS,
+    field: str = "labels",
+) -> tuple[str, ...]:
+    """Return the class names as ``clean_classes`` does."""
+    entries = clean_classes(raw, max_classes=max_classes, setting=setting, max_label_chars=max_label_chars, field=field)
+    return tuple(entry.name for entry in entries)
+
+
+def clean_classes(
+    raw: Sequence[ClassEntry | str],
+    *,
+    max_classes: int,
+    setting: str,
+    max_label_chars: int = MAX_LABEL_CHARS,
+    max_description_chars: int = MAX_DESCRIPTION_CHARS,
+    max_descriptions: int = MAX_DESCRIPTIONS_PER_CLASS,
+    field: str = "classes",
+) -> tuple[ClassEntry, ...]:
+    """Return the classes in NFC, trimmed, and with single spaces; a description that is repeated is kept once.
+
+    Two names that differ in letter case only are duplicates, because text encoders lower the case of what they read.
+    It is ``lower`` and not ``casefold``, which would also take German "Maße" for "Masse".
+
+    Args:
+        raw: a string is a class of that name without descriptions.
+        max_classes: the largest number of classes.
+        setting: the name of the setting that holds ``max_classes``, as in ``DEIXIS_MAX_LABELS``.
+        max_label_chars: the largest number of characters in a name.
+        max_description_chars: the same for a description or a synonym.
+        max_descriptions: the largest number of descriptions, and of synonyms, of one class.
+        field: the path of ``raw`` in the request; problems are reported under ``{field}.{index}``.
+
+    Raises:
+        TooLargeError: there are more than ``max_classes``.
+        InvalidFieldError: with every problem of every class.
+    """
+    if len(raw) > max_classes:
+        problem = f"{field}: {len(raw)} classes are given, at most {max_classes} are allowed"
+        raise TooLargeError(f"{problem}; give fewer, or raise {setting}")
+    if not raw:
+        raise InvalidFieldError.of(field, "the list is empty; give at least one class")
+    problems: list[FieldProblem] = []
+    cleaned: list[ClassEntry] = []
+    first_with: dict[str, tuple[int, str]] = {}
+    for index, given in enumerate(raw):
+        entry = given if isinstance(given, ClassEntry) else ClassEntry(given)
+        path = f"{field}.{index}"
+        name = _clean_text(entry.name, path, max_label_chars, problems)
+        first_index, first = first_with.setdefault(name.lower(), (index, name))
+        if name and first_index != index:
+            repeats = f"repeats {_shown(first)} of {field}.{first_index}"
+            differs = "" if name == first else ", as letter case is not told apart"
+            problems.append(FieldProblem(path, f"{_shown(name)} {repeats}{differs}; leave one of them out"))
+        lists = (
+            _clean_texts(texts, f"{path}.{kind}", max_description_chars, max_descriptions, problems)
+            for kind, texts in (("descriptions", entry.descriptions), ("synonyms", entry.synonyms))
+        )
+        cleaned.append(ClassEntry(name, *lists))
+    if problems:
+        raise InvalidFieldError(problems)
+    return tuple(cleaned)
+
+
+def _clean_texts(
+    raw: Sequence[str], path: str, max_chars: int, max_texts: int, problems: list[FieldProblem]
+) -> tuple[str, ...]:
+    if len(raw) > max_texts:
+        problems.append(FieldProblem(path, f"{len(raw)} are given, at most {max_texts} are allowed; leave some out"))
+        return ()
+    texts = [_clean_text(text, f"{path}.{index}", max_chars, problems) for index, text in enumerate(raw)]
+    return tuple(dict.fromkeys(texts))
+
+
+def _clean_text(raw: str, path: str, max_chars: int, problems: list[FieldProblem]) -> str:
+    """Return the text in its one spelling, and add what is wrong with it to ``problems``."""
+    text = " ".join(unicodedata.normalize("NFC", raw).split())
+    problems += [FieldProblem(path, problem) for problem in _text_problems(text, max_chars)]
+    return text
+
+
+def _text_problems(text: str, max_chars: int) -> list[str]:
+    if not text:
+        return ["the text is empty; write at least one character that can be seen"]
+    problems = []
+    if len(text) > max_chars:
+        problems.append(f"{_shown(text)} has {len(text)} characters, at most {max_chars} are allowed; shorten it")
+    if refused := _refused_characters(text[:max_chars]):
+        named = ", ".join(_code_point(character) for character in refused)
+        problems.append(f"{_shown(text)} contains {named}, which cannot be seen or read there; remove it")
+    return problems
+
+
+def _refused_characters(text: str) -> list[str]:
+    # Printable is, in Python's words, all but "other" and "separator" in Unicode's categories, and the plain space.
+    if text.isprintable() and not any(selector in text for selector in _EMOJI_SELECTORS):
+        return []
+    return sorted({character for at, character in enumerate(text) if not _is_allowed_at(text, at)})
+
+
+def _is_allowed_at(text: str, at: int) -> bool:
+    character = text[at]
+    before, after = text[at - 1 : at], text[at + 1 : at + 2]
+    if character in _JOINERS:
+        # Anywhere else a joiner is only a way to make two names that look the same.
+        return _can_be_joined(before) and _can_be_joined(after) and not (before + after).isascii()
+    if character in _EMOJI_SELECTORS:
+        if not _can_be_joined(before) or before in _EMOJI_SELECTORS:
+            return False
+        return before in _KEYCAP_BASES or not before.isascii()
+    # Emoji younger than this Python's Unicode tables are not printable to it; the whole block is set aside for them.
+    return character.isprintable() or "\U0001f300" <= character <= "\U0001faff"
+
+
+def _can_be_joined(neighbour: str) -> bool:
+    return neighbour != "" and neighbour not in _JOINERS and not neighbour.isspace()
+
+
+def _shown(text: str) -> str:
+    """Return the beginning of the text in quotes, with everything escaped that would not print."""
+    return repr(text) if len(text) <= 40 else f"{text[:40]!r}..."
+
+
+def _code_point(character: str) -> str:
+    return f"U+{ord(character):04X} {unicodedata.name(character, '')}".rstrip()

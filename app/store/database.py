@@ -1,0 +1,273 @@
+"""Opening the database: its address, its options, its schema, and what becomes of a driver's errors.
+
+SQLite and PostgreSQL are told apart here and nowhere else, but for the one INSERT that names its dialect.
+"""
+
+import asyncio
+import json
+import re
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, event, func, select, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+
+from app.errors import StoreError
+from app.store.tables import SCHEMA_VERSION_TABLE, LabelSetRow
+
+LOCK_TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = 10
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+# Advisory locks share one space of numbers per PostgreSQL database, so the number should be unlikely elsewhere.
+_MIGRATION_LOCK = int.from_bytes(b"deixis", "big")
+
+_WRITES = "deixis_writes"
+_EXAMPLES = "'sqlite:////var/lib/deixis/deixis.sqlite3' or 'postgresql://user:password@host/deixis'"
+_WAYS_OUT = {
+    "not a database": "move that file away, or name another one in DEIXIS_DATABASE_URL",
+    "unable to open": "make the file and its folder writable for the service, or name another in DEIXIS_DATABASE_URL",
+    "readonly": "make the file and its folder writable for the service, or name another in DEIXIS_DATABASE_URL",
+    "is locked": "another program holds the file locked; end it, or use PostgreSQL",
+    "is full": "make room on the disk",
+    "permission denied": "grant the user of DEIXIS_DATABASE_URL the right to create and use tables in its schema",
+    "already exists": "name a database that is empty or was made by Deixis in DEIXIS_DATABASE_URL",
+    "no such table": "start the service once, which makes the tables",
+    "authentication failed": "correct the user and password in DEIXIS_DATABASE_URL",
+}
+_OTHERWISE = "check that DEIXIS_DATABASE_URL names the right database and that it is running"
+
+
+def open_engine(url: str) -> AsyncEngine:
+    """Return an engine for SQLite or PostgreSQL; nothing connects yet, but the folder of an SQLite file is made.
+
+    Args:
+        url: ``sqlite:///file``, ``sqlite+aiosqlite:///file``, ``postgres://``, ``postgresql://`` or
+            ``postgresql+psycopg://``.
+
+    Raises:
+        StoreError: the address cannot be used, its folder cannot be made, or the PostgreSQL driver is not installed.
+    """
+    try:
+        address = make_url(url)
+    except (ArgumentError, ValueError):
+        # The cause is dropped because its message may hold a piece of the password.
+        problem = f"DEIXIS_DATABASE_URL is not an address: '{_redacted(url)}'; write {_EXAMPLES}"
+        raise StoreError(problem) from None
+    match address.drivername:
+        case "sqlite" | "sqlite+aiosqlite":
+            return _open_sqlite(address)
+        case "postgres" | "postgresql" | "postgresql+psycopg":
+            return _open_postgresql(address.set(drivername="postgresql+psycopg"))
+        case other:
+            raise StoreError(f"DEIXIS_DATABASE_URL names the unknown database kind '{other}'; write {_EXAMPLES}")
+
+
+def _open_sqlite(address: URL) -> AsyncEngine:
+    if not address.database or address.database == ":memory:":
+        raise StoreError(f"DEIXIS_DATABASE_URL names no file, so nothing would be kept; write {_EXAMPLES}")
+    if address.query or address.host or address.database.startswith("file:"):
+        problem = f"DEIXIS_DATABASE_URL is '{_redacted(str(address))}', but SQLite takes a plain path without options"
+        raise StoreError(f"{problem}; write {_EXAMPLES}")
+    file = Path(address.database).expanduser()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem = f"cannot make the folder '{file.parent}' for the database: {error.strerror}"
+        raise StoreError(f"{problem}; make it, or name another file in DEIXIS_DATABASE_URL") from error
+    engine = create_async_engine(
+        URL.create("sqlite+aiosqlite", database=str(file)),
+        # isolation_level None keeps sqlite3 from deciding by itself when a transaction begins; _begin does it.
+        connect_args={"isolation_level": None, "timeout": LOCK_TIMEOUT_S, "factory": _SqliteConnection},
+        hide_parameters=True,
+        json_serializer=_to_json,
+    )
+    event.listen(engine.sync_engine, "connect", _set_pragmas)
+    event.listen(engine.sync_engine, "begin", _begin)
+    return engine
+
+
+def _open_postgresql(address: URL) -> AsyncEngine:
+    # Prepared statements and a pooler such as PgBouncer do not go together, and our statements gain little by them.
+    connect_args: dict[str, Any] = {"prepare_threshold": None}
+    if "connect_timeout" not in address.query:
+        connect_args["connect_timeout"] = CONNECT_TIMEOUT_S
+    try:
+        return create_async_engine(
+            address,
+            connect_args=connect_args,
+            pool_pre_ping=True,
+            # The row locks of the repository are written for this level, whatever the server's default.
+            isolation_level="READ COMMITTED",
+            hide_parameters=True,
+            json_serializer=_to_json,
+        )
+    except ImportError as error:
+        problem = f"the database at {location(address)} needs the PostgreSQL driver, which is not installed"
+        raise StoreError(f"{problem}; run: pip install 'deixis[postgres]'") from error
+
+
+_to_json = partial(json.dumps, ensure_ascii=False, separators=(",", ":"))
+
+
+class _SqliteConnection(sqlite3.Connection):
+    """A connection whose locks end when it is closed.
+
+    SQLite keeps a closed connection alive, transaction and all, until its last statement is gone. After a cancelled
+    request that may be long: the statement hangs on the traceback of the cancellation.
+    """
+
+    def close(self) -> None:
+        with suppress(sqlite3.Error):
+            self.rollback()
+        super().close()
+
+
+def _set_pragmas(connection: Any, _record: object) -> None:
+    try:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA synchronous=FULL")  # an acknowledged write outlives a power cut
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.close()
+    except BaseException:
+        connection.close()  # the pool does not know of it yet and would leak its thread
+        raise
+
+
+def _begin(connection: Connection) -> None:
+    # A transaction that reads before it writes must take the write lock first: SQLite refuses, without waiting, to
+    # upgrade a read whose snapshot is out of date.
+    writes = connection.get_execution_options().get(_WRITES, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def location(address: URL) -> str:
+    """Return the address without password and options, fit for messages and logs."""
+    return address.set(query={}).render_as_string(hide_password=True)
+
+
+def _redacted(url: str) -> str:
+    return re.sub(r"(?i)(password\s*=\s*)[^&\s]+", r"\1***", re.sub(r"://.*@", "://***@", url, flags=re.DOTALL))
+
+
+@contextmanager
+def _store_errors(engine: AsyncEngine) -> Iterator[None]:
+    """Turn what the driver and the pool raise into StoreError."""
+    try:
+        yield
+    except (DBAPIError, sqlite3.Error) as error:
+        reason = " ".join(str(error.orig if isinstance(error, DBAPIError) else error).split())
+        way_out = next((w for sign, w in _WAYS_OUT.items() if sign in reason.lower()), _OTHERWISE)
+        raise StoreError(f"the database at {location(engine.url)} failed: {reason}; {way_out}") from error
+    except PoolTimeoutError as error:
+        problem = f"every connection to the database at {location(engine.url)} is busy"
+        raise StoreError(f"{problem}; try again, or see what keeps the database from answering") from error
+
+
+@asynccontextmanager
+async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncSession]:
+    """Yield a session whose transaction is thrown away at the end."""
+    with _store_errors(engine):
+        async with AsyncSession(engine) as session:
+            yield session
+
+
+@asynccontextmanager
+async def writing(engine: AsyncEngine) -> AsyncIterator[AsyncSession]:
+    """Yield a session that is committed at the end, or rolled back when the body raises.
+
+    On SQLite it holds the write lock from the start; on PostgreSQL the body locks the rows that it is going to change.
+    """
+    with _store_errors(engine):
+        async with (
+            AsyncSession(engine.execution_options(**{_WRITES: True}), expire_on_commit=False) as session,
+            session.begin(),
+        ):
+            yield session
+
+
+async def ping(engine: AsyncEngine, timeout_s: float = 2.0) -> None:
+    """Read from the tables, within the time.
+
+    Raises:
+        StoreError: the database does not answer, or has no tables.
+    """
+    try:
+        async with asyncio.timeout(timeout_s), reading(engine) as session:
+            await session.execute(select(LabelSetRow.name).limit(1))
+    except TimeoutError as error:
+        problem = f"the database at {location(engine.url)} did not answer within {timeout_s:g} s"
+        raise StoreError(f"{problem}; {_OTHERWISE}") from error
+
+
+async def migrate(engine: AsyncEngine) -> None:
+    """Bring the schema up to date, once, however many processes start together.
+
+    Alembic keeps its state in module globals, so one process must not migrate two databases at the same time.
+
+    Raises:
+        StoreError: the database cannot be used, or its schema is newer than this release.
+    """
+    with _store_errors(engine):
+        if engine.dialect.name == "sqlite":
+            await _enter_wal_mode(engine)
+        async with engine.execution_options(**{_WRITES: True}).begin() as connection:
+            if engine.dialect.name == "postgresql":
+                # Held until the transaction ends; SQLite's BEGIN IMMEDIATE does the same.
+                await connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+                encoding = await connection.scalar(text("SHOW server_encoding"))
+                if encoding != "UTF8":
+                    problem = f"the database at {location(engine.url)} has encoding {encoding}, which cannot hold every"
+                    raise StoreError(
+                        f"{problem} name; make one with: CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
+                    )
+            await connection.run_sync(_upgrade)
+
+
+async def _enter_wal_mode(engine: AsyncEngine) -> None:
+    """Let readers and the writer work side by side; the mode is kept in the file.
+
+    SQLite does not apply its lock timeout to this one switch, so the waiting is done here.
+    """
+    loop = asyncio.get_running_loop()
+    give_up_at = loop.time() + LOCK_TIMEOUT_S
+    async with engine.connect() as connection:
+        # Past SQLAlchemy, which would begin a transaction, in which the mode cannot be switched.
+        driver_connection: Any = (await connection.get_raw_connection()).driver_connection
+        while True:
+            try:
+                async with driver_connection.execute("PRAGMA journal_mode=WAL"):
+                    return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or loop.time() > give_up_at:
+                    raise
+            await asyncio.sleep(0.01)
+
+
+def _upgrade(connection: Connection) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))  # configparser reads % as a variable
+    config.attributes["connection"] = connection
+    scripts = ScriptDirectory.from_config(config)
+    known = {script.revision for script in scripts.walk_revisions()}
+    context = MigrationContext.configure(connection, opts={"version_table": SCHEMA_VERSION_TABLE})
+    present = set(context.get_current_heads())
+    if newer := present - known:
+        problem = f"the database at {location(connection.engine.url)} has schema revision '{min(newer)}'"
+        raise StoreError(
+            f"{problem}, but this release knows only up to '{scripts.get_current_head()}'; install the release of "
+            "Deixis that wrote it or a later one, or name another database in DEIXIS_DATABASE_URL"
+        )
+    if present != set(scripts.get_heads()):
+        command.upgrade(config, "head")

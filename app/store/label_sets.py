@@ -1,0 +1,266 @@
+"""Label sets in the database: reading them, and writing them without losing anyone's change."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from typing import Final, Literal, TypeAlias
+
+from sqlalchemy import Integer, and_, delete, func, literal, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from app.errors import ConflictError, InvalidFieldError, PreconditionFailedError, TooLargeError, UnknownNameError
+from app.store.database import reading, writing
+from app.store.tables import LabelSetRow, LabelSetVersionRow
+from app.task import ClassEntry, LabelSet
+
+_LARGEST_VERSION = 2**31 - 1
+
+
+class AnyVersion(Enum):
+    """The type of ``ANY``."""
+
+    ANY = "*"
+
+
+ANY: Final = AnyVersion.ANY
+"""As a precondition: the label set must exist, at whatever version."""
+
+IfMatch: TypeAlias = Collection[int] | Literal[AnyVersion.ANY] | None
+"""The versions a change was meant for; None makes no condition."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSetSummary:
+    """The current version of a label set without its classes."""
+
+    name: str
+    version: int
+    class_count: int
+    created_at: datetime
+
+
+class LabelSetRepository:
+    """Label sets by name; every write makes a new version, and a version never changes.
+
+    Names and classes are taken as they are: whoever calls has cleaned them with ``app.naming``.
+    """
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def get(self, name: str, version: int | None = None) -> LabelSet:
+        """Return one version, or the current one.
+
+        Raises:
+            UnknownNameError: there is no such label set, or no such version of it.
+        """
+        async with reading(self._engine) as session:
+            if not _is_storable(name):
+                raise await _unknown_label_set(session, name)
+            # Version 0 is never given out, so it stands for every number that the column could not hold either.
+            wanted = literal(version if 0 < version <= _LARGEST_VERSION else 0) if version is not None else None
+            statement = (
+                select(LabelSetRow, LabelSetVersionRow)
+                .outerjoin(
+                    LabelSetVersionRow,
+                    and_(
+                        LabelSetVersionRow.name == LabelSetRow.name,
+                        LabelSetVersionRow.version == (LabelSetRow.last_version if wanted is None else wanted),
+                    ),
+                )
+                .where(LabelSetRow.name == name, LabelSetRow.deleted_at.is_(None))
+            )
+            found = (await session.execute(statement)).one_or_none()
+            if found is None:
+                raise await _unknown_label_set(session, name)
+            label_set, version_row = found
+            if version_row is None:
+                raise await _unknown_version(session, label_set, version)
+            return _to_label_set(version_row)
+
+    async def list(self, limit: int, after: str | None = None) -> Sequence[LabelSetSummary]:
+        """Return at most ``limit`` summaries, sorted by code point, beginning behind the name ``after``."""
+        statement = (
+            select(
+                LabelSetVersionRow.name,
+                LabelSetVersionRow.version,
+                func.json_array_length(LabelSetVersionRow.classes, type_=Integer),
+                LabelSetVersionRow.created_at,
+            )
+            .join(
+                LabelSetRow,
+                and_(
+                    LabelSetRow.name == LabelSetVersionRow.name, LabelSetRow.last_version == LabelSetVersionRow.version
+                ),
+            )
+            .where(LabelSetRow.deleted_at.is_(None))
+            .order_by(LabelSetRow.name)
+            .limit(limit)
+        )
+        if after is not None:
+            if not _is_storable(after):
+                raise InvalidFieldError.of(
+                    "after", f"{after!a} cannot be a name; give the last name of the page before"
+                )
+            statement = statement.where(LabelSetRow.name > after)
+        async with reading(self._engine) as session:
+            return [LabelSetSummary(*row) for row in await session.execute(statement)]
+
+    async def put(
+        self,
+        name: str,
+        classes: Sequence[ClassEntry],
+        templates: str,
+        *,
+        if_match: IfMatch = None,
+        if_none_match_any: bool = False,
+    ) -> tuple[LabelSet, bool]:
+        """Write a new version; the second value tells whether the label set came into being by it.
+
+        Raises:
+            PreconditionFailedError: the current version is not in ``if_match``, or there is one although
+                ``if_none_match_any`` says that there must be none.
+        """
+        async with writing(self._engine) as session:
+            row = await _lock_or_reserve(session, name)
+            created = row.deleted_at is not None
+            if created:
+                if if_match is not None:
+                    problem = f"If-Match is given, but there is no label set '{name}'"
+                    raise PreconditionFailedError(f"{problem}; leave If-Match out to make it")
+                row.deleted_at = None
+            else:
+                if if_none_match_any:
+                    problem = f"the label set '{name}' exists already, at version {row.last_version}"
+                    raise PreconditionFailedError(f"{problem}; leave If-None-Match out to write the next version")
+                _require_match(row, if_match)
+            return _append_version(session, row, tuple(classes), templates), created
+
+    async def add_classes(
+        self,
+        name: str,
+        classes: Sequence[ClassEntry],
+        *,
+        if_match: IfMatch = None,
+        max_classes: int | None = None,
+    ) -> LabelSet:
+        """Write a new version with ``classes`` behind those of the current one.
+
+        Raises:
+            UnknownNameError: there is no such label set.
+            PreconditionFailedError: the current version is not in ``if_match``.
+            ConflictError: one of the classes is there already, if only in other letter case.
+            TooLargeError: together they would be more than ``max_classes``.
+        """
+        async with writing(self._engine) as session:
+            row, current = await _lock_current(session, name, if_match)
+            present = {entry.name.lower(): entry.name for entry in current.classes}
+            if taken := [present[entry.name.lower()] for entry in classes if entry.name.lower() in present]:
+                listed = ", ".join(f"'{name}'" for name in taken)
+                problem = f"the label set '{name}' has these classes already: {listed}"
+                raise ConflictError(f"{problem}; leave them out, or replace the whole label set to change them")
+            merged = (*current.classes, *classes)
+            if max_classes is not None and len(merged) > max_classes:
+                problem = f"the label set '{name}' would have {len(merged)} classes, at most {max_classes} are allowed"
+                raise TooLargeError(f"{problem}; add fewer, or raise DEIXIS_MAX_CLASSES")
+            return _append_version(session, row, merged, current.templates)
+
+    async def remove_class(self, name: str, classname: str, *, if_match: IfMatch = None) -> LabelSet:
+        """Write a new version without one class.
+
+        Raises:
+            UnknownNameError: there is no such label set, or no such class in it.
+            PreconditionFailedError: the current version is not in ``if_match``.
+            ConflictError: it is the only class.
+        """
+        async with writing(self._engine) as session:
+            row, current = await _lock_current(session, name, if_match)
+            remaining = tuple(entry for entry in current.classes if entry.name != classname)
+            if len(remaining) == len(current.classes):
+                raise UnknownNameError("class", _printable(classname), (entry.name for entry in current.classes))
+            if not remaining:
+                problem = f"'{classname}' is the only class of the label set '{name}', which must have one"
+                raise ConflictError(f"{problem}; add another first, or delete the label set")
+            return _append_version(session, row, remaining, current.templates)
+
+    async def delete(self, name: str, *, if_match: IfMatch = None) -> None:
+        """Remove every version for good; the version numbers stay used.
+
+        Raises:
+            UnknownNameError: there is no such label set.
+            PreconditionFailedError: the current version is not in ``if_match``.
+        """
+        async with writing(self._engine) as session:
+            row = await _lock(session, name, if_match)
+            await session.execute(delete(LabelSetVersionRow).where(LabelSetVersionRow.name == name))
+            row.deleted_at = datetime.now(UTC)
+
+
+async def _lock_or_reserve(session: AsyncSession, name: str) -> LabelSetRow:
+    """Return the row of a name, locked; a name seen for the first time gets one that counts as deleted."""
+    now = datetime.now(UTC)
+    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    reserved = insert(LabelSetRow).values(name=name, last_version=0, created_at=now, deleted_at=now)
+    await session.execute(reserved.on_conflict_do_nothing())
+    return await session.get_one(LabelSetRow, name, with_for_update=True)
+
+
+async def _lock(session: AsyncSession, name: str, if_match: IfMatch) -> LabelSetRow:
+    row = await session.get(LabelSetRow, name, with_for_update=True) if _is_storable(name) else None
+    if row is None or row.deleted_at is not None:
+        raise await _unknown_label_set(session, name)
+    _require_match(row, if_match)
+    return row
+
+
+async def _lock_current(session: AsyncSession, name: str, if_match: IfMatch) -> tuple[LabelSetRow, LabelSetVersionRow]:
+    row = await _lock(session, name, if_match)
+    return row, await session.get_one(LabelSetVersionRow, (name, row.last_version))
+
+
+def _append_version(
+    session: AsyncSession, row: LabelSetRow, classes: tuple[ClassEntry, ...], templates: str
+) -> LabelSet:
+    row.last_version += 1
+    version = LabelSetVersionRow(
+        name=row.name, version=row.last_version, classes=classes, templates=templates, created_at=datetime.now(UTC)
+    )
+    session.add(version)
+    return _to_label_set(version)
+
+
+def _to_label_set(row: LabelSetVersionRow) -> LabelSet:
+    return LabelSet(row.name, row.version, row.classes, row.templates, row.created_at)
+
+
+def _require_match(row: LabelSetRow, if_match: IfMatch) -> None:
+    if if_match is None or if_match is ANY or row.last_version in if_match:
+        return
+    named = ", ".join(str(version) for version in sorted(if_match)) or "none"
+    problem = f"the label set '{row.name}' is at version {row.last_version}, but If-Match names {named}"
+    raise PreconditionFailedError(f"{problem}; get the current version and make the change on that")
+
+
+async def _unknown_label_set(session: AsyncSession, name: str) -> UnknownNameError:
+    known = await session.scalars(select(LabelSetRow.name).where(LabelSetRow.deleted_at.is_(None)))
+    return UnknownNameError("label set", _printable(name), known)
+
+
+async def _unknown_version(session: AsyncSession, row: LabelSetRow, version: int | None) -> UnknownNameError:
+    # Versions are only ever removed all together, so those that exist have no gaps.
+    first = await session.scalar(
+        select(func.min(LabelSetVersionRow.version)).where(LabelSetVersionRow.name == row.name)
+    )
+    known = f"{first} to {row.last_version}" if first != row.last_version else f"{first}"
+    return UnknownNameError("label set version", f"{row.name}@{version}", [known])
+
+
+def _is_storable(text: str) -> bool:
+    """Tell whether both databases can hold the text: neither takes a lone surrogate, PostgreSQL no NUL."""
+    return not any(character == "\0" or "\ud800" <= character <= "\udfff" for character in text)
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,104 @@
+"""The tables, and the column types that make both databases give back what was put in.
+
+A label set is one row in ``label_sets`` and one row per version in ``label_set_versions``. Version rows are never
+updated. Deleting a label set removes its versions and keeps the first row, so that a version number is never given out
+twice and ``pets@3`` can never come to mean something else.
+"""
+
+from datetime import UTC, datetime
+from typing import Any, TypeAlias
+
+from sqlalchemy import JSON, DateTime, ForeignKey, Integer, MetaData, Text
+from sqlalchemy.engine import Dialect
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator
+
+from app.task import ClassEntry
+
+SCHEMA_VERSION_TABLE = "deixis_schema"
+"""Where alembic notes the revision; not its default name, because a PostgreSQL database may be shared with others."""
+
+NAME_TYPE = Text().with_variant(Text(collation="C"), "postgresql")
+"""Names sort by code point on both databases, whatever the server's locale."""
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware datetime in UTC, also on SQLite, which would drop the time zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - SQLAlchemy's
+        """Convert to UTC."""
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - SQLAlchemy's
+        """Say that it is UTC, or convert from the time zone of the PostgreSQL session."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+_Json: TypeAlias = list[dict[str, Any]]
+
+
+class ClassEntriesJson(TypeDecorator[tuple[ClassEntry, ...]]):
+    """Class entries as a JSON array of objects; empty lists are left out."""
+
+    impl = JSON
+    cache_ok = True
+
+    def process_bind_param(self, value: tuple[ClassEntry, ...] | None, dialect: Dialect) -> _Json | None:  # noqa: ARG002 - SQLAlchemy's
+        """Convert to what json can write."""
+        return None if value is None else [_entry_to_json(entry) for entry in value]
+
+    def process_result_value(self, value: _Json | None, dialect: Dialect) -> tuple[ClassEntry, ...] | None:  # noqa: ARG002 - SQLAlchemy's
+        """Convert back."""
+        return None if value is None else tuple(_entry_from_json(entry) for entry in value)
+
+
+def _entry_to_json(entry: ClassEntry) -> dict[str, Any]:
+    lists = {"descriptions": list(entry.descriptions), "synonyms": list(entry.synonyms)}
+    return {"name": entry.name} | {key: texts for key, texts in lists.items() if texts}
+
+
+def _entry_from_json(entry: dict[str, Any]) -> ClassEntry:
+    return ClassEntry(entry["name"], tuple(entry.get("descriptions", ())), tuple(entry.get("synonyms", ())))
+
+
+class Base(DeclarativeBase):
+    """The metadata that the migrations must arrive at."""
+
+    # Named constraints can be dropped by a later migration on either database.
+    metadata = MetaData(
+        naming_convention={
+            "pk": "pk_%(table_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "ix": "ix_%(table_name)s_%(column_0_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+        }
+    )
+
+
+class LabelSetRow(Base):
+    """A name that is or was in use, and the last version number given out under it."""
+
+    __tablename__ = "label_sets"
+
+    name: Mapped[str] = mapped_column(NAME_TYPE, primary_key=True)
+    last_version: Mapped[int] = mapped_column(Integer)
+    deleted_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class LabelSetVersionRow(Base):
+    """One version of a label set; never updated."""
+
+    __tablename__ = "label_set_versions"
+
+    name: Mapped[str] = mapped_column(NAME_TYPE, ForeignKey(LabelSetRow.name), primary_key=True)
+    version: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    classes: Mapped[tuple[ClassEntry, ...]] = mapped_column(ClassEntriesJson)
+    templates: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
