@@ -14,11 +14,12 @@ serve: $(VENV)/.serve  ## Start the service on port 8000 with the embedded model
 test: $(VENV)/.test  ## Run the whole suite.
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
-check: $(VENV)/.test  ## Formatting, lint, types, import layers.
+check: $(VENV)/.test  ## Formatting, lint, types, import layers, generated documentation.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python docs/generate.py --check
 
 format: $(VENV)/.test  ## Rewrite files as `make check` wants them.
 	$(BIN)/ruff format .

@@ -13,7 +13,7 @@ from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
 
 from app import __version__
-from app.api import errors
+from app.api import documentation, errors
 from app.api.middleware import AccessLog, BodyLimit
 from app.api.routes import catalogue, classify, health, label_sets
 from app.encoders._base import Encoder
@@ -120,8 +120,15 @@ def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]]
         version=__version__,
         summary="Zero-shot image classification: POST images and your own words, get back which word fits.",
         lifespan=lifespan,
+        # FastAPI's own pages load their scripts from elsewhere; documentation.py has ours.
+        docs_url=None,
+        redoc_url=None,
+        # Names in generated clients: put_label_set, not put_label_set_v1_label_sets__name__put.
+        generate_unique_id_function=lambda route: route.name,
+        responses=dict(errors.RESPONSES),
     )
     errors.install(app)
+    documentation.install(app)
     for resource in (classify, label_sets, catalogue, health):
         app.include_router(resource.router)
     # Added last is outermost: the id first, then the log that shows it, then the bound on the body.

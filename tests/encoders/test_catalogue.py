@@ -105,11 +105,10 @@ def test_reading_the_catalogue_does_not_import_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-def test_the_table_in_the_guide_is_fresh():
-    tables = runpy.run_path(str(ROOT / "docs" / "build_tables.py"))
-    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
-    fresh = tables["with_table"](page, tables["models_table"](CARDS))
-    assert page == fresh, "docs/models.md is stale; run: python docs/build_tables.py"
+def test_the_table_in_the_guide_has_a_row_per_card():
+    table = runpy.run_path(str(ROOT / "docs" / "generate.py"))["models_table"](CARDS)
+    assert len(table.splitlines()) == len(CARDS) + 2
+    assert all(f"| `{name}` |" in table for name in CARDS)
 
 
 @pytest.fixture(scope="module")

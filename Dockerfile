@@ -1,0 +1,59 @@
+FROM python:3.12-slim AS build
+
+# More arguments for pip, such as an index that has torch's CPU builds; docs/operations.md says when to use it.
+ARG PIP_ARGS=""
+ENV PIP_BUILD_CONSTRAINT=/src/constraints.txt \
+    PIP_CONSTRAINT=/src/constraints.txt \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_ROOT_USER_ACTION=ignore
+
+WORKDIR /src
+RUN python -m venv /opt/deixis
+
+# Dependencies in a layer of their own, which a change of the code leaves as it is.
+COPY pyproject.toml constraints.txt ./
+# hadolint ignore=SC2086 # PIP_ARGS holds several words
+RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; extras = project['optional-dependencies']; print(*project['dependencies'], *extras['embedded'], *extras['heif'], *extras['postgres'], sep='\n')" > requirements.txt \
+    && /opt/deixis/bin/python -m pip install ${PIP_ARGS} --requirement requirements.txt
+
+COPY README.md LICENSE ./
+COPY app/ app/
+COPY models/ models/
+COPY prompts/ prompts/
+# hadolint ignore=SC2086 # as above
+RUN /opt/deixis/bin/python -m pip install ${PIP_ARGS} --no-deps .
+
+
+FROM python:3.12-slim
+
+LABEL org.opencontainers.image.title="Deixis" \
+      org.opencontainers.image.description="Zero-shot image classification: POST images and your own words, get back which word fits." \
+      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.licenses="Apache-2.0"
+
+RUN groupadd --gid 10001 deixis \
+    && useradd --uid 10001 --gid deixis --no-create-home --home-dir /data --shell /usr/sbin/nologin deixis \
+    && install --directory --owner=deixis --group=deixis /data
+
+COPY --from=build /opt/deixis /opt/deixis
+
+ENV PATH=/opt/deixis/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    HF_HOME=/data/hub \
+    DEIXIS_HOST=0.0.0.0 \
+    DEIXIS_DATA_DIR=/data \
+    DEIXIS_LOG_FORMAT=json
+
+USER 10001:10001
+WORKDIR /data
+VOLUME /data
+EXPOSE 8000
+
+# Not urllib, which would send the request to a proxy where one is set.
+HEALTHCHECK --interval=15s --timeout=5s --start-period=180s --retries=3 \
+    CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ.get('DEIXIS_PORT', '8000')), timeout=4); c.request('GET', '/readyz'); sys.exit(c.getresponse().status != 200)"]
+
+ENTRYPOINT ["deixis"]
+CMD ["serve"]

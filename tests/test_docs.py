@@ -1,0 +1,254 @@
+"""The guide says what is so: generated parts are fresh, links lead somewhere, commands, routes and settings exist."""
+
+import json
+import re
+import runpy
+import shlex
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import typer
+from typer.main import get_command
+
+from app.api.errors import KINDS, TYPE_PREFIX
+from app.cli import cli
+from app.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+    + [file for folder in ("docs", "models") for file in (ROOT / folder).rglob("*.md")]
+)
+COMMANDS = get_command(cli)
+OPENAPI = json.loads((ROOT / "docs" / "openapi.json").read_text(encoding="utf-8"))
+ROUTES = {path: {method.upper() for method in methods} for path, methods in OPENAPI["paths"].items()} | {
+    "/classify": {"POST"},
+    "/docs": {"GET"},
+    "/openapi.json": {"GET"},
+}
+
+_FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
+# typer has a copy of click of its own, and its base of every mistake on a command line no public name.
+(UsageError,) = typer.BadParameter.__bases__
+
+_ASSIGNMENT = re.compile(r"[A-Z_][A-Z0-9_]*=")
+_SEPARATORS = {"|", "||", "&", "&&", ";", ">", ">>", "<", "2>", "(", ")"}
+
+
+def of_every_page(test):
+    return pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))(test)
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    """Return the fenced blocks in one of the languages."""
+    found = _FENCE.finditer(page.read_text(encoding="utf-8"))
+    return [re.sub(f"^{match[1]}", "", match[3], flags=re.MULTILINE) for match in found if match[2] in languages]
+
+
+def prose(page: Path) -> str:
+    return _FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+def command_lines(page: Path) -> Iterator[list[str]]:
+    """Yield the simple commands of the shell blocks as words, without the variables set before them."""
+    for block in blocks(page, "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>()")
+            lexer.whitespace_split = True
+            words: list[str] = []
+            for word in [*lexer, ";"]:
+                if word in _SEPARATORS:
+                    if words:
+                        yield words
+                    words = []
+                elif words or not _ASSIGNMENT.match(word):
+                    words.append(word)
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as forges make them."""
+    found: set[str] = set()
+    for heading in re.findall(r"^#{1,6} +(.+?) *$", prose(page), re.MULTILINE):
+        text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "").lower()
+        kept = [c for c in text if c in " -_" or unicodedata.category(c)[0] in "LN"]
+        slug = "".join(kept).replace(" ", "-")
+        found.add(slug if slug not in found else f"{slug}-{sum(each.startswith(slug) for each in found)}")
+    return found
+
+
+def test_nothing_generated_is_stale():
+    generate = runpy.run_path(str(ROOT / "docs" / "generate.py"))
+    assert generate["stale"]() == [], "run: make docs"
+
+
+def test_a_page_without_its_markers_is_not_silently_left_alone():
+    generate = runpy.run_path(str(ROOT / "docs" / "generate.py"))
+    with pytest.raises(ValueError, match="table of settings: begin"):
+        generate["with_table"]("no marker", "settings", "| a |")
+
+
+@of_every_page
+def test_every_link_leads_to_a_file_and_a_heading(page):
+    targets = re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", prose(page)) + re.findall(r'(?:src|href)="([^"]+)"', prose(page))
+    for target in targets:
+        parts = urlsplit(target)
+        if parts.scheme:
+            assert parts.scheme in {"https", "mailto"}, target
+            continue
+        file = page if not parts.path else (page.parent / unquote(parts.path)).resolve()
+        assert file.exists(), f"{target} does not exist"
+        assert file.is_relative_to(ROOT), f"{target} is outside the repository"
+        if parts.fragment:
+            assert parts.fragment in anchors(file), f"{target} names no heading"
+
+
+def parse(words: list[str]) -> None:
+    """Let typer parse a command line without running it; raises if there is no such command, flag or argument."""
+    command, rest = COMMANDS, words
+    while hasattr(command, "commands") and rest and not rest[0].startswith("-"):
+        assert rest[0] in command.commands, f"there is no command {rest[0]}"
+        command, rest = command.commands[rest[0]], rest[1:]
+    if "--help" in rest or hasattr(command, "commands"):
+        known = {name for parameter in command.params for name in parameter.opts} | {"--help"}
+        assert set(rest) <= known
+        return
+    command.make_context("deixis", rest)
+
+
+def deixis_commands(page: Path) -> Iterator[list[str]]:
+    """Yield what comes behind `deixis` in shell blocks, in a container or not."""
+    for words in command_lines(page):
+        if Path(words[0]).name == "deixis":
+            yield words[1:]
+        elif words[:2] == ["docker", "run"] and "deixis" in words:
+            yield words[words.index("deixis") + 1 :]
+
+
+@of_every_page
+def test_every_command_in_a_shell_block_can_be_parsed(page):
+    for words in deixis_commands(page):
+        try:
+            parse(words)
+        except UsageError as error:
+            pytest.fail(f"deixis {shlex.join(words)}: {error.format_message()}")
+
+
+@of_every_page
+def test_every_command_named_in_a_sentence_exists(page):
+    for code in re.findall(r"`(?:\.venv/bin/)?deixis ([^`]+)`", prose(page)):
+        words = shlex.split(code)
+        if words == ["..."]:
+            continue
+        try:
+            parse(words)
+        except UsageError as error:
+            # Named without its arguments, it stands for itself.
+            if not error.format_message().startswith("Missing argument"):
+                pytest.fail(f"deixis {code}: {error.format_message()}")
+
+
+def test_a_command_that_does_not_exist_would_be_noticed():
+    with pytest.raises(AssertionError):
+        parse(["label-sets", "rename"])
+    for words in (["classify", "--nonsense", "a.jpg"], ["serve", "--port"], ["models", "show"]):
+        with pytest.raises(UsageError):
+            parse(words)
+
+
+@of_every_page
+def test_every_make_target_that_is_shown_exists(page):
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    shown = [word for words in command_lines(page) if words[0] == "make" for word in words[1:] if "=" not in word]
+    shown += re.findall(r"`make ([a-z]+)`", prose(page))
+    assert set(shown) <= targets
+
+
+def _route_of(path: str) -> str | None:
+    for route in ROUTES:
+        pattern = re.sub(r"\{[^}]*\}$", ".+", route)
+        if re.fullmatch(re.sub(r"\{[^}]*\}", "[^/]+", pattern), path):
+            return route
+    return None
+
+
+@of_every_page
+def test_every_route_that_is_named_exists(page):
+    for method, path in re.findall(r"`(GET|PUT|POST|DELETE) (/[^`? ]*)[^`]*`", prose(page)):
+        assert method in ROUTES.get(path, ROUTES.get(_route_of(path) or "", set())), f"{method} {path}"
+
+
+@of_every_page
+def test_every_address_that_is_requested_exists(page):
+    for words in command_lines(page):
+        if words[0] != "curl":
+            continue
+        addresses = [word for word in words if re.match(r"(http://)?127\.0\.0\.1:8000", word)]
+        assert addresses, shlex.join(words)
+        route = _route_of(urlsplit(addresses[0]).path)
+        assert route, shlex.join(words)
+        if "-X" in words:
+            assert words[words.index("-X") + 1] in ROUTES[route], shlex.join(words)
+
+
+@of_every_page
+def test_every_json_block_parses(page):
+    for block in blocks(page, "json"):
+        json.loads(block)
+
+
+SETTINGS = {f"DEIXIS_{name.upper()}" for name in Settings.model_fields}
+OPERATORS_FILES = [ROOT / name for name in ("Dockerfile", "docker-compose.yml", "Makefile", ".ci/run")]
+
+
+@pytest.mark.parametrize("file", [*PAGES, *OPERATORS_FILES], ids=lambda file: str(file.relative_to(ROOT)))
+def test_every_setting_that_is_named_exists(file):
+    named = set(re.findall(r"DEIXIS_[A-Z0-9_]*[A-Z0-9]", file.read_text(encoding="utf-8")))
+    assert not {name for name in named - SETTINGS if not name.startswith("DEIXIS_TEST_")}
+
+
+def test_every_type_of_problem_has_its_section_with_its_status():
+    page = (ROOT / "docs" / "problems.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE))
+    assert set(sections) == {kind.slug for kind in KINDS.values()}
+    for kind in KINDS.values():
+        assert f"**{kind.status}**" in sections[kind.slug], kind.slug
+        assert kind.title in sections[kind.slug], kind.slug
+
+
+def test_every_problem_that_is_shown_is_one_of_the_table():
+    known = {TYPE_PREFIX + kind.slug: kind for kind in KINDS.values()}
+
+    def shown(value: object) -> Iterator[dict]:
+        if isinstance(value, dict):
+            if str(value.get("type", "")).startswith(TYPE_PREFIX):
+                yield value
+            for each in value.values():
+                yield from shown(each)
+        elif isinstance(value, list):
+            for each in value:
+                yield from shown(each)
+
+    for page in PAGES:
+        for block in blocks(page, "json"):
+            for problem in shown(json.loads(block)):
+                kind = known[problem["type"]]
+                assert (problem["status"], problem["title"]) == (kind.status, kind.title), page
+
+
+def test_the_index_leads_to_every_page():
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    linked = set(re.findall(r"\]\(([^)#\s]+)", index))
+    pages = {str(file.relative_to(ROOT / "docs")) for file in (ROOT / "docs").rglob("*.md")} - {"README.md"}
+    assert pages <= linked
+
+
+def test_what_the_image_copies_is_there_and_not_ignored():
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert copied
+    for source in " ".join(copied).split():
+        assert (ROOT / source).exists(), source
+        assert f"!{source.rstrip('/')}" in ignored, source
