@@ -39,8 +39,9 @@ def running_postgres(binaries: Path) -> Iterator[str]:
         data = folder / "data"
         options = _as_unprivileged_user(folder)
         with (folder / "log").open("w") as log:
-            made = [binaries / "initdb", "-D", data, "-U", SUPERUSER, "-A", "trust", "-E", "UTF8", "--locale=C", "-N"]
-            subprocess.run(made, cwd=folder, stdout=log, stderr=log, check=True, **options)
+            initdb: list[str | Path] = [binaries / "initdb", "-D", data, "-U", SUPERUSER, "-A", "trust"]
+            initdb += ["-E", "UTF8", "--locale=C", "-N"]
+            subprocess.run(initdb, cwd=folder, stdout=log, stderr=log, check=True, **options)
             # Durability is SQLite's and PostgreSQL's own business; the tests kill clients, not the server.
             settings = ["listen_addresses=", f"unix_socket_directories={folder}", "fsync=off", "max_connections=100"]
             flags = [flag for setting in settings for flag in ("-c", setting)]

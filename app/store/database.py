@@ -44,20 +44,21 @@ _WAYS_OUT = {
     "permission denied": "grant the user of DEIXIS_DATABASE_URL the right to create and use tables in its schema",
     "already exists": "name a database that is empty or was made by Deixis in DEIXIS_DATABASE_URL",
     "no such table": "start the service once, which makes the tables",
+    'relation "': "start the service once, which makes the tables",
     "authentication failed": "correct the user and password in DEIXIS_DATABASE_URL",
 }
 _OTHERWISE = "check that DEIXIS_DATABASE_URL names the right database and that it is running"
 
 
 def open_engine(url: str) -> AsyncEngine:
-    """Return an engine for SQLite or PostgreSQL; nothing connects yet, but the folder of an SQLite file is made.
+    """Return an engine for SQLite or PostgreSQL; an SQLite file and its folders are made, a server is not yet called.
 
     Args:
         url: ``sqlite:///file``, ``sqlite+aiosqlite:///file``, ``postgres://``, ``postgresql://`` or
             ``postgresql+psycopg://``.
 
     Raises:
-        StoreError: the address cannot be used, its folder cannot be made, or the PostgreSQL driver is not installed.
+        StoreError: the address cannot be used, the file cannot be made, or the PostgreSQL driver is not installed.
     """
     try:
         address = make_url(url)
@@ -86,8 +87,14 @@ def _open_sqlite(address: URL) -> AsyncEngine:
     except OSError as error:
         problem = f"cannot make the folder '{file.parent}' for the database: {error.strerror}"
         raise StoreError(f"{problem}; make it, or name another file in DEIXIS_DATABASE_URL") from error
+    address = URL.create("sqlite+aiosqlite", database=str(file))
+    try:
+        # Where the file cannot be opened, aiosqlite's thread would outlive the event loop and print its own traceback.
+        sqlite3.connect(file).close()
+    except sqlite3.Error as error:
+        raise _failure(address, error) from error
     engine = create_async_engine(
-        URL.create("sqlite+aiosqlite", database=str(file)),
+        address,
         # isolation_level None keeps sqlite3 from deciding by itself when a transaction begins; _begin does it.
         connect_args={"isolation_level": None, "timeout": LOCK_TIMEOUT_S, "factory": _SqliteConnection},
         hide_parameters=True,
@@ -161,15 +168,19 @@ def _redacted(url: str) -> str:
     return re.sub(r"(?i)(password\s*=\s*)[^&\s]+", r"\1***", re.sub(r"://.*@", "://***@", url, flags=re.DOTALL))
 
 
+def _failure(address: URL, cause: BaseException | None) -> StoreError:
+    reason = " ".join(str(cause).split())
+    way_out = next((w for sign, w in _WAYS_OUT.items() if sign in reason.lower()), _OTHERWISE)
+    return StoreError(f"the database at {location(address)} failed: {reason}; {way_out}")
+
+
 @contextmanager
 def _store_errors(engine: AsyncEngine) -> Iterator[None]:
     """Turn what the driver and the pool raise into StoreError."""
     try:
         yield
     except (DBAPIError, sqlite3.Error) as error:
-        reason = " ".join(str(error.orig if isinstance(error, DBAPIError) else error).split())
-        way_out = next((w for sign, w in _WAYS_OUT.items() if sign in reason.lower()), _OTHERWISE)
-        raise StoreError(f"the database at {location(engine.url)} failed: {reason}; {way_out}") from error
+        raise _failure(engine.url, error.orig if isinstance(error, DBAPIError) else error) from error
     except PoolTimeoutError as error:
         problem = f"every connection to the database at {location(engine.url)} is busy"
         raise StoreError(f"{problem}; try again, or see what keeps the database from answering") from error
@@ -187,7 +198,7 @@ async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncSession]:
 async def writing(engine: AsyncEngine) -> AsyncIterator[AsyncSession]:
     """Yield a session that is committed at the end, or rolled back when the body raises.
 
-    On SQLite it holds the write lock from the start; on PostgreSQL the body locks the rows that it is going to change.
+    On SQLite its first statement takes the write lock; on PostgreSQL the body locks the rows that it will change.
     """
     with _store_errors(engine):
         async with (

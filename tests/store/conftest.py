@@ -10,11 +10,6 @@ __all__ = ["postgres_server", "postgres_url"]
 
 
 @pytest.fixture
-def anyio_backend():
-    return "asyncio"
-
-
-@pytest.fixture
 def sqlite_url(tmp_path):
     return f"sqlite:///{tmp_path / 'deixis.sqlite3'}"
 

@@ -1,0 +1,137 @@
+import asyncio
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import inspect, text
+
+from app.errors import StoreError
+from app.store import database
+from app.store.database import migrate
+from app.store.label_sets import LabelSetRepository
+from app.store.tables import SCHEMA_VERSION_TABLE, Base
+from app.task import ClassEntry
+
+pytestmark = pytest.mark.anyio
+
+ROOT = Path(__file__).parents[2]
+
+STARTING = """
+import asyncio, sys
+from app.store.database import migrate, open_engine, ping
+
+async def start(url):
+    engine = open_engine(url)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    await migrate(engine)
+    await ping(engine)
+    await engine.dispose()
+
+asyncio.run(start(sys.argv[1]))
+"""
+
+
+def differences(connection):
+    options = {"version_table": SCHEMA_VERSION_TABLE, "compare_type": True, "compare_server_default": True}
+    return compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata)
+
+
+async def table_names(engine):
+    async with engine.connect() as connection:
+        return set(await connection.run_sync(lambda connection: inspect(connection).get_table_names()))
+
+
+async def revision_of(engine):
+    async with engine.connect() as connection:
+        return await connection.scalar(text(f"SELECT version_num FROM {SCHEMA_VERSION_TABLE}"))
+
+
+async def test_the_migrations_arrive_at_the_tables_of_the_code(engine):
+    async with engine.connect() as connection:
+        assert await connection.run_sync(differences) == []
+
+
+async def test_a_difference_between_migrations_and_code_would_be_found(engine):
+    async with engine.begin() as connection:
+        await connection.execute(text("ALTER TABLE label_set_versions ADD COLUMN stray TEXT"))
+    async with engine.connect() as connection:
+        assert len(await connection.run_sync(differences)) == 1
+
+
+async def test_constraints_carry_the_names_that_the_code_would_give(engine):
+    def names(connection):
+        inspector = inspect(connection)
+        return (
+            [inspector.get_pk_constraint(table.name)["name"] for table in Base.metadata.sorted_tables],
+            [key["name"] for table in Base.metadata.sorted_tables for key in inspector.get_foreign_keys(table.name)],
+        )
+
+    async with engine.connect() as connection:
+        assert await connection.run_sync(names) == (
+            [table.primary_key.name for table in Base.metadata.sorted_tables],
+            [key.name for table in Base.metadata.sorted_tables for key in table.foreign_key_constraints],
+        )
+
+
+async def test_migrating_again_changes_nothing(engine, repository):
+    put, _ = await repository.put("pets", [ClassEntry("lynx")], "photo")
+    await migrate(engine)
+    assert await repository.get("pets") == put
+
+
+async def test_a_schema_newer_than_the_release_is_refused_with_its_revision_and_left_alone(engine, repository):
+    put, _ = await repository.put("pets", [ClassEntry("lynx")], "photo")
+    async with engine.begin() as connection:
+        await connection.execute(text(f"UPDATE {SCHEMA_VERSION_TABLE} SET version_num = '0999'"))
+    with pytest.raises(StoreError, match=r"revision '0999', but this release knows only up to '\d{4}'; install the"):
+        await migrate(engine)
+    assert await revision_of(engine) == "0999"
+    assert await repository.get("pets") == put
+
+
+async def test_a_migration_that_fails_leaves_nothing_behind(url, opened):
+    engine = opened(url)
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE label_set_versions (somebody_elses TEXT)"))
+    with pytest.raises(StoreError, match="already exists; name a database that is empty or was made by Deixis"):
+        await migrate(engine)
+    assert await table_names(engine) == {"label_set_versions"}
+
+
+async def test_an_unfinished_migration_of_another_engine_is_waited_for(url, opened):
+    engines = [opened(url) for _ in range(5)]
+    async with asyncio.timeout(30):
+        await asyncio.gather(*(migrate(engine) for engine in engines))
+    assert await revision_of(engines[0]) is not None
+
+
+def start_at_once(url, processes):
+    """Return what each process wrote to standard error, and how it ended."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command = [sys.executable, "-W", "error", "-c", STARTING, url]
+    started = [subprocess.Popen(command, cwd=ROOT, text=True, **pipes) for _ in range(processes)]
+    for process in started:
+        process.stdout.readline()
+    for process in started:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    return [(process.communicate(timeout=60)[1], process.returncode) for process in started]
+
+
+async def test_processes_that_start_at_once_migrate_once(url, opened):
+    assert start_at_once(url, processes=3) == [("", 0)] * 3
+    assert (await LabelSetRepository(opened(url)).put("pets", [ClassEntry("lynx")], "photo"))[1]
+
+
+async def test_the_migrations_are_found_wherever_the_package_is_installed(sqlite_url, opened, tmp_path, monkeypatch):
+    elsewhere = tmp_path / "100% new: folder, with 'signs'"
+    shutil.copytree(database.MIGRATIONS, elsewhere)
+    monkeypatch.setattr(database, "MIGRATIONS", elsewhere)
+    engine = opened(sqlite_url)
+    await migrate(engine)
+    assert {"label_sets", "label_set_versions", SCHEMA_VERSION_TABLE} == await table_names(engine)

@@ -1,0 +1,265 @@
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+
+from app.errors import StoreError
+from app.store import database
+from app.store.database import migrate, open_engine, ping, reading, writing
+from app.store.label_sets import LabelSetRepository
+from app.task import ClassEntry
+
+pytestmark = pytest.mark.anyio
+
+
+async def refusal_of(opened, url):
+    with pytest.raises(StoreError) as caught:
+        await migrate(opened(url))
+    return caught.value.message
+
+
+@pytest.mark.parametrize("scheme", ["sqlite", "sqlite+aiosqlite"])
+async def test_an_sqlite_file_is_made_with_its_folders(tmp_path, opened, scheme):
+    file = tmp_path / "new" / "50% of # folder" / "deixis.sqlite3"
+    engine = opened(f"{scheme}:///{file}")
+    await migrate(engine)
+    await ping(engine)
+    assert file.exists()
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
+async def test_every_spelling_of_a_postgresql_address_is_understood(postgres_url, opened, scheme):
+    engine = opened(postgres_url.replace("postgresql", scheme, 1))
+    await migrate(engine)
+    await ping(engine)
+
+
+async def test_an_sqlite_path_may_begin_with_the_home_folder(tmp_path, monkeypatch, opened):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    await migrate(opened("sqlite:///~/deixis.sqlite3"))
+    assert (tmp_path / "deixis.sqlite3").exists()
+
+
+async def test_sqlite_is_set_to_lose_nothing_and_to_wait_for_locks(sqlite_url, opened):
+    engine = opened(sqlite_url)
+    await migrate(engine)
+    async with engine.connect() as connection:
+        pragmas = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        values = [(await connection.exec_driver_sql(f"PRAGMA {pragma}")).scalar_one() for pragma in pragmas]
+    assert values == ["wal", 2, 1, 10_000]
+
+
+async def test_a_version_cannot_exist_without_its_label_set(engine):
+    orphan = "INSERT INTO label_set_versions VALUES ('pets', 1, '[]', '', '2025-01-01 00:00:00')"
+    async with engine.connect() as connection:
+        with pytest.raises(IntegrityError, match=r"(?i)foreign key"):
+            await connection.execute(text(orphan))
+
+
+async def test_reading_goes_on_while_a_write_is_under_way(engine, repository):
+    await repository.put("pets", [ClassEntry("lynx")], "photo")
+    async with writing(engine) as session:
+        await session.execute(text("UPDATE label_sets SET last_version = 7"))
+        assert (await repository.get("pets")).version == 1
+        await session.rollback()
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("", "is not an address: ''"),
+        ("/var/lib/deixis.sqlite3", "is not an address: '/var/lib/deixis.sqlite3'; write 'sqlite:///"),
+        ("host=db user=deixis password=hunter2", "is not an address: 'host=db user=deixis password=***'"),
+        ("postgresql://deixis:hunter2@db:port/deixis", "is not an address: 'postgresql://***@db:port/deixis'"),
+        (
+            "postgresql://deixis:hun@ter2@db:x/d?password=hunter2",
+            "is not an address: 'postgresql://***@db:x/d?password=***'",
+        ),
+        ("mysql://deixis:hunter2@db/deixis", "unknown database kind 'mysql'"),
+        ("postgresql+asyncpg://deixis:hunter2@db/deixis", "unknown database kind 'postgresql+asyncpg'"),
+        ("sqlite://", "names no file"),
+        ("sqlite:///:memory:", "names no file"),
+        ("sqlite:///deixis.sqlite3?mode=ro", "without options"),
+        ("sqlite:///file:deixis.sqlite3", "without options"),
+        ("sqlite://relative/deixis.sqlite3", "without options"),
+    ],
+)
+async def test_an_address_that_cannot_be_used_is_refused_without_its_password(url, told):
+    with pytest.raises(StoreError) as caught:
+        open_engine(url)
+    assert told in caught.value.message
+    assert "hunter2" not in caught.value.message
+    assert "'postgresql://user:password@host/deixis'" in caught.value.message
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+async def test_without_the_postgresql_driver_the_way_to_install_it_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(StoreError, match=r"run: pip install 'deixis\[postgres\]'") as caught:
+        open_engine("postgresql://deixis:hunter2@db/deixis")
+    assert "hunter2" not in caught.value.message
+
+
+async def test_a_server_that_does_not_run_is_told_without_password(opened):
+    message = await refusal_of(opened, "postgresql://deixis:hunter2@127.0.0.1:1/deixis?sslpassword=hunter2")
+    assert "postgresql+psycopg://deixis:***@127.0.0.1:1/deixis failed:" in message
+    assert "check that DEIXIS_DATABASE_URL names the right database and that it is running" in message
+    assert "hunter2" not in message
+    assert "\n" not in message
+
+
+@pytest.mark.postgres
+async def test_a_database_that_does_not_exist_is_told_by_name(postgres_url, opened):
+    message = await refusal_of(opened, postgres_url.replace("/test_", "/missing_"))
+    assert 'database "missing_' in message
+    assert "does not exist" in message
+
+
+@pytest.mark.postgres
+async def test_a_postgresql_database_that_cannot_hold_every_script_is_refused(postgres_url, opened):
+    name = postgres_url.partition("?")[0].rpartition("/")[2]
+    async with opened(postgres_url).connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        await connection.execute(text(f"CREATE DATABASE {name}_latin ENCODING 'LATIN1' TEMPLATE template0"))
+    message = await refusal_of(opened, postgres_url.replace(name, f"{name}_latin"))
+    assert "has encoding LATIN1" in message
+    assert "CREATE DATABASE" in message
+
+
+@pytest.mark.postgres
+async def test_a_connection_that_the_server_has_dropped_is_replaced(postgres_url, opened):
+    engine = opened(postgres_url)
+    await migrate(engine)
+    async with opened(postgres_url).connect() as connection:
+        others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = "
+        await connection.execute(text(f"{others} current_database()"))
+    await ping(engine)
+
+
+async def test_a_folder_that_cannot_be_made_is_told_with_the_reason(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StoreError, match=r"cannot make the folder '.*/file/sub' .*: Not a directory; make it, or name"):
+        open_engine(f"sqlite:///{tmp_path / 'file' / 'sub' / 'deixis.sqlite3'}")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder in which not even root can make files")
+async def test_a_folder_in_which_no_file_can_be_made_is_told(opened):
+    message = await refusal_of(opened, "sqlite:////proc/self/deixis.sqlite3")
+    assert "unable to open database file; make the file and its folder writable" in message
+
+
+@pytest.fixture
+def without_right_to_write():
+    """Takes the right to write away from the owner, until the end of the test."""
+    taken = []
+
+    def take(path):
+        taken.append((path, path.stat().st_mode))
+        path.chmod(path.stat().st_mode & 0o555)
+        if os.access(path, os.W_OK):
+            pytest.skip("this user may write everywhere")
+
+    yield take
+    for path, mode in taken:
+        path.chmod(mode)
+
+
+async def test_a_read_only_folder_is_told(tmp_path, sqlite_url, opened, without_right_to_write):
+    without_right_to_write(tmp_path)
+    assert "unable to open database file; make the file and its folder writable" in await refusal_of(opened, sqlite_url)
+
+
+async def test_a_read_only_file_is_told_when_something_is_to_be_written(
+    tmp_path, sqlite_url, opened, without_right_to_write
+):
+    await migrate(opened(sqlite_url))
+    without_right_to_write(tmp_path / "deixis.sqlite3")
+    with pytest.raises(StoreError, match="readonly database; make the file and its folder writable"):
+        await LabelSetRepository(opened(sqlite_url)).put("pets", [ClassEntry("lynx")], "photo")
+
+
+async def test_a_folder_in_place_of_the_file_is_told(tmp_path, opened):
+    assert "unable to open" in await refusal_of(opened, f"sqlite:///{tmp_path}")
+
+
+async def test_a_file_that_is_not_a_database_is_told_and_left_as_it_was(tmp_path, opened):
+    file = tmp_path / "notes.txt"
+    file.write_text("not a database at all, but long enough to have a header\n" * 100)
+    before = file.read_bytes()
+    message = await refusal_of(opened, f"sqlite:///{file}")
+    assert "file is not a database; move that file away, or name another one" in message
+    assert file.read_bytes() == before
+
+
+async def test_a_file_that_another_program_keeps_locked_is_told_after_a_while(sqlite_url, opened, monkeypatch):
+    monkeypatch.setattr(database, "LOCK_TIMEOUT_S", 0.05)
+    engine = opened(sqlite_url)
+    await migrate(engine)
+    async with writing(engine) as session:
+        await session.execute(text("SELECT 1"))
+        with pytest.raises(StoreError, match="database is locked; another program holds"):
+            await LabelSetRepository(opened(sqlite_url)).put("pets", [ClassEntry("lynx")], "photo")
+
+
+async def test_a_closed_connection_gives_its_lock_back_although_a_statement_is_unfinished(sqlite_url, opened):
+    engine = opened(sqlite_url)
+    await migrate(engine)
+    async with writing(engine) as session:
+        connection = await (await session.connection()).get_raw_connection()
+        unfinished = await connection.driver_connection.execute("SELECT 1 UNION ALL SELECT 2")
+        await unfinished.fetchone()
+        await connection.driver_connection.close()
+        async with asyncio.timeout(5):
+            await LabelSetRepository(opened(sqlite_url)).put("pets", [ClassEntry("lynx")], "photo")
+        await session.invalidate()
+    assert unfinished is not None
+
+
+async def test_a_database_without_tables_is_not_ready(url, opened):
+    engine = opened(url)
+    with pytest.raises(StoreError, match=r"label_sets.*start the service once, which makes the tables"):
+        await ping(engine)
+
+
+async def test_a_server_that_accepts_and_says_nothing_is_not_ready(opened):
+    silent = asyncio.Event()
+
+    async def say_nothing(_reader, writer):
+        await silent.wait()
+        writer.close()
+
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        engine = opened(f"postgresql://deixis:hunter2@127.0.0.1:{port}/deixis")
+        with pytest.raises(StoreError, match=r"did not answer within 0.2 s") as caught:
+            await ping(engine, timeout_s=0.2)
+        silent.set()
+    assert "hunter2" not in caught.value.message
+
+
+async def test_when_every_connection_stays_busy_it_is_told(sqlite_url, opened):
+    engine = opened(sqlite_url)
+    await migrate(engine)
+    engine.sync_engine.pool._timeout = 0.05
+    async with asyncio.timeout(10):
+        async with asyncio.TaskGroup() as group:
+            done = asyncio.Event()
+            barrier = asyncio.Barrier(16)
+
+            async def keep_busy():
+                async with reading(engine) as session:
+                    await session.execute(text("SELECT 1"))
+                    await barrier.wait()
+                    await done.wait()
+
+            for _ in range(15):
+                group.create_task(keep_busy())
+            await barrier.wait()
+            with pytest.raises(StoreError, match=r"every connection to the database at .* is busy"):
+                await ping(engine)
+            done.set()
