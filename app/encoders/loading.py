@@ -1,5 +1,6 @@
 """From a model's name to a loaded encoder."""
 
+import os
 from pathlib import Path
 
 from app.encoders._base import Encoder, model_source
@@ -14,6 +15,7 @@ def load_encoder(spec: str, *, device: str, precision: str, cache_dir: Path | No
         ModelUnavailableError: with the reason and the way out.
     """
     source, _, _ = model_source(spec)
+    _spin_briefly()
     from app.encoders.open_clip import load_open_clip, pick_device  # noqa: PLC0415 - see the docstring
 
     picked = pick_device(device)
@@ -29,3 +31,13 @@ def imagenet_templates() -> tuple[str, ...]:
     from app.encoders.open_clip import imagenet_templates as read  # noqa: PLC0415 - imports torch
 
     return read()
+
+
+def _spin_briefly() -> None:
+    """Let OpenMP's idle threads sleep soon; read once, when torch loads it.
+
+    By default they spin for milliseconds in wait of the next layer. That gains a little on an idle machine, and costs all
+    speed on a busy one: a thread that decodes a picture, or a neighbour's process, waits behind threads that do nothing.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
