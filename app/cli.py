@@ -32,7 +32,8 @@ from app.errors import DeixisError, InvalidFieldError, UnknownNameError
 from app.evaluation import Evaluation, evaluate_ranked
 from app.files import find_images, find_labelled_images
 from app.logs import configure_logs
-from app.main import create_app, load_encoders, open_service, resources
+from app.main import create_app, load_encoders, open_service
+from app.resources import resources
 from app.service import Question, split_labels
 from app.settings import Settings, load_settings
 from app.store.database import migrate, open_engine

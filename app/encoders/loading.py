@@ -36,8 +36,9 @@ def imagenet_templates() -> tuple[str, ...]:
 def _spin_briefly() -> None:
     """Let OpenMP's idle threads sleep soon; read once, when torch loads it.
 
-    By default they spin for milliseconds in wait of the next layer. That gains a little on an idle machine, and costs all
-    speed on a busy one: a thread that decodes a picture, or a neighbour's process, waits behind threads that do nothing.
+    By default they spin for milliseconds in wait of the next layer. That gains a little on an idle machine, and costs
+    all speed on a busy one: a thread that decodes a picture, or a neighbour's process, waits behind threads that do
+    nothing.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -1,5 +1,6 @@
 """Any model that open_clip can build, behind the encoder protocol."""
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -48,13 +49,24 @@ class OpenClipEncoder:
         self._tokenizer = tokenizer
         self._dtype = dtype
         self.image_size_px = _square(model.visual.image_size)
-        self.logit_scale = float(model.logit_scale.exp()) if logit_scale is None else logit_scale
+        self.logit_scale = model.logit_scale.detach().exp().item() if logit_scale is None else logit_scale
         bias = getattr(model, "logit_bias", None)
-        self.logit_bias = None if bias is None else float(bias)
+        self.logit_bias = None if bias is None else bias.detach().item()
+        if not (0 < self.logit_scale < math.inf and math.isfinite(self.logit_bias or 0)):
+            raise ModelUnavailableError(
+                f"model '{name}' is not usable: its logit_scale is {self.logit_scale} and its logit_bias"
+                f" {self.logit_bias}; the scale must be above 0 and both finite; check its weights"
+            )
         # One forward pass through both towers: a tokenizer that does not fit the text tower, or weights that
         # overflow in this precision, are found at start and not by the first caller.
         black = self.transform(Image.new("RGB", (self.image_size_px, self.image_size_px)))
-        image, text = self.encode_images([black]), self.encode_texts(["a photo"])
+        try:
+            image, text = self.encode_images([black]), self.encode_texts(["a photo"])
+        except Exception as error:
+            raise ModelUnavailableError(
+                f"model '{name}' is not usable: a trial ended in {type(error).__name__}: {_one_line(error)}; check that"
+                " its tokenizer, its configuration and its weights belong together, and try DEIXIS_PRECISION=fp32"
+            ) from error
         if image.shape != text.shape or not (np.isfinite(image).all() and np.isfinite(text).all()):
             raise ModelUnavailableError(
                 f"model '{name}' is not usable: a trial gave image features {image.shape} and text features"
@@ -186,16 +198,20 @@ def _checked_source(spec: str) -> tuple[str, str]:
             " `deixis models list` shows models that are known to be good"
         )
     if not open_clip.pretrained.is_pretrained_cfg(architecture, tag):
-        tags = open_clip.list_pretrained_tags_by_model(architecture)
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
         raise ModelUnavailableError(
-            f"model '{spec}': no weights are published as '{tag}' for {architecture}; known: {', '.join(tags)}"
+            f"model '{spec}': no weights are published as '{tag}' for {architecture}; known: {tags}"
         )
     return architecture, tag
 
 
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:500]
+
+
 def _why_not(spec: str, error: Exception) -> str:
     source, where, _ = model_source(spec)
-    reason = " ".join(str(error).split())[:500] or type(error).__name__
+    reason = _one_line(error) or type(error).__name__
     if source == "local-dir":
         way_out = f"{where} must hold open_clip_config.json, open_clip_model.safetensors and its tokenizer's files"
     else:
