@@ -48,7 +48,6 @@ class EncodeQueue(Generic[Item]):
         self.batch_size = batch_size
         self._encode = encode
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
-        self._closed = False
         self._admitted = 0
         self._items_per_s = 0.0
 
@@ -81,20 +80,31 @@ class EncodeQueue(Generic[Item]):
         """Encode at least one item; cancelling stops what has not begun.
 
         Raises:
-            NotReadyError: the queue is closed.
+            NotReadyError: the queue is closed, or was before the last of the items had its turn.
         """
-        if self._closed:
-            raise NotReadyError(f"the queue of {self.name} is closed; the service is stopping")
-        loop = asyncio.get_running_loop()
         rows, queue_s, encode_s = [], 0.0, 0.0
         for start in range(0, len(items), self.batch_size):
             submitted = time.perf_counter()
-            batch = items[start : start + self.batch_size]
-            features, began, ended = await loop.run_in_executor(self._thread, self._timed, batch)
+            features, began, ended = await self._in_turn(items[start : start + self.batch_size])
             rows.append(features)
             queue_s += began - submitted
             encode_s += ended - began
         return Encoded(rows[0] if len(rows) == 1 else np.concatenate(rows), queue_s * 1000, encode_s * 1000)
+
+    async def _in_turn(self, batch: Sequence[Item]) -> tuple[np.ndarray, float, float]:
+        closed = f"the queue of {self.name} is closed; the service is stopping"
+        try:
+            running = asyncio.get_running_loop().run_in_executor(self._thread, self._timed, batch)
+        except RuntimeError:  # the thread takes nothing more
+            raise NotReadyError(closed) from None
+        try:
+            return await running
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # It was ``close`` that dropped the batch: this request is not cancelled and must learn why it ends.
+            raise NotReadyError(closed) from None
 
     def _timed(self, batch: Sequence[Item]) -> tuple[np.ndarray, float, float]:
         began = time.perf_counter()
@@ -106,5 +116,4 @@ class EncodeQueue(Generic[Item]):
 
     def close(self) -> None:
         """Finish the batch that is running, drop the rest, end the thread."""
-        self._closed = True
         self._thread.shutdown(wait=True, cancel_futures=True)

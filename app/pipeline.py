@@ -106,7 +106,7 @@ class Pipeline:
         """
         model = self.models[task.model]
         try:
-            async with asyncio.timeout(self._request_timeout_s):
+            async with asyncio.timeout(self._request_timeout_s) as deadline:
                 with model.images.admit(len(images)):
                     began = time.perf_counter()
                     class_embeddings = await self.class_embeddings(task.model, task.templates, task.classnames)
@@ -123,6 +123,8 @@ class Pipeline:
                     )
                 done = time.perf_counter()
         except TimeoutError:
+            if not deadline.expired():
+                raise  # an encoder's own, such as that of a replica elsewhere
             raise DeadlineExceededError(
                 f"not done within {self._request_timeout_s:g} s; send fewer images or labels, or raise"
                 " DEIXIS_REQUEST_TIMEOUT_S; texts that were being encoded will be ready for the next try"
@@ -181,7 +183,8 @@ def predict(
     )
     logits = adapter.predict_logits(image_features)
     scores = probabilities(logits, sigmoid=encoder.logit_bias is not None)
-    similarities: Similarities = image_features @ class_embeddings.T
+    # Unit rows are so to seven digits only, which is enough for a cosine of 1.0000001.
+    similarities: Similarities = np.clip(image_features @ class_embeddings.T, -1, 1)
     order = np.argsort(-logits, axis=1, kind="stable")[:, : task.top_k]
     return [
         _predictions(task.classnames, row, image_scores, image_similarities)

@@ -9,7 +9,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.adapters.registry import METHODS
-from app.errors import DeixisError, InvalidFieldError, MalformedRequestError, UnknownNameError
+from app.errors import InvalidFieldError, MalformedRequestError, StoreError, UnknownNameError
 from app.naming import clean_classes, clean_classnames, clean_label_set_name
 from app.pipeline import Pipeline
 from app.prompting.templates import TemplateLibrary
@@ -135,10 +135,11 @@ class Service:
             TooLargeError: too many classes.
             PreconditionFailedError: the latest version is not one that may be replaced.
         """
-        self.templates.resolve(templates)
+        self.templates.resolve(templates, field="templates")
         label_set, created = await self.label_sets.put(
             clean_label_set_name(name, "name"),
-            self.clean_classes(classes),
+            # In a thread, because the largest label sets take a second.
+            await asyncio.to_thread(self.clean_classes, classes),
             templates,
             if_match=if_match,
             if_none_match_any=if_none_match_any,
@@ -150,7 +151,7 @@ class Service:
         """Check and append classes, as a new version; raises as ``put_label_set``, ConflictError for a known class."""
         label_set = await self.label_sets.add_classes(
             clean_label_set_name(name, "name"),
-            self.clean_classes(classes),
+            await asyncio.to_thread(self.clean_classes, classes),
             max_classes=self.label_limits.max_classes,
             if_match=if_match,
         )
@@ -169,6 +170,8 @@ class Service:
 
     def _warm_soon(self, label_set: LabelSet) -> None:
         """Compute a label set's class embeddings for the default model in the background, before they are asked for."""
+        if not self.pipeline.models:
+            return  # a command that only reads and writes label sets
         task = asyncio.create_task(self._warm(label_set))
         self._warming.add(task)
         task.add_done_callback(self._warming.discard)
@@ -176,22 +179,26 @@ class Service:
     async def warm_all(self) -> None:
         """Warm the latest version of every stored label set, one after another."""
         after = None
-        while page := await self.label_sets.list(limit=100, after=after):
-            for summary in page:
-                try:
-                    label_set = await self.label_sets.get(summary.name)
-                except UnknownNameError:
-                    continue  # deleted since the page was read
-                await self._warm(label_set)
-            after = page[-1].name
+        try:
+            while page := await self.label_sets.list(limit=100, after=after):
+                for summary in page:
+                    try:
+                        label_set = await self.label_sets.get(summary.name)
+                    except UnknownNameError:
+                        continue  # deleted since the page was read
+                    await self._warm(label_set)
+                after = page[-1].name
+        except StoreError as error:
+            log.warning("warming_stopped", reason=error.message)
 
     async def _warm(self, label_set: LabelSet) -> None:
         try:
             templates = self.templates.resolve(label_set.templates)
             await self.pipeline.class_embeddings(self.pipeline.default_model, templates, label_set.classnames)
-        except DeixisError as error:
+        except Exception as error:  # noqa: BLE001 - whatever an encoder raises
             # A request for this label set will meet the same error and tell its caller.
-            log.warning("label_set_not_warmed", label_set=label_set.reference, reason=error.message)
+            reason = str(error) or type(error).__name__
+            log.warning("label_set_not_warmed", label_set=label_set.reference, reason=reason)
 
     async def check_ready(self) -> None:
         """Raise ``StoreError`` if the database does not answer."""
@@ -215,7 +222,7 @@ def split_labels(text: str) -> list[str]:
         return text.split(",")
     try:
         labels = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MalformedRequestError(f"labels begin with '[' but are no JSON array: {error}") from error
     if not all(isinstance(label, str) for label in labels):
         raise InvalidFieldError.of("labels", "every label must be a string")

@@ -53,17 +53,20 @@ class Settings(BaseSettings):
     precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
         "auto", description="Of the model's arithmetic; `auto` is fp16 on CUDA and fp32 elsewhere."
     )
-    request_timeout_s: float = Field(30, gt=0, le=3600, description="A request not answered by then gets 504.")
+    request_timeout_s: float = Field(
+        30, gt=0, le=3600, description="A request whose images are not classified by then gets 504."
+    )
     shutdown_timeout_s: int = Field(30, ge=0, le=3600, description="Time that running requests get to finish at stop.")
     max_queued_images: int = Field(256, ge=1, description="Images admitted at once per model; more get 503.")
     max_image_bytes: int = Field(20 * _MIB, ge=1, description="Bytes of one encoded image; more get 413.")
     max_image_pixels: int = Field(
         50_000_000, ge=1, description="Width times height of one image, read before decoding; more get 413."
     )
-    max_images_per_request: int = Field(64, ge=1, description="Images in one request; more get 413.")
+    # What lists in bodies may hold at most, api.schemas.MAX_ITEMS, bounds these three.
+    max_images_per_request: int = Field(64, ge=1, le=100_000, description="Images in one request; more get 413.")
     max_request_bytes: int = Field(128 * _MIB, ge=1, description="Bytes of one request's body; more get 413.")
-    max_labels: int = Field(1_000, ge=1, description="Inline labels in one request; more get 413.")
-    max_classes: int = Field(10_000, ge=1, description="Classes in one label set; more get 413.")
+    max_labels: int = Field(1_000, ge=1, le=100_000, description="Inline labels in one request; more get 413.")
+    max_classes: int = Field(10_000, ge=1, le=100_000, description="Classes in one label set; more get 413.")
     max_label_chars: int = Field(200, ge=1, le=10_000, description="Characters of one class name; more get 422.")
     class_embedding_cache_mib: int = Field(
         256, ge=1, description="Memory for class embeddings that are ready to use, MiB."

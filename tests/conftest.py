@@ -1,22 +1,34 @@
 """Fixtures that every folder of tests may use."""
 
+import asyncio
+import shutil
 from collections.abc import Callable, Iterator
 from io import BytesIO
+from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
+import structlog
 from fastapi.testclient import TestClient
 from PIL import Image
 
 from app.encoders.fake import FakeEncoder
 from app.main import create_app
 from app.settings import Settings
+from app.store.database import migrate, open_engine
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _plain_logs():
+    """By default structlog prints every local variable of a traceback, which takes seconds."""
+    renderer = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[*structlog.get_config()["processors"][:-1], renderer])
 
 
 @pytest.fixture(autouse=True)
@@ -29,8 +41,23 @@ def _no_settings_from_outside(monkeypatch):
             monkeypatch.delenv(name)
 
 
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory) -> Path:
+    """A database whose tables are made, to be copied: making them takes longer than most tests."""
+    file = tmp_path_factory.mktemp("database") / "deixis.sqlite3"
+
+    async def make() -> None:
+        engine = open_engine(f"sqlite:///{file}")
+        await migrate(engine)
+        await engine.dispose()
+
+    asyncio.run(make())
+    return file
+
+
 @pytest.fixture
-def settings(tmp_path) -> Settings:
+def settings(tmp_path, empty_database) -> Settings:
+    shutil.copy(empty_database, tmp_path)
     return Settings(data_dir=tmp_path, models=("embedded",), max_images_per_request=8, max_queued_images=16)
 
 

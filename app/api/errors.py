@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from app import errors
-from app.errors import DeixisError, FieldProblem, InvalidFieldError, MalformedRequestError
+from app.errors import DeixisError, FieldProblem, InvalidFieldError, MalformedRequestError, TooLargeError
 
 log = structlog.get_logger()
 
@@ -41,7 +41,7 @@ KINDS: Mapping[type[DeixisError], Kind] = MappingProxyType(
         errors.UnknownNameError: Kind(404, "unknown-name", "There is nothing of that name"),
         errors.UnknownRouteError: Kind(404, "unknown-route", "There is no such route"),
         errors.MethodNotAllowedError: Kind(405, "method-not-allowed", "The route has no such method"),
-        errors.ConflictError: Kind(409, "conflict", "It exists already"),
+        errors.ConflictError: Kind(409, "conflict", "The change conflicts with what is there"),
         errors.PreconditionFailedError: Kind(412, "precondition-failed", "The version is not the one expected"),
         errors.TooLargeError: Kind(413, "too-large", "A limit is passed"),
         errors.NotAnImageError: Kind(415, "not-an-image", "This is not an image that can be read"),
@@ -57,8 +57,20 @@ KINDS: Mapping[type[DeixisError], Kind] = MappingProxyType(
     }
 )
 
+# For the description of the API: FastAPI would promise errors in a form of its own.
+_PROBLEM_CONTENT = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+RESPONSES: Mapping[int | str, dict[str, Any]] = MappingProxyType(
+    {
+        "4XX": {"description": "The request is refused; docs/problems.md has every type.", "content": _PROBLEM_CONTENT},
+        "5XX": {"description": "The service failed or is busy.", "content": _PROBLEM_CONTENT},
+    }
+)
+
 # How long to wait when the error itself does not know.
 _RETRY_AFTER_S = 5
+
+_MAX_SHOWN_CHARS = 4000
+_MAX_SHOWN_PROBLEMS = 1000
 
 
 def kind_of(error: DeixisError) -> Kind:
@@ -73,12 +85,21 @@ def problem(error: DeixisError) -> dict[str, Any]:
         "type": TYPE_PREFIX + kind.slug,
         "title": kind.title,
         "status": kind.status,
-        "detail": error.message,
+        "detail": _shown(error.message),
         "request_id": correlation_id.get(),
     }
     if isinstance(error, InvalidFieldError):
-        members["errors"] = [{"field": each.field, "problem": each.problem} for each in error.problems]
+        members["errors"] = [
+            {"field": _shown(each.field), "problem": _shown(each.problem)}
+            for each in error.problems[:_MAX_SHOWN_PROBLEMS]
+        ]
     return members
+
+
+def _shown(text: str) -> str:
+    """Return a text that may repeat what a caller sent: cut where it is too long, and without lone surrogates."""
+    cut = text if len(text) <= _MAX_SHOWN_CHARS else f"{text[:_MAX_SHOWN_CHARS]}..."
+    return cut.encode("utf-8", "backslashreplace").decode()
 
 
 def problem_response(error: DeixisError, headers: Mapping[str, str] | None = None) -> JSONResponse:
@@ -91,19 +112,21 @@ def problem_response(error: DeixisError, headers: Mapping[str, str] | None = Non
 
 
 def field_problems(found: list[Any]) -> DeixisError:
-    """Return what pydantic found as one of our errors: JSON that does not parse is malformed, the rest are fields."""
+    """Return what pydantic found as one of our errors.
+
+    JSON that does not parse is malformed, a list beyond every limit too large, and the rest are fields.
+    """
     for each in found:
+        if each["type"] == "too_long":
+            return TooLargeError(f"{_field_of(each)}: {each['msg']}; send fewer")
         if each["type"] == "json_invalid":
             reason = each.get("ctx", {}).get("error", each["msg"])
             return MalformedRequestError(f"the body is no JSON: {reason}")
-    return InvalidFieldError(
-        [
-            FieldProblem(
-                ".".join(str(part) for part in each["loc"] if part not in {"body", "query", "path"}), each["msg"]
-            )
-            for each in found
-        ]
-    )
+    return InvalidFieldError([FieldProblem(_field_of(each), each["msg"]) for each in found])
+
+
+def _field_of(found: Any) -> str:
+    return ".".join(str(part) for part in found["loc"] if part not in {"body", "query", "path"})
 
 
 async def _on_deixis_error(_: Request, error: Exception) -> JSONResponse:
@@ -131,9 +154,9 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
 
 async def _on_anything_else(_: Request, error: Exception) -> JSONResponse:
     log.error("unexpected_error", exc_info=error)
-    return problem_response(
-        errors.ServerError("an unexpected error; the log has it under this request_id, please report it")
-    )
+    told = errors.ServerError("an unexpected error; the log has it under this request_id, please report it")
+    # Starlette answers these outside every middleware, that of the request's id too.
+    return problem_response(told, {"X-Request-ID": correlation_id.get() or ""})
 
 
 def install(app: FastAPI) -> None:

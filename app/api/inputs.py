@@ -49,6 +49,11 @@ async def read_classify_input(request: Request, *, max_images: int) -> ClassifyI
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type.startswith("image/"):
         return ClassifyInput([await request.body()], _fields_of(_query_fields(request.query_params)))
+    if content_type not in {"multipart/form-data", "application/json"}:
+        raise UnsupportedMediaTypeError(
+            f"content type '{content_type}' is not supported; send multipart/form-data with parts named image, "
+            "application/json with images in base64, or the image itself as image/jpeg, image/png, ..."
+        )
     if request.query_params:
         raise InvalidFieldError.of(
             next(iter(request.query_params)),
@@ -56,13 +61,8 @@ async def read_classify_input(request: Request, *, max_images: int) -> ClassifyI
         )
     if content_type == "multipart/form-data":
         return await _read_form(request, max_images)
-    if content_type == "application/json":
-        # Parsing and base64 of a large body take as long as decoding a picture.
-        return await asyncio.to_thread(_read_json, await request.body(), max_images)
-    raise UnsupportedMediaTypeError(
-        f"content type '{content_type}' is not supported; send multipart/form-data with parts named image, "
-        "application/json with images in base64, or the image itself as image/jpeg, image/png, ..."
-    )
+    # Parsing and base64 of a large body take as long as decoding a picture.
+    return await asyncio.to_thread(_read_json, await request.body(), max_images)
 
 
 async def _read_form(request: Request, max_images: int) -> ClassifyInput:
@@ -82,6 +82,8 @@ async def _read_form(request: Request, max_images: int) -> ClassifyInput:
         if "exceeded" in str(error.detail) or "Too many" in str(error.detail):
             raise TooLargeError(f"the form passes a limit: {error.detail}") from error
         raise MalformedRequestError(f"the form does not parse: {error.detail}") from error
+    except UnicodeError as error:
+        raise MalformedRequestError(f"the form is not in the charset that its content type names: {error}") from error
 
 
 async def _read_part(part: UploadFile | str) -> bytes:
@@ -142,7 +144,8 @@ def _from_base64(text: str) -> bytes | ClientError:
     if text.startswith("data:"):
         _, _, text = text.partition(",")
     try:
-        return base64.b64decode(text, validate=True)
+        # Without white space, since the base64 command breaks its lines.
+        return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         return NotAnImageError(f"the image's base64 does not decode: {error}")
 

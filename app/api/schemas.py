@@ -1,14 +1,18 @@
 """Bodies of requests and responses, as the HTTP contract promises them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from app.errors import DeixisError
 from app.store.label_sets import LabelSetSummary
 from app.task import ClassEntry, Classification, ImageResult, LabelSet
+
+MAX_ITEMS = 100_000
+"""Of any list in a body, whatever the settings allow; without it, 100 MB of short names are checked for minutes."""
 
 ProblemOf = Callable[[DeixisError], dict[str, Any]]
 """Tells an error as the members of a problem."""
@@ -31,6 +35,7 @@ class ClassifyFields(Request):
 
     labels: list[str] | None = Field(
         None,
+        max_length=MAX_ITEMS,
         description="Words to choose from. In a form or a query: a JSON array, or comma separated.",
         examples=[["cat", "dog", "coffee cup"]],
     )
@@ -57,7 +62,7 @@ class ImageBody(Request):
 class ClassifyBody(ClassifyFields):
     """A JSON request."""
 
-    images: list[ImageBody] = Field(min_length=1, description="One or more images.")
+    images: list[ImageBody] = Field(min_length=1, max_length=MAX_ITEMS, description="One or more images.")
 
 
 class Problem(Response):
@@ -70,7 +75,10 @@ class Problem(Response):
     status: int
     detail: str = Field(description="Names the bad value, the rule and the way out.")
     request_id: str | None = None
-    errors: list[dict[str, str]] | None = Field(None, description="For 422: each field and what is wrong with it.")
+    # Left out where there are none, as in an answer that is a problem as a whole.
+    errors: list[dict[str, str]] | None = Field(
+        None, exclude_if=lambda errors: errors is None, description="For 422: each field and what is wrong with it."
+    )
 
 
 class PredictionBody(Response):
@@ -138,23 +146,30 @@ class ClassBody(Request):
     """A class with what helps to recognise it."""
 
     name: str
-    descriptions: list[str] = []
-    synonyms: list[str] = []
+    descriptions: list[str] = Field([], max_length=MAX_ITEMS)
+    synonyms: list[str] = Field([], max_length=MAX_ITEMS)
+
+
+def _class_of(given: object) -> object:
+    if isinstance(given, str):
+        return {"name": given}
+    if isinstance(given, (Mapping, ClassBody)):
+        return given
+    raise PydanticCustomError("class_type", "must be a name, or an object with a name")
+
+
+NameOrClass = Annotated[ClassBody, BeforeValidator(_class_of, json_schema_input_type=str | ClassBody)]
+"""A class; a name alone will do. Not a union, which would tell what is wrong once for each of its types."""
 
 
 class ClassesBody(Request):
     """Classes to add."""
 
-    classes: list[str | ClassBody] = Field(min_length=1, examples=[["lynx", {"name": "puma"}]])
+    classes: list[NameOrClass] = Field(min_length=1, max_length=MAX_ITEMS, examples=[["lynx", {"name": "puma"}]])
 
     def entries(self) -> list[ClassEntry]:
         """Return the classes as they came, texts not cleaned yet."""
-        return [
-            ClassEntry(each)
-            if isinstance(each, str)
-            else ClassEntry(each.name, tuple(each.descriptions), tuple(each.synonyms))
-            for each in self.classes
-        ]
+        return [ClassEntry(each.name, tuple(each.descriptions), tuple(each.synonyms)) for each in self.classes]
 
 
 class LabelSetBody(ClassesBody):
@@ -219,6 +234,7 @@ class ModelBody(Response):
     image_size_px: int
     logit_scale: float
     logit_bias: float | None
+    queued_images: int = Field(description="Images admitted to its queue and not done yet.")
     probability: str = Field(description="`softmax` or `sigmoid`: what makes a score of logits.")
 
 

@@ -16,6 +16,10 @@ from app.task import ClassEmbeddings, TextFeatures
 
 _Key = tuple[str, tuple[str, ...], str]
 
+# Class embeddings are made in pieces, so that the features of all prompts (1.6 GB for 80 templates of 10,000 classes)
+# never lie in memory together and the event loop is not held up; no batch of texts is larger.
+_PROMPTS_AT_ONCE = 4096
+
 
 class TextEncoder(Protocol):
     """Encodes prompts off the event loop."""
@@ -39,13 +43,13 @@ class ClassEmbeddingCache:
     that another request is computing are waited for, not computed again. Used from the event loop only.
 
     Args:
-        max_bytes: bound on the rows kept; 2 KiB each at 512 dimensions.
+        max_bytes: bound on what is kept, half of it rows and half whole matrices; a row takes 2 KiB at 512 dimensions.
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self._rows: LRUCache[_Key, np.ndarray] = LRUCache(max_bytes, getsizeof=lambda row: row.nbytes)
+        self._rows: LRUCache[_Key, np.ndarray] = LRUCache(max_bytes // 2, getsizeof=lambda row: row.nbytes)
         self._matrices: LRUCache[tuple[str, tuple[str, ...], tuple[str, ...]], ClassEmbeddings] = LRUCache(
-            max_bytes, getsizeof=lambda matrix: matrix.nbytes
+            max_bytes // 2, getsizeof=lambda matrix: matrix.nbytes
         )
         self._running: dict[_Key, asyncio.Task[dict[_Key, np.ndarray]]] = {}
 
@@ -61,7 +65,7 @@ class ClassEmbeddingCache:
             return cached
         keys = [(model, templates, name) for name in classnames]
         rows = {key: row for key in keys if (row := self._rows.get(key)) is not None}
-        missing = [key for key in keys if key not in rows and key not in self._running]
+        missing = [key for key in dict.fromkeys(keys) if key not in rows and key not in self._running]
         if missing:
             task = asyncio.create_task(self._compute(encode, missing))
             # Whoever waits gets the exception; when nobody waits any more, it is not reported as lost.
@@ -77,14 +81,17 @@ class ClassEmbeddingCache:
 
     async def _compute(self, encode: TextEncoder, keys: Sequence[_Key]) -> dict[_Key, np.ndarray]:
         _, templates, _ = keys[0]
+        at_once = max(1, _PROMPTS_AT_ONCE // len(templates))
+        rows: dict[_Key, np.ndarray] = {}
         try:
-            prompts = [prompt for _, _, name in keys for prompt in fill(templates, name)]
-            embeddings = class_embeddings(await encode(prompts), len(templates))
-            # Copies, since a view would keep the whole matrix alive after its neighbours are evicted.
-            rows = {key: embedding.copy() for key, embedding in zip(keys, embeddings, strict=True)}
-            for key, row in rows.items():
-                if row.nbytes <= self._rows.maxsize:
-                    self._rows[key] = row
+            for start in range(0, len(keys), at_once):
+                piece = keys[start : start + at_once]
+                prompts = [prompt for _, _, name in piece for prompt in fill(templates, name)]
+                embeddings = class_embeddings(await encode(prompts), len(templates))
+                # Copies, since a view would keep the whole matrix alive after its neighbours are evicted.
+                made = {key: embedding.copy() for key, embedding in zip(piece, embeddings, strict=True)}
+                rows |= made
+                self._rows.update({key: row for key, row in made.items() if row.nbytes <= self._rows.maxsize})
             return rows
         finally:
             for key in keys:

@@ -13,19 +13,19 @@ router = APIRouter(prefix="/v1", tags=["models and methods"])
 @router.get("/models")
 async def models(service: ServiceDependency) -> ModelList:
     """List the models that are served, the default first."""
-    encoders = [served.encoder for served in service.pipeline.models.values()]
     return ModelList(
         models=[
             ModelBody(
-                name=encoder.name,
-                default=encoder.name == service.pipeline.default_model,
-                embed_dim=encoder.embed_dim,
-                image_size_px=encoder.image_size_px,
-                logit_scale=encoder.logit_scale,
-                logit_bias=encoder.logit_bias,
-                probability="softmax" if encoder.logit_bias is None else "sigmoid",
+                name=name,
+                default=name == service.pipeline.default_model,
+                embed_dim=served.encoder.embed_dim,
+                image_size_px=served.encoder.image_size_px,
+                logit_scale=served.encoder.logit_scale,
+                logit_bias=served.encoder.logit_bias,
+                queued_images=served.images.admitted,
+                probability="softmax" if served.encoder.logit_bias is None else "sigmoid",
             )
-            for encoder in encoders
+            for name, served in service.pipeline.models.items()
         ]
     )
 

@@ -29,10 +29,12 @@ async def list_label_sets(
     after: Annotated[str | None, Query(description="`next_after` of the page before.")] = None,
 ) -> LabelSetList:
     """List the label sets by name, a page at a time."""
-    page = await service.label_sets.list(limit=limit, after=after)
+    # One more than the page holds tells whether it is the last.
+    found = await service.label_sets.list(limit=limit + 1, after=after)
+    page = found[:limit]
     return LabelSetList(
         label_sets=[LabelSetSummaryBody.of(each) for each in page],
-        next_after=page[-1].name if len(page) == limit else None,
+        next_after=page[-1].name if len(found) > limit else None,
     )
 
 
@@ -47,7 +49,8 @@ async def get_label_set(
     """Return a label set, in its latest version or the one asked for."""
     label_set = await service.label_sets.get(clean_label_set_name(name, "name"), version)
     etag = etag_of(label_set)
-    if if_none_match is not None and etag in {each.strip().removeprefix("W/") for each in if_none_match.split(",")}:
+    had = {each.strip().removeprefix("W/") for each in (if_none_match or "").split(",")}
+    if had & {etag, "*"}:
         return Response(status_code=304, headers={"ETag": etag})
     return _told(label_set, response)
 
@@ -78,7 +81,7 @@ async def put_label_set(
     return _told(label_set, response)
 
 
-@router.delete("/{name}", status_code=204)
+@router.delete("/{name}", status_code=204, response_class=Response)
 async def delete_label_set(name: str, service: ServiceDependency, if_match: IfMatchHeader = None) -> None:
     """Delete a label set with all its versions; their numbers are never given again."""
     await service.label_sets.delete(clean_label_set_name(name, "name"), if_match=parse_if_match(if_match))

@@ -1,0 +1,342 @@
+import base64
+import json
+
+import pytest
+
+from app.adapters.registry import METHODS
+from app.encoders.fake import FakeEncoder
+from tests.api.problems import fields_of, problem_of
+from tests.conftest import picture
+
+LABELS = ["red", "green", "blue"]
+
+
+def as_form(client, images, path="/v1/classify", **fields):
+    files = [("image", (f"{number}.png", image, "image/png")) for number, image in enumerate(images)]
+    return client.post(path, files=files, data=fields)
+
+
+def as_json(client, images, path="/v1/classify", **fields):
+    bodies = [{"base64": base64.b64encode(image).decode()} for image in images]
+    return client.post(path, json={"images": bodies, **fields})
+
+
+def as_body(client, image, path="/v1/classify", media_type="image/png", **fields):
+    return client.post(path, content=image, params=fields, headers={"content-type": media_type})
+
+
+def answer(response):
+    """Return a successful response without the times, which differ."""
+    assert response.status_code == 200, response.text
+    body = response.json()
+    del body["timing_ms"]
+    return body
+
+
+def first_labels(response):
+    return [each["predictions"][0]["label"] if each["predictions"] else None for each in answer(response)["results"]]
+
+
+# --- three forms ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/v1/classify", "/classify"])
+@pytest.mark.parametrize("fields", [{}, {"top_k": 2, "template": "the colour {}", "explain": True, "model": "fake"}])
+def test_the_three_forms_and_both_paths_give_the_same_answer(client, path, fields):
+    image = picture("teal")
+    answers = [
+        answer(as_form(client, [image], path, labels=json.dumps(LABELS), **fields)),
+        answer(as_json(client, [image], path, labels=LABELS, **fields)),
+        answer(as_body(client, image, path, labels=",".join(LABELS), **fields)),
+    ]
+    assert answers[0] == answers[1] == answers[2]
+    assert answers[0]["model"] == "fake"
+    assert answers[0]["method"] == "zero-shot"
+    assert answers[0]["label_set"] is None
+    (result,) = answers[0]["results"]
+    assert set(result) == {"predictions", "explanation", "warnings", "error"}
+    assert [set(each) for each in result["predictions"]] == [{"label", "score", "similarity"}] * fields.get("top_k", 3)
+
+
+@pytest.mark.parametrize("send", [as_form, as_json])
+def test_several_images_are_answered_in_their_order(client, send):
+    colours = ["blue", "red", "green", "blue", "green"]
+    response = send(client, [picture(colour) for colour in colours], label_set=_stored(client))
+    assert first_labels(response) == colours
+
+
+def _stored(client, name="colours", classes=LABELS, **fields):
+    response = client.put(f"/v1/label-sets/{name}", json={"classes": classes, **fields})
+    assert response.status_code in {200, 201}, response.text
+    return name
+
+
+@pytest.mark.parametrize("media_type", ["image/png", "image/jpeg", "IMAGE/PNG; name=x", "image/x-whatever"])
+def test_the_bytes_and_not_the_media_type_say_what_the_image_is(client, media_type):
+    assert first_labels(as_body(client, picture("green"), media_type=media_type, labels="red,green")) == ["green"]
+
+
+def test_a_data_url_is_taken_for_the_image_it_holds(client):
+    body = {"base64": "data:image/png;base64," + base64.b64encode(picture("blue")).decode()}
+    assert first_labels(client.post("/v1/classify", json={"images": [body], "labels": LABELS})) == ["blue"]
+
+
+def test_base64_with_line_breaks_is_read(client):
+    """The base64 command breaks its lines after 76 characters."""
+    body = {"base64": base64.encodebytes(picture("blue")).decode()}
+    assert first_labels(client.post("/v1/classify", json={"images": [body], "labels": LABELS})) == ["blue"]
+
+
+def test_an_image_larger_than_a_form_keeps_in_memory_is_read_whole(client):
+    image = picture("green", size=(1500, 1500), file_format="BMP")
+    assert len(image) > 4 * 1024 * 1024
+    assert first_labels(as_form(client, [image, picture("red")], labels="red,green")) == ["green", "red"]
+
+
+# --- bad images ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("send", [as_form, as_json])
+def test_a_bad_image_among_good_ones_is_told_in_its_own_place(client, send):
+    response = send(client, [picture("red"), b"not an image", picture("blue")], label_set=_stored(client))
+    assert first_labels(response) == ["red", None, "blue"]
+    results = response.json()["results"]
+    assert [each["error"] is None for each in results] == [True, False, True]
+    error = results[1]["error"]
+    assert (error["type"], error["status"]) == ("urn:deixis:problem:not-an-image", 415)
+    assert error["request_id"] == response.headers["x-request-id"]
+
+
+def test_base64_that_does_not_decode_is_told_in_its_own_place(client):
+    good = {"base64": base64.b64encode(picture("red")).decode()}
+    images = [{"base64": "&&&&"}, good, {"base64": "YQ"}, {"base64": "data:image/png;base64"}, {"base64": "é"}]
+    response = client.post("/v1/classify", json={"images": images, "labels": LABELS})
+    assert first_labels(response) == [None, "red", None, None, None]
+    assert {each["error"]["status"] for each in response.json()["results"] if each["error"]} == {415}
+
+
+@pytest.mark.parametrize("images", [[b""], [b"no image"], [b"no", b"image"], [picture("red")[:40]]])
+def test_when_every_image_is_bad_in_one_way_the_answer_is_that_error(client, images):
+    problem_of(as_form(client, images, labels="a"), "not-an-image")
+    problem_of(as_json(client, images, labels=["a"]), "not-an-image")
+
+
+def test_when_images_are_bad_in_different_ways_the_error_lists_them(make_client):
+    client = make_client(max_image_bytes=1000)
+    response = as_json(client, [b"no image", picture("red") + bytes(2000)], labels=["a"])
+    assert fields_of(response) == {"image.0", "image.1"}
+
+
+def test_an_image_over_the_limits_is_told_in_its_own_place(make_client):
+    client = make_client(max_image_bytes=1000, max_image_pixels=32 * 24)
+    images = [picture("red"), picture("red") + bytes(1000), picture("red", size=(33, 24))]
+    response = as_json(client, images, labels=LABELS)
+    assert [each["error"] and each["error"]["status"] for each in response.json()["results"]] == [None, 413, 413]
+
+
+# --- what to choose from -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        "red,green,blue",
+        " red , green ,blue",
+        '["red", "green", "blue"]',
+        ' ["red","green","blue"]',
+        ["red", "green", "blue"],
+        ["red,green", "blue"],
+        ['["red"]', "green, blue"],
+    ],
+)
+def test_labels_in_text_are_comma_separated_or_a_json_array_or_repeated(client, labels):
+    expected = answer(as_json(client, [picture("red")], labels=LABELS))
+    assert answer(as_form(client, [picture("red")], labels=labels)) == expected
+    assert answer(as_body(client, picture("red"), labels=labels)) == expected
+
+
+def test_a_comma_inside_a_label_is_kept_in_a_json_array(client):
+    response = as_form(client, [picture("red")], labels='["red, bright", "blue"]')
+    assert first_labels(response) == ["red, bright"]
+
+
+@pytest.mark.parametrize(
+    "label", ["дом", "犬", "🐕‍🦺", 'a "quoted" label', "<script>", "{}", "{0.__class__}", "%s", "\\n"]
+)
+def test_labels_in_any_script_come_back_as_they_were_sent(client, label):
+    for response in (
+        as_json(client, [picture("red")], labels=[label]),
+        as_form(client, [picture("red")], labels=json.dumps([label])),
+        as_body(client, picture("red"), labels=json.dumps([label], ensure_ascii=False)),
+    ):
+        assert first_labels(response) == [label]
+
+
+@pytest.mark.parametrize("labels", [[], [""], ["a", " "], ["a", "a"], ["a", "A"], ["a\0b"], ["x" * 201], ["\u202egnp"]])
+def test_labels_that_are_none_are_refused_in_every_form(client, labels):
+    for response in (
+        as_json(client, [picture("red")], labels=labels),
+        as_form(client, [picture("red")], labels=json.dumps(labels)),
+        as_body(client, picture("red"), labels=json.dumps(labels)),
+    ):
+        assert all(field.startswith("labels") for field in fields_of(response))
+
+
+@pytest.mark.parametrize("labels", ["", ",", "a,", "a,,b"])
+def test_an_empty_place_between_commas_is_refused(client, labels):
+    assert all(field.startswith("labels") for field in fields_of(as_form(client, [picture("red")], labels=labels)))
+
+
+def test_a_label_set_is_named_with_or_without_its_version(client):
+    _stored(client, "colours", ["red", "green"])
+    _stored(client, "colours", ["green", "blue"])
+    for reference, told, best in [("colours", 2, "green"), ("colours@1", 1, "red"), ("colours@2", 2, "green")]:
+        body = answer(as_body(client, picture("#ff4000"), label_set=reference, top_k=1))
+        assert body["label_set"] == f"colours@{told}"
+        assert body["results"][0]["predictions"][0]["label"] == best
+
+
+def test_labels_and_a_label_set_together_or_neither_are_refused(client):
+    both = {"labels": ["a"], "label_set": _stored(client)}
+    assert fields_of(as_json(client, [picture()], **both)) == {"labels"}
+    assert fields_of(as_json(client, [picture()])) == {"labels"}
+    assert fields_of(as_body(client, picture())) == {"labels"}
+
+
+# --- templates -----------------------------------------------------------------------------------------------------
+
+
+def test_a_template_is_a_sets_name_or_one_template(client, encoder):
+    for template, prompts in [
+        ("photo", ["a photo of a cat."]),
+        ("{}", ["cat"]),
+        ("a {}, a kind of {}", ["a cat, a kind of cat"]),
+    ]:
+        encoder.encoded_texts.clear()
+        answer(as_json(client, [picture()], labels=["cat"], template=template))
+        assert encoder.encoded_texts == prompts
+
+
+def test_a_template_set_of_several_templates_is_used_whole(client, encoder):
+    answer(as_json(client, [picture()], labels=["cat"], template="ensemble"))
+    assert len(encoder.encoded_texts) > 1
+    assert all("cat" in text for text in encoder.encoded_texts)
+
+
+@pytest.mark.parametrize("template", ["{0}", "{name}", "{} {", "{}}", "a {} \n b", "{}" + "x" * 300, "x" * 301, "\0{}"])
+def test_a_template_that_breaks_a_rule_is_told_under_its_field(client, template):
+    assert fields_of(as_json(client, [picture()], labels=["a"], template=template)) == {"template"}
+
+
+# --- top_k and explain ---------------------------------------------------------------------------------------------
+
+
+def test_five_predictions_are_told_unless_asked_otherwise(client):
+    labels = [f"label {number}" for number in range(9)]
+    for top_k, count in [({}, 5), ({"top_k": 1}, 1), ({"top_k": 9}, 9), ({"top_k": 100_000}, 9)]:
+        (result,) = answer(as_json(client, [picture()], labels=labels, **top_k))["results"]
+        assert len(result["predictions"]) == count
+        scores = [each["score"] for each in result["predictions"]]
+        assert scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.parametrize("top_k", ["0", "-1", "1.5", "many", "", "100001", "1" * 5000, "NaN"])
+def test_a_top_k_that_is_no_number_of_predictions_is_refused(client, top_k):
+    assert fields_of(as_body(client, picture(), labels="a", top_k=top_k)) == {"top_k"}
+    assert fields_of(as_form(client, [picture()], labels="a", top_k=top_k)) == {"top_k"}
+
+
+@pytest.mark.parametrize("explain", [True, False])
+def test_asking_a_method_without_explanations_for_one_is_warned_of(client, explain):
+    (result,) = answer(as_json(client, [picture()], labels=["a"], explain=explain))["results"]
+    assert result["explanation"] is None
+    assert result["warnings"] == (["method 'zero-shot' has no explanation to give"] if explain else [])
+
+
+# --- names that do not exist ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "known"),
+    [
+        ({"model": "clap"}, "fake"),
+        ({"method": "zlp"}, ", ".join(sorted(METHODS))),
+        ({"template": "phto"}, "photo"),
+        ({"labels": None, "label_set": "colurs"}, "colours"),
+        ({"labels": None, "label_set": "colours@7"}, "1"),
+    ],
+)
+def test_an_unknown_name_is_404_with_the_known_ones(client, fields, known):
+    _stored(client)
+    members = problem_of(as_json(client, [picture()], **{"labels": ["a"]} | fields), "unknown-name")
+    assert known in members["detail"]
+    assert next(value for value in fields.values() if value) in members["detail"]
+
+
+def test_unknown_fields_are_refused_in_every_form_with_the_known_ones(client):
+    for response in (
+        as_json(client, [picture()], labels=["a"], topk=1),
+        as_form(client, [picture()], labels="a", topk=1),
+        as_body(client, picture(), labels="a", topk=1),
+    ):
+        assert fields_of(response) == {"topk"}
+        assert "top_k" in response.json()["detail"]
+
+
+def test_a_field_given_twice_is_refused(client):
+    assert fields_of(as_form(client, [picture()], labels="a", model=["fake", "fake"])) == {"model"}
+    assert fields_of(as_body(client, picture(), labels="a", top_k=[1, 2])) == {"top_k"}
+
+
+def test_fields_in_the_address_of_a_form_or_of_json_are_refused(client):
+    """They would be ignored otherwise."""
+    for response in (
+        client.post("/v1/classify?labels=a", files={"image": picture()}, data={"labels": "b"}),
+        client.post("/v1/classify?top_k=1", json={"images": [{"base64": ""}], "labels": ["a"]}),
+    ):
+        assert fields_of(response) <= {"labels", "top_k"}
+
+
+def test_an_image_by_its_url_is_refused_and_not_fetched(client):
+    response = client.post("/v1/classify", json={"images": [{"url": "http://127.0.0.1:1/a.png"}], "labels": ["a"]})
+    assert "images.0.url" in fields_of(response)
+    assert "send the file itself or its base64" in response.json()["detail"]
+
+
+# --- models --------------------------------------------------------------------------------------------------------
+
+
+def test_a_sigmoid_models_scores_need_not_sum_to_one(make_client):
+    client = make_client(encoders=[FakeEncoder("siglip", logit_bias=-8.0)])
+    (result,) = answer(as_json(client, [picture("red")], labels=["red", "the red", "green"]))["results"]
+    first, second, third = (each["score"] for each in result["predictions"])
+    assert first == pytest.approx(second, abs=1e-6)
+    assert 0.8 < first < 1
+    assert third < 0.001
+
+
+def test_the_first_model_is_the_default_and_every_one_can_be_named(make_client):
+    client = make_client(encoders=[FakeEncoder("first"), FakeEncoder("second", logit_bias=-8.0)])
+    told = {
+        name: answer(as_json(client, [picture("red")], labels=["red"], **({"model": name} if name else {})))
+        for name in ("", "first", "second")
+    }
+    assert told[""] == told["first"]
+    assert told["second"]["model"] == "second"
+    assert told["second"]["results"] != told["first"]["results"]
+
+
+# --- what else an answer holds -------------------------------------------------------------------------------------
+
+
+def test_the_time_of_every_stage_is_told_in_milliseconds(client):
+    timing = as_json(client, [picture()], labels=["a"]).json()["timing_ms"]
+    assert set(timing) == {"text", "decode", "queue", "encode", "adapt"}
+    assert all(0 <= value < 60_000 for value in timing.values())
+
+
+def test_many_requests_in_a_row_leave_no_image_in_the_queue(client):
+    for _ in range(20):
+        as_json(client, [picture(), b"no image"], labels=["a"])
+    (model,) = client.get("/v1/models").json()["models"]
+    assert model["queued_images"] == 0

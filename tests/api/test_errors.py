@@ -1,0 +1,324 @@
+import base64
+import json
+
+import pytest
+import structlog
+
+from app.encoders.fake import FakeEncoder
+from tests.api.problems import STATUS_BY_TYPE, fields_of, problem_of
+from tests.conftest import picture
+
+CLASSIFY = "/v1/classify"
+PETS = "/v1/label-sets/pets"
+JSON = "application/json"
+FORM = "multipart/form-data; boundary=b"
+PNG = "image/png"
+IMAGE = json.dumps({"base64": base64.b64encode(picture()).decode()})
+
+
+def form(*parts, end=True):
+    """Return a body of parts, each given as its headers and its content."""
+    body = b"".join(b"--b\r\n" + headers + b"\r\n\r\n" + content + b"\r\n" for headers, content in parts)
+    return body + (b"--b--\r\n" if end else b"")
+
+
+def field(name, content=b"a", extra=b""):
+    return b'Content-Disposition: form-data; name="' + name + b'"' + extra, content
+
+
+def file(name=b"image", content=None, extra=b""):
+    headers = b'Content-Disposition: form-data; name="' + name + b'"; filename="a.png"' + extra
+    return headers, picture() if content is None else content
+
+
+def classify_json(body):
+    return "POST", CLASSIFY, JSON, body
+
+
+def classify_form(body, media_type=FORM):
+    return "POST", CLASSIFY, media_type, body
+
+
+def label_set(body):
+    return "PUT", PETS, JSON, body
+
+
+def with_image(fields):
+    return classify_json('{"images": [' + IMAGE + "], " + fields + "}")
+
+
+def with_labels(labels):
+    return with_image(f'"labels": {labels}')
+
+
+DEEP = "[" * 100_000
+HUGE_INT = "1" * 10_000
+
+# Everything here is the caller's fault; the value is the method, the path, the content type and the body.
+MALFORMED = {
+    # No JSON
+    "json: empty": classify_json(""),
+    "json: a word": classify_json("labels"),
+    "json: cut short": classify_json('{"images": [{"base64": "'),
+    "json: something behind": classify_json('{"images": [], "labels": ["a"]} x'),
+    "json: two keys without a comma": classify_json('{"images": [] "labels": []}'),
+    "json: single quotes": classify_json("{'images': []}"),
+    "json: nested 100,000 deep": classify_json(DEEP),
+    "json: nested 100,000 deep and closed": classify_json(DEEP + "]" * 100_000),
+    "json: objects nested 100,000 deep": classify_json('{"a":' * 100_000),
+    "json: labels nested deep": with_labels(DEEP),
+    "json: not UTF-8": classify_json(b'{"images": [], "labels": ["\xff\xfe"]}'),
+    "json: UTF-16": classify_json('{"images": []}'.encode("utf-16")),
+    "json: a byte order mark": classify_json("\ufeff{}"),
+    "json: a lone surrogate": with_labels('["\\ud800"]'),
+    "json: a lone surrogate as a field": classify_json('{"\\ud800": 1}'),
+    "json: a control character": with_labels('["a\nb"]'),
+    "json: NUL bytes": classify_json(b"\0" * 100),
+    "json: Infinity": classify_json("Infinity"),
+    # JSON of another shape
+    "shape: null": classify_json("null"),
+    "shape: a number": classify_json("1"),
+    "shape: a list": classify_json("[]"),
+    "shape: no images": classify_json('{"labels": ["a"]}'),
+    "shape: empty images": classify_json('{"images": [], "labels": ["a"]}'),
+    "shape: images null": classify_json('{"images": null, "labels": ["a"]}'),
+    "shape: images of text": classify_json('{"images": "abc", "labels": ["a"]}'),
+    "shape: an image of text": classify_json('{"images": ["abc"], "labels": ["a"]}'),
+    "shape: base64 null": classify_json('{"images": [{"base64": null}], "labels": ["a"]}'),
+    "shape: labels NaN": with_labels("NaN"),
+    "shape: a label NaN": with_labels("[NaN]"),
+    "shape: a label 1e999": with_labels("[1e999]"),
+    "shape: a huge number as label": with_labels(f"[{HUGE_INT}]"),
+    "shape: labels text": with_labels('"cat, dog"'),
+    "shape: labels an object": with_labels('{"a": 1}'),
+    "shape: a huge top_k": with_image(f'"labels": ["a"], "top_k": {HUGE_INT}'),
+    "shape: top_k NaN": with_image('"labels": ["a"], "top_k": NaN'),
+    "shape: explain maybe": with_image('"labels": ["a"], "explain": "maybe"'),
+    "shape: model a list": with_image('"labels": ["a"], "model": ["fake"]'),
+    "shape: a field of another service": with_image('"candidate_labels": ["a"]'),
+    # Label sets
+    "label set: empty": label_set(""),
+    "label set: no JSON": label_set("cat, dog"),
+    "label set: nested 100,000 deep": label_set(DEEP),
+    "label set: objects nested 100,000 deep": label_set('{"classes":' * 100_000),
+    "label set: not UTF-8": label_set(b'{"classes": ["\xff"]}'),
+    "label set: a lone surrogate": label_set('{"classes": ["\\ud800"]}'),
+    "label set: a lone surrogate as a field": label_set('{"\\ud800": 1}'),
+    "label set: a lone surrogate in a class": label_set('{"classes": [{"name": "a", "\\udfff": 1}]}'),
+    "label set: a lone surrogate as templates": label_set('{"classes": ["a"], "templates": "\\ud800"}'),
+    "label set: a lone surrogate in a template": label_set('{"classes": ["a"], "templates": "{} \\ud800"}'),
+    "label set: a class NaN": label_set('{"classes": [NaN]}'),
+    "label set: a huge number": label_set('{"classes": [' + HUGE_INT + "]}"),
+    "label set: a number out of range": label_set('{"classes": [1e999]}'),
+    "label set: null": label_set("null"),
+    "label set: as a form": ("PUT", PETS, "application/x-www-form-urlencoded", "classes=cat"),
+    "label set: without a content type": ("PUT", PETS, None, '{"classes": '),
+    "label set: add nothing": ("POST", PETS + "/classes", JSON, "{}"),
+    # Forms
+    "form: empty": classify_form(b""),
+    "form: no boundary": classify_form(form(file()), "multipart/form-data"),
+    "form: an empty boundary": classify_form(form(file()), "multipart/form-data; boundary="),
+    "form: another boundary": classify_form(form(file()), "multipart/form-data; boundary=c"),
+    "form: a boundary of 10,000 characters": classify_form(b"", "multipart/form-data; boundary=" + "b" * 10_000),
+    "form: not a form": classify_form(b"hello"),
+    "form: no parts": classify_form(form()),
+    "form: no image": classify_form(form(field(b"labels"))),
+    "form: a part without a name": classify_form(form((b"Content-Disposition: form-data", b"a"))),
+    "form: a part with an empty name": classify_form(form(file(), field(b"labels"), field(b""))),
+    "form: a part without headers": classify_form(b"--b\r\n\r\na\r\n--b--\r\n"),
+    "form: a broken header": classify_form(form((b"no colon here", b"a"))),
+    "form: an image that is no file": classify_form(form(field(b"image"), field(b"labels"))),
+    "form: labels as a file": classify_form(form(file(), file(b"labels", b"a"))),
+    "form: an unknown file": classify_form(form(file(), field(b"labels"), file(b"mask"))),
+    "form: cut short in a header": classify_form(form(file())[:20]),
+    "form: only its beginning": classify_form(b"--b\r\n"),
+    "form: labels nested deep": classify_form(form(file(), field(b"labels", DEEP.encode()))),
+    "form: an unknown field in odd bytes": classify_form(form(file(), field(b"\xff\xfe"))),
+    "form: an odd character set": classify_form(form(file(b"xn--a-\xff"), field(b"labels")), FORM + "; charset=idna"),
+    "form: another odd character set": classify_form(form(file(), field(b"\xff-a")), FORM + "; charset=punycode"),
+    "form: a character set that makes surrogates": classify_form(
+        form(file(), field(b"labels"), field(b"+2AA-")), FORM + "; charset=utf-7"
+    ),
+    "form: a label that is a surrogate": classify_form(
+        form(file(), field(b"labels", b"+2AA-")), FORM + "; charset=utf-7"
+    ),
+    "form: a template that is a surrogate": classify_form(
+        form(file(), field(b"labels"), field(b"template", b"+2AA-")), FORM + "; charset=utf-7"
+    ),
+    "form: a model that is a surrogate": classify_form(
+        form(file(), field(b"labels"), field(b"model", b"+2AA-")), FORM + "; charset=utf-7"
+    ),
+    "form: a label set that is a surrogate": classify_form(
+        form(file(), field(b"label_set", b"+2AA-")), FORM + "; charset=utf-7"
+    ),
+    # Images as the body
+    "image: empty": ("POST", CLASSIFY + "?labels=a", PNG, b""),
+    "image: no labels": ("POST", CLASSIFY, PNG, picture()),
+    "image: labels nested deep": ("POST", CLASSIFY + "?labels=" + "[" * 30_000, PNG, picture()),
+    "image: labels in odd bytes": ("POST", CLASSIFY + "?labels=a&%ff=%fe", PNG, picture()),
+    "image: labels that are no array": ("POST", CLASSIFY + "?labels=[a", PNG, picture()),
+    "image: cut short": ("POST", CLASSIFY + "?labels=a", PNG, picture()[:50]),
+    "image: an SVG": ("POST", CLASSIFY + "?labels=a", "image/svg+xml", b"<svg xmlns='http://www.w3.org/2000/svg'/>"),
+    # Content types
+    "type: none": ("POST", CLASSIFY + "?labels=a", None, picture()),
+    "type: text": ("POST", CLASSIFY, "text/plain", "labels=a"),
+    "type: an urlencoded form": ("POST", CLASSIFY, "application/x-www-form-urlencoded", "labels=a"),
+    "type: octets": ("POST", CLASSIFY, "application/octet-stream", picture()),
+    "type: other JSON": ("POST", CLASSIFY, "application/vnd.api+json", "{}"),
+    "type: only a semicolon": ("POST", CLASSIFY, ";", picture()),
+    "type: a form of another kind": ("POST", CLASSIFY, "multipart/mixed; boundary=b", form(file())),
+    # Routes and methods
+    "route: none": ("GET", "/v2/classify", None, None),
+    "route: odd bytes": ("GET", "/%ff%fe", None, None),
+    "route: a line break": ("GET", "/a%0d%0ab", None, None),
+    "route: up": ("GET", "/docs/..%2f..%2fetc%2fpasswd", None, None),
+    "method: GET": ("GET", CLASSIFY, None, None),
+    "method: DELETE": ("DELETE", CLASSIFY, None, None),
+    "method: POST": ("POST", PETS, JSON, "{}"),
+    "method: an invented one": ("BREW", "/healthz", None, None),
+    "name: odd bytes": ("GET", "/v1/label-sets/%ff%fe", None, None),
+    "name: a NUL": ("GET", "/v1/label-sets/a%00b", None, None),
+    "name: a class of odd bytes": ("DELETE", PETS + "/classes/%00%ff", None, None),
+    "list: after a NUL": ("GET", "/v1/label-sets?after=%00", None, None),
+}
+
+
+def send(client, method, path, media_type, body):
+    headers = {} if media_type is None else {"content-type": media_type}
+    return client.request(method, path, content=body, headers=headers)
+
+
+@pytest.mark.parametrize("request_", MALFORMED.values(), ids=MALFORMED)
+def test_whatever_a_caller_sends_is_answered_with_a_problem_that_is_theirs(client, request_):
+    response = send(client, *request_)
+    assert 400 <= response.status_code < 500
+    assert problem_of(response)["type"] in STATUS_BY_TYPE
+
+
+def test_after_every_malformed_request_the_service_still_serves(client, encoder):
+    for request_ in MALFORMED.values():
+        send(client, *request_)
+    response = send(client, "POST", CLASSIFY + "?labels=red,blue", PNG, picture("red"))
+    assert response.json()["results"][0]["predictions"][0]["label"] == "red"
+    assert encoder.image_batches == [1]
+
+
+# --- what exactly is told ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"),
+    [
+        ("json: cut short", "malformed-request"),
+        ("json: nested 100,000 deep", "malformed-request"),
+        ("json: not UTF-8", "malformed-request"),
+        ("shape: null", "invalid-field"),
+        ("shape: no images", "invalid-field"),
+        ("label set: no JSON", "malformed-request"),
+        ("label set: nested 100,000 deep", "malformed-request"),
+        ("label set: not UTF-8", "malformed-request"),
+        ("form: no boundary", "malformed-request"),
+        ("form: a part without a name", "malformed-request"),
+        ("form: labels nested deep", "malformed-request"),
+        ("form: no image", "invalid-field"),
+        ("form: an image that is no file", "invalid-field"),
+        ("image: empty", "not-an-image"),
+        ("image: cut short", "not-an-image"),
+        ("type: none", "unsupported-media-type"),
+        ("type: text", "unsupported-media-type"),
+        ("route: none", "unknown-route"),
+        ("method: GET", "method-not-allowed"),
+    ],
+)
+def test_kinds_of_faults_are_told_apart(client, name, slug):
+    problem_of(send(client, *MALFORMED[name]), slug)
+
+
+def test_a_method_that_a_route_does_not_have_is_told_with_those_it_has(client):
+    assert client.get(CLASSIFY).headers["allow"] == "POST"
+    assert "GET" in client.request("BREW", "/healthz").headers["allow"]
+
+
+def test_every_wrong_field_is_told_at_once(client):
+    body = {"images": [{"base64": 1}, {}], "labels": ["a", 2], "top_k": "x", "lables": []}
+    response = client.post(CLASSIFY, json=body)
+    assert fields_of(response) == {"images.0.base64", "images.1.base64", "labels.1", "top_k", "lables"}
+
+
+def test_a_problem_does_not_repeat_a_whole_large_value(client):
+    for response in (
+        client.post(
+            CLASSIFY, json={"images": [{"base64": "!" * 100_000}], "labels": ["x" * 100_000], "top_k": "y" * 100_000}
+        ),
+        client.put(PETS, json={"classes": ["x" * 100_000], "templates": "z" * 100_000}),
+        client.put(PETS, json={"classes": ["cat"], "w" * 100_000: 1}),
+        client.post(CLASSIFY + "?labels=a&model=" + "m" * 50_000, content=picture(), headers={"content-type": PNG}),
+        client.get("/" + "p" * 50_000),
+    ):
+        problem_of(response)
+        assert len(response.content) < 10_000
+
+
+# --- our own faults ------------------------------------------------------------------------------------------------
+
+
+class Breaking(FakeEncoder):
+    """Raises from the method that ``breaks`` names."""
+
+    breaks = None
+
+    def transform(self, image):
+        self._perhaps_break("transform")
+        return super().transform(image)
+
+    def encode_images(self, pixels):
+        self._perhaps_break("encode_images")
+        return super().encode_images(pixels)
+
+    def encode_texts(self, texts):
+        self._perhaps_break("encode_texts")
+        return super().encode_texts(texts)
+
+    def _perhaps_break(self, method):
+        if self.breaks == method:
+            raise RuntimeError("CUDA error: a secret at /home/operator")
+
+
+@pytest.mark.parametrize("method", ["transform", "encode_images", "encode_texts"])
+def test_an_encoder_that_breaks_gives_500_without_its_inner_workings_and_the_next_request_works(make_client, method):
+    encoder = Breaking()
+    client = make_client(encoders=[encoder])
+    encoder.breaks = method
+    with structlog.testing.capture_logs() as logs:
+        response = send(client, "POST", CLASSIFY + "?labels=red", PNG, picture("red"))
+    members = problem_of(response, "internal-error")
+    assert response.status_code == 500
+    assert not any(word in response.text for word in ("secret", "CUDA", "Traceback", "RuntimeError", ".py"))
+    assert [each["event"] for each in logs if each["log_level"] == "error"] == ["unexpected_error"]
+    assert [each["status"] for each in logs if each["event"] == "request"] == [500]
+    assert "request_id" in members["detail"]
+    encoder.breaks = None
+    assert send(client, "POST", CLASSIFY + "?labels=red", PNG, picture("red")).status_code == 200
+
+
+def test_a_500_has_the_callers_own_request_id(make_client):
+    encoder = Breaking()
+    client = make_client(encoders=[encoder])
+    encoder.breaks = "encode_images"
+    headers = {"content-type": PNG, "X-Request-ID": "mine-1"}
+    response = client.post(CLASSIFY + "?labels=red", content=picture(), headers=headers)
+    assert problem_of(response, "internal-error")["request_id"] == response.headers["x-request-id"] == "mine-1"
+
+
+def test_a_database_that_fails_is_503_and_not_ready(client):
+    def fail(*_, **__):
+        from app.errors import StoreError
+
+        raise StoreError("the database at sqlite failed: disk I/O error; check the disk")
+
+    service = client.app.state.service
+    service.label_sets.get = service.label_sets.list = service.check_ready = fail
+    for response in (client.get(PETS), client.get("/v1/label-sets"), client.get("/readyz")):
+        assert "disk I/O error" in problem_of(response, "store-unavailable")["detail"]
+    assert client.get("/healthz").status_code == 200
+    assert send(client, "POST", CLASSIFY + "?labels=red", PNG, picture("red")).status_code == 200

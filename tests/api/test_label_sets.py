@@ -1,0 +1,422 @@
+from datetime import UTC, datetime, timedelta
+from urllib.parse import quote
+
+import pytest
+
+from tests.api.problems import fields_of, problem_of
+
+LYNX = {"name": "lynx", "descriptions": ["tufted ears", "a short tail"], "synonyms": ["bobcat"]}
+
+
+def at(name, *rest):
+    return "/".join(["/v1/label-sets", *(quote(each, safe="") for each in (name, *rest))])
+
+
+def put(client, name, classes, headers=None, **fields):
+    return client.put(at(name), json={"classes": classes, **fields}, headers=headers)
+
+
+def names_of(response):
+    assert response.status_code < 300, response.text
+    return [each["name"] for each in response.json()["classes"]]
+
+
+# --- writing and reading -------------------------------------------------------------------------------------------
+
+
+def test_the_first_put_creates_and_later_ones_replace(client):
+    first = put(client, "pets", ["cat", "dog"])
+    assert first.status_code == 201
+    second = put(client, "pets", ["owl"], templates="a {}.")
+    assert second.status_code == 200
+    assert [first.json()["version"], second.json()["version"]] == [1, 2]
+    assert names_of(client.get(at("pets"))) == ["owl"]
+
+
+def test_what_is_put_is_what_is_got(client):
+    sent = [LYNX, "puma", {"name": "owl", "descriptions": ["eyes in front"]}]
+    told = put(client, "cats", sent, templates="a photo of a {}, a kind of cat.")
+    assert told.json() == client.get(at("cats")).json()
+    body = told.json()
+    assert set(body) == {"name", "version", "classes", "templates", "created_at"}
+    assert body["classes"] == [
+        LYNX,
+        {"name": "puma", "descriptions": [], "synonyms": []},
+        {"name": "owl", "descriptions": ["eyes in front"], "synonyms": []},
+    ]
+    assert body["templates"] == "a photo of a {}, a kind of cat."
+    created_at = datetime.fromisoformat(body["created_at"])
+    assert abs(datetime.now(UTC) - created_at) < timedelta(minutes=1)
+
+
+def test_without_templates_a_label_set_has_those_for_photographs(client):
+    assert put(client, "pets", ["cat"]).json()["templates"] == "photo"
+
+
+def test_what_was_got_can_be_put_again(client):
+    body = put(client, "cats", [LYNX, "puma"]).json()
+    again = put(client, "cats", body["classes"], templates=body["templates"]).json()
+    assert again["classes"] == body["classes"]
+    assert again["version"] == 2
+
+
+def test_a_version_never_changes(client):
+    first = put(client, "pets", ["cat"]).json()
+    put(client, "pets", ["dog"], templates="{}")
+    client.post(at("pets", "classes"), json={"classes": ["owl"]})
+    client.delete(at("pets", "classes", "dog"))
+    assert client.get(at("pets"), params={"version": 1}).json() == first
+    contents = [names_of(client.get(at("pets"), params={"version": version})) for version in (1, 2, 3, 4)]
+    assert contents == [["cat"], ["dog"], ["dog", "owl"], ["owl"]]
+
+
+def test_deleting_and_putting_again_continues_the_numbering(client):
+    put(client, "pets", ["cat"])
+    put(client, "pets", ["dog"])
+    deleted = client.delete(at("pets"))
+    assert (deleted.status_code, deleted.content) == (204, b"")
+    problem_of(client.get(at("pets")), "unknown-name")
+    again = put(client, "pets", ["owl"])
+    assert (again.status_code, again.json()["version"]) == (201, 3)
+    problem_of(client.get(at("pets"), params={"version": 1}), "unknown-name")
+
+
+# --- adding and removing classes -----------------------------------------------------------------------------------
+
+
+def test_classes_are_added_at_the_end_as_a_new_version(client):
+    put(client, "cats", ["puma"], templates="{}")
+    response = client.post(at("cats", "classes"), json={"classes": [LYNX, "owl"]})
+    assert names_of(response) == ["puma", "lynx", "owl"]
+    assert (response.json()["version"], response.json()["templates"]) == (2, "{}")
+    assert response.json()["classes"][1] == LYNX
+
+
+def test_a_class_that_is_there_already_is_a_conflict_whatever_its_case(client):
+    put(client, "cats", ["Lynx", "puma"])
+    for name in ("Lynx", "lynx", " LYNX "):
+        members = problem_of(client.post(at("cats", "classes"), json={"classes": ["owl", name]}), "conflict")
+        assert "'Lynx'" in members["detail"]
+    assert client.get(at("cats")).json()["version"] == 1
+
+
+def test_a_class_is_removed_as_a_new_version(client):
+    put(client, "cats", ["lynx", "puma"])
+    response = client.delete(at("cats", "classes", "lynx"))
+    assert names_of(response) == ["puma"]
+    assert response.headers["etag"] == '"2"'
+
+
+def test_a_class_that_is_not_there_is_unknown(client):
+    put(client, "cats", ["lynx", "puma"])
+    assert "lynx, puma" in problem_of(client.delete(at("cats", "classes", "owl")), "unknown-name")["detail"]
+
+
+def test_the_last_class_cannot_be_removed(client):
+    put(client, "cats", ["lynx"])
+    problem_of(client.delete(at("cats", "classes", "lynx")), "conflict")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["AC/DC", "a/b/c", "/", "//", "what?", "100%", "a#b", "a b", "a+b", "é", "犬", "🐈‍⬛", "a;b", 'a"b', "a\\b"],
+)
+def test_a_class_of_any_name_can_be_removed_by_its_percent_encoded_name(client, name):
+    put(client, "things", ["other", name])
+    assert names_of(client.delete(at("things", "classes", name))) == ["other"]
+
+
+def test_removing_a_class_is_forgiving_about_spaces_and_composition(client):
+    put(client, "things", ["other", "café au lait"])
+    assert names_of(client.delete(at("things", "classes", " cafe\u0301  au lait "))) == ["other"]
+
+
+# --- names ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["pets", "Pets", "домашние", "動物", "حيوانات", "🐶", "👩🏽‍🚒", "a b", "a+b", "a&b=c", "x" * 64, "1"]
+)
+def test_a_label_set_may_have_a_name_in_any_script(client, name):
+    assert put(client, name, ["cat"]).status_code == 201
+    assert client.get(at(name)).json()["name"] == name
+    assert [each["name"] for each in client.get("/v1/label-sets").json()["label_sets"]] == [name]
+    assert client.delete(at(name)).status_code == 204
+
+
+def test_a_name_is_found_however_its_letters_are_composed(client):
+    put(client, "cafe\u0301", ["cat"])
+    assert client.get(at("caf\u00e9")).json()["name"] == "caf\u00e9"
+
+
+@pytest.mark.parametrize("name", ["x" * 65, "a@b", "a:b", "a,b", "a\\b", ".hidden", " ", "a\tb", "a\u202eb", "100%"])
+def test_a_name_that_breaks_a_rule_is_refused_on_every_route(client, name):
+    for response in (
+        put(client, name, ["cat"]),
+        client.get(at(name)),
+        client.delete(at(name)),
+        client.post(at(name, "classes"), json={"classes": ["cat"]}),
+        client.delete(at(name, "classes", "cat")),
+    ):
+        assert fields_of(response) == {"name"}
+
+
+def test_a_slash_in_the_name_of_a_label_set_makes_another_path(client):
+    problem_of(put(client, "a/b", ["cat"]), "unknown-route")
+
+
+def test_an_unknown_label_set_is_404_with_the_known_ones_on_every_route(client):
+    put(client, "pets", ["cat"])
+    for response in (
+        client.get(at("pest")),
+        client.get(at("pest"), params={"version": 1}),
+        client.delete(at("pest")),
+        client.post(at("pest", "classes"), json={"classes": ["cat"]}),
+        client.delete(at("pest", "classes", "cat")),
+    ):
+        assert "'pest'; known: pets" in problem_of(response, "unknown-name")["detail"]
+
+
+def test_an_unknown_version_is_404_with_the_known_ones(client):
+    put(client, "pets", ["cat"])
+    put(client, "pets", ["dog"])
+    response = client.get(at("pets"), params={"version": 3})
+    assert "'pets@3'; known: 1 to 2" in problem_of(response, "unknown-name")["detail"]
+
+
+@pytest.mark.parametrize("version", ["0", "-1", "x", "1.5", "", "2147483648", "9" * 5000])
+def test_what_is_no_version_is_told_as_a_field(client, version):
+    put(client, "pets", ["cat"])
+    assert fields_of(client.get(at("pets"), params={"version": version})) == {"version"}
+
+
+# --- classes that are refused --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("classes", "fields"),
+    [
+        ([], {"classes"}),
+        ([""], {"classes.0"}),
+        (["cat", " \t"], {"classes.1"}),
+        (["cat", "dog", "cat"], {"classes.2"}),
+        (["cat", "CAT"], {"classes.1"}),
+        (["cat", " cat "], {"classes.1"}),
+        (["x" * 201], {"classes.0"}),
+        (["a\0b"], {"classes.0"}),
+        (["\u200bcat"], {"classes.0"}),
+        ([{"name": "cat", "descriptions": [""]}], {"classes.0.descriptions.0"}),
+        ([{"name": "cat", "descriptions": ["x" * 1001]}], {"classes.0.descriptions.0"}),
+        ([{"name": "cat", "synonyms": ["a", "\0"]}], {"classes.0.synonyms.1"}),
+        ([{"name": "cat", "descriptions": ["x"] * 201}], {"classes.0.descriptions"}),
+        (["", "x" * 201, "fine", "\0"], {"classes.0", "classes.1", "classes.3"}),
+    ],
+)
+def test_classes_that_break_a_rule_are_refused_with_every_place(client, classes, fields):
+    assert fields_of(put(client, "pets", classes)) == fields
+    put(client, "others", ["something else"])
+    assert fields_of(client.post(at("others", "classes"), json={"classes": classes})) == fields
+    problem_of(client.get(at("pets")), "unknown-name")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"classes": None},
+        {"classes": "cat"},
+        {"classes": {"name": "cat"}},
+        {"classes": [1]},
+        {"classes": [None]},
+        {"classes": [["cat"]]},
+        {"classes": [{}]},
+        {"classes": [{"nam": "cat"}]},
+        {"classes": [{"name": "cat", "descriptions": "long"}]},
+        {"classes": [{"name": "cat", "images": []}]},
+        {"classes": ["cat"], "template": "photo"},
+        {"classes": ["cat"], "templates": None},
+        {"classes": ["cat"], "templates": ["photo"]},
+        {"classes": ["cat"], "version": 3},
+        [],
+        ["cat"],
+        "cat",
+        None,
+        1,
+    ],
+)
+def test_a_body_of_another_shape_is_told_by_its_fields(client, body):
+    members = problem_of(client.put(at("pets"), json=body), "invalid-field")
+    assert members["errors"]
+
+
+def test_a_class_of_the_wrong_type_is_told_once_in_words_of_the_contract(client):
+    """Not once for each type that it might have been, under names of our own code."""
+    for wrong in (5, None, ["cat"]):
+        members = problem_of(put(client, "pets", ["cat", wrong]), "invalid-field")
+        assert [each["field"] for each in members["errors"]] == ["classes.1"]
+        assert "ClassBody" not in members["detail"]
+
+
+def test_more_classes_than_allowed_are_too_large(make_client):
+    client = make_client(max_classes=3)
+    assert "DEIXIS_MAX_CLASSES" in problem_of(put(client, "pets", list("abcd")), "too-large")["detail"]
+    put(client, "pets", list("abc"))
+    problem_of(client.post(at("pets", "classes"), json={"classes": ["d"]}), "too-large")
+
+
+def test_templates_are_a_set_or_one_template(client):
+    problem_of(put(client, "pets", ["cat"], templates="phto"), "unknown-name")
+    assert fields_of(put(client, "pets", ["cat"], templates="{0}")) == {"templates"}
+    assert put(client, "pets", ["cat"], templates="the {}").status_code == 201
+
+
+# --- conditions ----------------------------------------------------------------------------------------------------
+
+
+def test_every_answer_with_a_label_set_has_its_version_as_etag(client):
+    responses = [
+        put(client, "pets", ["cat"]),
+        put(client, "pets", ["dog"]),
+        client.post(at("pets", "classes"), json={"classes": ["owl"]}),
+        client.delete(at("pets", "classes", "dog")),
+        client.get(at("pets")),
+        client.get(at("pets"), params={"version": 1}),
+    ]
+    assert [each.headers["etag"] for each in responses] == ['"1"', '"2"', '"3"', '"4"', '"4"', '"1"']
+
+
+@pytest.mark.parametrize("condition", ['"2"', 'W/"2"', '"1", "2"', '"1","2"', "*"])
+def test_a_version_that_the_caller_has_is_not_sent_again(client, condition):
+    put(client, "pets", ["cat"])
+    put(client, "pets", ["dog"])
+    response = client.get(at("pets"), headers={"If-None-Match": condition})
+    assert (response.status_code, response.content, response.headers["etag"]) == (304, b"", '"2"')
+
+
+@pytest.mark.parametrize("condition", ['"1"', '"22"', "2", '"x"', "", '""'])
+def test_a_version_that_the_caller_does_not_have_is_sent(client, condition):
+    put(client, "pets", ["cat"])
+    put(client, "pets", ["dog"])
+    assert names_of(client.get(at("pets"), headers={"If-None-Match": condition})) == ["dog"]
+
+
+WRITES = {
+    "put": lambda client, name, headers: put(client, name, ["new"], headers=headers),
+    "add": lambda client, name, headers: client.post(at(name, "classes"), json={"classes": ["more"]}, headers=headers),
+    "remove": lambda client, name, headers: client.delete(at(name, "classes", "cat"), headers=headers),
+    "delete": lambda client, name, headers: client.delete(at(name), headers=headers),
+}
+
+
+@pytest.mark.parametrize("condition", ['"1"', '"3"', '"1", "3"', '"0"'])
+def test_no_write_replaces_a_version_other_than_the_one_named(client, condition):
+    put(client, "pets", ["bird"])
+    before = put(client, "pets", ["cat", "dog"]).json()
+    for write in WRITES.values():
+        response = write(client, "pets", {"If-Match": condition})
+        assert "version 2" in problem_of(response, "precondition-failed")["detail"]
+    assert client.get(at("pets")).json() == before
+
+
+@pytest.mark.parametrize("condition", ['"2"', '"1", "2"', "*", " * "])
+def test_every_write_replaces_the_version_named(client, condition):
+    for name, write in WRITES.items():
+        put(client, name, ["bird"])
+        put(client, name, ["cat", "dog"])
+        response = write(client, name, {"If-Match": condition})
+        assert response.status_code == (204 if name == "delete" else 200), response.text
+
+
+@pytest.mark.parametrize("condition", ["x", '"x"', 'W/"2"', "", '"-1"', '"1" "2"', '"' + "9" * 5000 + '"', '"٢"'])
+def test_a_condition_that_is_no_etag_of_ours_stops_every_write(client, condition):
+    put(client, "pets", ["bird"])
+    before = put(client, "pets", ["cat", "dog"]).json()
+    for write in WRITES.values():
+        assert fields_of(write(client, "pets", {"If-Match": condition.encode()})) == {"If-Match"}
+    assert client.get(at("pets")).json() == before
+
+
+def test_if_match_on_a_name_that_is_not_there_fails(client):
+    for condition in ("*", '"1"'):
+        problem_of(put(client, "pets", ["cat"], headers={"If-Match": condition}), "precondition-failed")
+    problem_of(client.get(at("pets")), "unknown-name")
+
+
+def test_a_put_can_be_made_to_create_only(client):
+    only_new = {"If-None-Match": "*"}
+    assert put(client, "pets", ["cat"], headers=only_new).status_code == 201
+    problem_of(put(client, "pets", ["dog"], headers=only_new), "precondition-failed")
+    client.delete(at("pets"))
+    assert put(client, "pets", ["owl"], headers=only_new).status_code == 201
+
+
+def test_another_if_none_match_on_a_put_is_refused(client):
+    assert fields_of(put(client, "pets", ["cat"], headers={"If-None-Match": '"1"'})) == {"If-None-Match"}
+
+
+# --- the list ------------------------------------------------------------------------------------------------------
+
+
+def pages(client, limit):
+    after, told = None, []
+    while True:
+        params = {"limit": limit} | ({"after": after} if after else {})
+        page = client.get("/v1/label-sets", params=params).json()
+        told.append([each["name"] for each in page["label_sets"]])
+        after = page["next_after"]
+        if after is None:
+            return told
+
+
+def test_label_sets_are_listed_by_name_with_their_latest_version(client):
+    put(client, "b", ["x"])
+    put(client, "a", ["x", "y"])
+    put(client, "b", ["x", "y", "z"])
+    page = client.get("/v1/label-sets").json()
+    told = [(each["name"], each["version"], each["classes"]) for each in page["label_sets"]]
+    assert told == [("a", 1, 2), ("b", 2, 3)]
+    assert page["next_after"] is None
+
+
+def test_an_empty_list_is_a_page_too(client):
+    assert client.get("/v1/label-sets").json() == {"label_sets": [], "next_after": None}
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, 5])
+def test_the_pages_of_a_list_hold_everything_once_and_the_last_says_so(client, limit):
+    names = ["a", "b c", "é", "犬"]
+    for name in names:
+        put(client, name, ["x"])
+    told = pages(client, limit)
+    assert [name for page in told for name in page] == sorted(names)
+    assert len(told) == -(-len(names) // limit)
+
+
+def test_a_page_begins_behind_a_name_that_need_not_exist_any_more(client):
+    for name in ("a", "b", "c"):
+        put(client, name, ["x"])
+    client.delete(at("b"))
+    assert [each["name"] for each in client.get("/v1/label-sets?after=b").json()["label_sets"]] == ["c"]
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "1001", "x", ""])
+def test_a_page_of_an_impossible_size_is_refused(client, limit):
+    assert fields_of(client.get("/v1/label-sets", params={"limit": limit})) == {"limit"}
+
+
+# --- in use --------------------------------------------------------------------------------------------------------
+
+
+def test_label_sets_outlive_a_restart(make_client):
+    created = put(make_client(), "cats", [LYNX, "puma"]).json()
+    assert make_client().get(at("cats")).json() == created
+
+
+def test_a_new_label_set_is_encoded_once_and_before_it_is_used(client, encoder):
+    put(client, "cats", ["lynx", "puma"], templates="{}")
+    from tests.conftest import picture
+
+    for _ in range(2):
+        response = client.post("/classify?label_set=cats", content=picture(), headers={"content-type": "image/png"})
+        assert response.json()["label_set"] == "cats@1"
+    assert encoder.encoded_texts == ["lynx", "puma"]

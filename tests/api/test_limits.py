@@ -1,0 +1,206 @@
+import base64
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.api.problems import fields_of, problem_of
+from tests.conftest import picture
+from tests.gated import GatedEncoder
+
+PNG = {"content-type": "image/png"}
+
+
+def ask(client, colours=("red",), labels="red,green,blue", **fields):
+    files = [("image", (f"{colour}.png", picture(colour))) for colour in colours]
+    return client.post("/v1/classify", files=files, data={"labels": labels, **fields})
+
+
+def first_labels(response):
+    assert response.status_code == 200, response.text
+    return [each["predictions"][0]["label"] for each in response.json()["results"]]
+
+
+def assert_serves(client):
+    assert first_labels(ask(client, ["blue", "red"])) == ["blue", "red"]
+    assert client.get("/readyz").status_code == 200
+
+
+@pytest.fixture
+def gated():
+    encoder = GatedEncoder()
+    yield encoder
+    encoder.open()
+
+
+@pytest.fixture
+def caller():
+    """Sends a request beside the test's own."""
+    with ThreadPoolExecutor(8) as threads:
+        yield threads.submit
+
+
+# --- bytes ---------------------------------------------------------------------------------------------------------
+
+ROUTES = [
+    ("POST", "/v1/classify?labels=a", PNG),
+    ("POST", "/v1/classify", {"content-type": "application/json"}),
+    ("POST", "/v1/classify", {"content-type": "multipart/form-data; boundary=b"}),
+    ("PUT", "/v1/label-sets/pets", {"content-type": "application/json"}),
+    ("POST", "/v1/label-sets/pets/classes", {"content-type": "application/json"}),
+    ("POST", "/nowhere", PNG),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "headers"), ROUTES)
+def test_a_body_that_says_it_is_too_long_is_refused_on_every_route(make_client, method, path, headers):
+    client = make_client(max_request_bytes=5000)
+    members = problem_of(client.request(method, path, content=bytes(5001), headers=headers), "too-large")
+    assert "DEIXIS_MAX_REQUEST_BYTES" in members["detail"]
+    assert_serves(client)
+
+
+@pytest.mark.parametrize(("method", "path", "headers"), ROUTES[:-1])
+def test_a_body_that_turns_out_too_long_is_refused_on_every_route_that_reads_it(make_client, method, path, headers):
+    client = make_client(max_request_bytes=5000)
+    chunks = (bytes(1000) for _ in range(6))
+    response = client.request(method, path, content=chunks, headers=headers)
+    assert "content-length" not in response.request.headers
+    problem_of(response, "too-large")
+    assert_serves(client)
+
+
+def test_a_body_of_just_the_allowed_length_is_read(make_client):
+    image = picture("red")
+    client = make_client(max_request_bytes=len(image))
+    for content in (image, iter([image[:10], image[10:]])):
+        response = client.post("/v1/classify?labels=red,blue", content=content, headers=PNG)
+        assert first_labels(response) == ["red"]
+
+
+def test_a_form_field_that_is_no_file_may_not_be_as_large_as_one(client):
+    problem_of(ask(client, labels="x" * (5 * 1024 * 1024)), "too-large")
+    assert_serves(client)
+
+
+# --- numbers of things ---------------------------------------------------------------------------------------------
+
+
+def as_json(client, images):
+    body = {"images": [{"base64": base64.b64encode(each).decode()} for each in images], "labels": ["red", "blue"]}
+    return client.post("/v1/classify", json=body)
+
+
+def test_as_many_images_as_allowed_are_answered_and_one_more_is_refused(client, encoder):
+    assert first_labels(ask(client, ["red"] * 8)) == ["red"] * 8
+    assert first_labels(as_json(client, [picture("blue")] * 8)) == ["blue"] * 8
+    encoder.image_batches.clear()
+    for count in (9, 10, 50):
+        for response in (ask(client, ["red"] * count), as_json(client, [picture()] * count)):
+            assert "DEIXIS_MAX_IMAGES_PER_REQUEST" in problem_of(response, "too-large")["detail"]
+    assert encoder.image_batches == []
+    assert_serves(client)
+
+
+def test_more_labels_than_allowed_are_refused_in_every_form(make_client):
+    client = make_client(max_labels=3)
+    labels = ["red", "green", "blue", "black"]
+    body = {"images": [{"base64": ""}], "labels": labels}
+    for response in (
+        ask(client, labels=json.dumps(labels)),
+        ask(client, labels=labels),
+        client.post("/v1/classify", json=body),
+        client.post("/v1/classify?labels=" + ",".join(labels), content=picture(), headers=PNG),
+    ):
+        assert "DEIXIS_MAX_LABELS" in problem_of(response, "too-large")["detail"]
+    assert_serves(client)
+
+
+def test_as_many_labels_as_allowed_may_each_be_a_field_of_a_form(client):
+    labels = [f"label {number}" for number in range(1000)]
+    assert ask(client, labels=labels, top_k=1).status_code == 200
+
+
+def test_more_fields_than_any_request_needs_are_refused(client):
+    problem_of(ask(client, labels=["a"] * 5000), "too-large")
+    assert_serves(client)
+
+
+@pytest.mark.parametrize("item", ['"a"', "1", "{}"])
+def test_a_list_longer_than_any_setting_allows_is_refused_without_looking_at_all_of_it(client, item):
+    """Millions of short names are checked for minutes otherwise, and each wrong one is told."""
+    items = "[" + ",".join([item] * 300_000) + "]"
+    image = '{"base64": ""}'
+    for method, path, body in (
+        ("POST", "/v1/classify", f'{{"images": [{image}], "labels": {items}}}'),
+        ("POST", "/v1/classify", f'{{"images": {items}, "labels": ["a"]}}'),
+        ("PUT", "/v1/label-sets/pets", f'{{"classes": {items}}}'),
+        ("PUT", "/v1/label-sets/pets", f'{{"classes": [{{"name": "a", "descriptions": {items}}}]}}'),
+    ):
+        response = client.request(method, path, content=body, headers={"content-type": "application/json"})
+        assert "100000" in problem_of(response, "too-large")["detail"]
+        assert len(response.content) < 2000
+    assert_serves(client)
+
+
+def test_of_very_many_wrong_fields_a_thousand_are_told(client):
+    response = client.put("/v1/label-sets/pets", json={"classes": [1] * 5000})
+    assert len(problem_of(response, "invalid-field")["errors"]) == 1000
+
+
+def test_a_label_longer_than_allowed_is_told_with_its_place(make_client):
+    client = make_client(max_label_chars=5)
+    assert fields_of(ask(client, labels="red,yellow,blue")) == {"labels.1"}
+    assert_serves(client)
+
+
+# --- a full queue --------------------------------------------------------------------------------------------------
+
+
+def test_when_the_queue_is_full_the_answer_is_503_at_once_and_later_requests_are_served(make_client, gated, caller):
+    client = make_client(encoders=[gated], max_queued_images=3, max_images_per_request=3)
+    gated.images_open.clear()
+    admitted = caller(ask, client, ["red", "blue"])
+    assert gated.images_entered.acquire(timeout=10)
+    response = ask(client, ["red", "blue"])  # answered although nothing moves
+    members = problem_of(response, "overloaded")
+    assert "2 of 3 places" in members["detail"]
+    assert "DEIXIS_MAX_QUEUED_IMAGES" in members["detail"]
+    assert int(response.headers["retry-after"]) >= 1
+    assert client.get("/healthz").status_code == client.get("/readyz").status_code == 200
+    one_more = caller(ask, client, ["green"])  # for which there is room
+    gated.open()
+    assert first_labels(admitted.result(10)) == ["red", "blue"]
+    assert first_labels(one_more.result(10)) == ["green"]
+    assert_serves(client)
+
+
+def test_a_full_queue_of_one_model_does_not_refuse_for_another(make_client, gated, encoder, caller):
+    encoder.name = "another"
+    client = make_client(encoders=[gated, encoder], max_queued_images=1, max_images_per_request=1)
+    gated.images_open.clear()
+    admitted = caller(ask, client, ["red"])
+    assert gated.images_entered.acquire(timeout=10)
+    problem_of(ask(client, ["red"]), "overloaded")
+    assert first_labels(ask(client, ["red"], model="another")) == ["red"]
+    gated.open()
+    assert first_labels(admitted.result(10)) == ["red"]
+
+
+# --- the deadline --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tower", ["images", "texts"])
+def test_a_request_that_takes_too_long_gets_504_and_the_next_is_served(make_client, gated, tower):
+    client = make_client(encoders=[gated], request_timeout_s=0.3, max_queued_images=2, max_images_per_request=2)
+    gate = {"images": gated.images_open, "texts": gated.texts_open}[tower]
+    gate.clear()
+    for _ in range(3):  # more than would fit if their places were lost
+        members = problem_of(ask(client, ["red", "blue"], template="{}"), "deadline-exceeded")
+        assert "DEIXIS_REQUEST_TIMEOUT_S" in members["detail"]
+    gated.open()
+    # On a busy machine a fraction of a second may pass without any fault.
+    assert any(ask(client, template="{}").status_code == 200 for _ in range(20))
+    assert_serves(client)
+    (model,) = client.get("/v1/models").json()["models"]
+    assert model["queued_images"] == 0

@@ -1,0 +1,178 @@
+import logging
+
+import pytest
+import structlog
+
+from app.api.middleware import BodyLimit
+from tests.api.problems import problem_of
+from tests.conftest import picture
+
+anyio_test = pytest.mark.anyio
+
+# --- the request's id ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", ["abc", "0" * 128, "a.b-c_D9", "123e4567-e89b-12d3-a456-426614174000"])
+def test_a_harmless_request_id_is_echoed_in_headers_problems_and_results(client, given):
+    headers = {"X-Request-ID": given}
+    assert client.get("/healthz", headers=headers).headers["x-request-id"] == given
+    assert problem_of(client.get("/nowhere", headers=headers))["request_id"] == given
+    response = client.post(
+        "/v1/classify",
+        files=[("image", ("a", picture())), ("image", ("b", b"bad"))],
+        data={"labels": "a"},
+        headers=headers,
+    )
+    assert response.json()["results"][1]["error"]["request_id"] == given
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["", " ", "a b", "x" * 129, "a\tb", "<script>", "a;b", 'a"b', "é", "犬", "a\x1b[31mb", "{}", "a/b", "%0d%0a"],
+)
+def test_a_request_id_that_could_do_harm_is_replaced(client, given):
+    response = client.get("/healthz", headers={"X-Request-ID": given.encode()})
+    (told,) = response.headers.get_list("x-request-id")
+    assert len(told) == 32
+    assert told.isalnum()
+
+
+def test_without_one_every_request_has_an_id_of_its_own(client):
+    told = [client.get("/healthz").headers["x-request-id"] for _ in range(20)]
+    assert len(set(told)) == 20
+
+
+# --- the log -------------------------------------------------------------------------------------------------------
+
+
+def logged(client, *arguments, **options):
+    with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as logs:
+        response = client.request(*arguments, **options)
+    return response, [each for each in logs if each["event"] == "request"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/healthz", 200),
+        ("GET", "/nowhere", 404),
+        ("PUT", "/v1/label-sets/pets", 422),
+        ("GET", "/v1/classify", 405),
+    ],
+)
+def test_every_request_is_logged_once_with_its_id_status_and_time(client, method, path, status):
+    response, (entry,) = logged(client, method, path)
+    assert (entry["method"], entry["path"], entry["status"]) == (method, path, status)
+    assert entry["request_id"] == response.headers["x-request-id"]
+    assert 0 <= entry["duration_ms"] < 60_000
+    assert response.status_code == status
+
+
+def test_what_callers_ask_about_is_not_logged(client, caplog):
+    caplog.set_level(logging.DEBUG)
+    with structlog.testing.capture_logs() as logs:
+        client.post(
+            "/v1/classify?labels=a-private-word",
+            content=picture(),
+            headers={"content-type": "image/png", "authorization": "Bearer a-private-word"},
+        )
+    assert len(logs) == 1
+    assert "a-private-word" not in str(logs)
+
+
+def test_a_refused_body_is_logged_too(make_client):
+    response, (entry,) = logged(make_client(max_request_bytes=10), "PUT", "/v1/label-sets/pets", content=b"x" * 11)
+    assert response.status_code == entry["status"] == 413
+
+
+# --- the bound on bodies -------------------------------------------------------------------------------------------
+
+
+async def answer_of(app, chunks, headers=()):
+    """Send a request in chunks; return the messages of the answer and how many chunks were taken."""
+    sent, remaining = [], list(chunks)
+
+    async def receive():
+        body = remaining.pop(0)
+        return {"type": "http.request", "body": body, "more_body": bool(remaining)}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": list(headers)}
+    await app(scope, receive, send)
+    return sent, len(chunks) - len(remaining)
+
+
+async def echo(scope, receive, send):
+    """Answer with the body, read whole."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body, more = body + message["body"], message["more_body"]
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def forgiving_echo(scope, receive, send):
+    """Turn whatever happens while reading into an answer of its own, as frameworks do."""
+    try:
+        await echo(scope, receive, send)
+    except Exception:  # noqa: BLE001 - as frameworks do
+        await send({"type": "http.response.start", "status": 400, "headers": []})
+        await send({"type": "http.response.body", "body": b"broken"})
+
+
+@anyio_test
+@pytest.mark.parametrize("chunks", [[b""], [b"1234567890"], [b"12345", b"67890"], [b"", b"1", b""]])
+async def test_a_body_within_the_bound_passes_as_it_is(chunks):
+    sent, taken = await answer_of(BodyLimit(echo, max_bytes=10), chunks)
+    assert [each["type"] for each in sent] == ["http.response.start", "http.response.body"]
+    assert sent[1]["body"] == b"".join(chunks)
+    assert taken == len(chunks)
+
+
+@anyio_test
+@pytest.mark.parametrize("inner", [echo, forgiving_echo])
+async def test_a_body_beyond_the_bound_is_not_read_to_its_end_and_answered_once(inner):
+    sent, taken = await answer_of(BodyLimit(inner, max_bytes=10), [b"123456"] * 50)
+    assert [each["type"] for each in sent] == ["http.response.start", "http.response.body"]
+    assert sent[0]["status"] == 413
+    assert taken == 2
+
+
+@anyio_test
+@pytest.mark.parametrize("declared", [b"11", b"99999999999999999999999"])
+async def test_a_body_that_is_declared_too_long_is_not_read_at_all(declared):
+    sent, taken = await answer_of(BodyLimit(echo, max_bytes=10), [b"1"], [(b"content-length", declared)])
+    assert sent[0]["status"] == 413
+    assert taken == 0
+
+
+@anyio_test
+@pytest.mark.parametrize("declared", [b"-1", b"x", b"", b"1", b"\xb2"])
+async def test_a_length_that_is_not_true_does_not_lift_the_bound(declared):
+    headers = [(b"content-length", declared)]
+    assert (await answer_of(BodyLimit(echo, max_bytes=10), [b"12345"], headers))[0][0]["status"] == 200
+    assert (await answer_of(BodyLimit(echo, max_bytes=10), [b"12345"] * 3, headers))[0][0]["status"] == 413
+
+
+@anyio_test
+async def test_an_answer_that_began_before_the_bound_was_passed_is_not_answered_again():
+    async def early(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await receive()
+
+    sent, _ = await answer_of(BodyLimit(early, max_bytes=10), [b"x" * 11])
+    assert [each["type"] for each in sent] == ["http.response.start"]
+
+
+@anyio_test
+async def test_what_is_no_request_passes():
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append(scope["type"])
+
+    await BodyLimit(app, max_bytes=0)({"type": "lifespan"}, None, None)
+    assert seen == ["lifespan"]

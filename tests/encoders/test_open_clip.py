@@ -1,0 +1,335 @@
+"""The real open_clip code, on models of a few thousand weights that the tests make themselves."""
+
+import json
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import huggingface_hub
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from app.encoders.loading import load_encoder
+from app.encoders.open_clip import imagenet_templates, pick_device
+from app.errors import ModelUnavailableError
+from app.main import create_app, load_encoders
+from tests.conftest import picture
+
+VISION = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+PREPROCESSING = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+COLOURS = ("red", "navy", "olive", "white", "black")
+TEXTS = ("a photo of a cat", "dog", "", "犬 🐕", "word " * 500)
+
+
+def write_model(folder, *, seed=0, vision=(), text=(), weights=None, **options):
+    """Write a CLIP with random weights as a folder that open_clip can load, and return its name as a setting."""
+    config = {"embed_dim": 8, "vision_cfg": {**VISION, **dict(vision)}, "text_cfg": {**TEXT, **dict(text)}, **options}
+    folder.mkdir(parents=True, exist_ok=True)
+    described = {"model_cfg": config, "preprocess_cfg": PREPROCESSING}
+    (folder / "open_clip_config.json").write_text(json.dumps(described), encoding="utf-8")
+    torch.manual_seed(seed)
+    state = open_clip.CLIP(**config).state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in (state | (weights or {})).items()}, weights_of(folder))
+    return f"local-dir:{folder}"
+
+
+def weights_of(folder):
+    return folder / "open_clip_model.safetensors"
+
+
+def load(spec, *, device="cpu", precision="fp32", cache_dir=None):
+    return load_encoder(spec, device=device, precision=precision, cache_dir=cache_dir)
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def encoder(spec):
+    return load(spec)
+
+
+def images():
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 255, (50, 70, 3), dtype=np.uint8))
+    return [noise, *(Image.new("RGB", (40, 30), colour) for colour in COLOURS)]
+
+
+def refusal_of(spec, **options):
+    with pytest.raises(ModelUnavailableError) as caught:
+        load(spec, **options)
+    assert spec in caught.value.message
+    return caught.value.message
+
+
+# --- a model that loads --------------------------------------------------------------------------------------------
+
+
+def test_a_loaded_model_knows_its_sizes_and_its_own_scale(spec, encoder):
+    assert (encoder.name, encoder.embed_dim, encoder.image_size_px) == (spec, 8, 32)
+    assert encoder.logit_scale == pytest.approx(1 / 0.07, rel=1e-5)  # what CLIP begins its training with
+    assert encoder.logit_bias is None
+
+
+def test_both_towers_give_unit_rows_in_float32(encoder):
+    pixels = [encoder.transform(image) for image in images()]
+    for rows, count in [(encoder.encode_images(pixels), len(pixels)), (encoder.encode_texts(TEXTS), len(TEXTS))]:
+        assert rows.shape == (count, 8)
+        assert rows.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+
+
+def test_the_features_are_open_clips_own(spec, encoder):
+    model, _, preprocess = open_clip.create_model_and_transforms(spec)
+    model.eval()
+    with torch.inference_mode():
+        wanted_images = model.encode_image(torch.stack([preprocess(image) for image in images()]), normalize=True)
+        wanted_texts = model.encode_text(open_clip.get_tokenizer(spec)(list(TEXTS)), normalize=True)
+    pixels = [encoder.transform(image) for image in images()]
+    np.testing.assert_allclose(encoder.encode_images(pixels), wanted_images.numpy(), atol=1e-5)
+    np.testing.assert_allclose(encoder.encode_texts(TEXTS), wanted_texts.numpy(), atol=1e-5)
+
+
+def test_a_row_is_the_same_alone_as_in_a_batch_and_the_second_time(encoder):
+    pixels = [encoder.transform(image) for image in images()]
+    for encode, items in [(encoder.encode_images, pixels), (encoder.encode_texts, TEXTS)]:
+        together = encode(items)
+        alone = np.concatenate([encode([item]) for item in items])
+        np.testing.assert_allclose(alone, together, atol=1e-5)
+        np.testing.assert_array_equal(encode(items), together)
+
+
+def test_different_inputs_give_different_rows(encoder):
+    rows = np.concatenate(
+        [encoder.encode_texts(TEXTS), encoder.encode_images([encoder.transform(each) for each in images()])]
+    )
+    distances = np.linalg.norm(rows[:, None] - rows[None], axis=2) + 10 * np.eye(len(rows))
+    assert distances.min() > 1e-4
+
+
+def test_the_transform_normalises_as_the_models_configuration_says(encoder):
+    pixels = encoder.transform(Image.new("RGB", (40, 30), "white"))
+    assert pixels.shape == (3, 32, 32)
+    assert pixels.dtype == np.float32
+    np.testing.assert_allclose(pixels, (1 - 0.5) / 0.25, atol=1e-5)
+
+
+def test_the_transform_may_be_called_from_several_threads(encoder):
+    wanted = [encoder.transform(image) for image in images()] * 10
+    with ThreadPoolExecutor(8) as threads:
+        got = list(threads.map(encoder.transform, images() * 10))
+    for one, other in zip(got, wanted, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_encoding_does_not_write_to_what_it_is_given(encoder):
+    pixels = [encoder.transform(image) for image in images()]
+    before = [each.copy() for each in pixels]
+    encoder.encode_images(pixels)
+    encoder.encode_images(pixels[:1])
+    for one, other in zip(pixels, before, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("bias", [-10.0, 0.0])
+def test_a_sigmoid_model_tells_its_bias(tmp_path, bias):
+    encoder = load(write_model(tmp_path, init_logit_bias=bias))
+    assert encoder.logit_bias == bias
+
+
+def test_the_scale_is_the_one_in_the_weights(tmp_path):
+    weights = {"logit_scale": torch.tensor(2.5)}
+    assert load(write_model(tmp_path, weights=weights)).logit_scale == pytest.approx(np.exp(2.5), rel=1e-6)
+
+
+def test_half_precision_works_on_a_cpu_and_changes_little(spec, encoder):
+    half = load(spec, precision="bf16")
+    pixels = [encoder.transform(image) for image in images()]
+    for exact, rough in [
+        (encoder.encode_images(pixels), half.encode_images(pixels)),
+        (encoder.encode_texts(TEXTS), half.encode_texts(TEXTS)),
+    ]:
+        assert rough.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(rough, axis=1), 1, atol=1e-5)
+        assert (exact * rough).sum(axis=1).min() > 0.99
+
+
+def test_the_precision_chosen_for_a_cpu_is_full(spec, encoder):
+    chosen = load(spec, device="auto" if not torch.cuda.is_available() else "cpu", precision="auto")
+    np.testing.assert_array_equal(chosen.encode_texts(TEXTS), encoder.encode_texts(TEXTS))
+
+
+# --- folders that are none -----------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_is_not_there_is_told(tmp_path):
+    assert f"there is no folder {tmp_path}/none" in refusal_of(f"local-dir:{tmp_path}/none")
+
+
+@pytest.mark.parametrize(
+    "config", [None, "", "no JSON", "[]", "{}", '{"model_cfg": {}}', '{"model_cfg": {"embed_dim": 8}}']
+)
+def test_a_folder_without_a_usable_configuration_is_told_with_what_it_must_hold(tmp_path, config):
+    spec = write_model(tmp_path)
+    (tmp_path / "open_clip_config.json").unlink()
+    if config is not None:
+        (tmp_path / "open_clip_config.json").write_text(config, encoding="utf-8")
+    assert "must hold open_clip_config.json, open_clip_model.safetensors" in refusal_of(spec)
+
+
+def test_a_folder_without_weights_is_refused_and_not_served_with_random_ones(tmp_path):
+    spec = write_model(tmp_path)
+    weights_of(tmp_path).unlink()
+    assert "must hold open_clip_config.json, open_clip_model.safetensors" in refusal_of(spec)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda _: b"", lambda whole: whole[: len(whole) // 2], lambda whole: b"x" * len(whole)]
+)
+def test_damaged_weights_are_refused(tmp_path, damage):
+    spec = write_model(tmp_path)
+    weights_of(tmp_path).write_bytes(damage(weights_of(tmp_path).read_bytes()))
+    assert "must hold" in refusal_of(spec)
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path):
+    spec = write_model(tmp_path / "wanted")
+    write_model(tmp_path / "other", vision={"layers": 2})
+    weights_of(tmp_path / "other").replace(weights_of(tmp_path / "wanted"))
+    refusal_of(spec)
+
+
+def test_weights_from_which_one_is_missing_are_refused(tmp_path):
+    spec = write_model(tmp_path)
+    state = load_file(weights_of(tmp_path))
+    del state["text_projection"]
+    save_file(state, weights_of(tmp_path))
+    refusal_of(spec)
+
+
+class Malicious:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return (exec, (f"open({str(self.file)!r}, 'w').close()",))
+
+
+@pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.pth"])
+def test_a_pickle_in_the_place_of_weights_is_refused_and_not_executed(tmp_path, name):
+    spec = write_model(tmp_path / "model")
+    weights_of(tmp_path / "model").unlink()
+    (tmp_path / "model" / name).write_bytes(pickle.dumps(Malicious(tmp_path / "executed")))
+    refusal_of(spec)
+    assert not (tmp_path / "executed").exists()
+    pickle.loads((tmp_path / "model" / name).read_bytes())
+    assert (tmp_path / "executed").exists()  # or the test would prove nothing
+
+
+def test_weights_that_are_not_numbers_are_refused_at_start(tmp_path):
+    spec = write_model(tmp_path, weights={"text_projection": torch.full((16, 8), torch.nan)})
+    assert "DEIXIS_PRECISION=fp32" in refusal_of(spec)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_scale_that_makes_every_score_nonsense_is_refused_at_start(tmp_path, value):
+    assert "logit_scale" in refusal_of(write_model(tmp_path, weights={"logit_scale": torch.tensor(value)}))
+
+
+def test_a_tokenizer_that_does_not_fit_the_text_tower_is_found_at_start(tmp_path):
+    """CLIP's own tokenizer is taken for a folder that names none, and its words have numbers up to 49407."""
+    refusal_of(write_model(tmp_path, text={"vocab_size": 1000}))
+
+
+# --- names and the network -----------------------------------------------------------------------------------------
+
+
+def test_an_unknown_architecture_is_told_with_those_like_it():
+    message = refusal_of("ViT-B-23/openai")
+    assert "no architecture 'ViT-B-23'" in message
+    assert "ViT-B-32" in message
+    assert "near it: none" in refusal_of("Zzz/openai")
+
+
+def test_an_unknown_tag_is_told_with_the_known_ones():
+    message = refusal_of("ViT-B-32/laion3b")
+    assert "'laion3b'" in message
+    assert "laion2b_s34b_b79k" in message
+
+
+def test_an_architecture_without_published_weights_says_so():
+    architecture = next(each for each in open_clip.list_models() if not open_clip.list_pretrained_tags_by_model(each))
+    assert "known: none" in refusal_of(f"{architecture}/openai")
+
+
+@pytest.mark.parametrize(
+    "spec", ["", "clip", "ViT-B-32", "/openai", "ViT-B-32/", "hf-hub:", "local-dir:", "ftp:a/b", "http://a/b"]
+)
+def test_what_is_no_model_name_is_told_with_the_forms_there_are(spec):
+    assert "is no model name; write embedded, architecture/tag" in refusal_of(spec)
+
+
+@pytest.mark.parametrize("spec", ["ViT-B-32/laion2b_s34b_b79k", "hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"])
+def test_without_a_network_and_a_copy_the_way_to_the_weights_is_told(tmp_path, monkeypatch, spec):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    message = refusal_of(spec, cache_dir=tmp_path)
+    assert f"deixis models download {spec}" in message
+    assert "DEIXIS_MODEL_CACHE_DIR" in message
+
+
+@pytest.mark.parametrize("device", ["tpu9", "cuda:99", "", "cpu:x"])
+def test_a_device_that_is_not_here_is_told_with_the_way_out(device):
+    with pytest.raises(ModelUnavailableError, match=rf"device '{device}' cannot be used here: .*DEIXIS_DEVICE=auto"):
+        pick_device(device)
+
+
+def test_the_device_that_is_picked_can_be_used():
+    torch.empty(1, device=pick_device("auto"))
+    assert pick_device("cpu") == "cpu"
+
+
+# --- in the service ------------------------------------------------------------------------------------------------
+
+
+def test_several_models_are_served_at_once_with_the_first_as_the_default(make_client, tmp_path):
+    specs = [write_model(tmp_path / "first"), write_model(tmp_path / "second", seed=1, init_logit_bias=-5.0)]
+    client = make_client(encoders=[load(spec) for spec in specs])
+    told = client.get("/v1/models").json()["models"]
+    assert [(each["name"], each["default"], each["probability"]) for each in told] == [
+        (specs[0], True, "softmax"),
+        (specs[1], False, "sigmoid"),
+    ]
+    answers = [
+        client.post("/v1/classify", files={"image": picture()}, data={"labels": "cat, dog"} | fields).json()
+        for fields in ({}, {"model": specs[0]}, {"model": specs[1]})
+    ]
+    assert [each["model"] for each in answers] == [specs[0], specs[0], specs[1]]
+    assert answers[0]["results"] == answers[1]["results"] != answers[2]["results"]
+
+
+def test_the_models_of_the_settings_are_loaded_in_their_order(settings, tmp_path):
+    specs = (write_model(tmp_path / "b"), write_model(tmp_path / "a"))
+    chosen = settings.model_copy(update={"models": specs, "device": "cpu"})
+    assert [each.name for each in load_encoders(chosen)] == list(specs)
+
+
+def test_nothing_is_served_when_one_of_the_models_cannot_be_had(settings, tmp_path):
+    specs = (write_model(tmp_path / "good"), f"local-dir:{tmp_path}/none")
+    with pytest.raises(ModelUnavailableError, match="there is no folder"):
+        load_encoders(settings.model_copy(update={"models": specs, "device": "cpu"}))
+    assert create_app(settings)  # loads nothing before it starts
+
+
+def test_the_imagenet_templates_are_eighty_with_one_place_for_the_name_each():
+    templates = imagenet_templates()
+    assert len(templates) == len(set(templates)) == 80
+    assert all(template.count("{}") == 1 and template.count("{") == 1 for template in templates)
+    assert templates[0] == "a bad photo of a {}."

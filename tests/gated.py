@@ -1,0 +1,37 @@
+"""An encoder that takes as long as a test wants it to."""
+
+import threading
+
+from app.encoders.fake import FakeEncoder
+
+
+class GatedEncoder(FakeEncoder):
+    """Waits inside a tower while that tower's gate is shut."""
+
+    def __init__(self, name="fake", **options):
+        super().__init__(name, **options)
+        self.images_open, self.texts_open = threading.Event(), threading.Event()
+        self.images_entered = threading.Semaphore(0)
+        self.images_open.set()
+        self.texts_open.set()
+        self.threads = {"transform": set(), "images": set(), "texts": set()}
+
+    def transform(self, image):
+        self.threads["transform"].add(threading.current_thread())
+        return super().transform(image)
+
+    def encode_images(self, pixels):
+        self.threads["images"].add(threading.current_thread())
+        self.images_entered.release()
+        assert self.images_open.wait(10)
+        return super().encode_images(pixels)
+
+    def encode_texts(self, texts):
+        self.threads["texts"].add(threading.current_thread())
+        assert self.texts_open.wait(10)
+        return super().encode_texts(texts)
+
+    def open(self):
+        """Let everything through, now and later."""
+        self.images_open.set()
+        self.texts_open.set()

@@ -1,0 +1,278 @@
+import asyncio
+import hashlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.prompting.class_embeddings import ClassEmbeddingCache, class_embeddings
+from tests.oracles.text_prototypes import cupl_prototypes, unit
+
+pytestmark = pytest.mark.anyio
+
+DIMS = 8
+ROW_BYTES = DIMS * 4
+PHOTO = ("a photo of a {}.",)
+TWO = ("a {}.", "the {}, up close.")
+
+
+def direction(text):
+    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    return unit(np.random.default_rng(seed).standard_normal(DIMS)).astype(np.float32)
+
+
+def expected(templates, classnames):
+    return cupl_prototypes([[direction(each.replace("{}", name)) for each in templates] for name in classnames])
+
+
+class Encoder:
+    """Notes what it encodes; while shut it waits, and ``fail_next`` makes it raise."""
+
+    def __init__(self, *, shut=False):
+        self.texts = []
+        self.fail_next = None
+        self.entered = asyncio.Event()
+        self.open = asyncio.Event()
+        if not shut:
+            self.open.set()
+
+    async def __call__(self, prompts):
+        self.texts.extend(prompts)
+        self.entered.set()
+        await self.open.wait()
+        if self.fail_next is not None:
+            error, self.fail_next = self.fail_next, None
+            raise error
+        return np.stack([direction(text) for text in prompts])
+
+
+@pytest.fixture
+def cache():
+    return ClassEmbeddingCache(1_000_000)
+
+
+def get(cache, encode, classnames, *, model="m", templates=PHOTO):
+    return cache.get(model, encode, templates=templates, classnames=tuple(classnames))
+
+
+# --- the arithmetic ------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 16), st.integers(0, 2**32 - 1))
+def test_unit_rows_are_averaged_per_class_and_made_unit_again(classes, prompts, dims, seed):
+    features = unit(np.random.default_rng(seed).standard_normal((classes, prompts, dims))).astype(np.float32)
+    embeddings = class_embeddings(features.reshape(classes * prompts, dims), prompts)
+    np.testing.assert_allclose(embeddings, cupl_prototypes(list(features.astype(np.float64))), atol=2e-5)
+    assert embeddings.dtype == np.float32
+
+
+def test_one_prompt_per_class_is_the_embedding_itself():
+    features = np.stack([direction(text) for text in "abc"])
+    np.testing.assert_allclose(class_embeddings(features, 1), features, atol=1e-7)
+
+
+def test_prompts_that_cancel_each_other_give_a_finite_row():
+    features = np.array([[1, 0], [-1, 0]], dtype=np.float32)
+    assert class_embeddings(features, 2).tolist() == [[0.0, 0.0]]
+
+
+# --- what comes out ------------------------------------------------------------------------------------------------
+
+
+async def test_rows_are_in_the_order_of_the_class_names(cache):
+    encode = Encoder()
+    for classnames in (["lynx", "puma", "owl"], ["owl", "lynx"], ["puma"]):
+        got = await get(cache, encode, classnames, templates=TWO)
+        np.testing.assert_allclose(got, expected(TWO, classnames), atol=1e-6)
+        assert got.dtype == np.float32
+
+
+async def test_a_class_named_twice_gets_its_row_twice(cache):
+    got = await get(cache, Encoder(), ["owl", "lynx", "owl"])
+    np.testing.assert_allclose(got, expected(PHOTO, ["owl", "lynx", "owl"]), atol=1e-6)
+
+
+async def test_the_result_cannot_be_written_to(cache):
+    """It is shared by every request that asks for the same classes."""
+    encode = Encoder()
+    for _ in range(2):
+        got = await get(cache, encode, ["owl", "lynx"])
+        with pytest.raises(ValueError, match="read-only"):
+            got[0, 0] = 1
+
+
+async def test_a_class_name_with_braces_is_not_filled_again(cache):
+    encode = Encoder()
+    await get(cache, encode, ["{} {0}"])
+    assert encode.texts == ["a photo of a {} {0}."]
+
+
+# --- nothing is encoded twice --------------------------------------------------------------------------------------
+
+
+async def test_what_was_encoded_is_not_encoded_again(cache):
+    encode = Encoder()
+    first = await get(cache, encode, ["owl", "lynx"])
+    again = await get(cache, encode, ["owl", "lynx"])
+    assert encode.texts == ["a photo of a owl.", "a photo of a lynx."]
+    np.testing.assert_array_equal(first, again)
+
+
+async def test_only_the_added_class_is_encoded(cache):
+    encode = Encoder()
+    await get(cache, encode, ["owl", "lynx"])
+    await get(cache, encode, ["lynx", "puma", "owl"])
+    assert encode.texts[2:] == ["a photo of a puma."]
+
+
+async def test_many_overlapping_requests_at_once_encode_each_class_once(cache):
+    encode = Encoder(shut=True)
+    names = [f"class {number}" for number in range(30)]
+    wanted = [names[start : start + 10] for start in range(20)]
+    requests = [asyncio.create_task(get(cache, encode, each, templates=TWO)) for each in wanted]
+    await encode.entered.wait()
+    encode.open.set()
+    answers = await asyncio.gather(*requests)
+    for classnames, answer in zip(wanted, answers, strict=True):
+        np.testing.assert_allclose(answer, expected(TWO, classnames), atol=1e-6)
+    assert sorted(encode.texts) == sorted(template.replace("{}", name) for name in names[:29] for template in TWO)
+
+
+async def test_rows_belong_to_one_model_and_one_list_of_templates(cache):
+    encode = Encoder()
+    await get(cache, encode, ["owl"])
+    await get(cache, encode, ["owl"], model="another")
+    await get(cache, encode, ["owl"], templates=TWO)
+    assert encode.texts == ["a photo of a owl."] * 2 + ["a owl.", "the owl, up close."]
+    other = await get(cache, encode, ["owl"], templates=TWO)
+    np.testing.assert_allclose(other, expected(TWO, ["owl"]), atol=1e-6)
+
+
+async def test_a_large_label_set_is_encoded_in_pieces_of_whole_classes(cache):
+    """So that the features of 80 prompts for each of 10,000 classes never lie in memory together."""
+    sizes = []
+
+    async def encode(prompts):
+        sizes.append(len(prompts))
+        return np.stack([direction(text) for text in prompts])
+
+    templates = tuple(f"{number} {{}}" for number in range(30))
+    names = [f"class {number}" for number in range(200)]
+    got = await get(cache, encode, names, templates=templates)
+    np.testing.assert_allclose(got, expected(templates, names), atol=1e-5)
+    assert sum(sizes) == 6000
+    assert max(sizes) <= 4096
+    assert all(size % 30 == 0 for size in sizes)
+
+
+# --- cancelling and failing ----------------------------------------------------------------------------------------
+
+
+async def test_a_cancelled_waiter_neither_stops_nor_loses_the_encoding(cache):
+    encode = Encoder(shut=True)
+    impatient = asyncio.create_task(get(cache, encode, ["owl", "lynx"]))
+    await encode.entered.wait()
+    impatient.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await impatient
+    encode.open.set()
+    got = await get(cache, encode, ["lynx", "owl"])
+    np.testing.assert_allclose(got, expected(PHOTO, ["lynx", "owl"]), atol=1e-6)
+    assert len(encode.texts) == 2
+
+
+async def test_a_cancelled_waiter_does_not_disturb_another(cache):
+    encode = Encoder(shut=True)
+    impatient = asyncio.create_task(get(cache, encode, ["owl"]))
+    patient = asyncio.create_task(get(cache, encode, ["owl", "lynx"]))
+    await encode.entered.wait()
+    await asyncio.sleep(0)  # lets the second begin to wait for the first
+    impatient.cancel()
+    encode.open.set()
+    np.testing.assert_allclose(await patient, expected(PHOTO, ["owl", "lynx"]), atol=1e-6)
+
+
+async def test_a_failure_reaches_every_waiter_and_is_tried_again_next_time(cache):
+    encode = Encoder(shut=True)
+    encode.fail_next = ZeroDivisionError("no")
+    waiters = [asyncio.create_task(get(cache, encode, names)) for names in (["owl"], ["owl"], ["owl"])]
+    await encode.entered.wait()
+    await asyncio.sleep(0)  # lets the others begin to wait
+    encode.open.set()
+    answers = await asyncio.gather(*waiters, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [ZeroDivisionError] * 3
+    assert len(encode.texts) == 1
+    np.testing.assert_allclose(await get(cache, encode, ["owl"]), expected(PHOTO, ["owl"]), atol=1e-6)
+    assert len(encode.texts) == 2
+
+
+async def test_a_failure_that_nobody_waits_for_is_not_reported_as_lost(cache):
+    lost = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: lost.append(context))
+    encode = Encoder(shut=True)
+    encode.fail_next = ZeroDivisionError("no")
+    waiter = asyncio.create_task(get(cache, encode, ["owl"]))
+    await encode.entered.wait()
+    waiter.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiter
+    encode.open.set()
+    got = await get(cache, Encoder(), ["lynx"])  # turns the loop, which lets the first fail
+    assert got.shape == (1, DIMS)
+    assert lost == []
+    np.testing.assert_allclose(await get(cache, encode, ["owl"]), expected(PHOTO, ["owl"]), atol=1e-6)
+
+
+async def test_an_answer_with_too_few_rows_fails_and_leaves_nothing_stuck(cache):
+    async def short(prompts):
+        return np.ones((1, DIMS), dtype=np.float32)
+
+    with pytest.raises(ValueError, match="zip"):
+        await get(cache, short, ["owl", "lynx"])
+    got = await get(cache, Encoder(), ["owl", "lynx"])
+    np.testing.assert_allclose(got, expected(PHOTO, ["owl", "lynx"]), atol=1e-6)
+
+
+# --- little memory -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("max_bytes", [0, 1, 2 * ROW_BYTES - 1, 2 * ROW_BYTES, 6 * ROW_BYTES])
+async def test_answers_are_right_when_nearly_nothing_can_be_kept(max_bytes):
+    small = ClassEmbeddingCache(max_bytes)
+    names = [f"class {number}" for number in range(10)]
+    encode = Encoder()
+    wanted = [names, names[5:], names[:2], names]
+    answers = await asyncio.gather(*(get(small, encode, each) for each in wanted))
+    answers += [await get(small, encode, each) for each in wanted]
+    for classnames, answer in zip(wanted + wanted, answers, strict=True):
+        np.testing.assert_allclose(answer, expected(PHOTO, classnames), atol=1e-6)
+
+
+async def test_the_rows_used_longest_ago_go_first():
+    small = ClassEmbeddingCache(6 * ROW_BYTES)  # half of it for three rows, half for whole matrices
+    encode = Encoder()
+    await get(small, encode, ["a", "b", "c"])
+    await get(small, encode, ["a"])
+    await get(small, encode, ["d"])  # in the place of b
+    encode.texts.clear()
+    await get(small, encode, ["a", "d", "c"])
+    assert encode.texts == []
+    await get(small, encode, ["b"])
+    assert encode.texts == ["a photo of a b."]
+
+
+@given(
+    st.lists(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=6, unique=True), max_size=8),
+    st.integers(0, 12 * ROW_BYTES),
+)
+def test_no_history_of_requests_changes_an_answer_or_takes_more_memory_than_allowed(requests, max_bytes):
+    cache = ClassEmbeddingCache(max_bytes)
+
+    async def ask_all():
+        encode = Encoder()
+        return await asyncio.gather(*(get(cache, encode, each) for each in requests))
+
+    for classnames, answer in zip(requests, asyncio.run(ask_all()), strict=True):
+        np.testing.assert_allclose(answer, expected(PHOTO, classnames), atol=1e-6)
+    assert sum(kept.nbytes for kept in (*cache._rows.values(), *cache._matrices.values())) <= max_bytes

@@ -1,0 +1,135 @@
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app import errors
+from app.api.errors import KINDS, kind_of, problem, problem_response
+from app.errors import DeixisError, FieldProblem, InvalidFieldError, OverloadedError, UnknownNameError
+
+PROBLEMS_PAGE = Path(__file__).parents[1] / "docs" / "problems.md"
+
+CLASSES = [each for _, each in inspect.getmembers(errors, inspect.isclass) if issubclass(each, DeixisError)]
+LEAVES = [each for each in CLASSES if not each.__subclasses__()]
+
+# From the HTTP contract.
+STATUSES = {
+    "MalformedRequestError": 400,
+    "UnknownNameError": 404,
+    "UnknownRouteError": 404,
+    "MethodNotAllowedError": 405,
+    "ConflictError": 409,
+    "PreconditionFailedError": 412,
+    "TooLargeError": 413,
+    "NotAnImageError": 415,
+    "UnsupportedMediaTypeError": 415,
+    "InvalidFieldError": 422,
+    "OverloadedError": 503,
+    "NotReadyError": 503,
+    "StoreError": 503,
+    "ModelUnavailableError": 503,
+    "DeadlineExceededError": 504,
+    "ConfigurationError": 500,
+}
+
+
+def one_of(each):
+    """Return an instance, whatever the constructor takes."""
+    if issubclass(each, InvalidFieldError):
+        return each.of("labels", "is odd")
+    if issubclass(each, UnknownNameError):
+        return each("model", "clap", ["clip"])
+    if issubclass(each, OverloadedError):
+        return each("no room", retry_after_s=7)
+    return each("it went wrong")
+
+
+def drawn_tree():
+    """Return parent by child, as the module's docstring draws them."""
+    parents, above = {}, []
+    for line in errors.__doc__.splitlines():
+        found = re.match(r"([\s│├└─]*)(\w+Error)\b", line)
+        if found:
+            depth = len(found[1]) // 4
+            del above[depth:]
+            parents[found[2]] = above[-1] if above else None
+            above.append(found[2])
+    return parents
+
+
+def test_the_docstring_draws_the_tree_as_it_is():
+    assert drawn_tree() == {each.__name__: None if each is DeixisError else each.__base__.__name__ for each in CLASSES}
+
+
+@pytest.mark.parametrize("each", CLASSES, ids=lambda each: each.__name__)
+def test_every_error_but_the_root_is_the_callers_fault_or_ours_and_not_both(each):
+    sides = [side for side in (errors.ClientError, errors.ServerError) if issubclass(each, side)]
+    assert len(sides) == (0 if each is DeixisError else 1)
+
+
+def test_the_table_of_the_contract_names_every_leaf():
+    assert sorted(STATUSES) == sorted(each.__name__ for each in LEAVES)
+
+
+@pytest.mark.parametrize("each", LEAVES, ids=lambda each: each.__name__)
+def test_every_error_has_the_status_of_the_contract(each):
+    kind = kind_of(one_of(each))
+    assert kind.status == STATUSES[each.__name__]
+    assert (kind.status >= 500) == issubclass(each, errors.ServerError)
+
+
+def test_every_row_of_the_table_is_an_error_of_the_tree_with_a_slug_of_its_own():
+    assert set(KINDS) <= set(CLASSES)
+    slugs = [kind.slug for kind in KINDS.values()]
+    assert len(set(slugs)) == len(slugs)
+    assert all(re.fullmatch(r"[a-z]+(-[a-z]+)*", slug) for slug in slugs)
+
+
+def test_a_subclass_without_a_row_is_told_as_its_parent():
+    class Odd(errors.NotAnImageError):
+        pass
+
+    assert kind_of(Odd("odd")) is KINDS[errors.NotAnImageError]
+
+
+@pytest.mark.parametrize("each", LEAVES, ids=lambda each: each.__name__)
+def test_a_problem_has_the_members_that_rfc_9457_names_and_a_request_id(each):
+    error = one_of(each)
+    members = problem(error)
+    assert {"type", "title", "status", "detail", "request_id"} <= set(members)
+    assert members["type"].startswith("urn:deixis:problem:")
+    assert members["detail"] == error.message == str(error)
+    assert ("errors" in members) == isinstance(error, InvalidFieldError)
+
+
+@pytest.mark.parametrize("each", LEAVES, ids=lambda each: each.__name__)
+def test_what_may_succeed_later_says_when_to_try_again(each):
+    response = problem_response(one_of(each))
+    assert response.media_type == "application/problem+json"
+    assert ("Retry-After" in response.headers) == (response.status_code in {429, 503, 504})
+
+
+def test_a_full_queue_says_itself_when_to_try_again():
+    assert problem_response(OverloadedError("full", retry_after_s=7)).headers["Retry-After"] == "7"
+
+
+def test_an_unknown_name_is_told_with_the_known_ones_sorted_and_at_most_twenty():
+    assert UnknownNameError("model", "clap", ["b", "a"]).message == "unknown model 'clap'; known: a, b"
+    assert UnknownNameError("model", "clap").message == "unknown model 'clap'; known: none"
+    many = UnknownNameError("model", "clap", [f"{number:03}" for number in range(25)], way_out="or look").message
+    assert many.endswith("018, 019 and 5 more; or look")
+
+
+@given(st.lists(st.builds(FieldProblem, st.text(), st.text()), min_size=1, max_size=5))
+def test_a_field_error_tells_every_problem(problems):
+    error = InvalidFieldError(problems)
+    assert all(each.field in error.message and each.problem in error.message for each in problems)
+    assert error.problems == tuple(problems)
+
+
+def test_every_problem_has_one_heading_in_the_documentation():
+    headings = re.findall(r"^## `?([a-z-]+)`?\s*$", PROBLEMS_PAGE.read_text("utf-8"), re.MULTILINE)
+    assert sorted(headings) == sorted(kind.slug for kind in KINDS.values())

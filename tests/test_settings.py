@@ -1,0 +1,198 @@
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from app.errors import ConfigurationError
+from app.settings import Settings, load_settings
+
+SETTINGS_PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
+
+# Promised to operators from the first release, with the values they stand at when nobody sets them.
+PROMISED = {
+    "host": "127.0.0.1",
+    "port": 8000,
+    "models": ("embedded",),
+    "database_url": None,
+    "model_cache_dir": None,
+    "device": "auto",
+    "precision": "auto",
+    "request_timeout_s": 30,
+    "max_images_per_request": 64,
+    "max_image_bytes": 20 * 1024 * 1024,
+}
+
+
+def problem_with(**overrides):
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(**overrides)
+    return caught.value.message
+
+
+# --- where values come from ----------------------------------------------------------------------------------------
+
+
+def test_without_an_environment_every_setting_has_its_default():
+    settings = load_settings()
+    assert {name: getattr(settings, name) for name in PROMISED} == PROMISED
+
+
+def test_the_environment_is_read_whatever_the_case_of_its_names(monkeypatch):
+    monkeypatch.setenv("DEIXIS_PORT", "9001")
+    monkeypatch.setenv("DEIXIS_MODELS", "embedded, ViT-B-32/openai")
+    monkeypatch.setenv("deixis_max_labels", "7")
+    settings = load_settings()
+    assert settings.port == 9001
+    assert settings.models == ("embedded", "ViT-B-32/openai")
+    assert settings.max_labels == 7
+
+
+def test_a_flag_comes_before_the_environment_and_a_flag_not_given_leaves_it(monkeypatch):
+    monkeypatch.setenv("DEIXIS_PORT", "9001")
+    monkeypatch.setenv("DEIXIS_HOST", "0.0.0.0")
+    settings = load_settings(port=9002, host=None)
+    assert (settings.host, settings.port) == ("0.0.0.0", 9002)
+
+
+def test_a_variable_that_is_no_setting_is_refused_with_those_that_are(monkeypatch):
+    monkeypatch.setenv("DEIXIS_PROT", "8000")
+    message = problem_with()
+    assert "unknown setting DEIXIS_PROT" in message
+    assert "DEIXIS_PORT" in message
+
+
+def test_other_programs_variables_are_not_looked_at(monkeypatch):
+    monkeypatch.setenv("PORT", "1")
+    monkeypatch.setenv("MY_DEIXIS_PORT", "2")
+    assert load_settings().port == 8000
+
+
+def test_a_flag_that_is_no_setting_is_refused():
+    assert "DEIXIS_PROT" in problem_with(prot=8000)
+
+
+def test_settings_cannot_be_changed_after_they_are_read():
+    with pytest.raises(ValidationError, match="frozen"):
+        load_settings().port = 1
+
+
+# --- what values may be --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("port", "65536"),
+        ("port", "-1"),
+        ("port", "http"),
+        ("port", ""),
+        ("request_timeout_s", "0"),
+        ("request_timeout_s", "nan"),
+        ("request_timeout_s", "inf"),
+        ("request_timeout_s", "-1"),
+        ("max_queued_images", "0"),
+        ("max_image_bytes", "0"),
+        ("max_image_bytes", "20MB"),
+        ("max_image_pixels", "0"),
+        ("max_images_per_request", "0"),
+        ("max_request_bytes", "1.5"),
+        ("max_labels", "0"),
+        ("max_classes", "0"),
+        ("max_label_chars", "0"),
+        ("class_embedding_cache_mib", "0"),
+        ("image_batch", "0"),
+        ("text_batch", "4097"),
+        ("decode_threads", "0"),
+        ("shutdown_timeout_s", "-1"),
+        ("precision", "int8"),
+        ("log_format", "xml"),
+        ("log_level", "INFO"),
+        ("models", ""),
+        ("models", " , "),
+        ("models", "clip"),
+        ("models", "embedded,embedded"),
+        ("models", "local-dir:"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_by_the_name_of_its_variable(monkeypatch, name, value):
+    variable = f"DEIXIS_{name.upper()}"
+    monkeypatch.setenv(variable, value)
+    message = problem_with()
+    assert message.startswith(f"{variable}: ")
+    assert "pydantic" not in message.lower()
+    assert "\n" not in message
+
+
+def test_every_wrong_value_is_told_at_once(monkeypatch):
+    monkeypatch.setenv("DEIXIS_PORT", "x")
+    monkeypatch.setenv("DEIXIS_MAX_LABELS", "y")
+    message = problem_with(precision="z")
+    assert all(variable in message for variable in ("DEIXIS_PORT", "DEIXIS_MAX_LABELS", "DEIXIS_PRECISION"))
+
+
+def test_a_request_that_could_never_be_admitted_is_found_at_start():
+    message = problem_with(max_images_per_request=65, max_queued_images=64)
+    assert "max_images_per_request (65) is above max_queued_images (64)" in message
+    assert load_settings(max_images_per_request=64, max_queued_images=64).max_queued_images == 64
+
+
+@given(st.lists(st.sampled_from(["embedded", "a/b", "hf-hub:o/r", "local-dir:/x y"]), min_size=1, unique=True))
+def test_models_may_be_given_as_text_or_as_a_list(models):
+    as_text = Settings(models=" , ".join(models))
+    assert as_text.models == Settings(models=tuple(models)).models == tuple(models)
+
+
+# --- folders and the database --------------------------------------------------------------------------------------
+
+
+def test_a_home_folder_is_written_out(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert load_settings(data_dir="~/deixis").data_dir == tmp_path / "deixis"
+    assert load_settings(model_cache_dir="weights").model_cache_dir == tmp_path / "weights"
+
+
+def test_the_database_is_a_file_in_the_data_folder_unless_named(tmp_path):
+    assert load_settings(data_dir=tmp_path).effective_database_url == f"sqlite:///{tmp_path}/deixis.sqlite3"
+    named = load_settings(data_dir=tmp_path, database_url="postgresql://u:p@h/d")
+    assert named.effective_database_url == "postgresql://u:p@h/d"
+
+
+def test_a_password_is_not_shown(monkeypatch):
+    settings = load_settings(database_url="postgresql://user:hunter2@host/name")
+    assert "hunter2" not in repr(settings)
+    monkeypatch.setenv("DEIXIS_DATABASE_URL", "postgresql://user:hunter2@host/name")
+    assert "hunter2" not in problem_with(port="x")
+
+
+# --- names and documentation ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_is_described_in_a_sentence(name):
+    description = Settings.model_fields[name].description
+    assert description
+    assert description.rstrip("`").endswith((".", "MiB."))
+
+
+def rows_of_the_settings_page():
+    rows = re.findall(r"^\| *`(DEIXIS_[A-Z_]+)`(.*)$", SETTINGS_PAGE.read_text("utf-8"), re.MULTILINE)
+    assert len(dict(rows)) == len(rows), "a setting has two rows"
+    return dict(rows)
+
+
+def test_the_settings_page_has_one_row_for_every_setting_and_no_other():
+    assert sorted(rows_of_the_settings_page()) == sorted(f"DEIXIS_{name.upper()}" for name in Settings.model_fields)
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_the_settings_page_tells_a_settings_description_and_default(name):
+    field = Settings.model_fields[name]
+    row = rows_of_the_settings_page()[f"DEIXIS_{name.upper()}"]
+    assert field.description.replace("|", "\\|") in row
+    if field.default_factory is None and field.default is not None:
+        default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+        assert f"`{default}`" in row
