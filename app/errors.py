@@ -27,6 +27,9 @@ names the bad value, the rule and the way out.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+# Of a name that a caller made up: enough to recognise it, and what exists stays in sight.
+_MAX_SHOWN_CHARS = 200
+
 
 class DeixisError(Exception):
     """An error with a message fit to be shown to the caller."""
@@ -78,7 +81,8 @@ class UnknownNameError(ClientError):
     def __init__(self, kind: str, name: str, known: Iterable[str] = (), way_out: str = "") -> None:
         names = sorted(known)
         listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-        message = f"unknown {kind} '{name}'; known: {listed or 'none'}"
+        shown = name if len(name) <= _MAX_SHOWN_CHARS else f"{name[:_MAX_SHOWN_CHARS]}..."
+        message = f"unknown {kind} '{shown}'; known: {listed or 'none'}"
         super().__init__(f"{message}; {way_out}" if way_out else message)
         self.kind = kind
         self.name = name

@@ -126,7 +126,12 @@ def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]]
     for resource in (classify, label_sets, catalogue, health):
         app.include_router(resource.router)
     # Added last is outermost: the id first, then the log that shows it, then the bound on the body.
-    app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)
+    app.add_middleware(
+        BodyLimit,
+        max_bytes=settings.max_request_bytes,
+        max_json_bytes=settings.max_json_bytes,
+        image_paths=frozenset({"/classify", "/v1/classify"}),
+    )
     app.add_middleware(AccessLog)
     app.add_middleware(
         CorrelationIdMiddleware,

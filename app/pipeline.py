@@ -127,7 +127,7 @@ class Pipeline:
                 raise  # an encoder's own, such as that of a replica elsewhere
             raise DeadlineExceededError(
                 f"not done within {self._request_timeout_s:g} s; send fewer images or labels, or raise"
-                " DEIXIS_REQUEST_TIMEOUT_S; texts that were being encoded will be ready for the next try"
+                " DEIXIS_REQUEST_TIMEOUT_S; texts that are encoded by now are kept for the next try"
             ) from None
         timing_ms = {
             "text": (texts_ready - began) * 1000,

@@ -64,7 +64,12 @@ class Settings(BaseSettings):
     )
     # What lists in bodies may hold at most, api.schemas.MAX_ITEMS, bounds these three.
     max_images_per_request: int = Field(64, ge=1, le=100_000, description="Images in one request; more get 413.")
-    max_request_bytes: int = Field(128 * _MIB, ge=1, description="Bytes of one request's body; more get 413.")
+    max_request_bytes: int = Field(
+        128 * _MIB, ge=1, description="Bytes of one request's body with images; more get 413."
+    )
+    max_json_bytes: int = Field(
+        16 * _MIB, ge=1, description="Bytes of one request's body where it brings no images; more get 413."
+    )
     max_labels: int = Field(1_000, ge=1, le=100_000, description="Inline labels in one request; more get 413.")
     max_classes: int = Field(10_000, ge=1, le=100_000, description="Classes in one label set; more get 413.")
     max_label_chars: int = Field(200, ge=1, le=10_000, description="Characters of one class name; more get 422.")

@@ -18,20 +18,31 @@ class _BodyTooLargeError(Exception):
 
 
 class BodyLimit:
-    """Refuse bodies of more than ``max_bytes``, by their declared length at once and otherwise while they arrive."""
+    """Refuse large bodies, by their declared length at once and otherwise while they arrive.
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    Args:
+        app: what the request is passed on to.
+        max_bytes: of any body.
+        max_json_bytes: of bodies that do not go to ``image_paths``: those are parsed on the event loop.
+        image_paths: the paths that take images.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int, max_json_bytes: int, image_paths: frozenset[str]) -> None:
         self._app = app
-        self._max_bytes = max_bytes
+        self._images = (max_bytes, "send fewer images per request, or raise DEIXIS_MAX_REQUEST_BYTES")
+        self._json = (max_json_bytes, "send less at a time, or raise DEIXIS_MAX_JSON_BYTES")
+        self._image_paths = image_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        max_bytes, way_out = self._images if scope["path"] in self._image_paths else self._json
+        refusal = problem_response(TooLargeError(f"the request's body has more than {max_bytes:,} bytes; {way_out}"))
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-        if declared.isdigit() and int(declared) > self._max_bytes:
-            await problem_response(self._error())(scope, receive, send)
+        if declared.isdigit() and int(declared) > max_bytes:
+            await refusal(scope, receive, send)
             return
         received, exceeded, answered = 0, False, False
 
@@ -39,7 +50,7 @@ class BodyLimit:
             nonlocal received, exceeded
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self._max_bytes:
+            if received > max_bytes:
                 exceeded = True
                 raise _BodyTooLargeError
             return message
@@ -54,13 +65,7 @@ class BodyLimit:
         with contextlib.suppress(_BodyTooLargeError):
             await self._app(scope, counted_receive, watched_send)
         if exceeded and not answered:
-            await problem_response(self._error())(scope, receive, send)
-
-    def _error(self) -> TooLargeError:
-        return TooLargeError(
-            f"the request's body has more than {self._max_bytes} bytes; send fewer images per request, or raise"
-            " DEIXIS_MAX_REQUEST_BYTES"
-        )
+            await refusal(scope, receive, send)
 
 
 class AccessLog:

@@ -6,6 +6,7 @@ unit -> mean -> unit.
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -16,9 +17,9 @@ from app.task import ClassEmbeddings, TextFeatures
 
 _Key = tuple[str, tuple[str, ...], str]
 
-# Class embeddings are made in pieces, so that the features of all prompts (1.6 GB for 80 templates of 10,000 classes)
-# never lie in memory together and the event loop is not held up; no batch of texts is larger.
-_PROMPTS_AT_ONCE = 4096
+# Class embeddings are made in pieces: the features of all prompts (1.6 GB for 80 templates of 10,000 classes) never lie
+# in memory together, and work that nobody waits for any more ends after the piece that has begun.
+_PROMPTS_AT_ONCE = 256
 
 
 class TextEncoder(Protocol):
@@ -36,6 +37,14 @@ def class_embeddings(prompt_features: TextFeatures, prompts_per_class: int) -> C
     return embeddings
 
 
+@dataclass(eq=False, slots=True)
+class _Work:
+    """Rows that are being computed, and how many requests wait for them."""
+
+    task: asyncio.Task[dict[_Key, np.ndarray]] | None = None
+    waiting: int = 0
+
+
 class ClassEmbeddingCache:
     """Class embeddings by model, templates and class name, least recently used first out.
 
@@ -51,14 +60,14 @@ class ClassEmbeddingCache:
         self._matrices: LRUCache[tuple[str, tuple[str, ...], tuple[str, ...]], ClassEmbeddings] = LRUCache(
             max_bytes // 2, getsizeof=lambda matrix: matrix.nbytes
         )
-        self._running: dict[_Key, asyncio.Task[dict[_Key, np.ndarray]]] = {}
+        self._running: dict[_Key, _Work] = {}
 
     async def get(
         self, model: str, encode: TextEncoder, *, templates: tuple[str, ...], classnames: tuple[str, ...]
     ) -> ClassEmbeddings:
         """Return unit rows (c, d), read-only, in the order of ``classnames``.
 
-        Being cancelled does not stop the encoding: the next request finds it done.
+        When every request for them is cancelled, what has been computed is kept and the rest is left.
         """
         whole = (model, templates, classnames)
         if (cached := self._matrices.get(whole)) is not None:
@@ -67,24 +76,35 @@ class ClassEmbeddingCache:
         rows = {key: row for key in keys if (row := self._rows.get(key)) is not None}
         missing = [key for key in dict.fromkeys(keys) if key not in rows and key not in self._running]
         if missing:
-            task = asyncio.create_task(self._compute(encode, missing))
+            work = _Work()
+            work.task = asyncio.create_task(self._compute(encode, missing, work))
             # Whoever waits gets the exception; when nobody waits any more, it is not reported as lost.
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
-            self._running.update(dict.fromkeys(missing, task))
-        for task in {self._running[key] for key in keys if key not in rows}:
-            rows |= await asyncio.shield(task)
+            work.task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            self._running.update(dict.fromkeys(missing, work))
+        needed = {self._running[key] for key in keys if key not in rows}
+        for work in needed:
+            work.waiting += 1
+        try:
+            for work in needed:
+                assert work.task is not None
+                rows |= await asyncio.shield(work.task)
+        finally:
+            for work in needed:
+                work.waiting -= 1
         matrix: ClassEmbeddings = np.stack([rows[key] for key in keys])
         matrix.flags.writeable = False
         if matrix.nbytes <= self._matrices.maxsize:
             self._matrices[whole] = matrix
         return matrix
 
-    async def _compute(self, encode: TextEncoder, keys: Sequence[_Key]) -> dict[_Key, np.ndarray]:
+    async def _compute(self, encode: TextEncoder, keys: Sequence[_Key], work: _Work) -> dict[_Key, np.ndarray]:
         _, templates, _ = keys[0]
         at_once = max(1, _PROMPTS_AT_ONCE // len(templates))
         rows: dict[_Key, np.ndarray] = {}
         try:
             for start in range(0, len(keys), at_once):
+                if start and not work.waiting:
+                    break
                 piece = keys[start : start + at_once]
                 prompts = [prompt for _, _, name in piece for prompt in fill(templates, name)]
                 embeddings = class_embeddings(await encode(prompts), len(templates))

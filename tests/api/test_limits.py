@@ -54,15 +54,15 @@ ROUTES = [
 
 @pytest.mark.parametrize(("method", "path", "headers"), ROUTES)
 def test_a_body_that_says_it_is_too_long_is_refused_on_every_route(make_client, method, path, headers):
-    client = make_client(max_request_bytes=5000)
+    client = make_client(max_request_bytes=5000, max_json_bytes=5000)
     members = problem_of(client.request(method, path, content=bytes(5001), headers=headers), "too-large")
-    assert "DEIXIS_MAX_REQUEST_BYTES" in members["detail"]
+    assert ("DEIXIS_MAX_REQUEST_BYTES" if "classify" in path else "DEIXIS_MAX_JSON_BYTES") in members["detail"]
     assert_serves(client)
 
 
 @pytest.mark.parametrize(("method", "path", "headers"), ROUTES[:-1])
 def test_a_body_that_turns_out_too_long_is_refused_on_every_route_that_reads_it(make_client, method, path, headers):
-    client = make_client(max_request_bytes=5000)
+    client = make_client(max_request_bytes=5000, max_json_bytes=5000)
     chunks = (bytes(1000) for _ in range(6))
     response = client.request(method, path, content=chunks, headers=headers)
     assert "content-length" not in response.request.headers

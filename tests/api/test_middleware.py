@@ -88,7 +88,7 @@ def test_a_refused_body_is_logged_too(make_client):
 # --- the bound on bodies -------------------------------------------------------------------------------------------
 
 
-async def answer_of(app, chunks, headers=()):
+async def answer_of(app, chunks, headers=(), path="/"):
     """Send a request in chunks; return the messages of the answer and how many chunks were taken."""
     sent, remaining = [], list(chunks)
 
@@ -99,9 +99,13 @@ async def answer_of(app, chunks, headers=()):
     async def send(message):
         sent.append(message)
 
-    scope = {"type": "http", "method": "POST", "path": "/", "headers": list(headers)}
+    scope = {"type": "http", "method": "POST", "path": path, "headers": list(headers)}
     await app(scope, receive, send)
     return sent, len(chunks) - len(remaining)
+
+
+def limited(app, max_bytes=10, max_json_bytes=10):
+    return BodyLimit(app, max_bytes=max_bytes, max_json_bytes=max_json_bytes, image_paths=frozenset({"/images"}))
 
 
 async def echo(scope, receive, send):
@@ -124,9 +128,17 @@ async def forgiving_echo(scope, receive, send):
 
 
 @anyio_test
+async def test_bodies_without_images_have_a_bound_of_their_own():
+    """They are parsed on the event loop, where every caller would wait for a large one."""
+    app = limited(echo, max_bytes=100, max_json_bytes=10)
+    statuses = [(await answer_of(app, [b"x" * 50], path=path))[0][0]["status"] for path in ("/images", "/other")]
+    assert statuses == [200, 413]
+
+
+@anyio_test
 @pytest.mark.parametrize("chunks", [[b""], [b"1234567890"], [b"12345", b"67890"], [b"", b"1", b""]])
 async def test_a_body_within_the_bound_passes_as_it_is(chunks):
-    sent, taken = await answer_of(BodyLimit(echo, max_bytes=10), chunks)
+    sent, taken = await answer_of(limited(echo), chunks)
     assert [each["type"] for each in sent] == ["http.response.start", "http.response.body"]
     assert sent[1]["body"] == b"".join(chunks)
     assert taken == len(chunks)
@@ -135,7 +147,7 @@ async def test_a_body_within_the_bound_passes_as_it_is(chunks):
 @anyio_test
 @pytest.mark.parametrize("inner", [echo, forgiving_echo])
 async def test_a_body_beyond_the_bound_is_not_read_to_its_end_and_answered_once(inner):
-    sent, taken = await answer_of(BodyLimit(inner, max_bytes=10), [b"123456"] * 50)
+    sent, taken = await answer_of(limited(inner), [b"123456"] * 50)
     assert [each["type"] for each in sent] == ["http.response.start", "http.response.body"]
     assert sent[0]["status"] == 413
     assert taken == 2
@@ -144,7 +156,7 @@ async def test_a_body_beyond_the_bound_is_not_read_to_its_end_and_answered_once(
 @anyio_test
 @pytest.mark.parametrize("declared", [b"11", b"99999999999999999999999"])
 async def test_a_body_that_is_declared_too_long_is_not_read_at_all(declared):
-    sent, taken = await answer_of(BodyLimit(echo, max_bytes=10), [b"1"], [(b"content-length", declared)])
+    sent, taken = await answer_of(limited(echo), [b"1"], [(b"content-length", declared)])
     assert sent[0]["status"] == 413
     assert taken == 0
 
@@ -153,8 +165,8 @@ async def test_a_body_that_is_declared_too_long_is_not_read_at_all(declared):
 @pytest.mark.parametrize("declared", [b"-1", b"x", b"", b"1", b"\xb2"])
 async def test_a_length_that_is_not_true_does_not_lift_the_bound(declared):
     headers = [(b"content-length", declared)]
-    assert (await answer_of(BodyLimit(echo, max_bytes=10), [b"12345"], headers))[0][0]["status"] == 200
-    assert (await answer_of(BodyLimit(echo, max_bytes=10), [b"12345"] * 3, headers))[0][0]["status"] == 413
+    assert (await answer_of(limited(echo), [b"12345"], headers))[0][0]["status"] == 200
+    assert (await answer_of(limited(echo), [b"12345"] * 3, headers))[0][0]["status"] == 413
 
 
 @anyio_test
@@ -163,7 +175,7 @@ async def test_an_answer_that_began_before_the_bound_was_passed_is_not_answered_
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await receive()
 
-    sent, _ = await answer_of(BodyLimit(early, max_bytes=10), [b"x" * 11])
+    sent, _ = await answer_of(limited(early), [b"x" * 11])
     assert [each["type"] for each in sent] == ["http.response.start"]
 
 
@@ -174,5 +186,5 @@ async def test_what_is_no_request_passes():
     async def app(scope, receive, send):
         seen.append(scope["type"])
 
-    await BodyLimit(app, max_bytes=0)({"type": "lifespan"}, None, None)
+    await limited(app, 0)({"type": "lifespan"}, None, None)
     assert seen == ["lifespan"]

@@ -162,7 +162,7 @@ async def test_a_large_label_set_is_encoded_in_pieces_of_whole_classes(cache):
     got = await get(cache, encode, names, templates=templates)
     np.testing.assert_allclose(got, expected(templates, names), atol=1e-5)
     assert sum(sizes) == 6000
-    assert max(sizes) <= 4096
+    assert max(sizes) <= 256
     assert all(size % 30 == 0 for size in sizes)
 
 
@@ -180,6 +180,38 @@ async def test_a_cancelled_waiter_neither_stops_nor_loses_the_encoding(cache):
     got = await get(cache, encode, ["lynx", "owl"])
     np.testing.assert_allclose(got, expected(PHOTO, ["lynx", "owl"]), atol=1e-6)
     assert len(encode.texts) == 2
+
+
+async def test_what_nobody_waits_for_ends_after_the_piece_that_has_begun(cache):
+    """Else abandoned requests would keep the text tower busy for minutes; what is done is kept."""
+    encode = Encoder(shut=True)
+    names = [f"class {number}" for number in range(1000)]
+    abandoned = asyncio.create_task(get(cache, encode, names))
+    await encode.entered.wait()
+    abandoned.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await abandoned
+    encode.open.set()
+    await get(cache, encode, ["another"])
+    first = [text for text in encode.texts if text != "a photo of a another."]
+    assert len(first) == 256
+
+    np.testing.assert_allclose(await get(cache, encode, names), expected(PHOTO, names), atol=1e-6)
+    assert len(encode.texts) == 1001
+
+
+async def test_what_somebody_still_waits_for_goes_on_to_its_end(cache):
+    encode = Encoder(shut=True)
+    names = [f"class {number}" for number in range(600)]
+    impatient = asyncio.create_task(get(cache, encode, names))
+    await encode.entered.wait()
+    patient = asyncio.create_task(get(cache, encode, names[-1:]))
+    await asyncio.sleep(0)  # lets it begin to wait
+    impatient.cancel()
+    encode.open.set()
+
+    np.testing.assert_allclose(await patient, expected(PHOTO, names[-1:]), atol=1e-6)
+    assert len(encode.texts) == 600
 
 
 async def test_a_cancelled_waiter_does_not_disturb_another(cache):
