@@ -27,6 +27,9 @@ from app.resources import resources
 _WAY_OUT = "pip install 'deixis[embedded]' installs what it needs"
 # all-MiniLM-L6-v2 was trained on texts of up to 128 tokens.
 _CONTEXT_LENGTH = 128
+# The layers of the image tower are small: on two cores a second thread made a lone image slower (36 ms instead of 20
+# inside the service), and left no core for decoding.
+_IMAGE_THREADS = 1
 
 
 class ImageHead(torch.nn.Module):
@@ -197,6 +200,7 @@ def load_embedded(device: str, *, folder: Path | None = None) -> OpenClipEncoder
         tokenizer=tokenizer,
         device=device,
         logit_scale=config["logit_scale"],
+        image_threads=_IMAGE_THREADS,
     )
 
 

@@ -1,6 +1,8 @@
 """Any model that open_clip can build, behind the encoder protocol."""
 
 import math
+import os
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ from app.encoders._base import model_source
 from app.errors import ModelUnavailableError
 from app.task import ImageFeatures, Pixels, TextFeatures
 
+_CORES = os.cpu_count() or 1
 _PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -28,6 +31,7 @@ class OpenClipEncoder:
         transform: PIL image to normalised tensor (3, h, w).
         tokenizer: texts to token ids (k, context_length).
         logit_scale: already exponentiated; None takes the model's own.
+        image_threads: for the arithmetic of the image tower on a CPU; None takes one per core.
         dtype: what the image tower takes.
     """
 
@@ -41,6 +45,7 @@ class OpenClipEncoder:
         device: str,
         dtype: torch.dtype = torch.float32,
         logit_scale: float | None = None,
+        image_threads: int | None = None,
     ) -> None:
         self.name = name
         self.device = device
@@ -48,6 +53,7 @@ class OpenClipEncoder:
         self._transform = transform
         self._tokenizer = tokenizer
         self._dtype = dtype
+        self._image_threads = image_threads or _CORES
         self.image_size_px = _square(model.visual.image_size)
         self.logit_scale = model.logit_scale.detach().exp().item() if logit_scale is None else logit_scale
         bias = getattr(model, "logit_bias", None)
@@ -83,6 +89,7 @@ class OpenClipEncoder:
         # One image needs no copy to become a batch.
         stacked = pixels[0][None] if len(pixels) == 1 else np.stack(pixels)
         batch = torch.from_numpy(stacked).to(self.device, self._dtype)
+        _use_threads(self._image_threads)
         with torch.inference_mode():
             return _unit_rows(self._model.encode_image(batch))
 
@@ -94,8 +101,19 @@ class OpenClipEncoder:
             # It masks padding, so that columns in which every text is padded change nothing but the time taken.
             longest = int((tokens != text_tower.config.pad_token_id).sum(dim=1).max())
             tokens = tokens[:, :longest]
+        _use_threads(_CORES)
         with torch.inference_mode():
             return _unit_rows(self._model.encode_text(tokens.to(self.device)))
+
+
+_thread = threading.local()
+
+
+def _use_threads(count: int) -> None:
+    """Let the calling thread compute on ``count`` cores from now on; setting it again would empty torch's caches."""
+    if getattr(_thread, "count", None) != count:
+        torch.set_num_threads(count)
+        _thread.count = count
 
 
 def _unit_rows(features: torch.Tensor) -> np.ndarray:

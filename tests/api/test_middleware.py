@@ -81,7 +81,7 @@ def test_what_callers_ask_about_is_not_logged(client, caplog):
 
 
 def test_a_refused_body_is_logged_too(make_client):
-    response, (entry,) = logged(make_client(max_request_bytes=10), "PUT", "/v1/label-sets/pets", content=b"x" * 11)
+    response, (entry,) = logged(make_client(max_json_bytes=10), "PUT", "/v1/label-sets/pets", content=b"x" * 11)
     assert response.status_code == entry["status"] == 413
 
 
