@@ -9,11 +9,14 @@ from its own answer, so that the shares belong to the same requests as the laten
 import argparse
 import json
 import platform
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from datetime import date
 from io import BytesIO
 from pathlib import Path
 
@@ -62,6 +65,27 @@ def percentile(values: Sequence[float], percent: int) -> float:
     return round(ordered[max(0, -(-len(ordered) * percent // 100) - 1)], 3)
 
 
+def processor() -> str:
+    """Return the processor's name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+
+
+def commit() -> str:
+    """Return the commit that is measured, marked where the files differ from it."""
+    told = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent,
+    )
+    return told.stdout.strip() or "unknown"
+
+
 def main() -> None:
     """Measure and write JSON to standard output."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -75,8 +99,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder, serving(data_dir=Path(folder)) as server:
             ready_s = time.perf_counter() - began
             figures = {"start_to_ready_s": round(ready_s, 2), **measure(server.url, arguments.requests)}
-    machine = {"processor": platform.processor() or platform.machine(), "python": platform.python_version()}
-    sys.stdout.write(json.dumps({"machine": machine, **figures}, indent=2) + "\n")
+    machine = {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version()}
+    sys.stdout.write(
+        json.dumps({"date": date.today().isoformat(), "commit": commit(), "machine": machine, **figures}, indent=2)
+        + "\n"
+    )
 
 
 if __name__ == "__main__":
