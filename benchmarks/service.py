@@ -8,15 +8,15 @@ from its own answer, so that the shares belong to the same requests as the laten
 
 import argparse
 import json
-import platform
 import os
+import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from datetime import date
+from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 
@@ -101,7 +101,9 @@ def main() -> None:
             figures = {"start_to_ready_s": round(ready_s, 2), **measure(server.url, arguments.requests)}
     machine = {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version()}
     sys.stdout.write(
-        json.dumps({"date": date.today().isoformat(), "commit": commit(), "machine": machine, **figures}, indent=2)
+        json.dumps(
+            {"date": f"{datetime.now(UTC):%Y-%m-%d}", "commit": commit(), "machine": machine, **figures}, indent=2
+        )
         + "\n"
     )
 
