@@ -100,12 +100,9 @@ def main() -> None:
             ready_s = time.perf_counter() - began
             figures = {"start_to_ready_s": round(ready_s, 2), **measure(server.url, arguments.requests)}
     machine = {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version()}
-    sys.stdout.write(
-        json.dumps(
-            {"date": f"{datetime.now(UTC):%Y-%m-%d}", "commit": commit(), "machine": machine, **figures}, indent=2
-        )
-        + "\n"
-    )
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    report = {"date": today, "commit": commit(), "machine": machine, **figures}
+    sys.stdout.write(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":
