@@ -1,6 +1,7 @@
 """Every setting, read once from the environment (prefix ``DEIXIS_``) by main and cli only."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -8,6 +9,7 @@ from platformdirs import user_data_path
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.cores import usable_cores
 from app.encoders._base import model_source
 from app.errors import ConfigurationError, ModelUnavailableError
 
@@ -53,7 +55,7 @@ class Settings(BaseSettings):
     precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
         "auto", description="Of the model's arithmetic; `auto` is fp16 on CUDA and fp32 elsewhere."
     )
-    request_timeout_s: float = Field(
+    request_timeout_s: float | None = Field(
         30, gt=0, le=3600, description="A request whose images are not classified by then gets 504."
     )
     shutdown_timeout_s: int = Field(30, ge=0, le=3600, description="Time that running requests get to finish at stop.")
@@ -81,7 +83,7 @@ class Settings(BaseSettings):
     )
     text_batch: int = Field(64, ge=1, le=4096, description="Texts in one forward pass.")
     decode_threads: int = Field(
-        default_factory=lambda: os.cpu_count() or 1,
+        default_factory=usable_cores,
         ge=1,
         description="Threads that decode images; by default one per core.",
     )
@@ -129,6 +131,10 @@ class Settings(BaseSettings):
         return f"sqlite:///{self.data_dir / 'deixis.sqlite3'}"
 
 
+# What Kubernetes tells every pod about a Service called deixis.
+_SERVICE_LINK = re.compile(r"DEIXIS_(SERVICE_|PORT_)")
+
+
 def load_settings(**overrides: object) -> Settings:
     """Read the environment; ``overrides`` that are not None come first, as command-line flags do.
 
@@ -136,8 +142,13 @@ def load_settings(**overrides: object) -> Settings:
         ConfigurationError: a value breaks its rule, or a ``DEIXIS_`` variable is none of the settings.
     """
     known = {f"DEIXIS_{name.upper()}" for name in Settings.model_fields}
-    strange = sorted(name for name in os.environ if name.upper().startswith("DEIXIS_") and name.upper() not in known)
-    strange = [name for name in strange if not name.upper().startswith("DEIXIS_TEST_")]
+    ours = (name for name in os.environ if name.upper().startswith("DEIXIS_") and not _SERVICE_LINK.match(name))
+    strange = sorted(name for name in ours if name.upper() not in known)
+    if overrides.get("port") is None and os.environ.get("DEIXIS_PORT", "").startswith("tcp://"):
+        raise ConfigurationError(
+            f"DEIXIS_PORT is '{os.environ['DEIXIS_PORT']}', which Kubernetes sets for a Service called deixis; set"
+            " enableServiceLinks: false in the pod's specification, or DEIXIS_PORT in the container's"
+        )
     if strange:
         raise ConfigurationError(f"unknown setting {', '.join(strange)}; known: {', '.join(sorted(known))}")
     try:

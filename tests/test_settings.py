@@ -64,6 +64,38 @@ def test_a_variable_that_is_no_setting_is_refused_with_those_that_are(monkeypatc
     assert "DEIXIS_PORT" in message
 
 
+SERVICE_LINKS = {
+    "DEIXIS_SERVICE_HOST": "10.0.0.1",
+    "DEIXIS_SERVICE_PORT": "8000",
+    "DEIXIS_SERVICE_PORT_HTTP": "8000",
+    "DEIXIS_PORT_8000_TCP": "tcp://10.0.0.1:8000",
+    "DEIXIS_PORT_8000_TCP_PROTO": "tcp",
+    "DEIXIS_PORT_8000_TCP_PORT": "8000",
+    "DEIXIS_PORT_8000_TCP_ADDR": "10.0.0.1",
+}
+
+
+def test_what_kubernetes_sets_for_a_service_of_this_name_is_not_looked_at(monkeypatch):
+    for name, value in SERVICE_LINKS.items():
+        monkeypatch.setenv(name, value)
+    assert load_settings().port == 8000
+    monkeypatch.setenv("DEIXIS_PORT", "9001")
+    assert load_settings().port == 9001
+    monkeypatch.setenv("DEIXIS_PROT", "1")
+    assert problem_with().startswith("unknown setting DEIXIS_PROT; ")
+
+
+def test_the_one_service_link_that_is_called_like_a_setting_is_told_with_its_way_out(monkeypatch):
+    for name, value in SERVICE_LINKS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("DEIXIS_PORT", "tcp://10.0.0.1:8000")
+    message = problem_with()
+    assert message.startswith("DEIXIS_PORT ")
+    assert "Kubernetes" in message
+    assert "enableServiceLinks: false" in message
+    assert load_settings(port=8001).port == 8001
+
+
 def test_other_programs_variables_are_not_looked_at(monkeypatch):
     monkeypatch.setenv("PORT", "1")
     monkeypatch.setenv("MY_DEIXIS_PORT", "2")

@@ -1,7 +1,6 @@
 """Any model that open_clip can build, behind the encoder protocol."""
 
 import math
-import os
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,11 +13,11 @@ import torch
 from open_clip.hf_model import HFTextEncoder
 from PIL import Image
 
+from app.cores import usable_cores
 from app.encoders._base import model_source
 from app.errors import ModelUnavailableError
 from app.task import ImageFeatures, Pixels, TextFeatures
 
-_CORES = os.cpu_count() or 1
 _PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -53,7 +52,8 @@ class OpenClipEncoder:
         self._transform = transform
         self._tokenizer = tokenizer
         self._dtype = dtype
-        self._image_threads = image_threads or _CORES
+        self._text_threads = usable_cores()
+        self._image_threads = image_threads or usable_cores()
         self.image_size_px = _square(model.visual.image_size)
         self.logit_scale = model.logit_scale.detach().exp().item() if logit_scale is None else logit_scale
         bias = getattr(model, "logit_bias", None)
@@ -101,7 +101,7 @@ class OpenClipEncoder:
             # It masks padding, so that columns in which every text is padded change nothing but the time taken.
             longest = int((tokens != text_tower.config.pad_token_id).sum(dim=1).max())
             tokens = tokens[:, :longest]
-        _use_threads(_CORES)
+        _use_threads(self._text_threads)
         with torch.inference_mode():
             return _unit_rows(self._model.encode_text(tokens.to(self.device)))
 

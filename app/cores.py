@@ -1,0 +1,22 @@
+"""How many cores this process may use, which in a container is not how many the machine has."""
+
+import math
+import os
+from pathlib import Path
+
+_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+
+
+def usable_cores(cpu_max: Path = _CPU_MAX) -> int:
+    """Return the cores of the CPU affinity, or the container's quota rounded up where that is less; at least 1.
+
+    Args:
+        cpu_max: the file in which cgroup v2 has the quota and its period, both in microseconds.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = cpu_max.read_text().split()
+        allowed = math.ceil(int(quota) / int(period))
+    except (OSError, ValueError, ZeroDivisionError):
+        return cores  # no cgroup v2, or "max": no quota
+    return max(1, min(cores, allowed))

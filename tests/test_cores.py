@@ -1,0 +1,48 @@
+import os
+
+import pytest
+
+from app.cores import usable_cores
+
+
+@pytest.fixture
+def cores(monkeypatch):
+    """Pretend that this process may run on so many cores."""
+    return lambda number: monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(number)), raising=False)
+
+
+@pytest.mark.parametrize(
+    ("quota", "affinity", "usable"),
+    [
+        ("200000 100000", 16, 2),
+        ("150000 100000", 16, 2),
+        ("1000 100000", 16, 1),
+        ("100000 50000", 16, 2),
+        ("800000 100000", 4, 4),
+        ("max 100000", 4, 4),
+        ("", 4, 4),
+        ("nonsense", 4, 4),
+        ("1 0", 4, 4),
+        ("0 100000", 4, 1),
+    ],
+)
+def test_the_lesser_of_quota_and_affinity_counts_and_a_part_of_a_core_is_one(tmp_path, cores, quota, affinity, usable):
+    cores(affinity)
+    (tmp_path / "cpu.max").write_text(quota + "\n")
+    assert usable_cores(tmp_path / "cpu.max") == usable
+
+
+def test_without_a_quota_the_affinity_counts(tmp_path, cores):
+    cores(3)
+    assert usable_cores(tmp_path / "cpu.max") == usable_cores(tmp_path) == 3
+
+
+def test_where_there_is_no_affinity_all_cores_count(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    for counted, usable in ((6, 6), (None, 1)):
+        monkeypatch.setattr(os, "cpu_count", lambda counted=counted: counted)
+        assert usable_cores(tmp_path / "cpu.max") == usable
+
+
+def test_this_machine_has_at_least_one():
+    assert 1 <= usable_cores() <= os.cpu_count()
