@@ -9,13 +9,14 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.adapters.registry import METHODS
-from app.errors import InvalidFieldError, MalformedRequestError, StoreError, UnknownNameError
-from app.naming import clean_classes, clean_classnames, clean_label_set_name
+from app.errors import InvalidFieldError, MalformedRequestError, StoreError, TooLargeError, UnknownNameError
+from app.naming import MAX_ITEMS, clean_classes, clean_classnames, clean_label_set_name
 from app.pipeline import Pipeline
 from app.prompting.templates import TemplateLibrary
 from app.store.database import ping
 from app.store.label_sets import IfMatch, LabelSetRepository
 from app.task import ClassEntry, LabelSet, Task
+from app.warming import Warmer
 
 log = structlog.get_logger()
 
@@ -64,7 +65,7 @@ class Service:
         self.label_limits = label_limits
         self.max_images_per_request = max_images_per_request
         self._engine = engine
-        self._warming: set[asyncio.Task[None]] = set()
+        self._warmer = Warmer(self._warm)
 
     async def plan(self, question: Question) -> Task:
         """Look up every name of a question.
@@ -144,7 +145,7 @@ class Service:
             if_match=if_match,
             if_none_match_any=if_none_match_any,
         )
-        self._warm_soon(label_set)
+        self._warmer.add(label_set)
         return label_set, created
 
     async def add_classes(self, name: str, classes: Sequence[ClassEntry], *, if_match: IfMatch = None) -> LabelSet:
@@ -155,7 +156,7 @@ class Service:
             max_classes=self.label_limits.max_classes,
             if_match=if_match,
         )
-        self._warm_soon(label_set)
+        self._warmer.add(label_set)
         return label_set
 
     def clean_classes(self, classes: Sequence[ClassEntry]) -> tuple[ClassEntry, ...]:
@@ -168,30 +169,24 @@ class Service:
             setting="DEIXIS_MAX_CLASSES",
         )
 
-    def _warm_soon(self, label_set: LabelSet) -> None:
-        """Compute a label set's class embeddings for the default model in the background, before they are asked for."""
-        if not self.pipeline.models:
-            return  # a command that only reads and writes label sets
-        task = asyncio.create_task(self._warm(label_set))
-        self._warming.add(task)
-        task.add_done_callback(self._warming.discard)
-
     async def warm_all(self) -> None:
-        """Warm the latest version of every stored label set, one after another."""
+        """Warm the latest version of every stored label set, page by page."""
         after = None
         try:
             while page := await self.label_sets.list(limit=100, after=after):
                 for summary in page:
                     try:
-                        label_set = await self.label_sets.get(summary.name)
+                        self._warmer.add(await self.label_sets.get(summary.name))
                     except UnknownNameError:
                         continue  # deleted since the page was read
-                    await self._warm(label_set)
+                    await self._warmer.idle()  # so that they are never all in memory
                 after = page[-1].name
         except StoreError as error:
             log.warning("warming_stopped", reason=error.message)
 
     async def _warm(self, label_set: LabelSet) -> None:
+        if not self.pipeline.models:
+            return  # a command that only reads and writes label sets
         try:
             templates = self.templates.resolve(label_set.templates)
             await self.pipeline.class_embeddings(self.pipeline.default_model, templates, label_set.classnames)
@@ -206,18 +201,30 @@ class Service:
 
     async def close(self) -> None:
         """Stop warming, end the threads, close the database."""
-        for task in list(self._warming):
-            task.cancel()
+        await self._warmer.close()
         await asyncio.to_thread(self.pipeline.close)
         await self._engine.dispose()
+
+
+def check_commas(*texts: str) -> None:
+    """Refuse labels that would take seconds to split; whether there are too many is found out with their names.
+
+    Raises:
+        TooLargeError: more than ``MAX_ITEMS`` commas in all.
+    """
+    if sum(text.count(",") for text in texts) > MAX_ITEMS:
+        raise TooLargeError(f"labels have more than {MAX_ITEMS:,} commas; send fewer labels")
 
 
 def split_labels(text: str) -> list[str]:
     """Read labels from one string: a JSON array of strings, or comma separated.
 
     Raises:
-        MalformedRequestError: it begins as a JSON array and is not one of strings.
+        MalformedRequestError: it begins as a JSON array and does not parse.
+        InvalidFieldError: not every label is a string.
+        TooLargeError: far more commas than there may be labels.
     """
+    check_commas(text)
     if not text.lstrip().startswith("["):
         return text.split(",")
     try:

@@ -21,6 +21,7 @@ from app.errors import (
 from app.main import open_service
 from app.service import DEFAULT_METHOD, DEFAULT_TEMPLATES, Question, split_labels
 from app.task import ClassEntry
+from tests.gated import GatedEncoder
 
 pytestmark = pytest.mark.anyio
 
@@ -38,7 +39,7 @@ def entries(*names):
 
 async def settled(service):
     """Wait until no label set is being warmed."""
-    await asyncio.gather(*service._warming)
+    await service._warmer.idle()
 
 
 # --- looking up names ----------------------------------------------------------------------------------------------
@@ -212,6 +213,114 @@ async def test_writing_a_label_set_that_cannot_be_encoded_succeeds_and_is_logged
     assert [each["event"] for each in logs] == ["label_set_not_warmed"]
 
 
+@pytest.fixture
+async def gated(anyio_backend):
+    encoder = GatedEncoder()
+    yield encoder
+    encoder.open()
+
+
+async def embeddings_of(service, *names):
+    return await service.pipeline.class_embeddings("fake", ("{}",), names)
+
+
+async def test_of_many_writes_one_label_set_at_a_time_is_encoded_in_its_last_version(settings, gated, monkeypatch):
+    async with open_service(settings, [gated]) as service:
+        get, running, most = service.pipeline.class_embeddings, 0, 0
+
+        async def counted(*arguments):
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            try:
+                return await get(*arguments)
+            finally:
+                running -= 1
+
+        monkeypatch.setattr(service.pipeline, "class_embeddings", counted)
+        gated.texts_open.clear()
+        await service.put_label_set("busy", entries("first"), "{}")
+        assert await asyncio.to_thread(gated.texts_entered.acquire, timeout=10)
+        for version in range(1, 6):
+            for name in "abcd":
+                await service.put_label_set(name, entries(f"{name}{version}"), "{}")
+        gated.open()
+        await settled(service)
+        assert most == 1
+        assert gated.encoded_texts == ["first", "a5", "b5", "c5", "d5"]
+        await asyncio.gather(*(embeddings_of(service, f"{name}5") for name in "abcd"))
+        assert len(gated.encoded_texts) == 5
+
+
+async def test_new_words_wait_for_one_label_set_and_not_for_all_that_were_written(settings, gated, monkeypatch):
+    async with open_service(settings, [gated]) as service:
+        gated.texts_open.clear()
+        for number in range(20):
+            await service.put_label_set(f"set {number}", entries(f"class {number}"), "{}")
+        assert await asyncio.to_thread(gated.texts_entered.acquire, timeout=10)
+        texts, submitted = service.pipeline.models["fake"].texts, asyncio.Event()
+        run = texts.run
+
+        async def noted(prompts):
+            submitted.set()
+            return await run(prompts)
+
+        monkeypatch.setattr(texts, "run", noted)
+        asked = asyncio.create_task(embeddings_of(service, "new"))
+        await submitted.wait()
+        gated.open()
+        await asked
+        await settled(service)
+        assert gated.encoded_texts.index("new") == 1
+        assert len(gated.encoded_texts) == 21
+
+
+class StopsAt(FakeEncoder):
+    """Waits before it encodes the text ``stop``."""
+
+    def __init__(self, stop):
+        super().__init__()
+        self.stop = stop
+        self.entered, self.may_go_on = threading.Event(), threading.Event()
+
+    def encode_texts(self, texts):
+        if self.stop in texts:
+            self.entered.set()
+            assert self.may_go_on.wait(10)
+        return super().encode_texts(texts)
+
+
+async def test_a_new_version_ends_the_encoding_of_the_one_before_and_keeps_what_is_done(settings):
+    encoder = StopsAt("old 300")
+    async with open_service(settings, [encoder]) as service:
+        try:
+            await service.put_label_set("a", entries(*(f"old {number}" for number in range(600))), "{}")
+            assert await asyncio.to_thread(encoder.entered.wait, 10)
+            await service.put_label_set("a", entries("new"), "{}")
+        finally:
+            encoder.may_go_on.set()
+        await settled(service)
+        assert "new" in encoder.encoded_texts
+        await embeddings_of(service, "old 0", "old 255")
+        for _ in range(10):  # in turns with what would be left of the old version
+            await service.pipeline.models["fake"].texts.run(["turn"])
+    assert encoder.encoded_texts.count("old 0") == encoder.encoded_texts.count("old 255") == 1
+    assert "old 599" not in encoder.encoded_texts
+
+
+async def test_after_a_label_set_that_cannot_be_encoded_the_next_one_written_is(settings):
+    encoder = Broken()
+    async with open_service(settings, [encoder]) as service:
+        with structlog.testing.capture_logs() as logs:
+            for name, classname in [("a", "poison"), ("b", "cat"), ("c", "more poison"), ("d", "dog")]:
+                await service.put_label_set(name, entries(classname), "{}")
+            await settled(service)
+            await service.put_label_set("e", entries("owl"), "{}")
+            await settled(service)
+    assert encoder.encoded_texts == ["cat", "dog", "owl"]
+    assert [each["label_set"] for each in logs if each["event"] == "label_set_not_warmed"] == ["a@1", "c@1"]
+
+
 async def test_a_database_that_fails_while_warming_ends_the_warming_and_is_logged(service, monkeypatch):
     async def fail(**_):
         raise StoreError("the database is gone")
@@ -271,6 +380,13 @@ def test_a_json_array_of_strings_is_read_as_it_is(labels):
 @given(st.lists(st.text(st.characters(exclude_characters=",["), min_size=1), min_size=1))
 def test_anything_else_is_split_at_its_commas(labels):
     assert split_labels(",".join(labels)) == labels
+
+
+@pytest.mark.parametrize("start", ["", "[", '["a"'])
+def test_more_commas_than_any_list_of_labels_has_are_refused_before_anything_is_split(monkeypatch, start):
+    monkeypatch.setattr(json, "loads", lambda _: pytest.fail("it was parsed"))
+    with pytest.raises(TooLargeError, match="100,000"):
+        split_labels(start + "," * 100_001)
 
 
 @given(st.text(st.one_of(st.sampled_from('[]{}",\\ \0'), st.characters())))
