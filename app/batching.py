@@ -36,12 +36,17 @@ class EncodeQueue(Generic[Item]):
     Args:
         name: names the thread, for logs and debuggers.
         encode: items to rows; called from the queue's thread only.
-        max_queued: items admitted at once, waiting and running.
         batch_size: items in one call of ``encode``.
+        max_queued: items admitted at once, waiting and running; None sets no bound.
     """
 
     def __init__(
-        self, name: str, encode: Callable[[Sequence[Item]], np.ndarray], *, max_queued: int, batch_size: int
+        self,
+        name: str,
+        encode: Callable[[Sequence[Item]], np.ndarray],
+        *,
+        batch_size: int,
+        max_queued: int | None = None,
     ) -> None:
         self.name = name
         self.max_queued = max_queued
@@ -63,7 +68,7 @@ class EncodeQueue(Generic[Item]):
         Raises:
             OverloadedError: they are not free; ``retry_after_s`` is how long those before take at the measured rate.
         """
-        if self._admitted + count > self.max_queued:
+        if self.max_queued is not None and self._admitted + count > self.max_queued:
             wait_s = self._admitted / self._items_per_s if self._items_per_s else 1.0
             raise OverloadedError(
                 f"{count} more would not fit: {self._admitted} of {self.max_queued} places in the queue of {self.name}"

@@ -49,10 +49,8 @@ class ServedModel:
         self.images: EncodeQueue[Pixels] = EncodeQueue(
             f"{encoder.name} images", encoder.encode_images, max_queued=max_queued_images, batch_size=image_batch
         )
-        # Texts need no bound of their own: a request brings few, and the cache lets no two requests bring the same.
-        self.texts: EncodeQueue[str] = EncodeQueue(
-            f"{encoder.name} texts", encoder.encode_texts, max_queued=0, batch_size=text_batch
-        )
+        # Texts have no bound of their own: each request that waits for some holds places for its images.
+        self.texts: EncodeQueue[str] = EncodeQueue(f"{encoder.name} texts", encoder.encode_texts, batch_size=text_batch)
 
     async def encode_texts(self, prompts: Sequence[str]) -> TextFeatures:
         """Encode prompts on the text queue's thread."""
@@ -69,8 +67,9 @@ class Pipeline:
 
     Args:
         models: by name, in order.
-        request_timeout_s: after which ``classify`` gives up.
-        decode_threads: threads that decode and transform images.
+        request_timeout_s: after which ``classify`` gives up; None never.
+        decode_threads: threads that decode and transform images; one request uses half of them at a time, so that its
+            many or slow images do not keep those of others waiting.
     """
 
     def __init__(
@@ -79,13 +78,14 @@ class Pipeline:
         *,
         limits: ImageLimits,
         class_embedding_cache: ClassEmbeddingCache,
-        request_timeout_s: float,
+        request_timeout_s: float | None,
         decode_threads: int,
     ) -> None:
         self.models = models
         self.limits = limits
         self._class_embedding_cache = class_embedding_cache
         self._request_timeout_s = request_timeout_s
+        self._decoders_per_request = max(1, decode_threads // 2)
         self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
 
     @property
@@ -111,7 +111,8 @@ class Pipeline:
                     began = time.perf_counter()
                     class_embeddings = await self.class_embeddings(task.model, task.templates, task.classnames)
                     texts_ready = time.perf_counter()
-                    decoded = await asyncio.gather(*(self._decode(image, model.encoder) for image in images))
+                    turns = asyncio.Semaphore(self._decoders_per_request)
+                    decoded = await asyncio.gather(*(self._decode(image, model.encoder, turns) for image in images))
                     images_ready = time.perf_counter()
                     pixels = [image for image in decoded if not isinstance(image, ClientError)]
                     encoded = await model.images.run(pixels) if pixels else None
@@ -157,14 +158,17 @@ class Pipeline:
         for model in self.models.values():
             model.close()
 
-    async def _decode(self, image: bytes | ClientError, encoder: Encoder) -> Pixels | ClientError:
+    async def _decode(
+        self, image: bytes | ClientError, encoder: Encoder, turns: asyncio.Semaphore
+    ) -> Pixels | ClientError:
         if isinstance(image, ClientError):
             return image
         loop = asyncio.get_running_loop()
-        try:
-            return await loop.run_in_executor(self._decoders, _decode_and_transform, image, encoder, self.limits)
-        except ClientError as error:
-            return error
+        async with turns:
+            try:
+                return await loop.run_in_executor(self._decoders, _decode_and_transform, image, encoder, self.limits)
+            except ClientError as error:
+                return error
 
 
 def _decode_and_transform(data: bytes, encoder: Encoder, limits: ImageLimits) -> Pixels:

@@ -11,7 +11,7 @@ class GatedEncoder(FakeEncoder):
     def __init__(self, name="fake", **options):
         super().__init__(name, **options)
         self.images_open, self.texts_open = threading.Event(), threading.Event()
-        self.images_entered = threading.Semaphore(0)
+        self.images_entered, self.texts_entered = threading.Semaphore(0), threading.Semaphore(0)
         self.images_open.set()
         self.texts_open.set()
         self.threads = {"transform": set(), "images": set(), "texts": set()}
@@ -28,6 +28,7 @@ class GatedEncoder(FakeEncoder):
 
     def encode_texts(self, texts):
         self.threads["texts"].add(threading.current_thread())
+        self.texts_entered.release()
         assert self.texts_open.wait(10)
         return super().encode_texts(texts)
 

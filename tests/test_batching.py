@@ -128,6 +128,13 @@ async def test_what_does_not_fit_is_refused_at_once_and_takes_no_place(start):
             pass
 
 
+async def test_without_a_bound_nothing_is_refused_and_places_are_counted_all_the_same(start):
+    queue = start(Gate(), max_queued=None)
+    with queue.admit(1_000_000), queue.admit(1):
+        assert queue.admitted == 1_000_001
+    assert queue.admitted == 0
+
+
 async def test_places_are_given_back_when_the_request_fails_or_is_cancelled(start):
     encode = Gate(shut=True)
     queue = start(encode, max_queued=5)

@@ -9,10 +9,10 @@ from scipy.special import expit, softmax
 from app.encoders.fake import FakeEncoder
 from app.errors import (
     DeadlineExceededError,
+    ImageTooLargeError,
     MalformedRequestError,
     NotAnImageError,
     OverloadedError,
-    TooLargeError,
 )
 from app.pipeline import ImageLimits, Pipeline, ServedModel, predict
 from app.prompting.class_embeddings import ClassEmbeddingCache
@@ -29,7 +29,7 @@ COLOURS = ("red", "green", "blue")
 def start():
     with contextlib.ExitStack() as stack:
 
-        def make(*encoders, max_queued_images=64, image_batch=4, timeout_s=30.0, max_bytes=1_000_000):
+        def make(*encoders, max_queued_images=64, image_batch=4, timeout_s=30.0, max_bytes=1_000_000, threads=2):
             models = {
                 each.name: ServedModel(each, max_queued_images=max_queued_images, image_batch=image_batch, text_batch=8)
                 for each in encoders
@@ -39,7 +39,7 @@ def start():
                 limits=ImageLimits(max_bytes, 1_000_000),
                 class_embedding_cache=ClassEmbeddingCache(1_000_000),
                 request_timeout_s=timeout_s,
-                decode_threads=2,
+                decode_threads=threads,
             )
             stack.callback(pipeline.close)
             for each in encoders:
@@ -187,7 +187,7 @@ async def test_images_over_the_limits_are_refused_one_by_one(start, encoder):
     good = picture("red")
     classification = await start(encoder, max_bytes=len(good)).classify([good, good + b"\0"], a_task())
     assert labels_of(classification) == ["red", None]
-    assert isinstance(classification.results[1].error, TooLargeError)
+    assert isinstance(classification.results[1].error, ImageTooLargeError)
 
 
 async def test_nothing_is_encoded_when_every_image_is_bad(start, encoder):
@@ -215,6 +215,72 @@ async def test_closing_ends_every_thread(start):
     await first_labels(pipeline, ["red"])
     await asyncio.to_thread(pipeline.close)
     assert not [thread for threads in encoder.threads.values() for thread in threads if thread.is_alive()]
+
+
+# --- decoding in turns ---------------------------------------------------------------------------------------------
+
+
+class SlowToDecode(FakeEncoder):
+    """Waits in the transform of every blue picture until it may go on."""
+
+    def __init__(self):
+        super().__init__()
+        self.entered, self.may_go_on = threading.Event(), threading.Event()
+
+    def transform(self, image):
+        if image.getpixel((0, 0)) == (0, 0, 255):
+            self.entered.set()
+            assert self.may_go_on.wait(10)
+        return super().transform(image)
+
+
+async def test_a_lone_image_overtakes_another_requests_many_images(start):
+    encoder = SlowToDecode()
+    pipeline = start(encoder, max_queued_images=65)
+    many = asyncio.create_task(first_labels(pipeline, ["blue"] * 64))
+    assert await asyncio.to_thread(encoder.entered.wait, 10)
+    try:
+        assert await asyncio.wait_for(first_labels(pipeline, ["red"]), 5) == ["red"]
+        assert not many.done()
+    finally:
+        encoder.may_go_on.set()
+    assert await many == ["blue"] * 64
+
+
+async def test_a_request_that_is_cancelled_while_it_decodes_leaves_the_threads_to_others(start):
+    encoder = SlowToDecode()
+    pipeline = start(encoder, threads=1)
+    many = asyncio.create_task(first_labels(pipeline, ["blue"] * 10))
+    assert await asyncio.to_thread(encoder.entered.wait, 10)
+    many.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await many
+    encoder.may_go_on.set()
+    assert await first_labels(pipeline, ["red"]) == ["red"]
+
+
+@pytest.mark.parametrize(("threads", "share"), [(1, 1), (2, 1), (3, 1), (4, 2), (6, 3)])
+async def test_one_request_uses_half_of_the_decoding_threads(start, threads, share):
+    """All of its half, which the barrier tells, and never more, which the count tells."""
+
+    class Counting(FakeEncoder):
+        lock, together = threading.Lock(), threading.Barrier(share, timeout=10)
+        running = most = 0
+
+        def transform(self, image):
+            with self.lock:
+                self.running += 1
+                self.most = max(self.most, self.running)
+            self.together.wait()
+            try:
+                return super().transform(image)
+            finally:
+                with self.lock:
+                    self.running -= 1
+
+    encoder = Counting()
+    assert await first_labels(start(encoder, threads=threads), ["red"] * 12) == ["red"] * 12
+    assert encoder.most == share
 
 
 # --- overload, deadline, failure -----------------------------------------------------------------------------------
@@ -251,6 +317,10 @@ async def test_a_request_past_its_deadline_ends_and_the_next_is_answered(start):
     assert pipeline.models["fake"].images.admitted == 0
     encoder.images_open.set()
     assert await first_labels(pipeline, ["blue"]) == ["blue"]
+
+
+async def test_without_a_deadline_a_request_takes_as_long_as_it_takes(start):
+    assert await first_labels(start(FakeEncoder(), timeout_s=None), ["red"]) == ["red"]
 
 
 async def test_texts_that_were_too_slow_are_ready_for_the_next_try(start):
