@@ -8,7 +8,9 @@ DeixisError
 │   ├── UnknownRouteError             no route of that path
 │   ├── ConflictError                 it exists already
 │   ├── PreconditionFailedError       If-Match or If-None-Match does not hold
-│   ├── TooLargeError                 too many bytes, pixels, images, labels
+│   ├── TooLargeError                 too many images or labels
+│   │   ├── BodyTooLargeError         the request has too many bytes
+│   │   └── ImageTooLargeError        one image has too many bytes or pixels
 │   ├── NotAnImageError               bytes that no decoder reads as a picture
 │   ├── UnsupportedMediaTypeError     a content type the route does not take
 │   └── MethodNotAllowedError         the path exists, the HTTP method does not
@@ -101,7 +103,15 @@ class PreconditionFailedError(ClientError):
 
 
 class TooLargeError(ClientError):
-    """A limit on bytes, pixels, images or labels is passed."""
+    """A limit is passed, such as on the images or the labels of a request."""
+
+
+class BodyTooLargeError(TooLargeError):
+    """The request's body has too many bytes."""
+
+
+class ImageTooLargeError(TooLargeError):
+    """One image has too many bytes or pixels, or needs more memory than there is."""
 
 
 class NotAnImageError(ClientError):

@@ -6,7 +6,7 @@ from math import sqrt
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from app.errors import InvalidFieldError
 
@@ -56,27 +56,7 @@ class Evaluation:
         return asdict(self)
 
 
-def evaluate(
-    classnames: Sequence[str], labels: Int[np.ndarray, " n"], probabilities: Float[np.ndarray, "n c"]
-) -> Evaluation:
-    """Compare scores, higher being better, with the true classes; of equal scores the earlier class wins.
-
-    Raises:
-        InvalidFieldError: no images.
-        ValueError: shapes or labels that do not fit the class names, or a score that is not a number.
-    """
-    scores = np.asarray(probabilities)
-    if scores.shape != (len(labels), len(classnames)):
-        raise ValueError(f"scores of shape {scores.shape} for {len(labels)} images and {len(classnames)} classes")
-    if np.isnan(scores).any():
-        raise ValueError("scores hold NaN, which has no rank")
-    ranked = np.argsort(-scores, axis=1, kind="stable")[:, :5]
-    return evaluate_ranked(classnames, labels, ranked)
-
-
-def evaluate_ranked(
-    classnames: Sequence[str], labels: Int[np.ndarray, " n"], ranked: Int[np.ndarray, "n k"]
-) -> Evaluation:
+def evaluate(classnames: Sequence[str], labels: Int[np.ndarray, " n"], ranked: Int[np.ndarray, "n k"]) -> Evaluation:
     """Compare class indices, best first, with the true classes; k is at least ``min(5, c)``.
 
     Raises:

@@ -27,7 +27,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.PpmImagePlugin import PpmImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from app.errors import DeixisError, NotAnImageError, TooLargeError
+from app.errors import DeixisError, ImageTooLargeError, NotAnImageError
 
 MAX_ASPECT = 50
 """Longer pictures are cut to this many times their shorter side, around the middle.
@@ -132,11 +132,6 @@ def supported_formats() -> tuple[str, ...]:
     return tuple(known.name for known in _FORMATS if known.available)
 
 
-def supported_media_types() -> tuple[str, ...]:
-    """Return one media type per supported format, in the same order."""
-    return tuple(known.media_type for known in _FORMATS if known.available)
-
-
 def supported_suffixes() -> frozenset[str]:
     """Return the file name endings of the supported formats, in lower case and with their dot."""
     return frozenset(suffix for known in _FORMATS if known.available for suffix in known.suffixes)
@@ -160,14 +155,14 @@ def decode_image(
             of its size, and a picture with a colour profile averaged down; the shorter side stays at least twice this.
 
     Raises:
-        TooLargeError: more bytes or pixels than the limits allow, or than there is memory for.
+        ImageTooLargeError: more bytes or pixels than the limits allow, or than there is memory for.
         NotAnImageError: no supported format, damaged, or cut short.
     """
     size_bytes = memoryview(data).nbytes
     if not size_bytes:
         raise NotAnImageError(f"the image is empty (0 bytes); accepted formats: {_accepted()}")
     if size_bytes > max_bytes:
-        raise TooLargeError(
+        raise ImageTooLargeError(
             f"the image has {size_bytes:,} bytes and the limit is {max_bytes:,}; "
             "send a smaller file, or raise DEIXIS_MAX_IMAGE_BYTES"
         )
@@ -186,12 +181,12 @@ def decode_image(
     except DeixisError:
         raise
     except Image.DecompressionBombError as error:  # a frame that outgrows the header
-        raise TooLargeError(
+        raise ImageTooLargeError(
             f"the {recognised.name} image has too many pixels ({_reason(error)}) and the limit is {max_pixels:,}; "
             "send a smaller picture, or raise DEIXIS_MAX_IMAGE_PIXELS"
         ) from error
     except MemoryError as error:
-        raise TooLargeError(
+        raise ImageTooLargeError(
             f"the {recognised.name} image needs more memory to decode than there is; send a smaller picture"
         ) from error
     except Exception as error:  # hostile bytes raise whatever class a decoder's parser trips over
@@ -214,7 +209,7 @@ def _recognise(content: bytes) -> _Format:
     name = _format_name(content[:256])
     found = next((known for known in _FORMATS if known.name == name), None)
     if found is None:
-        raise NotAnImageError(f"the data {_likeness(content)}, not an image; accepted formats: {_accepted()}")
+        raise NotAnImageError(f"the data {_likeness(content)}; accepted formats: {_accepted()}")
     if not found.available:
         way_out = "`pip install 'deixis[heif]'`" if found.name == "HEIF" else f"install a Pillow with {found.name}"
         raise NotAnImageError(f"this installation does not read {found.name}; {way_out}, or send one of: {_accepted()}")
@@ -265,7 +260,7 @@ def _check_pixels(image: Image.Image, max_pixels: int) -> None:
     if isinstance(image, TiffImagePlugin.TiffImageFile):  # a tile is decoded whole, however little of it shows
         width, height = max(width, _tag(image, 322)), max(height, _tag(image, 323))
     if width * height > max_pixels:
-        raise TooLargeError(
+        raise ImageTooLargeError(
             f"the image has {width} x {height} = {width * height:,} pixels and the limit is {max_pixels:,}; "
             "send a smaller picture, or raise DEIXIS_MAX_IMAGE_PIXELS"
         )
@@ -357,18 +352,26 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def _stretched(values: np.ndarray, *, whole: bool) -> np.ndarray:
-    finite = np.isfinite(values)
-    if not finite.all():
-        values = np.where(finite, values, values[finite].min() if finite.any() else 0)
-    low, high = float(values.min()), float(values.max())
+    # Row by row, so that the wider numbers of the arithmetic never exist for the whole picture.
+    lows, highs = zip(*(_range(row) for row in values), strict=True)
+    low, high = min(lows), max(highs)
     if low < 0 or high > (65535 if whole else 255):
         bottom, top = low, high
     elif whole:
         bottom, top = 0.0, 255.0 if high <= 255 else 65535.0
     else:
         bottom, top = 0.0, 1.0 if high <= 1 else 255.0
-    fractions = (values.astype(np.float64) - bottom) / max(top - bottom, 1e-300)
-    return np.rint(fractions * 255).astype(np.uint8)
+    stretched = np.empty(values.shape, dtype=np.uint8)
+    for row, target in zip(values, stretched, strict=True):
+        finite = np.where(np.isfinite(row), row, low).astype(np.float64)
+        target[:] = np.rint((finite - bottom) / max(top - bottom, 1e-300) * 255)
+    return stretched
+
+
+def _range(row: np.ndarray) -> tuple[float, float]:
+    """Return the least and the greatest finite value; nothing but infinities and NaN counts as 0."""
+    finite = row[np.isfinite(row)]
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None, target_px: int | None = None) -> Image.Image:

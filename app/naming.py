@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from app.errors import FieldProblem, InvalidFieldError, TooLargeError
 from app.task import ClassEntry
 
+MAX_ITEMS = 100_000
+"""Of any list that a caller sends, whatever the settings allow; without it, 100 MB of short names take minutes."""
+
 MAX_LABEL_SET_NAME_CHARS = 64
 MAX_LABEL_CHARS = 200
 MAX_DESCRIPTION_CHARS = 1000

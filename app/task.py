@@ -94,7 +94,6 @@ class ImageResult:
     """What became of one image: its predictions, best first, or the error that kept it from being read."""
 
     predictions: tuple[Prediction, ...] = ()
-    warnings: tuple[str, ...] = ()
     error: ClientError | None = None
 
 

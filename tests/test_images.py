@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageFile, TiffImagePlugin, features
 
 import app.images
-from app.errors import NotAnImageError, TooLargeError
-from app.images import decode_image, supported_formats, supported_media_types, supported_suffixes
+from app.errors import ImageTooLargeError, NotAnImageError
+from app.images import decode_image, supported_formats, supported_suffixes
 
 LIMITS = {"max_bytes": 10_000_000, "max_pixels": 20_000_000}
 ORANGE = (204, 102, 51)  # one of the colours of the palette that Pillow converts to
@@ -483,7 +483,7 @@ def test_too_many_pixels_are_refused_by_the_header_alone(make):
     assert len(data) < 20_000
     with (
         no_pixels_decoded(),
-        pytest.raises(TooLargeError, match=r"pixels.*limit is 20,000,000; .*DEIXIS_MAX_IMAGE_PIXELS"),
+        pytest.raises(ImageTooLargeError, match=r"pixels.*limit is 20,000,000; .*DEIXIS_MAX_IMAGE_PIXELS"),
     ):
         decoded(data)
 
@@ -492,7 +492,7 @@ def test_too_many_pixels_are_refused_by_the_header_alone(make):
 def test_too_many_pixels_of_a_coded_still_are_refused_by_the_header_alone(name):
     data = saved(plain(size=(128, 64)), name)
     message = "128 x 64 = 8,192 pixels and the limit is 8,191"
-    with no_pixels_decoded(), pytest.raises(TooLargeError, match=message):
+    with no_pixels_decoded(), pytest.raises(ImageTooLargeError, match=message):
         decoded(data, max_pixels=8191)
 
 
@@ -500,10 +500,10 @@ def test_the_limits_themselves_are_allowed():
     data = saved(plain(size=(50, 20)), "PNG")
     assert decode_image(data, max_bytes=len(data), max_pixels=1000).size == (50, 20)
     with pytest.raises(
-        TooLargeError, match=f"{len(data):,} bytes and the limit is {len(data) - 1:,};.*DEIXIS_MAX_IMAGE_BYTES"
+        ImageTooLargeError, match=f"{len(data):,} bytes and the limit is {len(data) - 1:,};.*DEIXIS_MAX_IMAGE_BYTES"
     ):
         decode_image(data, max_bytes=len(data) - 1, max_pixels=1000)
-    with pytest.raises(TooLargeError, match="50 x 20 = 1,000 pixels and the limit is 999"):
+    with pytest.raises(ImageTooLargeError, match="50 x 20 = 1,000 pixels and the limit is 999"):
         decode_image(data, max_bytes=len(data), max_pixels=999)
 
 
@@ -513,7 +513,7 @@ def test_pillows_own_limit_decides_nothing_and_warns_of_nothing(monkeypatch, cap
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter(warning_filter)
         assert decoded(saved(plain(), "PNG")).size == (40, 30)
-        with pytest.raises(TooLargeError):
+        with pytest.raises(ImageTooLargeError):
             decoded(gif((1, 1), (100, 10)), max_pixels=600)
     assert caught == []
     assert capsys.readouterr().err == ""
@@ -524,7 +524,7 @@ def test_running_out_of_memory_is_too_large(monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", exhausted)
-    with pytest.raises(TooLargeError, match="more memory"):
+    with pytest.raises(ImageTooLargeError, match="more memory"):
         decoded(saved(plain(), "BMP"))
 
 
@@ -588,7 +588,8 @@ def test_codings_that_pillow_decodes_in_python_are_refused(data):
 def test_other_files_are_named_with_the_formats_that_are_accepted(data, likeness):
     with pytest.raises(NotAnImageError, match="accepted formats: JPEG, PNG") as refusal:
         decoded(data)
-    assert likeness in refusal.value.message
+    seems = likeness if likeness.startswith("begins") else f"looks like {likeness}"
+    assert refusal.value.message.startswith(f"the data {seems}")
 
 
 @pytest.mark.parametrize("name", ["EPS", "PCX", "TGA", "ICO", "ICNS", "SGI", "DDS", "JPEG2000", "PDF", "XBM"])
@@ -627,10 +628,8 @@ def test_brands_tell_stills_from_films(major, others, name):
     assert app.images._format_name(struct.pack(">I", len(box) + 4) + box + b"avifheic") == name
 
 
-def test_names_media_types_and_suffixes_go_together():
-    assert len(supported_formats()) == len(supported_media_types())
+def test_the_common_formats_are_always_read_and_found_by_their_suffixes():
     assert {"JPEG", "PNG"} <= set(supported_formats())
-    assert {"image/jpeg", "image/png"} <= set(supported_media_types())
     assert {".jpg", ".jpeg", ".png"} <= supported_suffixes()
 
 
@@ -688,7 +687,7 @@ def test_a_truncated_jpeg_is_refused_even_when_another_package_has_made_pillow_l
 def survives(data):
     try:
         image = decode_image(data, max_bytes=1_000_000, max_pixels=1_000_000, target_px=4)
-    except (NotAnImageError, TooLargeError):
+    except (NotAnImageError, ImageTooLargeError):
         return
     assert image.mode == "RGB"
     assert type(image) is Image.Image

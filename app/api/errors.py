@@ -13,8 +13,9 @@ import structlog
 from asgi_correlation_id import correlation_id
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from app import errors
 from app.errors import DeixisError, FieldProblem, InvalidFieldError, MalformedRequestError, TooLargeError
@@ -44,6 +45,8 @@ KINDS: Mapping[type[DeixisError], Kind] = MappingProxyType(
         errors.ConflictError: Kind(409, "conflict", "The change conflicts with what is there"),
         errors.PreconditionFailedError: Kind(412, "precondition-failed", "The version is not the one expected"),
         errors.TooLargeError: Kind(413, "too-large", "A limit is passed"),
+        errors.BodyTooLargeError: Kind(413, "body-too-large", "The request is too large"),
+        errors.ImageTooLargeError: Kind(413, "image-too-large", "The image is too large"),
         errors.NotAnImageError: Kind(415, "not-an-image", "This is not an image that can be read"),
         errors.UnsupportedMediaTypeError: Kind(415, "unsupported-media-type", "The content type is not supported"),
         errors.InvalidFieldError: Kind(422, "invalid-field", "A field breaks a rule"),
@@ -141,12 +144,19 @@ async def _on_validation_error(_: Request, error: Exception) -> JSONResponse:
     return problem_response(field_problems(list(error.errors())))
 
 
-async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
+async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, ClientDisconnect):
+        return await _on_disconnect(request, error)
     if error.status_code == 404:
         told: DeixisError = errors.UnknownRouteError(f"there is no route {request.url.path}; /docs lists them")
     elif error.status_code == 405:
         told = errors.MethodNotAllowedError(f"{request.method} is not possible on {request.url.path}; see /docs")
+    elif error.__cause__ is not None:  # FastAPI could not parse a body
+        reason = type(error.__cause__).__name__
+        told = MalformedRequestError(
+            f"the body does not parse ({reason}); it may be nested too deep, or hold a number that is too long"
+        )
     else:
         told = MalformedRequestError(str(error.detail))
     return problem_response(told, error.headers)
@@ -159,9 +169,16 @@ async def _on_anything_else(_: Request, error: Exception) -> JSONResponse:
     return problem_response(told, {"X-Request-ID": correlation_id.get() or ""})
 
 
+async def _on_disconnect(request: Request, _: Exception) -> Response:
+    """Nobody is there to read an answer, and nothing is wrong here; 499 is what nginx logs then."""
+    log.info("client_disconnected", path=request.url.path)
+    return Response(status_code=499)
+
+
 def install(app: FastAPI) -> None:
     """Make every error of every route a problem."""
     app.add_exception_handler(DeixisError, _on_deixis_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_anything_else)

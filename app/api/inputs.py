@@ -22,11 +22,14 @@ from app.errors import (
     TooLargeError,
     UnsupportedMediaTypeError,
 )
-from app.service import split_labels
+from app.naming import MAX_ITEMS
+from app.service import check_commas, split_labels
 
 # Of one form field that is not a file: a thousand labels of 200 characters take up to 0.8 MB.
 _MAX_FIELD_BYTES = 4 * 1024 * 1024
 _MAX_FIELDS = 1_100
+# Names may have commas too.
+_MAX_JSON_COMMAS = 5 * MAX_ITEMS
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +117,7 @@ def _single_values(text: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, values in text.items():
         if name == "labels":
+            check_commas(*values)
             fields[name] = [label for value in values for label in split_labels(value)] if values != [""] else []
         elif len(values) > 1:
             raise InvalidFieldError.of(name, f"is given {len(values)} times")
@@ -130,6 +134,9 @@ def _fields_of(fields: Mapping[str, Any]) -> ClassifyFields:
 
 
 def _read_json(body: bytes, max_images: int) -> ClassifyInput:
+    # Counted before parsing, which would hold the interpreter for seconds; base64 has no commas.
+    if body.count(b",") > _MAX_JSON_COMMAS:
+        raise TooLargeError(f"the body has more than {_MAX_JSON_COMMAS:,} commas; send fewer labels or images")
     try:
         parsed = ClassifyBody.model_validate_json(body)
     except ValidationError as error:

@@ -8,7 +8,7 @@ from asgi_correlation_id import correlation_id
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.errors import problem_response
-from app.errors import TooLargeError
+from app.errors import BodyTooLargeError
 
 log = structlog.get_logger()
 
@@ -39,7 +39,9 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         max_bytes, way_out = self._images if scope["path"] in self._image_paths else self._json
-        refusal = problem_response(TooLargeError(f"the request's body has more than {max_bytes:,} bytes; {way_out}"))
+        refusal = problem_response(
+            BodyTooLargeError(f"the request's body has more than {max_bytes:,} bytes; {way_out}")
+        )
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if declared.isdigit() and int(declared) > max_bytes:
             await refusal(scope, receive, send)

@@ -8,11 +8,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from app.errors import DeixisError
+from app.naming import MAX_ITEMS
 from app.store.label_sets import LabelSetSummary
 from app.task import ClassEntry, Classification, ImageResult, LabelSet
-
-MAX_ITEMS = 100_000
-"""Of any list in a body, whatever the settings allow; without it, 100 MB of short names are checked for minutes."""
 
 ProblemOf = Callable[[DeixisError], dict[str, Any]]
 """Tells an error as the members of a problem."""
@@ -107,7 +105,7 @@ class ResultBody(Response):
                 PredictionBody(label=each.label, score=each.score, similarity=each.similarity)
                 for each in result.predictions
             ],
-            warnings=[*result.warnings, *warnings],
+            warnings=list(warnings),
             error=None if result.error is None else Problem(**problem(result.error)),
         )
 

@@ -113,6 +113,16 @@ MALFORMED = {
     "label set: null": label_set("null"),
     "label set: as a form": ("PUT", PETS, "application/x-www-form-urlencoded", "classes=cat"),
     "label set: without a content type": ("PUT", PETS, None, '{"classes": '),
+    "label set: as text": ("PUT", PETS, "text/plain", '{"classes": ["cat"]}'),
+    "label set: as curl sends it": (
+        "POST",
+        PETS + "/classes",
+        "application/x-www-form-urlencoded",
+        '{"classes": ["a"]}',
+    ),
+    "label set: as other JSON": ("PUT", PETS, "application/merge-patch+json", '{"classes": ["cat"]}'),
+    "label set: add as text": ("POST", PETS + "/classes", "text/plain", '{"classes": ["cat"]}'),
+    "label set: add nested 100,000 deep": ("POST", PETS + "/classes", JSON, '{"classes":' * 100_000),
     "label set: add nothing": ("POST", PETS + "/classes", JSON, "{}"),
     # Forms
     "form: empty": classify_form(b""),
@@ -169,6 +179,9 @@ MALFORMED = {
     "type: a form of another kind": ("POST", CLASSIFY, "multipart/mixed; boundary=b", form(file())),
     # Routes and methods
     "route: none": ("GET", "/v2/classify", None, None),
+    "route: a slash too many": ("GET", PETS + "/", None, None),
+    "route: a slash too many to classify": ("POST", CLASSIFY + "/", JSON, "{}"),
+    "route: a slash too many behind a probe": ("GET", "/healthz/", None, None),
     "route: odd bytes": ("GET", "/%ff%fe", None, None),
     "route: a line break": ("GET", "/a%0d%0ab", None, None),
     "route: up": ("GET", "/docs/..%2f..%2fetc%2fpasswd", None, None),
@@ -217,6 +230,13 @@ def test_after_every_malformed_request_the_service_still_serves(client, encoder)
         ("label set: no JSON", "malformed-request"),
         ("label set: nested 100,000 deep", "malformed-request"),
         ("label set: not UTF-8", "malformed-request"),
+        ("label set: a huge number", "malformed-request"),
+        ("label set: as a form", "unsupported-media-type"),
+        ("label set: without a content type", "unsupported-media-type"),
+        ("label set: as text", "unsupported-media-type"),
+        ("label set: as curl sends it", "unsupported-media-type"),
+        ("label set: as other JSON", "unsupported-media-type"),
+        ("label set: add as text", "unsupported-media-type"),
         ("form: no boundary", "malformed-request"),
         ("form: a part without a name", "malformed-request"),
         ("form: labels nested deep", "malformed-request"),
@@ -227,6 +247,9 @@ def test_after_every_malformed_request_the_service_still_serves(client, encoder)
         ("type: none", "unsupported-media-type"),
         ("type: text", "unsupported-media-type"),
         ("route: none", "unknown-route"),
+        ("route: a slash too many", "unknown-route"),
+        ("route: a slash too many to classify", "unknown-route"),
+        ("route: a slash too many behind a probe", "unknown-route"),
         ("method: GET", "method-not-allowed"),
     ],
 )
@@ -237,6 +260,36 @@ def test_kinds_of_faults_are_told_apart(client, name, slug):
 def test_a_method_that_a_route_does_not_have_is_told_with_those_it_has(client):
     assert client.get(CLASSIFY).headers["allow"] == "POST"
     assert "GET" in client.request("BREW", "/healthz").headers["allow"]
+
+
+@pytest.mark.parametrize("path", [PETS + "/", CLASSIFY + "/", "/healthz/", "/v1/label-sets/", "/docs/"])
+def test_nobody_is_sent_to_another_address(client, path):
+    """A redirect would lead past a proxy's prefix, and make some clients send their body again."""
+    for method in ("GET", "POST"):
+        response = client.request(method, path, follow_redirects=False)
+        problem_of(response, "unknown-route")
+        assert "location" not in response.headers
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "label set: nested 100,000 deep",
+        "label set: objects nested 100,000 deep",
+        "label set: add nested 100,000 deep",
+        "label set: a huge number",
+    ],
+)
+def test_json_that_no_parser_takes_is_told_with_what_may_be_the_reason(client, name):
+    members = problem_of(send(client, *MALFORMED[name]), "malformed-request")
+    assert "nested too deep" in members["detail"]
+    assert "number that is too long" in members["detail"]
+
+
+@pytest.mark.parametrize("media_type", ["application/json; charset=utf-8", "APPLICATION/JSON", "application/json ;v=1"])
+def test_parameters_and_the_case_of_a_content_type_do_not_matter(client, media_type):
+    assert send(client, "PUT", PETS, media_type, '{"classes": ["cat"]}').status_code == 201
+    assert send(client, "POST", PETS + "/classes", media_type, '{"classes": ["dog"]}').status_code == 200
 
 
 def test_every_wrong_field_is_told_at_once(client):

@@ -55,7 +55,7 @@ ROUTES = [
 @pytest.mark.parametrize(("method", "path", "headers"), ROUTES)
 def test_a_body_that_says_it_is_too_long_is_refused_on_every_route(make_client, method, path, headers):
     client = make_client(max_request_bytes=5000, max_json_bytes=5000)
-    members = problem_of(client.request(method, path, content=bytes(5001), headers=headers), "too-large")
+    members = problem_of(client.request(method, path, content=bytes(5001), headers=headers), "body-too-large")
     assert ("DEIXIS_MAX_REQUEST_BYTES" if "classify" in path else "DEIXIS_MAX_JSON_BYTES") in members["detail"]
     assert_serves(client)
 
@@ -66,7 +66,7 @@ def test_a_body_that_turns_out_too_long_is_refused_on_every_route_that_reads_it(
     chunks = (bytes(1000) for _ in range(6))
     response = client.request(method, path, content=chunks, headers=headers)
     assert "content-length" not in response.request.headers
-    problem_of(response, "too-large")
+    problem_of(response, "body-too-large")
     assert_serves(client)
 
 
@@ -141,6 +141,46 @@ def test_a_list_longer_than_any_setting_allows_is_refused_without_looking_at_all
         assert "100000" in problem_of(response, "too-large")["detail"]
         assert len(response.content) < 2000
     assert_serves(client)
+
+
+JSON = {"content-type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"images": [{"base64": ""}], "labels": [' + b",".join([b'"a"'] * 500_003) + b"]}",
+        b'{"images": [' + b"," * 500_001,
+        b"," * 500_001,
+        b'{"images": [{"base64": ""}], "labels": ["a"], ' + b"'1': 1, " * 500_001,
+    ],
+    ids=["labels", "no JSON", "nothing but commas", "fields"],
+)
+def test_json_with_more_commas_than_any_request_has_is_refused_before_it_is_parsed(client, monkeypatch, body):
+    """Parsing it would hold the interpreter, and with it every other request."""
+    monkeypatch.setattr(
+        "app.api.inputs.ClassifyBody.model_validate_json", lambda *_, **__: pytest.fail("it was parsed")
+    )
+    response = client.post("/v1/classify", content=body, headers=JSON)
+    assert "500,000" in problem_of(response, "too-large")["detail"]
+
+
+def test_commas_inside_of_names_are_not_too_many(client):
+    labels = ["," * 100 + str(number) for number in range(1000)]
+    response = client.post(
+        "/v1/classify", json={"images": [{"base64": base64.b64encode(picture()).decode()}], "labels": labels}
+    )
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "labels", [["," * 100_001], ["," * 50_001] * 2, ["a," * 120 + "a"] * 1000], ids=["one", "two", "a thousand fields"]
+)
+def test_labels_in_text_with_more_commas_than_any_list_has_are_refused_before_they_are_split(
+    client, monkeypatch, labels
+):
+    monkeypatch.setattr("app.api.inputs.split_labels", lambda _: pytest.fail("they were split"))
+    problem_of(ask(client, labels=labels), "too-large")
 
 
 def test_of_very_many_wrong_fields_a_thousand_are_told(client):

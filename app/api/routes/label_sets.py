@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from app.api.dependencies import ServiceDependency
 from app.api.schemas import (
@@ -12,12 +12,24 @@ from app.api.schemas import (
     LabelSetResponse,
     LabelSetSummaryBody,
 )
-from app.errors import InvalidFieldError
+from app.errors import InvalidFieldError, UnsupportedMediaTypeError
 from app.naming import clean_label_set_name
 from app.store.label_sets import ANY, IfMatch
 from app.task import ClassEntry, LabelSet
 
 router = APIRouter(prefix="/v1/label-sets", tags=["label sets"])
+
+
+def _require_json(request: Request) -> None:
+    """Refuse other content types, such as the one that curl sends by itself."""
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        raise UnsupportedMediaTypeError(
+            f"content type '{content_type}' is not supported; send JSON with 'Content-Type: application/json'"
+        )
+
+
+JSON_ONLY = [Depends(_require_json)]
 
 IfMatchHeader = Annotated[str | None, Header(alias="If-Match", description="Write only if the ETag is this one.")]
 
@@ -55,7 +67,9 @@ async def get_label_set(
     return _told(label_set, response)
 
 
-@router.put("/{name}", responses={201: {"model": LabelSetResponse, "description": "The name is new."}})
+@router.put(
+    "/{name}", dependencies=JSON_ONLY, responses={201: {"model": LabelSetResponse, "description": "The name is new."}}
+)
 async def put_label_set(
     name: str,
     body: LabelSetBody,
@@ -87,7 +101,7 @@ async def delete_label_set(name: str, service: ServiceDependency, if_match: IfMa
     await service.label_sets.delete(clean_label_set_name(name, "name"), if_match=parse_if_match(if_match))
 
 
-@router.post("/{name}/classes")
+@router.post("/{name}/classes", dependencies=JSON_ONLY)
 async def add_classes(
     name: str, body: ClassesBody, service: ServiceDependency, response: Response, if_match: IfMatchHeader = None
 ) -> LabelSetResponse:
