@@ -41,6 +41,7 @@ COPY --from=build /opt/deixis /opt/deixis
 ENV PATH=/opt/deixis/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
+    MALLOC_ARENA_MAX=2 \
     HF_HOME=/data/hub \
     DEIXIS_HOST=0.0.0.0 \
     DEIXIS_DATA_DIR=/data \

@@ -24,8 +24,10 @@ from app.api.schemas import (
 from app.errors import DeixisError, NotReadyError
 from app.service import Question, Service
 
-# Faults of one image, as opposed to faults of the question that every image shares.
-_IMAGE_FAULTS = {TYPE_PREFIX + "not-an-image", TYPE_PREFIX + "too-large"}
+# Faults of a single image, as opposed to faults of the question that every image shares.
+_IMAGE_FAULTS = {TYPE_PREFIX + slug for slug in ("not-an-image", "image-too-large", "body-too-large")}
+# What images may be refused for together and not alone: their number, or each for another fault.
+_GROUP_FAULTS = _IMAGE_FAULTS | {TYPE_PREFIX + "too-large", TYPE_PREFIX + "invalid-field"}
 _MAX_TRIES = 8
 
 
@@ -96,7 +98,7 @@ class OverHttp:
         except RefusedError as error:
             if len(images) == 1 and error.problem.type in _IMAGE_FAULTS:
                 return [ResultBody.failed(error.problem)]
-            if len(images) == 1 or error.problem.type not in {*_IMAGE_FAULTS, TYPE_PREFIX + "invalid-field"}:
+            if len(images) == 1 or error.problem.type not in _GROUP_FAULTS:
                 raise
         # Every image was refused, or the batch as a whole: one at a time, each gets its own answer.
         return [result for image in images for result in await self.classify([image], question)]
@@ -160,7 +162,7 @@ class OverHttp:
             if answer.status_code != 503 or attempt == _MAX_TRIES - 1:
                 break
             # Not all callers that were told the same number should come back at the same moment.
-            await asyncio.sleep(int(answer.headers.get("retry-after", "1")) * random.uniform(1, 1.5))  # noqa: S311
+            await asyncio.sleep(_retry_after_s(answer) * random.uniform(1, 1.5))  # noqa: S311
         raise RefusedError(_told(answer))
 
 
@@ -182,6 +184,12 @@ def _told(answer: httpx.Response) -> Problem:
             status=answer.status_code,
             detail=f"{answer.request.url} answered {answer.status_code}, and not as this service does; is it one?",
         )
+
+
+def _retry_after_s(answer: httpx.Response) -> int:
+    """Return the seconds to wait; 1 where a proxy says none, or names a date."""
+    told = answer.headers.get("retry-after", "")
+    return int(told) if told.isascii() and told.isdigit() and len(told) <= 4 else 1
 
 
 def _label_set_path(name: str) -> str:

@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from enum import StrEnum
 from io import BytesIO
 from pathlib import Path
@@ -28,11 +28,12 @@ from app.api.schemas import LabelSetBody, Problem, ResultBody
 from app.backends import Backend, InProcess, over_http
 from app.encoders.catalogue import ModelCard, load_catalogue
 from app.encoders.loading import load_encoder
-from app.errors import DeixisError, InvalidFieldError, UnknownNameError
-from app.evaluation import Evaluation, evaluate_ranked
+from app.errors import ConfigurationError, DeixisError, InvalidFieldError, UnknownNameError
+from app.evaluation import Evaluation, evaluate
 from app.files import find_images, find_labelled_images
 from app.logs import configure_logs
 from app.main import create_app, load_encoders, open_service
+from app.naming import clean_classnames
 from app.resources import resources
 from app.service import Question, split_labels
 from app.settings import Settings, load_settings
@@ -114,7 +115,11 @@ async def _backend(server: str | None, *, encoders: bool) -> AsyncIterator[Backe
     settings = load_settings()
     with err.status("Loading the model") if encoders else err.status("Opening the database"):
         loaded = load_encoders(settings) if encoders else []
-    async with open_service(settings, loaded) as service:
+    # Limits on requests protect a server from its callers; here there is one caller, who waits for as long as it takes.
+    alone = settings.model_copy(
+        update={"request_timeout_s": None, "max_queued_images": max(settings.max_queued_images, _CHUNK * _IN_FLIGHT)}
+    )
+    async with open_service(alone, loaded) as service:
         yield InProcess(service)
 
 
@@ -170,8 +175,9 @@ def serve(**flags: Any) -> None:
     with _told_plainly():
         settings = load_settings(**flags)
         configure_logs(settings.log_format, settings.log_level)
+        # All that can fail comes first, so that it ends the command with one line; the port costs the least.
+        listeners = _bind(settings)
         encoders = load_encoders(settings)
-        # Before the server starts, so that an unusable database ends the command with one line.
         asyncio.run(_migrate(settings))
     server = _AnnouncedServer(
         uvicorn.Config(
@@ -185,9 +191,45 @@ def serve(**flags: Any) -> None:
             server_header=False,
         )
     )
-    server.run()
+    with _told_plainly(), ExitStack() as closing:
+        for listener in listeners:
+            closing.enter_context(listener)
+        try:
+            server.run(sockets=listeners)
+        except OSError as error:  # another process took the port between binding and listening
+            raise _cannot_listen(settings, error) from error
     if not server.started:
         raise typer.Exit(NOTHING_DONE)
+
+
+def _bind(settings: Settings) -> list[socket.socket]:
+    """Take the port on every address of the host, without answering on it yet."""
+    listeners: list[socket.socket] = []
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            listener = socket.socket(family, kind, protocol)
+            listeners.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                # Else it would take the IPv4 port as well, which has its own listener.
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind(address)
+            if settings.port == 0:
+                break  # a second address would get another free port
+    except OSError as error:
+        for listener in listeners:
+            listener.close()
+        raise _cannot_listen(settings, error) from error
+    return listeners
+
+
+def _cannot_listen(settings: Settings, error: OSError) -> ConfigurationError:
+    return ConfigurationError(
+        f"cannot listen on {settings.host}, port {settings.port}: {error.strerror}; choose others by DEIXIS_HOST and"
+        " DEIXIS_PORT"
+    )
 
 
 async def _migrate(settings: Settings) -> None:
@@ -389,9 +431,11 @@ def evaluate_command(
     `--labels` or `--label-set` say otherwise; then every subfolder must be called like one of those.
     """
     with _told_plainly():
+        if json_file is not None and json_file != Path("-") and not json_file.absolute().parent.is_dir():
+            raise InvalidFieldError.of("--json", f"there is no folder {json_file.absolute().parent}")
         images = find_labelled_images(folder)
         renamed = _read_names(name or [], {subfolder for _, subfolder in images})
-        true_names = [renamed.get(subfolder, subfolder.replace("_", " ")) for _, subfolder in images]
+        true_names = [renamed.get(subfolder) or _class_name(subfolder.replace("_", " ")) for _, subfolder in images]
         given = _read_labels(labels)
         if given is None and label_set is None:
             given = list(dict.fromkeys(true_names))
@@ -399,7 +443,7 @@ def evaluate_command(
 
     async def work(backend: Backend) -> tuple[list[str], list[ResultBody], float]:
         classnames = (
-            [each.strip() for each in given]
+            [_class_name(each) for each in given]
             if label_set is None and given is not None
             else [each.name for each in (await backend.label_set(label_set or "")).classes]
         )
@@ -423,7 +467,7 @@ def evaluate_command(
     else:
         _print_evaluation(evaluation, report)
         if json_file is not None:
-            json_file.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
+            _write_file(json_file, report)
     if bad:
         raise typer.Exit(SOME_FAILED)
 
@@ -436,8 +480,13 @@ def _read_names(pairs: Sequence[str], subfolders: set[str]) -> dict[str, str]:
             raise InvalidFieldError.of("--name", f"'{pair}' is not of the form SUBFOLDER=CLASS")
         if subfolder not in subfolders:
             raise UnknownNameError("subfolder", subfolder, subfolders)
-        names[subfolder] = classname.strip()
+        names[subfolder] = _class_name(classname)
     return names
+
+
+def _class_name(text: str) -> str:
+    """Return a class name as answers will spell it, so that both can be compared."""
+    return clean_classnames([text], max_classes=1, setting="", field="class")[0]
 
 
 def _grey_square() -> bytes:
@@ -452,7 +501,7 @@ def _evaluated(classnames: Sequence[str], true_names: Sequence[str], results: Se
     read = [(true, result) for true, result in zip(true_names, results, strict=True) if result.error is None]
     if not read:
         raise InvalidFieldError.of("folder", "not one of its images could be read")
-    return evaluate_ranked(
+    return evaluate(
         classnames,
         np.array([index[true] for true, _ in read]),
         np.array([[index[each.label] for each in result.predictions] for _, result in read]),
@@ -556,12 +605,14 @@ def export_label_set(
     if output is None:
         _write_json(exported)
     else:
-        output.write_text(json.dumps(exported, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        _write_file(output, exported)
 
 
 def _read_label_set(file: Path) -> LabelSetBody:
     lines = _read_lines(file)
     text = "\n".join(lines)
+    if not lines:
+        raise InvalidFieldError.of(str(file), "is empty; write a class name a line, or what `export` writes")
     if not text.startswith(("{", "[")):
         return LabelSetBody(classes=list(lines))
     try:
@@ -641,6 +692,14 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequenc
 def _write_json(value: object) -> None:
     json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
     sys.stdout.write("\n")
+
+
+def _write_file(file: Path, value: object) -> None:
+    with _told_plainly():
+        try:
+            file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        except OSError as error:
+            raise InvalidFieldError.of(str(file), f"cannot be written: {error.strerror}") from error
 
 
 def main() -> None:

@@ -117,6 +117,8 @@ def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]]
         # FastAPI's own pages load their scripts from elsewhere; documentation.py has ours.
         docs_url=None,
         redoc_url=None,
+        # A redirect would name an address, and only a proxy in front knows the right one.
+        redirect_slashes=False,
         # Names in generated clients: put_label_set, not put_label_set_v1_label_sets__name__put.
         generate_unique_id_function=lambda route: route.name,
         responses=dict(errors.RESPONSES),

@@ -37,7 +37,7 @@ def _no_settings_from_outside(monkeypatch):
     import os
 
     for name in list(os.environ):
-        if name.startswith("DEIXIS_") and not name.startswith("DEIXIS_TEST_"):
+        if name.upper().startswith("DEIXIS_"):
             monkeypatch.delenv(name)
 
 

@@ -92,7 +92,7 @@ def postgres_server() -> Iterator[str]:
     binaries = postgres_binaries()
     if binaries is None:
         reason = "no PostgreSQL binaries (initdb, postgres) on PATH or in /usr/lib/postgresql"
-        if os.environ.get("DEIXIS_TEST_REQUIRE_POSTGRES") == "1":
+        if os.environ.get("TEST_REQUIRE_POSTGRES") == "1":
             pytest.fail(reason)
         pytest.skip(reason)
     pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'deixis[postgres]'")

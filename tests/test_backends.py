@@ -67,7 +67,7 @@ async def test_images_that_are_bad_in_different_ways_are_each_told(opened, setti
         results = await backend.classify([b"no picture", picture() + bytes(settings.max_image_bytes)], COLOURS)
 
     kinds = [result.error.type.rpartition(":")[2] for result in results]
-    assert kinds == ["not-an-image", "too-large"]
+    assert kinds == ["not-an-image", "image-too-large"]
 
 
 @pytest.mark.parametrize(
@@ -83,6 +83,14 @@ async def test_a_wrong_question_is_an_error_whatever_the_images(opened, question
     async with opened() as backend:
         with pytest.raises(DeixisError, match=told):
             await backend.classify([picture(), picture()], question)
+
+
+async def test_too_many_labels_are_one_error_and_no_fault_of_the_images(opened, settings):
+    labels = [f"label {number}" for number in range(settings.max_labels + 1)]
+    async with opened() as backend:
+        for count in (1, 2):
+            with pytest.raises(DeixisError, match="DEIXIS_MAX_LABELS"):
+                await backend.classify([picture()] * count, Question(labels=labels))
 
 
 async def test_label_sets_are_written_listed_and_read(opened):
@@ -112,6 +120,23 @@ async def test_a_full_server_is_waited_for_as_it_asks(monkeypatch):
     assert found.models == []
     assert len(waits) == 1
     assert 7 <= waits[0] <= 7 * 1.5
+
+
+@pytest.mark.parametrize("told", ["Wed, 21 Oct 2026 07:28:00 GMT", "", "soon", "-5"])
+async def test_a_time_to_wait_that_is_no_number_of_seconds_is_taken_for_one_second(monkeypatch, told):
+    """A proxy in front may write a date."""
+    waits: list[float] = []
+
+    async def note(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr("app.backends.asyncio.sleep", note)
+    answers = iter([httpx.Response(503, headers={"Retry-After": told}), httpx.Response(200, json={"models": []})])
+
+    await over_handler(lambda _: next(answers)).models()
+
+    assert len(waits) == 1
+    assert 1 <= waits[0] <= 1.5
 
 
 async def test_a_server_that_stays_full_is_given_up(monkeypatch):

@@ -1,14 +1,20 @@
 """Commands in process with the fake encoder; end_to_end/ runs them as users do."""
 
 import json
+import socket
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+import httpx
 import pytest
+import structlog
 from typer.testing import CliRunner
 
+from app.backends import OverHttp
 from app.cli import cli
 from app.encoders.fake import FakeEncoder
-from app.settings import Settings
+from app.main import create_app
+from app.settings import Settings, load_settings
 from tests.conftest import picture
 
 
@@ -20,6 +26,24 @@ def run(monkeypatch, tmp_path):
     monkeypatch.setenv("DEIXIS_DATA_DIR", str(tmp_path / "data"))
     runner = CliRunner()
     return lambda *arguments: runner.invoke(cli, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(params=["in process", "over HTTP"])
+def where(request, monkeypatch):
+    """Return the flags of a command that works in process, or through a server with the same settings."""
+
+    @asynccontextmanager
+    async def over_asgi(_):
+        app = create_app(load_settings(), lambda _: [FakeEncoder()])
+        # A server's log is no output of the command.
+        with structlog.testing.capture_logs():
+            async with app.router.lifespan_context(app):
+                transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+                async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                    yield OverHttp(client)
+
+    monkeypatch.setattr("app.cli.over_http", over_asgi)
+    return ["--server", "http://test"] if request.param == "over HTTP" else []
 
 
 @pytest.fixture
@@ -109,6 +133,106 @@ def test_evaluate_takes_a_label_set_whose_classes_the_subfolders_are_called_by(r
     assert "top-1 1.0000" in named.stdout
     assert unnamed.exit_code == 2
     assert "unknown class 'dark blue'" in unnamed.stderr
+
+
+@pytest.mark.parametrize("name", ["tabby__blue_cat", "_tabby_blue cat_", "tabby  blue_ cat"])
+def test_a_subfolders_name_means_the_class_that_answers_spell_alike(run, where, tmp_path, name):
+    for subfolder, colour in [(name, "blue"), ("caf\u0065\u0301_red", "red")]:
+        (tmp_path / "pictures" / subfolder).mkdir(parents=True)
+        (tmp_path / "pictures" / subfolder / "a.png").write_bytes(picture(colour))
+    spelt = {"tabby blue cat", "caf\u00e9 red"}
+
+    for labels in (
+        [],
+        ["-l", "tabby  blue cat, cafe\u0301 red"],
+        ["-l", json.dumps([" caf\u00e9 red", "tabby blue cat "])],
+    ):
+        done = run("evaluate", tmp_path / "pictures", *labels, "--json", "-", *where)
+
+        assert done.exit_code == 0, done.stderr
+        report = json.loads(done.stdout)
+        assert report["top1"] == 1
+        assert {row["name"] for row in report["classes"]} == spelt
+
+
+def test_a_name_given_for_a_subfolder_is_cleaned_too(run, where, folder):
+    done = run("evaluate", folder, "-n", "red=cafe\u0301  red ", "--json", "-", *where)
+
+    assert done.exit_code == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["top1"] == 1
+    assert {row["name"] for row in report["classes"]} == {"dark blue", "caf\u00e9 red"}
+
+
+@pytest.mark.parametrize("command", [["classify", "-l", "red, blue"], ["evaluate"]], ids=lambda each: each[0])
+def test_limits_that_protect_a_server_do_not_stop_a_command_in_process(run, folder, monkeypatch, command):
+    monkeypatch.setenv("DEIXIS_REQUEST_TIMEOUT_S", "0.001")
+    monkeypatch.setenv("DEIXIS_MAX_QUEUED_IMAGES", "8")
+    monkeypatch.setenv("DEIXIS_MAX_IMAGES_PER_REQUEST", "8")
+    for number in range(40):
+        (folder / "red" / f"more {number}.png").write_bytes(picture("red"))
+
+    done = run(command[0], folder, *command[1:])
+
+    assert done.exit_code == 0, done.stderr
+
+
+def test_more_labels_than_allowed_are_one_error_and_no_file_is_called_bad(run, where, folder, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(f"label {number}" for number in range(1500)), "utf-8")
+
+    done = run("classify", folder, "-l", f"@{names}", *where)
+
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    assert done.stderr.count("error:") == 1
+    assert "DEIXIS_MAX_LABELS" in done.stderr
+    assert "skipped" not in done.stderr
+
+
+@pytest.mark.parametrize("empty", ["", "\n \n", "\ufeff"])
+def test_an_empty_file_is_no_label_set(run, tmp_path, empty):
+    (tmp_path / "empty.txt").write_text(empty, "utf-8")
+
+    done = run("label-sets", "import", "x", tmp_path / "empty.txt")
+
+    assert_told_in_a_line(done, "empty.txt")
+
+
+def test_a_label_set_that_cannot_be_written_out_is_told(run, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("blue\nred", "utf-8")
+    assert run("label-sets", "import", "colours", names).exit_code == 0
+
+    for output in (tmp_path / "nowhere" / "x.json", tmp_path):
+        assert_told_in_a_line(run("label-sets", "export", "colours", "-o", output), str(output))
+
+
+def test_a_report_that_could_not_be_written_is_told_before_anything_is_classified(run, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("app.cli.load_encoders", lambda _: pytest.fail("the model was loaded"))
+
+    done = run("evaluate", folder, "--json", tmp_path / "nowhere" / "x.json")
+
+    assert_told_in_a_line(done, "nowhere")
+
+
+def test_a_port_that_is_taken_is_told_before_models_are_loaded(run, monkeypatch):
+    monkeypatch.setattr("app.cli.load_encoders", lambda _: pytest.fail("the model was loaded"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        done = run("serve", "--port", port)
+
+    assert_told_in_a_line(done, f"port {port}")
+
+
+def assert_told_in_a_line(done, what):
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert what in done.stderr
+    assert done.stdout == ""
+    assert isinstance(done.exception, SystemExit)
 
 
 def test_a_label_set_file_that_is_none_is_told(run, tmp_path):

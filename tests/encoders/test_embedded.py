@@ -230,10 +230,10 @@ def test_a_composed_word_that_names_no_class_is_refused(build_heads):
 
 
 def test_clothes_are_told_apart(encoder):
-    """At least 60 % top-1 on the test part of the small clothing dataset, whose folder DEIXIS_TEST_CLOTHING names."""
-    folder = Path(os.environ.get("DEIXIS_TEST_CLOTHING", "no-such-folder"))
+    """At least 60 % top-1 on the test part of the small clothing dataset, whose folder TEST_CLOTHING names."""
+    folder = Path(os.environ.get("TEST_CLOTHING", "no-such-folder"))
     if not folder.is_dir():
-        pytest.skip("set DEIXIS_TEST_CLOTHING to the test folder of the small clothing dataset")
+        pytest.skip("set TEST_CLOTHING to the test folder of the small clothing dataset")
     words = {"longsleeve": "long sleeve top", "outwear": "jacket"}
     folders = sorted(entry.name for entry in folder.iterdir())
     prompts = encoder.encode_texts([PHOTO.format(words.get(name, name)) for name in folders])

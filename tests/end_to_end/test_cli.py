@@ -126,6 +126,17 @@ def test_a_command_that_cannot_be_done_says_why_in_a_line(arguments, told, photo
     assert "Traceback" not in done.stderr
 
 
+def test_a_port_that_is_taken_is_told_in_a_line_before_models_are_loaded(server, tmp_path):
+    port = server.url.rpartition(":")[2]
+
+    done = deixis("serve", "--port", port, "--models", "local-dir:/nowhere", data_dir=tmp_path)
+
+    assert done.returncode == 2
+    assert f"port {port}" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
 def test_models_that_are_known_to_be_good_are_listed_and_shown(tmp_path):
     listed = deixis("models", "list", data_dir=tmp_path)
     shown = deixis("models", "show", "ViT-B-32/laion2b_s34b_b79k", data_dir=tmp_path)

@@ -91,5 +91,5 @@ def test_a_stop_lets_running_requests_finish(tmp_path, photographs):
     assert answers[0].status_code == 200
     assert len(answers[0].json()["results"]) == 48
     events = [json.loads(line)["event"] for line in server.log]
-    assert events[-1] != "unexpected_error"
+    assert "unexpected_error" not in events
     assert "stopping" in events
