@@ -26,8 +26,6 @@ from app.task import (
     ImageResult,
     Pixels,
     Prediction,
-    Probabilities,
-    Similarities,
     Task,
     TextFeatures,
 )
@@ -187,18 +185,12 @@ def predict(
     )
     logits = adapter.predict_logits(image_features)
     scores = probabilities(logits, sigmoid=encoder.logit_bias is not None)
-    # Unit rows are so to seven digits only, which is enough for a cosine of 1.0000001.
-    similarities: Similarities = np.clip(image_features @ class_embeddings.T, -1, 1)
     order = np.argsort(-logits, axis=1, kind="stable")[:, : task.top_k]
-    return [
-        _predictions(task.classnames, row, image_scores, image_similarities)
-        for row, image_scores, image_similarities in zip(order, scores, similarities, strict=True)
-    ]
-
-
-def _predictions(
-    classnames: Sequence[str], order: np.ndarray, scores: Probabilities, similarities: Similarities
-) -> tuple[Prediction, ...]:
-    return tuple(
-        Prediction(classnames[index], float(scores[index]), float(similarities[index])) for index in order.tolist()
-    )
+    predictions = []
+    for best, image, image_scores in zip(order, image_features, scores, strict=True):
+        # For the best classes only, because the method has multiplied all of them already. Unit rows are so to seven
+        # digits, which is enough for a cosine of 1.0000001.
+        similarities = np.clip(class_embeddings[best] @ image, -1, 1)
+        told = zip(best.tolist(), image_scores[best].tolist(), similarities.tolist(), strict=True)
+        predictions.append(tuple(Prediction(task.classnames[index], score, cosine) for index, score, cosine in told))
+    return predictions

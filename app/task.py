@@ -25,9 +25,6 @@ TextFeatures: TypeAlias = Float32[np.ndarray, "k d"]
 ClassEmbeddings: TypeAlias = Float32[np.ndarray, "c d"]
 """One unit row per class."""
 
-Similarities: TypeAlias = Float32[np.ndarray, "n c"]
-"""Cosines between images and classes, in [-1, 1]."""
-
 Logits: TypeAlias = Float32[np.ndarray, "n c"]
 """What the probability function is applied to."""
 

@@ -40,6 +40,11 @@ class ClassifyInput:
     fields: ClassifyFields
 
 
+def media_type_of(request: Request) -> str:
+    """Return the content type in lower case, without parameters; empty where there is none."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 async def read_classify_input(request: Request, *, max_images: int) -> ClassifyInput:
     """Read a request by its content type.
 
@@ -49,7 +54,7 @@ async def read_classify_input(request: Request, *, max_images: int) -> ClassifyI
         InvalidFieldError: unknown, missing or wrong fields.
         TooLargeError: more than ``max_images`` images.
     """
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    content_type = media_type_of(request)
     if content_type.startswith("image/"):
         return ClassifyInput([await request.body()], _fields_of(_query_fields(request.query_params)))
     if content_type not in {"multipart/form-data", "application/json"}:

@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from app.api.dependencies import ServiceDependency
+from app.api.inputs import media_type_of
 from app.api.schemas import (
     ClassesBody,
     LabelSetBody,
@@ -22,7 +23,7 @@ router = APIRouter(prefix="/v1/label-sets", tags=["label sets"])
 
 def _require_json(request: Request) -> None:
     """Refuse other content types, such as the one that curl sends by itself."""
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    content_type = media_type_of(request)
     if content_type != "application/json":
         raise UnsupportedMediaTypeError(
             f"content type '{content_type}' is not supported; send JSON with 'Content-Type: application/json'"
