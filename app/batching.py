@@ -1,124 +1,458 @@
-"""The queue in front of each tower of each model: bounded, in order, one forward pass at a time."""
+"""The dynamic batching queue in front of each tower of each model.
+
+Items of many callers share one forward pass. There is no timer: what has arrived while the device was busy is the next
+batch, and a lone item leaves at once. While a batch runs the next is begun as soon as a full one waits, so that an
+accelerator copies one while it computes the other. Callers take turns by item, so that a large request holds a small
+one up for a batch and not for all its items.
+
+An entry is whatever the tower takes: nothing here knows of images, texts or torch. Each has a future of its own, which
+gets a row or an error whatever happens: ``tests/test_batching.py`` has the ways in which that could fail.
+"""
 
 import asyncio
 import math
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
+import structlog
 
-from app.errors import NotReadyError, OverloadedError
+from app.errors import DeadlineExceededError, NotReadyError, OverloadedError, ServerError
 
 Item = TypeVar("Item")
 
+log = structlog.get_logger()
+
 # How much one finished batch moves the measured rate: recent enough for Retry-After, steady enough not to jump.
 _RATE_MEMORY = 0.2
+# Before a worker that died begins again: the first time, and at most when it dies again and again.
+_RESTART_AFTER_S = 0.5
+_RESTART_AFTER_AT_MOST_S = 30.0
+# Batches that go well before a size that the memory had no room for is tried again.
+_GOOD_BATCHES_BEFORE_GROWTH = 100
+
+
+class QueueMetrics(Protocol):
+    """What a queue tells while it works; called from its worker and from the event loop."""
+
+    def batch(self, size: int, seconds: float) -> None:
+        """Tell that a batch was encoded."""
+
+    def waited(self, seconds: float) -> None:
+        """Tell how long an item waited for its batch to begin."""
+
+    def rejected(self, reason: str, count: int) -> None:
+        """Tell that items were not admitted."""
+
+    def dropped(self, reason: str, count: int) -> None:
+        """Tell that admitted items will not be encoded."""
+
+    def failed(self, reason: str) -> None:
+        """Tell that a batch failed, or was too large for the memory."""
+
+    def restarted(self) -> None:
+        """Tell that the worker died and begins again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """The rows that one request got, the time it waited for its turn and the time its own forward passes took."""
+    """One item's row, the seconds until its batch began and the seconds its batch then took."""
 
-    features: np.ndarray
-    queue_ms: float
-    encode_ms: float
+    row: np.ndarray
+    queue_s: float
+    encode_s: float
+
+
+@dataclass(eq=False, slots=True)
+class _Entry(Generic[Item]):
+    item: Item
+    future: asyncio.Future[Encoded]
+    submitted: float
+
+
+@dataclass(eq=False, slots=True)
+class _Batch(Generic[Item]):
+    """Entries that have begun; ``wait`` returns their rows."""
+
+    entries: Sequence[_Entry[Item]]
+    wait: Callable[[], np.ndarray]
+    began: float
+
+
+@dataclass(eq=False, slots=True)
+class Caller(Generic[Item]):
+    """One request's places in a queue, and its items that wait there; made by ``EncodeQueue.admit``.
+
+    Args:
+        deadline: on the clock of ``time.perf_counter``; items that wait longer are dropped. None is never.
+    """
+
+    deadline: float | None
+    waiting: deque[_Entry[Item]] = field(default_factory=deque)
 
 
 class EncodeQueue(Generic[Item]):
-    """Runs ``encode`` on one thread of its own, in batches of at most ``batch_size`` items.
+    """Batches the items of many callers and encodes them on one supervised thread.
 
-    Requests take turns by batch, so that a large one holds a small one up for a batch and not for all its items.
+    Used from one event loop. The thread begins a batch, perhaps another, then waits for the first: both only ever
+    there. When a batch fails, its halves are tried, so that what made it fail is alone with its error in the end. When
+    the worker itself dies, all that wait get an error at once and it begins again.
 
     Args:
         name: names the thread, for logs and debuggers.
-        encode: items to rows; called from the queue's thread only.
-        batch_size: items in one call of ``encode``.
+        begin: starts encoding a batch and returns what waits for its rows, in order; both may raise MemoryError.
+        batch_size: most items in one batch.
+        metrics: told of everything countable.
         max_queued: items admitted at once, waiting and running; None sets no bound.
+        stalled_after_s: a batch that takes longer makes the queue unhealthy.
     """
 
     def __init__(
         self,
         name: str,
-        encode: Callable[[Sequence[Item]], np.ndarray],
+        begin: Callable[[Sequence[Item]], Callable[[], np.ndarray]],
         *,
         batch_size: int,
+        metrics: QueueMetrics,
         max_queued: int | None = None,
+        stalled_after_s: float = 300.0,
     ) -> None:
         self.name = name
-        self.max_queued = max_queued
         self.batch_size = batch_size
-        self._encode = encode
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self.max_queued = max_queued
+        self._begin_encoding = begin
+        self._metrics = metrics
+        self._stalled_after_s = stalled_after_s
+        # Of the event loop alone.
         self._admitted = 0
+        # Of both threads, under the lock.
+        self._changed = threading.Condition()
+        self._turns: deque[Caller[Item]] = deque()
+        self._waiting = 0
+        self._closed = False
+        self._down: str | None = None
+        # Written by the worker alone; ``_begun`` has every entry that it took and that is not settled.
+        self._room = batch_size
+        self._good_batches = 0
+        self._busy_since: float | None = None
+        self._begun: list[_Entry[Item]] = []
+        self._last_ended = 0.0
         self._items_per_s = 0.0
+        # A daemon, because one that hangs inside a driver must not keep the process from ending.
+        self._worker = threading.Thread(target=self._supervise, name=name, daemon=True)
+        self._worker.start()
 
     @property
     def admitted(self) -> int:
         """Items that are admitted and not done."""
         return self._admitted
 
+    @property
+    def waiting(self) -> int:
+        """Items that wait for a batch."""
+        return self._waiting
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing is encoded at the moment; None while all is well."""
+        down = self._down
+        if down is not None:
+            return down
+        since = self._busy_since
+        if since is not None and time.perf_counter() - since > self._stalled_after_s:
+            return f"a batch in the queue of {self.name} has been running for more than {self._stalled_after_s:g} s"
+        return None
+
     @contextmanager
-    def admit(self, count: int) -> Iterator[None]:
+    def admit(self, count: int, *, within_s: float | None = None) -> Iterator[Caller[Item]]:
         """Hold ``count`` places, from before an image is decoded until its features are there.
 
+        Args:
+            count: items that the caller will encode.
+            within_s: after which they are of no use.
+
         Raises:
-            OverloadedError: they are not free; ``retry_after_s`` is how long those before take at the measured rate.
+            OverloadedError: the places are not free, or those before would take longer than ``within_s`` at the
+                measured rate; ``retry_after_s`` is how long they take.
+            NotReadyError: the queue is closed or its worker is down.
         """
-        if self.max_queued is not None and self._admitted + count > self.max_queued:
-            wait_s = self._admitted / self._items_per_s if self._items_per_s else 1.0
-            raise OverloadedError(
-                f"{count} more would not fit: {self._admitted} of {self.max_queued} places in the queue of {self.name}"
-                " are taken; try again later, or raise DEIXIS_MAX_QUEUED_IMAGES",
-                retry_after_s=max(1, math.ceil(wait_s)),
-            )
+        refusal = self._refusal(count, within_s)
+        if refusal is not None:
+            self._metrics.rejected("overloaded" if isinstance(refusal, OverloadedError) else "not_ready", count)
+            raise refusal
+        caller: Caller[Item] = Caller(None if within_s is None else time.perf_counter() + within_s)
         self._admitted += count
         try:
-            yield
+            yield caller
         finally:
             self._admitted -= count
+            self._forget(caller)
 
-    async def run(self, items: Sequence[Item]) -> Encoded:
-        """Encode at least one item; cancelling stops what has not begun.
+    async def encode(self, item: Item, caller: Caller[Item]) -> Encoded:
+        """Wait for an item's row; cancelling drops it unless its batch has begun.
 
         Raises:
-            NotReadyError: the queue is closed, or was before the last of the items had its turn.
+            NotReadyError: the queue is closed, its worker died, or the memory has no room for even this item.
+            DeadlineExceededError: the deadline passed while it waited.
+            Exception: whatever the encoder raises for this item.
         """
-        rows, queue_s, encode_s = [], 0.0, 0.0
-        for start in range(0, len(items), self.batch_size):
-            submitted = time.perf_counter()
-            features, began, ended = await self._in_turn(items[start : start + self.batch_size])
-            rows.append(features)
-            queue_s += began - submitted
-            encode_s += ended - began
-        return Encoded(rows[0] if len(rows) == 1 else np.concatenate(rows), queue_s * 1000, encode_s * 1000)
+        (future,) = self._submit(caller, [item])
+        return await future
 
-    async def _in_turn(self, batch: Sequence[Item]) -> tuple[np.ndarray, float, float]:
-        closed = f"the queue of {self.name} is closed; the service is stopping"
-        try:
-            running = asyncio.get_running_loop().run_in_executor(self._thread, self._timed, batch)
-        except RuntimeError:  # the thread takes nothing more
-            raise NotReadyError(closed) from None
-        try:
-            return await running
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            # It was ``close`` that dropped the batch: this request is not cancelled and must learn why it ends.
-            raise NotReadyError(closed) from None
-
-    def _timed(self, batch: Sequence[Item]) -> tuple[np.ndarray, float, float]:
-        began = time.perf_counter()
-        features = self._encode(batch)
-        ended = time.perf_counter()
-        rate = len(batch) / max(ended - began, 1e-9)
-        self._items_per_s += (_RATE_MEMORY if self._items_per_s else 1.0) * (rate - self._items_per_s)
-        return features, began, ended
+    async def run(self, items: Sequence[Item]) -> np.ndarray:
+        """Encode at least one item as one caller and return all rows; raises as ``encode``."""
+        with self.admit(len(items)) as caller:
+            futures = self._submit(caller, items)
+            try:
+                encoded = await asyncio.gather(*futures)
+            finally:
+                for future in futures:
+                    future.cancel()
+        return np.stack([each.row for each in encoded])
 
     def close(self) -> None:
-        """Finish the batch that is running, drop the rest, end the thread."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        """Finish the batch that is running, refuse the rest, end the thread; waits for a stalled batch only so long."""
+        with self._changed:
+            self._closed = True
+            waiting = self._take_all()
+            self._changed.notify()
+        self._fail(waiting)
+        self._worker.join(self._stalled_after_s)
+
+    # --- the event loop's side -----------------------------------------------------------------------------------
+
+    def _submit(self, caller: Caller[Item], items: Sequence[Item]) -> list[asyncio.Future[Encoded]]:
+        loop, now = asyncio.get_running_loop(), time.perf_counter()
+        entries = [_Entry(item, loop.create_future(), now) for item in items]
+        with self._changed:
+            if (down := self._why_down()) is not None:
+                raise down
+            if not caller.waiting:
+                self._turns.append(caller)
+            caller.waiting.extend(entries)
+            self._waiting += len(entries)
+            self._changed.notify()
+        return [entry.future for entry in entries]
+
+    def _forget(self, caller: Caller[Item]) -> None:
+        """Drop what a caller left behind when it was cancelled, so that it neither runs nor fills the memory."""
+        if not caller.waiting:
+            return
+        with self._changed:
+            left = len(caller.waiting)
+            if left:
+                self._turns.remove(caller)
+                self._waiting -= left
+                for entry in caller.waiting:
+                    entry.future.cancel()
+                caller.waiting.clear()
+        self._metrics.dropped("cancelled", left)
+
+    def _refusal(self, count: int, within_s: float | None) -> ServerError | None:
+        if (down := self._why_down()) is not None:
+            return down
+        wait_s = self._admitted / self._items_per_s if self._items_per_s else 0.0
+        if self.max_queued is not None and self._admitted + count > self.max_queued:
+            reason = (
+                f"{count} more would not fit: {self._admitted} of {self.max_queued} places in the queue of {self.name}"
+                " are taken; try again later, or raise DEIXIS_MAX_QUEUED_IMAGES"
+            )
+        elif within_s is not None and wait_s > within_s:
+            reason = (
+                f"the {self._admitted} before in the queue of {self.name} take about {wait_s:.0f} s, which is longer"
+                f" than the {within_s:g} s that a request may take; try again later"
+            )
+        else:
+            return None
+        return OverloadedError(reason, retry_after_s=max(1, math.ceil(wait_s)))
+
+    def _why_down(self) -> NotReadyError | None:
+        if self._closed:
+            return NotReadyError(f"the queue of {self.name} is closed; the service is stopping")
+        problem = self.problem
+        return None if problem is None else NotReadyError(f"{problem}; try again later")
+
+    # --- the worker's side ---------------------------------------------------------------------------------------
+
+    def _supervise(self) -> None:
+        """Run the worker, and run it again when it dies, which it does of errors in this file or in the interpreter."""
+        restart_after_s = _RESTART_AFTER_S
+        while not self._closed:
+            before = self._last_ended
+            try:
+                self._work()
+            except BaseException as error:
+                if self._last_ended > before:
+                    restart_after_s = _RESTART_AFTER_S
+                reason = f"the worker of {self.name} ended with {type(error).__name__} and begins again"
+                with self._changed:
+                    self._down = reason
+                    lost = [*self._begun, *self._take_all()]
+                self._begun, self._busy_since = [], None
+                log.exception("worker_died", queue=self.name, lost=len(lost), restart_after_s=restart_after_s)
+                self._fail(lost)
+                self._metrics.restarted()
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closed, restart_after_s)
+                    self._down = None
+                restart_after_s = min(2 * restart_after_s, _RESTART_AFTER_AT_MOST_S)
+
+    def _work(self) -> None:
+        """Begin batches and wait for them, until the queue is closed."""
+        current: _Batch[Item] | None = None
+        while True:
+            if current is None:
+                entries = self._take(at_least=1, wait=True)
+                if self._closed and not entries:
+                    return
+                current = self._begin(entries) if entries else None
+                continue
+            # One ahead, but only if it is full: a batch that is not may still grow while the device is busy.
+            entries = self._take(at_least=self._room, wait=False)
+            ahead = self._begin(entries) if entries else None
+            self._finish(current)
+            current = ahead
+
+    def _take(self, *, at_least: int, wait: bool) -> list[_Entry[Item]]:
+        """Return the next batch, one item of each caller in turn.
+
+        It is empty if fewer wait than ``at_least``, if nobody wants those that do, and when the queue is closed.
+        """
+        taken: list[_Entry[Item]] = []
+        late: list[_Entry[Item]] = []
+        cancelled = 0
+        with self._changed:
+            if wait:
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+            now = time.perf_counter()
+            while self._turns and len(taken) < self._room and self._waiting + len(taken) >= at_least:
+                caller = self._turns.popleft()
+                entry = caller.waiting.popleft()
+                self._waiting -= 1
+                if caller.waiting:
+                    self._turns.append(caller)
+                if entry.future.cancelled():
+                    cancelled += 1
+                elif caller.deadline is not None and now > caller.deadline:
+                    late.append(entry)
+                else:
+                    taken.append(entry)
+                    self._begun.append(entry)
+        self._fail(late, lambda: DeadlineExceededError(f"the deadline passed in the queue of {self.name}"))
+        self._metrics.dropped("cancelled", cancelled)
+        self._metrics.dropped("deadline", len(late))
+        return taken
+
+    def _take_all(self) -> list[_Entry[Item]]:
+        entries = [entry for caller in self._turns for entry in caller.waiting]
+        for caller in self._turns:
+            caller.waiting.clear()
+        self._turns.clear()
+        self._waiting = 0
+        return entries
+
+    def _begin(self, entries: Sequence[_Entry[Item]]) -> _Batch[Item] | None:
+        """Start a batch; None if that failed, and all is told by then."""
+        began = time.perf_counter()
+        if self._busy_since is None:
+            self._busy_since = began
+        try:
+            return _Batch(entries, self._begin_encoding([entry.item for entry in entries]), began)
+        except Exception as error:  # noqa: BLE001 - whatever an encoder raises
+            self._recover(entries, error)
+            return None
+
+    def _finish(self, batch: _Batch[Item]) -> None:
+        """Wait for a batch and give every entry its row."""
+        entries = batch.entries
+        try:
+            rows = batch.wait()
+            if len(rows) != len(entries):
+                msg = f"the encoder of {self.name} gave {len(rows)} rows for {len(entries)} items"
+                raise ValueError(msg)  # noqa: TRY301 - as bad as one of its own
+        except Exception as error:  # noqa: BLE001 - whatever an encoder raises
+            self._recover(entries, error)
+            return
+        ended = time.perf_counter()
+        # A batch that began ahead waited for the one before.
+        began = max(batch.began, self._last_ended)
+        self._measure(len(entries), ended - began)
+        self._last_ended = ended
+        self._settle(entries, [(row, began, ended) for row in rows])
+        self._metrics.batch(len(entries), ended - began)
+        for entry in entries:
+            self._metrics.waited(began - entry.submitted)
+
+    def _recover(self, entries: Sequence[_Entry[Item]], error: Exception) -> None:
+        """Try the halves of a batch that failed, each by itself; a single entry gets the error."""
+        if isinstance(error, StopIteration):  # which no future takes
+            error = RuntimeError(f"the encoder of {self.name} raised StopIteration")
+        out_of_memory = isinstance(error, MemoryError)
+        self._metrics.failed("out of memory" if out_of_memory else "error")
+        if out_of_memory:
+            self._room, self._good_batches = max(1, len(entries) // 2), 0
+        if len(entries) == 1:
+            if out_of_memory:
+                error = NotReadyError(
+                    f"the memory of the device has no room for one item in the queue of {self.name} ({error}); try"
+                    " again later, or serve a smaller model"
+                )
+            self._settle(entries, [error])
+            return
+        log.warning("batch_failed", queue=self.name, size=len(entries), error=type(error).__name__, detail=str(error))
+        middle = len(entries) // 2
+        for half in (entries[:middle], entries[middle:]):
+            batch = self._begin(half)
+            if batch is not None:
+                self._finish(batch)
+
+    def _measure(self, count: int, seconds: float) -> None:
+        rate = count / max(seconds, 1e-9)
+        self._items_per_s += (_RATE_MEMORY if self._items_per_s else 1.0) * (rate - self._items_per_s)
+        self._good_batches += 1
+        if self._room < self.batch_size and self._good_batches >= _GOOD_BATCHES_BEFORE_GROWTH:
+            self._room, self._good_batches = min(2 * self._room, self.batch_size), 0
+
+    def _settle(
+        self, entries: Sequence[_Entry[Item]], outcomes: Sequence[tuple[np.ndarray, float, float] | Exception]
+    ) -> None:
+        """Give the futures of entries that have begun what became of them, on their event loop."""
+
+        def tell() -> None:
+            for entry, outcome in zip(entries, outcomes, strict=True):
+                if entry.future.done():
+                    continue
+                if isinstance(outcome, Exception):
+                    entry.future.set_exception(outcome)
+                else:
+                    row, began, ended = outcome
+                    entry.future.set_result(Encoded(row, began - entry.submitted, ended - began))
+
+        settled = set(map(id, entries))
+        remaining = [entry for entry in self._begun if id(entry) not in settled]
+        self._busy_since = time.perf_counter() if remaining else None
+        _call_soon(entries[0].future.get_loop(), tell)
+        self._begun = remaining
+
+    def _fail(self, entries: Sequence[_Entry[Item]], error: Callable[[], Exception] | None = None) -> None:
+        """Give entries that never began, or never will end, an error each; without one, why the queue is down."""
+        errors = [error() if error else self._why_down() for _ in entries]
+
+        def tell() -> None:
+            for entry, told in zip(entries, errors, strict=True):
+                if not entry.future.done():
+                    entry.future.set_exception(told or NotReadyError(f"the queue of {self.name} failed"))
+
+        if entries:
+            _call_soon(entries[0].future.get_loop(), tell)
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, tell: Callable[[], None]) -> None:
+    # Closed: those who waited are gone with it.
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(tell)

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import structlog
 from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
+from prometheus_fastapi_instrumentator import Instrumentator
 
 from app import __version__
 from app.api import documentation, errors
@@ -17,6 +18,7 @@ from app.api.middleware import AccessLog, BodyLimit
 from app.api.routes import catalogue, classify, health, label_sets
 from app.encoders._base import Encoder
 from app.encoders.loading import imagenet_templates, load_encoder
+from app.metrics import Metrics
 from app.pipeline import ImageLimits, Pipeline, ServedModel
 from app.prompting.class_embeddings import ClassEmbeddingCache
 from app.prompting.templates import TemplateLibrary
@@ -44,8 +46,15 @@ def load_encoders(settings: Settings) -> list[Encoder]:
 
 
 @asynccontextmanager
-async def open_service(settings: Settings, encoders: Sequence[Encoder]) -> AsyncIterator[Service]:
+async def open_service(
+    settings: Settings, encoders: Sequence[Encoder], metrics: Metrics | None = None
+) -> AsyncIterator[Service]:
     """Open and migrate the database, start the queues, and close all of it at the end.
+
+    Args:
+        settings: as ``load_settings`` reads them.
+        encoders: the default first; none for work on label sets alone.
+        metrics: told of everything; by default nobody reads them.
 
     Raises:
         StoreError: the database cannot be opened or is newer than this release.
@@ -58,21 +67,27 @@ async def open_service(settings: Settings, encoders: Sequence[Encoder]) -> Async
     except BaseException:
         await engine.dispose()
         raise
+    metrics = metrics or Metrics()
     models = {
         encoder.name: ServedModel(
             encoder,
+            metrics=metrics,
             max_queued_images=settings.max_queued_images,
             image_batch=settings.image_batch,
             text_batch=settings.text_batch,
+            stalled_after_s=settings.stall_timeout_s,
         )
         for encoder in encoders
     }
     pipeline = Pipeline(
         models,
         limits=ImageLimits(settings.max_image_bytes, settings.max_image_pixels),
-        class_embedding_cache=ClassEmbeddingCache(settings.class_embedding_cache_mib * 1024 * 1024),
+        class_embedding_cache=ClassEmbeddingCache(
+            settings.class_embedding_cache_mib * 1024 * 1024, metrics.class_embeddings
+        ),
         request_timeout_s=settings.request_timeout_s,
         decode_threads=settings.decode_threads,
+        metrics=metrics,
     )
     service = Service(
         pipeline=pipeline,
@@ -95,12 +110,14 @@ def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]]
         settings: as ``load_settings`` reads them.
         load: gives the encoders, the default first; for a server that has loaded them already, and for tests.
     """
+    metrics = Metrics(__version__)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         encoders = await asyncio.to_thread(load, settings)
-        async with open_service(settings, encoders) as service:
+        async with open_service(settings, encoders, metrics) as service:
             app.state.service = service
+            app.state.metrics = metrics
             warming = asyncio.create_task(service.warm_all())
             log.info("ready", models=[encoder.name for encoder in encoders], version=__version__)
             yield
@@ -127,6 +144,12 @@ def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]]
     documentation.install(app)
     for resource in (classify, label_sets, catalogue, health):
         app.include_router(resource.router)
+    # By route and never by path, of which callers can make up any number.
+    Instrumentator(
+        should_group_status_codes=False,
+        excluded_handlers=["/metrics", "/healthz", "/readyz"],
+        registry=metrics.registry,
+    ).instrument(app, metric_namespace="deixis")
     # Added last is outermost: the id first, then the log that shows it, then the bound on the body.
     app.add_middleware(
         BodyLimit,

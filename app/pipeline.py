@@ -6,18 +6,21 @@ images can never change another's answer.
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from app.adapters._base import probabilities
 from app.adapters.registry import METHODS
-from app.batching import EncodeQueue
+from app.batching import Caller, EncodeQueue
 from app.encoders._base import Encoder
 from app.errors import ClientError, DeadlineExceededError
 from app.images import decode_image
+from app.metrics import Metrics, TowerMetrics
 from app.prompting.class_embeddings import ClassEmbeddingCache
 from app.task import (
     ClassEmbeddings,
@@ -27,7 +30,6 @@ from app.task import (
     Pixels,
     Prediction,
     Task,
-    TextFeatures,
 )
 
 
@@ -40,24 +42,68 @@ class ImageLimits:
 
 
 class ServedModel:
-    """An encoder with one queue per tower."""
+    """An encoder with one queue per tower.
 
-    def __init__(self, encoder: Encoder, *, max_queued_images: int, image_batch: int, text_batch: int) -> None:
+    Args:
+        encoder: loaded.
+        metrics: of the service.
+        max_queued_images: images admitted at once.
+        image_batch: images in one forward pass; None takes the encoder's own choice.
+        text_batch: texts in one forward pass.
+        stalled_after_s: a forward pass that takes longer makes the model unhealthy.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        metrics: Metrics,
+        max_queued_images: int,
+        image_batch: int | None,
+        text_batch: int,
+        stalled_after_s: float,
+    ) -> None:
         self.encoder = encoder
+        image_metrics = TowerMetrics(metrics, encoder.name, "images")
         self.images: EncodeQueue[Pixels] = EncodeQueue(
-            f"{encoder.name} images", encoder.encode_images, max_queued=max_queued_images, batch_size=image_batch
+            f"{encoder.name} images",
+            encoder.begin_images,
+            batch_size=image_batch or encoder.image_path.batch_size,
+            metrics=image_metrics,
+            max_queued=max_queued_images,
+            stalled_after_s=stalled_after_s,
         )
+        image_metrics.watch(waiting=lambda: self.images.waiting, admitted=lambda: self.images.admitted)
+        text_metrics = TowerMetrics(metrics, encoder.name, "texts")
         # Texts have no bound of their own: each request that waits for some holds places for its images.
-        self.texts: EncodeQueue[str] = EncodeQueue(f"{encoder.name} texts", encoder.encode_texts, batch_size=text_batch)
+        self.texts: EncodeQueue[str] = EncodeQueue(
+            f"{encoder.name} texts",
+            lambda texts: partial(encoder.encode_texts, texts),
+            batch_size=text_batch,
+            metrics=text_metrics,
+            stalled_after_s=stalled_after_s,
+        )
+        text_metrics.watch(waiting=lambda: self.texts.waiting, admitted=lambda: self.texts.admitted)
 
-    async def encode_texts(self, prompts: Sequence[str]) -> TextFeatures:
-        """Encode prompts on the text queue's thread."""
-        return (await self.texts.run(prompts)).features
+    @property
+    def problem(self) -> str | None:
+        """Why nothing is encoded at the moment; None while all is well."""
+        return self.images.problem or self.texts.problem
 
     def close(self) -> None:
         """End both threads."""
         self.images.close()
         self.texts.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadImage:
+    """An image's features (d,), and the times of its way to them on the clock of ``time.perf_counter``."""
+
+    features: np.ndarray
+    decoded: float
+    began: float
+    encoded: float
 
 
 class Pipeline:
@@ -68,6 +114,7 @@ class Pipeline:
         request_timeout_s: after which ``classify`` gives up; None never.
         decode_threads: threads that decode and transform images; one request uses half of them at a time, so that its
             many or slow images do not keep those of others waiting.
+        metrics: told of every request.
     """
 
     def __init__(
@@ -78,11 +125,13 @@ class Pipeline:
         class_embedding_cache: ClassEmbeddingCache,
         request_timeout_s: float | None,
         decode_threads: int,
+        metrics: Metrics,
     ) -> None:
         self.models = models
         self.limits = limits
         self._class_embedding_cache = class_embedding_cache
         self._request_timeout_s = request_timeout_s
+        self._metrics = metrics
         self._decoders_per_request = max(1, decode_threads // 2)
         self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
 
@@ -103,42 +152,36 @@ class Pipeline:
             DeadlineExceededError: not done within the request's time.
         """
         model = self.models[task.model]
+        began = time.perf_counter()
         try:
             async with asyncio.timeout(self._request_timeout_s) as deadline:
-                with model.images.admit(len(images)):
-                    began = time.perf_counter()
-                    class_embeddings = await self.class_embeddings(task.model, task.templates, task.classnames)
-                    texts_ready = time.perf_counter()
+                with model.images.admit(len(images), within_s=self._request_timeout_s) as caller:
+                    # Texts are there already as a rule; new ones are encoded while the images are decoded.
                     turns = asyncio.Semaphore(self._decoders_per_request)
-                    decoded = await asyncio.gather(*(self._decode(image, model.encoder, turns) for image in images))
-                    images_ready = time.perf_counter()
-                    pixels = [image for image in decoded if not isinstance(image, ClientError)]
-                    encoded = await model.images.run(pixels) if pixels else None
-                adapting = time.perf_counter()
-                predictions: Sequence[tuple[Prediction, ...]] = ()
-                if encoded is not None:
-                    predictions = await asyncio.to_thread(
-                        predict, model.encoder, task, encoded.features, class_embeddings
+                    (class_embeddings, texts_ready), *read = await _all(
+                        self._timed_class_embeddings(task),
+                        *(self._read(image, model, caller, turns) for image in images),
                     )
-                done = time.perf_counter()
+                adapting = time.perf_counter()
+                good = [image for image in read if not isinstance(image, ClientError)]
+                predictions: Sequence[tuple[Prediction, ...]] = ()
+                if good:
+                    image_features = np.stack([image.features for image in good])
+                    predictions = await asyncio.to_thread(
+                        predict, model.encoder, task, image_features, class_embeddings
+                    )
         except TimeoutError:
             if not deadline.expired():
                 raise  # an encoder's own, such as that of a replica elsewhere
-            raise DeadlineExceededError(
-                f"not done within {self._request_timeout_s:g} s; send fewer images or labels, or raise"
-                " DEIXIS_REQUEST_TIMEOUT_S; texts that are encoded by now are kept for the next try"
-            ) from None
-        timing_ms = {
-            "text": (texts_ready - began) * 1000,
-            "decode": (images_ready - texts_ready) * 1000,
-            "queue": encoded.queue_ms if encoded else 0.0,
-            "encode": encoded.encode_ms if encoded else 0.0,
-            "adapt": (done - adapting) * 1000,
-        }
+            raise self._too_late() from None
+        except DeadlineExceededError:  # the queue noticed first
+            raise self._too_late() from None
+        timing_ms = _timing_ms(began, texts_ready, good, adapting, time.perf_counter())
+        self._metrics.classified(task.model, good=len(good), bad=len(read) - len(good), timing_ms=timing_ms)
         remaining = iter(predictions)
         results = tuple(
             ImageResult(error=image) if isinstance(image, ClientError) else ImageResult(predictions=next(remaining))
-            for image in decoded
+            for image in read
         )
         return Classification(task, results, timing_ms)
 
@@ -147,8 +190,13 @@ class Pipeline:
     ) -> ClassEmbeddings:
         """Return the cached class embeddings, or compute them on the text queue."""
         return await self._class_embedding_cache.get(
-            model, self.models[model].encode_texts, templates=templates, classnames=classnames
+            model, self.models[model].texts.run, templates=templates, classnames=classnames
         )
+
+    @property
+    def problem(self) -> str | None:
+        """Why a model encodes nothing at the moment; None while all is well."""
+        return next((problem for model in self.models.values() if (problem := model.problem) is not None), None)
 
     def close(self) -> None:
         """End every thread; what is running finishes first."""
@@ -156,17 +204,58 @@ class Pipeline:
         for model in self.models.values():
             model.close()
 
-    async def _decode(
-        self, image: bytes | ClientError, encoder: Encoder, turns: asyncio.Semaphore
-    ) -> Pixels | ClientError:
+    async def _timed_class_embeddings(self, task: Task) -> tuple[ClassEmbeddings, float]:
+        class_embeddings = await self.class_embeddings(task.model, task.templates, task.classnames)
+        return class_embeddings, time.perf_counter()
+
+    async def _read(
+        self, image: bytes | ClientError, model: ServedModel, caller: Caller[Pixels], turns: asyncio.Semaphore
+    ) -> _ReadImage | ClientError:
+        """Decode, transform and encode one image; each goes its way without waiting for the others."""
         if isinstance(image, ClientError):
             return image
         loop = asyncio.get_running_loop()
         async with turns:
             try:
-                return await loop.run_in_executor(self._decoders, _decode_and_transform, image, encoder, self.limits)
+                pixels = await loop.run_in_executor(
+                    self._decoders, _decode_and_transform, image, model.encoder, self.limits
+                )
             except ClientError as error:
                 return error
+        decoded = time.perf_counter()
+        encoded = await model.images.encode(pixels, caller)
+        began = decoded + encoded.queue_s
+        return _ReadImage(encoded.row, decoded, began, began + encoded.encode_s)
+
+    def _too_late(self) -> DeadlineExceededError:
+        return DeadlineExceededError(
+            f"not done within {self._request_timeout_s:g} s; send fewer images or labels, or raise"
+            " DEIXIS_REQUEST_TIMEOUT_S; texts that are encoded by now are kept for the next try"
+        )
+
+
+async def _all(*coroutines: Coroutine[Any, Any, Any]) -> list[Any]:
+    """Return all results in order; when one fails, or the caller is cancelled, none of the others goes on."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _timing_ms(
+    began: float, texts_ready: float, images: Sequence[_ReadImage], adapting: float, done: float
+) -> dict[str, float]:
+    """Return the milliseconds of each stage; of several images, those of the one that was ready last."""
+    last = max(images, key=lambda image: image.encoded, default=None)
+    return {
+        "text": (texts_ready - began) * 1000,
+        "decode": (last.decoded - began) * 1000 if last else 0.0,
+        "queue": (last.began - last.decoded) * 1000 if last else 0.0,
+        "encode": (last.encoded - last.began) * 1000 if last else 0.0,
+        "adapt": (done - adapting) * 1000,
+    }
 
 
 def _decode_and_transform(data: bytes, encoder: Encoder, limits: ImageLimits) -> Pixels:

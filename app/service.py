@@ -9,7 +9,14 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.adapters.registry import METHODS
-from app.errors import InvalidFieldError, MalformedRequestError, StoreError, TooLargeError, UnknownNameError
+from app.errors import (
+    InvalidFieldError,
+    MalformedRequestError,
+    NotReadyError,
+    StoreError,
+    TooLargeError,
+    UnknownNameError,
+)
 from app.naming import MAX_ITEMS, clean_classes, clean_classnames, clean_label_set_name
 from app.pipeline import Pipeline
 from app.prompting.templates import TemplateLibrary
@@ -195,8 +202,15 @@ class Service:
             reason = str(error) or type(error).__name__
             log.warning("label_set_not_warmed", label_set=label_set.reference, reason=reason)
 
+    def check_alive(self) -> None:
+        """Raise ``NotReadyError`` if a model's worker died or hangs."""
+        problem = self.pipeline.problem
+        if problem is not None:
+            raise NotReadyError(problem)
+
     async def check_ready(self) -> None:
-        """Raise ``StoreError`` if the database does not answer."""
+        """Raise ``NotReadyError`` as ``check_alive``, or ``StoreError`` if the database does not answer."""
+        self.check_alive()
         await ping(self._engine)
 
     async def close(self) -> None:

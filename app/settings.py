@@ -58,6 +58,9 @@ class Settings(BaseSettings):
     request_timeout_s: float | None = Field(
         30, gt=0, le=3600, description="A request whose images are not classified by then gets 504."
     )
+    stall_timeout_s: float = Field(
+        300, gt=0, le=86_400, description="A forward pass that takes longer makes `/healthz` answer 503."
+    )
     shutdown_timeout_s: int = Field(30, ge=0, le=3600, description="Time that running requests get to finish at stop.")
     max_queued_images: int = Field(256, ge=1, description="Images admitted at once per model; more get 503.")
     max_image_bytes: int = Field(20 * _MIB, ge=1, description="Bytes of one encoded image; more get 413.")

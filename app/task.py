@@ -9,12 +9,12 @@ from datetime import datetime
 from typing import TypeAlias
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 
 from app.errors import ClientError
 
-Pixels: TypeAlias = Float32[np.ndarray, "3 h w"]
-"""One transformed image, RGB, normalised as its encoder wants it."""
+Pixels: TypeAlias = UInt8[np.ndarray, "h w 3"]
+"""One image, RGB, resized and cropped as its encoder wants it."""
 
 ImageFeatures: TypeAlias = Float32[np.ndarray, "n d"]
 """Image features with unit rows."""

@@ -14,6 +14,7 @@ from app.errors import (
     NotAnImageError,
     OverloadedError,
 )
+from app.metrics import Metrics
 from app.pipeline import ImageLimits, Pipeline, ServedModel, predict
 from app.prompting.class_embeddings import ClassEmbeddingCache
 from app.task import Task
@@ -30,8 +31,16 @@ def start():
     with contextlib.ExitStack() as stack:
 
         def make(*encoders, max_queued_images=64, image_batch=4, timeout_s=30.0, max_bytes=1_000_000, threads=2):
+            metrics = Metrics()
             models = {
-                each.name: ServedModel(each, max_queued_images=max_queued_images, image_batch=image_batch, text_batch=8)
+                each.name: ServedModel(
+                    each,
+                    metrics=metrics,
+                    max_queued_images=max_queued_images,
+                    image_batch=image_batch,
+                    text_batch=8,
+                    stalled_after_s=60,
+                )
                 for each in encoders
             }
             pipeline = Pipeline(
@@ -40,6 +49,7 @@ def start():
                 class_embedding_cache=ClassEmbeddingCache(1_000_000),
                 request_timeout_s=timeout_s,
                 decode_threads=threads,
+                metrics=metrics,
             )
             stack.callback(pipeline.close)
             for each in encoders:
@@ -180,7 +190,7 @@ async def test_an_image_that_cannot_be_read_has_its_error_in_its_place(start, en
         type(None),
     ]
     assert errors[2] is told
-    assert encoder.image_batches == [3]
+    assert sum(encoder.image_batches) == 3
 
 
 async def test_images_over_the_limits_are_refused_one_by_one(start, encoder):

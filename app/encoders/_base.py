@@ -1,6 +1,7 @@
 """What the rest of the service knows about a vision-language model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from PIL import Image
@@ -9,11 +10,28 @@ from app.errors import ModelUnavailableError
 from app.task import ImageFeatures, Pixels, TextFeatures
 
 
+@dataclass(frozen=True, slots=True)
+class ImagePath:
+    """How an encoder's image tower is run.
+
+    Args:
+        backend: ``torch``, or what else there is.
+        device: as torch names it.
+        precision: ``fp32``, ``fp16`` or ``bf16``.
+        batch_size: images in one forward pass that suit it.
+    """
+
+    backend: str
+    device: str
+    precision: str
+    batch_size: int
+
+
 class Encoder(Protocol):
     """An image tower and a text tower with one joint space.
 
-    The four methods are called from worker threads, never from the event loop. ``transform`` must be safe to call from
-    several threads at once; the two ``encode`` methods are each called by one thread at a time.
+    The methods are called from worker threads, never from the event loop. ``transform`` must be safe to call from
+    several threads at once; ``begin_images`` and what it returns are called by one thread, ``encode_texts`` by another.
     """
 
     name: str
@@ -31,11 +49,18 @@ class Encoder(Protocol):
     logit_bias: float | None
     """The bias of a sigmoid model such as SigLIP; None means that scores are a softmax over the classes."""
 
-    def transform(self, image: Image.Image) -> Pixels:
-        """Resize, crop and normalise one upright RGB image to (3, image_size_px, image_size_px), float32."""
+    image_path: ImagePath
+    """How its image tower is run."""
 
-    def encode_images(self, pixels: Sequence[Pixels]) -> ImageFeatures:
-        """Return unit rows (n, d), float32, for n >= 1 transformed images."""
+    def transform(self, image: Image.Image) -> Pixels:
+        """Resize and crop one upright RGB image to (image_size_px, image_size_px, 3), eight bits."""
+
+    def begin_images(self, pixels: Sequence[Pixels]) -> Callable[[], ImageFeatures]:
+        """Start encoding n >= 1 transformed images and return what waits for their unit rows (n, d), float32.
+
+        A second batch may begin before the first is waited for, so that an accelerator never is. Both steps may raise
+        ``MemoryError``, after which the same images may be tried in smaller batches.
+        """
 
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
         """Return unit rows (k, d), float32, for k >= 1 texts; over-long texts are truncated by the tokenizer."""

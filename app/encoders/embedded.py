@@ -192,11 +192,10 @@ def load_embedded(device: str, *, folder: Path | None = None) -> OpenClipEncoder
     if torch.device(device).type == "cpu":
         model.visual.trunk = InPieces(model.visual.trunk)
     torch.nn.init.constant_(model.logit_scale, math.log(config["logit_scale"]))
-    preprocessing = open_clip.transform.PreprocessCfg(**config["preprocess_cfg"])
     return OpenClipEncoder(
         "embedded",
         model.to(device),
-        transform=open_clip.transform.image_transform_v2(preprocessing, is_train=False),
+        preprocessing=open_clip.transform.PreprocessCfg(**config["preprocess_cfg"]),
         tokenizer=tokenizer,
         device=device,
         logit_scale=config["logit_scale"],

@@ -1,11 +1,12 @@
 """An encoder without weights that knows three colours, for tests that are not about models."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
 
+from app.encoders._base import ImagePath
 from app.task import ImageFeatures, Pixels, TextFeatures
 
 _COLOURS = ("red", "green", "blue")
@@ -23,19 +24,23 @@ class FakeEncoder:
         self.image_size_px = 8
         self.logit_scale = 10.0
         self.logit_bias = logit_bias
+        self.image_path = ImagePath("fake", "cpu", "fp32", 4)
         self.encoded_texts: list[str] = []
         self.image_batches: list[int] = []
 
     def transform(self, image: Image.Image) -> Pixels:
-        """Shrink to 8 by 8 pixels in [0, 1]."""
-        small = image.resize((self.image_size_px, self.image_size_px))
-        return np.ascontiguousarray(np.asarray(small, dtype=np.float32).transpose(2, 0, 1) / 255)
+        """Shrink to 8 by 8 pixels."""
+        return np.asarray(image.resize((self.image_size_px, self.image_size_px)))
+
+    def begin_images(self, pixels: Sequence[Pixels]) -> Callable[[], ImageFeatures]:
+        """Return what encodes them."""
+        return lambda: self.encode_images(pixels)
 
     def encode_images(self, pixels: Sequence[Pixels]) -> ImageFeatures:
         """Return the mean colour, padded to (n, 16) and normalised."""
         self.image_batches.append(len(pixels))
         features = np.zeros((len(pixels), self.embed_dim), dtype=np.float32)
-        features[:, :3] = np.stack(pixels).mean(axis=(2, 3)) + 0.01
+        features[:, :3] = np.stack(pixels).mean(axis=(1, 2)) / 255 + 0.01
         return _unit_rows(features)
 
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:

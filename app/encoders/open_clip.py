@@ -1,7 +1,6 @@
 """Any model that open_clip can build, behind the encoder protocol."""
 
 import math
-import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +13,8 @@ from open_clip.hf_model import HFTextEncoder
 from PIL import Image
 
 from app.cores import usable_cores
-from app.encoders._base import model_source
+from app.encoders._base import ImagePath, model_source
+from app.encoders.torch_tower import TorchImageTower, use_threads
 from app.errors import ModelUnavailableError
 from app.task import ImageFeatures, Pixels, TextFeatures
 
@@ -27,11 +27,11 @@ class OpenClipEncoder:
     Args:
         name: the name that callers use.
         model: an open_clip model with ``visual``, ``encode_image`` and ``encode_text``.
-        transform: PIL image to normalised tensor (3, h, w).
+        preprocessing: size, resizing, mean and standard deviation of the images that the model was trained on.
         tokenizer: texts to token ids (k, context_length).
         logit_scale: already exponentiated; None takes the model's own.
         image_threads: for the arithmetic of the image tower on a CPU; None takes one per core.
-        dtype: what the image tower takes.
+        dtype: of the image tower's weights.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class OpenClipEncoder:
         name: str,
         model: Any,
         *,
-        transform: Callable[[Image.Image], torch.Tensor],
+        preprocessing: open_clip.transform.PreprocessCfg,
         tokenizer: Callable[[list[str]], torch.Tensor],
         device: str,
         dtype: torch.dtype = torch.float32,
@@ -49,11 +49,20 @@ class OpenClipEncoder:
         self.name = name
         self.device = device
         self._model = model.eval()
-        self._transform = transform
+        self._geometry = _geometry(preprocessing)
+        self._image_tower = TorchImageTower(
+            model.encode_image,
+            mean=preprocessing.mean,
+            std=preprocessing.std,
+            device=device,
+            dtype=dtype,
+            threads=image_threads,
+        )
+        self.image_path = ImagePath(
+            "torch", device, next(name for name, each in _PRECISIONS.items() if each is dtype), 4
+        )
         self._tokenizer = tokenizer
-        self._dtype = dtype
         self._text_threads = usable_cores()
-        self._image_threads = image_threads or usable_cores()
         self.image_size_px = _square(model.visual.image_size)
         self.logit_scale = model.logit_scale.detach().exp().item() if logit_scale is None else logit_scale
         bias = getattr(model, "logit_bias", None)
@@ -81,17 +90,18 @@ class OpenClipEncoder:
         self.embed_dim = image.shape[1]
 
     def transform(self, image: Image.Image) -> Pixels:
-        """Resize, crop and normalise, as the model's own preprocessing configuration says."""
-        return self._transform(image).numpy()
+        """Resize and crop, as the model's own preprocessing configuration says."""
+        for step in self._geometry:
+            image = step(image)
+        return np.array(image)
+
+    def begin_images(self, pixels: Sequence[Pixels]) -> Callable[[], ImageFeatures]:
+        """Start encoding and return what waits for the unit rows (n, d), float32."""
+        return self._image_tower.begin(pixels)
 
     def encode_images(self, pixels: Sequence[Pixels]) -> ImageFeatures:
         """Return unit rows (n, d), float32."""
-        # One image needs no copy to become a batch.
-        stacked = pixels[0][None] if len(pixels) == 1 else np.stack(pixels)
-        batch = torch.from_numpy(stacked).to(self.device, self._dtype)
-        _use_threads(self._image_threads)
-        with torch.inference_mode():
-            return _unit_rows(self._model.encode_image(batch))
+        return self.begin_images(pixels)()
 
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
         """Return unit rows (k, d), float32; texts beyond the tokenizer's context are truncated."""
@@ -101,24 +111,23 @@ class OpenClipEncoder:
             # It masks padding, so that columns in which every text is padded change nothing but the time taken.
             longest = int((tokens != text_tower.config.pad_token_id).sum(dim=1).max())
             tokens = tokens[:, :longest]
-        _use_threads(self._text_threads)
+        use_threads(self._text_threads)
         with torch.inference_mode():
             return _unit_rows(self._model.encode_text(tokens.to(self.device)))
-
-
-_thread = threading.local()
-
-
-def _use_threads(count: int) -> None:
-    """Let the calling thread compute on ``count`` cores from now on; setting it again would empty torch's caches."""
-    if getattr(_thread, "count", None) != count:
-        torch.set_num_threads(count)
-        _thread.count = count
 
 
 def _unit_rows(features: torch.Tensor) -> np.ndarray:
     rows: np.ndarray = torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy()
     return rows
+
+
+def _geometry(preprocessing: open_clip.transform.PreprocessCfg) -> tuple[Callable[[Image.Image], Image.Image], ...]:
+    """Return open_clip's own steps from picture to picture; normalising is left to the image tower."""
+    steps = open_clip.transform.image_transform_v2(preprocessing, is_train=False).transforms
+    *geometry, to_tensor, normalize = steps
+    assert "Tensor" in type(to_tensor).__name__, steps
+    assert type(normalize).__name__ == "Normalize", steps
+    return tuple(geometry)
 
 
 def _square(size: int | tuple[int, int]) -> int:
@@ -189,11 +198,10 @@ def load_open_clip(spec: str, *, device: str, precision: str, cache_dir: Path | 
             tokenizer = open_clip.get_tokenizer(architecture, cache_dir=cache)
     except Exception as error:
         raise ModelUnavailableError(_why_not(spec, error)) from error
-    preprocessing = open_clip.transform.PreprocessCfg(**model.visual.preprocess_cfg)
     return OpenClipEncoder(
         spec,
         model,
-        transform=open_clip.transform.image_transform_v2(preprocessing, is_train=False),
+        preprocessing=open_clip.transform.PreprocessCfg(**model.visual.preprocess_cfg),
         tokenizer=tokenizer,
         device=device,
         dtype=_PRECISIONS[precision],

@@ -5,7 +5,7 @@ unit -> mean -> unit.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,6 +37,10 @@ def class_embeddings(prompt_features: TextFeatures, prompts_per_class: int) -> C
     return embeddings
 
 
+def _nothing(*_: object) -> None:
+    pass
+
+
 @dataclass(eq=False, slots=True)
 class _Work:
     """Rows that are being computed, and how many requests wait for them."""
@@ -53,9 +57,11 @@ class ClassEmbeddingCache:
 
     Args:
         max_bytes: bound on what is kept, half of it rows and half whole matrices; a row takes 2 KiB at 512 dimensions.
+        count: told the model of each request, how many rows were there and how many were not.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, count: Callable[[str, int, int], object] = _nothing) -> None:
+        self._count = count
         self._rows: LRUCache[_Key, np.ndarray] = LRUCache(max_bytes // 2, getsizeof=lambda row: row.nbytes)
         self._matrices: LRUCache[tuple[str, tuple[str, ...], tuple[str, ...]], ClassEmbeddings] = LRUCache(
             max_bytes // 2, getsizeof=lambda matrix: matrix.nbytes
@@ -71,9 +77,11 @@ class ClassEmbeddingCache:
         """
         whole = (model, templates, classnames)
         if (cached := self._matrices.get(whole)) is not None:
+            self._count(model, len(classnames), 0)
             return cached
         keys = [(model, templates, name) for name in classnames]
         rows = {key: row for key in keys if (row := self._rows.get(key)) is not None}
+        self._count(model, len(rows), len(keys) - len(rows))
         missing = [key for key in dict.fromkeys(keys) if key not in rows and key not in self._running]
         if missing:
             work = _Work()

@@ -14,6 +14,7 @@ METHODS = {"get", "put", "post", "delete", "patch", "head", "options", "trace"}
 ROUTES = {
     ("/healthz", "get"),
     ("/readyz", "get"),
+    ("/metrics", "get"),
     ("/v1/classify", "post"),
     ("/v1/label-sets", "get"),
     ("/v1/label-sets/{name}", "get"),

@@ -113,11 +113,43 @@ def test_different_inputs_give_different_rows(encoder):
     assert distances.min() > 1e-4
 
 
-def test_the_transform_normalises_as_the_models_configuration_says(encoder):
-    pixels = encoder.transform(Image.new("RGB", (40, 30), "white"))
-    assert pixels.shape == (3, 32, 32)
-    assert pixels.dtype == np.float32
-    np.testing.assert_allclose(pixels, (1 - 0.5) / 0.25, atol=1e-5)
+def test_the_transform_gives_bytes_of_the_models_size(encoder):
+    pixels = encoder.transform(Image.new("RGB", (40, 30), (255, 128, 0)))
+    assert (pixels.shape, pixels.dtype) == ((32, 32, 3), np.uint8)
+    assert (pixels == [255, 128, 0]).all()
+
+
+def test_the_image_tower_gets_what_open_clips_own_transform_makes(encoder):
+    """Geometry before the queue and normalising after it are together the reference transform."""
+    cfg = open_clip.transform.PreprocessCfg(**encoder._model.visual.preprocess_cfg)
+    reference = open_clip.transform.image_transform_v2(cfg, is_train=False)
+    with torch.inference_mode():
+        wanted = encoder._model.encode_image(torch.stack([reference(image) for image in images()]), normalize=True)
+    got = encoder.encode_images([encoder.transform(image) for image in images()])
+    assert (got * wanted.numpy()).sum(axis=1).min() > 0.999999
+
+
+def test_two_batches_may_begin_before_the_first_is_waited_for(encoder):
+    pixels = [encoder.transform(image) for image in images()]
+    first, second = encoder.begin_images(pixels[:2]), encoder.begin_images(pixels[2:])
+    rows = np.concatenate([first(), second()])
+    np.testing.assert_allclose(rows, encoder.encode_images(pixels), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: 8 bytes"),
+    ],
+)
+def test_too_little_memory_is_the_error_that_the_queue_knows(encoder, monkeypatch, error):
+    def full(*_):
+        raise error
+
+    monkeypatch.setattr(encoder._image_tower, "_encode", full)
+    with pytest.raises(MemoryError, match="alloca"):
+        encoder.encode_images([encoder.transform(image) for image in images()])
 
 
 def test_the_transform_may_be_called_from_several_threads(encoder):

@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from app.api.dependencies import ServiceDependency
+from app.api.disconnects import unless_disconnected
 from app.api.errors import kind_of, problem
 from app.api.inputs import read_classify_input
 from app.api.schemas import ClassifyBody, ClassifyFields, ClassifyResponse
@@ -70,7 +71,7 @@ async def classify(request: Request, service: ServiceDependency) -> ClassifyResp
             top_k=fields.top_k,
         )
     )
-    classification = await service.pipeline.classify(given.images, task)
+    classification = await unless_disconnected(request, service.pipeline.classify(given.images, task))
     _raise_if_all_bad(classification)
     warnings = [f"method '{task.method}' has no explanation to give"] if fields.explain else []
     return ClassifyResponse.of(classification, problem, warnings)

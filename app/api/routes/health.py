@@ -1,6 +1,7 @@
-"""Probes."""
+"""Probes, and metrics."""
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from app.api.dependencies import ServiceDependency
 from app.api.schemas import Health
@@ -10,14 +11,30 @@ router = APIRouter(tags=["probes"])
 
 @router.head("/healthz", include_in_schema=False)
 @router.get("/healthz")
-async def healthz() -> Health:
-    """Answer that the process lives and its event loop turns."""
+async def healthz(service: ServiceDependency) -> Health:
+    """Answer that the event loop turns and every model's workers do; 503 when one died or hangs."""
+    service.check_alive()
     return Health(status="ok")
 
 
 @router.head("/readyz", include_in_schema=False)
 @router.get("/readyz")
 async def readyz(service: ServiceDependency) -> Health:
-    """Answer whether requests can be served: models are loaded before the port opens, so that the database decides."""
+    """Answer whether requests can be served: as /healthz, and the database answers.
+
+    Models are loaded before the port opens.
+    """
     await service.check_ready()
     return Health(status="ready")
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "In Prometheus's text."}
+    },
+)
+async def metrics(request: Request) -> Response:
+    """Tell what has been counted and timed since the start, for Prometheus."""
+    return Response(request.app.state.metrics.exposition(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
