@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 from enum import StrEnum
 from io import BytesIO
 from pathlib import Path
@@ -26,13 +27,14 @@ from rich.table import Table
 from app import __version__
 from app.api.schemas import LabelSetBody, Problem, ResultBody
 from app.backends import Backend, InProcess, over_http
+from app.encoders._base import Encoder, LoadOptions
 from app.encoders.catalogue import ModelCard, load_catalogue
 from app.encoders.loading import load_encoder
 from app.errors import ConfigurationError, DeixisError, InvalidFieldError, UnknownNameError
 from app.evaluation import Evaluation, evaluate
 from app.files import find_images, find_labelled_images
 from app.logs import configure_logs
-from app.main import create_app, load_encoders, open_service
+from app.main import create_app, load_encoders, load_options, open_service
 from app.naming import clean_classnames
 from app.resources import resources
 from app.service import Question, split_labels
@@ -114,7 +116,8 @@ async def _backend(server: str | None, *, encoders: bool) -> AsyncIterator[Backe
         return
     settings = load_settings()
     with err.status("Loading the model") if encoders else err.status("Opening the database"):
-        loaded = load_encoders(settings) if encoders else []
+        # A measurement that there is, is used; a new one would take longer than most commands.
+        loaded = load_encoders(settings.model_copy(update={"tuning_seconds": 0})) if encoders else []
     # Limits on requests protect a server from its callers; here there is one caller, who waits for as long as it takes.
     alone = settings.model_copy(
         update={"request_timeout_s": None, "max_queued_images": max(settings.max_queued_images, _CHUNK * _IN_FLIGHT)}
@@ -665,9 +668,55 @@ def download_model(
     configure_logs("console", "warning")
     with _told_plainly():
         settings = load_settings()
-        encoder = load_encoder(name, device="cpu", precision="fp32", cache_dir=settings.model_cache_dir)
+        encoder = load_encoder(name, LoadOptions(device="cpu", weights_dir=settings.model_cache_dir, backend="torch"))
     out.print(
         f"{escape(name)} is cached and loads: {encoder.embed_dim} dimensions, {encoder.image_size_px} px",
+        highlight=False,
+    )
+
+
+@models_cli.command("tune")
+def tune_model(
+    name: Annotated[
+        str | None, typer.Argument(help="As DEIXIS_MODELS has it; by default every model of the settings.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1, help="For each model, about.")] = 60,
+) -> None:
+    """Measure how a model runs best on this machine, and keep that for `serve` and every other command.
+
+    `serve` does the same, in less time, when it first loads a model.
+    """
+    configure_logs("console", "warning")
+    with _told_plainly():
+        settings = load_settings()
+        options = replace(load_options(settings), tuning_seconds=seconds, measure_again=True)
+        for model in settings.models if name is None else [name]:
+            with err.status(f"Measuring {model}, about {seconds:g} s"):
+                encoder = load_encoder(model, options)
+            _write_tuning(encoder)
+
+
+def _write_tuning(encoder: Encoder) -> None:
+    path, tuning = encoder.image_path, encoder.tuning
+    assert tuning is not None
+    sizes = sorted({size for trial in tuning.trials for size in trial.images_per_s})
+    rows = [
+        (
+            trial.candidate.backend,
+            trial.candidate.precision,
+            str(trial.candidate.threads or ""),
+            "" if trial.min_cosine is None else f"{trial.min_cosine:.4f}",
+            *(f"{trial.images_per_s[size]:.1f}" if size in trial.images_per_s else "" for size in sizes),
+            trial.refused or "",
+        )
+        for trial in tuning.trials
+    ]
+    columns = ("back end", "precision", "threads", "cosine", *(f"images/s at {size}" for size in sizes), "refused")
+    out.print(f"[bold]{escape(encoder.name)}[/bold] on {tuning.device}", highlight=False)
+    out.print(_table(columns, rows, right=columns[2:-1]))
+    out.print(
+        f"best: {path.backend} {path.precision}, {path.batch_size} images in a batch, {path.images_per_s} images/s;"
+        " kept for the next start\n",
         highlight=False,
     )
 

@@ -6,6 +6,7 @@ import re
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 
 import structlog
 from asgi_correlation_id import CorrelationIdMiddleware
@@ -16,7 +17,7 @@ from app import __version__
 from app.api import documentation, errors
 from app.api.middleware import AccessLog, BodyLimit
 from app.api.routes import catalogue, classify, health, label_sets
-from app.encoders._base import Encoder
+from app.encoders._base import Encoder, LoadOptions
 from app.encoders.loading import imagenet_templates, load_encoder
 from app.metrics import Metrics
 from app.pipeline import ImageLimits, Pipeline, ServedModel
@@ -33,16 +34,32 @@ log = structlog.get_logger()
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
+def load_options(settings: Settings) -> LoadOptions:
+    """Return what the settings say of loading models."""
+    return LoadOptions(
+        device=settings.device,
+        precision=settings.precision,
+        backend=settings.image_backend,
+        weights_dir=settings.model_cache_dir,
+        data_dir=settings.data_dir,
+        tuning_seconds=settings.tuning_seconds,
+        torch_compile=settings.torch_compile,
+    )
+
+
 def load_encoders(settings: Settings) -> list[Encoder]:
     """Load every model of the settings, in order.
 
     Raises:
         ModelUnavailableError: one of them cannot be had; none is served then.
     """
-    return [
-        load_encoder(spec, device=settings.device, precision=settings.precision, cache_dir=settings.model_cache_dir)
-        for spec in settings.models
-    ]
+    options = load_options(settings)
+    encoders = []
+    for spec in settings.models:
+        encoder = load_encoder(spec, options)
+        log.info("model_loaded", model=spec, **asdict(encoder.image_path))
+        encoders.append(encoder)
+    return encoders
 
 
 @asynccontextmanager

@@ -53,7 +53,22 @@ class Settings(BaseSettings):
     )
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, `mps`.")
     precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
-        "auto", description="Of the model's arithmetic; `auto` is fp16 on CUDA and fp32 elsewhere."
+        "auto",
+        description="Of the image tower's arithmetic; `auto` is the fastest that changes no answers on a CPU, and fp16"
+        " on CUDA.",
+    )
+    image_backend: Literal["auto", "torch", "openvino"] = Field(
+        "auto", description="What runs the image tower; `auto` is what was measured to be fastest."
+    )
+    tuning_seconds: float = Field(
+        20,
+        ge=0,
+        le=3600,
+        description="For measuring at the first start of a model on a machine how it runs best; 0 measures nothing.",
+    )
+    torch_compile: bool = Field(
+        default=False,
+        description="Let torch compile the image tower where torch runs it; needs a C++ compiler on a CPU.",
     )
     request_timeout_s: float | None = Field(
         30, gt=0, le=3600, description="A request whose images are not classified by then gets 504."
@@ -81,8 +96,8 @@ class Settings(BaseSettings):
     class_embedding_cache_mib: int = Field(
         256, ge=1, description="Memory for class embeddings that are ready to use, MiB."
     )
-    image_batch: int = Field(
-        4, ge=1, le=1024, description="Images in one forward pass; requests take turns after each."
+    image_batch: int | None = Field(
+        None, ge=1, le=1024, description="Images in one forward pass; by default what was measured to be best."
     )
     text_batch: int = Field(64, ge=1, le=4096, description="Texts in one forward pass.")
     decode_threads: int = Field(

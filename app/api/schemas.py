@@ -223,6 +223,17 @@ class LabelSetList(Response):
     next_after: str | None = Field(description="Pass as `after` for the next page; null on the last.")
 
 
+class ImagePathBody(Response):
+    """How a model's image tower is run on this machine."""
+
+    backend: str = Field(description="`torch` or `openvino`.")
+    device: str
+    precision: str = Field(description="`fp32`, `fp16` or `bf16`.")
+    threads: int = Field(description="For the arithmetic on a CPU, 0 elsewhere.")
+    image_batch: int = Field(description="Most images in one forward pass.")
+    images_per_s: float | None = Field(description="As measured when the model was first loaded here; null if not.")
+
+
 class ModelBody(Response):
     """A model that is being served."""
 
@@ -233,6 +244,7 @@ class ModelBody(Response):
     logit_scale: float
     logit_bias: float | None
     queued_images: int = Field(description="Images admitted to its queue and not done yet.")
+    image_path: ImagePathBody
     probability: str = Field(description="`softmax` or `sigmoid`: what makes a score of logits.")
 
 

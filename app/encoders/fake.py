@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image
 
-from app.encoders._base import ImagePath
+from app.encoders._base import ImagePath, Tuning
 from app.task import ImageFeatures, Pixels, TextFeatures
 
 _COLOURS = ("red", "green", "blue")
@@ -25,6 +25,7 @@ class FakeEncoder:
         self.logit_scale = 10.0
         self.logit_bias = logit_bias
         self.image_path = ImagePath("fake", "cpu", "fp32", 4)
+        self.tuning: Tuning | None = None
         self.encoded_texts: list[str] = []
         self.image_batches: list[int] = []
 

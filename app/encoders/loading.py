@@ -1,29 +1,33 @@
 """From a model's name to a loaded encoder."""
 
 import os
-from pathlib import Path
 
-from app.encoders._base import Encoder, model_source
+from app.encoders._base import Encoder, LoadOptions, model_source
+
+_DEFAULTS = LoadOptions()
 
 
-def load_encoder(spec: str, *, device: str, precision: str, cache_dir: Path | None) -> Encoder:
+def load_encoder(spec: str, options: LoadOptions = _DEFAULTS) -> Encoder:
     """Load a model by name, in the calling thread; seconds to minutes.
 
     torch is imported here and not with this module, so that commands which need no model start at once.
+
+    Args:
+        spec: ``embedded``, ``architecture/tag``, ``hf-hub:org/repo`` or ``local-dir:path``.
+        options: the settings.
 
     Raises:
         ModelUnavailableError: with the reason and the way out.
     """
     source, _, _ = model_source(spec)
     _spin_briefly()
-    from app.encoders.open_clip import load_open_clip, pick_device  # noqa: PLC0415 - see the docstring
+    from app.encoders.open_clip import load_open_clip  # noqa: PLC0415 - see the docstring
 
-    picked = pick_device(device)
     if source == "embedded":
         from app.encoders.embedded import load_embedded  # noqa: PLC0415
 
-        return load_embedded(picked)
-    return load_open_clip(spec, device=picked, precision=precision, cache_dir=cache_dir)
+        return load_embedded(options)
+    return load_open_clip(spec, options)
 
 
 def imagenet_templates() -> tuple[str, ...]:

@@ -13,8 +13,10 @@ from open_clip.hf_model import HFTextEncoder
 from PIL import Image
 
 from app.cores import usable_cores
-from app.encoders._base import ImagePath, model_source
+from app.encoders._base import Candidate, ImagePath, ImageTower, LoadOptions, Tuning, model_source
+from app.encoders.openvino_tower import load_openvino_tower
 from app.encoders.torch_tower import TorchImageTower, use_threads
+from app.encoders.tuning import fingerprint_of, model_precision, select
 from app.errors import ModelUnavailableError
 from app.task import ImageFeatures, Pixels, TextFeatures
 
@@ -26,12 +28,13 @@ class OpenClipEncoder:
 
     Args:
         name: the name that callers use.
-        model: an open_clip model with ``visual``, ``encode_image`` and ``encode_text``.
+        model: an open_clip model with ``visual`` and ``encode_text``.
         preprocessing: size, resizing, mean and standard deviation of the images that the model was trained on.
+        image_tower: runs its ``encode_image``.
+        image_path: how that does it.
         tokenizer: texts to token ids (k, context_length).
         logit_scale: already exponentiated; None takes the model's own.
-        image_threads: for the arithmetic of the image tower on a CPU; None takes one per core.
-        dtype: of the image tower's weights.
+        tuning: what was measured of the ways to run the image tower.
     """
 
     def __init__(
@@ -40,27 +43,20 @@ class OpenClipEncoder:
         model: Any,
         *,
         preprocessing: open_clip.transform.PreprocessCfg,
+        image_tower: ImageTower,
+        image_path: ImagePath,
         tokenizer: Callable[[list[str]], torch.Tensor],
         device: str,
-        dtype: torch.dtype = torch.float32,
         logit_scale: float | None = None,
-        image_threads: int | None = None,
+        tuning: Tuning | None = None,
     ) -> None:
         self.name = name
         self.device = device
         self._model = model.eval()
         self._geometry = _geometry(preprocessing)
-        self._image_tower = TorchImageTower(
-            model.encode_image,
-            mean=preprocessing.mean,
-            std=preprocessing.std,
-            device=device,
-            dtype=dtype,
-            threads=image_threads,
-        )
-        self.image_path = ImagePath(
-            "torch", device, next(name for name, each in _PRECISIONS.items() if each is dtype), 4
-        )
+        self._image_tower = image_tower
+        self.image_path = image_path
+        self.tuning = tuning
         self._tokenizer = tokenizer
         self._text_threads = usable_cores()
         self.image_size_px = _square(model.visual.image_size)
@@ -159,34 +155,65 @@ def imagenet_templates() -> tuple[str, ...]:
     return tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
 
 
-def load_open_clip(spec: str, *, device: str, precision: str, cache_dir: Path | None) -> OpenClipEncoder:
+def load_open_clip(spec: str, options: LoadOptions) -> OpenClipEncoder:
     """Load ``architecture/tag``, ``hf-hub:org/repo`` or ``local-dir:path``, downloading weights that are not cached.
+
+    On a CPU the text tower stays in single precision, whatever the image tower's: class embeddings are cached.
 
     Args:
         spec: the model's name, by which callers will know it.
-        device: as returned by ``pick_device``.
-        precision: ``fp32``, ``fp16``, ``bf16``, or ``auto`` for fp16 on CUDA and fp32 elsewhere.
-        cache_dir: where hub files are kept; None leaves it to the hub library (``HF_HOME``).
+        options: the settings.
 
     Raises:
         ModelUnavailableError: no such model, no weights, no network, or weights that do not fit the architecture.
     """
-    if precision == "auto":
-        precision = "fp16" if device.startswith("cuda") else "fp32"
+    device = pick_device(options.device)
     architecture, tag = _checked_source(spec)
-    cache = None if cache_dir is None else str(cache_dir)
+    precision = model_precision(device, options)
+    model = _create(spec, architecture, tag, precision, device, options.weights_dir)
+    try:
+        cache = None if options.weights_dir is None else str(options.weights_dir)
+        tokenizer = open_clip.get_tokenizer(architecture, cache_dir=cache)
+    except Exception as error:
+        raise ModelUnavailableError(_why_not(spec, error)) from error
+    preprocessing = open_clip.transform.PreprocessCfg(**model.visual.preprocess_cfg)
+
+    def in_precision(wanted: str) -> Any:
+        if wanted == precision:
+            return model
+        return _create(spec, architecture, tag, wanted, device, options.weights_dir)
+
+    towers = ImageTowers(in_precision, preprocessing, _square(model.visual.image_size), device, options)
+    tower, path, tuning = towers.best(spec)
+    if path.backend != "torch" or path.precision != precision:
+        model.visual = _size_of(model.visual)  # whose weights nobody needs now
+    return OpenClipEncoder(
+        spec,
+        model,
+        preprocessing=preprocessing,
+        image_tower=tower,
+        image_path=path,
+        tokenizer=tokenizer,
+        device=device,
+        tuning=tuning,
+    )
+
+
+def _create(
+    spec: str, architecture: str, tag: str, precision: str, device: str, weights_dir: Path | None
+) -> open_clip.CLIP:
     pretrained_config = open_clip.pretrained.get_pretrained_cfg(architecture, tag) if tag else {}
     try:
         with warnings.catch_warnings():
             # Third-party notices about their own future are not the operator's to act on.
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.simplefilter("ignore", FutureWarning)
-            model = open_clip.create_model(
+            return open_clip.create_model(
                 architecture,
                 pretrained=tag or None,
                 precision=precision,
                 device=device,
-                cache_dir=cache,
+                cache_dir=None if weights_dir is None else str(weights_dir),
                 # Weights trained with QuickGELU lose several points of accuracy under plain GELU, silently.
                 force_quick_gelu=bool(pretrained_config.get("quick_gelu", False)),
                 # Without it open_clip serves random weights when it finds none.
@@ -194,18 +221,95 @@ def load_open_clip(spec: str, *, device: str, precision: str, cache_dir: Path | 
                 pretrained_image=False,
                 pretrained_text=False,
                 weights_only=True,
-            )
-            tokenizer = open_clip.get_tokenizer(architecture, cache_dir=cache)
+            ).eval()
     except Exception as error:
         raise ModelUnavailableError(_why_not(spec, error)) from error
-    return OpenClipEncoder(
-        spec,
-        model,
-        preprocessing=open_clip.transform.PreprocessCfg(**model.visual.preprocess_cfg),
-        tokenizer=tokenizer,
-        device=device,
-        dtype=_PRECISIONS[precision],
-    )
+
+
+class ImageTowers:
+    """The ways to run one model's image tower.
+
+    Args:
+        in_precision: returns the model with its image tower in a precision.
+        preprocessing: mean and standard deviation.
+        size_px: side of an image.
+        device: as returned by ``pick_device``.
+        options: the settings.
+    """
+
+    def __init__(
+        self,
+        in_precision: Callable[[str], Any],
+        preprocessing: open_clip.transform.PreprocessCfg,
+        size_px: int,
+        device: str,
+        options: LoadOptions,
+    ) -> None:
+        self._in_precision = in_precision
+        self._mean, self._std = tuple(preprocessing.mean), tuple(preprocessing.std)
+        self._size_px = size_px
+        self._device = device
+        self._options = options
+        self._usual_precision = model_precision(device, options)
+        self._fingerprint = ""
+
+    def best(self, name: str) -> tuple[ImageTower, ImagePath, Tuning | None]:
+        """Return the tower that is best on this machine, how it is run, and what was measured."""
+        if self._options.data_dir is not None:
+            weights = self._in_precision(self._usual_precision).visual.state_dict()
+            self._fingerprint = fingerprint_of(weights.items(), self._mean, self._std, self._size_px)
+        return select(
+            name,
+            self._device,
+            build=self.build,
+            size_px=self._size_px,
+            fingerprint=self._fingerprint,
+            options=self._options,
+        )
+
+    def build(self, way: Candidate) -> ImageTower:
+        """Return the tower run in this way."""
+        if way.backend == "openvino":
+            folder = self._options.data_dir
+            return load_openvino_tower(
+                _image_tower_of(self._in_precision("fp32")),
+                mean=self._mean,
+                std=self._std,
+                size_px=self._size_px,
+                precision=way.precision,
+                fingerprint=self._fingerprint,
+                folder=None if folder is None else folder / "openvino",
+            )
+        encode = self._in_precision(way.precision).encode_image
+        return TorchImageTower(
+            torch.compile(encode, dynamic=True) if self._options.torch_compile else encode,
+            mean=self._mean,
+            std=self._std,
+            device=self._device,
+            dtype=_PRECISIONS[way.precision],
+            threads=way.threads or None,
+        )
+
+
+def _image_tower_of(model: Any) -> torch.nn.Module:
+    """Return the module that ``encode_image`` is, by itself: a converter must not meet the text tower."""
+    if type(model) not in {open_clip.CLIP, open_clip.CustomTextCLIP}:
+        msg = f"the image tower of a {type(model).__name__} is not converted"
+        raise TypeError(msg)
+    tower: torch.nn.Module = model.visual
+    return tower
+
+
+class _SizeOnly(torch.nn.Module):
+    """Stands where an image tower was whose weights are no longer needed."""
+
+    def __init__(self, image_size: int | tuple[int, int]) -> None:
+        super().__init__()
+        self.image_size = image_size
+
+
+def _size_of(tower: Any) -> _SizeOnly:
+    return _SizeOnly(tower.image_size)
 
 
 def _checked_source(spec: str) -> tuple[str, str]:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from app.encoders._base import LoadOptions
 from app.encoders.loading import load_encoder
 from app.encoders.open_clip import imagenet_templates, pick_device
 from app.errors import ModelUnavailableError
@@ -41,8 +42,8 @@ def weights_of(folder):
     return folder / "open_clip_model.safetensors"
 
 
-def load(spec, *, device="cpu", precision="fp32", cache_dir=None):
-    return load_encoder(spec, device=device, precision=precision, cache_dir=cache_dir)
+def load(spec, *, device="cpu", precision="fp32", backend="torch", **options):
+    return load_encoder(spec, LoadOptions(device=device, precision=precision, backend=backend, **options))
 
 
 @pytest.fixture(scope="module")
@@ -312,7 +313,7 @@ def test_what_is_no_model_name_is_told_with_the_forms_there_are(spec):
 @pytest.mark.parametrize("spec", ["ViT-B-32/laion2b_s34b_b79k", "hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"])
 def test_without_a_network_and_a_copy_the_way_to_the_weights_is_told(tmp_path, monkeypatch, spec):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    message = refusal_of(spec, cache_dir=tmp_path)
+    message = refusal_of(spec, weights_dir=tmp_path)
     assert f"deixis models download {spec}" in message
     assert "DEIXIS_MODEL_CACHE_DIR" in message
 

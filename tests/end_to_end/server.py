@@ -26,7 +26,7 @@ class Server:
             stderr=subprocess.PIPE,
             text=True,
             # Weights that are not on this machine must be an error at once, and not a wait for a network.
-            env={**environment, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"},
+            env={**environment, "HF_HUB_OFFLINE": "1", "DEIXIS_TUNING_SECONDS": "0", "PYTHONUNBUFFERED": "1"},
         )
         self.log: list[str] = []
         self._log_reader = threading.Thread(target=self._read_log, daemon=True)
@@ -79,6 +79,6 @@ def deixis(*arguments: object, data_dir: Path, stdin: str | None = None) -> subp
         text=True,
         input=stdin,
         timeout=300,
-        env={**environment, "HF_HUB_OFFLINE": "1", "DEIXIS_DATA_DIR": str(data_dir)},
+        env={**environment, "HF_HUB_OFFLINE": "1", "DEIXIS_TUNING_SECONDS": "0", "DEIXIS_DATA_DIR": str(data_dir)},
         check=False,
     )

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.end_to_end.conftest import TRUE_WORDS
-from tests.end_to_end.server import deixis
+from tests.end_to_end.server import deixis, serving
 
 LABELS = "cat, coffee cup, rocket, astronaut, temple, flower, dog, car, pizza, laptop"
 
@@ -144,3 +144,21 @@ def test_models_that_are_known_to_be_good_are_listed_and_shown(tmp_path):
     assert (listed.returncode, shown.returncode) == (0, 0)
     assert "ViT-B-32/laion2b_s34b_b79k" in listed.stdout
     assert "MIT" in shown.stdout
+
+
+def test_what_models_tune_measures_is_what_the_server_runs(tmp_path):
+    tuned = deixis("models", "tune", "--seconds", "2", data_dir=tmp_path)
+    assert tuned.returncode == 0, tuned.stderr
+    assert "images/s at 1" in tuned.stdout
+    best = next(line for line in tuned.stdout.splitlines() if line.startswith("best: "))
+    with serving(data_dir=tmp_path) as server, server.client() as client:
+        (model,) = client.get("/v1/models").json()["models"]
+    path = model["image_path"]
+    assert f"best: {path['backend']} {path['precision']}, {path['image_batch']} images in a batch" in best
+    assert f"{path['images_per_s']} images/s" in best
+
+
+def test_a_model_that_is_not_there_is_not_tuned(tmp_path):
+    refused = deixis("models", "tune", "no-such/model", data_dir=tmp_path)
+    assert refused.returncode == 2
+    assert "open_clip knows no architecture" in refused.stderr

@@ -4,7 +4,7 @@ from fastapi import APIRouter
 
 from app.adapters.registry import METHODS
 from app.api.dependencies import ServiceDependency
-from app.api.schemas import MethodBody, MethodList, ModelBody, ModelList
+from app.api.schemas import ImagePathBody, MethodBody, MethodList, ModelBody, ModelList
 from app.service import DEFAULT_METHOD
 
 router = APIRouter(prefix="/v1", tags=["models and methods"])
@@ -22,6 +22,14 @@ async def models(service: ServiceDependency) -> ModelList:
                 image_size_px=served.encoder.image_size_px,
                 logit_scale=served.encoder.logit_scale,
                 logit_bias=served.encoder.logit_bias,
+                image_path=ImagePathBody(
+                    backend=served.encoder.image_path.backend,
+                    device=served.encoder.image_path.device,
+                    precision=served.encoder.image_path.precision,
+                    threads=served.encoder.image_path.threads,
+                    image_batch=served.images.batch_size,
+                    images_per_s=served.encoder.image_path.images_per_s,
+                ),
                 queued_images=served.images.admitted,
                 probability="softmax" if served.encoder.logit_bias is None else "sigmoid",
             )

@@ -1,0 +1,199 @@
+"""OpenVINO's towers say what torch's say, are kept on disk, and report nothing to anybody."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+from app.encoders import openvino_tower
+from app.encoders._base import LoadOptions
+from app.encoders.embedded import load_embedded
+from app.encoders.loading import load_encoder
+from app.encoders.tuning import probe_images
+from tests.encoders.test_open_clip import images, write_model
+
+OPENVINO = {"device": "cpu", "backend": "openvino", "precision": "fp32"}
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def encoder(spec, folder):
+    return load_encoder(spec, LoadOptions(**OPENVINO, data_dir=folder))
+
+
+def test_features_are_those_of_torch(spec, encoder):
+    reference = load_encoder(spec, LoadOptions(device="cpu", backend="torch", precision="fp32"))
+    pixels = [encoder.transform(image) for image in images()]
+    rows, wanted = encoder.encode_images(pixels), reference.encode_images(pixels)
+    assert (rows.dtype, rows.shape) == (np.float32, wanted.shape)
+    assert (rows * wanted).sum(axis=1).min() > 0.99999
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(encoder.encode_texts(["a cat"]), reference.encode_texts(["a cat"]), atol=1e-6)
+    assert (encoder.image_path.backend, encoder.embed_dim) == ("openvino", reference.embed_dim)
+
+
+def test_the_embedded_models_features_are_those_of_torch(tmp_path):
+    ours = load_embedded(LoadOptions(**OPENVINO, data_dir=tmp_path))
+    reference = load_embedded(LoadOptions(device="cpu", backend="torch"))
+    pixels = [*probe_images(224), ours.transform(Image.new("RGB", (300, 200), "teal"))]
+    assert (ours.encode_images(pixels) * reference.encode_images(pixels)).sum(axis=1).min() > 0.99999
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_any_batch_gives_the_rows_of_its_images(encoder, size):
+    pixels = [encoder.transform(image) for image in images()] * 2
+    alone = np.concatenate([encoder.encode_images([one]) for one in pixels[:size]])
+    np.testing.assert_allclose(encoder.encode_images(pixels[:size]), alone, atol=1e-5)
+
+
+def test_a_second_batch_may_begin_before_the_first_is_waited_for(encoder):
+    pixels = [encoder.transform(image) for image in images()]
+    wanted = encoder.encode_images(pixels)
+    for _ in range(5):
+        first, second = encoder.begin_images(pixels[:4]), encoder.begin_images(pixels[4:])
+        np.testing.assert_allclose(np.concatenate([first(), second()]), wanted, atol=1e-5)
+
+
+def test_rows_stay_as_they_are_when_the_next_batch_is_encoded(encoder):
+    pixels = [encoder.transform(image) for image in images()]
+    first = encoder.encode_images(pixels[:1])
+    kept = first.copy()
+    for _ in range(3):
+        encoder.encode_images(pixels[1:2])
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_the_weights_of_the_tower_that_torch_does_not_run_are_let_go(encoder):
+    assert not list(encoder._model.visual.parameters())
+    assert encoder.image_size_px == 32
+
+
+def test_a_model_whose_image_tower_is_more_than_a_module_is_run_by_torch(spec, monkeypatch):
+    class Another(open_clip.CLIP):
+        """As CoCa, whose tower gives more than features."""
+
+    create = open_clip.create_model
+
+    def created(*arguments, **options):
+        model = create(*arguments, **options)
+        model.__class__ = Another
+        return model
+
+    monkeypatch.setattr(open_clip, "create_model", created)
+    assert load_encoder(spec, LoadOptions(device="cpu", precision="fp32")).image_path.backend == "torch"
+
+
+# --- kept on disk --------------------------------------------------------------------------------------------------
+
+
+def converted(folder):
+    return sorted((folder / "openvino").iterdir())
+
+
+def never(*_):
+    raise AssertionError("converted again")
+
+
+def test_a_converted_tower_is_read_at_the_next_start(spec, folder, encoder, monkeypatch):
+    assert [file.suffix for file in converted(folder)] == [".bin", ".xml"]
+    monkeypatch.setattr(openvino_tower, "_convert", never)
+    again = load_encoder(spec, LoadOptions(**OPENVINO, data_dir=folder))
+    pixels = [again.transform(image) for image in images()]
+    np.testing.assert_allclose(again.encode_images(pixels), encoder.encode_images(pixels), atol=1e-6)
+
+
+def test_other_weights_are_another_tower(folder, encoder, tmp_path):
+    other = load_encoder(write_model(tmp_path / "other", seed=1), LoadOptions(**OPENVINO, data_dir=folder))
+    pixels = [other.transform(image) for image in images()]
+    assert np.abs(other.encode_images(pixels) - encoder.encode_images(pixels)).max() > 0.01
+
+
+@pytest.mark.parametrize("damage", ["torn graph", "no weights", "short weights"])
+def test_a_tower_that_was_kept_badly_is_converted_again(spec, tmp_path, damage):
+    options = LoadOptions(**OPENVINO, data_dir=tmp_path)
+    wanted = load_encoder(spec, options)
+    weights, graph = converted(tmp_path)
+    if damage == "torn graph":
+        graph.write_bytes(graph.read_bytes()[:1000])
+    elif damage == "no weights":
+        weights.unlink()
+    else:
+        weights.write_bytes(weights.read_bytes()[:100])
+    again = load_encoder(spec, options)
+    assert again.image_path.backend == "openvino"
+    pixels = [again.transform(image) for image in images()]
+    np.testing.assert_allclose(again.encode_images(pixels), wanted.encode_images(pixels), atol=1e-6)
+    assert [file.suffix for file in converted(tmp_path)] == [".bin", ".xml"]
+
+
+def test_a_folder_that_cannot_be_written_is_no_reason_not_to_serve(spec, tmp_path):
+    (tmp_path / "openvino").write_text("a file where the folder should be")
+    assert load_encoder(spec, LoadOptions(**OPENVINO, data_dir=tmp_path)).image_path.backend == "openvino"
+
+
+def test_a_tower_that_does_not_convert_is_run_by_torch(spec, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("no such operation")
+
+    monkeypatch.setattr(openvino_tower, "_convert", fails)
+    encoder = load_encoder(spec, LoadOptions(device="cpu", precision="fp32"))
+    assert encoder.image_path.backend == "torch"
+    assert np.isfinite(encoder.encode_images([encoder.transform(images()[0])])).all()
+
+
+# --- silence -------------------------------------------------------------------------------------------------------
+
+
+def test_conversion_reports_nothing_to_anybody(tmp_path):
+    """In a fresh interpreter, with a tripwire under everything that could reach a network."""
+    program = f"""
+import socket, sys
+def tripped(*_): raise SystemExit("a connection was tried")
+socket.socket.connect = socket.getaddrinfo = socket.create_connection = tripped
+from pathlib import Path
+from app.encoders._base import LoadOptions
+from app.encoders.embedded import load_embedded
+folder = Path({str(tmp_path)!r})
+encoder = load_embedded(LoadOptions(device="cpu", backend="openvino", precision="fp32", data_dir=folder))
+assert encoder.image_path.backend == "openvino"
+from openvino.tools.ovc import telemetry_utils
+assert telemetry_utils.tm.__name__.endswith("telemetry_stub"), telemetry_utils.tm
+assert sys.modules["openvino_telemetry"] is None
+"""
+    home = tmp_path / "home"
+    home.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HOME": str(home)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list(home.rglob("*openvino*")), "it left an identifier"
+
+
+def test_torch_may_compile_what_it_runs(spec, monkeypatch):
+    compiled = []
+
+    def compile_(function, **options):
+        compiled.append(options)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    load_encoder(spec, LoadOptions(device="cpu", backend="torch", precision="fp32", torch_compile=True))
+    assert compiled == [{"dynamic": True}]
