@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: serve test check format bench clean docs
+.PHONY: serve test check format bench bench-peers soak clean docs
 
 serve: $(VENV)/.serve  ## Start the service on port 8000 with the embedded model.
 	$(BIN)/deixis serve
@@ -25,8 +25,14 @@ format: $(VENV)/.test  ## Rewrite files as `make check` wants them.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.test  ## Measure a lone request over HTTP; results go to standard output.
-	$(BIN)/python benchmarks/service.py
+bench: $(VENV)/.bench  ## Measure the service against the encoder alone; some ten minutes, on an otherwise idle machine.
+	$(BIN)/python -m benchmarks.service --output benchmarks/results
+
+bench-peers: $(VENV)/.bench  ## Measure other servers beside it; makes their environments first, of several gigabytes each.
+	$(BIN)/python -m benchmarks.peers --output benchmarks/results
+
+soak: $(VENV)/.bench  ## Twenty minutes of mixed traffic with faults; fails if memory grows or an answer is not deserved.
+	$(BIN)/python -m benchmarks.soak
 
 docs: $(VENV)/.test  ## Rewrite what is generated: docs/openapi.json and the tables of docs/.
 	$(BIN)/python docs/generate.py
@@ -48,3 +54,7 @@ $(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo 'Installing into $(VENV); the first time takes some minutes, most of them for torch.'
 	$(PIP_INSTALL) --editable '.[embedded,heif,openvino,postgres,test,check]'
 	@touch $@ $(VENV)/.serve
+
+$(VENV)/.bench: $(VENV)/.test
+	$(PIP_INSTALL) --editable '.[bench]'
+	@touch $@

@@ -1,108 +1,302 @@
-"""A lone request over HTTP on the embedded model: latency, and what share of it is the forward pass.
+"""The service against its own limit: the encoder alone, then closed and open loops from another process.
 
-Starts a server of its own on loopback and sends one photograph at a time. Each request's server-side stage times come
-from its own answer, so that the shares belong to the same requests as the latencies.
+    python -m benchmarks.service [--models embedded vit-b-32] [--seconds 10] [--output benchmarks/results]
 
-    python benchmarks/service.py [--requests 200] [--url http://127.0.0.1:8000]
+For each model it measures how the image tower runs best, times the encoder alone before and after the service, and puts
+load on a server of its own over loopback: closed loops of 1, 8, 32 and 128 connections with 1 and 8 images a request,
+then open loops at 0.5, 1 and 3 times what 32 connections got. Ratios belong to one run; only they are worth comparing.
+Writes a table, JSON and a picture.
 """
 
 import argparse
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import httpx
-import skimage.data
-from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.load import classify_requests
+from benchmarks.models import write_open_clip
 
-from tests.end_to_end.server import serving
-
-LABELS = ["cat", "dog", "coffee cup", "rocket", "astronaut", "temple", "flower", "car", "pizza", "laptop"]
-STAGES = ("text", "decode", "queue", "encode", "adapt")
-
-
-def measure(url: str, requests: int) -> dict[str, object]:
-    """Send ``requests`` photographs one after another and return the figures, times in milliseconds."""
-    file = BytesIO()
-    Image.fromarray(skimage.data.chelsea()).save(file, "JPEG", quality=90)
-    photo = file.getvalue()
-    latencies, stages = [], {stage: [] for stage in STAGES}
-    with httpx.Client(base_url=url, timeout=60) as client:
-        for number in range(requests + 10):
-            began = time.perf_counter()
-            answer = client.post("/v1/classify", files={"image": photo}, data={"labels": json.dumps(LABELS)})
-            latency_ms = (time.perf_counter() - began) * 1000
-            answer.raise_for_status()
-            if number >= 10:  # the first ones encode the texts and warm caches
-                latencies.append(latency_ms)
-                for stage in STAGES:
-                    stages[stage].append(answer.json()["timing_ms"][stage])
-    shares = [encode / latency for encode, latency in zip(stages["encode"], latencies, strict=True)]
-    return {
-        "requests": requests,
-        "photo": {"bytes": len(photo), "pixels": "451x300"},
-        "p50_ms": percentile(latencies, 50),
-        "p95_ms": percentile(latencies, 95),
-        "stages_p50_ms": {stage: percentile(values, 50) for stage, values in stages.items()},
-        "forward_share_p50": round(statistics.median(shares), 3),
-    }
+ROOT = Path(__file__).parents[1]
+CONNECTIONS = (1, 8, 32, 128)
+IMAGES = (1, 8)
+LOADS = (0.5, 1.0, 3.0)
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def percentile(values: Sequence[float], percent: int) -> float:
-    """Return the nearest-rank percentile, rounded to a microsecond."""
-    ordered = sorted(values)
-    return round(ordered[max(0, -(-len(ordered) * percent // 100) - 1)], 3)
-
-
-def processor() -> str:
-    """Return the processor's name where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
-
-
-def commit() -> str:
-    """Return the commit that is measured, marked where the files differ from it."""
-    told = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
+def run_json(*arguments: object) -> dict[str, Any]:
+    """Run a module of this folder in a process of its own and return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
-        cwd=Path(__file__).parent,
+        cwd=ROOT,
     )
-    return told.stdout.strip() or "unknown"
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, arguments))} failed:\n{done.stderr}")
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+class Server:
+    """A `deixis serve` of this checkout, on a free port."""
+
+    def __init__(self, process: subprocess.Popen[str], url: str) -> None:
+        self.process = process
+        self.url = url
+
+    def cpu_s(self) -> float:
+        """Return the processor time it used so far."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def rss_mib(self) -> float:
+        """Return the memory that it has at the moment."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return round(next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024, 1)
+
+    def batches(self) -> tuple[float, float]:
+        """Return how many images it encoded, and in how many batches."""
+        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        images = [line for line in lines if line.startswith("deixis_batch_size_") and 'tower="images"' in line]
+        total = sum(float(line.rsplit(" ", 1)[1]) for line in images if "_sum{" in line)
+        return total, sum(float(line.rsplit(" ", 1)[1]) for line in images if "_count{" in line)
+
+    def ready_within_s(self, seconds: float = 30.0) -> float | None:
+        """Return how long it takes until a request is answered with 200; None if it does not within ``seconds``."""
+        began, request = time.perf_counter(), classify_requests(1)[0]
+        body = request.partition(b"\r\n\r\n")[2]
+        content_type = request.partition(b"Content-Type: ")[2].partition(b"\r\n")[0].decode()
+        while time.perf_counter() - began < seconds:
+            answer = httpx.post(
+                f"{self.url}/v1/classify", content=body, headers={"Content-Type": content_type}, timeout=seconds
+            )
+            if answer.status_code == 200:
+                return round(time.perf_counter() - began, 3)
+            time.sleep(0.05)
+        return None
+
+
+@contextmanager
+def serving(model: str, data_dir: Path, *flags: str) -> Iterator[Server]:
+    """Start a server and end it by SIGTERM."""
+    process = subprocess.Popen(
+        [
+            *(str(Path(sys.executable).with_name("deixis")), "serve", "--port", "0", "--models", model),
+            *("--data-dir", str(data_dir), "--log-level", "warning", *flags),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    assert process.stdout is not None
+    try:
+        line = next((line for line in process.stdout if "listens on" in line), None)
+        if line is None:
+            sys.exit(f"the server ended with status {process.wait()}")
+        yield Server(process, line.split("listens on ")[1].split()[0])
+    finally:
+        process.terminate()
+        process.wait(60)
+        process.stdout.close()
+
+
+def under_load(server: Server, *arguments: object) -> dict[str, Any]:
+    """Run the load generator and return its figures with those of the server."""
+    cpu_s, (images, batches) = server.cpu_s(), server.batches()
+    figures = run_json("benchmarks.load", server.url, *arguments)
+    used_s, (images_after, batches_after) = server.cpu_s() - cpu_s, server.batches()
+    seconds = figures["seconds"]
+    return {
+        **figures,
+        "mean_batch": round((images_after - images) / max(batches_after - batches, 1), 2),
+        "server_cpu": round(used_s / seconds / CORES, 3),
+        "generator_cpu": round(figures["generator_cpu_s"] / seconds / CORES, 3),
+        "rss_mib": server.rss_mib(),
+    }
+
+
+def measure(model: str, data_dir: Path, seconds: float) -> dict[str, Any]:
+    """Return all figures of one model."""
+    say(f"{model}: how the image tower runs best")
+    subprocess.run(
+        [str(Path(sys.executable).with_name("deixis")), "models", "tune", model, "--seconds", str(max(5, 3 * seconds))],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "DEIXIS_DATA_DIR": str(data_dir), "HF_HUB_OFFLINE": "1"},
+    )
+    alone = ("benchmarks.encoder", model, "--data-dir", data_dir, "--seconds", min(seconds, 3))
+    say(f"{model}: the encoder alone")
+    before = run_json(*alone)
+    reference = run_json(*alone, "--backend", "torch", "--precision", "fp32", "--sizes", 32)
+    closed = []
+    with serving(model, data_dir, "--max-queued-images", str(max(CONNECTIONS) * max(IMAGES))) as server:
+        under_load(server, "closed", "--connections", 4, "--seconds", min(seconds, 3))  # texts, and caches
+        for images in IMAGES:
+            for connections in CONNECTIONS:
+                say(f"{model}: {connections} connections, {images} images a request")
+                shape = {"connections": connections, "images": images}
+                options = ("--connections", connections, "--images", images, "--seconds", seconds)
+                closed.append(shape | under_load(server, "closed", *options))
+    capacity = next(each["images_per_s"] for each in closed if (each["connections"], each["images"]) == (32, 1))
+    opened = []
+    with serving(model, data_dir) as server:
+        under_load(server, "closed", "--connections", 32, "--seconds", min(seconds, 3))
+        for load in LOADS:
+            say(f"{model}: open loop at {load} times {capacity:.0f} images/s")
+            figures = under_load(server, "open", "--rate", load * capacity, "--seconds", seconds)
+            opened.append({"load": load, **figures, "ready_again_s": server.ready_within_s()})
+    say(f"{model}: the encoder alone, again")
+    after = run_json(*alone)
+    return {"model": model, "before": before, "after": after, "fp32": reference, "closed": closed, "open": opened}
+
+
+def with_ratios(figures: dict[str, Any]) -> dict[str, Any]:
+    """Add what the figures say about each other."""
+    limit = max(figures["before"]["best"]["images_per_s"], figures["after"]["best"]["images_per_s"])
+    lone = figures["before"]["lone_ms"]
+    # The same cores decode: per image, the core time of both.
+    reading_s = (lone["decode"] + lone["transform"]) / 1000 / CORES
+    with_reading = 1 / (1 / limit + reading_s)
+    for each in figures["closed"]:
+        each["of_limit"] = round(each["images_per_s"] / limit, 3)
+        each["of_limit_without_generator"] = round(each["of_limit"] / (1 - each["generator_cpu"]), 3)
+        each["of_limit_with_reading"] = round(each["images_per_s"] / with_reading, 3)
+    one = next(each for each in figures["closed"] if (each["connections"], each["images"]) == (1, 1))
+    at_one, at_three = (next(each for each in figures["open"] if each["load"] == load) for load in (1.0, 3.0))
+    return {
+        **figures,
+        "limit_images_per_s": limit,
+        "limit_with_reading_images_per_s": round(with_reading, 2),
+        "lone_p50_ratio": round(one["p50_ms"] / sum(lone.values()), 3),
+        "of_fp32_at_32": round(limit / figures["fp32"]["images_per_s"]["32"], 3),
+        "goodput_at_3x_of_1x": round(at_three["images_per_s"] / at_one["images_per_s"], 3),
+    }
+
+
+def table(found: Sequence[dict[str, Any]]) -> str:
+    """Return the report in Markdown."""
+    lines = []
+    for each in found:
+        path, lone = each["before"]["path"], each["before"]["lone_ms"]
+        alone = (
+            f"Image tower: {path['backend']}, {path['precision']}, batches of {path['batch']}. The encoder alone:"
+            f" **{each['limit_images_per_s']:.1f} images/s** ({each['before']['best']['images_per_s']:.1f} before,"
+            f" {each['after']['best']['images_per_s']:.1f} after), {each['of_fp32_at_32']:.2f} times torch in fp32 at"
+            f" 32 ({each['fp32']['images_per_s']['32']:.1f}). With decoding and transform on the same cores:"
+            f" {each['limit_with_reading_images_per_s']:.1f} images/s."
+        )
+        lone_image = (
+            f"Alone: decode {lone['decode']:.2f} + transform {lone['transform']:.2f} + forward {lone['forward']:.2f} ="
+            f" {sum(lone.values()):.2f} ms; one connection's p50 is **{each['lone_p50_ratio']:.2f}** times that."
+        )
+        columns = (
+            *("connections", "images", "images/s", "of limit", "without generator", "with reading", "p50 ms", "p95"),
+            *("p99", "mean batch", "server CPU", "generator CPU", "MiB", "statuses"),
+        )
+        lines += [f"## {each['model']}", "", alone, "", lone_image, ""]
+        lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+        lines += [
+            f"| {run['connections']} | {run['images']} | {run['images_per_s']:.1f} | **{run['of_limit']:.2f}** |"
+            f" {run['of_limit_without_generator']:.2f} | {run['of_limit_with_reading']:.2f} | {run['p50_ms']} |"
+            f" {run['p95_ms']} | {run['p99_ms']} | {run['mean_batch']} | {run['server_cpu']:.0%} |"
+            f" {run['generator_cpu']:.1%} | {run['rss_mib']:.0f} | {run['statuses']} |"
+            for run in each["closed"]
+        ]
+        lines += [
+            "",
+            f"Open loop; goodput at 3x is **{each['goodput_at_3x_of_1x']:.2f}** of that at 1x:",
+            "",
+            "| load | images/s | p50 ms | p95 | p99 | mean batch | ready again after s | statuses |",
+            "|---" * 8 + "|",
+        ]
+        lines += [
+            f"| {run['load']}x | {run['images_per_s']:.1f} | {run['p50_ms']} | {run['p95_ms']} | {run['p99_ms']} |"
+            f" {run['mean_batch']} | {run['ready_again_s']} | {run['statuses']} |"
+            for run in each["open"]
+        ]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def draw(found: Sequence[dict[str, Any]], file: Path) -> None:
+    """Draw latency against load."""
+    import matplotlib as mpl  # noqa: PLC0415 - an extra, which the figures do not need
+
+    mpl.use("Agg")
+    from matplotlib import pyplot  # noqa: PLC0415
+
+    figure, axes = pyplot.subplots(1, len(found), figsize=(6 * len(found), 4), squeeze=False)
+    for axis, each in zip(axes[0], found, strict=True):
+        runs = [run for run in each["closed"] if run["images"] == 1]
+        for name in ("p50_ms", "p95_ms", "p99_ms"):
+            axis.plot([run["images_per_s"] for run in runs], [run[name] for run in runs], "o-", label=name[:3])
+        for run in runs:
+            axis.annotate(
+                run["connections"], (run["images_per_s"], run["p50_ms"]), (4, -10), textcoords="offset points"
+            )
+        axis.axvline(each["limit_images_per_s"], color="grey", linestyle=":", label="encoder alone")
+        axis.set(title=each["model"], xlabel="images/s", ylabel="latency, ms", yscale="log")
+        axis.legend()
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+
+
+def about_this_run() -> dict[str, Any]:
+    """Return the date, the commit, marked where the files differ from it, and the machine."""
+    described = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(described, capture_output=True, text=True, check=False, cwd=ROOT).stdout.strip()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    processor = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+    machine = {"processor": processor, "cores": CORES, "python": platform.python_version()}
+    return {"date": f"{datetime.now(UTC):%Y-%m-%d}", "commit": commit or "unknown", "machine": machine}
+
+
+def say(text: str) -> None:
+    """Tell on standard error how far it is."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 - a command
 
 
 def main() -> None:
-    """Measure and write JSON to standard output."""
+    """Measure, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=200)
-    parser.add_argument("--url", help="a server that runs already; by default one is started")
+    parser.add_argument("--models", nargs="+", default=["embedded", "vit-b-32"])
+    parser.add_argument("--seconds", type=float, default=10.0, help="for each point")
+    parser.add_argument("--output", type=Path, help="a folder for JSON, table and picture; else the table is printed")
+    parser.add_argument("--work-dir", type=Path, help="a folder for models and measurements; else a new one each time")
     arguments = parser.parse_args()
-    began = time.perf_counter()
-    if arguments.url:
-        figures = measure(arguments.url, arguments.requests)
-    else:
-        with tempfile.TemporaryDirectory() as folder, serving(data_dir=Path(folder)) as server:
-            ready_s = time.perf_counter() - began
-            figures = {"start_to_ready_s": round(ready_s, 2), **measure(server.url, arguments.requests)}
-    machine = {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version()}
-    today = f"{datetime.now(UTC):%Y-%m-%d}"
-    report = {"date": today, "commit": commit(), "machine": machine, **figures}
-    sys.stdout.write(json.dumps(report, indent=2) + "\n")
+    with tempfile.TemporaryDirectory() as temporary:
+        work_dir = (arguments.work_dir or Path(temporary)).absolute()
+        names = [write_open_clip(work_dir / name) if name == "vit-b-32" else name for name in arguments.models]
+        found = [with_ratios(measure(name, work_dir / "data", arguments.seconds)) for name in names]
+    for each in found:
+        each["model"] = each["model"].rpartition("/")[2]
+    report = table(found)
+    print(report)  # noqa: T201 - what was asked for
+    if arguments.output:
+        about = about_this_run()
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        stem = arguments.output / f"{about['date']}-service"
+        stem.with_suffix(".json").write_text(json.dumps({**about, "models": found}, indent=1) + "\n", encoding="utf-8")
+        machine = about["machine"]
+        head = f"# {about['date']}, commit {about['commit']}, {machine['processor']}, {machine['cores']} cores\n\n"
+        stem.with_suffix(".md").write_text(head + report, encoding="utf-8")
+        draw(found, stem.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What endpoint functions are given."""
+"""What endpoint functions are given; asynchronous, because FastAPI runs others in a thread."""
 
 from typing import Annotated
 
@@ -7,7 +7,7 @@ from fastapi import Depends, Request
 from app.service import Service
 
 
-def _service(request: Request) -> Service:
+async def _service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
 

@@ -1,0 +1,230 @@
+"""The load generator, a process of its own: raw HTTP/1.1 over kept connections, so that it takes little of the cores.
+
+    python -m benchmarks.load URL closed --connections 32 --images 1 --seconds 10
+    python -m benchmarks.load URL open --rate 120 --seconds 10
+
+A closed loop sends a connection's next request when the last was answered. An open loop sends at its rate whether the
+others were answered or not, and counts latency from the moment at which a request was due, so that a server that stalls
+cannot hide it. One JSON object on standard output.
+"""
+
+import argparse
+import asyncio
+import json
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from io import BytesIO
+
+import numpy as np
+from PIL import Image
+
+LABELS = ("cat", "dog", "coffee cup", "tree", "car", "shoe", "hat", "boat", "bird", "house")
+PHOTO_PX = (450, 300)
+MAX_OUTSTANDING = 2000
+_BOUNDARY = "3ad2c0ffee"
+
+
+def photographs(count: int = 8, size: tuple[int, int] = PHOTO_PX) -> list[bytes]:
+    """Return JPEG files with the structure of photographs, always the same ones."""
+    rng = np.random.default_rng(7)
+    width, height = size
+    rows, columns = np.mgrid[0:height, 0:width]
+    files = []
+    for _ in range(count):
+        waves = rng.uniform(8, 60, (2, 3))
+        shade = 127 + 70 * np.sin(columns[..., None] / waves[0] + rows[..., None] / waves[1])
+        middle = rng.uniform(0, 1, 2) * (height, width)
+        inside = (rows - middle[0]) ** 2 + (columns - middle[1]) ** 2 < rng.uniform(40, 120) ** 2
+        shade[inside] = 0.4 * shade[inside] + rng.uniform(0, 150, 3)
+        file = BytesIO()
+        noisy = (shade + rng.normal(0, 10, shade.shape)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(file, "JPEG", quality=85)
+        files.append(file.getvalue())
+    return files
+
+
+def form_request(path: str, images: Sequence[bytes], fields: dict[str, str], field: str = "image") -> bytes:
+    """Return a whole POST request with a multipart form."""
+    parts = [
+        f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+        for name, value in fields.items()
+    ]
+    for number, image in enumerate(images):
+        head = (
+            f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="{field}"; filename="{number}.jpg"\r\n'
+            "Content-Type: image/jpeg\r\n\r\n"
+        )
+        parts.append(head.encode() + image + b"\r\n")
+    return _post(path, f"multipart/form-data; boundary={_BOUNDARY}", b"".join(parts) + f"--{_BOUNDARY}--\r\n".encode())
+
+
+def json_request(path: str, body: object) -> bytes:
+    """Return a whole POST request with a JSON body."""
+    return _post(path, "application/json", json.dumps(body).encode())
+
+
+def _post(path: str, content_type: str, body: bytes) -> bytes:
+    head = (f"POST {path} HTTP/1.1", "Host: benchmark", f"Content-Type: {content_type}", f"Content-Length: {len(body)}")
+    return "\r\n".join((*head, "\r\n")).encode() + body
+
+
+def classify_requests(images_per_request: int) -> list[bytes]:
+    """Return requests to Deixis that differ in their photographs."""
+    photos = photographs()
+    fields = {"labels": json.dumps(LABELS)}
+    return [
+        form_request(
+            "/v1/classify", [photos[(first + step) % len(photos)] for step in range(images_per_request)], fields
+        )
+        for first in range(len(photos))
+    ]
+
+
+class Connection:
+    """One kept connection, opened again when the server closed it."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._address = (host, port)
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def ask(self, request: bytes) -> int:
+        """Send a request and return the status once the whole answer is there; 0 where there is none."""
+        try:
+            if self._streams is None:
+                self._streams = await asyncio.open_connection(*self._address)
+            reader, writer = self._streams
+            writer.write(request)
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            length = int(head.partition(b"content-length:")[2].partition(b"\r\n")[0])
+            await reader.readexactly(length)
+        except (OSError, asyncio.IncompleteReadError):
+            self.close()
+            return 0
+        if b"connection: close" in head:
+            self.close()
+        return int(head[9:12])
+
+    def close(self) -> None:
+        """Close it, if it is open."""
+        if self._streams is not None:
+            self._streams[1].close()
+            self._streams = None
+
+
+class Tally:
+    """Statuses, and the latencies of the good answers, in seconds."""
+
+    def __init__(self) -> None:
+        self.statuses: Counter[int] = Counter()
+        self.good: list[float] = []
+
+    def add(self, status: int, seconds: float) -> None:
+        """Count an answer."""
+        self.statuses[status] += 1
+        if status == 200:
+            self.good.append(seconds)
+
+
+async def closed_loop(address: tuple[str, int], requests: Sequence[bytes], connections: int, seconds: float) -> Tally:
+    """Keep one request under way on each connection."""
+    tally, ends = Tally(), time.perf_counter() + seconds
+
+    async def one(number: int) -> None:
+        connection = Connection(*address)
+        while (began := time.perf_counter()) < ends:
+            number += 1
+            status = await connection.ask(requests[number % len(requests)])
+            tally.add(status, time.perf_counter() - began)
+            if status in {0, 503}:
+                await asyncio.sleep(0.05)
+        connection.close()
+
+    await asyncio.gather(*(one(number) for number in range(connections)))
+    return tally
+
+
+async def open_loop(address: tuple[str, int], requests: Sequence[bytes], rate: float, seconds: float) -> Tally:
+    """Send at the times of a Poisson process; what would be more than ``MAX_OUTSTANDING`` is counted as -1."""
+    tally = Tally()
+    due = np.cumsum(np.random.default_rng(3).exponential(1 / rate, int(rate * seconds)))
+    idle: list[Connection] = []
+    running: set[asyncio.Task[None]] = set()
+    began = time.perf_counter()
+
+    async def one(number: int, at: float) -> None:
+        connection = idle.pop() if idle else Connection(*address)
+        status = await connection.ask(requests[number % len(requests)])
+        tally.add(status, time.perf_counter() - at)
+        idle.append(connection)
+
+    for number, offset in enumerate(due):
+        at = began + offset
+        if (wait := at - time.perf_counter()) > 0:
+            await asyncio.sleep(wait)
+        if len(running) >= MAX_OUTSTANDING:
+            tally.statuses[-1] += 1
+            continue
+        task = asyncio.create_task(one(number, at))
+        running.add(task)
+        task.add_done_callback(running.discard)
+    await asyncio.gather(*running)
+    for connection in idle:
+        connection.close()
+    return tally
+
+
+def percentile_ms(seconds: Sequence[float], percent: float) -> float | None:
+    """Return the nearest-rank percentile in milliseconds; None of nothing."""
+    ordered = sorted(seconds)
+    if not ordered:
+        return None
+    return round(1000 * ordered[max(0, -int(-len(ordered) * percent // 100) - 1)], 2)
+
+
+def summary(tally: Tally, images_per_request: int, seconds: float, cpu_s: float) -> dict[str, object]:
+    """Return the figures of a run that took ``seconds``."""
+    return {
+        "seconds": round(seconds, 2),
+        "statuses": {str(status): count for status, count in sorted(tally.statuses.items())},
+        "images_per_s": round(len(tally.good) * images_per_request / seconds, 2),
+        "p50_ms": percentile_ms(tally.good, 50),
+        "p95_ms": percentile_ms(tally.good, 95),
+        "p99_ms": percentile_ms(tally.good, 99),
+        "generator_cpu_s": round(cpu_s, 3),
+    }
+
+
+def main() -> None:
+    """Run one loop and print its figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("url")
+    parser.add_argument("loop", choices=["closed", "open"])
+    parser.add_argument("--connections", type=int, default=1)
+    parser.add_argument("--images", type=int, default=1, help="in each request")
+    parser.add_argument("--rate", type=float, default=10.0, help="requests a second of an open loop")
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--requests", help="a file of whole requests to send instead, as JSON strings in latin-1")
+    arguments = parser.parse_args()
+    host, _, port = arguments.url.rpartition("//")[2].partition(":")
+    if arguments.requests:
+        with open(arguments.requests, encoding="utf-8") as file:  # noqa: PTH123 - plain and simple
+            requests = [each.encode("latin-1") for each in json.load(file)]
+    else:
+        requests = classify_requests(arguments.images)
+    address = (host, int(port))
+    if arguments.loop == "closed":
+        running = closed_loop(address, requests, arguments.connections, arguments.seconds)
+    else:
+        running = open_loop(address, requests, arguments.rate, arguments.seconds)
+    began, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
+    tally = asyncio.run(running)
+    seconds, now = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
+    cpu_s = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
+    json.dump(summary(tally, arguments.images, seconds, cpu_s), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

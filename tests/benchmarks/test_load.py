@@ -1,0 +1,121 @@
+"""The parts of the benchmarks that compute: a wrong figure would be believed."""
+
+import asyncio
+from collections import Counter
+from contextlib import asynccontextmanager, suppress
+from email import message_from_bytes
+from email.policy import HTTP
+
+import pytest
+
+from benchmarks.load import Tally, classify_requests, closed_loop, open_loop, percentile_ms, photographs, summary
+from benchmarks.service import with_ratios
+from benchmarks.soak import growth
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize(
+    ("seconds", "percent", "wanted"),
+    [([0.3, 0.1, 0.2], 50, 200), ([0.1] * 99 + [9.0], 99, 100), ([0.1] * 98 + [9.0] * 2, 99, 9000), ([], 50, None)],
+)
+def test_a_percentile_is_that_of_the_nearest_rank(seconds, percent, wanted):
+    assert percentile_ms(seconds, percent) == wanted
+
+
+def test_only_good_answers_count_as_images():
+    tally = Tally()
+    for status in (200, 503, 200, 0):
+        tally.add(status, 0.5)
+    figures = summary(tally, images_per_request=8, seconds=4.0, cpu_s=0.1)
+    assert figures["images_per_s"] == 4.0
+    assert figures["statuses"] == {"0": 1, "200": 2, "503": 1}
+
+
+def test_photographs_are_always_the_same_and_differ():
+    assert photographs(3) == photographs(3)
+    assert len(set(photographs(3))) == 3
+
+
+def test_a_request_is_a_whole_form():
+    head, _, body = classify_requests(2)[0].partition(b"\r\n\r\n")
+    headers = message_from_bytes(head.partition(b"\r\n")[2] + b"\r\n\r\n", policy=HTTP)
+    assert int(headers["content-length"]) == len(body)
+    form = message_from_bytes(b"Content-Type: " + headers["content-type"].encode() + b"\r\n\r\n" + body, policy=HTTP)
+    names = [part.get_param("name", header="content-disposition") for part in form.iter_parts()]
+    assert names == ["labels", "image", "image"]
+
+
+@asynccontextmanager
+async def answering(statuses, delay_s=0.0):
+    """Serve these statuses in turn; yields the address and counts of connections and requests."""
+    counted, handlers = Counter(), set()
+
+    async def serve(reader, writer):
+        handlers.add(asyncio.current_task())
+        counted["connections"] += 1
+        with suppress(asyncio.IncompleteReadError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0]))
+                status = statuses[counted["requests"] % len(statuses)]
+                counted["requests"] += 1
+                await asyncio.sleep(delay_s)
+                writer.write(b"HTTP/1.1 %d X\r\nContent-Length: 2\r\n\r\n{}" % status)
+        writer.close()
+        await writer.wait_closed()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[:2], counted
+    await asyncio.gather(*handlers)
+
+
+async def test_a_closed_loop_keeps_its_connections_and_counts_every_answer():
+    async with answering([200, 503, 504]) as (address, counted):
+        tally = await closed_loop(address, classify_requests(1), connections=3, seconds=0.3)
+    assert counted["connections"] == 3
+    assert sum(tally.statuses.values()) == counted["requests"] > 3
+    assert set(tally.statuses) == {200, 503, 504}
+    assert len(tally.good) == tally.statuses[200]
+
+
+async def test_an_open_loop_counts_latency_from_when_a_request_was_due():
+    """One that waits for the server to wake up has waited, although it was sent late."""
+    async with answering([200], delay_s=0.2) as (address, counted):
+        tally = await open_loop(address, classify_requests(1), rate=50, seconds=0.4)
+    assert sum(tally.statuses.values()) == counted["requests"] == 20
+    assert min(tally.good) >= 0.2
+
+
+async def test_a_server_that_is_gone_is_counted_as_no_answer():
+    async with answering([200]) as (address, _):
+        pass
+    tally = await closed_loop(address, classify_requests(1), connections=1, seconds=0.1)
+    assert set(tally.statuses) == {0}
+
+
+def test_ratios_are_to_the_better_limit_of_the_same_run():
+    encoder = {"best": {"images_per_s": 80.0}, "lone_ms": {"decode": 1.0, "transform": 1.0, "forward": 8.0}}
+    run = {"generator_cpu": 0.2, "p50_ms": 12.0}
+    figures = with_ratios(
+        {
+            "before": encoder,
+            "after": {"best": {"images_per_s": 100.0}},
+            "fp32": {"images_per_s": {"32": 40.0}},
+            "closed": [
+                {**run, "connections": 1, "images": 1, "images_per_s": 60.0},
+                {**run, "connections": 32, "images": 1, "images_per_s": 80.0},
+            ],
+            "open": [{"load": 1.0, "images_per_s": 75.0}, {"load": 3.0, "images_per_s": 60.0}],
+        }
+    )
+    assert figures["closed"][1]["of_limit"] == 0.8
+    assert figures["closed"][1]["of_limit_without_generator"] == 1.0
+    assert figures["lone_p50_ratio"] == 1.2
+    assert figures["of_fp32_at_32"] == 2.5
+    assert figures["goodput_at_3x_of_1x"] == 0.8
+
+
+def test_growth_is_seen_and_warming_up_is_not():
+    assert growth([50.0] * 10 + [100.0] * 30) == 0
+    assert growth([100.0] * 30 + [120.0] * 10) == pytest.approx(0.2)
