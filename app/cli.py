@@ -190,6 +190,7 @@ def serve(**flags: Any) -> None:
             log_config=None,
             access_log=False,
             lifespan="on",
+            timeout_keep_alive=settings.keep_alive_s,
             timeout_graceful_shutdown=settings.shutdown_timeout_s,
             server_header=False,
         )

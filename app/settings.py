@@ -77,6 +77,13 @@ class Settings(BaseSettings):
         300, gt=0, le=86_400, description="A forward pass that takes longer makes `/healthz` answer 503."
     )
     shutdown_timeout_s: int = Field(30, ge=0, le=3600, description="Time that running requests get to finish at stop.")
+    keep_alive_s: int = Field(
+        75,
+        ge=1,
+        le=3600,
+        description="An idle connection is closed after this; make it longer than what a load balancer in front keeps"
+        " its own, or some requests meet a closing connection.",
+    )
     max_queued_images: int = Field(256, ge=1, description="Images admitted at once per model; more get 503.")
     max_image_bytes: int = Field(20 * _MIB, ge=1, description="Bytes of one encoded image; more get 413.")
     max_image_pixels: int = Field(

@@ -93,6 +93,8 @@ class Connection:
     async def ask(self, request: bytes) -> int:
         """Send a request and return the status once the whole answer is there; 0 where there is none."""
         try:
+            if self._streams is not None and self._streams[0].at_eof():
+                self.close()
             if self._streams is None:
                 self._streams = await asyncio.open_connection(*self._address)
             reader, writer = self._streams

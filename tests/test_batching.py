@@ -680,25 +680,30 @@ async def test_in_a_storm_of_failures_every_future_gets_its_own_row_or_a_deserve
             ["good", "poison", "death", "impatient", "cancelled", "many"], p=[0.5, 0.1, 0.02, 0.1, 0.1, 0.18]
         )
         items = {"poison": ["poison"], "death": ["death"], "many": list(range(number, number + 20))}.get(kind, [number])
-        work = asyncio.create_task(request_items(items, 0.001 if kind == "impatient" else 30.0))
-        if kind == "cancelled":
-            await asyncio.sleep(0.0005)
-            work.cancel()
-        try:
-            rows = await work
-        except (NotReadyError, OverloadedError):
-            return "refused"
-        except DeadlineExceededError:
-            assert kind == "impatient"
-            return "late"
-        except asyncio.CancelledError:
-            assert kind == "cancelled"
-            return "cancelled"
-        except ZeroDivisionError:
-            assert kind == "poison"
-            return "poison"
-        assert rows == [float(np.float32(item * item)) for item in items]
-        return "good"
+        while True:
+            work = asyncio.create_task(request_items(items, 0.001 if kind == "impatient" else 30.0))
+            if kind == "cancelled":
+                await asyncio.sleep(0.0005)
+                work.cancel()
+            try:
+                rows = await work
+            except (NotReadyError, OverloadedError):
+                if kind == "death":
+                    return kind
+                await asyncio.sleep(0.01)  # as a client does that honours Retry-After
+                continue
+            except DeadlineExceededError:
+                assert kind == "impatient"
+                return kind
+            except asyncio.CancelledError:
+                assert kind == "cancelled"
+                return kind
+            except ZeroDivisionError:
+                assert kind == "poison"
+                return kind
+            assert kind not in {"poison", "death"}
+            assert rows == [float(np.float32(item * item)) for item in items]
+            return "rows"
 
     async def request_items(items, within_s):
         with queue.admit(len(items), within_s=within_s) as caller:
@@ -706,8 +711,9 @@ async def test_in_a_storm_of_failures_every_future_gets_its_own_row_or_a_deserve
 
     async with asyncio.timeout(60):
         outcomes = await asyncio.gather(*(request(number) for number in range(1000)))
-    assert outcomes.count("good") > 300
-    assert outcomes.count("poison") > 20
+    assert len(outcomes) == 1000
+    assert outcomes.count("rows") >= 500
+    assert min(outcomes.count("poison"), outcomes.count("death")) > 5
     assert queue.admitted == queue.waiting == 0
     await healthy(queue)
     assert await row_of(queue, 7) == 49.0

@@ -5,10 +5,12 @@ On CPUs it is several times as fast as torch for convolutional towers, and lays 
 
 import contextlib
 import importlib.util
+import os
 import sys
 import uuid
 import warnings
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,9 @@ log = structlog.get_logger()
 # OpenVINO's names for ours.
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 
+# The first batch of each size costs what OpenVINO prepares for it, up to ten times the pass itself.
+_WARM_UP_TO = 8
+
 
 def openvino_is_installed() -> bool:
     """Return whether the extra is there, without importing it."""
@@ -31,27 +36,27 @@ def openvino_is_installed() -> bool:
 
 
 class OpenVinoImageTower:
-    """Two requests take turns, so that a second batch may begin before the first is waited for.
+    """Each batch has a request of OpenVINO's to itself until its rows are read, so that any number may be under way.
 
     Args:
         compiled: takes bytes (n, h, w, 3), gives features (n, d) of any length.
     """
 
     def __init__(self, compiled: Any) -> None:
-        self._requests = [compiled.create_infer_request() for _ in range(2)]
-        self._turn = 0
+        self._compiled = compiled
+        self._free: list[Any] = []
 
     def begin(self, pixels: Sequence[Pixels]) -> Callable[[], ImageFeatures]:
         """Start encoding n >= 1 images and return what waits for their unit rows (n, d), float32."""
         batch = pixels[0][None] if len(pixels) == 1 else np.stack(pixels)
-        request = self._requests[self._turn]
-        self._turn = 1 - self._turn
-        # The request reads the batch where it lies, which ``wait`` keeps alive.
+        request = self._free.pop() if self._free else self._compiled.create_infer_request()
+        # It reads the batch where it lies, which ``wait`` keeps alive.
         request.start_async({0: batch}, share_inputs=True)
 
         def wait() -> ImageFeatures:
             request.wait()
             features = request.get_output_tensor(0).data.reshape(len(batch), -1).astype(np.float32)
+            self._free.append(request)
             rows: ImageFeatures = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
             return rows
 
@@ -84,13 +89,18 @@ def load_openvino_tower(
         Exception: whatever OpenVINO raises for a tower that it cannot convert.
     """
     ov = _import_openvino()
-    model = _kept(ov, encode, mean, std, size_px, folder and folder / f"{fingerprint}-{ov.__version__[:12]}.xml")
+    model = _kept(ov, encode, mean, std, size_px, folder and folder / f"{fingerprint}-{version('openvino')}.xml")
     options = {
         "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
         "INFERENCE_NUM_THREADS": usable_cores(),
         "PERFORMANCE_HINT": "LATENCY",
+        # Pinned threads are faster, but two containers with a share of one machine would pin theirs to the same cores.
+        "ENABLE_CPU_PINNING": usable_cores() == os.cpu_count(),
     }
-    return OpenVinoImageTower(ov.Core().compile_model(model, "CPU", options))
+    tower = OpenVinoImageTower(ov.Core().compile_model(model, "CPU", options))
+    for size in range(1, _WARM_UP_TO + 1):
+        tower.begin([np.zeros((size_px, size_px, 3), np.uint8)] * size)()
+    return tower
 
 
 def _kept(

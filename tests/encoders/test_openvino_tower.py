@@ -68,6 +68,16 @@ def test_a_second_batch_may_begin_before_the_first_is_waited_for(encoder):
         np.testing.assert_allclose(np.concatenate([first(), second()]), wanted, atol=1e-5)
 
 
+def test_any_number_may_be_under_way_and_be_waited_for_in_any_order(encoder):
+    """When a batch fails its halves are tried while another has begun; and one may never be waited for."""
+    pixels = [encoder.transform(image) for image in images()]
+    wanted = encoder.encode_images(pixels)
+    encoder.begin_images(pixels[:2])
+    waiting = [encoder.begin_images([one]) for one in pixels]
+    for number in (3, 0, 5, 1, 4, 2):
+        np.testing.assert_allclose(waiting[number](), wanted[[number]], atol=1e-5)
+
+
 def test_rows_stay_as_they_are_when_the_next_batch_is_encoded(encoder):
     pixels = [encoder.transform(image) for image in images()]
     first = encoder.encode_images(pixels[:1])

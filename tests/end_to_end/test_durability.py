@@ -1,8 +1,10 @@
 """What was acknowledged is there after kill -9, and a graceful stop loses no answer."""
 
+import collections
 import json
 import signal
 import threading
+import time
 
 import httpx
 import pytest
@@ -93,3 +95,38 @@ def test_a_stop_lets_running_requests_finish(tmp_path, photographs):
     events = [json.loads(line)["event"] for line in server.log]
     assert "unexpected_error" not in events
     assert "stopping" in events
+
+
+def test_a_stop_under_load_answers_everyone_that_it_let_in(tmp_path, photographs):
+    """Each request is answered whole or never began: as many answers of 200 as the log has."""
+    outcomes: collections.Counter[str] = collections.Counter()
+
+    def ask_until_it_is_gone(url: str) -> None:
+        with httpx.Client(base_url=url, timeout=60) as client:
+            while True:
+                try:
+                    files = {"image": photographs["rocket"]}
+                    answer = client.post("/classify", files=files, data={"labels": "rocket, cat"})
+                except (httpx.ConnectError, httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError) as error:
+                    outcomes["cut short" if "incomplete" in str(error) else "not let in"] += 1
+                    return
+                outcomes[str(answer.status_code)] += 1
+
+    with serving("--log-format", "json", data_dir=tmp_path) as server:
+        callers = [threading.Thread(target=ask_until_it_is_gone, args=(server.url,)) for _ in range(16)]
+        for caller in callers:
+            caller.start()
+        while outcomes["200"] < 50:
+            time.sleep(0.05)
+        server.signal(signal.SIGTERM)
+        for caller in callers:
+            caller.join(60)
+        assert server.wait() == -signal.SIGTERM
+
+    events = [json.loads(line) for line in server.log]
+    answered = [each for each in events if each.get("path") == "/classify"]
+    assert outcomes["200"] == sum(each["status"] == 200 for each in answered)
+    assert set(outcomes) == {"200", "not let in"}
+    assert outcomes["not let in"] == 16
+    assert {each["status"] for each in answered} == {200}
+    assert "unexpected_error" not in {each["event"] for each in events}
