@@ -3,12 +3,14 @@
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
 import httpx
+import numpy as np
 
 from app.api.errors import TYPE_PREFIX, problem
 from app.api.schemas import (
@@ -21,7 +23,8 @@ from app.api.schemas import (
     Problem,
     ResultBody,
 )
-from app.errors import DeixisError, NotReadyError
+from app.comparison import Comparison, compare
+from app.errors import ClientError, DeixisError, InvalidFieldError, NotReadyError
 from app.service import Question, Service
 
 # Faults of a single image, as opposed to faults of the question that every image shares.
@@ -31,12 +34,27 @@ _GROUP_FAULTS = _IMAGE_FAULTS | {TYPE_PREFIX + "too-large", TYPE_PREFIX + "inval
 _MAX_TRIES = 8
 
 
+# Images that are read and encoded together.
+_ENCODED_AT_ONCE = 8
+
+
 class RefusedError(DeixisError):
     """The server answered with a problem that trying again would not mend."""
 
     def __init__(self, told: Problem) -> None:
         super().__init__(told.detail)
         self.problem = told
+
+
+def read_image(file: Path) -> bytes | ResultBody:
+    """Return the file's bytes, or the result that tells why it cannot be read."""
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        return ResultBody.failed(
+            Problem(type="about:blank", title="The file cannot be read", status=400, detail=reason)
+        )
 
 
 class Backend(Protocol):
@@ -66,6 +84,44 @@ class InProcess:
         task = await self._service.plan(question)
         return ClassifyResponse.of(await self._service.pipeline.classify(images, task), problem).results
 
+    async def compare(
+        self, question: Question, files: Sequence[Path], labels: Sequence[int], advance: Callable[[], object]
+    ) -> tuple[Comparison, list[ResultBody]]:
+        """Encode the files once and run every method; the results tell which files could not be read.
+
+        Args:
+            question: the classes, model and templates.
+            files: images.
+            labels: the class of each, by index.
+            advance: called after each file.
+
+        Raises:
+            InvalidFieldError: not one file could be read.
+        """
+        model = (await self._service.plan(question)).model
+        results: list[ResultBody] = []
+        features, truth = [], []
+        for first in range(0, len(files), _ENCODED_AT_ONCE):
+            some = files[first : first + _ENCODED_AT_ONCE]
+            images = [await asyncio.to_thread(read_image, file) for file in some]
+            encoded = await self._service.pipeline.image_features(
+                model, [image for image in images if isinstance(image, bytes)]
+            )
+            remaining = iter(encoded)
+            for image, label in zip(images, labels[first:], strict=False):
+                told = next(remaining) if isinstance(image, bytes) else image
+                advance()
+                if isinstance(told, np.ndarray):
+                    features.append(told)
+                    truth.append(label)
+                    told = ResultBody(predictions=[])
+                elif isinstance(told, ClientError):
+                    told = ResultBody.failed(Problem(**problem(told)))
+                results.append(told)
+        if not features:
+            raise InvalidFieldError.of("folder", "not one of its images could be read")
+        return await compare(self._service, question, np.stack(features), truth), results
+
     async def label_sets(self) -> list[LabelSetSummaryBody]:
         """Read the store, page by page."""
         found: list[LabelSetSummaryBody] = []
@@ -81,7 +137,9 @@ class InProcess:
 
     async def put_label_set(self, name: str, body: LabelSetBody) -> LabelSetResponse:
         """Write the store."""
-        label_set, _ = await self._service.put_label_set(name, body.entries(), body.templates)
+        label_set, _ = await self._service.put_label_set(
+            name, body.entries(), body.templates, merge_synonyms=body.merge_synonyms
+        )
         return LabelSetResponse.of(label_set)
 
 
@@ -111,6 +169,8 @@ class OverHttp:
             "model": question.model,
             "template": question.template,
             "top_k": None if question.top_k is None else str(question.top_k),
+            "explain": "true" if question.explain else None,
+            "options": json.dumps(question.options) if question.options else None,
         }
         answer = await self._send(
             "POST",
@@ -141,7 +201,7 @@ class OverHttp:
 
     async def put_label_set(self, name: str, body: LabelSetBody) -> LabelSetResponse:
         """PUT /v1/label-sets/{name}."""
-        answer = await self._send("PUT", _label_set_path(name), json=body.model_dump())
+        answer = await self._send("PUT", _label_set_path(name), json=body.model_dump(mode="json"))
         return LabelSetResponse.model_validate_json(answer.content)
 
     async def models(self) -> ModelList:

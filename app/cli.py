@@ -11,9 +11,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from enum import StrEnum
+from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
 import typer
@@ -25,13 +26,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from app import __version__
-from app.api.schemas import LabelSetBody, Problem, ResultBody
-from app.backends import Backend, InProcess, over_http
+from app.api.schemas import LabelSetBody, ResultBody
+from app.backends import Backend, InProcess, over_http, read_image
+from app.comparison import Comparison
 from app.encoders._base import Encoder, LoadOptions
 from app.encoders.catalogue import ModelCard, load_catalogue
 from app.encoders.loading import load_encoder
 from app.errors import ConfigurationError, DeixisError, InvalidFieldError, UnknownNameError
-from app.evaluation import Evaluation, evaluate
+from app.evaluation import Difference, Evaluation, evaluate
 from app.files import find_images, find_labelled_images
 from app.logs import configure_logs
 from app.main import create_app, load_encoders, load_options, open_service
@@ -50,6 +52,9 @@ NOTHING_DONE = 2
 _CHUNK = 8
 _IN_FLIGHT = 3
 _MAX_CONFUSION_CLASSES = 20
+ALL_METHODS = "all"
+_SHOWN_PROMPTS = 5
+_BAR_WIDTH = 16
 
 cli = typer.Typer(
     name="deixis",
@@ -84,6 +89,10 @@ LabelSetOption = Annotated[
 ]
 ModelOption = Annotated[str | None, typer.Option("--model", "-m", help="A model that is served; the first by default.")]
 MethodOption = Annotated[str | None, typer.Option("--method", help="The classifier; zero-shot by default.")]
+OptionsOption = Annotated[
+    list[str] | None,
+    typer.Option("--option", "-o", metavar="NAME=NUMBER", help="An option of the method, as beta=0.7. Repeatable."),
+]
 TemplateOption = Annotated[
     str | None, typer.Option("--template", "-t", help="A template set, or one template with {} for the class name.")
 ]
@@ -280,7 +289,11 @@ def classify_command(
     model: ModelOption = None,
     method: MethodOption = None,
     template: TemplateOption = None,
+    option: OptionsOption = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Predictions per image.")] = 1,
+    explain: Annotated[  # noqa: FBT002 - a flag
+        bool, typer.Option("--explain", "-x", help="Also show which prompts spoke for each label, and which against.")
+    ] = False,
     output: Annotated[Format, typer.Option("--format", "-f", help="Of what goes to standard output.")] = Format.TABLE,
     server: ServerOption = None,
 ) -> None:
@@ -291,7 +304,14 @@ def classify_command(
     """
     with _told_plainly():
         question = Question(
-            labels=_read_labels(labels), label_set=label_set, method=method, model=model, template=template, top_k=top_k
+            labels=_read_labels(labels),
+            label_set=label_set,
+            method=method,
+            model=model,
+            template=template,
+            top_k=top_k,
+            explain=explain,
+            options=_read_options(option),
         )
         files = find_images(paths)
 
@@ -300,6 +320,9 @@ def classify_command(
 
     results = _run(server, work, encoders=True)
     _write_predictions(files, results, output)
+    if explain and output is Format.TABLE:
+        _write_explanations(files, results)
+    _report_warnings(results)
     bad = _report_bad_files(files, results)
     if bad:
         raise typer.Exit(NOTHING_DONE if bad == len(files) else SOME_FAILED)
@@ -327,20 +350,10 @@ async def _classify_files(
 
 
 async def _classify_chunk(backend: Backend, files: Sequence[Path], question: Question) -> list[ResultBody]:
-    images = [await asyncio.to_thread(_read_file, file) for file in files]
+    images = [await asyncio.to_thread(read_image, file) for file in files]
     readable = [image for image in images if isinstance(image, bytes)]
     answers = iter(await backend.classify(readable, question) if readable else [])
     return [next(answers) if isinstance(image, bytes) else image for image in images]
-
-
-def _read_file(file: Path) -> bytes | ResultBody:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        return ResultBody.failed(
-            Problem(type="about:blank", title="The file cannot be read", status=400, detail=reason)
-        )
 
 
 def _progress_bar() -> Progress:
@@ -378,12 +391,7 @@ def _read_lines(file: Path) -> list[str]:
 def _write_predictions(files: Sequence[Path], results: Sequence[ResultBody], output: Format) -> None:
     found = [(file, result) for file, result in zip(files, results, strict=True)]
     if output is Format.JSON:
-        _write_json(
-            [
-                {"path": str(file), **result.model_dump(exclude_none=True, exclude={"explanation"})}
-                for file, result in found
-            ]
-        )
+        _write_json([{"path": str(file), **result.model_dump(exclude_none=True)} for file, result in found])
         return
     rows = [
         (str(file), str(rank), each.label, f"{each.score:.4f}", f"{each.similarity:.4f}")
@@ -397,6 +405,46 @@ def _write_predictions(files: Sequence[Path], results: Sequence[ResultBody], out
         writer.writerows(rows)
     elif rows:
         out.print(_table(columns, rows, right=("rank", "score", "similarity")))
+
+
+def _write_explanations(files: Sequence[Path], results: Sequence[ResultBody]) -> None:
+    """Show for each label its prompts with the most effect, a bar for how much."""
+    for file, result in zip(files, results, strict=True):
+        if result.explanation is None:
+            continue
+        out.print(f"\n[bold]{escape(str(file))}[/bold]", highlight=False)
+        for label in result.explanation.labels:
+            rival = "" if label.rival is None else f"   against {label.rival} {label.rival_similarity:.3f}"
+            out.print(f"  [bold]{escape(label.label)}[/bold] {label.similarity:.3f}{escape(rival)}", highlight=False)
+            level = label.similarity if label.rival_similarity is None else label.rival_similarity
+            shown = [
+                *(("+", "green", each) for each in label.supporting[:_SHOWN_PROMPTS]),
+                *(("-", "red", each) for each in label.opposing[:_SHOWN_PROMPTS]),
+            ]
+            effects = [each.weight * abs(each.cosine - level) for _, _, each in shown]
+            largest = max(effects, default=0.0) or 1.0
+            for (sign, colour, each), effect in zip(shown, effects, strict=True):
+                bar = "\u2588" * max(1, round(_BAR_WIDTH * effect / largest))
+                out.print(
+                    f"    {sign} [{colour}]{bar:<{_BAR_WIDTH}}[/{colour}] {each.cosine:6.3f}  {escape(each.prompt)}",
+                    highlight=False,
+                )
+
+
+def _report_warnings(results: Sequence[ResultBody]) -> None:
+    for warning in dict.fromkeys(warning for result in results for warning in result.warnings):
+        err.print(f"[yellow]warning:[/yellow] {escape(warning)}", highlight=False, soft_wrap=True)
+
+
+def _read_options(pairs: Sequence[str] | None) -> dict[str, float]:
+    options = {}
+    for pair in pairs or ():
+        name, _, number = pair.partition("=")
+        try:
+            options[name.strip()] = float(number)
+        except ValueError as error:
+            raise InvalidFieldError.of("--option", f"'{pair}' is not of the form NAME=NUMBER") from error
+    return options
 
 
 def _report_bad_files(files: Sequence[Path], results: Sequence[ResultBody]) -> int:
@@ -421,7 +469,10 @@ def evaluate_command(
         typer.Option("--name", "-n", metavar="SUBFOLDER=CLASS", help="What a subfolder's class is called. Repeatable."),
     ] = None,
     model: ModelOption = None,
-    method: MethodOption = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="The classifier, zero-shot by default; `all` compares every one.")
+    ] = None,
+    option: OptionsOption = None,
     template: TemplateOption = None,
     json_file: Annotated[
         Path | None,
@@ -433,8 +484,14 @@ def evaluate_command(
 
     The classes to choose from are the subfolders' names (underscores read as spaces, `--name` gives better ones) unless
     `--labels` or `--label-set` say otherwise; then every subfolder must be called like one of those.
+
+    With `--method all`, every method is run on the same images, and it is said whether descriptions help: each is
+    compared with zero-shot and with random words of the same number.
     """
     with _told_plainly():
+        if method == ALL_METHODS and server is not None:
+            raise InvalidFieldError.of("--method", "all works in process only; leave --server out")
+        options = _read_options(option)
         if json_file is not None and json_file != Path("-") and not json_file.absolute().parent.is_dir():
             raise InvalidFieldError.of("--json", f"there is no folder {json_file.absolute().parent}")
         images = find_labelled_images(folder)
@@ -445,7 +502,7 @@ def evaluate_command(
             given = list(dict.fromkeys(true_names))
     files = [file for file, _ in images]
 
-    async def work(backend: Backend) -> tuple[list[str], list[ResultBody], float]:
+    async def read_question(backend: Backend) -> tuple[list[str], Question]:
         classnames = (
             [_class_name(each) for each in given]
             if label_set is None and given is not None
@@ -453,27 +510,51 @@ def evaluate_command(
         )
         for true_name in set(true_names) - set(classnames):
             raise UnknownNameError("class", true_name, classnames, "--name SUBFOLDER=CLASS tells what a subfolder is")
-        question = Question(
-            labels=given, label_set=label_set, method=method, model=model, template=template, top_k=len(classnames)
-        )
+        question = Question(labels=given, label_set=label_set, model=model, template=template, top_k=len(classnames))
+        return classnames, question
+
+    async def compared(backend: Backend) -> _Measured:
+        assert isinstance(backend, InProcess)
+        classnames, question = await read_question(backend)
+        with _progress_bar() as bar:
+            line = bar.add_task("Encoding", total=len(files))
+            comparison, results = await backend.compare(
+                question, files, [classnames.index(each) for each in true_names], lambda: bar.advance(line)
+            )
+        return _Measured(results, comparison.to_json(), lambda _: _print_comparison(comparison))
+
+    async def evaluated(backend: Backend) -> _Measured:
+        classnames, question = await read_question(backend)
+        question = replace(question, method=method, options=options)
         # The texts are encoded once and for all: no part of the rate at which images are classified.
         await backend.classify([_grey_square()], question)
         began = time.perf_counter()
         results = [result async for _, result in _classify_files(backend, files, question)]
-        return classnames, results, time.perf_counter() - began
+        evaluation = _evaluated(classnames, true_names, results)
+        rate = round(evaluation.images / (time.perf_counter() - began), 2)
+        report = {**evaluation.to_json(), "images_per_s": rate}
+        return _Measured(results, report, partial(_print_evaluation, evaluation))
 
-    classnames, results, seconds = _run(server, work, encoders=True)
-    evaluation = _evaluated(classnames, true_names, results)
-    bad = _report_bad_files(files, results)
-    report = {**evaluation.to_json(), "skipped": bad, "images_per_s": round((len(files) - bad) / seconds, 2)}
+    measured = _run(server, compared if method == ALL_METHODS else evaluated, encoders=True)
+    _report_warnings(measured.results)
+    bad = _report_bad_files(files, measured.results)
+    report = {**measured.report, "skipped": bad}
     if json_file == Path("-"):
         _write_json(report)
     else:
-        _print_evaluation(evaluation, report)
+        measured.show(report)
         if json_file is not None:
             _write_file(json_file, report)
     if bad:
         raise typer.Exit(SOME_FAILED)
+
+
+class _Measured(NamedTuple):
+    """What came of a folder: each file's result, the report, and what prints it."""
+
+    results: list[ResultBody]
+    report: Mapping[str, Any]
+    show: Callable[[Mapping[str, Any]], None]
 
 
 def _read_names(pairs: Sequence[str], subfolders: set[str]) -> dict[str, str]:
@@ -510,6 +591,30 @@ def _evaluated(classnames: Sequence[str], true_names: Sequence[str], results: Se
         np.array([index[true] for true, _ in read]),
         np.array([[index[each.label] for each in result.predictions] for _, result in read]),
     )
+
+
+def _print_comparison(comparison: Comparison) -> None:
+    def told(difference: Difference | None) -> tuple[str, str]:
+        return ("", "") if difference is None else (f"{100 * difference.mean:+.1f}", f"{difference.p:.2g}")
+
+    columns = ("method", "prompts", "top-1", "95 % interval", "to zero-shot", "p", "to random", "p ")
+    rows = [
+        (
+            each.method,
+            f"{each.prompts_per_class:g}",
+            f"{each.evaluation.top1:.4f}",
+            f"{each.interval[0]:.3f} to {each.interval[1]:.3f}",
+            *told(each.to_baseline),
+            *told(each.to_control),
+        )
+        for each in comparison.methods
+    ]
+    out.print(f"{comparison.images} images, model {escape(comparison.model)}", highlight=False)
+    out.print(_table(columns, rows, right=columns[1:]))
+    for method in comparison.not_run:
+        out.print(f"[yellow]not run:[/yellow] {escape(method)}", highlight=False, soft_wrap=True)
+    for sentence in comparison.verdict:
+        out.print(escape(sentence), highlight=False, soft_wrap=True)
 
 
 def _print_evaluation(evaluation: Evaluation, report: Mapping[str, Any]) -> None:
@@ -577,24 +682,59 @@ def show_label_set(
         f"   created {label_set.created_at:%Y-%m-%d %H:%M:%S} UTC",
         highlight=False,
     )
-    rows = [(each.name, str(len(each.descriptions) or ""), ", ".join(each.synonyms)) for each in label_set.classes]
-    out.print(_table(("class", "descriptions", "synonyms"), rows, right=("descriptions",)))
+    rows = [
+        (
+            each.name,
+            str(len(each.descriptions) or ""),
+            str(len(each.features) or ""),
+            ", ".join(each.synonyms),
+            each.prompt or "",
+        )
+        for each in label_set.classes
+    ]
+    columns = ("class", "descriptions", "features", "synonyms", "prompt")
+    out.print(_table(columns, rows, right=("descriptions", "features")))
 
 
 @label_sets_cli.command("import")
 def import_label_set(
     name: Annotated[str, typer.Argument(help="To write; a name that exists gets a new version.")],
-    file: Annotated[Path, typer.Argument(help="What `export` writes, a JSON array, or text with a class name a line.")],
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            help="What `export` writes, a JSON array, or text with a class name a line; without it, the label set of"
+            " that name that comes with Deixis, described: `deixis label-sets shipped` lists them.",
+            show_default=False,
+        ),
+    ] = None,
     templates: Annotated[str | None, typer.Option(help="A template set or one template; `photo` by default.")] = None,
     server: ServerOption = None,
 ) -> None:
     """Write a label set from a file."""
     with _told_plainly():
-        body = _read_label_set(file)
+        body = _read_label_set(_shipped(name) if file is None else file)
     if templates is not None:
         body = body.model_copy(update={"templates": templates})
     written = _run(server, lambda backend: backend.put_label_set(name, body))
     out.print(f"wrote {escape(written.name)}@{written.version} with {len(written.classes)} classes", highlight=False)
+
+
+@label_sets_cli.command("shipped")
+def list_shipped_label_sets() -> None:
+    """List the label sets that come with Deixis, their classes described; `import NAME` takes one over."""
+    rows = []
+    for file in sorted((resources("prompts") / "descriptions").glob("*.json")):
+        classes = _read_label_set(file).entries()
+        texts = sum(len(entry.descriptions) + len(entry.features) for entry in classes)
+        rows.append((file.stem, str(len(classes)), str(texts), ", ".join(entry.name for entry in classes)))
+    out.print(_table(("name", "classes", "descriptions", "of"), rows, right=("classes", "descriptions")))
+
+
+def _shipped(name: str) -> Path:
+    files = {file.stem: file for file in (resources("prompts") / "descriptions").glob("*.json")}
+    if name not in files:
+        raise UnknownNameError("shipped label set", name, files, "or name a file to read")
+    return files[name]
 
 
 @label_sets_cli.command("export")
@@ -605,7 +745,9 @@ def export_label_set(
 ) -> None:
     """Write a label set as JSON that `import` reads, and PUT takes as its body."""
     label_set = _run(server, lambda backend: backend.label_set(name))
-    exported = label_set.model_dump(mode="json", include={"classes", "templates"})
+    exported = label_set.model_dump(
+        mode="json", include={"classes", "templates", "merge_synonyms"}, exclude_defaults=True
+    )
     if output is None:
         _write_json(exported)
     else:

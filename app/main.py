@@ -23,6 +23,7 @@ from app.metrics import Metrics
 from app.pipeline import ImageLimits, Pipeline, ServedModel
 from app.prompting.class_embeddings import ClassEmbeddingCache
 from app.prompting.templates import TemplateLibrary
+from app.prompting.text_features import TextFeatureStore
 from app.resources import resources
 from app.service import LabelLimits, Service
 from app.settings import Settings
@@ -85,6 +86,10 @@ async def open_service(
         await engine.dispose()
         raise
     metrics = metrics or Metrics()
+    half_of_cache = settings.class_embedding_cache_mib * 2**20 // 2
+    text_features = TextFeatureStore(
+        settings.data_dir / "text-features.sqlite3", settings.text_feature_store_mib * 2**20
+    )
     models = {
         encoder.name: ServedModel(
             encoder,
@@ -93,15 +98,15 @@ async def open_service(
             image_batch=settings.image_batch,
             text_batch=settings.text_batch,
             stalled_after_s=settings.stall_timeout_s,
+            text_features=text_features,
         )
         for encoder in encoders
     }
     pipeline = Pipeline(
         models,
         limits=ImageLimits(settings.max_image_bytes, settings.max_image_pixels),
-        class_embedding_cache=ClassEmbeddingCache(
-            settings.class_embedding_cache_mib * 1024 * 1024, metrics.class_embeddings
-        ),
+        class_embedding_cache=ClassEmbeddingCache(half_of_cache, metrics.class_embeddings),
+        classifier_bytes=half_of_cache,
         request_timeout_s=settings.request_timeout_s,
         decode_threads=settings.decode_threads,
         metrics=metrics,
@@ -118,6 +123,7 @@ async def open_service(
         yield service
     finally:
         await service.close()
+        await asyncio.to_thread(text_features.close)
 
 
 def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]] = load_encoders) -> FastAPI:

@@ -18,6 +18,7 @@ MAX_LABEL_SET_NAME_CHARS = 64
 MAX_LABEL_CHARS = 200
 MAX_DESCRIPTION_CHARS = 1000
 MAX_DESCRIPTIONS_PER_CLASS = 200
+MAX_PROMPT_CHARS = 300
 
 _RESERVED_IN_URLS = "/\\@:?#%,"
 
@@ -78,8 +79,8 @@ def clean_classes(
         max_classes: the largest number of classes.
         setting: the name of the setting that holds ``max_classes``, as in ``DEIXIS_MAX_LABELS``.
         max_label_chars: the largest number of characters in a name.
-        max_description_chars: the same for a description or a synonym.
-        max_descriptions: the largest number of descriptions, and of synonyms, of one class.
+        max_description_chars: the same for a description, a feature or a synonym.
+        max_descriptions: the largest number of descriptions, of features and of synonyms of one class.
         field: the path of ``raw`` in the request; problems are reported under ``{field}.{index}``.
 
     Raises:
@@ -103,11 +104,16 @@ def clean_classes(
             repeats = f"repeats {_shown(first)} of {field}.{first_index}"
             differs = "" if name == first else ", as letter case is not told apart"
             problems.append(FieldProblem(path, f"{_shown(name)} {repeats}{differs}; leave one of them out"))
-        lists = (
+        descriptions, synonyms, features = (
             _clean_texts(texts, f"{path}.{kind}", max_description_chars, max_descriptions, problems)
-            for kind, texts in (("descriptions", entry.descriptions), ("synonyms", entry.synonyms))
+            for kind, texts in (
+                ("descriptions", entry.descriptions),
+                ("synonyms", entry.synonyms),
+                ("features", entry.features),
+            )
         )
-        cleaned.append(ClassEntry(name, *lists))
+        prompt = None if entry.prompt is None else _clean_prompt(entry.prompt, f"{path}.prompt", problems)
+        cleaned.append(ClassEntry(name, descriptions, synonyms, features, prompt))
     if problems:
         raise InvalidFieldError(problems)
     return tuple(cleaned)
@@ -121,6 +127,14 @@ def _clean_texts(
         return ()
     texts = [_clean_text(text, f"{path}.{index}", max_chars, problems) for index, text in enumerate(raw)]
     return tuple(dict.fromkeys(texts))
+
+
+def _clean_prompt(raw: str, path: str, problems: list[FieldProblem]) -> str:
+    prompt = _clean_text(raw, path, MAX_PROMPT_CHARS, problems)
+    rest = prompt.replace("{}", "")
+    if "{" in rest or "}" in rest:
+        problems.append(FieldProblem(path, f"{_shown(prompt)} has a brace that is not part of {{}}; {{}} is the name"))
+    return prompt
 
 
 def _clean_text(raw: str, path: str, max_chars: int, problems: list[FieldProblem]) -> str:

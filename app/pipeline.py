@@ -6,29 +6,35 @@ images can never change another's answer.
 
 import asyncio
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
+from cachetools import LRUCache
 
-from app.adapters._base import probabilities
-from app.adapters.registry import METHODS
+from app.adapters._base import Adapter, merged, probabilities
 from app.batching import Caller, EncodeQueue
 from app.encoders._base import Encoder
-from app.errors import ClientError, DeadlineExceededError
+from app.errors import ClientError, DeadlineExceededError, TooLargeError
 from app.images import decode_image
+from app.methods import METHODS
 from app.metrics import Metrics, TowerMetrics
 from app.prompting.class_embeddings import ClassEmbeddingCache
+from app.prompting.explanations import MAX_LABELS, explain, prompts_to_explain
+from app.prompting.recipes import Pooling, Recipe
+from app.prompting.text_features import StoredTextEncoder, TextFeatureStore
 from app.task import (
-    ClassEmbeddings,
     Classification,
     ImageFeatures,
     ImageResult,
+    MergeSynonyms,
     Pixels,
     Prediction,
+    Probabilities,
+    Similarities,
     Task,
 )
 
@@ -51,6 +57,7 @@ class ServedModel:
         image_batch: images in one forward pass; None takes the encoder's own choice.
         text_batch: texts in one forward pass.
         stalled_after_s: a forward pass that takes longer makes the model unhealthy.
+        text_features: where text features are kept; None keeps none.
     """
 
     def __init__(
@@ -62,6 +69,7 @@ class ServedModel:
         image_batch: int | None,
         text_batch: int,
         stalled_after_s: float,
+        text_features: TextFeatureStore | None = None,
     ) -> None:
         self.encoder = encoder
         image_metrics = TowerMetrics(metrics, encoder.name, "images")
@@ -85,6 +93,8 @@ class ServedModel:
         )
         text_metrics.watch(waiting=lambda: self.texts.waiting, admitted=lambda: self.texts.admitted)
 
+        self.encode_texts = StoredTextEncoder(self.texts.run, encoder.text_fingerprint, text_features)
+
     @property
     def problem(self) -> str | None:
         """Why nothing is encoded at the moment; None while all is well."""
@@ -106,11 +116,37 @@ class _ReadImage:
     encoded: float
 
 
+@dataclass(frozen=True, slots=True)
+class Classifier:
+    """A method's adapter with the text of a label set, and which of its rows belong to which class.
+
+    ``first_rows`` (c,) are the first rows of the classes, ascending.
+    """
+
+    adapter: Adapter
+    first_rows: np.ndarray
+    prompt_count: int
+    warnings: tuple[str, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """What a classifier says of n images; ``ranked`` holds class indices, best first."""
+
+    ranked: np.ndarray
+    scores: Probabilities
+    similarities: Similarities
+    prompt_weights: np.ndarray | None
+
+
 class Pipeline:
     """Classifies images with the models it was given, the first of which is the default.
 
     Args:
         models: by name, in order.
+        class_embedding_cache: of the rows that classifiers are made of.
+        classifier_bytes: bound on the text in classifiers that are ready; one that is larger is refused.
         request_timeout_s: after which ``classify`` gives up; None never.
         decode_threads: threads that decode and transform images; one request uses half of them at a time, so that its
             many or slow images do not keep those of others waiting.
@@ -123,6 +159,7 @@ class Pipeline:
         *,
         limits: ImageLimits,
         class_embedding_cache: ClassEmbeddingCache,
+        classifier_bytes: int,
         request_timeout_s: float | None,
         decode_threads: int,
         metrics: Metrics,
@@ -130,6 +167,9 @@ class Pipeline:
         self.models = models
         self.limits = limits
         self._class_embedding_cache = class_embedding_cache
+        self._classifiers: LRUCache[Hashable, Classifier] = LRUCache(
+            classifier_bytes, getsizeof=lambda classifier: classifier.nbytes
+        )
         self._request_timeout_s = request_timeout_s
         self._metrics = metrics
         self._decoders_per_request = max(1, decode_threads // 2)
@@ -158,18 +198,19 @@ class Pipeline:
                 with model.images.admit(len(images), within_s=self._request_timeout_s) as caller:
                     # Texts are there already as a rule; new ones are encoded while the images are decoded.
                     turns = asyncio.Semaphore(self._decoders_per_request)
-                    (class_embeddings, texts_ready), *read = await _all(
-                        self._timed_class_embeddings(task),
+                    (classifier, texts_ready), *read = await _all(
+                        self._timed_classifier(task),
                         *(self._read(image, model, caller, turns) for image in images),
                     )
                 adapting = time.perf_counter()
                 good = [image for image in read if not isinstance(image, ClientError)]
-                predictions: Sequence[tuple[Prediction, ...]] = ()
+                results: Sequence[ImageResult] = ()
                 if good:
                     image_features = np.stack([image.features for image in good])
-                    predictions = await asyncio.to_thread(
-                        predict, model.encoder, task, image_features, class_embeddings
-                    )
+                    predicted = await asyncio.to_thread(predict, model.encoder, task, image_features, classifier)
+                    results = _results(task, predicted)
+                    if task.explain:
+                        results = await self._explained(task, image_features, predicted, results)
         except TimeoutError:
             if not deadline.expired():
                 raise  # an encoder's own, such as that of a replica elsewhere
@@ -178,20 +219,103 @@ class Pipeline:
             raise self._too_late() from None
         timing_ms = _timing_ms(began, texts_ready, good, adapting, time.perf_counter())
         self._metrics.classified(task.model, good=len(good), bad=len(read) - len(good), timing_ms=timing_ms)
-        remaining = iter(predictions)
-        results = tuple(
-            ImageResult(error=image) if isinstance(image, ClientError) else ImageResult(predictions=next(remaining))
-            for image in read
+        remaining = iter(results)
+        return Classification(
+            task,
+            tuple(ImageResult(error=image) if isinstance(image, ClientError) else next(remaining) for image in read),
+            timing_ms,
+            classifier.warnings,
         )
-        return Classification(task, results, timing_ms)
 
-    async def class_embeddings(
-        self, model: str, templates: tuple[str, ...], classnames: tuple[str, ...]
-    ) -> ClassEmbeddings:
-        """Return the cached class embeddings, or compute them on the text queue."""
-        return await self._class_embedding_cache.get(
-            model, self.models[model].texts.run, templates=templates, classnames=classnames
+    async def image_features(self, model: str, images: Sequence[bytes]) -> list[np.ndarray | ClientError]:
+        """Return each image's unit features (d,), or why it cannot be read; for whoever tries several methods.
+
+        Raises:
+            OverloadedError: the model's queue has no room for this many images.
+        """
+        served = self.models[model]
+        with served.images.admit(len(images), within_s=None) as caller:
+            turns = asyncio.Semaphore(self._decoders_per_request)
+            read = await _all(*(self._read(image, served, caller, turns) for image in images))
+        return [image if isinstance(image, ClientError) else image.features for image in read]
+
+    async def rank(self, task: Task, image_features: ImageFeatures) -> np.ndarray:
+        """Return the classes of each image (n, c) by index, best first; for whoever has features (n, d) already."""
+        classifier = await self.classifier(task)
+        predicted = await asyncio.to_thread(predict, self.models[task.model].encoder, task, image_features, classifier)
+        return predicted.ranked
+
+    async def classifier(self, task: Task) -> Classifier:
+        """Return what a task's method makes of its classes, from the cache or newly made.
+
+        Raises:
+            TooLargeError: its text would take more memory than there may be of all classifiers.
+        """
+        # A version of a label set never changes, and hashing its name takes no time.
+        classes: Hashable = task.label_set or task.classes
+        key = (task.model, task.method, task.options, task.templates, classes)
+        cached = self._classifiers.get(key)
+        if cached is not None:
+            self._metrics.class_embeddings(task.model, len(cached.first_rows), 0)
+            return cached
+        served = self.models[task.model]
+        recipe = await asyncio.to_thread(_recipe, task)
+        self._check_size(recipe, served.encoder.embed_dim)
+        text = await self._class_embedding_cache.get(task.model, served.encode_texts, recipe.pooling, recipe.rows)
+        adapter = METHODS[task.method].adapter(dict(task.options))
+        fitted = await asyncio.to_thread(
+            adapter.fit, text, logit_scale=served.encoder.logit_scale, logit_bias=served.encoder.logit_bias
         )
+        class_of_row = [row.class_index for row in recipe.rows]
+        classifier = Classifier(
+            fitted,
+            np.searchsorted(class_of_row, range(len(task.classes))),
+            sum(len(slot.texts) for row in recipe.rows for slot in row.slots),
+            recipe.warnings,
+            text.nbytes,
+        )
+        self._classifiers[key] = classifier
+        return classifier
+
+    def _check_size(self, recipe: Recipe, dims: int) -> None:
+        rows = sum(len(row.slots) if recipe.pooling is Pooling.ALIGNED else 1 for row in recipe.rows)
+        needed = rows * dims * 4
+        room = self._classifiers.maxsize
+        if needed > room:
+            raise TooLargeError(
+                f"the features of {rows:,} texts take {needed / 2**20:,.0f} MiB, and {room / 2**20:,.0f} are set aside;"
+                " give fewer classes or templates, name another method, or raise DEIXIS_CLASS_EMBEDDING_CACHE_MIB"
+            )
+
+    async def _explained(
+        self, task: Task, image_features: ImageFeatures, predicted: Predicted, results: Sequence[ImageResult]
+    ) -> Sequence[ImageResult]:
+        """Add to each result which prompts made it; their features are in the store, or encoded again."""
+        recipe = await asyncio.to_thread(_recipe, task)
+        explained = predicted.ranked[:, : max(2, min(task.top_k, MAX_LABELS))]
+        prompts = prompts_to_explain(recipe, np.unique(explained).tolist())
+        features = dict(zip(prompts, await self.models[task.model].encode_texts(prompts), strict=True))
+
+        def work() -> list[ImageResult]:
+            weights = predicted.prompt_weights
+            return [
+                replace(
+                    result,
+                    explanation=explain(
+                        recipe,
+                        task.classnames,
+                        task.merge_synonyms,
+                        best=explained[number].tolist(),
+                        similarities=predicted.similarities[number],
+                        image=image_features[number],
+                        features=features,
+                        slot_weights=None if weights is None else weights[number],
+                    ),
+                )
+                for number, result in enumerate(results)
+            ]
+
+        return await asyncio.to_thread(work)
 
     @property
     def problem(self) -> str | None:
@@ -204,9 +328,9 @@ class Pipeline:
         for model in self.models.values():
             model.close()
 
-    async def _timed_class_embeddings(self, task: Task) -> tuple[ClassEmbeddings, float]:
-        class_embeddings = await self.class_embeddings(task.model, task.templates, task.classnames)
-        return class_embeddings, time.perf_counter()
+    async def _timed_classifier(self, task: Task) -> tuple[Classifier, float]:
+        classifier = await self.classifier(task)
+        return classifier, time.perf_counter()
 
     async def _read(
         self, image: bytes | ClientError, model: ServedModel, caller: Caller[Pixels], turns: asyncio.Semaphore
@@ -265,21 +389,32 @@ def _decode_and_transform(data: bytes, encoder: Encoder, limits: ImageLimits) ->
     return encoder.transform(image)
 
 
-def predict(
-    encoder: Encoder, task: Task, image_features: ImageFeatures, class_embeddings: ClassEmbeddings
-) -> list[tuple[Prediction, ...]]:
-    """Apply the task's method to the features (n, d) and return each image's ``top_k`` predictions, best first."""
-    adapter = METHODS[task.method]().fit(
-        class_embeddings, logit_scale=encoder.logit_scale, logit_bias=encoder.logit_bias
+def _recipe(task: Task) -> Recipe:
+    return METHODS[task.method].recipe(task.classes, task.templates, dict(task.options))
+
+
+def predict(encoder: Encoder, task: Task, image_features: ImageFeatures, classifier: Classifier) -> Predicted:
+    """Apply the task's method to the features (n, d)."""
+    told = classifier.adapter.predict(image_features)
+    mean = task.merge_synonyms is MergeSynonyms.MEAN
+    logits = merged(told.logits, classifier.first_rows, mean=mean)
+    return Predicted(
+        np.argsort(-logits, axis=1, kind="stable"),
+        probabilities(logits, sigmoid=encoder.logit_bias is not None),
+        merged(told.similarities, classifier.first_rows, mean=mean),
+        told.prompt_weights,
     )
-    logits = adapter.predict_logits(image_features)
-    scores = probabilities(logits, sigmoid=encoder.logit_bias is not None)
-    order = np.argsort(-logits, axis=1, kind="stable")[:, : task.top_k]
-    predictions = []
-    for best, image, image_scores in zip(order, image_features, scores, strict=True):
-        # For the best classes only, because the method has multiplied all of them already. Unit rows are so to seven
-        # digits, which is enough for a cosine of 1.0000001.
-        similarities = np.clip(class_embeddings[best] @ image, -1, 1)
-        told = zip(best.tolist(), image_scores[best].tolist(), similarities.tolist(), strict=True)
-        predictions.append(tuple(Prediction(task.classnames[index], score, cosine) for index, score, cosine in told))
-    return predictions
+
+
+def _results(task: Task, predicted: Predicted) -> list[ImageResult]:
+    """Return each image's ``top_k`` predictions, best first."""
+    results = []
+    for ranked, scores, similarities in zip(predicted.ranked, predicted.scores, predicted.similarities, strict=True):
+        best = ranked[: task.top_k]
+        told = zip(best.tolist(), scores[best].tolist(), similarities[best].tolist(), strict=True)
+        results.append(
+            ImageResult(
+                tuple(Prediction(task.classes[index].name, score, similarity) for index, score, similarity in told)
+            )
+        )
+    return results

@@ -2,13 +2,12 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.adapters.registry import METHODS
 from app.errors import (
     InvalidFieldError,
     MalformedRequestError,
@@ -17,12 +16,13 @@ from app.errors import (
     TooLargeError,
     UnknownNameError,
 )
-from app.naming import MAX_ITEMS, clean_classes, clean_classnames, clean_label_set_name
+from app.methods import METHODS
+from app.naming import MAX_ITEMS, clean_classes, clean_label_set_name
 from app.pipeline import Pipeline
 from app.prompting.templates import TemplateLibrary
 from app.store.database import ping
 from app.store.label_sets import IfMatch, LabelSetRepository
-from app.task import ClassEntry, LabelSet, Task
+from app.task import ClassEntry, LabelSet, MergeSynonyms, Task
 from app.warming import Warmer
 
 log = structlog.get_logger()
@@ -30,6 +30,9 @@ log = structlog.get_logger()
 DEFAULT_METHOD = "zero-shot"
 DEFAULT_TEMPLATES = "photo"
 DEFAULT_TOP_K = 5
+
+# Together they read every text of a label set, so that any other method finds the features of its prompts on disk.
+_WARMED_IF_DESCRIBED = (DEFAULT_METHOD, "cupl-ensemble", "dclip")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,8 @@ class Question:
     model: str | None = None
     template: str | None = None
     top_k: int | None = None
+    explain: bool = False
+    options: Mapping[str, float] = field(default_factory=dict)
 
 
 class Service:
@@ -88,15 +93,15 @@ class Service:
         method = question.method or DEFAULT_METHOD
         if method not in METHODS:
             raise UnknownNameError("method", method, METHODS)
+        options = METHODS[method].read_options(question.options)
         label_set: LabelSet | None = None
-        templates = DEFAULT_TEMPLATES
         if question.labels is not None and question.label_set is not None:
             raise InvalidFieldError.of("labels", "give either labels or label_set, not both")
         if question.label_set is not None:
             label_set = await self.find_label_set(question.label_set)
-            classnames, templates = label_set.classnames, label_set.templates
+            classes = label_set.classes
         elif question.labels is not None:
-            classnames = clean_classnames(
+            classes = clean_classes(
                 question.labels,
                 max_classes=self.label_limits.max_labels,
                 max_label_chars=self.label_limits.max_label_chars,
@@ -110,10 +115,15 @@ class Service:
         return Task(
             model=model,
             method=method,
-            classnames=classnames,
-            templates=self.templates.resolve(question.template or templates),
-            top_k=min(question.top_k or DEFAULT_TOP_K, len(classnames)),
+            classes=classes,
+            templates=self.templates.resolve(
+                question.template or (label_set.templates if label_set else DEFAULT_TEMPLATES)
+            ),
+            top_k=min(question.top_k or DEFAULT_TOP_K, len(classes)),
             label_set=label_set.reference if label_set else None,
+            merge_synonyms=label_set.merge_synonyms if label_set else MergeSynonyms.MEAN,
+            explain=question.explain,
+            options=options,
         )
 
     async def find_label_set(self, reference: str) -> LabelSet:
@@ -132,6 +142,7 @@ class Service:
         classes: Sequence[ClassEntry],
         templates: str,
         *,
+        merge_synonyms: MergeSynonyms = MergeSynonyms.MEAN,
         if_match: IfMatch = None,
         if_none_match_any: bool = False,
     ) -> tuple[LabelSet, bool]:
@@ -149,6 +160,7 @@ class Service:
             # In a thread, because the largest label sets take a second.
             await asyncio.to_thread(self.clean_classes, classes),
             templates,
+            merge_synonyms=merge_synonyms,
             if_match=if_match,
             if_none_match_any=if_none_match_any,
         )
@@ -195,8 +207,9 @@ class Service:
         if not self.pipeline.models:
             return  # a command that only reads and writes label sets
         try:
-            templates = self.templates.resolve(label_set.templates)
-            await self.pipeline.class_embeddings(self.pipeline.default_model, templates, label_set.classnames)
+            described = any(entry.descriptions or entry.features for entry in label_set.classes)
+            for method in _WARMED_IF_DESCRIBED if described else (DEFAULT_METHOD,):
+                await self.pipeline.classifier(await self.plan(Question(label_set=label_set.reference, method=method)))
         except Exception as error:  # noqa: BLE001 - whatever an encoder raises
             # A request for this label set will meet the same error and tell its caller.
             reason = str(error) or type(error).__name__

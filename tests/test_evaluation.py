@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from sklearn import metrics
 
 from app.errors import InvalidFieldError
-from app.evaluation import evaluate, wilson_interval
+from app.evaluation import Difference, bootstrap_interval, evaluate, holm, paired_difference, wilson_interval
 
 NAMES = ("lynx", "puma", "ocelot", "serval", "caracal", "margay", "bobcat")
 
@@ -139,3 +140,50 @@ def test_no_images_is_the_callers_mistake():
 def test_input_that_does_not_fit_is_our_own_bug(labels, ranked, problem):
     with pytest.raises(ValueError, match=problem):
         evaluate(NAMES, np.array(labels), np.array(ranked))
+
+
+# --- comparing methods ---------------------------------------------------------------------------------------------
+
+
+def test_a_bootstrap_interval_covers_the_mean_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(300):
+        low, high = bootstrap_interval((rng.random(100) < 0.7).astype(float), resamples=400)
+        covered += low <= 0.7 <= high
+    assert 0.90 <= covered / 300 <= 0.99
+
+
+def test_a_bootstrap_interval_of_the_same_values_is_the_same_and_has_no_width_where_they_agree():
+    values = np.array([1.0, 0, 1, 1, 0, 1])
+    assert bootstrap_interval(values) == bootstrap_interval(values)
+    assert bootstrap_interval(np.ones(5)) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(("only_first", "only_second"), [(10, 2), (3, 3), (25, 9), (1, 0), (0, 12)])
+def test_the_paired_test_is_mcnemars_exact_test_where_answers_are_right_or_wrong(only_first, only_second):
+    both = [1.0] * 20
+    first = np.array(both + [1.0] * only_first + [0.0] * only_second)
+    second = np.array(both + [0.0] * only_first + [1.0] * only_second)
+    exact = binomtest(min(only_first, only_second), only_first + only_second).pvalue
+    told = paired_difference(first, second)
+    assert told.p == pytest.approx(exact, abs=0.02)
+    assert told.mean == pytest.approx((only_first - only_second) / len(first))
+    assert told.low <= told.mean <= told.high
+
+
+def test_the_paired_test_of_methods_that_agree_finds_nothing():
+    values = np.array([1.0, 0, 1])
+    assert paired_difference(values, values) == Difference(0.0, 0.0, 0.0, 1.0)
+
+
+def test_under_no_difference_the_paired_test_is_rarely_significant():
+    rng = np.random.default_rng(2)
+    p_values = [paired_difference(*(rng.random((2, 60)) < 0.6).astype(float), flips=300).p for _ in range(200)]
+    assert np.mean(np.array(p_values) < 0.05) < 0.1
+
+
+def test_holms_correction_is_that_of_the_paper():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import expit, softmax
 
+from app.adapters.cosine import Cosine
 from app.encoders.fake import FakeEncoder
 from app.errors import (
     DeadlineExceededError,
@@ -15,9 +16,9 @@ from app.errors import (
     OverloadedError,
 )
 from app.metrics import Metrics
-from app.pipeline import ImageLimits, Pipeline, ServedModel, predict
+from app.pipeline import Classifier, ImageLimits, Pipeline, ServedModel, predict
 from app.prompting.class_embeddings import ClassEmbeddingCache
-from app.task import Task
+from app.task import ClassEntry, Task
 from tests.conftest import picture
 from tests.gated import GatedEncoder
 
@@ -30,7 +31,15 @@ COLOURS = ("red", "green", "blue")
 def start():
     with contextlib.ExitStack() as stack:
 
-        def make(*encoders, max_queued_images=64, image_batch=4, timeout_s=30.0, max_bytes=1_000_000, threads=2):
+        def make(
+            *encoders,
+            max_queued_images=64,
+            image_batch=4,
+            timeout_s=30.0,
+            max_bytes=1_000_000,
+            threads=2,
+            classifier_bytes=1_000_000,
+        ):
             metrics = Metrics()
             models = {
                 each.name: ServedModel(
@@ -47,6 +56,7 @@ def start():
                 models,
                 limits=ImageLimits(max_bytes, 1_000_000),
                 class_embedding_cache=ClassEmbeddingCache(1_000_000),
+                classifier_bytes=classifier_bytes,
                 request_timeout_s=timeout_s,
                 decode_threads=threads,
                 metrics=metrics,
@@ -61,11 +71,16 @@ def start():
 
 
 def a_task(classnames=COLOURS, *, model="fake", top_k=None, templates=("a {} thing.",)):
-    return Task(model, "zero-shot", tuple(classnames), templates, top_k or len(classnames))
+    return Task(model, "zero-shot", tuple(map(ClassEntry, classnames)), templates, top_k or len(classnames))
 
 
 def labels_of(classification):
     return [result.predictions[0].label if result.predictions else None for result in classification.results]
+
+
+def classifier_of(rows):
+    adapter = Cosine().fit(rows, logit_scale=10.0, logit_bias=None)
+    return Classifier(adapter, np.arange(len(rows)), len(rows), (), rows.nbytes)
 
 
 async def first_labels(pipeline, colours, **options):
@@ -114,8 +129,8 @@ async def test_the_best_top_k_are_told_and_their_scores_are_not_stretched_to_one
 
 def test_classes_of_equal_score_keep_the_callers_order():
     encoder, same = FakeEncoder(), np.eye(16, dtype=np.float32)[[3, 3, 3]]
-    (predictions,) = predict(encoder, a_task(["b", "c", "a"]), np.eye(16, dtype=np.float32)[[3]], same)
-    assert [each.label for each in predictions] == ["b", "c", "a"]
+    predicted = predict(encoder, a_task(["b", "c", "a"]), np.eye(16, dtype=np.float32)[[3]], classifier_of(same))
+    assert predicted.ranked.tolist() == [[0, 1, 2]]
 
 
 def test_a_similarity_is_never_told_beyond_one():
@@ -125,8 +140,8 @@ def test_a_similarity_is_never_told_beyond_one():
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     assert ((rows * rows).sum(axis=1) > 1).any()
     names = [str(number) for number in range(200)]
-    for predictions in predict(encoder, a_task(names), np.concatenate([rows, -rows]), rows):
-        assert all(-1 <= each.similarity <= 1 for each in predictions)
+    predicted = predict(encoder, a_task(names), np.concatenate([rows, -rows]), classifier_of(rows))
+    assert np.abs(predicted.similarities).max() == 1
 
 
 async def test_an_image_is_answered_the_same_alone_as_among_others(start, encoder):
@@ -341,7 +356,7 @@ async def test_texts_that_were_too_slow_are_ready_for_the_next_try(start):
         await first_labels(pipeline, ["red"])
     encoder.texts_open.set()
     # Waits for the encoding that goes on, however long: the next try must not begin another.
-    await pipeline.class_embeddings("fake", ("a {} thing.",), COLOURS)
+    await pipeline.classifier(a_task())
     assert await first_labels(pipeline, ["red"]) == ["red"]
     assert len(encoder.encoded_texts) == 3
 

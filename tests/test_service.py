@@ -2,6 +2,7 @@ import asyncio
 import json
 import threading
 
+import numpy as np
 import pytest
 import structlog
 from hypothesis import given
@@ -20,7 +21,7 @@ from app.errors import (
 )
 from app.main import open_service
 from app.service import DEFAULT_METHOD, DEFAULT_TEMPLATES, Question, split_labels
-from app.task import ClassEntry
+from app.task import ClassEntry, Task
 from tests.gated import GatedEncoder
 
 pytestmark = pytest.mark.anyio
@@ -168,12 +169,12 @@ async def test_a_label_set_is_encoded_before_it_is_asked_for(service, encoder):
     await settled(service)
     assert encoder.encoded_texts == ["a cat.", "a dog."]
     task = await service.plan(Question(label_set="pets"))
-    await service.pipeline.class_embeddings(task.model, task.templates, task.classnames)
+    await service.pipeline.classifier(task)
     assert encoder.encoded_texts == ["a cat.", "a dog."]
 
 
-async def test_after_a_restart_the_latest_version_of_every_label_set_is_encoded(settings):
-    async with open_service(settings, [FakeEncoder()]) as service:
+async def test_after_a_restart_with_another_model_the_latest_version_of_every_label_set_is_encoded(settings):
+    async with open_service(settings, [FakeEncoder("before")]) as service:
         for number in range(3):
             await service.put_label_set(f"set {number}", entries(f"old {number}"), "{}")
             await service.put_label_set(f"set {number}", entries(f"new {number}"), "{}")
@@ -181,6 +182,19 @@ async def test_after_a_restart_the_latest_version_of_every_label_set_is_encoded(
     async with open_service(settings, [encoder]) as service:
         await service.warm_all()
     assert encoder.encoded_texts == ["new 0", "new 1", "new 2"]
+
+
+async def test_after_a_restart_with_the_same_model_nothing_is_encoded(settings):
+    async with open_service(settings, [FakeEncoder()]) as service:
+        await service.put_label_set("pets", entries("cat", "dog"), "ensemble")
+        await settled(service)
+        before = await service.pipeline.classifier(await service.plan(Question(label_set="pets")))
+    encoder = FakeEncoder()
+    async with open_service(settings, [encoder]) as service:
+        await service.warm_all()
+        after = await service.pipeline.classifier(await service.plan(Question(label_set="pets")))
+    assert encoder.encoded_texts == []
+    np.testing.assert_array_equal(after.adapter.text_, before.adapter.text_)
 
 
 class Broken(FakeEncoder):
@@ -192,7 +206,7 @@ class Broken(FakeEncoder):
 
 async def test_a_label_set_that_cannot_be_encoded_keeps_no_other_from_it_and_is_logged(settings):
     """Whatever the encoder raises: an error of the background has no caller to go to."""
-    async with open_service(settings, [FakeEncoder()]) as service:
+    async with open_service(settings, [FakeEncoder("before")]) as service:
         await service.put_label_set("a", entries("poison"), "{}")
         await service.put_label_set("b", entries("cat"), "{}")
     encoder = Broken()
@@ -221,12 +235,12 @@ async def gated(anyio_backend):
 
 
 async def embeddings_of(service, *names):
-    return await service.pipeline.class_embeddings("fake", ("{}",), names)
+    return await service.pipeline.classifier(Task("fake", "zero-shot", tuple(entries(*names)), ("{}",), 1))
 
 
 async def test_of_many_writes_one_label_set_at_a_time_is_encoded_in_its_last_version(settings, gated, monkeypatch):
     async with open_service(settings, [gated]) as service:
-        get, running, most = service.pipeline.class_embeddings, 0, 0
+        get, running, most = service.pipeline.classifier, 0, 0
 
         async def counted(*arguments):
             nonlocal running, most
@@ -237,7 +251,7 @@ async def test_of_many_writes_one_label_set_at_a_time_is_encoded_in_its_last_ver
             finally:
                 running -= 1
 
-        monkeypatch.setattr(service.pipeline, "class_embeddings", counted)
+        monkeypatch.setattr(service.pipeline, "classifier", counted)
         gated.texts_open.clear()
         await service.put_label_set("busy", entries("first"), "{}")
         assert await asyncio.to_thread(gated.texts_entered.acquire, timeout=10)
@@ -258,14 +272,14 @@ async def test_new_words_wait_for_one_label_set_and_not_for_all_that_were_writte
         for number in range(20):
             await service.put_label_set(f"set {number}", entries(f"class {number}"), "{}")
         assert await asyncio.to_thread(gated.texts_entered.acquire, timeout=10)
-        texts, submitted = service.pipeline.models["fake"].texts, asyncio.Event()
-        run = texts.run
+        texts, submitted = service.pipeline.models["fake"].encode_texts, asyncio.Event()
+        run = texts._encode
 
         async def noted(prompts):
             submitted.set()
             return await run(prompts)
 
-        monkeypatch.setattr(texts, "run", noted)
+        monkeypatch.setattr(texts, "_encode", noted)
         asked = asyncio.create_task(embeddings_of(service, "new"))
         await submitted.wait()
         gated.open()

@@ -1,10 +1,25 @@
 """What the pipeline knows about a method, and how logits become scores."""
 
+from dataclasses import dataclass
 from typing import ClassVar, Protocol, Self
 
 import numpy as np
+from jaxtyping import Float32
 
-from app.task import ClassEmbeddings, ImageFeatures, Logits, Probabilities
+from app.task import ImageFeatures, Logits, Probabilities, Similarities
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What an adapter says of n images and r rows of text.
+
+    ``similarities`` are cosines or weighted means of cosines; ``logits`` are what the probability function takes;
+    ``prompt_weights`` (n, k) are those that an adapter gave the k prompts of every row, for each image.
+    """
+
+    similarities: Similarities
+    logits: Logits
+    prompt_weights: Float32[np.ndarray, "n k"] | None = None
 
 
 class Adapter(Protocol):
@@ -14,20 +29,29 @@ class Adapter(Protocol):
     forgets what an earlier call left, and neither call changes its inputs.
     """
 
-    name: ClassVar[str]
-    """The method's name, as callers write it."""
-
-    summary: ClassVar[str]
-    """One sentence for ``GET /v1/methods``, with the source."""
+    aligned: ClassVar[bool]
+    """Whether it takes each prompt by itself (r, k, d), and not one row per name (r, d)."""
 
     transductive: ClassVar[bool]
     """Whether one image's answer may depend on the others of its request."""
 
-    def fit(self, class_embeddings: ClassEmbeddings, *, logit_scale: float, logit_bias: float | None) -> Self:
-        """Take the label set, as unit rows (c, d), and the encoder's own scale and bias."""
+    def fit(self, text: np.ndarray, *, logit_scale: float, logit_bias: float | None) -> Self:
+        """Take the label set, (r, d) or where ``aligned`` (r, k, d), and the encoder's own scale and bias."""
 
-    def predict_logits(self, image_features: ImageFeatures) -> Logits:
-        """Return logits (n, c) for unit rows (n, d)."""
+    def predict(self, image_features: ImageFeatures) -> Scores:
+        """Return the scores (n, r) of unit rows (n, d)."""
+
+
+def merged(values: Float32[np.ndarray, "n r"], first_rows: np.ndarray, *, mean: bool) -> Float32[np.ndarray, "n c"]:
+    """Return each class's mean or largest value of its rows, which begin at ``first_rows`` (c,), ascending."""
+    if len(first_rows) == values.shape[1]:
+        return values
+    if not mean:
+        largest: np.ndarray = np.maximum.reduceat(values, first_rows, axis=1)
+        return largest
+    counts = np.diff(np.append(first_rows, values.shape[1]))
+    means: np.ndarray = (np.add.reduceat(values, first_rows, axis=1) / counts).astype(np.float32)
+    return means
 
 
 def probabilities(logits: Logits, *, sigmoid: bool) -> Probabilities:

@@ -1,9 +1,7 @@
-"""Every method that callers may name."""
-
-from collections.abc import Mapping
-from types import MappingProxyType
+"""Every adapter, for the tests that hold for each."""
 
 from app.adapters._base import Adapter
-from app.adapters.zero_shot import ZeroShot
+from app.adapters.auto_clip import AutoCLIP
+from app.adapters.cosine import Cosine
 
-METHODS: Mapping[str, type[Adapter]] = MappingProxyType({adapter.name: adapter for adapter in (ZeroShot,)})
+ADAPTERS: tuple[type[Adapter], ...] = (AutoCLIP, Cosine)

@@ -1,5 +1,6 @@
 """Bodies of requests and responses, as the HTTP contract promises them."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any
@@ -10,7 +11,15 @@ from pydantic_core import PydanticCustomError
 from app.errors import DeixisError
 from app.naming import MAX_ITEMS
 from app.store.label_sets import LabelSetSummary
-from app.task import ClassEntry, Classification, ImageResult, LabelSet
+from app.task import (
+    ClassEntry,
+    Classification,
+    ImageResult,
+    LabelExplanation,
+    LabelSet,
+    MergeSynonyms,
+    SpokenPrompt,
+)
 
 ProblemOf = Callable[[DeixisError], dict[str, Any]]
 """Tells an error as the members of a problem."""
@@ -26,6 +35,16 @@ class Response(BaseModel):
     """Answers."""
 
     model_config = ConfigDict(protected_namespaces=())
+
+
+def _parsed(given: object) -> object:
+    """Read what a form or a query can only hold as text."""
+    if not isinstance(given, str):
+        return given
+    try:
+        return json.loads(given)
+    except (ValueError, RecursionError) as error:
+        raise PydanticCustomError("json", 'must be a JSON object such as {{"beta": 0.7}}') from error
 
 
 class ClassifyFields(Request):
@@ -48,7 +67,14 @@ class ClassifyFields(Request):
         examples=["a photo of a {}."],
     )
     top_k: int | None = Field(None, ge=1, le=100_000, description="Predictions per image, best first; 5 by default.")
-    explain: bool = Field(default=False, description="Ask for an explanation, where the method has one.")
+    explain: bool = Field(
+        default=False, description="Also tell which prompts spoke for the best labels, and which against them."
+    )
+    options: Annotated[dict[str, float], BeforeValidator(_parsed)] = Field(
+        {},
+        description="The method's own, as `GET /v1/methods` lists them; in a form or a query, a JSON object.",
+        examples=[{"beta": 0.7}],
+    )
 
 
 class ImageBody(Request):
@@ -89,11 +115,55 @@ class PredictionBody(Response):
     similarity: float = Field(description="Cosine between the image and the class, in [-1, 1].")
 
 
+class SpokenPromptBody(Response):
+    """What one prompt said of an image."""
+
+    prompt: str
+    source: str = Field(description="`template`, `class prompt`, `description`, `feature` or `random`.")
+    cosine: float
+    weight: float = Field(description="Weights times cosines of all prompts of a label add up to its similarity.")
+
+
+class LabelExplanationBody(Response):
+    """Why a label got its similarity."""
+
+    label: str
+    similarity: float
+    rival: str | None = Field(description="The second best label for the best one, the best for any other.")
+    rival_similarity: float | None
+    supporting: list[SpokenPromptBody] = Field(
+        description="Prompts nearer to the image than the rival, those that make the most difference first; at most 10."
+    )
+    opposing: list[SpokenPromptBody] = Field(description="Prompts that are not nearer than the rival; at most 10.")
+
+    @classmethod
+    def of(cls, explanation: LabelExplanation) -> "LabelExplanationBody":
+        """Return the explanation as it is told to callers."""
+        return cls(
+            label=explanation.label,
+            similarity=explanation.similarity,
+            rival=explanation.rival,
+            rival_similarity=explanation.rival_similarity,
+            supporting=[_spoken(each) for each in explanation.supporting],
+            opposing=[_spoken(each) for each in explanation.opposing],
+        )
+
+
+def _spoken(prompt: SpokenPrompt) -> SpokenPromptBody:
+    return SpokenPromptBody(prompt=prompt.text, source=prompt.source, cosine=prompt.cosine, weight=prompt.weight)
+
+
+class ExplanationBody(Response):
+    """Which prompts spoke for the best labels, and which against them."""
+
+    labels: list[LabelExplanationBody] = Field(description="The best first; at least two where there are two.")
+
+
 class ResultBody(Response):
     """What became of one image."""
 
     predictions: list[PredictionBody]
-    explanation: dict[str, Any] | None = None
+    explanation: ExplanationBody | None = Field(None, description="Where `explain` asked for it.")
     warnings: list[str] = []
     error: Problem | None = Field(None, description="Why this image could not be read; the others are answered.")
 
@@ -105,6 +175,9 @@ class ResultBody(Response):
                 PredictionBody(label=each.label, score=each.score, similarity=each.similarity)
                 for each in result.predictions
             ],
+            explanation=None
+            if result.explanation is None
+            else ExplanationBody(labels=[LabelExplanationBody.of(each) for each in result.explanation]),
             warnings=list(warnings),
             error=None if result.error is None else Problem(**problem(result.error)),
         )
@@ -128,14 +201,14 @@ class ClassifyResponse(Response):
     )
 
     @classmethod
-    def of(cls, classification: Classification, problem: ProblemOf, warnings: Sequence[str] = ()) -> "ClassifyResponse":
+    def of(cls, classification: Classification, problem: ProblemOf) -> "ClassifyResponse":
         """Return the answer to a task; ``problem`` tells an image's error."""
         task = classification.task
         return cls(
             model=task.model,
             label_set=task.label_set,
             method=task.method,
-            results=[ResultBody.of(result, problem, warnings) for result in classification.results],
+            results=[ResultBody.of(result, problem, classification.warnings) for result in classification.results],
             timing_ms={stage: round(value, 3) for stage, value in classification.timing_ms.items()},
         )
 
@@ -144,8 +217,31 @@ class ClassBody(Request):
     """A class with what helps to recognise it."""
 
     name: str
-    descriptions: list[str] = Field([], max_length=MAX_ITEMS)
-    synonyms: list[str] = Field([], max_length=MAX_ITEMS)
+    descriptions: list[str] = Field([], max_length=MAX_ITEMS, description="Sentences about how it looks.")
+    synonyms: list[str] = Field([], max_length=MAX_ITEMS, description="Other names; each is filled into the templates.")
+    features: list[str] = Field(
+        [], max_length=MAX_ITEMS, description="Short phrases, read as `NAME, which has ...`.", examples=[["stripes"]]
+    )
+    prompt: str | None = Field(
+        None,
+        description="Stands in the place of the filled templates; `{}` is the name.",
+        examples=["a photo of a crane, the bird."],
+    )
+
+    @classmethod
+    def of(cls, entry: ClassEntry) -> "ClassBody":
+        """Return the class as it is told to callers."""
+        return cls(
+            name=entry.name,
+            descriptions=list(entry.descriptions),
+            synonyms=list(entry.synonyms),
+            features=list(entry.features),
+            prompt=entry.prompt,
+        )
+
+    def entry(self) -> ClassEntry:
+        """Return the class as it came, texts not cleaned yet."""
+        return ClassEntry(self.name, tuple(self.descriptions), tuple(self.synonyms), tuple(self.features), self.prompt)
 
 
 def _class_of(given: object) -> object:
@@ -167,13 +263,16 @@ class ClassesBody(Request):
 
     def entries(self) -> list[ClassEntry]:
         """Return the classes as they came, texts not cleaned yet."""
-        return [ClassEntry(each.name, tuple(each.descriptions), tuple(each.synonyms)) for each in self.classes]
+        return [each.entry() for each in self.classes]
 
 
 class LabelSetBody(ClassesBody):
     """A whole label set."""
 
     templates: str = Field("photo", description="A template set, or one template with `{}` for the class name.")
+    merge_synonyms: MergeSynonyms = Field(
+        MergeSynonyms.MEAN, description="Whether a class scores as its best name, or as the mean of its names."
+    )
 
 
 class LabelSetResponse(Response):
@@ -183,6 +282,7 @@ class LabelSetResponse(Response):
     version: int
     classes: list[ClassBody]
     templates: str
+    merge_synonyms: MergeSynonyms = MergeSynonyms.MEAN
     created_at: datetime
 
     @classmethod
@@ -191,11 +291,9 @@ class LabelSetResponse(Response):
         return cls(
             name=label_set.name,
             version=label_set.version,
-            classes=[
-                ClassBody(name=entry.name, descriptions=list(entry.descriptions), synonyms=list(entry.synonyms))
-                for entry in label_set.classes
-            ],
+            classes=[ClassBody.of(entry) for entry in label_set.classes],
             templates=label_set.templates,
+            merge_synonyms=label_set.merge_synonyms,
             created_at=label_set.created_at,
         )
 
@@ -254,6 +352,15 @@ class ModelList(Response):
     models: list[ModelBody]
 
 
+class OptionBody(Response):
+    """A number that a method takes."""
+
+    default: float
+    least: float
+    most: float
+    description: str
+
+
 class MethodBody(Response):
     """A method that callers may name."""
 
@@ -261,6 +368,9 @@ class MethodBody(Response):
     summary: str
     transductive: bool = Field(description="Whether an image's answer may depend on the others of its request.")
     default: bool
+    uses_descriptions: bool = Field(description="Whether descriptions of the classes change its answers.")
+    control: bool = Field(description="Whether it is there to be compared with, and not for use.")
+    options: dict[str, OptionBody]
 
 
 class MethodList(Response):

@@ -158,6 +158,9 @@ class Encoder(Protocol):
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
         """Return unit rows (k, d), float32, for k >= 1 texts; over-long texts are truncated by the tokenizer."""
 
+    def text_fingerprint(self) -> str:
+        """Return what tells the features of this text tower from those of every other; takes up to some seconds."""
+
 
 def model_source(spec: str) -> tuple[str, str, str]:
     """Split a model's name into its source, what to find there, and the tag.

@@ -49,6 +49,10 @@ class FakeEncoder:
         self.encoded_texts.extend(texts)
         return _unit_rows(np.stack([self._direction(text) for text in texts]))
 
+    def text_fingerprint(self) -> str:
+        """Return its name."""
+        return self.name
+
     def _direction(self, text: str) -> np.ndarray:
         direction = np.zeros(self.embed_dim, dtype=np.float32)
         named = [axis for axis, colour in enumerate(_COLOURS) if colour in text.lower()]

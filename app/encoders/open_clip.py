@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,17 @@ class OpenClipEncoder:
         use_threads(self._text_threads)
         with torch.inference_mode():
             return _unit_rows(self._model.encode_text(tokens.to(self.device)))
+
+    def text_fingerprint(self) -> str:
+        """Return a hash of the text tower's weights, of what it makes of a sentence, and of the packages that run it.
+
+        Everything but the image tower counts, since open_clip keeps text towers in several places. The sentence stands
+        for the tokenizer, which has no weights.
+        """
+        weights = ((name, each) for name, each in self._model.state_dict().items() if not name.startswith("visual."))
+        tried = self.encode_texts(["Zebra, which has black-and-white stripes; 3 of them."])
+        packages = [version(each) for each in ("torch", "open_clip_torch")]
+        return fingerprint_of(weights, tried.round(3).tolist(), self.device, packages)
 
 
 def _unit_rows(features: torch.Tensor) -> np.ndarray:

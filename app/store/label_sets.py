@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from app.errors import ConflictError, InvalidFieldError, PreconditionFailedError, TooLargeError, UnknownNameError
 from app.store.database import reading, writing
 from app.store.tables import LabelSetRow, LabelSetVersionRow
-from app.task import ClassEntry, LabelSet
+from app.task import ClassEntry, LabelSet, MergeSynonyms
 
 _LARGEST_VERSION = 2**31 - 1
 
@@ -114,6 +114,7 @@ class LabelSetRepository:
         classes: Sequence[ClassEntry],
         templates: str,
         *,
+        merge_synonyms: MergeSynonyms = MergeSynonyms.MEAN,
         if_match: IfMatch = None,
         if_none_match_any: bool = False,
     ) -> tuple[LabelSet, bool]:
@@ -136,7 +137,7 @@ class LabelSetRepository:
                     problem = f"the label set '{name}' exists already, at version {row.last_version}"
                     raise PreconditionFailedError(f"{problem}; leave If-None-Match out to write the next version")
                 _require_match(row, if_match)
-            return _append_version(session, row, tuple(classes), templates), created
+            return _append_version(session, row, tuple(classes), templates, merge_synonyms), created
 
     async def add_classes(
         self,
@@ -165,7 +166,7 @@ class LabelSetRepository:
             if max_classes is not None and len(merged) > max_classes:
                 problem = f"the label set '{name}' would have {len(merged)} classes, at most {max_classes} are allowed"
                 raise TooLargeError(f"{problem}; add fewer, or raise DEIXIS_MAX_CLASSES")
-            return _append_version(session, row, merged, current.templates)
+            return _append_version(session, row, merged, current.templates, current.merge_synonyms)
 
     async def remove_class(self, name: str, classname: str, *, if_match: IfMatch = None) -> LabelSet:
         """Write a new version without one class.
@@ -183,7 +184,7 @@ class LabelSetRepository:
             if not remaining:
                 problem = f"'{classname}' is the only class of the label set '{name}', which must have one"
                 raise ConflictError(f"{problem}; add another first, or delete the label set")
-            return _append_version(session, row, remaining, current.templates)
+            return _append_version(session, row, remaining, current.templates, current.merge_synonyms)
 
     async def delete(self, name: str, *, if_match: IfMatch = None) -> None:
         """Remove every version for good; the version numbers stay used.
@@ -221,18 +222,25 @@ async def _lock_current(session: AsyncSession, name: str, if_match: IfMatch) -> 
 
 
 def _append_version(
-    session: AsyncSession, row: LabelSetRow, classes: tuple[ClassEntry, ...], templates: str
+    session: AsyncSession, row: LabelSetRow, classes: tuple[ClassEntry, ...], templates: str, merge_synonyms: str
 ) -> LabelSet:
     row.last_version += 1
     version = LabelSetVersionRow(
-        name=row.name, version=row.last_version, classes=classes, templates=templates, created_at=datetime.now(UTC)
+        name=row.name,
+        version=row.last_version,
+        classes=classes,
+        templates=templates,
+        created_at=datetime.now(UTC),
+        merge_synonyms=merge_synonyms,
     )
     session.add(version)
     return _to_label_set(version)
 
 
 def _to_label_set(row: LabelSetVersionRow) -> LabelSet:
-    return LabelSet(row.name, row.version, row.classes, row.templates, row.created_at)
+    return LabelSet(
+        row.name, row.version, row.classes, row.templates, row.created_at, MergeSynonyms(row.merge_synonyms)
+    )
 
 
 def _require_match(row: LabelSetRow, if_match: IfMatch) -> None:

@@ -43,7 +43,7 @@ _Json: TypeAlias = list[dict[str, Any]]
 
 
 class ClassEntriesJson(TypeDecorator[tuple[ClassEntry, ...]]):
-    """Class entries as a JSON array of objects; empty lists are left out."""
+    """Class entries as a JSON array of objects; what is empty is left out."""
 
     impl = JSON
     cache_ok = True
@@ -58,12 +58,18 @@ class ClassEntriesJson(TypeDecorator[tuple[ClassEntry, ...]]):
 
 
 def _entry_to_json(entry: ClassEntry) -> dict[str, Any]:
-    lists = {"descriptions": list(entry.descriptions), "synonyms": list(entry.synonyms)}
-    return {"name": entry.name} | {key: texts for key, texts in lists.items() if texts}
+    others = {
+        "descriptions": list(entry.descriptions),
+        "synonyms": list(entry.synonyms),
+        "features": list(entry.features),
+        "prompt": entry.prompt,
+    }
+    return {"name": entry.name} | {key: value for key, value in others.items() if value}
 
 
 def _entry_from_json(entry: dict[str, Any]) -> ClassEntry:
-    return ClassEntry(entry["name"], tuple(entry.get("descriptions", ())), tuple(entry.get("synonyms", ())))
+    descriptions, synonyms, features = (tuple(entry.get(key, ())) for key in ("descriptions", "synonyms", "features"))
+    return ClassEntry(entry["name"], descriptions, synonyms, features, entry.get("prompt"))
 
 
 class Base(DeclarativeBase):
@@ -102,3 +108,4 @@ class LabelSetVersionRow(Base):
     classes: Mapped[tuple[ClassEntry, ...]] = mapped_column(ClassEntriesJson)
     templates: Mapped[str] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    merge_synonyms: Mapped[str] = mapped_column(Text, server_default="mean")

@@ -1,4 +1,4 @@
-"""What every method promises, tried on each that is registered."""
+"""What every adapter promises, tried on each that is registered."""
 
 import inspect
 
@@ -7,10 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.adapters.registry import METHODS
+from app.adapters.registry import ADAPTERS
 
-METHOD = pytest.mark.parametrize("adapter", METHODS.values(), ids=METHODS)
-INDUCTIVE = {name: adapter for name, adapter in METHODS.items() if not adapter.transductive}
+
+def name_of(adapter):
+    return adapter.__name__
+
+
+METHOD = pytest.mark.parametrize("adapter", ADAPTERS, ids=name_of)
+INDUCTIVE = [adapter for adapter in ADAPTERS if not adapter.transductive]
 SIZES = st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(2, 16), st.integers(0, 2**32 - 1))
 
 SCALE = 20.0
@@ -28,28 +33,26 @@ def drawn(sizes):
     return unit_rows(rng, classes, dims), unit_rows(rng, images, dims)
 
 
+def text_of(adapter, class_embeddings):
+    """Return what the adapter takes: where it takes prompts by themselves, three around each class."""
+    if not adapter.aligned:
+        return class_embeddings
+    around = np.stack([class_embeddings, np.roll(class_embeddings, 1, axis=1), -class_embeddings[:, ::-1]], axis=1)
+    return np.ascontiguousarray(around + 4 * class_embeddings[:, None]) / np.float32(6)
+
+
 def fitted(adapter, class_embeddings, *, bias=None):
-    return adapter().fit(class_embeddings, logit_scale=SCALE, logit_bias=bias)
+    return Fitted(adapter(), text_of(adapter, class_embeddings), SCALE, bias)
 
 
-def test_the_registry_is_keyed_by_the_names_that_callers_write():
-    assert "zero-shot" in METHODS
-    for name, adapter in METHODS.items():
-        assert adapter.name == name
-        assert name == name.lower().strip()
-        assert " " not in name
+class Fitted:
+    """A fitted adapter whose logits are asked for."""
 
+    def __init__(self, adapter, text, scale, bias):
+        self.adapter = adapter.fit(text, logit_scale=scale, logit_bias=bias)
 
-def test_the_registry_cannot_be_written_to():
-    with pytest.raises(TypeError):
-        METHODS["mine"] = METHODS["zero-shot"]
-
-
-@METHOD
-def test_a_method_tells_what_it_is_in_one_sentence_with_its_source(adapter):
-    assert adapter.summary.endswith(".")
-    assert any(year in adapter.summary for year in map(str, range(2015, 2035)))
-    assert isinstance(adapter.transductive, bool)
+    def predict_logits(self, image_features):
+        return self.adapter.predict(image_features).logits
 
 
 @METHOD
@@ -62,7 +65,8 @@ def test_the_constructor_only_keeps_its_arguments(adapter):
 def test_fit_returns_the_adapter_and_what_it_learned_ends_in_an_underscore(adapter):
     unfitted = adapter()
     hyperparameters = set(vars(unfitted))
-    assert unfitted.fit(np.eye(3, dtype=np.float32), logit_scale=SCALE, logit_bias=None) is unfitted
+    text = text_of(adapter, np.eye(3, dtype=np.float32))
+    assert unfitted.fit(text, logit_scale=SCALE, logit_bias=None) is unfitted
     assert all(name.endswith("_") for name in set(vars(unfitted)) - hyperparameters)
 
 
@@ -98,7 +102,7 @@ def test_the_order_of_the_images_only_orders_the_logits(adapter, sizes):
     )
 
 
-@pytest.mark.parametrize("adapter", INDUCTIVE.values(), ids=INDUCTIVE)
+@pytest.mark.parametrize("adapter", INDUCTIVE, ids=name_of)
 @given(sizes=SIZES)
 def test_an_image_gets_the_same_logits_alone_as_in_a_batch(adapter, sizes):
     class_embeddings, image_features = drawn(sizes)
@@ -134,9 +138,9 @@ def test_an_image_on_a_class_is_that_class(adapter):
 @given(sizes=SIZES, other=SIZES)
 def test_fitting_again_forgets_the_first_time(adapter, sizes, other):
     class_embeddings, image_features = drawn(sizes)
-    used = adapter().fit(drawn(other)[0], logit_scale=3.0, logit_bias=1.5)
+    used = Fitted(adapter(), text_of(adapter, drawn(other)[0]), 3.0, 1.5)
     used.predict_logits(drawn(other)[1])
-    again = used.fit(class_embeddings, logit_scale=SCALE, logit_bias=None).predict_logits(image_features)
+    again = Fitted(used.adapter, text_of(adapter, class_embeddings), SCALE, None).predict_logits(image_features)
     np.testing.assert_array_equal(again, fitted(adapter, class_embeddings).predict_logits(image_features))
 
 
@@ -150,13 +154,14 @@ def test_predicting_twice_gives_the_same(adapter, sizes):
 
 @METHOD
 def test_the_inputs_are_not_written_to(adapter):
-    """They are shared: the class embeddings by every request, which is why they come read-only."""
+    """They are shared: the text by every request, which is why it comes read-only."""
     class_embeddings, image_features = drawn((4, 3, 8, 3))
-    class_embeddings.flags.writeable = False
+    text = text_of(adapter, class_embeddings).copy()
+    text.flags.writeable = False
     image_features.flags.writeable = False
-    before = class_embeddings.copy(), image_features.copy()
-    fitted(adapter, class_embeddings, bias=-2.0).predict_logits(image_features)
-    np.testing.assert_array_equal(class_embeddings, before[0])
+    before = text.copy(), image_features.copy()
+    Fitted(adapter(), text, SCALE, -2.0).predict_logits(image_features)
+    np.testing.assert_array_equal(text, before[0])
     np.testing.assert_array_equal(image_features, before[1])
 
 

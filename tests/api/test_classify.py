@@ -3,8 +3,8 @@ import json
 
 import pytest
 
-from app.adapters.registry import METHODS
 from app.encoders.fake import FakeEncoder
+from app.methods import METHODS
 from tests.api.problems import fields_of, problem_of
 from tests.conftest import picture
 
@@ -246,11 +246,122 @@ def test_a_top_k_that_is_no_number_of_predictions_is_refused(client, top_k):
     assert fields_of(as_form(client, [picture()], labels="a", top_k=top_k)) == {"top_k"}
 
 
-@pytest.mark.parametrize("explain", [True, False])
-def test_asking_a_method_without_explanations_for_one_is_warned_of(client, explain):
-    (result,) = answer(as_json(client, [picture()], labels=["a"], explain=explain))["results"]
+# --- explanations --------------------------------------------------------------------------------------------------
+
+
+def test_without_being_asked_no_explanation_is_made(client):
+    (result,) = answer(as_json(client, [picture()], labels=["a"]))["results"]
     assert result["explanation"] is None
-    assert result["warnings"] == (["method 'zero-shot' has no explanation to give"] if explain else [])
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("merge_synonyms", ["max", "mean"])
+def test_the_prompts_of_an_explanation_add_up_to_the_similarity(client, method, merge_synonyms):
+    """Weights times cosines, whatever the method makes of the prompts."""
+    classes = [
+        {"name": "ruby", "features": ["red facets", "a red gem"], "descriptions": ["A ruby is red."]},
+        {
+            "name": "leaf",
+            "synonyms": ["foliage"],
+            "features": ["green veins"],
+            "descriptions": ["It is green.", "Flat."],
+        },
+        {"name": "sky", "prompt": "the blue {}", "descriptions": ["Blue all over."]},
+    ]
+    body = {"classes": classes, "templates": "ensemble", "merge_synonyms": merge_synonyms}
+    assert client.put("/v1/label-sets/things", json=body).status_code == 201
+    options = {"options": {"descriptors": 6}} if method == "waffle" else {}
+    asked = as_json(client, [picture("orange")], label_set="things", method=method, explain=True, **options)
+    (result,) = answer(asked)["results"]
+    told = result["explanation"]["labels"]
+    assert [each["label"] for each in told] == [each["label"] for each in result["predictions"]]
+    assert [each["rival"] for each in told] == [told[1]["label"], told[0]["label"], told[0]["label"]]
+    for each, prediction in zip(told, result["predictions"], strict=True):
+        prompts = each["supporting"] + each["opposing"]
+        assert each["similarity"] == pytest.approx(prediction["similarity"], abs=1e-6)
+        assert sum(prompt["weight"] * prompt["cosine"] for prompt in prompts) == pytest.approx(
+            each["similarity"], abs=1e-5
+        )
+        assert all(prompt["cosine"] > each["rival_similarity"] for prompt in each["supporting"])
+        assert all(prompt["cosine"] <= each["rival_similarity"] for prompt in each["opposing"])
+
+
+def test_the_runner_up_is_explained_even_if_only_the_best_is_told(client):
+    asked = as_json(client, [picture("red")], labels=["red", "blue"], top_k=1, explain=True)
+    (result,) = answer(asked)["results"]
+    assert len(result["predictions"]) == 1
+    best, second = result["explanation"]["labels"]
+    assert (best["label"], best["rival"], second["label"]) == ("red", "blue", "blue")
+    assert [each["prompt"] for each in best["supporting"]] == ["a photo of a red."]
+    assert [each["prompt"] for each in second["opposing"]] == ["a photo of a blue."]
+
+
+def test_a_single_label_is_explained_without_a_rival(client):
+    (result,) = answer(as_json(client, [picture("red")], labels=["red"], explain=True))["results"]
+    (told,) = result["explanation"]["labels"]
+    assert (told["rival"], told["rival_similarity"]) == (None, None)
+    assert len(told["supporting"] + told["opposing"]) == 1
+
+
+def test_each_form_takes_explain_and_options(client):
+    fields = {"labels": "red, blue", "method": "autoclip", "template": "ensemble"}
+    for answered in (
+        as_form(client, [picture("red")], explain="true", options='{"beta": 0.5}', **fields),
+        as_body(client, picture("red"), explain="true", options='{"beta": 0.5}', **fields),
+    ):
+        (result,) = answer(answered)["results"]
+        weights = [each["weight"] for each in result["explanation"]["labels"][0]["supporting"]]
+        assert max(weights) > 1 / 7
+    equal = answer(as_form(client, [picture("red")], explain="true", options='{"beta": 1}', **fields))["results"][0]
+    assert {round(each["weight"], 5) for each in equal["explanation"]["labels"][0]["supporting"]} == {round(1 / 7, 5)}
+
+
+def test_a_bad_image_among_good_ones_has_no_explanation_and_the_others_have(client):
+    results = answer(as_json(client, [picture("red"), b"no image"], labels=["red"], explain=True))["results"]
+    assert results[0]["explanation"]["labels"][0]["label"] == "red"
+    assert results[1]["explanation"] is None
+
+
+# --- methods and their options -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"beta": 0}, "0 is not a number from 0.01 to 1"),
+        ({"beta": 1.5}, "1.5 is not a number from 0.01 to 1"),
+        ({"gamma": 1}, "method 'autoclip' has no such option; known: beta"),
+    ],
+)
+def test_an_option_that_a_method_does_not_take_is_refused(client, options, told):
+    answered = as_json(client, [picture()], labels=["a"], method="autoclip", options=options)
+    assert answered.status_code == 422
+    (problem,) = answered.json()["errors"]
+    assert problem["problem"] == told
+    assert problem["field"] == f"options.{next(iter(options))}"
+
+
+@pytest.mark.parametrize(
+    "options", ["beta", "[1]", '{"beta": "much"}', "{" * 5000, '{"beta": NaN}', '{"beta": Infinity}']
+)
+def test_options_that_are_no_object_of_numbers_are_refused(client, options):
+    answered = as_form(client, [picture()], labels="a", method="autoclip", options=options)
+    assert answered.status_code == 422
+    assert all(each["field"].startswith("options") for each in answered.json()["errors"])
+
+
+def test_a_method_that_lacks_descriptions_says_so_in_the_answer(client):
+    (result,) = answer(as_json(client, [picture()], labels=["a"], method="cupl"))["results"]
+    assert result["warnings"] == ["no class has descriptions; the templates are used"]
+
+
+def test_a_classifier_that_would_take_too_much_memory_is_refused_with_the_way_out(make_client):
+    """The features of 16,000 prompts of 16 dimensions are one MiB, and half of one is set aside."""
+    client = make_client(class_embedding_cache_mib=1)
+    labels = [f"label {number}" for number in range(200)]
+    answered = as_json(client, [picture()], labels=labels, method="autoclip", template="imagenet")
+    assert answered.status_code == 413
+    assert "raise DEIXIS_CLASS_EMBEDDING_CACHE_MIB" in answered.json()["detail"]
 
 
 # --- names that do not exist ---------------------------------------------------------------------------------------

@@ -6,7 +6,13 @@ import pytest
 
 from tests.api.problems import fields_of, problem_of
 
-LYNX = {"name": "lynx", "descriptions": ["tufted ears", "a short tail"], "synonyms": ["bobcat"]}
+LYNX = {
+    "name": "lynx",
+    "descriptions": ["A lynx has tufted ears.", "A lynx has a short tail."],
+    "synonyms": ["bobcat"],
+    "features": ["tufted ears", "a wild cat"],
+    "prompt": "a photo of a {}, the wild cat.",
+}
 
 
 def at(name, *rest):
@@ -36,15 +42,16 @@ def test_the_first_put_creates_and_later_ones_replace(client):
 
 def test_what_is_put_is_what_is_got(client):
     sent = [LYNX, "puma", {"name": "owl", "descriptions": ["eyes in front"]}]
-    told = put(client, "cats", sent, templates="a photo of a {}, a kind of cat.")
+    told = put(client, "cats", sent, templates="a photo of a {}, a kind of cat.", merge_synonyms="mean")
     assert told.json() == client.get(at("cats")).json()
     body = told.json()
-    assert set(body) == {"name", "version", "classes", "templates", "created_at"}
+    assert set(body) == {"name", "version", "classes", "templates", "merge_synonyms", "created_at"}
     assert body["classes"] == [
         LYNX,
-        {"name": "puma", "descriptions": [], "synonyms": []},
-        {"name": "owl", "descriptions": ["eyes in front"], "synonyms": []},
+        {"name": "puma", "descriptions": [], "synonyms": [], "features": [], "prompt": None},
+        {"name": "owl", "descriptions": ["eyes in front"], "synonyms": [], "features": [], "prompt": None},
     ]
+    assert body["merge_synonyms"] == "mean"
     assert body["templates"] == "a photo of a {}, a kind of cat."
     created_at = datetime.fromisoformat(body["created_at"])
     assert abs(datetime.now(UTC) - created_at) < timedelta(minutes=1)

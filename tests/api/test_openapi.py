@@ -110,7 +110,7 @@ def test_the_three_forms_of_a_classify_request_are_shown_with_the_same_fields(ap
     assert set(body["content"]) == {"multipart/form-data", "application/json", "image/*"}
     form = body["content"]["multipart/form-data"]["schema"]
     json_body = body["content"]["application/json"]["schema"]
-    fields = {"labels", "label_set", "method", "model", "template", "top_k", "explain"}
+    fields = {"labels", "label_set", "method", "model", "template", "top_k", "explain", "options"}
     assert set(form["properties"]) == fields | {"image"}
     assert set(json_body["properties"]) == fields | {"images"}
     assert form["properties"]["image"]["items"] == {"type": "string", "format": "binary"}

@@ -48,6 +48,69 @@ def test_classify_writes_a_table_or_csv_for_globs(server, photograph_folder, tmp
     ]
 
 
+def test_an_explanation_is_shown_as_bars_and_given_as_json(where, photograph_folder, tmp_path):
+    photo = photograph_folder / "cat" / "chelsea.jpg"
+    assert deixis("label-sets", "import", "animals", *where, data_dir=tmp_path).returncode == 0
+    arguments = ("classify", photo, "-s", "animals", "--method", "dclip", "--explain", *where)
+
+    table = deixis(*arguments, data_dir=tmp_path)
+    told = deixis(*arguments, "-f", "json", data_dir=tmp_path)
+
+    assert table.returncode == 0, table.stderr
+    bars = [line for line in table.stdout.splitlines() if "\u2588" in line]
+    assert any("+" in line and "cat, which has" in line for line in bars)
+    assert any(line.strip().startswith("-") for line in bars)
+    (answer,) = json.loads(told.stdout)
+    best = answer["explanation"]["labels"][0]
+    assert best["label"] == "cat"
+    assert best["supporting"][0]["source"] == "feature"
+
+
+def test_options_reach_the_method_and_its_warnings_the_reader(where, photograph_folder, tmp_path):
+    photo = photograph_folder / "cat" / "chelsea.jpg"
+    plain = deixis("classify", photo, "-l", LABELS, "--method", "autoclip", *where, data_dir=tmp_path)
+    refused = deixis("classify", photo, "-l", LABELS, "--method", "autoclip", "-o", "beta=7", *where, data_dir=tmp_path)
+    malformed = deixis("classify", photo, "-l", LABELS, "--method", "autoclip", "-o", "beta", *where, data_dir=tmp_path)
+
+    assert plain.returncode == 0
+    assert "nothing to weigh" in plain.stderr
+    assert (refused.returncode, malformed.returncode) == (2, 2)
+    assert "7 is not a number from 0.01 to 1" in refused.stderr
+    assert "not of the form NAME=NUMBER" in malformed.stderr
+
+
+def test_the_label_sets_that_come_along_are_listed_and_another_name_is_refused(tmp_path):
+    listed = deixis("label-sets", "shipped", data_dir=tmp_path)
+    refused = deixis("label-sets", "import", "animls", data_dir=tmp_path)
+
+    assert "vehicles" in listed.stdout
+    assert refused.returncode == 2
+    assert "unknown shipped label set 'animls'; known: animals, " in refused.stderr
+
+
+def test_evaluate_compares_every_method_and_says_in_words_what_follows(photograph_folder, tmp_path):
+    report, described = tmp_path / "report.json", tmp_path / "described.json"
+    classes = [{"name": word, "descriptions": [f"This is a {word}."]} for word in sorted(set(TRUE_WORDS.values()))]
+    described.write_text(json.dumps(classes))
+    assert deixis("label-sets", "import", "things", described, data_dir=tmp_path).returncode == 0
+    done = deixis(
+        *("evaluate", photograph_folder, "-s", "things", "--method", "all", "--json", report), data_dir=tmp_path
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "waffle (2 random, mean of 7)" in done.stdout
+    assert "keep zero-shot, or bring more labelled ones" in done.stdout
+    figures = json.loads(report.read_text())
+    assert {each["method"] for each in figures["methods"]} >= {"zero-shot", "cupl", "dclip", "autoclip"}
+    assert figures["images"] == 6
+
+
+def test_every_method_at_once_is_refused_through_a_server(server, photograph_folder, tmp_path):
+    done = deixis("evaluate", photograph_folder, "--method", "all", "--server", server.url, data_dir=tmp_path)
+    assert done.returncode == 2
+    assert "in process only" in done.stderr
+
+
 def test_evaluate_measures_a_folder_with_a_subfolder_per_class(where, photograph_folder, tmp_path):
     report = tmp_path / "report.json"
 
@@ -104,7 +167,7 @@ def test_label_sets_go_out_and_come_in_again(where, tmp_path):
         (("classify", "nowhere.jpg", "-l", "cat"), "matches nothing"),
         (("classify", "{photo}", "-l", "cat", "-s", "pets"), "not both"),
         (("classify", "{photo}"), "give labels"),
-        (("classify", "{photo}", "-l", "cat", "--method", "zlp"), "unknown method 'zlp'; known: zero-shot"),
+        (("classify", "{photo}", "-l", "cat", "--method", "zlp"), "unknown method 'zlp'; known: autoclip, "),
         (("classify", "{photo}", "-l", "cat", "--server", "http://127.0.0.1:9"), "is the server running"),
         (("evaluate", "{photo}"), "is not a folder"),
         (("models", "show", "nothing"), "unknown model 'nothing'"),

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.prompting.class_embeddings import ClassEmbeddingCache, class_embeddings
-from tests.oracles.text_prototypes import cupl_prototypes, unit
+from app.prompting.class_embeddings import ClassEmbeddingCache, pool, prototype
+from app.prompting.recipes import Pooling, Row, Slot, templates_only
+from app.task import ClassEntry
+from tests.oracles.text_prototypes import cupl_prototypes, dclip_scores, unit
 
 pytestmark = pytest.mark.anyio
 
@@ -53,28 +55,50 @@ def cache():
 
 
 def get(cache, encode, classnames, *, model="m", templates=PHOTO):
-    return cache.get(model, encode, templates=templates, classnames=tuple(classnames))
+    recipe = templates_only([ClassEntry(name) for name in classnames], templates, {})
+    return cache.get(model, encode, recipe.pooling, recipe.rows)
 
 
 # --- the arithmetic ------------------------------------------------------------------------------------------------
 
 
-@given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 16), st.integers(0, 2**32 - 1))
-def test_unit_rows_are_averaged_per_class_and_made_unit_again(classes, prompts, dims, seed):
-    features = unit(np.random.default_rng(seed).standard_normal((classes, prompts, dims))).astype(np.float32)
-    embeddings = class_embeddings(features.reshape(classes * prompts, dims), prompts)
-    np.testing.assert_allclose(embeddings, cupl_prototypes(list(features.astype(np.float64))), atol=2e-5)
-    assert embeddings.dtype == np.float32
+def row_of(*sizes):
+    return Row(
+        0, tuple(Slot("template", tuple(f"{slot} {text}" for text in range(size))) for slot, size in enumerate(sizes))
+    )
 
 
-def test_one_prompt_per_class_is_the_embedding_itself():
-    features = np.stack([direction(text) for text in "abc"])
-    np.testing.assert_allclose(class_embeddings(features, 1), features, atol=1e-7)
+@given(st.integers(1, 6), st.integers(1, 16), st.integers(0, 2**32 - 1))
+def test_a_prototype_is_the_mean_of_unit_rows_made_unit_again(prompts, dims, seed):
+    features = unit(np.random.default_rng(seed).standard_normal((prompts, dims))).astype(np.float32)
+    embedding = prototype(features)
+    np.testing.assert_allclose(embedding, cupl_prototypes([features.astype(np.float64)])[0], atol=2e-5)
+    assert embedding.dtype == np.float32
+
+
+@given(st.integers(1, 6), st.integers(1, 16), st.integers(0, 2**32 - 1))
+def test_a_mean_is_not_made_unit_again_so_that_its_product_is_the_mean_of_the_cosines(prompts, dims, seed):
+    rng = np.random.default_rng(seed)
+    features = unit(rng.standard_normal((prompts, dims))).astype(np.float32)
+    image = unit(rng.standard_normal(dims))
+    mean = pool(row_of(*[1] * prompts), Pooling.MEAN, features)
+    np.testing.assert_allclose(mean @ image, dclip_scores(image[None], [features])[0, 0], atol=1e-6)
+
+
+def test_aligned_slots_are_pooled_each_by_itself():
+    features = np.stack([direction(text) for text in "abcdef"])
+    pooled = pool(row_of(1, 3, 2), Pooling.ALIGNED, features)
+    wanted = cupl_prototypes([features[:1], features[1:4], features[4:]])
+    np.testing.assert_allclose(pooled, wanted, atol=1e-6)
+
+
+def test_one_prompt_is_the_embedding_itself():
+    np.testing.assert_allclose(prototype(direction("a")[None]), direction("a"), atol=1e-7)
 
 
 def test_prompts_that_cancel_each_other_give_a_finite_row():
     features = np.array([[1, 0], [-1, 0]], dtype=np.float32)
-    assert class_embeddings(features, 2).tolist() == [[0.0, 0.0]]
+    assert prototype(features).tolist() == [0.0, 0.0]
 
 
 # --- what comes out ------------------------------------------------------------------------------------------------
@@ -260,7 +284,7 @@ async def test_an_answer_with_too_few_rows_fails_and_leaves_nothing_stuck(cache)
     async def short(prompts):
         return np.ones((1, DIMS), dtype=np.float32)
 
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="1 rows of features for 2 prompts"):
         await get(cache, short, ["owl", "lynx"])
     got = await get(cache, Encoder(), ["owl", "lynx"])
     np.testing.assert_allclose(got, expected(PHOTO, ["owl", "lynx"]), atol=1e-6)
@@ -282,7 +306,7 @@ async def test_answers_are_right_when_nearly_nothing_can_be_kept(max_bytes):
 
 
 async def test_the_rows_used_longest_ago_go_first():
-    small = ClassEmbeddingCache(6 * ROW_BYTES)  # half of it for three rows, half for whole matrices
+    small = ClassEmbeddingCache(3 * ROW_BYTES)
     encode = Encoder()
     await get(small, encode, ["a", "b", "c"])
     await get(small, encode, ["a"])
@@ -307,4 +331,4 @@ def test_no_history_of_requests_changes_an_answer_or_takes_more_memory_than_allo
 
     for classnames, answer in zip(requests, asyncio.run(ask_all()), strict=True):
         np.testing.assert_allclose(answer, expected(PHOTO, classnames), atol=1e-6)
-    assert sum(kept.nbytes for kept in (*cache._rows.values(), *cache._matrices.values())) <= max_bytes
+    assert sum(kept.nbytes for kept in cache._rows.values()) <= max_bytes

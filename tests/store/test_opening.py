@@ -55,7 +55,7 @@ async def test_sqlite_is_set_to_lose_nothing_and_to_wait_for_locks(sqlite_url, o
 
 
 async def test_a_version_cannot_exist_without_its_label_set(engine):
-    orphan = "INSERT INTO label_set_versions VALUES ('pets', 1, '[]', '', '2025-01-01 00:00:00')"
+    orphan = "INSERT INTO label_set_versions VALUES ('pets', 1, '[]', '', '2025-01-01 00:00:00', 'max')"
     async with engine.connect() as connection:
         with pytest.raises(IntegrityError, match=r"(?i)foreign key"):
             await connection.execute(text(orphan))

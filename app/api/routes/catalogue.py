@@ -2,9 +2,9 @@
 
 from fastapi import APIRouter
 
-from app.adapters.registry import METHODS
 from app.api.dependencies import ServiceDependency
-from app.api.schemas import ImagePathBody, MethodBody, MethodList, ModelBody, ModelList
+from app.api.schemas import ImagePathBody, MethodBody, MethodList, ModelBody, ModelList, OptionBody
+from app.methods import METHODS
 from app.service import DEFAULT_METHOD
 
 router = APIRouter(prefix="/v1", tags=["models and methods"])
@@ -45,10 +45,18 @@ async def methods() -> MethodList:
         methods=[
             MethodBody(
                 name=name,
-                summary=adapter.summary,
-                transductive=adapter.transductive,
+                summary=method.summary,
+                transductive=method.transductive,
                 default=name == DEFAULT_METHOD,
+                uses_descriptions=method.uses_descriptions,
+                control=method.is_control,
+                options={
+                    option_name: OptionBody(
+                        default=option.default, least=option.least, most=option.most, description=option.description
+                    )
+                    for option_name, option in method.options.items()
+                },
             )
-            for name, adapter in METHODS.items()
+            for name, method in METHODS.items()
         ]
     )

@@ -27,6 +27,11 @@ def _form_schema() -> dict[str, Any]:
             "image": {**image, "description": "One or more files."},
             **fields,
             "labels": {"type": "string", "description": fields["labels"]["description"], "examples": ["cat, dog"]},
+            "options": {
+                "type": "string",
+                "description": fields["options"]["description"],
+                "examples": ['{"beta": 0.7}'],
+            },
         },
     }
 
@@ -69,12 +74,13 @@ async def classify(request: Request, service: ServiceDependency) -> ClassifyResp
             model=fields.model,
             template=fields.template,
             top_k=fields.top_k,
+            explain=fields.explain,
+            options=fields.options,
         )
     )
     classification = await unless_disconnected(request, service.pipeline.classify(given.images, task))
     _raise_if_all_bad(classification)
-    warnings = [f"method '{task.method}' has no explanation to give"] if fields.explain else []
-    return ClassifyResponse.of(classification, problem, warnings)
+    return ClassifyResponse.of(classification, problem)
 
 
 def _raise_if_all_bad(classification: Classification) -> None:

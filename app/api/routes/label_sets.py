@@ -88,6 +88,7 @@ async def put_label_set(
         name,
         body.entries(),
         body.templates,
+        merge_synonyms=body.merge_synonyms,
         if_match=parse_if_match(if_match),
         if_none_match_any=if_none_match == "*",
     )

@@ -6,7 +6,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from scipy.special import expit, softmax
 
 from app.adapters._base import probabilities
-from app.adapters.zero_shot import ZeroShot
+from app.adapters.cosine import Cosine
 
 LARGEST = float(np.finfo(np.float32).max)
 LOGITS = arrays(
@@ -28,7 +28,7 @@ def unit_rows(rng, count, dims):
 def test_logits_are_the_scaled_cosines_plus_the_bias(bias, added):
     rng = np.random.default_rng(0)
     classes, images = unit_rows(rng, 4, 16), unit_rows(rng, 3, 16)
-    logits = ZeroShot().fit(classes, logit_scale=37.5, logit_bias=bias).predict_logits(images)
+    logits = Cosine().fit(classes, logit_scale=37.5, logit_bias=bias).predict(images).logits
     cosines = [[float(np.dot(image.astype(float), each.astype(float))) for each in classes] for image in images]
     np.testing.assert_allclose(logits, 37.5 * np.array(cosines) + added, atol=1e-4)
 
@@ -36,7 +36,7 @@ def test_logits_are_the_scaled_cosines_plus_the_bias(bias, added):
 def test_the_nearest_class_wins_whatever_the_scale():
     classes, images = np.eye(5, dtype=np.float32), np.eye(5, dtype=np.float32)[[3, 0]]
     for scale in (0.01, 1.0, 100.0):
-        logits = ZeroShot().fit(classes, logit_scale=scale, logit_bias=None).predict_logits(images)
+        logits = Cosine().fit(classes, logit_scale=scale, logit_bias=None).predict(images).logits
         assert logits.argmax(axis=1).tolist() == [3, 0]
 
 

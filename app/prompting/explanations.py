@@ -1,0 +1,119 @@
+"""Which prompts spoke for a label and which against it."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from app.prompting.class_embeddings import prototype
+from app.prompting.recipes import Pooling, Recipe, Row
+from app.task import LabelExplanation, MergeSynonyms, SpokenPrompt
+
+MAX_LABELS = 5
+"""Labels that are explained, the best first."""
+
+MAX_PROMPTS = 10
+"""Prompts on each side of a label."""
+
+
+def explain(
+    recipe: Recipe,
+    classnames: Sequence[str],
+    merge: MergeSynonyms,
+    *,
+    best: Sequence[int],
+    similarities: np.ndarray,
+    image: np.ndarray,
+    features: Mapping[str, np.ndarray],
+    slot_weights: np.ndarray | None,
+) -> tuple[LabelExplanation, ...]:
+    """Explain some classes for one image.
+
+    Args:
+        recipe: the prompts of every class.
+        classnames: of every class.
+        merge: how the scores of a class's names were merged.
+        best: the classes to explain, by index, the best first.
+        similarities: of every class, (c,).
+        image: unit features (d,).
+        features: unit features (d,) of every prompt of these classes.
+        slot_weights: (k,), for methods that weigh slots.
+    """
+    told = []
+    for index in best:
+        rival = _rival(index, best)
+        against = None if rival is None else float(similarities[rival])
+        # With nothing to choose from, a prompt is compared with its own label.
+        level = float(similarities[index]) if against is None else against
+        prompts = _spoken(recipe, index, merge, image, features, slot_weights)
+        prompts.sort(key=lambda each: -each.weight * abs(each.cosine - level))
+        told.append(
+            LabelExplanation(
+                label=classnames[index],
+                similarity=float(similarities[index]),
+                rival=None if rival is None else classnames[rival],
+                rival_similarity=against,
+                supporting=tuple(each for each in prompts if each.cosine > level)[:MAX_PROMPTS],
+                opposing=tuple(each for each in prompts if each.cosine <= level)[:MAX_PROMPTS],
+            )
+        )
+    return tuple(told)
+
+
+def prompts_to_explain(recipe: Recipe, indices: Sequence[int]) -> list[str]:
+    """Return every prompt of these classes, once."""
+    wanted = set(indices)
+    return list(dict.fromkeys(text for row in recipe.rows if row.class_index in wanted for text in row.texts))
+
+
+def _rival(index: int, best: Sequence[int]) -> int | None:
+    if index != best[0]:
+        return best[0]
+    return best[1] if len(best) > 1 else None
+
+
+def _spoken(
+    recipe: Recipe,
+    index: int,
+    merge: MergeSynonyms,
+    image: np.ndarray,
+    features: Mapping[str, np.ndarray],
+    slot_weights: np.ndarray | None,
+) -> list[SpokenPrompt]:
+    """Return the prompts of a class's names: of the best name where the best counts, else of all of them."""
+    by_name = []
+    for row in recipe.rows:
+        if row.class_index == index:
+            prompts = np.stack([features[text] for text in row.texts])
+            by_name.append((row, prompts @ image, _weights(row, recipe.pooling, prompts, slot_weights)))
+    if merge is MergeSynonyms.MAX:
+        by_name = [max(by_name, key=lambda each: float(each[1] @ each[2]))]
+    share = 1 / len(by_name)
+    return [
+        SpokenPrompt(text, source, float(cosine), float(weight) * share)
+        for row, cosines, weights in by_name
+        for (source, text), cosine, weight in zip(_told(row), cosines, weights, strict=True)
+    ]
+
+
+def _told(row: Row) -> list[tuple[str, str]]:
+    return [(slot.source, text) for slot in row.slots for text in slot.texts]
+
+
+def _weights(row: Row, pooling: Pooling, prompts: np.ndarray, slot_weights: np.ndarray | None) -> np.ndarray:
+    """Return what each prompt's cosine is multiplied with, (k,), so that the sum is the row's similarity."""
+    if pooling is Pooling.MEAN:
+        return np.full(len(prompts), 1 / len(prompts))
+    if pooling is Pooling.PROTOTYPE:
+        return np.full(len(prompts), _share(prompts))
+    assert slot_weights is not None
+    ends = np.cumsum([len(slot.texts) for slot in row.slots])[:-1]
+    parts = np.split(prompts, ends)
+    return np.concatenate(
+        [np.full(len(part), weight * _share(part)) for part, weight in zip(parts, slot_weights, strict=True)]
+    )
+
+
+def _share(prompts: np.ndarray) -> float:
+    """Return the weight of each prompt's cosine in the cosine with their prototype."""
+    length = float(np.linalg.norm(prompts.mean(axis=0)))
+    return 0.0 if not prototype(prompts).any() else 1 / (len(prompts) * length)
