@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from enum import Enum
 from typing import Final, Literal, TypeAlias
 
+from cachetools import LRUCache
 from sqlalchemy import Integer, and_, delete, func, literal, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
@@ -16,6 +17,7 @@ from app.store.tables import LabelSetRow, LabelSetVersionRow
 from app.task import ClassEntry, LabelSet, MergeSynonyms
 
 _LARGEST_VERSION = 2**31 - 1
+_CACHED_CHARS = 64 * 2**20
 
 
 class AnyVersion(Enum):
@@ -49,6 +51,8 @@ class LabelSetRepository:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
+        # A version never changes and its number is never given again, so that only its being there must be asked for.
+        self._versions: LRUCache[tuple[str, int], LabelSet] = LRUCache(_CACHED_CHARS, getsizeof=_size)
 
     async def get(self, name: str, version: int | None = None) -> LabelSet:
         """Return one version, or the current one.
@@ -62,7 +66,7 @@ class LabelSetRepository:
             # Version 0 is never given out, so it stands for every number that the column could not hold either.
             wanted = literal(version if 0 < version <= _LARGEST_VERSION else 0) if version is not None else None
             statement = (
-                select(LabelSetRow, LabelSetVersionRow)
+                select(LabelSetRow, LabelSetVersionRow.version)
                 .outerjoin(
                     LabelSetVersionRow,
                     and_(
@@ -75,10 +79,18 @@ class LabelSetRepository:
             found = (await session.execute(statement)).one_or_none()
             if found is None:
                 raise await _unknown_label_set(session, name)
-            label_set, version_row = found
-            if version_row is None:
+            label_set, found_version = found
+            if found_version is None:
                 raise await _unknown_version(session, label_set, version)
-            return _to_label_set(version_row)
+            cached = self._versions.get((name, found_version))
+            if cached is None:
+                row = await session.get(LabelSetVersionRow, (name, found_version))
+                if row is None:  # deleted between the two statements
+                    raise await _unknown_label_set(session, name)
+                cached = _to_label_set(row)
+                if _size(cached) <= self._versions.maxsize:
+                    self._versions[name, found_version] = cached
+            return cached
 
     async def list(self, limit: int, after: str | None = None) -> Sequence[LabelSetSummary]:
         """Return at most ``limit`` summaries, sorted by code point, beginning behind the name ``after``."""
@@ -235,6 +247,14 @@ def _append_version(
     )
     session.add(version)
     return _to_label_set(version)
+
+
+def _size(label_set: LabelSet) -> int:
+    """Return about how many characters it has, and some for each object."""
+    return sum(
+        100 + len(entry.name) + sum(60 + len(text) for text in (*entry.descriptions, *entry.features, *entry.synonyms))
+        for entry in label_set.classes
+    )
 
 
 def _to_label_set(row: LabelSetVersionRow) -> LabelSet:

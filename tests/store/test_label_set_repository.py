@@ -188,6 +188,26 @@ async def test_after_a_deletion_nothing_is_left_and_version_numbers_go_on(engine
         await repository.get("pets", 3)
 
 
+async def test_what_another_process_writes_or_deletes_is_seen_at_once_although_versions_are_kept(
+    url, opened, repository
+):
+    other = LabelSetRepository(opened(url))
+    await repository.put("pets", [ClassEntry("cat")], "photo")
+    first = await repository.get("pets")
+    assert await repository.get("pets", 1) is first
+    await other.put("pets", [ClassEntry("dog")], "photo")
+    assert (await repository.get("pets")).classnames == ("dog",)
+    assert await repository.get("pets", 1) is first
+    await other.delete("pets")
+    for version in (None, 1, 2):
+        with pytest.raises(UnknownNameError):
+            await repository.get("pets", version)
+    await other.put("pets", [ClassEntry("owl")], "photo")
+    assert (await repository.get("pets")).reference == "pets@3"
+    with pytest.raises(UnknownNameError):
+        await repository.get("pets", 1)
+
+
 async def test_deleting_twice_is_an_unknown_label_set(repository):
     await repository.put("pets", [LYNX], "photo")
     await repository.delete("pets")
