@@ -1,4 +1,4 @@
-"""What a method costs per image once its texts are there: 1,000 classes with 80 templates, one core, one image and many.
+"""What a method costs per image once its texts are there: 1,000 classes, 80 templates, one core, one image and many.
 
     python -m benchmarks.adapters [--classes 1000] [--prompts 80] [--dims 512] [--output FOLDER]
 

@@ -1,0 +1,546 @@
+"""The client gets its answers from an endpoint that fails in every way, and keeps its key to itself."""
+
+import math
+import random
+import sys
+import traceback
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+
+import anyio
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+
+from app.api.errors import problem
+from app.describing.chat import (
+    ChatClient,
+    ChatRefusedError,
+    ChatUnavailableError,
+    DescribingError,
+    Estimate,
+    _retry_after_s,
+    _span_s,
+    estimate,
+)
+from app.errors import ConfigurationError
+from tests.describing.chat_server import (
+    MODEL,
+    ChatServer,
+    Step,
+    answer_to,
+    cut,
+    failing,
+    full,
+    giving,
+    malformed,
+    ok,
+    saying,
+    slow,
+    without_choices,
+    without_text,
+)
+
+pytestmark = pytest.mark.anyio
+
+KEY = "sk-Test/Key+1234567890"
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch):
+    """The loopback server is reached directly, whatever the machine has set."""
+    monkeypatch.setenv("no_proxy", "*")
+
+
+class Time:
+    """A clock that goes only while somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.sleeps: list[float] = []
+
+    def clock(self) -> float:
+        return self.now_s
+
+    async def sleep(self, seconds: float) -> None:
+        self.sleeps.append(seconds)
+        self.now_s += seconds
+
+
+def client_of(server: ChatServer | str, time: Time | None = None, *, key: str | None = KEY, **changes) -> ChatClient:
+    time = time or Time()
+    url = server if isinstance(server, str) else server.url
+    return ChatClient(url, key, "scripted", sleep=time.sleep, clock=time.clock, **changes)
+
+
+async def completed(client: ChatClient, prompt: str = "What?", n: int = 1, **changes):
+    asked = {"temperature": 0.5, "max_tokens": 50, "stop": None} | changes
+    return await client.complete(prompt, n=n, **asked)
+
+
+async def test_a_prompt_is_posted_as_the_protocol_has_it_and_its_answers_and_tokens_come_back():
+    with ChatServer() as server:
+        async with client_of(server) as client:
+            completion = await client.complete("How does it look?", n=3, temperature=0.99, max_tokens=50, stop=["."])
+
+    (received,) = server.received
+    assert received.headers["authorization"] == f"Bearer {KEY}"
+    assert received.body == {
+        "model": "scripted",
+        "messages": [{"role": "user", "content": "How does it look?"}],
+        "n": 3,
+        "temperature": 0.99,
+        "max_tokens": 50,
+        "stop": ["."],
+    }
+    assert completion.texts == tuple(answer_to("How does it look?", index) for index in range(3))
+    assert completion.prompt_tokens == 4
+    assert completion.completion_tokens == sum(len(text.split()) for text in completion.texts)
+    assert completion.model == MODEL
+
+
+@pytest.mark.parametrize("key", [None, "", " \n"])
+async def test_without_a_key_and_stop_words_none_are_sent(key):
+    with ChatServer() as server:
+        async with client_of(server, key=key) as client:
+            await completed(client)
+    assert "authorization" not in server.received[0].headers
+    assert "stop" not in server.received[0].body
+
+
+@pytest.mark.parametrize("end", ["", "/", "/chat/completions", "/chat/completions/"])
+async def test_the_address_may_end_as_it_is_often_written(end):
+    with ChatServer() as server:
+        async with client_of(server.url + end) as client:
+            await completed(client)
+    assert server.received[0].path == "/v1/chat/completions"
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        full(),
+        *(failing(status) for status in (408, 409, 500, 502, 503, 529)),
+        cut(),
+        malformed(),
+        saying(b"<html>"),
+        saying(b"[]"),
+        saying(b"[" * 100_000),
+        saying(b'{"choices": {"a": 1}}'),
+        saying(b'{"choices": [1, {}, {"message": 1}]}'),
+        saying(b'{"error": {"message": "upstream failed", "code": 502}}'),
+        saying(b"\x1f\x8b not gzip", content_encoding="gzip"),
+        without_choices(),
+        without_text(),
+    ],
+    ids=lambda step: f"{step.status} {(step.body or b'cut')[:30]}",
+)
+async def test_what_passes_is_tried_again(step):
+    with ChatServer([step, step]) as server:
+        async with client_of(server) as client:
+            completion = await completed(client)
+    assert completion.texts == (answer_to("What?", 0),)
+    assert len(server.received) == 3
+
+
+@pytest.mark.parametrize("step", [failing(500), full(), malformed()])
+async def test_waits_are_drawn_at_random_from_spans_that_double_up_to_half_a_minute(step, monkeypatch):
+    drawn = []
+
+    def longest(least: float, most: float) -> float:
+        drawn.append((least, most))
+        return most
+
+    monkeypatch.setattr(random, "uniform", longest)
+    time = Time()
+    with ChatServer(afterwards=step) as server:
+        async with client_of(server, time, max_tries=8) as client:
+            with pytest.raises(ChatUnavailableError):
+                await completed(client)
+    assert len(server.received) == 8
+    assert [each for each in drawn if each != (0, 1)] == [(0, most) for most in (2, 4, 8, 16, 30, 30)]
+    assert all(least <= slept for least, slept in zip([1, 2, 4, 8, 16, 30, 30], time.sleeps, strict=False))
+
+
+async def test_six_tries_are_made_by_default_and_the_last_failure_is_told():
+    with ChatServer(afterwards=failing(500, "no cards left")) as server:
+        async with client_of(server) as client:
+            with pytest.raises(
+                ChatUnavailableError, match=r"tried 6 times; .*500: no cards left; .*DEIXIS_LLM_BASE_URL"
+            ):
+                await completed(client)
+    assert len(server.received) == 6
+
+
+async def test_a_server_that_is_not_there_is_told_with_its_address():
+    with ChatServer() as server:
+        url = server.url
+    async with client_of(url, max_tries=2) as client:
+        with pytest.raises(ChatUnavailableError, match=rf"{url}/chat/.* 2 times; .*connection.*DEIXIS_LLM_BASE_URL"):
+            await completed(client)
+
+
+async def test_a_server_that_dawdles_is_given_up_in_time():
+    with ChatServer([slow()]) as server:
+        async with client_of(server, timeout_s=0.1, max_tries=1) as client:
+            with pytest.raises(ChatUnavailableError, match=r"tried once; .*no answer came within 0\.1 s"):
+                await completed(client)
+        async with client_of(server) as client:
+            await completed(client)
+
+
+@pytest.mark.parametrize(
+    ("step", "told"),
+    [
+        (
+            failing(401, "who are you"),
+            r"refuses the key; it answered 401: who are you; set DEIXIS_LLM_API_KEY .*'scripted'",
+        ),
+        (failing(403), "403: .*DEIXIS_LLM_API_KEY"),
+        (failing(402), "402: .*credit.*DEIXIS_LLM_API_KEY"),
+        (failing(429, "exceeded", "insufficient_quota"), "429: exceeded; .*credit.*DEIXIS_LLM_API_KEY"),
+        (failing(404, "no such model"), "'scripted'.*404: no such model; .*DEIXIS_LLM_MODEL.*DEIXIS_LLM_BASE_URL"),
+        (failing(405), "405: .*DEIXIS_LLM_BASE_URL"),
+        (failing(400, "max_tokens is unknown"), "400: max_tokens is unknown; .*DEIXIS_LLM_MODEL"),
+        (failing(422), "422: .*DEIXIS_LLM_MODEL"),
+        (
+            saying(b"", 301, location="https://other.example/v1"),
+            "on to 'https://other.example/v1'.*DEIXIS_LLM_BASE_URL",
+        ),
+        (saying(b'{"error": "in one string"}', 400), "400: in one string;"),
+        (saying(b'{"detail": "in detail"}', 400), "400: in detail;"),
+        (saying(b"in words\n\x1b[1m", 400, content_type="text/plain; charset=utf-8"), r"400: in words \[1m;"),
+        (saying(b"<html>a page</html>", 400, content_type="text/html"), "400;"),
+        (failing(400, "long " * 1000), r"400: long .{290,300}\.\.\.;"),
+    ],
+    ids=lambda each: str(each.status) if isinstance(each, Step) else None,
+)
+async def test_what_the_operator_has_to_mend_is_told_at_once_with_the_setting(step, told):
+    with ChatServer([step]) as server:
+        async with client_of(server) as client:
+            with pytest.raises(ChatRefusedError, match=told) as caught:
+                await completed(client)
+    assert len(server.received) == 1
+    assert caught.value.status == step.status
+    assert isinstance(caught.value, DescribingError)
+
+
+async def test_an_endpoint_that_wants_a_key_where_there_is_none_is_told_as_such():
+    with ChatServer(key=KEY) as server:
+        async with client_of(server, key=None) as client:
+            with pytest.raises(ChatRefusedError, match=r"wants a key; .*set DEIXIS_LLM_API_KEY"):
+                await completed(client)
+
+
+def test_an_error_can_be_told_over_http():
+    for error in (ChatRefusedError("no", 401), ChatUnavailableError("later")):
+        assert problem(error)["status"] >= 500
+
+
+ECHOES = [
+    failing(401, f"incorrect API key provided: {KEY}"),
+    failing(400, "x" * 290 + KEY),
+    failing(500, f"Bearer {KEY.upper()} is odd"),
+    full(retry_after=KEY),
+    saying(KEY.encode(), 403, content_type="text/plain"),
+    saying(b"", 302, location=f"/login?key={httpx.QueryParams({'key': KEY})['key']}"),
+    saying(b"", 302, location="/login?key=sk-Test%2FKey%2B1234567890"),
+    saying(f'{{"error": {{"message": "{KEY}"}}}}'.encode()),
+    saying(f"text {KEY}".encode()),
+]
+
+
+@pytest.mark.parametrize("step", ECHOES)
+async def test_the_key_is_in_no_message_and_no_log_even_if_the_server_sends_it_back(step, caplog):
+    caplog.set_level("INFO")
+    with ChatServer(afterwards=step) as server, capture_logs() as logs:
+        async with client_of(server, max_tries=2) as client:
+            with pytest.raises(DescribingError) as caught:
+                await completed(client)
+    shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value) + str(logs) + repr(client)
+    for secret in (KEY, "1234567890", KEY[:12]):
+        assert secret.lower() not in shown.lower()
+    assert KEY not in caplog.text
+
+
+async def test_the_key_is_hidden_in_what_the_protocol_library_says():
+    def answer(request: httpx.Request) -> httpx.Response:
+        raise httpx.RemoteProtocolError(f"illegal status line: {request.headers['authorization']}", request=request)
+
+    with capture_logs() as logs:
+        async with client_of("http://test/v1", transport=httpx.MockTransport(answer), max_tries=2) as client:
+            with pytest.raises(ChatUnavailableError, match=r"illegal status line: Bearer \[key\]") as caught:
+                await completed(client)
+    assert KEY not in "".join(traceback.format_exception(caught.value)) + str(logs)
+
+
+@pytest.mark.parametrize("key", ["sk-12\n34", "sk-12 34", "sk-12\u2026", "sk-12\x00"])
+def test_a_key_that_no_header_can_carry_is_refused_at_start_and_not_shown(key):
+    with pytest.raises(ConfigurationError, match="DEIXIS_LLM_API_KEY") as caught:
+        ChatClient("http://test/v1", key, "scripted")
+    assert "12" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "api.example.com/v1",
+        "ftp://test/v1",
+        "https://",
+        "http://h:port/v1",
+        "http://u:1234@h/v1",
+        "http://h?k=1234",
+    ],
+)
+def test_an_address_that_cannot_be_one_is_refused_at_start_and_not_shown(url):
+    with pytest.raises(ConfigurationError, match=r"DEIXIS_LLM_BASE_URL .*https://host/v1") as caught:
+        ChatClient(url, None, "scripted")
+    assert "1234" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_an_empty_model_is_refused_at_start():
+    with pytest.raises(ConfigurationError, match="DEIXIS_LLM_MODEL is empty"):
+        ChatClient("http://test/v1", None, " ")
+
+
+@pytest.mark.parametrize(("told", "least_s", "most_s"), [("7", 7, 8), ("0.5", 0.5, 1), ("100000", 120, 120)])
+async def test_retry_after_is_waited_for_and_no_longer_than_two_minutes(told, least_s, most_s):
+    time = Time()
+    with ChatServer([full(told)]) as server:
+        async with client_of(server, time) as client:
+            await completed(client)
+    (slept,) = time.sleeps
+    assert least_s <= slept <= most_s
+
+
+async def test_retry_after_may_be_a_date():
+    time = Time()
+    with ChatServer([full(format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True))]) as server:
+        async with client_of(server, time) as client:
+            await completed(client)
+    (slept,) = time.sleeps
+    assert 40 <= slept <= 61
+
+
+@pytest.mark.parametrize("told", ["0", "Wed, 21 Oct 2015 07:28:00 GMT", "", "soon", "-5"])
+async def test_a_retry_after_that_says_nothing_is_a_wait_like_any_other(told):
+    time = Time()
+    with ChatServer([full(told)]) as server:
+        async with client_of(server, time) as client:
+            await completed(client)
+    assert len(time.sleeps) == 1
+    assert time.sleeps[0] <= 2
+
+
+async def test_a_busy_server_that_says_when_to_come_back_is_heeded_too():
+    time = Time()
+    with ChatServer([failing(503, retry_after="9")]) as server:
+        async with client_of(server, time) as client:
+            await completed(client)
+    assert 9 <= sum(time.sleeps) <= 10
+
+
+async def test_when_one_request_is_told_to_wait_all_requests_wait():
+    """The second request is begun after the first was refused, and is not sent before the pause is over."""
+    time = Time()
+    asleep, awake = [anyio.Event(), anyio.Event()], anyio.Event()
+
+    async def sleep(seconds: float) -> None:
+        asleep[len(time.sleeps)].set()
+        time.sleeps.append(seconds)
+        await awake.wait()
+        time.now_s = max(time.now_s, seconds)
+
+    with ChatServer([full("7")]) as server:
+        async with (
+            ChatClient(server.url, KEY, "scripted", sleep=sleep, clock=time.clock) as client,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(completed, client, "first")
+            await asleep[0].wait()
+            tasks.start_soon(completed, client, "second")
+            await asleep[1].wait()
+            assert server.prompts == ["first"]
+            awake.set()
+    assert sorted(server.prompts) == ["first", "first", "second"]
+    assert all(7 <= slept <= 8 for slept in time.sleeps)
+
+
+@pytest.mark.parametrize(("reset", "least_s"), [("1s", 1), ("120ms", 0.12), ("6m0s", 120), ("1m0.5s", 60.5)])
+async def test_an_answer_that_was_the_last_one_allowed_pauses_the_next_request(reset, least_s):
+    time = Time()
+    last = ok(x_ratelimit_remaining_requests="0", x_ratelimit_reset_requests=reset)
+    with ChatServer([last]) as server:
+        async with client_of(server, time) as client:
+            await completed(client)
+            assert time.sleeps == []
+            await completed(client)
+    (slept,) = time.sleeps
+    assert least_s <= slept <= least_s + min(1, least_s)
+
+
+async def test_a_refusal_without_retry_after_waits_for_the_reset_that_it_tells():
+    time = Time()
+    with ChatServer([full(x_ratelimit_remaining_requests="0", x_ratelimit_reset_requests="20s")]) as server:
+        async with client_of(server, time) as client:
+            await completed(client)
+    assert 20 <= sum(time.sleeps) <= 21
+
+
+@pytest.mark.parametrize(("remaining", "reset"), [("1", "1s"), ("0", ""), ("0", "soon"), ("0", "1s or so"), ("", "1s")])
+async def test_limits_that_are_not_reached_or_not_understood_pause_nothing(remaining, reset):
+    time = Time()
+    with ChatServer([ok(x_ratelimit_remaining_requests=remaining, x_ratelimit_reset_requests=reset)]) as server:
+        async with client_of(server, time) as client:
+            await completed(client)
+            await completed(client)
+    assert time.sleeps == []
+
+
+@given(st.text(max_size=40) | st.from_regex(r"[A-Z][a-z]{2}, \d+ [A-Z][a-z]{2} \d+ \d+:\d+:\d+ ([A-Z]{3}|[+-]\d+)"))
+def test_any_header_is_a_wait_within_bounds_or_none(told):
+    for seconds in (_retry_after_s(told), _span_s(told)):
+        assert seconds is None or 0 <= seconds <= 120
+
+
+@pytest.mark.parametrize("at_most", [1, 2, 3])
+async def test_an_endpoint_that_gives_fewer_answers_is_asked_for_the_rest(at_most):
+    with ChatServer(afterwards=giving(at_most)) as server:
+        async with client_of(server) as client:
+            completion = await completed(client, n=5)
+    assert len(completion.texts) == 5
+    assert len(server.received) == math.ceil(5 / at_most)
+    assert [each.body["n"] for each in server.received] == list(range(5, 0, -at_most))
+    assert completion.prompt_tokens == len(server.received)
+
+
+async def test_an_endpoint_that_gives_more_answers_than_asked_is_held_to_the_number():
+    body = (
+        b'{"choices": [{"message": {"content": "a"}}, {"message": {"content": "b"}}], "usage": {"prompt_tokens": null}}'
+    )
+    with ChatServer([saying(body)]) as server:
+        async with client_of(server) as client:
+            completion = await completed(client)
+    assert completion.texts == ("a",)
+    assert (completion.prompt_tokens, completion.completion_tokens, completion.model) == (0, 0, "scripted")
+
+
+async def test_a_choice_without_text_is_asked_for_again_and_the_others_are_kept():
+    body = b'{"choices": [{"message": {"content": null}}, {"message": {"content": "kept"}}]}'
+    with ChatServer([saying(body)]) as server:
+        async with client_of(server) as client:
+            completion = await completed(client, n=2)
+    assert completion.texts == ("kept", answer_to("What?", 0))
+
+
+@pytest.mark.parametrize("status", [400, 422])
+async def test_an_endpoint_that_refuses_several_answers_is_asked_for_one_at_a_time_from_then_on(status):
+    with ChatServer([failing(status, "n must be 1")]) as server:
+        async with client_of(server) as client:
+            first, second = await completed(client, n=2), await completed(client, n=2)
+    assert len(first.texts) == len(second.texts) == 2
+    assert [each.body["n"] for each in server.received] == [2, 1, 1, 1, 1]
+
+
+async def test_a_refusal_that_has_nothing_to_do_with_the_number_of_answers_is_told_at_once():
+    with ChatServer(key="another") as server:
+        async with client_of(server) as client:
+            with pytest.raises(ChatRefusedError, match="DEIXIS_LLM_API_KEY"):
+                await completed(client, n=10)
+    assert len(server.received) == 1
+
+
+async def test_an_endpoint_that_refuses_one_answer_too_is_told_and_asked_for_several_again():
+    with ChatServer([failing(400), failing(400, "bad prompt")]) as server:
+        async with client_of(server) as client:
+            with pytest.raises(ChatRefusedError, match="bad prompt"):
+                await completed(client, n=2)
+            await completed(client, n=2)
+    assert [each.body["n"] for each in server.received] == [2, 1, 2]
+
+
+async def test_no_more_requests_are_under_way_than_allowed():
+    under_way, most = 0, 0
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        for _ in range(10):
+            await anyio.lowlevel.checkpoint()
+        under_way -= 1
+        return httpx.Response(200, json={"choices": [{"message": {"content": "a"}}]})
+
+    transport = httpx.MockTransport(answer)
+    async with (
+        client_of("http://test/v1", transport=transport, concurrency=3) as client,
+        anyio.create_task_group() as tasks,
+    ):
+        for _ in range(12):
+            tasks.start_soon(completed, client)
+    assert most == 3
+
+
+async def test_many_requests_at_once_are_all_answered():
+    script = [full("1"), failing(500), cut(), malformed(), giving(1)] * 6
+    prompts = [f"What is {number}?" for number in range(40)]
+    found = {}
+
+    async def ask(prompt: str) -> None:
+        found[prompt] = await completed(client, prompt, n=2)
+
+    with ChatServer(script) as server:
+        async with client_of(server, concurrency=6, max_tries=40) as client, anyio.create_task_group() as tasks:
+            for prompt in prompts:
+                tasks.start_soon(ask, prompt)
+    assert {prompt: completion.texts[0] for prompt, completion in found.items()} == {
+        prompt: answer_to(prompt, 0) for prompt in prompts
+    }
+
+
+async def test_a_request_that_is_abandoned_leaves_its_place_to_others():
+    with ChatServer([slow()]) as server:
+        async with client_of(server, concurrency=1) as client:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(completed, client, "abandoned")
+                await anyio.to_thread.run_sync(server.received_one.wait)
+                tasks.cancel_scope.cancel()
+            completion = await completed(client, "next")
+    assert completion.texts == (answer_to("next", 0),)
+
+
+def test_an_estimate_is_of_the_endpoint_that_gives_one_answer_a_request():
+    assert estimate(questions=30, n=10, prompt_chars=1200, max_tokens=50) == Estimate(
+        requests=300, prompt_tokens=300 * 10 + 300 * 10, completion_tokens=15_000
+    )
+    assert estimate(0, 10, 0, 50) == Estimate(0, 0, 0)
+
+
+async def test_a_run_stays_within_its_estimate():
+    prompts = ["Describe what an owl looks like.", "How does a lynx look?"]
+    expected = estimate(len(prompts), 3, sum(map(len, prompts)), 50)
+    with ChatServer(afterwards=giving(1)) as server:
+        async with client_of(server) as client:
+            found = [await completed(client, prompt, n=3) for prompt in prompts]
+    assert len(server.received) <= expected.requests
+    assert sum(each.prompt_tokens for each in found) <= expected.prompt_tokens
+    assert sum(each.completion_tokens for each in found) <= expected.completion_tokens
+
+
+async def test_the_server_runs_as_a_process_and_logs_each_prompt(tmp_path):
+    log_file = tmp_path / "prompts.log"
+    command = [sys.executable, "-m", "tests.describing.chat_server", "--port", "0", "--log", log_file, "--key", KEY]
+    async with await anyio.open_process(command, cwd=Path(__file__).parents[2], stderr=None) as process:
+        try:
+            url = (await process.stdout.receive()).decode().strip()
+            async with client_of(url) as client:
+                completion = await completed(client, "first\nline")
+                await completed(client, "second")
+            assert log_file.read_text("utf-8") == '"first\\nline"\n"second"\n'
+        finally:
+            process.kill()
+    assert completion.texts == (answer_to("first\nline", 0),)

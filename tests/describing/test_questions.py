@@ -1,0 +1,154 @@
+"""Questions are read strictly and filled by replacement."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.describing.questions import ask, load_feature_question, load_question_sets
+from app.errors import ConfigurationError
+from app.resources import resources
+
+SHIPPED = resources("prompts") / "questions"
+
+GOOD = 'summary = "Things."\nbase = ["Describe {a_name}."]\nfull = ["What is {name}?", "Where is {a_name}?"]\n'
+
+
+def broken(folder, **changes):
+    """Write the good set with some keys changed, and return what is told of it."""
+    fields = {"summary": '"Things."', "base": '["Describe {a_name}."]', "full": '["What is {name}?"]'} | changes
+    text = "\n".join(f"{name} = {value}" for name, value in fields.items() if value is not None)
+    (folder / "things.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigurationError) as caught:
+        load_question_sets(folder)
+    assert str(folder / "things.toml") in caught.value.message
+    return caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("classname", "asked"),
+    [
+        ("lynx", "Is it a lynx or a lynx, lynx?"),
+        ("owl", "Is it an owl or an owl, owl?"),
+        ("Abyssinian", "Is it an Abyssinian or an Abyssinian, Abyssinian?"),
+        ("747", "Is it a 747 or a 747, 747?"),
+        ("élan", "Is it a élan or a élan, élan?"),
+    ],
+)
+def test_a_question_has_the_name_in_every_place_behind_the_article_that_its_first_letter_takes(classname, asked):
+    assert ask("Is it {a_name} or {a_name}, {name}?", classname) == asked
+
+
+@pytest.mark.parametrize("classname", ["{name}", "{a_name}", "{0.__class__}", "{}", "a{name}b", "\\1", "\\g<0>"])
+def test_what_looks_like_a_placeholder_in_a_class_name_is_not_filled(classname):
+    article = "an" if classname.startswith("a") else "a"
+    assert ask("{name}, {a_name}", classname) == f"{classname}, {article} {classname}"
+
+
+@given(st.text(max_size=30))
+def test_any_text_can_be_a_class_name(classname):
+    assert ask("<{name}>", classname) == f"<{classname}>"
+    assert ask("<{a_name}>", classname) in {f"<a {classname}>", f"<an {classname}>"}
+
+
+def test_a_set_has_the_name_of_its_file_and_its_questions_in_order(tmp_path):
+    (tmp_path / "things.toml").write_text(GOOD, encoding="utf-8")
+    sets = load_question_sets(tmp_path)
+    assert list(sets) == ["things"]
+    assert sets["things"].name == "things"
+    assert sets["things"].summary == "Things."
+    assert sets["things"].base == ("Describe {a_name}.",)
+    assert sets["things"].full == ("What is {name}?", "Where is {a_name}?")
+
+
+def test_sets_cannot_be_changed(tmp_path):
+    (tmp_path / "things.toml").write_text(GOOD, encoding="utf-8")
+    sets = load_question_sets(tmp_path)
+    with pytest.raises(TypeError):
+        sets["others"] = sets["things"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"base": '["Describe it."]'}, r"base\.0: 'Describe it\.' has no \{name\} or \{a_name\}; write one"),
+        ({"full": '["{name}?", "It?"]'}, r"full\.1: 'It\?' has no"),
+        ({"full": '["What of {name} and {}?"]'}, r"full\.0: .*has a brace that is not part of"),
+        ({"full": '["What of {{name}}?"]'}, r"full\.0: .*has a brace"),
+        ({"full": '["What of {name.__class__}?"]'}, r"full\.0: .*has a brace"),
+        ({"base": "[]"}, r"base: .*at least 1"),
+        ({"base": '["{name}?", "{name}?"]'}, r"base: '\{name\}\?' is asked twice"),
+        ({"base": r'["{name}\n?"]'}, r"base\.0: .*control character"),
+        ({"base": '"{name}?"'}, r"base: .*list"),
+        ({"full": None}, r"full: .*required"),
+        ({"summary": '" "'}, r"summary: .*empty"),
+        ({"fully": '["{name}?"]'}, r"fully: .*not permitted"),
+    ],
+)
+def test_a_broken_set_stops_the_start_and_is_named_with_its_fault(tmp_path, changes, fault):
+    assert re.search(fault, broken(tmp_path, **changes))
+
+
+def test_every_fault_of_a_file_is_told(tmp_path):
+    told = broken(tmp_path, base="[]", full='["It?"]', fully="1")
+    assert all(f"{key}: " in told for key in ("base", "full.0", "fully"))
+
+
+@pytest.mark.parametrize("content", [b"summary = ", b"\xff = 1"])
+def test_a_file_that_is_no_toml_is_named(tmp_path, content):
+    (tmp_path / "things.toml").write_bytes(content)
+    with pytest.raises(ConfigurationError, match=r"things\.toml: not a TOML file"):
+        load_question_sets(tmp_path)
+
+
+def test_a_folder_that_is_missing_or_has_no_set_is_named(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"no folder of questions at .*nowhere"):
+        load_question_sets(tmp_path / "nowhere")
+    with pytest.raises(ConfigurationError, match=f"no set of questions in '{re.escape(str(tmp_path))}'"):
+        load_question_sets(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ('summary = "s"\nquestion = "Which?"', r"features\.toml: question: 'Which\?' has no \{name\}"),
+        ('summary = "s"\nquestion = "{name} {"', r"features\.toml: question: .*brace"),
+        ('summary = "s"', r"features\.toml: question: .*required"),
+        (None, r"features\.toml: cannot be read"),
+    ],
+)
+def test_a_broken_question_for_features_is_named_with_its_fault(tmp_path, content, fault):
+    if content is not None:
+        (tmp_path / "features.toml").write_text(content, encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=fault):
+        load_feature_question(tmp_path)
+
+
+def test_nine_domains_are_shipped_with_three_base_questions_and_at_least_five_full_ones():
+    sets = load_question_sets(SHIPPED)
+    assert sorted(sets) == sorted(
+        ["general", "birds", "pets", "food", "cars", "textures", "scenes", "satellite", "actions"]
+    )
+    for each in sets.values():
+        assert len(each.base) == 3, each.name
+        assert len(each.full) >= 5, each.name
+        assert not set(each.base) & set(each.full), each.name
+
+
+def test_shipped_questions_leave_the_article_to_the_name():
+    questions = [question for each in load_question_sets(SHIPPED).values() for question in (*each.base, *each.full)]
+    for question in [*questions, load_feature_question(SHIPPED)]:
+        assert not re.search(r"\b(an?|the) \{", question), question
+        assert " a owl" not in ask(question, "owl")
+
+
+def test_the_question_for_features_has_two_worked_examples_and_ends_with_the_class():
+    prompt = ask(load_feature_question(SHIPPED), "owl")
+    assert prompt.count("\nQ: ") == prompt.count("\nA:") == 3
+    first, second, last = prompt.split("\nQ: ")[1:]
+    assert first.count("\n- ") >= 5
+    assert second.count("\n- ") >= 5
+    assert "an owl" in last
+    assert last.endswith("\nA:")
+    assert "\n- " not in last
