@@ -3,10 +3,11 @@
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 from urllib.parse import quote
 
 import httpx
@@ -14,24 +15,41 @@ import numpy as np
 
 from app.api.errors import TYPE_PREFIX, problem
 from app.api.schemas import (
+    AcceptedResponse,
     ClassifyResponse,
+    DecisionBody,
+    DescribeBody,
+    DraftBody,
+    DraftList,
+    EstimateBody,
+    GenerateBody,
+    JobBody,
     LabelSetBody,
     LabelSetList,
     LabelSetResponse,
     LabelSetSummaryBody,
     ModelList,
     Problem,
+    RejectedResponse,
     ResultBody,
 )
 from app.comparison import Comparison, compare
 from app.errors import ClientError, DeixisError, InvalidFieldError, NotReadyError
+from app.naming import clean_label_set_name
 from app.service import Question, Service
+from app.store.drafts import DraftStatus
+from app.store.jobs import FINAL, JobStatus
 
 # Faults of a single image, as opposed to faults of the question that every image shares.
 _IMAGE_FAULTS = {TYPE_PREFIX + slug for slug in ("not-an-image", "image-too-large", "body-too-large")}
 # What images may be refused for together and not alone: their number, or each for another fault.
 _GROUP_FAULTS = _IMAGE_FAULTS | {TYPE_PREFIX + "too-large", TYPE_PREFIX + "invalid-field"}
 _MAX_TRIES = 8
+_POLL_S = 0.5
+_DRAFTS_PER_PAGE = 1000
+
+Advance: TypeAlias = Callable[[int, int], Awaitable[object]]
+"""Called with how many steps of how many are done."""
 
 
 # Images that are read and encoded together.
@@ -72,6 +90,36 @@ class Backend(Protocol):
     async def put_label_set(self, name: str, body: LabelSetBody) -> LabelSetResponse:
         """Write a new version."""
 
+    async def compare(
+        self, question: Question, files: Sequence[Path], classes: Sequence[str], advance: Callable[[], object]
+    ) -> tuple[Comparison, list[ResultBody]]:
+        """Run every method on the files; the results tell which files could not be read.
+
+        Args:
+            question: the classes, model and templates.
+            files: images.
+            classes: the class of each.
+            advance: called after each file.
+
+        Raises:
+            InvalidFieldError: not one file could be read.
+        """
+
+    async def estimate_descriptions(self, name: str, body: DescribeBody) -> EstimateBody:
+        """Return the most that ``describe`` would take."""
+
+    async def describe(self, name: str, body: GenerateBody, advance: Advance) -> Mapping[str, Any]:
+        """Ask a language model, and return what came of it."""
+
+    async def drafts(self, name: str, status: DraftStatus | None, classname: str | None) -> list[DraftBody]:
+        """List drafts."""
+
+    async def accept_drafts(self, name: str, body: DecisionBody) -> AcceptedResponse:
+        """Put drafts into a new version."""
+
+    async def reject_drafts(self, name: str, body: DecisionBody) -> RejectedResponse:
+        """Keep drafts from being used."""
+
 
 class InProcess:
     """A service of this process."""
@@ -85,20 +133,11 @@ class InProcess:
         return ClassifyResponse.of(await self._service.pipeline.classify(images, task), problem).results
 
     async def compare(
-        self, question: Question, files: Sequence[Path], labels: Sequence[int], advance: Callable[[], object]
+        self, question: Question, files: Sequence[Path], classes: Sequence[str], advance: Callable[[], object]
     ) -> tuple[Comparison, list[ResultBody]]:
-        """Encode the files once and run every method; the results tell which files could not be read.
-
-        Args:
-            question: the classes, model and templates.
-            files: images.
-            labels: the class of each, by index.
-            advance: called after each file.
-
-        Raises:
-            InvalidFieldError: not one file could be read.
-        """
-        model = (await self._service.plan(question)).model
+        """Encode the files once and run every method."""
+        task = await self._service.plan(question)
+        model, index_of = task.model, {name: index for index, name in enumerate(task.classnames)}
         results: list[ResultBody] = []
         features, truth = [], []
         for first in range(0, len(files), _ENCODED_AT_ONCE):
@@ -108,12 +147,12 @@ class InProcess:
                 model, [image for image in images if isinstance(image, bytes)]
             )
             remaining = iter(encoded)
-            for image, label in zip(images, labels[first:], strict=False):
+            for image, classname in zip(images, classes[first:], strict=False):
                 told = next(remaining) if isinstance(image, bytes) else image
                 advance()
                 if isinstance(told, np.ndarray):
                     features.append(told)
-                    truth.append(label)
+                    truth.append(index_of[classname])
                     told = ResultBody(predictions=[])
                 elif isinstance(told, ClientError):
                     told = ResultBody.failed(Problem(**problem(told)))
@@ -141,6 +180,42 @@ class InProcess:
             name, body.entries(), body.templates, merge_synonyms=body.merge_synonyms
         )
         return LabelSetResponse.of(label_set)
+
+    async def estimate_descriptions(self, name: str, body: DescribeBody) -> EstimateBody:
+        """Plan the questions."""
+        told = await self._service.estimate_descriptions(clean_label_set_name(name, "name"), body.request())
+        return EstimateBody(**asdict(told))
+
+    async def describe(self, name: str, body: GenerateBody, advance: Advance) -> Mapping[str, Any]:
+        """Ask here and now."""
+        name = clean_label_set_name(name, "name")
+        result = asdict(await self._service.describe(name, body.request(), advance))
+        if body.accept and await self._service.drafts.count(name, DraftStatus.DRAFT):
+            label_set, accepted = await self._service.accept_drafts(name)
+            result |= {"accepted": accepted, "label_set": label_set.reference}
+        return result
+
+    async def drafts(self, name: str, status: DraftStatus | None, classname: str | None) -> list[DraftBody]:
+        """Read the store, page by page."""
+        name = clean_label_set_name(name, "name")
+        found: list[DraftBody] = []
+        after = 0
+        while page := await self._service.drafts.list(
+            name, limit=_DRAFTS_PER_PAGE, after=after, status=status, classname=classname
+        ):
+            found += [DraftBody.of(each) for each in page]
+            after = page[-1].id
+        return found
+
+    async def accept_drafts(self, name: str, body: DecisionBody) -> AcceptedResponse:
+        """Write the store."""
+        label_set, accepted = await self._service.accept_drafts(name, body.ids)
+        return AcceptedResponse(accepted=accepted, label_set=LabelSetResponse.of(label_set))
+
+    async def reject_drafts(self, name: str, body: DecisionBody) -> RejectedResponse:
+        """Write the store."""
+        name = clean_label_set_name(name, "name")
+        return RejectedResponse(rejected=await self._service.drafts.reject(name, body.ids))
 
 
 class OverHttp:
@@ -204,6 +279,86 @@ class OverHttp:
         answer = await self._send("PUT", _label_set_path(name), json=body.model_dump(mode="json"))
         return LabelSetResponse.model_validate_json(answer.content)
 
+    async def compare(
+        self, question: Question, files: Sequence[Path], classes: Sequence[str], advance: Callable[[], object]
+    ) -> tuple[Comparison, list[ResultBody]]:
+        """POST /v1/label-sets/{name}:evaluate with every image at once, and wait for the job."""
+        if question.label_set is None:
+            raise InvalidFieldError.of("--labels", "a server compares methods on a stored label set; give --label-set")
+        results: list[ResultBody] = []
+        sent: list[tuple[int, bytes]] = []
+        for file in files:
+            image = await asyncio.to_thread(read_image, file)
+            if isinstance(image, bytes):
+                sent.append((len(results), image))
+                image = ResultBody(predictions=[])
+            results.append(image)
+            advance()
+        fields = {"model": question.model, "template": question.template}
+        answer = await self._send(
+            "POST",
+            f"{_label_set_path(question.label_set)}:evaluate",
+            data={
+                "class": [classes[index] for index, _ in sent],
+                **{name: value for name, value in fields.items() if value is not None},
+            },
+            files=[("image", (str(index), image)) for index, image in sent],
+        )
+        result = dict(await self._result_of(JobBody.model_validate_json(answer.content), None))
+        for skipped in result.pop("skipped"):
+            told = Problem(type="about:blank", title="The image is left out", status=400, detail=skipped["problem"])
+            results[sent[skipped["image"]][0]] = ResultBody.failed(told)
+        return Comparison.from_json(result), results
+
+    async def estimate_descriptions(self, name: str, body: DescribeBody) -> EstimateBody:
+        """POST /v1/label-sets/{name}/descriptions:estimate."""
+        answer = await self._send("POST", f"{_drafts_path(name)}:estimate", json=body.model_dump(mode="json"))
+        return EstimateBody.model_validate_json(answer.content)
+
+    async def describe(self, name: str, body: GenerateBody, advance: Advance) -> Mapping[str, Any]:
+        """POST /v1/label-sets/{name}/descriptions:generate, and wait for the job."""
+        answer = await self._send("POST", f"{_drafts_path(name)}:generate", json=body.model_dump(mode="json"))
+        return await self._result_of(JobBody.model_validate_json(answer.content), advance)
+
+    async def drafts(self, name: str, status: DraftStatus | None, classname: str | None) -> list[DraftBody]:
+        """GET /v1/label-sets/{name}/descriptions, page by page."""
+        given = {"status": status, "class": classname}
+        query = {"limit": str(_DRAFTS_PER_PAGE)} | {key: value for key, value in given.items() if value is not None}
+        found: list[DraftBody] = []
+        after: int | None = 0
+        while after is not None:
+            answer = await self._send("GET", _drafts_path(name), params=query | {"after": str(after)})
+            page = DraftList.model_validate_json(answer.content)
+            found += page.drafts
+            after = page.next_after
+        return found
+
+    async def accept_drafts(self, name: str, body: DecisionBody) -> AcceptedResponse:
+        """POST /v1/label-sets/{name}/descriptions:accept."""
+        answer = await self._send("POST", f"{_drafts_path(name)}:accept", json=body.model_dump(mode="json"))
+        return AcceptedResponse.model_validate_json(answer.content)
+
+    async def reject_drafts(self, name: str, body: DecisionBody) -> RejectedResponse:
+        """POST /v1/label-sets/{name}/descriptions:reject."""
+        answer = await self._send("POST", f"{_drafts_path(name)}:reject", json=body.model_dump(mode="json"))
+        return RejectedResponse.model_validate_json(answer.content)
+
+    async def _result_of(self, job: JobBody, advance: Advance | None) -> Mapping[str, Any]:
+        """Wait for a job's end.
+
+        Raises:
+            NotReadyError: it failed or was cancelled.
+        """
+        while job.status not in FINAL:
+            await asyncio.sleep(_POLL_S)
+            job = JobBody.model_validate_json((await self._send("GET", f"/v1/jobs/{job.id}")).content)
+            if advance is not None:
+                await advance(job.done, job.total)
+        if job.status is not JobStatus.SUCCEEDED:
+            raise NotReadyError(job.error or f"the job {job.id} was cancelled")
+        assert job.result is not None
+        return job.result
+
     async def models(self) -> ModelList:
         """GET /v1/models."""
         return ModelList.model_validate_json((await self._send("GET", "/v1/models")).content)
@@ -254,6 +409,10 @@ def _retry_after_s(answer: httpx.Response) -> int:
 
 def _label_set_path(name: str) -> str:
     return f"/v1/label-sets/{quote(name, safe='')}"
+
+
+def _drafts_path(name: str) -> str:
+    return f"{_label_set_path(name)}/descriptions"
 
 
 def _json_array(labels: Sequence[str]) -> str:

@@ -26,9 +26,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from app import __version__
-from app.api.schemas import LabelSetBody, ResultBody
+from app.api.schemas import DecisionBody, DescribeBody, GenerateBody, LabelSetBody, ResultBody
 from app.backends import Backend, InProcess, over_http, read_image
 from app.comparison import Comparison
+from app.describer import Questions
+from app.describing.questions import load_question_sets
 from app.encoders._base import Encoder, LoadOptions
 from app.encoders.catalogue import ModelCard, load_catalogue
 from app.encoders.loading import load_encoder
@@ -42,6 +44,7 @@ from app.resources import resources
 from app.service import Question, split_labels
 from app.settings import Settings, load_settings
 from app.store.database import migrate, open_engine
+from app.store.drafts import DraftStatus
 
 Result = TypeVar("Result")
 
@@ -65,7 +68,9 @@ cli = typer.Typer(
 )
 label_sets_cli = typer.Typer(help="Lists of class names that are kept under a name.", no_args_is_help=True)
 models_cli = typer.Typer(help="Models that are known to be good, and their weights.", no_args_is_help=True)
+drafts_cli = typer.Typer(help="What a language model wrote about classes, to be reviewed.", no_args_is_help=True)
 cli.add_typer(label_sets_cli, name="label-sets")
+cli.add_typer(drafts_cli, name="drafts")
 cli.add_typer(models_cli, name="models")
 
 # Into a file or a pipe, long lines are better than folded cells.
@@ -489,8 +494,6 @@ def evaluate_command(
     compared with zero-shot and with random words of the same number.
     """
     with _told_plainly():
-        if method == ALL_METHODS and server is not None:
-            raise InvalidFieldError.of("--method", "all works in process only; leave --server out")
         options = _read_options(option)
         if json_file is not None and json_file != Path("-") and not json_file.absolute().parent.is_dir():
             raise InvalidFieldError.of("--json", f"there is no folder {json_file.absolute().parent}")
@@ -514,13 +517,10 @@ def evaluate_command(
         return classnames, question
 
     async def compared(backend: Backend) -> _Measured:
-        assert isinstance(backend, InProcess)
-        classnames, question = await read_question(backend)
+        _, question = await read_question(backend)
         with _progress_bar() as bar:
             line = bar.add_task("Encoding", total=len(files))
-            comparison, results = await backend.compare(
-                question, files, [classnames.index(each) for each in true_names], lambda: bar.advance(line)
-            )
+            comparison, results = await backend.compare(question, files, true_names, lambda: bar.advance(line))
         return _Measured(results, comparison.to_json(), lambda _: _print_comparison(comparison))
 
     async def evaluated(backend: Backend) -> _Measured:
@@ -766,6 +766,143 @@ def _read_label_set(file: Path) -> LabelSetBody:
         return LabelSetBody.model_validate({"classes": found} if isinstance(found, list) else found)
     except ValueError as error:
         raise InvalidFieldError.of(str(file), f"is no label set: {error}") from error
+
+
+# --- descriptions by a language model ------------------------------------------------------------------------------
+
+
+@cli.command("describe")
+def describe_command(
+    label_set: Annotated[str, typer.Argument(help="The label set whose classes are described.")],
+    question_set: Annotated[
+        str, typer.Option("--questions", "-q", help="A set of questions; `deixis drafts questions` lists them.")
+    ] = "general",
+    which: Annotated[
+        Questions, typer.Option("--which", "-w", help="Those that suit every class, those of the domain, or both.")
+    ] = Questions.BASE,
+    sentences: Annotated[bool, typer.Option(help="Ask for sentences, for `cupl`.")] = True,  # noqa: FBT002 - a flag
+    features: Annotated[bool, typer.Option(help="Ask for features, for `dclip`.")] = True,  # noqa: FBT002 - a flag
+    answers: Annotated[int, typer.Option(min=1, max=50, help="To each question for sentences.")] = 10,
+    classes: Annotated[
+        list[str] | None, typer.Option("--class", "-c", help="Only this class of the label set. Repeatable.")
+    ] = None,
+    accept: Annotated[  # noqa: FBT002 - a flag
+        bool, typer.Option("--accept", help="Put every draft into a new version, without a review.")
+    ] = False,
+    estimate: Annotated[  # noqa: FBT002 - a flag
+        bool, typer.Option("--estimate", help="Only tell what it would take.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Begin without asking.")] = False,  # noqa: FBT002 - a flag
+    server: ServerOption = None,
+) -> None:
+    """Ask a language model how the classes of a label set look.
+
+    The endpoint is that of DEIXIS_LLM_BASE_URL, DEIXIS_LLM_MODEL and DEIXIS_LLM_API_KEY, or the server's with
+    `--server`. What it writes is kept as drafts until `deixis drafts accept`. A command that was interrupted is gone on
+    with by giving it again: what was answered is not asked again.
+    """
+    body = GenerateBody(
+        question_set=question_set,
+        questions=which,
+        sentences=sentences,
+        features=features,
+        answers=answers,
+        classes=classes,
+        accept=accept,
+    )
+    expected = _run(
+        server,
+        lambda backend: backend.estimate_descriptions(
+            label_set, DescribeBody.model_validate(body.model_dump(exclude={"accept"}))
+        ),
+    )
+    err.print(
+        f"at most {expected.requests:,} requests, {expected.prompt_tokens:,} tokens of questions and"
+        f" {expected.completion_tokens:,} tokens of answers",
+        highlight=False,
+    )
+    if estimate:
+        return
+    if expected.requests and not yes and not typer.confirm("Begin?", err=True):
+        raise typer.Exit(NOTHING_DONE)
+
+    async def described(backend: Backend) -> Mapping[str, Any]:
+        with _progress_bar() as bar:
+            line = bar.add_task("Asking", total=None)
+
+            async def advance(done: int, total: int) -> None:
+                bar.update(line, completed=done, total=total)
+
+            return await backend.describe(label_set, body, advance)
+
+    result = _run(server, described)
+    out.print(
+        f"{result['questions']} questions, {result['answered_before']} of them answered before:"
+        f" {result['new_drafts']} new drafts for {result['prompt_tokens']:,} + {result['completion_tokens']:,} tokens",
+        highlight=False,
+    )
+    if "label_set" in result:
+        out.print(f"accepted {result['accepted']} into {escape(result['label_set'])}", highlight=False)
+    elif result["new_drafts"]:
+        name = escape(label_set)
+        out.print(f"review them: deixis drafts list {name}; then: deixis drafts accept {name}", highlight=False)
+
+
+IdsOption = Annotated[
+    list[int] | None, typer.Option("--id", "-i", help="One of `drafts list`; all that are undecided by default.")
+]
+
+
+@drafts_cli.command("list")
+def list_drafts(
+    label_set: Annotated[str, typer.Argument(help="Its name.")],
+    every: Annotated[  # noqa: FBT002 - a flag
+        bool, typer.Option("--all", "-a", help="Also those that were accepted or rejected.")
+    ] = False,
+    classname: Annotated[str | None, typer.Option("--class", "-c", help="Of this class only.")] = None,
+    json_output: Annotated[  # noqa: FBT002 - a flag
+        bool, typer.Option("--json", help="Everything that is known of each, as JSON.")
+    ] = False,
+    server: ServerOption = None,
+) -> None:
+    """List what a language model wrote about the classes of a label set."""
+    found = _run(server, lambda backend: backend.drafts(label_set, None if every else DraftStatus.DRAFT, classname))
+    if json_output:
+        _write_json([each.model_dump(mode="json", by_alias=True) for each in found])
+        return
+    rows = [
+        (str(each.id), each.class_, each.kind, each.status, each.text, each.model, f"{each.asked_at:%Y-%m-%d}")
+        for each in found
+    ]
+    out.print(_table(("id", "class", "kind", "status", "text", "model", "asked"), rows, right=("id",)))
+
+
+@drafts_cli.command("accept")
+def accept_drafts(
+    label_set: Annotated[str, typer.Argument(help="Its name.")], ids: IdsOption = None, server: ServerOption = None
+) -> None:
+    """Put drafts into a new version of the label set."""
+    accepted = _run(server, lambda backend: backend.accept_drafts(label_set, DecisionBody(ids=ids)))
+    written = accepted.label_set
+    out.print(f"accepted {accepted.accepted} into {escape(written.name)}@{written.version}", highlight=False)
+
+
+@drafts_cli.command("reject")
+def reject_drafts(
+    label_set: Annotated[str, typer.Argument(help="Its name.")], ids: IdsOption = None, server: ServerOption = None
+) -> None:
+    """Keep drafts from being used, and from being made again."""
+    rejected = _run(server, lambda backend: backend.reject_drafts(label_set, DecisionBody(ids=ids)))
+    out.print(f"rejected {rejected.rejected}", highlight=False)
+
+
+@drafts_cli.command("questions")
+def list_questions() -> None:
+    """List the sets of questions that `deixis describe` can ask."""
+    with _told_plainly():
+        sets = load_question_sets(resources("prompts") / "questions")
+    rows = [(each.name, each.summary, f"{len(each.base)} + {len(each.full)}") for each in sets.values()]
+    out.print(_table(("name", "for", "base + full"), rows, right=("base + full",)))
 
 
 # --- models --------------------------------------------------------------------------------------------------------

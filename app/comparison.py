@@ -1,10 +1,11 @@
 """Every method on the same labelled images, and in words whether descriptions help."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from app.errors import TooLargeError
 from app.evaluation import Difference, Evaluation, bootstrap_interval, evaluate, holm, paired_difference
@@ -48,13 +49,22 @@ class Comparison:
         """Return plain dicts, tuples, strings and numbers."""
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> "Comparison":
+        """Return the comparison that was told as ``to_json`` does."""
+        return TypeAdapter(Comparison).validate_python(told)
+
+
+async def _unheard(done: int, total: int) -> None:
+    """Tell nobody."""
+
 
 async def compare(
     service: Service,
     question: Question,
     image_features: ImageFeatures,
     labels: Sequence[int],
-    advance: Callable[[], object] = lambda: None,
+    advance: Callable[[int, int], Awaitable[object]] = _unheard,
 ) -> Comparison:
     """Run every method of ``METHODS`` on n images.
 
@@ -66,7 +76,7 @@ async def compare(
         question: the classes, model and templates; its method does not count.
         image_features: unit rows (n, d) of the question's model.
         labels: the true class of each image, by index.
-        advance: called after each method.
+        advance: called after each method with how many were run, and how many there are as far as is known.
     """
     truth = np.asarray(labels)
     ranked: dict[str, np.ndarray] = {}
@@ -81,17 +91,18 @@ async def compare(
             not_run.append(f"{name}: {error.message}")
             continue
         prompts[name] = await _prompts_per_class(service, task)
-        advance()
+        await advance(len(ranked), len(names))
     described = any(entry.descriptions or entry.features for entry in task.classes)
     correct = {name: (order[:, 0] == truth).astype(np.float64) for name, order in ranked.items()}
     control: dict[int, np.ndarray] = {}
     control_orders: dict[int, np.ndarray] = {}
     if described:
-        for count in sorted({_control_size(prompts[name]) for name in ranked if METHODS[name].uses_descriptions}):
+        counts = sorted({_control_size(prompts[name]) for name in ranked if METHODS[name].uses_descriptions})
+        for count in counts:
             orders = [await _control(service, question, image_features, count, seed) for seed in range(CONTROL_SEEDS)]
             control[count] = np.mean([order[:, 0] == truth for order in orders], axis=0)
             control_orders[count] = orders[0]
-            advance()
+            await advance(len(names) + len(control), len(names) + len(counts))
     reports = []
     for name, order in ranked.items():
         counterpart = control.get(_control_size(prompts[name])) if METHODS[name].uses_descriptions else None

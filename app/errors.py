@@ -4,7 +4,7 @@ DeixisError
 ├── ClientError                       the caller can mend it
 │   ├── MalformedRequestError         the request cannot be parsed
 │   ├── InvalidFieldError             parsed, but a field breaks a rule
-│   ├── UnknownNameError              no label set, class, model, method or template set of that name
+│   ├── UnknownNameError              nothing of that name: a label set, a model, a job
 │   ├── UnknownRouteError             no route of that path
 │   ├── ConflictError                 it exists already
 │   ├── PreconditionFailedError       If-Match or If-None-Match does not hold
@@ -18,6 +18,7 @@ DeixisError
     ├── OverloadedError               the queue is full
     ├── NotReadyError                 starting, draining, or a part has failed
     ├── DeadlineExceededError         not done within the request's time
+    ├── NotConfiguredError            a setting is missing that this request needs
     ├── StoreError                    the database cannot be reached or is not usable
     ├── ModelUnavailableError         weights cannot be had or are not what they should be
     └── ConfigurationError            a setting that cannot work
@@ -76,15 +77,15 @@ class UnknownNameError(ClientError):
     Args:
         kind: what was looked for, as in ``model`` or ``label set``.
         name: the name that was given.
-        known: names that exist; the first twenty are shown, sorted.
+        known: names that exist; the first twenty are shown, sorted. None where there is no use in listing them.
         way_out: what the caller can do, when a list of names is not enough.
     """
 
-    def __init__(self, kind: str, name: str, known: Iterable[str] = (), way_out: str = "") -> None:
-        names = sorted(known)
+    def __init__(self, kind: str, name: str, known: Iterable[str] | None = None, way_out: str = "") -> None:
+        names = sorted(known or ())
         listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
         shown = name if len(name) <= _MAX_SHOWN_CHARS else f"{name[:_MAX_SHOWN_CHARS]}..."
-        message = f"unknown {kind} '{shown}'; known: {listed or 'none'}"
+        message = f"unknown {kind} '{shown}'" + ("" if known is None else f"; known: {listed or 'none'}")
         super().__init__(f"{message}; {way_out}" if way_out else message)
         self.kind = kind
         self.name = name
@@ -144,6 +145,10 @@ class NotReadyError(ServerError):
 
 class DeadlineExceededError(ServerError):
     """The request was not done within its time."""
+
+
+class NotConfiguredError(ServerError):
+    """A part that this request needs has not been set up."""
 
 
 class StoreError(ServerError):

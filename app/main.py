@@ -16,9 +16,12 @@ from prometheus_fastapi_instrumentator import Instrumentator
 from app import __version__
 from app.api import documentation, errors
 from app.api.middleware import AccessLog, BodyLimit
-from app.api.routes import catalogue, classify, health, label_sets
+from app.api.routes import catalogue, classify, descriptions, evaluations, health, jobs, label_sets
+from app.describer import Describer, LanguageModel
+from app.describing.questions import load_feature_question, load_question_sets
 from app.encoders._base import Encoder, LoadOptions
 from app.encoders.loading import imagenet_templates, load_encoder
+from app.jobs import Jobs
 from app.metrics import Metrics
 from app.pipeline import ImageLimits, Pipeline, ServedModel
 from app.prompting.class_embeddings import ClassEmbeddingCache
@@ -28,6 +31,8 @@ from app.resources import resources
 from app.service import LabelLimits, Service
 from app.settings import Settings
 from app.store.database import migrate, open_engine
+from app.store.drafts import DraftRepository
+from app.store.jobs import JobRepository
 from app.store.label_sets import LabelSetRepository
 
 log = structlog.get_logger()
@@ -45,6 +50,17 @@ def load_options(settings: Settings) -> LoadOptions:
         data_dir=settings.data_dir,
         tuning_seconds=settings.tuning_seconds,
         torch_compile=settings.torch_compile,
+    )
+
+
+def language_model(settings: Settings) -> LanguageModel:
+    """Return what the settings say of the language model that describes classes."""
+    return LanguageModel(
+        base_url=settings.llm_base_url,
+        api_key=None if settings.llm_api_key is None else settings.llm_api_key.get_secret_value(),
+        model=settings.llm_model,
+        concurrency=settings.llm_concurrency,
+        timeout_s=settings.llm_timeout_s,
     )
 
 
@@ -76,9 +92,11 @@ async def open_service(
 
     Raises:
         StoreError: the database cannot be opened or is newer than this release.
-        ConfigurationError: a template file is wrong.
+        ConfigurationError: a template file or a file of questions is wrong.
     """
     templates = TemplateLibrary(resources("prompts") / "templates", {"imagenet": imagenet_templates})
+    questions = resources("prompts") / "questions"
+    question_sets, feature_question = load_question_sets(questions), load_feature_question(questions)
     engine = open_engine(settings.effective_database_url)
     try:
         await migrate(engine)
@@ -111,13 +129,17 @@ async def open_service(
         decode_threads=settings.decode_threads,
         metrics=metrics,
     )
+    drafts = DraftRepository(engine)
     service = Service(
         pipeline=pipeline,
         label_sets=LabelSetRepository(engine),
+        drafts=drafts,
+        describer=Describer(drafts, question_sets, feature_question, language_model(settings)),
         templates=templates,
         engine=engine,
         label_limits=LabelLimits(settings.max_labels, settings.max_classes, settings.max_label_chars),
         max_images_per_request=settings.max_images_per_request,
+        max_evaluation_images=settings.max_evaluation_images,
     )
     try:
         yield service
@@ -141,9 +163,12 @@ def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]]
         async with open_service(settings, encoders, metrics) as service:
             app.state.service = service
             app.state.metrics = metrics
+            app.state.jobs = Jobs(JobRepository(service.engine), service)
+            app.state.jobs.start()
             warming = asyncio.create_task(service.warm_all())
             log.info("ready", models=[encoder.name for encoder in encoders], version=__version__)
             yield
+            await app.state.jobs.close()
             warming.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await warming
@@ -165,7 +190,7 @@ def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]]
     )
     errors.install(app)
     documentation.install(app)
-    for resource in (classify, label_sets, catalogue, health):
+    for resource in (classify, label_sets, descriptions, evaluations, jobs, catalogue, health):
         app.include_router(resource.router)
     # By route and never by path, of which callers can make up any number.
     Instrumentator(
@@ -178,7 +203,7 @@ def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]]
         BodyLimit,
         max_bytes=settings.max_request_bytes,
         max_json_bytes=settings.max_json_bytes,
-        image_paths=frozenset({"/classify", "/v1/classify"}),
+        takes_images=lambda path: path in {"/classify", "/v1/classify"} or path.endswith(":evaluate"),
     )
     app.add_middleware(AccessLog)
     app.add_middleware(

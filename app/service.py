@@ -2,12 +2,14 @@
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.describer import Advance, Describer, DescribeRequest, Outcome
+from app.describing.chat import Estimate
 from app.errors import (
     InvalidFieldError,
     MalformedRequestError,
@@ -17,10 +19,11 @@ from app.errors import (
     UnknownNameError,
 )
 from app.methods import METHODS
-from app.naming import MAX_ITEMS, clean_classes, clean_label_set_name
+from app.naming import MAX_DESCRIPTIONS_PER_CLASS, MAX_ITEMS, clean_classes, clean_label_set_name
 from app.pipeline import Pipeline
 from app.prompting.templates import TemplateLibrary
 from app.store.database import ping
+from app.store.drafts import DraftRepository
 from app.store.label_sets import IfMatch, LabelSetRepository
 from app.task import ClassEntry, LabelSet, MergeSynonyms, Task
 from app.warming import Warmer
@@ -66,17 +69,23 @@ class Service:
         *,
         pipeline: Pipeline,
         label_sets: LabelSetRepository,
+        drafts: DraftRepository,
+        describer: Describer,
         templates: TemplateLibrary,
         engine: AsyncEngine,
         label_limits: LabelLimits,
         max_images_per_request: int,
+        max_evaluation_images: int,
     ) -> None:
         self.pipeline = pipeline
         self.label_sets = label_sets
+        self.drafts = drafts
+        self.describer = describer
         self.templates = templates
         self.label_limits = label_limits
         self.max_images_per_request = max_images_per_request
-        self._engine = engine
+        self.max_evaluation_images = max_evaluation_images
+        self.engine = engine
         self._warmer = Warmer(self._warm)
 
     async def plan(self, question: Question) -> Task:
@@ -178,6 +187,24 @@ class Service:
         self._warmer.add(label_set)
         return label_set
 
+    async def estimate_descriptions(self, reference: str, request: DescribeRequest) -> Estimate:
+        """Return the most that ``describe`` would take; raises as it."""
+        return await self.describer.estimate(await self.find_label_set(reference), request)
+
+    async def describe(self, reference: str, request: DescribeRequest, advance: Advance) -> Outcome:
+        """Ask a language model about the classes of a label set, and keep drafts; raises as ``Describer.run``."""
+        return await self.describer.run(await self.find_label_set(reference), request, advance)
+
+    async def accept_drafts(
+        self, name: str, ids: Collection[int] | None = None, *, if_match: IfMatch = None
+    ) -> tuple[LabelSet, int]:
+        """Put drafts, by default all that are undecided, into a new version; raises as ``DraftRepository.accept``."""
+        label_set, accepted = await self.drafts.accept(
+            clean_label_set_name(name, "name"), ids, max_texts=MAX_DESCRIPTIONS_PER_CLASS, if_match=if_match
+        )
+        self._warmer.add(label_set)
+        return label_set, accepted
+
     def clean_classes(self, classes: Sequence[ClassEntry]) -> tuple[ClassEntry, ...]:
         """Return the classes of a label set with their texts normalised and checked."""
         return clean_classes(
@@ -224,13 +251,13 @@ class Service:
     async def check_ready(self) -> None:
         """Raise ``NotReadyError`` as ``check_alive``, or ``StoreError`` if the database does not answer."""
         self.check_alive()
-        await ping(self._engine)
+        await ping(self.engine)
 
     async def close(self) -> None:
         """Stop warming, end the threads, close the database."""
         await self._warmer.close()
         await asyncio.to_thread(self.pipeline.close)
-        await self._engine.dispose()
+        await self.engine.dispose()
 
 
 def check_commas(*texts: str) -> None:

@@ -91,6 +91,9 @@ class Settings(BaseSettings):
     )
     # What lists in bodies may hold at most, api.schemas.MAX_ITEMS, bounds these three.
     max_images_per_request: int = Field(64, ge=1, le=100_000, description="Images in one request; more get 413.")
+    max_evaluation_images: int = Field(
+        5000, ge=1, le=100_000, description="Labelled images in one request to evaluate methods; more get 413."
+    )
     max_request_bytes: int = Field(
         128 * _MIB, ge=1, description="Bytes of one request's body with images; more get 413."
     )
@@ -118,6 +121,15 @@ class Settings(BaseSettings):
         ge=1,
         description="Threads that decode images; by default one per core.",
     )
+    llm_base_url: str | None = Field(
+        None,
+        description="The chat endpoint that describes classes, as `https://api.openai.com/v1`; anything that speaks"
+        " OpenAI's protocol. Nothing is sent to it before somebody asks for descriptions.",
+    )
+    llm_api_key: SecretStr | None = Field(None, description="Its key, where it wants one.")
+    llm_model: str | None = Field(None, description="The model to ask, as the endpoint names it.")
+    llm_concurrency: int = Field(8, ge=1, le=256, description="Requests to it under way at once.")
+    llm_timeout_s: float = Field(60, gt=0, le=3600, description="For one answer of it; tried again after that.")
     log_format: Literal["json", "console"] = Field(
         "console", description="One JSON object or one readable line per event."
     )

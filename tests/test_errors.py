@@ -31,6 +31,7 @@ STATUSES = {
     "InvalidFieldError": 422,
     "OverloadedError": 503,
     "NotReadyError": 503,
+    "NotConfiguredError": 501,
     "StoreError": 503,
     "ModelUnavailableError": 503,
     "DeadlineExceededError": 504,
@@ -120,7 +121,8 @@ def test_a_full_queue_says_itself_when_to_try_again():
 
 def test_an_unknown_name_is_told_with_the_known_ones_sorted_and_at_most_twenty():
     assert UnknownNameError("model", "clap", ["b", "a"]).message == "unknown model 'clap'; known: a, b"
-    assert UnknownNameError("model", "clap").message == "unknown model 'clap'; known: none"
+    assert UnknownNameError("model", "clap", []).message == "unknown model 'clap'; known: none"
+    assert UnknownNameError("job", "1", way_out="look").message == "unknown job '1'; look"
     many = UnknownNameError("model", "clap", [f"{number:03}" for number in range(25)], way_out="or look").message
     assert many.endswith("018, 019 and 5 more; or look")
 

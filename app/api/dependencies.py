@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from app.jobs import Jobs
 from app.service import Service
 
 
@@ -13,3 +14,11 @@ async def _service(request: Request) -> Service:
 
 
 ServiceDependency = Annotated[Service, Depends(_service)]
+
+
+async def _jobs(request: Request) -> Jobs:
+    jobs: Jobs = request.app.state.jobs
+    return jobs
+
+
+JobsDependency = Annotated[Jobs, Depends(_jobs)]

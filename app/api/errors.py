@@ -53,6 +53,7 @@ KINDS: Mapping[type[DeixisError], Kind] = MappingProxyType(
         errors.ClientError: Kind(400, "bad-request", "The request is refused"),
         errors.OverloadedError: Kind(503, "overloaded", "The queue is full"),
         errors.NotReadyError: Kind(503, "not-ready", "The service is not ready"),
+        errors.NotConfiguredError: Kind(501, "not-configured", "The service is not set up for this"),
         errors.StoreError: Kind(503, "store-unavailable", "The database is not available"),
         errors.ModelUnavailableError: Kind(503, "model-unavailable", "The model is not available"),
         errors.DeadlineExceededError: Kind(504, "deadline-exceeded", "The request took too long"),

@@ -3,7 +3,8 @@
 import asyncio
 import base64
 import binascii
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,19 +75,36 @@ async def read_classify_input(request: Request, *, max_images: int) -> ClassifyI
 
 
 async def _read_form(request: Request, max_images: int) -> ClassifyInput:
+    async with opened_form(request, max_images, _MAX_FIELDS, "DEIXIS_MAX_IMAGES_PER_REQUEST") as form:
+        fields = _fields_of(form_fields(form))
+        return ClassifyInput([await read_part(part) for part in form.getlist("image")], fields)
+
+
+@asynccontextmanager
+async def opened_form(request: Request, max_images: int, max_fields: int, setting: str) -> AsyncIterator[FormData]:
+    """Yield a form whose number of images is within the limit; its files go at the end.
+
+    Args:
+        request: multipart/form-data.
+        max_images: parts named ``image``.
+        max_fields: all other parts.
+        setting: the name of the setting that holds ``max_images``.
+
+    Raises:
+        MalformedRequestError: it does not parse.
+        TooLargeError: a limit is passed.
+    """
     try:
         async with request.form(
-            max_files=max_images + 1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
+            max_files=max_images + 1, max_fields=max_fields, max_part_size=_MAX_FIELD_BYTES
         ) as form:
-            parts = form.getlist("image")
-            if len(parts) > max_images:
-                raise _too_many_images(max_images)
-            fields = _fields_of(_form_fields(form))
-            return ClassifyInput([await _read_part(part) for part in parts], fields)
+            if len(form.getlist("image")) > max_images:
+                raise _too_many_images(max_images, setting)
+            yield form
     except HTTPException as error:
         # Starlette tells every fault of a form in this way, limits too.
         if "files" in str(error.detail):
-            raise _too_many_images(max_images) from error
+            raise _too_many_images(max_images, setting) from error
         if "exceeded" in str(error.detail) or "Too many" in str(error.detail):
             raise TooLargeError(f"the form passes a limit: {error.detail}") from error
         raise MalformedRequestError(f"the form does not parse: {error.detail}") from error
@@ -94,13 +112,19 @@ async def _read_form(request: Request, max_images: int) -> ClassifyInput:
         raise MalformedRequestError(f"the form is not in the charset that its content type names: {error}") from error
 
 
-async def _read_part(part: UploadFile | str) -> bytes:
+async def read_part(part: UploadFile | str) -> bytes:
+    """Return the bytes of a part named ``image``; raises ``InvalidFieldError`` where it is no file."""
     if isinstance(part, str):
         raise InvalidFieldError.of("image", "must be a file, with a filename in its part's Content-Disposition")
     return await part.read()
 
 
-def _form_fields(form: FormData) -> dict[str, Any]:
+def form_fields(form: FormData) -> dict[str, Any]:
+    """Return all that is no image, with labels and classes as lists.
+
+    Raises:
+        InvalidFieldError: there is no image, another part is a file, or a field is repeated.
+    """
     if not form.getlist("image"):
         raise InvalidFieldError.of("image", "is missing; send one or more file parts named image")
     text: dict[str, list[str]] = {}
@@ -118,12 +142,14 @@ def _query_fields(query: QueryParams) -> dict[str, Any]:
 
 
 def _single_values(text: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Return the fields with labels split; labels may be repeated, other fields may not."""
+    """Return the fields with labels split; labels and classes may be repeated, other fields may not."""
     fields: dict[str, Any] = {}
     for name, values in text.items():
         if name == "labels":
             check_commas(*values)
             fields[name] = [label for value in values for label in split_labels(value)] if values != [""] else []
+        elif name == "class":
+            fields[name] = values
         elif len(values) > 1:
             raise InvalidFieldError.of(name, f"is given {len(values)} times")
         else:
@@ -147,7 +173,7 @@ def _read_json(body: bytes, max_images: int) -> ClassifyInput:
     except ValidationError as error:
         raise _told(error) from error
     if len(parsed.images) > max_images:
-        raise _too_many_images(max_images)
+        raise _too_many_images(max_images, "DEIXIS_MAX_IMAGES_PER_REQUEST")
     fields = ClassifyFields.model_construct(**parsed.model_dump(exclude={"images"}))
     return ClassifyInput([_from_base64(image.base64) for image in parsed.images], fields)
 
@@ -175,7 +201,5 @@ def _told(error: ValidationError) -> ClientError:
     return told
 
 
-def _too_many_images(limit: int) -> TooLargeError:
-    return TooLargeError(
-        f"more than {limit} images in one request; send fewer per request, or raise DEIXIS_MAX_IMAGES_PER_REQUEST"
-    )
+def _too_many_images(limit: int, setting: str) -> TooLargeError:
+    return TooLargeError(f"more than {limit} images in one request; send fewer per request, or raise {setting}")

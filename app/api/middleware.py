@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Callable
 
 import structlog
 from asgi_correlation_id import correlation_id
@@ -23,22 +24,24 @@ class BodyLimit:
     Args:
         app: what the request is passed on to.
         max_bytes: of any body.
-        max_json_bytes: of bodies that do not go to ``image_paths``: those are parsed on the event loop.
-        image_paths: the paths that take images.
+        max_json_bytes: of bodies without images, which are parsed on the event loop.
+        takes_images: tells whether a path takes images.
     """
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int, max_json_bytes: int, image_paths: frozenset[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, *, max_bytes: int, max_json_bytes: int, takes_images: Callable[[str], bool]
+    ) -> None:
         self._app = app
         self._images = (max_bytes, "send fewer images per request, or raise DEIXIS_MAX_REQUEST_BYTES")
         self._json = (max_json_bytes, "send less at a time, or raise DEIXIS_MAX_JSON_BYTES")
-        self._image_paths = image_paths
+        self._takes_images = takes_images
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        max_bytes, way_out = self._images if scope["path"] in self._image_paths else self._json
+        max_bytes, way_out = self._images if self._takes_images(scope["path"]) else self._json
         refusal = problem_response(
             BodyTooLargeError(f"the request's body has more than {max_bytes:,} bytes; {way_out}")
         )

@@ -8,8 +8,11 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from app.describer import DescribeRequest, Questions
 from app.errors import DeixisError
 from app.naming import MAX_ITEMS
+from app.store.drafts import Draft, DraftKind, DraftStatus
+from app.store.jobs import Job, JobStatus
 from app.store.label_sets import LabelSetSummary
 from app.task import (
     ClassEntry,
@@ -383,3 +386,157 @@ class Health(Response):
     """The answer of a probe."""
 
     status: str
+
+
+class DescribeBody(Request):
+    """What to ask a language model about the classes of a label set."""
+
+    question_set: str = Field("general", description="A set of `GET /v1/question-sets`.", examples=["birds"])
+    questions: Questions = Field(
+        Questions.BASE, description="`base`: three that suit every class; `full`: those of the domain; `all`: both."
+    )
+    sentences: bool = Field(default=True, description="Ask for sentences, for `cupl` and `cupl-ensemble`.")
+    features: bool = Field(default=True, description="Ask for a list of features, for `dclip`.")
+    answers: int = Field(10, ge=1, le=50, description="Answers to each question for sentences.")
+    classes: list[str] | None = Field(
+        None, min_length=1, max_length=MAX_ITEMS, description="Names of the label set; all by default."
+    )
+
+    def request(self) -> DescribeRequest:
+        """Return what is asked."""
+        return DescribeRequest(
+            question_set=self.question_set,
+            questions=self.questions,
+            sentences=self.sentences,
+            features=self.features,
+            answers=self.answers,
+            classes=None if self.classes is None else tuple(self.classes),
+        )
+
+
+class GenerateBody(DescribeBody):
+    """What to ask, and what to do with the answers."""
+
+    accept: bool = Field(
+        default=False, description="Put every draft into a new version at the end; else they wait for a review."
+    )
+
+
+class EstimateBody(Response):
+    """The most that a run would take; what was answered before is not asked again."""
+
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class DraftBody(Response):
+    """A text that a language model wrote about a class."""
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
+
+    id: int
+    class_: str = Field(alias="class")
+    kind: DraftKind
+    text: str
+    status: DraftStatus
+    model: str = Field(description="What answered, in the endpoint's words.")
+    question: str
+    asked_at: datetime
+    decided_at: datetime | None
+
+    @classmethod
+    def of(cls, draft: Draft) -> "DraftBody":
+        """Return the draft as it is told to callers."""
+        return cls(
+            id=draft.id,
+            class_=draft.classname,
+            kind=draft.kind,
+            text=draft.text,
+            status=draft.status,
+            model=draft.model,
+            question=draft.question,
+            asked_at=draft.asked_at,
+            decided_at=draft.decided_at,
+        )
+
+
+class DraftList(Response):
+    """A page of drafts, in the order they were made."""
+
+    drafts: list[DraftBody]
+    next_after: int | None = Field(description="`after` of the next page; null on the last.")
+
+
+class DecisionBody(Request):
+    """Which drafts are decided about."""
+
+    ids: list[int] | None = Field(
+        None, min_length=1, max_length=MAX_ITEMS, description="Of undecided drafts; all of them by default."
+    )
+
+
+class AcceptedResponse(Response):
+    """The version that the drafts went into."""
+
+    accepted: int
+    label_set: LabelSetResponse
+
+
+class RejectedResponse(Response):
+    """How many drafts will not be used, nor made again."""
+
+    rejected: int
+
+
+class QuestionSetBody(Response):
+    """Questions about classes of one domain; `{name}` and `{a_name}` are filled with the class name."""
+
+    name: str
+    summary: str
+    base: list[str]
+    full: list[str]
+
+
+class QuestionSetList(Response):
+    """Every set of questions."""
+
+    question_sets: list[QuestionSetBody]
+
+
+class JobBody(Response):
+    """Work that goes on after its request was answered."""
+
+    id: str
+    kind: str = Field(description="`describe` or `evaluate`.")
+    label_set: str
+    status: JobStatus
+    done: int = Field(description="Steps that are done.")
+    total: int = Field(description="Of so many; 0 before they are counted.")
+    result: dict[str, Any] | None = Field(description="Of a job that succeeded; docs/http-api.md shows it.")
+    error: str | None = Field(description="Of a job that failed.")
+    created_at: datetime
+    finished_at: datetime | None
+
+    @classmethod
+    def of(cls, job: Job) -> "JobBody":
+        """Return the job as it is told to callers."""
+        return cls(
+            id=job.id,
+            kind=job.kind,
+            label_set=job.label_set,
+            status=job.status,
+            done=job.done,
+            total=job.total,
+            result=None if job.result is None else dict(job.result),
+            error=job.error,
+            created_at=job.created_at,
+            finished_at=job.finished_at,
+        )
+
+
+class JobList(Response):
+    """A page of jobs, the newest first."""
+
+    jobs: list[JobBody]
+    next_after: str | None = Field(description="`after` of the next page; null on the last.")

@@ -134,15 +134,15 @@ def _abbreviates(text: str, at: int) -> bool:
 def _each_once(texts: Iterable[str]) -> list[str]:
     first: dict[str, str] = {}
     for text in texts:
-        first.setdefault(_key(text), text)
+        first.setdefault(sameness(text), text)
     return list(first.values())
 
 
 def _bare(text: str) -> str:
     """Return the key of the text without its article."""
-    return _key(_ARTICLE.sub("", text))
+    return sameness(_ARTICLE.sub("", text))
 
 
-def _key(text: str) -> str:
+def sameness(text: str) -> str:
     """Return what two texts share that differ in case, in spaces or in their final punctuation only."""
     return "".join(text.casefold().split()).rstrip(_ENDS + _CLOSERS)

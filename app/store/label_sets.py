@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from app.errors import ConflictError, InvalidFieldError, PreconditionFailedError, TooLargeError, UnknownNameError
 from app.store.database import reading, writing
-from app.store.tables import LabelSetRow, LabelSetVersionRow
+from app.store.tables import AnswerRow, DraftRow, LabelSetRow, LabelSetVersionRow
 from app.task import ClassEntry, LabelSet, MergeSynonyms
 
 _LARGEST_VERSION = 2**31 - 1
@@ -61,8 +61,8 @@ class LabelSetRepository:
             UnknownNameError: there is no such label set, or no such version of it.
         """
         async with reading(self._engine) as session:
-            if not _is_storable(name):
-                raise await _unknown_label_set(session, name)
+            if not is_storable(name):
+                raise await unknown_label_set(session, name)
             # Version 0 is never given out, so it stands for every number that the column could not hold either.
             wanted = literal(version if 0 < version <= _LARGEST_VERSION else 0) if version is not None else None
             statement = (
@@ -78,7 +78,7 @@ class LabelSetRepository:
             )
             found = (await session.execute(statement)).one_or_none()
             if found is None:
-                raise await _unknown_label_set(session, name)
+                raise await unknown_label_set(session, name)
             label_set, found_version = found
             if found_version is None:
                 raise await _unknown_version(session, label_set, version)
@@ -86,7 +86,7 @@ class LabelSetRepository:
             if cached is None:
                 row = await session.get(LabelSetVersionRow, (name, found_version))
                 if row is None:  # deleted between the two statements
-                    raise await _unknown_label_set(session, name)
+                    raise await unknown_label_set(session, name)
                 cached = _to_label_set(row)
                 if _size(cached) <= self._versions.maxsize:
                     self._versions[name, found_version] = cached
@@ -112,7 +112,7 @@ class LabelSetRepository:
             .limit(limit)
         )
         if after is not None:
-            if not _is_storable(after):
+            if not is_storable(after):
                 raise InvalidFieldError.of(
                     "after", f"{after!a} cannot be a name; give the last name of the page before"
                 )
@@ -149,7 +149,7 @@ class LabelSetRepository:
                     problem = f"the label set '{name}' exists already, at version {row.last_version}"
                     raise PreconditionFailedError(f"{problem}; leave If-None-Match out to write the next version")
                 _require_match(row, if_match)
-            return _append_version(session, row, tuple(classes), templates, merge_synonyms), created
+            return append_version(session, row, tuple(classes), templates, merge_synonyms), created
 
     async def add_classes(
         self,
@@ -168,7 +168,7 @@ class LabelSetRepository:
             TooLargeError: together they would be more than ``max_classes``.
         """
         async with writing(self._engine) as session:
-            row, current = await _lock_current(session, name, if_match)
+            row, current = await lock_current(session, name, if_match)
             present = {entry.name.lower(): entry.name for entry in current.classes}
             if taken := [present[entry.name.lower()] for entry in classes if entry.name.lower() in present]:
                 listed = ", ".join(f"'{name}'" for name in taken)
@@ -178,7 +178,7 @@ class LabelSetRepository:
             if max_classes is not None and len(merged) > max_classes:
                 problem = f"the label set '{name}' would have {len(merged)} classes, at most {max_classes} are allowed"
                 raise TooLargeError(f"{problem}; add fewer, or raise DEIXIS_MAX_CLASSES")
-            return _append_version(session, row, merged, current.templates, current.merge_synonyms)
+            return append_version(session, row, merged, current.templates, current.merge_synonyms)
 
     async def remove_class(self, name: str, classname: str, *, if_match: IfMatch = None) -> LabelSet:
         """Write a new version without one class.
@@ -189,17 +189,17 @@ class LabelSetRepository:
             ConflictError: it is the only class.
         """
         async with writing(self._engine) as session:
-            row, current = await _lock_current(session, name, if_match)
+            row, current = await lock_current(session, name, if_match)
             remaining = tuple(entry for entry in current.classes if entry.name != classname)
             if len(remaining) == len(current.classes):
                 raise UnknownNameError("class", _printable(classname), (entry.name for entry in current.classes))
             if not remaining:
                 problem = f"'{classname}' is the only class of the label set '{name}', which must have one"
                 raise ConflictError(f"{problem}; add another first, or delete the label set")
-            return _append_version(session, row, remaining, current.templates, current.merge_synonyms)
+            return append_version(session, row, remaining, current.templates, current.merge_synonyms)
 
     async def delete(self, name: str, *, if_match: IfMatch = None) -> None:
-        """Remove every version for good; the version numbers stay used.
+        """Remove every version for good, and what language models said of it; the version numbers stay used.
 
         Raises:
             UnknownNameError: there is no such label set.
@@ -207,7 +207,8 @@ class LabelSetRepository:
         """
         async with writing(self._engine) as session:
             row = await _lock(session, name, if_match)
-            await session.execute(delete(LabelSetVersionRow).where(LabelSetVersionRow.name == name))
+            for table in (LabelSetVersionRow, DraftRow, AnswerRow):
+                await session.execute(delete(table).where(table.name == name))
             row.deleted_at = datetime.now(UTC)
 
 
@@ -221,21 +222,28 @@ async def _lock_or_reserve(session: AsyncSession, name: str) -> LabelSetRow:
 
 
 async def _lock(session: AsyncSession, name: str, if_match: IfMatch) -> LabelSetRow:
-    row = await session.get(LabelSetRow, name, with_for_update=True) if _is_storable(name) else None
+    row = await session.get(LabelSetRow, name, with_for_update=True) if is_storable(name) else None
     if row is None or row.deleted_at is not None:
-        raise await _unknown_label_set(session, name)
+        raise await unknown_label_set(session, name)
     _require_match(row, if_match)
     return row
 
 
-async def _lock_current(session: AsyncSession, name: str, if_match: IfMatch) -> tuple[LabelSetRow, LabelSetVersionRow]:
+async def lock_current(session: AsyncSession, name: str, if_match: IfMatch) -> tuple[LabelSetRow, LabelSetVersionRow]:
+    """Return the label set, locked until the transaction ends, and its current version.
+
+    Raises:
+        UnknownNameError: there is no such label set.
+        PreconditionFailedError: the current version is not in ``if_match``.
+    """
     row = await _lock(session, name, if_match)
     return row, await session.get_one(LabelSetVersionRow, (name, row.last_version))
 
 
-def _append_version(
+def append_version(
     session: AsyncSession, row: LabelSetRow, classes: tuple[ClassEntry, ...], templates: str, merge_synonyms: str
 ) -> LabelSet:
+    """Write the next version of a label set that is locked, and return it."""
     row.last_version += 1
     version = LabelSetVersionRow(
         name=row.name,
@@ -271,7 +279,8 @@ def _require_match(row: LabelSetRow, if_match: IfMatch) -> None:
     raise PreconditionFailedError(f"{problem}; get the current version and make the change on that")
 
 
-async def _unknown_label_set(session: AsyncSession, name: str) -> UnknownNameError:
+async def unknown_label_set(session: AsyncSession, name: str) -> UnknownNameError:
+    """Return the error for a name that no label set has, with those that there are."""
     known = await session.scalars(select(LabelSetRow.name).where(LabelSetRow.deleted_at.is_(None)))
     return UnknownNameError("label set", _printable(name), known)
 
@@ -285,7 +294,7 @@ async def _unknown_version(session: AsyncSession, row: LabelSetRow, version: int
     return UnknownNameError("label set version", f"{row.name}@{version}", [known])
 
 
-def _is_storable(text: str) -> bool:
+def is_storable(text: str) -> bool:
     """Tell whether both databases can hold the text: neither takes a lone surrogate, PostgreSQL no NUL."""
     return not any(character == "\0" or "\ud800" <= character <= "\udfff" for character in text)
 

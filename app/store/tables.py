@@ -3,12 +3,15 @@
 A label set is one row in ``label_sets`` and one row per version in ``label_set_versions``. Version rows are never
 updated. Deleting a label set removes its versions and keeps the first row, so that a version number is never given out
 twice and ``pets@3`` can never come to mean something else.
+
+What a language model said is one row in ``answers`` per question, as it came, and one row in ``drafts`` per text that
+was made of it. Both go with the label set. A job is one row in ``jobs``; whoever runs it holds a lease on it.
 """
 
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
-from sqlalchemy import JSON, DateTime, ForeignKey, Integer, MetaData, Text
+from sqlalchemy import JSON, DateTime, ForeignKey, ForeignKeyConstraint, Integer, LargeBinary, MetaData, Text
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
@@ -109,3 +112,58 @@ class LabelSetVersionRow(Base):
     templates: Mapped[str] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     merge_synonyms: Mapped[str] = mapped_column(Text, server_default="mean")
+
+
+class AnswerRow(Base):
+    """What a language model answered to one question about one class; never updated."""
+
+    __tablename__ = "answers"
+
+    name: Mapped[str] = mapped_column(NAME_TYPE, ForeignKey(LabelSetRow.name), primary_key=True)
+    digest: Mapped[str] = mapped_column(Text, primary_key=True)
+    question: Mapped[str] = mapped_column(Text)
+    model: Mapped[str] = mapped_column(Text)
+    texts: Mapped[list[str]] = mapped_column(JSON)
+    prompt_tokens: Mapped[int] = mapped_column(Integer)
+    completion_tokens: Mapped[int] = mapped_column(Integer)
+    asked_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class DraftRow(Base):
+    """A description or a feature made of an answer, and what was decided about it."""
+
+    __tablename__ = "drafts"
+    __table_args__ = (ForeignKeyConstraint(["name", "digest"], [AnswerRow.name, AnswerRow.digest]),)
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    name: Mapped[str] = mapped_column(NAME_TYPE, index=True)
+    digest: Mapped[str] = mapped_column(Text)
+    classname: Mapped[str] = mapped_column(Text)
+    kind: Mapped[str] = mapped_column(Text)
+    text: Mapped[str] = mapped_column(Text)
+    status: Mapped[str] = mapped_column(Text)
+    decided_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class JobRow(Base):
+    """Work that outlives the request that asked for it.
+
+    ``lease_until`` is until when ``owner`` is taken to be alive; a running job whose lease has ended may be taken over.
+    """
+
+    __tablename__ = "jobs"
+
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    kind: Mapped[str] = mapped_column(Text)
+    label_set: Mapped[str] = mapped_column(NAME_TYPE)
+    status: Mapped[str] = mapped_column(Text)
+    request: Mapped[dict[str, Any]] = mapped_column(JSON)
+    attachment: Mapped[bytes | None] = mapped_column(LargeBinary, deferred=True)
+    done: Mapped[int] = mapped_column(Integer)
+    total: Mapped[int] = mapped_column(Integer)
+    result: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    error: Mapped[str | None] = mapped_column(Text)
+    owner: Mapped[str | None] = mapped_column(Text)
+    lease_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+    finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)

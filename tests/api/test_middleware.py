@@ -146,7 +146,7 @@ async def answer_of(app, chunks, headers=(), path="/"):
 
 
 def limited(app, max_bytes=10, max_json_bytes=10):
-    return BodyLimit(app, max_bytes=max_bytes, max_json_bytes=max_json_bytes, image_paths=frozenset({"/images"}))
+    return BodyLimit(app, max_bytes=max_bytes, max_json_bytes=max_json_bytes, takes_images="/images".__eq__)
 
 
 async def echo(scope, receive, send):

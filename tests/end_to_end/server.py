@@ -19,14 +19,12 @@ class Server:
     """A running `deixis serve` on a port of its own."""
 
     def __init__(self, *flags: str, data_dir: Path) -> None:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("DEIXIS_")}
         self.process = subprocess.Popen(
             [DEIXIS, "serve", "--port", "0", "--data-dir", data_dir, *flags],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            # Weights that are not on this machine must be an error at once, and not a wait for a network.
-            env={**environment, "HF_HUB_OFFLINE": "1", "DEIXIS_TUNING_SECONDS": "0", "PYTHONUNBUFFERED": "1"},
+            env=environment(PYTHONUNBUFFERED="1"),
         )
         self.log: list[str] = []
         self._log_reader = threading.Thread(target=self._read_log, daemon=True)
@@ -70,15 +68,23 @@ def serving(*flags: str, data_dir: Path) -> Iterator[Server]:
             server.wait()
 
 
-def deixis(*arguments: object, data_dir: Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run one command to its end."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("DEIXIS_")}
+def environment(**settings: str) -> dict[str, str]:
+    """Return the environment of a process of ours: none of this machine's settings, and these."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith("DEIXIS_")}
+    # Weights that are not on this machine must be an error at once, and not a wait for a network.
+    return {**others, "HF_HUB_OFFLINE": "1", "DEIXIS_TUNING_SECONDS": "0", "no_proxy": "*", **settings}
+
+
+def deixis(
+    *arguments: object, data_dir: Path, stdin: str | None = None, **settings: str
+) -> subprocess.CompletedProcess[str]:
+    """Run one command to its end; ``settings`` are those of the environment, by their whole names."""
     return subprocess.run(
         [DEIXIS, *map(str, arguments)],
         capture_output=True,
         text=True,
         input=stdin,
         timeout=300,
-        env={**environment, "HF_HUB_OFFLINE": "1", "DEIXIS_TUNING_SECONDS": "0", "DEIXIS_DATA_DIR": str(data_dir)},
+        env=environment(DEIXIS_DATA_DIR=str(data_dir), **settings),
         check=False,
     )

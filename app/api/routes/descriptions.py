@@ -1,0 +1,99 @@
+"""Descriptions by a language model: asked for as a job, reviewed as drafts, accepted into a new version."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+
+from app.api.dependencies import JobsDependency, ServiceDependency
+from app.api.routes.label_sets import JSON_ONLY, IfMatchHeader, etag_of, parse_if_match
+from app.api.schemas import (
+    AcceptedResponse,
+    DecisionBody,
+    DescribeBody,
+    DraftBody,
+    DraftList,
+    EstimateBody,
+    GenerateBody,
+    JobBody,
+    LabelSetResponse,
+    QuestionSetBody,
+    QuestionSetList,
+    RejectedResponse,
+)
+from app.naming import clean_label_set_name
+from app.store.drafts import DraftStatus
+from app.task import ClassEntry
+
+router = APIRouter(tags=["descriptions"])
+
+_PATH = "/v1/label-sets/{name}/descriptions"
+
+
+@router.get("/v1/question-sets")
+async def list_question_sets(service: ServiceDependency) -> QuestionSetList:
+    """List the sets of questions that a language model can be asked."""
+    return QuestionSetList(
+        question_sets=[
+            QuestionSetBody(name=each.name, summary=each.summary, base=list(each.base), full=list(each.full))
+            for each in service.describer.question_sets.values()
+        ]
+    )
+
+
+@router.post(f"{_PATH}:estimate", dependencies=JSON_ONLY)
+async def estimate_descriptions(name: str, body: DescribeBody, service: ServiceDependency) -> EstimateBody:
+    """Tell what `descriptions:generate` would take at most, without asking anything."""
+    told = await service.estimate_descriptions(clean_label_set_name(name, "name"), body.request())
+    return EstimateBody(
+        requests=told.requests, prompt_tokens=told.prompt_tokens, completion_tokens=told.completion_tokens
+    )
+
+
+@router.post(f"{_PATH}:generate", status_code=202, dependencies=JSON_ONLY)
+async def generate_descriptions(name: str, body: GenerateBody, jobs: JobsDependency, response: Response) -> JobBody:
+    """Begin the job of asking the language model of the settings about the classes.
+
+    Questions that were answered before, by an earlier job or one that was interrupted, are not asked again.
+    """
+    job = await jobs.describe(clean_label_set_name(name, "name"), body.request(), accept=body.accept)
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    return JobBody.of(job)
+
+
+@router.get(_PATH)
+async def list_drafts(
+    name: str,
+    service: ServiceDependency,
+    status: DraftStatus | None = None,
+    class_: Annotated[str | None, Query(alias="class", description="Of this class only.")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    after: Annotated[int, Query(ge=0, le=2**31 - 1, description="`next_after` of the page before.")] = 0,
+) -> DraftList:
+    """List what the language model wrote, each text with the question, the model and the time, a page at a time."""
+    classname = None
+    if class_ is not None:
+        (entry,) = service.clean_classes([ClassEntry(class_)])
+        classname = entry.name
+    found = await service.drafts.list(
+        clean_label_set_name(name, "name"), limit=limit + 1, after=after, status=status, classname=classname
+    )
+    page = found[:limit]
+    return DraftList(
+        drafts=[DraftBody.of(each) for each in page], next_after=page[-1].id if len(found) > limit else None
+    )
+
+
+@router.post(f"{_PATH}:accept", dependencies=JSON_ONLY)
+async def accept_drafts(
+    name: str, body: DecisionBody, service: ServiceDependency, response: Response, if_match: IfMatchHeader = None
+) -> AcceptedResponse:
+    """Put drafts into a new version of the label set, behind the texts that its classes have."""
+    label_set, accepted = await service.accept_drafts(name, body.ids, if_match=parse_if_match(if_match))
+    response.headers["ETag"] = etag_of(label_set)
+    return AcceptedResponse(accepted=accepted, label_set=LabelSetResponse.of(label_set))
+
+
+@router.post(f"{_PATH}:reject", dependencies=JSON_ONLY)
+async def reject_drafts(name: str, body: DecisionBody, service: ServiceDependency) -> RejectedResponse:
+    """Keep drafts from being used, and from being made again."""
+    return RejectedResponse(rejected=await service.drafts.reject(clean_label_set_name(name, "name"), body.ids))

@@ -1,0 +1,112 @@
+"""POST /v1/label-sets/{name}:evaluate: every method on the caller's labelled images."""
+
+import unicodedata
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request, Response
+
+from app.api.dependencies import JobsDependency, ServiceDependency
+from app.api.inputs import form_fields, media_type_of, opened_form, read_part
+from app.api.schemas import JobBody
+from app.errors import ClientError, InvalidFieldError, UnknownNameError, UnsupportedMediaTypeError
+from app.naming import clean_label_set_name
+from app.service import Question
+from app.task import LabelSet
+
+router = APIRouter(tags=["evaluation"])
+
+_ENCODED_AT_ONCE = 8
+_FIELDS = ("class", "model", "template")
+
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["image", "class"],
+                    "additionalProperties": False,
+                    "properties": {
+                        "image": {
+                            "type": "array",
+                            "minItems": 1,
+                            "items": {"type": "string", "format": "binary"},
+                            "description": "Files.",
+                        },
+                        "class": {
+                            "type": "array",
+                            "minItems": 1,
+                            "items": {"type": "string"},
+                            "description": "The true class of each image, in the same order.",
+                        },
+                        "model": {"type": "string", "description": "The first served by default."},
+                        "template": {"type": "string", "description": "Those of the label set by default."},
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+@router.post("/v1/label-sets/{name}:evaluate", status_code=202, openapi_extra=_BODY)
+async def evaluate_label_set(
+    name: str, request: Request, service: ServiceDependency, jobs: JobsDependency, response: Response
+) -> JobBody:
+    """Begin the job of comparing every method on labelled images, with intervals, a control and a verdict.
+
+    The images are encoded before the answer, and only their features are kept, until the job ends. Images that cannot
+    be read are left out; the result tells which.
+    """
+    content_type = media_type_of(request)
+    if content_type != "multipart/form-data":
+        raise UnsupportedMediaTypeError(
+            f"content type '{content_type}' is not supported; send multipart/form-data with parts named image and class"
+        )
+    label_set = await service.find_label_set(clean_label_set_name(name, "name"))
+    most = service.max_evaluation_images
+    async with opened_form(request, most, most + len(_FIELDS), "DEIXIS_MAX_EVALUATION_IMAGES") as form:
+        fields = form_fields(form)
+        if strange := sorted(set(fields) - set(_FIELDS)):
+            raise InvalidFieldError.of(strange[0], f"there is no such field; known: image, {', '.join(_FIELDS)}")
+        parts, classes = form.getlist("image"), fields.get("class", [])
+        if len(classes) != len(parts):
+            raise InvalidFieldError.of(
+                "class", f"{len(parts)} images and {len(classes)} classes are given; send one class for each image"
+            )
+        truth = _indices_of(classes, label_set)
+        question = Question(label_set=label_set.reference, model=fields.get("model"), template=fields.get("template"))
+        model = (await service.plan(question)).model
+        encoded: list[np.ndarray | ClientError] = []
+        for first in range(0, len(parts), _ENCODED_AT_ONCE):
+            images = [await read_part(part) for part in parts[first : first + _ENCODED_AT_ONCE]]
+            encoded += await service.pipeline.image_features(model, images)
+    job = await jobs.evaluate(question, *_readable(encoded, truth))
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    return JobBody.of(job)
+
+
+def _indices_of(given: list[str], label_set: LabelSet) -> list[int]:
+    index_of = {name: index for index, name in enumerate(label_set.classnames)}
+    cleaned = [unicodedata.normalize("NFC", " ".join(name.split())) for name in given]
+    for name in cleaned:
+        if name not in index_of:
+            raise UnknownNameError("class", name, label_set.classnames)
+    return [index_of[name] for name in cleaned]
+
+
+def _readable(
+    encoded: list[np.ndarray | ClientError], truth: list[int]
+) -> tuple[np.ndarray, list[int], list[dict[str, Any]]]:
+    """Return the features (n, d) of the images that could be read, their classes, and what is wrong with the others."""
+    features = [each for each in encoded if not isinstance(each, ClientError)]
+    if not features:
+        assert isinstance(encoded[0], ClientError)
+        raise encoded[0]
+    kept = [index for each, index in zip(encoded, truth, strict=True) if not isinstance(each, ClientError)]
+    skipped = [
+        {"image": at, "problem": each.message} for at, each in enumerate(encoded) if isinstance(each, ClientError)
+    ]
+    return np.stack(features), kept, skipped

@@ -1,0 +1,34 @@
+"""Jobs: how far they are, what came of them, and stopping them."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from app.api.dependencies import JobsDependency
+from app.api.schemas import JobBody, JobList
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+
+@router.get("")
+async def list_jobs(
+    jobs: JobsDependency,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    after: Annotated[str | None, Query(description="`next_after` of the page before.")] = None,
+) -> JobList:
+    """List jobs, the newest first, a page at a time; finished ones are kept for 30 days."""
+    found = await jobs.repository.list(limit=limit + 1, after=after)
+    page = found[:limit]
+    return JobList(jobs=[JobBody.of(each) for each in page], next_after=page[-1].id if len(found) > limit else None)
+
+
+@router.get("/{job_id}")
+async def get_job(job_id: str, jobs: JobsDependency) -> JobBody:
+    """Return a job."""
+    return JobBody.of(await jobs.repository.get(job_id))
+
+
+@router.delete("/{job_id}")
+async def cancel_job(job_id: str, jobs: JobsDependency) -> JobBody:
+    """Stop a job where it is; what it has written stays."""
+    return JobBody.of(await jobs.cancel(job_id))

@@ -1,0 +1,201 @@
+"""Work that outlives the request that asked for it: taken from the database, one job of each kind at a time.
+
+A job is written before its request is answered, so that it is run whatever happens to the process; where a job was
+interrupted, it is begun anew, by this process or another one with the same database.
+"""
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any, TypeAlias
+
+import numpy as np
+import structlog
+
+from app.comparison import compare
+from app.describer import DescribeRequest
+from app.errors import ConflictError, DeixisError, StoreError
+from app.service import Question, Service
+from app.store.drafts import DraftStatus
+from app.store.jobs import Job, JobRepository
+from app.task import ImageFeatures
+
+log = structlog.get_logger()
+
+DESCRIBE = "describe"
+EVALUATE = "evaluate"
+
+_Advance: TypeAlias = Callable[[int, int], Awaitable[None]]
+_Handler: TypeAlias = Callable[[Job, bytes | None, _Advance], Awaitable[Mapping[str, Any]]]
+
+
+class Jobs:
+    """Takes jobs, and runs them.
+
+    Args:
+        repository: keeps them.
+        service: does the work.
+        lease_s: a process that was not heard of for so long is taken to be dead, and its jobs are taken over.
+        poll_s: how often to look for jobs of other processes.
+    """
+
+    def __init__(self, repository: JobRepository, service: Service, *, lease_s: float = 15, poll_s: float = 3) -> None:
+        self.repository = repository
+        self._service = service
+        self._lease_s = lease_s
+        self._poll_s = poll_s
+        self._owner = uuid.uuid4().hex
+        self._handlers: Mapping[str, _Handler] = {DESCRIBE: self._describe, EVALUATE: self._evaluate}
+        self._added = {kind: asyncio.Event() for kind in self._handlers}
+        self._running: dict[str, asyncio.Task[Mapping[str, Any]]] = {}
+        self._loops: list[asyncio.Task[None]] = []
+        self._closing = False
+
+    def start(self) -> None:
+        """Begin to run jobs."""
+        self._loops = [asyncio.create_task(self._take(kind)) for kind in self._handlers]
+
+    async def close(self) -> None:
+        """Stop, and give back what is under way for the next process."""
+        self._closing = True
+        for loop in self._loops:
+            loop.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+
+    async def describe(self, reference: str, request: DescribeRequest, *, accept: bool) -> Job:
+        """Take the job of describing a label set's classes; raises as ``Describer.estimate``.
+
+        Args:
+            reference: ``name`` or ``name@version``.
+            request: what to ask.
+            accept: take every draft over at the end.
+        """
+        label_set = await self._service.find_label_set(reference)
+        await self._service.estimate_descriptions(label_set.reference, request)  # so that nonsense is refused at once
+        stored = {"label_set": label_set.reference, "accept": accept, "describe": request.to_json()}
+        return await self._add(DESCRIBE, label_set.name, stored)
+
+    async def evaluate(
+        self,
+        question: Question,
+        image_features: ImageFeatures,
+        truth: Sequence[int],
+        skipped: Sequence[Mapping[str, Any]],
+    ) -> Job:
+        """Take the job of comparing every method on images.
+
+        Args:
+            question: a label set as ``name@version``, a model and a template or None.
+            image_features: unit rows (n, d) of the question's model.
+            truth: the class of each image, by index.
+            skipped: which other images are left out and why, for the result.
+        """
+        assert question.label_set is not None
+        stored = {
+            "label_set": question.label_set,
+            "model": question.model,
+            "template": question.template,
+            "truth": [int(index) for index in truth],
+            "skipped": list(skipped),
+        }
+        name, _, _ = question.label_set.partition("@")
+        return await self._add(EVALUATE, name, stored, np.ascontiguousarray(image_features, np.float32).tobytes())
+
+    async def cancel(self, job_id: str) -> Job:
+        """Stop a job; raises ``UnknownNameError``, and ``ConflictError`` where it has finished."""
+        before = await self.repository.get(job_id)
+        job = await self.repository.cancel(job_id)
+        if before.finished_at is not None:
+            raise ConflictError(f"the job '{job_id}' has {job.status} already; there is nothing to cancel")
+        if job_id in self._running:
+            self._running[job_id].cancel()
+        return job
+
+    async def _add(self, kind: str, label_set: str, request: Mapping[str, Any], attachment: bytes | None = None) -> Job:
+        job = await self.repository.add(kind, label_set, request, attachment=attachment)
+        self._added[kind].set()
+        return job
+
+    async def _take(self, kind: str) -> None:
+        """Run one job of a kind after another, until cancelled."""
+        while True:
+            self._added[kind].clear()
+            try:
+                claimed = await self.repository.claim(kind, self._owner, self._lease_s)
+                if claimed is not None:
+                    await self._run(*claimed)
+                    continue
+            except StoreError as error:
+                log.warning("jobs_not_reached", kind=kind, reason=error.message)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._poll_s):
+                    await self._added[kind].wait()
+
+    async def _run(self, job: Job, attachment: bytes | None) -> None:
+        log.info("job_started", job=job.id, kind=job.kind, label_set=job.label_set)
+
+        async def advance(done: int, total: int) -> None:
+            if not await self.repository.advance(job.id, self._owner, done, total):
+                raise asyncio.CancelledError
+
+        work = asyncio.ensure_future(self._handlers[job.kind](job, attachment, advance))
+        self._running[job.id] = work
+        renewing = asyncio.create_task(self._renew(job, work))
+        try:
+            await asyncio.wait([work])
+        finally:  # reached by cancellation when the service stops
+            renewing.cancel()
+            work.cancel()
+            await asyncio.gather(work, renewing, return_exceptions=True)
+            del self._running[job.id]
+            if self._closing:
+                with suppress(StoreError):
+                    await self.repository.release(job.id, self._owner)
+        if work.cancelled():
+            log.info("job_cancelled", job=job.id, kind=job.kind)
+            return
+        match work.exception():
+            case None:
+                await self.repository.finish(job.id, self._owner, result=work.result())
+                log.info("job_finished", job=job.id, kind=job.kind)
+            case StoreError() as error:
+                raise error  # the lease ends by itself, and the job is begun anew
+            case DeixisError() as error:
+                await self.repository.finish(job.id, self._owner, error=error.message)
+                log.warning("job_failed", job=job.id, kind=job.kind, reason=error.message)
+            case error:
+                log.error("job_failed", job=job.id, kind=job.kind, exc_info=error)
+                told = f"the service failed; its log tells more of the job {job.id}"
+                await self.repository.finish(job.id, self._owner, error=told)
+
+    async def _renew(self, job: Job, work: "asyncio.Future[Any]") -> None:
+        """Say that this process lives, and stop the work where the job is not its own any more."""
+        while True:
+            await asyncio.sleep(self._lease_s / 3)
+            try:
+                if not await self.repository.renew(job.id, self._owner, self._lease_s):
+                    work.cancel()
+                    return
+            except StoreError as error:
+                log.warning("jobs_not_reached", job=job.id, reason=error.message)
+
+    async def _describe(self, job: Job, _attachment: bytes | None, advance: _Advance) -> Mapping[str, Any]:
+        request = DescribeRequest.from_json(job.request["describe"])
+        outcome = await self._service.describe(job.request["label_set"], request, advance)
+        result = asdict(outcome)
+        if job.request["accept"] and await self._service.drafts.count(job.label_set, DraftStatus.DRAFT):
+            label_set, accepted = await self._service.accept_drafts(job.label_set)
+            result |= {"accepted": accepted, "label_set": label_set.reference}
+        return result
+
+    async def _evaluate(self, job: Job, attachment: bytes | None, advance: _Advance) -> Mapping[str, Any]:
+        assert attachment is not None
+        truth = job.request["truth"]
+        question = Question(
+            label_set=job.request["label_set"], model=job.request["model"], template=job.request["template"]
+        )
+        features = np.frombuffer(attachment, np.float32).reshape(len(truth), -1)
+        comparison = await compare(self._service, question, features, truth, advance)
+        return comparison.to_json() | {"skipped": job.request["skipped"]}

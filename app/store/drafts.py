@@ -1,0 +1,281 @@
+"""What language models said of classes, and the drafts made of it until somebody decides about them."""
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from sqlalchemy import and_, func, select
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+
+from app.errors import ConflictError, TooLargeError, UnknownNameError
+from app.store.database import reading, writing
+from app.store.label_sets import IfMatch, append_version, is_storable, lock_current, unknown_label_set
+from app.store.tables import AnswerRow, DraftRow, LabelSetRow
+from app.task import ClassEntry, LabelSet
+
+
+class DraftKind(StrEnum):
+    """What a text is; also the name of the list of a class that it is accepted into."""
+
+    DESCRIPTION = "description"
+    FEATURE = "feature"
+
+
+class DraftStatus(StrEnum):
+    """What was decided about a draft."""
+
+    DRAFT = "draft"
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a language model answered to one question; ``digest`` stands for all that was asked of which model."""
+
+    digest: str
+    question: str
+    model: str
+    texts: tuple[str, ...]
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A text about a class, where it comes from, and what was decided about it."""
+
+    id: int
+    classname: str
+    kind: DraftKind
+    text: str
+    status: DraftStatus
+    model: str
+    question: str
+    asked_at: datetime
+    decided_at: datetime | None
+
+
+class DraftRepository:
+    """Answers and drafts by label set; every answer is kept with its drafts, or neither is."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def answered(self, name: str) -> frozenset[str]:
+        """Return the digests of all that was answered about a label set."""
+        async with reading(self._engine) as session:
+            return frozenset(await session.scalars(select(AnswerRow.digest).where(AnswerRow.name == name)))
+
+    async def add(
+        self,
+        name: str,
+        answer: Answer,
+        classname: str,
+        kind: DraftKind,
+        texts: Sequence[str],
+        sameness: Callable[[str], str],
+    ) -> int:
+        """Keep an answer and what was made of it, and return how many drafts are new.
+
+        A text is left out whose ``sameness`` is that of a draft of the class, or of a text that the class has already.
+        An answer that is there is left as it is.
+
+        Raises:
+            UnknownNameError: there is no such label set any more.
+        """
+        async with writing(self._engine) as session:
+            _, current = await lock_current(session, name, None)
+            if await session.get(AnswerRow, (name, answer.digest)) is not None:
+                return 0
+            now = datetime.now(UTC)
+            session.add(
+                AnswerRow(
+                    name=name,
+                    digest=answer.digest,
+                    question=answer.question,
+                    model=answer.model,
+                    texts=list(answer.texts),
+                    prompt_tokens=answer.prompt_tokens,
+                    completion_tokens=answer.completion_tokens,
+                    asked_at=now,
+                )
+            )
+            await session.flush()
+            of_class = and_(DraftRow.name == name, DraftRow.classname == classname, DraftRow.kind == kind)
+            present = {sameness(text) for text in await session.scalars(select(DraftRow.text).where(of_class))}
+            present |= {
+                sameness(text)
+                for entry in current.classes
+                if entry.name == classname
+                for text in _texts_of(entry, kind)
+            }
+            added = 0
+            for text in texts:
+                if sameness(text) in present:
+                    continue
+                present.add(sameness(text))
+                session.add(
+                    DraftRow(
+                        name=name,
+                        digest=answer.digest,
+                        classname=classname,
+                        kind=kind,
+                        text=text,
+                        status=DraftStatus.DRAFT,
+                    )
+                )
+                added += 1
+            return added
+
+    async def list(
+        self,
+        name: str,
+        *,
+        limit: int,
+        after: int = 0,
+        status: DraftStatus | None = None,
+        classname: str | None = None,
+    ) -> Sequence[Draft]:
+        """Return at most ``limit`` drafts in the order they were made, beginning behind the id ``after``.
+
+        Raises:
+            UnknownNameError: there is no such label set.
+        """
+        statement = (
+            select(DraftRow, AnswerRow.model, AnswerRow.question, AnswerRow.asked_at)
+            .join(AnswerRow, and_(AnswerRow.name == DraftRow.name, AnswerRow.digest == DraftRow.digest))
+            .where(DraftRow.name == name, DraftRow.id > after)
+            .order_by(DraftRow.id)
+            .limit(limit)
+        )
+        if status is not None:
+            statement = statement.where(DraftRow.status == status)
+        if classname is not None:
+            statement = statement.where(DraftRow.classname == classname)
+        async with reading(self._engine) as session:
+            await _require(session, name)
+            return [_to_draft(*row) for row in await session.execute(statement)]
+
+    async def accept(
+        self,
+        name: str,
+        ids: Collection[int] | None,
+        *,
+        max_texts: int,
+        if_match: IfMatch = None,
+    ) -> tuple[LabelSet, int]:
+        """Put drafts into a new version of the label set; also return how many.
+
+        Drafts of a class that the current version does not have stay as they are.
+
+        Args:
+            name: of the label set.
+            ids: of the drafts; None for all that are undecided.
+            max_texts: descriptions, and features, that a class may have.
+            if_match: the versions that may be replaced.
+
+        Raises:
+            UnknownNameError: there is no such label set, or no such draft.
+            ConflictError: there is nothing to accept.
+            TooLargeError: a class would have more than ``max_texts``.
+            PreconditionFailedError: the current version is not in ``if_match``.
+        """
+        async with writing(self._engine) as session:
+            row, current = await lock_current(session, name, if_match)
+            drafts = await _undecided(session, name, ids)
+            by_class: dict[tuple[str, str], list[DraftRow]] = defaultdict(list)
+            for draft in drafts:
+                by_class[draft.classname, draft.kind].append(draft)
+            now = datetime.now(UTC)
+            classes, accepted = [], 0
+            for entry in current.classes:
+                descriptions, features = (by_class.get((entry.name, kind), []) for kind in DraftKind)
+                classes.append(_with(entry, descriptions, features, max_texts))
+                for draft in (*descriptions, *features):
+                    draft.status, draft.decided_at = DraftStatus.ACCEPTED, now
+                    accepted += 1
+            if not accepted:
+                raise ConflictError(
+                    f"the label set '{name}' has no draft to accept; `deixis describe` and"
+                    f" POST /v1/label-sets/{name}/descriptions:generate make some"
+                )
+            version = append_version(session, row, tuple(classes), current.templates, current.merge_synonyms)
+            return version, accepted
+
+    async def reject(self, name: str, ids: Collection[int] | None) -> int:
+        """Keep drafts from being used, or made again, and return how many; None for all that are undecided.
+
+        Raises:
+            UnknownNameError: there is no such label set, or no such draft.
+        """
+        async with writing(self._engine) as session:
+            await lock_current(session, name, None)
+            drafts = await _undecided(session, name, ids)
+            for draft in drafts:
+                draft.status, draft.decided_at = DraftStatus.REJECTED, datetime.now(UTC)
+            return len(drafts)
+
+    async def count(self, name: str, status: DraftStatus) -> int:
+        """Return how many drafts of a label set have that status."""
+        statement = select(func.count()).where(DraftRow.name == name, DraftRow.status == status)
+        async with reading(self._engine) as session:
+            return await session.scalar(statement) or 0
+
+
+async def _undecided(session: AsyncSession, name: str, ids: Collection[int] | None) -> Sequence[DraftRow]:
+    statement = select(DraftRow).where(DraftRow.name == name).order_by(DraftRow.id)
+    undecided = list(await session.scalars(statement.where(DraftRow.status == DraftStatus.DRAFT)))
+    if ids is None:
+        return undecided
+    wanted = set(ids)
+    found = [draft for draft in undecided if draft.id in wanted]
+    if missing := sorted(wanted - {draft.id for draft in found}):
+        raise UnknownNameError(
+            "draft", str(missing[0]), way_out=f"the label set '{name}' has no undecided draft of that id"
+        )
+    return found
+
+
+def _with(
+    entry: ClassEntry, descriptions: Sequence[DraftRow], features: Sequence[DraftRow], max_texts: int
+) -> ClassEntry:
+    """Return the class with the drafts' texts behind those that it has."""
+    more = replace(
+        entry,
+        descriptions=tuple(dict.fromkeys([*entry.descriptions, *(draft.text for draft in descriptions)])),
+        features=tuple(dict.fromkeys([*entry.features, *(draft.text for draft in features)])),
+    )
+    for kind, texts in (("descriptions", more.descriptions), ("features", more.features)):
+        if len(texts) > max_texts:
+            raise TooLargeError(
+                f"the class '{entry.name}' would have {len(texts)} {kind}, at most {max_texts} are allowed; accept"
+                " fewer of its drafts"
+            )
+    return more
+
+
+def _texts_of(entry: ClassEntry, kind: DraftKind) -> tuple[str, ...]:
+    return entry.descriptions if kind is DraftKind.DESCRIPTION else entry.features
+
+
+async def _require(session: AsyncSession, name: str) -> None:
+    row = await session.get(LabelSetRow, name) if is_storable(name) else None
+    if row is None or row.deleted_at is not None:
+        raise await unknown_label_set(session, name)
+
+
+def _to_draft(draft: DraftRow, model: str, question: str, asked_at: datetime) -> Draft:
+    return Draft(
+        draft.id,
+        draft.classname,
+        DraftKind(draft.kind),
+        draft.text,
+        DraftStatus(draft.status),
+        model,
+        question,
+        asked_at,
+        draft.decided_at,
+    )

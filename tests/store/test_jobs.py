@@ -1,0 +1,147 @@
+"""Every job is run by one process at a time, and a dead process loses its jobs to the next."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import update
+
+from app.errors import UnknownNameError
+from app.store.database import writing
+from app.store.jobs import KEPT_DAYS, JobRepository, JobStatus
+from app.store.tables import JobRow
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def jobs(engine):
+    return JobRepository(engine)
+
+
+async def test_a_job_is_given_back_as_it_was_added(jobs):
+    added = await jobs.add("describe", "pets", {"accept": True, "classes": None}, total=4)
+    found = await jobs.get(added.id)
+    assert found == added
+    assert (found.kind, found.label_set, found.status) == ("describe", "pets", JobStatus.QUEUED)
+    assert found.request == {"accept": True, "classes": None}
+    assert (found.done, found.total, found.result, found.error, found.finished_at) == (0, 4, None, None, None)
+
+
+async def test_jobs_are_taken_in_order_each_once_and_by_kind(jobs):
+    first = await jobs.add("describe", "a", {})
+    other = await jobs.add("evaluate", "b", {}, attachment=b"\x00\xff")
+    second = await jobs.add("describe", "c", {})
+    assert [await taken(jobs, "describe", "one"), await taken(jobs, "describe", "two")] == [first.id, second.id]
+    assert await jobs.claim("describe", "one", 60) is None
+    job, attachment = await jobs.claim("evaluate", "one", 60)
+    assert (job.id, job.status, attachment) == (other.id, JobStatus.RUNNING, b"\x00\xff")
+
+
+async def taken(jobs, kind, owner, lease_s=60):
+    claimed = await jobs.claim(kind, owner, lease_s)
+    return None if claimed is None else claimed[0].id
+
+
+async def test_processes_that_look_at_the_same_moment_take_different_jobs(jobs):
+    added = {(await jobs.add("describe", "a", {})).id for _ in range(6)}
+    found = await asyncio.gather(*(taken(jobs, "describe", f"owner {number}") for number in range(12)))
+    claimed = [each for each in found if each is not None]
+    assert len(claimed) == len(set(claimed))
+    # Who found the row locked looks again later.
+    while (more := await taken(jobs, "describe", "late")) is not None:
+        claimed.append(more)
+    assert sorted(claimed) == sorted(added)
+
+
+async def test_a_job_whose_lease_has_ended_is_taken_over_and_its_first_owner_can_do_nothing_more(jobs):
+    job = await jobs.add("describe", "a", {})
+    assert await taken(jobs, "describe", "dead", lease_s=-1) == job.id
+    assert await taken(jobs, "describe", "alive") == job.id
+    assert not await jobs.renew(job.id, "dead", 60)
+    assert not await jobs.advance(job.id, "dead", 1, 2)
+    assert not await jobs.finish(job.id, "dead", result={})
+    assert not await jobs.release(job.id, "dead")
+    assert (await jobs.get(job.id)).status is JobStatus.RUNNING
+
+
+async def test_a_lease_that_is_renewed_does_not_end(jobs):
+    job = await jobs.add("describe", "a", {})
+    await jobs.claim("describe", "one", -1)
+    assert await jobs.renew(job.id, "one", 60)
+    assert await jobs.claim("describe", "two", 60) is None
+
+
+async def test_progress_and_result_are_kept_and_the_attachment_is_not(jobs, engine):
+    job = await jobs.add("evaluate", "a", {}, attachment=b"features")
+    await jobs.claim("evaluate", "one", 60)
+    assert await jobs.advance(job.id, "one", 2, 3)
+    assert ((await jobs.get(job.id)).done, (await jobs.get(job.id)).total) == (2, 3)
+    assert await jobs.finish(job.id, "one", result={"accuracy": 0.5})
+    found = await jobs.get(job.id)
+    assert (found.status, found.result, found.error) == (JobStatus.SUCCEEDED, {"accuracy": 0.5}, None)
+    assert abs(found.finished_at - datetime.now(UTC)) < timedelta(minutes=1)
+    async with writing(engine) as session:
+        assert await session.scalar(update(JobRow).values(done=9).returning(JobRow.attachment)) is None
+
+
+async def test_a_job_that_failed_tells_why(jobs):
+    job = await jobs.add("describe", "a", {})
+    await jobs.claim("describe", "one", 60)
+    await jobs.finish(job.id, "one", error="no answer")
+    found = await jobs.get(job.id)
+    assert (found.status, found.result, found.error) == (JobStatus.FAILED, None, "no answer")
+    assert await jobs.claim("describe", "one", -1) is None
+
+
+async def test_a_job_that_is_released_is_taken_by_the_next(jobs):
+    job = await jobs.add("describe", "a", {})
+    await jobs.claim("describe", "one", 60)
+    assert await jobs.release(job.id, "one")
+    assert await taken(jobs, "describe", "two") == job.id
+
+
+async def test_cancelling_stops_a_job_wherever_it_is_and_leaves_a_finished_one(jobs):
+    waiting, running, finished = [await jobs.add(kind, "a", {}) for kind in ("w", "r", "f")]
+    await jobs.claim("r", "one", 60)
+    await jobs.claim("f", "one", 60)
+    await jobs.finish(finished.id, "one", result={})
+    assert (await jobs.cancel(waiting.id)).status is JobStatus.CANCELLED
+    assert (await jobs.cancel(running.id)).status is JobStatus.CANCELLED
+    assert (await jobs.cancel(finished.id)).status is JobStatus.SUCCEEDED
+    assert await jobs.claim("w", "one", 60) is None
+    assert not await jobs.renew(running.id, "one", 60)
+    assert not await jobs.finish(running.id, "one", result={})
+    assert (await jobs.get(running.id)).finished_at is not None
+
+
+@pytest.mark.parametrize("job_id", ["nothing", "", "\x00", "\ud800", "jöb"])
+async def test_an_id_that_no_job_has_is_told(jobs, job_id):
+    for call in (jobs.get, jobs.cancel):
+        with pytest.raises(UnknownNameError, match=r"unknown job .*GET /v1/jobs"):
+            await call(job_id)
+    with pytest.raises(UnknownNameError):
+        await jobs.list(10, after=job_id)
+
+
+async def test_jobs_are_listed_newest_first_page_by_page(jobs):
+    added = [(await jobs.add("describe", "a", {})).id for _ in range(5)]
+    pages, after = [], None
+    while page := await jobs.list(2, after=after):
+        pages.append([job.id for job in page])
+        after = page[-1].id
+    assert [len(page) for page in pages] == [2, 2, 1]
+    assert [job_id for page in pages for job_id in page] == added[::-1]
+
+
+async def test_jobs_that_finished_long_ago_are_forgotten_and_no_others(jobs, engine):
+    old, recent, running = [await jobs.add(kind, "a", {}) for kind in ("o", "n", "r")]
+    for kind, job in (("o", old), ("n", recent)):
+        await jobs.claim(kind, "one", 60)
+        await jobs.finish(job.id, "one", result={})
+    async with writing(engine) as session:
+        long_ago = datetime.now(UTC) - timedelta(days=KEPT_DAYS + 1)
+        await session.execute(update(JobRow).where(JobRow.id == old.id).values(finished_at=long_ago))
+        await session.execute(update(JobRow).where(JobRow.id == running.id).values(created_at=long_ago))
+    new = await jobs.add("describe", "a", {})
+    assert {job.id for job in await jobs.list(10)} == {recent.id, running.id, new.id}
