@@ -816,11 +816,11 @@ def describe_command(
             label_set, DescribeBody.model_validate(body.model_dump(exclude={"accept"}))
         ),
     )
-    err.print(
+    told = (
         f"at most {expected.requests:,} requests, {expected.prompt_tokens:,} tokens of questions and"
-        f" {expected.completion_tokens:,} tokens of answers",
-        highlight=False,
+        f" {expected.completion_tokens:,} tokens of answers"
     )
+    err.print(told if expected.requests else "every question is answered already", highlight=False)
     if estimate:
         return
     if expected.requests and not yes and not typer.confirm("Begin?", err=True):

@@ -142,7 +142,7 @@ class Describer:
             UnknownNameError: no such question set or class.
             InvalidFieldError: nothing is asked for.
         """
-        questions = await self._open_questions(label_set, request)
+        _, questions = await self._questions(label_set, request)
         parts = [estimate(1, question.answers, len(question.prompt), question.max_tokens) for question in questions]
         return Estimate(
             sum(part.requests for part in parts),
@@ -161,9 +161,8 @@ class Describer:
             ChatRefusedError: the endpoint wants something else; what was answered before is kept.
             ChatUnavailableError: some questions were not answered; what was answered is kept.
         """
-        everything = self._plan(label_set, request)
-        waiting = await self._open_questions(label_set, request)
-        run = _Run(label_set.name, len(everything), len(everything) - len(waiting), advance)
+        total, waiting = await self._questions(label_set, request)
+        run = _Run(label_set.name, total, total - len(waiting), advance)
         await run.tell()
         settings = self._language_model
         async with ChatClient(
@@ -223,11 +222,12 @@ class Describer:
             run.answered += 1
             await run.tell()
 
-    async def _open_questions(self, label_set: LabelSet, request: DescribeRequest) -> list[_Question]:
-        """Return the questions without answers, those about the first class first."""
-        planned = self._plan(label_set, request)
+    async def _questions(self, label_set: LabelSet, request: DescribeRequest) -> tuple[int, list[_Question]]:
+        """Return how many questions there are, and those without answers, which are about the first class first."""
+        # In a thread, because the largest label sets take a second.
+        planned = await asyncio.to_thread(self._plan, label_set, request)
         answered = await self._drafts.answered(label_set.name)
-        return [question for question in planned if question.digest not in answered]
+        return len(planned), [question for question in planned if question.digest not in answered]
 
     def _plan(self, label_set: LabelSet, request: DescribeRequest) -> list[_Question]:
         model = self._model()
@@ -242,9 +242,8 @@ class Describer:
             Questions.ALL: (*chosen.base, *chosen.full),
         }[request.questions]
         classnames = label_set.classnames if request.classes is None else request.classes
-        for name in classnames:
-            if name not in label_set.classnames:
-                raise UnknownNameError("class", name, label_set.classnames)
+        for name in sorted(set(classnames) - set(label_set.classnames)):
+            raise UnknownNameError("class", name, label_set.classnames)
         planned = []
         for name in dict.fromkeys(classnames):
             if request.sentences:

@@ -5,8 +5,9 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
+from typing import NamedTuple
 
-from sqlalchemy import and_, func, select
+from sqlalchemy import and_, func, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from app.errors import ConflictError, TooLargeError, UnknownNameError
@@ -14,6 +15,9 @@ from app.store.database import reading, writing
 from app.store.label_sets import IfMatch, append_version, is_storable, lock_current, unknown_label_set
 from app.store.tables import AnswerRow, DraftRow, LabelSetRow
 from app.task import ClassEntry, LabelSet
+
+# Databases bound the parameters of one statement.
+_IDS_PER_STATEMENT = 10_000
 
 
 class DraftKind(StrEnum):
@@ -185,25 +189,22 @@ class DraftRepository:
         """
         async with writing(self._engine) as session:
             row, current = await lock_current(session, name, if_match)
-            drafts = await _undecided(session, name, ids)
-            by_class: dict[tuple[str, str], list[DraftRow]] = defaultdict(list)
-            for draft in drafts:
+            by_class: dict[tuple[str, str], list[_Undecided]] = defaultdict(list)
+            for draft in await _undecided(session, name, ids):
                 by_class[draft.classname, draft.kind].append(draft)
-            now = datetime.now(UTC)
-            classes, accepted = [], 0
+            classes, accepted = [], []
             for entry in current.classes:
                 descriptions, features = (by_class.get((entry.name, kind), []) for kind in DraftKind)
                 classes.append(_with(entry, descriptions, features, max_texts))
-                for draft in (*descriptions, *features):
-                    draft.status, draft.decided_at = DraftStatus.ACCEPTED, now
-                    accepted += 1
+                accepted += [draft.id for draft in (*descriptions, *features)]
             if not accepted:
                 raise ConflictError(
                     f"the label set '{name}' has no draft to accept; `deixis describe` and"
                     f" POST /v1/label-sets/{name}/descriptions:generate make some"
                 )
+            await _decide(session, accepted, DraftStatus.ACCEPTED)
             version = append_version(session, row, tuple(classes), current.templates, current.merge_synonyms)
-            return version, accepted
+            return version, len(accepted)
 
     async def reject(self, name: str, ids: Collection[int] | None) -> int:
         """Keep drafts from being used, or made again, and return how many; None for all that are undecided.
@@ -214,8 +215,7 @@ class DraftRepository:
         async with writing(self._engine) as session:
             await lock_current(session, name, None)
             drafts = await _undecided(session, name, ids)
-            for draft in drafts:
-                draft.status, draft.decided_at = DraftStatus.REJECTED, datetime.now(UTC)
+            await _decide(session, [draft.id for draft in drafts], DraftStatus.REJECTED)
             return len(drafts)
 
     async def count(self, name: str, status: DraftStatus) -> int:
@@ -225,9 +225,22 @@ class DraftRepository:
             return await session.scalar(statement) or 0
 
 
-async def _undecided(session: AsyncSession, name: str, ids: Collection[int] | None) -> Sequence[DraftRow]:
-    statement = select(DraftRow).where(DraftRow.name == name).order_by(DraftRow.id)
-    undecided = list(await session.scalars(statement.where(DraftRow.status == DraftStatus.DRAFT)))
+class _Undecided(NamedTuple):
+    """What is needed of a draft; whole rows of a large label set's would take seconds."""
+
+    id: int
+    classname: str
+    kind: str
+    text: str
+
+
+async def _undecided(session: AsyncSession, name: str, ids: Collection[int] | None) -> Sequence[_Undecided]:
+    statement = (
+        select(DraftRow.id, DraftRow.classname, DraftRow.kind, DraftRow.text)
+        .where(DraftRow.name == name, DraftRow.status == DraftStatus.DRAFT)
+        .order_by(DraftRow.id)
+    )
+    undecided = [_Undecided(*row) for row in await session.execute(statement)]
     if ids is None:
         return undecided
     wanted = set(ids)
@@ -239,8 +252,15 @@ async def _undecided(session: AsyncSession, name: str, ids: Collection[int] | No
     return found
 
 
+async def _decide(session: AsyncSession, ids: Sequence[int], status: DraftStatus) -> None:
+    now = datetime.now(UTC)
+    for first in range(0, len(ids), _IDS_PER_STATEMENT):
+        some = DraftRow.id.in_(ids[first : first + _IDS_PER_STATEMENT])
+        await session.execute(update(DraftRow).where(some).values(status=status, decided_at=now))
+
+
 def _with(
-    entry: ClassEntry, descriptions: Sequence[DraftRow], features: Sequence[DraftRow], max_texts: int
+    entry: ClassEntry, descriptions: Sequence[_Undecided], features: Sequence[_Undecided], max_texts: int
 ) -> ClassEntry:
     """Return the class with the drafts' texts behind those that it has."""
     more = replace(

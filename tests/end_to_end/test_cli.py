@@ -105,12 +105,6 @@ def test_evaluate_compares_every_method_and_says_in_words_what_follows(photograp
     assert figures["images"] == 6
 
 
-def test_every_method_at_once_is_refused_through_a_server(server, photograph_folder, tmp_path):
-    done = deixis("evaluate", photograph_folder, "--method", "all", "--server", server.url, data_dir=tmp_path)
-    assert done.returncode == 2
-    assert "in process only" in done.stderr
-
-
 def test_evaluate_measures_a_folder_with_a_subfolder_per_class(where, photograph_folder, tmp_path):
     report = tmp_path / "report.json"
 

@@ -1,5 +1,6 @@
 """POST /v1/label-sets/{name}:evaluate: every method on the caller's labelled images."""
 
+import asyncio
 import unicodedata
 from typing import Any
 
@@ -9,9 +10,9 @@ from fastapi import APIRouter, Request, Response
 from app.api.dependencies import JobsDependency, ServiceDependency
 from app.api.inputs import form_fields, media_type_of, opened_form, read_part
 from app.api.schemas import JobBody
-from app.errors import ClientError, InvalidFieldError, UnknownNameError, UnsupportedMediaTypeError
+from app.errors import ClientError, InvalidFieldError, OverloadedError, UnknownNameError, UnsupportedMediaTypeError
 from app.naming import clean_label_set_name
-from app.service import Question
+from app.service import Question, Service
 from app.task import LabelSet
 
 router = APIRouter(tags=["evaluation"])
@@ -82,10 +83,23 @@ async def evaluate_label_set(
         encoded: list[np.ndarray | ClientError] = []
         for first in range(0, len(parts), _ENCODED_AT_ONCE):
             images = [await read_part(part) for part in parts[first : first + _ENCODED_AT_ONCE]]
-            encoded += await service.pipeline.image_features(model, images)
+            encoded += await _encoded(service, model, images, patient=first > 0)
     job = await jobs.evaluate(question, *_readable(encoded, truth))
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return JobBody.of(job)
+
+
+async def _encoded(
+    service: Service, model: str, images: list[bytes], *, patient: bool
+) -> list[np.ndarray | ClientError]:
+    """Encode some images; a request that was let in waits for its turn where others fill the queue."""
+    while True:
+        try:
+            return await service.pipeline.image_features(model, images)
+        except OverloadedError as error:
+            if not patient:
+                raise
+            await asyncio.sleep(error.retry_after_s)
 
 
 def _indices_of(given: list[str], label_set: LabelSet) -> list[int]:
