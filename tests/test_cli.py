@@ -21,8 +21,8 @@ from tests.conftest import picture
 @pytest.fixture
 def run(monkeypatch, tmp_path):
     """Run a command with its own data folder; returns typer's result."""
-    monkeypatch.setattr("app.cli.load_encoders", lambda _: [FakeEncoder()])
-    monkeypatch.setattr("app.cli.configure_logs", lambda *_: None)
+    monkeypatch.setattr("app.cli.common.load_encoders", lambda _: [FakeEncoder()])
+    monkeypatch.setattr("app.cli.common.configure_logs", lambda *_: None)
     monkeypatch.setenv("DEIXIS_DATA_DIR", str(tmp_path / "data"))
     runner = CliRunner()
     return lambda *arguments: runner.invoke(cli, [str(argument) for argument in arguments])
@@ -42,7 +42,7 @@ def where(request, monkeypatch):
                 async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
                     yield OverHttp(client)
 
-    monkeypatch.setattr("app.cli.over_http", over_asgi)
+    monkeypatch.setattr("app.cli.common.over_http", over_asgi)
     return ["--server", "http://test"] if request.param == "over HTTP" else []
 
 
@@ -209,7 +209,7 @@ def test_a_label_set_that_cannot_be_written_out_is_told(run, tmp_path):
 
 
 def test_a_report_that_could_not_be_written_is_told_before_anything_is_classified(run, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("app.cli.load_encoders", lambda _: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("app.cli.common.load_encoders", lambda _: pytest.fail("the model was loaded"))
 
     done = run("evaluate", folder, "--json", tmp_path / "nowhere" / "x.json")
 
@@ -217,7 +217,7 @@ def test_a_report_that_could_not_be_written_is_told_before_anything_is_classifie
 
 
 def test_a_port_that_is_taken_is_told_before_models_are_loaded(run, monkeypatch):
-    monkeypatch.setattr("app.cli.load_encoders", lambda _: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("app.cli.common.load_encoders", lambda _: pytest.fail("the model was loaded"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
 

@@ -1,0 +1,54 @@
+"""`deixis ...`: serve, and the same pipeline without HTTP, or with `--server` through it."""
+
+from typing import Annotated
+
+import typer
+
+from app import __version__
+from app.cli.classify import classify_command
+from app.cli.common import out
+from app.cli.describe import describe_command, drafts_cli
+from app.cli.evaluate import evaluate_command
+from app.cli.label_sets import label_sets_cli
+from app.cli.models import models_cli
+from app.cli.serve import serve
+
+cli = typer.Typer(
+    name="deixis",
+    help="Zero-shot image classification: images and your own words in, the word that fits out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+for name, command in (
+    ("serve", serve),
+    ("classify", classify_command),
+    ("evaluate", evaluate_command),
+    ("describe", describe_command),
+):
+    cli.command(name)(command)
+cli.add_typer(label_sets_cli, name="label-sets")
+cli.add_typer(drafts_cli, name="drafts")
+cli.add_typer(models_cli, name="models")
+
+
+def _version(wanted: bool) -> None:  # noqa: FBT001 - the signature that typer calls
+    if wanted:
+        out.print(f"deixis {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@cli.callback()
+def _main(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Hold the options that stand before a command; each acts in its own callback."""
+    del version
+
+
+def main() -> None:
+    """Run the command line."""
+    cli()

@@ -1,0 +1,137 @@
+"""`deixis classify`: which word fits an image file."""
+
+import csv
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from app.api.schemas import ResultBody
+from app.backends import Backend
+from app.cli.common import (
+    NOTHING_DONE,
+    SOME_FAILED,
+    LabelSetOption,
+    LabelsOption,
+    MethodOption,
+    ModelOption,
+    OptionsOption,
+    ServerOption,
+    TemplateOption,
+    classify_files,
+    out,
+    read_labels,
+    read_options,
+    report_bad_files,
+    report_warnings,
+    table_of,
+    told_plainly,
+    with_backend,
+    write_json,
+)
+from app.files import find_images
+from app.service import Question
+
+_SHOWN_PROMPTS = 5
+_BAR_WIDTH = 16
+
+
+class Format(StrEnum):
+    """How results are written to standard output."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
+def classify_command(
+    paths: Annotated[list[Path], typer.Argument(help="Image files, folders (searched whole) and globs.")],
+    labels: LabelsOption = None,
+    label_set: LabelSetOption = None,
+    model: ModelOption = None,
+    method: MethodOption = None,
+    template: TemplateOption = None,
+    option: OptionsOption = None,
+    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Predictions per image.")] = 1,
+    explain: Annotated[  # noqa: FBT002 - a flag
+        bool, typer.Option("--explain", "-x", help="Also show which prompts spoke for each label, and which against.")
+    ] = False,
+    output: Annotated[Format, typer.Option("--format", "-f", help="Of what goes to standard output.")] = Format.TABLE,
+    server: ServerOption = None,
+) -> None:
+    """Classify image files.
+
+    Bad files are reported on standard error and skipped. Exit status: 0 if every file was classified, 1 if some were
+    not, 2 if nothing could be done.
+    """
+    with told_plainly():
+        question = Question(
+            labels=read_labels(labels),
+            label_set=label_set,
+            method=method,
+            model=model,
+            template=template,
+            top_k=top_k,
+            explain=explain,
+            options=read_options(option),
+        )
+        files = find_images(paths)
+
+    async def work(backend: Backend) -> list[ResultBody]:
+        return [result async for _, result in classify_files(backend, files, question)]
+
+    results = with_backend(server, work, encoders=True)
+    _write_predictions(files, results, output)
+    if explain and output is Format.TABLE:
+        _write_explanations(files, results)
+    report_warnings(results)
+    bad = report_bad_files(files, results)
+    if bad:
+        raise typer.Exit(NOTHING_DONE if bad == len(files) else SOME_FAILED)
+
+
+def _write_predictions(files: Sequence[Path], results: Sequence[ResultBody], output: Format) -> None:
+    found = [(file, result) for file, result in zip(files, results, strict=True)]
+    if output is Format.JSON:
+        write_json([{"path": str(file), **result.model_dump(exclude_none=True)} for file, result in found])
+        return
+    rows = [
+        (str(file), str(rank), each.label, f"{each.score:.4f}", f"{each.similarity:.4f}")
+        for file, result in found
+        for rank, each in enumerate(result.predictions, start=1)
+    ]
+    columns = ("path", "rank", "label", "score", "similarity")
+    if output is Format.CSV:
+        writer = csv.writer(sys.stdout)
+        writer.writerow(columns)
+        writer.writerows(rows)
+    elif rows:
+        out.print(table_of(columns, rows, right=("rank", "score", "similarity")))
+
+
+def _write_explanations(files: Sequence[Path], results: Sequence[ResultBody]) -> None:
+    """Show for each label its prompts with the most effect, a bar for how much."""
+    for file, result in zip(files, results, strict=True):
+        if result.explanation is None:
+            continue
+        out.print(f"\n[bold]{escape(str(file))}[/bold]", highlight=False)
+        for label in result.explanation.labels:
+            rival = "" if label.rival is None else f"   against {label.rival} {label.rival_similarity:.3f}"
+            out.print(f"  [bold]{escape(label.label)}[/bold] {label.similarity:.3f}{escape(rival)}", highlight=False)
+            level = label.similarity if label.rival_similarity is None else label.rival_similarity
+            shown = [
+                *(("+", "green", each) for each in label.supporting[:_SHOWN_PROMPTS]),
+                *(("-", "red", each) for each in label.opposing[:_SHOWN_PROMPTS]),
+            ]
+            effects = [each.weight * abs(each.cosine - level) for _, _, each in shown]
+            largest = max(effects, default=0.0) or 1.0
+            for (sign, colour, each), effect in zip(shown, effects, strict=True):
+                bar = "\u2588" * max(1, round(_BAR_WIDTH * effect / largest))
+                out.print(
+                    f"    {sign} [{colour}]{bar:<{_BAR_WIDTH}}[/{colour}] {each.cosine:6.3f}  {escape(each.prompt)}",
+                    highlight=False,
+                )

@@ -1,0 +1,130 @@
+"""`deixis serve`: start the HTTP service."""
+
+import asyncio
+import inspect
+import socket
+from contextlib import ExitStack
+from typing import Annotated, Any
+
+import typer
+import uvicorn
+
+from app import __version__
+from app.cli.common import NOTHING_DONE, told_plainly
+from app.errors import ConfigurationError
+from app.logs import configure_logs
+from app.main import create_app, load_encoders
+from app.settings import Settings, load_settings
+from app.store.database import migrate, open_engine
+
+
+class _AnnouncedServer(uvicorn.Server):
+    """Tells where it listens, and a line to try, once it does."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if not self.started:
+            return
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        address = f"http://{'127.0.0.1' if shown in {'0.0.0.0', '[::]'} else shown}:{port}"  # noqa: S104 - compared only
+        print(  # noqa: T201 - the one thing that serve says on standard output
+            f"\nDeixis {__version__} listens on {address}   (documentation: {address}/docs)\n"
+            f"Try:  curl -F image=@photo.jpg -F labels='cat, dog, coffee cup' {address}/classify\n",
+            flush=True,
+        )
+
+
+def serve(**flags: Any) -> None:
+    """Start the HTTP service. Every flag is also an environment variable: --data-dir is DEIXIS_DATA_DIR."""
+    with told_plainly():
+        settings = load_settings(**flags)
+        configure_logs(settings.log_format, settings.log_level)
+        # All that can fail comes first, so that it ends the command with one line; the port costs the least.
+        listeners = _bind(settings)
+        encoders = load_encoders(settings)
+        asyncio.run(_migrate(settings))
+    server = _AnnouncedServer(
+        uvicorn.Config(
+            create_app(settings, lambda _: encoders),
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            timeout_keep_alive=settings.keep_alive_s,
+            timeout_graceful_shutdown=settings.shutdown_timeout_s,
+            server_header=False,
+        )
+    )
+    with told_plainly(), ExitStack() as closing:
+        for listener in listeners:
+            closing.enter_context(listener)
+        try:
+            server.run(sockets=listeners)
+        except OSError as error:  # another process took the port between binding and listening
+            raise _cannot_listen(settings, error) from error
+    if not server.started:
+        raise typer.Exit(NOTHING_DONE)
+
+
+def _bind(settings: Settings) -> list[socket.socket]:
+    """Take the port on every address of the host, without answering on it yet."""
+    listeners: list[socket.socket] = []
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            listener = socket.socket(family, kind, protocol)
+            listeners.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                # Else it would take the IPv4 port as well, which has its own listener.
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind(address)
+            if settings.port == 0:
+                break  # a second address would get another free port
+    except OSError as error:
+        for listener in listeners:
+            listener.close()
+        raise _cannot_listen(settings, error) from error
+    return listeners
+
+
+def _cannot_listen(settings: Settings, error: OSError) -> ConfigurationError:
+    return ConfigurationError(
+        f"cannot listen on {settings.host}, port {settings.port}: {error.strerror}; choose others by DEIXIS_HOST and"
+        " DEIXIS_PORT"
+    )
+
+
+async def _migrate(settings: Settings) -> None:
+    engine = open_engine(settings.effective_database_url)
+    try:
+        await migrate(engine)
+    finally:
+        await engine.dispose()
+
+
+def _flags_of_settings() -> inspect.Signature:
+    """Return a flag for each setting, whose value None leaves it to the environment."""
+    return inspect.Signature(
+        [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=Annotated[
+                    str | None,
+                    typer.Option(f"--{name.replace('_', '-')}", help=field.description, show_default=False),
+                ],
+            )
+            for name, field in Settings.model_fields.items()
+        ]
+    )
+
+
+serve.__signature__ = _flags_of_settings()  # type: ignore[attr-defined]
+serve.__annotations__ = {
+    name: parameter.annotation for name, parameter in inspect.signature(serve).parameters.items()
+} | {"return": None}
