@@ -189,11 +189,7 @@ class InProcess:
     async def describe(self, name: str, body: GenerateBody, advance: Advance) -> Mapping[str, Any]:
         """Ask here and now."""
         name = clean_label_set_name(name, "name")
-        result = asdict(await self._service.describe(name, body.request(), advance))
-        if body.accept and await self._service.drafts.count(name, DraftStatus.DRAFT):
-            label_set, accepted = await self._service.accept_drafts(name)
-            result |= {"accepted": accepted, "label_set": label_set.reference}
-        return result
+        return asdict(await self._service.describe(name, body.request(), advance, accept=body.accept))
 
     async def drafts(self, name: str, status: DraftStatus | None, classname: str | None) -> list[DraftBody]:
         """Read the store, page by page."""

@@ -99,13 +99,18 @@ class _Question:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run asked and got; ``answered_before`` were not asked again."""
+    """What a run asked and got; ``answered_before`` were not asked again.
+
+    ``accepted`` drafts went into the version ``label_set``, where that was wanted and there were any.
+    """
 
     questions: int
     answered_before: int
     new_drafts: int
     prompt_tokens: int
     completion_tokens: int
+    accepted: int = 0
+    label_set: str | None = None
 
 
 Advance = Callable[[int, int], Awaitable[object]]

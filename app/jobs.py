@@ -18,7 +18,6 @@ from app.comparison import compare
 from app.describer import DescribeRequest
 from app.errors import ConflictError, DeixisError, StoreError
 from app.service import Question, Service
-from app.store.drafts import DraftStatus
 from app.store.jobs import Job, JobRepository
 from app.task import ImageFeatures
 
@@ -183,12 +182,8 @@ class Jobs:
 
     async def _describe(self, job: Job, _attachment: bytes | None, advance: _Advance) -> Mapping[str, Any]:
         request = DescribeRequest.from_json(job.request["describe"])
-        outcome = await self._service.describe(job.request["label_set"], request, advance)
-        result = asdict(outcome)
-        if job.request["accept"] and await self._service.drafts.count(job.label_set, DraftStatus.DRAFT):
-            label_set, accepted = await self._service.accept_drafts(job.label_set)
-            result |= {"accepted": accepted, "label_set": label_set.reference}
-        return result
+        accept = job.request["accept"]
+        return asdict(await self._service.describe(job.request["label_set"], request, advance, accept=accept))
 
     async def _evaluate(self, job: Job, attachment: bytes | None, advance: _Advance) -> Mapping[str, Any]:
         assert attachment is not None

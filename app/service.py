@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -23,7 +23,7 @@ from app.naming import MAX_DESCRIPTIONS_PER_CLASS, MAX_ITEMS, clean_classes, cle
 from app.pipeline import Pipeline
 from app.prompting.templates import TemplateLibrary
 from app.store.database import ping
-from app.store.drafts import DraftRepository
+from app.store.drafts import DraftRepository, DraftStatus
 from app.store.label_sets import IfMatch, LabelSetRepository
 from app.task import ClassEntry, LabelSet, MergeSynonyms, Task
 from app.warming import Warmer
@@ -191,9 +191,19 @@ class Service:
         """Return the most that ``describe`` would take; raises as it."""
         return await self.describer.estimate(await self.find_label_set(reference), request)
 
-    async def describe(self, reference: str, request: DescribeRequest, advance: Advance) -> Outcome:
-        """Ask a language model about the classes of a label set, and keep drafts; raises as ``Describer.run``."""
-        return await self.describer.run(await self.find_label_set(reference), request, advance)
+    async def describe(
+        self, reference: str, request: DescribeRequest, advance: Advance, *, accept: bool = False
+    ) -> Outcome:
+        """Ask a language model about the classes of a label set, and keep drafts; raises as ``Describer.run``.
+
+        With ``accept`` every undecided draft goes into a new version, those of earlier runs too.
+        """
+        described = await self.find_label_set(reference)
+        outcome = await self.describer.run(described, request, advance)
+        if not (accept and await self.drafts.count(described.name, DraftStatus.DRAFT)):
+            return outcome
+        label_set, accepted = await self.accept_drafts(described.name)
+        return replace(outcome, accepted=accepted, label_set=label_set.reference)
 
     async def accept_drafts(
         self, name: str, ids: Collection[int] | None = None, *, if_match: IfMatch = None

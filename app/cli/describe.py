@@ -96,7 +96,7 @@ def describe_command(
         f" {result['new_drafts']} new drafts for {result['prompt_tokens']:,} + {result['completion_tokens']:,} tokens",
         highlight=False,
     )
-    if "label_set" in result:
+    if result["label_set"] is not None:
         out.print(f"accepted {result['accepted']} into {escape(result['label_set'])}", highlight=False)
     elif result["new_drafts"]:
         name = escape(label_set)
