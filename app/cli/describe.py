@@ -90,7 +90,12 @@ def describe_command(
 
             return await backend.describe(label_set, body, advance)
 
-    result = with_backend(server, described)
+    try:
+        result = with_backend(server, described)
+    except KeyboardInterrupt:
+        rest = "what was answered is kept; give the command again to go on"
+        err.print(rest if server is None else f"the server goes on; {server}/v1/jobs tells how far it is")
+        raise
     out.print(
         f"{result['questions']} questions, {result['answered_before']} of them answered before:"
         f" {result['new_drafts']} new drafts for {result['prompt_tokens']:,} + {result['completion_tokens']:,} tokens",

@@ -101,6 +101,22 @@ def test_a_command_that_was_killed_is_gone_on_with_by_giving_it_again(chat, sett
     assert all(len(each["descriptions"]) == 6 and len(each["features"]) == 3 for each in exported["classes"])
 
 
+def test_a_command_that_is_interrupted_says_how_to_go_on(chat, settings, tmp_path):
+    assert deixis("label-sets", "import", "animals", data_dir=tmp_path).returncode == 0
+    with subprocess.Popen(
+        [DEIXIS, "describe", "animals", "--yes"],
+        env=environment(DEIXIS_DATA_DIR=str(tmp_path), **settings),
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        chat.wait_for(4)
+        running.send_signal(signal.SIGINT)
+        told = running.stderr.read()
+    assert running.returncode != 0
+    assert "give the command again to go on" in told
+    assert "Traceback" not in told
+
+
 def test_a_job_of_a_server_that_was_killed_is_gone_on_with_when_it_is_started_again(chat, flags, tmp_path):
     with serving(*flags, data_dir=tmp_path) as server, server.client() as client:
         client.put("/v1/label-sets/things", json={"classes": CLASSES}).raise_for_status()
