@@ -67,7 +67,8 @@ class MergeSynonyms(StrEnum):
 class LabelSet:
     """One immutable version of a named list of classes.
 
-    ``templates`` names a template set, or is itself one template that contains ``{}``.
+    ``templates`` names a template set, or is itself one template that contains ``{}``. ``examples_revision`` is of the
+    label set and not of the version: it counts the changes of its example images, and is 0 as long as it had none.
     """
 
     name: str
@@ -76,6 +77,7 @@ class LabelSet:
     templates: str
     created_at: datetime
     merge_synonyms: MergeSynonyms = MergeSynonyms.MEAN
+    examples_revision: int = 0
 
     @property
     def classnames(self) -> tuple[str, ...]:
@@ -89,10 +91,32 @@ class LabelSet:
 
 
 @dataclass(frozen=True, slots=True)
+class Scoring:
+    """How logits become what callers read.
+
+    ``temperature`` divides the logits, and was fitted on ``calibrated_on`` labelled images; 1 and 0 where there were
+    none. An image whose best score is under ``reject_below`` is none of the classes, which is wrong for about
+    ``false_rejection_rate`` of the images of a class, as far as that was measured. ``set_quantile`` is what the
+    probability of a label may lack of 1 for the label to be in the set of ``coverage``.
+    """
+
+    temperature: float = 1.0
+    calibrated_on: int = 0
+    reject_below: float | None = None
+    false_rejection_rate: float | None = None
+    coverage: float | None = None
+    set_quantile: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """What to do with a request's images, with every name already looked up.
 
-    ``options`` are the method's, the defaults filled in, sorted by name.
+    ``options`` are the method's, the defaults filled in, sorted by name. ``examples_revision`` is that of the label
+    set's example images. ``selection`` says why this method, where the caller left it to the evidence; ``calibration``
+    is what held-out examples say of its scores. ``reject_below``, ``false_rejection_rate`` and ``coverage`` are what
+    the caller asks of the scores: none of the classes below a score, or at a rate of wrong rejections, and sets of
+    labels that hold the true one this often.
     """
 
     model: str
@@ -104,6 +128,9 @@ class Task:
     merge_synonyms: MergeSynonyms = MergeSynonyms.MEAN
     explain: bool = False
     options: tuple[tuple[str, float], ...] = ()
+    examples_revision: int = 0
+    reason: str | None = None
+    scoring: Scoring = Scoring()
 
     @property
     def classnames(self) -> tuple[str, ...]:
@@ -151,22 +178,53 @@ class LabelExplanation:
 
 
 @dataclass(frozen=True, slots=True)
+class OutOfVocabulary:
+    """How little an image looks like any of the classes; both are higher for images of something else.
+
+    ``mcm`` is 1 less the largest softmax of the similarities (Ming et al., NeurIPS 2022), in [0, 1 - 1/c]; ``energy``
+    is minus the logsumexp of the logits (Liu et al., NeurIPS 2020).
+    """
+
+    mcm: float
+    energy: float
+
+
+@dataclass(frozen=True, slots=True)
 class ImageResult:
-    """What became of one image: its predictions, best first, or the error that kept it from being read."""
+    """What became of one image: its predictions, best first, or the error that kept it from being read.
+
+    ``rejected`` tells whether it is taken for none of the classes, ``prediction_set`` holds the labels that the true
+    one is among with the coverage that was asked for; None where nobody asked.
+    """
 
     predictions: tuple[Prediction, ...] = ()
     error: ClientError | None = None
     explanation: tuple[LabelExplanation, ...] | None = None
+    out_of_vocabulary: OutOfVocabulary | None = None
+    rejected: bool | None = None
+    prediction_set: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExamplesUsed:
+    """Which example images an answer rests on: how many, and of which revision of the label set's."""
+
+    revision: int
+    labelled: int
+    unlabelled: int
 
 
 @dataclass(frozen=True, slots=True)
 class Classification:
     """The answer to a task: one result per image, in order, and the milliseconds each stage took.
 
-    ``warnings`` are sentences about the task, such as that a method lacks what it needs.
+    ``warnings`` are sentences about the task, such as that a method lacks what it needs. ``transductive`` tells that
+    the images of the request were looked at together.
     """
 
     task: Task
     results: tuple[ImageResult, ...]
     timing_ms: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    examples: ExamplesUsed | None = None
+    transductive: bool = False

@@ -8,7 +8,7 @@ import json
 import re
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from app.store.tables import SCHEMA_VERSION_TABLE, LabelSetRow
 
 LOCK_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 10
+SCRUB_TIMEOUT_S = 0.5
+VACUUMED_BYTES = 64 * 2**20  # half a second of writing, for which other writers wait
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 # Advisory locks share one space of numbers per PostgreSQL database, so the number should be unlikely elsewhere.
@@ -146,6 +148,7 @@ def _set_pragmas(connection: Any, _record: object) -> None:
         cursor = connection.cursor()
         cursor.execute("PRAGMA synchronous=FULL")  # an acknowledged write outlives a power cut
         cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.execute("PRAGMA secure_delete=ON")  # what is deleted is overwritten with zeros
         cursor.close()
     except BaseException:
         connection.close()  # the pool does not know of it yet and would leak its thread
@@ -195,6 +198,15 @@ async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncSession]:
 
 
 @asynccontextmanager
+async def reading_one_moment(engine: AsyncEngine) -> AsyncIterator[AsyncSession]:
+    """Yield a session as ``reading`` does, all of whose statements see the database as its first one did."""
+    # On SQLite every transaction is like that.
+    options = {"isolation_level": "REPEATABLE READ"} if engine.dialect.name == "postgresql" else {}
+    async with reading(engine.execution_options(**options)) as session:
+        yield session
+
+
+@asynccontextmanager
 async def writing(engine: AsyncEngine) -> AsyncIterator[AsyncSession]:
     """Yield a session that is committed at the end, or rolled back when the body raises.
 
@@ -206,6 +218,33 @@ async def writing(engine: AsyncEngine) -> AsyncIterator[AsyncSession]:
             session.begin(),
         ):
             yield session
+
+
+async def scrub(engine: AsyncEngine) -> None:
+    """Let SQLite keep no copy of what was deleted; called when the deletion is committed.
+
+    SQLite overwrites deleted rows, but not the copies that it leaves where it moved rows from one page to another, nor
+    those in its write-ahead log. So the file is written anew, if ``VACUUMED_BYTES`` are not exceeded by what it holds,
+    and the log is emptied, which cannot be done as long as somebody writes, or reads what is in it. This waits for
+    others no longer than ``SCRUB_TIMEOUT_S`` for each of the two, and never fails; what could not be done is done by
+    the next call. On PostgreSQL it does nothing: there, deleted rows go with the next vacuum.
+    """
+    if engine.dialect.name == "sqlite":
+        await asyncio.to_thread(_write_anew, engine.url.database or "")
+
+
+def _write_anew(file: str) -> None:
+    # Not a connection of the pool, which would wait for LOCK_TIMEOUT_S, and whose users would wait with it.
+    with (
+        suppress(sqlite3.Error),
+        closing(sqlite3.connect(file, timeout=SCRUB_TIMEOUT_S, isolation_level=None)) as connection,
+    ):
+        connection.execute("PRAGMA secure_delete=ON").fetchall()
+        held = "SELECT (page_count - freelist_count) * page_size FROM pragma_page_count, pragma_freelist_count"
+        if connection.execute(f"{held}, pragma_page_size").fetchone()[0] <= VACUUMED_BYTES:
+            with suppress(sqlite3.Error):
+                connection.execute("VACUUM")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
 async def ping(engine: AsyncEngine, timeout_s: float = 2.0) -> None:

@@ -1,19 +1,19 @@
 """Label sets in the database: reading them, and writing them without losing anyone's change."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Final, Literal, TypeAlias
 
 from cachetools import LRUCache
-from sqlalchemy import Integer, and_, delete, func, literal, select
+from sqlalchemy import ColumnElement, Integer, and_, delete, func, literal, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from app.errors import ConflictError, InvalidFieldError, PreconditionFailedError, TooLargeError, UnknownNameError
-from app.store.database import reading, writing
-from app.store.tables import AnswerRow, DraftRow, LabelSetRow, LabelSetVersionRow
+from app.store.database import reading, scrub, writing
+from app.store.tables import AnswerRow, DraftRow, ExampleRow, LabelSetRow, LabelSetVersionRow, SelectionRow
 from app.task import ClassEntry, LabelSet, MergeSynonyms
 
 _LARGEST_VERSION = 2**31 - 1
@@ -90,7 +90,10 @@ class LabelSetRepository:
                 cached = _to_label_set(row)
                 if _size(cached) <= self._versions.maxsize:
                     self._versions[name, found_version] = cached
-            return cached
+            if cached.examples_revision == label_set.examples_revision:
+                return cached
+            revision = label_set.examples_revision
+            return cached if cached.examples_revision == revision else replace(cached, examples_revision=revision)
 
     async def list(self, limit: int, after: str | None = None) -> Sequence[LabelSetSummary]:
         """Return at most ``limit`` summaries, sorted by code point, beginning behind the name ``after``."""
@@ -192,14 +195,14 @@ class LabelSetRepository:
             row, current = await lock_current(session, name, if_match)
             remaining = tuple(entry for entry in current.classes if entry.name != classname)
             if len(remaining) == len(current.classes):
-                raise UnknownNameError("class", _printable(classname), (entry.name for entry in current.classes))
+                raise UnknownNameError("class", printable(classname), (entry.name for entry in current.classes))
             if not remaining:
                 problem = f"'{classname}' is the only class of the label set '{name}', which must have one"
                 raise ConflictError(f"{problem}; add another first, or delete the label set")
             return append_version(session, row, remaining, current.templates, current.merge_synonyms)
 
     async def delete(self, name: str, *, if_match: IfMatch = None) -> None:
-        """Remove every version for good, and what language models said of it; the version numbers stay used.
+        """Remove every version for good, its examples, and what was said or chosen; the version numbers stay used.
 
         Raises:
             UnknownNameError: there is no such label set.
@@ -207,9 +210,14 @@ class LabelSetRepository:
         """
         async with writing(self._engine) as session:
             row = await _lock(session, name, if_match)
-            for table in (LabelSetVersionRow, DraftRow, AnswerRow):
+            for table in (LabelSetVersionRow, DraftRow, AnswerRow, SelectionRow):
                 await session.execute(delete(table).where(table.name == name))
+            with_examples = await delete_examples(session, ExampleRow.name == name) > 0
+            if with_examples:
+                row.examples_revision += 1
             row.deleted_at = datetime.now(UTC)
+        if with_examples:
+            await scrub(self._engine)
 
 
 async def _lock_or_reserve(session: AsyncSession, name: str) -> LabelSetRow:
@@ -240,6 +248,15 @@ async def lock_current(session: AsyncSession, name: str, if_match: IfMatch) -> t
     return row, await session.get_one(LabelSetVersionRow, (name, row.last_version))
 
 
+async def delete_examples(session: AsyncSession, *chosen: ColumnElement[bool]) -> int:
+    """Delete the examples that meet every condition, and return how many they were; their features go by the cascade.
+
+    Whoever calls holds the label set locked, counts the revision, and calls ``scrub`` afterwards.
+    """
+    connection = await session.connection()  # past the session, which would first ask which rows they are
+    return (await connection.execute(delete(ExampleRow).where(*chosen))).rowcount
+
+
 def append_version(
     session: AsyncSession, row: LabelSetRow, classes: tuple[ClassEntry, ...], templates: str, merge_synonyms: str
 ) -> LabelSet:
@@ -254,7 +271,7 @@ def append_version(
         merge_synonyms=merge_synonyms,
     )
     session.add(version)
-    return _to_label_set(version)
+    return replace(_to_label_set(version), examples_revision=row.examples_revision)
 
 
 def _size(label_set: LabelSet) -> int:
@@ -282,7 +299,7 @@ def _require_match(row: LabelSetRow, if_match: IfMatch) -> None:
 async def unknown_label_set(session: AsyncSession, name: str) -> UnknownNameError:
     """Return the error for a name that no label set has, with those that there are."""
     known = await session.scalars(select(LabelSetRow.name).where(LabelSetRow.deleted_at.is_(None)))
-    return UnknownNameError("label set", _printable(name), known)
+    return UnknownNameError("label set", printable(name), known)
 
 
 async def _unknown_version(session: AsyncSession, row: LabelSetRow, version: int | None) -> UnknownNameError:
@@ -299,5 +316,6 @@ def is_storable(text: str) -> bool:
     return not any(character == "\0" or "\ud800" <= character <= "\udfff" for character in text)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Return a name that is not stored as an error may show it."""
     return text.encode("utf-8", "backslashreplace").decode()

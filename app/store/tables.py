@@ -6,12 +6,29 @@ twice and ``pets@3`` can never come to mean something else.
 
 What a language model said is one row in ``answers`` per question, as it came, and one row in ``drafts`` per text that
 was made of it. Both go with the label set. A job is one row in ``jobs``; whoever runs it holds a lease on it.
+
+An example image is one row in ``examples`` and one per model in ``example_features``. ``label_sets`` counts the changes
+of a label set's examples, and goes on counting when the label set is deleted and made again, so that what was learned
+from examples can never be taken for what others would teach. What was chosen for a model and a label set by trying it
+on the examples is one row in ``selections``.
 """
 
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
-from sqlalchemy import JSON, DateTime, ForeignKey, ForeignKeyConstraint, Integer, LargeBinary, MetaData, Text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Text,
+    UniqueConstraint,
+)
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
@@ -23,6 +40,9 @@ SCHEMA_VERSION_TABLE = "deixis_schema"
 
 NAME_TYPE = Text().with_variant(Text(collation="C"), "postgresql")
 """Names sort by code point on both databases, whatever the server's locale."""
+
+COUNTED_TYPE = BigInteger().with_variant(Integer, "sqlite")
+"""Ids that the database gives out; SQLite counts on only in a column that it calls INTEGER, which has 64 bits there."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -99,6 +119,7 @@ class LabelSetRow(Base):
     last_version: Mapped[int] = mapped_column(Integer)
     deleted_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    examples_revision: Mapped[int] = mapped_column(Integer, server_default="0")
 
 
 class LabelSetVersionRow(Base):
@@ -167,3 +188,53 @@ class JobRow(Base):
     lease_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class ExampleRow(Base):
+    """An example image of a label set; without a class it belongs to the unlabelled pool.
+
+    ``digest`` is the SHA-256 of the file. ``content`` is the file itself, where it is kept.
+    """
+
+    __tablename__ = "examples"
+    __table_args__ = (
+        UniqueConstraint("name", "digest"),
+        Index("ix_examples_name_classname_id", "name", "classname", "id"),
+        Index("ix_examples_name_id", "name", "id"),
+        {"sqlite_autoincrement": True},  # the id of a deleted image never comes to mean another
+    )
+
+    id: Mapped[int] = mapped_column(COUNTED_TYPE, primary_key=True)
+    name: Mapped[str] = mapped_column(NAME_TYPE, ForeignKey(LabelSetRow.name))
+    digest: Mapped[bytes] = mapped_column(LargeBinary)
+    classname: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    content: Mapped[bytes | None] = mapped_column(LargeBinary, deferred=True)
+
+
+class ExampleFeatureRow(Base):
+    """What one image tower makes of an example: float16, little endian, 2 * d bytes.
+
+    ``model`` tells the tower from every other, so that features of two towers never meet.
+    """
+
+    __tablename__ = "example_features"
+
+    example_id: Mapped[int] = mapped_column(
+        COUNTED_TYPE, ForeignKey(ExampleRow.id, ondelete="CASCADE"), primary_key=True, autoincrement=False
+    )
+    model: Mapped[str] = mapped_column(Text, primary_key=True)
+    feature: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class SelectionRow(Base):
+    """What was chosen for a label set and a model, and for which version and which examples."""
+
+    __tablename__ = "selections"
+
+    name: Mapped[str] = mapped_column(NAME_TYPE, ForeignKey(LabelSetRow.name), primary_key=True)
+    model: Mapped[str] = mapped_column(Text, primary_key=True)
+    version: Mapped[int] = mapped_column(Integer)
+    examples_revision: Mapped[int] = mapped_column(Integer)
+    result: Mapped[dict[str, Any]] = mapped_column(JSON)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)

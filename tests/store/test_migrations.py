@@ -5,13 +5,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect, text
+from sqlalchemy import UniqueConstraint, inspect, text
 
 from app.errors import StoreError
 from app.store import database
 from app.store.database import migrate
+from app.store.examples import ExampleCounts, ExampleRepository
 from app.store.label_sets import LabelSetRepository
 from app.store.tables import SCHEMA_VERSION_TABLE, Base
 from app.task import ClassEntry
@@ -63,19 +66,58 @@ async def test_a_difference_between_migrations_and_code_would_be_found(engine):
         assert len(await connection.run_sync(differences)) == 1
 
 
+def counts_on(table):
+    """Tell whether SQLite never gives an id of the table twice; SQLAlchemy cannot name the key of such a one there."""
+    return table.dialect_options["sqlite"]["autoincrement"]
+
+
 async def test_constraints_carry_the_names_that_the_code_would_give(engine):
+    tables = Base.metadata.sorted_tables
+    unnamed = [table for table in tables if engine.dialect.name == "sqlite" and counts_on(table)]
+
     def names(connection):
         inspector = inspect(connection)
         return (
-            [inspector.get_pk_constraint(table.name)["name"] for table in Base.metadata.sorted_tables],
-            [key["name"] for table in Base.metadata.sorted_tables for key in inspector.get_foreign_keys(table.name)],
+            [inspector.get_pk_constraint(table.name)["name"] for table in tables],
+            [key["name"] for table in tables for key in inspector.get_foreign_keys(table.name)],
+            [unique["name"] for table in tables for unique in inspector.get_unique_constraints(table.name)],
         )
 
     async with engine.connect() as connection:
         assert await connection.run_sync(names) == (
-            [table.primary_key.name for table in Base.metadata.sorted_tables],
-            [key.name for table in Base.metadata.sorted_tables for key in table.foreign_key_constraints],
+            [None if table in unnamed else table.primary_key.name for table in tables],
+            [key.name for table in tables for key in table.foreign_key_constraints],
+            [each.name for table in tables for each in table.constraints if isinstance(each, UniqueConstraint)],
         )
+
+
+async def test_sqlite_never_gives_an_id_twice_in_the_tables_that_say_so(sqlite_url, opened):
+    engine = opened(sqlite_url)
+    await migrate(engine)
+    async with engine.connect() as connection:
+        made = await connection.execute(text("SELECT name FROM sqlite_master WHERE sql LIKE '% AUTOINCREMENT%'"))
+    assert set(made.scalars()) == {table.name for table in Base.metadata.sorted_tables if counts_on(table)}
+
+
+def upgrade_to(connection, revision):
+    config = Config()
+    config.set_main_option("script_location", str(database.MIGRATIONS))
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
+
+
+async def test_label_sets_of_before_there_were_examples_have_none_at_revision_0(url, opened):
+    engine = opened(url)
+    now = "2025-01-01 00:00:00"
+    async with engine.begin() as connection:
+        await connection.run_sync(upgrade_to, "0003")
+        await connection.execute(text(f"INSERT INTO label_sets VALUES ('pets', 1, NULL, '{now}')"))
+        classes = '[{"name":"lynx"}]'
+        version = f"INSERT INTO label_set_versions VALUES ('pets', 1, '{classes}', 'photo', '{now}', 'mean')"
+        await connection.execute(text(version))
+    await migrate(engine)
+    assert (await LabelSetRepository(engine).get("pets")).classnames == ("lynx",)
+    assert await ExampleRepository(engine).counts("pets") == ExampleCounts(0, {}, 0, 0)
 
 
 async def test_migrating_again_changes_nothing(engine, repository):

@@ -1,0 +1,642 @@
+"""Example images of label sets in the database: their features, their classes, and what was chosen by trying them.
+
+Every change of a label set's examples raises its revision in the same transaction, so that whatever was learned from
+them, and noted with the revision, is known to be out of date. Writers of one label set follow one another.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import repeat
+from typing import Any, TypeVar
+
+import numpy as np
+from jaxtyping import Float, Float32, Int64
+from sqlalchemy import BindParameter, ColumnElement, and_, bindparam, exists, func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+
+from app.errors import TooLargeError, UnknownNameError
+from app.store.database import reading, reading_one_moment, scrub, writing
+from app.store.label_sets import delete_examples, is_storable, lock_current, printable, unknown_label_set
+from app.store.tables import ExampleFeatureRow, ExampleRow, LabelSetRow, SelectionRow
+
+# Databases bound the parameters of one statement.
+_PER_STATEMENT = 10_000
+
+_FEATURES_PER_PAGE = 5_000
+_LARGEST_ID = 2**63 - 1
+_UNLABELLED, _LEFT_OUT = -1, -2
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NewExample:
+    """An image to learn from: the SHA-256 of its file, its class or None, and its unit features (d,) by model.
+
+    ``content`` is the file, where it is to be kept.
+    """
+
+    digest: bytes
+    classname: str | None
+    features: Mapping[str, Float[np.ndarray, " d"]]
+    content: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """What became of images that were added; ``ids`` has one for each of them, in their order.
+
+    ``duplicates`` were there with the same class, or given without one, or given before in the same call.
+    """
+
+    added: int
+    relabelled: int
+    duplicates: int
+    revision: int
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """How many examples were deleted, and the revision that this left."""
+
+    deleted: int
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """An example image; ``models`` have features of it, and ``kept`` tells whether its file is there."""
+
+    id: int
+    digest: str
+    classname: str | None
+    created_at: datetime
+    models: tuple[str, ...]
+    kept: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleCounts:
+    """How many examples a label set has by class, also by classes that its current version does not have.
+
+    ``without_features`` of all these have none of the model that was asked for.
+    """
+
+    revision: int
+    labelled: Mapping[str, int]
+    unlabelled: int
+    without_features: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredFeatures:
+    """Features of one model as they were stored, in the order of the ids; each label is an index of a class."""
+
+    support_features: Float32[np.ndarray, "s d"]
+    support_labels: Int64[np.ndarray, " s"]
+    pool_features: Float32[np.ndarray, "u d"]
+    revision: int
+
+
+class ExampleRepository:
+    """Example images by label set.
+
+    Every method raises UnknownNameError where there is no such label set.
+    """
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def add(self, name: str, items: Sequence[NewExample], *, max_examples: int | None = None) -> Added:
+        """Keep images, or the class, the features and the file that those which are there have not had.
+
+        An image that is there takes on the class that it is given; without one it keeps its own. Of images that are
+        given twice in one call, the first counts.
+
+        Raises:
+            UnknownNameError: there is no such label set, or no such class in its current version.
+            TooLargeError: there would be more than ``max_examples``.
+        """
+        firsts: dict[bytes, NewExample] = {}
+        for item in items:
+            firsts.setdefault(item.digest, item)
+        features = await asyncio.to_thread(_stored_features, firsts.values())
+        async with writing(self._engine) as session:
+            row, current = await lock_current(session, name, None)
+            _require_classes(items, [entry.name for entry in current.classes])
+            connection = await session.connection()
+            present = await _present(connection, name, list(firsts))
+            new = [item for digest, item in firsts.items() if digest not in present]
+            await _require_room(connection, name, len(new), max_examples)
+            ids = {digest: known.id for digest, known in present.items()} | await _insert(connection, name, new)
+            relabelled = {
+                known.id: firsts[digest].classname
+                for digest, known in present.items()
+                if firsts[digest].classname not in {None, known.classname}
+            }
+            files = {
+                known.id: firsts[digest].content
+                for digest, known in present.items()
+                if not known.kept and firsts[digest].content is not None
+            }
+            await _update(connection, "classname", relabelled)
+            await _update(connection, "content", files)
+            more = await _insert_features(
+                connection, {(ids[digest], model): stored for (digest, model), stored in features.items()}
+            )
+            if new or relabelled or files or more:
+                row.examples_revision += 1
+            return Added(
+                len(new),
+                len(relabelled),
+                len(items) - len(new) - len(relabelled),
+                row.examples_revision,
+                tuple(ids[item.digest] for item in items),
+            )
+
+    async def known(self, name: str, digests: Collection[bytes], models: Collection[str]) -> frozenset[bytes]:
+        """Return those of the digests that are there with features of every one of the models."""
+        featured = [_has_feature(model) for model in models]
+        found: set[bytes] = set()
+        async with reading(self._engine) as session:
+            await _require(session, name)
+            for some in _pieces(list(digests), _PER_STATEMENT):
+                statement = select(ExampleRow.digest).where(
+                    ExampleRow.name == name, ExampleRow.digest.in_(some), *featured
+                )
+                found.update(await session.scalars(statement))
+        return frozenset(found)
+
+    async def counts(self, name: str, model: str | None = None) -> ExampleCounts:
+        """Return how many examples there are, and how many have no features of ``model``; of None, none are missed."""
+        counted = ExampleRow.id if model is None else ExampleFeatureRow.example_id
+        statement = (
+            select(ExampleRow.classname, func.count(ExampleRow.id), func.count(counted))
+            .where(ExampleRow.name == name)
+            .group_by(ExampleRow.classname)
+        )
+        if model is not None:
+            statement = statement.outerjoin(ExampleFeatureRow, _features_of(model))
+        async with reading_one_moment(self._engine) as session:
+            revision = await _require(session, name)
+            rows = (await session.execute(statement)).all()
+        return ExampleCounts(
+            revision,
+            {classname: number for classname, number, _ in rows if classname is not None},
+            sum(number for classname, number, _ in rows if classname is None),
+            sum(number - featured for _, number, featured in rows),
+        )
+
+    async def revision(self, name: str) -> int:
+        """Return how often the examples have changed."""
+        async with reading(self._engine) as session:
+            return await _require(session, name)
+
+    async def list(
+        self, name: str, *, limit: int, after: int = 0, classname: str | None = None, unlabelled: bool = False
+    ) -> Sequence[Example]:
+        """Return at most ``limit`` examples in the order of their ids, beginning behind the id ``after``.
+
+        Args:
+            name: of the label set.
+            limit: the most to return.
+            after: 0 for the beginning.
+            classname: only those of this class.
+            unlabelled: only those without a class.
+        """
+        conditions = [ExampleRow.id > min(after, _LARGEST_ID)]
+        if unlabelled:
+            conditions.append(ExampleRow.classname.is_(None))
+        if classname is not None:
+            conditions.append(ExampleRow.classname == classname)
+        async with reading_one_moment(self._engine) as session:
+            await _require(session, name)
+            if classname is not None and not is_storable(classname):
+                return []
+            return await _examples(session, name, limit, *conditions)
+
+    async def get(self, name: str, example_id: int) -> Example:
+        """Return one example.
+
+        Raises:
+            UnknownNameError: there is no such label set, or no such example of it.
+        """
+        async with reading_one_moment(self._engine) as session:
+            await _require(session, name)
+            for found in await _examples(session, name, 1, ExampleRow.id == _storable_id(example_id)):
+                return found
+            raise _unknown_example(name, example_id)
+
+    async def content(self, name: str, example_id: int) -> bytes | None:
+        """Return the file of an example; None where it is not kept.
+
+        Raises:
+            UnknownNameError: there is no such label set, or no such example of it.
+        """
+        statement = select(ExampleRow.content).where(ExampleRow.name == name, ExampleRow.id == _storable_id(example_id))
+        async with reading(self._engine) as session:
+            await _require(session, name)
+            found = (await session.execute(statement)).one_or_none()
+            if found is None:
+                raise _unknown_example(name, example_id)
+            return found[0]
+
+    async def delete(
+        self,
+        name: str,
+        *,
+        ids: Collection[int] | None = None,
+        classname: str | None = None,
+        unlabelled: bool = False,
+        everything: bool = False,
+    ) -> Deleted:
+        """Delete examples for good, with their features and files; ids that are not there are passed over.
+
+        What becomes of the space that they took is told at ``app.store.database.scrub``.
+
+        Args:
+            name: of the label set.
+            ids: those to delete.
+            classname: or all of this class.
+            unlabelled: or all without a class.
+            everything: or all.
+        """
+        assert [ids is not None, classname is not None, unlabelled, everything].count(True) == 1
+        of_name = ExampleRow.name == name
+        chosen: Sequence[tuple[ColumnElement[bool], ...]]
+        if ids is not None:
+            storable = sorted({_storable_id(example_id) for example_id in ids})
+            chosen = [(of_name, ExampleRow.id.in_(some)) for some in _pieces(storable, _PER_STATEMENT)]
+        elif classname is not None:
+            chosen = [(of_name, ExampleRow.classname == classname)] if is_storable(classname) else []
+        else:
+            chosen = [(of_name, ExampleRow.classname.is_(None))] if unlabelled else [(of_name,)]
+        async with writing(self._engine) as session:
+            row, _ = await lock_current(session, name, None)
+            deleted = sum([await delete_examples(session, *conditions) for conditions in chosen])
+            if deleted:
+                row.examples_revision += 1
+            left = Deleted(deleted, row.examples_revision)
+        if deleted:
+            await scrub(self._engine)
+        return left
+
+    async def features(
+        self, name: str, model: str, classnames: Sequence[str], *, max_pool: int | None = None
+    ) -> StoredFeatures:
+        """Return the features of one model, all as they were at one moment.
+
+        Examples without features of the model are left out, and so are those of classes that are not in
+        ``classnames``. Of more than ``max_pool`` unlabelled ones, so many are taken, spread evenly over the ids.
+        """
+        places: Mapping[str | None, int] = {None: _UNLABELLED} | {
+            classname: place for place, classname in enumerate(classnames)
+        }
+        statement = (
+            select(ExampleRow.id, ExampleRow.classname)
+            .join(ExampleFeatureRow, _features_of(model))
+            .where(ExampleRow.name == name)
+        )
+        ids, labels = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        async with reading_one_moment(self._engine) as session:
+            revision = await _require(session, name)
+            connection = await session.connection()
+            async for rows in (await connection.stream(statement)).partitions(_FEATURES_PER_PAGE):
+                some_ids, some_classnames = zip(*rows, strict=True)
+                ids.append(np.array(some_ids, np.int64))
+                labels.append(np.fromiter(map(places.get, some_classnames, repeat(_LEFT_OUT)), np.int64, len(rows)))
+            support, support_labels, pool = await asyncio.to_thread(
+                _chosen, np.concatenate(ids), np.concatenate(labels), max_pool
+            )
+            support_features = await _load(connection, model, support)
+            pool_features = await _load(connection, model, pool)
+        width = max(support_features.shape[1], pool_features.shape[1])
+        return StoredFeatures(
+            support_features.reshape(len(support), width),
+            support_labels,
+            pool_features.reshape(len(pool), width),
+            revision,
+        )
+
+    async def missing(self, name: str, model: str, limit: int, after: int = 0) -> Sequence[tuple[int, bytes]]:
+        """Return ids and files of at most ``limit`` kept images without features of the model, as ``list`` does."""
+        ids = (
+            select(ExampleRow.id)
+            .where(
+                ExampleRow.name == name,
+                ExampleRow.id > min(after, _LARGEST_ID),
+                ExampleRow.content.is_not(None),
+                ~_has_feature(model),
+            )
+            .order_by(ExampleRow.id)
+            .limit(limit)
+        )
+        # The files are read when it is known which; a database that sorts would else carry them along.
+        statement = select(ExampleRow.id, ExampleRow.content).where(ExampleRow.id.in_(ids)).order_by(ExampleRow.id)
+        async with reading(self._engine) as session:
+            await _require(session, name)
+            return [
+                (example_id, content) for example_id, content in await session.execute(statement) if content is not None
+            ]
+
+    async def add_features(self, name: str, model: str, rows: Mapping[int, Float[np.ndarray, " d"]]) -> int:
+        """Add unit features (d,) by the ids of examples, and return how many were new.
+
+        Examples that are gone, or have features of the model, are passed over.
+        """
+        if not rows:
+            return 0
+        stored = dict(zip(rows, await asyncio.to_thread(_to_halves, list(rows.values())), strict=True))
+        async with writing(self._engine) as session:
+            row, _ = await lock_current(session, name, None)
+            connection = await session.connection()
+            there: dict[tuple[int, str], bytes] = {}
+            for some in _pieces(list(stored), _PER_STATEMENT):
+                statement = select(ExampleRow.id).where(ExampleRow.name == name, ExampleRow.id.in_(some))
+                there |= {(example_id, model): stored[example_id] for example_id in await session.scalars(statement)}
+            added = await _insert_features(connection, there)
+            if added:
+                row.examples_revision += 1
+            return added
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What was chosen for a label set and a model by trying it on the examples.
+
+    ``version`` and ``revision`` are those of the label set and of its examples that it was tried on; ``last_version``
+    and ``last_revision`` are what they are now.
+    """
+
+    version: int
+    revision: int
+    result: Mapping[str, Any]
+    created_at: datetime
+    last_version: int
+    last_revision: int
+
+    @property
+    def is_current(self) -> bool:
+        """Whether neither the label set nor its examples have changed since."""
+        return (self.version, self.revision) == (self.last_version, self.last_revision)
+
+
+class SelectionRepository:
+    """What was chosen, by label set and model."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def put(self, name: str, model: str, version: int, revision: int, result: Mapping[str, Any]) -> bool:
+        """Note what was chosen; False where a newer one is noted already, or the label set is gone.
+
+        Args:
+            name: of the label set.
+            model: that it was chosen for.
+            version: of the label set.
+            revision: of its examples.
+            result: whatever JSON can hold.
+        """
+        if not is_storable(name):
+            return False
+        async with writing(self._engine) as session:
+            label_set = await session.get(LabelSetRow, name, with_for_update=True)
+            if label_set is None or label_set.deleted_at is not None:
+                return False
+            row = await session.get(SelectionRow, (name, model))
+            if row is None:
+                row = SelectionRow(name=name, model=model)
+                session.add(row)
+            elif (row.version, row.examples_revision) > (version, revision):
+                return False
+            row.version, row.examples_revision = version, revision
+            row.result, row.created_at = dict(result), datetime.now(UTC)
+            return True
+
+    async def get(self, name: str, model: str) -> Selection | None:
+        """Return what was chosen; None where nothing was, or there is no such label set."""
+        if not is_storable(name):
+            return None
+        statement = (
+            select(
+                SelectionRow.version,
+                SelectionRow.examples_revision,
+                SelectionRow.result,
+                SelectionRow.created_at,
+                LabelSetRow.last_version,
+                LabelSetRow.examples_revision,
+            )
+            .join(LabelSetRow, LabelSetRow.name == SelectionRow.name)
+            .where(SelectionRow.name == name, SelectionRow.model == model)
+        )
+        async with reading(self._engine) as session:
+            row = (await session.execute(statement)).one_or_none()
+            return None if row is None else Selection(*row)
+
+
+@dataclass(frozen=True, slots=True)
+class _Present:
+    """What is asked of an example that is there before it is changed."""
+
+    id: int
+    classname: str | None
+    kept: bool
+
+
+async def _present(connection: AsyncConnection, name: str, digests: Sequence[bytes]) -> dict[bytes, _Present]:
+    found: dict[bytes, _Present] = {}
+    for some in _pieces(digests, _PER_STATEMENT):
+        statement = select(
+            ExampleRow.digest, ExampleRow.id, ExampleRow.classname, ExampleRow.content.is_not(None)
+        ).where(ExampleRow.name == name, ExampleRow.digest.in_(some))
+        found |= {
+            digest: _Present(example_id, classname, kept)
+            for digest, example_id, classname, kept in await connection.execute(statement)
+        }
+    return found
+
+
+async def _insert(connection: AsyncConnection, name: str, items: Sequence[NewExample]) -> dict[bytes, int]:
+    """Insert images that are not there, without their features, and return their ids by digest."""
+    if not items:
+        return {}
+    now = datetime.now(UTC)
+    values = [
+        {
+            "name": name,
+            "digest": item.digest,
+            "classname": item.classname,
+            "created_at": now,
+            "content": item.content,
+        }
+        for item in items
+    ]
+    await connection.execute(insert(ExampleRow), values)
+    return {
+        digest: made.id for digest, made in (await _present(connection, name, [item.digest for item in items])).items()
+    }
+
+
+async def _require_room(connection: AsyncConnection, name: str, new: int, max_examples: int | None) -> None:
+    if not new or max_examples is None:
+        return
+    present = await connection.scalar(select(func.count(ExampleRow.id)).where(ExampleRow.name == name)) or 0
+    if present + new > max_examples:
+        problem = f"the label set '{name}' would have {present + new} example images, at most {max_examples} are"
+        raise TooLargeError(f"{problem} allowed; add fewer, delete some, or raise DEIXIS_MAX_EXAMPLES")
+
+
+def _require_classes(items: Sequence[NewExample], classnames: Sequence[str]) -> None:
+    unknown = {item.classname for item in items if item.classname is not None} - set(classnames)
+    if unknown:
+        raise UnknownNameError("class", printable(min(unknown)), classnames)
+
+
+async def _update(connection: AsyncConnection, column: str, by_id: Mapping[int, Any]) -> None:
+    """Set one column of examples, each to a value of its own."""
+    if by_id:
+        statement = update(ExampleRow).where(ExampleRow.id == bindparam("of")).values({column: bindparam("to")})
+        await connection.execute(statement, [{"of": example_id, "to": value} for example_id, value in by_id.items()])
+
+
+async def _insert_features(connection: AsyncConnection, features: Mapping[tuple[int, str], bytes]) -> int:
+    """Insert those that are not there, and return how many; the keys are ids and models."""
+    present = await _models(connection, list({example_id for example_id, _ in features}))
+    values = [
+        {"example_id": example_id, "model": model, "feature": feature}
+        for (example_id, model), feature in features.items()
+        if (example_id, model) not in present
+    ]
+    if values:
+        await connection.execute(insert(ExampleFeatureRow), values)
+    return len(values)
+
+
+def _stored_features(items: Collection[NewExample]) -> dict[tuple[bytes, str], bytes]:
+    """Return what is stored of each image by its digest and model."""
+    by_model: defaultdict[str, dict[bytes, np.ndarray]] = defaultdict(dict)
+    for item in items:
+        for model, feature in item.features.items():
+            by_model[model][item.digest] = feature
+    return {
+        (digest, model): half
+        for model, features in by_model.items()
+        for digest, half in zip(features, _to_halves(list(features.values())), strict=True)
+    }
+
+
+def _to_halves(features: Sequence[Float[np.ndarray, " d"]]) -> Sequence[bytes]:
+    return [row.tobytes() for row in np.stack(features).astype("<f2")]
+
+
+def _from_halves(into: Float32[np.ndarray, "n d"], stored: Sequence[bytes]) -> None:
+    into[:] = np.frombuffer(b"".join(stored), "<f2").reshape(into.shape)
+
+
+def _chosen(
+    ids: Int64[np.ndarray, " n"], labels: Int64[np.ndarray, " n"], max_pool: int | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the ids (s,) and labels (s,) of the support, and the ids (u,) of the pool, both ascending."""
+    order = np.argsort(ids)
+    ids, labels = ids[order], labels[order]
+    pool = ids[labels == _UNLABELLED]
+    if max_pool is not None and len(pool) > max_pool:
+        pool = pool[(np.arange(max_pool) * len(pool) + len(pool) // 2) // max_pool]
+    return ids[labels >= 0], labels[labels >= 0], pool
+
+
+async def _load(connection: AsyncConnection, model: str, ids: Int64[np.ndarray, " n"]) -> Float32[np.ndarray, "n d"]:
+    """Return the features of examples that have some, in ascending order of their ids; (0, 0) of none."""
+    features = np.zeros((0, 0), np.float32)
+    for first in range(0, len(ids), _FEATURES_PER_PAGE):
+        some = ids[first : first + _FEATURES_PER_PAGE].tolist()
+        # Written into the statement: as parameters they would take the drivers longer than the features do.
+        listed: BindParameter[Sequence[int]] = bindparam("ids", some, expanding=True, literal_execute=True)
+        statement = (
+            select(ExampleFeatureRow.feature)
+            .where(ExampleFeatureRow.model == model, ExampleFeatureRow.example_id.in_(listed))
+            .order_by(ExampleFeatureRow.example_id)
+        )
+        stored = (await connection.scalars(statement)).all()
+        if first == 0:
+            features = np.empty((len(ids), len(stored[0]) // 2), np.float32)
+        await asyncio.to_thread(_from_halves, features[first : first + len(some)], stored)
+    return features
+
+
+async def _examples(
+    session: AsyncSession, name: str, limit: int, *conditions: ColumnElement[bool]
+) -> Sequence[Example]:
+    """Return at most ``limit`` examples of a label set that meet the conditions, by id."""
+    statement = (
+        select(
+            ExampleRow.id,
+            ExampleRow.digest,
+            ExampleRow.classname,
+            ExampleRow.created_at,
+            ExampleRow.content.is_not(None),
+        )
+        .where(ExampleRow.name == name, *conditions)
+        .order_by(ExampleRow.id)
+        .limit(limit)
+    )
+    rows = (await session.execute(statement)).all()
+    models: defaultdict[int, set[str]] = defaultdict(set)
+    for example_id, model in await _models(await session.connection(), [row[0] for row in rows]):
+        models[example_id].add(model)
+    return [
+        Example(example_id, digest.hex(), classname, created_at, tuple(sorted(models[example_id])), kept)
+        for example_id, digest, classname, created_at, kept in rows
+    ]
+
+
+async def _models(connection: AsyncConnection, ids: Sequence[int]) -> set[tuple[int, str]]:
+    """Return each example's id with each model that has features of it."""
+    found: set[tuple[int, str]] = set()
+    for some in _pieces(ids, _PER_STATEMENT):
+        statement = select(ExampleFeatureRow.example_id, ExampleFeatureRow.model).where(
+            ExampleFeatureRow.example_id.in_(some)
+        )
+        found |= {(example_id, model) for example_id, model in await connection.execute(statement)}
+    return found
+
+
+async def _require(session: AsyncSession, name: str) -> int:
+    """Return the revision of the examples of a label set that is there."""
+    revision = None
+    if is_storable(name):
+        statement = select(LabelSetRow.examples_revision).where(
+            LabelSetRow.name == name, LabelSetRow.deleted_at.is_(None)
+        )
+        revision = await session.scalar(statement)
+    if revision is None:
+        raise await unknown_label_set(session, name)
+    return revision
+
+
+def _has_feature(model: str) -> ColumnElement[bool]:
+    return exists().where(_features_of(model))
+
+
+def _features_of(model: str) -> ColumnElement[bool]:
+    return and_(ExampleFeatureRow.example_id == ExampleRow.id, ExampleFeatureRow.model == model)
+
+
+def _pieces(values: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
+    for first in range(0, len(values), size):
+        yield values[first : first + size]
+
+
+def _storable_id(example_id: int) -> int:
+    """Return an id that the column can be asked for; 0 is never given out."""
+    return example_id if 0 < example_id <= _LARGEST_ID else 0
+
+
+def _unknown_example(name: str, example_id: int) -> UnknownNameError:
+    return UnknownNameError(
+        "example image", str(example_id), way_out=f"the label set '{name}' has no example of that id"
+    )
