@@ -13,6 +13,11 @@ from app.errors import InvalidFieldError
 Z_95 = 1.959963984540054
 """The standard normal quantile that leaves 2.5 % above it."""
 
+CONFIDENCE_BINS = 15
+"""As in Guo et al., "On Calibration of Modern Neural Networks", ICML 2017."""
+
+_LEAST_PROBABILITY = 1e-12
+
 
 @dataclass(frozen=True, slots=True)
 class ClassScore:
@@ -39,8 +44,10 @@ class Evaluation:
     """Every measure of one method on one set of n images and c classes; fractions are in [0, 1].
 
     ``top1_interval`` is the 95 % Wilson score interval, ``top5`` counts the true class among the first
-    ``min(5, c)``, ``mean_recall`` averages over the classes that have images, and ``confusion[i][j]`` counts the
-    images of class i that were taken for class j.
+    ``min(5, c)``, ``mean_recall`` and ``macro_f1`` average over the classes that have images, and ``confusion[i][j]``
+    counts the images of class i that were taken for class j. ``nll`` is the negative log-likelihood in nats and
+    ``ece`` the expected calibration error, None where only the order of the classes is known; ``macro_f1`` is None
+    only in what was stored before it was measured.
     """
 
     images: int
@@ -50,35 +57,100 @@ class Evaluation:
     mean_recall: float
     classes: tuple[ClassScore, ...]
     confusion: tuple[tuple[int, ...], ...]
+    macro_f1: float | None = None
+    nll: float | None = None
+    ece: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain dicts, tuples, strings and numbers."""
         return asdict(self)
 
 
-def evaluate(classnames: Sequence[str], labels: Int[np.ndarray, " n"], ranked: Int[np.ndarray, "n k"]) -> Evaluation:
+def evaluate(
+    classnames: Sequence[str],
+    labels: Int[np.ndarray, " n"],
+    ranked: Int[np.ndarray, "n k"],
+    scores: Float[np.ndarray, "n c"] | None = None,
+) -> Evaluation:
     """Compare class indices, best first, with the true classes; k is at least ``min(5, c)``.
+
+    Args:
+        classnames: c names.
+        labels: the true class of each image.
+        ranked: classes, best first.
+        scores: of every class in [0, 1], as they are shown; their rows need not sum to 1 (sigmoid models). The
+            calibration error is that of the largest score, as it is; for the log-likelihood rows are divided by their
+            sum.
 
     Raises:
         InvalidFieldError: no images.
-        ValueError: shapes or indices that do not fit the class names.
+        ValueError: shapes, indices or scores that do not fit.
     """
     truth, best = np.asarray(labels), np.asarray(ranked)
     _check(len(classnames), truth, best)
     kept = best[:, : min(5, len(classnames))]
     confusion = np.zeros((len(classnames), len(classnames)), dtype=np.int64)
     np.add.at(confusion, (truth, kept[:, 0]), 1)
-    scores = tuple(_class_score(index, classnames, confusion) for index in range(len(classnames)))
+    rows = tuple(_class_score(index, classnames, confusion) for index in range(len(classnames)))
     correct = int(np.trace(confusion))
+    nll, ece = None, None
+    if scores is not None:
+        shown = np.asarray(scores, np.float64)
+        _check_scores((len(truth), len(classnames)), shown)
+        nll = negative_log_likelihood(shown, truth)
+        ece = expected_calibration_error(shown, truth)
     return Evaluation(
         images=len(truth),
         top1=correct / len(truth),
         top1_interval=wilson_interval(correct, len(truth)),
         top5=float((kept == truth[:, None]).any(axis=1).mean()),
-        mean_recall=float(np.mean([score.recall for score in scores if score.recall is not None])),
-        classes=scores,
+        mean_recall=float(np.mean([row.recall for row in rows if row.recall is not None])),
+        classes=rows,
         confusion=tuple(map(tuple, confusion.tolist())),
+        macro_f1=macro_f1(truth, kept[:, 0], len(classnames)),
+        nll=nll,
+        ece=ece,
     )
+
+
+def macro_f1(labels: Int[np.ndarray, " n"], predicted: Int[np.ndarray, " n"], classes: int) -> float:
+    """Return the mean F1 of the classes that have images; one that no image was taken for counts 0. n is at least 1."""
+    support, taken = np.bincount(labels, minlength=classes), np.bincount(predicted, minlength=classes)
+    correct = np.bincount(labels[labels == predicted], minlength=classes)
+    told = support > 0
+    return float(np.mean(2 * correct[told] / (support + taken)[told]))
+
+
+def negative_log_likelihood(probabilities: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]) -> float:
+    """Return the mean of ``-log p`` of the true classes, in nats; n is at least 1.
+
+    Rows are divided by their sum first, since scores of sigmoid models are not a distribution over the classes; a row
+    of zeros says nothing and becomes equal shares. A share below 1e-12 counts as that, so that one image cannot make
+    the mean infinite.
+    """
+    wide = np.asarray(probabilities, np.float64)
+    totals = wide.sum(axis=1)
+    true = wide[np.arange(len(wide)), labels]
+    shares = np.divide(true, totals, out=np.full(len(wide), 1 / wide.shape[1]), where=totals > 0)
+    return float(-np.log(shares.clip(_LEAST_PROBABILITY, 1)).mean())
+
+
+def expected_calibration_error(
+    probabilities: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"], *, bins: int = CONFIDENCE_BINS
+) -> float:
+    """Return how far the largest score and the share of right labels lie apart, in [0, 1]; n is at least 1.
+
+    The mean over bins of the score, weighed by their images: Naeini et al., "Obtaining Well Calibrated Probabilities
+    Using Bayesian Binning", AAAI 2015; Guo et al., ICML 2017. Bins are of equal width, ``((m - 1) / bins, m / bins]``.
+    Few images make it too large, since chance alone parts the two in every bin.
+    """
+    wide = np.asarray(probabilities, np.float64)
+    confidences = wide.max(axis=1)
+    correct = wide.argmax(axis=1) == labels
+    edges = np.arange(1, bins) / bins
+    # A bin's weight times the distance of its means is the distance of its sums, divided by n.
+    gaps = np.bincount(np.searchsorted(edges, confidences), weights=correct - confidences)
+    return float(np.abs(gaps).sum() / len(wide))
 
 
 def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float, float]:
@@ -169,6 +241,14 @@ def _check(classes: int, labels: np.ndarray, ranked: np.ndarray) -> None:
     for what, indices in (("label", labels), ("ranked class", ranked)):
         if indices.min() < 0 or indices.max() >= classes:
             raise ValueError(f"a {what} lies outside 0..{classes - 1}")
+
+
+def _check_scores(shape: tuple[int, int], scores: np.ndarray) -> None:
+    if scores.shape != shape:
+        raise ValueError(f"scores of shape {scores.shape} for {shape[0]} images and {shape[1]} classes")
+    # Written so that NaN fails too; what rounding leaves above 1 does not matter.
+    if not ((scores >= 0) & (scores <= 1 + 1e-6)).all():
+        raise ValueError("a score lies outside 0..1")
 
 
 def _class_score(index: int, classnames: Sequence[str], confusion: np.ndarray) -> ClassScore:

@@ -1,17 +1,29 @@
 """The measures agree with scikit-learn, and say None where a fraction has no meaning."""
 
 import json
-from math import sqrt
+from math import log, sqrt
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 from scipy.stats import binomtest
 from sklearn import metrics
 
 from app.errors import InvalidFieldError
-from app.evaluation import Difference, bootstrap_interval, evaluate, holm, paired_difference, wilson_interval
+from app.evaluation import (
+    Difference,
+    Evaluation,
+    bootstrap_interval,
+    evaluate,
+    expected_calibration_error,
+    holm,
+    macro_f1,
+    negative_log_likelihood,
+    paired_difference,
+    wilson_interval,
+)
 
 NAMES = ("lynx", "puma", "ocelot", "serval", "caracal", "margay", "bobcat")
 
@@ -49,6 +61,11 @@ def test_every_measure_agrees_with_scikit_learn(task):
         measured = [getattr(score, field) for score in result.classes]
         np.testing.assert_allclose(np.array(measured, dtype=float), expected, atol=1e-12)
     assert result.mean_recall == pytest.approx(np.nanmean(recall))
+    present = np.unique(labels)
+    assert result.macro_f1 == pytest.approx(
+        metrics.f1_score(labels, guesses, labels=present, average="macro", zero_division=0)
+    )
+    assert (result.nll, result.ece) == (None, None)
 
 
 @given(scored())
@@ -140,6 +157,93 @@ def test_no_images_is_the_callers_mistake():
 def test_input_that_does_not_fit_is_our_own_bug(labels, ranked, problem):
     with pytest.raises(ValueError, match=problem):
         evaluate(NAMES, np.array(labels), np.array(ranked))
+
+
+# --- scores ---------------------------------------------------------------------------------------------------------
+
+
+def binned(confidences, correct, bins):
+    """Return the calibration error bin by bin, as the paper writes it."""
+    error = 0.0
+    for index in range(bins):
+        low, high = index / bins, (index + 1) / bins
+        inside = [i for i, value in enumerate(confidences) if low < value <= high or (index == 0 and value == 0)]
+        if inside:
+            gap = np.mean([correct[i] for i in inside]) - np.mean([confidences[i] for i in inside])
+            error += len(inside) / len(confidences) * abs(gap)
+    return error
+
+
+@given(scored())
+def test_measures_of_the_scores_agree_with_their_definitions(task):
+    names, labels, scores = task
+    wide = scores.astype(np.float64)
+    shares = wide / wide.sum(axis=1, keepdims=True)
+    result = evaluate(names, labels, ranks(shares), shares)
+    right = shares.argmax(axis=1) == labels
+    assert result.nll == pytest.approx(metrics.log_loss(labels, shares, labels=np.arange(len(names))))
+    assert result.ece == pytest.approx(binned(shares.max(axis=1), right, 15), abs=1e-9)
+    # Scores that do not sum to 1 are as likely as those that do, and are calibrated as they are shown.
+    alone = evaluate(names, labels, ranks(scores), scores)
+    assert alone.nll == pytest.approx(result.nll, rel=1e-5)
+    assert alone.ece == pytest.approx(binned(scores.max(axis=1).astype(float), right, 15), abs=1e-6)
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.booleans()), min_size=1, max_size=60), st.integers(1, 15))
+def test_a_confidence_on_the_border_of_two_bins_is_in_the_lower(pairs, bins):
+    confidences = np.array([value / 30 for value, _ in pairs])
+    correct = np.array([hit for _, hit in pairs])
+    # A label outside of the one column is never right.
+    error = expected_calibration_error(confidences[:, None], np.where(correct, 0, 1), bins=bins)
+    assert error == pytest.approx(binned(confidences, correct, bins), abs=1e-9)
+    # The error of a single bin is the least there can be.
+    assert abs(correct.mean() - confidences.mean()) - 1e-9 <= error <= 1
+
+
+def test_certainty_is_calibrated_where_it_is_right_and_as_wrong_as_can_be_where_not():
+    certain = np.array([[0.0, 1.0]] * 4)
+    assert expected_calibration_error(certain, np.ones(4, int)) == 0
+    assert expected_calibration_error(certain, np.zeros(4, int)) == 1
+    assert expected_calibration_error(np.array([[0.25, 0.75]] * 4), np.array([1, 1, 0, 1])) == pytest.approx(0)
+
+
+def test_no_single_image_makes_the_likelihood_infinite_and_a_row_of_zeros_says_nothing():
+    certain = np.array([[1.0, 0.0], [0.0, 1.0]])
+    assert negative_log_likelihood(certain, np.array([0, 0])) == pytest.approx(-log(1e-12) / 2)
+    assert negative_log_likelihood(certain, np.array([0, 1])) == 0
+    assert negative_log_likelihood(np.zeros((1, 4), np.float32), np.array([2])) == pytest.approx(log(4))
+
+
+def test_a_class_that_nothing_was_taken_for_counts_nothing_and_one_without_images_is_left_out():
+    labels, predicted = np.array([0, 0, 0, 0, 1, 1]), np.array([0, 0, 0, 2, 0, 0])
+    assert macro_f1(labels, predicted, 3) == pytest.approx((2 * 3 / (4 + 5) + 0) / 2)
+
+
+@pytest.mark.parametrize(
+    ("scores", "problem"),
+    [
+        ([[0.5, 0.5]], "shape"),
+        ([0.1, 0.2, 0.7], "shape"),
+        ([[0.1, 0.2, 1.7]], r"outside 0\.\.1"),
+        ([[0.1, -0.2, 0.7]], r"outside 0\.\.1"),
+        ([[0.1, np.nan, 0.7]], r"outside 0\.\.1"),
+    ],
+)
+def test_scores_that_do_not_fit_are_our_own_bug(scores, problem):
+    with pytest.raises(ValueError, match=problem):
+        evaluate(NAMES[:3], np.array([0]), np.array([[2, 1, 0]]), np.array(scores))
+
+
+def test_what_was_stored_before_a_measure_existed_can_still_be_read():
+    scores = np.eye(7)[[0, 3, 1]]
+    result = evaluate(NAMES, np.array([0, 3, 3]), ranks(scores), scores)
+    told = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    read = TypeAdapter(Evaluation)
+    assert read.validate_python(told) == result
+    old = {name: value for name, value in told.items() if name not in {"macro_f1", "nll", "ece"}}
+    again = read.validate_python(old)
+    assert (again.macro_f1, again.nll, again.ece) == (None, None, None)
+    assert again.top1 == result.top1
 
 
 # --- comparing methods ---------------------------------------------------------------------------------------------
