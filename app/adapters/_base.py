@@ -1,12 +1,43 @@
 """What the pipeline knows about a method, and how logits become scores."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, Self
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
 from app.task import ImageFeatures, Logits, Probabilities, Similarities
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Neighbours:
+    """The k pool images nearest to each of n images: their rows in the pool and their cosines, the nearest first."""
+
+    indices: Int64[np.ndarray, "n k"]
+    cosines: Float32[np.ndarray, "n k"]
+
+
+def _no_rows() -> np.ndarray:
+    return np.zeros((0, 0), np.float32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Examples:
+    """Images that teach an adapter, by their unit features; an empty array where there are none.
+
+    ``support_features`` (s, d) are of labelled images, and ``support_labels`` (s,) the class index of each;
+    ``pool_features`` (u, d) are of unlabelled ones. ``pool_neighbours`` (u, k) are the nearest of each pool image
+    among the others, itself left out, k being the adapter's ``neighbours`` or as many as there are; None where the
+    adapter wants none.
+    """
+
+    support_features: Float32[np.ndarray, "s d"] = field(default_factory=_no_rows)
+    support_labels: Int64[np.ndarray, " s"] = field(default_factory=lambda: np.zeros(0, np.int64))
+    pool_features: Float32[np.ndarray, "u d"] = field(default_factory=_no_rows)
+    pool_neighbours: Neighbours | None = None
+
+
+NO_EXAMPLES = Examples()
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,12 +45,14 @@ class Scores:
     """What an adapter says of n images and r rows of text.
 
     ``similarities`` are cosines or weighted means of cosines; ``logits`` are what the probability function takes;
-    ``prompt_weights`` (n, k) are those that an adapter gave the k prompts of every row, for each image.
+    ``prompt_weights`` (n, k) are those that an adapter gave the k prompts of every row, for each image; ``warnings``
+    are sentences for the caller, such as that an adapter answered by plain cosines and why.
     """
 
     similarities: Similarities
     logits: Logits
     prompt_weights: Float32[np.ndarray, "n k"] | None = None
+    warnings: tuple[str, ...] = ()
 
 
 class Adapter(Protocol):

@@ -158,6 +158,12 @@ class Encoder(Protocol):
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
         """Return unit rows (k, d), float32, for k >= 1 texts; over-long texts are truncated by the tokenizer."""
 
+    def image_fingerprint(self) -> str:
+        """Return what tells the features of this image tower from those of every other; takes up to some seconds.
+
+        It does not tell apart the ways to run a tower, which are let in only where they change no answers.
+        """
+
     def text_fingerprint(self) -> str:
         """Return what tells the features of this text tower from those of every other; takes up to some seconds."""
 

@@ -49,6 +49,10 @@ class FakeEncoder:
         self.encoded_texts.extend(texts)
         return _unit_rows(np.stack([self._direction(text) for text in texts]))
 
+    def image_fingerprint(self) -> str:
+        """Return its name."""
+        return self.name
+
     def text_fingerprint(self) -> str:
         """Return its name."""
         return self.name

@@ -56,6 +56,7 @@ class OpenClipEncoder:
         self.name = name
         self.device = device
         self._model = model.eval()
+        self._preprocessing = preprocessing
         self._geometry = _geometry(preprocessing)
         self._image_tower = image_tower
         self.image_path = image_path
@@ -111,6 +112,14 @@ class OpenClipEncoder:
         use_threads(self._text_threads)
         with torch.inference_mode():
             return _unit_rows(self._model.encode_text(tokens.to(self.device)))
+
+    def image_fingerprint(self) -> str:
+        """Return a hash of the image tower's weights in half precision, and of how pictures are brought to its size."""
+        weights = (
+            (name, each.half() if each.is_floating_point() else each)
+            for name, each in self._model.visual.state_dict().items()
+        )
+        return fingerprint_of(weights, self._preprocessing)
 
     def text_fingerprint(self) -> str:
         """Return a hash of the text tower's weights, of what it makes of a sentence, and of the packages that run it.

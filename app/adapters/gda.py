@@ -1,0 +1,182 @@
+"""GDA: a Gaussian classifier whose classes share one covariance, added to the zero-shot logits.
+
+Wang et al., "A Hard-to-Beat Baseline for Training-free CLIP-based Adaptation", ICLR 2024: discriminant analysis with
+equal priors, f_c(x) = x P mu_c - mu_c P mu_c / 2, where P is the empirical-Bayes ridge estimate of the inverse
+covariance of Kubokawa and Srivastava.
+
+Deviations:
+
+- P is divided by d / (n - 1), after which alpha = 1 is the Gaussian likelihood itself. The paper's grid is not portable
+  between label sets: its best values spread over the whole of it.
+- Alpha is chosen by cross-validation on the labelled images, by their likelihood at the best temperature, not by the
+  accuracy on others.
+- What is the same for every class is taken from the contributions, so that they are zero in the mean over the classes
+  and leave the level of a sigmoid encoder's scores as it was; no softmax sees that.
+- A class without images gets the mean that the paper gives its new classes, but the covariance of all the others. The
+  paper's own covariance for new classes was made to tell these from one another only: beside those that have images,
+  it nearly silenced them.
+- With fewer than two images per class, the covariance within the classes is zero or of too few directions. The paper
+  multiplies the images by augmentation; here the covariance is that of all images about their mean, and alpha is fixed.
+"""
+
+from typing import ClassVar
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.linalg import cho_factor, cho_solve
+
+from app.adapters._base import Examples, Neighbours
+from app.adapters._examples import DegenerateExamplesError, ExampleAdapter, Need
+from app.adapters._folds import first_best, fold_numbers, judged, tempered_loss
+from app.task import ImageFeatures, Logits
+
+ALPHAS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+"""What cross-validation chooses from."""
+
+CAUTIOUS_ALPHA = 0.3
+"""Where too few images are labelled to choose."""
+
+# Of the variance between classes, and of the length of an image, what is nothing but rounding.
+_NO_VARIANCE = 1e-6
+_NEW_CLASS_NEIGHBOURS = 64
+_TEXT_COPIES = 16
+
+
+class GDA(ExampleAdapter):
+    """Logits are zero-shot + alpha (x W + b).
+
+    ``W_`` (d, c) and ``b_`` (c,) are zero in the mean over the classes; ``alpha_`` is what was taken.
+
+    Args:
+        alpha: how much the labelled images count beside the text; 0 lets cross-validation choose.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.SUPPORT})
+
+    def __init__(self, alpha: float = 0.0) -> None:
+        self.alpha = alpha
+
+    def _learn(self, examples: Examples) -> None:
+        rows, labels = examples.support_features, examples.support_labels
+        classes = len(self.text_)
+        weights, biases, pooled = gaussian(rows, labels, self.text_)
+        alpha, why = self.alpha, ""
+        if not alpha:
+            chosen = None if pooled else self._chosen_alpha(rows, labels)
+            alpha = CAUTIOUS_ALPHA if chosen is None else chosen
+            why = "" if chosen is not None else "so few images are labelled that their weight is fixed and not chosen"
+        missing = classes - len(np.unique(labels))
+        self.W_ = (weights - weights.mean(axis=1, keepdims=True)).astype(np.float32)
+        self.b_ = (biases - biases.mean()).astype(np.float32)
+        self.alpha_ = alpha
+        self.warnings_ = tuple(
+            warning
+            for warning, told in (
+                ("too few images are labelled for their covariance within the classes; that of all is used", pooled),
+                (why, bool(why)),
+                (f"{missing} classes have no labelled image and are described by their text", missing > 0),
+            )
+            if told
+        )
+        self.diagnostics_ = {
+            "alpha": alpha,
+            "alpha_was_chosen": float(not self.alpha and not why),
+            "covariance_of_all_images": float(pooled),
+            "images": len(rows),
+            "classes_without_images": missing,
+        }
+
+    def _logits(self, image_features: ImageFeatures, zero_shot: Logits, neighbours: Neighbours | None) -> np.ndarray:
+        del neighbours
+        logits: np.ndarray = zero_shot + np.float32(self.alpha_) * (image_features @ self.W_ + self.b_)
+        return logits
+
+    def _chosen_alpha(self, rows: Float[np.ndarray, "s d"], labels: Int[np.ndarray, " s"]) -> float | None:
+        """Return the alpha under which images are likeliest that the rest was fitted without, or None if too few."""
+        folds = fold_numbers(labels, len(self.text_))
+        if folds is None:
+            return None
+        looked_at = judged(folds)
+        asked, truth = rows[looked_at].astype(np.float64), labels[looked_at]
+        zero_shot = self.logit_scale_ * asked @ self.text_.T
+        contributions = np.empty_like(zero_shot)
+        for fold in range(int(folds.max()) + 1):
+            rest, here = folds != fold, folds[looked_at] == fold
+            weights, biases, pooled = gaussian(rows[rest], labels[rest], self.text_)
+            if pooled:
+                # Another estimate than the one whose alpha is wanted.
+                return None
+            contributions[here] = asked[here] @ weights + biases
+        return ALPHAS[first_best([tempered_loss(zero_shot + alpha * contributions, truth) for alpha in ALPHAS])]
+
+
+def gaussian(
+    rows: Float[np.ndarray, "s d"], labels: Int[np.ndarray, " s"], text: Float[np.ndarray, "c d"]
+) -> tuple[Float[np.ndarray, "d c"], Float[np.ndarray, " c"], bool]:
+    """Return W, b, both float64, and whether the covariance is that of all images instead of within the classes.
+
+    Raises:
+        DegenerateExamplesError: the images are all the same.
+    """
+    counts = np.bincount(labels, minlength=len(text))
+    means = class_means(rows, labels, len(text))
+    mean = rows.mean(axis=0, dtype=np.float64)
+    centred = rows - means[labels]
+    within = float(np.vdot(centred, centred))
+    between = float(counts @ ((means - mean) ** 2).sum(axis=1))
+    if within + between <= len(rows) * _NO_VARIANCE**2:
+        raise DegenerateExamplesError("the labelled images are all the same, which tells no class from another")
+    empty = counts == 0
+    pooled = len(rows) < 2 * (~empty).sum() or within <= _NO_VARIANCE * between
+    if pooled:
+        centred = rows - mean
+    if empty.any():
+        means[empty] = new_class_means(rows, text[empty])
+    weights = times_precision(means, centred)
+    biases = -np.log(len(text)) - (weights * means).sum(axis=1) / 2
+    return weights.T, biases, bool(pooled)
+
+
+def times_precision(vectors: Float[np.ndarray, "m d"], centred: Float[np.ndarray, "s d"]) -> Float[np.ndarray, "m d"]:
+    """Return ``vectors @ P``, where ``P = (s - 1) inv((s - 1) cov + trace(cov) I)``.
+
+    The estimate of Kubokawa and Srivastava, times (s - 1) / d. With fewer images than dimensions the system that is
+    solved is one of images (the Woodbury identity); either has a condition number of at most s.
+    """
+    images, dims = centred.shape
+    degrees = max(images - 1, 1)
+    trace = float(np.vdot(centred, centred)) / degrees
+    if images < dims:
+        system = centred @ centred.T
+        system[np.diag_indices(images)] += trace
+        explained = centred.T @ cho_solve(cho_factor(system, lower=True), centred @ vectors.T)
+        small: np.ndarray = degrees / trace * (vectors - explained.T)
+        return small
+    system = centred.T @ centred
+    system[np.diag_indices(dims)] += trace
+    solved: np.ndarray = degrees * cho_solve(cho_factor(system, lower=True), vectors.T).T
+    return solved
+
+
+def class_means(
+    rows: Float[np.ndarray, "s d"], labels: Int[np.ndarray, " s"], classes: int
+) -> Float[np.ndarray, "c d"]:
+    """Return the mean of each class's images, float64; zeros for a class that has none."""
+    order = np.argsort(labels, kind="stable")
+    present, first, counts = np.unique(labels[order], return_index=True, return_counts=True)
+    means = np.zeros((classes, rows.shape[1]))
+    means[present] = np.add.reduceat(rows[order], first, axis=0, dtype=np.float64) / counts[:, None]
+    return means
+
+
+def new_class_means(rows: Float[np.ndarray, "s d"], text: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m d"]:
+    """Return for each text the mean of itself, 16 times, and of the 64 labelled images nearest to it.
+
+    The paper's rule for classes that have no labelled images; the earlier of images that are as near comes first.
+    """
+    wide = text.astype(np.float64)
+    count = min(_NEW_CLASS_NEIGHBOURS, len(rows))
+    nearest = np.argsort(-(wide @ rows.T), axis=1, kind="stable")[:, :count]
+    sums = np.stack([rows[near].sum(axis=0, dtype=np.float64) for near in nearest])
+    means: np.ndarray = (sums + _TEXT_COPIES * wide) / (count + _TEXT_COPIES)
+    return means

@@ -1,0 +1,104 @@
+"""Tip-Adapter: a cache of the labelled images, each of which votes for its class.
+
+Zhang et al., "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification", ECCV 2022: zero-shot +
+alpha exp(-beta (1 - cosine)) @ one-hot labels.
+
+Deviations: the encoder's own scale stands for the paper's 100, and the search for alpha and beta is by cross-validation
+on the labelled images themselves, by their likelihood at the best temperature. As in the paper the votes of a class
+add up, so that one with more images gets more of them.
+"""
+
+from typing import ClassVar
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from app.adapters._base import Examples, Neighbours
+from app.adapters._examples import ExampleAdapter, Need
+from app.adapters._folds import first_best, fold_numbers, judged, tempered_loss
+from app.task import ImageFeatures, Logits
+
+ALPHAS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+BETAS = (1.0, 2.0, 5.5, 10.0)
+"""What cross-validation chooses from, every pair of the two."""
+
+DEFAULT_ALPHA = 1.0
+# Votes that lie in memory together, for about 32 MiB.
+_AT_ONCE = 2**23
+
+
+class TipAdapter(ExampleAdapter):
+    """Logits are zero-shot + alpha times the votes of the labelled images; ``alpha_`` and ``beta_`` are what was taken.
+
+    Args:
+        alpha: how much the votes count; 0 lets cross-validation choose both.
+        beta: how fast an image's vote falls with its distance.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.SUPPORT})
+
+    def __init__(self, alpha: float = DEFAULT_ALPHA, beta: float = 5.5) -> None:
+        self.alpha = alpha
+        self.beta = beta
+
+    def _learn(self, examples: Examples) -> None:
+        order = np.argsort(examples.support_labels, kind="stable")
+        self.keys_ = examples.support_features[order].astype(np.float32)
+        self.labels_ = examples.support_labels[order]
+        missing = len(self.text_) - len(np.unique(self.labels_))
+        self.alpha_, self.beta_ = self.alpha, self.beta
+        if missing:
+            self.warnings_ += (f"{missing} classes have no labelled image, and nothing votes for them",)
+        if not self.alpha:
+            chosen = self._chosen()
+            self.alpha_, self.beta_ = chosen or (DEFAULT_ALPHA, self.beta)
+            if not chosen:
+                self.warnings_ += ("so few images are labelled that their weight is fixed and not chosen",)
+        self.diagnostics_ = {
+            "alpha": self.alpha_,
+            "beta": self.beta_,
+            "images": len(self.keys_),
+            "classes_without_images": missing,
+        }
+
+    def _logits(self, image_features: ImageFeatures, zero_shot: Logits, neighbours: Neighbours | None) -> np.ndarray:
+        del neighbours
+        logits = zero_shot.copy()
+        step = max(1, _AT_ONCE // len(self.keys_))
+        for first in range(0, len(image_features), step):
+            some = slice(first, first + step)
+            cosines = image_features[some] @ self.keys_.T
+            logits[some] += np.float32(self.alpha_) * votes(cosines, self.labels_, self.beta_, logits.shape[1])
+        return logits
+
+    def _chosen(self) -> tuple[float, float] | None:
+        """Return the alpha and beta under which images are likeliest that do not vote themselves, or None if too few.
+
+        The smallest beta comes first among equals, and of its alphas the smallest.
+        """
+        classes = len(self.text_)
+        folds = fold_numbers(self.labels_, classes)
+        if folds is None:
+            return None
+        looked_at = judged(folds)
+        asked, truth = self.keys_[looked_at], self.labels_[looked_at]
+        zero_shot = self.logit_scale_ * asked @ self.text_.T
+        pairs, losses = [], []
+        for beta in BETAS:
+            counted = np.empty_like(zero_shot)
+            for fold in range(int(folds.max()) + 1):
+                rest, here = folds != fold, folds[looked_at] == fold
+                counted[here] = votes(asked[here] @ self.keys_[rest].T, self.labels_[rest], beta, classes)
+            pairs += [(alpha, beta) for alpha in ALPHAS]
+            losses += [tempered_loss(zero_shot + np.float32(alpha) * counted, truth) for alpha in ALPHAS]
+        return pairs[first_best(losses)]
+
+
+def votes(
+    cosines: Float[np.ndarray, "n s"], labels: Int[np.ndarray, " s"], beta: float, classes: int
+) -> Float[np.ndarray, "n c"]:
+    """Return the sum of exp(-beta (1 - cosine)) over the images of each class, labels ascending."""
+    present, first = np.unique(labels, return_index=True)
+    summed = np.zeros((len(cosines), classes), cosines.dtype)
+    summed[:, present] = np.add.reduceat(np.exp(beta * (cosines - 1)), first, axis=1)
+    return summed

@@ -1,0 +1,137 @@
+import importlib
+import sys
+
+import numpy as np
+import pytest
+
+from app.adapters._base import Examples
+from app.adapters._examples import softmax
+from app.adapters.inmap import learned_proxies
+from app.adapters.inmap_zlap import InMaPZLaP
+from app.adapters.zlap import propagation
+from tests.adapters.neighbours import clustered, nearest, nearest_others, pool_of
+from tests.oracles import text_prototypes
+from tests.oracles import zlap as oracle
+
+sys.modules.setdefault("text_prototypes", text_prototypes)  # the name by which the oracle imports it
+inmap_oracle = importlib.import_module("tests.oracles.inmap")
+
+
+def fitted(adapter, text, pool, **given):
+    examples = pool_of(pool, adapter.neighbours)
+    return adapter.fit(text, **{"logit_scale": 50.0, "logit_bias": None, "examples": examples, **given})
+
+
+def shares_of(adapter, pool, queries):
+    return softmax(adapter.predict(queries, nearest(queries, pool, adapter.neighbours)).logits)
+
+
+def test_two_hundred_random_problems_equal_the_oracles_one_after_the_other():
+    rng = np.random.default_rng(0)
+    worst = np.zeros(2)
+    for _ in range(200):
+        text, pool, queries, *_ = clustered(
+            rng, images=int(rng.integers(2, 30)), classes=int(rng.integers(1, 6)), dims=12, queries=3
+        )
+        found, _ = learned_proxies(pool, text, steps=30)
+        wanted = inmap_oracle.inmap(pool, text, inmap_oracle.sinkhorn(pool @ text.T), iters=30)
+        reached = propagation(pool, found, nearest_others(pool, 10), k=10, gamma=3.0, alpha=0.3, scaled=True)
+        values, span = oracle.fit(pool, wanted, 10, 3.0, 0.3, scale_sim=True)
+        nodes, weights, _ = oracle.weights(queries, pool, wanted, 10, 3.0, span)
+        differences = (
+            reached.of_pool() - values[len(text) :],
+            reached.of_queries(queries, nearest(queries, pool, 10)) - np.einsum("qj,qjc->qc", weights, values[nodes]),
+        )
+        worst = np.maximum(worst, [np.abs(difference).max() for difference in differences])
+    assert (worst <= 1e-5).all(), worst
+
+
+def test_the_adapter_spreads_from_its_proxies_by_cosines_that_are_scaled():
+    text, pool, queries, *_ = clustered(
+        np.random.default_rng(1), images=60, classes=4, dims=16, queries=9, dtype=np.float32
+    )
+    adapter = fitted(InMaPZLaP(), text, pool)
+    proxies = adapter.propagation_.text.astype(float)
+    values, span = oracle.fit(pool.astype(float), proxies, 10, 3.0, 0.3, scale_sim=True)
+    nodes, weights, _ = oracle.weights(queries.astype(float), pool.astype(float), proxies, 10, 3.0, span)
+    wanted = np.einsum("qj,qjc->qc", weights, values[nodes])
+    np.testing.assert_allclose(shares_of(adapter, pool, queries), wanted / wanted.sum(axis=1, keepdims=True), atol=1e-4)
+    assert adapter.diagnostics_["kept_classes"] == 4
+    assert adapter.diagnostics_["images"] == 60
+
+
+def test_balanced_pools_are_told_better_than_by_zero_shot():
+    text, pool, queries, _, labels = clustered(
+        np.random.default_rng(2), images=400, classes=10, dims=32, queries=400, noise=1.0, gap=1.5, dtype=np.float32
+    )
+    adapter = fitted(InMaPZLaP(), text, pool)
+    told = shares_of(adapter, pool, queries).argmax(axis=1)
+    assert (told == labels).mean() > ((queries @ text.T).argmax(axis=1) == labels).mean()
+
+
+def test_negative_cosines_with_the_text_do_no_harm_as_the_proxies_lie_among_the_images():
+    text, pool, queries, *_ = clustered(
+        np.random.default_rng(3), images=80, classes=4, dims=16, queries=9, dtype=np.float32
+    )
+    moved_text = np.hstack([text, np.full((4, 1), 1)]).astype(np.float32) / np.float32(np.sqrt(2))
+    moved, asked = (
+        np.hstack([rows, np.full((len(rows), 1), -1)]).astype(np.float32) / np.float32(np.sqrt(2))
+        for rows in (pool, queries)
+    )
+    adapter = fitted(InMaPZLaP(), moved_text, moved, logit_scale=117.0, logit_bias=-16.0)
+    assert adapter.learned_
+    assert not np.allclose(shares_of(adapter, moved, asked), 1 / 4, atol=0.01)
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+def test_classes_of_the_same_text_get_the_same_score(keep):
+    text, pool, queries, *_ = clustered(
+        np.random.default_rng(4), images=50, classes=4, dims=16, queries=9, dtype=np.float32
+    )
+    once = shares_of(fitted(InMaPZLaP(keep=keep), text, pool), pool, queries)
+    both = shares_of(fitted(InMaPZLaP(keep=keep), np.stack([text[2], *text]), pool), pool, queries)
+    np.testing.assert_array_equal(both[:, 0], both[:, 3])
+    np.testing.assert_allclose(both[:, 1:] / both[:, 1:].sum(axis=1, keepdims=True), once, atol=0.01)
+
+
+@pytest.mark.parametrize(("images", "classes"), [(1, 1), (1, 2), (20, 1), (3, 8)])
+def test_one_class_one_image_and_more_classes_than_images_are_finite(images, classes):
+    text, pool, queries, *_ = clustered(
+        np.random.default_rng(5), images=images, classes=classes, dims=16, queries=4, dtype=np.float32
+    )
+    adapter = InMaPZLaP()
+    adapter.balanced = False  # few images cannot be of many classes
+    shares = shares_of(fitted(adapter, text, pool), pool, queries)
+    assert shares.shape == (4, classes)
+    np.testing.assert_allclose(shares.sum(axis=1), 1, rtol=1e-5)
+    assert np.isfinite(adapter.pool_scores(pool).logits).all()
+
+
+def test_images_that_are_all_the_same_as_the_one_class_teach_nothing():
+    same = np.tile(np.eye(1, 8, dtype=np.float32), (6, 1))
+    adapter = fitted(InMaPZLaP(), same[:1], same)
+    assert not adapter.learned_
+    assert "all the same" in adapter.warnings_[0]
+
+
+def test_an_empty_pool_answers_as_zero_shot_and_says_so():
+    text, _, queries, *_ = clustered(np.random.default_rng(6), images=4, classes=3, dims=8, queries=4, dtype=np.float32)
+    told = InMaPZLaP().fit(text, logit_scale=20.0, logit_bias=-3.0, examples=Examples()).predict(queries)
+    np.testing.assert_allclose(told.logits, 20 * told.similarities - 3)
+    assert "no unlabelled images" in told.warnings[0]
+
+
+def test_a_pool_of_few_of_the_classes_is_not_learned_from():
+    text, pool, _, labels, _ = clustered(
+        np.random.default_rng(7), images=200, classes=10, dims=64, noise=0.3, gap=0.3, dtype=np.float32
+    )
+    adapter = fitted(InMaPZLaP(), text, pool[labels < 2])
+    assert not adapter.learned_
+    assert "of 10 classes" in adapter.warnings_[0]
+
+
+def test_features_in_float64_give_the_same_answers():
+    text, pool, queries, *_ = clustered(np.random.default_rng(8), images=50, classes=5, dims=16, queries=9)
+    narrow = [array.astype(np.float32) for array in (text, pool, queries)]
+    wide = shares_of(fitted(InMaPZLaP(), text, pool), pool, queries)
+    np.testing.assert_allclose(shares_of(fitted(InMaPZLaP(), *narrow[:2]), *narrow[1:]), wide, atol=1e-3)

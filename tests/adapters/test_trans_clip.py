@@ -1,0 +1,194 @@
+import numpy as np
+import pytest
+
+from app.adapters import trans_clip as module
+from app.adapters._base import Examples
+from app.adapters._examples import softmax
+from app.adapters.trans_clip import NEAREST, TransCLIP, first_means, neighbour_graph, trans_clip
+from tests.adapters.neighbours import clustered, nearest, nearest_others, pool_of
+from tests.oracles.extras import transclip as oracle
+
+
+def problem(rng, **changes):
+    """Problems in which every dimension varies, as the oracle divides by variances of any size."""
+    sizes = {"images": int(rng.integers(8, 50)), "classes": int(rng.integers(1, 8)), "dims": int(rng.integers(4, 24))}
+    return clustered(rng, **{**sizes, "noise": rng.choice([0.5, 1, 3]), **changes})
+
+
+def fitted(adapter, text, pool, **given):
+    examples = pool_of(pool, adapter.neighbours)
+    return adapter.fit(text, **{"logit_scale": 50.0, "logit_bias": None, "examples": examples, **given})
+
+
+def shares_of(adapter, pool, queries):
+    return softmax(adapter.predict(queries, nearest(queries, pool, adapter.neighbours)).logits)
+
+
+def by_hand(query, text, pool, shares, means, variances, *, scale, lam):
+    """The shares of one query, written as the equations are."""
+    prior = softmax(scale * (text @ query)[None])[0]
+    density = -0.5 * (((query - means) ** 2) / variances).sum(axis=1)
+    order = np.argsort(-(pool @ query))[:NEAREST]
+    pull = sum((pool[other] @ query) * shares[other] for other in order) * 50 / (2 * NEAREST)
+    found = density + pull
+    found = prior**lam * np.exp((found - found.max()) / 50)
+    return found / found.sum()
+
+
+def test_two_hundred_random_problems_equal_the_oracle():
+    rng = np.random.default_rng(0)
+    worst = 0.0
+    for _ in range(200):
+        text, pool, *_ = problem(rng)
+        settings = {"scale": float(rng.choice([10, 50, 100])), "lam": float(rng.choice([0.5, 1]))}
+        shares, _ = trans_clip(pool, text, neighbour_graph(nearest_others(pool, 3), len(pool)), **settings)
+        worst = max(worst, np.abs(shares - oracle(pool, text, **settings)).max())
+    assert worst <= 1e-9, worst
+
+
+def test_two_hundred_queries_have_the_shares_that_the_equations_give():
+    rng = np.random.default_rng(1)
+    worst = 0.0
+    for _ in range(20):
+        text, pool, queries, *_ = problem(rng, queries=10, dtype=np.float32)
+        adapter = fitted(TransCLIP(lam=0.7), text, pool)
+        shares, gaussians = adapter.shares_.astype(float), adapter.gaussians_
+        told = shares_of(adapter, pool, queries)
+        wide = [array.astype(float) for array in (queries, text, pool)]
+        wanted = [
+            by_hand(query, *wide[1:], shares, gaussians.means, gaussians.variances, scale=50, lam=0.7)
+            for query in wide[0]
+        ]
+        worst = max(worst, np.abs(told - wanted).max())
+    assert worst <= 1e-4, worst
+
+
+def test_the_adapter_in_float32_equals_the_oracle_in_float64():
+    rng = np.random.default_rng(2)
+    for scale in (15.0, 100.0) * 10:
+        text, pool, *_ = problem(rng, images=60, dtype=np.float32)
+        adapter = fitted(TransCLIP(), text, pool, logit_scale=scale)
+        wanted = oracle(pool.astype(float), text.astype(float), scale=scale)
+        np.testing.assert_allclose(softmax(adapter.pool_scores(pool).logits), wanted, atol=1e-3)
+
+
+def test_a_class_begins_at_the_images_that_it_is_most_probable_for():
+    rng = np.random.default_rng(3)
+    text, pool, *_ = clustered(rng, images=40, classes=3, dims=12)
+    shares = softmax(100 * pool @ text.T)
+    best = np.argsort(-shares, axis=0)[:8]
+    wanted = np.stack([(shares[best[:, c], c, None] * pool[best[:, c]]).sum(axis=0) for c in range(3)])
+    wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+    np.testing.assert_allclose(first_means(pool, text, 100.0), wanted, atol=1e-9)
+
+
+def test_a_class_that_is_probable_for_no_image_still_begins_somewhere():
+    _, pool, *_ = problem(np.random.default_rng(15), images=20, noise=0.3)
+    centre = pool.mean(axis=0, keepdims=True) / np.linalg.norm(pool.mean(axis=0))
+    means = first_means(pool, np.vstack([centre, -centre]), 5000.0)
+    np.testing.assert_allclose(np.linalg.norm(means, axis=1), 1)
+
+
+def test_what_is_computed_in_pieces_is_the_same(monkeypatch):
+    text, pool, queries, *_ = problem(np.random.default_rng(4), images=50, queries=9, dtype=np.float32)
+    adapter = fitted(TransCLIP(), text, pool)
+    whole = shares_of(adapter, pool, queries), adapter.shares_
+    monkeypatch.setattr(module, "_AT_ONCE", 60)
+    adapter = fitted(TransCLIP(), text, pool)
+    np.testing.assert_allclose(shares_of(adapter, pool, queries), whole[0], atol=1e-4)
+    np.testing.assert_allclose(adapter.shares_, whole[1], atol=1e-4)
+
+
+def test_links_that_go_both_ways_count_twice_and_no_image_is_its_own_neighbour():
+    pool = problem(np.random.default_rng(5), images=20)[1]
+    graph = neighbour_graph(nearest_others(pool, 5), 20).toarray()
+    near = nearest_others(pool, 3)
+    one_way = np.zeros((20, 20))
+    np.put_along_axis(one_way, near.indices, near.cosines, axis=1)
+    np.testing.assert_allclose(graph, (one_way + one_way.T) / 6)
+    assert not graph.diagonal().any()
+
+
+def test_balanced_pools_are_told_better_than_by_zero_shot():
+    text, pool, queries, pool_labels, labels = clustered(
+        np.random.default_rng(6), images=400, classes=10, dims=32, queries=400, noise=1.0, gap=1.3, dtype=np.float32
+    )
+    adapter = fitted(TransCLIP(), text, pool, logit_scale=20.0)
+    assert (shares_of(adapter, pool, queries).argmax(axis=1) == labels).mean() > (
+        (queries @ text.T).argmax(axis=1) == labels
+    ).mean()
+    told = adapter.pool_scores(pool)
+    assert (told.logits.argmax(axis=1) == pool_labels).mean() > (told.similarities.argmax(axis=1) == pool_labels).mean()
+
+
+def test_images_that_are_all_alike_have_no_variance_and_are_answered_nearly_as_by_zero_shot():
+    _, pool, *_ = clustered(np.random.default_rng(7), images=1, classes=1, dims=16, dtype=np.float32)
+    same = np.repeat(pool, 6, axis=0)
+    text = clustered(np.random.default_rng(8), images=6, classes=3, dims=16, dtype=np.float32)[0]
+    adapter = TransCLIP()
+    adapter.balanced = False
+    fitted(adapter, text, same, logit_scale=3.0)
+    told = adapter.pool_scores(same)
+    assert adapter.learned_
+    assert told.logits.argmax(axis=1).tolist() == told.similarities.argmax(axis=1).tolist()
+    assert np.isfinite(told.logits).all()
+
+
+@pytest.mark.parametrize(("images", "classes"), [(1, 1), (1, 2), (2, 2), (20, 1), (3, 8)])
+def test_one_class_one_image_and_more_classes_than_images_are_finite(images, classes):
+    text, pool, queries, *_ = clustered(
+        np.random.default_rng(9), images=images, classes=classes, dims=16, queries=4, dtype=np.float32
+    )
+    adapter = TransCLIP()
+    adapter.balanced = False  # few images cannot be of many classes
+    fitted(adapter, text, pool)
+    assert adapter.learned_
+    told = adapter.predict(queries, nearest(queries, pool, 3))
+    assert not told.warnings
+    np.testing.assert_allclose(softmax(told.logits).sum(axis=1), 1, rtol=1e-5)
+    assert np.isfinite(adapter.pool_scores(pool).logits).all()
+
+
+def test_an_empty_pool_answers_as_zero_shot_and_says_so():
+    text, _, queries, *_ = clustered(
+        np.random.default_rng(10), images=4, classes=3, dims=8, queries=4, dtype=np.float32
+    )
+    told = TransCLIP().fit(text, logit_scale=20.0, logit_bias=-3.0, examples=Examples()).predict(queries)
+    np.testing.assert_allclose(told.logits, 20 * told.similarities - 3)
+    assert "no unlabelled images" in told.warnings[0]
+
+
+def test_a_pool_of_few_of_the_classes_is_not_learned_from():
+    text, pool, _, labels, _ = clustered(
+        np.random.default_rng(11), images=200, classes=10, dims=64, noise=0.3, gap=0.3, dtype=np.float32
+    )
+    adapter = fitted(TransCLIP(), text, pool[labels < 2])
+    assert not adapter.learned_
+    assert "of 10 classes" in adapter.warnings_[0]
+
+
+def test_features_in_float64_give_the_same_answers():
+    text, pool, queries, *_ = problem(np.random.default_rng(12), queries=9)
+    narrow = [array.astype(np.float32) for array in (text, pool, queries)]
+    wide = shares_of(fitted(TransCLIP(), text, pool), pool, queries)
+    np.testing.assert_allclose(shares_of(fitted(TransCLIP(), *narrow[:2]), *narrow[1:]), wide, atol=1e-4)
+
+
+def test_the_bias_of_a_sigmoid_encoder_changes_nothing_and_negative_cosines_do_no_harm():
+    text, pool, queries, *_ = problem(np.random.default_rng(13), images=60, classes=4, queries=9, dtype=np.float32)
+    text = (text - 2 * pool.mean(axis=0)).astype(np.float32)
+    text /= np.linalg.norm(text, axis=1, keepdims=True)
+    assert (pool @ text.T).mean() < 0
+    plain = fitted(TransCLIP(), text, pool, logit_scale=117.0)
+    moved = fitted(TransCLIP(), text, pool, logit_scale=117.0, logit_bias=-16.0)
+    assert plain.learned_
+    assert moved.learned_
+    np.testing.assert_allclose(shares_of(moved, pool, queries), shares_of(plain, pool, queries), atol=1e-4)
+
+
+def test_an_image_scores_the_same_alone_as_in_a_batch():
+    text, pool, queries, *_ = problem(np.random.default_rng(14), images=40, queries=8, dtype=np.float32)
+    adapter = fitted(TransCLIP(), text, pool)
+    alone = np.vstack([shares_of(adapter, pool, queries[[index]]) for index in range(8)])
+    np.testing.assert_allclose(alone, shares_of(adapter, pool, queries), atol=1e-5)
+    assert shares_of(adapter, pool, queries[:0]).shape == (0, len(text))
