@@ -5,7 +5,7 @@ import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 from urllib.parse import quote
@@ -16,12 +16,16 @@ import numpy as np
 from app.api.errors import TYPE_PREFIX, problem
 from app.api.schemas import (
     AcceptedResponse,
+    AddedExamplesResponse,
     ClassifyResponse,
     DecisionBody,
+    DeletedExamplesResponse,
     DescribeBody,
     DraftBody,
     DraftList,
     EstimateBody,
+    ExampleCountsBody,
+    ExampleList,
     GenerateBody,
     JobBody,
     LabelSetBody,
@@ -32,13 +36,19 @@ from app.api.schemas import (
     Problem,
     RejectedResponse,
     ResultBody,
+    SelectionResponse,
+    SkippedImageBody,
 )
 from app.comparison import Comparison, compare
+from app.curves import LearningCurve, learning_curve
 from app.errors import ClientError, DeixisError, InvalidFieldError, NotReadyError
-from app.naming import clean_label_set_name
+from app.naming import clean_label_set_name, indices_of
 from app.service import Question, Service
 from app.store.drafts import DraftStatus
+from app.store.examples import NewExample
 from app.store.jobs import FINAL, JobStatus
+from app.task import Task
+from app.trial import try_for_every_model
 
 # Faults of a single image, as opposed to faults of the question that every image shares.
 _IMAGE_FAULTS = {TYPE_PREFIX + slug for slug in ("not-an-image", "image-too-large", "body-too-large")}
@@ -54,6 +64,22 @@ Advance: TypeAlias = Callable[[int, int], Awaitable[object]]
 
 # Images that are read and encoded together.
 _ENCODED_AT_ONCE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class CurveInput:
+    """Files that are asked about, labelled ones to draw from, unlabelled ones, and how many images are drawn how often.
+
+    ``classes`` and ``support_classes`` are the class of each file.
+    """
+
+    files: Sequence[Path]
+    classes: Sequence[str]
+    support_files: Sequence[Path]
+    support_classes: Sequence[str]
+    pool_files: Sequence[Path]
+    shots: Sequence[int]
+    draws: int
 
 
 class RefusedError(DeixisError):
@@ -75,11 +101,36 @@ def read_image(file: Path) -> bytes | ResultBody:
         )
 
 
+def _stacked(features: Sequence[np.ndarray]) -> np.ndarray:
+    if not features:
+        raise InvalidFieldError.of("folder", "not one of its images could be read")
+    return np.stack(features)
+
+
+def _places(classes: Sequence[str], task: Task) -> list[int]:
+    index_of = {name: index for index, name in enumerate(task.classnames)}
+    return [index_of[name] for name in classes]
+
+
+def _readable(places: Sequence[int], results: Sequence[ResultBody]) -> list[int]:
+    """Return the classes of the files that could be read."""
+    return [place for place, result in zip(places, results, strict=True) if result.error is None]
+
+
 class Backend(Protocol):
     """What commands need of a service."""
 
     async def classify(self, images: Sequence[bytes], question: Question) -> list[ResultBody]:
         """Classify; an image that cannot be read has its error in its own result, even when every one is bad."""
+
+    async def learning_curve(
+        self, question: Question, given: CurveInput, advance: Advance
+    ) -> tuple[LearningCurve, list[ResultBody]]:
+        """Tell how accuracy on the files grows with the number of labelled images; results tell which files are bad.
+
+        Raises:
+            InvalidFieldError: not one of the files could be read, or there is nothing to learn from.
+        """
 
     async def label_sets(self) -> list[LabelSetSummaryBody]:
         """List every label set."""
@@ -104,6 +155,25 @@ class Backend(Protocol):
         Raises:
             InvalidFieldError: not one file could be read.
         """
+
+    async def add_examples(
+        self, name: str, images: Sequence[bytes], classnames: Sequence[str | None]
+    ) -> AddedExamplesResponse:
+        """Add example images, of the class at the same place; those that cannot be read are told."""
+
+    async def try_methods(self, name: str, job: str | None, advance: Advance) -> None:
+        """Try every method on the examples, or wait until the server's job has."""
+
+    async def example_counts(self, name: str) -> ExampleCountsBody:
+        """Count example images."""
+
+    async def delete_examples(
+        self, name: str, *, classname: str | None, unlabelled: bool, everything: bool
+    ) -> DeletedExamplesResponse:
+        """Delete the example images of a class, the unlabelled ones, or all."""
+
+    async def selection(self, name: str, model: str | None) -> SelectionResponse:
+        """Return which method the examples are evidence for."""
 
     async def estimate_descriptions(self, name: str, body: DescribeBody) -> EstimateBody:
         """Return the most that ``describe`` would take."""
@@ -137,29 +207,79 @@ class InProcess:
     ) -> tuple[Comparison, list[ResultBody]]:
         """Encode the files once and run every method."""
         task = await self._service.plan(question)
-        model, index_of = task.model, {name: index for index, name in enumerate(task.classnames)}
+        features, results = await self._encoded(task, files, advance)
+        truth = _readable(_places(classes, task), results)
+        return await compare(self._service, question, features, truth), results
+
+    async def learning_curve(
+        self, question: Question, given: CurveInput, advance: Advance
+    ) -> tuple[LearningCurve, list[ResultBody]]:
+        """Encode the files once, and learn from draws of them."""
+        task = await self._service.plan(question)
+        total = len(given.files) + len(given.support_files) + len(given.pool_files)
+        done = 0
+
+        async def encoded(files: Sequence[Path]) -> tuple[np.ndarray, list[ResultBody]]:
+            nonlocal done
+            if not files:
+                return np.zeros((0, self._service.pipeline.models[task.model].encoder.embed_dim), np.float32), []
+            features, results = [], []
+            for first in range(0, len(files), _ENCODED_AT_ONCE):
+                some = files[first : first + _ENCODED_AT_ONCE]
+                rows, told = await self._encoded_some(task, some)
+                features += rows
+                results += told
+                done += len(some)
+                await advance(done, total)
+            return _stacked(features), results
+
+        features, results = await encoded(given.files)
+        support_features, support_results = await encoded(given.support_files)
+        pool_features, pool_results = await encoded(given.pool_files)
+        curve = await learning_curve(
+            self._service,
+            question,
+            (features, _readable(_places(given.classes, task), results)),
+            (support_features, _readable(_places(given.support_classes, task), support_results)),
+            pool_features,
+            shots=given.shots,
+            draws=given.draws,
+            advance=advance,
+        )
+        return curve, [*results, *support_results, *pool_results]
+
+    async def _encoded(
+        self, task: Task, files: Sequence[Path], advance: Callable[[], object]
+    ) -> tuple[np.ndarray, list[ResultBody]]:
+        """Return the features (n, d) of the files that can be read, and each file's result, which tells if not."""
+        features: list[np.ndarray] = []
         results: list[ResultBody] = []
-        features, truth = [], []
         for first in range(0, len(files), _ENCODED_AT_ONCE):
-            some = files[first : first + _ENCODED_AT_ONCE]
-            images = [await asyncio.to_thread(read_image, file) for file in some]
-            encoded = await self._service.pipeline.image_features(
-                model, [image for image in images if isinstance(image, bytes)]
-            )
-            remaining = iter(encoded)
-            for image, classname in zip(images, classes[first:], strict=False):
-                told = next(remaining) if isinstance(image, bytes) else image
+            rows, told = await self._encoded_some(task, files[first : first + _ENCODED_AT_ONCE])
+            features += rows
+            results += told
+            for _ in told:
                 advance()
-                if isinstance(told, np.ndarray):
-                    features.append(told)
-                    truth.append(index_of[classname])
-                    told = ResultBody(predictions=[])
-                elif isinstance(told, ClientError):
-                    told = ResultBody.failed(Problem(**problem(told)))
-                results.append(told)
-        if not features:
-            raise InvalidFieldError.of("folder", "not one of its images could be read")
-        return await compare(self._service, question, np.stack(features), truth), results
+        return _stacked(features), results
+
+    async def _encoded_some(self, task: Task, files: Sequence[Path]) -> tuple[list[np.ndarray], list[ResultBody]]:
+        images = [await asyncio.to_thread(read_image, file) for file in files]
+        encoded = iter(
+            await self._service.pipeline.image_features(
+                task.model, [image for image in images if isinstance(image, bytes)]
+            )
+        )
+        features: list[np.ndarray] = []
+        results: list[ResultBody] = []
+        for image in images:
+            told = next(encoded) if isinstance(image, bytes) else image
+            if isinstance(told, np.ndarray):
+                features.append(told)
+                told = ResultBody(predictions=[])
+            elif isinstance(told, ClientError):
+                told = ResultBody.failed(Problem(**problem(told)))
+            results.append(told)
+        return features, results
 
     async def label_sets(self) -> list[LabelSetSummaryBody]:
         """Read the store, page by page."""
@@ -180,6 +300,41 @@ class InProcess:
             name, body.entries(), body.templates, merge_synonyms=body.merge_synonyms
         )
         return LabelSetResponse.of(label_set)
+
+    async def add_examples(
+        self, name: str, images: Sequence[bytes], classnames: Sequence[str | None]
+    ) -> AddedExamplesResponse:
+        """Encode them and write the store."""
+        label_set = await self._service.label_sets.get(clean_label_set_name(name, "name"))
+        indices = iter(indices_of([each for each in classnames if each is not None], label_set.classnames))
+        cleaned = [None if each is None else label_set.classnames[next(indices)] for each in classnames]
+        prepared = await self._service.examples.prepare(label_set.name, images, cleaned)
+        items = [each for each in prepared if isinstance(each, NewExample)]
+        added = await self._service.examples.add(label_set.name, items)
+        return AddedExamplesResponse.of(added, prepared, await self._service.examples.counts(label_set.name), None)
+
+    async def try_methods(self, name: str, job: str | None, advance: Advance) -> None:  # noqa: ARG002 - a server's
+        """Try them here and now."""
+        await try_for_every_model(self._service, clean_label_set_name(name, "name"), advance)
+
+    async def example_counts(self, name: str) -> ExampleCountsBody:
+        """Read the store."""
+        return ExampleCountsBody.of(await self._service.examples.counts(clean_label_set_name(name, "name")))
+
+    async def delete_examples(
+        self, name: str, *, classname: str | None, unlabelled: bool, everything: bool
+    ) -> DeletedExamplesResponse:
+        """Write the store."""
+        name = clean_label_set_name(name, "name")
+        deleted = await self._service.examples.delete(
+            name, classname=classname, unlabelled=unlabelled, everything=everything
+        )
+        counts = ExampleCountsBody.of(await self._service.examples.counts(name))
+        return DeletedExamplesResponse(deleted=deleted.deleted, counts=counts, job=None)
+
+    async def selection(self, name: str, model: str | None) -> SelectionResponse:
+        """Read the store."""
+        return SelectionResponse.of(await self._service.selection(name, model))
 
     async def estimate_descriptions(self, name: str, body: DescribeBody) -> EstimateBody:
         """Plan the questions."""
@@ -242,6 +397,9 @@ class OverHttp:
             "top_k": None if question.top_k is None else str(question.top_k),
             "explain": "true" if question.explain else None,
             "options": json.dumps(question.options) if question.options else None,
+            "reject_below": _number(question.reject_below),
+            "false_rejection_rate": _number(question.false_rejection_rate),
+            "coverage": _number(question.coverage),
         }
         answer = await self._send(
             "POST",
@@ -305,6 +463,82 @@ class OverHttp:
             told = Problem(type="about:blank", title="The image is left out", status=400, detail=skipped["problem"])
             results[sent[skipped["image"]][0]] = ResultBody.failed(told)
         return Comparison.from_json(result), results
+
+    async def learning_curve(
+        self,
+        question: Question,  # noqa: ARG002 - refused
+        given: CurveInput,  # noqa: ARG002
+        advance: Advance,  # noqa: ARG002
+    ) -> tuple[LearningCurve, list[ResultBody]]:
+        """Refuse: draws by the thousand are no work for a server that others use."""
+        raise InvalidFieldError.of("--server", "learning curves are drawn in process; leave --server out")
+
+    async def add_examples(
+        self, name: str, images: Sequence[bytes], classnames: Sequence[str | None]
+    ) -> AddedExamplesResponse:
+        """POST /v1/label-sets/{name}/images as a form; of images that are all bad, each gets its own problem."""
+        labelled = any(each is not None for each in classnames)
+        try:
+            answer = await self._send(
+                "POST",
+                f"{_label_set_path(name)}/images",
+                data={"class": [each or "" for each in classnames]} if labelled else {},
+                files=[("image", (str(index), image)) for index, image in enumerate(images)],
+            )
+        except RefusedError as error:
+            if error.problem.type not in _IMAGE_FAULTS:
+                raise
+            if len(images) > 1:
+                # They may be bad in different ways, of which only the first was told.
+                told = [
+                    await self.add_examples(name, [image], [classname])
+                    for image, classname in zip(images, classnames, strict=True)
+                ]
+                skipped = [
+                    SkippedImageBody(image=index, problem=skip.problem)
+                    for index, each in enumerate(told)
+                    for skip in each.skipped
+                ]
+                return told[-1].model_copy(update={"skipped": skipped})
+            return AddedExamplesResponse(
+                added=0,
+                relabelled=0,
+                duplicates=0,
+                skipped=[SkippedImageBody(image=0, problem=error.message)],
+                counts=await self.example_counts(name),
+                job=None,
+            )
+        return AddedExamplesResponse.model_validate_json(answer.content)
+
+    async def try_methods(self, name: str, job: str | None, advance: Advance) -> None:  # noqa: ARG002 - in process
+        """Wait for the job that the server has begun."""
+        if job is not None:
+            answer = await self._send("GET", f"/v1/jobs/{job}")
+            await self._result_of(JobBody.model_validate_json(answer.content), advance)
+
+    async def example_counts(self, name: str) -> ExampleCountsBody:
+        """GET /v1/label-sets/{name}/images."""
+        answer = await self._send("GET", f"{_label_set_path(name)}/images", params={"limit": "1"})
+        return ExampleList.model_validate_json(answer.content).counts
+
+    async def delete_examples(
+        self, name: str, *, classname: str | None, unlabelled: bool, everything: bool
+    ) -> DeletedExamplesResponse:
+        """DELETE /v1/label-sets/{name}/images."""
+        chosen = {
+            "class": classname,
+            "unlabelled": "true" if unlabelled else None,
+            "all": "true" if everything else None,
+        }
+        query = {key: value for key, value in chosen.items() if value is not None}
+        answer = await self._send("DELETE", f"{_label_set_path(name)}/images", params=query)
+        return DeletedExamplesResponse.model_validate_json(answer.content)
+
+    async def selection(self, name: str, model: str | None) -> SelectionResponse:
+        """GET /v1/label-sets/{name}/selection."""
+        query = {} if model is None else {"model": model}
+        answer = await self._send("GET", f"{_label_set_path(name)}/selection", params=query)
+        return SelectionResponse.model_validate_json(answer.content)
 
     async def estimate_descriptions(self, name: str, body: DescribeBody) -> EstimateBody:
         """POST /v1/label-sets/{name}/descriptions:estimate."""
@@ -409,6 +643,10 @@ def _label_set_path(name: str) -> str:
 
 def _drafts_path(name: str) -> str:
     return f"{_label_set_path(name)}/descriptions"
+
+
+def _number(value: float | None) -> str | None:
+    return None if value is None else repr(value)
 
 
 def _json_array(labels: Sequence[str]) -> str:

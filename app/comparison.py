@@ -1,22 +1,36 @@
-"""Every method on the same labelled images, and in words whether descriptions help."""
+"""Every method on the same labelled images, and in words whether descriptions and examples help."""
 
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter
 
-from app.errors import TooLargeError
-from app.evaluation import Difference, Evaluation, bootstrap_interval, evaluate, holm, paired_difference
-from app.methods import METHODS
+from app.adapters._base import NO_EXAMPLES, Examples, probabilities
+from app.adapters._examples import Need
+from app.errors import InvalidFieldError, TooLargeError
+from app.evaluation import (
+    Difference,
+    Evaluation,
+    bootstrap_interval,
+    evaluate,
+    holm,
+    paired_difference,
+)
+from app.learning import Learned, answer, answer_held_out, learn, stratified_folds
+from app.methods import METHODS, Method
+from app.neighbours import NeighbourIndex
 from app.service import DEFAULT_METHOD, Question, Service
 from app.task import ImageFeatures, Task
 
 CONTROL = "waffle"
 # As in the paper of WaffleCLIP.
 CONTROL_SEEDS = 7
-_SIGNIFICANT = 0.05
+SIGNIFICANT = 0.05
+_FOLDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +38,8 @@ class MethodReport:
     """One method's row.
 
     ``prompts_per_class`` is a mean; ``to_baseline`` and ``to_control`` compare with zero-shot, and with the control of
-    as many prompts per class; their p-values are corrected for the number of methods compared.
+    as many prompts per class; their p-values are corrected for the number of methods compared. ``ms_per_image`` is the
+    time that scores took once the features were there; ``warnings`` are those of the answers.
     """
 
     method: str
@@ -33,17 +48,26 @@ class MethodReport:
     interval: tuple[float, float]
     to_baseline: Difference | None
     to_control: Difference | None
+    ms_per_image: float = 0.0
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Every method, the default first, and what follows from that."""
+    """Every method, the default first, and what follows from that.
+
+    ``labelled`` and ``unlabelled`` count the examples that methods could learn from; ``folds`` into which the labelled
+    ones were split, each being answered by what was learned from the others, or 0 where other images were answered.
+    """
 
     images: int
     model: str
     methods: tuple[MethodReport, ...]
     not_run: tuple[str, ...]
     verdict: tuple[str, ...]
+    labelled: int = 0
+    unlabelled: int = 0
+    folds: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return plain dicts, tuples, strings and numbers."""
@@ -55,7 +79,48 @@ class Comparison:
         return TypeAdapter(Comparison).validate_python(told)
 
 
-async def _unheard(done: int, total: int) -> None:
+@dataclass(frozen=True, slots=True, eq=False)
+class Answers:
+    """What one method says of n images: logits (n, c), scores (n, c), and class indices, best first (n, c)."""
+
+    logits: np.ndarray
+    scores: np.ndarray
+    ranked: np.ndarray
+    prompts_per_class: float
+    ms_per_image: float
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lessons:
+    """What methods may learn from, and which of the images they are asked about.
+
+    Either ``folds`` (n,) is given, the n images themselves being the labelled ones: those of a fold are answered by
+    what was learned from all other folds. Or they are other images than the examples.
+    """
+
+    examples: Examples = NO_EXAMPLES
+    folds: np.ndarray | None = None
+    of_pool: dict[str, Learned] = field(default_factory=dict)
+    """What methods have learned from the pool alone; may be shared between lessons with the same pool."""
+
+    @classmethod
+    def held_out(
+        cls,
+        image_features: ImageFeatures,
+        labels: np.ndarray,
+        pool_features: np.ndarray,
+        of_pool: dict[str, Learned] | None = None,
+    ) -> "Lessons":
+        """Return the lessons in which labelled images (n, d) are asked about by turns."""
+        return cls(
+            Examples(image_features, labels, pool_features),
+            stratified_folds(labels, _FOLDS),
+            {} if of_pool is None else of_pool,
+        )
+
+
+async def unheard(done: int, total: int) -> None:
     """Tell nobody."""
 
 
@@ -64,7 +129,8 @@ async def compare(
     question: Question,
     image_features: ImageFeatures,
     labels: Sequence[int],
-    advance: Callable[[int, int], Awaitable[object]] = _unheard,
+    advance: Callable[[int, int], Awaitable[object]] = unheard,
+    lessons: Lessons | None = None,
 ) -> Comparison:
     """Run every method of ``METHODS`` on n images.
 
@@ -77,47 +143,48 @@ async def compare(
         image_features: unit rows (n, d) of the question's model.
         labels: the true class of each image, by index.
         advance: called after each method with how many were run, and how many there are as far as is known.
+        lessons: what methods may learn from; by default nothing, and those that need examples are not run.
+
+    Raises:
+        InvalidFieldError: no images.
     """
     truth = np.asarray(labels)
-    ranked: dict[str, np.ndarray] = {}
-    prompts: dict[str, float] = {}
-    not_run = []
-    names = [name for name, method in METHODS.items() if not method.is_control]
-    for name in names:
-        task = await service.plan(replace(question, method=name))
-        try:
-            ranked[name] = await service.pipeline.rank(task, image_features)
-        except TooLargeError as error:
-            not_run.append(f"{name}: {error.message}")
-            continue
-        prompts[name] = await _prompts_per_class(service, task)
-        await advance(len(ranked), len(names))
+    if not len(truth):
+        raise InvalidFieldError.of("labels", "there are no labelled images to evaluate; give at least one")
+    lessons = lessons or Lessons()
+    answers, not_run, task = await answer_all(service, question, image_features, lessons, advance)
     described = any(entry.descriptions or entry.features for entry in task.classes)
-    correct = {name: (order[:, 0] == truth).astype(np.float64) for name, order in ranked.items()}
+    correct = {name: (each.ranked[:, 0] == truth).astype(np.float64) for name, each in answers.items()}
     control: dict[int, np.ndarray] = {}
-    control_orders: dict[int, np.ndarray] = {}
+    control_answers: dict[int, Answers] = {}
     if described:
-        counts = sorted({_control_size(prompts[name]) for name in ranked if METHODS[name].uses_descriptions})
+        counts = sorted(
+            {_control_size(each.prompts_per_class) for name, each in answers.items() if METHODS[name].uses_descriptions}
+        )
         for count in counts:
-            orders = [await _control(service, question, image_features, count, seed) for seed in range(CONTROL_SEEDS)]
-            control[count] = np.mean([order[:, 0] == truth for order in orders], axis=0)
-            control_orders[count] = orders[0]
-            await advance(len(names) + len(control), len(names) + len(counts))
+            draws = [await _control(service, question, image_features, count, seed) for seed in range(CONTROL_SEEDS)]
+            control[count] = np.mean([each.ranked[:, 0] == truth for each in draws], axis=0)
+            control_answers[count] = draws[0]
+            await advance(len(answers) + len(control), len(answers) + len(counts))
     reports = []
-    for name, order in ranked.items():
-        counterpart = control.get(_control_size(prompts[name])) if METHODS[name].uses_descriptions else None
+    for name, told in answers.items():
+        uses_descriptions = METHODS[name].uses_descriptions
+        counterpart = control.get(_control_size(told.prompts_per_class)) if uses_descriptions else None
         reports.append(
             MethodReport(
                 name,
-                prompts[name],
-                evaluate(task.classnames, truth, order),
+                told.prompts_per_class,
+                evaluate(task.classnames, truth, told.ranked, told.scores),
                 bootstrap_interval(correct[name]),
                 None if name == DEFAULT_METHOD else paired_difference(correct[name], correct[DEFAULT_METHOD]),
                 None if counterpart is None else paired_difference(correct[name], counterpart),
+                told.ms_per_image,
+                told.warnings,
             )
         )
     for count, share in control.items():
-        evaluation = evaluate(task.classnames, truth, control_orders[count])
+        told = control_answers[count]
+        evaluation = evaluate(task.classnames, truth, told.ranked, told.scores)
         reports.append(
             MethodReport(
                 f"{CONTROL} ({count} random, mean of {CONTROL_SEEDS})",
@@ -126,15 +193,121 @@ async def compare(
                 bootstrap_interval(share),
                 paired_difference(share, correct[DEFAULT_METHOD]),
                 None,
+                told.ms_per_image,
             )
         )
-    methods = _corrected(reports)
-    return Comparison(len(truth), task.model, methods, tuple(not_run), _verdict(methods, described=described))
+    methods = corrected(reports)
+    examples = lessons.examples
+    verdict = _verdict(methods, described=described)
+    if examples is not NO_EXAMPLES:
+        verdict += (_of_examples(methods),)
+    return Comparison(
+        len(truth),
+        task.model,
+        methods,
+        not_run,
+        verdict,
+        len(examples.support_features),
+        len(examples.pool_features),
+        0 if lessons.folds is None else int(lessons.folds.max()) + 1,
+    )
 
 
-async def _prompts_per_class(service: Service, task: Task) -> float:
+async def answer_all(
+    service: Service,
+    question: Question,
+    image_features: ImageFeatures,
+    lessons: Lessons,
+    advance: Callable[[int, int], Awaitable[object]] = unheard,
+    *,
+    only: Need | None = None,
+) -> tuple[dict[str, Answers], tuple[str, ...], Task]:
+    """Return what every method but the control says of n images, which were not run and why, and the default's task.
+
+    With ``only``, no other methods are run than those that learn from such examples.
+    """
+    answers: dict[str, Answers] = {}
+    not_run = []
+    names = [
+        name for name, method in METHODS.items() if not method.is_control and (only is None or only in method.learns)
+    ]
+    default = await service.plan(replace(question, method=DEFAULT_METHOD))
+    text = await service.pipeline.class_rows(default)
+    pool = lessons.examples.pool_features
+    # Made once for all methods that look at neighbours.
+    index = await service.pipeline.learner.run(partial(NeighbourIndex, pool)) if len(pool) else None
+    for number, name in enumerate(names):
+        method = METHODS[name]
+        missing = method.learns - _available(lessons.examples)
+        if missing:
+            if lessons.examples is not NO_EXAMPLES:
+                not_run.append(f"{name}: there are no {' and no '.join(sorted(missing))}")
+            continue
+        if method.stateful:
+            continue  # its answers depend on the order of the images, which means nothing here
+        try:
+            if method.learns:
+                told = await _learned_answers(service, method, default, text, image_features, lessons, index)
+                prompts = answers[DEFAULT_METHOD].prompts_per_class if DEFAULT_METHOD in answers else 0.0
+                answers[name] = replace(told, prompts_per_class=prompts)
+            else:
+                task = await service.plan(replace(question, method=name))
+                answers[name] = await _text_answers(service, task, image_features)
+        except TooLargeError as error:
+            not_run.append(f"{name}: {error.message}")
+        await advance(number + 1, len(names))
+    return answers, tuple(not_run), default
+
+
+def _available(examples: Examples) -> frozenset[Need]:
+    kinds = ((Need.SUPPORT, examples.support_features), (Need.POOL, examples.pool_features))
+    return frozenset(need for need, features in kinds if len(features))
+
+
+async def _text_answers(service: Service, task: Task, image_features: ImageFeatures) -> Answers:
     classifier = await service.pipeline.classifier(task)
-    return round(classifier.prompt_count / len(task.classes), 1)
+    began = time.perf_counter()
+    predicted = await service.pipeline.predict(task, image_features)
+    taken = time.perf_counter() - began
+    return Answers(
+        predicted.logits,
+        predicted.scores,
+        predicted.ranked,
+        round(classifier.prompt_count / len(task.classes), 1),
+        1000 * taken / len(image_features),
+        predicted.warnings,
+    )
+
+
+async def _learned_answers(
+    service: Service,
+    method: Method,
+    task: Task,
+    text: np.ndarray,
+    image_features: ImageFeatures,
+    lessons: Lessons,
+    index: NeighbourIndex | None,
+) -> Answers:
+    encoder = service.pipeline.models[task.model].encoder
+    make = partial(method.example_adapter, dict(method.read_options({})))
+    run = service.pipeline.learner.run
+    if lessons.folds is not None and Need.SUPPORT in method.learns:
+        told = await run(partial(answer_held_out, make, text, lessons.examples, lessons.folds, encoder, index))
+    else:
+        learned = lessons.of_pool.get(method.name)
+        if learned is None:
+            learned = await run(partial(learn, make(), text, lessons.examples, encoder, index))
+        if Need.SUPPORT not in method.learns:
+            lessons.of_pool[method.name] = learned
+        told = await run(partial(answer, learned, image_features))
+    return Answers(
+        told.logits,
+        probabilities(told.logits, sigmoid=False),
+        np.argsort(-told.logits, axis=1, kind="stable"),
+        0.0,
+        1000 * told.seconds / len(image_features),
+        told.warnings,
+    )
 
 
 def _control_size(prompts_per_class: float) -> int:
@@ -144,13 +317,15 @@ def _control_size(prompts_per_class: float) -> int:
 
 async def _control(
     service: Service, question: Question, image_features: ImageFeatures, count: int, seed: int
-) -> np.ndarray:
+) -> Answers:
     options = {"descriptors": float(count), "seed": float(seed)}
-    task = await service.plan(replace(question, method=CONTROL, options=options))
-    return await service.pipeline.rank(task, image_features)
+    return await _text_answers(
+        service, await service.plan(replace(question, method=CONTROL, options=options)), image_features
+    )
 
 
-def _corrected(reports: Sequence[MethodReport]) -> tuple[MethodReport, ...]:
+def corrected(reports: Sequence[MethodReport]) -> tuple[MethodReport, ...]:
+    """Return the reports with p-values corrected for their number."""
     to_baseline = iter(holm([each.to_baseline.p for each in reports if each.to_baseline is not None]))
     to_control = iter(holm([each.to_control.p for each in reports if each.to_control is not None]))
     return tuple(
@@ -174,16 +349,16 @@ def _verdict(methods: Sequence[MethodReport], *, described: bool) -> tuple[str, 
     assert baseline is not None
     assert control is not None
     told = (
-        f"The best method with descriptions is {best.method}: {_points(baseline)} against {DEFAULT_METHOD}, and"
-        f" {_points(control)} against {CONTROL} with as many prompts."
+        f"The best method with descriptions is {best.method}: {points(baseline)} against {DEFAULT_METHOD}, and"
+        f" {points(control)} against {CONTROL} with as many prompts."
     )
-    if baseline.p < _SIGNIFICANT and baseline.mean < 0:
+    if baseline.p < SIGNIFICANT and baseline.mean < 0:
         conclusion = f"Descriptions hurt here: even the best use of them is worse. Use {DEFAULT_METHOD}."
-    elif baseline.p >= _SIGNIFICANT:
+    elif baseline.p >= SIGNIFICANT:
         conclusion = (
             f"That is no difference beyond chance on these images: keep {DEFAULT_METHOD}, or bring more labelled ones."
         )
-    elif control.p < _SIGNIFICANT and control.mean > 0:
+    elif control.p < SIGNIFICANT and control.mean > 0:
         conclusion = f"The descriptions help, by what they say: use {best.method}."
     else:
         conclusion = (
@@ -193,6 +368,19 @@ def _verdict(methods: Sequence[MethodReport], *, described: bool) -> tuple[str, 
     return told, conclusion
 
 
-def _points(difference: Difference) -> str:
+def _of_examples(methods: Sequence[MethodReport]) -> str:
+    taught = [each for each in methods if each.method in METHODS and METHODS[each.method].learns]
+    if not taught:
+        return "No method that learns from examples could be run."
+    best = max(taught, key=lambda each: each.evaluation.top1)
+    assert best.to_baseline is not None
+    told = f"The best method with examples is {best.method}: {points(best.to_baseline)} against {DEFAULT_METHOD}."
+    if best.to_baseline.p >= SIGNIFICANT:
+        return f"{told} That is no difference beyond chance on these images."
+    return told if best.to_baseline.mean > 0 else f"{told} The examples hurt here."
+
+
+def points(difference: Difference) -> str:
+    """Return a difference of accuracies in words."""
     interval = f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}"
     return f"{100 * difference.mean:+.1f} points (95 % interval {interval}, p = {difference.p:.2g})"

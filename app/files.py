@@ -3,10 +3,10 @@
 import glob
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from app.errors import InvalidFieldError
+from app.errors import InvalidFieldError, UnknownNameError
 from app.images import supported_suffixes
 
 
@@ -48,6 +48,52 @@ def find_labelled_images(folder: Path) -> list[tuple[Path, str]]:
             "folder", f"'{folder}' {problem}; put them into one subfolder per class ({_suffixes()})"
         )
     return sorted(found, key=lambda pair: (pair[1], pair[0]))
+
+
+def folder_within(root: Path | None, name: str) -> Path:
+    """Return the folder called ``name`` below ``root``, links followed, so that no name leads out of it.
+
+    Raises:
+        InvalidFieldError: there is no root, no such folder, or it is not below the root.
+    """
+    if root is None:
+        raise InvalidFieldError.of(
+            "folder", "no folder may be imported from; set DEIXIS_IMPORT_DIR, or send the images"
+        )
+    try:
+        base, folder = root.resolve(), (root / name).resolve()
+        if folder.is_relative_to(base) and folder.is_dir():
+            return folder
+    except (OSError, ValueError):  # too long, or with a NUL
+        pass
+    raise InvalidFieldError.of("folder", f"'{name[:200]}' is no folder below DEIXIS_IMPORT_DIR")
+
+
+def import_images(
+    folder: Path, classnames: Sequence[str], *, by_subfolder: bool, classname: str | None
+) -> list[tuple[Path, str | None]]:
+    """Return the images of a folder, each with its class; links that lead out of the folder are left out.
+
+    Args:
+        folder: searched to the bottom.
+        classnames: of the label set.
+        by_subfolder: each subfolder is called like the class of its images, underscores read as spaces.
+        classname: of all images; None for unlabelled ones.
+
+    Raises:
+        InvalidFieldError: no image, or a subfolder that is called like no class.
+    """
+    if by_subfolder:
+        found: list[tuple[Path, str | None]] = []
+        for file, subfolder in find_labelled_images(folder):
+            name = subfolder if subfolder in classnames else subfolder.replace("_", " ")
+            if name not in classnames:
+                raise UnknownNameError("class", subfolder, classnames, "subfolders must be called like classes")
+            found.append((file, name))
+    else:
+        found = [(file, classname) for file in find_images([folder])]
+    base = folder.resolve()
+    return [(file, name) for file, name in found if file.resolve().is_relative_to(base)]
 
 
 def _images_of(path: Path) -> Iterator[Path]:

@@ -9,22 +9,34 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import structlog
 
-from app.comparison import compare
+from app.adapters._base import Examples
+from app.comparison import Lessons, compare
 from app.describer import DescribeRequest
-from app.errors import ConflictError, DeixisError, StoreError
+from app.errors import ClientError, ConflictError, DeixisError, InvalidFieldError, StoreError
+from app.files import folder_within, import_images
 from app.service import Question, Service
+from app.store.examples import NewExample
 from app.store.jobs import Job, JobRepository
 from app.task import ImageFeatures
+from app.trial import try_for_every_model
 
 log = structlog.get_logger()
 
 DESCRIBE = "describe"
 EVALUATE = "evaluate"
+TRY_METHODS = "try-methods"
+IMPORT_IMAGES = "import-images"
+
+# Files that an import reads and encodes together.
+_IMPORTED_AT_ONCE = 32
+# Of the files that an import leaves out, so many are named.
+_TOLD_SKIPPED = 100
 
 _Advance: TypeAlias = Callable[[int, int], Awaitable[None]]
 _Handler: TypeAlias = Callable[[Job, bytes | None, _Advance], Awaitable[Mapping[str, Any]]]
@@ -36,17 +48,32 @@ class Jobs:
     Args:
         repository: keeps them.
         service: does the work.
+        import_dir: folder from which images may be imported; None for none.
         lease_s: a process that was not heard of for so long is taken to be dead, and its jobs are taken over.
         poll_s: how often to look for jobs of other processes.
     """
 
-    def __init__(self, repository: JobRepository, service: Service, *, lease_s: float = 15, poll_s: float = 3) -> None:
+    def __init__(
+        self,
+        repository: JobRepository,
+        service: Service,
+        *,
+        import_dir: Path | None = None,
+        lease_s: float = 15,
+        poll_s: float = 3,
+    ) -> None:
         self.repository = repository
+        self._import_dir = import_dir
         self._service = service
         self._lease_s = lease_s
         self._poll_s = poll_s
         self._owner = uuid.uuid4().hex
-        self._handlers: Mapping[str, _Handler] = {DESCRIBE: self._describe, EVALUATE: self._evaluate}
+        self._handlers: Mapping[str, _Handler] = {
+            DESCRIBE: self._describe,
+            EVALUATE: self._evaluate,
+            TRY_METHODS: self._try_methods,
+            IMPORT_IMAGES: self._import_images,
+        }
         self._added = {kind: asyncio.Event() for kind in self._handlers}
         self._running: dict[str, asyncio.Task[Mapping[str, Any]]] = {}
         self._loops: list[asyncio.Task[None]] = []
@@ -54,6 +81,7 @@ class Jobs:
 
     def start(self) -> None:
         """Begin to run jobs."""
+        self._service.choices.on_untried = self.try_methods
         self._loops = [asyncio.create_task(self._take(kind)) for kind in self._handlers]
 
     async def close(self) -> None:
@@ -101,6 +129,33 @@ class Jobs:
         }
         name, _, _ = question.label_set.partition("@")
         return await self._add(EVALUATE, name, stored, np.ascontiguousarray(image_features, np.float32).tobytes())
+
+    async def evaluate_stored(self, question: Question) -> Job:
+        """Take the job of comparing every method on the labelled examples of a label set, each held out in turn."""
+        assert question.label_set is not None
+        stored = {"label_set": question.label_set, "model": question.model, "template": question.template}
+        name, _, _ = question.label_set.partition("@")
+        return await self._add(EVALUATE, name, stored)
+
+    async def try_methods(self, name: str) -> Job:
+        """Take the job of trying the methods on a label set's examples, unless one waits to be begun."""
+        job = await self.repository.add_unless_queued(TRY_METHODS, name, {})
+        self._added[TRY_METHODS].set()
+        return job
+
+    async def import_images(self, name: str, folder: str, *, by_subfolder: bool, classname: str | None) -> Job:
+        """Take the job of adding the images of a folder of the server; raises as ``folder_within``.
+
+        Args:
+            name: of a label set.
+            folder: below ``DEIXIS_IMPORT_DIR``.
+            by_subfolder: each subfolder is called like the class of its images.
+            classname: of all images; None for unlabelled ones.
+        """
+        label_set = await self._service.find_label_set(name)
+        folder_within(self._import_dir, folder)
+        stored = {"folder": folder, "by_subfolder": by_subfolder, "class": classname}
+        return await self._add(IMPORT_IMAGES, label_set.name, stored)
 
     async def cancel(self, job_id: str) -> Job:
         """Stop a job; raises ``UnknownNameError``, and ``ConflictError`` where it has finished."""
@@ -186,11 +241,73 @@ class Jobs:
         return asdict(await self._service.describe(job.request["label_set"], request, advance, accept=accept))
 
     async def _evaluate(self, job: Job, attachment: bytes | None, advance: _Advance) -> Mapping[str, Any]:
-        assert attachment is not None
-        truth = job.request["truth"]
         question = Question(
             label_set=job.request["label_set"], model=job.request["model"], template=job.request["template"]
         )
+        label_set = await self._service.find_label_set(job.request["label_set"])
+        model = question.model or self._service.pipeline.default_model
+        stored = await self._service.examples.features(label_set, model)
+        if attachment is None:
+            if not len(stored.support_labels):
+                raise InvalidFieldError.of("image", f"'{label_set.name}' has no labelled example images to evaluate on")
+            lessons = Lessons.held_out(stored.support_features, stored.support_labels, stored.pool_features)
+            told = await compare(
+                self._service, question, stored.support_features, stored.support_labels.tolist(), advance, lessons
+            )
+            return told.to_json() | {"skipped": []}
+        truth = job.request["truth"]
         features = np.frombuffer(attachment, np.float32).reshape(len(truth), -1)
-        comparison = await compare(self._service, question, features, truth, advance)
-        return comparison.to_json() | {"skipped": job.request["skipped"]}
+        others: Lessons | None = None
+        if len(stored.support_labels) or len(stored.pool_features):
+            others = Lessons(Examples(stored.support_features, stored.support_labels, stored.pool_features))
+        told = await compare(self._service, question, features, truth, advance, others)
+        return told.to_json() | {"skipped": job.request["skipped"]}
+
+    async def _try_methods(self, job: Job, _attachment: bytes | None, advance: _Advance) -> Mapping[str, Any]:
+        """Try them for every model that is served here, and have the chosen ones learn."""
+        return {"models": await try_for_every_model(self._service, job.label_set, advance)}
+
+    async def _import_images(self, job: Job, _attachment: bytes | None, advance: _Advance) -> Mapping[str, Any]:
+        """Add the images of a folder; those of an interrupted run are known by their hash and not encoded again."""
+        service, request = self._service, job.request
+        label_set = await service.label_sets.get(job.label_set)
+        found = await asyncio.to_thread(
+            import_images,
+            folder_within(self._import_dir, request["folder"]),
+            label_set.classnames,
+            by_subfolder=request["by_subfolder"],
+            classname=request["class"],
+        )
+        counts = {"added": 0, "relabelled": 0, "duplicates": 0}
+        skipped: list[dict[str, str]] = []
+        for first in range(0, len(found), _IMPORTED_AT_ONCE):
+            some = found[first : first + _IMPORTED_AT_ONCE]
+            read = [await asyncio.to_thread(_read, file) for file, _ in some]
+            prepared = iter(
+                await service.examples.prepare(
+                    label_set.name,
+                    [each for each in read if isinstance(each, bytes)],
+                    [classname for (_, classname), each in zip(some, read, strict=True) if isinstance(each, bytes)],
+                )
+            )
+            told = [next(prepared) if isinstance(each, bytes) else each for each in read]
+            skipped += [
+                {"file": str(file), "problem": each.message}
+                for (file, _), each in zip(some, told, strict=True)
+                if isinstance(each, ClientError)
+            ]
+            items = [each for each in told if isinstance(each, NewExample)]
+            if items:
+                added = await service.examples.add(label_set.name, items)
+                for key in counts:
+                    counts[key] += getattr(added, key)
+            await advance(min(first + _IMPORTED_AT_ONCE, len(found)), len(found))
+        trial = await self.try_methods(label_set.name)
+        return counts | {"skipped_count": len(skipped), "skipped": skipped[:_TOLD_SKIPPED], "job": trial.id}
+
+
+def _read(file: Path) -> bytes | ClientError:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        return InvalidFieldError.of("folder", f"cannot be read: {error.strerror or type(error).__name__}")

@@ -16,11 +16,13 @@ from prometheus_fastapi_instrumentator import Instrumentator
 from app import __version__
 from app.api import documentation, errors
 from app.api.middleware import AccessLog, BodyLimit
-from app.api.routes import catalogue, classify, descriptions, evaluations, health, jobs, label_sets
+from app.api.routes import catalogue, classify, descriptions, evaluations, examples, health, jobs, label_sets
+from app.choosing import Choices
 from app.describer import Describer, LanguageModel
 from app.describing.questions import load_feature_question, load_question_sets
 from app.encoders._base import Encoder, LoadOptions
 from app.encoders.loading import imagenet_templates, load_encoder
+from app.example_images import ExampleImages
 from app.jobs import Jobs
 from app.metrics import Metrics
 from app.pipeline import ImageLimits, Pipeline, ServedModel
@@ -32,6 +34,7 @@ from app.service import LabelLimits, Service
 from app.settings import Settings
 from app.store.database import migrate, open_engine
 from app.store.drafts import DraftRepository
+from app.store.examples import ExampleRepository, SelectionRepository
 from app.store.jobs import JobRepository
 from app.store.label_sets import LabelSetRepository
 
@@ -120,6 +123,7 @@ async def open_service(
         )
         for encoder in encoders
     }
+    example_repository = ExampleRepository(engine)
     pipeline = Pipeline(
         models,
         limits=ImageLimits(settings.max_image_bytes, settings.max_image_pixels),
@@ -128,12 +132,23 @@ async def open_service(
         request_timeout_s=settings.request_timeout_s,
         decode_threads=settings.decode_threads,
         metrics=metrics,
+        examples=example_repository,
+        learned_bytes=settings.learned_cache_mib * 2**20,
+        max_pool=settings.max_pool_images,
     )
     drafts = DraftRepository(engine)
     service = Service(
         pipeline=pipeline,
         label_sets=LabelSetRepository(engine),
         drafts=drafts,
+        examples=ExampleImages(
+            example_repository,
+            pipeline,
+            max_examples=settings.max_examples,
+            max_pool=settings.max_pool_images,
+            keep_files=settings.keep_images,
+        ),
+        choices=Choices(SelectionRepository(engine), pipeline),
         describer=Describer(drafts, question_sets, feature_question, language_model(settings)),
         templates=templates,
         engine=engine,
@@ -163,7 +178,7 @@ def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]]
         async with open_service(settings, encoders, metrics) as service:
             app.state.service = service
             app.state.metrics = metrics
-            app.state.jobs = Jobs(JobRepository(service.engine), service)
+            app.state.jobs = Jobs(JobRepository(service.engine), service, import_dir=settings.import_dir)
             app.state.jobs.start()
             warming = asyncio.create_task(service.warm_all())
             log.info("ready", models=[encoder.name for encoder in encoders], version=__version__)
@@ -190,7 +205,7 @@ def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]]
     )
     errors.install(app)
     documentation.install(app)
-    for resource in (classify, label_sets, descriptions, evaluations, jobs, catalogue, health):
+    for resource in (classify, label_sets, examples, descriptions, evaluations, jobs, catalogue, health):
         app.include_router(resource.router)
     # By route and never by path, of which callers can make up any number.
     Instrumentator(
@@ -203,7 +218,7 @@ def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]]
         BodyLimit,
         max_bytes=settings.max_request_bytes,
         max_json_bytes=settings.max_json_bytes,
-        takes_images=lambda path: path in {"/classify", "/v1/classify"} or path.endswith(":evaluate"),
+        takes_images=lambda path: path in {"/classify", "/v1/classify"} or path.endswith((":evaluate", "/images")),
     )
     app.add_middleware(AccessLog)
     app.add_middleware(

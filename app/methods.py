@@ -5,11 +5,28 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from app.adapters._base import Adapter
+from app.adapters._examples import ExampleAdapter, Need
 from app.adapters.auto_clip import AutoCLIP
 from app.adapters.cosine import Cosine
+from app.adapters.gda import GDA
+from app.adapters.gda_em import GDAEM
+from app.adapters.inmap import InMaP
+from app.adapters.inmap_zlap import InMaPZLaP
+from app.adapters.stat_a import StatA
+from app.adapters.tda import TDA
+from app.adapters.tfup import TFUP
+from app.adapters.tip_adapter import TipAdapter
+from app.adapters.trans_clip import TransCLIP
+from app.adapters.zlap import ZLaP
 from app.errors import FieldProblem, InvalidFieldError
 from app.prompting import recipes
 from app.prompting.recipes import MakeRecipe, Options
+
+AUTO = "auto"
+"""Not a method: whichever of them the evidence is for."""
+
+TRANSDUCTIVE = "transductive"
+"""The option by which a method learns from the images of the request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +45,8 @@ class Method:
     """A way to classify.
 
     ``uses_descriptions`` tells whether descriptions change its answers; ``is_control`` that it is there to be compared
-    with, and not for use.
+    with, and not for use. ``learner`` is the class of an adapter that takes one row per class, and may learn from
+    example images.
     """
 
     name: str
@@ -36,9 +54,30 @@ class Method:
     recipe: MakeRecipe
     adapter: Callable[[Options], Adapter]
     options: Mapping[str, Option] = field(default_factory=dict)
-    transductive: bool = False
     uses_descriptions: bool = False
     is_control: bool = False
+    learner: type[ExampleAdapter] | None = None
+
+    @property
+    def learns(self) -> frozenset[Need]:
+        """Which example images it learns from."""
+        return frozenset() if self.learner is None else self.learner.needs
+
+    @property
+    def transductive(self) -> bool:
+        """Whether an image's answer depends on other images, unless an option says otherwise."""
+        return self.learner is not None and self.learner.transductive
+
+    @property
+    def stateful(self) -> bool:
+        """Whether an answer may depend on what was asked before."""
+        return self.learner is not None and self.learner.stateful
+
+    def example_adapter(self, options: Options) -> ExampleAdapter:
+        """Return a new adapter of ``learner``."""
+        adapter = self.adapter(options)
+        assert isinstance(adapter, ExampleAdapter)
+        return adapter
 
     def read_options(self, given: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
         """Return every option, the defaults filled in, sorted by name.
@@ -65,6 +104,25 @@ class Method:
 
 def _cosine(_: Options) -> Adapter:
     return Cosine()
+
+
+_POOL_OPTIONS = {
+    TRANSDUCTIVE: Option(
+        0, 0, 1, "1 learns from the images of the request, looked at together, and not from stored ones.", whole=True
+    )
+}
+
+
+def _of_examples(
+    summary: str,
+    learner: type[ExampleAdapter],
+    adapter: Callable[[Options], Adapter],
+    options: Mapping[str, Option] = MappingProxyType({}),
+    *,
+    name: str,
+) -> Method:
+    pool = _POOL_OPTIONS if Need.POOL in learner.needs else {}
+    return Method(name, summary, recipes.templates_only, adapter, {**options, **pool}, learner=learner)
 
 
 METHODS: Mapping[str, Method] = MappingProxyType(
@@ -121,6 +179,87 @@ METHODS: Mapping[str, Method] = MappingProxyType(
                     "seed": Option(0, 0, 1_000_000, "Another seed is another draw.", whole=True),
                 },
                 is_control=True,
+            ),
+            _of_examples(
+                "Gaussian discriminant analysis of labelled images, added to zero-shot (Wang et al., ICLR 2024).",
+                GDA,
+                lambda options: GDA(options["alpha"]),
+                {
+                    "alpha": Option(
+                        0, 0, 1e4, "Weight of the images beside the words; 0 chooses it by cross-validation."
+                    )
+                },
+                name="gda",
+            ),
+            _of_examples(
+                "Similarity to each labelled image, added to zero-shot (Zhang et al., ECCV 2022).",
+                TipAdapter,
+                lambda options: TipAdapter(options["alpha"], options["beta"]),
+                {
+                    "alpha": Option(0, 0, 1e4, "Weight of the images; 0 chooses it and beta by cross-validation."),
+                    "beta": Option(5.5, 0.01, 100, "How fast an image's say falls with its distance."),
+                },
+                name="tip-adapter",
+            ),
+            _of_examples(
+                "Gaussian discriminant analysis of unlabelled images by expectation maximisation, added to zero-shot"
+                " (Wang et al., ICLR 2024).",
+                GDAEM,
+                lambda options: GDAEM(options["alpha"]),
+                {"alpha": Option(1, 1e-4, 1e4, "Weight of the images beside the words.")},
+                name="gda-em",
+            ),
+            _of_examples(
+                "Labels spread from the words over a graph of unlabelled images (Stojnic et al., CVPR 2024).",
+                ZLaP,
+                lambda options: ZLaP(
+                    k=int(options["k"]), gamma=options["gamma"], alpha=options["alpha"], keep=int(options["keep"])
+                ),
+                {
+                    "k": Option(5, 1, 100, "Neighbours of each image.", whole=True),
+                    "gamma": Option(5, 0.1, 20, "Power of the similarities between images and words."),
+                    "alpha": Option(0.3, 0.01, 0.99, "How far labels spread."),
+                    "keep": Option(0, 0, 1000, "Classes that are kept of each image; 0 keeps all.", whole=True),
+                },
+                name="zlap",
+            ),
+            _of_examples(
+                "Words moved to where unlabelled images are (Qian et al., NeurIPS 2023).",
+                InMaP,
+                lambda _: InMaP(),
+                name="inmap",
+            ),
+            _of_examples(
+                "ZLaP from the rows that InMaP learns (Stojnic et al., CVPR 2024).",
+                InMaPZLaP,
+                lambda _: InMaPZLaP(),
+                name="inmap+zlap",
+            ),
+            _of_examples(
+                "Similarity to the unlabelled images that zero-shot is surest of, added to zero-shot"
+                " (training-free unsupervised prompting, Long et al., 2024).",
+                TFUP,
+                lambda _: TFUP(),
+                name="tfup",
+            ),
+            _of_examples(
+                "A mixture of Gaussians of unlabelled images, tied to the words and to their neighbours"
+                " (Zanella et al., NeurIPS 2024).",
+                TransCLIP,
+                lambda _: TransCLIP(),
+                name="transclip",
+            ),
+            _of_examples(
+                "The same, each class held at its words as long as few images are of it (Zanella et al., CVPR 2025).",
+                StatA,
+                lambda _: StatA(),
+                name="stata",
+            ),
+            _of_examples(
+                "Similarity to images seen before, of whose classes zero-shot was sure (Karmanov et al., CVPR 2024).",
+                TDA,
+                lambda _: TDA(),
+                name="tda",
             ),
         )
     }

@@ -8,7 +8,7 @@ also do without the characters that have a meaning there.
 import unicodedata
 from collections.abc import Sequence
 
-from app.errors import FieldProblem, InvalidFieldError, TooLargeError
+from app.errors import FieldProblem, InvalidFieldError, TooLargeError, UnknownNameError
 from app.task import ClassEntry
 
 MAX_ITEMS = 100_000
@@ -44,6 +44,20 @@ def clean_label_set_name(raw: str, field: str) -> str:
     if problems:
         raise InvalidFieldError([FieldProblem(field, problem) for problem in problems])
     return name
+
+
+def indices_of(given: Sequence[str], classnames: Sequence[str]) -> list[int]:
+    """Return the place of each name among the class names, which are clean already.
+
+    Raises:
+        UnknownNameError: a name is none of them.
+    """
+    index_of = {name: index for index, name in enumerate(classnames)}
+    cleaned = [unicodedata.normalize("NFC", " ".join(name.split())) for name in given]
+    for name in cleaned:
+        if name not in index_of:
+            raise UnknownNameError("class", name, classnames)
+    return [index_of[name] for name in cleaned]
 
 
 def clean_classnames(

@@ -6,37 +6,55 @@ images can never change another's answer.
 
 import asyncio
 import time
-from collections.abc import Coroutine, Hashable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from cachetools import LRUCache
 
-from app.adapters._base import Adapter, merged, probabilities
+from app.adapters._base import Examples, Scores, merged, probabilities
+from app.adapters._examples import Need, unit_rows
 from app.batching import Caller, EncodeQueue
+from app.calibration import energy, max_concept_matching, prediction_sets, tempered_softmax
 from app.encoders._base import Encoder
 from app.errors import ClientError, DeadlineExceededError, TooLargeError
 from app.images import decode_image
-from app.methods import METHODS
+from app.learning import Learned, Learner, Subject, learn, transduce
+from app.methods import METHODS, TRANSDUCTIVE
 from app.metrics import Metrics, TowerMetrics
 from app.prompting.class_embeddings import ClassEmbeddingCache
 from app.prompting.explanations import MAX_LABELS, explain, prompts_to_explain
 from app.prompting.recipes import Pooling, Recipe
 from app.prompting.text_features import StoredTextEncoder, TextFeatureStore
+from app.store.examples import StoredFeatures
 from app.task import (
     Classification,
+    ExamplesUsed,
     ImageFeatures,
     ImageResult,
+    Logits,
     MergeSynonyms,
+    OutOfVocabulary,
     Pixels,
     Prediction,
     Probabilities,
     Similarities,
     Task,
 )
+
+_TOGETHER = "the images of this request were looked at together, so that each may have changed the others' answers"
+
+
+class ExampleSource(Protocol):
+    """Where example images come from."""
+
+    async def features(
+        self, name: str, model: str, classnames: Sequence[str], *, max_pool: int | None = None
+    ) -> StoredFeatures:
+        """Return the examples of a label set whose classes are these, by the features of one model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +112,13 @@ class ServedModel:
         text_metrics.watch(waiting=lambda: self.texts.waiting, admitted=lambda: self.texts.admitted)
 
         self.encode_texts = StoredTextEncoder(self.texts.run, encoder.text_fingerprint, text_features)
+        self._image_fingerprint: asyncio.Future[str] | None = None
+
+    async def image_fingerprint(self) -> str:
+        """Return what tells features of this image tower from those of others, computed once."""
+        if self._image_fingerprint is None or self._image_fingerprint.cancelled():
+            self._image_fingerprint = asyncio.ensure_future(asyncio.to_thread(self.encoder.image_fingerprint))
+        return await asyncio.shield(self._image_fingerprint)
 
     @property
     def problem(self) -> str | None:
@@ -118,16 +143,21 @@ class _ReadImage:
 
 @dataclass(frozen=True, slots=True)
 class Classifier:
-    """A method's adapter with the text of a label set, and which of its rows belong to which class.
+    """What a method makes of a label set, and which rows of its scores belong to which class.
 
-    ``first_rows`` (c,) are the first rows of the classes, ascending.
+    ``answer`` takes unit rows (n, d) and returns scores (n, r); ``first_rows`` (c,) are the first rows of the classes,
+    ascending. ``exclusive`` tells that an image is taken to be of one class, also where the encoder's own scores are
+    of each class by itself; ``examples`` and ``transductive`` are as in a ``Classification``.
     """
 
-    adapter: Adapter
+    answer: Callable[[ImageFeatures], Scores]
     first_rows: np.ndarray
     prompt_count: int
     warnings: tuple[str, ...]
     nbytes: int
+    exclusive: bool = False
+    examples: ExamplesUsed | None = None
+    transductive: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +166,10 @@ class Predicted:
 
     ranked: np.ndarray
     scores: Probabilities
+    logits: Logits
     similarities: Similarities
     prompt_weights: np.ndarray | None
+    warnings: tuple[str, ...]
 
 
 class Pipeline:
@@ -151,6 +183,9 @@ class Pipeline:
         decode_threads: threads that decode and transform images; one request uses half of them at a time, so that its
             many or slow images do not keep those of others waiting.
         metrics: told of every request.
+        examples: where the example images of label sets are kept.
+        learned_bytes: bound on what was learned from them.
+        max_pool: unlabelled images that a method learns from; of more, so many are taken evenly.
     """
 
     def __init__(
@@ -163,6 +198,9 @@ class Pipeline:
         request_timeout_s: float | None,
         decode_threads: int,
         metrics: Metrics,
+        examples: ExampleSource,
+        learned_bytes: int,
+        max_pool: int,
     ) -> None:
         self.models = models
         self.limits = limits
@@ -170,6 +208,9 @@ class Pipeline:
         self._classifiers: LRUCache[Hashable, Classifier] = LRUCache(
             classifier_bytes, getsizeof=lambda classifier: classifier.nbytes
         )
+        self.learner = Learner(cache_bytes=learned_bytes)
+        self._examples = examples
+        self._max_pool = max_pool
         self._request_timeout_s = request_timeout_s
         self._metrics = metrics
         self._decoders_per_request = max(1, decode_threads // 2)
@@ -205,9 +246,11 @@ class Pipeline:
                 adapting = time.perf_counter()
                 good = [image for image in read if not isinstance(image, ClientError)]
                 results: Sequence[ImageResult] = ()
+                warnings = classifier.warnings
                 if good:
                     image_features = np.stack([image.features for image in good])
                     predicted = await asyncio.to_thread(predict, model.encoder, task, image_features, classifier)
+                    warnings += predicted.warnings
                     results = _results(task, predicted)
                     if task.explain:
                         results = await self._explained(task, image_features, predicted, results)
@@ -224,7 +267,9 @@ class Pipeline:
             task,
             tuple(ImageResult(error=image) if isinstance(image, ClientError) else next(remaining) for image in read),
             timing_ms,
-            classifier.warnings,
+            warnings,
+            classifier.examples,
+            classifier.transductive,
         )
 
     async def image_features(self, model: str, images: Sequence[bytes]) -> list[np.ndarray | ClientError]:
@@ -239,18 +284,20 @@ class Pipeline:
             read = await _all(*(self._read(image, served, caller, turns) for image in images))
         return [image if isinstance(image, ClientError) else image.features for image in read]
 
-    async def rank(self, task: Task, image_features: ImageFeatures) -> np.ndarray:
-        """Return the classes of each image (n, c) by index, best first; for whoever has features (n, d) already."""
+    async def predict(self, task: Task, image_features: ImageFeatures) -> Predicted:
+        """Return what the task's method says of images whose features (n, d) are there already."""
         classifier = await self.classifier(task)
-        predicted = await asyncio.to_thread(predict, self.models[task.model].encoder, task, image_features, classifier)
-        return predicted.ranked
+        return await asyncio.to_thread(predict, self.models[task.model].encoder, task, image_features, classifier)
 
     async def classifier(self, task: Task) -> Classifier:
         """Return what a task's method makes of its classes, from the cache or newly made.
 
         Raises:
-            TooLargeError: its text would take more memory than there may be of all classifiers.
+            TooLargeError: it would take more memory than there may be of all classifiers.
         """
+        method = METHODS[task.method]
+        if method.learns:
+            return await self._taught(task)
         # A version of a label set never changes, and hashing its name takes no time.
         classes: Hashable = task.label_set or task.classes
         key = (task.model, task.method, task.options, task.templates, classes)
@@ -258,24 +305,64 @@ class Pipeline:
         if cached is not None:
             self._metrics.class_embeddings(task.model, len(cached.first_rows), 0)
             return cached
+        encoder = self.models[task.model].encoder
+        recipe, text, first_rows = await self._text(task)
+        adapter = method.adapter(dict(task.options))
+        if method.learner is not None:
+            text, first_rows = _one_per_class(text, first_rows), np.arange(len(task.classes))
+        fitted = await asyncio.to_thread(
+            adapter.fit, text, logit_scale=encoder.logit_scale, logit_bias=encoder.logit_bias
+        )
+        classifier = Classifier(
+            fitted.predict,
+            first_rows,
+            sum(len(slot.texts) for row in recipe.rows for slot in row.slots),
+            recipe.warnings,
+            text.nbytes,
+            exclusive=method.learner is not None,
+        )
+        self._classifiers[key] = classifier
+        return classifier
+
+    async def _text(self, task: Task) -> tuple[Recipe, np.ndarray, np.ndarray]:
+        """Return what the method reads of the classes, its rows (r, d) or (r, k, d), and each class's first row."""
         served = self.models[task.model]
         recipe = await asyncio.to_thread(_recipe, task)
         self._check_size(recipe, served.encoder.embed_dim)
         text = await self._class_embedding_cache.get(task.model, served.encode_texts, recipe.pooling, recipe.rows)
-        adapter = METHODS[task.method].adapter(dict(task.options))
-        fitted = await asyncio.to_thread(
-            adapter.fit, text, logit_scale=served.encoder.logit_scale, logit_bias=served.encoder.logit_bias
-        )
         class_of_row = [row.class_index for row in recipe.rows]
-        classifier = Classifier(
-            fitted,
-            np.searchsorted(class_of_row, range(len(task.classes))),
-            sum(len(slot.texts) for row in recipe.rows for slot in row.slots),
-            recipe.warnings,
-            text.nbytes,
-        )
-        self._classifiers[key] = classifier
-        return classifier
+        return recipe, text, np.searchsorted(class_of_row, range(len(task.classes)))
+
+    async def class_rows(self, task: Task) -> np.ndarray:
+        """Return one unit row per class (c, d): the mean of its names' rows, where it has several."""
+        _, text, first_rows = await self._text(task)
+        return _one_per_class(text, first_rows)
+
+    async def _taught(self, task: Task) -> Classifier:
+        """Return a classifier that has learned from example images, stored ones or those of the request itself."""
+        method, served = METHODS[task.method], self.models[task.model]
+        rows = np.arange(len(task.classes))
+        if task.label_set is not None and not dict(task.options).get(TRANSDUCTIVE):
+            name, _, _ = task.label_set.partition("@")
+            model = await served.image_fingerprint()
+            subject = Subject(model, task.method, task.options, task.templates, name, task.label_set)
+
+            async def fit() -> Learned:
+                text = await self.class_rows(task)
+                stored = await self._examples.features(name, model, task.classnames, max_pool=self._max_pool)
+                examples = Examples(stored.support_features, stored.support_labels, stored.pool_features)
+                adapter = method.example_adapter(dict(task.options))
+                learned = await self.learner.run(partial(learn, adapter, text, examples, served.encoder))
+                return replace(learned, revision=stored.revision)
+
+            learned = await self.learner.learned(subject, task.examples_revision, fit)
+            if learned.unlabelled or Need.POOL not in method.learns:
+                used = ExamplesUsed(learned.revision, learned.labelled, learned.unlabelled)
+                return Classifier(learned.predict, rows, 0, (), 0, exclusive=True, examples=used)
+        text = await self.class_rows(task)
+        adapter = method.example_adapter(dict(task.options))
+        answer = partial(transduce, adapter, text, scale=served.encoder)
+        return Classifier(answer, rows, 0, (_TOGETHER,), 0, exclusive=True, transductive=True)
 
     def _check_size(self, recipe: Recipe, dims: int) -> None:
         rows = sum(len(row.slots) if recipe.pooling is Pooling.ALIGNED else 1 for row in recipe.rows)
@@ -322,8 +409,12 @@ class Pipeline:
         """Why a model encodes nothing at the moment; None while all is well."""
         return next((problem for model in self.models.values() if (problem := model.problem) is not None), None)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """End every thread; what is running finishes first."""
+        await self.learner.close()
+        await asyncio.to_thread(self._end_threads)
+
+    def _end_threads(self) -> None:
         self._decoders.shutdown(wait=True, cancel_futures=True)
         for model in self.models.values():
             model.close()
@@ -395,26 +486,51 @@ def _recipe(task: Task) -> Recipe:
 
 def predict(encoder: Encoder, task: Task, image_features: ImageFeatures, classifier: Classifier) -> Predicted:
     """Apply the task's method to the features (n, d)."""
-    told = classifier.adapter.predict(image_features)
+    told = classifier.answer(image_features)
     mean = task.merge_synonyms is MergeSynonyms.MEAN
     logits = merged(told.logits, classifier.first_rows, mean=mean)
+    sigmoid = encoder.logit_bias is not None and not classifier.exclusive
     return Predicted(
         np.argsort(-logits, axis=1, kind="stable"),
-        probabilities(logits, sigmoid=encoder.logit_bias is not None),
+        # Each sigmoid is a probability by itself, which a temperature for all of them together says nothing of.
+        probabilities(logits if sigmoid else logits / np.float32(task.scoring.temperature), sigmoid=sigmoid),
+        logits,
         merged(told.similarities, classifier.first_rows, mean=mean),
         told.prompt_weights,
+        told.warnings,
     )
 
 
 def _results(task: Task, predicted: Predicted) -> list[ImageResult]:
-    """Return each image's ``top_k`` predictions, best first."""
+    """Return each image's ``top_k`` predictions, best first, and what was asked of its scores."""
+    scoring = task.scoring
+    strangeness = 1 - max_concept_matching(predicted.similarities), energy(predicted.logits)
+    sets = rejected = None
+    if scoring.calibrated_on:
+        # As they were calibrated, in full precision: what lies on a threshold must lie there again.
+        shares = tempered_softmax(predicted.logits, scoring.temperature)
+        sets = None if scoring.set_quantile is None else prediction_sets(shares, scoring.set_quantile)
+    else:
+        shares = predicted.scores
+    if scoring.reject_below is not None:
+        rejected = shares.max(axis=1) < scoring.reject_below
     results = []
-    for ranked, scores, similarities in zip(predicted.ranked, predicted.scores, predicted.similarities, strict=True):
+    for number, (ranked, scores, similarities) in enumerate(
+        zip(predicted.ranked, predicted.scores, predicted.similarities, strict=True)
+    ):
         best = ranked[: task.top_k]
         told = zip(best.tolist(), scores[best].tolist(), similarities[best].tolist(), strict=True)
         results.append(
             ImageResult(
-                tuple(Prediction(task.classes[index].name, score, similarity) for index, score, similarity in told)
+                tuple(Prediction(task.classes[index].name, score, similarity) for index, score, similarity in told),
+                out_of_vocabulary=OutOfVocabulary(*(float(each[number]) for each in strangeness)),
+                rejected=None if rejected is None else bool(rejected[number]),
+                prediction_set=None if sets is None else tuple(task.classes[index].name for index in sets[number]),
             )
         )
     return results
+
+
+def _one_per_class(text: np.ndarray, first_rows: np.ndarray) -> np.ndarray:
+    """Return the mean of each class's rows (r, d), made unit again, (c, d)."""
+    return text if len(first_rows) == len(text) else unit_rows(np.add.reduceat(text, first_rows, axis=0))

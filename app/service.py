@@ -8,6 +8,9 @@ from dataclasses import dataclass, field, replace
 import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.adapters._examples import Need
+from app.calibration import Calibration
+from app.choosing import Choice, Choices
 from app.describer import Advance, Describer, DescribeRequest, Outcome
 from app.describing.chat import Estimate
 from app.errors import (
@@ -18,14 +21,16 @@ from app.errors import (
     TooLargeError,
     UnknownNameError,
 )
-from app.methods import METHODS
+from app.example_images import ExampleImages
+from app.methods import AUTO, METHODS, Method
 from app.naming import MAX_DESCRIPTIONS_PER_CLASS, MAX_ITEMS, clean_classes, clean_label_set_name
 from app.pipeline import Pipeline
 from app.prompting.templates import TemplateLibrary
 from app.store.database import ping
 from app.store.drafts import DraftRepository, DraftStatus
+from app.store.examples import Selection
 from app.store.label_sets import IfMatch, LabelSetRepository
-from app.task import ClassEntry, LabelSet, MergeSynonyms, Task
+from app.task import ClassEntry, LabelSet, MergeSynonyms, Scoring, Task
 from app.warming import Warmer
 
 log = structlog.get_logger()
@@ -59,6 +64,9 @@ class Question:
     top_k: int | None = None
     explain: bool = False
     options: Mapping[str, float] = field(default_factory=dict)
+    reject_below: float | None = None
+    false_rejection_rate: float | None = None
+    coverage: float | None = None
 
 
 class Service:
@@ -70,6 +78,8 @@ class Service:
         pipeline: Pipeline,
         label_sets: LabelSetRepository,
         drafts: DraftRepository,
+        examples: ExampleImages,
+        choices: Choices,
         describer: Describer,
         templates: TemplateLibrary,
         engine: AsyncEngine,
@@ -80,6 +90,8 @@ class Service:
         self.pipeline = pipeline
         self.label_sets = label_sets
         self.drafts = drafts
+        self.examples = examples
+        self.choices = choices
         self.describer = describer
         self.templates = templates
         self.label_limits = label_limits
@@ -99,10 +111,8 @@ class Service:
         model = question.model or self.pipeline.default_model
         if model not in self.pipeline.models:
             raise UnknownNameError("model", model, self.pipeline.models)
-        method = question.method or DEFAULT_METHOD
-        if method not in METHODS:
-            raise UnknownNameError("method", method, METHODS)
-        options = METHODS[method].read_options(question.options)
+        if question.method not in {None, AUTO} and question.method not in METHODS:
+            raise UnknownNameError("method", question.method, (*METHODS, AUTO))
         label_set: LabelSet | None = None
         if question.labels is not None and question.label_set is not None:
             raise InvalidFieldError.of("labels", "give either labels or label_set, not both")
@@ -121,6 +131,20 @@ class Service:
             raise InvalidFieldError.of(
                 "labels", "give labels, a list of words, or label_set, the name of a stored list"
             )
+        choice = await self.choices.get(label_set, model) if label_set else None
+        method, reason = _chosen(question.method, label_set, choice)
+        if reason is not None and question.options:
+            raise InvalidFieldError.of("options", "are those of a method; name one in the field method")
+        options = METHODS[method].read_options(question.options)
+        _check_examples(METHODS[method], label_set)
+        calibration = None
+        if (
+            label_set is not None
+            and choice is not None
+            and choice.version == label_set.version
+            and not question.options
+        ):
+            calibration = choice.calibrations.get(method)
         return Task(
             model=model,
             method=method,
@@ -133,7 +157,37 @@ class Service:
             merge_synonyms=label_set.merge_synonyms if label_set else MergeSynonyms.MEAN,
             explain=question.explain,
             options=options,
+            examples_revision=label_set.examples_revision if label_set else 0,
+            reason=reason,
+            scoring=_scoring(question, calibration),
         )
+
+    async def selection(self, name: str, model: str | None) -> Selection:
+        """Return which method the examples of a label set are evidence for, as it was last found.
+
+        Raises:
+            UnknownNameError: no such label set or model, or the methods have not been tried yet.
+        """
+        name = clean_label_set_name(name, "name")
+        await self.label_sets.get(name)
+        model = model or self.pipeline.default_model
+        if model not in self.pipeline.models:
+            raise UnknownNameError("model", model, self.pipeline.models)
+        fingerprint = await self.pipeline.models[model].image_fingerprint()
+        selection = await self.choices.repository.get(name, fingerprint)
+        if selection is None:
+            raise UnknownNameError(
+                "selection of label set",
+                name,
+                way_out="add example images, and wait until the methods have been tried on them",
+            )
+        return selection
+
+    async def delete_label_set(self, name: str, *, if_match: IfMatch = None) -> None:
+        """Delete a label set and all that belongs to it; raises as ``LabelSetRepository.delete``."""
+        name = clean_label_set_name(name, "name")
+        await self.label_sets.delete(name, if_match=if_match)
+        self.pipeline.learner.forget(name)
 
     async def find_label_set(self, reference: str) -> LabelSet:
         """Return the label set called ``name`` (its latest version) or ``name@version``."""
@@ -245,7 +299,8 @@ class Service:
             return  # a command that only reads and writes label sets
         try:
             described = any(entry.descriptions or entry.features for entry in label_set.classes)
-            for method in _WARMED_IF_DESCRIBED if described else (DEFAULT_METHOD,):
+            warmed: tuple[str, ...] = _WARMED_IF_DESCRIBED if described else (DEFAULT_METHOD,)
+            for method in (*warmed, AUTO) if label_set.examples_revision else warmed:
                 await self.pipeline.classifier(await self.plan(Question(label_set=label_set.reference, method=method)))
         except Exception as error:  # noqa: BLE001 - whatever an encoder raises
             # A request for this label set will meet the same error and tell its caller.
@@ -266,8 +321,70 @@ class Service:
     async def close(self) -> None:
         """Stop warming, end the threads, close the database."""
         await self._warmer.close()
-        await asyncio.to_thread(self.pipeline.close)
+        self.choices.close()
+        await self.pipeline.close()
         await self.engine.dispose()
+
+
+def _chosen(method: str | None, label_set: LabelSet | None, choice: Choice | None) -> tuple[str, str | None]:
+    """Return the method to use, and why where the caller left it to the evidence.
+
+    Without a method it is left to the evidence where the label set has examples.
+    """
+    has_examples = label_set is not None and label_set.examples_revision > 0
+    if method is None and not has_examples:
+        return DEFAULT_METHOD, None
+    if method is not None and method != AUTO:
+        return method, None
+    if not has_examples:
+        return DEFAULT_METHOD, "there are no example images, which only a label set can have, to tell the methods apart"
+    assert label_set is not None
+    if choice is None:
+        return DEFAULT_METHOD, "the methods are still to be tried on the label set's example images"
+    is_current = (choice.version, choice.revision) == (label_set.version, label_set.examples_revision)
+    return (
+        choice.method,
+        choice.reason if is_current else f"{choice.reason}; the examples or classes have changed since",
+    )
+
+
+def _check_examples(method: Method, label_set: LabelSet | None) -> None:
+    if Need.SUPPORT in method.learns and label_set is None:
+        problem = f"method '{method.name}' learns from labelled example images, which only a label set has"
+        raise InvalidFieldError.of("method", f"{problem}; give label_set, or name another method")
+    if method.stateful and label_set is None:
+        problem = f"method '{method.name}' remembers images, which it does for a label set"
+        raise InvalidFieldError.of("method", f"{problem}; give label_set, or name another method")
+
+
+def _scoring(question: Question, calibration: Calibration | None) -> Scoring:
+    """Return how logits become scores, by held-out examples where there are some.
+
+    Raises:
+        InvalidFieldError: a threshold and a rate together, or what only labelled examples can tell.
+    """
+    threshold = question.reject_below
+    if threshold is not None and question.false_rejection_rate is not None:
+        raise InvalidFieldError.of("reject_below", "give either reject_below or false_rejection_rate, not both")
+    if calibration is None:
+        for field_name in ("false_rejection_rate", "coverage"):
+            if getattr(question, field_name) is not None:
+                raise InvalidFieldError.of(
+                    field_name,
+                    "follows from labelled example images on which this method was tried: use a label set that has"
+                    " some, wait until the job of trying the methods is done, and leave options at their defaults",
+                )
+        return Scoring(reject_below=threshold)
+    if question.false_rejection_rate is not None:
+        threshold = calibration.rejection_threshold(question.false_rejection_rate)
+    return Scoring(
+        temperature=calibration.temperature,
+        calibrated_on=calibration.images,
+        reject_below=threshold,
+        false_rejection_rate=None if threshold is None else calibration.false_rejection_rate(threshold),
+        coverage=question.coverage,
+        set_quantile=None if question.coverage is None else calibration.set_quantile(question.coverage),
+    )
 
 
 def check_commas(*texts: str) -> None:

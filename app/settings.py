@@ -112,6 +112,24 @@ class Settings(BaseSettings):
     text_feature_store_mib: int = Field(
         1024, ge=1, description="Disk for text features, so that a restart does not encode them again, MiB."
     )
+    max_examples: int = Field(
+        1_000_000, ge=1, le=100_000_000, description="Example images of one label set; more get 413."
+    )
+    max_pool_images: int = Field(
+        100_000,
+        ge=1,
+        description="Unlabelled example images that a method learns from; of more, so many are taken evenly.",
+    )
+    keep_images: bool = Field(
+        default=False,
+        description="Keep the files of example images, so that their features can be made again for another model;"
+        " else only features and hashes are kept.",
+    )
+    import_dir: Folder | None = Field(
+        None,
+        description="Folder of the server from which example images may be imported by name; by default none may.",
+    )
+    learned_cache_mib: int = Field(1024, ge=1, description="Memory for what methods learned from example images, MiB.")
     image_batch: int | None = Field(
         None, ge=1, le=1024, description="Images in one forward pass; by default what was measured to be best."
     )

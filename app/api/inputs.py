@@ -6,10 +6,10 @@ import binascii
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, QueryParams, UploadFile
 from starlette.exceptions import HTTPException
 
@@ -25,6 +25,8 @@ from app.errors import (
 )
 from app.naming import MAX_ITEMS
 from app.service import check_commas, split_labels
+
+_Body = TypeVar("_Body", bound=BaseModel)
 
 # Of one form field that is not a file: a thousand labels of 200 characters take up to 0.8 MB.
 _MAX_FIELD_BYTES = 4 * 1024 * 1024
@@ -117,6 +119,22 @@ async def read_part(part: UploadFile | str) -> bytes:
     if isinstance(part, str):
         raise InvalidFieldError.of("image", "must be a file, with a filename in its part's Content-Disposition")
     return await part.read()
+
+
+def parsed(kind: type[_Body], body: bytes) -> _Body:
+    """Return a JSON body, for routes that take other kinds of bodies too.
+
+    Raises:
+        MalformedRequestError: no JSON.
+        InvalidFieldError: unknown, missing or wrong fields.
+    """
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False)
+        told = field_problems(list(found))
+        assert isinstance(told, ClientError)
+        raise told from error
 
 
 def form_fields(form: FormData) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -9,9 +10,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from app.describer import DescribeRequest, Questions
-from app.errors import DeixisError
+from app.errors import ClientError, DeixisError
 from app.naming import MAX_ITEMS
 from app.store.drafts import Draft, DraftKind, DraftStatus
+from app.store.examples import Added, Example, ExampleCounts, NewExample, Selection
 from app.store.jobs import Job, JobStatus
 from app.store.label_sets import LabelSetSummary
 from app.task import (
@@ -21,6 +23,7 @@ from app.task import (
     LabelExplanation,
     LabelSet,
     MergeSynonyms,
+    Scoring,
     SpokenPrompt,
 )
 
@@ -62,7 +65,11 @@ class ClassifyFields(Request):
     label_set: str | None = Field(
         None, description="Or a stored label set: `name` or `name@version`.", examples=["pets"]
     )
-    method: str | None = Field(None, description="A method of `GET /v1/methods`; `zero-shot` by default.")
+    method: str | None = Field(
+        None,
+        description="A method of `GET /v1/methods`, or `auto` for the one that the label set's example images are"
+        " evidence for; by default `auto` where there are such images, else `zero-shot`.",
+    )
     model: str | None = Field(None, description="A model of `GET /v1/models`; the first by default.")
     template: str | None = Field(
         None,
@@ -77,6 +84,24 @@ class ClassifyFields(Request):
         {},
         description="The method's own, as `GET /v1/methods` lists them; in a form or a query, a JSON object.",
         examples=[{"beta": 0.7}],
+    )
+    reject_below: float | None = Field(
+        None, ge=0, le=1, description="An image whose best score is below this is `rejected`: none of the classes."
+    )
+    false_rejection_rate: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Or: reject as many as keeps the rate at which images of a class are rejected at most at this;"
+        " needs labelled example images.",
+    )
+    coverage: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Also return the set of labels that holds the true one with this probability; needs labelled"
+        " example images.",
+        examples=[0.95],
     )
 
 
@@ -162,10 +187,26 @@ class ExplanationBody(Response):
     labels: list[LabelExplanationBody] = Field(description="The best first; at least two where there are two.")
 
 
+class OutOfVocabularyBody(Response):
+    """How little an image looks like any of the classes; both are higher for images of something else."""
+
+    mcm: float = Field(
+        description="1 less the largest softmax of the similarities, in [0, 1): maximum concept matching."
+    )
+    energy: float = Field(description="Minus the logsumexp of the logits, which may have any value.")
+
+
 class ResultBody(Response):
     """What became of one image."""
 
     predictions: list[PredictionBody]
+    out_of_vocabulary: OutOfVocabularyBody | None = Field(None, description="Null where the image could not be read.")
+    rejected: bool | None = Field(
+        None, description="Whether the image is taken for none of the classes, where a threshold or a rate was given."
+    )
+    prediction_set: list[str] | None = Field(
+        None, description="The labels that the true one is among, best first, where `coverage` was given."
+    )
     explanation: ExplanationBody | None = Field(None, description="Where `explain` asked for it.")
     warnings: list[str] = []
     error: Problem | None = Field(None, description="Why this image could not be read; the others are answered.")
@@ -178,6 +219,11 @@ class ResultBody(Response):
                 PredictionBody(label=each.label, score=each.score, similarity=each.similarity)
                 for each in result.predictions
             ],
+            out_of_vocabulary=None
+            if result.out_of_vocabulary is None
+            else OutOfVocabularyBody(mcm=result.out_of_vocabulary.mcm, energy=result.out_of_vocabulary.energy),
+            rejected=result.rejected,
+            prediction_set=None if result.prediction_set is None else list(result.prediction_set),
             explanation=None
             if result.explanation is None
             else ExplanationBody(labels=[LabelExplanationBody.of(each) for each in result.explanation]),
@@ -191,12 +237,36 @@ class ResultBody(Response):
         return cls(predictions=[], error=problem)
 
 
+class ExamplesUsedBody(Response):
+    """Which example images an answer rests on."""
+
+    revision: int = Field(description="Counts the changes of the label set's example images.")
+    labelled: int
+    unlabelled: int
+
+
+class CalibrationBody(Response):
+    """What held-out example images say of the scores."""
+
+    temperature: float = Field(description="Divides the logits before the softmax.")
+    images: int = Field(description="Labelled ones that it was fitted on.")
+    reject_below: float | None = Field(description="The threshold in use, where one was asked for.")
+    false_rejection_rate: float | None = Field(
+        description="Share of labelled images that this threshold would reject, each held out."
+    )
+    coverage: float | None = Field(description="Of the prediction sets, where they were asked for.")
+
+
 class ClassifyResponse(Response):
     """One result per image, in order."""
 
     model: str
     label_set: str | None = Field(description="`name@version`; null for inline labels.")
-    method: str
+    method: str = Field(description="The one that was used.")
+    reason: str | None = Field(None, description="Why this method, where it was left to the evidence.")
+    examples: ExamplesUsedBody | None = Field(None, description="Null for a method that learns from none.")
+    calibration: CalibrationBody | None = Field(None, description="Null where scores are by the model's own scale.")
+    transductive: bool = Field(default=False, description="Whether the images of this request were looked at together.")
     results: list[ResultBody]
     timing_ms: dict[str, float] = Field(
         description="Milliseconds per stage: text, decode, queue, encode, adapt.",
@@ -211,9 +281,25 @@ class ClassifyResponse(Response):
             model=task.model,
             label_set=task.label_set,
             method=task.method,
+            reason=task.reason,
+            examples=None if classification.examples is None else ExamplesUsedBody(**asdict(classification.examples)),
+            calibration=_calibration(task.scoring),
+            transductive=classification.transductive,
             results=[ResultBody.of(result, problem, classification.warnings) for result in classification.results],
             timing_ms={stage: round(value, 3) for stage, value in classification.timing_ms.items()},
         )
+
+
+def _calibration(scoring: Scoring) -> CalibrationBody | None:
+    if not scoring.calibrated_on:
+        return None
+    return CalibrationBody(
+        temperature=scoring.temperature,
+        images=scoring.calibrated_on,
+        reject_below=scoring.reject_below,
+        false_rejection_rate=scoring.false_rejection_rate,
+        coverage=scoring.coverage,
+    )
 
 
 class ClassBody(Request):
@@ -369,7 +455,11 @@ class MethodBody(Response):
 
     name: str
     summary: str
-    transductive: bool = Field(description="Whether an image's answer may depend on the others of its request.")
+    transductive: bool = Field(description="Whether an image's answer always depends on other images.")
+    learns_from: list[str] = Field(
+        description="The example images that it needs: `labelled images` or `unlabelled images`."
+    )
+    stateful: bool = Field(description="Whether an answer depends on the images that were asked about before.")
     default: bool
     uses_descriptions: bool = Field(description="Whether descriptions of the classes change its answers.")
     control: bool = Field(description="Whether it is there to be compared with, and not for use.")
@@ -508,7 +598,7 @@ class JobBody(Response):
     """Work that goes on after its request was answered."""
 
     id: str
-    kind: str = Field(description="`describe` or `evaluate`.")
+    kind: str = Field(description="`describe`, `evaluate`, `try-methods` or `import-images`.")
     label_set: str
     status: JobStatus
     done: int = Field(description="Steps that are done.")
@@ -540,3 +630,167 @@ class JobList(Response):
 
     jobs: list[JobBody]
     next_after: str | None = Field(description="`after` of the next page; null on the last.")
+
+
+class ExampleBody(Response):
+    """An example image, without its pixels."""
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
+
+    id: int
+    sha256: str = Field(description="Of the file.")
+    class_: str | None = Field(alias="class", description="Null for an unlabelled one.")
+    created_at: datetime
+    kept: bool = Field(description="Whether the file is kept too (`DEIXIS_KEEP_IMAGES`).")
+    models: int = Field(description="How many models have features of it.")
+
+    @classmethod
+    def of(cls, example: Example) -> "ExampleBody":
+        """Return the example as it is told to callers."""
+        return cls(
+            id=example.id,
+            sha256=example.digest,
+            class_=example.classname,
+            created_at=example.created_at,
+            kept=example.kept,
+            models=len(example.models),
+        )
+
+
+class ExampleCountsBody(Response):
+    """How many example images a label set has."""
+
+    revision: int = Field(description="Counts the changes of these images.")
+    labelled: dict[str, int] = Field(description="By class, also by classes that the newest version does not have.")
+    unlabelled: int
+    without_features: int = Field(description="Of all these, so many are of no use to the default model.")
+
+    @classmethod
+    def of(cls, counts: ExampleCounts) -> "ExampleCountsBody":
+        """Return the counts as they are told to callers."""
+        return cls(
+            revision=counts.revision,
+            labelled=dict(counts.labelled),
+            unlabelled=counts.unlabelled,
+            without_features=counts.without_features,
+        )
+
+
+class ExampleList(Response):
+    """A page of example images, in the order they were added, and how many there are in all."""
+
+    images: list[ExampleBody]
+    counts: ExampleCountsBody
+    next_after: int | None = Field(description="`after` of the next page; null on the last.")
+
+
+class SkippedImageBody(Response):
+    """An image that was left out."""
+
+    image: int = Field(description="Its place in the request, from 0.")
+    problem: str
+
+
+class AddedExamplesResponse(Response):
+    """What became of images that were added, once they are stored."""
+
+    added: int
+    relabelled: int = Field(description="Images that were there and took on the class that was given.")
+    duplicates: int = Field(description="Images that were there with the same class, or were given twice.")
+    skipped: list[SkippedImageBody] = Field(description="Images that could not be read; the others are stored.")
+    counts: ExampleCountsBody
+    job: str | None = Field(
+        description="Tries the methods on the images, `GET /v1/jobs/{id}`; null if nothing changed."
+    )
+
+    @classmethod
+    def of(
+        cls, added: Added, prepared: Sequence[NewExample | ClientError], counts: ExampleCounts, job: str | None
+    ) -> "AddedExamplesResponse":
+        """Return what became of the images that were prepared."""
+        return cls(
+            added=added.added,
+            relabelled=added.relabelled,
+            duplicates=added.duplicates,
+            skipped=[
+                SkippedImageBody(image=at, problem=each.message)
+                for at, each in enumerate(prepared)
+                if isinstance(each, ClientError)
+            ],
+            counts=ExampleCountsBody.of(counts),
+            job=job,
+        )
+
+
+class DeletedExamplesResponse(Response):
+    """How many images were deleted, and how many are left."""
+
+    deleted: int
+    counts: ExampleCountsBody
+    job: str | None = Field(description="Tries the methods on what is left; null if nothing changed.")
+
+
+class ImportBody(Request):
+    """A folder of the server, and how its images are labelled."""
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
+
+    folder: str = Field(min_length=1, max_length=4096, description="Below `DEIXIS_IMPORT_DIR`.", examples=["clothes"])
+    by_subfolder: bool = Field(
+        default=False, description="Each subfolder is called like the class of its images; underscores read as spaces."
+    )
+    class_: str | None = Field(None, alias="class", description="Of all images; without it they are unlabelled.")
+
+
+class EvaluateStoredBody(Request):
+    """What to evaluate the methods on the stored examples with."""
+
+    model: str | None = Field(None, description="The first served by default.")
+    template: str | None = Field(None, description="Those of the label set by default.")
+
+
+class LeaderboardRow(Response):
+    """One method, tried on labelled images that it had not learned from."""
+
+    method: str
+    accuracy: float
+    interval: list[float] = Field(description="95 % bootstrap interval of the accuracy: its two ends.")
+    macro_f1: float
+    nll: float = Field(description="Negative log-likelihood of the true class, before calibration.")
+    ece: float = Field(description="Expected calibration error of the best score, before calibration.")
+    calibrated_nll: float = Field(description="As `nll`, by the scores that answers have.")
+    calibrated_ece: float = Field(description="As `ece`, by the scores that answers have.")
+    temperature: float = Field(description="By which its logits are divided once it is calibrated.")
+    ms_per_image: float = Field(description="For scores, once the features are there.")
+    to_zero_shot: dict[str, float] | None = Field(
+        description="Difference in accuracy: `mean`, `low`, `high`, and `p` corrected for the number of methods."
+    )
+    warnings: list[str]
+
+
+class SelectionResponse(Response):
+    """Which method the example images are evidence for."""
+
+    method: str
+    reason: str
+    version: int = Field(description="Of the label set, that was tried.")
+    examples_revision: int = Field(description="Of its example images, that were tried.")
+    current: bool = Field(description="Whether neither has changed since.")
+    created_at: datetime
+    labelled: int
+    unlabelled: int
+    folds: int = Field(description="Into which the labelled images were split; 0 if methods could not be tried.")
+    leaderboard: list[LeaderboardRow] = Field(description="The best first.")
+    not_run: list[str]
+
+    @classmethod
+    def of(cls, selection: Selection) -> "SelectionResponse":
+        """Return the selection as it is told to callers."""
+        told = {key: value for key, value in selection.result.items() if key != "calibrations"}
+        return cls(
+            version=selection.version,
+            examples_revision=selection.revision,
+            current=selection.is_current,
+            created_at=selection.created_at,
+            **told,
+        )

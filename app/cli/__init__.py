@@ -9,6 +9,7 @@ from app.cli.classify import classify_command
 from app.cli.common import out
 from app.cli.describe import describe_command, drafts_cli
 from app.cli.evaluate import evaluate_command
+from app.cli.examples import examples_cli
 from app.cli.label_sets import label_sets_cli
 from app.cli.models import models_cli
 from app.cli.serve import serve
@@ -28,6 +29,7 @@ for name, command in (
 ):
     cli.command(name)(command)
 cli.add_typer(label_sets_cli, name="label-sets")
+cli.add_typer(examples_cli, name="examples")
 cli.add_typer(drafts_cli, name="drafts")
 cli.add_typer(models_cli, name="models")
 

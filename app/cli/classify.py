@@ -33,6 +33,7 @@ from app.cli.common import (
     with_backend,
     write_json,
 )
+from app.errors import InvalidFieldError
 from app.files import find_images
 from app.service import Question
 
@@ -56,6 +57,23 @@ def classify_command(
     method: MethodOption = None,
     template: TemplateOption = None,
     option: OptionsOption = None,
+    reject_below: Annotated[
+        float | None,
+        typer.Option(
+            "--reject-below", min=0, max=1, help="Take images whose best score is lower for none of the labels."
+        ),
+    ] = None,
+    false_rejection_rate: Annotated[
+        float | None,
+        typer.Option(
+            "--false-rejection-rate",
+            help="Or: as many as keeps the share of images wrongly rejected at most at this; needs labelled examples.",
+        ),
+    ] = None,
+    coverage: Annotated[
+        float | None,
+        typer.Option("--coverage", help="Also tell the labels that the true one is among this often; as above."),
+    ] = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Predictions per image.")] = 1,
     explain: Annotated[  # noqa: FBT002 - a flag
         bool, typer.Option("--explain", "-x", help="Also show which prompts spoke for each label, and which against.")
@@ -78,6 +96,9 @@ def classify_command(
             top_k=top_k,
             explain=explain,
             options=read_options(option),
+            reject_below=reject_below,
+            false_rejection_rate=_share_of(false_rejection_rate, "--false-rejection-rate"),
+            coverage=_share_of(coverage, "--coverage"),
         )
         files = find_images(paths)
 
@@ -94,23 +115,42 @@ def classify_command(
         raise typer.Exit(NOTHING_DONE if bad == len(files) else SOME_FAILED)
 
 
+def _share_of(given: float | None, option: str) -> float | None:
+    """Return a share that is neither none nor all."""
+    if given is not None and not 0 < given < 1:
+        raise InvalidFieldError.of(option, f"{given:g} is not between 0 and 1")
+    return given
+
+
 def _write_predictions(files: Sequence[Path], results: Sequence[ResultBody], output: Format) -> None:
     found = [(file, result) for file, result in zip(files, results, strict=True)]
     if output is Format.JSON:
         write_json([{"path": str(file), **result.model_dump(exclude_none=True)} for file, result in found])
         return
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (str(file), str(rank), each.label, f"{each.score:.4f}", f"{each.similarity:.4f}")
         for file, result in found
         for rank, each in enumerate(result.predictions, start=1)
     ]
-    columns = ("path", "rank", "label", "score", "similarity")
+    columns: tuple[str, ...] = ("path", "rank", "label", "score", "similarity")
+    for column, tell in (("rejected", _told_rejected), ("prediction set", _told_set)):
+        if any(tell(result) is not None for _, result in found):
+            told = [tell(result) or "" for _, result in found for _ in result.predictions]
+            columns, rows = (*columns, column), [(*row, each) for row, each in zip(rows, told, strict=True)]
     if output is Format.CSV:
         writer = csv.writer(sys.stdout)
         writer.writerow(columns)
         writer.writerows(rows)
     elif rows:
         out.print(table_of(columns, rows, right=("rank", "score", "similarity")))
+
+
+def _told_rejected(result: ResultBody) -> str | None:
+    return None if result.rejected is None else "none of these" if result.rejected else "no"
+
+
+def _told_set(result: ResultBody) -> str | None:
+    return None if result.prediction_set is None else ", ".join(result.prediction_set)
 
 
 def _write_explanations(files: Sequence[Path], results: Sequence[ResultBody]) -> None:

@@ -16,9 +16,10 @@ from rich.table import Table
 
 from app.api.schemas import ResultBody
 from app.backends import Backend, InProcess, over_http, read_image
-from app.errors import DeixisError, InvalidFieldError
+from app.errors import DeixisError, InvalidFieldError, UnknownNameError
 from app.logs import configure_logs
 from app.main import load_encoders, open_service
+from app.naming import clean_classnames
 from app.service import Question, split_labels
 from app.settings import load_settings
 
@@ -51,7 +52,12 @@ LabelSetOption = Annotated[
     str | None, typer.Option("--label-set", "-s", help="A stored label set: NAME or NAME@VERSION.")
 ]
 ModelOption = Annotated[str | None, typer.Option("--model", "-m", help="A model that is served; the first by default.")]
-MethodOption = Annotated[str | None, typer.Option("--method", help="The classifier; zero-shot by default.")]
+MethodOption = Annotated[
+    str | None,
+    typer.Option(
+        "--method", help="The classifier; by default `auto` where the label set has example images, else zero-shot."
+    ),
+]
 OptionsOption = Annotated[
     list[str] | None,
     typer.Option("--option", "-o", metavar="NAME=NUMBER", help="An option of the method, as beta=0.7. Repeatable."),
@@ -152,6 +158,24 @@ def read_options(pairs: Sequence[str] | None) -> dict[str, float]:
         except ValueError as error:
             raise InvalidFieldError.of("--option", f"'{pair}' is not of the form NAME=NUMBER") from error
     return options
+
+
+def read_subfolder_names(pairs: Sequence[str], subfolders: Iterable[str]) -> dict[str, str]:
+    """Return what the class of each subfolder is called: as ``--name SUBFOLDER=CLASS`` says, else like it."""
+    names = {subfolder: class_name(subfolder.replace("_", " ")) for subfolder in subfolders}
+    for pair in pairs:
+        subfolder, equals, classname = pair.partition("=")
+        if not (equals and classname.strip()):
+            raise InvalidFieldError.of("--name", f"'{pair}' is not of the form SUBFOLDER=CLASS")
+        if subfolder not in names:
+            raise UnknownNameError("subfolder", subfolder, names)
+        names[subfolder] = class_name(classname)
+    return names
+
+
+def class_name(text: str) -> str:
+    """Return a class name as answers will spell it, so that both can be compared."""
+    return clean_classnames([text], max_classes=1, setting="", field="class")[0]
 
 
 def report_bad_files(files: Sequence[Path], results: Sequence[ResultBody]) -> int:

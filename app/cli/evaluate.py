@@ -23,11 +23,13 @@ from app.cli.common import (
     OptionsOption,
     ServerOption,
     TemplateOption,
+    class_name,
     classify_files,
     out,
     progress_bar,
     read_labels,
     read_options,
+    read_subfolder_names,
     report_bad_files,
     report_warnings,
     table_of,
@@ -36,11 +38,11 @@ from app.cli.common import (
     write_file,
     write_json,
 )
+from app.cli.curve import check_picture, curve_of, read_curve_input, read_shots
 from app.comparison import Comparison
 from app.errors import InvalidFieldError, UnknownNameError
 from app.evaluation import Difference, Evaluation, evaluate
 from app.files import find_labelled_images
-from app.naming import clean_classnames
 from app.service import Question
 
 _MAX_CONFUSION_CLASSES = 20
@@ -61,6 +63,25 @@ def evaluate_command(
     ] = None,
     option: OptionsOption = None,
     template: TemplateOption = None,
+    support: Annotated[
+        Path | None,
+        typer.Option(
+            "--support",
+            help="With `--method all`: labelled images to learn from, one subfolder per class; draws of them give"
+            " accuracy against their number.",
+        ),
+    ] = None,
+    pool: Annotated[
+        Path | None, typer.Option("--pool", help="With `--method all`: unlabelled images to learn from.")
+    ] = None,
+    shots: Annotated[
+        str, typer.Option("--shots", help="Images of each class in a draw, comma separated.")
+    ] = "1,2,4,8,16",
+    draws: Annotated[int, typer.Option("--draws", min=1, max=1000, help="Draws of each number.")] = 5,
+    picture: Annotated[
+        Path | None,
+        typer.Option("--picture", metavar="FILE", help="Also draw the curve: .svg, .png or .pdf; needs matplotlib."),
+    ] = None,
     json_file: Annotated[
         Path | None,
         typer.Option("--json", metavar="FILE", help="Also write every figure as JSON; - for standard output."),
@@ -73,15 +94,18 @@ def evaluate_command(
     `--labels` or `--label-set` say otherwise; then every subfolder must be called like one of those.
 
     With `--method all`, every method is run on the same images, and it is said whether descriptions help: each is
-    compared with zero-shot and with random words of the same number.
+    compared with zero-shot and with random words of the same number. With `--support` or `--pool` too, methods learn
+    from those images, and accuracy is told for each number of labelled images per class.
     """
     with told_plainly():
         options = read_options(option)
-        if json_file is not None and json_file != Path("-") and not json_file.absolute().parent.is_dir():
-            raise InvalidFieldError.of("--json", f"there is no folder {json_file.absolute().parent}")
+        curve = support is not None or pool is not None
+        if curve and method != ALL_METHODS:
+            raise InvalidFieldError.of("--support", "goes with --method all, as does --pool")
+        _check_outputs(json_file, picture, curve=curve)
         images = find_labelled_images(folder)
-        renamed = _read_names(name or [], {subfolder for _, subfolder in images})
-        true_names = [renamed.get(subfolder) or _class_name(subfolder.replace("_", " ")) for _, subfolder in images]
+        renamed = read_subfolder_names(name or [], {subfolder for _, subfolder in images})
+        true_names = [renamed[subfolder] for _, subfolder in images]
         given = read_labels(labels)
         if given is None and label_set is None:
             given = list(dict.fromkeys(true_names))
@@ -89,7 +113,7 @@ def evaluate_command(
 
     async def read_question(backend: Backend) -> tuple[list[str], Question]:
         classnames = (
-            [_class_name(each) for each in given]
+            [class_name(each) for each in given]
             if label_set is None and given is not None
             else [each.name for each in (await backend.label_set(label_set or "")).classes]
         )
@@ -105,6 +129,13 @@ def evaluate_command(
             comparison, results = await backend.compare(question, files, true_names, lambda: bar.advance(line))
         return _Measured(results, comparison.to_json(), lambda _: _print_comparison(comparison))
 
+    async def drawn(backend: Backend) -> _Measured:
+        classnames, question = await read_question(backend)
+        given_images = read_curve_input(
+            images, support, pool, renamed, classnames, shots=read_shots(shots), draws=draws
+        )
+        return _Measured(*await curve_of(backend, question, given_images, picture))
+
     async def evaluated(backend: Backend) -> _Measured:
         classnames, question = await read_question(backend)
         question = replace(question, method=method, options=options)
@@ -117,9 +148,10 @@ def evaluate_command(
         report = {**evaluation.to_json(), "images_per_s": rate}
         return _Measured(results, report, partial(_print_evaluation, evaluation))
 
-    measured = with_backend(server, compared if method == ALL_METHODS else evaluated, encoders=True)
+    work = drawn if curve else compared if method == ALL_METHODS else evaluated
+    measured = with_backend(server, work, encoders=True)
     report_warnings(measured.results)
-    bad = report_bad_files(files, measured.results)
+    bad = report_bad_files([*files, *measured.more_files], measured.results)
     report = {**measured.report, "skipped": bad}
     if json_file == Path("-"):
         write_json(report)
@@ -132,28 +164,20 @@ def evaluate_command(
 
 
 class _Measured(NamedTuple):
-    """What came of a folder: each file's result, the report, and what prints it."""
+    """What came of a folder: each file's result, the report, what prints it, and which other files were read."""
 
-    results: list[ResultBody]
+    results: Sequence[ResultBody]
     report: Mapping[str, Any]
     show: Callable[[Mapping[str, Any]], None]
+    more_files: Sequence[Path] = ()
 
 
-def _read_names(pairs: Sequence[str], subfolders: set[str]) -> dict[str, str]:
-    names = {}
-    for pair in pairs:
-        subfolder, equals, classname = pair.partition("=")
-        if not (equals and classname.strip()):
-            raise InvalidFieldError.of("--name", f"'{pair}' is not of the form SUBFOLDER=CLASS")
-        if subfolder not in subfolders:
-            raise UnknownNameError("subfolder", subfolder, subfolders)
-        names[subfolder] = _class_name(classname)
-    return names
-
-
-def _class_name(text: str) -> str:
-    """Return a class name as answers will spell it, so that both can be compared."""
-    return clean_classnames([text], max_classes=1, setting="", field="class")[0]
+def _check_outputs(json_file: Path | None, picture: Path | None, *, curve: bool) -> None:
+    """Find out before anything is measured whether the figures can be written."""
+    if picture is not None:
+        check_picture(picture, wanted=curve)
+    if json_file is not None and json_file != Path("-") and not json_file.absolute().parent.is_dir():
+        raise InvalidFieldError.of("--json", f"there is no folder {json_file.absolute().parent}")
 
 
 def _grey_square() -> bytes:
@@ -179,7 +203,10 @@ def _print_comparison(comparison: Comparison) -> None:
     def told(difference: Difference | None) -> tuple[str, str]:
         return ("", "") if difference is None else (f"{100 * difference.mean:+.1f}", f"{difference.p:.2g}")
 
-    columns = ("method", "prompts", "top-1", "95 % interval", "to zero-shot", "p", "to random", "p ")
+    columns = (
+        *("method", "prompts", "top-1", "95 % interval", "to zero-shot", "p", "to random", "p "),
+        *("macro F1", "NLL", "ECE", "ms/image"),
+    )
     rows = [
         (
             each.method,
@@ -188,6 +215,8 @@ def _print_comparison(comparison: Comparison) -> None:
             f"{each.interval[0]:.3f} to {each.interval[1]:.3f}",
             *told(each.to_baseline),
             *told(each.to_control),
+            *(_share(value) for value in (each.evaluation.macro_f1, each.evaluation.nll, each.evaluation.ece)),
+            f"{each.ms_per_image:.3f}",
         )
         for each in comparison.methods
     ]

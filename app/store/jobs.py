@@ -88,6 +88,19 @@ class JobRepository:
             session.add(row)
         return _to_job(row)
 
+    async def add_unless_queued(self, kind: str, label_set: str, request: Mapping[str, Any]) -> Job:
+        """Write a job, or return the one of that kind about that label set which waits to be begun."""
+        waiting = (
+            select(JobRow)
+            .where(JobRow.kind == kind, JobRow.label_set == label_set, JobRow.status == JobStatus.QUEUED)
+            .order_by(JobRow.created_at)
+            .limit(1)
+        )
+        async with reading(self._engine) as session:
+            row = await session.scalar(waiting)
+        # Two that are written at the same moment do the same work twice, and no harm.
+        return await self.add(kind, label_set, request) if row is None else _to_job(row)
+
     async def get(self, job_id: str) -> Job:
         """Return a job.
 

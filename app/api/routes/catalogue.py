@@ -47,6 +47,8 @@ async def methods() -> MethodList:
                 name=name,
                 summary=method.summary,
                 transductive=method.transductive,
+                learns_from=sorted(method.learns),
+                stateful=method.stateful,
                 default=name == DEFAULT_METHOD,
                 uses_descriptions=method.uses_descriptions,
                 control=method.is_control,

@@ -76,6 +76,9 @@ async def classify(request: Request, service: ServiceDependency) -> ClassifyResp
             top_k=fields.top_k,
             explain=fields.explain,
             options=fields.options,
+            reject_below=fields.reject_below,
+            false_rejection_rate=fields.false_rejection_rate,
+            coverage=fields.coverage,
         )
     )
     classification = await unless_disconnected(request, service.pipeline.classify(given.images, task))

@@ -1,19 +1,18 @@
 """POST /v1/label-sets/{name}:evaluate: every method on the caller's labelled images."""
 
-import asyncio
-import unicodedata
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from app.api.dependencies import JobsDependency, ServiceDependency
-from app.api.inputs import form_fields, media_type_of, opened_form, read_part
-from app.api.schemas import JobBody
-from app.errors import ClientError, InvalidFieldError, OverloadedError, UnknownNameError, UnsupportedMediaTypeError
-from app.naming import clean_label_set_name
-from app.service import Question, Service
-from app.task import LabelSet
+from app.api.inputs import form_fields, media_type_of, opened_form, parsed, read_part
+from app.api.schemas import EvaluateStoredBody, JobBody
+from app.errors import ClientError, InvalidFieldError, UnsupportedMediaTypeError
+from app.naming import clean_label_set_name, indices_of
+from app.service import Question
+from app.store.jobs import Job
 
 router = APIRouter(tags=["evaluation"])
 
@@ -46,7 +45,8 @@ _BODY: dict[str, Any] = {
                         "template": {"type": "string", "description": "Those of the label set by default."},
                     },
                 }
-            }
+            },
+            "application/json": {"schema": EvaluateStoredBody.model_json_schema()},
         },
     }
 }
@@ -58,15 +58,23 @@ async def evaluate_label_set(
 ) -> JobBody:
     """Begin the job of comparing every method on labelled images, with intervals, a control and a verdict.
 
-    The images are encoded before the answer, and only their features are kept, until the job ends. Images that cannot
-    be read are left out; the result tells which.
+    The images of a form are encoded before the answer, and only their features are kept, until the job ends; methods
+    that learn do so from the label set's example images. Images that cannot be read are left out; the result tells
+    which. Without images, as JSON, the labelled example images themselves are asked about, each held out in turn.
     """
     content_type = media_type_of(request)
-    if content_type != "multipart/form-data":
+    if content_type not in {"multipart/form-data", "application/json"}:
         raise UnsupportedMediaTypeError(
-            f"content type '{content_type}' is not supported; send multipart/form-data with parts named image and class"
+            f"content type '{content_type}' is not supported; send multipart/form-data with parts named image and"
+            " class, or JSON to evaluate on the stored example images"
         )
     label_set = await service.find_label_set(clean_label_set_name(name, "name"))
+    if content_type == "application/json":
+        body = parsed(EvaluateStoredBody, await request.body())
+        question = Question(label_set=label_set.reference, model=body.model, template=body.template)
+        return _begun(
+            await jobs.evaluate_stored(replace(question, model=(await service.plan(question)).model)), response
+        )
     most = service.max_evaluation_images
     async with opened_form(request, most, most + len(_FIELDS), "DEIXIS_MAX_EVALUATION_IMAGES") as form:
         fields = form_fields(form)
@@ -77,38 +85,20 @@ async def evaluate_label_set(
             raise InvalidFieldError.of(
                 "class", f"{len(parts)} images and {len(classes)} classes are given; send one class for each image"
             )
-        truth = _indices_of(classes, label_set)
+        truth = indices_of(classes, label_set.classnames)
         question = Question(label_set=label_set.reference, model=fields.get("model"), template=fields.get("template"))
         model = (await service.plan(question)).model
         encoded: list[np.ndarray | ClientError] = []
         for first in range(0, len(parts), _ENCODED_AT_ONCE):
             images = [await read_part(part) for part in parts[first : first + _ENCODED_AT_ONCE]]
-            encoded += await _encoded(service, model, images, patient=first > 0)
-    job = await jobs.evaluate(question, *_readable(encoded, truth))
+            # A request that was let in waits for its turn where others fill the queue.
+            encoded += await service.examples.encode(model, images, patient=first > 0)
+    return _begun(await jobs.evaluate(question, *_readable(encoded, truth)), response)
+
+
+def _begun(job: Job, response: Response) -> JobBody:
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return JobBody.of(job)
-
-
-async def _encoded(
-    service: Service, model: str, images: list[bytes], *, patient: bool
-) -> list[np.ndarray | ClientError]:
-    """Encode some images; a request that was let in waits for its turn where others fill the queue."""
-    while True:
-        try:
-            return await service.pipeline.image_features(model, images)
-        except OverloadedError as error:
-            if not patient:
-                raise
-            await asyncio.sleep(error.retry_after_s)
-
-
-def _indices_of(given: list[str], label_set: LabelSet) -> list[int]:
-    index_of = {name: index for index, name in enumerate(label_set.classnames)}
-    cleaned = [unicodedata.normalize("NFC", " ".join(name.split())) for name in given]
-    for name in cleaned:
-        if name not in index_of:
-            raise UnknownNameError("class", name, label_set.classnames)
-    return [index_of[name] for name in cleaned]
 
 
 def _readable(

@@ -99,8 +99,8 @@ async def put_label_set(
 
 @router.delete("/{name}", status_code=204, response_class=Response)
 async def delete_label_set(name: str, service: ServiceDependency, if_match: IfMatchHeader = None) -> None:
-    """Delete a label set with all its versions; their numbers are never given again."""
-    await service.label_sets.delete(clean_label_set_name(name, "name"), if_match=parse_if_match(if_match))
+    """Delete a label set with all its versions and example images; version numbers are never given again."""
+    await service.delete_label_set(name, if_match=parse_if_match(if_match))
 
 
 @router.post("/{name}/classes", dependencies=JSON_ONLY)

@@ -1,0 +1,235 @@
+"""Example images of a label set: adding, listing and deleting them, and what they are evidence for."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+
+from app.api.dependencies import JobsDependency, ServiceDependency
+from app.api.inputs import form_fields, media_type_of, opened_form, parsed, read_part
+from app.api.schemas import (
+    AddedExamplesResponse,
+    DeletedExamplesResponse,
+    ExampleBody,
+    ExampleCountsBody,
+    ExampleList,
+    ImportBody,
+    JobBody,
+    SelectionResponse,
+)
+from app.errors import ClientError, InvalidFieldError, UnknownNameError, UnsupportedMediaTypeError
+from app.jobs import Jobs
+from app.naming import clean_label_set_name, indices_of
+from app.service import Service
+from app.store.examples import Deleted, NewExample
+from app.task import LabelSet
+
+router = APIRouter(tags=["example images"])
+
+_PATH = "/v1/label-sets/{name}/images"
+_ENCODED_AT_ONCE = 16
+
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["image"],
+                    "additionalProperties": False,
+                    "properties": {
+                        "image": {
+                            "type": "array",
+                            "minItems": 1,
+                            "items": {"type": "string", "format": "binary"},
+                            "description": "Files.",
+                        },
+                        "class": {
+                            "type": "array",
+                            "items": {"type": "string"},
+                            "description": "None: the images are unlabelled. One: the class of all of them. As many as"
+                            " there are images: the class of each, in the same order, empty for an unlabelled one.",
+                        },
+                    },
+                }
+            },
+            "application/json": {"schema": ImportBody.model_json_schema()},
+        },
+    }
+}
+
+
+@router.post(
+    _PATH,
+    status_code=201,
+    response_model=AddedExamplesResponse,
+    responses={202: {"model": JobBody, "description": "A folder is being imported."}},
+    openapi_extra=_BODY,
+)
+async def add_images(
+    name: str, request: Request, service: ServiceDependency, jobs: JobsDependency
+) -> AddedExamplesResponse | Response:
+    """Add example images: those of a form, or as JSON those of a folder of the server, which is a job.
+
+    Their features and hashes are kept, and not their pixels unless the operator wants them. An image that is there
+    already is not added again; it takes on the class that is given. Images that cannot be read are left out. When the
+    answer comes, the others are stored for good; a job then finds out which method they are evidence for.
+    """
+    label_set = await service.label_sets.get(clean_label_set_name(name, "name"))
+    match media_type_of(request):
+        case "multipart/form-data":
+            return await _add_form(label_set, request, service, jobs)
+        case "application/json":
+            body = parsed(ImportBody, await request.body())
+            if body.by_subfolder and body.class_ is not None:
+                raise InvalidFieldError.of("class", "give either class or by_subfolder, not both")
+            (classname,) = _classes_of([] if body.class_ is None else [body.class_], 1, label_set)
+            job = await jobs.import_images(
+                label_set.name, body.folder, by_subfolder=body.by_subfolder, classname=classname
+            )
+            return Response(
+                JobBody.of(job).model_dump_json(),
+                202,
+                headers={"Location": f"/v1/jobs/{job.id}"},
+                media_type="application/json",
+            )
+        case other:
+            raise UnsupportedMediaTypeError(
+                f"content type '{other}' is not supported; send multipart/form-data with parts named image, or JSON to"
+                " import a folder of the server"
+            )
+
+
+async def _add_form(label_set: LabelSet, request: Request, service: Service, jobs: Jobs) -> AddedExamplesResponse:
+    most = service.max_evaluation_images
+    async with opened_form(request, most, most + 1, "DEIXIS_MAX_EVALUATION_IMAGES") as form:
+        fields = form_fields(form)
+        if strange := sorted(set(fields) - {"class"}):
+            raise InvalidFieldError.of(strange[0], "there is no such field; known: image, class")
+        parts = form.getlist("image")
+        classnames = _classes_of(fields.get("class", []), len(parts), label_set)
+        prepared: list[NewExample | ClientError] = []
+        for first in range(0, len(parts), _ENCODED_AT_ONCE):
+            some = slice(first, first + _ENCODED_AT_ONCE)
+            images = [await read_part(part) for part in parts[some]]
+            # A request that was let in waits for its turn where others fill the queue.
+            prepared += await service.examples.prepare(label_set.name, images, classnames[some], patient=first > 0)
+    items = [each for each in prepared if isinstance(each, NewExample)]
+    if not items:
+        assert isinstance(prepared[0], ClientError)
+        raise prepared[0]
+    before = await service.examples.repository.revision(label_set.name)
+    added = await service.examples.add(label_set.name, items)
+    job = None if added.revision == before else (await jobs.try_methods(label_set.name)).id
+    return AddedExamplesResponse.of(added, prepared, await service.examples.counts(label_set.name), job)
+
+
+def _classes_of(given: Sequence[str], images: int, label_set: LabelSet) -> list[str | None]:
+    """Return the class of each image, None for unlabelled ones."""
+    if not given:
+        return [None] * images
+    if len(given) not in {1, images}:
+        raise InvalidFieldError.of(
+            "class",
+            f"{images} images and {len(given)} classes are given; send one class for all, one for each image, or none",
+        )
+    named = [name for name in given if name.strip()]
+    if len(given) == 1 and not named:
+        raise InvalidFieldError.of("class", "is empty; leave it out for unlabelled images")
+    indices = iter(indices_of(named, label_set.classnames))
+    classnames = [label_set.classnames[next(indices)] if name.strip() else None for name in given]
+    return classnames * images if len(given) == 1 else classnames
+
+
+@router.get(_PATH)
+async def list_images(
+    name: str,
+    service: ServiceDependency,
+    class_: Annotated[str | None, Query(alias="class", description="Of this class only.")] = None,
+    unlabelled: Annotated[bool, Query(description="Unlabelled ones only.")] = False,  # noqa: FBT002 - a query field
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    after: Annotated[int, Query(ge=0, le=2**63 - 1, description="`next_after` of the page before.")] = 0,
+) -> ExampleList:
+    """List example images, a page at a time, and count all of them."""
+    name = clean_label_set_name(name, "name")
+    found = await service.examples.repository.list(
+        name, limit=limit + 1, after=after, classname=class_, unlabelled=unlabelled
+    )
+    page = found[:limit]
+    return ExampleList(
+        images=[ExampleBody.of(each) for each in page],
+        counts=ExampleCountsBody.of(await service.examples.counts(name)),
+        next_after=page[-1].id if len(found) > limit else None,
+    )
+
+
+@router.delete(_PATH)
+async def delete_images(
+    name: str,
+    service: ServiceDependency,
+    jobs: JobsDependency,
+    class_: Annotated[str | None, Query(alias="class", description="All of this class.")] = None,
+    unlabelled: Annotated[bool, Query(description="All without a class.")] = False,  # noqa: FBT002 - a query field
+    everything: Annotated[bool, Query(alias="all", description="All there are.")] = False,  # noqa: FBT002 - a query field
+) -> DeletedExamplesResponse:
+    """Delete example images for good, with what was learned from them: those of a class, the unlabelled, or all."""
+    if [class_ is not None, unlabelled, everything].count(True) != 1:
+        raise InvalidFieldError.of("class", "give one of class, unlabelled=true and all=true, to say what is deleted")
+    name = clean_label_set_name(name, "name")
+    deleted = await service.examples.delete(name, classname=class_, unlabelled=unlabelled, everything=everything)
+    return await _deleted(name, deleted, service, jobs)
+
+
+@router.get(_PATH + "/{image_id}")
+async def get_image(name: str, image_id: int, service: ServiceDependency) -> ExampleBody:
+    """Return what is known of an example image."""
+    return ExampleBody.of(await service.examples.repository.get(clean_label_set_name(name, "name"), image_id))
+
+
+@router.get(
+    _PATH + "/{image_id}/content",
+    response_class=Response,
+    responses={200: {"content": {"application/octet-stream": {}}, "description": "The file, as it was sent."}},
+)
+async def get_image_content(name: str, image_id: int, service: ServiceDependency) -> Response:
+    """Return the file of an example image, where the operator has files kept."""
+    content = await service.examples.repository.content(clean_label_set_name(name, "name"), image_id)
+    if content is None:
+        raise UnknownNameError(
+            "file of example image", str(image_id), way_out="only its features are kept; see DEIXIS_KEEP_IMAGES"
+        )
+    # Never shown by a browser as whatever its sender made it look like.
+    return Response(
+        content,
+        media_type="application/octet-stream",
+        headers={"Content-Disposition": "attachment", "X-Content-Type-Options": "nosniff"},
+    )
+
+
+@router.delete(_PATH + "/{image_id}")
+async def delete_image(
+    name: str, image_id: int, service: ServiceDependency, jobs: JobsDependency
+) -> DeletedExamplesResponse:
+    """Delete one example image for good, with what was learned from it."""
+    name = clean_label_set_name(name, "name")
+    await service.examples.repository.get(name, image_id)
+    return await _deleted(name, await service.examples.delete(name, ids=[image_id]), service, jobs)
+
+
+@router.get("/v1/label-sets/{name}/selection")
+async def get_selection(
+    name: str,
+    service: ServiceDependency,
+    model: Annotated[str | None, Query(description="The first served by default.")] = None,
+) -> SelectionResponse:
+    """Return which method the example images are evidence for, and how each did on those that it had not seen."""
+    return SelectionResponse.of(await service.selection(name, model))
+
+
+async def _deleted(name: str, deleted: Deleted, service: Service, jobs: Jobs) -> DeletedExamplesResponse:
+    return DeletedExamplesResponse(
+        deleted=deleted.deleted,
+        counts=ExampleCountsBody.of(await service.examples.counts(name)),
+        job=(await jobs.try_methods(name)).id if deleted.deleted else None,
+    )
