@@ -486,20 +486,26 @@ class OverHttp:
                 files=[("image", (str(index), image)) for index, image in enumerate(images)],
             )
         except RefusedError as error:
-            if error.problem.type not in _IMAGE_FAULTS:
+            if error.problem.type not in (_IMAGE_FAULTS if len(images) == 1 else _GROUP_FAULTS):
                 raise
             if len(images) > 1:
-                # They may be bad in different ways, of which only the first was told.
+                # Too many together, or bad in different ways, of which only the first was told.
                 told = [
                     await self.add_examples(name, [image], [classname])
                     for image, classname in zip(images, classnames, strict=True)
                 ]
-                skipped = [
-                    SkippedImageBody(image=index, problem=skip.problem)
-                    for index, each in enumerate(told)
-                    for skip in each.skipped
-                ]
-                return told[-1].model_copy(update={"skipped": skipped})
+                return AddedExamplesResponse(
+                    added=sum(each.added for each in told),
+                    relabelled=sum(each.relabelled for each in told),
+                    duplicates=sum(each.duplicates for each in told),
+                    skipped=[
+                        SkippedImageBody(image=index, problem=skip.problem)
+                        for index, each in enumerate(told)
+                        for skip in each.skipped
+                    ],
+                    counts=told[-1].counts,
+                    job=next((each.job for each in reversed(told) if each.job is not None), None),
+                )
             return AddedExamplesResponse(
                 added=0,
                 relabelled=0,

@@ -52,15 +52,20 @@ class Choices:
         self.repository = repository
         self._pipeline = pipeline
         self.on_untried: Callable[[str], Awaitable[object]] | None = None
-        """Called with the name of a label set whose examples, or classes, have changed since methods were tried."""
+        """Called with the name of a label set whose examples, or classes, have changed since methods were tried.
+
+        It returns False to be asked again by the next request.
+        """
         self._known: LRUCache[tuple[str, str], Choice] = LRUCache(_CHOICES)
         self._asked_to_try: dict[str, tuple[int, int]] = {}
         self._trying: set[asyncio.Task[None]] = set()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Stop asking."""
+        self.on_untried = None
         for asking in self._trying:
             asking.cancel()
+        await asyncio.gather(*self._trying, return_exceptions=True)
 
     async def get(self, label_set: LabelSet, model: str) -> Choice | None:
         """Return what was chosen by the examples of a label set; None where there are none, or nothing was yet."""
@@ -72,28 +77,30 @@ class Choices:
         if choice is not None and (choice.version, choice.revision) == (label_set.version, label_set.examples_revision):
             return choice
         selection = await self.repository.get(label_set.name, fingerprint)
-        if selection is None or not selection.is_current:
-            self._ask_to_try(label_set)
+        if selection is None:
+            self._ask_to_try(label_set.name, (0, label_set.examples_revision))
+        elif not selection.is_current:
+            self._ask_to_try(label_set.name, (selection.last_version, selection.last_revision))
         if selection is None:
             return None
         choice = Choice.of(selection)
         self._known[key] = choice
         return choice
 
-    def _ask_to_try(self, label_set: LabelSet) -> None:
-        """Have the methods tried on the examples, once for each state of them."""
-        state = (label_set.version, label_set.examples_revision)
-        if self.on_untried is None or self._asked_to_try.get(label_set.name) == state:
+    def _ask_to_try(self, name: str, state: tuple[int, int]) -> None:
+        """Have the methods tried on the examples, once for each state of the label set."""
+        if self.on_untried is None or self._asked_to_try.get(name) == state:
             return
-        self._asked_to_try[label_set.name] = state
-        asking = asyncio.create_task(self._try(label_set.name))
+        self._asked_to_try[name] = state
+        asking = asyncio.create_task(self._try(name))
         self._trying.add(asking)
         asking.add_done_callback(self._trying.discard)
 
     async def _try(self, name: str) -> None:
         assert self.on_untried is not None
         try:
-            await self.on_untried(name)
+            if await self.on_untried(name) is False:
+                self._asked_to_try.pop(name, None)  # it is being tried, and perhaps in an older state
         except StoreError as error:
             self._asked_to_try.pop(name, None)
             log.warning("methods_not_tried", label_set=name, reason=error.message)

@@ -24,13 +24,15 @@ from app.learning import Learned, answer, answer_held_out, learn, stratified_fol
 from app.methods import METHODS, Method
 from app.neighbours import NeighbourIndex
 from app.service import DEFAULT_METHOD, Question, Service
-from app.task import ImageFeatures, Task
+from app.task import ImageFeatures, Logits, Probabilities, Task
 
 CONTROL = "waffle"
 # As in the paper of WaffleCLIP.
 CONTROL_SEEDS = 7
 SIGNIFICANT = 0.05
 _FOLDS = 5
+# As many as accuracy among the first five needs.
+_RANKED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +83,23 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answers:
-    """What one method says of n images: logits (n, c), scores (n, c), and class indices, best first (n, c)."""
+    """What one method says of n images: logits (n, c), and ``sigmoid`` where each becomes a score by itself."""
 
-    logits: np.ndarray
-    scores: np.ndarray
-    ranked: np.ndarray
+    logits: Logits
+    sigmoid: bool
     prompts_per_class: float
     ms_per_image: float
     warnings: tuple[str, ...] = ()
+
+    @property
+    def best(self) -> np.ndarray:
+        """Class indices (n, min(5, c)), best first."""
+        return np.argsort(-self.logits, axis=1, kind="stable")[:, :_RANKED]
+
+    @property
+    def scores(self) -> Probabilities:
+        """The probabilities (n, c), before calibration."""
+        return probabilities(self.logits, sigmoid=self.sigmoid)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -154,7 +165,8 @@ async def compare(
     lessons = lessons or Lessons()
     answers, not_run, task = await answer_all(service, question, image_features, lessons, advance)
     described = any(entry.descriptions or entry.features for entry in task.classes)
-    correct = {name: (each.ranked[:, 0] == truth).astype(np.float64) for name, each in answers.items()}
+    best = {name: each.best for name, each in answers.items()}
+    correct = {name: (each[:, 0] == truth).astype(np.float64) for name, each in best.items()}
     control: dict[int, np.ndarray] = {}
     control_answers: dict[int, Answers] = {}
     if described:
@@ -162,9 +174,12 @@ async def compare(
             {_control_size(each.prompts_per_class) for name, each in answers.items() if METHODS[name].uses_descriptions}
         )
         for count in counts:
-            draws = [await _control(service, question, image_features, count, seed) for seed in range(CONTROL_SEEDS)]
-            control[count] = np.mean([each.ranked[:, 0] == truth for each in draws], axis=0)
-            control_answers[count] = draws[0]
+            draws = []
+            for seed in range(CONTROL_SEEDS):
+                drawn = await _control(service, question, image_features, count, seed)
+                draws.append(drawn.best[:, 0] == truth)
+                control_answers.setdefault(count, drawn)
+            control[count] = np.mean(draws, axis=0)
             await advance(len(answers) + len(control), len(answers) + len(counts))
     reports = []
     for name, told in answers.items():
@@ -174,7 +189,7 @@ async def compare(
             MethodReport(
                 name,
                 told.prompts_per_class,
-                evaluate(task.classnames, truth, told.ranked, told.scores),
+                evaluate(task.classnames, truth, best[name], told.scores),
                 bootstrap_interval(correct[name]),
                 None if name == DEFAULT_METHOD else paired_difference(correct[name], correct[DEFAULT_METHOD]),
                 None if counterpart is None else paired_difference(correct[name], counterpart),
@@ -184,7 +199,7 @@ async def compare(
         )
     for count, share in control.items():
         told = control_answers[count]
-        evaluation = evaluate(task.classnames, truth, told.ranked, told.scores)
+        evaluation = evaluate(task.classnames, truth, told.best, told.scores)
         reports.append(
             MethodReport(
                 f"{CONTROL} ({count} random, mean of {CONTROL_SEEDS})",
@@ -256,6 +271,7 @@ async def answer_all(
         except TooLargeError as error:
             not_run.append(f"{name}: {error.message}")
         await advance(number + 1, len(names))
+    await advance(len(names), len(names))
     return answers, tuple(not_run), default
 
 
@@ -271,8 +287,7 @@ async def _text_answers(service: Service, task: Task, image_features: ImageFeatu
     taken = time.perf_counter() - began
     return Answers(
         predicted.logits,
-        predicted.scores,
-        predicted.ranked,
+        service.pipeline.models[task.model].encoder.logit_bias is not None,
         round(classifier.prompt_count / len(task.classes), 1),
         1000 * taken / len(image_features),
         predicted.warnings,
@@ -302,8 +317,7 @@ async def _learned_answers(
         told = await run(partial(answer, learned, image_features))
     return Answers(
         told.logits,
-        probabilities(told.logits, sigmoid=False),
-        np.argsort(-told.logits, axis=1, kind="stable"),
+        False,  # noqa: FBT003 - an image is of one class to methods that learn
         0.0,
         1000 * told.seconds / len(image_features),
         told.warnings,

@@ -102,7 +102,7 @@ async def learning_curve(
     width = features.shape[1]
     no_labels = Examples(np.zeros((0, width), np.float32), np.zeros(0, np.int64), pool_features)
     answers, not_run, task = await answer_all(service, question, features, Lessons(no_labels, of_pool=of_pool))
-    correct = {name: each.ranked[:, 0] == truth for name, each in answers.items()}
+    correct = {name: each.best[:, 0] == truth for name, each in answers.items()}
     points = [CurvePoint(name, None, (float(each.mean()),)) for name, each in correct.items()]
     if not total:
         choice = await choose(
@@ -122,7 +122,7 @@ async def learning_curve(
             examples = Examples(support_features[drawn], support_labels[drawn], pool_features)
             lessons = Lessons(examples, of_pool=of_pool)
             told, _, _ = await answer_all(service, question, features, lessons, only=Need.SUPPORT)
-            of_draw = correct | {name: each.ranked[:, 0] == truth for name, each in told.items()}
+            of_draw = correct | {name: each.best[:, 0] == truth for name, each in told.items()}
             choice = await choose(
                 service, question, support_features[drawn], support_labels[drawn], pool_features, of_pool=of_pool
             )
@@ -150,7 +150,8 @@ async def learning_curve(
         task.model,
         tuple(points),
         bootstrap_interval(correct[DEFAULT_METHOD].astype(np.float64)),
-        tuple(each for each in not_run if each.partition(":")[0] in METHODS and not total),
+        # Methods that want labelled images are run on the draws, where there are any.
+        tuple(each for each in not_run if not (total and Need.SUPPORT in METHODS[each.partition(":")[0]].learns)),
     )
 
 

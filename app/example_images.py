@@ -11,8 +11,6 @@ from app.pipeline import Pipeline
 from app.store.examples import Added, Deleted, ExampleCounts, ExampleRepository, NewExample, StoredFeatures
 from app.task import LabelSet
 
-_ENCODED_AT_ONCE = 16
-
 
 class ExampleImages:
     """Takes example images in, and hands out their features.
@@ -22,6 +20,7 @@ class ExampleImages:
         pipeline: encodes them.
         max_examples: of one label set.
         max_pool: unlabelled images that features are handed out of.
+        at_once: images that are encoded together, as many as the queue has room for at least.
         keep_files: keep the files too, so that another model can encode them later.
     """
 
@@ -32,12 +31,14 @@ class ExampleImages:
         *,
         max_examples: int,
         max_pool: int,
+        at_once: int,
         keep_files: bool,
     ) -> None:
         self.repository = repository
         self._pipeline = pipeline
         self._max_examples = max_examples
         self._max_pool = max_pool
+        self._at_once = at_once
         self._keep_files = keep_files
 
     async def encode(
@@ -48,13 +49,16 @@ class ExampleImages:
         Raises:
             OverloadedError: the queue has no room, and nobody waits for it.
         """
-        while True:
+        features: list[np.ndarray | ClientError] = []
+        while len(features) < len(images):
+            some = images[len(features) : len(features) + self._at_once]
             try:
-                return await self._pipeline.image_features(model, images)
+                features += await self._pipeline.image_features(model, some)
             except OverloadedError as error:
-                if not patient:
+                if not (patient or features):
                     raise
                 await asyncio.sleep(error.retry_after_s)
+        return features
 
     async def prepare(
         self, name: str, images: Sequence[bytes], classnames: Sequence[str | None], *, patient: bool = True
@@ -124,7 +128,7 @@ class ExampleImages:
         """Make the features that a model lacks of images whose files are kept, and return of how many."""
         fingerprint = await self._pipeline.models[model].image_fingerprint()
         made = after = 0
-        while page := await self.repository.missing(name, fingerprint, _ENCODED_AT_ONCE, after):
+        while page := await self.repository.missing(name, fingerprint, self._at_once, after):
             after = page[-1][0]
             encoded = await self.encode(model, [content for _, content in page])
             rows = {

@@ -64,7 +64,7 @@ def folder_within(root: Path | None, name: str) -> Path:
         base, folder = root.resolve(), (root / name).resolve()
         if folder.is_relative_to(base) and folder.is_dir():
             return folder
-    except (OSError, ValueError):  # too long, or with a NUL
+    except (OSError, ValueError, RuntimeError):  # too long, with a NUL, or a loop of links
         pass
     raise InvalidFieldError.of("folder", f"'{name[:200]}' is no folder below DEIXIS_IMPORT_DIR")
 

@@ -22,7 +22,7 @@ from app.errors import ClientError, ConflictError, DeixisError, InvalidFieldErro
 from app.files import folder_within, import_images
 from app.service import Question, Service
 from app.store.examples import NewExample
-from app.store.jobs import Job, JobRepository
+from app.store.jobs import Job, JobRepository, JobStatus
 from app.task import ImageFeatures
 from app.trial import try_for_every_model
 
@@ -81,7 +81,7 @@ class Jobs:
 
     def start(self) -> None:
         """Begin to run jobs."""
-        self._service.choices.on_untried = self.try_methods
+        self._service.choices.on_untried = self._try_unless_trying
         self._loops = [asyncio.create_task(self._take(kind)) for kind in self._handlers]
 
     async def close(self) -> None:
@@ -139,9 +139,16 @@ class Jobs:
 
     async def try_methods(self, name: str) -> Job:
         """Take the job of trying the methods on a label set's examples, unless one waits to be begun."""
-        job = await self.repository.add_unless_queued(TRY_METHODS, name, {})
+        job, _ = await self.repository.add_unless({JobStatus.QUEUED}, TRY_METHODS, name, {})
         self._added[TRY_METHODS].set()
         return job
+
+    async def _try_unless_trying(self, name: str) -> bool:
+        """Take the job unless there is one; one that is running may yet come to what a request has found untried."""
+        states = {JobStatus.QUEUED, JobStatus.RUNNING}
+        _, added = await self.repository.add_unless(states, TRY_METHODS, name, {})
+        self._added[TRY_METHODS].set()
+        return added
 
     async def import_images(self, name: str, folder: str, *, by_subfolder: bool, classname: str | None) -> Job:
         """Take the job of adding the images of a folder of the server; raises as ``folder_within``.
@@ -250,6 +257,9 @@ class Jobs:
         if attachment is None:
             if not len(stored.support_labels):
                 raise InvalidFieldError.of("image", f"'{label_set.name}' has no labelled example images to evaluate on")
+            if np.bincount(stored.support_labels).max() < 2:
+                problem = "no class has two labelled example images, so that none can be held out"
+                raise InvalidFieldError.of("image", f"{problem}; add more, or send images to evaluate on")
             lessons = Lessons.held_out(stored.support_features, stored.support_labels, stored.pool_features)
             told = await compare(
                 self._service, question, stored.support_features, stored.support_labels.tolist(), advance, lessons

@@ -17,7 +17,7 @@ from cachetools import LRUCache
 from threadpoolctl import threadpool_limits
 
 from app.adapters._base import Examples, Scores
-from app.adapters._examples import ExampleAdapter
+from app.adapters._examples import ExampleAdapter, Need, unit_rows
 from app.errors import NotReadyError, TooLargeError
 from app.neighbours import NeighbourIndex, use_one_thread
 from app.task import ClassEmbeddings, ImageFeatures, Logits
@@ -38,11 +38,26 @@ class HasScale(Protocol):
     logit_bias: float | None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ClassNames:
+    """Rows of text (r, d), one for each name of each class, and the first row of each class (c,), ascending."""
+
+    rows: np.ndarray
+    first_rows: np.ndarray
+
+    def one_per_class(self) -> ClassEmbeddings:
+        """Return the mean of each class's rows, made unit again, (c, d)."""
+        if len(self.first_rows) == len(self.rows):
+            return self.rows
+        return unit_rows(np.add.reduceat(self.rows, self.first_rows, axis=0))
+
+
 @dataclass(frozen=True, slots=True)
 class Learned:
     """An adapter that has learned, with the index of its pool where it looks at neighbours, and what it learned from.
 
-    ``revision`` is of the examples of the label set; ``labelled`` and ``unlabelled`` are how many were used.
+    ``revision`` is of the examples of the label set; ``labelled`` and ``unlabelled`` are how many were used. ``names``
+    are what its text was made of.
     """
 
     adapter: ExampleAdapter
@@ -51,6 +66,7 @@ class Learned:
     revision: int = 0
     labelled: int = 0
     unlabelled: int = 0
+    names: ClassNames | None = None
 
     def predict(self, image_features: ImageFeatures) -> Scores:
         """Return the scores (n, c) of unit rows (n, d)."""
@@ -87,8 +103,8 @@ def learn(
         adapter,
         index,
         _nbytes(adapter) + (0 if index is None else index.nbytes),
-        labelled=len(examples.support_features),
-        unlabelled=len(pool),
+        labelled=len(examples.support_features) if Need.SUPPORT in adapter.needs else 0,
+        unlabelled=len(pool) if Need.POOL in adapter.needs else 0,
     )
 
 
@@ -205,8 +221,11 @@ class Learner:
         Raises:
             TooLargeError: what was learned takes more memory than there may be of it.
             StoreError: the examples could not be read.
+            NotReadyError: the service is stopping.
         """
         while True:
+            if self._closing:
+                raise NotReadyError("the service is stopping; try again")
             ready = self._ready.get(subject)
             if ready is not None and ready.revision >= revision:
                 return ready
@@ -224,8 +243,6 @@ class Learner:
                 caller = asyncio.current_task()
                 if not running.cancelled() or (caller is not None and caller.cancelling()):
                     raise
-                if self._closing:
-                    raise NotReadyError("the service is stopping; try again") from None
                 # Examples were deleted while it learned from them: once more, without those.
 
     async def run(self, work: Callable[[], _Result]) -> _Result:

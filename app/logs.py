@@ -54,6 +54,7 @@ def configure_logs(log_format: Literal["json", "console"], level: str) -> None:
         "alembic",
         "PIL",
         "aiosqlite",
+        "faiss",
         "urllib3",
     ):
         logging.getLogger(chatty).setLevel(logging.WARNING)

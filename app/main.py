@@ -40,6 +40,9 @@ from app.store.label_sets import LabelSetRepository
 
 log = structlog.get_logger()
 
+# Example images, unless the queue is smaller.
+_ENCODED_AT_ONCE = 16
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -146,6 +149,7 @@ async def open_service(
             pipeline,
             max_examples=settings.max_examples,
             max_pool=settings.max_pool_images,
+            at_once=min(_ENCODED_AT_ONCE, settings.max_queued_images),
             keep_files=settings.keep_images,
         ),
         choices=Choices(SelectionRepository(engine), pipeline),

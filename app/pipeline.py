@@ -16,13 +16,13 @@ import numpy as np
 from cachetools import LRUCache
 
 from app.adapters._base import Examples, Scores, merged, probabilities
-from app.adapters._examples import Need, unit_rows
+from app.adapters._examples import Need
 from app.batching import Caller, EncodeQueue
 from app.calibration import energy, max_concept_matching, prediction_sets, tempered_softmax
 from app.encoders._base import Encoder
 from app.errors import ClientError, DeadlineExceededError, TooLargeError
 from app.images import decode_image
-from app.learning import Learned, Learner, Subject, learn, transduce
+from app.learning import ClassNames, Learned, Learner, Subject, learn, transduce
 from app.methods import METHODS, TRANSDUCTIVE
 from app.metrics import Metrics, TowerMetrics
 from app.prompting.class_embeddings import ClassEmbeddingCache
@@ -147,7 +147,8 @@ class Classifier:
 
     ``answer`` takes unit rows (n, d) and returns scores (n, r); ``first_rows`` (c,) are the first rows of the classes,
     ascending. ``exclusive`` tells that an image is taken to be of one class, also where the encoder's own scores are
-    of each class by itself; ``examples`` and ``transductive`` are as in a ``Classification``.
+    of each class by itself; ``examples`` and ``transductive`` are as in a ``Classification``. ``names`` are where the
+    similarities come from, if ``answer`` knows only one row for each class.
     """
 
     answer: Callable[[ImageFeatures], Scores]
@@ -158,6 +159,7 @@ class Classifier:
     exclusive: bool = False
     examples: ExamplesUsed | None = None
     transductive: bool = False
+    names: ClassNames | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +251,7 @@ class Pipeline:
                 warnings = classifier.warnings
                 if good:
                     image_features = np.stack([image.features for image in good])
-                    predicted = await asyncio.to_thread(predict, model.encoder, task, image_features, classifier)
+                    predicted = await self._predict(model.encoder, task, image_features, classifier)
                     warnings += predicted.warnings
                     results = _results(task, predicted)
                     if task.explain:
@@ -287,7 +289,14 @@ class Pipeline:
     async def predict(self, task: Task, image_features: ImageFeatures) -> Predicted:
         """Return what the task's method says of images whose features (n, d) are there already."""
         classifier = await self.classifier(task)
-        return await asyncio.to_thread(predict, self.models[task.model].encoder, task, image_features, classifier)
+        return await self._predict(self.models[task.model].encoder, task, image_features, classifier)
+
+    async def _predict(
+        self, encoder: Encoder, task: Task, image_features: ImageFeatures, classifier: Classifier
+    ) -> Predicted:
+        work = partial(predict, encoder, task, image_features, classifier)
+        # What learns from the request itself takes as long as a fit, and its turn among those.
+        return await (self.learner.run(work) if classifier.transductive else asyncio.to_thread(work))
 
     async def classifier(self, task: Task) -> Classifier:
         """Return what a task's method makes of its classes, from the cache or newly made.
@@ -306,10 +315,11 @@ class Pipeline:
             self._metrics.class_embeddings(task.model, len(cached.first_rows), 0)
             return cached
         encoder = self.models[task.model].encoder
-        recipe, text, first_rows = await self._text(task)
+        recipe, names = await self._text(task)
         adapter = method.adapter(dict(task.options))
+        text, first_rows = names.rows, names.first_rows
         if method.learner is not None:
-            text, first_rows = _one_per_class(text, first_rows), np.arange(len(task.classes))
+            text, first_rows = names.one_per_class(), np.arange(len(task.classes))
         fitted = await asyncio.to_thread(
             adapter.fit, text, logit_scale=encoder.logit_scale, logit_bias=encoder.logit_bias
         )
@@ -320,23 +330,24 @@ class Pipeline:
             recipe.warnings,
             text.nbytes,
             exclusive=method.learner is not None,
+            names=None if method.learner is None else names,
         )
         self._classifiers[key] = classifier
         return classifier
 
-    async def _text(self, task: Task) -> tuple[Recipe, np.ndarray, np.ndarray]:
-        """Return what the method reads of the classes, its rows (r, d) or (r, k, d), and each class's first row."""
+    async def _text(self, task: Task) -> tuple[Recipe, ClassNames]:
+        """Return what the method reads of the classes, and the rows (r, d), or (r, k, d) if it weighs prompts."""
         served = self.models[task.model]
         recipe = await asyncio.to_thread(_recipe, task)
         self._check_size(recipe, served.encoder.embed_dim)
         text = await self._class_embedding_cache.get(task.model, served.encode_texts, recipe.pooling, recipe.rows)
         class_of_row = [row.class_index for row in recipe.rows]
-        return recipe, text, np.searchsorted(class_of_row, range(len(task.classes)))
+        return recipe, ClassNames(text, np.searchsorted(class_of_row, range(len(task.classes))))
 
     async def class_rows(self, task: Task) -> np.ndarray:
         """Return one unit row per class (c, d): the mean of its names' rows, where it has several."""
-        _, text, first_rows = await self._text(task)
-        return _one_per_class(text, first_rows)
+        _, names = await self._text(task)
+        return names.one_per_class()
 
     async def _taught(self, task: Task) -> Classifier:
         """Return a classifier that has learned from example images, stored ones or those of the request itself."""
@@ -348,21 +359,24 @@ class Pipeline:
             subject = Subject(model, task.method, task.options, task.templates, name, task.label_set)
 
             async def fit() -> Learned:
-                text = await self.class_rows(task)
-                stored = await self._examples.features(name, model, task.classnames, max_pool=self._max_pool)
+                _, names = await self._text(task)
+                most = self._max_pool if Need.POOL in method.learns else 0
+                stored = await self._examples.features(name, model, task.classnames, max_pool=most)
                 examples = Examples(stored.support_features, stored.support_labels, stored.pool_features)
                 adapter = method.example_adapter(dict(task.options))
-                learned = await self.learner.run(partial(learn, adapter, text, examples, served.encoder))
-                return replace(learned, revision=stored.revision)
+                learned = await self.learner.run(
+                    partial(learn, adapter, names.one_per_class(), examples, served.encoder)
+                )
+                return replace(learned, revision=stored.revision, names=names)
 
             learned = await self.learner.learned(subject, task.examples_revision, fit)
             if learned.unlabelled or Need.POOL not in method.learns:
                 used = ExamplesUsed(learned.revision, learned.labelled, learned.unlabelled)
-                return Classifier(learned.predict, rows, 0, (), 0, exclusive=True, examples=used)
-        text = await self.class_rows(task)
+                return Classifier(learned.predict, rows, 0, (), 0, exclusive=True, examples=used, names=learned.names)
+        _, names = await self._text(task)
         adapter = method.example_adapter(dict(task.options))
-        answer = partial(transduce, adapter, text, scale=served.encoder)
-        return Classifier(answer, rows, 0, (_TOGETHER,), 0, exclusive=True, transductive=True)
+        answer = partial(transduce, adapter, names.one_per_class(), scale=served.encoder)
+        return Classifier(answer, rows, 0, (_TOGETHER,), 0, exclusive=True, transductive=True, names=names)
 
     def _check_size(self, recipe: Recipe, dims: int) -> None:
         rows = sum(len(row.slots) if recipe.pooling is Pooling.ALIGNED else 1 for row in recipe.rows)
@@ -488,14 +502,17 @@ def predict(encoder: Encoder, task: Task, image_features: ImageFeatures, classif
     """Apply the task's method to the features (n, d)."""
     told = classifier.answer(image_features)
     mean = task.merge_synonyms is MergeSynonyms.MEAN
+    similarities, first_rows = told.similarities, classifier.first_rows
+    if classifier.names is not None and len(classifier.names.rows) != similarities.shape[1]:
+        similarities, first_rows = (image_features @ classifier.names.rows.T).clip(-1, 1), classifier.names.first_rows
     logits = merged(told.logits, classifier.first_rows, mean=mean)
-    sigmoid = encoder.logit_bias is not None and not classifier.exclusive
+    # Labelled examples say that an image is of one class, so that scores are shares then, whatever the encoder's.
+    sigmoid = encoder.logit_bias is not None and not classifier.exclusive and not task.scoring.calibrated_on
     return Predicted(
         np.argsort(-logits, axis=1, kind="stable"),
-        # Each sigmoid is a probability by itself, which a temperature for all of them together says nothing of.
-        probabilities(logits if sigmoid else logits / np.float32(task.scoring.temperature), sigmoid=sigmoid),
+        probabilities(logits / np.float32(task.scoring.temperature), sigmoid=sigmoid),
         logits,
-        merged(told.similarities, classifier.first_rows, mean=mean),
+        merged(similarities, first_rows, mean=mean),
         told.prompt_weights,
         told.warnings,
     )
@@ -529,8 +546,3 @@ def _results(task: Task, predicted: Predicted) -> list[ImageResult]:
             )
         )
     return results
-
-
-def _one_per_class(text: np.ndarray, first_rows: np.ndarray) -> np.ndarray:
-    """Return the mean of each class's rows (r, d), made unit again, (c, d)."""
-    return text if len(first_rows) == len(text) else unit_rows(np.add.reduceat(text, first_rows, axis=0))

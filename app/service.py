@@ -143,6 +143,7 @@ class Service:
             and choice is not None
             and choice.version == label_set.version
             and not question.options
+            and question.template is None
         ):
             calibration = choice.calibrations.get(method)
         return Task(
@@ -321,7 +322,7 @@ class Service:
     async def close(self) -> None:
         """Stop warming, end the threads, close the database."""
         await self._warmer.close()
-        self.choices.close()
+        await self.choices.close()
         await self.pipeline.close()
         await self.engine.dispose()
 

@@ -26,6 +26,10 @@ from app.task import LabelSet
 MAX_TRIED = 5000
 """Labelled images that methods are tried on; of more, so many are taken evenly."""
 
+# With many classes fewer, so that the logits of every method, images times classes, take some hundred megabytes in all.
+_LARGEST_TRIAL = 2**23
+_FEWEST_TRIED = 500
+
 WITHOUT_LABELS = "zlap"
 """The method that is taken where there are only unlabelled images, if they are spread over the classes."""
 
@@ -43,9 +47,10 @@ async def try_for_every_model(
     Raises:
         UnknownNameError: there is no such label set.
     """
+    for model in service.pipeline.models:
+        await service.examples.encode_kept(name, model)
     results = {}
     for model, served in service.pipeline.models.items():
-        await service.examples.encode_kept(name, model)
         label_set = await service.label_sets.get(name)
         result, revision = await try_methods(service, label_set, model, advance)
         await service.choices.repository.put(
@@ -71,8 +76,9 @@ async def try_methods(
     """
     stored = await service.examples.features(label_set, model)
     features, labels, pool = stored.support_features, stored.support_labels, stored.pool_features
-    if len(labels) > MAX_TRIED:
-        kept = np.linspace(0, len(labels) - 1, MAX_TRIED).astype(np.int64)
+    most = min(MAX_TRIED, max(_FEWEST_TRIED, _LARGEST_TRIAL // len(label_set.classes)))
+    if len(labels) > most:
+        kept = np.linspace(0, len(labels) - 1, most).astype(np.int64)
         features, labels = features[kept], labels[kept]
     question = Question(label_set=label_set.reference, model=model)
     return await choose(service, question, features, labels, pool, advance), stored.revision
@@ -148,7 +154,8 @@ def _leaderboard(
     answers: Mapping[str, Answers], labels: np.ndarray, classes: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return a row per method, the best first, and each method's calibration."""
-    correct = {name: (each.ranked[:, 0] == labels).astype(np.float64) for name, each in answers.items()}
+    best = {name: each.best[:, 0] for name, each in answers.items()}
+    correct = {name: (each == labels).astype(np.float64) for name, each in best.items()}
     differences = {
         name: paired_difference(correct[name], correct[DEFAULT_METHOD]) for name in answers if name != DEFAULT_METHOD
     }
@@ -162,7 +169,7 @@ def _leaderboard(
             "method": name,
             "accuracy": float(correct[name].mean()),
             "interval": bootstrap_interval(correct[name]),
-            "macro_f1": macro_f1(labels, each.ranked[:, 0], classes),
+            "macro_f1": macro_f1(labels, best[name], classes),
             "nll": negative_log_likelihood(each.scores, labels),
             "ece": expected_calibration_error(each.scores, labels),
             "temperature": calibrations[name].temperature,

@@ -10,6 +10,7 @@ from app.backends import InProcess, OverHttp, RefusedError
 from app.errors import DeixisError, NotReadyError
 from app.main import create_app
 from app.service import Question
+from tests.api.test_examples import CLASSES, shade
 from tests.conftest import picture
 
 pytestmark = pytest.mark.anyio
@@ -104,6 +105,139 @@ async def test_label_sets_are_written_listed_and_read(opened):
     assert [(each.name, each.version, each.classes) for each in listed] == [("grün 🌿", 1, 1), ("two", 2, 3)]
     assert (latest.version, latest.templates, first.version) == (2, "ensemble", 1)
     assert [each.name for each in first.classes] == ["a", "b"]
+
+
+# --- example images ------------------------------------------------------------------------------------------------
+
+THINGS = LabelSetBody(classes=list(CLASSES))
+
+
+async def ignore(done, total):
+    pass
+
+
+async def teach(backend, each=4):
+    """Add labelled examples, try the methods, and return what became of the images."""
+    pairs = [(shade(kind, number), name) for number in range(each) for kind, name in enumerate(CLASSES)]
+    told = await backend.add_examples("things", [image for image, _ in pairs], [name for _, name in pairs])
+    await backend.try_methods("things", told.job, ignore)
+    return told
+
+
+async def test_examples_are_added_counted_and_deleted(opened):
+    async with opened() as backend:
+        await backend.put_label_set("things", THINGS)
+        images = [shade(kind, 0) for kind in range(3)]
+        told = await backend.add_examples("things", [*images, b"no picture"], ["tomato", None, " sky ", "leaf"])
+        assert (told.added, told.relabelled, told.duplicates) == (3, 0, 0)
+        assert [each.image for each in told.skipped] == [3]
+        assert told.counts == await backend.example_counts("things")
+        assert (told.counts.labelled, told.counts.unlabelled) == ({"sky": 1, "tomato": 1}, 1)
+        again = await backend.add_examples("things", images, [None, "leaf", "tomato"])
+        assert (again.added, again.relabelled, again.duplicates) == (0, 2, 1)
+        gone = await backend.delete_examples("things", classname="tomato", unlabelled=False, everything=False)
+        assert (gone.deleted, gone.counts.labelled) == (2, {"leaf": 1})
+        none = await backend.delete_examples("things", classname=None, unlabelled=True, everything=False)
+        assert none.deleted == 0
+        rest = await backend.delete_examples("things", classname=None, unlabelled=False, everything=True)
+        assert (rest.deleted, rest.counts.labelled, rest.counts.unlabelled) == (1, {}, 0)
+
+
+@pytest.mark.parametrize("classname", [None, "tomato"])
+async def test_images_of_one_class_or_of_none_are_added_alone_or_together(opened, classname):
+    async with opened() as backend:
+        await backend.put_label_set("things", THINGS)
+        for numbers in ([0], [1, 2]):
+            images = [shade(0, number) for number in numbers]
+            assert (await backend.add_examples("things", images, [classname] * len(images))).added == len(images)
+        counts = await backend.example_counts("things")
+        assert counts.labelled == ({} if classname is None else {classname: 3})
+        assert counts.unlabelled == (3 if classname is None else 0)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+async def test_bad_examples_alone_are_each_told_and_no_failure(opened, settings, labelled):
+    async with opened() as backend:
+        await backend.put_label_set("things", THINGS)
+        images = [b"no picture", picture() + bytes(settings.max_image_bytes), b""]
+        for count in (1, 3):
+            told = await backend.add_examples("things", images[:count], (["leaf"] if labelled else [None]) * count)
+            assert (told.added, told.job) == (0, None)
+            assert [each.image for each in told.skipped] == list(range(count))
+        assert "DEIXIS_MAX_IMAGE_BYTES" in told.skipped[1].problem
+        assert told.counts.revision == 0
+
+
+async def test_examples_that_cannot_be_are_an_error(opened):
+    async with opened() as backend:
+        await backend.put_label_set("things", THINGS)
+        with pytest.raises(DeixisError, match="unknown class 'puma'; known: leaf, sky, tomato"):
+            await backend.add_examples("things", [shade(0, 0)], ["puma"])
+        for work in (
+            backend.add_examples("none", [shade(0, 0)], [None]),
+            backend.example_counts("none"),
+            backend.delete_examples("none", classname=None, unlabelled=False, everything=True),
+            backend.selection("none", None),
+        ):
+            with pytest.raises(DeixisError, match="unknown label set 'none'; known: things"):
+                await work
+        with pytest.raises(DeixisError, match="wait until the methods have been tried"):
+            await backend.selection("things", None)
+        with pytest.raises(DeixisError, match="unknown model 'nope'; known: fake"):
+            await backend.selection("things", "nope")
+
+
+async def test_methods_are_tried_and_the_choice_is_used(opened):
+    async with opened() as backend:
+        await backend.put_label_set("things", THINGS)
+        told = await teach(backend)
+        assert told.added == 12
+        selection = await backend.selection("things", None)
+        assert (selection.current, selection.labelled, selection.method) == (True, 12, selection.leaderboard[0].method)
+        assert selection == await backend.selection("things", "fake")
+        (result,) = await backend.classify([shade(2, 70)], Question(label_set="things", coverage=0.9, reject_below=0.1))
+        assert result.predictions[0].label == "sky"
+        assert result.prediction_set[0] == "sky"
+        assert result.rejected is False
+
+
+async def test_shares_reach_the_server_as_they_were_given():
+    """Not rounded, and not in another notation that the server would not read."""
+    sent = []
+
+    def note(request):
+        sent.append(request.content)
+        return httpx.Response(400)
+
+    question = Question(labels=["a"], coverage=1 - 1e-7, false_rejection_rate=1e-5, reject_below=1 / 3)
+    with pytest.raises(DeixisError):
+        await over_handler(note)._classify([picture()], question)
+    for number in (b"0.9999999", b"1e-05", b"0.3333333333333333"):
+        assert number in sent[0]
+
+
+async def test_images_that_are_too_many_bytes_together_are_all_added_and_counted(settings, encoder):
+    images = [shade(kind, number) for number in range(3) for kind in range(3)]
+    app = create_app(settings.model_copy(update={"max_request_bytes": 1500}), lambda _: [encoder])
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            backend = OverHttp(client)
+            await backend.put_label_set("things", THINGS)
+            told = await backend.add_examples("things", images, ["leaf"] * 9)
+            assert told.counts.labelled == {"leaf": 9}
+            assert (told.added, told.skipped) == (9, [])
+
+
+async def test_images_that_are_too_many_for_one_request_are_all_added(settings, encoder):
+    app = create_app(settings.model_copy(update={"max_evaluation_images": 4}), lambda _: [encoder])
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            backend = OverHttp(client)
+            await backend.put_label_set("things", THINGS)
+            told = await backend.add_examples("things", [shade(0, number) for number in range(9)], [None] * 9)
+            assert told.added == 9
 
 
 async def test_a_full_server_is_waited_for_as_it_asks(monkeypatch):

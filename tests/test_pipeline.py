@@ -18,6 +18,7 @@ from app.errors import (
 from app.metrics import Metrics
 from app.pipeline import Classifier, ImageLimits, Pipeline, ServedModel, predict
 from app.prompting.class_embeddings import ClassEmbeddingCache
+from app.store.examples import StoredFeatures
 from app.task import ClassEntry, Task
 from tests.conftest import picture
 from tests.gated import GatedEncoder
@@ -27,9 +28,17 @@ pytestmark = pytest.mark.anyio
 COLOURS = ("red", "green", "blue")
 
 
+class NoExamples:
+    """A store of example images in which there are none."""
+
+    async def features(self, name, model, classnames, *, max_pool=None):
+        nothing = np.zeros((0, 0), np.float32)
+        return StoredFeatures(nothing, np.zeros(0, np.int64), nothing, 0)
+
+
 @pytest.fixture
-def start():
-    with contextlib.ExitStack() as stack:
+async def start(anyio_backend):
+    async with contextlib.AsyncExitStack() as stack:
 
         def make(
             *encoders,
@@ -60,8 +69,11 @@ def start():
                 request_timeout_s=timeout_s,
                 decode_threads=threads,
                 metrics=metrics,
+                examples=NoExamples(),
+                learned_bytes=1_000_000,
+                max_pool=100,
             )
-            stack.callback(pipeline.close)
+            stack.push_async_callback(pipeline.close)
             for each in encoders:
                 if isinstance(each, GatedEncoder):
                     stack.callback(each.open)
@@ -80,7 +92,7 @@ def labels_of(classification):
 
 def classifier_of(rows):
     adapter = Cosine().fit(rows, logit_scale=10.0, logit_bias=None)
-    return Classifier(adapter, np.arange(len(rows)), len(rows), (), rows.nbytes)
+    return Classifier(adapter.predict, np.arange(len(rows)), len(rows), (), rows.nbytes)
 
 
 async def first_labels(pipeline, colours, **options):
@@ -238,7 +250,7 @@ async def test_closing_ends_every_thread(start):
     encoder = GatedEncoder()
     pipeline = start(encoder)
     await first_labels(pipeline, ["red"])
-    await asyncio.to_thread(pipeline.close)
+    await pipeline.close()
     assert not [thread for threads in encoder.threads.values() for thread in threads if thread.is_alive()]
 
 

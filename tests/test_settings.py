@@ -137,6 +137,12 @@ def test_settings_cannot_be_changed_after_they_are_read():
         ("class_embedding_cache_mib", "0"),
         ("image_batch", "0"),
         ("text_batch", "4097"),
+        ("max_examples", "0"),
+        ("max_examples", "100000001"),
+        ("max_pool_images", "0"),
+        ("learned_cache_mib", "0"),
+        ("keep_images", "perhaps"),
+        ("keep_images", ""),
         ("decode_threads", "0"),
         ("shutdown_timeout_s", "-1"),
         ("precision", "int8"),
@@ -185,6 +191,14 @@ def test_a_home_folder_is_written_out(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert load_settings(data_dir="~/deixis").data_dir == tmp_path / "deixis"
     assert load_settings(model_cache_dir="weights").model_cache_dir == tmp_path / "weights"
+    assert load_settings(import_dir="~/pictures").import_dir == tmp_path / "pictures"
+
+
+def test_unless_an_operator_says_so_no_file_is_kept_and_none_is_imported(monkeypatch):
+    assert (load_settings().keep_images, load_settings().import_dir) == (False, None)
+    for value, keeps in [("true", True), ("1", True), ("false", False), ("0", False)]:
+        monkeypatch.setenv("DEIXIS_KEEP_IMAGES", value)
+        assert load_settings().keep_images is keeps
 
 
 def test_the_database_is_a_file_in_the_data_folder_unless_named(tmp_path):

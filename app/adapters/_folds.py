@@ -11,6 +11,7 @@ _JUDGED = 2048
 # Improvements of the loss, in nats, below which the earlier candidate stays.
 _MATERIAL = 1e-3
 # The temperature is between 2**-4 and 2**10, found to 2**0.02.
+_LEAST_TEMPERATURE = 0.5
 _COLDEST, _HOTTEST, _HALVINGS = -4.0, 10.0, 10
 
 
@@ -41,8 +42,10 @@ def judged(folds: Int[np.ndarray, " s"]) -> Int[np.ndarray, " j"]:
     return some
 
 
-def tempered_loss(logits: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]) -> float:
-    """Return the mean negative log-likelihood, in nats, at the temperature that makes it smallest.
+def tempered_loss(logits: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]) -> tuple[float, float]:
+    """Return the mean negative log-likelihood, in nats, at the temperature that makes it smallest, and that.
+
+    The temperature is told as at least 0.5: a few images that are all told rightly would want any that is lower.
 
     The loss at temperature one would compare how overconfident candidates are, which a temperature can mend, more than
     how well they rank; the accuracy tells little of few images.
@@ -56,9 +59,11 @@ def tempered_loss(logits: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"
             high = middle
         else:
             low = middle
-    scaled = 2 ** ((low + high) / 2) * gaps
+    inverse = 2 ** ((low + high) / 2)
+    scaled = inverse * gaps
     largest = scaled.max(axis=1)
-    return float((largest + np.log(np.exp(scaled - largest[:, None]).sum(axis=1))).mean())
+    loss = float((largest + np.log(np.exp(scaled - largest[:, None]).sum(axis=1))).mean())
+    return loss, max(1 / inverse, _LEAST_TEMPERATURE)
 
 
 def _slope(gaps: Float[np.ndarray, "n c"], inverse: float) -> float:

@@ -9,7 +9,8 @@ Deviations:
 - P is divided by d / (n - 1), after which alpha = 1 is the Gaussian likelihood itself. The paper's grid is not portable
   between label sets: its best values spread over the whole of it.
 - Alpha is chosen by cross-validation on the labelled images, by their likelihood at the best temperature, not by the
-  accuracy on others.
+  accuracy on others. The logits are divided by that temperature, so that they mean the same whichever alpha is chosen,
+  and held-out images of one fit say something of the scores of another.
 - What is the same for every class is taken from the contributions, so that they are zero in the mean over the classes
   and leave the level of a sigmoid encoder's scores as it was; no softmax sees that.
 - A class without images gets the mean that the paper gives its new classes, but the covariance of all the others. The
@@ -43,9 +44,10 @@ _TEXT_COPIES = 16
 
 
 class GDA(ExampleAdapter):
-    """Logits are zero-shot + alpha (x W + b).
+    """Logits are (zero-shot + alpha (x W + b)) / temperature.
 
-    ``W_`` (d, c) and ``b_`` (c,) are zero in the mean over the classes; ``alpha_`` is what was taken.
+    ``W_`` (d, c) and ``b_`` (c,) are zero in the mean over the classes; ``alpha_`` and ``temperature_`` are what was
+    taken, the latter 1 where alpha is not chosen.
 
     Args:
         alpha: how much the labelled images count beside the text; 0 lets cross-validation choose.
@@ -60,15 +62,15 @@ class GDA(ExampleAdapter):
         rows, labels = examples.support_features, examples.support_labels
         classes = len(self.text_)
         weights, biases, pooled = gaussian(rows, labels, self.text_)
-        alpha, why = self.alpha, ""
+        alpha, temperature, why = self.alpha, 1.0, ""
         if not alpha:
-            chosen = None if pooled else self._chosen_alpha(rows, labels)
-            alpha = CAUTIOUS_ALPHA if chosen is None else chosen
-            why = "" if chosen is not None else "so few images are labelled that their weight is fixed and not chosen"
+            chosen = None if pooled else self._chosen(rows, labels)
+            alpha, temperature = chosen or (CAUTIOUS_ALPHA, 1.0)
+            why = "" if chosen else "so few images are labelled that their weight is fixed and not chosen"
         missing = classes - len(np.unique(labels))
         self.W_ = (weights - weights.mean(axis=1, keepdims=True)).astype(np.float32)
         self.b_ = (biases - biases.mean()).astype(np.float32)
-        self.alpha_ = alpha
+        self.alpha_, self.temperature_ = alpha, temperature
         self.warnings_ = tuple(
             warning
             for warning, told in (
@@ -80,6 +82,7 @@ class GDA(ExampleAdapter):
         )
         self.diagnostics_ = {
             "alpha": alpha,
+            "temperature": temperature,
             "alpha_was_chosen": float(not self.alpha and not why),
             "covariance_of_all_images": float(pooled),
             "images": len(rows),
@@ -89,12 +92,12 @@ class GDA(ExampleAdapter):
     def _logits(self, image_features: ImageFeatures, zero_shot: Logits, neighbours: Neighbours | None) -> np.ndarray:
         del neighbours
         logits: np.ndarray = zero_shot + np.float32(self.alpha_) * (image_features @ self.W_ + self.b_)
-        return logits
+        return logits / np.float32(self.temperature_)
 
-    def _chosen_alpha(self, rows: Float[np.ndarray, "s d"], labels: Int[np.ndarray, " s"]) -> float | None:
-        """Return the alpha under which images are likeliest that the rest was fitted without, or None if too few."""
+    def _chosen(self, rows: Float[np.ndarray, "s d"], labels: Int[np.ndarray, " s"]) -> tuple[float, float] | None:
+        """Return the alpha and the temperature under which held-out images are likeliest, or None if too few."""
         folds = fold_numbers(labels, len(self.text_))
-        if folds is None:
+        if folds is None or len(self.text_) == 1:
             return None
         looked_at = judged(folds)
         asked, truth = rows[looked_at].astype(np.float64), labels[looked_at]
@@ -107,7 +110,11 @@ class GDA(ExampleAdapter):
                 # Another estimate than the one whose alpha is wanted.
                 return None
             contributions[here] = asked[here] @ weights + biases
-        return ALPHAS[first_best([tempered_loss(zero_shot + alpha * contributions, truth) for alpha in ALPHAS])]
+        losses, temperatures = zip(
+            *(tempered_loss(zero_shot + alpha * contributions, truth) for alpha in ALPHAS), strict=True
+        )
+        best = first_best(losses)
+        return ALPHAS[best], temperatures[best]
 
 
 def gaussian(

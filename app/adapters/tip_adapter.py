@@ -28,7 +28,9 @@ _AT_ONCE = 2**23
 
 
 class TipAdapter(ExampleAdapter):
-    """Logits are zero-shot + alpha times the votes of the labelled images; ``alpha_`` and ``beta_`` are what was taken.
+    """Logits are zero-shot + alpha times the votes of the labelled images, divided by a temperature.
+
+    ``alpha_``, ``beta_`` and ``temperature_`` are what was taken, the last 1 where the others are not chosen.
 
     Args:
         alpha: how much the votes count; 0 lets cross-validation choose both.
@@ -46,17 +48,18 @@ class TipAdapter(ExampleAdapter):
         self.keys_ = examples.support_features[order].astype(np.float32)
         self.labels_ = examples.support_labels[order]
         missing = len(self.text_) - len(np.unique(self.labels_))
-        self.alpha_, self.beta_ = self.alpha, self.beta
+        self.alpha_, self.beta_, self.temperature_ = self.alpha, self.beta, 1.0
         if missing:
             self.warnings_ += (f"{missing} classes have no labelled image, and nothing votes for them",)
         if not self.alpha:
             chosen = self._chosen()
-            self.alpha_, self.beta_ = chosen or (DEFAULT_ALPHA, self.beta)
+            self.alpha_, self.beta_, self.temperature_ = chosen or (DEFAULT_ALPHA, self.beta, 1.0)
             if not chosen:
                 self.warnings_ += ("so few images are labelled that their weight is fixed and not chosen",)
         self.diagnostics_ = {
             "alpha": self.alpha_,
             "beta": self.beta_,
+            "temperature": self.temperature_,
             "images": len(self.keys_),
             "classes_without_images": missing,
         }
@@ -69,29 +72,31 @@ class TipAdapter(ExampleAdapter):
             some = slice(first, first + step)
             cosines = image_features[some] @ self.keys_.T
             logits[some] += np.float32(self.alpha_) * votes(cosines, self.labels_, self.beta_, logits.shape[1])
-        return logits
+        return logits / np.float32(self.temperature_)
 
-    def _chosen(self) -> tuple[float, float] | None:
-        """Return the alpha and beta under which images are likeliest that do not vote themselves, or None if too few.
+    def _chosen(self) -> tuple[float, float, float] | None:
+        """Return the alpha, beta and temperature under which images are likeliest that do not vote, or None if too few.
 
         The smallest beta comes first among equals, and of its alphas the smallest.
         """
         classes = len(self.text_)
         folds = fold_numbers(self.labels_, classes)
-        if folds is None:
+        if folds is None or classes == 1:
             return None
         looked_at = judged(folds)
         asked, truth = self.keys_[looked_at], self.labels_[looked_at]
         zero_shot = self.logit_scale_ * asked @ self.text_.T
-        pairs, losses = [], []
+        pairs, told = [], []
         for beta in BETAS:
             counted = np.empty_like(zero_shot)
             for fold in range(int(folds.max()) + 1):
                 rest, here = folds != fold, folds[looked_at] == fold
                 counted[here] = votes(asked[here] @ self.keys_[rest].T, self.labels_[rest], beta, classes)
             pairs += [(alpha, beta) for alpha in ALPHAS]
-            losses += [tempered_loss(zero_shot + np.float32(alpha) * counted, truth) for alpha in ALPHAS]
-        return pairs[first_best(losses)]
+            told += [tempered_loss(zero_shot + np.float32(alpha) * counted, truth) for alpha in ALPHAS]
+        losses, temperatures = zip(*told, strict=True)
+        best = first_best(losses)
+        return *pairs[best], temperatures[best]
 
 
 def votes(

@@ -116,19 +116,23 @@ def print_curve(curve: LearningCurve) -> None:
     )
     shots = sorted({point.shots for point in curve.points if point.shots is not None})
     methods = list(dict.fromkeys(point.method for point in curve.points))
-    columns = ("method", "without labels", *(f"{count} shots" if count > 1 else "1 shot" for count in shots))
+    columns = ("method", "without labels", *map(_shots, shots))
     rows = [(name, *(_told(_at(curve, name, count)) for count in (None, *shots))) for name in methods]
     out.print(table_of(columns, rows, right=columns[1:]))
     for point in curve.points:
         if point.method == AUTO:
             taken = ", ".join(f"{name} {point.chosen.count(name)}" for name in dict.fromkeys(point.chosen))
-            number = "without labels" if point.shots is None else f"{point.shots} shots"
+            number = "without labels" if point.shots is None else _shots(point.shots)
             worse = f"; below zero-shot beyond chance in {point.worse}" if point.worse else ""
             out.print(f"auto, {number}: {escape(taken)}{worse}", highlight=False)
     if len(shots) > 1:
         out.print(_drawn(curve, shots, methods), highlight=False, markup=False)
     for method in curve.not_run:
         out.print(f"[yellow]not run:[/yellow] {escape(method)}", highlight=False, soft_wrap=True)
+
+
+def _shots(count: int) -> str:
+    return "1 shot" if count == 1 else f"{count} shots"
 
 
 def _at(curve: LearningCurve, method: str, shots: int | None) -> CurvePoint | None:

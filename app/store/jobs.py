@@ -5,7 +5,7 @@ process with the same database takes the job over, from its beginning; what a jo
 """
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -88,18 +88,20 @@ class JobRepository:
             session.add(row)
         return _to_job(row)
 
-    async def add_unless_queued(self, kind: str, label_set: str, request: Mapping[str, Any]) -> Job:
-        """Write a job, or return the one of that kind about that label set which waits to be begun."""
+    async def add_unless(
+        self, statuses: Collection[JobStatus], kind: str, label_set: str, request: Mapping[str, Any]
+    ) -> tuple[Job, bool]:
+        """Write a job unless there is one of that kind about that label set in one of the states; tell if it was."""
         waiting = (
             select(JobRow)
-            .where(JobRow.kind == kind, JobRow.label_set == label_set, JobRow.status == JobStatus.QUEUED)
+            .where(JobRow.kind == kind, JobRow.label_set == label_set, JobRow.status.in_(statuses))
             .order_by(JobRow.created_at)
             .limit(1)
         )
         async with reading(self._engine) as session:
             row = await session.scalar(waiting)
         # Two that are written at the same moment do the same work twice, and no harm.
-        return await self.add(kind, label_set, request) if row is None else _to_job(row)
+        return (await self.add(kind, label_set, request), True) if row is None else (_to_job(row), False)
 
     async def get(self, job_id: str) -> Job:
         """Return a job.

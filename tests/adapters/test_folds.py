@@ -55,14 +55,21 @@ def test_the_loss_is_that_at_the_best_temperature(seed):
         return (np.log(np.exp(scaled).sum(axis=1)) - scaled[np.arange(30), labels]).mean()
 
     best = minimize_scalar(loss, bounds=(-4, 10), method="bounded")
-    assert tempered_loss(logits, labels) == pytest.approx(best.fun, abs=1e-3)
+    loss, temperature = tempered_loss(logits, labels)
+    assert loss == pytest.approx(best.fun, abs=1e-3)
+    assert temperature >= 0.5
 
 
 def test_the_loss_does_not_see_how_overconfident_logits_are():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 4, 50)
     logits = rng.standard_normal((50, 4)) + np.eye(4)[labels]
-    assert tempered_loss(20 * logits, labels) == pytest.approx(tempered_loss(logits, labels), abs=1e-4)
+    (loss, temperature), (loss_of_20, temperature_of_20) = (
+        tempered_loss(logits, labels),
+        tempered_loss(20 * logits, labels),
+    )
+    assert loss_of_20 == pytest.approx(loss, abs=1e-4)
+    assert temperature_of_20 == pytest.approx(20 * temperature, rel=0.02)
 
 
 def test_the_first_candidate_stays_until_another_is_better_by_enough():

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from app.adapters._base import Examples
+from app.adapters._examples import softmax
 from app.adapters.gda import ALPHAS, CAUTIOUS_ALPHA, GDA, class_means, gaussian, new_class_means, times_precision
 from tests.adapters.problems import PROBLEMS, difference, problem, same_in_float64
 from tests.oracles import gda as oracle
@@ -276,3 +277,21 @@ def test_what_is_learned_is_single_precision():
     adapter = drawn.fit(GDA(), drawn.support)
     assert (adapter.W_.shape, adapter.b_.shape) == ((10, 3), (3,))
     assert adapter.W_.dtype == adapter.b_.dtype == np.float32
+
+
+def test_the_weight_is_chosen_with_a_temperature_at_which_scores_are_no_surer_than_right():
+    """Else each fit has a scale of its own, and what held-out images say of one says nothing of another."""
+    rng = np.random.default_rng(21)
+    centres = rng.standard_normal((4, 24))
+    labels, asked_labels = np.repeat(np.arange(4), 12), np.repeat(np.arange(4), 200)
+
+    def around(which):
+        rows = centres[which] + 1.6 * rng.standard_normal((len(which), 24))
+        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+    text = (centres / np.linalg.norm(centres, axis=1, keepdims=True)).astype(np.float32)
+    taught = GDA().fit(text, logit_scale=100.0, logit_bias=None, examples=Examples(around(labels), labels))
+    logits = taught.predict(around(asked_labels)).logits
+    confidence = softmax(logits).max(axis=1).mean()
+    assert confidence == pytest.approx((logits.argmax(axis=1) == asked_labels).mean(), abs=0.1)
+    assert softmax(logits * taught.temperature_).max(axis=1).mean() > confidence

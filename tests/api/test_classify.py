@@ -1,11 +1,13 @@
 import base64
 import json
+from itertools import pairwise
 
 import pytest
 
 from app.encoders.fake import FakeEncoder
 from app.methods import METHODS
 from tests.api.problems import fields_of, problem_of
+from tests.api.test_examples import AT, IMAGES, SELECTION, add, added, at_rest, shade, teach, with_things
 from tests.conftest import picture
 
 LABELS = ["red", "green", "blue"]
@@ -53,8 +55,19 @@ def test_the_three_forms_and_both_paths_give_the_same_answer(client, path, field
     assert answers[0]["model"] == "fake"
     assert answers[0]["method"] == "zero-shot"
     assert answers[0]["label_set"] is None
+    members = ("reason", "examples", "calibration", "transductive")
+    assert [answers[0][member] for member in members] == [None, None, None, False]
     (result,) = answers[0]["results"]
-    assert set(result) == {"predictions", "explanation", "warnings", "error"}
+    assert set(result) == {
+        "predictions",
+        "out_of_vocabulary",
+        "rejected",
+        "prediction_set",
+        "explanation",
+        "warnings",
+        "error",
+    }
+    assert (result["rejected"], result["prediction_set"], result["error"]) == (None, None, None)
     assert [set(each) for each in result["predictions"]] == [{"label", "score", "similarity"}] * fields.get("top_k", 3)
 
 
@@ -364,6 +377,36 @@ def test_a_classifier_that_would_take_too_much_memory_is_refused_with_the_way_ou
     assert "raise DEIXIS_CLASS_EMBEDDING_CACHE_MIB" in answered.json()["detail"]
 
 
+def test_every_method_is_listed_with_what_it_learns_from_and_its_options(client):
+    told = client.get("/v1/methods").json()["methods"]
+    assert [each["name"] for each in told] == list(METHODS)
+    assert [each["name"] for each in told if each["default"]] == ["zero-shot"]
+    for each in told:
+        method = METHODS[each["name"]]
+        assert set(each["learns_from"]) == method.learns <= {"labelled images", "unlabelled images"}
+        assert (each["transductive"], each["stateful"]) == (method.transductive, method.stateful)
+        assert ("transductive" in each["options"]) == ("unlabelled images" in each["learns_from"])
+        for option in each["options"].values():
+            assert option["least"] <= option["default"] <= option["most"]
+
+
+def test_without_a_label_set_a_method_learns_from_the_images_of_the_request_or_is_refused(client):
+    images = [shade(number % 3, number) for number in range(6)]
+    for name, method in METHODS.items():
+        response = as_json(client, images, labels=["red", "green", "blue"], method=name, top_k=1)
+        if "labelled images" in method.learns or method.stateful:
+            assert fields_of(response) == {"method"}
+            assert "give label_set" in response.json()["detail"]
+            continue
+        body = answer(response)
+        assert (body["method"], body["examples"]) == (name, None)
+        assert body["transductive"] == ("unlabelled images" in method.learns)
+        told_together = ["looked at together" in warning for warning in body["results"][0]["warnings"]]
+        assert any(told_together) == body["transductive"]
+        if method.learns:
+            assert first_labels(response) == ["red", "green", "blue"] * 2
+
+
 # --- names that do not exist ---------------------------------------------------------------------------------------
 
 
@@ -435,6 +478,194 @@ def test_the_first_model_is_the_default_and_every_one_can_be_named(make_client):
     assert told[""] == told["first"]
     assert told["second"]["model"] == "second"
     assert told["second"]["results"] != told["first"]["results"]
+
+
+# --- what examples teach -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def taught(client):
+    """A label set whose words say nothing of the pictures, with twelve examples of each class, tried."""
+    with_things(client)
+    teach(client, each=12)
+    return client
+
+
+def in_every_form(client, image, **fields):
+    return [
+        as_form(client, [image], **fields),
+        as_json(client, [image], **fields),
+        as_body(client, image, **fields),
+    ]
+
+
+def test_where_there_are_examples_the_method_is_left_to_the_evidence(taught):
+    selection = taught.get(SELECTION).json()
+    for fields in ({}, {"method": "auto"}):
+        answers = [answer(each) for each in in_every_form(taught, shade(1, 70), label_set="things", **fields)]
+        assert answers[0] == answers[1] == answers[2]
+        body = answers[0]
+        assert (body["method"], body["reason"]) == (selection["method"], selection["reason"])
+        assert body["examples"] == {"revision": 1, "labelled": 36, "unlabelled": 0}
+        assert (body["calibration"]["images"], body["calibration"]["reject_below"]) == (36, None)
+        assert body["calibration"]["temperature"] > 0
+        assert body["results"][0]["predictions"][0]["label"] == "leaf"
+        assert body["results"][0]["warnings"] == []
+    plain = answer(as_form(taught, [shade(1, 70)], label_set="things", method="zero-shot"))
+    assert (plain["method"], plain["reason"], plain["examples"]) == ("zero-shot", None, None)
+
+
+def test_without_examples_auto_is_zero_shot_and_says_why(client):
+    with_things(client)
+    for fields in ({"labels": json.dumps(LABELS)}, {"label_set": "things"}):
+        body = answer(as_form(client, [picture("red")], method="auto", **fields))
+        assert body["method"] == "zero-shot"
+        assert "no example images" in body["reason"]
+
+
+def test_auto_takes_no_options_which_are_those_of_a_method(taught):
+    fields = {"label_set": "things", "options": {"alpha": 1}}
+    for method in ({}, {"method": "auto"}):
+        assert fields_of(as_json(taught, [shade(0, 70)], **fields, **method)) == {"options"}
+    assert answer(as_json(taught, [shade(0, 70)], **fields, method="gda"))["method"] == "gda"
+
+
+def test_the_answer_follows_the_examples_as_they_are_added_and_deleted(taught):
+    def best(image):
+        return first_labels(as_body(taught, image, label_set="things"))[0]
+
+    assert best(shade(2, 70)) == "sky"
+    images = [each["id"] for each in taught.get(IMAGES, params={"class": "sky"}).json()["images"]]
+    assert len(images) == 12
+    # The pictures of skies are called tomatoes from now on, and those of tomatoes skies.
+    added(add(taught, [shade(2, number) for number in range(12)], ["tomato"]))
+    added(add(taught, [shade(0, number) for number in range(12)], ["sky"]))
+    at_rest(taught)
+    best(shade(2, 70))  # what was learned before answers until the new is ready
+    at_rest(taught)
+    assert [best(shade(kind, 70)) for kind in range(3)] == ["sky", "leaf", "tomato"]
+
+
+def test_a_set_of_labels_and_a_rejection_follow_from_the_examples_in_every_form(taught):
+    fields = {"label_set": "things", "coverage": 0.9, "false_rejection_rate": 0.2}
+    answers = [answer(each) for each in in_every_form(taught, shade(0, 70), **fields)]
+    assert answers[0] == answers[1] == answers[2]
+    calibration, (result,) = answers[0]["calibration"], answers[0]["results"]
+    assert calibration["images"] == 36
+    assert calibration["coverage"] == 0.9
+    assert 0 <= calibration["false_rejection_rate"] <= 0.2
+    assert 0 < calibration["reject_below"] < 1
+    best = result["predictions"][0]
+    assert result["prediction_set"][0] == best["label"] == "tomato"
+    assert result["rejected"] == (best["score"] < calibration["reject_below"])
+
+
+def test_a_higher_coverage_gives_no_smaller_sets_and_a_higher_rate_no_lower_threshold(taught):
+    images = [shade(number % 3, 60 + number) for number in range(8)]
+
+    def asked(**fields):
+        return answer(as_json(taught, images, label_set="things", **fields))
+
+    sizes, thresholds = [], []
+    for share in (0.05, 0.5, 0.9, 0.999):
+        told = asked(coverage=share)
+        assert all(each["rejected"] is None for each in told["results"])
+        for each in told["results"]:
+            ranked = [prediction["label"] for prediction in each["predictions"]]
+            assert each["prediction_set"] == ranked[: len(each["prediction_set"])] != []
+        sizes.append([len(each["prediction_set"]) for each in told["results"]])
+        rated = asked(false_rejection_rate=share)
+        assert all(each["prediction_set"] is None for each in rated["results"])
+        assert rated["calibration"]["false_rejection_rate"] <= share
+        thresholds.append(rated["calibration"]["reject_below"])
+    assert all(smaller <= larger for few, many in pairwise(sizes) for smaller, larger in zip(few, many, strict=True))
+    # As many as 36 images cannot promise 99.9 %, but for every label.
+    assert sizes[-1] == [3] * 8
+    assert thresholds == sorted(thresholds)
+    assert thresholds[0] < thresholds[-1]
+
+
+def test_a_threshold_of_the_callers_own_needs_no_examples_and_is_held_to(client, taught):
+    for fields in ({"labels": json.dumps(LABELS)}, {"label_set": "things"}, {"label_set": "things", "method": "cupl"}):
+        for threshold, rejected in [(0, False), (1, True)]:
+            for response in in_every_form(client, picture("#a06050"), reject_below=threshold, **fields)[::2]:
+                body = answer(response)
+                assert [each["rejected"] for each in body["results"]] == [rejected]
+                if body["calibration"] is not None:
+                    assert body["calibration"]["reject_below"] == threshold
+
+
+@pytest.mark.parametrize("name", ["coverage", "false_rejection_rate"])
+def test_what_only_labelled_examples_can_tell_is_refused_without_them(client, name):
+    with_things(client)
+    added(add(client, [shade(kind, 0) for kind in range(3)]))
+    at_rest(client)
+    for fields in ({"labels": "red, blue"}, {"label_set": "things"}, {"label_set": "things", "method": "zlap"}):
+        for response in (
+            as_form(client, [picture()], **fields, **{name: 0.5}),
+            as_body(client, picture(), **fields, **{name: 0.5}),
+        ):
+            assert fields_of(response) == {name}
+            assert "labelled example images" in response.json()["detail"]
+
+
+def test_a_method_that_was_not_tried_with_these_options_has_no_calibration(taught):
+    fields = {"label_set": "things", "method": "gda", "options": {"alpha": 3}}
+    assert answer(as_json(taught, [shade(0, 70)], **fields))["calibration"] is None
+    assert fields_of(as_json(taught, [shade(0, 70)], **fields, coverage=0.9)) == {"coverage"}
+    assert answer(as_json(taught, [shade(0, 70)], label_set="things", method="gda", coverage=0.9))["calibration"]
+    taught.post(f"{AT}/classes", json={"classes": ["stone"]}).raise_for_status()
+    assert answer(as_json(taught, [shade(0, 70)], label_set="things@1", method="gda", coverage=0.9))["calibration"]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("coverage", ["0", "1", "-0.1", "1.5", "nan", "inf", "much", ""]),
+        ("false_rejection_rate", ["0", "1", "-0.1", "1.5", "nan", "inf", "much", ""]),
+        ("reject_below", ["-0.001", "1.001", "nan", "-inf", "much", ""]),
+    ],
+)
+def test_a_share_that_is_none_is_told_by_its_field_in_every_form(taught, name, values):
+    for value in values:
+        fields = {"label_set": "things", name: value}
+        assert fields_of(as_form(taught, [picture()], **fields)) == {name}, value
+        assert fields_of(as_body(taught, picture(), **fields)) == {name}, value
+        assert fields_of(as_json(taught, [picture()], **fields)) == {name}, value
+
+
+def test_a_threshold_and_a_rate_together_are_refused(taught):
+    for response in in_every_form(taught, picture(), label_set="things", reject_below=0.5, false_rejection_rate=0.1):
+        assert fields_of(response) == {"reject_below"}
+
+
+def test_a_bad_image_among_good_ones_is_neither_rejected_nor_in_a_set(taught):
+    fields = {"label_set": "things", "coverage": 0.9, "reject_below": 0.1}
+    good, bad = answer(as_json(taught, [shade(0, 70), b"no image"], **fields))["results"]
+    assert good["out_of_vocabulary"] is not None
+    assert (bad["out_of_vocabulary"], bad["rejected"], bad["prediction_set"]) == (None, None, None)
+
+
+def test_how_little_an_image_looks_like_any_class_is_told(client):
+    near, far = (
+        answer(as_json(client, [picture(colour)], labels=["red", "blue"]))["results"][0]["out_of_vocabulary"]
+        for colour in ("red", "green")
+    )
+    for each in (near, far):
+        assert set(each) == {"mcm", "energy"}
+        assert 0 <= each["mcm"] < 1
+    assert near["mcm"] < far["mcm"]
+    assert near["energy"] < far["energy"]
+
+
+def test_unlabelled_examples_alone_are_used_where_they_are_spread_over_the_classes(client):
+    with_things(client, ["red", "green", "blue"])
+    added(add(client, [shade(number % 3, number) for number in range(30)]))
+    at_rest(client)
+    body = answer(as_body(client, shade(1, 70), label_set="things"))
+    assert (body["method"], body["transductive"]) == ("zlap", False)
+    assert body["examples"] == {"revision": 1, "labelled": 0, "unlabelled": 30}
+    assert body["results"][0]["predictions"][0]["label"] == "green"
 
 
 # --- what else an answer holds -------------------------------------------------------------------------------------

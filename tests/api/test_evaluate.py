@@ -1,9 +1,11 @@
-"""Methods compared over HTTP, on the caller's labelled images."""
+"""Methods compared over HTTP, on the caller's labelled images, or on the stored examples."""
 
 import pytest
 
+from app.methods import METHODS
 from tests.api.problems import fields_of
 from tests.api.test_descriptions import ended, told
+from tests.api.test_examples import CLASSES, add, added, at_rest, shade, teach, with_things
 from tests.conftest import picture
 
 COLOURS = ("red", "green", "blue")
@@ -65,7 +67,9 @@ def test_what_cannot_be_evaluated_begins_no_job(colours, make_client):
     assert fields_of(post(colours, [red], [])) == {"class"}
     assert fields_of(colours.post(AT, files=[("class", (None, "red"))])) == {"image"}
     assert fields_of(post(colours, [red], ["red"], labels="red")) == {"labels"}
-    told(colours.post(AT, json={}), 415, "unsupported-media-type")
+    for media_type in ("image/png", "text/plain", ""):
+        answer = colours.post(AT, content=red, headers={"content-type": media_type})
+        told(answer, 415, "unsupported-media-type")
     assert colours.get("/v1/jobs").json()["jobs"] == []
 
 
@@ -74,3 +78,111 @@ def test_too_many_images_are_refused_with_the_setting_to_raise(make_client):
     client.put("/v1/label-sets/colours", json={"classes": list(COLOURS)})
     problem = told(post(client, [picture("red")] * 3, ["red"] * 3), 413, "too-large")
     assert "DEIXIS_MAX_EVALUATION_IMAGES" in problem["detail"]
+
+
+# --- on stored examples --------------------------------------------------------------------------------------------
+
+STORED = "/v1/label-sets/things:evaluate"
+
+
+def by_method(job):
+    assert job["status"] == "succeeded", job
+    return {row["method"]: row for row in job["result"]["methods"]}
+
+
+def test_without_images_the_labelled_examples_are_asked_about_each_held_out(client):
+    with_things(client)
+    teach(client, each=6)
+    job = ended(client, client.post(STORED, json={}))
+    result = job["result"]
+    assert (result["images"], result["labelled"], result["unlabelled"], result["folds"]) == (18, 18, 0, 5)
+    assert (result["model"], result["skipped"]) == ("fake", [])
+    rows = by_method(job)
+    assert {"zero-shot", "gda", "tip-adapter"} <= set(rows)
+    assert not {name for name in rows if name in METHODS and METHODS[name].stateful}
+    for row in rows.values():
+        evaluation = row["evaluation"]
+        low, high = row["interval"]
+        assert 0 <= low <= evaluation["top1"] <= high <= 1
+        assert 0 <= evaluation["macro_f1"] <= 1
+        assert 0 <= evaluation["ece"] <= 1
+        assert evaluation["nll"] > 0
+        assert row["ms_per_image"] >= 0
+    # The words say nothing of these pictures, which the examples tell apart.
+    assert rows["zero-shot"]["evaluation"]["top1"] < 0.5
+    assert rows["gda"]["evaluation"]["top1"] == 1
+    assert rows["gda"]["to_baseline"]["mean"] == pytest.approx(1 - rows["zero-shot"]["evaluation"]["top1"])
+    assert any("gda" in each or "tip-adapter" in each for each in result["verdict"])
+    assert all("unlabelled" in each for each in result["not_run"])
+
+
+def test_the_selection_and_an_evaluation_on_the_same_examples_say_the_same(client):
+    with_things(client)
+    teach(client, each=5)
+    rows = by_method(ended(client, client.post(STORED, json={"model": "fake"})))
+    for row in client.get("/v1/label-sets/things/selection").json()["leaderboard"]:
+        evaluation = rows[row["method"]]["evaluation"]
+        assert row["accuracy"] == evaluation["top1"]
+        assert row["macro_f1"] == pytest.approx(evaluation["macro_f1"])
+        assert row["nll"] == pytest.approx(evaluation["nll"])
+        assert row["ece"] == pytest.approx(evaluation["ece"])
+
+
+@pytest.mark.parametrize("unlabelled", [False, True], ids=["no examples", "unlabelled ones"])
+def test_there_is_nothing_to_evaluate_on_without_labelled_examples(client, unlabelled):
+    with_things(client)
+    if unlabelled:
+        added(add(client, [shade(kind, 0) for kind in range(3)]))
+        at_rest(client)
+    job = ended(client, client.post(STORED, json={}))
+    assert job["status"] == "failed"
+    assert "'things' has no labelled example images" in job["error"]
+
+
+def test_an_evaluation_on_stored_examples_that_cannot_be_begins_no_job(client):
+    with_things(client)
+    told(client.post(STORED, json={"model": "none"}), 404, "unknown-name")
+    told(client.post(STORED, json={"template": "phto"}), 404, "unknown-name")
+    told(client.post("/v1/label-sets/none:evaluate", json={}), 404, "unknown-name")
+    assert fields_of(client.post(STORED, json={"method": "gda"})) == {"method"}
+    assert fields_of(client.post(STORED, json={"model": 1})) == {"model"}
+    for body in ("", "{"):
+        answer = client.post(STORED, content=body, headers={"content-type": "application/json"})
+        told(answer, 400, "malformed-request")
+    assert client.get("/v1/jobs").json()["jobs"] == []
+
+
+def test_images_of_a_request_are_answered_by_what_is_learned_from_the_stored_ones(client):
+    with_things(client)
+    images = [shade(number % 3, 40 + number) for number in range(9)]
+    names = [CLASSES[number % 3] for number in range(9)]
+    alone = ended(client, post(client, images, names, at=STORED))
+    assert (alone["result"]["labelled"], alone["result"]["folds"]) == (0, 0)
+    assert not {"gda", "tip-adapter", "zlap"} & set(by_method(alone))
+    teach(client, each=4, unlabelled=24)
+    taught = ended(client, post(client, images, names, at=STORED))
+    result = taught["result"]
+    assert (result["images"], result["labelled"], result["unlabelled"], result["folds"]) == (9, 12, 24, 0)
+    rows = by_method(taught)
+    assert {"gda", "tip-adapter", "zlap"} <= set(rows)
+    assert rows["gda"]["evaluation"]["top1"] == 1
+    assert rows["zero-shot"]["evaluation"] == by_method(alone)["zero-shot"]["evaluation"]
+    counts = client.get("/v1/label-sets/things/images").json()["counts"]
+    assert sum(counts["labelled"].values()) + counts["unlabelled"] == 36
+
+
+def test_examples_of_which_none_can_be_held_out_are_not_evaluated_on(client):
+    """The row of a method that has learned from nothing would be that of zero-shot under another name."""
+    with_things(client)
+    added(add(client, [shade(kind, 0) for kind in range(3)], CLASSES))
+    job = ended(client, client.post(STORED, json={}))
+    if job["status"] == "succeeded":
+        assert "gda" not in by_method(job)
+
+
+def test_a_job_that_has_ended_well_has_done_all_its_steps(client):
+    with_things(client)
+    tried = teach(client)
+    evaluated = ended(client, client.post(STORED, json={}))
+    for job in (tried, evaluated):
+        assert job["done"] == job["total"] > 0

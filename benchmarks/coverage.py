@@ -1,0 +1,115 @@
+"""How often conformal sets hold the true label, and how far scores are off, on random splits of labelled images.
+
+    python -m benchmarks.coverage FOLDER --support FOLDER [--splits 20] [--shots 16] [--name SUBFOLDER=CLASS]...
+
+Folders have one subfolder per class. In each split, half of FOLDER's images calibrates zero-shot, and so many images of
+each class, drawn from --support, teach and calibrate every method that learns from them, as the service does it: each
+image held out in turn. The other half of FOLDER is asked about.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from app.adapters._base import Examples
+from app.adapters._examples import Need
+from app.calibration import Calibration, calibrate, prediction_sets, tempered_softmax
+from app.cli.common import read_subfolder_names
+from app.encoders._base import Encoder, LoadOptions
+from app.encoders.loading import load_encoder
+from app.evaluation import expected_calibration_error
+from app.files import find_labelled_images
+from app.images import decode_image
+from app.learning import answer, answer_held_out, learn, stratified_folds
+from app.methods import METHODS
+
+_COVERAGES = (0.9, 0.95)
+_ENCODED_AT_ONCE = 32
+
+
+def encoded(encoder: Encoder, files: Sequence[Path]) -> np.ndarray:
+    """Return the features (n, d) of image files."""
+    rows = []
+    for first in range(0, len(files), _ENCODED_AT_ONCE):
+        pixels = [
+            encoder.transform(
+                decode_image(file.read_bytes(), max_bytes=2**26, max_pixels=10**8, target_px=encoder.image_size_px)
+            )
+            for file in files[first : first + _ENCODED_AT_ONCE]
+        ]
+        rows.append(encoder.begin_images(pixels)())
+    return np.concatenate(rows)
+
+
+def told(calibration: Calibration, logits: np.ndarray, truth: np.ndarray) -> list[float]:
+    """Return the calibration errors before and after, and for each coverage what it was and the mean size of a set."""
+    before, after = tempered_softmax(logits, 1.0), calibration.probabilities(logits)
+    figures = [expected_calibration_error(before, truth), expected_calibration_error(after, truth)]
+    for coverage in _COVERAGES:
+        sets = prediction_sets(after, calibration.set_quantile(coverage))
+        figures += [
+            float(np.mean([label in each for label, each in zip(truth, sets, strict=True)])),
+            float(np.mean([len(each) for each in sets])),
+        ]
+    return figures
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--support", type=Path, required=True)
+    parser.add_argument("--splits", type=int, default=20)
+    parser.add_argument("--shots", type=int, default=16)
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--name", action="append", default=[])
+    arguments = parser.parse_args()
+    asked, support = find_labelled_images(arguments.folder), find_labelled_images(arguments.support)
+    renamed = read_subfolder_names(arguments.name, {subfolder for _, subfolder in [*asked, *support]})
+    names = sorted(set(renamed.values()))
+    encoder = load_encoder(arguments.model, LoadOptions())
+    features = encoded(encoder, [file for file, _ in asked])
+    truth = np.array([names.index(renamed[subfolder]) for _, subfolder in asked])
+    support_features = encoded(encoder, [file for file, _ in support])
+    support_truth = np.array([names.index(renamed[subfolder]) for _, subfolder in support])
+    text = encoder.encode_texts([f"a photo of a {name}." for name in names])
+    zero_shot = encoder.logit_scale * features @ text.T + (encoder.logit_bias or 0)
+    rng = np.random.default_rng(0)
+    found: dict[str, list[list[float]]] = {}
+    for _ in range(arguments.splits):
+        order = rng.permutation(len(truth))
+        given, rest = order[: len(order) // 2], order[len(order) // 2 :]
+        found.setdefault("zero-shot", []).append(
+            told(calibrate(zero_shot[given], truth[given]), zero_shot[rest], truth[rest])
+        )
+        drawn = np.concatenate(
+            [rng.permutation(np.flatnonzero(support_truth == label))[: arguments.shots] for label in range(len(names))]
+        )
+        examples = Examples(support_features[drawn], support_truth[drawn])
+        folds = stratified_folds(examples.support_labels, 5)
+        for name, method in METHODS.items():
+            if Need.SUPPORT not in method.learns:
+                continue
+            make = partial(method.example_adapter, dict(method.read_options({})))
+            held_out = answer_held_out(make, text, examples, folds, encoder)
+            calibration = calibrate(held_out.logits, examples.support_labels)
+            logits = answer(learn(make(), text, examples, encoder), features[rest]).logits
+            found.setdefault(name, []).append(told(calibration, logits, truth[rest]))
+    columns = [
+        "ECE before",
+        "after",
+        *(f"{what} at {c}" for c in _COVERAGES for what in ("coverage", "labels in a set")),
+    ]
+    sys.stdout.write(f"| method | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}\n")
+    for name, rows in found.items():
+        means, deviations = np.mean(rows, axis=0), np.std(rows, axis=0, ddof=1)
+        cells = [f"{mean:.3f} ± {deviation:.3f}" for mean, deviation in zip(means, deviations, strict=True)]
+        sys.stdout.write(f"| {name} | {' | '.join(cells)} |\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""What methods take to learn from example images, in memory and time, ZLaP's oracle beside it.
+
+    python -m benchmarks.learning [--pool 25000] [--classes 400] [--dims 512] [--output FOLDER]
+
+Features are clusters around random class directions, the text a little off them, so that pools are spread as methods
+assume. Everything runs on one core. Neighbours are searched once and timed by themselves. Memory is what arrays take at
+most while a second fit runs, its inputs left out.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+for _library in ("OPENBLAS", "OMP", "MKL"):
+    os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
+
+import numpy as np  # noqa: E402 - after the number of threads is set
+
+from app.adapters._base import Examples  # noqa: E402
+from app.adapters._examples import ExampleAdapter  # noqa: E402
+from app.methods import METHODS  # noqa: E402
+from app.neighbours import NeighbourIndex, use_one_thread  # noqa: E402
+
+_SCALE = 100.0
+_SUPPORT_PER_CLASS = 16
+_QUERIES = 64
+_ROUNDS = 15
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    """Return rows of length one, float32."""
+    made: np.ndarray = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    return made
+
+
+def problem(pool: int, classes: int, dims: int) -> tuple[np.ndarray, Examples, np.ndarray]:
+    """Return the text (c, d), examples without neighbours, and images to be asked about."""
+    rng = np.random.default_rng(0)
+    centres = unit(rng.standard_normal((classes, dims)))
+
+    def around(labels: np.ndarray) -> np.ndarray:
+        return unit(centres[labels] + 0.06 * rng.standard_normal((len(labels), dims)))
+
+    text = unit(centres + 0.08 * rng.standard_normal((classes, dims)))
+    support = np.repeat(np.arange(classes), _SUPPORT_PER_CLASS)
+    examples = Examples(around(support), support, around(rng.integers(0, classes, pool)))
+    return text, examples, around(rng.integers(0, classes, _QUERIES))
+
+
+def _mib_of(work: Callable[[], object]) -> float:
+    """Return the most memory that arrays take while something runs, beyond what is there before."""
+    tracemalloc.start()
+    work()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return peak / 2**20
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def measure(name: str, pool: int, classes: int, dims: int) -> dict[str, Any]:
+    """Fit one method, and ask it about one image and about 64."""
+    use_one_thread()
+    text, examples, queries = problem(pool, classes, dims)
+    method = METHODS[name]
+    adapter: ExampleAdapter = method.example_adapter(dict(method.read_options({})))
+    neighbours, near, searched_s = None, None, 0.0
+    if adapter.neighbours:
+        index = NeighbourIndex(examples.pool_features)
+        began = time.perf_counter()
+        near = index.among_themselves(examples.pool_features, adapter.neighbours)
+        searched_s = time.perf_counter() - began
+        neighbours = index.search(queries, adapter.neighbours)
+    taught = Examples(examples.support_features, examples.support_labels, examples.pool_features, near)
+
+    def fit() -> object:
+        return adapter.fit(text, logit_scale=_SCALE, logit_bias=None, examples=taught)
+
+    fit_s, above = _seconds(fit), _mib_of(fit)
+
+    def first(count: int) -> Callable[[], object]:
+        some = None if neighbours is None else type(neighbours)(neighbours.indices[:count], neighbours.cosines[:count])
+        return lambda: adapter.predict(queries[:count], some)
+
+    ms = {count: statistics.median(_seconds(first(count)) for _ in range(_ROUNDS)) * 1000 / count for count in (1, 64)}
+    return {
+        "method": name,
+        "neighbours_s": round(searched_s, 2),
+        "fit_s": round(fit_s, 2),
+        "above_inputs_mib": round(above),
+        "ms_alone": round(ms[1], 3),
+        "ms_in_64": round(ms[64], 4),
+        "warnings": list(adapter.warnings_),
+    }
+
+
+def oracle(pool: int, classes: int, dims: int) -> dict[str, Any]:
+    """Solve the same system as ZLaP's oracle does, whose search of neighbours is not timed."""
+    from tests.oracles import zlap  # noqa: PLC0415 - only here
+
+    text, examples, _ = problem(pool, classes, dims)
+    laplacian, _ = zlap.graph(examples.pool_features, text)
+    right = np.eye(classes + pool, classes)
+
+    def fit() -> object:
+        return zlap.cg_block(laplacian, right)
+
+    return {
+        "method": "zlap, solving as the oracle",
+        "fit_s": round(_seconds(fit), 2),
+        "above_inputs_mib": round(_mib_of(fit)),
+    }
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pool", type=int, default=25_000)
+    parser.add_argument("--classes", type=int, default=400)
+    parser.add_argument("--dims", type=int, default=512)
+    parser.add_argument("--methods", nargs="*", default=[name for name, method in METHODS.items() if method.learns])
+    parser.add_argument("--no-oracle", action="store_true", help="its graph needs a matrix of pool x pool")
+    parser.add_argument("--output", type=Path, help="a folder for the figures as JSON")
+    arguments = parser.parse_args()
+    size = (arguments.pool, arguments.classes, arguments.dims)
+    figures = []
+    context = get_context("spawn")
+    for name in arguments.methods:
+        with context.Pool(1) as process:
+            figures.append(process.apply(measure, (name, *size)))
+    if "zlap" in arguments.methods and not arguments.no_oracle:
+        with context.Pool(1) as process:
+            figures.append(process.apply(oracle, size))
+    sys.stdout.write(
+        f"{arguments.pool} unlabelled images, {_SUPPORT_PER_CLASS * arguments.classes} labelled ones,"
+        f" {arguments.classes} classes, {arguments.dims} dimensions, one core\n\n"
+        "| method | neighbours s | fit s | MiB above inputs | ms an image, alone | in 64s |\n"
+        "|---|---|---|---|---|---|\n"
+    )
+    for each in figures:
+        cells = [each.get(key, "") for key in ("neighbours_s", "fit_s", "above_inputs_mib", "ms_alone", "ms_in_64")]
+        sys.stdout.write(f"| {each['method']} | {' | '.join(str(cell) for cell in cells)} |\n")
+        for warning in each.get("warnings", []):
+            sys.stdout.write(f"{each['method']}: {warning}\n")
+    if arguments.output is not None:
+        file = arguments.output / f"{time.strftime('%Y-%m-%d')}-learning.json"
+        told = {"pool": arguments.pool, "classes": arguments.classes, "dims": arguments.dims, "figures": figures}
+        file.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

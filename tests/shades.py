@@ -1,0 +1,56 @@
+"""Example images for the fake encoder, which tells colours apart and knows the words for them."""
+
+import numpy as np
+
+from app.task import ClassEntry
+from tests.conftest import picture
+
+COLOURS = ("red", "green", "blue")
+"""Names that the encoder understands: zero-shot is right about nearly every shade."""
+
+THINGS = ("tomato", "leaf", "sky")
+"""Names of red, green and blue things that the encoder does not understand: zero-shot takes all for the first."""
+
+
+def shade(colour, number):
+    """Return a picture in a shade of red, green or blue (0, 1, 2), the same for the same number."""
+    rng = np.random.default_rng((colour, number))
+    pixel = rng.integers(0, 90, 3)
+    pixel[colour] = 200 + rng.integers(0, 50)
+    return picture(tuple(pixel.tolist()))
+
+
+def shades(count, first=0):
+    """Return so many pictures, the three colours taking turns."""
+    return [shade(number % 3, number) for number in range(first, first + count)]
+
+
+async def keep(service, name, images, classnames):
+    """Add example images to a label set, and return what became of them."""
+    prepared = []
+    for first in range(0, len(images), 8):
+        some = slice(first, first + 8)
+        prepared += await service.examples.prepare(name, images[some], classnames[some])
+    return await service.examples.add(name, prepared)
+
+
+async def stock(service, name, classnames=THINGS, *, labelled=8, pool=0, template="{}"):
+    """Make a label set of a red, a green and a blue class, each with so many labelled images and so many without."""
+    await service.put_label_set(name, [ClassEntry(classname) for classname in classnames], template)
+    if labelled:
+        await keep(service, name, shades(3 * labelled), list(classnames) * labelled)
+    if pool:
+        await keep(service, name, shades(3 * pool, 300), [None] * (3 * pool))
+
+
+def unit_rows(rng, count, dims=16):
+    """Return directions without any order to them."""
+    rows = rng.standard_normal((count, dims)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def rows_about(labels, seed=0, *, spread=0.3, dims=16):
+    """Return unit rows (n, d), each about the axis of its class."""
+    rng = np.random.default_rng(seed)
+    rows = np.eye(dims, dtype=np.float32)[labels] + spread * unit_rows(rng, len(labels), dims)
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
