@@ -35,6 +35,15 @@ _MAX_FIELDS = 1_100
 _MAX_JSON_COMMAS = 5 * MAX_ITEMS
 
 
+IMAGE_FILES: Mapping[str, Any] = {
+    "type": "array",
+    "minItems": 1,
+    "items": {"type": "string", "format": "binary"},
+    "description": "One or more files.",
+}
+"""The parts named ``image`` of a form, as OpenAPI describes them."""
+
+
 @dataclass(frozen=True, slots=True)
 class ClassifyInput:
     """The images, or for each the error that kept it from being read, and what to do with them."""

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from app.api.dependencies import ServiceDependency
 from app.api.disconnects import unless_disconnected
 from app.api.errors import kind_of, problem
-from app.api.inputs import read_classify_input
+from app.api.inputs import IMAGE_FILES, read_classify_input
 from app.api.schemas import ClassifyBody, ClassifyFields, ClassifyResponse
 from app.errors import FieldProblem, InvalidFieldError
 from app.service import Question
@@ -18,13 +18,12 @@ router = APIRouter(tags=["classify"])
 
 def _form_schema() -> dict[str, Any]:
     fields = ClassifyFields.model_json_schema()["properties"]
-    image = {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}
     return {
         "type": "object",
         "required": ["image"],
         "additionalProperties": False,
         "properties": {
-            "image": {**image, "description": "One or more files."},
+            "image": IMAGE_FILES,
             **fields,
             "labels": {"type": "string", "description": fields["labels"]["description"], "examples": ["cat, dog"]},
             "options": {

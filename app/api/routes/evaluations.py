@@ -7,7 +7,7 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from app.api.dependencies import JobsDependency, ServiceDependency
-from app.api.inputs import form_fields, media_type_of, opened_form, parsed, read_part
+from app.api.inputs import IMAGE_FILES, form_fields, media_type_of, opened_form, parsed, read_part
 from app.api.schemas import EvaluateStoredBody, JobBody
 from app.errors import ClientError, InvalidFieldError, UnsupportedMediaTypeError
 from app.naming import clean_label_set_name, indices_of
@@ -29,12 +29,7 @@ _BODY: dict[str, Any] = {
                     "required": ["image", "class"],
                     "additionalProperties": False,
                     "properties": {
-                        "image": {
-                            "type": "array",
-                            "minItems": 1,
-                            "items": {"type": "string", "format": "binary"},
-                            "description": "Files.",
-                        },
+                        "image": IMAGE_FILES,
                         "class": {
                             "type": "array",
                             "minItems": 1,

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 
 from app.api.dependencies import JobsDependency, ServiceDependency
-from app.api.inputs import form_fields, media_type_of, opened_form, parsed, read_part
+from app.api.inputs import IMAGE_FILES, form_fields, media_type_of, opened_form, parsed, read_part
 from app.api.schemas import (
     AddedExamplesResponse,
     DeletedExamplesResponse,
@@ -39,12 +39,7 @@ _BODY: dict[str, Any] = {
                     "required": ["image"],
                     "additionalProperties": False,
                     "properties": {
-                        "image": {
-                            "type": "array",
-                            "minItems": 1,
-                            "items": {"type": "string", "format": "binary"},
-                            "description": "Files.",
-                        },
+                        "image": IMAGE_FILES,
                         "class": {
                             "type": "array",
                             "items": {"type": "string"},
