@@ -326,6 +326,8 @@ class InProcess:
     ) -> DeletedExamplesResponse:
         """Write the store."""
         name = clean_label_set_name(name, "name")
+        if classname is not None:
+            classname = await self._service.class_with_examples(name, classname)
         deleted = await self._service.examples.delete(
             name, classname=classname, unlabelled=unlabelled, everything=everything
         )

@@ -15,8 +15,8 @@ from app.task import LabelSet
 
 log = structlog.get_logger()
 
-# Choices that are kept in memory.
-_CHOICES = 1000
+# Choices that are kept in memory; one takes up to two megabytes, with the scores of thousands of held-out images.
+_CHOICES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +76,18 @@ class Choices:
         choice = self._known.get(key)
         if choice is not None and (choice.version, choice.revision) == (label_set.version, label_set.examples_revision):
             return choice
-        selection = await self.repository.get(label_set.name, fingerprint)
-        if selection is None:
+        state = await self.repository.state(label_set.name, fingerprint)
+        if state is None:
             self._ask_to_try(label_set.name, (0, label_set.examples_revision))
-        elif not selection.is_current:
-            self._ask_to_try(label_set.name, (selection.last_version, selection.last_revision))
-        if selection is None:
             return None
-        choice = Choice.of(selection)
+        if not state.is_current:
+            self._ask_to_try(label_set.name, (state.last_version, state.last_revision))
+        if choice is not None and (choice.version, choice.revision) == (state.version, state.revision):
+            return choice
+        selection = await self.repository.get(label_set.name, fingerprint)
+        if selection is None:  # deleted since
+            return None
+        choice = await asyncio.to_thread(Choice.of, selection)
         self._known[key] = choice
         return choice
 

@@ -164,27 +164,35 @@ async def compare(
         raise InvalidFieldError.of("labels", "there are no labelled images to evaluate; give at least one")
     lessons = lessons or Lessons()
     answers, not_run, task = await answer_all(service, question, image_features, lessons, advance)
-    described = any(entry.descriptions or entry.features for entry in task.classes)
-    best = {name: each.best for name, each in answers.items()}
-    correct = {name: (each[:, 0] == truth).astype(np.float64) for name, each in best.items()}
-    control: dict[int, np.ndarray] = {}
-    control_answers: dict[int, Answers] = {}
-    if described:
+    controls: dict[int, list[Answers]] = {}
+    if any(entry.descriptions or entry.features for entry in task.classes):
         counts = sorted(
             {_control_size(each.prompts_per_class) for name, each in answers.items() if METHODS[name].uses_descriptions}
         )
         for count in counts:
-            draws = []
-            for seed in range(CONTROL_SEEDS):
-                drawn = await _control(service, question, image_features, count, seed)
-                draws.append(drawn.best[:, 0] == truth)
-                control_answers.setdefault(count, drawn)
-            control[count] = np.mean(draws, axis=0)
-            await advance(len(answers) + len(control), len(answers) + len(counts))
+            controls[count] = [
+                await _control(service, question, image_features, count, seed) for seed in range(CONTROL_SEEDS)
+            ]
+            await advance(len(answers) + len(controls), len(answers) + len(counts))
+    return await service.pipeline.learner.run(partial(_compared, task, truth, answers, controls, not_run, lessons))
+
+
+def _compared(
+    task: Task,
+    truth: np.ndarray,
+    answers: Mapping[str, Answers],
+    controls: Mapping[int, Sequence[Answers]],
+    not_run: tuple[str, ...],
+    lessons: Lessons,
+) -> Comparison:
+    """Return every figure of what the methods, and the controls by their number of prompts, have answered."""
+    best = {name: each.best for name, each in answers.items()}
+    correct = {name: (each[:, 0] == truth).astype(np.float64) for name, each in best.items()}
+    shares = {count: np.mean([each.best[:, 0] == truth for each in draws], axis=0) for count, draws in controls.items()}
     reports = []
     for name, told in answers.items():
         uses_descriptions = METHODS[name].uses_descriptions
-        counterpart = control.get(_control_size(told.prompts_per_class)) if uses_descriptions else None
+        counterpart = shares.get(_control_size(told.prompts_per_class)) if uses_descriptions else None
         reports.append(
             MethodReport(
                 name,
@@ -197,8 +205,8 @@ async def compare(
                 told.warnings,
             )
         )
-    for count, share in control.items():
-        told = control_answers[count]
+    for count, share in shares.items():
+        told = controls[count][0]
         evaluation = evaluate(task.classnames, truth, told.best, told.scores)
         reports.append(
             MethodReport(
@@ -213,7 +221,7 @@ async def compare(
         )
     methods = corrected(reports)
     examples = lessons.examples
-    verdict = _verdict(methods, described=described)
+    verdict = _verdict(methods, described=bool(controls))
     if examples is not NO_EXAMPLES:
         verdict += (_of_examples(methods),)
     return Comparison(

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from app.errors import ClientError, OverloadedError
+from app.errors import ClientError, NotAnImageError, OverloadedError
 from app.pipeline import Pipeline
 from app.store.examples import Added, Deleted, ExampleCounts, ExampleRepository, NewExample, StoredFeatures
 from app.task import LabelSet
@@ -85,6 +85,8 @@ class ExampleImages:
             for index, each in zip(wanted, told, strict=True):
                 if isinstance(each, ClientError):
                     refused[index] = each
+                elif not np.isfinite(each).all():
+                    refused[index] = NotAnImageError(f"the model '{model}' makes nothing of the image: NaN or infinity")
                 else:
                     features[index][fingerprint] = each
         return [

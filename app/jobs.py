@@ -24,7 +24,7 @@ from app.service import Question, Service
 from app.store.examples import NewExample
 from app.store.jobs import Job, JobRepository, JobStatus
 from app.task import ImageFeatures
-from app.trial import try_for_every_model
+from app.trial import tried_images, try_for_every_model
 
 log = structlog.get_logger()
 
@@ -260,10 +260,10 @@ class Jobs:
             if np.bincount(stored.support_labels).max() < 2:
                 problem = "no class has two labelled example images, so that none can be held out"
                 raise InvalidFieldError.of("image", f"{problem}; add more, or send images to evaluate on")
-            lessons = Lessons.held_out(stored.support_features, stored.support_labels, stored.pool_features)
-            told = await compare(
-                self._service, question, stored.support_features, stored.support_labels.tolist(), advance, lessons
-            )
+            kept = tried_images(len(stored.support_labels), len(label_set.classes))
+            asked, labels = stored.support_features[kept], stored.support_labels[kept]
+            lessons = Lessons.held_out(asked, labels, stored.pool_features)
+            told = await compare(self._service, question, asked, labels.tolist(), advance, lessons)
             return told.to_json() | {"skipped": []}
         truth = job.request["truth"]
         features = np.frombuffer(attachment, np.float32).reshape(len(truth), -1)
@@ -281,9 +281,10 @@ class Jobs:
         """Add the images of a folder; those of an interrupted run are known by their hash and not encoded again."""
         service, request = self._service, job.request
         label_set = await service.label_sets.get(job.label_set)
+        folder = folder_within(self._import_dir, request["folder"])
         found = await asyncio.to_thread(
             import_images,
-            folder_within(self._import_dir, request["folder"]),
+            folder,
             label_set.classnames,
             by_subfolder=request["by_subfolder"],
             classname=request["class"],
@@ -292,7 +293,7 @@ class Jobs:
         skipped: list[dict[str, str]] = []
         for first in range(0, len(found), _IMPORTED_AT_ONCE):
             some = found[first : first + _IMPORTED_AT_ONCE]
-            read = [await asyncio.to_thread(_read, file) for file, _ in some]
+            read = [await asyncio.to_thread(_read, file, service.pipeline.limits.max_bytes) for file, _ in some]
             prepared = iter(
                 await service.examples.prepare(
                     label_set.name,
@@ -302,7 +303,7 @@ class Jobs:
             )
             told = [next(prepared) if isinstance(each, bytes) else each for each in read]
             skipped += [
-                {"file": str(file), "problem": each.message}
+                {"file": str(file.relative_to(folder)), "problem": each.message}
                 for (file, _), each in zip(some, told, strict=True)
                 if isinstance(each, ClientError)
             ]
@@ -316,8 +317,11 @@ class Jobs:
         return counts | {"skipped_count": len(skipped), "skipped": skipped[:_TOLD_SKIPPED], "job": trial.id}
 
 
-def _read(file: Path) -> bytes | ClientError:
+def _read(file: Path, max_bytes: int) -> bytes | ClientError:
     try:
+        size = file.stat().st_size
+        if size > max_bytes:
+            return InvalidFieldError.of("folder", f"the file has {size:,} bytes and the limit is {max_bytes:,}")
         return file.read_bytes()
     except OSError as error:
         return InvalidFieldError.of("folder", f"cannot be read: {error.strerror or type(error).__name__}")

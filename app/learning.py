@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from app.adapters._base import Examples, Scores
 from app.adapters._examples import ExampleAdapter, Need, unit_rows
-from app.errors import NotReadyError, TooLargeError
+from app.errors import NotReadyError, OverloadedError, TooLargeError
 from app.neighbours import NeighbourIndex, use_one_thread
 from app.task import ClassEmbeddings, ImageFeatures, Logits
 
@@ -29,6 +29,9 @@ _Result = TypeVar("_Result")
 # Fits under way at once, each on one core at low priority.
 _FITS = 2
 _NICENESS = 10
+# Fits of one label set that may wait or be under way.
+_WAITING = 16
+_RETRY_AFTER_S = 5
 
 
 class HasScale(Protocol):
@@ -207,30 +210,38 @@ class Learner:
         self._closing = False
         self._threads = ThreadPoolExecutor(_FITS, thread_name_prefix="fit", initializer=_step_back)
 
-    async def learned(self, subject: Subject, revision: int, fit: Callable[[], Awaitable[Learned]]) -> Learned:
+    async def learned(
+        self, subject: Subject, revision: int, fit: Callable[[], Awaitable[Learned]], *, oldest: int = 0
+    ) -> Learned:
         """Return what was learned of a label set's examples.
 
         Where that is of an older revision it is returned all the same, and the new one is made in the background;
-        where there is nothing, the caller waits.
+        where there is nothing, or nothing newer than ``oldest``, the caller waits.
 
         Args:
             subject: what is learned.
             revision: of the examples, at least.
             fit: reads the newest examples and learns from them.
+            oldest: the revision of the last deletion, before which nothing may be answered by.
 
         Raises:
             TooLargeError: what was learned takes more memory than there may be of it.
             StoreError: the examples could not be read.
             NotReadyError: the service is stopping.
+            OverloadedError: too many other fits of the label set wait.
         """
         while True:
             if self._closing:
                 raise NotReadyError("the service is stopping; try again")
             ready = self._ready.get(subject)
+            if ready is not None and ready.revision < oldest:
+                del self._ready[subject]
+                ready = None
             if ready is not None and ready.revision >= revision:
                 return ready
             running = self._running.get((subject, revision))
             if running is None:
+                self._check_room(subject.label_set)
                 running = asyncio.create_task(self._learn(subject, revision, fit))
                 self._running[subject, revision] = running
                 running.add_done_callback(lambda done: self._finished(subject, revision, done))
@@ -244,6 +255,15 @@ class Learner:
                 if not running.cancelled() or (caller is not None and caller.cancelling()):
                     raise
                 # Examples were deleted while it learned from them: once more, without those.
+
+    def _check_room(self, label_set: str) -> None:
+        """Refuse what would wait behind many other fits of the label set, each with options of its own."""
+        if sum(subject.label_set == label_set for subject, _ in self._running) >= _WAITING:
+            raise OverloadedError(
+                f"{_WAITING} fits of '{label_set}' are under way or wait already; try again, with options that were"
+                " used before",
+                _RETRY_AFTER_S,
+            )
 
     async def run(self, work: Callable[[], _Result]) -> _Result:
         """Run some work where fits are run, so that it takes no more than one core from those who wait for answers."""

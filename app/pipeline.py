@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from cachetools import LRUCache
@@ -44,6 +44,8 @@ from app.task import (
     Similarities,
     Task,
 )
+
+_Result = TypeVar("_Result")
 
 _TOGETHER = "the images of this request were looked at together, so that each may have changed the others' answers"
 
@@ -251,9 +253,10 @@ class Pipeline:
                 warnings = classifier.warnings
                 if good:
                     image_features = np.stack([image.features for image in good])
-                    predicted = await self._predict(model.encoder, task, image_features, classifier)
+                    predicted, results = await self._in_turn(
+                        classifier, partial(_answered, model.encoder, task, image_features, classifier)
+                    )
                     warnings += predicted.warnings
-                    results = _results(task, predicted)
                     if task.explain:
                         results = await self._explained(task, image_features, predicted, results)
         except TimeoutError:
@@ -289,12 +292,10 @@ class Pipeline:
     async def predict(self, task: Task, image_features: ImageFeatures) -> Predicted:
         """Return what the task's method says of images whose features (n, d) are there already."""
         classifier = await self.classifier(task)
-        return await self._predict(self.models[task.model].encoder, task, image_features, classifier)
+        encoder = self.models[task.model].encoder
+        return await self._in_turn(classifier, partial(predict, encoder, task, image_features, classifier))
 
-    async def _predict(
-        self, encoder: Encoder, task: Task, image_features: ImageFeatures, classifier: Classifier
-    ) -> Predicted:
-        work = partial(predict, encoder, task, image_features, classifier)
+    async def _in_turn(self, classifier: Classifier, work: Callable[[], _Result]) -> _Result:
         # What learns from the request itself takes as long as a fit, and its turn among those.
         return await (self.learner.run(work) if classifier.transductive else asyncio.to_thread(work))
 
@@ -332,6 +333,8 @@ class Pipeline:
             exclusive=method.learner is not None,
             names=None if method.learner is None else names,
         )
+        if method.stateful and key in self._classifiers:
+            return self._classifiers[key]  # another request was first, and has left something to remember
         self._classifiers[key] = classifier
         return classifier
 
@@ -369,7 +372,7 @@ class Pipeline:
                 )
                 return replace(learned, revision=stored.revision, names=names)
 
-            learned = await self.learner.learned(subject, task.examples_revision, fit)
+            learned = await self.learner.learned(subject, task.examples_revision, fit, oldest=task.deletions_revision)
             if learned.unlabelled or Need.POOL not in method.learns:
                 used = ExamplesUsed(learned.revision, learned.labelled, learned.unlabelled)
                 return Classifier(learned.predict, rows, 0, (), 0, exclusive=True, examples=used, names=learned.names)
@@ -516,6 +519,13 @@ def predict(encoder: Encoder, task: Task, image_features: ImageFeatures, classif
         told.prompt_weights,
         told.warnings,
     )
+
+
+def _answered(
+    encoder: Encoder, task: Task, image_features: ImageFeatures, classifier: Classifier
+) -> tuple[Predicted, list[ImageResult]]:
+    predicted = predict(encoder, task, image_features, classifier)
+    return predicted, _results(task, predicted)
 
 
 def _results(task: Task, predicted: Predicted) -> list[ImageResult]:

@@ -23,7 +23,7 @@ from app.errors import (
 )
 from app.example_images import ExampleImages
 from app.methods import AUTO, METHODS, Method
-from app.naming import MAX_DESCRIPTIONS_PER_CLASS, MAX_ITEMS, clean_classes, clean_label_set_name
+from app.naming import MAX_DESCRIPTIONS_PER_CLASS, MAX_ITEMS, clean_classes, clean_label_set_name, indices_of
 from app.pipeline import Pipeline
 from app.prompting.templates import TemplateLibrary
 from app.store.database import ping
@@ -142,6 +142,7 @@ class Service:
             label_set is not None
             and choice is not None
             and choice.version == label_set.version
+            and choice.revision >= label_set.deletions_revision
             and not question.options
             and question.template is None
         ):
@@ -159,6 +160,7 @@ class Service:
             explain=question.explain,
             options=options,
             examples_revision=label_set.examples_revision if label_set else 0,
+            deletions_revision=label_set.deletions_revision if label_set else 0,
             reason=reason,
             scoring=_scoring(question, calibration),
         )
@@ -183,6 +185,17 @@ class Service:
                 way_out="add example images, and wait until the methods have been tried on them",
             )
         return selection
+
+    async def class_with_examples(self, name: str, classname: str) -> str:
+        """Return a class name as the label set, or else an example image of it, spells it.
+
+        Raises:
+            UnknownNameError: no such label set, or no such class of either.
+        """
+        label_set = await self.label_sets.get(clean_label_set_name(name, "name"))
+        counts = await self.examples.counts(label_set.name)
+        known = list(dict.fromkeys((*label_set.classnames, *counts.labelled)))
+        return known[indices_of([classname], known)[0]]
 
     async def delete_label_set(self, name: str, *, if_match: IfMatch = None) -> None:
         """Delete a label set and all that belongs to it; raises as ``LabelSetRepository.delete``."""
@@ -372,8 +385,9 @@ def _scoring(question: Question, calibration: Calibration | None) -> Scoring:
             if getattr(question, field_name) is not None:
                 raise InvalidFieldError.of(
                     field_name,
-                    "follows from labelled example images on which this method was tried: use a label set that has"
-                    " some, wait until the job of trying the methods is done, and leave options at their defaults",
+                    "follows from labelled example images on which this method was tried: use the newest version of a"
+                    " label set that has some, wait until the job of trying the methods is done, and leave options and"
+                    " template at their defaults",
                 )
         return Scoring(reject_below=threshold)
     if question.false_rejection_rate is not None:

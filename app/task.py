@@ -69,6 +69,7 @@ class LabelSet:
 
     ``templates`` names a template set, or is itself one template that contains ``{}``. ``examples_revision`` is of the
     label set and not of the version: it counts the changes of its example images, and is 0 as long as it had none.
+    ``deletions_revision`` is the one that the last deletion of examples made: what rests on older ones must go.
     """
 
     name: str
@@ -78,6 +79,7 @@ class LabelSet:
     created_at: datetime
     merge_synonyms: MergeSynonyms = MergeSynonyms.MEAN
     examples_revision: int = 0
+    deletions_revision: int = 0
 
     @property
     def classnames(self) -> tuple[str, ...]:
@@ -112,11 +114,9 @@ class Scoring:
 class Task:
     """What to do with a request's images, with every name already looked up.
 
-    ``options`` are the method's, the defaults filled in, sorted by name. ``examples_revision`` is that of the label
-    set's example images. ``selection`` says why this method, where the caller left it to the evidence; ``calibration``
-    is what held-out examples say of its scores. ``reject_below``, ``false_rejection_rate`` and ``coverage`` are what
-    the caller asks of the scores: none of the classes below a score, or at a rate of wrong rejections, and sets of
-    labels that hold the true one this often.
+    ``options`` are the method's, the defaults filled in, sorted by name. ``examples_revision`` and
+    ``deletions_revision`` are those of the label set. ``reason`` says why this method, where the caller left it to the
+    evidence.
     """
 
     model: str
@@ -129,6 +129,7 @@ class Task:
     explain: bool = False
     options: tuple[tuple[str, float], ...] = ()
     examples_revision: int = 0
+    deletions_revision: int = 0
     reason: str | None = None
     scoring: Scoring = Scoring()
 

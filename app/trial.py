@@ -9,6 +9,7 @@ import numpy as np
 from app.adapters._examples import LEAST_BALANCE, effective_classes
 from app.calibration import calibrate
 from app.comparison import SIGNIFICANT, Answers, Lessons, answer_all, points, unheard
+from app.errors import TooLargeError
 from app.evaluation import (
     Difference,
     bootstrap_interval,
@@ -19,7 +20,6 @@ from app.evaluation import (
     paired_difference,
 )
 from app.learning import Learned
-from app.methods import AUTO
 from app.service import DEFAULT_METHOD, Question, Service
 from app.task import LabelSet
 
@@ -53,11 +53,17 @@ async def try_for_every_model(
     for model, served in service.pipeline.models.items():
         label_set = await service.label_sets.get(name)
         result, revision = await try_methods(service, label_set, model, advance)
+        try:
+            # So that the next request finds it learned, if it can be.
+            await service.pipeline.classifier(
+                await service.plan(Question(label_set=label_set.reference, model=model, method=result["method"]))
+            )
+        except TooLargeError as error:
+            reason = f"{result['reason']}, but it cannot be used: {error.message}"
+            result |= {"method": DEFAULT_METHOD, "reason": reason}
         await service.choices.repository.put(
             label_set.name, await served.image_fingerprint(), label_set.version, revision, result
         )
-        # So that the next request finds it learned.
-        await service.pipeline.classifier(await service.plan(Question(label_set=name, model=model, method=AUTO)))
         results[model] = {key: value for key, value in result.items() if key != "calibrations"}
     return results
 
@@ -76,12 +82,16 @@ async def try_methods(
     """
     stored = await service.examples.features(label_set, model)
     features, labels, pool = stored.support_features, stored.support_labels, stored.pool_features
-    most = min(MAX_TRIED, max(_FEWEST_TRIED, _LARGEST_TRIAL // len(label_set.classes)))
-    if len(labels) > most:
-        kept = np.linspace(0, len(labels) - 1, most).astype(np.int64)
-        features, labels = features[kept], labels[kept]
+    kept = tried_images(len(labels), len(label_set.classes))
+    features, labels = features[kept], labels[kept]
     question = Question(label_set=label_set.reference, model=model)
     return await choose(service, question, features, labels, pool, advance), stored.revision
+
+
+def tried_images(images: int, classes: int) -> np.ndarray:
+    """Return the places of the labelled images that methods are tried on: all, or as many as may be, evenly."""
+    most = min(MAX_TRIED, max(_FEWEST_TRIED, _LARGEST_TRIAL // classes))
+    return np.arange(images) if images <= most else np.linspace(0, images - 1, most).astype(np.int64)
 
 
 async def choose(
@@ -132,7 +142,7 @@ async def choose(
         text = await service.pipeline.class_rows(task)
         method, reason = await service.pipeline.learner.run(lambda: by_balance(pool, text))
     else:
-        method, reason = DEFAULT_METHOD, "there are no example images"
+        method, reason = DEFAULT_METHOD, "there are no example images that have features of this model"
     return told | {"method": method, "reason": reason}
 
 

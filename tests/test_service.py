@@ -507,7 +507,9 @@ async def test_without_examples_scores_can_be_bounded_and_nothing_that_examples_
     await service.put_label_set("pets", entries("cat", "dog"), "photo")
     for asked in ({"labels": ["cat", "dog"]}, {"label_set": "pets"}):
         for field, value in (("false_rejection_rate", 0.1), ("coverage", 0.9)):
-            with pytest.raises(InvalidFieldError, match="use a label set that has some") as caught:
+            with pytest.raises(
+                InvalidFieldError, match="use the newest version of a label set that has some"
+            ) as caught:
                 await service.plan(Question(**asked, **{field: value}))
             assert [each.field for each in caught.value.problems] == [field]
         scoring = (await service.plan(Question(**asked, reject_below=0.5))).scoring

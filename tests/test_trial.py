@@ -198,7 +198,10 @@ async def test_without_any_image_zero_shot_stays(service):
     await stock(service, "things")
     await service.examples.delete("things", everything=True)
     told = await tried(service, "things")
-    assert (told["method"], told["reason"]) == (DEFAULT_METHOD, "there are no example images")
+    assert (told["method"], told["reason"]) == (
+        DEFAULT_METHOD,
+        "there are no example images that have features of this model",
+    )
 
 
 # --- for every model -----------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int64
 from sqlalchemy import BindParameter, ColumnElement, and_, bindparam, exists, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+from sqlalchemy.orm import InstrumentedAttribute
 
 from app.errors import TooLargeError, UnknownNameError
 from app.store.database import reading, reading_one_moment, scrub, writing
@@ -280,6 +281,7 @@ class ExampleRepository:
             deleted = sum([await delete_examples(session, *conditions) for conditions in chosen])
             if deleted:
                 row.examples_revision += 1
+                row.deletions_revision = row.examples_revision
             left = Deleted(deleted, row.examples_revision)
         if deleted:
             await scrub(self._engine)
@@ -365,17 +367,11 @@ class ExampleRepository:
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
-    """What was chosen for a label set and a model by trying it on the examples.
-
-    ``version`` and ``revision`` are those of the label set and of its examples that it was tried on; ``last_version``
-    and ``last_revision`` are what they are now.
-    """
+class SelectionState:
+    """Which version of a label set and revision of its examples something was chosen by, and which there are now."""
 
     version: int
     revision: int
-    result: Mapping[str, Any]
-    created_at: datetime
     last_version: int
     last_revision: int
 
@@ -383,6 +379,14 @@ class Selection:
     def is_current(self) -> bool:
         """Whether neither the label set nor its examples have changed since."""
         return (self.version, self.revision) == (self.last_version, self.last_revision)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection(SelectionState):
+    """What was chosen for a label set and a model by trying it on the examples; up to a megabyte of it."""
+
+    result: Mapping[str, Any]
+    created_at: datetime
 
 
 class SelectionRepository:
@@ -419,23 +423,30 @@ class SelectionRepository:
 
     async def get(self, name: str, model: str) -> Selection | None:
         """Return what was chosen; None where nothing was, or there is no such label set."""
+        row = await self._read(name, model, SelectionRow.result, SelectionRow.created_at)
+        return None if row is None else Selection(*row)
+
+    async def state(self, name: str, model: str) -> SelectionState | None:
+        """Return by which version and revision something was chosen, and not what; None as ``get``."""
+        row = await self._read(name, model)
+        return None if row is None else SelectionState(*row)
+
+    async def _read(self, name: str, model: str, *columns: ColumnElement[Any] | InstrumentedAttribute[Any]) -> Any:
         if not is_storable(name):
             return None
         statement = (
             select(
                 SelectionRow.version,
                 SelectionRow.examples_revision,
-                SelectionRow.result,
-                SelectionRow.created_at,
                 LabelSetRow.last_version,
                 LabelSetRow.examples_revision,
+                *columns,
             )
             .join(LabelSetRow, LabelSetRow.name == SelectionRow.name)
             .where(SelectionRow.name == name, SelectionRow.model == model)
         )
         async with reading(self._engine) as session:
-            row = (await session.execute(statement)).one_or_none()
-            return None if row is None else Selection(*row)
+            return (await session.execute(statement)).one_or_none()
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,8 +92,10 @@ class LabelSetRepository:
                     self._versions[name, found_version] = cached
             if cached.examples_revision == label_set.examples_revision:
                 return cached
-            revision = label_set.examples_revision
-            return cached if cached.examples_revision == revision else replace(cached, examples_revision=revision)
+            revisions = label_set.examples_revision, label_set.deletions_revision
+            if not any(revisions):
+                return cached
+            return replace(cached, examples_revision=revisions[0], deletions_revision=revisions[1])
 
     async def list(self, limit: int, after: str | None = None) -> Sequence[LabelSetSummary]:
         """Return at most ``limit`` summaries, sorted by code point, beginning behind the name ``after``."""
@@ -215,6 +217,7 @@ class LabelSetRepository:
             with_examples = await delete_examples(session, ExampleRow.name == name) > 0
             if with_examples:
                 row.examples_revision += 1
+                row.deletions_revision = row.examples_revision
             row.deleted_at = datetime.now(UTC)
         if with_examples:
             await scrub(self._engine)
@@ -271,7 +274,9 @@ def append_version(
         merge_synonyms=merge_synonyms,
     )
     session.add(version)
-    return replace(_to_label_set(version), examples_revision=row.examples_revision)
+    return replace(
+        _to_label_set(version), examples_revision=row.examples_revision, deletions_revision=row.deletions_revision
+    )
 
 
 def _size(label_set: LabelSet) -> int:

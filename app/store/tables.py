@@ -120,6 +120,7 @@ class LabelSetRow(Base):
     deleted_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     examples_revision: Mapped[int] = mapped_column(Integer, server_default="0")
+    deletions_revision: Mapped[int] = mapped_column(Integer, server_default="0")
 
 
 class LabelSetVersionRow(Base):

@@ -161,7 +161,7 @@ def test_label_sets_go_out_and_come_in_again(where, tmp_path):
         (("classify", "nowhere.jpg", "-l", "cat"), "matches nothing"),
         (("classify", "{photo}", "-l", "cat", "-s", "pets"), "not both"),
         (("classify", "{photo}"), "give labels"),
-        (("classify", "{photo}", "-l", "cat", "--method", "zlp"), "unknown method 'zlp'; known: autoclip, "),
+        (("classify", "{photo}", "-l", "cat", "--method", "zlp"), "unknown method 'zlp'; known: auto, autoclip, "),
         (("classify", "{photo}", "-l", "cat", "--server", "http://127.0.0.1:9"), "is the server running"),
         (("evaluate", "{photo}"), "is not a folder"),
         (("models", "show", "nothing"), "unknown model 'nothing'"),

@@ -148,6 +148,8 @@ async def list_images(
 ) -> ExampleList:
     """List example images, a page at a time, and count all of them."""
     name = clean_label_set_name(name, "name")
+    if class_ is not None:
+        class_ = await service.class_with_examples(name, class_)
     found = await service.examples.repository.list(
         name, limit=limit + 1, after=after, classname=class_, unlabelled=unlabelled
     )
@@ -172,6 +174,8 @@ async def delete_images(
     if [class_ is not None, unlabelled, everything].count(True) != 1:
         raise InvalidFieldError.of("class", "give one of class, unlabelled=true and all=true, to say what is deleted")
     name = clean_label_set_name(name, "name")
+    if class_ is not None:
+        class_ = await service.class_with_examples(name, class_)
     deleted = await service.examples.delete(name, classname=class_, unlabelled=unlabelled, everything=everything)
     return await _deleted(name, deleted, service, jobs)
 

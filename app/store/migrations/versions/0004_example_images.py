@@ -15,6 +15,7 @@ COUNTED_TYPE = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 def upgrade() -> None:
     """Make the tables; label sets that are there have no examples, at revision 0."""
     op.add_column("label_sets", sa.Column("examples_revision", sa.Integer(), nullable=False, server_default="0"))
+    op.add_column("label_sets", sa.Column("deletions_revision", sa.Integer(), nullable=False, server_default="0"))
     op.create_table(
         "examples",
         sa.Column("id", COUNTED_TYPE, nullable=False),
