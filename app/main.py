@@ -186,12 +186,14 @@ def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]]
             app.state.jobs.start()
             warming = asyncio.create_task(service.warm_all())
             log.info("ready", models=[encoder.name for encoder in encoders], version=__version__)
-            yield
-            await app.state.jobs.close()
-            warming.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await warming
-            log.info("stopping")
+            try:
+                yield
+            finally:
+                await app.state.jobs.close()
+                warming.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await warming
+                log.info("stopping")
 
     app = FastAPI(
         title="Deixis",

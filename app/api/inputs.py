@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from app.api.errors import field_problems
 from app.api.schemas import ClassifyBody, ClassifyFields
 from app.errors import (
+    BodyTooLargeError,
     ClientError,
     InvalidFieldError,
     MalformedRequestError,
@@ -31,6 +32,8 @@ _Body = TypeVar("_Body", bound=BaseModel)
 # Of one form field that is not a file: a thousand labels of 200 characters take up to 0.8 MB.
 _MAX_FIELD_BYTES = 4 * 1024 * 1024
 _MAX_FIELDS = 1_100
+# Where images come as a form, and JSON names a folder or a model.
+_MAX_SMALL_JSON_BYTES = 64 * 1024
 # Names may have commas too.
 _MAX_JSON_COMMAS = 5 * MAX_ITEMS
 
@@ -134,9 +137,13 @@ def parsed(kind: type[_Body], body: bytes) -> _Body:
     """Return a JSON body, for routes that take other kinds of bodies too.
 
     Raises:
+        BodyTooLargeError: more than any such body needs.
         MalformedRequestError: no JSON.
         InvalidFieldError: unknown, missing or wrong fields.
     """
+    if len(body) > _MAX_SMALL_JSON_BYTES:
+        limit = f"{_MAX_SMALL_JSON_BYTES // 1024} KiB"
+        raise BodyTooLargeError(f"the JSON body has {len(body):,} bytes, and {limit} are more than it needs; send less")
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:

@@ -739,7 +739,9 @@ class ImportBody(Request):
     by_subfolder: bool = Field(
         default=False, description="Each subfolder is called like the class of its images; underscores read as spaces."
     )
-    class_: str | None = Field(None, alias="class", description="Of all images; without it they are unlabelled.")
+    class_: str | None = Field(
+        None, alias="class", pattern=r"\S", description="Of all images; without it they are unlabelled."
+    )
 
 
 class EvaluateStoredBody(Request):

@@ -675,19 +675,12 @@ def test_what_cannot_be_imported_is_told_at_once_or_by_the_job(importing, folder
 
 def test_a_folder_is_imported_through_a_queue_that_is_shorter_than_it(make_client, folder):
     client = with_things(make_client(import_dir=folder, max_queued_images=8), ["tomato", "leaf", "blue sky"])
-    response = client.post(IMAGES, json={"folder": "garden"})
-    give_up_at = time.monotonic() + 2
-    while time.monotonic() < give_up_at:
-        if client.get(response.headers["location"]).json()["finished_at"]:
-            break
-    else:
-        client.delete(response.headers["location"])
-        pytest.fail("the job is still running")
+    assert imported(client)["result"]["added"] == 12
 
 
 def test_images_are_added_through_a_queue_that_is_shorter_than_they_are_many(make_client):
     client = with_things(make_client(max_queued_images=8))
-    assert add(client, [shade(0, number) for number in range(12)]).status_code == 201
+    assert added(add(client, [shade(0, number) for number in range(12)]))["added"] == 12
 
 
 # --- what they are evidence for ------------------------------------------------------------------------------------
@@ -904,3 +897,20 @@ def test_the_routes_are_described_with_both_bodies_and_every_answer():
     assert query == {"class", "unlabelled", "all"}
     evaluating = api["paths"]["/v1/label-sets/{name}:evaluate"]["post"]["requestBody"]["content"]
     assert set(evaluating["application/json"]["schema"]["properties"]) == {"model", "template"}
+
+
+def test_a_deletion_with_a_field_that_is_mistyped_or_repeated_deletes_nothing(things):
+    added(add(things, [shade(0, 0), shade(1, 1)], ["tomato", "leaf"]))
+    for query in ("all=true&clas=leaf", "class=leaf&class=tomato", "unlabelled=true&all=false"):
+        assert things.delete(f"{IMAGES}?{query}").status_code == 422
+    assert counts(things)["labelled"] == {"tomato": 1, "leaf": 1}
+
+
+def test_a_lone_image_may_come_with_an_empty_class_as_one_of_many_may(things):
+    assert added(add(things, [shade(0, 0)], [""]))["counts"]["unlabelled"] == 1
+
+
+def test_json_that_is_larger_than_it_need_be_is_refused_before_it_is_parsed(things):
+    body = {"folder": "x" * 70_000}
+    for path in (IMAGES, "/v1/label-sets/things:evaluate"):
+        assert things.post(path, json=body).status_code == 413

@@ -130,7 +130,7 @@ def _classes_of(given: Sequence[str], images: int, label_set: LabelSet) -> list[
             f"{images} images and {len(given)} classes are given; send one class for all, one for each image, or none",
         )
     named = [name for name in given if name.strip()]
-    if len(given) == 1 and not named:
+    if len(given) == 1 and images > 1 and not named:
         raise InvalidFieldError.of("class", "is empty; leave it out for unlabelled images")
     indices = iter(indices_of(named, label_set.classnames))
     classnames = [label_set.classnames[next(indices)] if name.strip() else None for name in given]
@@ -164,6 +164,7 @@ async def list_images(
 @router.delete(_PATH)
 async def delete_images(
     name: str,
+    request: Request,
     service: ServiceDependency,
     jobs: JobsDependency,
     class_: Annotated[str | None, Query(alias="class", description="All of this class.")] = None,
@@ -171,6 +172,11 @@ async def delete_images(
     everything: Annotated[bool, Query(alias="all", description="All there are.")] = False,  # noqa: FBT002 - a query field
 ) -> DeletedExamplesResponse:
     """Delete example images for good, with what was learned from them: those of a class, the unlabelled, or all."""
+    # What is deleted is gone, so that a field that is mistyped or repeated must not be passed over.
+    if strange := sorted(set(request.query_params) - {"class", "unlabelled", "all"}):
+        raise InvalidFieldError.of(strange[0], "there is no such field; known: class, unlabelled, all")
+    if len(request.query_params.multi_items()) > 1:
+        raise InvalidFieldError.of("class", "give one class, unlabelled=true or all=true at a time")
     if [class_ is not None, unlabelled, everything].count(True) != 1:
         raise InvalidFieldError.of("class", "give one of class, unlabelled=true and all=true, to say what is deleted")
     name = clean_label_set_name(name, "name")
