@@ -14,7 +14,7 @@ RUN python -m venv /opt/deixis
 # Dependencies in a layer of their own, which a change of the code leaves as it is.
 COPY pyproject.toml constraints.txt ./
 # hadolint ignore=SC2086 # PIP_ARGS holds several words
-RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; extras = project['optional-dependencies']; print(*project['dependencies'], *extras['embedded'], *extras['heif'], *extras['openvino'], *extras['postgres'], sep='\n')" > requirements.txt \
+RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; extras = project['optional-dependencies']; print(*project['dependencies'], *extras['captions'], *extras['embedded'], *extras['heif'], *extras['openvino'], *extras['postgres'], sep='\n')" > requirements.txt \
     && /opt/deixis/bin/python -m pip install ${PIP_ARGS} --requirement requirements.txt
 
 COPY README.md LICENSE ./
@@ -31,6 +31,12 @@ LABEL org.opencontainers.image.title="Deixis" \
       org.opencontainers.image.description="Zero-shot image classification: POST images and your own words, get back which word fits." \
       org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.licenses="Apache-2.0"
+
+# WordNet: the words of the default caption database, and what is a noun.
+# hadolint ignore=DL3008 # its one version is of 2006
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends wordnet-base \
+    && rm -rf /var/lib/apt/lists/*
 
 RUN groupadd --gid 10001 deixis \
     && useradd --uid 10001 --gid deixis --no-create-home --home-dir /data --shell /usr/sbin/nologin deixis \

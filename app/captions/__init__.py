@@ -1,0 +1,1 @@
+"""Vocabulary-free classification: a database of captions, and words mined from those near an image."""

@@ -1,0 +1,384 @@
+"""The caption database as readers see it: the captions nearest to an image or a text.
+
+A database is a folder of generations, each named by a digest of what it holds, and a file ``current`` that names the
+one in use. A generation is never changed once it is there, so that whoever has it open is not disturbed when the next
+one takes its place. It holds:
+
+- ``manifest.json``: what is in it and by whom it was made (``Manifest``);
+- ``texts.bin`` and ``offsets.npy``: the captions (``app/captions/texts.py``);
+- ``features.npy``: their text features in half precision, (n, d);
+- ``index.faiss``: the index that is searched.
+
+Up to ``EXACT_UP_TO`` captions the index is the features again and every cosine is taken. Above, it is an inverted file
+of product codes, about d/8 + 8 bytes per caption, that finds candidates; the features themselves then decide. So the
+cosines are always those of the features as they are stored, whatever the index lost.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from jaxtyping import Float16, Float32, Int
+
+from app.captions.texts import OFFSETS, TEXTS, CaptionTexts
+from app.errors import ConfigurationError, StoreError
+from app.task import ImageFeatures, TextFeatures
+
+FORMAT = 1
+"""Of the files; a reader refuses those that are newer."""
+
+EXACT_UP_TO = 50_000
+"""Captions up to which every cosine is taken, which takes one or two milliseconds."""
+
+CURRENT = "current"
+MANIFEST = "manifest.json"
+FEATURES = "features.npy"
+INDEX = "index.faiss"
+DATA_FILES = (TEXTS, OFFSETS, FEATURES, INDEX)
+GENERATION = re.compile(r"[0-9a-f]{16}")
+FLAT = "flat"
+IVF_PQ = "ivf-pq"
+
+# Captions that the codes name for each one wanted, among which the features then choose, and how many at least.
+_CANDIDATES = 8
+_LEAST_CANDIDATES = 400
+_READ_AT_ONCE = 2**22
+_TRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class IndexParameters:
+    """How a database is searched.
+
+    ``kind`` is ``flat`` or ``ivf-pq``; of the latter, ``lists`` are the lists of the inverted file, ``probes`` those
+    that a search reads, and ``code_bytes`` is the length of a code. All three are 0 for ``flat``.
+    """
+
+    kind: str
+    lists: int = 0
+    probes: int = 0
+    code_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a generation holds and how it was made.
+
+    ``counts`` tells what became of the captions of the source. ``recall`` is the share of the ``recall_at`` nearest
+    captions that a search finds, by what it was measured with: ``near`` and ``far`` are captions with little and much
+    noise, by which searches by images are only guessed, and ``images`` are images. ``files`` maps the name of each file
+    to its ``bytes`` and ``sha256``.
+    """
+
+    format: int
+    name: str
+    source_notes: str
+    licence: str
+    model: str
+    fingerprint: str
+    captions: int
+    dims: int
+    counts: Mapping[str, int]
+    index: IndexParameters
+    recall: Mapping[str, float]
+    recall_at: int
+    recall_target: float
+    files: Mapping[str, Mapping[str, Any]]
+    created_at: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain dicts, strings and numbers."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """Read what ``to_json`` returned; unknown keys are left out.
+
+        Raises:
+            KeyError, TypeError: a key is missing, or something has the wrong type.
+        """
+        known = {each.name: content[each.name] for each in fields(cls)}
+        return cls(**known | {"index": IndexParameters(**content["index"])})
+
+    @property
+    def generation(self) -> str:
+        """The name of its folder: a digest of everything but ``created_at``."""
+        told = {key: value for key, value in self.to_json().items() if key != "created_at"}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class CaptionIndex:
+    """Finds the nearest of n rows of features; searches may run in several threads.
+
+    Args:
+        index: FAISS's.
+        features: the rows, which decide among the candidates of an inexact index.
+        probes: lists that a search reads; 0 for an exact index.
+    """
+
+    def __init__(self, index: Any, features: Float16[np.ndarray, "n d"], probes: int) -> None:
+        self._index = index
+        self._features = features
+        self.probes = probes
+
+    @classmethod
+    def open(cls, file: Path, features: Float16[np.ndarray, "n d"], parameters: IndexParameters) -> Self:
+        """Read an index, as far as possible mapped into memory.
+
+        Raises:
+            StoreError: it is damaged, or not of these rows.
+        """
+        import faiss  # noqa: PLC0415 - commands that search nothing do not wait for it
+
+        exact = parameters.kind == FLAT
+        # FAISS maps an inverted file by the one flag, and a flat index, since 1.10, by the other.
+        flags = getattr(faiss, "IO_FLAG_MMAP_IFC", 0) if exact else faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
+        try:
+            index: Any = faiss.read_index(str(file), flags)
+        except RuntimeError as error:
+            raise StoreError(f"the index '{file}' cannot be read; build the database again") from error
+        if (index.ntotal, index.d) != features.shape or hasattr(index, "nprobe") is exact:
+            problem = f"the index '{file}' is of {index.ntotal} rows of {index.d}, but there are {features.shape}"
+            raise StoreError(f"{problem}; build the database again")
+        if not exact:
+            lists: Any = faiss.downcast_InvertedLists(index.invlists)
+            # Else each search would start up to 32 threads, which read ahead.
+            lists.prefetch_nthread = 0
+        return cls(index, features, parameters.probes)
+
+    def search(
+        self, queries: ImageFeatures | TextFeatures, k: int
+    ) -> tuple[Int[np.ndarray, "q m"], Float32[np.ndarray, "q m"]]:
+        """Return the indices and cosines of the m = min(k, n) nearest rows, the nearest first."""
+        import faiss  # noqa: PLC0415 - as above
+
+        rows = np.ascontiguousarray(np.nan_to_num(queries, posinf=0, neginf=0), np.float32)
+        wanted = min(k, len(self._features))
+        if not len(rows) or not wanted:
+            return np.empty((len(rows), wanted), np.int64), np.empty((len(rows), wanted), np.float32)
+        # Of this thread only: requests have the cores, and one search is too short to be shared.
+        faiss.omp_set_num_threads(1)
+        if not self.probes:
+            cosines, indices = self._index.search(rows, wanted)
+            return indices, cosines
+        candidates = min(max(_CANDIDATES * wanted, _LEAST_CANDIDATES), len(self._features))
+        parameters: Any = faiss.SearchParametersIVF
+        reading = parameters(nprobe=self.probes)
+        found = self._index.search(rows, candidates, params=reading)[1]
+        few = (found >= 0).sum(axis=1) < wanted
+        if few.any():
+            reading = parameters(nprobe=self._index.nlist)
+            found[few] = self._index.search(rows[few], candidates, params=reading)[1]
+        return self._decided(rows, found, wanted)
+
+    @property
+    def nbytes_resident(self) -> int:
+        """About how much of it is always in memory; what is mapped is not counted."""
+        import faiss  # noqa: PLC0415 - as above
+
+        count, dims = self._features.shape
+        if not self.probes:
+            return 0 if hasattr(faiss, "IO_FLAG_MMAP_IFC") else 2 * count * dims
+        return int(4 * dims * (self._index.nlist + 256))  # the centroids of the lists and of the codes
+
+    def _decided(self, queries: np.ndarray, found: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:
+        indices = np.empty((len(queries), wanted), np.int64)
+        cosines = np.empty((len(queries), wanted), np.float32)
+        for place, (query, candidates) in enumerate(zip(queries, found, strict=True)):
+            rows = np.sort(candidates[candidates >= 0])  # so that the disk is read in one direction
+            exact = self._features[rows].astype(np.float32) @ query
+            best = np.argsort(-exact, kind="stable")[:wanted]
+            indices[place], cosines[place] = rows[best], exact[best]
+        return indices, cosines
+
+
+class CaptionDatabase:
+    """An opened generation; reads may run in several threads, and go on when another one becomes the current.
+
+    Args:
+        generation: the name of its folder.
+        manifest: what it holds.
+        texts: n captions.
+        features: their features (n, d).
+        index: of the features.
+    """
+
+    def __init__(
+        self,
+        generation: str,
+        manifest: Manifest,
+        texts: CaptionTexts,
+        features: Float16[np.ndarray, "n d"],
+        index: CaptionIndex,
+    ) -> None:
+        self.generation = generation
+        self.manifest = manifest
+        self._texts = texts
+        self._features = features
+        self._index = index
+
+    @classmethod
+    def open(cls, folder: Path, *, fingerprint: str, verify: bool = False) -> Self:
+        """Open the current generation of the database in ``folder``.
+
+        Args:
+            folder: where it was built.
+            fingerprint: of the text tower; searches make sense only with the model that encoded the captions.
+            verify: also compare checksums, which reads every file once.
+
+        Raises:
+            StoreError: there is none, a file is missing, damaged or shorter than it should be, or a newer release made
+                it.
+            ConfigurationError: another model made it.
+        """
+        generation = current_generation(folder)
+        for _ in range(_TRIES):
+            try:
+                return cls._open(folder, generation, fingerprint, verify=verify)
+            except StoreError:
+                # It may just have been replaced and removed.
+                before, generation = generation, current_generation(folder)
+                if generation == before:
+                    raise
+        return cls._open(folder, generation, fingerprint, verify=verify)
+
+    @classmethod
+    def _open(cls, folder: Path, generation: str, fingerprint: str, *, verify: bool) -> Self:
+        place = folder / generation
+        manifest = read_manifest(place)
+        if manifest.fingerprint != fingerprint:
+            problem = f"the caption database '{folder}' was made by another model, '{manifest.model}'"
+            raise ConfigurationError(f"{problem}; use that model, or build the database again with this one")
+        check_files(place, manifest, verify=verify)
+        texts = CaptionTexts.open(place)
+        features = _open_features(place)
+        if features.shape != (manifest.captions, manifest.dims) or len(texts) != manifest.captions:
+            problem = f"'{place}' has {len(texts)} captions and features {features.shape}, but should have "
+            raise StoreError(f"{problem}{manifest.captions} of {manifest.dims}; build the database again")
+        return cls(generation, manifest, texts, features, CaptionIndex.open(place / INDEX, features, manifest.index))
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    @property
+    def nbytes_resident(self) -> int:
+        """About how much memory it takes for good; mapped files come and go and are not counted."""
+        return self._index.nbytes_resident
+
+    def search(
+        self, queries: ImageFeatures | TextFeatures, k: int
+    ) -> tuple[Int[np.ndarray, "q m"], Float32[np.ndarray, "q m"]]:
+        """Return the indices and cosines of the m = min(k, n) captions nearest to each query, the nearest first.
+
+        Args:
+            queries: unit rows (q, d); what is not finite in them counts as zero.
+            k: at least 1.
+
+        Raises:
+            ValueError: the queries have other dimensions, or k is below 1.
+        """
+        if queries.ndim != 2 or queries.shape[1] != self.manifest.dims:
+            raise ValueError(f"queries have shape {queries.shape}, but captions have {self.manifest.dims} dimensions")
+        if k < 1:
+            raise ValueError(f"k is {k}, but must be at least 1")
+        return self._index.search(queries, k)
+
+    def captions(self, indices: Iterable[int] | Int[np.ndarray, " m"]) -> list[str]:
+        """Return the captions of ``indices``, in that order."""
+        return self._texts.many(indices)
+
+    def features(self, indices: Int[np.ndarray, " m"]) -> TextFeatures:
+        """Return the features (m, d) of ``indices`` as they were stored, in half precision made wide again."""
+        wide: TextFeatures = self._features[np.asarray(indices, np.int64)].astype(np.float32)
+        return wide
+
+
+def current_generation(folder: Path) -> str:
+    """Return the name of the generation that is to be read; cheap enough to ask often.
+
+    Raises:
+        StoreError: there is no database, or ``current`` is damaged.
+    """
+    file = folder / CURRENT
+    try:
+        name = file.read_text("ascii", "replace").strip()
+    except FileNotFoundError as error:
+        raise StoreError(f"'{folder}' holds no caption database; build one there, or name another folder") from error
+    except OSError as error:
+        problem = f"'{file}' cannot be read: {error.strerror}"
+        raise StoreError(f"{problem}; make it readable for the service, or name another folder") from error
+    if not GENERATION.fullmatch(name):
+        raise StoreError(f"'{file}' is damaged: it names '{name[:40]}'; build the database again")
+    return name
+
+
+def read_manifest(place: Path) -> Manifest:
+    """Return the manifest of the generation in ``place``.
+
+    Raises:
+        StoreError: it is missing, damaged, or of a newer format.
+    """
+    file = place / MANIFEST
+    try:
+        content = json.loads(file.read_bytes())
+        made = int(content["format"])
+        if made <= FORMAT:
+            return Manifest.from_json(content)
+    except OSError as error:
+        raise StoreError(f"'{file}' cannot be read: {error.strerror}; build the database again") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"'{file}' is damaged; build the database again") from error
+    problem = f"the caption database '{place.parent}' has format {made}, and this release reads up to {FORMAT}"
+    raise StoreError(f"{problem}; use a newer release, or build the database again")
+
+
+def check_files(place: Path, manifest: Manifest, *, verify: bool) -> None:
+    """Compare the files of a generation with what its manifest says of them.
+
+    Raises:
+        StoreError: one is missing, has another size, or with ``verify`` another checksum.
+    """
+    with _damage(place):
+        for name in DATA_FILES:
+            file, told = place / name, manifest.files[name]
+            size = file.stat().st_size
+            if size != told["bytes"]:
+                raise StoreError(f"'{file}' has {size} bytes instead of {told['bytes']}; build the database again")
+            if verify and sha256_of(file) != told["sha256"]:
+                raise StoreError(f"'{file}' is damaged, its checksum is another one; build the database again")
+
+
+def sha256_of(file: Path) -> str:
+    """Return the checksum of a file in hexadecimal."""
+    digest = hashlib.sha256()
+    with file.open("rb") as content:
+        while piece := content.read(_READ_AT_ONCE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _open_features(place: Path) -> Float16[np.ndarray, "n d"]:
+    with _damage(place):
+        features = np.load(place / FEATURES, mmap_mode="r", allow_pickle=False)
+        if features.dtype != np.float16:
+            raise StoreError(f"'{place / FEATURES}' is of type {features.dtype}; build the database again")
+        return np.asarray(features)
+
+
+@contextmanager
+def _damage(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise StoreError(f"'{error.filename}' is missing; build the database again") from error
+    except OSError as error:
+        problem = f"the caption database in '{place}' cannot be read: {error.strerror}"
+        raise StoreError(f"{problem}; make its files readable for the service") from error
+    except (ValueError, KeyError, TypeError, EOFError) as error:
+        raise StoreError(f"the caption database in '{place}' is damaged; build it again") from error

@@ -1,0 +1,85 @@
+"""The captions of a database on disk: their UTF-8 bytes end to end, and where each begins.
+
+``texts.bin`` holds the bytes, ``offsets.npy`` n + 1 ascending uint64. Both are mapped into memory, so that opening them
+costs nothing and a caption is read from the disk when it is asked for.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from jaxtyping import Int, UInt64
+
+from app.errors import StoreError
+
+TEXTS = "texts.bin"
+OFFSETS = "offsets.npy"
+
+
+class CaptionTexts:
+    """A sequence of n captions that lies on the disk; reads may run in several threads.
+
+    Args:
+        texts: the bytes of all captions.
+        offsets: where each begins, and at the end where the last one ends.
+    """
+
+    def __init__(self, texts: np.ndarray, offsets: UInt64[np.ndarray, " n+1"]) -> None:
+        self._texts = texts
+        self._offsets = offsets
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Map the two files of ``folder``.
+
+        Raises:
+            StoreError: a file is missing or cannot be read, or the two do not fit each other.
+        """
+        try:
+            offsets = np.load(folder / OFFSETS, mmap_mode="r", allow_pickle=False)
+            texts = _mapped(folder / TEXTS)
+        except (OSError, ValueError, EOFError) as error:
+            raise StoreError(f"the captions in '{folder}' cannot be read: {error}; build the database again") from error
+        if offsets.ndim != 1 or offsets.dtype != np.uint64 or not len(offsets):
+            problem = (
+                f"'{folder / OFFSETS}' is no list of offsets: it has shape {offsets.shape} and type {offsets.dtype}"
+            )
+            raise StoreError(f"{problem}; build the database again")
+        first, last = int(offsets[0]), int(offsets[-1])
+        if first != 0 or last != len(texts):
+            problem = f"the offsets in '{folder}' go from {first} to {last}, but the captions have {len(texts)} bytes"
+            raise StoreError(f"{problem}; build the database again")
+        return cls(np.asarray(texts), np.asarray(offsets))
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __getitem__(self, index: int) -> str:
+        if not 0 <= index < len(self):
+            raise IndexError(f"caption {index} of {len(self)}")
+        first, last = int(self._offsets[index]), int(self._offsets[index + 1])
+        return self._texts[first:last].tobytes().decode("utf-8", "replace")
+
+    def many(self, indices: Iterable[int] | Int[np.ndarray, " m"]) -> list[str]:
+        """Return the captions of ``indices``, in that order."""
+        return [self[int(index)] for index in indices]
+
+
+def pack(captions: Sequence[str]) -> tuple[bytes, UInt64[np.ndarray, " n"]]:
+    """Return the captions' bytes end to end and the length of each; what is no Unicode becomes a question mark."""
+    encoded = [caption.encode("utf-8", "replace") for caption in captions]
+    return b"".join(encoded), np.array([len(each) for each in encoded], np.uint64)
+
+
+def offsets_of(lengths: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n+1"]:
+    """Return where each caption begins, and where the last one ends."""
+    offsets = np.zeros(len(lengths) + 1, np.uint64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
+
+
+def _mapped(file: Path) -> np.ndarray:
+    if not file.stat().st_size:  # nothing cannot be mapped
+        return np.empty(0, np.uint8)
+    return np.memmap(file, np.uint8, mode="r")

@@ -1,0 +1,283 @@
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.captions.build import BuildOptions, build, prune
+from app.captions.database import (
+    CURRENT,
+    DATA_FILES,
+    FEATURES,
+    INDEX,
+    MANIFEST,
+    CaptionDatabase,
+    CaptionIndex,
+    Manifest,
+    current_generation,
+)
+from app.errors import ConfigurationError, StoreError
+from tests.captions.build_until_killed import DIMS, features_of
+
+MODEL = "of these rows"
+KINDS = {"flat": 3000, "ivf-pq": 500}
+CAPTIONS = [f"kind{number % 40} in scene {number}" for number in range(2000)]
+
+
+def made(folder, captions=CAPTIONS, exact_up_to=3000, **options):
+    build(captions, folder, encode=features_of, fingerprint=MODEL, name="scenes", model="rows by hash", licence="CC0",
+          options=BuildOptions(shard=512, exact_up_to=exact_up_to, **options))  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def folder(request, tmp_path_factory) -> Path:
+    """A database that tests only read."""
+    return made(tmp_path_factory.mktemp("captions") / "scenes", exact_up_to=KINDS[request.param])
+
+
+@pytest.fixture(scope="module")
+def database(folder):
+    return CaptionDatabase.open(folder, fingerprint=MODEL, verify=True)
+
+
+@pytest.fixture
+def own(tmp_path) -> Path:
+    """A small database that the test may damage."""
+    return made(tmp_path / "own", CAPTIONS[:50])
+
+
+def queries_of(count, seed=0):
+    rows = features_of(CAPTIONS[:count]) + 0.05 * np.random.default_rng(seed).standard_normal((count, DIMS))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def generation_of(folder):
+    return folder / current_generation(folder)
+
+
+def test_the_nearest_captions_come_first_with_their_cosines(database):
+    queries = queries_of(50)
+    indices, cosines = database.search(queries, 10)
+    every = queries @ features_of(CAPTIONS).T
+    nearest = -np.sort(-every, axis=1)[:, :10]
+    np.testing.assert_allclose(cosines, np.take_along_axis(every, indices, axis=1), atol=2e-3)  # of half precision
+    assert (np.diff(cosines, axis=1) <= 0).all()
+    assert (cosines >= nearest[:, -1:] - 2e-3).mean() >= 0.95
+    assert all(len(set(row)) == 10 for row in indices.tolist())
+    assert (indices.dtype, cosines.dtype) == (np.int64, np.float32)
+
+
+def test_cosines_are_those_of_the_stored_features(database):
+    queries = queries_of(20)
+    indices, cosines = database.search(queries, 7)
+    for query, found, told in zip(queries, indices, cosines, strict=True):
+        np.testing.assert_allclose(told, database.features(found) @ query, atol=1e-6)
+
+
+def test_captions_and_features_come_by_their_indices(database):
+    indices = np.array([1999, 0, 7, 7])
+    assert database.captions(indices) == [CAPTIONS[index] for index in indices]
+    features = database.features(indices)
+    assert features.dtype == np.float32
+    np.testing.assert_allclose(features, features_of(database.captions(indices)), atol=1e-3)
+    assert len(database) == 2000
+
+
+@pytest.mark.parametrize("k", [1999, 2000, 5000])
+def test_all_captions_are_found_when_as_many_are_asked_for(database, k):
+    indices, cosines = database.search(queries_of(3), k)
+    assert indices.shape == cosines.shape == (3, min(k, 2000))
+    for row in indices.tolist():
+        assert len(set(row)) == min(k, 2000)
+        assert min(row) >= 0
+    assert np.isfinite(cosines).all()
+
+
+def test_no_queries_find_nothing(database):
+    indices, cosines = database.search(np.empty((0, DIMS), np.float32), 4)
+    assert indices.shape == cosines.shape == (0, 4)
+
+
+def test_queries_that_are_not_finite_or_not_unit_are_answered(database):
+    queries = np.array([[np.nan] * DIMS, [np.inf] * DIMS, [0] * DIMS, [1e30] * DIMS], np.float32)
+    before = queries.copy()
+    indices, _ = database.search(queries, 5)
+    assert ((indices >= 0) & (indices < 2000)).all()
+    np.testing.assert_array_equal(queries, before)
+
+
+def test_a_query_finds_the_same_alone_as_with_others(database):
+    queries = queries_of(30)
+    together = database.search(queries, 10)
+    for row, query in enumerate(queries):
+        alone = database.search(query[None], 10)
+        np.testing.assert_allclose(alone[1][0], together[1][row], atol=1e-6)
+
+
+@pytest.mark.parametrize(("shape", "k"), [((2, DIMS + 1), 1), ((DIMS,), 1), ((2, DIMS), 0)])
+def test_queries_of_other_dimensions_and_no_captions_are_our_own_bugs(database, shape, k):
+    with pytest.raises(ValueError, match=r"dimensions|at least 1"):
+        database.search(np.zeros(shape, np.float32), k)
+
+
+def test_threads_read_at_the_same_time_what_one_reads_alone(database):
+    queries = queries_of(64)
+    alone = [database.search(query[None], 10)[0].tolist() for query in queries]
+
+    def read(row):
+        found = database.search(queries[row : row + 1], 10)[0]
+        assert database.captions(found[0]) == [CAPTIONS[index] for index in found[0]]
+        return found.tolist()
+
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(read, list(range(64)) * 4)) == alone * 4
+
+
+def test_only_centroids_stay_in_memory(database):
+    assert database.nbytes_resident < 2 * DIMS * 2000
+
+
+def test_the_manifest_says_what_is_in_it(database):
+    manifest = database.manifest
+    assert (manifest.captions, manifest.dims, manifest.name) == (2000, DIMS, "scenes")
+    assert (manifest.model, manifest.fingerprint, manifest.licence) == ("rows by hash", MODEL, "CC0")
+    assert Manifest.from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
+    assert manifest.generation == database.generation
+    assert replace(manifest, created_at="another day").generation == database.generation
+    assert replace(manifest, licence="MIT").generation != database.generation
+
+
+def test_a_database_of_another_model_is_refused_with_what_to_do(folder):
+    with pytest.raises(ConfigurationError, match="another model, 'rows by hash'; use that model, or build the"):
+        CaptionDatabase.open(folder, fingerprint="of other rows")
+
+
+def test_a_folder_without_a_database_is_told(tmp_path):
+    for place in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(StoreError, match="holds no caption database; build one there"):
+            CaptionDatabase.open(place, fingerprint=MODEL)
+
+
+@pytest.mark.parametrize("content", ["", "../../etc", "0123", "f" * 17])
+def test_a_damaged_pointer_is_told_and_leads_nowhere(own, content):
+    (own / CURRENT).write_text(content)
+    with pytest.raises(StoreError, match="current' is damaged"):
+        CaptionDatabase.open(own, fingerprint=MODEL)
+
+
+@pytest.mark.parametrize("name", [*DATA_FILES, MANIFEST])
+def test_a_missing_file_is_told_by_its_name(own, name):
+    (generation_of(own) / name).unlink()
+    with pytest.raises(StoreError, match=name):
+        CaptionDatabase.open(own, fingerprint=MODEL)
+
+
+@pytest.mark.parametrize("name", DATA_FILES)
+@pytest.mark.parametrize("change", [-1, 1])
+def test_a_file_of_another_size_is_told_by_its_name(own, name, change):
+    file = generation_of(own) / name
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] if change < 0 else content + b"x")
+    with pytest.raises(StoreError, match=rf"{name}' has \d+ bytes instead of \d+; build the database again"):
+        CaptionDatabase.open(own, fingerprint=MODEL)
+
+
+@pytest.mark.parametrize("name", DATA_FILES)
+def test_a_file_of_other_content_is_found_by_its_checksum(own, name):
+    file = generation_of(own) / name
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(StoreError, match=f"{name}' is damaged, its checksum"):
+        CaptionDatabase.open(own, fingerprint=MODEL, verify=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_index_that_breaks_off_is_told_even_if_its_size_was_promised(tmp_path, kind):
+    folder = made(tmp_path / "own", exact_up_to=KINDS[kind])
+    place = generation_of(folder)
+    manifest = json.loads((place / MANIFEST).read_text())
+    content = (place / INDEX).read_bytes()
+    for size in (0, 3, 100, len(content) // 2, len(content) - 1):
+        (place / INDEX).write_bytes(content[:size])
+        manifest["files"][INDEX]["bytes"] = size
+        (place / MANIFEST).write_text(json.dumps(manifest))
+        with pytest.raises(StoreError, match=r"the index '.*' cannot be read"):
+            CaptionDatabase.open(folder, fingerprint=MODEL)
+
+
+def test_an_index_of_other_rows_is_refused(database, folder):
+    features = np.load(generation_of(folder) / FEATURES)
+    for other in (features[1:], features[:, 1:]):
+        with pytest.raises(StoreError, match="build the database again"):
+            CaptionIndex.open(generation_of(folder) / INDEX, other, database.manifest.index)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1}', '{"format": "one"}', "\x00"])
+def test_a_damaged_manifest_is_told(own, content):
+    (generation_of(own) / MANIFEST).write_text(content)
+    with pytest.raises(StoreError, match=r"manifest\.json' is damaged; build the database again"):
+        CaptionDatabase.open(own, fingerprint=MODEL)
+
+
+def test_a_newer_format_is_refused(own):
+    file = generation_of(own) / MANIFEST
+    file.write_text(json.dumps({"format": 2, "unheard": "of"}))
+    with pytest.raises(StoreError, match="has format 2, and this release reads up to 1; use a newer release"):
+        CaptionDatabase.open(own, fingerprint=MODEL)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16])
+def test_features_of_another_type_are_refused(own, dtype):
+    file = generation_of(own) / FEATURES
+    manifest = json.loads((generation_of(own) / MANIFEST).read_text())
+    np.save(file, np.load(file).astype(dtype))
+    manifest["files"][FEATURES]["bytes"] = file.stat().st_size
+    (generation_of(own) / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(StoreError, match="is of type"):
+        CaptionDatabase.open(own, fingerprint=MODEL)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_reader_goes_on_while_the_database_is_replaced_and_pruned(tmp_path, kind):
+    folder = made(tmp_path / "scenes", CAPTIONS[:1000], exact_up_to=KINDS[kind])
+    reader = CaptionDatabase.open(folder, fingerprint=MODEL)
+    queries = queries_of(20)
+    before = reader.search(queries, 5)[0]
+
+    newer = [f"new {caption}" for caption in CAPTIONS[:1000]]
+    made(folder, newer, exact_up_to=KINDS[kind])
+    assert prune(folder) == [reader.generation]
+    assert not (folder / reader.generation).exists()
+
+    np.testing.assert_array_equal(reader.search(queries, 5)[0], before)
+    assert reader.captions(before[0]) == [CAPTIONS[index] for index in before[0]]
+    np.testing.assert_allclose(reader.features(before[0]), features_of(reader.captions(before[0])), atol=1e-3)
+    again = CaptionDatabase.open(folder, fingerprint=MODEL)
+    assert again.captions([0]) == [newer[0]]
+
+
+def test_readers_that_open_while_it_is_replaced_over_and_over_always_find_one(tmp_path):
+    folder = made(tmp_path / "scenes", CAPTIONS[:20])
+    done = False
+
+    def read():
+        seen = set()
+        while not done:
+            database = CaptionDatabase.open(folder, fingerprint=MODEL)
+            assert len(database.captions(range(len(database)))) == len(database)
+            seen.add(database.generation)
+        return seen
+
+    with ThreadPoolExecutor(2) as threads:
+        reading = [threads.submit(read) for _ in range(2)]
+        try:
+            for count in range(21, 36):
+                made(folder, CAPTIONS[:count])
+                prune(folder)
+        finally:
+            done = True
+    assert all(len(each.result()) > 1 for each in reading)
