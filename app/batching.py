@@ -1,9 +1,9 @@
-"""The dynamic batching queue in front of each tower of each model.
+"""The dynamic batching queue in front of each tower of each model, and of each caption database.
 
-Items of many callers share one forward pass. There is no timer: what has arrived while the device was busy is the next
-batch, and a lone item leaves at once. While a batch runs the next is begun as soon as a full one waits, so that an
-accelerator copies one while it computes the other. Callers take turns by item, so that a large request holds a small
-one up for a batch and not for all its items.
+Items of many callers share one forward pass, or one search. There is no timer: what has arrived while the device was
+busy is the next batch, and a lone item leaves at once. While a batch runs the next is begun as soon as a full one
+waits, so that an accelerator copies one while it computes the other. Callers take turns by item, so that a large
+request holds a small one up for a batch and not for all its items.
 
 An entry is whatever the tower takes: nothing here knows of images, texts or torch. Each has a future of its own, which
 gets a row or an error whatever happens: ``tests/test_batching.py`` has the ways in which that could fail.
@@ -14,17 +14,17 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-import numpy as np
 import structlog
 
 from app.errors import DeadlineExceededError, NotReadyError, OverloadedError, ServerError
 
 Item = TypeVar("Item")
+Row = TypeVar("Row")
 
 log = structlog.get_logger()
 
@@ -60,32 +60,32 @@ class QueueMetrics(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
+class Encoded(Generic[Row]):
     """One item's row, the seconds until its batch began and the seconds its batch then took."""
 
-    row: np.ndarray
+    row: Row
     queue_s: float
     encode_s: float
 
 
 @dataclass(eq=False, slots=True)
-class _Entry(Generic[Item]):
+class _Entry(Generic[Item, Row]):
     item: Item
-    future: asyncio.Future[Encoded]
+    future: asyncio.Future[Encoded[Row]]
     submitted: float
 
 
 @dataclass(eq=False, slots=True)
-class _Batch(Generic[Item]):
+class _Batch(Generic[Item, Row]):
     """Entries that have begun; ``wait`` returns their rows."""
 
-    entries: Sequence[_Entry[Item]]
-    wait: Callable[[], np.ndarray]
+    entries: Sequence[_Entry[Item, Row]]
+    wait: Callable[[], Collection[Row]]
     began: float
 
 
 @dataclass(eq=False, slots=True)
-class Caller(Generic[Item]):
+class Caller(Generic[Item, Row]):
     """One request's places in a queue, and its items that wait there; made by ``EncodeQueue.admit``.
 
     Args:
@@ -93,10 +93,10 @@ class Caller(Generic[Item]):
     """
 
     deadline: float | None
-    waiting: deque[_Entry[Item]] = field(default_factory=deque)
+    waiting: deque[_Entry[Item, Row]] = field(default_factory=deque)
 
 
-class EncodeQueue(Generic[Item]):
+class EncodeQueue(Generic[Item, Row]):
     """Batches the items of many callers and encodes them on one supervised thread.
 
     Used from one event loop. The thread begins a batch, perhaps another, then waits for the first: both only ever
@@ -115,7 +115,7 @@ class EncodeQueue(Generic[Item]):
     def __init__(
         self,
         name: str,
-        begin: Callable[[Sequence[Item]], Callable[[], np.ndarray]],
+        begin: Callable[[Sequence[Item]], Callable[[], Collection[Row]]],
         *,
         batch_size: int,
         metrics: QueueMetrics,
@@ -132,7 +132,7 @@ class EncodeQueue(Generic[Item]):
         self._admitted = 0
         # Of both threads, under the lock.
         self._changed = threading.Condition()
-        self._turns: deque[Caller[Item]] = deque()
+        self._turns: deque[Caller[Item, Row]] = deque()
         self._waiting = 0
         self._closed = False
         self._down: str | None = None
@@ -140,7 +140,7 @@ class EncodeQueue(Generic[Item]):
         self._room = batch_size
         self._good_batches = 0
         self._busy_since: float | None = None
-        self._begun: list[_Entry[Item]] = []
+        self._begun: list[_Entry[Item, Row]] = []
         self._last_ended = 0.0
         self._items_per_s = 0.0
         # A daemon, because one that hangs inside a driver must not keep the process from ending.
@@ -169,7 +169,7 @@ class EncodeQueue(Generic[Item]):
         return None
 
     @contextmanager
-    def admit(self, count: int, *, within_s: float | None = None) -> Iterator[Caller[Item]]:
+    def admit(self, count: int, *, within_s: float | None = None) -> Iterator[Caller[Item, Row]]:
         """Hold ``count`` places, from before an image is decoded until its features are there.
 
         Args:
@@ -185,7 +185,7 @@ class EncodeQueue(Generic[Item]):
         if refusal is not None:
             self._metrics.rejected("overloaded" if isinstance(refusal, OverloadedError) else "not_ready", count)
             raise refusal
-        caller: Caller[Item] = Caller(None if within_s is None else time.perf_counter() + within_s)
+        caller: Caller[Item, Row] = Caller(None if within_s is None else time.perf_counter() + within_s)
         self._admitted += count
         try:
             yield caller
@@ -193,7 +193,7 @@ class EncodeQueue(Generic[Item]):
             self._admitted -= count
             self._forget(caller)
 
-    async def encode(self, item: Item, caller: Caller[Item]) -> Encoded:
+    async def encode(self, item: Item, caller: Caller[Item, Row]) -> Encoded[Row]:
         """Wait for an item's row; cancelling drops it unless its batch has begun.
 
         Raises:
@@ -204,7 +204,7 @@ class EncodeQueue(Generic[Item]):
         (future,) = self._submit(caller, [item])
         return await future
 
-    async def run(self, items: Sequence[Item]) -> np.ndarray:
+    async def run(self, items: Sequence[Item]) -> list[Row]:
         """Encode at least one item as one caller and return all rows; raises as ``encode``."""
         with self.admit(len(items)) as caller:
             futures = self._submit(caller, items)
@@ -213,7 +213,7 @@ class EncodeQueue(Generic[Item]):
             finally:
                 for future in futures:
                     future.cancel()
-        return np.stack([each.row for each in encoded])
+        return [each.row for each in encoded]
 
     def close(self) -> None:
         """Finish the batch that is running, refuse the rest, end the thread; waits for a stalled batch only so long."""
@@ -226,7 +226,7 @@ class EncodeQueue(Generic[Item]):
 
     # --- the event loop's side -----------------------------------------------------------------------------------
 
-    def _submit(self, caller: Caller[Item], items: Sequence[Item]) -> list[asyncio.Future[Encoded]]:
+    def _submit(self, caller: Caller[Item, Row], items: Sequence[Item]) -> list[asyncio.Future[Encoded[Row]]]:
         loop, now = asyncio.get_running_loop(), time.perf_counter()
         entries = [_Entry(item, loop.create_future(), now) for item in items]
         with self._changed:
@@ -239,7 +239,7 @@ class EncodeQueue(Generic[Item]):
             self._changed.notify()
         return [entry.future for entry in entries]
 
-    def _forget(self, caller: Caller[Item]) -> None:
+    def _forget(self, caller: Caller[Item, Row]) -> None:
         """Drop what a caller left behind when it was cancelled, so that it neither runs nor fills the memory."""
         if not caller.waiting:
             return
@@ -304,7 +304,7 @@ class EncodeQueue(Generic[Item]):
 
     def _work(self) -> None:
         """Begin batches and wait for them, until the queue is closed."""
-        current: _Batch[Item] | None = None
+        current: _Batch[Item, Row] | None = None
         while True:
             if current is None:
                 entries = self._take(at_least=1, wait=True)
@@ -318,13 +318,13 @@ class EncodeQueue(Generic[Item]):
             self._finish(current)
             current = ahead
 
-    def _take(self, *, at_least: int, wait: bool) -> list[_Entry[Item]]:
+    def _take(self, *, at_least: int, wait: bool) -> list[_Entry[Item, Row]]:
         """Return the next batch, one item of each caller in turn.
 
         It is empty if fewer wait than ``at_least``, if nobody wants those that do, and when the queue is closed.
         """
-        taken: list[_Entry[Item]] = []
-        late: list[_Entry[Item]] = []
+        taken: list[_Entry[Item, Row]] = []
+        late: list[_Entry[Item, Row]] = []
         cancelled = 0
         with self._changed:
             if wait:
@@ -348,7 +348,7 @@ class EncodeQueue(Generic[Item]):
         self._metrics.dropped("deadline", len(late))
         return taken
 
-    def _take_all(self) -> list[_Entry[Item]]:
+    def _take_all(self) -> list[_Entry[Item, Row]]:
         entries = [entry for caller in self._turns for entry in caller.waiting]
         for caller in self._turns:
             caller.waiting.clear()
@@ -356,7 +356,7 @@ class EncodeQueue(Generic[Item]):
         self._waiting = 0
         return entries
 
-    def _begin(self, entries: Sequence[_Entry[Item]]) -> _Batch[Item] | None:
+    def _begin(self, entries: Sequence[_Entry[Item, Row]]) -> _Batch[Item, Row] | None:
         """Start a batch; None if that failed, and all is told by then."""
         began = time.perf_counter()
         if self._busy_since is None:
@@ -367,7 +367,7 @@ class EncodeQueue(Generic[Item]):
             self._recover(entries, error)
             return None
 
-    def _finish(self, batch: _Batch[Item]) -> None:
+    def _finish(self, batch: _Batch[Item, Row]) -> None:
         """Wait for a batch and give every entry its row."""
         entries = batch.entries
         try:
@@ -388,7 +388,7 @@ class EncodeQueue(Generic[Item]):
         for entry in entries:
             self._metrics.waited(began - entry.submitted)
 
-    def _recover(self, entries: Sequence[_Entry[Item]], error: Exception) -> None:
+    def _recover(self, entries: Sequence[_Entry[Item, Row]], error: Exception) -> None:
         """Try the halves of a batch that failed, each by itself; a single entry gets the error."""
         if isinstance(error, StopIteration):  # which no future takes
             error = RuntimeError(f"the encoder of {self.name} raised StopIteration")
@@ -419,7 +419,7 @@ class EncodeQueue(Generic[Item]):
             self._room, self._good_batches = min(2 * self._room, self.batch_size), 0
 
     def _settle(
-        self, entries: Sequence[_Entry[Item]], outcomes: Sequence[tuple[np.ndarray, float, float] | Exception]
+        self, entries: Sequence[_Entry[Item, Row]], outcomes: Sequence[tuple[Row, float, float] | Exception]
     ) -> None:
         """Give the futures of entries that have begun what became of them, on their event loop."""
 
@@ -439,7 +439,7 @@ class EncodeQueue(Generic[Item]):
         _call_soon(entries[0].future.get_loop(), tell)
         self._begun = remaining
 
-    def _fail(self, entries: Sequence[_Entry[Item]], error: Callable[[], Exception] | None = None) -> None:
+    def _fail(self, entries: Sequence[_Entry[Item, Row]], error: Callable[[], Exception] | None = None) -> None:
         """Give entries that never began, or never will end, an error each; without one, why the queue is down."""
         errors = [error() if error else self._why_down() for _ in entries]
 

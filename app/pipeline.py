@@ -43,6 +43,7 @@ from app.task import (
     Probabilities,
     Similarities,
     Task,
+    TextFeatures,
 )
 
 _Result = TypeVar("_Result")
@@ -65,6 +66,19 @@ class ImageLimits:
 
     max_bytes: int
     max_pixels: int
+
+
+class _Once:
+    """What takes seconds in a thread, and is the same ever after; here what tells a tower from every other."""
+
+    def __init__(self, make: Callable[[], str]) -> None:
+        self._make = make
+        self._made: asyncio.Future[str] | None = None
+
+    async def __call__(self) -> str:
+        if self._made is None or self._made.cancelled() or (self._made.done() and self._made.exception()):
+            self._made = asyncio.ensure_future(asyncio.to_thread(self._make))
+        return await asyncio.shield(self._made)
 
 
 class ServedModel:
@@ -93,7 +107,7 @@ class ServedModel:
     ) -> None:
         self.encoder = encoder
         image_metrics = TowerMetrics(metrics, encoder.name, "images")
-        self.images: EncodeQueue[Pixels] = EncodeQueue(
+        self.images: EncodeQueue[Pixels, np.ndarray] = EncodeQueue(
             f"{encoder.name} images",
             encoder.begin_images,
             batch_size=image_batch or encoder.image_path.batch_size,
@@ -104,7 +118,7 @@ class ServedModel:
         image_metrics.watch(waiting=lambda: self.images.waiting, admitted=lambda: self.images.admitted)
         text_metrics = TowerMetrics(metrics, encoder.name, "texts")
         # Texts have no bound of their own: each request that waits for some holds places for its images.
-        self.texts: EncodeQueue[str] = EncodeQueue(
+        self.texts: EncodeQueue[str, np.ndarray] = EncodeQueue(
             f"{encoder.name} texts",
             lambda texts: partial(encoder.encode_texts, texts),
             batch_size=text_batch,
@@ -113,14 +127,14 @@ class ServedModel:
         )
         text_metrics.watch(waiting=lambda: self.texts.waiting, admitted=lambda: self.texts.admitted)
 
-        self.encode_texts = StoredTextEncoder(self.texts.run, encoder.text_fingerprint, text_features)
-        self._image_fingerprint: asyncio.Future[str] | None = None
+        self.image_fingerprint = _Once(encoder.image_fingerprint)
+        self.text_fingerprint = _Once(encoder.text_fingerprint)
+        self.encode_texts = StoredTextEncoder(self.encode_new_texts, self.text_fingerprint, text_features)
 
-    async def image_fingerprint(self) -> str:
-        """Return what tells features of this image tower from those of others, computed once."""
-        if self._image_fingerprint is None or self._image_fingerprint.cancelled():
-            self._image_fingerprint = asyncio.ensure_future(asyncio.to_thread(self.encoder.image_fingerprint))
-        return await asyncio.shield(self._image_fingerprint)
+    async def encode_new_texts(self, texts: Sequence[str]) -> TextFeatures:
+        """Return unit rows (k, d) of at least one text, none of which is looked up or kept."""
+        features: TextFeatures = np.stack(await self.texts.run(texts))
+        return features
 
     @property
     def problem(self) -> str | None:
@@ -441,7 +455,11 @@ class Pipeline:
         return classifier, time.perf_counter()
 
     async def _read(
-        self, image: bytes | ClientError, model: ServedModel, caller: Caller[Pixels], turns: asyncio.Semaphore
+        self,
+        image: bytes | ClientError,
+        model: ServedModel,
+        caller: Caller[Pixels, np.ndarray],
+        turns: asyncio.Semaphore,
     ) -> _ReadImage | ClientError:
         """Decode, transform and encode one image; each goes its way without waiting for the others."""
         if isinstance(image, ClientError):

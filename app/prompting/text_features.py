@@ -166,33 +166,31 @@ class StoredTextEncoder:
 
     Args:
         encode: encodes what is not there.
-        fingerprint: gives what tells this text tower from every other; called in a thread, once.
+        fingerprint: gives what tells this text tower from every other.
         store: None encodes always.
     """
 
     def __init__(
         self,
         encode: Callable[[Sequence[str]], Awaitable[TextFeatures]],
-        fingerprint: Callable[[], str],
+        fingerprint: Callable[[], Awaitable[str]],
         store: TextFeatureStore | None,
     ) -> None:
         self._encode = encode
         self._store = store
-        self._make_fingerprint = fingerprint
-        self._fingerprint: str | None = None
+        self._fingerprint = fingerprint
 
     async def __call__(self, prompts: Sequence[str]) -> TextFeatures:
         """Return unit rows (k, d)."""
         if self._store is None:
             return await self._encode(prompts)
-        if self._fingerprint is None:
-            self._fingerprint = await asyncio.to_thread(self._make_fingerprint)
-        rows = await self._store.read(self._fingerprint, prompts)
+        fingerprint = await self._fingerprint()
+        rows = await self._store.read(fingerprint, prompts)
         missing = [text for text in dict.fromkeys(prompts) if text not in rows]
         if missing:
             made = dict(zip(missing, await self._encode(missing), strict=True))
             rows |= made
-            await self._store.write(self._fingerprint, made)
+            await self._store.write(fingerprint, made)
         features: TextFeatures = np.stack([rows[text] for text in prompts])
         return features
 

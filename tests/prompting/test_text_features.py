@@ -50,7 +50,10 @@ def open_store(file):
 
 
 def encoder_of(store, encode, fingerprint="weights"):
-    return StoredTextEncoder(encode, lambda: fingerprint, store)
+    async def told() -> str:
+        return fingerprint
+
+    return StoredTextEncoder(encode, told, store)
 
 
 async def test_what_was_encoded_before_a_restart_is_not_encoded_again_and_is_the_same_to_the_last_digit(open_store):
@@ -81,7 +84,10 @@ async def test_features_of_other_weights_are_never_given(open_store):
 
 async def test_without_a_store_texts_are_encoded_always():
     encode = Encoder()
-    encoder = StoredTextEncoder(encode, lambda: "weights", None)
+    async def told() -> str:
+        return "weights"
+
+    encoder = StoredTextEncoder(encode, told, None)
     for _ in range(2):
         await encoder(["owl"])
     assert encode.texts == ["owl", "owl"]
