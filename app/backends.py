@@ -1,6 +1,7 @@
 """Where a command's work is done: in this process, or by a server over HTTP; both answer with the contract's bodies."""
 
 import asyncio
+import base64
 import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -18,6 +19,8 @@ from app.api.schemas import (
     AcceptedResponse,
     AddedExamplesResponse,
     ClassifyResponse,
+    DatabaseBody,
+    DatabaseList,
     DecisionBody,
     DeletedExamplesResponse,
     DescribeBody,
@@ -36,13 +39,20 @@ from app.api.schemas import (
     Problem,
     RejectedResponse,
     ResultBody,
+    SearchFields,
+    SearchResponse,
     SelectionResponse,
+    SharedNameBody,
     SkippedImageBody,
 )
+from app.caption_library import CaptionQuery
+from app.captions.plan import WORDNET, BuildPlan
+from app.captions.sources import Source
 from app.comparison import Comparison, compare
 from app.curves import LearningCurve, learning_curve
+from app.databases import DatabaseState
 from app.errors import ClientError, DeixisError, InvalidFieldError, NotReadyError
-from app.naming import clean_label_set_name, indices_of
+from app.naming import clean_database_name, clean_label_set_name, indices_of
 from app.service import Question, Service
 from app.store.drafts import DraftStatus
 from app.store.examples import NewExample
@@ -132,6 +142,35 @@ class Backend(Protocol):
             InvalidFieldError: not one of the files could be read, or there is nothing to learn from.
         """
 
+    async def prepare_names(self, database: str | None, advance: Advance) -> None:
+        """Build the caption database that comes with the service, if it is the one to ask and is missing."""
+
+    async def name_together(
+        self, files: Sequence[Path], question: Question, advance: Callable[[], object]
+    ) -> tuple[list[ResultBody], list[SharedNameBody]]:
+        """Find few names that the files share; the results tell which files could not be read.
+
+        Args:
+            files: images.
+            question: without labels.
+            advance: called after each file.
+
+        Raises:
+            InvalidFieldError: not one file could be read.
+        """
+
+    async def databases(self) -> list[DatabaseBody]:
+        """List every caption database."""
+
+    async def database(self, name: str) -> DatabaseBody:
+        """Return what is known of a caption database."""
+
+    async def search_captions(self, name: str, fields: SearchFields, image: bytes | None) -> SearchResponse:
+        """Return a page of the captions near a text or an image."""
+
+    async def delete_database(self, name: str) -> None:
+        """Delete a caption database."""
+
     async def label_sets(self) -> list[LabelSetSummaryBody]:
         """List every label set."""
 
@@ -196,6 +235,11 @@ class InProcess:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+
+    @property
+    def default_model(self) -> str:
+        """The model that is used where none is named."""
+        return self._service.pipeline.default_model
 
     async def classify(self, images: Sequence[bytes], question: Question) -> list[ResultBody]:
         """Run the pipeline."""
@@ -280,6 +324,62 @@ class InProcess:
                 told = ResultBody.failed(Problem(**problem(told)))
             results.append(told)
         return features, results
+
+    async def prepare_names(self, database: str | None, advance: Advance) -> None:
+        """Build it here and now."""
+        if database not in {None, WORDNET}:
+            return
+        plan = await self._service.captions.plan_wordnet()
+        if plan is not None:
+            await self._service.captions.build(WORDNET, plan, (), advance)
+
+    async def name_together(
+        self, files: Sequence[Path], question: Question, advance: Callable[[], object]
+    ) -> tuple[list[ResultBody], list[SharedNameBody]]:
+        """Encode the files once, and find names for all of them."""
+        task = await self._service.plan(question)
+        features, results = await self._encoded(task, files, advance)
+        named = await self._service.pipeline.name(task, features)
+        told = iter(named.results)
+        return (
+            [ResultBody.of(next(told), problem, ()) if result.error is None else result for result in results],
+            [SharedNameBody(label=each.label, images=each.images) for each in named.vocabulary or ()],
+        )
+
+    async def text_features(self, model: str | None, texts: Sequence[str]) -> np.ndarray:
+        """Return unit rows (k, d) of texts."""
+        pipeline = self._service.pipeline
+        return await pipeline.models[model or pipeline.default_model].encode_texts(texts)
+
+    async def databases(self) -> list[DatabaseBody]:
+        """Read the folder."""
+        return [await self._told(state) for state in await self._service.captions.databases.states()]
+
+    async def database(self, name: str) -> DatabaseBody:
+        """Read its manifest."""
+        return await self._told(await self._service.captions.databases.state(name))
+
+    async def _told(self, state: DatabaseState) -> DatabaseBody:
+        captions = self._service.captions
+        # A command that loads no model cannot tell for which it is.
+        models = [] if state.manifest is None else await captions.models_of(state.manifest)
+        told = DatabaseBody.of(state, models, default=state.name == captions.databases.default)
+        return told if self._service.pipeline.models else told.model_copy(update={"problem": state.problem})
+
+    async def build_database(self, name: str, plan: BuildPlan, sources: Sequence[Source], advance: Advance) -> None:
+        """Build a caption database, of files that a server could not read."""
+        captions = self._service.captions
+        await asyncio.to_thread(captions.check_plan, plan)
+        await captions.build(clean_database_name(name, "name"), plan, sources, advance)
+
+    async def search_captions(self, name: str, fields: SearchFields, image: bytes | None) -> SearchResponse:
+        """Search here."""
+        query = CaptionQuery(name, image=image, **fields.model_dump())
+        return SearchResponse.of(await self._service.captions.search(query))
+
+    async def delete_database(self, name: str) -> None:
+        """Remove its folder."""
+        await self._service.captions.databases.delete(name)
 
     async def label_sets(self) -> list[LabelSetSummaryBody]:
         """Read the store, page by page."""
@@ -390,6 +490,9 @@ class OverHttp:
         return [result for image in images for result in await self.classify([image], question)]
 
     async def _classify(self, images: Sequence[bytes], question: Question) -> list[ResultBody]:
+        return (await self._classified(images, question)).results
+
+    async def _classified(self, images: Sequence[bytes], question: Question) -> ClassifyResponse:
         fields: dict[str, Any] = {
             "labels": None if question.labels is None else _json_array(question.labels),
             "label_set": question.label_set,
@@ -402,6 +505,8 @@ class OverHttp:
             "reject_below": _number(question.reject_below),
             "false_rejection_rate": _number(question.false_rejection_rate),
             "coverage": _number(question.coverage),
+            "database": question.database,
+            "group": "true" if question.group else None,
         }
         answer = await self._send(
             "POST",
@@ -409,7 +514,50 @@ class OverHttp:
             data={name: value for name, value in fields.items() if value is not None},
             files=[("image", (f"{index}", image)) for index, image in enumerate(images)],
         )
-        return ClassifyResponse.model_validate_json(answer.content).results
+        return ClassifyResponse.model_validate_json(answer.content)
+
+    async def prepare_names(self, database: str | None, advance: Advance) -> None:
+        """Leave that to the server, which builds it when it starts."""
+
+    async def name_together(
+        self, files: Sequence[Path], question: Question, advance: Callable[[], object]
+    ) -> tuple[list[ResultBody], list[SharedNameBody]]:
+        """POST /v1/classify with every image at once, of which a server takes so many only."""
+        results: list[ResultBody] = []
+        sent: list[tuple[int, bytes]] = []
+        for file in files:
+            image = await asyncio.to_thread(read_image, file)
+            if isinstance(image, bytes):
+                sent.append((len(results), image))
+                image = ResultBody(predictions=[])
+            results.append(image)
+            advance()
+        if not sent:
+            raise InvalidFieldError.of("paths", "not one of the files could be read")
+        answer = await self._classified([image for _, image in sent], question)
+        for (place, _), result in zip(sent, answer.results, strict=True):
+            results[place] = result
+        return results, answer.vocabulary or []
+
+    async def databases(self) -> list[DatabaseBody]:
+        """GET /v1/databases."""
+        return DatabaseList.model_validate_json((await self._send("GET", "/v1/databases")).content).databases
+
+    async def database(self, name: str) -> DatabaseBody:
+        """GET /v1/databases/{name}."""
+        return DatabaseBody.model_validate_json((await self._send("GET", _database_path(name))).content)
+
+    async def search_captions(self, name: str, fields: SearchFields, image: bytes | None) -> SearchResponse:
+        """POST /v1/databases/{name}/search."""
+        given: dict[str, Any] = fields.model_dump(exclude_none=True)
+        if image is not None:
+            given["image"] = {"base64": base64.b64encode(image).decode()}
+        answer = await self._send("POST", f"{_database_path(name)}/search", json=given)
+        return SearchResponse.model_validate_json(answer.content)
+
+    async def delete_database(self, name: str) -> None:
+        """DELETE /v1/databases/{name}."""
+        await self._send("DELETE", _database_path(name))
 
     async def label_sets(self) -> list[LabelSetSummaryBody]:
         """GET /v1/label-sets, page by page."""
@@ -647,6 +795,10 @@ def _retry_after_s(answer: httpx.Response) -> int:
 
 def _label_set_path(name: str) -> str:
     return f"/v1/label-sets/{quote(name, safe='')}"
+
+
+def _database_path(name: str) -> str:
+    return f"/v1/databases/{quote(name, safe='')}"
 
 
 def _drafts_path(name: str) -> str:

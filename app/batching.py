@@ -204,9 +204,9 @@ class EncodeQueue(Generic[Item, Row]):
         (future,) = self._submit(caller, [item])
         return await future
 
-    async def run(self, items: Sequence[Item]) -> list[Row]:
-        """Encode at least one item as one caller and return all rows; raises as ``encode``."""
-        with self.admit(len(items)) as caller:
+    async def run(self, items: Sequence[Item], *, within_s: float | None = None) -> list[Row]:
+        """Encode at least one item as one caller and return all rows; raises as ``admit`` and ``encode``."""
+        with self.admit(len(items), within_s=within_s) as caller:
             futures = self._submit(caller, items)
             try:
                 encoded = await asyncio.gather(*futures)

@@ -50,6 +50,19 @@ def find_labelled_images(folder: Path) -> list[tuple[Path, str]]:
     return sorted(found, key=lambda pair: (pair[1], pair[0]))
 
 
+def files_within(root: Path | None, names: Sequence[str]) -> list[Path]:
+    """Return the files called so below ``root``; raises as ``folder_within``."""
+    if root is None:
+        raise InvalidFieldError.of("files", "no file may be read from the server; set DEIXIS_IMPORT_DIR")
+    found = []
+    for index, name in enumerate(names):
+        file = _within(root, name)
+        if file is None or not file.is_file():
+            raise InvalidFieldError.of(f"files.{index}", f"'{name[:200]}' is no file below DEIXIS_IMPORT_DIR")
+        found.append(file)
+    return found
+
+
 def folder_within(root: Path | None, name: str) -> Path:
     """Return the folder called ``name`` below ``root``, links followed, so that no name leads out of it.
 
@@ -60,13 +73,19 @@ def folder_within(root: Path | None, name: str) -> Path:
         raise InvalidFieldError.of(
             "folder", "no folder may be imported from; set DEIXIS_IMPORT_DIR, or send the images"
         )
+    folder = _within(root, name)
+    if folder is None or not folder.is_dir():
+        raise InvalidFieldError.of("folder", f"'{name[:200]}' is no folder below DEIXIS_IMPORT_DIR")
+    return folder
+
+
+def _within(root: Path, name: str) -> Path | None:
+    """Return what is called so below ``root``, links followed; None where there is nothing, or not below it."""
     try:
-        base, folder = root.resolve(), (root / name).resolve()
-        if folder.is_relative_to(base) and folder.is_dir():
-            return folder
+        base, place = root.resolve(), (root / name).resolve()
+        return place if place.is_relative_to(base) and place.exists() else None
     except (OSError, ValueError, RuntimeError):  # too long, with a NUL, or a loop of links
-        pass
-    raise InvalidFieldError.of("folder", f"'{name[:200]}' is no folder below DEIXIS_IMPORT_DIR")
+        return None
 
 
 def import_images(

@@ -5,6 +5,7 @@ interrupted, it is begun anew, by this process or another one with the same data
 """
 
 import asyncio
+import json
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -16,13 +17,15 @@ import numpy as np
 import structlog
 
 from app.adapters._base import Examples
+from app.captions.plan import WORDNET, BuildPlan
 from app.comparison import Lessons, compare
 from app.describer import DescribeRequest
-from app.errors import ClientError, ConflictError, DeixisError, InvalidFieldError, StoreError
-from app.files import folder_within, import_images
+from app.errors import ClientError, ConflictError, DeixisError, InvalidFieldError, ServerError, StoreError
+from app.files import files_within, folder_within, import_images
+from app.naming import clean_database_name
 from app.service import Question, Service
 from app.store.examples import NewExample
-from app.store.jobs import Job, JobRepository, JobStatus
+from app.store.jobs import BUILD_CAPTIONS, Job, JobRepository, JobStatus
 from app.task import ImageFeatures
 from app.trial import tried_images, try_for_every_model
 
@@ -48,7 +51,7 @@ class Jobs:
     Args:
         repository: keeps them.
         service: does the work.
-        import_dir: folder from which images may be imported; None for none.
+        import_dir: folder from which images and captions may be imported; None for none.
         lease_s: a process that was not heard of for so long is taken to be dead, and its jobs are taken over.
         poll_s: how often to look for jobs of other processes.
     """
@@ -73,6 +76,7 @@ class Jobs:
             EVALUATE: self._evaluate,
             TRY_METHODS: self._try_methods,
             IMPORT_IMAGES: self._import_images,
+            BUILD_CAPTIONS: self._build_captions,
         }
         self._added = {kind: asyncio.Event() for kind in self._handlers}
         self._running: dict[str, asyncio.Task[Mapping[str, Any]]] = {}
@@ -164,6 +168,32 @@ class Jobs:
         stored = {"folder": folder, "by_subfolder": by_subfolder, "class": classname}
         return await self._add(IMPORT_IMAGES, label_set.name, stored)
 
+    async def build_captions(self, name: str, plan: BuildPlan) -> Job:
+        """Take the job of building a caption database.
+
+        Raises:
+            InvalidFieldError: rules that no caption can meet, a name that no database can have, or files that are not
+                below ``DEIXIS_IMPORT_DIR``.
+            UnknownNameError: the model is not served.
+            NotConfiguredError: it is to be built of WordNet, which is not there.
+        """
+        name = clean_database_name(name, "name")
+        await asyncio.to_thread(self._service.captions.check_plan, plan)
+        if plan.files:
+            files_within(self._import_dir, plan.files)
+        return await self._add(BUILD_CAPTIONS, name, plan.to_json(), json.dumps(plan.captions).encode())
+
+    async def build_wordnet(self) -> None:
+        """Take the job of building the database that comes with the service, where it is wanted and not there."""
+        try:
+            plan = await self._service.captions.plan_wordnet()
+            if plan is not None:
+                states = {JobStatus.QUEUED, JobStatus.RUNNING}
+                await self.repository.add_unless(states, BUILD_CAPTIONS, WORDNET, plan.to_json())
+                self._added[BUILD_CAPTIONS].set()
+        except StoreError as error:
+            log.warning("no_default_database", reason=error.message)
+
     async def cancel(self, job_id: str) -> Job:
         """Stop a job; raises ``UnknownNameError``, and ``ConflictError`` where it has finished."""
         before = await self.repository.get(job_id)
@@ -174,8 +204,8 @@ class Jobs:
             self._running[job_id].cancel()
         return job
 
-    async def _add(self, kind: str, label_set: str, request: Mapping[str, Any], attachment: bytes | None = None) -> Job:
-        job = await self.repository.add(kind, label_set, request, attachment=attachment)
+    async def _add(self, kind: str, subject: str, request: Mapping[str, Any], attachment: bytes | None = None) -> Job:
+        job = await self.repository.add(kind, subject, request, attachment=attachment)
         self._added[kind].set()
         return job
 
@@ -195,7 +225,7 @@ class Jobs:
                     await self._added[kind].wait()
 
     async def _run(self, job: Job, attachment: bytes | None) -> None:
-        log.info("job_started", job=job.id, kind=job.kind, label_set=job.label_set)
+        log.info("job_started", job=job.id, kind=job.kind, subject=job.subject)
 
         async def advance(done: int, total: int) -> None:
             if not await self.repository.advance(job.id, self._owner, done, total):
@@ -275,12 +305,22 @@ class Jobs:
 
     async def _try_methods(self, job: Job, _attachment: bytes | None, advance: _Advance) -> Mapping[str, Any]:
         """Try them for every model that is served here, and have the chosen ones learn."""
-        return {"models": await try_for_every_model(self._service, job.label_set, advance)}
+        return {"models": await try_for_every_model(self._service, job.subject, advance)}
+
+    async def _build_captions(self, job: Job, attachment: bytes | None, advance: _Advance) -> Mapping[str, Any]:
+        """Build a caption database; what an interrupted run has encoded is not encoded again."""
+        plan = BuildPlan.from_json(job.request, json.loads(attachment or b"[]"))
+        sources = files_within(self._import_dir, plan.files) if plan.files else []
+        try:
+            manifest = await self._service.captions.build(job.subject, plan, sources, advance)
+        except StoreError as error:  # of its disk, and not of the database that has the jobs
+            raise ServerError(error.message) from error
+        return {"database": job.subject, "generation": manifest.generation, **manifest.to_json()}
 
     async def _import_images(self, job: Job, _attachment: bytes | None, advance: _Advance) -> Mapping[str, Any]:
         """Add the images of a folder; those of an interrupted run are known by their hash and not encoded again."""
         service, request = self._service, job.request
-        label_set = await service.label_sets.get(job.label_set)
+        label_set = await service.label_sets.get(job.subject)
         folder = folder_within(self._import_dir, request["folder"])
         found = await asyncio.to_thread(
             import_images,

@@ -1,12 +1,9 @@
 """What methods learn from example images: in the background, on few cores, the old answering until the new is ready."""
 
 import asyncio
-import os
-import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 from weakref import WeakValueDictionary
@@ -18,6 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from app.adapters._base import Examples, Scores
 from app.adapters._examples import ExampleAdapter, Need, unit_rows
+from app.cores import step_back
 from app.errors import NotReadyError, OverloadedError, TooLargeError
 from app.neighbours import NeighbourIndex, use_one_thread
 from app.task import ClassEmbeddings, ImageFeatures, Logits
@@ -28,7 +26,6 @@ _Result = TypeVar("_Result")
 
 # Fits under way at once, each on one core at low priority.
 _FITS = 2
-_NICENESS = 10
 # Fits of one label set that may wait or be under way.
 _WAITING = 16
 _RETRY_AFTER_S = 5
@@ -208,7 +205,7 @@ class Learner:
         self._running: dict[tuple[Subject, int], asyncio.Task[Learned]] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._closing = False
-        self._threads = ThreadPoolExecutor(_FITS, thread_name_prefix="fit", initializer=_step_back)
+        self._threads = ThreadPoolExecutor(_FITS, thread_name_prefix="fit", initializer=step_back)
 
     async def learned(
         self, subject: Subject, revision: int, fit: Callable[[], Awaitable[Learned]], *, oldest: int = 0
@@ -319,12 +316,6 @@ class Learner:
         if not done.cancelled() and (error := done.exception()) is not None:
             reason = str(error) or type(error).__name__
             log.warning("not_learned", label_set=subject.reference, method=subject.method, reason=reason)
-
-
-def _step_back() -> None:
-    """Give this thread a lower priority, where the system has one for threads."""
-    with suppress(OSError, AttributeError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 def _on_one_core(work: Callable[[], _Result]) -> _Result:

@@ -16,8 +16,20 @@ from prometheus_fastapi_instrumentator import Instrumentator
 from app import __version__
 from app.api import documentation, errors
 from app.api.middleware import AccessLog, BodyLimit
-from app.api.routes import catalogue, classify, descriptions, evaluations, examples, health, jobs, label_sets
+from app.api.routes import (
+    catalogue,
+    classify,
+    databases,
+    descriptions,
+    evaluations,
+    examples,
+    health,
+    jobs,
+    label_sets,
+)
+from app.caption_library import CaptionLibrary
 from app.choosing import Choices
+from app.databases import Databases
 from app.describer import Describer, LanguageModel
 from app.describing.questions import load_feature_question, load_question_sets
 from app.encoders._base import Encoder, LoadOptions
@@ -25,11 +37,12 @@ from app.encoders.loading import imagenet_templates, load_encoder
 from app.example_images import ExampleImages
 from app.jobs import Jobs
 from app.metrics import Metrics
-from app.pipeline import ImageLimits, Pipeline, ServedModel
+from app.pipeline import ImageLimits, Pipeline
 from app.prompting.class_embeddings import ClassEmbeddingCache
 from app.prompting.templates import TemplateLibrary
 from app.prompting.text_features import TextFeatureStore
 from app.resources import resources
+from app.served import ServedModel
 from app.service import LabelLimits, Service
 from app.settings import Settings
 from app.store.database import migrate, open_engine
@@ -127,6 +140,14 @@ async def open_service(
         for encoder in encoders
     }
     example_repository = ExampleRepository(engine)
+    caption_databases = Databases(
+        settings.effective_captions_dir,
+        default=settings.default_database,
+        wordnet=settings.wordnet_dir,
+        metrics=metrics,
+        max_queued=settings.max_queued_images,
+        stalled_after_s=settings.stall_timeout_s,
+    )
     pipeline = Pipeline(
         models,
         limits=ImageLimits(settings.max_image_bytes, settings.max_image_pixels),
@@ -138,6 +159,7 @@ async def open_service(
         examples=example_repository,
         learned_bytes=settings.learned_cache_mib * 2**20,
         max_pool=settings.max_pool_images,
+        databases=caption_databases,
     )
     drafts = DraftRepository(engine)
     service = Service(
@@ -154,6 +176,7 @@ async def open_service(
         ),
         choices=Choices(SelectionRepository(engine), pipeline),
         describer=Describer(drafts, question_sets, feature_question, language_model(settings)),
+        captions=CaptionLibrary(caption_databases, pipeline, build_wordnet=settings.build_wordnet),
         templates=templates,
         engine=engine,
         label_limits=LabelLimits(settings.max_labels, settings.max_classes, settings.max_label_chars),
@@ -165,6 +188,15 @@ async def open_service(
     finally:
         await service.close()
         await asyncio.to_thread(text_features.close)
+
+
+async def _warm(service: Service, jobs: Jobs) -> None:
+    """Make ready what requests would else wait for; what fails here, fails again where somebody is told."""
+    for make_ready in (service.captions.databases.open_all, jobs.build_wordnet, service.warm_all):
+        try:
+            await make_ready()
+        except Exception as error:
+            log.warning("not_made_ready", exc_info=error)
 
 
 def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]] = load_encoders) -> FastAPI:
@@ -184,7 +216,7 @@ def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]]
             app.state.metrics = metrics
             app.state.jobs = Jobs(JobRepository(service.engine), service, import_dir=settings.import_dir)
             app.state.jobs.start()
-            warming = asyncio.create_task(service.warm_all())
+            warming = asyncio.create_task(_warm(service, app.state.jobs))
             log.info("ready", models=[encoder.name for encoder in encoders], version=__version__)
             try:
                 yield
@@ -211,7 +243,7 @@ def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]]
     )
     errors.install(app)
     documentation.install(app)
-    for resource in (classify, label_sets, examples, descriptions, evaluations, jobs, catalogue, health):
+    for resource in (classify, label_sets, examples, descriptions, evaluations, databases, jobs, catalogue, health):
         app.include_router(resource.router)
     # By route and never by path, of which callers can make up any number.
     Instrumentator(
@@ -224,7 +256,9 @@ def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]]
         BodyLimit,
         max_bytes=settings.max_request_bytes,
         max_json_bytes=settings.max_json_bytes,
-        takes_images=lambda path: path in {"/classify", "/v1/classify"} or path.endswith((":evaluate", "/images")),
+        takes_images=lambda path: (
+            path in {"/classify", "/v1/classify"} or path.endswith((":evaluate", "/images", "/search"))
+        ),
     )
     app.add_middleware(AccessLog)
     app.add_middleware(

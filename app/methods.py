@@ -1,4 +1,7 @@
-"""The methods that callers may name: what each reads of the classes, and the adapter that makes scores of it."""
+"""The methods that callers may name: what each reads of the classes, and the adapter that makes scores of it.
+
+``CASED`` stands beside them: it is given no classes, and finds them.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +21,7 @@ from app.adapters.tfup import TFUP
 from app.adapters.tip_adapter import TipAdapter
 from app.adapters.trans_clip import TransCLIP
 from app.adapters.zlap import ZLaP
+from app.captions.cased import ALPHA
 from app.errors import FieldProblem, InvalidFieldError
 from app.prompting import recipes
 from app.prompting.recipes import MakeRecipe, Options
@@ -85,21 +89,40 @@ class Method:
         Raises:
             InvalidFieldError: an option that this method does not have, or a value out of its range.
         """
-        known = ", ".join(sorted(self.options)) or "none"
-        problems = [
-            FieldProblem(f"options.{name}", f"method '{self.name}' has no such option; known: {known}")
-            for name in given
-            if name not in self.options
-        ]
-        for name, option in self.options.items():
-            value = given.get(name, option.default)
-            if not option.least <= value <= option.most or (option.whole and value != int(value)):
-                kind = "a whole number" if option.whole else "a number"
-                problem = f"{value:g} is not {kind} from {option.least:g} to {option.most:g}"
-                problems.append(FieldProblem(f"options.{name}", problem))
-        if problems:
-            raise InvalidFieldError(problems)
-        return tuple((name, given.get(name, option.default)) for name, option in sorted(self.options.items()))
+        return _read_options(self.name, self.options, given)
+
+
+@dataclass(frozen=True, slots=True)
+class VocabularyFree:
+    """A way to classify without classes."""
+
+    name: str
+    summary: str
+    options: Mapping[str, Option]
+
+    def read_options(self, given: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
+        """Return every option; as ``Method.read_options``."""
+        return _read_options(self.name, self.options, given)
+
+
+def _read_options(
+    method: str, options: Mapping[str, Option], given: Mapping[str, float]
+) -> tuple[tuple[str, float], ...]:
+    known = ", ".join(sorted(options)) or "none"
+    problems = [
+        FieldProblem(f"options.{name}", f"method '{method}' has no such option; known: {known}")
+        for name in given
+        if name not in options
+    ]
+    for name, option in options.items():
+        value = given.get(name, option.default)
+        if not option.least <= value <= option.most or (option.whole and value != int(value)):
+            kind = "a whole number" if option.whole else "a number"
+            problem = f"{value:g} is not {kind} from {option.least:g} to {option.most:g}"
+            problems.append(FieldProblem(f"options.{name}", problem))
+    if problems:
+        raise InvalidFieldError(problems)
+    return tuple((name, given.get(name, option.default)) for name, option in sorted(options.items()))
 
 
 def _cosine(_: Options) -> Adapter:
@@ -264,3 +287,27 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         )
     }
 )
+
+
+CASED = VocabularyFree(
+    "cased",
+    "The words that captions near the image have in common, scored against the image; without labels (Conti et al.,"
+    " NeurIPS 2023).",
+    MappingProxyType(
+        {
+            "alpha": Option(ALPHA, 0, 1, "Share of the image in a score; the rest is that of its captions."),
+            "captions": Option(10, 1, 100, "Captions that are looked at, the nearest.", whole=True),
+            "phrases": Option(
+                0, 0, 1, "1 also takes phrases of two and three words, as 'golden retriever'.", whole=True
+            ),
+            "min_images": Option(
+                0,
+                0,
+                1000,
+                "With `group`: images that a name is the best of, at least; 0 is one in fifty of them.",
+                whole=True,
+            ),
+        }
+    ),
+)
+"""What classifies without classes."""

@@ -5,6 +5,7 @@ lone surrogates, and code points that Unicode has given no meaning. The name of 
 also do without the characters that have a meaning there.
 """
 
+import re
 import unicodedata
 from collections.abc import Sequence
 
@@ -19,6 +20,8 @@ MAX_LABEL_CHARS = 200
 MAX_DESCRIPTION_CHARS = 1000
 MAX_DESCRIPTIONS_PER_CLASS = 200
 MAX_PROMPT_CHARS = 300
+
+_DATABASE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 _RESERVED_IN_URLS = "/\\@:?#%,"
 
@@ -44,6 +47,24 @@ def clean_label_set_name(raw: str, field: str) -> str:
     if problems:
         raise InvalidFieldError([FieldProblem(field, problem) for problem in problems])
     return name
+
+
+def clean_database_name(raw: str, field: str) -> str:
+    """Return the name of a caption database trimmed; it is a folder too, on whatever file system.
+
+    Raises:
+        InvalidFieldError: it is not made of 1 to 64 lower-case letters, digits, ``-`` and ``_``.
+    """
+    name = raw.strip()
+    if not is_database_name(name):
+        rule = "use 1 to 64 of a-z, 0-9, - and _, the first one a letter or a digit"
+        raise InvalidFieldError.of(field, f"{_shown(name)} is no name of a caption database; {rule}")
+    return name
+
+
+def is_database_name(name: str) -> bool:
+    """Tell whether a caption database may be called so."""
+    return _DATABASE_NAME.fullmatch(name) is not None
 
 
 def indices_of(given: Sequence[str], classnames: Sequence[str]) -> list[int]:
@@ -131,6 +152,19 @@ def clean_classes(
     if problems:
         raise InvalidFieldError(problems)
     return tuple(cleaned)
+
+
+def clean_text(raw: str, *, max_chars: int, field: str) -> str:
+    """Return a text in its one spelling: composed, on one line, single spaces.
+
+    Raises:
+        InvalidFieldError: it is empty, too long, or holds what nobody can see.
+    """
+    problems: list[FieldProblem] = []
+    text = _clean_text(raw, field, max_chars, problems)
+    if problems:
+        raise InvalidFieldError(problems)
+    return text
 
 
 def _clean_texts(

@@ -17,18 +17,19 @@ from cachetools import LRUCache
 
 from app.adapters._base import Examples, Scores, merged, probabilities
 from app.adapters._examples import Need
-from app.batching import Caller, EncodeQueue
+from app.batching import Caller
 from app.calibration import energy, max_concept_matching, prediction_sets, tempered_softmax
+from app.databases import Databases
 from app.encoders._base import Encoder
 from app.errors import ClientError, DeadlineExceededError, TooLargeError
 from app.images import decode_image
 from app.learning import ClassNames, Learned, Learner, Subject, learn, transduce
 from app.methods import METHODS, TRANSDUCTIVE
-from app.metrics import Metrics, TowerMetrics
+from app.metrics import Metrics
 from app.prompting.class_embeddings import ClassEmbeddingCache
 from app.prompting.explanations import MAX_LABELS, explain, prompts_to_explain
 from app.prompting.recipes import Pooling, Recipe
-from app.prompting.text_features import StoredTextEncoder, TextFeatureStore
+from app.served import ServedModel
 from app.store.examples import StoredFeatures
 from app.task import (
     Classification,
@@ -43,8 +44,8 @@ from app.task import (
     Probabilities,
     Similarities,
     Task,
-    TextFeatures,
 )
+from app.vocabulary_free import Named, find_names
 
 _Result = TypeVar("_Result")
 
@@ -66,85 +67,6 @@ class ImageLimits:
 
     max_bytes: int
     max_pixels: int
-
-
-class _Once:
-    """What takes seconds in a thread, and is the same ever after; here what tells a tower from every other."""
-
-    def __init__(self, make: Callable[[], str]) -> None:
-        self._make = make
-        self._made: asyncio.Future[str] | None = None
-
-    async def __call__(self) -> str:
-        if self._made is None or self._made.cancelled() or (self._made.done() and self._made.exception()):
-            self._made = asyncio.ensure_future(asyncio.to_thread(self._make))
-        return await asyncio.shield(self._made)
-
-
-class ServedModel:
-    """An encoder with one queue per tower.
-
-    Args:
-        encoder: loaded.
-        metrics: of the service.
-        max_queued_images: images admitted at once.
-        image_batch: images in one forward pass; None takes the encoder's own choice.
-        text_batch: texts in one forward pass.
-        stalled_after_s: a forward pass that takes longer makes the model unhealthy.
-        text_features: where text features are kept; None keeps none.
-    """
-
-    def __init__(
-        self,
-        encoder: Encoder,
-        *,
-        metrics: Metrics,
-        max_queued_images: int,
-        image_batch: int | None,
-        text_batch: int,
-        stalled_after_s: float,
-        text_features: TextFeatureStore | None = None,
-    ) -> None:
-        self.encoder = encoder
-        image_metrics = TowerMetrics(metrics, encoder.name, "images")
-        self.images: EncodeQueue[Pixels, np.ndarray] = EncodeQueue(
-            f"{encoder.name} images",
-            encoder.begin_images,
-            batch_size=image_batch or encoder.image_path.batch_size,
-            metrics=image_metrics,
-            max_queued=max_queued_images,
-            stalled_after_s=stalled_after_s,
-        )
-        image_metrics.watch(waiting=lambda: self.images.waiting, admitted=lambda: self.images.admitted)
-        text_metrics = TowerMetrics(metrics, encoder.name, "texts")
-        # Texts have no bound of their own: each request that waits for some holds places for its images.
-        self.texts: EncodeQueue[str, np.ndarray] = EncodeQueue(
-            f"{encoder.name} texts",
-            lambda texts: partial(encoder.encode_texts, texts),
-            batch_size=text_batch,
-            metrics=text_metrics,
-            stalled_after_s=stalled_after_s,
-        )
-        text_metrics.watch(waiting=lambda: self.texts.waiting, admitted=lambda: self.texts.admitted)
-
-        self.image_fingerprint = _Once(encoder.image_fingerprint)
-        self.text_fingerprint = _Once(encoder.text_fingerprint)
-        self.encode_texts = StoredTextEncoder(self.encode_new_texts, self.text_fingerprint, text_features)
-
-    async def encode_new_texts(self, texts: Sequence[str]) -> TextFeatures:
-        """Return unit rows (k, d) of at least one text, none of which is looked up or kept."""
-        features: TextFeatures = np.stack(await self.texts.run(texts))
-        return features
-
-    @property
-    def problem(self) -> str | None:
-        """Why nothing is encoded at the moment; None while all is well."""
-        return self.images.problem or self.texts.problem
-
-    def close(self) -> None:
-        """End both threads."""
-        self.images.close()
-        self.texts.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +126,7 @@ class Pipeline:
         examples: where the example images of label sets are kept.
         learned_bytes: bound on what was learned from them.
         max_pool: unlabelled images that a method learns from; of more, so many are taken evenly.
+        databases: where names are found for images without labels.
     """
 
     def __init__(
@@ -219,6 +142,7 @@ class Pipeline:
         examples: ExampleSource,
         learned_bytes: int,
         max_pool: int,
+        databases: Databases,
     ) -> None:
         self.models = models
         self.limits = limits
@@ -228,6 +152,7 @@ class Pipeline:
         )
         self.learner = Learner(cache_bytes=learned_bytes)
         self._examples = examples
+        self._databases = databases
         self._max_pool = max_pool
         self._request_timeout_s = request_timeout_s
         self._metrics = metrics
@@ -255,12 +180,12 @@ class Pipeline:
         try:
             async with asyncio.timeout(self._request_timeout_s) as deadline:
                 with model.images.admit(len(images), within_s=self._request_timeout_s) as caller:
-                    # Texts are there already as a rule; new ones are encoded while the images are decoded.
                     turns = asyncio.Semaphore(self._decoders_per_request)
-                    (classifier, texts_ready), *read = await _all(
-                        self._timed_classifier(task),
-                        *(self._read(image, model, caller, turns) for image in images),
-                    )
+                    reading = [self._read(image, model, caller, turns) for image in images]
+                    if task.database is not None:
+                        return await self._named(task, began, await _all(*reading))
+                    # Texts are there already as a rule; new ones are encoded while the images are decoded.
+                    (classifier, texts_ready), *read = await _all(self._timed_classifier(task), *reading)
                 adapting = time.perf_counter()
                 good = [image for image in read if not isinstance(image, ClientError)]
                 results: Sequence[ImageResult] = ()
@@ -279,16 +204,46 @@ class Pipeline:
             raise self._too_late() from None
         except DeadlineExceededError:  # the queue noticed first
             raise self._too_late() from None
-        timing_ms = _timing_ms(began, texts_ready, good, adapting, time.perf_counter())
+        timing_ms = {
+            "text": (texts_ready - began) * 1000,
+            **_timing_ms(began, good),
+            "adapt": (time.perf_counter() - adapting) * 1000,
+        }
         self._metrics.classified(task.model, good=len(good), bad=len(read) - len(good), timing_ms=timing_ms)
-        remaining = iter(results)
         return Classification(
             task,
-            tuple(ImageResult(error=image) if isinstance(image, ClientError) else next(remaining) for image in read),
+            _in_order(read, results),
             timing_ms,
             warnings,
             classifier.examples,
             classifier.transductive,
+        )
+
+    async def _named(self, task: Task, began: float, read: Sequence["_ReadImage | ClientError"]) -> Classification:
+        """Find names for images, whose places are held meanwhile, since words are encoded for them."""
+        good = [image for image in read if not isinstance(image, ClientError)]
+        named = await self.name(task, np.stack([image.features for image in good])) if good else None
+        timing_ms = {**_timing_ms(began, good), **({} if named is None else named.timing_ms)}
+        self._metrics.classified(task.model, good=len(good), bad=len(read) - len(good), timing_ms=timing_ms)
+        return Classification(
+            task,
+            _in_order(read, () if named is None else named.results),
+            timing_ms,
+            warnings=(_TOGETHER,) if task.together and len(good) > 1 else (),
+            transductive=task.together and len(good) > 1,
+            database=task.database if named is None else named.database,
+            vocabulary=None if named is None else named.vocabulary,
+        )
+
+    async def name(self, task: Task, image_features: ImageFeatures) -> Named:
+        """Return names found for images whose features (n, d) are there already; raises as ``find_names``."""
+        return await find_names(
+            task,
+            image_features,
+            served=self.models[task.model],
+            databases=self._databases,
+            class_embedding_cache=self._class_embedding_cache,
+            within_s=self._request_timeout_s,
         )
 
     async def image_features(self, model: str, images: Sequence[bytes]) -> list[np.ndarray | ClientError]:
@@ -494,17 +449,19 @@ async def _all(*coroutines: Coroutine[Any, Any, Any]) -> list[Any]:
             task.cancel()
 
 
-def _timing_ms(
-    began: float, texts_ready: float, images: Sequence[_ReadImage], adapting: float, done: float
-) -> dict[str, float]:
-    """Return the milliseconds of each stage; of several images, those of the one that was ready last."""
+def _in_order(read: Sequence[_ReadImage | ClientError], results: Sequence[ImageResult]) -> tuple[ImageResult, ...]:
+    """Return a result for every image: of those that could be read the next one, of the others their error."""
+    remaining = iter(results)
+    return tuple(ImageResult(error=image) if isinstance(image, ClientError) else next(remaining) for image in read)
+
+
+def _timing_ms(began: float, images: Sequence[_ReadImage]) -> dict[str, float]:
+    """Return the milliseconds of each stage up to features; of several images, those of the one that was ready last."""
     last = max(images, key=lambda image: image.encoded, default=None)
     return {
-        "text": (texts_ready - began) * 1000,
         "decode": (last.decoded - began) * 1000 if last else 0.0,
         "queue": (last.began - last.decoded) * 1000 if last else 0.0,
         "encode": (last.encoded - last.began) * 1000 if last else 0.0,
-        "adapt": (done - adapting) * 1000,
     }
 
 

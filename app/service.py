@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.adapters._examples import Need
 from app.calibration import Calibration
+from app.caption_library import CaptionLibrary
 from app.choosing import Choice, Choices
 from app.describer import Advance, Describer, DescribeRequest, Outcome
 from app.describing.chat import Estimate
@@ -22,7 +23,7 @@ from app.errors import (
     UnknownNameError,
 )
 from app.example_images import ExampleImages
-from app.methods import AUTO, METHODS, Method
+from app.methods import AUTO, CASED, METHODS, Method
 from app.naming import MAX_DESCRIPTIONS_PER_CLASS, MAX_ITEMS, clean_classes, clean_label_set_name, indices_of
 from app.pipeline import Pipeline
 from app.prompting.templates import TemplateLibrary
@@ -37,6 +38,8 @@ log = structlog.get_logger()
 
 DEFAULT_METHOD = "zero-shot"
 DEFAULT_TEMPLATES = "photo"
+# Words out of captions are read as they are (Conti et al., NeurIPS 2023).
+_TEMPLATE_OF_WORDS = "{}"
 DEFAULT_TOP_K = 5
 
 # Together they read every text of a label set, so that any other method finds the features of its prompts on disk.
@@ -54,7 +57,11 @@ class LabelLimits:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a caller asks of some images, in the caller's words; None stands for the default."""
+    """What a caller asks of some images, in the caller's words; None stands for the default.
+
+    Without ``labels`` and ``label_set`` names are found in the caption database ``database``; with ``group`` for all
+    images together.
+    """
 
     labels: Sequence[str] | None = None
     label_set: str | None = None
@@ -67,6 +74,8 @@ class Question:
     reject_below: float | None = None
     false_rejection_rate: float | None = None
     coverage: float | None = None
+    database: str | None = None
+    group: bool = False
 
 
 class Service:
@@ -81,6 +90,7 @@ class Service:
         examples: ExampleImages,
         choices: Choices,
         describer: Describer,
+        captions: CaptionLibrary,
         templates: TemplateLibrary,
         engine: AsyncEngine,
         label_limits: LabelLimits,
@@ -93,6 +103,7 @@ class Service:
         self.examples = examples
         self.choices = choices
         self.describer = describer
+        self.captions = captions
         self.templates = templates
         self.label_limits = label_limits
         self.max_images_per_request = max_images_per_request
@@ -111,8 +122,11 @@ class Service:
         model = question.model or self.pipeline.default_model
         if model not in self.pipeline.models:
             raise UnknownNameError("model", model, self.pipeline.models)
-        if question.method not in {None, AUTO} and question.method not in METHODS:
-            raise UnknownNameError("method", question.method, (*METHODS, AUTO))
+        if question.method not in {None, AUTO, CASED.name} and question.method not in METHODS:
+            raise UnknownNameError("method", question.method, (*METHODS, CASED.name, AUTO))
+        if question.labels is None and question.label_set is None and question.method in {None, CASED.name}:
+            return await self._plan_without_labels(question, model)
+        _check_labelled(question)
         label_set: LabelSet | None = None
         if question.labels is not None and question.label_set is not None:
             raise InvalidFieldError.of("labels", "give either labels or label_set, not both")
@@ -129,7 +143,9 @@ class Service:
             )
         else:
             raise InvalidFieldError.of(
-                "labels", "give labels, a list of words, or label_set, the name of a stored list"
+                "labels",
+                "give labels, a list of words, or label_set, the name of a stored list; without a method, names are"
+                " found for the images",
             )
         choice = await self.choices.get(label_set, model) if label_set else None
         method, reason = _chosen(question.method, label_set, choice)
@@ -163,6 +179,25 @@ class Service:
             deletions_revision=label_set.deletions_revision if label_set else 0,
             reason=reason,
             scoring=_scoring(question, calibration),
+        )
+
+    async def _plan_without_labels(self, question: Question, model: str) -> Task:
+        for field_name in ("false_rejection_rate", "coverage"):
+            if getattr(question, field_name) is not None:
+                raise InvalidFieldError.of(field_name, "follows from labelled images, which need a label set")
+        options = CASED.read_options(question.options)
+        templates = self.templates.resolve(question.template or _TEMPLATE_OF_WORDS)
+        return Task(
+            model=model,
+            method=CASED.name,
+            classes=(),
+            templates=templates,
+            top_k=question.top_k or DEFAULT_TOP_K,
+            explain=question.explain,
+            options=options,
+            scoring=Scoring(reject_below=question.reject_below),
+            database=await self.captions.choose(question.database, model),
+            together=question.group,
         )
 
     async def selection(self, name: str, model: str | None) -> Selection:
@@ -322,8 +357,8 @@ class Service:
             log.warning("label_set_not_warmed", label_set=label_set.reference, reason=reason)
 
     def check_alive(self) -> None:
-        """Raise ``NotReadyError`` if a model's worker died or hangs."""
-        problem = self.pipeline.problem
+        """Raise ``NotReadyError`` if the worker of a model or of a caption database died or hangs."""
+        problem = self.pipeline.problem or self.captions.databases.problem
         if problem is not None:
             raise NotReadyError(problem)
 
@@ -336,8 +371,19 @@ class Service:
         """Stop warming, end the threads, close the database."""
         await self._warmer.close()
         await self.choices.close()
+        await self.captions.databases.close()
         await self.pipeline.close()
         await self.engine.dispose()
+
+
+def _check_labelled(question: Question) -> None:
+    """Refuse, together with labels, what is there to do without them."""
+    if question.method == CASED.name:
+        problem = f"method '{CASED.name}' finds the names by itself; leave labels and label_set out, or the method"
+        raise InvalidFieldError.of("method", problem)
+    for field_name in ("database", "group"):
+        if getattr(question, field_name):
+            raise InvalidFieldError.of(field_name, "is for images without labels; leave it out, or the labels")
 
 
 def _chosen(method: str | None, label_set: LabelSet | None, choice: Choice | None) -> tuple[str, str | None]:

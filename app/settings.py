@@ -127,7 +127,25 @@ class Settings(BaseSettings):
     )
     import_dir: Folder | None = Field(
         None,
-        description="Folder of the server from which example images may be imported by name; by default none may.",
+        description="Folder of the server from which example images and files of captions may be read by name; by"
+        " default none may.",
+    )
+    captions_dir: Folder | None = Field(
+        None,
+        description="Folder of the caption databases, in which names are found for images without labels; by default"
+        " `captions` in the data folder. Processes that share a database of label sets must share it.",
+    )
+    default_database: str = Field(
+        "wordnet", pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$", description="The caption database of requests that name none."
+    )
+    build_wordnet: bool = Field(
+        default=True,
+        description="Build the caption database `wordnet` in the background where it is missing and is the default;"
+        " some minutes at the first start.",
+    )
+    wordnet_dir: Folder = Field(
+        Path("/usr/share/wordnet"),
+        description="Folder of WordNet 3.0's files, such as Debian's package `wordnet-base` installs.",
     )
     learned_cache_mib: int = Field(1024, ge=1, description="Memory for what methods learned from example images, MiB.")
     image_batch: int | None = Field(
@@ -183,6 +201,11 @@ class Settings(BaseSettings):
             )
             raise ValueError(msg)
         return self
+
+    @property
+    def effective_captions_dir(self) -> Path:
+        """The folder of caption databases, the default filled in."""
+        return self.captions_dir or self.data_dir / "captions"
 
     @property
     def effective_database_url(self) -> str:

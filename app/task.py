@@ -116,7 +116,8 @@ class Task:
 
     ``options`` are the method's, the defaults filled in, sorted by name. ``examples_revision`` and
     ``deletions_revision`` are those of the label set. ``reason`` says why this method, where the caller left it to the
-    evidence.
+    evidence. Without ``classes`` the names are found in the caption database ``database``; with ``together`` they are
+    found for all images of the request at once.
     """
 
     model: str
@@ -132,6 +133,8 @@ class Task:
     deletions_revision: int = 0
     reason: str | None = None
     scoring: Scoring = Scoring()
+    database: str | None = None
+    together: bool = False
 
     @property
     def classnames(self) -> tuple[str, ...]:
@@ -191,11 +194,21 @@ class OutOfVocabulary:
 
 
 @dataclass(frozen=True, slots=True)
+class NearCaption:
+    """A caption near an image, the cosine between the two, and which of the predictions it suggested."""
+
+    caption: str
+    similarity: float
+    suggested: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ImageResult:
     """What became of one image: its predictions, best first, or the error that kept it from being read.
 
-    ``rejected`` tells whether it is taken for none of the classes, ``prediction_set`` holds the labels that the true
-    one is among with the coverage that was asked for; None where nobody asked.
+    ``captions`` are those that names were found in, the nearest first. ``rejected`` tells whether it is taken for none
+    of the classes, ``prediction_set`` holds the labels that the true one is among with the coverage that was asked for;
+    None where nobody asked.
     """
 
     predictions: tuple[Prediction, ...] = ()
@@ -204,6 +217,7 @@ class ImageResult:
     out_of_vocabulary: OutOfVocabulary | None = None
     rejected: bool | None = None
     prediction_set: tuple[str, ...] | None = None
+    captions: tuple[NearCaption, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,11 +230,20 @@ class ExamplesUsed:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedName:
+    """A name that was found for several images together, and how many of them it names."""
+
+    label: str
+    images: int
+
+
+@dataclass(frozen=True, slots=True)
 class Classification:
     """The answer to a task: one result per image, in order, and the milliseconds each stage took.
 
     ``warnings`` are sentences about the task, such as that a method lacks what it needs. ``transductive`` tells that
-    the images of the request were looked at together.
+    the images of the request were looked at together. ``database`` is the caption database that the names are from, as
+    ``name@generation``; ``vocabulary`` are those in use, where they were found for all images together.
     """
 
     task: Task
@@ -229,3 +252,5 @@ class Classification:
     warnings: tuple[str, ...] = ()
     examples: ExamplesUsed | None = None
     transductive: bool = False
+    database: str | None = None
+    vocabulary: tuple[SharedName, ...] | None = None

@@ -39,6 +39,7 @@ def _no_settings_from_outside(monkeypatch):
     for name in list(os.environ):
         if name.upper().startswith("DEIXIS_"):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("DEIXIS_BUILD_WORDNET", "false")  # takes minutes with any but the fake encoder
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +59,9 @@ def empty_database(tmp_path_factory) -> Path:
 @pytest.fixture
 def settings(tmp_path, empty_database) -> Settings:
     shutil.copy(empty_database, tmp_path)
-    return Settings(data_dir=tmp_path, models=("embedded",), max_images_per_request=8, max_queued_images=16)
+    return Settings(
+        data_dir=tmp_path, models=("embedded",), build_wordnet=False, max_images_per_request=8, max_queued_images=16
+    )
 
 
 @pytest.fixture

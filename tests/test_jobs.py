@@ -244,7 +244,7 @@ async def test_a_trial_keeps_what_it_chose_and_has_it_learned(things_of):
     job = await ended(jobs, await jobs.try_methods("things"))
     await jobs.close()
     assert job.status is JobStatus.SUCCEEDED
-    assert (job.kind, job.label_set) == (TRY_METHODS, "things")
+    assert (job.kind, job.subject) == (TRY_METHODS, "things")
     told = job.result["models"]["fake"]
     selection = await service.selection("things", None)
     assert selection.is_current

@@ -1,12 +1,14 @@
 import asyncio
 import contextlib
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.special import expit, softmax
 
 from app.adapters.cosine import Cosine
+from app.databases import Databases
 from app.encoders.fake import FakeEncoder
 from app.errors import (
     DeadlineExceededError,
@@ -16,8 +18,9 @@ from app.errors import (
     OverloadedError,
 )
 from app.metrics import Metrics
-from app.pipeline import Classifier, ImageLimits, Pipeline, ServedModel, predict
+from app.pipeline import Classifier, ImageLimits, Pipeline, predict
 from app.prompting.class_embeddings import ClassEmbeddingCache
+from app.served import ServedModel
 from app.store.examples import StoredFeatures
 from app.task import ClassEntry, Task
 from tests.conftest import picture
@@ -72,6 +75,14 @@ async def start(anyio_backend):
                 examples=NoExamples(),
                 learned_bytes=1_000_000,
                 max_pool=100,
+                databases=Databases(
+                    Path("nowhere"),
+                    default="wordnet",
+                    wordnet=Path("nowhere"),
+                    metrics=metrics,
+                    max_queued=1,
+                    stalled_after_s=60,
+                ),
             )
             stack.push_async_callback(pipeline.close)
             for each in encoders:

@@ -118,8 +118,8 @@ async def test_an_unknown_name_is_told_with_the_known_ones(service, question, ki
         await service.plan(question)
 
 
-async def test_labels_or_a_label_set_must_be_given_and_not_both(service):
-    for question in (Question(), Question(labels=["a"], label_set="pets")):
+async def test_labels_or_a_label_set_must_be_given_where_the_method_needs_some_and_never_both(service):
+    for question in (Question(method="zero-shot"), Question(labels=["a"], label_set="pets")):
         with pytest.raises(InvalidFieldError) as caught:
             await service.plan(question)
         assert [each.field for each in caught.value.problems] == ["labels"]

@@ -1,4 +1,4 @@
-"""Reads a classify request in its three forms: a form with files, JSON with base64, or the image itself as the body."""
+"""Reads requests with images in their three forms: a form with files, JSON with base64, or the image as the body."""
 
 import asyncio
 import base64
@@ -14,7 +14,7 @@ from starlette.datastructures import FormData, QueryParams, UploadFile
 from starlette.exceptions import HTTPException
 
 from app.api.errors import field_problems
-from app.api.schemas import ClassifyBody, ClassifyFields
+from app.api.schemas import ClassifyBody, ClassifyFields, SearchBody, SearchFields
 from app.errors import (
     BodyTooLargeError,
     ClientError,
@@ -32,6 +32,8 @@ _Body = TypeVar("_Body", bound=BaseModel)
 # Of one form field that is not a file: a thousand labels of 200 characters take up to 0.8 MB.
 _MAX_FIELD_BYTES = 4 * 1024 * 1024
 _MAX_FIELDS = 1_100
+# One, and room to say that it is one.
+_MAX_SEARCH_IMAGES = 16
 # Where images come as a form, and JSON names a folder or a model.
 _MAX_SMALL_JSON_BYTES = 64 * 1024
 # Names may have commas too.
@@ -71,7 +73,41 @@ async def read_classify_input(request: Request, *, max_images: int) -> ClassifyI
     """
     content_type = media_type_of(request)
     if content_type.startswith("image/"):
-        return ClassifyInput([await request.body()], _fields_of(_query_fields(request.query_params)))
+        return ClassifyInput([await request.body()], _fields_of(ClassifyFields, _query_fields(request.query_params)))
+    _check_kind(request, content_type)
+    if content_type == "multipart/form-data":
+        return await _read_form(request, max_images)
+    # Parsing and base64 of a large body take as long as decoding a picture.
+    return await asyncio.to_thread(_read_json, await request.body(), max_images)
+
+
+async def read_search_input(request: Request) -> tuple[SearchFields, bytes | ClientError | None]:
+    """Read a search by its content type, and the image, if there is one; raises as ``read_classify_input``."""
+    content_type = media_type_of(request)
+    if content_type.startswith("image/"):
+        return _fields_of(SearchFields, _query_fields(request.query_params)), await request.body()
+    _check_kind(request, content_type)
+    if content_type == "multipart/form-data":
+        async with opened_form(request, _MAX_SEARCH_IMAGES, _MAX_FIELDS, "") as form:
+            fields = _fields_of(SearchFields, form_fields(form))
+            images = form.getlist("image")
+            if len(images) > 1:
+                raise InvalidFieldError.of("image", f"{len(images)} are given; captions are searched by one")
+            return fields, await read_part(images[0])
+    return await asyncio.to_thread(_read_search_json, await request.body())
+
+
+def _read_search_json(body: bytes) -> tuple[SearchFields, bytes | ClientError | None]:
+    try:
+        given = SearchBody.model_validate_json(body)
+    except ValidationError as error:
+        raise _told(error, SearchFields) from error
+    image = None if given.image is None else _from_base64(given.image.base64)
+    return SearchFields.model_construct(**given.model_dump(exclude={"image"})), image
+
+
+def _check_kind(request: Request, content_type: str) -> None:
+    """Refuse all but a form and JSON, and query fields beside these."""
     if content_type not in {"multipart/form-data", "application/json"}:
         raise UnsupportedMediaTypeError(
             f"content type '{content_type}' is not supported; send multipart/form-data with parts named image, "
@@ -82,15 +118,11 @@ async def read_classify_input(request: Request, *, max_images: int) -> ClassifyI
             next(iter(request.query_params)),
             "query fields go with an image as the body; here they belong into the body",
         )
-    if content_type == "multipart/form-data":
-        return await _read_form(request, max_images)
-    # Parsing and base64 of a large body take as long as decoding a picture.
-    return await asyncio.to_thread(_read_json, await request.body(), max_images)
 
 
 async def _read_form(request: Request, max_images: int) -> ClassifyInput:
     async with opened_form(request, max_images, _MAX_FIELDS, "DEIXIS_MAX_IMAGES_PER_REQUEST") as form:
-        fields = _fields_of(form_fields(form))
+        fields = _fields_of(ClassifyFields, form_fields(form))
         return ClassifyInput([await read_part(part) for part in form.getlist("image")], fields)
 
 
@@ -191,11 +223,11 @@ def _single_values(text: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     return fields
 
 
-def _fields_of(fields: Mapping[str, Any]) -> ClassifyFields:
+def _fields_of(kind: type[_Body], fields: Mapping[str, Any]) -> _Body:
     try:
-        return ClassifyFields.model_validate(fields)
+        return kind.model_validate(fields)
     except ValidationError as error:
-        raise _told(error) from error
+        raise _told(error, kind) from error
 
 
 def _read_json(body: bytes, max_images: int) -> ClassifyInput:
@@ -205,7 +237,7 @@ def _read_json(body: bytes, max_images: int) -> ClassifyInput:
     try:
         parsed = ClassifyBody.model_validate_json(body)
     except ValidationError as error:
-        raise _told(error) from error
+        raise _told(error, ClassifyFields) from error
     if len(parsed.images) > max_images:
         raise _too_many_images(max_images, "DEIXIS_MAX_IMAGES_PER_REQUEST")
     fields = ClassifyFields.model_construct(**parsed.model_dump(exclude={"images"}))
@@ -222,11 +254,11 @@ def _from_base64(text: str) -> bytes | ClientError:
         return NotAnImageError(f"the image's base64 does not decode: {error}")
 
 
-def _told(error: ValidationError) -> ClientError:
+def _told(error: ValidationError, kind: type[BaseModel]) -> ClientError:
     found = error.errors(include_url=False, include_input=False)
     for each in found:
         if each["type"] == "extra_forbidden":
-            known = ", ".join(sorted(ClassifyFields.model_fields))
+            known = ", ".join(sorted(kind.model_fields))
             each["msg"] = f"there is no such field; known: {known}"
             if each["loc"][-1] == "url":
                 each["msg"] = "images are not fetched from URLs; send the file itself or its base64"
@@ -236,4 +268,5 @@ def _told(error: ValidationError) -> ClientError:
 
 
 def _too_many_images(limit: int, setting: str) -> TooLargeError:
-    return TooLargeError(f"more than {limit} images in one request; send fewer per request, or raise {setting}")
+    way_out = f", or raise {setting}" if setting else ""
+    return TooLargeError(f"more than {limit} images in one request; send fewer per request{way_out}")

@@ -4,17 +4,20 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from app.caption_library import MAX_LIMIT, MAX_OFFSET, CaptionPage
+from app.captions.plan import BuildPlan
+from app.databases import DatabaseState
 from app.describer import DescribeRequest, Questions
-from app.errors import ClientError, DeixisError
+from app.errors import ClientError, DeixisError, InvalidFieldError
 from app.naming import MAX_ITEMS
 from app.store.drafts import Draft, DraftKind, DraftStatus
 from app.store.examples import Added, Example, ExampleCounts, NewExample, Selection
-from app.store.jobs import Job, JobStatus
+from app.store.jobs import BUILD_CAPTIONS, Job, JobStatus
 from app.store.label_sets import LabelSetSummary
 from app.task import (
     ClassEntry,
@@ -63,12 +66,21 @@ class ClassifyFields(Request):
         examples=[["cat", "dog", "coffee cup"]],
     )
     label_set: str | None = Field(
-        None, description="Or a stored label set: `name` or `name@version`.", examples=["pets"]
+        None,
+        description="Or a stored label set: `name` or `name@version`. Without it and without labels, names are found in"
+        " a caption database.",
+        examples=["pets"],
+    )
+    database: str | None = Field(
+        None, description="Without labels: the caption database in which names are found; by default `wordnet`."
+    )
+    group: bool = Field(
+        default=False, description="Without labels: find few names that the images of the request share."
     )
     method: str | None = Field(
         None,
         description="A method of `GET /v1/methods`, or `auto` for the one that the label set's example images are"
-        " evidence for; by default `auto` where there are such images, else `zero-shot`.",
+        " evidence for; by default `auto` where there are such images, else `zero-shot`, and `cased` without labels.",
     )
     model: str | None = Field(None, description="A model of `GET /v1/models`; the first by default.")
     template: str | None = Field(
@@ -181,10 +193,24 @@ def _spoken(prompt: SpokenPrompt) -> SpokenPromptBody:
     return SpokenPromptBody(prompt=prompt.text, source=prompt.source, cosine=prompt.cosine, weight=prompt.weight)
 
 
-class ExplanationBody(Response):
-    """Which prompts spoke for the best labels, and which against them."""
+class NearCaptionBody(Response):
+    """A caption near the image."""
 
-    labels: list[LabelExplanationBody] = Field(description="The best first; at least two where there are two.")
+    caption: str
+    similarity: float = Field(description="Cosine between the image and the caption.")
+    suggested: list[str] = Field(description="Which of the predictions it suggested.")
+
+
+class ExplanationBody(Response):
+    """Which prompts spoke for the best labels, and which against them; or which captions the names were found in."""
+
+    labels: list[LabelExplanationBody] = Field(
+        description="The best first; at least two where there are two. None where names were found."
+    )
+    captions: list[NearCaptionBody] = Field(
+        [],
+        description="Where names were found: the captions near the image, the nearest first, each once.",
+    )
 
 
 class OutOfVocabularyBody(Response):
@@ -200,7 +226,9 @@ class ResultBody(Response):
     """What became of one image."""
 
     predictions: list[PredictionBody]
-    out_of_vocabulary: OutOfVocabularyBody | None = Field(None, description="Null where the image could not be read.")
+    out_of_vocabulary: OutOfVocabularyBody | None = Field(
+        None, description="Null where the image could not be read, and where names were found."
+    )
     rejected: bool | None = Field(
         None, description="Whether the image is taken for none of the classes, where a threshold or a rate was given."
     )
@@ -224,9 +252,7 @@ class ResultBody(Response):
             else OutOfVocabularyBody(mcm=result.out_of_vocabulary.mcm, energy=result.out_of_vocabulary.energy),
             rejected=result.rejected,
             prediction_set=None if result.prediction_set is None else list(result.prediction_set),
-            explanation=None
-            if result.explanation is None
-            else ExplanationBody(labels=[LabelExplanationBody.of(each) for each in result.explanation]),
+            explanation=_explanation(result),
             warnings=list(warnings),
             error=None if result.error is None else Problem(**problem(result.error)),
         )
@@ -235,6 +261,25 @@ class ResultBody(Response):
     def failed(cls, problem: Problem) -> "ResultBody":
         """Return the result of an image that could not be read."""
         return cls(predictions=[], error=problem)
+
+
+def _explanation(result: ImageResult) -> ExplanationBody | None:
+    if result.explanation is None and result.captions is None:
+        return None
+    return ExplanationBody(
+        labels=[LabelExplanationBody.of(each) for each in result.explanation or ()],
+        captions=[
+            NearCaptionBody(caption=each.caption, similarity=each.similarity, suggested=list(each.suggested))
+            for each in result.captions or ()
+        ],
+    )
+
+
+class SharedNameBody(Response):
+    """A name that was found for several images together."""
+
+    label: str
+    images: int = Field(description="How many of the images have it.")
 
 
 class ExamplesUsedBody(Response):
@@ -261,7 +306,11 @@ class ClassifyResponse(Response):
     """One result per image, in order."""
 
     model: str
-    label_set: str | None = Field(description="`name@version`; null for inline labels.")
+    label_set: str | None = Field(description="`name@version`; null for inline labels, and without labels.")
+    database: str | None = Field(None, description="`name@generation` of the caption database; null with labels.")
+    vocabulary: list[SharedNameBody] | None = Field(
+        None, description="With `group`: the names in use, those of the most images first."
+    )
     method: str = Field(description="The one that was used.")
     reason: str | None = Field(None, description="Why this method, where it was left to the evidence.")
     examples: ExamplesUsedBody | None = Field(None, description="Null for a method that learns from none.")
@@ -269,7 +318,7 @@ class ClassifyResponse(Response):
     transductive: bool = Field(default=False, description="Whether the images of this request were looked at together.")
     results: list[ResultBody]
     timing_ms: dict[str, float] = Field(
-        description="Milliseconds per stage: text, decode, queue, encode, adapt.",
+        description="Milliseconds per stage: text, decode, queue, encode, adapt; without labels also search.",
         examples=[{"text": 0.1, "decode": 4.1, "queue": 0.1, "encode": 12.6, "adapt": 0.2}],
     )
 
@@ -280,6 +329,10 @@ class ClassifyResponse(Response):
         return cls(
             model=task.model,
             label_set=task.label_set,
+            database=classification.database,
+            vocabulary=None
+            if classification.vocabulary is None
+            else [SharedNameBody(label=each.label, images=each.images) for each in classification.vocabulary],
             method=task.method,
             reason=task.reason,
             examples=None if classification.examples is None else ExamplesUsedBody(**asdict(classification.examples)),
@@ -463,6 +516,7 @@ class MethodBody(Response):
     default: bool
     uses_descriptions: bool = Field(description="Whether descriptions of the classes change its answers.")
     control: bool = Field(description="Whether it is there to be compared with, and not for use.")
+    vocabulary_free: bool = Field(description="Whether it is given no labels, and finds names in captions.")
     options: dict[str, OptionBody]
 
 
@@ -598,8 +652,9 @@ class JobBody(Response):
     """Work that goes on after its request was answered."""
 
     id: str
-    kind: str = Field(description="`describe`, `evaluate`, `try-methods` or `import-images`.")
-    label_set: str
+    kind: str = Field(description="`describe`, `evaluate`, `try-methods`, `import-images` or `build-captions`.")
+    label_set: str | None = Field(description="That it is about; null for `build-captions`.")
+    database: str | None = Field(description="That is built; null for others.")
     status: JobStatus
     done: int = Field(description="Steps that are done.")
     total: int = Field(description="Of so many; 0 before they are counted.")
@@ -614,7 +669,8 @@ class JobBody(Response):
         return cls(
             id=job.id,
             kind=job.kind,
-            label_set=job.label_set,
+            label_set=None if job.kind == BUILD_CAPTIONS else job.subject,
+            database=job.subject if job.kind == BUILD_CAPTIONS else None,
             status=job.status,
             done=job.done,
             total=job.total,
@@ -795,4 +851,170 @@ class SelectionResponse(Response):
             current=selection.is_current,
             created_at=selection.created_at,
             **told,
+        )
+
+
+class BuildDatabaseBody(Request):
+    """What a caption database is to be built of: one of source, files and captions."""
+
+    source: Literal["wordnet"] | None = Field(None, description="The nouns of WordNet, with their definitions.")
+    files: list[Annotated[str, Field(min_length=1, max_length=4096)]] | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_ITEMS,
+        description="Below `DEIXIS_IMPORT_DIR`: text, CSV, TSV, JSON, JSON lines or Parquet, also `.gz` and `.zst`.",
+        examples=[["products.csv.gz"]],
+    )
+    captions: list[str] | None = Field(None, min_length=1, max_length=MAX_ITEMS, description="The captions themselves.")
+    model: str | None = Field(None, description="Whose text tower encodes them; the first served by default.")
+    column: str | None = Field(
+        None, min_length=1, max_length=200, description="Of CSV, TSV, JSON or Parquet; found by its name by default."
+    )
+    min_chars: int = Field(3, ge=1, le=10_000, description="Shorter captions are left out.")
+    max_chars: int = Field(500, ge=1, le=10_000, description="Longer ones are cut.")
+    latin_only: bool = Field(default=False, description="Leave out captions whose letters are not mostly Latin.")
+    near_duplicates: float | None = Field(
+        None,
+        ge=0.5,
+        le=1,
+        description="Leave out captions whose cosine with one shortly before them is above this, as 0.97.",
+    )
+    recall: float = Field(
+        0.95, gt=0, le=1, description="Share of the nearest captions that a search of a large database should find."
+    )
+    source_notes: str = Field("", max_length=2000, description="Where the captions are from.")
+    licence: str = Field("", max_length=2000, description="Of the captions.")
+
+    def plan(self, default_model: str) -> BuildPlan:
+        """Return what is asked.
+
+        Raises:
+            InvalidFieldError: not one of source, files and captions.
+        """
+        given = {"source": self.source, "files": self.files, "captions": self.captions}
+        if sum(each is not None for each in given.values()) != 1:
+            raise InvalidFieldError.of("source", "give one of source, files and captions, to say what it is built of")
+        return BuildPlan(
+            model=self.model or default_model,
+            files=tuple(self.files or ()),
+            captions=tuple(self.captions or ()),
+            **self.model_dump(exclude={"model", "files", "captions"}),
+        )
+
+
+class IndexBody(Response):
+    """How a caption database is searched."""
+
+    kind: str = Field(description="`flat`: every caption is compared; `ivf-pq`: those of some lists, by their codes.")
+    lists: int
+    probes: int = Field(description="Lists that a search reads.")
+    code_bytes: int
+
+
+class DatabaseBody(Response):
+    """A caption database; what cannot be told of a damaged one is null."""
+
+    name: str
+    default: bool = Field(description="Whether it is asked where none is named.")
+    model: str | None = Field(description="That encoded the captions.")
+    models: list[str] = Field(description="Served models that it can be asked with.")
+    captions: int | None
+    dims: int | None
+    index: IndexBody | None
+    recall: dict[str, float] | None = Field(
+        description="Share of the nearest captions that a search finds, by what was asked with: `near` and `far`"
+        " captions, or `images`."
+    )
+    recall_at: int | None
+    recall_target: float | None
+    counts: dict[str, int] | None = Field(description="What became of the captions of the source.")
+    source_notes: str | None
+    licence: str | None
+    bytes: int
+    generation: str | None
+    created_at: str | None
+    problem: str | None = Field(description="Why it cannot be asked.")
+
+    @classmethod
+    def of(cls, state: DatabaseState, models: Sequence[str], *, default: bool) -> "DatabaseBody":
+        """Return the database as it is told to callers."""
+        manifest, problem = state.manifest, state.problem
+        if manifest is not None and problem is None and not models:
+            problem = f"it was made by '{manifest.model}', which is not served; serve it, or build it again"
+        return cls(
+            name=state.name,
+            default=default,
+            model=None if manifest is None else manifest.model,
+            models=list(models),
+            captions=None if manifest is None else manifest.captions,
+            dims=None if manifest is None else manifest.dims,
+            index=None if manifest is None else IndexBody(**asdict(manifest.index)),
+            recall=None if manifest is None else dict(manifest.recall),
+            recall_at=None if manifest is None else manifest.recall_at,
+            recall_target=None if manifest is None else manifest.recall_target,
+            counts=None if manifest is None else dict(manifest.counts),
+            source_notes=None if manifest is None else manifest.source_notes,
+            licence=None if manifest is None else manifest.licence,
+            bytes=state.nbytes,
+            generation=state.generation,
+            created_at=None if manifest is None else manifest.created_at,
+            problem=problem,
+        )
+
+
+class DatabaseList(Response):
+    """Every caption database, by name."""
+
+    databases: list[DatabaseBody]
+
+
+class SearchFields(Request):
+    """Which captions to return; the same fields in a form, in JSON and in a query string."""
+
+    text: str | None = Field(None, description="Captions near this text.", examples=["a dog on a beach"])
+    model: str | None = Field(None, description="The first served that the database can be asked with, by default.")
+    limit: int = Field(10, ge=1, le=MAX_LIMIT, description="Captions on a page.")
+    offset: int = Field(0, ge=0, le=MAX_OFFSET, description="`next_offset` of the page before.")
+    contains: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="Only captions with this in them, whatever the case; of the 1,000 nearest.",
+    )
+    min_score: float | None = Field(
+        None, ge=-1, le=1, description="Only captions with at least this cosine; of the 1,000 nearest."
+    )
+
+
+class SearchBody(SearchFields):
+    """A JSON request for captions."""
+
+    image: ImageBody | None = Field(None, description="Or captions near this image.")
+
+
+class FoundCaptionBody(Response):
+    """A caption."""
+
+    caption: str
+    score: float = Field(description="Cosine with what was asked, in [-1, 1].")
+
+
+class SearchResponse(Response):
+    """A page of captions, the nearest first."""
+
+    database: str = Field(description="`name@generation`.")
+    model: str
+    results: list[FoundCaptionBody]
+    next_offset: int | None = Field(description="Pass as `offset` for the next page; null where there are no more.")
+    searched: int = Field(description="The nearest captions that were looked through: 1,000, or as many as there are.")
+
+    @classmethod
+    def of(cls, page: CaptionPage) -> "SearchResponse":
+        """Return the page as it is told to callers."""
+        return cls(
+            database=page.database,
+            model=page.model,
+            results=[FoundCaptionBody(caption=caption, score=score) for caption, score in page.captions],
+            next_offset=page.next_offset,
+            searched=page.searched,
         )

@@ -17,7 +17,6 @@ train: as the stored features decide among 400 candidates, it made no difference
 """
 
 import errno
-import fcntl
 import io
 import json
 import os
@@ -32,6 +31,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from filelock import FileLock, Timeout
 from jaxtyping import Bool, Float16, Float32, UInt64
 
 from app.captions.database import (
@@ -55,7 +55,7 @@ from app.captions.database import (
 )
 from app.captions.sources import Counts
 from app.captions.texts import OFFSETS, TEXTS, offsets_of, pack
-from app.errors import InvalidFieldError, StoreError
+from app.errors import ConflictError, InvalidFieldError, StoreError
 from app.task import ImageFeatures, TextFeatures
 
 RECALL_AT = 10
@@ -145,8 +145,9 @@ def build(
 
     Raises:
         InvalidFieldError: there are no captions.
-        StoreError: the disk is full, the folder cannot be written, or another build for it is under way. The current
-            database is as it was, and shards that are finished are kept.
+        ConflictError: another build for the folder is under way.
+        StoreError: the disk is full, or the folder cannot be written. The current database is as it was, and shards
+            that are finished are kept.
         ValueError: options or rows that cannot be.
     """
     _check(options)
@@ -157,8 +158,8 @@ def build(
             (place / _SHARDS).mkdir(parents=True, exist_ok=True)
         files = _encoded(captions, place / _SHARDS, encode, fingerprint, options, lambda done: tell("encode", done))
         if not files:
-            read = f" out of {counts.read} that were read, {counts.bad} bad lines" if counts else ""
-            raise InvalidFieldError.of("captions", f"there are no captions{read}; check the source and the rules")
+            read = f" of {counts.read:,} that were read, beside {counts.bad:,} that are bad" if counts else ""
+            raise InvalidFieldError.of("captions", f"no captions are left{read}; check the source and the rules")
         made = place / _ASSEMBLED
         with _disk_errors(place):
             _keep_only(place / _SHARDS, files)
@@ -205,7 +206,8 @@ def prune(folder: Path) -> list[str]:
     Who has one of them open may go on reading it.
 
     Raises:
-        StoreError: there is no database, a build is under way, or they cannot be removed.
+        ConflictError: a build is under way.
+        StoreError: there is no database, or they cannot be removed.
     """
     current_generation(folder)
     with _alone(folder), _disk_errors(folder):
@@ -218,6 +220,23 @@ def prune(folder: Path) -> list[str]:
         for each in old:
             shutil.rmtree(each)
         return [each.name for each in old]
+
+
+def remove(folder: Path) -> None:
+    """Remove a database, and what was built for the next one.
+
+    Who has it open may go on reading it.
+
+    Raises:
+        ConflictError: a build is under way.
+        StoreError: it cannot be removed.
+    """
+    with _alone(folder), _disk_errors(folder):
+        # From here on there is none, even if the rest fails.
+        (folder / CURRENT).unlink(missing_ok=True)
+        _sync_folder(folder)
+        shutil.rmtree(building_folder(folder), ignore_errors=True)
+        shutil.rmtree(folder)
 
 
 def building_folder(folder: Path) -> Path:
@@ -247,12 +266,7 @@ def _encoded(
         file = folder / f"{len(files):06d}-{digest[:32]}.npz"
         shape = _shape_of(file, len(some))
         if shape is None:
-            features = np.concatenate(
-                [
-                    _half(encode(some[first : first + options.encoded_at_once]), some[first:], options.encoded_at_once)
-                    for first in range(0, len(some), options.encoded_at_once)
-                ]
-            )
+            features = _features(some, encode, options.encoded_at_once)
             content = io.BytesIO()  # zip files cannot be closed in peace on a full disk
             np.savez(content, texts=np.frombuffer(texts, np.uint8), lengths=lengths, features=features)
             with _disk_errors(folder):
@@ -267,10 +281,22 @@ def _encoded(
     return files
 
 
-def _half(features: TextFeatures, texts: Sequence[str], at_once: int) -> Float16[np.ndarray, "n d"]:
+def _features(
+    texts: Sequence[str], encode: Callable[[Sequence[str]], TextFeatures], at_once: int
+) -> Float16[np.ndarray, "n d"]:
+    """Encode texts, those of about one length together, since a tower pads a batch to its longest text."""
+    order = np.argsort([len(text) for text in texts], kind="stable").tolist()
+    batches = [[texts[index] for index in order[first : first + at_once]] for first in range(0, len(texts), at_once)]
+    rows = np.concatenate([_half(encode(batch), batch) for batch in batches])
+    features = np.empty_like(rows)
+    features[order] = rows
+    return features
+
+
+def _half(features: TextFeatures, texts: Sequence[str]) -> Float16[np.ndarray, "n d"]:
     rows = np.asarray(features)
-    if rows.ndim != 2 or len(rows) != min(len(texts), at_once):
-        raise ValueError(f"the encoder returned shape {rows.shape} for {min(len(texts), at_once)} captions")
+    if rows.ndim != 2 or len(rows) != len(texts):
+        raise ValueError(f"the encoder returned shape {rows.shape} for {len(texts)} captions")
     norms = np.linalg.norm(rows.astype(np.float32), axis=1)
     wrong = ~(np.abs(norms - 1) <= _NORM_ERROR)
     if wrong.any():
@@ -469,6 +495,8 @@ def _aside(file: Path) -> Iterator[BinaryIO]:
 
 
 def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":
+        return  # where folders cannot be opened, and need not be
     opened = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(opened)
@@ -479,15 +507,17 @@ def _sync_folder(folder: Path) -> None:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Keep others from building in ``folder``; what holds them off ends with this process, however that ends."""
+    lock = FileLock(folder / _LOCK)
     with _disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / _LOCK).open("w")
-    with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StoreError(f"another build for '{folder}' is under way; wait for it, or end it") from error
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ConflictError(f"another build for '{folder.name}' is under way; wait for it, or end it") from error
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
@@ -77,7 +77,6 @@ def score_many(
     *,
     logit_scale: float,
     alpha: float = ALPHA,
-    own: Bool[np.ndarray, "n w"] | None = None,
 ) -> Float[np.ndarray, "n w"]:
     """Return the probability of each word of one vocabulary for each image; rows sum to 1.
 
@@ -87,42 +86,18 @@ def score_many(
         centroids: of each image's captions, from ``centroid``.
         logit_scale: the encoder's.
         alpha: the image's share, in [0, 1].
-        own: which words may name which image, at least one each; others get 0. None lets every word name every image.
-            With its own words only, an image gets what ``score`` gives it alone.
     """
     words = _unit(word_features)
     share = np.where(centroids.any(axis=1, keepdims=True), alpha, 1.0)
-    by_image = _softmax(logit_scale * images @ words.T, own)
-    by_captions = _softmax(logit_scale * centroids @ words.T, own)
+    by_image = _softmax(logit_scale * images @ words.T)
+    by_captions = _softmax(logit_scale * centroids @ words.T)
     scores: np.ndarray = share * by_image + (1 - share) * by_captions
     return scores
-
-
-def pool_votes(probabilities: Float[np.ndarray, "n w"]) -> Float[np.ndarray, " w"]:
-    """Return how much of a group's votes each word gets: every image has one, and divides it as its scores are.
-
-    Rows over one vocabulary, that sum to 1; so does the result. The name of a group is its largest entry.
-    """
-    votes: np.ndarray = probabilities.mean(axis=0)
-    return votes
 
 
 def pooled(candidates: Sequence[Sequence[str]]) -> tuple[str, ...]:
     """Return the shared vocabulary of several images' candidates: each word once, sorted."""
     return tuple(sorted({word for words in candidates for word in words}))
-
-
-def own_words(candidates: Sequence[Sequence[str]], vocabulary: Sequence[str]) -> Bool[np.ndarray, "n w"]:
-    """Tell which words of the vocabulary are among each image's own candidates.
-
-    Raises:
-        KeyError: a candidate is not in the vocabulary.
-    """
-    column = {word: index for index, word in enumerate(vocabulary)}
-    own = np.zeros((len(candidates), len(vocabulary)), bool)
-    rows = np.repeat(np.arange(len(candidates)), [len(words) for words in candidates])
-    own[rows, [column[word] for words in candidates for word in words]] = True
-    return own
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,10 +164,7 @@ def _unit(rows: Float[np.ndarray, "*n d"]) -> Float[np.ndarray, "*n d"]:
     return made
 
 
-def _softmax(logits: Float[np.ndarray, "n w"], own: Bool[np.ndarray, "n w"] | None) -> Float[np.ndarray, "n w"]:
-    """Return shares of the own words that sum to 1 in each row."""
-    if own is not None:
-        logits = np.where(own, logits, -np.inf)
+def _softmax(logits: Float[np.ndarray, "n w"]) -> Float[np.ndarray, "n w"]:
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     shares: np.ndarray = exponentials / exponentials.sum(axis=1, keepdims=True)
     return shares

@@ -33,8 +33,8 @@ from app.task import ImageFeatures, TextFeatures
 FORMAT = 1
 """Of the files; a reader refuses those that are newer."""
 
-EXACT_UP_TO = 50_000
-"""Captions up to which every cosine is taken, which takes one or two milliseconds."""
+EXACT_UP_TO = 75_000
+"""Captions up to which every cosine is taken, which takes about three milliseconds; WordNet's nouns are fewer."""
 
 CURRENT = "current"
 MANIFEST = "manifest.json"
@@ -48,6 +48,7 @@ IVF_PQ = "ivf-pq"
 # Captions that the codes name for each one wanted, among which the features then choose, and how many at least.
 _CANDIDATES = 8
 _LEAST_CANDIDATES = 400
+_MOST_CANDIDATES = 2000
 _READ_AT_ONCE = 2**22
 _TRIES = 3
 
@@ -167,7 +168,9 @@ class CaptionIndex:
         if not self.probes:
             cosines, indices = self._index.search(rows, wanted)
             return indices, cosines
-        candidates = min(max(_CANDIDATES * wanted, _LEAST_CANDIDATES), len(self._features))
+        # As many as are wanted are enough of many, of which those at the end may be others.
+        candidates = max(min(_CANDIDATES * wanted, _MOST_CANDIDATES), wanted, _LEAST_CANDIDATES)
+        candidates = min(candidates, len(self._features))
         parameters: Any = faiss.SearchParametersIVF
         reading = parameters(nprobe=self.probes)
         found = self._index.search(rows, candidates, params=reading)[1]
@@ -198,6 +201,16 @@ class CaptionIndex:
         return indices, cosines
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The captions nearest to a query, the nearest first: their cosines (k,) and, where asked for, features (k, d)."""
+
+    captions: tuple[str, ...]
+    cosines: Float32[np.ndarray, " k"]
+    features: TextFeatures | None
+    generation: str
+
+
 class CaptionDatabase:
     """An opened generation; reads may run in several threads, and go on when another one becomes the current.
 
@@ -224,12 +237,13 @@ class CaptionDatabase:
         self._index = index
 
     @classmethod
-    def open(cls, folder: Path, *, fingerprint: str, verify: bool = False) -> Self:
+    def open(cls, folder: Path, *, fingerprint: str | None, verify: bool = False) -> Self:
         """Open the current generation of the database in ``folder``.
 
         Args:
             folder: where it was built.
-            fingerprint: of the text tower; searches make sense only with the model that encoded the captions.
+            fingerprint: of the text tower; searches make sense only with the model that encoded the captions. None
+                leaves that to whoever searches.
             verify: also compare checksums, which reads every file once.
 
         Raises:
@@ -249,10 +263,10 @@ class CaptionDatabase:
         return cls._open(folder, generation, fingerprint, verify=verify)
 
     @classmethod
-    def _open(cls, folder: Path, generation: str, fingerprint: str, *, verify: bool) -> Self:
+    def _open(cls, folder: Path, generation: str, fingerprint: str | None, *, verify: bool) -> Self:
         place = folder / generation
         manifest = read_manifest(place)
-        if manifest.fingerprint != fingerprint:
+        if fingerprint not in {None, manifest.fingerprint}:
             problem = f"the caption database '{folder}' was made by another model, '{manifest.model}'"
             raise ConfigurationError(f"{problem}; use that model, or build the database again with this one")
         check_files(place, manifest, verify=verify)
@@ -289,6 +303,17 @@ class CaptionDatabase:
             raise ValueError(f"k is {k}, but must be at least 1")
         return self._index.search(queries, k)
 
+    def found(
+        self,
+        indices: Int[np.ndarray, " k"],
+        cosines: Float32[np.ndarray, " k"],
+        *,
+        features: bool,
+    ) -> Found:
+        """Return what a search found for one query, as it lasts when this generation does not."""
+        rows = self.features(indices) if features else None
+        return Found(tuple(self.captions(indices)), cosines, rows, self.generation)
+
     def captions(self, indices: Iterable[int] | Int[np.ndarray, " m"]) -> list[str]:
         """Return the captions of ``indices``, in that order."""
         return self._texts.many(indices)
@@ -297,6 +322,11 @@ class CaptionDatabase:
         """Return the features (m, d) of ``indices`` as they were stored, in half precision made wide again."""
         wide: TextFeatures = self._features[np.asarray(indices, np.int64)].astype(np.float32)
         return wide
+
+
+def is_database(folder: Path) -> bool:
+    """Tell whether a database was published in ``folder``, whatever became of it since."""
+    return (folder / CURRENT).is_file()
 
 
 def current_generation(folder: Path) -> str:

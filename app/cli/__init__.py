@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from app import __version__
+from app.cli.captions import captions_cli
 from app.cli.classify import classify_command
 from app.cli.common import out
 from app.cli.describe import describe_command, drafts_cli
@@ -30,6 +31,7 @@ for name, command in (
     cli.command(name)(command)
 cli.add_typer(label_sets_cli, name="label-sets")
 cli.add_typer(examples_cli, name="examples")
+cli.add_typer(captions_cli, name="captions")
 cli.add_typer(drafts_cli, name="drafts")
 cli.add_typer(models_cli, name="models")
 

@@ -10,11 +10,13 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from app.api.schemas import ResultBody
+from app.api.schemas import ResultBody, SharedNameBody
 from app.backends import Backend
 from app.cli.common import (
     NOTHING_DONE,
     SOME_FAILED,
+    DatabaseOption,
+    GroupOption,
     LabelSetOption,
     LabelsOption,
     MethodOption,
@@ -24,6 +26,8 @@ from app.cli.common import (
     TemplateOption,
     classify_files,
     out,
+    prepare_names,
+    progress_bar,
     read_labels,
     read_options,
     report_bad_files,
@@ -56,6 +60,8 @@ def classify_command(
     model: ModelOption = None,
     method: MethodOption = None,
     template: TemplateOption = None,
+    database: DatabaseOption = None,
+    group: GroupOption = False,  # noqa: FBT002 - a flag
     option: OptionsOption = None,
     reject_below: Annotated[
         float | None,
@@ -76,12 +82,17 @@ def classify_command(
     ] = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Predictions per image.")] = 1,
     explain: Annotated[  # noqa: FBT002 - a flag
-        bool, typer.Option("--explain", "-x", help="Also show which prompts spoke for each label, and which against.")
+        bool,
+        typer.Option(
+            "--explain",
+            "-x",
+            help="Also show which prompts spoke for each label, and which against; without labels, the captions near.",
+        ),
     ] = False,
     output: Annotated[Format, typer.Option("--format", "-f", help="Of what goes to standard output.")] = Format.TABLE,
     server: ServerOption = None,
 ) -> None:
-    """Classify image files.
+    """Classify image files; without labels, by names that are found for them in a caption database.
 
     Bad files are reported on standard error and skipped. Exit status: 0 if every file was classified, 1 if some were
     not, 2 if nothing could be done.
@@ -99,14 +110,24 @@ def classify_command(
             reject_below=reject_below,
             false_rejection_rate=_share_of(false_rejection_rate, "--false-rejection-rate"),
             coverage=_share_of(coverage, "--coverage"),
+            database=database,
+            group=group,
         )
         files = find_images(paths)
 
-    async def work(backend: Backend) -> list[ResultBody]:
-        return [result async for _, result in classify_files(backend, files, question)]
+    async def work(backend: Backend) -> tuple[list[ResultBody], list[SharedNameBody]]:
+        await prepare_names(backend, question)
+        if not group:
+            return [result async for _, result in classify_files(backend, files, question)], []
+        with progress_bar() as bar:
+            line = bar.add_task("Classifying", total=len(files))
+            return await backend.name_together(files, question, lambda: bar.advance(line))
 
-    results = with_backend(server, work, encoders=True)
+    results, names = with_backend(server, work, encoders=True)
     _write_predictions(files, results, output)
+    if names and output is Format.TABLE:
+        rows = [(each.label, str(each.images)) for each in names]
+        out.print(table_of(("name", "images"), rows, right=("images",)))
     if explain and output is Format.TABLE:
         _write_explanations(files, results)
     report_warnings(results)
@@ -159,6 +180,9 @@ def _write_explanations(files: Sequence[Path], results: Sequence[ResultBody]) ->
         if result.explanation is None:
             continue
         out.print(f"\n[bold]{escape(str(file))}[/bold]", highlight=False)
+        for caption in result.explanation.captions:
+            suggested = f"   suggested {', '.join(caption.suggested)}" if caption.suggested else ""
+            out.print(f"    {caption.similarity:6.3f}  {escape(caption.caption + suggested)}", highlight=False)
         for label in result.explanation.labels:
             rival = "" if label.rival is None else f"   against {label.rival} {label.rival_similarity:.3f}"
             out.print(f"  [bold]{escape(label.label)}[/bold] {label.similarity:.3f}{escape(rival)}", highlight=False)

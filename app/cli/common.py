@@ -3,15 +3,15 @@
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from app.api.schemas import ResultBody
@@ -55,12 +55,20 @@ ModelOption = Annotated[str | None, typer.Option("--model", "-m", help="A model 
 MethodOption = Annotated[
     str | None,
     typer.Option(
-        "--method", help="The classifier; by default `auto` where the label set has example images, else zero-shot."
+        "--method",
+        help="The classifier; by default `auto` where the label set has example images, `cased` without labels, else"
+        " zero-shot.",
     ),
 ]
 OptionsOption = Annotated[
     list[str] | None,
     typer.Option("--option", "-o", metavar="NAME=NUMBER", help="An option of the method, as beta=0.7. Repeatable."),
+]
+DatabaseOption = Annotated[
+    str | None, typer.Option("--database", "-d", help="Without labels: the caption database that names are found in.")
+]
+GroupOption = Annotated[
+    bool, typer.Option("--group", "-g", help="Without labels: find few names that the images share.")
 ]
 TemplateOption = Annotated[
     str | None, typer.Option("--template", "-t", help="A template set, or one template with {} for the class name.")
@@ -79,11 +87,18 @@ def told_plainly() -> Iterator[None]:
 
 @asynccontextmanager
 async def _backend(server: str | None, *, encoders: bool) -> AsyncIterator[Backend]:
-    """Open the server, or a service in this process; models are loaded only if they will be used."""
+    """Open the server, or a service in this process."""
     if server is not None:
         async with over_http(server) as remote:
             yield remote
         return
+    async with _in_process(encoders=encoders) as local:
+        yield local
+
+
+@asynccontextmanager
+async def _in_process(*, encoders: bool) -> AsyncIterator[InProcess]:
+    """Open a service in this process; models are loaded only if they will be used."""
     settings = load_settings()
     with err.status("Loading the model") if encoders else err.status("Opening the database"):
         # A measurement that there is, is used; a new one would take longer than most commands.
@@ -103,9 +118,23 @@ def with_backend(server: str | None, work: Callable[[Backend], Awaitable[Result]
         async with _backend(server, encoders=encoders) as backend:
             return await work(backend)
 
+    return _run(opened())
+
+
+def with_service(work: Callable[[InProcess], Awaitable[Result]]) -> Result:
+    """Do some work with a service in this process, its models loaded, as ``with_backend``."""
+
+    async def opened() -> Result:
+        async with _in_process(encoders=True) as local:
+            return await work(local)
+
+    return _run(opened())
+
+
+def _run(work: Coroutine[Any, Any, Result]) -> Result:
     configure_logs("console", "warning")
     with told_plainly():
-        return asyncio.run(opened())
+        return asyncio.run(work)
 
 
 def progress_bar() -> Progress:
@@ -186,6 +215,40 @@ def report_bad_files(files: Sequence[Path], results: Sequence[ResultBody]) -> in
             f"[yellow]skipped[/yellow] {escape(str(file))}: {escape(problem.detail)}", highlight=False, soft_wrap=True
         )
     return len(bad)
+
+
+async def prepare_names(backend: Backend, question: Question) -> None:
+    """Where names are to be found, see to it that there is something to find them in."""
+    if question.labels is not None or question.label_set is not None:
+        return
+    with captions_bar() as advance:
+        await backend.prepare_names(question.database, advance)
+
+
+@contextmanager
+def captions_bar() -> Iterator[Callable[[int, int], Awaitable[None]]]:
+    """Yield what is told how many captions are encoded, and shows that on standard error once it is told something."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f} captions, {task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=err,
+        transient=True,
+    ) as bar:
+        line: TaskID | None = None
+
+        async def advance(done: int, total: int) -> None:
+            nonlocal line
+            if line is None:
+                line = bar.add_task("Encoding", total=total or None, rate="")
+                bar.update(line, completed=done)  # by an earlier run, and no part of the rate
+            speed = bar.tasks[line].speed
+            bar.update(line, completed=done, total=total or None, rate=f"{speed:,.0f}/s" if speed else "")
+            if total and done >= total:
+                bar.update(line, description="Making the index")
+
+        yield advance
 
 
 async def classify_files(

@@ -17,6 +17,8 @@ from app.api.schemas import ResultBody
 from app.backends import Backend
 from app.cli.common import (
     SOME_FAILED,
+    DatabaseOption,
+    GroupOption,
     LabelSetOption,
     LabelsOption,
     ModelOption,
@@ -35,14 +37,17 @@ from app.cli.common import (
     table_of,
     told_plainly,
     with_backend,
+    with_service,
     write_file,
     write_json,
 )
 from app.cli.curve import check_picture, curve_of, read_curve_input, read_shots
+from app.cli.names import names_evaluated
 from app.comparison import Comparison
 from app.errors import InvalidFieldError, UnknownNameError
 from app.evaluation import Difference, Evaluation, evaluate
 from app.files import find_labelled_images
+from app.methods import CASED
 from app.service import Question
 
 _MAX_CONFUSION_CLASSES = 20
@@ -59,10 +64,15 @@ def evaluate_command(
     ] = None,
     model: ModelOption = None,
     method: Annotated[
-        str | None, typer.Option("--method", help="The classifier, zero-shot by default; `all` compares every one.")
+        str | None,
+        typer.Option(
+            "--method", help="The classifier, zero-shot by default; `all` compares every one, `cased` gets no classes."
+        ),
     ] = None,
     option: OptionsOption = None,
     template: TemplateOption = None,
+    database: DatabaseOption = None,
+    group: GroupOption = False,  # noqa: FBT002 - a flag
     support: Annotated[
         Path | None,
         typer.Option(
@@ -96,6 +106,8 @@ def evaluate_command(
     With `--method all`, every method is run on the same images, and it is said whether descriptions help: each is
     compared with zero-shot and with random words of the same number. With `--support` or `--pool` too, methods learn
     from those images, and accuracy is told for each number of labelled images per class.
+
+    With `--method cased`, names are found without the classes, and compared with them.
     """
     with told_plainly():
         options = read_options(option)
@@ -103,6 +115,12 @@ def evaluate_command(
         if curve and method != ALL_METHODS:
             raise InvalidFieldError.of("--support", "goes with --method all, as does --pool")
         _check_outputs(json_file, picture, curve=curve)
+        finds_names = method == CASED.name
+        _check_names(
+            finds_names=finds_names,
+            given=(labels or label_set or server) is not None,
+            asked=database is not None or group,
+        )
         images = find_labelled_images(folder)
         renamed = read_subfolder_names(name or [], {subfolder for _, subfolder in images})
         true_names = [renamed[subfolder] for _, subfolder in images]
@@ -148,8 +166,27 @@ def evaluate_command(
         report = {**evaluation.to_json(), "images_per_s": rate}
         return _Measured(results, report, partial(_print_evaluation, evaluation))
 
+    if finds_names:
+        question = Question(
+            method=method, model=model, template=template, options=options, database=database, group=group, top_k=1
+        )
+        _tell(_Measured(*with_service(partial(names_evaluated, files, true_names, question))), files, json_file)
+        return
     work = drawn if curve else compared if method == ALL_METHODS else evaluated
-    measured = with_backend(server, work, encoders=True)
+    _tell(with_backend(server, work, encoders=True), files, json_file)
+
+
+class _Measured(NamedTuple):
+    """What came of a folder: each file's result, the report, what prints it, and which other files were read."""
+
+    results: Sequence[ResultBody]
+    report: Mapping[str, Any]
+    show: Callable[[Mapping[str, Any]], None]
+    more_files: Sequence[Path] = ()
+
+
+def _tell(measured: _Measured, files: Sequence[Path], json_file: Path | None) -> None:
+    """Print the figures or write them, and end the command where files could not be read."""
     report_warnings(measured.results)
     bad = report_bad_files([*files, *measured.more_files], measured.results)
     report = {**measured.report, "skipped": bad}
@@ -163,13 +200,11 @@ def evaluate_command(
         raise typer.Exit(SOME_FAILED)
 
 
-class _Measured(NamedTuple):
-    """What came of a folder: each file's result, the report, what prints it, and which other files were read."""
-
-    results: Sequence[ResultBody]
-    report: Mapping[str, Any]
-    show: Callable[[Mapping[str, Any]], None]
-    more_files: Sequence[Path] = ()
+def _check_names(*, finds_names: bool, given: bool, asked: bool) -> None:
+    if finds_names and given:
+        raise InvalidFieldError.of("--method", "cased gets no classes and no server: leave out what names one")
+    if asked and not finds_names:
+        raise InvalidFieldError.of("--database", "goes with --method cased, as does --group")
 
 
 def _check_outputs(json_file: Path | None, picture: Path | None, *, curve: bool) -> None:

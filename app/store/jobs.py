@@ -23,6 +23,10 @@ KEPT_DAYS = 30
 """A job is forgotten this long after it finished."""
 
 
+BUILD_CAPTIONS = "build-captions"
+"""The kind of jobs whose subject is a caption database; that of all others is a label set."""
+
+
 class JobStatus(StrEnum):
     """Where a job is; the last three are final."""
 
@@ -42,7 +46,7 @@ class Job:
 
     id: str
     kind: str
-    label_set: str
+    subject: str
     status: JobStatus
     request: Mapping[str, Any]
     done: int
@@ -60,13 +64,13 @@ class JobRepository:
         self._engine = engine
 
     async def add(
-        self, kind: str, label_set: str, request: Mapping[str, Any], *, total: int = 0, attachment: bytes | None = None
+        self, kind: str, subject: str, request: Mapping[str, Any], *, total: int = 0, attachment: bytes | None = None
     ) -> Job:
         """Write a job to be run; jobs that finished long ago are forgotten on this occasion.
 
         Args:
             kind: names what runs it.
-            label_set: the name it is about.
+            subject: the name of the label set or the database that it is about.
             request: whatever JSON can hold; given to what runs it.
             total: steps, where they are known.
             attachment: what is too large for JSON.
@@ -75,7 +79,7 @@ class JobRepository:
         row = JobRow(
             id=uuid.uuid4().hex,
             kind=kind,
-            label_set=label_set,
+            subject=subject,
             status=JobStatus.QUEUED,
             request=dict(request),
             attachment=attachment,
@@ -89,19 +93,19 @@ class JobRepository:
         return _to_job(row)
 
     async def add_unless(
-        self, statuses: Collection[JobStatus], kind: str, label_set: str, request: Mapping[str, Any]
+        self, statuses: Collection[JobStatus], kind: str, subject: str, request: Mapping[str, Any]
     ) -> tuple[Job, bool]:
-        """Write a job unless there is one of that kind about that label set in one of the states; tell if it was."""
+        """Write a job unless there is one of that kind about that subject in one of the states; tell if it was."""
         waiting = (
             select(JobRow)
-            .where(JobRow.kind == kind, JobRow.label_set == label_set, JobRow.status.in_(statuses))
+            .where(JobRow.kind == kind, JobRow.subject == subject, JobRow.status.in_(statuses))
             .order_by(JobRow.created_at)
             .limit(1)
         )
         async with reading(self._engine) as session:
             row = await session.scalar(waiting)
         # Two that are written at the same moment do the same work twice, and no harm.
-        return (await self.add(kind, label_set, request), True) if row is None else (_to_job(row), False)
+        return (await self.add(kind, subject, request), True) if row is None else (_to_job(row), False)
 
     async def get(self, job_id: str) -> Job:
         """Return a job.
@@ -201,7 +205,7 @@ def _to_job(row: JobRow) -> Job:
     return Job(
         row.id,
         row.kind,
-        row.label_set,
+        row.subject,
         JobStatus(row.status),
         row.request,
         row.done,

@@ -168,7 +168,7 @@ class DraftRow(Base):
 
 
 class JobRow(Base):
-    """Work that outlives the request that asked for it.
+    """Work that outlives the request that asked for it; ``subject`` is the label set or the database that it is about.
 
     ``lease_until`` is until when ``owner`` is taken to be alive; a running job whose lease has ended may be taken over.
     """
@@ -177,7 +177,7 @@ class JobRow(Base):
 
     id: Mapped[str] = mapped_column(Text, primary_key=True)
     kind: Mapped[str] = mapped_column(Text)
-    label_set: Mapped[str] = mapped_column(NAME_TYPE)
+    subject: Mapped[str] = mapped_column(NAME_TYPE)
     status: Mapped[str] = mapped_column(Text)
     request: Mapped[dict[str, Any]] = mapped_column(JSON)
     attachment: Mapped[bytes | None] = mapped_column(LargeBinary, deferred=True)

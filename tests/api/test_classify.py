@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from app.encoders.fake import FakeEncoder
-from app.methods import METHODS
+from app.methods import CASED, METHODS
 from tests.api.problems import fields_of, problem_of
 from tests.api.test_examples import AT, IMAGES, SELECTION, add, added, at_rest, shade, teach, with_things
 from tests.conftest import picture
@@ -209,11 +209,12 @@ def test_a_label_set_is_named_with_or_without_its_version(client):
         assert body["results"][0]["predictions"][0]["label"] == best
 
 
-def test_labels_and_a_label_set_together_or_neither_are_refused(client):
+def test_labels_and_a_label_set_together_are_refused_and_neither_where_the_method_needs_some(client):
     both = {"labels": ["a"], "label_set": _stored(client)}
     assert fields_of(as_json(client, [picture()], **both)) == {"labels"}
-    assert fields_of(as_json(client, [picture()])) == {"labels"}
-    assert fields_of(as_body(client, picture())) == {"labels"}
+    for method in ("zero-shot", "auto"):
+        assert fields_of(as_json(client, [picture()], method=method)) == {"labels"}
+        assert fields_of(as_body(client, picture(), method=method)) == {"labels"}
 
 
 # --- templates -----------------------------------------------------------------------------------------------------
@@ -379,9 +380,10 @@ def test_a_classifier_that_would_take_too_much_memory_is_refused_with_the_way_ou
 
 def test_every_method_is_listed_with_what_it_learns_from_and_its_options(client):
     told = client.get("/v1/methods").json()["methods"]
-    assert [each["name"] for each in told] == list(METHODS)
+    assert [each["name"] for each in told] == [*METHODS, CASED.name]
+    assert [each["name"] for each in told if each["vocabulary_free"]] == [CASED.name]
     assert [each["name"] for each in told if each["default"]] == ["zero-shot"]
-    for each in told:
+    for each in told[:-1]:
         method = METHODS[each["name"]]
         assert set(each["learns_from"]) == method.learns <= {"labelled images", "unlabelled images"}
         assert (each["transductive"], each["stateful"]) == (method.transductive, method.stateful)
@@ -414,7 +416,7 @@ def test_without_a_label_set_a_method_learns_from_the_images_of_the_request_or_i
     ("fields", "known"),
     [
         ({"model": "clap"}, "fake"),
-        ({"method": "zlp"}, ", ".join(sorted(METHODS))),
+        ({"method": "zlp"}, ", ".join(sorted([*METHODS, "auto", "cased"]))),
         ({"template": "phto"}, "photo"),
         ({"labels": None, "label_set": "colurs"}, "colours"),
         ({"labels": None, "label_set": "colours@7"}, "1"),

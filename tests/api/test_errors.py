@@ -163,7 +163,7 @@ MALFORMED = {
     ),
     # Images as the body
     "image: empty": ("POST", CLASSIFY + "?labels=a", PNG, b""),
-    "image: no labels": ("POST", CLASSIFY, PNG, picture()),
+    "image: no labels": ("POST", f"{CLASSIFY}?method=zero-shot", PNG, picture()),
     "image: labels nested deep": ("POST", CLASSIFY + "?labels=" + "[" * 30_000, PNG, picture()),
     "image: labels in odd bytes": ("POST", CLASSIFY + "?labels=a&%ff=%fe", PNG, picture()),
     "image: labels that are no array": ("POST", CLASSIFY + "?labels=[a", PNG, picture()),

@@ -36,6 +36,11 @@ ROUTES = {
     ("/v1/label-sets/{name}/images/{image_id}", "delete"),
     ("/v1/label-sets/{name}/images/{image_id}/content", "get"),
     ("/v1/label-sets/{name}/selection", "get"),
+    ("/v1/databases", "get"),
+    ("/v1/databases/{name}", "get"),
+    ("/v1/databases/{name}", "put"),
+    ("/v1/databases/{name}", "delete"),
+    ("/v1/databases/{name}/search", "post"),
     ("/v1/question-sets", "get"),
     ("/v1/jobs", "get"),
     ("/v1/jobs/{job_id}", "get"),
@@ -129,7 +134,7 @@ def test_the_three_forms_of_a_classify_request_are_shown_with_the_same_fields(ap
     form = body["content"]["multipart/form-data"]["schema"]
     json_body = body["content"]["application/json"]["schema"]
     fields = {"labels", "label_set", "method", "model", "template", "top_k", "explain", "options"}
-    fields |= {"reject_below", "false_rejection_rate", "coverage"}
+    fields |= {"reject_below", "false_rejection_rate", "coverage", "database", "group"}
     assert set(form["properties"]) == fields | {"image"}
     assert set(json_body["properties"]) == fields | {"images"}
     assert form["properties"]["image"]["items"] == {"type": "string", "format": "binary"}

@@ -14,7 +14,7 @@ from app.captions.build import BuildOptions, build, building_folder, prune
 from app.captions.database import CURRENT, FEATURES, INDEX, MANIFEST, CaptionDatabase, current_generation
 from app.captions.sources import Counts, clean_captions
 from app.captions.texts import TEXTS
-from app.errors import InvalidFieldError, StoreError
+from app.errors import ConflictError, InvalidFieldError, StoreError
 from tests.captions.build_until_killed import COUNT, DIMS, OPTIONS, build_all, captions, features_of
 
 ROOT = Path(__file__).parents[2]
@@ -78,7 +78,7 @@ def test_a_database_holds_every_caption_in_order(tmp_path, count):
 @pytest.mark.parametrize("every", [[], ["a", "b"]])
 def test_a_source_without_captions_is_refused_and_nothing_is_there(tmp_path, every):
     counts = Counts()
-    with pytest.raises(InvalidFieldError, match=r"there are no captions out of .* that were read, 0 bad lines"):
+    with pytest.raises(InvalidFieldError, match=r"no captions are left of \d that were read, beside 0 that are bad"):
         made(clean_captions(every, counts=counts), tmp_path / "db", counts=counts)
     with pytest.raises(StoreError, match="holds no caption database"):
         opened(tmp_path / "db")
@@ -304,7 +304,7 @@ def test_two_builds_for_one_folder_do_not_mix(tmp_path):
     folder = tmp_path / "db"
 
     def encode(texts):
-        with pytest.raises(StoreError, match=r"another build for .* is under way; wait for it, or end it"):
+        with pytest.raises(ConflictError, match=r"another build for .* is under way; wait for it, or end it"):
             made(["other"], folder)
         return features_of(texts)
 
@@ -329,7 +329,7 @@ def test_nothing_is_pruned_where_no_database_is_or_one_is_being_built(tmp_path):
     made(["one"], tmp_path / "db")
 
     def encode(texts):
-        with pytest.raises(StoreError, match="under way"):
+        with pytest.raises(ConflictError, match="under way"):
             prune(tmp_path / "db")
         return features_of(texts)
 

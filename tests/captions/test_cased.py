@@ -4,7 +4,7 @@ import zlib
 import numpy as np
 import pytest
 
-from app.captions.cased import centroid, distinct, name_together, own_words, pool_votes, pooled, score, score_many
+from app.captions.cased import centroid, distinct, name_together, pooled, score, score_many
 from app.captions.words import candidates, singular_form
 from tests.oracles import cased as oracle
 
@@ -179,25 +179,6 @@ def test_an_image_scores_the_same_alone_as_among_others():
             assert row == pytest.approx(score(image, words, each, logit_scale=scale), abs=1e-12)
 
 
-def test_with_its_own_words_only_an_image_scores_as_if_there_were_no_others():
-    mined = [("cat", "dog"), ("bird",), ("dog", "tree", "sky")]
-    vocabulary = pooled(mined)
-    rng = np.random.default_rng(0)
-    images, captions = unit(rng.normal(size=(3, 24))), unit(rng.normal(size=(3, 4, 24)))
-    many = score_many(
-        images,
-        encode(vocabulary),
-        np.stack([centroid(each) for each in captions]),
-        logit_scale=20.0,
-        own=own_words(mined, vocabulary),
-    )
-    for row, image, each, words in zip(many, images, captions, mined, strict=True):
-        told = {word: value for word, value in zip(vocabulary, row, strict=True) if value > 0}
-        assert set(told) == set(words)
-        alone = score(image, encode(words), each, logit_scale=20.0)
-        assert [told[word] for word in words] == pytest.approx(alone.tolist())
-
-
 def test_inputs_are_not_written_to():
     image, words, captions, scale = problem(9)
     for rows in (image, words, captions):
@@ -211,20 +192,6 @@ def test_inputs_are_not_written_to():
 def test_the_shared_vocabulary_holds_each_word_once_and_sorted():
     assert pooled([("dog", "cat"), ("dog",), ()]) == ("cat", "dog")
     assert pooled([]) == ()
-
-
-def test_own_words_are_told_for_each_image_by_column():
-    own = own_words([("dog", "cat"), (), ("dog",)], ("bird", "cat", "dog"))
-    assert own.tolist() == [[False, True, True], [False, False, False], [False, False, True]]
-    assert own_words([], ("bird",)).shape == (0, 1)
-    with pytest.raises(KeyError):
-        own_words([("fish",)], ("bird",))
-
-
-def test_every_image_of_a_group_has_one_vote():
-    votes = pool_votes(np.array([[1.0, 0.0, 0.0], [0.2, 0.5, 0.3]]))
-    assert votes == pytest.approx([0.6, 0.25, 0.15])
-    assert pool_votes(probabilities(1)).sum() == pytest.approx(1)
 
 
 def test_images_named_apart_meet_at_a_word_that_is_the_first_choice_of_neither():

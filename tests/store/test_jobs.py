@@ -23,7 +23,7 @@ async def test_a_job_is_given_back_as_it_was_added(jobs):
     added = await jobs.add("describe", "pets", {"accept": True, "classes": None}, total=4)
     found = await jobs.get(added.id)
     assert found == added
-    assert (found.kind, found.label_set, found.status) == ("describe", "pets", JobStatus.QUEUED)
+    assert (found.kind, found.subject, found.status) == ("describe", "pets", JobStatus.QUEUED)
     assert found.request == {"accept": True, "classes": None}
     assert (found.done, found.total, found.result, found.error, found.finished_at) == (0, 4, None, None, None)
 

@@ -1,10 +1,12 @@
 """What may be named in a request: the models that are served and the methods there are."""
 
+from collections.abc import Mapping
+
 from fastapi import APIRouter
 
 from app.api.dependencies import ServiceDependency
 from app.api.schemas import ImagePathBody, MethodBody, MethodList, ModelBody, ModelList, OptionBody
-from app.methods import METHODS
+from app.methods import CASED, METHODS, Option
 from app.service import DEFAULT_METHOD
 
 router = APIRouter(prefix="/v1", tags=["models and methods"])
@@ -52,13 +54,30 @@ async def methods() -> MethodList:
                 default=name == DEFAULT_METHOD,
                 uses_descriptions=method.uses_descriptions,
                 control=method.is_control,
-                options={
-                    option_name: OptionBody(
-                        default=option.default, least=option.least, most=option.most, description=option.description
-                    )
-                    for option_name, option in method.options.items()
-                },
+                vocabulary_free=False,
+                options=_options(method.options),
             )
             for name, method in METHODS.items()
         ]
+        + [
+            MethodBody(
+                name=CASED.name,
+                summary=CASED.summary,
+                transductive=False,
+                learns_from=[],
+                stateful=False,
+                default=False,
+                uses_descriptions=False,
+                control=False,
+                vocabulary_free=True,
+                options=_options(CASED.options),
+            )
+        ]
     )
+
+
+def _options(options: Mapping[str, Option]) -> dict[str, OptionBody]:
+    return {
+        name: OptionBody(default=option.default, least=option.least, most=option.most, description=option.description)
+        for name, option in options.items()
+    }

@@ -59,7 +59,7 @@ _BODY = {
 @router.post("/v1/classify", response_model=ClassifyResponse, openapi_extra=_BODY)
 @router.post("/classify", response_model=ClassifyResponse, openapi_extra=_BODY, include_in_schema=False)
 async def classify(request: Request, service: ServiceDependency) -> ClassifyResponse:
-    """Classify one or more images among the caller's own words.
+    """Classify one or more images among the caller's own words; without any, by names that are found for them.
 
     A bad image in a request of several is told in its own result; if every image is bad, the answer is an error.
     """
@@ -78,6 +78,8 @@ async def classify(request: Request, service: ServiceDependency) -> ClassifyResp
             reject_below=fields.reject_below,
             false_rejection_rate=fields.false_rejection_rate,
             coverage=fields.coverage,
+            database=fields.database,
+            group=fields.group,
         )
     )
     classification = await unless_disconnected(request, service.pipeline.classify(given.images, task))

@@ -1,0 +1,93 @@
+"""Caption databases: what there is, captions near an image or a text, building and deleting."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from app.api.dependencies import JobsDependency, ServiceDependency
+from app.api.disconnects import unless_disconnected
+from app.api.inputs import IMAGE_FILES, read_search_input
+from app.api.routes.label_sets import JSON_ONLY
+from app.api.schemas import (
+    BuildDatabaseBody,
+    DatabaseBody,
+    DatabaseList,
+    ImageBody,
+    JobBody,
+    SearchFields,
+    SearchResponse,
+)
+from app.caption_library import CaptionQuery
+from app.databases import DatabaseState
+from app.service import Service
+
+router = APIRouter(prefix="/v1/databases", tags=["caption databases"])
+
+_FIELDS = SearchFields.model_json_schema()["properties"]
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "additionalProperties": False,
+                    # Written out in its place: FastAPI collects no definitions from a body that the route reads itself.
+                    "properties": {**_FIELDS, "image": ImageBody.model_json_schema()},
+                }
+            },
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["image"],
+                    "additionalProperties": False,
+                    "properties": {**_FIELDS, "image": {**IMAGE_FILES, "description": "One file."}},
+                }
+            },
+            "image/*": {
+                "schema": {"type": "string", "format": "binary", "description": "The fields go into the query string."}
+            },
+        },
+    }
+}
+
+
+@router.get("")
+async def list_databases(service: ServiceDependency) -> DatabaseList:
+    """List the caption databases, by name."""
+    return DatabaseList(databases=[await _told(state, service) for state in await service.captions.databases.states()])
+
+
+@router.get("/{name}")
+async def get_database(name: str, service: ServiceDependency) -> DatabaseBody:
+    """Return what is known of a caption database."""
+    return await _told(await service.captions.databases.state(name), service)
+
+
+@router.put("/{name}", status_code=202, dependencies=JSON_ONLY)
+async def build_database(
+    name: str, body: BuildDatabaseBody, service: ServiceDependency, jobs: JobsDependency, response: Response
+) -> JobBody:
+    """Begin a job that builds a caption database; it takes the place of what has its name when it is done."""
+    job = await jobs.build_captions(name, body.plan(service.pipeline.default_model))
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    return JobBody.of(job)
+
+
+@router.delete("/{name}", status_code=204, response_class=Response)
+async def delete_database(name: str, service: ServiceDependency) -> None:
+    """Delete a caption database; requests that use it end well."""
+    await service.captions.databases.delete(name)
+
+
+@router.post("/{name}/search", response_model=SearchResponse, openapi_extra=_BODY)
+async def search_database(name: str, request: Request, service: ServiceDependency) -> SearchResponse:
+    """Return the captions nearest to a text or an image, a page at a time."""
+    fields, image = await read_search_input(request)
+    query = CaptionQuery(name, image=image, **fields.model_dump())
+    return SearchResponse.of(await unless_disconnected(request, service.captions.search(query)))
+
+
+async def _told(state: DatabaseState, service: Service) -> DatabaseBody:
+    models = [] if state.manifest is None else await service.captions.models_of(state.manifest)
+    return DatabaseBody.of(state, models, default=state.name == service.captions.databases.default)

@@ -1,0 +1,92 @@
+"""A model that is served: its encoder, with a queue in front of each tower."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+
+from app.batching import EncodeQueue
+from app.encoders._base import Encoder
+from app.metrics import Metrics, TowerMetrics
+from app.prompting.text_features import StoredTextEncoder, TextFeatureStore
+from app.task import Pixels, TextFeatures
+
+
+class _Once:
+    """What takes seconds in a thread, and is the same ever after; here what tells a tower from every other."""
+
+    def __init__(self, make: Callable[[], str]) -> None:
+        self._make = make
+        self._made: asyncio.Future[str] | None = None
+
+    async def __call__(self) -> str:
+        if self._made is None or self._made.cancelled() or (self._made.done() and self._made.exception()):
+            self._made = asyncio.ensure_future(asyncio.to_thread(self._make))
+        return await asyncio.shield(self._made)
+
+
+class ServedModel:
+    """An encoder with one queue per tower.
+
+    Args:
+        encoder: loaded.
+        metrics: of the service.
+        max_queued_images: images admitted at once.
+        image_batch: images in one forward pass; None takes the encoder's own choice.
+        text_batch: texts in one forward pass.
+        stalled_after_s: a forward pass that takes longer makes the model unhealthy.
+        text_features: where text features are kept; None keeps none.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        metrics: Metrics,
+        max_queued_images: int,
+        image_batch: int | None,
+        text_batch: int,
+        stalled_after_s: float,
+        text_features: TextFeatureStore | None = None,
+    ) -> None:
+        self.encoder = encoder
+        image_metrics = TowerMetrics(metrics, encoder.name, "images")
+        self.images: EncodeQueue[Pixels, np.ndarray] = EncodeQueue(
+            f"{encoder.name} images",
+            encoder.begin_images,
+            batch_size=image_batch or encoder.image_path.batch_size,
+            metrics=image_metrics,
+            max_queued=max_queued_images,
+            stalled_after_s=stalled_after_s,
+        )
+        image_metrics.watch(waiting=lambda: self.images.waiting, admitted=lambda: self.images.admitted)
+        text_metrics = TowerMetrics(metrics, encoder.name, "texts")
+        # Texts have no bound of their own: each request that waits for some holds places for its images.
+        self.texts: EncodeQueue[str, np.ndarray] = EncodeQueue(
+            f"{encoder.name} texts",
+            lambda texts: partial(encoder.encode_texts, texts),
+            batch_size=text_batch,
+            metrics=text_metrics,
+            stalled_after_s=stalled_after_s,
+        )
+        text_metrics.watch(waiting=lambda: self.texts.waiting, admitted=lambda: self.texts.admitted)
+
+        self.image_fingerprint = _Once(encoder.image_fingerprint)
+        self.text_fingerprint = _Once(encoder.text_fingerprint)
+        self.encode_texts = StoredTextEncoder(self.encode_new_texts, self.text_fingerprint, text_features)
+
+    async def encode_new_texts(self, texts: Sequence[str]) -> TextFeatures:
+        """Return unit rows (k, d) of at least one text, none of which is looked up or kept."""
+        features: TextFeatures = np.stack(await self.texts.run(texts))
+        return features
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing is encoded at the moment; None while all is well."""
+        return self.images.problem or self.texts.problem
+
+    def close(self) -> None:
+        """End both threads."""
+        self.images.close()
+        self.texts.close()

@@ -1,0 +1,91 @@
+"""Small caption databases, and an encoder that tells their captions apart."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from app.captions.build import BuildOptions, build
+from app.captions.database import CURRENT, Manifest, current_generation
+from app.encoders.fake import FakeEncoder
+
+_SCENES = (
+    "a {} ball in the grass",
+    "two {} balls",
+    "a boy kicks a {} ball on the beach",
+    "a {} car in the street",
+    "three {} cars near a house",
+    "a {} apple on the table",
+    "{} apples in a wooden bowl",
+    "a woman with a {} umbrella",
+    "{} umbrellas in the rain",
+    "a {} kite above the trees",
+)
+
+CAPTIONS = (
+    *[scene.format(colour) for colour in ("red", "green", "blue") for scene in _SCENES],
+    "a red and green parrot on a branch",
+    "a parrot with red and blue feathers",
+    "green and blue tiles on a wall",
+    "a map of the world",
+    "an old wooden chair",
+    "musicians on a stage at night",
+)
+"""Ten scenes each in red, green and blue, three captions of two colours, and three of none."""
+
+MANY = tuple(
+    f"{scene.format(colour)}, take {take}"
+    for take in range(40)
+    for colour in ("red", "green", "blue")
+    for scene in _SCENES
+)
+"""1,200 captions, more than filters look through."""
+
+
+class CaptionEncoder(FakeEncoder):
+    """Gives each text that names a colour a direction of its own too.
+
+    To a ``FakeEncoder`` all captions of one colour are the same, so that all but one are near duplicates, and which
+    of them comes first is left to chance.
+    """
+
+    def _direction(self, text: str) -> np.ndarray:
+        direction = super()._direction(text)
+        if direction[:3].any():
+            rng = np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))
+            own = rng.standard_normal(self.embed_dim - 3)
+            direction[:3] /= np.linalg.norm(direction[:3])
+            direction[3:] = own * rng.uniform(0.4, 0.9) / np.linalg.norm(own)
+        return direction
+
+
+def made(folder: Path, captions=CAPTIONS, *, encoder: FakeEncoder | None = None, **options) -> Manifest:
+    """Build a database called as its folder, of captions that are distinct, and return its manifest.
+
+    Keyword arguments change the options of the build.
+    """
+    maker = encoder or CaptionEncoder()
+    return build(
+        captions,
+        folder,
+        encode=maker.encode_texts,
+        fingerprint=maker.text_fingerprint(),
+        model=maker.name,
+        name=folder.name,
+        source_notes="made up",
+        licence="CC0-1.0",
+        options=BuildOptions(**options),
+    )
+
+
+def place_of(folder: Path) -> Path:
+    """Return the folder of the current generation."""
+    return folder / current_generation(folder)
+
+
+def put_in_place(prepared: Path, folder: Path) -> str:
+    """Make the current generation of ``prepared`` that of ``folder``, whatever is wrong with it; return its name."""
+    generation = current_generation(prepared)
+    (prepared / generation).rename(folder / generation)
+    (prepared / CURRENT).replace(folder / CURRENT)
+    return generation
