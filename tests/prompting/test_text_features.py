@@ -84,6 +84,7 @@ async def test_features_of_other_weights_are_never_given(open_store):
 
 async def test_without_a_store_texts_are_encoded_always():
     encode = Encoder()
+
     async def told() -> str:
         return "weights"
 
