@@ -1,0 +1,358 @@
+"""Caption databases of many captions: what building takes, and how well and how fast they are searched.
+
+    python -m benchmarks.captions [--captions 100000 1000000 5000000] [--dims 512] [--folder DIR] [--output FOLDER]
+
+Captions and features are synthetic, so that the time to encode is that of everything around an encoder. The features
+are meant to be spread as a contrastive model's: captions around topics of unlike sizes, few directions with most of the
+variance, and images far from all captions, off by a direction that they share. Half of the images choose how much a
+search reads, the other half is asked about. Every step runs in a process of its own on one thread, but for the 16
+callers. Of the rounds the one with the least median counts; the others, and the share of the cores that other processes
+had meanwhile, are in the JSON.
+"""
+
+import argparse
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+for _library in ("OPENBLAS", "OMP", "MKL"):
+    os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
+
+import numpy as np  # noqa: E402 - after the number of threads is set
+
+from app.captions.build import build  # noqa: E402
+from app.captions.database import INDEX, CaptionDatabase  # noqa: E402
+from app.cores import usable_cores  # noqa: E402
+
+GOALS = {"captions": 1_000_000, "p50_ms": 5, "recall": 0.95, "index_bytes_per_caption": 200}
+FINGERPRINT = "synthetic features"
+NEAREST = 10
+CALLERS = 16
+_IMAGES = 1000
+_ROUNDS = 5
+_PER_TOPIC = 250
+_AT_ONCE = 16_384
+# Shares of the squared length. Of a caption: what all captions have in common, its topic, and its own. Of an image:
+# what all images have in common, the topic and its own in the captions' directions, and what no caption tells. And the
+# cosine between what all captions and what all images have in common.
+_CAPTION = (0.5, 0.3, 0.2)
+_IMAGE = (0.5, 0.12, 0.08, 0.3)
+_BETWEEN = 0.3
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    """Return rows of length one, float32."""
+    made: np.ndarray = (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
+    return made
+
+
+class Scenes:
+    """Makes captions of scenes, each of a topic, and features of captions and of images.
+
+    Args:
+        captions: how many.
+        dims: of the features.
+    """
+
+    def __init__(self, captions: int, dims: int) -> None:
+        rng = np.random.default_rng(0)
+        self.captions = captions
+        self._dims = dims
+        self._topics = max(1, captions // _PER_TOPIC)
+        # Directions whose variance falls as 1/j, turned so that no dimension has more of it than another.
+        variance = 1 / (4 + np.arange(dims))
+        turned = np.linalg.qr(rng.standard_normal((dims, dims)))[0]
+        self._directions = (np.sqrt(variance / variance.sum())[:, None] * turned).astype(np.float32)
+        self._text, other = unit(rng.standard_normal((2, dims)))
+        self._image = unit(_BETWEEN * self._text + (1 - _BETWEEN**2) ** 0.5 * other)
+        self._centres = self._told(rng, self._topics)
+
+    def texts(self) -> Iterator[str]:
+        """Return the captions one by one."""
+        for number in range(self.captions):
+            topic = int(self._topics * (number * 0.618033988749895 % 1) ** 2)  # so that some topics have more captions
+            yield f"a picture of topic {topic} with a few things beside it, number {number}"
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Return unit rows (n, d) that depend on the topics and on the first text, by which chance is seeded."""
+        topics = [int(text.split(maxsplit=5)[4]) for text in texts]
+        common, topic, own = np.sqrt(_CAPTION, dtype=np.float32)
+        rng = np.random.default_rng(crc32(texts[0].encode()))
+        return unit(common * self._text + topic * self._centres[topics] + own * self._told(rng, len(texts)))
+
+    def images(self, count: int) -> np.ndarray:
+        """Return unit rows (n, d) of images whose topics are as frequent as those of captions."""
+        rng = np.random.default_rng(1)
+        topics = (self._topics * rng.random(count) ** 2).astype(np.int64)
+        common, topic, own, untold = np.sqrt(_IMAGE, dtype=np.float32)
+        seen = topic * self._centres[topics] + own * self._told(rng, count)
+        return unit(common * self._image + seen + untold * unit(rng.standard_normal((count, self._dims))))
+
+    def _told(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Return rows of length about one in the directions of captions."""
+        made: np.ndarray = rng.standard_normal((count, self._dims), dtype=np.float32) @ self._directions
+        return made
+
+
+def say(text: str) -> None:
+    """Tell on standard error how far it is."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 - a command
+
+
+def build_one(folder: Path, captions: int, dims: int) -> dict[str, Any]:
+    """Build a database, and return the seconds of each step and the bytes of each file."""
+    scenes = Scenes(captions, dims)
+    encoding_s, steps, told_at = 0.0, {"encode": time.perf_counter()}, time.perf_counter()
+
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        nonlocal encoding_s
+        began = time.perf_counter()
+        rows = scenes.encode(texts)
+        encoding_s += time.perf_counter() - began
+        return rows
+
+    def advance(stage: str, done: int) -> None:
+        nonlocal told_at
+        now = time.perf_counter()
+        if stage not in steps or now - told_at > 10:
+            say(f"{captions} captions: {stage} {done}")
+            told_at = now
+        steps.setdefault(stage, now)
+
+    manifest = build(
+        scenes.texts(),
+        folder,
+        encode=encode,
+        fingerprint=FINGERPRINT,
+        name="scenes",
+        queries=scenes.images(2 * _IMAGES)[:_IMAGES],
+        advance=advance,
+    )
+    times = [*steps.values(), time.perf_counter()]
+    files = {name: file["bytes"] for name, file in manifest.files.items()}
+    return {
+        "captions": captions,
+        "dims": dims,
+        "build_s": round(times[-1] - times[0], 1),
+        "steps_s": {step: round(times[place + 1] - times[place], 1) for place, step in enumerate(steps)},
+        "synthetic_encoder_s": round(encoding_s, 1),
+        "cpu_s": round(time.process_time(), 1),
+        "peak_rss_with_mapped_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "index": manifest.to_json()["index"],
+        "recall_while_tuning": dict(manifest.recall),
+        "bytes": files,
+        "index_bytes_per_caption": round(files[INDEX] / captions, 1),
+        "bytes_per_caption": round(sum(files.values()) / captions, 1),
+    }
+
+
+def resident_mib() -> dict[str, float]:
+    """Return how much of this process is in memory, by whether a file is behind it (Linux only)."""
+    lines = Path("/proc/self/smaps_rollup").read_text("ascii").splitlines()[1:]
+    kib = {name: int(size.split()[0]) for name, _, size in (line.partition(":") for line in lines)}
+    return {
+        "anonymous": round(kib["Anonymous"] / 1024, 1),
+        "file_backed": round((kib["Rss"] - kib["Anonymous"]) / 1024, 1),
+    }
+
+
+def serve(folder: Path, images: np.ndarray) -> dict[str, Any]:
+    """Open a database of which nothing is in memory, ask about one image after the other, and return what that takes.
+
+    The process keeps what it has read, so its memory is that of a service after as many requests.
+    """
+    import faiss  # noqa: F401, PLC0415 - so that its libraries count as there before
+
+    for file in folder.glob("*/*"):
+        with file.open("rb") as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    before = resident_mib()
+    began = time.perf_counter()
+    database = CaptionDatabase.open(folder, fingerprint=FINGERPRINT)
+    open_ms = 1000 * (time.perf_counter() - began)
+    opened_at = resident_mib()
+    cold = _times(lambda image: database.search(image, NEAREST), images[:, None])
+    return {
+        "open_cold_ms": round(open_ms, 1),
+        "cold": _quantiles(cold[:100]),
+        "resident_mib": {"before": before, "opened": opened_at, f"after_{len(images)}_searches": resident_mib()},
+        "nbytes_resident_mib": round(database.nbytes_resident / 2**20, 1),
+    }
+
+
+def search(folder: Path, images: np.ndarray) -> dict[str, Any]:
+    """Return how long searches take for one caller, for many, and in batches."""
+    began = time.perf_counter()
+    database = CaptionDatabase.open(folder, fingerprint=FINGERPRINT)
+    open_ms = 1000 * (time.perf_counter() - began)
+    apart = images[:, None]
+
+    def ask(image: np.ndarray) -> object:
+        return database.search(image, NEAREST)
+
+    def alone() -> list[float]:
+        return _times(ask, apart)
+
+    def together() -> list[float]:
+        with ThreadPoolExecutor(CALLERS) as callers:
+            shares = [apart[first::CALLERS] for first in range(CALLERS)]
+            return [each for some in callers.map(lambda share: _times(ask, share), shares) for each in some]
+
+    def batches() -> list[float]:
+        whole = len(images) // CALLERS * CALLERS
+        return _times(ask, images[:whole].reshape(-1, CALLERS, images.shape[1]))
+
+    ways = {"one_caller": alone, "callers": together, "batches": batches}
+    rounds: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    alone()  # brings what is searched into memory
+    for _ in range(_ROUNDS):
+        for way, work in ways.items():
+            others, began = _others_cpu_s(), time.perf_counter()
+            times = work()
+            seconds = time.perf_counter() - began
+            shared = (_others_cpu_s() - others) / seconds / usable_cores()
+            each = _quantiles(times) | {"images_per_s": round(len(images) / seconds), "others_cpu": round(shared, 2)}
+            rounds[way].append(each)
+    best = {way: min(each, key=lambda one: one["p50_ms"]) for way, each in rounds.items()}
+    return {"open_warm_ms": round(open_ms, 1), **best, "rounds": rounds}
+
+
+def recall(folder: Path, images: np.ndarray) -> dict[str, Any]:
+    """Return the share of the nearest captions that a search finds, and how far they are."""
+    import faiss  # noqa: PLC0415 - as elsewhere
+
+    database = CaptionDatabase.open(folder, fingerprint=FINGERPRINT)
+    faiss.omp_set_num_threads(1)
+    cosines = np.full((len(images), NEAREST), -np.inf, np.float32)
+    indices = np.full((len(images), NEAREST), -1)
+    for first in range(0, len(database), _AT_ONCE):
+        rows = database.features(np.arange(first, min(first + _AT_ONCE, len(database))))
+        near, where = faiss.knn(images, rows, NEAREST, metric=faiss.METRIC_INNER_PRODUCT)
+        cosines, indices = np.concatenate([cosines, near], axis=1), np.concatenate([indices, first + where], axis=1)
+        kept = np.argsort(-cosines, axis=1, kind="stable")[:, :NEAREST]
+        cosines, indices = (np.take_along_axis(each, kept, axis=1) for each in (cosines, indices))
+    found = database.search(images, NEAREST)[0]
+    hits = [len(set(some) & set(right)) for some, right in zip(found.tolist(), indices.tolist(), strict=True)]
+    return {
+        "recall": round(float(np.mean(hits)) / NEAREST, 4),
+        "first_found": round(float((found[:, 0] == indices[:, 0]).mean()), 4),
+        "nearest_cosine": [round(float(each), 3) for each in np.quantile(cosines[:, 0], [0.05, 0.5, 0.95])],
+    }
+
+
+def _times(work: Callable[[np.ndarray], object], queries: np.ndarray) -> list[float]:
+    taken = []
+    for each in queries:
+        began = time.perf_counter()
+        work(each)
+        taken.append(time.perf_counter() - began)
+    return taken
+
+
+def _quantiles(seconds: Sequence[float]) -> dict[str, float]:
+    p50, p99 = 1000 * np.quantile(seconds, [0.5, 0.99])
+    return {"p50_ms": round(float(p50), 2), "p99_ms": round(float(p99), 2)}
+
+
+def _others_cpu_s() -> float:
+    """Return the processor time of the whole machine but for this process, its host's included (Linux only)."""
+    ticks = [int(each) for each in Path("/proc/stat").read_text("ascii").split(maxsplit=9)[1:9]]
+    busy = sum(ticks) - ticks[3] - ticks[4]  # without idle and waiting for a disk
+    return busy / os.sysconf("SC_CLK_TCK") - time.process_time()
+
+
+def measure(folder: Path, captions: int, dims: int) -> dict[str, Any]:
+    """Build a database in ``folder`` unless one is there, and return all figures of it."""
+    context = get_context("spawn")
+
+    def apart(step: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+        say(f"{captions} captions: {step.__name__}")
+        with context.Pool(1) as process:
+            return process.apply(step, (folder, *arguments))
+
+    kept = folder.with_name(f"{folder.name}.json")
+    if kept.exists():
+        built = json.loads(kept.read_text("utf-8"))
+    else:
+        built = apart(build_one, captions, dims)
+        kept.write_text(json.dumps(built), "utf-8")
+    images = Scenes(captions, dims).images(2 * _IMAGES)[_IMAGES:]
+    return built | apart(serve, images) | apart(search, images) | apart(recall, images)
+
+
+def table(figures: Sequence[dict[str, Any]]) -> str:
+    """Return the figures as Markdown."""
+    rows: dict[str, Callable[[dict[str, Any]], object]] = {
+        "build, s": lambda each: each["build_s"],
+        "- encode (of it the synthetic encoder)": lambda each: (
+            f"{each['steps_s']['encode']} ({each['synthetic_encoder_s']})"
+        ),
+        "- assemble": lambda each: each["steps_s"]["assemble"],
+        "- index": lambda each: each["steps_s"]["index"],
+        "- measure and publish": lambda each: each["steps_s"]["measure"],
+        "lists, of them read": lambda each: f"{each['index']['lists']}, {each['index']['probes']}",
+        "bytes per caption: index": lambda each: each["index_bytes_per_caption"],
+        "bytes per caption: all files": lambda each: each["bytes_per_caption"],
+        f"recall@{NEAREST}": lambda each: each["recall"],
+        "cosine of the nearest, median": lambda each: each["nearest_cosine"][1],
+        "1 caller: p50 / p99, ms": lambda each: _both(each["one_caller"]),
+        f"{CALLERS} callers: p50 / p99, ms": lambda each: _both(each["callers"]),
+        f"{CALLERS} callers: images/s": lambda each: each["callers"]["images_per_s"],
+        f"batches of {CALLERS}: p50 / p99 of a batch, ms": lambda each: _both(each["batches"]),
+        "nothing in memory yet, first 100: p50 / p99, ms": lambda each: _both(each["cold"]),
+        "open, ms: cold / warm": lambda each: f"{each['open_cold_ms']} / {each['open_warm_ms']}",
+        f"anonymous MiB: before, opened, after {_IMAGES} searches": lambda each: _resident(each, "anonymous"),
+        f"file-backed MiB: before, opened, after {_IMAGES} searches": lambda each: _resident(each, "file_backed"),
+    }
+    lines = [f"| captions | {' | '.join(format(each['captions'], ',') for each in figures)} |", "|---" * len(figures)]
+    lines[1] += "|---|"
+    lines += [f"| {name} | {' | '.join(str(cell(each)) for each in figures)} |" for name, cell in rows.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _both(quantiles: dict[str, float]) -> str:
+    return f"{quantiles['p50_ms']} / {quantiles['p99_ms']}"
+
+
+def _resident(figures: dict[str, Any], kind: str) -> str:
+    return ", ".join(f"{each[kind]:.0f}" for each in figures["resident_mib"].values())
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--captions", type=int, nargs="+", default=[100_000, 1_000_000, 5_000_000])
+    parser.add_argument("--dims", type=int, default=512)
+    parser.add_argument(
+        "--folder", type=Path, help="keeps the databases, and measures those again that are there; else a new one"
+    )
+    parser.add_argument("--output", type=Path, help="a folder for the figures as JSON")
+    arguments = parser.parse_args()
+    from benchmarks.service import about_this_run  # noqa: PLC0415 - not in the processes that are measured
+
+    about = about_this_run()
+    figures = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for captions in arguments.captions:
+            folder: Path = arguments.folder or Path(temporary)
+            folder.mkdir(parents=True, exist_ok=True)
+            figures.append(measure(folder / f"{captions}-{arguments.dims}", captions, arguments.dims))
+            if arguments.output is not None:
+                arguments.output.mkdir(parents=True, exist_ok=True)
+                told = {**about, "goals": GOALS, "figures": figures}
+                file = arguments.output / f"{about['date']}-captions.json"
+                file.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    sys.stdout.write(table(figures))
+
+
+if __name__ == "__main__":
+    main()
