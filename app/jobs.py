@@ -6,6 +6,7 @@ interrupted, it is begun anew, by this process or another one with the same data
 
 import asyncio
 import json
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -22,6 +23,7 @@ from app.comparison import Lessons, compare
 from app.describer import DescribeRequest
 from app.errors import ClientError, ConflictError, DeixisError, InvalidFieldError, ServerError, StoreError
 from app.files import files_within, folder_within, import_images
+from app.metrics import Metrics
 from app.naming import clean_database_name
 from app.service import Question, Service
 from app.store.examples import NewExample
@@ -51,6 +53,7 @@ class Jobs:
     Args:
         repository: keeps them.
         service: does the work.
+        metrics: told of every job; by default nobody reads them.
         import_dir: folder from which images and captions may be imported; None for none.
         lease_s: a process that was not heard of for so long is taken to be dead, and its jobs are taken over.
         poll_s: how often to look for jobs of other processes.
@@ -61,11 +64,13 @@ class Jobs:
         repository: JobRepository,
         service: Service,
         *,
+        metrics: Metrics | None = None,
         import_dir: Path | None = None,
         lease_s: float = 15,
         poll_s: float = 3,
     ) -> None:
         self.repository = repository
+        self._metrics = metrics or Metrics()
         self._import_dir = import_dir
         self._service = service
         self._lease_s = lease_s
@@ -233,6 +238,8 @@ class Jobs:
 
         work = asyncio.ensure_future(self._handlers[job.kind](job, attachment, advance))
         self._running[job.id] = work
+        began = time.perf_counter()
+        self._metrics.jobs_running.labels(job.kind).inc()
         renewing = asyncio.create_task(self._renew(job, work))
         try:
             await asyncio.wait([work])
@@ -241,6 +248,9 @@ class Jobs:
             work.cancel()
             await asyncio.gather(work, renewing, return_exceptions=True)
             del self._running[job.id]
+            self._metrics.jobs_running.labels(job.kind).dec()
+            self._metrics.job_seconds.labels(job.kind).observe(time.perf_counter() - began)
+            self._metrics.jobs.labels(job.kind, _outcome(work, closing=self._closing)).inc()
             if self._closing:
                 with suppress(StoreError):
                     await self.repository.release(job.id, self._owner)
@@ -355,6 +365,18 @@ class Jobs:
             await advance(min(first + _IMPORTED_AT_ONCE, len(found)), len(found))
         trial = await self.try_methods(label_set.name)
         return counts | {"skipped_count": len(skipped), "skipped": skipped[:_TOLD_SKIPPED], "job": trial.id}
+
+
+def _outcome(work: "asyncio.Future[Any]", *, closing: bool) -> str:
+    if work.cancelled():
+        return "interrupted" if closing else "cancelled"
+    match work.exception():
+        case None:
+            return "succeeded"
+        case StoreError():
+            return "interrupted"
+        case _:
+            return "failed"
 
 
 def _read(file: Path, max_bytes: int) -> bytes | ClientError:

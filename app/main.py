@@ -214,7 +214,9 @@ def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]]
         async with open_service(settings, encoders, metrics) as service:
             app.state.service = service
             app.state.metrics = metrics
-            app.state.jobs = Jobs(JobRepository(service.engine), service, import_dir=settings.import_dir)
+            app.state.jobs = Jobs(
+                JobRepository(service.engine), service, metrics=metrics, import_dir=settings.import_dir
+            )
             app.state.jobs.start()
             warming = asyncio.create_task(_warm(service, app.state.jobs))
             log.info("ready", models=[encoder.name for encoder in encoders], version=__version__)

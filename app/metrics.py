@@ -17,6 +17,7 @@ from prometheus_client import (
 )
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_JOB_SECONDS = (0.1, 1.0, 10.0, 60.0, 300.0, 1800.0, 7200.0, 36_000.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -80,6 +81,16 @@ class Metrics:
         )
         self.images = Counter(
             "deixis_images_total", "Images, by whether they were classified.", ("model", "outcome"), registry=registry
+        )
+        self.jobs = Counter(
+            "deixis_jobs_total",
+            "Jobs that ended here, by how: succeeded, failed, cancelled, or interrupted and given back.",
+            ("kind", "outcome"),
+            registry=registry,
+        )
+        self.jobs_running = Gauge("deixis_jobs_running", "Jobs that run here.", ("kind",), registry=registry)
+        self.job_seconds = Histogram(
+            "deixis_job_seconds", "Time that a job ran.", ("kind",), buckets=_JOB_SECONDS, registry=registry
         )
         self.text_cache = Counter(
             "deixis_text_cache_total",

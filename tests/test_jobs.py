@@ -6,11 +6,13 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from app.captions.plan import BuildPlan
 from app.describer import DescribeRequest
 from app.encoders.fake import FakeEncoder
 from app.errors import ConflictError, InvalidFieldError, StoreError, UnknownNameError
 from app.jobs import DESCRIBE, EVALUATE, IMPORT_IMAGES, TRY_METHODS, Jobs
 from app.main import open_service
+from app.metrics import Metrics
 from app.service import Question
 from app.store.jobs import JobRepository, JobStatus
 from app.task import ClassEntry
@@ -252,6 +254,23 @@ async def test_a_trial_keeps_what_it_chose_and_has_it_learned(things_of):
     assert "calibrations" not in told
     task = await service.plan(Question(label_set="things"))
     assert task.method == told["method"]
+
+
+async def test_every_job_is_counted_and_timed_by_its_kind_and_outcome(things_of):
+    service, metrics = await things_of(FakeEncoder()), Metrics()
+    jobs = jobs_of(service, metrics=metrics)
+    jobs.start()
+    await ended(jobs, await jobs.build_captions("good", BuildPlan(model="fake", captions=("a red ball",))))
+    failed = await ended(jobs, await jobs.build_captions("bad", BuildPlan(model="fake", captions=("ab",))))
+    await jobs.close()
+    assert failed.status is JobStatus.FAILED
+
+    def told(name, **labels):
+        return metrics.registry.get_sample_value(name, {"kind": "build-captions", **labels})
+
+    assert [told("deixis_jobs_total", outcome=outcome) for outcome in ("succeeded", "failed")] == [1, 1]
+    assert told("deixis_job_seconds_count") == 2
+    assert told("deixis_jobs_running") == 0
 
 
 async def test_a_trial_that_waits_is_not_added_again_and_one_that_is_under_way_is(things_of):

@@ -1,0 +1,109 @@
+"""What is deployed beside the service names metrics that it has, and files that are there."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+DEPLOY = ROOT / "deploy"
+ALERTS = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text())
+DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboards" / "deixis.json").read_text())
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+
+_METRIC = re.compile(r"\b((?:deixis|process|python)_\w+)")
+_SERIES = re.compile(r"_(bucket|sum|count)$")
+
+
+@pytest.fixture(scope="module")
+def rules():
+    return [rule for group in ALERTS["groups"] for rule in group["rules"]]
+
+
+@pytest.fixture
+def exposed(client):
+    client.get("/v1/models")
+    types = re.findall(r"^# TYPE (\S+)", client.get("/metrics").text, re.MULTILINE)
+    return {name for name in types if not name.endswith("_created")}
+
+
+def expressions():
+    for group in ALERTS["groups"]:
+        for rule in group["rules"]:
+            yield rule["alert"], rule["expr"]
+    for panel in DASHBOARD["panels"]:
+        for target in panel.get("targets", []):
+            yield panel["title"], target["expr"]
+    for variable in DASHBOARD["templating"]["list"]:
+        if variable["type"] == "query":
+            yield variable["name"], variable["query"]["query"]
+
+
+def test_alerts_and_the_dashboard_ask_for_metrics_that_the_service_has(exposed):
+    for where, expression in expressions():
+        asked = {_SERIES.sub("", name) for name in _METRIC.findall(expression)}
+        assert asked <= exposed, where
+        assert asked or expression.startswith("up{"), where
+
+
+def test_expressions_close_what_they_open():
+    for where, expression in expressions():
+        for opening, closing in ("()", "{}", "[]"):
+            assert expression.count(opening) == expression.count(closing), where
+        assert expression.count('"') % 2 == 0, where
+
+
+def test_the_dashboard_shows_every_metric_that_tells_of_trouble(exposed):
+    shown = {name for _, expression in expressions() for name in _METRIC.findall(expression)}
+    for name in exposed:
+        if name.endswith(("_failures_total", "_rejected_total", "_dropped_total", "_restarts_total", "_jobs_total")):
+            assert name in shown
+
+
+def test_every_alert_says_how_bad_it_is_and_what_to_do(rules):
+    assert len({rule["alert"] for rule in rules}) == len(rules)
+    for rule in rules:
+        assert rule["labels"]["severity"] in {"warning", "critical"}
+        assert all(rule["annotations"][part] for part in ("summary", "description"))
+
+
+def test_every_metric_of_ours_is_documented(exposed):
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    table = page[page.index("## Metrics") : page.index("## Behind a proxy")]
+    ours = {name for name in exposed if name.startswith("deixis_") and not name.startswith("deixis_http_")}
+    assert {name for name in ours if f"`{name}`" not in table} == set()
+    documented = set(re.findall(r"`(deixis_[a-z_]+)`", table))
+    assert documented <= exposed
+
+
+def test_panels_have_ids_of_their_own_and_do_not_overlap():
+    panels = DASHBOARD["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    places = [
+        (column, row)
+        for panel in panels
+        for column in range(panel["gridPos"]["x"], panel["gridPos"]["x"] + panel["gridPos"]["w"])
+        for row in range(panel["gridPos"]["y"], panel["gridPos"]["y"] + panel["gridPos"]["h"])
+    ]
+    assert len(set(places)) == len(places)
+    assert all(column < 24 for column, _ in places)
+
+
+def test_compose_mounts_files_that_are_there_and_volumes_that_it_names():
+    for name, service in COMPOSE["services"].items():
+        for mount in service.get("volumes", []):
+            source = mount.partition(":")[0]
+            assert (ROOT / source).exists() if source.startswith(".") else source in COMPOSE["volumes"], name
+
+
+def test_no_service_of_compose_is_reached_from_other_machines():
+    for name, service in COMPOSE["services"].items():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
+
+
+def test_images_of_compose_have_a_version():
+    images = {name: service["image"] for name, service in COMPOSE["services"].items() if "build" not in service}
+    assert images
+    assert all(re.search(r":v?\d", image) and not image.endswith(":latest") for image in images.values())
