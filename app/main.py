@@ -12,10 +12,11 @@ import structlog
 from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
 from prometheus_fastapi_instrumentator import Instrumentator
+from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
 from app.api import documentation, errors
-from app.api.middleware import AccessLog, BodyLimit
+from app.api.middleware import AccessLog, BodyLimit, SecurityHeaders
 from app.api.routes import (
     catalogue,
     classify,
@@ -253,7 +254,7 @@ def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]]
         excluded_handlers=["/metrics", "/healthz", "/readyz"],
         registry=metrics.registry,
     ).instrument(app, metric_namespace="deixis")
-    # Added last is outermost: the id first, then the log that shows it, then the bound on the body.
+    # Added last is outermost: the id first, then the log that shows it, headers, then the bound on the body.
     app.add_middleware(
         BodyLimit,
         max_bytes=settings.max_request_bytes,
@@ -262,6 +263,15 @@ def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]]
             path in {"/classify", "/v1/classify"} or path.endswith((":evaluate", "/images", "/search"))
         ),
     )
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "If-Match", "If-None-Match", "X-Request-ID"],
+            expose_headers=["ETag", "Location", "Retry-After", "X-Request-ID"],
+        )
+    app.add_middleware(SecurityHeaders, cross_origin=bool(settings.cors_origins))
     app.add_middleware(AccessLog)
     app.add_middleware(
         CorrelationIdMiddleware,

@@ -16,6 +16,9 @@ from app.errors import ConfigurationError, ModelUnavailableError
 _MIB = 1024 * 1024
 
 
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
+
+
 def _default_data_dir() -> Path:
     return user_data_path("deixis", appauthor=False)
 
@@ -34,6 +37,11 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Origins, comma separated, whose pages may ask the service from a browser, as"
+        " `https://app.example.com`; `*` is any. By default none may.",
+    )
     data_dir: Folder = Field(
         default_factory=_default_data_dir,
         description="Folder of everything durable; by default the platform's data folder for `deixis`.",
@@ -171,9 +179,9 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged.")
 
-    @field_validator("models", mode="before")
+    @field_validator("models", "cors_origins", mode="before")
     @classmethod
-    def _split_models(cls, value: object) -> object:
+    def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @field_validator("models")
@@ -190,6 +198,15 @@ class Settings(BaseSettings):
         if len(set(value)) != len(value):
             msg = f"a model is named twice: {', '.join(value)}"
             raise ValueError(msg)
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                msg = f"'{origin}' is no origin; write scheme and host as https://app.example.com, without a path, or *"
+                raise ValueError(msg)
         return value
 
     @model_validator(mode="after")

@@ -242,3 +242,17 @@ def test_the_settings_page_tells_a_settings_description_and_default(name):
     if field.default_factory is None and field.default is not None:
         default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
         assert f"`{default}`" in row
+
+
+@pytest.mark.parametrize(
+    "given", ["app.example.com", "https://app.example.com/", "https://a.com/path", "null", "ftp://a"]
+)
+def test_an_origin_is_a_scheme_and_a_host(monkeypatch, given):
+    monkeypatch.setenv("DEIXIS_CORS_ORIGINS", f"https://fine.example,{given}")
+    with pytest.raises(ConfigurationError, match="no origin; write scheme and host"):
+        load_settings()
+
+
+def test_origins_are_read_from_a_list_with_commas(monkeypatch):
+    monkeypatch.setenv("DEIXIS_CORS_ORIGINS", "https://a.example, http://localhost:3000,http://[::1]:80")
+    assert load_settings().cors_origins == ("https://a.example", "http://localhost:3000", "http://[::1]:80")

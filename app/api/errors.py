@@ -166,8 +166,8 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 async def _on_anything_else(_: Request, error: Exception) -> JSONResponse:
     log.error("unexpected_error", exc_info=error)
     told = errors.ServerError("an unexpected error; the log has it under this request_id, please report it")
-    # Starlette answers these outside every middleware, that of the request's id too.
-    return problem_response(told, {"X-Request-ID": correlation_id.get() or ""})
+    # Starlette answers these outside every middleware, those of the request's id and of headers too.
+    return problem_response(told, {"X-Request-ID": correlation_id.get() or "", "X-Content-Type-Options": "nosniff"})
 
 
 async def _on_disconnect(request: Request, _: Exception) -> Response:

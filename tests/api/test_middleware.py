@@ -229,3 +229,63 @@ async def test_what_is_no_request_passes():
 
     await limited(app, 0)({"type": "lifespan"}, None, None)
     assert seen == ["lifespan"]
+
+
+# --- headers for browsers ------------------------------------------------------------------------------------------
+
+ELSEWHERE = "https://app.example.com"
+
+
+def asked_from(client, origin, method="GET", path="/v1/models"):
+    """Return the answers to a browser's question in advance, and to the request itself."""
+    asking = {"Origin": origin, "Access-Control-Request-Method": method, "Access-Control-Request-Headers": "if-match"}
+    return client.options(path, headers=asking), client.request(method, path, headers={"Origin": origin})
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/nowhere", "/healthz", "/metrics", "/openapi.json"])
+def test_every_answer_tells_browsers_to_make_nothing_else_of_it(client, path):
+    headers = client.get(path).headers
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["x-frame-options"] == "DENY"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["cross-origin-resource-policy"] == "same-origin"
+    assert headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+
+
+def test_refused_bodies_have_the_headers_too_and_the_documentation_a_policy_of_its_own(make_client):
+    client = make_client(max_json_bytes=10)
+    refused = client.put("/v1/label-sets/a", json={"classes": ["a long one"]})
+    assert refused.status_code == 413
+    assert refused.headers["x-content-type-options"] == "nosniff"
+    page = client.get("/docs").headers
+    assert page.get_list("content-security-policy") == [page["content-security-policy"]]
+    assert "frame-ancestors 'none'" in page["content-security-policy"]
+    assert page["x-content-type-options"] == "nosniff"
+
+
+def test_pages_of_other_origins_may_read_nothing_by_default(client):
+    before, answer = asked_from(client, ELSEWHERE)
+    assert before.status_code == 405
+    assert not any(name.startswith("access-control") for name in {*before.headers, *answer.headers})
+
+
+def test_pages_of_the_origins_of_the_operator_may_and_others_may_not(make_client):
+    client = make_client(cors_origins=(ELSEWHERE, "http://localhost:5173"))
+    for origin in (ELSEWHERE, "http://localhost:5173"):
+        before, answer = asked_from(client, origin, "DELETE", "/v1/label-sets/none")
+        assert before.status_code == 200
+        assert before.headers["access-control-allow-origin"] == origin
+        assert "DELETE" in before.headers["access-control-allow-methods"]
+        assert answer.headers["access-control-allow-origin"] == origin
+        assert "ETag" in answer.headers["access-control-expose-headers"]
+        assert answer.headers["cross-origin-resource-policy"] == "cross-origin"
+        assert "access-control-allow-credentials" not in answer.headers
+    for origin in ("https://evil.example", ELSEWHERE + ".evil.example", "null"):
+        before, answer = asked_from(client, origin)
+        assert before.status_code == 400
+        assert "access-control-allow-origin" not in answer.headers
+
+
+def test_any_origin_may_where_the_operator_says_so(make_client):
+    _, answer = asked_from(make_client(cors_origins=("*",)), ELSEWHERE)
+    assert answer.headers["access-control-allow-origin"] == "*"

@@ -208,7 +208,7 @@ async def get_image_content(name: str, image_id: int, service: ServiceDependency
     return Response(
         content,
         media_type="application/octet-stream",
-        headers={"Content-Disposition": "attachment", "X-Content-Type-Options": "nosniff"},
+        headers={"Content-Disposition": "attachment"},
     )
 
 
