@@ -79,6 +79,8 @@ _BITS = 8
 _QUERIES = 1000
 _NOISE = {"near": 0.3, "far": 2.0}
 _FAR_SHARE = 1 / 8
+# Times that the interval between too few lists and enough of them is halved.
+_REFINEMENTS = 3
 # Equal captions have equal cosines up to this, and it does not matter which of them is found.
 _TIE = 1e-5
 _ROWS_AT_ONCE = 16_384
@@ -402,7 +404,10 @@ def _tuned(
     target: float,
     queries: ImageFeatures | None,
 ) -> tuple[IndexParameters, Mapping[str, float]]:
-    """Return the parameters with the fewest probes, by powers of two, that reach the target, and the recall by kind."""
+    """Return the parameters with few probes that reach the target, and the recall by kind.
+
+    Probes are doubled until they do, and then it is tried whether fewer than the last doubling are enough.
+    """
     if queries is None:
         rows = _sample(features, _QUERIES)
         asked = {kind: _noisy(rows, length) for kind, length in _NOISE.items()}
@@ -411,15 +416,32 @@ def _tuned(
     wanted = min(RECALL_AT, len(features))
     least = {kind: _nearest(features, some, wanted)[:, -1:] - _TIE for kind, some in asked.items()}
     index = CaptionIndex.open(file, features, parameters)
-    while True:
+
+    def measured() -> tuple[Mapping[str, float], bool]:
         recall = {
             kind: round(float((index.search(some, wanted)[1] >= least[kind]).mean()), 4) for kind, some in asked.items()
         }
-        short = {kind for kind, share in recall.items() if share < target}
-        enough = short <= {"far"} and 2 * index.probes > _FAR_SHARE * parameters.lists
-        if not short or enough or index.probes >= parameters.lists:
-            return replace(parameters, probes=index.probes), recall
-        index.probes = min(2 * index.probes, parameters.lists)
+        return recall, all(share >= target for share in recall.values())
+
+    too_few = 0
+    while True:
+        recall, reached = measured()
+        near_enough = all(share >= target for kind, share in recall.items() if kind != "far")
+        given_up = near_enough and 2 * index.probes > _FAR_SHARE * parameters.lists
+        if reached or given_up or index.probes >= parameters.lists:
+            break
+        too_few, index.probes = index.probes, min(2 * index.probes, parameters.lists)
+    probes = index.probes
+    for _ in range(_REFINEMENTS if reached else 0):
+        if probes - too_few < 2:
+            break
+        index.probes = (too_few + probes) // 2
+        fewer, enough = measured()
+        if enough:
+            probes, recall = index.probes, fewer
+        else:
+            too_few = index.probes
+    return replace(parameters, probes=probes), recall
 
 
 def _nearest(features: Float16[np.ndarray, "n d"], queries: np.ndarray, k: int) -> Float32[np.ndarray, "q k"]:
