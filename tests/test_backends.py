@@ -247,7 +247,7 @@ async def test_a_full_server_is_waited_for_as_it_asks(monkeypatch):
     async def note(seconds: float) -> None:
         waits.append(seconds)
 
-    monkeypatch.setattr("app.backends.asyncio.sleep", note)
+    monkeypatch.setattr("asyncio.sleep", note)
     answers = iter([httpx.Response(503, headers={"Retry-After": "7"}), httpx.Response(200, json={"models": []})])
 
     found = await over_handler(lambda _: next(answers)).models()
@@ -265,7 +265,7 @@ async def test_a_time_to_wait_that_is_no_number_of_seconds_is_taken_for_one_seco
     async def note(seconds: float) -> None:
         waits.append(seconds)
 
-    monkeypatch.setattr("app.backends.asyncio.sleep", note)
+    monkeypatch.setattr("asyncio.sleep", note)
     answers = iter([httpx.Response(503, headers={"Retry-After": told}), httpx.Response(200, json={"models": []})])
 
     await over_handler(lambda _: next(answers)).models()
@@ -278,7 +278,7 @@ async def test_a_server_that_stays_full_is_given_up(monkeypatch):
     async def at_once(_: float) -> None:
         pass
 
-    monkeypatch.setattr("app.backends.asyncio.sleep", at_once)
+    monkeypatch.setattr("asyncio.sleep", at_once)
 
     with pytest.raises(RefusedError, match="answered 503"):
         await over_handler(lambda _: httpx.Response(503)).models()
