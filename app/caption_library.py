@@ -1,6 +1,7 @@
 """Caption databases and the models that are served: which suits which, captions near an image or a text, building."""
 
 import asyncio
+import unicodedata
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,7 +11,7 @@ import structlog
 from app.captions.database import Found, Manifest
 from app.captions.plan import WORDNET, BuildPlan
 from app.captions.sources import Source
-from app.captions.wordnet import wordnet_captions
+from app.captions.wordnet import check_wordnet
 from app.databases import Databases
 from app.errors import (
     ClientError,
@@ -30,6 +31,9 @@ MAX_LIMIT = 100
 
 MAX_OFFSET = 900
 """Where the last page may begin."""
+
+MAX_CONTAINS_CHARS = 200
+"""Of what a caption must contain."""
 
 _LOOKED_THROUGH = 1000
 _MAX_QUERY_CHARS = 1000
@@ -158,7 +162,7 @@ class CaptionLibrary:
             if state.name == WORDNET and state.manifest and await self.models_of(state.manifest) and not state.problem:
                 return None
         try:
-            await asyncio.to_thread(next, wordnet_captions(self.databases.wordnet))
+            await asyncio.to_thread(check_wordnet, self.databases.wordnet)
         except ConfigurationError as error:
             log.warning("no_default_database", reason=error.message)
             return None
@@ -177,7 +181,7 @@ class CaptionLibrary:
         assert plan.rules
         if plan.source == WORDNET:
             try:
-                next(wordnet_captions(self.databases.wordnet))
+                check_wordnet(self.databases.wordnet)
             except ConfigurationError as error:
                 raise NotConfiguredError(error.message) from error
 
@@ -207,7 +211,8 @@ class CaptionLibrary:
 
 
 def _passing(found: Found, query: CaptionQuery) -> list[tuple[str, float]]:
-    wanted = None if query.contains is None else query.contains.casefold()
+    # Captions are kept in NFC.
+    wanted = None if query.contains is None else unicodedata.normalize("NFC", query.contains).casefold()
     return [
         (caption, cosine)
         for caption, cosine in zip(found.captions, found.cosines.tolist(), strict=True)

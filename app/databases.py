@@ -149,7 +149,7 @@ class Databases:
             UnknownNameError: there is none of that name.
             StoreError: it is damaged.
         """
-        return (await self._open(clean_database_name(name, "database"))).manifest
+        return (await self._open(clean_database_name(name, "database"))).current.manifest
 
     async def check(self, name: str, fingerprint: str, *, field: str = "database") -> str:
         """Return the name as it is kept, of a database that is there and can be asked with this model.
@@ -165,7 +165,7 @@ class Databases:
             StoreError: it is damaged.
         """
         name = clean_database_name(name, "database")
-        _check_model(name, (await self._open(name)).manifest, fingerprint, field)
+        _check_model(name, (await self._open(name)).current.manifest, fingerprint, field)
         return name
 
     async def choose(self, model: str, fingerprint: str) -> str:
@@ -177,18 +177,21 @@ class Databases:
             InvalidFieldError: there are several.
             StoreError: it is damaged.
         """
-        with suppress(UnknownNameError):
-            if (await self._open(self.default)).manifest.fingerprint == fingerprint:
+        with suppress(UnknownNameError, StoreError):
+            if (await self._open(self.default)).current.manifest.fingerprint == fingerprint:
                 return self.default
-        suitable, damage = [], None
+        suitable: list[str] = []
+        damage: dict[str, StoreError] = {}
         for name in await asyncio.to_thread(self._names):
             try:
-                if (await self._open(name)).manifest.fingerprint == fingerprint:
+                if (await self._open(name)).current.manifest.fingerprint == fingerprint:
                     suitable.append(name)
             except UnknownNameError:
                 continue  # deleted a moment ago
             except StoreError as error:
-                damage = error
+                damage[name] = error
+        if self.default in damage and self.default not in self._awaited:
+            raise damage[self.default]
         if len(suitable) == 1:
             return suitable[0]
         if suitable:
@@ -198,8 +201,8 @@ class Databases:
             raise NotReadyError(
                 f"the caption database '{self.default}' {self._awaited[self.default]}; try again, or give labels"
             )
-        if damage is not None:
-            raise damage
+        if damage:
+            raise next(iter(damage.values()))
         raise NotConfiguredError(
             f"there is no caption database of the model '{model}', in which names could be found; build one with"
             " `deixis captions build` or PUT /v1/databases/{name}, or give labels"
@@ -235,9 +238,9 @@ class Databases:
             StoreError: it is damaged.
         """
         # The same for all of them, whatever happens meanwhile.
-        database = await self._open(name, deleted=True)
+        served = await self._open(name, deleted=True)
+        database, queue = served.current, served.queue
         _check_model(name, database.manifest, fingerprint, "database")
-        queue = self._served[name].queue
         searches = [_Search(database, query, k, features) for query in queries]
         found: list[Found] = []
         # A folder of photographs is more than the queue has places for.
@@ -282,6 +285,10 @@ class Databases:
     def expect(self, name: str) -> None:
         """Tell callers that a database is about to be built, and not merely missing."""
         self._awaited.setdefault(name, "is about to be built")
+
+    def expect_no_more(self, name: str) -> None:
+        """Take back what ``expect`` said."""
+        self._awaited.pop(name, None)
 
     async def build(
         self,
@@ -344,7 +351,8 @@ class Databases:
         def work() -> Manifest:
             nonlocal total
             counts = Counts()
-            if "-" not in sources:  # which can be read once only
+            # What is no file, as a pipe, can be read once only.
+            if all(_is_file(source) for source in sources):
                 for total, _ in enumerate(plan.read(sources, self.wordnet, Counts()), start=1):  # noqa: B007 - the last
                     check_going()
             notes, licence = plan.notes
@@ -415,8 +423,8 @@ class Databases:
             raise StoreError(f"{problem}; make it readable for the service") from error
         return sorted(name for name in found if is_database_name(name))
 
-    async def _open(self, name: str, *, look: bool = False, deleted: bool = False) -> CaptionDatabase:
-        """Return the generation in use of a database; in a thread, unless it was looked up a moment ago.
+    async def _open(self, name: str, *, look: bool = False, deleted: bool = False) -> "_Served":
+        """Return a database that has a generation in use; looked up in a thread, unless that was done a moment ago.
 
         Args:
             name: clean.
@@ -429,8 +437,7 @@ class Databases:
         """
         served = self._served.get(name)
         if served is not None and served.is_fresh and not look:
-            assert served.database is not None
-            return served.database
+            return served
         if served is None:
             if not await asyncio.to_thread(is_database, self.folder / name):
                 raise UnknownNameError("caption database", name, await asyncio.to_thread(self._names))
@@ -444,8 +451,7 @@ class Databases:
             self._leave(name)
             if served.database is None or not deleted:
                 raise UnknownNameError("caption database", name, await asyncio.to_thread(self._names))
-        assert served.database is not None
-        return served.database
+        return served
 
     def _leave(self, name: str) -> None:
         """Close a database that was deleted, in a while."""
@@ -490,6 +496,12 @@ class _Served:
             stalled_after_s=stalled_after_s,
         )
         told.watch(waiting=lambda: self.queue.waiting, admitted=lambda: self.queue.admitted)
+
+    @property
+    def current(self) -> CaptionDatabase:
+        """The generation in use, of one that was looked up."""
+        assert self.database is not None
+        return self.database
 
     @property
     def is_fresh(self) -> bool:
@@ -547,6 +559,13 @@ def _searched(searches: Sequence[_Search]) -> list[Found]:
         for place, row, told in zip(places, indices, cosines, strict=True):
             found[place] = database.found(row, told, features=searches[place].features)
     return [found[place] for place in range(len(searches))]
+
+
+def _is_file(source: Source) -> bool:
+    try:
+        return isinstance(source, Path) and source.is_file()
+    except OSError:  # in a folder that may not be entered; reading it will tell
+        return False
 
 
 def _check_model(name: str, manifest: Manifest, fingerprint: str, field: str) -> None:

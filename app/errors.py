@@ -12,6 +12,7 @@ DeixisError
 │   │   ├── BodyTooLargeError         the request has too many bytes
 │   │   └── ImageTooLargeError        one image has too many bytes or pixels
 │   ├── NotAnImageError               bytes that no decoder reads as a picture
+│   ├── UnreachableImageError         a URL that gave no image
 │   ├── UnsupportedMediaTypeError     a content type the route does not take
 │   └── MethodNotAllowedError         the path exists, the HTTP method does not
 └── ServerError                       the operator can mend it, or time will
@@ -117,6 +118,10 @@ class ImageTooLargeError(TooLargeError):
 
 class NotAnImageError(ClientError):
     """The bytes are not a picture that can be decoded whole."""
+
+
+class UnreachableImageError(ClientError):
+    """An image could not be fetched from the URL that was given for it."""
 
 
 class UnsupportedMediaTypeError(ClientError):

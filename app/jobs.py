@@ -207,6 +207,8 @@ class Jobs:
             raise ConflictError(f"the job '{job_id}' has {job.status} already; there is nothing to cancel")
         if job_id in self._running:
             self._running[job_id].cancel()
+        elif job.kind == BUILD_CAPTIONS:
+            self._service.captions.databases.expect_no_more(job.subject)
         return job
 
     async def _add(self, kind: str, subject: str, request: Mapping[str, Any], attachment: bytes | None = None) -> Job:

@@ -36,6 +36,7 @@ from app.describing.questions import load_feature_question, load_question_sets
 from app.encoders._base import Encoder, LoadOptions
 from app.encoders.loading import imagenet_templates, load_encoder
 from app.example_images import ExampleImages
+from app.image_urls import ImageFetcher
 from app.jobs import Jobs
 from app.metrics import Metrics
 from app.pipeline import ImageLimits, Pipeline
@@ -81,6 +82,15 @@ def language_model(settings: Settings) -> LanguageModel:
         model=settings.llm_model,
         concurrency=settings.llm_concurrency,
         timeout_s=settings.llm_timeout_s,
+    )
+
+
+def image_fetcher(settings: Settings) -> ImageFetcher | None:
+    """Return what fetches images from URLs, where the settings allow that."""
+    if not settings.allow_image_urls:
+        return None
+    return ImageFetcher(
+        max_bytes=settings.max_image_bytes, timeout_s=settings.image_url_timeout_s, hosts=settings.image_url_hosts
     )
 
 
@@ -178,6 +188,8 @@ async def open_service(
         choices=Choices(SelectionRepository(engine), pipeline),
         describer=Describer(drafts, question_sets, feature_question, language_model(settings)),
         captions=CaptionLibrary(caption_databases, pipeline, build_wordnet=settings.build_wordnet),
+        image_fetcher=image_fetcher(settings),
+        max_fetched_bytes=settings.max_request_bytes,
         templates=templates,
         engine=engine,
         label_limits=LabelLimits(settings.max_labels, settings.max_classes, settings.max_label_chars),

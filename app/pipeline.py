@@ -45,11 +45,9 @@ from app.task import (
     Similarities,
     Task,
 )
-from app.vocabulary_free import Named, find_names
+from app.vocabulary_free import LOOKED_AT_TOGETHER, Named, find_names
 
 _Result = TypeVar("_Result")
-
-_TOGETHER = "the images of this request were looked at together, so that each may have changed the others' answers"
 
 
 class ExampleSource(Protocol):
@@ -229,7 +227,7 @@ class Pipeline:
             task,
             _in_order(read, () if named is None else named.results),
             timing_ms,
-            warnings=(_TOGETHER,) if task.together and len(good) > 1 else (),
+            warnings=() if named is None else named.warnings,
             transductive=task.together and len(good) > 1,
             database=task.database if named is None else named.database,
             vocabulary=None if named is None else named.vocabulary,
@@ -348,7 +346,7 @@ class Pipeline:
         _, names = await self._text(task)
         adapter = method.example_adapter(dict(task.options))
         answer = partial(transduce, adapter, names.one_per_class(), scale=served.encoder)
-        return Classifier(answer, rows, 0, (_TOGETHER,), 0, exclusive=True, transductive=True, names=names)
+        return Classifier(answer, rows, 0, (LOOKED_AT_TOGETHER,), 0, exclusive=True, transductive=True, names=names)
 
     def _check_size(self, recipe: Recipe, dims: int) -> None:
         rows = sum(len(row.slots) if recipe.pooling is Pooling.ALIGNED else 1 for row in recipe.rows)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -10,19 +11,22 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.adapters._examples import Need
 from app.calibration import Calibration
-from app.caption_library import CaptionLibrary
+from app.caption_library import CaptionLibrary, CaptionPage, CaptionQuery
 from app.choosing import Choice, Choices
 from app.describer import Advance, Describer, DescribeRequest, Outcome
 from app.describing.chat import Estimate
 from app.errors import (
+    ClientError,
     InvalidFieldError,
     MalformedRequestError,
+    NotConfiguredError,
     NotReadyError,
     StoreError,
     TooLargeError,
     UnknownNameError,
 )
 from app.example_images import ExampleImages
+from app.image_urls import Allowance, ImageFetcher, ImageUrl
 from app.methods import AUTO, CASED, METHODS, Method
 from app.naming import MAX_DESCRIPTIONS_PER_CLASS, MAX_ITEMS, clean_classes, clean_label_set_name, indices_of
 from app.pipeline import Pipeline
@@ -31,7 +35,7 @@ from app.store.database import ping
 from app.store.drafts import DraftRepository, DraftStatus
 from app.store.examples import Selection
 from app.store.label_sets import IfMatch, LabelSetRepository
-from app.task import ClassEntry, LabelSet, MergeSynonyms, Scoring, Task
+from app.task import ClassEntry, Classification, LabelSet, MergeSynonyms, Scoring, Task
 from app.warming import Warmer
 
 log = structlog.get_logger()
@@ -91,6 +95,8 @@ class Service:
         choices: Choices,
         describer: Describer,
         captions: CaptionLibrary,
+        image_fetcher: ImageFetcher | None,
+        max_fetched_bytes: int,
         templates: TemplateLibrary,
         engine: AsyncEngine,
         label_limits: LabelLimits,
@@ -104,12 +110,46 @@ class Service:
         self.choices = choices
         self.describer = describer
         self.captions = captions
+        self._image_fetcher = image_fetcher
+        self._max_fetched_bytes = max_fetched_bytes
         self.templates = templates
         self.label_limits = label_limits
         self.max_images_per_request = max_images_per_request
         self.max_evaluation_images = max_evaluation_images
         self.engine = engine
         self._warmer = Warmer(self._warm)
+
+    async def classify(self, images: Sequence[bytes | ClientError | ImageUrl], task: Task) -> Classification:
+        """Fetch the images that are elsewhere, and classify all of them; raises as ``Pipeline.classify``."""
+        return await self.pipeline.classify(await self._at_hand(images), task)
+
+    async def search_captions(self, query: CaptionQuery, image: bytes | ClientError | ImageUrl | None) -> CaptionPage:
+        """Return the captions near an image, fetched where it is elsewhere, or a text; raises as ``CaptionLibrary``."""
+        (at_hand,) = (None,) if image is None else await self._at_hand([image])
+        return await self.captions.search(replace(query, image=at_hand))
+
+    async def _at_hand(self, images: Sequence[bytes | ClientError | ImageUrl]) -> list[bytes | ClientError]:
+        """Return images with those fetched that are elsewhere, or the reason why that cannot be done."""
+        fetcher = self._image_fetcher
+        if fetcher is None:
+            refused = InvalidFieldError.of(
+                "url", "images are not fetched from URLs here; send the file itself, or set DEIXIS_ALLOW_IMAGE_URLS"
+            )
+            return [refused if isinstance(image, ImageUrl) else image for image in images]
+        allowance = Allowance(self._max_fetched_bytes)
+        fetching = {
+            index: asyncio.ensure_future(fetcher.fetch(image, allowance))
+            for index, image in enumerate(images)
+            if isinstance(image, ImageUrl)
+        }
+        try:
+            await asyncio.gather(*fetching.values())
+        finally:
+            for fetch in fetching.values():
+                fetch.cancel()
+        return [
+            fetching[index].result() if isinstance(image, ImageUrl) else image for index, image in enumerate(images)
+        ]
 
     async def plan(self, question: Question) -> Task:
         """Look up every name of a question.
@@ -180,6 +220,15 @@ class Service:
             reason=reason,
             scoring=_scoring(question, calibration),
         )
+
+    async def check(self, question: Question) -> None:
+        """Refuse a question as ``plan`` does, but for a caption database that cannot be asked yet."""
+        try:
+            with suppress(NotReadyError, NotConfiguredError, StoreError):
+                await self.plan(question)
+        except UnknownNameError as error:
+            if error.kind != "caption database" or question.database != self.captions.databases.default:
+                raise
 
     async def _plan_without_labels(self, question: Question, model: str) -> Task:
         for field_name in ("false_rejection_rate", "coverage"):
@@ -381,9 +430,11 @@ def _check_labelled(question: Question) -> None:
     if question.method == CASED.name:
         problem = f"method '{CASED.name}' finds the names by itself; leave labels and label_set out, or the method"
         raise InvalidFieldError.of("method", problem)
-    for field_name in ("database", "group"):
-        if getattr(question, field_name):
-            raise InvalidFieldError.of(field_name, "is for images without labels; leave it out, or the labels")
+    for field_name, is_given in (("database", question.database is not None), ("group", question.group)):
+        if is_given:
+            labelled = question.labels is not None or question.label_set is not None
+            way_out = "the labels" if labelled else f"the method, which is then '{CASED.name}'"
+            raise InvalidFieldError.of(field_name, f"is for images without labels; leave it out, or {way_out}")
 
 
 def _chosen(method: str | None, label_set: LabelSet | None, choice: Choice | None) -> tuple[str, str | None]:

@@ -16,6 +16,7 @@ from app.errors import ConfigurationError, ModelUnavailableError
 _MIB = 1024 * 1024
 
 
+_HOST = re.compile(r"(\*\.)?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
 
 
@@ -97,6 +98,16 @@ class Settings(BaseSettings):
     max_image_pixels: int = Field(
         50_000_000, ge=1, description="Width times height of one image, read before decoding; more get 413."
     )
+    allow_image_urls: bool = Field(
+        default=False,
+        description="Fetch images from URLs in JSON requests; only from public addresses, and without redirects.",
+    )
+    image_url_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="The only hosts that images are fetched from, comma separated, as `images.example.com` or"
+        " `*.example.com`; by default all.",
+    )
+    image_url_timeout_s: float = Field(10, gt=0, le=600, description="For fetching one image.")
     # What lists in bodies may hold at most, api.schemas.MAX_ITEMS, bounds these three.
     max_images_per_request: int = Field(64, ge=1, le=100_000, description="Images in one request; more get 413.")
     max_evaluation_images: int = Field(
@@ -179,7 +190,7 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged.")
 
-    @field_validator("models", "cors_origins", mode="before")
+    @field_validator("models", "cors_origins", "image_url_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -206,6 +217,15 @@ class Settings(BaseSettings):
         for origin in value:
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 msg = f"'{origin}' is no origin; write scheme and host as https://app.example.com, without a path, or *"
+                raise ValueError(msg)
+        return value
+
+    @field_validator("image_url_hosts")
+    @classmethod
+    def _check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for host in value:
+            if not _HOST.fullmatch(host):
+                msg = f"'{host}' is no host; write images.example.com or *.example.com, without a scheme or a port"
                 raise ValueError(msg)
         return value
 

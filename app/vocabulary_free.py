@@ -13,6 +13,11 @@ from app.prompting.recipes import templates_only
 from app.served import ServedModel
 from app.task import ClassEntry, ImageFeatures, ImageResult, SharedName, Task
 
+LOOKED_AT_TOGETHER = (
+    "the images of this request were looked at together, so that each may have changed the others' answers"
+)
+"""A warning."""
+
 # Where callers leave it open, a shared name has one in so many of the images at least.
 _IMAGES_PER_NAME = 50
 
@@ -27,6 +32,7 @@ class Named:
     results: Sequence[ImageResult]
     vocabulary: tuple[SharedName, ...] | None
     database: str
+    warnings: tuple[str, ...]
     timing_ms: Mapping[str, float]
 
 
@@ -97,4 +103,5 @@ async def find_names(
         "text": (encoded - searched) * 1000,
         "adapt": (time.perf_counter() - encoded) * 1000,
     }
-    return Named(results, vocabulary_in_use, f"{task.database}@{found[-1].generation}", timing_ms)
+    warnings = (LOOKED_AT_TOGETHER,) if task.together and len(mined) > 1 else ()
+    return Named(results, vocabulary_in_use, f"{task.database}@{found[-1].generation}", warnings, timing_ms)

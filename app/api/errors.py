@@ -48,6 +48,7 @@ KINDS: Mapping[type[DeixisError], Kind] = MappingProxyType(
         errors.BodyTooLargeError: Kind(413, "body-too-large", "The request is too large"),
         errors.ImageTooLargeError: Kind(413, "image-too-large", "The image is too large"),
         errors.NotAnImageError: Kind(415, "not-an-image", "This is not an image that can be read"),
+        errors.UnreachableImageError: Kind(422, "image-not-fetched", "The image could not be fetched"),
         errors.UnsupportedMediaTypeError: Kind(415, "unsupported-media-type", "The content type is not supported"),
         errors.InvalidFieldError: Kind(422, "invalid-field", "A field breaks a rule"),
         errors.ClientError: Kind(400, "bad-request", "The request is refused"),

@@ -14,7 +14,7 @@ from starlette.datastructures import FormData, QueryParams, UploadFile
 from starlette.exceptions import HTTPException
 
 from app.api.errors import field_problems
-from app.api.schemas import ClassifyBody, ClassifyFields, SearchBody, SearchFields
+from app.api.schemas import ClassifyBody, ClassifyFields, ImageBody, SearchBody, SearchFields
 from app.errors import (
     BodyTooLargeError,
     ClientError,
@@ -24,6 +24,7 @@ from app.errors import (
     TooLargeError,
     UnsupportedMediaTypeError,
 )
+from app.image_urls import ImageUrl
 from app.naming import MAX_ITEMS
 from app.service import check_commas, split_labels
 
@@ -51,9 +52,9 @@ IMAGE_FILES: Mapping[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class ClassifyInput:
-    """The images, or for each the error that kept it from being read, and what to do with them."""
+    """The images, where to fetch them, or the error that kept one from being read, and what to do with them."""
 
-    images: Sequence[bytes | ClientError]
+    images: Sequence[bytes | ClientError | ImageUrl]
     fields: ClassifyFields
 
 
@@ -81,7 +82,7 @@ async def read_classify_input(request: Request, *, max_images: int) -> ClassifyI
     return await asyncio.to_thread(_read_json, await request.body(), max_images)
 
 
-async def read_search_input(request: Request) -> tuple[SearchFields, bytes | ClientError | None]:
+async def read_search_input(request: Request) -> tuple[SearchFields, bytes | ClientError | ImageUrl | None]:
     """Read a search by its content type, and the image, if there is one; raises as ``read_classify_input``."""
     content_type = media_type_of(request)
     if content_type.startswith("image/"):
@@ -97,12 +98,12 @@ async def read_search_input(request: Request) -> tuple[SearchFields, bytes | Cli
     return await asyncio.to_thread(_read_search_json, await request.body())
 
 
-def _read_search_json(body: bytes) -> tuple[SearchFields, bytes | ClientError | None]:
+def _read_search_json(body: bytes) -> tuple[SearchFields, bytes | ClientError | ImageUrl | None]:
     try:
         given = SearchBody.model_validate_json(body)
     except ValidationError as error:
         raise _told(error, SearchFields) from error
-    image = None if given.image is None else _from_base64(given.image.base64)
+    image = None if given.image is None else _image_of(given.image)
     return SearchFields.model_construct(**given.model_dump(exclude={"image"})), image
 
 
@@ -241,7 +242,14 @@ def _read_json(body: bytes, max_images: int) -> ClassifyInput:
     if len(parsed.images) > max_images:
         raise _too_many_images(max_images, "DEIXIS_MAX_IMAGES_PER_REQUEST")
     fields = ClassifyFields.model_construct(**parsed.model_dump(exclude={"images"}))
-    return ClassifyInput([_from_base64(image.base64) for image in parsed.images], fields)
+    return ClassifyInput([_image_of(image) for image in parsed.images], fields)
+
+
+def _image_of(given: ImageBody) -> bytes | ClientError | ImageUrl:
+    if given.url is not None:
+        return ImageUrl(given.url)
+    assert given.base64 is not None
+    return _from_base64(given.base64)
 
 
 def _from_base64(text: str) -> bytes | ClientError:
@@ -260,8 +268,6 @@ def _told(error: ValidationError, kind: type[BaseModel]) -> ClientError:
         if each["type"] == "extra_forbidden":
             known = ", ".join(sorted(kind.model_fields))
             each["msg"] = f"there is no such field; known: {known}"
-            if each["loc"][-1] == "url":
-                each["msg"] = "images are not fetched from URLs; send the file itself or its base64"
     told = field_problems(list(found))
     assert isinstance(told, ClientError)
     return told

@@ -4,16 +4,17 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from app.caption_library import MAX_LIMIT, MAX_OFFSET, CaptionPage
+from app.caption_library import MAX_CONTAINS_CHARS, MAX_LIMIT, MAX_OFFSET, CaptionPage
 from app.captions.plan import BuildPlan
 from app.databases import DatabaseState
 from app.describer import DescribeRequest, Questions
 from app.errors import ClientError, DeixisError, InvalidFieldError
+from app.image_urls import MAX_URL_CHARS
 from app.naming import MAX_ITEMS
 from app.store.drafts import Draft, DraftKind, DraftStatus
 from app.store.examples import Added, Example, ExampleCounts, NewExample, Selection
@@ -118,9 +119,20 @@ class ClassifyFields(Request):
 
 
 class ImageBody(Request):
-    """One image of a JSON request."""
+    """One image of a JSON request: one of ``base64`` and ``url``."""
 
-    base64: str = Field(description="The encoded image file in base64, or a `data:` URL of it.")
+    base64: str | None = Field(None, description="The encoded image file in base64, or a `data:` URL of it.")
+    url: str | None = Field(
+        None,
+        max_length=MAX_URL_CHARS,
+        description="Or where to fetch it, if the operator lets images be fetched (`DEIXIS_ALLOW_IMAGE_URLS`).",
+    )
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        if (self.base64 is None) == (self.url is None):
+            raise PydanticCustomError("image", "give either base64 or url")
+        return self
 
 
 class ClassifyBody(ClassifyFields):
@@ -978,7 +990,7 @@ class SearchFields(Request):
     contains: str | None = Field(
         None,
         min_length=1,
-        max_length=200,
+        max_length=MAX_CONTAINS_CHARS,
         description="Only captions with this in them, whatever the case; of the 1,000 nearest.",
     )
     min_score: float | None = Field(

@@ -78,8 +78,12 @@ class Backend(Protocol):
             InvalidFieldError: not one of the files could be read, or there is nothing to learn from.
         """
 
-    async def prepare_names(self, database: str | None, advance: Advance) -> None:
-        """Build the caption database that comes with the service, if it is the one to ask and is missing."""
+    async def prepare_names(self, question: Question, advance: Advance) -> None:
+        """Build the caption database that comes with the service, if it is the one to ask and is missing.
+
+        Raises:
+            ClientError: the question could not be answered all the same.
+        """
 
     async def name_together(
         self, files: Sequence[Path], question: Question, advance: Callable[[], object]
@@ -90,9 +94,6 @@ class Backend(Protocol):
             files: images.
             question: without labels.
             advance: called after each file.
-
-        Raises:
-            InvalidFieldError: not one file could be read.
         """
 
     async def databases(self) -> list[DatabaseBody]:

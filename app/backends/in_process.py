@@ -134,6 +134,12 @@ class InProcess:
         self, task: Task, files: Sequence[Path], advance: Callable[[], object]
     ) -> tuple[np.ndarray, list[ResultBody]]:
         """Return the features (n, d) of the files that can be read, and each file's result, which tells if not."""
+        features, results = await self._encoded_all(task, files, advance)
+        return _stacked(features), results
+
+    async def _encoded_all(
+        self, task: Task, files: Sequence[Path], advance: Callable[[], object]
+    ) -> tuple[list[np.ndarray], list[ResultBody]]:
         features: list[np.ndarray] = []
         results: list[ResultBody] = []
         for first in range(0, len(files), _ENCODED_AT_ONCE):
@@ -142,7 +148,7 @@ class InProcess:
             results += told
             for _ in told:
                 advance()
-        return _stacked(features), results
+        return features, results
 
     async def _encoded_some(self, task: Task, files: Sequence[Path]) -> tuple[list[np.ndarray], list[ResultBody]]:
         images = [await asyncio.to_thread(read_image, file) for file in files]
@@ -163,9 +169,10 @@ class InProcess:
             results.append(told)
         return features, results
 
-    async def prepare_names(self, database: str | None, advance: Advance) -> None:
-        """Build it here and now."""
-        if database not in {None, WORDNET}:
+    async def prepare_names(self, question: Question, advance: Advance) -> None:
+        """Build it here and now, unless the question could not be answered all the same."""
+        await self._service.check(question)
+        if question.database not in {None, WORDNET}:
             return
         plan = await self._service.captions.plan_wordnet()
         if plan is not None:
@@ -176,11 +183,16 @@ class InProcess:
     ) -> tuple[list[ResultBody], list[SharedNameBody]]:
         """Encode the files once, and find names for all of them."""
         task = await self._service.plan(question)
-        features, results = await self._encoded(task, files, advance)
-        named = await self._service.pipeline.name(task, features)
+        features, results = await self._encoded_all(task, files, advance)
+        if not features:
+            return results, []
+        named = await self._service.pipeline.name(task, np.stack(features))
         told = iter(named.results)
         return (
-            [ResultBody.of(next(told), problem, ()) if result.error is None else result for result in results],
+            [
+                ResultBody.of(next(told), problem, named.warnings) if result.error is None else result
+                for result in results
+            ],
             [SharedNameBody(label=each.label, images=each.images) for each in named.vocabulary or ()],
         )
 

@@ -113,7 +113,7 @@ class OverHttp:
         )
         return ClassifyResponse.model_validate_json(answer.content)
 
-    async def prepare_names(self, database: str | None, advance: Advance) -> None:
+    async def prepare_names(self, question: Question, advance: Advance) -> None:
         """Leave that to the server, which builds it when it starts."""
 
     async def name_together(
@@ -122,11 +122,20 @@ class OverHttp:
         """POST /v1/classify with every image at once, of which a server takes so many only."""
         results, sent = await _all_read(files, advance)
         if not sent:
-            raise InvalidFieldError.of("paths", "not one of the files could be read")
-        answer = await self._classified([image for _, image in sent], question)
-        for (place, _), result in zip(sent, answer.results, strict=True):
+            return results, []
+        images = [image for _, image in sent]
+        try:
+            answer = await self._classified(images, question)
+            told, vocabulary = answer.results, answer.vocabulary or []
+        except RefusedError as error:
+            if not _is_of_images(error.problem):
+                raise
+            # Every image was refused: one at a time, each gets its own answer.
+            told = [result for image in images for result in await self.classify([image], question)]
+            vocabulary = []
+        for (place, _), result in zip(sent, told, strict=True):
             results[place] = result
-        return results, answer.vocabulary or []
+        return results, vocabulary
 
     async def databases(self) -> list[DatabaseBody]:
         """GET /v1/databases."""
@@ -366,6 +375,12 @@ def _told(answer: httpx.Response) -> Problem:
             status=answer.status_code,
             detail=f"{answer.request.url} answered {answer.status_code}, and not as this service does; is it one?",
         )
+
+
+def _is_of_images(problem: Problem) -> bool:
+    """Tell whether a request was refused for its images, all of which are bad, each perhaps in its own way."""
+    fields = [each.get("field", "") for each in problem.errors or ()]
+    return problem.type in _IMAGE_FAULTS or (bool(fields) and all(each.startswith("image.") for each in fields))
 
 
 def _retry_after_s(answer: httpx.Response) -> int:

@@ -233,12 +233,19 @@ def remove(folder: Path) -> None:
         ConflictError: a build is under way.
         StoreError: it cannot be removed.
     """
-    with _alone(folder), _disk_errors(folder):
-        # From here on there is none, even if the rest fails.
-        (folder / CURRENT).unlink(missing_ok=True)
-        _sync_folder(folder)
-        shutil.rmtree(building_folder(folder), ignore_errors=True)
-        shutil.rmtree(folder)
+    if folder.is_symlink():
+        problem = f"the caption database '{folder.name}' is a link to another folder"
+        raise StoreError(f"{problem}; remove the link, and what it leads to, by hand")
+    with _alone(folder):
+        try:
+            # From here on there is none, even if the rest fails.
+            (folder / CURRENT).unlink(missing_ok=True)
+            _sync_folder(folder)
+            shutil.rmtree(building_folder(folder), ignore_errors=True)
+            shutil.rmtree(folder)
+        except OSError as error:
+            problem = f"the caption database '{folder.name}' cannot be removed: {error.strerror}"
+            raise StoreError(f"{problem}; remove its folder by hand") from error
 
 
 def building_folder(folder: Path) -> Path:

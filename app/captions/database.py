@@ -25,6 +25,7 @@ from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Float16, Float32, Int
+from pydantic import TypeAdapter
 
 from app.captions.texts import OFFSETS, TEXTS, CaptionTexts
 from app.errors import ConfigurationError, StoreError
@@ -102,10 +103,12 @@ class Manifest:
         """Read what ``to_json`` returned; unknown keys are left out.
 
         Raises:
-            KeyError, TypeError: a key is missing, or something has the wrong type.
+            KeyError, ValueError: a key is missing, or something has the wrong type.
         """
-        known = {each.name: content[each.name] for each in fields(cls)}
-        return cls(**known | {"index": IndexParameters(**content["index"])})
+        manifest: Self = TypeAdapter(cls).validate_python({each.name: content[each.name] for each in fields(cls)})
+        if any(type(manifest.files[name].get("bytes")) is not int for name in DATA_FILES):
+            raise ValueError("the size of a file is missing")
+        return manifest
 
     @property
     def generation(self) -> str:
@@ -312,7 +315,8 @@ class CaptionDatabase:
     ) -> Found:
         """Return what a search found for one query, as it lasts when this generation does not."""
         rows = self.features(indices) if features else None
-        return Found(tuple(self.captions(indices)), cosines, rows, self.generation)
+        # Features are in half precision, whose rows are not quite of length one.
+        return Found(tuple(self.captions(indices)), cosines.clip(-1, 1), rows, self.generation)
 
     def captions(self, indices: Iterable[int] | Int[np.ndarray, " m"]) -> list[str]:
         """Return the captions of ``indices``, in that order."""
@@ -326,7 +330,10 @@ class CaptionDatabase:
 
 def is_database(folder: Path) -> bool:
     """Tell whether a database was published in ``folder``, whatever became of it since."""
-    return (folder / CURRENT).is_file()
+    try:
+        return (folder / CURRENT).is_file()
+    except OSError:  # a folder that may not be entered
+        return False
 
 
 def current_generation(folder: Path) -> str:
@@ -410,5 +417,7 @@ def _damage(place: Path) -> Iterator[None]:
     except OSError as error:
         problem = f"the caption database in '{place}' cannot be read: {error.strerror}"
         raise StoreError(f"{problem}; make its files readable for the service") from error
-    except (ValueError, KeyError, TypeError, EOFError) as error:
+    except StoreError:
+        raise
+    except Exception as error:  # a damaged header of an array raises whatever it likes
         raise StoreError(f"the caption database in '{place}' is damaged; build it again") from error

@@ -8,10 +8,12 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 from app.captions.words import Singulariser, singular_form
 from app.errors import ConfigurationError
+
+_Parsed = TypeVar("_Parsed")
 
 WORDNET = Path("/usr/share/wordnet")
 """Where Debian puts the files."""
@@ -99,10 +101,11 @@ class Lexicon:
         """
         lines = {name: _lines(folder, name) for name in _FILES}
         nouns, adjectives, verbs, adverbs = (
-            dict(_index_entry(line) for line in lines[name] if not line.startswith(" ")) for name in _FILES[:4]
+            dict(_parsed(folder, name, _index_entry, line) for line in lines[name] if not line.startswith(" "))
+            for name in _FILES[:4]
         )
         irregular_nouns, irregular_adjectives, irregular_verbs = (
-            frozenset(line.split()[0] for line in lines[name]) for name in _FILES[4:]
+            frozenset(_parsed(folder, name, _first_word, line) for line in lines[name]) for name in _FILES[4:]
         )
         return cls(
             nouns=frozenset(nouns),
@@ -169,13 +172,17 @@ def nouns(folder: Path = WORDNET) -> Iterator[Noun]:
     for line in _lines(folder, "data.noun"):
         if line.startswith(" "):
             continue
-        data, _, gloss = line.partition(" | ")
-        fields = data.split()
-        yield Noun(
-            lemma=fields[4].replace("_", " "),
-            gloss=_FIRST_EXAMPLE.split(gloss, maxsplit=1)[0].strip(" ;"),
-            synset=f"n{fields[0]}",
-        )
+        yield _parsed(folder, "data.noun", _noun, line)
+
+
+def _noun(line: str) -> Noun:
+    data, _, gloss = line.partition(" | ")
+    fields = data.split()
+    return Noun(
+        lemma=fields[4].replace("_", " "),
+        gloss=_FIRST_EXAMPLE.split(gloss, maxsplit=1)[0].strip(" ;"),
+        synset=f"n{fields[0]}",
+    )
 
 
 def _lines(folder: Path, name: str) -> list[str]:
@@ -186,6 +193,19 @@ def _lines(folder: Path, name: str) -> list[str]:
             f"WordNet's file {folder / name} cannot be read ({error}); install Debian's package wordnet-base, or name"
             " the folder that holds WordNet 3.0's dict files"
         ) from error
+
+
+def _parsed(folder: Path, name: str, parse: Callable[[str], _Parsed], line: str) -> _Parsed:
+    try:
+        return parse(line)
+    except (IndexError, ValueError) as error:
+        raise ConfigurationError(
+            f"WordNet's file {folder / name} is damaged: it has the line {line[:40]!r}; install wordnet-base again"
+        ) from error
+
+
+def _first_word(line: str) -> str:
+    return line.split(maxsplit=1)[0]
 
 
 def _index_entry(line: str) -> tuple[str, int]:

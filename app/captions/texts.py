@@ -39,7 +39,7 @@ class CaptionTexts:
         try:
             offsets = np.load(folder / OFFSETS, mmap_mode="r", allow_pickle=False)
             texts = _mapped(folder / TEXTS)
-        except (OSError, ValueError, EOFError) as error:
+        except Exception as error:  # a damaged header of an array raises whatever it likes
             raise StoreError(f"the captions in '{folder}' cannot be read: {error}; build the database again") from error
         if offsets.ndim != 1 or offsets.dtype != np.uint64 or not len(offsets):
             problem = (

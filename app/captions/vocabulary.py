@@ -122,7 +122,7 @@ def told_captions(result: ImageResult, mined: Mined, lexicon: Lexicon) -> tuple[
             suggested[index].append(prediction.label)
     return tuple(
         NearCaption(caption, cosine, tuple(labels))
-        for caption, cosine, labels in zip(mined.captions, mined.cosines.tolist(), suggested, strict=True)
+        for caption, cosine, labels in zip(mined.captions, mined.cosines.clip(-1, 1).tolist(), suggested, strict=True)
     )
 
 

@@ -4,9 +4,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from app.captions.lexicon import WORDNET, nouns
+from app.errors import ConfigurationError
 
 NOTES = "The nouns of WordNet 3.0: the first lemma of each of their senses"
 LICENCE = "WordNet 3.0 licence, Princeton University: free to use, copy and distribute, with its notice"
+
+
+def check_wordnet(folder: Path = WORDNET) -> None:
+    """Read the first noun.
+
+    Raises:
+        ConfigurationError: WordNet is not there, or has none.
+    """
+    if next(wordnet_captions(folder), None) is None:
+        raise ConfigurationError(f"WordNet's file {folder / 'data.noun'} has no noun; install wordnet-base again")
 
 
 def wordnet_captions(folder: Path = WORDNET) -> Iterator[str]:

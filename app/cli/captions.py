@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from app.api.schemas import DatabaseBody, ResultBody, SearchFields, SearchResponse
 from app.backends import Backend, InProcess, read_image
-from app.caption_library import MAX_LIMIT, MAX_OFFSET
+from app.caption_library import MAX_CONTAINS_CHARS, MAX_LIMIT, MAX_OFFSET
 from app.captions.plan import WORDNET, BuildPlan
 from app.captions.sources import Source
 from app.cli.common import (
@@ -24,6 +24,7 @@ from app.cli.common import (
     write_json,
 )
 from app.errors import InvalidFieldError
+from app.naming import clean_database_name
 
 captions_cli = typer.Typer(
     help="Caption databases: where names are found for images without labels.", no_args_is_help=True
@@ -82,7 +83,7 @@ def build_database(
             raise InvalidFieldError.of("sources", "give files of captions, or --wordnet")
         if name is None and not wordnet:
             raise InvalidFieldError.of("--name", "say what to call the database")
-    chosen = name or WORDNET
+        chosen = clean_database_name(WORDNET if name is None else name, "--name")
     read: list[Source] = ["-" if each == "-" else Path(each) for each in sources or ()]
 
     async def work(service: InProcess) -> DatabaseBody:
@@ -190,6 +191,8 @@ def search_captions(
     with told_plainly():
         if (text is None) == (image is None):
             raise InvalidFieldError.of("--text", "give either --text or --image")
+        if contains is not None and not 1 <= len(contains) <= MAX_CONTAINS_CHARS:
+            raise InvalidFieldError.of("--contains", f"give 1 to {MAX_CONTAINS_CHARS} characters")
         content = None if image is None else read_image(image)
         if isinstance(content, ResultBody):
             assert content.error is not None

@@ -218,11 +218,11 @@ def report_bad_files(files: Sequence[Path], results: Sequence[ResultBody]) -> in
 
 
 async def prepare_names(backend: Backend, question: Question) -> None:
-    """Where names are to be found, see to it that there is something to find them in."""
+    """Where names are to be found, see to it that there is something to find them in; refuse nonsense before that."""
     if question.labels is not None or question.label_set is not None:
         return
     with captions_bar() as advance:
-        await backend.prepare_names(question.database, advance)
+        await backend.prepare_names(question, advance)
 
 
 @contextmanager

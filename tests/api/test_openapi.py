@@ -138,7 +138,7 @@ def test_the_three_forms_of_a_classify_request_are_shown_with_the_same_fields(ap
     assert set(form["properties"]) == fields | {"image"}
     assert set(json_body["properties"]) == fields | {"images"}
     assert form["properties"]["image"]["items"] == {"type": "string", "format": "binary"}
-    assert set(json_body["properties"]["images"]["items"]["properties"]) == {"base64"}
+    assert set(json_body["properties"]["images"]["items"]["properties"]) == {"base64", "url"}
     assert form["required"] == ["image"]
     assert json_body["required"] == ["images"]
     for schema in (form, json_body):

@@ -82,7 +82,7 @@ async def classify(request: Request, service: ServiceDependency) -> ClassifyResp
             group=fields.group,
         )
     )
-    classification = await unless_disconnected(request, service.pipeline.classify(given.images, task))
+    classification = await unless_disconnected(request, service.classify(given.images, task))
     _raise_if_all_bad(classification)
     return ClassifyResponse.of(classification, problem)
 

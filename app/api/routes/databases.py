@@ -84,8 +84,8 @@ async def delete_database(name: str, service: ServiceDependency) -> None:
 async def search_database(name: str, request: Request, service: ServiceDependency) -> SearchResponse:
     """Return the captions nearest to a text or an image, a page at a time."""
     fields, image = await read_search_input(request)
-    query = CaptionQuery(name, image=image, **fields.model_dump())
-    return SearchResponse.of(await unless_disconnected(request, service.captions.search(query)))
+    query = CaptionQuery(name, **fields.model_dump())
+    return SearchResponse.of(await unless_disconnected(request, service.search_captions(query, image)))
 
 
 async def _told(state: DatabaseState, service: Service) -> DatabaseBody:

@@ -1,0 +1,96 @@
+"""What a caption database is to be built of, as callers say it and as jobs keep it."""
+
+import json
+
+import pytest
+
+from app.captions.plan import WORDNET, BuildPlan
+from app.captions.sources import Counts
+from app.captions.wordnet import LICENCE as WORDNET_LICENCE
+from app.captions.wordnet import NOTES, wordnet_captions
+from app.errors import ConfigurationError, InvalidFieldError
+from tests.captions.test_lexicon import LICENCE, SAMPLE, installed
+
+LEMMAS = ["entity", "dog", "golden retriever", "stride"]
+
+
+@pytest.fixture
+def lexicon_folder(tmp_path):
+    tmp_path.joinpath("data.noun").write_text(LICENCE + SAMPLE["data.noun"])
+    return tmp_path
+
+
+def read(plan, sources=(), wordnet=None):
+    counts = Counts()
+    return list(plan.read(sources, wordnet, counts)), counts
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        BuildPlan("fake", source=WORDNET),
+        BuildPlan(
+            "fake", files=("a.csv", "b/c.json.gz"), column="caption", source_notes="\u00fcber", licence="CC0-1.0"
+        ),
+        BuildPlan("fake", captions=("a red ball", "\u20ac"), min_chars=1, max_chars=9, latin_only=True),
+        BuildPlan("fake", captions=("a",), near_duplicates=0.97, recall=0.99),
+    ],
+)
+def test_a_plan_comes_back_from_json_with_the_captions_that_are_kept_elsewhere(plan):
+    content = json.loads(json.dumps(plan.to_json()))
+    assert content["captions"] == []
+    assert BuildPlan.from_json(content, plan.captions) == plan
+    assert BuildPlan.from_json(content, list(plan.captions)) == plan
+
+
+def test_captions_are_read_by_the_rules_and_counted():
+    plan = BuildPlan("fake", captions=("a  red ball", "a red ball", "no", "a blue ball that is long"), max_chars=11)
+    captions, counts = read(plan)
+    assert captions == ["a red ball", "a blue ball"]
+    assert (counts.read, counts.kept, counts.duplicates, counts.too_short, counts.cut) == (4, 2, 1, 1, 1)
+
+
+def test_files_are_read_in_their_order_each_caption_once(tmp_path):
+    (tmp_path / "a.txt").write_text("a red ball\na dog\n", "utf-8")
+    (tmp_path / "b.csv").write_text("id,words\n1,a dog\n2,a cat\n", "utf-8")
+    plan = BuildPlan("fake", files=("a.txt", "b.csv"), column="words")
+    captions, counts = read(plan, [tmp_path / "a.txt", tmp_path / "b.csv"])
+    assert captions == ["a red ball", "a dog", "a cat"]
+    assert (counts.read, counts.kept, counts.duplicates) == (4, 3, 1)
+
+
+def test_a_plan_is_read_as_often_as_it_is_asked(lexicon_folder):
+    for plan in (BuildPlan("fake", source=WORDNET), BuildPlan("fake", captions=("a red ball", "a dog"))):
+        assert read(plan, wordnet=lexicon_folder) == read(plan, wordnet=lexicon_folder)
+
+
+def test_the_nouns_are_read_by_their_first_lemmas_and_counted(lexicon_folder):
+    captions, counts = read(BuildPlan("fake", source=WORDNET), wordnet=lexicon_folder)
+    assert captions == LEMMAS == list(wordnet_captions(lexicon_folder))
+    assert counts.read == counts.kept == 4
+
+
+def test_nouns_that_are_not_there_are_told(tmp_path):
+    with pytest.raises(ConfigurationError, match="install Debian's package wordnet-base"):
+        read(BuildPlan("fake", source=WORDNET), wordnet=tmp_path)
+
+
+@pytest.mark.parametrize(("least", "most"), [(0, 5), (-1, 5), (6, 5), (1, 0)])
+def test_rules_that_no_caption_can_meet_are_told_with_both_numbers(least, most):
+    with pytest.raises(InvalidFieldError, match=f"is {least}, and max_chars {most}; write 1 <=") as told:
+        _ = BuildPlan("fake", captions=("a dog",), min_chars=least, max_chars=most).rules
+    assert told.value.problems[0].field == "min_chars"
+
+
+def test_the_nouns_bring_their_notes_and_licence_unless_others_are_given():
+    assert BuildPlan("fake", source=WORDNET).notes == (NOTES, WORDNET_LICENCE)
+    assert BuildPlan("fake", source=WORDNET, source_notes="mine").notes == ("mine", WORDNET_LICENCE)
+    assert BuildPlan("fake", source=WORDNET, licence="other").notes == (NOTES, "other")
+    assert BuildPlan("fake", captions=("a dog",)).notes == ("", "")
+    assert BuildPlan("fake", files=("a.txt",), source_notes="a", licence="b").notes == ("a", "b")
+
+
+@installed
+def test_wordnet_has_as_many_first_lemmas_as_it_says():
+    captions = list(wordnet_captions())
+    assert (len(captions), len(set(captions))) == (82_115, 67_893)
