@@ -29,6 +29,7 @@ STATUSES = {
     "NotAnImageError": 415,
     "UnsupportedMediaTypeError": 415,
     "InvalidFieldError": 422,
+    "UnreachableImageError": 422,
     "OverloadedError": 503,
     "NotReadyError": 503,
     "NotConfiguredError": 501,
