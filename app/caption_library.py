@@ -117,7 +117,7 @@ class CaptionLibrary:
         # Always as many: with another number another page could have the same captions.
         k = _LOOKED_THROUGH
         (found,) = await self.databases.search(name, await served.text_fingerprint(), features, k)
-        passing = _passing(found, query)
+        passing = await asyncio.to_thread(_passing, found, query)
         after = query.offset + query.limit
         return CaptionPage(
             f"{name}@{found.generation}",
@@ -170,7 +170,7 @@ class CaptionLibrary:
         return BuildPlan(model=self._pipeline.default_model, source=WORDNET)
 
     def check_plan(self, plan: BuildPlan) -> None:
-        """Refuse what cannot be built; reads the first of WordNet's definitions where it is the source.
+        """Refuse what cannot be built; reads the first of WordNet's nouns where it is the source.
 
         Raises:
             InvalidFieldError: rules that no caption can meet.

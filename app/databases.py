@@ -265,6 +265,8 @@ class Databases:
             await asyncio.to_thread(lexicon.singular, "words")
         except NotConfiguredError as error:
             log.warning("lexicon_not_read", reason=error.message)
+        except Exception as error:
+            log.warning("lexicon_not_read", exc_info=error)
 
     def lexicon(self) -> Lexicon:
         """Return what WordNet knows of words; read once, which takes a second.
@@ -381,13 +383,12 @@ class Databases:
             manifest = await asyncio.shield(running)
         except asyncio.CancelledError:
             stop.set()
-            # Its thread needs this loop to come to an end.
-            await asyncio.wait([running])
-            running.exception()  # told to nobody
+            await _end_of(running)
             raise
         finally:
             self._awaited.pop(name, None)
-        await self._open(name, look=True)
+        with suppress(UnknownNameError, StoreError):  # deleted since, or replaced by one that is damaged
+            await self._open(name, look=True)
         await self._read_words()
         return manifest
 
@@ -410,7 +411,7 @@ class Databases:
         for handle in self._leaving.values():
             handle.cancel()
         for served in self._served.values():
-            await asyncio.to_thread(served.queue.close)
+            await asyncio.to_thread(served.close)
         await asyncio.to_thread(self._builder.shutdown, wait=True, cancel_futures=True)
 
     def _names(self) -> list[str]:
@@ -461,7 +462,7 @@ class Databases:
             served = self._served.get(name)
             if served is not None and served.is_deleted:
                 del self._served[name]
-                loop.run_in_executor(None, served.queue.close)
+                loop.run_in_executor(None, served.close)
 
         loop = asyncio.get_running_loop()
         if name not in self._leaving:
@@ -470,6 +471,14 @@ class Databases:
 
 class _StoppedError(Exception):
     """A build was cancelled."""
+
+
+async def _end_of(running: asyncio.Future[Any]) -> None:
+    """Wait for a thread that needs this loop to come to an end, however often that is asked for."""
+    while not running.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([running])
+    running.exception()  # told to nobody
 
 
 async def _awaiting(work: Awaitable[Any]) -> Any:
@@ -495,7 +504,15 @@ class _Served:
             max_queued=max(max_queued, _SEARCHED_AT_ONCE),
             stalled_after_s=stalled_after_s,
         )
-        told.watch(waiting=lambda: self.queue.waiting, admitted=lambda: self.queue.admitted)
+        queue = self.queue  # and not the database, which metrics would keep open
+        told.watch(waiting=lambda: queue.waiting, admitted=lambda: queue.admitted)
+        self._told = told
+
+    def close(self) -> None:
+        """End the thread, and let go of the files."""
+        self.queue.close()
+        self.database = None
+        self._told.forget()
 
     @property
     def current(self) -> CaptionDatabase:

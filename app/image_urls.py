@@ -11,6 +11,7 @@ import re
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +35,7 @@ _NOT_PUBLIC_4 = [
         "10.0.0.0/8",
         "100.64.0.0/10",  # carriers' NAT
         "127.0.0.0/8",
+        "168.63.129.16/32",  # what Azure tells its machines
         "169.254.0.0/16",  # link-local: what clouds tell their machines is here
         "172.16.0.0/12",
         "192.0.0.0/24",
@@ -109,9 +111,8 @@ def is_public(address: str) -> bool:
     return parsed in _GLOBAL_6 and parsed.is_global and not any(parsed in network for network in _NOT_PUBLIC_6)
 
 
-async def resolve(host: str, port: int) -> list[str]:
-    """Return every address of a host, in the order in which they should be tried."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+def _addresses_of(host: str, port: int) -> list[str]:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
@@ -123,7 +124,8 @@ class ImageFetcher:
         timeout_s: for one image, from resolving its host to its last byte.
         hosts: the only ones that may be asked, as ``images.example.com`` or ``*.example.com``; none for all.
         max_at_once: fetches under way; others wait, within their time.
-        resolve: finds a host's addresses.
+        resolve: finds a host's addresses, in the order in which they should be tried; by default the system, in threads
+            of its own, since nobody can stop a name server that does not answer.
         is_public: tells which of them may be asked.
     """
 
@@ -134,14 +136,15 @@ class ImageFetcher:
         timeout_s: float,
         hosts: Sequence[str] = (),
         max_at_once: int = 16,
-        resolve: Resolve = resolve,
+        resolve: Resolve | None = None,
         is_public: Callable[[str], bool] = is_public,
     ) -> None:
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
         self._hosts = tuple(host.lower() for host in hosts)
         self._turns = asyncio.Semaphore(max_at_once)
-        self._resolve = resolve
+        self._resolvers = ThreadPoolExecutor(max_at_once, thread_name_prefix="resolve")
+        self._resolve = resolve or self._resolved_by_system
         self._is_public = is_public
         self._ssl_context: ssl.SSLContext | None = None
 
@@ -157,7 +160,14 @@ class ImageFetcher:
                     f"the image at '{url.host}' was not there within {self._timeout_s:g} s; send the file itself"
                 ) from None
         except ClientError as error:
-            return error
+            return error.with_traceback(None)  # which holds what has come of the image
+
+    def close(self) -> None:
+        """Begin no more resolutions."""
+        self._resolvers.shutdown(wait=False, cancel_futures=True)
+
+    async def _resolved_by_system(self, host: str, port: int) -> list[str]:
+        return await asyncio.get_running_loop().run_in_executor(self._resolvers, _addresses_of, host, port)
 
     def _checked(self, given: str) -> httpx.URL:
         """Return the URL, if it may be asked.
@@ -199,11 +209,14 @@ class ImageFetcher:
         if self._ssl_context is None:
             self._ssl_context = await asyncio.to_thread(httpcore.default_ssl_context)
         pool = httpcore.AsyncConnectionPool(
-            ssl_context=self._ssl_context, max_connections=1, network_backend=_Pinned(addresses)
+            ssl_context=self._ssl_context,
+            max_connections=1,
+            network_backend=_Pinned(addresses, self._timeout_s / len(addresses)),
         )
         target = url.copy_with(port=port, fragment=None)
+        headers = [("Host", url.netloc.decode("ascii").lower()), *_HEADERS]
         try:
-            async with pool, pool.stream("GET", str(target), headers=_HEADERS) as answer:
+            async with pool, pool.stream("GET", str(target), headers=headers) as answer:
                 return await self._body(host, answer, allowance)
         except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError) as error:
             raise UnreachableImageError(
@@ -238,10 +251,16 @@ class ImageFetcher:
 
 
 class _Pinned(httpcore.AsyncNetworkBackend):
-    """Connects to addresses that were checked, whatever host is asked for; names are for TLS and the Host header."""
+    """Connects to addresses that were checked, whatever host is asked for; names are for TLS and the Host header.
 
-    def __init__(self, addresses: Iterable[str]) -> None:
+    Args:
+        addresses: tried one after the other.
+        timeout_s: for each of them.
+    """
+
+    def __init__(self, addresses: Iterable[str], timeout_s: float) -> None:
         self._addresses = tuple(addresses)
+        self._timeout_s = timeout_s
         self._backend = httpcore.AnyIOBackend()
 
     async def connect_tcp(
@@ -253,13 +272,15 @@ class _Pinned(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
         """Connect to the first address that answers."""
-        del host
+        del host, timeout
         for address in self._addresses[:-1]:
             try:
-                return await self._backend.connect_tcp(address, port, timeout, local_address, socket_options)
-            except httpcore.ConnectError:
+                return await self._backend.connect_tcp(address, port, self._timeout_s, local_address, socket_options)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout):
                 continue
-        return await self._backend.connect_tcp(self._addresses[-1], port, timeout, local_address, socket_options)
+        return await self._backend.connect_tcp(
+            self._addresses[-1], port, self._timeout_s, local_address, socket_options
+        )
 
 
 def _is_host(host: str, allowed: str) -> bool:

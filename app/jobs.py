@@ -21,7 +21,15 @@ from app.adapters._base import Examples
 from app.captions.plan import WORDNET, BuildPlan
 from app.comparison import Lessons, compare
 from app.describer import DescribeRequest
-from app.errors import ClientError, ConflictError, DeixisError, InvalidFieldError, ServerError, StoreError
+from app.errors import (
+    ClientError,
+    ConflictError,
+    DeixisError,
+    InvalidFieldError,
+    ServerError,
+    StoreError,
+    TooLargeError,
+)
 from app.files import files_within, folder_within, import_images
 from app.metrics import Metrics
 from app.naming import clean_database_name
@@ -38,6 +46,8 @@ EVALUATE = "evaluate"
 TRY_METHODS = "try-methods"
 IMPORT_IMAGES = "import-images"
 
+# Of captions, in one build.
+_MAX_FILES = 1000
 # Files that an import reads and encodes together.
 _IMPORTED_AT_ONCE = 32
 # Of the files that an import leaves out, so many are named.
@@ -184,8 +194,10 @@ class Jobs:
         """
         name = clean_database_name(name, "name")
         await asyncio.to_thread(self._service.captions.check_plan, plan)
+        if len(plan.files) > _MAX_FILES:
+            raise TooLargeError(f"{len(plan.files):,} files; at most {_MAX_FILES:,} are read: put them together")
         if plan.files:
-            files_within(self._import_dir, plan.files)
+            await asyncio.to_thread(files_within, self._import_dir, plan.files)
         return await self._add(BUILD_CAPTIONS, name, plan.to_json(), json.dumps(plan.captions).encode())
 
     async def build_wordnet(self) -> None:
@@ -322,9 +334,17 @@ class Jobs:
     async def _build_captions(self, job: Job, attachment: bytes | None, advance: _Advance) -> Mapping[str, Any]:
         """Build a caption database; what an interrupted run has encoded is not encoded again."""
         plan = BuildPlan.from_json(job.request, json.loads(attachment or b"[]"))
-        sources = files_within(self._import_dir, plan.files) if plan.files else []
+        sources = await asyncio.to_thread(files_within, self._import_dir, plan.files) if plan.files else []
+
+        async def tell(done: int, total: int) -> None:
+            # It would be a pity to fail after hours because of how far it is.
+            with suppress(StoreError):
+                await advance(done, total)
+
         try:
-            manifest = await self._service.captions.build(job.subject, plan, sources, advance)
+            manifest = await self._service.captions.build(job.subject, plan, sources, tell)
+        except ConflictError as error:  # a command builds it, or a process that was taken for dead: later
+            raise StoreError(error.message) from error
         except StoreError as error:  # of its disk, and not of the database that has the jobs
             raise ServerError(error.message) from error
         return {"database": job.subject, "generation": manifest.generation, **manifest.to_json()}

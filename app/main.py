@@ -205,7 +205,7 @@ async def open_service(
 
 async def _warm(service: Service, jobs: Jobs) -> None:
     """Make ready what requests would else wait for; what fails here, fails again where somebody is told."""
-    for make_ready in (service.captions.databases.open_all, jobs.build_wordnet, service.warm_all):
+    for make_ready in (jobs.build_wordnet, service.captions.databases.open_all, service.warm_all):
         try:
             await make_ready()
         except Exception as error:

@@ -132,6 +132,13 @@ class TowerMetrics:
         self._metrics.queue_depth.labels(*self._labels).set_function(waiting)
         self._metrics.queue_admitted.labels(*self._labels).set_function(admitted)
 
+    def forget(self) -> None:
+        """Tell no more of a tower that is gone."""
+        told = self._metrics
+        for metric in (told.queue_depth, told.queue_admitted, told.queue_wait, told.batch_size, told.batch_seconds):
+            metric.remove(*self._labels)
+        told.worker_restarts.remove(*self._labels)
+
     def batch(self, size: int, seconds: float) -> None:
         """Count a batch that was encoded."""
         self._sizes.observe(size)

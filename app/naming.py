@@ -55,7 +55,7 @@ def clean_database_name(raw: str, field: str) -> str:
     Raises:
         InvalidFieldError: it is not made of 1 to 64 lower-case letters, digits, ``-`` and ``_``.
     """
-    name = raw.strip()
+    name = raw.strip(" ")
     if not is_database_name(name):
         rule = "use 1 to 64 of a-z, 0-9, - and _, the first one a letter or a digit"
         raise InvalidFieldError.of(field, f"{_shown(name)} is no name of a caption database; {rule}")

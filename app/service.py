@@ -421,6 +421,8 @@ class Service:
         await self._warmer.close()
         await self.choices.close()
         await self.captions.databases.close()
+        if self._image_fetcher is not None:
+            self._image_fetcher.close()
         await self.pipeline.close()
         await self.engine.dispose()
 

@@ -210,7 +210,7 @@ class NearCaptionBody(Response):
 
     caption: str
     similarity: float = Field(description="Cosine between the image and the caption.")
-    suggested: list[str] = Field(description="Which of the predictions it suggested.")
+    suggested: list[str] = Field(description="Which of the ten best predictions it suggested.")
 
 
 class ExplanationBody(Response):
@@ -869,7 +869,7 @@ class SelectionResponse(Response):
 class BuildDatabaseBody(Request):
     """What a caption database is to be built of: one of source, files and captions."""
 
-    source: Literal["wordnet"] | None = Field(None, description="The nouns of WordNet, with their definitions.")
+    source: Literal["wordnet"] | None = Field(None, description="The nouns of WordNet.")
     files: list[Annotated[str, Field(min_length=1, max_length=4096)]] | None = Field(
         None,
         min_length=1,

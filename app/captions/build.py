@@ -182,8 +182,8 @@ def build(
             manifest = Manifest(
                 format=FORMAT,
                 name=name,
-                source_notes=source_notes,
-                licence=licence,
+                source_notes=_unicode(source_notes),
+                licence=_unicode(licence),
                 model=model,
                 fingerprint=fingerprint,
                 captions=total,
@@ -242,7 +242,11 @@ def remove(folder: Path) -> None:
             (folder / CURRENT).unlink(missing_ok=True)
             _sync_folder(folder)
             shutil.rmtree(building_folder(folder), ignore_errors=True)
-            shutil.rmtree(folder)
+            # Aside, since who wants to build the next one makes its lock in the folder.
+            aside = folder.with_name(f"{folder.name}{_REMOVED}")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            shutil.rmtree(aside)
         except OSError as error:
             problem = f"the caption database '{folder.name}' cannot be removed: {error.strerror}"
             raise StoreError(f"{problem}; remove its folder by hand") from error
@@ -251,6 +255,11 @@ def remove(folder: Path) -> None:
 def building_folder(folder: Path) -> Path:
     """Return where the database of ``folder`` is built."""
     return folder.with_name(f"{folder.name}.building")
+
+
+def _unicode(text: str) -> str:
+    """Return a text of a command line, whose bytes may be no Unicode, as it can be written."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _check(options: BuildOptions) -> None:

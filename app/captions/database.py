@@ -14,6 +14,7 @@ of product codes, about d/8 + 8 bytes per caption, that finds candidates; the fe
 cosines are always those of the features as they are stored, whatever the index lost.
 """
 
+import functools
 import hashlib
 import json
 import re
@@ -105,7 +106,7 @@ class Manifest:
         Raises:
             KeyError, ValueError: a key is missing, or something has the wrong type.
         """
-        manifest: Self = TypeAdapter(cls).validate_python({each.name: content[each.name] for each in fields(cls)})
+        manifest: Self = _manifests().validate_python({each.name: content[each.name] for each in fields(cls)})
         if any(type(manifest.files[name].get("bytes")) is not int for name in DATA_FILES):
             raise ValueError("the size of a file is missing")
         return manifest
@@ -115,6 +116,11 @@ class Manifest:
         """The name of its folder: a digest of everything but ``created_at``."""
         told = {key: value for key, value in self.to_json().items() if key != "created_at"}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _manifests() -> TypeAdapter[Any]:
+    return TypeAdapter(Manifest)
 
 
 class CaptionIndex:
@@ -145,7 +151,7 @@ class CaptionIndex:
         flags = getattr(faiss, "IO_FLAG_MMAP_IFC", 0) if exact else faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
         try:
             index: Any = faiss.read_index(str(file), flags)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             raise StoreError(f"the index '{file}' cannot be read; build the database again") from error
         if (index.ntotal, index.d) != features.shape or hasattr(index, "nprobe") is exact:
             problem = f"the index '{file}' is of {index.ntotal} rows of {index.d}, but there are {features.shape}"
@@ -313,7 +319,14 @@ class CaptionDatabase:
         *,
         features: bool,
     ) -> Found:
-        """Return what a search found for one query, as it lasts when this generation does not."""
+        """Return what a search found for one query, as it lasts when this generation does not.
+
+        Raises:
+            StoreError: the index names captions that there are not.
+        """
+        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
+            problem = f"the index of the caption database '{self.manifest.name}' is damaged"
+            raise StoreError(f"{problem}; build the database again")
         rows = self.features(indices) if features else None
         # Features are in half precision, whose rows are not quite of length one.
         return Found(tuple(self.captions(indices)), cosines.clip(-1, 1), rows, self.generation)

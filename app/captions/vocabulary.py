@@ -16,6 +16,11 @@ from app.captions.lexicon import Lexicon
 from app.captions.words import candidates, phrases, suggested_by
 from app.task import ImageFeatures, ImageResult, NearCaption, Prediction, SharedName, TextFeatures
 
+# Of one image, so that long captions do not keep the text tower for themselves: far more than real captions share.
+_MOST_CANDIDATES = 200
+# Predictions of which is told what suggested them.
+_EXPLAINED = 10
+
 
 @dataclass(frozen=True, slots=True)
 class Mined:
@@ -48,9 +53,10 @@ def mine(found: Found, lexicon: Lexicon, *, with_phrases: bool) -> Mined:
     assert found.features is not None
     kept = distinct(found.features)
     captions = tuple(found.captions[index] for index in kept.tolist())
-    words = candidates(captions, tag=lexicon.tag, singular=lexicon.singular)
+    words = candidates(captions, tag=lexicon.tag, singular=lexicon.singular, most=_MOST_CANDIDATES)
     if with_phrases:
-        words = tuple(sorted({*words, *phrases(captions, tag=lexicon.tag, singular=lexicon.singular)}))
+        found_phrases = phrases(captions, tag=lexicon.tag, singular=lexicon.singular)[:_MOST_CANDIDATES]
+        words = tuple(sorted({*words, *found_phrases}))
     return Mined(captions, found.cosines[kept], found.features[kept], words)
 
 
@@ -115,9 +121,9 @@ def name_all(
 
 
 def told_captions(result: ImageResult, mined: Mined, lexicon: Lexicon) -> tuple[NearCaption, ...]:
-    """Return the captions near an image, and which of its predictions each of them suggested."""
+    """Return the captions near an image, and which of its ten best predictions each of them suggested."""
     suggested: list[list[str]] = [[] for _ in mined.captions]
-    for prediction in result.predictions:
+    for prediction in result.predictions[:_EXPLAINED]:
         for index in suggested_by(prediction.label, mined.captions, singular=lexicon.singular):
             suggested[index].append(prediction.label)
     return tuple(

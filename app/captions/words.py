@@ -9,6 +9,7 @@ import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 Tagger: TypeAlias = Callable[[Sequence[str]], Sequence[str]]
@@ -45,12 +46,14 @@ _ADJECTIVES = frozenset({"JJ", "JJR", "JJS"})
 _NOUNS = frozenset({"NN", "NNS", "NNP", "NNPS"})
 _LEAST_LETTERS = 3
 _LEAST_COUNT = 2
+_IMPORTS = 3
 
 # Applied one after the other. A token has to go before the brackets that mark it do, an address before its colon
 # does, and an extension before the separators, since "my_cat.jpg" is two words and "a.b_c" one extension.
+_TOKEN = re.compile(r"<[^>]+>")
+_ADDRESS = re.compile(r"http\S+")
 _CLEANING = (
-    (re.compile(r"<[^>]+>"), ""),
-    (re.compile(r"http\S+"), ""),
+    (_ADDRESS, ""),
     (re.compile(r"[^\w\s\-.'&]"), ""),
     (re.compile(r"\.\w+"), ""),
     (re.compile(r"[_\-]"), " "),
@@ -80,6 +83,7 @@ def candidates(
     tag: Tagger | None = None,
     singular: Singulariser = singular_form,
     least_count: int = _LEAST_COUNT,
+    most: int | None = None,
 ) -> tuple[str, ...]:
     """Return the words that captions share, sorted and each once; ``("object",)`` if none is left.
 
@@ -90,11 +94,16 @@ def candidates(
         tag: gets every word that is frequent enough, repetitions included; None keeps all parts of speech.
         singular: of lower-case words; by default by the reference's rule.
         least_count: how often a word has to stand there, or as often as the most frequent one if that is less.
+        most: words that are returned at most, the most frequent of them; None returns all.
     """
     frequent = _frequent(_words(" ".join(captions), singular), least_count)
     if tag is not None and frequent:
         frequent = [word for word, part in zip(frequent, tag(frequent), strict=True) if part in KEPT_TAGS]
-    return tuple(sorted(set(frequent))) or (NOTHING_FOUND,)
+    chosen = set(frequent)
+    if most is not None and len(chosen) > most:
+        counts = Counter(frequent)
+        chosen = set(sorted(chosen, key=lambda word: (-counts[word], word))[:most])
+    return tuple(sorted(chosen)) or (NOTHING_FOUND,)
 
 
 def phrases(
@@ -150,13 +159,28 @@ def _inflected(word: str) -> str:
 
 @functools.cache
 def _engine() -> Any:
-    # Its import takes a second, so that it waits for the first plural.
+    for _ in range(_IMPORTS - 1):
+        # CPython 3.11 may fail to parse what is imported while another thread parses, and not a moment later.
+        with suppress(SystemError, AttributeError):
+            return _imported_engine()
+    return _imported_engine()
+
+
+def _imported_engine() -> Any:
+    # Its import takes a second or two, so that it waits for the first plural.
     import inflect  # noqa: PLC0415
 
     return inflect.engine()
 
 
+def _without_tokens(text: str, replacement: str) -> str:
+    # Behind the last ">" nothing is a token, but looking for its end from every "<" there would take ages.
+    head, close, tail = text.rpartition(">")
+    return _TOKEN.sub(replacement, head + close) + tail
+
+
 def _cleaned(text: str) -> str:
+    text = _without_tokens(text, "")
     for pattern, replacement in _CLEANING:
         text = pattern.sub(replacement, text)
     return text
@@ -179,7 +203,7 @@ def _frequent(words: list[str], least_count: int) -> list[str]:
 
 def _runs(caption: str, singular: Singulariser) -> Iterator[list[str]]:
     """Yield the words of a caption between which nothing was dropped."""
-    for piece in _PUNCTUATION.split(_CLEANING[1][0].sub(" . ", _CLEANING[0][0].sub(" . ", caption))):
+    for piece in _PUNCTUATION.split(_ADDRESS.sub(" . ", _without_tokens(caption, " . "))):
         run: list[str] = []
         for word in _cleaned(piece).split():
             letters = _NO_LETTER.sub("", word).lower()

@@ -19,6 +19,9 @@ class Fetcher:
         self.pictures = pictures
         self.asked = []
 
+    def close(self):
+        pass
+
     async def fetch(self, image, allowance):
         self.asked.append(image.url)
         name = image.url.rsplit("/", 1)[-1].removesuffix(".png")

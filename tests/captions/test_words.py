@@ -287,3 +287,17 @@ def test_every_phrase_comes_from_at_least_two_places_and_is_made_of_kept_words()
 def test_the_tags_that_are_kept_are_those_of_the_oracle():
     assert oracle.TAGS == KEPT_TAGS
     assert set(oracle.STOP) == STOP_WORDS
+
+
+def test_marks_that_nothing_closes_take_no_time_and_change_nothing():
+    """A search for the end of each would take hours."""
+    open_marks = "<" * 1_000_000
+    assert candidates([f"a red ball {open_marks} red ball"]) == ("ball", "red")
+    assert candidates([f"red ball <b{open_marks}> red ball"]) == ("ball", "red")
+
+
+def test_the_most_frequent_words_are_kept_where_there_are_too_many():
+    captions = ["dog dog dog cat cat cat owl owl fox fox"]
+    assert candidates(captions, most=2) == ("cat", "dog")
+    assert candidates(captions, most=3) == ("cat", "dog", "fox")
+    assert candidates(captions, most=4) == candidates(captions) == ("cat", "dog", "fox", "owl")
