@@ -27,6 +27,12 @@ _HEADERS = (("User-Agent", "deixis"), ("Accept", "image/*"), ("Accept-Encoding",
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
 
+_MAX_HEAD_BYTES = 32 * 1024
+"""Of status lines and headers, interim answers (1xx) included; a CDN's are 2 to 8 KiB."""
+
+_MIN_PIECE_BYTES = 256
+"""A body's pieces must be so long on average, after as many that need not: each is parsed on the event loop."""
+
 # Beside ``is_global``, whose answers for some of these have changed between releases of Python.
 _NOT_PUBLIC_4 = [
     ipaddress.IPv4Network(network)
@@ -202,26 +208,27 @@ class ImageFetcher:
             addresses = await self._resolve(host, port)
         except (OSError, UnicodeError):
             addresses = ()
-        if not addresses:
-            raise UnreachableImageError(f"there is no host '{host}'; correct the URL, or send the file itself")
-        if not all(self._is_public(address) for address in addresses):
-            raise _refused(f"'{host}' has an address that is not public; send the file itself")
+        # One answer for both, so that nobody learns which names there are on the inner network.
+        if not addresses or not all(self._is_public(address) for address in addresses):
+            raise _refused(
+                f"'{host}' is no host that has public addresses only; correct the URL, or send the file itself"
+            )
         if self._ssl_context is None:
             self._ssl_context = await asyncio.to_thread(httpcore.default_ssl_context)
-        pool = httpcore.AsyncConnectionPool(
-            ssl_context=self._ssl_context,
-            max_connections=1,
-            network_backend=_Pinned(addresses, self._timeout_s / len(addresses)),
-        )
+        pinned = _Pinned(addresses, self._timeout_s / len(addresses))
+        pool = httpcore.AsyncConnectionPool(ssl_context=self._ssl_context, max_connections=1, network_backend=pinned)
         target = url.copy_with(port=port, fragment=None)
         headers = [("Host", url.netloc.decode("ascii").lower()), *_HEADERS]
         try:
             async with pool, pool.stream("GET", str(target), headers=headers) as answer:
+                pinned.head_bytes_left = None
                 return await self._body(host, answer, allowance)
         except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError) as error:
             raise UnreachableImageError(
                 f"'{host}' gave no proper answer ({type(error).__name__}); try again, or send the file itself"
             ) from error
+        finally:
+            await pinned.aclose()
 
     async def _body(self, host: str, answer: httpcore.Response, allowance: Allowance) -> bytes:
         headers = {name.lower(): value for name, value in answer.headers}
@@ -235,11 +242,17 @@ class ImageFetcher:
         declared = headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared[:20]) > self._max_bytes:
             raise self._too_large(host)
-        received = bytearray()
+        received, pieces = bytearray(), 0
         async for piece in answer.aiter_stream():
             received += piece
+            pieces += 1
             if len(received) > self._max_bytes:
                 raise self._too_large(host)
+            if pieces > _MIN_PIECE_BYTES + len(received) // _MIN_PIECE_BYTES:
+                raise UnreachableImageError(
+                    f"'{host}' sends the image in {pieces:,} pieces of {len(received) / pieces:.0f} bytes, and at least"
+                    f" {_MIN_PIECE_BYTES} are expected; send the file itself"
+                )
             allowance.take(len(piece))
         return bytes(received)
 
@@ -256,12 +269,16 @@ class _Pinned(httpcore.AsyncNetworkBackend):
     Args:
         addresses: tried one after the other.
         timeout_s: for each of them.
+
+    ``head_bytes_left`` is what may yet be read before an answer's headers are there, and None from then on.
     """
 
     def __init__(self, addresses: Iterable[str], timeout_s: float) -> None:
         self._addresses = tuple(addresses)
         self._timeout_s = timeout_s
         self._backend = httpcore.AnyIOBackend()
+        self._stream: httpcore.AsyncNetworkStream | None = None
+        self.head_bytes_left: int | None = _MAX_HEAD_BYTES
 
     async def connect_tcp(
         self,
@@ -273,14 +290,58 @@ class _Pinned(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         """Connect to the first address that answers."""
         del host, timeout
-        for address in self._addresses[:-1]:
+        failure: Exception | None = None
+        for address in self._addresses:
             try:
-                return await self._backend.connect_tcp(address, port, self._timeout_s, local_address, socket_options)
-            except (httpcore.ConnectError, httpcore.ConnectTimeout):
-                continue
-        return await self._backend.connect_tcp(
-            self._addresses[-1], port, self._timeout_s, local_address, socket_options
-        )
+                self._stream = await self._backend.connect_tcp(
+                    address, port, self._timeout_s, local_address, socket_options
+                )
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failure = error
+            else:
+                return _Stream(self._stream, self)
+        assert failure is not None
+        raise failure
+
+    async def aclose(self) -> None:
+        """Close the connection; httpcore leaves it open when a fetch ends within TLS's handshake."""
+        if self._stream is not None:
+            await self._stream.aclose()
+
+
+class _Stream(httpcore.AsyncNetworkStream):
+    """What a connection carries, in the clear or out of TLS, up to as many bytes as its headers may have."""
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream, pinned: _Pinned) -> None:
+        self._stream = stream
+        self._pinned = pinned
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
+        left = self._pinned.head_bytes_left
+        if left is None:
+            return await self._stream.read(max_bytes, timeout)
+        if left == 0:
+            raise httpcore.RemoteProtocolError(f"no end of the headers within {_MAX_HEAD_BYTES} bytes")
+        received = await self._stream.read(min(max_bytes, left), timeout)
+        self._pinned.head_bytes_left = left - len(received)
+        return received
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> httpcore.AsyncNetworkStream:
+        return _Stream(await self._stream.start_tls(ssl_context, server_hostname, timeout), self._pinned)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
 
 
 def _is_host(host: str, allowed: str) -> bool:
