@@ -6,12 +6,15 @@ BIN := $(VENV)/bin
 PIP_INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: serve test check format bench bench-peers soak clean docs
+.PHONY: serve test coverage check format bench bench-peers soak clean docs
 
 serve: $(VENV)/.serve  ## Start the service on port 8000 with the embedded model.
 	$(BIN)/deixis serve
 
 test: $(VENV)/.test  ## Run the whole suite.
+	$(BIN)/python -m pytest
+
+coverage: $(VENV)/.test  ## Run the whole suite, and tell which lines it does not reach; takes longer.
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
 check: $(VENV)/.test  ## Formatting, lint, types, import layers, generated documentation.
