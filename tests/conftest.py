@@ -87,6 +87,18 @@ def make_client(settings, encoder) -> Iterator[Callable[..., httpx.Client]]:
 
 
 @pytest.fixture
+def lexicon_folder(tmp_path) -> Path:
+    """WordNet's files with a few words each: what is in none of them is taken for a noun."""
+    from tests.captions.test_lexicon import LICENCE, SAMPLE
+
+    place = tmp_path / "lexicon"
+    place.mkdir()
+    for name, text in SAMPLE.items():
+        (place / name).write_text(text if name.endswith(".exc") else LICENCE + text)
+    return place
+
+
+@pytest.fixture
 def client(make_client) -> httpx.Client:
     return make_client()
 

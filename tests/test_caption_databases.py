@@ -28,7 +28,6 @@ from app.errors import (
     UnknownNameError,
 )
 from app.metrics import Metrics
-from tests.captions.test_lexicon import LICENCE, SAMPLE
 from tests.captions_made import CAPTIONS, MANY, CaptionEncoder, made, place_of, put_in_place
 
 pytestmark = pytest.mark.anyio
@@ -41,16 +40,6 @@ RED, GREEN, BLUE = ([caption for caption in CAPTIONS if colour in caption] for c
 @pytest.fixture
 def folder(tmp_path):
     return tmp_path / "captions"
-
-
-@pytest.fixture
-def lexicon_folder(tmp_path):
-    """WordNet's files with a few words each."""
-    place = tmp_path / "lexicon"
-    place.mkdir()
-    for name, text in SAMPLE.items():
-        (place / name).write_text(text if name.endswith(".exc") else LICENCE + text)
-    return place
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from app.errors import (
 from app.jobs import Jobs
 from app.main import open_service
 from app.store.jobs import JobRepository
-from tests.captions.test_lexicon import LICENCE, SAMPLE
+from tests.captions.test_lexicon import LICENCE
 from tests.captions_made import CAPTIONS, MANY, CaptionEncoder, made, place_of
 from tests.conftest import picture
 
@@ -35,16 +35,6 @@ class Twin(CaptionEncoder):
 
     def text_fingerprint(self):
         return "fake"
-
-
-@pytest.fixture
-def lexicon_folder(tmp_path):
-    """WordNet's files with a few words each."""
-    place = tmp_path / "lexicon"
-    place.mkdir()
-    for name, text in SAMPLE.items():
-        (place / name).write_text(text if name.endswith(".exc") else LICENCE + text)
-    return place
 
 
 @pytest.fixture

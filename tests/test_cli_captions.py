@@ -19,22 +19,11 @@ from app.cli import cli
 from app.encoders.fake import FakeEncoder
 from app.main import create_app
 from app.settings import load_settings
-from tests.captions.test_lexicon import LICENCE, SAMPLE
 from tests.captions_made import CAPTIONS, CaptionEncoder, made, place_of
 from tests.conftest import picture
 from tests.test_cli import assert_refused, assert_told_in_a_line, cells
 
 OWLS = ("a red owl", "two red owls in a tree", "a blue owl asleep", "a green door")
-
-
-@pytest.fixture
-def lexicon_folder(tmp_path):
-    """WordNet's files with a few words each: what is in none of them is taken for a noun."""
-    place = tmp_path / "lexicon"
-    place.mkdir()
-    for name, text in SAMPLE.items():
-        (place / name).write_text(text if name.endswith(".exc") else LICENCE + text)
-    return place
 
 
 @pytest.fixture
