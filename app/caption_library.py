@@ -3,7 +3,7 @@
 import asyncio
 import unicodedata
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import structlog
@@ -20,7 +20,7 @@ from app.errors import (
     NotConfiguredError,
     UnknownNameError,
 )
-from app.naming import clean_database_name, clean_text
+from app.naming import Namespace, clean_text
 from app.pipeline import Pipeline
 from app.served import ServedModel
 
@@ -84,12 +84,14 @@ class CaptionLibrary:
         self._pipeline = pipeline
         self._build_wordnet = build_wordnet
 
-    async def choose(self, given: str | None, model: str) -> str:
-        """Return the name of the database to ask with a model; raises as ``Databases.check`` and ``choose``."""
+    async def choose(self, given: str | None, model: str, namespace: Namespace) -> str:
+        """Return the database to ask with a model; raises as ``Databases.named``, ``check`` and ``choose``."""
         fingerprint = await self._pipeline.models[model].text_fingerprint()
-        if given is not None:
-            return await self.databases.check(given, fingerprint)
-        return await self.databases.choose(model, fingerprint)
+        if given is None:
+            return await self.databases.choose(model, fingerprint, namespace)
+        name = self.databases.named(given, namespace, "database")
+        await self.databases.check(name, fingerprint)
+        return name
 
     async def models_of(self, manifest: Manifest) -> list[str]:
         """Return the served models that a database can be asked with."""
@@ -107,7 +109,7 @@ class CaptionLibrary:
         """
         if (query.text is None) == (query.image is None):
             raise InvalidFieldError.of("text", "give either text or an image to search by")
-        name, model = await self._resolved(replace(query, database=clean_database_name(query.database, "name")))
+        model = await self._resolved(query)
         served = self._pipeline.models[model]
         if query.text is not None:
             text = clean_text(query.text, max_chars=_MAX_QUERY_CHARS, field="text")
@@ -116,30 +118,31 @@ class CaptionLibrary:
             features = await self._image_features(model, query.image)
         # Always as many: with another number another page could have the same captions.
         k = _LOOKED_THROUGH
-        (found,) = await self.databases.search(name, await served.text_fingerprint(), features, k)
+        (found,) = await self.databases.search(query.database, await served.text_fingerprint(), features, k)
         passing = await asyncio.to_thread(_passing, found, query)
         after = query.offset + query.limit
         return CaptionPage(
-            f"{name}@{found.generation}",
+            f"{query.database}@{found.generation}",
             model,
             tuple(passing[query.offset : after]),
             after if len(passing) > after and after <= MAX_OFFSET else None,
             len(found.captions),
         )
 
-    async def _resolved(self, query: CaptionQuery) -> tuple[str, str]:
-        """Return the name of the database as it is kept, and the model to ask it with."""
+    async def _resolved(self, query: CaptionQuery) -> str:
+        """Return the model to ask the database with."""
         if query.model is not None:
             if query.model not in self._pipeline.models:
                 raise UnknownNameError("model", query.model, self._pipeline.models)
             fingerprint = await self._pipeline.models[query.model].text_fingerprint()
-            return await self.databases.check(query.database, fingerprint, field="model"), query.model
+            await self.databases.check(query.database, fingerprint, field="model")
+            return query.model
         manifest = await self.databases.manifest(query.database)
         models = await self.models_of(manifest)
         if not models:
             problem = f"the caption database '{query.database}' was made by '{manifest.model}', which is not served"
             raise InvalidFieldError.of("model", f"{problem}; serve that model, or build the database again")
-        return query.database, models[0]
+        return models[0]
 
     async def _image_features(self, model: str, image: bytes | ClientError | None) -> np.ndarray:
         assert image is not None

@@ -38,6 +38,7 @@ from app.cores import step_back
 from app.errors import (
     ConfigurationError,
     DeixisError,
+    ForbiddenError,
     InvalidFieldError,
     NotConfiguredError,
     NotReadyError,
@@ -46,7 +47,7 @@ from app.errors import (
     UnknownNameError,
 )
 from app.metrics import Metrics, TowerMetrics
-from app.naming import clean_database_name, is_database_name
+from app.naming import OPEN_NAMESPACE, Namespace, is_database_name, namespace_of, own_name
 from app.task import ImageFeatures, TextFeatures
 
 log = structlog.get_logger()
@@ -120,11 +121,34 @@ class Databases:
 
     # --- what there is -------------------------------------------------------------------------------------------
 
-    async def states(self) -> list[DatabaseState]:
-        """Return every database, by name."""
+    def named(self, raw: str, namespace: Namespace, field: str = "name") -> str:
+        """Return how the database is kept that callers of a namespace mean by a name.
+
+        The default one belongs to the operator, and all may read it. Raises as ``clean_database_name``.
+        """
+        name = OPEN_NAMESPACE.database(raw, field)
+        return name if name == self.default else namespace.within(name)
+
+    def named_to_change(self, raw: str, namespace: Namespace) -> str:
+        """Return the same for a name under which something is to be built or deleted.
+
+        Raises:
+            InvalidFieldError: a name that none can have.
+            ForbiddenError: that of the default one, in a namespace.
+        """
+        name = self.named(raw, namespace)
+        if not namespace.holds(name):
+            raise ForbiddenError(
+                f"the caption database '{name}' is the operator's, and is read only in a namespace; choose another name"
+            )
+        return name
+
+    async def states(self, namespace: Namespace | None = None) -> list[DatabaseState]:
+        """Return every database, by name; with a namespace those that its callers may read."""
 
         def read() -> list[DatabaseState]:
-            return [state for name in self._names() if (state := _state(self.folder, name)) is not None]
+            names = self._names() if namespace is None else self._readable(namespace)
+            return [state for name in names if (state := _state(self.folder / name, name)) is not None]
 
         return await asyncio.to_thread(read)
 
@@ -132,44 +156,44 @@ class Databases:
         """Return one.
 
         Raises:
-            InvalidFieldError: a name that none can have.
             UnknownNameError: there is none of that name.
         """
-        name = clean_database_name(name, "name")
-        state = await asyncio.to_thread(_state, self.folder, name)
+        state = await asyncio.to_thread(_state, self._folder_of(name), name)
         if state is None:
-            raise UnknownNameError("caption database", name, await asyncio.to_thread(self._names))
+            raise await self._unknown(name)
         return state
 
     async def manifest(self, name: str) -> Manifest:
         """Return that of the generation in use, which an unreadable newer one does not replace.
 
         Raises:
-            InvalidFieldError: a name that none can have.
             UnknownNameError: there is none of that name.
             StoreError: it is damaged.
         """
-        return (await self._open(clean_database_name(name, "database"))).current.manifest
+        return (await self._open(name)).current.manifest
 
-    async def check(self, name: str, fingerprint: str, *, field: str = "database") -> str:
-        """Return the name as it is kept, of a database that is there and can be asked with this model.
+    async def check(self, name: str, fingerprint: str, *, field: str = "database") -> None:
+        """See that a database is there and can be asked with this model.
 
         Args:
-            name: as a caller gave it.
+            name: as it is kept.
             fingerprint: of the model's text tower.
             field: which to blame where the model does not suit.
 
         Raises:
-            InvalidFieldError: another model made it, or no database can have that name.
+            InvalidFieldError: another model made it.
             UnknownNameError: there is none of that name.
             StoreError: it is damaged.
         """
-        name = clean_database_name(name, "database")
         _check_model(name, (await self._open(name)).current.manifest, fingerprint, field)
-        return name
 
-    async def choose(self, model: str, fingerprint: str) -> str:
+    async def choose(self, model: str, fingerprint: str, namespace: Namespace = OPEN_NAMESPACE) -> str:
         """Return the database to ask where a caller names none: the default one, else the only one of the model.
+
+        Args:
+            model: for messages.
+            fingerprint: of its text tower.
+            namespace: of the caller.
 
         Raises:
             NotReadyError: it is still being built.
@@ -182,7 +206,7 @@ class Databases:
                 return self.default
         suitable: list[str] = []
         damage: dict[str, StoreError] = {}
-        for name in await asyncio.to_thread(self._names):
+        for name in await asyncio.to_thread(self._readable, namespace):
             try:
                 if (await self._open(name)).current.manifest.fingerprint == fingerprint:
                     suitable.append(name)
@@ -358,13 +382,13 @@ class Databases:
                 for total, _ in enumerate(plan.read(sources, self.wordnet, Counts()), start=1):  # noqa: B007 - the last
                     check_going()
             notes, licence = plan.notes
-            if is_database(self.folder / name):
+            if is_database(self._folder_of(name)):
                 # Not the one that will be replaced: other machines may read it for a while. A damaged one is mended.
                 with suppress(StoreError):
-                    prune(self.folder / name)
+                    prune(self._folder_of(name))
             return build(
                 plan.read(sources, self.wordnet, counts),
-                self.folder / name,
+                self._folder_of(name),
                 encode=encode_here,
                 fingerprint=fingerprint,
                 model=plan.model,
@@ -401,7 +425,7 @@ class Databases:
             StoreError: it cannot be removed.
         """
         name = (await self.state(name)).name
-        await asyncio.to_thread(remove, self.folder / name)
+        await asyncio.to_thread(remove, self._folder_of(name))
         if name in self._served:
             await asyncio.to_thread(self._served[name].look_up)
             self._leave(name)
@@ -414,6 +438,10 @@ class Databases:
             await asyncio.to_thread(served.close)
         await asyncio.to_thread(self._builder.shutdown, wait=True, cancel_futures=True)
 
+    def _folder_of(self, name: str) -> Path:
+        assert is_database_name(own_name(name)), f"'{name}' was not cleaned"
+        return self.folder / name
+
     def _names(self) -> list[str]:
         try:
             found = [each.name for each in self.folder.iterdir() if is_database(each)]
@@ -422,7 +450,14 @@ class Databases:
         except OSError as error:
             problem = f"the folder of caption databases '{self.folder}' cannot be read: {error.strerror}"
             raise StoreError(f"{problem}; make it readable for the service") from error
-        return sorted(name for name in found if is_database_name(name))
+        return sorted(name for name in found if is_database_name(own_name(name)))
+
+    def _readable(self, namespace: Namespace) -> list[str]:
+        return [name for name in self._names() if namespace.holds(name) or name == self.default]
+
+    async def _unknown(self, name: str) -> UnknownNameError:
+        known = await asyncio.to_thread(self._readable, namespace_of(name))
+        return UnknownNameError("caption database", name, known)
 
     async def _open(self, name: str, *, look: bool = False, deleted: bool = False) -> "_Served":
         """Return a database that has a generation in use; looked up in a thread, unless that was done a moment ago.
@@ -440,18 +475,18 @@ class Databases:
         if served is not None and served.is_fresh and not look:
             return served
         if served is None:
-            if not await asyncio.to_thread(is_database, self.folder / name):
-                raise UnknownNameError("caption database", name, await asyncio.to_thread(self._names))
+            if not await asyncio.to_thread(is_database, self._folder_of(name)):
+                raise await self._unknown(name)
             # Another request may have been here meanwhile.
             served = self._served.get(name) or _Served(
-                self.folder / name, self._metrics, max_queued=self._max_queued, stalled_after_s=self._stalled_after_s
+                self._folder_of(name), self._metrics, max_queued=self._max_queued, stalled_after_s=self._stalled_after_s
             )
             self._served[name] = served
         await asyncio.to_thread(served.look_up)
         if served.is_deleted:
             self._leave(name)
             if served.database is None or not deleted:
-                raise UnknownNameError("caption database", name, await asyncio.to_thread(self._names))
+                raise await self._unknown(name)
         return served
 
     def _leave(self, name: str) -> None:
@@ -595,10 +630,10 @@ def _state(folder: Path, name: str) -> DatabaseState | None:
     """Return what is on the disk; None where nothing is."""
     generation = manifest = problem = None
     try:
-        generation = current_generation(folder / name)
-        manifest = read_manifest(folder / name / generation)
-        check_files(folder / name / generation, manifest, verify=False)
+        generation = current_generation(folder)
+        manifest = read_manifest(folder / generation)
+        check_files(folder / generation, manifest, verify=False)
     except ServerError as error:
         problem = error.message
     # Looked up last: it may have been deleted meanwhile.
-    return DatabaseState(name, generation, manifest, problem) if is_database(folder / name) else None
+    return DatabaseState(name, generation, manifest, problem) if is_database(folder) else None

@@ -4,6 +4,9 @@ DeixisError
 ├── ClientError                       the caller can mend it
 │   ├── MalformedRequestError         the request cannot be parsed
 │   ├── InvalidFieldError             parsed, but a field breaks a rule
+│   ├── UnauthenticatedError          a key is needed, and there is none or a wrong one
+│   ├── ForbiddenError                the key does not allow this
+│   ├── RateLimitedError              the key has used up what it may for now
 │   ├── UnknownNameError              nothing of that name: a label set, a model, a job
 │   ├── UnknownRouteError             no route of that path
 │   ├── ConflictError                 it exists already
@@ -70,6 +73,22 @@ class InvalidFieldError(ClientError):
     def of(cls, field: str, problem: str) -> "InvalidFieldError":
         """Return the error for a single field."""
         return cls([FieldProblem(field, problem)])
+
+
+class UnauthenticatedError(ClientError):
+    """The caller must say who it is, by a key that is known here."""
+
+
+class ForbiddenError(ClientError):
+    """The caller is known, and may not do this."""
+
+
+class RateLimitedError(ClientError):
+    """The caller has used up its share; ``retry_after_s`` is when more is allowed, in whole seconds of at least 1."""
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class UnknownNameError(ClientError):

@@ -32,7 +32,7 @@ from app.errors import (
 )
 from app.files import files_within, folder_within, import_images
 from app.metrics import Metrics
-from app.naming import clean_database_name
+from app.naming import Namespace, namespace_of, own_name
 from app.service import Question, Service
 from app.store.examples import NewExample
 from app.store.jobs import BUILD_CAPTIONS, Job, JobRepository, JobStatus
@@ -146,14 +146,14 @@ class Jobs:
             "truth": [int(index) for index in truth],
             "skipped": list(skipped),
         }
-        name, _, _ = question.label_set.partition("@")
+        name, _, _ = question.namespace.reference(question.label_set).partition("@")
         return await self._add(EVALUATE, name, stored, np.ascontiguousarray(image_features, np.float32).tobytes())
 
     async def evaluate_stored(self, question: Question) -> Job:
         """Take the job of comparing every method on the labelled examples of a label set, each held out in turn."""
         assert question.label_set is not None
         stored = {"label_set": question.label_set, "model": question.model, "template": question.template}
-        name, _, _ = question.label_set.partition("@")
+        name, _, _ = question.namespace.reference(question.label_set).partition("@")
         return await self._add(EVALUATE, name, stored)
 
     async def try_methods(self, name: str) -> Job:
@@ -187,12 +187,10 @@ class Jobs:
         """Take the job of building a caption database.
 
         Raises:
-            InvalidFieldError: rules that no caption can meet, a name that no database can have, or files that are not
-                below ``DEIXIS_IMPORT_DIR``.
+            InvalidFieldError: rules that no caption can meet, or files that are not below ``DEIXIS_IMPORT_DIR``.
             UnknownNameError: the model is not served.
             NotConfiguredError: it is to be built of WordNet, which is not there.
         """
-        name = clean_database_name(name, "name")
         await asyncio.to_thread(self._service.captions.check_plan, plan)
         if len(plan.files) > _MAX_FILES:
             raise TooLargeError(f"{len(plan.files):,} files; at most {_MAX_FILES:,} are read: put them together")
@@ -211,9 +209,9 @@ class Jobs:
         except StoreError as error:
             log.warning("no_default_database", reason=error.message)
 
-    async def cancel(self, job_id: str) -> Job:
-        """Stop a job; raises ``UnknownNameError``, and ``ConflictError`` where it has finished."""
-        before = await self.repository.get(job_id)
+    async def cancel(self, job_id: str, namespace: Namespace | None = None) -> Job:
+        """Stop a job; raises as ``JobRepository.get``, and ``ConflictError`` where it has finished."""
+        before = await self.repository.get(job_id, namespace)
         job = await self.repository.cancel(job_id)
         if before.finished_at is not None:
             raise ConflictError(f"the job '{job_id}' has {job.status} already; there is nothing to cancel")
@@ -299,13 +297,18 @@ class Jobs:
     async def _describe(self, job: Job, _attachment: bytes | None, advance: _Advance) -> Mapping[str, Any]:
         request = DescribeRequest.from_json(job.request["describe"])
         accept = job.request["accept"]
-        return asdict(await self._service.describe(job.request["label_set"], request, advance, accept=accept))
+        outcome = await self._service.describe(job.request["label_set"], request, advance, accept=accept)
+        told = None if outcome.label_set is None else own_name(outcome.label_set)
+        return asdict(outcome) | {"label_set": told}
 
     async def _evaluate(self, job: Job, attachment: bytes | None, advance: _Advance) -> Mapping[str, Any]:
         question = Question(
-            label_set=job.request["label_set"], model=job.request["model"], template=job.request["template"]
+            label_set=job.request["label_set"],
+            model=job.request["model"],
+            template=job.request["template"],
+            namespace=namespace_of(job.subject),
         )
-        label_set = await self._service.find_label_set(job.request["label_set"])
+        label_set = await self._service.find_label_set(question.namespace.reference(job.request["label_set"]))
         model = question.model or self._service.pipeline.default_model
         stored = await self._service.examples.features(label_set, model)
         if attachment is None:
@@ -347,7 +350,7 @@ class Jobs:
             raise StoreError(error.message) from error
         except StoreError as error:  # of its disk, and not of the database that has the jobs
             raise ServerError(error.message) from error
-        return {"database": job.subject, "generation": manifest.generation, **manifest.to_json()}
+        return {"database": own_name(job.subject), "generation": manifest.generation, **manifest.to_json()}
 
     async def _import_images(self, job: Job, _attachment: bytes | None, advance: _Advance) -> Mapping[str, Any]:
         """Add the images of a folder; those of an interrupted run are known by their hash and not encoded again."""

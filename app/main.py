@@ -16,6 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
 from app.api import documentation, errors
+from app.api.access import NAMESPACE_HEADER, Gate
 from app.api.middleware import AccessLog, BodyLimit, SecurityHeaders
 from app.api.routes import (
     catalogue,
@@ -38,6 +39,7 @@ from app.encoders.loading import imagenet_templates, load_encoder
 from app.example_images import ExampleImages
 from app.image_urls import ImageFetcher
 from app.jobs import Jobs
+from app.keys import DefaultQuotas, KeyRing, Quotas, read_keys_file
 from app.metrics import Metrics
 from app.pipeline import ImageLimits, Pipeline
 from app.prompting.class_embeddings import ClassEmbeddingCache
@@ -51,6 +53,7 @@ from app.store.database import migrate, open_engine
 from app.store.drafts import DraftRepository
 from app.store.examples import ExampleRepository, SelectionRepository
 from app.store.jobs import JobRepository
+from app.store.keys import KeyRepository
 from app.store.label_sets import LabelSetRepository
 
 log = structlog.get_logger()
@@ -195,6 +198,7 @@ async def open_service(
         label_limits=LabelLimits(settings.max_labels, settings.max_classes, settings.max_label_chars),
         max_images_per_request=settings.max_images_per_request,
         max_evaluation_images=settings.max_evaluation_images,
+        max_label_sets=settings.max_label_sets,
     )
     try:
         yield service
@@ -220,6 +224,10 @@ def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]]
         load: gives the encoders, the default first; for a server that has loaded them already, and for tests.
     """
     metrics = Metrics(__version__)
+    file_keys = [] if settings.api_keys_file is None else read_keys_file(settings.api_keys_file)
+    quotas = Quotas(
+        DefaultQuotas(settings.key_rate, settings.key_image_rate, settings.key_concurrency), settings.rate_limit_storage
+    )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -227,6 +235,8 @@ def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]]
         async with open_service(settings, encoders, metrics) as service:
             app.state.service = service
             app.state.metrics = metrics
+            keys = KeyRing(KeyRepository(service.engine), file_keys, settings.keys)
+            app.state.gate = Gate(keys, quotas)
             app.state.jobs = Jobs(
                 JobRepository(service.engine), service, metrics=metrics, import_dir=settings.import_dir
             )
@@ -237,6 +247,8 @@ def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]]
                 yield
             finally:
                 await app.state.jobs.close()
+                await keys.close()
+                await quotas.close()
                 warming.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await warming
@@ -280,7 +292,15 @@ def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]]
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST", "PUT", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "If-Match", "If-None-Match", "X-Request-ID"],
+            allow_headers=[
+                "Authorization",
+                "Content-Type",
+                "If-Match",
+                "If-None-Match",
+                NAMESPACE_HEADER,
+                "X-API-Key",
+                "X-Request-ID",
+            ],
             expose_headers=["ETag", "Location", "Retry-After", "X-Request-ID"],
         )
     app.add_middleware(SecurityHeaders, cross_origin=bool(settings.cors_origins))

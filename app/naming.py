@@ -8,6 +8,7 @@ also do without the characters that have a meaning there.
 import re
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from app.errors import FieldProblem, InvalidFieldError, TooLargeError, UnknownNameError
 from app.task import ClassEntry
@@ -22,6 +23,10 @@ MAX_DESCRIPTIONS_PER_CLASS = 200
 MAX_PROMPT_CHARS = 300
 
 _DATABASE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_NAMESPACE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+
+NAMESPACE_END = "#"
+"""Between a namespace and a name, where they are kept together; no name may contain it."""
 
 _RESERVED_IN_URLS = "/\\@:?#%,"
 
@@ -65,6 +70,68 @@ def clean_database_name(raw: str, field: str) -> str:
 def is_database_name(name: str) -> bool:
     """Tell whether a caption database may be called so."""
     return _DATABASE_NAME.fullmatch(name) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """Whose label sets and caption databases are meant; the one without a name is that of everybody without a key.
+
+    Inside the service a name is kept together with its namespace, as ``acme#pets``. Callers neither send nor see that:
+    the methods here make it of what they send, and ``own_name`` and ``hide`` take it from what they see.
+    """
+
+    name: str = ""
+
+    def label_set(self, raw: str, field: str = "name") -> str:
+        """Return how a label set of this namespace is kept; raises as ``clean_label_set_name``."""
+        return self.within(clean_label_set_name(raw, field))
+
+    def reference(self, raw: str, field: str = "label_set") -> str:
+        """Return the same for ``name`` or ``name@version``."""
+        name, at, version = raw.partition("@")
+        return f"{self.label_set(name, field)}{at}{version}"
+
+    def database(self, raw: str, field: str = "name") -> str:
+        """Return how a caption database of this namespace is kept; raises as ``clean_database_name``."""
+        return self.within(clean_database_name(raw, field))
+
+    def holds(self, kept: str) -> bool:
+        """Tell whether what is kept under a name belongs to this namespace."""
+        return namespace_of(kept) == self
+
+    def hide(self, text: str) -> str:
+        """Return a text for callers, whose names in it are as they know them."""
+        return text.replace(f"{self.name}{NAMESPACE_END}", "") if self.name else text
+
+    def within(self, name: str) -> str:
+        """Return how something of this namespace is kept whose name needs no cleaning."""
+        return f"{self.name}{NAMESPACE_END}{name}" if self.name else name
+
+
+OPEN_NAMESPACE = Namespace()
+"""Of everybody, where there are no keys, and of keys that are made for no other."""
+
+
+def namespace_of(kept: str) -> Namespace:
+    """Return the namespace of what is kept under a name, or under a name and a version."""
+    return Namespace(kept.partition(NAMESPACE_END)[0]) if NAMESPACE_END in kept else OPEN_NAMESPACE
+
+
+def own_name(kept: str) -> str:
+    """Return a name, or a name and a version, as its own callers know it."""
+    return kept.rpartition(NAMESPACE_END)[2]
+
+
+def clean_namespace(raw: str, field: str) -> Namespace:
+    """Return a namespace by its name; the empty name is that of everybody.
+
+    Raises:
+        InvalidFieldError: it is not made of at most 32 lower-case letters, digits, ``-`` and ``_``.
+    """
+    if raw and not _NAMESPACE_NAME.fullmatch(raw):
+        rule = "use 1 to 32 of a-z, 0-9, - and _, the first one a letter or a digit"
+        raise InvalidFieldError.of(field, f"{_shown(raw)} is no name of a namespace; {rule}")
+    return Namespace(raw)
 
 
 def indices_of(given: Sequence[str], classnames: Sequence[str]) -> list[int]:

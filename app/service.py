@@ -5,6 +5,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -28,7 +29,16 @@ from app.errors import (
 from app.example_images import ExampleImages
 from app.image_urls import Allowance, ImageFetcher, ImageUrl
 from app.methods import AUTO, CASED, METHODS, Method
-from app.naming import MAX_DESCRIPTIONS_PER_CLASS, MAX_ITEMS, clean_classes, clean_label_set_name, indices_of
+from app.naming import (
+    MAX_DESCRIPTIONS_PER_CLASS,
+    MAX_ITEMS,
+    OPEN_NAMESPACE,
+    Namespace,
+    clean_classes,
+    indices_of,
+    namespace_of,
+    own_name,
+)
 from app.pipeline import Pipeline
 from app.prompting.templates import TemplateLibrary
 from app.store.database import ping
@@ -64,7 +74,7 @@ class Question:
     """What a caller asks of some images, in the caller's words; None stands for the default.
 
     Without ``labels`` and ``label_set`` names are found in the caption database ``database``; with ``group`` for all
-    images together.
+    images together. Names are looked up in ``namespace``.
     """
 
     labels: Sequence[str] | None = None
@@ -80,10 +90,21 @@ class Question:
     coverage: float | None = None
     database: str | None = None
     group: bool = False
+    namespace: Namespace = OPEN_NAMESPACE
+
+    @classmethod
+    def about(cls, label_set: LabelSet, *, model: str | None = None, **given: Any) -> "Question":
+        """Return a question about one version of a label set."""
+        namespace, reference = namespace_of(label_set.name), own_name(label_set.reference)
+        return cls(label_set=reference, namespace=namespace, model=model, **given)
 
 
 class Service:
-    """The parts that answer a request, joined; built by ``app.main.open_service``."""
+    """The parts that answer a request, joined; built by ``app.main.open_service``.
+
+    Label sets and caption databases are called here as they are kept, which ``app.naming.Namespace`` knows; a
+    ``Question`` alone has them as its caller does.
+    """
 
     def __init__(
         self,
@@ -102,6 +123,7 @@ class Service:
         label_limits: LabelLimits,
         max_images_per_request: int,
         max_evaluation_images: int,
+        max_label_sets: int,
     ) -> None:
         self.pipeline = pipeline
         self.label_sets = label_sets
@@ -116,6 +138,7 @@ class Service:
         self.label_limits = label_limits
         self.max_images_per_request = max_images_per_request
         self.max_evaluation_images = max_evaluation_images
+        self._max_label_sets = max_label_sets
         self.engine = engine
         self._warmer = Warmer(self._warm)
 
@@ -171,7 +194,7 @@ class Service:
         if question.labels is not None and question.label_set is not None:
             raise InvalidFieldError.of("labels", "give either labels or label_set, not both")
         if question.label_set is not None:
-            label_set = await self.find_label_set(question.label_set)
+            label_set = await self.find_label_set(question.namespace.reference(question.label_set))
             classes = label_set.classes
         elif question.labels is not None:
             classes = clean_classes(
@@ -245,7 +268,7 @@ class Service:
             explain=question.explain,
             options=options,
             scoring=Scoring(reject_below=question.reject_below),
-            database=await self.captions.choose(question.database, model),
+            database=await self.captions.choose(question.database, model, question.namespace),
             together=question.group,
         )
 
@@ -255,7 +278,6 @@ class Service:
         Raises:
             UnknownNameError: no such label set or model, or the methods have not been tried yet.
         """
-        name = clean_label_set_name(name, "name")
         await self.label_sets.get(name)
         model = model or self.pipeline.default_model
         if model not in self.pipeline.models:
@@ -276,21 +298,19 @@ class Service:
         Raises:
             UnknownNameError: no such label set, or no such class of either.
         """
-        label_set = await self.label_sets.get(clean_label_set_name(name, "name"))
+        label_set = await self.label_sets.get(name)
         counts = await self.examples.counts(label_set.name)
         known = list(dict.fromkeys((*label_set.classnames, *counts.labelled)))
         return known[indices_of([classname], known)[0]]
 
     async def delete_label_set(self, name: str, *, if_match: IfMatch = None) -> None:
         """Delete a label set and all that belongs to it; raises as ``LabelSetRepository.delete``."""
-        name = clean_label_set_name(name, "name")
         await self.label_sets.delete(name, if_match=if_match)
         self.pipeline.learner.forget(name)
 
     async def find_label_set(self, reference: str) -> LabelSet:
         """Return the label set called ``name`` (its latest version) or ``name@version``."""
         name, at, version = reference.partition("@")
-        name = clean_label_set_name(name, "label_set")
         if not at:
             return await self.label_sets.get(name)
         if not (version.isascii() and version.isdigit() and len(version) <= 9):
@@ -312,18 +332,19 @@ class Service:
         Raises:
             InvalidFieldError: a name breaks a rule.
             UnknownNameError: no such template set.
-            TooLargeError: too many classes.
+            TooLargeError: too many classes, or too many label sets of the namespace.
             PreconditionFailedError: the latest version is not one that may be replaced.
         """
         self.templates.resolve(templates, field="templates")
         label_set, created = await self.label_sets.put(
-            clean_label_set_name(name, "name"),
+            name,
             # In a thread, because the largest label sets take a second.
             await asyncio.to_thread(self.clean_classes, classes),
             templates,
             merge_synonyms=merge_synonyms,
             if_match=if_match,
             if_none_match_any=if_none_match_any,
+            max_label_sets=self._max_label_sets,
         )
         self._warmer.add(label_set)
         return label_set, created
@@ -331,7 +352,7 @@ class Service:
     async def add_classes(self, name: str, classes: Sequence[ClassEntry], *, if_match: IfMatch = None) -> LabelSet:
         """Check and append classes, as a new version; raises as ``put_label_set``, ConflictError for a known class."""
         label_set = await self.label_sets.add_classes(
-            clean_label_set_name(name, "name"),
+            name,
             await asyncio.to_thread(self.clean_classes, classes),
             max_classes=self.label_limits.max_classes,
             if_match=if_match,
@@ -362,7 +383,7 @@ class Service:
     ) -> tuple[LabelSet, int]:
         """Put drafts, by default all that are undecided, into a new version; raises as ``DraftRepository.accept``."""
         label_set, accepted = await self.drafts.accept(
-            clean_label_set_name(name, "name"), ids, max_texts=MAX_DESCRIPTIONS_PER_CLASS, if_match=if_match
+            name, ids, max_texts=MAX_DESCRIPTIONS_PER_CLASS, if_match=if_match
         )
         self._warmer.add(label_set)
         return label_set, accepted
@@ -399,7 +420,7 @@ class Service:
             described = any(entry.descriptions or entry.features for entry in label_set.classes)
             warmed: tuple[str, ...] = _WARMED_IF_DESCRIBED if described else (DEFAULT_METHOD,)
             for method in (*warmed, AUTO) if label_set.examples_revision else warmed:
-                await self.pipeline.classifier(await self.plan(Question(label_set=label_set.reference, method=method)))
+                await self.pipeline.classifier(await self.plan(Question.about(label_set, method=method)))
         except Exception as error:  # noqa: BLE001 - whatever an encoder raises
             # A request for this label set will meet the same error and tell its caller.
             reason = str(error) or type(error).__name__

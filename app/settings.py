@@ -11,7 +11,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.cores import usable_cores
 from app.encoders._base import model_source
-from app.errors import ConfigurationError, ModelUnavailableError
+from app.errors import ConfigurationError, InvalidFieldError, ModelUnavailableError
+from app.keys import KeyPolicy, read_rate
 
 _MIB = 1024 * 1024
 
@@ -38,6 +39,27 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    keys: KeyPolicy = Field(
+        KeyPolicy.AUTO,
+        description="Whether callers need an API key: `required`, `off`, or `auto`, which is required once there is"
+        " one, and until then refuses to listen on other addresses than this machine's own.",
+    )
+    api_keys_file: Folder | None = Field(
+        None, description="TOML file of API keys, beside those that `deixis keys create` makes; docs/security.md."
+    )
+    key_rate: str | None = Field(
+        None, description="Requests of a key that has no rate of its own, as `60/min` or `10/second; 5000/day`."
+    )
+    key_image_rate: str | None = Field(None, description="The same for images.")
+    key_concurrency: int | None = Field(
+        None, ge=1, description="Requests of one key at a time, in each process, where the key says nothing of it."
+    )
+    rate_limit_storage: str = Field(
+        "memory://",
+        description="Where rates are counted: `memory://` in each process, or `redis://host:port` for all together,"
+        " with the extra `redis`.",
+    )
+    max_label_sets: int = Field(10_000, ge=1, description="Label sets of one namespace; more get 413.")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         description="Origins, comma separated, whose pages may ask the service from a browser, as"
@@ -195,6 +217,14 @@ class Settings(BaseSettings):
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
+    @field_validator("key_rate", "key_image_rate")
+    @classmethod
+    def _check_rate(cls, value: str | None) -> str | None:
+        try:
+            return read_rate(value, "rate")
+        except InvalidFieldError as error:
+            raise ValueError(error.problems[0].problem) from error
+
     @field_validator("models")
     @classmethod
     def _check_models(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -252,8 +282,8 @@ class Settings(BaseSettings):
         return f"sqlite:///{self.data_dir / 'deixis.sqlite3'}"
 
 
-# What Kubernetes tells every pod about a Service called deixis.
-_SERVICE_LINK = re.compile(r"DEIXIS_(SERVICE_|PORT_)")
+# What Kubernetes tells every pod about a Service called deixis, and what commands show to a server.
+_NO_SETTING = re.compile(r"DEIXIS_(SERVICE_|PORT_|API_KEY$|NAMESPACE$)")
 
 
 def load_settings(**overrides: object) -> Settings:
@@ -263,7 +293,7 @@ def load_settings(**overrides: object) -> Settings:
         ConfigurationError: a value breaks its rule, or a ``DEIXIS_`` variable is none of the settings.
     """
     known = {f"DEIXIS_{name.upper()}" for name in Settings.model_fields}
-    ours = (name for name in os.environ if name.upper().startswith("DEIXIS_") and not _SERVICE_LINK.match(name))
+    ours = (name for name in os.environ if name.upper().startswith("DEIXIS_") and not _NO_SETTING.match(name))
     strange = sorted(name for name in ours if name.upper() not in known)
     if overrides.get("port") is None and os.environ.get("DEIXIS_PORT", "").startswith("tcp://"):
         raise ConfigurationError(

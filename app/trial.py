@@ -56,7 +56,7 @@ async def try_for_every_model(
         try:
             # So that the next request finds it learned, if it can be.
             await service.pipeline.classifier(
-                await service.plan(Question(label_set=label_set.reference, model=model, method=result["method"]))
+                await service.plan(Question.about(label_set, model=model, method=result["method"]))
             )
         except TooLargeError as error:
             reason = f"{result['reason']}, but it cannot be used: {error.message}"
@@ -84,7 +84,7 @@ async def try_methods(
     features, labels, pool = stored.support_features, stored.support_labels, stored.pool_features
     kept = tried_images(len(labels), len(label_set.classes))
     features, labels = features[kept], labels[kept]
-    question = Question(label_set=label_set.reference, model=model)
+    question = Question.about(label_set, model=model)
     return await choose(service, question, features, labels, pool, advance), stored.revision
 
 

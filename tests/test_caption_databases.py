@@ -20,6 +20,7 @@ from app.encoders.fake import FakeEncoder
 from app.errors import (
     ConflictError,
     DeixisError,
+    ForbiddenError,
     InvalidFieldError,
     NotConfiguredError,
     NotReadyError,
@@ -28,6 +29,7 @@ from app.errors import (
     UnknownNameError,
 )
 from app.metrics import Metrics
+from app.naming import OPEN_NAMESPACE, Namespace
 from tests.captions_made import CAPTIONS, MANY, CaptionEncoder, made, place_of, put_in_place
 
 pytestmark = pytest.mark.anyio
@@ -155,11 +157,43 @@ async def test_a_folder_that_is_not_there_holds_no_databases(databases):
 
 
 @pytest.mark.parametrize("name", ["Things", "", "a b", "../things", "x" * 65, "things.building"])
-async def test_a_name_that_none_can_have_is_told_by_its_field(databases, name):
-    for work, field in ((databases.state(name), "name"), (databases.check(name, MODEL), "database")):
+async def test_a_name_that_none_can_have_is_told_by_its_field_and_opens_no_folder(databases, name):
+    for field in ("name", "database"):
         with pytest.raises(InvalidFieldError) as told:
-            await work
+            databases.named(name, OPEN_NAMESPACE, field)
         assert [each.field for each in told.value.problems] == [field]
+    for work in (databases.state(name), databases.check(name, MODEL), databases.delete(name)):
+        with pytest.raises(AssertionError, match="was not cleaned"):
+            await work
+
+
+async def test_a_namespace_reads_its_own_databases_and_the_operators_default(databases, folder):
+    acme = Namespace("acme")
+    for name in ("wordnet", "things", "acme#toys", "acmes#tools"):
+        made(folder / name)
+    assert [state.name for state in await databases.states(acme)] == ["acme#toys", "wordnet"]
+    assert [state.name for state in await databases.states(OPEN_NAMESPACE)] == ["things", "wordnet"]
+    assert len(await databases.states()) == 4
+    assert [databases.named(name, acme) for name in ("toys", "wordnet", "things")] == [
+        "acme#toys",
+        "wordnet",
+        "acme#things",
+    ]
+    with pytest.raises(UnknownNameError, match="known: acme#toys, wordnet"):
+        await databases.state(databases.named("things", acme))
+    assert databases.named_to_change("toys", acme) == "acme#toys"
+    assert databases.named_to_change("wordnet", OPEN_NAMESPACE) == "wordnet"
+    with pytest.raises(ForbiddenError, match="the operator's"):
+        databases.named_to_change("wordnet", acme)
+
+
+async def test_where_the_default_does_not_suit_a_namespace_is_asked_its_own_only(databases, folder):
+    made(folder / "things")
+    with pytest.raises(NotConfiguredError):
+        await databases.choose("fake", MODEL, Namespace("acme"))
+    made(folder / "acme#toys")
+    assert await databases.choose("fake", MODEL, Namespace("acme")) == "acme#toys"
+    assert await databases.choose("fake", MODEL) == "things"
 
 
 async def test_what_is_no_database_is_left_out(databases, folder):
@@ -224,7 +258,7 @@ async def test_damage_that_leaves_a_file_its_size_is_told_as_damage(databases, f
 
 async def test_a_database_is_checked_for_the_model_and_the_field_is_blamed(databases, folder):
     made(folder / "things")
-    assert await databases.check(" things ", MODEL) == "things"
+    await databases.check("things", MODEL)
     with pytest.raises(InvalidFieldError, match="was made by another model, 'fake'") as told:
         await databases.check("things", "other", field="model")
     assert told.value.problems[0].field == "model"
@@ -463,7 +497,7 @@ async def test_where_the_new_generation_is_damaged_the_old_one_answers_until_a_g
 @pytest.mark.usefixtures("always_looked_up")
 async def test_a_database_that_another_model_made_meanwhile_is_not_asked(databases, folder):
     made(folder / "things")
-    assert await databases.check("things", MODEL) == "things"
+    await databases.check("things", MODEL)
     made(folder / "things", encoder=FakeEncoder("other"))
     with pytest.raises(InvalidFieldError, match="another model, 'other'"):
         await nearest(databases, "things", "red")

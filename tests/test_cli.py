@@ -38,7 +38,7 @@ def where(request, monkeypatch):
     """Return the flags of a command that works in process, or through a server with the same settings."""
 
     @asynccontextmanager
-    async def over_asgi(_):
+    async def over_asgi(_, **_who):
         app = create_app(load_settings(), lambda _: [FakeEncoder()])
         # A server's log is no output of the command.
         with structlog.testing.capture_logs():

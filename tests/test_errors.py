@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from app import errors
 from app.api.errors import KINDS, kind_of, problem, problem_response
-from app.errors import DeixisError, FieldProblem, InvalidFieldError, OverloadedError, UnknownNameError
+from app.errors import DeixisError, FieldProblem, InvalidFieldError, OverloadedError, RateLimitedError, UnknownNameError
 
 PROBLEMS_PAGE = Path(__file__).parents[1] / "docs" / "problems.md"
 
@@ -18,6 +18,8 @@ RAISED = [each for each in CLASSES if each not in (DeixisError, errors.ClientErr
 # From the HTTP contract.
 STATUSES = {
     "MalformedRequestError": 400,
+    "UnauthenticatedError": 401,
+    "ForbiddenError": 403,
     "UnknownNameError": 404,
     "UnknownRouteError": 404,
     "MethodNotAllowedError": 405,
@@ -30,6 +32,7 @@ STATUSES = {
     "UnsupportedMediaTypeError": 415,
     "InvalidFieldError": 422,
     "UnreachableImageError": 422,
+    "RateLimitedError": 429,
     "OverloadedError": 503,
     "NotReadyError": 503,
     "NotConfiguredError": 501,
@@ -46,7 +49,7 @@ def one_of(each):
         return each.of("labels", "is odd")
     if issubclass(each, UnknownNameError):
         return each("model", "clap", ["clip"])
-    if issubclass(each, OverloadedError):
+    if issubclass(each, OverloadedError | RateLimitedError):
         return each("no room", retry_after_s=7)
     return each("it went wrong")
 
@@ -116,8 +119,13 @@ def test_what_may_succeed_later_says_when_to_try_again(each):
     assert ("Retry-After" in response.headers) == (response.status_code in {429, 503, 504})
 
 
-def test_a_full_queue_says_itself_when_to_try_again():
-    assert problem_response(OverloadedError("full", retry_after_s=7)).headers["Retry-After"] == "7"
+@pytest.mark.parametrize("each", [OverloadedError, RateLimitedError])
+def test_what_knows_when_to_try_again_says_it(each):
+    assert problem_response(each("full", retry_after_s=7)).headers["Retry-After"] == "7"
+
+
+def test_who_shows_no_key_is_told_which_scheme_to_use():
+    assert problem_response(errors.UnauthenticatedError("no key")).headers["WWW-Authenticate"].startswith("Bearer")
 
 
 def test_an_unknown_name_is_told_with_the_known_ones_sorted_and_at_most_twenty():

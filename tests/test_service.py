@@ -626,7 +626,7 @@ async def test_grey_images_are_stranger_than_those_of_a_class(taught):
 
 
 async def test_what_was_found_is_told_and_where_nothing_was_what_to_do(calibrated):
-    selection = await calibrated.selection(" things ", None)
+    selection = await calibrated.selection("things", None)
     assert selection.is_current
     assert selection.result["method"] == (await calibrated.plan(Question(label_set="things"))).method
     await calibrated.put_label_set("pets", entries("cat"), "{}")

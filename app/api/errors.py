@@ -18,7 +18,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from app import errors
+from app.api.access import Caller
 from app.errors import DeixisError, FieldProblem, InvalidFieldError, MalformedRequestError, TooLargeError
+from app.naming import OPEN_NAMESPACE, Namespace
 
 log = structlog.get_logger()
 
@@ -39,6 +41,8 @@ class Kind:
 KINDS: Mapping[type[DeixisError], Kind] = MappingProxyType(
     {
         errors.MalformedRequestError: Kind(400, "malformed-request", "The request cannot be parsed"),
+        errors.UnauthenticatedError: Kind(401, "unauthenticated", "A key is needed"),
+        errors.ForbiddenError: Kind(403, "forbidden", "The key does not allow this"),
         errors.UnknownNameError: Kind(404, "unknown-name", "There is nothing of that name"),
         errors.UnknownRouteError: Kind(404, "unknown-route", "There is no such route"),
         errors.MethodNotAllowedError: Kind(405, "method-not-allowed", "The route has no such method"),
@@ -51,6 +55,7 @@ KINDS: Mapping[type[DeixisError], Kind] = MappingProxyType(
         errors.UnreachableImageError: Kind(422, "image-not-fetched", "The image could not be fetched"),
         errors.UnsupportedMediaTypeError: Kind(415, "unsupported-media-type", "The content type is not supported"),
         errors.InvalidFieldError: Kind(422, "invalid-field", "A field breaks a rule"),
+        errors.RateLimitedError: Kind(429, "rate-limited", "The key's share is used up for now"),
         errors.ClientError: Kind(400, "bad-request", "The request is refused"),
         errors.OverloadedError: Kind(503, "overloaded", "The queue is full"),
         errors.NotReadyError: Kind(503, "not-ready", "The service is not ready"),
@@ -83,19 +88,19 @@ def kind_of(error: DeixisError) -> Kind:
     return next(KINDS[base] for base in type(error).__mro__ if base in KINDS)
 
 
-def problem(error: DeixisError) -> dict[str, Any]:
-    """Return the RFC 9457 members, with ``request_id`` and, for field errors, ``errors``."""
+def problem(error: DeixisError, namespace: Namespace = OPEN_NAMESPACE) -> dict[str, Any]:
+    """Return the RFC 9457 members for callers of a namespace, with ``errors`` for field errors."""
     kind = kind_of(error)
     members: dict[str, Any] = {
         "type": TYPE_PREFIX + kind.slug,
         "title": kind.title,
         "status": kind.status,
-        "detail": _shown(error.message),
+        "detail": _shown(namespace.hide(error.message)),
         "request_id": correlation_id.get(),
     }
     if isinstance(error, InvalidFieldError):
         members["errors"] = [
-            {"field": _shown(each.field), "problem": _shown(each.problem)}
+            {"field": _shown(each.field), "problem": _shown(namespace.hide(each.problem))}
             for each in error.problems[:_MAX_SHOWN_PROBLEMS]
         ]
     return members
@@ -107,11 +112,15 @@ def _shown(text: str) -> str:
     return cut.encode("utf-8", "backslashreplace").decode()
 
 
-def problem_response(error: DeixisError, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """Return the error as a response; 503 and 504 carry Retry-After."""
-    members = problem(error)
+def problem_response(
+    error: DeixisError, headers: Mapping[str, str] | None = None, namespace: Namespace = OPEN_NAMESPACE
+) -> JSONResponse:
+    """Return the error as a response, as ``problem``; 429, 503 and 504 carry Retry-After."""
+    members = problem(error, namespace)
     sent = dict(headers or {})
-    if members["status"] in {503, 504}:
+    if members["status"] == 401:
+        sent["WWW-Authenticate"] = "Bearer"
+    if members["status"] in {429, 503, 504}:
         sent["Retry-After"] = str(getattr(error, "retry_after_s", _RETRY_AFTER_S))
     return JSONResponse(members, members["status"], headers=sent, media_type=MEDIA_TYPE)
 
@@ -134,11 +143,12 @@ def _field_of(found: Any) -> str:
     return ".".join(str(part) for part in found["loc"] if part not in {"body", "query", "path"})
 
 
-async def _on_deixis_error(_: Request, error: Exception) -> JSONResponse:
+async def _on_deixis_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, DeixisError)
     if kind_of(error).status >= 500:
         log.warning("request_failed", error=type(error).__name__, detail=error.message)
-    return problem_response(error)
+    caller: Caller | None = getattr(request.state, "caller", None)  # there is none where it was not let in
+    return problem_response(error, namespace=OPEN_NAMESPACE if caller is None else caller.namespace)
 
 
 async def _on_validation_error(_: Request, error: Exception) -> JSONResponse:

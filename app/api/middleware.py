@@ -143,4 +143,5 @@ class AccessLog:
                     path=scope["path"],
                     status=status,
                     duration_ms=round((time.perf_counter() - began) * 1000, 3),
+                    **scope.get("deixis.log", {}),
                 )

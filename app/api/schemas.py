@@ -15,7 +15,7 @@ from app.databases import DatabaseState
 from app.describer import DescribeRequest, Questions
 from app.errors import ClientError, DeixisError, InvalidFieldError
 from app.image_urls import MAX_URL_CHARS
-from app.naming import MAX_ITEMS
+from app.naming import MAX_ITEMS, namespace_of, own_name
 from app.store.drafts import Draft, DraftKind, DraftStatus
 from app.store.examples import Added, Example, ExampleCounts, NewExample, Selection
 from app.store.jobs import BUILD_CAPTIONS, Job, JobStatus
@@ -340,8 +340,8 @@ class ClassifyResponse(Response):
         task = classification.task
         return cls(
             model=task.model,
-            label_set=task.label_set,
-            database=classification.database,
+            label_set=None if task.label_set is None else own_name(task.label_set),
+            database=None if classification.database is None else own_name(classification.database),
             vocabulary=None
             if classification.vocabulary is None
             else [SharedNameBody(label=each.label, images=each.images) for each in classification.vocabulary],
@@ -443,7 +443,7 @@ class LabelSetResponse(Response):
     def of(cls, label_set: LabelSet) -> "LabelSetResponse":
         """Return the label set as it is told to callers."""
         return cls(
-            name=label_set.name,
+            name=own_name(label_set.name),
             version=label_set.version,
             classes=[ClassBody.of(entry) for entry in label_set.classes],
             templates=label_set.templates,
@@ -464,7 +464,10 @@ class LabelSetSummaryBody(Response):
     def of(cls, summary: LabelSetSummary) -> "LabelSetSummaryBody":
         """Return the summary as it is told to callers."""
         return cls(
-            name=summary.name, version=summary.version, classes=summary.class_count, created_at=summary.created_at
+            name=own_name(summary.name),
+            version=summary.version,
+            classes=summary.class_count,
+            created_at=summary.created_at,
         )
 
 
@@ -681,13 +684,13 @@ class JobBody(Response):
         return cls(
             id=job.id,
             kind=job.kind,
-            label_set=None if job.kind == BUILD_CAPTIONS else job.subject,
-            database=job.subject if job.kind == BUILD_CAPTIONS else None,
+            label_set=None if job.kind == BUILD_CAPTIONS else own_name(job.subject),
+            database=own_name(job.subject) if job.kind == BUILD_CAPTIONS else None,
             status=job.status,
             done=job.done,
             total=job.total,
             result=None if job.result is None else dict(job.result),
-            error=job.error,
+            error=None if job.error is None else namespace_of(job.subject).hide(job.error),
             created_at=job.created_at,
             finished_at=job.finished_at,
         )
@@ -954,7 +957,7 @@ class DatabaseBody(Response):
         if manifest is not None and problem is None and not models:
             problem = f"it was made by '{manifest.model}', which is not served; serve it, or build it again"
         return cls(
-            name=state.name,
+            name=own_name(state.name),
             default=default,
             model=None if manifest is None else manifest.model,
             models=list(models),
@@ -970,7 +973,7 @@ class DatabaseBody(Response):
             bytes=state.nbytes,
             generation=state.generation,
             created_at=None if manifest is None else manifest.created_at,
-            problem=problem,
+            problem=None if problem is None else namespace_of(state.name).hide(problem),
         )
 
 
@@ -1024,7 +1027,7 @@ class SearchResponse(Response):
     def of(cls, page: CaptionPage) -> "SearchResponse":
         """Return the page as it is told to callers."""
         return cls(
-            database=page.database,
+            database=own_name(page.database),
             model=page.model,
             results=[FoundCaptionBody(caption=caption, score=score) for caption, score in page.captions],
             next_offset=page.next_offset,

@@ -40,7 +40,7 @@ from app.comparison import Comparison, compare
 from app.curves import LearningCurve, learning_curve
 from app.databases import DatabaseState
 from app.errors import ClientError, InvalidFieldError
-from app.naming import clean_database_name, clean_label_set_name, indices_of
+from app.naming import OPEN_NAMESPACE, indices_of
 from app.service import Question, Service
 from app.store.drafts import DraftStatus
 from app.store.examples import NewExample
@@ -203,11 +203,11 @@ class InProcess:
 
     async def databases(self) -> list[DatabaseBody]:
         """Read the folder."""
-        return [await self._told(state) for state in await self._service.captions.databases.states()]
+        return [await self._told(state) for state in await self._service.captions.databases.states(OPEN_NAMESPACE)]
 
     async def database(self, name: str) -> DatabaseBody:
         """Read its manifest."""
-        return await self._told(await self._service.captions.databases.state(name))
+        return await self._told(await self._service.captions.databases.state(OPEN_NAMESPACE.database(name)))
 
     async def _told(self, state: DatabaseState) -> DatabaseBody:
         captions = self._service.captions
@@ -220,34 +220,34 @@ class InProcess:
         """Build a caption database, of files that a server could not read."""
         captions = self._service.captions
         await asyncio.to_thread(captions.check_plan, plan)
-        await captions.build(clean_database_name(name, "name"), plan, sources, advance)
+        await captions.build(OPEN_NAMESPACE.database(name), plan, sources, advance)
 
     async def search_captions(self, name: str, fields: SearchFields, image: bytes | None) -> SearchResponse:
         """Search here."""
-        query = CaptionQuery(name, image=image, **fields.model_dump())
+        query = CaptionQuery(OPEN_NAMESPACE.database(name), image=image, **fields.model_dump())
         return SearchResponse.of(await self._service.captions.search(query))
 
     async def delete_database(self, name: str) -> None:
         """Remove its folder."""
-        await self._service.captions.databases.delete(name)
+        await self._service.captions.databases.delete(OPEN_NAMESPACE.database(name))
 
     async def label_sets(self) -> list[LabelSetSummaryBody]:
         """Read the store, page by page."""
         found: list[LabelSetSummaryBody] = []
         after = None
-        while page := await self._service.label_sets.list(limit=1000, after=after):
+        while page := await self._service.label_sets.list(limit=1000, after=after, namespace=OPEN_NAMESPACE):
             found += [LabelSetSummaryBody.of(each) for each in page]
             after = page[-1].name
         return found
 
     async def label_set(self, reference: str) -> LabelSetResponse:
         """Read the store."""
-        return LabelSetResponse.of(await self._service.find_label_set(reference))
+        return LabelSetResponse.of(await self._service.find_label_set(OPEN_NAMESPACE.reference(reference)))
 
     async def put_label_set(self, name: str, body: LabelSetBody) -> LabelSetResponse:
         """Write the store."""
         label_set, _ = await self._service.put_label_set(
-            name, body.entries(), body.templates, merge_synonyms=body.merge_synonyms
+            OPEN_NAMESPACE.label_set(name), body.entries(), body.templates, merge_synonyms=body.merge_synonyms
         )
         return LabelSetResponse.of(label_set)
 
@@ -255,7 +255,7 @@ class InProcess:
         self, name: str, images: Sequence[bytes], classnames: Sequence[str | None]
     ) -> AddedExamplesResponse:
         """Encode them and write the store."""
-        label_set = await self._service.label_sets.get(clean_label_set_name(name, "name"))
+        label_set = await self._service.label_sets.get(OPEN_NAMESPACE.label_set(name))
         indices = iter(indices_of([each for each in classnames if each is not None], label_set.classnames))
         cleaned = [None if each is None else label_set.classnames[next(indices)] for each in classnames]
         prepared = await self._service.examples.prepare(label_set.name, images, cleaned)
@@ -265,17 +265,17 @@ class InProcess:
 
     async def try_methods(self, name: str, job: str | None, advance: Advance) -> None:  # noqa: ARG002 - a server's
         """Try them here and now."""
-        await try_for_every_model(self._service, clean_label_set_name(name, "name"), advance)
+        await try_for_every_model(self._service, OPEN_NAMESPACE.label_set(name), advance)
 
     async def example_counts(self, name: str) -> ExampleCountsBody:
         """Read the store."""
-        return ExampleCountsBody.of(await self._service.examples.counts(clean_label_set_name(name, "name")))
+        return ExampleCountsBody.of(await self._service.examples.counts(OPEN_NAMESPACE.label_set(name)))
 
     async def delete_examples(
         self, name: str, *, classname: str | None, unlabelled: bool, everything: bool
     ) -> DeletedExamplesResponse:
         """Write the store."""
-        name = clean_label_set_name(name, "name")
+        name = OPEN_NAMESPACE.label_set(name)
         if classname is not None:
             classname = await self._service.class_with_examples(name, classname)
         deleted = await self._service.examples.delete(
@@ -286,21 +286,21 @@ class InProcess:
 
     async def selection(self, name: str, model: str | None) -> SelectionResponse:
         """Read the store."""
-        return SelectionResponse.of(await self._service.selection(name, model))
+        return SelectionResponse.of(await self._service.selection(OPEN_NAMESPACE.label_set(name), model))
 
     async def estimate_descriptions(self, name: str, body: DescribeBody) -> EstimateBody:
         """Plan the questions."""
-        told = await self._service.estimate_descriptions(clean_label_set_name(name, "name"), body.request())
+        told = await self._service.estimate_descriptions(OPEN_NAMESPACE.label_set(name), body.request())
         return EstimateBody(**asdict(told))
 
     async def describe(self, name: str, body: GenerateBody, advance: Advance) -> Mapping[str, Any]:
         """Ask here and now."""
-        name = clean_label_set_name(name, "name")
+        name = OPEN_NAMESPACE.label_set(name)
         return asdict(await self._service.describe(name, body.request(), advance, accept=body.accept))
 
     async def drafts(self, name: str, status: DraftStatus | None, classname: str | None) -> list[DraftBody]:
         """Read the store, page by page."""
-        name = clean_label_set_name(name, "name")
+        name = OPEN_NAMESPACE.label_set(name)
         found: list[DraftBody] = []
         after = 0
         while page := await self._service.drafts.list(
@@ -312,10 +312,10 @@ class InProcess:
 
     async def accept_drafts(self, name: str, body: DecisionBody) -> AcceptedResponse:
         """Write the store."""
-        label_set, accepted = await self._service.accept_drafts(name, body.ids)
+        label_set, accepted = await self._service.accept_drafts(OPEN_NAMESPACE.label_set(name), body.ids)
         return AcceptedResponse(accepted=accepted, label_set=LabelSetResponse.of(label_set))
 
     async def reject_drafts(self, name: str, body: DecisionBody) -> RejectedResponse:
         """Write the store."""
-        name = clean_label_set_name(name, "name")
+        name = OPEN_NAMESPACE.label_set(name)
         return RejectedResponse(rejected=await self._service.drafts.reject(name, body.ids))

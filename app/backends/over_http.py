@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import httpx
 
+from app.api.access import NAMESPACE_HEADER
 from app.api.errors import TYPE_PREFIX
 from app.api.schemas import (
     AcceptedResponse,
@@ -56,6 +57,8 @@ _IMAGE_FAULTS = {TYPE_PREFIX + slug for slug in ("not-an-image", "image-too-larg
 # What images may be refused for together and not alone: their number, or each for another fault.
 _GROUP_FAULTS = _IMAGE_FAULTS | {TYPE_PREFIX + "too-large", TYPE_PREFIX + "invalid-field"}
 _MAX_TRIES = 8
+# Longer than this no command waits for its turn; it tells when it can be had.
+_MAX_WAIT_S = 60
 _POLL_S = 0.5
 _DRAFTS_PER_PAGE = 1000
 
@@ -350,7 +353,8 @@ class OverHttp:
                 ) from error
             if answer.is_success:
                 return answer
-            if answer.status_code != 503 or attempt == _MAX_TRIES - 1:
+            patient = answer.status_code in {429, 503} and _retry_after_s(answer) <= _MAX_WAIT_S
+            if not patient or attempt == _MAX_TRIES - 1:
                 break
             # Not all callers that were told the same number should come back at the same moment.
             await asyncio.sleep(_retry_after_s(answer) * random.uniform(1, 1.5))  # noqa: S311
@@ -358,9 +362,27 @@ class OverHttp:
 
 
 @asynccontextmanager
-async def over_http(server: str) -> AsyncIterator[OverHttp]:
-    """Connect to ``http://host:port``."""
-    async with httpx.AsyncClient(base_url=server, timeout=httpx.Timeout(120, connect=10)) as client:
+async def over_http(server: str, *, key: str | None = None, namespace: str | None = None) -> AsyncIterator[OverHttp]:
+    """Connect to ``http://host:port``.
+
+    Args:
+        server: its address.
+        key: an API key, where it wants one.
+        namespace: another than that of the key, which must be an administrator's.
+
+    Raises:
+        InvalidFieldError: the key or the namespace is not ASCII.
+    """
+    headers = {}
+    for name, variable, value in (
+        ("Authorization", "DEIXIS_API_KEY", None if key is None else f"Bearer {key.strip()}"),
+        (NAMESPACE_HEADER, "DEIXIS_NAMESPACE", namespace),
+    ):
+        if value is not None:
+            if not (value.isascii() and value.isprintable()):
+                raise InvalidFieldError.of(variable, "has characters that no header can have; use ASCII")
+            headers[name] = value
+    async with httpx.AsyncClient(base_url=server, headers=headers, timeout=httpx.Timeout(120, connect=10)) as client:
         yield OverHttp(client)
 
 

@@ -11,6 +11,7 @@ from app.cli.common import out
 from app.cli.describe import describe_command, drafts_cli
 from app.cli.evaluate import evaluate_command
 from app.cli.examples import examples_cli
+from app.cli.keys import keys_cli
 from app.cli.label_sets import label_sets_cli
 from app.cli.models import models_cli
 from app.cli.serve import serve
@@ -33,6 +34,7 @@ cli.add_typer(label_sets_cli, name="label-sets")
 cli.add_typer(examples_cli, name="examples")
 cli.add_typer(captions_cli, name="captions")
 cli.add_typer(drafts_cli, name="drafts")
+cli.add_typer(keys_cli, name="keys")
 cli.add_typer(models_cli, name="models")
 
 

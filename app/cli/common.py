@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -38,7 +39,11 @@ err = Console(stderr=True)
 
 ServerOption = Annotated[
     str | None,
-    typer.Option("--server", metavar="URL", help="Ask a running server; else work in process."),
+    typer.Option(
+        "--server",
+        metavar="URL",
+        help="Ask a running server, with the key in DEIXIS_API_KEY if it wants one; else work in process.",
+    ),
 ]
 LabelsOption = Annotated[
     list[str] | None,
@@ -89,7 +94,9 @@ def told_plainly() -> Iterator[None]:
 async def _backend(server: str | None, *, encoders: bool) -> AsyncIterator[Backend]:
     """Open the server, or a service in this process."""
     if server is not None:
-        async with over_http(server) as remote:
+        # Not settings: they are about this service, and these for another.
+        key, namespace = os.environ.get("DEIXIS_API_KEY"), os.environ.get("DEIXIS_NAMESPACE")
+        async with over_http(server, key=key, namespace=namespace) as remote:
             yield remote
         return
     async with _in_process(encoders=encoders) as local:
@@ -118,7 +125,7 @@ def with_backend(server: str | None, work: Callable[[Backend], Awaitable[Result]
         async with _backend(server, encoders=encoders) as backend:
             return await work(backend)
 
-    return _run(opened())
+    return run(opened())
 
 
 def with_service(work: Callable[[InProcess], Awaitable[Result]]) -> Result:
@@ -128,10 +135,11 @@ def with_service(work: Callable[[InProcess], Awaitable[Result]]) -> Result:
         async with _in_process(encoders=True) as local:
             return await work(local)
 
-    return _run(opened())
+    return run(opened())
 
 
-def _run(work: Coroutine[Any, Any, Result]) -> Result:
+def run(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run a command's work, and end the command where it fails."""
     configure_logs("console", "warning")
     with told_plainly():
         return asyncio.run(work)

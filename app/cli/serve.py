@@ -3,7 +3,9 @@
 import asyncio
 import inspect
 import socket
+from collections.abc import Sequence
 from contextlib import ExitStack
+from ipaddress import ip_address
 from typing import Annotated, Any
 
 import typer
@@ -12,10 +14,12 @@ import uvicorn
 from app import __version__
 from app.cli.common import NOTHING_DONE, told_plainly
 from app.errors import ConfigurationError
+from app.keys import KeyPolicy
 from app.logs import configure_logs
 from app.main import create_app, load_encoders
 from app.settings import Settings, load_settings
 from app.store.database import migrate, open_engine
+from app.store.keys import KeyRepository
 
 
 class _AnnouncedServer(uvicorn.Server):
@@ -37,29 +41,29 @@ class _AnnouncedServer(uvicorn.Server):
 
 def serve(**flags: Any) -> None:
     """Start the HTTP service. Every flag is also an environment variable: --data-dir is DEIXIS_DATA_DIR."""
-    with told_plainly():
+    with told_plainly(), ExitStack() as closing:
         settings = load_settings(**flags)
         configure_logs(settings.log_format, settings.log_level)
-        # All that can fail comes first, so that it ends the command with one line; the port costs the least.
+        # All that can fail comes first, so that it ends the command with one line; models cost the most.
         listeners = _bind(settings)
-        encoders = load_encoders(settings)
-        asyncio.run(_migrate(settings))
-    server = _AnnouncedServer(
-        uvicorn.Config(
-            create_app(settings, lambda _: encoders),
-            host=settings.host,
-            port=settings.port,
-            log_config=None,
-            access_log=False,
-            lifespan="on",
-            timeout_keep_alive=settings.keep_alive_s,
-            timeout_graceful_shutdown=settings.shutdown_timeout_s,
-            server_header=False,
-        )
-    )
-    with told_plainly(), ExitStack() as closing:
         for listener in listeners:
             closing.enter_context(listener)
+        asyncio.run(_prepare(settings, listeners))
+        app = create_app(settings, lambda _: encoders)
+        encoders = load_encoders(settings)
+        server = _AnnouncedServer(
+            uvicorn.Config(
+                app,
+                host=settings.host,
+                port=settings.port,
+                log_config=None,
+                access_log=False,
+                lifespan="on",
+                timeout_keep_alive=settings.keep_alive_s,
+                timeout_graceful_shutdown=settings.shutdown_timeout_s,
+                server_header=False,
+            )
+        )
         try:
             server.run(sockets=listeners)
         except OSError as error:  # another process took the port between binding and listening
@@ -98,12 +102,25 @@ def _cannot_listen(settings: Settings, error: OSError) -> ConfigurationError:
     )
 
 
-async def _migrate(settings: Settings) -> None:
+async def _prepare(settings: Settings, listeners: Sequence[socket.socket]) -> None:
+    """Migrate the database, and see that nobody is let in by oversight."""
     engine = open_engine(settings.effective_database_url)
     try:
         await migrate(engine)
+        is_closed = settings.keys is not KeyPolicy.AUTO or settings.api_keys_file is not None
+        is_safe = is_closed or all(_is_local(listener) for listener in listeners)
+        if not is_safe and not await KeyRepository(engine).any():
+            raise ConfigurationError(
+                f"{settings.host} can be reached from other machines, and there are no API keys: make one by"
+                " `deixis keys create --scope admin`, name a file of keys in DEIXIS_API_KEYS_FILE, or set"
+                " DEIXIS_KEYS=off where something else keeps strangers out"
+            )
     finally:
         await engine.dispose()
+
+
+def _is_local(listener: socket.socket) -> bool:
+    return ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
 def _flags_of_settings() -> inspect.Signature:

@@ -16,7 +16,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import undefer
 
 from app.errors import UnknownNameError
+from app.naming import Namespace
 from app.store.database import reading, writing
+from app.store.label_sets import belongs_to
 from app.store.tables import JobRow
 
 KEPT_DAYS = 30
@@ -107,29 +109,33 @@ class JobRepository:
         # Two that are written at the same moment do the same work twice, and no harm.
         return (await self.add(kind, subject, request), True) if row is None else (_to_job(row), False)
 
-    async def get(self, job_id: str) -> Job:
+    async def get(self, job_id: str, namespace: Namespace | None = None) -> Job:
         """Return a job.
 
         Raises:
-            UnknownNameError: there is none of that id.
+            UnknownNameError: there is none of that id, or it is about something of another namespace.
         """
         async with reading(self._engine) as session:
             row = await session.get(JobRow, _storable(job_id))
-            if row is None:
+            if row is None or not (namespace is None or namespace.holds(row.subject)):
                 raise _unknown(job_id)
             return _to_job(row)
 
-    async def list(self, limit: int, after: str | None = None) -> Sequence[Job]:
+    async def list(self, limit: int, after: str | None = None, namespace: Namespace | None = None) -> Sequence[Job]:
         """Return at most ``limit`` jobs, the newest first, beginning behind the one with the id ``after``.
+
+        ``namespace`` is that of what they are about; by default they are about anything.
 
         Raises:
             UnknownNameError: there is no job ``after``.
         """
         statement = select(JobRow).order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit)
+        if namespace is not None:
+            statement = statement.where(belongs_to(JobRow.subject, namespace))
         async with reading(self._engine) as session:
             if after is not None:
                 last = await session.get(JobRow, _storable(after))
-                if last is None:
+                if last is None or not (namespace is None or namespace.holds(last.subject)):
                     raise _unknown(after)
                 statement = statement.where(tuple_(JobRow.created_at, JobRow.id) < tuple_(last.created_at, last.id))
             return [_to_job(row) for row in await session.scalars(statement)]

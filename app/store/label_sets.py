@@ -7,11 +7,13 @@ from enum import Enum
 from typing import Final, Literal, TypeAlias
 
 from cachetools import LRUCache
-from sqlalchemy import ColumnElement, Integer, and_, delete, func, literal, select
+from sqlalchemy import ColumnElement, Integer, and_, delete, func, literal, not_, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import InstrumentedAttribute
 
 from app.errors import ConflictError, InvalidFieldError, PreconditionFailedError, TooLargeError, UnknownNameError
+from app.naming import NAMESPACE_END, OPEN_NAMESPACE, Namespace, namespace_of
 from app.store.database import reading, scrub, writing
 from app.store.tables import AnswerRow, DraftRow, ExampleRow, LabelSetRow, LabelSetVersionRow, SelectionRow
 from app.task import ClassEntry, LabelSet, MergeSynonyms
@@ -97,8 +99,13 @@ class LabelSetRepository:
                 return cached
             return replace(cached, examples_revision=revisions[0], deletions_revision=revisions[1])
 
-    async def list(self, limit: int, after: str | None = None) -> Sequence[LabelSetSummary]:
-        """Return at most ``limit`` summaries, sorted by code point, beginning behind the name ``after``."""
+    async def list(
+        self, limit: int, after: str | None = None, namespace: Namespace | None = None
+    ) -> Sequence[LabelSetSummary]:
+        """Return at most ``limit`` summaries, sorted by code point, beginning behind the name ``after``.
+
+        ``namespace`` is whose; by default those of all.
+        """
         statement = (
             select(
                 LabelSetVersionRow.name,
@@ -116,6 +123,8 @@ class LabelSetRepository:
             .order_by(LabelSetRow.name)
             .limit(limit)
         )
+        if namespace is not None:
+            statement = statement.where(belongs_to(LabelSetRow.name, namespace))
         if after is not None:
             if not is_storable(after):
                 raise InvalidFieldError.of(
@@ -134,10 +143,12 @@ class LabelSetRepository:
         merge_synonyms: MergeSynonyms = MergeSynonyms.MEAN,
         if_match: IfMatch = None,
         if_none_match_any: bool = False,
+        max_label_sets: int | None = None,
     ) -> tuple[LabelSet, bool]:
         """Write a new version; the second value tells whether the label set came into being by it.
 
         Raises:
+            TooLargeError: it would be one more than ``max_label_sets`` in its namespace.
             PreconditionFailedError: the current version is not in ``if_match``, or there is one although
                 ``if_none_match_any`` says that there must be none.
         """
@@ -148,6 +159,8 @@ class LabelSetRepository:
                 if if_match is not None:
                     problem = f"If-Match is given, but there is no label set '{name}'"
                     raise PreconditionFailedError(f"{problem}; leave If-Match out to make it")
+                if max_label_sets is not None:
+                    await _require_room(session, namespace_of(name), max_label_sets)
                 row.deleted_at = None
             else:
                 if if_none_match_any:
@@ -221,6 +234,16 @@ class LabelSetRepository:
             row.deleted_at = datetime.now(UTC)
         if with_examples:
             await scrub(self._engine)
+
+
+async def _require_room(session: AsyncSession, namespace: Namespace, most: int) -> None:
+    there = await session.scalar(
+        select(func.count())
+        .select_from(LabelSetRow)
+        .where(LabelSetRow.deleted_at.is_(None), belongs_to(LabelSetRow.name, namespace))
+    )
+    if there is not None and there >= most:
+        raise TooLargeError(f"there are {there:,} label sets; delete some, or raise DEIXIS_MAX_LABEL_SETS")
 
 
 async def _lock_or_reserve(session: AsyncSession, name: str) -> LabelSetRow:
@@ -303,8 +326,20 @@ def _require_match(row: LabelSetRow, if_match: IfMatch) -> None:
 
 async def unknown_label_set(session: AsyncSession, name: str) -> UnknownNameError:
     """Return the error for a name that no label set has, with those that there are."""
-    known = await session.scalars(select(LabelSetRow.name).where(LabelSetRow.deleted_at.is_(None)))
+    namespace = namespace_of(name)
+    known = await session.scalars(
+        select(LabelSetRow.name).where(LabelSetRow.deleted_at.is_(None), belongs_to(LabelSetRow.name, namespace))
+    )
     return UnknownNameError("label set", printable(name), known)
+
+
+def belongs_to(name: InstrumentedAttribute[str], namespace: Namespace) -> ColumnElement[bool]:
+    """Return the condition that what is kept under a name is of a namespace."""
+    if namespace == OPEN_NAMESPACE:
+        return not_(name.contains(NAMESPACE_END))
+    # All names that begin so, in the order of code points, which an index can find.
+    first, behind = f"{namespace.name}{NAMESPACE_END}", f"{namespace.name}{chr(ord(NAMESPACE_END) + 1)}"
+    return and_(name >= first, name < behind)
 
 
 async def _unknown_version(session: AsyncSession, row: LabelSetRow, version: int | None) -> UnknownNameError:

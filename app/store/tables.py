@@ -11,6 +11,8 @@ An example image is one row in ``examples`` and one per model in ``example_featu
 of a label set's examples, and goes on counting when the label set is deleted and made again, so that what was learned
 from examples can never be taken for what others would teach. What was chosen for a model and a label set by trying it
 on the examples is one row in ``selections``.
+
+Label sets of a namespace are kept under names such as ``acme#pets``, in every table (``app.naming.Namespace``).
 """
 
 from datetime import UTC, datetime
@@ -226,6 +228,24 @@ class ExampleFeatureRow(Base):
     )
     model: Mapped[str] = mapped_column(Text, primary_key=True)
     feature: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class ApiKeyRow(Base):
+    """A key, of which only the SHA-256 is kept; ``namespace`` is whose label sets and databases it sees."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    digest: Mapped[bytes] = mapped_column(LargeBinary)
+    scope: Mapped[str] = mapped_column(Text)
+    namespace: Mapped[str] = mapped_column(NAME_TYPE)
+    note: Mapped[str] = mapped_column(Text)
+    rate: Mapped[str | None] = mapped_column(Text)
+    image_rate: Mapped[str | None] = mapped_column(Text)
+    concurrency: Mapped[int | None] = mapped_column(Integer)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    last_used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
 class SelectionRow(Base):

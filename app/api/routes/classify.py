@@ -4,6 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from app.api.access import CallerDependency, GuardedRoute, note
 from app.api.dependencies import ServiceDependency
 from app.api.disconnects import unless_disconnected
 from app.api.errors import kind_of, problem
@@ -13,7 +14,7 @@ from app.errors import FieldProblem, InvalidFieldError
 from app.service import Question
 from app.task import Classification
 
-router = APIRouter(tags=["classify"])
+router = APIRouter(tags=["classify"], route_class=GuardedRoute)
 
 
 def _form_schema() -> dict[str, Any]:
@@ -58,7 +59,7 @@ _BODY = {
 
 @router.post("/v1/classify", response_model=ClassifyResponse, openapi_extra=_BODY)
 @router.post("/classify", response_model=ClassifyResponse, openapi_extra=_BODY, include_in_schema=False)
-async def classify(request: Request, service: ServiceDependency) -> ClassifyResponse:
+async def classify(request: Request, service: ServiceDependency, caller: CallerDependency) -> ClassifyResponse:
     """Classify one or more images among the caller's own words; without any, by names that are found for them.
 
     A bad image in a request of several is told in its own result; if every image is bad, the answer is an error.
@@ -80,9 +81,20 @@ async def classify(request: Request, service: ServiceDependency) -> ClassifyResp
             coverage=fields.coverage,
             database=fields.database,
             group=fields.group,
+            namespace=caller.namespace,
         )
     )
+    await caller.spend_images(len(given.images))
     classification = await unless_disconnected(request, service.classify(given.images, task))
+    note(
+        request,
+        model=task.model,
+        classifier=task.method,
+        label_set=task.label_set,
+        images=len(given.images),
+        image_bytes=sum(len(image) for image in given.images if isinstance(image, bytes)),
+        timing_ms={stage: round(value, 3) for stage, value in classification.timing_ms.items()},
+    )
     _raise_if_all_bad(classification)
     return ClassifyResponse.of(classification, problem)
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from app.api.access import CallerDependency, GuardedRoute
 from app.api.dependencies import JobsDependency, ServiceDependency
 from app.api.disconnects import unless_disconnected
 from app.api.inputs import IMAGE_FILES, read_search_input
@@ -20,8 +21,9 @@ from app.api.schemas import (
 from app.caption_library import CaptionQuery
 from app.databases import DatabaseState
 from app.service import Service
+from app.store.keys import Scope
 
-router = APIRouter(prefix="/v1/databases", tags=["caption databases"])
+router = APIRouter(prefix="/v1/databases", tags=["caption databases"], route_class=GuardedRoute)
 
 _FIELDS = SearchFields.model_json_schema()["properties"]
 _BODY: dict[str, Any] = {
@@ -53,38 +55,52 @@ _BODY: dict[str, Any] = {
 
 
 @router.get("")
-async def list_databases(service: ServiceDependency) -> DatabaseList:
+async def list_databases(service: ServiceDependency, caller: CallerDependency) -> DatabaseList:
     """List the caption databases, by name."""
-    return DatabaseList(databases=[await _told(state, service) for state in await service.captions.databases.states()])
+    states = await service.captions.databases.states(caller.namespace)
+    return DatabaseList(databases=[await _told(state, service) for state in states])
 
 
 @router.get("/{name}")
-async def get_database(name: str, service: ServiceDependency) -> DatabaseBody:
+async def get_database(name: str, service: ServiceDependency, caller: CallerDependency) -> DatabaseBody:
     """Return what is known of a caption database."""
-    return await _told(await service.captions.databases.state(name), service)
+    databases = service.captions.databases
+    return await _told(await databases.state(databases.named(name, caller.namespace)), service)
 
 
 @router.put("/{name}", status_code=202, dependencies=JSON_ONLY)
 async def build_database(
-    name: str, body: BuildDatabaseBody, service: ServiceDependency, jobs: JobsDependency, response: Response
+    name: str,
+    body: BuildDatabaseBody,
+    service: ServiceDependency,
+    jobs: JobsDependency,
+    caller: CallerDependency,
+    response: Response,
 ) -> JobBody:
     """Begin a job that builds a caption database; it takes the place of what has its name when it is done."""
+    if body.files:
+        caller.require(Scope.ADMIN, "reading files of the server")
+    name = service.captions.databases.named_to_change(name, caller.namespace)
     job = await jobs.build_captions(name, body.plan(service.pipeline.default_model))
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return JobBody.of(job)
 
 
 @router.delete("/{name}", status_code=204, response_class=Response)
-async def delete_database(name: str, service: ServiceDependency) -> None:
+async def delete_database(name: str, service: ServiceDependency, caller: CallerDependency) -> None:
     """Delete a caption database; requests that use it end well."""
-    await service.captions.databases.delete(name)
+    databases = service.captions.databases
+    await databases.delete(databases.named_to_change(name, caller.namespace))
 
 
 @router.post("/{name}/search", response_model=SearchResponse, openapi_extra=_BODY)
-async def search_database(name: str, request: Request, service: ServiceDependency) -> SearchResponse:
+async def search_database(
+    name: str, request: Request, service: ServiceDependency, caller: CallerDependency
+) -> SearchResponse:
     """Return the captions nearest to a text or an image, a page at a time."""
     fields, image = await read_search_input(request)
-    query = CaptionQuery(name, **fields.model_dump())
+    query = CaptionQuery(service.captions.databases.named(name, caller.namespace), **fields.model_dump())
+    await caller.spend_images(0 if image is None else 1)
     return SearchResponse.of(await unless_disconnected(request, service.search_captions(query, image)))
 
 

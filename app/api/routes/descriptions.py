@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
+from app.api.access import GuardedRoute, LabelSetName
 from app.api.dependencies import JobsDependency, ServiceDependency
 from app.api.routes.label_sets import JSON_ONLY, IfMatchHeader, etag_of, parse_if_match
 from app.api.schemas import (
@@ -20,11 +21,10 @@ from app.api.schemas import (
     QuestionSetList,
     RejectedResponse,
 )
-from app.naming import clean_label_set_name
 from app.store.drafts import DraftStatus
 from app.task import ClassEntry
 
-router = APIRouter(tags=["descriptions"])
+router = APIRouter(tags=["descriptions"], route_class=GuardedRoute)
 
 _PATH = "/v1/label-sets/{name}/descriptions"
 
@@ -41,28 +41,30 @@ async def list_question_sets(service: ServiceDependency) -> QuestionSetList:
 
 
 @router.post(f"{_PATH}:estimate", dependencies=JSON_ONLY)
-async def estimate_descriptions(name: str, body: DescribeBody, service: ServiceDependency) -> EstimateBody:
+async def estimate_descriptions(name: LabelSetName, body: DescribeBody, service: ServiceDependency) -> EstimateBody:
     """Tell what `descriptions:generate` would take at most, without asking anything."""
-    told = await service.estimate_descriptions(clean_label_set_name(name, "name"), body.request())
+    told = await service.estimate_descriptions(name, body.request())
     return EstimateBody(
         requests=told.requests, prompt_tokens=told.prompt_tokens, completion_tokens=told.completion_tokens
     )
 
 
 @router.post(f"{_PATH}:generate", status_code=202, dependencies=JSON_ONLY)
-async def generate_descriptions(name: str, body: GenerateBody, jobs: JobsDependency, response: Response) -> JobBody:
+async def generate_descriptions(
+    name: LabelSetName, body: GenerateBody, jobs: JobsDependency, response: Response
+) -> JobBody:
     """Begin the job of asking the language model of the settings about the classes.
 
     Questions that were answered before, by an earlier job or one that was interrupted, are not asked again.
     """
-    job = await jobs.describe(clean_label_set_name(name, "name"), body.request(), accept=body.accept)
+    job = await jobs.describe(name, body.request(), accept=body.accept)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return JobBody.of(job)
 
 
 @router.get(_PATH)
 async def list_drafts(
-    name: str,
+    name: LabelSetName,
     service: ServiceDependency,
     status: DraftStatus | None = None,
     class_: Annotated[str | None, Query(alias="class", description="Of this class only.")] = None,
@@ -74,9 +76,7 @@ async def list_drafts(
     if class_ is not None:
         (entry,) = service.clean_classes([ClassEntry(class_)])
         classname = entry.name
-    found = await service.drafts.list(
-        clean_label_set_name(name, "name"), limit=limit + 1, after=after, status=status, classname=classname
-    )
+    found = await service.drafts.list(name, limit=limit + 1, after=after, status=status, classname=classname)
     page = found[:limit]
     return DraftList(
         drafts=[DraftBody.of(each) for each in page], next_after=page[-1].id if len(found) > limit else None
@@ -85,7 +85,11 @@ async def list_drafts(
 
 @router.post(f"{_PATH}:accept", dependencies=JSON_ONLY)
 async def accept_drafts(
-    name: str, body: DecisionBody, service: ServiceDependency, response: Response, if_match: IfMatchHeader = None
+    name: LabelSetName,
+    body: DecisionBody,
+    service: ServiceDependency,
+    response: Response,
+    if_match: IfMatchHeader = None,
 ) -> AcceptedResponse:
     """Put drafts into a new version of the label set, behind the texts that its classes have."""
     label_set, accepted = await service.accept_drafts(name, body.ids, if_match=parse_if_match(if_match))
@@ -94,6 +98,6 @@ async def accept_drafts(
 
 
 @router.post(f"{_PATH}:reject", dependencies=JSON_ONLY)
-async def reject_drafts(name: str, body: DecisionBody, service: ServiceDependency) -> RejectedResponse:
+async def reject_drafts(name: LabelSetName, body: DecisionBody, service: ServiceDependency) -> RejectedResponse:
     """Keep drafts from being used, and from being made again."""
-    return RejectedResponse(rejected=await service.drafts.reject(clean_label_set_name(name, "name"), body.ids))
+    return RejectedResponse(rejected=await service.drafts.reject(name, body.ids))

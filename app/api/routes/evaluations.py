@@ -6,15 +6,16 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter, Request, Response
 
+from app.api.access import CallerDependency, GuardedRoute, LabelSetName
 from app.api.dependencies import JobsDependency, ServiceDependency
 from app.api.inputs import IMAGE_FILES, form_fields, media_type_of, opened_form, parsed, read_part
 from app.api.schemas import EvaluateStoredBody, JobBody
 from app.errors import ClientError, InvalidFieldError, UnsupportedMediaTypeError
-from app.naming import clean_label_set_name, indices_of
+from app.naming import indices_of
 from app.service import Question
 from app.store.jobs import Job
 
-router = APIRouter(tags=["evaluation"])
+router = APIRouter(tags=["evaluation"], route_class=GuardedRoute)
 
 _ENCODED_AT_ONCE = 8
 _FIELDS = ("class", "model", "template")
@@ -49,7 +50,12 @@ _BODY: dict[str, Any] = {
 
 @router.post("/v1/label-sets/{name}:evaluate", status_code=202, openapi_extra=_BODY)
 async def evaluate_label_set(
-    name: str, request: Request, service: ServiceDependency, jobs: JobsDependency, response: Response
+    name: LabelSetName,
+    request: Request,
+    service: ServiceDependency,
+    jobs: JobsDependency,
+    caller: CallerDependency,
+    response: Response,
 ) -> JobBody:
     """Begin the job of comparing every method on labelled images, with intervals, a control and a verdict.
 
@@ -63,10 +69,10 @@ async def evaluate_label_set(
             f"content type '{content_type}' is not supported; send multipart/form-data with parts named image and"
             " class, or JSON to evaluate on the stored example images"
         )
-    label_set = await service.find_label_set(clean_label_set_name(name, "name"))
+    label_set = await service.label_sets.get(name)
     if content_type == "application/json":
         body = parsed(EvaluateStoredBody, await request.body())
-        question = Question(label_set=label_set.reference, model=body.model, template=body.template)
+        question = Question.about(label_set, model=body.model, template=body.template)
         return _begun(
             await jobs.evaluate_stored(replace(question, model=(await service.plan(question)).model)), response
         )
@@ -81,8 +87,9 @@ async def evaluate_label_set(
                 "class", f"{len(parts)} images and {len(classes)} classes are given; send one class for each image"
             )
         truth = indices_of(classes, label_set.classnames)
-        question = Question(label_set=label_set.reference, model=fields.get("model"), template=fields.get("template"))
+        question = Question.about(label_set, model=fields.get("model"), template=fields.get("template"))
         model = (await service.plan(question)).model
+        await caller.spend_images(len(parts))
         encoded: list[np.ndarray | ClientError] = []
         for first in range(0, len(parts), _ENCODED_AT_ONCE):
             images = [await read_part(part) for part in parts[first : first + _ENCODED_AT_ONCE]]

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
+from app.api.access import Caller, CallerDependency, GuardedRoute, LabelSetName
 from app.api.dependencies import JobsDependency, ServiceDependency
 from app.api.inputs import IMAGE_FILES, form_fields, media_type_of, opened_form, parsed, read_part
 from app.api.schemas import (
@@ -19,12 +20,13 @@ from app.api.schemas import (
 )
 from app.errors import ClientError, InvalidFieldError, UnknownNameError, UnsupportedMediaTypeError
 from app.jobs import Jobs
-from app.naming import clean_label_set_name, indices_of
+from app.naming import indices_of
 from app.service import Service
 from app.store.examples import Deleted, NewExample
+from app.store.keys import Scope
 from app.task import LabelSet
 
-router = APIRouter(tags=["example images"])
+router = APIRouter(tags=["example images"], route_class=GuardedRoute)
 
 _PATH = "/v1/label-sets/{name}/images"
 _ENCODED_AT_ONCE = 16
@@ -63,7 +65,7 @@ _BODY: dict[str, Any] = {
     openapi_extra=_BODY,
 )
 async def add_images(
-    name: str, request: Request, service: ServiceDependency, jobs: JobsDependency
+    name: LabelSetName, request: Request, service: ServiceDependency, jobs: JobsDependency, caller: CallerDependency
 ) -> AddedExamplesResponse | Response:
     """Add example images: those of a form, or as JSON those of a folder of the server, which is a job.
 
@@ -71,11 +73,12 @@ async def add_images(
     already is not added again; it takes on the class that is given. Images that cannot be read are left out. When the
     answer comes, the others are stored for good; a job then finds out which method they are evidence for.
     """
-    label_set = await service.label_sets.get(clean_label_set_name(name, "name"))
+    label_set = await service.label_sets.get(name)
     match media_type_of(request):
         case "multipart/form-data":
-            return await _add_form(label_set, request, service, jobs)
+            return await _add_form(label_set, request, service, jobs, caller)
         case "application/json":
+            caller.require(Scope.ADMIN, "importing a folder of the server")
             body = parsed(ImportBody, await request.body())
             if body.by_subfolder and body.class_ is not None:
                 raise InvalidFieldError.of("class", "give either class or by_subfolder, not both")
@@ -96,7 +99,9 @@ async def add_images(
             )
 
 
-async def _add_form(label_set: LabelSet, request: Request, service: Service, jobs: Jobs) -> AddedExamplesResponse:
+async def _add_form(
+    label_set: LabelSet, request: Request, service: Service, jobs: Jobs, caller: Caller
+) -> AddedExamplesResponse:
     most = service.max_evaluation_images
     async with opened_form(request, most, most + 1, "DEIXIS_MAX_EVALUATION_IMAGES") as form:
         fields = form_fields(form)
@@ -104,6 +109,7 @@ async def _add_form(label_set: LabelSet, request: Request, service: Service, job
             raise InvalidFieldError.of(strange[0], "there is no such field; known: image, class")
         parts = form.getlist("image")
         classnames = _classes_of(fields.get("class", []), len(parts), label_set)
+        await caller.spend_images(len(parts))
         prepared: list[NewExample | ClientError] = []
         for first in range(0, len(parts), _ENCODED_AT_ONCE):
             some = slice(first, first + _ENCODED_AT_ONCE)
@@ -139,7 +145,7 @@ def _classes_of(given: Sequence[str], images: int, label_set: LabelSet) -> list[
 
 @router.get(_PATH)
 async def list_images(
-    name: str,
+    name: LabelSetName,
     service: ServiceDependency,
     class_: Annotated[str | None, Query(alias="class", description="Of this class only.")] = None,
     unlabelled: Annotated[bool, Query(description="Unlabelled ones only.")] = False,  # noqa: FBT002 - a query field
@@ -147,7 +153,6 @@ async def list_images(
     after: Annotated[int, Query(ge=0, le=2**63 - 1, description="`next_after` of the page before.")] = 0,
 ) -> ExampleList:
     """List example images, a page at a time, and count all of them."""
-    name = clean_label_set_name(name, "name")
     if class_ is not None:
         class_ = await service.class_with_examples(name, class_)
     found = await service.examples.repository.list(
@@ -163,7 +168,7 @@ async def list_images(
 
 @router.delete(_PATH)
 async def delete_images(
-    name: str,
+    name: LabelSetName,
     request: Request,
     service: ServiceDependency,
     jobs: JobsDependency,
@@ -179,7 +184,6 @@ async def delete_images(
         raise InvalidFieldError.of("class", "give one class, unlabelled=true or all=true at a time")
     if [class_ is not None, unlabelled, everything].count(True) != 1:
         raise InvalidFieldError.of("class", "give one of class, unlabelled=true and all=true, to say what is deleted")
-    name = clean_label_set_name(name, "name")
     if class_ is not None:
         class_ = await service.class_with_examples(name, class_)
     deleted = await service.examples.delete(name, classname=class_, unlabelled=unlabelled, everything=everything)
@@ -187,9 +191,9 @@ async def delete_images(
 
 
 @router.get(_PATH + "/{image_id}")
-async def get_image(name: str, image_id: int, service: ServiceDependency) -> ExampleBody:
+async def get_image(name: LabelSetName, image_id: int, service: ServiceDependency) -> ExampleBody:
     """Return what is known of an example image."""
-    return ExampleBody.of(await service.examples.repository.get(clean_label_set_name(name, "name"), image_id))
+    return ExampleBody.of(await service.examples.repository.get(name, image_id))
 
 
 @router.get(
@@ -197,9 +201,9 @@ async def get_image(name: str, image_id: int, service: ServiceDependency) -> Exa
     response_class=Response,
     responses={200: {"content": {"application/octet-stream": {}}, "description": "The file, as it was sent."}},
 )
-async def get_image_content(name: str, image_id: int, service: ServiceDependency) -> Response:
+async def get_image_content(name: LabelSetName, image_id: int, service: ServiceDependency) -> Response:
     """Return the file of an example image, where the operator has files kept."""
-    content = await service.examples.repository.content(clean_label_set_name(name, "name"), image_id)
+    content = await service.examples.repository.content(name, image_id)
     if content is None:
         raise UnknownNameError(
             "file of example image", str(image_id), way_out="only its features are kept; see DEIXIS_KEEP_IMAGES"
@@ -214,17 +218,16 @@ async def get_image_content(name: str, image_id: int, service: ServiceDependency
 
 @router.delete(_PATH + "/{image_id}")
 async def delete_image(
-    name: str, image_id: int, service: ServiceDependency, jobs: JobsDependency
+    name: LabelSetName, image_id: int, service: ServiceDependency, jobs: JobsDependency
 ) -> DeletedExamplesResponse:
     """Delete one example image for good, with what was learned from it."""
-    name = clean_label_set_name(name, "name")
     await service.examples.repository.get(name, image_id)
     return await _deleted(name, await service.examples.delete(name, ids=[image_id]), service, jobs)
 
 
 @router.get("/v1/label-sets/{name}/selection")
 async def get_selection(
-    name: str,
+    name: LabelSetName,
     service: ServiceDependency,
     model: Annotated[str | None, Query(description="The first served by default.")] = None,
 ) -> SelectionResponse:
@@ -232,7 +235,7 @@ async def get_selection(
     return SelectionResponse.of(await service.selection(name, model))
 
 
-async def _deleted(name: str, deleted: Deleted, service: Service, jobs: Jobs) -> DeletedExamplesResponse:
+async def _deleted(name: LabelSetName, deleted: Deleted, service: Service, jobs: Jobs) -> DeletedExamplesResponse:
     return DeletedExamplesResponse(
         deleted=deleted.deleted,
         counts=ExampleCountsBody.of(await service.examples.counts(name)),

@@ -3,10 +3,11 @@
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
+from app.api.access import GuardedRoute
 from app.api.dependencies import ServiceDependency
 from app.api.schemas import Health
 
-router = APIRouter(tags=["probes"])
+router = APIRouter(tags=["probes"], route_class=GuardedRoute)
 
 
 @router.head("/healthz", include_in_schema=False)

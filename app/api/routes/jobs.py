@@ -4,31 +4,33 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
+from app.api.access import CallerDependency, GuardedRoute
 from app.api.dependencies import JobsDependency
 from app.api.schemas import JobBody, JobList
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=GuardedRoute)
 
 
 @router.get("")
 async def list_jobs(
     jobs: JobsDependency,
+    caller: CallerDependency,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     after: Annotated[str | None, Query(description="`next_after` of the page before.")] = None,
 ) -> JobList:
     """List jobs, the newest first, a page at a time; finished ones are kept for 30 days."""
-    found = await jobs.repository.list(limit=limit + 1, after=after)
+    found = await jobs.repository.list(limit=limit + 1, after=after, namespace=caller.namespace)
     page = found[:limit]
     return JobList(jobs=[JobBody.of(each) for each in page], next_after=page[-1].id if len(found) > limit else None)
 
 
 @router.get("/{job_id}")
-async def get_job(job_id: str, jobs: JobsDependency) -> JobBody:
+async def get_job(job_id: str, jobs: JobsDependency, caller: CallerDependency) -> JobBody:
     """Return a job."""
-    return JobBody.of(await jobs.repository.get(job_id))
+    return JobBody.of(await jobs.repository.get(job_id, caller.namespace))
 
 
 @router.delete("/{job_id}")
-async def cancel_job(job_id: str, jobs: JobsDependency) -> JobBody:
+async def cancel_job(job_id: str, jobs: JobsDependency, caller: CallerDependency) -> JobBody:
     """Stop a job where it is; what it has written stays."""
-    return JobBody.of(await jobs.cancel(job_id))
+    return JobBody.of(await jobs.cancel(job_id, caller.namespace))

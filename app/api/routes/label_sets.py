@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
+from app.api.access import CallerDependency, GuardedRoute, LabelSetName
 from app.api.dependencies import ServiceDependency
 from app.api.inputs import media_type_of
 from app.api.schemas import (
@@ -14,11 +15,11 @@ from app.api.schemas import (
     LabelSetSummaryBody,
 )
 from app.errors import InvalidFieldError, UnsupportedMediaTypeError
-from app.naming import clean_label_set_name
+from app.naming import own_name
 from app.store.label_sets import ANY, IfMatch
 from app.task import ClassEntry, LabelSet
 
-router = APIRouter(prefix="/v1/label-sets", tags=["label sets"])
+router = APIRouter(prefix="/v1/label-sets", tags=["label sets"], route_class=GuardedRoute)
 
 
 def _require_json(request: Request) -> None:
@@ -38,29 +39,32 @@ IfMatchHeader = Annotated[str | None, Header(alias="If-Match", description="Writ
 @router.get("")
 async def list_label_sets(
     service: ServiceDependency,
+    caller: CallerDependency,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     after: Annotated[str | None, Query(description="`next_after` of the page before.")] = None,
 ) -> LabelSetList:
     """List the label sets by name, a page at a time."""
     # One more than the page holds tells whether it is the last.
-    found = await service.label_sets.list(limit=limit + 1, after=after)
+    found = await service.label_sets.list(
+        limit=limit + 1, after=None if after is None else caller.namespace.within(after), namespace=caller.namespace
+    )
     page = found[:limit]
     return LabelSetList(
         label_sets=[LabelSetSummaryBody.of(each) for each in page],
-        next_after=page[-1].name if len(found) > limit else None,
+        next_after=own_name(page[-1].name) if len(found) > limit else None,
     )
 
 
 @router.get("/{name}", response_model=LabelSetResponse, responses={304: {"description": "It is the version you have."}})
 async def get_label_set(
-    name: str,
+    name: LabelSetName,
     service: ServiceDependency,
     response: Response,
     version: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="The latest by default.")] = None,
     if_none_match: Annotated[str | None, Header(alias="If-None-Match")] = None,
 ) -> LabelSetResponse | Response:
     """Return a label set, in its latest version or the one asked for."""
-    label_set = await service.label_sets.get(clean_label_set_name(name, "name"), version)
+    label_set = await service.label_sets.get(name, version)
     etag = etag_of(label_set)
     had = {each.strip().removeprefix("W/") for each in (if_none_match or "").split(",")}
     if had & {etag, "*"}:
@@ -72,7 +76,7 @@ async def get_label_set(
     "/{name}", dependencies=JSON_ONLY, responses={201: {"model": LabelSetResponse, "description": "The name is new."}}
 )
 async def put_label_set(
-    name: str,
+    name: LabelSetName,
     body: LabelSetBody,
     service: ServiceDependency,
     response: Response,
@@ -98,14 +102,18 @@ async def put_label_set(
 
 
 @router.delete("/{name}", status_code=204, response_class=Response)
-async def delete_label_set(name: str, service: ServiceDependency, if_match: IfMatchHeader = None) -> None:
+async def delete_label_set(name: LabelSetName, service: ServiceDependency, if_match: IfMatchHeader = None) -> None:
     """Delete a label set with all its versions and example images; version numbers are never given again."""
     await service.delete_label_set(name, if_match=parse_if_match(if_match))
 
 
 @router.post("/{name}/classes", dependencies=JSON_ONLY)
 async def add_classes(
-    name: str, body: ClassesBody, service: ServiceDependency, response: Response, if_match: IfMatchHeader = None
+    name: LabelSetName,
+    body: ClassesBody,
+    service: ServiceDependency,
+    response: Response,
+    if_match: IfMatchHeader = None,
 ) -> LabelSetResponse:
     """Add classes at the end, as a new version."""
     label_set = await service.add_classes(name, body.entries(), if_match=parse_if_match(if_match))
@@ -114,13 +122,11 @@ async def add_classes(
 
 @router.delete("/{name}/classes/{classname:path}")
 async def remove_class(
-    name: str, classname: str, service: ServiceDependency, response: Response, if_match: IfMatchHeader = None
+    name: LabelSetName, classname: str, service: ServiceDependency, response: Response, if_match: IfMatchHeader = None
 ) -> LabelSetResponse:
     """Remove one class, as a new version."""
     (entry,) = service.clean_classes([ClassEntry(classname)])
-    label_set = await service.label_sets.remove_class(
-        clean_label_set_name(name, "name"), entry.name, if_match=parse_if_match(if_match)
-    )
+    label_set = await service.label_sets.remove_class(name, entry.name, if_match=parse_if_match(if_match))
     return _told(label_set, response)
 
 

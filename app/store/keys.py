@@ -1,0 +1,135 @@
+"""API keys in the database: never the key itself, only its SHA-256."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from sqlalchemy import func, select, update
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.errors import ConflictError, UnknownNameError
+from app.naming import Namespace
+from app.store.database import reading, writing
+from app.store.label_sets import printable
+from app.store.tables import ApiKeyRow
+
+
+class Scope(StrEnum):
+    """What a key is for; ``allows`` tells what each includes."""
+
+    METRICS = "metrics"
+    CLASSIFY = "classify"
+    WRITE = "write"
+    ADMIN = "admin"
+
+    def allows(self, wanted: "Scope") -> bool:
+        """Tell whether this one includes another: ``metrics`` itself only, and of the others each those before it."""
+        if Scope.METRICS in {self, wanted}:
+            return self in {wanted, Scope.ADMIN}
+        order = list(Scope)
+        return order.index(self) >= order.index(wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What a key allows; rates are texts as ``60/minute``, and None is what the settings say for all keys.
+
+    ``rate`` counts requests and ``image_rate`` images; ``concurrency`` are requests at the same time, in each process.
+    """
+
+    id: str
+    scope: Scope
+    namespace: Namespace
+    note: str = ""
+    rate: str | None = None
+    image_rate: str | None = None
+    concurrency: int | None = None
+    created_at: datetime | None = None
+    last_used_at: datetime | None = None
+    revoked_at: datetime | None = None
+
+
+class KeyRepository:
+    """Keys by id."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def add(self, key: Key, digest: bytes) -> Key:
+        """Write a key.
+
+        Args:
+            key: its dates are set here.
+            digest: SHA-256 of the key itself, 32 bytes.
+
+        Raises:
+            ConflictError: the id is taken.
+        """
+        row = ApiKeyRow(
+            id=key.id,
+            digest=digest,
+            scope=key.scope,
+            namespace=key.namespace.name,
+            note=key.note,
+            rate=key.rate,
+            image_rate=key.image_rate,
+            concurrency=key.concurrency,
+            created_at=datetime.now(UTC),
+        )
+        async with writing(self._engine) as session:
+            if await session.get(ApiKeyRow, key.id) is not None:
+                raise ConflictError(f"there is a key '{key.id}' already; make another")
+            session.add(row)
+        return _to_key(row)
+
+    async def find(self, key_id: str) -> tuple[Key, bytes] | None:
+        """Return a key with its digest, also one that was revoked; None where there is none of that id."""
+        async with reading(self._engine) as session:
+            row = await session.get(ApiKeyRow, key_id)
+            return None if row is None else (_to_key(row), row.digest)
+
+    async def list(self) -> Sequence[Key]:
+        """Return every key, the oldest first."""
+        async with reading(self._engine) as session:
+            rows = await session.scalars(select(ApiKeyRow).order_by(ApiKeyRow.created_at, ApiKeyRow.id))
+            return [_to_key(row) for row in rows]
+
+    async def any(self) -> bool:
+        """Tell whether there ever was a key, revoked or not."""
+        async with reading(self._engine) as session:
+            return bool(await session.scalar(select(func.count()).select_from(ApiKeyRow)))
+
+    async def revoke(self, key_id: str) -> Key:
+        """Make a key useless for good; one that is already stays as it is.
+
+        Raises:
+            UnknownNameError: there is none of that id.
+        """
+        async with writing(self._engine) as session:
+            row = await session.get(ApiKeyRow, key_id) if key_id.isascii() and key_id.isprintable() else None
+            if row is None:
+                raise UnknownNameError("key", printable(key_id), way_out="`deixis keys list` shows their ids")
+            if row.revoked_at is None:
+                row.revoked_at = datetime.now(UTC)
+            return _to_key(row)
+
+    async def used(self, key_id: str, at: datetime) -> None:
+        """Note when a key was last used."""
+        async with writing(self._engine) as session:
+            await session.execute(update(ApiKeyRow).where(ApiKeyRow.id == key_id).values(last_used_at=at))
+
+
+def _to_key(row: ApiKeyRow) -> Key:
+    return Key(
+        row.id,
+        Scope(row.scope),
+        Namespace(row.namespace),
+        row.note,
+        row.rate,
+        row.image_rate,
+        row.concurrency,
+        row.created_at,
+        row.last_used_at,
+        row.revoked_at,
+    )
