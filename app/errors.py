@@ -17,7 +17,9 @@ DeixisError
 │   ├── NotAnImageError               bytes that no decoder reads as a picture
 │   ├── UnreachableImageError         a URL that gave no image
 │   ├── UnsupportedMediaTypeError     a content type the route does not take
-│   └── MethodNotAllowedError         the path exists, the HTTP method does not
+│   ├── MethodNotAllowedError         the path exists, the HTTP method does not
+│   ├── HeadTooLargeError             the request's line and headers have too many bytes
+│   └── RequestTimeoutError           the request did not arrive in time
 └── ServerError                       the operator can mend it, or time will
     ├── OverloadedError               the queue is full
     ├── NotReadyError                 starting, draining, or a part has failed
@@ -73,6 +75,14 @@ class InvalidFieldError(ClientError):
     def of(cls, field: str, problem: str) -> "InvalidFieldError":
         """Return the error for a single field."""
         return cls([FieldProblem(field, problem)])
+
+
+class HeadTooLargeError(ClientError):
+    """The line and the headers of a request have more bytes than are read."""
+
+
+class RequestTimeoutError(ClientError):
+    """The client did not send its request in the time that it has for it."""
 
 
 class UnauthenticatedError(ClientError):

@@ -17,7 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from app import __version__
 from app.api import documentation, errors
 from app.api.access import NAMESPACE_HEADER, Gate
-from app.api.middleware import AccessLog, BodyLimit, SecurityHeaders
+from app.api.middleware import AccessLog, BodyBudget, BodyLimits, BoundedBody, SecurityHeaders
 from app.api.routes import (
     catalogue,
     classify,
@@ -280,11 +280,15 @@ def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]]
     ).instrument(app, metric_namespace="deixis")
     # Added last is outermost: the id first, then the log that shows it, headers, then the bound on the body.
     app.add_middleware(
-        BodyLimit,
-        max_bytes=settings.max_request_bytes,
-        max_json_bytes=settings.max_json_bytes,
-        takes_images=lambda path: (
-            path in {"/classify", "/v1/classify"} or path.endswith((":evaluate", "/images", "/search"))
+        BoundedBody,
+        limits=BodyLimits(
+            max_bytes=settings.max_request_bytes,
+            max_json_bytes=settings.max_json_bytes,
+            timeout_s=settings.body_timeout_s,
+            budget=BodyBudget(settings.max_body_mib * 2**20),
+            takes_images=lambda path: (
+                path in {"/classify", "/v1/classify"} or path.endswith((":evaluate", "/images", "/search"))
+            ),
         ),
     )
     if settings.cors_origins:

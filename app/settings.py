@@ -115,6 +115,25 @@ class Settings(BaseSettings):
         description="An idle connection is closed after this; make it longer than what a load balancer in front keeps"
         " its own, or some requests meet a closing connection.",
     )
+    max_connections: int = Field(
+        1000, ge=1, le=100_000, description="Open connections; more get 503. Each needs a file descriptor."
+    )
+    head_timeout_s: float = Field(
+        20, gt=0, le=3600, description="For a request's headers to arrive, from the connection on; then 408."
+    )
+    body_timeout_s: float = Field(
+        30,
+        gt=0,
+        le=3600,
+        description="For a request's body to arrive, and as long again for each MiB of it, so that 30 asks for 35 kB/s;"
+        " then 408. An answer that the client does not read for so long is given up.",
+    )
+    max_body_mib: int = Field(
+        1024,
+        ge=1,
+        description="Bodies of all requests under way together, MiB; more get 503. Files of a form above 1 MiB wait on"
+        " the disk, others in memory.",
+    )
     max_queued_images: int = Field(256, ge=1, description="Images admitted at once per model; more get 503.")
     max_image_bytes: int = Field(20 * _MIB, ge=1, description="Bytes of one encoded image; more get 413.")
     max_image_pixels: int = Field(

@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import socket
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from ipaddress import ip_address
@@ -12,6 +13,7 @@ import typer
 import uvicorn
 
 from app import __version__
+from app.api.connections import ConnectionLimits, bounded
 from app.cli.common import NOTHING_DONE, told_plainly
 from app.errors import ConfigurationError
 from app.keys import KeyPolicy
@@ -20,6 +22,9 @@ from app.main import create_app, load_encoders
 from app.settings import Settings, load_settings
 from app.store.database import migrate, open_engine
 from app.store.keys import KeyRepository
+
+# For the database, weights, caption databases, spooled uploads, and connections that are refused.
+_OTHER_DESCRIPTORS = 512
 
 
 class _AnnouncedServer(uvicorn.Server):
@@ -45,6 +50,7 @@ def serve(**flags: Any) -> None:
         settings = load_settings(**flags)
         configure_logs(settings.log_format, settings.log_level)
         # All that can fail comes first, so that it ends the command with one line; models cost the most.
+        _allow_descriptors(settings.max_connections)
         listeners = _bind(settings)
         for listener in listeners:
             closing.enter_context(listener)
@@ -54,6 +60,12 @@ def serve(**flags: Any) -> None:
         server = _AnnouncedServer(
             uvicorn.Config(
                 app,
+                http=bounded(
+                    ConnectionLimits(
+                        settings.max_connections, settings.head_timeout_s, read_timeout_s=settings.body_timeout_s
+                    )
+                ),
+                ws="none",
                 host=settings.host,
                 port=settings.port,
                 log_config=None,
@@ -70,6 +82,23 @@ def serve(**flags: Any) -> None:
             raise _cannot_listen(settings, error) from error
     if not server.started:
         raise typer.Exit(NOTHING_DONE)
+
+
+def _allow_descriptors(connections: int) -> None:
+    """Let this process have as many files open as its connections may need, where the system allows that."""
+    if sys.platform == "win32":
+        return
+    import resource  # noqa: PLC0415 - not on every platform
+
+    needed = connections + _OTHER_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise ConfigurationError(
+            f"DEIXIS_MAX_CONNECTIONS={connections} needs {needed:,} file descriptors, and the system allows {hard:,};"
+            " lower it, or raise the hard limit (ulimit -Hn)"
+        )
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _bind(settings: Settings) -> list[socket.socket]:

@@ -8,9 +8,11 @@ import uvicorn
 
 
 @contextmanager
-def live(app):
-    """Serve in a thread; yields the host and the port."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="on", timeout_graceful_shutdown=10))
+def live(app, **config):
+    """Serve in a thread; yields the host and the port. ``config`` is uvicorn's."""
+    server = uvicorn.Server(
+        uvicorn.Config(app, port=0, log_config=None, lifespan="on", timeout_graceful_shutdown=10, **config)
+    )
     started = threading.Event()
 
     async def serve():

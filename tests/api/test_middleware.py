@@ -1,9 +1,10 @@
+import asyncio
 import logging
 
 import pytest
 import structlog
 
-from app.api.middleware import BodyLimit
+from app.api.middleware import BodyBudget, BodyLimits, BoundedBody
 from app.main import create_app
 from tests.api.problems import problem_of
 from tests.conftest import picture
@@ -145,8 +146,9 @@ async def answer_of(app, chunks, headers=(), path="/"):
     return sent, len(chunks) - len(remaining)
 
 
-def limited(app, max_bytes=10, max_json_bytes=10):
-    return BodyLimit(app, max_bytes=max_bytes, max_json_bytes=max_json_bytes, takes_images="/images".__eq__)
+def limited(app, max_bytes=10, max_json_bytes=10, timeout_s=60, budget=None):
+    limits = BodyLimits(max_bytes, max_json_bytes, timeout_s, budget or BodyBudget(1000), "/images".__eq__)
+    return BoundedBody(app, limits=limits)
 
 
 async def echo(scope, receive, send):
@@ -195,7 +197,7 @@ async def test_a_body_beyond_the_bound_is_not_read_to_its_end_and_answered_once(
 
 
 @anyio_test
-@pytest.mark.parametrize("declared", [b"11", b"99999999999999999999999"])
+@pytest.mark.parametrize("declared", [b"11", b"99999999999999999999999", b"9" * 5000])
 async def test_a_body_that_is_declared_too_long_is_not_read_at_all(declared):
     sent, taken = await answer_of(limited(echo), [b"1"], [(b"content-length", declared)])
     assert sent[0]["status"] == 413
@@ -289,3 +291,104 @@ def test_pages_of_the_origins_of_the_operator_may_and_others_may_not(make_client
 def test_any_origin_may_where_the_operator_says_so(make_client):
     _, answer = asked_from(make_client(cors_origins=("*",)), ELSEWHERE)
     assert answer.headers["access-control-allow-origin"] == "*"
+
+
+@anyio_test
+@pytest.mark.parametrize("coding", [b"gzip", b"br", b"Deflate", b"identity, gzip"])
+async def test_a_compressed_body_is_refused_unread(coding):
+    """A few bytes of it could become gigabytes."""
+    sent, taken = await answer_of(limited(echo), [b"1"], [(b"content-encoding", coding)])
+    assert sent[0]["status"] == 415
+    assert taken == 0
+    assert (await answer_of(limited(echo), [b"1"], [(b"content-encoding", b"Identity")]))[0][0]["status"] == 200
+
+
+async def trickled(app, chunk, delay_s, count=10_000):
+    """Send a body chunk by chunk; return the messages of the answer and how many chunks were taken."""
+    sent, taken = [], 0
+
+    async def receive():
+        nonlocal taken
+        await asyncio.sleep(delay_s)
+        taken += 1
+        return {"type": "http.request", "body": chunk, "more_body": taken < count}
+
+    async def send(message):
+        sent.append(message)
+
+    await app({"type": "http", "method": "POST", "path": "/images", "headers": []}, receive, send)
+    return sent, taken
+
+
+@anyio_test
+@pytest.mark.parametrize("inner", [echo, forgiving_echo])
+async def test_a_body_that_trickles_is_given_up_however_regular_it_comes(inner):
+    budget = BodyBudget(1000)
+    async with asyncio.timeout(20):
+        sent, taken = await trickled(limited(inner, max_bytes=1000, timeout_s=0.2, budget=budget), b"1", 0.05)
+    assert [each["type"] for each in sent] == ["http.response.start", "http.response.body"]
+    assert sent[0]["status"] == 408
+    assert (b"connection", b"close") in sent[0]["headers"]
+    assert b"DEIXIS_BODY_TIMEOUT_S" in sent[1]["body"]
+    assert 0 < taken < 10
+    assert budget.take(1000)
+
+
+@anyio_test
+async def test_a_large_body_has_longer_to_arrive():
+    app = limited(echo, max_bytes=2**30, timeout_s=0.5, budget=BodyBudget(2**30))
+    async with asyncio.timeout(60):
+        sent, taken = await trickled(app, bytes(2**20), 0.1, count=10)  # a second in all
+    assert sent[0]["status"] == 200
+    assert taken == 10
+
+
+@anyio_test
+async def test_to_wait_for_the_client_to_leave_has_no_time_limit():
+    """As routes do that answer for long."""
+
+    async def watching(scope, receive, send):
+        await receive()
+        assert (await receive())["type"] == "http.disconnect"
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    messages = [{"type": "http.request", "body": b"1"}, {"type": "http.disconnect"}]
+    sent = []
+
+    async def receive():
+        if len(messages) == 1:
+            await asyncio.sleep(0.3)
+        return messages.pop(0)
+
+    async def send(message):
+        sent.append(message)
+
+    app = limited(watching, timeout_s=0.05)
+    await app({"type": "http", "method": "POST", "path": "/images", "headers": []}, receive, send)
+    assert sent[0]["status"] == 200
+
+
+@anyio_test
+async def test_bodies_together_have_a_bound_and_give_back_what_they_took():
+    budget, leave = BodyBudget(10), asyncio.Event()
+
+    async def slow(scope, receive, send):
+        await receive()
+        await leave.wait()
+        await echo(scope, receive, send)
+
+    async def failing(scope, receive, send):
+        await receive()
+        raise ZeroDivisionError
+
+    first = asyncio.create_task(answer_of(limited(slow, budget=budget), [b"123456", b""]))
+    await asyncio.sleep(0)
+    sent, _ = await answer_of(limited(echo, budget=budget), [b"12345"])
+    assert sent[0]["status"] == 503
+    assert (b"retry-after", b"1") in sent[0]["headers"]
+    assert (await answer_of(limited(echo, budget=budget), [b"1234"]))[0][0]["status"] == 200
+    leave.set()
+    assert (await first)[0][0]["status"] == 200
+    with pytest.raises(ZeroDivisionError):
+        await answer_of(limited(failing, budget=budget), [b"1234567890"])
+    assert (await answer_of(limited(echo, budget=budget), [b"1234567890"]))[0][0]["status"] == 200
