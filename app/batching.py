@@ -158,6 +158,11 @@ class EncodeQueue(Generic[Item, Row]):
         return self._waiting
 
     @property
+    def last_encoded_at(self) -> float:
+        """When a batch last succeeded, by ``time.perf_counter``; 0 where none has."""
+        return self._last_ended
+
+    @property
     def problem(self) -> str | None:
         """Why nothing is encoded at the moment; None while all is well."""
         down = self._down

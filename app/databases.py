@@ -47,7 +47,7 @@ from app.errors import (
     UnknownNameError,
 )
 from app.metrics import Metrics, TowerMetrics
-from app.naming import OPEN_NAMESPACE, Namespace, is_database_name, namespace_of, own_name
+from app.naming import OPEN_NAMESPACE, Namespace, is_kept_database_name, namespace_of
 from app.task import ImageFeatures, TextFeatures
 
 log = structlog.get_logger()
@@ -439,7 +439,8 @@ class Databases:
         await asyncio.to_thread(self._builder.shutdown, wait=True, cancel_futures=True)
 
     def _folder_of(self, name: str) -> Path:
-        assert is_database_name(own_name(name)), f"'{name}' was not cleaned"
+        if not is_kept_database_name(name):
+            raise InvalidFieldError.of("name", f"'{name}' is no name of a caption database")
         return self.folder / name
 
     def _names(self) -> list[str]:
@@ -450,7 +451,7 @@ class Databases:
         except OSError as error:
             problem = f"the folder of caption databases '{self.folder}' cannot be read: {error.strerror}"
             raise StoreError(f"{problem}; make it readable for the service") from error
-        return sorted(name for name in found if is_database_name(own_name(name)))
+        return sorted(name for name in found if is_kept_database_name(name))
 
     def _readable(self, namespace: Namespace) -> list[str]:
         return [name for name in self._names() if namespace.holds(name) or name == self.default]

@@ -1,7 +1,6 @@
 """The one place where parts are joined: settings -> service -> application."""
 
 import asyncio
-import contextlib
 import re
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -241,7 +240,9 @@ def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]]
                 JobRepository(service.engine), service, metrics=metrics, import_dir=settings.import_dir
             )
             app.state.jobs.start()
-            warming = asyncio.create_task(_warm(service, app.state.jobs))
+            background = [asyncio.create_task(_warm(service, app.state.jobs))]
+            if settings.canary_s:
+                background.append(asyncio.create_task(service.watch(settings.canary_s)))
             log.info("ready", models=[encoder.name for encoder in encoders], version=__version__)
             try:
                 yield
@@ -249,9 +250,9 @@ def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]]
                 await app.state.jobs.close()
                 await keys.close()
                 await quotas.close()
-                warming.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await warming
+                for task in background:
+                    task.cancel()
+                await asyncio.gather(*background, return_exceptions=True)
                 log.info("stopping")
 
     app = FastAPI(

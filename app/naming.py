@@ -72,6 +72,12 @@ def is_database_name(name: str) -> bool:
     return _DATABASE_NAME.fullmatch(name) is not None
 
 
+def is_kept_database_name(kept: str) -> bool:
+    """Tell whether a caption database may be kept so, with its namespace or without; no path is among them."""
+    namespace, end, name = kept.rpartition(NAMESPACE_END)
+    return is_database_name(name) and (not end or _NAMESPACE_NAME.fullmatch(namespace) is not None)
+
+
 @dataclass(frozen=True, slots=True)
 class Namespace:
     """Whose label sets and caption databases are meant; the one without a name is that of everybody without a key.

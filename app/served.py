@@ -5,12 +5,16 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
+from PIL import Image
 
 from app.batching import EncodeQueue
+from app.canary import Canary
 from app.encoders._base import Encoder
 from app.metrics import Metrics, TowerMetrics
 from app.prompting.text_features import StoredTextEncoder, TextFeatureStore
 from app.task import Pixels, TextFeatures
+
+_CANARY_PX = 64
 
 
 class _Once:
@@ -72,6 +76,11 @@ class ServedModel:
         )
         text_metrics.watch(waiting=lambda: self.texts.waiting, admitted=lambda: self.texts.admitted)
 
+        self._image_canary = Canary(
+            self.images, lambda: encoder.transform(Image.new("RGB", (_CANARY_PX, _CANARY_PX), "grey"))
+        )
+        self._text_canary = Canary(self.texts, lambda: "a photo.")
+
         self.image_fingerprint = _Once(encoder.image_fingerprint)
         self.text_fingerprint = _Once(encoder.text_fingerprint)
         self.encode_texts = StoredTextEncoder(self.encode_new_texts, self.text_fingerprint, text_features)
@@ -84,7 +93,11 @@ class ServedModel:
     @property
     def problem(self) -> str | None:
         """Why nothing is encoded at the moment; None while all is well."""
-        return self.images.problem or self.texts.problem
+        return self.images.problem or self.texts.problem or self._image_canary.problem or self._text_canary.problem
+
+    async def watch(self, every_s: float) -> None:
+        """Try each tower whenever it did nothing for so long; until it is cancelled."""
+        await asyncio.gather(self._image_canary.watch(every_s), self._text_canary.watch(every_s))
 
     def close(self) -> None:
         """End both threads."""

@@ -141,6 +141,7 @@ class Service:
         self._max_label_sets = max_label_sets
         self.engine = engine
         self._warmer = Warmer(self._warm)
+        self._is_draining = False
 
     async def classify(self, images: Sequence[bytes | ClientError | ImageUrl], task: Task) -> Classification:
         """Fetch the images that are elsewhere, and classify all of them; raises as ``Pipeline.classify``."""
@@ -426,14 +427,24 @@ class Service:
             reason = str(error) or type(error).__name__
             log.warning("label_set_not_warmed", label_set=label_set.reference, reason=reason)
 
+    async def watch(self, every_s: float) -> None:
+        """Try every model whenever it did nothing for so long, for ``check_alive``; until it is cancelled."""
+        await asyncio.gather(*(model.watch(every_s) for model in self.pipeline.models.values()))
+
+    def begin_draining(self) -> None:
+        """Tell whoever asks ``check_ready`` that this process will stop; requests are still answered."""
+        self._is_draining = True
+
     def check_alive(self) -> None:
-        """Raise ``NotReadyError`` if the worker of a model or of a caption database died or hangs."""
+        """Raise ``NotReadyError`` if a model, or the worker of a caption database, cannot do its work."""
         problem = self.pipeline.problem or self.captions.databases.problem
         if problem is not None:
             raise NotReadyError(problem)
 
     async def check_ready(self) -> None:
-        """Raise ``NotReadyError`` as ``check_alive``, or ``StoreError`` if the database does not answer."""
+        """Raise ``NotReadyError`` as ``check_alive`` or while it stops, ``StoreError`` without its database."""
+        if self._is_draining:
+            raise NotReadyError("the service is stopping; ask another copy")
         self.check_alive()
         await ping(self.engine)
 

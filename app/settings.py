@@ -107,6 +107,20 @@ class Settings(BaseSettings):
     stall_timeout_s: float = Field(
         300, gt=0, le=86_400, description="A forward pass that takes longer makes `/healthz` answer 503."
     )
+    canary_s: float = Field(
+        30,
+        ge=0,
+        le=3600,
+        description="A tower that encoded nothing for so long encodes a test, and `/healthz` answers 503 if that fails;"
+        " 0 tests nothing.",
+    )
+    drain_s: float = Field(
+        0,
+        ge=0,
+        le=3600,
+        description="After SIGTERM, `/readyz` answers 503 for so long while requests are served on, so that a load"
+        " balancer has time to see it.",
+    )
     shutdown_timeout_s: int = Field(30, ge=0, le=3600, description="Time that running requests get to finish at stop.")
     keep_alive_s: int = Field(
         75,

@@ -19,6 +19,7 @@ from app.errors import (
 )
 from app.jobs import Jobs
 from app.main import open_service
+from app.naming import OPEN_NAMESPACE
 from app.store.jobs import JobRepository
 from tests.captions.test_lexicon import LICENCE
 from tests.captions_made import CAPTIONS, MANY, CaptionEncoder, made, place_of
@@ -78,13 +79,14 @@ async def test_a_database_is_named_or_chosen_by_the_model(open_with, folder):
         library = service.captions
         made(folder / "things")
         made(folder / "strange", encoder=FakeEncoder("other"))
-        assert await library.choose(None, "fake") == await library.choose(" things ", "fake") == "things"
-        assert await library.choose(None, "other") == "strange"
+        for name in (None, "things", " things "):
+            assert await library.choose(name, "fake", OPEN_NAMESPACE) == "things"
+        assert await library.choose(None, "other", OPEN_NAMESPACE) == "strange"
         with pytest.raises(InvalidFieldError, match="'strange' was made by another model, 'other'") as told:
-            await library.choose("strange", "fake")
+            await library.choose("strange", "fake", OPEN_NAMESPACE)
         assert told.value.problems[0].field == "database"
         with pytest.raises(UnknownNameError, match="unknown caption database 'none'; known: strange, things"):
-            await library.choose("none", "fake")
+            await library.choose("none", "fake", OPEN_NAMESPACE)
 
 
 async def test_a_database_can_be_asked_with_every_model_of_its_text_tower(open_with, folder):
@@ -106,7 +108,7 @@ async def test_without_a_model_of_a_database_nothing_can_be_asked_of_it(open_wit
             await service.captions.search(CaptionQuery("things", text="red"))
         assert told.value.problems[0].field == "model"
         with pytest.raises(NotConfiguredError, match="of the model 'other'"):
-            await service.captions.choose(None, "other")
+            await service.captions.choose(None, "other", OPEN_NAMESPACE)
 
 
 # --- pages of captions ---------------------------------------------------------------------------------------------
@@ -217,6 +219,9 @@ async def test_names_that_are_not_there_are_told_before_anything_is_encoded(open
             (CaptionQuery("things.building", text="red"), InvalidFieldError, "is no name of a caption database"),
             (CaptionQuery("../things", text="red"), InvalidFieldError, "is no name of a caption database"),
             (CaptionQuery("things\x00", text="red"), InvalidFieldError, "is no name of a caption database"),
+            (CaptionQuery("..#things", text="red"), InvalidFieldError, "is no name of a caption database"),
+            (CaptionQuery("/#things", text="red"), InvalidFieldError, "is no name of a caption database"),
+            (CaptionQuery("a#b#things", text="red"), InvalidFieldError, "is no name of a caption database"),
         ]:
             with pytest.raises(error, match=told):
                 await service.captions.search(query)
@@ -289,7 +294,7 @@ async def test_a_lexicon_that_is_not_there_leaves_the_service_without_its_words(
     async with open_with(build_wordnet=True, wordnet_dir=tmp_path / "nowhere") as service:
         assert await service.captions.plan_wordnet() is None
         with pytest.raises(NotConfiguredError, match="deixis captions build"):
-            await service.captions.choose(None, "fake")
+            await service.captions.choose(None, "fake", OPEN_NAMESPACE)
 
 
 async def test_words_whose_job_was_cancelled_before_it_began_are_not_waited_for(open_with):
@@ -299,7 +304,7 @@ async def test_words_whose_job_was_cancelled_before_it_began_are_not_waited_for(
         (job,) = await jobs.repository.list(9)
         await jobs.cancel(job.id)
         with pytest.raises(NotConfiguredError):
-            await service.captions.choose(None, "fake")
+            await service.captions.choose(None, "fake", OPEN_NAMESPACE)
 
 
 async def test_a_folder_that_cannot_be_read_keeps_no_service_from_starting(open_with, folder):
@@ -307,4 +312,4 @@ async def test_a_folder_that_cannot_be_read_keeps_no_service_from_starting(open_
     async with open_with(build_wordnet=True) as service:
         await Jobs(JobRepository(service.engine), service).build_wordnet()
         with pytest.raises(StoreError, match="cannot be read"):
-            await service.captions.choose(None, "fake")
+            await service.captions.choose(None, "fake", OPEN_NAMESPACE)

@@ -2,15 +2,19 @@
 
 import asyncio
 import inspect
+import signal
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from ipaddress import ip_address
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
 import uvicorn
+from fastapi import FastAPI
 
 from app import __version__
 from app.api.connections import ConnectionLimits, bounded
@@ -27,8 +31,34 @@ from app.store.keys import KeyRepository
 _OTHER_DESCRIPTORS = 512
 
 
-class _AnnouncedServer(uvicorn.Server):
-    """Tells where it listens, and a line to try, once it does."""
+class _Server(uvicorn.Server):
+    """Tells where it listens, and a line to try, once it does; and says that it will stop before it does.
+
+    Args:
+        config: uvicorn's.
+        app: what it serves.
+        drain_s: between SIGTERM and the end of listening.
+    """
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, *, drain_s: float) -> None:
+        super().__init__(config)
+        self._app = app
+        self._drain_s = drain_s
+        self._stops_at: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop at once, but at the first SIGTERM after a while."""
+        if sig == signal.SIGTERM and self._drain_s and self.started and self._stops_at is None:
+            self._app.state.service.begin_draining()
+            self._stops_at = time.monotonic() + self._drain_s
+            return
+        super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Tell, ten times a second, whether to stop."""
+        if self._stops_at is not None and time.monotonic() >= self._stops_at:
+            super().handle_exit(signal.SIGTERM, None)
+        return await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -57,7 +87,7 @@ def serve(**flags: Any) -> None:
         asyncio.run(_prepare(settings, listeners))
         app = create_app(settings, lambda _: encoders)
         encoders = load_encoders(settings)
-        server = _AnnouncedServer(
+        server = _Server(
             uvicorn.Config(
                 app,
                 http=bounded(
@@ -74,7 +104,9 @@ def serve(**flags: Any) -> None:
                 timeout_keep_alive=settings.keep_alive_s,
                 timeout_graceful_shutdown=settings.shutdown_timeout_s,
                 server_header=False,
-            )
+            ),
+            app,
+            drain_s=settings.drain_s,
         )
         try:
             server.run(sockets=listeners)

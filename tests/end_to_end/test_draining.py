@@ -1,0 +1,37 @@
+"""A server that was told to stop says so first."""
+
+import signal
+import time
+
+import pytest
+
+from tests.end_to_end.server import serving
+
+
+def until_ready_is(client, status):
+    give_up_at = time.monotonic() + 20
+    while (answer := client.get("/readyz")).status_code != status:
+        assert time.monotonic() < give_up_at, answer.text
+        time.sleep(0.02)
+    return answer
+
+
+@pytest.mark.parametrize(("again", "status"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
+def test_sigterm_makes_it_unready_while_it_serves_on_and_a_second_signal_ends_the_wait(
+    photographs, tmp_path, again, status
+):
+    with serving("--drain-s", "600", data_dir=tmp_path) as server, server.client() as client:
+        server.signal(signal.SIGTERM)
+        assert "stopping" in until_ready_is(client, 503).json()["detail"]
+        assert client.get("/healthz").status_code == 200
+        answer = client.post("/classify", files={"image": photographs["chelsea"]}, data={"labels": "cat, dog"})
+        assert answer.json()["results"][0]["predictions"][0]["label"] == "cat"
+        server.signal(again)
+        assert server.wait(60) == status
+
+
+def test_it_stops_by_itself_when_the_time_is_over(tmp_path):
+    with serving("--drain-s", "0.5", data_dir=tmp_path) as server, server.client() as client:
+        assert client.get("/readyz").status_code == 200
+        server.signal(signal.SIGTERM)
+        assert server.wait(60) == -signal.SIGTERM
