@@ -202,6 +202,25 @@ def build(
         return read_manifest(folder / manifest.generation)
 
 
+def install(generation: Path, folder: Path) -> None:
+    """Copy a finished generation from elsewhere into ``folder``, and make it the current one.
+
+    Raises:
+        StoreError: it is damaged, or the disk is full.
+        ConflictError: a build is under way.
+    """
+    manifest = read_manifest(generation)
+    check_files(generation, manifest, verify=True)
+    with _alone(folder), _disk_errors(folder):
+        made = folder / f"{manifest.generation}.copied"
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir()
+        for file in generation.iterdir():
+            with file.open("rb") as content, _aside(made / file.name) as copy:
+                shutil.copyfileobj(content, copy)
+        _publish(made, folder, manifest)
+
+
 def prune(folder: Path) -> list[str]:
     """Remove the generations of ``folder`` that are not current, and return their names.
 

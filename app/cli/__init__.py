@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from app import __version__
+from app.cli.backup import backup_command, database_cli, restore_command
 from app.cli.captions import captions_cli
 from app.cli.classify import classify_command
 from app.cli.common import out
@@ -28,6 +29,8 @@ for name, command in (
     ("classify", classify_command),
     ("evaluate", evaluate_command),
     ("describe", describe_command),
+    ("backup", backup_command),
+    ("restore", restore_command),
 ):
     cli.command(name)(command)
 cli.add_typer(label_sets_cli, name="label-sets")
@@ -35,6 +38,7 @@ cli.add_typer(examples_cli, name="examples")
 cli.add_typer(captions_cli, name="captions")
 cli.add_typer(drafts_cli, name="drafts")
 cli.add_typer(keys_cli, name="keys")
+cli.add_typer(database_cli, name="database")
 cli.add_typer(models_cli, name="models")
 
 

@@ -8,7 +8,6 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.markup import escape
 from rich.table import Table
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.cli.common import err, out, run
 from app.keys import make_key, read_rate
@@ -99,7 +98,7 @@ def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="As `list` s
 
 def _with_keys(work: Callable[[KeyRepository], Awaitable[_Result]]) -> _Result:
     async def opened() -> _Result:
-        engine: AsyncEngine = open_engine(load_settings().effective_database_url)
+        engine = open_engine(load_settings().effective_database_url)
         try:
             await migrate(engine)
             return await work(KeyRepository(engine))

@@ -305,14 +305,68 @@ async def _enter_wal_mode(engine: AsyncEngine) -> None:
             await asyncio.sleep(0.01)
 
 
-def _upgrade(connection: Connection) -> None:
+def newest_revision() -> str:
+    """Return the revision that ``migrate`` arrives at."""
+    head = ScriptDirectory.from_config(_config()).get_current_head()
+    assert head is not None
+    return head
+
+
+async def schema_revision(engine: AsyncEngine) -> str | None:
+    """Return the revision of the schema as it is, None where there is none; raises ``StoreError``."""
+    with _store_errors(engine):
+        async with engine.connect() as connection:
+            present = await connection.run_sync(_present)
+    return next(iter(present), None)
+
+
+async def downgrade(engine: AsyncEngine, revision: str) -> None:
+    """Take the schema back, with all that only the later revisions have.
+
+    No other process may use the database meanwhile.
+
+    Args:
+        engine: of the database.
+        revision: one that is older than what is there.
+
+    Raises:
+        StoreError: the database cannot be used, or there is no such older revision.
+    """
+    with _store_errors(engine):
+        async with engine.execution_options(**{_WRITES: True}).begin() as connection:
+            if engine.dialect.name == "postgresql":
+                await connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+            await connection.run_sync(_downgrade, revision)
+
+
+def _config(connection: Connection | None = None) -> Config:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))  # configparser reads % as a variable
     config.attributes["connection"] = connection
+    return config
+
+
+def _present(connection: Connection) -> set[str]:
+    context = MigrationContext.configure(connection, opts={"version_table": SCHEMA_VERSION_TABLE})
+    return set(context.get_current_heads())
+
+
+def _downgrade(connection: Connection, revision: str) -> None:
+    config = _config(connection)
+    scripts = ScriptDirectory.from_config(config)
+    present = max(_present(connection), default="")
+    older = sorted(script.revision for script in scripts.walk_revisions() if script.revision < present)
+    if revision not in older:
+        problem = f"the database at {location(connection.engine.url)} has schema revision '{present or 'none'}'"
+        raise StoreError(f"{problem}, and no older one is called '{revision}'; known: {', '.join(older) or 'none'}")
+    command.downgrade(config, revision)
+
+
+def _upgrade(connection: Connection) -> None:
+    config = _config(connection)
     scripts = ScriptDirectory.from_config(config)
     known = {script.revision for script in scripts.walk_revisions()}
-    context = MigrationContext.configure(connection, opts={"version_table": SCHEMA_VERSION_TABLE})
-    present = set(context.get_current_heads())
+    present = _present(connection)
     if newer := present - known:
         problem = f"the database at {location(connection.engine.url)} has schema revision '{min(newer)}'"
         raise StoreError(

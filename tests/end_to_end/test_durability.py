@@ -2,7 +2,9 @@
 
 import collections
 import json
+import shutil
 import signal
+import subprocess
 import threading
 import time
 
@@ -68,6 +70,46 @@ def test_kill_9_in_a_burst_of_writes_loses_nothing_acknowledged(database_flags, 
             assert [each["name"] for each in found.json()["classes"]] == [f"class {number}", "other"]
         latest = [each["name"] for each in client.get("/v1/label-sets/grown").json()["classes"]]
         assert latest[: len(grown) + 1] == ["seed", *grown]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MB, of which most is taken by a file that can be deleted."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount a file system")
+    (place / "ballast").write_bytes(bytes(3_000_000))
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_a_full_disk_is_told_and_what_was_acknowledged_stays(small_disk, tmp_path):
+    flags = ["--database-url", f"sqlite:///{small_disk / 'deixis.sqlite3'}"]
+    classes = [f"a class with a long name, number {number}" for number in range(500)]
+    acknowledged: list[int] = []
+    with serving(*flags, data_dir=tmp_path / "data") as server, server.client() as client:
+        while True:
+            answer = client.put("/v1/label-sets/growing", json={"classes": [*classes, f"write {len(acknowledged)}"]})
+            if not answer.is_success:
+                break
+            acknowledged.append(answer.json()["version"])
+            assert len(acknowledged) < 1000
+        assert answer.status_code == 503
+        assert answer.json()["type"] == "urn:deixis:problem:store-unavailable"
+        assert "make room on the disk" in answer.json()["detail"]
+        assert acknowledged == list(range(1, len(acknowledged) + 1))
+        assert client.get("/v1/label-sets/growing").json()["version"] == acknowledged[-1]
+        (small_disk / "ballast").unlink()
+        again = client.put("/v1/label-sets/growing", json={"classes": ["there is room"]})
+        assert again.json()["version"] == acknowledged[-1] + 1
+        server.signal(signal.SIGKILL)
+        server.wait()
+    with serving(*flags, data_dir=tmp_path / "data") as server, server.client() as client:
+        for number, version in enumerate(acknowledged):
+            found = client.get("/v1/label-sets/growing", params={"version": version}).json()
+            assert [each["name"] for each in found["classes"]] == [*classes, f"write {number}"]
 
 
 def test_a_stop_lets_running_requests_finish(tmp_path, photographs):

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
@@ -12,9 +13,12 @@ from alembic.migration import MigrationContext
 from sqlalchemy import UniqueConstraint, inspect, text
 
 from app.errors import StoreError
+from app.naming import OPEN_NAMESPACE
 from app.store import database
-from app.store.database import migrate
-from app.store.examples import ExampleCounts, ExampleRepository
+from app.store.database import downgrade, migrate, newest_revision, schema_revision
+from app.store.examples import ExampleCounts, ExampleRepository, NewExample
+from app.store.jobs import JobRepository
+from app.store.keys import Key, KeyRepository, Scope
 from app.store.label_sets import LabelSetRepository
 from app.store.tables import SCHEMA_VERSION_TABLE, Base
 from app.task import ClassEntry
@@ -177,3 +181,83 @@ async def test_the_migrations_are_found_wherever_the_package_is_installed(sqlite
     engine = opened(sqlite_url)
     await migrate(engine)
     assert {*Base.metadata.tables, SCHEMA_VERSION_TABLE} == await table_names(engine)
+
+
+async def schema_of(engine):
+    """Return what the database itself says of its tables, apart from the order of columns."""
+
+    def told(connection):
+        inspector = inspect(connection)
+        return {
+            name: (
+                {each["name"]: (str(each["type"]), each["nullable"]) for each in inspector.get_columns(name)},
+                inspector.get_pk_constraint(name)["constrained_columns"],
+                sorted((each["name"] or "", *each["column_names"]) for each in inspector.get_indexes(name)),
+                sorted((each["name"] or "", each["referred_table"]) for each in inspector.get_foreign_keys(name)),
+            )
+            for name in inspector.get_table_names()
+        }
+
+    async with engine.connect() as connection:
+        return await connection.run_sync(told)
+
+
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
+
+
+def test_the_revisions_are_all_that_there_are():
+    assert newest_revision() == REVISIONS[-1]
+    assert len(list((database.MIGRATIONS / "versions").glob("[0-9]*.py"))) == len(REVISIONS)
+
+
+@pytest.mark.parametrize("revision", REVISIONS[:-1])
+async def test_each_revision_can_be_taken_back_to_and_the_way_forward_arrives_at_the_same(engine, repository, revision):
+    put, _ = await repository.put("pets", [ClassEntry("lynx")], "photo")
+    await engine_filled(engine)
+    arrived = await schema_of(engine)
+    await downgrade(engine, revision)
+    assert await revision_of(engine) == revision
+    taken_back = await schema_of(engine)
+    await migrate(engine)
+    assert await schema_of(engine) == arrived
+    assert (await repository.get("pets")).classes == put.classes
+    async with engine.connect() as connection:
+        assert await connection.run_sync(differences) == []
+    await downgrade(engine, revision)
+    assert await schema_of(engine) == taken_back
+
+
+async def engine_filled(engine):
+    """Put a row into every table that later revisions brought."""
+    await KeyRepository(engine).add(Key("0123456789ab", Scope.ADMIN, OPEN_NAMESPACE), bytes(32))
+    await JobRepository(engine).add("describe", "pets", {}, total=3)
+    await ExampleRepository(engine).add("pets", [NewExample(bytes(32), "lynx", {"fake": np.ones(2, np.float16)})])
+
+
+async def test_what_a_revision_does_not_have_goes_and_the_rest_stays(engine, repository):
+    await repository.put("pets", [ClassEntry("lynx")], "photo")
+    await engine_filled(engine)
+    await downgrade(engine, "0004")
+    async with engine.connect() as connection:
+        assert await connection.scalar(text("SELECT label_set FROM jobs")) == "pets"
+        assert await connection.scalar(text("SELECT count(*) FROM example_features")) == 1
+    await downgrade(engine, "0001")
+    assert await table_names(engine) == {"label_sets", "label_set_versions", SCHEMA_VERSION_TABLE}
+    await migrate(engine)
+    assert (await repository.get("pets")).classnames == ("lynx",)
+    assert await KeyRepository(engine).list() == []
+    assert await ExampleRepository(engine).counts("pets") == ExampleCounts(0, {}, 0, 0)
+
+
+@pytest.mark.parametrize("revision", [REVISIONS[-1], "0999", "", "base", "-1", "head"])
+async def test_only_an_older_revision_can_be_gone_back_to(engine, revision):
+    with pytest.raises(StoreError, match="no older one is called"):
+        await downgrade(engine, revision)
+    assert await revision_of(engine) == REVISIONS[-1]
+
+
+async def test_an_empty_database_has_no_revision_and_nothing_to_take_back(url, opened):
+    engine = opened(url)
+    assert await schema_revision(engine) is None
+    with pytest.raises(StoreError, match="revision 'none'"):
+        await downgrade(engine, "0001")

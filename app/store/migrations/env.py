@@ -1,7 +1,7 @@
 """What alembic runs: the revisions in versions/, on the connection that ``app.store.database.migrate`` holds locked.
 
-Schemas only go forward; the way back is a backup. A new revision is a file in versions/ shaped like script.py.mako, and
-``tests/store/test_migrations.py`` says what it still lacks compared with tables.py.
+Each revision can be taken back, which drops what only it has. A new one is a file in versions/ shaped like
+script.py.mako, and ``tests/store/test_migrations.py`` says what it still lacks compared with tables.py.
 """
 
 from alembic import context

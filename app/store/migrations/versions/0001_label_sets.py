@@ -31,3 +31,9 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["name"], ["label_sets.name"], name="fk_label_set_versions_name_label_sets"),
         sa.PrimaryKeyConstraint("name", "version", name="pk_label_set_versions"),
     )
+
+
+def downgrade() -> None:
+    """Drop everything."""
+    op.drop_table("label_set_versions")
+    op.drop_table("label_sets")

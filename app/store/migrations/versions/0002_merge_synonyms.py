@@ -12,3 +12,8 @@ depends_on = None
 def upgrade() -> None:
     """Add the column; versions that are there have the default."""
     op.add_column("label_set_versions", sa.Column("merge_synonyms", sa.Text(), nullable=False, server_default="mean"))
+
+
+def downgrade() -> None:
+    """Drop the column; every version has the default again."""
+    op.drop_column("label_set_versions", "merge_synonyms")

@@ -59,3 +59,10 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_jobs"),
     )
     op.create_index("ix_jobs_created_at", "jobs", ["created_at"])
+
+
+def downgrade() -> None:
+    """Drop jobs, answers and drafts."""
+    op.drop_table("jobs")
+    op.drop_table("drafts")
+    op.drop_table("answers")

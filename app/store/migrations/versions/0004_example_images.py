@@ -52,3 +52,12 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["name"], ["label_sets.name"], name="fk_selections_name_label_sets"),
         sa.PrimaryKeyConstraint("name", "model", name="pk_selections"),
     )
+
+
+def downgrade() -> None:
+    """Drop example images, and what was made of them."""
+    op.drop_table("selections")
+    op.drop_table("example_features")
+    op.drop_table("examples")
+    op.drop_column("label_sets", "deletions_revision")
+    op.drop_column("label_sets", "examples_revision")

@@ -12,3 +12,8 @@ def upgrade() -> None:
     """Rename the column."""
     # Not Alembic's own way, which in SQLite copies the table with all its attachments.
     op.execute("ALTER TABLE jobs RENAME COLUMN label_set TO subject")
+
+
+def downgrade() -> None:
+    """Rename the column back."""
+    op.execute("ALTER TABLE jobs RENAME COLUMN subject TO label_set")

@@ -1,0 +1,302 @@
+"""Backups of either kind of database, restored into either."""
+
+import json
+import shutil
+import sqlite3
+import stat
+from contextlib import closing
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+from sqlalchemy import select, text
+
+from app import backup as backup_module
+from app.backup import DATABASE, MANIFEST, read_backup, restore_backup, write_backup
+from app.captions.database import CaptionDatabase, current_generation
+from app.errors import ConflictError, InvalidFieldError, StoreError
+from app.naming import Namespace
+from app.store import copying
+from app.store.database import downgrade, migrate, open_engine, schema_revision
+from app.store.drafts import DraftRepository
+from app.store.examples import ExampleRepository, NewExample
+from app.store.jobs import JobRepository
+from app.store.keys import Key, KeyRepository, Scope
+from app.store.label_sets import LabelSetRepository
+from app.store.tables import Base
+from app.task import ClassEntry
+from tests.captions_made import made
+
+pytestmark = pytest.mark.anyio
+
+FEATURE = {"fake": np.array([0.6, 0.8], np.float16)}
+
+
+@pytest.fixture
+async def filled(engine):
+    """A database with something in every table, and ids that were given out and are gone."""
+    sets = LabelSetRepository(engine)
+    await sets.put("pets", [ClassEntry("lynx", descriptions=("tufted ears", 'quotes " and \\ 猫'))], "photo")
+    await sets.put("pets", [ClassEntry("lynx"), ClassEntry("猫")], "{} im Zoo")
+    await sets.put("acme#gone", [ClassEntry("dodo")], "photo")
+    await sets.delete("acme#gone")
+    examples = ExampleRepository(engine)
+    items = [NewExample(bytes([n]) * 32, "lynx" if n % 2 else None, FEATURE, bytes([n]) * 999) for n in range(9)]
+    added = await examples.add("pets", items)
+    await examples.delete("pets", ids=[added.ids[-1]])
+    await JobRepository(engine).add("describe", "pets", {"question": "how?"}, total=3, attachment=bytes(range(256)))
+    await KeyRepository(engine).add(Key("0123456789ab", Scope.WRITE, Namespace("acme"), rate="60/minute"), bytes(32))
+    return engine
+
+
+async def content_of(engine):
+    """Return the rows of every table, as Python knows them."""
+    async with engine.connect() as connection:
+        return {
+            table.name: sorted(map(repr, await connection.execute(select(table))))
+            for table in Base.metadata.sorted_tables
+        }
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+async def other(request, opened, tmp_path):
+    """Another empty database, of each kind."""
+    if request.param == "sqlite":
+        return opened(f"sqlite:///{tmp_path / 'other' / 'deixis.sqlite3'}")
+    return opened(request.getfixturevalue("other_postgres_url"))
+
+
+@pytest.fixture
+def other_postgres_url(postgres_server):
+    import psycopg
+
+    with psycopg.connect(postgres_server, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE restored")
+    yield postgres_server.replace("/postgres?", "/restored?")
+    with psycopg.connect(postgres_server, autocommit=True) as connection:
+        connection.execute("DROP DATABASE restored WITH (FORCE)")
+
+
+@pytest.fixture
+async def folder(filled, tmp_path):
+    await write_backup(filled, tmp_path / "backup", version="1.2.3")
+    return tmp_path / "backup"
+
+
+async def test_everything_comes_back_as_it_was_into_either_kind(filled, folder, other):
+    manifest = await restore_backup(other, folder)
+    assert await content_of(other) == await content_of(filled)
+    assert manifest.rows["examples"] == 8
+    found = await LabelSetRepository(other).get("pets", 1)
+    assert found.classes[0].descriptions == ("tufted ears", 'quotes " and \\ 猫')
+
+
+async def test_numbers_that_were_given_out_are_not_given_again(filled, folder, other):
+    await restore_backup(other, folder)
+    for engine in (filled, other):
+        again, _ = await LabelSetRepository(engine).put("acme#gone", [ClassEntry("dodo")], "photo")
+        assert again.version == 2
+    new = [NewExample(bytes([99]) * 32, None, FEATURE)]
+    ids = [(await ExampleRepository(engine).add("pets", new)).ids for engine in (filled, other)]
+    assert ids[0] == ids[1]
+
+
+async def test_an_empty_database_can_be_backed_up_and_counts_from_one(engine, other, tmp_path):
+    await write_backup(engine, tmp_path / "backup", version="")
+    await restore_backup(other, tmp_path / "backup")
+    await LabelSetRepository(other).put("pets", [ClassEntry("lynx")], "photo")
+    added = await ExampleRepository(other).add("pets", [NewExample(bytes(32), None, FEATURE)])
+    assert added.ids == (1,)
+
+
+async def test_rows_that_hold_much_are_copied_few_at_a_time(filled, tmp_path, other, monkeypatch):
+    monkeypatch.setattr(copying, "_BYTES_AT_ONCE", 2500)
+    async with filled.connect() as connection:
+        at_once = {table.name: await copying._rows_at_once(connection, table) for table in Base.metadata.sorted_tables}
+    assert at_once["examples"] == 2
+    assert at_once["label_sets"] == 1000
+    await write_backup(filled, tmp_path / "backup", version="")
+    await restore_backup(other, tmp_path / "backup")
+    assert await content_of(other) == await content_of(filled)
+
+
+async def test_the_manifest_tells_what_there_is(filled, folder):
+    manifest = read_backup(folder)
+    assert manifest.version == "1.2.3"
+    assert manifest.revision == await schema_revision(filled)
+    assert manifest.source == filled.dialect.name
+    assert (datetime.now(UTC) - manifest.created_at).total_seconds() < 600
+    assert set(manifest.files) == {DATABASE}
+    assert manifest.rows == {name: len(rows) for name, rows in (await content_of(filled)).items()}
+
+
+async def test_a_backup_is_for_its_owner_alone_and_one_file_without_a_log(folder):
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert sorted(each.name for each in folder.iterdir()) == [DATABASE, MANIFEST]
+    with closing(sqlite3.connect(f"file:{folder / DATABASE}?mode=ro", uri=True)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+async def test_nothing_is_written_over(filled, folder, tmp_path):
+    before = (folder / DATABASE).read_bytes()
+    for taken in (folder, tmp_path):
+        with pytest.raises(ConflictError, match="no backup is written over"):
+            await write_backup(filled, taken, version="")
+    assert (folder / DATABASE).read_bytes() == before
+
+
+async def test_a_backup_that_fails_leaves_nothing(filled, tmp_path, monkeypatch):
+    async def fails(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(backup_module, "copy_rows", fails)
+    place = tmp_path / "new"
+    with pytest.raises(StoreError, match="no room left"):
+        await write_backup(filled, place / "backup", version="")
+    assert list(place.iterdir()) == []
+
+
+async def test_a_database_of_another_release_is_not_backed_up(filled, tmp_path):
+    await downgrade(filled, "0003")
+    with pytest.raises(StoreError, match="revision '0003', and this release backs up"):
+        await write_backup(filled, tmp_path / "backup", version="")
+
+
+async def test_a_database_that_holds_something_is_not_written_over_unless_it_is_said(filled, folder, other):
+    await migrate(other)
+    await LabelSetRepository(other).put("mine", [ClassEntry("a")], "photo")
+    before = await content_of(other)
+    with pytest.raises(ConflictError, match="holds 1 label_sets, 1 label_set_versions; name an empty one"):
+        await restore_backup(other, folder)
+    assert await content_of(other) == before
+    await restore_backup(other, folder, replace=True)
+    assert await content_of(other) == await content_of(filled)
+
+
+async def test_a_restore_that_fails_changes_nothing(filled, folder, other, monkeypatch):
+    await migrate(other)
+    await LabelSetRepository(other).put("mine", [ClassEntry("a")], "photo")
+    before = await content_of(other)
+
+    async def copies_and_fails(source, target):
+        await copying.copy_rows(source, target)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(backup_module, "copy_rows", copies_and_fails)
+    with pytest.raises(OSError, match="No space"):
+        await restore_backup(other, folder, replace=True)
+    assert await content_of(other) == before
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGE = {
+    "a bit": (lambda folder: flip(folder / DATABASE), "is damaged, its checksum"),
+    "cut short": (lambda folder: (folder / DATABASE).write_bytes(bytes(100)), "is damaged, its checksum"),
+    "no database": (lambda folder: (folder / DATABASE).unlink(), "is missing"),
+    "no manifest": (lambda folder: (folder / MANIFEST).unlink(), "holds no backup"),
+    "half a manifest": (lambda folder: (folder / MANIFEST).write_text('{"format": 1,'), "is damaged"),
+    "another manifest": (lambda folder: (folder / MANIFEST).write_text("[]"), "is damaged"),
+    "a newer format": (lambda folder: changed(folder, format=2), "the format 2 of a newer release"),
+    "other rows": (lambda folder: changed(folder, rows={"label_sets": 77}), "does not hold the rows"),
+    "a path": (lambda folder: changed(folder, files={"../x": {"bytes": 0, "sha256": ""}}), "is missing"),
+    "no files": (lambda folder: changed(folder, files={}), "names no deixis.sqlite3"),
+    "no folder": (shutil.rmtree, "holds no backup"),
+}
+
+
+def changed(folder, **more):
+    (folder / MANIFEST).write_text(json.dumps(json.loads((folder / MANIFEST).read_text()) | more))
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+async def test_a_damaged_backup_is_told_before_anything_changes(filled, folder, damage):
+    (folder.parent / "x").touch()
+    harm, told = DAMAGE[damage]
+    harm(folder)
+    before = await content_of(filled)
+    with pytest.raises(StoreError, match=told):
+        await restore_backup(filled, folder, replace=True)
+    assert await content_of(filled) == before
+
+
+async def test_a_backup_of_an_older_release_is_brought_up_to_date_and_stays_as_it_is(filled, folder, other):
+    old = open_engine(f"sqlite:///{folder / DATABASE}")
+    await downgrade(old, "0004")
+    await old.dispose()
+    with closing(sqlite3.connect(folder / DATABASE)) as connection:
+        connection.execute("PRAGMA journal_mode=DELETE").fetchall()
+    files = backup_module._files_of(folder)
+    changed(folder, files={DATABASE: files[DATABASE].model_dump()}, revision="0004", rows={"label_sets": 2})
+    before = (folder / DATABASE).read_bytes()
+    await restore_backup(other, folder)
+    assert (folder / DATABASE).read_bytes() == before
+    assert (await LabelSetRepository(other).get("pets")).version == 2
+    assert await KeyRepository(other).list() == []
+
+
+async def test_a_backup_of_a_newer_release_is_refused(filled, folder, other):
+    with closing(sqlite3.connect(folder / DATABASE)) as connection, connection:
+        connection.execute("UPDATE deixis_schema SET version_num = '0999'")
+    files = backup_module._files_of(folder)
+    changed(folder, files={DATABASE: files[DATABASE].model_dump()})
+    with pytest.raises(StoreError, match="revision '0999', but this release knows only"):
+        await restore_backup(other, folder)
+
+
+async def test_a_backup_is_of_one_moment(filled, tmp_path, other, monkeypatch):
+    """What is written while it is copied is in it whole or not at all."""
+
+    async def copy_and_write(source, target):
+        await source.execute(text("SELECT count(*) FROM label_sets"))  # the moment
+        await LabelSetRepository(filled).put("late", [ClassEntry("a")], "photo")
+        return await copying.copy_rows(source, target)
+
+    monkeypatch.setattr(backup_module, "copy_rows", copy_and_write)
+    manifest = await write_backup(filled, tmp_path / "backup", version="")
+    monkeypatch.undo()
+    await restore_backup(other, tmp_path / "backup")
+    assert manifest.rows["label_sets"] == 2
+    assert {each.name for each in await LabelSetRepository(other).list(99)} == {"pets"}
+    assert {each.name for each in await LabelSetRepository(filled).list(99)} == {"pets", "late"}
+
+
+async def test_caption_databases_come_along_where_they_are_wanted(engine, tmp_path):
+    captions = tmp_path / "captions"
+    made(captions / "things")
+    made(captions / "acme#toys")
+    (captions / "things.building").mkdir()
+    (captions / "stray").write_text("")
+    manifest = await write_backup(engine, tmp_path / "backup", version="", captions_dir=captions)
+    assert manifest.captions == ("acme#toys", "things")
+    again = tmp_path / "again"
+    await restore_backup(engine, tmp_path / "backup", captions_dir=again)
+    for name in manifest.captions:
+        restored = CaptionDatabase.open(again / name, fingerprint=None, verify=True)
+        assert list(restored.captions(range(len(restored)))) == list(
+            CaptionDatabase.open(captions / name, fingerprint=None).captions(range(len(restored)))
+        )
+    generation = current_generation(again / "things")
+    await restore_backup(engine, tmp_path / "backup", captions_dir=again)  # over the same ones
+    assert current_generation(again / "things") == generation
+    flip(next((tmp_path / "backup" / "captions").rglob("features.npy")))
+    with pytest.raises(StoreError, match="damaged"):
+        await restore_backup(engine, tmp_path / "backup", captions_dir=again)
+
+
+async def test_a_backup_without_caption_databases_brings_none(engine, tmp_path):
+    await write_backup(engine, tmp_path / "backup", version="", captions_dir=tmp_path / "nowhere")
+    with pytest.raises(InvalidFieldError, match="has no caption databases"):
+        await restore_backup(engine, tmp_path / "backup", captions_dir=tmp_path / "again")
+
+
+async def test_the_database_of_a_backup_can_be_served_as_it_is(filled, folder, opened, tmp_path):
+    shutil.copytree(folder, tmp_path / "data")
+    engine = opened(f"sqlite:///{tmp_path / 'data' / DATABASE}")
+    await migrate(engine)
+    assert (await LabelSetRepository(engine).get("pets")).version == 2
+    assert await DraftRepository(engine).list("pets", limit=9) == []
