@@ -1,0 +1,314 @@
+"""Kills a server that is being written to, again and again: is what it acknowledged still there, and whole?
+
+    python -m benchmarks.durability [--rounds 50] [--databases sqlite postgresql] [--output benchmarks/results]
+
+In each round six writers put label sets of 30 classes, add classes to one, delete and make again, and add example
+images, until the server gets SIGKILL, 0.2 to 1.5 seconds after they began. Then SQLite checks its file, the server is
+started again, and everything that was acknowledged since the first round is asked for:
+
+- **lost**: a version, a class, an image or a deletion that was acknowledged and is not there,
+- **refused**: a write that was answered by an error,
+- **torn**: a version that is not one of those that were sent, or an image without its features,
+- **written, not told**: there, but the answer did not come any more, which is as it may be.
+
+*Start after it* is a median. Ends with status 1 if anything was lost, refused or torn. PostgreSQL is one of its own, for
+which its programs must be installed.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import random
+import signal
+import sqlite3
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from PIL import Image
+
+from benchmarks.service import about_this_run, say, serving
+from tests.postgres import postgres_binaries, running_postgres
+
+DATABASES = ("sqlite", "postgresql")
+CLASSES = 30
+QUICK = ("--tuning-seconds", "0", "--build-wordnet", "false")
+
+
+@dataclass
+class Written:
+    """What writers sent, and what of it was acknowledged; each writer has names of its own."""
+
+    sent: dict[str, list[list[str]]] = field(default_factory=dict)
+    versions: dict[tuple[str, int], list[str]] = field(default_factory=dict)
+    grown: dict[str, list[str]] = field(default_factory=dict)
+    deleted: dict[str, bool] = field(default_factory=dict)
+    images: dict[str, set[str]] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
+    acknowledged: int = 0
+
+
+@dataclass
+class Outcome:
+    """What all rounds of a database found."""
+
+    database: str
+    rounds: int = 0
+    acknowledged: int = 0
+    lost: int = 0
+    torn: int = 0
+    refused: int = 0
+    unacknowledged_and_there: int = 0
+    restart_s: list[float] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+
+def _picture(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+class Writers:
+    """Write until they are cut off.
+
+    Args:
+        written: is added to.
+        round_number: makes what is written differ from every other round's.
+    """
+
+    def __init__(self, written: Written, round_number: int) -> None:
+        self.written = written
+        self.round_number = round_number
+
+    def run(self, url: str, killed: Callable[[], None]) -> None:
+        """Begin to write, call ``killed``, and wait until every writer has met a server that is gone."""
+        ways = [self.put, self.put, self.put, self.grow, self.delete_and_make, self.images]
+        threads = [threading.Thread(target=self._until_it_is_gone, args=(url, *each)) for each in enumerate(ways)]
+        for thread in threads:
+            thread.start()
+        killed()
+        for thread in threads:
+            thread.join()
+
+    def _until_it_is_gone(self, url: str, writer: int, way: Callable[[httpx.Client, int], Iterator[None]]) -> None:
+        with httpx.Client(base_url=url, timeout=60) as client:
+            try:
+                for _ in way(client, writer):
+                    self.written.acknowledged += 1
+            except httpx.TransportError:
+                return
+            except Exception as error:  # noqa: BLE001 - whatever a wrong answer leads to
+                self.written.refused.append(f"{way.__name__}: {error!r}")
+
+    def put(self, client: httpx.Client, writer: int) -> Iterator[None]:
+        """Put versions of a label set."""
+        name = f"put-{writer}"
+        for number in range(100_000):
+            classes = [f"{name} {self.round_number} {number} {each}" for each in range(CLASSES)]
+            self.written.sent.setdefault(name, []).append(classes)
+            version = _ok(client.put(f"/v1/label-sets/{name}", json={"classes": classes}))["version"]
+            self.written.versions[name, version] = classes
+            yield
+
+    def grow(self, client: httpx.Client, writer: int) -> Iterator[None]:
+        """Add classes to one of a set each round."""
+        name = f"grow-{writer}-{self.round_number}"
+        _ok(client.put(f"/v1/label-sets/{name}", json={"classes": ["seed"]}))
+        grown = self.written.grown.setdefault(name, ["seed"])
+        for number in range(100_000):
+            _ok(client.post(f"/v1/label-sets/{name}/classes", json={"classes": [f"leaf {number}"]}))
+            grown.append(f"leaf {number}")
+            yield
+
+    def delete_and_make(self, client: httpx.Client, writer: int) -> Iterator[None]:
+        """Delete label sets, and make some of them again."""
+        for number in range(100_000):
+            name = f"gone-{writer}-{self.round_number}-{number}"
+            _ok(client.put(f"/v1/label-sets/{name}", json={"classes": ["a", "b"]}))
+            self.written.deleted[name] = False
+            client.delete(f"/v1/label-sets/{name}").raise_for_status()
+            self.written.deleted[name] = True
+            yield
+
+    def images(self, client: httpx.Client, writer: int) -> Iterator[None]:
+        """Add example images to a set each round."""
+        name = f"seen-{writer}-{self.round_number}"
+        _ok(client.put(f"/v1/label-sets/{name}", json={"classes": ["a", "b"]}))
+        seen = self.written.images.setdefault(name, set())
+        for number in range(100_000):
+            pictures = [_picture(100_000 * self.round_number + 10 * number + each) for each in range(3)]
+            files = [("image", ("x.png", picture)) for picture in pictures]
+            _ok(client.post(f"/v1/label-sets/{name}/images", files=files, data={"class": ["a", "b", "a"]}))
+            seen.update(hashlib.sha256(picture).hexdigest() for picture in pictures)
+            yield
+
+
+def _ok(answer: httpx.Response) -> Any:
+    answer.raise_for_status()
+    return answer.json()
+
+
+def check(client: httpx.Client, written: Written, outcome: Outcome, chance: random.Random) -> None:
+    """Ask for what was acknowledged: all of the newest, and a sample of what earlier rounds have found already."""
+    found: dict[str, int] = {}
+    for name, sent in written.sent.items():
+        latest = client.get(f"/v1/label-sets/{name}")
+        newest = _ok(latest)["version"] if latest.status_code == 200 else 0
+        found[name] = newest
+        known = max((version for kept, version in written.versions if kept == name), default=0)
+        if newest < known:
+            _fault(outcome, "lost", f"{name}@{newest + 1} to {known}")
+        for version in range(known + 1, newest + 1):
+            classes = _classes(client, name, version)
+            outcome.unacknowledged_and_there += 1
+            if classes not in sent:
+                _fault(outcome, "torn", f"{name}@{version} was never sent")
+            written.versions[name, version] = classes
+    recent = list(written.versions.items())[-200:]
+    older = list(written.versions.items())[:-200]
+    for (name, version), classes in recent + chance.sample(older, min(len(older), 100)):
+        if version <= found[name] and _classes(client, name, version) != classes:
+            _fault(outcome, "torn", f"{name}@{version}")
+    _check_the_rest(client, written, outcome)
+
+
+def _check_the_rest(client: httpx.Client, written: Written, outcome: Outcome) -> None:
+    for name, grown in list(written.grown.items())[-3:]:
+        latest = client.get(f"/v1/label-sets/{name}")
+        there = [each["name"] for each in _ok(latest)["classes"]] if latest.status_code == 200 else []
+        if there[: len(grown)] != grown:
+            _fault(outcome, "lost", f"{name}: classes")
+        outcome.unacknowledged_and_there += len(there) > len(grown)
+    for name, is_gone in list(written.deleted.items())[-100:]:
+        status = client.get(f"/v1/label-sets/{name}").status_code
+        if is_gone and status != 404:
+            _fault(outcome, "lost", f"{name}: its deletion")
+    for name, seen in list(written.images.items())[-3:]:
+        listed = _images(client, name)
+        if missing := seen - listed.keys():
+            _fault(outcome, "lost", f"{name}: {len(missing)} images")
+        if bare := [key for key, models in listed.items() if not models]:
+            _fault(outcome, "torn", f"{name}: {len(bare)} images without features")
+        outcome.unacknowledged_and_there += len(listed.keys() - seen)
+        written.images[name] = seen | listed.keys()
+
+
+def _fault(outcome: Outcome, kind: str, what: str) -> None:
+    setattr(outcome, kind, getattr(outcome, kind) + 1)
+    outcome.faults.append(f"{kind} after round {outcome.rounds}: {what}")
+
+
+def _classes(client: httpx.Client, name: str, version: int) -> list[str]:
+    found = client.get(f"/v1/label-sets/{name}", params={"version": version})
+    return [each["name"] for each in found.json()["classes"]] if found.status_code == 200 else []
+
+
+def _images(client: httpx.Client, name: str) -> dict[str, int]:
+    listed: dict[str, int] = {}
+    after: dict[str, Any] = {}
+    while True:
+        page = client.get(f"/v1/label-sets/{name}/images", params=after)
+        if page.status_code == 404:
+            return listed
+        told = _ok(page)
+        listed |= {each["sha256"]: each["models"] for each in told["images"]}
+        if told["next_after"] is None:
+            return listed
+        after = {"after": told["next_after"]}
+
+
+def measure(database: str, rounds: int, folder: Path, seed: int) -> Outcome:
+    """Kill a server with one kind of database, and look."""
+    chance = random.Random(seed)
+    written, outcome = Written(), Outcome(database)
+    with ExitStack() as stack:
+        flags = list(QUICK)
+        if database == "postgresql":
+            binaries = postgres_binaries()
+            if binaries is None:
+                sys.exit("PostgreSQL is not installed: there is no initdb")
+            flags += ["--database-url", stack.enter_context(running_postgres(binaries))]
+        for number in range(rounds):
+            with serving("embedded", folder, *flags) as server:
+
+                def killed(server: Any = server) -> None:
+                    time.sleep(chance.uniform(0.2, 1.5))
+                    server.process.send_signal(signal.SIGKILL)
+
+                Writers(written, number).run(server.url, killed)
+                server.process.wait()
+            if database == "sqlite":
+                with closing(sqlite3.connect(folder / "deixis.sqlite3")) as connection:
+                    told = connection.execute("PRAGMA integrity_check").fetchall()
+                if told != [("ok",)]:
+                    _fault(outcome, "torn", f"the file: {told[0][0]}")
+            began = time.perf_counter()
+            with (
+                serving("embedded", folder, *flags) as server,
+                httpx.Client(base_url=server.url, timeout=60) as client,
+            ):
+                outcome.restart_s.append(round(time.perf_counter() - began, 2))
+                outcome.rounds += 1
+                check(client, written, outcome, chance)
+            outcome.acknowledged = written.acknowledged
+            while written.refused:
+                _fault(outcome, "refused", written.refused.pop())
+            say(
+                f"{database} {number + 1}/{rounds}: {outcome.acknowledged} acknowledged, {outcome.lost} lost,"
+                f" {outcome.torn} torn"
+            )
+    return outcome
+
+
+def table(outcomes: list[Outcome]) -> str:
+    """Return the figures in Markdown."""
+    lines = [
+        "| database | kill -9 | acknowledged writes | lost | refused | torn | written, not told | start after it |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {each.database} | {each.rounds} | {each.acknowledged:,} | {each.lost} | {each.refused} | {each.torn} |"
+        f" {each.unacknowledged_and_there} | {float(np.median(each.restart_s)):.1f} s |"
+        for each in outcomes
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure, and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--databases", nargs="+", choices=DATABASES, default=DATABASES)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="a folder for JSON; the table is printed in any case")
+    arguments = parser.parse_args()
+    outcomes = []
+    for database in arguments.databases:
+        with tempfile.TemporaryDirectory() as folder:
+            outcomes.append(measure(database, arguments.rounds, Path(folder), arguments.seed))
+    print(table(outcomes))  # noqa: T201 - what was asked for
+    for outcome in outcomes:
+        for fault in outcome.faults:
+            say(f"{outcome.database}: {fault}")
+    if arguments.output:
+        about = about_this_run()
+        file = arguments.output / f"{about['date']}-durability.json"
+        found = [asdict(outcome) for outcome in outcomes]
+        file.write_text(json.dumps({**about, "databases": found}, indent=1) + "\n", encoding="utf-8")
+    if any(outcome.lost or outcome.refused or outcome.torn for outcome in outcomes):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
