@@ -262,6 +262,7 @@ def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]]
         lifespan=lifespan,
         # FastAPI's own pages load their scripts from elsewhere; documentation.py has ours.
         docs_url=None,
+        openapi_url=None,
         redoc_url=None,
         # A redirect would name an address, and only a proxy in front knows the right one.
         redirect_slashes=False,

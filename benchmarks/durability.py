@@ -11,8 +11,8 @@ started again, and everything that was acknowledged since the first round is ask
 - **torn**: a version that is not one of those that were sent, or an image without its features,
 - **written, not told**: there, but the answer did not come any more, which is as it may be.
 
-*Start after it* is a median. Ends with status 1 if anything was lost, refused or torn. PostgreSQL is one of its own, for
-which its programs must be installed.
+*Start after it* is a median. Ends with status 1 if anything was lost, refused or torn. PostgreSQL is one of its own;
+its programs must be installed.
 """
 
 import argparse

@@ -3,6 +3,8 @@
 ``fastapi_swagger`` is taken for the files of ``swagger-ui-dist`` that it carries; its code is not used.
 """
 
+import json
+from functools import lru_cache
 from importlib.resources import files
 
 from fastapi import APIRouter, FastAPI
@@ -54,7 +56,20 @@ def send_asset(asset: str) -> Response:
 
 
 def install(app: FastAPI) -> None:
-    """Add the page to an application that was made without FastAPI's own pages, which load theirs from elsewhere."""
+    """Add the page and the description to an application that was made without FastAPI's own.
+
+    Its pages load theirs from elsewhere, and it writes the description anew for every request.
+    """
     assert app.docs_url is None
     assert app.redoc_url is None
+    assert app.openapi_url is None
     app.include_router(router)
+
+    @lru_cache(maxsize=1)
+    def written() -> bytes:
+        return json.dumps(app.openapi(), ensure_ascii=False, separators=(",", ":")).encode()
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def description() -> Response:
+        """Describe the API for programs."""
+        return Response(written(), media_type="application/json")

@@ -1,0 +1,752 @@
+"""Attacks a server of its own, and tells what became of it.
+
+    python -m benchmarks.attack [--images 2000] [--schemathesis PATH] [--only NAME ...] [--output benchmarks/results]
+
+One line a kind of attack: how many requests, how they were answered, the longest answer, and the server's memory before
+and after. It ends with status 1 if
+
+- an answer was a 5xx other than 503 and 504, or one of these without ``Retry-After``,
+- an error of a route was no ``application/problem+json``,
+- a request had neither an answer nor an end of its connection within its time,
+- memory is more than 64 MiB above the most that it was after any attack before; those that need much are made once
+  before, to warm up,
+- an ordinary request is not answered as it was before, during or after an attack.
+
+Everything stays on loopback, and is bounded in number and time. schemathesis is run where it is named; it belongs into
+an environment of its own (``pip install schemathesis``).
+"""
+
+import argparse
+import asyncio
+import base64
+import json
+import random
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from benchmarks.attack.corpus import made_on_purpose, mutants
+from benchmarks.load import photographs
+from benchmarks.service import Server, about_this_run, say, serving
+
+PATIENCE_S = 60.0
+MAX_GROWTH_MIB = 64.0
+# Short, so that the attacks that wait for them are short too.
+HEAD_TIMEOUT_S = 5
+FLAGS = (
+    *("--tuning-seconds", "0", "--build-wordnet", "false", "--head-timeout-s", str(HEAD_TIMEOUT_S)),
+    *("--body-timeout-s", "5", "--max-connections", "600"),
+)
+
+
+@dataclass
+class Row:
+    """What became of one kind of attack."""
+
+    attack: str
+    requests: int = 0
+    answers: Counter[str] = field(default_factory=Counter)
+    longest_s: float = 0.0
+    rss_before_mib: float = 0.0
+    rss_after_mib: float = 0.0
+    beside_s: float = 0.0
+    faults: list[str] = field(default_factory=list)
+
+    def add(self, answer: str, seconds: float) -> None:
+        """Count an answer, or what came instead of one."""
+        self.requests += 1
+        self.answers[answer] += 1
+        self.longest_s = max(self.longest_s, round(seconds, 2))
+
+    def fault(self, what: str) -> None:
+        """Note what should not be; the first few of a kind are enough."""
+        if len(self.faults) < 20:
+            self.faults.append(what)
+
+
+class Attacker:
+    """Sends what nobody should.
+
+    Args:
+        server: to attack.
+        client: for requests that are HTTP.
+        images: mutated ones.
+    """
+
+    def __init__(self, server: Server, client: httpx.AsyncClient, images: int) -> None:
+        self.server = server
+        self.client = client
+        self.images = images
+        self.photo = photographs(1)[0]
+        host, _, port = server.url.removeprefix("http://").rpartition(":")
+        self.address = (host, int(port))
+
+    # --- asking ------------------------------------------------------------------------------------------------------
+
+    async def ask(self, row: Row, what: str, method: str, path: str, **more: Any) -> httpx.Response | None:
+        """Send a request and count its answer."""
+        began = time.perf_counter()
+        try:
+            answer = await self.client.request(method, path, **more)
+        except httpx.TimeoutException:
+            row.add("hung", time.perf_counter() - began)
+            row.fault(f"{what}: no answer within {PATIENCE_S:g} s")
+            return None
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            row.add("closed", time.perf_counter() - began)
+            if isinstance(error, httpx.ConnectError):
+                row.fault(f"{what}: {error}")
+            return None
+        row.add(str(answer.status_code), time.perf_counter() - began)
+        self.judge(row, what, answer.status_code, answer.headers, answer.content)
+        return answer
+
+    def judge(self, row: Row, what: str, status: int, headers: Any, body: bytes) -> None:
+        """Note a fault where an answer is not as answers are."""
+        if status >= 500 and status not in {501, 503, 504}:
+            row.fault(f"{what}: {status} {body[:300]!r}")
+        if status in {503, 504} and "retry-after" not in headers:
+            row.fault(f"{what}: {status} without Retry-After")
+        if status >= 400 and headers.get("content-type") != "application/problem+json":
+            row.fault(f"{what}: {status} as {headers.get('content-type')}")
+
+    async def all(self, requests: AsyncIterator[Awaitable[Any]], at_once: int = 8) -> None:
+        """Wait for requests, so many at a time."""
+        running: set[asyncio.Future[Any]] = set()
+        async for request in requests:
+            running.add(asyncio.ensure_future(request))
+            if len(running) >= at_once:
+                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for each in done:
+                    each.result()
+        await asyncio.gather(*running)
+
+    async def raw(self, row: Row, what: str, sent: bytes, *, wait_s: float = 20.0, half: bool = False) -> bytes:
+        """Send bytes, and read until the server ends the connection; one that stays open is ended after a while."""
+        began = time.perf_counter()
+        got = b""
+        reader, writer = await asyncio.open_connection(*self.address)
+        try:
+            with suppress(ConnectionError):
+                writer.write(sent)
+                await asyncio.wait_for(writer.drain(), wait_s)
+                if half:
+                    writer.write_eof()
+            async with asyncio.timeout(wait_s):
+                while chunk := await reader.read(65536):
+                    got += chunk
+        except TimeoutError:
+            if not got:
+                row.fault(f"{what}: nothing, and no end, within {wait_s:g} s")
+        except ConnectionError:
+            pass
+        finally:
+            writer.transport.abort()
+        statuses = re.findall(rb"(?:^|\n|\})HTTP/1\.1 (\d{3})", got)
+        told = ", ".join(sorted({status.decode() for status in statuses})) or "closed"
+        row.add(told, time.perf_counter() - began)
+        for status in statuses:
+            if status.startswith(b"5") and status not in {b"503", b"504"}:
+                row.fault(f"{what}: {got[:300]!r}")
+        return got
+
+    async def ordinary(self, row: Row, when: str) -> float:
+        """Ask as users do, and return how long that took."""
+        began = time.perf_counter()
+        try:
+            answer = await self.client.post("/classify", files={"image": self.photo}, data={"labels": "cat, dog"})
+        except httpx.HTTPError as error:
+            row.fault(f"an ordinary request {when}: {error!r}")
+        else:
+            if answer.status_code != 200 or len(answer.json()["results"][0]["predictions"]) != 2:
+                row.fault(f"an ordinary request {when}: {answer.status_code} {answer.text[:200]}")
+        return time.perf_counter() - began
+
+    @asynccontextmanager
+    async def beside(self, row: Row) -> AsyncIterator[None]:
+        """Go on asking as users do, while others attack."""
+
+        async def ask() -> None:
+            while True:
+                row.beside_s = max(row.beside_s, round(await self.ordinary(row, "during the attack"), 2))
+                await asyncio.sleep(0.2)
+
+        asking = asyncio.create_task(ask())
+        try:
+            yield
+        finally:
+            asking.cancel()
+            with suppress(asyncio.CancelledError):
+                await asking
+
+    # --- images ------------------------------------------------------------------------------------------------------
+
+    def forms(self, image: bytes, number: int) -> dict[str, Any]:
+        """Return a request with the image in one of the three forms."""
+        if number % 3 == 0:
+            return {"files": {"image": ("x.jpg", image)}, "data": {"labels": "cat, dog"}}
+        if number % 3 == 1:
+            return {"json": {"labels": ["cat", "dog"], "images": [{"base64": base64.b64encode(image).decode()}]}}
+        return {"content": image, "headers": {"content-type": "image/jpeg"}, "params": {"labels": "cat,dog"}}
+
+    async def mutated_images(self, row: Row) -> None:
+        """Send mutated images of every format, one a request."""
+
+        async def requests() -> AsyncIterator[Awaitable[Any]]:
+            for number, (kind, image) in enumerate(mutants(self.images)):
+                yield self.ask(row, kind, "POST", "/v1/classify", **self.forms(image, number))
+
+        await self.all(requests())
+
+    async def mutated_images_together(self, row: Row) -> None:
+        """Send them in requests of 32 with one good image, which must be answered."""
+
+        async def one(images: Sequence[tuple[str, bytes]]) -> None:
+            files = [("image", ("x", image)) for _, image in images]
+            answer = await self.ask(
+                row,
+                "32 at once",
+                "POST",
+                "/v1/classify",
+                files=[*files, ("image", self.photo)],
+                data={"labels": "a, b"},
+            )
+            if answer is not None and answer.status_code == 200 and answer.json()["results"][-1]["error"] is not None:
+                row.fault(f"the good image: {answer.json()['results'][-1]['error']}")
+
+        async def requests() -> AsyncIterator[Awaitable[Any]]:
+            every = list(mutants(self.images, seed=1))
+            for first in range(0, len(every), 32):
+                yield one(every[first : first + 32])
+
+        await self.all(requests(), at_once=3)
+
+    async def images_made_on_purpose(self, row: Row) -> None:
+        """Send bombs, lies, polyglots and what is no image, in each form."""
+
+        async def requests() -> AsyncIterator[Awaitable[Any]]:
+            for kind, image in made_on_purpose().items():
+                for number in range(3):
+                    yield self.ask(row, kind, "POST", "/v1/classify", **self.forms(image, number))
+
+        await self.all(requests(), at_once=4)
+
+    async def images_as_examples(self, row: Row) -> None:
+        """Send mutated images to be kept as examples."""
+        await self.client.put("/v1/label-sets/attacked", json={"classes": ["cat", "dog"]})
+
+        async def requests() -> AsyncIterator[Awaitable[Any]]:
+            every = list(mutants(min(self.images, 320), seed=2))
+            for first in range(0, len(every), 16):
+                files = [("image", (kind, image)) for kind, image in every[first : first + 16]]
+                yield self.ask(
+                    row, "examples", "POST", "/v1/label-sets/attacked/images", files=files, data={"class": ["cat"] * 16}
+                )
+
+        await self.all(requests(), at_once=2)
+        await self.client.delete("/v1/label-sets/attacked")
+
+    # --- bodies ------------------------------------------------------------------------------------------------------
+
+    async def strange_json(self, row: Row) -> None:
+        """Send JSON that is deep, long, odd or of the wrong types to every route that takes some."""
+        routes = [
+            ("POST", "/v1/classify"),
+            ("PUT", "/v1/label-sets/odd"),
+            ("POST", "/v1/label-sets/odd/classes"),
+            ("POST", "/v1/databases/odd/search"),
+            ("POST", "/v1/label-sets/odd:evaluate"),
+            ("POST", "/v1/label-sets/odd/images"),
+        ]
+        fields = ["labels", "classes", "images", "image", "text", "label_set", "top_k", "options", "method", "template"]
+        values: list[Any] = [
+            *(None, True, -1, 0, 1e308, 10**400, "", "\0", "\ud800", "x" * 1_000_000, [], {}, [[]], [{}], [None]),
+            *([1] * 1000, ["a"] * 5000, {"a": {"b": {}}}, [{"base64": None}], [{"url": "file:///etc/passwd"}]),
+            *(["\u202ea"], ["a", "A"], ["\ufdd0"], [{"name": "a", "descriptions": ["x"] * 10_000}]),
+        ]
+        texts = [
+            *(
+                "[" * 100_000,
+                '{"a":' * 100_000,
+                "{" * 1000,
+                "",
+                "null",
+                "NaN",
+                '{"labels": [NaN]}',
+                "1e999999",
+                "9" * 100_000,
+            ),
+            *('{"labels": ["a"], "labels": ["b"]}', "\ufeff{}", '{"a": "' + "\\u0000" * 100_000 + '"}', "[1,]" * 1000),
+            '{"labels": [' + ",".join(f'"l{n}"' for n in range(200_000)) + "]}",
+            '{"labels": ["' + "a" * 10_000_000 + '"]}',
+        ]
+
+        async def requests() -> AsyncIterator[Awaitable[Any]]:
+            for method, path in routes:
+                for name in fields:
+                    for value in values:
+                        body = json.dumps({name: value}).encode()
+                        what = f"{method} {path} {name}={body[:80]!r}"
+                        yield self.ask(
+                            row, what, method, path, content=body, headers={"content-type": "application/json"}
+                        )
+                for text in texts:
+                    what = f"{method} {path} {text[:40]!r}"
+                    body = text.encode("utf-8", "surrogatepass")
+                    yield self.ask(row, what, method, path, content=body, headers={"content-type": "application/json"})
+
+        await self.all(requests())
+
+    async def strange_forms(self, row: Row) -> None:
+        """Send forms of 10,000 parts, without an end, with headers of megabytes."""
+
+        def part(name: str, content: bytes, filename: str | None = None) -> bytes:
+            shown = f'; filename="{filename}"' if filename else ""
+            return f'--b\r\nContent-Disposition: form-data; name="{name}"{shown}\r\n\r\n'.encode() + content + b"\r\n"
+
+        end = b"--b--\r\n"
+        bodies = {
+            "10,000 fields": b"".join(part(f"f{n}", b"x") for n in range(10_000)) + end,
+            "10,000 files": part("labels", b"a,b") + b"".join(part("image", b"x", "x") for _ in range(10_000)) + end,
+            "10,000 labels": b"".join(part("labels", b"l%d" % n) for n in range(10_000))
+            + part("image", b"x", "x")
+            + end,
+            "no end": part("image", self.photo, "x"),
+            "no parts": end,
+            "nothing": b"",
+            "another boundary": part("image", b"x", "x").replace(b"--b", b"--c") + end,
+            "a header of 1 MB": b"--b\r\nContent-Disposition: form-data; name=image; x="
+            + b"a" * 2**20
+            + b"\r\n\r\nx\r\n"
+            + end,
+            "20,000 headers": b"--b\r\n" + b"X: y\r\n" * 20_000 + b"\r\nx\r\n" + end,
+            "a field of 10 MB": part("labels", b"a" * 10 * 2**20) + part("image", self.photo, "x") + end,
+            "a path as a name": part("image", self.photo, "../../etc/passwd") + part("labels", b"a,b") + end,
+            "no disposition": b"--b\r\nContent-Type: image/png\r\n\r\nx\r\n" + end,
+            "no charset": b'--b\r\nContent-Disposition: form-data; name="labels"\r\n'
+            b"Content-Type: text/plain; charset=x\r\n\r\na\r\n" + end,
+        }
+
+        async def requests() -> AsyncIterator[Awaitable[Any]]:
+            for what, body in bodies.items():
+                for content_type in (
+                    "multipart/form-data; boundary=b",
+                    "multipart/form-data",
+                    "multipart/form-data; boundary=b; charset=utf-16",
+                ):
+                    yield self.ask(
+                        row, what, "POST", "/v1/classify", content=body, headers={"content-type": content_type}
+                    )
+
+        await self.all(requests(), at_once=4)
+
+    async def compressed_bodies(self, row: Row) -> None:
+        """Send a gigabyte of zeros, compressed twice."""
+        import gzip  # noqa: PLC0415 - of this attack alone
+
+        bomb = gzip.compress(gzip.compress(bytes(64 * 2**20)) * 16)
+        for coding in ("gzip", "deflate", "br", "zstd", "gzip, gzip", "identity, gzip", "x"):
+            for content_type in ("application/json", "image/png", "multipart/form-data; boundary=b"):
+                headers = {"content-type": content_type, "content-encoding": coding}
+                await self.ask(row, coding, "POST", "/v1/classify", content=bomb, headers=headers)
+
+    async def names_that_are_paths(self, row: Row) -> None:
+        """Ask for label sets and databases whose names lead elsewhere, and for routes that are none."""
+        names = [
+            "..",
+            "%2e%2e",
+            "..%2f..%2fetc%2fpasswd",
+            "%00",
+            "a%00b",
+            "%0d%0aX:%20y",
+            "#",
+            "acme%23pets",
+            "a" * 60_000,
+            "%ff",
+            "con",
+            "~",
+            "%25",
+            "{{7*7}}",
+            "'; DROP TABLE label_sets; --",
+            "${jndi:ldap://127.0.0.1/a}",
+        ]
+        for name in names:
+            for method, path in [
+                ("GET", "/v1/label-sets/{}"),
+                ("DELETE", "/v1/label-sets/{}"),
+                ("GET", "/v1/label-sets/{}/images"),
+                ("GET", "/v1/databases/{}"),
+                ("DELETE", "/v1/databases/{}"),
+                ("GET", "/v1/jobs/{}"),
+                ("GET", "/{}"),
+                ("GET", "/docs/{}"),
+                ("PATCH", "/v1/{}"),
+            ]:
+                await self.ask(row, f"{method} {path.format(name[:40])}", method, path.format(name))
+
+    async def headers_of_others(self, row: Row) -> None:
+        """Send headers that want to end up in the log, the database, or elsewhere."""
+        values = [
+            "x\x1b[31mred",
+            "a" * 5000,
+            "${jndi:ldap://127.0.0.1/a}",
+            "%0aforged=line",
+            "é",
+            "../../x",
+            "' OR 1=1 --",
+        ]
+        for name in (
+            "X-Request-ID",
+            "If-Match",
+            "If-None-Match",
+            "Accept",
+            "User-Agent",
+            "Range",
+            "Host",
+            "X-Forwarded-For",
+            "Authorization",
+            "X-API-Key",
+            "Deixis-Namespace",
+            "Cookie",
+            "Origin",
+        ):
+            for value in values:
+                with suppress(UnicodeEncodeError, httpx.LocalProtocolError):
+                    await self.ask(
+                        row, f"{name}: {value[:20]}", "GET", "/v1/label-sets", headers={name: value.encode("utf-8")}
+                    )
+
+    # --- connections -------------------------------------------------------------------------------------------------
+
+    async def no_http(self, row: Row) -> None:
+        """Send what is no HTTP, or two things at once."""
+        post = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\n"
+        end_of_head = b"Host: x\r\nConnection: close\r\n\r\n"
+        get = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+        sent = {
+            "hello of TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200),
+            "HTTP/0.9": b"GET /healthz\r\n",
+            "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(50),
+            "HTTP/9.9": b"GET / HTTP/9.9\r\nHost: x\r\n\r\n",
+            "zeros": bytes(100_000),
+            "noise": random.Random(3).randbytes(100_000),
+            "both lengths": post
+            + b"Content-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /docs HTTP/1.1\r\n\r\n",
+            "two lengths": post + b"Content-Length: 1\r\nContent-Length: 50\r\n\r\nx" + get,
+            "a negative length": post + b"Content-Length: -5\r\n\r\nhello",
+            "a length of letters": post + b"Content-Length: abc\r\n\r\n",
+            "a length of 2^64": post + b"Content-Length: 18446744073709551616\r\n\r\n",
+            "a coding twice": post + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n",
+            "a coding hidden": post + b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+            "a chunk of 2^64": post + b"Transfer-Encoding: chunked\r\n\r\nffffffffffffffff1\r\n",
+            "a chunk that is none": post + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n\r\n",
+            "a chunk with 1 MB of extension": post + b"Transfer-Encoding: chunked\r\n\r\n1;" + b"a" * 2**20 + b"\r\n",
+            "1 MB of trailers": post
+            + b"Content-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
+            + b"X: y\r\n" * 170_000,
+            "a folded header": b"GET / HTTP/1.1\r\nHost: x\r\nX: a\r\n b\r\n\r\n",
+            "a header without a name": b"GET / HTTP/1.1\r\nHost: x\r\n: a\r\n\r\n",
+            "a zero in a header": b"GET / HTTP/1.1\r\nHost: x\r\nX: a\0b\r\n\r\n",
+            "line feeds alone": b"GET /healthz HTTP/1.1\nHost: x\nConnection: close\n\n",
+            "no host": b"GET /healthz HTTP/1.1\r\nConnection: close\r\n\r\n",
+            "another server's address": b"GET http://127.0.0.2:1/healthz HTTP/1.1\r\n" + end_of_head,
+            "connect": b"CONNECT 127.0.0.1:22 HTTP/1.1\r\nHost: x\r\n\r\n",
+            "upgrade": b"GET /healthz HTTP/1.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n" + end_of_head,
+            "a method of 10,000 letters": b"A" * 10_000 + b" / HTTP/1.1\r\nHost: x\r\n\r\n",
+            "an address of 1 MB": b"GET /" + b"a" * 2**20 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+            "100,000 headers": b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 100_000 + b"\r\n",
+            "a header of 10 MB": b"GET / HTTP/1.1\r\nX: " + b"a" * 10 * 2**20 + b"\r\n\r\n",
+        }
+        for what, content in sent.items():
+            for half in (False, True):
+                await self.raw(row, what, content, half=half)
+
+    async def a_thousand_requests_at_once(self, row: Row) -> None:
+        """Send 1,000 requests down one connection before reading."""
+        requests = (
+            b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 999
+            + b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        )
+        for _ in range(3):
+            got = await self.raw(row, "pipelined", requests, wait_s=30)
+            if got.count(b"HTTP/1.1 200") != 1000:
+                row.fault(f"{got.count(b'HTTP/1.1 200')} of 1000 pipelined requests were answered")
+
+    async def slow_heads(self, row: Row) -> None:
+        """Keep 300 connections open with a byte of a header each second."""
+        await self.slow(row, 300, b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ", b"a")
+
+    async def slow_bodies(self, row: Row) -> None:
+        """Keep 300 uploads going with a byte each second."""
+        head = b"POST /v1/classify?labels=a,b HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+        head += b"Content-Length: 5000000\r\n\r\n"
+        await self.slow(row, 300, head, b"a")
+
+    async def silent(self, row: Row) -> None:
+        """Open 300 connections and say nothing."""
+        await self.slow(row, 300, b"", b"")
+
+    async def slow(self, row: Row, connections: int, head: bytes, byte: bytes) -> None:
+        """Open connections and send on each a byte a second, until the server ends it."""
+
+        async def one(number: int) -> None:
+            began = time.perf_counter()
+            got = b""
+            reader, writer = await asyncio.open_connection(*self.address)
+            try:
+                writer.write(head)
+                async with asyncio.timeout(PATIENCE_S):
+                    while True:
+                        with suppress(TimeoutError):
+                            async with asyncio.timeout(1):
+                                chunk = await reader.read(65536)
+                                if not chunk:
+                                    break
+                                got += chunk
+                        if byte and not got:
+                            writer.write(byte)
+            except ConnectionError:
+                pass
+            except TimeoutError:
+                row.fault(f"slow connection {number} is open after {PATIENCE_S:g} s")
+            finally:
+                writer.transport.abort()
+            status = re.match(rb"HTTP/1\.1 (\d{3})", got)
+            row.add(status[1].decode() if status else "closed", time.perf_counter() - began)
+
+        async with self.beside(row):
+            await asyncio.gather(*(one(number) for number in range(connections)))
+
+    async def too_many_connections(self, row: Row) -> None:
+        """Open 1,500 connections at once, where 600 are allowed."""
+        opened: list[asyncio.StreamWriter] = []
+
+        async def one() -> None:
+            began = time.perf_counter()
+            try:
+                reader, writer = await asyncio.wait_for(asyncio.open_connection(*self.address), PATIENCE_S)
+                opened.append(writer)
+                got = await asyncio.wait_for(reader.read(65536), PATIENCE_S)
+            except (ConnectionError, TimeoutError) as error:
+                row.add("closed" if isinstance(error, ConnectionError) else "hung", time.perf_counter() - began)
+                return
+            status = re.match(rb"HTTP/1\.1 (\d{3})", got)
+            row.add(status[1].decode() if status else "closed", time.perf_counter() - began)
+
+        try:
+            await asyncio.gather(*(one() for _ in range(1500)))
+        finally:
+            for writer in opened:
+                writer.transport.abort()
+        await asyncio.sleep(1)
+
+    async def broken_off(self, row: Row) -> None:
+        """Break off 500 uploads in the middle."""
+        head = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+        head += b"Content-Length: 9000000\r\n\r\n"
+        part = b'--b\r\nContent-Disposition: form-data; name="image"; filename="x"\r\n\r\n' + bytes(2 * 2**20)
+
+        async def one() -> None:
+            _, writer = await asyncio.open_connection(*self.address)
+            with suppress(ConnectionError):
+                writer.write(head + part)
+                await writer.drain()
+            writer.transport.abort()
+            row.add("closed", 0.0)
+
+        async def requests() -> AsyncIterator[Awaitable[Any]]:
+            for _ in range(500):
+                yield one()
+
+        await self.all(requests(), at_once=20)
+
+    async def answers_not_read(self, row: Row) -> None:
+        """Ask on 100 connections for more than their buffers hold, and read nothing."""
+
+        async def one() -> None:
+            began = time.perf_counter()
+            small = socket.socket()
+            small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            small.setblocking(False)  # noqa: FBT003 - as it is called
+            await asyncio.get_running_loop().sock_connect(small, self.address)
+            _, writer = await asyncio.open_connection(sock=small, limit=1024)
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            try:
+                async with asyncio.timeout(PATIENCE_S):
+                    while True:
+                        writer.write(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 50)
+                        await writer.drain()
+                        await asyncio.sleep(1)
+            except ConnectionError:
+                row.add("closed", time.perf_counter() - began)
+            except TimeoutError:
+                row.add("kept", time.perf_counter() - began)
+                row.fault("a client that reads nothing is kept")
+            finally:
+                writer.transport.abort()
+
+        async with self.beside(row):
+            await asyncio.gather(*(one() for _ in range(100)))
+
+    async def largest_requests(self, row: Row) -> None:
+        """Send the largest request there may be 60 times, of pictures that take long to decode."""
+        big = photographs(1, (3000, 2000))[0]
+        count = min(64, 120 * 2**20 // len(big))
+
+        async def requests() -> AsyncIterator[Awaitable[Any]]:
+            for _ in range(60):
+                files = [("image", ("x.jpg", big))] * count
+                yield self.ask(
+                    row, f"{count} of 6 MP", "POST", "/v1/classify", files=files, data={"labels": "cat, dog"}
+                )
+
+        await self.all(requests(), at_once=4)
+
+
+ATTACKS: Sequence[Callable[[Attacker, Row], Awaitable[None]]] = (
+    Attacker.mutated_images,
+    Attacker.mutated_images_together,
+    Attacker.images_made_on_purpose,
+    Attacker.images_as_examples,
+    Attacker.strange_json,
+    Attacker.strange_forms,
+    Attacker.compressed_bodies,
+    Attacker.names_that_are_paths,
+    Attacker.headers_of_others,
+    Attacker.no_http,
+    Attacker.a_thousand_requests_at_once,
+    Attacker.slow_heads,
+    Attacker.slow_bodies,
+    Attacker.silent,
+    Attacker.too_many_connections,
+    Attacker.broken_off,
+    Attacker.answers_not_read,
+    Attacker.largest_requests,
+)
+
+
+# What they take once and for all, as for the allocator's own pools, is not theirs to answer for when they come again.
+WARM_UP = (
+    Attacker.mutated_images_together,
+    Attacker.images_made_on_purpose,
+    Attacker.largest_requests,
+    Attacker.strange_json,
+    Attacker.images_as_examples,
+)
+
+
+async def attack(server: Server, images: int, only: Sequence[str]) -> list[Row]:
+    """Make every attack, and before that once those that need much memory."""
+    rows = []
+    limits = httpx.Limits(max_connections=64)
+    async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE_S, limits=limits) as client:
+        attacker = Attacker(server, client, images)
+        for warm in WARM_UP:
+            if not only or warm.__name__ in only:
+                await warm(attacker, Row("warm up"))
+        most_mib = server.rss_mib()
+        for each in ATTACKS:
+            if only and each.__name__ not in only:
+                continue
+            row = Row(each.__name__.replace("_", " "))
+            await attacker.ordinary(row, "before")
+            row.rss_before_mib = server.rss_mib()
+            await each(attacker, row)
+            await asyncio.sleep(1)
+            row.beside_s = max(row.beside_s, round(await attacker.ordinary(row, "after"), 2))
+            row.rss_after_mib = server.rss_mib()
+            most_mib = max(most_mib, row.rss_before_mib)
+            if row.rss_after_mib - most_mib > MAX_GROWTH_MIB:
+                row.fault(f"memory grew to {row.rss_after_mib} MiB, from {most_mib} MiB at most before")
+            if server.process.poll() is not None:
+                row.fault(f"the server ended with status {server.process.returncode}")
+            rows.append(row)
+            say(f"{row.attack}: {row.requests} requests, {dict(row.answers)}, {len(row.faults)} faults")
+    return rows
+
+
+def fuzz(server: Server, command: Path, examples: int) -> Row:
+    """Let schemathesis read the description and send what it allows and what it does not."""
+    row = Row("schemathesis, all checks", rss_before_mib=server.rss_mib())
+    done = subprocess.run(
+        [
+            command,
+            "run",
+            f"{server.url}/openapi.json",
+            "--checks",
+            "all",
+            "--max-examples",
+            str(examples),
+            "--seed",
+            "1",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=1200,
+    )
+    row.rss_after_mib = server.rss_mib()
+    summary = re.findall(r"^\s+(\d+) (?:generated|passed|failed).*$", done.stdout, re.MULTILINE)
+    row.requests = int(summary[0]) if summary else 0
+    row.answers["passed" if done.returncode == 0 else "failed"] += 1
+    if done.returncode:
+        row.faults.append(done.stdout[-6000:])
+    return row
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return the figures in Markdown."""
+    lines = [
+        "| attack | requests | answers | longest | ordinary request beside or after it | MiB before | after | faults |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        answers = ", ".join(f"{count} x {answer}" for answer, count in sorted(row.answers.items()))
+        lines.append(
+            f"| {row.attack} | {row.requests:,} | {answers} | {row.longest_s:.2f} s | {row.beside_s:.2f} s |"
+            f" {row.rss_before_mib:.0f} | {row.rss_after_mib:.0f} | {len(row.faults)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Attack, and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=2000, help="mutated images, sent once alone and once together")
+    parser.add_argument("--only", nargs="+", default=[], help="names of attacks, as mutated_images")
+    parser.add_argument("--schemathesis", type=Path, help="its command, to be run too")
+    parser.add_argument("--examples", type=int, default=50, help="of schemathesis, for each operation")
+    parser.add_argument("--output", type=Path, help="a folder for JSON and table; the table is printed in any case")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, serving("embedded", Path(folder), *FLAGS) as server:
+        rows = asyncio.run(attack(server, arguments.images, arguments.only))
+        if arguments.schemathesis:
+            rows.append(fuzz(server, arguments.schemathesis, arguments.examples))
+    report = table(rows)
+    print(report)  # noqa: T201 - what was asked for
+    for row in rows:
+        for fault in row.faults:
+            say(f"{row.attack}: {fault}")
+    if arguments.output:
+        about = about_this_run()
+        stem = arguments.output / f"{about['date']}-attack"
+        found = [asdict(row) for row in rows]
+        stem.with_suffix(".json").write_text(json.dumps({**about, "attacks": found}, indent=1) + "\n", encoding="utf-8")
+        stem.with_suffix(".md").write_text(f"# {about['date']}, commit {about['commit']}\n\n{report}", encoding="utf-8")
+    if any(row.faults for row in rows):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
