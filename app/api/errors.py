@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
 from app import errors
 from app.api.access import Caller
@@ -80,6 +81,8 @@ RESPONSES: Mapping[int | str, dict[str, Any]] = MappingProxyType(
 
 # How long to wait when the error itself does not know.
 _RETRY_AFTER_S = 5
+
+_METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
 
 _MAX_SHOWN_CHARS = 4000
 _MAX_SHOWN_PROBLEMS = 1000
@@ -165,7 +168,12 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         told: DeixisError = errors.UnknownRouteError(f"there is no route {request.url.path}; /docs lists them")
     elif error.status_code == 405:
-        told = errors.MethodNotAllowedError(f"{request.method} is not possible on {request.url.path}; see /docs")
+        allowed = _methods_of(request)
+        known = ", ".join(allowed)
+        told = errors.MethodNotAllowedError(
+            f"{request.method} is not possible on {request.url.path}; possible: {known}"
+        )
+        return problem_response(told, {"Allow": known})
     elif error.__cause__ is not None:  # FastAPI could not parse a body
         reason = type(error.__cause__).__name__
         told = MalformedRequestError(
@@ -174,6 +182,15 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     else:
         told = MalformedRequestError(str(error.detail))
     return problem_response(told, error.headers)
+
+
+def _methods_of(request: Request) -> list[str]:
+    """Return what is possible on a path; Starlette knows that of the first route that matches only."""
+    return [
+        method
+        for method in _METHODS
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
+    ]
 
 
 async def _on_anything_else(_: Request, error: Exception) -> JSONResponse:

@@ -375,3 +375,22 @@ def test_a_database_that_fails_is_503_and_not_ready(client):
         assert "disk I/O error" in problem_of(response, "store-unavailable")["detail"]
     assert client.get("/healthz").status_code == 200
     assert send(client, "POST", CLASSIFY + "?labels=red", PNG, picture("red")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/v1/classify", "POST"),
+        ("/v1/label-sets/pets", "GET, PUT, DELETE"),
+        ("/v1/label-sets/pets/images", "GET, POST, DELETE"),
+        ("/v1/databases/things", "GET, PUT, DELETE"),
+        ("/v1/jobs/1", "GET, DELETE"),
+        ("/healthz", "GET, HEAD"),
+        ("/openapi.json", "GET"),
+    ],
+)
+def test_a_method_that_is_not_possible_is_told_with_all_that_are(client, path, allowed):
+    for method in ("OPTIONS", "PATCH", "TRACE", "MADE-UP"):
+        answer = client.request(method, path)
+        assert problem_of(answer, "method-not-allowed")["detail"].endswith(f"possible: {allowed}")
+        assert answer.headers["Allow"] == allowed
