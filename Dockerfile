@@ -1,6 +1,11 @@
-FROM python:3.12-slim AS build
+# docker build --tag deixis .                                          the service
+# docker build --target baked --build-arg MODELS=... --tag deixis .    with weights inside
+# docs/container.md says more. Replace the tag by a digest (python@sha256:...) where builds must repeat to the byte.
+ARG PYTHON_IMAGE=python:3.12.11-slim-bookworm
 
-# More arguments for pip, such as an index that has torch's CPU builds; docs/operations.md says when to use it.
+FROM ${PYTHON_IMAGE} AS build
+
+# More arguments for pip, such as an index that has torch's CPU builds; docs/container.md says when to use it.
 ARG PIP_ARGS=""
 ENV PIP_BUILD_CONSTRAINT=/src/constraints.txt \
     PIP_CONSTRAINT=/src/constraints.txt \
@@ -14,7 +19,7 @@ RUN python -m venv /opt/deixis
 # Dependencies in a layer of their own, which a change of the code leaves as it is.
 COPY pyproject.toml constraints.txt ./
 # hadolint ignore=SC2086 # PIP_ARGS holds several words
-RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; extras = project['optional-dependencies']; print(*project['dependencies'], *extras['captions'], *extras['embedded'], *extras['heif'], *extras['openvino'], *extras['postgres'], sep='\n')" > requirements.txt \
+RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; extras = project['optional-dependencies']; print(*project['dependencies'], *(each for name in ('captions', 'embedded', 'heif', 'openvino', 'postgres', 'redis') for each in extras[name]), sep='\n')" > requirements.txt \
     && /opt/deixis/bin/python -m pip install ${PIP_ARGS} --requirement requirements.txt
 
 COPY README.md LICENSE ./
@@ -22,20 +27,22 @@ COPY app/ app/
 COPY models/ models/
 COPY prompts/ prompts/
 # hadolint ignore=SC2086 # as above
-RUN /opt/deixis/bin/python -m pip install ${PIP_ARGS} --no-deps .
+RUN /opt/deixis/bin/python -m pip install ${PIP_ARGS} --no-deps . \
+    && /opt/deixis/bin/python -m pip uninstall --yes pip
 
 
-FROM python:3.12-slim
+FROM ${PYTHON_IMAGE} AS service
 
 LABEL org.opencontainers.image.title="Deixis" \
       org.opencontainers.image.description="Zero-shot image classification: POST images and your own words, get back which word fits." \
       org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.licenses="Apache-2.0"
 
+# tini: a process with the number 1 gets no signal before it handles it, as while models load.
 # WordNet: the words of the default caption database, and what is a noun.
-# hadolint ignore=DL3008 # its one version is of 2006
+# hadolint ignore=DL3008 # of the base's own release, and patched with it
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends wordnet-base \
+    && apt-get install --yes --no-install-recommends tini wordnet-base \
     && rm -rf /var/lib/apt/lists/*
 
 RUN groupadd --gid 10001 deixis \
@@ -62,5 +69,26 @@ EXPOSE 8000
 HEALTHCHECK --interval=15s --timeout=5s --start-period=180s --retries=3 \
     CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ.get('DEIXIS_PORT', '8000')), timeout=4); c.request('GET', '/readyz'); sys.exit(c.getresponse().status != 200)"]
 
-ENTRYPOINT ["deixis"]
+ENTRYPOINT ["tini", "--", "deixis"]
 CMD ["serve"]
+
+
+# The same with the weights of MODELS in the image, so that it starts without a network.
+FROM service AS baked
+
+ARG MODELS=embedded
+ENV DEIXIS_MODELS=${MODELS} \
+    DEIXIS_MODEL_CACHE_DIR=/opt/weights
+USER 0:0
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+RUN mkdir --parents /opt/weights /tmp/home \
+    && for model in ${MODELS//,/ }; do \
+           [ "$model" = embedded ] || HOME=/tmp/home HF_HOME=/tmp/home DEIXIS_DATA_DIR=/tmp/home deixis models download "$model" || exit 1; \
+       done \
+    && rm -rf /tmp/home
+ENV HF_HUB_OFFLINE=1
+USER 10001:10001
+
+
+# Without --target, the service without weights.
+FROM service

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: serve test coverage check format bench bench-peers soak clean docs
+.PHONY: serve test coverage check format bench bench-peers soak audit sbom clean docs
 
 serve: $(VENV)/.serve  ## Start the service on port 8000 with the embedded model.
 	$(BIN)/deixis serve
@@ -37,6 +37,13 @@ bench-peers: $(VENV)/.bench  ## Measure other servers beside it; makes their env
 soak: $(VENV)/.bench  ## Twenty minutes of mixed traffic with faults; fails if memory grows or an answer is not deserved.
 	$(BIN)/python -m benchmarks.soak
 
+audit: $(VENV)/.audit  ## Look every pinned package up in the Python package advisory database; asks its service.
+	$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
+
+sbom: $(VENV)/.serve $(VENV)/.audit  ## Write what is installed as a CycloneDX document, dist/sbom.json.
+	@mkdir -p dist
+	$(VENV)/audit/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file dist/sbom.json $(BIN)/python
+
 docs: $(VENV)/.test  ## Rewrite what is generated: docs/openapi.json and the tables of docs/.
 	$(BIN)/python docs/generate.py
 
@@ -57,6 +64,12 @@ $(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo 'Installing into $(VENV); the first time takes some minutes, most of them for torch.'
 	$(PIP_INSTALL) --editable '.[captions,embedded,heif,openvino,postgres,test,check]'
 	@touch $@ $(VENV)/.serve
+
+# In an environment of its own, so that the tools are not among what they look at.
+$(VENV)/.audit: $(VENV)/bin/python constraints.txt
+	$(BIN)/python -m venv $(VENV)/audit
+	PIP_CONSTRAINT=constraints.txt $(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit cyclonedx-bom
+	@touch $@
 
 $(VENV)/.bench: $(VENV)/.test
 	$(PIP_INSTALL) --editable '.[bench]'

@@ -1,0 +1,389 @@
+"""Does what the Dockerfile says, without a container engine, and starts the service in what came of it.
+
+    sudo python -m tests.container.run_dockerfile [--root FOLDER] [--keep]
+
+A Debian of the release of the base image is made by debootstrap, with Debian's own Python in the place of the image's.
+Then the steps of the stages ``build`` and ``service`` are taken one after another in a root of their own: ``COPY`` by
+copying what .dockerignore leaves, ``RUN`` by ``/bin/sh -c`` in the root, ``ENV``, ``WORKDIR`` and ``USER`` as Docker
+does. At last the service is started as its user on a root that is mounted read-only, with ``/data`` and ``/tmp`` on
+file systems of their own, and
+
+- the HEALTHCHECK succeeds,
+- an image is classified, and without keys nobody is let in from an address that others reach,
+- the user can write to ``/data`` and ``/tmp`` and nowhere else,
+- SIGTERM, sent to the entry point, ends it within ten seconds.
+
+It needs root, debootstrap, and an index for pip and a mirror for apt, which are those of this machine. It takes ten
+minutes and 16 GB.
+"""
+
+import argparse
+import contextlib
+import fnmatch
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+SUITE = "bookworm"
+PACKAGES = "python3,python3-venv,ca-certificates"
+PORT = "8765"
+START_TIMEOUT_S = 240
+CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+
+
+@dataclass
+class Stage:
+    """A stage of a Dockerfile: its instructions, and what they left."""
+
+    name: str
+    base: str
+    steps: list[tuple[str, str]] = field(default_factory=list)
+    env: dict[str, str] = field(default_factory=dict)
+    args: dict[str, str] = field(default_factory=dict)
+    workdir: str = "/"
+    user: str = "0:0"
+    healthcheck: list[str] = field(default_factory=list)
+    entrypoint: list[str] = field(default_factory=list)
+    command: list[str] = field(default_factory=list)
+
+
+def read_dockerfile(text: str) -> dict[str, Stage]:
+    """Return the stages by name, a number where they have none; arguments before the first have their defaults."""
+    joined = re.sub(r"\\\n", " ", re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE))
+    arguments: dict[str, str] = {}
+    stages: dict[str, Stage] = {}
+    current: Stage | None = None
+    for line in filter(None, map(str.strip, joined.splitlines())):
+        instruction, _, rest = line.partition(" ")
+        if instruction == "FROM":
+            base, _, name = rest.partition(" AS ")
+            base = substituted(base.strip(), arguments)
+            current = Stage(name.strip() or str(len(stages)), base)
+            stages[current.name] = current
+        elif current is None:
+            name, _, value = rest.partition("=")
+            arguments[name] = value.strip('"')
+        else:
+            current.steps.append((instruction, rest.strip()))
+    return stages
+
+
+def substituted(text: str, values: Mapping[str, str]) -> str:
+    """Put values in the place of ``$NAME`` and ``${NAME}``, as Docker does outside RUN."""
+    return re.sub(r"\$(?:\{(\w+)\}|(\w+))", lambda found: values.get(found[1] or found[2], ""), text)
+
+
+def ignored(path: str, patterns: Sequence[str]) -> bool:
+    """Tell whether .dockerignore keeps a path of the repository out; the last pattern that matches decides."""
+    out = False
+    parents = [path, *(str(parent) for parent in Path(path).parents if str(parent) != ".")]
+    for pattern in patterns:
+        bare = pattern.removeprefix("!").strip("/")
+        anywhere = bare.removeprefix("**/")
+        hit = any(
+            fnmatch.fnmatchcase(each, bare) or (anywhere != bare and fnmatch.fnmatchcase(Path(each).name, anywhere))
+            for each in parents
+        )
+        if hit:
+            out = not pattern.startswith("!")
+    return out
+
+
+def context() -> list[str]:
+    """Return the files that Docker would be given: those of the repository that .dockerignore leaves."""
+    told = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    patterns = [
+        line for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")
+    ]
+    return [name for name in told if not ignored(name, patterns) and (REPOSITORY / name).is_file()]
+
+
+class Root:
+    """A file system in which steps are taken."""
+
+    def __init__(self, place: Path, stages: Mapping[str, "Root"]) -> None:
+        self.place = place
+        self.stages = stages
+
+    def take(self, stage: Stage) -> None:
+        """Take the steps of a stage."""
+        for instruction, rest in stage.steps:
+            began = time.monotonic()
+            getattr(self, f"_{instruction.lower()}")(stage, rest)
+            if instruction in {"RUN", "COPY"}:
+                size = disk_usage(self.place)
+                tell(f"  {size / 1e6:8.0f} MB  {time.monotonic() - began:6.1f} s  {instruction} {rest[:90]}")
+
+    def _arg(self, stage: Stage, rest: str) -> None:
+        name, _, value = rest.partition("=")
+        stage.args[name] = value.strip('"')
+
+    def _env(self, stage: Stage, rest: str) -> None:
+        for word in shlex.split(rest):
+            name, _, value = word.partition("=")
+            stage.env[name] = substituted(value, {"PATH": DEFAULT_PATH, **stage.args, **stage.env})
+
+    def _workdir(self, stage: Stage, rest: str) -> None:
+        stage.workdir = substituted(rest, stage.env)
+        (self.place / stage.workdir.lstrip("/")).mkdir(parents=True, exist_ok=True)
+
+    def _user(self, stage: Stage, rest: str) -> None:
+        stage.user = rest
+
+    def _copy(self, stage: Stage, rest: str) -> None:
+        words = shlex.split(rest)
+        if words[0].startswith("--from="):
+            source = self.stages[words[0].partition("=")[2]].place
+            for name in words[1:-1]:
+                target = self.place / words[-1].lstrip("/")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                subprocess.run(["cp", "--archive", source / name.lstrip("/"), target], check=True)
+            return
+        into = self.place / stage.workdir.lstrip("/") / words[-1].lstrip("/")
+        files = context()
+        for name in words[:-1]:
+            chosen = [each for each in files if each == name.rstrip("/") or each.startswith(name.rstrip("/") + "/")]
+            if not chosen:
+                sys.exit(f"COPY {rest}: '{name}' is not in the build context")
+            for each in chosen:
+                below = each.removeprefix(name.rstrip("/") + "/") if each != name else each
+                target = into / below
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(REPOSITORY / each, target)
+
+    def _run(self, stage: Stage, rest: str) -> None:
+        self.run(["/bin/sh", "-c", rest], stage, {**stage.args, **host_of_pip()})
+
+    def _healthcheck(self, stage: Stage, rest: str) -> None:
+        stage.healthcheck = json.loads(rest.partition("CMD ")[2])
+
+    def _entrypoint(self, stage: Stage, rest: str) -> None:
+        stage.entrypoint = json.loads(rest)
+
+    def _cmd(self, stage: Stage, rest: str) -> None:
+        stage.command = json.loads(rest)
+
+    def _nothing(self, stage: Stage, rest: str) -> None:
+        """Say something that has no effect here."""
+
+    _label = _volume = _expose = _shell = _nothing
+
+    def run(self, command: Sequence[str], stage: Stage, more: Mapping[str, str] | None = None) -> None:
+        """Run a command in the root as the stage's user, and end if it fails."""
+        done = subprocess.run(self.chrooted(command, stage, more or {}), check=False)
+        if done.returncode:
+            sys.exit(f"status {done.returncode}: {shlex.join(command)}")
+
+    def chrooted(self, command: Sequence[str], stage: Stage, more: Mapping[str, str]) -> list[str]:
+        """Return the command line that runs a command in the root, with nothing of this process's environment."""
+        env = {"PATH": DEFAULT_PATH, "HOME": "/root", **stage.env, **more}
+        return [
+            *("env", "--ignore-environment", *(f"{name}={value}" for name, value in env.items())),
+            *("chroot", f"--userspec={stage.user}", str(self.place)),
+            *("/bin/sh", "-c", f'cd {shlex.quote(stage.workdir)} && exec "$@"', "sh", *command),
+        ]
+
+
+def tell(*what: object) -> None:
+    """Say how far it is."""
+    print(*what, flush=True)  # noqa: T201 - a command
+
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def host_of_pip() -> dict[str, str]:
+    """Return where this machine's pip looks, which is also where that of the root shall look."""
+    told = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False)
+    found = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "UV_"))}
+    for line in told.stdout.splitlines():
+        key, _, value = line.partition("=")
+        section, _, name = key.partition(".")
+        if section in {"global", "install"}:
+            found[f"PIP_{name.upper().replace('-', '_')}"] = value.strip("'\"").replace("\\n", " ")
+    # A certificate that this machine trusts is copied with the others.
+    found["PIP_CERT"] = str(CERTIFICATES)
+    return {name: value for name, value in found.items() if "CONSTRAINT" not in name}
+
+
+def folders_of(pip: Mapping[str, str]) -> list[Path]:
+    """Return the folders that pip's settings name, which the root must have too."""
+    found = [Path(each) for each in re.findall(r"(?:file://)?(/[^\s'\"]+)", " ".join(pip.values()))]
+    # What an index leads to may lie beside it.
+    return sorted({Path(*each.parts[:3]) for each in found if each.is_dir() and len(each.parts) > 2})
+
+
+def disk_usage(place: Path) -> int:
+    """Return the bytes below a folder, on its own file system."""
+    told = subprocess.run(["du", "-sxB1", place], capture_output=True, text=True, check=False).stdout
+    return int(told.split()[0])
+
+
+@contextmanager
+def mounted(*mounts: Sequence[str | Path]) -> Iterator[None]:
+    """Mount, and unmount whatever happens."""
+    with ExitStack() as stack:
+        for mount in mounts:
+            Path(mount[-1]).mkdir(parents=True, exist_ok=True)
+            subprocess.run(["mount", *map(str, mount)], check=True)
+            stack.callback(subprocess.run, ["umount", "--lazy", str(mount[-1])], check=False)
+        yield
+
+
+def as_it_is(place: Path) -> list[list[str | Path]]:
+    """Return the mounts that programs expect in a root, and those that pip needs."""
+    pip = [["--bind", each, place / str(each).lstrip("/")] for each in folders_of(host_of_pip())]
+    return [["-t", "proc", "proc", place / "proc"], ["--bind", "/dev", place / "dev"], *pip]
+
+
+def make_base(place: Path) -> None:
+    """Make the root that stands for the base image."""
+    mirror = next(
+        (
+            line.split()[1]
+            for file in ("sources.list", "sources.list.d/debian.sources")
+            if (Path("/etc/apt") / file).exists()
+            for line in (Path("/etc/apt") / file).read_text().splitlines()
+            if line.startswith("URIs:") or re.match(r"deb \S+debian/? ", line)
+        ),
+        None,
+    )
+    subprocess.run(
+        ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", SUITE, place, *([mirror] if mirror else [])],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    shutil.copy("/etc/resolv.conf", place / "etc/resolv.conf")
+    for name in ("apt.conf", "apt.conf.d"):  # the way to the mirror
+        source = Path("/etc/apt") / name
+        if source.is_dir():
+            shutil.copytree(source, place / "etc/apt" / name, dirs_exist_ok=True)
+        elif source.exists():
+            shutil.copy(source, place / "etc/apt" / name)
+    if CERTIFICATES.exists():
+        shutil.copy(CERTIFICATES, place / str(CERTIFICATES).lstrip("/"))
+    (place / "usr/local/bin").mkdir(parents=True, exist_ok=True)
+    (place / "usr/local/bin/python").symlink_to("/usr/bin/python3")
+
+
+def check_service(root: Root, stage: Stage) -> None:
+    """Start the service as the image would, and try it."""
+    place = root.place
+    serve = [*stage.entrypoint, *stage.command]
+    refused = subprocess.run(
+        root.chrooted(serve, stage, {"DEIXIS_PORT": PORT}), capture_output=True, text=True, check=False, timeout=300
+    )
+    assert refused.returncode == 2, refused
+    tell("without keys:", refused.stderr.strip()[:150])
+    extra = {"DEIXIS_PORT": PORT, "DEIXIS_KEYS": "off", "DEIXIS_BUILD_WORDNET": "false", "DEIXIS_TUNING_SECONDS": "0"}
+    log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed below, with the service
+    began = time.monotonic()
+    # A session of its own, so that the entry point is found by its process number.
+    service = subprocess.Popen(root.chrooted(serve, stage, extra), stdout=log, stderr=log, start_new_session=True)
+    try:
+        while subprocess.run(
+            root.chrooted(stage.healthcheck, stage, extra), check=False, capture_output=True
+        ).returncode:
+            if service.poll() is not None or time.monotonic() - began > START_TIMEOUT_S:
+                log.seek(0)
+                sys.exit(f"the service did not get healthy: {log.read()}")
+            time.sleep(1)
+        tell(f"healthy after {time.monotonic() - began:.0f} s, as user {stage.user}, the root read-only")
+        told = subprocess.run(
+            root.chrooted(["python", "-c", CLASSIFIES], stage, extra), capture_output=True, text=True, check=True
+        )
+        tell("classified:", told.stdout.strip())
+        wrote = subprocess.run(
+            root.chrooted(["/bin/sh", "-c", WRITES], stage, extra), capture_output=True, text=True, check=False
+        )
+        tell("can write to:", wrote.stdout.split())
+        assert wrote.stdout.split() == ["/data", "/tmp"], wrote.stdout
+        began = time.monotonic()
+        service.send_signal(signal.SIGTERM)  # to tini, which chroot, env and sh have become
+        status = service.wait(60)
+        tell(f"ended with status {status} in {time.monotonic() - began:.1f} s after SIGTERM")
+        assert status in {143, -signal.SIGTERM}
+        assert (place / "data/deixis.sqlite3").exists()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(service.pid, signal.SIGKILL)
+        log.close()
+
+
+CLASSIFIES = f"""
+import http.client, io, json
+from PIL import Image
+file = io.BytesIO()
+Image.new("RGB", (64, 64), "red").save(file, "PNG")
+connection = http.client.HTTPConnection("127.0.0.1", {PORT})
+connection.request("POST", "/v1/classify?labels=red,blue", file.getvalue(), {{"Content-Type": "image/png"}})
+answer = json.loads(connection.getresponse().read())
+print(answer["model"], answer["results"][0]["predictions"][0])
+"""
+WRITES = """
+for place in / /data /etc /home /opt/deixis /root /tmp /usr /var; do
+    (: > $place/x) 2>/dev/null && echo $place
+done
+true
+"""
+
+
+def main() -> None:
+    """Make the roots, take the steps, and check."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, help="an empty folder for the roots; else one for temporary files")
+    parser.add_argument("--keep", action="store_true", help="leave the roots there")
+    arguments = parser.parse_args()
+    if os.geteuid() or not shutil.which("debootstrap"):
+        sys.exit("this needs root, and debootstrap")
+    stages = read_dockerfile((REPOSITORY / "Dockerfile").read_text("utf-8"))
+    folder = arguments.root or Path(tempfile.mkdtemp(prefix="deixis-image-"))
+    try:
+        began = time.monotonic()
+        make_base(folder / "base")
+        base = disk_usage(folder / "base")
+        tell(f"base: Debian {SUITE} with Python, {base / 1e6:.0f} MB, {time.monotonic() - began:.0f} s")
+        roots: dict[str, Root] = {}
+        for name in ("build", "service"):
+            subprocess.run(["cp", "--archive", folder / "base", folder / name], check=True)
+            roots[name] = Root(folder / name, roots)
+            tell(f"{name}:")
+            with mounted(*as_it_is(folder / name)):
+                roots[name].take(stages[name])
+        size = disk_usage(folder / "service")
+        tell(f"the image: {size / 1e6:,.0f} MB, {(size - base) / 1e6:,.0f} MB above its base")
+        place = folder / "service"
+        with mounted(
+            *(["--bind", place, place], ["-o", "remount,ro,bind", place]),
+            *(["-t", "proc", "proc", place / "proc"], ["--bind", "/dev", place / "dev"]),
+            *(
+                ["-t", "tmpfs", "-o", "uid=10001,gid=10001", "tmpfs", place / "data"],
+                ["-t", "tmpfs", "tmpfs", place / "tmp"],
+            ),
+        ):
+            check_service(roots["service"], stages["service"])
+    finally:
+        if not arguments.keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

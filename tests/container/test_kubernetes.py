@@ -1,0 +1,117 @@
+"""The manifests of deploy/kubernetes fit the schemas of Kubernetes, each other, and the service."""
+
+import re
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from app.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "deploy" / "kubernetes"
+KUSTOMIZATION = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
+FILES = sorted(FOLDER.glob("*.yaml"))
+MANIFESTS = {
+    manifest["kind"]: manifest
+    for name in KUSTOMIZATION["resources"]
+    for manifest in yaml.safe_load_all((FOLDER / name).read_text())
+}
+POD = MANIFESTS["Deployment"]["spec"]["template"]["spec"]
+(CONTAINER,) = POD["containers"]
+ENV = {each["name"]: each for each in CONTAINER["env"]}
+
+
+def test_every_file_is_a_resource():
+    assert {file.name for file in FILES} == {*KUSTOMIZATION["resources"], "kustomization.yaml"}
+
+
+# The oldest that is supported anywhere, and the newest that the package knows.
+@pytest.mark.parametrize("version", ["1.30", kubernetes_validate.latest_version()])
+@pytest.mark.parametrize("kind", MANIFESTS)
+def test_each_manifest_fits_its_schema(kind, version):
+    kubernetes_validate.validate(MANIFESTS[kind], version, strict=True)
+
+
+def test_a_field_that_there_is_not_would_be_found():
+    broken = {**MANIFESTS["Service"], "spec": {**MANIFESTS["Service"]["spec"], "port": 80}}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(broken, "1.30", strict=True)
+
+
+def test_what_is_set_are_settings_with_values_that_they_take(monkeypatch):
+    known = {f"DEIXIS_{name.upper()}" for name in Settings.model_fields}
+    assert ENV.keys() <= known
+    for name, each in ENV.items():
+        if "value" in each:
+            monkeypatch.setenv(name, each["value"])
+    settings = Settings()
+    assert settings.keys == "required"
+    assert POD["terminationGracePeriodSeconds"] > settings.drain_s + settings.shutdown_timeout_s
+    assert POD["volumes"][1]["emptyDir"]["sizeLimit"] == "2Gi"
+    assert settings.max_body_mib <= 2048
+
+
+def test_nothing_runs_as_root_or_could_become_it():
+    assert POD["securityContext"]["runAsNonRoot"] is True
+    assert CONTAINER["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert POD["automountServiceAccountToken"] is MANIFESTS["ServiceAccount"]["automountServiceAccountToken"] is False
+    user = re.search(r"^USER (\d+):(\d+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    context = POD["securityContext"]
+    assert (str(context["runAsUser"]), str(context["runAsGroup"])) == user.groups()
+
+
+def test_secrets_are_named_and_nowhere_written():
+    assert "valueFrom" in ENV["DEIXIS_DATABASE_URL"]
+    assert "Secret" not in MANIFESTS
+    (keys,) = (each for each in POD["volumes"] if "secret" in each)
+    mount = next(each for each in CONTAINER["volumeMounts"] if each["name"] == keys["name"])
+    assert ENV["DEIXIS_API_KEYS_FILE"]["value"] == f"{mount['mountPath']}/{keys['secret']['items'][0]['path']}"
+
+
+def test_ports_probes_and_selectors_fit_each_other(client):
+    assert {port["name"] for port in CONTAINER["ports"]} == {MANIFESTS["Service"]["spec"]["ports"][0]["targetPort"]}
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        asked = CONTAINER[probe]["httpGet"]
+        assert asked["port"] == "http"
+        assert client.get(asked["path"]).status_code == 200
+    labels = MANIFESTS["Deployment"]["spec"]["template"]["metadata"]["labels"].items()
+    for kind in ("Service", "PodDisruptionBudget", "NetworkPolicy", "Deployment"):
+        spec = MANIFESTS[kind]["spec"]
+        selector = spec.get("selector") or spec["podSelector"]
+        assert selector.get("matchLabels", selector).items() <= labels
+    target = MANIFESTS["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
+    assert (target["kind"], target["name"]) == ("Deployment", MANIFESTS["Deployment"]["metadata"]["name"])
+    mounted = {each["name"] for each in CONTAINER["volumeMounts"]}
+    assert mounted == {each["name"] for each in POD["volumes"]}
+    claim = POD["volumes"][0]["persistentVolumeClaim"]["claimName"]
+    assert claim == MANIFESTS["PersistentVolumeClaim"]["metadata"]["name"]
+
+
+def test_the_metric_that_copies_are_counted_by_is_made_of_one_that_there_is(client):
+    metrics = MANIFESTS["HorizontalPodAutoscaler"]["spec"]["metrics"]
+    name = metrics[0]["pods"]["metric"]["name"]
+    page = (ROOT / "docs" / "container.md").read_text("utf-8")
+    (rule,) = (
+        yaml.safe_load(block)["rules"][0]
+        for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+        if "seriesQuery" in block
+    )
+    assert rule["name"]["as"] == name
+    exposed = client.get("/metrics").text
+    for series in re.findall(r"deixis_queue_wait_seconds_\w+", rule["seriesQuery"] + rule["metricsQuery"]):
+        assert f"# TYPE {series.rpartition('_')[0]} histogram" in exposed
+
+
+def test_copies_that_come_and_go_leave_one_that_answers():
+    assert MANIFESTS["Deployment"]["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+    assert (
+        MANIFESTS["HorizontalPodAutoscaler"]["spec"]["minReplicas"]
+        > MANIFESTS["PodDisruptionBudget"]["spec"]["maxUnavailable"]
+    )
+    assert POD["enableServiceLinks"] is False
