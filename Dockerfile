@@ -19,7 +19,7 @@ RUN python -m venv /opt/deixis
 # Dependencies in a layer of their own, which a change of the code leaves as it is.
 COPY pyproject.toml constraints.txt ./
 # hadolint ignore=SC2086 # PIP_ARGS holds several words
-RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; extras = project['optional-dependencies']; print(*project['dependencies'], *(each for name in ('captions', 'embedded', 'heif', 'openvino', 'postgres', 'redis') for each in extras[name]), sep='\n')" > requirements.txt \
+RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; extras = project['optional-dependencies']; print(*project['dependencies'], *(each for name in ('captions', 'embedded', 'heif', 'openvino', 'otel', 'postgres', 'redis') for each in extras[name]), sep='\n')" > requirements.txt \
     && /opt/deixis/bin/python -m pip install ${PIP_ARGS} --requirement requirements.txt
 
 COPY README.md LICENSE ./

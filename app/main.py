@@ -6,6 +6,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from importlib.util import find_spec
 
 import structlog
 from asgi_correlation_id import CorrelationIdMiddleware
@@ -35,6 +36,7 @@ from app.describer import Describer, LanguageModel
 from app.describing.questions import load_feature_question, load_question_sets
 from app.encoders._base import Encoder, LoadOptions
 from app.encoders.loading import imagenet_templates, load_encoder
+from app.errors import ConfigurationError
 from app.example_images import ExampleImages
 from app.image_urls import ImageFetcher
 from app.jobs import Jobs
@@ -222,6 +224,8 @@ def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]]
         settings: as ``load_settings`` reads them.
         load: gives the encoders, the default first; for a server that has loaded them already, and for tests.
     """
+    if settings.traces and find_spec("opentelemetry.sdk") is None:
+        raise ConfigurationError("DEIXIS_TRACES needs the extra otel; run: pip install 'deixis[otel]'")
     metrics = Metrics(__version__)
     file_keys = [] if settings.api_keys_file is None else read_keys_file(settings.api_keys_file)
     quotas = Quotas(
@@ -260,6 +264,14 @@ def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]]
         version=__version__,
         summary="Zero-shot image classification: POST images and your own words, get back which word fits.",
         lifespan=lifespan,
+        telemetry={
+            # Metrics are Prometheus's, and what went wrong is in the log, where no body is.
+            "metrics": False,
+            "logs": False,
+            "operation_spans": False,
+            "auto_configure": settings.traces,
+            "exclude": lambda scope: scope["path"] in {"/healthz", "/readyz", "/metrics"},
+        },
         # FastAPI's own pages load their scripts from elsewhere; documentation.py has ours.
         docs_url=None,
         openapi_url=None,

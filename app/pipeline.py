@@ -45,6 +45,7 @@ from app.task import (
     Similarities,
     Task,
 )
+from app.tracing import past_stage, stage
 from app.vocabulary_free import LOOKED_AT_TOGETHER, Named, find_names
 
 _Result = TypeVar("_Result")
@@ -190,12 +191,14 @@ class Pipeline:
                 warnings = classifier.warnings
                 if good:
                     image_features = np.stack([image.features for image in good])
-                    predicted, results = await self._in_turn(
-                        classifier, partial(_answered, model.encoder, task, image_features, classifier)
-                    )
+                    with stage("adapt", method=task.method, images=len(good)):
+                        predicted, results = await self._in_turn(
+                            classifier, partial(_answered, model.encoder, task, image_features, classifier)
+                        )
                     warnings += predicted.warnings
                     if task.explain:
-                        results = await self._explained(task, image_features, predicted, results)
+                        with stage("explain"):
+                            results = await self._explained(task, image_features, predicted, results)
         except TimeoutError:
             if not deadline.expired():
                 raise  # an encoder's own, such as that of a replica elsewhere
@@ -404,7 +407,8 @@ class Pipeline:
             model.close()
 
     async def _timed_classifier(self, task: Task) -> tuple[Classifier, float]:
-        classifier = await self.classifier(task)
+        with stage("text", method=task.method, classes=len(task.classes)):
+            classifier = await self.classifier(task)
         return classifier, time.perf_counter()
 
     async def _read(
@@ -420,14 +424,17 @@ class Pipeline:
         loop = asyncio.get_running_loop()
         async with turns:
             try:
-                pixels = await loop.run_in_executor(
-                    self._decoders, _decode_and_transform, image, model.encoder, self.limits
-                )
+                with stage("decode", bytes=len(image)):
+                    pixels = await loop.run_in_executor(
+                        self._decoders, _decode_and_transform, image, model.encoder, self.limits
+                    )
             except ClientError as error:
                 return error
         decoded = time.perf_counter()
         encoded = await model.images.encode(pixels, caller)
         began = decoded + encoded.queue_s
+        past_stage("queue", decoded, began)
+        past_stage("encode", began, began + encoded.encode_s)
         return _ReadImage(encoded.row, decoded, began, began + encoded.encode_s)
 
     def _too_late(self) -> DeadlineExceededError:

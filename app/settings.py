@@ -240,6 +240,11 @@ class Settings(BaseSettings):
     llm_model: str | None = Field(None, description="The model to ask, as the endpoint names it.")
     llm_concurrency: int = Field(8, ge=1, le=256, description="Requests to it under way at once.")
     llm_timeout_s: float = Field(60, gt=0, le=3600, description="For one answer of it; tried again after that.")
+    traces: bool = Field(
+        default=False,
+        description="Send traces by OpenTelemetry, with the extra `otel`, to where its own variables say"
+        " (`OTEL_EXPORTER_OTLP_ENDPOINT`).",
+    )
     log_format: Literal["json", "console"] = Field(
         "console", description="One JSON object or one readable line per event."
     )

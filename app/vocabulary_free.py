@@ -12,6 +12,7 @@ from app.prompting.class_embeddings import ClassEmbeddingCache
 from app.prompting.recipes import templates_only
 from app.served import ServedModel
 from app.task import ClassEntry, ImageFeatures, ImageResult, SharedName, Task
+from app.tracing import past_stage
 
 LOOKED_AT_TOGETHER = (
     "the images of this request were looked at together, so that each may have changed the others' answers"
@@ -98,6 +99,9 @@ async def find_names(
         return results, shared
 
     results, vocabulary_in_use = await asyncio.to_thread(score_all)
+    past_stage("search", began, searched, images=len(found))
+    past_stage("text", searched, encoded, words=len(vocabulary))
+    past_stage("adapt", encoded, time.perf_counter(), method=task.method)
     timing_ms = {
         "search": (searched - began) * 1000,
         "text": (encoded - searched) * 1000,

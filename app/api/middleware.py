@@ -19,6 +19,7 @@ from app.errors import (
     RequestTimeoutError,
     UnsupportedMediaTypeError,
 )
+from app.tracing import trace_id
 
 _MIB = 1024 * 1024
 # Python reads no numbers of thousands of digits.
@@ -222,11 +223,13 @@ class AccessLog:
             try:
                 await self._app(scope, receive, watched_send)
             finally:
+                trace = {} if (traced := trace_id()) is None else {"trace_id": traced}
                 log.info(
                     "request",
                     method=scope["method"],
                     path=scope["path"],
                     status=status,
                     duration_ms=round((time.perf_counter() - began) * 1000, 3),
+                    **trace,
                     **scope.get("deixis.log", {}),
                 )

@@ -232,8 +232,9 @@ def folders_of(pip: Mapping[str, str]) -> list[Path]:
 
 
 def disk_usage(place: Path) -> int:
-    """Return the bytes below a folder, on its own file system."""
-    told = subprocess.run(["du", "-sxB1", place], capture_output=True, text=True, check=False).stdout
+    """Return the bytes below a folder, without what is mounted into it."""
+    besides = [f"--exclude={place}{each}" for each in (*folders_of(host_of_pip()), "/proc", "/dev")]
+    told = subprocess.run(["du", "-sB1", *besides, place], capture_output=True, text=True, check=False).stdout
     return int(told.split()[0])
 
 
@@ -244,7 +245,8 @@ def mounted(*mounts: Sequence[str | Path]) -> Iterator[None]:
         for mount in mounts:
             Path(mount[-1]).mkdir(parents=True, exist_ok=True)
             subprocess.run(["mount", *map(str, mount)], check=True)
-            stack.callback(subprocess.run, ["umount", "--lazy", str(mount[-1])], check=False)
+            if "remount" not in str(mount[1]):
+                stack.callback(subprocess.run, ["umount", "--lazy", str(mount[-1])], check=False)
         yield
 
 
@@ -292,7 +294,7 @@ def check_service(root: Root, stage: Stage) -> None:
         root.chrooted(serve, stage, {"DEIXIS_PORT": PORT}), capture_output=True, text=True, check=False, timeout=300
     )
     assert refused.returncode == 2, refused
-    tell("without keys:", refused.stderr.strip()[:150])
+    tell("without keys:", refused.stderr.strip().splitlines()[-1])
     extra = {"DEIXIS_PORT": PORT, "DEIXIS_KEYS": "off", "DEIXIS_BUILD_WORDNET": "false", "DEIXIS_TUNING_SECONDS": "0"}
     log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed below, with the service
     began = time.monotonic()
