@@ -186,9 +186,11 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 def _methods_of(request: Request) -> list[str]:
     """Return what is possible on a path; Starlette knows that of the first route that matches only."""
+    # Behind a colon is a verb, and what has none matches as a name that there cannot be.
+    asked = ("POST",) if ":" in request.url.path.rpartition("/")[2] else _METHODS
     return [
         method
-        for method in _METHODS
+        for method in asked
         if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
     ]
 

@@ -385,6 +385,7 @@ def test_a_database_that_fails_is_503_and_not_ready(client):
         ("/v1/label-sets/pets/images", "GET, POST, DELETE"),
         ("/v1/databases/things", "GET, PUT, DELETE"),
         ("/v1/jobs/1", "GET, DELETE"),
+        ("/v1/label-sets/pets:evaluate", "POST"),
         ("/healthz", "GET, HEAD"),
         ("/openapi.json", "GET"),
     ],

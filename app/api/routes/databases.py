@@ -35,7 +35,7 @@ _BODY: dict[str, Any] = {
                     "type": "object",
                     "additionalProperties": False,
                     # Written out in its place: FastAPI collects no definitions from a body that the route reads itself.
-                    "properties": {**_FIELDS, "image": ImageBody.model_json_schema()},
+                    "properties": {**_FIELDS, "image": {"anyOf": [ImageBody.model_json_schema(), {"type": "null"}]}},
                 }
             },
             "multipart/form-data": {
