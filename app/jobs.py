@@ -366,9 +366,10 @@ class Jobs:
         )
         counts = {"added": 0, "relabelled": 0, "duplicates": 0}
         skipped: list[dict[str, str]] = []
+        max_bytes = service.pipeline.decoders.limits.max_bytes
         for first in range(0, len(found), _IMPORTED_AT_ONCE):
             some = found[first : first + _IMPORTED_AT_ONCE]
-            read = [await asyncio.to_thread(_read, file, service.pipeline.limits.max_bytes) for file, _ in some]
+            read = [await asyncio.to_thread(_read, file, max_bytes) for file, _ in some]
             prepared = iter(
                 await service.examples.prepare(
                     label_set.name,

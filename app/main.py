@@ -32,6 +32,7 @@ from app.api.routes import (
 from app.caption_library import CaptionLibrary
 from app.choosing import Choices
 from app.databases import Databases
+from app.decoding import Decoders, ImageLimits, ProcessDecoders, ThreadDecoders
 from app.describer import Describer, LanguageModel
 from app.describing.questions import load_feature_question, load_question_sets
 from app.encoders._base import Encoder, LoadOptions
@@ -42,7 +43,7 @@ from app.image_urls import ImageFetcher
 from app.jobs import Jobs
 from app.keys import DefaultQuotas, KeyRing, Quotas, read_keys_file
 from app.metrics import Metrics
-from app.pipeline import ImageLimits, Pipeline
+from app.pipeline import Pipeline
 from app.prompting.class_embeddings import ClassEmbeddingCache
 from app.prompting.templates import TemplateLibrary
 from app.prompting.text_features import TextFeatureStore
@@ -165,11 +166,11 @@ async def open_service(
     )
     pipeline = Pipeline(
         models,
-        limits=ImageLimits(settings.max_image_bytes, settings.max_image_pixels),
         class_embedding_cache=ClassEmbeddingCache(half_of_cache, metrics.class_embeddings),
         classifier_bytes=half_of_cache,
         request_timeout_s=settings.request_timeout_s,
-        decode_threads=settings.decode_threads,
+        decoders=_decoders(settings),
+        decoders_per_request=max(1, settings.decode_threads // 2),
         metrics=metrics,
         examples=example_repository,
         learned_bytes=settings.learned_cache_mib * 2**20,
@@ -215,6 +216,13 @@ async def _warm(service: Service, jobs: Jobs) -> None:
             await make_ready()
         except Exception as error:
             log.warning("not_made_ready", exc_info=error)
+
+
+def _decoders(settings: Settings) -> Decoders:
+    limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
+    if settings.decode_timeout_s is None:
+        return ThreadDecoders(settings.decode_threads, limits)
+    return ProcessDecoders(settings.decode_threads, limits, settings.decode_timeout_s)
 
 
 def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]] = load_encoders) -> FastAPI:

@@ -7,7 +7,6 @@ images can never change another's answer.
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -20,9 +19,9 @@ from app.adapters._examples import Need
 from app.batching import Caller
 from app.calibration import energy, max_concept_matching, prediction_sets, tempered_softmax
 from app.databases import Databases
+from app.decoding import Decoders
 from app.encoders._base import Encoder
 from app.errors import ClientError, DeadlineExceededError, TooLargeError
-from app.images import decode_image
 from app.learning import ClassNames, Learned, Learner, Subject, learn, transduce
 from app.methods import METHODS, TRANSDUCTIVE
 from app.metrics import Metrics
@@ -58,14 +57,6 @@ class ExampleSource(Protocol):
         self, name: str, model: str, classnames: Sequence[str], *, max_pool: int | None = None
     ) -> StoredFeatures:
         """Return the examples of a label set whose classes are these, by the features of one model."""
-
-
-@dataclass(frozen=True, slots=True)
-class ImageLimits:
-    """What one image may be, before anything is allocated for it."""
-
-    max_bytes: int
-    max_pixels: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +110,9 @@ class Pipeline:
         class_embedding_cache: of the rows that classifiers are made of.
         classifier_bytes: bound on the text in classifiers that are ready; one that is larger is refused.
         request_timeout_s: after which ``classify`` gives up; None never.
-        decode_threads: threads that decode and transform images; one request uses half of them at a time, so that its
-            many or slow images do not keep those of others waiting.
+        decoders: of images; closed with the pipeline.
+        decoders_per_request: that one request uses at a time, so that its many or slow images do not keep those of
+            others waiting.
         metrics: told of every request.
         examples: where the example images of label sets are kept.
         learned_bytes: bound on what was learned from them.
@@ -132,11 +124,11 @@ class Pipeline:
         self,
         models: Mapping[str, ServedModel],
         *,
-        limits: ImageLimits,
         class_embedding_cache: ClassEmbeddingCache,
         classifier_bytes: int,
         request_timeout_s: float | None,
-        decode_threads: int,
+        decoders: Decoders,
+        decoders_per_request: int,
         metrics: Metrics,
         examples: ExampleSource,
         learned_bytes: int,
@@ -144,7 +136,6 @@ class Pipeline:
         databases: Databases,
     ) -> None:
         self.models = models
-        self.limits = limits
         self._class_embedding_cache = class_embedding_cache
         self._classifiers: LRUCache[Hashable, Classifier] = LRUCache(
             classifier_bytes, getsizeof=lambda classifier: classifier.nbytes
@@ -155,8 +146,8 @@ class Pipeline:
         self._max_pool = max_pool
         self._request_timeout_s = request_timeout_s
         self._metrics = metrics
-        self._decoders_per_request = max(1, decode_threads // 2)
-        self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+        self._decoders_per_request = decoders_per_request
+        self.decoders = decoders
 
     @property
     def default_model(self) -> str:
@@ -402,7 +393,7 @@ class Pipeline:
         await asyncio.to_thread(self._end_threads)
 
     def _end_threads(self) -> None:
-        self._decoders.shutdown(wait=True, cancel_futures=True)
+        self.decoders.close()
         for model in self.models.values():
             model.close()
 
@@ -421,13 +412,11 @@ class Pipeline:
         """Decode, transform and encode one image; each goes its way without waiting for the others."""
         if isinstance(image, ClientError):
             return image
-        loop = asyncio.get_running_loop()
+        encoder = model.encoder
         async with turns:
             try:
                 with stage("decode", bytes=len(image)):
-                    pixels = await loop.run_in_executor(
-                        self._decoders, _decode_and_transform, image, model.encoder, self.limits
-                    )
+                    pixels = await self.decoders.decode(image, encoder.transform, encoder.image_size_px)
             except ClientError as error:
                 return error
         decoded = time.perf_counter()
@@ -468,13 +457,6 @@ def _timing_ms(began: float, images: Sequence[_ReadImage]) -> dict[str, float]:
         "queue": (last.began - last.decoded) * 1000 if last else 0.0,
         "encode": (last.encoded - last.began) * 1000 if last else 0.0,
     }
-
-
-def _decode_and_transform(data: bytes, encoder: Encoder, limits: ImageLimits) -> Pixels:
-    image = decode_image(
-        data, max_bytes=limits.max_bytes, max_pixels=limits.max_pixels, target_px=encoder.image_size_px
-    )
-    return encoder.transform(image)
 
 
 def _recipe(task: Task) -> Recipe:

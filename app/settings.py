@@ -229,7 +229,14 @@ class Settings(BaseSettings):
     decode_threads: int = Field(
         default_factory=usable_cores,
         ge=1,
-        description="Threads that decode images; by default one per core.",
+        description="Threads or processes that decode images; by default one per core.",
+    )
+    decode_timeout_s: float | None = Field(
+        None,
+        gt=0,
+        le=600,
+        description="Decode images in processes of their own, and kill one that takes longer, which refuses the image;"
+        " by default in threads, which is quicker, and where nothing can be killed.",
     )
     llm_base_url: str | None = Field(
         None,

@@ -9,6 +9,7 @@ from scipy.special import expit, softmax
 
 from app.adapters.cosine import Cosine
 from app.databases import Databases
+from app.decoding import ImageLimits, ThreadDecoders
 from app.encoders.fake import FakeEncoder
 from app.errors import (
     DeadlineExceededError,
@@ -18,7 +19,7 @@ from app.errors import (
     OverloadedError,
 )
 from app.metrics import Metrics
-from app.pipeline import Classifier, ImageLimits, Pipeline, predict
+from app.pipeline import Classifier, Pipeline, predict
 from app.prompting.class_embeddings import ClassEmbeddingCache
 from app.served import ServedModel
 from app.store.examples import StoredFeatures
@@ -66,11 +67,11 @@ async def start(anyio_backend):
             }
             pipeline = Pipeline(
                 models,
-                limits=ImageLimits(max_bytes, 1_000_000),
                 class_embedding_cache=ClassEmbeddingCache(1_000_000),
                 classifier_bytes=classifier_bytes,
                 request_timeout_s=timeout_s,
-                decode_threads=threads,
+                decoders=ThreadDecoders(threads, ImageLimits(max_bytes, 1_000_000)),
+                decoders_per_request=max(1, threads // 2),
                 metrics=metrics,
                 examples=NoExamples(),
                 learned_bytes=1_000_000,

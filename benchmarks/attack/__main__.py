@@ -32,7 +32,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -750,7 +750,7 @@ def main() -> None:
     if arguments.output:
         about = about_this_run()
         stem = arguments.output / f"{about['date']}-attack"
-        found = [asdict(row) for row in rows]
+        found = [{**vars(row), "answers": dict(row.answers)} for row in rows]
         stem.with_suffix(".json").write_text(json.dumps({**about, "attacks": found}, indent=1) + "\n", encoding="utf-8")
         stem.with_suffix(".md").write_text(f"# {about['date']}, commit {about['commit']}\n\n{report}", encoding="utf-8")
     if any(row.faults for row in rows):
