@@ -23,6 +23,7 @@ from app.api.routes import (
     classify,
     databases,
     descriptions,
+    embeddings,
     evaluations,
     examples,
     health,
@@ -292,7 +293,18 @@ def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]]
     )
     errors.install(app)
     documentation.install(app)
-    for resource in (classify, label_sets, examples, descriptions, evaluations, databases, jobs, catalogue, health):
+    for resource in (
+        classify,
+        embeddings,
+        label_sets,
+        examples,
+        descriptions,
+        evaluations,
+        databases,
+        jobs,
+        catalogue,
+        health,
+    ):
         app.include_router(resource.router)
     # By route and never by path, of which callers can make up any number.
     Instrumentator(
@@ -309,7 +321,8 @@ def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]]
             timeout_s=settings.body_timeout_s,
             budget=BodyBudget(settings.max_body_mib * 2**20),
             takes_images=lambda path: (
-                path in {"/classify", "/v1/classify"} or path.endswith((":evaluate", "/images", "/search"))
+                path in {"/classify", "/v1/classify", "/v1/embeddings"}
+                or path.endswith((":evaluate", "/images", "/search"))
             ),
         ),
     )

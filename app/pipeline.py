@@ -6,7 +6,8 @@ images can never change another's answer.
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Mapping, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -43,6 +44,7 @@ from app.task import (
     Probabilities,
     Similarities,
     Task,
+    TextFeatures,
 )
 from app.tracing import past_stage, stage
 from app.vocabulary_free import LOOKED_AT_TOGETHER, Named, find_names
@@ -167,35 +169,28 @@ class Pipeline:
         """
         model = self.models[task.model]
         began = time.perf_counter()
-        try:
-            async with asyncio.timeout(self._request_timeout_s) as deadline:
-                with model.images.admit(len(images), within_s=self._request_timeout_s) as caller:
-                    turns = asyncio.Semaphore(self._decoders_per_request)
-                    reading = [self._read(image, model, caller, turns) for image in images]
-                    if task.database is not None:
-                        return await self._named(task, began, await _all(*reading))
-                    # Texts are there already as a rule; new ones are encoded while the images are decoded.
-                    (classifier, texts_ready), *read = await _all(self._timed_classifier(task), *reading)
-                adapting = time.perf_counter()
-                good = [image for image in read if not isinstance(image, ClientError)]
-                results: Sequence[ImageResult] = ()
-                warnings = classifier.warnings
-                if good:
-                    image_features = np.stack([image.features for image in good])
-                    with stage("adapt", method=task.method, images=len(good)):
-                        predicted, results = await self._in_turn(
-                            classifier, partial(_answered, model.encoder, task, image_features, classifier)
-                        )
-                    warnings += predicted.warnings
-                    if task.explain:
-                        with stage("explain"):
-                            results = await self._explained(task, image_features, predicted, results)
-        except TimeoutError:
-            if not deadline.expired():
-                raise  # an encoder's own, such as that of a replica elsewhere
-            raise self._too_late() from None
-        except DeadlineExceededError:  # the queue noticed first
-            raise self._too_late() from None
+        async with self._in_time():
+            with model.images.admit(len(images), within_s=self._request_timeout_s) as caller:
+                turns = asyncio.Semaphore(self._decoders_per_request)
+                reading = [self._read(image, model, caller, turns) for image in images]
+                if task.database is not None:
+                    return await self._named(task, began, await _all(*reading))
+                # Texts are there already as a rule; new ones are encoded while the images are decoded.
+                (classifier, texts_ready), *read = await _all(self._timed_classifier(task), *reading)
+            adapting = time.perf_counter()
+            good = [image for image in read if not isinstance(image, ClientError)]
+            results: Sequence[ImageResult] = ()
+            warnings = classifier.warnings
+            if good:
+                image_features = np.stack([image.features for image in good])
+                with stage("adapt", method=task.method, images=len(good)):
+                    predicted, results = await self._in_turn(
+                        classifier, partial(_answered, model.encoder, task, image_features, classifier)
+                    )
+                warnings += predicted.warnings
+                if task.explain:
+                    with stage("explain"):
+                        results = await self._explained(task, image_features, predicted, results)
         timing_ms = {
             "text": (texts_ready - began) * 1000,
             **_timing_ms(began, good),
@@ -238,16 +233,39 @@ class Pipeline:
             within_s=self._request_timeout_s,
         )
 
-    async def image_features(self, model: str, images: Sequence[bytes]) -> list[np.ndarray | ClientError]:
+    async def text_features(self, model: str, texts: Sequence[str]) -> TextFeatures:
+        """Return one unit feature per text (k, d), none of which is looked up or kept.
+
+        Raises:
+            OverloadedError: too many requests wait for this model.
+            DeadlineExceededError: not done within the request's time.
+        """
+        served = self.models[model]
+        # Texts have no places of their own; a request for some holds one of those for images.
+        async with self._in_time():
+            with served.images.admit(1, within_s=self._request_timeout_s):
+                return await served.encode_new_texts(texts)
+
+    async def image_features(
+        self, model: str, images: Sequence[bytes | ClientError], *, in_time: bool = False
+    ) -> list[np.ndarray | ClientError]:
         """Return each image's unit features (d,), or why it cannot be read; for whoever tries several methods.
+
+        Args:
+            model: one of ``models``.
+            images: encoded images, or the error that already kept one from being read.
+            in_time: give up after the time of a request.
 
         Raises:
             OverloadedError: the model's queue has no room for this many images.
+            DeadlineExceededError: not done in time.
         """
         served = self.models[model]
-        with served.images.admit(len(images), within_s=None) as caller:
-            turns = asyncio.Semaphore(self._decoders_per_request)
-            read = await _all(*(self._read(image, served, caller, turns) for image in images))
+        within_s = self._request_timeout_s if in_time else None
+        async with self._in_time() if in_time else nullcontext():
+            with served.images.admit(len(images), within_s=within_s) as caller:
+                turns = asyncio.Semaphore(self._decoders_per_request)
+                read = await _all(*(self._read(image, served, caller, turns) for image in images))
         return [image if isinstance(image, ClientError) else image.features for image in read]
 
     async def predict(self, task: Task, image_features: ImageFeatures) -> Predicted:
@@ -425,6 +443,19 @@ class Pipeline:
         past_stage("queue", decoded, began)
         past_stage("encode", began, began + encoded.encode_s)
         return _ReadImage(encoded.row, decoded, began, began + encoded.encode_s)
+
+    @asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
+        """Give up after the time that a request has."""
+        try:
+            async with asyncio.timeout(self._request_timeout_s) as deadline:
+                yield
+        except TimeoutError:
+            if not deadline.expired():
+                raise  # an encoder's own, such as that of a replica elsewhere
+            raise self._too_late() from None
+        except DeadlineExceededError:  # the queue noticed first
+            raise self._too_late() from None
 
     def _too_late(self) -> DeadlineExceededError:
         return DeadlineExceededError(

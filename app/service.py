@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -18,6 +19,7 @@ from app.describer import Advance, Describer, DescribeRequest, Outcome
 from app.describing.chat import Estimate
 from app.errors import (
     ClientError,
+    FieldProblem,
     InvalidFieldError,
     MalformedRequestError,
     NotConfiguredError,
@@ -45,7 +47,7 @@ from app.store.database import ping
 from app.store.drafts import DraftRepository, DraftStatus
 from app.store.examples import Selection
 from app.store.label_sets import IfMatch, LabelSetRepository
-from app.task import ClassEntry, Classification, LabelSet, MergeSynonyms, Scoring, Task
+from app.task import ClassEntry, Classification, ImageFeatures, LabelSet, MergeSynonyms, Scoring, Task, TextFeatures
 from app.warming import Warmer
 
 log = structlog.get_logger()
@@ -54,6 +56,8 @@ DEFAULT_METHOD = "zero-shot"
 DEFAULT_TEMPLATES = "photo"
 # Words out of captions are read as they are (Conti et al., NeurIPS 2023).
 _TEMPLATE_OF_WORDS = "{}"
+# Of a text to be embedded; towers read its first 77 tokens or so.
+_MAX_TEXT_CHARS = 10_000
 DEFAULT_TOP_K = 5
 
 # Together they read every text of a label set, so that any other method finds the features of its prompts on disk.
@@ -151,6 +155,58 @@ class Service:
         """Return the captions near an image, fetched where it is elsewhere, or a text; raises as ``CaptionLibrary``."""
         (at_hand,) = (None,) if image is None else await self._at_hand([image])
         return await self.captions.search(replace(query, image=at_hand))
+
+    async def embed_texts(
+        self, texts: Sequence[str], *, model: str | None, dimensions: int | None
+    ) -> tuple[str, TextFeatures]:
+        """Return the model and one unit feature per text (k, d); nothing of it is kept.
+
+        Raises:
+            UnknownNameError: no such model.
+            InvalidFieldError: other dimensions than the model's, or a text that is too long.
+            TooLargeError: too many texts.
+            OverloadedError, DeadlineExceededError: as ``Pipeline.classify``.
+        """
+        name = self._embedder(model, dimensions)
+        if len(texts) > self.label_limits.max_labels:
+            raise TooLargeError(
+                f"{len(texts)} texts in one request, at most {self.label_limits.max_labels} are taken; send fewer per"
+                " request, or raise DEIXIS_MAX_LABELS"
+            )
+        for index, text in enumerate(texts):
+            if len(text) > _MAX_TEXT_CHARS:
+                raise InvalidFieldError.of(
+                    f"input.{index}", f"has {len(text):,} characters, at most {_MAX_TEXT_CHARS:,} are taken"
+                )
+        return name, await self.pipeline.text_features(name, texts)
+
+    async def embed_images(
+        self, images: Sequence[bytes | ClientError | ImageUrl], *, model: str | None, dimensions: int | None
+    ) -> tuple[str, ImageFeatures]:
+        """Return the model and one unit feature per image (n, d), if all can be read.
+
+        Raises:
+            UnknownNameError, InvalidFieldError: as ``embed_texts``.
+            ClientError: an image cannot be fetched or read.
+            OverloadedError, DeadlineExceededError: as ``Pipeline.classify``.
+        """
+        name = self._embedder(model, dimensions)
+        features = await self.pipeline.image_features(name, await self._at_hand(images), in_time=True)
+        bad = [(index, each) for index, each in enumerate(features) if isinstance(each, ClientError)]
+        if bad and len(images) == 1:
+            raise bad[0][1]
+        if bad:
+            raise InvalidFieldError([FieldProblem(f"input.{index}", error.message) for index, error in bad])
+        return name, np.stack([each for each in features if not isinstance(each, ClientError)])
+
+    def _embedder(self, model: str | None, dimensions: int | None) -> str:
+        name = model or self.pipeline.default_model
+        if name not in self.pipeline.models:
+            raise UnknownNameError("model", name, self.pipeline.models)
+        known = self.pipeline.models[name].encoder.embed_dim
+        if dimensions not in {None, known}:
+            raise InvalidFieldError.of("dimensions", f"{dimensions}, and those of '{name}' are {known}; leave it out")
+        return name
 
     async def _at_hand(self, images: Sequence[bytes | ClientError | ImageUrl]) -> list[bytes | ClientError]:
         """Return images with those fetched that are elsewhere, or the reason why that cannot be done."""

@@ -27,6 +27,7 @@ ACCESS: Mapping[str, Scope | None] = MappingProxyType(
         "models": Scope.CLASSIFY,
         "methods": Scope.CLASSIFY,
         "classify": Scope.CLASSIFY,
+        "create_embeddings": Scope.CLASSIFY,
         "list_label_sets": Scope.CLASSIFY,
         "get_label_set": Scope.CLASSIFY,
         "put_label_set": Scope.WRITE,

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import binascii
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from starlette.datastructures import FormData, QueryParams, UploadFile
 from starlette.exceptions import HTTPException
 
 from app.api.errors import field_problems
-from app.api.schemas import ClassifyBody, ClassifyFields, ImageBody, SearchBody, SearchFields
+from app.api.schemas import ClassifyBody, ClassifyFields, EmbeddingsBody, ImageBody, SearchBody, SearchFields
 from app.errors import (
     BodyTooLargeError,
     ClientError,
@@ -39,6 +40,7 @@ _MAX_SEARCH_IMAGES = 16
 _MAX_SMALL_JSON_BYTES = 64 * 1024
 # Names may have commas too.
 _MAX_JSON_COMMAS = 5 * MAX_ITEMS
+_URL = re.compile(r"https?://", re.IGNORECASE)
 
 
 IMAGE_FILES: Mapping[str, Any] = {
@@ -96,6 +98,32 @@ async def read_search_input(request: Request) -> tuple[SearchFields, bytes | Cli
                 raise InvalidFieldError.of("image", f"{len(images)} are given; captions are searched by one")
             return fields, await read_part(images[0])
     return await asyncio.to_thread(_read_search_json, await request.body())
+
+
+async def read_embeddings_input(
+    request: Request, *, max_images: int
+) -> tuple[EmbeddingsBody, list[bytes | ClientError | ImageUrl] | None]:
+    """Read a request for features, and its images where it is about some; raises as ``read_classify_input``."""
+    content_type = media_type_of(request)
+    if content_type != "application/json":
+        raise UnsupportedMediaTypeError(f"content type '{content_type}' is not supported; send application/json")
+    return await asyncio.to_thread(_read_embeddings_json, await request.body(), max_images)
+
+
+def _read_embeddings_json(
+    body: bytes, max_images: int
+) -> tuple[EmbeddingsBody, list[bytes | ClientError | ImageUrl] | None]:
+    _check_commas_of(body)
+    try:
+        given = EmbeddingsBody.model_validate_json(body)
+    except ValidationError as error:
+        raise _told(error, EmbeddingsBody) from error
+    if given.modality == "text":
+        return given, None
+    inputs = [given.input] if isinstance(given.input, str) else given.input
+    if len(inputs) > max_images:
+        raise _too_many_images(max_images, "DEIXIS_MAX_IMAGES_PER_REQUEST")
+    return given, [ImageUrl(each) if _URL.match(each) else _from_base64(each) for each in inputs]
 
 
 def _read_search_json(body: bytes) -> tuple[SearchFields, bytes | ClientError | ImageUrl | None]:
@@ -232,9 +260,7 @@ def _fields_of(kind: type[_Body], fields: Mapping[str, Any]) -> _Body:
 
 
 def _read_json(body: bytes, max_images: int) -> ClassifyInput:
-    # Counted before parsing, which would hold the interpreter for seconds; base64 has no commas.
-    if body.count(b",") > _MAX_JSON_COMMAS:
-        raise TooLargeError(f"the body has more than {_MAX_JSON_COMMAS:,} commas; send fewer labels or images")
+    _check_commas_of(body)
     try:
         parsed = ClassifyBody.model_validate_json(body)
     except ValidationError as error:
@@ -243,6 +269,12 @@ def _read_json(body: bytes, max_images: int) -> ClassifyInput:
         raise _too_many_images(max_images, "DEIXIS_MAX_IMAGES_PER_REQUEST")
     fields = ClassifyFields.model_construct(**parsed.model_dump(exclude={"images"}))
     return ClassifyInput([_image_of(image) for image in parsed.images], fields)
+
+
+def _check_commas_of(body: bytes) -> None:
+    # Counted before parsing, which would hold the interpreter for seconds; base64 has no commas.
+    if body.count(b",") > _MAX_JSON_COMMAS:
+        raise TooLargeError(f"the body has more than {_MAX_JSON_COMMAS:,} commas; send fewer labels or images")
 
 
 def _image_of(given: ImageBody) -> bytes | ClientError | ImageUrl:

@@ -45,6 +45,7 @@ CALLS = {
     "models": Call("GET", "/v1/models", 200, None),
     "methods": Call("GET", "/v1/methods", 200, None),
     "classify": Call("POST", "/v1/classify", 200, sent=form(label_set="kettles")),
+    "create_embeddings": Call("POST", "/v1/embeddings", 200, None, {"json": {"input": "red"}}),
     "list_label_sets": Call("GET", "/v1/label-sets", 200, None),
     "get_label_set": Call("GET", "/v1/label-sets/kettles", 200),
     "put_label_set": Call("PUT", "/v1/label-sets/new", 201, None, {"json": KETTLES}),

@@ -13,6 +13,7 @@ METHODS = {"get", "put", "post", "delete", "patch", "head", "options", "trace"}
 
 # The contract; a route that is missing here is one that callers were not promised.
 ROUTES = {
+    ("/v1/embeddings", "post"),
     ("/healthz", "get"),
     ("/readyz", "get"),
     ("/metrics", "get"),

@@ -1,0 +1,56 @@
+"""POST /v1/embeddings, in the form of OpenAI's, for texts and for images."""
+
+import asyncio
+import base64
+import json
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request, Response
+
+from app.api.access import CallerDependency, GuardedRoute, note
+from app.api.dependencies import ServiceDependency
+from app.api.disconnects import unless_disconnected
+from app.api.inputs import read_embeddings_input
+from app.api.schemas import EmbeddingsBody, EmbeddingsResponse
+from app.task import ImageFeatures
+
+router = APIRouter(tags=["embeddings"], route_class=GuardedRoute)
+
+_BODY = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": EmbeddingsBody.model_json_schema()}}}
+}
+
+
+@router.post("/v1/embeddings", response_model=EmbeddingsResponse, openapi_extra=_BODY)
+async def create_embeddings(request: Request, service: ServiceDependency, caller: CallerDependency) -> Response:
+    """Return the unit feature of each text or image, whose dot products are cosines."""
+    body, images = await read_embeddings_input(request, max_images=service.max_images_per_request)
+    if images is None:
+        texts = [body.input] if isinstance(body.input, str) else body.input
+        model, features = await unless_disconnected(
+            request, service.embed_texts(texts, model=body.model, dimensions=body.dimensions)
+        )
+    else:
+        await caller.spend_images(len(images))
+        model, features = await unless_disconnected(
+            request, service.embed_images(images, model=body.model, dimensions=body.dimensions)
+        )
+    note(request, model=model, images=0 if images is None else len(images), texts=0 if images else len(features))
+    # A thousand rows of 512 numbers are megabytes of text.
+    content = await asyncio.to_thread(_written, model, features, as_base64=body.encoding_format == "base64")
+    return Response(content, media_type="application/json")
+
+
+def _written(model: str, features: ImageFeatures, *, as_base64: bool) -> bytes:
+    rows = features.astype("<f4", copy=False)
+    told: list[dict[str, Any]] = [
+        {
+            "object": "embedding",
+            "index": index,
+            "embedding": base64.b64encode(row.tobytes()).decode() if as_base64 else row.tolist(),
+        }
+        for index, row in enumerate(np.ascontiguousarray(rows))
+    ]
+    usage = {"prompt_tokens": 0, "total_tokens": 0}
+    return json.dumps({"object": "list", "data": told, "model": model, "usage": usage}, separators=(",", ":")).encode()
