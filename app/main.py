@@ -27,6 +27,7 @@ from app.api.routes import (
     evaluations,
     examples,
     health,
+    hugging_face,
     jobs,
     label_sets,
 )
@@ -219,6 +220,9 @@ async def _warm(service: Service, jobs: Jobs) -> None:
             log.warning("not_made_ready", exc_info=error)
 
 
+_IMAGE_ROUTES = {"/classify", "/v1/classify", "/v1/embeddings", "/v1/zero-shot-image-classification"}
+
+
 def _decoders(settings: Settings) -> Decoders:
     limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
     if settings.decode_timeout_s is None:
@@ -304,6 +308,7 @@ def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]]
         jobs,
         catalogue,
         health,
+        hugging_face,
     ):
         app.include_router(resource.router)
     # By route and never by path, of which callers can make up any number.
@@ -320,10 +325,7 @@ def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]]
             max_json_bytes=settings.max_json_bytes,
             timeout_s=settings.body_timeout_s,
             budget=BodyBudget(settings.max_body_mib * 2**20),
-            takes_images=lambda path: (
-                path in {"/classify", "/v1/classify", "/v1/embeddings"}
-                or path.endswith((":evaluate", "/images", "/search"))
-            ),
+            takes_images=lambda path: path in _IMAGE_ROUTES or path.endswith((":evaluate", "/images", "/search")),
         ),
     )
     if settings.cors_origins:

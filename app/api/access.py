@@ -28,6 +28,7 @@ ACCESS: Mapping[str, Scope | None] = MappingProxyType(
         "methods": Scope.CLASSIFY,
         "classify": Scope.CLASSIFY,
         "create_embeddings": Scope.CLASSIFY,
+        "zero_shot_image_classification": Scope.CLASSIFY,
         "list_label_sets": Scope.CLASSIFY,
         "get_label_set": Scope.CLASSIFY,
         "put_label_set": Scope.WRITE,

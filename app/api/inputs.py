@@ -15,7 +15,15 @@ from starlette.datastructures import FormData, QueryParams, UploadFile
 from starlette.exceptions import HTTPException
 
 from app.api.errors import field_problems
-from app.api.schemas import ClassifyBody, ClassifyFields, EmbeddingsBody, ImageBody, SearchBody, SearchFields
+from app.api.schemas import (
+    ClassifyBody,
+    ClassifyFields,
+    EmbeddingsBody,
+    ImageBody,
+    SearchBody,
+    SearchFields,
+    ZeroShotBody,
+)
 from app.errors import (
     BodyTooLargeError,
     ClientError,
@@ -100,13 +108,26 @@ async def read_search_input(request: Request) -> tuple[SearchFields, bytes | Cli
     return await asyncio.to_thread(_read_search_json, await request.body())
 
 
+async def read_zero_shot_input(request: Request) -> tuple[ZeroShotBody, bytes | ClientError | ImageUrl]:
+    """Read a request in Hugging Face's form, and its image; raises as ``read_classify_input``."""
+    _check_is_json(request)
+    return await asyncio.to_thread(_read_zero_shot_json, await request.body())
+
+
+def _read_zero_shot_json(body: bytes) -> tuple[ZeroShotBody, bytes | ClientError | ImageUrl]:
+    _check_commas_of(body)
+    try:
+        given = ZeroShotBody.model_validate_json(body)
+    except ValidationError as error:
+        raise _told(error, ZeroShotBody) from error
+    return given, _image_in(given.inputs)
+
+
 async def read_embeddings_input(
     request: Request, *, max_images: int
 ) -> tuple[EmbeddingsBody, list[bytes | ClientError | ImageUrl] | None]:
     """Read a request for features, and its images where it is about some; raises as ``read_classify_input``."""
-    content_type = media_type_of(request)
-    if content_type != "application/json":
-        raise UnsupportedMediaTypeError(f"content type '{content_type}' is not supported; send application/json")
+    _check_is_json(request)
     return await asyncio.to_thread(_read_embeddings_json, await request.body(), max_images)
 
 
@@ -123,7 +144,7 @@ def _read_embeddings_json(
     inputs = [given.input] if isinstance(given.input, str) else given.input
     if len(inputs) > max_images:
         raise _too_many_images(max_images, "DEIXIS_MAX_IMAGES_PER_REQUEST")
-    return given, [ImageUrl(each) if _URL.match(each) else _from_base64(each) for each in inputs]
+    return given, [_image_in(each) for each in inputs]
 
 
 def _read_search_json(body: bytes) -> tuple[SearchFields, bytes | ClientError | ImageUrl | None]:
@@ -133,6 +154,12 @@ def _read_search_json(body: bytes) -> tuple[SearchFields, bytes | ClientError | 
         raise _told(error, SearchFields) from error
     image = None if given.image is None else _image_of(given.image)
     return SearchFields.model_construct(**given.model_dump(exclude={"image"})), image
+
+
+def _check_is_json(request: Request) -> None:
+    content_type = media_type_of(request)
+    if content_type != "application/json":
+        raise UnsupportedMediaTypeError(f"content type '{content_type}' is not supported; send application/json")
 
 
 def _check_kind(request: Request, content_type: str) -> None:
@@ -282,6 +309,11 @@ def _image_of(given: ImageBody) -> bytes | ClientError | ImageUrl:
         return ImageUrl(given.url)
     assert given.base64 is not None
     return _from_base64(given.base64)
+
+
+def _image_in(text: str) -> bytes | ClientError | ImageUrl:
+    """Return what a text means that is a URL or base64."""
+    return ImageUrl(text) if _URL.match(text) else _from_base64(text)
 
 
 def _from_base64(text: str) -> bytes | ClientError:

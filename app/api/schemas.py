@@ -1007,6 +1007,30 @@ class SearchBody(SearchFields):
     image: ImageBody | None = Field(None, description="Or captions near this image.")
 
 
+class ZeroShotParameters(Request):
+    """What to choose from."""
+
+    candidate_labels: list[str] = Field(min_length=1, max_length=MAX_ITEMS, description="Words to choose from.")
+    hypothesis_template: str = Field(
+        "This is a photo of {}.", description="A template with `{}` for the label; that task's own by default."
+    )
+
+
+class ZeroShotBody(Request):
+    """A request in the form of Hugging Face's task zero-shot-image-classification."""
+
+    inputs: str = Field(min_length=1, description="In base64, as a `data:` URL, or a URL where these are allowed.")
+    parameters: ZeroShotParameters
+    model: str | None = Field(None, description="A model of `GET /v1/models`; the first by default.")
+
+
+class ScoredLabelBody(Response):
+    """A label and its score."""
+
+    label: str
+    score: float = Field(description="Probability, in [0, 1].")
+
+
 class EmbeddingsBody(Request):
     """Texts, or images, of which features are wanted; the form of OpenAI's embeddings."""
 

@@ -1,6 +1,7 @@
 """Every route with every kind of key: who is let in, and what each sees."""
 
 import asyncio
+import base64
 from dataclasses import dataclass, field
 
 import pytest
@@ -45,6 +46,18 @@ CALLS = {
     "models": Call("GET", "/v1/models", 200, None),
     "methods": Call("GET", "/v1/methods", 200, None),
     "classify": Call("POST", "/v1/classify", 200, sent=form(label_set="kettles")),
+    "zero_shot_image_classification": Call(
+        "POST",
+        "/v1/zero-shot-image-classification",
+        200,
+        None,
+        {
+            "json": {
+                "inputs": base64.b64encode(picture("red")).decode(),
+                "parameters": {"candidate_labels": ["red", "blue"]},
+            }
+        },
+    ),
     "create_embeddings": Call("POST", "/v1/embeddings", 200, None, {"json": {"input": "red"}}),
     "list_label_sets": Call("GET", "/v1/label-sets", 200, None),
     "get_label_set": Call("GET", "/v1/label-sets/kettles", 200),

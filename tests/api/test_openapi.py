@@ -14,6 +14,7 @@ METHODS = {"get", "put", "post", "delete", "patch", "head", "options", "trace"}
 # The contract; a route that is missing here is one that callers were not promised.
 ROUTES = {
     ("/v1/embeddings", "post"),
+    ("/v1/zero-shot-image-classification", "post"),
     ("/healthz", "get"),
     ("/readyz", "get"),
     ("/metrics", "get"),

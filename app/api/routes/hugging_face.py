@@ -1,0 +1,42 @@
+"""POST /v1/zero-shot-image-classification, in the form of Hugging Face's task of that name."""
+
+from fastapi import APIRouter, Request
+
+from app.api.access import CallerDependency, GuardedRoute, note
+from app.api.dependencies import ServiceDependency
+from app.api.disconnects import unless_disconnected
+from app.api.inputs import read_zero_shot_input
+from app.api.schemas import ScoredLabelBody, ZeroShotBody
+from app.service import Question
+
+router = APIRouter(tags=["classify"], route_class=GuardedRoute)
+
+_SCHEMA = ZeroShotBody.model_json_schema()
+# Written out in its place: FastAPI collects no definitions from a body that the route reads by itself.
+_SCHEMA["properties"]["parameters"] = _SCHEMA.pop("$defs")["ZeroShotParameters"]
+_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": _SCHEMA}}}}
+
+
+@router.post("/v1/zero-shot-image-classification", response_model=list[ScoredLabelBody], openapi_extra=_BODY)
+async def zero_shot_image_classification(
+    request: Request, service: ServiceDependency, caller: CallerDependency
+) -> list[ScoredLabelBody]:
+    """Classify one image as that task's clients ask for it, all labels in the answer, the best first."""
+    body, image = await read_zero_shot_input(request)
+    parameters = body.parameters
+    task = await service.plan(
+        Question(
+            labels=parameters.candidate_labels,
+            template=parameters.hypothesis_template,
+            model=body.model,
+            top_k=len(parameters.candidate_labels),
+            namespace=caller.namespace,
+        )
+    )
+    await caller.spend_images(1)
+    classification = await unless_disconnected(request, service.classify([image], task))
+    note(request, model=task.model, classifier=task.method, images=1)
+    (result,) = classification.results
+    if result.error is not None:
+        raise result.error
+    return [ScoredLabelBody(label=each.label, score=each.score) for each in result.predictions]
