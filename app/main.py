@@ -15,7 +15,7 @@ from prometheus_fastapi_instrumentator import Instrumentator
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.api import documentation, errors
+from app.api import documentation, errors, playground
 from app.api.access import NAMESPACE_HEADER, Gate
 from app.api.middleware import AccessLog, BodyBudget, BodyLimits, BoundedBody, SecurityHeaders
 from app.api.routes import (
@@ -297,6 +297,7 @@ def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]]
     )
     errors.install(app)
     documentation.install(app)
+    playground.install(app)
     for resource in (
         classify,
         embeddings,

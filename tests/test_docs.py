@@ -26,6 +26,7 @@ COMMANDS = get_command(cli)
 OPENAPI = json.loads((ROOT / "docs" / "openapi.json").read_text(encoding="utf-8"))
 ROUTES = {path: {method.upper() for method in methods} for path, methods in OPENAPI["paths"].items()} | {
     "/classify": {"POST"},
+    "/": {"GET"},
     "/docs": {"GET"},
     "/openapi.json": {"GET"},
 }

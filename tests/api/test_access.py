@@ -18,7 +18,7 @@ from tests.captions_made import made
 from tests.conftest import picture
 
 # Routes of the application that are none of ours: they show the description of the API, which is public.
-PUBLIC = {"/openapi.json", "/docs", "/docs/{asset}"}
+PUBLIC = {"/", "/playground/{asset}", "/openapi.json", "/docs", "/docs/{asset}"}
 
 JSON = {"Content-Type": "application/json"}
 KETTLES = {"classes": ["red", "green"], "templates": "{}"}

@@ -1,0 +1,46 @@
+import re
+from importlib.resources import files
+
+import pytest
+
+from tests.api.problems import problem_of
+
+ASSETS = ("page.css", "page.js")
+
+
+def test_the_page_and_its_files_come_from_here_and_may_load_nothing_else(client):
+    page = client.get("/")
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    linked = re.findall(r'(?:src|href)="([^"#][^"]*)"', page.text)
+    assert {"playground/page.css", "playground/page.js", "docs"} <= set(linked)
+    assert all(not each.startswith(("http", "/")) for each in linked)  # relative, for a proxy with a prefix
+    for each in linked:
+        if not each.startswith("data:"):
+            assert client.get(f"/{each}").status_code == 200, each
+    for path in ("/", *(f"/playground/{asset}" for asset in ASSETS)):
+        policy = client.get(path).headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'")
+        assert "unsafe" not in policy
+
+
+def test_nothing_in_it_names_another_host_or_is_inline():
+    folder = files("app.api.playground")
+    for name in ("page.html", *ASSETS):
+        text = folder.joinpath(name).read_text("utf-8")
+        assert not re.search(r"https?://", text), name
+    page = folder.joinpath("page.html").read_text("utf-8")
+    assert not re.search(r"<script(?![^>]*src=)|<style| style=| on\w+=", page)
+    assert "innerHTML" not in folder.joinpath("page.js").read_text("utf-8")
+
+
+def test_every_element_that_the_script_asks_for_is_there():
+    folder = files("app.api.playground")
+    page = folder.joinpath("page.html").read_text("utf-8")
+    asked = set(re.findall(r'\bat\("([\w-]+)"\)', folder.joinpath("page.js").read_text("utf-8")))
+    assert len(asked) > 20
+    assert asked <= set(re.findall(r'id="([\w-]+)"', page))
+
+
+@pytest.mark.parametrize("asset", ["page.html", "__init__.py", "nope.js", "..%2f__init__.py"])
+def test_other_files_are_not_sent(client, asset):
+    problem_of(client.get(f"/playground/{asset}"), "unknown-route")
