@@ -140,7 +140,7 @@ class Settings(BaseSettings):
         gt=0,
         le=3600,
         description="For a request's body to arrive, and as long again for each MiB of it, so that 30 asks for 35 kB/s;"
-        " then 408. An answer that the client does not read for so long is given up.",
+        " also for each pause in it; then 408. An answer that the client does not read for so long is given up.",
     )
     max_body_mib: int = Field(
         1024,

@@ -37,6 +37,18 @@ def test_json_logs_are_one_object_a_line_whoever_writes_them(capsys):
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
+@pytest.mark.parametrize("control", ["\x00", "\x07", "\x1b[31m", "\x9b", "\u2028", "\u202e", "\u2066", "\n", "\ud800"])
+def test_what_would_steer_a_terminal_is_logged_as_an_escape(capsys, log_format, control):
+    configure_logs(log_format, "info")
+    structlog.get_logger().info("request", path=f"/犬{control}é")
+    logging.getLogger("elsewhere").warning("read %s", f"a{control}b")
+    captured = capsys.readouterr().err
+    assert all(each.isprintable() for each in captured.split("\n"))
+    assert len(captured.splitlines()) == 2
+    assert control.encode("unicode_escape").decode().replace("\\x", "").lstrip("\\") in captured
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
 def test_less_than_the_level_is_not_logged(capsys, log_format):
     configure_logs(log_format, "warning")
     structlog.get_logger().info("no")

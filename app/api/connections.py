@@ -103,7 +103,8 @@ class BoundedConnection(HttpToolsProtocol):
         """Have the request answered."""
         self._in_head = False
         self._stop_waiting()
-        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES:
+        # Each header with its colon, blank and end of line: very many short ones are many bytes too.
+        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD_BYTES:
             self._refusal = _head_too_large()
             raise _RefusedError
         super().on_headers_complete()

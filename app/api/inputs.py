@@ -148,6 +148,7 @@ def _read_embeddings_json(
 
 
 def _read_search_json(body: bytes) -> tuple[SearchFields, bytes | ClientError | ImageUrl | None]:
+    _check_commas_of(body)
     try:
         given = SearchBody.model_validate_json(body)
     except ValidationError as error:

@@ -24,6 +24,8 @@ from app.tracing import trace_id
 _MIB = 1024 * 1024
 # Python reads no numbers of thousands of digits.
 _MAX_LENGTH_DIGITS = 18
+# Of a path.
+_MAX_LOGGED_CHARS = 1000
 
 log = structlog.get_logger()
 
@@ -62,7 +64,7 @@ class BodyLimits:
     Args:
         max_bytes: of any.
         max_json_bytes: of those without images, which are parsed on the event loop.
-        timeout_s: for it to arrive, and as long again for each further MiB.
+        timeout_s: for it to arrive, and as long again for each further MiB; and for each next part of it.
         budget: of all bodies together.
         takes_images: tells whether a path takes images.
     """
@@ -124,12 +126,15 @@ class BoundedBody:
             if is_whole:
                 return await receive()  # that the client leaves
             try:
-                async with asyncio.timeout_at(began + timeout_s * (1 + received / _MIB)):
+                # What arrived fast earns no pause: idle bodies would hold the budget for an hour.
+                now = asyncio.get_running_loop().time()
+                async with asyncio.timeout_at(min(began + timeout_s * (1 + received / _MIB), now + timeout_s)):
                     message = await receive()
             except TimeoutError:
                 refused = RequestTimeoutError(
                     f"after {received:,} bytes the rest of the body did not arrive in time; there are {timeout_s:g} s,"
-                    " and as many more for each MiB: send faster, or raise DEIXIS_BODY_TIMEOUT_S"
+                    " as many more for each MiB, and as many for each pause: send faster, or raise"
+                    " DEIXIS_BODY_TIMEOUT_S"
                 )
                 raise _RefusedError from None
             count = len(message.get("body", b""))
@@ -227,7 +232,7 @@ class AccessLog:
                 log.info(
                     "request",
                     method=scope["method"],
-                    path=scope["path"],
+                    path=scope["path"][:_MAX_LOGGED_CHARS],
                     status=status,
                     duration_ms=round((time.perf_counter() - began) * 1000, 3),
                     **trace,

@@ -31,14 +31,29 @@ from app.task import (
     SpokenPrompt,
 )
 
+# Of any method; each wrong one is told.
+_MAX_OPTIONS = 100
+
 ProblemOf = Callable[[DeixisError], dict[str, Any]]
 """Tells an error as the members of a problem."""
 
 
 class Request(BaseModel):
-    """Unknown fields are refused: a mistyped one must not be ignored."""
+    """Unknown fields are refused: a mistyped one must not be ignored.
+
+    Each fault costs more to tell than to send. So more fields than there are make one, and lists are read up to their
+    first.
+    """
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_count(cls, given: object) -> object:
+        # There may be as many unknown fields as known ones, so that each is told by name.
+        if isinstance(given, Mapping) and len(given) > (most := 2 * len(cls.model_fields)):
+            raise PydanticCustomError("too_many_fields", f"has {len(given):,} fields; {most} are more than it needs")
+        return given
 
 
 class Response(BaseModel):
@@ -49,12 +64,14 @@ class Response(BaseModel):
 
 def _parsed(given: object) -> object:
     """Read what a form or a query can only hold as text."""
-    if not isinstance(given, str):
-        return given
-    try:
-        return json.loads(given)
-    except (ValueError, RecursionError) as error:
-        raise PydanticCustomError("json", 'must be a JSON object such as {{"beta": 0.7}}') from error
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except (ValueError, RecursionError) as error:
+            raise PydanticCustomError("json", 'must be a JSON object such as {{"beta": 0.7}}') from error
+    if isinstance(given, Mapping) and len(given) > _MAX_OPTIONS:
+        raise PydanticCustomError("too_many_fields", f"has {len(given):,} entries; no method has so many options")
+    return given
 
 
 class ClassifyFields(Request):
@@ -63,6 +80,7 @@ class ClassifyFields(Request):
     labels: list[str] | None = Field(
         None,
         max_length=MAX_ITEMS,
+        fail_fast=True,
         description="Words to choose from. In a form or a query: a JSON array, or comma separated.",
         examples=[["cat", "dog", "coffee cup"]],
     )
@@ -138,7 +156,9 @@ class ImageBody(Request):
 class ClassifyBody(ClassifyFields):
     """A JSON request."""
 
-    images: list[ImageBody] = Field(min_length=1, max_length=MAX_ITEMS, description="One or more images.")
+    images: list[ImageBody] = Field(
+        min_length=1, max_length=MAX_ITEMS, fail_fast=True, description="One or more images."
+    )
 
 
 class Problem(Response):
@@ -371,10 +391,18 @@ class ClassBody(Request):
     """A class with what helps to recognise it."""
 
     name: str
-    descriptions: list[str] = Field([], max_length=MAX_ITEMS, description="Sentences about how it looks.")
-    synonyms: list[str] = Field([], max_length=MAX_ITEMS, description="Other names; each is filled into the templates.")
+    descriptions: list[str] = Field(
+        [], max_length=MAX_ITEMS, fail_fast=True, description="Sentences about how it looks."
+    )
+    synonyms: list[str] = Field(
+        [], max_length=MAX_ITEMS, fail_fast=True, description="Other names; each is filled into the templates."
+    )
     features: list[str] = Field(
-        [], max_length=MAX_ITEMS, description="Short phrases, read as `NAME, which has ...`.", examples=[["stripes"]]
+        [],
+        max_length=MAX_ITEMS,
+        fail_fast=True,
+        description="Short phrases, read as `NAME, which has ...`.",
+        examples=[["stripes"]],
     )
     prompt: str | None = Field(
         None,
@@ -413,7 +441,9 @@ NameOrClass = Annotated[ClassBody, BeforeValidator(_class_of, json_schema_input_
 class ClassesBody(Request):
     """Classes to add."""
 
-    classes: list[NameOrClass] = Field(min_length=1, max_length=MAX_ITEMS, examples=[["lynx", {"name": "puma"}]])
+    classes: list[NameOrClass] = Field(
+        min_length=1, max_length=MAX_ITEMS, fail_fast=True, examples=[["lynx", {"name": "puma"}]]
+    )
 
     def entries(self) -> list[ClassEntry]:
         """Return the classes as they came, texts not cleaned yet."""
@@ -558,7 +588,7 @@ class DescribeBody(Request):
     features: bool = Field(default=True, description="Ask for a list of features, for `dclip`.")
     answers: int = Field(10, ge=1, le=50, description="Answers to each question for sentences.")
     classes: list[str] | None = Field(
-        None, min_length=1, max_length=MAX_ITEMS, description="Names of the label set; all by default."
+        None, min_length=1, max_length=MAX_ITEMS, fail_fast=True, description="Names of the label set; all by default."
     )
 
     def request(self) -> DescribeRequest:
@@ -631,7 +661,11 @@ class DecisionBody(Request):
     """Which drafts are decided about."""
 
     ids: list[int] | None = Field(
-        None, min_length=1, max_length=MAX_ITEMS, description="Of undecided drafts; all of them by default."
+        None,
+        min_length=1,
+        max_length=MAX_ITEMS,
+        fail_fast=True,
+        description="Of undecided drafts; all of them by default.",
     )
 
 
@@ -877,10 +911,13 @@ class BuildDatabaseBody(Request):
         None,
         min_length=1,
         max_length=MAX_ITEMS,
+        fail_fast=True,
         description="Below `DEIXIS_IMPORT_DIR`: text, CSV, TSV, JSON, JSON lines or Parquet, also `.gz` and `.zst`.",
         examples=[["products.csv.gz"]],
     )
-    captions: list[str] | None = Field(None, min_length=1, max_length=MAX_ITEMS, description="The captions themselves.")
+    captions: list[str] | None = Field(
+        None, min_length=1, max_length=MAX_ITEMS, fail_fast=True, description="The captions themselves."
+    )
     model: str | None = Field(None, description="Whose text tower encodes them; the first served by default.")
     column: str | None = Field(
         None, min_length=1, max_length=200, description="Of CSV, TSV, JSON or Parquet; found by its name by default."
@@ -1010,7 +1047,9 @@ class SearchBody(SearchFields):
 class ZeroShotParameters(Request):
     """What to choose from."""
 
-    candidate_labels: list[str] = Field(min_length=1, max_length=MAX_ITEMS, description="Words to choose from.")
+    candidate_labels: list[str] = Field(
+        min_length=1, max_length=MAX_ITEMS, fail_fast=True, description="Words to choose from."
+    )
     hypothesis_template: str = Field(
         "This is a photo of {}.", description="A template with `{}` for the label; that task's own by default."
     )
@@ -1036,7 +1075,9 @@ class EmbeddingsBody(Request):
 
     input: (
         Annotated[str, Field(min_length=1)]
-        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=MAX_ITEMS)]
+        | Annotated[
+            list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)
+        ]
     ) = Field(description="One or more texts; or images in base64, as `data:` URLs, or URLs where these are allowed.")
     model: str | None = Field(None, description="A model of `GET /v1/models`; the first by default.")
     modality: Literal["text", "image"] = Field("text", description="What `input` holds.")

@@ -335,6 +335,28 @@ async def test_a_body_that_trickles_is_given_up_however_regular_it_comes(inner):
 
 
 @anyio_test
+async def test_what_arrived_fast_earns_no_pause():
+    budget, is_idle = BodyBudget(2**30), asyncio.Event()
+    sent, messages = [], [{"type": "http.request", "body": bytes(2**26), "more_body": True}]
+
+    async def receive():
+        if not messages:
+            is_idle.set()
+            await asyncio.sleep(60)
+        return messages.pop(0)
+
+    async def send(message):
+        sent.append(message)
+
+    app = limited(echo, max_bytes=2**30, timeout_s=0.5, budget=budget)
+    async with asyncio.timeout(20):  # 32.5 s are there for 64 MiB
+        await app({"type": "http", "method": "POST", "path": "/images", "headers": []}, receive, send)
+    assert is_idle.is_set()
+    assert sent[0]["status"] == 408
+    assert budget.take(2**30)
+
+
+@anyio_test
 async def test_a_large_body_has_longer_to_arrive():
     app = limited(echo, max_bytes=2**30, timeout_s=0.5, budget=BodyBudget(2**30))
     async with asyncio.timeout(60):
