@@ -1,7 +1,14 @@
-# docker build --tag deixis .                                          the service
+# docker build --tag deixis .                                          the service, on processors
+# docker build --build-arg DEIXIS_DEVICE=auto --tag deixis:cuda .      on a GPU where there is one
 # docker build --target baked --build-arg MODELS=... --tag deixis .    with weights inside
-# docs/container.md says more. Replace the tag by a digest (python@sha256:...) where builds must repeat to the byte.
+# docs/container.md says more.
+
+# A tag is pinned to a version, and can be made again. Where builds must repeat to the byte, name the digest that your
+# registry tells: --build-arg PYTHON_IMAGE=python@sha256:...
 ARG PYTHON_IMAGE=python:3.12.11-slim-bookworm
+
+# `cpu`, or `auto`: what the image is for, and the default of the setting in it.
+ARG DEIXIS_DEVICE=cpu
 
 FROM ${PYTHON_IMAGE} AS build
 
@@ -21,6 +28,13 @@ COPY pyproject.toml constraints.txt ./
 # hadolint ignore=SC2086 # PIP_ARGS holds several words
 RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; extras = project['optional-dependencies']; print(*project['dependencies'], *(each for name in ('captions', 'embedded', 'heif', 'openvino', 'otel', 'postgres', 'redis') for each in extras[name]), sep='\n')" > requirements.txt \
     && /opt/deixis/bin/python -m pip install ${PIP_ARGS} --requirement requirements.txt
+
+# What torch loads only where it computes on a GPU. The rest of CUDA it loads with itself, GPU or not.
+ARG DEIXIS_DEVICE
+RUN if [ "${DEIXIS_DEVICE}" = cpu ]; then \
+        /opt/deixis/bin/python -m pip uninstall --yes triton cuda-bindings cuda-pathfinder cuda-toolkit \
+            nvidia-cuda-cccl nvidia-cusolver nvidia-nvjitlink nvidia-nvtx; \
+    fi
 
 COPY README.md LICENSE ./
 COPY app/ app/
@@ -51,12 +65,14 @@ RUN groupadd --gid 10001 deixis \
 
 COPY --from=build /opt/deixis /opt/deixis
 
+ARG DEIXIS_DEVICE
 ENV PATH=/opt/deixis/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     MALLOC_ARENA_MAX=2 \
     HF_HOME=/data/hub \
     DEIXIS_HOST=0.0.0.0 \
+    DEIXIS_DEVICE=${DEIXIS_DEVICE} \
     DEIXIS_DATA_DIR=/data \
     DEIXIS_LOG_FORMAT=json
 
@@ -64,6 +80,13 @@ USER 10001:10001
 WORKDIR /data
 VOLUME /data
 EXPOSE 8000
+
+# The build fails here where a library is missing in this base, or where the embedded model does not encode.
+RUN mkdir /tmp/check \
+    && python -c "from PIL import Image; Image.new('RGB', (64, 64), 'red').save('/tmp/check/red.png')" \
+    && DEIXIS_DATA_DIR=/tmp/check DEIXIS_TUNING_SECONDS=0 DEIXIS_MODELS=embedded \
+        deixis classify --labels red,blue /tmp/check/red.png \
+    && rm -rf /tmp/check
 
 # Not urllib, which would send the request to a proxy where one is set.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=180s --retries=3 \

@@ -1,24 +1,25 @@
 """Does what the Dockerfile says, without a container engine, and starts the service in what came of it.
 
-    sudo python -m tests.container.run_dockerfile [--root FOLDER] [--keep]
+    sudo python -m tests.container.run_dockerfile [--build-arg NAME=VALUE]... [--root FOLDER] [--keep]
 
 A Debian of the release of the base image is made by debootstrap, with Debian's own Python in the place of the image's.
 Then the steps of the stages ``build`` and ``service`` are taken one after another in a root of their own: ``COPY`` by
-copying what .dockerignore leaves, ``RUN`` by ``/bin/sh -c`` in the root, ``ENV``, ``WORKDIR`` and ``USER`` as Docker
-does. At last the service is started as its user on a root that is mounted read-only, with ``/data`` and ``/tmp`` on
+copying what .dockerignore leaves, ``RUN`` by the shell in the root, ``ENV``, ``WORKDIR`` and ``USER`` as Docker does,
+and those of ``baked`` after them. For ``service`` and for ``baked``, the entry point is started as the stage's user, as
+the process with the number 1 of its own name space, on a root that is mounted read-only, with ``/data`` and ``/tmp`` on
 file systems of their own, and
 
+- without keys it refuses to listen on an address that others reach,
 - the HEALTHCHECK succeeds,
-- an image is classified, and without keys nobody is let in from an address that others reach,
+- a drawn clock is classified as a clock,
 - the user can write to ``/data`` and ``/tmp`` and nowhere else,
-- SIGTERM, sent to the entry point, ends it within ten seconds.
+- SIGTERM, sent to the entry point, ends it with status 143.
 
 It needs root, debootstrap, and an index for pip and a mirror for apt, which are those of this machine. It takes ten
-minutes and 16 GB.
+minutes and 16 GB. All mounts are in a name space of its own, so that they end with it, however it ends.
 """
 
 import argparse
-import contextlib
 import fnmatch
 import json
 import os
@@ -45,22 +46,34 @@ CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 @dataclass
 class Stage:
-    """A stage of a Dockerfile: its instructions, and what they left."""
+    """A stage of a Dockerfile: its instructions, and what they left.
+
+    ``given`` are the arguments of the build, and ``before`` those above the first stage, which ``ARG NAME`` takes up.
+    """
 
     name: str
     base: str
+    given: Mapping[str, str] = field(default_factory=dict)
+    before: Mapping[str, str] = field(default_factory=dict)
     steps: list[tuple[str, str]] = field(default_factory=list)
     env: dict[str, str] = field(default_factory=dict)
     args: dict[str, str] = field(default_factory=dict)
     workdir: str = "/"
     user: str = "0:0"
+    shell: list[str] = field(default_factory=lambda: ["/bin/sh", "-c"])
     healthcheck: list[str] = field(default_factory=list)
     entrypoint: list[str] = field(default_factory=list)
     command: list[str] = field(default_factory=list)
 
 
-def read_dockerfile(text: str) -> dict[str, Stage]:
-    """Return the stages by name, a number where they have none; arguments before the first have their defaults."""
+def read_dockerfile(text: str, given: Mapping[str, str] | None = None) -> dict[str, Stage]:
+    """Return the stages by name, a number where they have none.
+
+    Args:
+        text: of the Dockerfile.
+        given: values of arguments that replace defaults, as --build-arg does.
+    """
+    given = given or {}
     joined = re.sub(r"\\\n", " ", re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE))
     arguments: dict[str, str] = {}
     stages: dict[str, Stage] = {}
@@ -70,11 +83,11 @@ def read_dockerfile(text: str) -> dict[str, Stage]:
         if instruction == "FROM":
             base, _, name = rest.partition(" AS ")
             base = substituted(base.strip(), arguments)
-            current = Stage(name.strip() or str(len(stages)), base)
+            current = Stage(name.strip() or str(len(stages)), base, given, arguments)
             stages[current.name] = current
         elif current is None:
             name, _, value = rest.partition("=")
-            arguments[name] = value.strip('"')
+            arguments[name] = given.get(name, value.strip('"'))
         else:
             current.steps.append((instruction, rest.strip()))
     return stages
@@ -124,17 +137,22 @@ class Root:
         self.stages = stages
 
     def take(self, stage: Stage) -> None:
-        """Take the steps of a stage."""
+        """Take the steps of a stage, and tell by how much each makes the root larger."""
+        size = disk_usage(self.place)
         for instruction, rest in stage.steps:
             began = time.monotonic()
             getattr(self, f"_{instruction.lower()}")(stage, rest)
             if instruction in {"RUN", "COPY"}:
-                size = disk_usage(self.place)
-                tell(f"  {size / 1e6:8.0f} MB  {time.monotonic() - began:6.1f} s  {instruction} {rest[:90]}")
+                took_s = time.monotonic() - began
+                before, size = size, disk_usage(self.place)
+                tell(
+                    f"  {(size - before) / 1e6:+9.1f} MB  {took_s:6.1f} s  {instruction} {' '.join(rest.split())[:90]}"
+                )
 
     def _arg(self, stage: Stage, rest: str) -> None:
-        name, _, value = rest.partition("=")
-        stage.args[name] = value.strip('"')
+        name, default, value = rest.partition("=")
+        value = value.strip('"') if default else stage.before.get(name, "")
+        stage.args[name] = stage.given.get(name, value)
 
     def _env(self, stage: Stage, rest: str) -> None:
         for word in shlex.split(rest):
@@ -170,7 +188,10 @@ class Root:
                 shutil.copy2(REPOSITORY / each, target)
 
     def _run(self, stage: Stage, rest: str) -> None:
-        self.run(["/bin/sh", "-c", rest], stage, {**stage.args, **host_of_pip()})
+        self.run([*stage.shell, rest], stage, {**stage.args, **stage.env, **host_of_pip()})
+
+    def _shell(self, stage: Stage, rest: str) -> None:
+        stage.shell = json.loads(rest)
 
     def _healthcheck(self, stage: Stage, rest: str) -> None:
         stage.healthcheck = json.loads(rest.partition("CMD ")[2])
@@ -184,7 +205,7 @@ class Root:
     def _nothing(self, stage: Stage, rest: str) -> None:
         """Say something that has no effect here."""
 
-    _label = _volume = _expose = _shell = _nothing
+    _label = _volume = _expose = _nothing
 
     def run(self, command: Sequence[str], stage: Stage, more: Mapping[str, str] | None = None) -> None:
         """Run a command in the root as the stage's user, and end if it fails."""
@@ -194,12 +215,24 @@ class Root:
 
     def chrooted(self, command: Sequence[str], stage: Stage, more: Mapping[str, str]) -> list[str]:
         """Return the command line that runs a command in the root, with nothing of this process's environment."""
-        env = {"PATH": DEFAULT_PATH, "HOME": "/root", **stage.env, **more}
+        env = {"PATH": DEFAULT_PATH, "HOME": self.home(stage.user), **stage.env, **more}
         return [
             *("env", "--ignore-environment", *(f"{name}={value}" for name, value in env.items())),
             *("chroot", f"--userspec={stage.user}", str(self.place)),
             *("/bin/sh", "-c", f'cd {shlex.quote(stage.workdir)} && exec "$@"', "sh", *command),
         ]
+
+    def home(self, user: str) -> str:
+        """Return the home folder of a user that is named by number, which Docker sets for what it runs."""
+        number = user.partition(":")[0]
+        lines = (self.place / "etc/passwd").read_text().splitlines()
+        return next((each[5] for each in (line.split(":") for line in lines) if each[2] == number), "/")
+
+
+def inherit(stage: Stage, base: Stage) -> None:
+    """Give a stage what the one that it is made from has set."""
+    stage.env, stage.workdir, stage.user = dict(base.env), base.workdir, base.user
+    stage.healthcheck, stage.entrypoint, stage.command = base.healthcheck, base.entrypoint, base.command
 
 
 def tell(*what: object) -> None:
@@ -246,13 +279,22 @@ def mounted(*mounts: Sequence[str | Path]) -> Iterator[None]:
             Path(mount[-1]).mkdir(parents=True, exist_ok=True)
             subprocess.run(["mount", *map(str, mount)], check=True)
             if "remount" not in str(mount[1]):
-                stack.callback(subprocess.run, ["umount", "--lazy", str(mount[-1])], check=False)
+                stack.callback(subprocess.run, ["umount", "--lazy", str(mount[-1])], check=True)
         yield
+
+
+def remove(folder: Path) -> None:
+    """Remove the roots, unless something of this machine is still mounted in them, which would go with them."""
+    held = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    held = [each for each in held if each.startswith(f"{folder.resolve()}/")]
+    if held:
+        sys.exit(f"{folder} is left, since these are mounted: {', '.join(held)}")
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def as_it_is(place: Path) -> list[list[str | Path]]:
     """Return the mounts that programs expect in a root, and those that pip needs."""
-    pip = [["--bind", each, place / str(each).lstrip("/")] for each in folders_of(host_of_pip())]
+    pip = [["-o", "bind,ro", each, place / str(each).lstrip("/")] for each in folders_of(host_of_pip())]
     return [["-t", "proc", "proc", place / "proc"], ["--bind", "/dev", place / "dev"], *pip]
 
 
@@ -286,20 +328,34 @@ def make_base(place: Path) -> None:
     (place / "usr/local/bin/python").symlink_to("/usr/bin/python3")
 
 
+# A process with the number 1, as in a container, which ends with this one.
+FIRST_PROCESS = ("unshare", "--fork", "--pid", "--kill-child")
+
+
+def first_process(unshare: subprocess.Popen[bytes]) -> int:
+    """Return the number that the entry point has here, where it is not 1."""
+    return int(Path(f"/proc/{unshare.pid}/task/{unshare.pid}/children").read_text().split()[0])
+
+
 def check_service(root: Root, stage: Stage) -> None:
     """Start the service as the image would, and try it."""
     place = root.place
     serve = [*stage.entrypoint, *stage.command]
     refused = subprocess.run(
-        root.chrooted(serve, stage, {"DEIXIS_PORT": PORT}), capture_output=True, text=True, check=False, timeout=300
+        [*FIRST_PROCESS, *root.chrooted(serve, stage, {"DEIXIS_PORT": PORT})],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
     )
-    assert refused.returncode == 2, refused
-    tell("without keys:", refused.stderr.strip().splitlines()[-1])
+    tell("without keys:", refused.returncode, refused.stderr.strip()[:150])
+    assert refused.returncode == 2
+    assert "there are no API keys" in refused.stderr
+    assert "Tini is not running as PID 1" not in refused.stderr
     extra = {"DEIXIS_PORT": PORT, "DEIXIS_KEYS": "off", "DEIXIS_BUILD_WORDNET": "false", "DEIXIS_TUNING_SECONDS": "0"}
     log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed below, with the service
     began = time.monotonic()
-    # A session of its own, so that the entry point is found by its process number.
-    service = subprocess.Popen(root.chrooted(serve, stage, extra), stdout=log, stderr=log, start_new_session=True)
+    service = subprocess.Popen([*FIRST_PROCESS, *root.chrooted(serve, stage, extra)], stdout=log, stderr=log)
     try:
         while subprocess.run(
             root.chrooted(stage.healthcheck, stage, extra), check=False, capture_output=True
@@ -313,32 +369,41 @@ def check_service(root: Root, stage: Stage) -> None:
             root.chrooted(["python", "-c", CLASSIFIES], stage, extra), capture_output=True, text=True, check=True
         )
         tell("classified:", told.stdout.strip())
+        assert json.loads(told.stdout)["label"] == "clock", told.stdout
         wrote = subprocess.run(
             root.chrooted(["/bin/sh", "-c", WRITES], stage, extra), capture_output=True, text=True, check=False
         )
         tell("can write to:", wrote.stdout.split())
         assert wrote.stdout.split() == ["/data", "/tmp"], wrote.stdout
         began = time.monotonic()
-        service.send_signal(signal.SIGTERM)  # to tini, which chroot, env and sh have become
+        os.kill(first_process(service), signal.SIGTERM)
         status = service.wait(60)
         tell(f"ended with status {status} in {time.monotonic() - began:.1f} s after SIGTERM")
         assert status in {143, -signal.SIGTERM}
         assert (place / "data/deixis.sqlite3").exists()
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(service.pid, signal.SIGKILL)
+        service.kill()
+        service.wait()
         log.close()
 
 
 CLASSIFIES = f"""
 import http.client, io, json
-from PIL import Image
+from math import cos, pi, sin
+from PIL import Image, ImageDraw
+image = Image.new("RGB", (256, 256), "white")
+draw = ImageDraw.Draw(image)
+draw.ellipse((20, 20, 236, 236), outline="black", width=8)
+for hour in range(12):
+    x, y = sin(hour * pi / 6), -cos(hour * pi / 6)
+    draw.line((128 + 85 * x, 128 + 85 * y, 128 + 100 * x, 128 + 100 * y), fill="black", width=6)
+draw.line((128, 128, 128, 50), fill="black", width=6)
+draw.line((128, 128, 185, 128), fill="black", width=8)
 file = io.BytesIO()
-Image.new("RGB", (64, 64), "red").save(file, "PNG")
+image.save(file, "PNG")
 connection = http.client.HTTPConnection("127.0.0.1", {PORT})
-connection.request("POST", "/v1/classify?labels=red,blue", file.getvalue(), {{"Content-Type": "image/png"}})
-answer = json.loads(connection.getresponse().read())
-print(answer["model"], answer["results"][0]["predictions"][0])
+connection.request("POST", "/v1/classify?labels=dog,clock,rocket", file.getvalue(), {{"Content-Type": "image/png"}})
+print(json.dumps(json.loads(connection.getresponse().read())["results"][0]["predictions"][0]))
 """
 WRITES = """
 for place in / /data /etc /home /opt/deixis /root /tmp /usr /var; do
@@ -353,10 +418,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, help="an empty folder for the roots; else one for temporary files")
     parser.add_argument("--keep", action="store_true", help="leave the roots there")
+    parser.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE", help="as Docker's")
+    parser.add_argument("--apart", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if os.geteuid() or not shutil.which("debootstrap"):
         sys.exit("this needs root, and debootstrap")
-    stages = read_dockerfile((REPOSITORY / "Dockerfile").read_text("utf-8"))
+    if not arguments.apart:
+        again = [sys.executable, "-m", "tests.container.run_dockerfile", "--apart", *sys.argv[1:]]
+        os.execvp("unshare", ["unshare", "--mount", *again])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    given = dict(each.split("=", 1) for each in arguments.build_arg)
+    stages = read_dockerfile((REPOSITORY / "Dockerfile").read_text("utf-8"), given)
     folder = arguments.root or Path(tempfile.mkdtemp(prefix="deixis-image-"))
     try:
         began = time.monotonic()
@@ -371,20 +443,39 @@ def main() -> None:
             with mounted(*as_it_is(folder / name)):
                 roots[name].take(stages[name])
         size = disk_usage(folder / "service")
-        tell(f"the image: {size / 1e6:,.0f} MB, {(size - base) / 1e6:,.0f} MB above its base")
-        place = folder / "service"
-        with mounted(
-            *(["--bind", place, place], ["-o", "remount,ro,bind", place]),
-            *(["-t", "proc", "proc", place / "proc"], ["--bind", "/dev", place / "dev"]),
-            *(
-                ["-t", "tmpfs", "-o", "uid=10001,gid=10001", "tmpfs", place / "data"],
-                ["-t", "tmpfs", "tmpfs", place / "tmp"],
-            ),
-        ):
-            check_service(roots["service"], stages["service"])
+        tell(f"the image: {size / 1e6:,.0f} MB, {(size - base) / 1e6:,.0f} MB above its base; the largest parts:")
+        tell_parts(folder / "service/opt/deixis")
+        check_read_only(roots["service"], stages["service"])
+        tell("baked:")
+        inherit(stages["baked"], stages["service"])
+        with mounted(*as_it_is(folder / "service")):
+            roots["service"].take(stages["baked"])
+        check_read_only(roots["service"], stages["baked"])
     finally:
         if not arguments.keep:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder)
+
+
+def tell_parts(environment: Path) -> None:
+    """Tell which packages of the environment are the largest."""
+    (packages,) = environment.glob("lib/python3.*/site-packages")
+    sizes = sorted(((disk_usage(each), each.name) for each in packages.iterdir() if each.is_dir()), reverse=True)
+    for size, name in [*sizes[:6], *((size, name) for size, name in sizes if name == "app")]:
+        tell(f"  {size / 1e6:9.1f} MB  {name}")
+
+
+def check_read_only(root: Root, stage: Stage) -> None:
+    """Mount a root as a container with --read-only and a volume would have it, and try the service in it."""
+    place = root.place
+    with mounted(
+        *(["--bind", place, place], ["-o", "remount,ro,bind", place]),
+        *(["-t", "proc", "proc", place / "proc"], ["--bind", "/dev", place / "dev"]),
+        *(
+            ["-t", "tmpfs", "-o", "uid=10001,gid=10001", "tmpfs", place / "data"],
+            ["-t", "tmpfs", "tmpfs", place / "tmp"],
+        ),
+    ):
+        check_service(root, stage)
 
 
 if __name__ == "__main__":

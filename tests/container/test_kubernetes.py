@@ -66,6 +66,12 @@ def test_nothing_runs_as_root_or_could_become_it():
     assert (str(context["runAsUser"]), str(context["runAsGroup"])) == user.groups()
 
 
+def test_threads_are_bounded_since_each_takes_memory():
+    resources = CONTAINER["resources"]
+    assert int(resources["limits"]["cpu"]) >= int(resources["requests"]["cpu"])
+    assert {"cpu", "memory"} <= resources["limits"].keys() & resources["requests"].keys()
+
+
 def test_secrets_are_named_and_nowhere_written():
     assert "valueFrom" in ENV["DEIXIS_DATABASE_URL"]
     assert "Secret" not in MANIFESTS
