@@ -3,12 +3,13 @@
     python -m benchmarks.durability [--rounds 50] [--databases sqlite postgresql] [--output benchmarks/results]
 
 In each round six writers put label sets of 30 classes, add classes to one, delete and make again, and add example
-images, until the server gets SIGKILL, 0.2 to 1.5 seconds after they began. Then SQLite checks its file, the server is
-started again, and everything that was acknowledged since the first round is asked for:
+images, until the server gets SIGKILL, 0.2 to 1.5 seconds after they began. Then SQLite checks a copy of its file and
+log, the server is started again on what the killed one left, and what was acknowledged is asked for: after each round
+the newest of it and a sample of the rest, after the last everything since the first round.
 
 - **lost**: a version, a class, an image or a deletion that was acknowledged and is not there,
 - **refused**: a write that was answered by an error,
-- **torn**: a version that is not one of those that were sent, or an image without its features,
+- **torn**: what is there is not what was sent, or an image is without its features,
 - **written, not told**: there, but the answer did not come any more, which is as it may be.
 
 *Start after it* is a median. Ends with status 1 if anything was lost, refused or torn. PostgreSQL is one of its own;
@@ -20,6 +21,7 @@ import hashlib
 import io
 import json
 import random
+import shutil
 import signal
 import sqlite3
 import sys
@@ -42,16 +44,27 @@ from tests.postgres import postgres_binaries, running_postgres
 DATABASES = ("sqlite", "postgresql")
 CLASSES = 30
 QUICK = ("--tuning-seconds", "0", "--build-wordnet", "false")
+REMADE = (1, 0, 2)  # versions of a label set that is put, deleted (0) and made again
 
 
 @dataclass
 class Written:
-    """What writers sent, and what of it was acknowledged; each writer has names of its own."""
+    """What writers sent, and what of it was acknowledged; each writer has names of its own.
+
+    Args:
+        sent: all that was put, by label set.
+        versions: the classes of each version.
+        grown: the classes of each set that classes are added to.
+        remade: how many steps of ``REMADE`` each set has taken.
+        images: the SHA-256 of the images of each set.
+        refused: writes that were answered by an error.
+        acknowledged: the number of writes.
+    """
 
     sent: dict[str, list[list[str]]] = field(default_factory=dict)
     versions: dict[tuple[str, int], list[str]] = field(default_factory=dict)
     grown: dict[str, list[str]] = field(default_factory=dict)
-    deleted: dict[str, bool] = field(default_factory=dict)
+    remade: dict[str, int] = field(default_factory=dict)
     images: dict[str, set[str]] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
     acknowledged: int = 0
@@ -126,26 +139,30 @@ class Writers:
         name = f"grow-{writer}-{self.round_number}"
         _ok(client.put(f"/v1/label-sets/{name}", json={"classes": ["seed"]}))
         grown = self.written.grown.setdefault(name, ["seed"])
+        yield
         for number in range(100_000):
             _ok(client.post(f"/v1/label-sets/{name}/classes", json={"classes": [f"leaf {number}"]}))
             grown.append(f"leaf {number}")
             yield
 
     def delete_and_make(self, client: httpx.Client, writer: int) -> Iterator[None]:
-        """Delete label sets, and make some of them again."""
+        """Put label sets, delete them, and make every second one again."""
         for number in range(100_000):
             name = f"gone-{writer}-{self.round_number}-{number}"
-            _ok(client.put(f"/v1/label-sets/{name}", json={"classes": ["a", "b"]}))
-            self.written.deleted[name] = False
-            client.delete(f"/v1/label-sets/{name}").raise_for_status()
-            self.written.deleted[name] = True
-            yield
+            for step, version in enumerate(REMADE[: 3 if number % 2 else 2], 1):
+                if version:
+                    _ok(client.put(f"/v1/label-sets/{name}", json={"classes": _remade(version)}))
+                else:
+                    client.delete(f"/v1/label-sets/{name}").raise_for_status()
+                self.written.remade[name] = step
+                yield
 
     def images(self, client: httpx.Client, writer: int) -> Iterator[None]:
         """Add example images to a set each round."""
         name = f"seen-{writer}-{self.round_number}"
         _ok(client.put(f"/v1/label-sets/{name}", json={"classes": ["a", "b"]}))
         seen = self.written.images.setdefault(name, set())
+        yield
         for number in range(100_000):
             pictures = [_picture(100_000 * self.round_number + 10 * number + each) for each in range(3)]
             files = [("image", ("x.png", picture)) for picture in pictures]
@@ -154,21 +171,25 @@ class Writers:
             yield
 
 
+def _remade(version: int) -> list[str]:
+    return [f"{version} {each}" for each in range(CLASSES)]
+
+
 def _ok(answer: httpx.Response) -> Any:
     answer.raise_for_status()
     return answer.json()
 
 
-def check(client: httpx.Client, written: Written, outcome: Outcome, chance: random.Random) -> None:
-    """Ask for what was acknowledged: all of the newest, and a sample of what earlier rounds have found already."""
+def check(client: httpx.Client, written: Written, outcome: Outcome, chance: random.Random, *, everything: bool) -> None:
+    """Ask for what was acknowledged: the newest, and a sample of what earlier rounds have found, or everything."""
     found: dict[str, int] = {}
     for name, sent in written.sent.items():
         latest = client.get(f"/v1/label-sets/{name}")
         newest = _ok(latest)["version"] if latest.status_code == 200 else 0
         found[name] = newest
         known = max((version for kept, version in written.versions if kept == name), default=0)
-        if newest < known:
-            _fault(outcome, "lost", f"{name}@{newest + 1} to {known}")
+        for version in range(newest + 1, known + 1):
+            _fault(outcome, "lost", f"{name}@{version}")
         for version in range(known + 1, newest + 1):
             classes = _classes(client, name, version)
             outcome.unacknowledged_and_there += 1
@@ -177,24 +198,43 @@ def check(client: httpx.Client, written: Written, outcome: Outcome, chance: rand
             written.versions[name, version] = classes
     recent = list(written.versions.items())[-200:]
     older = list(written.versions.items())[:-200]
-    for (name, version), classes in recent + chance.sample(older, min(len(older), 100)):
+    asked = recent + (older if everything else chance.sample(older, min(len(older), 100)))
+    for (name, version), classes in asked:
         if version <= found[name] and _classes(client, name, version) != classes:
             _fault(outcome, "torn", f"{name}@{version}")
-    _check_the_rest(client, written, outcome)
+    _check_remade(client, written, outcome, everything=everything)
+    _check_the_rest(client, written, outcome, everything=everything)
 
 
-def _check_the_rest(client: httpx.Client, written: Written, outcome: Outcome) -> None:
-    for name, grown in list(written.grown.items())[-3:]:
+def _check_remade(client: httpx.Client, written: Written, outcome: Outcome, *, everything: bool) -> None:
+    """Ask for sets that are put, deleted and made again; each may be one step further than was acknowledged."""
+    for name, step in list(written.remade.items())[0 if everything else -100 :]:
+        latest = client.get(f"/v1/label-sets/{name}")
+        told = _ok(latest) if latest.status_code == 200 else {"version": 0, "classes": []}
+        version = told["version"]
+        if version not in REMADE[step - 1 : step + 1]:
+            _fault(outcome, "lost", f"{name}: step {step}, found version {version}")
+        elif version != REMADE[step - 1]:
+            outcome.unacknowledged_and_there += 1
+            written.remade[name] = step + 1
+        if version and [each["name"] for each in told["classes"]] != _remade(version):
+            _fault(outcome, "torn", f"{name}@{version}")
+
+
+def _check_the_rest(client: httpx.Client, written: Written, outcome: Outcome, *, everything: bool) -> None:
+    newest = slice(0 if everything else -3, None)
+    for name, grown in list(written.grown.items())[newest]:
         latest = client.get(f"/v1/label-sets/{name}")
         there = [each["name"] for each in _ok(latest)["classes"]] if latest.status_code == 200 else []
+        # One more addition may have been under way.
         if there[: len(grown)] != grown:
             _fault(outcome, "lost", f"{name}: classes")
-        outcome.unacknowledged_and_there += len(there) > len(grown)
-    for name, is_gone in list(written.deleted.items())[-100:]:
-        status = client.get(f"/v1/label-sets/{name}").status_code
-        if is_gone and status != 404:
-            _fault(outcome, "lost", f"{name}: its deletion")
-    for name, seen in list(written.images.items())[-3:]:
+        elif there[len(grown) :] == [f"leaf {len(grown) - 1}"]:
+            outcome.unacknowledged_and_there += 1
+            written.grown[name] = there
+        elif there != grown:
+            _fault(outcome, "torn", f"{name}: classes that were not sent")
+    for name, seen in list(written.images.items())[newest]:
         listed = _images(client, name)
         if missing := seen - listed.keys():
             _fault(outcome, "lost", f"{name}: {len(missing)} images")
@@ -228,6 +268,17 @@ def _images(client: httpx.Client, name: str) -> dict[str, int]:
         after = {"after": told["next_after"]}
 
 
+def integrity(file: Path) -> str:
+    """Return what SQLite finds in a copy of a database and its log: to open the file itself would empty its log."""
+    with tempfile.TemporaryDirectory() as place:
+        for each in file.parent.glob(f"{file.name}*"):
+            if not each.name.endswith("-shm"):  # made anew from the log
+                shutil.copy(each, place)
+        with closing(sqlite3.connect(Path(place) / file.name)) as connection:
+            told: str = connection.execute("PRAGMA integrity_check").fetchone()[0]
+    return told
+
+
 def measure(database: str, rounds: int, folder: Path, seed: int) -> Outcome:
     """Kill a server with one kind of database, and look."""
     chance = random.Random(seed)
@@ -248,11 +299,8 @@ def measure(database: str, rounds: int, folder: Path, seed: int) -> Outcome:
 
                 Writers(written, number).run(server.url, killed)
                 server.process.wait()
-            if database == "sqlite":
-                with closing(sqlite3.connect(folder / "deixis.sqlite3")) as connection:
-                    told = connection.execute("PRAGMA integrity_check").fetchall()
-                if told != [("ok",)]:
-                    _fault(outcome, "torn", f"the file: {told[0][0]}")
+            if database == "sqlite" and (told := integrity(folder / "deixis.sqlite3")) != "ok":
+                _fault(outcome, "torn", f"the file: {told}")
             began = time.perf_counter()
             with (
                 serving("embedded", folder, *flags) as server,
@@ -260,7 +308,7 @@ def measure(database: str, rounds: int, folder: Path, seed: int) -> Outcome:
             ):
                 outcome.restart_s.append(round(time.perf_counter() - began, 2))
                 outcome.rounds += 1
-                check(client, written, outcome, chance)
+                check(client, written, outcome, chance, everything=number == rounds - 1)
             outcome.acknowledged = written.acknowledged
             while written.refused:
                 _fault(outcome, "refused", written.refused.pop())
