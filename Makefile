@@ -11,8 +11,8 @@ PIP_INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.t
 serve: $(VENV)/.serve  ## Start the service on port 8000 with the embedded model.
 	$(BIN)/deixis serve
 
-test: $(VENV)/.test  ## Run the whole suite.
-	$(BIN)/python -m pytest
+test: $(VENV)/.test  ## Run the whole suite, in as many processes as there are cores, and four at most.
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 coverage: $(VENV)/.test  ## Run the whole suite, and tell which lines it does not reach; takes longer.
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered

@@ -266,7 +266,7 @@ def test_premultiplied_alpha_is_undone_before_white_is_laid_under(monkeypatch):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("name", ["JPEG", "PNG", "TIFF", *({"WEBP", "AVIF"} & set(PILLOW_FORMATS))])
+@pytest.mark.parametrize("name", ["JPEG", "PNG", "TIFF", *sorted({"WEBP", "AVIF"} & set(PILLOW_FORMATS))])
 @pytest.mark.parametrize("target_px", [None, 8])
 def test_pictures_are_turned_upright(name, orientation, target_px):
     upright = np.zeros((96, 160, 3), dtype=np.uint8)
@@ -355,7 +355,7 @@ def test_a_profile_for_other_channels_is_ignored(mode):
 # --- animation ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["GIF", "PNG", "TIFF", "MPO", *({"WEBP", "AVIF"} & set(PILLOW_FORMATS))])
+@pytest.mark.parametrize("name", ["GIF", "PNG", "TIFF", "MPO", *sorted({"WEBP", "AVIF"} & set(PILLOW_FORMATS))])
 def test_of_several_frames_the_first_is_taken(name):
     frames = [plain(), plain((0, 0, 255)), plain((0, 255, 0))]
     data = saved(frames[0], name, save_all=True, append_images=frames[1:])
