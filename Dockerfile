@@ -26,7 +26,7 @@ RUN python -m venv /opt/deixis
 # Dependencies in a layer of their own, which a change of the code leaves as it is.
 COPY pyproject.toml constraints.txt ./
 # hadolint ignore=SC2086 # PIP_ARGS holds several words
-RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; extras = project['optional-dependencies']; print(*project['dependencies'], *(each for name in ('captions', 'embedded', 'heif', 'openvino', 'otel', 'postgres', 'redis') for each in extras[name]), sep='\n')" > requirements.txt \
+RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; extras = project['optional-dependencies']; print(*project['dependencies'], *(each for name in ('server', 'captions', 'embedded', 'heif', 'openvino', 'otel', 'postgres', 'redis') for each in extras[name]), sep='\n')" > requirements.txt \
     && /opt/deixis/bin/python -m pip install ${PIP_ARGS} --requirement requirements.txt
 
 # What torch loads only where it computes on a GPU. The rest of CUDA it loads with itself, GPU or not.
@@ -38,6 +38,7 @@ RUN if [ "${DEIXIS_DEVICE}" = cpu ]; then \
 
 COPY README.md LICENSE ./
 COPY app/ app/
+COPY deixis/ deixis/
 COPY models/ models/
 COPY prompts/ prompts/
 # hadolint ignore=SC2086 # as above

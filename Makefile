@@ -57,12 +57,12 @@ $(VENV)/bin/python:
 # A stamp per set of packages: made again when what it installs may have changed.
 $(VENV)/.serve: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo 'Installing into $(VENV); the first time takes some minutes, most of them for torch.'
-	$(PIP_INSTALL) --editable '.[captions,embedded,heif,openvino]'
+	$(PIP_INSTALL) --editable '.[server,captions,embedded,heif,openvino]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo 'Installing into $(VENV); the first time takes some minutes, most of them for torch.'
-	$(PIP_INSTALL) --editable '.[captions,embedded,heif,openvino,postgres,test,check]'
+	$(PIP_INSTALL) --editable '.[server,captions,embedded,heif,openvino,postgres,test,check]'
 	@touch $@ $(VENV)/.serve
 
 # In an environment of its own, so that the tools are not among what they look at.

@@ -107,9 +107,11 @@ def test_no_secret_and_no_index_is_in_it():
 
 def test_the_build_sees_what_it_copies_and_nothing_else():
     files = context()
-    assert {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", "app/main.py"} <= set(files)
+    assert {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", "app/main.py", "deixis/__main__.py"} <= set(
+        files
+    )
     assert {name.partition("/")[0] for name in files} == {
-        *("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "app", "models", "prompts")
+        *("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "app", "deixis", "models", "prompts")
     }
 
 

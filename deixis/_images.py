@@ -1,0 +1,115 @@
+"""Pictures in the forms in which programs have them, as what is sent."""
+
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, Union, cast
+
+from deixis.answers import ImageResult, Problem
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+ImageLike: TypeAlias = Union[
+    str, "os.PathLike[str]", bytes, bytearray, memoryview, IO[bytes], "Image.Image", "np.ndarray[Any, Any]"
+]
+"""A path; an http(s) address, where the service may fetch it; an encoded file as bytes or open; or pixels, as a Pillow
+image or an array of uint8, shape (height, width), (height, width, 3) in RGB or (height, width, 4) in RGBA."""
+
+# What PNG can hold as it is.
+_PNG_MODES = frozenset({"1", "L", "LA", "I;16", "P", "RGB", "RGBA"})
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """An encoded file."""
+
+    name: str
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where the service is to fetch an image."""
+
+    url: str
+
+
+def read_image(image: ImageLike) -> Upload | Address:
+    """Return what is sent for an image.
+
+    Raises:
+        OSError: a file cannot be read.
+        TypeError: nothing that is an image.
+        ValueError: an array of another type or shape.
+        ImportError: an array, and Pillow is not installed.
+    """
+    if isinstance(image, str) and image.lower().startswith(("http://", "https://")):
+        return Address(image)
+    if isinstance(image, str | os.PathLike):
+        path = Path(image)
+        return Upload(path.name, path.read_bytes())
+    if isinstance(image, bytes | bytearray | memoryview):
+        return Upload("image", bytes(image))
+    if hasattr(image, "save") and hasattr(image, "getexif"):
+        return Upload("image.png", _as_png(cast("Image.Image", image)))
+    if hasattr(image, "__array_interface__"):
+        return Upload("image.png", _as_png(_pillow_image(image)))
+    if hasattr(image, "read"):
+        return _read_open(image)
+    raise TypeError(
+        f"a {type(image).__name__} is no image; give a path, bytes, an open file, a Pillow image or an array"
+    )
+
+
+def read_upload(image: ImageLike) -> Upload:
+    """Return an encoded file, where the service fetches none.
+
+    Raises:
+        ValueError: an address; and what ``read_image`` raises.
+    """
+    read = read_image(image)
+    if isinstance(read, Upload):
+        return read
+    raise ValueError(f"{read.url} is an address, which the service does not fetch here; give the image itself")
+
+
+def _read_open(file: IO[bytes]) -> Upload:
+    content = file.read()
+    if not isinstance(content, bytes):
+        raise TypeError("the file is open as text; open it with mode 'rb'")
+    name = getattr(file, "name", None)
+    return Upload(Path(name).name if isinstance(name, str) else "image", content)
+
+
+def _pillow_image(array: Any) -> "Image.Image":
+    if array.dtype != "uint8":
+        raise ValueError(f"an array of {array.dtype} is no image; scale its values to [0, 255] and make it uint8")
+    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in {3, 4})) or 0 in array.shape:
+        raise ValueError(
+            f"an array of shape {array.shape} is no image; (height, width), (height, width, 3) or (height, width, 4) is"
+        )
+    try:
+        from PIL import Image  # noqa: PLC0415 - may not be there
+    except ImportError as error:
+        raise ImportError("arrays are encoded by Pillow, which is not installed: pip install pillow") from error
+    return Image.fromarray(array)
+
+
+def _as_png(image: "Image.Image") -> bytes:
+    if image.mode not in _PNG_MODES:
+        image = image.convert("RGB")
+    file = io.BytesIO()
+    # Lossless, and fast rather than small; upright if it says how.
+    image.save(file, "PNG", compress_level=1, exif=image.getexif())
+    return file.getvalue()
+
+
+def unreadable(error: Exception) -> ImageResult:
+    """Return the result of an image that could not even be sent, where others of a stream go on."""
+    problem = Problem(
+        type="urn:deixis:client:unreadable-image", title="The image cannot be read", status=0, detail=str(error)
+    )
+    return ImageResult(predictions=[], error=problem)

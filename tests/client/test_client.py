@@ -1,0 +1,361 @@
+"""What programs do with a client, each of the two kinds, against the whole application."""
+
+import io
+import math
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import deixis
+from app.encoders.fake import FakeEncoder
+from app.main import create_app
+from deixis.answers import LabelClass
+from tests.api.live import live
+from tests.conftest import picture
+
+COLOURS = ["red", "green", "blue"]
+
+
+def labels_of(answer):
+    return [result.label for result in answer.results]
+
+
+# --- classify ---------------------------------------------------------
+
+
+def images_of(colour, tmp_path):
+    """Return a picture in each form in which a program may have it."""
+    path = tmp_path / f"{colour}.png"
+    path.write_bytes(picture(colour))
+    pillow = Image.open(path)
+    pillow.load()
+    return {
+        "path": path,
+        "text": str(path),
+        "bytes": path.read_bytes(),
+        "bytearray": bytearray(path.read_bytes()),
+        "memoryview": memoryview(path.read_bytes()),
+        "open file": io.BytesIO(path.read_bytes()),
+        "pillow": pillow,
+        "cmyk": pillow.convert("CMYK"),
+        "palette": pillow.convert("P"),
+        "array": np.asarray(pillow),
+        "with alpha": np.asarray(pillow.convert("RGBA")),
+    }
+
+
+def test_every_form_of_an_image_has_the_same_answer(client, tmp_path):
+    for colour in COLOURS:
+        for kind, image in images_of(colour, tmp_path).items():
+            assert labels_of(client.classify(image, labels=COLOURS)) == [colour], kind
+
+
+def test_pictures_of_pillow_are_turned_upright(client, encoder):
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[:, :30] = (250, 0, 0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", exif=exif, quality=100)
+    opened = Image.open(io.BytesIO(file.getvalue()))
+    as_bytes, as_pillow = client.classify(file.getvalue(), opened, labels=COLOURS).results
+    assert as_pillow.predictions[0].similarity == pytest.approx(as_bytes.predictions[0].similarity, abs=1e-3)
+
+
+def test_an_answer_has_types_and_all_that_was_asked_for(client):
+    answer = client.classify(picture("red"), picture("blue"), labels=COLOURS, top_k=2, explain=True, template="a {}")
+    assert isinstance(answer, deixis.Classification)
+    assert answer.method == "zero-shot"
+    assert answer.timing_ms["encode"] >= 0
+    red, blue = answer.results
+    assert [len(red.predictions), len(blue.predictions)] == [2, 2]
+    assert red.predictions[0].label == "red"
+    assert red.predictions[0].score > red.predictions[1].score
+    assert red.explanation is not None
+    assert red.explanation.labels[0].supporting[0].prompt == "a red"
+
+
+def test_options_and_thresholds_are_sent(client):
+    answer = client.classify(
+        picture("red"), labels=COLOURS, method="autoclip", template="ensemble", options={"beta": 0.5}, reject_below=1.0
+    )
+    assert answer.method == "autoclip"
+    assert answer.results[0].rejected is True
+    assert answer.results[0].label is None
+
+
+def test_labels_may_have_commas_and_any_letters(client):
+    labels = ["red, like wine", "grün", "青い", "it's", "a=b;c"]
+    told = client.classify(picture(), labels=labels, top_k=9).results[0].predictions
+    assert {each.label for each in told} == set(labels)
+
+
+def test_a_bad_image_among_others_has_its_error_in_its_place(client):
+    answer = client.classify(picture("red"), b"no image", labels=COLOURS)
+    good, bad = answer.results
+    assert good.label == "red"
+    assert bad.label is None
+    assert bad.error is not None
+    assert bad.error.kind == "not-an-image"
+
+
+def test_a_refusal_is_an_error_with_all_that_the_service_told(client):
+    with pytest.raises(deixis.ProblemError, match="labels") as caught:
+        client.classify(picture(), labels=["red", "Red"])
+    assert (caught.value.status, caught.value.kind) == (422, "invalid-field")
+    assert caught.value.problem.errors[0]["field"] == "labels.1"
+    assert caught.value.problem.request_id
+
+
+@pytest.mark.parametrize(
+    ("images", "question", "kind", "told"),
+    [
+        ([], {"labels": COLOURS}, ValueError, "one or more"),
+        ([3], {"labels": COLOURS}, TypeError, "int is no image"),
+        ([np.zeros((4, 4, 3))], {"labels": COLOURS}, ValueError, "float64"),
+        ([np.zeros((4, 4, 2), np.uint8)], {"labels": COLOURS}, ValueError, r"\(4, 4, 2\)"),
+        ([np.zeros((0, 4, 3), np.uint8)], {"labels": COLOURS}, ValueError, r"\(0, 4, 3\)"),
+        ([io.StringIO("x")], {"labels": COLOURS}, TypeError, "rb"),
+        (["missing.png"], {"labels": COLOURS}, OSError, "missing.png"),
+        ([b"x"], {"labels": "red, green"}, TypeError, "list of texts"),
+        ([b"x"], {"labels": COLOURS, "lable_set": "x"}, TypeError, "lable_set"),
+    ],
+)
+def test_what_cannot_be_sent_is_told_before_anything_is(connect, images, question, kind, told):
+    client = connect("http://127.0.0.1:9", retries=0)
+    with pytest.raises(kind, match=told):
+        client.classify(*images, **question)
+
+
+def test_an_address_is_sent_as_one(client):
+    with pytest.raises(deixis.ProblemError, match="DEIXIS_ALLOW_IMAGE_URLS"):
+        client.classify("https://example.org/cat.jpg", labels=COLOURS)
+    mixed = client.classify("https://example.org/cat.jpg", picture("red"), labels=COLOURS, options={}, top_k=1)
+    assert mixed.results[0].error is not None
+    assert mixed.results[1].label == "red"
+
+
+# --- streams ---------------------------------------------------------
+
+
+def test_a_stream_has_a_result_for_each_image_in_order(client, tmp_path):
+    missing = tmp_path / "missing.png"
+    images = [picture(COLOURS[number % 3]) for number in range(50)]
+    images[7], images[23] = b"no image", missing
+    found = list(client.stream(images, labels=COLOURS, batch_size=4, concurrency=3))
+    assert [each.index for each in found] == list(range(50))
+    assert [each.image for each in found] == images
+    for number, each in enumerate(found):
+        if number in {7, 23}:
+            assert each.result.error is not None
+        else:
+            assert each.result.label == COLOURS[number % 3]
+    assert found[7].result.error.kind == "not-an-image"
+    assert found[23].result.error.kind == "unreadable-image"
+    assert "missing.png" in found[23].result.error.detail
+
+
+def test_batches_of_nothing_but_bad_images_do_not_end_a_stream(client):
+    images = [b"bad"] * 4 + [picture("red")] + [b"", b"bad", picture("blue")]
+    found = [each.result for each in client.stream(images, labels=COLOURS, batch_size=2)]
+    assert [each.label for each in found] == [None] * 4 + ["red", None, None, "blue"]
+    assert all(each.error for each in found if each.label is None)
+
+
+def test_a_wrong_question_ends_a_stream(client):
+    with pytest.raises(deixis.ProblemError, match="unknown label set"):
+        list(client.stream([picture()] * 20, label_set="nothing"))
+    with pytest.raises(TypeError, match="lables"):
+        client.stream([picture()], lables=["a"])
+    with pytest.raises(ValueError, match="1 or more"):
+        client.stream([picture()], labels=COLOURS, batch_size=0)
+
+
+def test_of_a_stream_no_more_is_taken_than_is_needed(client):
+    taken = 0
+
+    def endless():
+        nonlocal taken
+        while True:
+            taken += 1
+            yield picture("red")
+
+    stream = client.stream(endless(), labels=COLOURS, batch_size=2, concurrency=3)
+    for _, each in zip(range(10), stream, strict=False):
+        assert each.result.label == "red"
+    assert taken <= 10 + 2 * (3 + 1)
+    stream.close()
+    before = taken
+    assert labels_of(client.classify(picture("blue"), labels=COLOURS)) == ["blue"]
+    assert taken == before
+
+
+def test_no_more_requests_than_asked_for_are_under_way(connect, settings):
+    most = now = 0
+    lock = threading.Lock()
+    app = create_app(settings, lambda _: [FakeEncoder()])
+
+    async def counted(scope, receive, send):
+        nonlocal most, now
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        with lock:
+            now += 1
+            most = max(most, now)
+        try:
+            await app(scope, receive, send)
+        finally:
+            with lock:
+                now -= 1
+
+    with live(counted) as (host, port):
+        client = connect(f"http://{host}:{port}")
+        found = list(client.stream([picture("red")] * 60, labels=COLOURS, batch_size=1, concurrency=3))
+    assert len(found) == 60
+    assert 1 <= most <= 4  # the next may begin before the server has ended one that is answered
+
+
+# --- features, models and methods ---------------------------------------------------------
+
+
+def test_features_have_length_one_and_agree_with_scores(client):
+    (text,) = client.embed_texts(["red"])
+    image, other = client.embed_images([picture("red"), picture("blue")])
+    for each in (text, image, other):
+        assert math.fsum(x * x for x in each) == pytest.approx(1, abs=1e-5)
+    assert len(text) == len(image) == client.models()[0].embed_dim
+    with pytest.raises(TypeError, match="list"):
+        client.embed_texts("red")
+
+
+def test_models_and_methods_are_listed(client):
+    assert client.models()[0].default is True
+    methods = {each.name: each for each in client.methods()}
+    assert methods["autoclip"].options["beta"].least <= methods["autoclip"].options["beta"].default
+    assert client.is_ready() is True
+
+
+# --- label sets ---------------------------------------------------------
+
+
+def test_a_label_set_has_versions_and_a_guard_against_lost_changes(client):
+    made = client.label_sets.put(
+        "colours", ["red", {"name": "green", "synonyms": ["lime"]}, LabelClass(name="blue")], version=0
+    )
+    assert (made.version, [each.name for each in made.classes]) == (1, COLOURS)
+    assert made.classes[1].synonyms == ["lime"]
+    more = client.label_sets.add_classes("colours", ["white"], version=1)
+    assert more.version == 2
+    with pytest.raises(deixis.ProblemError) as caught:
+        client.label_sets.add_classes("colours", ["black"], version=1)
+    assert caught.value.status == 412
+    with pytest.raises(deixis.ProblemError) as caught:
+        client.label_sets.put("colours", ["a", "b"], version=0)
+    assert caught.value.status == 412
+    assert client.label_sets.remove_class("colours", "white").version == 3
+    assert len(client.label_sets.get("colours").classes) == 3
+    assert len(client.label_sets.get("colours@2").classes) == 4
+    answer = client.classify(picture("blue"), label_set="colours")
+    assert (answer.label_set, answer.results[0].label) == ("colours@3", "blue")
+    changed = client.label_sets.put("colours", made.classes, templates="a {}", merge_synonyms="max")
+    assert (changed.templates, changed.merge_synonyms) == ("a {}", "max")
+    client.label_sets.delete("colours")
+    with pytest.raises(deixis.ProblemError, match="colours") as caught:
+        client.label_sets.get("colours")
+    assert caught.value.kind == "unknown-name"
+
+
+def test_names_are_quoted_and_lists_are_read_page_by_page(client, monkeypatch):
+    monkeypatch.setattr("deixis._calls.PAGE", 2)
+    names = {"a b", "c+d", "é", "a&b=c", "plain"}
+    for name in names:
+        client.label_sets.put(name, ["red", "green/blue"])
+    assert {each.name for each in client.label_sets.list()} == names
+    assert [each.name for each in client.label_sets.remove_class("a b", "green/blue").classes] == ["red"]
+    with pytest.raises(deixis.ProblemError, match="c%2Fd"):
+        client.label_sets.get("c%2Fd")
+
+
+def test_example_images_are_added_counted_listed_and_deleted(client, tmp_path, monkeypatch):
+    monkeypatch.setattr("deixis._calls.PAGE", 2)
+    client.label_sets.put("colours", COLOURS)
+    shades = {colour: [picture(colour, (20 + number, 20)) for number in range(3)] for colour in COLOURS}
+    for colour, images in shades.items():
+        assert client.examples.add("colours", images, label=colour).added == 3
+    again = client.examples.add("colours", [shades["red"][0], b"bad", picture("white")], label=None)
+    assert (again.added, again.duplicates, [each.image for each in again.skipped]) == (1, 1, [1])
+    counts = client.examples.counts("colours")
+    assert (counts.labelled, counts.unlabelled) == (dict.fromkeys(COLOURS, 3), 1)
+    listed = list(client.examples.list("colours", label="red"))
+    assert [each.label for each in listed] == ["red"] * 3
+    assert len(list(client.examples.list("colours"))) == 10
+    assert client.examples.delete("colours", listed[0].id).deleted == 1
+    assert client.examples.delete("colours", label="red").deleted == 2
+    assert client.examples.delete("colours", unlabelled=True).deleted == 1
+    assert client.examples.delete("colours", everything=True).deleted == 6
+    with pytest.raises(ValueError, match="address"):
+        client.examples.add("colours", ["https://example.org/a.png"], label="red")
+
+    folder = tmp_path / "shots" / "red"
+    folder.mkdir(parents=True)
+    (folder / "a.png").write_bytes(picture("red", (9, 9)))
+    done = client.examples.import_folder("colours", "shots", by_subfolder=True).wait(timeout_s=60)
+    assert done.status == "succeeded"
+    assert client.examples.counts("colours").labelled["red"] == 1
+
+
+# --- jobs, evaluations and databases ---------------------------------------------------------
+
+
+def test_a_job_is_waited_for_and_has_its_result(client):
+    client.label_sets.put("colours", COLOURS)
+    images = {colour: [picture(colour, (20 + number, 20)) for number in range(2)] for colour in COLOURS}
+    job = client.label_sets.evaluate("colours", images)
+    done = job.wait(timeout_s=60, progress=True)
+    assert done.status == "succeeded"
+    assert done.id == job.id
+    assert done.result
+    assert client.jobs.get(job.id).status == "succeeded"
+    assert job.id in {each.id for each in client.jobs.list()}
+    assert job.refresh().is_over
+
+
+def test_a_job_that_fails_is_an_error_and_one_that_takes_long_another(client, monkeypatch):
+    job = client.databases.build("words", captions=["too short"], min_chars=1000, max_chars=1000)
+    with pytest.raises(deixis.JobFailedError, match=f"{job.id} failed: "):
+        job.wait(timeout_s=60)
+    client.label_sets.put("colours", COLOURS)
+    again = client.label_sets.evaluate("colours", {"red": [picture("red")], "blue": [picture("blue")]})
+    if not again.refresh().is_over:
+        with pytest.raises(TimeoutError, match="goes on"):
+            again.wait(timeout_s=0)
+    again.cancel()
+    assert again.refresh().status in {"cancelled", "succeeded"}
+
+
+def test_a_caption_database_is_built_searched_and_asked_for_names(client):
+    captions = [f"a {colour} thing number {number}" for colour in COLOURS for number in range(5)]
+    client.databases.build("things", captions=captions, min_chars=3).wait(timeout_s=60)
+    assert client.databases.get("things").captions == 15
+    assert "things" in {each.name for each in client.databases.list()}
+    found = client.databases.search("things", "red", limit=3)
+    assert len(found.results) == 3
+    assert found.results[0].score >= found.results[1].score
+    by_image = client.databases.search("things", image=picture("blue"), limit=2, contains="blue")
+    assert all("blue" in each.caption for each in by_image.results)
+    client.databases.delete("things")
+    with pytest.raises(deixis.ProblemError):
+        client.databases.get("things")
+
+
+def test_drafts_of_nobody_are_none_and_describing_is_told_to_be_off(client):
+    client.label_sets.put("colours", COLOURS)
+    assert list(client.label_sets.drafts("colours", status="draft")) == []
+    for ask in (client.label_sets.describe, client.label_sets.estimate):
+        with pytest.raises(deixis.ProblemError) as caught:
+            ask("colours", answers=1, classes=["red"])
+        assert caught.value.kind == "not-configured"
+    assert client.label_sets.reject_drafts("colours") == 0
