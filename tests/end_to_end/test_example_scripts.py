@@ -1,0 +1,132 @@
+"""Every script of examples/ does what its first lines say, on a real server, as it stands and with other folders."""
+
+import csv
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import deixis
+from tests.end_to_end.server import environment
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+PHOTOS = {"astronaut", "cat", "coffee", "galaxies", "photographer", "rocket"}
+CAPTIONS = [
+    "a cat on a sofa",
+    "a rocket at its launch",
+    "a cup of coffee on a table",
+    "an astronaut in her suit",
+    "galaxies in the night sky",
+    "a photographer with a camera",
+    "a dog on a beach",
+    "a bridge over a river",
+]
+
+
+def run(server, script, *arguments, status=0):
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / f"{script}.py", *arguments, "--url", server.url],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(),
+    )
+    assert done.returncode == status, done.stderr
+    return done
+
+
+def test_every_script_is_tested():
+    assert {each.stem for each in EXAMPLES.glob("*.py")} == {
+        *("camera_trap", "compare_methods", "moderation", "name_my_folder", "product_catalogue")
+    }
+
+
+def test_a_catalogue_has_a_row_for_each_picture(server, tmp_path):
+    rows = list(csv.DictReader(io.StringIO(run(server, "product_catalogue").stdout)))
+    shelves = {row["file"].removesuffix(".jpg"): row["shelf"] for row in rows}
+    assert shelves.keys() == PHOTOS
+    assert (shelves["cat"], shelves["coffee"], shelves["rocket"]) == ("pets", "kitchen", "space and science")
+    assert {row["review"] for row in rows} <= {"yes", "no"}
+    (version,) = {row["label_set"] for row in rows}
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    shutil.copy(EXAMPLES / "photos/cat.jpg", tmp_path / "a cat.jpg")
+    again = list(csv.DictReader(io.StringIO(run(server, "product_catalogue", tmp_path).stdout)))
+    assert [(row["file"], row["review"]) for row in again] == [("a cat.jpg", "no"), ("broken.jpg", "yes")]
+    assert again[0]["label_set"] == version
+
+
+def test_moderation_passes_blocks_and_asks(server, tmp_path):
+    told = dict(line.split(maxsplit=2)[1::-1] for line in run(server, "moderation").stdout.splitlines())
+    assert told.keys() == {f"{name}.jpg" for name in PHOTOS}
+    assert (told["cat.jpg"], told["coffee.jpg"]) == ("pass", "pass")
+    assert set(told.values()) <= {"pass", "review", "block"}
+
+
+def test_decisions_of_moderation(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    from moderation import HARMLESS, UNWANTED, decide
+
+    def result(unwanted, harmless, *, rejected=False):
+        scores = {UNWANTED[0]: unwanted, HARMLESS[0]: harmless}
+        ranked = sorted(scores.items(), key=lambda each: -each[1])
+        predictions = [deixis.Prediction(label=label, score=score, similarity=0) for label, score in ranked]
+        return deixis.ImageResult(predictions=predictions, rejected=rejected)
+
+    assert decide(result(0.9, 0.1))[0] == "block"
+    assert decide(result(0.5, 0.5))[0] == "review"
+    assert decide(result(0.1, 0.9))[0] == "pass"
+    assert decide(result(0.9, 0.1, rejected=True)) == ("review", "none of these")
+
+
+def test_a_camera_trap_learns_from_a_few_frames(server, photograph_folder):
+    told = run(server, "camera_trap").stdout.splitlines()
+    assert told[0].startswith("answered by ")
+    sets = dict(line.split(": ") for line in told[1:])
+    assert len(sets) == 12
+    right = sum(file.partition("-")[0] in labels.split(", ") for file, labels in sets.items())
+    assert right >= 10
+    with deixis.Client(server.url) as client:
+        assert set(client.examples.counts("camera-trap").labelled.values()) == {12}
+    own = run(server, "camera_trap", photograph_folder, EXAMPLES / "photos").stdout
+    assert "cat.jpg: " in own
+
+
+def test_one_folder_alone_is_refused_by_the_camera_trap(server, tmp_path):
+    assert "both folders" in run(server, "camera_trap", tmp_path, status=2).stderr
+
+
+def test_a_folder_is_named_and_renamed_only_where_asked_to(server, tmp_path):
+    with deixis.Client(server.url) as client:
+        client.databases.build("captions-of-photos", captions=CAPTIONS).wait(timeout_s=60)
+    folder = tmp_path / "photos"
+    shutil.copytree(EXAMPLES / "photos", folder)
+    before = {each.name: each.read_bytes() for each in folder.iterdir()}
+    told = run(server, "name_my_folder", folder, "--database", "captions-of-photos").stdout
+    assert told.startswith("names: ")
+    assert {each.name: each.read_bytes() for each in folder.iterdir()} == before
+    run(server, "name_my_folder", folder, "--database", "captions-of-photos", "--rename")
+    after = {each.name: each.read_bytes() for each in folder.iterdir()}
+    assert sorted(after.values()) == sorted(before.values())
+    assert after.keys() != before.keys()
+    missing = run(server, "name_my_folder", folder, "--database", "nothing", status=1)
+    assert "nothing" in missing.stderr
+    assert "Traceback" not in missing.stderr
+
+
+@pytest.mark.parametrize("describe", [False, True])
+def test_methods_are_compared(server, photograph_folder, tmp_path, describe):
+    if not describe:
+        told = run(server, "compare_methods").stdout
+        assert "36 pictures in 3 classes" in told
+        assert "zero-shot " in told
+        return
+    sentences = tmp_path / "sentences.json"
+    names = [each.name.replace("_", " ") for each in photograph_folder.iterdir()]
+    sentences.write_text(json.dumps({name: [f"a {name} seen from near", f"a {name} far away"] for name in names}))
+    told = run(server, "compare_methods", photograph_folder, "--label-set", "own", "--descriptions", sentences).stdout
+    assert "6 pictures in 6 classes" in told
+    assert "cupl" in told
