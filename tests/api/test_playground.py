@@ -5,7 +5,8 @@ import pytest
 
 from tests.api.problems import problem_of
 
-ASSETS = ("page.css", "page.js")
+SCRIPTS = ("ask.js", "captions.js", "classify.js", "label_sets.js", "page.js")
+ASSETS = ("page.css", *SCRIPTS)
 
 
 def test_the_page_and_its_files_come_from_here_and_may_load_nothing_else(client):
@@ -30,15 +31,24 @@ def test_nothing_in_it_names_another_host_or_is_inline():
         assert not re.search(r"https?://", text), name
     page = folder.joinpath("page.html").read_text("utf-8")
     assert not re.search(r"<script(?![^>]*src=)|<style| style=| on\w+=", page)
-    assert "innerHTML" not in folder.joinpath("page.js").read_text("utf-8")
+    for name in SCRIPTS:
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", text_of(name)), name
 
 
-def test_every_element_that_the_script_asks_for_is_there():
-    folder = files("app.api.playground")
-    page = folder.joinpath("page.html").read_text("utf-8")
-    asked = set(re.findall(r'\bat\("([\w-]+)"\)', folder.joinpath("page.js").read_text("utf-8")))
-    assert len(asked) > 20
-    assert asked <= set(re.findall(r'id="([\w-]+)"', page))
+def text_of(name):
+    return files("app.api.playground").joinpath(name).read_text("utf-8")
+
+
+def test_every_element_that_a_script_asks_for_is_there():
+    asked = {each for name in SCRIPTS for each in re.findall(r'\b(?:at|showIn)\("([\w-]+)"', text_of(name))}
+    assert len(asked) > 50
+    assert asked <= set(re.findall(r'id="([\w-]+)"', text_of("page.html")))
+
+
+def test_every_script_that_another_one_needs_is_sent(client):
+    for name in SCRIPTS:
+        for needed in re.findall(r'from "\./([\w.]+)"', text_of(name)):
+            assert client.get(f"/playground/{needed}").status_code == 200, (name, needed)
 
 
 @pytest.mark.parametrize("asset", ["page.html", "__init__.py", "nope.js", "..%2f__init__.py"])

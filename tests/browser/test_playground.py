@@ -1,79 +1,53 @@
 """The page in a real browser, headless Chromium, against a real server."""
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import photograph
 from tests.end_to_end.server import serving
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 KEY = "a key of the browser's tests, long enough"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        assert os.environ.get("TEST_REQUIRE_CHROMIUM") != "1", "chromium is not on PATH"
-        pytest.skip("chromium is not on PATH")
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with serving(data_dir=tmp_path_factory.mktemp("data")) as running:
-        with running.client() as client:
-            client.put("/v1/label-sets/things", json={"classes": ["cat", "coffee cup"]}).raise_for_status()
-        yield running
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    import skimage.data
-
-    folder = tmp_path_factory.mktemp("pictures")
-    for name in ("chelsea", "coffee"):
-        (folder / f"{name}.jpg").write_bytes(photograph(getattr(skimage.data, name)()))
-    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
-    return folder
-
-
-@pytest.fixture
-def open_page(browser, server):
-    """Open the page; what it asks of other hosts, and what the browser complains of, fails the test."""
-    contexts, asked, complaints = [], [], []
-
-    def opened(url=server.url, **options):
-        context = browser.new_context(**options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("request", lambda request: asked.append((request.url, url)))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on(
-            "console", lambda message: complaints.append(message.text) if "Content Security" in message.text else None
-        )
-        page.goto(url)
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert complaints == []
-    assert all(each.startswith((url, "blob:", "data:")) for each, url in asked)
 
 
 def choose(page, *files: Path):
     page.set_input_files("#files", [str(file) for file in files])
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "scheme"), [("desktop", 1280, "light"), ("phone", 390, "light"), ("dark", 1280, "dark")]
+)
+def test_what_is_shown_in_the_documentation(open_page, pictures, shoot, server, name, width, scheme):
+    page = open_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    choose(page, pictures / "chelsea.jpg", pictures / "coffee.jpg")
+    page.fill("#word", "cat, dog, coffee cup, rocket")
+    page.click("form details summary")
+    page.fill("#reject-below", "0.3")
+    classify(page)
+    shoot(page, f"classify-{name}")
+    with server.client() as client:
+        described = {
+            "classes": [
+                {"name": "cat", "features": ["pointed ears", "long whiskers", "vertical pupils"]},
+                {"name": "coffee cup", "features": ["a handle", "a saucer", "dark liquid inside"]},
+            ]
+        }
+        client.put("/v1/label-sets/described", json=described).raise_for_status()
+    page.check("input[value=label_set]")
+    page.wait_for_selector("#label-set option[value=described]", state="attached")
+    page.select_option("#label-set", "described")
+    page.select_option("#method", "dclip")
+    page.click("#classify")
+    page.wait_for_selector("#status:has-text('dclip')")
+    page.locator("#answers > li").first.locator("summary").click()
+    assert "cat, which has" in page.locator("#answers > li").first.inner_text()
+    shoot(page, f"explanation-{name}")
+    page.fill("#template", "no place for the word")
+    page.click("#classify")
+    page.wait_for_selector("#error:not([hidden])")
+    shoot(page, f"error-{name}")
 
 
 def classify(page):
@@ -116,7 +90,7 @@ def test_what_is_shown_to_copy_asks_the_same(open_page, pictures, server, monkey
     monkeypatch.chdir(tmp_path)
     printed = []
     exec(python, {"print": printed.append})
-    assert printed[0]["label"] == "cat"
+    assert printed[0].label == "cat"
 
 
 def test_label_sets_and_methods_can_be_chosen(open_page, pictures):
@@ -124,6 +98,7 @@ def test_label_sets_and_methods_can_be_chosen(open_page, pictures):
     choose(page, pictures / "coffee.jpg")
     page.check("input[value=label_set]")
     page.wait_for_selector("#label-set option", state="attached")
+    page.select_option("#label-set", "things")
     page.click("form details summary")
     page.select_option("#method", "autoclip")
     assert "Metzen" in page.inner_text("#method-summary")

@@ -10,7 +10,9 @@ from app.errors import UnknownRouteError
 _MEDIA_TYPES = {
     "page.html": "text/html; charset=utf-8",
     "page.css": "text/css; charset=utf-8",
-    "page.js": "text/javascript; charset=utf-8",
+    **dict.fromkeys(
+        ("ask.js", "captions.js", "classify.js", "label_sets.js", "page.js"), "text/javascript; charset=utf-8"
+    ),
 }
 
 # Nothing inline, nothing from elsewhere; pictures are shown from the browser's own memory.
