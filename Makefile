@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: serve test coverage check format bench bench-peers soak audit sbom clean docs
+.PHONY: serve test coverage check format bench bench-peers soak audit sbom site clean docs
 
 serve: $(VENV)/.serve  ## Start the service on port 8000 with the embedded model.
 	$(BIN)/deixis serve
@@ -17,12 +17,13 @@ test: $(VENV)/.test  ## Run the whole suite, in as many processes as there are c
 coverage: $(VENV)/.test  ## Run the whole suite, and tell which lines it does not reach; takes longer.
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
-check: $(VENV)/.test  ## Formatting, lint, types, import layers, generated documentation.
+check: $(VENV)/.test  ## Formatting, lint, types, import layers, generated documentation, the site and its links.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/generate.py --check
+	$(MAKE) --no-print-directory site
 
 format: $(VENV)/.test  ## Rewrite files as `make check` wants them.
 	$(BIN)/ruff format .
@@ -44,11 +45,14 @@ sbom: $(VENV)/.serve $(VENV)/.audit  ## Write what is installed as a CycloneDX d
 	@mkdir -p dist
 	$(VENV)/audit/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file dist/sbom.json $(BIN)/python
 
+site: $(VENV)/.test  ## Build the documentation as a site, site/; a link that leads nowhere is an error.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir site
+
 docs: $(VENV)/.test  ## Rewrite what is generated: docs/openapi.json and the tables of docs/.
 	$(BIN)/python docs/generate.py
 
 clean:  ## Remove the virtual environment and every cache.
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Deixis needs Python 3.11 or newer; set PYTHON=python3.11")'
@@ -62,7 +66,7 @@ $(VENV)/.serve: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo 'Installing into $(VENV); the first time takes some minutes, most of them for torch.'
-	$(PIP_INSTALL) --editable '.[server,captions,embedded,heif,openvino,postgres,test,check]'
+	$(PIP_INSTALL) --editable '.[server,captions,embedded,heif,openvino,postgres,test,check,docs]'
 	@touch $@ $(VENV)/.serve
 
 # In an environment of its own, so that the tools are not among what they look at.

@@ -1,15 +1,21 @@
 """Write what the guide takes from code and data: `python docs/generate.py`, or `make docs`.
 
-docs/models.md and docs/settings.md get a table between two markers each, docs/openapi.json is written whole.
+docs/models.md and docs/settings.md get a table between two markers each; docs/openapi.json, and the references of
+routes and of commands under docs/reference/, are written whole.
 """
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic.fields import FieldInfo
+from typer import Context
+from typer.cli import get_docs_for_click
+from typer.main import get_command
 
+from app.cli import cli
 from app.encoders.catalogue import ModelCard, load_catalogue
 from app.main import create_app
 from app.settings import Settings
@@ -30,6 +36,8 @@ def fresh() -> dict[Path, str]:
             settings_page.read_text(encoding="utf-8"), "settings", settings_table(Settings.model_fields)
         ),
         ROOT / "docs" / "openapi.json": openapi(),
+        ROOT / "docs" / "reference" / "api.md": api_reference(json.loads(openapi())),
+        ROOT / "docs" / "reference" / "cli.md": cli_reference(),
     }
 
 
@@ -97,6 +105,81 @@ def openapi() -> str:
     return json.dumps(app.openapi(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
+def cli_reference() -> str:
+    """Return every command with its arguments and options, as the commands themselves describe them."""
+    command = get_command(cli)
+    told = get_docs_for_click(obj=command, ctx=Context(command, info_name="deixis"), name="deixis")
+    lines = [line.rstrip() for line in told.splitlines() if not line.startswith(("* `--install-", "* `--show-comp"))]
+    return (
+        "# Commands\n\nMade from the commands; [cli.md](../cli.md) is the guide.\n\n#" + "\n".join(lines).strip() + "\n"
+    )
+
+
+def api_reference(description: Mapping[str, Any]) -> str:
+    """Return every route with its parameters, bodies and answers, and every form of these with its fields."""
+    parts = ["# Routes", "Made from [openapi.json](../openapi.json); [http-api.md](../http-api.md) is the guide."]
+    for path, methods in description["paths"].items():
+        for method, operation in methods.items():
+            parts += _route(f"{method.upper()} {path}", operation)
+    parts.append("## Forms")
+    for name, schema in description["components"]["schemas"].items():
+        parts += [f"### {name}", schema.get("description", "")]
+        parts += [_fields(schema)] if "properties" in schema else [f"One of {_kind(schema)}."]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _route(title: str, operation: Mapping[str, Any]) -> Iterator[str]:
+    yield f"## {title}"
+    yield operation.get("description", operation.get("summary", ""))
+    rows = [
+        f"| `{each['name']}` | {each['in']} | {_kind(each['schema'])} | {_sentence(each)} |"
+        for each in operation.get("parameters", ())
+    ]
+    if rows:
+        yield "\n".join(["| parameter | in | | |", "|---|---|---|---|", *rows])
+    for kind, content in operation.get("requestBody", {}).get("content", {}).items():
+        schema = content["schema"]
+        yield f"Body as `{kind}`: {_kind(schema)}." if "properties" not in schema else f"Body as `{kind}`:"
+        if "properties" in schema:
+            yield _fields(schema)
+    answers = [
+        f"- {status}: {_kind(next(iter(answer['content'].values())).get('schema', {}))}"
+        for status, answer in operation["responses"].items()
+        if status.startswith("2") and answer.get("content")
+    ]
+    yield "\n".join(["Answers:", "", *answers]) if answers else "Answers: nothing but the status."
+
+
+def _fields(schema: Mapping[str, Any]) -> str:
+    needed = schema.get("required", [])
+    rows = [
+        f"| `{name}`{' (needed)' if name in needed else ''} | {_kind(field)} | {_sentence(field)} |"
+        for name, field in schema["properties"].items()
+    ]
+    return "\n".join(["| field | | |", "|---|---|---|", *rows])
+
+
+def _sentence(field: Mapping[str, Any]) -> str:
+    return str(field.get("description", "")).replace("|", "\\|").replace("\n", " ")
+
+
+def _kind(schema: Mapping[str, Any]) -> str:
+    """Return what a value may be, in words."""
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if "anyOf" in schema:
+        return " or ".join(_kind(each) for each in schema["anyOf"])
+    if "enum" in schema or "const" in schema:
+        return ", ".join(f"`{each}`" for each in schema.get("enum", [schema.get("const")]))
+    if schema.get("type") == "array":
+        return f"list of {_kind(schema.get('items', {}))}"
+    least, most = schema.get("minimum"), schema.get("maximum")
+    bounds = f" from {least:g} to {most:g}" if least is not None and most is not None else ""
+    default = f", by default `{json.dumps(schema['default'])}`" if schema.get("default") is not None else ""
+    return f"{schema.get('format', schema.get('type', 'text'))}{bounds}{default}"
+
+
 def main() -> None:
     """Bring every generated file up to date, or with --check only tell which are not."""
     if sys.argv[1:] == ["--check"]:
@@ -104,6 +187,7 @@ def main() -> None:
             sys.exit(f"stale: {', '.join(found)}; run: make docs")
         return
     for file, content in fresh().items():
+        file.parent.mkdir(exist_ok=True)
         file.write_text(content, encoding="utf-8")
 
 

@@ -13,14 +13,15 @@ import pytest
 import typer
 from typer.main import get_command
 
+from app import __version__
 from app.api.errors import KINDS, TYPE_PREFIX
 from app.cli import cli
 from app.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
-    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
-    + [file for folder in ("docs", "models") for file in (ROOT / folder).rglob("*.md")]
+    [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
+    + [file for folder in ("docs", "models", "examples") for file in (ROOT / folder).rglob("*.md")]
 )
 COMMANDS = get_command(cli)
 OPENAPI = json.loads((ROOT / "docs" / "openapi.json").read_text(encoding="utf-8"))
@@ -149,6 +150,15 @@ def test_every_command_named_in_a_sentence_exists(page):
             # Named without its arguments, it stands for itself.
             if not error.format_message().startswith("Missing argument"):
                 pytest.fail(f"deixis {code}: {error.format_message()}")
+
+
+def test_the_citation_is_of_this_version_and_licence():
+    import yaml
+
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == __version__
+    assert citation["license"] == "Apache-2.0"
+    assert {"cff-version", "message", "title", "type", "authors"} <= citation.keys()
 
 
 def test_a_command_that_does_not_exist_would_be_noticed():
