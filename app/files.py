@@ -39,7 +39,7 @@ def find_labelled_images(folder: Path) -> list[tuple[Path, str]]:
     if not folder.is_dir():
         raise InvalidFieldError.of("folder", f"'{folder}' is not a folder; give one that has a subfolder per class")
     subfolders = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not _is_hidden(entry))
-    found = [(image, unicodedata.normalize("NFC", entry.name)) for entry in subfolders for image in _walk(entry)]
+    found = [(image, unicodedata.normalize("NFC", entry.name)) for entry in subfolders for image in images_below(entry)]
     if not found:
         suffixes = supported_suffixes()
         loose = any(entry.suffix.lower() in suffixes for entry in folder.iterdir() if entry.is_file())
@@ -117,7 +117,7 @@ def import_images(
 
 def _images_of(path: Path) -> Iterator[Path]:
     if path.is_dir():
-        yield from _walk(path)
+        yield from images_below(path)
     elif path.exists():
         yield path
     else:
@@ -127,15 +127,21 @@ def _images_of(path: Path) -> Iterator[Path]:
                 "paths", f"'{path}' is neither a file nor a folder, and as a pattern it matches nothing"
             )
         for match in matches:
-            yield from _walk(match) if match.is_dir() else (match,)
+            yield from images_below(match) if match.is_dir() else (match,)
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Yield the images below ``folder``, links followed, each real folder visited once however links may loop."""
+def images_below(folder: Path) -> Iterator[Path]:
+    """Yield the images below ``folder``, links followed, each real folder visited once however links may loop.
+
+    Hidden files and folders are left out; what vanishes meanwhile is too.
+    """
     suffixes = supported_suffixes()
     seen = set()
     for place, subfolders, names in os.walk(folder, followlinks=True):
-        status = Path(place).stat()
+        try:
+            status = Path(place).stat()
+        except OSError:
+            continue
         if (status.st_dev, status.st_ino) in seen:
             subfolders.clear()
             continue

@@ -16,6 +16,7 @@ from app.cli.keys import keys_cli
 from app.cli.label_sets import label_sets_cli
 from app.cli.models import models_cli
 from app.cli.serve import serve
+from app.cli.watch import watch_command
 
 cli = typer.Typer(
     name="deixis",
@@ -27,6 +28,7 @@ cli = typer.Typer(
 for name, command in (
     ("serve", serve),
     ("classify", classify_command),
+    ("watch", watch_command),
     ("evaluate", evaluate_command),
     ("describe", describe_command),
     ("backup", backup_command),

@@ -25,6 +25,7 @@ from app.cli.common import (
     ServerOption,
     TemplateOption,
     classify_files,
+    err,
     out,
     prepare_names,
     progress_bar,
@@ -37,6 +38,7 @@ from app.cli.common import (
     with_backend,
     write_json,
 )
+from app.cli.sorting import How, Sorter
 from app.errors import InvalidFieldError
 from app.files import find_images
 from app.service import Question
@@ -90,6 +92,19 @@ def classify_command(
         ),
     ] = False,
     output: Annotated[Format, typer.Option("--format", "-f", help="Of what goes to standard output.")] = Format.TABLE,
+    to_folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--to-folder", help="Also copy each file into a folder of this one that is called like its label."
+        ),
+    ] = None,
+    move: Annotated[bool, typer.Option("--move", help="With --to-folder: move the files.")] = False,  # noqa: FBT002
+    link: Annotated[  # noqa: FBT002 - a flag
+        bool, typer.Option("--link", help="With --to-folder: make hard links to the files.")
+    ] = False,
+    dry_run: Annotated[  # noqa: FBT002 - a flag
+        bool, typer.Option("--dry-run", help="With --to-folder: only tell where the files would go.")
+    ] = False,
     server: ServerOption = None,
 ) -> None:
     """Classify image files; without labels, by names that are found for them in a caption database.
@@ -98,6 +113,7 @@ def classify_command(
     not, 2 if nothing could be done.
     """
     with told_plainly():
+        sorter = _sorter(to_folder, move=move, link=link, dry_run=dry_run)
         question = Question(
             labels=read_labels(labels),
             label_set=label_set,
@@ -114,6 +130,10 @@ def classify_command(
             group=group,
         )
         files = find_images(paths)
+        if sorter is not None:
+            sorter.check()
+            # What an earlier run has sorted is not sorted again.
+            files = [file for file in files if not file.resolve().is_relative_to(sorter.target.resolve())]
 
     async def work(backend: Backend) -> tuple[list[ResultBody], list[SharedNameBody]]:
         await prepare_names(backend, question)
@@ -132,8 +152,41 @@ def classify_command(
         _write_explanations(files, results)
     report_warnings(results)
     bad = report_bad_files(files, results)
+    if sorter is not None:
+        bad += _sort(sorter, files, results)
     if bad:
         raise typer.Exit(NOTHING_DONE if bad == len(files) else SOME_FAILED)
+
+
+def _sorter(target: Path | None, *, move: bool, link: bool, dry_run: bool) -> Sorter | None:
+    if target is None:
+        if move or link or dry_run:
+            raise InvalidFieldError.of("--to-folder", "is missing; --move, --link and --dry-run are about it")
+        return None
+    if move and link:
+        raise InvalidFieldError.of("--link", "and --move are two ways; give one")
+    return Sorter(target, How.MOVE if move else How.LINK if link else How.COPY, dry_run)
+
+
+def _sort(sorter: Sorter, files: Sequence[Path], results: Sequence[ResultBody]) -> int:
+    """Put every classified file where it belongs, and return how many could not be put there."""
+    bad = 0
+    for file, result in zip(files, results, strict=True):
+        if result.error is not None:
+            continue
+        try:
+            place = sorter.take(file, result)
+        except OSError as error:
+            bad += 1
+            reason = error.strerror or type(error).__name__
+            err.print(f"[yellow]left[/yellow] {escape(str(file))}: {escape(reason)}", highlight=False, soft_wrap=True)
+            continue
+        if sorter.dry_run:
+            err.print(f"{escape(str(file))} -> {escape(str(place))}", highlight=False, soft_wrap=True)
+    verb = {How.COPY: "copied", How.MOVE: "moved", How.LINK: "linked"}[sorter.how]
+    would = "would be " if sorter.dry_run else ""
+    err.print(f"{sorter.done} of {len(files)} {would}{verb} into {escape(str(sorter.target))}", highlight=False)
+    return bad
 
 
 def _share_of(given: float | None, option: str) -> float | None:
