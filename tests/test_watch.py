@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 
 import pytest
 
@@ -51,7 +50,8 @@ async def watched(backend, folder, during=None, sidecar=None, question=None, *, 
     if leave:
         watcher.leave(folder)
     async with asyncio.timeout(timeout_s):
-        running = asyncio.create_task(watcher.run(folder, settle_s=0.2, poll=False, once=once))
+        stopped = asyncio.Event()
+        running = asyncio.create_task(watcher.run(folder, stopped, settle_s=0.2, poll=False, once=once))
         if during is not None:
             await asyncio.sleep(0.1)
             doing = asyncio.create_task(during())
@@ -61,7 +61,7 @@ async def watched(backend, folder, during=None, sidecar=None, question=None, *, 
                 await running
                 pytest.fail("it ended by itself")
             await doing
-            os.kill(os.getpid(), 15)  # as an operator ends it
+            stopped.set()
         await running
 
 

@@ -118,7 +118,10 @@ def watch_command(
         watcher = Watcher(backend, question, sidecar, min_score)
         if not (existing or once):
             watcher.leave(folder)
-        await watcher.run(folder, settle_s=settle, poll=poll, once=once)
+        stopped, loop = asyncio.Event(), asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stopped.set)
+        await watcher.run(folder, stopped, settle_s=settle, poll=poll, once=once)
 
     with_backend(server, work, encoders=True)
 
@@ -148,12 +151,8 @@ class Watcher:
         """Take the images that are there for done, until they change."""
         self._done = {file: stamp for file in images_below(folder) if (stamp := _stamp(file)) is not None}
 
-    async def run(self, folder: Path, *, settle_s: float, poll: bool, once: bool) -> None:
-        """Label until a signal says to end; with ``once``, until there is nothing to label."""
-        stopped = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stopped.set)
+    async def run(self, folder: Path, stopped: asyncio.Event, *, settle_s: float, poll: bool, once: bool) -> None:
+        """Label until it is stopped; with ``once``, until there is nothing to label."""
         # Made before the first look, so that what comes in between is told.
         changes = watchfiles.awatch(
             folder,
