@@ -1,7 +1,7 @@
 """Write what the guide takes from code and data: `python docs/generate.py`, or `make docs`.
 
-docs/models.md and docs/settings.md get a table between two markers each; docs/openapi.json, and the references of
-routes and of commands under docs/reference/, are written whole.
+docs/models.md, docs/settings.md and the pages of docs/methods/ get a table between two markers each; docs/openapi.json,
+and the references of routes and of commands under docs/reference/, are written whole.
 """
 
 import json
@@ -18,6 +18,7 @@ from typer.main import get_command
 from app.cli import cli
 from app.encoders.catalogue import ModelCard, load_catalogue
 from app.main import create_app
+from app.methods import CASED, METHODS, Option
 from app.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -36,9 +37,29 @@ def fresh() -> dict[Path, str]:
             settings_page.read_text(encoding="utf-8"), "settings", settings_table(Settings.model_fields)
         ),
         ROOT / "docs" / "openapi.json": openapi(),
+        **{page: with_table(page.read_text("utf-8"), "options", told) for page, told in options_tables().items()},
         ROOT / "docs" / "reference" / "api.md": api_reference(json.loads(openapi())),
         ROOT / "docs" / "reference" / "cli.md": cli_reference(),
     }
+
+
+def options_tables() -> dict[Path, str]:
+    """Return for the page of each method the table of its options."""
+    folder = ROOT / "docs" / "methods"
+    return {
+        folder / f"{name.replace('+', '-')}.md": options_table(method.options)
+        for name, method in {**METHODS, CASED.name: CASED}.items()
+    }
+
+
+def options_table(options: Mapping[str, Option]) -> str:
+    """Return options as Markdown."""
+    if not options:
+        return "None."
+    lines = ["| option | default | from | to | |", "|---|--:|--:|--:|---|"]
+    for name, option in options.items():
+        lines.append(f"| `{name}` | {option.default:g} | {option.least:g} | {option.most:g} | {option.description} |")
+    return "\n".join(lines)
 
 
 def stale() -> list[str]:

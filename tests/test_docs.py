@@ -16,6 +16,7 @@ from typer.main import get_command
 from app import __version__
 from app.api.errors import KINDS, TYPE_PREFIX
 from app.cli import cli
+from app.methods import CASED, METHODS
 from app.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -150,6 +151,16 @@ def test_every_command_named_in_a_sentence_exists(page):
             # Named without its arguments, it stands for itself.
             if not error.format_message().startswith("Missing argument"):
                 pytest.fail(f"deixis {code}: {error.format_message()}")
+
+
+def test_every_method_has_a_page_and_every_page_a_method():
+    pages = {page.stem for page in (ROOT / "docs" / "methods").glob("*.md")}
+    assert pages == {name.replace("+", "-") for name in (*METHODS, CASED.name)}
+    for page in (ROOT / "docs" / "methods").glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        for part in ("```text", "**It helps**: ", "**It hurts**: ", "**Cost**: ", "## Options", "## Source"):
+            assert part in text, (page.name, part)
+        assert f"methods/{page.name}" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
 
 
 def test_the_citation_is_of_this_version_and_licence():
