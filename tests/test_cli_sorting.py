@@ -111,6 +111,15 @@ def result(label):
     return ResultBody(predictions=[PredictionBody(label=label, score=0.5, similarity=0.1)])
 
 
+def test_a_file_for_which_no_name_was_found_is_none_of_these(tmp_path):
+    file = tmp_path / "a.png"
+    file.write_bytes(b"content")
+    sorter = Sorter(tmp_path / "sorted", How.COPY, dry_run=False)
+    sorter.check()
+    assert sorter.take(file, ResultBody(predictions=[])) == tmp_path / "sorted/_none of these/a.png"
+    assert "a.png,_none of these" in (tmp_path / "sorted/deixis.csv").read_text()
+
+
 def test_a_file_that_cannot_be_put_there_stays_where_it_is(tmp_path, monkeypatch):
     file, target = tmp_path / "a.png", tmp_path / "sorted"
     file.write_bytes(b"content")

@@ -159,6 +159,20 @@ async def test_bad_files_are_told_once_and_end_nothing(folder, capsys):
 
 
 @anyio_test
+async def test_an_image_for_which_no_name_was_found_is_done_too(folder, capsys, monkeypatch):
+    (folder / "a.png").write_bytes(b"a")
+    backend = Backend()
+
+    async def nothing(images, _):
+        return [ResultBody(predictions=[]) for _ in images]
+
+    monkeypatch.setattr(backend, "classify", nothing)
+    await watched(backend, folder, once=True)
+    assert json.loads((folder / "a.png.json").read_text())["predictions"] == []
+    assert "a.png: none of these" in capsys.readouterr().out.replace("\n", "")
+
+
+@anyio_test
 async def test_a_server_that_is_away_is_waited_for_and_a_wrong_question_is_not(folder, capsys, monkeypatch):
     monkeypatch.setattr("app.cli.watch._FIRST_WAIT_S", 0.01)
     (folder / "a.png").write_bytes(b"a")

@@ -69,8 +69,8 @@ class Sorter:
         Raises:
             OSError: it cannot be put there; it is where it was.
         """
-        best = result.predictions[0]
-        folder = self.target / (NONE_OF_THESE if result.rejected else folder_name(best.label))
+        best = next(iter(result.predictions), None)  # for some images no names are found
+        folder = self.target / (NONE_OF_THESE if result.rejected or best is None else folder_name(best.label))
         if not self.dry_run:
             folder.mkdir(exist_ok=True)
         place = self._place(file, folder)
@@ -81,7 +81,7 @@ class Sorter:
             return place
         with suppress(FileExistsError):
             self._put(file, place)
-            self._tell(file, place, best.label, best.score)
+            self._tell(file, place, *(("", 0.0) if best is None else (best.label, best.score)))
             return place
         return self.take(file, result)  # somebody else was faster: another number
 

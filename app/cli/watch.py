@@ -261,8 +261,8 @@ class Watcher:
         except OSError as error:
             # Not done: the disk may have room again when the file is looked at the next time.
             raise InvalidFieldError.of(str(self._place(file)), f"cannot be written: {error.strerror}") from error
-        best = result.predictions[0]
-        told = "none of these" if result.rejected else f"{best.label} {best.score:.2f}"
+        best = next(iter(result.predictions), None)  # for some images no names are found
+        told = "none of these" if result.rejected or best is None else f"{best.label} {best.score:.2f}"
         out.print(f"{file}: {told}", highlight=False, markup=False, soft_wrap=True)
 
     def _place(self, file: Path) -> Path:
