@@ -119,6 +119,25 @@ def test_of_two_who_edit_at_the_same_time_neither_loses_what_was_typed(open_edit
     assert "There is a label set 'shared' already" in page.inner_text("#set-error")
 
 
+def test_what_was_typed_is_kept_when_somebody_deletes_and_a_third_writer_is_seen(open_editor, stored, server):
+    page = open_editor()
+    make(page, "gone", "cat, dog")
+    with server.client() as other:
+        other.delete("/v1/label-sets/gone").raise_for_status()
+    page.fill("#more-classes", "mine")
+    page.click("#save")
+    expect(page.locator("#set-error")).to_contain_text("deleted this label set meanwhile")
+    assert page.is_hidden("#theirs")
+    with server.client() as other:
+        other.put("/v1/label-sets/gone", json={"classes": ["third"]}).raise_for_status()
+    page.click("#mine")
+    expect(page.locator("#set-error")).to_contain_text("another version meanwhile")
+    assert [each["name"] for each in stored("gone")["classes"]] == ["third"]
+    page.click("#mine")
+    expect(page.locator("#set-status")).to_contain_text("Saved: gone")
+    assert [each["name"] for each in stored("gone")["classes"]] == ["cat", "dog", "mine"]
+
+
 def test_what_is_not_saved_is_not_left_without_a_question(open_editor):
     page = open_editor()
     make(page, "asked", "cat")

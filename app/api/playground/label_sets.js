@@ -9,6 +9,7 @@ let draft = null; // {name, version, classes}; version 0: not saved yet
 let counts = {}; // of example images, by class
 let tests = new Map(); // test pictures by class, kept here alone
 let newest = 0;
+let theirs = 0; // the version that somebody else has saved meanwhile; 0 where it was deleted
 
 const path = (name, more = "") => `v1/label-sets/${encodeURIComponent(name)}${more}`;
 const tell = (text) => { at("set-status").textContent = text; };
@@ -141,20 +142,25 @@ function addClasses() {
   at("more-classes").value = "";
 }
 
-async function save(over = false) {
+// Saves over the newest version that is known, or over the one that was shown as the other's.
+async function save(over = newest) {
   addClasses();
   showIn("set-error", null);
   for (const each of document.querySelectorAll("#classes .problem")) each.remove();
   const name = draft.version ? draft.name : at("set-name").value.trim();
   if (!name) { at("set-name").focus(); throw new Error("Give it a name."); }
   const body = { classes: read(), templates: at("set-template").value.trim() || "photo", merge_synonyms: at("merge").value };
-  const guard = over ? {} : newest ? { "If-Match": `"${newest}"` } : { "If-None-Match": "*" };
+  const guard = over ? { "If-Match": `"${over}"` } : { "If-None-Match": "*" };
   try {
     await askWith("PUT", path(name), body, guard);
   } catch (error) {
     if (error.status === 412) {
+      const now = await ask(path(name)).catch((missing) => { if (missing.status === 404) return null; throw missing; });
+      theirs = now ? now.version : 0;
+      at("theirs").hidden = !now;
       at("conflict").hidden = false;
       draft.name = name;
+      if (!now) throw new Error("Somebody has deleted this label set meanwhile. What you see is still yours: save it anew?");
       throw new Error(newest ? "Somebody has saved another version meanwhile. What you see is still yours: which of the two shall it be?" : `There is a label set '${name}' already. Choose another name, or one of these:`);
     }
     if (error instanceof Refusal) error.errors.forEach(showField);
@@ -331,8 +337,8 @@ at("more-classes").onkeydown = (event) => {
   addClasses();
 };
 at("editor").addEventListener("submit", (event) => { event.preventDefault(); doing(save)(); });
-at("theirs").onclick = doing(async () => { const { name } = draft; draft = null; await open(name); });
-at("mine").onclick = doing(() => save(true));
+at("theirs").onclick = doing(() => open(draft.name));
+at("mine").onclick = doing(() => save(theirs));
 at("delete-set").onclick = doing(remove);
 at("version").onchange = doing(async () => { if (mayLeave()) await open(draft.name, Number(at("version").value)); else at("version").value = draft.version; });
 at("evaluate-tests").onclick = doing(() => evaluate(true));
