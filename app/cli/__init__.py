@@ -14,6 +14,7 @@ from app.cli.evaluate import evaluate_command
 from app.cli.examples import examples_cli
 from app.cli.keys import keys_cli
 from app.cli.label_sets import label_sets_cli
+from app.cli.label_studio import label_studio_command
 from app.cli.models import models_cli
 from app.cli.serve import serve
 from app.cli.watch import watch_command
@@ -29,6 +30,7 @@ for name, command in (
     ("serve", serve),
     ("classify", classify_command),
     ("watch", watch_command),
+    ("label-studio", label_studio_command),
     ("evaluate", evaluate_command),
     ("describe", describe_command),
     ("backup", backup_command),
