@@ -24,6 +24,7 @@ from app.cli.common import (
     OptionsOption,
     ServerOption,
     TemplateOption,
+    class_name,
     classify_files,
     err,
     out,
@@ -41,6 +42,7 @@ from app.cli.common import (
 from app.cli.sorting import How, Sorter
 from app.errors import InvalidFieldError
 from app.files import find_images
+from app.integrations.fiftyone import labels_file
 from app.service import Question
 
 _SHOWN_PROMPTS = 5
@@ -48,11 +50,12 @@ _BAR_WIDTH = 16
 
 
 class Format(StrEnum):
-    """How results are written to standard output."""
+    """How results are written to standard output; ``fiftyone`` is a labels.json that FiftyOne imports."""
 
     TABLE = "table"
     JSON = "json"
     CSV = "csv"
+    FIFTYONE = "fiftyone"
 
 
 def classify_command(
@@ -135,8 +138,13 @@ def classify_command(
             # What an earlier run has sorted is not sorted again.
             files = [file for file in files if not file.resolve().is_relative_to(sorter.target.resolve())]
 
+    classes: list[str] | None = None
+
     async def work(backend: Backend) -> tuple[list[ResultBody], list[SharedNameBody]]:
+        nonlocal classes
         await prepare_names(backend, question)
+        if output is Format.FIFTYONE:
+            classes = await _classes_of(backend, question)
         if not group:
             return [result async for _, result in classify_files(backend, files, question)], []
         with progress_bar() as bar:
@@ -144,7 +152,10 @@ def classify_command(
             return await backend.name_together(files, question, lambda: bar.advance(line))
 
     results, names = with_backend(server, work, encoders=True)
-    _write_predictions(files, results, output)
+    if output is Format.FIFTYONE:
+        write_json(labels_file(files, results, classes=classes, top_k=top_k))
+    else:
+        _write_predictions(files, results, output)
     if names and output is Format.TABLE:
         rows = [(each.label, str(each.images)) for each in names]
         out.print(table_of(("name", "images"), rows, right=("images",)))
@@ -194,6 +205,13 @@ def _share_of(given: float | None, option: str) -> float | None:
     if given is not None and not 0 < given < 1:
         raise InvalidFieldError.of(option, f"{given:g} is not between 0 and 1")
     return given
+
+
+async def _classes_of(backend: Backend, question: Question) -> list[str] | None:
+    """Return what there is to choose from, spelled as answers spell it; None where names are found."""
+    if question.label_set is not None and question.labels is None:
+        return [each.name for each in (await backend.label_set(question.label_set)).classes]
+    return None if question.labels is None else [class_name(each) for each in question.labels]
 
 
 def _write_predictions(files: Sequence[Path], results: Sequence[ResultBody], output: Format) -> None:

@@ -156,6 +156,8 @@ class TaskImages:
             is_own = self._own is not None and _origin(url) == _origin(self._own)
             if not (is_own or self._is_trusted(url)):
                 found = await self._public.fetch(ImageUrl(str(url)), Allowance(self._max_bytes))
+                if isinstance(found, InvalidFieldError):
+                    raise _refused(f"{found.problems[0].problem}; a host of your own network is named by --trust-host")
                 if isinstance(found, ClientError):
                     raise found
                 return found
