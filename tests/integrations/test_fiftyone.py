@@ -1,7 +1,9 @@
 """Samples labelled by a real service, with as much of FiftyOne as that takes; test_fiftyone_itself.py has the rest."""
 
+import json
 import math
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +13,7 @@ from app.main import create_app
 from deixis import Client, ImageResult, ProblemError
 from tests.api.live import live
 from tests.conftest import picture
+from tests.test_cli import run, where  # noqa: F401 - fixtures
 
 
 class Label(dict):
@@ -182,3 +185,34 @@ def test_the_labels_file_has_absolute_paths_and_leaves_bad_files_out(tmp_path, m
     two = labels_file(files[:1], results[:1], classes=None, top_k=2)
     assert two["classes"] is None
     assert [each["label"] for each in two["labels"][str(tmp_path / "a.png")]] == ["cat", "dog"]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for colour in COLOURS:
+        (folder / f"{colour}.png").write_bytes(picture(colour))
+    (folder / "bad.png").write_bytes(b"no picture")
+    return folder
+
+
+def test_the_command_writes_a_labels_file(run, where, photos):  # noqa: F811
+    done = run("classify", photos, "-l", "red,  dark   green,blue", "-f", "fiftyone", *where)
+    assert done.exit_code == 1, done.stderr  # one is no picture
+    told = json.loads(done.stdout)
+    assert told["classes"] == ["red", "dark green", "blue"]
+    found = {Path(path).stem: each["label"] for path, each in told["labels"].items()}
+    assert found == {"red": "red", "green": "dark green", "blue": "blue"}
+    assert all(Path(path).is_absolute() for path in told["labels"])
+
+
+def test_the_command_names_the_classes_of_a_label_set(run, where, photos, tmp_path):  # noqa: F811
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(COLOURS))
+    assert run("label-sets", "import", "colours", names).exit_code == 0
+    told = json.loads(run("classify", photos / "red.png", "-s", "colours", "-f", "fiftyone", "-k", 2, *where).stdout)
+    assert told["classes"] == COLOURS
+    ((first, second),) = told["labels"].values()
+    assert first["label"] == "red"
+    assert first["confidence"] > second["confidence"]
