@@ -38,7 +38,7 @@ class _Server(uvicorn.Server):
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         print(  # noqa: T201 - the one thing that it says on standard output
-            f"listens on {address}\nIn Label Studio: Settings, Model, Connect Model, with this address.", flush=True
+            f"listens on {address}\nIn Label Studio, connect a model with this address (Settings, Model).", flush=True
         )
 
 

@@ -25,6 +25,7 @@ import pytest
 import skimage.data
 import yaml
 
+from app.integrations.label_studio_config import read_config
 from tests.conftest import photograph
 from tests.end_to_end.forked_commands import SHIM
 from tests.end_to_end.server import environment, serving
@@ -248,6 +249,8 @@ def test_data_of_a_page_parses_and_every_other_block_is_known(page):
             json.loads(re.sub(r"(?<=[\[{,])\s*\.\.\.\s*(?=[\]},])", "", block.code))
         elif block.language == "yaml":
             assert yaml.safe_load(block.code)
+        elif block.language == "xml":
+            assert read_config(block.code)
         elif block.language == "toml":
             assert tomllib.loads(block.code)
         else:
