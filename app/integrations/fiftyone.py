@@ -140,9 +140,10 @@ def classify_samples(
             if each.result.error is not None:
                 told.skipped.append((sample.filepath, each.result.error.detail))
                 continue
-            told.labelled += not each.result.rejected
-            told.rejected += bool(each.result.rejected)
-            sample[label_field] = None if each.result.rejected else label_of(each.result)
+            has_none = bool(each.result.rejected) or not each.result.predictions
+            told.labelled += not has_none
+            told.rejected += has_none
+            sample[label_field] = None if has_none else label_of(each.result)
             if context is not None:
                 context.save(sample)
     return told
@@ -187,7 +188,7 @@ def labels_file(
     """
 
     def label_of(result: Result) -> Any:
-        if result.rejected:
+        if result.rejected or not result.predictions:
             return None
         found = [{"label": each.label, "confidence": each.score} for each in result.predictions[:top_k]]
         return found if top_k > 1 else found[0]
