@@ -74,7 +74,9 @@ async def test_a_personal_access_token_is_exchanged_once_for_many_images(make, s
     assert {shown for _, shown in studio.asked} == {f"Bearer {studio.access}"}
 
 
-@pytest.mark.parametrize("token", [None, "wrong", PERSONAL_TOKEN.replace("c2ln", "b3RoZXI")])
+@pytest.mark.parametrize(
+    "token", [None, "wrong", PERSONAL_TOKEN.replace("c2ln", "b3RoZXI")], ids=["none", "legacy", "personal"]
+)
 async def test_a_token_that_is_not_taken_is_told(make, studio_url, token):
     with pytest.raises(UnreachableImageError, match="LABEL_STUDIO_API_KEY"):
         await make(studio_url, token).fetch("/data/local-files/?d=red.png")
