@@ -1,28 +1,21 @@
-"""A real browser, headless Chromium, and a real server that its pages are from."""
+"""A real browser, headless Chromium, a real server, and photographs to show."""
 
-import io
+import base64
 import os
 import shutil
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from tests.conftest import photograph
 from tests.end_to_end.server import serving
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-CAPTIONS = [
-    *("a cat with green eyes", "a cat on a sofa", "a cup of coffee on a table", "a rocket at its launch"),
-    *(f"a dog on beach number {number}" for number in range(40)),
-]
-IMAGES = Path(__file__).parents[2] / "docs/images"
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     chromium = shutil.which("chromium")
     if chromium is None:
         assert os.environ.get("TEST_REQUIRE_CHROMIUM") != "1", "chromium is not on PATH"
@@ -33,25 +26,29 @@ def browser():
         opened.close()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def server(tmp_path_factory):
     with serving(data_dir=tmp_path_factory.mktemp("data")) as running:
-        with running.client() as client:
-            client.put("/v1/label-sets/things", json={"classes": ["cat", "coffee cup"]}).raise_for_status()
-            built = client.put("/v1/databases/photos", json={"captions": CAPTIONS}).raise_for_status().json()
-            while built["status"] in {"queued", "running"}:
-                built = client.get(f"/v1/jobs/{built['id']}").json()
-            assert built["status"] == "succeeded"
         yield running
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
+def client(server):
+    with server.client() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
 def pictures(tmp_path_factory):
+    """Photographs of a cat and of a cup of coffee, several cuts of each, and a file that is none."""
     import skimage.data
 
     folder = tmp_path_factory.mktemp("pictures")
     for name in ("chelsea", "coffee"):
-        (folder / f"{name}.jpg").write_bytes(photograph(getattr(skimage.data, name)()))
+        pixels = getattr(skimage.data, name)()
+        (folder / f"{name}.jpg").write_bytes(photograph(pixels))
+        for cut in range(1, 5):
+            (folder / f"{name}-{cut}.jpg").write_bytes(photograph(pixels[cut * 9 :, cut * 7 :]))
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
     return folder
 
@@ -61,32 +58,51 @@ def open_page(browser, server):
     """Open the page; what it asks of other hosts, and what the browser complains of, fails the test."""
     contexts, asked, complaints = [], [], []
 
-    def opened(url=server.url, **options):
+    def heard(message):
+        # The browser tells of every refusal; that the page tells of it too is what the tests look at.
+        is_refusal = message.text.startswith("Failed to load resource: the server responded with a status of 4")
+        if message.type in {"error", "warning"} and not is_refusal:
+            complaints.append(message.text)
+
+    def opened(view="", url=server.url, **options):
         context = browser.new_context(**options)
+        context.set_default_timeout(20_000)
         contexts.append(context)
         page = context.new_page()
-        page.on("request", lambda request: asked.append((request.url, url.partition("#")[0])))
+        page.on("request", lambda request: asked.append((request.url, url)))
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on(
-            "console", lambda message: complaints.append(message.text) if "Content Security" in message.text else None
-        )
-        page.goto(url)
+        page.on("console", heard)
+        page.goto(f"{url}/{view}")
+        page.wait_for_load_state("networkidle")
         return page
 
     yield opened
     for context in contexts:
         context.close()
     assert complaints == []
-    assert all(each.startswith((url, "blob:", "data:")) for each, url in asked)
+    assert all(each.startswith((url, f"blob:{url}", "data:")) for each, url in asked)
 
 
 @pytest.fixture
-def shoot():
-    """Takes a screenshot for the documentation, where the environment asks for it."""
+def drop():
+    """Drop files on the one element that a selector finds, as somebody does from their desktop."""
 
-    def take(page, name):
-        if os.environ.get("TEST_SCREENSHOTS") == "1":
-            shot = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
-            shot.quantize(128, dither=Image.Dither.NONE).save(IMAGES / f"page-{name}.png", optimize=True)
+    def dropped(page, selector: str, *files: Path, media_type: str = "image/jpeg"):
+        told = [
+            {"name": file.name, "type": media_type, "base64": base64.b64encode(file.read_bytes()).decode()}
+            for file in files
+        ]
+        transfer = page.evaluate_handle(
+            """files => {
+                const transfer = new DataTransfer();
+                for (const { name, type, base64 } of files) {
+                    const bytes = Uint8Array.from(atob(base64), (each) => each.charCodeAt(0));
+                    transfer.items.add(new File([bytes], name, { type }));
+                }
+                return transfer;
+            }""",
+            told,
+        )
+        page.locator(selector).dispatch_event("drop", {"dataTransfer": transfer})
 
-    return take
+    return dropped

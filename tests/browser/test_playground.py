@@ -1,53 +1,66 @@
-"""The page in a real browser, headless Chromium, against a real server."""
+"""The page in a real browser: classifying, searching captions, keys, the frame around all views, and how it looks."""
 
+import io
 import json
+import os
 import re
 import shutil
+import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from app.captions.lexicon import WORDNET
 from tests.end_to_end.server import serving
 
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+expect = sync_api.expect
+
 KEY = "a key of the browser's tests, long enough"
+CAPTIONS = [
+    "a tabby cat looks into the camera",
+    "a cat and a kitten share a basket",
+    "a cup of coffee on a wooden table",
+    "a dog runs along a beach",
+    "a rocket starts in the morning",
+]
+SCREENSHOTS = Path(__file__).parents[2] / "docs" / "images"
+WITH_SCREENSHOTS = os.environ.get("TEST_SCREENSHOTS") == "1"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def contents(client):
+    """A label set with descriptions and example images to come, and a caption database."""
+    described = {
+        "name": "cat",
+        "descriptions": [
+            "A cat has a short face with whiskers and slit pupils.",
+            "A cat has pointed ears and soft fur.",
+        ],
+        "features": ["whiskers", "slit pupils", "pointed ears"],
+    }
+    cup = {
+        "name": "coffee cup",
+        "synonyms": ["espresso cup"],
+        "descriptions": ["A coffee cup is round, with a handle and dark liquid in it."],
+        "features": ["a handle", "a saucer"],
+    }
+    client.put("/v1/label-sets/things", json={"classes": [described, cup, "rocket"]}).raise_for_status()
+    built(client, "archive", CAPTIONS)
+
+
+def built(client, name, captions):
+    job = client.put(f"/v1/databases/{name}", json={"captions": captions}).raise_for_status().json()
+    deadline = time.monotonic() + 60
+    while job["status"] not in {"succeeded", "failed"}:
+        assert time.monotonic() < deadline
+        job = client.get(f"/v1/jobs/{job['id']}").json()
+    assert job["status"] == "succeeded", job["error"]
 
 
 def choose(page, *files: Path):
     page.set_input_files("#files", [str(file) for file in files])
-
-
-@pytest.mark.parametrize(
-    ("name", "width", "scheme"), [("desktop", 1280, "light"), ("phone", 390, "light"), ("dark", 1280, "dark")]
-)
-def test_what_is_shown_in_the_documentation(open_page, pictures, shoot, server, name, width, scheme):
-    page = open_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-    choose(page, pictures / "chelsea.jpg", pictures / "coffee.jpg")
-    page.fill("#word", "cat, dog, coffee cup, rocket")
-    page.click("form details summary")
-    page.fill("#reject-below", "0.3")
-    classify(page)
-    shoot(page, f"classify-{name}")
-    with server.client() as client:
-        described = {
-            "classes": [
-                {"name": "cat", "features": ["pointed ears", "long whiskers", "vertical pupils"]},
-                {"name": "coffee cup", "features": ["a handle", "a saucer", "dark liquid inside"]},
-            ]
-        }
-        client.put("/v1/label-sets/described", json=described).raise_for_status()
-    page.check("input[value=label_set]")
-    page.wait_for_selector("#label-set option[value=described]", state="attached")
-    page.select_option("#label-set", "described")
-    page.select_option("#method", "dclip")
-    page.click("#classify")
-    page.wait_for_selector("#status:has-text('dclip')")
-    page.locator("#answers > li").first.locator("summary").click()
-    assert "cat, which has" in page.locator("#answers > li").first.inner_text()
-    shoot(page, f"explanation-{name}")
-    page.fill("#template", "no place for the word")
-    page.click("#classify")
-    page.wait_for_selector("#error:not([hidden])")
-    shoot(page, f"error-{name}")
 
 
 def classify(page):
@@ -59,22 +72,26 @@ def best(page) -> list[str]:
     return page.locator("#answers .bars li:first-child .bar span").all_inner_texts()
 
 
+def focused(page) -> str:
+    return page.evaluate("document.activeElement.id")
+
+
 def test_pictures_are_classified_among_words_with_scores_and_reasons(open_page, pictures):
     page = open_page()
     choose(page, pictures / "chelsea.jpg", pictures / "coffee.jpg")
     page.fill("#word", "cat, dog\ncoffee cup")
     page.click("#add")
-    assert page.locator("#chips li").count() == 3
+    expect(page.locator("#chips li")).to_have_count(3)
     page.click("[aria-label='Remove dog']")
     page.fill("#word", "Cat, rocket")
     classify(page)
-    assert page.locator("#chips li").count() == 3  # a word is taken once, and what was typed is added
+    expect(page.locator("#chips li")).to_have_count(3)  # a word is taken once, and what was typed is added
     assert best(page) == ["cat", "coffee cup"]
     assert re.fullmatch(r"\d+ %|\d\.\d %", page.locator(".score").first.inner_text())
     why = page.locator("#answers > li").first.locator("details")
     why.locator("summary").click()
     assert "a photo of a cat." in why.inner_text()
-    assert "zero-shot with embedded" in page.inner_text("#status")
+    assert "Method zero-shot, model embedded" in page.inner_text("#status")
 
 
 def test_what_is_shown_to_copy_asks_the_same(open_page, pictures, server, monkeypatch, tmp_path):
@@ -98,15 +115,37 @@ def test_label_sets_and_methods_can_be_chosen(open_page, pictures):
     choose(page, pictures / "coffee.jpg")
     page.check("input[value=label_set]")
     page.wait_for_selector("#label-set option", state="attached")
-    page.select_option("#label-set", "things")
-    page.click("form details summary")
+    page.click("#question details summary")
     page.select_option("#method", "autoclip")
     assert "Metzen" in page.inner_text("#method-summary")
     page.fill("#reject-below", "1")
     classify(page)
     assert best(page) == ["coffee cup"]
-    assert "autoclip with embedded" in page.inner_text("#status")
+    assert "Method autoclip, model embedded" in page.inner_text("#status")
     assert "None of these" in page.inner_text("#answers")
+
+
+def test_pictures_can_be_dropped_anywhere_and_what_is_no_picture_is_named(open_page, pictures, drop):
+    page = open_page()
+    drop(page, "#drop", pictures / "chelsea.jpg")
+    drop(page, "#results", pictures / "coffee.jpg")
+    expect(page.locator("#pictures li")).to_have_count(2)
+    drop(page, "#drop", pictures / "broken.jpg", media_type="application/pdf")
+    expect(page.locator("#left-out")).to_have_text("Left out, since no picture: broken.jpg.")
+    expect(page.locator("#pictures li")).to_have_count(2)
+
+
+def test_the_samples_bring_their_words_unless_there_are_some(open_page):
+    page = open_page()
+    page.click("#samples")
+    expect(page.locator("#pictures li")).to_have_count(10)
+    expect(page.locator("#chips li")).to_have_count(10)
+    page.click("#forget-words")
+    expect(page.locator("#word")).to_be_focused()
+    page.fill("#word", "circle, square")
+    page.click("#samples")
+    expect(page.locator("#pictures li")).to_have_count(20)
+    expect(page.locator("#chips li")).to_have_count(0)
 
 
 def test_errors_are_sentences_in_the_place_they_belong_to(open_page, pictures):
@@ -118,13 +157,38 @@ def test_errors_are_sentences_in_the_place_they_belong_to(open_page, pictures):
     assert page.inner_text("#error") == "Say at least one word."
     page.fill("#word", "cat, dog")
     classify(page)
-    assert not page.is_visible("#error")
+    expect(page.locator("#error")).to_be_hidden()
     assert "This is not an image that can be read" in page.locator("#answers > li").nth(1).inner_text()
-    page.click("form details summary")
+    page.click("#question details summary")
     page.fill("#template", "no place for the word")
     page.click("#classify")
     page.wait_for_selector("#error:not([hidden])")
     assert "unknown template set 'no place for the word'" in page.inner_text("#error")
+
+
+def test_a_field_that_is_refused_says_so_beside_it_and_has_the_focus(open_page, pictures):
+    page = open_page()
+    choose(page, pictures / "chelsea.jpg")
+    page.fill("#word", f"cat, {'x' * 201}")
+    page.click("#classify")
+    note = page.locator("#words-labels .field-problem")
+    expect(note).to_contain_text("has 201 characters, at most 200 are allowed")
+    assert page.get_attribute("#word", "aria-describedby") == note.get_attribute("id")
+    assert page.inner_text("#error") == "1 entry is refused; what is wrong stands beside it."
+    expect(page.locator("#word")).to_be_focused()
+    page.locator("#chips button").nth(1).click()
+    options = page.locator("#question details")
+    options.locator("summary").click()
+    page.fill("#template", "a {thing} {}")
+    options.locator("summary").click()
+    page.click("#classify")
+    expect(options.locator(".field-problem")).to_contain_text("has a brace that is not part of {}")  # it was opened
+    expect(page.locator("#template")).to_be_focused()
+    expect(note).to_have_count(0)
+    page.fill("#template", "")
+    classify(page)
+    expect(page.locator(".field-problem, [aria-invalid]")).to_have_count(0)
+    expect(page.locator("#error")).to_be_hidden()
 
 
 def test_words_of_others_are_text_and_never_markup(open_page, pictures):
@@ -132,50 +196,246 @@ def test_words_of_others_are_text_and_never_markup(open_page, pictures):
     choose(page, pictures / "chelsea.jpg")
     page.fill("#word", "<img src=x onerror=alert(1)>, <b>dog</b>")
     classify(page)
-    assert page.locator("#answers b, #chips b, #chips img").count() == 0
+    expect(page.locator("#answers b, #chips b, #chips img")).to_have_count(0)
     assert "<b>dog</b>" in page.inner_text("#answers")
+
+
+@pytest.mark.skipif(
+    not (WORDNET / "data.noun").exists() and os.environ.get("TEST_REQUIRE_WORDNET") != "1",
+    reason="WordNet's files are not there; install Debian's wordnet-base",
+)
+def test_without_words_names_are_found_in_the_database_that_is_chosen(open_page, pictures):
+    page = open_page()
+    choose(page, pictures / "chelsea.jpg")
+    page.check("input[value=none]")
+    page.wait_for_selector("#database option[value=archive]", state="attached")
+    page.select_option("#database", "archive")
+    classify(page)
+    assert best(page) == ["cat"]
+    assert "Method cased" in page.inner_text("#status")
+    page.locator("#answers summary").first.click()
+    assert CAPTIONS[0] in page.inner_text("#answers .prompts")
+
+
+# --- captions --------------------------------------------------------------------------------------------------------
+
+
+def captions(page) -> list[str]:
+    return page.locator("#captions .bar span").all_inner_texts()
+
+
+def search(page):
+    page.click("#search button[type=submit]")
+
+
+def test_captions_are_searched_by_text_a_page_at_a_time(open_page):
+    page = open_page("#captions")
+    expect(page.locator("#search-database")).to_have_value("archive")
+    page.fill("#search-text", "a cat")
+    page.click("#search details summary")
+    page.fill("#search-limit", "2")
+    search(page)
+    expect(page.locator("#search-status")).to_contain_text("Captions 1 to 2, the nearest first")
+    first = captions(page)
+    assert set(first) == set(CAPTIONS[:2])
+    scores = [float(each) for each in page.locator("#captions .score").all_inner_texts()]
+    assert scores == sorted(scores, reverse=True)
+    expect(page.locator("#previous-captions")).to_be_hidden()
+    page.click("#next-captions")
+    expect(page.locator("#search-status")).to_contain_text("Captions 3 to 4")
+    assert not set(captions(page)) & set(first)
+    page.click("#next-captions")
+    expect(page.locator("#search-status")).to_contain_text("Captions 5 to 5")
+    expect(page.locator("#next-captions")).to_be_hidden()
+    page.click("#previous-captions")
+    page.click("#previous-captions")
+    expect(page.locator("#search-status")).to_contain_text("Captions 1 to 2")
+    assert captions(page) == first
+
+
+def test_captions_are_searched_by_a_picture_and_only_some_of_them(open_page, pictures, drop):
+    page = open_page("#captions")
+    drop(page, "#found-captions", pictures / "coffee.jpg")
+    expect(page.locator("#search-picture img")).to_be_visible()
+    search(page)
+    expect(page.locator("#captions li")).to_have_count(5)
+    assert captions(page)[0] == CAPTIONS[2]
+    page.click("#search details summary")
+    page.fill("#search-contains", "CAT")
+    search(page)
+    expect(page.locator("#captions li")).to_have_count(2)
+    page.fill("#search-min-score", "0.99")
+    search(page)
+    expect(page.locator("#search-status")).to_contain_text("No caption passes, of the 5 nearest")
+    assert captions(page) == []
+
+
+def test_a_search_that_cannot_be_made_says_why(open_page):
+    page = open_page("#captions")
+    search(page)
+    expect(page.locator("#search-text-field .field-problem")).to_have_text("Say what the captions shall be near to.")
+    expect(page.locator("#search-text")).to_be_focused()
+    page.check("#search-by-picture")
+    search(page)
+    expect(page.locator("#search-error")).to_have_text("Choose a picture.")
+    page.check("input[name=search-by][value=text]")
+    page.fill("#search-text", "x" * 1001)
+    search(page)
+    expect(page.locator("#search-text-field .field-problem")).to_contain_text("at most 1000 are allowed")
+
+
+# --- the frame -------------------------------------------------------------------------------------------------------
+
+
+def test_views_have_addresses_that_can_be_linked_and_gone_back_to(open_page, server):
+    page = open_page()
+    assert page.title() == "Classify · Deixis"
+    page.click("nav a[href='#captions']")
+    expect(page.locator("#view-captions")).to_be_visible()
+    assert page.locator(".views [aria-current]").all_inner_texts() == ["Captions"]
+    expect(page.locator("#view-captions")).to_be_focused()
+    page.click("nav a[href='#label-sets']")
+    page.click("#label-set-list a >> text=things")
+    expect(page.locator("#editor-title")).to_have_text("things")
+    assert page.url == f"{server.url}/#label-sets/things"
+    assert page.title() == "things · Deixis"
+    page.go_back()
+    expect(page.locator("#editor")).to_be_hidden()
+    page.go_back()
+    expect(page.locator("#view-captions")).to_be_visible()
+    page.goto(f"{server.url}/#classify/things")
+    expect(page.locator("#label-set")).to_have_value("things")
+    page.goto(f"{server.url}/#nowhere")
+    page.reload()
+    expect(page.locator("#view-classify")).to_be_visible()
 
 
 def test_everything_can_be_done_with_the_keyboard(open_page):
     page = open_page()
-    page.focus("#samples")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
     page.keyboard.press("Enter")
-    page.wait_for_selector("#pictures li:nth-child(10)")
+    expect(page.locator("#main")).to_be_focused()
+    reached = []
+    while "add" not in reached:
+        assert len(reached) < 12, reached
+        page.keyboard.press("Tab")
+        reached.append(focused(page))
+        if focused(page) == "samples":
+            page.keyboard.press("Enter")
+            page.wait_for_selector("#pictures li:nth-child(10)")
+            page.focus("#word")  # past ten pictures and ten words, each with a way to remove it
+            reached.append("word")
+    assert [each for each in reached if each] == ["files", "samples", "word", "add"]
     page.focus("#word")
-    page.keyboard.type("red circle, blue square")
+    page.keyboard.type("a circle")
     page.keyboard.press("Enter")
     page.keyboard.press("Enter")
     page.wait_for_selector("#answers > li:nth-child(10)")
-    assert page.evaluate("document.activeElement.id") == "results"
+    expect(page.locator("#results")).to_be_focused()
+
+
+def test_removing_with_the_keyboard_keeps_the_place(open_page, pictures):
+    page = open_page()
+    choose(page, pictures / "chelsea.jpg", pictures / "coffee.jpg")
+    page.fill("#word", "cat, dog")
+    page.click("#add")
+    page.focus("[aria-label='Remove chelsea.jpg']")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.ariaLabel") == "Remove coffee.jpg"
+    page.keyboard.press("Enter")
+    expect(page.locator("#files")).to_be_focused()
+    page.focus("[aria-label='Remove dog']")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.ariaLabel") == "Remove cat"
+
+
+@pytest.mark.parametrize("view", ["#classify", "#label-sets/things", "#new-label-set", "#captions"])
+def test_every_control_has_a_name_and_every_picture_words(open_page, view):
+    page = open_page(view)
+    page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
+    page.click("#samples", force=True) if view == "#classify" else None
+    page.wait_for_load_state("networkidle")
     unnamed = page.evaluate(
-        "[...document.querySelectorAll('button, input:not([type=file]), select, textarea')]"
-        ".filter((each) => !each.labels?.length && !each.getAttribute('aria-label') && !each.textContent.trim())"
-        ".map((each) => each.outerHTML)"
+        """[...document.querySelectorAll('button, a, input, select, textarea, summary, progress, table, dialog')]
+            .filter((each) => ![...(each.labels || [])].some((label) => label.textContent.trim())
+                && !each.getAttribute('aria-label') && !each.textContent.trim())
+            .map((each) => each.outerHTML)"""
     )
     assert unnamed == []
+    expect(page.locator("img:not([alt])")).to_have_count(0)
+
+
+CONTRAST = """() => {
+    const channels = (text) => text.match(/[\\d.]+/g).map(Number);
+    const light = ([r, g, b]) => [r, g, b].map((each) => each / 255)
+        .map((each) => (each <= 0.03928 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4))
+        .reduce((sum, each, index) => sum + each * [0.2126, 0.7152, 0.0722][index], 0);
+    const ground = (element) => {
+        for (let each = element; each; each = each.parentElement) {
+            const found = channels(getComputedStyle(each).backgroundColor);
+            if (found.length === 3 || found[3] > 0) return found;
+        }
+        return [255, 255, 255];
+    };
+    const poor = [];
+    for (const each of document.querySelectorAll('body *')) {
+        const text = [...each.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+        const isApart = each.closest('.bar, .wrong, .right, :disabled, option');
+        if (!text || isApart || !each.checkVisibility()) continue;
+        const [one, other] = [light(channels(getComputedStyle(each).color)), light(ground(each))];
+        const ratio = (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
+        if (ratio < 4.5) poor.push(`${ratio.toFixed(2)} ${each.tagName} ${each.textContent.slice(0, 40)}`);
+    }
+    return poor;
+}"""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [320, 390, 1280])
 def test_it_fits_a_phone_and_a_desk_in_light_and_dark(open_page, pictures, scheme, width):
     page = open_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-    choose(page, pictures / "chelsea.jpg")
+    choose(page, pictures / "chelsea.jpg", pictures / "broken.jpg")
     page.fill("#word", "cat, a word that is very much longer than most words that anybody would ever want to use here")
     classify(page)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for view in ("classify", "label-sets/things", "captions"):
+        page.evaluate(f"location.hash = '#{view}'")
+        page.wait_for_load_state("networkidle")
+        page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
+        page.wait_for_load_state("networkidle")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, view
+        assert page.evaluate(CONTRAST) == [], view
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", ground))) > 380) == (scheme == "light")
 
 
 def test_a_server_that_asks_for_a_key_gets_it_from_the_page_which_forgets_it(open_page, pictures, tmp_path):
     file = tmp_path / "keys.toml"
-    file.write_text(f"[[keys]]\nid = 'browser'\nkey = {json.dumps(KEY)}\n")
+    file.write_text(f"[[keys]]\nid = 'browser'\nkey = {json.dumps(KEY)}\nscope = 'write'\n")
     with serving("--api-keys-file", str(file), data_dir=tmp_path / "data") as closed:
-        page = open_page(closed.url)
-        page.wait_for_selector("#error:not([hidden])")
-        assert "A key is needed" in page.inner_text("#error")
+        asked = "The server asks for an API key."
+        page = open_page("#captions", url=closed.url)
+        expect(page.locator("#search-error")).to_contain_text(asked)
+        expect(page.locator("#key")).to_be_focused()
+        page.click("nav a[href='#label-sets']")
+        expect(page.locator("#label-sets-error")).to_contain_text(asked)
+        expect(page.locator("#key")).to_be_focused()
+        page.goto(f"{closed.url}/#new-label-set")
+        page.fill("#editor-name", "pets")
+        page.fill("#new-classes", "cat, dog")
+        page.click("#save-label-set")
+        expect(page.locator("#editor-error")).to_contain_text(asked)
+        expect(page.locator("#key")).to_be_focused()
+        page.keyboard.type("not the key of anybody here")
+        page.keyboard.press("Enter")
+        expect(page.locator("#label-sets-error")).to_contain_text("does not know this API key")
         page.fill("#key", KEY)
-        page.press("#key", "Tab")
+        page.press("#key", "Enter")
+        expect(page.locator("#label-sets-error")).to_be_hidden()
+        expect(page.locator("#editor-name")).to_have_value("pets")  # what was typed is still there
+        page.click("#save-label-set")
+        expect(page.locator("#editor-status")).to_have_text("Saved as version 1.")
+        page.click("nav a[href='#classify']")
         page.wait_for_selector("#method option[value=autoclip]", state="attached")
         choose(page, pictures / "chelsea.jpg")
         page.fill("#word", "cat, dog")
@@ -185,4 +445,59 @@ def test_a_server_that_asks_for_a_key_gets_it_from_the_page_which_forgets_it(ope
         assert "$DEIXIS_API_KEY" in page.inner_text("#curl")
         assert KEY not in page.content()
         page.reload()
-        assert page.input_value("#key") == ""
+        expect(page.locator("#key")).to_have_value("")
+        assert page.evaluate("localStorage.length + sessionStorage.length + document.cookie.length") == 0
+
+
+# --- pictures for the guide ------------------------------------------------------------------------------------------
+
+LOOKS = {
+    "desktop": {"viewport": {"width": 1180, "height": 820}},
+    "phone": {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True},
+    "dark": {"viewport": {"width": 1180, "height": 820}, "color_scheme": "dark"},
+}
+
+
+@pytest.mark.skipif(not WITH_SCREENSHOTS, reason="TEST_SCREENSHOTS is not 1")
+@pytest.mark.parametrize("look", LOOKS)
+def test_the_guide_has_its_screenshots(open_page, pictures, client, look):
+    for classname, name in (("cat", "chelsea"), ("coffee cup", "coffee")):
+        files = [("image", file.read_bytes()) for file in sorted(pictures.glob(f"{name}-?.jpg"))]
+        client.post(
+            "/v1/label-sets/things/images",
+            files=[("image", ("1.jpg", each)) for _, each in files],
+            data={"class": classname},
+        ).raise_for_status()
+    page = open_page(**LOOKS[look])
+    choose(page, pictures / "chelsea.jpg", pictures / "coffee.jpg")
+    page.fill("#word", "cat, dog, coffee cup, rocket")
+    classify(page)
+    if look == "phone":
+        page.locator("#results").scroll_into_view_if_needed()
+        page.evaluate("document.querySelector('#results').scrollIntoView()")
+    taken(page, f"page-classify-{look}")
+    page.goto(f"{page.url.split('#')[0]}#classify/things")
+    page.click("#question details summary")
+    page.select_option("#method", "dclip")
+    page.click("#classify")
+    expect(page.locator("#status")).to_contain_text("dclip")
+    page.locator("#answers summary").first.click()
+    page.evaluate("document.querySelector('#answers').scrollIntoView()")
+    taken(page, f"page-explanation-{look}")
+    page.goto(f"{page.url.split('#')[0]}#label-sets/things")
+    page.locator("#editor-classes summary").first.click()
+    page.wait_for_selector("#editor-classes .tile")
+    page.evaluate("document.querySelector('#editor').scrollIntoView()")
+    taken(page, f"page-label-sets-{look}")
+    page.locator("#editor-classes textarea").nth(1).fill("pointed ears\n" + "a very long description " * 50)
+    page.fill("#new-classes", "Cat\nDOG")
+    page.click("#save-label-set")
+    page.wait_for_selector(".field-problem")
+    taken(page, f"page-error-{look}")
+
+
+def taken(page, name: str) -> None:
+    """Write what is in the window, in 256 colours."""
+    page.wait_for_load_state("networkidle")
+    shown = Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    shown.save(SCREENSHOTS / f"{name}.png", optimize=True)

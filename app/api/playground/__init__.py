@@ -1,6 +1,8 @@
 """The page / : classify in a browser, from files of our own, without a build step and without other hosts."""
 
+import re
 from importlib.resources import files
+from pathlib import PurePosixPath
 
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import Response
@@ -8,12 +10,11 @@ from fastapi.responses import Response
 from app.errors import UnknownRouteError
 
 _MEDIA_TYPES = {
-    "page.html": "text/html; charset=utf-8",
-    "page.css": "text/css; charset=utf-8",
-    **dict.fromkeys(
-        ("ask.js", "captions.js", "classify.js", "label_sets.js", "page.js"), "text/javascript; charset=utf-8"
-    ),
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
 }
+_ASSET = re.compile(r"[a-z_]+\.(css|js)")  # no path, and none of the files of Python beside them
 
 # Nothing inline, nothing from elsewhere; pictures are shown from the browser's own memory.
 _POLICY = (
@@ -33,7 +34,7 @@ def page() -> Response:
 @router.get("/playground/{asset}")
 def asset(asset: str) -> Response:
     """Send one of the files that the page consists of."""
-    if asset not in _MEDIA_TYPES or asset == "page.html":
+    if not _ASSET.fullmatch(asset) or not files(__name__).joinpath(asset).is_file():
         raise UnknownRouteError(f"there is no route /playground/{asset}; / is the page")
     return _file(asset)
 
@@ -42,7 +43,7 @@ def _file(name: str) -> Response:
     content = files(__name__).joinpath(name).read_bytes()
     # Asked for again each time, so that an upgrade is seen; they are small.
     headers = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
-    return Response(content, media_type=_MEDIA_TYPES[name], headers=headers)
+    return Response(content, media_type=_MEDIA_TYPES[PurePosixPath(name).suffix], headers=headers)
 
 
 def install(app: FastAPI) -> None:

@@ -1,64 +1,69 @@
-// The few functions that every view needs. Everything that came from elsewhere is written as text, never as HTML.
+// Requests to the server: with the key, which is kept in its field alone, and with refusals as sentences.
+import { at } from "./elements.js";
 
-export const at = (id) => document.getElementById(id);
-
-export function made(tag, attributes = {}, ...children) {
-  const element = Object.assign(document.createElement(tag), attributes);
-  element.append(...children);
-  return element;
-}
-
-export const option = (value, text) => made("option", { value, textContent: text });
-
-export const percent = (score) => `${(100 * score).toFixed(score > 0.0995 ? 0 : 1)} %`;
-
-// The key is kept in its field, in memory, and nowhere else.
-export function headers() {
-  const key = at("key").value.trim();
-  return key ? { Authorization: `Bearer ${key}` } : {};
-}
-
+/** What the server, or the way to it, had against a request. */
 export class Refusal extends Error {
-  constructor(status, body, wait) {
-    const told = body?.detail || `The server answered ${status}.`;
-    super(`${body?.title ? `${body.title}: ` : ""}${told}${wait ? ` Try again in ${wait} s.` : ""}`);
+  /** `errors` are those of a problem: [{field, problem}]; `detail` is its sentence without the title, `kind` its type. */
+  constructor(message, { status = 0, errors = [], detail = message, kind = "" } = {}) {
+    super(message);
     this.status = status;
-    this.errors = body?.errors || [];
+    this.detail = detail;
+    this.kind = kind;
+    this.errors = errors;
   }
 }
 
-// Returns the answer's JSON and its headers; throws a Refusal, or an Error where there was no answer.
-export async function send(path, options = {}) {
+const key = () => at("key").value.trim();
+
+export const hasKey = () => key() !== "";
+
+/** Return the response to a request that was not refused; throws Refusal. */
+export async function fetched(path, options = {}) {
+  const headers = { ...(hasKey() ? { Authorization: `Bearer ${key()}` } : {}), ...options.headers };
   let answer;
   try {
-    answer = await fetch(path, { ...options, headers: { ...headers(), ...options.headers } });
+    answer = await fetch(path, { ...options, headers });
   } catch {
-    throw new Error("The server cannot be reached. Is it running?");
+    throw new Refusal("The server cannot be reached. Is it running?");
   }
-  const type = answer.headers.get("content-type") || "";
-  const body = type.includes("json") ? await answer.json() : null;
-  if (answer.ok) return { body, headers: answer.headers };
-  if (answer.status === 401) at("key").focus();
-  throw new Refusal(answer.status, body, answer.headers.get("retry-after"));
+  if (!answer.ok) throw await refusalOf(answer);
+  return answer;
 }
 
-export const ask = async (path, options) => (await send(path, options)).body;
-
-export const askWith = (method, path, value, more = {}) =>
-  send(path, { method, body: JSON.stringify(value), headers: { "Content-Type": "application/json", ...more } });
-
-// Asks again until a job is over, and tells each time how far it is.
-export async function waited(job, tell) {
-  for (let wait = 200; !["succeeded", "failed", "cancelled"].includes(job.status); wait = Math.min(wait * 1.5, 2000)) {
-    tell(job);
-    await new Promise((done) => setTimeout(done, wait));
-    job = await ask(`v1/jobs/${job.id}`);
-  }
-  if (job.status !== "succeeded") throw new Error(job.error || `The job ${job.status}.`);
-  return job.result;
+/** Return the JSON that a request is answered with, null where the answer is empty; throws Refusal. */
+export async function ask(path, options = {}) {
+  const answer = await fetched(path, options);
+  return answer.status === 204 ? null : answer.json();
 }
 
-export function showIn(id, error) {
-  at(id).textContent = error ? error.message : "";
-  at(id).hidden = !error;
+/** Return the options of a request with a JSON body. */
+export function json(method, body, headers = {}) {
+  return { method, body: JSON.stringify(body), headers: { "Content-Type": "application/json", ...headers } };
+}
+
+/** Return what is listed in pages under `member`, all of it. */
+export async function everyPage(path, member) {
+  const found = [];
+  for (let after = null; ;) {
+    const page = await ask(after === null ? path : `${path}&after=${encodeURIComponent(after)}`);
+    found.push(...page[member]);
+    if (page.next_after === null) return found;
+    after = page.next_after;
+  }
+}
+
+async function refusalOf(answer) {
+  const status = answer.status;
+  if (status === 401) {
+    const sentence = hasKey()
+      ? "The server does not know this API key. Check it in the field “API key” at the top."
+      : "The server asks for an API key. Type yours into the field “API key” at the top; only this tab keeps it.";
+    return new Refusal(sentence, { status });
+  }
+  const body = await answer.json().catch(() => null);
+  const wait = answer.headers.get("retry-after");
+  const told = body?.detail ? `${body.title}: ${body.detail}` : `The server answered ${status}.`;
+  return new Refusal(`${told}${wait ? ` Try again in ${wait} s.` : ""}`, {
+    status, errors: body?.errors || [], detail: body?.detail || told, kind: (body?.type || "").split(":").at(-1),
+  });
 }

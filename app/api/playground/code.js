@@ -1,0 +1,52 @@
+// The request that is on the screen, for a shell and for Python.
+import { at } from "./elements.js";
+import { hasKey } from "./ask.js";
+
+const inShell = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+
+const inPython = (value) => {
+  if (Array.isArray(value)) return `[${value.map(inPython).join(", ")}]`;
+  return value === true ? "True" : JSON.stringify(value);
+};
+
+/** Return what a field is sent as in a form. */
+export const inForm = (value) => (typeof value === "string" ? value : JSON.stringify(value));
+
+/** Write both forms of classifying files of these names with these fields, [[name, value], ...]. */
+export function showCode(names, fields) {
+  const url = new URL(".", document.baseURI).href;
+  at("curl").textContent = [
+    "curl",
+    ...(hasKey() ? ['-H "Authorization: Bearer $DEIXIS_API_KEY"'] : []),
+    ...names.map((name) => `-F image=@${inShell(name)}`),
+    ...fields.map(([name, value]) => `-F ${inShell(`${name}=${inForm(value)}`)}`),
+    `${url}v1/classify`,
+  ].join(" \\\n  ");
+  at("python").textContent = [
+    `import deixis  # pip install deixis${hasKey() ? "; takes the key from DEIXIS_API_KEY" : ""}`,
+    "",
+    `with deixis.Client(${JSON.stringify(url)}) as client:`,
+    "    answer = client.classify(",
+    ...names.map((name) => `        ${JSON.stringify(name)},`),
+    ...fields.map(([name, value]) => `        ${name}=${inPython(value)},`),
+    "    )",
+    "for result in answer.results:",
+    "    print(result.error or result.predictions[0])",
+  ].join("\n");
+}
+
+/** Let the buttons beside the code copy it. */
+export function startCopying() {
+  for (const button of document.querySelectorAll(".copy")) {
+    button.onclick = async () => {
+      const code = at(button.dataset.of);
+      if (navigator.clipboard) {
+        await navigator.clipboard.writeText(code.textContent);
+        button.textContent = "copied";
+        setTimeout(() => { button.textContent = "copy"; }, 1500);
+      } else {
+        getSelection().selectAllChildren(code); // without HTTPS there is no clipboard; Ctrl+C copies what is selected
+      }
+    };
+  }
+}

@@ -1,0 +1,58 @@
+// The views of the page and their addresses: #classify, #label-sets, #label-sets/pets, #new-label-set, #captions.
+import { at } from "./elements.js";
+
+const TITLES = { classify: "Classify", "label-sets": "Label sets", captions: "Captions" };
+
+/** Return the address of a view, or of something by its name in it. */
+export const addressOf = (view, name = "") => `#${view}${name ? `/${encodeURIComponent(name)}` : ""}`;
+
+export const currentView = () => Object.keys(TITLES).find((view) => !at(`view-${view}`).hidden);
+
+/**
+ * Show a view by its address, now and whenever the address changes.
+ *
+ * `shown` has a function of each view. It gets what follows in the address, as {name, isNew}, and whether it shall take
+ * the `focus`, which it must where there is something of that name; else the view itself has it.
+ */
+export function startViews(shown) {
+  const show = ({ focus }) => {
+    const { view, rest } = place();
+    if (!view) return;
+    mark(view, rest.name);
+    if (focus && !rest.name && !rest.isNew) at(`view-${view}`).focus();
+    shown[view]({ ...rest, focus });
+  };
+  addEventListener("hashchange", () => show({ focus: true }));
+  if (!place().view) history.replaceState(null, "", addressOf("classify"));
+  show({ focus: false });
+  return { again: () => show({ focus: false }) };
+}
+
+/** Change the address, where what is shown is right already. */
+export function renameTo(view, name) {
+  history.replaceState(null, "", addressOf(view, name));
+  mark(view, name);
+}
+
+function mark(view, name) {
+  for (const each of Object.keys(TITLES)) at(`view-${each}`).hidden = each !== view;
+  for (const link of document.querySelectorAll(".views a")) {
+    if (link.hash === addressOf(view)) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  document.title = `${name || TITLES[view]} · Deixis`;
+}
+
+function place() {
+  const [first, ...others] = location.hash.slice(1).split("/");
+  if (first === "new-label-set") return { view: "label-sets", rest: { isNew: true } };
+  return { view: first in TITLES ? first : first === "" ? "classify" : null, rest: { name: decoded(others.join("/")) } };
+}
+
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}

@@ -1,0 +1,528 @@
+"""Label sets in a real browser: editing, versions, a second writer, example images, evaluation, confusions."""
+
+import re
+
+import pytest
+
+expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
+
+CONFLICT = "Somebody saved version 2 while you worked on version 1: it adds fox. What you typed is kept here."
+
+
+@pytest.fixture
+def pets(client, request):
+    """A label set of its own for each test."""
+    name = re.sub(r"\W+", "-", request.node.name)[5:60]
+    classes = ["cat", {"name": "dog", "descriptions": ["A dog has a long nose."]}, "hamster"]
+    client.put(f"/v1/label-sets/{name}", json={"classes": classes}).raise_for_status()
+    return name
+
+
+@pytest.fixture
+def taught(client, pictures, request):
+    """A label set with four example images of each of two classes, and none of a third."""
+    name = re.sub(r"\W+", "-", request.node.name)[5:60]
+    client.put(f"/v1/label-sets/{name}", json={"classes": ["cat", "coffee cup", "rocket"]}).raise_for_status()
+    for classname, motif in (("cat", "chelsea"), ("coffee cup", "coffee")):
+        files = [("image", (file.name, file.read_bytes())) for file in sorted(pictures.glob(f"{motif}-?.jpg"))]
+        added = client.post(f"/v1/label-sets/{name}/images", files=files, data={"class": classname}).json()
+        assert added["added"] == 4
+    return name
+
+
+def stored(client, name, **query) -> dict:
+    return client.get(f"/v1/label-sets/{name}", params=query).raise_for_status().json()
+
+
+def names(label_set) -> list[str]:
+    return [each["name"] for each in label_set["classes"]]
+
+
+def shown_classes(page):
+    return page.locator("#editor-classes summary strong")
+
+
+def open_class(page, name):
+    """Open a class's row and return it."""
+    row = page.locator("#editor-classes > li").filter(has=page.get_by_text(name, exact=True))
+    row.locator("summary").click()
+    return row
+
+
+def add_class(page, text):
+    page.fill("#new-classes", text)
+    page.press("#new-classes", "Enter")
+
+
+def save(page):
+    page.click("#save-label-set")
+
+
+def saved(page, version):
+    expect(page.locator("#editor-status")).to_have_text(f"Saved as version {version}.")
+
+
+# --- editing ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_label_set_is_made_and_has_an_address(open_page, client, server):
+    page = open_page("#label-sets")
+    page.click("text=New label set")
+    expect(page.locator("#editor-title")).to_be_focused()
+    expect(page.locator("#delete-label-set")).to_be_hidden()
+    page.fill("#editor-name", "birds of prey")
+    add_class(page, "eagle, owl\nfalcon")
+    add_class(page, "OWL, ")  # there already
+    page.fill("#new-classes", "kite")  # typed and not added: saving takes it along
+    save(page)
+    saved(page, 1)
+    assert page.url == f"{server.url}/#label-sets/birds%20of%20prey"
+    assert page.locator("#label-set-list a[aria-current]").inner_text() == "birds of prey"
+    assert names(stored(client, "birds of prey")) == ["eagle", "owl", "falcon", "kite"]
+    page.reload()
+    expect(page.locator("#editor-title")).to_have_text("birds of prey")
+    page.click("#classify-with")
+    expect(page.locator("#label-set")).to_have_value("birds of prey")
+
+
+def test_everything_of_a_class_can_be_written_and_is_kept(open_page, client, pets):
+    page = open_page(f"#label-sets/{pets}")
+    cat = open_class(page, "cat")
+    cat.get_by_label("Other names").fill("kitten\n\n  tabby  ")
+    cat.get_by_label("Descriptions").fill("A cat has whiskers.\nA cat has slit pupils.")
+    cat.get_by_label("Features").fill("whiskers")
+    cat.get_by_label("Prompt of its own").fill("a photo of a {}, the pet.")
+    assert "2 other names · 2 descriptions · 1 feature · prompt" in cat.locator("summary").inner_text()
+    dog = open_class(page, "dog")
+    dog.get_by_label("Name", exact=True).fill("hound")
+    page.click("[aria-label='Remove class hamster']")
+    add_class(page, "parrot")
+    page.click("#label-set-form > details summary")
+    page.fill("#editor-templates", "a sketch of a {}.")
+    page.select_option("#editor-merge", "max")
+    expect(page.locator("#unsaved")).to_be_visible()
+    save(page)
+    saved(page, 2)
+    expect(page.locator("#unsaved")).to_be_hidden()
+    expect(page.locator("#editor-classes details[open]")).to_have_count(2)  # what was open stays so
+    found = stored(client, pets)
+    assert (found["version"], found["templates"], found["merge_synonyms"]) == (2, "a sketch of a {}.", "max")
+    assert found["classes"] == [
+        {
+            "name": "cat",
+            "descriptions": ["A cat has whiskers.", "A cat has slit pupils."],
+            "synonyms": ["kitten", "tabby"],
+            "features": ["whiskers"],
+            "prompt": "a photo of a {}, the pet.",
+        },
+        {"name": "hound", "descriptions": ["A dog has a long nose."], "synonyms": [], "features": [], "prompt": None},
+        {"name": "parrot", "descriptions": [], "synonyms": [], "features": [], "prompt": None},
+    ]
+    save(page)
+    expect(page.locator("#editor-status")).to_have_text("Nothing has changed since it was saved.")
+    assert stored(client, pets)["version"] == 2
+
+
+def test_old_versions_can_be_looked_at_and_made_the_newest(open_page, client, pets):
+    client.put(f"/v1/label-sets/{pets}", json={"classes": ["lion"]}).raise_for_status()
+    page = open_page(f"#label-sets/{pets}")
+    assert page.locator("#editor-version option").all_inner_texts() == ["2 (newest)", "1"]
+    expect(shown_classes(page)).to_have_text(["lion"])
+    page.select_option("#editor-version", "1")
+    expect(page.locator("#old-version")).to_have_text(
+        "This is version 1, an old one. Saving it makes it the newest, version 3."
+    )
+    expect(shown_classes(page)).to_have_text(["cat", "dog", "hamster"])
+    save(page)
+    saved(page, 3)
+    expect(page.locator("#old-version")).to_be_hidden()
+    assert stored(client, pets)["classes"] == stored(client, pets, version=1)["classes"]
+
+
+def test_a_version_is_not_shown_in_the_place_of_what_was_typed_without_a_question(open_page, client, pets):
+    client.put(f"/v1/label-sets/{pets}", json={"classes": ["lion"]}).raise_for_status()
+    page = open_page(f"#label-sets/{pets}")
+    add_class(page, "tiger")
+    page.select_option("#editor-version", "1")
+    page.click("dialog >> text=Keep it")
+    expect(page.locator("#editor-version")).to_have_value("2")
+    expect(shown_classes(page)).to_have_text(["lion", "tiger"])
+    page.click("#undo-changes")
+    page.click("dialog >> text=Drop it")
+    expect(page.locator("#editor-classes > li")).to_have_count(1)
+    expect(page.locator("#undo-changes")).to_be_hidden()
+
+
+def test_what_was_typed_is_there_again_after_a_look_elsewhere(open_page, pets):
+    page = open_page(f"#label-sets/{pets}")
+    add_class(page, "parrot")
+    expect(page.locator("#label-set-list li").filter(has_text=pets)).to_contain_text("not saved")
+    page.click("nav a[href='#classify']")
+    page.click("nav a[href='#label-sets']")
+    page.locator("#label-set-list").get_by_text(pets, exact=True).click()
+    expect(page.locator("#editor-classes > li")).to_have_count(4)
+    expect(page.locator("#unsaved")).to_be_visible()
+
+
+def test_a_label_set_that_there_is_not_is_told(open_page):
+    page = open_page("#label-sets/nobody")
+    expect(page.locator("#editor-failed")).to_contain_text("unknown label set 'nobody'")
+    expect(page.locator("#label-set-form")).to_be_hidden()
+    page.click("text=New label set")
+    expect(page.locator("#label-set-form")).to_be_visible()
+    expect(page.locator("#editor-failed")).to_be_hidden()
+
+
+def test_deleting_asks_first(open_page, client, pets):
+    page = open_page(f"#label-sets/{pets}")
+    page.click("#delete-label-set")
+    assert page.locator("dialog :focus").inner_text() == "Keep it"
+    page.keyboard.press("Escape")
+    expect(page.locator("dialog")).to_have_count(0)
+    expect(page.locator("#delete-label-set")).to_be_focused()
+    assert client.get(f"/v1/label-sets/{pets}").status_code == 200
+    page.click("#delete-label-set")
+    page.click("dialog >> text=Delete >> nth=-1")
+    expect(page.locator("#label-sets-status")).to_have_text(f"“{pets}” is deleted.")
+    assert client.get(f"/v1/label-sets/{pets}").status_code == 404
+    expect(page.locator("#editor")).to_be_hidden()
+    expect(page.locator("#label-set-list").get_by_text(pets, exact=True)).to_have_count(0)
+
+
+def test_it_can_be_made_and_saved_with_the_keyboard_alone(open_page, client):
+    page = open_page("#new-label-set")
+    page.focus("#editor-name")
+    page.keyboard.type("by keyboard")
+    page.keyboard.press("Tab")
+    expect(page.locator("#new-classes")).to_be_focused()
+    page.keyboard.type("cat, dog")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Enter")  # opens the first class
+    expect(page.locator("#editor-classes .class-fields")).to_be_visible()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    page.keyboard.type("tabby")
+    page.focus("#editor-name")
+    page.keyboard.press("Enter")
+    saved(page, 1)
+    expect(page.locator("#save-label-set")).to_be_focused()
+    assert stored(client, "by keyboard")["classes"][0]["synonyms"] == ["tabby"]
+
+
+def test_removing_a_class_with_the_keyboard_keeps_the_place(open_page, pets):
+    page = open_page(f"#label-sets/{pets}")
+    page.focus("[aria-label='Remove class dog']")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.ariaLabel") == "Remove class hamster"
+
+
+def test_thousands_of_classes_can_be_edited(open_page, client):
+    classes = [f"class {index}" for index in range(3000)]
+    client.put("/v1/label-sets/many", json={"classes": classes}).raise_for_status()
+    page = open_page("#label-sets/many")
+    expect(page.locator("#class-count")).to_have_text("3,000 classes")
+    page.fill("#class-filter", "2999")
+    expect(page.locator("#editor-classes > li:visible")).to_have_count(1)
+    open_class(page, "class 2999").get_by_label("Features").fill("four digits")
+    save(page)
+    saved(page, 2)
+    assert stored(client, "many")["classes"][2999]["features"] == ["four digits"]
+    expect(page.locator("#test-zones li")).to_have_count(60)
+    page.fill("#test-class-filter", "2998")
+    expect(page.locator("#test-zones li")).to_have_count(1)
+
+
+# --- what the server refuses -----------------------------------------------------------------------------------------
+
+
+def test_what_is_refused_of_a_class_stands_beside_it(open_page, client, pets):
+    page = open_page(f"#label-sets/{pets}")
+    cat = open_class(page, "cat")
+    cat.get_by_label("Descriptions").fill("A cat has whiskers.\n\n" + "very long " * 110)
+    cat.locator("summary").click()
+    add_class(page, "parrot")
+    open_class(page, "parrot")
+    parrot = page.locator("#editor-classes > li").nth(3)
+    parrot.get_by_label("Name", exact=True).fill("DOG")
+    parrot.locator("summary").click()
+    save(page)
+    description = cat.locator(".field").filter(has=page.get_by_text("Descriptions", exact=True))
+    expect(description.locator(".field-problem")).to_contain_text("“very long very long very long …”:")
+    expect(description.locator(".field-problem")).to_contain_text("at most 1000 are allowed")
+    name = parrot.locator(".field").first
+    expect(name.locator(".field-problem")).to_contain_text("letter case is not told apart")
+    assert page.inner_text("#editor-error") == "2 entries are refused; what is wrong stands beside it."
+    expect(description.locator("textarea")).to_be_focused()
+    assert name.locator("input").get_attribute("aria-invalid") == "true"
+    assert stored(client, pets)["version"] == 1
+    description.locator("textarea").fill("A cat has whiskers.")
+    name.locator("input").fill("parrot")
+    save(page)
+    saved(page, 2)
+    expect(page.locator(".field-problem")).to_have_count(0)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("", "Give the label set a name."),
+        ("a/b", "A name must not contain /; use -."),
+        ("..", "A name must not begin with a dot."),
+        ("a:b", "'a:b' contains : , and none of"),
+    ],
+)
+def test_a_name_that_cannot_be_is_refused_beside_it(open_page, name, told):
+    page = open_page("#new-label-set")
+    page.fill("#editor-name", name)
+    add_class(page, "cat")
+    save(page)
+    expect(page.locator("#editor-name-field .field-problem")).to_contain_text(told)
+    expect(page.locator("#editor-name")).to_be_focused()
+
+
+def test_templates_and_a_list_without_classes_are_refused_beside_their_fields(open_page, pets):
+    page = open_page(f"#label-sets/{pets}")
+    templates = page.locator("#label-set-form > details")
+    templates.locator("summary").click()
+    page.fill("#editor-templates", "sketches")
+    templates.locator("summary").click()
+    save(page)
+    expect(templates.locator(".field-problem")).to_contain_text("unknown template set 'sketches'; known:")
+    page.fill("#editor-templates", "photo")
+    for name in ("cat", "dog", "hamster"):
+        page.click(f"[aria-label='Remove class {name}']")
+    expect(page.locator("#no-classes")).to_be_visible()
+    save(page)
+    expect(page.locator("#label-set-form > .field .field-problem")).to_contain_text("at least 1 item")
+    expect(page.locator("#new-classes")).to_be_focused()
+
+
+# --- a second writer -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_conflict(open_page, client, pets):
+    """The page after saving was refused, because somebody else has added the fox."""
+    page = open_page(f"#label-sets/{pets}")
+    add_class(page, "parrot")
+    open_class(page, "dog").get_by_label("Features").fill("a long nose")
+    client.post(f"/v1/label-sets/{pets}/classes", json={"classes": ["fox"]}).raise_for_status()
+    save(page)
+    expect(page.locator("#conflict p").first).to_have_text(CONFLICT)
+    expect(shown_classes(page)).to_have_text(["cat", "dog", "hamster", "parrot"])
+    assert stored(client, pets)["version"] == 2
+    return page
+
+
+def test_changes_of_two_are_put_together(in_conflict, client, pets):
+    assert in_conflict.locator("#conflict :focus").inner_text() == "Put both together"
+    in_conflict.keyboard.press("Enter")
+    expect(shown_classes(in_conflict)).to_have_text(["cat", "dog", "hamster", "parrot", "fox"])
+    save(in_conflict)
+    saved(in_conflict, 3)
+    found = stored(client, pets)
+    assert names(found) == ["cat", "dog", "hamster", "parrot", "fox"]
+    assert found["classes"][1]["features"] == ["a long nose"]
+    expect(in_conflict.locator("#conflict")).to_be_hidden()
+
+
+def test_mine_can_be_saved_over_theirs(in_conflict, client, pets):
+    in_conflict.click("#conflict >> text=Save mine over it, as version 3")
+    saved(in_conflict, 3)
+    assert names(stored(client, pets)) == ["cat", "dog", "hamster", "parrot"]
+
+
+def test_theirs_can_be_taken(in_conflict, client, pets):
+    in_conflict.click("#conflict >> text=Take version 2, drop mine")
+    expect(shown_classes(in_conflict)).to_have_text(["cat", "dog", "hamster", "fox"])
+    expect(in_conflict.locator("#unsaved")).to_be_hidden()
+    assert stored(client, pets)["version"] == 2
+
+
+def test_what_another_removed_or_changed_is_kept_so_unless_i_changed_it_too(open_page, client, pets):
+    page = open_page(f"#label-sets/{pets}")
+    open_class(page, "dog").get_by_label("Features").fill("a long nose")
+    theirs = [{"name": "cat", "synonyms": ["tabby"]}, {"name": "dog", "synonyms": ["hound"]}]
+    client.put(f"/v1/label-sets/{pets}", json={"classes": theirs}).raise_for_status()
+    save(page)
+    expect(page.locator("#conflict")).to_contain_text("it leaves out hamster, changes cat, dog")
+    page.click("#conflict >> text=Put both together")
+    save(page)
+    saved(page, 3)
+    cat, dog = stored(client, pets)["classes"]
+    assert cat["synonyms"] == ["tabby"]  # untouched here, so theirs
+    assert (dog["features"], dog["synonyms"]) == (["a long nose"], [])  # changed here, so mine
+
+
+def test_a_label_set_that_was_deleted_meanwhile_can_be_saved_anew(open_page, client, pets):
+    page = open_page(f"#label-sets/{pets}")
+    add_class(page, "parrot")
+    client.delete(f"/v1/label-sets/{pets}").raise_for_status()
+    save(page)
+    expect(page.locator("#conflict")).to_contain_text(f"Somebody deleted “{pets}” while you worked on it.")
+    page.click("#conflict >> text=Save it anew")
+    saved(page, 2)  # a number is never given again
+    assert names(stored(client, pets)) == ["cat", "dog", "hamster", "parrot"]
+
+
+def test_a_name_that_is_taken_is_told_and_nothing_is_lost(open_page, client, pets):
+    page = open_page("#new-label-set")
+    page.fill("#editor-name", pets)
+    add_class(page, "eagle")
+    save(page)
+    expect(page.locator("#conflict")).to_contain_text(f"There is a label set “{pets}” already.")
+    expect(page.locator("#editor-name")).to_be_focused()
+    assert names(stored(client, pets)) == ["cat", "dog", "hamster"]
+    page.fill("#editor-name", f"{pets}-2")
+    save(page)
+    saved(page, 1)
+    assert names(stored(client, f"{pets}-2")) == ["eagle"]
+
+
+# --- example images --------------------------------------------------------------------------------------------------
+
+
+def test_example_images_are_dropped_on_a_class_and_bad_ones_are_named(open_page, client, pets, pictures, drop):
+    page = open_page(f"#label-sets/{pets}")
+    expect(page.locator("#examples-counts")).to_have_text("There are none yet.")
+    cat = open_class(page, "cat")
+    drop(
+        page,
+        "#editor-classes .drop-area",
+        pictures / "chelsea-1.jpg",
+        pictures / "broken.jpg",
+        pictures / "chelsea-2.jpg",
+    )
+    status = cat.locator(".status")
+    expect(status).to_contain_text("2 images added. Not added: broken.jpg: the JPEG image is damaged")
+    expect(cat.locator(".tile img")).to_have_count(2)  # shown from this tab's memory
+    expect(cat.locator("summary")).to_contain_text("2 example images")
+    expect(page.locator("#examples-counts")).to_have_text("2 labelled images in 1 class, 0 unlabelled.")
+    cat.locator("input[type=file]").set_input_files([pictures / "chelsea-2.jpg", pictures / "chelsea-3.jpg"])
+    expect(status).to_have_text("1 image added. 1 was there already.")
+    assert client.get(f"/v1/label-sets/{pets}/images").json()["counts"]["labelled"] == {"cat": 3}
+    cat.locator("input[type=file]").set_input_files([pictures / "broken.jpg"])
+    expect(status).to_contain_text("0 images added. Not added: broken.jpg:")
+
+
+def test_example_images_are_deleted_one_by_one_or_all_of_a_class(open_page, client, taught):
+    page = open_page(f"#label-sets/{taught}")
+    cat = open_class(page, "cat")
+    expect(cat.locator(".tile")).to_have_count(4)
+    cat.locator("[aria-label^='Delete example image']").first.click()
+    page.click("dialog .danger")
+    expect(cat.locator(".tile")).to_have_count(3)
+    expect(cat.locator("summary")).to_contain_text("3 example images")
+    cat.get_by_text("Delete all images of cat…").click()
+    page.click("dialog .danger")
+    expect(cat.locator(".status")).to_have_text("3 images deleted.")
+    expect(cat.locator(".tile")).to_have_count(0)
+    assert client.get(f"/v1/label-sets/{taught}/images").json()["counts"]["labelled"] == {"coffee cup": 4}
+
+
+def test_images_without_a_class_and_those_of_a_class_that_is_gone_can_be_deleted(
+    open_page, client, taught, pictures, drop
+):
+    client.delete(f"/v1/label-sets/{taught}/classes/cat").raise_for_status()
+    page = open_page(f"#label-sets/{taught}")
+    drop(page, "#unlabelled-zone .drop-area", pictures / "chelsea.jpg")
+    expect(page.locator("#unlabelled-status")).to_have_text("1 image added.")
+    expect(page.locator("#examples-counts")).to_contain_text("8 labelled images in 2 classes, 1 unlabelled.")
+    page.click("#delete-unlabelled")
+    page.click("dialog .danger")
+    expect(page.locator("#delete-unlabelled")).to_be_hidden()
+    expect(page.locator("#stray-examples")).to_contain_text("cat, which is no class of the newest version: 4 images")
+    page.click("#stray-examples button")
+    page.click("dialog .danger")
+    expect(page.locator("#examples-counts")).to_have_text("4 labelled images in 1 class, 0 unlabelled.")
+    expect(page.locator("#stray-examples li")).to_have_count(0)
+
+
+def test_a_class_that_is_not_saved_yet_says_when_it_can_have_images(open_page, pets):
+    page = open_page(f"#label-sets/{pets}")
+    add_class(page, "parrot")
+    expect(open_class(page, "parrot")).to_contain_text("Save first; then example images can be added to this class.")
+    save(page)
+    saved(page, 2)
+    expect(page.locator("#editor-classes > li").nth(3).locator(".drop-area")).to_be_visible()
+
+
+# --- evaluation ------------------------------------------------------------------------------------------------------
+
+
+def test_methods_are_compared_on_the_example_images(open_page, taught):
+    page = open_page(f"#label-sets/{taught}")
+    page.click("#evaluate")
+    expect(page.locator("#evaluate-status")).to_have_text(
+        re.compile(r"Compared on 8 images, each held out in turn \(\d folds\), model embedded\."), timeout=30_000
+    )
+    rows = page.locator("#leaderboard tbody tr")
+    shown = rows.locator("th").all_inner_texts()
+    assert {"zero-shot", "gda"} <= {each.split("\n")[0].strip() for each in shown}
+    accuracies = [float(each.split(" %")[0]) for each in page.locator(".accuracy span").all_inner_texts()]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert re.fullmatch(r"[\d.]+ % \([\d.]+ to [\d.]+\)", page.locator(".accuracy span").first.inner_text())
+    bar = page.locator(".interval .fill").first
+    assert bar.bounding_box()["width"] == pytest.approx(
+        accuracies[0] / 100 * page.locator(".interval").first.bounding_box()["width"], abs=4
+    )
+    assert "No class of this label set has descriptions" in page.inner_text("#verdict")
+    page.click("#not-run summary")
+    assert "zlap: there are no unlabelled images" in page.inner_text("#not-run-list")
+    page.select_option("#confusion-of", "gda")
+    expect(page.locator("#held-out-confusion caption")).to_contain_text("What gda answered")
+    assert page.locator("#held-out-confusion tbody th").all_inner_texts() == ["cat", "coffee cup"]
+
+
+def test_without_example_images_the_reason_is_told(open_page, pets):
+    page = open_page(f"#label-sets/{pets}")
+    page.click("#evaluate")
+    expect(page.locator("#evaluate-error")).to_contain_text("has no labelled example images to evaluate on")
+    expect(page.locator("#evaluate")).to_be_enabled()
+
+
+def test_test_pictures_make_a_confusion_matrix_and_nothing_is_kept(open_page, client, taught, pictures, drop):
+    before = client.get(f"/v1/label-sets/{taught}/images").json()["counts"]
+    page = open_page(f"#label-sets/{taught}")
+    page.click("#test")
+    expect(page.locator("#test-status")).to_contain_text("Drop or choose test pictures on at least one class first.")
+    drop(
+        page,
+        "#test-zones li:nth-child(1)",
+        pictures / "chelsea.jpg",
+        pictures / "chelsea-1.jpg",
+        pictures / "broken.jpg",
+    )
+    page.locator("#test-zones input").nth(2).set_input_files([pictures / "coffee.jpg"])
+    expect(page.locator("#test-zones li").first).to_contain_text("3 pictures")
+    page.select_option("#test-method", "zero-shot")
+    page.click("text=Classify 4 test pictures")
+    expect(page.locator("#test-status")).to_have_text("2 of 3 right: 67 %, method zero-shot.")
+    table = page.locator("#test-result table")
+    assert table.locator("thead th").all_inner_texts() == ["cat", "coffee cup", "rocket", "right"]
+    rows = [row.locator("td").all_inner_texts() for row in table.locator("tbody tr").all()]
+    assert table.locator("tbody th").all_inner_texts() == ["cat", "coffee cup", "rocket"]
+    assert rows == [["2", "0", "0", "100 %"], ["0", "0", "0", "\u2013"], ["0", "1", "0", "0 %"]]
+    shares = [
+        each.evaluate("each => each.style.getPropertyValue('--share')")
+        for each in table.locator("tbody td.right").all()
+    ]
+    assert shares == ["1", "0", "0"]
+    assert "rocket answered as coffee cup" in page.inner_text(".mistakes")
+    assert "Not read: broken.jpg: the JPEG image is damaged" in page.inner_text("#test-result")
+    assert client.get(f"/v1/label-sets/{taught}/images").json()["counts"] == before
+    page.click("#forget-tests")
+    expect(page.locator("#test-result *")).to_have_count(0)
+    expect(page.locator("#test-zones li").first).to_contain_text("drop here")
+
+
+def test_test_pictures_of_which_none_can_be_read_are_named(open_page, taught, pictures):
+    page = open_page(f"#label-sets/{taught}")
+    page.locator("#test-zones input").nth(0).set_input_files([pictures / "broken.jpg"])
+    page.click("#test")
+    expect(page.locator("#test-status")).to_have_text("None of the pictures could be read.")
+    assert "broken.jpg" in page.inner_text("#test-result")
