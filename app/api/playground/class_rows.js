@@ -109,15 +109,13 @@ export function classRows(draft, { changed, countOf }) {
     },
     /** Return the control of the field that a problem names by its path, opening its row. */
     controlOf(path) {
-      const [, index, kind = "name", item] = path.split(".");
+      const [, index, kind = "name"] = path.split(".");
       const each = draft.classes[Number(index)];
       const parts = rows.get(each);
       if (!parts || !(kind in FIELDS)) return null;
       opened(each, parts);
       parts.item.hidden = false;
-      const text = item === undefined ? null : lines(each[kind])[Number(item)];
-      const about = text === null || text === undefined ? "" : `“${text.length > 30 ? `${text.slice(0, 30)}…` : text}”`;
-      return { control: parts.controls[kind], about };
+      return parts.controls[kind];
     },
   };
 }

@@ -105,11 +105,9 @@ const CONTROLS = {
   database: "database", group: "group", labels: "word",
 };
 
-/** Return the control of a field; labels are all in one place, so that the label says which is meant. */
 function controlOf(field) {
-  const [name, index] = field.split(".");
-  if (!(name in CONTROLS)) return null;
-  return { control: at(CONTROLS[name]), about: name === "labels" && index !== undefined ? `“${words[index]}”` : "" };
+  const [name] = field.split("."); // labels.3 is told at the place where labels are typed
+  return name in CONTROLS ? at(CONTROLS[name]) : null;
 }
 
 async function classify(event) {

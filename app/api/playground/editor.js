@@ -175,7 +175,7 @@ function controlOf(field) {
   if (field.startsWith("classes.")) return rows.controlOf(field);
   const control = { name: "editor-name", templates: "editor-templates", merge_synonyms: "editor-merge", classes: "new-classes" }[field];
   if (field === "name" && draft.etag !== null) return null;
-  return control ? { control: at(control) } : null;
+  return control ? at(control) : null;
 }
 
 // --- what others did in the meantime ---------------------------------------------------------------------------------

@@ -9,15 +9,15 @@ let marks = 0;
 /**
  * Show an error.
  *
- * `fieldOf` takes the path of a field, such as `classes.3.descriptions.0`, and returns null or the control that it was
- * typed into, as {control, about}; `about` comes before what is wrong, where a control holds more than one entry.
+ * `controlOf` takes the path of a field, such as `classes.3.descriptions.0`, and returns the control that it was typed
+ * into, or null. Where a control holds several entries, the sentence about one quotes it.
  */
-export function tell(error, place, fieldOf = () => null) {
+export function tell(error, place, controlOf = () => null) {
   hush(place);
   const marked = [], elsewhere = [];
   for (const { field, problem } of error.errors || []) {
-    const found = fieldOf(field);
-    if (found) marked.push(mark(found.control, `${found.about ? `${found.about}: ` : ""}${problem}`));
+    const control = controlOf(field);
+    if (control) marked.push(mark(control, problem));
     else elsewhere.push(`${field}: ${problem}`);
   }
   const refused = `${counted(marked.length, "entry is", "entries are")} refused; what is wrong stands beside it.`;

@@ -74,7 +74,7 @@ function refuse(field, problem) {
 
 const CONTROLS = { text: "search-text", contains: "search-contains", min_score: "search-min-score", limit: "search-limit" };
 
-const controlOf = (field) => (field in CONTROLS ? { control: at(CONTROLS[field]) } : null);
+const controlOf = (field) => (field in CONTROLS ? at(CONTROLS[field]) : null);
 
 async function show() {
   asked += 1;
