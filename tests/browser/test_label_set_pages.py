@@ -480,7 +480,7 @@ def test_methods_are_compared_on_the_example_images(open_page, taught):
 def test_without_example_images_the_reason_is_told(open_page, pets):
     page = open_page(f"#label-sets/{pets}")
     page.click("#evaluate")
-    expect(page.locator("#evaluate-error")).to_contain_text("has no labelled example images to evaluate on")
+    expect(page.locator("#evaluate-status")).to_contain_text("There are no example images with a class yet.")
     expect(page.locator("#evaluate")).to_be_enabled()
 
 

@@ -140,6 +140,7 @@ def test_the_samples_bring_their_words_unless_there_are_some(open_page):
     page.click("#samples")
     expect(page.locator("#pictures li")).to_have_count(10)
     expect(page.locator("#chips li")).to_have_count(10)
+    expect(page.locator("#left-out")).to_contain_text("Drawings are hard")
     page.click("#forget-words")
     expect(page.locator("#word")).to_be_focused()
     page.fill("#word", "circle, square")
@@ -164,6 +165,7 @@ def test_errors_are_sentences_in_the_place_they_belong_to(open_page, pictures):
     page.click("#classify")
     page.wait_for_selector("#error:not([hidden])")
     assert "unknown template set 'no place for the word'" in page.inner_text("#error")
+    expect(page.locator("#answers > li")).to_have_count(0)  # those were to another question
 
 
 def test_a_field_that_is_refused_says_so_beside_it_and_has_the_focus(open_page, pictures):

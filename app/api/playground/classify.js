@@ -137,6 +137,8 @@ async function classify(event) {
 
 function showError(error) {
   at("status").textContent = "";
+  at("answers").replaceChildren(); // they are to another question
+  at("code").hidden = true;
   tell(error, at("error"), controlOf);
 }
 
@@ -164,6 +166,7 @@ async function loadChoices() {
 
 async function useSamples() {
   pictures.add(await samplePictures());
+  at("left-out").textContent = "Drawings are hard for a model that learned from photographs: judge it by your own.";
   if (!words.length && !at("word").value.trim() && source() === "labels") addWords(SAMPLE_NAMES);
 }
 

@@ -97,6 +97,7 @@ function changed() {
   at("no-classes").hidden = draft.classes.length > 0;
   at("class-count").textContent = counted(draft.classes.length, "class", "classes");
   at("class-filter-field").hidden = draft.classes.length < FILTER_FROM;
+  at("editor-status").textContent = "";
   const unsaved = isChanged(draft);
   at("unsaved").hidden = !unsaved;
   at("undo-changes").hidden = isNew || !unsaved;

@@ -4,6 +4,7 @@ import { ask, json } from "./ask.js";
 import { hush, tell } from "./refusals.js";
 import { followed, stop } from "./jobs.js";
 import { catalogue } from "./catalogue.js";
+import { labelledCount } from "./examples.js";
 import { matrix } from "./matrix.js";
 
 let labelSet = "";
@@ -25,6 +26,10 @@ export function evaluateFor(name) {
 async function evaluate() {
   const name = labelSet;
   hush(at("evaluate-error"));
+  if (!labelledCount()) {
+    at("evaluate-status").textContent = "There are no example images with a class yet. Open a class above, and drop some on it.";
+    return;
+  }
   at("evaluate").disabled = true;
   at("evaluate-status").textContent = "Comparing…";
   try {
