@@ -31,9 +31,11 @@ class Labelled:
 
     Args:
         sha256: of the image file, hexadecimal.
-        question: what was asked, so that another question is asked again.
+        question: what was asked, with the model and the version of the label set, so that another question is asked
+            again.
         predictions: label, score and similarity, best first.
         rejected: whether it is none of the labels; None where that was not asked.
+        prediction_set: labels that the true one is among as often as was asked; None where that was not.
         labelled_at: ISO 8601, UTC.
         version: of Deixis.
     """
@@ -42,6 +44,7 @@ class Labelled:
     question: Mapping[str, Any]
     predictions: Sequence[Mapping[str, Any]]
     rejected: bool | None
+    prediction_set: Sequence[str] | None
     labelled_at: str
     version: str
 

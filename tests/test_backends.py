@@ -47,6 +47,17 @@ async def test_images_are_answered_in_order(opened):
     assert [result.predictions[0].label for result in results] == ["green", "red", "blue"]
 
 
+async def test_a_pinned_question_names_the_model_and_the_version_that_answer_now(opened):
+    async with opened() as backend:
+        model = (await backend.pinned(COLOURS)).model
+        assert model
+        for version, classes in ((1, ["red"]), (2, ["red", "green"])):
+            await backend.put_label_set("colours", LabelSetBody(classes=classes))
+            pinned = await backend.pinned(Question(label_set="colours", top_k=1))
+            assert (pinned.label_set, pinned.model, pinned.top_k) == (f"colours@{version}", model, 1)
+        assert (await backend.pinned(Question(label_set="colours@1"))).label_set == "colours@1"
+
+
 async def test_a_bad_image_has_its_error_in_its_own_result(opened):
     async with opened() as backend:
         results = await backend.classify([picture("green"), b"no picture"], COLOURS)

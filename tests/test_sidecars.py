@@ -25,7 +25,9 @@ FOREIGN = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 
 def labelled(*scores, rejected=None, sha256="a" * 64, question=None):
     predictions = [{"label": label, "score": score, "similarity": 0.1} for label, score in scores]
-    return Labelled(sha256, question or {"labels": ["x"]}, predictions, rejected, "2026-01-01T00:00:00+00:00", "0.1.0")
+    return Labelled(
+        sha256, question or {"labels": ["x"]}, predictions, rejected, None, "2026-01-01T00:00:00+00:00", "0.1.0"
+    )
 
 
 def keywords(file):
@@ -49,7 +51,7 @@ def test_json_has_every_prediction(tmp_path):
     JsonSidecar.write(file, labelled(("猫", 0.9), ("dog", 0.1), rejected=False), 0.5)
     told = json.loads(file.read_text("utf-8"))
     assert [each["label"] for each in told["predictions"]] == ["猫", "dog"]
-    assert told.keys() == {"sha256", "question", "predictions", "rejected", "labelled_at", "version"}
+    assert told.keys() == {"sha256", "question", "predictions", "rejected", "prediction_set", "labelled_at", "version"}
 
 
 def test_keywords_are_labels_above_the_score_and_are_replaced_by_later_ones(tmp_path):

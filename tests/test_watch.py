@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -23,6 +24,11 @@ class Backend:
     def __init__(self, *errors):
         self.asked = []
         self.errors = list(errors)
+        self.version = 1
+
+    async def pinned(self, question):
+        label_set = question.label_set and f"{question.label_set}@{self.version}"
+        return replace(question, model="m", label_set=label_set)
 
     async def classify(self, images, question):
         if self.errors:
@@ -135,6 +141,18 @@ async def test_a_restart_goes_on_where_it_was_and_another_question_is_asked(fold
     assert sorted(first.asked) == [b"a.png", b"b.png"]
     assert second.asked == [b"c.png"]
     assert len(other.asked) == 3
+
+
+@anyio_test
+async def test_a_sidecar_names_the_version_that_answered_and_a_restart_with_a_newer_one_labels_again(folder):
+    (folder / "a.png").write_bytes(b"a")
+    backend = Backend()
+    for version, asked in ((1, 1), (1, 1), (2, 2)):
+        backend.version = version
+        await watched(backend, folder, once=True, question=Question(label_set="pets"))
+        assert len(backend.asked) == asked
+        told = json.loads((folder / "a.png.json").read_text())["question"]
+        assert (told["label_set"], told["model"]) == (f"pets@{version}", "m")
 
 
 @anyio_test

@@ -69,6 +69,9 @@ class Backend(Protocol):
     async def classify(self, images: Sequence[bytes], question: Question) -> list[ResultBody]:
         """Classify; an image that cannot be read has its error in its own result, even when every one is bad."""
 
+    async def pinned(self, question: Question) -> Question:
+        """Return the question with the model and the version of the label set that would answer it now."""
+
     async def learning_curve(
         self, question: Question, given: CurveInput, advance: Advance
     ) -> tuple[LearningCurve, list[ResultBody]]:

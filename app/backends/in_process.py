@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,14 @@ class InProcess:
         """Run the pipeline."""
         task = await self._service.plan(question)
         return ClassifyResponse.of(await self._service.pipeline.classify(images, task), problem).results
+
+    async def pinned(self, question: Question) -> Question:
+        """Look both up."""
+        label_set = question.label_set
+        if label_set is not None:
+            found = await self.label_set(label_set)
+            label_set = f"{found.name}@{found.version}"
+        return replace(question, model=question.model or self.default_model, label_set=label_set)
 
     async def compare(
         self, question: Question, files: Sequence[Path], classes: Sequence[str], advance: Callable[[], object]

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -115,6 +116,15 @@ class OverHttp:
             files=[("image", (f"{index}", image)) for index, image in enumerate(images)],
         )
         return ClassifyResponse.model_validate_json(answer.content)
+
+    async def pinned(self, question: Question) -> Question:
+        """GET /v1/models and the label set."""
+        label_set = question.label_set
+        if label_set is not None:
+            found = await self.label_set(label_set)
+            label_set = f"{found.name}@{found.version}"
+        model = question.model or (await self.models()).models[0].name
+        return replace(question, model=model, label_set=label_set)
 
     async def prepare_names(self, question: Question, advance: Advance) -> None:
         """Leave that to the server, which builds it when it starts."""

@@ -15,7 +15,9 @@ from app.backends import Backend
 from app.cli.common import (
     NOTHING_DONE,
     SOME_FAILED,
+    CoverageOption,
     DatabaseOption,
+    FalseRejectionRateOption,
     GroupOption,
     LabelSetOption,
     LabelsOption,
@@ -34,6 +36,7 @@ from app.cli.common import (
     read_options,
     report_bad_files,
     report_warnings,
+    share_of,
     table_of,
     told_plainly,
     with_backend,
@@ -74,17 +77,8 @@ def classify_command(
             "--reject-below", min=0, max=1, help="Take images whose best score is lower for none of the labels."
         ),
     ] = None,
-    false_rejection_rate: Annotated[
-        float | None,
-        typer.Option(
-            "--false-rejection-rate",
-            help="Or: as many as keeps the share of images wrongly rejected at most at this; needs labelled examples.",
-        ),
-    ] = None,
-    coverage: Annotated[
-        float | None,
-        typer.Option("--coverage", help="Also tell the labels that the true one is among this often; as above."),
-    ] = None,
+    false_rejection_rate: FalseRejectionRateOption = None,
+    coverage: CoverageOption = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Predictions per image.")] = 1,
     explain: Annotated[  # noqa: FBT002 - a flag
         bool,
@@ -127,8 +121,8 @@ def classify_command(
             explain=explain,
             options=read_options(option),
             reject_below=reject_below,
-            false_rejection_rate=_share_of(false_rejection_rate, "--false-rejection-rate"),
-            coverage=_share_of(coverage, "--coverage"),
+            false_rejection_rate=share_of(false_rejection_rate, "--false-rejection-rate"),
+            coverage=share_of(coverage, "--coverage"),
             database=database,
             group=group,
         )
@@ -198,13 +192,6 @@ def _sort(sorter: Sorter, files: Sequence[Path], results: Sequence[ResultBody]) 
     would = "would be " if sorter.dry_run else ""
     err.print(f"{sorter.done} of {len(files)} {would}{verb} into {escape(str(sorter.target))}", highlight=False)
     return bad
-
-
-def _share_of(given: float | None, option: str) -> float | None:
-    """Return a share that is neither none nor all."""
-    if given is not None and not 0 < given < 1:
-        raise InvalidFieldError.of(option, f"{given:g} is not between 0 and 1")
-    return given
 
 
 async def _classes_of(backend: Backend, question: Question) -> list[str] | None:

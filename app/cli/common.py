@@ -75,6 +75,17 @@ DatabaseOption = Annotated[
 GroupOption = Annotated[
     bool, typer.Option("--group", "-g", help="Without labels: find few names that the images share.")
 ]
+FalseRejectionRateOption = Annotated[
+    float | None,
+    typer.Option(
+        "--false-rejection-rate",
+        help="Or: as many as keeps the share of images wrongly rejected at most at this; needs labelled examples.",
+    ),
+]
+CoverageOption = Annotated[
+    float | None,
+    typer.Option("--coverage", help="Also tell the labels that the true one is among this often; as above."),
+]
 TemplateOption = Annotated[
     str | None, typer.Option("--template", "-t", help="A template set, or one template with {} for the class name.")
 ]
@@ -195,6 +206,13 @@ def read_options(pairs: Sequence[str] | None) -> dict[str, float]:
         except ValueError as error:
             raise InvalidFieldError.of("--option", f"'{pair}' is not of the form NAME=NUMBER") from error
     return options
+
+
+def share_of(given: float | None, option: str) -> float | None:
+    """Return a share that is neither none nor all."""
+    if given is not None and not 0 < given < 1:
+        raise InvalidFieldError.of(option, f"{given:g} is not between 0 and 1")
+    return given
 
 
 def read_subfolder_names(pairs: Sequence[str], subfolders: Iterable[str]) -> dict[str, str]:

@@ -3,12 +3,13 @@
 import asyncio
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import typer
 import watchfiles
@@ -18,7 +19,9 @@ from app import __version__
 from app.api.schemas import ResultBody
 from app.backends import Backend, RefusedError
 from app.cli.common import (
+    CoverageOption,
     DatabaseOption,
+    FalseRejectionRateOption,
     LabelSetOption,
     LabelsOption,
     MethodOption,
@@ -31,6 +34,7 @@ from app.cli.common import (
     prepare_names,
     read_labels,
     read_options,
+    share_of,
     told_plainly,
     with_backend,
 )
@@ -38,6 +42,8 @@ from app.errors import InvalidFieldError, NotReadyError
 from app.files import images_below
 from app.service import Question
 from app.sidecars import ForeignSidecarError, JsonSidecar, Labelled, XmpSidecar, question_key, sha256_of
+
+Answer = TypeVar("Answer")
 
 _BATCH = 8
 # Between two attempts to reach a server that is away.
@@ -70,6 +76,8 @@ def watch_command(
         float | None,
         typer.Option("--reject-below", min=0, max=1, help="An image whose best score is lower has none of the labels."),
     ] = None,
+    false_rejection_rate: FalseRejectionRateOption = None,
+    coverage: CoverageOption = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Predictions per image.")] = 5,
     write: Annotated[
         Sidecar,
@@ -94,8 +102,9 @@ def watch_command(
 ) -> None:
     """Label images of a folder as they come, and write the labels beside them; ends by Ctrl-C or SIGTERM.
 
-    An image whose sidecar is of the same file and the same question is not labelled again, so that it goes on where it
-    was. A file that cannot be read is told once. A server that is away is waited for.
+    An image whose sidecar is of the same file and the same question, with the same model and version of the label set,
+    is not labelled again, so that it goes on where it was. A file that cannot be read is told once. A server that is
+    away is waited for.
     """
     with told_plainly():
         if not folder.is_dir():
@@ -109,6 +118,8 @@ def watch_command(
             top_k=top_k,
             options=read_options(option),
             reject_below=reject_below,
+            false_rejection_rate=share_of(false_rejection_rate, "--false-rejection-rate"),
+            coverage=share_of(coverage, "--coverage"),
             database=database,
         )
     sidecar = JsonSidecar() if write is Sidecar.JSON else XmpSidecar()
@@ -119,8 +130,9 @@ def watch_command(
         if not (existing or once):
             watcher.leave(folder)
         stopped, loop = asyncio.Event(), asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stopped.set)
+        with suppress(NotImplementedError):  # on Windows Ctrl-C interrupts, between two writes
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, stopped.set)
         await watcher.run(folder, stopped, settle_s=settle, poll=poll, once=once)
 
     with_backend(server, work, encoders=True)
@@ -141,7 +153,6 @@ class Watcher:
     ) -> None:
         self._backend = backend
         self._question = question
-        self._asked = _asked(question)
         self._sidecar = sidecar
         self._min_score = min_score
         self._done: dict[Path, Stamp] = {}
@@ -199,23 +210,31 @@ class Watcher:
             if stopped.is_set():
                 return
             batch = files[start : start + _BATCH]
-            read = await asyncio.to_thread(self._to_be_asked, [file for file, _ in batch])
-            answers = await self._classified([content for _, content in read], stopped)
+            # Anew each time: a label set that changes while this runs counts for the images that come then.
+            question = await self._patiently(lambda: self._backend.pinned(self._question), stopped)
+            if question is None:
+                return
+            asked = _asked(question)
+            read = await asyncio.to_thread(self._to_be_asked, [file for file, _ in batch], asked)
+            contents = [content for _, content in read]
+            answers = (
+                await self._patiently(partial(self._backend.classify, contents, question), stopped) if read else []
+            )
             if answers is None:
                 return
             for (file, content), result in zip(read, answers, strict=True):
-                await asyncio.to_thread(self._write, file, content, result)
+                await asyncio.to_thread(self._write, file, content, asked, result)
             for file, stamp in batch:
                 self._done[file] = stamp
                 self._seen.pop(file, None)
 
-    def _to_be_asked(self, files: Sequence[Path]) -> list[tuple[Path, bytes]]:
+    def _to_be_asked(self, files: Sequence[Path], asked: Mapping[str, Any]) -> list[tuple[Path, bytes]]:
         """Return the contents of those that have no sidecar about them and about this question."""
         read = []
         for file in files:
             try:
                 content = file.read_bytes()
-                if self._sidecar.key_of(self._place(file)) != (sha256_of(content), question_key(self._asked)):
+                if self._sidecar.key_of(self._place(file)) != (sha256_of(content), question_key(asked)):
                     read.append((file, content))
             except ForeignSidecarError as error:
                 _tell_bad(file, str(error))
@@ -223,12 +242,12 @@ class Watcher:
                 _tell_bad(file, error.strerror or type(error).__name__)
         return read
 
-    async def _classified(self, images: Sequence[bytes], stopped: asyncio.Event) -> list[ResultBody] | None:
-        """Return the answers; None if it was told to end while the server was away."""
+    async def _patiently(self, ask: Callable[[], Coroutine[Any, Any, Answer]], stopped: asyncio.Event) -> Answer | None:
+        """Return the answer of the backend; None if it was told to end while the server was away."""
         wait_s = _FIRST_WAIT_S
-        while images:
+        while True:
             try:
-                return await self._backend.classify(images, self._question)
+                return await ask()
             except (NotReadyError, RefusedError) as error:
                 if isinstance(error, RefusedError) and error.problem.status not in _PASSING:
                     raise
@@ -240,17 +259,17 @@ class Watcher:
             if stopped.is_set():
                 return None
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
-        return []
 
-    def _write(self, file: Path, content: bytes, result: ResultBody) -> None:
+    def _write(self, file: Path, content: bytes, asked: Mapping[str, Any], result: ResultBody) -> None:
         if result.error is not None:
             _tell_bad(file, result.error.detail)
             return
         labelled = Labelled(
             sha256=sha256_of(content),
-            question=self._asked,
+            question=asked,
             predictions=[each.model_dump() for each in result.predictions],
             rejected=result.rejected,
+            prediction_set=result.prediction_set,
             labelled_at=datetime.now(UTC).isoformat(timespec="seconds"),
             version=__version__,
         )
@@ -280,6 +299,8 @@ def _asked(question: Question) -> dict[str, Any]:
         "database": question.database,
         "options": dict(question.options) or None,
         "reject_below": question.reject_below,
+        "false_rejection_rate": question.false_rejection_rate,
+        "coverage": question.coverage,
         "top_k": question.top_k,
     }
     return {name: value for name, value in fields.items() if value is not None}
