@@ -66,7 +66,7 @@ $(VENV)/.serve: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo 'Installing into $(VENV); the first time takes some minutes, most of them for torch.'
-	$(PIP_INSTALL) --editable '.[server,captions,embedded,heif,openvino,postgres,test,check,docs]'
+	$(PIP_INSTALL) --editable '.[server,captions,embedded,heif,openvino,postgres,ray,test,check,docs]'
 	@touch $@ $(VENV)/.serve
 
 # In an environment of its own, so that the tools are not among what they look at.
