@@ -96,38 +96,23 @@ class Caller(Generic[Item, Row]):
     waiting: deque[_Entry[Item, Row]] = field(default_factory=deque)
 
 
-class EncodeQueue(Generic[Item, Row]):
-    """Batches the items of many callers and encodes them on one supervised thread.
+class TurnQueue(Generic[Item, Row]):
+    """Admits the items of many callers within a bound, and has them leave by turns; what encodes them is a subclass's.
 
-    Used from one event loop. The thread begins a batch, perhaps another, then waits for the first: both only ever
-    there. When a batch fails, its halves are tried, so that what made it fail is alone with its error in the end. When
-    the worker itself dies, all that wait get an error at once and it begins again.
+    Used from one event loop; ``_take`` may be called by another thread.
 
     Args:
-        name: names the thread, for logs and debuggers.
-        begin: starts encoding a batch and returns what waits for its rows, in order; both may raise MemoryError.
-        batch_size: most items in one batch.
+        name: for messages and logs.
+        batch_size: most items that leave together.
         metrics: told of everything countable.
         max_queued: items admitted at once, waiting and running; None sets no bound.
-        stalled_after_s: a batch that takes longer makes the queue unhealthy.
     """
 
-    def __init__(
-        self,
-        name: str,
-        begin: Callable[[Sequence[Item]], Callable[[], Collection[Row]]],
-        *,
-        batch_size: int,
-        metrics: QueueMetrics,
-        max_queued: int | None = None,
-        stalled_after_s: float = 300.0,
-    ) -> None:
+    def __init__(self, name: str, *, batch_size: int, metrics: QueueMetrics, max_queued: int | None) -> None:
         self.name = name
         self.batch_size = batch_size
         self.max_queued = max_queued
-        self._begin_encoding = begin
         self._metrics = metrics
-        self._stalled_after_s = stalled_after_s
         # Of the event loop alone.
         self._admitted = 0
         # Of both threads, under the lock.
@@ -135,17 +120,11 @@ class EncodeQueue(Generic[Item, Row]):
         self._turns: deque[Caller[Item, Row]] = deque()
         self._waiting = 0
         self._closed = False
-        self._down: str | None = None
-        # Written by the worker alone; ``_begun`` has every entry that it took and that is not settled.
+        # Written by whoever takes; ``_begun`` has every entry that was taken and is not settled.
         self._room = batch_size
-        self._good_batches = 0
-        self._busy_since: float | None = None
         self._begun: list[_Entry[Item, Row]] = []
         self._last_ended = 0.0
         self._items_per_s = 0.0
-        # A daemon, because one that hangs inside a driver must not keep the process from ending.
-        self._worker = threading.Thread(target=self._supervise, name=name, daemon=True)
-        self._worker.start()
 
     @property
     def admitted(self) -> int:
@@ -165,12 +144,6 @@ class EncodeQueue(Generic[Item, Row]):
     @property
     def problem(self) -> str | None:
         """Why nothing is encoded at the moment; None while all is well."""
-        down = self._down
-        if down is not None:
-            return down
-        since = self._busy_since
-        if since is not None and time.perf_counter() - since > self._stalled_after_s:
-            return f"a batch in the queue of {self.name} has been running for more than {self._stalled_after_s:g} s"
         return None
 
     @contextmanager
@@ -220,17 +193,6 @@ class EncodeQueue(Generic[Item, Row]):
                     future.cancel()
         return [each.row for each in encoded]
 
-    def close(self) -> None:
-        """Finish the batch that is running, refuse the rest, end the thread; waits for a stalled batch only so long."""
-        with self._changed:
-            self._closed = True
-            waiting = self._take_all()
-            self._changed.notify()
-        self._fail(waiting)
-        self._worker.join(self._stalled_after_s)
-
-    # --- the event loop's side -----------------------------------------------------------------------------------
-
     def _submit(self, caller: Caller[Item, Row], items: Sequence[Item]) -> list[asyncio.Future[Encoded[Row]]]:
         loop, now = asyncio.get_running_loop(), time.perf_counter()
         entries = [_Entry(item, loop.create_future(), now) for item in items]
@@ -242,7 +204,19 @@ class EncodeQueue(Generic[Item, Row]):
             caller.waiting.extend(entries)
             self._waiting += len(entries)
             self._changed.notify()
+        self._submitted()
         return [entry.future for entry in entries]
+
+    def close(self) -> None:
+        """Refuse whatever waits, and what comes from now on."""
+        with self._changed:
+            self._closed = True
+            waiting = self._take_all()
+            self._changed.notify()
+        self._fail(waiting)
+
+    def _submitted(self) -> None:
+        """Have what has just been submitted encoded, where nothing waits for it anyway."""
 
     def _forget(self, caller: Caller[Item, Row]) -> None:
         """Drop what a caller left behind when it was cancelled, so that it neither runs nor fills the memory."""
@@ -282,6 +256,134 @@ class EncodeQueue(Generic[Item, Row]):
         problem = self.problem
         return None if problem is None else NotReadyError(f"{problem}; try again later")
 
+    def _take(self, *, at_least: int) -> list[_Entry[Item, Row]]:
+        """Return the next batch, one item of each caller in turn.
+
+        It is empty if fewer wait than ``at_least``, if nobody wants those that do, and once the queue was closed.
+        """
+        taken: list[_Entry[Item, Row]] = []
+        late: list[_Entry[Item, Row]] = []
+        cancelled = 0
+        with self._changed:
+            now = time.perf_counter()
+            while self._turns and len(taken) < self._room and self._waiting + len(taken) >= at_least:
+                caller = self._turns.popleft()
+                entry = caller.waiting.popleft()
+                self._waiting -= 1
+                if caller.waiting:
+                    self._turns.append(caller)
+                if entry.future.cancelled():
+                    cancelled += 1
+                elif caller.deadline is not None and now > caller.deadline:
+                    late.append(entry)
+                else:
+                    taken.append(entry)
+                    self._begun.append(entry)
+        self._fail(late, lambda: DeadlineExceededError(f"the deadline passed in the queue of {self.name}"))
+        self._metrics.dropped("cancelled", cancelled)
+        self._metrics.dropped("deadline", len(late))
+        return taken
+
+    def _take_all(self) -> list[_Entry[Item, Row]]:
+        entries = [entry for caller in self._turns for entry in caller.waiting]
+        for caller in self._turns:
+            caller.waiting.clear()
+        self._turns.clear()
+        self._waiting = 0
+        return entries
+
+    def _measured(self, count: int, seconds: float) -> None:
+        """Take into the measured rate that so many items were encoded in so many seconds."""
+        rate = count / max(seconds, 1e-9)
+        self._items_per_s += (_RATE_MEMORY if self._items_per_s else 1.0) * (rate - self._items_per_s)
+
+    def _settle(
+        self, entries: Sequence[_Entry[Item, Row]], outcomes: Sequence[tuple[Row, float, float] | Exception]
+    ) -> None:
+        """Give the futures of entries that have begun what became of them, on their event loop."""
+
+        def tell() -> None:
+            for entry, outcome in zip(entries, outcomes, strict=True):
+                if entry.future.done():
+                    continue
+                if isinstance(outcome, Exception):
+                    entry.future.set_exception(outcome)
+                else:
+                    row, began, ended = outcome
+                    entry.future.set_result(Encoded(row, began - entry.submitted, ended - began))
+
+        settled = set(map(id, entries))
+        remaining = [entry for entry in self._begun if id(entry) not in settled]
+        _call_soon(entries[0].future.get_loop(), tell)
+        self._begun = remaining
+
+    def _fail(self, entries: Sequence[_Entry[Item, Row]], error: Callable[[], Exception] | None = None) -> None:
+        """Give entries that never began, or never will end, an error each; without one, why the queue is down."""
+        errors = [error() if error else self._why_down() for _ in entries]
+
+        def tell() -> None:
+            for entry, told in zip(entries, errors, strict=True):
+                if not entry.future.done():
+                    entry.future.set_exception(told or NotReadyError(f"the queue of {self.name} failed"))
+
+        if entries:
+            _call_soon(entries[0].future.get_loop(), tell)
+
+
+class EncodeQueue(TurnQueue[Item, Row]):
+    """Batches the items of many callers and encodes them on one supervised thread.
+
+    Used from one event loop. The thread begins a batch, perhaps another, then waits for the first: both only ever
+    there. When a batch fails, its halves are tried, so that what made it fail is alone with its error in the end. When
+    the worker itself dies, all that wait get an error at once and it begins again.
+
+    Args:
+        name: names the thread, for logs and debuggers.
+        begin: starts encoding a batch and returns what waits for its rows, in order; both may raise MemoryError.
+        batch_size: most items in one batch.
+        metrics: told of everything countable.
+        max_queued: items admitted at once, waiting and running; None sets no bound.
+        stalled_after_s: a batch that takes longer makes the queue unhealthy.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        begin: Callable[[Sequence[Item]], Callable[[], Collection[Row]]],
+        *,
+        batch_size: int,
+        metrics: QueueMetrics,
+        max_queued: int | None = None,
+        stalled_after_s: float = 300.0,
+    ) -> None:
+        super().__init__(name, batch_size=batch_size, metrics=metrics, max_queued=max_queued)
+        self._begin_encoding = begin
+        self._stalled_after_s = stalled_after_s
+        # Under the lock.
+        self._down: str | None = None
+        # Written by the worker alone.
+        self._good_batches = 0
+        self._busy_since: float | None = None
+        # A daemon, because one that hangs inside a driver must not keep the process from ending.
+        self._worker = threading.Thread(target=self._supervise, name=name, daemon=True)
+        self._worker.start()
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing is encoded at the moment; None while all is well."""
+        down = self._down
+        if down is not None:
+            return down
+        since = self._busy_since
+        if since is not None and time.perf_counter() - since > self._stalled_after_s:
+            return f"a batch in the queue of {self.name} has been running for more than {self._stalled_after_s:g} s"
+        return None
+
+    def close(self) -> None:
+        """Finish the batch that is running, refuse the rest, end the thread; waits for a stalled batch only so long."""
+        super().close()
+        self._worker.join(self._stalled_after_s)
+
     # --- the worker's side ---------------------------------------------------------------------------------------
 
     def _supervise(self) -> None:
@@ -312,54 +414,23 @@ class EncodeQueue(Generic[Item, Row]):
         current: _Batch[Item, Row] | None = None
         while True:
             if current is None:
-                entries = self._take(at_least=1, wait=True)
+                entries = self._next(at_least=1, wait=True)
                 if self._closed and not entries:
                     return
                 current = self._begin(entries) if entries else None
                 continue
             # One ahead, but only if it is full: a batch that is not may still grow while the device is busy.
-            entries = self._take(at_least=self._room, wait=False)
+            entries = self._next(at_least=self._room, wait=False)
             ahead = self._begin(entries) if entries else None
             self._finish(current)
             current = ahead
 
-    def _take(self, *, at_least: int, wait: bool) -> list[_Entry[Item, Row]]:
-        """Return the next batch, one item of each caller in turn.
-
-        It is empty if fewer wait than ``at_least``, if nobody wants those that do, and when the queue is closed.
-        """
-        taken: list[_Entry[Item, Row]] = []
-        late: list[_Entry[Item, Row]] = []
-        cancelled = 0
-        with self._changed:
-            if wait:
+    def _next(self, *, at_least: int, wait: bool) -> list[_Entry[Item, Row]]:
+        """Return the next batch; with ``wait`` not before there is one, or the queue is closed."""
+        if wait:
+            with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
-            now = time.perf_counter()
-            while self._turns and len(taken) < self._room and self._waiting + len(taken) >= at_least:
-                caller = self._turns.popleft()
-                entry = caller.waiting.popleft()
-                self._waiting -= 1
-                if caller.waiting:
-                    self._turns.append(caller)
-                if entry.future.cancelled():
-                    cancelled += 1
-                elif caller.deadline is not None and now > caller.deadline:
-                    late.append(entry)
-                else:
-                    taken.append(entry)
-                    self._begun.append(entry)
-        self._fail(late, lambda: DeadlineExceededError(f"the deadline passed in the queue of {self.name}"))
-        self._metrics.dropped("cancelled", cancelled)
-        self._metrics.dropped("deadline", len(late))
-        return taken
-
-    def _take_all(self) -> list[_Entry[Item, Row]]:
-        entries = [entry for caller in self._turns for entry in caller.waiting]
-        for caller in self._turns:
-            caller.waiting.clear()
-        self._turns.clear()
-        self._waiting = 0
-        return entries
+        return self._take(at_least=at_least)
 
     def _begin(self, entries: Sequence[_Entry[Item, Row]]) -> _Batch[Item, Row] | None:
         """Start a batch; None if that failed, and all is told by then."""
@@ -386,7 +457,8 @@ class EncodeQueue(Generic[Item, Row]):
         ended = time.perf_counter()
         # A batch that began ahead waited for the one before.
         began = max(batch.began, self._last_ended)
-        self._measure(len(entries), ended - began)
+        self._measured(len(entries), ended - began)
+        self._regrow()
         self._last_ended = ended
         self._settle(entries, [(row, began, ended) for row in rows])
         self._metrics.batch(len(entries), ended - began)
@@ -416,9 +488,8 @@ class EncodeQueue(Generic[Item, Row]):
             if batch is not None:
                 self._finish(batch)
 
-    def _measure(self, count: int, seconds: float) -> None:
-        rate = count / max(seconds, 1e-9)
-        self._items_per_s += (_RATE_MEMORY if self._items_per_s else 1.0) * (rate - self._items_per_s)
+    def _regrow(self) -> None:
+        """Take larger batches again, once enough went well."""
         self._good_batches += 1
         if self._room < self.batch_size and self._good_batches >= _GOOD_BATCHES_BEFORE_GROWTH:
             self._room, self._good_batches = min(2 * self._room, self.batch_size), 0
@@ -426,35 +497,8 @@ class EncodeQueue(Generic[Item, Row]):
     def _settle(
         self, entries: Sequence[_Entry[Item, Row]], outcomes: Sequence[tuple[Row, float, float] | Exception]
     ) -> None:
-        """Give the futures of entries that have begun what became of them, on their event loop."""
-
-        def tell() -> None:
-            for entry, outcome in zip(entries, outcomes, strict=True):
-                if entry.future.done():
-                    continue
-                if isinstance(outcome, Exception):
-                    entry.future.set_exception(outcome)
-                else:
-                    row, began, ended = outcome
-                    entry.future.set_result(Encoded(row, began - entry.submitted, ended - began))
-
-        settled = set(map(id, entries))
-        remaining = [entry for entry in self._begun if id(entry) not in settled]
-        self._busy_since = time.perf_counter() if remaining else None
-        _call_soon(entries[0].future.get_loop(), tell)
-        self._begun = remaining
-
-    def _fail(self, entries: Sequence[_Entry[Item, Row]], error: Callable[[], Exception] | None = None) -> None:
-        """Give entries that never began, or never will end, an error each; without one, why the queue is down."""
-        errors = [error() if error else self._why_down() for _ in entries]
-
-        def tell() -> None:
-            for entry, told in zip(entries, errors, strict=True):
-                if not entry.future.done():
-                    entry.future.set_exception(told or NotReadyError(f"the queue of {self.name} failed"))
-
-        if entries:
-            _call_soon(entries[0].future.get_loop(), tell)
+        self._busy_since = time.perf_counter() if len(self._begun) > len(entries) else None
+        super()._settle(entries, outcomes)
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, tell: Callable[[], None]) -> None:

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 import numpy as np
 import structlog
 
-from app.batching import EncodeQueue
+from app.batching import TurnQueue
 from app.errors import OverloadedError
 
 log = structlog.get_logger()
@@ -24,7 +24,7 @@ class Canary(Generic[Item]):
         make: gives what to encode; called once, in a thread.
     """
 
-    def __init__(self, queue: EncodeQueue[Item, np.ndarray], make: Callable[[], Item]) -> None:
+    def __init__(self, queue: TurnQueue[Item, np.ndarray], make: Callable[[], Item]) -> None:
         self._queue = queue
         self._make = make
         self._failed_at = 0.0

@@ -61,6 +61,7 @@ class CaptionPage:
     """Captions with their cosines, the nearest first; ``searched`` are those that were looked through.
 
     ``database`` is ``name@generation``; ``next_offset`` is None where there are no more.
+    ``warnings`` tell of parts that could not be searched.
     """
 
     database: str
@@ -68,6 +69,7 @@ class CaptionPage:
     captions: tuple[tuple[str, float], ...]
     next_offset: int | None
     searched: int
+    warnings: tuple[str, ...] = ()
 
 
 class CaptionLibrary:
@@ -127,6 +129,7 @@ class CaptionLibrary:
             tuple(passing[query.offset : after]),
             after if len(passing) > after and after <= MAX_OFFSET else None,
             len(found.captions),
+            () if found.missing is None else (found.missing,),
         )
 
     async def _resolved(self, query: CaptionQuery) -> str:

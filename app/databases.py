@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import structlog
@@ -23,9 +23,11 @@ from jaxtyping import Float32
 from app.batching import EncodeQueue
 from app.captions.build import BuildOptions, build, prune, remove
 from app.captions.database import (
+    WHOLE,
     CaptionDatabase,
     Found,
     Manifest,
+    Part,
     check_files,
     current_generation,
     is_database,
@@ -76,6 +78,22 @@ class DatabaseState:
         return 0 if self.manifest is None else sum(int(each["bytes"]) for each in self.manifest.files.values())
 
 
+class SearchElsewhere(Protocol):
+    """Searches a generation of a caption database in other processes."""
+
+    async def __call__(
+        self,
+        name: str,
+        generation: str,
+        queries: ImageFeatures | TextFeatures,
+        k: int,
+        *,
+        features: bool,
+        within_s: float | None,
+    ) -> list[Found]:
+        """Return what ``Databases.search`` does; ``name`` is as it is kept."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Search:
     """One query (d,) of a caller, of which database and for how many captions."""
@@ -96,10 +114,21 @@ class Databases:
         metrics: told of searches.
         max_queued: searches that wait at once for one database.
         stalled_after_s: a search that takes longer makes its database unhealthy.
+        search_elsewhere: searches in the place of this process, which then only looks up what there is.
+        part: the part of each database that this process searches.
     """
 
     def __init__(
-        self, folder: Path, *, default: str, wordnet: Path, metrics: Metrics, max_queued: int, stalled_after_s: float
+        self,
+        folder: Path,
+        *,
+        default: str,
+        wordnet: Path,
+        metrics: Metrics,
+        max_queued: int,
+        stalled_after_s: float,
+        search_elsewhere: SearchElsewhere | None = None,
+        part: Part = WHOLE,
     ) -> None:
         self.folder = folder
         self.default = default
@@ -107,6 +136,8 @@ class Databases:
         self._metrics = metrics
         self._max_queued = max_queued
         self._stalled_after_s = stalled_after_s
+        self._search_elsewhere = search_elsewhere
+        self._part = part
         self._served: dict[str, _Served] = {}
         self._leaving: dict[str, asyncio.TimerHandle] = {}
         self._awaited: dict[str, str] = {}
@@ -265,6 +296,10 @@ class Databases:
         served = await self._open(name, deleted=True)
         database, queue = served.current, served.queue
         _check_model(name, database.manifest, fingerprint, "database")
+        if self._search_elsewhere is not None:
+            return await self._search_elsewhere(
+                name, database.generation, queries, k, features=features, within_s=within_s
+            )
         searches = [_Search(database, query, k, features) for query in queries]
         found: list[Found] = []
         # A folder of photographs is more than the queue has places for.
@@ -480,7 +515,11 @@ class Databases:
                 raise await self._unknown(name)
             # Another request may have been here meanwhile.
             served = self._served.get(name) or _Served(
-                self._folder_of(name), self._metrics, max_queued=self._max_queued, stalled_after_s=self._stalled_after_s
+                self._folder_of(name),
+                self._metrics,
+                max_queued=self._max_queued,
+                stalled_after_s=self._stalled_after_s,
+                part=self._part,
             )
             self._served[name] = served
         await asyncio.to_thread(served.look_up)
@@ -524,7 +563,9 @@ async def _awaiting(work: Awaitable[Any]) -> Any:
 class _Served:
     """A database with the queue of its searches; ``database`` is the generation in use, once ``look_up`` found one."""
 
-    def __init__(self, folder: Path, metrics: Metrics, *, max_queued: int, stalled_after_s: float) -> None:
+    def __init__(
+        self, folder: Path, metrics: Metrics, *, max_queued: int, stalled_after_s: float, part: Part = WHOLE
+    ) -> None:
         self.database: CaptionDatabase | None = None
         self.is_deleted = False
         self._folder = folder
@@ -534,7 +575,7 @@ class _Served:
         told = TowerMetrics(metrics, folder.name, "captions")
         self.queue: EncodeQueue[_Search, Found] = EncodeQueue(
             f"the caption database '{folder.name}'",
-            lambda searches: partial(_searched, searches),
+            lambda searches: partial(_searched, searches, part),
             batch_size=_SEARCHED_AT_ONCE,
             metrics=told,
             max_queued=max(max_queued, _SEARCHED_AT_ONCE),
@@ -600,7 +641,7 @@ class _Served:
         )
 
 
-def _searched(searches: Sequence[_Search]) -> list[Found]:
+def _searched(searches: Sequence[_Search], part: Part) -> list[Found]:
     """Search together what asks the same database for as many captions: with another number it finds others."""
     found: dict[int, Found] = {}
     alike: dict[tuple[int, int], list[int]] = {}
@@ -608,7 +649,7 @@ def _searched(searches: Sequence[_Search]) -> list[Found]:
         alike.setdefault((id(each.database), each.k), []).append(place)
     for places in alike.values():
         database, k = searches[places[0]].database, searches[places[0]].k
-        indices, cosines = database.search(np.stack([searches[place].query for place in places]), k)
+        indices, cosines = database.search(np.stack([searches[place].query for place in places]), k, part)
         for place, row, told in zip(places, indices, cosines, strict=True):
             found[place] = database.found(row, told, features=searches[place].features)
     return [found[place] for place in range(len(searches))]

@@ -5,7 +5,7 @@ import re
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 
 import structlog
@@ -33,7 +33,7 @@ from app.api.routes import (
 )
 from app.caption_library import CaptionLibrary
 from app.choosing import Choices
-from app.databases import Databases
+from app.databases import Databases, SearchElsewhere
 from app.decoding import Decoders, ImageLimits, ProcessDecoders, ThreadDecoders
 from app.describer import Describer, LanguageModel
 from app.describing.questions import load_feature_question, load_question_sets
@@ -116,9 +116,37 @@ def load_encoders(settings: Settings) -> list[Encoder]:
     return encoders
 
 
+def serve_here(
+    encoder: Encoder, settings: Settings, metrics: Metrics, text_features: TextFeatureStore | None
+) -> ServedModel:
+    """Return a model that encodes in this process."""
+    return ServedModel.here(
+        encoder,
+        metrics=metrics,
+        max_queued_images=settings.max_queued_images,
+        image_batch=settings.image_batch,
+        text_batch=settings.text_batch,
+        stalled_after_s=settings.stall_timeout_s,
+        text_features=text_features,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The two steps of a request that may be done elsewhere; the rest of it is the same wherever they are.
+
+    Args:
+        serve_model: puts queues before the towers of an encoder.
+        search_captions: searches caption databases; None searches them in this process.
+    """
+
+    serve_model: Callable[[Encoder, Settings, Metrics, TextFeatureStore | None], ServedModel] = serve_here
+    search_captions: SearchElsewhere | None = None
+
+
 @asynccontextmanager
 async def open_service(
-    settings: Settings, encoders: Sequence[Encoder], metrics: Metrics | None = None
+    settings: Settings, encoders: Sequence[Encoder], metrics: Metrics | None = None, steps: Steps | None = None
 ) -> AsyncIterator[Service]:
     """Open and migrate the database, start the queues, and close all of it at the end.
 
@@ -126,6 +154,7 @@ async def open_service(
         settings: as ``load_settings`` reads them.
         encoders: the default first; none for work on label sets alone.
         metrics: told of everything; by default nobody reads them.
+        steps: where images, texts and searches go; by default all stay in this process.
 
     Raises:
         StoreError: the database cannot be opened or is newer than this release.
@@ -140,23 +169,12 @@ async def open_service(
     except BaseException:
         await engine.dispose()
         raise
-    metrics = metrics or Metrics()
+    metrics, steps = metrics or Metrics(), steps or Steps()
     half_of_cache = settings.class_embedding_cache_mib * 2**20 // 2
     text_features = TextFeatureStore(
         settings.data_dir / "text-features.sqlite3", settings.text_feature_store_mib * 2**20
     )
-    models = {
-        encoder.name: ServedModel(
-            encoder,
-            metrics=metrics,
-            max_queued_images=settings.max_queued_images,
-            image_batch=settings.image_batch,
-            text_batch=settings.text_batch,
-            stalled_after_s=settings.stall_timeout_s,
-            text_features=text_features,
-        )
-        for encoder in encoders
-    }
+    models = {encoder.name: steps.serve_model(encoder, settings, metrics, text_features) for encoder in encoders}
     example_repository = ExampleRepository(engine)
     caption_databases = Databases(
         settings.effective_captions_dir,
@@ -165,6 +183,7 @@ async def open_service(
         metrics=metrics,
         max_queued=settings.max_queued_images,
         stalled_after_s=settings.stall_timeout_s,
+        search_elsewhere=steps.search_captions,
     )
     pipeline = Pipeline(
         models,
@@ -230,12 +249,17 @@ def _decoders(settings: Settings) -> Decoders:
     return ProcessDecoders(settings.decode_threads, limits, settings.decode_timeout_s)
 
 
-def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]] = load_encoders) -> FastAPI:
+def create_app(
+    settings: Settings,
+    load: Callable[[Settings], Sequence[Encoder]] = load_encoders,
+    steps: Steps | None = None,
+) -> FastAPI:
     """Return the application; models are loaded when it starts, before its port opens.
 
     Args:
         settings: as ``load_settings`` reads them.
         load: gives the encoders, the default first; for a server that has loaded them already, and for tests.
+        steps: as for ``open_service``.
     """
     if settings.traces and find_spec("opentelemetry.sdk") is None:
         raise ConfigurationError("DEIXIS_TRACES needs the extra otel; run: pip install 'deixis[otel]'")
@@ -248,7 +272,7 @@ def create_app(settings: Settings, load: Callable[[Settings], Sequence[Encoder]]
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         encoders = await asyncio.to_thread(load, settings)
-        async with open_service(settings, encoders, metrics) as service:
+        async with open_service(settings, encoders, metrics, steps) as service:
             app.state.service = service
             app.state.metrics = metrics
             keys = KeyRing(KeyRepository(service.engine), file_keys, settings.keys)

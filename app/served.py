@@ -1,13 +1,14 @@
 """A model that is served: its encoder, with a queue in front of each tower."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from typing import Self, TypeAlias
 
 import numpy as np
 from PIL import Image
 
-from app.batching import EncodeQueue
+from app.batching import EncodeQueue, TurnQueue
 from app.canary import Canary
 from app.encoders._base import Encoder
 from app.metrics import Metrics, TowerMetrics
@@ -15,6 +16,9 @@ from app.prompting.text_features import StoredTextEncoder, TextFeatureStore
 from app.task import Pixels, TextFeatures
 
 _CANARY_PX = 64
+
+Fingerprint: TypeAlias = Callable[[], Awaitable[str]]
+"""Gives what tells a tower from every other; the first time that may take seconds."""
 
 
 class _Once:
@@ -31,20 +35,41 @@ class _Once:
 
 
 class ServedModel:
-    """An encoder with one queue per tower.
+    """A model's encoder with one queue per tower, wherever these encode.
 
     Args:
-        encoder: loaded.
-        metrics: of the service.
-        max_queued_images: images admitted at once.
-        image_batch: images in one forward pass; None takes the encoder's own choice.
-        text_batch: texts in one forward pass.
-        stalled_after_s: a forward pass that takes longer makes the model unhealthy.
+        encoder: tells what the model is, and transforms images; what the towers compute goes through the queues.
+        images: the queue of the image tower.
+        texts: that of the text tower.
+        image_fingerprint: gives what tells the image tower from every other.
+        text_fingerprint: gives the same of the text tower.
         text_features: where text features are kept; None keeps none.
     """
 
     def __init__(
         self,
+        encoder: Encoder,
+        images: TurnQueue[Pixels, np.ndarray],
+        texts: TurnQueue[str, np.ndarray],
+        *,
+        image_fingerprint: Fingerprint,
+        text_fingerprint: Fingerprint,
+        text_features: TextFeatureStore | None = None,
+    ) -> None:
+        self.encoder = encoder
+        self.images = images
+        self.texts = texts
+        self.image_fingerprint = image_fingerprint
+        self.text_fingerprint = text_fingerprint
+        self.encode_texts = StoredTextEncoder(self.encode_new_texts, text_fingerprint, text_features)
+        self._image_canary = Canary(
+            images, lambda: encoder.transform(Image.new("RGB", (_CANARY_PX, _CANARY_PX), "grey"))
+        )
+        self._text_canary = Canary(texts, lambda: "a photo.")
+
+    @classmethod
+    def here(
+        cls,
         encoder: Encoder,
         *,
         metrics: Metrics,
@@ -53,10 +78,20 @@ class ServedModel:
         text_batch: int,
         stalled_after_s: float,
         text_features: TextFeatureStore | None = None,
-    ) -> None:
-        self.encoder = encoder
+    ) -> Self:
+        """Return a model whose towers encode in this process, each on a thread of its own.
+
+        Args:
+            encoder: loaded.
+            metrics: of the service.
+            max_queued_images: images admitted at once.
+            image_batch: images in one forward pass; None takes the encoder's own choice.
+            text_batch: texts in one forward pass.
+            stalled_after_s: a forward pass that takes longer makes the model unhealthy.
+            text_features: where text features are kept; None keeps none.
+        """
         image_metrics = TowerMetrics(metrics, encoder.name, "images")
-        self.images: EncodeQueue[Pixels, np.ndarray] = EncodeQueue(
+        images: EncodeQueue[Pixels, np.ndarray] = EncodeQueue(
             f"{encoder.name} images",
             encoder.begin_images,
             batch_size=image_batch or encoder.image_path.batch_size,
@@ -64,26 +99,25 @@ class ServedModel:
             max_queued=max_queued_images,
             stalled_after_s=stalled_after_s,
         )
-        image_metrics.watch(waiting=lambda: self.images.waiting, admitted=lambda: self.images.admitted)
+        image_metrics.watch(waiting=lambda: images.waiting, admitted=lambda: images.admitted)
         text_metrics = TowerMetrics(metrics, encoder.name, "texts")
         # Texts have no bound of their own: each request that waits for some holds places for its images.
-        self.texts: EncodeQueue[str, np.ndarray] = EncodeQueue(
+        texts: EncodeQueue[str, np.ndarray] = EncodeQueue(
             f"{encoder.name} texts",
-            lambda texts: partial(encoder.encode_texts, texts),
+            lambda each: partial(encoder.encode_texts, each),
             batch_size=text_batch,
             metrics=text_metrics,
             stalled_after_s=stalled_after_s,
         )
-        text_metrics.watch(waiting=lambda: self.texts.waiting, admitted=lambda: self.texts.admitted)
-
-        self._image_canary = Canary(
-            self.images, lambda: encoder.transform(Image.new("RGB", (_CANARY_PX, _CANARY_PX), "grey"))
+        text_metrics.watch(waiting=lambda: texts.waiting, admitted=lambda: texts.admitted)
+        return cls(
+            encoder,
+            images,
+            texts,
+            image_fingerprint=_Once(encoder.image_fingerprint),
+            text_fingerprint=_Once(encoder.text_fingerprint),
+            text_features=text_features,
         )
-        self._text_canary = Canary(self.texts, lambda: "a photo.")
-
-        self.image_fingerprint = _Once(encoder.image_fingerprint)
-        self.text_fingerprint = _Once(encoder.text_fingerprint)
-        self.encode_texts = StoredTextEncoder(self.encode_new_texts, self.text_fingerprint, text_features)
 
     async def encode_new_texts(self, texts: Sequence[str]) -> TextFeatures:
         """Return unit rows (k, d) of at least one text, none of which is looked up or kept."""
@@ -100,6 +134,6 @@ class ServedModel:
         await asyncio.gather(self._image_canary.watch(every_s), self._text_canary.watch(every_s))
 
     def close(self) -> None:
-        """End both threads."""
+        """End both queues."""
         self.images.close()
         self.texts.close()

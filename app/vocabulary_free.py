@@ -107,5 +107,6 @@ async def find_names(
         "text": (encoded - searched) * 1000,
         "adapt": (time.perf_counter() - encoded) * 1000,
     }
-    warnings = (LOOKED_AT_TOGETHER,) if task.together and len(mined) > 1 else ()
+    warnings: tuple[str, ...] = (LOOKED_AT_TOGETHER,) if task.together and len(mined) > 1 else ()
+    warnings += tuple(dict.fromkeys(each.missing for each in found if each.missing is not None))
     return Named(results, vocabulary_in_use, f"{task.database}@{found[-1].generation}", warnings, timing_ms)

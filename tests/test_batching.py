@@ -314,7 +314,7 @@ async def test_places_are_given_back_when_the_request_fails_or_is_cancelled(star
 
 async def test_retry_after_is_the_time_that_the_waiting_items_take_at_the_measured_rate(start):
     queue = start(Gate(), max_queued=10, batch_size=4)
-    queue._measure(4, 1.0)
+    queue._measured(4, 1.0)
     with queue.admit(10), pytest.raises(OverloadedError) as caught:
         queue.admit(1).__enter__()
     assert caught.value.retry_after_s == 3  # 10 at 4 a second, rounded up
@@ -337,7 +337,7 @@ async def test_the_rate_is_that_of_the_batches(start):
 
 async def test_what_could_not_be_done_within_its_time_is_refused_at_once(start):
     queue = start(Gate(), max_queued=100)
-    queue._measure(10, 1.0)
+    queue._measured(10, 1.0)
     with queue.admit(60, within_s=5):
         with pytest.raises(OverloadedError, match=r"60 before .* about 6 s, .* longer than the 5 s") as caught:
             queue.admit(1, within_s=5).__enter__()

@@ -55,7 +55,7 @@ async def start(anyio_backend):
         ):
             metrics = Metrics()
             models = {
-                each.name: ServedModel(
+                each.name: ServedModel.here(
                     each,
                     metrics=metrics,
                     max_queued_images=max_queued_images,

@@ -1127,12 +1127,14 @@ class SearchResponse(Response):
     results: list[FoundCaptionBody]
     next_offset: int | None = Field(description="Pass as `offset` for the next page; null where there are no more.")
     searched: int = Field(description="The nearest captions that were looked through: 1,000, or as many as there are.")
+    warnings: list[str] = Field([], description="Parts of the database that could not be searched.")
 
     @classmethod
     def of(cls, page: CaptionPage) -> "SearchResponse":
         """Return the page as it is told to callers."""
         return cls(
             database=own_name(page.database),
+            warnings=list(page.warnings),
             model=page.model,
             results=[FoundCaptionBody(caption=caption, score=score) for caption, score in page.captions],
             next_offset=page.next_offset,

@@ -18,7 +18,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -67,6 +67,21 @@ class IndexParameters:
     lists: int = 0
     probes: int = 0
     code_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of ``of`` parts of a database, as equal as can be, each of captions that follow each other."""
+
+    number: int = 0
+    of: int = 1
+
+    def rows(self, count: int) -> range:
+        """Return which of so many captions are its own."""
+        return range(count * self.number // self.of, count * (self.number + 1) // self.of)
+
+
+WHOLE = Part()
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,29 +178,33 @@ class CaptionIndex:
         return cls(index, features, parameters.probes)
 
     def search(
-        self, queries: ImageFeatures | TextFeatures, k: int
+        self, queries: ImageFeatures | TextFeatures, k: int, part: Part = WHOLE
     ) -> tuple[Int[np.ndarray, "q m"], Float32[np.ndarray, "q m"]]:
-        """Return the indices and cosines of the m = min(k, n) nearest rows, the nearest first."""
+        """Return the indices and cosines of the m = min(k, n) nearest rows of a part, the nearest first."""
         import faiss  # noqa: PLC0415 - as above
 
         rows = np.ascontiguousarray(np.nan_to_num(queries, posinf=0, neginf=0), np.float32)
-        wanted = min(k, len(self._features))
+        own = part.rows(len(self._features))
+        wanted = min(k, len(own))
         if not len(rows) or not wanted:
             return np.empty((len(rows), wanted), np.int64), np.empty((len(rows), wanted), np.float32)
         # Of this thread only: requests have the cores, and one search is too short to be shared.
         faiss.omp_set_num_threads(1)
+        # What is not its own is not read, but for the ids in the lists of an inverted file.
+        selector: Any = None if part == WHOLE else faiss.IDSelectorRange(own.start, own.stop)
         if not self.probes:
-            cosines, indices = self._index.search(rows, wanted)
+            plain: Any = faiss.SearchParameters
+            cosines, indices = self._index.search(rows, wanted, params=plain(sel=selector))
             return indices, cosines
         # As many as are wanted are enough of many, of which those at the end may be others.
         candidates = max(min(_CANDIDATES * wanted, _MOST_CANDIDATES), wanted, _LEAST_CANDIDATES)
-        candidates = min(candidates, len(self._features))
+        candidates = min(candidates, len(own))
         parameters: Any = faiss.SearchParametersIVF
-        reading = parameters(nprobe=self.probes)
+        reading = parameters(nprobe=self.probes, sel=selector)
         found = self._index.search(rows, candidates, params=reading)[1]
         few = (found >= 0).sum(axis=1) < wanted
         if few.any():
-            reading = parameters(nprobe=self._index.nlist)
+            reading = parameters(nprobe=self._index.nlist, sel=selector)
             found[few] = self._index.search(rows[few], candidates, params=reading)[1]
         return self._decided(rows, found, wanted)
 
@@ -212,12 +231,31 @@ class CaptionIndex:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The captions nearest to a query, the nearest first: their cosines (k,) and, where asked for, features (k, d)."""
+    """The captions nearest to a query, the nearest first: their cosines (k,) and, where asked for, features (k, d).
+
+    ``missing`` says which captions could not be searched; None where all were.
+    """
 
     captions: tuple[str, ...]
     cosines: Float32[np.ndarray, " k"]
     features: TextFeatures | None
     generation: str
+    missing: str | None = None
+
+
+def merged(found: Sequence[Found], k: int, missing: str | None) -> Found:
+    """Return the k nearest of what was found in the parts of one generation, which are those of the whole."""
+    cosines = np.concatenate([each.cosines for each in found])
+    best = np.argsort(-cosines, kind="stable")[:k]
+    captions = [caption for each in found for caption in each.captions]
+    parts = [each.features for each in found if each.features is not None]
+    return Found(
+        tuple(captions[place] for place in best),
+        cosines[best],
+        np.concatenate(parts)[best] if parts else None,
+        found[0].generation,
+        missing,
+    )
 
 
 class CaptionDatabase:
@@ -295,13 +333,14 @@ class CaptionDatabase:
         return self._index.nbytes_resident
 
     def search(
-        self, queries: ImageFeatures | TextFeatures, k: int
+        self, queries: ImageFeatures | TextFeatures, k: int, part: Part = WHOLE
     ) -> tuple[Int[np.ndarray, "q m"], Float32[np.ndarray, "q m"]]:
         """Return the indices and cosines of the m = min(k, n) captions nearest to each query, the nearest first.
 
         Args:
             queries: unit rows (q, d); what is not finite in them counts as zero.
             k: at least 1.
+            part: where to search.
 
         Raises:
             ValueError: the queries have other dimensions, or k is below 1.
@@ -310,7 +349,7 @@ class CaptionDatabase:
             raise ValueError(f"queries have shape {queries.shape}, but captions have {self.manifest.dims} dimensions")
         if k < 1:
             raise ValueError(f"k is {k}, but must be at least 1")
-        return self._index.search(queries, k)
+        return self._index.search(queries, k, part)
 
     def found(
         self,

@@ -115,7 +115,7 @@ def ask_by_body(client, image, at=AT, media_type="image/png", **fields):
 def found(response):
     assert response.status_code == 200, response.text
     body = response.json()
-    assert set(body) == {"database", "model", "results", "next_offset", "searched"}
+    assert set(body) == {"database", "model", "results", "next_offset", "searched", "warnings"}
     assert all(set(each) == {"caption", "score"} for each in body["results"])
     scores = [each["score"] for each in body["results"]]
     assert scores == sorted(scores, reverse=True)

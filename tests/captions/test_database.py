@@ -16,7 +16,9 @@ from app.captions.database import (
     CaptionDatabase,
     CaptionIndex,
     Manifest,
+    Part,
     current_generation,
+    merged,
 )
 from app.errors import ConfigurationError, StoreError
 from tests.captions.build_until_killed import DIMS, features_of
@@ -94,6 +96,34 @@ def test_all_captions_are_found_when_as_many_are_asked_for(database, k):
         assert len(set(row)) == min(k, 2000)
         assert min(row) >= 0
     assert np.isfinite(cosines).all()
+
+
+@pytest.mark.parametrize("of", [1, 3, 7])
+def test_what_the_parts_find_is_together_what_the_whole_finds(database, of):
+    queries = queries_of(30)
+    parts = [Part(number, of) for number in range(of)]
+    rows = [index for part in parts for index in part.rows(len(database))]
+    assert rows == list(range(len(database)))
+    found = [database.search(queries, 10, part) for part in parts]
+    for part, (indices, _) in zip(parts, found, strict=True):
+        own = part.rows(len(database))
+        assert ((indices >= own.start) & (indices < own.stop)).all()
+    for row in range(len(queries)):
+        whole = database.found(*(each[row] for each in database.search(queries, 10)), features=True)
+        told = [database.found(indices[row], cosines[row], features=True) for indices, cosines in found]
+        together = merged(told, 10, None)
+        # An inexact index looks at more candidates in parts, and so finds what is as near or nearer.
+        assert (together.cosines >= whole.cosines - 1e-6).all()
+        if not database._index.probes:
+            assert together.captions == whole.captions
+            np.testing.assert_array_equal(together.features, whole.features)
+        assert merged(told, 10, "a part is away").missing == "a part is away"
+
+
+def test_a_part_that_is_smaller_than_what_is_asked_for_gives_all_it_has(database):
+    indices, _ = database.search(queries_of(2), 500, Part(0, 10))
+    assert indices.shape == (2, 200)
+    assert all(sorted(row) == list(range(200)) for row in indices.tolist())
 
 
 def test_no_queries_find_nothing(database):
