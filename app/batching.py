@@ -69,17 +69,20 @@ class Encoded(Generic[Row]):
 
 
 @dataclass(eq=False, slots=True)
-class _Entry(Generic[Item, Row]):
+class Entry(Generic[Item, Row]):
+    """An item in a queue: when it came and until when it is of use, on the clock of ``time.perf_counter``."""
+
     item: Item
     future: asyncio.Future[Encoded[Row]]
     submitted: float
+    deadline: float | None
 
 
 @dataclass(eq=False, slots=True)
 class _Batch(Generic[Item, Row]):
     """Entries that have begun; ``wait`` returns their rows."""
 
-    entries: Sequence[_Entry[Item, Row]]
+    entries: Sequence[Entry[Item, Row]]
     wait: Callable[[], Collection[Row]]
     began: float
 
@@ -93,7 +96,7 @@ class Caller(Generic[Item, Row]):
     """
 
     deadline: float | None
-    waiting: deque[_Entry[Item, Row]] = field(default_factory=deque)
+    waiting: deque[Entry[Item, Row]] = field(default_factory=deque)
 
 
 class TurnQueue(Generic[Item, Row]):
@@ -122,7 +125,7 @@ class TurnQueue(Generic[Item, Row]):
         self._closed = False
         # Written by whoever takes; ``_begun`` has every entry that was taken and is not settled.
         self._room = batch_size
-        self._begun: list[_Entry[Item, Row]] = []
+        self._begun: list[Entry[Item, Row]] = []
         self._last_ended = 0.0
         self._items_per_s = 0.0
 
@@ -135,6 +138,11 @@ class TurnQueue(Generic[Item, Row]):
     def waiting(self) -> int:
         """Items that wait for a batch."""
         return self._waiting
+
+    @property
+    def expected_wait_s(self) -> float:
+        """How long an item that comes now would wait, at the measured rate; 0 where nothing was measured."""
+        return self._admitted / self._items_per_s if self._items_per_s else 0.0
 
     @property
     def last_encoded_at(self) -> float:
@@ -195,7 +203,7 @@ class TurnQueue(Generic[Item, Row]):
 
     def _submit(self, caller: Caller[Item, Row], items: Sequence[Item]) -> list[asyncio.Future[Encoded[Row]]]:
         loop, now = asyncio.get_running_loop(), time.perf_counter()
-        entries = [_Entry(item, loop.create_future(), now) for item in items]
+        entries = [Entry(item, loop.create_future(), now, caller.deadline) for item in items]
         with self._changed:
             if (down := self._why_down()) is not None:
                 raise down
@@ -235,7 +243,7 @@ class TurnQueue(Generic[Item, Row]):
     def _refusal(self, count: int, within_s: float | None) -> ServerError | None:
         if (down := self._why_down()) is not None:
             return down
-        wait_s = self._admitted / self._items_per_s if self._items_per_s else 0.0
+        wait_s = self.expected_wait_s
         if self.max_queued is not None and self._admitted + count > self.max_queued:
             reason = (
                 f"{count} more would not fit: {self._admitted} of {self.max_queued} places in the queue of {self.name}"
@@ -256,13 +264,13 @@ class TurnQueue(Generic[Item, Row]):
         problem = self.problem
         return None if problem is None else NotReadyError(f"{problem}; try again later")
 
-    def _take(self, *, at_least: int) -> list[_Entry[Item, Row]]:
+    def _take(self, *, at_least: int) -> list[Entry[Item, Row]]:
         """Return the next batch, one item of each caller in turn.
 
         It is empty if fewer wait than ``at_least``, if nobody wants those that do, and once the queue was closed.
         """
-        taken: list[_Entry[Item, Row]] = []
-        late: list[_Entry[Item, Row]] = []
+        taken: list[Entry[Item, Row]] = []
+        late: list[Entry[Item, Row]] = []
         cancelled = 0
         with self._changed:
             now = time.perf_counter()
@@ -274,7 +282,7 @@ class TurnQueue(Generic[Item, Row]):
                     self._turns.append(caller)
                 if entry.future.cancelled():
                     cancelled += 1
-                elif caller.deadline is not None and now > caller.deadline:
+                elif entry.deadline is not None and now > entry.deadline:
                     late.append(entry)
                 else:
                     taken.append(entry)
@@ -284,7 +292,7 @@ class TurnQueue(Generic[Item, Row]):
         self._metrics.dropped("deadline", len(late))
         return taken
 
-    def _take_all(self) -> list[_Entry[Item, Row]]:
+    def _take_all(self) -> list[Entry[Item, Row]]:
         entries = [entry for caller in self._turns for entry in caller.waiting]
         for caller in self._turns:
             caller.waiting.clear()
@@ -298,7 +306,7 @@ class TurnQueue(Generic[Item, Row]):
         self._items_per_s += (_RATE_MEMORY if self._items_per_s else 1.0) * (rate - self._items_per_s)
 
     def _settle(
-        self, entries: Sequence[_Entry[Item, Row]], outcomes: Sequence[tuple[Row, float, float] | Exception]
+        self, entries: Sequence[Entry[Item, Row]], outcomes: Sequence[tuple[Row, float, float] | Exception]
     ) -> None:
         """Give the futures of entries that have begun what became of them, on their event loop."""
 
@@ -317,7 +325,7 @@ class TurnQueue(Generic[Item, Row]):
         _call_soon(entries[0].future.get_loop(), tell)
         self._begun = remaining
 
-    def _fail(self, entries: Sequence[_Entry[Item, Row]], error: Callable[[], Exception] | None = None) -> None:
+    def _fail(self, entries: Sequence[Entry[Item, Row]], error: Callable[[], Exception] | None = None) -> None:
         """Give entries that never began, or never will end, an error each; without one, why the queue is down."""
         errors = [error() if error else self._why_down() for _ in entries]
 
@@ -425,14 +433,14 @@ class EncodeQueue(TurnQueue[Item, Row]):
             self._finish(current)
             current = ahead
 
-    def _next(self, *, at_least: int, wait: bool) -> list[_Entry[Item, Row]]:
+    def _next(self, *, at_least: int, wait: bool) -> list[Entry[Item, Row]]:
         """Return the next batch; with ``wait`` not before there is one, or the queue is closed."""
         if wait:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
         return self._take(at_least=at_least)
 
-    def _begin(self, entries: Sequence[_Entry[Item, Row]]) -> _Batch[Item, Row] | None:
+    def _begin(self, entries: Sequence[Entry[Item, Row]]) -> _Batch[Item, Row] | None:
         """Start a batch; None if that failed, and all is told by then."""
         began = time.perf_counter()
         if self._busy_since is None:
@@ -465,7 +473,7 @@ class EncodeQueue(TurnQueue[Item, Row]):
         for entry in entries:
             self._metrics.waited(began - entry.submitted)
 
-    def _recover(self, entries: Sequence[_Entry[Item, Row]], error: Exception) -> None:
+    def _recover(self, entries: Sequence[Entry[Item, Row]], error: Exception) -> None:
         """Try the halves of a batch that failed, each by itself; a single entry gets the error."""
         if isinstance(error, StopIteration):  # which no future takes
             error = RuntimeError(f"the encoder of {self.name} raised StopIteration")
@@ -495,7 +503,7 @@ class EncodeQueue(TurnQueue[Item, Row]):
             self._room, self._good_batches = min(2 * self._room, self.batch_size), 0
 
     def _settle(
-        self, entries: Sequence[_Entry[Item, Row]], outcomes: Sequence[tuple[Row, float, float] | Exception]
+        self, entries: Sequence[Entry[Item, Row]], outcomes: Sequence[tuple[Row, float, float] | Exception]
     ) -> None:
         self._busy_since = time.perf_counter() if len(self._begun) > len(entries) else None
         super()._settle(entries, outcomes)

@@ -300,12 +300,31 @@ class Databases:
             return await self._search_elsewhere(
                 name, database.generation, queries, k, features=features, within_s=within_s
             )
-        searches = [_Search(database, query, k, features) for query in queries]
-        found: list[Found] = []
-        # A folder of photographs is more than the queue has places for.
-        for first in range(0, len(searches), queue.batch_size):
-            found += await queue.run(searches[first : first + queue.batch_size], within_s=within_s)
-        return found
+        return await _found(database, queue, queries, k, features=features, within_s=within_s)
+
+    async def search_generation(
+        self,
+        name: str,
+        generation: str,
+        queries: ImageFeatures | TextFeatures,
+        k: int,
+        *,
+        features: bool,
+        within_s: float | None,
+    ) -> list[Found]:
+        """Return the same of the generation that somebody else takes for the current one, or took a moment ago.
+
+        Raises:
+            StoreError: it is not there any more, or is damaged.
+            Exception: as ``search``.
+        """
+        served = await self._open(name, deleted=True)
+        if served.current.generation != generation:
+            served = await self._open(name, look=True, deleted=True)
+        database = served.current
+        if database.generation != generation:
+            database = await asyncio.to_thread(CaptionDatabase.open_generation, self._folder_of(name), generation)
+        return await _found(database, served.queue, queries, k, features=features, within_s=within_s)
 
     async def open_all(self) -> None:
         """Open every database, so that no request waits for it; what is wrong with one is logged."""
@@ -639,6 +658,23 @@ class _Served:
             captions=len(database),
             model=database.manifest.model,
         )
+
+
+async def _found(
+    database: CaptionDatabase,
+    queue: EncodeQueue[_Search, Found],
+    queries: ImageFeatures | TextFeatures,
+    k: int,
+    *,
+    features: bool,
+    within_s: float | None,
+) -> list[Found]:
+    searches = [_Search(database, query, k, features) for query in queries]
+    found: list[Found] = []
+    # A folder of photographs is more than the queue has places for.
+    for first in range(0, len(searches), queue.batch_size):
+        found += await queue.run(searches[first : first + queue.batch_size], within_s=within_s)
+    return found
 
 
 def _searched(searches: Sequence[_Search], part: Part) -> list[Found]:

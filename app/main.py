@@ -3,10 +3,11 @@
 import asyncio
 import re
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+from typing import Any
 
 import structlog
 from asgi_correlation_id import CorrelationIdMiddleware
@@ -37,7 +38,7 @@ from app.databases import Databases, SearchElsewhere
 from app.decoding import Decoders, ImageLimits, ProcessDecoders, ThreadDecoders
 from app.describer import Describer, LanguageModel
 from app.describing.questions import load_feature_question, load_question_sets
-from app.encoders._base import Encoder, LoadOptions
+from app.encoders._base import Described, Encoder, LoadOptions
 from app.encoders.loading import imagenet_templates, load_encoder
 from app.errors import ConfigurationError
 from app.example_images import ExampleImages
@@ -136,17 +137,19 @@ class Steps:
     """The two steps of a request that may be done elsewhere; the rest of it is the same wherever they are.
 
     Args:
-        serve_model: puts queues before the towers of an encoder.
+        serve_model: puts queues before the towers of a model.
         search_captions: searches caption databases; None searches them in this process.
+        exposition: returns the metrics of all processes; None those of this one.
     """
 
-    serve_model: Callable[[Encoder, Settings, Metrics, TextFeatureStore | None], ServedModel] = serve_here
+    serve_model: Callable[[Any, Settings, Metrics, TextFeatureStore | None], ServedModel] = serve_here
     search_captions: SearchElsewhere | None = None
+    exposition: Callable[[], Awaitable[bytes]] | None = None
 
 
 @asynccontextmanager
 async def open_service(
-    settings: Settings, encoders: Sequence[Encoder], metrics: Metrics | None = None, steps: Steps | None = None
+    settings: Settings, encoders: Sequence[Described], metrics: Metrics | None = None, steps: Steps | None = None
 ) -> AsyncIterator[Service]:
     """Open and migrate the database, start the queues, and close all of it at the end.
 
@@ -239,6 +242,13 @@ async def _warm(service: Service, jobs: Jobs) -> None:
             log.warning("not_made_ready", exc_info=error)
 
 
+def _told_by(metrics: Metrics) -> Callable[[], Awaitable[bytes]]:
+    async def exposition() -> bytes:
+        return metrics.exposition()
+
+    return exposition
+
+
 _IMAGE_ROUTES = {"/classify", "/v1/classify", "/v1/embeddings", "/v1/zero-shot-image-classification"}
 
 
@@ -251,7 +261,7 @@ def _decoders(settings: Settings) -> Decoders:
 
 def create_app(
     settings: Settings,
-    load: Callable[[Settings], Sequence[Encoder]] = load_encoders,
+    load: Callable[[Settings], Sequence[Described]] = load_encoders,
     steps: Steps | None = None,
 ) -> FastAPI:
     """Return the application; models are loaded when it starts, before its port opens.
@@ -275,6 +285,7 @@ def create_app(
         async with open_service(settings, encoders, metrics, steps) as service:
             app.state.service = service
             app.state.metrics = metrics
+            app.state.exposition = steps.exposition if steps is not None and steps.exposition else _told_by(metrics)
             keys = KeyRing(KeyRepository(service.engine), file_keys, settings.keys)
             app.state.gate = Gate(keys, quotas)
             app.state.jobs = Jobs(

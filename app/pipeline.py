@@ -21,7 +21,7 @@ from app.batching import Caller
 from app.calibration import energy, max_concept_matching, prediction_sets, tempered_softmax
 from app.databases import Databases
 from app.decoding import Decoders
-from app.encoders._base import Encoder
+from app.encoders._base import Described
 from app.errors import ClientError, DeadlineExceededError, TooLargeError
 from app.learning import ClassNames, Learned, Learner, Subject, learn, transduce
 from app.methods import METHODS, TRANSDUCTIVE
@@ -494,7 +494,7 @@ def _recipe(task: Task) -> Recipe:
     return METHODS[task.method].recipe(task.classes, task.templates, dict(task.options))
 
 
-def predict(encoder: Encoder, task: Task, image_features: ImageFeatures, classifier: Classifier) -> Predicted:
+def predict(encoder: Described, task: Task, image_features: ImageFeatures, classifier: Classifier) -> Predicted:
     """Apply the task's method to the features (n, d)."""
     told = classifier.answer(image_features)
     mean = task.merge_synonyms is MergeSynonyms.MEAN
@@ -515,7 +515,7 @@ def predict(encoder: Encoder, task: Task, image_features: ImageFeatures, classif
 
 
 def _answered(
-    encoder: Encoder, task: Task, image_features: ImageFeatures, classifier: Classifier
+    encoder: Described, task: Task, image_features: ImageFeatures, classifier: Classifier
 ) -> tuple[Predicted, list[ImageResult]]:
     predicted = predict(encoder, task, image_features, classifier)
     return predicted, _results(task, predicted)

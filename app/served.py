@@ -10,7 +10,7 @@ from PIL import Image
 
 from app.batching import EncodeQueue, TurnQueue
 from app.canary import Canary
-from app.encoders._base import Encoder
+from app.encoders._base import Described, Encoder
 from app.metrics import Metrics, TowerMetrics
 from app.prompting.text_features import StoredTextEncoder, TextFeatureStore
 from app.task import Pixels, TextFeatures
@@ -48,7 +48,7 @@ class ServedModel:
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: Described,
         images: TurnQueue[Pixels, np.ndarray],
         texts: TurnQueue[str, np.ndarray],
         *,

@@ -2,11 +2,20 @@
 
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from platformdirs import user_data_path
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.cores import usable_cores
@@ -17,6 +26,7 @@ from app.keys import KeyPolicy, read_rate
 _MIB = 1024 * 1024
 
 
+_REPLICAS = re.compile(r"([1-9][0-9]{0,4})(?:-([1-9][0-9]{0,4}))?")
 _HOST = re.compile(r"(\*\.)?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
 
@@ -30,6 +40,30 @@ def _expanded(path: Path) -> Path:
 
 
 Folder = Annotated[Path, AfterValidator(_expanded)]
+
+
+@dataclass(frozen=True, slots=True)
+class Replicas:
+    """How many processes do the same: always so many, or from ``least`` to ``most`` as there is work."""
+
+    least: int
+    most: int
+
+    def __str__(self) -> str:
+        return f"{self.least}" if self.least == self.most else f"{self.least}-{self.most}"
+
+
+def _replicas(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    found = _REPLICAS.fullmatch(value.strip())
+    if found is None or int(found[2] or found[1]) < int(found[1]):
+        msg = f"'{value}' is no number of replicas; write 2, or 1-8 for as many as there is work for"
+        raise ValueError(msg)
+    return Replicas(int(found[1]), int(found[2] or found[1]))
+
+
+_Replicas = Annotated[Replicas, BeforeValidator(_replicas), NoDecode]
 
 
 class Settings(BaseSettings):
@@ -251,6 +285,41 @@ class Settings(BaseSettings):
         default=False,
         description="Send traces by OpenTelemetry, with the extra `otel`, to where its own variables say"
         " (`OTEL_EXPORTER_OTLP_ENDPOINT`).",
+    )
+    engine: Literal["process", "ray"] = Field(
+        "process",
+        description="What `deixis serve` runs on: one process, or Ray Serve, with the extra `ray`, on one machine or"
+        " many; docs/scaling.md.",
+    )
+    ray_address: str | None = Field(
+        None,
+        description="With `ray`: address of the cluster to run on, as `auto` or `ray://host:10001`; by default one on"
+        " this machine that begins and ends with the command.",
+    )
+    ray_edges: _Replicas = Field(
+        Replicas(1, 1),
+        description="With `ray`: processes that take requests and decode, `2`, or `1-8` for as many as there is work"
+        " for.",
+    )
+    ray_encoders: _Replicas = Field(
+        Replicas(1, 1), description="With `ray`: processes that encode, for each model, or for all where they share."
+    )
+    ray_encoder_cpus: float = Field(1, gt=0, description="With `ray`: cores that each of them needs.")
+    ray_encoder_gpus: float = Field(0, ge=0, description="With `ray`: GPUs that each of them needs.")
+    ray_models_at_once: int | None = Field(
+        None,
+        ge=1,
+        description="With `ray`: models that an encoder holds at once, where encoders share all models and load what is"
+        " asked for; by default each model has its own encoders.",
+    )
+    ray_shards: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="With `ray`: parts in which caption databases are searched; 0 searches at the edges.",
+    )
+    ray_shard_replicas: _Replicas = Field(
+        Replicas(1, 1), description="With `ray`: processes that search, for each part."
     )
     log_format: Literal["json", "console"] = Field(
         "console", description="One JSON object or one readable line per event."

@@ -310,6 +310,11 @@ class CaptionDatabase:
         return cls._open(folder, generation, fingerprint, verify=verify)
 
     @classmethod
+    def open_generation(cls, folder: Path, generation: str) -> Self:
+        """Open a generation by its name, the current one or one before it that is still there; raises StoreError."""
+        return cls._open(folder, generation, None, verify=False)
+
+    @classmethod
     def _open(cls, folder: Path, generation: str, fingerprint: str | None, *, verify: bool) -> Self:
         place = folder / generation
         manifest = read_manifest(place)

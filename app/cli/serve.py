@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from app import __version__
 from app.api.connections import ConnectionLimits, bounded
 from app.cli.common import NOTHING_DONE, told_plainly
+from app.cli.serve_on_ray import serve_on_ray
 from app.errors import ConfigurationError
 from app.keys import KeyPolicy
 from app.logs import configure_logs
@@ -85,6 +86,11 @@ def serve(**flags: Any) -> None:
         for listener in listeners:
             closing.enter_context(listener)
         asyncio.run(_prepare(settings, listeners))
+        if settings.engine == "ray":
+            port = listeners[0].getsockname()[1]
+            closing.close()  # Ray's own proxies listen
+            serve_on_ray(settings.model_copy(update={"port": port}))
+            return
         app = create_app(settings, lambda _: encoders)
         encoders = load_encoders(settings)
         server = _Server(

@@ -117,12 +117,8 @@ class ImageTower(Protocol):
         """Start encoding n >= 1 images and return what waits for their unit rows (n, d), float32."""
 
 
-class Encoder(Protocol):
-    """An image tower and a text tower with one joint space.
-
-    The methods are called from worker threads, never from the event loop. ``transform`` must be safe to call from
-    several threads at once; ``begin_images`` and what it returns are called by one thread, ``encode_texts`` by another.
-    """
+class Described(Protocol):
+    """What a model is, wherever its towers run. ``transform`` is called from several threads at once."""
 
     name: str
     """The name that callers use, as it was given in the settings."""
@@ -145,8 +141,16 @@ class Encoder(Protocol):
     tuning: Tuning | None
     """What was measured of the ways to run it; None where nothing was."""
 
-    def transform(self, image: Image.Image) -> Pixels:
-        """Resize and crop one upright RGB image to (image_size_px, image_size_px, 3), eight bits."""
+    transform: Callable[[Image.Image], Pixels]
+    """Resizes and crops one upright RGB image to (image_size_px, image_size_px, 3), eight bits."""
+
+
+class Encoder(Described, Protocol):
+    """An image tower and a text tower with one joint space.
+
+    The methods are called from worker threads, never from the event loop; ``begin_images`` and what it returns by one
+    thread, ``encode_texts`` by another.
+    """
 
     def begin_images(self, pixels: Sequence[Pixels]) -> Callable[[], ImageFeatures]:
         """Start encoding n >= 1 transformed images and return what waits for their unit rows (n, d), float32.

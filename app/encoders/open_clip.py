@@ -57,7 +57,8 @@ class OpenClipEncoder:
         self.device = device
         self._model = model.eval()
         self._preprocessing = preprocessing
-        self._geometry = _geometry(preprocessing)
+        # As the model's own preprocessing configuration says.
+        self.transform = _geometry(preprocessing)
         self._image_tower = image_tower
         self.image_path = image_path
         self.tuning = tuning
@@ -88,10 +89,6 @@ class OpenClipEncoder:
                 f" {text.shape}, which must be finite and of one size; check its weights, and try DEIXIS_PRECISION=fp32"
             )
         self.embed_dim = image.shape[1]
-
-    def transform(self, image: Image.Image) -> Pixels:
-        """Resize and crop, as the model's own preprocessing configuration says."""
-        return self._geometry(image)
 
     def begin_images(self, pixels: Sequence[Pixels]) -> Callable[[], ImageFeatures]:
         """Start encoding and return what waits for the unit rows (n, d), float32."""

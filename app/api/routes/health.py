@@ -38,4 +38,4 @@ async def readyz(service: ServiceDependency) -> Health:
 )
 async def metrics(request: Request) -> Response:
     """Tell what has been counted and timed since the start, for Prometheus."""
-    return Response(request.app.state.metrics.exposition(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+    return Response(await request.app.state.exposition(), media_type=CONTENT_TYPE_PLAIN_0_0_4)

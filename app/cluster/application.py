@@ -1,0 +1,117 @@
+"""The deployments of the service on Ray Serve, joined.
+
+``build`` is what a Serve config file names: ``import_path: app.cluster.application:build``, with settings as ``args``.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureConfig
+
+from app.cluster.edge import EDGE, Edge
+from app.cluster.encoders import EncoderReplica, multiplexed
+from app.cluster.shards import ShardReplica
+from app.settings import Replicas, Settings, load_settings
+
+APPLICATION = "deixis"
+
+# Of one edge; before that its own queue is full, and answers 503 with the time to wait.
+_REQUESTS_PER_EDGE = 1000
+# Calls of one encoder replica at once, of which its queue makes batches, and calls that wait at an edge for any.
+_CALLS_PER_REPLICA = 32
+_CALLS_WAITING = 256
+_AUTOSCALING_DELAY_S = 5.0
+# Of every deployment. Edges log requests as one process does.
+_COMMON: Mapping[str, Any] = {"health_check_period_s": 5, "logging_config": {"enable_access_log": False}}
+
+
+def build(args: Mapping[str, str]) -> Application:
+    """Return the application of a Serve config file; ``args`` are settings, before those of the environment.
+
+    Raises:
+        ConfigurationError: a setting that cannot work.
+    """
+    return application(load_settings(**args))
+
+
+def application(settings: Settings) -> Application:
+    """Return the service: edges, an encoder deployment for each model or one for all, and the parts of captions."""
+    encoders: dict[str, Application]
+    if settings.ray_models_at_once is None:
+        encoders = {
+            model: _encoder(settings, EncoderReplica, _name_of(model)).bind(settings, [model])
+            for model in settings.models
+        }
+    else:
+        replicas = _encoder(settings, multiplexed(settings.ray_models_at_once), "encoder")
+        together = replicas.bind(settings)
+        encoders = dict.fromkeys(settings.models, together)
+    shards = [
+        serve.deployment(
+            ShardReplica,
+            name=f"captions-{number}",
+            ray_actor_options={"num_cpus": 1},
+            max_ongoing_requests=_CALLS_PER_REPLICA,
+            **_COMMON,
+            **_scale(settings.ray_shard_replicas),
+        ).bind(settings, number, settings.ray_shards)
+        for number in range(settings.ray_shards)
+    ]
+    edge = serve.deployment(
+        serve.ingress()(Edge),
+        name=EDGE,
+        ray_actor_options={"num_cpus": 1},
+        max_ongoing_requests=_REQUESTS_PER_EDGE,
+        max_queued_requests=_REQUESTS_PER_EDGE,
+        backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
+        graceful_shutdown_timeout_s=settings.shutdown_timeout_s,
+        **_COMMON,
+        **_scale(settings.ray_edges),
+    )
+    bound: Application = edge.bind(settings, encoders, shards)
+    return bound
+
+
+def cpus_needed(settings: Settings) -> int:
+    """Return the cores that all replicas ask for together when there are as many as there may be."""
+    groups = len(settings.models) if settings.ray_models_at_once is None else 1
+    encoders = groups * settings.ray_encoders.most * settings.ray_encoder_cpus
+    return math.ceil(settings.ray_edges.most + encoders + settings.ray_shards * settings.ray_shard_replicas.most)
+
+
+def _encoder(settings: Settings, replica: type[EncoderReplica], name: str) -> Any:
+    return serve.deployment(
+        replica,
+        name=name,
+        ray_actor_options={"num_cpus": settings.ray_encoder_cpus, "num_gpus": settings.ray_encoder_gpus},
+        max_ongoing_requests=_CALLS_PER_REPLICA,
+        max_queued_requests=_CALLS_WAITING,
+        graceful_shutdown_timeout_s=settings.shutdown_timeout_s,
+        **_COMMON,
+        **_scale(settings.ray_encoders, policy="app.cluster.scaling:by_images_and_wait"),
+    )
+
+
+def _scale(replicas: Replicas, *, policy: str | None = None) -> dict[str, Any]:
+    if replicas.least == replicas.most:
+        return {"num_replicas": replicas.most}
+    chosen = {} if policy is None else {"policy": AutoscalingPolicy(policy_function=policy)}
+    return {
+        "autoscaling_config": AutoscalingConfig(
+            min_replicas=replicas.least,
+            max_replicas=replicas.most,
+            upscale_delay_s=_AUTOSCALING_DELAY_S,
+            target_ongoing_requests=_CALLS_PER_REPLICA / 2,
+            look_back_period_s=2 * _AUTOSCALING_DELAY_S,
+            **chosen,
+        )
+    }
+
+
+def _name_of(model: str) -> str:
+    """Return the name of a model's deployment, which stands in addresses and metrics."""
+    return "encoder-" + re.sub(r"[^A-Za-z0-9_.-]+", "-", model)

@@ -1,0 +1,169 @@
+"""The replicas that encode: models as one process serves them, called by edges."""
+
+import asyncio
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+from weakref import WeakValueDictionary
+
+import numpy as np
+import structlog
+from jaxtyping import UInt8
+from opentelemetry import context, propagate
+from ray import serve
+
+from app import __version__
+from app.batching import Encoded, TurnQueue
+from app.cluster.telemetry import Exposition, own_exposition, send_traces
+from app.cluster.wire import Card, Failure, Reply
+from app.encoders._base import Encoder
+from app.encoders.loading import load_encoder
+from app.errors import DeixisError
+from app.logs import configure_logs
+from app.main import load_options, serve_here
+from app.metrics import Metrics
+from app.settings import Settings
+from app.tracing import stage
+
+log = structlog.get_logger()
+
+
+class _Loaded:
+    """A model with its queues, until it is let go of."""
+
+    def __init__(self, encoder: Encoder, settings: Settings, metrics: Metrics) -> None:
+        self.card = Card.of(encoder)
+        # Text features are kept by the edges, which ask only for new ones.
+        self.served = serve_here(encoder, settings, metrics, None)
+        self._canary_s = settings.canary_s
+        self._watching: asyncio.Task[None] | None = None
+        log.info("model_loaded", model=encoder.name)
+
+    def watch(self) -> None:
+        """Try the towers now and then, on this event loop."""
+        if self._canary_s and self._watching is None:
+            self._watching = asyncio.get_running_loop().create_task(self.served.watch(self._canary_s))
+
+    def __del__(self) -> None:
+        """End its threads: Ray calls this, in a thread, when another model takes its place."""
+        if self._watching is not None:
+            with suppress(RuntimeError):  # the event loop may be gone
+                self._watching.get_loop().call_soon_threadsafe(self._watching.cancel)
+        self.served.close()
+
+
+class EncoderReplica:
+    """Encodes with models that are loaded when it starts.
+
+    Args:
+        settings: of the service.
+        models: names of those that it serves.
+    """
+
+    def __init__(self, settings: Settings, models: Sequence[str]) -> None:
+        configure_logs(settings.log_format, settings.log_level)
+        if settings.traces:
+            send_traces()
+        self._settings = settings
+        self._metrics = Metrics(__version__)
+        self._loaded: MutableMapping[str, _Loaded] = {model: self._load(model) for model in models}
+
+    async def card(self, model: str) -> Card:
+        """Return what an edge must know of a model."""
+        return (await self._get(model)).card
+
+    async def encode_images(
+        self, model: str, pixels: UInt8[np.ndarray, "n h w 3"], within_s: float | None, trace: Mapping[str, str]
+    ) -> Reply | Failure:
+        """Return the features of images that the model's transform made.
+
+        Args:
+            model: its name.
+            pixels: as they lie in the object store.
+            within_s: after which they are of no use.
+            trace: that the caller is in.
+        """
+        loaded = await self._get(model)
+        with _within(trace), stage("encode-there", model=model, images=len(pixels)):
+            return await _encoded(loaded.served.images, list(pixels), within_s)
+
+    async def encode_texts(
+        self, model: str, texts: Sequence[str], within_s: float | None, trace: Mapping[str, str]
+    ) -> Reply | Failure:
+        """Return the features of texts, likewise."""
+        loaded = await self._get(model)
+        with _within(trace), stage("encode-there", model=model, texts=len(texts)):
+            return await _encoded(loaded.served.texts, texts, within_s)
+
+    async def exposition(self) -> Exposition:
+        """Return what Prometheus is told of this replica."""
+        return own_exposition(self._metrics)
+
+    async def check_health(self) -> None:
+        """Have this replica replaced where a model encodes nothing; called by Ray."""
+        for each in list(self._loaded.values()):
+            each.watch()
+            if each.served.problem is not None:
+                raise RuntimeError(each.served.problem)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Return what ``app.cluster.scaling`` decides by; called by Ray."""
+        queues = [each.served.images for each in list(self._loaded.values())]
+        return {
+            "images": float(sum(queue.admitted for queue in queues)),
+            "wait_s": max((queue.expected_wait_s for queue in queues), default=0.0),
+        }
+
+    async def _get(self, model: str) -> _Loaded:
+        return self._loaded[model]
+
+    def _load(self, model: str) -> _Loaded:
+        return _Loaded(load_encoder(model, load_options(self._settings)), self._settings, self._metrics)
+
+
+def multiplexed(at_once: int) -> type[EncoderReplica]:
+    """Return replicas that load models when they are asked for; of more than ``at_once`` the least used goes."""
+
+    class MultiplexedReplica(EncoderReplica):
+        def __init__(self, settings: Settings) -> None:
+            super().__init__(settings, ())
+            self._loaded = WeakValueDictionary()  # Ray has them, and lets go of them
+
+        @serve.multiplexed(max_num_models_per_replica=at_once)  # type: ignore[untyped-decorator]
+        async def _get(self, model: str) -> _Loaded:
+            loaded = await asyncio.to_thread(self._load, model)
+            self._loaded[model] = loaded
+            return loaded
+
+    return MultiplexedReplica
+
+
+@contextmanager
+def _within(trace: Mapping[str, str]) -> Iterator[None]:
+    """Have what is done in it belong to a trace that came with a call."""
+    token = context.attach(propagate.extract(trace))
+    try:
+        yield
+    finally:
+        context.detach(token)
+
+
+async def _encoded(queue: TurnQueue[Any, np.ndarray], items: Sequence[Any], within_s: float | None) -> Reply | Failure:
+    """Return what became of each item; a failure where not one was admitted."""
+    try:
+        with queue.admit(len(items), within_s=within_s) as caller:
+            encoded = await asyncio.gather(*(queue.encode(item, caller) for item in items), return_exceptions=True)
+    except DeixisError as error:
+        return Failure.of(error)
+    good = {place: each for place, each in enumerate(encoded) if isinstance(each, Encoded)}
+    if not good:
+        return Failure.of(next(each for each in encoded if isinstance(each, BaseException)))
+    rows = np.zeros((len(items), len(next(iter(good.values())).row)), np.float32)
+    for place, each in good.items():
+        rows[place] = each.row
+    return Reply(
+        rows,
+        {place: Failure.of(each) for place, each in enumerate(encoded) if isinstance(each, BaseException)},
+        [good[place].queue_s if place in good else 0.0 for place in range(len(items))],
+        [good[place].encode_s if place in good else 0.0 for place in range(len(items))],
+    )

@@ -1,0 +1,138 @@
+"""Caption databases searched in parts, by replicas that have a part each."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from app import __version__
+from app.captions.database import Found, Part, merged
+from app.cluster.handles import ask
+from app.cluster.telemetry import Exposition, own_exposition
+from app.cluster.wire import AwayError, Failure
+from app.databases import Databases
+from app.errors import DeixisError, NotReadyError
+from app.logs import configure_logs
+from app.metrics import Metrics
+from app.naming import own_name
+from app.settings import Settings
+from app.task import ImageFeatures, TextFeatures
+
+# Once a part has answered, so long is waited for the others before the answer goes without them.
+_STRAGGLERS_S = 2.0
+_TRIES = 2
+
+
+class ShardReplica:
+    """Searches its part of every database.
+
+    Args:
+        settings: of the service, whose folder of databases all replicas share.
+        number: of its part, from 0.
+        of: parts there are.
+    """
+
+    def __init__(self, settings: Settings, number: int, of: int) -> None:
+        configure_logs(settings.log_format, settings.log_level)
+        self._metrics = Metrics(__version__)
+        self._databases = Databases(
+            settings.effective_captions_dir,
+            default=settings.default_database,
+            wordnet=settings.wordnet_dir,
+            metrics=self._metrics,
+            max_queued=settings.max_queued_images,
+            stalled_after_s=settings.stall_timeout_s,
+            part=Part(number, of),
+        )
+
+    async def search(
+        self,
+        name: str,
+        generation: str,
+        queries: ImageFeatures | TextFeatures,
+        k: int,
+        features: bool,  # noqa: FBT001 - a call across processes
+        within_s: float | None,
+    ) -> list[Found] | Failure:
+        """Return the captions of its part nearest to each query, of the generation that the edge knows."""
+        try:
+            return await self._databases.search_generation(
+                name, generation, queries, k, features=features, within_s=within_s
+            )
+        except DeixisError as error:
+            return Failure.of(error)
+
+    async def exposition(self) -> Exposition:
+        """Return what Prometheus is told of this replica."""
+        return own_exposition(self._metrics)
+
+    async def check_health(self) -> None:
+        """Have this replica replaced where a search hangs; called by Ray."""
+        if self._databases.problem is not None:
+            raise RuntimeError(self._databases.problem)
+
+
+class RemoteShards:
+    """Searches all parts at once, and merges what they find: ``app.databases.SearchElsewhere``.
+
+    Args:
+        handles: of the deployments, by the number of their part.
+    """
+
+    def __init__(self, handles: Sequence[Any]) -> None:
+        self._handles = handles
+
+    async def __call__(
+        self,
+        name: str,
+        generation: str,
+        queries: ImageFeatures | TextFeatures,
+        k: int,
+        *,
+        features: bool,
+        within_s: float | None,
+    ) -> list[Found]:
+        """Return what the parts found together; of parts that do not answer, what is missing is told.
+
+        Raises:
+            NotReadyError: not one part answered.
+            OverloadedError: a part has too many searches waiting.
+            DeadlineExceededError: none was done in time.
+        """
+        asked = [
+            asyncio.ensure_future(_searched(handle, name, generation, queries, k, features, within_s))
+            for handle in self._handles
+        ]
+        try:
+            await asyncio.wait(asked, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(asked, timeout=_STRAGGLERS_S)
+        finally:
+            for each in asked:
+                each.cancel()
+        answers = [each.result() for each in asked if each.done() and not each.cancelled() and not each.exception()]
+        refusals = [each for each in answers if isinstance(each, Failure)]
+        found = [each for each in answers if not isinstance(each, Failure)]
+        # In time others may find room, and without a part its captions are better told to be missing.
+        passing = [each for each in refusals if each.kind in {"overloaded", "deadline"}]
+        if passing or (refusals and not found):
+            raise (passing or refusals)[0].error()
+        if not found:
+            raise NotReadyError(f"not one part of the caption database '{own_name(name)}' answers; try again later")
+        missing = len(asked) - len(found)
+        told = (
+            f"{missing} of {len(asked)} parts of the caption database '{own_name(name)}' could not be searched, so that"
+            " what is nearest may be missing"
+        )
+        return [
+            merged([part[number] for part in found], k, told if missing else None) for number in range(len(queries))
+        ]
+
+
+async def _searched(handle: Any, *arguments: Any) -> list[Found] | Failure:
+    for _ in range(_TRIES - 1):
+        try:
+            answer: list[Found] | Failure = await ask(handle.search, *arguments)
+        except AwayError:
+            continue
+        return answer
+    last: list[Found] | Failure = await ask(handle.search, *arguments)
+    return last

@@ -1,0 +1,137 @@
+"""The queue of a tower that is in other processes."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import structlog
+
+from app.batching import Entry, QueueMetrics, TurnQueue
+from app.cluster.wire import AwayError, Reply
+from app.errors import NotReadyError, OverloadedError
+
+Item = TypeVar("Item")
+
+log = structlog.get_logger()
+
+# Calls under way at once of one edge for one tower; what comes meanwhile goes together in the next.
+_CALLS_AT_ONCE = 8
+# A call whose process went away is made again, since encoding twice does no harm.
+_TRIES = 4
+_BETWEEN_TRIES_S = 0.1
+
+
+class RemoteTower(TurnQueue[Item, np.ndarray]):
+    """Sends the items of many callers to a tower elsewhere, several calls at once, each as large as what waits.
+
+    There is no timer: a lone item leaves at once. The batches of the device are made where it is, out of the calls of
+    every edge.
+
+    Args:
+        name: for messages and logs.
+        ask: encodes items; is told how many seconds they may take, and raises AwayError where another try may help.
+        batch_size: most items in one call.
+        metrics: told of calls, as of batches.
+        max_queued: items admitted at once; None sets no bound.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        ask: Callable[[Sequence[Item], float | None], Awaitable[Reply]],
+        *,
+        batch_size: int,
+        metrics: QueueMetrics,
+        max_queued: int | None = None,
+    ) -> None:
+        super().__init__(name, batch_size=batch_size, metrics=metrics, max_queued=max_queued)
+        self._ask = ask
+        self._calls: set[asyncio.Task[None]] = set()
+        self._lost: str | None = None
+
+    @property
+    def problem(self) -> str | None:
+        """Why the last call reached nobody; None while all is well."""
+        return self._lost
+
+    def close(self) -> None:
+        """Refuse what waits; calls under way end by themselves."""
+        super().close()
+        self._lost = None
+
+    def _why_down(self) -> NotReadyError | None:
+        # Whether somebody is there again is found out by asking.
+        return NotReadyError(f"the queue of {self.name} is closed; the service is stopping") if self._closed else None
+
+    def _submitted(self) -> None:
+        # After what else becomes ready in this turn of the loop, so that it goes along.
+        asyncio.get_running_loop().call_soon(self._send)
+
+    def _send(self) -> None:
+        while len(self._calls) < _CALLS_AT_ONCE and (entries := self._take(at_least=1)):
+            call = asyncio.get_running_loop().create_task(self._call(entries))
+            self._calls.add(call)
+            call.add_done_callback(self._ended)
+            for entry in entries:
+                entry.future.add_done_callback(partial(_given_up, entries, call))
+
+    def _ended(self, call: asyncio.Task[None]) -> None:
+        self._calls.discard(call)
+        self._send()
+
+    async def _call(self, entries: Sequence[Entry[Item, np.ndarray]]) -> None:
+        began = time.perf_counter()
+        under_way = len(self._calls)
+        try:
+            reply = await self._answer(entries)
+        except asyncio.CancelledError:
+            self._metrics.dropped("cancelled", len(entries))
+            self._settle(entries, [NotReadyError(f"a call of {self.name} was given up; try again")] * len(entries))
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever comes from elsewhere
+            if isinstance(error, OverloadedError):
+                self._metrics.rejected("overloaded", len(entries))
+            else:
+                self._metrics.failed("away" if isinstance(error, AwayError) else "error")
+            if isinstance(error, AwayError):
+                self._lost = f"the encoders of {self.name} cannot be reached ({error})"
+                error = NotReadyError(f"{self._lost}; try again later")
+            self._settle(entries, [error] * len(entries))
+            return
+        ended = time.perf_counter()
+        self._lost, self._last_ended = None, ended
+        # Others are under way beside it, so that so many are done in its time.
+        self._measured(len(entries) * under_way, ended - began)
+        outcomes: list[tuple[np.ndarray, float, float] | Exception] = []
+        for place, (row, encode_s) in enumerate(zip(reply.rows, reply.encode_s, strict=True)):
+            failure = reply.failures.get(place)
+            # The way there and back counts as waiting.
+            outcomes.append((row, ended - encode_s, ended) if failure is None else failure.error())
+        self._settle(entries, outcomes)
+        self._metrics.batch(len(entries), ended - began)
+        for entry, encode_s in zip(entries, reply.encode_s, strict=True):
+            self._metrics.waited(ended - encode_s - entry.submitted)
+
+    async def _answer(self, entries: Sequence[Entry[Item, np.ndarray]]) -> Reply:
+        deadlines = [entry.deadline for entry in entries]
+        latest = None if None in deadlines else max(each for each in deadlines if each is not None)
+        for attempt in range(_TRIES):
+            within_s = None if latest is None else latest - time.perf_counter()
+            try:
+                return await self._ask([entry.item for entry in entries], within_s)
+            except AwayError as error:
+                if attempt + 1 == _TRIES:
+                    raise
+                log.warning("call_repeated", queue=self.name, items=len(entries), reason=str(error))
+                self._metrics.failed("away")
+                await asyncio.sleep(_BETWEEN_TRIES_S * 2**attempt)
+        raise AssertionError
+
+
+def _given_up(entries: Sequence[Entry[Item, np.ndarray]], call: asyncio.Task[None], _: asyncio.Future[Any]) -> None:
+    """End a call for whose items nobody waits any more."""
+    if all(entry.future.cancelled() for entry in entries):
+        call.cancel()

@@ -1,0 +1,221 @@
+"""The queue of a tower elsewhere: what goes in a call, and what becomes of items whatever becomes of the call."""
+
+import asyncio
+import contextlib
+
+import numpy as np
+import pytest
+
+from app.cluster import towers
+from app.cluster.towers import RemoteTower
+from app.cluster.wire import AwayError, EncoderFaultError, Failure, Reply
+from app.errors import DeadlineExceededError, NotReadyError, OverloadedError
+from app.metrics import Metrics, TowerMetrics
+
+pytestmark = pytest.mark.anyio
+
+
+class There:
+    """Squares numbers; while shut, calls wait. ``outcomes`` are raised or returned by the next calls, first."""
+
+    def __init__(self, *outcomes, shut=False):
+        self.calls = []
+        self.within_s = []
+        self.cancelled = []
+        self.outcomes = list(outcomes)
+        self.open = asyncio.Event()
+        if not shut:
+            self.open.set()
+
+    async def __call__(self, items, within_s):
+        self.calls.append(list(items))
+        self.within_s.append(within_s)
+        try:
+            await self.open.wait()
+        except asyncio.CancelledError:
+            self.cancelled.append(list(items))
+            raise
+        outcome = self.outcomes.pop(0) if self.outcomes else None
+        if isinstance(outcome, Exception):
+            raise outcome
+        failures = outcome or {}
+        return Reply(np.array([[item * item] for item in items], np.float32), failures, [0.0] * len(items),
+                     [0.001] * len(items))  # fmt: skip
+
+
+def tower(there, *, batch_size=4, max_queued=None, metrics=None):
+    told = TowerMetrics(metrics or Metrics(), "m", "images")
+    return RemoteTower("m images", there, batch_size=batch_size, metrics=told, max_queued=max_queued)
+
+
+async def until(done):
+    async with asyncio.timeout(10):
+        while not done():  # noqa: ASYNC110 - calls tell nothing
+            await asyncio.sleep(0.001)
+
+
+def value(row):
+    return float(row[0])
+
+
+async def test_a_lone_item_leaves_at_once_and_what_comes_with_others_goes_together():
+    there = There()
+    queue = tower(there)
+    assert value((await queue.run([3]))[0]) == 9
+    rows = await queue.run([1, 2, 3, 4, 5, 6])
+    assert [value(row) for row in rows] == [1, 4, 9, 16, 25, 36]
+    assert there.calls == [[3], [1, 2, 3, 4], [5, 6]]
+
+
+async def test_while_as_many_calls_as_may_be_are_under_way_the_next_grows(monkeypatch):
+    monkeypatch.setattr(towers, "_CALLS_AT_ONCE", 2)
+    there = There(shut=True)
+    queue = tower(there)
+    waiting = [asyncio.create_task(queue.run([number])) for number in range(6)]
+    await until(lambda: (len(there.calls) == 2 and queue.waiting == 0) or queue.waiting == 2)
+    for extra in range(6, 8):
+        waiting.append(asyncio.create_task(queue.run([extra])))
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
+    there.open.set()
+    rows = await asyncio.gather(*waiting)
+    assert [value(row) for (row,) in rows] == [number**2 for number in range(8)]
+    assert sum(len(call) for call in there.calls) == 8
+    assert max(len(call) for call in there.calls) == 4
+    assert len(there.calls) <= 4
+
+
+async def test_callers_take_turns():
+    there = There(shut=True)
+    queue = tower(there, batch_size=2)
+    queue._send = lambda: None
+    many = asyncio.create_task(queue.run([1, 2, 3, 4, 5, 6]))
+    few = asyncio.create_task(queue.run([100]))
+    await until(lambda: queue.waiting == 7)
+    del queue._send
+    there.open.set()
+    queue._send()
+    await asyncio.gather(many, few)
+    assert 100 in there.calls[0]
+
+
+async def test_an_item_that_fails_fails_alone():
+    there = There({1: Failure("fault", "ValueError: bad")})
+    queue = tower(there)
+    with queue.admit(3) as caller:
+        done = await asyncio.gather(*(queue.encode(item, caller) for item in (1, 2, 3)), return_exceptions=True)
+    assert [value(done[0].row), value(done[2].row)] == [1, 9]
+    assert isinstance(done[1], EncoderFaultError)
+    assert "ValueError: bad" in str(done[1])
+
+
+async def test_the_time_of_its_way_counts_as_waiting_and_what_is_left_of_it_goes_along():
+    there = There()
+    queue = tower(there)
+    with queue.admit(1, within_s=5) as caller:
+        encoded = await queue.encode(2, caller)
+    assert encoded.encode_s == pytest.approx(0.001)
+    assert encoded.queue_s >= -0.001
+    assert 0 < there.within_s[0] <= 5
+    with queue.admit(1) as caller:
+        await queue.encode(2, caller)
+    assert there.within_s[1] is None
+
+
+async def test_a_process_that_went_away_is_asked_again():
+    metrics = Metrics()
+    there = There(AwayError("ActorDiedError"), AwayError("ActorDiedError"))
+    queue = tower(there, metrics=metrics)
+    assert value((await queue.run([3]))[0]) == 9
+    assert there.calls == [[3]] * 3
+    assert queue.problem is None
+    failures = metrics.registry.get_sample_value(
+        "deixis_batch_failures_total", {"model": "m", "tower": "images", "reason": "away"}
+    )
+    assert failures == 2
+
+
+async def test_when_nobody_is_there_it_is_told_and_found_out_when_somebody_is(monkeypatch):
+    monkeypatch.setattr(towers, "_BETWEEN_TRIES_S", 0.001)
+    there = There(*[AwayError("gone")] * towers._TRIES)
+    queue = tower(there)
+    with pytest.raises(NotReadyError, match="cannot be reached"):
+        await queue.run([3])
+    assert "cannot be reached" in queue.problem
+    assert value((await queue.run([4]))[0]) == 16
+    assert queue.problem is None
+
+
+@pytest.mark.parametrize(
+    "error", [OverloadedError("full", 7), NotReadyError("starting"), DeadlineExceededError("late")]
+)
+async def test_what_is_refused_there_is_refused_here(error):
+    queue = tower(There(error))
+    with pytest.raises(type(error)) as told:
+        await queue.run([3])
+    assert told.value is error
+    assert queue.admitted == 0
+
+
+async def test_more_than_may_be_admitted_are_refused_here():
+    there = There(shut=True)
+    queue = tower(there, max_queued=3)
+    waiting = asyncio.create_task(queue.run([1, 2]))
+    await until(lambda: there.calls)
+    with pytest.raises(OverloadedError) as told:
+        await queue.run([3, 4])
+    assert told.value.retry_after_s >= 1
+    there.open.set()
+    await waiting
+    assert len(await queue.run([3, 4, 5])) == 3
+
+
+async def test_a_call_is_given_up_when_all_its_callers_have_left_and_not_before():
+    there = There(shut=True)
+    queue = tower(there)
+    first = asyncio.create_task(queue.run([1]))
+    second = asyncio.create_task(queue.run([2]))
+    await until(lambda: there.calls == [[1, 2]])
+    first.cancel()
+    await asyncio.sleep(0.01)
+    assert there.cancelled == []
+    second.cancel()
+    await until(lambda: there.cancelled == [[1, 2]])
+    for left in (first, second):
+        with contextlib.suppress(asyncio.CancelledError):
+            await left
+    assert (queue.admitted, queue.waiting, queue._begun) == (0, 0, [])
+    there.open.set()
+    assert value((await queue.run([5]))[0]) == 25
+
+
+async def test_an_item_whose_time_has_passed_is_not_sent(monkeypatch):
+    monkeypatch.setattr(towers, "_CALLS_AT_ONCE", 1)
+    there = There(shut=True)
+    queue = tower(there)
+    before = asyncio.create_task(queue.run([1]))
+    await until(lambda: there.calls)
+    late = asyncio.create_task(queue.run([2], within_s=0.02))
+    await asyncio.sleep(0.05)
+    there.open.set()
+    with pytest.raises(DeadlineExceededError):
+        await late
+    await before
+    assert there.calls == [[1]]
+
+
+async def test_when_it_is_closed_what_waits_and_what_comes_is_refused(monkeypatch):
+    monkeypatch.setattr(towers, "_CALLS_AT_ONCE", 1)
+    there = There(shut=True)
+    queue = tower(there)
+    under_way = asyncio.create_task(queue.run([1]))
+    await until(lambda: there.calls)
+    waits = asyncio.create_task(queue.run([2]))
+    await until(lambda: queue.waiting == 1)
+    queue.close()
+    with pytest.raises(NotReadyError, match="stopping"):
+        await waits
+    with pytest.raises(NotReadyError, match="stopping"):
+        await queue.run([3])
+    there.open.set()
+    assert value((await under_way)[0]) == 1
