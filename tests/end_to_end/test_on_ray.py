@@ -1,0 +1,240 @@
+"""The service on a real Ray: the answers of a single process, and what becomes of callers when a part is killed."""
+
+import asyncio
+import os
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.captions.test_lexicon import installed
+from tests.encoders.test_open_clip import write_model
+from tests.end_to_end.server import deixis, serving
+from tests.end_to_end.test_captions import CAPTIONS, NAMES
+
+pytestmark = installed
+
+# What is started anew on a machine with other work takes so long at most.
+WAIT_S = 120
+COUNT_OF_EDGES = 2
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ray")
+    built = deixis("captions", "build", "-", "--name", "things", data_dir=folder, stdin=CAPTIONS)
+    assert built.returncode == 0, built.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def on_ray(data_dir):
+    flags = ("--engine", "ray", "--ray-edges", str(COUNT_OF_EDGES), "--ray-encoders", "2", "--ray-shards", "2")
+    with serving(*flags, data_dir=data_dir) as running:
+        yield running
+
+
+@pytest.fixture
+def client(on_ray):
+    with httpx.Client(base_url=on_ray.url, timeout=60) as opened:
+        yield opened
+
+
+QUESTIONS = [
+    {"labels": "cat, dog, coffee cup, rocket, flower"},
+    {"labels": "cat, dog, coffee cup, rocket, flower", "method": "autoclip", "template": "ensemble"},
+    {"label_set": "things", "method": "dclip", "explain": "true"},
+    {"database": "things", "explain": "true"},
+    {"database": "things", "group": "true"},
+]
+CLASSES = [{"name": "cat", "features": ["whiskers", "pointed ears"]}, {"name": "coffee cup"}, {"name": "rocket"}]
+
+
+@pytest.mark.parametrize("asked", QUESTIONS)
+def test_answers_are_those_of_a_single_process(client, server, data_dir, photographs, asked):
+    images = [("image", (name, content)) for name, content in photographs.items()]
+    told = []
+    if "database" in asked:  # which the other server's data folder has not
+        with serving(data_dir=data_dir) as alone, alone.client() as other:
+            told = [each.post("/v1/classify", files=images, data=asked).json() for each in (client, other)]
+    else:
+        with server.client() as other:
+            for each in (client, other):
+                each.put("/v1/label-sets/things", json={"classes": CLASSES}).raise_for_status()
+                told.append(each.post("/v1/classify", files=images, data=asked).json())
+    here, there = told
+    assert here["method"] == there["method"]
+    for mine, theirs in zip(here["results"], there["results"], strict=True):
+        assert mine["warnings"] == theirs["warnings"]
+        assert [each["label"] for each in mine["predictions"]] == [each["label"] for each in theirs["predictions"]]
+        for own, other in zip(mine["predictions"], theirs["predictions"], strict=True):
+            assert own["score"] == pytest.approx(other["score"], abs=1e-4)
+    if asked.get("group"):
+        assert here["vocabulary"] == there["vocabulary"]
+
+
+def test_every_edge_knows_at_once_what_one_acknowledged(client, photographs):
+    for version, word in enumerate(("kitten", "tabby cat", "cat"), 1):
+        assert client.put("/v1/label-sets/pets", json={"classes": [word, "rocket"]}).json()["version"] == version
+        # Each of these may be answered by another edge.
+        for _ in range(4 * COUNT_OF_EDGES):
+            answer = client.post("/classify", files={"image": photographs["chelsea"]}, data={"label_set": "pets"})
+            assert answer.json()["label_set"] == f"pets@{version}"
+            assert answer.json()["results"][0]["predictions"][0]["label"] == word
+
+
+def test_what_is_wrong_is_told_as_by_a_single_process(client, photographs):
+    bad = client.post(
+        "/classify", files=[("image", photographs["chelsea"]), ("image", b"no image")], data={"labels": "a"}
+    )
+    assert bad.status_code == 200
+    assert bad.json()["results"][1]["error"]["type"] == "urn:deixis:problem:not-an-image"
+    unknown = client.post("/classify", files={"image": photographs["chelsea"]}, data={"label_set": "nothing"})
+    assert unknown.status_code == 404
+    assert unknown.headers["content-type"] == "application/problem+json"
+    assert client.get("/nonsense").json()["type"] == "urn:deixis:problem:unknown-route"
+    many = client.post("/classify", files=[("image", b"x")] * 65, data={"labels": "a"})
+    assert many.status_code == 413
+
+
+def test_the_page_and_the_probes_are_there(client):
+    assert "<title>Deixis" in client.get("/").text
+    assert client.get("/readyz").json() == {"status": "ready"}
+    assert [each["name"] for each in client.get("/v1/models").json()["models"]] == ["embedded"]
+
+
+def test_one_exposition_has_the_metrics_of_every_replica(client, photographs):
+    client.post("/classify", files={"image": photographs["chelsea"]}, data={"labels": "a, b"}).raise_for_status()
+    families = {family.name: family for family in text_string_to_metric_families(client.get("/metrics").text)}
+    replicas = Counter(each.labels["replica"].partition("/")[0] for each in families["deixis_build_info"].samples)
+    assert replicas == {"edge": COUNT_OF_EDGES, "encoder-embedded": 2, "captions-0": 1, "captions-1": 1}
+    images = [each for each in families["deixis_batch_size"].samples if each.labels["tower"] == "images"]
+    assert {each.labels["replica"].partition("/")[0] for each in images} == {"encoder-embedded"}
+    assert sum(each.value for each in images if each.name.endswith("_count")) >= 1
+
+
+def replicas_of(process, deployment):
+    """Return the processes of a deployment's replicas below a server."""
+    children: dict[int, list[int]] = {}
+    titles: dict[int, str] = {}
+    for place in Path("/proc").iterdir():
+        try:
+            parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            titles[int(place.name)] = (place / "cmdline").read_text()
+            children.setdefault(parent, []).append(int(place.name))
+        except (OSError, ValueError):
+            continue
+    found, below = [], [process.pid]
+    while below:
+        number = below.pop()
+        below += children.get(number, [])
+        if f"ServeReplica:deixis:{deployment}" in titles.get(number, ""):
+            found.append(number)
+    return found
+
+
+async def asked_while(url, image, data, during, *, at_once=4):
+    """Return the answers to requests that are made all the time while ``during`` runs in a thread."""
+    answers, ending = [], asyncio.Event()
+
+    async def caller(client):
+        while not ending.is_set():
+            try:
+                answer = await client.post("/classify", files={"image": image}, data=data)
+                answers.append((answer.status_code, answer.text))
+            except httpx.TransportError as error:
+                answers.append((type(error).__name__, ""))
+
+    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        callers = [asyncio.create_task(caller(client)) for _ in range(at_once)]
+        try:
+            await asyncio.to_thread(during)
+        finally:
+            ending.set()
+            await asyncio.gather(*callers)
+    return answers
+
+
+def until(is_so):
+    give_up_at = time.monotonic() + WAIT_S
+    while not is_so():
+        assert time.monotonic() < give_up_at
+        time.sleep(0.1)
+
+
+def test_when_an_encoder_is_killed_nobody_notices_and_another_one_begins(on_ray, photographs):
+    before = replicas_of(on_ray.process, "encoder-embedded")
+    assert len(before) == 2
+
+    def kill():
+        time.sleep(0.5)
+        os.kill(before[0], signal.SIGKILL)
+        until(lambda: len(set(replicas_of(on_ray.process, "encoder-embedded")) - {before[0]}) == 2)
+        time.sleep(1)
+
+    answers = asyncio.run(asked_while(on_ray.url, photographs["chelsea"], {"labels": "cat, dog"}, kill))
+    statuses = Counter(status for status, _ in answers)
+    # Its calls go to the other one.
+    assert set(statuses) == {200}, statuses
+    assert statuses[200] > 10
+
+
+def test_while_a_part_of_the_captions_is_away_answers_say_so(on_ray, photographs):
+    (victim,) = replicas_of(on_ray.process, "captions-1")
+
+    def kill():
+        time.sleep(0.5)
+        os.kill(victim, signal.SIGKILL)
+        until(lambda: set(replicas_of(on_ray.process, "captions-1")) - {victim})
+        time.sleep(3)
+
+    answers = asyncio.run(asked_while(on_ray.url, photographs["chelsea"], {"database": "things"}, kill, at_once=2))
+    assert {status for status, _ in answers} == {200}, Counter(status for status, _ in answers)
+    told = ["1 of 2 parts of the caption database 'things'" in text for _, text in answers]
+    assert any(told)
+    assert not told[0]
+
+    def is_whole():
+        files = {"image": photographs["chelsea"]}
+        answer = httpx.post(f"{on_ray.url}/classify", files=files, data={"database": "things"}, timeout=60)
+        return answer.json()["results"][0]["warnings"] == []
+
+    until(is_whole)
+
+
+def test_names_are_found_in_the_parts_together(client, photographs):
+    for name, word in NAMES.items():
+        answer = client.post("/classify", files={"image": photographs[name]}, data={"database": "things"})
+        assert answer.json()["results"][0]["predictions"][0]["label"] == word
+
+
+def test_when_an_edge_is_killed_only_its_own_requests_are_lost(on_ray, photographs):
+    before = replicas_of(on_ray.process, "edge")
+    assert len(before) == COUNT_OF_EDGES
+
+    def kill():
+        time.sleep(0.5)
+        os.kill(before[0], signal.SIGKILL)
+        until(lambda: len(set(replicas_of(on_ray.process, "edge")) - {before[0]}) == COUNT_OF_EDGES)
+        time.sleep(1)
+
+    answers = asyncio.run(asked_while(on_ray.url, photographs["chelsea"], {"labels": "cat, dog"}, kill))
+    statuses = Counter(status for status, _ in answers)
+    assert statuses[200] > 10
+    assert statuses.total() - statuses[200] <= 4, statuses  # as many as were under way
+
+
+def test_encoders_that_share_models_load_what_is_asked_for(tmp_path, photographs):
+    second = write_model(tmp_path / "second")
+    flags = ("--engine", "ray", "--models", f"embedded,{second}", "--ray-models-at-once", "1")
+    with serving(*flags, data_dir=tmp_path / "data") as running, running.client() as client:
+        for model in ("embedded", second, "embedded"):
+            asked = {"labels": "cat, dog", "model": model}
+            answer = client.post("/classify", files={"image": photographs["chelsea"]}, data=asked)
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["model"] == model
+        assert len(replicas_of(running.process, "encoder")) == 1
