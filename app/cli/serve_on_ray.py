@@ -20,8 +20,9 @@ def serve_on_ray(settings: Settings) -> None:
     Raises:
         ConfigurationError: Ray is not installed, cannot be reached, or a setting that does not go with it.
     """
-    # Before Ray is imported, which would report to its makers.
+    # Before Ray is imported, which reads them then, and would report to its makers.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "app.cluster.proxy:middlewares")
     try:
         import ray  # noqa: PLC0415 - an extra, whose import takes a second
         from ray import serve  # noqa: PLC0415

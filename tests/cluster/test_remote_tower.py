@@ -135,6 +135,37 @@ async def test_a_process_that_went_away_is_asked_again():
     assert failures == 2
 
 
+async def test_where_an_answer_is_late_somebody_else_is_asked_and_the_sooner_counts(monkeypatch):
+    monkeypatch.setattr(towers, "_LATE_AFTER_S", 0.05)
+    there = There(shut=True)
+    queue = tower(there)
+    waiting = asyncio.create_task(queue.run([3]))
+    await until(lambda: there.calls == [[3]])
+    never, there.open = there.open, asyncio.Event()
+    there.open.set()
+    assert value((await waiting)[0]) == 9
+    assert there.calls == [[3], [3]]
+    await until(lambda: there.cancelled == [[3]])
+    assert not never.is_set()
+
+
+async def test_where_the_second_that_is_asked_is_away_the_first_is_waited_for(monkeypatch):
+    monkeypatch.setattr(towers, "_LATE_AFTER_S", 0.02)
+    there = There(shut=True)
+    queue = tower(there)
+    waiting = asyncio.create_task(queue.run([3]))
+    await until(lambda: there.calls == [[3]])
+    first, there.open = there.open, asyncio.Event()
+    there.open.set()
+    there.outcomes = [AwayError("gone")]
+    await until(lambda: len(there.calls) == 2)
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    first.set()
+    assert value((await waiting)[0]) == 9
+    assert len(there.calls) == 2
+
+
 async def test_when_nobody_is_there_it_is_told_and_found_out_when_somebody_is(monkeypatch):
     monkeypatch.setattr(towers, "_BETWEEN_TRIES_S", 0.001)
     there = There(*[AwayError("gone")] * towers._TRIES)

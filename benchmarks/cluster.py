@@ -1,0 +1,354 @@
+"""The service on Ray: against a single process, and while parts of it are killed or replaced.
+
+    python -m benchmarks.cluster compare [--photographs FOLDER] [--seconds 8]
+    python -m benchmarks.cluster kill [--seconds 20]
+
+``compare`` asks a single process and Ray, on this machine alone with one and two encoder replicas, about the same
+photographs, and puts the same load on each. ``kill`` makes a cluster of three nodes (a Ray node is a raylet with its
+processes, all on this machine) on a PostgreSQL server of its own, and kills an encoder replica, an edge, a part of the
+captions and a whole node, and then replaces everything by a rolling update, all under load, while somebody writes label
+sets. One JSON object on standard output, a table on standard error. Ratios belong to one run.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from benchmarks.load import LABELS, photographs
+from benchmarks.service import run_json, serving
+from tests.postgres import postgres_binaries, running_postgres
+
+# A request that takes longer than the server's own limit of 30 s, and some seconds on top, hangs.
+_HANGS_AFTER_S = 40.0
+_STARTED_WITHIN_S = 180.0
+_CAPTIONS = [f"a {colour} {thing} on a table" for colour in ("red", "blue", "old", "small") for thing in LABELS]
+
+
+def say(text: str) -> None:
+    """Tell how far it is."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+# --- against a single process ----------------------------------------------------------------------------------------
+
+
+def compare(folder: Path | None, seconds: float) -> dict[str, Any]:
+    """Return answers and figures of a single process and of Ray with one and two encoder replicas."""
+    files = photographs() if folder is None else [file.read_bytes() for file in sorted(folder.rglob("*.jp*g"))]
+    ways = {
+        "single process": (),
+        "ray, 1 encoder": ("--engine", "ray"),
+        "ray, 2 encoders": ("--engine", "ray", "--ray-encoders", "2"),
+        "ray, 2 edges, 2 encoders": ("--engine", "ray", "--ray-edges", "2", "--ray-encoders", "2"),
+    }
+    found: dict[str, Any] = {}
+    answers: dict[str, list[Any]] = {}
+    with tempfile.TemporaryDirectory() as made:
+        os.environ["DEIXIS_BUILD_WORDNET"] = "false"
+        for name, flags in ways.items():
+            say(name)
+            with serving("embedded", Path(made), *flags) as server:
+                answers[name] = _answers(server.url, files)
+                run_json("benchmarks.load", server.url, "closed", "--connections", 4, "--seconds", 3)
+                one = run_json("benchmarks.load", server.url, "closed", "--connections", 1, "--seconds", seconds)
+                many = run_json("benchmarks.load", server.url, "closed", "--connections", 32, "--seconds", seconds)
+                found[name] = {"one": one, "many": many}
+    alone, reference = found["single process"], answers["single process"]
+    for name, figures in found.items():
+        figures["images_per_s_of_single"] = round(figures["many"]["images_per_s"] / alone["many"]["images_per_s"], 3)
+        figures["p50_ms_of_single"] = round(figures["one"]["p50_ms"] / alone["one"]["p50_ms"], 3)
+        figures["same_labels"] = sum(
+            [each[0] for each in mine] == [each[0] for each in theirs]
+            for mine, theirs in zip(answers[name], reference, strict=True)
+        )
+        figures["largest_difference_of_scores"] = max(
+            abs(dict(mine)[label] - score)
+            for mine, theirs in zip(answers[name], reference, strict=True)
+            for label, score in theirs
+            if label in dict(mine)
+        )
+        say(
+            f"{name:26} {figures['many']['images_per_s']:7.1f} images/s ({figures['images_per_s_of_single']:.2f})"
+            f"  p50 alone {figures['one']['p50_ms']:6.1f} ms ({figures['p50_ms_of_single']:.2f})"
+            f"  same labels {figures['same_labels']} of {len(files)}"
+            f"  scores differ by {figures['largest_difference_of_scores']:.1e}"
+        )
+    return {"images": len(files), "ways": found}
+
+
+def _answers(url: str, files: Sequence[bytes]) -> list[list[tuple[str, float]]]:
+    told: list[list[tuple[str, float]]] = []
+    with httpx.Client(base_url=url, timeout=60) as client:
+        for first in range(0, len(files), 8):
+            images = [("image", file) for file in files[first : first + 8]]
+            answer = client.post("/v1/classify", files=images, data={"labels": json.dumps(LABELS), "top_k": "10"})
+            answer.raise_for_status()
+            told += [
+                [(each["label"], each["score"]) for each in one["predictions"]] for one in answer.json()["results"]
+            ]
+    return told
+
+
+# --- killed parts ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Seen:
+    """What callers saw: when each request ended, with what, and how long it took."""
+
+    answers: list[tuple[float, str, float]] = field(default_factory=list)
+    degraded: int = 0
+    words: Counter[str] = field(default_factory=Counter)
+    acknowledged: list[int] = field(default_factory=list)
+    writes_refused: Counter[str] = field(default_factory=Counter)
+
+    def between(self, began: float, ended: float) -> Counter[str]:
+        """Return the answers of a time by what they were."""
+        return Counter(status for at, status, _ in self.answers if began <= at < ended)
+
+
+class Load:
+    """Callers that ask all the time, and one that writes, in a thread of their own."""
+
+    def __init__(self, url: str, callers: int) -> None:
+        self.seen = Seen()
+        self._url = url
+        self._callers = callers
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+
+    def __enter__(self) -> Seen:
+        self._thread.start()
+        return self.seen
+
+    def __exit__(self, *_: object) -> None:
+        self._ending.set()
+        self._thread.join()
+
+    async def _run(self) -> None:
+        image = photographs(1)[0]
+        questions = [{"labels": json.dumps(LABELS)}, {"database": "things"}]
+        async with httpx.AsyncClient(base_url=self._url, timeout=_HANGS_AFTER_S) as client:
+            callers = [self._ask(client, image, questions[number % 2]) for number in range(self._callers)]
+            await asyncio.gather(*callers, self._write(client))
+
+    async def _ask(self, client: httpx.AsyncClient, image: bytes, question: dict[str, str]) -> None:
+        while not self._ending.is_set():
+            began = time.perf_counter()
+            try:
+                answer = await client.post("/v1/classify", files={"image": image}, data=question)
+                status = str(answer.status_code)
+                self.seen.degraded += "could not be searched" in answer.text
+                if status != "200":
+                    self.seen.words[answer.text[:300]] += 1
+            except httpx.TimeoutException:
+                status = "hung"
+            except httpx.TransportError:
+                status = "connection lost"
+            ended = time.perf_counter()
+            self.seen.answers.append((ended, status, ended - began))
+            if status != "200":
+                await asyncio.sleep(0.05)
+
+    async def _write(self, client: httpx.AsyncClient) -> None:
+        number = 0
+        while not self._ending.is_set():
+            number += 1
+            try:
+                answer = await client.put("/v1/label-sets/written", json={"classes": [f"class {number}"]})
+            except httpx.TransportError as error:
+                self.seen.writes_refused[type(error).__name__] += 1
+                continue
+            if answer.is_success:
+                self.seen.acknowledged.append(answer.json()["version"])
+            else:
+                self.seen.writes_refused[str(answer.status_code)] += 1
+            await asyncio.sleep(0.05)
+
+
+@contextmanager
+def cluster_of_nodes(nodes: int) -> Iterator[Any]:
+    """Start a head without room for replicas, and nodes that have; all end with the block."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # As docs/scaling.md recommends: a node that is gone is noticed within about five seconds, and not thirty.
+    os.environ |= {"RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "2000",
+                   "RAY_health_check_failure_threshold": "3"}  # fmt: skip
+    os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "app.cluster.proxy:middlewares"
+    from ray.cluster_utils import Cluster  # noqa: PLC0415 - an extra
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        cluster.workers = [cluster.add_node(num_cpus=6) for _ in range(nodes)]
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+def kill(seconds: float, only: str | None) -> dict[str, Any]:
+    """Return what callers saw of each loss."""
+    binaries = postgres_binaries()
+    if binaries is None:
+        sys.exit("PostgreSQL is not installed")
+    with tempfile.TemporaryDirectory() as made, running_postgres(binaries) as url:
+        environment = {
+            "DEIXIS_DATABASE_URL": url,
+            "DEIXIS_DATA_DIR": made,
+            "DEIXIS_BUILD_WORDNET": "false",
+            "DEIXIS_TUNING_SECONDS": "0",
+            "DEIXIS_LOG_LEVEL": "warning",
+            "DEIXIS_ENGINE": "ray",
+            "DEIXIS_PORT": "8731",
+            "DEIXIS_RAY_EDGES": "2",
+            "DEIXIS_RAY_ENCODERS": "2",
+            "DEIXIS_RAY_SHARDS": "2",
+        }
+        os.environ.update(environment)
+        deixis = str(Path(sys.executable).with_name("deixis"))
+        build = [deixis, "captions", "build", "-", "--name", "things"]
+        subprocess.run(build, input="\n".join(_CAPTIONS), text=True, check=True, capture_output=True)
+        with cluster_of_nodes(2) as cluster:
+            say("three nodes; deploying")
+            subprocess.run([deixis, "serve", "--ray-address", cluster.address], check=True, stdout=subprocess.DEVNULL)
+            return _losses(cluster, "http://127.0.0.1:8731", seconds, only)
+
+
+def _losses(cluster: Any, url: str, seconds: float, only: str | None) -> dict[str, Any]:
+    import ray  # noqa: PLC0415 - an extra
+    from ray import serve  # noqa: PLC0415
+
+    from app.cluster.application import APPLICATION, application  # noqa: PLC0415
+    from app.settings import load_settings  # noqa: PLC0415
+
+    ray.init(address=cluster.address, logging_level="error", log_to_driver=False)
+
+    def running() -> set[str]:
+        deployments = serve.status().applications[APPLICATION].deployments
+        return {
+            f"{name}:{each.status.value}:{sorted(each.replica_states.items())}" for name, each in deployments.items()
+        }
+
+    def is_whole() -> bool:
+        deployments = serve.status().applications[APPLICATION].deployments.values()
+        return all(each.status.value == "HEALTHY" and set(each.replica_states) == {"RUNNING"} for each in deployments)
+
+    def update() -> None:
+        settings = load_settings(log_format="json")
+        serve.run(application(settings), name=APPLICATION, route_prefix="/", blocking=False)
+
+    def lose_node() -> None:
+        # Which has replicas of everything; the head has none.
+        cluster.remove_node(cluster.workers[-1], allow_graceful=False)
+
+    losses: dict[str, Callable[[], object]] = {
+        "an encoder replica": lambda: os.kill(_replicas("encoder-embedded")[0], signal.SIGKILL),
+        "an edge": lambda: os.kill(_replicas("edge")[0], signal.SIGKILL),
+        "a part of the captions": lambda: os.kill(_replicas("captions-1")[0], signal.SIGKILL),
+        "a node": lose_node,
+        "nothing: a rolling update": update,
+    }
+    _until(is_whole)
+    table: dict[str, Any] = {}
+    for name, lose in losses.items():
+        if only is not None and only not in name:
+            continue
+        if name.startswith("nothing") and len(cluster.workers) == 2:
+            cluster.add_node(num_cpus=6)
+        before = running()
+        with Load(url, callers=8) as seen:
+            time.sleep(seconds / 4)
+            lost_at = time.perf_counter()
+            under_way = 8
+            lose()
+            if not name.startswith("nothing"):
+                _until(lambda before=before: not is_whole() or running() != before, within_s=10.0, strictly=False)
+            _until(is_whole)
+            whole_at = time.perf_counter()
+            time.sleep(seconds / 4)
+        lost = _lost_writes(url, seen)
+        statuses = seen.between(0, float("inf"))
+        waits = [took for at, status, took in seen.answers if status == "200" and at >= lost_at]
+        table[name] = {
+            "under_way": under_way,
+            "answers": dict(statuses),
+            "degraded": seen.degraded,
+            "longest_s": round(max(took for _, _, took in seen.answers), 2),
+            "p50_ms_before": round(1000 * statistics.median(t for at, _, t in seen.answers if at < lost_at), 1),
+            "p50_ms_after": round(1000 * statistics.median(waits), 1) if waits else None,
+            "whole_after_s": round(whole_at - lost_at, 1),
+            "acknowledged_writes": len(seen.acknowledged),
+            "lost_writes": lost,
+            "refused_writes": dict(seen.writes_refused),
+            "hung": statuses["hung"],
+            "words": dict(seen.words),
+        }
+        say(f"{name:28} {json.dumps(table[name])}")
+    serve.shutdown()
+    ray.shutdown()
+    return table
+
+
+def _lost_writes(url: str, seen: Seen) -> int:
+    """Return how many versions were acknowledged and are not there."""
+    with httpx.Client(base_url=url, timeout=30) as client:
+        return sum(
+            not client.get("/v1/label-sets/written", params={"version": version}).is_success
+            for version in seen.acknowledged
+        )
+
+
+def _replicas(deployment: str) -> list[int]:
+    """Return the processes of a deployment's replicas."""
+    found = []
+    for place in Path("/proc").iterdir():
+        try:
+            title = (place / "cmdline").read_text()
+        except (OSError, ValueError):
+            continue
+        if f"ServeReplica:deixis:{deployment}" in title:
+            found.append(int(place.name))
+    return sorted(found)
+
+
+def _until(is_so: Callable[[], bool], *, within_s: float = _STARTED_WITHIN_S, strictly: bool = True) -> None:
+    give_up_at = time.perf_counter() + within_s
+    while not is_so():
+        if time.perf_counter() > give_up_at:
+            if strictly:
+                sys.exit(f"not so within {within_s:g} s")
+            return
+        time.sleep(0.1)
+
+
+def main() -> None:
+    """Run one of the two and print its figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["compare", "kill"])
+    parser.add_argument("--photographs", type=Path, help="a folder of JPEG files to compare answers on")
+    parser.add_argument("--only", help="of the losses, those with this in their name")
+    parser.add_argument("--seconds", type=float, default=8.0)
+    arguments = parser.parse_args()
+    if arguments.what == "compare":
+        figures = compare(arguments.photographs, arguments.seconds)
+    else:
+        figures = kill(arguments.seconds, arguments.only)
+    json.dump(figures, sys.stdout, indent=1)
+
+
+if __name__ == "__main__":
+    main()
