@@ -44,7 +44,7 @@ from app.errors import ConfigurationError
 from app.example_images import ExampleImages
 from app.image_urls import ImageFetcher
 from app.jobs import Jobs
-from app.keys import DefaultQuotas, KeyRing, Quotas, read_keys_file
+from app.keys import DefaultQuotas, KeyPolicy, KeyRing, Quotas, read_keys_file
 from app.metrics import Metrics
 from app.pipeline import Pipeline
 from app.prompting.class_embeddings import ClassEmbeddingCache
@@ -145,6 +145,31 @@ class Steps:
     serve_model: Callable[[Any, Settings, Metrics, TextFeatureStore | None], ServedModel] = serve_here
     search_captions: SearchElsewhere | None = None
     exposition: Callable[[], Awaitable[bytes]] | None = None
+
+
+async def prepare(settings: Settings, *, is_local: bool) -> None:
+    """Migrate the database, and see that nobody is let in by oversight.
+
+    Args:
+        settings: as ``load_settings`` reads them.
+        is_local: whether only this machine can reach the service.
+
+    Raises:
+        ConfigurationError: others can reach it, and there are no keys.
+        StoreError: the database cannot be opened or is newer than this release.
+    """
+    engine = open_engine(settings.effective_database_url)
+    try:
+        await migrate(engine)
+        is_closed = settings.keys is not KeyPolicy.AUTO or settings.api_keys_file is not None
+        if not (is_closed or is_local) and not await KeyRepository(engine).any():
+            raise ConfigurationError(
+                f"{settings.host} can be reached from other machines, and there are no API keys: make one by"
+                " `deixis keys create --scope admin`, name a file of keys in DEIXIS_API_KEYS_FILE, or set"
+                " DEIXIS_KEYS=off where something else keeps strangers out"
+            )
+    finally:
+        await engine.dispose()
 
 
 @asynccontextmanager

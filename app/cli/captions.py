@@ -12,6 +12,8 @@ from app.caption_library import MAX_CONTAINS_CHARS, MAX_LIMIT, MAX_OFFSET
 from app.captions.plan import WORDNET, BuildPlan
 from app.captions.sources import Source
 from app.cli.common import (
+    Engine,
+    EngineOption,
     ModelOption,
     ServerOption,
     captions_bar,
@@ -72,6 +74,7 @@ def build_database(
     ] = 0.95,
     licence: Annotated[str, typer.Option("--licence", help="Of the captions; kept with the database.")] = "",
     notes: Annotated[str, typer.Option("--notes", help="Where they are from; kept with the database.")] = "",
+    engine: EngineOption = Engine.PROCESS,
 ) -> None:
     """Build a caption database, or build it again.
 
@@ -104,7 +107,7 @@ def build_database(
             await service.build_database(chosen, plan, read, advance)
         return await service.database(chosen)
 
-    _print_database(with_service(work))
+    _print_database(with_service(work, engine))
 
 
 @captions_cli.command("list")

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -17,7 +18,7 @@ from rich.table import Table
 
 from app.api.schemas import ResultBody
 from app.backends import Backend, InProcess, over_http, read_image
-from app.errors import DeixisError, InvalidFieldError, UnknownNameError
+from app.errors import ConfigurationError, DeixisError, InvalidFieldError, UnknownNameError
 from app.logs import configure_logs
 from app.main import load_encoders, open_service
 from app.naming import clean_classnames
@@ -25,6 +26,19 @@ from app.service import Question, split_labels
 from app.settings import load_settings
 
 Result = TypeVar("Result")
+
+
+class Engine(StrEnum):
+    """What encodes: this process, or replicas on Ray."""
+
+    PROCESS = "process"
+    RAY = "ray"
+
+
+EngineOption = Annotated[
+    Engine,
+    typer.Option("--engine", help="What encodes: this process, or replicas on Ray (DEIXIS_RAY_ENCODERS, _ADDRESS)."),
+]
 
 SOME_FAILED = 1
 NOTHING_DONE = 2
@@ -139,14 +153,40 @@ def with_backend(server: str | None, work: Callable[[Backend], Awaitable[Result]
     return run(opened())
 
 
-def with_service(work: Callable[[InProcess], Awaitable[Result]]) -> Result:
-    """Do some work with a service in this process, its models loaded, as ``with_backend``."""
+def with_service(work: Callable[[InProcess], Awaitable[Result]], engine: Engine = Engine.PROCESS) -> Result:
+    """Do some work with a service in this process, its models loaded here or on Ray, as ``with_backend``."""
 
     async def opened() -> Result:
         async with _in_process(encoders=True) as local:
             return await work(local)
 
-    return run(opened())
+    return run(opened()) if engine is Engine.PROCESS else _with_encoders_on_ray(work)
+
+
+def _with_encoders_on_ray(work: Callable[[InProcess], Awaitable[Result]]) -> Result:
+    """Do some work with a service in this process whose models are encoder replicas on Ray."""
+    with told_plainly():
+        with needs_ray():
+            from app.cluster.encoding import encoders_on_ray  # noqa: PLC0415 - an extra, whose import takes a second
+        alone = load_settings().model_copy(update={"request_timeout_s": None})
+        with encoders_on_ray(alone) as (cards, steps):
+
+            async def opened() -> Result:
+                async with open_service(alone, cards, steps=steps) as service:
+                    return await work(InProcess(service))
+
+            return run(opened())
+
+
+@contextmanager
+def needs_ray() -> Iterator[None]:
+    """Tell which extra is missing where Ray cannot be imported."""
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigurationError(
+            f"the engine ray needs the extra ray ({error}); run: pip install 'deixis[server,ray]'"
+        ) from error
 
 
 def run(work: Coroutine[Any, Any, Result]) -> Result:

@@ -6,7 +6,6 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from ipaddress import ip_address
 from types import FrameType
@@ -21,12 +20,9 @@ from app.api.connections import ConnectionLimits, bounded
 from app.cli.common import NOTHING_DONE, told_plainly
 from app.cli.serve_on_ray import serve_on_ray
 from app.errors import ConfigurationError
-from app.keys import KeyPolicy
 from app.logs import configure_logs
-from app.main import create_app, load_encoders
+from app.main import create_app, load_encoders, prepare
 from app.settings import Settings, load_settings
-from app.store.database import migrate, open_engine
-from app.store.keys import KeyRepository
 
 # For the database, weights, caption databases, spooled uploads, and connections that are refused.
 _OTHER_DESCRIPTORS = 512
@@ -85,7 +81,7 @@ def serve(**flags: Any) -> None:
         listeners = _bind(settings)
         for listener in listeners:
             closing.enter_context(listener)
-        asyncio.run(_prepare(settings, listeners))
+        asyncio.run(prepare(settings, is_local=all(_is_local(listener) for listener in listeners)))
         if settings.engine == "ray":
             port = listeners[0].getsockname()[1]
             closing.close()  # Ray's own proxies listen
@@ -167,23 +163,6 @@ def _cannot_listen(settings: Settings, error: OSError) -> ConfigurationError:
         f"cannot listen on {settings.host}, port {settings.port}: {error.strerror}; choose others by DEIXIS_HOST and"
         " DEIXIS_PORT"
     )
-
-
-async def _prepare(settings: Settings, listeners: Sequence[socket.socket]) -> None:
-    """Migrate the database, and see that nobody is let in by oversight."""
-    engine = open_engine(settings.effective_database_url)
-    try:
-        await migrate(engine)
-        is_closed = settings.keys is not KeyPolicy.AUTO or settings.api_keys_file is not None
-        is_safe = is_closed or all(_is_local(listener) for listener in listeners)
-        if not is_safe and not await KeyRepository(engine).any():
-            raise ConfigurationError(
-                f"{settings.host} can be reached from other machines, and there are no API keys: make one by"
-                " `deixis keys create --scope admin`, name a file of keys in DEIXIS_API_KEYS_FILE, or set"
-                " DEIXIS_KEYS=off where something else keeps strangers out"
-            )
-    finally:
-        await engine.dispose()
 
 
 def _is_local(listener: socket.socket) -> bool:

@@ -3,6 +3,7 @@
 ``build`` is what a Serve config file names: ``import_path: app.cluster.application:build``, with settings as ``args``.
 """
 
+import asyncio
 import math
 import re
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureC
 from app.cluster.edge import EDGE, Edge
 from app.cluster.encoders import EncoderReplica, multiplexed
 from app.cluster.shards import ShardReplica
+from app.main import prepare
 from app.settings import Replicas, Settings, load_settings
 
 APPLICATION = "deixis"
@@ -25,6 +27,7 @@ _REQUESTS_PER_EDGE = 1000
 _CALLS_PER_REPLICA = 32
 _CALLS_WAITING = 256
 _AUTOSCALING_DELAY_S = 5.0
+_LOOKED_BACK_S = 15.0
 # Of every deployment. Edges log requests as one process does.
 _COMMON: Mapping[str, Any] = {"health_check_period_s": 5, "logging_config": {"enable_access_log": False}}
 
@@ -33,23 +36,22 @@ def build(args: Mapping[str, str]) -> Application:
     """Return the application of a Serve config file; ``args`` are settings, before those of the environment.
 
     Raises:
-        ConfigurationError: a setting that cannot work.
+        ConfigurationError: a setting that cannot work, or nobody has a key.
+        StoreError: the database cannot be opened.
     """
-    return application(load_settings(**args))
+    settings = load_settings(**args)
+    # Ray's proxies decide where they listen, which is the whole network as a rule.
+    asyncio.run(prepare(settings.model_copy(update={"host": "the cluster"}), is_local=False))
+    return application(settings)
 
 
 def application(settings: Settings) -> Application:
     """Return the service: edges, an encoder deployment for each model or one for all, and the parts of captions."""
-    encoders: dict[str, Application]
     if settings.ray_models_at_once is None:
-        encoders = {
-            model: _encoder(settings, EncoderReplica, _name_of(model)).bind(settings, [model])
-            for model in settings.models
-        }
+        models = encoders(settings)
     else:
         replicas = _encoder(settings, multiplexed(settings.ray_models_at_once), "encoder")
-        together = replicas.bind(settings)
-        encoders = dict.fromkeys(settings.models, together)
+        models = dict.fromkeys(settings.models, replicas.bind(settings))
     shards = [
         serve.deployment(
             ShardReplica,
@@ -72,15 +74,27 @@ def application(settings: Settings) -> Application:
         **_COMMON,
         **_scale(settings.ray_edges),
     )
-    bound: Application = edge.bind(settings, encoders, shards)
+    bound: Application = edge.bind(settings, models, shards)
     return bound
 
 
-def cpus_needed(settings: Settings) -> int:
-    """Return the cores that all replicas ask for together when there are as many as there may be."""
+def encoders(settings: Settings) -> dict[str, Application]:
+    """Return a deployment for each model."""
+    return {
+        model: _encoder(settings, EncoderReplica, _name_of(model)).bind(settings, [model]) for model in settings.models
+    }
+
+
+def encoders_cpus(settings: Settings) -> int:
+    """Return the cores that all encoders ask for together when there are as many as there may be."""
     groups = len(settings.models) if settings.ray_models_at_once is None else 1
-    encoders = groups * settings.ray_encoders.most * settings.ray_encoder_cpus
-    return math.ceil(settings.ray_edges.most + encoders + settings.ray_shards * settings.ray_shard_replicas.most)
+    return math.ceil(groups * settings.ray_encoders.most * settings.ray_encoder_cpus)
+
+
+def cpus_needed(settings: Settings) -> int:
+    """Return the same of all replicas."""
+    shards = settings.ray_shards * settings.ray_shard_replicas.most
+    return settings.ray_edges.most + encoders_cpus(settings) + shards
 
 
 def _encoder(settings: Settings, replica: type[EncoderReplica], name: str) -> Any:
@@ -106,7 +120,7 @@ def _scale(replicas: Replicas, *, policy: str | None = None) -> dict[str, Any]:
             max_replicas=replicas.most,
             upscale_delay_s=_AUTOSCALING_DELAY_S,
             target_ongoing_requests=_CALLS_PER_REPLICA / 2,
-            look_back_period_s=2 * _AUTOSCALING_DELAY_S,
+            look_back_period_s=_LOOKED_BACK_S,
             **chosen,
         )
     }

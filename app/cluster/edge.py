@@ -1,26 +1,20 @@
 """The edge: the application of a single process, whose towers and searches are elsewhere."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from fastapi import FastAPI
 from ray import serve
 
-from app.cluster.handles import ask, carried_trace
+from app.cluster.models import remote_model
 from app.cluster.shards import RemoteShards
 from app.cluster.telemetry import Exposition, gather_expositions, own_exposition
-from app.cluster.towers import RemoteTower
-from app.cluster.wire import Card, Failure, Reply
+from app.cluster.wire import Card
 from app.encoders._base import Described
 from app.logs import configure_logs
 from app.main import Steps, create_app
-from app.metrics import Metrics, TowerMetrics
-from app.prompting.text_features import TextFeatureStore
 from app.served import ServedModel
 from app.settings import Settings
-from app.task import Pixels
 
 EDGE = "edge"
 
@@ -37,7 +31,11 @@ class Edge:
     def __init__(self, settings: Settings, encoders: Mapping[str, Any], shards: Sequence[Any]) -> None:
         configure_logs(settings.log_format, settings.log_level)
         self._settings = settings
-        self._encoders = encoders
+        # Where encoders share models, a call goes to one that has its model, if there is one.
+        shared = settings.ray_models_at_once is not None
+        self._encoders = {
+            model: each.options(multiplexed_model_id=model) if shared else each for model, each in encoders.items()
+        }
         self._shards = shards
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -65,50 +63,5 @@ class Edge:
             handles[handle.deployment_name] = handle
         return await gather_expositions(handles)
 
-    def _serve(
-        self, encoder: Described, settings: Settings, metrics: Metrics, text_features: TextFeatureStore | None
-    ) -> ServedModel:
-        assert isinstance(encoder, Card)
-        handle = self._encoders[encoder.name]
-        told = TowerMetrics(metrics, encoder.name, "images from here")
-        images: RemoteTower[Pixels] = RemoteTower(
-            f"{encoder.name} images",
-            partial(_ask, handle.encode_images, encoder.name, np.stack),
-            batch_size=settings.image_batch or encoder.image_path.batch_size,
-            metrics=told,
-            max_queued=settings.max_queued_images,
-        )
-        told.watch(waiting=lambda: images.waiting, admitted=lambda: images.admitted)
-        told = TowerMetrics(metrics, encoder.name, "texts from here")
-        texts: RemoteTower[str] = RemoteTower(
-            f"{encoder.name} texts",
-            partial(_ask, handle.encode_texts, encoder.name, list),
-            batch_size=settings.text_batch,
-            metrics=told,
-        )
-        told.watch(waiting=lambda: texts.waiting, admitted=lambda: texts.admitted)
-        return ServedModel(
-            encoder,
-            images,
-            texts,
-            image_fingerprint=_known(encoder.image_fingerprint),
-            text_fingerprint=_known(encoder.text_fingerprint),
-            text_features=text_features,
-        )
-
-
-async def _ask(
-    method: Any, model: str, packed: Callable[[Sequence[Any]], Any], items: Sequence[Any], within_s: float | None
-) -> Reply:
-    # Arrays above 100 KiB go through the object store, which a replica of the same machine reads where they lie.
-    answer: Reply | Failure = await ask(method, model, packed(items), within_s, carried_trace())
-    if isinstance(answer, Failure):
-        raise answer.error()
-    return answer
-
-
-def _known(fingerprint: str) -> Callable[[], Any]:
-    async def told() -> str:
-        return fingerprint
-
-    return told
+    def _serve(self, card: Card, *others: Any) -> ServedModel:
+        return remote_model(card, self._encoders[card.name], *others)

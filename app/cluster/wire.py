@@ -21,7 +21,7 @@ class EncoderFaultError(Exception):
     """An encoder elsewhere raised an error of its own; the message has its type and words."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Card:
     """What an edge must know of a model whose towers are elsewhere: ``app.encoders._base.Described``.
 

@@ -141,8 +141,9 @@ class Described(Protocol):
     tuning: Tuning | None
     """What was measured of the ways to run it; None where nothing was."""
 
-    transform: Callable[[Image.Image], Pixels]
-    """Resizes and crops one upright RGB image to (image_size_px, image_size_px, 3), eight bits."""
+    @property
+    def transform(self) -> Callable[[Image.Image], Pixels]:
+        """What resizes and crops one upright RGB image to (image_size_px, image_size_px, 3), eight bits."""
 
 
 class Encoder(Described, Protocol):

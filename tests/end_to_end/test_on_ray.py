@@ -26,8 +26,10 @@ COUNT_OF_EDGES = 2
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ray")
-    built = deixis("captions", "build", "-", "--name", "things", data_dir=folder, stdin=CAPTIONS)
+    # By encoders on a Ray of its own.
+    built = deixis("captions", "build", "-", "--name", "things", "--engine", "ray", data_dir=folder, stdin=CAPTIONS)
     assert built.returncode == 0, built.stderr
+    assert "16" in built.stdout
     return folder
 
 

@@ -1,0 +1,72 @@
+"""A model whose towers are elsewhere, as the pipeline knows models."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from app.cluster.handles import ask, carried_trace
+from app.cluster.towers import RemoteTower
+from app.cluster.wire import Card, Failure, Reply
+from app.metrics import Metrics, TowerMetrics
+from app.prompting.text_features import TextFeatureStore
+from app.served import ServedModel
+from app.settings import Settings
+from app.task import Pixels
+
+
+def remote_model(
+    card: Card, handle: Any, settings: Settings, metrics: Metrics, text_features: TextFeatureStore | None
+) -> ServedModel:
+    """Return a model that the replicas of a deployment encode with.
+
+    Args:
+        card: what they say that it is.
+        handle: of the deployment.
+        settings: of this process's queues.
+        metrics: told of calls.
+        text_features: where text features are kept.
+    """
+    told = TowerMetrics(metrics, card.name, "images from here")
+    images: RemoteTower[Pixels] = RemoteTower(
+        f"{card.name} images",
+        partial(_encoded, handle.encode_images, card.name, np.stack),
+        batch_size=settings.image_batch or card.image_path.batch_size,
+        metrics=told,
+        max_queued=settings.max_queued_images,
+    )
+    told.watch(waiting=lambda: images.waiting, admitted=lambda: images.admitted)
+    told = TowerMetrics(metrics, card.name, "texts from here")
+    texts: RemoteTower[str] = RemoteTower(
+        f"{card.name} texts",
+        partial(_encoded, handle.encode_texts, card.name, list),
+        batch_size=settings.text_batch,
+        metrics=told,
+    )
+    told.watch(waiting=lambda: texts.waiting, admitted=lambda: texts.admitted)
+    return ServedModel(
+        card,
+        images,
+        texts,
+        image_fingerprint=_known(card.image_fingerprint),
+        text_fingerprint=_known(card.text_fingerprint),
+        text_features=text_features,
+    )
+
+
+async def _encoded(
+    method: Any, model: str, packed: Callable[[Sequence[Any]], Any], items: Sequence[Any], within_s: float | None
+) -> Reply:
+    # Arrays above 100 KiB go through the object store, which a replica of the same machine reads where they lie.
+    answer: Reply | Failure = await ask(method, model, packed(items), within_s, carried_trace())
+    if isinstance(answer, Failure):
+        raise answer.error()
+    return answer
+
+
+def _known(fingerprint: str) -> Callable[[], Awaitable[str]]:
+    async def told() -> str:
+        return fingerprint
+
+    return told

@@ -1,0 +1,99 @@
+"""What is deployed, from settings and from a Serve config file."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
+from typer.testing import CliRunner
+
+from app.cli import cli
+from app.cluster.application import application, build, cpus_needed
+from app.errors import ConfigurationError
+from app.settings import Replicas, load_settings
+
+ROOT = Path(__file__).parents[2]
+CONFIG = yaml.safe_load((ROOT / "deploy" / "ray" / "serve.yaml").read_text())
+
+
+def deployments(application):
+    """Return the deployments of an application by name."""
+    found, seen = {}, [application]
+    while seen:
+        bound = seen.pop()._bound_deployment
+        found[bound.name] = bound
+        given = [*bound.init_args, *bound.init_kwargs.values()]
+        for each in given:
+            inner = each.values() if isinstance(each, dict) else each if isinstance(each, list) else [each]
+            seen += [one for one in inner if hasattr(one, "_bound_deployment")]
+    return found
+
+
+def test_each_model_has_encoders_and_each_part_of_the_captions_a_deployment(tmp_path):
+    settings = load_settings(
+        data_dir=tmp_path, models="embedded,ViT-B-32/openai", ray_edges="3", ray_encoders="1-4", ray_shards=2
+    )
+    found = deployments(application(settings))
+    assert set(found) == {"edge", "encoder-embedded", "encoder-ViT-B-32-openai", "captions-0", "captions-1"}
+    assert found["edge"].num_replicas == 3
+    scaled = found["encoder-embedded"]._deployment_config.autoscaling_config
+    assert (scaled.min_replicas, scaled.max_replicas) == (1, 4)
+    assert scaled.policy.policy_function == "app.cluster.scaling:by_images_and_wait"
+    assert cpus_needed(settings) == 3 + 2 * 4 + 2
+
+
+def test_models_that_share_encoders_have_one_deployment(tmp_path):
+    settings = load_settings(data_dir=tmp_path, models="embedded,ViT-B-32/openai", ray_models_at_once=1)
+    assert set(deployments(application(settings))) == {"edge", "encoder"}
+    assert cpus_needed(settings) == 2
+
+
+def test_a_gpu_is_asked_for_where_the_settings_say_so(tmp_path):
+    found = deployments(application(load_settings(data_dir=tmp_path, ray_encoder_gpus=0.5, ray_encoder_cpus=3)))
+    assert found["encoder-embedded"].ray_actor_options == {"num_cpus": 3.0, "num_gpus": 0.5}
+
+
+def test_the_config_file_is_one_of_serve_and_its_arguments_are_settings(tmp_path, monkeypatch):
+    told = ServeDeploySchema.model_validate(CONFIG)
+    (only,) = told.applications
+    assert only.import_path == "app.cluster.application:build"
+    monkeypatch.setenv("DEIXIS_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("DEIXIS_KEYS", "off")
+    assert set(deployments(build(only.args))) == {"edge", "encoder-embedded", "captions-0", "captions-1"}
+
+
+def test_on_a_cluster_somebody_must_have_a_key(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEIXIS_DATA_DIR", str(tmp_path))
+    with pytest.raises(ConfigurationError, match="there are no API keys"):
+        build({})
+    with pytest.raises(ConfigurationError, match="RAY_EGDES"):
+        build({"ray_egdes": "2"})
+
+
+@pytest.mark.parametrize(("given", "read"), [("1", Replicas(1, 1)), (" 2-8 ", Replicas(2, 8))])
+def test_replicas_are_a_number_or_from_one_to_another(tmp_path, given, read):
+    settings = load_settings(data_dir=tmp_path, ray_edges=given)
+    assert settings.ray_edges == read
+    assert str(settings.ray_edges) == given.strip()
+
+
+@pytest.mark.parametrize("given", ["0", "8-2", "-1", "many", "1-", "1.5", ""])
+def test_what_is_no_number_of_replicas_is_refused(tmp_path, given):
+    with pytest.raises(ConfigurationError, match=r"DEIXIS_RAY_ENCODERS.*no number of replicas"):
+        load_settings(data_dir=tmp_path, ray_encoders=given)
+
+
+def refusal(*flags, data_dir):
+    done = CliRunner().invoke(cli, ["serve", "--engine", "ray", "--data-dir", str(data_dir), "--port", "0", *flags])
+    assert done.exit_code == 2, done.output
+    return done.stderr
+
+
+def test_a_cluster_needs_a_database_for_all_and_must_be_there(tmp_path):
+    assert "DEIXIS_DATABASE_URL" in refusal("--ray-address", "127.0.0.1:1", data_dir=tmp_path)
+    assert "there are no API keys" in refusal("--host", "0.0.0.0", data_dir=tmp_path)
+
+
+def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    assert "pip install 'deixis[server,ray]'" in refusal(data_dir=tmp_path)
