@@ -56,18 +56,17 @@ QUESTIONS = [
 CLASSES = [{"name": "cat", "features": ["whiskers", "pointed ears"]}, {"name": "coffee cup"}, {"name": "rocket"}]
 
 
+@pytest.fixture(scope="module")
+def single_process(data_dir):
+    with serving(data_dir=data_dir) as alone, alone.client() as opened:
+        opened.put("/v1/label-sets/things", json={"classes": CLASSES}).raise_for_status()
+        yield opened
+
+
 @pytest.mark.parametrize("asked", QUESTIONS)
-def test_answers_are_those_of_a_single_process(client, server, data_dir, photographs, asked):
+def test_answers_are_those_of_a_single_process(client, single_process, photographs, asked):
     images = [("image", (name, content)) for name, content in photographs.items()]
-    told = []
-    if "database" in asked:  # which the other server's data folder has not
-        with serving(data_dir=data_dir) as alone, alone.client() as other:
-            told = [each.post("/v1/classify", files=images, data=asked).json() for each in (client, other)]
-    else:
-        with server.client() as other:
-            for each in (client, other):
-                each.put("/v1/label-sets/things", json={"classes": CLASSES}).raise_for_status()
-                told.append(each.post("/v1/classify", files=images, data=asked).json())
+    told = [each.post("/v1/classify", files=images, data=asked).json() for each in (client, single_process)]
     here, there = told
     assert here["method"] == there["method"]
     for mine, theirs in zip(here["results"], there["results"], strict=True):
