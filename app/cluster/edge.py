@@ -5,6 +5,8 @@ from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
+from ray.exceptions import TaskCancelledError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.cluster.models import remote_model
 from app.cluster.shards import RemoteShards
@@ -17,6 +19,24 @@ from app.served import ServedModel
 from app.settings import Settings
 
 EDGE = "edge"
+
+
+class CallersWhoLeft:
+    """Tells the application of a caller who left in the way that servers do: Ray raises an error of its own."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+
+        async def received() -> Message:
+            try:
+                return await receive()
+            except TaskCancelledError:
+                return {"type": "http.disconnect"}
+
+        await self._app(scope, received, send)
 
 
 class Edge:
@@ -46,6 +66,7 @@ class Edge:
             exposition=self._gather,
         )
         self._app = create_app(self._settings, self._cards, steps)
+        self._app.add_middleware(CallersWhoLeft)
         return self._app
 
     async def exposition(self) -> Exposition:
