@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -70,12 +71,16 @@ class Encoded(Generic[Row]):
 
 @dataclass(eq=False, slots=True)
 class Entry(Generic[Item, Row]):
-    """An item in a queue: when it came and until when it is of use, on the clock of ``time.perf_counter``."""
+    """An item in a queue: when it came and until when it is of use, on the clock of ``time.perf_counter``.
+
+    ``context`` is the caller's, in which an error or a trace can be told to be of its request.
+    """
 
     item: Item
     future: asyncio.Future[Encoded[Row]]
     submitted: float
     deadline: float | None
+    context: Context
 
 
 @dataclass(eq=False, slots=True)
@@ -202,8 +207,8 @@ class TurnQueue(Generic[Item, Row]):
         return [each.row for each in encoded]
 
     def _submit(self, caller: Caller[Item, Row], items: Sequence[Item]) -> list[asyncio.Future[Encoded[Row]]]:
-        loop, now = asyncio.get_running_loop(), time.perf_counter()
-        entries = [Entry(item, loop.create_future(), now, caller.deadline) for item in items]
+        loop, now, context = asyncio.get_running_loop(), time.perf_counter(), copy_context()
+        entries = [Entry(item, loop.create_future(), now, caller.deadline, context) for item in items]
         with self._changed:
             if (down := self._why_down()) is not None:
                 raise down

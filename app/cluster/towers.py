@@ -78,7 +78,8 @@ class RemoteTower(TurnQueue[Item, np.ndarray]):
 
     def _send(self) -> None:
         while len(self._calls) < _CALLS_AT_ONCE and (entries := self._take(at_least=1)):
-            call = asyncio.get_running_loop().create_task(self._call(entries))
+            # In the trace of the first, where it is several callers'.
+            call = asyncio.get_running_loop().create_task(self._call(entries), context=entries[0].context)
             self._calls.add(call)
             call.add_done_callback(self._ended)
             for entry in entries:

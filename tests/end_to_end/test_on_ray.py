@@ -15,6 +15,7 @@ from tests.captions.test_lexicon import installed
 from tests.encoders.test_open_clip import write_model
 from tests.end_to_end.server import deixis, serving
 from tests.end_to_end.test_captions import CAPTIONS, NAMES
+from tests.end_to_end.test_traces import collecting_spans, spans_in
 
 pytestmark = installed
 
@@ -34,10 +35,21 @@ def data_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def on_ray(data_dir):
-    flags = ("--engine", "ray", "--ray-edges", str(COUNT_OF_EDGES), "--ray-encoders", "2", "--ray-shards", "2")
-    with serving(*flags, data_dir=data_dir) as running:
-        yield running
+def spans():
+    """A collector of traces: its address, and what it was sent."""
+    with collecting_spans() as told:
+        yield told
+
+
+@pytest.fixture(scope="module")
+def on_ray(data_dir, spans):
+    replicas = ("--ray-edges", str(COUNT_OF_EDGES), "--ray-encoders", "2", "--ray-shards", "2")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", spans[0])
+        patched.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "none")
+        patched.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
+        with serving("--engine", "ray", *replicas, "--traces", "true", data_dir=data_dir) as running:
+            yield running
 
 
 @pytest.fixture
@@ -116,6 +128,25 @@ def test_one_exposition_has_the_metrics_of_every_replica(client, photographs):
     images = [each for each in families["deixis_batch_size"].samples if each.labels["tower"] == "images"]
     assert {each.labels["replica"].partition("/")[0] for each in images} == {"encoder-embedded"}
     assert sum(each.value for each in images if each.name.endswith("_count")) >= 1
+
+
+def test_a_trace_goes_on_where_images_and_texts_are_encoded(client, spans, photographs):
+    trace, parent = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    asked = {"files": {"image": photographs["rocket"]}, "data": {"labels": "a word of this trace, another one"}}
+    client.post("/classify", **asked, headers={"traceparent": f"00-{trace}-{parent}-01"}).raise_for_status()
+
+    def of_trace():
+        found = spans_in(list(spans[1]))
+        return {name: [one for one in each if one.trace_id.hex() == trace] for name, each in found.items()}
+
+    until(lambda: len(of_trace().get("encode-there", [])) >= 2 and of_trace().get("POST /classify"))
+    (root,) = of_trace()["POST /classify"]
+    there = of_trace()["encode-there"]
+    assert root.parent_span_id.hex() == parent
+    assert {tuple(sorted(each.key for each in span.attributes)) for span in there} == {
+        ("images", "model"),
+        ("model", "texts"),
+    }
 
 
 def replicas_of(process, deployment):

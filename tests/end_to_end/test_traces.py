@@ -2,6 +2,7 @@
 
 import json
 import threading
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -14,8 +15,8 @@ TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
 
 
-@pytest.fixture
-def collector():
+@contextmanager
+def collecting_spans():
     """Yield the address of a collector and the bodies that it was sent."""
     bodies = []
 
@@ -34,6 +35,23 @@ def collector():
         yield f"http://127.0.0.1:{collecting.server_address[1]}", bodies
         collecting.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def collector():
+    with collecting_spans() as told:
+        yield told
+
+
+def spans_in(bodies):
+    """Return what a collector was sent, by the names of spans."""
+    spans = {}
+    for _, body in bodies:
+        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+            for scope in resource.scope_spans:
+                for span in scope.spans:
+                    spans.setdefault(span.name, []).append(span)
+    return spans
 
 
 def test_a_request_is_a_trace_with_a_span_for_each_stage_and_nothing_of_what_was_asked(
@@ -59,12 +77,7 @@ def test_a_request_is_a_trace_with_a_span_for_each_stage_and_nothing_of_what_was
         client.get("/healthz")
     assert {path for path, _ in bodies} == {"/v1/traces"}
     assert not any(b"tabby" in body for _, body in bodies)
-    spans = {}
-    for _, body in bodies:
-        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-            for scope in resource.scope_spans:
-                for span in scope.spans:
-                    spans.setdefault(span.name, []).append(span)
+    spans = spans_in(bodies)
     assert not any("healthz" in name for name in spans)
     (root,) = spans.pop("POST /v1/classify")
     assert (root.trace_id.hex(), root.parent_span_id.hex()) == (TRACE, PARENT)
