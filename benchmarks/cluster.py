@@ -1,13 +1,15 @@
 """The service on Ray: against a single process, and while parts of it are killed or replaced.
 
     python -m benchmarks.cluster compare [--photographs FOLDER] [--seconds 8]
+    python -m benchmarks.cluster scale [--seconds 60]
     python -m benchmarks.cluster kill [--seconds 20]
 
 ``compare`` asks a single process and Ray, on this machine alone with one and two encoder replicas, about the same
-photographs, and puts the same load on each. ``kill`` makes a cluster of three nodes (a Ray node is a raylet with its
-processes, all on this machine) on a PostgreSQL server of its own, and kills an encoder replica, an edge, a part of the
-captions and a whole node, and then replaces everything by a rolling update, all under load, while somebody writes label
-sets. One JSON object on standard output, a table on standard error. Ratios belong to one run.
+photographs, and puts the same load on each. ``scale`` puts on one encoder what it cannot bear, where there may be two.
+``kill`` makes a cluster of three nodes (a Ray node is a raylet with its processes, all on this machine) on a PostgreSQL
+server of its own, and kills an encoder replica, an edge, a part of the captions and a whole node, and then replaces
+everything by a rolling update, all under load, while somebody writes label sets. One JSON object on standard output, a
+table on standard error. Ratios belong to one run.
 """
 
 import argparse
@@ -103,6 +105,35 @@ def _answers(url: str, files: Sequence[bytes]) -> list[list[tuple[str, float]]]:
                 [(each["label"], each["score"]) for each in one["predictions"]] for one in answer.json()["results"]
             ]
     return told
+
+
+# --- as much as there is work ----------------------------------------------------------------------------------------
+
+
+def scale(seconds: float) -> dict[str, Any]:
+    """Return when a second encoder replica came under a load that one cannot bear, by the metrics of the service."""
+    with tempfile.TemporaryDirectory() as made:
+        os.environ["DEIXIS_BUILD_WORDNET"] = "false"
+        with serving("embedded", Path(made), "--engine", "ray", "--ray-encoders", "1-2") as server:
+            run_json("benchmarks.load", server.url, "closed", "--connections", 4, "--seconds", 3)
+            load = ["benchmarks.load", server.url, "closed", "--connections", "64", "--seconds", str(seconds)]
+            began = time.perf_counter()
+            running = subprocess.Popen([sys.executable, "-m", *load], stdout=subprocess.PIPE, text=True)
+            seen: list[tuple[float, int]] = []
+            while running.poll() is None:
+                seen.append((round(time.perf_counter() - began, 1), _encoders_of(server.url)))
+                time.sleep(0.5)
+            assert running.stdout is not None
+            figures = json.loads(running.stdout.read().strip().splitlines()[-1])
+    second = next((at for at, count in seen if count == 2), None)
+    say(f"a second encoder after {second} s of load; {figures}")
+    return {"second_encoder_after_s": second, "load": figures}
+
+
+def _encoders_of(url: str) -> int:
+    """Return how many encoder replicas tell metrics."""
+    lines = httpx.get(f"{url}/metrics", timeout=30).text.splitlines()
+    return sum(line.startswith("deixis_build_info") and 'replica="encoder-' in line for line in lines)
 
 
 # --- killed parts ----------------------------------------------------------------------------------------------------
@@ -336,15 +367,17 @@ def _until(is_so: Callable[[], bool], *, within_s: float = _STARTED_WITHIN_S, st
 
 
 def main() -> None:
-    """Run one of the two and print its figures."""
+    """Run one of them and print its figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["compare", "kill"])
+    parser.add_argument("what", choices=["compare", "scale", "kill"])
     parser.add_argument("--photographs", type=Path, help="a folder of JPEG files to compare answers on")
     parser.add_argument("--only", help="of the losses, those with this in their name")
     parser.add_argument("--seconds", type=float, default=8.0)
     arguments = parser.parse_args()
     if arguments.what == "compare":
         figures = compare(arguments.photographs, arguments.seconds)
+    elif arguments.what == "scale":
+        figures = scale(arguments.seconds)
     else:
         figures = kill(arguments.seconds, arguments.only)
     json.dump(figures, sys.stdout, indent=1)
