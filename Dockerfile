@@ -1,5 +1,6 @@
 # docker build --tag deixis .                                          the service, on processors
 # docker build --build-arg DEIXIS_DEVICE=auto --tag deixis:cuda .      on a GPU where there is one
+# docker build --build-arg EXTRAS=ray --build-arg PACKAGES=wget --tag deixis:ray .      for KubeRay
 # docker build --target baked --build-arg MODELS=... --tag deixis .    with weights inside
 # docs/container.md says more.
 
@@ -23,10 +24,13 @@ ENV PIP_BUILD_CONSTRAINT=/src/constraints.txt \
 WORKDIR /src
 RUN python -m venv /opt/deixis
 
+# Further extras, separated by spaces.
+ARG EXTRAS=""
+
 # Dependencies in a layer of their own, which a change of the code leaves as it is.
 COPY pyproject.toml constraints.txt ./
 # hadolint ignore=SC2086 # PIP_ARGS holds several words
-RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; extras = project['optional-dependencies']; print(*project['dependencies'], *(each for name in ('server', 'captions', 'embedded', 'heif', 'openvino', 'otel', 'postgres', 'redis') for each in extras[name]), sep='\n')" > requirements.txt \
+RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; extras = project['optional-dependencies']; print(*project['dependencies'], *(each for name in ('server', 'captions', 'embedded', 'heif', 'openvino', 'otel', 'postgres', 'redis', *'${EXTRAS}'.split()) for each in extras[name]), sep='\n')" > requirements.txt \
     && /opt/deixis/bin/python -m pip install ${PIP_ARGS} --requirement requirements.txt
 
 # What torch loads only where it computes on a GPU. The rest of CUDA it loads with itself, GPU or not.
@@ -55,9 +59,11 @@ LABEL org.opencontainers.image.title="Deixis" \
 
 # tini: a process with the number 1 gets no signal before it handles it, as while models load.
 # WordNet: the words of the default caption database, and what is a noun.
-# hadolint ignore=DL3008 # of the base's own release, and patched with it
+# Further packages of Debian, separated by spaces.
+ARG PACKAGES=""
+# hadolint ignore=DL3008,SC2086 # of the base's own release, and patched with it; PACKAGES holds several words
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends tini wordnet-base \
+    && apt-get install --yes --no-install-recommends tini wordnet-base ${PACKAGES} \
     && rm -rf /var/lib/apt/lists/*
 
 RUN groupadd --gid 10001 deixis \
