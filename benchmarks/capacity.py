@@ -46,6 +46,7 @@ class Stages:
         hop_core_s: of the edge's cores for one image on its way to an encoder and back, packing and unpacking.
         call_core_s: the same for asking a shard, whose messages are small.
         hop_wire_s: that one message is under way.
+        idle_s: that a request takes longer whose edge has nothing else to do, since threads have to be woken.
         alone_s: by images, of a batch that finds the device idle; missing sizes are interpolated.
         ahead_s: the same of a batch begun ahead of the end of the one before.
         encoder_threads: of the host's cores that a batch uses, where the encoder runs on the edge.
@@ -61,6 +62,7 @@ class Stages:
     hop_core_s: float = 0.0
     call_core_s: float = 0.0
     hop_wire_s: float = 0.0
+    idle_s: float = 0.0
     search_core_s: Mapping[int, float] = field(default_factory=dict)
 
     @classmethod
@@ -81,7 +83,7 @@ class Stages:
                 raise StagesError(f"{name} is empty; give at least one time in seconds")
         for name in ("alone_s", "ahead_s", "search_core_s"):
             given[name] = {int(size): float(seconds) for size, seconds in content.get(name, {}).items()}
-        for name in ("encoder_threads", "hop_core_s", "call_core_s", "hop_wire_s"):
+        for name in ("encoder_threads", "hop_core_s", "call_core_s", "hop_wire_s", "idle_s"):
             given |= {name: content[name]} if name in content else {}
         return cls(**given)
 
@@ -175,6 +177,7 @@ class Load:
         burst: by how much the rate is multiplied in a burst; 1 is none.
         burst_s: that one lasts.
         burst_every_s: from the beginning of one to that of the next.
+        arrivals_s: the times themselves, instead of chance; ``rate`` and ``seconds`` are then only told.
     """
 
     rate: float
@@ -183,9 +186,13 @@ class Load:
     burst: float = 1.0
     burst_s: float = 1.0
     burst_every_s: float = 10.0
+    arrivals_s: tuple[float, ...] = ()
 
     def times(self, chance: random.Random) -> Iterator[float]:
         """Yield the times of arrivals: a Poisson process, thinned outside of bursts."""
+        if self.arrivals_s:
+            yield from self.arrivals_s
+            return
         highest, now = self.rate * max(1.0, self.burst), 0.0
         while (now := now + chance.expovariate(highest)) < self.seconds:
             rate = self.rate * (self.burst if now % self.burst_every_s < self.burst_s else 1.0)
@@ -257,8 +264,8 @@ class Simulation:
             ]
         self._latencies: list[float] = []
         self._arrived = self._refused = 0
-        # Until then queues fill, and latencies do not count.
-        self._warm_at = 0.1 * load.seconds
+        # Until then queues fill, and latencies do not count. Times that are given are those of a run that was measured.
+        self._warm_at = 0.0 if load.arrivals_s else 0.1 * load.seconds
 
     def run(self) -> Outcome:
         """Let everything arrive and be answered."""
@@ -283,6 +290,8 @@ class Simulation:
         edge, draw, images = self._edges[number], self._chance.choice, self._load.images
         began = self._clock.now
         http_s = draw(self._stages.http_s)
+        if not edge.admitted:
+            yield edge.loop.use(self._stages.idle_s)
         # Who is refused has been read as well.
         yield edge.loop.use(http_s / 2)
         if edge.admitted + images > self._plan.max_queued:
@@ -535,7 +544,7 @@ def report(plan: Plan, load: Load, outcome: Outcome, prices: Prices | None) -> d
     """Return plain numbers about a plan: times in milliseconds, shares rounded."""
     told = {
         "plan": asdict(plan),
-        "load": asdict(load),
+        "load": {name: value for name, value in asdict(load).items() if name != "arrivals_s"},
         "arrived": outcome.arrived,
         "answered": outcome.answered,
         "refused_share": round(outcome.refused_share, 5),

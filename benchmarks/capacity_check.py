@@ -1,0 +1,165 @@
+"""What is simulated against what is measured: one server on loopback, its stages and its load in one run.
+
+    python -m benchmarks.capacity_check embedded [--seconds 20] [--output benchmarks/results]
+
+The stages are measured first (``benchmarks/capacity_stages.py``), one request at a time. From them comes the rate at
+which the simulation saturates, and an open loop then asks a server at shares of that rate. The simulation gets the same
+times of arrival and the same batches, and nothing of what was measured under load. Each rate is measured a few times,
+and the run that others on the machine disturbed least counts; ``others_cpu`` tells which share of the cores they had.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.capacity import Load, Outcome, Plan, Stages, simulate
+from benchmarks.capacity_stages import QUIET_ENOUGH, ROUNDS, SIZES, OthersCpu, measure, wait_for_quiet
+from benchmarks.load import poisson_times
+from benchmarks.models import write_open_clip
+from benchmarks.service import CORES, Server, about_this_run, say, serving, under_load
+
+SHARES = (0.2, 0.4, 0.6, 0.8, 0.9)
+OVERLOAD = 1.6
+WITHIN = 0.2
+
+
+def single_process(stages: Mapping[str, Any], max_queued: int) -> Plan:
+    """Return the plan that a server on this machine is."""
+    batch = stages["encoder"]["batch"]
+    return Plan(edge_cores=CORES, max_queued=max_queued, on_edge=True, batch_size=batch, max_ongoing=None)
+
+
+def loaded(server: Server, rate: float, seconds: float, most_rounds: int) -> dict[str, Any]:
+    """Return the figures of an open loop in the round that others disturbed least."""
+    rounds: list[dict[str, Any]] = []
+    for _ in range(most_rounds):
+        if most_rounds > 1:
+            wait_for_quiet()
+        others = OthersCpu(server.cpu_s, time.process_time)
+        figures = under_load(server, "open", "--rate", rate, "--seconds", seconds)
+        rounds.append(figures | {"others_cpu": others.share(figures["generator_cpu_s"])})
+        if rounds[-1]["others_cpu"] <= QUIET_ENOUGH:
+            break
+    best = min(rounds, key=lambda each: each["others_cpu"])
+    return best | {"rounds": [{name: each[name] for name in ("p50_ms", "p95_ms", "others_cpu")} for each in rounds]}
+
+
+def compared(figures: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
+    """Return what was measured beside what was simulated, and the ratio of each to that."""
+    simulated = {
+        "images_per_s": round(outcome.images_per_s, 2),
+        "p50_ms": round(1000 * outcome.p50_s, 2),
+        "p95_ms": round(1000 * outcome.p95_s, 2),
+        "p99_ms": round(1000 * outcome.p99_s, 2),
+        "mean_batch": round(outcome.mean_batch, 2),
+        "refused_share": round(outcome.refused_share, 3),
+    }
+    ratios = {
+        name: round(simulated[name] / figures[name], 3) for name in ("images_per_s", "p50_ms", "p95_ms", "p99_ms")
+    }
+    return {"measured": dict(figures), "simulated": simulated, "ratios": ratios}
+
+
+def saturation(stages: Stages, plan: Plan) -> float:
+    """Return the images a second that are answered when three times as many come."""
+    few = simulate(stages, plan, Load(20, 20)).images_per_s
+    rate = 3 * few
+    while True:
+        done = simulate(stages, plan, Load(rate, 20)).images_per_s
+        if done < 0.7 * rate:
+            return simulate(stages, plan, Load(OVERLOAD * done, 20)).images_per_s
+        rate *= 2
+
+
+def check(model: str, data_dir: Path, seconds: float, max_queued: int, rounds: int) -> dict[str, Any]:
+    """Measure stages and service, simulate, and return both."""
+    told = measure(model, data_dir, SIZES, 0.5, rounds)
+    stages, plan = Stages.from_json(told), single_process(told, max_queued)
+    limit = saturation(stages, plan)
+    say(f"{model}: the simulation saturates at {limit:.1f} images/s")
+    points = []
+    with serving(model, data_dir, "--max-queued-images", str(max_queued)) as server:
+        under_load(server, "closed", "--connections", 4, "--seconds", 3)
+        for share in (*SHARES, OVERLOAD):
+            rate = round(share * limit, 2)
+            say(f"{model}: open loop at {rate:g} images/s")
+            figures = loaded(server, rate, seconds, rounds)
+            arrivals = tuple(float(each) for each in poisson_times(rate, seconds))
+            outcome = simulate(stages, plan, Load(rate, seconds, arrivals_s=arrivals))
+            points.append({"share": share, "rate": rate} | compared(figures, outcome))
+    return {"model": model, "saturation_images_per_s": round(limit, 1), "points": points, "stages": told}
+
+
+def verdict(points: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what is not within ``WITHIN``: p50 and p95 below saturation, and the rate of answers above it."""
+    misses = []
+    for point in points:
+        names = ("images_per_s",) if point["share"] > 1 else ("p50_ms", "p95_ms")
+        misses += [
+            f"{name} at {point['rate']:g}/s is {point['ratios'][name]:.2f} times what was measured"
+            for name in names
+            if abs(point["ratios"][name] - 1) > WITHIN
+        ]
+    return misses
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """Return the points in Markdown."""
+    columns = (
+        "images/s offered",
+        "answered: measured",
+        "simulated",
+        "p50 ms: measured",
+        "simulated",
+        "p95 ms: measured",
+    )
+    columns += ("simulated", "p99 ms: measured", "simulated", "batch: measured", "simulated", "others' CPU")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for point in found["points"]:
+        measured, simulated = point["measured"], point["simulated"]
+        cells = [point["rate"]]
+        for name in ("images_per_s", "p50_ms", "p95_ms", "p99_ms"):
+            cells += [measured[name], f"{simulated[name]} ({point['ratios'][name]:.2f})"]
+        cells += [measured["mean_batch"], simulated["mean_batch"], f"{measured['others_cpu']:.0%}"]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    misses = verdict(found["points"])
+    said = "; ".join(misses) if misses else "nothing"
+    return "\n".join([*lines, "", f"Off by more than {WITHIN:.0%}: {said}.", ""])
+
+
+def main() -> None:
+    """Compare, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", help="as in DEIXIS_MODELS; vit-b-32 is one with random weights")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of load at each rate (%(default)s)")
+    parser.add_argument("--max-queued", type=int, default=256, help="images that the server admits (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="at most, of each measurement (%(default)s)")
+    parser.add_argument("--data-dir", type=Path, help="with what was measured of the model; else a new one")
+    parser.add_argument("--output", type=Path, help="a folder for JSON and table")
+    given = parser.parse_args()
+    os.environ["DEIXIS_BUILD_WORDNET"] = "false"  # which takes the cores for minutes
+    about, found = about_this_run(), []
+    with tempfile.TemporaryDirectory() as temporary:
+        data_dir = (given.data_dir or Path(temporary) / "data").absolute()
+        for name in given.models:
+            model = write_open_clip(Path(temporary) / name) if name == "vit-b-32" else name
+            found.append(check(model, data_dir, given.seconds, given.max_queued, given.rounds) | {"model": name})
+    machine = about["machine"]
+    head = f"# {about['date']}, commit {about['commit']}, {machine['processor']}, {machine['cores']} cores\n\n"
+    report = head + "\n".join(f"## {each['model']}\n\n{table(each)}" for each in found)
+    sys.stdout.write(report)
+    if given.output:
+        given.output.mkdir(parents=True, exist_ok=True)
+        stem = given.output / f"{about['date']}-capacity"
+        stem.with_suffix(".json").write_text(json.dumps({**about, "models": found}, indent=1) + "\n", encoding="utf-8")
+        stem.with_suffix(".md").write_text(report, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,301 @@
+"""The times that ``benchmarks/capacity.py`` simulates with, measured on this machine.
+
+    python -m benchmarks.capacity_stages embedded --output stages.json [--search benchmarks/results/DATE-captions.json]
+
+A server of its own is asked by one connection, one photograph after the other: what its answers tell as decode and
+adapt, and what the client waits beyond all that they tell, which is HTTP. The same with pauses, which tells how much
+longer a machine takes that was idle. The image tower alone, by images in a batch. A hop over loopback between two
+processes: pickled pixels, and a pickled feature, there and back; whatever carries them in a cluster takes longer, so
+overwrite ``hop_core_s``, ``call_core_s`` and ``hop_wire_s`` by what was measured there. Searches are read from a
+result of ``benchmarks.captions``. Everything is measured in up to ``--rounds`` rounds, each of which waits until
+others leave the cores alone, and the round that they disturbed least counts; ``others_cpu`` tells which share of the
+cores they had even then. With one round nothing waits.
+"""
+
+import argparse
+import http.client
+import json
+import multiprocessing
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Client, Connection, Listener
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from benchmarks.load import classify_requests, photographs
+from benchmarks.models import write_open_clip
+from benchmarks.service import CORES, Server, about_this_run, run_json, say, serving
+
+SIZES = (1, 2, 4, 8, 16, 32, 64)
+_ASKED = 100
+ROUNDS = 8
+QUIET_ENOUGH = 0.03
+_PAUSE_S = 0.03
+_HOPS = 500
+_QUIET = 0.1
+_PATIENCE_S = 30.0
+
+_Figures = TypeVar("_Figures")
+
+
+def machine_cpu_s() -> float:
+    """Return the processor time that the whole machine used so far, its host's included (Linux only)."""
+    ticks = [int(each) for each in Path("/proc/stat").read_text("ascii").split(maxsplit=9)[1:9]]
+    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")  # without idle and waiting for a disk
+
+
+def wait_for_quiet() -> None:
+    """Wait until others have left the cores alone for a second, and give up after ``_PATIENCE_S``."""
+    ends = time.perf_counter() + _PATIENCE_S
+    while time.perf_counter() < ends:
+        used_s = machine_cpu_s()
+        time.sleep(1.0)
+        if machine_cpu_s() - used_s < _QUIET * CORES:
+            return
+    say("others keep the cores busy; the figures are of little worth")
+
+
+class OthersCpu:
+    """The share of the cores that others have while something is measured."""
+
+    def __init__(self, *own_cpu_s: Callable[[], float]) -> None:
+        self._own = own_cpu_s
+        self._began = time.perf_counter()
+        self._used_s = self._others_s()
+
+    def share(self, more_own_s: float = 0.0) -> float:
+        """Return it since the beginning, without ``more_own_s`` of processes that have ended meanwhile."""
+        used_s = self._others_s() - self._used_s - more_own_s
+        return round(max(0.0, used_s) / (time.perf_counter() - self._began) / CORES, 3)
+
+    def _others_s(self) -> float:
+        return machine_cpu_s() - sum(each() for each in self._own)
+
+
+def quietest(rounds: int, measured: Callable[[], _Figures], *own_cpu_s: Callable[[], float]) -> tuple[_Figures, float]:
+    """Measure a few times, and return the figures that others disturbed least, with the share of the cores they had."""
+    found: list[tuple[float, int, _Figures]] = []
+    for number in range(rounds):
+        if rounds > 1:
+            wait_for_quiet()
+        others = OthersCpu(*own_cpu_s)
+        figures = measured()
+        found.append((others.share(), number, figures))
+        if found[-1][0] <= QUIET_ENOUGH:
+            break
+    share, _, figures = min(found)
+    return figures, share
+
+
+def asked(server: Server, pause_s: float) -> list[dict[str, float]]:
+    """Ask for one photograph after the other; return the milliseconds of each stage, and of the whole as ``total``."""
+    host, _, port = server.url.rpartition("//")[2].partition(":")
+    connection = http.client.HTTPConnection(host, int(port))
+    forms = []
+    for request in classify_requests(1):
+        head, _, body = request.partition(b"\r\n\r\n")
+        forms.append((body, head.partition(b"Content-Type: ")[2].partition(b"\r\n")[0].decode()))
+    rows, chance = [], random.Random(1)
+    for number in range(_ASKED + 50):
+        body, content_type = forms[number % len(forms)]
+        began = time.perf_counter()
+        connection.request("POST", "/v1/classify", body, {"Content-Type": content_type})
+        answer = connection.getresponse().read()
+        total_ms = 1000 * (time.perf_counter() - began)
+        rows.append(json.loads(answer)["timing_ms"] | {"total": total_ms})
+        if pause_s:
+            time.sleep(chance.expovariate(1 / pause_s))
+    connection.close()
+    return rows[50:]
+
+
+def edge_times(server: Server, rounds: int) -> dict[str, Any]:
+    """Return the seconds of HTTP, decoding and adapting of lone requests, and what an idle machine adds."""
+    rows, others = quietest(rounds, lambda: asked(server, 0.0), server.cpu_s, time.process_time)
+    spaced, others_with_pauses = quietest(rounds, lambda: asked(server, _PAUSE_S), server.cpu_s, time.process_time)
+    stages = ("text", "decode", "queue", "encode", "adapt")
+    http_ms = [row["total"] - sum(row[stage] for stage in stages) for row in rows]
+    typical = [statistics.median(row["total"] for row in some) for some in (rows, spaced)]
+    return {
+        "http_s": _seconds(http_ms),
+        "decode_s": _seconds([row["decode"] for row in rows]),
+        "adapt_s": _seconds([row["text"] + row["queue"] + row["adapt"] for row in rows]),
+        "idle_s": round(max(0.0, typical[1] - typical[0]) / 1000, 6),
+        "lone": {
+            **{stage: round(statistics.median(row[stage] for row in rows), 3) for stage in (*stages, "total")},
+            "total_with_pauses": round(typical[1], 3),
+            "others_cpu": [others, others_with_pauses],
+        },
+    }
+
+
+def _seconds(milliseconds: Sequence[float]) -> list[float]:
+    return [round(max(0.0, each) / 1000, 6) for each in milliseconds]
+
+
+def tower_times(model: str, data_dir: Path, sizes: Sequence[int], seconds: float, rounds: int) -> dict[str, Any]:
+    """Return the seconds of batches by size, alone and begun ahead, and the cores that they use."""
+    from app.images import decode_image  # noqa: PLC0415 - as below
+    from benchmarks.encoder import load  # noqa: PLC0415 - imports torch
+
+    encoder = load(model, data_dir, "auto", "auto")
+    pixels = [
+        encoder.transform(decode_image(file, max_bytes=10**8, max_pixels=10**8, target_px=encoder.image_size_px))
+        for file in photographs()
+    ]
+    alone_s, ahead_s, cores, shares = {}, {}, [], []
+    for size in sizes:
+        batch = [pixels[index % len(pixels)] for index in range(size)]
+        encoder.encode_images(batch)
+        alone_s[size], others = quietest(
+            rounds, lambda batch=batch: _alone_s(encoder, batch, seconds), time.process_time
+        )
+        shares.append(others)
+        found, others = quietest(rounds, lambda batch=batch: _ahead_s(encoder, batch, seconds), time.process_time)
+        ahead_s[size] = found[0]
+        shares.append(others)
+        cores.append(found[1])
+    path = encoder.image_path
+    return {
+        "alone_s": alone_s,
+        "ahead_s": ahead_s,
+        "encoder_threads": max(1, round(max(cores))),
+        "encoder": {
+            "backend": path.backend,
+            "device": path.device,
+            "precision": path.precision,
+            "batch": path.batch_size,
+            "pixels": list(np.shape(pixels[0])),
+            "others_cpu": shares,
+        },
+    }
+
+
+def _alone_s(encoder: Any, batch: Sequence[Any], seconds: float) -> float:
+    """Return the median seconds of a batch that finds the device idle."""
+    times, ends = [], time.perf_counter() + seconds
+    while time.perf_counter() < ends or len(times) < 3:
+        began = time.perf_counter()
+        encoder.encode_images(batch)
+        times.append(time.perf_counter() - began)
+    return round(statistics.median(times), 6)
+
+
+def _ahead_s(encoder: Any, batch: Sequence[Any], seconds: float) -> tuple[float, float]:
+    """Return the median seconds from batch to batch, each begun ahead of the end of the last, and the cores used."""
+    waiting, times, used_s = encoder.begin_images(batch), [], time.process_time()
+    ended = began = time.perf_counter()
+    while ended - began < seconds or len(times) < 3:
+        ahead = encoder.begin_images(batch)
+        waiting()
+        waiting = ahead
+        times.append(time.perf_counter() - ended)
+        ended += times[-1]
+    used_s = time.process_time() - used_s
+    waiting()
+    return round(statistics.median(times), 6), used_s / (ended - began)
+
+
+def _echo(address: tuple[str, int], key: bytes) -> None:
+    """Answer each message with a feature, until the other side leaves; a process of its own."""
+    answer = np.zeros(512, np.float32)
+    with Client(address, authkey=key) as other:
+        try:
+            while True:
+                other.recv()
+                other.send(answer)
+        except EOFError:
+            return
+
+
+def hop_times(shape: Sequence[int]) -> dict[str, float]:
+    """Return the seconds of a hop over loopback: of this side's core there and back, and of the rest one way."""
+    key = os.urandom(16)
+    with Listener(("127.0.0.1", 0), authkey=key) as listener:
+        other = multiprocessing.get_context("spawn").Process(target=_echo, args=(listener.address, key))
+        other.start()
+        with listener.accept() as connection:
+            core_s, whole_s = _round_trip_s(connection, np.zeros(tuple(shape), np.uint8))
+            call_core_s, _ = _round_trip_s(connection, np.zeros(512, np.float32))
+    other.join()
+    return {
+        "hop_core_s": round(core_s, 6),
+        "call_core_s": round(call_core_s, 6),
+        "hop_wire_s": round(max(0.0, whole_s - core_s) / 2, 6),
+    }
+
+
+def _round_trip_s(connection: "Connection[Any, Any]", message: object) -> tuple[float, float]:
+    """Return the core's time of this process, and the whole time, of one message and its answer, in the mean."""
+    used_s, began = time.process_time(), time.perf_counter()
+    for _ in range(_HOPS):
+        connection.send(message)
+        connection.recv()
+    return (time.process_time() - used_s) / _HOPS, (time.perf_counter() - began) / _HOPS
+
+
+def searches(file: Path) -> dict[str, float]:
+    """Return the seconds of one search by captions, from a result of ``benchmarks.captions``."""
+    figures = json.loads(file.read_text("utf-8"))["figures"]
+    return {str(each["captions"]): each["one_caller"]["p50_ms"] / 1000 for each in figures}
+
+
+def measure(model: str, data_dir: Path, sizes: Sequence[int], seconds: float, rounds: int) -> dict[str, Any]:
+    """Return all of them but searches."""
+    say(f"{model}: lone requests")
+    with serving(model, data_dir) as server:
+        edge = edge_times(server, rounds)
+    return edge | measure_tower(model, data_dir, sizes, seconds, rounds)
+
+
+def measure_tower(model: str, data_dir: Path, sizes: Sequence[int], seconds: float, rounds: int) -> dict[str, Any]:
+    """Return those of the image tower, measured in a process of its own, and of hops."""
+    say(f"{model}: the image tower by size of batch")
+    words = ("--data-dir", data_dir, "--seconds", seconds, "--rounds", rounds, "--sizes", *sizes)
+    tower = run_json("benchmarks.capacity_stages", model, "--tower", *words)
+    say("hops over loopback")
+    return tower | hop_times(tower["encoder"]["pixels"])
+
+
+def main() -> None:
+    """Measure, and write the times as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="as in DEIXIS_MODELS; vit-b-32 is one with random weights")
+    parser.add_argument("--data-dir", type=Path, help="with what was measured of the model; else a new one")
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="of batches")
+    parser.add_argument("--seconds", type=float, default=0.5, help="for each size (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="at most, of each measurement (%(default)s)")
+    parser.add_argument("--search", type=Path, help="a result of benchmarks.captions")
+    parser.add_argument("--output", type=Path, help="a file; else they are printed")
+    parser.add_argument("--tower", action="store_true", help=argparse.SUPPRESS)  # the part in a process of its own
+    given = parser.parse_args()
+    if given.tower:
+        json.dump(tower_times(given.model, given.data_dir, given.sizes, given.seconds, given.rounds), sys.stdout)
+        return
+    os.environ["DEIXIS_BUILD_WORDNET"] = "false"  # which takes the cores for minutes
+    with tempfile.TemporaryDirectory() as temporary:
+        data_dir = (given.data_dir or Path(temporary) / "data").absolute()
+        model = write_open_clip(Path(temporary) / "vit-b-32") if given.model == "vit-b-32" else given.model
+        told = (
+            about_this_run()
+            | measure(model, data_dir, given.sizes, given.seconds, given.rounds)
+            | {"model": given.model}
+        )
+    if given.search:
+        told["search_core_s"] = searches(given.search)
+    text = json.dumps(told, indent=1) + "\n"
+    if given.output:
+        given.output.write_text(text, encoding="utf-8")
+    else:
+        sys.stdout.write(text)
+
+
+if __name__ == "__main__":
+    main()
