@@ -50,7 +50,9 @@ class Stages:
         alone_s: by images, of a batch that finds the device idle; missing sizes are interpolated.
         ahead_s: the same of a batch begun ahead of the end of the one before.
         encoder_threads: of the host's cores that a batch uses, where the encoder runs on the edge.
-        search_core_s: by captions of a shard, of a core for one search.
+        search_core_s: by captions of a database, of a core for one search of all of it.
+        search_fixed_share: of that, what every shard takes however few of the captions are its own: the ids in the
+            lists that are read.
     """
 
     http_s: Sequence[float]
@@ -64,6 +66,7 @@ class Stages:
     hop_wire_s: float = 0.0
     idle_s: float = 0.0
     search_core_s: Mapping[int, float] = field(default_factory=dict)
+    search_fixed_share: float = 0.0
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
@@ -83,18 +86,24 @@ class Stages:
                 raise StagesError(f"{name} is empty; give at least one time in seconds")
         for name in ("alone_s", "ahead_s", "search_core_s"):
             given[name] = {int(size): float(seconds) for size, seconds in content.get(name, {}).items()}
-        for name in ("encoder_threads", "hop_core_s", "call_core_s", "hop_wire_s", "idle_s"):
+        for name in ("encoder_threads", "hop_core_s", "call_core_s", "hop_wire_s", "idle_s", "search_fixed_share"):
             given |= {name: content[name]} if name in content else {}
         return cls(**given)
 
-    def search_s(self, captions: float) -> float:
-        """Return a core's time for one search of a shard of so many captions.
-
-        Between two measured sizes it follows a power of the captions, below the least and above the largest that of
-        the nearest two, above never less than in proportion.
+    def search_s(self, captions: int, shards: int) -> float:
+        """Return a core's time for one search in one of the shards of a database.
 
         Raises:
-            StagesError: fewer than one size was measured.
+            StagesError: no size was measured.
+        """
+        fixed = self.search_fixed_share
+        return self.whole_search_s(captions) * (fixed + (1 - fixed) / shards)
+
+    def whole_search_s(self, captions: int) -> float:
+        """Return a core's time for one search of a whole database.
+
+        Between two measured sizes it follows a power of the captions, and beyond them that of the nearest two, above
+        never less than in proportion. Raises as ``search_s``.
         """
         known = sorted(self.search_core_s.items())
         if not known:
@@ -103,11 +112,10 @@ class Stages:
             return known[0][1] * captions / known[0][0]
         above = next((place for place, (size, _) in enumerate(known) if size >= captions), len(known) - 1)
         (small, small_s), (large, large_s) = known[max(0, above - 1)], known[max(1, above)]
-        power = math.log(large_s / small_s) / math.log(large / small)
+        power: float = math.log(large_s / small_s) / math.log(large / small)
         if captions > large:
-            power = max(1.0, power)
-            return large_s * (captions / large) ** power
-        return small_s * (captions / small) ** power
+            return large_s * math.exp(max(1.0, power) * math.log(captions / large))
+        return small_s * math.exp(power * math.log(captions / small))
 
 
 def by_size(seconds: Mapping[int, float], batch_size: int) -> list[float]:
@@ -257,7 +265,7 @@ class Simulation:
         self._encoders = [Encoder(device, threads, plan.batch_size, alone, ahead) for device in devices]
         self._shards: list[list[Station]] = []
         if plan.captions:
-            self._search_s = stages.search_s(plan.captions / plan.shards)
+            self._search_s = stages.search_s(plan.captions, plan.shards)
             self._shards = [
                 [Station(Host(self._clock, plan.shard_cores), plan.shard_cores) for _ in range(plan.copies)]
                 for _ in range(plan.shards)
@@ -492,7 +500,7 @@ def _starts(stages: Stages, base: Plan, load: Load, goal: Goal, least_shards: in
         edges = max(1, math.ceil(load.rate * edge_core_s / base.edge_cores / goal.busy))
         copies = 1
         if base.captions:
-            search_core_s = images * stages.search_s(base.captions / shards)
+            search_core_s = images * stages.search_s(base.captions, shards)
             copies = math.ceil(search_core_s / base.shard_cores / goal.busy)
         least = replace(base, encoders=encoders, edges=edges, shards=shards, copies=max(1, copies))
         ample = replace(least, **{name: _AMPLE * getattr(least, name) for name in ("encoders", "edges", "copies")})

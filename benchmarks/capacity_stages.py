@@ -7,9 +7,11 @@ adapt, and what the client waits beyond all that they tell, which is HTTP. The s
 longer a machine takes that was idle. The image tower alone, by images in a batch. A hop over loopback between two
 processes: pickled pixels, and a pickled feature, there and back; whatever carries them in a cluster takes longer, so
 overwrite ``hop_core_s``, ``call_core_s`` and ``hop_wire_s`` by what was measured there. Searches are read from a
-result of ``benchmarks.captions``. Everything is measured in up to ``--rounds`` rounds, each of which waits until
-others leave the cores alone, and the round that they disturbed least counts; ``others_cpu`` tells which share of the
-cores they had even then. With one round nothing waits.
+result of ``benchmarks.captions``; what of one does not shrink with the parts is measured with ``--parts-of``.
+
+Everything is measured in up to ``--rounds`` rounds, each of which waits until others leave the cores alone, and the
+round that they disturbed least counts; ``others_cpu`` tells which share of the cores they had even then. With one round
+nothing waits.
 """
 
 import argparse
@@ -39,6 +41,7 @@ ROUNDS = 8
 QUIET_ENOUGH = 0.03
 _PAUSE_S = 0.03
 _HOPS = 500
+_PARTS = (1, 2, 4, 8, 16, 32)
 _QUIET = 0.1
 _PATIENCE_S = 30.0
 
@@ -247,6 +250,47 @@ def searches(file: Path) -> dict[str, float]:
     return {str(each["captions"]): each["one_caller"]["p50_ms"] / 1000 for each in figures}
 
 
+def part_searches(captions: int, dims: int = 512) -> dict[str, float]:
+    """Return what of a search does not shrink with the parts of a database, and the seconds of a caption that is read.
+
+    A synthetic database is built of which every list is read, so that reading is nearly all there is.
+    """
+    from app.captions.build import BuildOptions, build  # noqa: PLC0415 - with FAISS, which the rest does without
+    from app.captions.database import CaptionDatabase, Part  # noqa: PLC0415
+    from benchmarks.captions import FINGERPRINT, NEAREST, Scenes  # noqa: PLC0415
+
+    scenes = Scenes(captions, dims)
+    images = scenes.images(_ASKED)[:, None]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "scenes"
+        build(
+            scenes.texts(),
+            folder,
+            encode=scenes.encode,
+            fingerprint=FINGERPRINT,
+            name="scenes",
+            options=BuildOptions(recall=1.0),
+            queries=images[:, 0],
+        )
+        database = CaptionDatabase.open(folder, fingerprint=FINGERPRINT)
+        seconds = {}
+        for parts in _PARTS:
+            part, times = Part(0, parts), []
+            for image in images:
+                began = time.perf_counter()
+                database.search(image, NEAREST, part)
+                times.append(time.perf_counter() - began)
+            seconds[parts] = statistics.median(times)
+        read = captions * database.manifest.index.probes / database.manifest.index.lists
+    # Of a part it is fixed + divided / parts.
+    divided, fixed = np.polyfit([1 / parts for parts in _PARTS], list(seconds.values()), 1)
+    return {
+        "search_fixed_share": round(float(fixed / (fixed + divided)), 3),
+        "search_s_per_caption_read": float(f"{seconds[1] / read:.3g}"),
+        **{f"search_ms_of_1_in_{parts}": round(1000 * each, 3) for parts, each in seconds.items()},
+    }
+
+
 def measure(model: str, data_dir: Path, sizes: Sequence[int], seconds: float, rounds: int) -> dict[str, Any]:
     """Return all of them but searches."""
     say(f"{model}: lone requests")
@@ -273,6 +317,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5, help="for each size (%(default)s)")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="at most, of each measurement (%(default)s)")
     parser.add_argument("--search", type=Path, help="a result of benchmarks.captions")
+    parser.add_argument("--parts-of", type=int, help="captions of a database that is built and searched in parts")
     parser.add_argument("--output", type=Path, help="a file; else they are printed")
     parser.add_argument("--tower", action="store_true", help=argparse.SUPPRESS)  # the part in a process of its own
     given = parser.parse_args()
@@ -290,6 +335,9 @@ def main() -> None:
         )
     if given.search:
         told["search_core_s"] = searches(given.search)
+    if given.parts_of:
+        say(f"a search of {given.parts_of} captions in parts")
+        told |= part_searches(given.parts_of)
     text = json.dumps(told, indent=1) + "\n"
     if given.output:
         given.output.write_text(text, encoding="utf-8")

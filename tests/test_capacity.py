@@ -259,7 +259,7 @@ def test_the_slowest_shard_decides_and_every_shard_does_its_share():
     load = Load(20, 20)
     assert simulate(STAGES, many, load).p50_s < simulate(STAGES, few, load).p50_s
     one, two = (simulate(STAGES, replace(many, copies=copies), load) for copies in (1, 2))
-    assert one.utilisation["shards"] == pytest.approx(20 * STAGES.search_s(100_000) / 4, rel=0.15)
+    assert one.utilisation["shards"] == pytest.approx(20 * STAGES.search_s(1_000_000, 10) / 4, rel=0.15)
     assert two.utilisation["shards"] == pytest.approx(one.utilisation["shards"] / 2, rel=0.15)
 
 
@@ -281,13 +281,19 @@ def test_batches_between_the_sizes_that_were_measured_lie_on_lines():
 
 
 def test_searches_between_and_beyond_the_sizes_follow_powers():
-    assert STAGES.search_s(1_000_000) == pytest.approx(0.0045)
-    assert STAGES.search_s(100_000) == pytest.approx(0.0006)
-    assert 0.0006 < STAGES.search_s(300_000) < 0.0045
+    assert STAGES.whole_search_s(1_000_000) == pytest.approx(0.0045)
+    assert STAGES.whole_search_s(100_000) == pytest.approx(0.0006)
+    assert 0.0006 < STAGES.whole_search_s(300_000) < 0.0045
     # The power is below one, and beyond what was measured no search is taken to become cheaper per caption.
-    assert STAGES.search_s(4_000_000) == pytest.approx(4 * 0.0045)
+    assert STAGES.whole_search_s(4_000_000) == pytest.approx(4 * 0.0045)
     with pytest.raises(StagesError, match="search_core_s"):
-        replace(STAGES, search_core_s={}).search_s(10)
+        replace(STAGES, search_core_s={}).search_s(10, 1)
+
+
+def test_a_shard_takes_its_share_and_what_every_shard_takes():
+    parts = replace(STAGES, search_fixed_share=0.2)
+    assert parts.search_s(1_000_000, 1) == pytest.approx(0.0045)
+    assert parts.search_s(1_000_000, 8) == pytest.approx(0.0045 * (0.2 + 0.8 / 8))
 
 
 def test_a_percentile_is_that_of_the_nearest_rank():

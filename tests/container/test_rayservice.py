@@ -1,0 +1,123 @@
+"""deploy/ray/rayservice.yaml: pods that Kubernetes takes, a Serve config that Ray takes, replicas that find room.
+
+The schema of KubeRay's own fields is in no package, so that those are compared with the list below, by hand from the
+types of ray.io/v1.
+"""
+
+import re
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from app.settings import Settings, load_settings
+
+ROOT = Path(__file__).parents[2]
+SERVICE = yaml.safe_load((ROOT / "deploy" / "ray" / "rayservice.yaml").read_text("utf-8"))
+CLUSTER = SERVICE["spec"]["rayClusterConfig"]
+SERVE = yaml.safe_load(SERVICE["spec"]["serveConfigV2"])
+(APPLICATION,) = SERVE["applications"]
+GROUPS = {group["groupName"]: group for group in CLUSTER["workerGroupSpecs"]}
+TEMPLATES = {"head": CLUSTER["headGroupSpec"]["template"]} | {name: group["template"] for name, group in GROUPS.items()}
+of_every_pod = pytest.mark.parametrize("name", TEMPLATES)
+
+FIELDS = {
+    "service": {"serveConfigV2", "rayClusterConfig", "serveService", "upgradeStrategy"},
+    "cluster": {"rayVersion", "enableInTreeAutoscaling", "autoscalerOptions", "headGroupSpec", "workerGroupSpecs"},
+    "autoscaler": {"resources", "securityContext", "idleTimeoutSeconds", "upscalingMode", "env", "envFrom", "image"},
+    "head": {"rayStartParams", "template", "serviceType"},
+    "group": {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"},
+}
+
+
+def test_kuberay_knows_every_field_of_its_own():
+    assert (SERVICE["apiVersion"], SERVICE["kind"]) == ("ray.io/v1", "RayService")
+    assert SERVICE["spec"].keys() <= FIELDS["service"]
+    assert CLUSTER.keys() <= FIELDS["cluster"]
+    assert CLUSTER["autoscalerOptions"].keys() <= FIELDS["autoscaler"]
+    assert CLUSTER["headGroupSpec"].keys() <= FIELDS["head"]
+    for group in GROUPS.values():
+        assert group.keys() <= FIELDS["group"]
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+    for group in (CLUSTER["headGroupSpec"], *GROUPS.values()):
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+
+
+@of_every_pod
+@pytest.mark.parametrize("version", ["1.30", kubernetes_validate.latest_version()])
+def test_every_pod_fits_its_schema(name, version):
+    template = TEMPLATES[name]
+    metadata = {"name": name, **template["metadata"]}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
+    kubernetes_validate.validate(pod, version, strict=True)
+    pod["spec"] = {**template["spec"], "gpus": 1}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(pod, version, strict=True)
+
+
+def test_ray_takes_the_config():
+    schema = pytest.importorskip("ray.serve.schema", reason="the extra ray is not installed")
+    config = schema.ServeDeploySchema.model_validate(SERVE)
+    assert config.applications[0].import_path == "app.cluster.application:build"
+    assert SERVE["http_options"]["port"] == 8000
+
+
+def test_the_version_of_ray_is_the_one_that_is_pinned():
+    pinned = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text("utf-8"), re.MULTILINE)
+    assert CLUSTER["rayVersion"] == pinned[1]
+
+
+# Ray's default interval is no shorter than what the application looks back.
+@pytest.mark.filterwarnings("ignore:`look_back_period_s`:FutureWarning")
+def test_arguments_are_settings_and_make_an_edge_in_front_of_everything():
+    application = pytest.importorskip("app.cluster.application", reason="the extra ray is not installed")
+    arguments = APPLICATION["args"]
+    assert arguments.keys() <= Settings.model_fields.keys()
+    assert application.build(arguments)._bound_deployment.name == "edge"
+
+
+def resource(name, kind):
+    return float(GROUPS[name]["rayStartParams"].get(kind, "0"))
+
+
+def test_all_replicas_find_room_in_the_groups_at_their_largest():
+    settings = load_settings(**APPLICATION["args"])
+    processors, gpus = (GROUPS[name]["maxReplicas"] for name in ("processors", "gpus"))
+    narrow = settings.ray_edges.most + settings.ray_shards * settings.ray_shard_replicas.most
+    assert narrow <= processors * resource("processors", "num-cpus")
+    encoders = len(settings.models) * settings.ray_encoders.most
+    assert encoders * settings.ray_encoder_gpus <= gpus * resource("gpus", "num-gpus")
+    assert settings.ray_encoder_cpus <= resource("gpus", "num-cpus") < settings.ray_encoder_cpus + 1
+    assert CLUSTER["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+
+
+def test_ray_is_told_of_no_more_than_a_pod_has():
+    for group in GROUPS.values():
+        (container,) = group["template"]["spec"]["containers"]
+        limits, told = container["resources"]["limits"], group["rayStartParams"]
+        assert float(told["num-cpus"]) <= float(limits["cpu"])
+        assert told.get("num-gpus", "0") == limits.get("nvidia.com/gpu", "0")
+
+
+@of_every_pod
+def test_every_pod_has_the_same_settings_secrets_and_volumes_and_no_rights(name, monkeypatch):
+    spec = TEMPLATES[name]["spec"]
+    (container,) = spec["containers"]
+    ours = {each["name"]: each for each in container["env"] if each["name"].startswith("DEIXIS_")}
+    assert ours.keys() <= {f"DEIXIS_{field.upper()}" for field in Settings.model_fields}
+    assert ours["DEIXIS_DATABASE_URL"]["valueFrom"]["secretKeyRef"] == {"name": "deixis", "key": "database-url"}
+    for each in ours.values():
+        if "value" in each:
+            monkeypatch.setenv(each["name"], each["value"])
+    assert Settings().keys == "required"
+    assert spec.get("terminationGracePeriodSeconds", 60) > Settings().shutdown_timeout_s
+    assert container["env"] == TEMPLATES["head"]["spec"]["containers"][0]["env"]
+    assert {each["name"] for each in container["volumeMounts"]} == {each["name"] for each in spec["volumes"]}
+    claims = [each["persistentVolumeClaim"]["claimName"] for each in spec["volumes"] if "persistentVolumeClaim" in each]
+    storage = yaml.safe_load((ROOT / "deploy" / "kubernetes" / "storage.yaml").read_text("utf-8"))
+    assert claims == [storage["metadata"]["name"]]
+    assert storage["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert spec["enableServiceLinks"] is False
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
