@@ -300,15 +300,17 @@ class Simulation:
         http_s = draw(self._stages.http_s)
         if not edge.admitted:
             yield edge.loop.use(self._stages.idle_s)
-        # Who is refused has been read as well.
+        # Who is refused is read and answered all the same.
         yield edge.loop.use(http_s / 2)
         if edge.admitted + images > self._plan.max_queued:
+            yield edge.loop.use(http_s / 2)
             self._refused += 1
             return
         edge.admitted += images
         caller, full = Caller(), list[bool]()
         yield together([process(self._image(number, caller, full)) for _ in range(images)])
         if full:
+            yield edge.loop.use(http_s / 2)
             edge.admitted -= images
             self._refused += 1
             return
@@ -625,7 +627,6 @@ def arguments_of(words: Sequence[str] | None) -> argparse.Namespace:
         "shard_cores",
         "shard_gib",
         "bytes_per_caption",
-        "p99",
     )
     for name in (*counts, "p99"):
         if getattr(arguments, name) <= 0:

@@ -77,9 +77,11 @@ def saturation(stages: Stages, plan: Plan) -> float:
         rate *= 2
 
 
-def check(model: str, data_dir: Path, seconds: float, max_queued: int, rounds: int) -> dict[str, Any]:
+def check(
+    model: str, data_dir: Path, sizes: Sequence[int], seconds: float, max_queued: int, rounds: int
+) -> dict[str, Any]:
     """Measure stages and service, simulate, and return both."""
-    told = measure(model, data_dir, SIZES, 0.5, rounds)
+    told = measure(model, data_dir, sizes, 0.5, rounds)
     stages, plan = Stages.from_json(told), single_process(told, max_queued)
     limit = saturation(stages, plan)
     say(f"{model}: the simulation saturates at {limit:.1f} images/s")
@@ -139,6 +141,7 @@ def main() -> None:
     parser.add_argument("models", nargs="+", help="as in DEIXIS_MODELS; vit-b-32 is one with random weights")
     parser.add_argument("--seconds", type=float, default=20.0, help="of load at each rate (%(default)s)")
     parser.add_argument("--max-queued", type=int, default=256, help="images that the server admits (%(default)s)")
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="of batches that are measured")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="at most, of each measurement (%(default)s)")
     parser.add_argument("--data-dir", type=Path, help="with what was measured of the model; else a new one")
     parser.add_argument("--output", type=Path, help="a folder for JSON and table")
@@ -149,7 +152,9 @@ def main() -> None:
         data_dir = (given.data_dir or Path(temporary) / "data").absolute()
         for name in given.models:
             model = write_open_clip(Path(temporary) / name) if name == "vit-b-32" else name
-            found.append(check(model, data_dir, given.seconds, given.max_queued, given.rounds) | {"model": name})
+            found.append(
+                check(model, data_dir, given.sizes, given.seconds, given.max_queued, given.rounds) | {"model": name}
+            )
     machine = about["machine"]
     head = f"# {about['date']}, commit {about['commit']}, {machine['processor']}, {machine['cores']} cores\n\n"
     report = head + "\n".join(f"## {each['model']}\n\n{table(each)}" for each in found)
