@@ -46,7 +46,7 @@ class Stages:
         hop_core_s: of the edge's cores for one image on its way to an encoder and back, packing and unpacking.
         call_core_s: the same for asking a shard, whose messages are small.
         hop_wire_s: that one message is under way.
-        idle_s: that a request takes longer whose edge has nothing else to do, since threads have to be woken.
+        idle_s: that a request takes longer which finds the cores of its edge idle, since they have to be woken.
         alone_s: by images, of a batch that finds the device idle; missing sizes are interpolated.
         ahead_s: the same of a batch begun ahead of the end of the one before.
         encoder_threads: of the host's cores that a batch uses, where the encoder runs on the edge.
@@ -298,7 +298,7 @@ class Simulation:
         edge, draw, images = self._edges[number], self._chance.choice, self._load.images
         began = self._clock.now
         http_s = draw(self._stages.http_s)
-        if not edge.admitted:
+        if edge.host.is_idle:
             yield edge.loop.use(self._stages.idle_s)
         # Who is refused is read and answered all the same.
         yield edge.loop.use(http_s / 2)

@@ -100,6 +100,11 @@ class Host:
         self._speed = 1.0
         self._version = 0
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs on it."""
+        return not self._running
+
     def run(self, seconds: float, threads: int = 1) -> Start:
         """Return work that takes so long when it has its cores to itself."""
 
