@@ -4,6 +4,7 @@ The schema of KubeRay's own fields is in no package, so that those are compared 
 types of ray.io/v1.
 """
 
+import importlib
 import re
 from pathlib import Path
 
@@ -63,18 +64,32 @@ def test_ray_takes_the_config():
     assert SERVE["http_options"]["port"] == 8000
 
 
+def test_what_proxies_answer_by_themselves_is_made_by_code_that_there_is():
+    pytest.importorskip("ray.serve", reason="the extra ray is not installed")
+    env = {each["name"]: each.get("value") for each in TEMPLATES["head"]["spec"]["containers"][0]["env"]}
+    module, _, name = env["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"].partition(":")
+    assert callable(getattr(importlib.import_module(module), name))
+
+
+def test_the_config_differs_from_that_without_kubernetes_in_its_arguments_alone():
+    plain = yaml.safe_load((ROOT / "deploy" / "ray" / "serve.yaml").read_text("utf-8"))
+    ours = yaml.safe_load(SERVICE["spec"]["serveConfigV2"])
+    for config in (plain, ours):
+        del config["applications"][0]["args"]
+    assert ours == plain
+
+
 def test_the_version_of_ray_is_the_one_that_is_pinned():
     pinned = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text("utf-8"), re.MULTILINE)
     assert CLUSTER["rayVersion"] == pinned[1]
 
 
-# Ray's default interval is no shorter than what the application looks back.
-@pytest.mark.filterwarnings("ignore:`look_back_period_s`:FutureWarning")
 def test_arguments_are_settings_and_make_an_edge_in_front_of_everything():
     application = pytest.importorskip("app.cluster.application", reason="the extra ray is not installed")
     arguments = APPLICATION["args"]
     assert arguments.keys() <= Settings.model_fields.keys()
-    assert application.build(arguments)._bound_deployment.name == "edge"
+    built = application.application(load_settings(**arguments))
+    assert built._bound_deployment.name == "edge"
 
 
 def resource(name, kind):
