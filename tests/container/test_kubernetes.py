@@ -49,7 +49,12 @@ def test_what_is_set_are_settings_with_values_that_they_take(monkeypatch):
     settings = Settings()
     assert settings.keys == "required"
     assert POD["terminationGracePeriodSeconds"] > settings.drain_s + settings.shutdown_timeout_s
-    assert POD["volumes"][1]["emptyDir"]["sizeLimit"] == "2Gi"
+    volumes = {volume["name"]: volume for volume in POD["volumes"]}
+    assert volumes["tmp"]["emptyDir"]["sizeLimit"] == "2Gi"
+    mounts = {mount["mountPath"]: mount["name"] for mount in POD["containers"][0]["volumeMounts"]}
+    # What SQLite writes is of one pod, and what all of them read is not.
+    assert "emptyDir" in volumes[mounts[str(settings.data_dir)]]
+    assert "persistentVolumeClaim" in volumes[mounts[str(settings.effective_captions_dir.parent)]]
     assert settings.max_body_mib <= 2048
 
 
