@@ -12,7 +12,7 @@ import pytest
 
 import app.databases
 from app.captions.build import BuildOptions, building_folder, prune
-from app.captions.database import CURRENT, FEATURES, MANIFEST, CaptionDatabase
+from app.captions.database import CURRENT, FEATURES, MANIFEST, CaptionDatabase, Part, merged
 from app.captions.plan import BuildPlan
 from app.captions.texts import OFFSETS, TEXTS
 from app.databases import Databases
@@ -450,6 +450,48 @@ async def test_what_takes_the_place_of_a_database_is_found_and_what_was_begun_en
         assert found.generation == manifest.generation
         assert set(found.captions) <= set(captions)
     assert (await databases.manifest("things")).generation == new.generation
+
+
+async def test_parts_search_the_generation_that_an_edge_knows_whether_it_is_theirs_or_not(make_databases, folder):
+    parts = [make_databases(part=Part(number, 2)) for number in range(2)]
+
+    async def search(generation):
+        found = [
+            (await each.search_generation("things", generation, asked("red"), 3, features=True, within_s=None))[0]
+            for each in parts
+        ]
+        return merged(found, 3, None)
+
+    old = made(folder / "things", RED)
+    assert set((await search(old.generation)).captions) <= set(RED)
+    new = made(folder / "things", BLUE)
+    # One edge has not noticed yet, which no part has either; then another one has.
+    assert set((await search(old.generation)).captions) <= set(RED)
+    told = await search(new.generation)
+    assert (told.generation, set(told.captions) <= set(BLUE)) == (new.generation, True)
+    assert (await search(old.generation)).generation == old.generation
+    made(folder / "things", GREEN)
+    prune(folder / "things")
+    with pytest.raises(StoreError):
+        await search(old.generation)
+
+
+async def test_what_is_searched_elsewhere_is_looked_up_here_and_checked(make_databases, folder):
+    asked_for = []
+
+    async def elsewhere(name, generation, queries, k, **more):
+        asked_for.append((name, generation, len(queries), k, more))
+        return ["found there"]
+
+    databases = make_databases(search_elsewhere=elsewhere)
+    manifest = made(folder / "things", RED)
+    assert await nearest(databases, "things", "red", k=7, features=True, within_s=2.0) == ["found there"]
+    assert asked_for == [("things", manifest.generation, 1, 7, {"features": True, "within_s": 2.0})]
+    with pytest.raises(InvalidFieldError, match="another model"):
+        await databases.search("things", "of another model", asked("red"), 3)
+    with pytest.raises(UnknownNameError):
+        await nearest(databases, "nothing", "red")
+    assert len(asked_for) == 1
 
 
 async def test_a_database_is_looked_up_once_in_a_while_only(databases, folder, monkeypatch):
