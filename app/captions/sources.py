@@ -138,7 +138,7 @@ def read_captions(
                 told.read += 1
                 read += 1
                 yield caption
-        except _read_errors() as error:
+        except read_errors() as error:
             if not read:
                 problem = f"{where} cannot be read as {reader.form}: {getattr(error, 'strerror', None) or error}"
                 way_out = _JSON_FORMS if isinstance(error, _BrokenJsonError) else "name a readable file of captions"
@@ -255,7 +255,7 @@ class _Reader:
                 raise InvalidFieldError.of("source", f"{problem}; save it, and unpack it, first")
             return self._parquet(source, stack)
         raw = (stdin or sys.stdin.buffer) if source == "-" else stack.enter_context(source.open("rb"))
-        content = _unpacked(raw, compression, stack)
+        content = unpacked(raw, compression, stack)
         match form:
             case ".csv":
                 return self._csv(content)
@@ -555,7 +555,17 @@ class _ZstandardFrames(io.RawIOBase):
         return count
 
 
-def _unpacked(raw: BinaryIO, compression: str, stack: ExitStack) -> BinaryIO:
+def unpacked(raw: BinaryIO, compression: str, stack: ExitStack) -> BinaryIO:
+    """Return what a file holds, read as a stream; what is opened for that is closed with ``stack``.
+
+    Args:
+        raw: the file.
+        compression: one of ``COMPRESSED``; anything else is none.
+        stack: of the caller.
+
+    Raises:
+        InvalidFieldError: the package for it is missing.
+    """
     match compression:
         case ".gz":
             return cast("BinaryIO", stack.enter_context(gzip.open(raw, "rb")))
@@ -569,8 +579,8 @@ def _unpacked(raw: BinaryIO, compression: str, stack: ExitStack) -> BinaryIO:
     return raw
 
 
-def _read_errors() -> tuple[type[Exception], ...]:
-    """Return what reading a file raises, of the compressions that have been imported."""
+def read_errors() -> tuple[type[Exception], ...]:
+    """Return what reading an unpacked file raises, of the compressions that have been imported."""
     zstandard = sys.modules.get("zstandard")
     return (OSError, EOFError, zlib.error, _BrokenJsonError, *(() if zstandard is None else (zstandard.ZstdError,)))
 

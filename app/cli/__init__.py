@@ -6,6 +6,7 @@ import typer
 
 from app import __version__
 from app.cli.backup import backup_command, database_cli, restore_command
+from app.cli.bulk import bulk_command
 from app.cli.captions import captions_cli
 from app.cli.classify import classify_command
 from app.cli.common import out
@@ -30,6 +31,7 @@ for name, command in (
     ("serve", serve),
     ("classify", classify_command),
     ("watch", watch_command),
+    ("bulk", bulk_command),
     ("label-studio", label_studio_command),
     ("evaluate", evaluate_command),
     ("describe", describe_command),

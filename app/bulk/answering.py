@@ -1,0 +1,315 @@
+"""Bulk work in one process: images are read, decoded and encoded at the same time, and written part by part.
+
+The question is looked up once, as a ``Task``, so that a label set, its examples or the method chosen for it may change
+meanwhile without a change of answers. Each request is of a few images, and a few are under way at once.
+"""
+
+import asyncio
+import io
+import json
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from app.bulk.output import PartFolder, Remaining, Row
+from app.bulk.sources import Item, Unreadable, read_unit
+from app.errors import ConflictError, InvalidFieldError, ServerError
+from app.methods import METHODS
+from app.service import Question, Service
+from app.settings import Settings
+from app.task import ImageResult, Task
+
+# Images in one request and requests under way at once: with four, two cores are busy also while a part is written.
+BATCH = 16
+IN_FLIGHT = 4
+# Files that are read at once: on a network, each takes milliseconds in which nothing else need wait.
+_READERS = 16
+# Of the images of one request, so that the largest ones do not fill the memory.
+_BATCH_BYTES = 32 * 2**20
+_PROBE_PX = 64
+
+Advance = Callable[[int, int], object]
+"""Is told how many more images are done, and how many of those are bad."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What every worker of a run must know.
+
+    Args:
+        task: what is asked of each image.
+        question: the same for the manifest and the metadata; see ``question_of``.
+        folder: of the parts.
+        part_images: the most rows of a part.
+        max_image_bytes: larger images are not read.
+    """
+
+    task: Task
+    question: Mapping[str, Any]
+    folder: Path
+    part_images: int
+    max_image_bytes: int
+
+
+def settings_for_bulk(settings: Settings, model: str | None = None) -> Settings:
+    """Return settings for one caller, who waits for as long as it takes; of the models only the one that is asked."""
+    return settings.model_copy(
+        update={
+            "request_timeout_s": None,
+            "max_queued_images": max(settings.max_queued_images, BATCH * IN_FLIGHT),
+            # A measurement that there is, is used; a new one would hold up every worker.
+            "tuning_seconds": 0,
+            "models": (model,) if model in settings.models else settings.models,
+        }
+    )
+
+
+async def task_of(service: Service, question: Question) -> Task:
+    """Look up everything that a question names.
+
+    Raises:
+        InvalidFieldError: answers would depend on which images are asked about together, or on those before.
+        DeixisError: as ``Service.plan``.
+    """
+    task = await service.plan(question)
+    if task.database is not None:
+        return task
+    if METHODS[task.method].stateful:
+        raise InvalidFieldError.of(
+            "method",
+            f"'{task.method}' remembers the images before, so that answers depend on their order; name another",
+        )
+    if (await service.pipeline.classifier(task)).transductive:
+        raise InvalidFieldError.of(
+            "method",
+            f"'{task.method}' would look at the images of a request together, and those in bulk are cut anyhow; add"
+            " example images that it can learn from to the label set, or name another",
+        )
+    return task
+
+
+async def question_of(service: Service, task: Task) -> dict[str, Any]:
+    """Return, as JSON holds it, all that the answers to a task depend on; what is a default is left out."""
+    model = service.pipeline.models[task.model]
+    classes = [asdict(entry) for entry in task.classes]
+    told: dict[str, Any] = {
+        "model": task.model,
+        "model_fingerprint": await model.image_fingerprint(),
+        "method": task.method,
+        "label_set": task.label_set,
+        "labels": list(task.classnames) if task.label_set is None and task.database is None else None,
+        # Of another database the same name and version may be another label set.
+        "classes_sha256": None if task.label_set is None else sha256(json.dumps(classes).encode()).hexdigest(),
+        "examples_revision": task.examples_revision or None,
+        "database": None if task.database is None else await _generation(service, task.database),
+        "templates": list(task.templates),
+        "options": dict(task.options) or None,
+        "scoring": {name: value for name, value in asdict(task.scoring).items() if value is not None},
+        "merge_synonyms": task.merge_synonyms.value,
+        "top_k": task.top_k,
+    }
+    return {name: value for name, value in told.items() if value is not None}
+
+
+async def _generation(service: Service, name: str) -> str:
+    return f"{name}@{(await service.captions.databases.state(name)).generation}"
+
+
+async def check_alike(service: Service, work: Work) -> None:
+    """See that this process would answer as the one that looked the question up.
+
+    Raises:
+        ConflictError: another model of that name, other examples, or another caption database.
+        UnknownNameError: no such model, label set or caption database here.
+    """
+    task, told = work.task, work.question
+    if task.label_set is not None and METHODS[task.method].learns:
+        revision = (await service.find_label_set(task.label_set)).examples_revision
+        if revision != task.examples_revision:
+            raise ConflictError(
+                f"label set '{task.label_set}' has examples of revision {revision} here, and the run is about"
+                f" {task.examples_revision}; let all workers open the same database, DEIXIS_DATABASE_URL"
+            )
+    here = await question_of(service, task)
+    for name in ("model_fingerprint", "database"):
+        if here.get(name) != told.get(name):
+            raise ConflictError(
+                f"the {name.replace('_', ' ')} is {here.get(name)} here, and the run is about {told.get(name)};"
+                " let all workers have the same models and caption databases"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Images that are asked about together, and where their rows go."""
+
+    unit: int
+    source: str | None
+    part: int
+    ends_part: bool
+    ends_unit: bool
+    items: list[Item] = field(default_factory=list)
+
+
+def batches_of(
+    parts: PartFolder, remaining: Iterable[Remaining], *, part_images: int, max_image_bytes: int
+) -> Generator[Batch, None, None]:
+    """Yield the images of units in order, none of a batch in two parts; also an empty one, for a unit without images.
+
+    Args:
+        parts: of the run.
+        remaining: of them.
+        part_images: rows of a part; the last one of a unit may have fewer.
+        max_image_bytes: as for ``read_unit``.
+    """
+    for each in remaining:
+        unit = parts.unit(each.offset)
+        items: list[Item] = []
+        count, size = each.parts_done * part_images, 0
+        for item, is_last in _last_told(read_unit(unit, skip=count, max_image_bytes=max_image_bytes)):
+            part = count // part_images
+            if item is not None:
+                items.append(item)
+                count += 1
+                size += len(item.content) if isinstance(item.content, bytes) else 0
+            ends_part = is_last or count == (part + 1) * part_images
+            if ends_part or len(items) == BATCH or size >= _BATCH_BYTES:
+                yield Batch(each.number, unit.source, part, ends_part, is_last, items)
+                items, size = [], 0
+
+
+def _last_told(items: Iterator[Item]) -> Iterator[tuple[Item | None, bool]]:
+    """Yield each item, and whether it is the last; one None where there is no item."""
+    before = next(items, None)
+    for item in items:
+        yield before, False
+        before = item
+    yield before, True
+
+
+class Answerer:
+    """Answers the images of units, and writes the parts.
+
+    Args:
+        service: with the task's model.
+        work: the task, and where the parts go.
+    """
+
+    def __init__(self, service: Service, work: Work) -> None:
+        self._service = service
+        self._work = work
+        self._parts = PartFolder(work.folder, work.question)
+
+    async def run(self, remaining: Iterable[Remaining], advance: Advance) -> None:
+        """Answer every image of the units; what was written stays if this is cancelled or fails.
+
+        Raises:
+            DeixisError: nothing can be answered any more, or written.
+        """
+        batches = batches_of(
+            self._parts,
+            remaining,
+            part_images=self._work.part_images,
+            max_image_bytes=self._work.max_image_bytes,
+        )
+        running: deque[tuple[Batch, asyncio.Task[list[Row]]]] = deque()
+        rows: list[Row] = []
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="read") as readers:
+            try:
+                while True:
+                    while len(running) < IN_FLIGHT:
+                        batch = await asyncio.to_thread(next, batches, None)
+                        if batch is None:
+                            break
+                        running.append((batch, asyncio.create_task(self._answered(batch, readers))))
+                    if not running:
+                        return
+                    batch, answering = running[0]
+                    answered = await answering
+                    running.popleft()
+                    rows += answered
+                    if batch.ends_part:
+                        await asyncio.to_thread(
+                            self._parts.write, batch.unit, batch.part, rows, ends_unit=batch.ends_unit
+                        )
+                        rows = []
+                    advance(len(answered), sum(row.error is not None for row in answered))
+            finally:
+                for _, task in running:
+                    task.cancel()
+                await asyncio.gather(*(task for _, task in running), return_exceptions=True)
+                with suppress(ValueError):  # cancelled while a thread is in it, which closes its files with it
+                    batches.close()
+
+    async def _answered(self, batch: Batch, readers: ThreadPoolExecutor) -> list[Row]:
+        loop = asyncio.get_running_loop()
+        most = self._work.max_image_bytes
+        contents: list[bytes | Unreadable] = await asyncio.gather(
+            *(
+                loop.run_in_executor(readers, _read, item.content, most)
+                if isinstance(item.content, Path)
+                else _as_it_is(item.content)
+                for item in batch.items
+            )
+        )
+        readable = [content for content in contents if isinstance(content, bytes)]
+        answers = iter(await self._results(readable) if readable else ())
+        told = [content if isinstance(content, Unreadable) else next(answers) for content in contents]
+        return [_row(item, batch.source, each) for item, each in zip(batch.items, told, strict=True)]
+
+    async def _results(self, images: Sequence[bytes]) -> list[ImageResult | Unreadable]:
+        """Return each image's result; one that makes an encoder fail does not take the others with it."""
+        classify, task = self._service.pipeline.classify, self._work.task
+        try:
+            return list((await classify(images, task)).results)
+        except ServerError:
+            raise
+        except Exception:  # noqa: BLE001 - whatever an encoder raises
+            # Fails as well, and ends the run, where no image is to blame.
+            await classify([_probe()], task)
+        results: list[ImageResult | Unreadable] = []
+        for image in images:
+            try:
+                results += (await classify([image], task)).results
+            except ServerError:
+                raise
+            except Exception as error:  # noqa: BLE001
+                results.append(Unreadable(f"the model fails on it: {str(error) or type(error).__name__}"))
+        return results
+
+
+async def _as_it_is(content: bytes | Unreadable) -> bytes | Unreadable:
+    return content
+
+
+def _read(file: Path, most_bytes: int) -> bytes | Unreadable:
+    try:
+        size = file.stat().st_size
+        if size > most_bytes:
+            return Unreadable(
+                f"the image has {size:,} bytes and the limit is {most_bytes:,}; raise DEIXIS_MAX_IMAGE_BYTES"
+            )
+        return file.read_bytes()
+    except OSError as error:
+        return Unreadable(error.strerror or type(error).__name__)
+
+
+def _row(item: Item, source: str | None, told: ImageResult | Unreadable) -> Row:
+    if isinstance(told, Unreadable):
+        return Row(item.key, source, error=told.reason)
+    if told.error is not None:
+        return Row(item.key, source, error=told.error.message)
+    return Row(item.key, source, told)
+
+
+def _probe() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (_PROBE_PX, _PROBE_PX), "grey").save(file, "PNG")
+    return file.getvalue()

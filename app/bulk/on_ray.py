@@ -1,0 +1,203 @@
+"""Bulk work on Ray Data: a pool of replicas, each a process with a service of its own, and units handed to them.
+
+The question travels as the ``Task`` that the driver has looked up, classes, templates and calibration in it, so that
+every replica answers the same even where it has no database of label sets. What cannot travel is compared when a
+replica starts: the weights of the model, the example images that a method learns from, the caption database.
+
+A replica reads its units and writes their parts itself, into a folder that all share: rows need not pass through Ray,
+and whatever was written when a replica, a node or the driver ends is kept, as it is in one process.
+"""
+
+import asyncio
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from app.bulk.answering import Advance, Answerer, Work, check_alike, settings_for_bulk
+from app.bulk.output import Remaining
+from app.bulk.parquet import pyarrow
+from app.bulk.run import Engine
+from app.errors import DeixisError, InvalidFieldError, NotConfiguredError, NotReadyError, ServerError
+from app.logs import configure_logs
+from app.main import load_encoders, open_service
+from app.settings import Settings
+
+LOCAL = "local"
+"""The address of a Ray that is started for this run alone."""
+
+
+class ReplicaFailedError(ServerError):
+    """A replica could not do its part."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replicas:
+    """How many processes there are, and what Ray sets aside for each.
+
+    Args:
+        least: that are there from the beginning.
+        most: that Ray Data may start while there is work waiting.
+        cpus: of each.
+        gpus: of each; less than 1 shares one.
+        address: of the cluster; ``local`` starts a Ray for this run.
+    """
+
+    least: int = 1
+    most: int = 1
+    cpus: float = 1
+    gpus: float = 0
+    address: str = LOCAL
+
+    def check(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            InvalidFieldError: no replica, fewer at most than at least, or nothing for each.
+            NotConfiguredError: Ray is not installed.
+        """
+        if not 1 <= self.least <= self.most:
+            raise InvalidFieldError.of("--replicas", f"{self.least}:{self.most} is not MIN:MAX with 1 <= MIN <= MAX")
+        if self.cpus <= 0 or self.gpus < 0:
+            raise InvalidFieldError.of("--replica-cpus", f"{self.cpus:g} CPUs and {self.gpus:g} GPUs are too few")
+        _ray()
+
+
+def on_ray(settings: Settings, replicas: Replicas) -> Engine:
+    """Return the engine that works on Ray.
+
+    Args:
+        settings: of every replica; folders in them must be there on every node.
+        replicas: how many, and where.
+    """
+
+    async def engine(work: Work, remaining: Iterator[Remaining], advance: Advance) -> None:
+        # Ray's calls block; meanwhile this process does nothing else.
+        await asyncio.to_thread(_run, settings, replicas, work, remaining, advance)
+
+    return engine
+
+
+def _run(settings: Settings, replicas: Replicas, work: Work, remaining: Iterator[Remaining], advance: Advance) -> None:
+    # One block for each unit: a block is what Ray hands to a replica, and what it tries again elsewhere.
+    blocks = [_table({name: [value] for name, value in asdict(each).items()}) for each in remaining]
+    if not blocks:
+        return
+    alone = settings_for_bulk(settings, work.task.model).model_copy(
+        update={"decode_threads": max(1, math.floor(replicas.cpus))}
+    )
+    with _connected(replicas) as ray:
+        answered = ray.data.from_arrow(blocks).map_batches(
+            Replica,
+            fn_constructor_kwargs={"settings": alone, "work": work},
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(min_size=replicas.least, max_size=replicas.most),
+            num_cpus=replicas.cpus,
+            num_gpus=replicas.gpus,
+        )
+        for told in answered.iter_rows():
+            if told["failed"] is not None:
+                raise ReplicaFailedError(f"a replica failed: {told['failed']}")
+            advance(told["images"], told["bad"])
+
+
+class Replica:
+    """A process with a service of its own, which answers the images of units and writes their parts.
+
+    Errors are told in its rows, since some of ours cannot be sent as exceptions, and a replica that does not start
+    would be started again and again.
+
+    Args:
+        settings: of the service.
+        work: what is to be done.
+    """
+
+    def __init__(self, settings: Settings, work: Work) -> None:
+        configure_logs("console", "warning")
+        self._loop = asyncio.Runner()
+        self._opened = AsyncExitStack()
+        self._problem: str | None = None
+        try:
+            self._answerer = self._loop.run(self._open(settings, work))
+        except DeixisError as error:
+            self._problem = error.message
+
+    async def _open(self, settings: Settings, work: Work) -> Answerer:
+        encoders = await asyncio.to_thread(load_encoders, settings)
+        # Never closed: the process ends with the run.
+        service = await self._opened.enter_async_context(open_service(settings, encoders))
+        await check_alike(service, work)
+        return Answerer(service, work)
+
+    def __call__(self, block: Any) -> Any:
+        """Do the units of a block, and return one row: how many images, how many of them bad, and why it failed."""
+        images = bad = 0
+        failed = self._problem
+
+        def advance(more: int, more_bad: int) -> None:
+            nonlocal images, bad
+            images += more
+            bad += more_bad
+
+        if failed is None:
+            try:
+                self._loop.run(self._answerer.run([Remaining(**row) for row in block.to_pylist()], advance))
+            except DeixisError as error:
+                failed = error.message
+        return _table({"images": [images], "bad": [bad], "failed": [failed]})
+
+
+def _table(columns: dict[str, list[Any]]) -> Any:
+    pa, _ = pyarrow()
+    return pa.table(columns)
+
+
+@contextmanager
+def _connected(replicas: Replicas) -> Iterator[Any]:
+    """Connect to the cluster, or start a Ray and stop it at the end; one that this process has already, is used."""
+    ray = _ray()
+    ours = not ray.is_initialized()
+    if ours:
+        # Nothing is told to anybody unless the operator wants that.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        only_here = {
+            # What a replica is said to take is there, whatever the machine has, or the run would wait forever.
+            "num_cpus": math.ceil(replicas.most * replicas.cpus) + 1,
+            "include_dashboard": False,
+        }
+        try:
+            ray.init(
+                address=replicas.address,
+                logging_level=logging.WARNING,
+                log_to_driver=True,
+                **(only_here if replicas.address == LOCAL else {}),
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise NotReadyError(f"Ray at '{replicas.address}' cannot be reached: {error}") from error
+    try:
+        gpus = ray.cluster_resources().get("GPU", 0)
+        if replicas.address == LOCAL and ours and gpus < replicas.least * replicas.gpus:
+            raise InvalidFieldError.of(
+                "--replica-gpus", f"{replicas.least} times {replicas.gpus:g} GPUs are wanted, and there are {gpus:g}"
+            )
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False  # there is one of ours
+        context.print_on_execution_start = False
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        yield ray
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _ray() -> Any:
+    try:
+        import ray  # noqa: PLC0415 - an extra, and seconds to import
+        import ray.data  # noqa: PLC0415
+    except ImportError as error:
+        raise NotConfiguredError("Ray is missing; run: pip install 'deixis[ray]'") from error
+    return ray

@@ -1,0 +1,444 @@
+"""What bulk work writes: parts of a Parquet data set, each whole or not there, and a manifest that says of what.
+
+In the folder there are
+
+- ``part-UNIT-PART.parquet``, the last of a unit ``part-UNIT-PART-end.parquet``: their names say what is done,
+- ``_manifest.json``: the sources, the question, and the size of the parts,
+- ``_plan.jsonl``: the units of the sources, one a line, as they were when the run began,
+- ``.lock``, held by the run that writes.
+
+Readers of Parquet data sets pass over names that begin with ``_`` or ``.``. Every file is written aside, synced and
+renamed. Where one file is wanted, the parts are put together at the end, in their order.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from app.bulk.parquet import pyarrow
+from app.bulk.sources import PARQUET, Unit
+from app.errors import ConflictError, InvalidFieldError, StoreError
+from app.sidecars import write_atomically
+from app.task import ImageResult
+
+FORMAT = 1
+_MANIFEST = "_manifest.json"
+_PLAN = "_plan.jsonl"
+_LOCK = ".lock"
+_PART = re.compile(r"part-(\d{8})-(\d{6})(-end)?\.parquet")
+# Beside a file that is to be made, the folder of its parts.
+_PARTS_SUFFIX = ".parts"
+# Under these names Parquet's own metadata says what the labels are of.
+_METADATA = "deixis."
+_ROWS_OF_A_GROUP = 65_536
+_SHOWN_CHARS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a run is about.
+
+    Args:
+        sources: absolute.
+        columns: of Parquet, as they were asked for.
+        question: what was asked, with the model, the method and the version of the label set.
+        part_images: the most rows of a part.
+        units: of the plan.
+        images: in all, where that could be known without reading them.
+        began_at: ISO 8601, UTC.
+        version: of Deixis, by which it was begun.
+        format: of these files.
+    """
+
+    sources: tuple[str, ...]
+    columns: Mapping[str, str | None]
+    question: Mapping[str, Any]
+    part_images: int
+    units: int
+    images: int | None
+    began_at: str
+    version: str
+    format: int = FORMAT
+
+    def check(self, other: "Manifest", place: Path) -> None:
+        """Refuse to go on with what another run is about.
+
+        Raises:
+            ConflictError: other sources, columns or questions.
+        """
+        differences = [
+            f"{name} {_shown(ours)}, and this is about {_shown(theirs)}"
+            for name, ours, theirs in (
+                ("sources", list(self.sources), list(other.sources)),
+                ("columns", dict(self.columns), dict(other.columns)),
+                *(
+                    (name, self.question.get(name), other.question.get(name))
+                    for name in dict.fromkeys((*self.question, *other.question))
+                ),
+            )
+            if ours != theirs
+        ]
+        if differences:
+            raise ConflictError(
+                f"'{place}' was begun with {'; with '.join(differences)}; ask the same to go on, or name another --out"
+            )
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What became of one image; ``error`` says why it could not be read."""
+
+    key: str
+    source: str | None
+    result: ImageResult | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Remaining:
+    """A unit that is not finished: its number, where the plan tells of it, and how many of its parts are there."""
+
+    number: int
+    offset: int
+    parts_done: int
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Rows of all parts, and how many of them have an error."""
+
+    images: int = 0
+    bad: int = 0
+
+
+class PartFolder:
+    """The parts of one run, in a folder that every worker of the run can write to.
+
+    Args:
+        folder: of the parts.
+        question: for the metadata of every part.
+    """
+
+    def __init__(self, folder: Path, question: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self._question = question
+
+    def unit(self, offset: int) -> Unit:
+        """Return the unit whose line of the plan begins at this byte."""
+        with (self.folder / _PLAN).open("rb") as plan:
+            plan.seek(offset)
+            return Unit.from_json(json.loads(plan.readline()))
+
+    def remaining(self) -> Iterator[Remaining]:
+        """Yield what is not finished, in the order of the sources."""
+        parts: dict[int, set[int]] = {}
+        ends: dict[int, int] = {}
+        for file in self.folder.iterdir():
+            if found := _PART.fullmatch(file.name):
+                number, part = int(found[1]), int(found[2])
+                parts.setdefault(number, set()).add(part)
+                if found[3]:
+                    ends[number] = part
+        offset = 0
+        with (self.folder / _PLAN).open("rb") as plan:
+            for number, line in enumerate(plan):
+                there = parts.get(number, set())
+                # After a power cut a part may be missing before one that is there.
+                done = next(part for part in range(len(there) + 1) if part not in there)
+                if number not in ends or done <= ends[number]:
+                    yield Remaining(number, offset, done)
+                offset += len(line)
+
+    def write(self, unit: int, part: int, rows: Sequence[Row], *, ends_unit: bool) -> None:
+        """Write a part.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        pa, pq = pyarrow()
+        sink = pa.BufferOutputStream()
+        pq.write_table(table_of(rows, self._question), sink, compression="zstd")
+        file = self.folder / f"part-{unit:08d}-{part:06d}{'-end' if ends_unit else ''}.parquet"
+        _write(file, sink.getvalue().to_pybytes())
+
+    def files(self) -> list[Path]:
+        """Return the parts in the order of the sources."""
+        return sorted(file for file in self.folder.iterdir() if _PART.fullmatch(file.name))
+
+    def totals(self) -> Totals:
+        """Count the rows of all parts, by their footers."""
+        totals = Totals()
+        for file in self.files():
+            counted = totals_of(file)
+            totals = Totals(totals.images + counted.images, totals.bad + counted.bad)
+        return totals
+
+
+def totals_of(file: Path) -> Totals:
+    """Count the rows of a file of ours, by its footer."""
+    _, pq = pyarrow()
+    footer = pq.read_metadata(file)
+    place = footer.schema.names.index("error")
+    good = sum(footer.row_group(n).column(place).statistics.null_count for n in range(footer.num_row_groups))
+    return Totals(footer.num_rows, footer.num_rows - good)
+
+
+@contextmanager
+def opened(out: Path, wanted: Manifest, planned: Iterator[Unit]) -> Iterator[tuple[PartFolder, Manifest]]:
+    """Begin a run, or take up the one that is there; nobody else can meanwhile.
+
+    Args:
+        out: a folder, or a Parquet file that will be made.
+        wanted: what is asked; its ``units`` and ``images`` are not known yet.
+        planned: of the sources; read if the run begins.
+
+    Raises:
+        ConflictError: another run is about something else, or goes on at the moment, or something else is there.
+        StoreError: it cannot be written.
+    """
+    folder = parts_of(out)
+    if is_file(out):
+        if out.is_dir():
+            raise ConflictError(f"'{out}' is a folder; name a file, or a folder without the suffix {out.suffix}")
+    elif folder.exists() and not folder.is_dir():
+        raise ConflictError(f"'{folder}' is no folder; name another --out, or a file that ends with .parquet")
+    elif folder.is_dir() and not (folder / _MANIFEST).exists() and _strangers(folder):
+        raise ConflictError(f"'{folder}' has other files in it; name an empty or a new folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    try:
+        with FileLock(folder / _LOCK, timeout=0):
+            yield _begun(folder, wanted, planned)
+    except Timeout:
+        raise ConflictError(f"another run writes to '{folder}'; wait for it, or name another --out") from None
+
+
+def _begun(folder: Path, wanted: Manifest, planned: Iterator[Unit]) -> tuple[PartFolder, Manifest]:
+    for rest in folder.glob(".*.part"):  # of a run that was killed
+        rest.unlink(missing_ok=True)
+    manifest = read_manifest(folder)
+    if manifest is None:
+        units, images = _write_plan(folder, planned)
+        manifest = replace(wanted, units=units, images=images)
+        # Last, so that whoever finds it finds the plan as well.
+        _write(folder / _MANIFEST, json.dumps(asdict(manifest), indent=2).encode() + b"\n")
+    manifest.check(wanted, folder)
+    return PartFolder(folder, manifest.question), manifest
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """Return the manifest of a folder of parts; None where there is none.
+
+    Raises:
+        ConflictError: it is damaged, or of another release.
+    """
+    file = folder / _MANIFEST
+    try:
+        told = json.loads(file.read_text("utf-8"))
+        if told["format"] != FORMAT:
+            raise ConflictError(
+                f"'{file}' is of format {told['format']}, and this release writes {FORMAT}; name another --out"
+            )
+        return Manifest(**{**told, "sources": tuple(told["sources"])})
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConflictError(f"'{file}' is damaged; name another --out, or delete the folder") from error
+
+
+def _write_plan(folder: Path, planned: Iterator[Unit]) -> tuple[int, int | None]:
+    """Write the units of the sources one by one, and return how many there are, and how many images if it is known."""
+    file = folder / _PLAN
+    aside = file.with_name(f".{file.name}.{os.getpid()}.part")
+    units, images = 0, 0
+    known = True
+    try:
+        with aside.open("w", encoding="ascii") as opened_file:
+            for unit in planned:
+                opened_file.write(json.dumps(unit.to_json()) + "\n")
+                units += 1
+                known &= unit.images is not None
+                images += unit.images or 0
+            opened_file.flush()
+            os.fsync(opened_file.fileno())
+        aside.replace(file)
+    except OSError as error:
+        raise _unwritable(file, error) from error
+    finally:
+        aside.unlink(missing_ok=True)
+    return units, images if known else None
+
+
+def is_file(out: Path) -> bool:
+    """Tell whether one Parquet file is wanted, and not a folder of parts."""
+    return out.suffix.lower() in PARQUET
+
+
+def parts_of(out: Path) -> Path:
+    """Return the folder of the parts."""
+    return out.with_name(out.name + _PARTS_SUFFIX) if is_file(out) else out
+
+
+def finished(out: Path, wanted: Manifest) -> bool:
+    """Tell whether the Parquet file that is wanted is there already.
+
+    Raises:
+        ConflictError: there is another in its place.
+    """
+    if not (is_file(out) and out.is_file()):
+        return False
+    pa, pq = pyarrow()
+    try:
+        metadata = pq.read_schema(out).metadata or {}
+        told = json.loads(metadata[f"{_METADATA}run".encode()])
+        manifest = Manifest(**{**told, "sources": tuple(told["sources"])})
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
+        raise ConflictError(f"'{out}' is there, and not by this command; name another --out") from error
+    manifest.check(wanted, out)
+    return True
+
+
+def put_together(parts: PartFolder, manifest: Manifest, out: Path) -> None:
+    """Write the rows of all parts into one file, in order.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    _, pq = pyarrow()
+    told = {**metadata_of(manifest.question), f"{_METADATA}run": json.dumps(asdict(manifest))}
+    aside = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        with aside.open("wb") as opened_file:
+            with pq.ParquetWriter(opened_file, schema().with_metadata(told), compression="zstd") as writer:
+                for table in _in_groups(parts.files()):
+                    writer.write_table(table)
+            opened_file.flush()
+            os.fsync(opened_file.fileno())
+        aside.replace(out)
+    except OSError as error:
+        raise _unwritable(out, error) from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def remove_parts(out: Path) -> None:
+    """Remove the parts of a Parquet file that is made."""
+    shutil.rmtree(parts_of(out), ignore_errors=True)
+
+
+def _in_groups(files: Iterable[Path]) -> Iterator[Any]:
+    """Yield the rows of files in tables that are large enough to be read well."""
+    pa, pq = pyarrow()
+    tables: list[Any] = []
+    for file in files:
+        tables.append(pq.read_table(file, schema=schema(), partitioning=None))
+        if sum(map(len, tables)) >= _ROWS_OF_A_GROUP:
+            yield pa.concat_tables(tables)
+            tables = []
+    if tables:
+        yield pa.concat_tables(tables)
+
+
+def schema() -> Any:
+    """Return the columns; all but ``key`` are null where ``error`` is not, and ``source`` where a file was named."""
+    pa, _ = pyarrow()
+    return pa.schema(
+        [
+            pa.field("key", pa.string(), nullable=False),
+            pa.field("source", pa.string()),
+            pa.field("label", pa.string()),
+            pa.field("score", pa.float32()),
+            pa.field("similarity", pa.float32()),
+            pa.field("labels", pa.list_(pa.string())),
+            pa.field("scores", pa.list_(pa.float32())),
+            pa.field("similarities", pa.list_(pa.float32())),
+            pa.field("rejected", pa.bool_()),
+            pa.field("prediction_set", pa.list_(pa.string())),
+            pa.field("error", pa.string()),
+        ]
+    )
+
+
+def metadata_of(question: Mapping[str, Any]) -> dict[str, str]:
+    """Return what Parquet's metadata says of a question."""
+    return {
+        f"{_METADATA}question": json.dumps(question),
+        f"{_METADATA}model": question["model"],
+        f"{_METADATA}label_set": question.get("label_set") or "",
+    }
+
+
+def table_of(rows: Sequence[Row], question: Mapping[str, Any]) -> Any:
+    """Return rows as a table, with the question in its metadata."""
+    pa, _ = pyarrow()
+    return pa.Table.from_pylist([_cells(row) for row in rows], schema().with_metadata(metadata_of(question)))
+
+
+def _cells(row: Row) -> dict[str, Any]:
+    # Names of files may be no Unicode, which Parquet does not take.
+    cells: dict[str, Any] = {"key": _text(row.key), "source": None if row.source is None else _text(row.source)}
+    if row.result is None:
+        return {**cells, "error": _text(row.error or "")}
+    predictions = row.result.predictions
+    best = next(iter(predictions), None)  # for some images no names are found
+    return {
+        **cells,
+        "label": best and best.label,
+        "score": best and best.score,
+        "similarity": best and best.similarity,
+        "labels": [each.label for each in predictions],
+        "scores": [each.score for each in predictions],
+        "similarities": [each.similarity for each in predictions],
+        "rejected": row.result.rejected,
+        "prediction_set": row.result.prediction_set,
+    }
+
+
+def _text(text: str) -> str:
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _strangers(folder: Path) -> list[str]:
+    ours = {_LOCK, _PLAN}
+    names = (file.name for file in folder.iterdir())
+    return [name for name in names if name not in ours and not re.fullmatch(r"\..*\.part", name)]
+
+
+def _write(file: Path, content: bytes) -> None:
+    try:
+        write_atomically(file, content)
+    except OSError as error:
+        raise _unwritable(file, error) from error
+
+
+def _unwritable(file: Path, error: OSError) -> StoreError:
+    return StoreError(f"'{file}' cannot be written: {error.strerror or error}; make room, or name another --out")
+
+
+def check_out(out: Path, part_images: int) -> None:
+    """Refuse what could only fail later.
+
+    Raises:
+        InvalidFieldError: parts that cannot be.
+        NotConfiguredError: Parquet's library is missing.
+    """
+    pyarrow()
+    if part_images < 1:
+        raise InvalidFieldError.of("--part-images", f"{part_images} is less than 1")
+    if not out.name:
+        raise InvalidFieldError.of("--out", f"'{out}' is no name of a folder or file")

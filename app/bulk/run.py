@@ -1,0 +1,117 @@
+"""A run from its question to its rows: begun or taken up, done by an engine, counted and put together."""
+
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+from app import __version__
+from app.bulk.answering import Advance, Answerer, Work, question_of, task_of
+from app.bulk.output import (
+    Manifest,
+    Remaining,
+    Totals,
+    check_out,
+    finished,
+    is_file,
+    opened,
+    parts_of,
+    put_together,
+    remove_parts,
+    totals_of,
+)
+from app.bulk.sources import Columns, plan
+from app.errors import StoreError
+from app.service import Question, Service
+
+PART_IMAGES = 2048
+"""Rows of a part, which at ten images a second are three minutes' work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be done.
+
+    Args:
+        sources: as for ``app.bulk.sources.plan``.
+        out: a folder of parts, or a Parquet file.
+        columns: of Parquet sources.
+        part_images: the most rows of a part.
+    """
+
+    sources: Sequence[Path]
+    out: Path
+    columns: Columns = field(default_factory=Columns)
+    part_images: int = PART_IMAGES
+
+
+class Progress(Protocol):
+    """Is told how far a run is."""
+
+    def begin(self, manifest: Manifest, done: Totals) -> None:
+        """Be told what the run is about, and what of it was done before."""
+
+    def advance(self, images: int, bad: int) -> None:
+        """Be told how many more images are done, and how many of those are bad."""
+
+
+Engine: TypeAlias = Callable[[Work, Iterator[Remaining], Advance], Awaitable[None]]
+"""Does what remains of a run, and writes its parts."""
+
+
+async def prepare(service: Service, question: Question, order: Order, max_image_bytes: int) -> Work:
+    """Look up what is asked, once for all workers; raises as ``task_of``."""
+    check_out(order.out, order.part_images)
+    task = await task_of(service, question)
+    return Work(task, await question_of(service, task), parts_of(order.out), order.part_images, max_image_bytes)
+
+
+async def carry_out(order: Order, work: Work, engine: Engine, progress: Progress) -> Totals:
+    """Do what remains of a run, and return the counts of all of it.
+
+    Raises:
+        ConflictError: the place holds something else, or another run goes on there.
+        InvalidFieldError: sources that are not there, or have changed.
+        StoreError: what is done cannot be written, or is not where it should be.
+        DeixisError: nothing can be answered any more; what is written is kept.
+    """
+    wanted = Manifest(
+        sources=tuple(str(path.absolute()) for path in order.sources),
+        columns=asdict(order.columns),
+        question=work.question,
+        part_images=order.part_images,
+        units=0,
+        images=None,
+        began_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        version=__version__,
+    )
+    if finished(order.out, wanted):
+        remove_parts(order.out)  # if it was killed just before
+        return totals_of(order.out)
+    planned = plan(order.sources, order.columns, images=order.part_images)
+    with opened(order.out, wanted, planned) as (parts, manifest):
+        # A run goes on with the parts that it began with, since their places tell what is done.
+        begun = Work(work.task, work.question, work.folder, manifest.part_images, work.max_image_bytes)
+        progress.begin(manifest, parts.totals())
+        await engine(begun, parts.remaining(), progress.advance)
+        missing = sum(1 for _ in parts.remaining())
+        if missing:
+            raise StoreError(
+                f"{missing} of {manifest.units} pieces are not in '{parts.folder}', though workers have done them;"
+                " give an --out that every worker writes to, on a disk that they share"
+            )
+        totals = parts.totals()
+        if is_file(order.out):
+            put_together(parts, manifest, order.out)
+            remove_parts(order.out)
+    return totals
+
+
+def in_process(service: Service) -> Engine:
+    """Return the engine that works with a service of this process."""
+
+    async def engine(work: Work, remaining: Iterator[Remaining], advance: Advance) -> None:
+        await Answerer(service, work).run(remaining, advance)
+
+    return engine

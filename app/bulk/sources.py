@@ -1,0 +1,401 @@
+"""Where images in great numbers come from: folders, files, tars as WebDataset makes them, and Parquet.
+
+A source is planned once, in *units* that are read from beginning to end: some files of a folder, one tar, or some row
+groups of a Parquet file. The order of the units, and of the images in each, never changes, so that a run can be
+continued. What cannot be read becomes an item that says why.
+"""
+
+import glob
+import re
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeAlias
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from app.bulk.parquet import pyarrow
+from app.captions.sources import read_errors, unpacked
+from app.errors import InvalidFieldError
+from app.files import images_below
+from app.images import supported_suffixes
+
+PARQUET = (".parquet", ".pq")
+# By suffix, the compression as `app.captions.sources` calls it.
+TARS: Mapping[str, str] = {".tar": "", ".tar.gz": ".gz", ".tgz": ".gz", ".tar.zst": ".zst"}
+
+# The names by which data sets call their images, the likeliest first.
+_USUAL_BYTES = ("image", "image_bytes", "bytes", "jpg", "jpeg", "png", "webp", "img", "content", "data")
+_USUAL_PATHS = ("path", "image_path", "file", "file_name", "filename", "filepath", "image", "url", "image_url", "uri")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_ROWS_AT_ONCE = 16
+_BUFFER_BYTES = 2**20
+_TAR_BLOCK_BYTES = 512
+
+
+class Kind(StrEnum):
+    """What a unit is read from."""
+
+    FILES = "files"
+    TAR = "tar"
+    PARQUET = "parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What is read from its beginning to its end by one worker.
+
+    Args:
+        kind: of it.
+        source: the folder or file as it was given, which answers tell; None for files that were named themselves.
+        path: the same, absolute; of files that were named themselves, the folder that their names are relative to.
+        names: of the files.
+        images: how many, where that is known without reading them.
+        stamp: bytes and ns of the last change of a tar or a Parquet file.
+        first_row: of a Parquet file, from 0.
+        groups: the row groups to read.
+        column: that holds the images.
+        key: the column that names them.
+        problem: why nothing of it can be read.
+    """
+
+    kind: Kind
+    source: str | None
+    path: str
+    names: tuple[str, ...] = ()
+    images: int | None = None
+    stamp: tuple[int, int] | None = None
+    first_row: int = 0
+    groups: tuple[int, ...] = ()
+    column: str | None = None
+    key: str | None = None
+    problem: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON holds it, without what is not set."""
+        return {name: value for name, value in asdict(self).items() if value not in (None, (), 0)}
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> "Unit":
+        """Return what ``to_json`` told."""
+        lists = {name: tuple(told[name]) for name in ("names", "stamp", "groups") if name in told}
+        return cls(**{**told, **lists, "kind": Kind(told["kind"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Why an image is not there."""
+
+    reason: str
+
+
+Content: TypeAlias = bytes | Path | Unreadable
+"""An image's bytes, the file that has them, or why there are none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """An image and what it is called in its source."""
+
+    key: str
+    content: Content
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Which columns of Parquet to read; None looks for usual names."""
+
+    image: str | None = None
+    key: str | None = None
+
+
+# --- planning --------------------------------------------------------------------------------------------------------
+
+
+def plan(sources: Iterable[Path], columns: Columns, *, images: int) -> Iterator[Unit]:
+    """Yield the units of sources, in the order of the sources.
+
+    Args:
+        sources: folders, which are searched whole; ``.tar``, ``.tar.gz``, ``.tgz``, ``.tar.zst`` and ``.parquet``
+            files; other files, which are taken for images; or patterns for any of these.
+        columns: of Parquet.
+        images: in a unit of files; least number in one of Parquet that is not the last of its file.
+
+    Raises:
+        InvalidFieldError: a path that is neither and matches nothing, a folder without an image, a Parquet file without
+            such a column, or nothing at all.
+    """
+    found = False
+    loose: list[str] = []
+
+    def named(*, least: int) -> Iterator[Unit]:
+        """Yield the files that were named themselves, once there are enough."""
+        while len(loose) >= max(1, least):
+            yield _files(None, Path.cwd(), loose[:images])
+            del loose[:images]
+
+    for path in _expanded(sources):
+        found = True
+        if not (path.is_dir() or _tar_suffix(path) is not None or path.suffix.lower() in PARQUET):
+            loose.append(str(path))
+            yield from named(least=images)
+            continue
+        yield from named(least=1)
+        if path.is_dir():
+            yield from _of_folder(path, images)
+        elif _tar_suffix(path) is not None:
+            yield Unit(Kind.TAR, str(path), str(path.absolute()), stamp=_stamp(path))
+        else:
+            yield from _of_parquet(path, columns, images)
+    yield from named(least=1)
+    if not found:
+        raise InvalidFieldError.of("sources", "none is given; name folders, tars or Parquet files")
+
+
+def _expanded(sources: Iterable[Path]) -> Iterator[Path]:
+    for path in sources:
+        if path.exists():
+            yield path
+            continue
+        matches = sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207 - pathlib globs no absolute path
+        if not matches:
+            raise InvalidFieldError.of(
+                "sources", f"'{path}' is neither a file nor a folder, and as a pattern it matches nothing"
+            )
+        yield from matches
+
+
+def _tar_suffix(path: Path) -> str | None:
+    return next((suffix for suffix in TARS if path.name.lower().endswith(suffix)), None)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _files(source: str | None, root: Path, names: Sequence[str]) -> Unit:
+    return Unit(Kind.FILES, source, str(root.absolute()), names=tuple(names), images=len(names))
+
+
+def _of_folder(folder: Path, images: int) -> Iterator[Unit]:
+    names: list[str] = []
+    found = False
+    for path in images_below(folder):
+        found = True
+        names.append(path.relative_to(folder).as_posix())
+        if len(names) == images:
+            yield _files(str(folder), folder, names)
+            names = []
+    if names:
+        yield _files(str(folder), folder, names)
+    if not found:
+        archives = [each.name for each in folder.iterdir() if _tar_suffix(each) or each.suffix.lower() in PARQUET]
+        way_out = (
+            f"it has {len(archives)} archives; name them, as '{folder / ('*' + Path(sorted(archives)[0]).suffix)}'"
+            if archives
+            else f"looked for {', '.join(sorted(supported_suffixes()))}"
+        )
+        raise InvalidFieldError.of("sources", f"no image in '{folder}'; {way_out}")
+
+
+def _of_parquet(path: Path, columns: Columns, images: int) -> Iterator[Unit]:
+    pa, pq = pyarrow()
+    stamp, absolute = _stamp(path), str(path.absolute())
+    try:
+        with pq.ParquetFile(path) as file:
+            schema, sizes = file.schema_arrow, [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
+    except (pa.ArrowException, OSError) as error:
+        yield Unit(Kind.PARQUET, str(path), absolute, problem=_told("Parquet", error))
+        return
+    column, key = _columns_of(path, schema, columns)
+    first, groups, rows = 0, [], 0
+    for number, size in enumerate(sizes):
+        groups.append(number)
+        rows += size
+        if rows >= images or number == len(sizes) - 1:
+            yield Unit(
+                Kind.PARQUET,
+                str(path),
+                absolute,
+                images=rows,
+                stamp=stamp,
+                first_row=first,
+                groups=tuple(groups),
+                column=column,
+                key=key,
+            )
+            first, groups, rows = first + rows, [], 0
+
+
+def _columns_of(path: Path, schema: Any, wanted: Columns) -> tuple[str, str | None]:
+    """Return the column of the images, and that of their names if there is one."""
+    names: list[str] = schema.names
+    for given in (wanted.image, wanted.key):
+        if given is not None and given not in names:
+            raise InvalidFieldError.of("column", f"'{path}' has no column '{given}'; name one of: {_listed(names)}")
+    if wanted.image is not None:
+        if not (_holds_bytes(schema, wanted.image) or _holds_text(schema, wanted.image)):
+            kind = schema.field(wanted.image).type
+            raise InvalidFieldError.of("column", f"'{wanted.image}' of '{path}' holds {kind}, and not bytes or paths")
+        return wanted.image, wanted.key
+    binary = [name for name in names if _holds_bytes(schema, name)]
+    texts = [name for name in names if _holds_text(schema, name)]
+    column = next((name for name in _USUAL_BYTES if name in binary), None)
+    column = column or (binary[0] if len(binary) == 1 else None)
+    if column is None and not binary:
+        column = next((name for name in _USUAL_PATHS if name in texts), None)
+    if column is None:
+        raise InvalidFieldError.of(
+            "column",
+            f"it cannot be told which column of '{path}' holds the images; name one of: {_listed(binary or names)}",
+        )
+    return column, wanted.key
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name[:40]}'" for name in names[:20])
+
+
+def _holds_bytes(schema: Any, name: str) -> bool:
+    """Tell whether it is of bytes, or of structures with a field ``bytes``, as Hugging Face's data sets have."""
+    pa, _ = pyarrow()
+    kind = schema.field(name).type
+    if pa.types.is_struct(kind):
+        return "bytes" in {kind.field(place).name for place in range(kind.num_fields)}
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _holds_text(schema: Any, name: str) -> bool:
+    pa, _ = pyarrow()
+    kind = schema.field(name).type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_unit(unit: Unit, *, skip: int, max_image_bytes: int) -> Iterator[Item]:
+    """Yield the images of a unit behind the first ``skip``; at the end, if it breaks off, one item that says so.
+
+    Args:
+        unit: as it was planned.
+        skip: items that are done already.
+        max_image_bytes: larger ones of a tar are not read.
+
+    Raises:
+        InvalidFieldError: the file is another one than was planned, so that items cannot be told by their places.
+    """
+    path = Path(unit.path)
+    if unit.problem is not None:
+        items = iter([Item(path.name, Unreadable(unit.problem))][skip:])
+    elif unit.kind is Kind.FILES:
+        items = (Item(name, path / name) for name in unit.names[skip:])
+    else:
+        _check_stamp(unit)
+        reader = _tar_items(path, max_image_bytes, skip) if unit.kind is Kind.TAR else _parquet_items(unit, skip)
+        items = _until_it_breaks(path, "a tar" if unit.kind is Kind.TAR else "Parquet", reader)
+    yield from items
+
+
+def _check_stamp(unit: Unit) -> None:
+    try:
+        there = _stamp(Path(unit.path))
+    except OSError as error:
+        raise InvalidFieldError.of("sources", f"'{unit.path}' cannot be read any more: {error.strerror}") from error
+    if there != unit.stamp:
+        raise InvalidFieldError.of(
+            "sources", f"'{unit.path}' has changed since the run began; begin anew with another --out"
+        )
+
+
+def _until_it_breaks(path: Path, form: str, items: Iterator[Item]) -> Iterator[Item]:
+    pa, _ = pyarrow()
+    try:
+        yield from items
+    except (*read_errors(), tarfile.TarError, pa.ArrowException) as error:
+        yield Item(path.name, Unreadable(_told(form, error)))
+
+
+def _told(form: str, error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return f"cannot be read as {form}, here or from here on: {' '.join(reason.split())[:200]}"
+
+
+def _tar_items(path: Path, max_image_bytes: int, skip: int) -> Iterator[Item]:
+    compression = TARS[_tar_suffix(path) or ".tar"]
+    suffixes = supported_suffixes()
+    with ExitStack() as stack:
+        content = unpacked(stack.enter_context(path.open("rb")), compression, stack)
+        # Of a plain tar what is not wanted is passed over, a packed one can only be read through.
+        archive = stack.enter_context(tarfile.open(fileobj=content, mode="r|" if compression else "r:"))
+        seen = 0
+        while (member := archive.next()) is not None:
+            archive.members.clear()  # type: ignore[attr-defined] # it keeps every one, of millions too
+            name = member.name.rpartition("/")[2]
+            if not member.isreg() or name.startswith(".") or Path(name).suffix.lower() not in suffixes:
+                continue
+            seen += 1
+            if seen > skip:
+                yield Item(member.name, _member(archive, member, max_image_bytes))
+        if not compression:
+            content.seek(archive.offset)
+            rest = content.read(_TAR_BLOCK_BYTES)
+            # A tar ends with blocks of zeros; the library takes whatever is no header for its end.
+            if rest.strip(b"\0") or len(rest) not in (0, _TAR_BLOCK_BYTES):
+                raise tarfile.ReadError("what should be the next header is none")
+
+
+def _member(archive: tarfile.TarFile, member: tarfile.TarInfo, max_image_bytes: int) -> bytes | Unreadable:
+    if member.size > max_image_bytes:
+        return Unreadable(
+            f"the image has {member.size:,} bytes and the limit is {max_image_bytes:,}; raise DEIXIS_MAX_IMAGE_BYTES"
+        )
+    file = archive.extractfile(member)
+    assert file is not None  # regular
+    return file.read()
+
+
+def _parquet_items(unit: Unit, skip: int) -> Iterator[Item]:
+    _, pq = pyarrow()
+    folder = Path(unit.path).parent
+    columns = [name for name in (unit.column, unit.key) if name is not None]
+    # Page by page: by default a row group's column is read whole, which with images takes gigabytes.
+    with pq.ParquetFile(unit.path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
+        row, first = unit.first_row, unit.first_row + skip
+        for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=list(unit.groups), columns=columns, use_threads=False):
+            if row + len(batch) > first:
+                behind = batch.slice(max(0, first - row))
+                images = behind.column(unit.column).to_pylist()
+                keys = behind.column(unit.key).to_pylist() if unit.key else [None] * len(images)
+                for place, (image, key) in enumerate(zip(images, keys, strict=True), max(row, first)):
+                    yield _cell(image, key, place, folder)
+            row += len(batch)
+
+
+def _cell(image: Any, key: Any, row: int, folder: Path) -> Item:
+    """Return the image of a cell: bytes, a path, or a structure of both."""
+    path: str | None = None
+    if isinstance(image, dict):
+        path, image = image.get("path"), image.get("bytes")
+    elif isinstance(image, str):
+        path, image = image, None
+    named = str(row) if key is None and path is None else str(path if key is None else key)
+    if image:
+        return Item(named, bytes(image))
+    return Item(named, Unreadable("the cell is empty") if not path else _place(path, folder))
+
+
+def _place(path: str, folder: Path) -> Path | Unreadable:
+    """Return the file that a path or a URL of a file names; relative ones are so to the Parquet file's folder."""
+    if path.startswith("file://"):
+        return Path(url2pathname(urlsplit(path).path))
+    if _URL.match(path):
+        return Unreadable(f"'{path[:200]}' is an address, and nothing is fetched; download it, and name the file")
+    if "\0" in path:
+        return Unreadable("the path has a NUL, which none can have")
+    return folder / path

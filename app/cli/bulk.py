@@ -1,0 +1,218 @@
+"""`deixis bulk`: label images in great numbers, into Parquet."""
+
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from app.backends import InProcess
+from app.bulk.answering import settings_for_bulk
+from app.bulk.output import Manifest, Totals
+from app.bulk.run import PART_IMAGES, Engine, Order, carry_out, in_process, prepare
+from app.bulk.sources import Columns
+from app.cli.common import (
+    NOTHING_DONE,
+    SOME_FAILED,
+    CoverageOption,
+    DatabaseOption,
+    FalseRejectionRateOption,
+    LabelSetOption,
+    LabelsOption,
+    MethodOption,
+    ModelOption,
+    OptionsOption,
+    TemplateOption,
+    err,
+    out,
+    prepare_names,
+    read_labels,
+    read_options,
+    run,
+    share_of,
+    told_plainly,
+)
+from app.errors import InvalidFieldError
+from app.main import load_encoders, open_service
+from app.service import Question
+from app.settings import load_settings
+
+
+class On(StrEnum):
+    """What does the work."""
+
+    PROCESS = "process"
+    RAY = "ray"
+
+
+def bulk_command(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folders (searched whole), .tar, .tar.gz, .tgz, .tar.zst and .parquet files, image files, and globs."
+        ),
+    ],
+    to: Annotated[
+        Path, typer.Option("--out", help="A folder for parts of Parquet, or a file NAME.parquet for all in one.")
+    ],
+    labels: LabelsOption = None,
+    label_set: LabelSetOption = None,
+    no_labels: Annotated[  # noqa: FBT002 - a flag
+        bool, typer.Option("--no-labels", help="Find names for the images in a caption database.")
+    ] = False,
+    model: ModelOption = None,
+    method: MethodOption = None,
+    template: TemplateOption = None,
+    database: DatabaseOption = None,
+    option: OptionsOption = None,
+    reject_below: Annotated[
+        float | None,
+        typer.Option("--reject-below", min=0, max=1, help="An image whose best score is lower has none of the labels."),
+    ] = None,
+    false_rejection_rate: FalseRejectionRateOption = None,
+    coverage: CoverageOption = None,
+    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Predictions per image.")] = 5,
+    column: Annotated[
+        str | None,
+        typer.Option("--column", help="Of Parquet: the column of the images, as bytes or as paths. By default found."),
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option("--key", help="Of Parquet: the column that names the images. By default path or row."),
+    ] = None,
+    part_images: Annotated[
+        int, typer.Option("--part-images", min=1, help="The most rows of a part, of which an interruption loses one.")
+    ] = PART_IMAGES,
+    engine: Annotated[
+        On, typer.Option("--engine", help="In this process, or in many on Ray (the extra `ray`).")
+    ] = On.PROCESS,
+    ray_address: Annotated[
+        str,
+        typer.Option(
+            "--ray-address", envvar="RAY_ADDRESS", help="Of the cluster; `local` starts a Ray for this run alone."
+        ),
+    ] = "local",
+    replicas: Annotated[
+        str, typer.Option("--replicas", metavar="N|MIN:MAX", help="On Ray: processes with a model each.")
+    ] = "1",
+    replica_cpus: Annotated[float, typer.Option("--replica-cpus", help="On Ray: the cores set aside for each.")] = 2,
+    replica_gpus: Annotated[float, typer.Option("--replica-gpus", help="On Ray: the GPUs set aside for each.")] = 0,
+) -> None:
+    """Label images in great numbers, and write the labels to Parquet; a run that was ended goes on where it was.
+
+    An image that cannot be read has its reason in the column `error`. The same command again continues, and asks
+    nothing twice. Exit status: 0 if every image was classified, 1 if some were not, 2 if nothing could be done.
+    """
+    with told_plainly():
+        if sum((labels is not None, label_set is not None, no_labels)) != 1:
+            raise InvalidFieldError.of("--labels", "give one of --labels, --label-set and --no-labels")
+        question = Question(
+            labels=read_labels(labels),
+            label_set=label_set,
+            method=method,
+            model=model,
+            template=template,
+            top_k=top_k,
+            options=read_options(option),
+            reject_below=reject_below,
+            false_rejection_rate=share_of(false_rejection_rate, "--false-rejection-rate"),
+            coverage=share_of(coverage, "--coverage"),
+            database=database,
+        )
+        order = Order(sources, to, Columns(column, key), part_images)
+    began = time.monotonic()
+    if engine is On.RAY:
+        totals = run(_on_ray(question, order, ray_address, replicas, replica_cpus, replica_gpus))
+    else:
+        totals = run(_in_process(question, order))
+    elapsed = f"{time.monotonic() - began:,.0f} s"
+    out.print(f"{totals.images:,} images, {totals.bad:,} bad, in {escape(str(to))} ({elapsed})", highlight=False)
+    if totals.bad or not totals.images:
+        raise typer.Exit(SOME_FAILED if totals.bad < totals.images else NOTHING_DONE)
+
+
+async def _in_process(question: Question, order: Order) -> Totals:
+    settings = settings_for_bulk(load_settings(), question.model)
+    with err.status("Loading the model"):
+        encoders = load_encoders(settings)
+    async with open_service(settings, encoders) as service:
+        await prepare_names(InProcess(service), question)
+        work = await prepare(service, question, order, settings.max_image_bytes)
+        with _Bar() as bar:
+            return await carry_out(order, work, in_process(service), bar)
+
+
+async def _on_ray(question: Question, order: Order, address: str, replicas: str, cpus: float, gpus: float) -> Totals:
+    from app.bulk.on_ray import Replicas, on_ray  # noqa: PLC0415 - for those who use it
+
+    least, _, most = replicas.partition(":")
+    try:
+        pool = Replicas(int(least), int(most or least), cpus, gpus, address)
+    except ValueError as error:
+        raise InvalidFieldError.of("--replicas", f"'{replicas}' is neither N nor MIN:MAX") from error
+    pool.check()
+    settings = settings_for_bulk(load_settings(), question.model)
+    with err.status("Loading the model"):
+        encoders = load_encoders(settings)
+    # Closed again before there are replicas, which need the memory.
+    async with open_service(settings, encoders) as service:
+        await prepare_names(InProcess(service), question)
+        work = await prepare(service, question, order, settings.max_image_bytes)
+    del encoders, service
+    with _Bar() as bar:
+        workers: Engine = on_ray(settings, pool)
+        return await carry_out(order, work, workers, bar)
+
+
+class _Bar:
+    """A bar on standard error: images, how many of them are bad, and images per second of this run."""
+
+    def __init__(self) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[told]}"),
+            TimeRemainingColumn(),
+            console=err,
+            transient=True,
+        )
+        self._line: TaskID | None = None
+        self._total: int | None = None
+        self._before = self._done = self._bad = 0
+        self._began = time.monotonic()
+
+    def __enter__(self) -> "_Bar":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def begin(self, manifest: Manifest, done: Totals) -> None:
+        """Show what was done before."""
+        self._total, self._before, self._done, self._bad = manifest.images, done.images, done.images, done.bad
+        self._line = self._bar.add_task("Classifying", total=self._total, told=self._told())
+        self._bar.update(self._line, completed=self._done)
+        self._began = time.monotonic()
+        if done.images:
+            err.print(
+                f"going on with the run of {manifest.began_at}: {done.images:,} images are done;"
+                " what has come to the sources since is not in it",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    def advance(self, images: int, bad: int) -> None:
+        """Show what more is done."""
+        assert self._line is not None
+        self._done += images
+        self._bad += bad
+        self._bar.update(self._line, completed=self._done, told=self._told())
+
+    def _told(self) -> str:
+        of = "" if self._total is None else f" of {self._total:,}"
+        rate = (self._done - self._before) / max(1e-3, time.monotonic() - self._began)
+        return f"{self._done:,}{of} images, {self._bad:,} bad, {rate:,.1f}/s"
