@@ -8,22 +8,22 @@ A replica reads its units and writes their parts itself, into a folder that all 
 and whatever was written when a replica, a node or the driver ends is kept, as it is in one process.
 """
 
-import asyncio
 import logging
 import math
 import os
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from app.bulk.answering import Advance, Answerer, Work, check_alike, settings_for_bulk
 from app.bulk.output import Remaining
 from app.bulk.parquet import pyarrow
-from app.bulk.run import Engine
+from app.bulk.run import Engine, service_in_loop
+from app.encoders._base import Encoder
 from app.errors import DeixisError, InvalidFieldError, NotConfiguredError, NotReadyError, ServerError
 from app.logs import configure_logs
-from app.main import load_encoders, open_service
+from app.main import load_encoders
 from app.settings import Settings
 
 LOCAL = "local"
@@ -66,33 +66,38 @@ class Replicas:
         _ray()
 
 
-def on_ray(settings: Settings, replicas: Replicas) -> Engine:
+Load: TypeAlias = Callable[[Settings], Sequence[Encoder]]
+"""Gives the encoders; sent to replicas by its name."""
+
+
+def on_ray(settings: Settings, replicas: Replicas, load: Load = load_encoders) -> Engine:
     """Return the engine that works on Ray.
 
     Args:
         settings: of every replica; folders in them must be there on every node.
         replicas: how many, and where.
+        load: what every replica loads its model with.
     """
 
-    async def engine(work: Work, remaining: Iterator[Remaining], advance: Advance) -> None:
-        # Ray's calls block; meanwhile this process does nothing else.
-        await asyncio.to_thread(_run, settings, replicas, work, remaining, advance)
+    def engine(work: Work, remaining: Iterator[Remaining], advance: Advance) -> None:
+        alone = settings_for_bulk(settings, work.task.model).model_copy(
+            update={"decode_threads": max(1, math.floor(replicas.cpus))}
+        )
+        _run(replicas, {"settings": alone, "work": work, "load": load}, remaining, advance)
 
     return engine
 
 
-def _run(settings: Settings, replicas: Replicas, work: Work, remaining: Iterator[Remaining], advance: Advance) -> None:
+def _run(replicas: Replicas, replica: Mapping[str, Any], remaining: Iterator[Remaining], advance: Advance) -> None:
+    """Hand what remains to replicas, which are made with the arguments ``replica``."""
     # One block for each unit: a block is what Ray hands to a replica, and what it tries again elsewhere.
     blocks = [_table({name: [value] for name, value in asdict(each).items()}) for each in remaining]
     if not blocks:
         return
-    alone = settings_for_bulk(settings, work.task.model).model_copy(
-        update={"decode_threads": max(1, math.floor(replicas.cpus))}
-    )
     with _connected(replicas) as ray:
         answered = ray.data.from_arrow(blocks).map_batches(
             Replica,
-            fn_constructor_kwargs={"settings": alone, "work": work},
+            fn_constructor_kwargs=dict(replica),
             batch_size=None,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(min_size=replicas.least, max_size=replicas.most),
@@ -114,24 +119,21 @@ class Replica:
     Args:
         settings: of the service.
         work: what is to be done.
+        load: gives the encoders.
     """
 
-    def __init__(self, settings: Settings, work: Work) -> None:
+    def __init__(self, settings: Settings, work: Work, load: Load) -> None:
         configure_logs("console", "warning")
-        self._loop = asyncio.Runner()
-        self._opened = AsyncExitStack()
+        # Never closed: the process ends with the run.
+        self._opened = ExitStack()
         self._problem: str | None = None
         try:
-            self._answerer = self._loop.run(self._open(settings, work))
+            self._loop, service = self._opened.enter_context(service_in_loop(settings, load(settings)))
+            self._loop.run(check_alike(service, work))
         except DeixisError as error:
             self._problem = error.message
-
-    async def _open(self, settings: Settings, work: Work) -> Answerer:
-        encoders = await asyncio.to_thread(load_encoders, settings)
-        # Never closed: the process ends with the run.
-        service = await self._opened.enter_async_context(open_service(settings, encoders))
-        await check_alike(service, work)
-        return Answerer(service, work)
+        else:
+            self._answerer = Answerer(service, work)
 
     def __call__(self, block: Any) -> Any:
         """Do the units of a block, and return one row: how many images, how many of them bad, and why it failed."""
@@ -161,21 +163,17 @@ def _connected(replicas: Replicas) -> Iterator[Any]:
     """Connect to the cluster, or start a Ray and stop it at the end; one that this process has already, is used."""
     ray = _ray()
     ours = not ray.is_initialized()
+    level = logging.ERROR if replicas.address == LOCAL else logging.WARNING
     if ours:
         # Nothing is told to anybody unless the operator wants that.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        only_here = {
+        options: dict[str, Any] = {}
+        if replicas.address == LOCAL:
             # What a replica is said to take is there, whatever the machine has, or the run would wait forever.
-            "num_cpus": math.ceil(replicas.most * replicas.cpus) + 1,
-            "include_dashboard": False,
-        }
+            cpus = math.ceil(replicas.most * replicas.cpus) + 1
+            options = {"num_cpus": cpus, "include_dashboard": False}
         try:
-            ray.init(
-                address=replicas.address,
-                logging_level=logging.WARNING,
-                log_to_driver=True,
-                **(only_here if replicas.address == LOCAL else {}),
-            )
+            ray.init(address=replicas.address, logging_level=level, **options)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise NotReadyError(f"Ray at '{replicas.address}' cannot be reached: {error}") from error
     try:
@@ -187,7 +185,7 @@ def _connected(replicas: Replicas) -> Iterator[Any]:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False  # there is one of ours
         context.print_on_execution_start = False
-        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        logging.getLogger("ray.data").setLevel(level)
         yield ray
     finally:
         if ours:

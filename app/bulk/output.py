@@ -68,6 +68,11 @@ class Manifest:
     version: str
     format: int = FORMAT
 
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> "Manifest":
+        """Return what ``dataclasses.asdict`` told; KeyError or TypeError where it is something else."""
+        return cls(**{**told, "sources": tuple(told["sources"])})
+
     def check(self, other: "Manifest", place: Path) -> None:
         """Refuse to go on with what another run is about.
 
@@ -254,7 +259,7 @@ def read_manifest(folder: Path) -> Manifest | None:
             raise ConflictError(
                 f"'{file}' is of format {told['format']}, and this release writes {FORMAT}; name another --out"
             )
-        return Manifest(**{**told, "sources": tuple(told["sources"])})
+        return Manifest.from_json(told)
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
@@ -294,23 +299,22 @@ def parts_of(out: Path) -> Path:
     return out.with_name(out.name + _PARTS_SUFFIX) if is_file(out) else out
 
 
-def finished(out: Path, wanted: Manifest) -> bool:
-    """Tell whether the Parquet file that is wanted is there already.
+def finished(out: Path, wanted: Manifest) -> Manifest | None:
+    """Return what the Parquet file that is wanted is about, if it is there already.
 
     Raises:
         ConflictError: there is another in its place.
     """
     if not (is_file(out) and out.is_file()):
-        return False
+        return None
     pa, pq = pyarrow()
     try:
         metadata = pq.read_schema(out).metadata or {}
-        told = json.loads(metadata[f"{_METADATA}run".encode()])
-        manifest = Manifest(**{**told, "sources": tuple(told["sources"])})
+        manifest = Manifest.from_json(json.loads(metadata[f"{_METADATA}run".encode()]))
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
         raise ConflictError(f"'{out}' is there, and not by this command; name another --out") from error
     manifest.check(wanted, out)
-    return True
+    return manifest
 
 
 def put_together(parts: PartFolder, manifest: Manifest, out: Path) -> None:

@@ -1,6 +1,8 @@
 """A run from its question to its rows: begun or taken up, done by an engine, counted and put together."""
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,8 +24,11 @@ from app.bulk.output import (
     totals_of,
 )
 from app.bulk.sources import Columns, plan
+from app.encoders._base import Encoder
 from app.errors import StoreError
+from app.main import open_service
 from app.service import Question, Service
+from app.settings import Settings
 
 PART_IMAGES = 2048
 """Rows of a part, which at ten images a second are three minutes' work."""
@@ -56,7 +61,7 @@ class Progress(Protocol):
         """Be told how many more images are done, and how many of those are bad."""
 
 
-Engine: TypeAlias = Callable[[Work, Iterator[Remaining], Advance], Awaitable[None]]
+Engine: TypeAlias = Callable[[Work, Iterator[Remaining], Advance], None]
 """Does what remains of a run, and writes its parts."""
 
 
@@ -67,7 +72,19 @@ async def prepare(service: Service, question: Question, order: Order, max_image_
     return Work(task, await question_of(service, task), parts_of(order.out), order.part_images, max_image_bytes)
 
 
-async def carry_out(order: Order, work: Work, engine: Engine, progress: Progress) -> Totals:
+@contextmanager
+def service_in_loop(settings: Settings, encoders: Sequence[Encoder]) -> Iterator[tuple[asyncio.Runner, Service]]:
+    """Open a service, and yield it with the loop that it runs in."""
+    with asyncio.Runner() as loop:
+        opening = AsyncExitStack()
+        service = loop.run(opening.enter_async_context(open_service(settings, encoders)))
+        try:
+            yield loop, service
+        finally:
+            loop.run(opening.aclose())
+
+
+def carry_out(order: Order, work: Work, engine: Engine, progress: Progress) -> Totals:
     """Do what remains of a run, and return the counts of all of it.
 
     Raises:
@@ -86,15 +103,17 @@ async def carry_out(order: Order, work: Work, engine: Engine, progress: Progress
         began_at=datetime.now(UTC).isoformat(timespec="seconds"),
         version=__version__,
     )
-    if finished(order.out, wanted):
+    if (there := finished(order.out, wanted)) is not None:
         remove_parts(order.out)  # if it was killed just before
-        return totals_of(order.out)
+        totals = totals_of(order.out)
+        progress.begin(there, totals)
+        return totals
     planned = plan(order.sources, order.columns, images=order.part_images)
     with opened(order.out, wanted, planned) as (parts, manifest):
         # A run goes on with the parts that it began with, since their places tell what is done.
         begun = Work(work.task, work.question, work.folder, manifest.part_images, work.max_image_bytes)
         progress.begin(manifest, parts.totals())
-        await engine(begun, parts.remaining(), progress.advance)
+        engine(begun, parts.remaining(), progress.advance)
         missing = sum(1 for _ in parts.remaining())
         if missing:
             raise StoreError(
@@ -108,10 +127,10 @@ async def carry_out(order: Order, work: Work, engine: Engine, progress: Progress
     return totals
 
 
-def in_process(service: Service) -> Engine:
+def in_process(loop: asyncio.Runner, service: Service) -> Engine:
     """Return the engine that works with a service of this process."""
 
-    async def engine(work: Work, remaining: Iterator[Remaining], advance: Advance) -> None:
-        await Answerer(service, work).run(remaining, advance)
+    def engine(work: Work, remaining: Iterator[Remaining], advance: Advance) -> None:
+        loop.run(Answerer(service, work).run(remaining, advance))
 
     return engine

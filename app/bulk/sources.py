@@ -322,6 +322,7 @@ def _until_it_breaks(path: Path, form: str, items: Iterator[Item]) -> Iterator[I
 
 
 def _told(form: str, error: Exception) -> str:
+    """Return why a file, or the rest of it, is lost."""
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return f"cannot be read as {form}, here or from here on: {' '.join(reason.split())[:200]}"
 
@@ -361,20 +362,30 @@ def _member(archive: tarfile.TarFile, member: tarfile.TarInfo, max_image_bytes: 
 
 
 def _parquet_items(unit: Unit, skip: int) -> Iterator[Item]:
-    _, pq = pyarrow()
-    folder = Path(unit.path).parent
-    columns = [name for name in (unit.column, unit.key) if name is not None]
+    pa, pq = pyarrow()
+    row, first = unit.first_row, unit.first_row + skip
     # Page by page: by default a row group's column is read whole, which with images takes gigabytes.
     with pq.ParquetFile(unit.path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
-        row, first = unit.first_row, unit.first_row + skip
-        for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=list(unit.groups), columns=columns, use_threads=False):
-            if row + len(batch) > first:
-                behind = batch.slice(max(0, first - row))
-                images = behind.column(unit.column).to_pylist()
-                keys = behind.column(unit.key).to_pylist() if unit.key else [None] * len(images)
-                for place, (image, key) in enumerate(zip(images, keys, strict=True), max(row, first)):
-                    yield _cell(image, key, place, folder)
-            row += len(batch)
+        for group in unit.groups:
+            end = row + file.metadata.row_group(group).num_rows
+            try:
+                for cells in _cells_of(file, unit, group) if end > first else ():
+                    if row >= first:
+                        yield _cell(*cells, row, Path(unit.path).parent)
+                    row += 1
+            except (pa.ArrowException, OSError) as error:
+                # How many images are lost is known, and the next row group may be whole.
+                for lost in range(max(row, first), end):
+                    yield Item(str(lost), Unreadable(_told("Parquet", error)))
+            row = end
+
+
+def _cells_of(file: Any, unit: Unit, group: int) -> Iterator[tuple[Any, Any]]:
+    """Yield the image and the name of each row of a group; None where no column has names."""
+    columns = [name for name in (unit.column, unit.key) if name is not None]
+    for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns, use_threads=False):
+        images = batch.column(unit.column).to_pylist()
+        yield from zip(images, batch.column(unit.key).to_pylist() if unit.key else [None] * len(images), strict=True)
 
 
 def _cell(image: Any, key: Any, row: int, folder: Path) -> Item:

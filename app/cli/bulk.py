@@ -11,8 +11,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from app.backends import InProcess
 from app.bulk.answering import settings_for_bulk
+from app.bulk.on_ray import Replicas, on_ray
 from app.bulk.output import Manifest, Totals
-from app.bulk.run import PART_IMAGES, Engine, Order, carry_out, in_process, prepare
+from app.bulk.run import PART_IMAGES, Order, carry_out, in_process, prepare, service_in_loop
 from app.bulk.sources import Columns
 from app.cli.common import (
     NOTHING_DONE,
@@ -31,12 +32,12 @@ from app.cli.common import (
     prepare_names,
     read_labels,
     read_options,
-    run,
     share_of,
     told_plainly,
 )
 from app.errors import InvalidFieldError
-from app.main import load_encoders, open_service
+from app.logs import configure_logs
+from app.main import load_encoders
 from app.service import Question
 from app.settings import load_settings
 
@@ -123,48 +124,41 @@ def bulk_command(
             database=database,
         )
         order = Order(sources, to, Columns(column, key), part_images)
+    configure_logs("console", "warning")
     began = time.monotonic()
-    if engine is On.RAY:
-        totals = run(_on_ray(question, order, ray_address, replicas, replica_cpus, replica_gpus))
-    else:
-        totals = run(_in_process(question, order))
+    with told_plainly():
+        pool = _replicas(replicas, replica_cpus, replica_gpus, ray_address) if engine is On.RAY else None
+        totals = _carried_out(question, order, pool)
     elapsed = f"{time.monotonic() - began:,.0f} s"
     out.print(f"{totals.images:,} images, {totals.bad:,} bad, in {escape(str(to))} ({elapsed})", highlight=False)
     if totals.bad or not totals.images:
         raise typer.Exit(SOME_FAILED if totals.bad < totals.images else NOTHING_DONE)
 
 
-async def _in_process(question: Question, order: Order) -> Totals:
-    settings = settings_for_bulk(load_settings(), question.model)
-    with err.status("Loading the model"):
-        encoders = load_encoders(settings)
-    async with open_service(settings, encoders) as service:
-        await prepare_names(InProcess(service), question)
-        work = await prepare(service, question, order, settings.max_image_bytes)
-        with _Bar() as bar:
-            return await carry_out(order, work, in_process(service), bar)
-
-
-async def _on_ray(question: Question, order: Order, address: str, replicas: str, cpus: float, gpus: float) -> Totals:
-    from app.bulk.on_ray import Replicas, on_ray  # noqa: PLC0415 - for those who use it
-
-    least, _, most = replicas.partition(":")
+def _replicas(count: str, cpus: float, gpus: float, address: str) -> Replicas:
+    least, _, most = count.partition(":")
     try:
         pool = Replicas(int(least), int(most or least), cpus, gpus, address)
     except ValueError as error:
-        raise InvalidFieldError.of("--replicas", f"'{replicas}' is neither N nor MIN:MAX") from error
+        raise InvalidFieldError.of("--replicas", f"'{count}' is neither N nor MIN:MAX") from error
     pool.check()
+    return pool
+
+
+def _carried_out(question: Question, order: Order, pool: Replicas | None) -> Totals:
     settings = settings_for_bulk(load_settings(), question.model)
     with err.status("Loading the model"):
         encoders = load_encoders(settings)
-    # Closed again before there are replicas, which need the memory.
-    async with open_service(settings, encoders) as service:
-        await prepare_names(InProcess(service), question)
-        work = await prepare(service, question, order, settings.max_image_bytes)
+    with service_in_loop(settings, encoders) as (loop, service):
+        loop.run(prepare_names(InProcess(service), question))
+        work = loop.run(prepare(service, question, order, settings.max_image_bytes))
+        if pool is None:
+            with _Bar() as bar:
+                return carry_out(order, work, in_process(loop, service), bar)
+    # The model here has told what the question is about; replicas need its memory.
     del encoders, service
     with _Bar() as bar:
-        workers: Engine = on_ray(settings, pool)
-        return await carry_out(order, work, workers, bar)
+        return carry_out(order, work, on_ray(settings, pool), bar)
 
 
 class _Bar:

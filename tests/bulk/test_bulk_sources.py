@@ -1,0 +1,294 @@
+"""Sources of images in great numbers: what is in them, in which order, and what becomes of damage."""
+
+import gzip
+import io
+import json
+import tarfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from app.bulk.sources import Columns, Item, Kind, Unit, Unreadable, plan, read_unit
+from app.errors import InvalidFieldError
+from tests.conftest import picture
+
+RED, BLUE = picture("red"), picture("blue")
+
+
+def planned(*sources, images=4, columns=None):
+    return list(plan(sources, columns or Columns(), images=images))
+
+
+def read(units, *, skip=0, max_image_bytes=10**6):
+    return [item for unit in units for item in read_unit(unit, skip=skip, max_image_bytes=max_image_bytes)]
+
+
+def keys(items):
+    return [item.key for item in items]
+
+
+def reason_of(item):
+    assert isinstance(item.content, Unreadable), item
+    return item.content.reason
+
+
+def tar_of(members, *, end=True):
+    """Return a tar with these files, as WebDataset writes it."""
+    file = io.BytesIO()
+    archive = tarfile.open(fileobj=file, mode="w")  # noqa: SIM115 - closing writes the end
+    for name, content in members.items():
+        told = tarfile.TarInfo(name)
+        told.size = len(content)
+        archive.addfile(told, io.BytesIO(content))
+    if end:
+        archive.close()
+    return file.getvalue()
+
+
+SAMPLES = {"000.jpg": RED, "000.json": b"{}", "001.jpg": BLUE, "001.cls": b"3", "002.png": RED}
+
+
+# --- folders and files ------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_cut_into_units_in_sorted_order_without_hidden_files(tmp_path):
+    for name in ("b/2.png", "b/10.png", "a/x.jpg", "z.webp", ".hidden/1.png", "b/.1.png", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(RED)
+
+    units = planned(tmp_path, images=3)
+
+    assert [unit.names for unit in units] == [("z.webp", "a/x.jpg", "b/10.png"), ("b/2.png",)]
+    assert {unit.source for unit in units} == {str(tmp_path)}
+    assert [item.content for item in read(units)] == [tmp_path / item.key for item in read(units)]
+
+
+def test_files_that_are_named_keep_their_order_and_their_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("1.png", "2.png", "3.dat"):
+        (tmp_path / name).write_bytes(RED)
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "4.png").write_bytes(RED)
+
+    units = planned(*map(type(tmp_path), ("3.dat", "[12].png", "more")), images=2)
+
+    assert [(unit.source, unit.names) for unit in units] == [
+        (None, ("3.dat", "1.png")),
+        (None, ("2.png",)),
+        ("more", ("4.png",)),
+    ]
+    monkeypatch.chdir("/")
+    assert all(item.content.exists() for item in read(units))
+
+
+def test_a_folder_without_images_says_what_it_has(tmp_path):
+    with pytest.raises(InvalidFieldError, match=r"no image in .*looked for .*\.jpg"):
+        planned(tmp_path)
+    (tmp_path / "0.tar").write_bytes(tar_of({}))
+    with pytest.raises(InvalidFieldError, match=r"it has 1 archives; name them, as '.*/\*\.tar'"):
+        planned(tmp_path)
+
+
+def test_a_source_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(InvalidFieldError, match="neither a file nor a folder"):
+        planned(tmp_path / "*.tar")
+    with pytest.raises(InvalidFieldError, match="none is given"):
+        planned()
+
+
+def test_a_unit_is_the_same_after_its_way_through_json(tmp_path):
+    (tmp_path / "\udcff.png").write_bytes(RED)
+    (tmp_path / "t.tar").write_bytes(tar_of(SAMPLES))
+    pq.write_table(pa.table({"image": [RED] * 5}), tmp_path / "p.parquet", row_group_size=2)
+    units = planned(tmp_path, tmp_path / "t.tar", tmp_path / "p.parquet")
+    assert {unit.kind for unit in units} == set(Kind)
+    assert [Unit.from_json(json.loads(json.dumps(unit.to_json()))) for unit in units] == units
+
+
+# --- tars -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "pack"),
+    [
+        ("s.tar", bytes),
+        ("s.tar.gz", gzip.compress),
+        ("S.TGZ", gzip.compress),
+        ("s.tar.zst", lambda content: zstandard.ZstdCompressor().compress(content)),
+    ],
+)
+def test_a_tar_is_read_in_its_order_packed_or_not(tmp_path, name, pack):
+    samples = {**SAMPLES, "dir/._000.jpg": b"resource fork", "dir/003.JPEG": BLUE}
+    (tmp_path / name).write_bytes(pack(tar_of(samples)))
+
+    units = planned(tmp_path / name)
+
+    expected = [Item(key, samples[key]) for key in ("000.jpg", "001.jpg", "002.png", "dir/003.JPEG")]
+    assert read(units) == expected
+    assert read(units, skip=3) == expected[3:]
+    assert (len(units), units[0].kind, units[0].images) == (1, Kind.TAR, None)
+
+
+def test_shards_come_in_the_order_of_their_names(tmp_path):
+    for name in ("b-2.tar", "b-10.tar", "a.tar"):
+        (tmp_path / name).write_bytes(tar_of({f"{name}.png": RED}))
+    assert keys(read(planned(tmp_path / "*.tar"))) == ["a.tar.png", "b-10.tar.png", "b-2.tar.png"]
+
+
+def test_what_comes_before_the_damage_of_a_tar_is_kept(tmp_path):
+    whole = tar_of(SAMPLES)
+    second = whole.index(BLUE)
+    damaged = {
+        "cut in an image": whole[: second + 20],
+        "cut in a header": whole[: second - 300],
+        "another header": whole[: second - 512] + b"\1" * 512 + whole[second:],
+    }
+    for name, content in damaged.items():
+        (tmp_path / "s.tar").write_bytes(content)
+        items = read(planned(tmp_path / "s.tar"))
+        assert items[0] == Item("000.jpg", RED), name
+        assert len(items) == 2, name
+        assert items[1].key == "s.tar", name
+        assert "cannot be read as a tar, here or from here on" in reason_of(items[1])
+
+
+@pytest.mark.parametrize("content", [b"", b"no tar at all" * 100])
+def test_what_is_no_tar_is_one_bad_item(tmp_path, content):
+    (tmp_path / "s.tar").write_bytes(content)
+    (item,) = read(planned(tmp_path / "s.tar"))
+    assert "cannot be read as a tar" in reason_of(item)
+
+
+def test_a_packed_tar_that_breaks_off_says_so(tmp_path):
+    packed = gzip.compress(tar_of({**SAMPLES, "noise.jpg": bytes(range(256)) * 4000}), compresslevel=0)
+    (tmp_path / "s.tar.gz").write_bytes(packed[:-100_000])
+    items = read(planned(tmp_path / "s.tar.gz"), max_image_bytes=10**7)
+    assert keys(items)[:3] == ["000.jpg", "001.jpg", "002.png"]
+    assert "cannot be read as a tar" in reason_of(items[-1])
+
+
+def test_a_tar_without_an_end_is_whole_and_an_empty_one_empty(tmp_path):
+    # Some writers leave the closing zeros out, and a tar that was appended to may end with any number of them.
+    (tmp_path / "s.tar").write_bytes(tar_of(SAMPLES, end=False))
+    assert keys(read(planned(tmp_path / "s.tar"))) == ["000.jpg", "001.jpg", "002.png"]
+    (tmp_path / "s.tar").write_bytes(tar_of({}))
+    assert read(planned(tmp_path / "s.tar")) == []
+
+
+def test_a_member_that_is_too_large_is_not_read(tmp_path):
+    (tmp_path / "s.tar").write_bytes(tar_of({"0.jpg": b"x" * 5000, "1.jpg": RED}))
+    large, good = read(planned(tmp_path / "s.tar"), max_image_bytes=4999)
+    assert "5,000 bytes and the limit is 4,999" in reason_of(large)
+    assert good.content == RED
+
+
+def test_a_file_that_changed_since_it_was_planned_is_refused(tmp_path):
+    (tmp_path / "s.tar").write_bytes(tar_of(SAMPLES))
+    units = planned(tmp_path / "s.tar")
+    (tmp_path / "s.tar").write_bytes(tar_of({**SAMPLES, "003.jpg": RED}))
+    with pytest.raises(InvalidFieldError, match="has changed since the run began"):
+        read(units)
+    (tmp_path / "s.tar").unlink()
+    with pytest.raises(InvalidFieldError, match="cannot be read any more"):
+        read(units)
+
+
+# --- Parquet ----------------------------------------------------------------------------------------------------------
+
+
+def parquet(tmp_path, columns, **options):
+    pq.write_table(pa.table(columns), tmp_path / "p.parquet", **options)
+    return tmp_path / "p.parquet"
+
+
+def test_bytes_of_parquet_are_read_by_row_groups(tmp_path):
+    contents = [picture("red", (8, 8 + number)) for number in range(50)]
+    file = parquet(tmp_path, {"id": list(range(50)), "jpg": contents}, row_group_size=10)
+
+    units = planned(file, images=15)
+
+    assert [(unit.first_row, unit.groups, unit.images) for unit in units] == [
+        (0, (0, 1), 20),
+        (20, (2, 3), 20),
+        (40, (4,), 10),
+    ]
+    assert [item.content for item in read(units)] == contents
+    assert keys(read(units)) == [str(number) for number in range(50)]
+    assert keys(read_unit(units[1], skip=17, max_image_bytes=10**6)) == ["37", "38", "39"]
+
+
+def test_images_as_hugging_face_keeps_them_are_read(tmp_path):
+    (tmp_path / "there.png").write_bytes(RED)
+    images = [
+        {"bytes": BLUE, "path": "b.png"},
+        {"bytes": None, "path": "there.png"},
+        {"bytes": RED, "path": None},
+        None,
+    ]
+    items = read(planned(parquet(tmp_path, {"label": [0, 1, 2, 3], "image": images})))
+    assert keys(items) == ["b.png", "there.png", "2", "3"]
+    assert [item.content for item in items[:3]] == [BLUE, tmp_path / "there.png", RED]
+    assert reason_of(items[3]) == "the cell is empty"
+
+
+def test_paths_and_urls_of_files_are_read_and_other_addresses_are_not_fetched(tmp_path):
+    paths = [
+        "a/1.png",
+        str(tmp_path / "2.png"),
+        (tmp_path / "my 3.png").as_uri(),
+        "https://example.com/4.png",
+        None,
+        "",
+    ]
+    file = parquet(tmp_path, {"url": pa.array(paths).dictionary_encode(), "caption": ["a cat"] * 6})
+    items = read(planned(file))
+    assert keys(items) == [*paths[:4], "4", ""]
+    places = [item.content for item in items[:3]]
+    assert places == [tmp_path / "a" / "1.png", tmp_path / "2.png", tmp_path / "my 3.png"]
+    assert "nothing is fetched" in reason_of(items[3])
+    assert [reason_of(item) for item in items[4:]] == ["the cell is empty"] * 2
+
+
+def test_columns_can_be_named(tmp_path):
+    file = parquet(tmp_path, {"image": [RED], "mask": [BLUE], "name": ["x"], "number": [7]})
+    assert read(planned(file)) == [Item("0", RED)]
+    assert read(planned(file, columns=Columns("mask", "name"))) == [Item("x", BLUE)]
+    assert keys(read(planned(file, columns=Columns(key="number")))) == ["7"]
+    with pytest.raises(InvalidFieldError, match="has no column 'img'; name one of: 'image', 'mask', 'name', 'number'"):
+        planned(file, columns=Columns("img"))
+    with pytest.raises(InvalidFieldError, match=r"'number' of .* holds int64, and not bytes or paths"):
+        planned(file, columns=Columns("number"))
+
+
+@pytest.mark.parametrize("columns", [{"left": [RED], "right": [BLUE]}, {"number": [1]}, {"words": ["a"]}])
+def test_a_column_that_cannot_be_told_is_asked_for(tmp_path, columns):
+    with pytest.raises(InvalidFieldError, match="it cannot be told which column"):
+        planned(parquet(tmp_path, columns))
+
+
+def test_damaged_parquet_is_one_bad_item_and_others_go_on(tmp_path):
+    good = parquet(tmp_path, {"image": [RED]}).rename(tmp_path / "b.parquet")
+    (tmp_path / "a.parquet").write_bytes(good.read_bytes()[:-9])
+    bad, item = read(planned(tmp_path / "*.parquet"))
+    assert bad.key == "a.parquet"
+    assert "cannot be read as Parquet" in reason_of(bad)
+    assert item.content == RED
+
+
+def test_each_image_of_a_damaged_row_group_is_bad_and_the_next_group_is_read(tmp_path):
+    contents = [picture("red", (8, 8 + number)) for number in range(9)]
+    file = parquet(tmp_path, {"image": contents}, row_group_size=3, use_dictionary=False, compression="zstd")
+    place = pq.ParquetFile(file).metadata.row_group(1).column(0).data_page_offset
+    content = bytearray(file.read_bytes())
+    content[place : place + 40] = b"\xff" * 40
+    file.write_bytes(content)
+
+    units = planned(file, images=100)
+    items = read(units)
+
+    assert keys(items) == [str(number) for number in range(9)]
+    assert [item.content for item in items if isinstance(item.content, bytes)] == [*contents[:3], *contents[6:]]
+    assert all("cannot be read as Parquet" in reason_of(item) for item in items[3:6])
+    assert [read(units, skip=skip) for skip in range(10)] == [items[skip:] for skip in range(10)]
