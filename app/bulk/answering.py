@@ -7,6 +7,7 @@ meanwhile without a change of answers. Each request is of a few images, and a fe
 import asyncio
 import io
 import json
+import stat
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from typing import Any
 from PIL import Image
 
 from app.bulk.output import PartFolder, Remaining, Row
-from app.bulk.sources import Item, Unreadable, read_unit
+from app.bulk.sources import Item, Unreadable, read_unit, too_large
 from app.errors import ConflictError, InvalidFieldError, ServerError
 from app.methods import METHODS
 from app.service import Question, Service
@@ -291,14 +292,14 @@ async def _as_it_is(content: bytes | Unreadable) -> bytes | Unreadable:
 
 def _read(file: Path, most_bytes: int) -> bytes | Unreadable:
     try:
-        size = file.stat().st_size
-        if size > most_bytes:
-            return Unreadable(
-                f"the image has {size:,} bytes and the limit is {most_bytes:,}; raise DEIXIS_MAX_IMAGE_BYTES"
-            )
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):  # a device may never end
+            return Unreadable("is no file")
+        if status.st_size > most_bytes:
+            return too_large(status.st_size, most_bytes)
         return file.read_bytes()
-    except OSError as error:
-        return Unreadable(error.strerror or type(error).__name__)
+    except (OSError, ValueError) as error:
+        return Unreadable(getattr(error, "strerror", None) or str(error) or type(error).__name__)
 
 
 def _row(item: Item, source: str | None, told: ImageResult | Unreadable) -> Row:

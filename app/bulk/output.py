@@ -197,7 +197,8 @@ def totals_of(file: Path) -> Totals:
     _, pq = pyarrow()
     footer = pq.read_metadata(file)
     place = footer.schema.names.index("error")
-    good = sum(footer.row_group(n).column(place).statistics.null_count for n in range(footer.num_row_groups))
+    groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
+    good = sum(group.column(place).statistics.null_count for group in groups if group.num_rows)
     return Totals(footer.num_rows, footer.num_rows - good)
 
 

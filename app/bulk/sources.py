@@ -82,7 +82,7 @@ class Unit:
     def from_json(cls, told: Mapping[str, Any]) -> "Unit":
         """Return what ``to_json`` told."""
         lists = {name: tuple(told[name]) for name in ("names", "stamp", "groups") if name in told}
-        return cls(**{**told, **lists, "kind": Kind(told["kind"])})
+        return cls(**{"source": None, **told, **lists, "kind": Kind(told["kind"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,13 @@ class Unreadable:
     """Why an image is not there."""
 
     reason: str
+
+
+def too_large(size_bytes: int, most_bytes: int) -> Unreadable:
+    """Return why a larger image than may be is not even read."""
+    return Unreadable(
+        f"the image has {size_bytes:,} bytes and the limit is {most_bytes:,}; raise DEIXIS_MAX_IMAGE_BYTES"
+    )
 
 
 Content: TypeAlias = bytes | Path | Unreadable
@@ -353,9 +360,7 @@ def _tar_items(path: Path, max_image_bytes: int, skip: int) -> Iterator[Item]:
 
 def _member(archive: tarfile.TarFile, member: tarfile.TarInfo, max_image_bytes: int) -> bytes | Unreadable:
     if member.size > max_image_bytes:
-        return Unreadable(
-            f"the image has {member.size:,} bytes and the limit is {max_image_bytes:,}; raise DEIXIS_MAX_IMAGE_BYTES"
-        )
+        return too_large(member.size, max_image_bytes)
     file = archive.extractfile(member)
     assert file is not None  # regular
     return file.read()

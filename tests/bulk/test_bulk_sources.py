@@ -102,7 +102,9 @@ def test_a_unit_is_the_same_after_its_way_through_json(tmp_path):
     (tmp_path / "\udcff.png").write_bytes(RED)
     (tmp_path / "t.tar").write_bytes(tar_of(SAMPLES))
     pq.write_table(pa.table({"image": [RED] * 5}), tmp_path / "p.parquet", row_group_size=2)
-    units = planned(tmp_path, tmp_path / "t.tar", tmp_path / "p.parquet")
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1")
+    units = planned(tmp_path, *(tmp_path / name for name in ("t.tar", "p.parquet", "\udcff.png", "bad.parquet")))
+    assert len(units) == 6
     assert {unit.kind for unit in units} == set(Kind)
     assert [Unit.from_json(json.loads(json.dumps(unit.to_json()))) for unit in units] == units
 

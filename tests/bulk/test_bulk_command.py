@@ -1,0 +1,370 @@
+"""`deixis bulk` in one process: the answers of `deixis classify`, interruptions, bad images and what is refused."""
+
+import json
+import tarfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import structlog
+from typer.testing import CliRunner
+
+from app.bulk.output import PartFolder
+from app.cli import cli
+from app.encoders.fake import FakeEncoder
+from app.errors import StoreError
+from tests.captions_made import CaptionEncoder
+from tests.conftest import picture
+
+CLASSES = {
+    "classes": [
+        {"name": "rose", "features": ["red petals", "green thorns"], "descriptions": ["A rose is often red."]},
+        {"name": "meadow", "features": ["green grass"], "synonyms": ["lawn"]},
+        {"name": "sky", "features": ["a blue colour"], "prompt": "the blue {}"},
+    ],
+    "templates": "ensemble",
+}
+
+
+@pytest.fixture
+def encoder():
+    return CaptionEncoder()
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, encoder):
+    """Run a command with its own data folder; returns typer's result."""
+    for module in ("app.cli.common", "app.cli.bulk"):
+        monkeypatch.setattr(f"{module}.load_encoders", lambda _: [encoder])
+        monkeypatch.setattr(f"{module}.configure_logs", lambda *_: None)
+    monkeypatch.setenv("DEIXIS_DATA_DIR", str(tmp_path / "data"))
+    runner = CliRunner()
+
+    def invoke(*arguments):
+        # A command logs to standard error, and by default to standard output.
+        with structlog.testing.capture_logs():
+            return runner.invoke(cli, [str(argument) for argument in arguments])
+
+    return invoke
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Forty pictures of as many colours, in two folders."""
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        place = tmp_path / "photos" / ("a" if number % 3 else "b")
+        place.mkdir(parents=True, exist_ok=True)
+        colour = tuple(rng.integers(0, 256, 3).tolist())
+        (place / f"{number}.png").write_bytes(picture(colour, (9 + number % 5, 12)))
+    return tmp_path / "photos"
+
+
+def told_by_classify(run, folder, *question):
+    done = run("classify", folder, *question, "-k", 5, "-f", "json")
+    assert done.exit_code == 0, done.stderr
+    return {each.pop("path"): each for each in json.loads(done.stdout)}
+
+
+def rows_of(out):
+    return pq.read_table(out).to_pylist()
+
+
+def keys_of(out):
+    return [row["key"] for row in rows_of(out)]
+
+
+def assert_told_in_a_line(done, status, *words):
+    assert done.exit_code == status, (done.stdout, done.stderr)
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert all(word in line for word in words), line
+
+
+QUESTIONS = {
+    "labels": ["-l", "red, green, blue", "--reject-below", "0.6"],
+    "a label set with descriptions": ["-s", "nature", "--method", "cupl-ensemble"],
+    "weighed prompts and an option": ["-s", "nature@1", "--method", "autoclip", "-o", "beta=0.7", "-t", "a {}."],
+    "a label set with examples": ["-s", "taught"],
+    "no labels": ["-d", "scenes"],
+}
+
+
+@pytest.fixture
+def stored(run, tmp_path):
+    """The label sets and the caption database that the questions name."""
+    (tmp_path / "nature.json").write_text(json.dumps(CLASSES))
+    (tmp_path / "captions.txt").write_text(
+        "\n".join(
+            f"a {colour} {thing} in the park" for colour in ("red", "green", "blue") for thing in ("owl", "bench")
+        )
+    )
+    examples = tmp_path / "examples"
+    for name, colour in (("rose", "red"), ("meadow", "green"), ("sky", "blue")):
+        (examples / name).mkdir(parents=True)
+        for number in range(3):
+            (examples / name / f"{number}.png").write_bytes(picture(colour, (8, 8 + number)))
+    for arguments in (
+        ("label-sets", "import", "nature", tmp_path / "nature.json"),
+        ("label-sets", "import", "taught", tmp_path / "nature.json"),
+        ("examples", "add", "taught", examples),
+        ("captions", "build", tmp_path / "captions.txt", "--name", "scenes"),
+    ):
+        done = run(*arguments)
+        assert done.exit_code == 0, (arguments, done.stderr)
+
+
+@pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS)
+def test_predictions_are_those_of_classify(run, photos, stored, tmp_path, question):
+    expected = told_by_classify(run, photos, *question)
+    labelled = [] if "-d" not in question else ["--no-labels"]
+
+    done = run("bulk", photos, *question, *labelled, "--out", tmp_path / "out", "--part-images", 7)
+
+    assert done.exit_code == 0, done.stderr
+    rows = rows_of(tmp_path / "out")
+    assert [f"{row['source']}/{row['key']}" for row in rows] == list(expected)
+    for row, told in zip(rows, expected.values(), strict=True):
+        predictions = told["predictions"]
+        assert row["labels"] == [each["label"] for each in predictions]
+        assert row["scores"] == [each["score"] for each in predictions]  # float32 loses nothing of them
+        assert row["similarities"] == [each["similarity"] for each in predictions]
+        best = predictions[0]
+        assert (row["label"], row["score"], row["similarity"]) == (best["label"], best["score"], best["similarity"])
+        assert (row["rejected"], row["error"]) == (told.get("rejected"), None)
+
+
+def test_all_forms_of_a_source_give_the_same_answers(run, photos, tmp_path):
+    files = sorted(photos.rglob("*.png"), key=lambda file: (file.parent.name, file.name))
+    with tarfile.open(tmp_path / "s.tar", "w") as archive:
+        for file in files:
+            archive.add(file, file.relative_to(photos))
+    table = {"bytes": [file.read_bytes() for file in files], "path": [str(file) for file in files]}
+    pq.write_table(pa.table({"image": table["bytes"]}), tmp_path / "bytes.parquet", row_group_size=9)
+    pq.write_table(pa.table({"path": table["path"]}), tmp_path / "paths.parquet")
+    answers = []
+    for source in (photos, tmp_path / "s.tar", tmp_path / "bytes.parquet", tmp_path / "paths.parquet"):
+        out = tmp_path / f"{source.name}-labels.parquet"
+        done = run("bulk", source, "-l", "red, green, blue", "--out", out, "--part-images", 6)
+        assert done.exit_code == 0, done.stderr
+        assert f"40 images, 0 bad, in {out}" in done.stdout
+        answers.append([(row["labels"], row["scores"]) for row in rows_of(out)])
+    assert len({str(answer) for answer in answers}) == 1
+
+
+# --- interruptions ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["folder", "tar", "parquet"])
+def test_a_run_that_failed_goes_on_where_it_was(run, photos, tmp_path, monkeypatch, encoder, form):
+    source = photos
+    if form == "tar":
+        source = tmp_path / "s.tar"
+        with tarfile.open(source, "w") as archive:
+            archive.add(photos, ".")
+    elif form == "parquet":
+        source = tmp_path / "p.parquet"
+        contents = [file.read_bytes() for file in sorted(photos.rglob("*.png"))]
+        pq.write_table(pa.table({"image": contents}), source, row_group_size=16)
+    command = ["bulk", source, "-l", "red, green, blue", "--part-images", 6]
+    assert run(*command, "--out", tmp_path / "whole").exit_code == 0
+    write, written = PartFolder.write, []
+
+    def until_the_disk_is_full(self, unit, part, rows, *, ends_unit):
+        if len(written) == 3:
+            raise StoreError("the disk is full")
+        written.append(len(rows))
+        write(self, unit, part, rows, ends_unit=ends_unit)
+
+    monkeypatch.setattr(PartFolder, "write", until_the_disk_is_full)
+    assert_told_in_a_line(run(*command, "--out", tmp_path / "out"), 2, "the disk is full")
+    monkeypatch.setattr(PartFolder, "write", write)
+    assert len(keys_of(tmp_path / "out")) == sum(written)
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("part-*")}
+    encoder.image_batches.clear()
+
+    done = run(*command, "--out", tmp_path / "out")
+
+    assert done.exit_code == 0, done.stderr
+    assert "going on with the run of" in done.stderr
+    assert f"{sum(written)} images are done" in done.stderr
+    assert sum(encoder.image_batches) == 40 - sum(written)
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert rows_of(tmp_path / "out") == rows_of(tmp_path / "whole")
+
+
+def test_a_run_that_is_done_does_nothing_again(run, photos, tmp_path, encoder):
+    for out in (tmp_path / "out", tmp_path / "out.parquet"):
+        command = ["bulk", photos, "-l", "red, green", "--out", out]
+        assert run(*command).exit_code == 0
+        encoder.image_batches.clear()
+        (photos / "later.png").write_bytes(picture("red"))
+        done = run(*command)
+        assert done.exit_code == 0, done.stderr
+        assert "40 images, 0 bad" in done.stdout
+        assert "what has come to the sources since is not in it" in done.stderr
+        assert encoder.image_batches == []
+        (photos / "later.png").unlink()
+
+
+def test_a_file_that_was_made_outlives_a_kill_before_its_parts_were_removed(run, photos, tmp_path):
+    out = tmp_path / "out.parquet"
+    command = ["bulk", photos, "-l", "red, green", "--out", out]
+    assert run(*command).exit_code == 0
+    (tmp_path / "out.parquet.parts").mkdir()
+    (tmp_path / "out.parquet.parts" / "part-00000000-000000-end.parquet").write_bytes(b"left")
+    assert run(*command).exit_code == 0
+    assert not (tmp_path / "out.parquet.parts").exists()
+
+
+def test_another_question_is_refused(run, photos, tmp_path, stored):
+    command = ["bulk", photos, "--out", tmp_path / "out"]
+    assert run(*command, "-s", "nature").exit_code == 0
+    assert_told_in_a_line(run(*command, "-l", "red, green"), 2, 'label_set "nature@1"', "and this is about null")
+    assert_told_in_a_line(run(*command, "-s", "nature", "-k", 1), 2, "top_k 3", "about 1")
+    assert_told_in_a_line(run(*command, "-s", "nature", "--method", "cupl"), 2, 'method "zero-shot"', '"cupl"')
+    (tmp_path / "nature.json").write_text(json.dumps({**CLASSES, "templates": "photo"}))
+    assert run("label-sets", "import", "nature", tmp_path / "nature.json").exit_code == 0
+    assert_told_in_a_line(run(*command, "-s", "nature"), 2, '"nature@1", and this is about "nature@2"')
+    assert run(*command, "-s", "nature@1").exit_code == 0
+
+
+def test_other_weights_under_the_same_name_are_refused(run, photos, tmp_path, monkeypatch):
+    command = ["bulk", photos, "-l", "red, green", "--out", tmp_path / "out"]
+    assert run(*command).exit_code == 0
+    monkeypatch.setattr(FakeEncoder, "image_fingerprint", lambda _: "retrained")
+    assert_told_in_a_line(run(*command), 2, 'model_fingerprint "fake"', '"retrained"')
+
+
+def test_other_examples_are_refused(run, photos, tmp_path, stored):
+    command = ["bulk", photos, "-s", "taught", "--out", tmp_path / "out"]
+    assert run(*command).exit_code == 0
+    (tmp_path / "more" / "sky").mkdir(parents=True)
+    (tmp_path / "more" / "sky" / "x.png").write_bytes(picture((0, 30, 250)))
+    assert run("examples", "add", "taught", tmp_path / "more").exit_code == 0
+    assert_told_in_a_line(run(*command), 2, "examples_revision")
+
+
+# --- bad images -------------------------------------------------------------------------------------------------------
+
+
+def test_bad_images_have_their_reason_and_the_others_their_labels(run, photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("DEIXIS_MAX_IMAGE_BYTES", "3000")
+    (photos / "a" / "0 words.jpg").write_text("words")
+    (photos / "a" / "0 large.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(3000))
+    (photos / "b" / "cut.png").write_bytes(picture("red")[:60])
+    with tarfile.open(tmp_path / "s.tar", "w") as archive:
+        archive.add(photos / "a" / "0 words.jpg", "0.jpg")
+    content = (tmp_path / "s.tar").read_bytes()
+    (tmp_path / "s.tar").write_bytes(content[:514])
+
+    done = run("bulk", photos, tmp_path / "s.tar", "-l", "red, green", "--out", tmp_path / "out")
+
+    assert done.exit_code == 1, done.stderr
+    assert "44 images, 4 bad" in done.stdout
+    bad = {row["key"]: row for row in rows_of(tmp_path / "out") if row["error"] is not None}
+    assert set(bad) == {"a/0 words.jpg", "a/0 large.png", "b/cut.png", "s.tar"}
+    assert "looks like text" in bad["a/0 words.jpg"]["error"]
+    assert "3,008 bytes and the limit is 3,000" in bad["a/0 large.png"]["error"]
+    assert "cannot be read as a tar" in bad["s.tar"]["error"]
+    for row in bad.values():
+        assert {name for name, value in row.items() if value is not None} == {"key", "source", "error"}
+    # Bad ones of an earlier run count too.
+    assert run("bulk", photos, tmp_path / "s.tar", "-l", "red, green", "--out", tmp_path / "out").exit_code == 1
+
+
+def test_files_that_vanished_are_bad(run, photos, tmp_path):
+    pq.write_table(pa.table({"path": ["photos/a/1.png", "photos/none.png", "photos"]}), tmp_path / "p.parquet")
+    done = run("bulk", tmp_path / "p.parquet", "-l", "red, green", "--out", tmp_path / "out")
+    assert done.exit_code == 1
+    assert [row["error"] for row in rows_of(tmp_path / "out")] == [None, "No such file or directory", "is no file"]
+
+
+def test_nothing_but_bad_images_is_nothing_done(run, tmp_path):
+    (tmp_path / "x.jpg").write_text("words")
+    with tarfile.open(tmp_path / "empty.tar", "w"):
+        pass
+    command = ["-l", "red, green", "--out"]
+    assert run("bulk", tmp_path / "x.jpg", *command, tmp_path / "out").exit_code == 2
+    assert run("bulk", tmp_path / "empty.tar", *command, tmp_path / "empty").exit_code == 2
+    assert rows_of(tmp_path / "empty") == []
+
+
+class Fragile(FakeEncoder):
+    """Fails on pictures that are all white, or on every one once it is broken."""
+
+    def __init__(self):
+        super().__init__()
+        self.broken = False
+
+    def encode_images(self, pixels):
+        if self.broken or any(each.min() == 255 for each in pixels):
+            raise RuntimeError("division by zero")
+        return super().encode_images(pixels)
+
+
+@pytest.fixture
+def fragile(monkeypatch, run):
+    made = Fragile()
+    monkeypatch.setattr("app.cli.bulk.load_encoders", lambda _: [made])
+    return made
+
+
+def test_an_image_that_makes_the_model_fail_is_bad_and_its_neighbours_are_not(run, photos, tmp_path, fragile):
+    (photos / "a" / "white.png").write_bytes(picture("white"))
+    done = run("bulk", photos, "-l", "red, green", "--out", tmp_path / "out")
+    assert done.exit_code == 1, done.stderr
+    rows = {row["key"]: row for row in rows_of(tmp_path / "out")}
+    assert len(rows) == 41
+    assert rows.pop("a/white.png")["error"] == "the model fails on it: division by zero"
+    assert {row["error"] for row in rows.values()} == {None}
+
+
+def test_a_model_that_fails_on_everything_ends_the_run_and_blames_no_image(run, photos, tmp_path, fragile):
+    fragile.broken = True
+    done = run("bulk", photos, "-l", "red, green", "--out", tmp_path / "out")
+    assert done.exit_code != 0
+    assert isinstance(done.exception, RuntimeError)
+    assert not list((tmp_path / "out").glob("part-*"))
+    fragile.broken = False
+    assert run("bulk", photos, "-l", "red, green", "--out", tmp_path / "out").exit_code == 0
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [[], ["-l", "a,b", "--no-labels"], ["-l", "a,b", "-s", "x"]])
+def test_just_one_way_to_the_labels_must_be_given(run, photos, tmp_path, given):
+    done = run("bulk", photos, *given, "--out", tmp_path / "out")
+    assert_told_in_a_line(done, 2, "give one of --labels, --label-set and --no-labels")
+
+
+def test_methods_whose_answers_depend_on_other_images_are_refused(run, photos, tmp_path, stored):
+    done = run("bulk", photos, "-s", "nature", "--method", "zlap", "--out", tmp_path / "out")
+    assert_told_in_a_line(done, 2, "'zlap' would look at the images of a request together")
+    done = run("bulk", photos, "-s", "nature", "--method", "tda", "--out", tmp_path / "out")
+    assert_told_in_a_line(done, 2, "'tda' remembers the images before")
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_that_are_not_there_are_told_before_anything_is_written(run, photos, tmp_path):
+    out = ["--out", tmp_path / "out"]
+    assert_told_in_a_line(run("bulk", photos, "-s", "nowhere", *out), 2, "unknown label set 'nowhere'")
+    assert_told_in_a_line(run("bulk", photos, "-l", "a,b", "-m", "x", *out), 2, "unknown model 'x'; known: fake")
+    assert_told_in_a_line(run("bulk", photos, "--no-labels", "-d", "x", *out), 2, "unknown caption database 'x'")
+    assert not (tmp_path / "out").exists()
+    assert_told_in_a_line(run("bulk", tmp_path / "no", "-l", "a,b", *out), 2, "neither a file nor a folder")
+
+
+@pytest.mark.parametrize("replicas", ["0", "3:2", "many", ""])
+def test_replicas_that_cannot_be_are_refused(run, photos, tmp_path, replicas):
+    done = run("bulk", photos, "-l", "a,b", "--engine", "ray", "--replicas", replicas, "--out", tmp_path / "out")
+    assert_told_in_a_line(done, 2, "--replicas", "MIN:MAX")
+
+
+def test_without_an_extra_the_way_out_is_told(run, photos, tmp_path, monkeypatch):
+    command = ["bulk", photos, "-l", "a,b", "--out", tmp_path / "out"]
+    for module, extra, more in (("ray", "deixis[ray]", ["--engine", "ray"]), ("pyarrow", "deixis[bulk]", [])):
+        with monkeypatch.context() as without:
+            without.setitem(__import__("sys").modules, module, None)
+            assert_told_in_a_line(run(*command, *more), 2, f"pip install '{extra}'")
