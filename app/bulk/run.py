@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from app import __version__
-from app.bulk.answering import Advance, Answerer, Work, question_of, task_of
+from app.bulk.answering import Advance, Answerer, Work, question_of, settings_for_bulk, task_of
 from app.bulk.output import (
     Manifest,
     Remaining,
@@ -74,10 +74,10 @@ async def prepare(service: Service, question: Question, order: Order, max_image_
 
 @contextmanager
 def service_in_loop(settings: Settings, encoders: Sequence[Encoder]) -> Iterator[tuple[asyncio.Runner, Service]]:
-    """Open a service, and yield it with the loop that it runs in."""
+    """Open a service for bulk work, and yield it with the loop that it runs in."""
     with asyncio.Runner() as loop:
         opening = AsyncExitStack()
-        service = loop.run(opening.enter_async_context(open_service(settings, encoders)))
+        service = loop.run(opening.enter_async_context(open_service(settings_for_bulk(settings), encoders)))
         try:
             yield loop, service
         finally:

@@ -127,7 +127,7 @@ def test_predictions_are_those_of_classify(run, photos, stored, tmp_path, questi
     for row, told in zip(rows, expected.values(), strict=True):
         predictions = told["predictions"]
         assert row["labels"] == [each["label"] for each in predictions]
-        assert row["scores"] == [each["score"] for each in predictions]  # float32 loses nothing of them
+        assert row["scores"] == [each["score"] for each in predictions]
         assert row["similarities"] == [each["similarity"] for each in predictions]
         best = predictions[0]
         assert (row["label"], row["score"], row["similarity"]) == (best["label"], best["score"], best["similarity"])
