@@ -7,6 +7,7 @@ meanwhile without a change of answers. Each request is of a few images, and a fe
 import asyncio
 import io
 import json
+import math
 import stat
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -27,9 +28,11 @@ from app.service import Question, Service
 from app.settings import Settings
 from app.task import ImageResult, Task
 
-# Images in one request and requests under way at once: with four, two cores are busy also while a part is written.
+# Images in one request; and requests under way at once, of which four keep two cores busy while a part is written, and
+# as many as three of the encoder's batches keep an accelerator busy.
 BATCH = 16
-IN_FLIGHT = 4
+_LEAST_IN_FLIGHT, _MOST_IN_FLIGHT = 4, 64
+_ENCODER_BATCHES_IN_FLIGHT = 3
 # Files that are read at once: on a network, each takes milliseconds in which nothing else need wait.
 _READERS = 16
 # Of the images of one request, so that the largest ones do not fill the memory.
@@ -64,7 +67,7 @@ def settings_for_bulk(settings: Settings, model: str | None = None) -> Settings:
     return settings.model_copy(
         update={
             "request_timeout_s": None,
-            "max_queued_images": max(settings.max_queued_images, BATCH * IN_FLIGHT),
+            "max_queued_images": max(settings.max_queued_images, BATCH * _MOST_IN_FLIGHT),
             # A measurement that there is, is used; a new one would hold up every worker.
             "tuning_seconds": 0,
             "models": (model,) if model in settings.models else settings.models,
@@ -207,6 +210,9 @@ class Answerer:
         self._service = service
         self._work = work
         self._parts = PartFolder(work.folder, work.question)
+        encoded_at_once = service.pipeline.models[work.task.model].encoder.image_path.batch_size
+        wanted = math.ceil(_ENCODER_BATCHES_IN_FLIGHT * encoded_at_once / BATCH)
+        self._in_flight = min(_MOST_IN_FLIGHT, max(_LEAST_IN_FLIGHT, wanted))
 
     async def run(self, remaining: Iterable[Remaining], advance: Advance) -> None:
         """Answer every image of the units; what was written stays if this is cancelled or fails.
@@ -225,7 +231,7 @@ class Answerer:
         with ThreadPoolExecutor(_READERS, thread_name_prefix="read") as readers:
             try:
                 while True:
-                    while len(running) < IN_FLIGHT:
+                    while len(running) < self._in_flight:
                         batch = await asyncio.to_thread(next, batches, None)
                         if batch is None:
                             break

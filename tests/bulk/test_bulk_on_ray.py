@@ -119,6 +119,17 @@ def test_replicas_need_no_database_of_label_sets(running_ray, bulk, tmp_path, se
     assert rows_of(tmp_path / "together") == rows_of(tmp_path / "alone")
 
 
+def test_replicas_that_learn_need_the_same_examples(running_ray, bulk, tmp_path, settings):
+    question = Question(label_set="nature", method="gda")
+    bulk(question, "alone")
+    bulk(question, "together", replica_encoders.fake)
+    assert rows_of(tmp_path / "together") == rows_of(tmp_path / "alone")
+    (tmp_path / "elsewhere").mkdir()
+    elsewhere = settings.model_copy(update={"data_dir": tmp_path / "elsewhere"})
+    with pytest.raises(ServerError, match="unknown label set 'nature'"):
+        bulk(question, "other", replica_encoders.fake, work_settings=elsewhere)
+
+
 def test_a_run_of_one_engine_is_continued_by_the_other(running_ray, bulk, tmp_path):
     question = QUESTIONS["labels"]
     bulk(question, "alone")
