@@ -16,6 +16,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
+import structlog
+
 from app.bulk.answering import Advance, Answerer, Work, check_alike, settings_for_bulk
 from app.bulk.output import Remaining
 from app.bulk.parquet import pyarrow
@@ -25,6 +27,8 @@ from app.errors import DeixisError, InvalidFieldError, NotConfiguredError, NotRe
 from app.logs import configure_logs
 from app.main import load_encoders
 from app.settings import Settings
+
+log = structlog.get_logger()
 
 LOCAL = "local"
 """The address of a Ray that is started for this run alone."""
@@ -132,6 +136,9 @@ class Replica:
             self._loop.run(check_alike(service, work))
         except DeixisError as error:
             self._problem = error.message
+        except Exception as error:
+            log.exception("replica_not_started")
+            self._problem = f"it does not start: {str(error) or type(error).__name__}"
         else:
             self._answerer = Answerer(service, work)
 

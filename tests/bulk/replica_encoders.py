@@ -45,3 +45,7 @@ def broken(settings: Settings) -> list[FakeEncoder]:
     from app.errors import ModelUnavailableError
 
     raise ModelUnavailableError("the weights are on another machine")
+
+
+def crashing(settings: Settings) -> list[FakeEncoder]:
+    raise RuntimeError("no kernel image is available")

@@ -1,6 +1,8 @@
 """`deixis bulk` in one process: the answers of `deixis classify`, interruptions, bad images and what is refused."""
 
 import json
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
@@ -366,9 +368,15 @@ def test_replicas_that_cannot_be_are_refused(run, photos, tmp_path, replicas):
     assert_told_in_a_line(done, 2, "--replicas", "MIN:MAX")
 
 
+def test_the_command_line_imports_neither_extra():
+    told = "import sys, app.cli; print(sorted({'ray', 'pyarrow', 'torch'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_without_an_extra_the_way_out_is_told(run, photos, tmp_path, monkeypatch):
     command = ["bulk", photos, "-l", "a,b", "--out", tmp_path / "out"]
     for module, extra, more in (("ray", "deixis[ray]", ["--engine", "ray"]), ("pyarrow", "deixis[bulk]", [])):
         with monkeypatch.context() as without:
-            without.setitem(__import__("sys").modules, module, None)
+            without.setitem(sys.modules, module, None)
             assert_told_in_a_line(run(*command, *more), 2, f"pip install '{extra}'")

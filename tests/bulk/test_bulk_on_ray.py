@@ -156,6 +156,7 @@ def test_what_a_replica_did_not_finish_when_it_died_is_done_by_another(running_r
     ("load", "reason"),
     [
         (replica_encoders.broken, "the weights are on another machine"),
+        (replica_encoders.crashing, "it does not start: no kernel image is available"),
         (replica_encoders.other_weights, "the model fingerprint is retrained here, and the run is about fake"),
     ],
 )
