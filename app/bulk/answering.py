@@ -273,23 +273,43 @@ class Answerer:
 
     async def _results(self, images: Sequence[bytes]) -> list[ImageResult | Unreadable]:
         """Return each image's result; one that makes an encoder fail does not take the others with it."""
-        classify, task = self._service.pipeline.classify, self._work.task
         try:
-            return list((await classify(images, task)).results)
-        except ServerError:
+            return list(await self._classified(images))
+        except (ServerError, ConflictError):
             raise
         except Exception:  # noqa: BLE001 - whatever an encoder raises
             # Fails as well, and ends the run, where no image is to blame.
-            await classify([_probe()], task)
+            await self._classified([_probe()])
         results: list[ImageResult | Unreadable] = []
         for image in images:
             try:
-                results += (await classify([image], task)).results
-            except ServerError:
+                results += await self._classified([image])
+            except (ServerError, ConflictError):
                 raise
             except Exception as error:  # noqa: BLE001
                 results.append(Unreadable(f"the model fails on it: {str(error) or type(error).__name__}"))
         return results
+
+    async def _classified(self, images: Sequence[bytes]) -> Sequence[ImageResult]:
+        """Return the pipeline's results, if they rest on what the run is about.
+
+        Raises:
+            ConflictError: the examples of the label set, or the caption database, have changed meanwhile.
+        """
+        task, pinned = self._work.task, self._work.question.get("database")
+        told = await self._service.pipeline.classify(images, task)
+        # Where not one image could be read, the generation is not told.
+        if told.database not in (task.database, pinned):
+            raise ConflictError(
+                f"the caption database is '{told.database}' now, and the run is about '{pinned}'; begin anew with"
+                " another --out"
+            )
+        if told.examples is not None and told.examples.revision != task.examples_revision:
+            raise ConflictError(
+                f"the examples of '{task.label_set}' are of revision {told.examples.revision} now, and the run is about"
+                f" {task.examples_revision}; begin anew with another --out"
+            )
+        return told.results
 
 
 async def _as_it_is(content: bytes | Unreadable) -> bytes | Unreadable:

@@ -13,9 +13,12 @@ import structlog
 from typer.testing import CliRunner
 
 from app.bulk.output import PartFolder
+from app.bulk.run import Order, carry_out, in_process, prepare, service_in_loop
 from app.cli import cli
 from app.encoders.fake import FakeEncoder
-from app.errors import StoreError
+from app.errors import ConflictError, StoreError
+from app.service import Question
+from app.settings import load_settings
 from tests.captions_made import CaptionEncoder
 from tests.conftest import picture
 
@@ -380,3 +383,38 @@ def test_without_an_extra_the_way_out_is_told(run, photos, tmp_path, monkeypatch
         with monkeypatch.context() as without:
             without.setitem(sys.modules, module, None)
             assert_told_in_a_line(run(*command, *more), 2, f"pip install '{extra}'")
+
+
+# --- what changes while a run goes on ---------------------------------------------------------------------------------
+
+
+class Quiet:
+    """Is told how far a run is, and tells nobody."""
+
+    def begin(self, manifest, done):
+        pass
+
+    def advance(self, images, bad):
+        pass
+
+
+@pytest.mark.parametrize("what", ["examples", "captions"])
+def test_a_run_does_not_go_on_with_other_examples_or_captions(run, photos, tmp_path, request, encoder, what):
+    question = Question(label_set="nature", method="gda") if what == "examples" else Question(database="scenes")
+    request.getfixturevalue("taught" if what == "examples" else "scenes")
+    settings = load_settings()
+    order = Order([photos], tmp_path / "out")
+    with service_in_loop(settings, [encoder]) as (loop, service):
+        work = loop.run(prepare(service, question, order, 10**6))
+    if what == "examples":
+        (tmp_path / "more" / "sky").mkdir(parents=True)
+        (tmp_path / "more" / "sky" / "x.png").write_bytes(picture((0, 30, 250)))
+        assert run("examples", "add", "nature", tmp_path / "more").exit_code == 0
+    else:
+        (tmp_path / "captions.txt").write_text("a red owl\na blue owl\na green owl\n")
+        assert run("captions", "build", tmp_path / "captions.txt", "--name", "scenes").exit_code == 0
+    with service_in_loop(settings, [encoder]) as (loop, service):
+        told = "are of revision 2 now, and the run is about 1" if what == "examples" else "is 'scenes@.*' now"
+        with pytest.raises(ConflictError, match=told):
+            carry_out(order, work, in_process(loop, service), Quiet())
+    assert not list((tmp_path / "out").glob("part-*"))
