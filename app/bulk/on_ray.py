@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import structlog
 
 from app.bulk.answering import Advance, Answerer, Work, check_alike, settings_for_bulk
-from app.bulk.output import Remaining
+from app.bulk.output import PartFolder, Remaining
 from app.bulk.parquet import pyarrow
 from app.bulk.run import Engine, service_in_loop
 from app.encoders._base import Encoder
@@ -141,6 +141,7 @@ class Replica:
             self._problem = f"it does not start: {str(error) or type(error).__name__}"
         else:
             self._answerer = Answerer(service, work)
+            self._parts = PartFolder(work.folder, work.question)
 
     def __call__(self, block: Any) -> Any:
         """Do the units of a block, and return one row: how many images, how many of them bad, and why it failed."""
@@ -154,7 +155,10 @@ class Replica:
 
         if failed is None:
             try:
-                self._loop.run(self._answerer.run([Remaining(**row) for row in block.to_pylist()], advance))
+                given = [Remaining(**row) for row in block.to_pylist()]
+                # Of a unit that a replica died at, its parts are there.
+                remaining = filter(None, map(self._parts.still_remaining, given))
+                self._loop.run(self._answerer.run(remaining, advance))
             except DeixisError as error:
                 failed = error.message
         return _table({"images": [images], "bad": [bad], "failed": [failed]})

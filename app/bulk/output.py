@@ -167,6 +167,17 @@ class PartFolder:
                     yield Remaining(number, offset, done)
                 offset += len(line)
 
+    def still_remaining(self, each: Remaining) -> Remaining | None:
+        """Return what remains of a unit now, since somebody else may have worked on it; None if nothing does."""
+        done = each.parts_done
+        while self._file(each.number, done, ends_unit=False).exists():
+            done += 1
+        ended = self._file(each.number, done, ends_unit=True).exists()
+        return None if ended else Remaining(each.number, each.offset, done)
+
+    def _file(self, unit: int, part: int, *, ends_unit: bool) -> Path:
+        return self.folder / f"part-{unit:08d}-{part:06d}{'-end' if ends_unit else ''}.parquet"
+
     def write(self, unit: int, part: int, rows: Sequence[Row], *, ends_unit: bool) -> None:
         """Write a part.
 
@@ -176,8 +187,7 @@ class PartFolder:
         pa, pq = pyarrow()
         sink = pa.BufferOutputStream()
         pq.write_table(table_of(rows, self._question), sink, compression="zstd")
-        file = self.folder / f"part-{unit:08d}-{part:06d}{'-end' if ends_unit else ''}.parquet"
-        _write(file, sink.getvalue().to_pybytes())
+        _write(self._file(unit, part, ends_unit=ends_unit), sink.getvalue().to_pybytes())
 
     def files(self) -> list[Path]:
         """Return the parts in the order of the sources."""

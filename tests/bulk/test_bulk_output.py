@@ -81,6 +81,16 @@ def test_what_is_done_is_told_by_the_parts_that_are_there(tmp_path):
         assert list(parts.remaining()) == [first, Remaining(1, second.offset, 1)]
 
 
+def test_what_others_have_done_of_a_unit_meanwhile_is_seen(tmp_path):
+    with begin(tmp_path) as (parts, _):
+        _, unit, _ = parts.remaining()
+        assert parts.still_remaining(unit) == unit
+        parts.write(1, 0, [good("a"), bad("b")], ends_unit=False)
+        assert parts.still_remaining(unit) == Remaining(1, unit.offset, 1)
+        parts.write(1, 1, [good("c")], ends_unit=True)
+        assert parts.still_remaining(unit) is None
+
+
 def test_rows_are_counted_and_read_by_others(tmp_path):
     with begin(tmp_path) as (parts, _):
         parts.write(1, 0, [good("x"), bad("y")], ends_unit=True)
