@@ -30,6 +30,9 @@ from app.settings import Settings
 
 log = structlog.get_logger()
 
+# Neither images nor rows pass through it; Ray's own choice is a third of the memory.
+_STORE_BYTES = 256 * 2**20
+
 LOCAL = "local"
 """The address of a Ray that is started for this run alone."""
 
@@ -182,7 +185,7 @@ def _connected(replicas: Replicas) -> Iterator[Any]:
         if replicas.address == LOCAL:
             # What a replica is said to take is there, whatever the machine has, or the run would wait forever.
             cpus = math.ceil(replicas.most * replicas.cpus) + 1
-            options = {"num_cpus": cpus, "include_dashboard": False}
+            options = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _STORE_BYTES}
         try:
             ray.init(address=replicas.address, logging_level=level, **options)
         except (ConnectionError, ValueError, RuntimeError) as error:

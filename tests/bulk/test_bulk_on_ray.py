@@ -1,9 +1,11 @@
 """Bulk work on a real Ray of this machine: the rows of one process, replicas that die, and what replicas refuse."""
 
+import gc
 import importlib.util
 import os
 import shutil
 import tempfile
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -43,9 +45,20 @@ def running_ray():
     import ray
 
     folder = tempfile.mkdtemp(prefix="ray-")
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=100 * 2**20,
+        _temp_dir=folder,
+    )
     yield ray
-    ray.shutdown()
+    with warnings.catch_warnings():
+        # Ray does not wait for the processes that it ends.
+        warnings.simplefilter("ignore", ResourceWarning)
+        ray.shutdown()
+        gc.collect()
     shutil.rmtree(folder, ignore_errors=True)
 
 
