@@ -53,14 +53,17 @@ class Replicas:
         return f"{self.least}" if self.least == self.most else f"{self.least}-{self.most}"
 
 
-def _replicas(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    found = _REPLICAS.fullmatch(value.strip())
+def read_replicas(text: str) -> Replicas:
+    """Return what ``2`` or ``1-8`` says; raises ValueError for anything else."""
+    found = _REPLICAS.fullmatch(text.strip())
     if found is None or int(found[2] or found[1]) < int(found[1]):
-        msg = f"'{value}' is no number of replicas; write 2, or 1-8 for as many as there is work for"
+        msg = f"'{text}' is no number of replicas; write 2, or 1-8 for as many as there is work for"
         raise ValueError(msg)
     return Replicas(int(found[1]), int(found[2] or found[1]))
+
+
+def _replicas(value: object) -> object:
+    return read_replicas(value) if isinstance(value, str) else value
 
 
 _Replicas = Annotated[Replicas, BeforeValidator(_replicas), NoDecode]

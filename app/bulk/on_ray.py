@@ -42,7 +42,7 @@ class ReplicaFailedError(ServerError):
 
 
 @dataclass(frozen=True, slots=True)
-class Replicas:
+class Pool:
     """How many processes there are, and what Ray sets aside for each.
 
     Args:
@@ -67,7 +67,7 @@ class Replicas:
             NotConfiguredError: Ray is not installed.
         """
         if not 1 <= self.least <= self.most:
-            raise InvalidFieldError.of("--replicas", f"{self.least}:{self.most} is not MIN:MAX with 1 <= MIN <= MAX")
+            raise InvalidFieldError.of("--replicas", f"{self.least}-{self.most} is not MIN-MAX with 1 <= MIN <= MAX")
         if self.cpus <= 0 or self.gpus < 0:
             raise InvalidFieldError.of("--replica-cpus", f"{self.cpus:g} CPUs and {self.gpus:g} GPUs are too few")
         _ray()
@@ -77,39 +77,39 @@ Load: TypeAlias = Callable[[Settings], Sequence[Encoder]]
 """Gives the encoders; sent to replicas by its name."""
 
 
-def on_ray(settings: Settings, replicas: Replicas, load: Load = load_encoders) -> Engine:
+def on_ray(settings: Settings, pool: Pool, load: Load = load_encoders) -> Engine:
     """Return the engine that works on Ray.
 
     Args:
         settings: of every replica; folders in them must be there on every node.
-        replicas: how many, and where.
+        pool: how many replicas, and where.
         load: what every replica loads its model with.
     """
 
     def engine(work: Work, remaining: Iterator[Remaining], advance: Advance) -> None:
         alone = settings_for_bulk(settings, work.task.model).model_copy(
-            update={"decode_threads": max(1, math.floor(replicas.cpus))}
+            update={"decode_threads": max(1, math.floor(pool.cpus))}
         )
-        _run(replicas, {"settings": alone, "work": work, "load": load}, remaining, advance)
+        _run(pool, {"settings": alone, "work": work, "load": load}, remaining, advance)
 
     return engine
 
 
-def _run(replicas: Replicas, replica: Mapping[str, Any], remaining: Iterator[Remaining], advance: Advance) -> None:
+def _run(pool: Pool, replica: Mapping[str, Any], remaining: Iterator[Remaining], advance: Advance) -> None:
     """Hand what remains to replicas, which are made with the arguments ``replica``."""
     # One block for each unit: a block is what Ray hands to a replica, and what it tries again elsewhere.
     blocks = [_table({name: [value] for name, value in asdict(each).items()}) for each in remaining]
     if not blocks:
         return
-    with _connected(replicas) as ray:
+    with _connected(pool) as ray:
         answered = ray.data.from_arrow(blocks).map_batches(
             Replica,
             fn_constructor_kwargs=dict(replica),
             batch_size=None,
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(min_size=replicas.least, max_size=replicas.most),
-            num_cpus=replicas.cpus,
-            num_gpus=replicas.gpus,
+            compute=ray.data.ActorPoolStrategy(min_size=pool.least, max_size=pool.most),
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus,
         )
         for told in answered.iter_rows():
             if told["failed"] is not None:
@@ -173,28 +173,28 @@ def _table(columns: dict[str, list[Any]]) -> Any:
 
 
 @contextmanager
-def _connected(replicas: Replicas) -> Iterator[Any]:
+def _connected(pool: Pool) -> Iterator[Any]:
     """Connect to the cluster, or start a Ray and stop it at the end; one that this process has already, is used."""
     ray = _ray()
     ours = not ray.is_initialized()
-    level = logging.ERROR if replicas.address == LOCAL else logging.WARNING
+    level = logging.ERROR if pool.address == LOCAL else logging.WARNING
     if ours:
         # Nothing is told to anybody unless the operator wants that.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         options: dict[str, Any] = {}
-        if replicas.address == LOCAL:
+        if pool.address == LOCAL:
             # What a replica is said to take is there, whatever the machine has, or the run would wait forever.
-            cpus = math.ceil(replicas.most * replicas.cpus) + 1
+            cpus = math.ceil(pool.most * pool.cpus) + 1
             options = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _STORE_BYTES}
         try:
-            ray.init(address=replicas.address, logging_level=level, **options)
+            ray.init(address=pool.address, logging_level=level, **options)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise NotReadyError(f"Ray at '{replicas.address}' cannot be reached: {error}") from error
+            raise NotReadyError(f"Ray at '{pool.address}' cannot be reached: {error}") from error
     try:
         gpus = ray.cluster_resources().get("GPU", 0)
-        if replicas.address == LOCAL and ours and gpus < replicas.least * replicas.gpus:
+        if pool.address == LOCAL and ours and gpus < pool.least * pool.gpus:
             raise InvalidFieldError.of(
-                "--replica-gpus", f"{replicas.least} times {replicas.gpus:g} GPUs are wanted, and there are {gpus:g}"
+                "--replica-gpus", f"{pool.least} times {pool.gpus:g} GPUs are wanted, and there are {gpus:g}"
             )
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False  # there is one of ours
@@ -211,5 +211,5 @@ def _ray() -> Any:
         import ray  # noqa: PLC0415 - an extra, and seconds to import
         import ray.data  # noqa: PLC0415
     except ImportError as error:
-        raise NotConfiguredError("Ray is missing; run: pip install 'deixis[ray]'") from error
+        raise NotConfiguredError("Ray is missing; run: pip install 'deixis[server,ray]'") from error
     return ray

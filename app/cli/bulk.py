@@ -1,7 +1,6 @@
 """`deixis bulk`: label images in great numbers, into Parquet."""
 
 import time
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from app.backends import InProcess
 from app.bulk.answering import settings_for_bulk
-from app.bulk.on_ray import Replicas, on_ray
+from app.bulk.on_ray import LOCAL, Pool, on_ray
 from app.bulk.output import Manifest, Totals
 from app.bulk.run import PART_IMAGES, Order, carry_out, in_process, prepare, service_in_loop
 from app.bulk.sources import Columns
@@ -20,6 +19,7 @@ from app.cli.common import (
     SOME_FAILED,
     CoverageOption,
     DatabaseOption,
+    Engine,
     FalseRejectionRateOption,
     LabelSetOption,
     LabelsOption,
@@ -39,14 +39,7 @@ from app.errors import InvalidFieldError
 from app.logs import configure_logs
 from app.main import load_encoders
 from app.service import Question
-from app.settings import load_settings
-
-
-class On(StrEnum):
-    """What does the work."""
-
-    PROCESS = "process"
-    RAY = "ray"
+from app.settings import load_settings, read_replicas
 
 
 def bulk_command(
@@ -88,16 +81,17 @@ def bulk_command(
         int, typer.Option("--part-images", min=1, help="The most rows of a part, of which an interruption loses one.")
     ] = PART_IMAGES,
     engine: Annotated[
-        On, typer.Option("--engine", help="In this process, or in many on Ray (the extra `ray`).")
-    ] = On.PROCESS,
+        Engine, typer.Option("--engine", help="In this process, or in many on Ray (the extra `ray`).")
+    ] = Engine.PROCESS,
     ray_address: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--ray-address", envvar="RAY_ADDRESS", help="Of the cluster; `local` starts a Ray for this run alone."
+            "--ray-address",
+            help="Of the cluster, by default that of DEIXIS_RAY_ADDRESS; without either, a Ray for this run alone.",
         ),
-    ] = "local",
+    ] = None,
     replicas: Annotated[
-        str, typer.Option("--replicas", metavar="N|MIN:MAX", help="On Ray: processes with a model each.")
+        str, typer.Option("--replicas", metavar="N|MIN-MAX", help="On Ray: processes with a model each.")
     ] = "1",
     replica_cpus: Annotated[float, typer.Option("--replica-cpus", help="On Ray: the cores set aside for each.")] = 2,
     replica_gpus: Annotated[float, typer.Option("--replica-gpus", help="On Ray: the GPUs set aside for each.")] = 0,
@@ -127,7 +121,7 @@ def bulk_command(
     configure_logs("console", "warning")
     began = time.monotonic()
     with told_plainly():
-        pool = _replicas(replicas, replica_cpus, replica_gpus, ray_address) if engine is On.RAY else None
+        pool = _pool(replicas, replica_cpus, replica_gpus, ray_address) if engine is Engine.RAY else None
         totals = _carried_out(question, order, pool)
     elapsed = f"{time.monotonic() - began:,.0f} s"
     out.print(f"{totals.images:,} images, {totals.bad:,} bad, in {escape(str(to))} ({elapsed})", highlight=False)
@@ -135,17 +129,17 @@ def bulk_command(
         raise typer.Exit(SOME_FAILED if totals.bad < totals.images else NOTHING_DONE)
 
 
-def _replicas(count: str, cpus: float, gpus: float, address: str) -> Replicas:
-    least, _, most = count.partition(":")
+def _pool(count: str, cpus: float, gpus: float, address: str | None) -> Pool:
     try:
-        pool = Replicas(int(least), int(most or least), cpus, gpus, address)
+        replicas = read_replicas(count)
     except ValueError as error:
-        raise InvalidFieldError.of("--replicas", f"'{count}' is neither N nor MIN:MAX") from error
+        raise InvalidFieldError.of("--replicas", str(error)) from error
+    pool = Pool(replicas.least, replicas.most, cpus, gpus, address or load_settings().ray_address or LOCAL)
     pool.check()
     return pool
 
 
-def _carried_out(question: Question, order: Order, pool: Replicas | None) -> Totals:
+def _carried_out(question: Question, order: Order, pool: Pool | None) -> Totals:
     settings = settings_for_bulk(load_settings(), question.model)
     with err.status("Loading the model"):
         encoders = load_encoders(settings)

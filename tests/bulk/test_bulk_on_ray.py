@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from app.bulk.on_ray import Replicas, on_ray
+from app.bulk.on_ray import Pool, on_ray
 from app.bulk.run import Order, carry_out, in_process, prepare, service_in_loop
 from app.encoders.fake import FakeEncoder
 from app.errors import InvalidFieldError, NotReadyError, ServerError, StoreError
@@ -101,7 +101,7 @@ def bulk(settings, photos, tmp_path):
             )
             engine = in_process(loop, service)
             if load is not None:
-                engine = on_ray(work_settings, Replicas(least, most), load)
+                engine = on_ray(work_settings, Pool(least, most), load)
             return carry_out(order, job, engine, told or Told())
 
     return work
@@ -209,5 +209,5 @@ def test_more_than_there_is_and_clusters_that_are_not_there_are_told(tmp_path, b
 def on_ray_with_gpus(bulk):
     from app.bulk import on_ray as module
 
-    with module._connected(Replicas(gpus=1)):
+    with module._connected(Pool(gpus=1)):
         pytest.fail("it went on")
