@@ -69,8 +69,12 @@ def compare(folder: Path | None, seconds: float) -> dict[str, Any]:
                 answers[name] = _answers(server.url, files)
                 run_json("benchmarks.load", server.url, "closed", "--connections", 4, "--seconds", 3)
                 one = run_json("benchmarks.load", server.url, "closed", "--connections", 1, "--seconds", seconds)
+                before = _cpu_s(server.process.pid)
                 many = run_json("benchmarks.load", server.url, "closed", "--connections", 32, "--seconds", seconds)
-                found[name] = {"one": one, "many": many}
+                images = many["images_per_s"] * many["seconds"]
+                used = {part: 1000 * (now - before.get(part, 0.0)) for part, now in _cpu_s(server.process.pid).items()}
+                cpu_ms = {part: round(spent / images, 2) for part, spent in used.items() if spent / images >= 0.05}
+                found[name] = {"one": one, "many": many, "cpu_ms_an_image": cpu_ms}
     alone, reference = found["single process"], answers["single process"]
     for name, figures in found.items():
         figures["images_per_s_of_single"] = round(figures["many"]["images_per_s"] / alone["many"]["images_per_s"], 3)
@@ -90,8 +94,36 @@ def compare(folder: Path | None, seconds: float) -> dict[str, Any]:
             f"  p50 alone {figures['one']['p50_ms']:6.1f} ms ({figures['p50_ms_of_single']:.2f})"
             f"  same labels {figures['same_labels']} of {len(files)}"
             f"  scores differ by {figures['largest_difference_of_scores']:.1e}"
+            f"  ms of a core an image: {figures['cpu_ms_an_image']}"
         )
     return {"images": len(files), "ways": found}
+
+
+def _cpu_s(server: int) -> dict[str, float]:
+    """Return the processor time that each kind of process below a server has used so far."""
+    parents: dict[int, int] = {}
+    used: dict[int, tuple[str, float]] = {}
+    for place in Path("/proc").iterdir():
+        try:
+            fields = (place / "stat").read_text().rpartition(")")[2].split()
+            title = (place / "cmdline").read_text().replace("\0", " ").strip()
+        except (OSError, ValueError):
+            continue
+        number = int(place.name)
+        parents[number] = int(fields[1])
+        used[number] = title, (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    found: dict[str, float] = {}
+    for number, (title, seconds) in used.items():
+        above = number
+        while above not in {server, 0, 1} and above in parents:
+            above = parents[above]
+        if above == server:
+            kinds = {"ServeReplica": "replicas of ", "ProxyActor": "proxies", "ServeController": "controller"}
+            kind = next((name for word, name in kinds.items() if word in title), "the rest")
+            if kind == "replicas of ":
+                kind += title.split("deixis:")[1].split(".")[0].split()[0]
+            found[kind] = found.get(kind, 0.0) + seconds
+    return found
 
 
 def _answers(url: str, files: Sequence[bytes]) -> list[list[tuple[str, float]]]:
@@ -373,6 +405,7 @@ def main() -> None:
     parser.add_argument("--photographs", type=Path, help="a folder of JPEG files to compare answers on")
     parser.add_argument("--only", help="of the losses, those with this in their name")
     parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--output", type=Path, help="a file for the figures; Ray writes to standard output too")
     arguments = parser.parse_args()
     if arguments.what == "compare":
         figures = compare(arguments.photographs, arguments.seconds)
@@ -380,7 +413,10 @@ def main() -> None:
         figures = scale(arguments.seconds)
     else:
         figures = kill(arguments.seconds, arguments.only)
-    json.dump(figures, sys.stdout, indent=1)
+    if arguments.output is None:
+        json.dump(figures, sys.stdout, indent=1)
+    else:
+        arguments.output.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":
