@@ -103,7 +103,7 @@ def _cpu_s(server: int) -> dict[str, float]:
     """Return the processor time that each kind of process below a server has used so far."""
     parents: dict[int, int] = {}
     used: dict[int, tuple[str, float]] = {}
-    for place in Path("/proc").iterdir():
+    for place in Path("/proc").glob("[0-9]*"):
         try:
             fields = (place / "stat").read_text().rpartition(")")[2].split()
             title = (place / "cmdline").read_text().replace("\0", " ").strip()
