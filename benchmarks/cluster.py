@@ -276,6 +276,7 @@ def kill(seconds: float, only: str | None) -> dict[str, Any]:
             "DEIXIS_TUNING_SECONDS": "0",
             "DEIXIS_LOG_LEVEL": "warning",
             "DEIXIS_ENGINE": "ray",
+            "DEIXIS_KEYS": "off",
             "DEIXIS_PORT": "8731",
             "DEIXIS_RAY_EDGES": "2",
             "DEIXIS_RAY_ENCODERS": "2",
@@ -295,8 +296,7 @@ def _losses(cluster: Any, url: str, seconds: float, only: str | None) -> dict[st
     import ray  # noqa: PLC0415 - an extra
     from ray import serve  # noqa: PLC0415
 
-    from app.cluster.application import APPLICATION, application  # noqa: PLC0415
-    from app.settings import load_settings  # noqa: PLC0415
+    from app.cluster.application import APPLICATION  # noqa: PLC0415
 
     ray.init(address=cluster.address, logging_level="error", log_to_driver=False)
 
@@ -311,8 +311,10 @@ def _losses(cluster: Any, url: str, seconds: float, only: str | None) -> dict[st
         return all(each.status.value == "HEALTHY" and set(each.replica_states) == {"RUNNING"} for each in deployments)
 
     def update() -> None:
-        settings = load_settings(log_format="json")
-        serve.run(application(settings), name=APPLICATION, route_prefix="/", blocking=False)
+        # As an operator would: the same command with another setting.
+        deixis = str(Path(sys.executable).with_name("deixis"))
+        again = [deixis, "serve", "--ray-address", cluster.address, "--log-format", "json"]
+        subprocess.run(again, check=True, stdout=subprocess.DEVNULL)
 
     def lose_node() -> None:
         # Which has replicas of everything; the head has none.

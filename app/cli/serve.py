@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from app import __version__
 from app.api.connections import ConnectionLimits, bounded
 from app.cli.common import NOTHING_DONE, told_plainly
-from app.cli.serve_on_ray import serve_on_ray
+from app.cli.serve_on_ray import deploy_on_ray, serve_on_ray
 from app.errors import ConfigurationError
 from app.logs import configure_logs
 from app.main import create_app, load_encoders, prepare
@@ -76,6 +76,9 @@ def serve(**flags: Any) -> None:
     with told_plainly(), ExitStack() as closing:
         settings = load_settings(**flags)
         configure_logs(settings.log_format, settings.log_level)
+        if settings.engine == "ray" and settings.ray_address is not None:
+            deploy_on_ray(settings)
+            return
         # All that can fail comes first, so that it ends the command with one line; models cost the most.
         _allow_descriptors(settings.max_connections)
         listeners = _bind(settings)

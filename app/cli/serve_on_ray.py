@@ -1,5 +1,6 @@
 """`deixis serve --engine ray`: the service on Ray Serve, on this machine or on a cluster."""
 
+import asyncio
 import signal
 import threading
 from collections.abc import Iterator
@@ -9,25 +10,36 @@ from types import FrameType
 from app import __version__
 from app.cli.common import needs_ray
 from app.errors import ConfigurationError
+from app.main import prepare
 from app.settings import Settings
 
 
-def serve_on_ray(settings: Settings) -> None:
-    """Start it and, on this machine alone, wait for a signal to end it; on a cluster it goes on without this command.
+def deploy_on_ray(settings: Settings) -> None:
+    """Start it on a cluster, or have it take the place of what runs there; it goes on without this command.
 
     Raises:
-        ConfigurationError: Ray is not installed, cannot be reached, or a setting that does not go with it.
+        ConfigurationError: a setting does not go with a cluster, nobody has a key, or as ``serve_on_ray``.
+    """
+    if settings.database_url is None:
+        raise ConfigurationError(
+            "on a cluster label sets must be where every machine can reach them: set DEIXIS_DATABASE_URL to a"
+            " PostgreSQL database, and DEIXIS_CAPTIONS_DIR to a folder that they share"
+        )
+    asyncio.run(prepare(settings.model_copy(update={"host": "the cluster"}), is_local=False))
+    serve_on_ray(settings)
+
+
+def serve_on_ray(settings: Settings) -> None:
+    """Start it and, on this machine alone, wait for a signal to end it.
+
+    Raises:
+        ConfigurationError: Ray is not installed, cannot be reached, or the service cannot be started on it.
     """
     with needs_ray():
         from ray import serve  # noqa: PLC0415 - an extra, whose import takes a second
 
         from app.cluster.application import APPLICATION, application, cpus_needed  # noqa: PLC0415
         from app.cluster.session import connected  # noqa: PLC0415
-    if settings.ray_address is not None and settings.database_url is None:
-        raise ConfigurationError(
-            "on a cluster label sets must be where every machine can reach them: set DEIXIS_DATABASE_URL to a"
-            " PostgreSQL database, and DEIXIS_CAPTIONS_DIR to a folder that they share"
-        )
     with connected(settings, cpus=cpus_needed(settings)), _told_to_end() as ended:
         serve.start(
             proxy_location="EveryNode",

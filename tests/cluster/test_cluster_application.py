@@ -91,6 +91,12 @@ def refusal(*flags, data_dir):
 
 def test_a_cluster_needs_a_database_for_all_and_must_be_there(tmp_path):
     assert "DEIXIS_DATABASE_URL" in refusal("--ray-address", "127.0.0.1:1", data_dir=tmp_path)
+    database = f"sqlite:///{tmp_path}/shared.sqlite3"
+    cluster = ("--ray-address", "127.0.0.1:1", "--database-url", database)
+    assert "the cluster can be reached from other machines, and there are no API keys" in refusal(
+        *cluster, data_dir=tmp_path
+    )
+    assert "Ray cannot be reached at '127.0.0.1:1'" in refusal(*cluster, "--keys", "off", data_dir=tmp_path)
     assert "there are no API keys" in refusal("--host", "0.0.0.0", data_dir=tmp_path)
 
 
