@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+import structlog
+
 from app import __version__
 from app.captions.database import Found, Part, merged
 from app.cluster.handles import ask
@@ -16,6 +18,8 @@ from app.metrics import Metrics
 from app.naming import own_name
 from app.settings import Settings
 from app.task import ImageFeatures, TextFeatures
+
+log = structlog.get_logger()
 
 # Once a part has answered, so long is waited for the others before the answer goes without them.
 _STRAGGLERS_S = 2.0
@@ -108,7 +112,15 @@ class RemoteShards:
         finally:
             for each in asked:
                 each.cancel()
-        answers = [each.result() for each in asked if each.done() and not each.cancelled() and not each.exception()]
+        answers = []
+        for number, each in enumerate(asked):
+            if each.done() and not each.cancelled():
+                if (error := each.exception()) is None:
+                    answers.append(each.result())
+                else:
+                    log.warning(
+                        "captions_part_failed", database=name, part=number, reason=f"{type(error).__name__}: {error}"
+                    )
         refusals = [each for each in answers if isinstance(each, Failure)]
         found = [each for each in answers if not isinstance(each, Failure)]
         # In time others may find room, and without a part its captions are better told to be missing.
@@ -118,6 +130,8 @@ class RemoteShards:
         if not found:
             raise NotReadyError(f"not one part of the caption database '{own_name(name)}' answers; try again later")
         missing = len(asked) - len(found)
+        if missing:
+            log.warning("captions_not_searched", database=name, parts=missing, of=len(asked))
         told = (
             f"{missing} of {len(asked)} parts of the caption database '{own_name(name)}' could not be searched, so that"
             " what is nearest may be missing"
