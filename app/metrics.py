@@ -4,6 +4,7 @@ One ``Metrics`` belongs to one service and has a registry of its own, so that tw
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from prometheus_client import (
     CollectorRegistry,
@@ -133,11 +134,18 @@ class TowerMetrics:
         self._metrics.queue_admitted.labels(*self._labels).set_function(admitted)
 
     def forget(self) -> None:
-        """Tell no more of a tower that is gone."""
+        """Tell no more of a tower that is gone; twice does no harm."""
         told = self._metrics
-        for metric in (told.queue_depth, told.queue_admitted, told.queue_wait, told.batch_size, told.batch_seconds):
-            metric.remove(*self._labels)
-        told.worker_restarts.remove(*self._labels)
+        for metric in (
+            told.queue_depth,
+            told.queue_admitted,
+            told.queue_wait,
+            told.batch_size,
+            told.batch_seconds,
+            told.worker_restarts,
+        ):
+            with suppress(KeyError):
+                metric.remove(*self._labels)
 
     def batch(self, size: int, seconds: float) -> None:
         """Count a batch that was encoded."""

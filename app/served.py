@@ -44,6 +44,7 @@ class ServedModel:
         image_fingerprint: gives what tells the image tower from every other.
         text_fingerprint: gives the same of the text tower.
         text_features: where text features are kept; None keeps none.
+        metrics: of the queues, which tell no more of them once they are closed, and keep none of it in memory.
     """
 
     def __init__(
@@ -55,8 +56,10 @@ class ServedModel:
         image_fingerprint: Fingerprint,
         text_fingerprint: Fingerprint,
         text_features: TextFeatureStore | None = None,
+        metrics: Sequence[TowerMetrics] = (),
     ) -> None:
         self.encoder = encoder
+        self._metrics = metrics
         self.images = images
         self.texts = texts
         self.image_fingerprint = image_fingerprint
@@ -117,6 +120,7 @@ class ServedModel:
             image_fingerprint=_Once(encoder.image_fingerprint),
             text_fingerprint=_Once(encoder.text_fingerprint),
             text_features=text_features,
+            metrics=(image_metrics, text_metrics),
         )
 
     async def encode_new_texts(self, texts: Sequence[str]) -> TextFeatures:
@@ -137,3 +141,5 @@ class ServedModel:
         """End both queues."""
         self.images.close()
         self.texts.close()
+        for each in self._metrics:
+            each.forget()

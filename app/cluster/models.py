@@ -28,23 +28,23 @@ def remote_model(
         metrics: told of calls.
         text_features: where text features are kept.
     """
-    told = TowerMetrics(metrics, card.name, "images from here")
+    image_metrics = TowerMetrics(metrics, card.name, "images from here")
     images: RemoteTower[Pixels] = RemoteTower(
         f"{card.name} images",
         partial(_encoded, handle.encode_images, card.name, np.stack),
         batch_size=settings.image_batch or card.image_path.batch_size,
-        metrics=told,
+        metrics=image_metrics,
         max_queued=settings.max_queued_images,
     )
-    told.watch(waiting=lambda: images.waiting, admitted=lambda: images.admitted)
-    told = TowerMetrics(metrics, card.name, "texts from here")
+    image_metrics.watch(waiting=lambda: images.waiting, admitted=lambda: images.admitted)
+    text_metrics = TowerMetrics(metrics, card.name, "texts from here")
     texts: RemoteTower[str] = RemoteTower(
         f"{card.name} texts",
         partial(_encoded, handle.encode_texts, card.name, list),
         batch_size=settings.text_batch,
-        metrics=told,
+        metrics=text_metrics,
     )
-    told.watch(waiting=lambda: texts.waiting, admitted=lambda: texts.admitted)
+    text_metrics.watch(waiting=lambda: texts.waiting, admitted=lambda: texts.admitted)
     return ServedModel(
         card,
         images,
@@ -52,6 +52,7 @@ def remote_model(
         image_fingerprint=_known(card.image_fingerprint),
         text_fingerprint=_known(card.text_fingerprint),
         text_features=text_features,
+        metrics=(image_metrics, text_metrics),
     )
 
 
