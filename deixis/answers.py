@@ -342,7 +342,7 @@ class FoundCaptions(Answer):
     results: list[FoundCaption]
     searched: int
     next_offset: int | None
-    warnings: list[str]
+    warnings: list[str] = []
 
 
 class ImagePath(Answer):

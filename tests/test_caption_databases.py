@@ -82,9 +82,9 @@ def gate(monkeypatch):
     held = Gate()
     search = CaptionDatabase.search
 
-    def wait(self, queries, k):
+    def wait(self, *asked):
         held.pass_through()
-        return search(self, queries, k)
+        return search(self, *asked)
 
     monkeypatch.setattr(CaptionDatabase, "search", wait)
     yield held
@@ -411,10 +411,10 @@ async def test_a_search_that_fails_takes_no_other_with_it(databases, folder, mon
     made(folder / "things")
     search = CaptionDatabase.search
 
-    def fail(self, queries, k):
+    def fail(self, queries, k, *more):
         if k == 7:
             raise OSError(5, "Input/output error")
-        return search(self, queries, k)
+        return search(self, queries, k, *more)
 
     monkeypatch.setattr(CaptionDatabase, "search", fail)
     answers = await asyncio.gather(

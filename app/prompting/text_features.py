@@ -19,6 +19,9 @@ log = structlog.get_logger()
 # Of the format of the rows, in the file's user_version.
 _FORMAT = 1
 _LOCK_TIMEOUT_S = 5.0
+_TRIES = 50
+_BETWEEN_TRIES_S = 0.1
+_PRIMARY_CODE = 0xFF
 # Variables in one statement; SQLite allows 32,766.
 _AT_ONCE = 10_000
 # When it is full, as much is dropped at once, so that this is not done for every write.
@@ -88,7 +91,7 @@ class TextFeatureStore:
                 self._file, timeout=_LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False
             )
             self._connection = connection
-            connection.execute("PRAGMA journal_mode=WAL")
+            _use_wal(connection)
             # A power cut may lose the last rows, but never tears the file; they would be encoded again.
             connection.execute("PRAGMA synchronous=NORMAL")
             if connection.execute("PRAGMA user_version").fetchone()[0] != _FORMAT:
@@ -193,6 +196,19 @@ class StoredTextEncoder:
             await self._store.write(fingerprint, made)
         features: TextFeatures = np.stack([rows[text] for text in prompts])
         return features
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Have a log of changes, which SQLite refuses without waiting where several processes begin at once."""
+    for attempt in range(_TRIES):
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & _PRIMARY_CODE != sqlite3.SQLITE_BUSY or attempt + 1 == _TRIES:
+                raise
+            time.sleep(_BETWEEN_TRIES_S)
+        else:
+            return
 
 
 def _key(fingerprint: str, text: str) -> bytes:

@@ -20,6 +20,8 @@ def browser():
     if chromium is None:
         assert os.environ.get("TEST_REQUIRE_CHROMIUM") != "1", "chromium is not on PATH"
         pytest.skip("chromium is not on PATH")
+    # Five seconds by default, which is little on a machine that has other work.
+    playwright.expect.set_options(timeout=20_000)
     with playwright.sync_playwright() as started:
         opened = started.chromium.launch(executable_path=chromium, args=FLAGS)
         yield opened

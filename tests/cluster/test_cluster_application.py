@@ -1,5 +1,6 @@
 """What is deployed, from settings and from a Serve config file."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,12 @@ def test_what_is_no_number_of_replicas_is_refused(tmp_path, given):
         load_settings(data_dir=tmp_path, ray_encoders=given)
 
 
+@pytest.fixture(autouse=True)
+def _logging_as_it_was(monkeypatch):
+    # Else what later tests log would go to the standard error of a command that has ended.
+    monkeypatch.setattr(sys.modules["app.cli.serve"], "configure_logs", lambda *_: None)
+
+
 def refusal(*flags, data_dir):
     done = CliRunner().invoke(cli, ["serve", "--engine", "ray", "--data-dir", str(data_dir), "--port", "0", *flags])
     assert done.exit_code == 2, done.output
@@ -101,5 +108,5 @@ def test_a_cluster_needs_a_database_for_all_and_must_be_there(tmp_path):
 
 
 def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     assert "pip install 'deixis[server,ray]'" in refusal(data_dir=tmp_path)
