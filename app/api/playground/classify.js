@@ -164,8 +164,8 @@ async function loadChoices() {
   };
 }
 
-async function useSamples() {
-  pictures.add(await samplePictures());
+function useSamples() {
+  pictures.add(samplePictures());
   at("left-out").textContent = "Drawings are hard for a model that learned from photographs: judge it by your own.";
   if (!words.length && !at("word").value.trim() && source() === "labels") addWords(SAMPLE_NAMES);
 }
