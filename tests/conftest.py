@@ -11,12 +11,17 @@ import numpy as np
 import pytest
 import structlog
 from fastapi.testclient import TestClient
+from hypothesis import settings as hypothesis_settings
 from PIL import Image
 
 from app.encoders.fake import FakeEncoder
 from app.main import create_app
 from app.settings import Settings
 from app.store.database import migrate, open_engine
+
+# By default an example must not take longer than 200 ms; a busy machine is no fault of the code.
+hypothesis_settings.register_profile("untimed", deadline=None)
+hypothesis_settings.load_profile("untimed")
 
 
 @pytest.fixture
