@@ -2,7 +2,7 @@ import re
 import unicodedata
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import InvalidFieldError, TooLargeError
@@ -119,7 +119,6 @@ def test_every_problem_of_a_label_set_name_is_told():
     assert all(part in message for part in ["73 characters", "U+0000", "begins with '.'", "contains /"])
 
 
-@settings(deadline=None)  # a busy machine is no fault of the code
 @given(TEXTS)
 def test_cleaning_a_label_set_name_twice_changes_nothing_and_nothing_but_a_refusal_is_raised(raw):
     try:
@@ -218,7 +217,6 @@ def test_too_many_labels_are_refused_with_number_limit_and_setting():
         clean_classnames(["a", "b", "c"], max_classes=2, setting="DEIXIS_MAX_LABELS")
 
 
-@settings(deadline=None)
 @given(st.lists(st.one_of(TEXTS, ENTRIES), max_size=6))
 def test_cleaning_classes_twice_changes_nothing_and_nothing_but_a_refusal_is_raised(raw):
     try:

@@ -16,12 +16,12 @@ from app import __version__
 from app.batching import Encoded, TurnQueue
 from app.cluster.telemetry import Exposition, own_exposition, send_traces
 from app.cluster.wire import Card, Failure, Reply
-from app.encoders._base import Encoder
 from app.encoders.loading import load_encoder
 from app.errors import DeixisError
 from app.logs import configure_logs
 from app.main import load_options, serve_here
 from app.metrics import Metrics
+from app.served import ServedModel
 from app.settings import Settings
 from app.tracing import stage
 
@@ -31,13 +31,12 @@ log = structlog.get_logger()
 class _Loaded:
     """A model with its queues, until it is let go of."""
 
-    def __init__(self, encoder: Encoder, settings: Settings, metrics: Metrics) -> None:
-        self.card = Card.of(encoder)
-        # Text features are kept by the edges, which ask only for new ones.
-        self.served = serve_here(encoder, settings, metrics, None)
-        self._canary_s = settings.canary_s
+    def __init__(self, card: Card, served: ServedModel, canary_s: float) -> None:
+        self.card = card
+        self.served = served
+        self._canary_s = canary_s
         self._watching: asyncio.Task[None] | None = None
-        log.info("model_loaded", model=encoder.name)
+        log.info("model_loaded", model=card.name)
 
     def watch(self) -> None:
         """Try the towers now and then, on this event loop."""
@@ -118,7 +117,10 @@ class EncoderReplica:
         return self._loaded[model]
 
     def _load(self, model: str) -> _Loaded:
-        return _Loaded(load_encoder(model, load_options(self._settings)), self._settings, self._metrics)
+        encoder = load_encoder(model, load_options(self._settings))
+        card = Card.of(encoder)
+        # Text features are kept by the edges, which ask only for new ones.
+        return _Loaded(card, serve_here(encoder, self._settings, self._metrics, None), self._settings.canary_s)
 
 
 def multiplexed(at_once: int) -> type[EncoderReplica]:
