@@ -234,7 +234,7 @@ def test_nonsense_behind_a_request_does_not_change_its_answer():
 def test_a_client_that_does_not_read_is_given_up():
     with serving(timeout_keep_alive=60) as connect:
         greedy = connect()
-        greedy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        greedy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         greedy.sendall(b"GET /50000000 HTTP/1.1\r\nHost: x\r\n\r\n")
         time.sleep(5 * LATE_S)
         assert len(rest_of(greedy)) < 50_000_000
