@@ -1,10 +1,11 @@
 """The replicas that encode: models as one process serves them, called by edges."""
 
 import asyncio
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
-from weakref import WeakValueDictionary
 
 import numpy as np
 import structlog
@@ -29,26 +30,40 @@ log = structlog.get_logger()
 
 
 class _Loaded:
-    """A model with its queues, until it is let go of."""
+    """A model with its queues, which ends when nobody has it any more.
+
+    Ray drops one when another model takes its place, and calls that are under way keep it until they are answered. Had
+    it a ``__del__``, Ray would call that at once.
+    """
 
     def __init__(self, card: Card, served: ServedModel, canary_s: float) -> None:
         self.card = card
         self.served = served
         self._canary_s = canary_s
-        self._watching: asyncio.Task[None] | None = None
+        self._is_watched = False
+        _when_gone(self, _end, served)
         log.info("model_loaded", model=card.name)
 
     def watch(self) -> None:
         """Try the towers now and then, on this event loop."""
-        if self._canary_s and self._watching is None:
-            self._watching = asyncio.get_running_loop().create_task(self.served.watch(self._canary_s))
+        if self._canary_s and not self._is_watched:
+            self._is_watched = True
+            watching = asyncio.get_running_loop().create_task(self.served.watch(self._canary_s))
+            _when_gone(self, _cancel, watching)
 
-    def __del__(self) -> None:
-        """End its threads: Ray calls this, in a thread, when another model takes its place."""
-        if self._watching is not None:
-            with suppress(RuntimeError):  # the event loop may be gone
-                self._watching.get_loop().call_soon_threadsafe(self._watching.cancel)
-        self.served.close()
+
+def _when_gone(loaded: _Loaded, work: Callable[[Any], None], subject: object) -> None:
+    weakref.finalize(loaded, work, subject).atexit = False
+
+
+def _end(served: ServedModel) -> None:
+    # In a thread, since it waits for those of the model, and may be called on the event loop.
+    threading.Thread(target=served.close).start()
+
+
+def _cancel(watching: asyncio.Task[None]) -> None:
+    with suppress(RuntimeError):  # the event loop may be gone
+        watching.get_loop().call_soon_threadsafe(watching.cancel)
 
 
 class EncoderReplica:
@@ -129,7 +144,7 @@ def multiplexed(at_once: int) -> type[EncoderReplica]:
     class MultiplexedReplica(EncoderReplica):
         def __init__(self, settings: Settings) -> None:
             super().__init__(settings, ())
-            self._loaded = WeakValueDictionary()  # Ray has them, and lets go of them
+            self._loaded = weakref.WeakValueDictionary()  # Ray has them, and lets go of them
 
         @serve.multiplexed(max_num_models_per_replica=at_once)  # type: ignore[untyped-decorator]
         async def _get(self, model: str) -> _Loaded:
