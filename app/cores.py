@@ -3,13 +3,24 @@
 import math
 import os
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from threadpoolctl import threadpool_limits
 
 # As far as a thread steps back that nobody waits for.
 _NICENESS = 10
 
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+
+
+class _Limit:
+    """NumPy's limit, and how many want it."""
+
+    lock = threading.Lock()
+    wanted = 0
+    limits: "threadpool_limits | None" = None
 
 
 def usable_cores(cpu_max: Path = _CPU_MAX) -> int:
@@ -31,3 +42,23 @@ def step_back() -> None:
     """Give this thread a lower priority, where the system has one for threads."""
     with suppress(OSError, AttributeError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Have NumPy's matrix products use one core each while this lasts, in the whole process.
+
+    Several may want it at a time; with the last of them what was before comes back.
+    """
+    with _Limit.lock:
+        _Limit.wanted += 1
+        if _Limit.limits is None:
+            _Limit.limits = threadpool_limits(1, user_api="blas")
+    try:
+        yield
+    finally:
+        with _Limit.lock:
+            _Limit.wanted -= 1
+            if not _Limit.wanted:
+                _Limit.limits.restore_original_limits()
+                _Limit.limits = None

@@ -450,7 +450,10 @@ class Databases:
                 source_notes=notes,
                 licence=licence,
                 options=BuildOptions(
-                    encoded_at_once=_ENCODED_AT_ONCE, recall=plan.recall, near_duplicates=plan.near_duplicates
+                    encoded_at_once=_ENCODED_AT_ONCE,
+                    recall=plan.recall,
+                    near_duplicates=plan.near_duplicates,
+                    threads=plan.threads,
                 ),
                 counts=counts,
                 advance=tell_stage,

@@ -11,11 +11,10 @@ from weakref import WeakValueDictionary
 import numpy as np
 import structlog
 from cachetools import LRUCache
-from threadpoolctl import threadpool_limits
 
 from app.adapters._base import Examples, Scores
 from app.adapters._examples import ExampleAdapter, Need, unit_rows
-from app.cores import step_back
+from app.cores import one_blas_thread, step_back
 from app.errors import NotReadyError, OverloadedError, TooLargeError
 from app.neighbours import NeighbourIndex, use_one_thread
 from app.task import ClassEmbeddings, ImageFeatures, Logits
@@ -320,5 +319,5 @@ class Learner:
 
 def _on_one_core(work: Callable[[], _Result]) -> _Result:
     use_one_thread()
-    with threadpool_limits(1, user_api="blas"):
+    with one_blas_thread():
         return work()

@@ -29,7 +29,7 @@ for _library in ("OPENBLAS", "OMP", "MKL"):
 
 import numpy as np  # noqa: E402 - after the number of threads is set
 
-from app.captions.build import build  # noqa: E402
+from app.captions.build import BuildOptions, build  # noqa: E402
 from app.captions.database import INDEX, CaptionDatabase  # noqa: E402
 from app.cores import usable_cores  # noqa: E402
 
@@ -134,6 +134,7 @@ def build_one(folder: Path, captions: int, dims: int) -> dict[str, Any]:
         encode=encode,
         fingerprint=FINGERPRINT,
         name="scenes",
+        options=BuildOptions(threads=usable_cores()),
         queries=scenes.images(2 * _IMAGES)[:_IMAGES],
         advance=advance,
     )
@@ -142,6 +143,7 @@ def build_one(folder: Path, captions: int, dims: int) -> dict[str, Any]:
     return {
         "captions": captions,
         "dims": dims,
+        "threads": usable_cores(),
         "build_s": round(times[-1] - times[0], 1),
         "steps_s": {step: round(times[place + 1] - times[place], 1) for place, step in enumerate(steps)},
         "synthetic_encoder_s": round(encoding_s, 1),

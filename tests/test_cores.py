@@ -1,8 +1,10 @@
 import os
 
+import numpy as np  # noqa: F401 - whose library is limited
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
-from app.cores import usable_cores
+from app.cores import one_blas_thread, usable_cores
 
 
 @pytest.fixture
@@ -46,3 +48,21 @@ def test_where_there_is_no_affinity_all_cores_count(tmp_path, monkeypatch):
 
 def test_this_machine_has_at_least_one():
     assert 1 <= usable_cores() <= os.cpu_count()
+
+
+def blas_threads():
+    return {each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"}
+
+
+def test_products_have_their_threads_again_when_the_last_that_wanted_one_is_done():
+    with threadpool_limits(2, user_api="blas"):
+        first, second = one_blas_thread(), one_blas_thread()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert blas_threads() == {1}
+        second.__exit__(None, None, None)
+        assert blas_threads() == {2}
+        with pytest.raises(RuntimeError), one_blas_thread():
+            raise RuntimeError
+        assert blas_threads() == {2}

@@ -4,16 +4,12 @@ Everything is made in ``<folder>.building``. A shard is encoded, written aside, 
 whole or not at all; a build that is started again with the same captions encodes only the shards that are not there.
 What comes after the shards is made anew, which takes minutes where encoding took hours. At last the finished folder is
 renamed to ``<folder>/<digest>``, and then the file ``current`` is replaced by one that names it, so that readers see
-the old database or the new one. Both folders must be on one file system, which for a while holds the features twice.
+the old database or the new one. Both folders must be on one file system, which for a while holds the features twice,
+and three times where captions are put in the order of the index's lists (``app/captions/indexing.py``).
 
-The same captions, encoder and parameters give the same files byte for byte, interrupted or not, on the same kind of
-processor and release of FAISS: chance has fixed seeds, and FAISS trains and adds in one thread. ``created_at`` in the
-manifest differs, and is not part of the digest.
-
-The index: up to ``EXACT_UP_TO`` captions half-precision features, all of which are compared. Above, an inverted file of
-product codes. Not HNSW, which at 512 dimensions takes 1,300 bytes per caption instead of 80, and whose graph depends on
-the order in which threads insert. Nor a learned rotation before the codes (OPQ), which takes more than twice as long to
-train: as the stored features decide among 400 candidates, it made no difference where it was tried.
+The same captions, encoder and parameters give the same files byte for byte, interrupted or not, on any number of
+threads, on the same kind of processor and releases of FAISS and NumPy: chance has fixed seeds, and no sum depends on
+how work was shared out. ``created_at`` in the manifest differs, and is not part of the digest.
 """
 
 import errno
@@ -23,29 +19,26 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from filelock import FileLock, Timeout
-from jaxtyping import Bool, Float16, Float32, UInt64
+from jaxtyping import Bool, Float16, Int64, UInt64
 
 from app.captions.database import (
     CURRENT,
     DATA_FILES,
     EXACT_UP_TO,
     FEATURES,
-    FLAT,
     FORMAT,
     GENERATION,
     INDEX,
-    IVF_PQ,
     MANIFEST,
-    CaptionIndex,
     IndexParameters,
     Manifest,
     check_files,
@@ -53,44 +46,25 @@ from app.captions.database import (
     read_manifest,
     sha256_of,
 )
+from app.captions.indexing import RECALL_AT, Threads, lists_of, threads, trained, tuned, write_flat, write_lists
 from app.captions.sources import Counts
-from app.captions.texts import OFFSETS, TEXTS, offsets_of, pack
+from app.captions.texts import OFFSETS, TEXTS, CaptionTexts, offsets_of, pack
 from app.errors import ConflictError, InvalidFieldError, StoreError
 from app.task import ImageFeatures, TextFeatures
-
-RECALL_AT = 10
-"""How many nearest captions the recall is measured with."""
 
 _LOCK = ".lock"
 _REMOVED = ".removed"
 _ASSEMBLED = "assembled"
+_UNORDERED = "unordered"
 _SHARDS = "shards"
-_SEED = 20_240_531
-# Lists per square root of the captions, captions per list that its centroid is learned from, dimensions per byte of a
-# code, iterations of k-means, and captions per centroid of a code.
-_LISTS = 2
-_TRAINED_ON = 50
-_DIMS_PER_BYTE = 8
-_ITERATIONS = 10
-_TRAINED_ON_PER_CODE = 128
-_BITS = 8
-# Queries of each kind, and the length of the chance that is added to a caption's features to make one. The far ones
-# have a cosine of about 0.45 with their caption; no share of the lists above this one is read for their sake.
-_QUERIES = 1000
-_NOISE = {"near": 0.3, "far": 2.0}
-_FAR_SHARE = 1 / 8
-# Times that the interval between too few lists and enough of them is halved.
-_REFINEMENTS = 3
-# Equal captions have equal cosines up to this, and it does not matter which of them is found.
-_TIE = 1e-5
-_ROWS_AT_ONCE = 16_384
 _COMPARED_AT_ONCE = 1024
+_ROWS_AT_ONCE = 16_384
 _NORM_ERROR = 1e-2
 
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """How to build; every one of them but ``encoded_at_once`` is part of what is built.
+    """How to build; every one of them but ``encoded_at_once`` and ``threads`` is part of what is built.
 
     Args:
         shard: captions that are encoded and kept together; all of them are encoded again if one is another.
@@ -100,6 +74,7 @@ class BuildOptions:
             does, or until it reads all. For queries far from all captions no more than an eighth of them is read.
         near_duplicates: leave out captions whose cosine with one before them in the same shard is above this; None
             leaves them in. 0.97 is a good value.
+        threads: that make the index, each of which takes a core.
     """
 
     shard: int = 8192
@@ -107,6 +82,7 @@ class BuildOptions:
     exact_up_to: int = EXACT_UP_TO
     recall: float = 0.95
     near_duplicates: float | None = None
+    threads: int = 1
 
 
 Advance = Callable[[str, int], None]
@@ -165,18 +141,19 @@ def build(
         made = place / _ASSEMBLED
         with _disk_errors(place):
             _keep_only(place / _SHARDS, files)
-            shutil.rmtree(made, ignore_errors=True)
-            made.mkdir()
+            for each in (made, place / _UNORDERED):
+                shutil.rmtree(each, ignore_errors=True)
+                each.mkdir()
             kept = [_distinct_rows(file, options.near_duplicates) for file in files]
             total = sum(int(each.sum()) for each in kept)
             tell("assemble", total)
-            _assemble(files, kept, made)
-            features = np.asarray(np.load(made / FEATURES, mmap_mode="r"))
-            tell("index", total)
-            with _one_thread():
-                parameters = _write_index(features, made / INDEX, options)
+            _assemble(files, kept, place / _UNORDERED)
+            with threads(options.threads) as pool:
+                tell("index", total)
+                parameters = _indexed(place / _UNORDERED, made, options, pool)
+                features = _features_of(made)
                 tell("measure", total)
-                parameters, recall = _tuned(features, made / INDEX, parameters, options.recall, queries)
+                parameters, recall = tuned(features, made / INDEX, parameters, options.recall, queries, pool)
             near = sum(len(each) for each in kept) - total
             told = asdict(counts) if counts else {"read": total + near}
             manifest = Manifest(
@@ -282,7 +259,7 @@ def _unicode(text: str) -> str:
 
 
 def _check(options: BuildOptions) -> None:
-    if options.shard < 1 or options.encoded_at_once < 1 or not 0 < options.recall <= 1:
+    if min(options.shard, options.encoded_at_once, options.threads) < 1 or not 0 < options.recall <= 1:
         raise ValueError(f"{options}: sizes must be at least 1, and recall in (0, 1]")
 
 
@@ -381,8 +358,6 @@ def _distinct_rows(file: Path, near_duplicates: float | None) -> Bool[np.ndarray
 def _assemble(files: Sequence[Path], kept: Sequence[Bool[np.ndarray, " n"]], place: Path) -> None:
     """Write the captions and features of all shards end to end."""
     total, dims = sum(int(each.sum()) for each in kept), _shard(files[0])[2].shape[1]
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "<f2", "fortran_order": False, "shape": (total, dims)})
     every: list[np.ndarray] = []
 
     def pieces_of_texts() -> Iterator[bytes]:
@@ -391,118 +366,55 @@ def _assemble(files: Sequence[Path], kept: Sequence[Bool[np.ndarray, " n"]], pla
             every.append(lengths[rows])
             yield texts[np.repeat(rows, lengths.astype(np.int64))].tobytes()
 
-    def pieces_of_features() -> Iterator[bytes]:
-        yield header.getvalue()
-        for file, rows in zip(files, kept, strict=True):
-            yield _shard(file)[2][rows].tobytes()
-
     _write(place / TEXTS, pieces_of_texts())
-    _write(place / FEATURES, pieces_of_features())
+    _write_features(
+        place / FEATURES, (total, dims), (_shard(file)[2][rows] for file, rows in zip(files, kept, strict=True))
+    )
+    _write_offsets(place / OFFSETS, np.concatenate(every))
+
+
+def _indexed(unordered: Path, place: Path, options: BuildOptions, pool: Threads) -> IndexParameters:
+    """Give what is in ``unordered`` its order in ``place``, and its index, and return how that is searched."""
+    features = _features_of(unordered)
+    if len(features) <= options.exact_up_to:
+        for name in (TEXTS, OFFSETS, FEATURES):
+            (unordered / name).rename(place / name)
+        with _aside(place / INDEX) as content:
+            return write_flat(features, content)
+    index = trained(features, pool)
+    lists = lists_of(index, features, pool)
+    order = np.argsort(lists, kind="stable")
+    _write_in_order(unordered, features, order, place)
+    shutil.rmtree(unordered)
+    with _aside(place / INDEX) as content:
+        return write_lists(index, _features_of(place), lists[order], content, pool)
+
+
+def _write_in_order(
+    unordered: Path, features: Float16[np.ndarray, "n d"], order: Int64[np.ndarray, " n"], place: Path
+) -> None:
+    """Write captions and features in another order."""
+    texts = CaptionTexts.open(unordered)
+    blocks = [order[first : first + _ROWS_AT_ONCE] for first in range(0, len(order), _ROWS_AT_ONCE)]
+    _write(place / TEXTS, (texts.packed(rows) for rows in blocks))
+    _write_features(place / FEATURES, features.shape, (features[rows] for rows in blocks))
+    _write_offsets(place / OFFSETS, texts.lengths[order])
+
+
+def _features_of(folder: Path) -> Float16[np.ndarray, "n d"]:
+    return np.asarray(np.load(folder / FEATURES, mmap_mode="r"))
+
+
+def _write_features(file: Path, shape: tuple[int, ...], pieces: Iterable[Float16[np.ndarray, "m d"]]) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f2", "fortran_order": False, "shape": shape})
+    _write(file, chain([header.getvalue()], (piece.tobytes() for piece in pieces)))
+
+
+def _write_offsets(file: Path, lengths: UInt64[np.ndarray, " n"]) -> None:
     content = io.BytesIO()
-    np.save(content, offsets_of(np.concatenate(every)))
-    _write(place / OFFSETS, [content.getbuffer()])
-
-
-def _write_index(features: Float16[np.ndarray, "n d"], file: Path, options: BuildOptions) -> IndexParameters:
-    """Write the index of ``features`` to ``file`` and return how it is searched, as long as recall is not measured."""
-    import faiss  # noqa: PLC0415 - commands that search nothing do not wait for it
-
-    count, dims = features.shape
-    index: Any
-    if count <= options.exact_up_to:
-        index = faiss.IndexScalarQuantizer(dims, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
-        index.train(features[:1].astype(np.float32))
-        parameters = IndexParameters(FLAT)
-    else:
-        lists = max(1, int(_LISTS * count**0.5))
-        code_bytes = max(each for each in range(1, max(1, dims // _DIMS_PER_BYTE) + 1) if dims % each == 0)
-        quantizer = faiss.IndexFlatIP(dims)
-        index = faiss.IndexIVFPQ(quantizer, dims, lists, code_bytes, _BITS, faiss.METRIC_INNER_PRODUCT)
-        index.cp.niter = index.pq.cp.niter = _ITERATIONS
-        index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1
-        index.pq.cp.max_points_per_centroid = _TRAINED_ON_PER_CODE
-        index.train(_sample(features, max(_TRAINED_ON * lists, _TRAINED_ON_PER_CODE * 2**_BITS)))
-        parameters = IndexParameters(IVF_PQ, lists=lists, probes=1, code_bytes=code_bytes)
-    for first in range(0, count, _ROWS_AT_ONCE):
-        index.add(features[first : first + _ROWS_AT_ONCE].astype(np.float32))
-    library: Any = faiss
-    with _aside(file) as content:
-        # FAISS itself would pass over an error of the last bytes.
-        faiss.write_index(index, library.PyCallbackIOWriter(content.write))
-    return parameters
-
-
-def _tuned(
-    features: Float16[np.ndarray, "n d"],
-    file: Path,
-    parameters: IndexParameters,
-    target: float,
-    queries: ImageFeatures | None,
-) -> tuple[IndexParameters, Mapping[str, float]]:
-    """Return the parameters with few probes that reach the target, and the recall by kind.
-
-    Probes are doubled until they do, and then it is tried whether fewer than the last doubling are enough.
-    """
-    if queries is None:
-        rows = _sample(features, _QUERIES)
-        asked = {kind: _noisy(rows, length) for kind, length in _NOISE.items()}
-    else:
-        asked = {"images": np.asarray(queries, np.float32)}
-    wanted = min(RECALL_AT, len(features))
-    least = {kind: _nearest(features, some, wanted)[:, -1:] - _TIE for kind, some in asked.items()}
-    index = CaptionIndex.open(file, features, parameters)
-
-    def measured() -> tuple[Mapping[str, float], bool]:
-        recall = {
-            kind: round(float((index.search(some, wanted)[1] >= least[kind]).mean()), 4) for kind, some in asked.items()
-        }
-        return recall, all(share >= target for share in recall.values())
-
-    too_few = 0
-    while True:
-        recall, reached = measured()
-        near_enough = all(share >= target for kind, share in recall.items() if kind != "far")
-        given_up = near_enough and 2 * index.probes > _FAR_SHARE * parameters.lists
-        if reached or given_up or index.probes >= parameters.lists:
-            break
-        too_few, index.probes = index.probes, min(2 * index.probes, parameters.lists)
-    probes = index.probes
-    for _ in range(_REFINEMENTS if reached else 0):
-        if probes - too_few < 2:
-            break
-        index.probes = (too_few + probes) // 2
-        fewer, enough = measured()
-        if enough:
-            probes, recall = index.probes, fewer
-        else:
-            too_few = index.probes
-    return replace(parameters, probes=probes), recall
-
-
-def _nearest(features: Float16[np.ndarray, "n d"], queries: np.ndarray, k: int) -> Float32[np.ndarray, "q k"]:
-    """Return the k largest cosines of each query, the largest first, by comparing all."""
-    import faiss  # noqa: PLC0415 - as above
-
-    best = np.full((len(queries), k), -np.inf, np.float32)
-    for first in range(0, len(features), _ROWS_AT_ONCE):
-        rows = features[first : first + _ROWS_AT_ONCE].astype(np.float32)
-        some: Any = faiss.knn(queries, rows, min(k, len(rows)), metric=faiss.METRIC_INNER_PRODUCT)[0]
-        best = -np.sort(-np.concatenate([best, some], axis=1), axis=1)[:, :k]
-    return best
-
-
-def _sample(features: Float16[np.ndarray, "n d"], count: int) -> Float32[np.ndarray, "m d"]:
-    if count >= len(features):
-        return features.astype(np.float32)
-    chosen = np.random.default_rng(_SEED).choice(len(features), count, replace=False)
-    return features[np.sort(chosen)].astype(np.float32)
-
-
-def _noisy(rows: Float32[np.ndarray, "n d"], length: float) -> Float32[np.ndarray, "n d"]:
-    noise = np.random.default_rng(_SEED).standard_normal(rows.shape, np.float32)
-    moved = rows + np.float32(length / rows.shape[1] ** 0.5) * noise
-    unit: np.ndarray = moved / np.linalg.norm(moved, axis=1, keepdims=True)
-    return unit
+    np.save(content, offsets_of(lengths))
+    _write(file, [content.getbuffer()])
 
 
 def _publish(made: Path, folder: Path, manifest: Manifest) -> None:
@@ -575,19 +487,6 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let FAISS use one thread, which gives the same result every time, and on few cores is as fast."""
-    import faiss  # noqa: PLC0415 - as above
-
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)
 
 
 @contextmanager

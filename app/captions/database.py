@@ -71,13 +71,16 @@ class IndexParameters:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One of ``of`` parts of a database, as equal as can be, each of captions that follow each other."""
+    """One of ``of`` parts of a database, about as large as the others.
+
+    Its captions follow each other; where the index is an inverted file, they are those of lists that do.
+    """
 
     number: int = 0
     of: int = 1
 
     def rows(self, count: int) -> range:
-        """Return which of so many captions are its own."""
+        """Return which of so many captions are its own, where there are no lists."""
         return range(count * self.number // self.of, count * (self.number + 1) // self.of)
 
 
@@ -151,6 +154,8 @@ class CaptionIndex:
         self._index = index
         self._features = features
         self.probes = probes
+        lists = range(index.nlist) if probes else ()
+        self._sizes = np.array([index.invlists.list_size(each) for each in lists], np.int64)
 
     @classmethod
     def open(cls, file: Path, features: Float16[np.ndarray, "n d"], parameters: IndexParameters) -> Self:
@@ -180,33 +185,59 @@ class CaptionIndex:
     def search(
         self, queries: ImageFeatures | TextFeatures, k: int, part: Part = WHOLE
     ) -> tuple[Int[np.ndarray, "q m"], Float32[np.ndarray, "q m"]]:
-        """Return the indices and cosines of the m = min(k, n) nearest rows of a part, the nearest first."""
+        """Return the indices and cosines of the m = min(k, n) nearest of the n rows of a part, the nearest first.
+
+        Where a part of an inverted file has fewer in the lists that are read, the others have index -1 and cosine -1.
+        """
         import faiss  # noqa: PLC0415 - as above
 
         rows = np.ascontiguousarray(np.nan_to_num(queries, posinf=0, neginf=0), np.float32)
         own = part.rows(len(self._features))
-        wanted = min(k, len(own))
+        lists = self._lists(part)
+        count = int(self._sizes[lists.start : lists.stop].sum()) if self.probes else len(own)
+        wanted = min(k, count)
         if not len(rows) or not wanted:
             return np.empty((len(rows), wanted), np.int64), np.empty((len(rows), wanted), np.float32)
         # Of this thread only: requests have the cores, and one search is too short to be shared.
         faiss.omp_set_num_threads(1)
-        # What is not its own is not read, but for the ids in the lists of an inverted file.
-        selector: Any = None if part == WHOLE else faiss.IDSelectorRange(own.start, own.stop)
         if not self.probes:
+            selector: Any = None if part == WHOLE else faiss.IDSelectorRange(own.start, own.stop)
             plain: Any = faiss.SearchParameters
             cosines, indices = self._index.search(rows, wanted, params=plain(sel=selector))
             return indices, cosines
         # As many as are wanted are enough of many, of which those at the end may be others.
         candidates = max(min(_CANDIDATES * wanted, _MOST_CANDIDATES), wanted, _LEAST_CANDIDATES)
-        candidates = min(candidates, len(own))
-        parameters: Any = faiss.SearchParametersIVF
-        reading = parameters(nprobe=self.probes, sel=selector)
-        found = self._index.search(rows, candidates, params=reading)[1]
-        few = (found >= 0).sum(axis=1) < wanted
-        if few.any():
-            reading = parameters(nprobe=self._index.nlist, sel=selector)
-            found[few] = self._index.search(rows[few], candidates, params=reading)[1]
+        found = self._candidates(rows, min(candidates, count), min(k, len(self._features)), lists)
         return self._decided(rows, found, wanted)
+
+    def _lists(self, part: Part) -> range:
+        """Return which lists are a part's own: those that begin where it does or later, and before the next."""
+        own = part.rows(len(self._features))
+        first = np.cumsum(self._sizes) - self._sizes
+        start, stop = np.searchsorted(first, [own.start, own.stop]).tolist()
+        return range(start, len(self._sizes) if part.number + 1 == part.of else stop)
+
+    def _candidates(
+        self, rows: Float32[np.ndarray, "q d"], count: int, least: int, lists: range
+    ) -> Int[np.ndarray, "q c"]:
+        """Return the rows whose codes are nearest, in some lists out of those that a search of all lists reads.
+
+        Where there are not ``least`` in these together, all lists are read. Who has other lists reads as far.
+        """
+        import faiss  # noqa: PLC0415 - as above
+
+        closeness, read = self._index.quantizer.search(rows, self.probes)
+        few = self._sizes[read].sum(axis=1) < least
+        read[(read < lists.start) | (read >= lists.stop)] = -1
+        self._index.nprobe = self.probes  # which FAISS compares with what it is given
+        found: np.ndarray = self._index.search_preassigned(rows, count, read, closeness)[1]
+        if few.any():
+            every: Any = faiss.SearchParametersIVF
+            own: Any = faiss.SearchParameters
+            selector = own(sel=faiss.IDSelectorRange(lists.start, lists.stop))
+            reading = every(nprobe=len(lists), quantizer_params=selector)
+            found[few] = self._index.search(rows[few], count, params=reading)[1]
+        return found
 
     @property
     def nbytes_resident(self) -> int:
@@ -219,13 +250,13 @@ class CaptionIndex:
         return int(4 * dims * (self._index.nlist + 256))  # the centroids of the lists and of the codes
 
     def _decided(self, queries: np.ndarray, found: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:
-        indices = np.empty((len(queries), wanted), np.int64)
-        cosines = np.empty((len(queries), wanted), np.float32)
+        indices = np.full((len(queries), wanted), -1, np.int64)
+        cosines = np.full((len(queries), wanted), -1, np.float32)
         for place, (query, candidates) in enumerate(zip(queries, found, strict=True)):
             rows = np.sort(candidates[candidates >= 0])  # so that the disk is read in one direction
             exact = self._features[rows].astype(np.float32) @ query
             best = np.argsort(-exact, kind="stable")[:wanted]
-            indices[place], cosines[place] = rows[best], exact[best]
+            indices[place, : len(best)], cosines[place, : len(best)] = rows[best], exact[best]
         return indices, cosines
 
 
@@ -342,6 +373,8 @@ class CaptionDatabase:
     ) -> tuple[Int[np.ndarray, "q m"], Float32[np.ndarray, "q m"]]:
         """Return the indices and cosines of the m = min(k, n) captions nearest to each query, the nearest first.
 
+        A part may have fewer of those that a search of the whole looks at; the others have index -1 and cosine -1.
+
         Args:
             queries: unit rows (q, d); what is not finite in them counts as zero.
             k: at least 1.
@@ -368,6 +401,7 @@ class CaptionDatabase:
         Raises:
             StoreError: the index names captions that there are not.
         """
+        indices, cosines = indices[indices != -1], cosines[indices != -1]
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
             problem = f"the index of the caption database '{self.manifest.name}' is damaged"
             raise StoreError(f"{problem}; build the database again")

@@ -18,7 +18,8 @@ class BuildPlan:
     """What to build a database of, and how.
 
     One of ``source`` (``wordnet``), ``files`` and ``captions`` says what of; ``captions`` are not part of ``to_json``.
-    ``model`` is the name of the one whose text tower encodes them.
+    ``model`` is the name of the one whose text tower encodes them, and ``threads`` is how many make the index: one in a
+    service, whose requests have the other cores.
     """
 
     model: str
@@ -31,6 +32,7 @@ class BuildPlan:
     latin_only: bool = False
     near_duplicates: float | None = None
     recall: float = 0.95
+    threads: int = 1
     source_notes: str = ""
     licence: str = ""
 

@@ -61,6 +61,19 @@ class CaptionTexts:
         first, last = int(self._offsets[index]), int(self._offsets[index + 1])
         return self._texts[first:last].tobytes().decode("utf-8", "replace")
 
+    @property
+    def lengths(self) -> UInt64[np.ndarray, " n"]:
+        """How many bytes each caption has."""
+        return np.diff(self._offsets)
+
+    def packed(self, indices: Int[np.ndarray, " m"]) -> bytes:
+        """Return the bytes of the captions of ``indices``, in that order, end to end."""
+        first = self._offsets[indices].astype(np.int64)
+        lengths = self._offsets[indices + 1].astype(np.int64) - first
+        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        content: bytes = self._texts[np.repeat(first, lengths) + within].tobytes()
+        return content
+
     def many(self, indices: Iterable[int] | Int[np.ndarray, " m"]) -> list[str]:
         """Return the captions of ``indices``, in that order."""
         return [self[int(index)] for index in indices]

@@ -25,6 +25,7 @@ from app.cli.common import (
     with_service,
     write_json,
 )
+from app.cores import usable_cores
 from app.errors import InvalidFieldError
 from app.naming import clean_database_name
 
@@ -72,6 +73,10 @@ def build_database(
         float,
         typer.Option("--recall", min=0.01, max=1, help="Share of the nearest captions that a search is to find."),
     ] = 0.95,
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", min=1, help="That make the index; as many as there are cores.", show_default=False),
+    ] = None,
     licence: Annotated[str, typer.Option("--licence", help="Of the captions; kept with the database.")] = "",
     notes: Annotated[str, typer.Option("--notes", help="Where they are from; kept with the database.")] = "",
     engine: EngineOption = Engine.PROCESS,
@@ -100,6 +105,7 @@ def build_database(
             latin_only=latin_only,
             near_duplicates=near_duplicates,
             recall=recall,
+            threads=usable_cores() if threads is None else threads,
             source_notes=notes,
             licence=licence,
         )

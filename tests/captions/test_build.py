@@ -124,7 +124,8 @@ def test_features_of_any_length_can_be_indexed(tmp_path, dims):
     manifest = made(captions(), tmp_path / "db", encode=encode, exact_up_to=500)
     assert manifest.dims == dims
     assert dims % manifest.index.code_bytes == 0
-    assert opened(tmp_path / "db").search(encode(["kind1 in scene 1"]), 1)[0].tolist() == [[1]]
+    database = opened(tmp_path / "db")
+    assert database.captions(database.search(encode(["kind1 in scene 1"]), 1)[0][0]) == ["kind1 in scene 1"]
 
 
 def test_captions_that_nearly_repeat_another_are_left_out_when_asked(tmp_path):
@@ -223,6 +224,24 @@ def test_a_build_that_is_killed_three_times_encodes_nothing_twice_and_gives_the_
     assert checksums(folder) == checksums(uninterrupted)
     assert current_generation(folder) == current_generation(uninterrupted)
     assert not building_folder(folder).exists()
+
+
+def test_any_number_of_threads_makes_the_same_files(tmp_path):
+    folders = [tmp_path / f"{threads}" for threads in (1, 2, 5)]
+    for folder in folders:
+        made(captions(), folder, exact_up_to=500, threads=int(folder.name))
+    assert checksums(folders[0]) == checksums(folders[1]) == checksums(folders[2])
+    assert len({current_generation(folder) for folder in folders}) == 1
+
+
+def test_captions_whose_features_are_all_the_same_are_found(tmp_path):
+    """Of which all but one of the lists stay empty."""
+    every = [f"caption {number}" for number in range(300)]
+    manifest = made(every, tmp_path / "db", encode=lambda texts: features_of(["one"] * len(texts)), exact_up_to=100)
+    assert manifest.index.kind == "ivf-pq"
+    indices, cosines = opened(tmp_path / "db").search(features_of(["one"]), 300)
+    assert sorted(indices[0].tolist()) == list(range(300))
+    np.testing.assert_allclose(cosines, 1, atol=2e-3)
 
 
 def test_finished_shards_are_not_encoded_again(tmp_path, uninterrupted):

@@ -3,6 +3,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 
@@ -63,7 +64,7 @@ def generation_of(folder):
 def test_the_nearest_captions_come_first_with_their_cosines(database):
     queries = queries_of(50)
     indices, cosines = database.search(queries, 10)
-    every = queries @ features_of(CAPTIONS).T
+    every = queries @ features_of(database.captions(range(2000))).T
     nearest = -np.sort(-every, axis=1)[:, :10]
     np.testing.assert_allclose(cosines, np.take_along_axis(every, indices, axis=1), atol=2e-3)  # of half precision
     assert (np.diff(cosines, axis=1) <= 0).all()
@@ -81,7 +82,11 @@ def test_cosines_are_those_of_the_stored_features(database):
 
 def test_captions_and_features_come_by_their_indices(database):
     indices = np.array([1999, 0, 7, 7])
-    assert database.captions(indices) == [CAPTIONS[index] for index in indices]
+    every = database.captions(range(2000))
+    assert sorted(every) == sorted(CAPTIONS)
+    # Of an inverted file, in the order of its lists.
+    assert (every == CAPTIONS) is not bool(database.manifest.index.probes)
+    assert database.captions(indices) == [every[index] for index in indices]
     features = database.features(indices)
     assert features.dtype == np.float32
     np.testing.assert_allclose(features, features_of(database.captions(indices)), atol=1e-3)
@@ -102,12 +107,13 @@ def test_all_captions_are_found_when_as_many_are_asked_for(database, k):
 def test_what_the_parts_find_is_together_what_the_whole_finds(database, of):
     queries = queries_of(30)
     parts = [Part(number, of) for number in range(of)]
-    rows = [index for part in parts for index in part.rows(len(database))]
-    assert rows == list(range(len(database)))
+    rows = [sorted(database.search(queries[:1], 2000, part)[0][0].tolist()) for part in parts]
+    # Each caption is in one part, and those of a part follow each other.
+    assert [index for some in rows for index in some] == list(range(2000))
     found = [database.search(queries, 10, part) for part in parts]
-    for part, (indices, _) in zip(parts, found, strict=True):
-        own = part.rows(len(database))
-        assert ((indices >= own.start) & (indices < own.stop)).all()
+    for own, (indices, cosines) in zip(rows, found, strict=True):
+        assert set(indices.ravel().tolist()) <= {*own, -1}
+        assert (cosines[indices == -1] == -1).all()
     for row in range(len(queries)):
         whole = database.found(*(each[row] for each in database.search(queries, 10)), features=True)
         told = [database.found(indices[row], cosines[row], features=True) for indices, cosines in found]
@@ -121,9 +127,59 @@ def test_what_the_parts_find_is_together_what_the_whole_finds(database, of):
 
 
 def test_a_part_that_is_smaller_than_what_is_asked_for_gives_all_it_has(database):
-    indices, _ = database.search(queries_of(2), 500, Part(0, 10))
-    assert indices.shape == (2, 200)
-    assert all(sorted(row) == list(range(200)) for row in indices.tolist())
+    indices, _ = database.search(queries_of(2), 2000, Part(0, 10))
+    # Parts are cut between lists, of which the smallest database has few.
+    assert 150 < indices.shape[1] < 250
+    assert all(sorted(row) == list(range(indices.shape[1])) for row in indices.tolist())
+
+
+def test_parts_read_the_lists_that_the_whole_reads_and_no_others(tmp_path):
+    database = CaptionDatabase.open(made(tmp_path / "scenes", exact_up_to=500, recall=0.05), fingerprint=MODEL)
+    assert database.manifest.index.probes == 1
+    index, lists = database._index._index, np.repeat(np.arange(len(database._index._sizes)), database._index._sizes)
+    for query in queries_of(30):
+        nearest = index.quantizer.search(query[None], 1)[1][0, 0]
+        found = [database.search(query[None], 5, Part(number, 9))[0][0] for number in range(9)]
+        # All that is in one list is in one part; the others read nothing, and so find nothing.
+        assert sum((each >= 0).any() for each in found) == 1
+        assert {lists[row] for each in found for row in each[each >= 0]} == {nearest}
+
+
+def test_lists_of_few_captions_are_not_all_that_is_read(tmp_path):
+    """As many as are asked for are found, by parts together too, even if the nearest lists have fewer."""
+    database = CaptionDatabase.open(made(tmp_path / "scenes", exact_up_to=500, recall=0.05), fingerprint=MODEL)
+    assert database.manifest.index.probes == 1
+    query, k = queries_of(1), int(database._index._sizes.max()) + 1
+    assert (database.search(query, k)[0] >= 0).all()
+    parts = [database.search(query, k, Part(number, 3)) for number in range(3)]
+    found = [database.found(indices[0], cosines[0], features=False) for indices, cosines in parts]
+    whole = database.found(*(each[0] for each in database.search(query, k)), features=False)
+    together = merged(found, k, None)
+    assert len(together.captions) == len(set(together.captions)) == k
+    assert (together.cosines >= whole.cosines - 1e-6).all()
+
+
+def test_a_database_whose_captions_are_not_in_the_order_of_lists_is_searched_in_parts(tmp_path):
+    """As those are that were built before there was such an order."""
+    folder = made(tmp_path / "scenes", exact_up_to=500)
+    place = generation_of(folder)
+    shuffled = np.random.default_rng(0).permutation(len(CAPTIONS))
+    index = faiss.read_index(str(place / INDEX))
+    for number in range(index.nlist):
+        count = index.invlists.list_size(number)
+        if count:
+            ids = faiss.rev_swig_ptr(index.invlists.get_ids(number), count)
+            ids[:] = shuffled[ids]
+    faiss.write_index(index, str(place / INDEX))
+    features = np.load(place / FEATURES)
+    moved = np.empty_like(features)
+    moved[shuffled] = features
+    found = CaptionIndex.open(place / INDEX, moved, CaptionDatabase.open(folder, fingerprint=MODEL).manifest.index)
+    queries = queries_of(10)
+    whole, parts = found.search(queries, 5), [found.search(queries, 5, Part(number, 4)) for number in range(4)]
+    cosines = -np.sort(-np.concatenate([each[1] for each in parts], axis=1), axis=1)[:, :5]
+    assert (cosines >= whole[1] - 1e-6).all()
+    assert len(set(np.concatenate([each[0][0] for each in parts]).tolist()) - {-1}) > 5
 
 
 def test_no_queries_find_nothing(database):
@@ -156,10 +212,11 @@ def test_queries_of_other_dimensions_and_no_captions_are_our_own_bugs(database, 
 def test_threads_read_at_the_same_time_what_one_reads_alone(database):
     queries = queries_of(64)
     alone = [database.search(query[None], 10)[0].tolist() for query in queries]
+    every = database.captions(range(2000))
 
     def read(row):
         found = database.search(queries[row : row + 1], 10)[0]
-        assert database.captions(found[0]) == [CAPTIONS[index] for index in found[0]]
+        assert database.captions(found[0]) == [every[index] for index in found[0]]
         return found.tolist()
 
     with ThreadPoolExecutor(8) as threads:
@@ -277,6 +334,7 @@ def test_a_reader_goes_on_while_the_database_is_replaced_and_pruned(tmp_path, ki
     reader = CaptionDatabase.open(folder, fingerprint=MODEL)
     queries = queries_of(20)
     before = reader.search(queries, 5)[0]
+    every = reader.captions(range(1000))
 
     newer = [f"new {caption}" for caption in CAPTIONS[:1000]]
     made(folder, newer, exact_up_to=KINDS[kind])
@@ -284,10 +342,10 @@ def test_a_reader_goes_on_while_the_database_is_replaced_and_pruned(tmp_path, ki
     assert not (folder / reader.generation).exists()
 
     np.testing.assert_array_equal(reader.search(queries, 5)[0], before)
-    assert reader.captions(before[0]) == [CAPTIONS[index] for index in before[0]]
+    assert reader.captions(before[0]) == [every[index] for index in before[0]]
     np.testing.assert_allclose(reader.features(before[0]), features_of(reader.captions(before[0])), atol=1e-3)
     again = CaptionDatabase.open(folder, fingerprint=MODEL)
-    assert again.captions([0]) == [newer[0]]
+    assert set(again.captions(range(1000))) == set(newer)
 
 
 def test_readers_that_open_while_it_is_replaced_over_and_over_always_find_one(tmp_path):
