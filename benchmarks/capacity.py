@@ -6,7 +6,8 @@
 An image takes the way of the service: it arrives (Poisson, with bursts if asked for), is read by an edge's event loop,
 decoded by one of its threads, sent to an encoder, waits there for a batch as in ``app/batching.py``, and comes back to
 be adapted and answered. With captions its features then go to every shard, and the slowest answers last. A request
-that finds its edge or its encoder full is answered 503. ``benchmarks/capacity_stages.py`` measures the times,
+that finds its edge or its encoder full is answered 503. On Ray proxies stand before the edges, and images that come
+while eight calls of an edge are under way leave together. ``benchmarks/capacity_stages.py`` measures the times,
 ``benchmarks/capacity_check.py`` compares what is simulated with a running service.
 
 What is not simulated: clients that give up or come again, failures, texts to be encoded, memory, and a network that is
@@ -20,15 +21,20 @@ import json
 import math
 import random
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from benchmarks.events import Caller, Clock, Encoder, Host, Station, Steps, process, together
+from benchmarks.events import Caller, Clock, Encoder, Host, Resume, Station, Steps, process, together
 
 # --- what is simulated --------------------------------------------------------------------------------------------
+
+# As in app/cluster/towers.py.
+_CALLS_AT_ONCE = 8
+_OPTIONAL = ("encoder_threads", "hop_core_s", "call_core_s", "encoder_call_s", "proxy_s", "beside_s", "hop_wire_s")
+_OPTIONAL += ("idle_s", "search_fixed_share")
 
 
 class StagesError(ValueError):
@@ -43,8 +49,11 @@ class Stages:
         http_s: of the event loop for one request, reading and answering together; drawn from these at random.
         decode_s: of a thread for one image.
         adapt_s: of a thread for one request.
-        hop_core_s: of the edge's cores for one image on its way to an encoder and back, packing and unpacking.
+        hop_core_s: of the edge's event loop for one call of an encoder, there and back.
         call_core_s: the same for asking a shard, whose messages are small.
+        encoder_call_s: of the encoder's event loop for one call, beside the batches.
+        proxy_s: of a proxy's event loop for one request, there and back.
+        beside_s: of cores for one request, by processes that no request waits for.
         hop_wire_s: that one message is under way.
         idle_s: that a request takes longer which finds the cores of its edge idle, since they have to be woken.
         alone_s: by images, of a batch that finds the device idle; missing sizes are interpolated.
@@ -63,6 +72,9 @@ class Stages:
     encoder_threads: int = 1
     hop_core_s: float = 0.0
     call_core_s: float = 0.0
+    encoder_call_s: float = 0.0
+    proxy_s: float = 0.0
+    beside_s: float = 0.0
     hop_wire_s: float = 0.0
     idle_s: float = 0.0
     search_core_s: Mapping[int, float] = field(default_factory=dict)
@@ -86,8 +98,7 @@ class Stages:
                 raise StagesError(f"{name} is empty; give at least one time in seconds")
         for name in ("alone_s", "ahead_s", "search_core_s"):
             given[name] = {int(size): float(seconds) for size, seconds in content.get(name, {}).items()}
-        for name in ("encoder_threads", "hop_core_s", "call_core_s", "hop_wire_s", "idle_s", "search_fixed_share"):
-            given |= {name: content[name]} if name in content else {}
+        given |= {name: content[name] for name in _OPTIONAL if name in content}
         return cls(**given)
 
     def search_s(self, captions: int, shards: int) -> float:
@@ -151,8 +162,10 @@ class Plan:
         edge_cores: of each, on which as many threads decode.
         max_queued: images that an edge admits at once (``DEIXIS_MAX_QUEUED_IMAGES``).
         encoders: replicas, each with a device of its own.
+        proxies: before the edges, a process and a core each; 0 is none that takes time.
         on_edge: the encoder runs in the edge's process and on its cores, as in a single process; then there is one for
             each edge, and nothing hops.
+        shared_cores: of one machine that has everything on it but captions; None is a machine for each.
         batch_size: most images in a batch.
         max_ongoing: images that an encoder takes before it is full; None sets no bound.
         captions: in the database; 0 is no search.
@@ -165,7 +178,9 @@ class Plan:
     edge_cores: int = 4
     max_queued: int = 256
     encoders: int = 1
+    proxies: int = 0
     on_edge: bool = False
+    shared_cores: int | None = None
     batch_size: int = 32
     max_ongoing: int | None = 256
     captions: int = 0
@@ -232,11 +247,14 @@ class Outcome:
 class _Edge:
     """One edge: an event loop, threads that decode, and cores under both."""
 
-    def __init__(self, clock: Clock, cores: int) -> None:
-        self.host = Host(clock, cores)
-        self.loop = Station(self.host, 1)
-        self.decoders = Station(self.host, cores)
+    def __init__(self, host: Host, cores: int) -> None:
+        self.host = host
+        self.loop = Station(host, 1)
+        self.decoders = Station(host, cores)
         self.admitted = 0
+        # Images that wait for a call, each with what is told when its encoder is full.
+        self.waiting: deque[tuple[Resume, list[bool]]] = deque()
+        self.calls = 0
 
 
 class Simulation:
@@ -253,16 +271,24 @@ class Simulation:
         self._stages, self._plan, self._load = stages, plan, load
         self._chance = random.Random(seed)
         self._clock = Clock()
-        self._edges = [_Edge(self._clock, plan.edge_cores) for _ in range(plan.edges)]
+        shared = None if plan.shared_cores is None else Host(self._clock, plan.shared_cores)
+        self._edges = [
+            _Edge(shared or Host(self._clock, plan.edge_cores), plan.edge_cores) for _ in range(plan.edges)
+        ]
+        self._proxies = [Station(shared or Host(self._clock, 1), 1) for _ in range(plan.proxies)]
         alone, ahead = (by_size(each, plan.batch_size) for each in (stages.alone_s, stages.ahead_s))
         self._per_image_s = best_s_per_image(ahead)
+        threads = 1
         if plan.on_edge:
             devices = [edge.host for edge in self._edges]
             threads = min(stages.encoder_threads, plan.edge_cores)
         else:
-            devices = [Host(self._clock, 1) for _ in range(plan.encoders)]
-            threads = 1
+            devices = [shared or Host(self._clock, 1) for _ in range(plan.encoders)]
+            if plan.shared_cores is not None:
+                threads = min(stages.encoder_threads, plan.shared_cores)
         self._encoders = [Encoder(device, threads, plan.batch_size, alone, ahead) for device in devices]
+        # Their event loops, on a core beside the device.
+        self._called = {each: Station(shared or Host(self._clock, 1), 1) for each in self._encoders}
         self._shards: list[list[Station]] = []
         if plan.captions:
             self._search_s = stages.search_s(plan.captions, plan.shards)
@@ -300,10 +326,16 @@ class Simulation:
         http_s = draw(self._stages.http_s)
         if edge.host.is_idle:
             yield edge.loop.use(self._stages.idle_s)
+        edge.host.run(self._stages.beside_s)(lambda: None)
+        proxy = self._chance.choice(self._proxies) if self._proxies else None
+        if proxy is not None:
+            yield proxy.use(self._stages.proxy_s / 2)
         # Who is refused is read and answered all the same.
         yield edge.loop.use(http_s / 2)
         if edge.admitted + images > self._plan.max_queued:
             yield edge.loop.use(http_s / 2)
+            if proxy is not None:
+                yield proxy.use(self._stages.proxy_s / 2)
             self._refused += 1
             return
         edge.admitted += images
@@ -312,6 +344,8 @@ class Simulation:
         if full:
             yield edge.loop.use(http_s / 2)
             edge.admitted -= images
+            if proxy is not None:
+                yield proxy.use(self._stages.proxy_s / 2)
             self._refused += 1
             return
         if self._shards:
@@ -319,28 +353,58 @@ class Simulation:
         yield edge.host.run(draw(self._stages.adapt_s))
         yield edge.loop.use(http_s / 2)
         edge.admitted -= images
+        if proxy is not None:
+            yield proxy.use(self._stages.proxy_s / 2)
         if began >= self._warm_at:
             self._latencies.append(self._clock.now - began)
 
     def _image(self, number: int, caller: Caller, full: list[bool]) -> Steps:
         """The way of one image of a request; ``full`` gets an item if its encoder had no room."""
-        edge, stages, chance = self._edges[number], self._stages, self._chance
-        yield edge.decoders.use(chance.choice(stages.decode_s))
+        edge = self._edges[number]
+        yield edge.decoders.use(self._chance.choice(self._stages.decode_s))
         if self._plan.on_edge:
             yield self._encoders[number].encode(caller)
             return
-        yield edge.host.run(stages.hop_core_s / 2)
-        yield self._clock.after(stages.hop_wire_s)
+
+        def wait(resume: Resume) -> None:
+            edge.waiting.append((resume, full))
+            # After what else becomes ready at this time, so that it goes along.
+            self._clock.at(self._clock.now, lambda: self._send(edge))
+
+        yield wait
+
+    def _send(self, edge: _Edge) -> None:
+        """Begin as many calls as an edge may have under way, of all images that wait."""
+        while edge.waiting and edge.calls < _CALLS_AT_ONCE:
+            taken = [edge.waiting.popleft() for _ in range(min(len(edge.waiting), self._plan.batch_size))]
+            edge.calls += 1
+
+            def ended(taken: list[tuple[Resume, list[bool]]] = taken) -> None:
+                edge.calls -= 1
+                for resume, _ in taken:
+                    resume()
+                self._send(edge)
+
+            process(self._call(edge, [full for _, full in taken]))(ended)
+
+    def _call(self, edge: _Edge, images: Sequence[list[bool]]) -> Steps:
+        """The way of images to an encoder and back."""
+        stages, wire = self._stages, self._clock.after(self._stages.hop_wire_s)
+        yield edge.loop.use(stages.hop_core_s / 2)
+        yield wire
         # The less busy of two, as Ray's router chooses.
-        encoder = min((chance.choice(self._encoders) for _ in range(2)), key=lambda each: each.ongoing)
-        bound = self._plan.max_ongoing
-        if bound is not None and encoder.ongoing >= bound:
-            full.append(True)
+        encoder = min((self._chance.choice(self._encoders) for _ in range(2)), key=lambda each: each.ongoing)
+        called, bound = self._called[encoder], self._plan.max_ongoing
+        yield called.use(stages.encoder_call_s / 2)
+        if bound is not None and encoder.ongoing + len(images) > bound:
+            for full in images:
+                full.append(True)
         else:
-            # Turns are per encoder, and the images of a request may go to several.
-            yield encoder.encode(caller if len(self._encoders) == 1 else Caller())
-        yield self._clock.after(stages.hop_wire_s)
-        yield edge.host.run(stages.hop_core_s / 2)
+            caller = Caller()
+            yield together([encoder.encode(caller) for _ in images])
+        yield called.use(stages.encoder_call_s / 2)
+        yield wire
+        yield edge.loop.use(stages.hop_core_s / 2)
 
     def _search(self, edge: _Edge) -> Steps:
         """Ask every shard, for each image of the request, and wait for the slowest."""
@@ -358,6 +422,8 @@ class Simulation:
         batches: Counter[int] = sum((each.batches for each in self._encoders), Counter())
         encoded = sum(size * count for size, count in batches.items())
         stations = {
+            "proxies": self._proxies,
+            "encoder loops": [] if self._plan.on_edge else list(self._called.values()),
             "edge loop": [edge.loop for edge in self._edges],
             "edge decoders": [edge.decoders for edge in self._edges],
             "shards": [copy for copies in self._shards for copy in copies],
@@ -367,8 +433,11 @@ class Simulation:
             for name, some in stations.items()
             if some
         }
-        cores = self._plan.edge_cores * len(self._edges)
-        used["edge cores"] = sum(edge.host.busy_core_s for edge in self._edges) / (cores * seconds)
+        if self._plan.shared_cores is None:
+            cores = self._plan.edge_cores * len(self._edges)
+            used["edge cores"] = sum(edge.host.busy_core_s for edge in self._edges) / (cores * seconds)
+        else:
+            used["cores"] = self._edges[0].host.busy_core_s / (self._plan.shared_cores * seconds)
         if not self._plan.on_edge:
             # Of what they could encode: with small batches a device is never idle, and has room all the same.
             used["encoders"] = encoded * self._per_image_s / (len(self._encoders) * seconds)
@@ -413,11 +482,13 @@ class Prices:
     encoder: float
     edge: float
     shard: float
+    proxy: float = 0.0
 
     def of(self, plan: Plan) -> float:
         """Return what a plan costs for an hour."""
         shards = plan.shards * plan.copies if plan.captions else 0
-        return plan.encoders * self.encoder + plan.edges * self.edge + shards * self.shard
+        machines = plan.encoders * self.encoder + plan.edges * self.edge + plan.proxies * self.proxy
+        return machines + shards * self.shard
 
 
 @dataclass(frozen=True, slots=True)
