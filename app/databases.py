@@ -96,12 +96,13 @@ class SearchElsewhere(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Search:
-    """One query (d,) of a caller, of which database and for how many captions."""
+    """One query (d,) of a caller, of which database, in which part of it and for how many captions."""
 
     database: CaptionDatabase
     query: Float32[np.ndarray, " d"]
     k: int
     features: bool
+    part: Part
 
 
 class Databases:
@@ -115,7 +116,6 @@ class Databases:
         max_queued: searches that wait at once for one database.
         stalled_after_s: a search that takes longer makes its database unhealthy.
         search_elsewhere: searches in the place of this process, which then only looks up what there is.
-        part: the part of each database that this process searches.
     """
 
     def __init__(
@@ -128,7 +128,6 @@ class Databases:
         max_queued: int,
         stalled_after_s: float,
         search_elsewhere: SearchElsewhere | None = None,
-        part: Part = WHOLE,
     ) -> None:
         self.folder = folder
         self.default = default
@@ -137,7 +136,6 @@ class Databases:
         self._max_queued = max_queued
         self._stalled_after_s = stalled_after_s
         self._search_elsewhere = search_elsewhere
-        self._part = part
         self._served: dict[str, _Served] = {}
         self._leaving: dict[str, asyncio.TimerHandle] = {}
         self._awaited: dict[str, str] = {}
@@ -311,8 +309,9 @@ class Databases:
         *,
         features: bool,
         within_s: float | None,
+        part: Part,
     ) -> list[Found]:
-        """Return the same of the generation that somebody else takes for the current one, or took a moment ago.
+        """Return the same of a part of that generation which somebody else takes for the current one, or just did.
 
         Raises:
             StoreError: it is not there any more, or is damaged.
@@ -324,7 +323,7 @@ class Databases:
         database = served.current
         if database.generation != generation:
             database = await asyncio.to_thread(CaptionDatabase.open_generation, self._folder_of(name), generation)
-        return await _found(database, served.queue, queries, k, features=features, within_s=within_s)
+        return await _found(database, served.queue, queries, k, features=features, within_s=within_s, part=part)
 
     async def open_all(self) -> None:
         """Open every database, so that no request waits for it; what is wrong with one is logged."""
@@ -541,7 +540,6 @@ class Databases:
                 self._metrics,
                 max_queued=self._max_queued,
                 stalled_after_s=self._stalled_after_s,
-                part=self._part,
             )
             self._served[name] = served
         await asyncio.to_thread(served.look_up)
@@ -585,9 +583,7 @@ async def _awaiting(work: Awaitable[Any]) -> Any:
 class _Served:
     """A database with the queue of its searches; ``database`` is the generation in use, once ``look_up`` found one."""
 
-    def __init__(
-        self, folder: Path, metrics: Metrics, *, max_queued: int, stalled_after_s: float, part: Part = WHOLE
-    ) -> None:
+    def __init__(self, folder: Path, metrics: Metrics, *, max_queued: int, stalled_after_s: float) -> None:
         self.database: CaptionDatabase | None = None
         self.is_deleted = False
         self._folder = folder
@@ -597,7 +593,7 @@ class _Served:
         told = TowerMetrics(metrics, folder.name, "captions")
         self.queue: EncodeQueue[_Search, Found] = EncodeQueue(
             f"the caption database '{folder.name}'",
-            lambda searches: partial(_searched, searches, part),
+            lambda searches: partial(_searched, searches),
             batch_size=_SEARCHED_AT_ONCE,
             metrics=told,
             max_queued=max(max_queued, _SEARCHED_AT_ONCE),
@@ -671,8 +667,9 @@ async def _found(
     *,
     features: bool,
     within_s: float | None,
+    part: Part = WHOLE,
 ) -> list[Found]:
-    searches = [_Search(database, query, k, features) for query in queries]
+    searches = [_Search(database, query, k, features, part) for query in queries]
     found: list[Found] = []
     # A folder of photographs is more than the queue has places for.
     for first in range(0, len(searches), queue.batch_size):
@@ -680,14 +677,14 @@ async def _found(
     return found
 
 
-def _searched(searches: Sequence[_Search], part: Part) -> list[Found]:
+def _searched(searches: Sequence[_Search]) -> list[Found]:
     """Search together what asks the same database for as many captions: with another number it finds others."""
     found: dict[int, Found] = {}
-    alike: dict[tuple[int, int], list[int]] = {}
+    alike: dict[tuple[int, int, Part], list[int]] = {}
     for place, each in enumerate(searches):
-        alike.setdefault((id(each.database), each.k), []).append(place)
-    for places in alike.values():
-        database, k = searches[places[0]].database, searches[places[0]].k
+        alike.setdefault((id(each.database), each.k, each.part), []).append(place)
+    for (_, k, part), places in alike.items():
+        database = searches[places[0]].database
         indices, cosines = database.search(np.stack([searches[place].query for place in places]), k, part)
         for place, row, told in zip(places, indices, cosines, strict=True):
             found[place] = database.found(row, told, features=searches[place].features)

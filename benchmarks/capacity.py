@@ -272,9 +272,7 @@ class Simulation:
         self._chance = random.Random(seed)
         self._clock = Clock()
         shared = None if plan.shared_cores is None else Host(self._clock, plan.shared_cores)
-        self._edges = [
-            _Edge(shared or Host(self._clock, plan.edge_cores), plan.edge_cores) for _ in range(plan.edges)
-        ]
+        self._edges = [_Edge(shared or Host(self._clock, plan.edge_cores), plan.edge_cores) for _ in range(plan.edges)]
         self._proxies = [Station(shared or Host(self._clock, 1), 1) for _ in range(plan.proxies)]
         alone, ahead = (by_size(each, plan.batch_size) for each in (stages.alone_s, stages.ahead_s))
         self._per_image_s = best_s_per_image(ahead)

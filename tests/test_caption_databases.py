@@ -453,12 +453,16 @@ async def test_what_takes_the_place_of_a_database_is_found_and_what_was_begun_en
 
 
 async def test_parts_search_the_generation_that_an_edge_knows_whether_it_is_theirs_or_not(make_databases, folder):
-    parts = [make_databases(part=Part(number, 2)) for number in range(2)]
+    parts = [make_databases() for _ in range(2)]
 
     async def search(generation):
         found = [
-            (await each.search_generation("things", generation, asked("red"), 3, features=True, within_s=None))[0]
-            for each in parts
+            (
+                await each.search_generation(
+                    "things", generation, asked("red"), 3, features=True, within_s=None, part=Part(number, 2)
+                )
+            )[0]
+            for number, each in enumerate(parts)
         ]
         return merged(found, 3, None)
 

@@ -60,7 +60,7 @@ def application(settings: Settings) -> Application:
             max_ongoing_requests=_CALLS_PER_REPLICA,
             **_COMMON,
             **_scale(settings.ray_shard_replicas),
-        ).bind(settings, number, settings.ray_shards)
+        ).bind(settings)
         for number in range(settings.ray_shards)
     ]
     edge = serve.deployment(

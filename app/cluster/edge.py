@@ -1,8 +1,10 @@
 """The edge: the application of a single process, whose towers and searches are elsewhere."""
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import structlog
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import TaskCancelledError
@@ -11,14 +13,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.cluster.models import remote_model
 from app.cluster.shards import RemoteShards
 from app.cluster.telemetry import Exposition, gather_expositions, own_exposition
-from app.cluster.wire import Card
+from app.cluster.towers import RemoteTower
+from app.cluster.wire import Card, version_of
 from app.encoders._base import Described
 from app.logs import configure_logs
 from app.main import Steps, create_app
 from app.served import ServedModel
 from app.settings import Settings
 
+log = structlog.get_logger()
+
 EDGE = "edge"
+_ASKED_AGAIN_AFTER_S = 0.2
 
 
 class CallersWhoLeft:
@@ -51,8 +57,13 @@ class Edge:
     def __init__(self, settings: Settings, encoders: Mapping[str, Any], shards: Sequence[Any]) -> None:
         configure_logs(settings.log_format, settings.log_level)
         self._settings = settings
+        self._version = version_of(settings)
+        self._towers: list[RemoteTower[Any]] = []
         # Where encoders share models, a call goes to one that has its model, if there is one.
         shared = settings.ray_models_at_once is not None
+        if shared:
+            # To try one that nobody asks for would have it loaded in the place of another.
+            self._settings = settings.model_copy(update={"canary_s": 0.0})
         self._encoders = {
             model: each.options(multiplexed_model_id=model) if shared else each for model, each in encoders.items()
         }
@@ -73,9 +84,24 @@ class Edge:
         """Return what Prometheus is told of this edge."""
         return own_exposition(self._app.state.metrics)
 
+    async def check_health(self) -> None:
+        """Have this edge replaced where it knows a model by weights that no encoder has any more; called by Ray."""
+        if any(tower.is_outdated for tower in self._towers):
+            raise RuntimeError("the encoders have other weights than those that this edge knows")
+
     def _cards(self, settings: Settings) -> list[Described]:
         """Ask what the models are; in a thread, for as long as they take to load."""
-        return [self._encoders[model].card.remote(model).result() for model in settings.models]
+        return [self._card(model) for model in settings.models]
+
+    def _card(self, model: str) -> Card:
+        """Return that of an encoder that was deployed with this edge, and not of one that is about to be replaced."""
+        told = False
+        while (card := self._encoders[model].card.remote(model).result()).version != self._version:
+            if not told:
+                log.info("waiting_for_encoders", model=model)
+            told = True
+            time.sleep(_ASKED_AGAIN_AFTER_S)
+        return card  # type: ignore[no-any-return]
 
     async def _gather(self) -> bytes:
         name = serve.get_replica_context().app_name
@@ -85,4 +111,6 @@ class Edge:
         return await gather_expositions(handles)
 
     def _serve(self, card: Card, *others: Any) -> ServedModel:
-        return remote_model(card, self._encoders[card.name], *others)
+        served = remote_model(card, self._encoders[card.name], *others)
+        self._towers += [each for each in (served.images, served.texts) if isinstance(each, RemoteTower)]
+        return served

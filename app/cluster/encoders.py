@@ -16,7 +16,7 @@ from ray import serve
 from app import __version__
 from app.batching import Encoded, TurnQueue
 from app.cluster.telemetry import Exposition, own_exposition, send_traces
-from app.cluster.wire import Card, Failure, Reply
+from app.cluster.wire import Card, Failure, OtherWeightsError, Reply, version_of
 from app.encoders.loading import load_encoder
 from app.errors import DeixisError
 from app.logs import configure_logs
@@ -87,26 +87,40 @@ class EncoderReplica:
         return (await self._get(model)).card
 
     async def encode_images(
-        self, model: str, pixels: UInt8[np.ndarray, "n h w 3"], within_s: float | None, trace: Mapping[str, str]
+        self,
+        model: str,
+        fingerprint: str,
+        pixels: UInt8[np.ndarray, "n h w 3"],
+        within_s: float | None,
+        trace: Mapping[str, str],
     ) -> Reply | Failure:
         """Return the features of images that the model's transform made.
 
         Args:
             model: its name.
+            fingerprint: of the image tower that is meant; features of another one would be kept under its name.
             pixels: as they lie in the object store.
             within_s: after which they are of no use.
             trace: that the caller is in.
         """
-        loaded = await self._get(model)
         with _within(trace), stage("encode-there", model=model, images=len(pixels)):
+            try:
+                loaded = await self._get(model)
+                _check_weights(model, fingerprint, loaded.card.image_fingerprint)
+            except Exception as error:  # noqa: BLE001 - told to the caller
+                return Failure.of(error)
             return await _encoded(loaded.served.images, list(pixels), within_s)
 
     async def encode_texts(
-        self, model: str, texts: Sequence[str], within_s: float | None, trace: Mapping[str, str]
+        self, model: str, fingerprint: str, texts: Sequence[str], within_s: float | None, trace: Mapping[str, str]
     ) -> Reply | Failure:
         """Return the features of texts, likewise."""
-        loaded = await self._get(model)
         with _within(trace), stage("encode-there", model=model, texts=len(texts)):
+            try:
+                loaded = await self._get(model)
+                _check_weights(model, fingerprint, loaded.card.text_fingerprint)
+            except Exception as error:  # noqa: BLE001 - as above
+                return Failure.of(error)
             return await _encoded(loaded.served.texts, texts, within_s)
 
     async def exposition(self) -> Exposition:
@@ -133,7 +147,7 @@ class EncoderReplica:
 
     def _load(self, model: str) -> _Loaded:
         encoder = load_encoder(model, load_options(self._settings))
-        card = Card.of(encoder)
+        card = Card.of(encoder, version_of(self._settings))
         # Text features are kept by the edges, which ask only for new ones.
         return _Loaded(card, serve_here(encoder, self._settings, self._metrics, None), self._settings.canary_s)
 
@@ -146,13 +160,22 @@ def multiplexed(at_once: int) -> type[EncoderReplica]:
             super().__init__(settings, ())
             self._loaded = weakref.WeakValueDictionary()  # Ray has them, and lets go of them
 
-        @serve.multiplexed(max_num_models_per_replica=at_once)  # type: ignore[untyped-decorator]
         async def _get(self, model: str) -> _Loaded:
+            # Goes on when its caller leaves, or the next would begin to load it again.
+            return await asyncio.shield(asyncio.ensure_future(self._shared(model)))
+
+        @serve.multiplexed(max_num_models_per_replica=at_once)  # type: ignore[untyped-decorator]
+        async def _shared(self, model: str) -> _Loaded:
             loaded = await asyncio.to_thread(self._load, model)
             self._loaded[model] = loaded
             return loaded
 
     return MultiplexedReplica
+
+
+def _check_weights(model: str, wanted: str, loaded: str) -> None:
+    if wanted != loaded:
+        raise OtherWeightsError(f"the model '{model}' has other weights there")
 
 
 @contextmanager

@@ -31,7 +31,7 @@ def remote_model(
     image_metrics = TowerMetrics(metrics, card.name, "images from here")
     images: RemoteTower[Pixels] = RemoteTower(
         f"{card.name} images",
-        partial(_encoded, handle.encode_images, card.name, np.stack),
+        partial(_encoded, handle.encode_images, card.name, card.image_fingerprint, np.stack),
         batch_size=settings.image_batch or card.image_path.batch_size,
         metrics=image_metrics,
         max_queued=settings.max_queued_images,
@@ -40,7 +40,7 @@ def remote_model(
     text_metrics = TowerMetrics(metrics, card.name, "texts from here")
     texts: RemoteTower[str] = RemoteTower(
         f"{card.name} texts",
-        partial(_encoded, handle.encode_texts, card.name, list),
+        partial(_encoded, handle.encode_texts, card.name, card.text_fingerprint, list),
         batch_size=settings.text_batch,
         metrics=text_metrics,
     )
@@ -57,10 +57,15 @@ def remote_model(
 
 
 async def _encoded(
-    method: Any, model: str, packed: Callable[[Sequence[Any]], Any], items: Sequence[Any], within_s: float | None
+    method: Any,
+    model: str,
+    fingerprint: str,
+    packed: Callable[[Sequence[Any]], Any],
+    items: Sequence[Any],
+    within_s: float | None,
 ) -> Reply:
     # Arrays above 100 KiB go through the object store, which a replica of the same machine reads where they lie.
-    answer: Reply | Failure = await ask(method, model, packed(items), within_s, carried_trace())
+    answer: Reply | Failure = await ask(method, model, fingerprint, packed(items), within_s, carried_trace())
     if isinstance(answer, Failure):
         raise answer.error()
     return answer

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -27,15 +28,13 @@ _TRIES = 2
 
 
 class ShardReplica:
-    """Searches its part of every database.
+    """Searches a part of every database: that which it is asked for, of which it then has the pages in memory.
 
     Args:
         settings: of the service, whose folder of databases all replicas share.
-        number: of its part, from 0.
-        of: parts there are.
     """
 
-    def __init__(self, settings: Settings, number: int, of: int) -> None:
+    def __init__(self, settings: Settings) -> None:
         configure_logs(settings.log_format, settings.log_level)
         self._metrics = Metrics(__version__)
         self._databases = Databases(
@@ -45,11 +44,12 @@ class ShardReplica:
             metrics=self._metrics,
             max_queued=settings.max_queued_images,
             stalled_after_s=settings.stall_timeout_s,
-            part=Part(number, of),
         )
+        self._are_open = False
 
     async def search(
         self,
+        part: Part,
         name: str,
         generation: str,
         queries: ImageFeatures | TextFeatures,
@@ -57,10 +57,13 @@ class ShardReplica:
         features: bool,  # noqa: FBT001 - a call across processes
         within_s: float | None,
     ) -> list[Found] | Failure:
-        """Return the captions of its part nearest to each query, of the generation that the edge knows."""
+        """Return the captions of a part nearest to each query, of the generation that the edge knows.
+
+        The edge says which part: while everything is replaced, others know another number of them.
+        """
         try:
             return await self._databases.search_generation(
-                name, generation, queries, k, features=features, within_s=within_s
+                name, generation, queries, k, features=features, within_s=within_s, part=part
             )
         except DeixisError as error:
             return Failure.of(error)
@@ -70,7 +73,10 @@ class ShardReplica:
         return own_exposition(self._metrics)
 
     async def check_health(self) -> None:
-        """Have this replica replaced where a search hangs; called by Ray."""
+        """Open what there is, and have this replica replaced where a search hangs; called by Ray, before any search."""
+        if not self._are_open:
+            await self._databases.open_all()
+            self._are_open = True
         if self._databases.problem is not None:
             raise RuntimeError(self._databases.problem)
 
@@ -103,11 +109,13 @@ class RemoteShards:
             DeadlineExceededError: none was done in time.
         """
         asked = [
-            asyncio.ensure_future(_searched(handle, name, generation, queries, k, features, within_s))
-            for handle in self._handles
+            asyncio.ensure_future(
+                _searched(handle, Part(number, len(self._handles)), name, generation, queries, k, features, within_s)
+            )
+            for number, handle in enumerate(self._handles)
         ]
         try:
-            await asyncio.wait(asked, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+            await _one_has_answered(asked, within_s)
             await asyncio.wait(asked, timeout=_STRAGGLERS_S)
         finally:
             for each in asked:
@@ -139,6 +147,20 @@ class RemoteShards:
         return [
             merged([part[number] for part in found], k, told if missing else None) for number in range(len(queries))
         ]
+
+
+async def _one_has_answered(asked: Sequence[asyncio.Future[list[Found] | Failure]], within_s: float | None) -> None:
+    """Wait for the first that has found something, or for all, or as long as there is time."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(within_s):
+            await _first_found(asked)
+
+
+async def _first_found(asked: Sequence[asyncio.Future[list[Found] | Failure]]) -> None:
+    for each in asyncio.as_completed(asked):
+        with suppress(Exception):
+            if not isinstance(await each, Failure):
+                return
 
 
 async def _searched(handle: Any, *arguments: Any) -> list[Found] | Failure:

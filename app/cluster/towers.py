@@ -3,14 +3,16 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 import structlog
+from opentelemetry import context
 
 from app.batching import Entry, QueueMetrics, TurnQueue
-from app.cluster.wire import AwayError, Reply
+from app.cluster.wire import AwayError, OtherWeightsError, Reply
 from app.errors import NotReadyError, OverloadedError
 
 Item = TypeVar("Item")
@@ -26,6 +28,7 @@ _BETWEEN_TRIES_S = 0.1
 # gone: after so long, and so many times what calls took of late, so that a long queue is not taken for that.
 _LATE_AFTER_S = 3.0
 _LATE_TIMES = 4.0
+_FIRST_LATE_AFTER_S = 10.0
 _CALL_MEMORY = 0.1
 
 
@@ -41,6 +44,8 @@ class RemoteTower(TurnQueue[Item, np.ndarray]):
         batch_size: most items in one call.
         metrics: told of calls, as of batches.
         max_queued: items admitted at once; None sets no bound.
+
+    ``is_outdated`` says that the last call found nobody but encoders with other weights than those that are known here.
     """
 
     def __init__(
@@ -56,7 +61,8 @@ class RemoteTower(TurnQueue[Item, np.ndarray]):
         self._ask = ask
         self._calls: set[asyncio.Task[None]] = set()
         self._lost: str | None = None
-        self._call_s = 0.0
+        self.is_outdated = False
+        self._call_s: float | None = None
 
     @property
     def problem(self) -> str | None:
@@ -79,7 +85,9 @@ class RemoteTower(TurnQueue[Item, np.ndarray]):
     def _send(self) -> None:
         while len(self._calls) < _CALLS_AT_ONCE and (entries := self._take(at_least=1)):
             # In the trace of the first, where it is several callers'.
-            call = asyncio.get_running_loop().create_task(self._call(entries), context=entries[0].context)
+            call = asyncio.get_running_loop().create_task(
+                self._call(entries), context=_of_no_request(entries[0].context)
+            )
             self._calls.add(call)
             call.add_done_callback(self._ended)
             for entry in entries:
@@ -104,13 +112,15 @@ class RemoteTower(TurnQueue[Item, np.ndarray]):
             else:
                 self._metrics.failed("away" if isinstance(error, AwayError) else "error")
             if isinstance(error, AwayError):
+                self.is_outdated = isinstance(error, OtherWeightsError)
                 self._lost = f"the encoders of {self.name} cannot be reached ({error})"
                 error = NotReadyError(f"{self._lost}; try again later")
             self._settle(entries, [error] * len(entries))
             return
         ended = time.perf_counter()
-        self._lost, self._last_ended = None, ended
-        self._call_s += _CALL_MEMORY * (ended - began - self._call_s)
+        self._lost, self._last_ended, self.is_outdated = None, ended, False
+        before = ended - began if self._call_s is None else self._call_s
+        self._call_s = before + _CALL_MEMORY * (ended - began - before)
         # Others are under way beside it, so that so many are done in its time.
         self._measured(len(entries) * under_way, ended - began)
         outcomes: list[tuple[np.ndarray, float, float] | Exception] = []
@@ -141,7 +151,7 @@ class RemoteTower(TurnQueue[Item, np.ndarray]):
     async def _soonest(self, items: Sequence[Item], within_s: float | None) -> Reply:
         """Return the answer; where it is late, that of another process, if that is sooner."""
         asked = [asyncio.ensure_future(self._ask(items, within_s))]
-        late_after_s = max(_LATE_AFTER_S, _LATE_TIMES * self._call_s)
+        late_after_s = _FIRST_LATE_AFTER_S if self._call_s is None else max(_LATE_AFTER_S, _LATE_TIMES * self._call_s)
         try:
             await asyncio.wait(asked, timeout=late_after_s)
             if not asked[0].done():
@@ -159,6 +169,16 @@ class RemoteTower(TurnQueue[Item, np.ndarray]):
         finally:
             for each in asked:
                 each.cancel()
+
+
+def _of_no_request(caller: Context) -> Context:
+    """Return a context with a caller's trace and nothing else.
+
+    Ray ends what was called in the context of a request when its caller hangs up, and a call may be of several.
+    """
+    made = Context()
+    made.run(context.attach, caller.run(context.get_current))
+    return made
 
 
 def _given_up(entries: Sequence[Entry[Item, np.ndarray]], call: asyncio.Task[None], _: asyncio.Future[Any]) -> None:

@@ -2,19 +2,26 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Self
 
 import numpy as np
 from jaxtyping import Float32
 from PIL import Image
 
+from app import __version__
 from app.encoders._base import Encoder, ImagePath, Tuning
 from app.errors import DeadlineExceededError, DeixisError, NotReadyError, OverloadedError
+from app.settings import Settings
 from app.task import Pixels
 
 
 class AwayError(Exception):
     """The process that was asked has gone, or none is there; asking again may find another."""
+
+
+class OtherWeightsError(AwayError):
+    """The process that was asked has the model with other weights; another one may have these."""
 
 
 class EncoderFaultError(Exception):
@@ -28,6 +35,7 @@ class Card:
     Args:
         image_fingerprint: what tells its image tower from every other.
         text_fingerprint: the same of its text tower.
+        version: of the service that has loaded it.
     """
 
     name: str
@@ -40,9 +48,10 @@ class Card:
     transform: Callable[[Image.Image], Pixels]
     image_fingerprint: str
     text_fingerprint: str
+    version: str = ""
 
     @classmethod
-    def of(cls, encoder: Encoder) -> Self:
+    def of(cls, encoder: Encoder, version: str = "") -> Self:
         """Return that of a loaded encoder; takes up to some seconds."""
         return cls(
             name=encoder.name,
@@ -55,6 +64,7 @@ class Card:
             transform=encoder.transform,
             image_fingerprint=encoder.image_fingerprint(),
             text_fingerprint=encoder.text_fingerprint(),
+            version=version,
         )
 
 
@@ -62,7 +72,8 @@ class Card:
 class Failure:
     """An error as it is told across processes, where an exception might not survive.
 
-    ``kind`` is ``overloaded``, ``deadline``, ``not-ready`` for the rest of our own errors, or ``fault``.
+    ``kind`` is ``overloaded``, ``deadline``, ``other-weights``, ``not-ready`` for the rest of our own errors, or
+    ``fault``.
     """
 
     kind: str
@@ -77,6 +88,8 @@ class Failure:
                 return cls("overloaded", error.message, error.retry_after_s)
             case DeadlineExceededError():
                 return cls("deadline", error.message)
+            case OtherWeightsError():
+                return cls("other-weights", str(error))
             case DeixisError():
                 return cls("not-ready", error.message)
             case _:
@@ -89,6 +102,8 @@ class Failure:
                 return OverloadedError(self.message, self.retry_after_s)
             case "deadline":
                 return DeadlineExceededError(self.message)
+            case "other-weights":
+                return OtherWeightsError(self.message)
             case "not-ready":
                 return NotReadyError(self.message)
             case _:
@@ -110,3 +125,8 @@ class Reply:
     failures: Mapping[int, Failure]
     queue_s: Sequence[float]
     encode_s: Sequence[float]
+
+
+def version_of(settings: Settings) -> str:
+    """Return what tells replicas that were deployed together from those before and after."""
+    return sha256(f"{__version__} {settings.model_dump_json()}".encode()).hexdigest()[:16]

@@ -1,9 +1,15 @@
 """What an edge adds to the application."""
 
+from types import SimpleNamespace
+
 import pytest
 from ray.exceptions import TaskCancelledError
 
-from app.cluster.edge import CallersWhoLeft
+from app.cluster import edge
+from app.cluster.edge import CallersWhoLeft, Edge
+from app.cluster.wire import Card, version_of
+from app.encoders.fake import FakeEncoder
+from app.settings import Settings
 
 pytestmark = pytest.mark.anyio
 
@@ -22,3 +28,45 @@ async def test_a_caller_who_left_is_one_who_disconnected():
 
     await CallersWhoLeft(app)({"type": "http"}, receive, None)
     assert seen == [{"type": "http.request", "body": b"half", "more_body": True}, {"type": "http.disconnect"}]
+
+
+class Encoders:
+    """A deployment's handle, whose replicas tell one card after the other, the last one for ever."""
+
+    def __init__(self, *versions):
+        self.cards = [Card.of(FakeEncoder("fake"), version) for version in versions]
+        self.card = self
+        self.asked = 0
+
+    def remote(self, _):
+        self.asked += 1
+        return SimpleNamespace(result=lambda: self.cards.pop(0) if len(self.cards) > 1 else self.cards[0])
+
+
+def test_an_edge_begins_with_what_encoders_tell_that_were_deployed_with_it(monkeypatch):
+    monkeypatch.setattr(edge, "_ASKED_AGAIN_AFTER_S", 0.0)
+    settings = Settings(models=["embedded"])
+    before, own = "of before", version_of(settings)
+    encoders = Encoders(before, before, own)
+    (card,) = Edge(settings, {"embedded": encoders}, [])._cards(settings)
+    assert (card.version, encoders.asked) == (own, 3)
+
+
+async def test_an_edge_that_knows_weights_which_nobody_has_any_more_is_replaced():
+    here = Edge(Settings(models=["embedded"]), {"embedded": Encoders("")}, [])
+    here._towers = [SimpleNamespace(is_outdated=False)]
+    await here.check_health()
+    here._towers[0].is_outdated = True
+    with pytest.raises(RuntimeError, match="other weights"):
+        await here.check_health()
+
+
+def test_where_encoders_share_models_no_edge_tries_those_that_nobody_asks_for():
+    class Shared(Encoders):
+        def options(self, *, multiplexed_model_id):
+            return self
+
+    assert Edge(Settings(models=["embedded"]), {"embedded": Encoders("")}, [])._settings.canary_s > 0
+    shared = Edge(Settings(models=["embedded"], ray_models_at_once=1), {"embedded": Shared("")}, [])
+    assert shared._settings.canary_s == 0
+    assert shared._version == version_of(Settings(models=["embedded"], ray_models_at_once=1))

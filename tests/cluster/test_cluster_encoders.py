@@ -9,13 +9,16 @@ import pytest
 
 from app.cluster import encoders
 from app.cluster.encoders import EncoderReplica
-from app.cluster.wire import Failure
+from app.cluster.wire import Failure, OtherWeightsError, version_of
+from app.encoders.fake import FakeEncoder
+from app.errors import ConfigurationError
 from app.settings import Settings
 from tests.gated import GatedEncoder
 
 pytestmark = pytest.mark.anyio
 
 PIXELS = np.zeros((2, 4, 4, 3), np.uint8)
+IMAGES, TEXTS = FakeEncoder("fake").image_fingerprint(), FakeEncoder("fake").text_fingerprint()
 
 
 @pytest.fixture
@@ -61,10 +64,10 @@ async def test_what_is_under_way_is_answered_when_another_model_takes_the_place(
     here, held = replica()
     (encoder,) = loaded
     encoder.images_open.clear()
-    running = asyncio.create_task(here.encode_images("fake", PIXELS, None, {}))
+    running = asyncio.create_task(here.encode_images("fake", IMAGES, PIXELS, None, {}))
     await asyncio.to_thread(encoder.images_entered.acquire)
     # One that waits for the batch that runs.
-    waiting = asyncio.create_task(here.encode_images("fake", PIXELS, None, {}))
+    waiting = asyncio.create_task(here.encode_images("fake", IMAGES, PIXELS, None, {}))
     await asyncio.sleep(0.01)
     let_go(held)
     assert "fake" in here._loaded
@@ -81,7 +84,7 @@ async def test_a_model_that_has_gone_leaves_no_thread_and_no_task(loaded):
     here, held = replica(canary_s=0.05)
     threads = loaded[0].threads["images"]
     await here.check_health()
-    await here.encode_images("fake", PIXELS, None, {})
+    await here.encode_images("fake", IMAGES, PIXELS, None, {})
     assert any(each.is_alive() for each in threads)
     tasks = len(asyncio.all_tasks())
     let_go(held)
@@ -93,10 +96,43 @@ async def test_a_model_that_has_gone_leaves_no_thread_and_no_task(loaded):
 async def test_numbers_for_scaling_are_those_of_models_that_are_there(loaded):
     here, held = replica()
     loaded[0].images_open.clear()
-    running = asyncio.create_task(here.encode_images("fake", PIXELS, None, {}))
+    running = asyncio.create_task(here.encode_images("fake", IMAGES, PIXELS, None, {}))
     await asyncio.to_thread(loaded[0].images_entered.acquire)
     assert (await here.record_autoscaling_stats())["images"] == 2
     loaded[0].images_open.set()
     await running
     assert await here.record_autoscaling_stats() == {"images": 0.0, "wait_s": pytest.approx(0, abs=1)}
     held.clear()
+
+
+async def test_features_of_other_weights_are_not_given_out_as_those_that_are_meant(loaded):
+    here, held = replica()
+    assert not isinstance(await here.encode_texts("fake", TEXTS, ["a word"], None, {}), Failure)
+    for told in (
+        await here.encode_images("fake", "of weights before", PIXELS, None, {}),
+        await here.encode_texts("fake", "of weights before", ["a word"], None, {}),
+    ):
+        assert isinstance(told, Failure)
+        assert isinstance(told.error(), OtherWeightsError)
+    let_go(held)
+
+
+async def test_a_model_that_cannot_be_loaded_is_told_in_its_words(loaded, monkeypatch):
+    here, held = replica()
+
+    async def fails(model):
+        raise ConfigurationError(f"the model '{model}' is not there")
+
+    monkeypatch.setattr(here, "_get", fails)
+    for told in (
+        await here.encode_images("fake", IMAGES, PIXELS, None, {}),
+        await here.encode_texts("fake", TEXTS, ["a word"], None, {}),
+    ):
+        assert told == Failure("not-ready", "the model 'fake' is not there")
+    let_go(held)
+
+
+async def test_a_card_tells_with_whom_its_replica_was_deployed(loaded):
+    here, held = replica(port=3000)
+    assert (await here.card("fake")).version == version_of(Settings(port=3000)) != version_of(Settings(port=4000))
+    let_go(held)

@@ -2,13 +2,15 @@
 
 import asyncio
 import contextlib
+import contextvars
 
 import numpy as np
 import pytest
+from opentelemetry import context
 
 from app.cluster import towers
 from app.cluster.towers import RemoteTower
-from app.cluster.wire import AwayError, EncoderFaultError, Failure, Reply
+from app.cluster.wire import AwayError, EncoderFaultError, Failure, OtherWeightsError, Reply
 from app.errors import DeadlineExceededError, NotReadyError, OverloadedError
 from app.metrics import Metrics, TowerMetrics
 
@@ -150,7 +152,7 @@ async def test_where_an_answer_is_late_somebody_else_is_asked_and_the_sooner_cou
 
 
 async def test_where_the_second_that_is_asked_is_away_the_first_is_waited_for(monkeypatch):
-    monkeypatch.setattr(towers, "_LATE_AFTER_S", 0.02)
+    monkeypatch.setattr(towers, "_FIRST_LATE_AFTER_S", 0.02)
     there = There(shut=True)
     queue = tower(there)
     waiting = asyncio.create_task(queue.run([3]))
@@ -250,3 +252,40 @@ async def test_when_it_is_closed_what_waits_and_what_comes_is_refused(monkeypatc
         await queue.run([3])
     there.open.set()
     assert value((await under_way)[0]) == 1
+
+
+async def test_encoders_with_other_weights_are_passed_over_and_told_where_there_are_no_others(monkeypatch):
+    monkeypatch.setattr(towers, "_BETWEEN_TRIES_S", 0.0)
+    there = There(OtherWeightsError("other weights"))
+    queue = tower(there)
+    with queue.admit(1) as caller:
+        assert value((await queue.encode(3, caller)).row) == 9
+    assert (len(there.calls), queue.is_outdated) == (2, False)
+
+    there.outcomes = [OtherWeightsError("other weights")] * 4
+    with queue.admit(1) as caller, pytest.raises(NotReadyError, match="other weights"):
+        await queue.encode(3, caller)
+    assert queue.is_outdated
+    with queue.admit(1) as caller:
+        assert value((await queue.encode(3, caller)).row) == 9
+    assert not queue.is_outdated
+
+
+async def test_a_call_has_the_trace_of_a_request_and_belongs_to_none():
+    """Ray ends calls that are made in the context of a request along with it, and others may be in the same call."""
+    request, seen = contextvars.ContextVar("request", default="none"), []
+
+    class Looks(There):
+        async def __call__(self, items, within_s):
+            seen.append((request.get(), context.get_value("trace")))
+            return await super().__call__(items, within_s)
+
+    queue = tower(Looks())
+    request.set("the first")
+    token = context.attach(context.set_value("trace", "of the first"))
+    try:
+        with queue.admit(1) as caller:
+            await queue.encode(3, caller)
+    finally:
+        context.detach(token)
+    assert seen == [("none", "of the first")]
