@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image
 
 from app.bulk.output import PartFolder, Remaining, Row
-from app.bulk.sources import Item, Unreadable, read_unit, too_large
+from app.bulk.sources import Item, Root, Unreadable, read_unit, too_large
 from app.errors import ConflictError, InvalidFieldError, ServerError
 from app.methods import METHODS
 from app.service import Question, Service
@@ -156,6 +156,7 @@ class Batch:
 
     unit: int
     source: str | None
+    root: Root
     part: int
     ends_part: bool
     ends_unit: bool
@@ -172,9 +173,13 @@ def batches_of(
         remaining: of them.
         part_images: rows of a part; the last one of a unit may have fewer.
         max_image_bytes: as for ``read_unit``.
+
+    Raises:
+        InvalidFieldError: a source has gone, or changed.
     """
     for each in remaining:
         unit = parts.unit(each.offset)
+        root = Root(unit)
         items: list[Item] = []
         count, size = each.parts_done * part_images, 0
         for item, is_last in _last_told(read_unit(unit, skip=count, max_image_bytes=max_image_bytes)):
@@ -185,7 +190,7 @@ def batches_of(
                 size += len(item.content) if isinstance(item.content, bytes) else 0
             ends_part = is_last or count == (part + 1) * part_images
             if ends_part or len(items) == BATCH or size >= _BATCH_BYTES:
-                yield Batch(each.number, unit.source, part, ends_part, is_last, items)
+                yield Batch(each.number, unit.source, root, part, ends_part, is_last, items)
                 items, size = [], 0
 
 
@@ -260,7 +265,7 @@ class Answerer:
         most = self._work.max_image_bytes
         contents: list[bytes | Unreadable] = await asyncio.gather(
             *(
-                loop.run_in_executor(readers, _read, item.content, most)
+                loop.run_in_executor(readers, _read, item.content, most, batch.root)
                 if isinstance(item.content, Path)
                 else _as_it_is(item.content)
                 for item in batch.items
@@ -316,7 +321,7 @@ async def _as_it_is(content: bytes | Unreadable) -> bytes | Unreadable:
     return content
 
 
-def _read(file: Path, most_bytes: int) -> bytes | Unreadable:
+def _read(file: Path, most_bytes: int, root: Root) -> bytes | Unreadable:
     try:
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):  # a device may never end
@@ -325,6 +330,7 @@ def _read(file: Path, most_bytes: int) -> bytes | Unreadable:
             return too_large(status.st_size, most_bytes)
         return file.read_bytes()
     except (OSError, ValueError) as error:
+        root.check(file)
         return Unreadable(getattr(error, "strerror", None) or str(error) or type(error).__name__)
 
 

@@ -6,6 +6,7 @@ continued. What cannot be read becomes an item that says why.
 """
 
 import glob
+import os
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -117,6 +118,50 @@ class Columns:
 
     image: str | None = None
     key: str | None = None
+
+
+class Root:
+    """The folder that the files of a unit are below, as it was when the unit was begun.
+
+    Files that were named themselves may be anywhere, and only have to have a folder that is not empty.
+
+    Raises:
+        InvalidFieldError: it is not there, or empty, as a folder is where nothing is mounted.
+    """
+
+    def __init__(self, unit: Unit) -> None:
+        path = Path(unit.path)
+        self._folder = path if unit.kind is Kind.FILES else path.parent
+        self._named = unit.kind is Kind.FILES and unit.source is None
+        self._identity = None if self._named else _identity(self._folder)
+
+    def check(self, file: Path) -> None:
+        """See that a file that cannot be read is missing alone, and not with all others.
+
+        Raises:
+            InvalidFieldError: the folder is gone, empty, or another one.
+        """
+        if self._named:
+            _identity(file.parent)
+        elif _identity(self._folder) != self._identity:
+            raise _gone(self._folder, "it is another folder now")
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    try:
+        with os.scandir(folder) as entries:
+            if next(entries, None) is None:
+                raise _gone(folder, "it is empty now")
+        status = folder.stat()
+    except OSError as error:
+        raise _gone(folder, str(error.strerror)) from error
+    return status.st_dev, status.st_ino
+
+
+def _gone(place: Path, reason: str) -> InvalidFieldError:
+    return InvalidFieldError.of(
+        "sources", f"'{place}' cannot be read any more: {reason}; bring it back, and the same command goes on"
+    )
 
 
 # --- planning --------------------------------------------------------------------------------------------------------
@@ -295,7 +340,8 @@ def read_unit(unit: Unit, *, skip: int, max_image_bytes: int) -> Iterator[Item]:
         max_image_bytes: larger ones of a tar are not read.
 
     Raises:
-        InvalidFieldError: the file is another one than was planned, so that items cannot be told by their places.
+        InvalidFieldError: the file has gone, or is another one than was planned, so that items cannot be told by
+            their places.
     """
     path = Path(unit.path)
     if unit.problem is not None:
@@ -305,7 +351,7 @@ def read_unit(unit: Unit, *, skip: int, max_image_bytes: int) -> Iterator[Item]:
     else:
         _check_stamp(unit)
         reader = _tar_items(path, max_image_bytes, skip) if unit.kind is Kind.TAR else _parquet_items(unit, skip)
-        items = _until_it_breaks(path, "a tar" if unit.kind is Kind.TAR else "Parquet", reader)
+        items = _until_it_breaks(unit, "a tar" if unit.kind is Kind.TAR else "Parquet", reader)
     yield from items
 
 
@@ -313,19 +359,20 @@ def _check_stamp(unit: Unit) -> None:
     try:
         there = _stamp(Path(unit.path))
     except OSError as error:
-        raise InvalidFieldError.of("sources", f"'{unit.path}' cannot be read any more: {error.strerror}") from error
+        raise _gone(Path(unit.path), str(error.strerror)) from error
     if there != unit.stamp:
         raise InvalidFieldError.of(
             "sources", f"'{unit.path}' has changed since the run began; begin anew with another --out"
         )
 
 
-def _until_it_breaks(path: Path, form: str, items: Iterator[Item]) -> Iterator[Item]:
+def _until_it_breaks(unit: Unit, form: str, items: Iterator[Item]) -> Iterator[Item]:
     pa, _ = pyarrow()
     try:
         yield from items
     except (*read_errors(), tarfile.TarError, pa.ArrowException) as error:
-        yield Item(path.name, Unreadable(_told(form, error)))
+        _check_stamp(unit)  # what is damaged is still there
+        yield Item(Path(unit.path).name, Unreadable(_told(form, error)))
 
 
 def _told(form: str, error: Exception) -> str:
@@ -379,6 +426,7 @@ def _parquet_items(unit: Unit, skip: int) -> Iterator[Item]:
                         yield _cell(*cells, row, Path(unit.path).parent)
                     row += 1
             except (pa.ArrowException, OSError) as error:
+                _check_stamp(unit)
                 # How many images are lost is known, and the next row group may be whole.
                 for lost in range(max(row, first), end):
                     yield Item(str(lost), Unreadable(_told("Parquet", error)))

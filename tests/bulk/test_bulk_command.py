@@ -1,6 +1,7 @@
 """`deixis bulk` in one process: the answers of `deixis classify`, interruptions, bad images and what is refused."""
 
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -288,6 +289,31 @@ def test_files_that_vanished_are_bad(run, photos, tmp_path):
     done = run("bulk", tmp_path / "p.parquet", "-l", "red, green", "--out", tmp_path / "out")
     assert done.exit_code == 1
     assert [row["error"] for row in rows_of(tmp_path / "out")] == [None, "No such file or directory", "is no file"]
+
+
+@pytest.mark.parametrize("how", ["moved", "not mounted", "another"])
+def test_a_folder_that_goes_away_ends_the_run_and_blames_no_image(run, photos, tmp_path, encoder, monkeypatch, how):
+    command = ["bulk", photos, "-l", "red, green", "--out", tmp_path / "out", "--part-images", 5]
+    aside, encode = tmp_path / "aside", CaptionEncoder.encode_images
+
+    def going(self, pixels):
+        if not aside.exists():
+            photos.rename(aside)
+            if how != "moved":
+                photos.mkdir()
+            if how == "another":
+                (photos / "x.png").write_bytes(picture("red"))
+        return encode(self, pixels)
+
+    monkeypatch.setattr(CaptionEncoder, "encode_images", going)
+    assert_told_in_a_line(run(*command), 2, "cannot be read any more", "bring it back")
+    if how != "another":  # with other images in it, it is a folder whose images have gone
+        assert_told_in_a_line(run(*command), 2, "cannot be read any more", "bring it back")
+    shutil.rmtree(photos, ignore_errors=True)
+    aside.rename(photos)
+    monkeypatch.setattr(CaptionEncoder, "encode_images", encode)
+    assert run(*command).exit_code == 0
+    assert {row["error"] for row in rows_of(tmp_path / "out")} == {None}
 
 
 def test_nothing_but_bad_images_is_nothing_done(run, tmp_path):

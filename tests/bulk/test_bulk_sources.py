@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from app.bulk.sources import Columns, Item, Kind, Unit, Unreadable, plan, read_unit
+from app.bulk.sources import Columns, Item, Kind, Root, Unit, Unreadable, plan, read_unit
 from app.errors import InvalidFieldError
 from tests.conftest import picture
 
@@ -195,6 +195,31 @@ def test_a_file_that_changed_since_it_was_planned_is_refused(tmp_path):
     (tmp_path / "s.tar").unlink()
     with pytest.raises(InvalidFieldError, match="cannot be read any more"):
         read(units)
+
+
+def test_a_tar_that_goes_away_while_it_is_read_is_not_taken_for_a_damaged_one(tmp_path):
+    (tmp_path / "s.tar").write_bytes(tar_of(SAMPLES)[:1200])
+    items = read_unit(planned(tmp_path / "s.tar")[0], skip=0, max_image_bytes=10**6)
+    next(items)
+    (tmp_path / "s.tar").unlink()
+    with pytest.raises(InvalidFieldError, match="cannot be read any more"):
+        list(items)
+
+
+def test_of_files_that_were_named_the_folder_must_be_there(tmp_path):
+    file = tmp_path / "a" / "1.png"
+    file.parent.mkdir()
+    file.write_bytes(RED)
+    root = Root(planned(file)[0])
+    (tmp_path / "a" / "2.png").write_bytes(RED)
+    file.unlink()
+    root.check(file)
+    (tmp_path / "a" / "2.png").unlink()
+    with pytest.raises(InvalidFieldError, match="it is empty now"):
+        root.check(file)
+    file.parent.rmdir()
+    with pytest.raises(InvalidFieldError, match="No such file"):
+        root.check(file)
 
 
 # --- Parquet ----------------------------------------------------------------------------------------------------------
