@@ -14,9 +14,8 @@ renamed. Where one file is wanted, the parts are put together at the end, in the
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ _MANIFEST = "_manifest.json"
 _PLAN = "_plan.jsonl"
 _LOCK = ".lock"
 _PART = re.compile(r"part-(\d{8})-(\d{6})(-end)?\.parquet")
+_ASIDE = re.compile(r"\.(_manifest\.json|_plan\.jsonl|part-[\d-]+(-end)?\.parquet)\..*\.part")
 # Beside a file that is to be made, the folder of its parts.
 _PARTS_SUFFIX = ".parts"
 # Under these names Parquet's own metadata says what the labels are of.
@@ -189,17 +189,18 @@ class PartFolder:
         pq.write_table(table_of(rows, self._question), sink, compression="zstd")
         _write(self._file(unit, part, ends_unit=ends_unit), sink.getvalue().to_pybytes())
 
-    def files(self) -> list[Path]:
-        """Return the parts in the order of the sources."""
-        return sorted(file for file in self.folder.iterdir() if _PART.fullmatch(file.name))
-
     def totals(self) -> Totals:
         """Count the rows of all parts, by their footers."""
         totals = Totals()
-        for file in self.files():
+        for file in files_of(self.folder):
             counted = totals_of(file)
             totals = Totals(totals.images + counted.images, totals.bad + counted.bad)
         return totals
+
+
+def files_of(folder: Path) -> list[Path]:
+    """Return the parts in a folder, in the order of the sources."""
+    return sorted(file for file in folder.iterdir() if _PART.fullmatch(file.name))
 
 
 def totals_of(file: Path) -> Totals:
@@ -245,7 +246,7 @@ def opened(out: Path, wanted: Manifest, planned: Iterator[Unit]) -> Iterator[tup
 
 
 def _begun(folder: Path, wanted: Manifest, planned: Iterator[Unit]) -> tuple[PartFolder, Manifest]:
-    for rest in folder.glob(".*.part"):  # of a run that was killed
+    for rest in _asides(folder):
         rest.unlink(missing_ok=True)
     manifest = read_manifest(folder)
     if manifest is None:
@@ -340,7 +341,7 @@ def put_together(parts: PartFolder, manifest: Manifest, out: Path) -> None:
     try:
         with aside.open("wb") as opened_file:
             with pq.ParquetWriter(opened_file, schema().with_metadata(told), compression="zstd") as writer:
-                for table in _in_groups(parts.files()):
+                for table in _in_groups(files_of(parts.folder)):
                     writer.write_table(table)
             opened_file.flush()
             os.fsync(opened_file.fileno())
@@ -351,9 +352,22 @@ def put_together(parts: PartFolder, manifest: Manifest, out: Path) -> None:
         aside.unlink(missing_ok=True)
 
 
-def remove_parts(out: Path) -> None:
-    """Remove the parts of a Parquet file that is made."""
-    shutil.rmtree(parts_of(out), ignore_errors=True)
+def remove_parts(out: Path, manifest: Manifest) -> None:
+    """Remove the parts of a Parquet file that is made, if they are of the same run, and nothing that is not ours."""
+    folder = parts_of(out)
+    with suppress(ConflictError, OSError, Timeout):
+        if read_manifest(folder) != manifest:
+            return
+        with FileLock(folder / _LOCK, timeout=0):
+            # The manifest last, so that a removal that is killed can be finished.
+            for file in (*_asides(folder), *files_of(folder), folder / _PLAN, folder / _MANIFEST, folder / _LOCK):
+                file.unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def _asides(folder: Path) -> list[Path]:
+    """Return what runs that were killed had not finished."""
+    return [file for file in folder.iterdir() if _ASIDE.fullmatch(file.name)]
 
 
 def _in_groups(files: Iterable[Path]) -> Iterator[Any]:
@@ -431,7 +445,7 @@ def _text(text: str) -> str:
 def _strangers(folder: Path) -> list[str]:
     ours = {_LOCK, _PLAN}
     names = (file.name for file in folder.iterdir())
-    return [name for name in names if name not in ours and not re.fullmatch(r"\..*\.part", name)]
+    return [name for name in names if name not in ours and not _ASIDE.fullmatch(name)]
 
 
 def _write(file: Path, content: bytes) -> None:

@@ -104,7 +104,7 @@ def carry_out(order: Order, work: Work, engine: Engine, progress: Progress) -> T
         version=__version__,
     )
     if (there := finished(order.out, wanted)) is not None:
-        remove_parts(order.out)  # if it was killed just before
+        remove_parts(order.out, there)  # if it was killed just before
         totals = totals_of(order.out)
         progress.begin(there, totals)
         return totals
@@ -123,7 +123,8 @@ def carry_out(order: Order, work: Work, engine: Engine, progress: Progress) -> T
         totals = parts.totals()
         if is_file(order.out):
             put_together(parts, manifest, order.out)
-            remove_parts(order.out)
+    if is_file(order.out):
+        remove_parts(order.out, manifest)
     return totals
 
 

@@ -218,14 +218,26 @@ def test_a_run_that_is_done_does_nothing_again(run, photos, tmp_path, encoder):
         (photos / "later.png").unlink()
 
 
-def test_a_file_that_was_made_outlives_a_kill_before_its_parts_were_removed(run, photos, tmp_path):
-    out = tmp_path / "out.parquet"
+def test_a_file_that_was_made_outlives_a_kill_before_its_parts_were_removed(run, photos, tmp_path, monkeypatch):
+    out, parts = tmp_path / "out.parquet", tmp_path / "out.parquet.parts"
+    command = ["bulk", photos, "-l", "red, green", "--out", out]
+    with monkeypatch.context() as killed:
+        killed.setattr("app.bulk.run.remove_parts", lambda *_: None)
+        assert run(*command).exit_code == 0
+    assert (parts / "part-00000000-000000-end.parquet").exists()
+    assert run(*command).exit_code == 0
+    assert not parts.exists()
+
+
+def test_a_folder_of_somebody_else_beside_a_file_that_was_made_is_left_alone(run, photos, tmp_path):
+    out, parts = tmp_path / "out.parquet", tmp_path / "out.parquet.parts"
     command = ["bulk", photos, "-l", "red, green", "--out", out]
     assert run(*command).exit_code == 0
-    (tmp_path / "out.parquet.parts").mkdir()
-    (tmp_path / "out.parquet.parts" / "part-00000000-000000-end.parquet").write_bytes(b"left")
+    assert not parts.exists()
+    parts.mkdir()
+    (parts / "part-00000000-000000-end.parquet").write_text("mine")
     assert run(*command).exit_code == 0
-    assert not (tmp_path / "out.parquet.parts").exists()
+    assert [file.name for file in parts.iterdir()] == ["part-00000000-000000-end.parquet"]
 
 
 def test_another_question_is_refused(run, photos, tmp_path, nature):

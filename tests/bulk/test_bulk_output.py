@@ -217,7 +217,13 @@ def test_parts_are_put_together_in_the_order_of_the_sources(tmp_path):
         assert parts.folder == parts_of(out)
         put_together(parts, manifest, out)
         assert finished(out, WANTED) == manifest
-    remove_parts(out)
+    (parts.folder / "mine.txt").write_text("mine")
+    remove_parts(out, replace(manifest, began_at="2027"))
+    assert len(list(parts.folder.glob("part-*"))) == 4
+    remove_parts(out, manifest)
+    assert [file.name for file in parts.folder.iterdir()] == ["mine.txt"]
+    (parts.folder / "mine.txt").unlink()
+    parts.folder.rmdir()
     assert [file.name for file in tmp_path.iterdir()] == ["labels.parquet"]
     assert pq.read_table(out)["key"].to_pylist() == ["1.jpg", "2.jpg", "a", "b", "3.jpg"]
     assert pq.read_schema(out).metadata[b"deixis.label_set"] == b"pets@1"
