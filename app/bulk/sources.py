@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -34,7 +34,6 @@ _USUAL_PATHS = ("path", "image_path", "file", "file_name", "filename", "filepath
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _ROWS_AT_ONCE = 16
 _BUFFER_BYTES = 2**20
-_TAR_BLOCK_BYTES = 512
 
 
 class Kind(StrEnum):
@@ -381,13 +380,27 @@ def _told(form: str, error: Exception) -> str:
     return f"cannot be read as {form}, here or from here on: {' '.join(reason.split())[:200]}"
 
 
+class _Header(tarfile.TarInfo):
+    """A member of a tar; the library takes whatever is no header for the end, and this only what is one."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if buf.strip(b"\0") or len(buf) not in (0, tarfile.BLOCKSIZE):
+                raise tarfile.ReadError("what should be the next header is none") from error
+            raise
+
+
 def _tar_items(path: Path, max_image_bytes: int, skip: int) -> Iterator[Item]:
     compression = TARS[_tar_suffix(path) or ".tar"]
     suffixes = supported_suffixes()
     with ExitStack() as stack:
         content = unpacked(stack.enter_context(path.open("rb")), compression, stack)
         # Of a plain tar what is not wanted is passed over, a packed one can only be read through.
-        archive = stack.enter_context(tarfile.open(fileobj=content, mode="r|" if compression else "r:"))
+        mode: Literal["r|", "r:"] = "r|" if compression else "r:"
+        archive = stack.enter_context(tarfile.open(fileobj=content, mode=mode, tarinfo=_Header))
         seen = 0
         while (member := archive.next()) is not None:
             archive.members.clear()  # type: ignore[attr-defined] # it keeps every one, of millions too
@@ -399,10 +412,11 @@ def _tar_items(path: Path, max_image_bytes: int, skip: int) -> Iterator[Item]:
                 yield Item(member.name, _member(archive, member, max_image_bytes))
         if not compression:
             content.seek(archive.offset)
-            rest = content.read(_TAR_BLOCK_BYTES)
-            # A tar ends with blocks of zeros; the library takes whatever is no header for its end.
-            if rest.strip(b"\0") or len(rest) not in (0, _TAR_BLOCK_BYTES):
-                raise tarfile.ReadError("what should be the next header is none")
+        # The stream of a packed one is the library's, which has read ahead. Checksums are told at its end.
+        rest = content if archive.fileobj is None or not compression else archive.fileobj
+        while block := rest.read(_BUFFER_BYTES):
+            if block.strip(b"\0"):
+                raise tarfile.ReadError("something follows its end; if it is another tar, unpack each by itself")
 
 
 def _member(archive: tarfile.TarFile, member: tarfile.TarInfo, max_image_bytes: int) -> bytes | Unreadable:

@@ -139,7 +139,11 @@ def test_shards_come_in_the_order_of_their_names(tmp_path):
     assert keys(read(planned(tmp_path / "*.tar"))) == ["a.tar.png", "b-10.tar.png", "b-2.tar.png"]
 
 
-def test_what_comes_before_the_damage_of_a_tar_is_kept(tmp_path):
+PACKED = {".tar": bytes, ".tar.gz": gzip.compress, ".tar.zst": zstandard.ZstdCompressor().compress}
+
+
+@pytest.mark.parametrize("suffix", PACKED)
+def test_what_comes_before_the_damage_of_a_tar_is_kept(tmp_path, suffix):
     whole = tar_of(SAMPLES)
     second = whole.index(BLUE)
     damaged = {
@@ -148,12 +152,29 @@ def test_what_comes_before_the_damage_of_a_tar_is_kept(tmp_path):
         "another header": whole[: second - 512] + b"\1" * 512 + whole[second:],
     }
     for name, content in damaged.items():
-        (tmp_path / "s.tar").write_bytes(content)
-        items = read(planned(tmp_path / "s.tar"))
+        (tmp_path / f"s{suffix}").write_bytes(PACKED[suffix](content))
+        items = read(planned(tmp_path / f"s{suffix}"))
         assert items[0] == Item("000.jpg", RED), name
         assert len(items) == 2, name
-        assert items[1].key == "s.tar", name
+        assert items[1].key == f"s{suffix}", name
         assert "cannot be read as a tar, here or from here on" in reason_of(items[1])
+
+
+@pytest.mark.parametrize("suffix", PACKED)
+def test_a_tar_behind_a_tar_is_told(tmp_path, suffix):
+    (tmp_path / f"s{suffix}").write_bytes(PACKED[suffix](tar_of(SAMPLES) + tar_of(SAMPLES)))
+    items = read(planned(tmp_path / f"s{suffix}"))
+    assert keys(items) == ["000.jpg", "001.jpg", "002.png", f"s{suffix}"]
+    assert "something follows its end" in reason_of(items[-1])
+
+
+def test_a_packed_tar_with_another_checksum_is_told(tmp_path):
+    packed = bytearray(gzip.compress(tar_of(SAMPLES)))
+    packed[-8] ^= 1
+    (tmp_path / "s.tgz").write_bytes(packed)
+    items = read(planned(tmp_path / "s.tgz"))
+    assert keys(items) == ["000.jpg", "001.jpg", "002.png", "s.tgz"]
+    assert "CRC check failed" in reason_of(items[-1])
 
 
 @pytest.mark.parametrize("content", [b"", b"no tar at all" * 100])
