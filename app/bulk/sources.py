@@ -206,17 +206,33 @@ def plan(sources: Iterable[Path], columns: Columns, *, images: int) -> Iterator[
         raise InvalidFieldError.of("sources", "none is given; name folders, tars or Parquet files")
 
 
-def _expanded(sources: Iterable[Path]) -> Iterator[Path]:
-    for path in sources:
-        if path.exists():
-            yield path
-            continue
-        matches = sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207 - pathlib globs no absolute path
-        if not matches:
-            raise InvalidFieldError.of(
-                "sources", f"'{path}' is neither a file nor a folder, and as a pattern it matches nothing"
-            )
-        yield from matches
+def _expanded(sources: Iterable[Path]) -> list[Path]:
+    """Return what sources name, each path once.
+
+    Raises:
+        InvalidFieldError: a path that is neither and matches nothing, or one whose images a folder has already.
+    """
+    paths = list({path.absolute(): path for source in sources for path in _matches(source)}.values())
+    folders = {path.resolve() for path in paths if path.is_dir()}
+    for path in paths if folders else ():
+        if path.is_dir() or path.suffix.lower() in supported_suffixes():
+            around = next((folder for folder in path.resolve().parents if folder in folders), None)
+            if around is not None:
+                raise InvalidFieldError.of(
+                    "sources", f"'{path}' is in '{around}', which is searched whole; name only one of them"
+                )
+    return paths
+
+
+def _matches(path: Path) -> Sequence[Path]:
+    if path.exists():
+        return [path]
+    matches = sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207 - pathlib globs no absolute path
+    if not matches:
+        raise InvalidFieldError.of(
+            "sources", f"'{path}' is neither a file nor a folder, and as a pattern it matches nothing"
+        )
+    return matches
 
 
 def _tar_suffix(path: Path) -> str | None:

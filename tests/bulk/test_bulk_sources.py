@@ -98,12 +98,30 @@ def test_a_source_that_is_not_there_is_refused(tmp_path):
         planned()
 
 
+def test_a_source_that_is_named_twice_is_read_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "1.png").write_bytes(RED)
+    (tmp_path / "s.tar").write_bytes(tar_of(SAMPLES))
+    paths = map(type(tmp_path), ("1.png", "./1.png", "*.tar", "s.tar", str(tmp_path / "1.png")))
+    assert len(planned(*paths, images=1)) == 2
+
+
+@pytest.mark.parametrize("inner", ["photos/a", "photos/a/1.png", "link"])
+def test_what_a_folder_has_already_is_refused(tmp_path, inner):
+    (tmp_path / "photos" / "a").mkdir(parents=True)
+    (tmp_path / "photos" / "a" / "1.png").write_bytes(RED)
+    (tmp_path / "link").symlink_to(tmp_path / "photos" / "a")
+    with pytest.raises(InvalidFieldError, match="which is searched whole; name only one of them"):
+        planned(tmp_path / inner, tmp_path / "photos")
+
+
 def test_a_unit_is_the_same_after_its_way_through_json(tmp_path):
     (tmp_path / "\udcff.png").write_bytes(RED)
     (tmp_path / "t.tar").write_bytes(tar_of(SAMPLES))
     pq.write_table(pa.table({"image": [RED] * 5}), tmp_path / "p.parquet", row_group_size=2)
     (tmp_path / "bad.parquet").write_bytes(b"PAR1")
-    units = planned(tmp_path, *(tmp_path / name for name in ("t.tar", "p.parquet", "\udcff.png", "bad.parquet")))
+    (tmp_path / "x.dat").write_bytes(RED)
+    units = planned(tmp_path, *(tmp_path / name for name in ("t.tar", "p.parquet", "x.dat", "bad.parquet")))
     assert len(units) == 6
     assert {unit.kind for unit in units} == set(Kind)
     assert [Unit.from_json(json.loads(json.dumps(unit.to_json()))) for unit in units] == units
