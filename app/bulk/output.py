@@ -238,11 +238,17 @@ def opened(out: Path, wanted: Manifest, planned: Iterator[Unit]) -> Iterator[tup
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unwritable(folder, error) from error
+    lock = FileLock(folder / _LOCK, timeout=0)
     try:
-        with FileLock(folder / _LOCK, timeout=0):
-            yield _begun(folder, wanted, planned)
+        lock.acquire()
     except Timeout:
         raise ConflictError(f"another run writes to '{folder}'; wait for it, or name another --out") from None
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    try:
+        yield _begun(folder, wanted, planned)
+    finally:
+        lock.release()
 
 
 def _begun(folder: Path, wanted: Manifest, planned: Iterator[Unit]) -> tuple[PartFolder, Manifest]:
@@ -471,3 +477,7 @@ def check_out(out: Path, part_images: int) -> None:
         raise InvalidFieldError.of("--part-images", f"{part_images} is less than 1")
     if not out.name:
         raise InvalidFieldError.of("--out", f"'{out}' is no name of a folder or file")
+    try:
+        str(out.absolute()).encode()
+    except UnicodeError as error:
+        raise InvalidFieldError.of("--out", f"{str(out)!r} is no UTF-8, which Parquet's library needs") from error

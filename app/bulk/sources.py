@@ -9,6 +9,7 @@ import glob
 import os
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -177,8 +178,16 @@ def plan(sources: Iterable[Path], columns: Columns, *, images: int) -> Iterator[
 
     Raises:
         InvalidFieldError: a path that is neither and matches nothing, a folder without an image, a Parquet file without
-            such a column, or nothing at all.
+            such a column, nothing at all, or what the system does not let us look at.
     """
+    try:
+        yield from _planned(sources, columns, images)
+    except OSError as error:
+        place = str(error.filename or "")[:200]
+        raise InvalidFieldError.of("sources", f"'{place}' cannot be read: {error.strerror or error}") from error
+
+
+def _planned(sources: Iterable[Path], columns: Columns, images: int) -> Iterator[Unit]:
     found = False
     loose: list[str] = []
 
@@ -275,7 +284,7 @@ def _of_parquet(path: Path, columns: Columns, images: int) -> Iterator[Unit]:
     try:
         with pq.ParquetFile(path) as file:
             schema, sizes = file.schema_arrow, [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeError) as error:
         yield Unit(Kind.PARQUET, str(path), absolute, problem=_told("Parquet", error))
         return
     column, key = _columns_of(path, schema, columns)
@@ -300,7 +309,10 @@ def _of_parquet(path: Path, columns: Columns, images: int) -> Iterator[Unit]:
 
 def _columns_of(path: Path, schema: Any, wanted: Columns) -> tuple[str, str | None]:
     """Return the column of the images, and that of their names if there is one."""
-    names: list[str] = schema.names
+    names = [name for name, times in Counter(schema.names).items() if times == 1]
+    doubled = [name for name in dict.fromkeys(schema.names) if name not in names]
+    if doubled and (not names or {wanted.image, wanted.key}.intersection(doubled)):
+        raise InvalidFieldError.of("column", f"'{path}' has several columns called {_listed(doubled)}; rename them")
     for given in (wanted.image, wanted.key):
         if given is not None and given not in names:
             raise InvalidFieldError.of("column", f"'{path}' has no column '{given}'; name one of: {_listed(names)}")

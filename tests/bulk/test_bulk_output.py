@@ -1,6 +1,8 @@
 """Parts and their manifest: what is done, what is refused, and what is put together."""
 
+import errno
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -11,6 +13,7 @@ from app.bulk.output import (
     Remaining,
     Row,
     Totals,
+    check_out,
     finished,
     opened,
     parts_of,
@@ -204,6 +207,20 @@ def test_a_disk_that_takes_nothing_is_told(tmp_path):
     missing = PartFolder(tmp_path / "gone", WANTED.question)
     with pytest.raises(StoreError, match="make room"):
         missing.write(0, 0, [], ends_unit=True)
+
+
+def test_a_folder_that_takes_no_lock_is_told(tmp_path, monkeypatch):
+    def read_only(_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("app.bulk.output.FileLock.acquire", read_only)
+    with pytest.raises(StoreError, match="Read-only file system"), begin(tmp_path):
+        pass
+
+
+def test_a_name_that_is_no_unicode_is_refused():
+    with pytest.raises(InvalidFieldError, match="is no UTF-8"):
+        check_out(Path("\udcff.parquet"), 1)
 
 
 def test_parts_are_put_together_in_the_order_of_the_sources(tmp_path):

@@ -115,6 +115,22 @@ def test_what_a_folder_has_already_is_refused(tmp_path, inner):
         planned(tmp_path / inner, tmp_path / "photos")
 
 
+def test_what_the_system_does_not_let_us_look_at_is_told(tmp_path):
+    (tmp_path / "x.tar").symlink_to("nowhere")
+    with pytest.raises(InvalidFieldError, match=r"x\.tar' cannot be read: No such file"):
+        planned(tmp_path / "*.tar")
+    with pytest.raises(InvalidFieldError, match="File name too long"):
+        planned(tmp_path / ("x" * 300))
+
+
+def test_columns_of_one_name_are_told(tmp_path):
+    pq.write_table(pa.table([pa.array([RED])] * 2, names=["image"] * 2), tmp_path / "p.parquet")
+    with pytest.raises(InvalidFieldError, match="has several columns called 'image'; rename them"):
+        planned(tmp_path / "p.parquet")
+    pq.write_table(pa.table([pa.array([RED])] * 3, names=["mask", "mask", "image"]), tmp_path / "p.parquet")
+    assert read(planned(tmp_path / "p.parquet")) == [Item("0", RED)]
+
+
 def test_a_unit_is_the_same_after_its_way_through_json(tmp_path):
     (tmp_path / "\udcff.png").write_bytes(RED)
     (tmp_path / "t.tar").write_bytes(tar_of(SAMPLES))
