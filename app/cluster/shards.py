@@ -45,7 +45,6 @@ class ShardReplica:
             max_queued=settings.max_queued_images,
             stalled_after_s=settings.stall_timeout_s,
         )
-        self._are_open = False
 
     async def search(
         self,
@@ -73,10 +72,7 @@ class ShardReplica:
         return own_exposition(self._metrics)
 
     async def check_health(self) -> None:
-        """Open what there is, and have this replica replaced where a search hangs; called by Ray, before any search."""
-        if not self._are_open:
-            await self._databases.open_all()
-            self._are_open = True
+        """Have this replica replaced where a search hangs; called by Ray."""
         if self._databases.problem is not None:
             raise RuntimeError(self._databases.problem)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 
 DEIXIS = Path(sys.executable).with_name("deixis")
-_START_TIMEOUT_S = 120
+_START_TIMEOUT_S = 300
 
 
 class Server:
