@@ -39,17 +39,9 @@ def serve_on_ray(settings: Settings) -> None:
         from ray import serve  # noqa: PLC0415 - an extra, whose import takes a second
 
         from app.cluster.application import APPLICATION, application, cpus_needed  # noqa: PLC0415
-        from app.cluster.session import connected  # noqa: PLC0415
+        from app.cluster.session import connected, start_serve  # noqa: PLC0415
     with connected(settings, cpus=cpus_needed(settings)), _told_to_end() as ended:
-        serve.start(
-            proxy_location="EveryNode",
-            http_options={
-                "host": settings.host,
-                "port": settings.port,
-                "keep_alive_timeout_s": settings.keep_alive_s,
-            },
-            logging_config={"log_level": settings.log_level.upper(), "enable_access_log": False},
-        )
+        start_serve(settings)
         try:
             serve.run(application(settings), name=APPLICATION, route_prefix="/", blocking=False)
         except RuntimeError as error:

@@ -2,17 +2,19 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+from uuid import uuid4
 
 from ray import serve
+from ray.serve import Application
 
 from app.cluster.application import encoders, encoders_cpus
 from app.cluster.models import remote_model
-from app.cluster.session import connected
+from app.cluster.session import connected, without_proxies
 from app.cluster.wire import Card
+from app.errors import ConfigurationError
 from app.main import Steps
 from app.settings import Settings
-
-_NAME = "deixis-encoders-{}"
 
 
 @contextmanager
@@ -22,16 +24,26 @@ def encoders_on_ray(settings: Settings) -> Iterator[tuple[list[Card], Steps]]:
     Raises:
         ConfigurationError: Ray cannot be reached, or a model cannot be loaded.
     """
-    with connected(settings, cpus=encoders_cpus(settings)):
-        handles = {}
+    # Several commands may encode on one cluster.
+    mine = f"deixis-encoders-{uuid4().hex[:12]}"
+    with connected(settings, cpus=encoders_cpus(settings)), without_proxies(settings):
+        handles, names = {}, []
         try:
             for number, (model, deployment) in enumerate(encoders(settings).items()):
-                handles[model] = serve.run(deployment, name=_NAME.format(number), route_prefix=None)
+                names.append(f"{mine}-{number}")
+                handles[model] = _run(deployment, names[-1])
             cards = {model: handle.card.remote(model).result() for model, handle in handles.items()}
             yield (
                 list(cards.values()),
                 Steps(serve_model=lambda card, *others: remote_model(card, handles[card.name], *others)),
             )
         finally:
-            for number in range(len(handles)):
-                serve.delete(_NAME.format(number))
+            for name in names:
+                serve.delete(name)
+
+
+def _run(deployment: Application, name: str) -> Any:
+    try:
+        return serve.run(deployment, name=name, route_prefix=None)
+    except RuntimeError as error:
+        raise ConfigurationError(f"encoders cannot be started on Ray: {error}") from error

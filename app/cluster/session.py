@@ -4,9 +4,11 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 from ray import serve
+from ray.serve.context import _get_global_client
 
 from app.cores import usable_cores
 from app.errors import ConfigurationError
@@ -46,6 +48,64 @@ def connected(settings: Settings, *, cpus: int) -> Iterator[None]:
         if is_own:
             _end(serve.shutdown, within_s=settings.shutdown_timeout_s + _ENDED_WITHIN_S)
         _end(ray.shutdown, within_s=_ENDED_WITHIN_S)
+
+
+@contextmanager
+def without_proxies(settings: Settings) -> Iterator[None]:
+    """Have Serve run, without proxies if it is begun here; then it ends with the block, unless others came to it."""
+    is_begun_on_cluster = _serve_details() is None and settings.ray_address is not None
+    serve.start(proxy_location="Disabled")
+    try:
+        yield
+    finally:
+        if is_begun_on_cluster and not serve.status().applications:
+            serve.shutdown()
+
+
+def start_serve(settings: Settings) -> None:
+    """Have Serve run with proxies that listen as the settings say.
+
+    Raises:
+        ConfigurationError: it runs there and listens otherwise, which only its start decides, or it cannot listen.
+    """
+    options = {"host": settings.host, "port": settings.port, "keep_alive_timeout_s": settings.keep_alive_s}
+    running = _serve_details()
+    if running is not None:
+        _check_same(options, running)
+    try:
+        serve.start(
+            proxy_location="EveryNode",
+            http_options=options,
+            logging_config={"log_level": settings.log_level.upper(), "enable_access_log": False},
+        )
+    except (RuntimeError, TimeoutError) as error:
+        if running is None:
+            serve.shutdown()
+        # What Ray raises has the traceback of another process before it.
+        reason = str(error).strip().rpartition("\n")[2]
+        raise ConfigurationError(
+            f"Ray's proxies cannot listen on {settings.host}:{settings.port}: {reason}; see DEIXIS_PORT"
+        ) from error
+
+
+def _serve_details() -> dict[str, Any] | None:
+    """Return what Serve says of itself, None where it does not run; nothing public tells where its proxies listen."""
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return None if client is None else client.get_serve_details()
+
+
+def _check_same(options: dict[str, Any], running: dict[str, Any]) -> None:
+    if running["proxy_location"] == "Disabled":
+        differences = ["has no proxies"]
+    else:
+        found = running["http_options"]
+        differences = [f"has {name} {found[name]}, not {told}" for name, told in options.items() if found[name] != told]
+    if differences:
+        raise ConfigurationError(
+            f"Ray Serve runs on this cluster already and {', '.join(differences)}, which only its start decides:"
+            " set DEIXIS_HOST, DEIXIS_PORT and DEIXIS_KEEP_ALIVE_S to what it has, or run `serve shutdown` first,"
+            " which ends everything that it serves there"
+        )
 
 
 def _find(address: str | None) -> None:

@@ -1,0 +1,130 @@
+"""How Serve is begun on a cluster, and what of it stays; with a Serve that only notes what it is told."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from app.cluster import encoding, session
+from app.errors import ConfigurationError
+from app.settings import load_settings
+
+CLUSTER = "127.0.0.1:26379"
+
+
+class FakeServe:
+    """Notes how it is started, what it runs, and what is left."""
+
+    def __init__(self):
+        self.running, self.applications, self.names = None, {}, []
+        self.taken = None
+
+    def start(self, *, proxy_location, http_options=None, logging_config=None):
+        if self.running is not None:
+            return
+        self.running = {"proxy_location": proxy_location, "http_options": http_options or {}}
+        if self.taken is not None and self.taken == (http_options or {}).get("port"):
+            raise RuntimeError(f"ray::ProxyActor.ready()\n  File ...\nFailed to bind to address '{self.taken}'.")
+
+    def run(self, deployment, *, name, route_prefix):
+        assert route_prefix is None
+        self.names.append(name)
+        self.applications[name] = deployment
+        if deployment == "broken":
+            raise RuntimeError("Deploying application failed")
+        card = SimpleNamespace(remote=lambda model: SimpleNamespace(result=lambda: model))
+        return SimpleNamespace(card=card)
+
+    def delete(self, name):
+        del self.applications[name]
+
+    def status(self):
+        return SimpleNamespace(applications=self.applications)
+
+    def shutdown(self):
+        self.running, self.applications = None, {}
+
+
+@pytest.fixture
+def ray_serve(monkeypatch):
+    faked = FakeServe()
+    monkeypatch.setattr(session, "serve", faked)
+    monkeypatch.setattr(encoding, "serve", faked)
+    monkeypatch.setattr(session, "_serve_details", lambda: faked.running)
+    for name in ("init", "shutdown"):
+        monkeypatch.setattr(session.ray, name, lambda **_: None)
+    monkeypatch.setattr(session, "_find", lambda _: None)
+    monkeypatch.setattr(encoding, "encoders", lambda settings: dict.fromkeys(settings.models, "encoder"))
+    return faked
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return load_settings(data_dir=tmp_path, ray_address=CLUSTER, port=21000)
+
+
+def test_a_build_listens_nowhere_and_leaves_nothing_on_a_cluster(ray_serve, settings):
+    with encoding.encoders_on_ray(settings) as (cards, _):
+        assert cards == ["embedded"]
+        assert ray_serve.running["proxy_location"] == "Disabled"
+    assert ray_serve.running is None
+
+
+def test_a_build_leaves_a_service_that_was_there_or_came_meanwhile(ray_serve, settings):
+    session.start_serve(settings)
+    ray_serve.applications["deixis"] = "the service"
+    with encoding.encoders_on_ray(settings):
+        pass
+    assert ray_serve.running["http_options"]["port"] == 21000
+    assert ray_serve.applications == {"deixis": "the service"}
+
+    ray_serve.shutdown()
+    with encoding.encoders_on_ray(settings):
+        ray_serve.applications["another"] = "a build"
+    assert ray_serve.applications == {"another": "a build"}
+    assert ray_serve.running is not None
+
+
+def test_two_builds_on_one_cluster_have_encoders_of_their_own(ray_serve, settings):
+    with encoding.encoders_on_ray(settings):
+        with encoding.encoders_on_ray(settings):
+            assert len(ray_serve.applications) == 2
+        assert len(ray_serve.applications) == 1
+    assert len(set(ray_serve.names)) == 2
+
+
+def test_encoders_that_cannot_be_started_are_told_and_taken_away(ray_serve, settings, monkeypatch):
+    monkeypatch.setattr(encoding, "encoders", lambda _: {"first": "encoder", "second": "broken"})
+    with pytest.raises(ConfigurationError, match="encoders cannot be started on Ray: Deploying"):
+        encoding.encoders_on_ray(settings).__enter__()
+    assert ray_serve.applications == {}
+    assert ray_serve.running is None
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"port": 21001}, "has port 21000, not 21001"),
+        ({"host": "0.0.0.0"}, "has host 127.0.0.1, not 0.0.0.0"),
+        ({"keep_alive_s": 5}, "has keep_alive_timeout_s 75, not 5"),
+    ],
+)
+def test_a_service_that_would_not_listen_where_it_says_is_refused(ray_serve, settings, other, told):
+    session.start_serve(settings)
+    session.start_serve(settings)
+    with pytest.raises(ConfigurationError, match=f"{told}.*serve shutdown"):
+        session.start_serve(settings.model_copy(update=other))
+
+
+def test_a_service_is_refused_where_serve_has_no_proxies(ray_serve, settings):
+    with (
+        encoding.encoders_on_ray(settings),
+        pytest.raises(ConfigurationError, match="already and has no proxies"),
+    ):
+        session.start_serve(settings)
+
+
+def test_a_port_that_is_taken_is_told_in_a_line_and_nothing_stays(ray_serve, settings):
+    ray_serve.taken = settings.port
+    with pytest.raises(ConfigurationError, match=r"^Ray's proxies cannot listen on 127.0.0.1:21000: Failed to bind"):
+        session.start_serve(settings)
+    assert ray_serve.running is None
