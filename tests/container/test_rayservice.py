@@ -1,4 +1,4 @@
-"""deploy/ray/rayservice.yaml: pods that Kubernetes takes, a Serve config that Ray takes, replicas that find room.
+"""deploy/ray/rayservice.yaml: pods that Kubernetes takes, a Serve config that Ray takes, room for all, and guards.
 
 The schema of KubeRay's own fields is in no package, so that those are compared with the list below, by hand from the
 types of ray.io/v1.
@@ -15,7 +15,7 @@ import yaml
 from app.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[2]
-SERVICE = yaml.safe_load((ROOT / "deploy" / "ray" / "rayservice.yaml").read_text("utf-8"))
+SERVICE, POLICY = yaml.safe_load_all((ROOT / "deploy" / "ray" / "rayservice.yaml").read_text("utf-8"))
 CLUSTER = SERVICE["spec"]["rayClusterConfig"]
 SERVE = yaml.safe_load(SERVICE["spec"]["serveConfigV2"])
 (APPLICATION,) = SERVE["applications"]
@@ -25,7 +25,15 @@ of_every_pod = pytest.mark.parametrize("name", TEMPLATES)
 
 FIELDS = {
     "service": {"serveConfigV2", "rayClusterConfig", "serveService", "upgradeStrategy"},
-    "cluster": {"rayVersion", "enableInTreeAutoscaling", "autoscalerOptions", "headGroupSpec", "workerGroupSpecs"},
+    "cluster": {
+        "rayVersion",
+        "authOptions",
+        "enableInTreeAutoscaling",
+        "autoscalerOptions",
+        "headGroupSpec",
+        "workerGroupSpecs",
+    },
+    "auth": {"mode"},
     "autoscaler": {"resources", "securityContext", "idleTimeoutSeconds", "upscalingMode", "env", "envFrom", "image"},
     "head": {"rayStartParams", "template", "serviceType"},
     "group": {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"},
@@ -38,6 +46,7 @@ def test_kuberay_knows_every_field_of_its_own():
     assert CLUSTER.keys() <= FIELDS["cluster"]
     assert CLUSTER["autoscalerOptions"].keys() <= FIELDS["autoscaler"]
     assert CLUSTER["headGroupSpec"].keys() <= FIELDS["head"]
+    assert CLUSTER["authOptions"].keys() <= FIELDS["auth"]
     for group in GROUPS.values():
         assert group.keys() <= FIELDS["group"]
         assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
@@ -136,3 +145,32 @@ def test_every_pod_has_the_same_settings_secrets_and_volumes_and_no_rights(name,
     assert spec["enableServiceLinks"] is False
     assert spec["securityContext"]["runAsNonRoot"] is True
     assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
+
+def test_ray_asks_for_a_token_that_the_operator_knows_too():
+    assert CLUSTER["authOptions"] == {"mode": "token"}
+    # The operator refuses it below.
+    assert tuple(map(int, CLUSTER["rayVersion"].split("."))) >= (2, 52, 0)
+    # In the environment alone it would be unknown to the operator, which could deploy nothing then.
+    for template in TEMPLATES.values():
+        (container,) = template["spec"]["containers"]
+        assert not {each["name"] for each in container["env"]} & {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}
+
+
+@pytest.mark.parametrize("version", ["1.30", kubernetes_validate.latest_version()])
+def test_the_network_policy_fits_its_schema(version):
+    kubernetes_validate.validate(POLICY, version, strict=True)
+
+
+def test_only_the_pods_of_the_cluster_reach_every_port_and_others_only_the_service():
+    spec = POLICY["spec"]
+    assert POLICY["metadata"]["namespace"] == SERVICE["metadata"]["namespace"]
+    (chosen,) = spec["podSelector"]["matchExpressions"]
+    assert (chosen["key"], chosen["operator"]) == ("app.kubernetes.io/component", "In")
+    assert set(chosen["values"]) == {each["metadata"]["labels"][chosen["key"]] for each in TEMPLATES.values()}
+    assert spec["policyTypes"] == ["Ingress"]
+    own, operator, anybody = spec["ingress"]
+    assert own == {"from": [{"podSelector": spec["podSelector"]}]}
+    assert operator["ports"] == [{"port": 8265}]
+    assert all("kuberay-operator" in each["podSelector"]["matchLabels"].values() for each in operator["from"])
+    assert anybody == {"ports": [{"port": SERVE["http_options"]["port"]}]}
