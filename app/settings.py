@@ -156,7 +156,7 @@ class Settings(BaseSettings):
         ge=0,
         le=3600,
         description="After SIGTERM, `/readyz` answers 503 for so long while requests are served on, so that a load"
-        " balancer has time to see it.",
+        " balancer has time to see it. Without effect with `ray`, whose proxies send nothing to an edge that stops.",
     )
     shutdown_timeout_s: int = Field(30, ge=0, le=3600, description="Time that running requests get to finish at stop.")
     keep_alive_s: int = Field(
@@ -266,7 +266,7 @@ class Settings(BaseSettings):
     decode_threads: int = Field(
         default_factory=usable_cores,
         ge=1,
-        description="Threads or processes that decode images; by default one per core.",
+        description="Threads or processes that decode images; by default one per core, and two for an edge of `ray`.",
     )
     decode_timeout_s: float | None = Field(
         None,

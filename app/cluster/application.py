@@ -23,6 +23,8 @@ APPLICATION = "deixis"
 
 # Of one edge; before that its own queue is full, and answers 503 with the time to wait.
 _REQUESTS_PER_EDGE = 1000
+# Of one edge, on its one core; a second, so that a lone picture does not wait for a request of many.
+_DECODE_THREADS = 2
 # Calls of one encoder replica at once, of which its queue makes batches, and calls that wait at an edge for any.
 _CALLS_PER_REPLICA = 32
 _CALLS_WAITING = 256
@@ -74,7 +76,7 @@ def application(settings: Settings) -> Application:
         **_COMMON,
         **_scale(settings.ray_edges),
     )
-    bound: Application = edge.bind(settings, models, shards)
+    bound: Application = edge.bind(_of_edges(settings), models, shards)
     return bound
 
 
@@ -95,6 +97,13 @@ def cpus_needed(settings: Settings) -> int:
     """Return the same of all replicas."""
     shards = settings.ray_shards * settings.ray_shard_replicas.most
     return settings.ray_edges.most + encoders_cpus(settings) + shards
+
+
+def _of_edges(settings: Settings) -> Settings:
+    """Have edges not decode in as many threads as there are cores where they are deployed, unless that is wanted."""
+    if "decode_threads" in settings.model_fields_set:
+        return settings
+    return settings.model_copy(update={"decode_threads": _DECODE_THREADS})
 
 
 def _encoder(settings: Settings, replica: type[EncoderReplica], name: str) -> Any:

@@ -54,6 +54,19 @@ def test_a_gpu_is_asked_for_where_the_settings_say_so(tmp_path):
     assert found["encoder-embedded"].ray_actor_options == {"num_cpus": 3.0, "num_gpus": 0.5}
 
 
+def test_an_edge_does_not_decode_in_as_many_threads_as_there_are_cores_where_it_is_deployed(tmp_path, monkeypatch):
+    monkeypatch.setattr("app.settings.usable_cores", lambda: 64)
+
+    def decode_threads(**told):
+        edge = deployments(application(load_settings(data_dir=tmp_path, **told)))["edge"]
+        return edge.init_args[0].decode_threads
+
+    assert decode_threads() == 2
+    assert decode_threads(decode_threads=5) == 5
+    monkeypatch.setenv("DEIXIS_DECODE_THREADS", "3")
+    assert decode_threads() == 3
+
+
 def test_the_config_file_is_one_of_serve_and_its_arguments_are_settings(tmp_path, monkeypatch):
     told = ServeDeploySchema.model_validate(CONFIG)
     (only,) = told.applications

@@ -1,6 +1,7 @@
 """The service on a real Ray: the answers of a single process, and what becomes of callers when a part is killed."""
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -257,7 +258,11 @@ def test_when_an_edge_is_killed_only_its_own_requests_are_lost(on_ray, photograp
     answers = asyncio.run(asked_while(on_ray.url, photographs["chelsea"], {"labels": "cat, dog"}, kill))
     statuses = Counter(status for status, _ in answers)
     assert statuses[200] > 10
-    assert statuses.total() - statuses[200] <= 4, statuses  # as many as were under way
+    lost = [(status, text) for status, text in answers if status != 200]
+    assert len(lost) <= 4, statuses  # as many as were under way
+    for status, text in lost:
+        assert status == 503, statuses
+        assert json.loads(text)["type"] == "urn:deixis:problem:not-ready"
 
 
 def test_encoders_that_share_models_load_what_is_asked_for(tmp_path, photographs):
