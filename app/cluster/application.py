@@ -30,6 +30,8 @@ _CALLS_PER_REPLICA = 32
 _CALLS_WAITING = 256
 _AUTOSCALING_DELAY_S = 5.0
 _LOOKED_BACK_S = 15.0
+# Of a hundred replicas or fewer, one more.
+_ONE_MORE_PERCENT = 1
 # Of every deployment. Edges log requests as one process does.
 _COMMON: Mapping[str, Any] = {"health_check_period_s": 5, "logging_config": {"enable_access_log": False}}
 
@@ -120,10 +122,13 @@ def _encoder(settings: Settings, replica: type[EncoderReplica], name: str) -> An
 
 
 def _scale(replicas: Replicas, *, policy: str | None = None) -> dict[str, Any]:
+    # Ray stops a replica before it starts its successor, and a lone one would answer nobody meanwhile.
+    surge = {"max_surge_percent": _ONE_MORE_PERCENT} if replicas.least == 1 else {}
     if replicas.least == replicas.most:
-        return {"num_replicas": replicas.most}
+        return {"num_replicas": replicas.most, **surge}
     chosen = {} if policy is None else {"policy": AutoscalingPolicy(policy_function=policy)}
     return {
+        **surge,
         "autoscaling_config": AutoscalingConfig(
             min_replicas=replicas.least,
             max_replicas=replicas.most,
@@ -131,7 +136,7 @@ def _scale(replicas: Replicas, *, policy: str | None = None) -> dict[str, Any]:
             target_ongoing_requests=_CALLS_PER_REPLICA / 2,
             look_back_period_s=_LOOKED_BACK_S,
             **chosen,
-        )
+        ),
     }
 
 

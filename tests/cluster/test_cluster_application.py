@@ -54,6 +54,15 @@ def test_a_gpu_is_asked_for_where_the_settings_say_so(tmp_path):
     assert found["encoder-embedded"].ray_actor_options == {"num_cpus": 3.0, "num_gpus": 0.5}
 
 
+def test_a_replica_that_may_be_alone_goes_when_its_successor_is_there(tmp_path):
+    found = deployments(
+        application(load_settings(data_dir=tmp_path, ray_edges="2-4", ray_encoders="1-4", ray_shards=1))
+    )
+    surges = {name: each._deployment_config.max_surge_percent for name, each in found.items()}
+    # Rounded up, one more.
+    assert surges == {"edge": 0, "encoder-embedded": 1, "captions-0": 1}
+
+
 def test_an_edge_does_not_decode_in_as_many_threads_as_there_are_cores_where_it_is_deployed(tmp_path, monkeypatch):
     monkeypatch.setattr("app.settings.usable_cores", lambda: 64)
 

@@ -105,12 +105,17 @@ def resource(name, kind):
     return float(GROUPS[name]["rayStartParams"].get(kind, "0"))
 
 
-def test_all_replicas_find_room_in_the_groups_at_their_largest():
+def with_one_more(replicas):
+    """Return how many there are at most during a rolling update."""
+    return replicas.most + (replicas.least == 1)
+
+
+def test_all_replicas_find_room_in_the_groups_at_their_largest_also_during_an_update():
     settings = load_settings(**APPLICATION["args"])
     processors, gpus = (GROUPS[name]["maxReplicas"] for name in ("processors", "gpus"))
-    narrow = settings.ray_edges.most + settings.ray_shards * settings.ray_shard_replicas.most
+    narrow = with_one_more(settings.ray_edges) + settings.ray_shards * with_one_more(settings.ray_shard_replicas)
     assert narrow <= processors * resource("processors", "num-cpus")
-    encoders = len(settings.models) * settings.ray_encoders.most
+    encoders = len(settings.models) * with_one_more(settings.ray_encoders)
     assert encoders * settings.ray_encoder_gpus <= gpus * resource("gpus", "num-gpus")
     assert settings.ray_encoder_cpus <= resource("gpus", "num-cpus") < settings.ray_encoder_cpus + 1
     assert CLUSTER["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
