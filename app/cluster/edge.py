@@ -16,6 +16,7 @@ from app.cluster.telemetry import Exposition, gather_expositions, own_exposition
 from app.cluster.towers import RemoteTower
 from app.cluster.wire import Card, version_of
 from app.encoders._base import Described
+from app.errors import NotReadyError
 from app.logs import configure_logs
 from app.main import Steps, create_app
 from app.served import ServedModel
@@ -25,6 +26,8 @@ log = structlog.get_logger()
 
 EDGE = "edge"
 _ASKED_AGAIN_AFTER_S = 0.2
+# For encoders of its version an edge waits so long, and then makes room for them: they may wait for the core it has.
+_WAITED_FOR_S = 600.0
 
 
 class CallersWhoLeft:
@@ -94,12 +97,19 @@ class Edge:
         return [self._card(model) for model in settings.models]
 
     def _card(self, model: str) -> Card:
-        """Return that of an encoder that was deployed with this edge, and not of one that is about to be replaced."""
-        told = False
+        """Return that of an encoder that was deployed with this edge, and not of one that is about to be replaced.
+
+        Raises:
+            NotReadyError: none came; Ray starts another edge then.
+        """
+        give_up_at = None
         while (card := self._encoders[model].card.remote(model).result()).version != self._version:
-            if not told:
+            now = time.monotonic()
+            if give_up_at is None:
                 log.info("waiting_for_encoders", model=model)
-            told = True
+                give_up_at = now + _WAITED_FOR_S
+            elif now > give_up_at:
+                raise NotReadyError(f"no encoder of {model} was replaced within {_WAITED_FOR_S:g} s; is there room?")
             time.sleep(_ASKED_AGAIN_AFTER_S)
         return card  # type: ignore[no-any-return]
 

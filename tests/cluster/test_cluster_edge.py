@@ -9,6 +9,7 @@ from app.cluster import edge
 from app.cluster.edge import CallersWhoLeft, Edge
 from app.cluster.wire import Card, version_of
 from app.encoders.fake import FakeEncoder
+from app.errors import NotReadyError
 from app.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -50,6 +51,15 @@ def test_an_edge_begins_with_what_encoders_tell_that_were_deployed_with_it(monke
     encoders = Encoders(before, before, own)
     (card,) = Edge(settings, {"embedded": encoders}, [])._cards(settings)
     assert (card.version, encoders.asked) == (own, 3)
+
+
+def test_an_edge_that_waits_long_makes_room_for_the_encoders_that_it_waits_for(monkeypatch):
+    monkeypatch.setattr(edge, "_ASKED_AGAIN_AFTER_S", 0.0)
+    monkeypatch.setattr(edge, "_WAITED_FOR_S", 0.05)
+    with pytest.raises(NotReadyError, match=r"no encoder of embedded was replaced within 0.05 s; is there room\?"):
+        Edge(Settings(models=["embedded"]), {"embedded": Encoders("of before")}, [])._cards(
+            Settings(models=["embedded"])
+        )
 
 
 async def test_an_edge_that_knows_weights_which_nobody_has_any_more_is_replaced():
