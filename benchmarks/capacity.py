@@ -2,6 +2,7 @@
 
     python -m benchmarks.capacity --stages STAGES.json --rate 500 --edges 8 --encoders 1
     python -m benchmarks.capacity --stages STAGES.json --rate 10000 --p99 0.2 --find --price-gpu 4 --price-edge 0.4
+        --price-proxy 0.1
 
 An image takes the way of the service: it arrives (Poisson, with bursts if asked for), is read by an edge's event loop,
 decoded by one of its threads, sent to an encoder, waits there for a batch as in ``app/batching.py``, and comes back to
@@ -33,8 +34,9 @@ from benchmarks.events import Caller, Clock, Encoder, Host, Resume, Station, Ste
 
 # As in app/cluster/towers.py.
 _CALLS_AT_ONCE = 8
+_BESIDE_EVERY_S = 0.05
 _OPTIONAL = ("encoder_threads", "hop_core_s", "call_core_s", "encoder_call_s", "proxy_s", "beside_s", "hop_wire_s")
-_OPTIONAL += ("idle_s", "search_fixed_share")
+_OPTIONAL += ("idle_s", "idle_cores", "search_fixed_share")
 
 
 class StagesError(ValueError):
@@ -55,6 +57,7 @@ class Stages:
         proxy_s: of a proxy's event loop for one request, there and back.
         beside_s: of cores for one request, by processes that no request waits for.
         hop_wire_s: that one message is under way.
+        idle_cores: of one machine that has everything on it, those that are busy when nobody asks.
         idle_s: that a request takes longer which finds the cores of its edge idle, since they have to be woken.
         alone_s: by images, of a batch that finds the device idle; missing sizes are interpolated.
         ahead_s: the same of a batch begun ahead of the end of the one before.
@@ -77,6 +80,7 @@ class Stages:
     beside_s: float = 0.0
     hop_wire_s: float = 0.0
     idle_s: float = 0.0
+    idle_cores: float = 0.0
     search_core_s: Mapping[int, float] = field(default_factory=dict)
     search_fixed_share: float = 0.0
 
@@ -294,6 +298,8 @@ class Simulation:
                 [Station(Host(self._clock, plan.shard_cores), plan.shard_cores) for _ in range(plan.copies)]
                 for _ in range(plan.shards)
             ]
+        self._beside = shared if stages.idle_cores else None
+        self._is_over = False
         self._latencies: list[float] = []
         self._arrived = self._refused = 0
         # Until then queues fill, and latencies do not count. Times that are given are those of a run that was measured.
@@ -310,12 +316,21 @@ class Simulation:
 
         def plan_next() -> None:
             when = next(arrivals, None)
-            if when is not None:
+            if when is None:
+                self._is_over = True
+            else:
                 self._clock.at(when, arrive)
 
         plan_next()
+        self._work_beside()
         self._clock.run()
         return self._outcome()
+
+    def _work_beside(self) -> None:
+        """Have cores busy with what belongs to no request, for as long as requests arrive."""
+        if self._beside is not None and not self._is_over:
+            self._beside.run(self._stages.idle_cores * _BESIDE_EVERY_S)(lambda: None)
+            self._clock.at(self._clock.now + _BESIDE_EVERY_S, self._work_beside)
 
     def _request(self, number: int) -> Steps:
         """The way of one request."""
@@ -563,6 +578,7 @@ def _starts(stages: Stages, base: Plan, load: Load, goal: Goal, least_shards: in
     images = load.rate * load.images
     encoders = max(1, math.ceil(images * best_s_per_image(by_size(stages.ahead_s, base.batch_size)) / goal.busy))
     for shards in _shard_counts(base, least_shards):
+        # Images that wait while calls are under way go together, which is not reckoned with.
         edge_core_s = (
             _mean(stages.http_s)
             + _mean(stages.adapt_s)
@@ -573,12 +589,20 @@ def _starts(stages: Stages, base: Plan, load: Load, goal: Goal, least_shards: in
         if base.captions:
             search_core_s = images * stages.search_s(base.captions, shards)
             copies = math.ceil(search_core_s / base.shard_cores / goal.busy)
-        least = replace(base, encoders=encoders, edges=edges, shards=shards, copies=max(1, copies))
-        ample = replace(least, **{name: _AMPLE * getattr(least, name) for name in ("encoders", "edges", "copies")})
+        proxies = math.ceil(load.rate * stages.proxy_s / goal.busy)
+        least = replace(
+            base,
+            encoders=encoders,
+            edges=edges,
+            shards=shards,
+            copies=max(1, copies),
+            proxies=max(base.proxies, proxies),
+        )
+        ample = replace(least, **{name: _AMPLE * getattr(least, name) for name in _looked_for(least)})
         if not goal.met(simulate(stages, ample, load)):
             continue  # it is not for want of machines
         found = {}
-        for name in ("encoders", "edges", *(["copies"] if base.captions else [])):
+        for name in _looked_for(least):
             low, high = getattr(least, name), getattr(ample, name)
             while low < high:
                 middle = (low + high) // 2
@@ -590,6 +614,12 @@ def _starts(stages: Stages, base: Plan, load: Load, goal: Goal, least_shards: in
         yield replace(least, **found)
 
 
+def _looked_for(plan: Plan) -> list[str]:
+    """Return which counts of a plan matter."""
+    found = ["encoders", "edges"]
+    return [*found, *(["proxies"] if plan.proxies else []), *(["copies"] if plan.captions else [])]
+
+
 def _shard_counts(base: Plan, least: int) -> list[int]:
     if not base.captions:
         return [0]
@@ -598,7 +628,7 @@ def _shard_counts(base: Plan, least: int) -> list[int]:
 
 def _by_price(start: Plan, prices: Prices) -> Iterator[Plan]:
     """Yield a plan and then ever dearer ones, each count in steps of a twentieth."""
-    names = ("encoders", "edges", "copies") if start.captions else ("encoders", "edges")
+    names = _looked_for(start)
     steps = {name: max(1, getattr(start, name) // 20) for name in names}
     heap = [(prices.of(start), 0, start)]
     seen, order = {start}, itertools.count(1)
@@ -661,6 +691,7 @@ def arguments_of(words: Sequence[str] | None) -> argparse.Namespace:
         ("edge-cores", "of each"),
         ("max-queued", "images that an edge admits"),
         ("encoders", "replicas, each with a device"),
+        ("proxies", "of Ray, before the edges; with --find as many as their time needs, at least so many"),
         ("batch-size", "most images in a batch"),
         ("max-ongoing", "images that an encoder takes"),
         ("copies", "of each shard"),
@@ -668,6 +699,7 @@ def arguments_of(words: Sequence[str] | None) -> argparse.Namespace:
     ):
         default = getattr(plan, name.replace("-", "_"))
         group.add_argument(f"--{name}", type=int, default=default, help=f"{text} (%(default)s)")
+    group.add_argument("--shared-cores", type=int, help="of one machine that everything but captions is on")
     group.add_argument("--shards", type=int, help="by default as many as the captions need memory")
     group.add_argument("--on-edge", action="store_true", help="a single process: the encoder is on the edge's cores")
     group.add_argument("--shard-gib", type=float, default=32.0, help="memory of a shard (%(default)s)")
@@ -679,11 +711,11 @@ def arguments_of(words: Sequence[str] | None) -> argparse.Namespace:
     )
     group = parser.add_argument_group("the cheapest plan")
     goal = Goal(1.0)
-    group.add_argument("--find", action="store_true", help="look for edges, encoders, shards and copies")
+    group.add_argument("--find", action="store_true", help="look for edges, encoders, proxies, shards and copies")
     group.add_argument("--p99", type=float, default=goal.p99_s, help="seconds in which 99 %% answer (%(default)s)")
     group.add_argument("--refused", type=float, default=goal.refused, help="share that may get 503 (%(default)s)")
     group.add_argument("--busy", type=float, default=goal.busy, help="most utilisation of a stage (%(default)s)")
-    for name in ("gpu", "edge", "shard"):
+    for name in ("gpu", "edge", "shard", "proxy"):
         group.add_argument(f"--price-{name}", type=float, default=1.0, help="an hour, in any currency (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of all chance (%(default)s)")
     arguments = parser.parse_args(words)
@@ -700,6 +732,12 @@ def arguments_of(words: Sequence[str] | None) -> argparse.Namespace:
     for name in (*counts, "p99"):
         if getattr(arguments, name) <= 0:
             parser.error(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; give more than 0")
+    if arguments.proxies < 0:
+        parser.error(f"--proxies is {arguments.proxies}; give 0 or more")
+    if arguments.shared_cores is not None and arguments.shared_cores <= 0:
+        parser.error(f"--shared-cores is {arguments.shared_cores}; give more than 0")
+    if arguments.find and arguments.shared_cores is not None:
+        parser.error("--find looks for machines, and --shared-cores is one; give one of them")
     return arguments
 
 
@@ -708,12 +746,13 @@ def main(words: Sequence[str] | None = None) -> None:
     given = arguments_of(words)
     least = least_shards(given.captions, given.bytes_per_caption, given.shard_gib)
     names = ("edges", "edge_cores", "max_queued", "encoders", "on_edge", "batch_size", "max_ongoing", "captions")
+    names += ("proxies", "shared_cores")
     plan = Plan(
         **{name: getattr(given, name) for name in (*names, "copies", "shard_cores")},
         shards=given.shards or least,
     )
     load = Load(given.rate, given.seconds, given.images, given.burst, given.burst_s, given.burst_every_s)
-    prices = Prices(given.price_gpu, given.price_edge, given.price_shard)
+    prices = Prices(given.price_gpu, given.price_edge, given.price_shard, given.price_proxy)
     try:
         stages = Stages.from_json(json.loads(given.stages.read_text(encoding="utf-8")))
         if given.find:

@@ -1,6 +1,6 @@
 """What is simulated against what is measured: one server on loopback, its stages and its load in one run.
 
-    python -m benchmarks.capacity_check embedded [--seconds 20] [--output benchmarks/results]
+    python -m benchmarks.capacity_check embedded [--engine ray] [--seconds 20] [--output benchmarks/results]
 
 The stages are measured first (``benchmarks/capacity_stages.py``), one request at a time. From them comes the rate at
 which the simulation saturates, and an open loop then asks a server at shares of that rate. The simulation gets the same
@@ -27,12 +27,26 @@ from benchmarks.service import CORES, Server, about_this_run, say, serving, unde
 SHARES = (0.2, 0.4, 0.6, 0.8, 0.9)
 OVERLOAD = 1.6
 WITHIN = 0.2
+# Of an edge on Ray, as in app/cluster/application.py.
+DECODE_THREADS = 2
 
 
 def single_process(stages: Mapping[str, Any], max_queued: int) -> Plan:
     """Return the plan that a server on this machine is."""
     batch = stages["encoder"]["batch"]
     return Plan(edge_cores=CORES, max_queued=max_queued, on_edge=True, batch_size=batch, max_ongoing=None)
+
+
+def on_ray(stages: Mapping[str, Any], max_queued: int) -> Plan:
+    """Return the plan that a Ray on this machine is, with one edge and one encoder."""
+    return Plan(
+        edge_cores=DECODE_THREADS,
+        max_queued=max_queued,
+        proxies=1,
+        shared_cores=CORES,
+        batch_size=stages["encoder"]["batch"],
+        max_ongoing=None,
+    )
 
 
 def loaded(server: Server, rate: float, seconds: float, most_rounds: int) -> dict[str, Any]:
@@ -78,15 +92,21 @@ def saturation(stages: Stages, plan: Plan) -> float:
 
 
 def check(
-    model: str, data_dir: Path, sizes: Sequence[int], seconds: float, max_queued: int, rounds: int
+    model: str,
+    data_dir: Path,
+    sizes: Sequence[int],
+    seconds: float,
+    max_queued: int,
+    rounds: int,
+    engine: str = "process",
 ) -> dict[str, Any]:
     """Measure stages and service, simulate, and return both."""
-    told = measure(model, data_dir, sizes, 0.5, rounds)
-    stages, plan = Stages.from_json(told), single_process(told, max_queued)
+    told = measure(model, data_dir, sizes, 0.5, rounds, engine)
+    stages, plan = Stages.from_json(told), (on_ray if engine == "ray" else single_process)(told, max_queued)
     limit = saturation(stages, plan)
     say(f"{model}: the simulation saturates at {limit:.1f} images/s")
     points = []
-    with serving(model, data_dir, "--max-queued-images", str(max_queued)) as server:
+    with serving(model, data_dir, "--engine", engine, "--max-queued-images", str(max_queued)) as server:
         under_load(server, "closed", "--connections", 4, "--seconds", 3)
         for share in (*SHARES, OVERLOAD):
             rate = round(share * limit, 2)
@@ -139,6 +159,7 @@ def main() -> None:
     """Compare, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", help="as in DEIXIS_MODELS; vit-b-32 is one with random weights")
+    parser.add_argument("--engine", choices=["process", "ray"], default="process", help="(%(default)s)")
     parser.add_argument("--seconds", type=float, default=20.0, help="of load at each rate (%(default)s)")
     parser.add_argument("--max-queued", type=int, default=256, help="images that the server admits (%(default)s)")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="of batches that are measured")
@@ -153,7 +174,8 @@ def main() -> None:
         for name in given.models:
             model = write_open_clip(Path(temporary) / name) if name == "vit-b-32" else name
             found.append(
-                check(model, data_dir, given.sizes, given.seconds, given.max_queued, given.rounds) | {"model": name}
+                check(model, data_dir, given.sizes, given.seconds, given.max_queued, given.rounds, given.engine)
+                | {"model": name if given.engine == "process" else f"{name} on Ray"}
             )
     machine = about["machine"]
     head = f"# {about['date']}, commit {about['commit']}, {machine['processor']}, {machine['cores']} cores\n\n"
@@ -161,7 +183,7 @@ def main() -> None:
     sys.stdout.write(report)
     if given.output:
         given.output.mkdir(parents=True, exist_ok=True)
-        stem = given.output / f"{about['date']}-capacity"
+        stem = given.output / (f"{about['date']}-capacity" + ("-ray" if given.engine == "ray" else ""))
         stem.with_suffix(".json").write_text(json.dumps({**about, "models": found}, indent=1) + "\n", encoding="utf-8")
         stem.with_suffix(".md").write_text(report, encoding="utf-8")
 

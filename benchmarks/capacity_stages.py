@@ -1,13 +1,19 @@
 """The times that ``benchmarks/capacity.py`` simulates with, measured on this machine.
 
     python -m benchmarks.capacity_stages embedded --output stages.json [--search benchmarks/results/DATE-captions.json]
+    python -m benchmarks.capacity_stages embedded --engine ray --output stages.json
 
 A server of its own is asked by one connection, one photograph after the other: what its answers tell as decode and
 adapt, and what the client waits beyond all that they tell, which is HTTP. The same with pauses, which tells how much
 longer a machine takes that was idle. The image tower alone, by images in a batch. A hop over loopback between two
-processes: pickled pixels, and a pickled feature, there and back; whatever carries them in a cluster takes longer, so
-overwrite ``hop_core_s``, ``call_core_s`` and ``hop_wire_s`` by what was measured there. Searches are read from a
-result of ``benchmarks.captions``; what of one does not shrink with the parts is measured with ``--parts-of``.
+processes: pickled pixels, and a pickled feature, there and back; whatever carries them in a cluster takes longer.
+With ``--engine ray`` the server is one on a Ray of its own, and instead of the hop over loopback it is measured which
+processor time each kind of its processes has for a request: of those about files that are no images, of which no
+encoder hears, and of those about photographs. What a client waits beyond all of that is the messages' way; where it
+waits less, some of the time was nobody's waiting. ``call_core_s`` stays that of loopback.
+
+Searches are read from a result of ``benchmarks.captions``; what of one does not shrink with the parts is measured with
+``--parts-of``.
 
 Everything is measured in up to ``--rounds`` rounds, each of which waits until others leave the cores alone, and the
 round that they disturbed least counts; ``others_cpu`` tells which share of the cores they had even then. With one round
@@ -24,24 +30,27 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from benchmarks.load import classify_requests, photographs
+from benchmarks.load import LABELS, classify_requests, form_request, photographs
 from benchmarks.models import write_open_clip
 from benchmarks.service import CORES, Server, about_this_run, run_json, say, serving
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 _ASKED = 100
+_ASKED_OF_RAY = 300
+_STAGES = ("text", "decode", "queue", "encode", "adapt")
 ROUNDS = 8
 QUIET_ENOUGH = 0.03
 _PAUSE_S = 0.03
 _HOPS = 500
 _PARTS = (1, 2, 4, 8, 16, 32)
+_IDLE_S = 5.0
 _QUIET = 0.1
 _PATIENCE_S = 30.0
 
@@ -97,22 +106,24 @@ def quietest(rounds: int, measured: Callable[[], _Figures], *own_cpu_s: Callable
     return figures, share
 
 
-def asked(server: Server, pause_s: float) -> list[dict[str, float]]:
+def asked(
+    server: Server, pause_s: float, requests: Sequence[bytes] | None = None, count: int = _ASKED
+) -> list[dict[str, float]]:
     """Ask for one photograph after the other; return the milliseconds of each stage, and of the whole as ``total``."""
     host, _, port = server.url.rpartition("//")[2].partition(":")
     connection = http.client.HTTPConnection(host, int(port))
     forms = []
-    for request in classify_requests(1):
+    for request in requests or classify_requests(1):
         head, _, body = request.partition(b"\r\n\r\n")
         forms.append((body, head.partition(b"Content-Type: ")[2].partition(b"\r\n")[0].decode()))
     rows, chance = [], random.Random(1)
-    for number in range(_ASKED + 50):
+    for number in range(count + 50):
         body, content_type = forms[number % len(forms)]
         began = time.perf_counter()
         connection.request("POST", "/v1/classify", body, {"Content-Type": content_type})
         answer = connection.getresponse().read()
         total_ms = 1000 * (time.perf_counter() - began)
-        rows.append(json.loads(answer)["timing_ms"] | {"total": total_ms})
+        rows.append(json.loads(answer).get("timing_ms", {}) | {"total": total_ms})
         if pause_s:
             time.sleep(chance.expovariate(1 / pause_s))
     connection.close()
@@ -123,8 +134,7 @@ def edge_times(server: Server, rounds: int) -> dict[str, Any]:
     """Return the seconds of HTTP, decoding and adapting of lone requests, and what an idle machine adds."""
     rows, others = quietest(rounds, lambda: asked(server, 0.0), server.cpu_s, time.process_time)
     spaced, others_with_pauses = quietest(rounds, lambda: asked(server, _PAUSE_S), server.cpu_s, time.process_time)
-    stages = ("text", "decode", "queue", "encode", "adapt")
-    http_ms = [row["total"] - sum(row[stage] for stage in stages) for row in rows]
+    http_ms = [row["total"] - sum(row[stage] for stage in _STAGES) for row in rows]
     typical = [statistics.median(row["total"] for row in some) for some in (rows, spaced)]
     return {
         "http_s": _seconds(http_ms),
@@ -132,10 +142,111 @@ def edge_times(server: Server, rounds: int) -> dict[str, Any]:
         "adapt_s": _seconds([row["text"] + row["queue"] + row["adapt"] for row in rows]),
         "idle_s": round(max(0.0, typical[1] - typical[0]) / 1000, 6),
         "lone": {
-            **{stage: round(statistics.median(row[stage] for row in rows), 3) for stage in (*stages, "total")},
+            **{stage: round(statistics.median(row[stage] for row in rows), 3) for stage in (*_STAGES, "total")},
             "total_with_pauses": round(typical[1], 3),
             "others_cpu": [others, others_with_pauses],
         },
+    }
+
+
+def used_by(server: Server, requests: Sequence[bytes]) -> tuple[list[dict[str, float]], dict[str, float]]:
+    """Ask alone; return the stages of each request, and the core seconds of a request by kind of process."""
+    before = server.cpu_s_by_kind()
+    rows = asked(server, 0.0, requests, _ASKED_OF_RAY)
+    # Those that only warm it up are not among the rows.
+    count = _ASKED_OF_RAY + 50
+    used = {kind: (now - before.get(kind, 0.0)) / count for kind, now in server.cpu_s_by_kind().items()}
+    return rows, used
+
+
+def ray_times(server: Server, rounds: int, tower: dict[str, Any]) -> dict[str, Any]:
+    """Return the seconds of edges and of what Ray adds, of lone requests to one edge with one encoder.
+
+    Args:
+        server: on a Ray of this machine alone.
+        rounds: of each measurement, at most.
+        tower: what ``tower_times`` returned.
+    """
+    fields = {"labels": json.dumps(LABELS)}
+    nothing = [form_request("/v1/classify", [b"this is no image" * 1000], fields)]
+    own = (server.cpu_s, time.process_time)
+    (_, idle), _ = quietest(1, lambda: _idle(server))
+    (_, without), others_without = quietest(rounds, lambda: used_by(server, nothing), *own)
+    (rows, used), others = quietest(rounds, lambda: used_by(server, classify_requests(1)), *own)
+    spaced, others_with_pauses = quietest(rounds, lambda: asked(server, _PAUSE_S, count=_ASKED), *own)
+    lone_s, spaced_s = (statistics.median(row["total"] for row in some) / 1000 for some in (rows, spaced))
+    decode_s, adapt_s = (
+        statistics.mean(sum(row[stage] for stage in stages) for row in rows) / 1000
+        for stages in (("decode",), ("text", "adapt"))
+    )
+    return from_processor_time(used, without, idle, lone_s=lone_s, decode_s=decode_s, adapt_s=adapt_s, tower=tower) | {
+        "decode_s": _seconds([row["decode"] for row in rows]),
+        "adapt_s": _seconds([row["text"] + row["adapt"] for row in rows]),
+        "idle_s": round(max(0.0, spaced_s - lone_s), 6),
+        "lone": {
+            **{stage: round(statistics.median(row[stage] for row in rows), 3) for stage in (*_STAGES, "total")},
+            "total_with_pauses": round(1000 * spaced_s, 3),
+            "core_ms": {kind: round(1000 * each, 3) for kind, each in used.items()},
+            "core_ms_without_image": {kind: round(1000 * each, 3) for kind, each in without.items()},
+            "cores_when_idle": {kind: round(each, 4) for kind, each in idle.items()},
+            "others_cpu": [others_without, others, others_with_pauses],
+        },
+    }
+
+
+def _idle(server: Server) -> tuple[None, dict[str, float]]:
+    """Return the cores that each kind of process has while nobody asks."""
+    before, began = server.cpu_s_by_kind(), time.perf_counter()
+    time.sleep(_IDLE_S)
+    seconds = time.perf_counter() - began
+    return None, {kind: (now - before.get(kind, 0.0)) / seconds for kind, now in server.cpu_s_by_kind().items()}
+
+
+def from_processor_time(
+    used: Mapping[str, float],
+    without: Mapping[str, float],
+    idle: Mapping[str, float],
+    *,
+    lone_s: float,
+    decode_s: float,
+    adapt_s: float,
+    tower: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the stages of Ray that processor times tell.
+
+    Args:
+        used: core seconds of a request with an image, by kind of process.
+        without: the same of a request with what is none.
+        idle: cores that each kind has when nobody asks, which belong to no request.
+        lone_s: that a client waits for the first.
+        decode_s: of the edge, for the image.
+        adapt_s: of the edge, for the request.
+        tower: what ``tower_times`` returned.
+    """
+
+    def of(times: Mapping[str, float], word: str) -> float:
+        return sum(each for kind, each in times.items() if word in kind)
+
+    # Lone requests follow each other, so that what is idle work belongs to the time that each takes.
+    own = {kind: max(0.0, each - idle.get(kind, 0.0) * lone_s) for kind, each in used.items()}
+    alone_s = float(next(iter(tower["alone_s"].values())))
+    http_s = of(without, "edge")
+    hop_core_s = max(0.0, of(own, "edge") - http_s - decode_s - adapt_s)
+    encoder_call_s = max(0.0, of(own, "encoder") - tower["alone_core_s"])
+    waited_for = {"http_s": http_s, "hop_core_s": hop_core_s, "encoder_call_s": encoder_call_s}
+    waited_for["proxy_s"] = of(own, "proxies")
+    left_s = lone_s - decode_s - adapt_s - alone_s - sum(waited_for.values())
+    beside_s = sum(own.values()) - of(own, "edge") - of(own, "encoder") - of(own, "proxies")
+    if left_s < 0:
+        share = max(0.0, 1 + left_s / sum(waited_for.values()))
+        beside_s += (1 - share) * sum(waited_for.values())
+        waited_for = {name: share * each for name, each in waited_for.items()}
+    found = {name: round(each, 6) for name, each in waited_for.items()}
+    return found | {
+        "http_s": [found["http_s"]],
+        "beside_s": round(beside_s, 6),
+        "hop_wire_s": round(max(0.0, left_s) / 2, 6),
+        "idle_cores": round(sum(idle.values()), 4),
     }
 
 
@@ -154,12 +265,14 @@ def tower_times(model: str, data_dir: Path, sizes: Sequence[int], seconds: float
         for file in photographs()
     ]
     alone_s, ahead_s, cores, shares = {}, {}, [], []
+    alone_core_s = 0.0
     for size in sizes:
         batch = [pixels[index % len(pixels)] for index in range(size)]
         encoder.encode_images(batch)
-        alone_s[size], others = quietest(
-            rounds, lambda batch=batch: _alone_s(encoder, batch, seconds), time.process_time
-        )
+        lone, others = quietest(rounds, lambda batch=batch: _alone_s(encoder, batch, seconds), time.process_time)
+        alone_s[size] = lone[0]
+        if size == min(sizes):
+            alone_core_s = lone[1]
         shares.append(others)
         found, others = quietest(rounds, lambda batch=batch: _ahead_s(encoder, batch, seconds), time.process_time)
         ahead_s[size] = found[0]
@@ -168,6 +281,7 @@ def tower_times(model: str, data_dir: Path, sizes: Sequence[int], seconds: float
     path = encoder.image_path
     return {
         "alone_s": alone_s,
+        "alone_core_s": alone_core_s,
         "ahead_s": ahead_s,
         "encoder_threads": max(1, round(max(cores))),
         "encoder": {
@@ -181,14 +295,14 @@ def tower_times(model: str, data_dir: Path, sizes: Sequence[int], seconds: float
     }
 
 
-def _alone_s(encoder: Any, batch: Sequence[Any], seconds: float) -> float:
-    """Return the median seconds of a batch that finds the device idle."""
-    times, ends = [], time.perf_counter() + seconds
+def _alone_s(encoder: Any, batch: Sequence[Any], seconds: float) -> tuple[float, float]:
+    """Return the median seconds of a batch that finds the device idle, and the core seconds that it takes."""
+    times, used_s, ends = [], time.process_time(), time.perf_counter() + seconds
     while time.perf_counter() < ends or len(times) < 3:
         began = time.perf_counter()
         encoder.encode_images(batch)
         times.append(time.perf_counter() - began)
-    return round(statistics.median(times), 6)
+    return round(statistics.median(times), 6), round((time.process_time() - used_s) / len(times), 6)
 
 
 def _ahead_s(encoder: Any, batch: Sequence[Any], seconds: float) -> tuple[float, float]:
@@ -284,7 +398,9 @@ def part_searches(captions: int, dims: int = 512) -> dict[str, float]:
             seconds[parts] = min(times)
         read = captions * database.manifest.index.probes / database.manifest.index.lists
     # Of a part it is fixed + divided / parts.
-    divided, fixed = np.polyfit([1 / parts for parts in _PARTS], list(seconds.values()), 1)
+    # Relative to each: what is divided is most of the large ones, and memory near the cores makes that less than even.
+    shares, weights = [1 / parts for parts in _PARTS], [1 / each for each in seconds.values()]
+    divided, fixed = np.polyfit(shares, list(seconds.values()), 1, w=weights)
     return {
         "search_fixed_share": round(float(fixed / (fixed + divided)), 3),
         "search_s_per_caption_read": float(f"{seconds[1] / read:.3g}"),
@@ -292,12 +408,19 @@ def part_searches(captions: int, dims: int = 512) -> dict[str, float]:
     }
 
 
-def measure(model: str, data_dir: Path, sizes: Sequence[int], seconds: float, rounds: int) -> dict[str, Any]:
+def measure(
+    model: str, data_dir: Path, sizes: Sequence[int], seconds: float, rounds: int, engine: str = "process"
+) -> dict[str, Any]:
     """Return all of them but searches."""
-    say(f"{model}: lone requests")
-    with serving(model, data_dir) as server:
-        edge = edge_times(server, rounds)
-    return edge | measure_tower(model, data_dir, sizes, seconds, rounds)
+    if engine == "process":
+        say(f"{model}: lone requests")
+        with serving(model, data_dir) as server:
+            edge = edge_times(server, rounds)
+        return edge | measure_tower(model, data_dir, sizes, seconds, rounds)
+    tower = measure_tower(model, data_dir, sizes, seconds, rounds)
+    say(f"{model}: lone requests on Ray")
+    with serving(model, data_dir, "--engine", engine) as server:
+        return tower | ray_times(server, rounds, tower)
 
 
 def measure_tower(model: str, data_dir: Path, sizes: Sequence[int], seconds: float, rounds: int) -> dict[str, Any]:
@@ -314,6 +437,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="as in DEIXIS_MODELS; vit-b-32 is one with random weights")
     parser.add_argument("--data-dir", type=Path, help="with what was measured of the model; else a new one")
+    parser.add_argument("--engine", choices=["process", "ray"], default="process", help="of the server (%(default)s)")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="of batches")
     parser.add_argument("--seconds", type=float, default=0.5, help="for each size (%(default)s)")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="at most, of each measurement (%(default)s)")
@@ -331,7 +455,7 @@ def main() -> None:
         model = write_open_clip(Path(temporary) / "vit-b-32") if given.model == "vit-b-32" else given.model
         told = (
             about_this_run()
-            | measure(model, data_dir, given.sizes, given.seconds, given.rounds)
+            | measure(model, data_dir, given.sizes, given.seconds, given.rounds, given.engine)
             | {"model": given.model}
         )
     if given.search:

@@ -69,10 +69,10 @@ def compare(folder: Path | None, seconds: float) -> dict[str, Any]:
                 answers[name] = _answers(server.url, files)
                 run_json("benchmarks.load", server.url, "closed", "--connections", 4, "--seconds", 3)
                 one = run_json("benchmarks.load", server.url, "closed", "--connections", 1, "--seconds", seconds)
-                before = _cpu_s(server.process.pid)
+                before = server.cpu_s_by_kind()
                 many = run_json("benchmarks.load", server.url, "closed", "--connections", 32, "--seconds", seconds)
                 images = many["images_per_s"] * many["seconds"]
-                used = {part: 1000 * (now - before.get(part, 0.0)) for part, now in _cpu_s(server.process.pid).items()}
+                used = {part: 1000 * (now - before.get(part, 0.0)) for part, now in server.cpu_s_by_kind().items()}
                 cpu_ms = {part: round(spent / images, 2) for part, spent in used.items() if spent / images >= 0.05}
                 found[name] = {"one": one, "many": many, "cpu_ms_an_image": cpu_ms}
     alone, reference = found["single process"], answers["single process"]
@@ -97,33 +97,6 @@ def compare(folder: Path | None, seconds: float) -> dict[str, Any]:
             f"  ms of a core an image: {figures['cpu_ms_an_image']}"
         )
     return {"images": len(files), "ways": found}
-
-
-def _cpu_s(server: int) -> dict[str, float]:
-    """Return the processor time that each kind of process below a server has used so far."""
-    parents: dict[int, int] = {}
-    used: dict[int, tuple[str, float]] = {}
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (place / "stat").read_text().rpartition(")")[2].split()
-            title = (place / "cmdline").read_text().replace("\0", " ").strip()
-        except (OSError, ValueError):
-            continue
-        number = int(place.name)
-        parents[number] = int(fields[1])
-        used[number] = title, (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    found: dict[str, float] = {}
-    for number, (title, seconds) in used.items():
-        above = number
-        while above not in {server, 0, 1} and above in parents:
-            above = parents[above]
-        if above == server:
-            kinds = {"ServeReplica": "replicas of ", "ProxyActor": "proxies", "ServeController": "controller"}
-            kind = next((name for word, name in kinds.items() if word in title), "the rest")
-            if kind == "replicas of ":
-                kind += title.split("deixis:")[1].split(".")[0].split()[0]
-            found[kind] = found.get(kind, 0.0) + seconds
-    return found
 
 
 def _answers(url: str, files: Sequence[bytes]) -> list[list[tuple[str, float]]]:

@@ -57,9 +57,34 @@ class Server:
         self.url = url
 
     def cpu_s(self) -> float:
-        """Return the processor time it used so far."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """Return the processor time that it and all processes below it used so far."""
+        return sum(self.cpu_s_by_kind().values())
+
+    def cpu_s_by_kind(self) -> dict[str, float]:
+        """Return that of each kind of process: those that Ray has, and the rest, which is all of a single process."""
+        parents: dict[int, int] = {}
+        used: dict[int, tuple[str, float]] = {}
+        for place in Path("/proc").glob("[0-9]*"):
+            try:
+                fields = (place / "stat").read_text().rpartition(")")[2].split()
+                title = (place / "cmdline").read_text().replace("\0", " ").strip()
+            except (OSError, ValueError):
+                continue
+            number = int(place.name)
+            parents[number] = int(fields[1])
+            used[number] = title, (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        found: dict[str, float] = {}
+        for number, (title, seconds) in used.items():
+            above = number
+            while above not in {self.process.pid, 0, 1} and above in parents:
+                above = parents[above]
+            if above == self.process.pid:
+                kinds = {"ServeReplica": "replicas of ", "ProxyActor": "proxies", "ServeController": "controller"}
+                kind = next((name for word, name in kinds.items() if word in title), "the rest")
+                if kind == "replicas of ":
+                    kind += title.split("deixis:")[1].split(".")[0].split()[0]
+                found[kind] = found.get(kind, 0.0) + seconds
+        return found
 
     def rss_mib(self) -> float:
         """Return the memory that it has at the moment."""

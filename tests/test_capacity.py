@@ -26,7 +26,7 @@ from benchmarks.capacity import (
     simulate,
 )
 from benchmarks.capacity_check import compared, saturation, single_process, table, verdict
-from benchmarks.capacity_stages import searches
+from benchmarks.capacity_stages import from_processor_time, searches
 from benchmarks.events import Caller, Clock, Encoder, Host, Station, process, together
 
 STAGES = Stages(
@@ -249,6 +249,39 @@ def test_nothing_is_refused_and_nobody_waits_where_there_is_room():
     assert outcome.mean_batch < 1.02
 
 
+def test_on_ray_a_request_goes_through_a_proxy_and_an_encoder_has_a_loop_of_its_own():
+    stages = replace(STAGES, proxy_s=0.002, encoder_call_s=0.0015)
+    outcome = simulate(stages, Plan(edges=50, encoders=50, proxies=50), Load(50, 20))
+    assert outcome.p50_s == pytest.approx(0.002 + 0.001 + 0.002 + 0.0004 + 2 * 0.0001 + 0.0015 + 0.005 + 0.0005)
+    busy = simulate(stages, Plan(edges=50, encoders=2, proxies=4), Load(400, 10)).utilisation
+    assert busy["proxies"] == pytest.approx(400 * 0.002 / 4, rel=0.1)
+    assert busy["encoder loops"] == pytest.approx(400 * 0.0015 / 2, rel=0.1)
+
+
+def test_images_that_come_while_calls_are_under_way_go_together():
+    """Else an edge with 1 ms of HTTP and 9 ms for a call would do a hundred a second."""
+    stages = replace(STAGES, hop_core_s=0.009)
+    assert simulate(stages, Plan(max_queued=400), Load(500, 10)).images_per_s > 300
+
+
+def test_on_one_machine_everything_shares_its_cores_with_what_nobody_waits_for():
+    stages = replace(STAGES, proxy_s=0.002, encoder_call_s=0.001, beside_s=0.0015, ahead_s={1: 0.005})
+    plan = Plan(edge_cores=2, proxies=1, shared_cores=2, batch_size=1, max_ongoing=None)
+    core_s = 0.001 + 0.002 + 0.0005 + 0.0004 + 0.002 + 0.001 + 0.0015 + 0.005
+    # At 1.6 times what it can, three of eight are refused, which a proxy and an edge have read all the same.
+    refused_s = 0.6 * (0.001 + 0.002 + 0.0015)
+    assert saturation(stages, plan) == pytest.approx(2 / (core_s + refused_s), rel=0.08)
+    disturbed = saturation(replace(stages, idle_cores=0.5), plan)
+    # A quarter of the cores, of which it gets less while much else wants them.
+    assert 0.7 < disturbed / saturation(stages, plan) < 0.9
+
+
+def test_what_nobody_asked_for_ends_with_the_arrivals():
+    stages = replace(STAGES, idle_cores=0.5)
+    outcome = simulate(stages, Plan(edge_cores=2, proxies=1, shared_cores=2), Load(10, 10))
+    assert outcome.utilisation["cores"] == pytest.approx(0.25 + 10 * 0.009 / 2, rel=0.1)
+
+
 def test_a_full_queue_bounds_the_wait_of_those_that_are_in_it():
     """More than it can do: the last of 64 waits for those before it, at one image in 0.001 s of the event loop."""
     outcome = simulate(STAGES, Plan(max_queued=64, edge_cores=2), Load(3000, 5))
@@ -314,6 +347,16 @@ def test_the_plan_that_is_found_meets_its_goal_and_one_less_of_anything_does_not
         assert not goal.met(simulate(STAGES, replace(plan, **{name: getattr(plan, name) - 1}), load)), name
 
 
+def test_proxies_are_looked_for_where_they_take_time():
+    stages, goal, load = replace(STAGES, proxy_s=0.004), Goal(0.06), Load(2000, 1)
+    prices = replace(PRICES, proxy=0.2)
+    plan, outcome = find(stages, Plan(), load, goal, prices)
+    assert plan.proxies >= 2000 * 0.004 / 0.8
+    assert goal.met(outcome)
+    assert not goal.met(simulate(stages, replace(plan, proxies=plan.proxies - 1), load))
+    assert prices.of(plan) == pytest.approx(PRICES.of(plan) + 0.2 * plan.proxies)
+
+
 def test_shards_have_memory_for_their_captions_and_are_cheaper_than_copies_where_both_do():
     load, base = Load(50, 5), Plan(captions=4_000_000, shard_cores=4)
     plan, outcome = find(STAGES, base, load, Goal(0.1), PRICES, least_shards(4_000_000, 1175, 1))
@@ -374,6 +417,37 @@ def test_searches_are_read_from_what_the_captions_were_measured_with():
     assert 0 < found["100000"] < found["5000000"] < 1
 
 
+USED = {"proxies": 0.006, "replicas of edge": 0.012, "replicas of encoder-embedded": 0.0115, "controller": 0.001}
+WITHOUT = {"proxies": 0.005, "replicas of edge": 0.003, "replicas of encoder-embedded": 0.0}
+IDLE = {"proxies": 0.05, "controller": 0.05}
+TOWER = {"alone_s": {"1": 0.007, "2": 0.012}, "alone_core_s": 0.009}
+
+
+def test_stages_on_ray_are_told_by_the_processor_time_of_its_processes():
+    found = from_processor_time(USED, WITHOUT, IDLE, lone_s=0.04, decode_s=0.002, adapt_s=0.001, tower=TOWER)
+    assert found == {
+        "http_s": [0.003],
+        "hop_core_s": pytest.approx(0.006),
+        "encoder_call_s": pytest.approx(0.0025),
+        # Of each, 0.05 cores for the 40 ms of a request are its own affair.
+        "proxy_s": pytest.approx(0.004),
+        "beside_s": 0.0,
+        # 40 ms less 3 + 6 + 2.5 + 4 and the stages themselves, 2 + 1 + 7.
+        "hop_wire_s": pytest.approx(0.00725),
+        "idle_cores": 0.1,
+    }
+
+
+def test_processor_time_that_no_client_waited_for_is_beside_the_request():
+    idle = dict.fromkeys(IDLE, 0.0)
+    found = from_processor_time(USED, WITHOUT, idle, lone_s=0.0188, decode_s=0.002, adapt_s=0.001, tower=TOWER)
+    # 8.8 ms are left for what takes 17.5.
+    waited_for = [found["http_s"][0], found["hop_core_s"], found["encoder_call_s"], found["proxy_s"]]
+    assert sum(waited_for) == pytest.approx(0.0088, abs=1e-5)
+    assert found["beside_s"] == pytest.approx(0.001 + 0.0175 - 0.0088, abs=1e-5)
+    assert found["hop_wire_s"] == 0.0
+
+
 def test_a_check_tells_what_is_off_by_more_than_a_fifth():
     measured = {"images_per_s": 100.0, "p50_ms": 10.0, "p95_ms": 20.0, "p99_ms": 30.0, "mean_batch": 1.0}
     measured |= {"others_cpu": 0.02}
@@ -411,7 +485,16 @@ def test_stages_that_cannot_be_used_are_told(content, told, tmp_path):
         main(["--stages", str(file), "--rate", "1"])
 
 
-def test_a_rate_of_nothing_is_refused(capsys):
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--rate", "0"], "--rate is 0"),
+        (["--rate", "1", "--proxies", "-1"], "--proxies is -1; give 0 or more"),
+        (["--rate", "1", "--shared-cores", "0"], "--shared-cores is 0; give more than 0"),
+        (["--rate", "1", "--shared-cores", "2", "--find"], "--find looks for machines"),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(words, told, capsys):
     with pytest.raises(SystemExit):
-        main(["--stages", "any", "--rate", "0"])
-    assert "--rate is 0" in capsys.readouterr().err
+        main(["--stages", "any", *words])
+    assert told in capsys.readouterr().err
