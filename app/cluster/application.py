@@ -51,6 +51,8 @@ def build(args: Mapping[str, str]) -> Application:
 
 def application(settings: Settings) -> Application:
     """Return the service: edges, an encoder deployment for each model or one for all, and the parts of captions."""
+    # All get the same settings, by which they know those that were deployed with them.
+    settings = _on_machines_unlike_this(settings)
     if settings.ray_models_at_once is None:
         models = encoders(settings)
     else:
@@ -78,7 +80,7 @@ def application(settings: Settings) -> Application:
         **_COMMON,
         **_scale(settings.ray_edges),
     )
-    bound: Application = edge.bind(_of_edges(settings), models, shards)
+    bound: Application = edge.bind(settings, models, shards)
     return bound
 
 
@@ -101,7 +103,7 @@ def cpus_needed(settings: Settings) -> int:
     return settings.ray_edges.most + encoders_cpus(settings) + shards
 
 
-def _of_edges(settings: Settings) -> Settings:
+def _on_machines_unlike_this(settings: Settings) -> Settings:
     """Have edges not decode in as many threads as there are cores where they are deployed, unless that is wanted."""
     if "decode_threads" in settings.model_fields_set:
         return settings

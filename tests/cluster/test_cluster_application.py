@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from app.cli import cli
 from app.cluster.application import application, build, cpus_needed
+from app.cluster.wire import version_of
 from app.errors import ConfigurationError
 from app.settings import Replicas, load_settings
 
@@ -64,13 +65,16 @@ def test_a_replica_that_may_be_alone_goes_when_its_successor_is_there(tmp_path):
 
 
 def test_an_edge_does_not_decode_in_as_many_threads_as_there_are_cores_where_it_is_deployed(tmp_path, monkeypatch):
-    monkeypatch.setattr("app.settings.usable_cores", lambda: 64)
+    # What no machine has for cores that this runs on.
+    monkeypatch.setattr("app.cluster.application._DECODE_THREADS", 1000)
 
     def decode_threads(**told):
-        edge = deployments(application(load_settings(data_dir=tmp_path, **told)))["edge"]
-        return edge.init_args[0].decode_threads
+        found = deployments(application(load_settings(data_dir=tmp_path, ray_shards=1, **told)))
+        # An edge waits for encoders of the version that these settings are.
+        assert len({version_of(each.init_args[0]) for each in found.values()}) == 1
+        return found["edge"].init_args[0].decode_threads
 
-    assert decode_threads() == 2
+    assert decode_threads() == 1000
     assert decode_threads(decode_threads=5) == 5
     monkeypatch.setenv("DEIXIS_DECODE_THREADS", "3")
     assert decode_threads() == 3
