@@ -339,7 +339,6 @@ class Simulation:
         http_s = draw(self._stages.http_s)
         if edge.host.is_idle:
             yield edge.loop.use(self._stages.idle_s)
-        edge.host.run(self._stages.beside_s)(lambda: None)
         proxy = self._chance.choice(self._proxies) if self._proxies else None
         if proxy is not None:
             yield proxy.use(self._stages.proxy_s / 2)
@@ -352,6 +351,7 @@ class Simulation:
             self._refused += 1
             return
         edge.admitted += images
+        edge.host.run(self._stages.beside_s)(lambda: None)
         caller, full = Caller(), list[bool]()
         yield together([process(self._image(number, caller, full)) for _ in range(images)])
         if full:

@@ -8,9 +8,10 @@ adapt, and what the client waits beyond all that they tell, which is HTTP. The s
 longer a machine takes that was idle. The image tower alone, by images in a batch. A hop over loopback between two
 processes: pickled pixels, and a pickled feature, there and back; whatever carries them in a cluster takes longer.
 With ``--engine ray`` the server is one on a Ray of its own, and instead of the hop over loopback it is measured which
-processor time each kind of its processes has for a request: of those about files that are no images, of which no
-encoder hears, and of those about photographs. What a client waits beyond all of that is the messages' way; where it
-waits less, some of the time was nobody's waiting. ``call_core_s`` stays that of loopback.
+processor time each kind of its processes has for a request when four callers ask: a lone request wakes every process
+anew, which takes its time too. Requests about files that are no images, of which no encoder hears, tell the edge's part
+of it. What a lone client waits beyond all of that is the messages' way; where it waits less, for some of it nobody
+waited. A batch takes longer by what it does in its replica beyond the tower alone. ``call_core_s`` is that of loopback.
 
 Searches are read from a result of ``benchmarks.captions``; what of one does not shrink with the parts is measured with
 ``--parts-of``.
@@ -23,6 +24,7 @@ nothing waits.
 import argparse
 import http.client
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -31,12 +33,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from benchmarks.capacity import by_size
 from benchmarks.load import LABELS, classify_requests, form_request, photographs
 from benchmarks.models import write_open_clip
 from benchmarks.service import CORES, Server, about_this_run, run_json, say, serving
@@ -44,6 +48,7 @@ from benchmarks.service import CORES, Server, about_this_run, run_json, say, ser
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 _ASKED = 100
 _ASKED_OF_RAY = 300
+_CALLERS = 4
 _STAGES = ("text", "decode", "queue", "encode", "adapt")
 ROUNDS = 8
 QUIET_ENOUGH = 0.03
@@ -149,14 +154,26 @@ def edge_times(server: Server, rounds: int) -> dict[str, Any]:
     }
 
 
-def used_by(server: Server, requests: Sequence[bytes]) -> tuple[list[dict[str, float]], dict[str, float]]:
-    """Ask alone; return the stages of each request, and the core seconds of a request by kind of process."""
-    before = server.cpu_s_by_kind()
-    rows = asked(server, 0.0, requests, _ASKED_OF_RAY)
-    # Those that only warm it up are not among the rows.
-    count = _ASKED_OF_RAY + 50
-    used = {kind: (now - before.get(kind, 0.0)) / count for kind, now in server.cpu_s_by_kind().items()}
-    return rows, used
+def used_by(server: Server, requests: Sequence[bytes]) -> tuple[dict[str, float], float]:
+    """Ask as several callers; return the core seconds of a request by kind of process, and the mean batch.
+
+    What each kind has when nobody asks is not among them.
+    """
+    (_, idle), (images, batches) = _idle(server), server.batches()
+    before, began = server.cpu_s_by_kind(), time.perf_counter()
+    with ThreadPoolExecutor(_CALLERS) as callers:
+        each = _ASKED_OF_RAY // _CALLERS
+        # Those that only warm it up are not among the rows.
+        count = sum(
+            50 + len(rows) for rows in callers.map(lambda _: asked(server, 0.0, requests, each), range(_CALLERS))
+        )
+    seconds = time.perf_counter() - began
+    used = {
+        kind: max(0.0, now - before.get(kind, 0.0) - idle.get(kind, 0.0) * seconds) / count
+        for kind, now in server.cpu_s_by_kind().items()
+    }
+    images_after, batches_after = server.batches()
+    return used, (images_after - images) / max(1.0, batches_after - batches)
 
 
 def ray_times(server: Server, rounds: int, tower: dict[str, Any]) -> dict[str, Any]:
@@ -171,25 +188,31 @@ def ray_times(server: Server, rounds: int, tower: dict[str, Any]) -> dict[str, A
     nothing = [form_request("/v1/classify", [b"this is no image" * 1000], fields)]
     own = (server.cpu_s, time.process_time)
     (_, idle), _ = quietest(1, lambda: _idle(server))
-    (_, without), others_without = quietest(rounds, lambda: used_by(server, nothing), *own)
-    (rows, used), others = quietest(rounds, lambda: used_by(server, classify_requests(1)), *own)
+    (without, _), others_without = quietest(rounds, lambda: used_by(server, nothing), *own)
+    (used, batch), others = quietest(rounds, lambda: used_by(server, classify_requests(1)), *own)
+    rows, others_lone = quietest(rounds, lambda: asked(server, 0.0, count=_ASKED), *own)
     spaced, others_with_pauses = quietest(rounds, lambda: asked(server, _PAUSE_S, count=_ASKED), *own)
     lone_s, spaced_s = (statistics.median(row["total"] for row in some) / 1000 for some in (rows, spaced))
     decode_s, adapt_s = (
         statistics.mean(sum(row[stage] for stage in stages) for row in rows) / 1000
         for stages in (("decode",), ("text", "adapt"))
     )
-    return from_processor_time(used, without, idle, lone_s=lone_s, decode_s=decode_s, adapt_s=adapt_s, tower=tower) | {
+    encode_s = statistics.median(row["encode"] for row in rows) / 1000
+    return from_processor_time(
+        used, without, batch, lone_s=lone_s, decode_s=decode_s, adapt_s=adapt_s, encode_s=encode_s, tower=tower
+    ) | {
+        "idle_cores": round(sum(idle.values()), 4),
         "decode_s": _seconds([row["decode"] for row in rows]),
         "adapt_s": _seconds([row["text"] + row["adapt"] for row in rows]),
         "idle_s": round(max(0.0, spaced_s - lone_s), 6),
         "lone": {
             **{stage: round(statistics.median(row[stage] for row in rows), 3) for stage in (*_STAGES, "total")},
             "total_with_pauses": round(1000 * spaced_s, 3),
+            "mean_batch": round(batch, 3),
             "core_ms": {kind: round(1000 * each, 3) for kind, each in used.items()},
             "core_ms_without_image": {kind: round(1000 * each, 3) for kind, each in without.items()},
             "cores_when_idle": {kind: round(each, 4) for kind, each in idle.items()},
-            "others_cpu": [others_without, others, others_with_pauses],
+            "others_cpu": [others_without, others, others_lone, others_with_pauses],
         },
     }
 
@@ -205,11 +228,12 @@ def _idle(server: Server) -> tuple[None, dict[str, float]]:
 def from_processor_time(
     used: Mapping[str, float],
     without: Mapping[str, float],
-    idle: Mapping[str, float],
+    batch: float,
     *,
     lone_s: float,
     decode_s: float,
     adapt_s: float,
+    encode_s: float,
     tower: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the stages of Ray that processor times tell.
@@ -217,26 +241,32 @@ def from_processor_time(
     Args:
         used: core seconds of a request with an image, by kind of process.
         without: the same of a request with what is none.
-        idle: cores that each kind has when nobody asks, which belong to no request.
-        lone_s: that a client waits for the first.
-        decode_s: of the edge, for the image.
-        adapt_s: of the edge, for the request.
+        batch: the mean batch of the first.
+        lone_s: that a client waits who is alone.
+        decode_s: of the edge, for the image of a lone request.
+        adapt_s: of the edge, for that request.
+        encode_s: of the batch of that image, in its replica.
         tower: what ``tower_times`` returned.
     """
 
     def of(times: Mapping[str, float], word: str) -> float:
         return sum(each for kind, each in times.items() if word in kind)
 
-    # Lone requests follow each other, so that what is idle work belongs to the time that each takes.
-    own = {kind: max(0.0, each - idle.get(kind, 0.0) * lone_s) for kind, each in used.items()}
-    alone_s = float(next(iter(tower["alone_s"].values())))
+    alone_s, ahead_s = ({int(size): each for size, each in tower[name].items()} for name in ("alone_s", "ahead_s"))
+    # Of each batch, however large it is.
+    more_s = max(0.0, encode_s - by_size(alone_s, 1)[0])
+    alone_s, ahead_s = ({size: each + more_s for size, each in some.items()} for some in (alone_s, ahead_s))
+    by_images = by_size(alone_s, math.ceil(batch) + 1)
+    whole = max(1, int(batch))
+    few, many = by_images[whole - 1 : whole + 1]
+    tower_core_s = tower["encoder_threads"] * (few + (many - few) * (batch - whole)) / batch
     http_s = of(without, "edge")
-    hop_core_s = max(0.0, of(own, "edge") - http_s - decode_s - adapt_s)
-    encoder_call_s = max(0.0, of(own, "encoder") - tower["alone_core_s"])
+    hop_core_s = max(0.0, of(used, "edge") - http_s - decode_s - adapt_s)
+    encoder_call_s = max(0.0, of(used, "encoder") - tower_core_s)
     waited_for = {"http_s": http_s, "hop_core_s": hop_core_s, "encoder_call_s": encoder_call_s}
-    waited_for["proxy_s"] = of(own, "proxies")
-    left_s = lone_s - decode_s - adapt_s - alone_s - sum(waited_for.values())
-    beside_s = sum(own.values()) - of(own, "edge") - of(own, "encoder") - of(own, "proxies")
+    waited_for["proxy_s"] = of(used, "proxies")
+    left_s = lone_s - decode_s - adapt_s - by_images[0] - sum(waited_for.values())
+    beside_s = sum(used.values()) - of(used, "edge") - of(used, "encoder") - of(used, "proxies")
     if left_s < 0:
         share = max(0.0, 1 + left_s / sum(waited_for.values()))
         beside_s += (1 - share) * sum(waited_for.values())
@@ -246,7 +276,8 @@ def from_processor_time(
         "http_s": [found["http_s"]],
         "beside_s": round(beside_s, 6),
         "hop_wire_s": round(max(0.0, left_s) / 2, 6),
-        "idle_cores": round(sum(idle.values()), 4),
+        "alone_s": {size: round(each, 6) for size, each in alone_s.items()},
+        "ahead_s": {size: round(each, 6) for size, each in ahead_s.items()},
     }
 
 
@@ -265,14 +296,12 @@ def tower_times(model: str, data_dir: Path, sizes: Sequence[int], seconds: float
         for file in photographs()
     ]
     alone_s, ahead_s, cores, shares = {}, {}, [], []
-    alone_core_s = 0.0
     for size in sizes:
         batch = [pixels[index % len(pixels)] for index in range(size)]
         encoder.encode_images(batch)
-        lone, others = quietest(rounds, lambda batch=batch: _alone_s(encoder, batch, seconds), time.process_time)
-        alone_s[size] = lone[0]
-        if size == min(sizes):
-            alone_core_s = lone[1]
+        alone_s[size], others = quietest(
+            rounds, lambda batch=batch: _alone_s(encoder, batch, seconds), time.process_time
+        )
         shares.append(others)
         found, others = quietest(rounds, lambda batch=batch: _ahead_s(encoder, batch, seconds), time.process_time)
         ahead_s[size] = found[0]
@@ -281,7 +310,6 @@ def tower_times(model: str, data_dir: Path, sizes: Sequence[int], seconds: float
     path = encoder.image_path
     return {
         "alone_s": alone_s,
-        "alone_core_s": alone_core_s,
         "ahead_s": ahead_s,
         "encoder_threads": max(1, round(max(cores))),
         "encoder": {
@@ -295,14 +323,14 @@ def tower_times(model: str, data_dir: Path, sizes: Sequence[int], seconds: float
     }
 
 
-def _alone_s(encoder: Any, batch: Sequence[Any], seconds: float) -> tuple[float, float]:
-    """Return the median seconds of a batch that finds the device idle, and the core seconds that it takes."""
-    times, used_s, ends = [], time.process_time(), time.perf_counter() + seconds
+def _alone_s(encoder: Any, batch: Sequence[Any], seconds: float) -> float:
+    """Return the median seconds of a batch that finds the device idle."""
+    times, ends = [], time.perf_counter() + seconds
     while time.perf_counter() < ends or len(times) < 3:
         began = time.perf_counter()
         encoder.encode_images(batch)
         times.append(time.perf_counter() - began)
-    return round(statistics.median(times), 6), round((time.process_time() - used_s) / len(times), 6)
+    return round(statistics.median(times), 6)
 
 
 def _ahead_s(encoder: Any, batch: Sequence[Any], seconds: float) -> tuple[float, float]:

@@ -269,7 +269,7 @@ def test_on_one_machine_everything_shares_its_cores_with_what_nobody_waits_for()
     plan = Plan(edge_cores=2, proxies=1, shared_cores=2, batch_size=1, max_ongoing=None)
     core_s = 0.001 + 0.002 + 0.0005 + 0.0004 + 0.002 + 0.001 + 0.0015 + 0.005
     # At 1.6 times what it can, three of eight are refused, which a proxy and an edge have read all the same.
-    refused_s = 0.6 * (0.001 + 0.002 + 0.0015)
+    refused_s = 0.6 * (0.001 + 0.002)
     assert saturation(stages, plan) == pytest.approx(2 / (core_s + refused_s), rel=0.08)
     disturbed = saturation(replace(stages, idle_cores=0.5), plan)
     # A quarter of the cores, of which it gets less while much else wants them.
@@ -351,9 +351,9 @@ def test_proxies_are_looked_for_where_they_take_time():
     stages, goal, load = replace(STAGES, proxy_s=0.004), Goal(0.06), Load(2000, 1)
     prices = replace(PRICES, proxy=0.2)
     plan, outcome = find(stages, Plan(), load, goal, prices)
-    assert plan.proxies >= 2000 * 0.004 / 0.8
+    assert 10 <= plan.proxies <= 15  # ten are busy for 0.8 of the time
     assert goal.met(outcome)
-    assert not goal.met(simulate(stages, replace(plan, proxies=plan.proxies - 1), load))
+    assert not goal.met(simulate(stages, replace(plan, proxies=9), load))
     assert prices.of(plan) == pytest.approx(PRICES.of(plan) + 0.2 * plan.proxies)
 
 
@@ -417,35 +417,40 @@ def test_searches_are_read_from_what_the_captions_were_measured_with():
     assert 0 < found["100000"] < found["5000000"] < 1
 
 
-USED = {"proxies": 0.006, "replicas of edge": 0.012, "replicas of encoder-embedded": 0.0115, "controller": 0.001}
-WITHOUT = {"proxies": 0.005, "replicas of edge": 0.003, "replicas of encoder-embedded": 0.0}
-IDLE = {"proxies": 0.05, "controller": 0.05}
-TOWER = {"alone_s": {"1": 0.007, "2": 0.012}, "alone_core_s": 0.009}
+USED = {"proxies": 0.004, "replicas of edge": 0.012, "replicas of encoder-embedded": 0.0205, "controller": 0.001}
+WITHOUT = {"proxies": 0.003, "replicas of edge": 0.003, "replicas of encoder-embedded": 0.0}
+TOWER = {"alone_s": {"1": 0.007, "2": 0.013}, "ahead_s": {"1": 0.006, "2": 0.011}, "encoder_threads": 2}
+LONE = {"lone_s": 0.04, "decode_s": 0.002, "adapt_s": 0.001, "encode_s": 0.009}
 
 
 def test_stages_on_ray_are_told_by_the_processor_time_of_its_processes():
-    found = from_processor_time(USED, WITHOUT, IDLE, lone_s=0.04, decode_s=0.002, adapt_s=0.001, tower=TOWER)
+    found = from_processor_time(USED, WITHOUT, 1.5, **LONE, tower=TOWER)
     assert found == {
         "http_s": [0.003],
         "hop_core_s": pytest.approx(0.006),
-        "encoder_call_s": pytest.approx(0.0025),
-        # Of each, 0.05 cores for the 40 ms of a request are its own affair.
+        # A batch of 1.5 images takes 2 ms more than the tower alone: 12 ms on two cores, 16 ms of a core an image.
+        "encoder_call_s": pytest.approx(0.0045),
         "proxy_s": pytest.approx(0.004),
-        "beside_s": 0.0,
-        # 40 ms less 3 + 6 + 2.5 + 4 and the stages themselves, 2 + 1 + 7.
-        "hop_wire_s": pytest.approx(0.00725),
-        "idle_cores": 0.1,
+        "beside_s": 0.001,
+        # 40 ms less 3 + 6 + 4.5 + 4 and the stages of the image itself, 2 + 1 + 9, there and back.
+        "hop_wire_s": pytest.approx(0.00525),
+        "alone_s": {1: pytest.approx(0.009), 2: pytest.approx(0.015)},
+        "ahead_s": {1: pytest.approx(0.008), 2: pytest.approx(0.013)},
     }
 
 
 def test_processor_time_that_no_client_waited_for_is_beside_the_request():
-    idle = dict.fromkeys(IDLE, 0.0)
-    found = from_processor_time(USED, WITHOUT, idle, lone_s=0.0188, decode_s=0.002, adapt_s=0.001, tower=TOWER)
+    found = from_processor_time(USED, WITHOUT, 1.5, **{**LONE, "lone_s": 0.0208}, tower=TOWER)
     # 8.8 ms are left for what takes 17.5.
     waited_for = [found["http_s"][0], found["hop_core_s"], found["encoder_call_s"], found["proxy_s"]]
     assert sum(waited_for) == pytest.approx(0.0088, abs=1e-5)
     assert found["beside_s"] == pytest.approx(0.001 + 0.0175 - 0.0088, abs=1e-5)
     assert found["hop_wire_s"] == 0.0
+
+
+def test_a_tower_that_takes_more_of_lone_images_than_its_replica_leaves_nothing_for_calls():
+    found = from_processor_time(USED, WITHOUT, 1.0, **{**LONE, "encode_s": 0.02}, tower=TOWER)
+    assert found["encoder_call_s"] == 0.0
 
 
 def test_a_check_tells_what_is_off_by_more_than_a_fifth():
