@@ -255,6 +255,7 @@ class _Edge:
         self.host = host
         self.loop = Station(host, 1)
         self.decoders = Station(host, cores)
+        self.beside = Station(host, 1)
         self.admitted = 0
         # Images that wait for a call, each with what is told when its encoder is full.
         self.waiting: deque[tuple[Resume, list[bool]]] = deque()
@@ -351,7 +352,7 @@ class Simulation:
             self._refused += 1
             return
         edge.admitted += images
-        edge.host.run(self._stages.beside_s)(lambda: None)
+        edge.beside.use(self._stages.beside_s)(lambda: None)
         caller, full = Caller(), list[bool]()
         yield together([process(self._image(number, caller, full)) for _ in range(images)])
         if full:

@@ -8,7 +8,7 @@ adapt, and what the client waits beyond all that they tell, which is HTTP. The s
 longer a machine takes that was idle. The image tower alone, by images in a batch. A hop over loopback between two
 processes: pickled pixels, and a pickled feature, there and back; whatever carries them in a cluster takes longer.
 With ``--engine ray`` the server is one on a Ray of its own, and instead of the hop over loopback it is measured which
-processor time each kind of its processes has for a request when four callers ask: a lone request wakes every process
+processor time each kind of its processes has for a request when sixteen callers ask: a lone one wakes every process
 anew, which takes its time too. Requests about files that are no images, of which no encoder hears, tell the edge's part
 of it. What a lone client waits beyond all of that is the messages' way; where it waits less, for some of it nobody
 waited. A batch takes longer by what it does in its replica beyond the tower alone. ``call_core_s`` is that of loopback.
@@ -24,7 +24,6 @@ nothing waits.
 import argparse
 import http.client
 import json
-import math
 import multiprocessing
 import os
 import random
@@ -34,6 +33,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,8 +47,9 @@ from benchmarks.service import CORES, Server, about_this_run, run_json, say, ser
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 _ASKED = 100
-_ASKED_OF_RAY = 300
-_CALLERS = 4
+_ASKED_BY_EACH = 20
+_WARMING = 50
+_CALLERS = 16
 _STAGES = ("text", "decode", "queue", "encode", "adapt")
 ROUNDS = 8
 QUIET_ENOUGH = 0.03
@@ -122,7 +123,7 @@ def asked(
         head, _, body = request.partition(b"\r\n\r\n")
         forms.append((body, head.partition(b"Content-Type: ")[2].partition(b"\r\n")[0].decode()))
     rows, chance = [], random.Random(1)
-    for number in range(count + 50):
+    for number in range(count + _WARMING):
         body, content_type = forms[number % len(forms)]
         began = time.perf_counter()
         connection.request("POST", "/v1/classify", body, {"Content-Type": content_type})
@@ -132,7 +133,7 @@ def asked(
         if pause_s:
             time.sleep(chance.expovariate(1 / pause_s))
     connection.close()
-    return rows[50:]
+    return rows[_WARMING:]
 
 
 def edge_times(server: Server, rounds: int) -> dict[str, Any]:
@@ -154,26 +155,45 @@ def edge_times(server: Server, rounds: int) -> dict[str, Any]:
     }
 
 
-def used_by(server: Server, requests: Sequence[bytes]) -> tuple[dict[str, float], float]:
-    """Ask as several callers; return the core seconds of a request by kind of process, and the mean batch.
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What requests of several callers took.
 
-    What each kind has when nobody asks is not among them.
+    Args:
+        core_s: of a request by kind of process, without what each kind has when nobody asks.
+        batch: the mean batch of the encoder, in images.
+        call: images in a call of the edge, in the mean.
     """
-    (_, idle), (images, batches) = _idle(server), server.batches()
-    before, began = server.cpu_s_by_kind(), time.perf_counter()
+
+    core_s: Mapping[str, float]
+    batch: float = 1.0
+    call: float = 1.0
+
+    def of(self, word: str) -> float:
+        """Return the core seconds of all kinds with this in their names."""
+        return sum(each for kind, each in self.core_s.items() if word in kind)
+
+
+def used_by(server: Server, requests: Sequence[bytes], idle: Mapping[str, float]) -> Used:
+    """Ask as several callers; ``idle`` are the cores that each kind of process has when nobody asks."""
+    towers = ("images", "images from here")
+    batches, before, began = [server.batches(each) for each in towers], server.cpu_s_by_kind(), time.perf_counter()
     with ThreadPoolExecutor(_CALLERS) as callers:
-        each = _ASKED_OF_RAY // _CALLERS
-        # Those that only warm it up are not among the rows.
-        count = sum(
-            50 + len(rows) for rows in callers.map(lambda _: asked(server, 0.0, requests, each), range(_CALLERS))
-        )
+        rows = list(callers.map(lambda _: asked(server, 0.0, requests, _ASKED_BY_EACH), range(_CALLERS)))
+    # Those that only warm it up are not among the rows.
+    count = sum(_WARMING + len(each) for each in rows)
     seconds = time.perf_counter() - began
     used = {
         kind: max(0.0, now - before.get(kind, 0.0) - idle.get(kind, 0.0) * seconds) / count
         for kind, now in server.cpu_s_by_kind().items()
     }
-    images_after, batches_after = server.batches()
-    return used, (images_after - images) / max(1.0, batches_after - batches)
+    sizes = [
+        max(1.0, (images - images_before) / max(1.0, number - number_before))
+        for (images, number), (images_before, number_before) in zip(
+            [server.batches(each) for each in towers], batches, strict=True
+        )
+    ]
+    return Used(used, *sizes)
 
 
 def ray_times(server: Server, rounds: int, tower: dict[str, Any]) -> dict[str, Any]:
@@ -187,9 +207,9 @@ def ray_times(server: Server, rounds: int, tower: dict[str, Any]) -> dict[str, A
     fields = {"labels": json.dumps(LABELS)}
     nothing = [form_request("/v1/classify", [b"this is no image" * 1000], fields)]
     own = (server.cpu_s, time.process_time)
-    (_, idle), _ = quietest(1, lambda: _idle(server))
-    (without, _), others_without = quietest(rounds, lambda: used_by(server, nothing), *own)
-    (used, batch), others = quietest(rounds, lambda: used_by(server, classify_requests(1)), *own)
+    idle, _ = quietest(rounds, lambda: _idle(server), *own)
+    without, others_without = quietest(rounds, lambda: used_by(server, nothing, idle), *own)
+    used, others = quietest(rounds, lambda: used_by(server, classify_requests(1), idle), *own)
     rows, others_lone = quietest(rounds, lambda: asked(server, 0.0, count=_ASKED), *own)
     spaced, others_with_pauses = quietest(rounds, lambda: asked(server, _PAUSE_S, count=_ASKED), *own)
     lone_s, spaced_s = (statistics.median(row["total"] for row in some) / 1000 for some in (rows, spaced))
@@ -199,7 +219,7 @@ def ray_times(server: Server, rounds: int, tower: dict[str, Any]) -> dict[str, A
     )
     encode_s = statistics.median(row["encode"] for row in rows) / 1000
     return from_processor_time(
-        used, without, batch, lone_s=lone_s, decode_s=decode_s, adapt_s=adapt_s, encode_s=encode_s, tower=tower
+        used, without, lone_s=lone_s, decode_s=decode_s, adapt_s=adapt_s, encode_s=encode_s, tower=tower
     ) | {
         "idle_cores": round(sum(idle.values()), 4),
         "decode_s": _seconds([row["decode"] for row in rows]),
@@ -208,27 +228,27 @@ def ray_times(server: Server, rounds: int, tower: dict[str, Any]) -> dict[str, A
         "lone": {
             **{stage: round(statistics.median(row[stage] for row in rows), 3) for stage in (*_STAGES, "total")},
             "total_with_pauses": round(1000 * spaced_s, 3),
-            "mean_batch": round(batch, 3),
-            "core_ms": {kind: round(1000 * each, 3) for kind, each in used.items()},
-            "core_ms_without_image": {kind: round(1000 * each, 3) for kind, each in without.items()},
+            "mean_batch": round(used.batch, 3),
+            "mean_call": round(used.call, 3),
+            "core_ms": {kind: round(1000 * each, 3) for kind, each in used.core_s.items()},
+            "core_ms_without_image": {kind: round(1000 * each, 3) for kind, each in without.core_s.items()},
             "cores_when_idle": {kind: round(each, 4) for kind, each in idle.items()},
             "others_cpu": [others_without, others, others_lone, others_with_pauses],
         },
     }
 
 
-def _idle(server: Server) -> tuple[None, dict[str, float]]:
+def _idle(server: Server) -> dict[str, float]:
     """Return the cores that each kind of process has while nobody asks."""
     before, began = server.cpu_s_by_kind(), time.perf_counter()
     time.sleep(_IDLE_S)
     seconds = time.perf_counter() - began
-    return None, {kind: (now - before.get(kind, 0.0)) / seconds for kind, now in server.cpu_s_by_kind().items()}
+    return {kind: (now - before.get(kind, 0.0)) / seconds for kind, now in server.cpu_s_by_kind().items()}
 
 
 def from_processor_time(
-    used: Mapping[str, float],
-    without: Mapping[str, float],
-    batch: float,
+    used: Used,
+    without: Used,
     *,
     lone_s: float,
     decode_s: float,
@@ -239,34 +259,30 @@ def from_processor_time(
     """Return the stages of Ray that processor times tell.
 
     Args:
-        used: core seconds of a request with an image, by kind of process.
-        without: the same of a request with what is none.
-        batch: the mean batch of the first.
+        used: by requests with an image.
+        without: by requests with what is none.
         lone_s: that a client waits who is alone.
         decode_s: of the edge, for the image of a lone request.
         adapt_s: of the edge, for that request.
         encode_s: of the batch of that image, in its replica.
         tower: what ``tower_times`` returned.
     """
-
-    def of(times: Mapping[str, float], word: str) -> float:
-        return sum(each for kind, each in times.items() if word in kind)
-
     alone_s, ahead_s = ({int(size): each for size, each in tower[name].items()} for name in ("alone_s", "ahead_s"))
     # Of each batch, however large it is.
     more_s = max(0.0, encode_s - by_size(alone_s, 1)[0])
     alone_s, ahead_s = ({size: each + more_s for size, each in some.items()} for some in (alone_s, ahead_s))
-    by_images = by_size(alone_s, math.ceil(batch) + 1)
-    whole = max(1, int(batch))
-    few, many = by_images[whole - 1 : whole + 1]
-    tower_core_s = tower["encoder_threads"] * (few + (many - few) * (batch - whole)) / batch
-    http_s = of(without, "edge")
-    hop_core_s = max(0.0, of(used, "edge") - http_s - decode_s - adapt_s)
-    encoder_call_s = max(0.0, of(used, "encoder") - tower_core_s)
-    waited_for = {"http_s": http_s, "hop_core_s": hop_core_s, "encoder_call_s": encoder_call_s}
-    waited_for["proxy_s"] = of(used, "proxies")
+    by_images = by_size(alone_s, int(used.batch) + 1)
+    few, many = by_images[-2:]
+    tower_core_s = tower["encoder_threads"] * (few + (many - few) * (used.batch - int(used.batch))) / used.batch
+    http_s = without.of("edge")
+    waited_for = {
+        "http_s": http_s,
+        "hop_core_s": used.call * max(0.0, used.of("edge") - http_s - decode_s - adapt_s),
+        "encoder_call_s": used.call * max(0.0, used.of("encoder") - tower_core_s),
+        "proxy_s": used.of("proxies"),
+    }
     left_s = lone_s - decode_s - adapt_s - by_images[0] - sum(waited_for.values())
-    beside_s = sum(used.values()) - of(used, "edge") - of(used, "encoder") - of(used, "proxies")
+    beside_s = sum(used.core_s.values()) - sum(used.of(word) for word in ("edge", "encoder", "proxies"))
     if left_s < 0:
         share = max(0.0, 1 + left_s / sum(waited_for.values()))
         beside_s += (1 - share) * sum(waited_for.values())

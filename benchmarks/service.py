@@ -91,10 +91,10 @@ class Server:
         lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         return round(next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024, 1)
 
-    def batches(self) -> tuple[float, float]:
-        """Return how many images it encoded, and in how many batches."""
+    def batches(self, tower: str = "images") -> tuple[float, float]:
+        """Return how many images it encoded, and in how many batches; of another tower, or of an edge's calls of it."""
         lines = httpx.get(f"{self.url}/metrics").text.splitlines()
-        images = [line for line in lines if line.startswith("deixis_batch_size_") and 'tower="images"' in line]
+        images = [line for line in lines if line.startswith("deixis_batch_size_") and f'tower="{tower}"' in line]
         total = sum(float(line.rsplit(" ", 1)[1]) for line in images if "_sum{" in line)
         return total, sum(float(line.rsplit(" ", 1)[1]) for line in images if "_count{" in line)
 

@@ -26,7 +26,7 @@ from benchmarks.capacity import (
     simulate,
 )
 from benchmarks.capacity_check import compared, saturation, single_process, table, verdict
-from benchmarks.capacity_stages import from_processor_time, searches
+from benchmarks.capacity_stages import Used, from_processor_time, searches
 from benchmarks.events import Caller, Clock, Encoder, Host, Station, process, together
 
 STAGES = Stages(
@@ -420,27 +420,28 @@ def test_searches_are_read_from_what_the_captions_were_measured_with():
 USED = {"proxies": 0.004, "replicas of edge": 0.012, "replicas of encoder-embedded": 0.0205, "controller": 0.001}
 WITHOUT = {"proxies": 0.003, "replicas of edge": 0.003, "replicas of encoder-embedded": 0.0}
 TOWER = {"alone_s": {"1": 0.007, "2": 0.013}, "ahead_s": {"1": 0.006, "2": 0.011}, "encoder_threads": 2}
-LONE = {"lone_s": 0.04, "decode_s": 0.002, "adapt_s": 0.001, "encode_s": 0.009}
+LONE = {"lone_s": 0.05, "decode_s": 0.002, "adapt_s": 0.001, "encode_s": 0.009}
 
 
 def test_stages_on_ray_are_told_by_the_processor_time_of_its_processes():
-    found = from_processor_time(USED, WITHOUT, 1.5, **LONE, tower=TOWER)
+    found = from_processor_time(Used(USED, 1.5, 2.0), Used(WITHOUT), **LONE, tower=TOWER)
     assert found == {
         "http_s": [0.003],
-        "hop_core_s": pytest.approx(0.006),
+        # Of a call for two images.
+        "hop_core_s": pytest.approx(2 * 0.006),
         # A batch of 1.5 images takes 2 ms more than the tower alone: 12 ms on two cores, 16 ms of a core an image.
-        "encoder_call_s": pytest.approx(0.0045),
+        "encoder_call_s": pytest.approx(2 * 0.0045),
         "proxy_s": pytest.approx(0.004),
         "beside_s": 0.001,
-        # 40 ms less 3 + 6 + 4.5 + 4 and the stages of the image itself, 2 + 1 + 9, there and back.
-        "hop_wire_s": pytest.approx(0.00525),
+        # 50 ms less 3 + 12 + 9 + 4 and the stages of the image itself, 2 + 1 + 9, there and back.
+        "hop_wire_s": pytest.approx(0.005),
         "alone_s": {1: pytest.approx(0.009), 2: pytest.approx(0.015)},
         "ahead_s": {1: pytest.approx(0.008), 2: pytest.approx(0.013)},
     }
 
 
 def test_processor_time_that_no_client_waited_for_is_beside_the_request():
-    found = from_processor_time(USED, WITHOUT, 1.5, **{**LONE, "lone_s": 0.0208}, tower=TOWER)
+    found = from_processor_time(Used(USED, 1.5), Used(WITHOUT), **{**LONE, "lone_s": 0.0208}, tower=TOWER)
     # 8.8 ms are left for what takes 17.5.
     waited_for = [found["http_s"][0], found["hop_core_s"], found["encoder_call_s"], found["proxy_s"]]
     assert sum(waited_for) == pytest.approx(0.0088, abs=1e-5)
@@ -449,7 +450,7 @@ def test_processor_time_that_no_client_waited_for_is_beside_the_request():
 
 
 def test_a_tower_that_takes_more_of_lone_images_than_its_replica_leaves_nothing_for_calls():
-    found = from_processor_time(USED, WITHOUT, 1.0, **{**LONE, "encode_s": 0.02}, tower=TOWER)
+    found = from_processor_time(Used(USED), Used(WITHOUT), **{**LONE, "encode_s": 0.02}, tower=TOWER)
     assert found["encoder_call_s"] == 0.0
 
 
