@@ -153,15 +153,20 @@ def under_load(server: Server, *arguments: object) -> dict[str, Any]:
     }
 
 
-def measure(model: str, data_dir: Path, seconds: float) -> dict[str, Any]:
-    """Return all figures of one model."""
+def tune(model: str, data_dir: Path, seconds: float) -> None:
+    """Measure how the image tower runs best, so that whatever loads it with this folder runs it in the same way."""
     say(f"{model}: how the image tower runs best")
     subprocess.run(
-        [str(Path(sys.executable).with_name("deixis")), "models", "tune", model, "--seconds", str(max(5, 3 * seconds))],
+        [str(Path(sys.executable).with_name("deixis")), "models", "tune", model, "--seconds", str(seconds)],
         check=True,
         capture_output=True,
         env={**os.environ, "DEIXIS_DATA_DIR": str(data_dir), "HF_HUB_OFFLINE": "1"},
     )
+
+
+def measure(model: str, data_dir: Path, seconds: float) -> dict[str, Any]:
+    """Return all figures of one model."""
+    tune(model, data_dir, max(5, 3 * seconds))
     alone = ("benchmarks.encoder", model, "--data-dir", data_dir, "--seconds", min(seconds, 3))
     say(f"{model}: the encoder alone")
     before = run_json(*alone)
