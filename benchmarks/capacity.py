@@ -37,6 +37,7 @@ _CALLS_AT_ONCE = 8
 _BESIDE_EVERY_S = 0.05
 _OPTIONAL = ("encoder_threads", "hop_core_s", "call_core_s", "encoder_call_s", "proxy_s", "beside_s", "hop_wire_s")
 _OPTIONAL += ("idle_s", "idle_cores", "search_fixed_share")
+_OPTIONAL += ("proxy_wake_s", "edge_wake_s", "encoder_wake_s", "beside_wake_s")
 
 
 class StagesError(ValueError):
@@ -57,6 +58,10 @@ class Stages:
         proxy_s: of a proxy's event loop for one request, there and back.
         beside_s: of cores for one request, by processes that no request waits for.
         hop_wire_s: that one message is under way.
+        proxy_wake_s: of cores beside that, each time that a proxy is idle before its work; there and back are two.
+        edge_wake_s: the same of an edge's event loop.
+        encoder_wake_s: the same of an encoder's event loop.
+        beside_wake_s: the same of the processes that no request waits for.
         idle_cores: of one machine that has everything on it, those that are busy when nobody asks.
         idle_s: that a request takes longer which finds the cores of its edge idle, since they have to be woken.
         alone_s: by images, of a batch that finds the device idle; missing sizes are interpolated.
@@ -79,6 +84,10 @@ class Stages:
     proxy_s: float = 0.0
     beside_s: float = 0.0
     hop_wire_s: float = 0.0
+    proxy_wake_s: float = 0.0
+    edge_wake_s: float = 0.0
+    encoder_wake_s: float = 0.0
+    beside_wake_s: float = 0.0
     idle_s: float = 0.0
     idle_cores: float = 0.0
     search_core_s: Mapping[int, float] = field(default_factory=dict)
@@ -251,11 +260,11 @@ class Outcome:
 class _Edge:
     """One edge: an event loop, threads that decode, and cores under both."""
 
-    def __init__(self, host: Host, cores: int) -> None:
+    def __init__(self, host: Host, cores: int, stages: Stages) -> None:
         self.host = host
-        self.loop = Station(host, 1)
+        self.loop = Station(host, 1, stages.edge_wake_s)
         self.decoders = Station(host, cores)
-        self.beside = Station(host, 1)
+        self.beside = Station(host, 1, stages.beside_wake_s)
         self.admitted = 0
         # Images that wait for a call, each with what is told when its encoder is full.
         self.waiting: deque[tuple[Resume, list[bool]]] = deque()
@@ -277,8 +286,10 @@ class Simulation:
         self._chance = random.Random(seed)
         self._clock = Clock()
         shared = None if plan.shared_cores is None else Host(self._clock, plan.shared_cores)
-        self._edges = [_Edge(shared or Host(self._clock, plan.edge_cores), plan.edge_cores) for _ in range(plan.edges)]
-        self._proxies = [Station(shared or Host(self._clock, 1), 1) for _ in range(plan.proxies)]
+        self._edges = [
+            _Edge(shared or Host(self._clock, plan.edge_cores), plan.edge_cores, stages) for _ in range(plan.edges)
+        ]
+        self._proxies = [Station(shared or Host(self._clock, 1), 1, stages.proxy_wake_s) for _ in range(plan.proxies)]
         alone, ahead = (by_size(each, plan.batch_size) for each in (stages.alone_s, stages.ahead_s))
         self._per_image_s = best_s_per_image(ahead)
         threads = 1
@@ -291,7 +302,9 @@ class Simulation:
                 threads = min(stages.encoder_threads, plan.shared_cores)
         self._encoders = [Encoder(device, threads, plan.batch_size, alone, ahead) for device in devices]
         # Their event loops, on a core beside the device.
-        self._called = {each: Station(shared or Host(self._clock, 1), 1) for each in self._encoders}
+        self._called = {
+            each: Station(shared or Host(self._clock, 1), 1, stages.encoder_wake_s) for each in self._encoders
+        }
         self._shards: list[list[Station]] = []
         if plan.captions:
             self._search_s = stages.search_s(plan.captions, plan.shards)

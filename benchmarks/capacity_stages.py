@@ -8,8 +8,8 @@ adapt, and what the client waits beyond all that they tell, which is HTTP. The s
 longer a machine takes that was idle. The image tower alone, by images in a batch. A hop over loopback between two
 processes: pickled pixels, and a pickled feature, there and back; whatever carries them in a cluster takes longer.
 With ``--engine ray`` the server is one on a Ray of its own, and instead of the hop over loopback it is measured which
-processor time each kind of its processes has for a request when sixteen callers ask: a lone one wakes every process
-anew, which takes its time too. Requests about files that are no images, of which no encoder hears, tell the edge's part
+processor time each kind of its processes has for a request when sixteen callers ask, and what a lone one takes more,
+which wakes every process anew. Requests about files that are no images, of which no encoder hears, tell the edge's part
 of it. What a lone client waits beyond all of that is the messages' way; where it waits less, for some of it nobody
 waited. A batch takes longer by what it does in its replica beyond the tower alone. ``call_core_s`` is that of loopback.
 
@@ -47,7 +47,7 @@ from benchmarks.service import CORES, Server, about_this_run, run_json, say, ser
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 _ASKED = 100
-_ASKED_BY_EACH = 20
+_ASKED_OF_RAY = 320
 _WARMING = 50
 _CALLERS = 16
 _STAGES = ("text", "decode", "queue", "encode", "adapt")
@@ -174,13 +174,19 @@ class Used:
         """Return the core seconds of all kinds with this in their names."""
         return sum(each for kind, each in self.core_s.items() if word in kind)
 
+    @property
+    def beside(self) -> float:
+        """The core seconds of processes that no request goes through."""
+        return sum(self.core_s.values()) - sum(self.of(word) for word in ("edge", "encoder", "proxies"))
 
-def used_by(server: Server, requests: Sequence[bytes], idle: Mapping[str, float]) -> Used:
-    """Ask as several callers; ``idle`` are the cores that each kind of process has when nobody asks."""
+
+def used_by(server: Server, requests: Sequence[bytes], idle: Mapping[str, float], count_of_callers: int) -> Used:
+    """Ask as so many callers; ``idle`` are the cores that each kind of process has when nobody asks."""
     towers = ("images", "images from here")
     batches, before, began = [server.batches(each) for each in towers], server.cpu_s_by_kind(), time.perf_counter()
-    with ThreadPoolExecutor(_CALLERS) as callers:
-        rows = list(callers.map(lambda _: asked(server, 0.0, requests, _ASKED_BY_EACH), range(_CALLERS)))
+    with ThreadPoolExecutor(count_of_callers) as callers:
+        each = _ASKED_OF_RAY // count_of_callers
+        rows = list(callers.map(lambda _: asked(server, 0.0, requests, each), range(count_of_callers)))
     # Those that only warm it up are not among the rows.
     count = sum(_WARMING + len(each) for each in rows)
     seconds = time.perf_counter() - began
@@ -209,8 +215,9 @@ def ray_times(server: Server, rounds: int, tower: dict[str, Any]) -> dict[str, A
     nothing = [form_request("/v1/classify", [b"this is no image" * 1000], fields)]
     own = (server.cpu_s, time.process_time)
     idle, _ = quietest(rounds, lambda: _idle(server), *own)
-    without, others_without = quietest(rounds, lambda: used_by(server, nothing, idle), *own)
-    used, others = quietest(rounds, lambda: used_by(server, classify_requests(1), idle), *own)
+    without, others_without = quietest(rounds, lambda: used_by(server, nothing, idle, _CALLERS), *own)
+    used, others = quietest(rounds, lambda: used_by(server, classify_requests(1), idle, _CALLERS), *own)
+    alone, others_alone = quietest(rounds, lambda: used_by(server, classify_requests(1), idle, 1), *own)
     rows, others_lone = quietest(rounds, lambda: asked(server, 0.0, count=_ASKED), *own)
     spaced, others_with_pauses = quietest(rounds, lambda: asked(server, _PAUSE_S, count=_ASKED), *own)
     lone_s, spaced_s = (statistics.median(row["total"] for row in some) / 1000 for some in (rows, spaced))
@@ -220,7 +227,7 @@ def ray_times(server: Server, rounds: int, tower: dict[str, Any]) -> dict[str, A
     )
     encode_s = statistics.median(row["encode"] for row in rows) / 1000
     return from_processor_time(
-        used, without, lone_s=lone_s, decode_s=decode_s, adapt_s=adapt_s, encode_s=encode_s, tower=tower
+        used, without, alone, lone_s=lone_s, decode_s=decode_s, adapt_s=adapt_s, encode_s=encode_s, tower=tower
     ) | {
         "idle_cores": round(sum(idle.values()), 4),
         "decode_s": _seconds([row["decode"] for row in rows]),
@@ -232,9 +239,10 @@ def ray_times(server: Server, rounds: int, tower: dict[str, Any]) -> dict[str, A
             "mean_batch": round(used.batch, 3),
             "mean_call": round(used.call, 3),
             "core_ms": {kind: round(1000 * each, 3) for kind, each in used.core_s.items()},
+            "core_ms_alone": {kind: round(1000 * each, 3) for kind, each in alone.core_s.items()},
             "core_ms_without_image": {kind: round(1000 * each, 3) for kind, each in without.core_s.items()},
             "cores_when_idle": {kind: round(each, 4) for kind, each in idle.items()},
-            "others_cpu": [others_without, others, others_lone, others_with_pauses],
+            "others_cpu": [others_without, others, others_alone, others_lone, others_with_pauses],
         },
     }
 
@@ -250,6 +258,7 @@ def _idle(server: Server) -> dict[str, float]:
 def from_processor_time(
     used: Used,
     without: Used,
+    alone: Used,
     *,
     lone_s: float,
     decode_s: float,
@@ -262,6 +271,7 @@ def from_processor_time(
     Args:
         used: by requests with an image.
         without: by requests with what is none.
+        alone: by requests with an image, one after the other.
         lone_s: that a client waits who is alone.
         decode_s: of the edge, for the image of a lone request.
         adapt_s: of the edge, for that request.
@@ -283,12 +293,20 @@ def from_processor_time(
         "proxy_s": used.of("proxies"),
     }
     left_s = lone_s - decode_s - adapt_s - by_images[0] - sum(waited_for.values())
-    beside_s = sum(used.core_s.values()) - sum(used.of(word) for word in ("edge", "encoder", "proxies"))
+    beside_s = used.beside
     if left_s < 0:
         share = max(0.0, 1 + left_s / sum(waited_for.values()))
         beside_s += (1 - share) * sum(waited_for.values())
         waited_for = {name: share * each for name, each in waited_for.items()}
-    found = {name: round(each, 6) for name, each in waited_for.items()}
+    # Whom nobody waits for, since it is not on a lone client's way: each use of a process that was idle.
+    woken = {
+        "proxy_wake_s": (alone.of("proxies") - used.of("proxies")) / 2,
+        "edge_wake_s": (alone.of("edge") - http_s - decode_s - adapt_s - waited_for["hop_core_s"]) / 4,
+        "encoder_wake_s": (alone.of("encoder") - tower["encoder_threads"] * by_images[0] - waited_for["encoder_call_s"])
+        / 2,
+        "beside_wake_s": alone.beside - used.beside,
+    }
+    found = {name: round(max(0.0, each), 6) for name, each in (*waited_for.items(), *woken.items())}
     return found | {
         "http_s": [found["http_s"]],
         "beside_s": round(beside_s, 6),

@@ -153,10 +153,12 @@ class Station:
     Args:
         host: whose cores they use.
         servers: at a time.
+        wake_s: of a core, beside the work that is waited for, each time that work finds all servers free.
     """
 
-    def __init__(self, host: Host, servers: int) -> None:
+    def __init__(self, host: Host, servers: int, wake_s: float = 0.0) -> None:
         self._host = host
+        self._wake_s = wake_s
         self.servers = servers
         self._free = servers
         self._waiting: deque[tuple[float, Resume]] = deque()
@@ -166,6 +168,8 @@ class Station:
         """Return work that waits for a server and then takes so long."""
 
         def start(resume: Resume) -> None:
+            if self._wake_s and self._free == self.servers:
+                self._host.run(self._wake_s)(lambda: None)
             self._waiting.append((seconds, resume))
             self._next()
 

@@ -276,6 +276,21 @@ def test_on_one_machine_everything_shares_its_cores_with_what_nobody_waits_for()
     assert 0.7 < disturbed / saturation(stages, plan) < 0.9
 
 
+def test_what_is_idle_takes_more_of_the_cores_and_what_is_busy_does_not():
+    woken = replace(STAGES, proxy_wake_s=0.002, edge_wake_s=0.001, encoder_wake_s=0.0015, beside_wake_s=0.003)
+    woken = replace(woken, proxy_s=0.001, encoder_call_s=0.001, beside_s=0.001)
+    calm = replace(woken, proxy_wake_s=0.0, edge_wake_s=0.0, encoder_wake_s=0.0, beside_wake_s=0.0)
+    plan = Plan(edge_cores=2, proxies=1, shared_cores=8, max_ongoing=None)
+    few = [simulate(stages, plan, Load(5, 20)) for stages in (calm, woken)]
+    # Each 2 + 4 + 2 + 1 times, which nobody waits for.
+    more = 5 * (2 * 0.002 + 4 * 0.001 + 2 * 0.0015 + 0.003) / 8
+    assert few[1].utilisation["cores"] - few[0].utilisation["cores"] == pytest.approx(more, rel=0.1)
+    assert few[1].p50_s == few[0].p50_s
+    many = [simulate(stages, replace(plan, shared_cores=2), Load(500, 10)).images_per_s for stages in (calm, woken)]
+    # Were they always idle, 14 ms more of 8 would leave a third.
+    assert many[1] > 0.7 * many[0]
+
+
 def test_what_nobody_asked_for_ends_with_the_arrivals():
     stages = replace(STAGES, idle_cores=0.5)
     outcome = simulate(stages, Plan(edge_cores=2, proxies=1, shared_cores=2), Load(10, 10))
@@ -418,13 +433,14 @@ def test_searches_are_read_from_what_the_captions_were_measured_with():
 
 
 USED = {"proxies": 0.004, "replicas of edge": 0.012, "replicas of encoder-embedded": 0.0205, "controller": 0.001}
+ALONE = {"proxies": 0.008, "replicas of edge": 0.019, "replicas of encoder-embedded": 0.029, "controller": 0.003}
 WITHOUT = {"proxies": 0.003, "replicas of edge": 0.003, "replicas of encoder-embedded": 0.0}
 TOWER = {"alone_s": {"1": 0.007, "2": 0.013}, "ahead_s": {"1": 0.006, "2": 0.011}, "encoder_threads": 2}
 LONE = {"lone_s": 0.05, "decode_s": 0.002, "adapt_s": 0.001, "encode_s": 0.009}
 
 
 def test_stages_on_ray_are_told_by_the_processor_time_of_its_processes():
-    found = from_processor_time(Used(USED, 1.5, 2.0), Used(WITHOUT), **LONE, tower=TOWER)
+    found = from_processor_time(Used(USED, 1.5, 2.0), Used(WITHOUT), Used(ALONE), **LONE, tower=TOWER)
     assert found == {
         "http_s": [0.003],
         # Of a call for two images.
@@ -435,13 +451,18 @@ def test_stages_on_ray_are_told_by_the_processor_time_of_its_processes():
         "beside_s": 0.001,
         # 50 ms less 3 + 12 + 9 + 4 and the stages of the image itself, 2 + 1 + 9, there and back.
         "hop_wire_s": pytest.approx(0.005),
+        # Alone they take more, each time that they are used: twice, four times, twice and once.
+        "proxy_wake_s": pytest.approx((0.008 - 0.004) / 2),
+        "edge_wake_s": pytest.approx((0.019 - 0.003 - 0.003 - 0.012) / 4),
+        "encoder_wake_s": pytest.approx((0.029 - 2 * 0.009 - 0.009) / 2),
+        "beside_wake_s": pytest.approx(0.003 - 0.001),
         "alone_s": {1: pytest.approx(0.009), 2: pytest.approx(0.015)},
         "ahead_s": {1: pytest.approx(0.008), 2: pytest.approx(0.013)},
     }
 
 
 def test_processor_time_that_no_client_waited_for_is_beside_the_request():
-    found = from_processor_time(Used(USED, 1.5), Used(WITHOUT), **{**LONE, "lone_s": 0.0208}, tower=TOWER)
+    found = from_processor_time(Used(USED, 1.5), Used(WITHOUT), Used(USED), **{**LONE, "lone_s": 0.0208}, tower=TOWER)
     # 8.8 ms are left for what takes 17.5.
     waited_for = [found["http_s"][0], found["hop_core_s"], found["encoder_call_s"], found["proxy_s"]]
     assert sum(waited_for) == pytest.approx(0.0088, abs=1e-5)
@@ -450,7 +471,7 @@ def test_processor_time_that_no_client_waited_for_is_beside_the_request():
 
 
 def test_a_tower_that_takes_more_of_lone_images_than_its_replica_leaves_nothing_for_calls():
-    found = from_processor_time(Used(USED), Used(WITHOUT), **{**LONE, "encode_s": 0.02}, tower=TOWER)
+    found = from_processor_time(Used(USED), Used(WITHOUT), Used(USED), **{**LONE, "encode_s": 0.02}, tower=TOWER)
     assert found["encoder_call_s"] == 0.0
 
 
