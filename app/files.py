@@ -3,7 +3,7 @@
 import glob
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from app.errors import InvalidFieldError, UnknownNameError
@@ -131,26 +131,36 @@ def _images_of(path: Path) -> Iterator[Path]:
 
 
 def images_below(folder: Path) -> Iterator[Path]:
-    """Yield the images below ``folder``, links followed, each real folder visited once however links may loop.
-
-    Hidden files and folders are left out; what vanishes meanwhile is too.
-    """
+    """Yield the images below ``folder``; what vanishes meanwhile, or cannot be read, is left out."""
     suffixes = supported_suffixes()
+    for path in files_below(folder):
+        if path.suffix.lower() in suffixes and path.is_file():
+            yield path
+
+
+def files_below(folder: Path, unreadable: Callable[[OSError], object] = lambda _: None) -> Iterator[Path]:
+    """Yield what is below ``folder`` and no folder, links followed, each real folder visited once, however links loop.
+
+    That may be a link that leads nowhere too. Hidden files and folders are left out.
+
+    Args:
+        folder: searched to the bottom.
+        unreadable: is told why a folder, this one or one below it, cannot be searched.
+    """
     seen = set()
-    for place, subfolders, names in os.walk(folder, followlinks=True):
+    for place, subfolders, names in os.walk(folder, onerror=unreadable, followlinks=True):
         try:
             status = Path(place).stat()
-        except OSError:
+        except OSError as error:
+            unreadable(error)
+            subfolders.clear()
             continue
         if (status.st_dev, status.st_ino) in seen:
             subfolders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(names):
-            path = Path(place, name)
-            if path.suffix.lower() in suffixes and not _is_hidden(path) and path.is_file():
-                yield path
+        yield from (Path(place, name) for name in sorted(names) if not name.startswith("."))
 
 
 def _is_hidden(path: Path) -> bool:

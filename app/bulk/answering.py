@@ -331,6 +331,8 @@ def _read(file: Path, most_bytes: int, root: Root) -> bytes | Unreadable:
         return file.read_bytes()
     except (OSError, ValueError) as error:
         root.check(file)
+        if isinstance(error, FileNotFoundError) and file.is_symlink():
+            return Unreadable("the link leads nowhere")
         return Unreadable(getattr(error, "strerror", None) or str(error) or type(error).__name__)
 
 

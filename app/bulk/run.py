@@ -54,6 +54,9 @@ class Order:
 class Progress(Protocol):
     """Is told how far a run is."""
 
+    def tell(self, note: str) -> None:
+        """Be told, before the run begins, what of the sources is passed over."""
+
     def begin(self, manifest: Manifest, done: Totals) -> None:
         """Be told what the run is about, and what of it was done before."""
 
@@ -108,7 +111,7 @@ def carry_out(order: Order, work: Work, engine: Engine, progress: Progress) -> T
         totals = totals_of(order.out)
         progress.begin(there, totals)
         return totals
-    planned = plan(order.sources, order.columns, images=order.part_images)
+    planned = plan(order.sources, order.columns, images=order.part_images, tell=progress.tell)
     with opened(order.out, wanted, planned) as (parts, manifest):
         # A run goes on with the parts that it began with, since their places tell what is done.
         begun = Work(work.task, work.question, work.folder, manifest.part_images, work.max_image_bytes)

@@ -7,12 +7,13 @@ continued. What cannot be read becomes an item that says why.
 
 import glob
 import os
+import posixpath
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
@@ -22,7 +23,7 @@ from urllib.request import url2pathname
 from app.bulk.parquet import pyarrow
 from app.captions.sources import read_errors, unpacked
 from app.errors import InvalidFieldError
-from app.files import images_below
+from app.files import files_below
 from app.images import supported_suffixes
 
 PARQUET = (".parquet", ".pq")
@@ -53,7 +54,7 @@ class Unit:
         kind: of it.
         source: the folder or file as it was given, which answers tell; None for files that were named themselves.
         path: the same, absolute; of files that were named themselves, the folder that their names are relative to.
-        names: of the files.
+        names: of the files; with a problem, of a folder below the source.
         images: how many, where that is known without reading them.
         stamp: bytes and ns of the last change of a tar or a Parquet file.
         first_row: of a Parquet file, from 0.
@@ -167,7 +168,9 @@ def _gone(place: Path, reason: str) -> InvalidFieldError:
 # --- planning --------------------------------------------------------------------------------------------------------
 
 
-def plan(sources: Iterable[Path], columns: Columns, *, images: int) -> Iterator[Unit]:
+def plan(
+    sources: Iterable[Path], columns: Columns, *, images: int, tell: Callable[[str], object] = lambda _: None
+) -> Iterator[Unit]:
     """Yield the units of sources, in the order of the sources.
 
     Args:
@@ -175,19 +178,20 @@ def plan(sources: Iterable[Path], columns: Columns, *, images: int) -> Iterator[
             files; other files, which are taken for images; or patterns for any of these.
         columns: of Parquet.
         images: in a unit of files; least number in one of Parquet that is not the last of its file.
+        tell: is told what is passed over.
 
     Raises:
         InvalidFieldError: a path that is neither and matches nothing, a folder without an image, a Parquet file without
             such a column, nothing at all, or what the system does not let us look at.
     """
     try:
-        yield from _planned(sources, columns, images)
+        yield from _planned(sources, columns, images, tell)
     except OSError as error:
         place = str(error.filename or "")[:200]
         raise InvalidFieldError.of("sources", f"'{place}' cannot be read: {error.strerror or error}") from error
 
 
-def _planned(sources: Iterable[Path], columns: Columns, images: int) -> Iterator[Unit]:
+def _planned(sources: Iterable[Path], columns: Columns, images: int, tell: Callable[[str], object]) -> Iterator[Unit]:
     found = False
     loose: list[str] = []
 
@@ -197,7 +201,9 @@ def _planned(sources: Iterable[Path], columns: Columns, images: int) -> Iterator
             yield _files(None, Path.cwd(), loose[:images])
             del loose[:images]
 
-    for path in _expanded(sources):
+    paths = _expanded(sources)
+    archives = {os.path.realpath(path) for path in paths if _archive_suffix(path) is not None}
+    for path in paths:
         found = True
         if not (path.is_dir() or _tar_suffix(path) is not None or path.suffix.lower() in PARQUET):
             loose.append(str(path))
@@ -205,7 +211,7 @@ def _planned(sources: Iterable[Path], columns: Columns, images: int) -> Iterator
             continue
         yield from named(least=1)
         if path.is_dir():
-            yield from _of_folder(path, images)
+            yield from _of_folder(path, images, archives, tell)
         elif _tar_suffix(path) is not None:
             yield Unit(Kind.TAR, str(path), str(path.absolute()), stamp=_stamp(path))
         else:
@@ -248,6 +254,11 @@ def _tar_suffix(path: Path) -> str | None:
     return next((suffix for suffix in TARS if path.name.lower().endswith(suffix)), None)
 
 
+def _archive_suffix(path: Path) -> str | None:
+    suffix = path.suffix.lower()
+    return suffix if suffix in PARQUET else _tar_suffix(path)
+
+
 def _stamp(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_size, status.st_mtime_ns
@@ -257,10 +268,18 @@ def _files(source: str | None, root: Path, names: Sequence[str]) -> Unit:
     return Unit(Kind.FILES, source, str(root.absolute()), names=tuple(names), images=len(names))
 
 
-def _of_folder(folder: Path, images: int) -> Iterator[Unit]:
+def _of_folder(folder: Path, images: int, named: Container[str], tell: Callable[[str], object]) -> Iterator[Unit]:
+    suffixes = supported_suffixes()
     names: list[str] = []
+    unreadable: list[OSError] = []
+    unopened: Counter[str] = Counter()
     found = False
-    for path in images_below(folder):
+    for path in files_below(folder, unreadable.append):
+        if path.suffix.lower() not in suffixes and not _may_lead_to_images(path):
+            archive = _archive_suffix(path)
+            if archive is not None and os.path.realpath(path) not in named:
+                unopened[path.name[-len(archive) :]] += 1
+            continue
         found = True
         names.append(path.relative_to(folder).as_posix())
         if len(names) == images:
@@ -268,14 +287,34 @@ def _of_folder(folder: Path, images: int) -> Iterator[Unit]:
             names = []
     if names:
         yield _files(str(folder), folder, names)
+    patterns = ", ".join(f"'{Path(glob.escape(str(folder)), '**', '*' + suffix)}'" for suffix in sorted(unopened))
     if not found:
-        archives = [each.name for each in folder.iterdir() if _tar_suffix(each) or each.suffix.lower() in PARQUET]
+        if unreadable:
+            raise unreadable[0]
         way_out = (
-            f"it has {len(archives)} archives; name them, as '{folder / ('*' + Path(sorted(archives)[0]).suffix)}'"
-            if archives
-            else f"looked for {', '.join(sorted(supported_suffixes()))}"
+            f"it has {unopened.total():,} archives; name them, as {patterns}"
+            if unopened
+            else f"looked for {', '.join(sorted(suffixes))}"
         )
         raise InvalidFieldError.of("sources", f"no image in '{folder}'; {way_out}")
+    for error in unreadable:
+        name = Path(error.filename).relative_to(folder).as_posix()
+        yield replace(
+            _files(str(folder), folder, [name]), problem=f"the folder cannot be read: {error.strerror or error}"
+        )
+    if unopened:
+        tell(
+            f"{unopened.total():,} archives below '{folder}' are not opened; to have them read, name them, in a run"
+            f" with another --out: {patterns}"
+        )
+
+
+def _may_lead_to_images(path: Path) -> bool:
+    """Tell whether it is a link that leads nowhere, or that cannot be followed, and so may be one to a folder."""
+    try:
+        return not path.suffix and path.is_symlink() and not path.exists()
+    except OSError:
+        return True
 
 
 def _of_parquet(path: Path, columns: Columns, images: int) -> Iterator[Unit]:
@@ -285,7 +324,10 @@ def _of_parquet(path: Path, columns: Columns, images: int) -> Iterator[Unit]:
         with pq.ParquetFile(path) as file:
             schema, sizes = file.schema_arrow, [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
     except (pa.ArrowException, OSError, UnicodeError) as error:
-        yield Unit(Kind.PARQUET, str(path), absolute, problem=_told("Parquet", error))
+        yield Unit(Kind.PARQUET, str(path), absolute, images=1, problem=_told("Parquet", error))
+        return
+    if not sum(sizes):
+        yield Unit(Kind.PARQUET, str(path), absolute, images=1, problem="there is no row in it")
         return
     column, key = _columns_of(path, schema, columns)
     first, groups, rows = 0, [], 0
@@ -372,7 +414,7 @@ def read_unit(unit: Unit, *, skip: int, max_image_bytes: int) -> Iterator[Item]:
     """
     path = Path(unit.path)
     if unit.problem is not None:
-        items = iter([Item(path.name, Unreadable(unit.problem))][skip:])
+        items = iter([Item(next(iter(unit.names), path.name), Unreadable(unit.problem))][skip:])
     elif unit.kind is Kind.FILES:
         items = (Item(name, path / name) for name in unit.names[skip:])
     else:
@@ -429,15 +471,18 @@ def _tar_items(path: Path, max_image_bytes: int, skip: int) -> Iterator[Item]:
         # Of a plain tar what is not wanted is passed over, a packed one can only be read through.
         mode: Literal["r|", "r:"] = "r|" if compression else "r:"
         archive = stack.enter_context(tarfile.open(fileobj=content, mode=mode, tarinfo=_Header))
+        links = None if compression else _HardLinks(path, stack)
         seen = 0
         while (member := archive.next()) is not None:
             archive.members.clear()  # type: ignore[attr-defined] # it keeps every one, of millions too
             name = member.name.rpartition("/")[2]
-            if not member.isreg() or name.startswith(".") or Path(name).suffix.lower() not in suffixes:
+            if name.startswith(".") or Path(name).suffix.lower() not in suffixes:
+                continue
+            if not (member.isreg() or member.islnk() or member.issym()):
                 continue
             seen += 1
             if seen > skip:
-                yield Item(member.name, _member(archive, member, max_image_bytes))
+                yield Item(member.name, _member(archive, member, links, max_image_bytes))
         if not compression:
             content.seek(archive.offset)
         # The stream of a packed one is the library's, which has read ahead. Checksums are told at its end.
@@ -445,12 +490,59 @@ def _tar_items(path: Path, max_image_bytes: int, skip: int) -> Iterator[Item]:
         while block := rest.read(_BUFFER_BYTES):
             if block.strip(b"\0"):
                 raise tarfile.ReadError("something follows its end; if it is another tar, unpack each by itself")
+        if not seen and not skip:
+            yield Item(path.name, Unreadable(f"there is no image in it; looked for {', '.join(sorted(suffixes))}"))
 
 
-def _member(archive: tarfile.TarFile, member: tarfile.TarInfo, max_image_bytes: int) -> bytes | Unreadable:
-    if member.size > max_image_bytes:
-        return too_large(member.size, max_image_bytes)
-    file = archive.extractfile(member)
+class _HardLinks:
+    """What the hard links of a plain tar are of; as soon as there is one, its headers are read once more.
+
+    Args:
+        path: of the tar.
+        stack: of the caller, who closes what is opened here.
+    """
+
+    def __init__(self, path: Path, stack: ExitStack) -> None:
+        self._path = path
+        self._stack = stack
+        self._archive: tarfile.TarFile | None = None
+        self._read_to = -1
+        self._members: dict[str, tarfile.TarInfo] = {}
+
+    def target(self, link: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        """Return the file that a link is of, which must be before it."""
+        if self._archive is None:
+            archive = tarfile.open(self._path, "r:", tarinfo=_Header)  # noqa: SIM115 - the stack closes it
+            self._archive = self._stack.enter_context(archive)
+        while self._read_to < link.offset and (member := self._archive.next()) is not None:
+            self._archive.members.clear()  # type: ignore[attr-defined]
+            self._read_to = member.offset
+            same = member if member.isreg() else self._named(member.linkname) if member.islnk() else None
+            if same is not None:
+                self._members[posixpath.normpath(member.name)] = same
+        return self._named(link.linkname)
+
+    def _named(self, name: str) -> tarfile.TarInfo | None:
+        return self._members.get(posixpath.normpath(name))
+
+
+def _member(
+    archive: tarfile.TarFile, member: tarfile.TarInfo, links: _HardLinks | None, max_image_bytes: int
+) -> bytes | Unreadable:
+    target: tarfile.TarInfo | None = member
+    if not member.isreg():
+        place = f"'{member.linkname[:200]}'"
+        if member.issym():
+            return Unreadable(f"is a link to {place}, and in a tar none is followed; unpack the tar")
+        if links is None:
+            return Unreadable(f"is a hard link to {place}, which a packed tar cannot be read back to; unpack the tar")
+        target = links.target(member)
+        if target is None:
+            return Unreadable(f"is a hard link to {place}, which is not before it in the tar")
+    assert target is not None
+    if target.size > max_image_bytes:
+        return too_large(target.size, max_image_bytes)
+    file = archive.extractfile(target)
     assert file is not None  # regular
     return file.read()
 

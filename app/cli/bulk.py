@@ -179,6 +179,10 @@ class _Bar:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
+    def tell(self, note: str) -> None:
+        """Say it in a line of its own."""
+        err.print(escape(note), highlight=False, soft_wrap=True)
+
     def begin(self, manifest: Manifest, done: Totals) -> None:
         """Show what was done before."""
         self._total, self._before, self._done, self._bad = manifest.images, done.images, done.images, done.bad

@@ -1,6 +1,7 @@
 """`deixis bulk` in one process: the answers of `deixis classify`, interruptions, bad images and what is refused."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -328,6 +329,21 @@ def test_a_folder_that_goes_away_ends_the_run_and_blames_no_image(run, photos, t
     assert {row["error"] for row in rows_of(tmp_path / "out")} == {None}
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
+def test_what_is_missing_of_a_folder_is_counted_or_told(run, photos, tmp_path):
+    (photos / "a" / "gone.png").symlink_to("nowhere")
+    with tarfile.open(photos / "more.tar", "w") as archive:
+        archive.add(photos / "b", "b")
+    command = ["bulk", photos, "-l", "red, green", "--out", tmp_path / "out"]
+    done = run(*command)
+    assert done.exit_code == 1, done.stderr
+    assert "41 images, 1 bad" in done.stdout
+    assert f"1 archives below '{photos}' are not opened" in done.stderr
+    (bad,) = [row for row in rows_of(tmp_path / "out") if row["error"] is not None]
+    assert (bad["key"], bad["error"]) == ("a/gone.png", "the link leads nowhere")
+    assert "are not opened" not in run(*command).stderr  # when a run is taken up, it is known
+
+
 def test_nothing_but_bad_images_is_nothing_done(run, tmp_path):
     (tmp_path / "x.jpg").write_text("words")
     with tarfile.open(tmp_path / "empty.tar", "w"):
@@ -335,7 +351,8 @@ def test_nothing_but_bad_images_is_nothing_done(run, tmp_path):
     command = ["-l", "red, green", "--out"]
     assert run("bulk", tmp_path / "x.jpg", *command, tmp_path / "out").exit_code == 2
     assert run("bulk", tmp_path / "empty.tar", *command, tmp_path / "empty").exit_code == 2
-    assert rows_of(tmp_path / "empty") == []
+    (row,) = rows_of(tmp_path / "empty")
+    assert (row["key"], row["source"]) == ("empty.tar", str(tmp_path / "empty.tar"))
 
 
 class Fragile(FakeEncoder):
@@ -429,6 +446,9 @@ def test_without_an_extra_the_way_out_is_told(run, photos, tmp_path, monkeypatch
 
 class Quiet:
     """Is told how far a run is, and tells nobody."""
+
+    def tell(self, note):
+        pass
 
     def begin(self, manifest, done):
         pass

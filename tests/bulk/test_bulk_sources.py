@@ -1,9 +1,12 @@
 """Sources of images in great numbers: what is in them, in which order, and what becomes of damage."""
 
+import errno
 import gzip
 import io
 import json
+import os
 import tarfile
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -87,8 +90,59 @@ def test_a_folder_without_images_says_what_it_has(tmp_path):
     with pytest.raises(InvalidFieldError, match=r"no image in .*looked for .*\.jpg"):
         planned(tmp_path)
     (tmp_path / "0.tar").write_bytes(tar_of({}))
-    with pytest.raises(InvalidFieldError, match=r"it has 1 archives; name them, as '.*/\*\.tar'"):
+    with pytest.raises(InvalidFieldError, match=r"it has 1 archives; name them, as '.*/\*\*/\*\.tar'"):
         planned(tmp_path)
+
+
+def locked(monkeypatch, folder):
+    """Let a folder be searched by nobody, not even by root."""
+    scandir = os.scandir
+
+    def refusing(place):
+        if Path(place) == folder:
+            raise PermissionError(errno.EACCES, "Permission denied", str(place))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+
+
+def test_a_subfolder_that_cannot_be_searched_is_a_bad_item(tmp_path, monkeypatch):
+    for name in ("a/1.png", "b/c/2.png", "d/3.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(RED)
+    locked(monkeypatch, tmp_path / "b" / "c")
+
+    units = planned(tmp_path)
+
+    assert keys(read(units)) == ["a/1.png", "d/3.png", "b/c"]
+    assert reason_of(read(units)[-1]) == "the folder cannot be read: Permission denied"
+    assert sum(unit.images for unit in units) == 3
+    assert Unit.from_json(json.loads(json.dumps(units[-1].to_json()))) == units[-1]
+    with pytest.raises(InvalidFieldError, match="b/c' cannot be read: Permission denied"):
+        planned(tmp_path / "b")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
+def test_links_that_lead_nowhere_are_items_where_they_may_lead_to_images(tmp_path):
+    (tmp_path / "1.png").write_bytes(RED)
+    for name in ("2.png", "on another disk", "notes.txt"):
+        (tmp_path / name).symlink_to("nowhere")
+    (tmp_path / "read me").symlink_to("1.png")
+    assert keys(read(planned(tmp_path))) == ["1.png", "2.png", "on another disk"]
+
+
+def test_archives_in_a_folder_that_are_not_named_are_told(tmp_path):
+    for name in ("1.png", "a/0.tar", "a/1.TAR", "b.tar.gz", "p.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(RED)
+    notes = []
+    list(plan([tmp_path], Columns(), images=4, tell=notes.append))
+    (note,) = notes
+    assert note.startswith(f"4 archives below '{tmp_path}' are not opened; to have them read, name them")
+    assert all(f"'{tmp_path}/**/*{suffix}'" in note for suffix in (".tar", ".TAR", ".tar.gz", ".parquet"))
+    notes.clear()
+    list(plan([tmp_path, tmp_path / "**" / "*.[tT]*", tmp_path / "p.parquet"], Columns(), images=4, tell=notes.append))
+    assert notes == []
 
 
 def test_a_source_that_is_not_there_is_refused(tmp_path):
@@ -226,12 +280,63 @@ def test_a_packed_tar_that_breaks_off_says_so(tmp_path):
     assert "cannot be read as a tar" in reason_of(items[-1])
 
 
-def test_a_tar_without_an_end_is_whole_and_an_empty_one_empty(tmp_path):
+@pytest.mark.parametrize("suffix", PACKED)
+@pytest.mark.parametrize("members", [{}, {"0.txt": b"words", ".1.png": RED}])
+def test_a_tar_without_an_image_says_so(tmp_path, suffix, members):
+    (tmp_path / f"s{suffix}").write_bytes(PACKED[suffix](tar_of(members)))
+    (item,) = read(planned(tmp_path / f"s{suffix}"))
+    assert item.key == f"s{suffix}"
+    assert "there is no image in it; looked for" in reason_of(item)
+
+
+def with_links(*links):
+    """Return a tar whose images are followed by links: type, name, and what it is to."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name, content in (("./a.png", RED), ("b.png", BLUE), ("words", RED)):
+            told = tarfile.TarInfo(name)
+            told.size = len(content)
+            archive.addfile(told, io.BytesIO(content))
+        for kind, name, place in links:
+            told = tarfile.TarInfo(name)
+            told.type, told.linkname = kind, place
+            archive.addfile(told)
+    return file.getvalue()
+
+
+def test_hard_links_of_a_plain_tar_are_read_and_those_of_a_packed_one_told(tmp_path):
+    content = with_links(
+        (tarfile.LNKTYPE, "c.png", "a.png"),
+        (tarfile.LNKTYPE, "d.png", "c.png"),
+        (tarfile.LNKTYPE, "e.png", "words"),
+        (tarfile.LNKTYPE, "f.png", "nowhere.png"),
+        (tarfile.LNKTYPE, "g.png", "b.png"),
+    )
+    (tmp_path / "s.tar").write_bytes(content)
+    items = read(planned(tmp_path / "s.tar"))
+    assert keys(items) == ["./a.png", "b.png", "c.png", "d.png", "e.png", "f.png", "g.png"]
+    assert [item.content for item in items if item.key != "f.png"] == [RED, BLUE, RED, RED, RED, BLUE]
+    assert reason_of(items[5]) == "is a hard link to 'nowhere.png', which is not before it in the tar"
+    assert read(planned(tmp_path / "s.tar"), skip=6) == items[6:]
+    assert "the limit is 9" in reason_of(read(planned(tmp_path / "s.tar"), max_image_bytes=9)[2])
+    (tmp_path / "s.tgz").write_bytes(gzip.compress(content))
+    packed = read(planned(tmp_path / "s.tgz"))
+    assert packed[:2] == items[:2]
+    assert "is a hard link to 'a.png'" in reason_of(packed[2])
+    assert "unpack the tar" in reason_of(packed[2])
+
+
+def test_other_links_of_a_tar_are_told(tmp_path):
+    (tmp_path / "s.tar").write_bytes(with_links((tarfile.SYMTYPE, "c.png", "a.png"), (tarfile.DIRTYPE, "d.png", "")))
+    items = read(planned(tmp_path / "s.tar"))
+    assert keys(items) == ["./a.png", "b.png", "c.png"]
+    assert "is a link to 'a.png'" in reason_of(items[2])
+
+
+def test_a_tar_without_an_end_is_whole(tmp_path):
     # Some writers leave the closing zeros out, and a tar that was appended to may end with any number of them.
     (tmp_path / "s.tar").write_bytes(tar_of(SAMPLES, end=False))
     assert keys(read(planned(tmp_path / "s.tar"))) == ["000.jpg", "001.jpg", "002.png"]
-    (tmp_path / "s.tar").write_bytes(tar_of({}))
-    assert read(planned(tmp_path / "s.tar")) == []
 
 
 def test_a_member_that_is_too_large_is_not_read(tmp_path):
@@ -357,6 +462,11 @@ def test_damaged_parquet_is_one_bad_item_and_others_go_on(tmp_path):
     assert bad.key == "a.parquet"
     assert "cannot be read as Parquet" in reason_of(bad)
     assert item.content == RED
+
+
+def test_parquet_without_a_row_is_one_bad_item(tmp_path):
+    (item,) = read(planned(parquet(tmp_path, {"image": pa.array([], pa.binary())})))
+    assert (item.key, reason_of(item)) == ("p.parquet", "there is no row in it")
 
 
 def test_each_image_of_a_damaged_row_group_is_bad_and_the_next_group_is_read(tmp_path):
