@@ -32,6 +32,9 @@ log = structlog.get_logger()
 
 # Neither images nor rows pass through it; Ray's own choice is a third of the memory.
 _STORE_BYTES = 256 * 2**20
+# Replicas that may die at one part; by default Ray makes one after the other, without end.
+_MOST_DEATHS = 3
+_REASON = "Ray's logs may tell why, often too little memory"
 
 LOCAL = "local"
 """The address of a Ray that is started for this run alone."""
@@ -143,6 +146,7 @@ class Replica:
             log.exception("replica_not_started")
             self._problem = f"it does not start: {str(error) or type(error).__name__}"
         else:
+            self._part_images = work.part_images
             self._answerer = Answerer(service, work)
             self._parts = PartFolder(work.folder, work.question)
 
@@ -160,11 +164,28 @@ class Replica:
             try:
                 given = [Remaining(**row) for row in block.to_pylist()]
                 # Of a unit that a replica died at, its parts are there.
-                remaining = filter(None, map(self._parts.still_remaining, given))
-                self._loop.run(self._answerer.run(remaining, advance))
+                for each in filter(None, map(self._parts.still_remaining, given)):
+                    self._check_deaths(each)
+                    self._loop.run(self._answerer.run([each], advance))
+                    self._parts.end(each)
             except DeixisError as error:
                 failed = error.message
         return _table({"images": [images], "bad": [bad], "failed": [failed]})
+
+    def _check_deaths(self, each: Remaining) -> None:
+        """See that not every replica dies at these images.
+
+        Raises:
+            ReplicaFailedError: several have, one after the other.
+        """
+        if self._parts.begin(each) <= _MOST_DEATHS:
+            return
+        unit, first = self._parts.unit(each.offset), each.parts_done * self._part_images
+        name = f"'{unit.names[first]}'" if unit.names else f"number {unit.first_row + first:,}"
+        raise ReplicaFailedError(
+            f"{_MOST_DEATHS} replicas died, one after the other, at the {self._part_images:,} images from {name} on of"
+            f" '{unit.source or unit.path}'; {_REASON}, and the same command goes on"
+        )
 
 
 def _table(columns: dict[str, list[Any]]) -> Any:

@@ -5,7 +5,8 @@ In the folder there are
 - ``part-UNIT-PART.parquet``, the last of a unit ``part-UNIT-PART-end.parquet``: their names say what is done,
 - ``_manifest.json``: the sources, the question, and the size of the parts,
 - ``_plan.jsonl``: the units of the sources, one a line, as they were when the run began,
-- ``.lock``, held by the run that writes.
+- ``.lock``, held by the run that writes,
+- ``.tried-UNIT-PART``, as long as the number of replicas that have begun at that part.
 
 Readers of Parquet data sets pass over names that begin with ``_`` or ``.``. Every file is written aside, synced and
 renamed. Where one file is wanted, the parts are put together at the end, in their order.
@@ -33,7 +34,7 @@ _MANIFEST = "_manifest.json"
 _PLAN = "_plan.jsonl"
 _LOCK = ".lock"
 _PART = re.compile(r"part-(\d{8})-(\d{6})(-end)?\.parquet")
-_ASIDE = re.compile(r"\.(_manifest\.json|_plan\.jsonl|part-[\d-]+(-end)?\.parquet)\..*\.part")
+_ASIDE = re.compile(r"\.((_manifest\.json|_plan\.jsonl|part-[\d-]+(-end)?\.parquet)\..*\.part|tried-[\d-]+)")
 # Beside a file that is to be made, the folder of its parts.
 _PARTS_SUFFIX = ".parts"
 # Under these names Parquet's own metadata says what the labels are of.
@@ -174,6 +175,28 @@ class PartFolder:
             done += 1
         ended = self._file(each.number, done, ends_unit=True).exists()
         return None if ended else Remaining(each.number, each.offset, done)
+
+    def begin(self, each: Remaining) -> int:
+        """Note that a worker begins with what remains of a unit, and return how many have at the same part.
+
+        Raises:
+            StoreError: it cannot be noted.
+        """
+        file = self._tried(each.number, each.parts_done)
+        try:
+            with file.open("ab") as opened_file:
+                opened_file.write(b".")
+                return opened_file.tell()
+        except OSError as error:
+            raise _unwritable(file, error) from error
+
+    def end(self, each: Remaining) -> None:
+        """Forget what was noted, since the unit is done."""
+        for part in range(each.parts_done + 1):
+            self._tried(each.number, part).unlink(missing_ok=True)
+
+    def _tried(self, unit: int, part: int) -> Path:
+        return self.folder / f".tried-{unit:08d}-{part:06d}"
 
     def _file(self, unit: int, part: int, *, ends_unit: bool) -> Path:
         return self.folder / f"part-{unit:08d}-{part:06d}{'-end' if ends_unit else ''}.parquet"

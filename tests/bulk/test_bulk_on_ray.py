@@ -4,15 +4,19 @@ import gc
 import importlib.util
 import os
 import shutil
+import sys
 import tempfile
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from app.bulk.on_ray import Pool, on_ray
+import app.bulk.on_ray as module
+from app.bulk.answering import Answerer
+from app.bulk.on_ray import Pool, Replica, on_ray
 from app.bulk.run import Order, carry_out, in_process, prepare, service_in_loop
 from app.encoders.fake import FakeEncoder
 from app.errors import InvalidFieldError, NotReadyError, ServerError, StoreError
@@ -95,17 +99,16 @@ class Told:
 def bulk(settings, photos, tmp_path):
     """Run bulk work in process, or on Ray with the encoders that a function loads."""
 
-    def work(question, out, load=None, least=1, most=1, told=None, work_settings=settings):
+    def work(question, out, load=None, least=1, most=1, told=None, work_settings=settings, engine=None):
         order = Order([photos], tmp_path / out, part_images=10)
         with service_in_loop(settings, [FakeEncoder()]) as (loop, service):
             loop.run(service.put_label_set("nature", CLASSES, "photo"))
             job = loop.run(
                 prepare(service, replace(question, label_set=question.label_set and "nature@1"), order, 10**6)
             )
-            engine = in_process(loop, service)
             if load is not None:
                 engine = on_ray(work_settings, Pool(least, most), load)
-            return carry_out(order, job, engine, told or Told())
+            return carry_out(order, job, engine or in_process(loop, service), told or Told())
 
     return work
 
@@ -168,6 +171,29 @@ def test_what_a_replica_did_not_finish_when_it_died_is_done_by_another(running_r
     assert rows_of(tmp_path / "out") == rows_of(tmp_path / "alone")
 
 
+def test_images_at_which_replicas_die_again_and_again_end_the_run_and_are_named(bulk, settings, monkeypatch):
+    monkeypatch.setattr(module, "configure_logs", lambda *_: None)
+
+    def engine(work, remaining, advance):
+        first, second, *_ = (pa.Table.from_pylist([asdict(each)]) for each in remaining)
+        replica = Replica(settings, work, replica_encoders.fake)
+        with replica._opened:
+            with monkeypatch.context() as dying:
+                dying.setattr(Answerer, "run", lambda *_: sys.exit("killed"))
+                for _ in range(3):
+                    with pytest.raises(SystemExit):
+                        replica(second)
+            told = [replica(block).to_pylist()[0] for block in (first, second)]
+        assert told[0] == {"images": 10, "bad": 0, "failed": None}
+        assert "3 replicas died, one after the other, at the 10 images from '10.png' on of" in told[1]["failed"]
+        assert "the same command goes on" in told[1]["failed"]
+        assert [file.name for file in work.folder.glob(".tried*")] == [".tried-00000001-000000"]
+
+    with pytest.raises(StoreError):  # the rest is not done
+        bulk(QUESTIONS["labels"], "out", engine=engine)
+    assert bulk(QUESTIONS["labels"], "out").images == 91
+
+
 @pytest.mark.parametrize(
     ("load", "reason"),
     [
@@ -184,8 +210,6 @@ def test_a_replica_that_would_answer_otherwise_ends_the_run(running_ray, bulk, t
 
 def test_parts_that_are_not_in_the_shared_folder_are_missed(running_ray, bulk, tmp_path, monkeypatch):
     """As where each node has an ``--out`` of its own."""
-    from app.bulk import on_ray as module
-
     monkeypatch.setattr(module, "_run", lambda *_: None)
     with pytest.raises(StoreError, match=r"10 of 10 pieces are not in .* on a disk that they share"):
         bulk(QUESTIONS["labels"], "out", replica_encoders.fake)
@@ -210,7 +234,5 @@ def test_more_than_there_is_and_clusters_that_are_not_there_are_told(tmp_path, b
 
 
 def on_ray_with_gpus(bulk):
-    from app.bulk import on_ray as module
-
     with module._connected(Pool(gpus=1)):
         pytest.fail("it went on")
