@@ -11,6 +11,7 @@ and whatever was written when a replica, a node or the driver ends is kept, as i
 import logging
 import math
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -207,8 +208,11 @@ def _connected(pool: Pool) -> Iterator[Any]:
             # What a replica is said to take is there, whatever the machine has, or the run would wait forever.
             cpus = math.ceil(pool.most * pool.cpus) + 1
             options = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _STORE_BYTES}
+        terminated = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(address=pool.address, logging_level=level, **options)
+            if terminated is not signal.getsignal(signal.SIGTERM):  # Ray's own only ends the process
+                signal.signal(signal.SIGTERM, terminated)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise NotReadyError(f"Ray at '{pool.address}' cannot be reached: {error}") from error
     try:

@@ -1,6 +1,9 @@
 """`deixis bulk`: label images in great numbers, into Parquet."""
 
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from app.backends import InProcess
 from app.bulk.answering import settings_for_bulk
 from app.bulk.on_ray import LOCAL, Pool, on_ray
-from app.bulk.output import Manifest, Totals
+from app.bulk.output import Manifest, Totals, files_of, parts_of
 from app.bulk.run import PART_IMAGES, Order, carry_out, in_process, prepare, service_in_loop
 from app.bulk.sources import Columns
 from app.cli.common import (
@@ -40,6 +43,9 @@ from app.logs import configure_logs
 from app.main import load_encoders
 from app.service import Question
 from app.settings import load_settings, read_replicas
+
+# Where no bar can be shown, a line is.
+_LINE_EVERY_S = 30.0
 
 
 def bulk_command(
@@ -120,7 +126,7 @@ def bulk_command(
         order = Order(sources, to, Columns(column, key), part_images)
     configure_logs("console", "warning")
     began = time.monotonic()
-    with told_plainly():
+    with told_plainly(), _told_when_stopped(to):
         pool = _pool(replicas, replica_cpus, replica_gpus, ray_address) if engine is Engine.RAY else None
         totals = _carried_out(question, order, pool)
     elapsed = f"{time.monotonic() - began:,.0f} s"
@@ -155,8 +161,41 @@ def _carried_out(question: Question, order: Order, pool: Pool | None) -> Totals:
         return carry_out(order, work, on_ray(settings, pool), bar)
 
 
+@contextmanager
+def _told_when_stopped(to: Path) -> Iterator[None]:
+    """At Ctrl-C or SIGTERM say what is kept, and end with the status that shells give to the signal."""
+    stopped_by = signal.SIGINT
+
+    def terminated(*_: object) -> None:
+        nonlocal stopped_by
+        stopped_by = signal.SIGTERM
+        interrupt = signal.getsignal(signal.SIGINT)  # of a loop that runs, it ends its work in order
+        if callable(interrupt):
+            interrupt(signal.SIGINT, None)
+        else:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, terminated)
+    try:
+        yield
+    except KeyboardInterrupt:
+        folder = parts_of(to)
+        kept = len(files_of(folder)) if folder.is_dir() else 0
+        err.print(
+            f"stopped: {kept:,} parts are kept in '{escape(str(folder))}', and the same command goes on",
+            highlight=False,
+            soft_wrap=True,
+        )
+        raise typer.Exit(128 + stopped_by) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class _Bar:
-    """A bar on standard error: images, how many of them are bad, and images per second of this run."""
+    """A bar on standard error: images, how many of them are bad, and images per second of this run.
+
+    Where that is no terminal, it is a line about every half a minute.
+    """
 
     def __init__(self) -> None:
         self._bar = Progress(
@@ -166,11 +205,12 @@ class _Bar:
             TimeRemainingColumn(),
             console=err,
             transient=True,
+            disable=not err.is_terminal,
         )
         self._line: TaskID | None = None
         self._total: int | None = None
         self._before = self._done = self._bad = 0
-        self._began = time.monotonic()
+        self._began = self._line_at = time.monotonic()
 
     def __enter__(self) -> "_Bar":
         self._bar.start()
@@ -188,7 +228,7 @@ class _Bar:
         self._total, self._before, self._done, self._bad = manifest.images, done.images, done.images, done.bad
         self._line = self._bar.add_task("Classifying", total=self._total, told=self._told())
         self._bar.update(self._line, completed=self._done)
-        self._began = time.monotonic()
+        self._began = self._line_at = time.monotonic()
         if done.images:
             err.print(
                 f"going on with the run of {manifest.began_at}: {done.images:,} images are done;"
@@ -203,6 +243,9 @@ class _Bar:
         self._done += images
         self._bad += bad
         self._bar.update(self._line, completed=self._done, told=self._told())
+        if not err.is_terminal and time.monotonic() - self._line_at >= _LINE_EVERY_S:
+            self._line_at = time.monotonic()
+            err.print(f"Classifying: {self._told()}", highlight=False, soft_wrap=True)
 
     def _told(self) -> str:
         of = "" if self._total is None else f" of {self._total:,}"

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -203,6 +205,57 @@ def test_a_run_that_failed_goes_on_where_it_was(run, photos, tmp_path, monkeypat
     assert sum(encoder.image_batches) == 40 - sum(written)
     assert {file: file.stat().st_mtime_ns for file in before} == before
     assert rows_of(tmp_path / "out") == rows_of(tmp_path / "whole")
+
+
+@pytest.fixture
+def interruptible():
+    """As a command's process is; those of the test run may ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no signals are sent there")
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_stopped_says_what_is_kept(run, photos, tmp_path, monkeypatch, interruptible, sent, status):
+    write = PartFolder.write
+
+    def stopping(self, unit, part, rows, *, ends_unit):
+        write(self, unit, part, rows, ends_unit=ends_unit)
+        if unit == 2:
+            os.kill(os.getpid(), sent)
+
+    before = signal.getsignal(signal.SIGTERM)
+    command = ["bulk", photos, "-l", "red, green", "--part-images", 5, "--out", tmp_path / "out.parquet"]
+    with monkeypatch.context() as stopped:
+        stopped.setattr(PartFolder, "write", stopping)
+        done = run(*command)
+    kept = len(list((tmp_path / "out.parquet.parts").glob("part-*")))
+    assert done.exit_code == status, (done.stderr, done.exception)
+    assert 3 <= kept < 8
+    assert f"stopped: {kept} parts are kept in '{tmp_path}/out.parquet.parts', and the same command" in done.stderr
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert run(*command).exit_code == 0
+    assert len(keys_of(tmp_path / "out.parquet")) == 40
+
+
+def test_a_run_that_is_stopped_before_it_has_begun_says_so_too(run, photos, tmp_path, monkeypatch):
+    def stopped(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("app.cli.bulk.load_encoders", stopped)
+    done = run("bulk", photos, "-l", "red, green", "--out", tmp_path / "out")
+    assert done.exit_code == 130
+    assert f"stopped: 0 parts are kept in '{tmp_path}/out'" in done.stderr
+
+
+def test_without_a_terminal_a_line_is_told_now_and_then(run, photos, tmp_path, monkeypatch):
+    command = ["bulk", photos, "-l", "red, green", "--out"]
+    assert run(*command, tmp_path / "quick").stderr == ""
+    monkeypatch.setattr("app.cli.bulk._LINE_EVERY_S", 0.0)
+    lines = run(*command, tmp_path / "slow").stderr.splitlines()
+    assert len(lines) == 3  # of each request
+    assert re.fullmatch(r"Classifying: 40 of 40 images, 0 bad, [\d,.]+/s", lines[-1])
 
 
 def test_a_run_that_is_done_does_nothing_again(run, photos, tmp_path, encoder):
