@@ -41,6 +41,7 @@ _PARTS_SUFFIX = ".parts"
 _METADATA = "deixis."
 _ROWS_OF_A_GROUP = 65_536
 _SHOWN_CHARS = 100
+_SHOWN_VALUES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ class Manifest:
             ConflictError: other sources, columns or questions.
         """
         differences = [
-            f"{name} {_shown(ours)}, and this is about {_shown(theirs)}"
+            f"{name} {_difference(ours, theirs)}"
             for name, ours, theirs in (
                 ("sources", list(self.sources), list(other.sources)),
                 ("columns", dict(self.columns), dict(other.columns)),
@@ -98,8 +99,34 @@ class Manifest:
             )
 
 
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+def _difference(there: Any, here: Any) -> str:
+    """Say what was asked there and is asked here, of long lists and texts only where they differ."""
+    texts = [json.dumps(value, ensure_ascii=False) for value in (there, here)]
+    if all(len(text) <= _SHOWN_CHARS for text in texts):
+        return f"{texts[0]}, and this is about {texts[1]}"
+    if isinstance(there, list) and isinstance(here, list):
+        alone, missing = _without(there, here), _without(here, there)
+        told = [f"only {whose} has {_first(some)}" for whose, some in (("it", alone), ("this", missing)) if some]
+        if told:
+            return f"of which {', and '.join(told)}"
+    same = next((place for place, pair in enumerate(zip(*texts, strict=False)) if len({*pair}) > 1), 0)
+    start = max(0, same - _SHOWN_CHARS // 5)
+    shown = [f"{'...' if start else ''}{_cut(text[start:])}" for text in texts]
+    return f"{shown[0]}, and this is about {shown[1]}"
+
+
+def _without(values: Sequence[Any], others: Sequence[Any]) -> list[str]:
+    """Return, as JSON, the values that are not among the others."""
+    known = {json.dumps(each, ensure_ascii=False) for each in others}
+    return [text for each in values if (text := json.dumps(each, ensure_ascii=False)) not in known]
+
+
+def _first(texts: Sequence[str]) -> str:
+    more = len(texts) - _SHOWN_VALUES
+    return ", ".join(map(_cut, texts[:_SHOWN_VALUES])) + (f" and {more:,} more" if more > 0 else "")
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
 
 

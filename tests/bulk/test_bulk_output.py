@@ -149,6 +149,33 @@ def test_a_run_about_something_else_is_refused(tmp_path, change, told):
         finished(file, replace(WANTED, **change))
 
 
+LABELS = [f"label {number}" for number in range(1000)]
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "told"),
+    [
+        (
+            LABELS,
+            [*LABELS[:900], "new"],
+            'x of which only it has "label 900", "label 901", "label 902" and 97 more, and only this has "new"; ask',
+        ),
+        (LABELS[1:], LABELS, 'x of which only this has "label 0"; ask'),
+        (LABELS, LABELS[:500] + LABELS[:499:-1], 'x ..."label 499", "label 500", "label 501"'),
+        (LABELS, LABELS[:500] + LABELS[:499:-1], 'this is about ..."label 499", "label 999", "label 998"'),
+        (LABELS, None, "..., and this is about null"),
+        ("a" * 900 + "b", "a" * 900 + "c", 'aab", and this is about ...aaaaa'),
+    ],
+)
+def test_of_what_is_long_only_the_difference_is_told(tmp_path, there, here, told):
+    with begin(tmp_path, replace(WANTED, question={"x": there})):
+        pass
+    with pytest.raises(ConflictError) as caught, begin(tmp_path, replace(WANTED, question={"x": here})):
+        pass
+    assert told in caught.value.message
+    assert len(caught.value.message) < 600
+
+
 def test_two_runs_at_a_time_are_refused(tmp_path):
     with begin(tmp_path), pytest.raises(ConflictError, match="another run writes"), begin(tmp_path):
         pass
