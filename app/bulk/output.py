@@ -37,6 +37,12 @@ _PART = re.compile(r"part-(\d{8})-(\d{6})(-end)?\.parquet")
 _ASIDE = re.compile(r"\.((_manifest\.json|_plan\.jsonl|part-[\d-]+(-end)?\.parquet)\..*\.part|tried-[\d-]+)")
 # Beside a file that is to be made, the folder of its parts.
 _PARTS_SUFFIX = ".parts"
+# By which somebody means one file, of a form that is not written.
+_OTHER_TABLES = re.compile(
+    r"\.(csv|tsv|txt|jsonl?|ndjson|xml|html|md|arrow|feather|ipc|orc|avro|xlsx?|ods|sqlite3?|db|duckdb|h5|hdf5|np[yz]|pkl"
+    r"|tar|t?gz|zst|zip)",
+    re.IGNORECASE,
+)
 # Under these names Parquet's own metadata says what the labels are of.
 _METADATA = "deixis."
 _ROWS_OF_A_GROUP = 65_536
@@ -367,6 +373,18 @@ def parts_of(out: Path) -> Path:
     return out.with_name(out.name + _PARTS_SUFFIX) if is_file(out) else out
 
 
+def is_begun(out: Path) -> bool:
+    """Tell whether there is a run to go on with, or a file that was made.
+
+    Raises:
+        StoreError: the system does not let us look.
+    """
+    try:
+        return (parts_of(out) / _MANIFEST).exists() or (is_file(out) and out.exists())
+    except OSError as error:
+        raise _unwritable(out, error) from error
+
+
 def finished(out: Path, wanted: Manifest) -> Manifest | None:
     """Return what the Parquet file that is wanted is about, if it is there already.
 
@@ -519,7 +537,7 @@ def check_out(out: Path, part_images: int) -> None:
     """Refuse what could only fail later.
 
     Raises:
-        InvalidFieldError: parts that cannot be.
+        InvalidFieldError: parts that cannot be, or a name of another form.
         NotConfiguredError: Parquet's library is missing.
     """
     pyarrow()
@@ -527,6 +545,10 @@ def check_out(out: Path, part_images: int) -> None:
         raise InvalidFieldError.of("--part-images", f"{part_images} is less than 1")
     if not out.name:
         raise InvalidFieldError.of("--out", f"'{out}' is no name of a folder or file")
+    if _OTHER_TABLES.fullmatch(out.suffix) and not is_begun(out):
+        raise InvalidFieldError.of(
+            "--out", f"'{out}' would be a folder of Parquet; name it otherwise, or a file that ends with .parquet"
+        )
     try:
         str(out.absolute()).encode()
     except UnicodeError as error:

@@ -16,6 +16,7 @@ from app.bulk.output import (
     Totals,
     check_out,
     finished,
+    is_begun,
     is_file,
     opened,
     parts_of,
@@ -23,7 +24,7 @@ from app.bulk.output import (
     remove_parts,
     totals_of,
 )
-from app.bulk.sources import Columns, plan
+from app.bulk.sources import Columns, check_sources, plan
 from app.encoders._base import Encoder
 from app.errors import StoreError
 from app.main import open_service
@@ -68,9 +69,15 @@ Engine: TypeAlias = Callable[[Work, Iterator[Remaining], Advance], None]
 """Does what remains of a run, and writes its parts."""
 
 
+def check(order: Order) -> None:
+    """Refuse, before a model is loaded, what could only fail later; raises as ``check_out`` and ``check_sources``."""
+    check_out(order.out, order.part_images)
+    if not is_begun(order.out):  # else its sources are those of its plan
+        check_sources(order.sources)
+
+
 async def prepare(service: Service, question: Question, order: Order, max_image_bytes: int) -> Work:
     """Look up what is asked, once for all workers; raises as ``task_of``."""
-    check_out(order.out, order.part_images)
     task = await task_of(service, question)
     return Work(task, await question_of(service, task), parts_of(order.out), order.part_images, max_image_bytes)
 

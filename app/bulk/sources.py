@@ -12,7 +12,7 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -184,8 +184,24 @@ def plan(
         InvalidFieldError: a path that is neither and matches nothing, a folder without an image, a Parquet file without
             such a column, nothing at all, or what the system does not let us look at.
     """
-    try:
+    with _system_told():
         yield from _planned(sources, columns, images, tell)
+
+
+def check_sources(sources: Iterable[Path]) -> None:
+    """Refuse, without a look into folders, what ``plan`` would.
+
+    Raises:
+        InvalidFieldError: a path that is neither and matches nothing, or one whose images a folder has already.
+    """
+    with _system_told():
+        _expanded(sources)
+
+
+@contextmanager
+def _system_told() -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         place = str(error.filename or "")[:200]
         raise InvalidFieldError.of("sources", f"'{place}' cannot be read: {error.strerror or error}") from error

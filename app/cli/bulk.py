@@ -15,7 +15,7 @@ from app.backends import InProcess
 from app.bulk.answering import settings_for_bulk
 from app.bulk.on_ray import LOCAL, Pool, on_ray
 from app.bulk.output import Manifest, Totals, files_of, parts_of
-from app.bulk.run import PART_IMAGES, Order, carry_out, in_process, prepare, service_in_loop
+from app.bulk.run import PART_IMAGES, Order, carry_out, check, in_process, prepare, service_in_loop
 from app.bulk.sources import Columns
 from app.cli.common import (
     NOTHING_DONE,
@@ -127,6 +127,7 @@ def bulk_command(
     configure_logs("console", "warning")
     began = time.monotonic()
     with told_plainly(), _told_when_stopped(to):
+        check(order)
         pool = _pool(replicas, replica_cpus, replica_gpus, ray_address) if engine is Engine.RAY else None
         totals = _carried_out(question, order, pool)
     elapsed = f"{time.monotonic() - began:,.0f} s"

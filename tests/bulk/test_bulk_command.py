@@ -474,6 +474,23 @@ def test_names_that_are_not_there_are_told_before_anything_is_written(run, photo
     assert_told_in_a_line(run("bulk", tmp_path / "no", "-l", "a,b", *out), 2, "neither a file nor a folder")
 
 
+def test_sources_and_places_that_cannot_be_are_told_before_a_model_is_loaded(run, photos, tmp_path, monkeypatch):
+    command = ["bulk", photos, "-l", "a,b", "--out"]
+    (tmp_path / "labels.tsv").mkdir()
+    assert run(*command, tmp_path / "begun").exit_code == 0
+    (tmp_path / "begun").rename(tmp_path / "labels.json")
+    assert run(*command, tmp_path / "labels.json").exit_code == 0
+    monkeypatch.setattr("app.cli.bulk.load_encoders", lambda _: pytest.fail("it was loaded"))
+    for name in ("labels.csv", "labels.tsv", "labels.JSONL"):
+        told = f"'{tmp_path}/{name}' would be a folder of Parquet"
+        assert_told_in_a_line(run(*command, tmp_path / name), 2, told, ".parquet")
+    out = ["-l", "a,b", "--out", tmp_path / "out"]
+    assert_told_in_a_line(run("bulk", tmp_path / "no", *out), 2, "neither a file nor a folder")
+    assert_told_in_a_line(run("bulk", tmp_path / "*.tar", *out), 2, "as a pattern it matches nothing")
+    assert_told_in_a_line(run("bulk", photos, photos / "a", *out), 2, "name only one of them")
+    assert_told_in_a_line(run(*command, tmp_path / ("x" * 300)), 2, "File name too long")
+
+
 @pytest.mark.parametrize("replicas", ["0", "3-2", "2:3", "many", ""])
 def test_replicas_that_cannot_be_are_refused(run, photos, tmp_path, replicas):
     done = run("bulk", photos, "-l", "a,b", "--engine", "ray", "--replicas", replicas, "--out", tmp_path / "out")
