@@ -302,6 +302,8 @@ def opened(out: Path, wanted: Manifest, planned: Iterator[Unit]) -> Iterator[tup
     except OSError as error:
         raise _unwritable(folder, error) from error
     try:
+        for rest in _halves(out) if is_file(out) else ():
+            rest.unlink(missing_ok=True)
         yield _begun(folder, wanted, planned)
     finally:
         lock.release()
@@ -444,6 +446,12 @@ def _asides(folder: Path) -> list[Path]:
     return [file for file in folder.iterdir() if _ASIDE.fullmatch(file.name)]
 
 
+def _halves(out: Path) -> list[Path]:
+    """Return what runs that were killed had put together of a file."""
+    name = re.compile(rf"\.{re.escape(out.name)}\.\d+\.part")
+    return [file for file in out.parent.iterdir() if name.fullmatch(file.name)]
+
+
 def _in_groups(files: Iterable[Path]) -> Iterator[Any]:
     """Yield the rows of files in tables that are large enough to be read well."""
     pa, pq = pyarrow()
@@ -513,7 +521,7 @@ def _cells(row: Row) -> dict[str, Any]:
 
 
 def _text(text: str) -> str:
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _strangers(folder: Path) -> list[str]:

@@ -29,6 +29,10 @@ from app.images import supported_suffixes
 PARQUET = (".parquet", ".pq")
 # By suffix, the compression as `app.captions.sources` calls it.
 TARS: Mapping[str, str] = {".tar": "", ".tar.gz": ".gz", ".tgz": ".gz", ".tar.zst": ".zst"}
+# Archives of other forms, and whatever is packed by itself.
+_OTHER_ARCHIVE = re.compile(
+    r".*\.(tar\.\w+|tbz2?|txz|tlz|zip|7z|rar|cpio|gz|bz2|xz|lz4|zst)", re.IGNORECASE | re.DOTALL
+)
 
 # The names by which data sets call their images, the likeliest first.
 _USUAL_BYTES = ("image", "image_bytes", "bytes", "jpg", "jpeg", "png", "webp", "img", "content", "data")
@@ -241,10 +245,17 @@ def _expanded(sources: Iterable[Path]) -> list[Path]:
     """Return what sources name, each path once.
 
     Raises:
-        InvalidFieldError: a path that is neither and matches nothing, or one whose images a folder has already.
+        InvalidFieldError: a path that is neither and matches nothing, one whose images a folder has already, or an
+            archive of another form.
     """
     paths = list({path.absolute(): path for source in sources for path in _matches(source)}.values())
     folders = {path.resolve() for path in paths if path.is_dir()}
+    for path in paths:
+        if _is_other_archive(path) and not path.is_dir():
+            raise InvalidFieldError.of(
+                "sources",
+                f"'{path}' is packed in a form that is not read; unpack it, or make it one of: {', '.join(TARS)}",
+            )
     for path in paths if folders else ():
         if path.is_dir() or path.suffix.lower() in supported_suffixes():
             around = next((folder for folder in path.resolve().parents if folder in folders), None)
@@ -275,6 +286,10 @@ def _archive_suffix(path: Path) -> str | None:
     return suffix if suffix in PARQUET else _tar_suffix(path)
 
 
+def _is_other_archive(path: Path) -> bool:
+    return _archive_suffix(path) is None and _OTHER_ARCHIVE.fullmatch(path.name) is not None
+
+
 def _stamp(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_size, status.st_mtime_ns
@@ -289,12 +304,15 @@ def _of_folder(folder: Path, images: int, named: Container[str], tell: Callable[
     names: list[str] = []
     unreadable: list[OSError] = []
     unopened: Counter[str] = Counter()
+    packed, others = None, 0
     found = False
     for path in files_below(folder, unreadable.append):
         if path.suffix.lower() not in suffixes and not _may_lead_to_images(path):
             archive = _archive_suffix(path)
             if archive is not None and os.path.realpath(path) not in named:
                 unopened[path.name[-len(archive) :]] += 1
+            elif _is_other_archive(path):
+                packed, others = packed or path, others + 1
             continue
         found = True
         names.append(path.relative_to(folder).as_posix())
@@ -310,6 +328,8 @@ def _of_folder(folder: Path, images: int, named: Container[str], tell: Callable[
         way_out = (
             f"it has {unopened.total():,} archives; name them, as {patterns}"
             if unopened
+            else f"'{packed}' is packed in a form that is not read"
+            if packed
             else f"looked for {', '.join(sorted(suffixes))}"
         )
         raise InvalidFieldError.of("sources", f"no image in '{folder}'; {way_out}")
@@ -323,6 +343,8 @@ def _of_folder(folder: Path, images: int, named: Container[str], tell: Callable[
             f"{unopened.total():,} archives below '{folder}' are not opened; to have them read, name them, in a run"
             f" with another --out: {patterns}"
         )
+    if packed:
+        tell(f"{others:,} files below '{folder}' are packed in a form that is not read, as '{packed}'")
 
 
 def _may_lead_to_images(path: Path) -> bool:

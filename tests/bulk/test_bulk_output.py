@@ -124,8 +124,9 @@ def test_rows_are_counted_and_read_by_others(tmp_path):
 
 def test_names_that_are_no_unicode_are_written(tmp_path):
     with begin(tmp_path) as (parts, _):
-        parts.write(0, 0, [bad("caf\udce9.jpg")], ends_unit=True)
-    assert pq.read_table(tmp_path)["key"].to_pylist() == ["caf\ufffd.jpg"]
+        parts.write(0, 0, [bad("caf\udce9.jpg"), bad("caf\udce8.jpg"), bad("caf\u00e9.jpg")], ends_unit=True)
+    # Each has a name of its own.
+    assert pq.read_table(tmp_path)["key"].to_pylist() == ["caf\\xe9.jpg", "caf\\xe8.jpg", "caf\u00e9.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -201,6 +202,16 @@ def test_what_a_killed_run_left_aside_is_removed(tmp_path):
     with begin(tmp_path) as (parts, _):
         assert len(list(parts.remaining())) == 3
     assert not list(tmp_path.glob(".*.part"))
+
+
+def test_what_a_killed_run_had_put_together_is_removed(tmp_path):
+    ours = tmp_path / ".a[1].parquet.77.part"
+    others = {".b.parquet.77.part", ".a[1].parquet.new.part", ".a1.parquet.77.part"}
+    for file in (ours, *(tmp_path / name for name in others)):
+        file.write_bytes(b"half")
+    with begin(tmp_path / "a[1].parquet"):
+        assert not ours.exists()
+    assert {file.name for file in tmp_path.glob(".*")} == others
 
 
 def test_folders_and_files_of_others_are_left_alone(tmp_path):

@@ -152,6 +152,23 @@ def test_a_source_that_is_not_there_is_refused(tmp_path):
         planned()
 
 
+@pytest.mark.parametrize("name", ["s.tar.bz2", "s.TAR.XZ", "s.tbz2", "s.txz", "s.zip", "1.png.gz"])
+def test_archives_of_other_forms_are_refused_and_in_a_folder_told(tmp_path, name):
+    (tmp_path / name).write_bytes(b"packed")
+    (tmp_path / "1.png").write_bytes(RED)
+    with pytest.raises(InvalidFieldError, match=r"not read; unpack it, or make it one of: \.tar, \.tar\.gz, \.tgz, "):
+        planned(tmp_path / "1.png", tmp_path / "s*" if name[0] == "s" else tmp_path / name)
+    notes = []
+    list(plan([tmp_path], Columns(), images=4, tell=notes.append))
+    assert notes == [f"1 files below '{tmp_path}' are packed in a form that is not read, as '{tmp_path / name}'"]
+    (tmp_path / "1.png").unlink()
+    with pytest.raises(InvalidFieldError, match=f"no image in .*{name}' is packed in a form that is not read"):
+        planned(tmp_path)
+    (tmp_path / "folder.zip").mkdir()
+    (tmp_path / "folder.zip" / "2.png").write_bytes(RED)
+    assert keys(read(planned(tmp_path / "folder.zip"))) == ["2.png"]
+
+
 def test_a_source_that_is_named_twice_is_read_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "1.png").write_bytes(RED)
