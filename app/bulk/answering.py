@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,7 @@ async def check_alike(service: Service, work: Work) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Images that are asked about together, and where their rows go."""
+    """Images that are asked about together, among rows that need not be asked for, and where all of their rows go."""
 
     unit: int
     source: str | None
@@ -160,7 +161,7 @@ class Batch:
     part: int
     ends_part: bool
     ends_unit: bool
-    items: list[Item] = field(default_factory=list)
+    items: list[Item | Row] = field(default_factory=list)
 
 
 def batches_of(
@@ -180,21 +181,34 @@ def batches_of(
     for each in remaining:
         unit = parts.unit(each.offset)
         root = Root(unit)
-        items: list[Item] = []
-        count, size = each.parts_done * part_images, 0
-        for item, is_last in _last_told(read_unit(unit, skip=count, max_image_bytes=max_image_bytes)):
+        items: list[Item | Row] = []
+        count, asked, size = each.parts_done * part_images, 0, 0
+        found: Iterator[Item | Row] = read_unit(unit, skip=count, max_image_bytes=max_image_bytes)
+        to_its_end = True
+        if each.again:
+            rows, to_its_end = parts.rows(each)
+            found = islice(_asked_again(found, rows), None if to_its_end else part_images)
+        for item, is_last in _last_told(found):
             part = count // part_images
             if item is not None:
                 items.append(item)
                 count += 1
+            if isinstance(item, Item):
+                asked += 1
                 size += len(item.content) if isinstance(item.content, bytes) else 0
             ends_part = is_last or count == (part + 1) * part_images
-            if ends_part or len(items) == BATCH or size >= _BATCH_BYTES:
-                yield Batch(each.number, unit.source, root, part, ends_part, is_last, items)
-                items, size = [], 0
+            if ends_part or asked == BATCH or size >= _BATCH_BYTES:
+                yield Batch(each.number, unit.source, root, part, ends_part, is_last and to_its_end, items)
+                items, asked, size = [], 0, 0
 
 
-def _last_told(items: Iterator[Item]) -> Iterator[tuple[Item | None, bool]]:
+def _asked_again(items: Iterator[Item | Row], rows: Sequence[Row]) -> Iterator[Item | Row]:
+    """Yield the rows that are good, and in the places of others, and behind all, the images."""
+    for item, row in zip_longest(items, rows):
+        yield row if item is None or (row is not None and row.error is None) else item
+
+
+def _last_told(items: Iterator[Item | Row]) -> Iterator[tuple[Item | Row | None, bool]]:
     """Yield each item, and whether it is the last; one None where there is no item."""
     before = next(items, None)
     for item in items:
@@ -252,7 +266,8 @@ class Answerer:
                             self._parts.write, batch.unit, batch.part, rows, ends_unit=batch.ends_unit
                         )
                         rows = []
-                    advance(len(answered), sum(row.error is not None for row in answered))
+                    asked = [row for row, item in zip(answered, batch.items, strict=True) if isinstance(item, Item)]
+                    advance(len(asked), sum(row.error is not None for row in asked))
             finally:
                 for _, task in running:
                     task.cancel()
@@ -263,18 +278,20 @@ class Answerer:
     async def _answered(self, batch: Batch, readers: ThreadPoolExecutor) -> list[Row]:
         loop = asyncio.get_running_loop()
         most = self._work.max_image_bytes
+        asked = [item for item in batch.items if isinstance(item, Item)]
         contents: list[bytes | Unreadable] = await asyncio.gather(
             *(
                 loop.run_in_executor(readers, _read, item.content, most, batch.root)
                 if isinstance(item.content, Path)
                 else _as_it_is(item.content)
-                for item in batch.items
+                for item in asked
             )
         )
         readable = [content for content in contents if isinstance(content, bytes)]
         answers = iter(await self._results(readable) if readable else ())
         told = [content if isinstance(content, Unreadable) else next(answers) for content in contents]
-        return [_row(item, batch.source, each) for item, each in zip(batch.items, told, strict=True)]
+        rows = iter([_row(item, batch.source, each) for item, each in zip(asked, told, strict=True)])
+        return [item if isinstance(item, Row) else next(rows) for item in batch.items]
 
     async def _results(self, images: Sequence[bytes]) -> list[ImageResult | Unreadable]:
         """Return each image's result; one that makes an encoder fail does not take the others with it."""

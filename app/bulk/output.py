@@ -27,7 +27,7 @@ from app.bulk.parquet import pyarrow
 from app.bulk.sources import PARQUET, Unit
 from app.errors import ConflictError, InvalidFieldError, StoreError
 from app.sidecars import write_atomically
-from app.task import ImageResult
+from app.task import ImageResult, Prediction
 
 FORMAT = 1
 _MANIFEST = "_manifest.json"
@@ -148,11 +148,15 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Remaining:
-    """A unit that is not finished: its number, where the plan tells of it, and how many of its parts are there."""
+    """A unit that is not finished: its number, where the plan tells of it, and how many of its parts are there.
+
+    With ``again``, the bad images of the part behind those alone.
+    """
 
     number: int
     offset: int
     parts_done: int
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,18 +195,45 @@ class PartFolder:
                 parts.setdefault(number, set()).add(part)
                 if found[3]:
                     ends[number] = part
+        for number, offset in self._offsets():
+            there = parts.get(number, set())
+            # After a power cut a part may be missing before one that is there.
+            done = next(part for part in range(len(there) + 1) if part not in there)
+            if number not in ends or done <= ends[number]:
+                yield Remaining(number, offset, done)
+
+    def bad(self) -> Iterator[Remaining]:
+        """Yield the parts that have a bad image, in the order of the sources."""
+        parts: dict[int, list[int]] = {}
+        for file in files_of(self.folder):
+            found = _PART.fullmatch(file.name)
+            if found and totals_of(file).bad:
+                parts.setdefault(int(found[1]), []).append(int(found[2]))
+        for number, offset in self._offsets():
+            for part in parts.get(number, ()):
+                yield Remaining(number, offset, part, again=True)
+
+    def _offsets(self) -> Iterator[tuple[int, int]]:
+        """Yield the number of each unit, and the byte at which its line of the plan begins."""
         offset = 0
         with (self.folder / _PLAN).open("rb") as plan:
             for number, line in enumerate(plan):
-                there = parts.get(number, set())
-                # After a power cut a part may be missing before one that is there.
-                done = next(part for part in range(len(there) + 1) if part not in there)
-                if number not in ends or done <= ends[number]:
-                    yield Remaining(number, offset, done)
+                yield number, offset
                 offset += len(line)
+
+    def rows(self, each: Remaining) -> tuple[list[Row], bool]:
+        """Return the rows that a part has, none where it is not there, and whether it ends its unit."""
+        _, pq = pyarrow()
+        for ends_unit in (False, True):
+            file = self._file(each.number, each.parts_done, ends_unit=ends_unit)
+            if file.exists():
+                return [_row_of(cells) for cells in pq.read_table(file, partitioning=None).to_pylist()], ends_unit
+        return [], True
 
     def still_remaining(self, each: Remaining) -> Remaining | None:
         """Return what remains of a unit now, since somebody else may have worked on it; None if nothing does."""
+        if each.again:
+            return each
         done = each.parts_done
         while self._file(each.number, done, ends_unit=False).exists():
             done += 1
@@ -243,6 +274,8 @@ class PartFolder:
         pa, pq = pyarrow()
         sink = pa.BufferOutputStream()
         pq.write_table(table_of(rows, self._question), sink, compression="zstd")
+        if not ends_unit:  # what could not be read on when it was written the last time, now can
+            self._file(unit, part, ends_unit=True).unlink(missing_ok=True)
         _write(self._file(unit, part, ends_unit=ends_unit), sink.getvalue().to_pybytes())
 
     def totals(self) -> Totals:
@@ -518,6 +551,20 @@ def _cells(row: Row) -> dict[str, Any]:
         "rejected": row.result.rejected,
         "prediction_set": row.result.prediction_set,
     }
+
+
+def _row_of(cells: Mapping[str, Any]) -> Row:
+    """Return what ``_cells`` told."""
+    if cells["error"] is not None:
+        return Row(cells["key"], cells["source"], error=cells["error"])
+    told = zip(cells["labels"], cells["scores"], cells["similarities"], strict=True)
+    prediction_set = cells["prediction_set"]
+    result = ImageResult(
+        tuple(Prediction(*each) for each in told),
+        rejected=cells["rejected"],
+        prediction_set=None if prediction_set is None else tuple(prediction_set),
+    )
+    return Row(cells["key"], cells["source"], result)
 
 
 def _text(text: str) -> str:

@@ -26,7 +26,7 @@ from app.bulk.output import (
 )
 from app.bulk.sources import Columns, check_sources, plan
 from app.encoders._base import Encoder
-from app.errors import StoreError
+from app.errors import ConflictError, StoreError
 from app.main import open_service
 from app.service import Question, Service
 from app.settings import Settings
@@ -44,12 +44,14 @@ class Order:
         out: a folder of parts, or a Parquet file.
         columns: of Parquet sources.
         part_images: the most rows of a part.
+        retry_bad: ask again for the images whose row has an error.
     """
 
     sources: Sequence[Path]
     out: Path
     columns: Columns = field(default_factory=Columns)
     part_images: int = PART_IMAGES
+    retry_bad: bool = False
 
 
 class Progress(Protocol):
@@ -98,7 +100,8 @@ def carry_out(order: Order, work: Work, engine: Engine, progress: Progress) -> T
     """Do what remains of a run, and return the counts of all of it.
 
     Raises:
-        ConflictError: the place holds something else, or another run goes on there.
+        ConflictError: the place holds something else, another run goes on there, or the parts with bad images that are
+            to be asked for again are put together.
         InvalidFieldError: sources that are not there, or have changed.
         StoreError: what is done cannot be written, or is not where it should be.
         DeixisError: nothing can be answered any more; what is written is kept.
@@ -116,13 +119,22 @@ def carry_out(order: Order, work: Work, engine: Engine, progress: Progress) -> T
     if (there := finished(order.out, wanted)) is not None:
         remove_parts(order.out, there)  # if it was killed just before
         totals = totals_of(order.out)
+        if order.retry_bad and totals.bad:
+            raise ConflictError(
+                f"'{order.out}' is put together, and of its {totals.bad:,} bad images none can be asked for again; name"
+                " another --out, best a folder"
+            )
         progress.begin(there, totals)
         return totals
     planned = plan(order.sources, order.columns, images=order.part_images, tell=progress.tell)
     with opened(order.out, wanted, planned) as (parts, manifest):
         # A run goes on with the parts that it began with, since their places tell what is done.
         begun = Work(work.task, work.question, work.folder, manifest.part_images, work.max_image_bytes)
-        progress.begin(manifest, parts.totals())
+        done = parts.totals()
+        again = list(parts.bad()) if order.retry_bad else []
+        progress.begin(manifest, Totals(done.images - done.bad) if again else done)
+        if again:
+            engine(begun, iter(again), progress.advance)
         engine(begun, parts.remaining(), progress.advance)
         missing = sum(1 for _ in parts.remaining())
         if missing:

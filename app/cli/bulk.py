@@ -86,6 +86,10 @@ def bulk_command(
     part_images: Annotated[
         int, typer.Option("--part-images", min=1, help="The most rows of a part, of which an interruption loses one.")
     ] = PART_IMAGES,
+    retry_bad: Annotated[  # noqa: FBT002 - a flag
+        bool,
+        typer.Option("--retry-bad", help="Ask again for the images of a folder of parts whose row has an error."),
+    ] = False,
     engine: Annotated[
         Engine, typer.Option("--engine", help="In this process, or in many on Ray (the extra `ray`).")
     ] = Engine.PROCESS,
@@ -123,7 +127,7 @@ def bulk_command(
             coverage=share_of(coverage, "--coverage"),
             database=database,
         )
-        order = Order(sources, to, Columns(column, key), part_images)
+        order = Order(sources, to, Columns(column, key), part_images, retry_bad)
     configure_logs("console", "warning")
     began = time.monotonic()
     with told_plainly(), _told_when_stopped(to):

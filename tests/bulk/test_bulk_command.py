@@ -1,5 +1,6 @@
 """`deixis bulk` in one process: the answers of `deixis classify`, interruptions, bad images and what is refused."""
 
+import errno
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import pytest
 import structlog
 from typer.testing import CliRunner
 
+import app.bulk.sources as reading
 from app.bulk.output import PartFolder
 from app.bulk.run import Order, carry_out, in_process, prepare, service_in_loop
 from app.cli import cli
@@ -348,6 +350,84 @@ def test_bad_images_have_their_reason_and_the_others_their_labels(run, photos, t
         assert {name for name, value in row.items() if value is not None} == {"key", "source", "error"}
     # Bad ones of an earlier run count too.
     assert run("bulk", photos, tmp_path / "s.tar", "-l", "red, green", "--out", tmp_path / "out").exit_code == 1
+
+
+def test_only_bad_images_are_asked_for_again(run, photos, tmp_path, encoder, monkeypatch):
+    """Also where that is ended early, and what is still bad stays so."""
+    (photos / "a" / "0 later.png").write_text("words")
+    (photos / "b" / "9 later.png").write_text("words")
+    (photos / "b" / "9 words.png").write_text("words")
+    command = ["bulk", photos, "-l", "red, green, blue", "--reject-below", 0.5, "--part-images", 6]
+    out = tmp_path / "out"
+    assert "43 images, 3 bad" in run(*command, "--out", out).stdout
+    before = {file: file.stat().st_mtime_ns for file in out.glob("part-*")}
+    for name in ("a/0 later.png", "b/9 later.png"):
+        (photos / name).write_bytes(picture("blue"))
+    encoder.image_batches.clear()
+    assert run(*command, "--out", out).exit_code == 1
+    assert encoder.image_batches == []
+
+    write, written = PartFolder.write, []
+
+    def until_the_disk_is_full(self, unit, part, rows, *, ends_unit):
+        if written:
+            raise StoreError("the disk is full")
+        written.append(unit)
+        write(self, unit, part, rows, ends_unit=ends_unit)
+
+    with monkeypatch.context() as full:
+        full.setattr(PartFolder, "write", until_the_disk_is_full)
+        assert_told_in_a_line(run(*command, "--out", out, "--retry-bad"), 2, "the disk is full")
+    assert len(keys_of(out)) == 43
+    encoder.image_batches.clear()
+    done = run(*command, "--out", out, "--retry-bad")
+
+    assert done.exit_code == 1, done.stderr
+    assert "43 images, 1 bad" in done.stdout
+    assert "41 images are done" in done.stderr
+    assert sum(encoder.image_batches) == 1
+    changed = [file for file, stamp in before.items() if file.stat().st_mtime_ns != stamp]
+    asked = {"a/0 later.png", "b/9 later.png", "b/9 words.png"}
+    assert changed == [file for file in before if asked.intersection(keys_of(file))]
+    assert run(*command, "--out", tmp_path / "whole").exit_code == 1
+    assert rows_of(out) == rows_of(tmp_path / "whole")
+    (photos / "b" / "9 words.png").unlink()
+    (photos / "b" / "9 words.png").write_bytes(picture("red"))
+    assert run(*command, "--out", out, "--retry-bad").exit_code == 0
+    assert run(*command, "--out", out, "--retry-bad").exit_code == 0
+
+
+def test_a_tar_that_could_not_be_read_on_is_read_on_when_it_is_asked_for_again(run, photos, tmp_path, monkeypatch):
+    with tarfile.open(tmp_path / "s.tar", "w") as archive:
+        archive.add(photos, ".")
+    command = ["bulk", tmp_path / "s.tar", "-l", "red, green, blue", "--part-images", 6, "--out"]
+    assert run(*command, tmp_path / "whole").exit_code == 0
+    read, reads = reading._member, []
+
+    def failing(*arguments):
+        reads.append(None)
+        if len(reads) == 9:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(*arguments)
+
+    with monkeypatch.context() as damaged:
+        damaged.setattr(reading, "_member", failing)
+        assert "9 images, 1 bad" in run(*command, tmp_path / "out").stdout
+    assert keys_of(tmp_path / "out")[-1] == "s.tar"
+    assert run(*command, tmp_path / "out").exit_code == 1
+
+    done = run(*command, tmp_path / "out", "--retry-bad")
+
+    assert done.exit_code == 0, done.stderr
+    assert rows_of(tmp_path / "out") == rows_of(tmp_path / "whole")
+
+
+def test_bad_images_of_a_file_that_is_put_together_are_not_asked_for_again(run, photos, tmp_path):
+    command = ["bulk", photos, "-l", "red, green, blue", "--retry-bad", "--out", tmp_path / "out.parquet"]
+    (photos / "words.png").write_text("words")
+    assert run(*command).exit_code == 1  # nothing to ask for again yet
+    assert_told_in_a_line(run(*command), 2, "of its 1 bad images none can be asked for again; name another --out")
+    assert run(*command[:-3], *command[-2:]).exit_code == 1
 
 
 def test_files_that_vanished_are_bad(run, photos, tmp_path):

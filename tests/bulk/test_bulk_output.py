@@ -94,6 +94,28 @@ def test_what_others_have_done_of_a_unit_meanwhile_is_seen(tmp_path):
         assert parts.still_remaining(unit) is None
 
 
+def test_parts_with_bad_images_are_told_with_their_rows(tmp_path):
+    with begin(tmp_path) as (parts, _):
+        first, second, _ = parts.remaining()
+        rows = [
+            [good("1"), good("2")],
+            [good("a"), bad("b")],
+            [bad("c"), Row("d", "x", ImageResult(rejected=True, prediction_set=()))],
+        ]
+        parts.write(0, 0, rows[0], ends_unit=True)
+        parts.write(1, 0, rows[1], ends_unit=False)
+        parts.write(1, 1, rows[2], ends_unit=True)
+        again = list(parts.bad())
+        assert again == [replace(second, parts_done=part, again=True) for part in (0, 1)]
+        assert [parts.rows(each) for each in again] == [(rows[1], False), (rows[2], True)]
+        assert [parts.still_remaining(each) for each in again] == again
+        assert parts.rows(first) == (rows[0], True)
+        # It was not read on, and now is.
+        parts.write(1, 1, [good("c"), good("d")], ends_unit=False)
+        assert next(parts.remaining()) == replace(second, parts_done=2)
+        assert parts.rows(replace(second, parts_done=2, again=True)) == ([], True)
+
+
 def test_rows_are_counted_and_read_by_others(tmp_path):
     with begin(tmp_path) as (parts, _):
         parts.write(1, 0, [good("x"), bad("y")], ends_unit=True)
