@@ -21,8 +21,9 @@ from typing import Any
 
 from PIL import Image
 
-from app.bulk.output import PartFolder, Remaining, Row
-from app.bulk.sources import Item, Root, Unreadable, read_unit, too_large
+from app.bulk.output import PartFolder, Remaining
+from app.bulk.reading import Item, Root, Unreadable, read_unit, too_large
+from app.bulk.rows import Row
 from app.errors import ConflictError, InvalidFieldError, ServerError
 from app.methods import METHODS
 from app.service import Question, Service

@@ -23,13 +23,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from app.bulk.manifest import FORMAT, Manifest
 from app.bulk.parquet import pyarrow
+from app.bulk.rows import METADATA, Row, metadata_of, row_of, schema, table_of
 from app.bulk.sources import PARQUET, Unit
 from app.errors import ConflictError, InvalidFieldError, StoreError
 from app.sidecars import write_atomically
-from app.task import ImageResult, Prediction
 
-FORMAT = 1
 _MANIFEST = "_manifest.json"
 _PLAN = "_plan.jsonl"
 _LOCK = ".lock"
@@ -43,107 +43,7 @@ _OTHER_TABLES = re.compile(
     r"|tar|t?gz|zst|zip)",
     re.IGNORECASE,
 )
-# Under these names Parquet's own metadata says what the labels are of.
-_METADATA = "deixis."
 _ROWS_OF_A_GROUP = 65_536
-_SHOWN_CHARS = 100
-_SHOWN_VALUES = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What a run is about.
-
-    Args:
-        sources: absolute.
-        columns: of Parquet, as they were asked for.
-        question: what was asked, with the model, the method and the version of the label set.
-        part_images: the most rows of a part.
-        units: of the plan.
-        images: in all, where that could be known without reading them.
-        began_at: ISO 8601, UTC.
-        version: of Deixis, by which it was begun.
-        format: of these files.
-    """
-
-    sources: tuple[str, ...]
-    columns: Mapping[str, str | None]
-    question: Mapping[str, Any]
-    part_images: int
-    units: int
-    images: int | None
-    began_at: str
-    version: str
-    format: int = FORMAT
-
-    @classmethod
-    def from_json(cls, told: Mapping[str, Any]) -> "Manifest":
-        """Return what ``dataclasses.asdict`` told; KeyError or TypeError where it is something else."""
-        return cls(**{**told, "sources": tuple(told["sources"])})
-
-    def check(self, other: "Manifest", place: Path) -> None:
-        """Refuse to go on with what another run is about.
-
-        Raises:
-            ConflictError: other sources, columns or questions.
-        """
-        differences = [
-            f"{name} {_difference(ours, theirs)}"
-            for name, ours, theirs in (
-                ("sources", list(self.sources), list(other.sources)),
-                ("columns", dict(self.columns), dict(other.columns)),
-                *(
-                    (name, self.question.get(name), other.question.get(name))
-                    for name in dict.fromkeys((*self.question, *other.question))
-                ),
-            )
-            if ours != theirs
-        ]
-        if differences:
-            raise ConflictError(
-                f"'{place}' was begun with {'; with '.join(differences)}; ask the same to go on, or name another --out"
-            )
-
-
-def _difference(there: Any, here: Any) -> str:
-    """Say what was asked there and is asked here, of long lists and texts only where they differ."""
-    texts = [json.dumps(value, ensure_ascii=False) for value in (there, here)]
-    if all(len(text) <= _SHOWN_CHARS for text in texts):
-        return f"{texts[0]}, and this is about {texts[1]}"
-    if isinstance(there, list) and isinstance(here, list):
-        alone, missing = _without(there, here), _without(here, there)
-        told = [f"only {whose} has {_first(some)}" for whose, some in (("it", alone), ("this", missing)) if some]
-        if told:
-            return f"of which {', and '.join(told)}"
-    same = next((place for place, pair in enumerate(zip(*texts, strict=False)) if len({*pair}) > 1), 0)
-    start = max(0, same - _SHOWN_CHARS // 5)
-    shown = [f"{'...' if start else ''}{_cut(text[start:])}" for text in texts]
-    return f"{shown[0]}, and this is about {shown[1]}"
-
-
-def _without(values: Sequence[Any], others: Sequence[Any]) -> list[str]:
-    """Return, as JSON, the values that are not among the others."""
-    known = {json.dumps(each, ensure_ascii=False) for each in others}
-    return [text for each in values if (text := json.dumps(each, ensure_ascii=False)) not in known]
-
-
-def _first(texts: Sequence[str]) -> str:
-    more = len(texts) - _SHOWN_VALUES
-    return ", ".join(map(_cut, texts[:_SHOWN_VALUES])) + (f" and {more:,} more" if more > 0 else "")
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What became of one image; ``error`` says why it could not be read."""
-
-    key: str
-    source: str | None
-    result: ImageResult | None = None
-    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +127,7 @@ class PartFolder:
         for ends_unit in (False, True):
             file = self._file(each.number, each.parts_done, ends_unit=ends_unit)
             if file.exists():
-                return [_row_of(cells) for cells in pq.read_table(file, partitioning=None).to_pylist()], ends_unit
+                return [row_of(cells) for cells in pq.read_table(file, partitioning=None).to_pylist()], ends_unit
         return [], True
 
     def still_remaining(self, each: Remaining) -> Remaining | None:
@@ -431,7 +331,7 @@ def finished(out: Path, wanted: Manifest) -> Manifest | None:
     pa, pq = pyarrow()
     try:
         metadata = pq.read_schema(out).metadata or {}
-        manifest = Manifest.from_json(json.loads(metadata[f"{_METADATA}run".encode()]))
+        manifest = Manifest.from_json(json.loads(metadata[f"{METADATA}run".encode()]))
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
         raise ConflictError(f"'{out}' is there, and not by this command; name another --out") from error
     manifest.check(wanted, out)
@@ -445,7 +345,7 @@ def put_together(parts: PartFolder, manifest: Manifest, out: Path) -> None:
         StoreError: it cannot be written.
     """
     _, pq = pyarrow()
-    told = {**metadata_of(manifest.question), f"{_METADATA}run": json.dumps(asdict(manifest))}
+    told = {**metadata_of(manifest.question), f"{METADATA}run": json.dumps(asdict(manifest))}
     aside = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         with aside.open("wb") as opened_file:
@@ -496,79 +396,6 @@ def _in_groups(files: Iterable[Path]) -> Iterator[Any]:
             tables = []
     if tables:
         yield pa.concat_tables(tables)
-
-
-def schema() -> Any:
-    """Return the columns; all but ``key`` are null where ``error`` is not, and ``source`` where a file was named."""
-    pa, _ = pyarrow()
-    return pa.schema(
-        [
-            pa.field("key", pa.string(), nullable=False),
-            pa.field("source", pa.string()),
-            pa.field("label", pa.string()),
-            pa.field("score", pa.float64()),
-            pa.field("similarity", pa.float64()),
-            pa.field("labels", pa.list_(pa.string())),
-            pa.field("scores", pa.list_(pa.float64())),
-            pa.field("similarities", pa.list_(pa.float64())),
-            pa.field("rejected", pa.bool_()),
-            pa.field("prediction_set", pa.list_(pa.string())),
-            pa.field("error", pa.string()),
-        ]
-    )
-
-
-def metadata_of(question: Mapping[str, Any]) -> dict[str, str]:
-    """Return what Parquet's metadata says of a question."""
-    return {
-        f"{_METADATA}question": json.dumps(question),
-        f"{_METADATA}model": question["model"],
-        f"{_METADATA}label_set": question.get("label_set") or "",
-    }
-
-
-def table_of(rows: Sequence[Row], question: Mapping[str, Any]) -> Any:
-    """Return rows as a table, with the question in its metadata."""
-    pa, _ = pyarrow()
-    return pa.Table.from_pylist([_cells(row) for row in rows], schema().with_metadata(metadata_of(question)))
-
-
-def _cells(row: Row) -> dict[str, Any]:
-    # Names of files may be no Unicode, which Parquet does not take.
-    cells: dict[str, Any] = {"key": _text(row.key), "source": None if row.source is None else _text(row.source)}
-    if row.result is None:
-        return {**cells, "error": _text(row.error or "")}
-    predictions = row.result.predictions
-    best = next(iter(predictions), None)  # for some images no names are found
-    return {
-        **cells,
-        "label": best and best.label,
-        "score": best and best.score,
-        "similarity": best and best.similarity,
-        "labels": [each.label for each in predictions],
-        "scores": [each.score for each in predictions],
-        "similarities": [each.similarity for each in predictions],
-        "rejected": row.result.rejected,
-        "prediction_set": row.result.prediction_set,
-    }
-
-
-def _row_of(cells: Mapping[str, Any]) -> Row:
-    """Return what ``_cells`` told."""
-    if cells["error"] is not None:
-        return Row(cells["key"], cells["source"], error=cells["error"])
-    told = zip(cells["labels"], cells["scores"], cells["similarities"], strict=True)
-    prediction_set = cells["prediction_set"]
-    result = ImageResult(
-        tuple(Prediction(*each) for each in told),
-        rejected=cells["rejected"],
-        prediction_set=None if prediction_set is None else tuple(prediction_set),
-    )
-    return Row(cells["key"], cells["source"], result)
-
-
-def _text(text: str) -> str:
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _strangers(folder: Path) -> list[str]:

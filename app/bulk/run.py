@@ -10,8 +10,8 @@ from typing import Protocol, TypeAlias
 
 from app import __version__
 from app.bulk.answering import Advance, Answerer, Work, question_of, settings_for_bulk, task_of
+from app.bulk.manifest import Manifest
 from app.bulk.output import (
-    Manifest,
     Remaining,
     Totals,
     check_out,

@@ -13,8 +13,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from app.backends import InProcess
 from app.bulk.answering import settings_for_bulk
+from app.bulk.manifest import Manifest
 from app.bulk.on_ray import LOCAL, Pool, on_ray
-from app.bulk.output import Manifest, Totals, files_of, parts_of
+from app.bulk.output import Totals, files_of, parts_of
 from app.bulk.run import PART_IMAGES, Order, carry_out, check, in_process, prepare, service_in_loop
 from app.bulk.sources import Columns
 from app.cli.common import (

@@ -17,7 +17,7 @@ import pytest
 import structlog
 from typer.testing import CliRunner
 
-import app.bulk.sources as reading
+from app.bulk import reading
 from app.bulk.output import PartFolder
 from app.bulk.run import Order, carry_out, in_process, prepare, service_in_loop
 from app.cli import cli

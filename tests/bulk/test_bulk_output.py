@@ -7,11 +7,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from app.bulk.manifest import Manifest
 from app.bulk.output import (
-    Manifest,
     PartFolder,
     Remaining,
-    Row,
     Totals,
     check_out,
     finished,
@@ -20,9 +19,9 @@ from app.bulk.output import (
     put_together,
     read_manifest,
     remove_parts,
-    schema,
     totals_of,
 )
+from app.bulk.rows import Row, schema
 from app.bulk.sources import Kind, Unit
 from app.errors import ConflictError, InvalidFieldError, StoreError
 from app.task import ImageResult, Prediction

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from app.bulk.sources import Columns, Item, Kind, Root, Unit, Unreadable, plan, read_unit
+from app.bulk.reading import Item, Root, Unreadable, read_unit
+from app.bulk.sources import Columns, Kind, Unit, plan
 from app.errors import InvalidFieldError
 from tests.conftest import picture
 
