@@ -138,7 +138,10 @@ class Replica:
         # Never closed: the process ends with the run.
         self._opened = ExitStack()
         self._problem: str | None = None
+        self._parts = PartFolder(work.folder, work.question)
+        name = _ray().get_runtime_context().get_actor_id()
         try:
+            _check_starts(self._parts.begin_start(name))
             self._loop, service = self._opened.enter_context(service_in_loop(settings, load(settings)))
             self._loop.run(check_alike(service, work))
         except DeixisError as error:
@@ -149,7 +152,7 @@ class Replica:
         else:
             self._part_images = work.part_images
             self._answerer = Answerer(service, work)
-            self._parts = PartFolder(work.folder, work.question)
+        self._parts.end_start(name)
 
     def __call__(self, block: Any) -> Any:
         """Do the units of a block, and return one row: how many images, how many of them bad, and why it failed."""
@@ -187,6 +190,16 @@ class Replica:
             f"{_MOST_DEATHS} replicas died, one after the other, at the {self._part_images:,} images from {name} on of"
             f" '{unit.source or unit.path}'; {_REASON}, and the same command goes on"
         )
+
+
+def _check_starts(starts: int) -> None:
+    """See that it does not die whenever it is started, which Ray would do again without end.
+
+    Raises:
+        ReplicaFailedError: it has.
+    """
+    if starts > _MOST_DEATHS:
+        raise ReplicaFailedError(f"it died {_MOST_DEATHS} times before it had started; {_REASON}")
 
 
 def _table(columns: dict[str, list[Any]]) -> Any:

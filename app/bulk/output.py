@@ -6,7 +6,8 @@ In the folder there are
 - ``_manifest.json``: the sources, the question, and the size of the parts,
 - ``_plan.jsonl``: the units of the sources, one a line, as they were when the run began,
 - ``.lock``, held by the run that writes,
-- ``.tried-UNIT-PART``, as long as the number of replicas that have begun at that part.
+- ``.tried-UNIT-PART``, as long as the number of replicas that have begun at that part; ``.tried-start-REPLICA``, as the
+  number of times that one has been started in vain.
 
 Readers of Parquet data sets pass over names that begin with ``_`` or ``.``. Every file is written aside, synced and
 renamed. Where one file is wanted, the parts are put together at the end, in their order.
@@ -34,7 +35,7 @@ _MANIFEST = "_manifest.json"
 _PLAN = "_plan.jsonl"
 _LOCK = ".lock"
 _PART = re.compile(r"part-(\d{8})-(\d{6})(-end)?\.parquet")
-_ASIDE = re.compile(r"\.((_manifest\.json|_plan\.jsonl|part-[\d-]+(-end)?\.parquet)\..*\.part|tried-[\d-]+)")
+_ASIDE = re.compile(r"\.((_manifest\.json|_plan\.jsonl|part-[\d-]+(-end)?\.parquet)\..*\.part|tried-[\w-]+)")
 # Beside a file that is to be made, the folder of its parts.
 _PARTS_SUFFIX = ".parts"
 # By which somebody means one file, of a form that is not written.
@@ -146,18 +147,28 @@ class PartFolder:
         Raises:
             StoreError: it cannot be noted.
         """
-        file = self._tried(each.number, each.parts_done)
+        return self._note(self._tried(each.number, each.parts_done))
+
+    def end(self, each: Remaining) -> None:
+        """Forget what was noted, since the unit is done."""
+        for part in range(each.parts_done + 1):
+            self._tried(each.number, part).unlink(missing_ok=True)
+
+    def begin_start(self, name: str) -> int:
+        """Note that a worker of this name is started, and return how many times it has been; raises as ``begin``."""
+        return self._note(self.folder / f".tried-start-{name}")
+
+    def end_start(self, name: str) -> None:
+        """Forget what was noted, since it has started."""
+        (self.folder / f".tried-start-{name}").unlink(missing_ok=True)
+
+    def _note(self, file: Path) -> int:
         try:
             with file.open("ab") as opened_file:
                 opened_file.write(b".")
                 return opened_file.tell()
         except OSError as error:
             raise _unwritable(file, error) from error
-
-    def end(self, each: Remaining) -> None:
-        """Forget what was noted, since the unit is done."""
-        for part in range(each.parts_done + 1):
-            self._tried(each.number, part).unlink(missing_ok=True)
 
     def _tried(self, unit: int, part: int) -> Path:
         return self.folder / f".tried-{unit:08d}-{part:06d}"

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import warnings
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -171,8 +172,15 @@ def test_what_a_replica_did_not_finish_when_it_died_is_done_by_another(running_r
     assert rows_of(tmp_path / "out") == rows_of(tmp_path / "alone")
 
 
-def test_images_at_which_replicas_die_again_and_again_end_the_run_and_are_named(bulk, settings, monkeypatch):
+@pytest.fixture
+def alone(monkeypatch):
+    """A replica can be made without Ray."""
+    context = SimpleNamespace(get_actor_id=lambda: "0a1b")
+    monkeypatch.setattr(module, "_ray", lambda: SimpleNamespace(get_runtime_context=lambda: context))
     monkeypatch.setattr(module, "configure_logs", lambda *_: None)
+
+
+def test_images_at_which_replicas_die_again_and_again_end_the_run_and_are_named(bulk, settings, monkeypatch, alone):
 
     def engine(work, remaining, advance):
         first, second, *_ = (pa.Table.from_pylist([asdict(each)]) for each in remaining)
@@ -192,6 +200,25 @@ def test_images_at_which_replicas_die_again_and_again_end_the_run_and_are_named(
     with pytest.raises(StoreError):  # the rest is not done
         bulk(QUESTIONS["labels"], "out", engine=engine)
     assert bulk(QUESTIONS["labels"], "out").images == 91
+
+
+def test_a_replica_that_dies_whenever_it_is_started_ends_the_run(bulk, settings, alone):
+
+    def engine(work, remaining, advance):
+        block = pa.Table.from_pylist([asdict(next(remaining))])
+        for _ in range(3):
+            with pytest.raises(SystemExit):
+                Replica(settings, work, lambda _: sys.exit("killed"))
+        assert [file.name for file in work.folder.glob(".tried*")] == [".tried-start-0a1b"]
+        told = Replica(settings, work, replica_encoders.fake)(block).to_pylist()[0]
+        assert "it died 3 times before it had started" in told["failed"]
+        replica = Replica(settings, work, replica_encoders.fake)
+        with replica._opened:
+            assert replica(block).to_pylist()[0]["failed"] is None
+        assert not list(work.folder.glob(".tried*"))
+
+    with pytest.raises(StoreError):  # the rest is not done
+        bulk(QUESTIONS["labels"], "out", engine=engine)
 
 
 @pytest.mark.parametrize(
