@@ -179,9 +179,13 @@ def batches_of(
     Raises:
         InvalidFieldError: a source has gone, or changed.
     """
+    roots: dict[tuple[str | None, str], Root] = {}
     for each in remaining:
         unit = parts.unit(each.offset)
-        root = Root(unit)
+        place = (unit.source, unit.path)
+        if unit.source is not None and place in roots:  # of an earlier unit, since when there may be another folder
+            roots[place].check(Path(unit.path))
+        root = roots.setdefault(place, Root(unit))
         items: list[Item | Row] = []
         count, asked, size = each.parts_done * part_images, 0, 0
         found: Iterator[Item | Row] = read_unit(unit, skip=count, max_image_bytes=max_image_bytes)
