@@ -1,22 +1,78 @@
-"""Runs `deixis` many times and imports it once: `python -m tests.end_to_end.forked_commands SOCKET URL`.
+"""Runs `deixis` many times and imports it once: `python -m tests.end_to_end.forked_commands SOCKET [URL]`.
 
 Each connection brings a command's arguments, folder, environment and streams; a fork of this process, in which all of
 the command line is imported and nothing is running yet, becomes that command. Commands that can ask a server ask that
-at URL where they name none, so that no model is loaded.
+at URL, if one is given, where they name none, so that no model is loaded.
 """
 
+import atexit
 import json
 import os
+import select
+import signal
 import socket
+import subprocess
 import sys
+import tempfile
+import traceback
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from typer.main import get_command
+from tests.end_to_end.server import environment, run_command
 
-from app.cli import cli
+ROOT = Path(__file__).parents[2]
+
+
+# --- what asks -------------------------------------------------------------------------------------------------------
+
+
+class Forking:
+    """A process that forks into commands, and in ``folder`` a program `deixis` that asks it for one; `end` it."""
+
+    def __init__(self, folder: Path, *, url: str | None = None) -> None:
+        place = folder / "socket"
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.end_to_end.forked_commands", place, *([] if url is None else [url])],
+            cwd=ROOT,
+            env=environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout.readline() == "listening\n"
+        self.program = folder / "deixis"
+        self.program.write_text(SHIM.format(python=sys.executable, path=str(place)))
+        self.program.chmod(0o755)
+
+    def end(self) -> None:
+        self._process.communicate()
+
+
+@cache
+def _program() -> Path:
+    folder = tempfile.TemporaryDirectory()
+    forking = Forking(Path(folder.name))
+    atexit.register(folder.cleanup)
+    atexit.register(forking.end)
+    return forking.program
+
+
+def deixis(
+    *arguments: object, data_dir: Path, stdin: str | None = None, **settings: str
+) -> subprocess.CompletedProcess[str]:
+    """Run one command as `tests.end_to_end.server.deixis` does, without the seconds that it takes to import."""
+    return run_command(_program(), *arguments, data_dir=data_dir, stdin=stdin, **settings)
+
+
+# --- what is asked ---------------------------------------------------------------------------------------------------
 
 
 def takes_server(arguments: list[str]) -> bool:
+    from typer.main import get_command
+
+    from app.cli import cli
+
     command: Any = get_command(cli)
     for word in arguments:
         found = getattr(command, "commands", {}).get(word)
@@ -26,8 +82,10 @@ def takes_server(arguments: list[str]) -> bool:
     return any("--server" in parameter.opts for parameter in command.params)
 
 
-def run(connection: socket.socket, url: str) -> None:
+def run(connection: socket.socket, url: str | None) -> None:
     """Become the command that a connection asks for."""
+    from app.cli import cli
+
     message, streams, _, _ = socket.recv_fds(connection, 1_000_000, 3)
     asked = json.loads(message)
     for number, stream in enumerate(streams):
@@ -38,14 +96,17 @@ def run(connection: socket.socket, url: str) -> None:
     arguments = asked["arguments"]
     # Learning curves are drawn in process, and so is naming evaluated.
     alone = {"--server", "--support", "--pool", "cased", "--help"}
-    if takes_server(arguments) and not alone & set(arguments):
+    if url is not None and takes_server(arguments) and not alone & set(arguments):
         arguments += ["--server", url]
     sys.argv = ["deixis", *arguments]
     status = 0
     try:
         cli()
     except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else 1
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:  # noqa: BLE001 - told as Python would
+        traceback.print_exc()
+        status = 1
     sys.stdout.flush()
     sys.stderr.flush()
     connection.sendall(str(status).encode())
@@ -53,24 +114,30 @@ def run(connection: socket.socket, url: str) -> None:
 
 def main() -> None:
     """Listen until the parent closes standard input."""
-    path, url = sys.argv[1:]
+    # What commands import where they need it, none of which has begun a thread yet.
+    import open_clip  # noqa: F401
+    import torch  # noqa: F401
+
+    import app.cli
+    import app.main  # noqa: F401
+
+    path, url = sys.argv[1], (sys.argv[2] if len(sys.argv) > 2 else None)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for commands but those who asked for them
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(path)
         listening.listen()
         sys.stdout.write("listening\n")
         sys.stdout.flush()
-        while True:
+        while listening in select.select([listening, sys.stdin], [], [])[0]:
             connection, _ = listening.accept()
-            child = os.fork()
-            if child == 0:
-                status = 1
+            if os.fork() == 0:
                 try:
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    listening.close()
                     run(connection, url)
-                    status = 0
                 finally:
-                    os._exit(status)
+                    os._exit(0)
             connection.close()
-            os.waitpid(child, 0)
 
 
 SHIM = """#!{python} -SE

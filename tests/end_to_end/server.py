@@ -80,8 +80,15 @@ def deixis(
     *arguments: object, data_dir: Path, stdin: str | None = None, **settings: str
 ) -> subprocess.CompletedProcess[str]:
     """Run one command to its end; ``settings`` are those of the environment, by their whole names."""
+    return run_command(DEIXIS, *arguments, data_dir=data_dir, stdin=stdin, **settings)
+
+
+def run_command(
+    program: Path, *arguments: object, data_dir: Path, stdin: str | None, **settings: str
+) -> subprocess.CompletedProcess[str]:
+    """Run one command of ``program`` as `deixis` does."""
     return subprocess.run(
-        [DEIXIS, *map(str, arguments)],
+        [program, *map(str, arguments)],
         capture_output=True,
         text=True,
         input=stdin,

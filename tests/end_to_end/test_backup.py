@@ -6,7 +6,8 @@ import threading
 import httpx
 import pytest
 
-from tests.end_to_end.server import deixis, serving
+from tests.end_to_end.forked_commands import deixis
+from tests.end_to_end.server import serving
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from tests.end_to_end.conftest import TRUE_WORDS
-from tests.end_to_end.server import deixis, serving
+from tests.end_to_end.forked_commands import deixis
+from tests.end_to_end.server import serving
 
 LABELS = "cat, coffee cup, rocket, astronaut, temple, flower, dog, car, pizza, laptop"
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.describing.chat_server import MODEL
-from tests.end_to_end.server import DEIXIS, deixis, environment, serving
+from tests.end_to_end.forked_commands import deixis
+from tests.end_to_end.server import DEIXIS, environment, serving
 
 CLASSES = [f"thing {number}" for number in range(20)]
 QUESTIONS = len(CLASSES) * 4

@@ -27,7 +27,7 @@ import yaml
 
 from app.integrations.label_studio_config import read_config
 from tests.conftest import photograph
-from tests.end_to_end.forked_commands import SHIM
+from tests.end_to_end.forked_commands import Forking
 from tests.end_to_end.server import environment, serving
 from tests.test_docs import PAGES, ROOT
 
@@ -91,28 +91,16 @@ def server(tmp_path_factory):
 def commands(server, tmp_path_factory):
     """A folder with `deixis`, `curl` and `python` as the pages mean them."""
     folder = tmp_path_factory.mktemp("bin")
-    socket = folder / "socket"
-    forking = subprocess.Popen(
-        [sys.executable, "-m", "tests.end_to_end.forked_commands", socket, server.url],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert forking.stdout.readline() == "listening\n"
-    (folder / "deixis").write_text(SHIM.format(python=sys.executable, path=str(socket)))
+    forking = Forking(folder, url=server.url)
     # An answer that is a refusal ends a block, unless that is what it shows.
     curl = shutil.which("curl")
     (folder / "curl").write_text(
         f'#!/bin/bash\nexec {curl} --silent --show-error ${{REFUSED:---fail-with-body}} "$@"\n'
     )
     (folder / "python").symlink_to(sys.executable)
-    for each in ("deixis", "curl"):
-        (folder / each).chmod(0o755)
+    (folder / "curl").chmod(0o755)
     yield folder
-    forking.kill()
-    forking.wait()
-    forking.stdout.close()
+    forking.end()
 
 
 TREES = ("clothes-by-class", "clothes/test", "clothes/train", "clothes/validation", "clothing/test")

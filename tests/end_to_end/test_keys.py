@@ -3,7 +3,8 @@
 import json
 import time
 
-from tests.end_to_end.server import deixis, serving
+from tests.end_to_end.forked_commands import deixis
+from tests.end_to_end.server import serving
 
 
 def make(data_dir, *flags):

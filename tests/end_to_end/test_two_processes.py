@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from tests.end_to_end.server import deixis, serving
+from tests.end_to_end.forked_commands import deixis
+from tests.end_to_end.server import serving
 
 pytestmark = pytest.mark.postgres
 
