@@ -2,13 +2,14 @@
 
     python -m benchmarks.cluster compare [--photographs FOLDER] [--seconds 8]
     python -m benchmarks.cluster scale [--seconds 60]
-    python -m benchmarks.cluster kill [--seconds 20]
+    python -m benchmarks.cluster kill [--photographs FOLDER] [--seconds 20]
 
 ``compare`` asks a single process and Ray, on this machine alone with one and two encoder replicas, about the same
 photographs, and puts the same load on each. ``scale`` puts on one encoder what it cannot bear, where there may be two.
 ``kill`` makes a cluster of three nodes (a Ray node is a raylet with its processes, all on this machine) on a PostgreSQL
 server of its own, and kills an encoder replica, an edge, a part of the captions and a whole node, and then replaces
-everything by a rolling update, all under load, while somebody writes label sets. One JSON object on standard output, a
+everything by a rolling update, all under load, while somebody writes label sets; before that its answers are compared
+with those of a single process. One JSON object on standard output, a
 table on standard error. Ratios belong to one run.
 """
 
@@ -52,7 +53,7 @@ def say(text: str) -> None:
 
 def compare(folder: Path | None, seconds: float) -> dict[str, Any]:
     """Return answers and figures of a single process and of Ray with one and two encoder replicas."""
-    files = photographs() if folder is None else [file.read_bytes() for file in sorted(folder.rglob("*.jp*g"))]
+    files = _files(folder)
     ways = {
         "single process": (),
         "ray, 1 encoder": ("--engine", "ray"),
@@ -79,16 +80,7 @@ def compare(folder: Path | None, seconds: float) -> dict[str, Any]:
     for name, figures in found.items():
         figures["images_per_s_of_single"] = round(figures["many"]["images_per_s"] / alone["many"]["images_per_s"], 3)
         figures["p50_ms_of_single"] = round(figures["one"]["p50_ms"] / alone["one"]["p50_ms"], 3)
-        figures["same_labels"] = sum(
-            [each[0] for each in mine] == [each[0] for each in theirs]
-            for mine, theirs in zip(answers[name], reference, strict=True)
-        )
-        figures["largest_difference_of_scores"] = max(
-            abs(dict(mine)[label] - score)
-            for mine, theirs in zip(answers[name], reference, strict=True)
-            for label, score in theirs
-            if label in dict(mine)
-        )
+        figures.update(_differences(answers[name], reference))
         say(
             f"{name:26} {figures['many']['images_per_s']:7.1f} images/s ({figures['images_per_s_of_single']:.2f})"
             f"  p50 alone {figures['one']['p50_ms']:6.1f} ms ({figures['p50_ms_of_single']:.2f})"
@@ -97,6 +89,21 @@ def compare(folder: Path | None, seconds: float) -> dict[str, Any]:
             f"  ms of a core an image: {figures['cpu_ms_an_image']}"
         )
     return {"images": len(files), "ways": found}
+
+
+def _files(folder: Path | None) -> list[bytes]:
+    return photographs() if folder is None else [file.read_bytes() for file in sorted(folder.rglob("*.jp*g"))]
+
+
+def _differences(answers: Sequence[Any], reference: Sequence[Any]) -> dict[str, float]:
+    """Return how many answers have the labels in the same order, and by how much a score differs at most."""
+    pairs = list(zip(answers, reference, strict=True))
+    return {
+        "same_labels": sum([each[0] for each in mine] == [each[0] for each in theirs] for mine, theirs in pairs),
+        "largest_difference_of_scores": max(
+            abs(dict(mine)[label] - score) for mine, theirs in pairs for label, score in theirs if label in dict(mine)
+        ),
+    }
 
 
 def _answers(url: str, files: Sequence[bytes]) -> list[list[tuple[str, float]]]:
@@ -236,8 +243,8 @@ def cluster_of_nodes(nodes: int) -> Iterator[Any]:
         cluster.shutdown()
 
 
-def kill(seconds: float, only: str | None) -> dict[str, Any]:
-    """Return what callers saw of each loss."""
+def kill(folder: Path | None, seconds: float, only: str | None) -> dict[str, Any]:
+    """Return what callers saw of each loss, and first how the answers differ from those of a single process."""
     binaries = postgres_binaries()
     if binaries is None:
         sys.exit("PostgreSQL is not installed")
@@ -255,6 +262,9 @@ def kill(seconds: float, only: str | None) -> dict[str, Any]:
             "DEIXIS_RAY_ENCODERS": "2",
             "DEIXIS_RAY_SHARDS": "2",
         }
+        files = _files(folder)
+        with serving("embedded", Path(made)) as server:
+            reference = _answers(server.url, files)
         os.environ.update(environment)
         deixis = str(Path(sys.executable).with_name("deixis"))
         build = [deixis, "captions", "build", "-", "--name", "things"]
@@ -262,7 +272,10 @@ def kill(seconds: float, only: str | None) -> dict[str, Any]:
         with cluster_of_nodes(2) as cluster:
             say("three nodes; deploying")
             subprocess.run([deixis, "serve", "--ray-address", cluster.address], check=True, stdout=subprocess.DEVNULL)
-            return _losses(cluster, "http://127.0.0.1:8731", seconds, only)
+            there = "http://127.0.0.1:8731"
+            answers = {"images": len(files), **_differences(_answers(there, files), reference)}
+            say(f"answers beside those of a single process: {answers}")
+            return {"answers": answers, **_losses(cluster, there, seconds, only)}
 
 
 def _losses(cluster: Any, url: str, seconds: float, only: str | None) -> dict[str, Any]:
@@ -387,7 +400,7 @@ def main() -> None:
     elif arguments.what == "scale":
         figures = scale(arguments.seconds)
     else:
-        figures = kill(arguments.seconds, arguments.only)
+        figures = kill(arguments.photographs, arguments.seconds, arguments.only)
     if arguments.output is None:
         json.dump(figures, sys.stdout, indent=1)
     else:
