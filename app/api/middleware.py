@@ -216,7 +216,7 @@ class AccessLog:
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
-        status = 500
+        status: int | None = None
 
         async def watched_send(message: Message) -> None:
             nonlocal status
@@ -227,13 +227,16 @@ class AccessLog:
         with structlog.contextvars.bound_contextvars(request_id=correlation_id.get()):
             try:
                 await self._app(scope, receive, watched_send)
+            except asyncio.CancelledError:  # Ray does so when a caller hangs up
+                status = 499 if status is None else status
+                raise
             finally:
                 trace = {} if (traced := trace_id()) is None else {"trace_id": traced}
                 log.info(
                     "request",
                     method=scope["method"],
                     path=scope["path"][:_MAX_LOGGED_CHARS],
-                    status=status,
+                    status=500 if status is None else status,
                     duration_ms=round((time.perf_counter() - began) * 1000, 3),
                     **trace,
                     **scope.get("deixis.log", {}),

@@ -156,6 +156,7 @@ class CaptionIndex:
         self.probes = probes
         lists = range(index.nlist) if probes else ()
         self._sizes = np.array([index.invlists.list_size(each) for each in lists], np.int64)
+        self._begins = np.cumsum(self._sizes) - self._sizes
 
     @classmethod
     def open(cls, file: Path, features: Float16[np.ndarray, "n d"], parameters: IndexParameters) -> Self:
@@ -213,8 +214,7 @@ class CaptionIndex:
     def _lists(self, part: Part) -> range:
         """Return which lists are a part's own: those that begin where it does or later, and before the next."""
         own = part.rows(len(self._features))
-        first = np.cumsum(self._sizes) - self._sizes
-        start, stop = np.searchsorted(first, [own.start, own.stop]).tolist()
+        start, stop = np.searchsorted(self._begins, [own.start, own.stop]).tolist()
         return range(start, len(self._sizes) if part.number + 1 == part.of else stop)
 
     def _candidates(

@@ -4,7 +4,7 @@ import logging
 import pytest
 import structlog
 
-from app.api.middleware import BodyBudget, BodyLimits, BoundedBody
+from app.api.middleware import AccessLog, BodyBudget, BodyLimits, BoundedBody
 from app.main import create_app
 from tests.api.problems import problem_of
 from tests.conftest import picture
@@ -125,6 +125,25 @@ async def test_a_caller_who_leaves_before_the_body_is_whole_is_no_fault_of_ours(
     assert {"request"} <= events <= {"request", "client_disconnected"}
     # FastAPI reads the bodies of the other routes, and makes a malformed request of one that is cut short.
     assert "client_disconnected" in events or path != "/v1/classify"
+
+
+@anyio_test
+@pytest.mark.parametrize(("answered", "status"), [(False, 499), (True, 200)])
+async def test_a_request_that_is_given_up_from_outside_is_no_error_of_ours(answered, status):
+    """As Ray does when a caller hangs up."""
+
+    async def app(scope, receive, send):
+        if answered:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise asyncio.CancelledError
+
+    async def send(message):
+        pass
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/classify"}
+    with structlog.testing.capture_logs() as logs, pytest.raises(asyncio.CancelledError):
+        await AccessLog(app)(scope, None, send)
+    assert [each["status"] for each in logs] == [status]
 
 
 # --- the bound on bodies -------------------------------------------------------------------------------------------
