@@ -209,34 +209,16 @@ def test_a_run_that_failed_goes_on_where_it_was(run, photos, tmp_path, monkeypat
     assert rows_of(tmp_path / "out") == rows_of(tmp_path / "whole")
 
 
-@pytest.fixture
-def interruptible():
-    """As a command's process is; those of the test run may ignore Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.skipif(os.name == "nt", reason="no signals are sent there")
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_run_that_is_stopped_says_what_is_kept(run, photos, tmp_path, monkeypatch, interruptible, sent, status):
-    write = PartFolder.write
-
-    def stopping(self, unit, part, rows, *, ends_unit):
-        write(self, unit, part, rows, ends_unit=ends_unit)
-        if unit == 2:
-            os.kill(os.getpid(), sent)
-
-    before = signal.getsignal(signal.SIGTERM)
+def test_a_run_that_is_stopped_says_what_is_kept(run, photos, tmp_path, sent, status):
     command = ["bulk", photos, "-l", "red, green", "--part-images", 5, "--out", tmp_path / "out.parquet"]
-    with monkeypatch.context() as stopped:
-        stopped.setattr(PartFolder, "write", stopping)
-        done = run(*command)
+    words = [sys.executable, "-m", "tests.bulk.bulk_until_stopped", str(int(sent)), *map(str, command)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
     kept = len(list((tmp_path / "out.parquet.parts").glob("part-*")))
-    assert done.exit_code == status, (done.stderr, done.exception)
+    assert done.returncode == status, done.stderr
     assert 3 <= kept < 8
     assert f"stopped: {kept} parts are kept in '{tmp_path}/out.parquet.parts', and the same command" in done.stderr
-    assert signal.getsignal(signal.SIGTERM) is before
     assert run(*command).exit_code == 0
     assert len(keys_of(tmp_path / "out.parquet")) == 40
 
