@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 
 # As far as a thread steps back that nobody waits for.
 _NICENESS = 10
@@ -16,11 +16,11 @@ _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 
 class _Limit:
-    """NumPy's limit, and how many want it."""
+    """NumPy's limit, and how many want it; one more limit for each library that came since the first."""
 
     lock = threading.Lock()
     wanted = 0
-    limits: "threadpool_limits | None" = None
+    limits: "list[threadpool_limits]" = []  # noqa: RUF012 - one for all
 
 
 def usable_cores(cpu_max: Path = _CPU_MAX) -> int:
@@ -52,13 +52,12 @@ def one_blas_thread() -> Iterator[None]:
     """
     with _Limit.lock:
         _Limit.wanted += 1
-        if _Limit.limits is None:
-            _Limit.limits = threadpool_limits(1, user_api="blas")
+        if any(each["num_threads"] != 1 for each in threadpool_info() if each["user_api"] == "blas"):
+            _Limit.limits.append(threadpool_limits(1, user_api="blas"))
     try:
         yield
     finally:
         with _Limit.lock:
             _Limit.wanted -= 1
-            if not _Limit.wanted:
-                _Limit.limits.restore_original_limits()
-                _Limit.limits = None
+            while not _Limit.wanted and _Limit.limits:
+                _Limit.limits.pop().restore_original_limits()

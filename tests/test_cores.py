@@ -66,3 +66,12 @@ def test_products_have_their_threads_again_when_the_last_that_wanted_one_is_done
         with pytest.raises(RuntimeError), one_blas_thread():
             raise RuntimeError
         assert blas_threads() == {2}
+
+
+def test_libraries_that_came_since_the_first_wanted_one_have_one_thread_too():
+    with threadpool_limits(2, user_api="blas"):
+        with one_blas_thread():
+            threadpool_limits(2, user_api="blas")  # as one is that was loaded now
+            with one_blas_thread():
+                assert blas_threads() == {1}
+        assert blas_threads() == {2}
