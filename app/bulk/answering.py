@@ -183,9 +183,11 @@ def batches_of(
     for each in remaining:
         unit = parts.unit(each.offset)
         place = (unit.source, unit.path)
-        if unit.source is not None and place in roots:  # of an earlier unit, since when there may be another folder
-            roots[place].check(Path(unit.path))
-        root = roots.setdefault(place, Root(unit))
+        root = roots.get(place)
+        if root is None:
+            root = roots[place] = Root(unit)
+        elif unit.source is not None:  # of an earlier unit, since when there may be another folder
+            root.check(Path(unit.path))
         items: list[Item | Row] = []
         count, asked, size = each.parts_done * part_images, 0, 0
         found: Iterator[Item | Row] = read_unit(unit, skip=count, max_image_bytes=max_image_bytes)

@@ -185,9 +185,9 @@ class PartFolder:
         pa, pq = pyarrow()
         sink = pa.BufferOutputStream()
         pq.write_table(table_of(rows, self._question), sink, compression="zstd")
+        _write(self._file(unit, part, ends_unit=ends_unit), sink.getvalue().to_pybytes())
         if not ends_unit:  # what could not be read on when it was written the last time, now can
             self._file(unit, part, ends_unit=True).unlink(missing_ok=True)
-        _write(self._file(unit, part, ends_unit=ends_unit), sink.getvalue().to_pybytes())
 
     def totals(self) -> Totals:
         """Count the rows of all parts, by their footers."""
@@ -254,7 +254,7 @@ def opened(out: Path, wanted: Manifest, planned: Iterator[Unit]) -> Iterator[tup
 
 
 def _begun(folder: Path, wanted: Manifest, planned: Iterator[Unit]) -> tuple[PartFolder, Manifest]:
-    for rest in _asides(folder):
+    for rest in (*_asides(folder), *_ends_that_are_none(folder)):
         rest.unlink(missing_ok=True)
     manifest = read_manifest(folder)
     if manifest is None:
@@ -394,6 +394,13 @@ def _halves(out: Path) -> list[Path]:
     """Return what runs that were killed had put together of a file."""
     name = re.compile(rf"\.{re.escape(out.name)}\.\d+\.part")
     return [file for file in out.parent.iterdir() if name.fullmatch(file.name)]
+
+
+def _ends_that_are_none(folder: Path) -> list[Path]:
+    """Return the ends of units that were read on from there, by a run that was killed before it removed them."""
+    files = files_of(folder)
+    names = {file.name for file in files}
+    return [file for file in files if "-end" in file.name and file.name.replace("-end", "") in names]
 
 
 def _in_groups(files: Iterable[Path]) -> Iterator[Any]:

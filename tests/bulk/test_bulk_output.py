@@ -13,6 +13,7 @@ from app.bulk.output import (
     Remaining,
     Totals,
     check_out,
+    files_of,
     finished,
     opened,
     parts_of,
@@ -113,6 +114,31 @@ def test_parts_with_bad_images_are_told_with_their_rows(tmp_path):
         parts.write(1, 1, [good("c"), good("d")], ends_unit=False)
         assert next(parts.remaining()) == replace(second, parts_done=2)
         assert parts.rows(replace(second, parts_done=2, again=True)) == ([], True)
+
+
+def test_a_part_that_is_read_on_is_never_missing(tmp_path, monkeypatch):
+    """Whoever is killed while it takes the place of the end has the old rows, or both, of which the new ones count."""
+    with begin(tmp_path) as (parts, _):
+        parts.write(1, 0, [good("a"), bad("b")], ends_unit=True)
+        (end,) = files_of(tmp_path)
+
+        def killed(*_, **__):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as before_it_is_there:
+            before_it_is_there.setattr("app.bulk.output._write", killed)
+            with pytest.raises(KeyboardInterrupt):
+                parts.write(1, 0, [good("a"), good("b")], ends_unit=False)
+        assert files_of(tmp_path) == [end]
+        with monkeypatch.context() as before_the_end_is_gone:
+            before_the_end_is_gone.setattr("pathlib.Path.unlink", killed)
+            with pytest.raises(KeyboardInterrupt):
+                parts.write(1, 0, [good("a"), good("b")], ends_unit=False)
+        assert len(files_of(tmp_path)) == 2
+    with begin(tmp_path) as (parts, _):
+        assert [file.name for file in files_of(tmp_path)] == ["part-00000001-000000.parquet"]
+        assert parts.totals() == Totals(2, 0)
+        assert next(each for each in parts.remaining() if each.number == 1).parts_done == 1
 
 
 def test_rows_are_counted_and_read_by_others(tmp_path):
