@@ -52,7 +52,7 @@ def build(args: Mapping[str, str]) -> Application:
 def application(settings: Settings) -> Application:
     """Return the service: edges, an encoder deployment for each model or one for all, and the parts of captions."""
     # All get the same settings, by which they know those that were deployed with them.
-    settings = _on_machines_unlike_this(settings)
+    settings = _with_decoders_of_an_edge(settings)
     if settings.ray_models_at_once is None:
         models = encoders(settings)
     else:
@@ -103,7 +103,7 @@ def cpus_needed(settings: Settings) -> int:
     return settings.ray_edges.most + encoders_cpus(settings) + shards
 
 
-def _on_machines_unlike_this(settings: Settings) -> Settings:
+def _with_decoders_of_an_edge(settings: Settings) -> Settings:
     """Have edges not decode in as many threads as there are cores where they are deployed, unless that is wanted."""
     if "decode_threads" in settings.model_fields_set:
         return settings
