@@ -26,6 +26,8 @@ Transform = Callable[[Image.Image], Pixels]
 
 # Whatever a decoder leaks goes with its process.
 _IMAGES_PER_PROCESS = 1000
+# Of processes that end before they begin with the image.
+_ATTEMPTS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +108,8 @@ class ProcessDecoders:
             NotAnImageError: as ``decode_image``, or the decoder took too long or crashed.
             NotReadyError: the processes ended without having begun with any image.
         """
-        if not self._processes.active:
-            self._processes = self._begun()
-        arguments = (data, self.limits, target_px)
-        decoding = self._processes.schedule(_decode, args=arguments, timeout=self._timeout_s)
         try:
-            size, pixels = await asyncio.wrap_future(decoding)
+            size, pixels = await self._in_a_process(data, target_px)
         except TimeoutError as error:
             log.warning("decoder_killed", reason="too slow", timeout_s=self._timeout_s)
             raise NotAnImageError(
@@ -121,10 +119,26 @@ class ProcessDecoders:
             log.warning("decoder_died", exitcode=error.exitcode)
             raise NotAnImageError("the image made its decoder crash; save it as a plain JPEG or PNG") from error
         except BrokenExecutor as error:
-            log.warning("decoders_broken", reason=str(error))
             raise NotReadyError("the processes that decode images ended, and begin again; try again") from error
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, _transformed, transform, size, pixels)
+
+    async def _in_a_process(self, data: bytes, target_px: int) -> tuple[tuple[int, int], bytes]:
+        attempts = _ATTEMPTS
+        while True:
+            if not self._processes.active:
+                self._processes = self._begun()
+            arguments = (data, self.limits, target_px)
+            decoding = self._processes.schedule(_decode, args=arguments, timeout=self._timeout_s)
+            try:
+                return await asyncio.wrap_future(decoding)
+            except BrokenExecutor as error:
+                # Not the image's fault, which had not begun: pebble may tell so when a process ends that was killed
+                # for the image before.
+                log.warning("decoders_broken", reason=str(error))
+                attempts -= 1
+                if not attempts:
+                    raise
 
     def _begun(self) -> ProcessPool:
         # Not forked: a fork of a process with threads may hold locks that nobody will release.

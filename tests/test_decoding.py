@@ -104,12 +104,20 @@ async def test_processes_that_end_before_they_begin_are_not_the_images_fault_and
     hasty._processes._context.status = PoolStatus.ERROR  # as pebble leaves it where no process could begin
     assert (await hasty.decode(seeds()["png"], as_array, 8)).shape == (48, 64, 3)
 
+    working = hasty._processes.schedule
+
     def breaks(*_, **__):
         broken = Future()
         broken.set_exception(BrokenExecutor("All workers expired"))
         return broken
 
-    working, hasty._processes.schedule = hasty._processes.schedule, breaks
+    def breaks_once(*_, **__):
+        hasty._processes.schedule = working
+        return breaks()
+
+    hasty._processes.schedule = breaks_once
+    assert (await hasty.decode(seeds()["png"], as_array, 8)).shape == (48, 64, 3)
+    hasty._processes.schedule = breaks
     with pytest.raises(NotReadyError, match="begin again"):
         await hasty.decode(seeds()["png"], as_array, 8)
     hasty._processes.schedule = working

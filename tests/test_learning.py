@@ -195,11 +195,11 @@ async def test_no_more_than_two_are_under_way_however_many_label_sets_there_are(
 async def test_work_takes_one_core_at_low_priority(learner):
     def work():
         np.ones((8, 8)) @ np.ones((8, 8))
-        threads = [each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"]
-        return threads, os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+        several = [each for each in threadpool_info() if each["user_api"] == "blas" and each["num_threads"] != 1]
+        return several, os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
-    threads, priority = await learner.run(work)
-    assert set(threads) == {1}
+    several, priority = await learner.run(work)
+    assert not several
     assert priority > os.getpriority(os.PRIO_PROCESS, 0)
 
 
