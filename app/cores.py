@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import ThreadpoolController, threadpool_info, threadpool_limits
 
 # As far as a thread steps back that nobody waits for.
 _NICENESS = 10
@@ -53,11 +53,24 @@ def one_blas_thread() -> Iterator[None]:
     with _Limit.lock:
         _Limit.wanted += 1
         if any(each["num_threads"] != 1 for each in threadpool_info() if each["user_api"] == "blas"):
+            _let_any_thread_set_limits()
             _Limit.limits.append(threadpool_limits(1, user_api="blas"))
     try:
         yield
     finally:
         with _Limit.lock:
             _Limit.wanted -= 1
-            while not _Limit.wanted and _Limit.limits:
-                _Limit.limits.pop().restore_original_limits()
+            if not _Limit.wanted:
+                _let_any_thread_set_limits()
+                while _Limit.limits:
+                    _Limit.limits.pop().restore_original_limits()
+                _let_any_thread_set_limits()
+
+
+def _let_any_thread_set_limits() -> None:
+    """Free the number of OpenBLAS's threads, which belongs to the whole process, from the one that set it first.
+
+    threadpoolctl passes over what any other thread sets, until that one has ended.
+    """
+    for each in ThreadpoolController().select(internal_api="openblas").lib_controllers:
+        each.clear_controlling_thread(force=True)

@@ -1,4 +1,5 @@
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np  # noqa: F401 - whose library is limited
 import pytest
@@ -66,6 +67,29 @@ def test_products_have_their_threads_again_when_the_last_that_wanted_one_is_done
         with pytest.raises(RuntimeError), one_blas_thread():
             raise RuntimeError
         assert blas_threads() == {2}
+
+
+def test_whichever_threads_want_it_have_it_though_another_has_set_a_limit_before():
+    def has_one(other_is_done=None):
+        with one_blas_thread():
+            if other_is_done is not None:
+                other_is_done.result(10)
+            return blas_threads()
+
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second, threadpool_limits(2, user_api="blas"):
+        pools = [first, second, first]
+        assert [each.submit(has_one).result(10) for each in pools] == [{1}, {1}, {1}]
+        came_later = first.submit(has_one)
+        assert second.submit(has_one, came_later).result(10) == {1}
+        assert blas_threads() == {2}
+        for each in (first, second):
+            assert each.submit(shared_threads).result(10) == {2}
+
+
+def shared_threads():
+    # OpenMP has a number for each thread, which is that thread's own affair.
+    found = [each for each in threadpool_info() if each["user_api"] == "blas" and each["threading_layer"] != "openmp"]
+    return {each["num_threads"] for each in found}
 
 
 def test_libraries_that_came_since_the_first_wanted_one_have_one_thread_too():
