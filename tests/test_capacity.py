@@ -25,7 +25,7 @@ from benchmarks.capacity import (
     percentile,
     simulate,
 )
-from benchmarks.capacity_check import compared, saturation, single_process, table, verdict
+from benchmarks.capacity_check import compared, medians, saturation, single_process, table, verdict
 from benchmarks.capacity_stages import Used, from_processor_time, searches
 from benchmarks.events import Caller, Clock, Encoder, Host, Station, process, together
 
@@ -490,6 +490,18 @@ def test_a_check_tells_what_is_off_by_more_than_a_fifth():
         "images_per_s at 150/s is 0.79 times what was measured",
     ]
     assert "Off by more than 20%: nothing" in table({"points": points[:1]})
+
+
+def test_the_medians_of_rounds_count_that_others_left_alone():
+    rounds = [
+        {"p95_ms": each, "others_cpu": others} for each, others in ((9.0, 0.0), (1.0, 0.3), (5.0, 0.03), (4.0, 0.02))
+    ]
+    assert medians(rounds) == {"p95_ms": 5.0, "others_cpu": 0.02}
+    rounds = [
+        {"p95_ms": 1.0, "others_cpu": 0.3, "statuses": {}},
+        {"p95_ms": 2.0, "others_cpu": 0.2, "statuses": {"200": 1}},
+    ]
+    assert medians(rounds) == {"p95_ms": 2.0, "others_cpu": 0.2, "statuses": {"200": 1}}
 
 
 def test_a_single_process_saturates_where_its_cores_do():
