@@ -1,13 +1,15 @@
 """What is simulated against what is measured: one server on loopback, its stages and its load in one run.
 
     python -m benchmarks.capacity_check embedded [--engine ray] [--seconds 20] [--output benchmarks/results]
+    python -m benchmarks.capacity_check --again benchmarks/results/DATE-capacity-ray.json
 
 The stages are measured first (``benchmarks/capacity_stages.py``), one request at a time. From them comes the rate at
 which the simulation saturates, and an open loop then asks a server at shares of that rate. The simulation gets the same
 times of arrival and the same batches, and nothing of what was measured under load. Each rate is measured until others
 on the machine have left three rounds alone, or at most ``--rounds`` times, and the medians of those count, since near
 saturation one hiccup is in every latency after it; where others never left off, the round counts that they disturbed
-least. ``others_cpu`` tells which share of the cores they had.
+least. ``others_cpu`` tells which share of the cores they had. With ``--again`` nothing is measured: what an earlier run
+measured is simulated anew, which tells what a change of the simulator is worth.
 """
 
 import argparse
@@ -108,6 +110,25 @@ def saturation(stages: Stages, plan: Plan) -> float:
         rate *= 2
 
 
+def simulated(stages: Stages, plan: Plan, rate: float, seconds: float) -> Outcome:
+    """Return what comes of the load of ``benchmarks/load.py``: the same times of arrival."""
+    arrivals = tuple(float(each) for each in poisson_times(rate, seconds))
+    return simulate(stages, plan, Load(rate, seconds, arrivals_s=arrivals))
+
+
+def again(found: Mapping[str, Any], seconds: float, max_queued: int) -> dict[str, Any]:
+    """Return what ``check`` did, simulated anew from the same stages, at the same rates."""
+    told = found["stages"]
+    # Only Ray has proxies.
+    stages, plan = Stages.from_json(told), (on_ray if "proxy_s" in told else single_process)(told, max_queued)
+    points = [
+        {name: each[name] for name in ("share", "rate")}
+        | compared(each["measured"], simulated(stages, plan, each["rate"], seconds))
+        for each in found["points"]
+    ]
+    return {**found, "points": points}
+
+
 def check(
     model: str,
     data_dir: Path,
@@ -129,9 +150,7 @@ def check(
             rate = round(share * limit, 2)
             say(f"{model}: open loop at {rate:g} images/s")
             figures = loaded(server, rate, seconds, rounds)
-            arrivals = tuple(float(each) for each in poisson_times(rate, seconds))
-            outcome = simulate(stages, plan, Load(rate, seconds, arrivals_s=arrivals))
-            points.append({"share": share, "rate": rate} | compared(figures, outcome))
+            points.append({"share": share, "rate": rate} | compared(figures, simulated(stages, plan, rate, seconds)))
     return {"model": model, "saturation_images_per_s": round(limit, 1), "points": points, "stages": told}
 
 
@@ -175,7 +194,7 @@ def table(found: Mapping[str, Any]) -> str:
 def main() -> None:
     """Compare, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", help="as in DEIXIS_MODELS; vit-b-32 is one with random weights")
+    parser.add_argument("models", nargs="*", help="as in DEIXIS_MODELS; vit-b-32 is one with random weights")
     parser.add_argument("--engine", choices=["process", "ray"], default="process", help="(%(default)s)")
     parser.add_argument("--seconds", type=float, default=20.0, help="of load at each rate (%(default)s)")
     parser.add_argument("--max-queued", type=int, default=256, help="images that the server admits (%(default)s)")
@@ -183,7 +202,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="at most, of each measurement (%(default)s)")
     parser.add_argument("--data-dir", type=Path, help="with what was measured of the model; else a new one")
     parser.add_argument("--output", type=Path, help="a folder for JSON and table")
+    parser.add_argument("--again", type=Path, help="JSON of an earlier run, of the same seconds and images admitted")
     given = parser.parse_args()
+    if bool(given.models) == bool(given.again):
+        parser.error("give models to measure, or --again with what was measured")
+    if given.again:
+        about = json.loads(given.again.read_text("utf-8"))
+        found = [again(each, given.seconds, given.max_queued) for each in about.pop("models")]
+        tell(about, found, given.output and given.output / given.again.stem)
+        return
     os.environ["DEIXIS_BUILD_WORDNET"] = "false"  # which takes the cores for minutes
     about, found = about_this_run(), []
     with tempfile.TemporaryDirectory() as temporary:
@@ -194,13 +221,18 @@ def main() -> None:
                 check(model, data_dir, given.sizes, given.seconds, given.max_queued, given.rounds, given.engine)
                 | {"model": name if given.engine == "process" else f"{name} on Ray"}
             )
+    stem = f"{about['date']}-capacity" + ("-ray" if given.engine == "ray" else "")
+    tell(about, found, given.output and given.output / stem)
+
+
+def tell(about: Mapping[str, Any], found: Sequence[Mapping[str, Any]], stem: Path | None) -> None:
+    """Print the tables, and write them and everything as JSON into files whose names begin so."""
     machine = about["machine"]
     head = f"# {about['date']}, commit {about['commit']}, {machine['processor']}, {machine['cores']} cores\n\n"
     report = head + "\n".join(f"## {each['model']}\n\n{table(each)}" for each in found)
     sys.stdout.write(report)
-    if given.output:
-        given.output.mkdir(parents=True, exist_ok=True)
-        stem = given.output / (f"{about['date']}-capacity" + ("-ray" if given.engine == "ray" else ""))
+    if stem:
+        stem.parent.mkdir(parents=True, exist_ok=True)
         stem.with_suffix(".json").write_text(json.dumps({**about, "models": found}, indent=1) + "\n", encoding="utf-8")
         stem.with_suffix(".md").write_text(report, encoding="utf-8")
 

@@ -87,7 +87,7 @@ class Host:
     """
 
     def __init__(self, clock: Clock, cores: int) -> None:
-        self._clock = clock
+        self.clock = clock
         self._cores = cores
         self.busy_core_s = 0.0
         self._order = itertools.count()
@@ -118,8 +118,8 @@ class Host:
         return start
 
     def _advance(self) -> None:
-        elapsed = self._clock.now - self._since
-        self._since = self._clock.now
+        elapsed = self.clock.now - self._since
+        self._since = self.clock.now
         self._shown += elapsed * self._speed
         self.busy_core_s += elapsed * min(self._threads, self._cores)
 
@@ -130,8 +130,8 @@ class Host:
             return
         share = self._threads / self._cores
         self._speed = 1 / max(1.0, math.ceil(share) if self._wide else share)
-        self._clock.at(
-            self._clock.now + max(0.0, self._running[0][0] - self._shown) / self._speed,
+        self.clock.at(
+            self.clock.now + max(0.0, self._running[0][0] - self._shown) / self._speed,
             lambda version=self._version: self._end(version),  # type: ignore[misc]
         )
 
@@ -214,6 +214,7 @@ class Encoder:
     def __init__(
         self, host: Host, threads: int, batch_size: int, alone_s: Sequence[float], ahead_s: Sequence[float]
     ) -> None:
+        self._clock = host.clock
         self._host = host
         self._threads = threads
         self._batch_size = batch_size
@@ -235,7 +236,9 @@ class Encoder:
             self._waiting += 1
             self.ongoing += 1
             if not self._is_busy:
-                self._begin(self._take(), self._alone_s)
+                self._is_busy = True
+                # Its thread wakes after what else comes at this time, of the same call.
+                self._clock.at(self._clock.now, lambda: self._begin(self._take(), self._alone_s))
 
         return start
 

@@ -25,7 +25,7 @@ from benchmarks.capacity import (
     percentile,
     simulate,
 )
-from benchmarks.capacity_check import compared, medians, saturation, single_process, table, verdict
+from benchmarks.capacity_check import again, compared, medians, saturation, single_process, table, verdict
 from benchmarks.capacity_stages import Used, from_processor_time, searches
 from benchmarks.events import Caller, Clock, Encoder, Host, Station, process, together
 
@@ -149,6 +149,14 @@ def test_what_came_while_it_was_busy_is_the_next_batch_at_most_a_full_one():
     clock.run()
     assert device.batches == {1: 1, 4: 1, 2: 1}
     assert ends == {2.0: 4, 3.0: 2}
+
+
+def test_images_of_one_call_are_encoded_together_by_an_encoder_that_was_idle():
+    clock = Clock()
+    one = encoder(clock, 4)
+    together([one.encode(Caller()) for _ in range(3)])(lambda: None)
+    clock.run()
+    assert one.batches == {3: 1}
 
 
 def test_batches_are_full_when_there_is_more_than_enough():
@@ -502,6 +510,15 @@ def test_the_medians_of_rounds_count_that_others_left_alone():
         {"p95_ms": 2.0, "others_cpu": 0.2, "statuses": {"200": 1}},
     ]
     assert medians(rounds) == {"p95_ms": 2.0, "others_cpu": 0.2, "statuses": {"200": 1}}
+
+
+@pytest.mark.parametrize("file", ["2026-11-26-capacity.json", "2026-11-26-capacity-ray.json"])
+def test_what_was_measured_is_simulated_anew_and_not_changed(file):
+    kept = json.loads((Path("benchmarks/results") / file).read_text("utf-8"))["models"][0]
+    kept["points"] = [{**each, "simulated": {}, "ratios": {}} for each in kept["points"][:2]]
+    told = again(kept, 20.0, 256)["points"]
+    assert [each["measured"] for each in told] == [each["measured"] for each in kept["points"]]
+    assert [each["ratios"]["images_per_s"] for each in told] == pytest.approx([1, 1], abs=0.01)
 
 
 def test_a_single_process_saturates_where_its_cores_do():
