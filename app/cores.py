@@ -60,7 +60,7 @@ def one_blas_thread() -> Iterator[None]:
     finally:
         with _Limit.lock:
             _Limit.wanted -= 1
-            if not _Limit.wanted:
+            if _Limit.limits and not _Limit.wanted:
                 _let_any_thread_set_limits()
                 while _Limit.limits:
                     _Limit.limits.pop().restore_original_limits()
