@@ -219,6 +219,14 @@ def test_when_an_encoder_is_killed_nobody_notices_and_another_one_begins(on_ray,
 def test_while_a_part_of_the_captions_is_away_answers_say_so(on_ray, photographs):
     (victim,) = replicas_of(on_ray.process, "captions-1")
 
+    def is_whole():
+        files = {"image": photographs["chelsea"]}
+        answer = httpx.post(f"{on_ray.url}/classify", files=files, data={"database": "things"}, timeout=60)
+        return answer.json()["results"][0]["warnings"] == []
+
+    # A part that is slow, where the machine has much else to do, is told too.
+    until(is_whole)
+
     def kill():
         time.sleep(0.5)
         os.kill(victim, signal.SIGKILL)
@@ -227,15 +235,7 @@ def test_while_a_part_of_the_captions_is_away_answers_say_so(on_ray, photographs
 
     answers = asyncio.run(asked_while(on_ray.url, photographs["chelsea"], {"database": "things"}, kill, at_once=2))
     assert {status for status, _ in answers} == {200}, Counter(status for status, _ in answers)
-    told = ["1 of 2 parts of the caption database 'things'" in text for _, text in answers]
-    assert any(told)
-    assert not told[0]
-
-    def is_whole():
-        files = {"image": photographs["chelsea"]}
-        answer = httpx.post(f"{on_ray.url}/classify", files=files, data={"database": "things"}, timeout=60)
-        return answer.json()["results"][0]["warnings"] == []
-
+    assert any("1 of 2 parts of the caption database 'things'" in text for _, text in answers)
     until(is_whole)
 
 
