@@ -17,7 +17,8 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
 from app.api import documentation, errors, playground
-from app.api.access import NAMESPACE_HEADER, Gate
+from app.api.auth.access import NAMESPACE_HEADER, Gate
+from app.api.auth.keys import DefaultQuotas, KeyPolicy, KeyRing, Quotas, read_keys_file
 from app.api.middleware import AccessLog, BodyBudget, BodyLimits, BoundedBody, SecurityHeaders
 from app.api.routes import (
     catalogue,
@@ -32,27 +33,26 @@ from app.api.routes import (
     jobs,
     label_sets,
 )
-from app.caption_library import CaptionLibrary
-from app.choosing import Choices
-from app.databases import Databases, SearchElsewhere
-from app.decoding import Decoders, ImageLimits, ProcessDecoders, ThreadDecoders
-from app.describer import Describer, LanguageModel
+from app.captions.catalogue import Databases, SearchElsewhere
+from app.captions.search import CaptionLibrary
+from app.classification.pipeline import Pipeline
+from app.classification.service import LabelLimits, Service
+from app.describing.describer import Describer, LanguageModel
 from app.describing.questions import load_feature_question, load_question_sets
 from app.encoders._base import Described, Encoder, LoadOptions
 from app.encoders.loading import imagenet_templates, load_encoder
 from app.errors import ConfigurationError
-from app.example_images import ExampleImages
-from app.image_urls import ImageFetcher
-from app.jobs import Jobs
-from app.keys import DefaultQuotas, KeyPolicy, KeyRing, Quotas, read_keys_file
-from app.metrics import Metrics
-from app.pipeline import Pipeline
+from app.fewshot.examples import ExampleImages
+from app.images.decoder_pool import Decoders, ImageLimits, ProcessDecoders, ThreadDecoders
+from app.images.fetch import ImageFetcher
+from app.jobs.queue import Jobs
+from app.models.served_model import ServedModel
+from app.observability.metrics import Metrics
 from app.prompting.class_embeddings import ClassEmbeddingCache
 from app.prompting.templates import TemplateLibrary
-from app.prompting.text_features import TextFeatureStore
-from app.resources import resources
-from app.served import ServedModel
-from app.service import LabelLimits, Service
+from app.prompting.text_feature_store import TextFeatureStore
+from app.runtime.data_files import resources
+from app.selection.selection import Choices
 from app.settings import Settings
 from app.store.database import migrate, open_engine
 from app.store.drafts import DraftRepository

@@ -18,10 +18,10 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app.cores import usable_cores
+from app.api.auth.keys import KeyPolicy, read_rate
 from app.encoders._base import model_source
 from app.errors import ConfigurationError, InvalidFieldError, ModelUnavailableError
-from app.keys import KeyPolicy, read_rate
+from app.runtime.cpu import usable_cores
 
 _MIB = 1024 * 1024
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from app.files import images_below
+from app.images.discovery import images_below
 from benchmarks.service import about_this_run, run_json, say
 
 LABELS = "dress,hat,long sleeve top,jacket,pants,shirt,shoes,shorts,skirt,t-shirt"

@@ -5,7 +5,7 @@
         --price-proxy 0.1
 
 An image takes the way of the service: it arrives (Poisson, with bursts if asked for), is read by an edge's event loop,
-decoded by one of its threads, sent to an encoder, waits there for a batch as in ``app/batching.py``, and comes back to
+decoded by one of its threads, sent to an encoder, waits there for a batch as in ``app/models/queue.py``, comes back to
 be adapted and answered. With captions its features then go to every shard, and the slowest answers last. A request
 that finds its edge or its encoder full is answered 503. On Ray proxies stand before the edges, and images that come
 while eight calls of an edge are under way leave together. ``benchmarks/capacity_stages.py`` measures the times,

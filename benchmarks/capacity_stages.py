@@ -322,7 +322,7 @@ def _seconds(milliseconds: Sequence[float]) -> list[float]:
 
 def tower_times(model: str, data_dir: Path, sizes: Sequence[int], seconds: float, rounds: int) -> dict[str, Any]:
     """Return the seconds of batches by size, alone and begun ahead, and the cores that they use."""
-    from app.images import decode_image  # noqa: PLC0415 - as below
+    from app.images.decode import decode_image  # noqa: PLC0415 - as below
     from benchmarks.encoder import load  # noqa: PLC0415 - imports torch
 
     encoder = load(model, data_dir, "auto", "auto")

@@ -31,7 +31,7 @@ import numpy as np  # noqa: E402 - after the number of threads is set
 
 from app.captions.build import BuildOptions, build  # noqa: E402
 from app.captions.database import INDEX, CaptionDatabase  # noqa: E402
-from app.cores import usable_cores  # noqa: E402
+from app.runtime.cpu import usable_cores  # noqa: E402
 
 GOALS = {"captions": 1_000_000, "p50_ms": 5, "recall": 0.95, "index_bytes_per_caption": 200}
 FINGERPRINT = "synthetic features"

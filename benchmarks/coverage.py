@@ -17,15 +17,15 @@ import numpy as np
 
 from app.adapters._base import Examples
 from app.adapters._examples import Need
-from app.calibration import Calibration, calibrate, prediction_sets, tempered_softmax
+from app.classification.methods import METHODS
 from app.cli.common import read_subfolder_names
 from app.encoders._base import Encoder, LoadOptions
 from app.encoders.loading import load_encoder
-from app.evaluation import expected_calibration_error
-from app.files import find_labelled_images
-from app.images import decode_image
-from app.learning import answer, answer_held_out, learn, stratified_folds
-from app.methods import METHODS
+from app.fewshot.fitting import answer, answer_held_out, learn, stratified_folds
+from app.images.decode import decode_image
+from app.images.discovery import find_labelled_images
+from app.scoring.calibration import Calibration, calibrate, prediction_sets, tempered_softmax
+from app.scoring.measures import expected_calibration_error
 
 _COVERAGES = (0.9, 0.95)
 _ENCODED_AT_ONCE = 32

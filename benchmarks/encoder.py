@@ -58,7 +58,7 @@ def median_ms(work: Callable[[], object], seconds: float) -> float:
 
 def measure(encoder: Any, sizes: Sequence[int], seconds: float) -> dict[str, object]:
     """Return the figures."""
-    from app.images import decode_image  # noqa: PLC0415
+    from app.images.decode import decode_image  # noqa: PLC0415
 
     files = photographs()
 

@@ -1,8 +1,8 @@
 """What ``benchmarks/capacity.py`` simulates with: time, cores that are shared, queues, and batches.
 
 A simulation of discrete events, in seconds. What takes time is a function that begins it and is given what to call when
-it is over; a generator of such steps is one itself (``process``). ``tests/test_capacity.py`` compares with what is
-known of such queues.
+it is over; a generator of such steps is one itself (``process``). ``tests/benchmarks/test_capacity.py`` compares with
+what is known of such queues.
 """
 
 import heapq
@@ -198,7 +198,7 @@ class Caller:
 
 
 class Encoder:
-    """Encodes in batches, as ``app.batching.EncodeQueue`` does.
+    """Encodes in batches, as ``app.models.queue.EncodeQueue`` does.
 
     There is no timer. What waits when the device is free is the next batch; when a batch begins and a full one waits,
     that one is begun ahead. Callers take turns by image.

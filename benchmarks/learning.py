@@ -26,8 +26,8 @@ import numpy as np  # noqa: E402 - after the number of threads is set
 
 from app.adapters._base import Examples  # noqa: E402
 from app.adapters._examples import ExampleAdapter  # noqa: E402
-from app.methods import METHODS  # noqa: E402
-from app.neighbours import NeighbourIndex, use_one_thread  # noqa: E402
+from app.classification.methods import METHODS  # noqa: E402
+from app.fewshot.neighbours import NeighbourIndex, use_one_thread  # noqa: E402
 
 _SCALE = 100.0
 _SUPPORT_PER_CLASS = 16

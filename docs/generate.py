@@ -15,10 +15,10 @@ from typer import Context
 from typer.cli import get_docs_for_click
 from typer.main import get_command
 
+from app.classification.methods import CASED, METHODS, Option
 from app.cli import cli
 from app.encoders.catalogue import ModelCard, load_catalogue
 from app.main import create_app
-from app.methods import CASED, METHODS, Option
 from app.settings import Settings
 
 ROOT = Path(__file__).parents[1]

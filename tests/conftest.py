@@ -99,7 +99,7 @@ def make_client(settings, encoder) -> Iterator[Callable[..., httpx.Client]]:
 @pytest.fixture
 def lexicon_folder(tmp_path) -> Path:
     """WordNet's files with a few words each: what is in none of them is taken for a noun."""
-    from tests.captions.test_lexicon import LICENCE, SAMPLE
+    from tests.captions.cased.test_lexicon import LICENCE, SAMPLE
 
     place = tmp_path / "lexicon"
     place.mkdir()

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from app.task import ClassEntry
+from app.types import ClassEntry
 from tests.conftest import picture
 
 COLOURS = ("red", "green", "blue")

@@ -15,8 +15,8 @@ from typer.main import get_command
 
 from app import __version__
 from app.api.errors import KINDS, TYPE_PREFIX
+from app.classification.methods import CASED, METHODS
 from app.cli import cli
-from app.methods import CASED, METHODS
 from app.settings import Settings
 
 ROOT = Path(__file__).parents[1]

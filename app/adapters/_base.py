@@ -6,7 +6,7 @@ from typing import ClassVar, Protocol, Self
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from app.task import ImageFeatures, Logits, Probabilities, Similarities
+from app.types import ImageFeatures, Logits, Probabilities, Similarities
 
 
 @dataclass(frozen=True, slots=True, eq=False)

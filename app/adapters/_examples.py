@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int64
 
 from app.adapters._base import NO_EXAMPLES, Examples, Neighbours, Scores
-from app.task import ClassEmbeddings, ImageFeatures, Logits
+from app.types import ClassEmbeddings, ImageFeatures, Logits
 
 _SHORTEST = 1e-6
 

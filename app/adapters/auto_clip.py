@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from app.adapters._base import Scores
-from app.task import ImageFeatures, PromptEmbeddings
+from app.types import ImageFeatures, PromptEmbeddings
 
 # Cosines that lie in memory together, for about 64 MiB.
 _AT_ONCE = 2**23

@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from app.adapters._base import Scores
-from app.task import ImageFeatures
+from app.types import ImageFeatures
 
 
 class Cosine:

@@ -29,7 +29,7 @@ from scipy.linalg import cho_factor, cho_solve
 from app.adapters._base import Examples, Neighbours
 from app.adapters._examples import DegenerateExamplesError, ExampleAdapter, Need
 from app.adapters._folds import first_best, fold_numbers, judged, tempered_loss
-from app.task import ImageFeatures, Logits
+from app.types import ImageFeatures, Logits
 
 ALPHAS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 """What cross-validation chooses from."""

@@ -20,7 +20,7 @@ from scipy.linalg import cho_factor, cho_solve
 
 from app.adapters._base import Examples, Neighbours
 from app.adapters._examples import DegenerateExamplesError, ExampleAdapter, Need, softmax
-from app.task import ImageFeatures, Logits
+from app.types import ImageFeatures, Logits
 
 _LEAST_MASS = 1e-6
 # Of the mean square length of the images, what is nothing but rounding.

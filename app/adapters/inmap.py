@@ -16,7 +16,7 @@ from jaxtyping import Float, Int64
 
 from app.adapters._base import Examples, Neighbours
 from app.adapters._examples import ExampleAdapter, Need, unit_rows
-from app.task import ImageFeatures, Logits
+from app.types import ImageFeatures, Logits
 
 _ROUNDS = 20
 # The largest entry by which the steps that are left could move a proxy of unit length when they are left out.

@@ -13,7 +13,7 @@ from app.adapters._base import Examples, Neighbours
 from app.adapters._examples import ExampleAdapter, Need
 from app.adapters.inmap import learned_proxies
 from app.adapters.zlap import expected, mass_logits, propagation
-from app.task import ImageFeatures, Logits
+from app.types import ImageFeatures, Logits
 
 
 class InMaPZLaP(ExampleAdapter):

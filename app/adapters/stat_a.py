@@ -31,7 +31,7 @@ from app.adapters.trans_clip import (
     pieces,
 )
 from app.adapters.zlap import expected
-from app.task import ImageFeatures, Logits
+from app.types import ImageFeatures, Logits
 
 _LEAST_VARIANCE = 1e-4
 _LEAST = 1e-12

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Float32
 
 from app.adapters._base import Examples, Neighbours
 from app.adapters._examples import ExampleAdapter, Need, softmax
-from app.task import ImageFeatures, Logits
+from app.types import ImageFeatures, Logits
 
 _LEAST_LENGTH = 1e-6
 

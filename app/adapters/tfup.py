@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 
 from app.adapters._base import Examples, Neighbours
 from app.adapters._examples import ExampleAdapter, Need, softmax
-from app.task import ImageFeatures, Logits
+from app.types import ImageFeatures, Logits
 
 _SHARPNESS = 10.0
 _LEAST_SHOTS, _MOST_SHOTS, _SHARE = 9, 16, 0.3

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from app.adapters._base import Examples, Neighbours
 from app.adapters._examples import ExampleAdapter, Need
 from app.adapters._folds import first_best, fold_numbers, judged, tempered_loss
-from app.task import ImageFeatures, Logits
+from app.types import ImageFeatures, Logits
 
 ALPHAS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 BETAS = (1.0, 2.0, 5.5, 10.0)

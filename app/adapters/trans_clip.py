@@ -25,7 +25,7 @@ from scipy.special import log_softmax
 from app.adapters._base import Examples, Neighbours
 from app.adapters._examples import ExampleAdapter, Need, log_shares, softmax, unit_rows
 from app.adapters.zlap import expected
-from app.task import ImageFeatures, Logits
+from app.types import ImageFeatures, Logits
 
 NEAREST = 3
 """How many neighbours hold an image, in TransCLIP and StatA."""

@@ -20,7 +20,7 @@ from numpy.typing import DTypeLike
 
 from app.adapters._base import Examples, Neighbours
 from app.adapters._examples import DegenerateExamplesError, ExampleAdapter, Need, log_shares
-from app.task import ImageFeatures, Logits
+from app.types import ImageFeatures, Logits
 
 Span: TypeAlias = tuple[float, float]
 """The smallest and the largest cosine of a graph, between which they are scaled."""

@@ -4,8 +4,8 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from app.jobs import Jobs
-from app.service import Service
+from app.classification.service import Service
+from app.jobs.queue import Jobs
 
 
 async def _service(request: Request) -> Service:

@@ -19,9 +19,9 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from app import errors
-from app.api.access import Caller
+from app.api.auth.access import Caller
 from app.errors import DeixisError, FieldProblem, InvalidFieldError, MalformedRequestError, TooLargeError
-from app.naming import OPEN_NAMESPACE, Namespace
+from app.names.class_names import OPEN_NAMESPACE, Namespace
 
 log = structlog.get_logger()
 

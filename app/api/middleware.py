@@ -19,7 +19,7 @@ from app.errors import (
     RequestTimeoutError,
     UnsupportedMediaTypeError,
 )
-from app.tracing import trace_id
+from app.observability.tracing import trace_id
 
 _MIB = 1024 * 1024
 # Python reads no numbers of thousands of digits.

@@ -9,18 +9,18 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from app.caption_library import MAX_CONTAINS_CHARS, MAX_LIMIT, MAX_OFFSET, CaptionPage
+from app.captions.catalogue import DatabaseState
 from app.captions.plan import BuildPlan
-from app.databases import DatabaseState
-from app.describer import DescribeRequest, Questions
+from app.captions.search import MAX_CONTAINS_CHARS, MAX_LIMIT, MAX_OFFSET, CaptionPage
+from app.describing.describer import DescribeRequest, Questions
 from app.errors import ClientError, DeixisError, InvalidFieldError
-from app.image_urls import MAX_URL_CHARS
-from app.naming import MAX_ITEMS, namespace_of, own_name
+from app.images.fetch import MAX_URL_CHARS
+from app.names.class_names import MAX_ITEMS, namespace_of, own_name
 from app.store.drafts import Draft, DraftKind, DraftStatus
 from app.store.examples import Added, Example, ExampleCounts, NewExample, Selection
 from app.store.jobs import BUILD_CAPTIONS, Job, JobStatus
 from app.store.label_sets import LabelSetSummary
-from app.task import (
+from app.types import (
     ClassEntry,
     Classification,
     ImageResult,

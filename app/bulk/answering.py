@@ -24,11 +24,11 @@ from PIL import Image
 from app.bulk.output import PartFolder, Remaining
 from app.bulk.reading import Item, Root, Unreadable, read_unit, too_large
 from app.bulk.rows import Row
+from app.classification.methods import METHODS
+from app.classification.service import Question, Service
 from app.errors import ConflictError, InvalidFieldError, ServerError
-from app.methods import METHODS
-from app.service import Question, Service
 from app.settings import Settings
-from app.task import ImageResult, Task
+from app.types import ImageResult, Task
 
 # Images in one request; and requests under way at once, of which four keep two cores busy while a part is written, and
 # as many as three of the encoder's batches keep an accelerator busy.

@@ -25,8 +25,8 @@ from app.bulk.parquet import pyarrow
 from app.bulk.run import Engine, service_in_loop
 from app.encoders._base import Encoder
 from app.errors import DeixisError, InvalidFieldError, NotConfiguredError, NotReadyError, ServerError
-from app.logs import configure_logs
 from app.main import load_encoders
+from app.observability.logs import configure_logs
 from app.settings import Settings
 
 log = structlog.get_logger()

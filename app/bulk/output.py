@@ -29,7 +29,7 @@ from app.bulk.parquet import pyarrow
 from app.bulk.rows import METADATA, Row, metadata_of, row_of, schema, table_of
 from app.bulk.sources import PARQUET, Unit
 from app.errors import ConflictError, InvalidFieldError, StoreError
-from app.sidecars import write_atomically
+from app.images.sidecars import write_atomically
 
 _MANIFEST = "_manifest.json"
 _PLAN = "_plan.jsonl"

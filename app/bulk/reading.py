@@ -16,7 +16,7 @@ from app.bulk.parquet import pyarrow
 from app.bulk.sources import TARS, Kind, Unit, reason_of, stamp_of, tar_suffix
 from app.captions.sources import read_errors, unpacked
 from app.errors import InvalidFieldError
-from app.images import supported_suffixes
+from app.images.decode import supported_suffixes
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _ROWS_AT_ONCE = 16

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.bulk.parquet import pyarrow
-from app.task import ImageResult, Prediction
+from app.types import ImageResult, Prediction
 
 # Under these names Parquet's own metadata says what the labels are of.
 METADATA = "deixis."

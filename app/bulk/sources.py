@@ -17,8 +17,8 @@ from typing import Any
 
 from app.bulk.parquet import pyarrow
 from app.errors import InvalidFieldError
-from app.files import files_below
-from app.images import supported_suffixes
+from app.images.decode import supported_suffixes
+from app.images.discovery import files_below
 
 PARQUET = (".parquet", ".pq")
 # By suffix, the compression as `app.captions.sources` calls it.

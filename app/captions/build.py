@@ -5,7 +5,7 @@ whole or not at all; a build that is started again with the same captions encode
 What comes after the shards is made anew, which takes minutes where encoding took hours. At last the finished folder is
 renamed to ``<folder>/<digest>``, and then the file ``current`` is replaced by one that names it, so that readers see
 the old database or the new one. Both folders must be on one file system, which for a while holds the features twice,
-and three times where captions are put in the order of the index's lists (``app/captions/indexing.py``).
+and three times where captions are put in the order of the index's lists (``app/captions/index.py``).
 
 The same captions, encoder and parameters give the same files byte for byte, interrupted or not, on any number of
 threads, on the same kind of processor and releases of FAISS and NumPy: chance has fixed seeds, and no sum depends on
@@ -46,11 +46,11 @@ from app.captions.database import (
     read_manifest,
     sha256_of,
 )
-from app.captions.indexing import RECALL_AT, Threads, lists_of, threads, trained, tuned, write_flat, write_lists
+from app.captions.index import RECALL_AT, Threads, lists_of, threads, trained, tuned, write_flat, write_lists
 from app.captions.sources import Counts
 from app.captions.texts import OFFSETS, TEXTS, CaptionTexts, offsets_of, pack
 from app.errors import ConflictError, InvalidFieldError, StoreError
-from app.task import ImageFeatures, TextFeatures
+from app.types import ImageFeatures, TextFeatures
 
 _LOCK = ".lock"
 _REMOVED = ".removed"

@@ -30,7 +30,7 @@ from pydantic import TypeAdapter
 
 from app.captions.texts import OFFSETS, TEXTS, CaptionTexts
 from app.errors import ConfigurationError, StoreError
-from app.task import ImageFeatures, TextFeatures
+from app.types import ImageFeatures, TextFeatures
 
 FORMAT = 1
 """Of the files; a reader refuses those that are newer."""

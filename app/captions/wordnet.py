@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from app.captions.lexicon import WORDNET, nouns
+from app.captions.cased.lexicon import WORDNET, nouns
 from app.errors import ConfigurationError
 
 NOTES = "The nouns of WordNet 3.0: the first lemma of each of their senses"

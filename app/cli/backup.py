@@ -9,10 +9,10 @@ from rich.markup import escape
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import __version__
-from app.backup import BackupManifest, restore_backup, write_backup
 from app.cli.common import out, run, told_plainly
 from app.errors import InvalidFieldError
 from app.settings import Settings, load_settings
+from app.store.backup import BackupManifest, restore_backup, write_backup
 from app.store.database import downgrade, location, newest_revision, open_engine, schema_revision
 
 database_cli = typer.Typer(

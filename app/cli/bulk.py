@@ -11,13 +11,14 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from app.backends import InProcess
 from app.bulk.answering import settings_for_bulk
 from app.bulk.manifest import Manifest
 from app.bulk.on_ray import LOCAL, Pool, on_ray
 from app.bulk.output import Totals, files_of, parts_of
 from app.bulk.run import PART_IMAGES, Order, carry_out, check, in_process, prepare, service_in_loop
 from app.bulk.sources import Columns
+from app.classification.service import Question
+from app.cli.backends import InProcess
 from app.cli.common import (
     NOTHING_DONE,
     SOME_FAILED,
@@ -40,9 +41,8 @@ from app.cli.common import (
     told_plainly,
 )
 from app.errors import InvalidFieldError
-from app.logs import configure_logs
 from app.main import load_encoders
-from app.service import Question
+from app.observability.logs import configure_logs
 from app.settings import load_settings, read_replicas
 
 # Where no bar can be shown, a line is.

@@ -7,10 +7,10 @@ import typer
 from rich.markup import escape
 
 from app.api.schemas import DatabaseBody, ResultBody, SearchFields, SearchResponse
-from app.backends import Backend, InProcess, read_image
-from app.caption_library import MAX_CONTAINS_CHARS, MAX_LIMIT, MAX_OFFSET
 from app.captions.plan import WORDNET, BuildPlan
+from app.captions.search import MAX_CONTAINS_CHARS, MAX_LIMIT, MAX_OFFSET
 from app.captions.sources import Source
+from app.cli.backends import Backend, InProcess, read_image
 from app.cli.common import (
     Engine,
     EngineOption,
@@ -25,9 +25,9 @@ from app.cli.common import (
     with_service,
     write_json,
 )
-from app.cores import usable_cores
 from app.errors import InvalidFieldError
-from app.naming import clean_database_name
+from app.names.class_names import clean_database_name
+from app.runtime.cpu import usable_cores
 
 captions_cli = typer.Typer(
     help="Caption databases: where names are found for images without labels.", no_args_is_help=True

@@ -11,7 +11,8 @@ import typer
 from rich.markup import escape
 
 from app.api.schemas import ResultBody, SharedNameBody
-from app.backends import Backend
+from app.classification.service import Question
+from app.cli.backends import Backend
 from app.cli.common import (
     NOTHING_DONE,
     SOME_FAILED,
@@ -44,9 +45,8 @@ from app.cli.common import (
 )
 from app.cli.sorting import How, Sorter
 from app.errors import InvalidFieldError
-from app.files import find_images
+from app.images.discovery import find_images
 from app.integrations.fiftyone import labels_file
-from app.service import Question
 
 _SHOWN_PROMPTS = 5
 _BAR_WIDTH = 16

@@ -17,12 +17,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from app.api.schemas import ResultBody
-from app.backends import Backend, InProcess, over_http, read_image
+from app.classification.service import Question, split_labels
+from app.cli.backends import Backend, InProcess, over_http, read_image
 from app.errors import ConfigurationError, DeixisError, InvalidFieldError, UnknownNameError
-from app.logs import configure_logs
 from app.main import load_encoders, open_service
-from app.naming import clean_classnames
-from app.service import Question, split_labels
+from app.names.class_names import clean_classnames
+from app.observability.logs import configure_logs
 from app.settings import load_settings
 
 Result = TypeVar("Result")

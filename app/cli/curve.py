@@ -8,13 +8,13 @@ from typing import Any
 from rich.markup import escape
 
 from app.api.schemas import ResultBody
-from app.backends import Backend, CurveInput
+from app.classification.methods import AUTO, METHODS
+from app.classification.service import DEFAULT_METHOD, Question
+from app.cli.backends import Backend, CurveInput
 from app.cli.common import class_name, out, progress_bar, table_of
-from app.curves import CurvePoint, LearningCurve
 from app.errors import InvalidFieldError, UnknownNameError
-from app.files import find_images, find_labelled_images
-from app.methods import AUTO, METHODS
-from app.service import DEFAULT_METHOD, Question
+from app.images.discovery import find_images, find_labelled_images
+from app.selection.learning_curve import CurvePoint, LearningCurve
 
 _SUFFIXES = (".svg", ".png", ".pdf")
 _HEIGHT = 16

@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 
 from app.api.schemas import DecisionBody, DescribeBody, GenerateBody
-from app.backends import Backend
+from app.cli.backends import Backend
 from app.cli.common import (
     NOTHING_DONE,
     ServerOption,
@@ -19,9 +19,9 @@ from app.cli.common import (
     with_backend,
     write_json,
 )
-from app.describer import Questions
+from app.describing.describer import Questions
 from app.describing.questions import load_question_sets
-from app.resources import resources
+from app.runtime.data_files import resources
 from app.store.drafts import DraftStatus
 
 drafts_cli = typer.Typer(help="What a language model wrote about classes, to be reviewed.", no_args_is_help=True)

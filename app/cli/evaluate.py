@@ -14,7 +14,9 @@ from PIL import Image
 from rich.markup import escape
 
 from app.api.schemas import ResultBody
-from app.backends import Backend
+from app.classification.methods import CASED
+from app.classification.service import Question
+from app.cli.backends import Backend
 from app.cli.common import (
     SOME_FAILED,
     DatabaseOption,
@@ -43,12 +45,10 @@ from app.cli.common import (
 )
 from app.cli.curve import check_picture, curve_of, read_curve_input, read_shots
 from app.cli.names import names_evaluated
-from app.comparison import Comparison
 from app.errors import InvalidFieldError, UnknownNameError
-from app.evaluation import Difference, Evaluation, evaluate
-from app.files import find_labelled_images
-from app.methods import CASED
-from app.service import Question
+from app.images.discovery import find_labelled_images
+from app.scoring.measures import Difference, Evaluation, evaluate
+from app.selection.comparison import Comparison
 
 _MAX_CONFUSION_CLASSES = 20
 ALL_METHODS = "all"

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from app.api.schemas import ExampleCountsBody, SelectionResponse
-from app.backends import Backend, read_image
+from app.cli.backends import Backend, read_image
 from app.cli.common import (
     NOTHING_DONE,
     SOME_FAILED,
@@ -25,7 +25,7 @@ from app.cli.common import (
     write_json,
 )
 from app.errors import InvalidFieldError
-from app.files import find_images, find_labelled_images
+from app.images.discovery import find_images, find_labelled_images
 
 examples_cli = typer.Typer(help="Example images that teach a label set, with or without labels.", no_args_is_help=True)
 

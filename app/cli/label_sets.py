@@ -19,7 +19,7 @@ from app.cli.common import (
     write_json,
 )
 from app.errors import InvalidFieldError, UnknownNameError
-from app.resources import resources
+from app.runtime.data_files import resources
 
 label_sets_cli = typer.Typer(help="Lists of class names that are kept under a name.", no_args_is_help=True)
 

@@ -21,7 +21,7 @@ from app.cli.common import (
 from app.errors import ConfigurationError
 from app.integrations.label_studio import Preannotation, create_app
 from app.integrations.label_studio_images import TaskImages
-from app.logs import configure_logs
+from app.observability.logs import configure_logs
 from app.settings import load_settings
 from deixis import AsyncClient
 

@@ -11,9 +11,9 @@ from app.encoders._base import Encoder, LoadOptions
 from app.encoders.catalogue import ModelCard, load_catalogue
 from app.encoders.loading import load_encoder
 from app.errors import UnknownNameError
-from app.logs import configure_logs
 from app.main import load_options
-from app.resources import resources
+from app.observability.logs import configure_logs
+from app.runtime.data_files import resources
 from app.settings import load_settings
 
 models_cli = typer.Typer(help="Models that are known to be good, and their weights.", no_args_is_help=True)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from app.api.schemas import ResultBody
-from app.backends import InProcess
 from app.captions.metrics import cluster_accuracy, semantic_iou, semantic_similarity
+from app.classification.service import Question
+from app.cli.backends import InProcess
 from app.cli.common import classify_files, out, prepare_names, progress_bar, table_of
 from app.errors import InvalidFieldError
-from app.service import Question
 
 _SHOWN_NAMES = 3
 

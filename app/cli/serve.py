@@ -20,8 +20,8 @@ from app.api.connections import ConnectionLimits, bounded
 from app.cli.common import NOTHING_DONE, told_plainly
 from app.cli.serve_on_ray import deploy_on_ray, serve_on_ray
 from app.errors import ConfigurationError
-from app.logs import configure_logs
 from app.main import create_app, load_encoders, prepare
+from app.observability.logs import configure_logs
 from app.settings import Settings, load_settings
 
 # For the database, weights, caption databases, spooled uploads, and connections that are refused.

@@ -17,7 +17,8 @@ from rich.markup import escape
 
 from app import __version__
 from app.api.schemas import ResultBody
-from app.backends import Backend, RefusedError
+from app.classification.service import Question
+from app.cli.backends import Backend, RefusedError
 from app.cli.common import (
     CoverageOption,
     DatabaseOption,
@@ -39,9 +40,8 @@ from app.cli.common import (
     with_backend,
 )
 from app.errors import InvalidFieldError, NotReadyError
-from app.files import images_below
-from app.service import Question
-from app.sidecars import ForeignSidecarError, JsonSidecar, Labelled, XmpSidecar, question_key, sha256_of
+from app.images.discovery import images_below
+from app.images.sidecars import ForeignSidecarError, JsonSidecar, Labelled, XmpSidecar, question_key, sha256_of
 
 Answer = TypeVar("Answer")
 

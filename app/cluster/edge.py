@@ -17,9 +17,9 @@ from app.cluster.towers import RemoteTower
 from app.cluster.wire import Card, version_of
 from app.encoders._base import Described
 from app.errors import NotReadyError
-from app.logs import configure_logs
 from app.main import Steps, create_app
-from app.served import ServedModel
+from app.models.served_model import ServedModel
+from app.observability.logs import configure_logs
 from app.settings import Settings
 
 log = structlog.get_logger()

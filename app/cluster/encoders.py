@@ -14,17 +14,17 @@ from opentelemetry import context, propagate
 from ray import serve
 
 from app import __version__
-from app.batching import Encoded, TurnQueue
 from app.cluster.telemetry import Exposition, own_exposition, send_traces
 from app.cluster.wire import Card, Failure, OtherWeightsError, Reply, version_of
 from app.encoders.loading import load_encoder
 from app.errors import DeixisError
-from app.logs import configure_logs
 from app.main import load_options, serve_here
-from app.metrics import Metrics
-from app.served import ServedModel
+from app.models.queue import Encoded, TurnQueue
+from app.models.served_model import ServedModel
+from app.observability.logs import configure_logs
+from app.observability.metrics import Metrics
+from app.observability.tracing import stage
 from app.settings import Settings
-from app.tracing import stage
 
 log = structlog.get_logger()
 

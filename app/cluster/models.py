@@ -9,11 +9,11 @@ import numpy as np
 from app.cluster.handles import ask, carried_trace
 from app.cluster.towers import RemoteTower
 from app.cluster.wire import Card, Failure, Reply
-from app.metrics import Metrics, TowerMetrics
-from app.prompting.text_features import TextFeatureStore
-from app.served import ServedModel
+from app.models.served_model import ServedModel
+from app.observability.metrics import Metrics, TowerMetrics
+from app.prompting.text_feature_store import TextFeatureStore
 from app.settings import Settings
-from app.task import Pixels
+from app.types import Pixels
 
 
 def remote_model(

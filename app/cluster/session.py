@@ -10,8 +10,8 @@ import ray
 from ray import serve
 from ray.serve.context import _get_global_client
 
-from app.cores import usable_cores
 from app.errors import ConfigurationError
+from app.runtime.cpu import usable_cores
 from app.settings import Settings
 
 _ENDED_WITHIN_S = 10.0

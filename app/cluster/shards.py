@@ -8,17 +8,17 @@ from typing import Any
 import structlog
 
 from app import __version__
+from app.captions.catalogue import Databases
 from app.captions.database import Found, Part, merged
 from app.cluster.handles import ask
 from app.cluster.telemetry import Exposition, own_exposition
 from app.cluster.wire import AwayError, Failure
-from app.databases import Databases
 from app.errors import DeixisError, NotReadyError
-from app.logs import configure_logs
-from app.metrics import Metrics
-from app.naming import own_name
+from app.names.class_names import own_name
+from app.observability.logs import configure_logs
+from app.observability.metrics import Metrics
 from app.settings import Settings
-from app.task import ImageFeatures, TextFeatures
+from app.types import ImageFeatures, TextFeatures
 
 log = structlog.get_logger()
 
@@ -78,7 +78,7 @@ class ShardReplica:
 
 
 class RemoteShards:
-    """Searches all parts at once, and merges what they find: ``app.databases.SearchElsewhere``.
+    """Searches all parts at once, and merges what they find: ``app.captions.catalogue.SearchElsewhere``.
 
     Args:
         handles: of the deployments, by the number of their part.

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from ray import serve
 
-from app.metrics import Metrics
+from app.observability.metrics import Metrics
 
 log = structlog.get_logger()
 

@@ -11,9 +11,9 @@ import numpy as np
 import structlog
 from opentelemetry import context
 
-from app.batching import Entry, QueueMetrics, TurnQueue
 from app.cluster.wire import AwayError, OtherWeightsError, Reply
 from app.errors import NotReadyError, OverloadedError
+from app.models.queue import Entry, QueueMetrics, TurnQueue
 
 Item = TypeVar("Item")
 

@@ -13,7 +13,7 @@ from app import __version__
 from app.encoders._base import Encoder, ImagePath, Tuning
 from app.errors import DeadlineExceededError, DeixisError, NotReadyError, OverloadedError
 from app.settings import Settings
-from app.task import Pixels
+from app.types import Pixels
 
 
 class AwayError(Exception):

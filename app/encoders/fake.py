@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from app.encoders._base import ImagePath, Tuning
-from app.task import ImageFeatures, Pixels, TextFeatures
+from app.types import ImageFeatures, Pixels, TextFeatures
 
 _COLOURS = ("red", "green", "blue")
 

@@ -15,13 +15,13 @@ from open_clip.hf_model import HFTextEncoder
 from PIL import Image
 from torchvision.transforms import CenterCrop, Resize, v2
 
-from app.cores import usable_cores
 from app.encoders._base import Candidate, ImagePath, ImageTower, LoadOptions, Tuning, model_source
 from app.encoders.openvino_tower import load_openvino_tower
 from app.encoders.torch_tower import TorchImageTower, use_threads
 from app.encoders.tuning import fingerprint_of, model_precision, select
 from app.errors import ModelUnavailableError
-from app.task import ImageFeatures, Pixels, TextFeatures
+from app.runtime.cpu import usable_cores
+from app.types import ImageFeatures, Pixels, TextFeatures
 
 _PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

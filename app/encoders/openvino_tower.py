@@ -18,8 +18,8 @@ import numpy as np
 import structlog
 import torch
 
-from app.cores import usable_cores
-from app.task import ImageFeatures, Pixels
+from app.runtime.cpu import usable_cores
+from app.types import ImageFeatures, Pixels
 
 log = structlog.get_logger()
 

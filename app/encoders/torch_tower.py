@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from app.cores import usable_cores
-from app.task import ImageFeatures, Pixels
+from app.runtime.cpu import usable_cores
+from app.types import ImageFeatures, Pixels
 
 
 class TorchImageTower:

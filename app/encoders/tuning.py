@@ -21,11 +21,11 @@ import torch
 from pydantic import ValidationError
 
 from app import __version__
-from app.cores import usable_cores
 from app.encoders._base import Candidate, ImagePath, ImageTower, LoadOptions, Trial, Tuning
 from app.encoders.openvino_tower import openvino_is_installed
 from app.errors import ModelUnavailableError
-from app.task import ImageFeatures, Pixels
+from app.runtime.cpu import usable_cores
+from app.types import ImageFeatures, Pixels
 
 log = structlog.get_logger()
 

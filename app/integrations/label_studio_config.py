@@ -13,7 +13,7 @@ import defusedxml.ElementTree
 from defusedxml import DefusedXmlException
 
 from app.errors import InvalidFieldError
-from app.naming import clean_classnames
+from app.names.class_names import clean_classnames
 
 MAX_CONFIG_CHARS = 1024 * 1024
 MAX_WORDS = 1000

@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, quote, unquote, unquote_to_bytes, urlencode
 import httpx
 
 from app.errors import ClientError, ImageTooLargeError, InvalidFieldError, UnreachableImageError
-from app.image_urls import Allowance, ImageFetcher, ImageUrl
+from app.images.fetch import Allowance, ImageFetcher, ImageUrl
 
 _MAX_HOPS = 5
 _MAX_SOURCE_CHARS = 4096

@@ -10,7 +10,7 @@ import numpy as np
 from cachetools import LRUCache
 
 from app.prompting.recipes import Pooling, Row
-from app.task import TextFeatures
+from app.types import TextFeatures
 
 _Key = tuple[str, Pooling, bytes]
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from app.prompting.class_embeddings import prototype
 from app.prompting.recipes import Pooling, Recipe, Row
-from app.task import LabelExplanation, MergeSynonyms, SpokenPrompt
+from app.types import LabelExplanation, MergeSynonyms, SpokenPrompt
 
 MAX_LABELS = 5
 """Labels that are explained, the best first."""

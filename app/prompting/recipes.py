@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from app.prompting.templates import PLACEHOLDER, fill
 from app.prompting.waffle import random_descriptors
-from app.task import ClassEntry
+from app.types import ClassEntry
 
 Options = Mapping[str, float]
 

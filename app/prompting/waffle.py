@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from app.resources import resources
+from app.runtime.data_files import resources
 
 _CHARACTERS = string.ascii_lowercase + string.digits
 

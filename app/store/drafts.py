@@ -14,7 +14,7 @@ from app.errors import ConflictError, TooLargeError, UnknownNameError
 from app.store.database import reading, writing
 from app.store.label_sets import IfMatch, append_version, is_storable, lock_current, unknown_label_set
 from app.store.tables import AnswerRow, DraftRow, LabelSetRow
-from app.task import ClassEntry, LabelSet
+from app.types import ClassEntry, LabelSet
 
 # Databases bound the parameters of one statement.
 _IDS_PER_STATEMENT = 10_000

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import undefer
 
 from app.errors import UnknownNameError
-from app.naming import Namespace
+from app.names.class_names import Namespace
 from app.store.database import reading, writing
 from app.store.label_sets import belongs_to
 from app.store.tables import JobRow

@@ -13,10 +13,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
 from app.errors import ConflictError, InvalidFieldError, PreconditionFailedError, TooLargeError, UnknownNameError
-from app.naming import NAMESPACE_END, OPEN_NAMESPACE, Namespace, namespace_of
+from app.names.class_names import NAMESPACE_END, OPEN_NAMESPACE, Namespace, namespace_of
 from app.store.database import reading, scrub, writing
 from app.store.tables import AnswerRow, DraftRow, ExampleRow, LabelSetRow, LabelSetVersionRow, SelectionRow
-from app.task import ClassEntry, LabelSet, MergeSynonyms
+from app.types import ClassEntry, LabelSet, MergeSynonyms
 
 _LARGEST_VERSION = 2**31 - 1
 _CACHED_CHARS = 64 * 2**20
@@ -48,7 +48,7 @@ class LabelSetSummary:
 class LabelSetRepository:
     """Label sets by name; every write makes a new version, and a version never changes.
 
-    Names and classes are taken as they are: whoever calls has cleaned them with ``app.naming``.
+    Names and classes are taken as they are: whoever calls has cleaned them with ``app.names.class_names``.
     """
 
     def __init__(self, engine: AsyncEngine) -> None:

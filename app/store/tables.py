@@ -12,7 +12,7 @@ of a label set's examples, and goes on counting when the label set is deleted an
 from examples can never be taken for what others would teach. What was chosen for a model and a label set by trying it
 on the examples is one row in ``selections``.
 
-Label sets of a namespace are kept under names such as ``acme#pets``, in every table (``app.naming.Namespace``).
+Label sets of a namespace are kept under names such as ``acme#pets``, in every table (``Namespace``).
 """
 
 from datetime import UTC, datetime
@@ -35,7 +35,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
-from app.task import ClassEntry
+from app.types import ClassEntry
 
 SCHEMA_VERSION_TABLE = "deixis_schema"
 """Where alembic notes the revision; not its default name, because a PostgreSQL database may be shared with others."""

@@ -15,7 +15,7 @@ from app.adapters.cosine import Cosine
 from app.adapters.inmap import InMaP
 from app.adapters.inmap_zlap import InMaPZLaP
 from app.adapters.registry import ADAPTERS, EXAMPLE_ADAPTERS
-from app.learning import learn, transduce
+from app.fewshot.fitting import learn, transduce
 
 
 def name_of(adapter):

@@ -4,8 +4,8 @@ from itertools import pairwise
 
 import pytest
 
+from app.classification.methods import CASED, METHODS
 from app.encoders.fake import FakeEncoder
-from app.methods import CASED, METHODS
 from tests.api.problems import fields_of, problem_of
 from tests.api.test_examples import AT, IMAGES, SELECTION, add, added, at_rest, shade, teach, with_things
 from tests.conftest import picture

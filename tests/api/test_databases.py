@@ -26,7 +26,7 @@ from tests.api.problems import fields_of, problem_of
 from tests.api.test_descriptions import ended
 from tests.api.test_examples import at_rest, noise, shade, with_things
 from tests.api.test_faults import until
-from tests.captions.test_lexicon import LICENCE, SAMPLE
+from tests.captions.cased.test_lexicon import LICENCE, SAMPLE
 from tests.captions_made import CAPTIONS, MANY, CaptionEncoder, made, place_of, put_in_place
 from tests.conftest import picture
 from tests.gated import GatedEncoder

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.methods import METHODS
+from app.classification.methods import METHODS
 from tests.api.problems import fields_of
 from tests.api.test_descriptions import ended, told
 from tests.api.test_examples import CLASSES, add, added, at_rest, shade, teach, with_things

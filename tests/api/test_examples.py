@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import structlog
 
+from app.classification.methods import METHODS
 from app.encoders.fake import FakeEncoder
 from app.main import create_app
-from app.methods import METHODS
 from app.settings import Settings
 from tests.api.problems import fields_of, problem_of
 from tests.api.test_descriptions import ended

@@ -9,9 +9,9 @@ import time
 import httpx
 import pytest
 
-from app import batching
 from app.encoders.fake import FakeEncoder
 from app.main import create_app
+from app.models import queue as batching
 from tests.api.live import live
 from tests.api.problems import problem_of
 from tests.conftest import picture

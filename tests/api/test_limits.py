@@ -205,9 +205,7 @@ def test_unknown_fields_are_told_by_name_where_they_are_few(client):
 )
 def test_json_with_more_commas_than_any_request_has_is_refused_before_it_is_parsed(client, monkeypatch, body):
     """Parsing it would hold the interpreter, and with it every other request."""
-    monkeypatch.setattr(
-        "app.api.inputs.ClassifyBody.model_validate_json", lambda *_, **__: pytest.fail("it was parsed")
-    )
+    monkeypatch.setattr("app.api.forms.ClassifyBody.model_validate_json", lambda *_, **__: pytest.fail("it was parsed"))
     response = client.post("/v1/classify", content=body, headers=JSON)
     assert "500,000" in problem_of(response, "too-large")["detail"]
 
@@ -226,7 +224,7 @@ def test_commas_inside_of_names_are_not_too_many(client):
 def test_labels_in_text_with_more_commas_than_any_list_has_are_refused_before_they_are_split(
     client, monkeypatch, labels
 ):
-    monkeypatch.setattr("app.api.inputs.split_labels", lambda _: pytest.fail("they were split"))
+    monkeypatch.setattr("app.api.forms.split_labels", lambda _: pytest.fail("they were split"))
     problem_of(ask(client, labels=labels), "too-large")
 
 

@@ -10,7 +10,7 @@ from itertools import cycle, pairwise
 import numpy as np
 import pytest
 
-import app.databases
+import app.captions.catalogue
 from app.captions.database import CURRENT, INDEX, MANIFEST, CaptionDatabase
 from app.captions.texts import TEXTS
 from app.encoders.fake import FakeEncoder
@@ -22,7 +22,7 @@ from tests.api.test_databases import HeldEncoder, ask, asking, begun, built, cap
 from tests.api.test_examples import AT as LABEL_SET
 from tests.api.test_examples import shade, teach, with_things
 from tests.api.test_faults import until
-from tests.captions.test_lexicon import LICENCE, SAMPLE, installed
+from tests.captions.cased.test_lexicon import LICENCE, SAMPLE, installed
 from tests.captions_made import CAPTIONS, MANY, CaptionEncoder, made, place_of, put_in_place
 from tests.conftest import picture
 from tests.gated import GatedEncoder
@@ -647,7 +647,7 @@ def test_no_request_fails_or_mixes_two_databases_while_one_takes_the_others_plac
 
 def test_one_request_is_answered_out_of_one_database(make_client, folder, monkeypatch):
     """Of more images than are searched for together, while the database is replaced after every search."""
-    monkeypatch.setattr(app.databases, "_LOOKED_UP_EVERY_S", 0.0)
+    monkeypatch.setattr(app.captions.catalogue, "_LOOKED_UP_EVERY_S", 0.0)
     made(folder / "things", RED)
     first = place_of(folder / "things").name
     made(folder / "things", BLUE)

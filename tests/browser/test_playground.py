@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from app.captions.lexicon import WORDNET
+from app.captions.cased.lexicon import WORDNET
 from tests.end_to_end.server import serving
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

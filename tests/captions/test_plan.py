@@ -9,7 +9,7 @@ from app.captions.sources import Counts
 from app.captions.wordnet import LICENCE as WORDNET_LICENCE
 from app.captions.wordnet import NOTES, wordnet_captions
 from app.errors import ConfigurationError, InvalidFieldError
-from tests.captions.test_lexicon import LICENCE, SAMPLE, installed
+from tests.captions.cased.test_lexicon import LICENCE, SAMPLE, installed
 
 LEMMAS = ["entity", "dog", "golden retriever", "stride"]
 

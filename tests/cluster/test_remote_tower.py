@@ -12,7 +12,7 @@ from app.cluster import towers
 from app.cluster.towers import RemoteTower
 from app.cluster.wire import AwayError, EncoderFaultError, Failure, OtherWeightsError, Reply
 from app.errors import DeadlineExceededError, NotReadyError, OverloadedError
-from app.metrics import Metrics, TowerMetrics
+from app.observability.metrics import Metrics, TowerMetrics
 
 pytestmark = pytest.mark.anyio
 

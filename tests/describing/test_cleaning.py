@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.describing.cleaning import clean_features, clean_sentences
-from app.naming import clean_classes
-from app.task import ClassEntry
+from app.names.class_names import clean_classes
+from app.types import ClassEntry
 from tests.oracles.text_prototypes import parse_bullets
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from app.describing.questions import ask, load_feature_question, load_question_sets
 from app.errors import ConfigurationError
-from app.resources import resources
+from app.runtime.data_files import resources
 
 SHIPPED = resources("prompts") / "questions"
 

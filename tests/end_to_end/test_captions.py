@@ -3,7 +3,7 @@
 import signal
 import time
 
-from tests.captions.test_lexicon import installed
+from tests.captions.cased.test_lexicon import installed
 from tests.end_to_end.forked_commands import deixis
 from tests.end_to_end.server import serving
 

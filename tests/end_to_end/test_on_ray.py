@@ -12,7 +12,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.captions.test_lexicon import installed
+from tests.captions.cased.test_lexicon import installed
 from tests.encoders.test_open_clip import write_model
 from tests.end_to_end.server import deixis, serving
 from tests.end_to_end.test_captions import CAPTIONS, NAMES

@@ -12,8 +12,8 @@ from app.integrations.fiftyone import classify_samples, labels_file
 from app.main import create_app
 from deixis import Client, ImageResult, ProblemError
 from tests.api.live import live
+from tests.cli.test_cli import run, where  # noqa: F401 - fixtures
 from tests.conftest import picture
-from tests.test_cli import run, where  # noqa: F401 - fixtures
 
 
 class Label(dict):

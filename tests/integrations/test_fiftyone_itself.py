@@ -9,8 +9,8 @@ from app.integrations.fiftyone import classify_samples
 from app.main import create_app
 from deixis import Client
 from tests.api.live import live
+from tests.cli.test_cli import run  # noqa: F401 - a fixture
 from tests.conftest import picture
-from tests.test_cli import run  # noqa: F401 - a fixture
 
 fiftyone = pytest.importorskip("fiftyone", reason="needs fiftyone")
 

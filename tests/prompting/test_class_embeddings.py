@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from app.prompting.class_embeddings import ClassEmbeddingCache, pool, prototype
 from app.prompting.recipes import Pooling, Row, Slot, templates_only
-from app.task import ClassEntry
+from app.types import ClassEntry
 from tests.oracles.text_prototypes import cupl_prototypes, dclip_scores, unit
 
 pytestmark = pytest.mark.anyio

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from app.adapters.cosine import Cosine
-from app.methods import METHODS
+from app.classification.methods import METHODS
 from app.prompting.class_embeddings import pool
-from app.task import ClassEntry
+from app.types import ClassEntry
 from tests.oracles.text_prototypes import cupl_prototypes, dclip_scores, unit
 
 DIMS = 32

@@ -12,7 +12,7 @@ from app.prompting.recipes import (
     templates_and_sentences,
     templates_only,
 )
-from app.task import ClassEntry
+from app.types import ClassEntry
 from tests.oracles.text_prototypes import dclip_sentence
 
 PHOTO = ("a photo of a {}.",)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from app.api.schemas import LabelSetBody
-from app.naming import clean_classes
+from app.names.class_names import clean_classes
 from app.prompting.recipes import feature_sentence
 
 FILES = sorted((Path(__file__).parents[2] / "prompts" / "descriptions").glob("*.json"))

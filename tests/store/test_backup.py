@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from sqlalchemy import select, text
 
-from app import backup as backup_module
-from app.backup import DATABASE, MANIFEST, read_backup, restore_backup, write_backup
 from app.captions.database import CaptionDatabase, current_generation
 from app.errors import ConflictError, InvalidFieldError, StoreError
-from app.naming import Namespace
+from app.names.class_names import Namespace
+from app.store import backup as backup_module
 from app.store import copying
+from app.store.backup import DATABASE, MANIFEST, read_backup, restore_backup, write_backup
 from app.store.database import downgrade, migrate, open_engine, schema_revision
 from app.store.drafts import DraftRepository
 from app.store.examples import ExampleRepository, NewExample
@@ -24,7 +24,7 @@ from app.store.jobs import JobRepository
 from app.store.keys import Key, KeyRepository, Scope
 from app.store.label_sets import LabelSetRepository
 from app.store.tables import Base
-from app.task import ClassEntry
+from app.types import ClassEntry
 from tests.captions_made import made
 
 pytestmark = pytest.mark.anyio

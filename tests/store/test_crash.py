@@ -8,7 +8,7 @@ from sqlalchemy import text
 
 from app.store.database import migrate
 from app.store.label_sets import LabelSetRepository
-from app.task import ClassEntry
+from app.types import ClassEntry
 
 pytestmark = pytest.mark.anyio
 

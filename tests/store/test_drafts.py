@@ -6,7 +6,7 @@ import pytest
 
 from app.errors import ConflictError, PreconditionFailedError, TooLargeError, UnknownNameError
 from app.store.drafts import Answer, DraftKind, DraftRepository, DraftStatus
-from app.task import ClassEntry
+from app.types import ClassEntry
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import UniqueConstraint, inspect, text
 
 from app.errors import StoreError
-from app.naming import OPEN_NAMESPACE
+from app.names.class_names import OPEN_NAMESPACE
 from app.store import database
 from app.store.database import downgrade, migrate, newest_revision, schema_revision
 from app.store.examples import ExampleCounts, ExampleRepository, NewExample
@@ -21,7 +21,7 @@ from app.store.jobs import JobRepository
 from app.store.keys import Key, KeyRepository, Scope
 from app.store.label_sets import LabelSetRepository
 from app.store.tables import SCHEMA_VERSION_TABLE, Base
-from app.task import ClassEntry
+from app.types import ClassEntry
 
 pytestmark = pytest.mark.anyio
 

@@ -11,7 +11,7 @@ from app.errors import StoreError
 from app.store import database
 from app.store.database import migrate, open_engine, ping, reading, writing
 from app.store.label_sets import LabelSetRepository
-from app.task import ClassEntry
+from app.types import ClassEntry
 
 pytestmark = pytest.mark.anyio
 

@@ -5,7 +5,7 @@ import sys
 
 from app.store.database import migrate, open_engine
 from app.store.label_sets import LabelSetRepository
-from app.task import ClassEntry
+from app.types import ClassEntry
 
 
 async def write_for_ever(repository: LabelSetRepository, name: str) -> None:

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 from fastapi import APIRouter
 
-from app.api.access import GuardedRoute
+from app.api.auth.access import GuardedRoute
 from app.api.dependencies import ServiceDependency
 from app.api.schemas import ImagePathBody, MethodBody, MethodList, ModelBody, ModelList, OptionBody
-from app.methods import CASED, METHODS, Option
-from app.service import DEFAULT_METHOD
+from app.classification.methods import CASED, METHODS, Option
+from app.classification.service import DEFAULT_METHOD
 
 router = APIRouter(prefix="/v1", tags=["models and methods"], route_class=GuardedRoute)
 

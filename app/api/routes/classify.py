@@ -4,15 +4,15 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from app.api.access import CallerDependency, GuardedRoute, note
+from app.api.auth.access import CallerDependency, GuardedRoute, note
 from app.api.dependencies import ServiceDependency
 from app.api.disconnects import unless_disconnected
 from app.api.errors import kind_of, problem
-from app.api.inputs import IMAGE_FILES, read_classify_input
+from app.api.forms import IMAGE_FILES, read_classify_input
 from app.api.schemas import ClassifyBody, ClassifyFields, ClassifyResponse
+from app.classification.service import Question
 from app.errors import FieldProblem, InvalidFieldError
-from app.service import Question
-from app.task import Classification
+from app.types import Classification
 
 router = APIRouter(tags=["classify"], route_class=GuardedRoute)
 

@@ -4,10 +4,10 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from app.api.access import CallerDependency, GuardedRoute
+from app.api.auth.access import CallerDependency, GuardedRoute
 from app.api.dependencies import JobsDependency, ServiceDependency
 from app.api.disconnects import unless_disconnected
-from app.api.inputs import IMAGE_FILES, read_search_input
+from app.api.forms import IMAGE_FILES, read_search_input
 from app.api.routes.label_sets import JSON_ONLY
 from app.api.schemas import (
     BuildDatabaseBody,
@@ -18,9 +18,9 @@ from app.api.schemas import (
     SearchFields,
     SearchResponse,
 )
-from app.caption_library import CaptionQuery
-from app.databases import DatabaseState
-from app.service import Service
+from app.captions.catalogue import DatabaseState
+from app.captions.search import CaptionQuery
+from app.classification.service import Service
 from app.store.keys import Scope
 
 router = APIRouter(prefix="/v1/databases", tags=["caption databases"], route_class=GuardedRoute)

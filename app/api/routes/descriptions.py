@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
-from app.api.access import GuardedRoute, LabelSetName
+from app.api.auth.access import GuardedRoute, LabelSetName
 from app.api.dependencies import JobsDependency, ServiceDependency
 from app.api.routes.label_sets import JSON_ONLY, IfMatchHeader, etag_of, parse_if_match
 from app.api.schemas import (
@@ -22,7 +22,7 @@ from app.api.schemas import (
     RejectedResponse,
 )
 from app.store.drafts import DraftStatus
-from app.task import ClassEntry
+from app.types import ClassEntry
 
 router = APIRouter(tags=["descriptions"], route_class=GuardedRoute)
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter, Request, Response
 
-from app.api.access import CallerDependency, GuardedRoute, note
+from app.api.auth.access import CallerDependency, GuardedRoute, note
 from app.api.dependencies import ServiceDependency
 from app.api.disconnects import unless_disconnected
-from app.api.inputs import read_embeddings_input
+from app.api.forms import read_embeddings_input
 from app.api.schemas import EmbeddingsBody, EmbeddingsResponse
-from app.task import ImageFeatures
+from app.types import ImageFeatures
 
 router = APIRouter(tags=["embeddings"], route_class=GuardedRoute)
 

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter, Request, Response
 
-from app.api.access import CallerDependency, GuardedRoute, LabelSetName
+from app.api.auth.access import CallerDependency, GuardedRoute, LabelSetName
 from app.api.dependencies import JobsDependency, ServiceDependency
-from app.api.inputs import IMAGE_FILES, form_fields, media_type_of, opened_form, parsed, read_part
+from app.api.forms import IMAGE_FILES, form_fields, media_type_of, opened_form, parsed, read_part
 from app.api.schemas import EvaluateStoredBody, JobBody
+from app.classification.service import Question
 from app.errors import ClientError, InvalidFieldError, UnsupportedMediaTypeError
-from app.naming import indices_of
-from app.service import Question
+from app.names.class_names import indices_of
 from app.store.jobs import Job
 
 router = APIRouter(tags=["evaluation"], route_class=GuardedRoute)

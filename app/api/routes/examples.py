@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from app.api.access import Caller, CallerDependency, GuardedRoute, LabelSetName
+from app.api.auth.access import Caller, CallerDependency, GuardedRoute, LabelSetName
 from app.api.dependencies import JobsDependency, ServiceDependency
-from app.api.inputs import IMAGE_FILES, form_fields, media_type_of, opened_form, parsed, read_part
+from app.api.forms import IMAGE_FILES, form_fields, media_type_of, opened_form, parsed, read_part
 from app.api.schemas import (
     AddedExamplesResponse,
     DeletedExamplesResponse,
@@ -18,13 +18,13 @@ from app.api.schemas import (
     JobBody,
     SelectionResponse,
 )
+from app.classification.service import Service
 from app.errors import ClientError, InvalidFieldError, UnknownNameError, UnsupportedMediaTypeError
-from app.jobs import Jobs
-from app.naming import indices_of
-from app.service import Service
+from app.jobs.queue import Jobs
+from app.names.class_names import indices_of
 from app.store.examples import Deleted, NewExample
 from app.store.keys import Scope
-from app.task import LabelSet
+from app.types import LabelSet
 
 router = APIRouter(tags=["example images"], route_class=GuardedRoute)
 

@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
-from app.api.access import GuardedRoute
+from app.api.auth.access import GuardedRoute
 from app.api.dependencies import ServiceDependency
 from app.api.schemas import Health
 

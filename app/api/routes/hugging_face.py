@@ -2,12 +2,12 @@
 
 from fastapi import APIRouter, Request
 
-from app.api.access import CallerDependency, GuardedRoute, note
+from app.api.auth.access import CallerDependency, GuardedRoute, note
 from app.api.dependencies import ServiceDependency
 from app.api.disconnects import unless_disconnected
-from app.api.inputs import read_zero_shot_input
+from app.api.forms import read_zero_shot_input
 from app.api.schemas import ScoredLabelBody, ZeroShotBody
-from app.service import Question
+from app.classification.service import Question
 
 router = APIRouter(tags=["classify"], route_class=GuardedRoute)
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from app.api.access import CallerDependency, GuardedRoute
+from app.api.auth.access import CallerDependency, GuardedRoute
 from app.api.dependencies import JobsDependency
 from app.api.schemas import JobBody, JobList
 

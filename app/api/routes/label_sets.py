@@ -4,9 +4,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
-from app.api.access import CallerDependency, GuardedRoute, LabelSetName
+from app.api.auth.access import CallerDependency, GuardedRoute, LabelSetName
 from app.api.dependencies import ServiceDependency
-from app.api.inputs import media_type_of
+from app.api.forms import media_type_of
 from app.api.schemas import (
     ClassesBody,
     LabelSetBody,
@@ -15,9 +15,9 @@ from app.api.schemas import (
     LabelSetSummaryBody,
 )
 from app.errors import InvalidFieldError, UnsupportedMediaTypeError
-from app.naming import own_name
+from app.names.class_names import own_name
 from app.store.label_sets import ANY, IfMatch
-from app.task import ClassEntry, LabelSet
+from app.types import ClassEntry, LabelSet
 
 router = APIRouter(prefix="/v1/label-sets", tags=["label sets"], route_class=GuardedRoute)
 

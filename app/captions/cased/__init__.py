@@ -1,0 +1,1 @@
+"""CaSED: vocabulary-free classification by retrieval from a caption database."""

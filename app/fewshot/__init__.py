@@ -1,0 +1,1 @@
+"""Few-shot classification: example images, and the adapters fitted to them."""

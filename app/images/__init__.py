@@ -1,0 +1,1 @@
+"""Images: finding, fetching and decoding them."""

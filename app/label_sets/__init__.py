@@ -1,0 +1,1 @@
+"""Label sets: named, versioned lists of classes."""

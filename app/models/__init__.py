@@ -1,0 +1,1 @@
+"""Models in service: one queue for each tower, and health probes."""

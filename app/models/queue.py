@@ -1,0 +1,520 @@
+"""The dynamic batching queue in front of each tower of each model, and of each caption database.
+
+Items of many callers share one forward pass, or one search. There is no timer: what has arrived while the device was
+busy is the next batch, and a lone item leaves at once. While a batch runs the next is begun as soon as a full one
+waits, so that an accelerator copies one while it computes the other. Callers take turns by item, so that a large
+request holds a small one up for a batch and not for all its items.
+
+An entry is whatever the tower takes: nothing here knows of images, texts or torch. Each has a future of its own, which
+gets a row or an error whatever happens: ``tests/models/test_queue.py`` has the ways in which that could fail.
+"""
+
+import asyncio
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+import structlog
+
+from app.errors import DeadlineExceededError, NotReadyError, OverloadedError, ServerError
+
+Item = TypeVar("Item")
+Row = TypeVar("Row")
+
+log = structlog.get_logger()
+
+# How much one finished batch moves the measured rate: recent enough for Retry-After, steady enough not to jump.
+_RATE_MEMORY = 0.2
+# Before a worker that died begins again: the first time, and at most when it dies again and again.
+_RESTART_AFTER_S = 0.5
+_RESTART_AFTER_AT_MOST_S = 30.0
+# Batches that go well before a size that the memory had no room for is tried again.
+_GOOD_BATCHES_BEFORE_GROWTH = 100
+
+
+class QueueMetrics(Protocol):
+    """What a queue tells while it works; called from its worker and from the event loop."""
+
+    def batch(self, size: int, seconds: float) -> None:
+        """Tell that a batch was encoded."""
+
+    def waited(self, seconds: float) -> None:
+        """Tell how long an item waited for its batch to begin."""
+
+    def rejected(self, reason: str, count: int) -> None:
+        """Tell that items were not admitted."""
+
+    def dropped(self, reason: str, count: int) -> None:
+        """Tell that admitted items will not be encoded."""
+
+    def failed(self, reason: str) -> None:
+        """Tell that a batch failed, or was too large for the memory."""
+
+    def restarted(self) -> None:
+        """Tell that the worker died and begins again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded(Generic[Row]):
+    """One item's row, the seconds until its batch began and the seconds its batch then took."""
+
+    row: Row
+    queue_s: float
+    encode_s: float
+
+
+@dataclass(eq=False, slots=True)
+class Entry(Generic[Item, Row]):
+    """An item in a queue: when it came and until when it is of use, on the clock of ``time.perf_counter``.
+
+    ``context`` is the caller's, in which an error or a trace can be told to be of its request.
+    """
+
+    item: Item
+    future: asyncio.Future[Encoded[Row]]
+    submitted: float
+    deadline: float | None
+    context: Context
+
+
+@dataclass(eq=False, slots=True)
+class _Batch(Generic[Item, Row]):
+    """Entries that have begun; ``wait`` returns their rows."""
+
+    entries: Sequence[Entry[Item, Row]]
+    wait: Callable[[], Collection[Row]]
+    began: float
+
+
+@dataclass(eq=False, slots=True)
+class Caller(Generic[Item, Row]):
+    """One request's places in a queue, and its items that wait there; made by ``EncodeQueue.admit``.
+
+    Args:
+        deadline: on the clock of ``time.perf_counter``; items that wait longer are dropped. None is never.
+    """
+
+    deadline: float | None
+    waiting: deque[Entry[Item, Row]] = field(default_factory=deque)
+
+
+class TurnQueue(Generic[Item, Row]):
+    """Admits the items of many callers within a bound, and has them leave by turns; what encodes them is a subclass's.
+
+    Used from one event loop; ``_take`` may be called by another thread.
+
+    Args:
+        name: for messages and logs.
+        batch_size: most items that leave together.
+        metrics: told of everything countable.
+        max_queued: items admitted at once, waiting and running; None sets no bound.
+    """
+
+    def __init__(self, name: str, *, batch_size: int, metrics: QueueMetrics, max_queued: int | None) -> None:
+        self.name = name
+        self.batch_size = batch_size
+        self.max_queued = max_queued
+        self._metrics = metrics
+        # Of the event loop alone.
+        self._admitted = 0
+        # Of both threads, under the lock.
+        self._changed = threading.Condition()
+        self._turns: deque[Caller[Item, Row]] = deque()
+        self._waiting = 0
+        self._closed = False
+        # Written by whoever takes; ``_begun`` has every entry that was taken and is not settled.
+        self._room = batch_size
+        self._begun: list[Entry[Item, Row]] = []
+        self._last_ended = 0.0
+        self._items_per_s = 0.0
+
+    @property
+    def admitted(self) -> int:
+        """Items that are admitted and not done."""
+        return self._admitted
+
+    @property
+    def waiting(self) -> int:
+        """Items that wait for a batch."""
+        return self._waiting
+
+    @property
+    def expected_wait_s(self) -> float:
+        """How long an item that comes now would wait, at the measured rate; 0 where nothing was measured."""
+        return self._admitted / self._items_per_s if self._items_per_s else 0.0
+
+    @property
+    def last_encoded_at(self) -> float:
+        """When a batch last succeeded, by ``time.perf_counter``; 0 where none has."""
+        return self._last_ended
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing is encoded at the moment; None while all is well."""
+        return None
+
+    @contextmanager
+    def admit(self, count: int, *, within_s: float | None = None) -> Iterator[Caller[Item, Row]]:
+        """Hold ``count`` places, from before an image is decoded until its features are there.
+
+        Args:
+            count: items that the caller will encode.
+            within_s: after which they are of no use.
+
+        Raises:
+            OverloadedError: the places are not free, or those before would take longer than ``within_s`` at the
+                measured rate; ``retry_after_s`` is how long they take.
+            NotReadyError: the queue is closed or its worker is down.
+        """
+        refusal = self._refusal(count, within_s)
+        if refusal is not None:
+            self._metrics.rejected("overloaded" if isinstance(refusal, OverloadedError) else "not_ready", count)
+            raise refusal
+        caller: Caller[Item, Row] = Caller(None if within_s is None else time.perf_counter() + within_s)
+        self._admitted += count
+        try:
+            yield caller
+        finally:
+            self._admitted -= count
+            self._forget(caller)
+
+    async def encode(self, item: Item, caller: Caller[Item, Row]) -> Encoded[Row]:
+        """Wait for an item's row; cancelling drops it unless its batch has begun.
+
+        Raises:
+            NotReadyError: the queue is closed, its worker died, or the memory has no room for even this item.
+            DeadlineExceededError: the deadline passed while it waited.
+            Exception: whatever the encoder raises for this item.
+        """
+        (future,) = self._submit(caller, [item])
+        return await future
+
+    async def run(self, items: Sequence[Item], *, within_s: float | None = None) -> list[Row]:
+        """Encode at least one item as one caller and return all rows; raises as ``admit`` and ``encode``."""
+        with self.admit(len(items), within_s=within_s) as caller:
+            futures = self._submit(caller, items)
+            try:
+                encoded = await asyncio.gather(*futures)
+            finally:
+                for future in futures:
+                    future.cancel()
+        return [each.row for each in encoded]
+
+    def _submit(self, caller: Caller[Item, Row], items: Sequence[Item]) -> list[asyncio.Future[Encoded[Row]]]:
+        loop, now, context = asyncio.get_running_loop(), time.perf_counter(), copy_context()
+        entries = [Entry(item, loop.create_future(), now, caller.deadline, context) for item in items]
+        with self._changed:
+            if (down := self._why_down()) is not None:
+                raise down
+            if not caller.waiting:
+                self._turns.append(caller)
+            caller.waiting.extend(entries)
+            self._waiting += len(entries)
+            self._changed.notify()
+        self._submitted()
+        return [entry.future for entry in entries]
+
+    def close(self) -> None:
+        """Refuse whatever waits, and what comes from now on."""
+        with self._changed:
+            self._closed = True
+            waiting = self._take_all()
+            self._changed.notify()
+        self._fail(waiting)
+
+    def _submitted(self) -> None:
+        """Have what has just been submitted encoded, where nothing waits for it anyway."""
+
+    def _forget(self, caller: Caller[Item, Row]) -> None:
+        """Drop what a caller left behind when it was cancelled, so that it neither runs nor fills the memory."""
+        if not caller.waiting:
+            return
+        with self._changed:
+            left = len(caller.waiting)
+            if left:
+                self._turns.remove(caller)
+                self._waiting -= left
+                for entry in caller.waiting:
+                    entry.future.cancel()
+                caller.waiting.clear()
+        self._metrics.dropped("cancelled", left)
+
+    def _refusal(self, count: int, within_s: float | None) -> ServerError | None:
+        if (down := self._why_down()) is not None:
+            return down
+        wait_s = self.expected_wait_s
+        if self.max_queued is not None and self._admitted + count > self.max_queued:
+            reason = (
+                f"{count} more would not fit: {self._admitted} of {self.max_queued} places in the queue of {self.name}"
+                " are taken; try again later, or raise DEIXIS_MAX_QUEUED_IMAGES"
+            )
+        elif within_s is not None and wait_s > within_s:
+            reason = (
+                f"the {self._admitted} before in the queue of {self.name} take about {wait_s:.0f} s, which is longer"
+                f" than the {within_s:g} s that a request may take; try again later"
+            )
+        else:
+            return None
+        return OverloadedError(reason, retry_after_s=max(1, math.ceil(wait_s)))
+
+    def _why_down(self) -> NotReadyError | None:
+        if self._closed:
+            return NotReadyError(f"the queue of {self.name} is closed; the service is stopping")
+        problem = self.problem
+        return None if problem is None else NotReadyError(f"{problem}; try again later")
+
+    def _take(self, *, at_least: int) -> list[Entry[Item, Row]]:
+        """Return the next batch, one item of each caller in turn.
+
+        It is empty if fewer wait than ``at_least``, if nobody wants those that do, and once the queue was closed.
+        """
+        taken: list[Entry[Item, Row]] = []
+        late: list[Entry[Item, Row]] = []
+        cancelled = 0
+        with self._changed:
+            now = time.perf_counter()
+            while self._turns and len(taken) < self._room and self._waiting + len(taken) >= at_least:
+                caller = self._turns.popleft()
+                entry = caller.waiting.popleft()
+                self._waiting -= 1
+                if caller.waiting:
+                    self._turns.append(caller)
+                if entry.future.cancelled():
+                    cancelled += 1
+                elif entry.deadline is not None and now > entry.deadline:
+                    late.append(entry)
+                else:
+                    taken.append(entry)
+                    self._begun.append(entry)
+        self._fail(late, lambda: DeadlineExceededError(f"the deadline passed in the queue of {self.name}"))
+        self._metrics.dropped("cancelled", cancelled)
+        self._metrics.dropped("deadline", len(late))
+        return taken
+
+    def _take_all(self) -> list[Entry[Item, Row]]:
+        entries = [entry for caller in self._turns for entry in caller.waiting]
+        for caller in self._turns:
+            caller.waiting.clear()
+        self._turns.clear()
+        self._waiting = 0
+        return entries
+
+    def _measured(self, count: int, seconds: float) -> None:
+        """Take into the measured rate that so many items were encoded in so many seconds."""
+        rate = count / max(seconds, 1e-9)
+        self._items_per_s += (_RATE_MEMORY if self._items_per_s else 1.0) * (rate - self._items_per_s)
+
+    def _settle(
+        self, entries: Sequence[Entry[Item, Row]], outcomes: Sequence[tuple[Row, float, float] | Exception]
+    ) -> None:
+        """Give the futures of entries that have begun what became of them, on their event loop."""
+
+        def tell() -> None:
+            for entry, outcome in zip(entries, outcomes, strict=True):
+                if entry.future.done():
+                    continue
+                if isinstance(outcome, Exception):
+                    entry.future.set_exception(outcome)
+                else:
+                    row, began, ended = outcome
+                    entry.future.set_result(Encoded(row, began - entry.submitted, ended - began))
+
+        settled = set(map(id, entries))
+        remaining = [entry for entry in self._begun if id(entry) not in settled]
+        _call_soon(entries[0].future.get_loop(), tell)
+        self._begun = remaining
+
+    def _fail(self, entries: Sequence[Entry[Item, Row]], error: Callable[[], Exception] | None = None) -> None:
+        """Give entries that never began, or never will end, an error each; without one, why the queue is down."""
+        errors = [error() if error else self._why_down() for _ in entries]
+
+        def tell() -> None:
+            for entry, told in zip(entries, errors, strict=True):
+                if not entry.future.done():
+                    entry.future.set_exception(told or NotReadyError(f"the queue of {self.name} failed"))
+
+        if entries:
+            _call_soon(entries[0].future.get_loop(), tell)
+
+
+class EncodeQueue(TurnQueue[Item, Row]):
+    """Batches the items of many callers and encodes them on one supervised thread.
+
+    Used from one event loop. The thread begins a batch, perhaps another, then waits for the first: both only ever
+    there. When a batch fails, its halves are tried, so that what made it fail is alone with its error in the end. When
+    the worker itself dies, all that wait get an error at once and it begins again.
+
+    Args:
+        name: names the thread, for logs and debuggers.
+        begin: starts encoding a batch and returns what waits for its rows, in order; both may raise MemoryError.
+        batch_size: most items in one batch.
+        metrics: told of everything countable.
+        max_queued: items admitted at once, waiting and running; None sets no bound.
+        stalled_after_s: a batch that takes longer makes the queue unhealthy.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        begin: Callable[[Sequence[Item]], Callable[[], Collection[Row]]],
+        *,
+        batch_size: int,
+        metrics: QueueMetrics,
+        max_queued: int | None = None,
+        stalled_after_s: float = 300.0,
+    ) -> None:
+        super().__init__(name, batch_size=batch_size, metrics=metrics, max_queued=max_queued)
+        self._begin_encoding = begin
+        self._stalled_after_s = stalled_after_s
+        # Under the lock.
+        self._down: str | None = None
+        # Written by the worker alone.
+        self._good_batches = 0
+        self._busy_since: float | None = None
+        # A daemon, because one that hangs inside a driver must not keep the process from ending.
+        self._worker = threading.Thread(target=self._supervise, name=name, daemon=True)
+        self._worker.start()
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing is encoded at the moment; None while all is well."""
+        down = self._down
+        if down is not None:
+            return down
+        since = self._busy_since
+        if since is not None and time.perf_counter() - since > self._stalled_after_s:
+            return f"a batch in the queue of {self.name} has been running for more than {self._stalled_after_s:g} s"
+        return None
+
+    def close(self) -> None:
+        """Finish the batch that is running, refuse the rest, end the thread; waits for a stalled batch only so long."""
+        super().close()
+        self._worker.join(self._stalled_after_s)
+
+    # --- the worker's side ---------------------------------------------------------------------------------------
+
+    def _supervise(self) -> None:
+        """Run the worker, and run it again when it dies, which it does of errors in this file or in the interpreter."""
+        restart_after_s = _RESTART_AFTER_S
+        while not self._closed:
+            before = self._last_ended
+            try:
+                self._work()
+            except BaseException as error:
+                if self._last_ended > before:
+                    restart_after_s = _RESTART_AFTER_S
+                reason = f"the worker of {self.name} ended with {type(error).__name__} and begins again"
+                with self._changed:
+                    self._down = reason
+                    lost = [*self._begun, *self._take_all()]
+                self._begun, self._busy_since = [], None
+                log.exception("worker_died", queue=self.name, lost=len(lost), restart_after_s=restart_after_s)
+                self._fail(lost)
+                self._metrics.restarted()
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closed, restart_after_s)
+                    self._down = None
+                restart_after_s = min(2 * restart_after_s, _RESTART_AFTER_AT_MOST_S)
+
+    def _work(self) -> None:
+        """Begin batches and wait for them, until the queue is closed."""
+        current: _Batch[Item, Row] | None = None
+        while True:
+            if current is None:
+                entries = self._next(at_least=1, wait=True)
+                if self._closed and not entries:
+                    return
+                current = self._begin(entries) if entries else None
+                continue
+            # One ahead, but only if it is full: a batch that is not may still grow while the device is busy.
+            entries = self._next(at_least=self._room, wait=False)
+            ahead = self._begin(entries) if entries else None
+            self._finish(current)
+            current = ahead
+
+    def _next(self, *, at_least: int, wait: bool) -> list[Entry[Item, Row]]:
+        """Return the next batch; with ``wait`` not before there is one, or the queue is closed."""
+        if wait:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+        return self._take(at_least=at_least)
+
+    def _begin(self, entries: Sequence[Entry[Item, Row]]) -> _Batch[Item, Row] | None:
+        """Start a batch; None if that failed, and all is told by then."""
+        began = time.perf_counter()
+        if self._busy_since is None:
+            self._busy_since = began
+        try:
+            return _Batch(entries, self._begin_encoding([entry.item for entry in entries]), began)
+        except Exception as error:  # noqa: BLE001 - whatever an encoder raises
+            self._recover(entries, error)
+            return None
+
+    def _finish(self, batch: _Batch[Item, Row]) -> None:
+        """Wait for a batch and give every entry its row."""
+        entries = batch.entries
+        try:
+            rows = batch.wait()
+            if len(rows) != len(entries):
+                msg = f"the encoder of {self.name} gave {len(rows)} rows for {len(entries)} items"
+                raise ValueError(msg)  # noqa: TRY301 - as bad as one of its own
+        except Exception as error:  # noqa: BLE001 - whatever an encoder raises
+            self._recover(entries, error)
+            return
+        ended = time.perf_counter()
+        # A batch that began ahead waited for the one before.
+        began = max(batch.began, self._last_ended)
+        self._measured(len(entries), ended - began)
+        self._regrow()
+        self._last_ended = ended
+        self._settle(entries, [(row, began, ended) for row in rows])
+        self._metrics.batch(len(entries), ended - began)
+        for entry in entries:
+            self._metrics.waited(began - entry.submitted)
+
+    def _recover(self, entries: Sequence[Entry[Item, Row]], error: Exception) -> None:
+        """Try the halves of a batch that failed, each by itself; a single entry gets the error."""
+        if isinstance(error, StopIteration):  # which no future takes
+            error = RuntimeError(f"the encoder of {self.name} raised StopIteration")
+        out_of_memory = isinstance(error, MemoryError)
+        self._metrics.failed("out of memory" if out_of_memory else "error")
+        if out_of_memory:
+            self._room, self._good_batches = max(1, len(entries) // 2), 0
+        if len(entries) == 1:
+            if out_of_memory:
+                error = NotReadyError(
+                    f"the memory of the device has no room for one item in the queue of {self.name} ({error}); try"
+                    " again later, or serve a smaller model"
+                )
+            self._settle(entries, [error])
+            return
+        log.warning("batch_failed", queue=self.name, size=len(entries), error=type(error).__name__, detail=str(error))
+        middle = len(entries) // 2
+        for half in (entries[:middle], entries[middle:]):
+            batch = self._begin(half)
+            if batch is not None:
+                self._finish(batch)
+
+    def _regrow(self) -> None:
+        """Take larger batches again, once enough went well."""
+        self._good_batches += 1
+        if self._room < self.batch_size and self._good_batches >= _GOOD_BATCHES_BEFORE_GROWTH:
+            self._room, self._good_batches = min(2 * self._room, self.batch_size), 0
+
+    def _settle(
+        self, entries: Sequence[Entry[Item, Row]], outcomes: Sequence[tuple[Row, float, float] | Exception]
+    ) -> None:
+        self._busy_since = time.perf_counter() if len(self._begun) > len(entries) else None
+        super()._settle(entries, outcomes)
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, tell: Callable[[], None]) -> None:
+    # Closed: those who waited are gone with it.
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(tell)

@@ -1,0 +1,1 @@
+"""Class names, and the namespaces that label sets belong to."""

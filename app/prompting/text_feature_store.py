@@ -1,0 +1,217 @@
+"""Text features on disk, so that a restart does not encode what was encoded before."""
+
+import asyncio
+import hashlib
+import sqlite3
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import structlog
+
+from app.types import TextFeatures
+
+log = structlog.get_logger()
+
+# Of the format of the rows, in the file's user_version.
+_FORMAT = 1
+_LOCK_TIMEOUT_S = 5.0
+_TRIES = 50
+_BETWEEN_TRIES_S = 0.1
+_PRIMARY_CODE = 0xFF
+# Variables in one statement; SQLite allows 32,766.
+_AT_ONCE = 10_000
+# When it is full, as much is dropped at once, so that this is not done for every write.
+_FREED = 0.1
+_TORN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_SCHEMA = "CREATE TABLE IF NOT EXISTS features (key BLOB PRIMARY KEY, row BLOB NOT NULL, used INTEGER NOT NULL)"
+
+
+class TextFeatureStore:
+    """Unit rows by what computes them and the text, in one SQLite file; least recently used first out.
+
+    It is a cache: several processes may share it, and when it cannot be read or written (a full disk, a torn file) that
+    is logged and the texts are encoded again. Rows are float32, so that answers are the same after a restart to the
+    last digit. Threads of its own do the work.
+
+    Args:
+        file: made when it is not there, and made anew when it is no such database.
+        max_bytes: bound on the file, passed by one write at most.
+    """
+
+    def __init__(self, file: Path, max_bytes: int) -> None:
+        self._file = file
+        self._max_bytes = max_bytes
+        # One thread: SQLite has one writer, and a connection is used by one at a time.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="text-features")
+        self._connection: sqlite3.Connection | None = None
+        self._out_of_order = False
+
+    async def read(self, fingerprint: str, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return the rows (d,) that are there, by text."""
+        return await asyncio.get_running_loop().run_in_executor(
+            self._thread, self._attempt, self._read, fingerprint, list(dict.fromkeys(texts))
+        )
+
+    async def write(self, fingerprint: str, rows: Mapping[str, np.ndarray]) -> None:
+        """Keep the rows; when this returns they are in the file, or that failed and was logged."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._attempt, self._write, fingerprint, rows)
+
+    def close(self) -> None:
+        """Finish what was begun and close the file; closing twice does no harm."""
+        self._thread.shutdown(wait=True)
+        self._disconnect()
+
+    def _attempt(
+        self,
+        work: Callable[[sqlite3.Connection, str, object], dict[str, np.ndarray]],
+        fingerprint: str,
+        what: object,
+    ) -> dict[str, np.ndarray]:
+        try:
+            result = work(self._connect(), fingerprint, what)
+        except (sqlite3.Error, OSError) as error:
+            self._disconnect()
+            if not self._out_of_order:
+                log.warning("text_features_not_kept", file=str(self._file), reason=str(error))
+            self._out_of_order = True
+            if isinstance(error, sqlite3.Error) and error.sqlite_errorcode in _TORN:
+                self._discard()
+            return {}
+        self._out_of_order = False
+        return result
+
+    def _connect(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(
+                self._file, timeout=_LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False
+            )
+            self._connection = connection
+            _use_wal(connection)
+            # A power cut may lose the last rows, but never tears the file; they would be encoded again.
+            connection.execute("PRAGMA synchronous=NORMAL")
+            if connection.execute("PRAGMA user_version").fetchone()[0] != _FORMAT:
+                connection.execute("DROP TABLE IF EXISTS features")
+            connection.execute(_SCHEMA)
+            connection.execute(f"PRAGMA user_version={_FORMAT}")
+        return self._connection
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _discard(self) -> None:
+        """Remove a file that is no database; it is made anew at the next attempt."""
+        for suffix in ("", "-wal", "-shm"):
+            self._file.with_name(self._file.name + suffix).unlink(missing_ok=True)
+
+    def _read(self, connection: sqlite3.Connection, fingerprint: str, texts: object) -> dict[str, np.ndarray]:
+        assert isinstance(texts, list)
+        text_of = {_key(fingerprint, text): text for text in texts}
+        keys = list(text_of)
+        rows: dict[str, np.ndarray] = {}
+        for start in range(0, len(keys), _AT_ONCE):
+            some = keys[start : start + _AT_ONCE]
+            wanted = ",".join("?" * len(some))
+            with closing(connection.execute(f"SELECT key, row FROM features WHERE key IN ({wanted})", some)) as found:  # noqa: S608 - question marks
+                rows |= {text_of[key]: np.frombuffer(row, np.float32) for key, row in found}
+        if rows:
+            now = int(time.time())
+            used = [_key(fingerprint, text) for text in rows]
+            for start in range(0, len(used), _AT_ONCE):
+                some = used[start : start + _AT_ONCE]
+                wanted = ",".join("?" * len(some))
+                # To the day, so that reading seldom writes.
+                connection.execute(
+                    f"UPDATE features SET used = ? WHERE used < ? AND key IN ({wanted})",  # noqa: S608 - question marks
+                    [now, now - 86_400, *some],
+                )
+        return rows
+
+    def _write(self, connection: sqlite3.Connection, fingerprint: str, rows: object) -> dict[str, np.ndarray]:
+        assert isinstance(rows, Mapping)
+        now = int(time.time())
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            connection.executemany(
+                "INSERT OR REPLACE INTO features VALUES (?, ?, ?)",
+                [
+                    (_key(fingerprint, text), np.ascontiguousarray(row, np.float32).tobytes(), now)
+                    for text, row in rows.items()
+                ],
+            )
+            self._make_room(connection)
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+        return {}
+
+    def _make_room(self, connection: sqlite3.Connection) -> None:
+        pages, free, size = (
+            connection.execute(f"PRAGMA {each}").fetchone()[0] for each in ("page_count", "freelist_count", "page_size")
+        )
+        if (pages - free) * size > self._max_bytes:
+            count = connection.execute("SELECT count(*) FROM features").fetchone()[0]
+            connection.execute(
+                "DELETE FROM features WHERE key IN (SELECT key FROM features ORDER BY used LIMIT ?)",
+                [max(1, int(_FREED * count))],
+            )
+
+
+class StoredTextEncoder:
+    """A text encoder that asks the store first, and tells it what is new.
+
+    Args:
+        encode: encodes what is not there.
+        fingerprint: gives what tells this text tower from every other.
+        store: None encodes always.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[Sequence[str]], Awaitable[TextFeatures]],
+        fingerprint: Callable[[], Awaitable[str]],
+        store: TextFeatureStore | None,
+    ) -> None:
+        self._encode = encode
+        self._store = store
+        self._fingerprint = fingerprint
+
+    async def __call__(self, prompts: Sequence[str]) -> TextFeatures:
+        """Return unit rows (k, d)."""
+        if self._store is None:
+            return await self._encode(prompts)
+        fingerprint = await self._fingerprint()
+        rows = await self._store.read(fingerprint, prompts)
+        missing = [text for text in dict.fromkeys(prompts) if text not in rows]
+        if missing:
+            made = dict(zip(missing, await self._encode(missing), strict=True))
+            rows |= made
+            await self._store.write(fingerprint, made)
+        features: TextFeatures = np.stack([rows[text] for text in prompts])
+        return features
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Have a log of changes, which SQLite refuses without waiting where several processes begin at once."""
+    for attempt in range(_TRIES):
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & _PRIMARY_CODE != sqlite3.SQLITE_BUSY or attempt + 1 == _TRIES:
+                raise
+            time.sleep(_BETWEEN_TRIES_S)
+        else:
+            return
+
+
+def _key(fingerprint: str, text: str) -> bytes:
+    return hashlib.blake2b(
+        text.encode("utf-8", "surrogatepass"), digest_size=16, key=fingerprint.encode()[:64]
+    ).digest()

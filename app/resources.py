@@ -1,9 +1,0 @@
-"""Where the data files are that belong to the code."""
-
-from pathlib import Path
-
-
-def resources(folder: str) -> Path:
-    """Return ``models`` or ``prompts``: inside the package in an installed wheel, beside it in a checkout."""
-    inside = Path(__file__).parent / "data" / folder
-    return inside if inside.is_dir() else Path(__file__).parent.parent / folder

@@ -1,0 +1,1 @@
+"""Calibration of scores, and measures of accuracy."""

@@ -1,0 +1,1 @@
+"""Which method answers for a label set, and the evidence for that choice."""

@@ -1,0 +1,853 @@
+"""Caption databases while they are in use: replaced, damaged, deleted, searched by many, built and given up."""
+
+import asyncio
+import shutil
+import threading
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import app.captions.catalogue
+from app.captions.build import BuildOptions, building_folder, prune
+from app.captions.catalogue import Databases
+from app.captions.database import CURRENT, FEATURES, MANIFEST, CaptionDatabase, Part, merged
+from app.captions.plan import BuildPlan
+from app.captions.texts import OFFSETS, TEXTS
+from app.encoders.fake import FakeEncoder
+from app.errors import (
+    ConflictError,
+    DeixisError,
+    ForbiddenError,
+    InvalidFieldError,
+    NotConfiguredError,
+    NotReadyError,
+    OverloadedError,
+    StoreError,
+    UnknownNameError,
+)
+from app.names.class_names import OPEN_NAMESPACE, Namespace
+from app.observability.metrics import Metrics
+from tests.captions_made import CAPTIONS, MANY, CaptionEncoder, made, place_of, put_in_place
+
+pytestmark = pytest.mark.anyio
+
+ENCODER = CaptionEncoder()
+MODEL = ENCODER.text_fingerprint()
+RED, GREEN, BLUE = ([caption for caption in CAPTIONS if colour in caption] for colour in ("red", "green", "blue"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "captions"
+
+
+@pytest.fixture
+async def make_databases(folder, lexicon_folder):
+    """Open databases of the folder; keyword arguments change them."""
+    opened = []
+
+    def make(**changes):
+        given = {
+            "default": "wordnet",
+            "wordnet": lexicon_folder,
+            "metrics": Metrics(),
+            "max_queued": 512,
+            "stalled_after_s": 60.0,
+        }
+        opened.append(Databases(folder, **(given | changes)))
+        return opened[-1]
+
+    yield make
+    for each in opened:
+        await each.close()
+
+
+@pytest.fixture
+def databases(make_databases):
+    return make_databases()
+
+
+@pytest.fixture
+def always_looked_up(monkeypatch):
+    """Whether a database has been replaced is asked before every search."""
+    monkeypatch.setattr(app.captions.catalogue, "_LOOKED_UP_EVERY_S", -1.0)
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """Searches wait at this gate while it is shut; it tells of each that arrives."""
+    held = Gate()
+    search = CaptionDatabase.search
+
+    def wait(self, *asked):
+        held.pass_through()
+        return search(self, *asked)
+
+    monkeypatch.setattr(CaptionDatabase, "search", wait)
+    yield held
+    held.open.set()
+
+
+class Gate:
+    """Threads wait here unless it is open."""
+
+    def __init__(self):
+        self.open = threading.Event()
+        self.open.set()
+        self.arrived = threading.Semaphore(0)
+
+    def pass_through(self):
+        self.arrived.release()
+        assert self.open.wait(20)
+
+    async def someone_arrives(self):
+        assert await asyncio.to_thread(self.arrived.acquire, timeout=20)
+
+
+def asked(*texts):
+    return ENCODER.encode_texts(texts)
+
+
+async def nearest(databases, name, *texts, k=3, **options):
+    return await databases.search(name, MODEL, asked(*texts), k, **options)
+
+
+async def until(is_so):
+    """Let others go on until something is so."""
+    async with asyncio.timeout(20):
+        while not is_so():  # noqa: ASYNC110 - of threads too, which set no event of a loop
+            await asyncio.sleep(0)
+
+
+async def encode(texts):
+    return await asyncio.to_thread(CaptionEncoder().encode_texts, texts)
+
+
+async def ignore(done, total):
+    pass
+
+
+async def built(databases, name="things", captions=CAPTIONS, *, encode=encode, advance=ignore, **plan):
+    return await databases.build(
+        name,
+        BuildPlan(model="fake", captions=tuple(captions), **plan),
+        (),
+        encode=encode,
+        fingerprint=MODEL,
+        advance=advance,
+    )
+
+
+# --- what there is -------------------------------------------------------------------------------------------------
+
+
+async def test_a_folder_that_is_not_there_holds_no_databases(databases):
+    assert await databases.states() == []
+    with pytest.raises(UnknownNameError, match="unknown caption database 'things'; known: none"):
+        await databases.state("things")
+    with pytest.raises(UnknownNameError, match="known: none"):
+        await nearest(databases, "things", "red")
+    with pytest.raises(NotConfiguredError, match="deixis captions build"):
+        await databases.choose("fake", MODEL)
+    await databases.open_all()
+    assert databases.problem is None
+
+
+@pytest.mark.parametrize("name", ["Things", "", "a b", "../things", "x" * 65, "things.building"])
+async def test_a_name_that_none_can_have_is_told_by_its_field_and_opens_no_folder(databases, name):
+    for field in ("name", "database"):
+        with pytest.raises(InvalidFieldError) as told:
+            databases.named(name, OPEN_NAMESPACE, field)
+        assert [each.field for each in told.value.problems] == [field]
+    for work in (databases.state(name), databases.check(name, MODEL), databases.delete(name)):
+        with pytest.raises(InvalidFieldError, match="is no name of a caption database"):
+            await work
+
+
+async def test_a_namespace_reads_its_own_databases_and_the_operators_default(databases, folder):
+    acme = Namespace("acme")
+    for name in ("wordnet", "things", "acme#toys", "acmes#tools"):
+        made(folder / name)
+    assert [state.name for state in await databases.states(acme)] == ["acme#toys", "wordnet"]
+    assert [state.name for state in await databases.states(OPEN_NAMESPACE)] == ["things", "wordnet"]
+    assert len(await databases.states()) == 4
+    assert [databases.named(name, acme) for name in ("toys", "wordnet", "things")] == [
+        "acme#toys",
+        "wordnet",
+        "acme#things",
+    ]
+    with pytest.raises(UnknownNameError, match="known: acme#toys, wordnet"):
+        await databases.state(databases.named("things", acme))
+    assert databases.named_to_change("toys", acme) == "acme#toys"
+    assert databases.named_to_change("wordnet", OPEN_NAMESPACE) == "wordnet"
+    with pytest.raises(ForbiddenError, match="the operator's"):
+        databases.named_to_change("wordnet", acme)
+
+
+async def test_where_the_default_does_not_suit_a_namespace_is_asked_its_own_only(databases, folder):
+    made(folder / "things")
+    with pytest.raises(NotConfiguredError):
+        await databases.choose("fake", MODEL, Namespace("acme"))
+    made(folder / "acme#toys")
+    assert await databases.choose("fake", MODEL, Namespace("acme")) == "acme#toys"
+    assert await databases.choose("fake", MODEL) == "things"
+
+
+async def test_what_is_no_database_is_left_out(databases, folder):
+    made(folder / "things")
+    (folder / "empty").mkdir()
+    (folder / "Capital").mkdir()
+    (folder / "Capital" / CURRENT).write_text("0123456789abcdef")
+    (folder / "file").write_text("x")
+    shutil.copytree(folder / "things", folder / "things.building")
+
+    assert [each.name for each in await databases.states()] == ["things"]
+
+
+@pytest.mark.parametrize("damage", [MANIFEST, TEXTS])
+async def test_a_damaged_database_is_told_beside_the_others(databases, folder, damage):
+    made(folder / "broken")
+    manifest = made(folder / "things")
+    (place_of(folder / "broken") / damage).write_bytes(b"?")
+
+    broken, things = await databases.states()
+
+    assert "build the database again" in broken.problem
+    assert (things.problem, things.manifest, things.generation) == (None, manifest, manifest.generation)
+    assert things.nbytes == sum(each["bytes"] for each in manifest.files.values())
+    await databases.open_all()  # logs what is wrong, and goes on
+    assert len(await nearest(databases, "things", "red")) == 1
+    with pytest.raises(StoreError, match="build the database again"):
+        await nearest(databases, "broken", "red")
+
+
+@pytest.mark.parametrize("locked", ["lost+found", "locked"])
+async def test_a_folder_that_cannot_be_entered_hides_no_other_database(databases, folder, monkeypatch, locked):
+    """As the one that a file system of its own keeps for itself, of which only root knows the content."""
+    made(folder / "things")
+    (folder / locked).mkdir()
+    is_file = Path.is_file
+
+    def refused(self):
+        if self.parent.name == locked:
+            raise PermissionError(13, "Permission denied", str(self))
+        return is_file(self)
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    assert "things" in [each.name for each in await databases.states()]
+    await databases.open_all()
+    assert await databases.choose("fake", MODEL) == "things"
+    assert len(await nearest(databases, "things", "red")) == 1
+    with pytest.raises(DeixisError):
+        await nearest(databases, "locked", "red")
+
+
+@pytest.mark.parametrize("file", [FEATURES, OFFSETS])
+async def test_damage_that_leaves_a_file_its_size_is_told_as_damage(databases, folder, file):
+    made(folder / "things")
+    place = place_of(folder / "things") / file
+    place.write_bytes(place.read_bytes().replace(b")", b"(", 1))
+    with pytest.raises(StoreError, match="things"):
+        await nearest(databases, "things", "red")
+    with pytest.raises(StoreError, match="things"):
+        await databases.choose("fake", MODEL)
+
+
+async def test_a_database_is_checked_for_the_model_and_the_field_is_blamed(databases, folder):
+    made(folder / "things")
+    await databases.check("things", MODEL)
+    with pytest.raises(InvalidFieldError, match="was made by another model, 'fake'") as told:
+        await databases.check("things", "other", field="model")
+    assert told.value.problems[0].field == "model"
+    with pytest.raises(InvalidFieldError, match="was made by another model"):
+        await databases.search("things", "other", asked("red"), 3)
+
+
+# --- which to ask --------------------------------------------------------------------------------------------------
+
+
+async def test_the_default_is_chosen_before_others_of_the_model(databases, folder):
+    for name in ("things", "wordnet", "zebras"):
+        made(folder / name)
+    assert await databases.choose("fake", MODEL) == "wordnet"
+
+
+async def test_without_a_default_of_the_model_the_only_other_one_is_chosen(databases, folder):
+    made(folder / "wordnet", encoder=FakeEncoder("other"))
+    made(folder / "things")
+    assert await databases.choose("fake", MODEL) == "things"
+    assert await databases.choose("other", "other") == "wordnet"
+    made(folder / "more")
+    with pytest.raises(InvalidFieldError, match="of the model 'fake' there are more, things"):
+        await databases.choose("fake", MODEL)
+    with pytest.raises(NotConfiguredError, match="'third'"):
+        await databases.choose("third", "third")
+
+
+async def test_a_damaged_database_is_told_only_where_no_other_suits(databases, folder):
+    made(folder / "broken")
+    (place_of(folder / "broken") / TEXTS).write_bytes(b"?")
+    with pytest.raises(StoreError, match="build the database again"):
+        await databases.choose("fake", MODEL)
+    made(folder / "things")
+    assert await databases.choose("fake", MODEL) == "things"
+
+
+async def test_a_default_that_is_expected_is_told_until_another_one_suits(databases, folder):
+    databases.expect("wordnet")
+    with pytest.raises(NotReadyError, match="'wordnet' is about to be built; try again, or give labels"):
+        await databases.choose("fake", MODEL)
+    made(folder / "things")
+    assert await databases.choose("fake", MODEL) == "things"
+
+
+async def test_while_the_default_is_mended_callers_are_told_so(databases, folder):
+    made(folder / "wordnet")
+    (place_of(folder / "wordnet") / TEXTS).write_bytes(b"?")
+    databases.expect("wordnet")
+    with pytest.raises(NotReadyError, match="about to be built"):
+        await databases.choose("fake", MODEL)
+
+
+async def test_callers_are_told_how_far_the_build_is_and_then_answered(databases, monkeypatch):
+    monkeypatch.setattr(app.captions.catalogue, "BuildOptions", partial(BuildOptions, shard=10))
+    monkeypatch.setattr(app.captions.catalogue, "_ENCODED_AT_ONCE", 10)
+    told = []
+
+    async def note(done, total):
+        with pytest.raises(NotReadyError) as error:
+            await databases.choose("fake", MODEL)
+        told.append((done, total, error.value.message))
+
+    await built(databases, "wordnet", advance=note)
+
+    assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
+    assert {total for _, total, _ in told} == {len(CAPTIONS)}
+    assert told[-1][0] == len(CAPTIONS)
+    for done, total, message in told:
+        assert f"is being built, {done:,} of {total:,} captions are encoded" in message
+    assert await databases.choose("fake", MODEL) == "wordnet"
+
+
+async def test_after_a_build_that_failed_nothing_is_awaited(databases):
+    databases.expect("wordnet")
+    with pytest.raises(InvalidFieldError, match="no captions are left"):
+        await built(databases, "wordnet", ["a"])
+    with pytest.raises(NotConfiguredError):
+        await databases.choose("fake", MODEL)
+
+
+# --- searching -----------------------------------------------------------------------------------------------------
+
+
+async def test_many_searches_at_once_find_what_each_finds_alone_whatever_it_asks_for(databases, folder, gate):
+    made(folder / "things", MANY)
+    made(folder / "others")
+    questions = [
+        (("things", "others")[number % 2], text, k, number % 3 == 0)
+        for number, (text, k) in enumerate((text, k) for text in (*CAPTIONS[:12], "dusk") for k in (1, 2, 5, 40, 2000))
+    ]
+
+    async def ask(name, text, k, features):
+        (found,) = await nearest(databases, name, text, k=k, features=features)
+        return found
+
+    alone = [await ask(*question) for question in questions]
+    gate.open.clear()
+    running = [asyncio.create_task(ask(*question)) for question in questions]
+    await gate.someone_arrives()
+    gate.open.set()
+    together = await asyncio.gather(*running)
+
+    for (_, _, k, features), one, other in zip(questions, alone, together, strict=True):
+        assert one.captions == other.captions
+        assert one.generation == other.generation
+        assert len(one.captions) <= k
+        np.testing.assert_allclose(one.cosines, other.cosines, atol=1e-6)
+        assert (one.features is None) is (other.features is None) is (not features)
+        if features:
+            np.testing.assert_array_equal(one.features, other.features)
+            assert len(one.features) == len(one.captions)
+
+
+async def test_more_queries_than_the_queue_holds_are_all_answered_in_order(make_databases, folder):
+    databases = make_databases(max_queued=1)
+    made(folder / "things", MANY)
+    texts = MANY[:300]
+
+    found = await nearest(databases, "things", *texts, k=1)
+
+    assert len(found) == 300
+    np.testing.assert_allclose([each.cosines[0] for each in found], 1, atol=2e-3)
+    alone = [(await nearest(databases, "things", text, k=1))[0].captions for text in texts[::37]]
+    assert [found[number].captions for number in range(0, 300, 37)] == alone
+
+
+async def test_searches_beyond_the_places_of_the_queue_are_refused_and_those_in_it_end_well(
+    make_databases, folder, gate
+):
+    databases = make_databases(max_queued=1)
+    made(folder / "things")
+    await nearest(databases, "things", "red")
+    await gate.someone_arrives()
+    gate.open.clear()
+    first = asyncio.create_task(nearest(databases, "things", *["red"] * 64))
+    await gate.someone_arrives()
+    with pytest.raises(OverloadedError, match="the caption database 'things'"):
+        await nearest(databases, "things", "blue")
+    gate.open.set()
+    assert len(await first) == 64
+
+
+async def test_no_queries_find_nothing(databases, folder):
+    made(folder / "things")
+    assert await databases.search("things", MODEL, np.zeros((0, 16), np.float32), 3) == []
+
+
+async def test_a_search_that_fails_takes_no_other_with_it(databases, folder, monkeypatch):
+    made(folder / "things")
+    search = CaptionDatabase.search
+
+    def fail(self, queries, k, *more):
+        if k == 7:
+            raise OSError(5, "Input/output error")
+        return search(self, queries, k, *more)
+
+    monkeypatch.setattr(CaptionDatabase, "search", fail)
+    answers = await asyncio.gather(
+        *(nearest(databases, "things", "red", k=k) for k in (3, 7, 4)), return_exceptions=True
+    )
+    assert [isinstance(each, Exception) for each in answers] == [False, True, False]
+    assert len((await nearest(databases, "things", "red"))[0].captions) == 3
+
+
+# --- replaced ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("always_looked_up")
+async def test_what_takes_the_place_of_a_database_is_found_and_what_was_begun_ends_with_the_old_one(
+    databases, folder, gate
+):
+    old = made(folder / "things", RED)
+    await nearest(databases, "things", "red")
+    await gate.someone_arrives()
+    gate.open.clear()
+    running = asyncio.create_task(nearest(databases, "things", "red"))
+    await gate.someone_arrives()
+    waiting = asyncio.create_task(nearest(databases, "things", "red"))
+    await until(lambda: databases._served["things"].queue.admitted == 2)
+    new = made(folder / "things", BLUE)
+    prune(folder / "things")
+    later = asyncio.create_task(nearest(databases, "things", "red"))
+    await until(lambda: databases._served["things"].queue.admitted == 3)
+    gate.open.set()
+
+    for task, manifest, captions in ((running, old, RED), (waiting, old, RED), (later, new, BLUE)):
+        (found,) = await task
+        assert found.generation == manifest.generation
+        assert set(found.captions) <= set(captions)
+    assert (await databases.manifest("things")).generation == new.generation
+
+
+async def test_parts_search_the_generation_that_an_edge_knows_whether_it_is_theirs_or_not(make_databases, folder):
+    parts = [make_databases() for _ in range(2)]
+
+    async def search(generation):
+        found = [
+            (
+                await each.search_generation(
+                    "things", generation, asked("red"), 3, features=True, within_s=None, part=Part(number, 2)
+                )
+            )[0]
+            for number, each in enumerate(parts)
+        ]
+        return merged(found, 3, None)
+
+    old = made(folder / "things", RED)
+    assert set((await search(old.generation)).captions) <= set(RED)
+    new = made(folder / "things", BLUE)
+    # One edge has not noticed yet, which no part has either; then another one has.
+    assert set((await search(old.generation)).captions) <= set(RED)
+    told = await search(new.generation)
+    assert (told.generation, set(told.captions) <= set(BLUE)) == (new.generation, True)
+    assert (await search(old.generation)).generation == old.generation
+    made(folder / "things", GREEN)
+    prune(folder / "things")
+    with pytest.raises(StoreError):
+        await search(old.generation)
+
+
+async def test_what_is_searched_elsewhere_is_looked_up_here_and_checked(make_databases, folder):
+    asked_for = []
+
+    async def elsewhere(name, generation, queries, k, **more):
+        asked_for.append((name, generation, len(queries), k, more))
+        return ["found there"]
+
+    databases = make_databases(search_elsewhere=elsewhere)
+    manifest = made(folder / "things", RED)
+    assert await nearest(databases, "things", "red", k=7, features=True, within_s=2.0) == ["found there"]
+    assert asked_for == [("things", manifest.generation, 1, 7, {"features": True, "within_s": 2.0})]
+    with pytest.raises(InvalidFieldError, match="another model"):
+        await databases.search("things", "of another model", asked("red"), 3)
+    with pytest.raises(UnknownNameError):
+        await nearest(databases, "nothing", "red")
+    assert len(asked_for) == 1
+
+
+async def test_a_database_is_looked_up_once_in_a_while_only(databases, folder, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("app.captions.catalogue.time.monotonic", lambda: now[0])
+    old = made(folder / "things", RED)
+    await nearest(databases, "things", "red")
+    new = made(folder / "things", BLUE)
+    now[0] += 0.5
+    assert (await nearest(databases, "things", "red"))[0].generation == old.generation
+    now[0] += 0.6
+    assert (await nearest(databases, "things", "red"))[0].generation == new.generation
+
+
+@pytest.mark.usefixtures("always_looked_up")
+@pytest.mark.parametrize("damage", [MANIFEST, TEXTS, CURRENT, FEATURES])
+async def test_where_the_new_generation_is_damaged_the_old_one_answers_until_a_good_one_comes(
+    databases, folder, tmp_path, damage
+):
+    old = made(folder / "things", RED)
+    await nearest(databases, "things", "red")
+    made(tmp_path / "prepared", BLUE)
+    if damage == CURRENT:
+        (folder / "things" / CURRENT).write_text("nonsense")
+    elif damage == FEATURES:  # of the size that it should have
+        file = place_of(tmp_path / "prepared") / FEATURES
+        file.write_bytes(file.read_bytes().replace(b")", b"(", 1))
+        put_in_place(tmp_path / "prepared", folder / "things")
+    else:
+        (place_of(tmp_path / "prepared") / damage).write_bytes(b"?")
+        put_in_place(tmp_path / "prepared", folder / "things")
+
+    for _ in range(3):
+        (found,) = await nearest(databases, "things", "red")
+        assert found.generation == old.generation
+        assert set(found.captions) <= set(RED)
+    assert await databases.manifest("things") == old
+    assert await databases.choose("fake", MODEL) == "things"
+    assert (await databases.state("things")).problem is not None or damage == FEATURES  # which no size tells
+
+    good = made(folder / "things", GREEN)
+    assert (await nearest(databases, "things", "red"))[0].generation == good.generation
+
+
+@pytest.mark.usefixtures("always_looked_up")
+async def test_a_database_that_another_model_made_meanwhile_is_not_asked(databases, folder):
+    made(folder / "things")
+    await databases.check("things", MODEL)
+    made(folder / "things", encoder=FakeEncoder("other"))
+    with pytest.raises(InvalidFieldError, match="another model, 'other'"):
+        await nearest(databases, "things", "red")
+
+
+# --- deleted -------------------------------------------------------------------------------------------------------
+
+
+async def test_searches_that_run_or_wait_while_a_database_is_deleted_end_well(databases, folder, gate):
+    made(folder / "things")
+    await nearest(databases, "things", "red")
+    await gate.someone_arrives()
+    gate.open.clear()
+    running = asyncio.create_task(nearest(databases, "things", "red", features=True))
+    await gate.someone_arrives()
+    waiting = asyncio.create_task(nearest(databases, "things", "blue", k=5))
+    await until(lambda: databases._served["things"].queue.admitted == 2)
+
+    await databases.delete("things")
+    gate.open.set()
+
+    (one,), (other,) = await running, await waiting
+    assert set(one.captions) <= set(RED)
+    assert len(one.features) == 3
+    assert set(other.captions) <= set(BLUE)
+    assert not (folder / "things").exists()
+    for work in (
+        databases.manifest("things"),
+        databases.check("things", MODEL),
+        databases.state("things"),
+        databases.delete("things"),
+    ):
+        with pytest.raises(UnknownNameError, match="unknown caption database 'things'; known: none"):
+            await work
+
+
+@pytest.mark.usefixtures("always_looked_up")
+async def test_where_current_names_a_generation_that_is_gone_the_old_one_answers(databases, folder):
+    old = made(folder / "things")
+    await nearest(databases, "things", "red")
+    (folder / "things" / CURRENT).write_text("0123456789abcdef\n")
+    assert (await nearest(databases, "things", "red"))[0].generation == old.generation
+    assert "0123456789abcdef" in (await databases.state("things")).problem
+    await databases.delete("things")
+    assert await databases.states() == []
+
+
+async def test_a_database_in_the_place_of_a_link_is_deleted_or_stays_whole(databases, folder, tmp_path):
+    made(tmp_path / "elsewhere" / "things")
+    folder.mkdir()
+    (folder / "things").symlink_to(tmp_path / "elsewhere" / "things")
+    assert len(await nearest(databases, "things", "red")) == 1
+    (outcome,) = await asyncio.gather(databases.delete("things"), return_exceptions=True)
+    left = [each.problem for each in await databases.states()]
+    if outcome is None:
+        assert left == []
+    else:
+        assert isinstance(outcome, StoreError)
+        assert "cannot be built" not in outcome.message
+        assert left == [None]
+
+
+async def test_a_name_can_be_given_again_at_once(databases, folder):
+    made(folder / "things", RED)
+    await nearest(databases, "things", "red")
+    await databases.delete("things")
+    await built(databases, captions=BLUE)
+    (found,) = await nearest(databases, "things", "red")
+    assert set(found.captions) <= set(BLUE)
+
+
+async def test_a_database_that_was_deleted_is_closed_in_a_while(databases, folder, monkeypatch):
+    monkeypatch.setattr(app.captions.catalogue, "_KEPT_OPEN_S", 0.0)
+    made(folder / "things")
+    await nearest(databases, "things", "red")
+    queue = databases._served["things"].queue
+    await databases.delete("things")
+    await until(lambda: not queue._worker.is_alive())
+    assert databases.problem is None
+    with pytest.raises(UnknownNameError):
+        await nearest(databases, "things", "red")
+    made(folder / "things")
+    assert len(await nearest(databases, "things", "red")) == 1
+
+
+@pytest.mark.usefixtures("always_looked_up")
+async def test_a_search_that_looks_a_database_up_while_it_is_closed_is_answered_or_told(databases, folder, monkeypatch):
+    made(folder / "things")
+    await nearest(databases, "things", "red")
+    served = databases._served["things"]
+    look_up, arrived, go_on = served.look_up, threading.Event(), threading.Event()
+
+    def wait():
+        arrived.set()
+        assert go_on.wait(20)
+        look_up()
+
+    monkeypatch.setattr(app.captions.catalogue, "_KEPT_OPEN_S", 0.0)
+    served.look_up = wait
+    searching = asyncio.create_task(nearest(databases, "things", "red"))
+    assert await asyncio.to_thread(arrived.wait, 20)
+    served.look_up = look_up
+    await databases.delete("things")
+    await until(lambda: "things" not in databases._served)
+    go_on.set()
+    with suppress(DeixisError):
+        assert len(await searching) == 1
+
+
+# --- built ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_database_is_built_and_can_be_searched_at_once(databases, folder):
+    manifest = await built(databases, source_notes="made up", licence="CC0-1.0")
+    assert (manifest.captions, manifest.source_notes, manifest.licence) == (len(CAPTIONS), "made up", "CC0-1.0")
+    assert manifest.counts["read"] == len(CAPTIONS)
+    assert not building_folder(folder / "things").exists()
+    (found,) = await nearest(databases, "things", "red", k=1)
+    assert found.generation == manifest.generation
+
+
+async def test_building_in_the_place_of_a_damaged_database_mends_it(databases, folder):
+    made(folder / "things")
+    (place_of(folder / "things") / TEXTS).write_bytes(b"?")
+    await built(databases)
+    assert (await databases.state("things")).problem is None
+    assert len(await nearest(databases, "things", "red")) == 1
+
+
+async def test_a_file_in_a_folder_that_cannot_be_entered_is_told_of_a_build(databases, tmp_path, monkeypatch):
+    file = tmp_path / "captions.txt"
+    file.write_text("a red ball", "utf-8")
+
+    def refusing(original):
+        def called(self, *arguments, **options):
+            if self == file:
+                raise PermissionError(13, "Permission denied", str(self))
+            return original(self, *arguments, **options)
+
+        return called
+
+    for name in ("is_file", "open"):
+        monkeypatch.setattr(Path, name, refusing(getattr(Path, name)))
+    with pytest.raises(InvalidFieldError, match="cannot be read"):
+        await databases.build(
+            "things",
+            BuildPlan("fake", files=(str(file),)),
+            [file],
+            encode=encode,
+            fingerprint=MODEL,
+            advance=ignore,
+        )
+
+
+async def test_an_error_of_the_encoder_is_that_of_the_build_and_the_old_database_stays(databases, folder):
+    old = made(folder / "things", RED)
+
+    async def fail(texts):
+        raise NotReadyError("the queue is closed")
+
+    with pytest.raises(NotReadyError, match="the queue is closed"):
+        await built(databases, encode=fail)
+    assert await databases.manifest("things") == old
+
+
+@asynccontextmanager
+async def under_way(databases, name="things", captions=CAPTIONS, first=0):
+    """Begin a build that waits once it has handed on ``first`` batches; yield its task and how many were encoded."""
+    reached, go_on, encoded = asyncio.Event(), asyncio.Event(), []
+
+    async def encode_and_wait(texts):
+        if len(encoded) >= first:
+            reached.set()
+            await go_on.wait()
+        encoded.append(list(texts))
+        return await encode(texts)
+
+    task = asyncio.create_task(built(databases, name, captions, encode=encode_and_wait))
+    await asyncio.wait_for(reached.wait(), 20)
+    try:
+        yield task, encoded, go_on
+    finally:
+        go_on.set()
+        await asyncio.wait([task])
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(app.captions.catalogue, "BuildOptions", partial(BuildOptions, shard=10))
+    monkeypatch.setattr(app.captions.catalogue, "_ENCODED_AT_ONCE", 10)
+
+
+@pytest.mark.usefixtures("small_shards")
+async def test_a_build_that_is_cancelled_stops_and_the_next_one_encodes_only_what_is_missing(databases, folder):
+    old = made(folder / "things", BLUE)
+    async with under_way(databases, first=2) as (task, encoded, go_on):
+        task.cancel()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert len(encoded) == 3
+    assert await databases.manifest("things") == old
+    assert len(list((building_folder(folder / "things") / "shards").glob("*.npz"))) >= 2
+
+    again, told = [], []
+
+    async def note(texts):
+        again.extend(texts)
+        return await encode(texts)
+
+    async def advance(done, total):
+        told.append(done)
+
+    manifest = await built(databases, encode=note, advance=advance)
+
+    assert manifest.captions == len(CAPTIONS)
+    assert len(again) + 10 * len(encoded) >= len(CAPTIONS)
+    assert not set(again) & {text for batch in encoded[:2] for text in batch}
+    assert told[0] >= 10
+    assert told == sorted(told)
+    assert told[-1] == len(CAPTIONS)
+    (found,) = await nearest(databases, "things", "red", k=1)
+    assert found.generation == manifest.generation
+
+
+async def test_after_a_build_that_was_cancelled_nothing_is_awaited(databases):
+    async with under_way(databases, "wordnet") as (task, _, go_on):
+        with pytest.raises(NotReadyError, match="caption database 'wordnet'"):
+            await databases.choose("fake", MODEL)
+        task.cancel()
+        go_on.set()
+    with pytest.raises(NotConfiguredError):
+        await databases.choose("fake", MODEL)
+
+
+async def test_of_two_builds_of_one_name_both_end_well_and_the_later_one_stays(databases):
+    async with under_way(databases, captions=RED) as (first, _, go_on):
+        second = asyncio.create_task(built(databases, captions=BLUE))
+        await asyncio.sleep(0)
+        go_on.set()
+        one, other = await first, await second
+    assert (one.captions, other.captions) == (len(RED), len(BLUE))
+    assert (await databases.manifest("things")).generation == other.generation
+
+
+async def test_a_database_that_is_being_built_is_not_deleted(databases, folder):
+    made(folder / "things", RED)
+    async with under_way(databases) as (task, _, go_on):
+        with pytest.raises(ConflictError, match="another build for 'things' is under way"):
+            await databases.delete("things")
+        go_on.set()
+        await task
+    await databases.delete("things")
+
+
+async def test_searches_go_on_while_the_database_is_built_again(databases, folder):
+    old = made(folder / "things", RED)
+    async with under_way(databases, captions=BLUE) as (task, _, go_on):
+        for _ in range(5):
+            assert (await nearest(databases, "things", "red"))[0].generation == old.generation
+        go_on.set()
+        new = await task
+    assert (await nearest(databases, "things", "red"))[0].generation == new.generation
+
+
+# --- the end -------------------------------------------------------------------------------------------------------
+
+
+async def test_closing_ends_every_thread_and_what_is_asked_afterwards_is_told(make_databases, folder):
+    databases = make_databases()
+    made(folder / "things")
+    await built(databases, "others")
+    await nearest(databases, "things", "red")
+    workers = [each.queue._worker for each in databases._served.values()]
+    assert len(workers) == 2
+    await databases.close()
+    assert not any(each.is_alive() for each in workers)
+    with pytest.raises(NotReadyError, match="the service is stopping"):
+        await nearest(databases, "things", "red")
+    await databases.close()
+
+
+async def test_words_that_are_not_there_are_told_and_keep_no_database_from_being_opened(
+    make_databases, folder, tmp_path
+):
+    databases = make_databases(wordnet=tmp_path / "nowhere")
+    made(folder / "things")
+    await databases.open_all()
+    assert len(await nearest(databases, "things", "red")) == 1
+    with pytest.raises(NotConfiguredError, match="names cannot be told from other words"):
+        databases.lexicon()
+
+
+@pytest.mark.parametrize("content", ["nonsense\n", "\n"])
+async def test_words_that_are_nonsense_are_told_and_no_build_fails_of_them(databases, folder, lexicon_folder, content):
+    (lexicon_folder / "index.noun").write_text(content)
+    with pytest.raises(NotConfiguredError, match=r"index\.noun"):
+        databases.lexicon()
+    made(folder / "others")
+    await databases.open_all()
+    assert (await built(databases)).captions == len(CAPTIONS)
+
+
+async def test_words_are_read_once_by_whoever_comes_first(databases):
+    first, *others = await asyncio.gather(*(asyncio.to_thread(databases.lexicon) for _ in range(8)))
+    assert all(each is first for each in others)
+    assert "dog" in first.nouns

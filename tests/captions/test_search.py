@@ -1,0 +1,315 @@
+"""Caption databases and the models that are served: which suits which, pages of captions, and what is built."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+
+from app.captions.plan import WORDNET, BuildPlan
+from app.captions.search import MAX_OFFSET, CaptionQuery
+from app.encoders.fake import FakeEncoder
+from app.errors import (
+    InvalidFieldError,
+    NotAnImageError,
+    NotConfiguredError,
+    StoreError,
+    TooLargeError,
+    UnknownNameError,
+)
+from app.jobs.queue import Jobs
+from app.main import open_service
+from app.names.class_names import OPEN_NAMESPACE
+from app.store.jobs import JobRepository
+from tests.captions.cased.test_lexicon import LICENCE
+from tests.captions_made import CAPTIONS, MANY, CaptionEncoder, made, place_of
+from tests.conftest import picture
+
+pytestmark = pytest.mark.anyio
+
+
+class Twin(CaptionEncoder):
+    """Another model with the text tower of the first."""
+
+    def __init__(self):
+        super().__init__("twin")
+
+    def text_fingerprint(self):
+        return "fake"
+
+
+@pytest.fixture
+def folder(settings):
+    return settings.data_dir / "captions"
+
+
+@pytest.fixture
+def open_with(settings, lexicon_folder):
+    """Open a service of some encoders; keyword arguments change settings."""
+
+    @asynccontextmanager
+    async def opened(*encoders, **changes):
+        changed = settings.model_copy(update={"wordnet_dir": lexicon_folder} | changes)
+        async with open_service(changed, encoders or (CaptionEncoder(),)) as service:
+            yield service
+
+    return opened
+
+
+@pytest.fixture
+async def library(open_with, anyio_backend):
+    async with open_with() as service:
+        yield service.captions
+
+
+async def ignore(done, total):
+    pass
+
+
+async def captions_near(library, **query):
+    page = await library.search(CaptionQuery("things", **query))
+    return [caption for caption, _ in page.captions]
+
+
+# --- which suits which ---------------------------------------------------------------------------------------------
+
+
+async def test_a_database_is_named_or_chosen_by_the_model(open_with, folder):
+    async with open_with(CaptionEncoder(), FakeEncoder("other")) as service:
+        library = service.captions
+        made(folder / "things")
+        made(folder / "strange", encoder=FakeEncoder("other"))
+        for name in (None, "things", " things "):
+            assert await library.choose(name, "fake", OPEN_NAMESPACE) == "things"
+        assert await library.choose(None, "other", OPEN_NAMESPACE) == "strange"
+        with pytest.raises(InvalidFieldError, match="'strange' was made by another model, 'other'") as told:
+            await library.choose("strange", "fake", OPEN_NAMESPACE)
+        assert told.value.problems[0].field == "database"
+        with pytest.raises(UnknownNameError, match="unknown caption database 'none'; known: strange, things"):
+            await library.choose("none", "fake", OPEN_NAMESPACE)
+
+
+async def test_a_database_can_be_asked_with_every_model_of_its_text_tower(open_with, folder):
+    manifest = made(folder / "things")
+    async with open_with(FakeEncoder("other"), Twin(), CaptionEncoder()) as service:
+        library = service.captions
+        assert await library.models_of(manifest) == ["twin", "fake"]
+        assert (await library.search(CaptionQuery("things", text="red"))).model == "twin"
+        assert (await library.search(CaptionQuery("things", text="red", model="fake"))).model == "fake"
+        with pytest.raises(InvalidFieldError, match="was made by another model, 'fake'") as told:
+            await library.search(CaptionQuery("things", text="red", model="other"))
+        assert told.value.problems[0].field == "model"
+
+
+async def test_without_a_model_of_a_database_nothing_can_be_asked_of_it(open_with, folder):
+    made(folder / "things")
+    async with open_with(FakeEncoder("other")) as service:
+        with pytest.raises(InvalidFieldError, match="was made by 'fake', which is not served") as told:
+            await service.captions.search(CaptionQuery("things", text="red"))
+        assert told.value.problems[0].field == "model"
+        with pytest.raises(NotConfiguredError, match="of the model 'other'"):
+            await service.captions.choose(None, "other", OPEN_NAMESPACE)
+
+
+# --- pages of captions ---------------------------------------------------------------------------------------------
+
+
+async def test_captions_come_by_their_cosines_with_a_text_or_an_image(library, folder):
+    manifest = made(folder / "things")
+    encoder = CaptionEncoder()
+    rows = encoder.encode_texts(CAPTIONS)
+    red = encoder.encode_images([np.full((8, 8, 3), (255, 0, 0), np.uint8)])[0]
+    for query, asked in (({"text": "an umbrella"}, encoder.encode_texts(["an umbrella"])[0]), ({"image": None}, red)):
+        given = {"image": picture("red")} if "image" in query else query
+        page = await library.search(CaptionQuery("things", limit=100, **given))
+        told = dict(page.captions)
+        assert (page.database, page.model) == (f"things@{manifest.generation}", "fake")
+        assert (page.searched, page.next_offset) == (len(CAPTIONS), None)
+        assert told.keys() == set(CAPTIONS)
+        assert list(told.values()) == sorted(told.values(), reverse=True)
+        for caption, cosine in zip(CAPTIONS, rows @ asked, strict=True):
+            assert told[caption] == pytest.approx(float(cosine), abs=2e-3)
+
+
+async def test_a_score_is_a_cosine_whatever_half_precision_makes_of_it(library, folder):
+    made(folder / "things", MANY)
+    for caption in MANY[:60]:
+        page = await library.search(CaptionQuery("things", text=caption, limit=1))
+        assert -1 <= page.captions[0][1] <= 1
+
+
+async def test_pages_follow_each_other_without_gaps_up_to_the_last_that_may_be_asked_for(library, folder):
+    made(folder / "things", MANY)
+    found, offset, pages = [], 0, 0
+    while offset is not None:
+        assert offset <= MAX_OFFSET
+        page = await library.search(CaptionQuery("things", text="red", limit=100, offset=offset))
+        found += page.captions
+        offset, pages = page.next_offset, pages + 1
+        assert page.searched == 1000
+    assert pages == 10
+    assert len({caption for caption, _ in found}) == len(found) == 1000
+    scores = [score for _, score in found]
+    assert scores == sorted(scores, reverse=True)
+
+
+async def test_filters_go_through_the_nearest_captions_and_offsets_count_those_that_pass(library, folder):
+    made(folder / "things", MANY)
+    every = await captions_near(library, text="red", limit=1000)
+    umbrellas = [caption for caption in every if "umbrella" in caption]
+    assert await captions_near(library, text="red", contains="UMBRella", limit=1000) == umbrellas
+    page = await library.search(CaptionQuery("things", text="red", contains="umbrella", limit=7, offset=5))
+    assert [caption for caption, _ in page.captions] == umbrellas[5:12]
+    assert (page.next_offset, page.searched) == (12, 1000)
+    at = len(umbrellas) - 3
+    last = await library.search(CaptionQuery("things", text="red", contains="umbrella", limit=7, offset=at))
+    assert ([caption for caption, _ in last.captions], last.next_offset) == (umbrellas[at:], None)
+    near = await library.search(CaptionQuery("things", text="red", min_score=0.7, limit=1000))
+    assert near.captions
+    assert all(score >= 0.7 for _, score in near.captions)
+    assert await captions_near(library, text="red", min_score=1.0) == []
+    assert await captions_near(library, text="red", contains="unicorn") == []
+    assert await captions_near(library, text="red", offset=10**9) == []
+
+
+@pytest.mark.parametrize("wanted", ["caf\u00e9", "CAF\u00c9", "cafe\u0301", "STRASSE", "stra\u00dfe"], ids=ascii)
+async def test_a_filter_finds_what_is_written_the_same_however_it_is_spelled(library, folder, wanted):
+    """Captions are kept in composed Unicode; some keyboards and file systems hand out another form."""
+    plan = BuildPlan("fake", captions=("un caf\u00e9 noir", "die Stra\u00dfe im Regen"))
+    await library.build("things", plan, (), ignore)
+    (found,) = await captions_near(library, text="x", contains=wanted)
+    assert found.casefold().startswith("un" if wanted.casefold().startswith("caf") else "die")
+
+
+async def test_either_a_text_or_an_image_is_asked_for(library, folder):
+    made(folder / "things")
+    for query in ({}, {"text": "red", "image": picture()}):
+        with pytest.raises(InvalidFieldError, match="either text or an image"):
+            await library.search(CaptionQuery("things", **query))
+
+
+@pytest.mark.parametrize(
+    "text", ["", " \t\n", "x" * 1001, "a\x00b", "\u202ered", "\ud800", "\u200b"], ids=lambda text: ascii(text)[:9]
+)
+async def test_a_text_that_nobody_can_read_is_refused(library, folder, text):
+    made(folder / "things")
+    with pytest.raises(InvalidFieldError) as told:
+        await library.search(CaptionQuery("things", text=text))
+    assert told.value.problems[0].field == "text"
+
+
+async def test_an_image_that_cannot_be_read_has_its_own_error(library, folder):
+    made(folder / "things")
+    too_large = TooLargeError("too large")
+    with pytest.raises(NotAnImageError):
+        await library.search(CaptionQuery("things", image=b"nothing"))
+    with pytest.raises(TooLargeError) as told:
+        await library.search(CaptionQuery("things", image=too_large))
+    assert told.value is too_large
+
+
+async def test_names_that_are_not_there_are_told_before_anything_is_encoded(open_with, folder):
+    encoder = CaptionEncoder()
+    made(folder / "things")
+    async with open_with(encoder) as service:
+        for query, error, told in [
+            (CaptionQuery("none", text="red"), UnknownNameError, "unknown caption database 'none'; known: things"),
+            (CaptionQuery("things", text="red", model="nope"), UnknownNameError, "unknown model 'nope'; known: fake"),
+            (CaptionQuery("Things", text="red"), InvalidFieldError, "'Things' is no name of a caption database"),
+            (CaptionQuery("things.building", text="red"), InvalidFieldError, "is no name of a caption database"),
+            (CaptionQuery("../things", text="red"), InvalidFieldError, "is no name of a caption database"),
+            (CaptionQuery("things\x00", text="red"), InvalidFieldError, "is no name of a caption database"),
+            (CaptionQuery("..#things", text="red"), InvalidFieldError, "is no name of a caption database"),
+            (CaptionQuery("/#things", text="red"), InvalidFieldError, "is no name of a caption database"),
+            (CaptionQuery("a#b#things", text="red"), InvalidFieldError, "is no name of a caption database"),
+        ]:
+            with pytest.raises(error, match=told):
+                await service.captions.search(query)
+        assert encoder.encoded_texts == []
+
+
+# --- building ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_database_is_built_with_the_model_of_the_plan(open_with):
+    first, second = FakeEncoder("other"), CaptionEncoder()
+    told = []
+
+    async def advance(done, total):
+        told.append((done, total))
+
+    async with open_with(first, second) as service:
+        manifest = await service.captions.build("things", BuildPlan("fake", captions=CAPTIONS), (), advance)
+        assert (manifest.model, manifest.fingerprint, manifest.captions) == ("fake", "fake", len(CAPTIONS))
+        assert await service.captions.models_of(manifest) == ["fake"]
+        with pytest.raises(UnknownNameError, match="unknown model 'nope'; known: fake, other"):
+            await service.captions.build("things", BuildPlan("nope", captions=CAPTIONS), (), advance)
+    assert first.encoded_texts == []
+    assert set(second.encoded_texts) == set(CAPTIONS)
+    assert told[-1] == (len(CAPTIONS), len(CAPTIONS))
+
+
+async def test_a_plan_that_cannot_be_built_is_refused_before_it_is_begun(library, lexicon_folder):
+    library.check_plan(BuildPlan("fake", captions=("a dog",)))
+    library.check_plan(BuildPlan("fake", source=WORDNET))
+    with pytest.raises(UnknownNameError, match="unknown model 'nope'"):
+        library.check_plan(BuildPlan("nope", captions=("a dog",)))
+    with pytest.raises(InvalidFieldError, match="min_chars"):
+        library.check_plan(BuildPlan("fake", captions=("a dog",), min_chars=9, max_chars=8))
+    (lexicon_folder / "data.noun").unlink()
+    with pytest.raises(NotConfiguredError, match="install Debian's package wordnet-base"):
+        library.check_plan(BuildPlan("fake", source=WORDNET))
+
+
+@pytest.mark.parametrize("content", ["", LICENCE, "nonsense\n"], ids=["empty", "no nouns", "nonsense"])
+async def test_files_of_words_without_words_are_refused_and_hold_nobody_up(open_with, lexicon_folder, content):
+    """Of an end of the file, a future that waits for a thread would hear nothing."""
+    (lexicon_folder / "data.noun").write_text(content)
+    async with open_with(build_wordnet=True) as service, asyncio.timeout(5):
+        assert await service.captions.plan_wordnet() is None
+        with pytest.raises(NotConfiguredError):
+            await asyncio.to_thread(service.captions.check_plan, BuildPlan("fake", source=WORDNET))
+
+
+async def test_the_words_that_come_with_the_service_are_planned_where_they_are_wanted_and_missing(open_with, folder):
+    planned = BuildPlan("fake", source=WORDNET)
+    async with open_with() as service:
+        assert await service.captions.plan_wordnet() is None  # not wanted
+    async with open_with(build_wordnet=True, default_database="things") as service:
+        assert await service.captions.plan_wordnet() is None
+    async with open_with(build_wordnet=True) as service:
+        made(folder / "things")
+        assert await service.captions.plan_wordnet() == planned
+        made(folder / "wordnet")
+        assert await service.captions.plan_wordnet() is None
+        (place_of(folder / "wordnet") / "texts.bin").write_bytes(b"?")
+        assert await service.captions.plan_wordnet() == planned
+        made(folder / "wordnet", encoder=FakeEncoder("other"))
+        assert await service.captions.plan_wordnet() == planned
+    async with open_with(FakeEncoder("third"), FakeEncoder("other"), build_wordnet=True) as service:
+        assert await service.captions.plan_wordnet() is None
+
+
+async def test_a_lexicon_that_is_not_there_leaves_the_service_without_its_words(open_with, tmp_path):
+    async with open_with(build_wordnet=True, wordnet_dir=tmp_path / "nowhere") as service:
+        assert await service.captions.plan_wordnet() is None
+        with pytest.raises(NotConfiguredError, match="deixis captions build"):
+            await service.captions.choose(None, "fake", OPEN_NAMESPACE)
+
+
+async def test_words_whose_job_was_cancelled_before_it_began_are_not_waited_for(open_with):
+    async with open_with(build_wordnet=True) as service:
+        jobs = Jobs(JobRepository(service.engine), service)
+        await jobs.build_wordnet()
+        (job,) = await jobs.repository.list(9)
+        await jobs.cancel(job.id)
+        with pytest.raises(NotConfiguredError):
+            await service.captions.choose(None, "fake", OPEN_NAMESPACE)
+
+
+async def test_a_folder_that_cannot_be_read_keeps_no_service_from_starting(open_with, folder):
+    folder.write_text("no folder")
+    async with open_with(build_wordnet=True) as service:
+        await Jobs(JobRepository(service.engine), service).build_wordnet()
+        with pytest.raises(StoreError, match="cannot be read"):
+            await service.captions.choose(None, "fake", OPEN_NAMESPACE)

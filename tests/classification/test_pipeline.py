@@ -1,0 +1,443 @@
+import asyncio
+import contextlib
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.special import expit, softmax
+
+from app.adapters.cosine import Cosine
+from app.captions.catalogue import Databases
+from app.classification.pipeline import Classifier, Pipeline, predict
+from app.encoders.fake import FakeEncoder
+from app.errors import (
+    DeadlineExceededError,
+    ImageTooLargeError,
+    MalformedRequestError,
+    NotAnImageError,
+    OverloadedError,
+)
+from app.images.decoder_pool import ImageLimits, ThreadDecoders
+from app.models.served_model import ServedModel
+from app.observability.metrics import Metrics
+from app.prompting.class_embeddings import ClassEmbeddingCache
+from app.store.examples import StoredFeatures
+from app.types import ClassEntry, Task
+from tests.conftest import picture
+from tests.gated import GatedEncoder
+
+pytestmark = pytest.mark.anyio
+
+COLOURS = ("red", "green", "blue")
+
+
+class NoExamples:
+    """A store of example images in which there are none."""
+
+    async def features(self, name, model, classnames, *, max_pool=None):
+        nothing = np.zeros((0, 0), np.float32)
+        return StoredFeatures(nothing, np.zeros(0, np.int64), nothing, 0)
+
+
+@pytest.fixture
+async def start(anyio_backend):
+    async with contextlib.AsyncExitStack() as stack:
+
+        def make(
+            *encoders,
+            max_queued_images=64,
+            image_batch=4,
+            timeout_s=30.0,
+            max_bytes=1_000_000,
+            threads=2,
+            classifier_bytes=1_000_000,
+        ):
+            metrics = Metrics()
+            models = {
+                each.name: ServedModel.here(
+                    each,
+                    metrics=metrics,
+                    max_queued_images=max_queued_images,
+                    image_batch=image_batch,
+                    text_batch=8,
+                    stalled_after_s=60,
+                )
+                for each in encoders
+            }
+            pipeline = Pipeline(
+                models,
+                class_embedding_cache=ClassEmbeddingCache(1_000_000),
+                classifier_bytes=classifier_bytes,
+                request_timeout_s=timeout_s,
+                decoders=ThreadDecoders(threads, ImageLimits(max_bytes, 1_000_000)),
+                decoders_per_request=max(1, threads // 2),
+                metrics=metrics,
+                examples=NoExamples(),
+                learned_bytes=1_000_000,
+                max_pool=100,
+                databases=Databases(
+                    Path("nowhere"),
+                    default="wordnet",
+                    wordnet=Path("nowhere"),
+                    metrics=metrics,
+                    max_queued=1,
+                    stalled_after_s=60,
+                ),
+            )
+            stack.push_async_callback(pipeline.close)
+            for each in encoders:
+                if isinstance(each, GatedEncoder):
+                    stack.callback(each.open)
+            return pipeline
+
+        yield make
+
+
+def a_task(classnames=COLOURS, *, model="fake", top_k=None, templates=("a {} thing.",)):
+    return Task(model, "zero-shot", tuple(map(ClassEntry, classnames)), templates, top_k or len(classnames))
+
+
+def labels_of(classification):
+    return [result.predictions[0].label if result.predictions else None for result in classification.results]
+
+
+def classifier_of(rows):
+    adapter = Cosine().fit(rows, logit_scale=10.0, logit_bias=None)
+    return Classifier(adapter.predict, np.arange(len(rows)), len(rows), (), rows.nbytes)
+
+
+async def first_labels(pipeline, colours, **options):
+    return labels_of(await pipeline.classify([picture(colour) for colour in colours], a_task(**options)))
+
+
+# --- answers -------------------------------------------------------------------------------------------------------
+
+
+async def test_every_image_gets_its_own_answer_in_order(start, encoder):
+    pipeline = start(encoder)
+    wanted = ["blue", "red", "green", "green", "red", "blue", "red"]
+    assert await first_labels(pipeline, wanted) == wanted
+
+
+@pytest.mark.parametrize("logit_bias", [None, -3.0])
+async def test_scores_are_the_probabilities_of_the_encoders_own_logits(start, logit_bias):
+    encoder = FakeEncoder(logit_bias=logit_bias)
+    classification = await start(encoder).classify([picture("purple")], a_task())
+    (result,) = classification.results
+    image = encoder.encode_images([encoder.transform(_opened("purple"))])[0].astype(float)
+    texts = encoder.encode_texts([f"a {colour} thing." for colour in COLOURS]).astype(float)
+    cosines = dict(zip(COLOURS, texts @ image, strict=True))
+    logits = np.array([10 * cosine + (logit_bias or 0) for cosine in cosines.values()])
+    scores = dict(zip(COLOURS, softmax(logits) if logit_bias is None else expit(logits), strict=True))
+    assert [each.label for each in result.predictions] == sorted(COLOURS, key=scores.get, reverse=True)
+    for each in result.predictions:
+        assert each.score == pytest.approx(scores[each.label], rel=1e-5)
+        assert each.similarity == pytest.approx(cosines[each.label], rel=1e-5)
+
+
+def _opened(colour):
+    from app.images.decode import decode_image
+
+    return decode_image(picture(colour), max_bytes=10**6, max_pixels=10**6)
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+async def test_the_best_top_k_are_told_and_their_scores_are_not_stretched_to_one(start, encoder, top_k):
+    pipeline = start(encoder)
+    whole = (await pipeline.classify([picture("teal")], a_task())).results[0].predictions
+    best = (await pipeline.classify([picture("teal")], a_task(top_k=top_k))).results[0].predictions
+    assert best == whole[:top_k]
+    assert sum(each.score for each in whole) == pytest.approx(1, abs=1e-6)
+
+
+def test_classes_of_equal_score_keep_the_callers_order():
+    encoder, same = FakeEncoder(), np.eye(16, dtype=np.float32)[[3, 3, 3]]
+    predicted = predict(encoder, a_task(["b", "c", "a"]), np.eye(16, dtype=np.float32)[[3]], classifier_of(same))
+    assert predicted.ranked.tolist() == [[0, 1, 2]]
+
+
+def test_a_similarity_is_never_told_beyond_one():
+    """Unit rows in float32 are unit to seven digits only."""
+    encoder = FakeEncoder()
+    rows = np.random.default_rng(0).standard_normal((200, 16)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    assert ((rows * rows).sum(axis=1) > 1).any()
+    names = [str(number) for number in range(200)]
+    predicted = predict(encoder, a_task(names), np.concatenate([rows, -rows]), classifier_of(rows))
+    assert np.abs(predicted.similarities).max() == 1
+
+
+async def test_an_image_is_answered_the_same_alone_as_among_others(start, encoder):
+    pipeline = start(encoder)
+    colours = ["navy", "teal", "olive", "orange", "pink"]
+    together = await pipeline.classify([picture(colour) for colour in colours], a_task())
+    for colour, result in zip(colours, together.results, strict=True):
+        alone = await pipeline.classify([picture(colour)], a_task())
+        assert labels_of(alone) == [result.predictions[0].label]
+        for one, other in zip(alone.results[0].predictions, result.predictions, strict=True):
+            assert one.score == pytest.approx(other.score, rel=1e-5)
+
+
+async def test_requests_at_once_do_not_get_each_others_answers(start, encoder):
+    pipeline = start(encoder, image_batch=2)
+    requests = [[COLOURS[(first + step) % 3] for step in range(1 + first % 3)] for first in range(20)]
+    answers = await asyncio.gather(*(first_labels(pipeline, request) for request in requests))
+    assert answers == requests
+
+
+async def test_the_first_model_is_the_default_and_each_keeps_its_own_embeddings(start):
+    first, second = FakeEncoder("first"), FakeEncoder("second")
+    pipeline = start(first, second)
+    assert pipeline.default_model == "first"
+    assert await first_labels(pipeline, ["blue"], model="second") == ["blue"]
+    assert (first.encoded_texts, first.image_batches) == ([], [])
+    assert len(second.encoded_texts) == 3
+    assert await first_labels(pipeline, ["red"], model="first") == ["red"]
+    assert len(first.encoded_texts) == 3
+
+
+async def test_the_same_classes_are_not_encoded_again(start, encoder):
+    pipeline = start(encoder)
+    for _ in range(3):
+        await first_labels(pipeline, ["red"])
+    assert encoder.encoded_texts == ["a red thing.", "a green thing.", "a blue thing."]
+
+
+async def test_the_time_of_every_stage_is_told(start, encoder):
+    timing = (await start(encoder).classify([picture("red")], a_task())).timing_ms
+    assert list(timing) == ["text", "decode", "queue", "encode", "adapt"]
+    assert all(0 <= each < 10_000 for each in timing.values())
+    assert timing["decode"] > 0
+
+
+# --- bad images ----------------------------------------------------------------------------------------------------
+
+
+async def test_an_image_that_cannot_be_read_has_its_error_in_its_place(start, encoder):
+    told = MalformedRequestError("already known to be bad")
+    images = [b"no image", picture("red"), told, picture("blue"), b"", picture("green")]
+    classification = await start(encoder).classify(images, a_task())
+    assert labels_of(classification) == [None, "red", None, "blue", None, "green"]
+    errors = [result.error for result in classification.results]
+    assert [type(error) for error in errors] == [
+        NotAnImageError,
+        type(None),
+        MalformedRequestError,
+        type(None),
+        NotAnImageError,
+        type(None),
+    ]
+    assert errors[2] is told
+    assert sum(encoder.image_batches) == 3
+
+
+async def test_images_over_the_limits_are_refused_one_by_one(start, encoder):
+    good = picture("red")
+    classification = await start(encoder, max_bytes=len(good)).classify([good, good + b"\0"], a_task())
+    assert labels_of(classification) == ["red", None]
+    assert isinstance(classification.results[1].error, ImageTooLargeError)
+
+
+async def test_nothing_is_encoded_when_every_image_is_bad(start, encoder):
+    classification = await start(encoder).classify([b"no", b"image"], a_task())
+    assert [result.predictions for result in classification.results] == [(), ()]
+    assert encoder.image_batches == []
+    assert classification.timing_ms["encode"] == 0
+
+
+# --- threads -------------------------------------------------------------------------------------------------------
+
+
+async def test_decoding_and_both_towers_run_off_the_event_loop_in_threads_of_their_own(start):
+    encoder = GatedEncoder()
+    await first_labels(start(encoder), COLOURS * 2)
+    images, texts = encoder.threads["images"], encoder.threads["texts"]
+    assert len(images) == len(texts) == 1
+    assert not images & texts
+    assert not encoder.threads["transform"] & (images | texts | {threading.current_thread()})
+
+
+async def test_closing_ends_every_thread(start):
+    encoder = GatedEncoder()
+    pipeline = start(encoder)
+    await first_labels(pipeline, ["red"])
+    await pipeline.close()
+    assert not [thread for threads in encoder.threads.values() for thread in threads if thread.is_alive()]
+
+
+# --- decoding in turns ---------------------------------------------------------------------------------------------
+
+
+class SlowToDecode(FakeEncoder):
+    """Waits in the transform of every blue picture until it may go on."""
+
+    def __init__(self):
+        super().__init__()
+        self.entered, self.may_go_on = threading.Event(), threading.Event()
+
+    def transform(self, image):
+        if image.getpixel((0, 0)) == (0, 0, 255):
+            self.entered.set()
+            assert self.may_go_on.wait(10)
+        return super().transform(image)
+
+
+async def test_a_lone_image_overtakes_another_requests_many_images(start):
+    encoder = SlowToDecode()
+    pipeline = start(encoder, max_queued_images=65)
+    many = asyncio.create_task(first_labels(pipeline, ["blue"] * 64))
+    assert await asyncio.to_thread(encoder.entered.wait, 10)
+    try:
+        assert await asyncio.wait_for(first_labels(pipeline, ["red"]), 5) == ["red"]
+        assert not many.done()
+    finally:
+        encoder.may_go_on.set()
+    assert await many == ["blue"] * 64
+
+
+async def test_a_request_that_is_cancelled_while_it_decodes_leaves_the_threads_to_others(start):
+    encoder = SlowToDecode()
+    pipeline = start(encoder, threads=1)
+    many = asyncio.create_task(first_labels(pipeline, ["blue"] * 10))
+    assert await asyncio.to_thread(encoder.entered.wait, 10)
+    many.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await many
+    encoder.may_go_on.set()
+    assert await first_labels(pipeline, ["red"]) == ["red"]
+
+
+@pytest.mark.parametrize(("threads", "share"), [(1, 1), (2, 1), (3, 1), (4, 2), (6, 3)])
+async def test_one_request_uses_half_of_the_decoding_threads(start, threads, share):
+    """All of its half, which the barrier tells, and never more, which the count tells."""
+
+    class Counting(FakeEncoder):
+        lock, together = threading.Lock(), threading.Barrier(share, timeout=10)
+        running = most = 0
+
+        def transform(self, image):
+            with self.lock:
+                self.running += 1
+                self.most = max(self.most, self.running)
+            self.together.wait()
+            try:
+                return super().transform(image)
+            finally:
+                with self.lock:
+                    self.running -= 1
+
+    encoder = Counting()
+    assert await first_labels(start(encoder, threads=threads), ["red"] * 12) == ["red"] * 12
+    assert encoder.most == share
+
+
+# --- overload, deadline, failure -----------------------------------------------------------------------------------
+
+
+async def test_a_request_that_does_not_fit_is_refused_before_anything_is_done_for_it(start):
+    encoder = GatedEncoder()
+    encoder.images_open.clear()
+    pipeline = start(encoder, max_queued_images=3)
+    admitted = asyncio.create_task(first_labels(pipeline, ["red", "blue"]))
+    assert await asyncio.to_thread(encoder.images_entered.acquire, timeout=10)
+    with pytest.raises(OverloadedError, match="2 of 3 places"):
+        await first_labels(pipeline, ["red", "blue"], classnames=("never", "encoded"))
+    assert "a never thing." not in encoder.encoded_texts
+    encoder.images_open.set()
+    assert await admitted == ["red", "blue"]
+    assert await first_labels(pipeline, ["green"] * 3) == ["green"] * 3
+
+
+async def test_bad_images_give_their_places_back(start, encoder):
+    pipeline = start(encoder, max_queued_images=2)
+    for _ in range(3):
+        await pipeline.classify([b"no", b"image"], a_task())
+    assert pipeline.models["fake"].images.admitted == 0
+
+
+async def test_a_request_past_its_deadline_ends_and_the_next_is_answered(start):
+    encoder = GatedEncoder()
+    pipeline = start(encoder, timeout_s=1.0, max_queued_images=1)
+    await first_labels(pipeline, ["red"])
+    encoder.images_open.clear()
+    with pytest.raises(DeadlineExceededError, match=r"not done within 1 s; .*DEIXIS_REQUEST_TIMEOUT_S"):
+        await first_labels(pipeline, ["red"])
+    assert pipeline.models["fake"].images.admitted == 0
+    encoder.images_open.set()
+    assert await first_labels(pipeline, ["blue"]) == ["blue"]
+
+
+async def test_without_a_deadline_a_request_takes_as_long_as_it_takes(start):
+    assert await first_labels(start(FakeEncoder(), timeout_s=None), ["red"]) == ["red"]
+
+
+async def test_texts_that_were_too_slow_are_ready_for_the_next_try(start):
+    encoder = GatedEncoder()
+    encoder.texts_open.clear()
+    pipeline = start(encoder, timeout_s=0.2)
+    with pytest.raises(DeadlineExceededError, match="kept for the next try"):
+        await first_labels(pipeline, ["red"])
+    encoder.texts_open.set()
+    # Waits for the encoding that goes on, however long: the next try must not begin another.
+    await pipeline.classifier(a_task())
+    assert await first_labels(pipeline, ["red"]) == ["red"]
+    assert len(encoder.encoded_texts) == 3
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken"), TimeoutError("a replica did not answer")])
+async def test_an_encoder_that_fails_fails_that_request_with_its_own_error(start, error):
+    """Also when the error is a time-out of its own, which is not this service's deadline."""
+
+    class Failing(FakeEncoder):
+        broken = True
+
+        def encode_images(self, pixels):
+            if self.broken:
+                raise error
+            return super().encode_images(pixels)
+
+    encoder = Failing()
+    pipeline = start(encoder)
+    with pytest.raises(type(error), match=str(error)):
+        await first_labels(pipeline, ["red"])
+    assert pipeline.models["fake"].images.admitted == 0
+    encoder.broken = False
+    assert await first_labels(pipeline, ["red"]) == ["red"]
+
+
+async def test_a_transform_that_fails_fails_that_request_only(start):
+    class Failing(FakeEncoder):
+        def transform(self, image):
+            if image.getpixel((0, 0)) == (0, 0, 255):
+                raise ZeroDivisionError
+            return super().transform(image)
+
+    pipeline = start(Failing())
+    answers = await asyncio.gather(
+        first_labels(pipeline, ["red", "blue"]), first_labels(pipeline, ["red"]), return_exceptions=True
+    )
+    assert isinstance(answers[0], ZeroDivisionError)
+    assert answers[1] == ["red"]
+    assert pipeline.models["fake"].images.admitted == 0
+
+
+async def test_a_cancelled_request_gives_its_places_back_and_its_images_are_not_encoded(start):
+    encoder = GatedEncoder()
+    pipeline = start(encoder, max_queued_images=4)
+    await first_labels(pipeline, ["red"])
+    assert await asyncio.to_thread(encoder.images_entered.acquire, timeout=10)
+    encoder.images_open.clear()
+    first = asyncio.create_task(first_labels(pipeline, ["red"]))
+    assert await asyncio.to_thread(encoder.images_entered.acquire, timeout=10)
+    abandoned = asyncio.create_task(first_labels(pipeline, ["blue"] * 3))
+    await asyncio.sleep(0)  # lets it be admitted
+    assert pipeline.models["fake"].images.admitted == 4
+    abandoned.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await abandoned
+    assert pipeline.models["fake"].images.admitted == 1
+    encoder.images_open.set()
+    assert await first == ["red"]
+    assert await first_labels(pipeline, ["green"]) == ["green"]
+    assert encoder.image_batches == [1, 1, 1]

@@ -1,0 +1,181 @@
+"""`deixis classify --to-folder`: what goes where, and what is never lost."""
+
+import csv
+import os
+
+import pytest
+
+from app.api.schemas import PredictionBody, ResultBody
+from app.cli.sorting import How, Sorter, folder_name
+from tests.cli.test_cli import run, where  # noqa: F401 - fixtures
+from tests.conftest import picture
+
+COLOURS = ("red", "green", "blue")
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    (folder / "trip").mkdir(parents=True)
+    for colour in COLOURS:
+        (folder / f"{colour}.png").write_bytes(picture(colour))
+        (folder / "trip" / f"{colour}.png").write_bytes(picture(colour, (9, 9)))
+    (folder / "broken.png").write_bytes(b"no picture")
+    return folder
+
+
+def tree(folder):
+    return {str(each.relative_to(folder)): each.read_bytes() for each in folder.rglob("*") if each.is_file()}
+
+
+def sort(run, photos, target, *more, status=1):  # noqa: F811
+    done = run("classify", photos, "-l", "red,green,blue", "--to-folder", target, *more)
+    assert done.exit_code == status, done.output
+    return done
+
+
+def test_files_are_copied_into_a_folder_for_each_label(run, where, photos, tmp_path):  # noqa: F811
+    before, target = tree(photos), tmp_path / "sorted"
+    done = sort(run, photos, target, *where)
+    assert "6 of 7 copied" in done.stderr
+    assert "broken.png" in done.stderr
+    assert tree(photos) == before
+    found = tree(target)
+    rows = list(csv.DictReader(found.pop("deixis.csv").decode().splitlines()))
+    names = [name for colour in COLOURS for name in (f"{colour}/{colour}.png", f"{colour}/{colour} (2).png")]
+    assert set(found) == set(names)
+    assert {found["red/red.png"], found["red/red (2).png"]} == {before["red.png"], before["trip/red.png"]}
+    assert {row["sorted to"] for row in rows} == set(names)
+    assert {row["label"] for row in rows} == set(COLOURS)
+    assert all(0.3 < float(row["score"]) <= 1 for row in rows)
+
+
+def test_a_second_run_finds_everything_there(run, photos, tmp_path):  # noqa: F811
+    target = photos / "sorted"  # in the folder itself: what is in it is not sorted again
+    sort(run, photos, target)
+    first = tree(target)
+    done = sort(run, photos, target)
+    assert "0 of 7 copied" in done.stderr
+    assert tree(target) == first
+
+
+def test_files_are_moved_and_nothing_is_overwritten(run, photos, tmp_path):  # noqa: F811
+    target = tmp_path / "sorted"
+    (target / "red").mkdir(parents=True)
+    (target / "red" / "red.png").write_bytes(b"somebody else's")
+    before = tree(photos)
+    sort(run, photos, target, "--move")
+    assert tree(photos) == {"broken.png": b"no picture"}
+    found = tree(target)
+    assert found["red/red.png"] == b"somebody else's"
+    assert {found["red/red (2).png"], found["red/red (3).png"]} == {before["red.png"], before["trip/red.png"]}
+
+
+def test_files_are_linked(run, photos, tmp_path):  # noqa: F811
+    sort(run, photos, tmp_path / "sorted", "--link")
+    assert (tmp_path / "sorted/green/green.png").stat().st_nlink == 2
+    assert (photos / "green.png").exists()
+
+
+def test_a_dry_run_changes_nothing(run, photos, tmp_path):  # noqa: F811
+    done = sort(run, photos, tmp_path / "sorted", "--dry-run", "--move")
+    assert "6 of 7 would be moved" in done.stderr
+    assert f"{photos / 'red.png'} -> {tmp_path / 'sorted' / 'red' / 'red.png'}" in done.stderr.replace("\n", "")
+    assert not (tmp_path / "sorted").exists()
+    assert len(tree(photos)) == 7
+
+
+def test_what_is_none_of_the_labels_has_a_folder_of_its_own(run, photos, tmp_path):  # noqa: F811
+    sort(run, photos, tmp_path / "sorted", "--reject-below", "1")
+    assert {each.name for each in (tmp_path / "sorted").iterdir()} == {"_none of these", "deixis.csv"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--move",), "--to-folder"),
+        (("--dry-run",), "--to-folder"),
+        (("--to-folder", "x", "--move", "--link"), "give one"),
+        (("--to-folder", __file__), "is no folder"),
+    ],
+)
+def test_flags_that_make_no_sense_are_refused_before_anything_is_done(run, photos, flags, told):  # noqa: F811
+    before = tree(photos)
+    done = run("classify", photos, "-l", "red,green", *flags)
+    assert done.exit_code == 2
+    assert told in done.stderr
+    assert tree(photos) == before
+
+
+def result(label):
+    return ResultBody(predictions=[PredictionBody(label=label, score=0.5, similarity=0.1)])
+
+
+def test_a_file_for_which_no_name_was_found_is_none_of_these(tmp_path):
+    file = tmp_path / "a.png"
+    file.write_bytes(b"content")
+    sorter = Sorter(tmp_path / "sorted", How.COPY, dry_run=False)
+    sorter.check()
+    assert sorter.take(file, ResultBody(predictions=[])) == tmp_path / "sorted/_none of these/a.png"
+    assert "a.png,_none of these" in (tmp_path / "sorted/deixis.csv").read_text()
+
+
+def test_a_file_that_cannot_be_put_there_stays_where_it_is(tmp_path, monkeypatch):
+    file, target = tmp_path / "a.png", tmp_path / "sorted"
+    file.write_bytes(b"content")
+    sorter = Sorter(target, How.MOVE, dry_run=False)
+    sorter.check()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "link", full)
+    monkeypatch.setattr("pathlib.Path.rename", full)
+    with pytest.raises(OSError, match="No space"):
+        sorter.take(file, result("cat"))
+    assert tree(tmp_path) == {"a.png": b"content"}
+    monkeypatch.undo()
+    monkeypatch.setattr("shutil.copy2", full)
+    with pytest.raises(OSError, match="No space"):
+        Sorter(target, How.COPY, dry_run=False).take(file, result("cat"))
+    assert tree(tmp_path) == {"a.png": b"content"}
+
+
+def test_without_links_files_are_moved_by_their_name(tmp_path, monkeypatch):
+    def none(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", none)
+    file = tmp_path / "a.png"
+    file.write_bytes(b"content")
+    sorter = Sorter(tmp_path / "sorted", How.MOVE, dry_run=False)
+    sorter.check()
+    assert sorter.take(file, result("cat")).read_bytes() == b"content"
+    assert not file.exists()
+
+
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        ("cat", "cat"),
+        ("coffee cup", "coffee cup"),
+        ("a/b\\c:d", "a-b-c-d"),
+        ("../../etc", "-..-etc"),
+        ("..", "-"),
+        ("con", "-con"),
+        ("LPT1.txt", "-LPT1.txt"),
+        ("_none of these", "-_none of these"),
+        ("what? *", "what- -"),
+        ("ends with. ", "ends with"),
+        ("e\u0301", "é"),
+        ("tab\there", "tab-here"),
+    ],
+)
+def test_a_label_is_a_folder_on_every_system(label, name):
+    assert folder_name(label) == name
+
+
+def test_long_labels_are_cut_between_letters():
+    name = folder_name("猫" * 500)
+    assert len(name.encode()) <= 200
+    assert set(name) == {"猫"}

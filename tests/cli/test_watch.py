@@ -1,0 +1,254 @@
+"""`deixis watch`: which files are labelled when, what is told, and what a restart does."""
+
+import asyncio
+import json
+from dataclasses import replace
+
+import pytest
+
+from app.api.schemas import PredictionBody, Problem, ResultBody
+from app.classification.service import Question
+from app.cli.backends import RefusedError
+from app.cli.watch import Watcher
+from app.errors import InvalidFieldError, NotReadyError
+from app.images.sidecars import JsonSidecar, XmpSidecar, sha256_of
+from tests.cli.test_cli import run  # noqa: F401 - a fixture
+from tests.conftest import picture
+
+anyio_test = pytest.mark.anyio
+
+
+class Backend:
+    """Calls every image a cat, counts how often it is asked, and is away as often as told."""
+
+    def __init__(self, *errors):
+        self.asked = []
+        self.errors = list(errors)
+        self.version = 1
+
+    async def pinned(self, question):
+        label_set = question.label_set and f"{question.label_set}@{self.version}"
+        return replace(question, model="m", label_set=label_set)
+
+    async def classify(self, images, question):
+        if self.errors:
+            raise self.errors.pop(0)
+        self.asked += images
+        bad = Problem(type="urn:deixis:problem:not-an-image", title="No", status=415, detail="this is no image")
+        return [
+            ResultBody.failed(bad)
+            if image.startswith(b"bad")
+            else ResultBody(predictions=[PredictionBody(label="cat", score=0.9, similarity=0.3)])
+            for image in images
+        ]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    place = tmp_path / "in"
+    place.mkdir()
+    return place
+
+
+async def watched(backend, folder, during=None, sidecar=None, question=None, *, leave=False, once=False, timeout_s=20):
+    """Run a watcher while ``during`` does something, a coroutine function that returns when all is to end."""
+    watcher = Watcher(backend, question or Question(labels=["cat", "dog"]), sidecar or JsonSidecar(), 0.5)
+    if leave:
+        watcher.leave(folder)
+    async with asyncio.timeout(timeout_s):
+        stopped = asyncio.Event()
+        running = asyncio.create_task(watcher.run(folder, stopped, settle_s=0.2, poll=False, once=once))
+        if during is not None:
+            await asyncio.sleep(0.1)
+            doing = asyncio.create_task(during())
+            await asyncio.wait({doing, running}, return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                doing.cancel()
+                await running
+                pytest.fail("it ended by itself")
+            await doing
+            stopped.set()
+        await running
+
+
+async def until(done):
+    while not done():  # noqa: ASYNC110 - files tell nothing
+        await asyncio.sleep(0.02)
+
+
+@anyio_test
+async def test_new_images_are_labelled_and_old_ones_left(folder):
+    (folder / "old.png").write_bytes(b"old")
+    backend = Backend()
+
+    async def during():
+        (folder / "sub").mkdir()
+        (folder / "sub" / "new.png").write_bytes(b"new")
+        (folder / "note.txt").write_text("no image")
+        await until((folder / "sub" / "new.png.json").exists)
+
+    await watched(backend, folder, during, leave=True)
+    assert backend.asked == [b"new"]
+    told = json.loads((folder / "sub" / "new.png.json").read_text())
+    assert told["predictions"][0]["label"] == "cat"
+    assert told["question"]["labels"] == ["cat", "dog"]
+    assert not (folder / "old.png.json").exists()
+
+
+@anyio_test
+async def test_a_file_is_read_only_when_it_is_whole(folder):
+    backend, file = Backend(), folder / "slow.png"
+
+    async def during():
+        with file.open("wb") as opened:
+            for _ in range(8):
+                opened.write(b"part")
+                opened.flush()
+                await asyncio.sleep(0.08)
+        await until((folder / "slow.png.json").exists)
+
+    await watched(backend, folder, during)
+    assert backend.asked == [b"part" * 8]
+
+
+@anyio_test
+async def test_a_file_that_changes_is_labelled_again(folder):
+    backend, file = Backend(), folder / "a.png"
+    file.write_bytes(b"one")
+
+    async def during():
+        await until(lambda: backend.asked == [b"one"])
+        await until((folder / "a.png.json").exists)
+        file.write_bytes(b"another")
+        await until(lambda: len(backend.asked) == 2)
+        await until(lambda: json.loads((folder / "a.png.json").read_text())["sha256"] == sha256_of(b"another"))
+
+    await watched(backend, folder, during)
+    assert backend.asked == [b"one", b"another"]
+
+
+@anyio_test
+@pytest.mark.parametrize("sidecar", [JsonSidecar(), XmpSidecar()])
+async def test_a_restart_goes_on_where_it_was_and_another_question_is_asked(folder, sidecar):
+    for name in ("a.png", "b.png"):
+        (folder / name).write_bytes(name.encode())
+    first, second, other = Backend(), Backend(), Backend()
+    await watched(first, folder, sidecar=sidecar, once=True)
+    (folder / "c.png").write_bytes(b"c.png")
+    (folder / "a.png").touch()  # another time, and the same content
+    await watched(second, folder, sidecar=sidecar, once=True)
+    await watched(other, folder, sidecar=sidecar, once=True, question=Question(label_set="pets"))
+    assert sorted(first.asked) == [b"a.png", b"b.png"]
+    assert second.asked == [b"c.png"]
+    assert len(other.asked) == 3
+
+
+@anyio_test
+async def test_a_sidecar_names_the_version_that_answered_and_a_restart_with_a_newer_one_labels_again(folder):
+    (folder / "a.png").write_bytes(b"a")
+    backend = Backend()
+    for version, asked in ((1, 1), (1, 1), (2, 2)):
+        backend.version = version
+        await watched(backend, folder, once=True, question=Question(label_set="pets"))
+        assert len(backend.asked) == asked
+        told = json.loads((folder / "a.png.json").read_text())["question"]
+        assert (told["label_set"], told["model"]) == (f"pets@{version}", "m")
+
+
+@anyio_test
+async def test_bad_files_are_told_once_and_end_nothing(folder, capsys):
+    (folder / "bad.png").write_bytes(b"bad")
+    (folder / "taken.png").write_bytes(b"taken")
+    (folder / "taken.png.json").write_text("somebody else's")
+    backend = Backend()
+
+    async def during():
+        await until(lambda: backend.asked)
+        (folder / "good.png").write_bytes(b"good")
+        await until((folder / "good.png.json").exists)
+        await asyncio.sleep(0.5)
+
+    await watched(backend, folder, during)
+    assert backend.asked == [b"bad", b"good"]
+    assert (folder / "taken.png.json").read_text() == "somebody else's"
+    told = capsys.readouterr().err
+    assert told.count("this is no image") == 1
+    assert told.count("move it away") == 1
+
+
+@anyio_test
+async def test_an_image_for_which_no_name_was_found_is_done_too(folder, capsys, monkeypatch):
+    (folder / "a.png").write_bytes(b"a")
+    backend = Backend()
+
+    async def nothing(images, _):
+        return [ResultBody(predictions=[]) for _ in images]
+
+    monkeypatch.setattr(backend, "classify", nothing)
+    await watched(backend, folder, once=True)
+    assert json.loads((folder / "a.png.json").read_text())["predictions"] == []
+    assert "a.png: none of these" in capsys.readouterr().out.replace("\n", "")
+
+
+@anyio_test
+async def test_a_server_that_is_away_is_waited_for_and_a_wrong_question_is_not(folder, capsys, monkeypatch):
+    monkeypatch.setattr("app.cli.watch._FIRST_WAIT_S", 0.01)
+    (folder / "a.png").write_bytes(b"a")
+    busy = Problem(type="urn:deixis:problem:overloaded", title="Busy", status=503, detail="the queue is full")
+    backend = Backend(NotReadyError("no answer from there"), RefusedError(busy), NotReadyError("no answer"))
+    await watched(backend, folder, once=True)
+    assert backend.asked == [b"a"]
+    assert capsys.readouterr().err.count("waiting:") == 1
+    unknown = Problem(type="urn:deixis:problem:unknown-name", title="No", status=404, detail="unknown label set 'x'")
+    (folder / "a.png.json").unlink()
+    with pytest.raises(RefusedError, match="unknown label set"):
+        await watched(Backend(RefusedError(unknown)), folder, once=True)
+
+
+@anyio_test
+async def test_while_the_server_is_away_it_can_be_ended(folder):
+    (folder / "a.png").write_bytes(b"a")
+    backend = Backend(*[NotReadyError("away")] * 1000)
+
+    async def during():
+        await until(lambda: len(backend.errors) < 1000)
+
+    await watched(backend, folder, during)
+    assert backend.asked == []
+
+
+@anyio_test
+async def test_a_full_disk_ends_it_and_the_next_run_labels_the_file(folder, monkeypatch):
+    (folder / "a.png").write_bytes(b"a")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("app.images.sidecars.write_atomically", full)
+    with pytest.raises(InvalidFieldError, match=r"a\.png\.json.*No space left"):
+        await watched(Backend(), folder, once=True)
+    monkeypatch.undo()
+    backend = Backend()
+    await watched(backend, folder, once=True)
+    assert backend.asked == [b"a"]
+
+
+def test_the_command_labels_what_is_there_once(run, folder):  # noqa: F811
+    for colour in ("red", "blue"):
+        (folder / f"{colour}.png").write_bytes(picture(colour))
+    (folder / "broken.png").write_bytes(b"no picture")
+    done = run("watch", folder, "-l", "red,green,blue", "--once", "--settle", "0.1", "--write", "xmp")
+    assert done.exit_code == 0, done.output
+    assert f"{folder / 'red.png'}: red" in done.stdout
+    assert "broken.png" in done.stderr
+    assert "<rdf:li>blue</rdf:li>" in (folder / "blue.png.xmp").read_text()
+    again = run("watch", folder, "-l", "red,green,blue", "--once", "--settle", "0.1", "--write", "xmp")
+    assert "red.png" not in again.stdout
+
+
+def test_what_is_no_folder_and_a_question_without_sense_are_refused(run, folder):  # noqa: F811
+    assert "is not a folder" in run("watch", folder / "nope", "-l", "a,b").stderr
+    (folder / "a.png").write_bytes(picture())
+    done = run("watch", folder, "-s", "nothing", "--once", "--settle", "0.1")
+    assert done.exit_code == 2
+    assert "unknown label set 'nothing'" in done.stderr

@@ -1,0 +1,112 @@
+"""What was learned from images that were deleted answers nobody, in this process or another one."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from app.classification.service import DEFAULT_METHOD, Question
+from app.encoders.fake import FakeEncoder
+from app.errors import InvalidFieldError, NotAnImageError, OverloadedError
+from app.fewshot.fitting import Learner
+from app.main import open_service
+from app.selection.trial import try_for_every_model
+from tests.shades import THINGS, shade, stock
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def service(settings, encoder, anyio_backend):
+    async with open_service(settings, [encoder]) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def other(settings, service):
+    """A second process with the same database."""
+    async with open_service(settings, [FakeEncoder()]) as opened:
+        yield opened
+
+
+async def answered(service, **question):
+    task = await service.plan(Question(label_set="things", **question))
+    return await service.pipeline.classify([shade(1, 900)], task)
+
+
+async def test_another_process_answers_by_nothing_that_was_deleted(service, other):
+    await stock(service, "things")
+    assert (await answered(other, method="gda")).examples.labelled == 24
+    await service.examples.delete("things", classname="sky")
+    told = await answered(other, method="gda")
+    assert (told.examples.labelled, told.examples.revision) == (16, 2)
+
+
+async def test_additions_alone_are_learned_in_the_background(service, other):
+    await stock(service, "things")
+    assert (await answered(other, method="gda")).examples.labelled == 24
+    (item,) = await service.examples.prepare("things", [shade(2, 901)], ["sky"])
+    await service.examples.add("things", [item])
+    assert (await answered(other, method="gda")).examples.labelled == 24
+    await other.pipeline.learner.idle()
+    assert (await answered(other, method="gda")).examples.labelled == 25
+
+
+async def test_nothing_is_calibrated_on_images_that_were_deleted(service):
+    await stock(service, "things")
+    await try_for_every_model(service, "things")
+    assert (await answered(service, method="gda", coverage=0.8)).task.scoring.calibrated_on == 24
+    await service.examples.delete("things", classname="sky")
+    assert (await answered(service, method="gda")).task.scoring.calibrated_on == 0
+    with pytest.raises(InvalidFieldError, match="coverage: follows from labelled example images"):
+        await service.plan(Question(label_set="things", method="gda", coverage=0.8))
+    await try_for_every_model(service, "things")
+    assert (await answered(service, method="gda", coverage=0.8)).task.scoring.calibrated_on == 16
+
+
+async def test_a_method_that_takes_too_much_memory_is_not_chosen_and_it_is_said_why(service):
+    await stock(service, "things")
+    await service.pipeline.learner.close()
+    service.pipeline.learner = Learner(cache_bytes=50)
+    told = (await try_for_every_model(service, "things"))["fake"]
+    assert told["method"] == DEFAULT_METHOD
+    assert "cannot be used" in told["reason"]
+    assert "DEIXIS_LEARNED_CACHE_MIB" in told["reason"]
+    assert (await answered(service)).task.method == DEFAULT_METHOD
+
+
+async def test_an_image_of_which_a_model_makes_no_numbers_is_no_example(settings):
+    class NoNumbers(FakeEncoder):
+        def encode_images(self, pixels):
+            features = super().encode_images(pixels)
+            features[features[:, 1] > 0.9] = np.nan
+            return features
+
+    async with open_service(settings, [NoNumbers()]) as service:
+        await stock(service, "things", labelled=0)
+        red, green = await service.examples.prepare("things", [shade(0, 1), shade(1, 1)], [None, None])
+        assert isinstance(green, NotAnImageError)
+        assert "NaN or infinity" in green.message
+        assert (await service.examples.add("things", [red])).added == 1
+
+
+async def test_fits_with_ever_new_options_are_refused_where_many_wait(service):
+    await stock(service, "things")
+    gathered = []
+    for number in range(40):
+        task = await service.plan(Question(label_set="things", method="gda", options={"alpha": 1 + number}))
+        gathered.append(service.pipeline.classifier(task))
+    told = await asyncio.gather(*gathered, return_exceptions=True)
+    refused = [each for each in told if isinstance(each, OverloadedError)]
+    assert 0 < len(refused) < 40
+    assert refused[0].retry_after_s >= 1
+    task = await service.plan(Question(label_set="things", method="gda", options={"alpha": 1}))
+    assert (await service.pipeline.classifier(task)).examples.labelled == 24
+
+
+async def test_what_tda_saw_first_is_not_forgotten_by_a_second_first_request(service):
+    await stock(service, "things", THINGS, labelled=0)
+    task = await service.plan(Question(label_set="things", method="tda"))
+    first, second = await asyncio.gather(service.pipeline.classifier(task), service.pipeline.classifier(task))
+    assert first.answer.__self__ is second.answer.__self__
+    assert (await service.pipeline.classifier(task)).answer.__self__ is first.answer.__self__

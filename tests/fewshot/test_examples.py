@@ -1,0 +1,273 @@
+"""Example images are encoded once by every model that is served, and gone from everything when deleted."""
+
+import asyncio
+import hashlib
+
+import numpy as np
+import pytest
+
+from app.classification.service import Question
+from app.encoders.fake import FakeEncoder
+from app.errors import ClientError, NotAnImageError, OverloadedError, TooLargeError, UnknownNameError
+from app.main import open_service
+from app.store.examples import NewExample
+from app.types import ClassEntry
+from tests.conftest import picture
+from tests.gated import GatedEncoder
+from tests.shades import THINGS, keep, shade, shades, stock
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def second():
+    return FakeEncoder("second")
+
+
+@pytest.fixture
+async def service(settings, encoder, second, anyio_backend):
+    async with open_service(settings, [encoder, second]) as opened:
+        await opened.put_label_set("things", [ClassEntry(name) for name in THINGS], "{}")
+        yield opened
+
+
+async def features(service, model="fake", name="things"):
+    return await service.examples.features(await service.find_label_set(name), model)
+
+
+async def classified(service, images, **asked):
+    return await service.pipeline.classify(images, await service.plan(Question(label_set="things", **asked)))
+
+
+# --- taking in -----------------------------------------------------------------------------------------------------
+
+
+async def test_an_image_is_prepared_with_its_hash_its_class_and_its_features_by_every_model(service, encoder):
+    image = shade(0, 1)
+    (prepared,) = await service.examples.prepare("things", [image], ["tomato"])
+    assert (prepared.digest, prepared.classname) == (hashlib.sha256(image).digest(), "tomato")
+    assert set(prepared.features) == {"fake", "second"}
+    (expected,) = await service.examples.encode("fake", [image])
+    for feature in prepared.features.values():
+        np.testing.assert_allclose(feature, expected, rtol=1e-6)
+        assert np.linalg.norm(feature) == pytest.approx(1)
+
+
+async def test_images_that_are_known_are_not_encoded_again_and_may_get_another_class(service, encoder, second):
+    images = shades(6)
+    await keep(service, "things", images, [None] * 6)
+    encoder.image_batches.clear()
+    second.image_batches.clear()
+    prepared = await service.examples.prepare("things", [*images, shade(0, 99)], ["leaf"] * 7)
+    assert sum(encoder.image_batches) == sum(second.image_batches) == 1
+    added = await service.examples.add("things", prepared)
+    assert (added.added, added.relabelled) == (1, 6)
+    stored = await features(service)
+    assert (stored.support_labels.tolist(), len(stored.pool_features)) == ([1] * 7, 0)
+
+
+async def test_images_of_another_label_set_are_encoded_for_this_one(service, encoder):
+    await service.put_label_set("others", [ClassEntry("it")], "{}")
+    await keep(service, "others", shades(2), [None, None])
+    encoder.image_batches.clear()
+    prepared = await service.examples.prepare("things", shades(2), [None, None])
+    assert sum(encoder.image_batches) == 2
+    assert all(each.features for each in prepared)
+
+
+async def test_an_image_that_one_model_has_not_seen_is_encoded(settings, encoder):
+    async with open_service(settings, [FakeEncoder()]) as service:
+        await stock(service, "things", labelled=1)
+    async with open_service(settings, [encoder, FakeEncoder("second")]) as service:
+        added = await keep(service, "things", shades(3), list(THINGS))
+        assert (added.added, added.duplicates) == (0, 3)
+        assert len((await features(service, "second")).support_features) == 3
+
+
+async def test_images_that_cannot_be_read_are_told_in_their_places_and_the_others_are_taken(service):
+    images = [shade(0, 1), b"no image", shade(1, 1), b"", picture()[:60]]
+    prepared = await service.examples.prepare("things", images, ["tomato", "leaf", "leaf", None, None])
+    assert [isinstance(each, NewExample) for each in prepared] == [True, False, True, False, False]
+    assert isinstance(prepared[1], NotAnImageError)
+    assert all(isinstance(each, ClientError) for each in (prepared[3], prepared[4]))
+    added = await service.examples.add("things", [each for each in prepared if isinstance(each, NewExample)])
+    assert added.added == 2
+    assert (await features(service)).support_labels.tolist() == [0, 1]
+
+
+async def test_the_same_image_twice_at_once_is_taken_once(service):
+    added = await keep(service, "things", [shade(0, 1)] * 2, ["tomato", "tomato"])
+    assert (added.added, added.duplicates) == (1, 1)
+
+
+async def test_no_images_are_no_work(service, encoder):
+    assert await service.examples.prepare("things", [], []) == []
+    assert encoder.image_batches == []
+
+
+@pytest.mark.parametrize("keep_images", [False, True])
+async def test_files_are_kept_where_the_operator_wants_them(settings, encoder, keep_images):
+    changed = settings.model_copy(update={"keep_images": keep_images})
+    async with open_service(changed, [encoder]) as service:
+        await stock(service, "things", labelled=1)
+        (first, *_) = await service.examples.repository.list("things", limit=10)
+        content = await service.examples.repository.content("things", first.id)
+        assert content == (shade(0, 0) if keep_images else None)
+
+
+async def test_a_label_set_that_is_not_there_is_told_before_anything_is_encoded(service, encoder):
+    with pytest.raises(UnknownNameError):
+        await service.examples.prepare("nothing", shades(1), [None])
+    assert encoder.image_batches == []
+
+
+async def test_more_than_there_may_be_are_refused_and_none_is_kept(settings, encoder):
+    async with open_service(settings.model_copy(update={"max_examples": 5}), [encoder]) as service:
+        await service.put_label_set("things", [ClassEntry(name) for name in THINGS], "{}")
+        await keep(service, "things", shades(4), [None] * 4)
+        with pytest.raises(TooLargeError, match="DEIXIS_MAX_EXAMPLES"):
+            await keep(service, "things", shades(2, 50), [None] * 2)
+        assert (await service.examples.counts("things")).unlabelled == 4
+
+
+async def test_more_images_than_the_queue_has_room_for_are_encoded_in_turns(settings, encoder):
+    """As an import gives them; nobody else has to be there for that."""
+    async with open_service(settings, [encoder]) as service:
+        await service.put_label_set("things", [ClassEntry(name) for name in THINGS], "{}")
+        async with asyncio.timeout(5):
+            prepared = await service.examples.prepare("things", shades(20), [None] * 20)
+    assert all(isinstance(each, NewExample) for each in prepared)
+
+
+@pytest.fixture
+async def gated(anyio_backend):
+    encoder = GatedEncoder()
+    yield encoder
+    encoder.open()
+
+
+async def test_a_full_queue_is_waited_for_by_those_who_are_patient_and_told_to_the_others(settings, gated, monkeypatch):
+    full = settings.model_copy(update={"max_queued_images": 8})
+    async with open_service(full, [gated]) as service:
+        await service.put_label_set("things", [ClassEntry(name) for name in THINGS], "{}")
+        encode, refused = service.pipeline.image_features, asyncio.Event()
+
+        async def noted(model, images):
+            try:
+                return await encode(model, images)
+            except OverloadedError:
+                refused.set()
+                raise
+
+        gated.images_open.clear()
+        before = asyncio.create_task(service.pipeline.image_features("fake", shades(8)))
+        assert await asyncio.to_thread(gated.images_entered.acquire, timeout=10)
+        with pytest.raises(OverloadedError):
+            await service.examples.prepare("things", shades(2, 50), [None] * 2, patient=False)
+        monkeypatch.setattr(service.pipeline, "image_features", noted)
+        patient = asyncio.create_task(service.examples.prepare("things", shades(2, 50), [None] * 2))
+        await refused.wait()
+        gated.open()
+        await before
+        assert [isinstance(each, NewExample) for each in await patient] == [True, True]
+
+
+# --- counting and handing out --------------------------------------------------------------------------------------
+
+
+async def test_examples_are_counted_by_class_and_those_that_the_default_model_has_not_seen(settings):
+    async with open_service(settings, [FakeEncoder("before")]) as service:
+        await stock(service, "things", labelled=2, pool=1)
+    async with open_service(settings, [FakeEncoder()]) as service:
+        await keep(service, "things", [shade(0, 99)], ["tomato"])
+        counts = await service.examples.counts("things")
+    assert counts.labelled == {"tomato": 3, "leaf": 2, "sky": 2}
+    assert (counts.unlabelled, counts.without_features) == (3, 9)
+
+
+async def test_without_a_model_examples_are_counted_too(settings):
+    async with open_service(settings, [FakeEncoder()]) as service:
+        await stock(service, "things", labelled=2)
+    async with open_service(settings, []) as service:
+        assert sum((await service.examples.counts("things")).labelled.values()) == 6
+
+
+async def test_features_come_back_as_they_were_encoded_to_half_precision(service):
+    await stock(service, "things", labelled=2, pool=1)
+    stored = await features(service)
+    assert stored.support_labels.tolist() == [0, 1, 2, 0, 1, 2]
+    np.testing.assert_allclose(
+        stored.support_features, np.stack(await service.examples.encode("fake", shades(6))), atol=1e-3
+    )
+    np.testing.assert_allclose(
+        stored.pool_features, np.stack(await service.examples.encode("fake", shades(3, 300))), atol=1e-3
+    )
+
+
+async def test_of_more_unlabelled_images_than_are_learned_from_as_many_are_handed_out(settings, encoder):
+    async with open_service(settings.model_copy(update={"max_pool_images": 5}), [encoder]) as service:
+        await stock(service, "things", labelled=2, pool=8)
+        stored = await features(service)
+        assert (len(stored.support_features), len(stored.pool_features)) == (6, 5)
+        told = await classified(service, shades(1), method="stata")
+        assert told.examples.unlabelled == 5
+
+
+# --- models that come later ----------------------------------------------------------------------------------------
+
+
+async def test_kept_files_are_encoded_by_a_model_that_is_new_and_only_once(settings, second):
+    keeping = settings.model_copy(update={"keep_images": True})
+    async with open_service(keeping, [FakeEncoder()]) as service:
+        await stock(service, "things", labelled=7)  # more than are encoded at once
+    async with open_service(keeping, [FakeEncoder(), second]) as service:
+        assert await service.examples.encode_kept("things", "second") == 21
+        assert await service.examples.encode_kept("things", "second") == 0
+        assert await service.examples.encode_kept("things", "fake") == 0
+        ours, theirs = await features(service, "second"), await features(service, "fake")
+        np.testing.assert_array_equal(ours.support_features, theirs.support_features)
+        np.testing.assert_array_equal(ours.support_labels, theirs.support_labels)
+
+
+async def test_where_no_files_were_kept_there_is_nothing_to_encode(settings, second):
+    async with open_service(settings, [FakeEncoder()]) as service:
+        await stock(service, "things", labelled=2)
+    async with open_service(settings, [FakeEncoder(), second]) as service:
+        assert await service.examples.encode_kept("things", "second") == 0
+    assert second.image_batches == []
+
+
+# --- deleting ------------------------------------------------------------------------------------------------------
+
+
+async def test_what_was_learned_from_deleted_images_answers_nobody(service):
+    await stock(service, "things")
+    images = shades(6, 900)
+    taught = await classified(service, images, method="gda")
+    assert [each.predictions[0].label for each in taught.results] == list(THINGS) * 2
+    deleted = await service.examples.delete("things", everything=True)
+    assert deleted.deleted == 24
+    after = await classified(service, images, method="gda")
+    zero_shot = await classified(service, images, method="zero-shot")
+    assert [each.predictions for each in after.results] == [each.predictions for each in zero_shot.results]
+    assert (after.examples.labelled, after.examples.revision) == (0, deleted.revision)
+    assert any("no labelled images" in each for each in after.warnings)
+
+
+async def test_images_of_one_class_are_deleted_alone(service):
+    await stock(service, "things", pool=2)
+    assert (await service.examples.delete("things", classname="leaf")).deleted == 8
+    counts = await service.examples.counts("things")
+    assert (dict(counts.labelled), counts.unlabelled) == ({"tomato": 8, "sky": 8}, 6)
+    assert (await service.examples.delete("things", unlabelled=True)).deleted == 6
+    assert (await features(service)).support_labels.tolist() == [0, 2] * 8
+
+
+async def test_with_the_label_set_everything_that_was_learned_is_gone(service):
+    await stock(service, "things")
+    await classified(service, shades(1), method="gda")
+    await service.delete_label_set("things")
+    await stock(service, "things", labelled=0)
+    assert (await features(service)).support_labels.size == 0
+    told = await classified(service, shades(1), method="gda")
+    assert told.examples.labelled == 0

@@ -1,0 +1,512 @@
+"""What methods learn is learned once, in the background, and forgotten when it should be."""
+
+import asyncio
+import os
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+from threadpoolctl import threadpool_info
+
+from app.adapters._base import Examples
+from app.adapters._examples import ExampleAdapter, Need
+from app.adapters.gda import GDA
+from app.adapters.gda_em import GDAEM
+from app.adapters.stat_a import StatA
+from app.adapters.tfup import TFUP
+from app.adapters.tip_adapter import TipAdapter
+from app.adapters.trans_clip import TransCLIP
+from app.adapters.zlap import ZLaP
+from app.errors import NotReadyError, StoreError, TooLargeError
+from app.fewshot.fitting import (
+    Learned,
+    Learner,
+    Subject,
+    answer,
+    answer_held_out,
+    learn,
+    stratified_folds,
+    transduce,
+)
+from app.fewshot.neighbours import NeighbourIndex
+from tests.shades import rows_about, unit_rows
+
+ENCODER = SimpleNamespace(logit_scale=20.0, logit_bias=None)
+TEXT = np.eye(3, 16, dtype=np.float32)
+
+
+def subject(label_set="pets", method="gda"):
+    return Subject("tower", method, (), ("{}",), label_set, f"{label_set}@1")
+
+
+def learned(revision, nbytes=8):
+    return Learned(GDA(), None, nbytes, revision)
+
+
+class Fit:
+    """A fit that ends when it is let, and counts how often it was begun."""
+
+    def __init__(self, revision=1, nbytes=8, *, is_open=False):
+        self.revision, self.nbytes = revision, nbytes
+        self.begun, self.may_end = asyncio.Event(), asyncio.Event()
+        self.times = 0
+        if is_open:
+            self.may_end.set()
+
+    async def __call__(self):
+        self.times += 1
+        self.begun.set()
+        await self.may_end.wait()
+        return learned(self.revision, self.nbytes)
+
+
+async def turns():
+    """Let everything run that can."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def learner(anyio_backend):
+    made = Learner(cache_bytes=1000)
+    yield made
+    await made.close()
+
+
+# --- the learner ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_callers_at_once_share_one_fit_and_later_ones_find_it_done(learner):
+    fit = Fit()
+    callers = [asyncio.create_task(learner.learned(subject(), 1, fit)) for _ in range(5)]
+    await fit.begun.wait()
+    fit.may_end.set()
+    told = await asyncio.gather(*callers)
+    assert all(each is told[0] for each in told)
+    assert await learner.learned(subject(), 1, fit) is told[0]
+    assert fit.times == 1
+
+
+@pytest.mark.anyio
+async def test_what_was_learned_of_older_examples_answers_until_the_new_is_ready(learner):
+    old = await learner.learned(subject(), 1, Fit(1, is_open=True))
+    newer = Fit(2)
+    assert await learner.learned(subject(), 2, newer) is old
+    await newer.begun.wait()
+    assert await learner.learned(subject(), 2, newer) is old
+    newer.may_end.set()
+    await learner.idle()
+    assert (await learner.learned(subject(), 2, newer)).revision == 2
+    assert newer.times == 1
+
+
+@pytest.mark.anyio
+async def test_a_fit_that_read_newer_examples_than_it_was_asked_for_serves_those_who_ask_for_them(learner):
+    first, second = Fit(2), Fit(2)
+    callers = [asyncio.create_task(learner.learned(subject(), 1, first))]
+    await first.begun.wait()
+    callers.append(asyncio.create_task(learner.learned(subject(), 2, second)))
+    await turns()
+    first.may_end.set()
+    one, other = await asyncio.gather(*callers)
+    assert one is other
+    assert second.times == 0
+
+
+@pytest.mark.anyio
+async def test_subjects_that_differ_in_anything_are_learned_apart(learner):
+    kinds = [
+        subject(),
+        subject(method="tip-adapter"),
+        subject("birds"),
+        Subject("other tower", "gda", (), ("{}",), "pets", "pets@1"),
+        Subject("tower", "gda", (("alpha", 1.0),), ("{}",), "pets", "pets@1"),
+        Subject("tower", "gda", (), ("a {}",), "pets", "pets@1"),
+        Subject("tower", "gda", (), ("{}",), "pets", "pets@2"),
+    ]
+    fit = Fit(is_open=True)
+    for each in kinds:
+        await learner.learned(each, 1, fit)
+    assert fit.times == len(kinds)
+
+
+@pytest.mark.anyio
+async def test_a_fit_goes_on_for_the_next_caller_when_its_own_does_not_wait_any_more(learner):
+    fit = Fit()
+    caller = asyncio.create_task(learner.learned(subject(), 1, fit))
+    await fit.begun.wait()
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    fit.may_end.set()
+    assert (await learner.learned(subject(), 1, fit)).revision == 1
+    assert fit.times == 1
+
+
+@pytest.mark.anyio
+async def test_fits_of_one_label_set_take_turns_and_those_of_others_do_not_wait_for_them(learner):
+    first, second, other = Fit(), Fit(), Fit(is_open=True)
+    callers = [asyncio.create_task(learner.learned(subject(), 1, first))]
+    await first.begun.wait()
+    callers.append(asyncio.create_task(learner.learned(subject(method="tip-adapter"), 1, second)))
+    await learner.learned(subject("birds"), 1, other)
+    await turns()
+    assert not second.begun.is_set()
+    first.may_end.set()
+    await second.begun.wait()
+    second.may_end.set()
+    await asyncio.gather(*callers)
+
+
+@pytest.mark.anyio
+async def test_no_more_than_two_are_under_way_however_many_label_sets_there_are(learner):
+    gate, entered, lock = threading.Event(), threading.Semaphore(0), threading.Lock()
+    running = most = 0
+
+    def work():
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        entered.release()
+        assert gate.wait(10)
+        with lock:
+            running -= 1
+
+    async def fit():
+        await learner.run(work)
+        return learned(1)
+
+    callers = [asyncio.create_task(learner.learned(subject(f"set {number}"), 1, fit)) for number in range(6)]
+    for _ in range(2):
+        assert await asyncio.to_thread(entered.acquire, timeout=10)
+    await turns()
+    gate.set()
+    await asyncio.gather(*callers)
+    assert most == 2
+
+
+@pytest.mark.anyio
+async def test_work_takes_one_core_at_low_priority(learner):
+    def work():
+        np.ones((8, 8)) @ np.ones((8, 8))
+        several = [each for each in threadpool_info() if each["user_api"] == "blas" and each["num_threads"] != 1]
+        return several, os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    several, priority = await learner.run(work)
+    assert not several
+    assert priority > os.getpriority(os.PRIO_PROCESS, 0)
+
+
+@pytest.mark.anyio
+async def test_a_fit_that_fails_tells_all_who_wait_and_the_log_and_the_next_caller_tries_again(learner):
+    begun, may_end = asyncio.Event(), asyncio.Event()
+
+    async def broken():
+        begun.set()
+        await may_end.wait()
+        raise StoreError("the database is away")
+
+    with structlog.testing.capture_logs() as logs:
+        callers = [asyncio.create_task(learner.learned(subject(), 1, broken)) for _ in range(3)]
+        await begun.wait()
+        may_end.set()
+        told = await asyncio.gather(*callers, return_exceptions=True)
+    assert [str(each) for each in told] == ["the database is away"] * 3
+    assert all(isinstance(each, StoreError) for each in told)
+    assert [(each["event"], each["label_set"], each["method"], each["reason"]) for each in logs] == [
+        ("not_learned", "pets@1", "gda", "the database is away")
+    ]
+    assert (await learner.learned(subject(), 1, Fit(is_open=True))).revision == 1
+
+
+@pytest.mark.anyio
+async def test_where_the_new_cannot_be_learned_the_old_goes_on_answering_and_it_is_tried_again(learner):
+    old = await learner.learned(subject(), 1, Fit(1, is_open=True))
+    tries = 0
+
+    async def broken():
+        nonlocal tries
+        tries += 1
+        raise ZeroDivisionError
+
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(2):
+            assert await learner.learned(subject(), 2, broken) is old
+            await learner.idle()
+    assert tries == 2
+    assert [each["reason"] for each in logs] == ["ZeroDivisionError"] * 2
+
+
+@pytest.mark.anyio
+async def test_what_takes_more_memory_than_there_is_is_refused_and_it_is_told_what_to_do(learner):
+    with pytest.raises(
+        TooLargeError, match=r"'gda' learned takes .* delete unlabelled images, or raise DEIXIS_LEARNED"
+    ):
+        await learner.learned(subject(), 1, Fit(nbytes=1001, is_open=True))
+    assert (await learner.learned(subject(), 1, Fit(nbytes=1000, is_open=True))).nbytes == 1000
+
+
+@pytest.mark.anyio
+async def test_of_more_than_the_memory_holds_what_was_not_asked_for_longest_is_learned_again(learner):
+    fits = {name: Fit(nbytes=400, is_open=True) for name in "abc"}
+    for name in "abac":
+        await learner.learned(subject(name), 1, fits[name])
+    for name in "acb":
+        await learner.learned(subject(name), 1, fits[name])
+    assert {name: fit.times for name, fit in fits.items()} == {"a": 1, "b": 2, "c": 1}
+
+
+@pytest.mark.anyio
+async def test_what_is_forgotten_is_learned_anew_and_that_of_other_label_sets_is_kept(learner):
+    fit, other = Fit(is_open=True), Fit(is_open=True)
+    await learner.learned(subject(), 1, fit)
+    await learner.learned(subject(method="tip-adapter"), 1, fit)
+    await learner.learned(subject("birds"), 1, other)
+    learner.forget("pets")
+    await learner.learned(subject(), 1, fit)
+    await learner.learned(subject(method="tip-adapter"), 1, fit)
+    await learner.learned(subject("birds"), 1, other)
+    assert (fit.times, other.times) == (4, 1)
+
+
+@pytest.mark.anyio
+async def test_who_waits_for_what_is_forgotten_gets_what_is_learned_without_those_examples(learner):
+    """And no cancellation, which would be taken for its own."""
+    deleted, left = Fit(1), Fit(2, is_open=True)
+    fits = iter([deleted, left])
+
+    async def newest():
+        return await next(fits)()
+
+    callers = [asyncio.create_task(learner.learned(subject(), 1, newest)) for _ in range(3)]
+    await deleted.begun.wait()
+    learner.forget("pets")
+    assert [each.revision for each in await asyncio.gather(*callers)] == [2, 2, 2]
+    assert left.times == 1
+
+
+@pytest.mark.anyio
+async def test_a_caller_who_gives_up_when_what_it_waits_for_is_forgotten_waits_no_more(learner):
+    fit = Fit()
+    caller = asyncio.create_task(learner.learned(subject(), 1, fit))
+    await fit.begun.wait()
+    learner.forget("pets")
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    await learner.idle()
+    assert fit.times == 1
+
+
+@pytest.mark.anyio
+async def test_what_was_learned_in_a_thread_of_examples_that_are_deleted_is_never_kept(learner):
+    gate, entered = threading.Event(), threading.Event()
+    revisions = iter([1, 2])
+
+    async def fit():
+        revision = next(revisions)
+
+        def work():
+            entered.set()
+            assert gate.wait(10)
+
+        if revision == 1:
+            await learner.run(work)
+        return learned(revision)
+
+    caller = asyncio.create_task(learner.learned(subject(), 1, fit))
+    assert await asyncio.to_thread(entered.wait, 10)
+    learner.forget("pets")
+    assert (await caller).revision == 2
+    gate.set()
+    await learner.run(lambda: None)
+    assert (await learner.learned(subject(), 1, fit)).revision == 2
+
+
+@pytest.mark.anyio
+async def test_what_is_learned_in_the_background_is_forgotten_too_and_then_callers_wait(learner):
+    await learner.learned(subject(), 1, Fit(1, is_open=True))
+    newer, newest = Fit(2), Fit(3)
+    await learner.learned(subject(), 2, newer)
+    await newer.begun.wait()
+    learner.forget("pets")
+    caller = asyncio.create_task(learner.learned(subject(), 3, newest))
+    await newest.begun.wait()
+    assert not caller.done()
+    newest.may_end.set()
+    assert (await caller).revision == 3
+
+
+@pytest.mark.anyio
+async def test_a_stop_is_told_to_those_who_wait_and_ends_when_the_work_that_runs_has(learner):
+    gate, entered = threading.Event(), threading.Event()
+
+    async def fit():
+        def work():
+            entered.set()
+            assert gate.wait(10)
+
+        await learner.run(work)
+        return learned(1)
+
+    callers = [asyncio.create_task(learner.learned(subject(), 1, fit)) for _ in range(2)]
+    queued = asyncio.create_task(learner.learned(subject(method="tip-adapter"), 1, fit))
+    assert await asyncio.to_thread(entered.wait, 10)
+    closing = asyncio.create_task(learner.close())
+    told = await asyncio.gather(*callers, queued, return_exceptions=True)
+    assert [type(each) for each in told] == [NotReadyError] * 3
+    assert not closing.done()
+    gate.set()
+    await closing
+
+
+@pytest.mark.anyio
+async def test_after_a_stop_callers_are_told_so(learner):
+    async def fit():
+        await learner.run(lambda: None)
+        return learned(1)
+
+    await learner.close()
+    with pytest.raises(NotReadyError):
+        await learner.learned(subject(), 1, fit)
+
+
+# --- learning ------------------------------------------------------------------------------------------------------
+
+
+def examples_of(*, labelled=8, pool=12):
+    labels = np.tile(np.arange(3), labelled)
+    return Examples(rows_about(labels, 1), labels, rows_about(np.tile(np.arange(3), pool), 2))
+
+
+ASKED = rows_about(np.arange(9) % 3, 3, spread=1.0)
+
+
+@pytest.mark.parametrize("make", [GDA, TipAdapter, GDAEM, TFUP, ZLaP, TransCLIP, StatA])
+def test_it_is_told_how_many_images_were_learned_from(make):
+    told = learn(make(), TEXT, examples_of(), ENCODER)
+    needs = make.needs
+    assert (told.labelled, told.unlabelled) == (24 if Need.SUPPORT in needs else 0, 36 if Need.POOL in needs else 0)
+
+
+@pytest.mark.parametrize("make", [ZLaP, TransCLIP, StatA])
+def test_an_index_that_is_shared_gives_what_one_of_its_own_gives(make):
+    examples = examples_of()
+    shared = learn(make(), TEXT, examples, ENCODER, NeighbourIndex(examples.pool_features))
+    own = learn(make(), TEXT, examples, ENCODER)
+    np.testing.assert_array_equal(answer(shared, ASKED).logits, answer(own, ASKED).logits)
+
+
+def test_an_index_is_kept_only_by_those_who_look_at_neighbours_and_counts_for_their_memory():
+    examples = examples_of()
+    index = NeighbourIndex(examples.pool_features)
+    assert learn(GDA(), TEXT, examples, ENCODER, index).index is None
+    assert learn(ZLaP(), TEXT, examples, ENCODER, index).nbytes > index.nbytes
+    votes = learn(TipAdapter(), TEXT, examples, ENCODER)
+    assert votes.nbytes >= examples.support_features.nbytes
+
+
+def test_without_a_pool_an_adapter_that_needs_one_answers_as_zero_shot_does_and_says_so():
+    told = answer(learn(ZLaP(), TEXT, examples_of(pool=0), ENCODER), ASKED)
+    np.testing.assert_allclose(told.logits, ENCODER.logit_scale * ASKED @ TEXT.T, rtol=1e-6)
+    assert told.warnings
+
+
+@pytest.mark.parametrize("make", [GDAEM, TFUP, ZLaP, TransCLIP, StatA])
+def test_images_that_are_asked_about_together_are_the_pool_themselves(make):
+    asked = examples_of().pool_features
+    told = transduce(make(), TEXT, asked, ENCODER)
+    np.testing.assert_array_equal(
+        told.logits, learn(make(), TEXT, Examples(pool_features=asked), ENCODER).adapter.pool_scores(asked).logits
+    )
+    assert (told.logits.argmax(axis=1) == np.tile(np.arange(3), 12)).mean() > 0.9
+
+
+# --- held out ------------------------------------------------------------------------------------------------------
+
+
+class Remembers(ExampleAdapter):
+    """Is sure of every image that it has seen, and says what zero-shot does of any other."""
+
+    needs = frozenset({Need.SUPPORT})
+
+    def _learn(self, examples):
+        self.rows_, self.labels_ = examples.support_features, examples.support_labels
+        self.warnings_ = ("it remembers",)
+
+    def _logits(self, image_features, zero_shot, neighbours):
+        seen = (image_features @ self.rows_.T) > 1 - 1e-6
+        return zero_shot + 1000 * seen.astype(np.float32) @ np.eye(zero_shot.shape[1])[self.labels_]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 40))
+def test_no_image_is_answered_by_what_was_learned_from_itself(seed, images):
+    rng = np.random.default_rng(seed)
+    rows, labels = unit_rows(rng, images), rng.integers(0, 3, images)
+    folds = stratified_folds(labels, 5)
+    told = answer_held_out(Remembers, TEXT, Examples(rows, labels), folds, ENCODER)
+    np.testing.assert_allclose(told.logits, ENCODER.logit_scale * rows @ TEXT.T, rtol=1e-4, atol=1e-4)
+
+
+def test_each_image_is_answered_by_what_was_learned_from_all_others_but_those_of_its_fold():
+    examples = examples_of()
+    folds = stratified_folds(examples.support_labels, 4)
+    told = answer_held_out(GDA, TEXT, examples, folds, ENCODER)
+    for fold in range(4):
+        rest = folds != fold
+        others = Examples(examples.support_features[rest], examples.support_labels[rest])
+        by_hand = GDA().fit(TEXT, logit_scale=20.0, logit_bias=None, examples=others)
+        np.testing.assert_allclose(
+            told.logits[~rest], by_hand.predict(examples.support_features[~rest]).logits, rtol=1e-5, atol=1e-5
+        )
+
+
+def test_what_several_folds_warn_of_is_told_once():
+    examples = examples_of()
+    told = answer_held_out(Remembers, TEXT, examples, stratified_folds(examples.support_labels, 5), ENCODER)
+    assert told.warnings == ("it remembers",)
+    assert told.seconds > 0
+
+
+def test_an_image_that_is_there_twice_is_remembered_by_the_other_folds():
+    """Which shows that what the folds learned is asked at all."""
+    rows = np.repeat(unit_rows(np.random.default_rng(0), 6), 2, axis=0)
+    labels = np.repeat([0, 1, 2, 0, 1, 2], 2)
+    told = answer_held_out(Remembers, TEXT, Examples(rows, labels), np.tile([0, 1], 6), ENCODER)
+    np.testing.assert_array_equal(told.logits.argmax(axis=1), labels)
+
+
+# --- folds ---------------------------------------------------------------------------------------------------------
+
+LABELS = st.lists(st.integers(0, 6), min_size=1, max_size=60).map(np.array)
+
+
+@given(LABELS, st.integers(1, 8))
+def test_folds_hold_every_class_and_all_images_as_evenly_as_possible(labels, most):
+    folds = stratified_folds(labels, most)
+    count = int(folds.max()) + 1
+    assert count == min(most, np.bincount(labels).max())
+    for held in (np.bincount(folds[labels == label], minlength=count) for label in np.unique(labels)):
+        assert held.max() - held.min() <= 1
+    sizes = np.bincount(folds, minlength=count)
+    assert sizes.min() >= 1
+    assert sizes.max() - sizes.min() <= 1
+
+
+@given(LABELS, st.integers(1, 8))
+def test_the_images_of_a_class_are_dealt_in_their_order(labels, most):
+    folds = stratified_folds(labels, most)
+    count = int(folds.max()) + 1
+    for label in np.unique(labels):
+        steps = np.diff(folds[labels == label])
+        assert ((steps == 1) | (steps == 1 - count)).all() or count == 1
+
+
+def test_no_images_have_no_folds():
+    assert stratified_folds(np.zeros(0, np.int64), 5).shape == (0,)

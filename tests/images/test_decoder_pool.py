@@ -1,0 +1,142 @@
+"""Decoders in threads and in processes: the same pixels, and no image that holds one up for good."""
+
+import asyncio
+import os
+import signal
+import time
+from concurrent.futures import BrokenExecutor, Future
+
+import numpy as np
+import pytest
+import structlog
+from pebble.pool.base_pool import PoolStatus
+
+from app.errors import ImageTooLargeError, NotAnImageError, NotReadyError
+from app.images import decoder_pool as decoding
+from app.images.decoder_pool import ImageLimits, ProcessDecoders, ThreadDecoders
+from benchmarks.attack.corpus import mutants, seeds
+
+pytestmark = pytest.mark.anyio
+
+LIMITS = ImageLimits(max_bytes=1_000_000, max_pixels=1_000_000)
+
+
+def as_array(image):
+    return np.asarray(image)
+
+
+# In a module of their own, so that a process of its own finds them.
+def never_ends(*_):
+    time.sleep(600)
+
+
+def crashes(*_):
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+@pytest.fixture(scope="module")
+def processes():
+    decoders = ProcessDecoders(2, LIMITS, timeout_s=60)
+    yield decoders
+    decoders.close()
+
+
+@pytest.fixture
+def threads():
+    decoders = ThreadDecoders(2, LIMITS)
+    yield decoders
+    decoders.close()
+
+
+async def outcome(decoders, image):
+    try:
+        return (await decoders.decode(image, as_array, 8)).tobytes()
+    except (NotAnImageError, ImageTooLargeError) as error:
+        return type(error), error.message
+
+
+async def test_processes_and_threads_give_the_same_pixels_and_the_same_errors(threads, processes):
+    images = [*seeds().values(), *(image for _, image in mutants(80)), b"", bytes(1_000_001)]
+    here = await asyncio.gather(*(outcome(threads, image) for image in images))
+    there = await asyncio.gather(*(outcome(processes, image) for image in images))
+    assert here == there
+    assert {type(each) for each in here} == {bytes, tuple}
+
+
+async def test_what_a_transform_raises_comes_through(threads, processes):
+    def fails(_):
+        raise ZeroDivisionError
+
+    for decoders in (threads, processes):
+        with pytest.raises(ZeroDivisionError):
+            await decoders.decode(seeds()["png"], fails, 8)
+
+
+@pytest.fixture
+def hasty():
+    decoders = ProcessDecoders(1, LIMITS, timeout_s=20)
+    yield decoders
+    decoders.close()
+
+
+async def test_a_decoder_that_runs_away_is_killed_and_the_next_image_decoded(hasty, monkeypatch):
+    await hasty.decode(seeds()["png"], as_array, 8)
+    monkeypatch.setattr(decoding, "_decode", never_ends)
+    monkeypatch.setattr(hasty, "_timeout_s", 0.5)
+    with structlog.testing.capture_logs() as logged, pytest.raises(NotAnImageError, match=r"longer than 0\.5 s"):
+        await hasty.decode(b"a slow one", as_array, 8)
+    assert logged[0]["event"] == "decoder_killed"
+    monkeypatch.undo()
+    assert (await hasty.decode(seeds()["png"], as_array, 8)).shape == (48, 64, 3)
+
+
+async def test_a_decoder_that_crashes_takes_nothing_with_it(hasty, monkeypatch):
+    monkeypatch.setattr(decoding, "_decode", crashes)
+    with structlog.testing.capture_logs() as logged, pytest.raises(NotAnImageError, match="made its decoder crash"):
+        await hasty.decode(b"a deadly one", as_array, 8)
+    assert logged[0]["event"] == "decoder_died"
+    monkeypatch.undo()
+    assert (await hasty.decode(seeds()["png"], as_array, 8)).shape == (48, 64, 3)
+
+
+async def test_processes_that_end_before_they_begin_are_not_the_images_fault_and_begin_again(hasty):
+    await hasty.decode(seeds()["png"], as_array, 8)
+    hasty._processes._context.status = PoolStatus.ERROR  # as pebble leaves it where no process could begin
+    assert (await hasty.decode(seeds()["png"], as_array, 8)).shape == (48, 64, 3)
+
+    working = hasty._processes.schedule
+
+    def breaks(*_, **__):
+        broken = Future()
+        broken.set_exception(BrokenExecutor("All workers expired"))
+        return broken
+
+    def breaks_once(*_, **__):
+        hasty._processes.schedule = working
+        return breaks()
+
+    hasty._processes.schedule = breaks_once
+    assert (await hasty.decode(seeds()["png"], as_array, 8)).shape == (48, 64, 3)
+    hasty._processes.schedule = breaks
+    with pytest.raises(NotReadyError, match="begin again"):
+        await hasty.decode(seeds()["png"], as_array, 8)
+    hasty._processes.schedule = working
+
+
+async def test_a_caller_that_leaves_takes_its_image_along(hasty, monkeypatch):
+    monkeypatch.setattr(decoding, "_decode", never_ends)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1):
+            await hasty.decode(b"a slow one", as_array, 8)
+    monkeypatch.undo()
+    async with asyncio.timeout(15):
+        assert (await hasty.decode(seeds()["png"], as_array, 8)).shape == (48, 64, 3)
+
+
+def test_a_service_decodes_in_processes_where_it_is_told_to(make_client):
+    client = make_client(decode_timeout_s=30)
+    for kind, image in list(seeds().items())[:4]:
+        answer = client.post("/v1/classify", files={"image": image}, data={"labels": "red, green"})
+        assert answer.status_code == 200, kind
+    refused = client.post("/v1/classify", files={"image": seeds()["png"][:60]}, data={"labels": "red, green"})
+    assert refused.json()["type"] == "urn:deixis:problem:not-an-image"

@@ -1,0 +1,453 @@
+"""Images are fetched from public addresses only, from those that were checked, and never more than was allowed."""
+
+import asyncio
+import ssl
+from contextlib import asynccontextmanager
+
+import httpcore
+import pytest
+
+from app.errors import ImageTooLargeError, InvalidFieldError, TooLargeError, UnreachableImageError
+from app.images import fetch as image_urls
+from app.images.fetch import MAX_URL_CHARS, Allowance, ImageFetcher, ImageUrl, is_public
+
+pytestmark = pytest.mark.anyio
+
+LOCAL = "127.0.0.1"
+PLAIN = "HTTP/1.1 200 OK\r\nContent-Type: image/png\r\nContent-Length: 5\r\n\r\nhello"
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+# --- addresses -----------------------------------------------------------------------------------------------------
+
+PUBLIC = ["8.8.8.8", "1.1.1.1", "93.184.216.34", "172.15.0.1", "172.32.0.1", "100.63.0.1", "100.128.0.1"]
+PUBLIC += ["2606:4700:4700::1111", "2a00:1450:4001:81b::200e", "2620:fe::fe"]
+
+NOT_PUBLIC = {
+    "this network": ["0.0.0.0", "0.1.2.3"],
+    "private": ["10.0.0.1", "10.255.255.255", "172.16.0.1", "172.31.255.255", "192.168.0.1"],
+    "carriers' NAT": ["100.64.0.1", "100.127.255.255"],
+    "loopback": ["127.0.0.1", "127.1.2.3", "::1"],
+    "link-local, and of a cloud": [
+        "168.63.129.16",
+        "169.254.169.254",
+        "169.254.0.1",
+        "fe80::1",
+        "fe80::1%eth0",
+        "febf::1",
+    ],
+    "documentation": ["192.0.2.1", "198.51.100.1", "203.0.113.1", "2001:db8::1", "3fff::1"],
+    "special": ["192.0.0.1", "192.0.0.170", "192.88.99.1", "198.18.0.1", "198.19.255.255", "2001:1::1", "2001:20::1"],
+    "multicast": ["224.0.0.1", "239.255.255.250", "ff02::1", "ff0e::1"],
+    "reserved and broadcast": ["240.0.0.1", "255.255.255.255", "::", "4000::1", "5f00::1", "8000::1"],
+    "unique local": ["fc00::1", "fd00::1", "fdff:ffff::1"],
+    "site local": ["fec0::1"],
+    "discard": ["100::1"],
+    "IPv4 in IPv6": ["::ffff:127.0.0.1", "::ffff:8.8.8.8", "::127.0.0.1", "::8.8.8.8"],
+    "NAT64": ["64:ff9b::7f00:1", "64:ff9b::808:808", "64:ff9b:1::1"],
+    "6to4 and Teredo": ["2002:7f00:1::", "2002:808:808::1", "2001:0:53aa:64c::1"],
+    "no address": ["", "localhost", "127.1", "2130706433", "0x7f000001", "017700000001", "8.8.8.8.8", "8.8.8.8 "],
+}
+
+
+@pytest.mark.parametrize("address", PUBLIC)
+def test_public_addresses_may_be_asked(address):
+    assert is_public(address)
+
+
+@pytest.mark.parametrize("address", [each for some in NOT_PUBLIC.values() for each in some])
+def test_what_only_this_machine_can_reach_may_not_be_asked(address):
+    assert not is_public(address)
+
+
+# --- what is asked -------------------------------------------------------------------------------------------------
+
+
+def resolver(*addresses):
+    """Return a resolver, and the list of what it was asked."""
+    asked = []
+
+    async def resolve(host, port):
+        asked.append((host, port))
+        return list(addresses)
+
+    return resolve, asked
+
+
+def fetcher(*addresses, **changes):
+    resolve, _ = resolver(*addresses)
+    return ImageFetcher(**{"max_bytes": 1000, "timeout_s": 5, "resolve": resolve, **changes})
+
+
+async def told(fetching, url, total=10_000):
+    return await fetching.fetch(ImageUrl(url), Allowance(total))
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("ftp://example.com/a.png", "the scheme is 'ftp'"),
+        ("file:///etc/passwd", "the scheme is 'file'"),
+        ("data:image/png;base64,AAAA", "the scheme is 'data'"),
+        ("gopher://example.com", "the scheme is 'gopher'"),
+        ("//example.com/a.png", "the scheme is ''"),
+        ("example.com/a.png", "the scheme is ''"),
+        ("", "the scheme is ''"),
+        ("https://", "names no host"),
+        ("http:///a.png", "names no host"),
+        ("https://user:secret@example.com/", "user or a password"),
+        ("https://user@example.com/", "user or a password"),
+        ("https://example.com:8443/", "port 8443 of 'example.com' is not asked"),
+        ("http://example.com:443/", "port 443"),
+        ("http://example.com:22/", "port 22"),
+        ("https://exa mple.com/", "this is no URL"),
+        ("https://example.com:99999999/", "port 99999999"),
+        ("https://[::1/", "this is no URL"),
+        ("https://example.com/\x00", "this is no URL"),
+        ("https://example.com/a\r\nX: y", "this is no URL"),
+        ("https://example.com/" + "a" * MAX_URL_CHARS, "at most 2,048"),
+    ],
+)
+async def test_what_is_no_address_of_an_image_is_refused_before_any_name_is_resolved(url, problem):
+    resolve, asked = resolver("8.8.8.8")
+    error = await told(fetcher(resolve=resolve), url)
+    assert isinstance(error, InvalidFieldError)
+    assert problem in error.message
+    assert "secret" not in error.message
+    assert asked == []
+
+
+@pytest.mark.parametrize("address", [each for some in NOT_PUBLIC.values() for each in some if each])
+async def test_a_host_with_one_address_that_is_not_public_is_not_asked(address):
+    error = await told(fetcher("8.8.8.8", address), "https://example.com/")
+    assert isinstance(error, InvalidFieldError)
+    assert "'example.com' is no host that has public addresses only" in error.message
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.1", "2130706433", "0x7f.1", "0177.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]"]
+)
+async def test_every_spelling_of_this_machine_ends_in_the_same_check(host):
+    error = await told(ImageFetcher(max_bytes=10, timeout_s=5), f"http://{host}/")
+    assert isinstance(error, InvalidFieldError)
+    assert "public addresses only" in error.message or "no URL" in error.message
+
+
+@pytest.mark.parametrize("failure", [OSError("none"), UnicodeError("label too long")])
+async def test_a_host_that_does_not_exist_is_told_as_one_that_is_not_public(failure):
+    async def resolve(host, port):
+        raise failure
+
+    for fetching in (fetcher(resolve=resolve), fetcher()):
+        error = await told(fetching, "https://nowhere.example/")
+        inner = await told(fetcher("10.0.0.1"), "https://nowhere.example/")
+        assert isinstance(error, InvalidFieldError)
+        assert error.message == inner.message
+
+
+@pytest.mark.parametrize(
+    ("host", "is_allowed"),
+    [
+        ("images.example.com", True),
+        ("IMAGES.example.com.", True),
+        ("a.cdn.example.net", True),
+        ("a.b.cdn.example.net", True),
+        ("cdn.example.net", False),
+        ("evilcdn.example.net", False),
+        ("example.com", False),
+        ("images.example.com.evil.net", False),
+    ],
+)
+async def test_an_operator_may_name_the_only_hosts(host, is_allowed):
+    resolve, asked = resolver(LOCAL)
+    error = await told(fetcher(resolve=resolve, hosts=("images.example.com", "*.cdn.example.net")), f"https://{host}/")
+    assert ("public addresses only" in error.message) == is_allowed
+    assert bool(asked) == is_allowed
+
+
+# --- answers -------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def answering(*pieces, then=None):
+    """Yield the port of a server that answers every request so, and the requests that it got."""
+    requests = []
+
+    async def answer(reader, writer):
+        try:
+            requests.append((await reader.readuntil(b"\r\n\r\n")).decode())
+            for piece in pieces:
+                writer.write(piece.encode("latin-1") if isinstance(piece, str) else piece)
+                await writer.drain()
+            if then is not None:
+                await then(writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass  # the fetcher has gone
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(answer, LOCAL, 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1], requests
+
+
+@pytest.fixture
+def asking(monkeypatch):
+    """Return a function that asks a local server as if it were a public one on port 80."""
+
+    def made(port, **changes):
+        monkeypatch.setattr(image_urls, "_PORTS", {"http": port})
+        return fetcher(LOCAL, **{"is_public": lambda address: address == LOCAL, **changes})
+
+    return made
+
+
+async def test_an_image_is_fetched_with_the_name_of_its_host_and_nothing_of_ours(asking, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    async with answering(PLAIN) as (port, requests):
+        assert await told(asking(port), "http://images.example.com/a%20b.png?c=d&e#part") == b"hello"
+    (request,) = requests
+    line, *headers = request.strip().split("\r\n")
+    assert line == "GET /a%20b.png?c=d&e HTTP/1.1"
+    assert {header.partition(":")[0].lower() for header in headers} == {
+        "host",
+        "user-agent",
+        "accept",
+        "accept-encoding",
+    }
+    assert any(header.lower().startswith("host: images.example.com") for header in headers)
+
+
+async def test_a_host_is_resolved_once_and_the_address_that_was_checked_is_asked(asking):
+    answers = [[LOCAL], ["169.254.169.254"]]
+
+    async def rebound(host, port):
+        return answers.pop(0)
+
+    async with answering(PLAIN) as (port, requests):
+        assert await told(asking(port, resolve=rebound), "http://images.example.com/") == b"hello"
+    assert len(requests) == 1
+    assert answers == [["169.254.169.254"]]
+
+
+@pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"])
+async def test_redirects_are_not_followed(asking, status):
+    elsewhere = f"HTTP/1.1 {status}\r\nLocation: http://169.254.169.254/secret\r\nContent-Length: 0\r\n\r\n"
+    async with answering(elsewhere) as (port, requests):
+        error = await told(asking(port), "http://images.example.com/")
+    assert isinstance(error, UnreachableImageError)
+    assert "redirects are not followed" in error.message
+    assert "169.254" not in error.message
+    assert len(requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        ("HTTP/1.1 404 Not Found\r\nContent-Length: 6\r\n\r\nsecret", "answered 404"),
+        ("HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n", "answered 500"),
+        ("HTTP/1.1 206 Partial\r\nContent-Length: 0\r\n\r\n", "answered 206"),
+        ("HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 5\r\n\r\nhello", "sent the image compressed"),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhello", "no proper answer"),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n", "no proper answer"),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999999999\r\n\r\n", "no proper answer"),
+        ("SSH-2.0-OpenSSH_9.2\r\n", "no proper answer"),
+        ("HTTP/1.1 200 OK\r\n" + "X: y\r\n" * 40_000, "no proper answer"),
+        ("", "no proper answer"),
+    ],
+)
+async def test_an_answer_without_an_image_is_told_and_nothing_of_it_repeated(asking, answer, problem):
+    async with answering(answer) as (port, _):
+        error = await told(asking(port), "http://images.example.com/")
+    assert isinstance(error, UnreachableImageError)
+    assert problem in error.message
+    assert "secret" not in error.message
+
+
+async def test_an_image_in_chunks_is_put_together(asking):
+    chunks = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n"
+    async with answering(chunks) as (port, _):
+        assert await told(asking(port), "http://images.example.com/") == b"hello"
+
+
+async def test_more_bytes_than_an_image_may_have_are_refused_at_once_where_they_are_announced(asking):
+    async def wait(writer):
+        await asyncio.Event().wait()  # nothing of the body ever comes
+
+    async with answering("HTTP/1.1 200 OK\r\nContent-Length: 1001\r\n\r\n", then=wait) as (port, _):
+        error = await told(asking(port), "http://images.example.com/")
+    assert isinstance(error, ImageTooLargeError)
+    assert "more than 1,000 bytes" in error.message
+
+
+async def test_and_while_they_come_where_they_are_not(asking):
+    async def go_on(writer):
+        while True:
+            writer.write(b"a" * 500)
+            await writer.drain()
+
+    async with answering("HTTP/1.1 200 OK\r\n\r\n", then=go_on) as (port, _):
+        error = await told(asking(port), "http://images.example.com/")
+    assert isinstance(error, ImageTooLargeError)
+
+
+async def test_the_images_of_a_request_share_an_allowance(asking):
+    async with answering(PLAIN) as (port, _):
+        fetching, allowance = asking(port), Allowance(12)
+        answers = [await fetching.fetch(ImageUrl("http://images.example.com/"), allowance) for _ in range(3)]
+    assert answers[:2] == [b"hello", b"hello"]
+    assert isinstance(answers[2], TooLargeError)
+    assert "more than 12 bytes together" in answers[2].message
+
+
+async def test_a_host_that_answers_in_drops_is_left_in_the_end(asking):
+    async def drip(writer):
+        while True:
+            writer.write(b"a")
+            await writer.drain()
+            await asyncio.sleep(0.01)
+
+    async with answering("HTTP/1.1 200 OK\r\n\r\n", then=drip) as (port, _):
+        error = await told(asking(port, timeout_s=0.2, max_bytes=10**6), "http://images.example.com/")
+    assert isinstance(error, UnreachableImageError)
+    assert "within 0.2 s" in error.message
+
+
+@pytest.mark.parametrize(
+    ("start", "piece"),
+    [
+        ("HTTP/1.1 200 OK\r\n", "X: y\r\n"),
+        ("HTTP/1.1 200 OK\r\nX: ", "y" * 1000),
+        ("", "HTTP/1.1 100 Continue\r\n\r\n"),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "1\r\na\r\n"),
+    ],
+)
+async def test_what_is_all_framing_and_no_image_is_given_up_long_before_the_deadline(asking, start, piece):
+    async def go_on(writer):
+        while True:
+            writer.write(piece.encode() * 100)
+            await writer.drain()
+
+    async with answering(start, then=go_on) as (port, _):
+        error = await told(asking(port, timeout_s=60, max_bytes=10**8), "http://images.example.com/", 10**8)
+    assert isinstance(error, UnreachableImageError)
+    assert "within" not in error.message
+
+
+async def test_small_pieces_are_taken_where_they_are_not_too_many(asking):
+    chunks = ("100\r\n" + "a" * 256 + "\r\n") * 500
+    async with answering(f"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}0\r\n\r\n") as (port, _):
+        body = await told(asking(port, max_bytes=10**6), "http://images.example.com/", 10**6)
+    assert body == b"a" * 256 * 500
+
+
+async def test_a_fetch_that_ends_within_the_handshake_closes_its_connection(monkeypatch):
+    closed = []
+
+    class Stuck(httpcore.AsyncNetworkStream):
+        async def start_tls(self, *_, **__):
+            await asyncio.Event().wait()
+
+        async def aclose(self):
+            closed.append(True)
+
+    async def connect_tcp(self, *_):
+        return Stuck()
+
+    monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", connect_tcp)
+    error = await told(fetcher("8.8.8.8", timeout_s=0.1), "https://images.example.com/")
+    assert "within 0.1 s" in error.message
+    assert closed
+
+
+async def test_resolving_takes_from_the_same_time():
+    async def never(host, port):
+        await asyncio.Event().wait()
+
+    error = await told(fetcher(resolve=never, timeout_s=0.05), "https://example.com/")
+    assert isinstance(error, UnreachableImageError)
+
+
+async def test_only_so_many_are_fetched_at_once(asking):
+    running, most, gate = 0, 0, asyncio.Event()
+
+    async def resolve(host, port):
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        if running == 2:
+            gate.set()
+        await gate.wait()
+        running -= 1
+        return []
+
+    fetching = fetcher(resolve=resolve, max_at_once=2)
+    await asyncio.gather(*(told(fetching, "https://example.com/") for _ in range(6)))
+    assert most == 2
+
+
+async def test_a_fetch_that_nobody_waits_for_closes_its_connection(asking):
+    closed, asked = asyncio.Event(), asyncio.Event()
+
+    async def watch(writer):
+        asked.set()
+        try:
+            while True:
+                writer.write(b"a")
+                await writer.drain()
+                await asyncio.sleep(0.001)
+        finally:
+            closed.set()
+
+    async with answering("HTTP/1.1 200 OK\r\n\r\n", then=watch) as (port, _):
+        task = asyncio.create_task(told(asking(port, max_bytes=10**9), "http://images.example.com/", 10**9))
+        await asked.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.wait_for(closed.wait(), 5)
+
+
+async def test_the_next_address_is_asked_where_the_first_does_not_answer(asking):
+    async with answering(PLAIN) as (port, _):
+        fetching = asking(port, resolve=resolver("127.0.0.2", LOCAL)[0], is_public=lambda _: True)
+        # Nothing listens there: the server has the one address only.
+        assert await told(fetching, "http://images.example.com/") == b"hello"
+
+
+async def test_over_tls_the_certificate_must_be_of_the_hosts_name(monkeypatch):
+    """The connection goes to the address, and TLS is begun with the name."""
+    begun = []
+
+    class Stream(httpcore.AsyncNetworkStream):
+        async def start_tls(self, ssl_context, server_hostname=None, timeout=None):  # noqa: ASYNC109 - httpcore's
+            begun.append((server_hostname, ssl_context.verify_mode, ssl_context.check_hostname))
+            raise httpcore.ConnectError("as far as this goes")
+
+        async def aclose(self):
+            pass
+
+        async def read(self, max_bytes, timeout=None):  # noqa: ASYNC109
+            return b""
+
+        async def write(self, buffer, timeout=None):  # noqa: ASYNC109
+            pass
+
+        def get_extra_info(self, info):
+            return None
+
+    connected = []
+
+    async def connect_tcp(self, host, port, *_):
+        connected.append((host, port))
+        return Stream()
+
+    monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", connect_tcp)
+    error = await told(fetcher("8.8.8.8"), "https://images.example.com/")
+    assert isinstance(error, UnreachableImageError)
+    assert connected == [("8.8.8.8", 443)]
+    assert begun == [("images.example.com", ssl.CERT_REQUIRED, True)]

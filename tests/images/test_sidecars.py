@@ -1,0 +1,129 @@
+"""Sidecars: what is written beside an image, and what of others stays."""
+
+import json
+from xml.etree import ElementTree
+
+import pytest
+
+from app.images.sidecars import ForeignSidecarError, JsonSidecar, Labelled, XmpSidecar, question_key, write_atomically
+
+RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
+DC = "{http://purl.org/dc/elements/1.1/}"
+FOREIGN = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
+<x:xmpmeta xmlns:x="adobe:ns:meta/" x:xmptk="Some editor">
+ <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+  <rdf:Description rdf:about="" xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmlns:dc="http://purl.org/dc/elements/1.1/"
+    xmlns:lr="http://ns.adobe.com/lightroom/1.0/" xmp:Rating="4" lr:privateRTKInfo="x">
+   <dc:subject><rdf:Bag><rdf:li>holiday</rdf:li><rdf:li>cat</rdf:li></rdf:Bag></dc:subject>
+   <dc:title><rdf:Alt><rdf:li xml:lang="x-default">Tom</rdf:li></rdf:Alt></dc:title>
+  </rdf:Description>
+ </rdf:RDF>
+</x:xmpmeta>
+<?xpacket end="w"?>
+"""
+
+
+def labelled(*scores, rejected=None, sha256="a" * 64, question=None):
+    predictions = [{"label": label, "score": score, "similarity": 0.1} for label, score in scores]
+    return Labelled(
+        sha256, question or {"labels": ["x"]}, predictions, rejected, None, "2026-01-01T00:00:00+00:00", "0.1.0"
+    )
+
+
+def keywords(file):
+    root = ElementTree.fromstring(file.read_bytes())
+    return [each.text for each in root.findall(f".//{DC}subject/{RDF}Bag/{RDF}li")]
+
+
+@pytest.mark.parametrize("sidecar", [JsonSidecar(), XmpSidecar()])
+def test_a_sidecar_tells_which_image_and_question_it_is_of(sidecar, tmp_path):
+    file = tmp_path / f"a.jpg{sidecar.suffix}"
+    assert sidecar.key_of(file) is None
+    told = labelled(("cat", 0.9))
+    sidecar.write(file, told, 0.5)
+    assert sidecar.key_of(file) == (told.sha256, question_key(told.question))
+    assert question_key({"a": 1, "b": 2}) == question_key({"b": 2, "a": 1}) != question_key({"a": 1})
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_json_has_every_prediction(tmp_path):
+    file = tmp_path / "a.jpg.json"
+    JsonSidecar.write(file, labelled(("猫", 0.9), ("dog", 0.1), rejected=False), 0.5)
+    told = json.loads(file.read_text("utf-8"))
+    assert [each["label"] for each in told["predictions"]] == ["猫", "dog"]
+    assert told.keys() == {"sha256", "question", "predictions", "rejected", "prediction_set", "labelled_at", "version"}
+
+
+def test_keywords_are_labels_above_the_score_and_are_replaced_by_later_ones(tmp_path):
+    file = tmp_path / "a.jpg.xmp"
+    XmpSidecar.write(file, labelled(("cat", 0.6), ("sofa & <chair>", 0.55), ("dog", 0.1)), 0.5)
+    assert keywords(file) == ["cat", "sofa & <chair>"]
+    XmpSidecar.write(file, labelled(("dog", 0.9), ("cat", 0.1)), 0.5)
+    assert keywords(file) == ["dog"]
+    XmpSidecar.write(file, labelled(("dog", 0.9), rejected=True), 0.5)
+    assert keywords(file) == []
+
+
+def test_what_others_wrote_in_an_xmp_sidecar_stays(tmp_path):
+    file = tmp_path / "a.jpg.xmp"
+    file.write_text(FOREIGN, "utf-8")
+    assert XmpSidecar.key_of(file) is None
+    XmpSidecar.write(file, labelled(("cat", 0.9), ("sofa", 0.8)), 0.5)
+    assert keywords(file) == ["holiday", "cat", "sofa"]
+    XmpSidecar.write(file, labelled(("lamp", 0.9)), 0.5)
+    assert keywords(file) == ["holiday", "cat", "lamp"]  # `cat` was there before us
+    text = file.read_text("utf-8")
+    for kept in (
+        'xmp:Rating="4"',
+        'lr:privateRTKInfo="x"',
+        "Tom",
+        'x:xmptk="Some editor"',
+        "<dc:title>",
+        "<?xpacket begin=",
+    ):
+        assert kept in text, kept
+    assert "ns0:" not in text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "no xml",
+        "<a/>",
+        '<!DOCTYPE a [<!ENTITY b "c"><!ENTITY d "&b;&b;">]><a>&d;</a>',
+        '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><a>&x;</a>',
+    ],
+)
+def test_a_file_that_is_no_sidecar_is_left_as_it_is(tmp_path, content):
+    xmp, as_json = tmp_path / "a.jpg.xmp", tmp_path / "a.jpg.json"
+    for file, sidecar in ((xmp, XmpSidecar()), (as_json, JsonSidecar())):
+        file.write_text(content)
+        with pytest.raises(ForeignSidecarError, match="move it away"):
+            sidecar.key_of(file)
+    with pytest.raises(ForeignSidecarError):
+        XmpSidecar.write(xmp, labelled(("cat", 1)), 0.5)
+    assert xmp.read_text() == content
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "3", '{"sha256": "x"}', '{"sha256": 1, "question": {"a": 1}, "x": ' + "[" * 100_000]
+)
+def test_json_of_others_is_left_as_it_is(tmp_path, content):
+    file = tmp_path / "a.jpg.json"
+    file.write_text(content)
+    with pytest.raises(ForeignSidecarError):
+        JsonSidecar.key_of(file)
+
+
+def test_what_cannot_be_written_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    file = tmp_path / "a.json"
+    write_atomically(file, b"old")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(file, b"new")
+    assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == {"a.json": b"old"}

@@ -1,0 +1,494 @@
+"""Jobs are run to their end, by whichever process is there."""
+
+import asyncio
+import threading
+from contextlib import AsyncExitStack
+
+import pytest
+
+from app.captions.plan import BuildPlan
+from app.classification.service import Question
+from app.describing.describer import DescribeRequest
+from app.encoders.fake import FakeEncoder
+from app.errors import ConflictError, InvalidFieldError, StoreError, UnknownNameError
+from app.jobs.queue import DESCRIBE, EVALUATE, IMPORT_IMAGES, TRY_METHODS, Jobs
+from app.main import open_service
+from app.observability.metrics import Metrics
+from app.store.jobs import JobRepository, JobStatus
+from app.types import ClassEntry
+from tests.api.test_examples import shade
+from tests.describing.chat_server import MODEL, ChatServer, failing, slow
+from tests.gated import GatedEncoder
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+
+
+@pytest.fixture
+async def service_of(settings):
+    """Return a function that opens a service that asks a chat server; closed after the test."""
+    async with AsyncExitStack() as stack:
+
+        async def opened(server):
+            changed = settings.model_copy(update={"llm_base_url": server.url, "llm_model": MODEL, "llm_concurrency": 2})
+            service = await stack.enter_async_context(open_service(changed, [FakeEncoder()]))
+            await service.put_label_set("pets", [ClassEntry("cat"), ClassEntry("owl")], "{}")
+            return service
+
+        yield opened
+
+
+def jobs_of(service, **changes):
+    return Jobs(JobRepository(service.engine), service, **{"lease_s": 0.3, "poll_s": 0.02, **changes})
+
+
+async def ended(jobs, job):
+    async def finished():
+        return (await jobs.repository.get(job.id)).finished_at is not None
+
+    await until(finished)
+    return await jobs.repository.get(job.id)
+
+
+async def until(condition):
+    async with asyncio.timeout(20):
+        while not await condition():  # noqa: ASYNC110 - what is waited for is in the database
+            await asyncio.sleep(0.01)
+
+
+async def test_a_job_is_run_and_its_result_kept(service_of):
+    with ChatServer() as server:
+        service = await service_of(server)
+        jobs = jobs_of(service)
+        jobs.start()
+        job = await ended(jobs, await jobs.describe("pets", DescribeRequest(answers=1), accept=True))
+        await jobs.close()
+    assert job.status is JobStatus.SUCCEEDED
+    assert (job.done, job.total) == (8, 8)
+    assert job.result["questions"] == 8
+    assert job.result["label_set"] == "pets@2"
+    assert job.result["accepted"] == job.result["new_drafts"] == 2 * (3 + 3)
+    assert all(len(entry.descriptions) == 3 for entry in (await service.find_label_set("pets@2")).classes)
+
+
+async def test_drafts_wait_for_a_review_unless_they_were_to_be_accepted(service_of):
+    with ChatServer() as server:
+        service = await service_of(server)
+        jobs = jobs_of(service)
+        jobs.start()
+        job = await ended(jobs, await jobs.describe("pets@1", DescribeRequest(answers=1), accept=False))
+        await jobs.close()
+    assert (job.result["accepted"], job.result["label_set"]) == (0, None)
+    assert (await service.find_label_set("pets")).version == 1
+
+
+async def test_a_job_that_failed_tells_why_and_the_next_one_is_run(service_of):
+    with ChatServer([failing(401)], afterwards=None) as server:
+        service = await service_of(server)
+        jobs = jobs_of(service)
+        jobs.start()
+        failed = await ended(jobs, await jobs.describe("pets", DescribeRequest(), accept=False))
+        fine = await ended(jobs, await jobs.describe("pets", DescribeRequest(), accept=False))
+        await jobs.close()
+    assert failed.status is JobStatus.FAILED
+    assert "DEIXIS_LLM_API_KEY" in failed.error
+    assert fine.status is JobStatus.SUCCEEDED
+
+
+async def test_a_fault_of_ours_is_logged_and_not_told(service_of, monkeypatch):
+    with ChatServer() as server:
+        service = await service_of(server)
+
+        async def broken(*_, **__):
+            raise ZeroDivisionError("secret")
+
+        monkeypatch.setattr(service, "describe", broken)
+        jobs = jobs_of(service)
+        jobs.start()
+        job = await ended(jobs, await jobs.describe("pets", DescribeRequest(), accept=False))
+        await jobs.close()
+    assert job.status is JobStatus.FAILED
+    assert job.id in job.error
+    assert "secret" not in job.error
+
+
+async def test_a_job_of_a_process_that_died_is_gone_on_with_by_another_and_nothing_is_asked_twice(service_of):
+    with ChatServer() as server:
+        service = await service_of(server)
+        jobs = jobs_of(service)
+        job = await jobs.describe("pets", DescribeRequest(answers=1), accept=False)
+        assert await jobs.repository.claim(DESCRIBE, "a dead process", 0.2)
+        await service.describe("pets@1", DescribeRequest(classes=("cat",), answers=1), unheard)
+        jobs.start()
+        finished = await ended(jobs, job)
+        await jobs.close()
+    assert finished.status is JobStatus.SUCCEEDED
+    assert finished.result["answered_before"] == 4
+    assert len(server.prompts) == len(set(server.prompts)) == 8
+
+
+async def unheard(done, total):
+    pass
+
+
+async def test_a_stop_gives_the_job_back_and_the_next_process_takes_it_at_once(service_of):
+    with ChatServer([slow()]) as server:
+        service = await service_of(server)
+        first = jobs_of(service, lease_s=3600)
+        first.start()
+        job = await first.describe("pets", DescribeRequest(answers=1), accept=False)
+        assert await asyncio.to_thread(server.received_one.wait, 10)
+        await first.close()
+        assert (await first.repository.get(job.id)).status is JobStatus.QUEUED
+        server.release.set()
+        second = jobs_of(service, lease_s=3600)
+        second.start()
+        assert (await ended(second, job)).status is JobStatus.SUCCEEDED
+        await second.close()
+
+
+async def test_cancelling_stops_the_work_here_and_in_another_process(service_of):
+    for elsewhere in (False, True):
+        with ChatServer(afterwards=slow()) as server:
+            service = await service_of(server)
+            jobs = jobs_of(service)
+            jobs.start()
+            job = await jobs.describe("pets", DescribeRequest(answers=1), accept=False)
+            assert await asyncio.to_thread(server.received_one.wait, 10)
+            canceller = jobs_of(service) if elsewhere else jobs
+            assert (await canceller.cancel(job.id)).status is JobStatus.CANCELLED
+
+            async def nothing_runs(jobs=jobs):
+                return not jobs._running
+
+            await until(nothing_runs)
+            asked = len(server.prompts)
+            server.release.set()
+            await asyncio.sleep(0.05)
+            assert len(server.prompts) == asked <= 2
+            assert (await jobs.repository.get(job.id)).status is JobStatus.CANCELLED
+            await jobs.close()
+
+
+async def test_a_database_that_is_away_for_a_while_does_not_end_the_jobs(service_of, monkeypatch):
+    with ChatServer() as server:
+        service = await service_of(server)
+        jobs = jobs_of(service)
+        claim, failures = jobs.repository.claim, 3
+
+        async def away(*arguments):
+            nonlocal failures
+            if failures:
+                failures -= 1
+                raise StoreError("away")
+            return await claim(*arguments)
+
+        monkeypatch.setattr(jobs.repository, "claim", away)
+        jobs.start()
+        job = await ended(jobs, await jobs.describe("pets", DescribeRequest(answers=1), accept=False))
+        await jobs.close()
+    assert failures == 0
+    assert job.status is JobStatus.SUCCEEDED
+
+
+# --- example images ------------------------------------------------------------------------------------------------
+
+CLASSES = ("tomato", "leaf", "sky")
+
+
+@pytest.fixture
+async def things_of(settings):
+    """Return a function that opens a service with an encoder and a label set; closed after the test."""
+    async with AsyncExitStack() as stack:
+
+        async def opened(encoder):
+            service = await stack.enter_async_context(
+                open_service(settings.model_copy(update={"max_queued_images": 256}), [encoder])
+            )
+            await service.put_label_set("things", [ClassEntry(name) for name in CLASSES], "{}")
+            return service
+
+        yield opened
+
+
+async def teach(service, each=4):
+    """Add labelled examples."""
+    pairs = [(shade(kind, number), name) for number in range(each) for kind, name in enumerate(CLASSES)]
+    images, names = zip(*pairs, strict=True)
+    await service.examples.add("things", await service.examples.prepare("things", images, names))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Seventy pictures, in subfolders called like classes."""
+    root = tmp_path / "import"
+    for number in range(70):
+        place = root / "garden" / CLASSES[number % 3]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number:02}.png").write_bytes(shade(number % 3, number))
+    return root
+
+
+async def only_job(jobs, kind):
+    (job,) = [each for each in await jobs.repository.list(100) if each.kind == kind]
+    return job
+
+
+async def test_a_trial_keeps_what_it_chose_and_has_it_learned(things_of):
+    service = await things_of(FakeEncoder())
+    await teach(service)
+    jobs = jobs_of(service)
+    jobs.start()
+    job = await ended(jobs, await jobs.try_methods("things"))
+    await jobs.close()
+    assert job.status is JobStatus.SUCCEEDED
+    assert (job.kind, job.subject) == (TRY_METHODS, "things")
+    told = job.result["models"]["fake"]
+    selection = await service.selection("things", None)
+    assert selection.is_current
+    assert selection.result["method"] == told["method"]
+    assert "calibrations" not in told
+    task = await service.plan(Question(label_set="things"))
+    assert task.method == told["method"]
+
+
+async def test_every_job_is_counted_and_timed_by_its_kind_and_outcome(things_of):
+    service, metrics = await things_of(FakeEncoder()), Metrics()
+    jobs = jobs_of(service, metrics=metrics)
+    jobs.start()
+    await ended(jobs, await jobs.build_captions("good", BuildPlan(model="fake", captions=("a red ball",))))
+    failed = await ended(jobs, await jobs.build_captions("bad", BuildPlan(model="fake", captions=("ab",))))
+    await jobs.close()
+    assert failed.status is JobStatus.FAILED
+
+    def told(name, **labels):
+        return metrics.registry.get_sample_value(name, {"kind": "build-captions", **labels})
+
+    assert [told("deixis_jobs_total", outcome=outcome) for outcome in ("succeeded", "failed")] == [1, 1]
+    assert told("deixis_job_seconds_count") == 2
+    assert told("deixis_jobs_running") == 0
+
+
+async def test_a_trial_that_waits_is_not_added_again_and_one_that_is_under_way_is(things_of):
+    service = await things_of(FakeEncoder())
+    await service.put_label_set("others", [ClassEntry("cat")], "{}")
+    jobs = jobs_of(service)
+    first = await jobs.try_methods("things")
+    assert {(await jobs.try_methods("things")).id for _ in range(5)} == {first.id}
+    other = await jobs.try_methods("others")
+    assert other.id != first.id
+    claimed, _ = await jobs.repository.claim(TRY_METHODS, "somebody", 60)
+    assert claimed.id == first.id
+    second = await jobs.try_methods("things")
+    assert second.id not in {first.id, other.id}
+    assert (await jobs.try_methods("things")).id == second.id
+
+
+async def test_a_trial_of_a_label_set_that_is_gone_fails_and_tells_why(things_of):
+    service = await things_of(FakeEncoder())
+    jobs = jobs_of(service)
+    job = await jobs.try_methods("things")
+    await service.delete_label_set("things")
+    jobs.start()
+    failed = await ended(jobs, job)
+    await jobs.close()
+    assert failed.status is JobStatus.FAILED
+    assert "unknown label set 'things'" in failed.error
+
+
+async def test_a_trial_of_a_process_that_died_is_made_by_another(things_of):
+    service = await things_of(FakeEncoder())
+    await teach(service)
+    jobs = jobs_of(service)
+    job = await jobs.try_methods("things")
+    assert await jobs.repository.claim(TRY_METHODS, "a dead process", 0.2)
+    jobs.start()
+    assert (await ended(jobs, job)).status is JobStatus.SUCCEEDED
+    await jobs.close()
+    assert (await service.selection("things", None)).is_current
+
+
+async def test_examples_that_change_while_they_are_tried_are_tried_again(things_of):
+    encoder = GatedEncoder()
+    encoder.texts_open.clear()
+    try:
+        service = await things_of(encoder)
+        await teach(service)
+        jobs = jobs_of(service, lease_s=60)
+        jobs.start()
+        first = await jobs.try_methods("things")
+        assert await asyncio.to_thread(encoder.texts_entered.acquire, timeout=10)
+
+        async def running():
+            return (await jobs.repository.get(first.id)).status is JobStatus.RUNNING
+
+        await until(running)
+        await service.examples.delete("things", classname="sky")
+        second = await jobs.try_methods("things")
+    finally:
+        encoder.open()
+    assert second.id != first.id
+    assert {(await ended(jobs, job)).status for job in (first, second)} == {JobStatus.SUCCEEDED}
+    await jobs.close()
+    selection = await service.selection("things", None)
+    assert selection.is_current
+    assert selection.result["labelled"] == 8
+
+
+async def test_an_import_adds_a_folder_and_has_the_methods_tried(things_of, folder):
+    encoder = FakeEncoder()
+    service = await things_of(encoder)
+    jobs = jobs_of(service, import_dir=folder)
+    jobs.start()
+    job = await ended(jobs, await jobs.import_images("things", "garden", by_subfolder=True, classname=None))
+    assert (job.status, job.done, job.total) == (JobStatus.SUCCEEDED, 70, 70)
+    assert job.result == {
+        "added": 70,
+        "relabelled": 0,
+        "duplicates": 0,
+        "skipped_count": 0,
+        "skipped": [],
+        "job": job.result["job"],
+    }
+    trial = await ended(jobs, await jobs.repository.get(job.result["job"]))
+    await jobs.close()
+    assert trial.kind == TRY_METHODS
+    assert trial.status is JobStatus.SUCCEEDED
+    assert dict((await service.examples.counts("things")).labelled) == {"tomato": 24, "leaf": 23, "sky": 23}
+    assert sum(encoder.image_batches) == 70
+
+
+async def test_an_import_of_a_process_that_died_is_gone_on_with_and_no_image_is_encoded_twice(things_of, folder):
+    encoder = FakeEncoder()
+    service = await things_of(encoder)
+    jobs = jobs_of(service, import_dir=folder)
+    job = await jobs.import_images("things", "garden", by_subfolder=False, classname="leaf")
+    assert await jobs.repository.claim(IMPORT_IMAGES, "a dead process", 0.2)
+    images = [file.read_bytes() for file in sorted(folder.rglob("*.png"))[:40]]
+    await service.examples.add("things", await service.examples.prepare("things", images, ["leaf"] * 40))
+    assert sum(encoder.image_batches) == 40
+    jobs.start()
+    finished = await ended(jobs, job)
+    await jobs.close()
+    assert finished.status is JobStatus.SUCCEEDED
+    assert (finished.result["added"], finished.result["duplicates"]) == (30, 40)
+    assert sum(encoder.image_batches) == 70
+    assert dict((await service.examples.counts("things")).labelled) == {"leaf": 70}
+
+
+class Halting(GatedEncoder):
+    """Shuts its own gate once it has encoded 32 images, which an import does together."""
+
+    def __init__(self):
+        super().__init__()
+        self.halted, self.released = threading.Event(), False
+
+    def encode_images(self, pixels):
+        if sum(self.image_batches) >= 32 and not self.released:
+            self.images_open.clear()
+            self.halted.set()
+        return super().encode_images(pixels)
+
+    def open(self):
+        self.released = True
+        super().open()
+
+
+async def test_an_import_that_is_stopped_midway_keeps_what_it_added_and_the_next_process_adds_the_rest(
+    things_of, folder
+):
+    encoder = Halting()
+    service = await things_of(encoder)
+    first = jobs_of(service, import_dir=folder, lease_s=3600)
+    first.start()
+    try:
+        job = await first.import_images("things", "garden", by_subfolder=True, classname=None)
+        assert await asyncio.to_thread(encoder.halted.wait, 10)
+        await first.close()
+        stopped = await first.repository.get(job.id)
+    finally:
+        encoder.open()
+    assert (stopped.status, stopped.done, stopped.total) == (JobStatus.QUEUED, 32, 70)
+    assert sum((await service.examples.counts("things")).labelled.values()) == 32
+    second = jobs_of(service, import_dir=folder, lease_s=3600)
+    second.start()
+    finished = await ended(second, job)
+    await second.close()
+    assert finished.status is JobStatus.SUCCEEDED
+    assert (finished.result["added"], finished.result["duplicates"]) == (38, 32)
+    assert sum((await service.examples.counts("things")).labelled.values()) == 70
+
+
+async def test_an_import_tells_what_it_left_out_and_names_a_hundred_at_most(things_of, folder):
+    service = await things_of(FakeEncoder())
+    for number in range(130):
+        (folder / "garden" / "leaf" / f"bad {number}.png").write_bytes(b"nonsense")
+    jobs = jobs_of(service, import_dir=folder)
+    jobs.start()
+    job = await ended(jobs, await jobs.import_images("things", "garden", by_subfolder=True, classname=None))
+    await jobs.close()
+    assert (job.result["added"], job.result["skipped_count"], len(job.result["skipped"])) == (70, 130, 100)
+    assert (job.done, job.total) == (200, 200)
+
+
+async def test_an_import_that_is_cancelled_stops_and_keeps_what_it_added(things_of, folder):
+    encoder = GatedEncoder()
+    service = await things_of(encoder)
+    encoder.images_open.clear()
+    try:
+        jobs = jobs_of(service, import_dir=folder)
+        jobs.start()
+        job = await jobs.import_images("things", "garden", by_subfolder=True, classname=None)
+        assert await asyncio.to_thread(encoder.images_entered.acquire, timeout=10)
+        assert (await jobs.cancel(job.id)).status is JobStatus.CANCELLED
+    finally:
+        encoder.open()
+
+    async def nothing_runs():
+        return not jobs._running
+
+    await until(nothing_runs)
+    await jobs.close()
+    assert (await service.examples.counts("things")).labelled == {}
+    with pytest.raises(ConflictError):
+        await jobs.cancel(job.id)
+
+
+async def test_what_cannot_be_imported_makes_no_job_or_fails_it(things_of, folder):
+    service = await things_of(FakeEncoder())
+    jobs = jobs_of(service, import_dir=folder)
+    for name, place, error in [
+        ("none", "garden", UnknownNameError),
+        ("things", "..", InvalidFieldError),
+        ("things", "nowhere", InvalidFieldError),
+    ]:
+        with pytest.raises(error):
+            await jobs.import_images(name, place, by_subfolder=False, classname=None)
+    with pytest.raises(InvalidFieldError, match="DEIXIS_IMPORT_DIR"):
+        await jobs_of(service).import_images("things", "garden", by_subfolder=False, classname=None)
+    assert await jobs.repository.list(10) == []
+    job = await jobs.import_images("things", "garden", by_subfolder=True, classname=None)
+    await service.put_label_set("things", [ClassEntry("tomato"), ClassEntry("leaf")], "{}")
+    jobs.start()
+    failed = await ended(jobs, job)
+    await jobs.close()
+    assert failed.status is JobStatus.FAILED
+    assert "unknown class 'sky'" in failed.error
+    assert (await service.examples.counts("things")).revision == 0
+
+
+async def test_an_evaluation_on_stored_examples_is_a_job_without_an_attachment(things_of):
+    service = await things_of(FakeEncoder())
+    await teach(service)
+    jobs = jobs_of(service)
+    job = await jobs.evaluate_stored(Question(label_set="things@1", model="fake"))
+    jobs.start()
+    finished = await ended(jobs, job)
+    await jobs.close()
+    assert finished.kind == EVALUATE
+    assert finished.status is JobStatus.SUCCEEDED
+    assert (finished.result["images"], finished.result["folds"], finished.result["skipped"]) == (12, 4, [])

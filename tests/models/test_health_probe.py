@@ -1,0 +1,105 @@
+"""A tower that does nothing is tried, and what fails is told."""
+
+import asyncio
+from contextlib import asynccontextmanager, suppress
+
+import numpy as np
+import pytest
+
+from app.models.health_probe import Canary
+from app.models.queue import EncodeQueue
+from app.observability.metrics import Metrics, TowerMetrics
+
+pytestmark = pytest.mark.anyio
+
+EVERY_S = 0.05
+
+
+class Tower:
+    """Counts what it encodes, and does what it is told to."""
+
+    def __init__(self):
+        self.encoded = []
+        self.answer = lambda items: np.ones((len(items), 2))
+
+    def begin(self, items):
+        self.encoded.extend(items)
+        return lambda: self.answer(items)
+
+
+@pytest.fixture
+def tower():
+    return Tower()
+
+
+@asynccontextmanager
+async def watched(tower, every_s=EVERY_S, **more):
+    queue = EncodeQueue("queue", tower.begin, batch_size=4, metrics=TowerMetrics(Metrics(""), "fake", "images"), **more)
+    canary = Canary(queue, lambda: "canary")
+    watching = asyncio.create_task(canary.watch(every_s))
+    try:
+        yield queue, canary
+    finally:
+        watching.cancel()
+        with suppress(asyncio.CancelledError):
+            await watching
+        await asyncio.to_thread(queue.close)
+
+
+async def until(is_so):
+    async with asyncio.timeout(20):
+        while not is_so():  # noqa: ASYNC110 - of a thread, which sets no event of a loop
+            await asyncio.sleep(0.005)
+
+
+def fail(_):
+    raise RuntimeError("the device is lost")
+
+
+async def test_an_idle_tower_is_tried_again_and_again(tower):
+    async with watched(tower) as (_, canary):
+        await until(lambda: tower.encoded == ["canary"] * 3)
+        assert canary.problem is None
+
+
+async def test_a_tower_that_callers_use_is_not_tried(tower):
+    async with watched(tower, every_s=1) as (queue, _):
+        for _ in range(40):
+            await queue.run(["picture"])
+            await asyncio.sleep(EVERY_S)
+        assert "canary" not in tower.encoded
+
+
+async def test_a_tower_that_fails_is_told_and_one_that_works_again_is_not(tower):
+    async with watched(tower) as (_, canary):
+        tower.answer = fail
+        await until(lambda: canary.problem is not None)
+        assert canary.problem == "queue: a test could not be encoded (the device is lost)"
+        tower.answer = lambda items: np.ones((len(items), 2))
+        await until(lambda: canary.problem is None)
+
+
+async def test_what_a_caller_gets_tells_that_it_works_again(tower):
+    async with watched(tower) as (queue, canary):
+        tower.answer = lambda items: fail(items) if "canary" in items else np.ones((len(items), 2))
+        await until(lambda: canary.problem is not None)
+        with suppress(RuntimeError):  # where it shares a batch with a test
+            await queue.run(["picture"])
+        assert queue.last_encoded_at > 0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+async def test_numbers_that_are_none_are_a_failure(tower, value):
+    async with watched(tower) as (_, canary):
+        tower.answer = lambda items: np.full((len(items), 2), value)
+        await until(lambda: canary.problem is not None)
+        assert "not finite" in canary.problem
+
+
+async def test_a_full_queue_is_no_failure(tower):
+    async with watched(tower, max_queued=1) as (queue, canary):
+        with queue.admit(1):
+            await asyncio.sleep(5 * EVERY_S)
+            assert tower.encoded == []
+            assert canary.problem is None
+        await until(lambda: tower.encoded)

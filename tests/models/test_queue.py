@@ -1,0 +1,722 @@
+"""The queue: turns, batches, and every way in which a future could be lost."""
+
+import asyncio
+import contextlib
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from app.errors import DeadlineExceededError, NotReadyError, OverloadedError
+from app.models import queue as batching
+from app.models.queue import EncodeQueue
+from app.observability.metrics import Metrics, TowerMetrics
+
+pytestmark = pytest.mark.anyio
+
+
+class Gate:
+    """Items are numbers and rows are their squares; while shut, a batch waits inside until the gate is opened.
+
+    ``begun`` lists batches in the order in which they began, ``batches`` in that in which they were computed.
+    """
+
+    def __init__(self, *, shut=False, room=1000):
+        self.begun = []
+        self.batches = []
+        self.threads = set()
+        self.entered = threading.Semaphore(0)
+        self.room = room
+        self._open = threading.Event()
+        if not shut:
+            self._open.set()
+
+    def __call__(self, batch):
+        self.begun.append(list(batch))
+        return lambda: self.compute(list(batch))
+
+    def compute(self, batch):
+        self.batches.append(batch)
+        self.threads.add(threading.current_thread())
+        self.entered.release()
+        assert self._open.wait(10)
+        if len(batch) > self.room:
+            raise MemoryError("no room")
+        if "poison" in batch:
+            raise ZeroDivisionError
+        if "death" in batch:
+            raise SystemExit
+        return np.array([[item * item] for item in batch], dtype=np.float32)
+
+    def open(self):
+        self._open.set()
+
+    def shut(self):
+        self._open.clear()
+
+    async def one_has_entered(self):
+        assert await asyncio.to_thread(self.entered.acquire, timeout=10)
+
+
+@pytest.fixture
+def metrics():
+    return Metrics()
+
+
+@pytest.fixture
+def counted(metrics):
+    """Return the value of one of the queue's samples."""
+
+    def value(name, **labels):
+        return metrics.registry.get_sample_value(name, {"model": "m", "tower": "t", **labels}) or 0
+
+    return value
+
+
+@pytest.fixture
+def start(metrics):
+    with contextlib.ExitStack() as stack:
+
+        def make(begin, *, max_queued=None, batch_size=4, stalled_after_s=300.0):
+            queue = EncodeQueue(
+                "test",
+                begin,
+                batch_size=batch_size,
+                metrics=TowerMetrics(metrics, "m", "t"),
+                max_queued=max_queued,
+                stalled_after_s=stalled_after_s,
+            )
+            stack.callback(queue.close)
+            if isinstance(begin, Gate):
+                stack.callback(begin.open)
+            return queue
+
+        yield make
+
+
+async def row_of(queue, item, **options):
+    """Encode one item as a caller of its own."""
+    with queue.admit(1, **options) as caller:
+        return (await queue.encode(item, caller)).row.item()
+
+
+async def in_line():
+    """Let tasks that were just made get as far as the queue."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+async def healthy(queue):
+    """Wait until the queue has no problem."""
+    async with asyncio.timeout(10):
+        while queue.problem is not None:  # noqa: ASYNC110 - it is a thread that ends this
+            await asyncio.sleep(0.001)
+
+
+# --- batches -------------------------------------------------------------------------------------------------------
+
+
+async def test_rows_come_back_in_the_order_of_the_items_whatever_the_batch_size(start):
+    gate = Gate()
+    rows = await start(gate, batch_size=4).run(list(range(10)))
+    assert gate.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    np.testing.assert_array_equal([row[0] for row in rows], np.arange(10.0) ** 2)
+
+
+async def test_a_lone_item_leaves_at_once_and_alone(start):
+    gate = Gate()
+    queue = start(gate, batch_size=1000)
+    assert await asyncio.wait_for(row_of(queue, 3), 5) == 9.0
+    assert gate.batches == [[3]]
+
+
+async def test_what_arrives_while_a_batch_runs_is_the_next_batch(start):
+    gate = Gate(shut=True)
+    queue = start(gate, batch_size=8)
+    first = asyncio.create_task(row_of(queue, 1))
+    await gate.one_has_entered()
+    others = [asyncio.create_task(row_of(queue, item)) for item in (2, 3, 4)]
+    await in_line()
+    gate.open()
+    assert await asyncio.gather(first, *others) == [1.0, 4.0, 9.0, 16.0]
+    assert gate.batches == [[1], [2, 3, 4]]
+
+
+async def test_one_full_batch_begins_ahead_and_one_that_could_still_grow_does_not(start):
+    gate = Gate(shut=True)
+    queue = start(gate, batch_size=2)
+    running = [asyncio.create_task(row_of(queue, 1))]
+    await gate.one_has_entered()
+    running += [asyncio.create_task(row_of(queue, item)) for item in range(2, 8)]
+    await in_line()
+    assert gate.begun == [[1]]
+    gate.shut()
+    gate._open.set()
+    await asyncio.gather(*running)
+    # When [2, 3] is computed, [4, 5] has begun, and not before; [6, 7] not until then.
+    assert gate.begun == [[1], [2, 3], [4, 5], [6, 7]]
+
+
+async def test_the_next_full_batch_has_begun_before_the_running_one_is_waited_for(start):
+    events = []
+
+    def begin(batch):
+        events.append(("begin", list(batch)))
+
+        def wait():
+            events.append(("wait", list(batch)))
+            return np.zeros((len(batch), 1))
+
+        return wait
+
+    queue = start(begin, batch_size=2)
+    await queue.run([1, 2, 3, 4, 5])
+    assert events == [
+        ("begin", [1, 2]),
+        ("begin", [3, 4]),
+        ("wait", [1, 2]),
+        ("wait", [3, 4]),
+        ("begin", [5]),
+        ("wait", [5]),
+    ]
+
+
+async def test_every_call_is_made_by_one_thread_that_is_not_the_event_loops(start):
+    gate = Gate()
+    queue = start(gate, batch_size=1)
+    await asyncio.gather(*(row_of(queue, number) for number in range(20)))
+    (thread,) = gate.threads
+    assert thread is not threading.current_thread()
+    assert thread.name == "test"
+
+
+async def test_the_event_loop_turns_while_a_batch_is_encoded(start):
+    gate = Gate(shut=True)
+    running = asyncio.create_task(row_of(start(gate), 3))
+    await gate.one_has_entered()
+    assert not running.done()
+    gate.open()
+    assert await running == 9.0
+
+
+async def test_the_rows_of_callers_that_share_batches_are_not_mixed_up(start):
+    queue = start(Gate(), batch_size=3)
+    requests = [list(range(first, first + size)) for first, size in [(0, 7), (10, 1), (20, 5), (30, 3)]]
+    answers = await asyncio.gather(*(queue.run(request) for request in requests))
+    for request, answer in zip(requests, answers, strict=True):
+        assert [row[0] for row in answer] == [float(item * item) for item in request]
+
+
+async def test_batches_and_waits_are_counted(start, counted):
+    gate = Gate(shut=True)
+    queue = start(gate, batch_size=2)
+    task = asyncio.create_task(queue.run([1, 2, 3]))
+    await gate.one_has_entered()
+    await asyncio.sleep(0.05)
+    gate.open()
+    await task
+    queue.close()  # after which everything is told
+    assert counted("deixis_batch_size_count") == 2
+    assert counted("deixis_batch_size_sum") == 3
+    assert counted("deixis_queue_wait_seconds_count") == 3
+    assert counted("deixis_queue_wait_seconds_sum") >= 0.05  # of the third, which waited for the first two
+
+
+async def test_waiting_and_encoding_are_timed_apart(start):
+    gate = Gate(shut=True)
+    queue = start(gate, batch_size=1)
+    with queue.admit(2) as caller:
+        first = asyncio.create_task(queue.encode(1, caller))
+        await gate.one_has_entered()
+        second = asyncio.create_task(queue.encode(2, caller))
+        await asyncio.sleep(0.05)
+        gate.open()
+        first, second = await first, await second
+    assert first.encode_s >= 0.05 > first.queue_s
+    assert second.queue_s >= 0.05 > second.encode_s
+
+
+# --- turns ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_lone_item_waits_for_one_batch_of_a_large_request_and_not_for_all(start):
+    gate = Gate(shut=True)
+    queue = start(gate, batch_size=2)
+    large = asyncio.create_task(queue.run([1, 2, 3, 4, 5, 6]))
+    await gate.one_has_entered()  # [1, 2] runs, [3, 4] has begun
+    small = asyncio.create_task(row_of(queue, 7))
+    await in_line()
+    gate.open()
+    await asyncio.gather(large, small)
+    assert 7 in gate.batches[2]
+
+
+async def test_callers_take_turns_by_item(start):
+    gate = Gate(shut=True)
+    queue = start(gate, batch_size=4)
+    first = asyncio.create_task(row_of(queue, 0))
+    await gate.one_has_entered()
+    callers = [asyncio.create_task(queue.run(items)) for items in ([10, 11, 12], [20, 21, 22], [30])]
+    await in_line()
+    gate.open()
+    await asyncio.gather(first, *callers)
+    assert gate.batches == [[0], [10, 20, 30, 11], [21, 12, 22]]
+
+
+# --- admission -----------------------------------------------------------------------------------------------------
+
+
+async def test_places_are_counted_in_items_and_given_back(start):
+    queue = start(Gate(), max_queued=5)
+    with queue.admit(3):
+        assert queue.admitted == 3
+        with queue.admit(2):
+            assert queue.admitted == 5
+        assert queue.admitted == 3
+    assert queue.admitted == 0
+
+
+async def test_what_does_not_fit_is_refused_at_once_and_takes_no_place(start, counted):
+    queue = start(Gate(), max_queued=5)
+    with queue.admit(3):
+        with pytest.raises(OverloadedError, match=r"3 more would not fit: 3 of 5 places .* of test") as caught:
+            queue.admit(3).__enter__()
+        assert caught.value.retry_after_s >= 1
+        assert queue.admitted == 3
+        with queue.admit(2):
+            pass
+    assert counted("deixis_rejected_total", reason="overloaded") == 3
+
+
+async def test_without_a_bound_nothing_is_refused_and_places_are_counted_all_the_same(start):
+    queue = start(Gate(), max_queued=None)
+    with queue.admit(1_000_000), queue.admit(1):
+        assert queue.admitted == 1_000_001
+    assert queue.admitted == 0
+
+
+async def test_places_are_given_back_when_the_request_fails_or_is_cancelled(start):
+    gate = Gate(shut=True)
+    queue = start(gate, max_queued=5)
+    cancelled = asyncio.create_task(queue.run([1, 2]))
+    failing = asyncio.create_task(queue.run(["poison"]))
+    await gate.one_has_entered()
+    assert queue.admitted == 3
+    cancelled.cancel()
+    gate.open()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    with pytest.raises(ZeroDivisionError):
+        await failing
+    assert queue.admitted == 0
+
+
+async def test_retry_after_is_the_time_that_the_waiting_items_take_at_the_measured_rate(start):
+    queue = start(Gate(), max_queued=10, batch_size=4)
+    queue._measured(4, 1.0)
+    with queue.admit(10), pytest.raises(OverloadedError) as caught:
+        queue.admit(1).__enter__()
+    assert caught.value.retry_after_s == 3  # 10 at 4 a second, rounded up
+
+
+async def test_the_rate_is_that_of_the_batches(start):
+    queue = start(Gate(), max_queued=10, batch_size=4)
+
+    def slow(batch):
+        def wait():
+            time.sleep(0.05)
+            return np.zeros((len(batch), 1))
+
+        return wait
+
+    queue._begin_encoding = slow
+    await queue.run([1, 2, 3, 4])
+    assert 0 < queue._items_per_s <= 80
+
+
+async def test_what_could_not_be_done_within_its_time_is_refused_at_once(start):
+    queue = start(Gate(), max_queued=100)
+    queue._measured(10, 1.0)
+    with queue.admit(60, within_s=5):
+        with pytest.raises(OverloadedError, match=r"60 before .* about 6 s, .* longer than the 5 s") as caught:
+            queue.admit(1, within_s=5).__enter__()
+        assert caught.value.retry_after_s == 6
+        with queue.admit(1, within_s=7), queue.admit(1):
+            pass
+
+
+# --- dropping ------------------------------------------------------------------------------------------------------
+
+
+async def test_what_was_cancelled_while_it_waited_is_never_encoded(start, counted):
+    gate = Gate(shut=True)
+    queue = start(gate)
+    first = asyncio.create_task(row_of(queue, 1))
+    await gate.one_has_entered()
+    abandoned = asyncio.create_task(row_of(queue, 2))
+    last = asyncio.create_task(row_of(queue, 3))
+    await in_line()
+    assert queue.waiting == 2
+    abandoned.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await abandoned
+    assert queue.waiting == 1  # at once, so that the memory is free while a batch hangs
+    gate.open()
+    await asyncio.gather(first, last)
+    assert gate.batches == [[1], [3]]
+    assert counted("deixis_dropped_total", reason="cancelled") == 1
+
+
+async def test_one_item_of_a_caller_may_be_cancelled(start, counted):
+    gate = Gate(shut=True)
+    queue = start(gate)
+    with queue.admit(3) as caller:
+        first = asyncio.create_task(queue.encode(1, caller))
+        await gate.one_has_entered()
+        abandoned = asyncio.create_task(queue.encode(2, caller))
+        last = asyncio.create_task(queue.encode(3, caller))
+        await in_line()
+        abandoned.cancel()
+        await in_line()
+        gate.open()
+        await first
+        assert (await last).row.item() == 9.0
+    assert gate.batches == [[1], [3]]
+    assert counted("deixis_dropped_total", reason="cancelled") == 1
+
+
+async def test_cancelling_what_runs_lets_it_end_and_the_queue_go_on(start):
+    gate = Gate(shut=True)
+    queue = start(gate, batch_size=1)
+    abandoned = asyncio.create_task(row_of(queue, 1))
+    await gate.one_has_entered()
+    abandoned.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await abandoned
+    gate.open()
+    assert await row_of(queue, 3) == 9.0
+    assert gate.batches == [[1], [3]]
+
+
+async def test_what_waited_past_its_deadline_is_dropped_and_told(start, counted):
+    gate = Gate(shut=True)
+    queue = start(gate)
+    first = asyncio.create_task(row_of(queue, 1))
+    await gate.one_has_entered()
+    late = asyncio.create_task(row_of(queue, 2, within_s=0.01))
+    in_time = asyncio.create_task(row_of(queue, 3, within_s=60))
+    await asyncio.sleep(0.05)
+    gate.open()
+    with pytest.raises(DeadlineExceededError, match="queue of test"):
+        await late
+    assert await asyncio.gather(first, in_time) == [1.0, 9.0]
+    assert gate.batches == [[1], [3]]
+    assert counted("deixis_dropped_total", reason="deadline") == 1
+
+
+async def test_a_queue_of_nothing_but_late_items_waits_for_the_next(start):
+    gate = Gate(shut=True)
+    queue = start(gate)
+    first = asyncio.create_task(row_of(queue, 1))
+    await gate.one_has_entered()
+    late = asyncio.create_task(row_of(queue, 2, within_s=0.01))
+    await asyncio.sleep(0.05)
+    gate.open()
+    with pytest.raises(DeadlineExceededError):
+        await late
+    await first
+    assert await row_of(queue, 3) == 9.0
+
+
+# --- batches that fail ---------------------------------------------------------------------------------------------
+
+
+async def test_the_culprit_of_a_failed_batch_is_alone_with_its_error(start, counted):
+    gate = Gate(shut=True)
+    queue = start(gate, batch_size=32)
+    first = asyncio.create_task(row_of(queue, 0))
+    await gate.one_has_entered()
+    tasks = [asyncio.create_task(row_of(queue, "poison" if item == 13 else item)) for item in range(32)]
+    await in_line()
+    gate.open()
+    answers = await asyncio.gather(first, *tasks, return_exceptions=True)
+    assert isinstance(answers.pop(14), ZeroDivisionError)
+    assert answers == [0.0] + [float(item * item) for item in range(32) if item != 13]
+    # The batch, and the half that has it, five times over.
+    assert counted("deixis_batch_failures_total", reason="error") == 6
+    assert await row_of(queue, 5) == 25.0
+
+
+async def test_several_culprits_each_get_an_error_of_their_own(start):
+    queue = start(Gate(), batch_size=8)
+    answers = await asyncio.gather(
+        *(row_of(queue, item) for item in [1, "poison", 2, "poison", "poison"]), return_exceptions=True
+    )
+    errors = [answer for answer in answers if isinstance(answer, ZeroDivisionError)]
+    assert len({id(error) for error in errors}) == 3
+    assert [answers[0], answers[2]] == [1.0, 4.0]
+
+
+async def test_a_batch_that_fails_when_it_begins_is_tried_in_halves_too(start):
+    def begin(batch):
+        if "poison" in batch:
+            raise ZeroDivisionError
+        return lambda: np.array([[item] for item in batch])
+
+    queue = start(begin, batch_size=8)
+    answers = await asyncio.gather(*(row_of(queue, item) for item in [1, 2, "poison", 4]), return_exceptions=True)
+    assert isinstance(answers.pop(2), ZeroDivisionError)
+    assert answers == [1, 2, 4]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5])
+async def test_too_few_or_too_many_rows_are_an_error_and_no_mix_up(start, rows):
+    queue = start(lambda batch: lambda: np.zeros((rows if len(batch) > 1 else 0, 1)))
+    with pytest.raises(ValueError, match=r"gave 0 rows for 1 items"):
+        await queue.run([1, 2, 3])
+
+
+async def test_an_error_that_no_future_takes_is_told_as_another(start):
+    def begin(batch):
+        raise StopIteration
+
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await asyncio.wait_for(start(begin).run([1]), 5)
+
+
+async def test_out_of_memory_is_met_with_halves_and_remembered(start, counted):
+    gate = Gate(room=2)
+    queue = start(gate, batch_size=8)
+    rows = await queue.run(list(range(8)))
+    assert [row[0] for row in rows] == [float(item * item) for item in range(8)]
+    assert [len(batch) for batch in gate.batches] == [8, 4, 2, 2, 4, 2, 2]
+    assert counted("deixis_batch_failures_total", reason="out of memory") == 3
+    gate.batches.clear()
+    await queue.run(list(range(8)))
+    assert [len(batch) for batch in gate.batches] == [2, 2, 2, 2]
+
+
+async def test_after_many_good_batches_larger_ones_are_tried_again(start, monkeypatch):
+    monkeypatch.setattr(batching, "_GOOD_BATCHES_BEFORE_GROWTH", 3)
+    gate = Gate(room=2)
+    queue = start(gate, batch_size=4)
+    await queue.run(list(range(4)))
+    gate.room = 1000
+    gate.batches.clear()
+    await queue.run(list(range(16)))
+    sizes = [len(batch) for batch in gate.batches]
+    assert sizes[0] == 2
+    assert sizes[-1] == 4
+    assert sum(sizes) == 16
+
+
+async def test_one_item_that_the_memory_has_no_room_for_gets_the_error(start):
+    gate = Gate(room=0)
+    with pytest.raises(NotReadyError, match=r"no room for one item in the queue of test \(no room\)"):
+        await asyncio.wait_for(start(gate).run([1, 2]), 5)
+
+
+# --- a worker that dies --------------------------------------------------------------------------------------------
+
+
+async def test_when_the_worker_dies_everyone_is_told_and_it_begins_again(start, monkeypatch, counted):
+    monkeypatch.setattr(batching, "_RESTART_AFTER_S", 0.2)
+    gate = Gate(shut=True)
+    queue = start(gate, batch_size=2)
+    running = asyncio.create_task(row_of(queue, "death"))
+    await gate.one_has_entered()
+    waiting = [asyncio.create_task(row_of(queue, item)) for item in range(5)]
+    await in_line()
+    assert queue.problem is None
+    gate.open()
+    answers = await asyncio.wait_for(asyncio.gather(running, *waiting, return_exceptions=True), 5)
+    assert [type(answer) for answer in answers] == [NotReadyError] * 6
+    assert "ended with SystemExit and begins again; try again later" in str(answers[0])
+    assert "SystemExit" in queue.problem
+    with pytest.raises(NotReadyError, match="SystemExit"):  # at once, and not after the restart
+        await row_of(queue, 1)
+    assert counted("deixis_rejected_total", reason="not_ready") == 1
+    await healthy(queue)
+    assert await row_of(queue, 3) == 9.0
+    assert queue.admitted == queue.waiting == 0
+    assert counted("deixis_worker_restarts_total") == 1
+
+
+async def test_a_death_in_the_queues_own_code_loses_nothing_either(start, monkeypatch):
+    """Between the taking of a batch and its begin, or in the telling of its rows."""
+    monkeypatch.setattr(batching, "_RESTART_AFTER_S", 0.01)
+    gate = Gate()
+    queue = start(gate)
+    for place in ("dropped", "batch"):
+        with monkeypatch.context() as broken:
+            broken.setattr(queue._metrics, place, lambda *_: 1 / 0)
+            with contextlib.suppress(NotReadyError):
+                await asyncio.wait_for(row_of(queue, 2), 5)
+        await healthy(queue)
+    assert await row_of(queue, 3) == 9.0
+
+
+async def test_a_worker_that_dies_again_and_again_waits_longer_each_time(start, monkeypatch):
+    monkeypatch.setattr(batching, "_RESTART_AFTER_S", 0.001)
+    waits = []
+    queue = start(Gate())
+    wait_for = queue._changed.wait_for
+
+    def recorded(predicate, timeout=None):
+        if timeout is not None:
+            waits.append(timeout)
+        return wait_for(predicate, timeout)
+
+    monkeypatch.setattr(queue._changed, "wait_for", recorded)
+    for _ in range(4):
+        await healthy(queue)
+        with pytest.raises(NotReadyError):
+            await row_of(queue, "death")
+    queue.close()  # after which the last wait has begun
+    assert waits == [0.001, 0.002, 0.004, 0.008]
+
+
+async def test_a_batch_that_hangs_makes_the_queue_unhealthy_until_it_ends(start):
+    gate = Gate(shut=True)
+    queue = start(gate, stalled_after_s=0.02)
+    hanging = asyncio.create_task(row_of(queue, 1))
+    await gate.one_has_entered()
+    await asyncio.sleep(0.05)
+    assert "running for more than 0.02 s" in queue.problem
+    with pytest.raises(NotReadyError, match="running for more than"):
+        await row_of(queue, 2)
+    gate.open()
+    assert await hanging == 1.0
+    assert queue.problem is None
+
+
+async def test_a_queue_that_is_always_busy_does_not_count_as_hanging(start):
+    def begin(batch):
+        def wait():
+            time.sleep(0.02)
+            return np.zeros((len(batch), 1))
+
+        return wait
+
+    queue = start(begin, batch_size=2, stalled_after_s=0.2)
+    running = asyncio.create_task(queue.run(list(range(40))))
+    while not running.done():
+        assert queue.problem is None
+        await asyncio.sleep(0.01)
+
+
+# --- closing -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_closed_queue_refuses(start):
+    queue = start(Gate())
+    queue.close()
+    with pytest.raises(NotReadyError, match="queue of test is closed"):
+        await queue.run([1])
+
+
+async def test_closing_lets_the_running_batch_end_and_tells_the_waiting_why(start):
+    gate = Gate(shut=True)
+    queue = start(gate, batch_size=2)
+    whole = asyncio.create_task(queue.run([1, 2]))
+    await gate.one_has_entered()
+    waiting = asyncio.create_task(queue.run([3]))
+    await in_line()
+    closing = asyncio.create_task(asyncio.to_thread(queue.close))
+    with pytest.raises(NotReadyError, match="queue of test is closed"):
+        await asyncio.wait_for(waiting, 10)
+    assert not closing.done()
+    gate.open()
+    await closing
+    assert len(await whole) == 2
+    assert gate.batches == [[1, 2]]
+
+
+async def test_closing_waits_for_a_batch_that_hangs_only_so_long(start):
+    gate = Gate(shut=True)
+    queue = start(gate, stalled_after_s=0.05)
+    hanging = asyncio.create_task(row_of(queue, 1))
+    await gate.one_has_entered()
+    await asyncio.wait_for(asyncio.to_thread(queue.close), 5)
+    gate.open()
+    assert await hanging == 1.0
+
+
+async def test_closing_ends_the_wait_for_a_restart(start, monkeypatch):
+    monkeypatch.setattr(batching, "_RESTART_AFTER_S", 60.0)
+    queue = start(Gate())
+    queue.close()
+    queue = start(Gate())
+    with pytest.raises(NotReadyError):
+        await row_of(queue, "death")
+    await asyncio.wait_for(asyncio.to_thread(queue.close), 5)
+    assert not queue._worker.is_alive()
+
+
+async def test_closing_twice_does_no_harm_and_ends_the_thread(start):
+    gate = Gate()
+    queue = start(gate)
+    await queue.run([1])
+    queue.close()
+    queue.close()
+    assert not any(thread.is_alive() for thread in gate.threads)
+
+
+# --- all of it at once ---------------------------------------------------------------------------------------------
+
+
+async def test_in_a_storm_of_failures_every_future_gets_its_own_row_or_a_deserved_error(start, monkeypatch):
+    """A thousand callers; poison, little memory, deadlines, cancellation and deaths of the worker."""
+    monkeypatch.setattr(batching, "_RESTART_AFTER_S", 0.001)
+    monkeypatch.setattr(batching, "_RESTART_AFTER_AT_MOST_S", 0.002)
+    random = np.random.default_rng(0)
+    gate = Gate(room=5)
+    queue = start(gate, batch_size=8, max_queued=300)
+
+    async def request(number):
+        await asyncio.sleep(random.random() * 0.5)
+        kind = random.choice(
+            ["good", "poison", "death", "impatient", "cancelled", "many"], p=[0.5, 0.1, 0.02, 0.1, 0.1, 0.18]
+        )
+        items = {"poison": ["poison"], "death": ["death"], "many": list(range(number, number + 20))}.get(kind, [number])
+        while True:
+            work = asyncio.create_task(request_items(items, 0.001 if kind == "impatient" else 30.0))
+            if kind == "cancelled":
+                await asyncio.sleep(0.0005)
+                work.cancel()
+            try:
+                rows = await work
+            except (NotReadyError, OverloadedError):
+                if kind == "death":
+                    return kind
+                await asyncio.sleep(0.01)  # as a client does that honours Retry-After
+                continue
+            except DeadlineExceededError:
+                assert kind == "impatient"
+                return kind
+            except asyncio.CancelledError:
+                assert kind == "cancelled"
+                return kind
+            except ZeroDivisionError:
+                assert kind == "poison"
+                return kind
+            assert kind not in {"poison", "death"}
+            assert rows == [float(np.float32(item * item)) for item in items]
+            return "rows"
+
+    async def request_items(items, within_s):
+        with queue.admit(len(items), within_s=within_s) as caller:
+            return [each.row.item() for each in await asyncio.gather(*(queue.encode(item, caller) for item in items))]
+
+    async with asyncio.timeout(60):
+        outcomes = await asyncio.gather(*(request(number) for number in range(1000)))
+    assert len(outcomes) == 1000
+    assert outcomes.count("rows") >= 500
+    assert min(outcomes.count("poison"), outcomes.count("death")) > 5
+    assert queue.admitted == queue.waiting == 0
+    await healthy(queue)
+    assert await row_of(queue, 7) == 49.0
+    async with asyncio.timeout(5):
+        while queue._begun:  # noqa: ASYNC110 - the worker forgets it just after the future is told
+            await asyncio.sleep(0.001)

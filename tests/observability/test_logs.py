@@ -1,0 +1,71 @@
+import json
+import logging
+
+import pytest
+import structlog
+
+from app.observability.logs import configure_logs
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was():
+    root = logging.getLogger()
+    before = root.handlers[:], root.level, structlog.get_config()
+    yield
+    root.handlers[:], root.level = before[0], before[1]
+    structlog.configure(**before[2])
+
+
+def lines_of(capsys):
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return captured.err.splitlines()
+
+
+def fail(secret):
+    raise ZeroDivisionError("it broke")
+
+
+def test_json_logs_are_one_object_a_line_whoever_writes_them(capsys):
+    configure_logs("json", "info")
+    with structlog.contextvars.bound_contextvars(request_id="r1"):
+        structlog.get_logger().info("ours", label="犬\n")
+        logging.getLogger("elsewhere").warning("theirs %d", 3)
+    ours, theirs = (json.loads(line) for line in lines_of(capsys))
+    assert (ours["event"], ours["label"], ours["level"], ours["request_id"]) == ("ours", "犬\n", "info", "r1")
+    assert (theirs["event"], theirs["level"], theirs["request_id"]) == ("theirs 3", "warning", "r1")
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+@pytest.mark.parametrize("control", ["\x00", "\x07", "\x1b[31m", "\x9b", "\u2028", "\u202e", "\u2066", "\n", "\ud800"])
+def test_what_would_steer_a_terminal_is_logged_as_an_escape(capsys, log_format, control):
+    configure_logs(log_format, "info")
+    structlog.get_logger().info("request", path=f"/犬{control}é")
+    logging.getLogger("elsewhere").warning("read %s", f"a{control}b")
+    captured = capsys.readouterr().err
+    assert all(each.isprintable() for each in captured.split("\n"))
+    assert len(captured.splitlines()) == 2
+    assert control.encode("unicode_escape").decode().replace("\\x", "").lstrip("\\") in captured
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_less_than_the_level_is_not_logged(capsys, log_format):
+    configure_logs(log_format, "warning")
+    structlog.get_logger().info("no")
+    structlog.get_logger().warning("yes")
+    (line,) = lines_of(capsys)
+    assert "yes" in line
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_traceback_is_logged_without_the_values_of_variables(capsys, log_format):
+    """They hold callers' pictures, labels and keys, and printing them all takes seconds."""
+    configure_logs(log_format, "info")
+    try:
+        fail(secret="hunter" + "2")
+    except ZeroDivisionError as error:
+        structlog.get_logger().error("broken", exc_info=error)
+    told = "\n".join(lines_of(capsys))
+    assert "it broke" in told
+    assert "fail" in told
+    assert "hunter2" not in told

@@ -1,0 +1,210 @@
+import asyncio
+import multiprocessing
+import sqlite3
+from contextlib import closing
+
+import numpy as np
+import pytest
+import structlog
+
+from app.prompting.text_feature_store import StoredTextEncoder, TextFeatureStore
+
+pytestmark = pytest.mark.anyio
+
+DIMS = 16
+MIB = 2**20
+
+
+def row_of(text):
+    return np.random.default_rng(len(text) + sum(map(ord, text))).standard_normal(DIMS).astype(np.float32)
+
+
+class Encoder:
+    """Notes what it encodes."""
+
+    def __init__(self):
+        self.texts = []
+
+    async def __call__(self, prompts):
+        self.texts += prompts
+        return np.stack([row_of(text) for text in prompts])
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "folder" / "features.sqlite3"
+
+
+@pytest.fixture
+def open_store(file):
+    opened = []
+
+    def make(max_bytes=100 * MIB, path=file):
+        store = TextFeatureStore(path, max_bytes)
+        opened.append(store)
+        return store
+
+    yield make
+    for store in opened:
+        store.close()
+
+
+def encoder_of(store, encode, fingerprint="weights"):
+    async def told() -> str:
+        return fingerprint
+
+    return StoredTextEncoder(encode, told, store)
+
+
+async def test_what_was_encoded_before_a_restart_is_not_encoded_again_and_is_the_same_to_the_last_digit(open_store):
+    first, again = Encoder(), Encoder()
+    store = open_store()
+    before = await encoder_of(store, first)(["owl", "lynx"])
+    store.close()
+    after = await encoder_of(open_store(), again)(["lynx", "puma", "owl"])
+    assert again.texts == ["puma"]
+    np.testing.assert_array_equal(after[[2, 0]], before)
+    assert after.dtype == np.float32
+
+
+async def test_a_text_that_is_asked_for_twice_is_encoded_once(open_store):
+    encode = Encoder()
+    features = await encoder_of(open_store(), encode)(["owl", "lynx", "owl"])
+    assert encode.texts == ["owl", "lynx"]
+    np.testing.assert_array_equal(features[0], features[2])
+
+
+async def test_features_of_other_weights_are_never_given(open_store):
+    encode = Encoder()
+    store = open_store()
+    await encoder_of(store, encode, "weights")(["owl"])
+    await encoder_of(store, encode, "other weights")(["owl"])
+    assert encode.texts == ["owl", "owl"]
+
+
+async def test_without_a_store_texts_are_encoded_always():
+    encode = Encoder()
+
+    async def told() -> str:
+        return "weights"
+
+    encoder = StoredTextEncoder(encode, told, None)
+    for _ in range(2):
+        await encoder(["owl"])
+    assert encode.texts == ["owl", "owl"]
+
+
+async def test_fifty_thousand_texts_are_read_back(open_store):
+    """More than SQLite takes as variables of one statement."""
+    store = open_store()
+    rows = {f"text {number}": row_of(str(number)) for number in range(50_000)}
+    await store.write("weights", rows)
+    found = await store.read("weights", [*rows, "another"])
+    assert found.keys() == rows.keys()
+    np.testing.assert_array_equal(found["text 49999"], rows["text 49999"])
+
+
+async def test_texts_in_any_script_and_with_lone_surrogates_have_rows_of_their_own(open_store):
+    store = open_store()
+    texts = ["猫", "кошка", "\ud800", "\ud801", "a\0b", ""]
+    await store.write("weights", {text: np.full(DIMS, number, np.float32) for number, text in enumerate(texts)})
+    found = await store.read("weights", texts)
+    assert [found[text][0] for text in texts] == list(range(len(texts)))
+
+
+# --- bounded -------------------------------------------------------------------------------------------------------
+
+
+async def test_the_file_stays_within_its_bound_and_the_rows_used_longest_ago_go(open_store, file, monkeypatch):
+    store = open_store(max_bytes=MIB)
+    now = 1_000_000_000
+    monkeypatch.setattr("app.prompting.text_feature_store.time.time", lambda: now)
+    wide = np.ones(512, np.float32)
+    for number in range(60):
+        now += 86_400 * 2
+        await store.write("weights", {f"{number} {each}": wide for each in range(20)})
+        assert await store.read("weights", ["0 0"])
+    found = await store.read("weights", [f"{number} 1" for number in range(60)])
+    assert "59 1" in found
+    assert "1 1" not in found
+    with closing(sqlite3.connect(file)) as connection:
+        pages, size = (connection.execute(f"PRAGMA {each}").fetchone()[0] for each in ("page_count", "page_size"))
+    assert pages * size < 1.2 * MIB
+
+
+# --- trouble -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [b"no database at all" * 100, b"SQLite format 3\0" + b"\xff" * 5000])
+async def test_a_torn_file_is_made_anew_and_no_answer_is_lost(open_store, file, content):
+    file.parent.mkdir()
+    file.write_bytes(content)
+    encode = Encoder()
+    encoder = encoder_of(open_store(), encode)
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(3):
+            np.testing.assert_array_equal(await encoder(["owl"]), row_of("owl")[None])
+    assert [each["event"] for each in logs] == ["text_features_not_kept"]
+    assert len(encode.texts) <= 2
+    with closing(sqlite3.connect(file)) as connection:
+        assert connection.execute("SELECT count(*) FROM features").fetchone() == (1,)
+
+
+async def test_a_folder_that_cannot_be_written_costs_only_the_store(open_store, tmp_path):
+    """A file stands where the folder would be made."""
+    (tmp_path / "blocked").write_text("")
+    encode = Encoder()
+    encoder = encoder_of(open_store(path=tmp_path / "blocked" / "features.sqlite3"), encode)
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(2):
+            np.testing.assert_array_equal(await encoder(["owl"]), row_of("owl")[None])
+    assert encode.texts == ["owl", "owl"]
+    assert len(logs) == 1
+
+
+async def test_a_database_of_another_format_is_not_read(open_store, file):
+    store = open_store()
+    await store.write("weights", {"owl": row_of("owl")})
+    store.close()
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA user_version=99")
+    assert await open_store().read("weights", ["owl"]) == {}
+
+
+def write_many(file, name, count):
+    async def work():
+        store = TextFeatureStore(file, 100 * MIB)
+        for number in range(count):
+            await store.write("weights", {f"{name} {number}": row_of(name), f"shared {number}": row_of("shared")})
+        store.close()
+
+    asyncio.run(work())
+
+
+async def test_several_processes_write_at_once_and_nothing_is_lost(open_store, file):
+    spawn = multiprocessing.get_context("spawn")
+    writers = [spawn.Process(target=write_many, args=(file, name, 30)) for name in "abc"]
+    for each in writers:
+        each.start()
+    for each in writers:
+        await asyncio.to_thread(each.join, 60)
+        assert each.exitcode == 0
+    wanted = [f"{name} {number}" for name in "abc" for number in range(30)]
+    assert len(await open_store().read("weights", wanted)) == 90
+
+
+async def test_a_reader_beside_a_writer_sees_whole_rows_only(open_store):
+    writer, reader = open_store(), open_store()
+    rows = {str(number): row_of(str(number)) for number in range(500)}
+
+    async def write():
+        for text, row in rows.items():
+            await writer.write("weights", {text: row})
+
+    writing = asyncio.create_task(write())
+    seen = {}
+    while not writing.done():
+        seen = await reader.read("weights", list(rows))
+        assert all(len(row) == DIMS for row in seen.values())
+    await writing
+    assert len(await reader.read("weights", list(rows))) == 500

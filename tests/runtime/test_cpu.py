@@ -1,0 +1,101 @@
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np  # noqa: F401 - whose library is limited
+import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from app.runtime.cpu import one_blas_thread, usable_cores
+
+
+@pytest.fixture
+def cores(monkeypatch):
+    """Pretend that this process may run on so many cores."""
+    return lambda number: monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(number)), raising=False)
+
+
+@pytest.mark.parametrize(
+    ("quota", "affinity", "usable"),
+    [
+        ("200000 100000", 16, 2),
+        ("150000 100000", 16, 2),
+        ("1000 100000", 16, 1),
+        ("100000 50000", 16, 2),
+        ("800000 100000", 4, 4),
+        ("max 100000", 4, 4),
+        ("", 4, 4),
+        ("nonsense", 4, 4),
+        ("1 0", 4, 4),
+        ("0 100000", 4, 1),
+    ],
+)
+def test_the_lesser_of_quota_and_affinity_counts_and_a_part_of_a_core_is_one(tmp_path, cores, quota, affinity, usable):
+    cores(affinity)
+    (tmp_path / "cpu.max").write_text(quota + "\n")
+    assert usable_cores(tmp_path / "cpu.max") == usable
+
+
+def test_without_a_quota_the_affinity_counts(tmp_path, cores):
+    cores(3)
+    assert usable_cores(tmp_path / "cpu.max") == usable_cores(tmp_path) == 3
+
+
+def test_where_there_is_no_affinity_all_cores_count(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    for counted, usable in ((6, 6), (None, 1)):
+        monkeypatch.setattr(os, "cpu_count", lambda counted=counted: counted)
+        assert usable_cores(tmp_path / "cpu.max") == usable
+
+
+def test_this_machine_has_at_least_one():
+    assert 1 <= usable_cores() <= os.cpu_count()
+
+
+def blas_threads():
+    return {each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"}
+
+
+def test_products_have_their_threads_again_when_the_last_that_wanted_one_is_done():
+    with threadpool_limits(2, user_api="blas"):
+        first, second = one_blas_thread(), one_blas_thread()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert blas_threads() == {1}
+        second.__exit__(None, None, None)
+        assert blas_threads() == {2}
+        with pytest.raises(RuntimeError), one_blas_thread():
+            raise RuntimeError
+        assert blas_threads() == {2}
+
+
+def test_whichever_threads_want_it_have_it_though_another_has_set_a_limit_before():
+    def has_one(other_is_done=None):
+        with one_blas_thread():
+            if other_is_done is not None:
+                other_is_done.result(10)
+            return blas_threads()
+
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second, threadpool_limits(2, user_api="blas"):
+        pools = [first, second, first]
+        assert [each.submit(has_one).result(10) for each in pools] == [{1}, {1}, {1}]
+        came_later = first.submit(has_one)
+        assert second.submit(has_one, came_later).result(10) == {1}
+        assert blas_threads() == {2}
+        for each in (first, second):
+            assert each.submit(shared_threads).result(10) == {2}
+
+
+def shared_threads():
+    # OpenMP has a number for each thread, which is that thread's own affair.
+    found = [each for each in threadpool_info() if each["user_api"] == "blas" and each["threading_layer"] != "openmp"]
+    return {each["num_threads"] for each in found}
+
+
+def test_libraries_that_came_since_the_first_wanted_one_have_one_thread_too():
+    with threadpool_limits(2, user_api="blas"):
+        with one_blas_thread():
+            threadpool_limits(2, user_api="blas")  # as one is that was loaded now
+            with one_blas_thread():
+                assert blas_threads() == {1}
+        assert blas_threads() == {2}

@@ -1,0 +1,293 @@
+"""The measures agree with scikit-learn, and say None where a fraction has no meaning."""
+
+import json
+from math import log, sqrt
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+from scipy.stats import binomtest
+from sklearn import metrics
+
+from app.errors import InvalidFieldError
+from app.scoring.measures import (
+    Difference,
+    Evaluation,
+    bootstrap_interval,
+    evaluate,
+    expected_calibration_error,
+    holm,
+    macro_f1,
+    negative_log_likelihood,
+    paired_difference,
+    wilson_interval,
+)
+
+NAMES = ("lynx", "puma", "ocelot", "serval", "caracal", "margay", "bobcat")
+
+
+def ranks(scores):
+    """Return class indices, best first; of equal scores the earlier class comes first."""
+    return np.argsort(-np.asarray(scores), axis=1, kind="stable")
+
+
+@st.composite
+def scored(draw):
+    classes = draw(st.integers(2, len(NAMES)))
+    images = draw(st.integers(1, 40))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    return NAMES[:classes], rng.integers(0, classes, images), rng.random((images, classes), dtype=np.float32)
+
+
+@given(scored())
+def test_every_measure_agrees_with_scikit_learn(task):
+    names, labels, scores = task
+    every = np.arange(len(names))
+    result = evaluate(names, labels, ranks(scores))
+    guesses = scores.argmax(axis=1)
+
+    assert result.images == len(labels)
+    assert result.top1 == pytest.approx(metrics.accuracy_score(labels, guesses))
+    np.testing.assert_array_equal(result.confusion, metrics.confusion_matrix(labels, guesses, labels=every))
+    hits = [label in np.argsort(-row)[:5] for label, row in zip(labels, scores, strict=True)]
+    assert result.top5 == pytest.approx(np.mean(hits))
+    precision, recall, f1, support = metrics.precision_recall_fscore_support(
+        labels, guesses, labels=every, zero_division=np.nan
+    )
+    assert [score.support for score in result.classes] == support.tolist()
+    for field, expected in (("precision", precision), ("recall", recall), ("f1", f1)):
+        measured = [getattr(score, field) for score in result.classes]
+        np.testing.assert_allclose(np.array(measured, dtype=float), expected, atol=1e-12)
+    assert result.mean_recall == pytest.approx(np.nanmean(recall))
+    present = np.unique(labels)
+    assert result.macro_f1 == pytest.approx(
+        metrics.f1_score(labels, guesses, labels=present, average="macro", zero_division=0)
+    )
+    assert (result.nll, result.ece) == (None, None)
+
+
+@given(scored())
+def test_the_interval_holds_the_accuracy_and_top5_is_never_below_top1(task):
+    names, labels, scores = task
+    result = evaluate(names, labels, ranks(scores))
+    low, high = result.top1_interval
+    assert 0 <= low <= result.top1 <= high <= 1
+    assert result.top5 >= result.top1
+
+
+@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_interval_bounds_solve_the_score_equation(counts):
+    successes, trials = counts
+    share = successes / trials
+    for bound in wilson_interval(successes, trials, z=1.96):
+        assert 0 <= bound <= 1
+        if 0 < bound < 1:
+            assert abs(share - bound) == pytest.approx(1.96 * sqrt(bound * (1 - bound) / trials), abs=1e-9)
+
+
+def test_the_class_most_often_mistaken_for_is_named():
+    labels = np.array([0, 0, 0, 0, 1, 2])
+    result = evaluate(NAMES[:3], labels, np.array([[0, 1, 2], [1, 0, 2], [1, 0, 2], [2, 0, 1], [1, 0, 2], [2, 0, 1]]))
+    lynx, puma, _ = result.classes
+    assert (lynx.confused_with, lynx.confused_count, lynx.correct) == ("puma", 2, 1)
+    assert (puma.confused_with, puma.confused_count) == (None, 0)
+
+
+def test_a_class_without_images_has_no_recall_and_is_left_out_of_the_mean():
+    result = evaluate(NAMES[:3], np.array([0, 1]), np.array([[0, 1, 2], [0, 1, 2]]))
+    ocelot = result.classes[2]
+    assert (ocelot.recall, ocelot.precision, ocelot.f1) == (None, None, None)
+    assert result.classes[1].precision is None
+    assert result.classes[1].f1 == 0
+    assert result.mean_recall == 0.5
+
+
+@given(scored())
+def test_only_the_first_five_ranks_count(task):
+    names, labels, scores = task
+    ranked = ranks(scores)
+    assert evaluate(names, labels, ranked[:, :5]) == evaluate(names, labels, ranked)
+
+
+def test_with_fewer_than_five_classes_the_true_one_is_always_in_the_top_five():
+    assert evaluate(NAMES[:2], np.array([1]), np.array([[0, 1]])).top5 == 1
+
+
+def test_a_perfect_result_and_a_hopeless_one_keep_honest_intervals():
+    assert wilson_interval(10, 10) == (pytest.approx(0.7225, abs=1e-4), 1.0)
+    assert wilson_interval(0, 10) == (0.0, pytest.approx(0.2775, abs=1e-4))
+
+
+def test_the_result_is_plain_json():
+    result = evaluate(NAMES, np.array([0, 3, 3]), ranks(np.eye(7)[[0, 3, 1]]))
+    again = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert again["top1"] == pytest.approx(2 / 3)
+    assert again["classes"][3] == {
+        "name": "serval",
+        "support": 2,
+        "predicted": 1,
+        "correct": 1,
+        "recall": 0.5,
+        "precision": 1.0,
+        "f1": pytest.approx(2 / 3),
+        "confused_with": "puma",
+        "confused_count": 1,
+    }
+
+
+def test_no_images_is_the_callers_mistake():
+    with pytest.raises(InvalidFieldError, match="give at least one"):
+        evaluate(NAMES, np.array([], dtype=int), np.zeros((0, 7), dtype=int))
+
+
+@pytest.mark.parametrize(
+    ("labels", "ranked", "problem"),
+    [
+        ([0, 1], [[0, 1, 2, 3, 4]], "shape"),
+        ([0], [[0, 1, 2, 3]], "shape"),
+        ([0], [0, 1, 2, 3, 4], "shape"),
+        ([7], [[0, 1, 2, 3, 4]], r"label lies outside 0\.\.6"),
+        ([-1], [[0, 1, 2, 3, 4]], "label lies outside"),
+        ([0], [[0, 1, 2, 3, 7]], "ranked class lies outside"),
+        ([0], [[0, 1, 2, 3, -1]], "ranked class lies outside"),
+    ],
+)
+def test_input_that_does_not_fit_is_our_own_bug(labels, ranked, problem):
+    with pytest.raises(ValueError, match=problem):
+        evaluate(NAMES, np.array(labels), np.array(ranked))
+
+
+# --- scores ---------------------------------------------------------------------------------------------------------
+
+
+def binned(confidences, correct, bins):
+    """Return the calibration error bin by bin, as the paper writes it."""
+    error = 0.0
+    for index in range(bins):
+        low, high = index / bins, (index + 1) / bins
+        inside = [i for i, value in enumerate(confidences) if low < value <= high or (index == 0 and value == 0)]
+        if inside:
+            gap = np.mean([correct[i] for i in inside]) - np.mean([confidences[i] for i in inside])
+            error += len(inside) / len(confidences) * abs(gap)
+    return error
+
+
+@given(scored())
+def test_measures_of_the_scores_agree_with_their_definitions(task):
+    names, labels, scores = task
+    wide = scores.astype(np.float64)
+    shares = wide / wide.sum(axis=1, keepdims=True)
+    result = evaluate(names, labels, ranks(shares), shares)
+    right = shares.argmax(axis=1) == labels
+    assert result.nll == pytest.approx(metrics.log_loss(labels, shares, labels=np.arange(len(names))))
+    assert result.ece == pytest.approx(binned(shares.max(axis=1), right, 15), abs=1e-9)
+    # Scores that do not sum to 1 are as likely as those that do, and are calibrated as they are shown.
+    alone = evaluate(names, labels, ranks(scores), scores)
+    assert alone.nll == pytest.approx(result.nll, rel=1e-5)
+    assert alone.ece == pytest.approx(binned(scores.max(axis=1).astype(float), right, 15), abs=1e-6)
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.booleans()), min_size=1, max_size=60), st.integers(1, 15))
+def test_a_confidence_on_the_border_of_two_bins_is_in_the_lower(pairs, bins):
+    confidences = np.array([value / 30 for value, _ in pairs])
+    correct = np.array([hit for _, hit in pairs])
+    # A label outside of the one column is never right.
+    error = expected_calibration_error(confidences[:, None], np.where(correct, 0, 1), bins=bins)
+    assert error == pytest.approx(binned(confidences, correct, bins), abs=1e-9)
+    # The error of a single bin is the least there can be.
+    assert abs(correct.mean() - confidences.mean()) - 1e-9 <= error <= 1
+
+
+def test_certainty_is_calibrated_where_it_is_right_and_as_wrong_as_can_be_where_not():
+    certain = np.array([[0.0, 1.0]] * 4)
+    assert expected_calibration_error(certain, np.ones(4, int)) == 0
+    assert expected_calibration_error(certain, np.zeros(4, int)) == 1
+    assert expected_calibration_error(np.array([[0.25, 0.75]] * 4), np.array([1, 1, 0, 1])) == pytest.approx(0)
+
+
+def test_no_single_image_makes_the_likelihood_infinite_and_a_row_of_zeros_says_nothing():
+    certain = np.array([[1.0, 0.0], [0.0, 1.0]])
+    assert negative_log_likelihood(certain, np.array([0, 0])) == pytest.approx(-log(1e-12) / 2)
+    assert negative_log_likelihood(certain, np.array([0, 1])) == 0
+    assert negative_log_likelihood(np.zeros((1, 4), np.float32), np.array([2])) == pytest.approx(log(4))
+
+
+def test_a_class_that_nothing_was_taken_for_counts_nothing_and_one_without_images_is_left_out():
+    labels, predicted = np.array([0, 0, 0, 0, 1, 1]), np.array([0, 0, 0, 2, 0, 0])
+    assert macro_f1(labels, predicted, 3) == pytest.approx((2 * 3 / (4 + 5) + 0) / 2)
+
+
+@pytest.mark.parametrize(
+    ("scores", "problem"),
+    [
+        ([[0.5, 0.5]], "shape"),
+        ([0.1, 0.2, 0.7], "shape"),
+        ([[0.1, 0.2, 1.7]], r"outside 0\.\.1"),
+        ([[0.1, -0.2, 0.7]], r"outside 0\.\.1"),
+        ([[0.1, np.nan, 0.7]], r"outside 0\.\.1"),
+    ],
+)
+def test_scores_that_do_not_fit_are_our_own_bug(scores, problem):
+    with pytest.raises(ValueError, match=problem):
+        evaluate(NAMES[:3], np.array([0]), np.array([[2, 1, 0]]), np.array(scores))
+
+
+def test_what_was_stored_before_a_measure_existed_can_still_be_read():
+    scores = np.eye(7)[[0, 3, 1]]
+    result = evaluate(NAMES, np.array([0, 3, 3]), ranks(scores), scores)
+    told = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    read = TypeAdapter(Evaluation)
+    assert read.validate_python(told) == result
+    old = {name: value for name, value in told.items() if name not in {"macro_f1", "nll", "ece"}}
+    again = read.validate_python(old)
+    assert (again.macro_f1, again.nll, again.ece) == (None, None, None)
+    assert again.top1 == result.top1
+
+
+# --- comparing methods ---------------------------------------------------------------------------------------------
+
+
+def test_a_bootstrap_interval_covers_the_mean_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(300):
+        low, high = bootstrap_interval((rng.random(100) < 0.7).astype(float), resamples=400)
+        covered += low <= 0.7 <= high
+    assert 0.90 <= covered / 300 <= 0.99
+
+
+def test_a_bootstrap_interval_of_the_same_values_is_the_same_and_has_no_width_where_they_agree():
+    values = np.array([1.0, 0, 1, 1, 0, 1])
+    assert bootstrap_interval(values) == bootstrap_interval(values)
+    assert bootstrap_interval(np.ones(5)) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(("only_first", "only_second"), [(10, 2), (3, 3), (25, 9), (1, 0), (0, 12)])
+def test_the_paired_test_is_mcnemars_exact_test_where_answers_are_right_or_wrong(only_first, only_second):
+    both = [1.0] * 20
+    first = np.array(both + [1.0] * only_first + [0.0] * only_second)
+    second = np.array(both + [0.0] * only_first + [1.0] * only_second)
+    exact = binomtest(min(only_first, only_second), only_first + only_second).pvalue
+    told = paired_difference(first, second)
+    assert told.p == pytest.approx(exact, abs=0.02)
+    assert told.mean == pytest.approx((only_first - only_second) / len(first))
+    assert told.low <= told.mean <= told.high
+
+
+def test_the_paired_test_of_methods_that_agree_finds_nothing():
+    values = np.array([1.0, 0, 1])
+    assert paired_difference(values, values) == Difference(0.0, 0.0, 0.0, 1.0)
+
+
+def test_under_no_difference_the_paired_test_is_rarely_significant():
+    rng = np.random.default_rng(2)
+    p_values = [paired_difference(*(rng.random((2, 60)) < 0.6).astype(float), flips=300).p for _ in range(200)]
+    assert np.mean(np.array(p_values) < 0.05) < 0.1
+
+
+def test_holms_correction_is_that_of_the_paper():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []

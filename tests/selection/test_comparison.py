@@ -1,0 +1,270 @@
+import json
+
+import numpy as np
+import pytest
+
+from app.adapters._base import Examples
+from app.adapters._examples import Need
+from app.classification.methods import METHODS
+from app.classification.service import Question
+from app.encoders.fake import FakeEncoder
+from app.errors import InvalidFieldError
+from app.main import open_service
+from app.selection.comparison import Comparison, Lessons, compare
+from app.types import ClassEntry
+from tests.shades import rows_about
+
+pytestmark = pytest.mark.anyio
+
+COLOURS = ("red", "green", "blue")
+
+
+@pytest.fixture
+async def service(settings):
+    async with open_service(settings, [FakeEncoder()]) as opened:
+        yield opened
+
+
+def features_of(colours, noise=0.0, seed=0):
+    rng = np.random.default_rng(seed)
+    rows = np.zeros((len(colours), 16), np.float32)
+    for row, colour in zip(rows, colours, strict=True):
+        row[COLOURS.index(colour)] = 1
+    rows[:, :3] += noise * rng.standard_normal((len(rows), 3)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def things(*, described):
+    """Names that say nothing to the encoder, and descriptions that name the colour."""
+    return [
+        ClassEntry(name, (f"It is {colour}.", f"All {colour}."), features=(f"{colour} skin",))
+        if described
+        else ClassEntry(name)
+        for name, colour in zip(("tomato", "leaf", "sky"), COLOURS, strict=True)
+    ]
+
+
+async def compared(service, classes, *, images=60, noise=0.1):
+    await service.put_label_set("things", classes, "photo")
+    truth = [number % 3 for number in range(images)]
+    features = features_of([COLOURS[each] for each in truth], noise)
+    return await compare(service, Question(label_set="things"), features, truth)
+
+
+def report_of(comparison, method):
+    return next(each for each in comparison.methods if each.method == method)
+
+
+async def test_descriptions_that_tell_the_classes_apart_are_found_to_help(service):
+    comparison = await compared(service, things(described=True))
+    cupl = report_of(comparison, "cupl")
+    assert cupl.evaluation.top1 == 1
+    assert cupl.to_baseline.mean > 0.2
+    assert cupl.to_control.mean > 0.2
+    assert cupl.to_baseline.p < 0.05
+    assert "The descriptions help, by what they say: use " in comparison.verdict[1]
+
+
+async def test_the_control_has_as_many_prompts_as_each_method_with_descriptions(service):
+    comparison = await compared(service, things(described=True))
+    sizes = {
+        round(each.prompts_per_class)
+        for each in comparison.methods
+        if METHODS.get(each.method, METHODS["waffle"]).uses_descriptions
+    }
+    assert {each.prompts_per_class for each in comparison.methods if "waffle" in each.method} == {
+        max(2, size) for size in sizes
+    }
+
+
+async def test_every_method_but_the_control_is_in_the_table_with_its_interval(service):
+    comparison = await compared(service, things(described=True))
+    assert [each.method for each in comparison.methods if "waffle" not in each.method] == [
+        name for name, method in METHODS.items() if not (method.is_control or method.learns or method.stateful)
+    ]
+    assert comparison.not_run == ()
+    for each in comparison.methods:
+        low, high = each.interval
+        assert low <= each.evaluation.top1 <= high
+    assert report_of(comparison, "zero-shot").to_baseline is None
+
+
+async def test_without_descriptions_that_is_said_and_no_control_is_run(service):
+    comparison = await compared(service, things(described=False))
+    assert all("waffle" not in each.method for each in comparison.methods)
+    assert "No class of this label set has descriptions" in comparison.verdict[0]
+
+
+async def test_descriptions_that_say_what_the_names_say_are_not_found_to_help(service):
+    classes = [ClassEntry(colour, (f"It is {colour}.",)) for colour in COLOURS]
+    comparison = await compared(service, classes, noise=0.8)
+    assert "no difference beyond chance" in comparison.verdict[1]
+
+
+async def test_descriptions_that_mislead_are_found_to_hurt(service):
+    wrong = {"red": "green", "green": "blue", "blue": "red"}
+    classes = [ClassEntry(name, (f"{other}. " * 3,), features=(f"{other} {other}",)) for name, other in wrong.items()]
+    comparison = await compared(service, classes)
+    assert report_of(comparison, "cupl").to_baseline.mean < 0
+    told = comparison.verdict[1]
+    assert "Descriptions hurt here" in told or "no difference beyond chance" in told
+
+
+async def test_no_image_is_refused(service):
+    await service.put_label_set("things", things(described=True), "photo")
+    with pytest.raises((InvalidFieldError, ValueError)):
+        await compare(service, Question(label_set="things"), np.zeros((0, 16), np.float32), [])
+
+
+async def test_a_method_that_would_take_too_much_memory_is_named_and_the_others_are_run(settings):
+    small = settings.model_copy(update={"class_embedding_cache_mib": 1})
+    async with open_service(small, [FakeEncoder()]) as service:
+        classes = [ClassEntry(f"thing {number}") for number in range(200)]
+        await service.put_label_set("many", classes, "imagenet")
+        features = features_of(["red", "green"])
+        comparison = await compare(service, Question(label_set="many"), features, [0, 1])
+    assert [each.split(":")[0] for each in comparison.not_run] == ["autoclip"]
+    assert "zero-shot" in [each.method for each in comparison.methods]
+
+
+# --- with examples -------------------------------------------------------------------------------------------------
+
+TRUTH = np.arange(60) % 3
+POOL = rows_about(np.arange(60) % 3, 5)
+NO_POOL = np.zeros((0, 16), np.float32)
+NAMES_ALONE = tuple(ClassEntry(name) for name in ("tomato", "leaf", "sky"))
+
+
+async def compared_with(service, lessons, *, classes=NAMES_ALONE, features=None, truth=TRUTH, advance=None):
+    await service.put_label_set("things", classes, "photo")
+    rows = rows_about(TRUTH, 1) if features is None else features
+    more = {} if advance is None else {"advance": advance}
+    return await compare(service, Question(label_set="things"), rows, truth, lessons=lessons, **more)
+
+
+def held_out(*, pool=NO_POOL, labels=TRUTH):
+    return Lessons.held_out(rows_about(TRUTH, 1), labels, pool)
+
+
+async def test_with_examples_of_both_kinds_every_method_that_can_be_compared_is_in_the_table(service):
+    """Which one that remembers what it was asked cannot."""
+    comparison = await compared_with(service, held_out(pool=POOL))
+    assert [each.method for each in comparison.methods] == [
+        name for name, method in METHODS.items() if not (method.is_control or method.stateful)
+    ]
+    assert (comparison.labelled, comparison.unlabelled, comparison.folds) == (60, 60, 5)
+    assert comparison.not_run == ()
+
+
+@pytest.mark.parametrize(
+    ("lessons", "need"),
+    [(held_out(), Need.POOL), (Lessons(Examples(pool_features=POOL)), Need.SUPPORT)],
+    ids=["labelled", "unlabelled"],
+)
+async def test_methods_without_what_they_learn_from_are_named(service, lessons, need):
+    comparison = await compared_with(service, lessons)
+    lacking = {name for name, method in METHODS.items() if need in method.learns}
+    assert {each.partition(":")[0] for each in comparison.not_run} == lacking
+    assert all(each.endswith(f"there are no {need}") for each in comparison.not_run)
+    assert not lacking & {each.method for each in comparison.methods}
+
+
+async def test_other_images_are_answered_by_what_was_learned_from_all_examples(service):
+    labels = np.arange(30) % 3
+    comparison = await compared_with(service, Lessons(Examples(rows_about(labels, 7), labels, POOL)))
+    assert (comparison.images, comparison.labelled, comparison.unlabelled, comparison.folds) == (60, 30, 60, 0)
+    assert report_of(comparison, "gda").evaluation.top1 > 0.9
+
+
+async def test_images_that_are_held_out_teach_nothing_about_themselves(service):
+    """Their labels have no sense: whoever had seen an image would know its label."""
+    labels = np.random.default_rng(0).integers(0, 3, 60)
+    comparison = await compared_with(service, held_out(labels=labels), truth=labels)
+    for name in ("gda", "tip-adapter"):
+        assert report_of(comparison, name).evaluation.top1 < 0.6
+
+
+async def test_images_are_answered_the_same_whatever_their_true_classes_are(service):
+    """What is asked about other images than the examples must not depend on the answers."""
+    lessons = Lessons(Examples(rows_about(TRUTH, 7), TRUTH, POOL))
+    right = await compared_with(service, lessons)
+    wrong = await compared_with(service, lessons, truth=(TRUTH + 1) % 3)
+    for one, other in zip(right.methods, wrong.methods, strict=True):
+        taken = [np.array(each.evaluation.confusion).sum(axis=0) for each in (one, other)]
+        np.testing.assert_array_equal(*taken)
+
+
+async def test_examples_that_help_are_said_to(service):
+    comparison = await compared_with(service, held_out())
+    told = comparison.verdict[-1]
+    best = max(("gda", "tip-adapter"), key=lambda name: report_of(comparison, name).evaluation.top1)
+    assert f"The best method with examples is {best}" in told
+    assert "no difference" not in told
+    assert "hurt" not in told
+
+
+async def test_examples_that_change_nothing_are_said_to(service):
+    classes = [ClassEntry(colour) for colour in COLOURS]
+    comparison = await compared_with(service, held_out(), classes=classes)
+    assert report_of(comparison, "zero-shot").evaluation.top1 == 1
+    assert comparison.verdict[-1].endswith("That is no difference beyond chance on these images.")
+
+
+async def test_examples_that_mislead_are_said_to(service):
+    lessons = Lessons(Examples(rows_about(TRUTH, 7), (TRUTH + 1) % 3))
+    comparison = await compared_with(service, lessons, classes=[ClassEntry(colour) for colour in COLOURS])
+    assert report_of(comparison, "gda").to_baseline.mean < 0
+    assert comparison.verdict[-1].endswith("The examples hurt here.")
+
+
+async def test_without_examples_nothing_is_said_of_them(service):
+    comparison = await compared(service, things(described=False))
+    assert not any("examples" in each for each in comparison.verdict)
+    assert (comparison.labelled, comparison.unlabelled, comparison.folds) == (0, 0, 0)
+
+
+async def test_what_was_learned_of_a_pool_is_used_again_and_gives_the_same(service):
+    of_pool = {}
+    first = await compared_with(service, Lessons(Examples(pool_features=POOL), of_pool=of_pool))
+    learned = dict(of_pool)
+    assert set(learned) == {name for name, method in METHODS.items() if method.learns == {Need.POOL}}
+    second = await compared_with(service, Lessons.held_out(rows_about(TRUTH, 1), TRUTH, POOL, of_pool), truth=TRUTH)
+    assert all(of_pool[name] is each for name, each in learned.items())
+    for name in learned:
+        assert report_of(first, name).evaluation == report_of(second, name).evaluation
+
+
+async def test_warnings_and_the_time_of_an_answer_are_told_of_each_method(service):
+    uneven = rows_about(np.zeros(40, np.int64), 3)
+    comparison = await compared_with(service, held_out(pool=uneven), classes=[ClassEntry(colour) for colour in COLOURS])
+    assert "spread over as few as 1.0 of 3 classes" in report_of(comparison, "zlap").warnings[0]
+    assert report_of(comparison, "zero-shot").warnings == ()
+    assert all(each.ms_per_image > 0 for each in comparison.methods)
+
+
+async def test_each_method_is_told_as_it_is_done(service):
+    told = []
+
+    async def advance(done, total):
+        told.append((done, total))
+
+    await compared_with(service, held_out(pool=POOL), advance=advance)
+    assert told == sorted(told)
+    assert all(done <= total for done, total in told)
+
+
+async def test_a_comparison_survives_json(service):
+    comparison = await compared_with(service, held_out(pool=POOL), classes=things(described=True))
+    assert Comparison.from_json(json.loads(json.dumps(comparison.to_json(), allow_nan=False))) == comparison
+
+
+async def test_scores_of_methods_that_learn_are_shares_of_one_also_with_a_sigmoid_encoder(settings):
+    async with open_service(settings, [FakeEncoder(logit_bias=-3.0)]) as service:
+        comparison = await compared_with(service, held_out(pool=POOL))
+    plain = Lessons.held_out(rows_about(TRUTH, 1), TRUTH, POOL)
+    async with open_service(settings, [FakeEncoder()]) as service:
+        without = await compared_with(service, plain)
+    for name in ("gda", "tip-adapter", "stata"):
+        sigmoid, softmax = report_of(comparison, name).evaluation, report_of(without, name).evaluation
+        assert sigmoid.top1 == softmax.top1
+        assert sigmoid.nll == pytest.approx(softmax.nll, abs=1e-4)

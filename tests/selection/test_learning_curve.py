@@ -1,0 +1,202 @@
+"""Learning curves: what methods, and the choice between them, would be worth with so many labelled images."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from app.adapters._base import Examples
+from app.adapters.gda import GDA
+from app.classification.methods import AUTO, METHODS
+from app.classification.service import DEFAULT_METHOD, Question
+from app.encoders.fake import FakeEncoder
+from app.errors import InvalidFieldError
+from app.fewshot.fitting import answer, learn
+from app.main import open_service
+from app.scoring.measures import bootstrap_interval
+from app.selection.learning_curve import CurvePoint, learning_curve
+from app.types import ClassEntry
+from tests.shades import COLOURS, THINGS, rows_about
+
+pytestmark = pytest.mark.anyio
+
+NOTHING = np.zeros((0, 16), np.float32)
+WITHOUT_LABELS = {
+    name
+    for name, method in METHODS.items()
+    if "labelled images" not in method.learns and not (method.is_control or method.stateful)
+}
+TRUTH = np.arange(60) % 3
+ASKED = rows_about(TRUTH, 1, spread=1.2)
+LABELS = np.arange(90) % 3
+SUPPORT = rows_about(LABELS, 2, spread=1.2)
+POOL = rows_about(np.arange(60) % 3, 3)
+
+
+@pytest.fixture
+async def service(settings, encoder, anyio_backend):
+    async with open_service(settings, [encoder]) as opened:
+        for names in (THINGS, COLOURS):
+            await opened.put_label_set(names[0], [ClassEntry(name) for name in names], "{}")
+        yield opened
+
+
+async def curve_of(
+    service, names=THINGS, *, truth=TRUTH, labels=LABELS, pool=NOTHING, shots=(2, 8), draws=3, asked=ASKED, **more
+):
+    support = (SUPPORT[: len(labels)], labels)
+    question = Question(label_set=names[0])
+    return await learning_curve(service, question, (asked, truth), support, pool, shots=shots, draws=draws, **more)
+
+
+async def text_of(service):
+    """Return the rows of the classes that say nothing."""
+    return await service.pipeline.class_rows(await service.plan(Question(label_set=THINGS[0], method=DEFAULT_METHOD)))
+
+
+def point_of(curve, method, shots):
+    (found,) = [each for each in curve.points if (each.method, each.shots) == (method, shots)]
+    return found
+
+
+async def test_methods_that_learn_from_labels_have_a_point_for_each_number_and_all_others_one(service):
+    curve = await curve_of(service, pool=POOL)
+    assert {each.method for each in curve.points if each.shots is None} == WITHOUT_LABELS
+    for count in (2, 8):
+        some = [each for each in curve.points if each.shots == count]
+        assert {each.method for each in some} == {"gda", "tip-adapter", AUTO}
+        assert all(len(each.accuracies) == 3 for each in some)
+    assert (curve.images, curve.labelled, curve.unlabelled, curve.model) == (60, 90, 60, "fake")
+
+
+async def test_without_a_pool_methods_that_need_one_have_no_point(service):
+    curve = await curve_of(service)
+    needs_pool = {name for name, method in METHODS.items() if "unlabelled images" in method.learns}
+    assert {each.method for each in curve.points if each.shots is None} == WITHOUT_LABELS - needs_pool
+
+
+async def test_labels_help_where_names_say_nothing_and_more_of_them_help_more(service):
+    curve = await curve_of(service, shots=(1, 30))
+    least = point_of(curve, DEFAULT_METHOD, None).mean
+    assert least < 0.4
+    assert point_of(curve, "gda", 30).mean > point_of(curve, "gda", 1).mean > least
+    assert point_of(curve, AUTO, 30).mean > 0.6
+
+
+async def test_draws_are_the_same_for_the_same_numbers(service):
+    first, second = [await curve_of(service) for _ in range(2)]
+    assert first == second
+
+
+async def test_draws_are_of_different_images(service):
+    accuracies = point_of(await curve_of(service, shots=(2,), draws=5), "gda", 2).accuracies
+    assert len(set(accuracies)) > 1
+
+
+async def test_a_class_with_fewer_images_gives_all_it_has_and_then_every_draw_is_the_same(service):
+    labels = LABELS[:5]
+    curve = await curve_of(service, labels=labels, shots=(100,))
+    encoder = SimpleNamespace(logit_scale=10.0, logit_bias=None)
+    taught = learn(GDA(), await text_of(service), Examples(SUPPORT[:5], labels), encoder)
+    by_hand = (answer(taught, ASKED).logits.argmax(axis=1) == TRUTH).mean()
+    assert point_of(curve, "gda", 100).accuracies == (by_hand,) * 3
+
+
+async def test_auto_is_as_good_as_what_it_took_in_each_draw(service):
+    curve = await curve_of(service, shots=(1, 2, 4, 8), draws=4)
+    for count in (1, 2, 4, 8):
+        auto = point_of(curve, AUTO, count)
+        assert len(auto.chosen) == 4
+        for number, name in enumerate(auto.chosen):
+            taken = point_of(curve, name, count if name in {"gda", "tip-adapter"} else None)
+            assert auto.accuracies[number] == taken.accuracies[number if taken.shots else 0]
+
+
+async def test_with_one_image_of_each_class_auto_stays_with_zero_shot(service):
+    auto = point_of(await curve_of(service, shots=(1,)), AUTO, 1)
+    assert auto.chosen == (DEFAULT_METHOD,) * 3
+    assert auto.worse == 0
+
+
+async def test_auto_sees_nothing_of_what_is_asked(service):
+    """Neither the true classes nor the images: with others it takes the same methods."""
+    curve = await curve_of(service, shots=(1, 4, 8))
+    shuffled = await curve_of(service, shots=(1, 4, 8), truth=np.random.default_rng(0).permutation(TRUTH))
+    others = await curve_of(service, shots=(1, 4, 8), asked=rows_about((TRUTH + 1) % 3, 9))
+    for count in (1, 4, 8):
+        chosen = point_of(curve, AUTO, count).chosen
+        assert point_of(shuffled, AUTO, count).chosen == point_of(others, AUTO, count).chosen == chosen
+    assert point_of(shuffled, "gda", 8).accuracies != point_of(curve, "gda", 8).accuracies
+
+
+async def test_draws_in_which_auto_was_misled_are_counted(service):
+    """The labels to learn from are all wrong, which no method can know, and names alone would be right."""
+    curve = await curve_of(service, COLOURS, labels=(LABELS + 1) % 3, shots=(20,))
+    auto = point_of(curve, AUTO, 20)
+    assert DEFAULT_METHOD not in auto.chosen
+    assert auto.worse == 3
+    assert auto.mean < point_of(curve, DEFAULT_METHOD, None).mean
+
+
+async def test_where_auto_does_not_lose_nothing_is_counted(service):
+    curve = await curve_of(service)
+    assert [each.worse for each in curve.points] == [0] * len(curve.points)
+
+
+async def test_with_a_pool_alone_auto_has_one_point_and_methods_that_need_labels_are_named(service):
+    curve = await curve_of(service, COLOURS, labels=np.zeros(0, np.int64), pool=POOL)
+    auto = point_of(curve, AUTO, None)
+    assert auto.chosen == ("zlap",)
+    assert auto.accuracies == point_of(curve, "zlap", None).accuracies
+    assert {each.partition(":")[0] for each in curve.not_run} == {"gda", "tip-adapter"}
+    assert all(each.shots is None for each in curve.points)
+
+
+async def test_a_method_that_takes_too_much_memory_is_named_with_labels_and_without(settings):
+    small = settings.model_copy(update={"class_embedding_cache_mib": 1 / 256})
+    async with open_service(small, [FakeEncoder()]) as service:
+        await service.put_label_set("many", [ClassEntry(f"thing {number}") for number in range(8)], "ensemble")
+        for labels in (np.zeros(0, np.int64), LABELS):
+            curve = await curve_of(service, ["many"], labels=labels, pool=POOL, shots=(1,), draws=1)
+            assert "autoclip" in {each.partition(":")[0] for each in curve.not_run}
+
+
+async def test_the_interval_is_that_of_zero_shot(service):
+    curve = await curve_of(service, shots=(1,), draws=1)
+    correct = (ASKED @ (await text_of(service)).T).argmax(axis=1) == TRUTH
+    assert curve.interval == bootstrap_interval(correct.astype(float))
+    assert point_of(curve, DEFAULT_METHOD, None).accuracies == (correct.mean(),)
+
+
+async def test_each_draw_is_told_as_it_is_done(service):
+    told = []
+
+    async def advance(done, total):
+        told.append((done, total))
+
+    await curve_of(service, shots=(1, 2), draws=2, advance=advance)
+    assert told == [(number, 4) for number in range(1, 5)]
+
+
+async def test_nothing_to_learn_from_and_numbers_below_one_are_refused(service):
+    with pytest.raises(InvalidFieldError, match="give --support or --pool"):
+        await curve_of(service, labels=np.zeros(0, np.int64))
+    for wrong in ({"shots": (0, 1)}, {"shots": (-1,)}, {"draws": 0}):
+        with pytest.raises(InvalidFieldError, match="at least 1"):
+            await curve_of(service, **wrong)
+
+
+async def test_a_curve_is_told_as_plain_json(service):
+    curve = await curve_of(service, shots=(2,), draws=2)
+    told = json.loads(json.dumps(curve.to_json(), allow_nan=False))
+    assert [(each["method"], each["shots"], each["accuracies"], each["chosen"]) for each in told["points"]] == [
+        (each.method, each.shots, list(each.accuracies), list(each.chosen)) for each in curve.points
+    ]
+
+
+def test_the_deviation_is_that_of_a_sample_and_none_of_a_single_draw():
+    point = CurvePoint("gda", 1, (0.2, 0.4, 0.9))
+    assert point.mean == pytest.approx(0.5)
+    assert point.deviation == pytest.approx(np.sqrt((0.3**2 + 0.1**2 + 0.4**2) / 2))
+    assert CurvePoint("gda", 1, (0.2,)).deviation == 0
