@@ -33,13 +33,13 @@ from app.api.routes import (
     jobs,
     label_sets,
 )
-from app.captions.catalogue import Databases, SearchElsewhere
-from app.captions.search import CaptionLibrary
+from app.captions.catalogue import CaptionCatalogue, SearchElsewhere
+from app.captions.search import CaptionSearch
 from app.classification.pipeline import Pipeline
 from app.classification.service import LabelLimits, Service
 from app.describing.describer import Describer, LanguageModel
 from app.describing.questions import load_feature_question, load_question_sets
-from app.encoders._base import Described, Encoder, LoadOptions
+from app.encoders._base import Encoder, LoadOptions, ModelInfo
 from app.encoders.loading import imagenet_templates, load_encoder
 from app.errors import ConfigurationError
 from app.fewshot.examples import ExampleImages
@@ -52,7 +52,7 @@ from app.prompting.class_embeddings import ClassEmbeddingCache
 from app.prompting.templates import TemplateLibrary
 from app.prompting.text_feature_store import TextFeatureStore
 from app.runtime.data_files import resources
-from app.selection.selection import Choices
+from app.selection.selection import MethodSelector
 from app.settings import Settings
 from app.store.database import migrate, open_engine
 from app.store.drafts import DraftRepository
@@ -133,7 +133,7 @@ def serve_here(
 
 
 @dataclass(frozen=True, slots=True)
-class Steps:
+class RemoteSteps:
     """The two steps of a request that may be done elsewhere; the rest of it is the same wherever they are.
 
     Args:
@@ -174,7 +174,7 @@ async def prepare(settings: Settings, *, is_local: bool) -> None:
 
 @asynccontextmanager
 async def open_service(
-    settings: Settings, encoders: Sequence[Described], metrics: Metrics | None = None, steps: Steps | None = None
+    settings: Settings, encoders: Sequence[ModelInfo], metrics: Metrics | None = None, steps: RemoteSteps | None = None
 ) -> AsyncIterator[Service]:
     """Open and migrate the database, start the queues, and close all of it at the end.
 
@@ -197,14 +197,14 @@ async def open_service(
     except BaseException:
         await engine.dispose()
         raise
-    metrics, steps = metrics or Metrics(), steps or Steps()
+    metrics, steps = metrics or Metrics(), steps or RemoteSteps()
     half_of_cache = settings.class_embedding_cache_mib * 2**20 // 2
     text_features = TextFeatureStore(
         settings.data_dir / "text-features.sqlite3", settings.text_feature_store_mib * 2**20
     )
     models = {encoder.name: steps.serve_model(encoder, settings, metrics, text_features) for encoder in encoders}
     example_repository = ExampleRepository(engine)
-    caption_databases = Databases(
+    caption_databases = CaptionCatalogue(
         settings.effective_captions_dir,
         default=settings.default_database,
         wordnet=settings.wordnet_dir,
@@ -239,9 +239,9 @@ async def open_service(
             at_once=min(_ENCODED_AT_ONCE, settings.max_queued_images),
             keep_files=settings.keep_images,
         ),
-        choices=Choices(SelectionRepository(engine), pipeline),
+        choices=MethodSelector(SelectionRepository(engine), pipeline),
         describer=Describer(drafts, question_sets, feature_question, language_model(settings)),
-        captions=CaptionLibrary(caption_databases, pipeline, build_wordnet=settings.build_wordnet),
+        captions=CaptionSearch(caption_databases, pipeline, build_wordnet=settings.build_wordnet),
         image_fetcher=image_fetcher(settings),
         max_fetched_bytes=settings.max_request_bytes,
         templates=templates,
@@ -286,8 +286,8 @@ def _decoders(settings: Settings) -> Decoders:
 
 def create_app(
     settings: Settings,
-    load: Callable[[Settings], Sequence[Described]] = load_encoders,
-    steps: Steps | None = None,
+    load: Callable[[Settings], Sequence[ModelInfo]] = load_encoders,
+    steps: RemoteSteps | None = None,
 ) -> FastAPI:
     """Return the application; models are loaded when it starts, before its port opens.
 

@@ -152,7 +152,7 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True)
-class SpokenPrompt:
+class PromptContribution:
     """What one prompt said of one image.
 
     ``weight`` times ``cosine``, added up over all prompts of the label, is the label's similarity. ``source`` is
@@ -177,8 +177,8 @@ class LabelExplanation:
     similarity: float
     rival: str | None
     rival_similarity: float | None
-    supporting: tuple[SpokenPrompt, ...]
-    opposing: tuple[SpokenPrompt, ...]
+    supporting: tuple[PromptContribution, ...]
+    opposing: tuple[PromptContribution, ...]
 
 
 @dataclass(frozen=True, slots=True)

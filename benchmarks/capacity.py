@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from benchmarks.events import Caller, Clock, Encoder, Host, Resume, Station, Steps, process, together
+from benchmarks.events import Caller, Clock, Encoder, Host, RemoteSteps, Resume, Station, process, together
 
 # --- what is simulated --------------------------------------------------------------------------------------------
 
@@ -346,7 +346,7 @@ class Simulation:
             self._beside.run(self._stages.idle_cores * _BESIDE_EVERY_S)(lambda: None)
             self._clock.at(self._clock.now + _BESIDE_EVERY_S, self._work_beside)
 
-    def _request(self, number: int) -> Steps:
+    def _request(self, number: int) -> RemoteSteps:
         """The way of one request."""
         edge, draw, images = self._edges[number], self._chance.choice, self._load.images
         began = self._clock.now
@@ -385,7 +385,7 @@ class Simulation:
         if began >= self._warm_at:
             self._latencies.append(self._clock.now - began)
 
-    def _image(self, number: int, caller: Caller, full: list[bool]) -> Steps:
+    def _image(self, number: int, caller: Caller, full: list[bool]) -> RemoteSteps:
         """The way of one image of a request; ``full`` gets an item if its encoder had no room."""
         edge = self._edges[number]
         yield edge.decoders.use(self._chance.choice(self._stages.decode_s))
@@ -414,7 +414,7 @@ class Simulation:
 
             process(self._call(edge, [full for _, full in taken]))(ended)
 
-    def _call(self, edge: _Edge, images: Sequence[list[bool]]) -> Steps:
+    def _call(self, edge: _Edge, images: Sequence[list[bool]]) -> RemoteSteps:
         """The way of images to an encoder and back."""
         stages, wire = self._stages, self._clock.after(self._stages.hop_wire_s)
         yield edge.loop.use(stages.hop_core_s / 2)
@@ -433,7 +433,7 @@ class Simulation:
         yield wire
         yield edge.loop.use(stages.hop_core_s / 2)
 
-    def _search(self, edge: _Edge) -> Steps:
+    def _search(self, edge: _Edge) -> RemoteSteps:
         """Ask every shard, for each image of the request, and wait for the slowest."""
         asked = [self._chance.choice(copies) for _ in range(self._load.images) for copies in self._shards]
         call_s, wire = self._stages.call_core_s * len(asked), self._clock.after(self._stages.hop_wire_s)

@@ -21,7 +21,7 @@ from app.classification.methods import METHODS
 from app.cli.common import read_subfolder_names
 from app.encoders._base import Encoder, LoadOptions
 from app.encoders.loading import load_encoder
-from app.fewshot.fitting import answer, answer_held_out, learn, stratified_folds
+from app.fewshot.fitting import answer, learn, predict_held_out, stratified_folds
 from app.images.decode import decode_image
 from app.images.discovery import find_labelled_images
 from app.scoring.calibration import Calibration, calibrate, prediction_sets, tempered_softmax
@@ -95,7 +95,7 @@ def main() -> None:
             if Need.SUPPORT not in method.learns:
                 continue
             make = partial(method.example_adapter, dict(method.read_options({})))
-            held_out = answer_held_out(make, text, examples, folds, encoder)
+            held_out = predict_held_out(make, text, examples, folds, encoder)
             calibration = calibrate(held_out.logits, examples.support_labels)
             logits = answer(learn(make(), text, examples, encoder), features[rest]).logits
             found.setdefault(name, []).append(told(calibration, logits, truth[rest]))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 Resume = Callable[[], None]
 Start = Callable[[Resume], None]
 """Begins something that takes time, and calls what it was given when that is over."""
-Steps = Generator[Start, None, None]
+RemoteSteps = Generator[Start, None, None]
 
 
 class Clock:
@@ -41,7 +41,7 @@ class Clock:
             work()
 
 
-def process(steps: Steps) -> Start:
+def process(steps: RemoteSteps) -> Start:
     """Return a generator as something that takes time: it goes on when what it yields is over."""
 
     def start(resume: Resume) -> None:

@@ -37,7 +37,7 @@ class Prediction(Answer):
     similarity: float = Field(description="Cosine between image and label, in [-1, 1].")
 
 
-class SpokenPrompt(Answer):
+class PromptContribution(Answer):
     """A prompt that spoke for or against a label."""
 
     prompt: str
@@ -53,8 +53,8 @@ class LabelExplanation(Answer):
     similarity: float
     rival: str | None
     rival_similarity: float | None
-    supporting: list[SpokenPrompt]
-    opposing: list[SpokenPrompt]
+    supporting: list[PromptContribution]
+    opposing: list[PromptContribution]
 
 
 class NearCaption(Answer):

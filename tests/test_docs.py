@@ -148,7 +148,7 @@ def test_every_command_named_in_a_sentence_exists(page):
         try:
             parse(words)
         except UsageError as error:
-            # Named without its arguments, it stands for itself.
+            # NamingResult without its arguments, it stands for itself.
             if not error.format_message().startswith("Missing argument"):
                 pytest.fail(f"deixis {code}: {error.format_message()}")
 

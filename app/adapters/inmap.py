@@ -176,7 +176,7 @@ def proxies(
         previous = length
         before = found
         found = unit_rows(before - lr / (len(images) * tau_i) * gradient)
-        # Steps never grow again by much, as their length only ever is halved.
+        # RemoteSteps never grow again by much, as their length only ever is halved.
         if np.abs(found - before).max() * (steps - taken) < _STILL:
             break
     return found, taken

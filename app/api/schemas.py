@@ -27,8 +27,8 @@ from app.types import (
     LabelExplanation,
     LabelSet,
     MergeSynonyms,
+    PromptContribution,
     Scoring,
-    SpokenPrompt,
 )
 
 # Of any method; each wrong one is told.
@@ -187,7 +187,7 @@ class PredictionBody(Response):
     similarity: float = Field(description="Cosine between the image and the class, in [-1, 1].")
 
 
-class SpokenPromptBody(Response):
+class PromptContributionBody(Response):
     """What one prompt said of an image."""
 
     prompt: str
@@ -203,10 +203,12 @@ class LabelExplanationBody(Response):
     similarity: float
     rival: str | None = Field(description="The second best label for the best one, the best for any other.")
     rival_similarity: float | None
-    supporting: list[SpokenPromptBody] = Field(
+    supporting: list[PromptContributionBody] = Field(
         description="Prompts nearer to the image than the rival, those that make the most difference first; at most 10."
     )
-    opposing: list[SpokenPromptBody] = Field(description="Prompts that are not nearer than the rival; at most 10.")
+    opposing: list[PromptContributionBody] = Field(
+        description="Prompts that are not nearer than the rival; at most 10."
+    )
 
     @classmethod
     def of(cls, explanation: LabelExplanation) -> "LabelExplanationBody":
@@ -221,8 +223,8 @@ class LabelExplanationBody(Response):
         )
 
 
-def _spoken(prompt: SpokenPrompt) -> SpokenPromptBody:
-    return SpokenPromptBody(prompt=prompt.text, source=prompt.source, cosine=prompt.cosine, weight=prompt.weight)
+def _spoken(prompt: PromptContribution) -> PromptContributionBody:
+    return PromptContributionBody(prompt=prompt.text, source=prompt.source, cosine=prompt.cosine, weight=prompt.weight)
 
 
 class NearCaptionBody(Response):
@@ -705,7 +707,7 @@ class JobBody(Response):
     label_set: str | None = Field(description="That it is about; null for `build-captions`.")
     database: str | None = Field(description="That is built; null for others.")
     status: JobStatus
-    done: int = Field(description="Steps that are done.")
+    done: int = Field(description="RemoteSteps that are done.")
     total: int = Field(description="Of so many; 0 before they are counted.")
     result: dict[str, Any] | None = Field(description="Of a job that succeeded; docs/http-api.md shows it.")
     error: str | None = Field(description="Of a job that failed.")

@@ -25,7 +25,7 @@ from app.bulk.output import PartFolder, Remaining
 from app.bulk.reading import Item, Root, Unreadable, read_unit, too_large
 from app.bulk.rows import Row
 from app.classification.methods import METHODS
-from app.classification.service import Question, Service
+from app.classification.service import ClassifyRequest, Service
 from app.errors import ConflictError, InvalidFieldError, ServerError
 from app.settings import Settings
 from app.types import ImageResult, Task
@@ -77,7 +77,7 @@ def settings_for_bulk(settings: Settings, model: str | None = None) -> Settings:
     )
 
 
-async def task_of(service: Service, question: Question) -> Task:
+async def task_of(service: Service, question: ClassifyRequest) -> Task:
     """Look up everything that a question names.
 
     Raises:

@@ -25,7 +25,7 @@ from app.bulk.output import (
     totals_of,
 )
 from app.bulk.sources import Columns, check_sources, plan
-from app.classification.service import Question, Service
+from app.classification.service import ClassifyRequest, Service
 from app.encoders._base import Encoder
 from app.errors import ConflictError, StoreError
 from app.main import open_service
@@ -78,7 +78,7 @@ def check(order: Order) -> None:
         check_sources(order.sources)
 
 
-async def prepare(service: Service, question: Question, order: Order, max_image_bytes: int) -> Work:
+async def prepare(service: Service, question: ClassifyRequest, order: Order, max_image_bytes: int) -> Work:
     """Look up what is asked, once for all workers; raises as ``task_of``."""
     task = await task_of(service, question)
     return Work(task, await question_of(service, task), parts_of(order.out), order.part_images, max_image_bytes)

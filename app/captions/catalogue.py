@@ -49,7 +49,7 @@ from app.errors import (
 from app.models.queue import EncodeQueue
 from app.names.class_names import OPEN_NAMESPACE, Namespace, is_kept_database_name, namespace_of
 from app.observability.metrics import Metrics, TowerMetrics
-from app.runtime.cpu import step_back
+from app.runtime.cpu import lower_priority
 from app.types import ImageFeatures, TextFeatures
 
 log = structlog.get_logger()
@@ -91,7 +91,7 @@ class SearchElsewhere(Protocol):
         features: bool,
         within_s: float | None,
     ) -> list[Found]:
-        """Return what ``Databases.search`` does; ``name`` is as it is kept."""
+        """Return what ``CaptionCatalogue.search`` does; ``name`` is as it is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class _Search:
     part: Part
 
 
-class Databases:
+class CaptionCatalogue:
     """Searches caption databases, and builds them. Its coroutines belong to one event loop.
 
     Args:
@@ -139,7 +139,7 @@ class Databases:
         self._served: dict[str, _Served] = {}
         self._leaving: dict[str, asyncio.TimerHandle] = {}
         self._awaited: dict[str, str] = {}
-        self._builder = ThreadPoolExecutor(1, thread_name_prefix="captions", initializer=step_back)
+        self._builder = ThreadPoolExecutor(1, thread_name_prefix="captions", initializer=lower_priority)
         self._lexicon: Lexicon | None = None
         self._reading = threading.Lock()
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import structlog
 
-from app.captions.catalogue import Databases
+from app.captions.catalogue import CaptionCatalogue
 from app.captions.database import Found, Manifest
 from app.captions.plan import WORDNET, BuildPlan
 from app.captions.sources import Source
@@ -72,7 +72,7 @@ class CaptionPage:
     warnings: tuple[str, ...] = ()
 
 
-class CaptionLibrary:
+class CaptionSearch:
     """Asks caption databases with the models that are served, and builds them.
 
     Args:
@@ -81,13 +81,13 @@ class CaptionLibrary:
         build_wordnet: whether the database that comes with the service is to be built where it is missing.
     """
 
-    def __init__(self, databases: Databases, pipeline: Pipeline, *, build_wordnet: bool) -> None:
+    def __init__(self, databases: CaptionCatalogue, pipeline: Pipeline, *, build_wordnet: bool) -> None:
         self.databases = databases
         self._pipeline = pipeline
         self._build_wordnet = build_wordnet
 
     async def choose(self, given: str | None, model: str, namespace: Namespace) -> str:
-        """Return the database to ask with a model; raises as ``Databases.named``, ``check`` and ``choose``."""
+        """Return the database to ask with a model; raises as ``CaptionCatalogue.named``, ``check`` and ``choose``."""
         fingerprint = await self._pipeline.models[model].text_fingerprint()
         if given is None:
             return await self.databases.choose(model, fingerprint, namespace)
@@ -198,7 +198,7 @@ class CaptionLibrary:
         sources: Sequence[Source],
         advance: Callable[[int, int], Awaitable[object]],
     ) -> Manifest:
-        """Build a database; raises as ``Databases.build``, and ``UnknownNameError`` where its model is not served."""
+        """Build a database; raises as ``CaptionCatalogue.build``; ``UnknownNameError``: the model is not served."""
         served = self.served(plan)
         return await self.databases.build(
             name,

@@ -17,14 +17,14 @@ from cachetools import LRUCache
 
 from app.adapters._base import Examples, Scores, merged, probabilities
 from app.adapters._examples import Need
-from app.captions.cased.pipeline import LOOKED_AT_TOGETHER, Named, find_names
-from app.captions.catalogue import Databases
+from app.captions.cased.pipeline import LOOKED_AT_TOGETHER, NamingResult, find_names
+from app.captions.catalogue import CaptionCatalogue
 from app.classification.methods import METHODS, TRANSDUCTIVE
-from app.encoders._base import Described
+from app.encoders._base import ModelInfo
 from app.errors import ClientError, DeadlineExceededError, TooLargeError
-from app.fewshot.fitting import ClassNames, Learned, Learner, Subject, learn, transduce
+from app.fewshot.fitting import ClassNames, FitCache, FitKey, FittedAdapter, learn, transduce
 from app.images.decoder_pool import Decoders
-from app.models.queue import Caller
+from app.models.queue import Ticket
 from app.models.served_model import ServedModel
 from app.observability.metrics import Metrics
 from app.observability.tracing import past_stage, stage
@@ -135,14 +135,14 @@ class Pipeline:
         examples: ExampleSource,
         learned_bytes: int,
         max_pool: int,
-        databases: Databases,
+        databases: CaptionCatalogue,
     ) -> None:
         self.models = models
         self._class_embedding_cache = class_embedding_cache
         self._classifiers: LRUCache[Hashable, Classifier] = LRUCache(
             classifier_bytes, getsizeof=lambda classifier: classifier.nbytes
         )
-        self.learner = Learner(cache_bytes=learned_bytes)
+        self.learner = FitCache(cache_bytes=learned_bytes)
         self._examples = examples
         self._databases = databases
         self._max_pool = max_pool
@@ -185,7 +185,7 @@ class Pipeline:
                 image_features = np.stack([image.features for image in good])
                 with stage("adapt", method=task.method, images=len(good)):
                     predicted, results = await self._in_turn(
-                        classifier, partial(_answered, model.encoder, task, image_features, classifier)
+                        classifier, partial(_classified, model.encoder, task, image_features, classifier)
                     )
                 warnings += predicted.warnings
                 if task.explain:
@@ -222,7 +222,7 @@ class Pipeline:
             vocabulary=None if named is None else named.vocabulary,
         )
 
-    async def name(self, task: Task, image_features: ImageFeatures) -> Named:
+    async def name(self, task: Task, image_features: ImageFeatures) -> NamingResult:
         """Return names found for images whose features (n, d) are there already; raises as ``find_names``."""
         return await find_names(
             task,
@@ -286,7 +286,7 @@ class Pipeline:
         """
         method = METHODS[task.method]
         if method.learns:
-            return await self._taught(task)
+            return await self._fitted_classifier(task)
         # A version of a label set never changes, and hashing its name takes no time.
         classes: Hashable = task.label_set or task.classes
         key = (task.model, task.method, task.options, task.templates, classes)
@@ -331,16 +331,16 @@ class Pipeline:
         _, names = await self._text(task)
         return names.one_per_class()
 
-    async def _taught(self, task: Task) -> Classifier:
+    async def _fitted_classifier(self, task: Task) -> Classifier:
         """Return a classifier that has learned from example images, stored ones or those of the request itself."""
         method, served = METHODS[task.method], self.models[task.model]
         rows = np.arange(len(task.classes))
         if task.label_set is not None and not dict(task.options).get(TRANSDUCTIVE):
             name, _, _ = task.label_set.partition("@")
             model = await served.image_fingerprint()
-            subject = Subject(model, task.method, task.options, task.templates, name, task.label_set)
+            subject = FitKey(model, task.method, task.options, task.templates, name, task.label_set)
 
-            async def fit() -> Learned:
+            async def fit() -> FittedAdapter:
                 _, names = await self._text(task)
                 most = self._max_pool if Need.POOL in method.learns else 0
                 stored = await self._examples.features(name, model, task.classnames, max_pool=most)
@@ -424,7 +424,7 @@ class Pipeline:
         self,
         image: bytes | ClientError,
         model: ServedModel,
-        caller: Caller[Pixels, np.ndarray],
+        caller: Ticket[Pixels, np.ndarray],
         turns: asyncio.Semaphore,
     ) -> _ReadImage | ClientError:
         """Decode, transform and encode one image; each goes its way without waiting for the others."""
@@ -494,7 +494,7 @@ def _recipe(task: Task) -> Recipe:
     return METHODS[task.method].recipe(task.classes, task.templates, dict(task.options))
 
 
-def predict(encoder: Described, task: Task, image_features: ImageFeatures, classifier: Classifier) -> Predicted:
+def predict(encoder: ModelInfo, task: Task, image_features: ImageFeatures, classifier: Classifier) -> Predicted:
     """Apply the task's method to the features (n, d)."""
     told = classifier.answer(image_features)
     mean = task.merge_synonyms is MergeSynonyms.MEAN
@@ -514,8 +514,8 @@ def predict(encoder: Described, task: Task, image_features: ImageFeatures, class
     )
 
 
-def _answered(
-    encoder: Described, task: Task, image_features: ImageFeatures, classifier: Classifier
+def _classified(
+    encoder: ModelInfo, task: Task, image_features: ImageFeatures, classifier: Classifier
 ) -> tuple[Predicted, list[ImageResult]]:
     predicted = predict(encoder, task, image_features, classifier)
     return predicted, _results(task, predicted)

@@ -12,7 +12,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.adapters._examples import Need
-from app.captions.search import CaptionLibrary, CaptionPage, CaptionQuery
+from app.captions.search import CaptionPage, CaptionQuery, CaptionSearch
 from app.classification.methods import AUTO, CASED, METHODS, Method
 from app.classification.pipeline import Pipeline
 from app.describing.chat import Estimate
@@ -30,7 +30,7 @@ from app.errors import (
 )
 from app.fewshot.examples import ExampleImages
 from app.images.fetch import Allowance, ImageFetcher, ImageUrl
-from app.label_sets.prewarm import Warmer
+from app.label_sets.prewarm import Prewarmer
 from app.names.class_names import (
     MAX_DESCRIPTIONS_PER_CLASS,
     MAX_ITEMS,
@@ -43,7 +43,7 @@ from app.names.class_names import (
 )
 from app.prompting.templates import TemplateLibrary
 from app.scoring.calibration import Calibration
-from app.selection.selection import Choice, Choices
+from app.selection.selection import MethodChoice, MethodSelector
 from app.store.database import ping
 from app.store.drafts import DraftRepository, DraftStatus
 from app.store.examples import Selection
@@ -74,7 +74,7 @@ class LabelLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class ClassifyRequest:
     """What a caller asks of some images, in the caller's words; None stands for the default.
 
     Without ``labels`` and ``label_set`` names are found in the caption database ``database``; with ``group`` for all
@@ -97,7 +97,7 @@ class Question:
     namespace: Namespace = OPEN_NAMESPACE
 
     @classmethod
-    def about(cls, label_set: LabelSet, *, model: str | None = None, **given: Any) -> "Question":
+    def about(cls, label_set: LabelSet, *, model: str | None = None, **given: Any) -> "ClassifyRequest":
         """Return a question about one version of a label set."""
         namespace, reference = namespace_of(label_set.name), own_name(label_set.reference)
         return cls(label_set=reference, namespace=namespace, model=model, **given)
@@ -106,8 +106,8 @@ class Question:
 class Service:
     """The parts that answer a request, joined; built by ``app.main.open_service``.
 
-    Label sets and caption databases are called here as they are kept, which ``Namespace`` knows; a ``Question`` alone
-    has them as its caller does.
+    Label sets and caption databases are called here as they are kept, which ``Namespace`` knows; a ``ClassifyRequest``
+    alone has them as its caller does.
     """
 
     def __init__(
@@ -117,9 +117,9 @@ class Service:
         label_sets: LabelSetRepository,
         drafts: DraftRepository,
         examples: ExampleImages,
-        choices: Choices,
+        choices: MethodSelector,
         describer: Describer,
-        captions: CaptionLibrary,
+        captions: CaptionSearch,
         image_fetcher: ImageFetcher | None,
         max_fetched_bytes: int,
         templates: TemplateLibrary,
@@ -144,16 +144,16 @@ class Service:
         self.max_evaluation_images = max_evaluation_images
         self._max_label_sets = max_label_sets
         self.engine = engine
-        self._warmer = Warmer(self._warm)
+        self._warmer = Prewarmer(self._warm)
         self._is_draining = False
 
     async def classify(self, images: Sequence[bytes | ClientError | ImageUrl], task: Task) -> Classification:
         """Fetch the images that are elsewhere, and classify all of them; raises as ``Pipeline.classify``."""
-        return await self.pipeline.classify(await self._at_hand(images), task)
+        return await self.pipeline.classify(await self._fetch_urls(images), task)
 
     async def search_captions(self, query: CaptionQuery, image: bytes | ClientError | ImageUrl | None) -> CaptionPage:
-        """Return the captions near an image, fetched where it is elsewhere, or a text; raises as ``CaptionLibrary``."""
-        (at_hand,) = (None,) if image is None else await self._at_hand([image])
+        """Return the captions near an image, fetched where it is elsewhere, or a text; raises as ``CaptionSearch``."""
+        (at_hand,) = (None,) if image is None else await self._fetch_urls([image])
         return await self.captions.search(replace(query, image=at_hand))
 
     async def embed_texts(
@@ -191,7 +191,7 @@ class Service:
             OverloadedError, DeadlineExceededError: as ``Pipeline.classify``.
         """
         name = self._embedder(model, dimensions)
-        features = await self.pipeline.image_features(name, await self._at_hand(images), in_time=True)
+        features = await self.pipeline.image_features(name, await self._fetch_urls(images), in_time=True)
         bad = [(index, each) for index, each in enumerate(features) if isinstance(each, ClientError)]
         if bad and len(images) == 1:
             raise bad[0][1]
@@ -208,7 +208,7 @@ class Service:
             raise InvalidFieldError.of("dimensions", f"{dimensions}, and those of '{name}' are {known}; leave it out")
         return name
 
-    async def _at_hand(self, images: Sequence[bytes | ClientError | ImageUrl]) -> list[bytes | ClientError]:
+    async def _fetch_urls(self, images: Sequence[bytes | ClientError | ImageUrl]) -> list[bytes | ClientError]:
         """Return images with those fetched that are elsewhere, or the reason why that cannot be done."""
         fetcher = self._image_fetcher
         if fetcher is None:
@@ -231,7 +231,7 @@ class Service:
             fetching[index].result() if isinstance(image, ImageUrl) else image for index, image in enumerate(images)
         ]
 
-    async def plan(self, question: Question) -> Task:
+    async def plan(self, question: ClassifyRequest) -> Task:
         """Look up every name of a question.
 
         Raises:
@@ -301,7 +301,7 @@ class Service:
             scoring=_scoring(question, calibration),
         )
 
-    async def check(self, question: Question) -> None:
+    async def check(self, question: ClassifyRequest) -> None:
         """Refuse a question as ``plan`` does, but for a caption database that cannot be asked yet."""
         try:
             with suppress(NotReadyError, NotConfiguredError, StoreError):
@@ -310,7 +310,7 @@ class Service:
             if error.kind != "caption database" or question.database != self.captions.databases.default:
                 raise
 
-    async def _plan_without_labels(self, question: Question, model: str) -> Task:
+    async def _plan_without_labels(self, question: ClassifyRequest, model: str) -> Task:
         for field_name in ("false_rejection_rate", "coverage"):
             if getattr(question, field_name) is not None:
                 raise InvalidFieldError.of(field_name, "follows from labelled images, which need a label set")
@@ -477,7 +477,7 @@ class Service:
             described = any(entry.descriptions or entry.features for entry in label_set.classes)
             warmed: tuple[str, ...] = _WARMED_IF_DESCRIBED if described else (DEFAULT_METHOD,)
             for method in (*warmed, AUTO) if label_set.examples_revision else warmed:
-                await self.pipeline.classifier(await self.plan(Question.about(label_set, method=method)))
+                await self.pipeline.classifier(await self.plan(ClassifyRequest.about(label_set, method=method)))
         except Exception as error:  # noqa: BLE001 - whatever an encoder raises
             # A request for this label set will meet the same error and tell its caller.
             reason = str(error) or type(error).__name__
@@ -515,7 +515,7 @@ class Service:
         await self.engine.dispose()
 
 
-def _check_labelled(question: Question) -> None:
+def _check_labelled(question: ClassifyRequest) -> None:
     """Refuse, together with labels, what is there to do without them."""
     if question.method == CASED.name:
         problem = f"method '{CASED.name}' finds the names by itself; leave labels and label_set out, or the method"
@@ -527,7 +527,7 @@ def _check_labelled(question: Question) -> None:
             raise InvalidFieldError.of(field_name, f"is for images without labels; leave it out, or {way_out}")
 
 
-def _chosen(method: str | None, label_set: LabelSet | None, choice: Choice | None) -> tuple[str, str | None]:
+def _chosen(method: str | None, label_set: LabelSet | None, choice: MethodChoice | None) -> tuple[str, str | None]:
     """Return the method to use, and why where the caller left it to the evidence.
 
     Without a method it is left to the evidence where the label set has examples.
@@ -558,7 +558,7 @@ def _check_examples(method: Method, label_set: LabelSet | None) -> None:
         raise InvalidFieldError.of("method", f"{problem}; give label_set, or name another method")
 
 
-def _scoring(question: Question, calibration: Calibration | None) -> Scoring:
+def _scoring(question: ClassifyRequest, calibration: Calibration | None) -> Scoring:
     """Return how logits become scores, by held-out examples where there are some.
 
     Raises:

@@ -17,7 +17,7 @@ from app.bulk.on_ray import LOCAL, Pool, on_ray
 from app.bulk.output import Totals, files_of, parts_of
 from app.bulk.run import PART_IMAGES, Order, carry_out, check, in_process, prepare, service_in_loop
 from app.bulk.sources import Columns
-from app.classification.service import Question
+from app.classification.service import ClassifyRequest
 from app.cli.backends import InProcess
 from app.cli.common import (
     NOTHING_DONE,
@@ -115,7 +115,7 @@ def bulk_command(
     with told_plainly():
         if sum((labels is not None, label_set is not None, no_labels)) != 1:
             raise InvalidFieldError.of("--labels", "give one of --labels, --label-set and --no-labels")
-        question = Question(
+        question = ClassifyRequest(
             labels=read_labels(labels),
             label_set=label_set,
             method=method,
@@ -151,7 +151,7 @@ def _pool(count: str, cpus: float, gpus: float, address: str | None) -> Pool:
     return pool
 
 
-def _carried_out(question: Question, order: Order, pool: Pool | None) -> Totals:
+def _carried_out(question: ClassifyRequest, order: Order, pool: Pool | None) -> Totals:
     settings = settings_for_bulk(load_settings(), question.model)
     with err.status("Loading the model"):
         encoders = load_encoders(settings)

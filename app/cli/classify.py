@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from app.api.schemas import ResultBody, SharedNameBody
-from app.classification.service import Question
+from app.classification.service import ClassifyRequest
 from app.cli.backends import Backend
 from app.cli.common import (
     NOTHING_DONE,
@@ -111,7 +111,7 @@ def classify_command(
     """
     with told_plainly():
         sorter = _sorter(to_folder, move=move, link=link, dry_run=dry_run)
-        question = Question(
+        question = ClassifyRequest(
             labels=read_labels(labels),
             label_set=label_set,
             method=method,
@@ -194,7 +194,7 @@ def _sort(sorter: Sorter, files: Sequence[Path], results: Sequence[ResultBody]) 
     return bad
 
 
-async def _classes_of(backend: Backend, question: Question) -> list[str] | None:
+async def _classes_of(backend: Backend, question: ClassifyRequest) -> list[str] | None:
     """Return what there is to choose from, spelled as answers spell it; None where names are found."""
     if question.label_set is not None and question.labels is None:
         return [each.name for each in (await backend.label_set(question.label_set)).classes]

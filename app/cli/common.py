@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from app.api.schemas import ResultBody
-from app.classification.service import Question, split_labels
+from app.classification.service import ClassifyRequest, split_labels
 from app.cli.backends import Backend, InProcess, over_http, read_image
 from app.errors import ConfigurationError, DeixisError, InvalidFieldError, UnknownNameError
 from app.main import load_encoders, open_service
@@ -283,7 +283,7 @@ def report_bad_files(files: Sequence[Path], results: Sequence[ResultBody]) -> in
     return len(bad)
 
 
-async def prepare_names(backend: Backend, question: Question) -> None:
+async def prepare_names(backend: Backend, question: ClassifyRequest) -> None:
     """Where names are to be found, see to it that there is something to find them in; refuse nonsense before that."""
     if question.labels is not None or question.label_set is not None:
         return
@@ -318,7 +318,7 @@ def captions_bar() -> Iterator[Callable[[int, int], Awaitable[None]]]:
 
 
 async def classify_files(
-    backend: Backend, files: Sequence[Path], question: Question
+    backend: Backend, files: Sequence[Path], question: ClassifyRequest
 ) -> AsyncIterator[tuple[Path, ResultBody]]:
     """Yield each file's result in order, a few requests being under way at once, behind a progress bar."""
     chunks = [files[start : start + _CHUNK] for start in range(0, len(files), _CHUNK)]
@@ -338,7 +338,7 @@ async def classify_files(
             await asyncio.gather(*running, return_exceptions=True)
 
 
-async def _classify_chunk(backend: Backend, files: Sequence[Path], question: Question) -> list[ResultBody]:
+async def _classify_chunk(backend: Backend, files: Sequence[Path], question: ClassifyRequest) -> list[ResultBody]:
     images = [await asyncio.to_thread(read_image, file) for file in files]
     readable = [image for image in images if isinstance(image, bytes)]
     answers = iter(await backend.classify(readable, question) if readable else [])

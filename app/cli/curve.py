@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from app.api.schemas import ResultBody
 from app.classification.methods import AUTO, METHODS
-from app.classification.service import DEFAULT_METHOD, Question
+from app.classification.service import DEFAULT_METHOD, ClassifyRequest
 from app.cli.backends import Backend, CurveInput
 from app.cli.common import class_name, out, progress_bar, table_of
 from app.errors import InvalidFieldError, UnknownNameError
@@ -72,7 +72,7 @@ def read_curve_input(
 
 
 async def curve_of(
-    backend: Backend, question: Question, given: CurveInput, picture: Path | None
+    backend: Backend, question: ClassifyRequest, given: CurveInput, picture: Path | None
 ) -> tuple[list[ResultBody], Mapping[str, Any], Callable[[object], None], list[Path]]:
     """Measure, draw the picture, and return each file's result, the report, what prints it, and the other files."""
     with progress_bar() as bar:

@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from app.api.schemas import ResultBody
 from app.classification.methods import CASED
-from app.classification.service import Question
+from app.classification.service import ClassifyRequest
 from app.cli.backends import Backend
 from app.cli.common import (
     SOME_FAILED,
@@ -129,7 +129,7 @@ def evaluate_command(
             given = list(dict.fromkeys(true_names))
     files = [file for file, _ in images]
 
-    async def read_question(backend: Backend) -> tuple[list[str], Question]:
+    async def read_question(backend: Backend) -> tuple[list[str], ClassifyRequest]:
         classnames = (
             [class_name(each) for each in given]
             if label_set is None and given is not None
@@ -137,7 +137,9 @@ def evaluate_command(
         )
         for true_name in set(true_names) - set(classnames):
             raise UnknownNameError("class", true_name, classnames, "--name SUBFOLDER=CLASS tells what a subfolder is")
-        question = Question(labels=given, label_set=label_set, model=model, template=template, top_k=len(classnames))
+        question = ClassifyRequest(
+            labels=given, label_set=label_set, model=model, template=template, top_k=len(classnames)
+        )
         return classnames, question
 
     async def compared(backend: Backend) -> _Measured:
@@ -167,7 +169,7 @@ def evaluate_command(
         return _Measured(results, report, partial(_print_evaluation, evaluation))
 
     if finds_names:
-        question = Question(
+        question = ClassifyRequest(
             method=method, model=model, template=template, options=options, database=database, group=group, top_k=1
         )
         _tell(_Measured(*with_service(partial(names_evaluated, files, true_names, question))), files, json_file)

@@ -8,7 +8,7 @@ from typing import Any
 
 from app.api.schemas import ResultBody
 from app.captions.metrics import cluster_accuracy, semantic_iou, semantic_similarity
-from app.classification.service import Question
+from app.classification.service import ClassifyRequest
 from app.cli.backends import InProcess
 from app.cli.common import classify_files, out, prepare_names, progress_bar, table_of
 from app.errors import InvalidFieldError
@@ -17,7 +17,7 @@ _SHOWN_NAMES = 3
 
 
 async def names_evaluated(
-    files: Sequence[Path], true_names: Sequence[str], question: Question, service: InProcess
+    files: Sequence[Path], true_names: Sequence[str], question: ClassifyRequest, service: InProcess
 ) -> tuple[list[ResultBody], Mapping[str, Any], Callable[[Mapping[str, Any]], None]]:
     """Return each file's result, the figures, and what prints them.
 

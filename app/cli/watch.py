@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from app import __version__
 from app.api.schemas import ResultBody
-from app.classification.service import Question
+from app.classification.service import ClassifyRequest
 from app.cli.backends import Backend, RefusedError
 from app.cli.common import (
     CoverageOption,
@@ -109,7 +109,7 @@ def watch_command(
     with told_plainly():
         if not folder.is_dir():
             raise InvalidFieldError.of("folder", f"'{folder}' is not a folder")
-        question = Question(
+        question = ClassifyRequest(
             labels=read_labels(labels),
             label_set=label_set,
             method=method,
@@ -149,7 +149,7 @@ class Watcher:
     """
 
     def __init__(
-        self, backend: Backend, question: Question, sidecar: JsonSidecar | XmpSidecar, min_score: float
+        self, backend: Backend, question: ClassifyRequest, sidecar: JsonSidecar | XmpSidecar, min_score: float
     ) -> None:
         self._backend = backend
         self._question = question
@@ -288,7 +288,7 @@ class Watcher:
         return file.with_name(file.name + self._sidecar.suffix)
 
 
-def _asked(question: Question) -> dict[str, Any]:
+def _asked(question: ClassifyRequest) -> dict[str, Any]:
     """Return what of a question makes its answers."""
     fields = {
         "labels": question.labels,

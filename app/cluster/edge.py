@@ -15,9 +15,9 @@ from app.cluster.shards import RemoteShards
 from app.cluster.telemetry import Exposition, gather_expositions, own_exposition
 from app.cluster.towers import RemoteTower
 from app.cluster.wire import Card, version_of
-from app.encoders._base import Described
+from app.encoders._base import ModelInfo
 from app.errors import NotReadyError
-from app.main import Steps, create_app
+from app.main import RemoteSteps, create_app
 from app.models.served_model import ServedModel
 from app.observability.logs import configure_logs
 from app.settings import Settings
@@ -74,7 +74,7 @@ class Edge:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return the application; called by Ray."""
-        steps = Steps(
+        steps = RemoteSteps(
             serve_model=self._serve,
             search_captions=RemoteShards(self._shards) if self._shards else None,
             exposition=self._gather,
@@ -92,7 +92,7 @@ class Edge:
         if any(tower.is_outdated for tower in self._towers):
             raise RuntimeError("the encoders have other weights than those that this edge knows")
 
-    def _cards(self, settings: Settings) -> list[Described]:
+    def _cards(self, settings: Settings) -> list[ModelInfo]:
         """Ask what the models are; in a thread, for as long as they take to load."""
         return [self._card(model) for model in settings.models]
 

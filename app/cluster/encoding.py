@@ -13,12 +13,12 @@ from app.cluster.models import remote_model
 from app.cluster.session import connected, without_proxies
 from app.cluster.wire import Card
 from app.errors import ConfigurationError
-from app.main import Steps
+from app.main import RemoteSteps
 from app.settings import Settings
 
 
 @contextmanager
-def encoders_on_ray(settings: Settings) -> Iterator[tuple[list[Card], Steps]]:
+def encoders_on_ray(settings: Settings) -> Iterator[tuple[list[Card], RemoteSteps]]:
     """Have replicas encode for this process, beside those of a service that may run there; they end with the block.
 
     Raises:
@@ -35,7 +35,7 @@ def encoders_on_ray(settings: Settings) -> Iterator[tuple[list[Card], Steps]]:
             cards = {model: handle.card.remote(model).result() for model, handle in handles.items()}
             yield (
                 list(cards.values()),
-                Steps(serve_model=lambda card, *others: remote_model(card, handles[card.name], *others)),
+                RemoteSteps(serve_model=lambda card, *others: remote_model(card, handles[card.name], *others)),
             )
         finally:
             for name in names:

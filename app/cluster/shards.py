@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 
 from app import __version__
-from app.captions.catalogue import Databases
+from app.captions.catalogue import CaptionCatalogue
 from app.captions.database import Found, Part, merged
 from app.cluster.handles import ask
 from app.cluster.telemetry import Exposition, own_exposition
@@ -37,7 +37,7 @@ class ShardReplica:
     def __init__(self, settings: Settings) -> None:
         configure_logs(settings.log_format, settings.log_level)
         self._metrics = Metrics(__version__)
-        self._databases = Databases(
+        self._databases = CaptionCatalogue(
             settings.effective_captions_dir,
             default=settings.default_database,
             wordnet=settings.wordnet_dir,

@@ -30,7 +30,7 @@ class EncoderFaultError(Exception):
 
 @dataclass(slots=True)
 class Card:
-    """What an edge must know of a model whose towers are elsewhere: ``app.encoders._base.Described``.
+    """What an edge must know of a model whose towers are elsewhere: ``app.encoders._base.ModelInfo``.
 
     Args:
         image_fingerprint: what tells its image tower from every other.

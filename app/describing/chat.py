@@ -262,7 +262,7 @@ class ChatClient:
         if told_s is None:
             told_s = _last_one_s(response)
         raise _PassingError(
-            f"it answered {self._answered(response)}",
+            f"it answered {self._classified(response)}",
             "wait, send fewer requests at once, or raise the limits of DEIXIS_LLM_API_KEY"
             if status == 429
             else "wait, or set DEIXIS_LLM_BASE_URL to a server that works",
@@ -297,12 +297,12 @@ class ChatClient:
             problem = "refuses the request"
             way_out = f"does '{self.model}' take these parameters? if not, set DEIXIS_LLM_MODEL to another chat model"
         raise ChatRefusedError(
-            f"{self._hide(self._url)} {self._shown(problem)}; it answered {self._answered(response)};"
+            f"{self._hide(self._url)} {self._shown(problem)}; it answered {self._classified(response)};"
             f" {self._shown(way_out)}",
             status,
         )
 
-    def _answered(self, response: httpx.Response) -> str:
+    def _classified(self, response: httpx.Response) -> str:
         told = self._shown(_told(response))
         return f"{response.status_code}: {told}" if told else str(response.status_code)
 

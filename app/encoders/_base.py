@@ -117,7 +117,7 @@ class ImageTower(Protocol):
         """Start encoding n >= 1 images and return what waits for their unit rows (n, d), float32."""
 
 
-class Described(Protocol):
+class ModelInfo(Protocol):
     """What a model is, wherever its towers run. ``transform`` is called from several threads at once."""
 
     name: str
@@ -146,7 +146,7 @@ class Described(Protocol):
         """What resizes and crops one upright RGB image to (image_size_px, image_size_px, 3), eight bits."""
 
 
-class Encoder(Described, Protocol):
+class Encoder(ModelInfo, Protocol):
     """An image tower and a text tower with one joint space.
 
     The methods are called from worker threads, never from the event loop; ``begin_images`` and what it returns by one

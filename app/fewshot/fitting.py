@@ -16,7 +16,7 @@ from app.adapters._base import Examples, Scores
 from app.adapters._examples import ExampleAdapter, Need, unit_rows
 from app.errors import NotReadyError, OverloadedError, TooLargeError
 from app.fewshot.neighbours import NeighbourIndex, use_one_thread
-from app.runtime.cpu import one_blas_thread, step_back
+from app.runtime.cpu import lower_priority, one_blas_thread
 from app.types import ClassEmbeddings, ImageFeatures, Logits
 
 log = structlog.get_logger()
@@ -30,7 +30,7 @@ _WAITING = 16
 _RETRY_AFTER_S = 5
 
 
-class HasScale(Protocol):
+class LogitScaling(Protocol):
     """An encoder, as far as adapters are concerned."""
 
     logit_scale: float
@@ -52,7 +52,7 @@ class ClassNames:
 
 
 @dataclass(frozen=True, slots=True)
-class Learned:
+class FittedAdapter:
     """An adapter that has learned, with the index of its pool where it looks at neighbours, and what it learned from.
 
     ``revision`` is of the examples of the label set; ``labelled`` and ``unlabelled`` are how many were used. ``names``
@@ -78,9 +78,9 @@ def learn(
     adapter: ExampleAdapter,
     text: ClassEmbeddings,
     examples: Examples,
-    scale: HasScale,
+    scale: LogitScaling,
     index: NeighbourIndex | None = None,
-) -> Learned:
+) -> FittedAdapter:
     """Fit an adapter to the rows of the classes (c, d) and to examples, whose neighbours are searched here.
 
     Args:
@@ -98,7 +98,7 @@ def learn(
         near = index.among_themselves(pool, adapter.neighbours)
         examples = Examples(examples.support_features, examples.support_labels, pool, near)
     adapter.fit(text, logit_scale=scale.logit_scale, logit_bias=scale.logit_bias, examples=examples)
-    return Learned(
+    return FittedAdapter(
         adapter,
         index,
         _nbytes(adapter) + (0 if index is None else index.nbytes),
@@ -111,7 +111,7 @@ def transduce(
     adapter: ExampleAdapter,
     text: ClassEmbeddings,
     image_features: ImageFeatures,
-    scale: HasScale,
+    scale: LogitScaling,
 ) -> Scores:
     """Let an adapter learn from the images that are asked about, and return their scores (n, c)."""
     examples = Examples(pool_features=image_features)
@@ -120,7 +120,7 @@ def transduce(
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Answered:
+class TimedLogits:
     """Logits (n, c) of n images, the seconds that they took without the learning, and what adapters warned of."""
 
     logits: Logits
@@ -128,21 +128,21 @@ class Answered:
     warnings: tuple[str, ...]
 
 
-def answer(learned: Learned, image_features: ImageFeatures) -> Answered:
+def answer(learned: FittedAdapter, image_features: ImageFeatures) -> TimedLogits:
     """Answer images (n, d) by what was learned."""
     began = time.perf_counter()
     scores = learned.predict(image_features)
-    return Answered(scores.logits, time.perf_counter() - began, scores.warnings)
+    return TimedLogits(scores.logits, time.perf_counter() - began, scores.warnings)
 
 
-def answer_held_out(
+def predict_held_out(
     make: Callable[[], ExampleAdapter],
     text: ClassEmbeddings,
     examples: Examples,
     folds: np.ndarray,
-    scale: HasScale,
+    scale: LogitScaling,
     index: NeighbourIndex | None = None,
-) -> Answered:
+) -> TimedLogits:
     """Answer the labelled images themselves, each by what was learned from the other folds (s,)."""
     logits = np.empty((len(folds), len(text)), np.float32)
     seconds = 0.0
@@ -154,7 +154,7 @@ def answer_held_out(
         logits[asked] = told.logits
         seconds += told.seconds
         warnings.update(dict.fromkeys(told.warnings))
-    return Answered(logits, seconds, tuple(warnings))
+    return TimedLogits(logits, seconds, tuple(warnings))
 
 
 def stratified_folds(labels: np.ndarray, most: int) -> np.ndarray:
@@ -176,7 +176,7 @@ def _nbytes(adapter: ExampleAdapter) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class FitKey:
     """What is learned, whatever the examples are at the moment.
 
     ``model`` is the fingerprint of the image tower; ``label_set`` names the label set, ``reference`` its version.
@@ -190,7 +190,7 @@ class Subject:
     reference: str
 
 
-class Learner:
+class FitCache:
     """Keeps what was learned from stored examples, and has it learned again when they have changed.
 
     Fits of one label set take turns, and no more than two are under way at all, each on one core.
@@ -200,15 +200,15 @@ class Learner:
     """
 
     def __init__(self, *, cache_bytes: int) -> None:
-        self._ready: LRUCache[Subject, Learned] = LRUCache(cache_bytes, getsizeof=lambda learned: learned.nbytes)
-        self._running: dict[tuple[Subject, int], asyncio.Task[Learned]] = {}
+        self._ready: LRUCache[FitKey, FittedAdapter] = LRUCache(cache_bytes, getsizeof=lambda learned: learned.nbytes)
+        self._running: dict[tuple[FitKey, int], asyncio.Task[FittedAdapter]] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._closing = False
-        self._threads = ThreadPoolExecutor(_FITS, thread_name_prefix="fit", initializer=step_back)
+        self._threads = ThreadPoolExecutor(_FITS, thread_name_prefix="fit", initializer=lower_priority)
 
     async def learned(
-        self, subject: Subject, revision: int, fit: Callable[[], Awaitable[Learned]], *, oldest: int = 0
-    ) -> Learned:
+        self, subject: FitKey, revision: int, fit: Callable[[], Awaitable[FittedAdapter]], *, oldest: int = 0
+    ) -> FittedAdapter:
         """Return what was learned of a label set's examples.
 
         Where that is of an older revision it is returned all the same, and the new one is made in the background;
@@ -286,7 +286,9 @@ class Learner:
         await asyncio.gather(*self._running.values(), return_exceptions=True)
         await asyncio.to_thread(self._threads.shutdown, wait=True, cancel_futures=True)
 
-    async def _learn(self, subject: Subject, revision: int, fit: Callable[[], Awaitable[Learned]]) -> Learned:
+    async def _learn(
+        self, subject: FitKey, revision: int, fit: Callable[[], Awaitable[FittedAdapter]]
+    ) -> FittedAdapter:
         lock = self._locks.setdefault(subject.label_set, asyncio.Lock())
         async with lock:
             ready = self._ready.get(subject)
@@ -310,7 +312,7 @@ class Learner:
             )
             return learned
 
-    def _finished(self, subject: Subject, revision: int, done: "asyncio.Task[Learned]") -> None:
+    def _finished(self, subject: FitKey, revision: int, done: "asyncio.Task[FittedAdapter]") -> None:
         del self._running[subject, revision]
         if not done.cancelled() and (error := done.exception()) is not None:
             reason = str(error) or type(error).__name__

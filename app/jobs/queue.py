@@ -19,7 +19,7 @@ import structlog
 
 from app.adapters._base import Examples
 from app.captions.plan import WORDNET, BuildPlan
-from app.classification.service import Question, Service
+from app.classification.service import ClassifyRequest, Service
 from app.describing.describer import DescribeRequest
 from app.errors import (
     ClientError,
@@ -33,7 +33,7 @@ from app.errors import (
 from app.images.discovery import files_within, folder_within, import_images
 from app.names.class_names import Namespace, namespace_of, own_name
 from app.observability.metrics import Metrics
-from app.selection.comparison import Lessons, compare
+from app.selection.comparison import TrainingData, compare
 from app.selection.trial import tried_images, try_for_every_model
 from app.store.examples import NewExample
 from app.store.jobs import BUILD_CAPTIONS, Job, JobRepository, JobStatus
@@ -125,7 +125,7 @@ class Jobs:
 
     async def evaluate(
         self,
-        question: Question,
+        question: ClassifyRequest,
         image_features: ImageFeatures,
         truth: Sequence[int],
         skipped: Sequence[Mapping[str, Any]],
@@ -149,7 +149,7 @@ class Jobs:
         name, _, _ = question.namespace.reference(question.label_set).partition("@")
         return await self._add(EVALUATE, name, stored, np.ascontiguousarray(image_features, np.float32).tobytes())
 
-    async def evaluate_stored(self, question: Question) -> Job:
+    async def evaluate_stored(self, question: ClassifyRequest) -> Job:
         """Take the job of comparing every method on the labelled examples of a label set, each held out in turn."""
         assert question.label_set is not None
         stored = {"label_set": question.label_set, "model": question.model, "template": question.template}
@@ -302,7 +302,7 @@ class Jobs:
         return asdict(outcome) | {"label_set": told}
 
     async def _evaluate(self, job: Job, attachment: bytes | None, advance: _Advance) -> Mapping[str, Any]:
-        question = Question(
+        question = ClassifyRequest(
             label_set=job.request["label_set"],
             model=job.request["model"],
             template=job.request["template"],
@@ -319,14 +319,14 @@ class Jobs:
                 raise InvalidFieldError.of("image", f"{problem}; add more, or send images to evaluate on")
             kept = tried_images(len(stored.support_labels), len(label_set.classes))
             asked, labels = stored.support_features[kept], stored.support_labels[kept]
-            lessons = Lessons.held_out(asked, labels, stored.pool_features)
+            lessons = TrainingData.held_out(asked, labels, stored.pool_features)
             told = await compare(self._service, question, asked, labels.tolist(), advance, lessons)
             return told.to_json() | {"skipped": []}
         truth = job.request["truth"]
         features = np.frombuffer(attachment, np.float32).reshape(len(truth), -1)
-        others: Lessons | None = None
+        others: TrainingData | None = None
         if len(stored.support_labels) or len(stored.pool_features):
-            others = Lessons(Examples(stored.support_features, stored.support_labels, stored.pool_features))
+            others = TrainingData(Examples(stored.support_features, stored.support_labels, stored.pool_features))
         told = await compare(self._service, question, features, truth, advance, others)
         return told.to_json() | {"skipped": job.request["skipped"]}
 

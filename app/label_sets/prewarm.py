@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from app.types import LabelSet
 
 
-class Warmer:
+class Prewarmer:
     """Calls ``warm`` for one label set after another, so that the new words of requests wait for one batch at most.
 
     A newer version takes the place of an older one of the same name, whether that has begun or not. Used from the event

@@ -16,7 +16,7 @@ log = structlog.get_logger()
 Item = TypeVar("Item")
 
 
-class Canary(Generic[Item]):
+class HealthProbe(Generic[Item]):
     """Watches one queue. Where callers keep it busy, what they get tells enough, and nothing is added.
 
     Args:

@@ -93,7 +93,7 @@ class _Batch(Generic[Item, Row]):
 
 
 @dataclass(eq=False, slots=True)
-class Caller(Generic[Item, Row]):
+class Ticket(Generic[Item, Row]):
     """One request's places in a queue, and its items that wait there; made by ``EncodeQueue.admit``.
 
     Args:
@@ -125,7 +125,7 @@ class TurnQueue(Generic[Item, Row]):
         self._admitted = 0
         # Of both threads, under the lock.
         self._changed = threading.Condition()
-        self._turns: deque[Caller[Item, Row]] = deque()
+        self._turns: deque[Ticket[Item, Row]] = deque()
         self._waiting = 0
         self._closed = False
         # Written by whoever takes; ``_begun`` has every entry that was taken and is not settled.
@@ -160,7 +160,7 @@ class TurnQueue(Generic[Item, Row]):
         return None
 
     @contextmanager
-    def admit(self, count: int, *, within_s: float | None = None) -> Iterator[Caller[Item, Row]]:
+    def admit(self, count: int, *, within_s: float | None = None) -> Iterator[Ticket[Item, Row]]:
         """Hold ``count`` places, from before an image is decoded until its features are there.
 
         Args:
@@ -176,7 +176,7 @@ class TurnQueue(Generic[Item, Row]):
         if refusal is not None:
             self._metrics.rejected("overloaded" if isinstance(refusal, OverloadedError) else "not_ready", count)
             raise refusal
-        caller: Caller[Item, Row] = Caller(None if within_s is None else time.perf_counter() + within_s)
+        caller: Ticket[Item, Row] = Ticket(None if within_s is None else time.perf_counter() + within_s)
         self._admitted += count
         try:
             yield caller
@@ -184,7 +184,7 @@ class TurnQueue(Generic[Item, Row]):
             self._admitted -= count
             self._forget(caller)
 
-    async def encode(self, item: Item, caller: Caller[Item, Row]) -> Encoded[Row]:
+    async def encode(self, item: Item, caller: Ticket[Item, Row]) -> Encoded[Row]:
         """Wait for an item's row; cancelling drops it unless its batch has begun.
 
         Raises:
@@ -206,7 +206,7 @@ class TurnQueue(Generic[Item, Row]):
                     future.cancel()
         return [each.row for each in encoded]
 
-    def _submit(self, caller: Caller[Item, Row], items: Sequence[Item]) -> list[asyncio.Future[Encoded[Row]]]:
+    def _submit(self, caller: Ticket[Item, Row], items: Sequence[Item]) -> list[asyncio.Future[Encoded[Row]]]:
         loop, now, context = asyncio.get_running_loop(), time.perf_counter(), copy_context()
         entries = [Entry(item, loop.create_future(), now, caller.deadline, context) for item in items]
         with self._changed:
@@ -231,7 +231,7 @@ class TurnQueue(Generic[Item, Row]):
     def _submitted(self) -> None:
         """Have what has just been submitted encoded, where nothing waits for it anyway."""
 
-    def _forget(self, caller: Caller[Item, Row]) -> None:
+    def _forget(self, caller: Ticket[Item, Row]) -> None:
         """Drop what a caller left behind when it was cancelled, so that it neither runs nor fills the memory."""
         if not caller.waiting:
             return

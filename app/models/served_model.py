@@ -8,8 +8,8 @@ from typing import Self, TypeAlias
 import numpy as np
 from PIL import Image
 
-from app.encoders._base import Described, Encoder
-from app.models.health_probe import Canary
+from app.encoders._base import Encoder, ModelInfo
+from app.models.health_probe import HealthProbe
 from app.models.queue import EncodeQueue, TurnQueue
 from app.observability.metrics import Metrics, TowerMetrics
 from app.prompting.text_feature_store import StoredTextEncoder, TextFeatureStore
@@ -49,7 +49,7 @@ class ServedModel:
 
     def __init__(
         self,
-        encoder: Described,
+        encoder: ModelInfo,
         images: TurnQueue[Pixels, np.ndarray],
         texts: TurnQueue[str, np.ndarray],
         *,
@@ -65,10 +65,10 @@ class ServedModel:
         self.image_fingerprint = image_fingerprint
         self.text_fingerprint = text_fingerprint
         self.encode_texts = StoredTextEncoder(self.encode_new_texts, text_fingerprint, text_features)
-        self._image_canary = Canary(
+        self._image_canary = HealthProbe(
             images, lambda: encoder.transform(Image.new("RGB", (_CANARY_PX, _CANARY_PX), "grey"))
         )
-        self._text_canary = Canary(texts, lambda: "a photo.")
+        self._text_canary = HealthProbe(texts, lambda: "a photo.")
 
     @classmethod
     def here(

@@ -6,7 +6,7 @@ import numpy as np
 
 from app.prompting.class_embeddings import prototype
 from app.prompting.recipes import Pooling, Recipe, Row
-from app.types import LabelExplanation, MergeSynonyms, SpokenPrompt
+from app.types import LabelExplanation, MergeSynonyms, PromptContribution
 
 MAX_LABELS = 5
 """Labels that are explained, the best first."""
@@ -78,7 +78,7 @@ def _spoken(
     image: np.ndarray,
     features: Mapping[str, np.ndarray],
     slot_weights: np.ndarray | None,
-) -> list[SpokenPrompt]:
+) -> list[PromptContribution]:
     """Return the prompts of a class's names: of the best name where the best counts, else of all of them."""
     by_name = []
     for row in recipe.rows:
@@ -89,7 +89,7 @@ def _spoken(
         by_name = [max(by_name, key=lambda each: float(each[1] @ each[2]))]
     share = 1 / len(by_name)
     return [
-        SpokenPrompt(text, source, float(cosine), float(weight) * share)
+        PromptContribution(text, source, float(cosine), float(weight) * share)
         for row, cosines, weights in by_name
         for (source, text), cosine, weight in zip(_told(row), cosines, weights, strict=True)
     ]

@@ -38,7 +38,7 @@ def usable_cores(cpu_max: Path = _CPU_MAX) -> int:
     return max(1, min(cores, allowed))
 
 
-def step_back() -> None:
+def lower_priority() -> None:
     """Give this thread a lower priority, where the system has one for threads."""
     with suppress(OSError, AttributeError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -12,9 +12,9 @@ from pydantic import TypeAdapter
 from app.adapters._base import NO_EXAMPLES, Examples, probabilities
 from app.adapters._examples import Need
 from app.classification.methods import METHODS, Method
-from app.classification.service import DEFAULT_METHOD, Question, Service
+from app.classification.service import DEFAULT_METHOD, ClassifyRequest, Service
 from app.errors import InvalidFieldError, TooLargeError
-from app.fewshot.fitting import Learned, answer, answer_held_out, learn, stratified_folds
+from app.fewshot.fitting import FittedAdapter, answer, learn, predict_held_out, stratified_folds
 from app.fewshot.neighbours import NeighbourIndex
 from app.scoring.measures import (
     Difference,
@@ -103,7 +103,7 @@ class Answers:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Lessons:
+class TrainingData:
     """What methods may learn from, and which of the images they are asked about.
 
     Either ``folds`` (n,) is given, the n images themselves being the labelled ones: those of a fold are answered by
@@ -112,7 +112,7 @@ class Lessons:
 
     examples: Examples = NO_EXAMPLES
     folds: np.ndarray | None = None
-    of_pool: dict[str, Learned] = field(default_factory=dict)
+    of_pool: dict[str, FittedAdapter] = field(default_factory=dict)
     """What methods have learned from the pool alone; may be shared between lessons with the same pool."""
 
     @classmethod
@@ -121,8 +121,8 @@ class Lessons:
         image_features: ImageFeatures,
         labels: np.ndarray,
         pool_features: np.ndarray,
-        of_pool: dict[str, Learned] | None = None,
-    ) -> "Lessons":
+        of_pool: dict[str, FittedAdapter] | None = None,
+    ) -> "TrainingData":
         """Return the lessons in which labelled images (n, d) are asked about by turns."""
         return cls(
             Examples(image_features, labels, pool_features),
@@ -131,17 +131,17 @@ class Lessons:
         )
 
 
-async def unheard(done: int, total: int) -> None:
+async def no_progress(done: int, total: int) -> None:
     """Tell nobody."""
 
 
 async def compare(
     service: Service,
-    question: Question,
+    question: ClassifyRequest,
     image_features: ImageFeatures,
     labels: Sequence[int],
-    advance: Callable[[int, int], Awaitable[object]] = unheard,
-    lessons: Lessons | None = None,
+    advance: Callable[[int, int], Awaitable[object]] = no_progress,
+    lessons: TrainingData | None = None,
 ) -> Comparison:
     """Run every method of ``METHODS`` on n images.
 
@@ -162,7 +162,7 @@ async def compare(
     truth = np.asarray(labels)
     if not len(truth):
         raise InvalidFieldError.of("labels", "there are no labelled images to evaluate; give at least one")
-    lessons = lessons or Lessons()
+    lessons = lessons or TrainingData()
     answers, not_run, task = await answer_all(service, question, image_features, lessons, advance)
     controls: dict[int, list[Answers]] = {}
     if any(entry.descriptions or entry.features for entry in task.classes):
@@ -183,7 +183,7 @@ def _compared(
     answers: Mapping[str, Answers],
     controls: Mapping[int, Sequence[Answers]],
     not_run: tuple[str, ...],
-    lessons: Lessons,
+    lessons: TrainingData,
 ) -> Comparison:
     """Return every figure of what the methods, and the controls by their number of prompts, have answered."""
     best = {name: each.best for name, each in answers.items()}
@@ -238,10 +238,10 @@ def _compared(
 
 async def answer_all(
     service: Service,
-    question: Question,
+    question: ClassifyRequest,
     image_features: ImageFeatures,
-    lessons: Lessons,
-    advance: Callable[[int, int], Awaitable[object]] = unheard,
+    lessons: TrainingData,
+    advance: Callable[[int, int], Awaitable[object]] = no_progress,
     *,
     only: Need | None = None,
 ) -> tuple[dict[str, Answers], tuple[str, ...], Task]:
@@ -308,14 +308,14 @@ async def _learned_answers(
     task: Task,
     text: np.ndarray,
     image_features: ImageFeatures,
-    lessons: Lessons,
+    lessons: TrainingData,
     index: NeighbourIndex | None,
 ) -> Answers:
     encoder = service.pipeline.models[task.model].encoder
     make = partial(method.example_adapter, dict(method.read_options({})))
     run = service.pipeline.learner.run
     if lessons.folds is not None and Need.SUPPORT in method.learns:
-        told = await run(partial(answer_held_out, make, text, lessons.examples, lessons.folds, encoder, index))
+        told = await run(partial(predict_held_out, make, text, lessons.examples, lessons.folds, encoder, index))
     else:
         learned = lessons.of_pool.get(method.name)
         if learned is None:
@@ -338,7 +338,7 @@ def _control_size(prompts_per_class: float) -> int:
 
 
 async def _control(
-    service: Service, question: Question, image_features: ImageFeatures, count: int, seed: int
+    service: Service, question: ClassifyRequest, image_features: ImageFeatures, count: int, seed: int
 ) -> Answers:
     options = {"descriptors": float(count), "seed": float(seed)}
     return await _text_answers(

@@ -9,11 +9,11 @@ import numpy as np
 from app.adapters._base import Examples
 from app.adapters._examples import Need
 from app.classification.methods import AUTO, METHODS
-from app.classification.service import DEFAULT_METHOD, Question, Service
+from app.classification.service import DEFAULT_METHOD, ClassifyRequest, Service
 from app.errors import InvalidFieldError
-from app.fewshot.fitting import Learned
+from app.fewshot.fitting import FittedAdapter
 from app.scoring.measures import bootstrap_interval, paired_difference
-from app.selection.comparison import Lessons, answer_all, unheard
+from app.selection.comparison import TrainingData, answer_all, no_progress
 from app.selection.trial import choose
 from app.types import ImageFeatures
 
@@ -64,14 +64,14 @@ class LearningCurve:
 
 async def learning_curve(
     service: Service,
-    question: Question,
+    question: ClassifyRequest,
     asked: tuple[ImageFeatures, Sequence[int]],
     support: tuple[ImageFeatures, Sequence[int]],
     pool_features: ImageFeatures,
     *,
     shots: Sequence[int],
     draws: int,
-    advance: Callable[[int, int], Awaitable[object]] = unheard,
+    advance: Callable[[int, int], Awaitable[object]] = no_progress,
 ) -> LearningCurve:
     """Draw so many labelled images of each class, let every method learn from them, and count what it gets right.
 
@@ -98,10 +98,10 @@ async def learning_curve(
     if min((*shots, draws)) < 1:
         raise InvalidFieldError.of("--shots", "every number of images and of draws must be at least 1")
     total = len(shots) * draws if len(support_labels) else 0
-    of_pool: dict[str, Learned] = {}
+    of_pool: dict[str, FittedAdapter] = {}
     width = features.shape[1]
     no_labels = Examples(np.zeros((0, width), np.float32), np.zeros(0, np.int64), pool_features)
-    answers, not_run, task = await answer_all(service, question, features, Lessons(no_labels, of_pool=of_pool))
+    answers, not_run, task = await answer_all(service, question, features, TrainingData(no_labels, of_pool=of_pool))
     correct = {name: each.best[:, 0] == truth for name, each in answers.items()}
     points = [CurvePoint(name, None, (float(each.mean()),)) for name, each in correct.items()]
     if not total:
@@ -120,7 +120,7 @@ async def learning_curve(
         for _ in range(draws):
             drawn = _draw(rng, support_labels, count)
             examples = Examples(support_features[drawn], support_labels[drawn], pool_features)
-            lessons = Lessons(examples, of_pool=of_pool)
+            lessons = TrainingData(examples, of_pool=of_pool)
             told, _, _ = await answer_all(service, question, features, lessons, only=Need.SUPPORT)
             of_draw = correct | {name: each.best[:, 0] == truth for name, each in told.items()}
             choice = await choose(

@@ -20,7 +20,7 @@ _CHOICES = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class MethodChoice:
     """Which method the examples of a label set are evidence for, and what held-out ones say of each method's scores.
 
     ``version`` and ``revision`` are those of the label set and of its examples that were tried.
@@ -33,14 +33,14 @@ class Choice:
     revision: int
 
     @classmethod
-    def of(cls, selection: Selection) -> "Choice":
+    def of(cls, selection: Selection) -> "MethodChoice":
         """Return the choice that was stored."""
         told = selection.result
         calibrations = {name: Calibration.from_json(each) for name, each in told["calibrations"].items()}
         return cls(told["method"], told["reason"], calibrations, selection.version, selection.revision)
 
 
-class Choices:
+class MethodSelector:
     """Hands out choices, and notices where one is out of date.
 
     Args:
@@ -56,7 +56,7 @@ class Choices:
 
         It returns False to be asked again by the next request.
         """
-        self._known: LRUCache[tuple[str, str], Choice] = LRUCache(_CHOICES)
+        self._known: LRUCache[tuple[str, str], MethodChoice] = LRUCache(_CHOICES)
         self._asked_to_try: dict[str, tuple[int, int]] = {}
         self._trying: set[asyncio.Task[None]] = set()
 
@@ -67,7 +67,7 @@ class Choices:
             asking.cancel()
         await asyncio.gather(*self._trying, return_exceptions=True)
 
-    async def get(self, label_set: LabelSet, model: str) -> Choice | None:
+    async def get(self, label_set: LabelSet, model: str) -> MethodChoice | None:
         """Return what was chosen by the examples of a label set; None where there are none, or nothing was yet."""
         if not label_set.examples_revision:
             return None
@@ -87,7 +87,7 @@ class Choices:
         selection = await self.repository.get(label_set.name, fingerprint)
         if selection is None:  # deleted since
             return None
-        choice = await asyncio.to_thread(Choice.of, selection)
+        choice = await asyncio.to_thread(MethodChoice.of, selection)
         self._known[key] = choice
         return choice
 

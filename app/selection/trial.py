@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from app.adapters._examples import LEAST_BALANCE, effective_classes
-from app.classification.service import DEFAULT_METHOD, Question, Service
+from app.classification.service import DEFAULT_METHOD, ClassifyRequest, Service
 from app.errors import TooLargeError
-from app.fewshot.fitting import Learned
+from app.fewshot.fitting import FittedAdapter
 from app.scoring.calibration import calibrate
 from app.scoring.measures import (
     Difference,
@@ -20,7 +20,7 @@ from app.scoring.measures import (
     negative_log_likelihood,
     paired_difference,
 )
-from app.selection.comparison import SIGNIFICANT, Answers, Lessons, answer_all, points, unheard
+from app.selection.comparison import SIGNIFICANT, Answers, TrainingData, answer_all, no_progress, points
 from app.types import LabelSet
 
 MAX_TRIED = 5000
@@ -38,7 +38,7 @@ _FEWEST_PER_CLASS = 8
 
 
 async def try_for_every_model(
-    service: Service, name: str, advance: Callable[[int, int], Awaitable[object]] = unheard
+    service: Service, name: str, advance: Callable[[int, int], Awaitable[object]] = no_progress
 ) -> dict[str, Any]:
     """Try the methods on a label set's examples with each model that is served, keep what is chosen, and have it learn.
 
@@ -56,7 +56,7 @@ async def try_for_every_model(
         try:
             # So that the next request finds it learned, if it can be.
             await service.pipeline.classifier(
-                await service.plan(Question.about(label_set, model=model, method=result["method"]))
+                await service.plan(ClassifyRequest.about(label_set, model=model, method=result["method"]))
             )
         except TooLargeError as error:
             reason = f"{result['reason']}, but it cannot be used: {error.message}"
@@ -84,7 +84,7 @@ async def try_methods(
     features, labels, pool = stored.support_features, stored.support_labels, stored.pool_features
     kept = tried_images(len(labels), len(label_set.classes))
     features, labels = features[kept], labels[kept]
-    question = Question.about(label_set, model=model)
+    question = ClassifyRequest.about(label_set, model=model)
     return await choose(service, question, features, labels, pool, advance), stored.revision
 
 
@@ -96,12 +96,12 @@ def tried_images(images: int, classes: int) -> np.ndarray:
 
 async def choose(
     service: Service,
-    question: Question,
+    question: ClassifyRequest,
     features: np.ndarray,
     labels: np.ndarray,
     pool: np.ndarray,
-    advance: Callable[[int, int], Awaitable[object]] = unheard,
-    of_pool: dict[str, Learned] | None = None,
+    advance: Callable[[int, int], Awaitable[object]] = no_progress,
+    of_pool: dict[str, FittedAdapter] | None = None,
 ) -> dict[str, Any]:
     """Return the method that labelled images (s, d) and unlabelled ones (u, d) are evidence for, why, and all figures.
 
@@ -122,7 +122,7 @@ async def choose(
         "not_run": [],
         "calibrations": {},
     }
-    lessons = Lessons.held_out(features, labels, pool, of_pool)
+    lessons = TrainingData.held_out(features, labels, pool, of_pool)
     if lessons.folds is not None and len(labels) and lessons.folds.max() > 0:
         answers, not_run, task = await answer_all(service, question, features, lessons, advance)
         rows, calibrations = await service.pipeline.learner.run(

@@ -23,7 +23,7 @@ from app.store.database import reading, reading_one_moment, scrub, writing
 from app.store.label_sets import delete_examples, is_storable, lock_current, printable, unknown_label_set
 from app.store.tables import ExampleFeatureRow, ExampleRow, LabelSetRow, SelectionRow
 
-# Databases bound the parameters of one statement.
+# CaptionCatalogue bound the parameters of one statement.
 _PER_STATEMENT = 10_000
 
 _FEATURES_PER_PAGE = 5_000

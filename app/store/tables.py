@@ -100,7 +100,7 @@ def _entry_from_json(entry: dict[str, Any]) -> ClassEntry:
 class Base(DeclarativeBase):
     """The metadata that the migrations must arrive at."""
 
-    # Named constraints can be dropped by a later migration on either database.
+    # NamingResult constraints can be dropped by a later migration on either database.
     metadata = MetaData(
         naming_convention={
             "pk": "pk_%(table_name)s",

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from app.bulk import reading
 from app.bulk.output import PartFolder
 from app.bulk.run import Order, carry_out, in_process, prepare, service_in_loop
-from app.classification.service import Question
+from app.classification.service import ClassifyRequest
 from app.cli import cli
 from app.encoders.fake import FakeEncoder
 from app.errors import ConflictError, StoreError
@@ -591,7 +591,9 @@ class Quiet:
 
 @pytest.mark.parametrize("what", ["examples", "captions"])
 def test_a_run_does_not_go_on_with_other_examples_or_captions(run, photos, tmp_path, request, encoder, what):
-    question = Question(label_set="nature", method="gda") if what == "examples" else Question(database="scenes")
+    question = (
+        ClassifyRequest(label_set="nature", method="gda") if what == "examples" else ClassifyRequest(database="scenes")
+    )
     request.getfixturevalue("taught" if what == "examples" else "scenes")
     settings = load_settings()
     order = Order([photos], tmp_path / "out")

@@ -19,7 +19,7 @@ import app.bulk.on_ray as module
 from app.bulk.answering import Answerer
 from app.bulk.on_ray import Pool, Replica, on_ray
 from app.bulk.run import Order, carry_out, in_process, prepare, service_in_loop
-from app.classification.service import Question
+from app.classification.service import ClassifyRequest
 from app.encoders.fake import FakeEncoder
 from app.errors import InvalidFieldError, NotReadyError, ServerError, StoreError
 from app.types import ClassEntry
@@ -38,8 +38,8 @@ CLASSES = (
     ClassEntry("sky", prompt="the blue {}"),
 )
 QUESTIONS = {
-    "labels": Question(labels=["red", "green", "blue"], reject_below=0.5),
-    "a label set with descriptions": Question(label_set="nature", method="cupl-ensemble"),
+    "labels": ClassifyRequest(labels=["red", "green", "blue"], reject_below=0.5),
+    "a label set with descriptions": ClassifyRequest(label_set="nature", method="cupl-ensemble"),
 }
 
 
@@ -140,7 +140,7 @@ def test_replicas_need_no_database_of_label_sets(running_ray, bulk, tmp_path, se
 
 
 def test_replicas_that_learn_need_the_same_examples(running_ray, bulk, tmp_path, settings):
-    question = Question(label_set="nature", method="gda")
+    question = ClassifyRequest(label_set="nature", method="gda")
     bulk(question, "alone")
     bulk(question, "together", replica_encoders.fake)
     assert rows_of(tmp_path / "together") == rows_of(tmp_path / "alone")

@@ -12,7 +12,7 @@ import pytest
 
 import app.captions.catalogue
 from app.captions.build import BuildOptions, building_folder, prune
-from app.captions.catalogue import Databases
+from app.captions.catalogue import CaptionCatalogue
 from app.captions.database import CURRENT, FEATURES, MANIFEST, CaptionDatabase, Part, merged
 from app.captions.plan import BuildPlan
 from app.captions.texts import OFFSETS, TEXTS
@@ -57,7 +57,7 @@ async def make_databases(folder, lexicon_folder):
             "max_queued": 512,
             "stalled_after_s": 60.0,
         }
-        opened.append(Databases(folder, **(given | changes)))
+        opened.append(CaptionCatalogue(folder, **(given | changes)))
         return opened[-1]
 
     yield make

@@ -312,7 +312,7 @@ def test_a_damaged_manifest_is_told(own, content):
 
 def test_a_newer_format_is_refused(own):
     file = generation_of(own) / MANIFEST
-    file.write_text(json.dumps({"format": 2, "unheard": "of"}))
+    file.write_text(json.dumps({"format": 2, "no_progress": "of"}))
     with pytest.raises(StoreError, match="has format 2, and this release reads up to 1; use a newer release"):
         CaptionDatabase.open(own, fingerprint=MODEL)
 

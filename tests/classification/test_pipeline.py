@@ -8,7 +8,7 @@ import pytest
 from scipy.special import expit, softmax
 
 from app.adapters.cosine import Cosine
-from app.captions.catalogue import Databases
+from app.captions.catalogue import CaptionCatalogue
 from app.classification.pipeline import Classifier, Pipeline, predict
 from app.encoders.fake import FakeEncoder
 from app.errors import (
@@ -76,7 +76,7 @@ async def start(anyio_backend):
                 examples=NoExamples(),
                 learned_bytes=1_000_000,
                 max_pool=100,
-                databases=Databases(
+                databases=CaptionCatalogue(
                     Path("nowhere"),
                     default="wordnet",
                     wordnet=Path("nowhere"),

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.classification.methods import AUTO, METHODS
-from app.classification.service import DEFAULT_METHOD, DEFAULT_TEMPLATES, Question, split_labels
+from app.classification.service import DEFAULT_METHOD, DEFAULT_TEMPLATES, ClassifyRequest, split_labels
 from app.encoders.fake import FakeEncoder
 from app.errors import (
     ClientError,
@@ -54,7 +54,7 @@ async def settled(service):
 
 
 async def test_what_is_not_said_is_filled_in(service):
-    task = await service.plan(Question(labels=["cat", "dog"]))
+    task = await service.plan(ClassifyRequest(labels=["cat", "dog"]))
     assert (task.model, task.method, task.label_set) == ("fake", DEFAULT_METHOD, None)
     assert task.classnames == ("cat", "dog")
     assert task.templates == service.templates.resolve(DEFAULT_TEMPLATES)
@@ -64,20 +64,20 @@ async def test_what_is_not_said_is_filled_in(service):
 @pytest.mark.parametrize(("asked", "told"), [(None, 5), (1, 1), (3, 3), (6, 6), (100, 6)])
 async def test_no_more_predictions_are_planned_than_there_are_classes(service, asked, told):
     await service.put_label_set("six", entries(*"abcdef"), "photo")
-    assert (await service.plan(Question(label_set="six", top_k=asked))).top_k == told
+    assert (await service.plan(ClassifyRequest(label_set="six", top_k=asked))).top_k == told
 
 
 async def test_labels_are_cleaned_as_the_classes_of_a_label_set_are(service):
-    task = await service.plan(Question(labels=["  polar   bear ", "cafe\u0301"]))
+    task = await service.plan(ClassifyRequest(labels=["  polar   bear ", "cafe\u0301"]))
     assert task.classnames == ("polar bear", "caf\u00e9")
 
 
 @pytest.mark.parametrize("templates", ["photo", "a sketch of a {}."])
 async def test_a_label_set_brings_its_own_templates_which_a_request_may_replace(service, templates):
     await service.put_label_set("pets", entries("cat", "dog"), templates)
-    own = await service.plan(Question(label_set="pets"))
+    own = await service.plan(ClassifyRequest(label_set="pets"))
     assert own.templates == service.templates.resolve(templates)
-    replaced = await service.plan(Question(label_set="pets", template="the {}."))
+    replaced = await service.plan(ClassifyRequest(label_set="pets", template="the {}."))
     assert replaced.templates == ("the {}.",)
     assert own.label_set == replaced.label_set == "pets@1"
 
@@ -91,25 +91,25 @@ async def test_a_label_set_is_found_by_name_and_by_version(service):
         (" pets ", 2, "dog"),
         ("pets@02", 2, "dog"),
     ]:
-        task = await service.plan(Question(label_set=reference))
+        task = await service.plan(ClassifyRequest(label_set=reference))
         assert (task.label_set, task.classnames) == (f"pets@{version}", (name,))
 
 
 @pytest.mark.parametrize("version", ["", "x", "-1", "1.0", "1@2", "٣", "1" * 10, " 1"])
 async def test_what_is_no_version_number_is_told_as_a_field(service, version):
     with pytest.raises(InvalidFieldError, match="write name or name@3"):
-        await service.plan(Question(label_set=f"pets@{version}"))
+        await service.plan(ClassifyRequest(label_set=f"pets@{version}"))
 
 
 @pytest.mark.parametrize(
     ("question", "kind", "known"),
     [
-        (Question(labels=["a"], model="clap"), "model", "fake, second"),
-        (Question(labels=["a"], method="zlp"), "method", "zero-shot"),
-        (Question(labels=["a"], template="phto"), "template set", "photo"),
-        (Question(label_set="pest"), "label set", "pets"),
-        (Question(label_set="pets@9"), "label set version", "1"),
-        (Question(label_set="pets@0"), "label set version", "1"),
+        (ClassifyRequest(labels=["a"], model="clap"), "model", "fake, second"),
+        (ClassifyRequest(labels=["a"], method="zlp"), "method", "zero-shot"),
+        (ClassifyRequest(labels=["a"], template="phto"), "template set", "photo"),
+        (ClassifyRequest(label_set="pest"), "label set", "pets"),
+        (ClassifyRequest(label_set="pets@9"), "label set version", "1"),
+        (ClassifyRequest(label_set="pets@0"), "label set version", "1"),
     ],
 )
 async def test_an_unknown_name_is_told_with_the_known_ones(service, question, kind, known):
@@ -119,7 +119,7 @@ async def test_an_unknown_name_is_told_with_the_known_ones(service, question, ki
 
 
 async def test_labels_or_a_label_set_must_be_given_where_the_method_needs_some_and_never_both(service):
-    for question in (Question(method="zero-shot"), Question(labels=["a"], label_set="pets")):
+    for question in (ClassifyRequest(method="zero-shot"), ClassifyRequest(labels=["a"], label_set="pets")):
         with pytest.raises(InvalidFieldError) as caught:
             await service.plan(question)
         assert [each.field for each in caught.value.problems] == ["labels"]
@@ -127,14 +127,14 @@ async def test_labels_or_a_label_set_must_be_given_where_the_method_needs_some_a
 
 async def test_limits_name_the_setting_that_raises_them(service):
     with pytest.raises(TooLargeError, match="DEIXIS_MAX_LABELS"):
-        await service.plan(Question(labels=list("abcdef")))
+        await service.plan(ClassifyRequest(labels=list("abcdef")))
     with pytest.raises(TooLargeError, match="DEIXIS_MAX_CLASSES"):
         await service.put_label_set("pets", entries(*"abcdefg"), "photo")
     await service.put_label_set("pets", entries(*"abcdef"), "photo")
     with pytest.raises(TooLargeError, match="DEIXIS_MAX_CLASSES"):
         await service.add_classes("pets", entries("g"))
     with pytest.raises(InvalidFieldError, match="at most 10"):
-        await service.plan(Question(labels=["a long name"]))
+        await service.plan(ClassifyRequest(labels=["a long name"]))
 
 
 # --- label sets ----------------------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ async def calibrated(settings, encoder, databases, anyio_backend):
 
 
 async def told(service, images=ASKED, **asked):
-    return await service.pipeline.classify(images, await service.plan(Question(**asked)))
+    return await service.pipeline.classify(images, await service.plan(ClassifyRequest(**asked)))
 
 
 def labels_of(classification):
@@ -236,11 +236,11 @@ def assert_same(one, other, tolerance=1e-4):
 
 async def test_without_examples_zero_shot_answers_and_there_is_nothing_to_say_of_that(service):
     await service.put_label_set("pets", entries("cat", "dog"), "photo")
-    for question in (Question(labels=["cat"]), Question(label_set="pets")):
+    for question in (ClassifyRequest(labels=["cat"]), ClassifyRequest(label_set="pets")):
         task = await service.plan(question)
         assert (task.method, task.reason) == (DEFAULT_METHOD, None)
     for asked in ({"labels": ["cat"]}, {"label_set": "pets"}):
-        task = await service.plan(Question(**asked, method=AUTO))
+        task = await service.plan(ClassifyRequest(**asked, method=AUTO))
         assert task.method == DEFAULT_METHOD
         assert "no example images" in task.reason
 
@@ -254,7 +254,7 @@ async def test_until_methods_were_tried_zero_shot_answers_and_they_are_asked_to_
     await settled(taught)
     taught.choices.on_untried = note
     for method in (None, AUTO, None):
-        task = await taught.plan(Question(label_set="things", method=method))
+        task = await taught.plan(ClassifyRequest(label_set="things", method=method))
         assert task.method == DEFAULT_METHOD
         assert "still to be tried" in task.reason
     await asyncio.gather(*taught.choices._trying)
@@ -263,52 +263,52 @@ async def test_until_methods_were_tried_zero_shot_answers_and_they_are_asked_to_
 
 async def test_after_a_trial_what_is_better_beyond_chance_answers_and_it_is_told_why(calibrated):
     for method in (None, AUTO):
-        task = await calibrated.plan(Question(label_set="things", method=method))
+        task = await calibrated.plan(ClassifyRequest(label_set="things", method=method))
         assert task.method in LEARN_FROM_LABELS
         assert task.method in task.reason
         assert "zero-shot on 33.3 %" in task.reason
     classification = await told(calibrated, label_set="things")
     assert labels_of(classification) == list(THINGS) * 2
     assert labels_of(await told(calibrated, label_set="things", method="zero-shot")) == ["tomato"] * 6
-    task = await calibrated.plan(Question(label_set="colours"))
+    task = await calibrated.plan(ClassifyRequest(label_set="colours"))
     assert task.method == DEFAULT_METHOD
     assert "no gain beyond chance" in task.reason
 
 
 @pytest.mark.parametrize("change", ["examples", "classes"])
 async def test_a_choice_from_before_a_change_is_kept_and_it_is_said_that_there_was_one(calibrated, change):
-    before = await calibrated.plan(Question(label_set="things"))
+    before = await calibrated.plan(ClassifyRequest(label_set="things"))
     assert "changed since" not in before.reason
     if change == "examples":
         await keep(calibrated, "things", [shade(0, 99)], ["tomato"])
     else:
         await calibrated.add_classes("things", entries("snow"))
-    after = await calibrated.plan(Question(label_set="things"))
+    after = await calibrated.plan(ClassifyRequest(label_set="things"))
     assert after.method == before.method
     assert after.reason == f"{before.reason}; the examples or classes have changed since"
     await try_for_every_model(calibrated, "things")
-    assert "changed since" not in (await calibrated.plan(Question(label_set="things"))).reason
+    assert "changed since" not in (await calibrated.plan(ClassifyRequest(label_set="things"))).reason
 
 
 async def test_a_method_that_is_named_is_taken_without_a_reason(calibrated):
     for method in METHODS:
-        task = await calibrated.plan(Question(label_set="things", method=method))
+        task = await calibrated.plan(ClassifyRequest(label_set="things", method=method))
         assert (task.method, task.reason) == (method, None)
 
 
 async def test_options_without_a_method_are_refused_where_the_evidence_chooses_it(calibrated):
     for asked in ({"label_set": "things"}, {"label_set": "things", "method": AUTO}, {"labels": ["a"], "method": AUTO}):
         with pytest.raises(InvalidFieldError, match="name one in the field method") as caught:
-            await calibrated.plan(Question(**asked, options={"alpha": 1.0}))
+            await calibrated.plan(ClassifyRequest(**asked, options={"alpha": 1.0}))
         assert [each.field for each in caught.value.problems] == ["options"]
-    task = await calibrated.plan(Question(label_set="things", method="gda", options={"alpha": 2.0}))
+    task = await calibrated.plan(ClassifyRequest(label_set="things", method="gda", options={"alpha": 2.0}))
     assert task.options == (("alpha", 2.0),)
 
 
 @pytest.mark.parametrize("method", [*LEARN_FROM_LABELS, "tda"])
 async def test_methods_that_need_a_label_set_refuse_inline_labels_and_say_what_to_do(service, method):
     with pytest.raises(InvalidFieldError, match="give label_set, or name another method") as caught:
-        await service.plan(Question(labels=["a", "b"], method=method))
+        await service.plan(ClassifyRequest(labels=["a", "b"], method=method))
     assert [each.field for each in caught.value.problems] == ["method"]
 
 
@@ -510,16 +510,16 @@ async def test_without_examples_scores_can_be_bounded_and_nothing_that_examples_
             with pytest.raises(
                 InvalidFieldError, match="use the newest version of a label set that has some"
             ) as caught:
-                await service.plan(Question(**asked, **{field: value}))
+                await service.plan(ClassifyRequest(**asked, **{field: value}))
             assert [each.field for each in caught.value.problems] == [field]
-        scoring = (await service.plan(Question(**asked, reject_below=0.5))).scoring
+        scoring = (await service.plan(ClassifyRequest(**asked, reject_below=0.5))).scoring
         assert (scoring.reject_below, scoring.temperature, scoring.calibrated_on) == (0.5, 1, 0)
 
 
 async def test_a_threshold_and_a_rate_together_are_refused(calibrated):
     for asked in ({"labels": ["a"]}, {"label_set": "things"}):
         with pytest.raises(InvalidFieldError, match="not both"):
-            await calibrated.plan(Question(**asked, reject_below=0.5, false_rejection_rate=0.1))
+            await calibrated.plan(ClassifyRequest(**asked, reject_below=0.5, false_rejection_rate=0.1))
 
 
 @pytest.mark.parametrize(
@@ -531,15 +531,15 @@ async def test_what_was_measured_otherwise_promises_nothing(calibrated, more):
     """Scores with other options or other templates are others than those that were calibrated."""
     for promise in ({"coverage": 0.9}, {"false_rejection_rate": 0.1}):
         with pytest.raises(InvalidFieldError, match="on which this method was tried"):
-            await calibrated.plan(Question(label_set="things", **more, **promise))
-    assert (await calibrated.plan(Question(label_set="things", **more))).scoring.calibrated_on == 0
+            await calibrated.plan(ClassifyRequest(label_set="things", **more, **promise))
+    assert (await calibrated.plan(ClassifyRequest(label_set="things", **more))).scoring.calibrated_on == 0
 
 
 async def test_what_was_measured_with_other_classes_promises_nothing(calibrated):
     await calibrated.add_classes("things", entries("snow"))
     with pytest.raises(InvalidFieldError, match="wait until the job"):
-        await calibrated.plan(Question(label_set="things", coverage=0.9))
-    assert (await calibrated.plan(Question(label_set="things@1", coverage=0.9))).scoring.calibrated_on == 24
+        await calibrated.plan(ClassifyRequest(label_set="things", coverage=0.9))
+    assert (await calibrated.plan(ClassifyRequest(label_set="things@1", coverage=0.9))).scoring.calibrated_on == 24
 
 
 @pytest.mark.parametrize("method", [None, "zero-shot", "gda", "zlap", "stata"])
@@ -598,7 +598,7 @@ async def test_a_rate_becomes_a_threshold_that_rejects_no_more_of_the_held_out_i
     for name, method in [("things", "gda"), ("colours", "zero-shot"), ("colours", "stata")]:
         thresholds = []
         for rate in (0.01, 0.05, 0.2, 0.5):
-            question = Question(label_set=name, method=method, false_rejection_rate=rate)
+            question = ClassifyRequest(label_set=name, method=method, false_rejection_rate=rate)
             scoring = (await calibrated.plan(question)).scoring
             assert scoring.false_rejection_rate <= rate
             thresholds.append(scoring.reject_below)
@@ -609,9 +609,13 @@ async def test_a_rate_becomes_a_threshold_that_rejects_no_more_of_the_held_out_i
 
 async def test_a_threshold_that_was_measured_is_told_with_its_rate(calibrated):
     for threshold, rate in [(0.0, 0.0), (1.0, 1.0)]:
-        scoring = (await calibrated.plan(Question(label_set="things", method="gda", reject_below=threshold))).scoring
+        scoring = (
+            await calibrated.plan(ClassifyRequest(label_set="things", method="gda", reject_below=threshold))
+        ).scoring
         assert scoring.false_rejection_rate == pytest.approx(rate, abs=0.01)
-    assert (await calibrated.plan(Question(label_set="things", method="gda"))).scoring.false_rejection_rate is None
+    assert (
+        await calibrated.plan(ClassifyRequest(label_set="things", method="gda"))
+    ).scoring.false_rejection_rate is None
 
 
 async def test_grey_images_are_stranger_than_those_of_a_class(taught):
@@ -628,7 +632,7 @@ async def test_grey_images_are_stranger_than_those_of_a_class(taught):
 async def test_what_was_found_is_told_and_where_nothing_was_what_to_do(calibrated):
     selection = await calibrated.selection("things", None)
     assert selection.is_current
-    assert selection.result["method"] == (await calibrated.plan(Question(label_set="things"))).method
+    assert selection.result["method"] == (await calibrated.plan(ClassifyRequest(label_set="things"))).method
     await calibrated.put_label_set("pets", entries("cat"), "{}")
     for name, model, problem in [
         ("pets", None, "add example images, and wait"),
@@ -664,7 +668,7 @@ async def test_a_label_set_is_encoded_before_it_is_asked_for(service, encoder):
     await service.add_classes("pets", entries("dog"))
     await settled(service)
     assert encoder.encoded_texts == ["a cat.", "a dog."]
-    task = await service.plan(Question(label_set="pets"))
+    task = await service.plan(ClassifyRequest(label_set="pets"))
     await service.pipeline.classifier(task)
     assert encoder.encoded_texts == ["a cat.", "a dog."]
 
@@ -684,11 +688,11 @@ async def test_after_a_restart_with_the_same_model_nothing_is_encoded(settings):
     async with open_service(settings, [FakeEncoder()]) as service:
         await service.put_label_set("pets", entries("cat", "dog"), "ensemble")
         await settled(service)
-        before = await service.pipeline.classifier(await service.plan(Question(label_set="pets")))
+        before = await service.pipeline.classifier(await service.plan(ClassifyRequest(label_set="pets")))
     encoder = FakeEncoder()
     async with open_service(settings, [encoder]) as service:
         await service.warm_all()
-        after = await service.pipeline.classifier(await service.plan(Question(label_set="pets")))
+        after = await service.pipeline.classifier(await service.plan(ClassifyRequest(label_set="pets")))
     assert encoder.encoded_texts == []
     np.testing.assert_array_equal(after.answer.__self__.text_, before.answer.__self__.text_)
 

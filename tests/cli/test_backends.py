@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from app.api.schemas import LabelSetBody
-from app.classification.service import Question
+from app.classification.service import ClassifyRequest
 from app.cli.backends import InProcess, OverHttp, RefusedError
 from app.errors import DeixisError, NotReadyError
 from app.main import create_app
@@ -15,7 +15,7 @@ from tests.conftest import picture
 
 pytestmark = pytest.mark.anyio
 
-COLOURS = Question(labels=["red", "green", "blue"], top_k=1)
+COLOURS = ClassifyRequest(labels=["red", "green", "blue"], top_k=1)
 
 
 @pytest.fixture(params=["in process", "over HTTP"])
@@ -53,9 +53,9 @@ async def test_a_pinned_question_names_the_model_and_the_version_that_answer_now
         assert model
         for version, classes in ((1, ["red"]), (2, ["red", "green"])):
             await backend.put_label_set("colours", LabelSetBody(classes=classes))
-            pinned = await backend.pinned(Question(label_set="colours", top_k=1))
+            pinned = await backend.pinned(ClassifyRequest(label_set="colours", top_k=1))
             assert (pinned.label_set, pinned.model, pinned.top_k) == (f"colours@{version}", model, 1)
-        assert (await backend.pinned(Question(label_set="colours@1"))).label_set == "colours@1"
+        assert (await backend.pinned(ClassifyRequest(label_set="colours@1"))).label_set == "colours@1"
 
 
 async def test_a_bad_image_has_its_error_in_its_own_result(opened):
@@ -85,10 +85,10 @@ async def test_images_that_are_bad_in_different_ways_are_each_told(opened, setti
 @pytest.mark.parametrize(
     ("question", "told"),
     [
-        (Question(), "give labels"),
-        (Question(label_set="nope"), "unknown label set 'nope'"),
-        (Question(labels=["a"], model="nope"), "unknown model 'nope'; known: fake"),
-        (Question(labels=["a"], template="nope"), "unknown template set 'nope'"),
+        (ClassifyRequest(), "give labels"),
+        (ClassifyRequest(label_set="nope"), "unknown label set 'nope'"),
+        (ClassifyRequest(labels=["a"], model="nope"), "unknown model 'nope'; known: fake"),
+        (ClassifyRequest(labels=["a"], template="nope"), "unknown template set 'nope'"),
     ],
 )
 async def test_a_wrong_question_is_an_error_whatever_the_images(opened, question, told):
@@ -102,7 +102,7 @@ async def test_too_many_labels_are_one_error_and_no_fault_of_the_images(opened, 
     async with opened() as backend:
         for count in (1, 2):
             with pytest.raises(DeixisError, match="DEIXIS_MAX_LABELS"):
-                await backend.classify([picture()] * count, Question(labels=labels))
+                await backend.classify([picture()] * count, ClassifyRequest(labels=labels))
 
 
 async def test_label_sets_are_written_listed_and_read(opened):
@@ -207,7 +207,9 @@ async def test_methods_are_tried_and_the_choice_is_used(opened):
         assert (selection.current, selection.labelled, selection.method) == (True, 12, selection.leaderboard[0].method)
         named = await backend.selection("things", "fake")
         assert (named.method, named.examples_revision) == (selection.method, selection.examples_revision)
-        (result,) = await backend.classify([shade(2, 70)], Question(label_set="things", coverage=0.9, reject_below=0.1))
+        (result,) = await backend.classify(
+            [shade(2, 70)], ClassifyRequest(label_set="things", coverage=0.9, reject_below=0.1)
+        )
         assert result.predictions[0].label == "sky"
         assert result.prediction_set[0] == "sky"
         assert result.rejected is False
@@ -221,7 +223,7 @@ async def test_shares_reach_the_server_as_they_were_given():
         sent.append(request.content)
         return httpx.Response(400)
 
-    question = Question(labels=["a"], coverage=1 - 1e-7, false_rejection_rate=1e-5, reject_below=1 / 3)
+    question = ClassifyRequest(labels=["a"], coverage=1 - 1e-7, false_rejection_rate=1e-5, reject_below=1 / 3)
     with pytest.raises(DeixisError):
         await over_handler(note)._classify([picture()], question)
     for number in (b"0.9999999", b"1e-05", b"0.3333333333333333"):

@@ -8,7 +8,7 @@ import pytest
 
 from app.api.schemas import SearchFields
 from app.captions.plan import BuildPlan
-from app.classification.service import Question
+from app.classification.service import ClassifyRequest
 from app.cli.backends import InProcess, OverHttp, RefusedError
 from app.encoders.fake import FakeEncoder
 from app.errors import DeixisError, NotReadyError
@@ -171,7 +171,7 @@ async def together(backend, files, question, advance=lambda: None):
 @pytest.mark.parametrize("min_images", [0, 1, 2, 6])
 async def test_images_are_named_together_alike(both, databases, files, min_images):
     made(databases / "things")
-    question = Question(group=True, top_k=50, explain=True, options={"min_images": min_images})
+    question = ClassifyRequest(group=True, top_k=50, explain=True, options={"min_images": min_images})
     async with both() as backends:
         results, names = await alike(backends, lambda backend: together(backend, files, question))
     assert len(results) == len(files)
@@ -185,7 +185,10 @@ async def test_images_that_are_named_together_have_the_same_warnings(both, datab
     made(databases / "things")
     async with both() as backends:
         for given in (files, files[:1]):
-            told = [(await backend.name_together(given, Question(group=True), lambda: None))[0] for backend in backends]
+            told = [
+                (await backend.name_together(given, ClassifyRequest(group=True), lambda: None))[0]
+                for backend in backends
+            ]
             assert [each.warnings for each in told[0]] == [each.warnings for each in told[1]]
 
 
@@ -196,7 +199,8 @@ async def test_files_that_cannot_be_read_have_their_errors_in_their_places_alike
     steps = []
     async with both() as backends:
         results, _ = await alike(
-            backends, lambda backend: together(backend, given, Question(group=True), lambda: steps.append(1))
+            backends,
+            lambda backend: together(backend, given, ClassifyRequest(group=True), lambda: steps.append(1)),
         )
     assert [each.error is None for each in results] == [False, True, False, True]
     assert [len(each.predictions) > 0 for each in results] == [False, True, False, True]
@@ -211,7 +215,7 @@ async def test_files_of_which_none_can_be_read_have_their_errors_alike(both, dat
         if content is not None:
             file.write_bytes(content)
     async with both() as backends:
-        results, names = await alike(backends, lambda backend: together(backend, given, Question(group=True)))
+        results, names = await alike(backends, lambda backend: together(backend, given, ClassifyRequest(group=True)))
     assert names == []
     assert [each.predictions for each in results] == [[] for _ in given]
     assert all(each.error.detail for each in results)
@@ -220,11 +224,11 @@ async def test_files_of_which_none_can_be_read_have_their_errors_alike(both, dat
 async def test_names_that_cannot_be_found_are_refused_alike(both, databases, files):
     async with both() as backends:
         for question, told in [
-            (Question(group=True), "there is no caption database of the model 'fake'"),
-            (Question(group=True, database="none"), "unknown caption database 'none'; known: none"),
-            (Question(group=True, coverage=0.9), "coverage"),
-            (Question(group=True, options={"alpha": 7}), "alpha"),
-            (Question(group=True, labels=["red"]), "group"),
+            (ClassifyRequest(group=True), "there is no caption database of the model 'fake'"),
+            (ClassifyRequest(group=True, database="none"), "unknown caption database 'none'; known: none"),
+            (ClassifyRequest(group=True, coverage=0.9), "coverage"),
+            (ClassifyRequest(group=True, options={"alpha": 7}), "alpha"),
+            (ClassifyRequest(group=True, labels=["red"]), "group"),
         ]:
             message = await refused_alike(
                 backends,
@@ -237,11 +241,11 @@ async def test_images_are_named_each_by_itself_alike_and_as_they_are_alone(both,
     made(databases / "things")
     images = [file.read_bytes() for file in files]
     async with both() as backends:
-        results = await alike(backends, lambda backend: backend.classify(images, Question(top_k=3)))
+        results = await alike(backends, lambda backend: backend.classify(images, ClassifyRequest(top_k=3)))
         for image, result in zip(images, results, strict=True):
-            assert await alike(backends, lambda backend, image=image: backend.classify([image], Question(top_k=3))) == [
-                result
-            ]
+            assert await alike(
+                backends, lambda backend, image=image: backend.classify([image], ClassifyRequest(top_k=3))
+            ) == [result]
 
 
 async def test_a_build_here_is_seen_there(both, tmp_path):
@@ -274,17 +278,17 @@ async def test_words_are_prepared_only_where_they_will_be_asked(settings, databa
     app = create_app(settings, lambda _: [CaptionEncoder()])
     async with app.router.lifespan_context(app):
         here = InProcess(app.state.service)
-        await here.prepare_names(Question(), ignore)  # not wanted by the settings
+        await here.prepare_names(ClassifyRequest(), ignore)  # not wanted by the settings
         assert await here.databases() == []
         app.state.service.captions._build_wordnet = True
         made(databases / "things")
-        await here.prepare_names(Question(database="things"), ignore)
+        await here.prepare_names(ClassifyRequest(database="things"), ignore)
         assert [each.name for each in await here.databases()] == ["things"]
         for question, told in [
-            (Question(database="none"), "unknown caption database 'none'"),
-            (Question(options={"alpha": 7}), "alpha"),
-            (Question(method="zero-shot"), "give labels"),
-            (Question(template="nope"), "unknown template set 'nope'"),
+            (ClassifyRequest(database="none"), "unknown caption database 'none'"),
+            (ClassifyRequest(options={"alpha": 7}), "alpha"),
+            (ClassifyRequest(method="zero-shot"), "give labels"),
+            (ClassifyRequest(template="nope"), "unknown template set 'nope'"),
         ]:
             with pytest.raises(DeixisError, match=told):
                 await here.prepare_names(question, ignore)
@@ -294,10 +298,10 @@ async def test_words_are_prepared_only_where_they_will_be_asked(settings, databa
         async def advance(done, total):
             told.append((done, total))
 
-        await here.prepare_names(Question(), advance)
+        await here.prepare_names(ClassifyRequest(), advance)
         _, made_of_words = await here.databases()
         assert (made_of_words.name, made_of_words.captions, told[-1]) == ("wordnet", 4, (4, 4))
-        await here.prepare_names(Question(database="wordnet"), lambda *_: pytest.fail("it is there"))
+        await here.prepare_names(ClassifyRequest(database="wordnet"), lambda *_: pytest.fail("it is there"))
 
 
 async def test_words_that_are_asked_for_by_name_are_prepared_whatever_else_there_is(settings, databases):
@@ -307,7 +311,7 @@ async def test_words_that_are_asked_for_by_name_are_prepared_whatever_else_there
     async with app.router.lifespan_context(app):
         app.state.service.captions._build_wordnet = True
         here = InProcess(app.state.service)
-        await here.prepare_names(Question(database="wordnet"), ignore)
+        await here.prepare_names(ClassifyRequest(database="wordnet"), ignore)
         assert [each.name for each in await here.databases()] == ["one", "two", "wordnet"]
 
 
@@ -316,7 +320,7 @@ async def test_a_server_prepares_its_words_itself():
         pytest.fail(f"{request.url} was asked")
 
     client = httpx.AsyncClient(transport=httpx.MockTransport(refuse), base_url="http://test")
-    await OverHttp(client).prepare_names(Question(), ignore)
+    await OverHttp(client).prepare_names(ClassifyRequest(), ignore)
 
 
 async def test_a_server_that_still_builds_its_words_is_waited_for_a_few_times(monkeypatch):
@@ -336,6 +340,6 @@ async def test_a_server_that_still_builds_its_words_is_waited_for_a_few_times(mo
     backend = OverHttp(httpx.AsyncClient(transport=transport, base_url="http://test"))
 
     with pytest.raises((RefusedError, NotReadyError), match="7 of 9 captions are encoded"):
-        await backend.classify([picture()], Question())
+        await backend.classify([picture()], ClassifyRequest())
     assert waits
     assert all(2 <= each <= 3 for each in waits)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from app.api.schemas import PredictionBody, Problem, ResultBody
-from app.classification.service import Question
+from app.classification.service import ClassifyRequest
 from app.cli.backends import RefusedError
 from app.cli.watch import Watcher
 from app.errors import InvalidFieldError, NotReadyError
@@ -52,7 +52,7 @@ def folder(tmp_path):
 
 async def watched(backend, folder, during=None, sidecar=None, question=None, *, leave=False, once=False, timeout_s=20):
     """Run a watcher while ``during`` does something, a coroutine function that returns when all is to end."""
-    watcher = Watcher(backend, question or Question(labels=["cat", "dog"]), sidecar or JsonSidecar(), 0.5)
+    watcher = Watcher(backend, question or ClassifyRequest(labels=["cat", "dog"]), sidecar or JsonSidecar(), 0.5)
     if leave:
         watcher.leave(folder)
     async with asyncio.timeout(timeout_s):
@@ -137,7 +137,7 @@ async def test_a_restart_goes_on_where_it_was_and_another_question_is_asked(fold
     (folder / "c.png").write_bytes(b"c.png")
     (folder / "a.png").touch()  # another time, and the same content
     await watched(second, folder, sidecar=sidecar, once=True)
-    await watched(other, folder, sidecar=sidecar, once=True, question=Question(label_set="pets"))
+    await watched(other, folder, sidecar=sidecar, once=True, question=ClassifyRequest(label_set="pets"))
     assert sorted(first.asked) == [b"a.png", b"b.png"]
     assert second.asked == [b"c.png"]
     assert len(other.asked) == 3
@@ -149,7 +149,7 @@ async def test_a_sidecar_names_the_version_that_answered_and_a_restart_with_a_ne
     backend = Backend()
     for version, asked in ((1, 1), (1, 1), (2, 2)):
         backend.version = version
-        await watched(backend, folder, once=True, question=Question(label_set="pets"))
+        await watched(backend, folder, once=True, question=ClassifyRequest(label_set="pets"))
         assert len(backend.asked) == asked
         told = json.loads((folder / "a.png.json").read_text())["question"]
         assert (told["label_set"], told["model"]) == (f"pets@{version}", "m")

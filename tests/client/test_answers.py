@@ -16,7 +16,7 @@ SCHEMAS = json.loads((ROOT / "docs/openapi.json").read_text("utf-8"))["component
 NAMES = {
     answers.Problem: "Problem",
     answers.Prediction: "PredictionBody",
-    answers.SpokenPrompt: "SpokenPromptBody",
+    answers.PromptContribution: "PromptContributionBody",
     answers.LabelExplanation: "LabelExplanationBody",
     answers.NearCaption: "NearCaptionBody",
     answers.Explanation: "ExplanationBody",

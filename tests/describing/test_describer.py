@@ -54,7 +54,7 @@ def describer_of(drafts):
     return describer_of
 
 
-async def unheard(done, total):
+async def no_progress(done, total):
     pass
 
 
@@ -105,29 +105,29 @@ async def test_every_question_is_asked_of_every_class_and_its_answers_become_dra
 )
 async def test_what_is_asked_can_be_chosen(describer_of, pets, request_, asked):
     with ChatServer() as server:
-        await describer_of(server).run(pets, request_, unheard)
+        await describer_of(server).run(pets, request_, no_progress)
     assert server.prompts == asked
 
 
 async def test_what_was_answered_is_not_asked_again(describer_of, drafts, pets):
     with ChatServer() as server:
         describer = describer_of(server)
-        await describer.run(pets, DescribeRequest(classes=("cat",)), unheard)
+        await describer.run(pets, DescribeRequest(classes=("cat",)), no_progress)
         first = len(server.prompts)
         assert (await describer.estimate(pets, DescribeRequest(classes=("cat",)))).requests == 0
-        outcome = await describer.run(pets, DescribeRequest(), unheard)
+        outcome = await describer.run(pets, DescribeRequest(), no_progress)
         assert len(server.prompts) == len(set(server.prompts)) == 2 * first
         assert (outcome.questions, outcome.answered_before) == (6, 3)
-        again = await describer.run(pets, DescribeRequest(), unheard)
+        again = await describer.run(pets, DescribeRequest(), no_progress)
     assert (again.answered_before, again.new_drafts, again.prompt_tokens) == (6, 0, 0)
 
 
 async def test_another_model_or_another_number_of_answers_is_another_question(describer_of, pets):
     request = DescribeRequest(features=False, classes=("cat",))
     with ChatServer() as server:
-        await describer_of(server).run(pets, request, unheard)
-        await describer_of(server, model="another").run(pets, request, unheard)
-        await describer_of(server).run(pets, DescribeRequest(features=False, classes=("cat",), answers=3), unheard)
+        await describer_of(server).run(pets, request, no_progress)
+        await describer_of(server, model="another").run(pets, request, no_progress)
+        await describer_of(server).run(pets, DescribeRequest(features=False, classes=("cat",), answers=3), no_progress)
     assert [(each.body["model"], each.body["n"]) for each in server.received[::2]] == [
         (MODEL, 10),
         ("another", 10),
@@ -150,9 +150,9 @@ async def test_after_a_refusal_what_was_answered_is_kept_and_the_rest_is_asked_t
     request = DescribeRequest(features=False, answers=1)
     with ChatServer([saying(b'{"choices": [{"message": {"content": "It has fur."}}]}'), failing(401)]) as server:
         with pytest.raises(ChatRefusedError, match="DEIXIS_LLM_API_KEY"):
-            await describer_of(server).run(pets, request, unheard)
+            await describer_of(server).run(pets, request, no_progress)
         assert [each.text for each in await drafts.list("pets", limit=10)] == ["It has fur."]
-        outcome = await describer_of(server).run(pets, request, unheard)
+        outcome = await describer_of(server).run(pets, request, no_progress)
     assert outcome.answered_before == 1
     assert sorted(server.prompts) == sorted(
         ["What is a cat?", "Which cat?", "Which cat?", "What is an owl?", "Which owl?"]
@@ -165,16 +165,16 @@ async def test_one_question_that_gets_no_answer_keeps_no_other_from_being_asked(
     monkeypatch.setattr("app.describing.chat.random.uniform", lambda *_: 0)
     with ChatServer([failing(500)] * 6) as server:
         with pytest.raises(ChatUnavailableError, match=r"1 of 4 questions were not answered.*500.*begin again"):
-            await describer_of(server).run(pets, DescribeRequest(features=False, answers=1), unheard)
+            await describer_of(server).run(pets, DescribeRequest(features=False, answers=1), no_progress)
         assert len(await drafts.list("pets", limit=10)) == 3
-        outcome = await describer_of(server).run(pets, DescribeRequest(features=False, answers=1), unheard)
+        outcome = await describer_of(server).run(pets, DescribeRequest(features=False, answers=1), no_progress)
     assert (outcome.answered_before, outcome.new_drafts) == (3, 1)
 
 
 async def test_an_endpoint_that_is_away_is_given_up_after_three_questions(describer_of, pets, monkeypatch):
     monkeypatch.setattr("app.describing.chat.random.uniform", lambda *_: 0)
     with ChatServer(afterwards=failing(500)) as server, pytest.raises(ChatUnavailableError, match="tried 6 times"):
-        await describer_of(server).run(pets, DescribeRequest(questions=Questions.ALL), unheard)
+        await describer_of(server).run(pets, DescribeRequest(questions=Questions.ALL), no_progress)
     assert len(set(server.prompts)) == 3
 
 
@@ -182,7 +182,7 @@ async def test_many_workers_ask_each_question_once(describer_of, engine, drafts)
     classes = [ClassEntry(f"thing {number}") for number in range(20)]
     label_set, _ = await LabelSetRepository(engine).put("things", classes, "{}")
     with ChatServer() as server:
-        outcome = await describer_of(server, concurrency=6).run(label_set, DescribeRequest(answers=1), unheard)
+        outcome = await describer_of(server, concurrency=6).run(label_set, DescribeRequest(answers=1), no_progress)
     assert len(server.prompts) == len(set(server.prompts)) == outcome.questions == 60
     assert len(await drafts.list("things", limit=1000)) == outcome.new_drafts == 20 * (2 + 3)
 
@@ -207,14 +207,14 @@ async def test_a_label_set_that_is_deleted_meanwhile_ends_the_run(describer_of, 
 async def test_without_a_language_model_it_is_told_how_to_set_one(describer_of, pets, changes, missing):
     with ChatServer() as server:
         describer = describer_of(server, **changes)
-        for call in (describer.estimate(pets, DescribeRequest()), describer.run(pets, DescribeRequest(), unheard)):
+        for call in (describer.estimate(pets, DescribeRequest()), describer.run(pets, DescribeRequest(), no_progress)):
             with pytest.raises(NotConfiguredError, match=rf"{missing} DEIXIS_LLM_API_KEY where"):
                 await call
 
 
 async def test_an_address_that_cannot_be_one_is_told(describer_of, pets):
     with pytest.raises(ConfigurationError, match="DEIXIS_LLM_BASE_URL"):
-        await describer_of(None, base_url="localhost").run(pets, DescribeRequest(), unheard)
+        await describer_of(None, base_url="localhost").run(pets, DescribeRequest(), no_progress)
 
 
 async def test_what_cannot_be_asked_is_refused(describer_of, pets):

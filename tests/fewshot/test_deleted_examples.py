@@ -5,10 +5,10 @@ import asyncio
 import numpy as np
 import pytest
 
-from app.classification.service import DEFAULT_METHOD, Question
+from app.classification.service import DEFAULT_METHOD, ClassifyRequest
 from app.encoders.fake import FakeEncoder
 from app.errors import InvalidFieldError, NotAnImageError, OverloadedError
-from app.fewshot.fitting import Learner
+from app.fewshot.fitting import FitCache
 from app.main import open_service
 from app.selection.trial import try_for_every_model
 from tests.shades import THINGS, shade, stock
@@ -30,7 +30,7 @@ async def other(settings, service):
 
 
 async def answered(service, **question):
-    task = await service.plan(Question(label_set="things", **question))
+    task = await service.plan(ClassifyRequest(label_set="things", **question))
     return await service.pipeline.classify([shade(1, 900)], task)
 
 
@@ -59,7 +59,7 @@ async def test_nothing_is_calibrated_on_images_that_were_deleted(service):
     await service.examples.delete("things", classname="sky")
     assert (await answered(service, method="gda")).task.scoring.calibrated_on == 0
     with pytest.raises(InvalidFieldError, match="coverage: follows from labelled example images"):
-        await service.plan(Question(label_set="things", method="gda", coverage=0.8))
+        await service.plan(ClassifyRequest(label_set="things", method="gda", coverage=0.8))
     await try_for_every_model(service, "things")
     assert (await answered(service, method="gda", coverage=0.8)).task.scoring.calibrated_on == 16
 
@@ -67,7 +67,7 @@ async def test_nothing_is_calibrated_on_images_that_were_deleted(service):
 async def test_a_method_that_takes_too_much_memory_is_not_chosen_and_it_is_said_why(service):
     await stock(service, "things")
     await service.pipeline.learner.close()
-    service.pipeline.learner = Learner(cache_bytes=50)
+    service.pipeline.learner = FitCache(cache_bytes=50)
     told = (await try_for_every_model(service, "things"))["fake"]
     assert told["method"] == DEFAULT_METHOD
     assert "cannot be used" in told["reason"]
@@ -94,19 +94,19 @@ async def test_fits_with_ever_new_options_are_refused_where_many_wait(service):
     await stock(service, "things")
     gathered = []
     for number in range(40):
-        task = await service.plan(Question(label_set="things", method="gda", options={"alpha": 1 + number}))
+        task = await service.plan(ClassifyRequest(label_set="things", method="gda", options={"alpha": 1 + number}))
         gathered.append(service.pipeline.classifier(task))
     told = await asyncio.gather(*gathered, return_exceptions=True)
     refused = [each for each in told if isinstance(each, OverloadedError)]
     assert 0 < len(refused) < 40
     assert refused[0].retry_after_s >= 1
-    task = await service.plan(Question(label_set="things", method="gda", options={"alpha": 1}))
+    task = await service.plan(ClassifyRequest(label_set="things", method="gda", options={"alpha": 1}))
     assert (await service.pipeline.classifier(task)).examples.labelled == 24
 
 
 async def test_what_tda_saw_first_is_not_forgotten_by_a_second_first_request(service):
     await stock(service, "things", THINGS, labelled=0)
-    task = await service.plan(Question(label_set="things", method="tda"))
+    task = await service.plan(ClassifyRequest(label_set="things", method="tda"))
     first, second = await asyncio.gather(service.pipeline.classifier(task), service.pipeline.classifier(task))
     assert first.answer.__self__ is second.answer.__self__
     assert (await service.pipeline.classifier(task)).answer.__self__ is first.answer.__self__

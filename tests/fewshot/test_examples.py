@@ -6,7 +6,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from app.classification.service import Question
+from app.classification.service import ClassifyRequest
 from app.encoders.fake import FakeEncoder
 from app.errors import ClientError, NotAnImageError, OverloadedError, TooLargeError, UnknownNameError
 from app.main import open_service
@@ -36,7 +36,7 @@ async def features(service, model="fake", name="things"):
 
 
 async def classified(service, images, **asked):
-    return await service.pipeline.classify(images, await service.plan(Question(label_set="things", **asked)))
+    return await service.pipeline.classify(images, await service.plan(ClassifyRequest(label_set="things", **asked)))
 
 
 # --- taking in -----------------------------------------------------------------------------------------------------

@@ -23,12 +23,12 @@ from app.adapters.trans_clip import TransCLIP
 from app.adapters.zlap import ZLaP
 from app.errors import NotReadyError, StoreError, TooLargeError
 from app.fewshot.fitting import (
-    Learned,
-    Learner,
-    Subject,
+    FitCache,
+    FitKey,
+    FittedAdapter,
     answer,
-    answer_held_out,
     learn,
+    predict_held_out,
     stratified_folds,
     transduce,
 )
@@ -40,11 +40,11 @@ TEXT = np.eye(3, 16, dtype=np.float32)
 
 
 def subject(label_set="pets", method="gda"):
-    return Subject("tower", method, (), ("{}",), label_set, f"{label_set}@1")
+    return FitKey("tower", method, (), ("{}",), label_set, f"{label_set}@1")
 
 
 def learned(revision, nbytes=8):
-    return Learned(GDA(), None, nbytes, revision)
+    return FittedAdapter(GDA(), None, nbytes, revision)
 
 
 class Fit:
@@ -72,7 +72,7 @@ async def turns():
 
 @pytest.fixture
 async def learner(anyio_backend):
-    made = Learner(cache_bytes=1000)
+    made = FitCache(cache_bytes=1000)
     yield made
     await made.close()
 
@@ -124,10 +124,10 @@ async def test_subjects_that_differ_in_anything_are_learned_apart(learner):
         subject(),
         subject(method="tip-adapter"),
         subject("birds"),
-        Subject("other tower", "gda", (), ("{}",), "pets", "pets@1"),
-        Subject("tower", "gda", (("alpha", 1.0),), ("{}",), "pets", "pets@1"),
-        Subject("tower", "gda", (), ("a {}",), "pets", "pets@1"),
-        Subject("tower", "gda", (), ("{}",), "pets", "pets@2"),
+        FitKey("other tower", "gda", (), ("{}",), "pets", "pets@1"),
+        FitKey("tower", "gda", (("alpha", 1.0),), ("{}",), "pets", "pets@1"),
+        FitKey("tower", "gda", (), ("a {}",), "pets", "pets@1"),
+        FitKey("tower", "gda", (), ("{}",), "pets", "pets@2"),
     ]
     fit = Fit(is_open=True)
     for each in kinds:
@@ -450,14 +450,14 @@ def test_no_image_is_answered_by_what_was_learned_from_itself(seed, images):
     rng = np.random.default_rng(seed)
     rows, labels = unit_rows(rng, images), rng.integers(0, 3, images)
     folds = stratified_folds(labels, 5)
-    told = answer_held_out(Remembers, TEXT, Examples(rows, labels), folds, ENCODER)
+    told = predict_held_out(Remembers, TEXT, Examples(rows, labels), folds, ENCODER)
     np.testing.assert_allclose(told.logits, ENCODER.logit_scale * rows @ TEXT.T, rtol=1e-4, atol=1e-4)
 
 
 def test_each_image_is_answered_by_what_was_learned_from_all_others_but_those_of_its_fold():
     examples = examples_of()
     folds = stratified_folds(examples.support_labels, 4)
-    told = answer_held_out(GDA, TEXT, examples, folds, ENCODER)
+    told = predict_held_out(GDA, TEXT, examples, folds, ENCODER)
     for fold in range(4):
         rest = folds != fold
         others = Examples(examples.support_features[rest], examples.support_labels[rest])
@@ -469,7 +469,7 @@ def test_each_image_is_answered_by_what_was_learned_from_all_others_but_those_of
 
 def test_what_several_folds_warn_of_is_told_once():
     examples = examples_of()
-    told = answer_held_out(Remembers, TEXT, examples, stratified_folds(examples.support_labels, 5), ENCODER)
+    told = predict_held_out(Remembers, TEXT, examples, stratified_folds(examples.support_labels, 5), ENCODER)
     assert told.warnings == ("it remembers",)
     assert told.seconds > 0
 
@@ -478,7 +478,7 @@ def test_an_image_that_is_there_twice_is_remembered_by_the_other_folds():
     """Which shows that what the folds learned is asked at all."""
     rows = np.repeat(unit_rows(np.random.default_rng(0), 6), 2, axis=0)
     labels = np.repeat([0, 1, 2, 0, 1, 2], 2)
-    told = answer_held_out(Remembers, TEXT, Examples(rows, labels), np.tile([0, 1], 6), ENCODER)
+    told = predict_held_out(Remembers, TEXT, Examples(rows, labels), np.tile([0, 1], 6), ENCODER)
     np.testing.assert_array_equal(told.logits.argmax(axis=1), labels)
 
 

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from app.captions.plan import BuildPlan
-from app.classification.service import Question
+from app.classification.service import ClassifyRequest
 from app.describing.describer import DescribeRequest
 from app.encoders.fake import FakeEncoder
 from app.errors import ConflictError, InvalidFieldError, StoreError, UnknownNameError
@@ -122,7 +122,7 @@ async def test_a_job_of_a_process_that_died_is_gone_on_with_by_another_and_nothi
         jobs = jobs_of(service)
         job = await jobs.describe("pets", DescribeRequest(answers=1), accept=False)
         assert await jobs.repository.claim(DESCRIBE, "a dead process", 0.2)
-        await service.describe("pets@1", DescribeRequest(classes=("cat",), answers=1), unheard)
+        await service.describe("pets@1", DescribeRequest(classes=("cat",), answers=1), no_progress)
         jobs.start()
         finished = await ended(jobs, job)
         await jobs.close()
@@ -131,7 +131,7 @@ async def test_a_job_of_a_process_that_died_is_gone_on_with_by_another_and_nothi
     assert len(server.prompts) == len(set(server.prompts)) == 8
 
 
-async def unheard(done, total):
+async def no_progress(done, total):
     pass
 
 
@@ -252,7 +252,7 @@ async def test_a_trial_keeps_what_it_chose_and_has_it_learned(things_of):
     assert selection.is_current
     assert selection.result["method"] == told["method"]
     assert "calibrations" not in told
-    task = await service.plan(Question(label_set="things"))
+    task = await service.plan(ClassifyRequest(label_set="things"))
     assert task.method == told["method"]
 
 
@@ -485,7 +485,7 @@ async def test_an_evaluation_on_stored_examples_is_a_job_without_an_attachment(t
     service = await things_of(FakeEncoder())
     await teach(service)
     jobs = jobs_of(service)
-    job = await jobs.evaluate_stored(Question(label_set="things@1", model="fake"))
+    job = await jobs.evaluate_stored(ClassifyRequest(label_set="things@1", model="fake"))
     jobs.start()
     finished = await ended(jobs, job)
     await jobs.close()

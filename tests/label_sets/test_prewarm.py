@@ -3,7 +3,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from app.label_sets.prewarm import Warmer
+from app.label_sets.prewarm import Prewarmer
 from app.types import ClassEntry, LabelSet
 
 pytestmark = pytest.mark.anyio
@@ -34,7 +34,7 @@ async def warm(anyio_backend):
 
 
 async def test_label_sets_are_warmed_in_the_order_they_came(warm):
-    warmer = Warmer(warm)
+    warmer = Prewarmer(warm)
     for name in "abc":
         warmer.add(version_of(name, 1))
     await warmer.idle()
@@ -42,7 +42,7 @@ async def test_label_sets_are_warmed_in_the_order_they_came(warm):
 
 
 async def test_of_the_versions_that_wait_only_the_newest_is_warmed(warm):
-    warmer = Warmer(warm)
+    warmer = Prewarmer(warm)
     warm.gate.clear()
     warmer.add(version_of("busy", 1))
     await warm.entered.wait()
@@ -55,7 +55,7 @@ async def test_of_the_versions_that_wait_only_the_newest_is_warmed(warm):
 
 
 async def test_a_newer_version_ends_the_one_that_has_begun(warm):
-    warmer = Warmer(warm)
+    warmer = Prewarmer(warm)
     warm.gate.clear()
     warmer.add(version_of("a", 1))
     await warm.entered.wait()
@@ -68,7 +68,7 @@ async def test_a_newer_version_ends_the_one_that_has_begun(warm):
 @pytest.mark.parametrize("begun", [False, True])
 async def test_an_older_version_that_comes_late_does_not_take_a_newer_ones_place(warm, begun):
     """Whoever lists the label sets may read one just before it is written again."""
-    warmer = Warmer(warm)
+    warmer = Prewarmer(warm)
     warm.gate.clear()
     warmer.add(version_of("a", 2))
     if begun:
@@ -80,7 +80,7 @@ async def test_an_older_version_that_comes_late_does_not_take_a_newer_ones_place
 
 
 async def test_what_comes_after_a_pause_is_warmed_too(warm):
-    warmer = Warmer(warm)
+    warmer = Prewarmer(warm)
     await warmer.idle()
     for name in "ab":
         warmer.add(version_of(name, 1))
@@ -89,11 +89,11 @@ async def test_what_comes_after_a_pause_is_warmed_too(warm):
 
 
 async def test_closing_stops_what_has_begun_and_drops_the_rest(warm):
-    warmer = Warmer(warm)
+    warmer = Prewarmer(warm)
     warm.gate.clear()
     for name in "ab":
         warmer.add(version_of(name, 1))
     await warm.entered.wait()
     await warmer.close()
     assert (warm.begun, warm.done) == (["a@1"], [])
-    await Warmer(warm).close()
+    await Prewarmer(warm).close()

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, suppress
 import numpy as np
 import pytest
 
-from app.models.health_probe import Canary
+from app.models.health_probe import HealthProbe
 from app.models.queue import EncodeQueue
 from app.observability.metrics import Metrics, TowerMetrics
 
@@ -35,7 +35,7 @@ def tower():
 @asynccontextmanager
 async def watched(tower, every_s=EVERY_S, **more):
     queue = EncodeQueue("queue", tower.begin, batch_size=4, metrics=TowerMetrics(Metrics(""), "fake", "images"), **more)
-    canary = Canary(queue, lambda: "canary")
+    canary = HealthProbe(queue, lambda: "canary")
     watching = asyncio.create_task(canary.watch(every_s))
     try:
         yield queue, canary

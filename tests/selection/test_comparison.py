@@ -6,11 +6,11 @@ import pytest
 from app.adapters._base import Examples
 from app.adapters._examples import Need
 from app.classification.methods import METHODS
-from app.classification.service import Question
+from app.classification.service import ClassifyRequest
 from app.encoders.fake import FakeEncoder
 from app.errors import InvalidFieldError
 from app.main import open_service
-from app.selection.comparison import Comparison, Lessons, compare
+from app.selection.comparison import Comparison, TrainingData, compare
 from app.types import ClassEntry
 from tests.shades import rows_about
 
@@ -48,7 +48,7 @@ async def compared(service, classes, *, images=60, noise=0.1):
     await service.put_label_set("things", classes, "photo")
     truth = [number % 3 for number in range(images)]
     features = features_of([COLOURS[each] for each in truth], noise)
-    return await compare(service, Question(label_set="things"), features, truth)
+    return await compare(service, ClassifyRequest(label_set="things"), features, truth)
 
 
 def report_of(comparison, method):
@@ -113,7 +113,7 @@ async def test_descriptions_that_mislead_are_found_to_hurt(service):
 async def test_no_image_is_refused(service):
     await service.put_label_set("things", things(described=True), "photo")
     with pytest.raises((InvalidFieldError, ValueError)):
-        await compare(service, Question(label_set="things"), np.zeros((0, 16), np.float32), [])
+        await compare(service, ClassifyRequest(label_set="things"), np.zeros((0, 16), np.float32), [])
 
 
 async def test_a_method_that_would_take_too_much_memory_is_named_and_the_others_are_run(settings):
@@ -122,7 +122,7 @@ async def test_a_method_that_would_take_too_much_memory_is_named_and_the_others_
         classes = [ClassEntry(f"thing {number}") for number in range(200)]
         await service.put_label_set("many", classes, "imagenet")
         features = features_of(["red", "green"])
-        comparison = await compare(service, Question(label_set="many"), features, [0, 1])
+        comparison = await compare(service, ClassifyRequest(label_set="many"), features, [0, 1])
     assert [each.split(":")[0] for each in comparison.not_run] == ["autoclip"]
     assert "zero-shot" in [each.method for each in comparison.methods]
 
@@ -139,11 +139,11 @@ async def compared_with(service, lessons, *, classes=NAMES_ALONE, features=None,
     await service.put_label_set("things", classes, "photo")
     rows = rows_about(TRUTH, 1) if features is None else features
     more = {} if advance is None else {"advance": advance}
-    return await compare(service, Question(label_set="things"), rows, truth, lessons=lessons, **more)
+    return await compare(service, ClassifyRequest(label_set="things"), rows, truth, lessons=lessons, **more)
 
 
 def held_out(*, pool=NO_POOL, labels=TRUTH):
-    return Lessons.held_out(rows_about(TRUTH, 1), labels, pool)
+    return TrainingData.held_out(rows_about(TRUTH, 1), labels, pool)
 
 
 async def test_with_examples_of_both_kinds_every_method_that_can_be_compared_is_in_the_table(service):
@@ -158,7 +158,7 @@ async def test_with_examples_of_both_kinds_every_method_that_can_be_compared_is_
 
 @pytest.mark.parametrize(
     ("lessons", "need"),
-    [(held_out(), Need.POOL), (Lessons(Examples(pool_features=POOL)), Need.SUPPORT)],
+    [(held_out(), Need.POOL), (TrainingData(Examples(pool_features=POOL)), Need.SUPPORT)],
     ids=["labelled", "unlabelled"],
 )
 async def test_methods_without_what_they_learn_from_are_named(service, lessons, need):
@@ -171,7 +171,7 @@ async def test_methods_without_what_they_learn_from_are_named(service, lessons, 
 
 async def test_other_images_are_answered_by_what_was_learned_from_all_examples(service):
     labels = np.arange(30) % 3
-    comparison = await compared_with(service, Lessons(Examples(rows_about(labels, 7), labels, POOL)))
+    comparison = await compared_with(service, TrainingData(Examples(rows_about(labels, 7), labels, POOL)))
     assert (comparison.images, comparison.labelled, comparison.unlabelled, comparison.folds) == (60, 30, 60, 0)
     assert report_of(comparison, "gda").evaluation.top1 > 0.9
 
@@ -186,7 +186,7 @@ async def test_images_that_are_held_out_teach_nothing_about_themselves(service):
 
 async def test_images_are_answered_the_same_whatever_their_true_classes_are(service):
     """What is asked about other images than the examples must not depend on the answers."""
-    lessons = Lessons(Examples(rows_about(TRUTH, 7), TRUTH, POOL))
+    lessons = TrainingData(Examples(rows_about(TRUTH, 7), TRUTH, POOL))
     right = await compared_with(service, lessons)
     wrong = await compared_with(service, lessons, truth=(TRUTH + 1) % 3)
     for one, other in zip(right.methods, wrong.methods, strict=True):
@@ -211,7 +211,7 @@ async def test_examples_that_change_nothing_are_said_to(service):
 
 
 async def test_examples_that_mislead_are_said_to(service):
-    lessons = Lessons(Examples(rows_about(TRUTH, 7), (TRUTH + 1) % 3))
+    lessons = TrainingData(Examples(rows_about(TRUTH, 7), (TRUTH + 1) % 3))
     comparison = await compared_with(service, lessons, classes=[ClassEntry(colour) for colour in COLOURS])
     assert report_of(comparison, "gda").to_baseline.mean < 0
     assert comparison.verdict[-1].endswith("The examples hurt here.")
@@ -225,10 +225,12 @@ async def test_without_examples_nothing_is_said_of_them(service):
 
 async def test_what_was_learned_of_a_pool_is_used_again_and_gives_the_same(service):
     of_pool = {}
-    first = await compared_with(service, Lessons(Examples(pool_features=POOL), of_pool=of_pool))
+    first = await compared_with(service, TrainingData(Examples(pool_features=POOL), of_pool=of_pool))
     learned = dict(of_pool)
     assert set(learned) == {name for name, method in METHODS.items() if method.learns == {Need.POOL}}
-    second = await compared_with(service, Lessons.held_out(rows_about(TRUTH, 1), TRUTH, POOL, of_pool), truth=TRUTH)
+    second = await compared_with(
+        service, TrainingData.held_out(rows_about(TRUTH, 1), TRUTH, POOL, of_pool), truth=TRUTH
+    )
     assert all(of_pool[name] is each for name, each in learned.items())
     for name in learned:
         assert report_of(first, name).evaluation == report_of(second, name).evaluation
@@ -261,7 +263,7 @@ async def test_a_comparison_survives_json(service):
 async def test_scores_of_methods_that_learn_are_shares_of_one_also_with_a_sigmoid_encoder(settings):
     async with open_service(settings, [FakeEncoder(logit_bias=-3.0)]) as service:
         comparison = await compared_with(service, held_out(pool=POOL))
-    plain = Lessons.held_out(rows_about(TRUTH, 1), TRUTH, POOL)
+    plain = TrainingData.held_out(rows_about(TRUTH, 1), TRUTH, POOL)
     async with open_service(settings, [FakeEncoder()]) as service:
         without = await compared_with(service, plain)
     for name in ("gda", "tip-adapter", "stata"):

@@ -9,7 +9,7 @@ import pytest
 from app.adapters._base import Examples
 from app.adapters.gda import GDA
 from app.classification.methods import AUTO, METHODS
-from app.classification.service import DEFAULT_METHOD, Question
+from app.classification.service import DEFAULT_METHOD, ClassifyRequest
 from app.encoders.fake import FakeEncoder
 from app.errors import InvalidFieldError
 from app.fewshot.fitting import answer, learn
@@ -46,13 +46,15 @@ async def curve_of(
     service, names=THINGS, *, truth=TRUTH, labels=LABELS, pool=NOTHING, shots=(2, 8), draws=3, asked=ASKED, **more
 ):
     support = (SUPPORT[: len(labels)], labels)
-    question = Question(label_set=names[0])
+    question = ClassifyRequest(label_set=names[0])
     return await learning_curve(service, question, (asked, truth), support, pool, shots=shots, draws=draws, **more)
 
 
 async def text_of(service):
     """Return the rows of the classes that say nothing."""
-    return await service.pipeline.class_rows(await service.plan(Question(label_set=THINGS[0], method=DEFAULT_METHOD)))
+    return await service.pipeline.class_rows(
+        await service.plan(ClassifyRequest(label_set=THINGS[0], method=DEFAULT_METHOD))
+    )
 
 
 def point_of(curve, method, shots):

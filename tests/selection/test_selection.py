@@ -5,7 +5,7 @@ import asyncio
 import pytest
 import structlog
 
-from app.classification.service import Question
+from app.classification.service import ClassifyRequest
 from app.encoders.fake import FakeEncoder
 from app.errors import StoreError
 from app.main import open_service
@@ -176,7 +176,7 @@ async def test_what_was_chosen_for_a_label_set_is_not_handed_out_for_another_of_
     await service.delete_label_set("things")
     await service.put_label_set("things", [ClassEntry(name) for name in THINGS], "{}")
     assert await choice_of(service) is None
-    assert (await service.plan(Question(label_set="things"))).method == "zero-shot"
+    assert (await service.plan(ClassifyRequest(label_set="things"))).method == "zero-shot"
 
 
 async def test_a_stop_ends_what_is_being_asked(service):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from app.classification.methods import METHODS
-from app.classification.service import DEFAULT_METHOD, Question
+from app.classification.service import DEFAULT_METHOD, ClassifyRequest
 from app.encoders.fake import FakeEncoder
 from app.errors import UnknownNameError
 from app.main import open_service
@@ -83,7 +83,7 @@ async def test_labels_without_sense_are_hardly_ever_taken_for_evidence(service):
         rng = np.random.default_rng(seed)
         labels = rng.integers(0, 3, 30)
         pool = unit_rows(rng, 30) if seed % 8 == 0 else NO_POOL
-        told = await choose(service, Question(label_set="kinds"), unit_rows(rng, 30), labels, pool)
+        told = await choose(service, ClassifyRequest(label_set="kinds"), unit_rows(rng, 30), labels, pool)
         taken.append(told["method"] != DEFAULT_METHOD)
     # Of 48 at 5 % each there are more than 6 in less than one of a hundred cases.
     assert sum(taken) <= 6
@@ -103,7 +103,7 @@ async def test_a_method_is_not_told_what_it_is_asked(service):
     await service.put_label_set("things", [ClassEntry(name) for name in THINGS], "{}")
     rng = np.random.default_rng(0)
     features = np.eye(16, dtype=np.float32)[rng.permutation(15)]
-    told = await choose(service, Question(label_set="things"), features, np.arange(15) % 3, NO_POOL)
+    told = await choose(service, ClassifyRequest(label_set="things"), features, np.arange(15) % 3, NO_POOL)
     assert told["method"] == DEFAULT_METHOD
     assert max(row["accuracy"] for row in told["leaderboard"]) < 0.8
 
@@ -135,7 +135,9 @@ async def test_of_more_images_than_are_tried_as_many_are_taken_evenly(service, m
     zero_shot = next(row for row in told["leaderboard"] if row["method"] == DEFAULT_METHOD)
     assert zero_shot["accuracy"] == pytest.approx(1 / 3, abs=0.1)
     # What is chosen learns from all of them.
-    classification = await service.pipeline.classify([shade(1, 0)], await service.plan(Question(label_set="things")))
+    classification = await service.pipeline.classify(
+        [shade(1, 0)], await service.plan(ClassifyRequest(label_set="things"))
+    )
     assert classification.examples.labelled == 30
 
 
@@ -153,7 +155,7 @@ async def test_methods_are_told_to_the_caller_as_they_are_done(service):
 
 async def test_nothing_but_numbers_and_words_is_kept_and_every_calibration_comes_back(service):
     await stock(service, "things", pool=4)
-    result, revision = await try_methods(service, await service.label_sets.get("things"), "fake", trial.unheard)
+    result, revision = await try_methods(service, await service.label_sets.get("things"), "fake", trial.no_progress)
     assert revision == (await service.label_sets.get("things")).examples_revision
     kept = json.loads(json.dumps(result, allow_nan=False))
     assert set(kept["calibrations"]) == {row["method"] for row in kept["leaderboard"]}
@@ -225,7 +227,9 @@ async def test_each_model_that_is_served_gets_a_choice_of_its_own(settings, enco
             selection = await service.selection("things", model)
             assert selection.is_current
             assert selection.result["method"] == told[model]["method"]
-            assert (await service.plan(Question(label_set="things", model=model))).method == told[model]["method"]
+            assert (await service.plan(ClassifyRequest(label_set="things", model=model))).method == told[model][
+                "method"
+            ]
 
 
 async def test_what_is_chosen_has_learned_before_it_is_asked_for(service):
@@ -240,7 +244,7 @@ async def test_what_is_chosen_has_learned_before_it_is_asked_for(service):
         return await features(*arguments, **options)
 
     service.examples.repository.features = noted
-    await service.pipeline.classify(shades(3), await service.plan(Question(label_set="things")))
+    await service.pipeline.classify(shades(3), await service.plan(ClassifyRequest(label_set="things")))
     assert not reads
 
 

@@ -10,7 +10,7 @@ from app.api.disconnects import unless_disconnected
 from app.api.errors import kind_of, problem
 from app.api.forms import IMAGE_FILES, read_classify_input
 from app.api.schemas import ClassifyBody, ClassifyFields, ClassifyResponse
-from app.classification.service import Question
+from app.classification.service import ClassifyRequest
 from app.errors import FieldProblem, InvalidFieldError
 from app.types import Classification
 
@@ -67,7 +67,7 @@ async def classify(request: Request, service: ServiceDependency, caller: CallerD
     given = await read_classify_input(request, max_images=service.max_images_per_request)
     fields = given.fields
     task = await service.plan(
-        Question(
+        ClassifyRequest(
             labels=fields.labels,
             label_set=fields.label_set,
             method=fields.method,

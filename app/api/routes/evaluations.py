@@ -10,7 +10,7 @@ from app.api.auth.access import CallerDependency, GuardedRoute, LabelSetName
 from app.api.dependencies import JobsDependency, ServiceDependency
 from app.api.forms import IMAGE_FILES, form_fields, media_type_of, opened_form, parsed, read_part
 from app.api.schemas import EvaluateStoredBody, JobBody
-from app.classification.service import Question
+from app.classification.service import ClassifyRequest
 from app.errors import ClientError, InvalidFieldError, UnsupportedMediaTypeError
 from app.names.class_names import indices_of
 from app.store.jobs import Job
@@ -72,7 +72,7 @@ async def evaluate_label_set(
     label_set = await service.label_sets.get(name)
     if content_type == "application/json":
         body = parsed(EvaluateStoredBody, await request.body())
-        question = Question.about(label_set, model=body.model, template=body.template)
+        question = ClassifyRequest.about(label_set, model=body.model, template=body.template)
         return _begun(
             await jobs.evaluate_stored(replace(question, model=(await service.plan(question)).model)), response
         )
@@ -87,7 +87,7 @@ async def evaluate_label_set(
                 "class", f"{len(parts)} images and {len(classes)} classes are given; send one class for each image"
             )
         truth = indices_of(classes, label_set.classnames)
-        question = Question.about(label_set, model=fields.get("model"), template=fields.get("template"))
+        question = ClassifyRequest.about(label_set, model=fields.get("model"), template=fields.get("template"))
         model = (await service.plan(question)).model
         await caller.spend_images(len(parts))
         encoded: list[np.ndarray | ClientError] = []

@@ -7,7 +7,7 @@ from app.api.dependencies import ServiceDependency
 from app.api.disconnects import unless_disconnected
 from app.api.forms import read_zero_shot_input
 from app.api.schemas import ScoredLabelBody, ZeroShotBody
-from app.classification.service import Question
+from app.classification.service import ClassifyRequest
 
 router = APIRouter(tags=["classify"], route_class=GuardedRoute)
 
@@ -25,7 +25,7 @@ async def zero_shot_image_classification(
     body, image = await read_zero_shot_input(request)
     parameters = body.parameters
     task = await service.plan(
-        Question(
+        ClassifyRequest(
             labels=parameters.candidate_labels,
             template=parameters.hypothesis_template,
             model=body.model,

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from app.captions.cased.scoring import pooled
-from app.captions.cased.vocabulary import Mined, Scale, mine, name_all, name_each, told_captions
-from app.captions.catalogue import Databases
+from app.captions.cased.vocabulary import CaptionCandidates, Scale, mine, name_all, name_each, told_captions
+from app.captions.catalogue import CaptionCatalogue
 from app.models.served_model import ServedModel
 from app.observability.tracing import past_stage
 from app.prompting.class_embeddings import ClassEmbeddingCache
@@ -24,7 +24,7 @@ _IMAGES_PER_NAME = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class NamingResult:
     """Names that were found for n images: results in order, names in use where they are shared, and where from.
 
     ``timing_ms`` are those of the search and of the words' features.
@@ -42,10 +42,10 @@ async def find_names(
     image_features: ImageFeatures,
     *,
     served: ServedModel,
-    databases: Databases,
+    databases: CaptionCatalogue,
     class_embedding_cache: ClassEmbeddingCache,
     within_s: float | None,
-) -> Named:
+) -> NamingResult:
     """Find names for images in the captions near them, for each alone or, if the task says so, for all together.
 
     Args:
@@ -58,7 +58,7 @@ async def find_names(
 
     Raises:
         NotConfiguredError: WordNet is not there.
-        ServerError, ClientError: as ``Databases.search``.
+        ServerError, ClientError: as ``CaptionCatalogue.search``.
     """
     assert task.database is not None
     options = dict(task.options)
@@ -72,7 +72,7 @@ async def find_names(
         within_s=within_s,
     )
 
-    def mine_all() -> tuple[list[Mined], Sequence[str]]:
+    def mine_all() -> tuple[list[CaptionCandidates], Sequence[str]]:
         lexicon = databases.lexicon()
         mined = [mine(each, lexicon, with_phrases=bool(options["phrases"])) for each in found]
         return mined, pooled([each.candidates for each in mined])
@@ -109,4 +109,4 @@ async def find_names(
     }
     warnings: tuple[str, ...] = (LOOKED_AT_TOGETHER,) if task.together and len(mined) > 1 else ()
     warnings += tuple(dict.fromkeys(each.missing for each in found if each.missing is not None))
-    return Named(results, vocabulary_in_use, f"{task.database}@{found[-1].generation}", warnings, timing_ms)
+    return NamingResult(results, vocabulary_in_use, f"{task.database}@{found[-1].generation}", warnings, timing_ms)

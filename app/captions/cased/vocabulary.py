@@ -23,7 +23,7 @@ _EXPLAINED = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Mined:
+class CaptionCandidates:
     """The captions near an image, near duplicates left out: k, their cosines and features, and words of them."""
 
     captions: tuple[str, ...]
@@ -42,7 +42,7 @@ class Scale:
     reject_below: float | None
 
 
-def mine(found: Found, lexicon: Lexicon, *, with_phrases: bool) -> Mined:
+def mine(found: Found, lexicon: Lexicon, *, with_phrases: bool) -> CaptionCandidates:
     """Return the captions of a search without near duplicates, and the candidates that they have in common.
 
     Args:
@@ -57,12 +57,12 @@ def mine(found: Found, lexicon: Lexicon, *, with_phrases: bool) -> Mined:
     if with_phrases:
         found_phrases = phrases(captions, tag=lexicon.tag, singular=lexicon.singular)[:_MOST_CANDIDATES]
         words = tuple(sorted({*words, *found_phrases}))
-    return Mined(captions, found.cosines[kept], found.features[kept], words)
+    return CaptionCandidates(captions, found.cosines[kept], found.features[kept], words)
 
 
 def name_each(
     images: ImageFeatures,
-    mined: Sequence[Mined],
+    mined: Sequence[CaptionCandidates],
     word_features: Sequence[TextFeatures],
     scale: Scale,
 ) -> list[ImageResult]:
@@ -87,7 +87,7 @@ def name_each(
 
 def name_all(
     images: ImageFeatures,
-    mined: Sequence[Mined],
+    mined: Sequence[CaptionCandidates],
     vocabulary: Sequence[str],
     word_features: TextFeatures,
     scale: Scale,
@@ -120,7 +120,7 @@ def name_all(
     return results, tuple(SharedName(labels[index], int(names.images[index])) for index in order)
 
 
-def told_captions(result: ImageResult, mined: Mined, lexicon: Lexicon) -> tuple[NearCaption, ...]:
+def told_captions(result: ImageResult, mined: CaptionCandidates, lexicon: Lexicon) -> tuple[NearCaption, ...]:
     """Return the captions near an image, and which of its ten best predictions each of them suggested."""
     suggested: list[list[str]] = [[] for _ in mined.captions]
     for prediction in result.predictions[:_EXPLAINED]:

@@ -27,7 +27,7 @@ from app.api.schemas import (
     SelectionResponse,
     SharedNameBody,
 )
-from app.classification.service import Question
+from app.classification.service import ClassifyRequest
 from app.selection.comparison import Comparison
 from app.selection.learning_curve import LearningCurve
 from app.store.drafts import DraftStatus
@@ -66,14 +66,14 @@ def read_image(file: Path) -> bytes | ResultBody:
 class Backend(Protocol):
     """What commands need of a service."""
 
-    async def classify(self, images: Sequence[bytes], question: Question) -> list[ResultBody]:
+    async def classify(self, images: Sequence[bytes], question: ClassifyRequest) -> list[ResultBody]:
         """Classify; an image that cannot be read has its error in its own result, even when every one is bad."""
 
-    async def pinned(self, question: Question) -> Question:
+    async def pinned(self, question: ClassifyRequest) -> ClassifyRequest:
         """Return the question with the model and the version of the label set that would answer it now."""
 
     async def learning_curve(
-        self, question: Question, given: CurveInput, advance: Advance
+        self, question: ClassifyRequest, given: CurveInput, advance: Advance
     ) -> tuple[LearningCurve, list[ResultBody]]:
         """Tell how accuracy on the files grows with the number of labelled images; results tell which files are bad.
 
@@ -81,7 +81,7 @@ class Backend(Protocol):
             InvalidFieldError: not one of the files could be read, or there is nothing to learn from.
         """
 
-    async def prepare_names(self, question: Question, advance: Advance) -> None:
+    async def prepare_names(self, question: ClassifyRequest, advance: Advance) -> None:
         """Build the caption database that comes with the service, if it is the one to ask and is missing.
 
         Raises:
@@ -89,7 +89,7 @@ class Backend(Protocol):
         """
 
     async def name_together(
-        self, files: Sequence[Path], question: Question, advance: Callable[[], object]
+        self, files: Sequence[Path], question: ClassifyRequest, advance: Callable[[], object]
     ) -> tuple[list[ResultBody], list[SharedNameBody]]:
         """Find few names that the files share; the results tell which files could not be read.
 
@@ -121,7 +121,11 @@ class Backend(Protocol):
         """Write a new version."""
 
     async def compare(
-        self, question: Question, files: Sequence[Path], classes: Sequence[str], advance: Callable[[], object]
+        self,
+        question: ClassifyRequest,
+        files: Sequence[Path],
+        classes: Sequence[str],
+        advance: Callable[[], object],
     ) -> tuple[Comparison, list[ResultBody]]:
         """Run every method on the files; the results tell which files could not be read.
 

@@ -36,7 +36,7 @@ from app.captions.catalogue import DatabaseState
 from app.captions.plan import WORDNET, BuildPlan
 from app.captions.search import CaptionQuery
 from app.captions.sources import Source
-from app.classification.service import Question, Service
+from app.classification.service import ClassifyRequest, Service
 from app.cli.backends._base import Advance, CurveInput, read_image
 from app.errors import ClientError, InvalidFieldError
 from app.names.class_names import OPEN_NAMESPACE, indices_of
@@ -79,12 +79,12 @@ class InProcess:
         """The model that is used where none is named."""
         return self._service.pipeline.default_model
 
-    async def classify(self, images: Sequence[bytes], question: Question) -> list[ResultBody]:
+    async def classify(self, images: Sequence[bytes], question: ClassifyRequest) -> list[ResultBody]:
         """Run the pipeline."""
         task = await self._service.plan(question)
         return ClassifyResponse.of(await self._service.pipeline.classify(images, task), problem).results
 
-    async def pinned(self, question: Question) -> Question:
+    async def pinned(self, question: ClassifyRequest) -> ClassifyRequest:
         """Look both up."""
         label_set = question.label_set
         if label_set is not None:
@@ -93,7 +93,11 @@ class InProcess:
         return replace(question, model=question.model or self.default_model, label_set=label_set)
 
     async def compare(
-        self, question: Question, files: Sequence[Path], classes: Sequence[str], advance: Callable[[], object]
+        self,
+        question: ClassifyRequest,
+        files: Sequence[Path],
+        classes: Sequence[str],
+        advance: Callable[[], object],
     ) -> tuple[Comparison, list[ResultBody]]:
         """Encode the files once and run every method."""
         task = await self._service.plan(question)
@@ -102,7 +106,7 @@ class InProcess:
         return await compare(self._service, question, features, truth), results
 
     async def learning_curve(
-        self, question: Question, given: CurveInput, advance: Advance
+        self, question: ClassifyRequest, given: CurveInput, advance: Advance
     ) -> tuple[LearningCurve, list[ResultBody]]:
         """Encode the files once, and learn from draws of them."""
         task = await self._service.plan(question)
@@ -177,7 +181,7 @@ class InProcess:
             results.append(told)
         return features, results
 
-    async def prepare_names(self, question: Question, advance: Advance) -> None:
+    async def prepare_names(self, question: ClassifyRequest, advance: Advance) -> None:
         """Build it here and now, unless the question could not be answered all the same."""
         await self._service.check(question)
         if question.database not in {None, WORDNET}:
@@ -187,7 +191,7 @@ class InProcess:
             await self._service.captions.build(WORDNET, plan, (), advance)
 
     async def name_together(
-        self, files: Sequence[Path], question: Question, advance: Callable[[], object]
+        self, files: Sequence[Path], question: ClassifyRequest, advance: Callable[[], object]
     ) -> tuple[list[ResultBody], list[SharedNameBody]]:
         """Encode the files once, and find names for all of them."""
         task = await self._service.plan(question)

@@ -45,7 +45,7 @@ from app.api.schemas import (
     SharedNameBody,
     SkippedImageBody,
 )
-from app.classification.service import Question
+from app.classification.service import ClassifyRequest
 from app.cli.backends._base import Advance, CurveInput, read_image
 from app.errors import DeixisError, InvalidFieldError, NotReadyError
 from app.selection.comparison import Comparison
@@ -78,7 +78,7 @@ class OverHttp:
     def __init__(self, client: httpx.AsyncClient) -> None:
         self._client = client
 
-    async def classify(self, images: Sequence[bytes], question: Question) -> list[ResultBody]:
+    async def classify(self, images: Sequence[bytes], question: ClassifyRequest) -> list[ResultBody]:
         """POST /v1/classify as a form."""
         try:
             return await self._classify(images, question)
@@ -90,10 +90,10 @@ class OverHttp:
         # Every image was refused, or the batch as a whole: one at a time, each gets its own answer.
         return [result for image in images for result in await self.classify([image], question)]
 
-    async def _classify(self, images: Sequence[bytes], question: Question) -> list[ResultBody]:
+    async def _classify(self, images: Sequence[bytes], question: ClassifyRequest) -> list[ResultBody]:
         return (await self._classified(images, question)).results
 
-    async def _classified(self, images: Sequence[bytes], question: Question) -> ClassifyResponse:
+    async def _classified(self, images: Sequence[bytes], question: ClassifyRequest) -> ClassifyResponse:
         fields: dict[str, Any] = {
             "labels": None if question.labels is None else _json_array(question.labels),
             "label_set": question.label_set,
@@ -117,7 +117,7 @@ class OverHttp:
         )
         return ClassifyResponse.model_validate_json(answer.content)
 
-    async def pinned(self, question: Question) -> Question:
+    async def pinned(self, question: ClassifyRequest) -> ClassifyRequest:
         """GET /v1/models and the label set."""
         label_set = question.label_set
         if label_set is not None:
@@ -126,11 +126,11 @@ class OverHttp:
         model = question.model or (await self.models()).models[0].name
         return replace(question, model=model, label_set=label_set)
 
-    async def prepare_names(self, question: Question, advance: Advance) -> None:
+    async def prepare_names(self, question: ClassifyRequest, advance: Advance) -> None:
         """Leave that to the server, which builds it when it starts."""
 
     async def name_together(
-        self, files: Sequence[Path], question: Question, advance: Callable[[], object]
+        self, files: Sequence[Path], question: ClassifyRequest, advance: Callable[[], object]
     ) -> tuple[list[ResultBody], list[SharedNameBody]]:
         """POST /v1/classify with every image at once, of which a server takes so many only."""
         results, sent = await _all_read(files, advance)
@@ -195,7 +195,11 @@ class OverHttp:
         return LabelSetResponse.model_validate_json(answer.content)
 
     async def compare(
-        self, question: Question, files: Sequence[Path], classes: Sequence[str], advance: Callable[[], object]
+        self,
+        question: ClassifyRequest,
+        files: Sequence[Path],
+        classes: Sequence[str],
+        advance: Callable[[], object],
     ) -> tuple[Comparison, list[ResultBody]]:
         """POST /v1/label-sets/{name}:evaluate with every image at once, and wait for the job."""
         if question.label_set is None:
@@ -219,7 +223,7 @@ class OverHttp:
 
     async def learning_curve(
         self,
-        question: Question,  # noqa: ARG002 - refused
+        question: ClassifyRequest,  # noqa: ARG002 - refused
         given: CurveInput,  # noqa: ARG002
         advance: Advance,  # noqa: ARG002
     ) -> tuple[LearningCurve, list[ResultBody]]:

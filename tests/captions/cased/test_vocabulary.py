@@ -6,7 +6,7 @@ import pytest
 from app.captions.cased.candidates import NOTHING_FOUND
 from app.captions.cased.lexicon import Lexicon
 from app.captions.cased.scoring import ALPHA, centroid, name_together, pooled, score, score_many
-from app.captions.cased.vocabulary import Mined, Scale, mine, name_all, name_each, told_captions
+from app.captions.cased.vocabulary import CaptionCandidates, Scale, mine, name_all, name_each, told_captions
 from app.captions.database import Found
 from app.types import ImageResult, Prediction
 from tests.oracles import cased as oracle
@@ -118,7 +118,7 @@ def test_an_image_is_named_the_same_alone_as_with_others():
 
 def test_candidates_of_equal_scores_stand_in_the_order_of_the_alphabet():
     image = unit(np.eye(24)[:1])
-    mined = Mined(("a",), np.ones(1, np.float32), image, ("ball", "cat", "dog"))
+    mined = CaptionCandidates(("a",), np.ones(1, np.float32), image, ("ball", "cat", "dog"))
     same = np.repeat(image, 3, axis=0)
     for top_k in (1, 2, 3):
         (result,) = name_each(image, [mined], [same], scale_of(top_k=top_k))
@@ -149,7 +149,7 @@ def test_an_image_is_rejected_where_its_best_score_is_below_the_threshold():
 
 def test_a_similarity_is_a_cosine_whatever_rounding_makes_of_it():
     image = np.full((1, 3), np.float32(0.57735032))
-    mined = Mined(("a",), np.ones(1, np.float32), image, ("ball",))
+    mined = CaptionCandidates(("a",), np.ones(1, np.float32), image, ("ball",))
     (result,) = name_each(image, [mined], [image], scale_of())
     assert -1 <= result.predictions[0].similarity <= 1
     assert result.predictions[0].score == pytest.approx(1)
@@ -258,7 +258,7 @@ def test_names_of_equally_many_images_stand_in_the_order_of_the_alphabet():
     features = np.eye(4, dtype=np.float32)
     images = features[[1, 0, 1, 0]]
     words = features[:2]
-    mined = [Mined(("x",), np.ones(1, np.float32), image[None], ("ball", "cat")) for image in images]
+    mined = [CaptionCandidates(("x",), np.ones(1, np.float32), image[None], ("ball", "cat")) for image in images]
     _, names = name_all(images, mined, ("ball", "cat"), words, scale_of(), min_images=2)
     assert [(each.label, each.images) for each in names] == [("ball", 2), ("cat", 2)]
 
@@ -274,7 +274,9 @@ def test_a_shared_name_of_a_low_score_is_rejected():
 
 def test_captions_are_told_with_the_predictions_that_they_suggested():
     texts = ("two dogs", "a dog and a cat", "a beach")
-    mined = Mined(texts, np.array([0.5, 0.25, 0.125], np.float32), np.eye(3, dtype=np.float32), ("cat", "dog"))
+    mined = CaptionCandidates(
+        texts, np.array([0.5, 0.25, 0.125], np.float32), np.eye(3, dtype=np.float32), ("cat", "dog")
+    )
     result = ImageResult((Prediction("dog", 0.6, 0.1), Prediction("cat", 0.4, 0.1)))
 
     told = told_captions(result, mined, LEXICON)
@@ -288,7 +290,9 @@ def test_captions_are_told_with_the_predictions_that_they_suggested():
 
 
 def test_the_similarity_of_a_caption_is_a_cosine_whatever_half_precision_makes_of_it():
-    mined = Mined(("a dog", "a cat"), np.array([1.0004, -1.0004], np.float32), np.eye(2, dtype=np.float32), ("dog",))
+    mined = CaptionCandidates(
+        ("a dog", "a cat"), np.array([1.0004, -1.0004], np.float32), np.eye(2, dtype=np.float32), ("dog",)
+    )
     told = told_captions(ImageResult((Prediction("dog", 1.0, 1.0),)), mined, LEXICON)
     assert [each.similarity for each in told] == [1, -1]
 
