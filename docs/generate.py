@@ -128,7 +128,9 @@ def cli_reference() -> str:
     """Return the reference of all commands, made from their help texts."""
     command = get_command(cli)
     markdown = get_docs_for_click(obj=command, ctx=Context(command, info_name="deixis"), name="deixis")
-    lines = [line.rstrip() for line in markdown.splitlines() if not line.startswith(("* `--install-", "* `--show-comp"))]
+    lines = [
+        line.rstrip() for line in markdown.splitlines() if not line.startswith(("* `--install-", "* `--show-comp"))
+    ]
     return (
         "# Commands\n\nGenerated from the help texts of the commands. The guide is [cli.md](../cli.md).\n\n#"
         + "\n".join(lines).strip()
