@@ -112,6 +112,7 @@ PETS = {"cat": "cat", "coffee cup": "dog", "rocket": "dog"}
 def fill(folder):
     """Put the files there that pages talk about."""
     shots = {"cat": skimage.data.chelsea(), "coffee cup": skimage.data.coffee(), "rocket": skimage.data.rocket()}
+    shutil.copytree(ROOT / "examples" / "photos", folder / "examples" / "photos")
     (folder / "photos").mkdir(parents=True)
     for number, (name, pixels) in enumerate(shots.items(), 1):
         content = photograph(pixels)
