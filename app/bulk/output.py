@@ -14,7 +14,6 @@ renamed. Where one file is wanted, the parts are put together at the end, in the
 """
 
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -29,13 +28,14 @@ from app.bulk.parquet import pyarrow
 from app.bulk.rows import METADATA, Row, metadata_of, row_of, schema, table_of
 from app.bulk.sources import PARQUET, Unit
 from app.errors import ConflictError, InvalidFieldError, StoreError
-from app.images.sidecars import write_atomically
+from app.runtime.atomic_files import atomic_file, temporary_names, write_atomically
 
 _MANIFEST = "_manifest.json"
 _PLAN = "_plan.jsonl"
 _LOCK = ".lock"
 _PART = re.compile(r"part-(\d{8})-(\d{6})(-end)?\.parquet")
-_ASIDE = re.compile(r"\.((_manifest\.json|_plan\.jsonl|part-[\d-]+(-end)?\.parquet)\..*\.part|tried-[\w-]+)")
+_TEMPORARY = temporary_names(r"_manifest\.json|_plan\.jsonl|part-[\d-]+(?:-end)?\.parquet")
+_TRIED = re.compile(r"\.tried-[\w-]+")
 # Beside a file that is to be made, the folder of its parts.
 _PARTS_SUFFIX = ".parts"
 # By which somebody means one file, of a form that is not written.
@@ -289,23 +289,17 @@ def read_manifest(folder: Path) -> Manifest | None:
 def _write_plan(folder: Path, planned: Iterator[Unit]) -> tuple[int, int | None]:
     """Write the units of the sources one by one, and return how many there are, and how many images if it is known."""
     file = folder / _PLAN
-    aside = file.with_name(f".{file.name}.{os.getpid()}.part")
     units, images = 0, 0
     known = True
     try:
-        with aside.open("w", encoding="ascii") as opened_file:
+        with atomic_file(file) as opened_file:
             for unit in planned:
-                opened_file.write(json.dumps(unit.to_json()) + "\n")
+                opened_file.write(json.dumps(unit.to_json()).encode() + b"\n")
                 units += 1
                 known &= unit.images is not None
                 images += unit.images or 0
-            opened_file.flush()
-            os.fsync(opened_file.fileno())
-        aside.replace(file)
     except OSError as error:
         raise _unwritable(file, error) from error
-    finally:
-        aside.unlink(missing_ok=True)
     return units, images if known else None
 
 
@@ -357,19 +351,15 @@ def put_together(parts: PartFolder, manifest: Manifest, out: Path) -> None:
     """
     _, pq = pyarrow()
     told = {**metadata_of(manifest.question), f"{METADATA}run": json.dumps(asdict(manifest))}
-    aside = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
-        with aside.open("wb") as opened_file:
-            with pq.ParquetWriter(opened_file, schema().with_metadata(told), compression="zstd") as writer:
-                for table in _in_groups(files_of(parts.folder)):
-                    writer.write_table(table)
-            opened_file.flush()
-            os.fsync(opened_file.fileno())
-        aside.replace(out)
+        with (
+            atomic_file(out) as opened_file,
+            pq.ParquetWriter(opened_file, schema().with_metadata(told), compression="zstd") as writer,
+        ):
+            for table in _in_groups(files_of(parts.folder)):
+                writer.write_table(table)
     except OSError as error:
         raise _unwritable(out, error) from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def remove_parts(out: Path, manifest: Manifest) -> None:
@@ -387,12 +377,16 @@ def remove_parts(out: Path, manifest: Manifest) -> None:
 
 def _asides(folder: Path) -> list[Path]:
     """Return what runs that were killed had not finished."""
-    return [file for file in folder.iterdir() if _ASIDE.fullmatch(file.name)]
+    return [file for file in folder.iterdir() if _is_aside(file.name)]
+
+
+def _is_aside(name: str) -> bool:
+    return any(pattern.fullmatch(name) for pattern in (_TEMPORARY, _TRIED))
 
 
 def _halves(out: Path) -> list[Path]:
     """Return what runs that were killed had put together of a file."""
-    name = re.compile(rf"\.{re.escape(out.name)}\.\d+\.part")
+    name = temporary_names(re.escape(out.name))
     return [file for file in out.parent.iterdir() if name.fullmatch(file.name)]
 
 
@@ -419,7 +413,7 @@ def _in_groups(files: Iterable[Path]) -> Iterator[Any]:
 def _strangers(folder: Path) -> list[str]:
     ours = {_LOCK, _PLAN}
     names = (file.name for file in folder.iterdir())
-    return [name for name in names if name not in ours and not _ASIDE.fullmatch(name)]
+    return [name for name in names if name not in ours and not _is_aside(name)]
 
 
 def _write(file: Path, content: bytes) -> None:

@@ -15,7 +15,6 @@ how work was shared out. ``created_at`` in the manifest differs, and is not part
 import errno
 import io
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -24,7 +23,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -50,6 +49,7 @@ from app.captions.index import RECALL_AT, Threads, lists_of, threads, trained, t
 from app.captions.sources import Counts
 from app.captions.texts import OFFSETS, TEXTS, CaptionTexts, offsets_of, pack
 from app.errors import ConflictError, InvalidFieldError, StoreError
+from app.runtime.atomic_files import atomic_file, sync
 from app.types import ImageFeatures, TextFeatures
 
 _LOCK = ".lock"
@@ -193,7 +193,7 @@ def install(generation: Path, folder: Path) -> None:
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir()
         for file in generation.iterdir():
-            with file.open("rb") as content, _aside(made / file.name) as copy:
+            with file.open("rb") as content, atomic_file(made / file.name) as copy:
                 shutil.copyfileobj(content, copy)
         _publish(made, folder, manifest)
 
@@ -236,7 +236,7 @@ def remove(folder: Path) -> None:
         try:
             # From here on there is none, even if the rest fails.
             (folder / CURRENT).unlink(missing_ok=True)
-            _sync_folder(folder)
+            sync(folder)
             shutil.rmtree(building_folder(folder), ignore_errors=True)
             # Aside, since who wants to build the next one makes its lock in the folder.
             aside = folder.with_name(f"{folder.name}{_REMOVED}")
@@ -379,14 +379,14 @@ def _indexed(unordered: Path, place: Path, options: BuildOptions, pool: Threads)
     if len(features) <= options.exact_up_to:
         for name in (TEXTS, OFFSETS, FEATURES):
             (unordered / name).rename(place / name)
-        with _aside(place / INDEX) as content:
+        with atomic_file(place / INDEX) as content:
             return write_flat(features, content)
     index = trained(features, pool)
     lists = lists_of(index, features, pool)
     order = np.argsort(lists, kind="stable")
     _write_in_order(unordered, features, order, place)
     shutil.rmtree(unordered)
-    with _aside(place / INDEX) as content:
+    with atomic_file(place / INDEX) as content:
         return write_lists(index, _features_of(place), lists[order], content, pool)
 
 
@@ -420,7 +420,7 @@ def _write_offsets(file: Path, lengths: UInt64[np.ndarray, " n"]) -> None:
 def _publish(made: Path, folder: Path, manifest: Manifest) -> None:
     """Give a finished generation its place, and then make it the current one."""
     place = folder / manifest.generation
-    _sync_folder(made)
+    sync(made)
     if place.exists():
         with suppress(StoreError):
             check_files(place, read_manifest(place), verify=True)
@@ -432,7 +432,7 @@ def _publish(made: Path, folder: Path, manifest: Manifest) -> None:
             place.rename(removed)
         made.rename(place)
         shutil.rmtree(removed, ignore_errors=True)
-    _sync_folder(folder)
+    sync(folder)
     _write(folder / CURRENT, [manifest.generation.encode() + b"\n"])
 
 
@@ -441,36 +441,9 @@ def _description(file: Path) -> Mapping[str, Any]:
 
 
 def _write(file: Path, pieces: Iterable[bytes | memoryview]) -> None:
-    """Write a file so that it is there whole or not at all, even after a power cut."""
-    with _aside(file) as content:
+    with atomic_file(file) as content:
         for piece in pieces:
             content.write(piece)
-    _sync_folder(file.parent)
-
-
-@contextmanager
-def _aside(file: Path) -> Iterator[BinaryIO]:
-    aside = file.with_name(file.name + ".part")
-    try:
-        with aside.open("wb") as content:
-            yield content
-            content.flush()
-            os.fsync(content.fileno())
-        aside.replace(file)
-    except OSError:
-        with suppress(OSError):
-            aside.unlink()  # makes room on a full disk
-        raise
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":
-        return  # where folders cannot be opened, and need not be
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import numpy as np
 import structlog
 import torch
 
+from app.runtime.atomic_files import publish
 from app.runtime.cpu import usable_cores
 from app.types import ImageFeatures, Pixels
 
@@ -140,8 +141,8 @@ def _write(ov: Any, model: Any, file: Path) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         ov.save_model(model, partial, compress_to_fp16=False)
-        partial.with_suffix(".bin").replace(file.with_suffix(".bin"))
-        partial.replace(file)
+        publish(partial.with_suffix(".bin"), file.with_suffix(".bin"))
+        publish(partial, file)
     except (OSError, RuntimeError) as error:  # a folder that is full or may not be written to
         log.warning("converted_tower_not_kept", file=str(file), reason=str(error).splitlines()[0])
     finally:

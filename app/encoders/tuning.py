@@ -5,11 +5,9 @@ image as a batch of one, and a back end that doubles one model's speed halves an
 moment, once; what it says must also agree with single precision.
 """
 
-import contextlib
 import hashlib
 import platform
 import time
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,6 +22,7 @@ from app import __version__
 from app.encoders._base import Candidate, ImagePath, ImageTower, LoadOptions, Trial, Tuning
 from app.encoders.openvino_tower import openvino_is_installed
 from app.errors import ModelUnavailableError
+from app.runtime.atomic_files import write_atomically
 from app.runtime.cpu import usable_cores
 from app.types import ImageFeatures, Pixels
 
@@ -293,16 +292,11 @@ def _read(file: Path | None) -> Tuning | None:
 
 
 def _write(file: Path, tuning: Tuning) -> None:
-    partial = file.with_name(f"{uuid.uuid4().hex}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(tuning.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        partial.replace(file)
+        write_atomically(file, tuning.model_dump_json(indent=2) + "\n")
     except OSError as error:  # it will be measured again
         log.warning("tuning_not_kept", file=str(file), reason=_one_line(error))
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def _usual_batch(device: str) -> int:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +10,8 @@ from xml.etree import ElementTree
 
 import defusedxml
 import defusedxml.ElementTree
+
+from app.runtime.atomic_files import write_atomically
 
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 _DC = "http://purl.org/dc/elements/1.1/"
@@ -87,7 +88,7 @@ class JsonSidecar:
     def write(file: Path, labelled: Labelled, min_score: float) -> None:
         """Write it; every prediction is in it, whatever its score."""
         del min_score
-        write_atomically(file, json.dumps(asdict(labelled), indent=2, ensure_ascii=False).encode() + b"\n")
+        write_atomically(file, json.dumps(asdict(labelled), indent=2, ensure_ascii=False) + "\n")
 
 
 class XmpSidecar:
@@ -130,7 +131,7 @@ class XmpSidecar:
             element.text = value
         packet = ElementTree.tostring(root, encoding="unicode")
         write_atomically(
-            file, f'<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n{packet}\n<?xpacket end="w"?>\n'.encode()
+            file, f'<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n{packet}\n<?xpacket end="w"?>\n'
         )
 
 
@@ -177,20 +178,3 @@ def _set_bag(place: ElementTree.Element, tag: str, values: Sequence[str]) -> Non
         bag = ElementTree.SubElement(ElementTree.SubElement(place, tag), f"{{{_RDF}}}Bag")
         for value in values:
             ElementTree.SubElement(bag, f"{{{_RDF}}}li").text = value
-
-
-def write_atomically(file: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all, also after a crash.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    aside = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        with aside.open("xb") as opened:
-            opened.write(content)
-            opened.flush()
-            os.fsync(opened.fileno())
-        aside.replace(file)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -9,7 +9,6 @@ import asyncio
 import errno
 import hashlib
 import json
-import os
 import shutil
 import sqlite3
 import tempfile
@@ -26,6 +25,7 @@ from app.captions.build import install
 from app.captions.database import CURRENT, current_generation, is_database
 from app.errors import ConflictError, InvalidFieldError, StoreError
 from app.names.class_names import is_kept_database_name
+from app.runtime.atomic_files import publish, sync
 from app.store.copying import copy_rows, delete_rows, row_counts
 from app.store.database import (
     location,
@@ -237,10 +237,9 @@ def _aside(folder: Path) -> Iterator[Path]:
         place = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))  # for this user alone
         try:
             yield place
-            for each in (*place.rglob("*"), place):
-                _sync(each)
-            place.rename(folder)
-            _sync(folder.parent)
+            for each in place.rglob("*"):
+                sync(each)
+            publish(place, folder)
         finally:
             shutil.rmtree(place, ignore_errors=True)
 
@@ -256,16 +255,6 @@ def _files_of(place: Path) -> dict[str, BackupFile]:
 def _sha256_of(file: Path) -> str:
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():
-        return  # where folders cannot be opened, and need not be
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from app.images.sidecars import ForeignSidecarError, JsonSidecar, Labelled, XmpSidecar, question_key, write_atomically
+from app.images.sidecars import ForeignSidecarError, JsonSidecar, Labelled, XmpSidecar, question_key
 
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 DC = "{http://purl.org/dc/elements/1.1/}"
@@ -114,16 +114,3 @@ def test_json_of_others_is_left_as_it_is(tmp_path, content):
     file.write_text(content)
     with pytest.raises(ForeignSidecarError):
         JsonSidecar.key_of(file)
-
-
-def test_what_cannot_be_written_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    file = tmp_path / "a.json"
-    write_atomically(file, b"old")
-
-    def full(_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        write_atomically(file, b"new")
-    assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == {"a.json": b"old"}
