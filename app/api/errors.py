@@ -21,7 +21,7 @@ from starlette.routing import Match
 from app import errors
 from app.api.auth.access import Caller
 from app.errors import DeixisError, FieldProblem, InvalidFieldError, MalformedRequestError, TooLargeError
-from app.names.class_names import OPEN_NAMESPACE, Namespace
+from app.names.namespaces import OPEN_NAMESPACE, Namespace
 
 log = structlog.get_logger()
 

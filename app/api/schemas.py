@@ -15,7 +15,8 @@ from app.captions.search import MAX_CONTAINS_CHARS, MAX_LIMIT, MAX_OFFSET, Capti
 from app.describing.describer import DescribeRequest, Questions
 from app.errors import ClientError, DeixisError, InvalidFieldError
 from app.images.fetch import MAX_URL_CHARS
-from app.names.class_names import MAX_ITEMS, namespace_of, own_name
+from app.names.class_names import MAX_ITEMS
+from app.names.namespaces import namespace_of, own_name
 from app.store.drafts import Draft, DraftKind, DraftStatus
 from app.store.examples import Added, Example, ExampleCounts, NewExample, Selection
 from app.store.jobs import BUILD_CAPTIONS, Job, JobStatus

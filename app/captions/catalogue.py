@@ -47,7 +47,7 @@ from app.errors import (
     UnknownNameError,
 )
 from app.models.queue import EncodeQueue
-from app.names.class_names import OPEN_NAMESPACE, Namespace, is_kept_database_name, namespace_of
+from app.names.namespaces import OPEN_NAMESPACE, Namespace, is_qualified_database_name, namespace_of
 from app.observability.metrics import Metrics, TowerMetrics
 from app.runtime.cpu import lower_priority
 from app.types import ImageFeatures, TextFeatures
@@ -156,7 +156,7 @@ class CaptionCatalogue:
         The default one belongs to the operator, and all may read it. Raises as ``clean_database_name``.
         """
         name = OPEN_NAMESPACE.database(raw, field)
-        return name if name == self.default else namespace.within(name)
+        return name if name == self.default else namespace.qualify(name)
 
     def named_to_change(self, raw: str, namespace: Namespace) -> str:
         """Return the same for a name under which something is to be built or deleted.
@@ -166,7 +166,7 @@ class CaptionCatalogue:
             ForbiddenError: that of the default one, in a namespace.
         """
         name = self.named(raw, namespace)
-        if not namespace.holds(name):
+        if not namespace.contains(name):
             raise ForbiddenError(
                 f"the caption database '{name}' is the operator's, and is read only in a namespace; choose another name"
             )
@@ -495,8 +495,8 @@ class CaptionCatalogue:
         await asyncio.to_thread(self._builder.shutdown, wait=True, cancel_futures=True)
 
     def _folder_of(self, name: str) -> Path:
-        if not is_kept_database_name(name):
-            raise InvalidFieldError.of("name", f"'{name}' is no name of a caption database")
+        if not is_qualified_database_name(name):
+            raise InvalidFieldError.of("name", f"'{name}' is not a valid name of a caption database")
         return self.folder / name
 
     def _names(self) -> list[str]:
@@ -507,10 +507,10 @@ class CaptionCatalogue:
         except OSError as error:
             problem = f"the folder of caption databases '{self.folder}' cannot be read: {error.strerror}"
             raise StoreError(f"{problem}; make it readable for the service") from error
-        return sorted(name for name in found if is_kept_database_name(name))
+        return sorted(name for name in found if is_qualified_database_name(name))
 
     def _readable(self, namespace: Namespace) -> list[str]:
-        return [name for name in self._names() if namespace.holds(name) or name == self.default]
+        return [name for name in self._names() if namespace.contains(name) or name == self.default]
 
     async def _unknown(self, name: str) -> UnknownNameError:
         known = await asyncio.to_thread(self._readable, namespace_of(name))

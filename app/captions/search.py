@@ -22,7 +22,8 @@ from app.errors import (
     UnknownNameError,
 )
 from app.models.served_model import ServedModel
-from app.names.class_names import Namespace, clean_text
+from app.names.namespaces import Namespace
+from app.names.text import clean_text
 
 log = structlog.get_logger()
 

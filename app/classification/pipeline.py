@@ -26,6 +26,7 @@ from app.fewshot.fitting import ClassNames, FitCache, FitKey, FittedAdapter, lea
 from app.images.decoder_pool import Decoders
 from app.models.queue import Ticket
 from app.models.served_model import ServedModel
+from app.names.references import LabelSetReference
 from app.observability.metrics import Metrics
 from app.observability.tracing import past_stage, stage
 from app.prompting.class_embeddings import ClassEmbeddingCache
@@ -336,7 +337,7 @@ class Pipeline:
         method, served = METHODS[task.method], self.models[task.model]
         rows = np.arange(len(task.classes))
         if task.label_set is not None and not dict(task.options).get(TRANSDUCTIVE):
-            name, _, _ = task.label_set.partition("@")
+            name = LabelSetReference.parse(task.label_set).name
             model = await served.image_fingerprint()
             subject = FitKey(model, task.method, task.options, task.templates, name, task.label_set)
 

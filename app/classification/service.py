@@ -31,16 +31,9 @@ from app.errors import (
 from app.fewshot.examples import ExampleImages
 from app.images.fetch import Allowance, ImageFetcher, ImageUrl
 from app.label_sets.prewarm import Prewarmer
-from app.names.class_names import (
-    MAX_DESCRIPTIONS_PER_CLASS,
-    MAX_ITEMS,
-    OPEN_NAMESPACE,
-    Namespace,
-    clean_classes,
-    indices_of,
-    namespace_of,
-    own_name,
-)
+from app.names.class_names import MAX_DESCRIPTIONS_PER_CLASS, MAX_ITEMS, clean_classes, indices_of
+from app.names.namespaces import OPEN_NAMESPACE, Namespace, namespace_of, own_name
+from app.names.references import LabelSetReference
 from app.prompting.templates import TemplateLibrary
 from app.scoring.calibration import Calibration
 from app.selection.selection import MethodChoice, MethodSelector
@@ -251,7 +244,7 @@ class Service:
         if question.labels is not None and question.label_set is not None:
             raise InvalidFieldError.of("labels", "give either labels or label_set, not both")
         if question.label_set is not None:
-            label_set = await self.find_label_set(question.namespace.reference(question.label_set))
+            label_set = await self.find_label_set(str(question.namespace.reference(question.label_set)))
             classes = label_set.classes
         elif question.labels is not None:
             classes = clean_classes(
@@ -367,12 +360,7 @@ class Service:
 
     async def find_label_set(self, reference: str) -> LabelSet:
         """Return the label set called ``name`` (its latest version) or ``name@version``."""
-        name, at, version = reference.partition("@")
-        if not at:
-            return await self.label_sets.get(name)
-        if not (version.isascii() and version.isdigit() and len(version) <= 9):
-            raise InvalidFieldError.of("label_set", f"'{version}' is no version; write name or name@3")
-        return await self.label_sets.get(name, int(version))
+        return await self.label_sets.get(*LabelSetReference.parse(reference))
 
     async def put_label_set(
         self,

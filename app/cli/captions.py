@@ -26,7 +26,7 @@ from app.cli.common import (
     write_json,
 )
 from app.errors import InvalidFieldError
-from app.names.class_names import clean_database_name
+from app.names.namespaces import clean_database_name
 from app.runtime.cpu import usable_cores
 
 captions_cli = typer.Typer(

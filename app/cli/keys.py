@@ -11,7 +11,7 @@ from rich.table import Table
 
 from app.api.auth.keys import make_key, read_rate
 from app.cli.common import err, out, run
-from app.names.class_names import clean_namespace
+from app.names.namespaces import clean_namespace
 from app.settings import load_settings
 from app.store.database import migrate, open_engine
 from app.store.keys import Key, KeyRepository, Scope

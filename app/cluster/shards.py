@@ -14,7 +14,7 @@ from app.cluster.handles import ask
 from app.cluster.telemetry import Exposition, own_exposition
 from app.cluster.wire import AwayError, Failure
 from app.errors import DeixisError, NotReadyError
-from app.names.class_names import own_name
+from app.names.namespaces import own_name
 from app.observability.logs import configure_logs
 from app.observability.metrics import Metrics
 from app.settings import Settings

@@ -31,7 +31,7 @@ from app.errors import (
     TooLargeError,
 )
 from app.images.discovery import files_within, folder_within, import_images
-from app.names.class_names import Namespace, namespace_of, own_name
+from app.names.namespaces import Namespace, namespace_of, own_name
 from app.observability.metrics import Metrics
 from app.selection.comparison import TrainingData, compare
 from app.selection.trial import tried_images, try_for_every_model
@@ -146,14 +146,14 @@ class Jobs:
             "truth": [int(index) for index in truth],
             "skipped": list(skipped),
         }
-        name, _, _ = question.namespace.reference(question.label_set).partition("@")
+        name = question.namespace.reference(question.label_set).name
         return await self._add(EVALUATE, name, stored, np.ascontiguousarray(image_features, np.float32).tobytes())
 
     async def evaluate_stored(self, question: ClassifyRequest) -> Job:
         """Take the job of comparing every method on the labelled examples of a label set, each held out in turn."""
         assert question.label_set is not None
         stored = {"label_set": question.label_set, "model": question.model, "template": question.template}
-        name, _, _ = question.namespace.reference(question.label_set).partition("@")
+        name = question.namespace.reference(question.label_set).name
         return await self._add(EVALUATE, name, stored)
 
     async def try_methods(self, name: str) -> Job:
@@ -308,7 +308,7 @@ class Jobs:
             template=job.request["template"],
             namespace=namespace_of(job.subject),
         )
-        label_set = await self._service.find_label_set(question.namespace.reference(job.request["label_set"]))
+        label_set = await self._service.find_label_set(str(question.namespace.reference(job.request["label_set"])))
         model = question.model or self._service.pipeline.default_model
         stored = await self._service.examples.features(label_set, model)
         if attachment is None:

@@ -24,7 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.captions.build import install
 from app.captions.database import CURRENT, current_generation, is_database
 from app.errors import ConflictError, InvalidFieldError, StoreError
-from app.names.class_names import is_kept_database_name
+from app.names.namespaces import is_qualified_database_name
 from app.runtime.atomic_files import publish, sync
 from app.store.copying import copy_rows, delete_rows, row_counts
 from app.store.database import (
@@ -133,7 +133,7 @@ def _copy_captions(captions_dir: Path, place: Path) -> tuple[str, ...]:
     if not captions_dir.is_dir():
         return ()
     names = sorted(
-        each.name for each in captions_dir.iterdir() if is_kept_database_name(each.name) and is_database(each)
+        each.name for each in captions_dir.iterdir() if is_qualified_database_name(each.name) and is_database(each)
     )
     for name in names:
         generation = current_generation(captions_dir / name)

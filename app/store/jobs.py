@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import undefer
 
 from app.errors import UnknownNameError
-from app.names.class_names import Namespace
+from app.names.namespaces import Namespace
 from app.store.database import reading, writing
 from app.store.label_sets import belongs_to
 from app.store.tables import JobRow
@@ -117,7 +117,7 @@ class JobRepository:
         """
         async with reading(self._engine) as session:
             row = await session.get(JobRow, _storable(job_id))
-            if row is None or not (namespace is None or namespace.holds(row.subject)):
+            if row is None or not (namespace is None or namespace.contains(row.subject)):
                 raise _unknown(job_id)
             return _to_job(row)
 
@@ -135,7 +135,7 @@ class JobRepository:
         async with reading(self._engine) as session:
             if after is not None:
                 last = await session.get(JobRow, _storable(after))
-                if last is None or not (namespace is None or namespace.holds(last.subject)):
+                if last is None or not (namespace is None or namespace.contains(last.subject)):
                     raise _unknown(after)
                 statement = statement.where(tuple_(JobRow.created_at, JobRow.id) < tuple_(last.created_at, last.id))
             return [_to_job(row) for row in await session.scalars(statement)]

@@ -9,7 +9,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.errors import ConflictError, UnknownNameError
-from app.names.class_names import Namespace
+from app.names.namespaces import Namespace
 from app.store.database import reading, writing
 from app.store.label_sets import printable
 from app.store.tables import ApiKeyRow

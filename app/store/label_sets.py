@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
 from app.errors import ConflictError, InvalidFieldError, PreconditionFailedError, TooLargeError, UnknownNameError
-from app.names.class_names import NAMESPACE_END, OPEN_NAMESPACE, Namespace, namespace_of
+from app.names.namespaces import NAMESPACE_SEPARATOR, OPEN_NAMESPACE, Namespace, namespace_of
 from app.store.database import reading, scrub, writing
 from app.store.tables import AnswerRow, DraftRow, ExampleRow, LabelSetRow, LabelSetVersionRow, SelectionRow
 from app.types import ClassEntry, LabelSet, MergeSynonyms
@@ -336,9 +336,9 @@ async def unknown_label_set(session: AsyncSession, name: str) -> UnknownNameErro
 def belongs_to(name: InstrumentedAttribute[str], namespace: Namespace) -> ColumnElement[bool]:
     """Return the condition that what is kept under a name is of a namespace."""
     if namespace == OPEN_NAMESPACE:
-        return not_(name.contains(NAMESPACE_END))
+        return not_(name.contains(NAMESPACE_SEPARATOR))
     # All names that begin so, in the order of code points, which an index can find.
-    first, behind = f"{namespace.name}{NAMESPACE_END}", f"{namespace.name}{chr(ord(NAMESPACE_END) + 1)}"
+    first, behind = f"{namespace.name}{NAMESPACE_SEPARATOR}", f"{namespace.name}{chr(ord(NAMESPACE_SEPARATOR) + 1)}"
     return and_(name >= first, name < behind)
 
 

@@ -253,7 +253,7 @@ def test_what_is_refused_of_a_class_stands_beside_it(open_page, client, pets):
     description = cat.locator(".field").filter(has=page.get_by_text("Descriptions", exact=True))
     expect(description.locator(".field-problem")).to_contain_text("'very long very long very long very long '... has")
     name = parrot.locator(".field").first
-    expect(name.locator(".field-problem")).to_contain_text("letter case is not told apart")
+    expect(name.locator(".field-problem")).to_contain_text("letter case is ignored")
     assert page.inner_text("#editor-error") == "2 entries are refused; what is wrong stands beside it."
     expect(description.locator("textarea")).to_be_focused()
     assert name.locator("input").get_attribute("aria-invalid") == "true"

@@ -28,7 +28,7 @@ from app.errors import (
     StoreError,
     UnknownNameError,
 )
-from app.names.class_names import OPEN_NAMESPACE, Namespace
+from app.names.namespaces import OPEN_NAMESPACE, Namespace
 from app.observability.metrics import Metrics
 from tests.captions_made import CAPTIONS, MANY, CaptionEncoder, made, place_of, put_in_place
 
@@ -163,7 +163,7 @@ async def test_a_name_that_none_can_have_is_told_by_its_field_and_opens_no_folde
             databases.named(name, OPEN_NAMESPACE, field)
         assert [each.field for each in told.value.problems] == [field]
     for work in (databases.state(name), databases.check(name, MODEL), databases.delete(name)):
-        with pytest.raises(InvalidFieldError, match="is no name of a caption database"):
+        with pytest.raises(InvalidFieldError, match="is not a valid name of a caption database"):
             await work
 
 

@@ -19,7 +19,7 @@ from app.errors import (
 )
 from app.jobs.queue import Jobs
 from app.main import open_service
-from app.names.class_names import OPEN_NAMESPACE
+from app.names.namespaces import OPEN_NAMESPACE
 from app.store.jobs import JobRepository
 from tests.captions.cased.test_lexicon import LICENCE
 from tests.captions_made import CAPTIONS, MANY, CaptionEncoder, made, place_of
@@ -215,13 +215,21 @@ async def test_names_that_are_not_there_are_told_before_anything_is_encoded(open
         for query, error, told in [
             (CaptionQuery("none", text="red"), UnknownNameError, "unknown caption database 'none'; known: things"),
             (CaptionQuery("things", text="red", model="nope"), UnknownNameError, "unknown model 'nope'; known: fake"),
-            (CaptionQuery("Things", text="red"), InvalidFieldError, "'Things' is no name of a caption database"),
-            (CaptionQuery("things.building", text="red"), InvalidFieldError, "is no name of a caption database"),
-            (CaptionQuery("../things", text="red"), InvalidFieldError, "is no name of a caption database"),
-            (CaptionQuery("things\x00", text="red"), InvalidFieldError, "is no name of a caption database"),
-            (CaptionQuery("..#things", text="red"), InvalidFieldError, "is no name of a caption database"),
-            (CaptionQuery("/#things", text="red"), InvalidFieldError, "is no name of a caption database"),
-            (CaptionQuery("a#b#things", text="red"), InvalidFieldError, "is no name of a caption database"),
+            (
+                CaptionQuery("Things", text="red"),
+                InvalidFieldError,
+                "'Things' is not a valid name of a caption database",
+            ),
+            (
+                CaptionQuery("things.building", text="red"),
+                InvalidFieldError,
+                "is not a valid name of a caption database",
+            ),
+            (CaptionQuery("../things", text="red"), InvalidFieldError, "is not a valid name of a caption database"),
+            (CaptionQuery("things\x00", text="red"), InvalidFieldError, "is not a valid name of a caption database"),
+            (CaptionQuery("..#things", text="red"), InvalidFieldError, "is not a valid name of a caption database"),
+            (CaptionQuery("/#things", text="red"), InvalidFieldError, "is not a valid name of a caption database"),
+            (CaptionQuery("a#b#things", text="red"), InvalidFieldError, "is not a valid name of a caption database"),
         ]:
             with pytest.raises(error, match=told):
                 await service.captions.search(query)

@@ -128,7 +128,7 @@ async def test_searches_that_cannot_be_are_refused_alike(both, databases):
     async with both() as backends:
         for name, fields, image, told in [
             ("none", {"text": "red"}, None, "unknown caption database 'none'"),
-            ("NONE", {"text": "red"}, None, "is no name of a caption database"),
+            ("NONE", {"text": "red"}, None, "is not a valid name of a caption database"),
             ("things", {}, None, "give either text or an image"),
             ("things", {"text": "red"}, picture(), "give either text or an image"),
             ("things", {"text": " "}, None, "text"),
@@ -261,7 +261,7 @@ async def test_a_build_here_is_seen_there(both, tmp_path):
         assert (await there.database("things")).captions == len(CAPTIONS)
         with pytest.raises(DeixisError, match="unknown model 'nope'"):
             await here.build_database("things", BuildPlan("nope", files=(str(file),)), [file], ignore)
-        with pytest.raises(DeixisError, match="is no name of a caption database"):
+        with pytest.raises(DeixisError, match="is not a valid name of a caption database"):
             await here.build_database("Things", BuildPlan("fake", files=(str(file),)), [file], ignore)
     assert told[-1] == (len(CAPTIONS), len(CAPTIONS))
 

@@ -245,7 +245,7 @@ def test_what_cannot_be_built_of_is_told_in_a_line_before_the_model_is_loaded(ru
 def test_a_name_that_no_database_can_have_is_refused_and_nothing_is_built(run, owls, databases, name):
     done = run("captions", "build", owls, f"--name={name}")
 
-    assert_refused(done, "is no name of a caption database")
+    assert_refused(done, "is not a valid name of a caption database")
     assert not databases.exists() or list(databases.iterdir()) == []
 
 
@@ -472,7 +472,7 @@ def test_what_cannot_be_searched_for_is_told_in_a_line(run, where, databases, tm
         (["things", "-t", "x" * 1001], "text"),
         (["things", "-t", "red", "-m", "nope"], "unknown model 'nope'; known: fake"),
         (["others", "-t", "red"], "unknown caption database 'others'; known: things"),
-        (["Things!", "-t", "red"], "is no name of a caption database"),
+        (["Things!", "-t", "red"], "is not a valid name of a caption database"),
     ]:
         assert_refused(run("captions", "search", *arguments, *where), told)
 
@@ -518,7 +518,7 @@ def test_a_database_is_deleted_for_good(run, where, databases):
 def test_a_database_that_is_not_there_or_cannot_be_is_told(run, where, databases, command):
     assert_refused(run("captions", command, "things", *where), "unknown caption database 'things'; known: none")
     for name in ("Things", "a b", "things@0123456789abcdef"):
-        assert_refused(run("captions", command, name, *where), "is no name of a caption database")
+        assert_refused(run("captions", command, name, *where), "is not a valid name of a caption database")
 
 
 # --- names for images ----------------------------------------------------------------------------------------------
@@ -661,8 +661,8 @@ def test_questions_without_labels_that_cannot_be_are_told_in_a_line(run, where, 
         (["--method", "csed"], "unknown method 'csed'"),
         (["-m", "nope"], "unknown model 'nope'; known: fake"),
         (["-t", "nope"], "unknown template set 'nope'"),
-        (["-d", "Things!"], "is no name of a caption database"),
-        (["-d", ""], "is no name of a caption database"),
+        (["-d", "Things!"], "is not a valid name of a caption database"),
+        (["-d", ""], "is not a valid name of a caption database"),
         (["--coverage", "0.9"], "coverage"),
         (["--false-rejection-rate", "0.1"], "false_rejection_rate"),
         (["-o", "alpha=2"], "alpha"),

@@ -13,7 +13,7 @@ from sqlalchemy import select, text
 
 from app.captions.database import CaptionDatabase, current_generation
 from app.errors import ConflictError, InvalidFieldError, StoreError
-from app.names.class_names import Namespace
+from app.names.namespaces import Namespace
 from app.store import backup as backup_module
 from app.store import copying
 from app.store.backup import DATABASE, MANIFEST, read_backup, restore_backup, write_backup

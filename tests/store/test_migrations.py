@@ -13,7 +13,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import UniqueConstraint, inspect, text
 
 from app.errors import StoreError
-from app.names.class_names import OPEN_NAMESPACE
+from app.names.namespaces import OPEN_NAMESPACE
 from app.store import database
 from app.store.database import downgrade, migrate, newest_revision, schema_revision
 from app.store.examples import ExampleCounts, ExampleRepository, NewExample

@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 
 from app.api.auth.keys import KeyRing, Quotas, parse_authorization
 from app.errors import ForbiddenError, UnauthenticatedError
-from app.names.class_names import OPEN_NAMESPACE, Namespace, clean_namespace
+from app.names.namespaces import OPEN_NAMESPACE, Namespace, clean_namespace
 from app.store.keys import Key, Scope
 
 NAMESPACE_HEADER = "Deixis-Namespace"

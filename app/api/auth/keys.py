@@ -37,7 +37,7 @@ from app.errors import (
     TooLargeError,
     UnauthenticatedError,
 )
-from app.names.class_names import clean_namespace
+from app.names.namespaces import clean_namespace
 from app.store.keys import Key, KeyRepository, Scope
 
 log = structlog.get_logger()

@@ -15,7 +15,7 @@ from app.api.schemas import (
     LabelSetSummaryBody,
 )
 from app.errors import InvalidFieldError, UnsupportedMediaTypeError
-from app.names.class_names import own_name
+from app.names.namespaces import own_name
 from app.store.label_sets import ANY, IfMatch
 from app.types import ClassEntry, LabelSet
 
@@ -46,7 +46,7 @@ async def list_label_sets(
     """List the label sets by name, a page at a time."""
     # One more than the page holds tells whether it is the last.
     found = await service.label_sets.list(
-        limit=limit + 1, after=None if after is None else caller.namespace.within(after), namespace=caller.namespace
+        limit=limit + 1, after=None if after is None else caller.namespace.qualify(after), namespace=caller.namespace
     )
     page = found[:limit]
     return LabelSetList(

@@ -39,7 +39,8 @@ from app.captions.sources import Source
 from app.classification.service import ClassifyRequest, Service
 from app.cli.backends._base import Advance, CurveInput, read_image
 from app.errors import ClientError, InvalidFieldError
-from app.names.class_names import OPEN_NAMESPACE, indices_of
+from app.names.class_names import indices_of
+from app.names.namespaces import OPEN_NAMESPACE
 from app.selection.comparison import Comparison, compare
 from app.selection.learning_curve import LearningCurve, learning_curve
 from app.selection.trial import try_for_every_model
@@ -254,7 +255,7 @@ class InProcess:
 
     async def label_set(self, reference: str) -> LabelSetResponse:
         """Read the store."""
-        return LabelSetResponse.of(await self._service.find_label_set(OPEN_NAMESPACE.reference(reference)))
+        return LabelSetResponse.of(await self._service.find_label_set(str(OPEN_NAMESPACE.reference(reference))))
 
     async def put_label_set(self, name: str, body: LabelSetBody) -> LabelSetResponse:
         """Write the store."""

@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from app.api.auth.access import ACCESS, NAMESPACE_HEADER, GuardedRoute
 from app.api.auth.keys import make_key
 from app.main import create_app
-from app.names.class_names import Namespace
+from app.names.namespaces import Namespace
 from app.settings import Settings
 from app.store.database import open_engine
 from app.store.keys import Key, KeyRepository, Scope

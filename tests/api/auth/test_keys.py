@@ -34,7 +34,7 @@ from app.errors import (
     UnauthenticatedError,
     UnknownNameError,
 )
-from app.names.class_names import OPEN_NAMESPACE, Namespace, clean_namespace, namespace_of, own_name
+from app.names.namespaces import OPEN_NAMESPACE, Namespace
 from app.store.database import open_engine
 from app.store.keys import Key, KeyRepository, Scope
 
@@ -198,7 +198,7 @@ async def test_keys_of_a_file_are_found_by_text_or_hash(tmp_path, repository):
         ("[[keys]]\nid = 'a'\nkey = 'guessed'", "can be guessed"),
         (f"[[keys]]\nid = 'a b'\nkey = '{SECRET}'", "keys.0.id"),
         (f"[[keys]]\nid = 'a'\nkey = '{SECRET}'\nscope = 'root'", "keys.0.scope"),
-        (f"[[keys]]\nid = 'a'\nkey = '{SECRET}'\nnamespace = 'A/b'", "no name of a namespace"),
+        (f"[[keys]]\nid = 'a'\nkey = '{SECRET}'\nnamespace = 'A/b'", "is not a valid namespace"),
         (f"[[keys]]\nid = 'a'\nkey = '{SECRET}'\nrate = 'often'", "'often' is no rate"),
         (f"[[keys]]\nid = 'a'\nkey = '{SECRET}'\n[[keys]]\nid = 'a'\nkey = '{SECRET}.'", "same id twice"),
         (f"[[keys]]\nid = 'a'\nkey = '{SECRET}'\n[[keys]]\nid = 'b'\nkey = '{SECRET}'", "same key twice"),
@@ -367,39 +367,6 @@ async def test_a_redis_that_accepts_and_never_answers_holds_nobody_up():
 def test_a_storage_that_there_is_not_is_told(storage):
     with pytest.raises(ConfigurationError, match="DEIXIS_RATE_LIMIT_STORAGE"):
         Quotas(DefaultQuotas(), storage)
-
-
-# --- namespaces ------------------------------------------------------------------------------------------------------
-
-
-def test_a_namespace_is_put_before_names_and_taken_from_them():
-    acme = Namespace("acme")
-    assert acme.label_set(" pets ") == "acme#pets"
-    assert acme.reference("pets@3") == "acme#pets@3"
-    assert acme.database("toys") == "acme#toys"
-    assert OPEN_NAMESPACE.reference("pets@3") == "pets@3"
-    assert own_name("acme#pets@3") == own_name("pets@3") == "pets@3"
-    assert namespace_of("acme#pets") == acme
-    assert namespace_of("pets") == OPEN_NAMESPACE
-    assert acme.holds("acme#pets")
-    assert not any(acme.holds(name) for name in ("pets", "acmes#pets", "acm#pets"))
-    assert not OPEN_NAMESPACE.holds("acme#pets")
-    assert acme.hide("unknown label set 'acme#pets', class 'c#'") == "unknown label set 'pets', class 'c#'"
-
-
-@pytest.mark.parametrize("name", ["acme#pets", "#pets", "pets#"])
-@pytest.mark.parametrize("namespace", [OPEN_NAMESPACE, Namespace("acme")])
-def test_nobody_gets_into_another_namespace_by_a_name(namespace, name):
-    for reach in (namespace.label_set, namespace.reference, namespace.database):
-        with pytest.raises(InvalidFieldError):
-            reach(name)
-
-
-@pytest.mark.parametrize("name", ["Acme", "a b", "a#b", "-a", "a" * 33, "a/b", "ä"])
-def test_names_that_no_namespace_has_are_refused(name):
-    with pytest.raises(InvalidFieldError, match="namespace"):
-        clean_namespace(name, "Deixis-Namespace")
-    assert clean_namespace("", "Deixis-Namespace") == OPEN_NAMESPACE
 
 
 def test_the_file_of_the_guide_can_be_read(tmp_path):
