@@ -1,4 +1,4 @@
-"""The guide says what is so: generated parts are fresh, links lead somewhere, commands, routes and settings exist."""
+"""The documentation matches the code: generated parts are fresh, and links, commands, routes and settings exist."""
 
 import json
 import re
@@ -34,21 +34,21 @@ ROUTES = {path: {method.upper() for method in methods} for path, methods in OPEN
 }
 
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
-# typer has a copy of click of its own, and its base of every mistake on a command line no public name.
+# typer bundles its own copy of click, whose base class of usage errors has no public name.
 (UsageError,) = typer.BadParameter.__bases__
 
 _ASSIGNMENT = re.compile(r"[A-Z_][A-Z0-9_]*=")
 _SEPARATORS = {"|", "||", "&", "&&", ";", ">", ">>", "<", "2>", "(", ")"}
 
 
-def of_every_page(test):
+def on_every_page(test):
     return pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))(test)
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
-    """Return the fenced blocks in one of the languages."""
-    found = _FENCE.finditer(page.read_text(encoding="utf-8"))
-    return [re.sub(f"^{match[1]}", "", match[3], flags=re.MULTILINE) for match in found if match[2] in languages]
+    """Return the fenced code blocks of a page in the given languages."""
+    fences = _FENCE.finditer(page.read_text(encoding="utf-8"))
+    return [re.sub(f"^{fence[1]}", "", fence[3], flags=re.MULTILINE) for fence in fences if fence[2] in languages]
 
 
 def prose(page: Path) -> str:
@@ -56,7 +56,7 @@ def prose(page: Path) -> str:
 
 
 def command_lines(page: Path) -> Iterator[list[str]]:
-    """Yield the simple commands of the shell blocks as words, without the variables set before them."""
+    """Yield each simple command of the shell blocks as a list of words, without leading variable assignments."""
     for block in blocks(page, "sh"):
         for line in block.replace("\\\n", " ").splitlines():
             lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>()")
@@ -71,30 +71,30 @@ def command_lines(page: Path) -> Iterator[list[str]]:
                     words.append(word)
 
 
-def anchors(page: Path) -> set[str]:
-    """Return the anchors of a page's headings, as forges make them."""
-    found: set[str] = set()
+def anchors_of(page: Path) -> set[str]:
+    """Return the anchors of a page's headings in the form that GitHub and GitLab generate."""
+    anchors: set[str] = set()
     for heading in re.findall(r"^#{1,6} +(.+?) *$", prose(page), re.MULTILINE):
         text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "").lower()
         kept = [c for c in text if c in " -_" or unicodedata.category(c)[0] in "LN"]
         slug = "".join(kept).replace(" ", "-")
-        found.add(slug if slug not in found else f"{slug}-{sum(each.startswith(slug) for each in found)}")
-    return found
+        anchors.add(slug if slug not in anchors else f"{slug}-{sum(anchor.startswith(slug) for anchor in anchors)}")
+    return anchors
 
 
-def test_nothing_generated_is_stale():
+def test_generated_documentation_is_up_to_date():
     generate = runpy.run_path(str(ROOT / "docs" / "generate.py"))
     assert generate["stale"]() == [], "run: make docs"
 
 
-def test_a_page_without_its_markers_is_not_silently_left_alone():
+def test_a_page_without_table_markers_is_an_error():
     generate = runpy.run_path(str(ROOT / "docs" / "generate.py"))
     with pytest.raises(ValueError, match="table of settings: begin"):
         generate["with_table"]("no marker", "settings", "| a |")
 
 
-@of_every_page
-def test_every_link_leads_to_a_file_and_a_heading(page):
+@on_every_page
+def test_every_link_has_a_target(page):
     targets = re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", prose(page)) + re.findall(r'(?:src|href)="([^"]+)"', prose(page))
     for target in targets:
         parts = urlsplit(target)
@@ -105,11 +105,16 @@ def test_every_link_leads_to_a_file_and_a_heading(page):
         assert file.exists(), f"{target} does not exist"
         assert file.is_relative_to(ROOT), f"{target} is outside the repository"
         if parts.fragment:
-            assert parts.fragment in anchors(file), f"{target} names no heading"
+            assert parts.fragment in anchors_of(file), f"{target} names no heading"
 
 
 def parse(words: list[str]) -> None:
-    """Let typer parse a command line without running it; raises if there is no such command, flag or argument."""
+    """Parse a `deixis` command line without running it.
+
+    Raises:
+        AssertionError: the command does not exist.
+        UsageError: a flag or argument is wrong.
+    """
     command, rest = COMMANDS, words
     while hasattr(command, "commands") and rest and not rest[0].startswith("-"):
         assert rest[0] in command.commands, f"there is no command {rest[0]}"
@@ -122,7 +127,7 @@ def parse(words: list[str]) -> None:
 
 
 def deixis_commands(page: Path) -> Iterator[list[str]]:
-    """Yield what comes behind `deixis` in shell blocks, in a container or not."""
+    """Yield the arguments of each `deixis` command in shell blocks, also of those run in a container."""
     for words in command_lines(page):
         if Path(words[0]).name == "deixis":
             yield words[1:]
@@ -130,8 +135,8 @@ def deixis_commands(page: Path) -> Iterator[list[str]]:
             yield words[words.index("deixis") + 1 :]
 
 
-@of_every_page
-def test_every_command_in_a_shell_block_can_be_parsed(page):
+@on_every_page
+def test_every_command_in_a_shell_block_parses(page):
     for words in deixis_commands(page):
         try:
             parse(words)
@@ -139,7 +144,7 @@ def test_every_command_in_a_shell_block_can_be_parsed(page):
             pytest.fail(f"deixis {shlex.join(words)}: {error.format_message()}")
 
 
-@of_every_page
+@on_every_page
 def test_every_command_named_in_a_sentence_exists(page):
     for code in re.findall(r"`(?:\.venv/bin/)?deixis ([^`]+)`", prose(page)):
         words = shlex.split(code)
@@ -148,12 +153,12 @@ def test_every_command_named_in_a_sentence_exists(page):
         try:
             parse(words)
         except UsageError as error:
-            # NamingResult without its arguments, it stands for itself.
+            # A sentence may name a command without its arguments.
             if not error.format_message().startswith("Missing argument"):
                 pytest.fail(f"deixis {code}: {error.format_message()}")
 
 
-def test_every_method_has_a_page_and_every_page_a_method():
+def test_methods_and_method_pages_match():
     pages = {page.stem for page in (ROOT / "docs" / "methods").glob("*.md")}
     assert pages == {name.replace("+", "-") for name in (*METHODS, CASED.name)}
     for page in (ROOT / "docs" / "methods").glob("*.md"):
@@ -163,7 +168,7 @@ def test_every_method_has_a_page_and_every_page_a_method():
         assert f"methods/{page.name}" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
 
 
-def test_the_citation_is_of_this_version_and_licence():
+def test_the_citation_has_the_current_version_and_licence():
     import yaml
 
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
@@ -172,7 +177,7 @@ def test_the_citation_is_of_this_version_and_licence():
     assert {"cff-version", "message", "title", "type", "authors"} <= citation.keys()
 
 
-def test_a_command_that_does_not_exist_would_be_noticed():
+def test_the_parser_rejects_unknown_commands_and_flags():
     with pytest.raises(AssertionError):
         parse(["label-sets", "rename"])
     for words in (["classify", "--nonsense", "a.jpg"], ["serve", "--port"], ["models", "show"]):
@@ -180,8 +185,8 @@ def test_a_command_that_does_not_exist_would_be_noticed():
             parse(words)
 
 
-@of_every_page
-def test_every_make_target_that_is_shown_exists(page):
+@on_every_page
+def test_every_make_target_exists(page):
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     shown = [word for words in command_lines(page) if words[0] == "make" for word in words[1:] if "=" not in word]
     shown += re.findall(r"`make ([a-z]+)`", prose(page))
@@ -196,14 +201,14 @@ def _route_of(path: str) -> str | None:
     return None
 
 
-@of_every_page
-def test_every_route_that_is_named_exists(page):
+@on_every_page
+def test_every_route_exists(page):
     for method, path in re.findall(r"`(GET|PUT|POST|DELETE) (/[^`? ]*)[^`]*`", prose(page)):
         assert method in ROUTES.get(path, ROUTES.get(_route_of(path) or "", set())), f"{method} {path}"
 
 
-@of_every_page
-def test_every_address_that_is_requested_exists(page):
+@on_every_page
+def test_every_curl_command_requests_an_existing_route(page):
     for words in command_lines(page):
         if words[0] != "curl":
             continue
@@ -215,25 +220,25 @@ def test_every_address_that_is_requested_exists(page):
             assert words[words.index("-X") + 1] in ROUTES[route], shlex.join(words)
 
 
-@of_every_page
+@on_every_page
 def test_every_json_block_parses(page):
     for block in blocks(page, "json"):
         json.loads(block)
 
 
 SETTINGS = {f"DEIXIS_{name.upper()}" for name in Settings.model_fields}
-# Set by Kubernetes for a Service called deixis, or for commands that ask a server: no settings.
-OTHERS = {"DEIXIS_SERVICE_HOST", "DEIXIS_API_KEY", "DEIXIS_NAMESPACE"}
-OPERATORS_FILES = [ROOT / name for name in ("Dockerfile", "docker-compose.yml", "Makefile", ".ci/run")]
+# Not settings: set by Kubernetes for a Service called deixis, or read by the client.
+OTHER_VARIABLES = {"DEIXIS_SERVICE_HOST", "DEIXIS_API_KEY", "DEIXIS_NAMESPACE"}
+OPERATOR_FILES = [ROOT / name for name in ("Dockerfile", "docker-compose.yml", "Makefile", ".ci/run")]
 
 
-@pytest.mark.parametrize("file", [*PAGES, *OPERATORS_FILES], ids=lambda file: str(file.relative_to(ROOT)))
-def test_every_setting_that_is_named_exists(file):
+@pytest.mark.parametrize("file", [*PAGES, *OPERATOR_FILES], ids=lambda file: str(file.relative_to(ROOT)))
+def test_every_setting_exists(file):
     named = set(re.findall(r"DEIXIS_[A-Z0-9_]*[A-Z0-9]", file.read_text(encoding="utf-8")))
-    assert named <= SETTINGS | OTHERS
+    assert named <= SETTINGS | OTHER_VARIABLES
 
 
-def test_every_type_of_problem_has_its_section_with_its_status():
+def test_every_problem_type_has_a_section_with_its_status():
     page = (ROOT / "docs" / "problems.md").read_text(encoding="utf-8")
     sections = dict(re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE))
     assert set(sections) == {kind.slug for kind in KINDS.values()}
@@ -242,39 +247,39 @@ def test_every_type_of_problem_has_its_section_with_its_status():
         assert kind.title in sections[kind.slug], kind.slug
 
 
-def test_every_problem_that_is_shown_is_one_of_the_table():
+def test_every_problem_shown_has_the_status_and_title_of_its_type():
     known = {TYPE_PREFIX + kind.slug: kind for kind in KINDS.values()}
 
-    def shown(value: object) -> Iterator[dict]:
+    def problems_in(value: object) -> Iterator[dict]:
         if isinstance(value, dict):
             if str(value.get("type", "")).startswith(TYPE_PREFIX):
                 yield value
-            for each in value.values():
-                yield from shown(each)
+            for member in value.values():
+                yield from problems_in(member)
         elif isinstance(value, list):
-            for each in value:
-                yield from shown(each)
+            for item in value:
+                yield from problems_in(item)
 
     for page in PAGES:
         for block in blocks(page, "json"):
-            for problem in shown(json.loads(block)):
+            for problem in problems_in(json.loads(block)):
                 kind = known[problem["type"]]
                 assert (problem["status"], problem["title"]) == (kind.status, kind.title), page
 
 
-@of_every_page
-def test_no_page_is_left_to_be_finished(page):
+@on_every_page
+def test_no_page_has_a_todo(page):
     assert not re.search(r"\b(TODO|FIXME)\b", page.read_text(encoding="utf-8"))
 
 
-def test_the_index_leads_to_every_page():
+def test_the_index_links_every_page():
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     linked = set(re.findall(r"\]\(([^)#\s]+)", index))
     pages = {str(file.relative_to(ROOT / "docs")) for file in (ROOT / "docs").rglob("*.md")} - {"README.md"}
     assert pages <= linked
 
 
-def test_what_the_image_copies_is_there_and_not_ignored():
+def test_files_copied_into_the_container_image_exist_and_are_not_ignored():
     ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
     assert copied

@@ -1,8 +1,8 @@
-"""Every code block of the documentation does what it says, on a real server.
+"""Every code block of the documentation runs against a real server.
 
-A block stands in a page's order in one folder, in which there are the files that the page talks about. One that cannot
-be run here has `<!-- not run: WHY -->` before it, which the rendered page does not show; one that shows a refusal has
-`<!-- refused: STATUS -->`.
+The blocks of a page run in their order in one folder, which contains the files that the page mentions. A block that
+cannot run here has `<!-- not run: REASON -->` before it, which the rendered page does not show. A block whose request
+is refused has `<!-- refused: STATUS -->`.
 """
 
 import gzip
@@ -16,7 +16,6 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,26 +31,26 @@ from tests.end_to_end.server import environment, serving
 from tests.test_docs import PAGES, ROOT
 
 _BLOCK = re.compile(
-    r"(?:^ *<!-- (?P<mark>not run|refused): (?P<why>[^\n]*) -->\n)?"
+    r"(?:^ *<!-- (?P<mark>not run|refused): (?P<note>[^\n]*) -->\n)?"
     r"^(?P<indent> *)```(?P<language>\w*)\n(?P<code>.*?)^ *```$",
     re.DOTALL | re.MULTILINE,
 )
 ADDRESS = "http://127.0.0.1:8000"
-# Shown, and nothing to be run: what came out, and a proxy's and the command line's own forms.
-SHOWN = {"text", "nginx", "console", ""}
+# Languages of blocks that are not run: output, and configuration of other programs.
+NOT_RUN = {"text", "nginx", "console", ""}
 TIMEOUT_S = 60
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block."""
+    """A fenced code block, with its mark and the mark's reason or status."""
 
     page: Path
     line: int
     language: str
     code: str
     mark: str | None
-    why: str
+    note: str
 
 
 def blocks_of(page):
@@ -59,14 +58,14 @@ def blocks_of(page):
     for found in _BLOCK.finditer(text):
         code = re.sub(f"^{found['indent']}", "", found["code"], flags=re.MULTILINE)
         line = text.count("\n", 0, found.start("code"))
-        yield Block(page, line, found["language"], code, found["mark"], found["why"] or "")
+        yield Block(page, line, found["language"], code, found["mark"], found["note"] or "")
 
 
 BLOCKS = {page: list(blocks_of(page)) for page in PAGES if page.name != "CHANGELOG.md"}
 RUN = [
     page
     for page, blocks in BLOCKS.items()
-    if any(each.language in {"sh", "python"} and each.mark != "not run" for each in blocks)
+    if any(block.language in {"sh", "python"} and block.mark != "not run" for block in blocks)
 ]
 
 
@@ -74,7 +73,7 @@ def name_of(page):
     return str(page.relative_to(ROOT))
 
 
-# --- a desk to work on -----------------------------------------------------------------------------------------------
+# --- the folder and the server of a page -----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +88,10 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def commands(server, tmp_path_factory):
-    """A folder with `deixis`, `curl` and `python` as the pages mean them."""
+    """A folder for the PATH with `deixis`, `curl` and `python`; `deixis` uses the server of the test."""
     folder = tmp_path_factory.mktemp("bin")
     forking = Forking(folder, url=server.url)
-    # An answer that is a refusal ends a block, unless that is what it shows.
+    # A request that is refused fails its block, unless the block is marked as refused.
     curl = shutil.which("curl")
     (folder / "curl").write_text(
         f'#!/bin/bash\nexec {curl} --silent --show-error ${{REFUSED:---fail-with-body}} "$@"\n'
@@ -104,13 +103,13 @@ def commands(server, tmp_path_factory):
 
 
 TREES = ("clothes-by-class", "clothes/test", "clothes/train", "clothes/validation", "clothing/test")
-# What the pictures stand for, whose answers nobody looks at here.
+# The classes that the photographs stand for; no test looks at the predictions.
 CLOTHES = {"cat": "hat", "coffee cup": "outwear", "rocket": "longsleeve"}
 PETS = {"cat": "cat", "coffee cup": "dog", "rocket": "dog"}
 
 
 def fill(folder):
-    """Put the files there that pages talk about."""
+    """Write the files that pages mention."""
     shots = {"cat": skimage.data.chelsea(), "coffee cup": skimage.data.coffee(), "rocket": skimage.data.rocket()}
     shutil.copytree(ROOT / "examples" / "photos", folder / "examples" / "photos")
     (folder / "photos").mkdir(parents=True)
@@ -136,7 +135,7 @@ def fill(folder):
         f"a {colour} {thing}" for colour in ("striped", "red", "small") for thing in ("wild cat", "kettle", "rocket")
     ]
     (folder / "archive.txt").write_text("\n".join(captions))
-    rows = io.StringIO("description,price\n" + "".join(f"{each},1\n" for each in captions))
+    rows = io.StringIO("description,price\n" + "".join(f"{caption},1\n" for caption in captions))
     with gzip.open(folder / "products.csv.gz", "wt") as opened:
         opened.write(rows.getvalue())
     with gzip.open(folder / "titles.gz", "wt") as opened:
@@ -145,12 +144,12 @@ def fill(folder):
 
 def wait_for_jobs(client):
     give_up_at = time.monotonic() + TIMEOUT_S
-    while any(each["status"] in {"queued", "running"} for each in client.get("/v1/jobs").json()["jobs"]):
+    while any(job["status"] in {"queued", "running"} for job in client.get("/v1/jobs").json()["jobs"]):
         assert time.monotonic() < give_up_at
         time.sleep(0.05)
 
 
-GIVEN = {
+LABEL_SETS = {
     "animals": {"classes": [{"name": name, "features": ["long whiskers"]} for name in ("cat", "dog", "tiger")]},
     "birds": {"classes": ["wren", "robin"]},
     "pets": {"classes": ["cat", "dog"]},
@@ -159,33 +158,33 @@ DATABASES = ("archive", "products", "wordnet")
 
 
 @pytest.fixture
-def desk(request, server, tmp_path):
-    """A folder with files, and a server that has what a page takes for given and does not make itself."""
+def workspace(request, server, tmp_path):
+    """A folder with files, and a server with the label sets and databases that the page does not create itself."""
     fill(tmp_path)
     text = request.getfixturevalue("page").read_text("utf-8")
     with server.client() as client:
         wait_for_jobs(client)
-        for each in client.get("/v1/label-sets", params={"limit": 1000}).json()["label_sets"]:
-            client.delete(f"/v1/label-sets/{each['name']}").raise_for_status()
-        kept = {each["name"] for each in client.get("/v1/databases").json()["databases"]}
+        for label_set in client.get("/v1/label-sets", params={"limit": 1000}).json()["label_sets"]:
+            client.delete(f"/v1/label-sets/{label_set['name']}").raise_for_status()
+        kept = {database["name"] for database in client.get("/v1/databases").json()["databases"]}
         for name in kept - set(DATABASES):
             client.delete(f"/v1/databases/{name}").raise_for_status()
         captions = (tmp_path / "archive.txt").read_text().splitlines()
         for name in set(DATABASES) - kept:
             client.put(f"/v1/databases/{name}", json={"captions": captions}).raise_for_status()
-        # Numbers of versions are never used again, and pages begin with 1.
+        # Version numbers are never reused, but pages expect version 1.
         with closing(sqlite3.connect(server.data_dir / "deixis.sqlite3", timeout=TIMEOUT_S)) as database:
             database.execute("DELETE FROM label_set_versions")
             database.execute("DELETE FROM label_sets")
             database.commit()
-        for name, body in GIVEN.items():
+        for name, body in LABEL_SETS.items():
             if not re.search(rf'PUT [^\n]*label-sets/{name}\b|sets\.put\("{name}"', text):
                 client.put(f"/v1/label-sets/{name}", json=body).raise_for_status()
         wait_for_jobs(client)
     return tmp_path
 
 
-def run_block(block, desk, server, commands):
+def run_block(block, workspace, server, commands):
     code = block.code.replace(ADDRESS, server.url).replace(".venv/bin/", "")
     settings = {
         "DEIXIS_DATA_DIR": str(server.data_dir),
@@ -207,7 +206,7 @@ def run_block(block, desk, server, commands):
     )
     done = subprocess.run(
         command,
-        cwd=desk,
+        cwd=workspace,
         env=environment(**settings),
         capture_output=True,
         text=True,
@@ -217,7 +216,7 @@ def run_block(block, desk, server, commands):
     )
     where = f"{name_of(block.page)}:{block.line}\n{block.code}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}"
     if block.mark == "refused":
-        assert block.why in done.stdout, where
+        assert block.note in done.stdout, where
     else:
         assert done.returncode == 0, where
     with server.client() as client:
@@ -225,14 +224,14 @@ def run_block(block, desk, server, commands):
 
 
 @pytest.mark.parametrize("page", RUN, ids=name_of)
-def test_the_commands_and_programs_of_a_page_run(page, desk, server, commands):
+def test_the_code_blocks_of_a_page_run(page, workspace, server, commands):
     for block in BLOCKS[page]:
         if block.language in {"sh", "python"} and block.mark != "not run":
-            run_block(block, desk, server, commands)
+            run_block(block, workspace, server, commands)
 
 
 @pytest.mark.parametrize("page", BLOCKS, ids=name_of)
-def test_data_of_a_page_parses_and_every_other_block_is_known(page):
+def test_data_blocks_parse_and_other_blocks_have_a_known_language(page):
     for block in BLOCKS[page]:
         if block.language == "json":
             json.loads(re.sub(r"(?<=[\[{,])\s*\.\.\.\s*(?=[\]},])", "", block.code))
@@ -243,16 +242,11 @@ def test_data_of_a_page_parses_and_every_other_block_is_known(page):
         elif block.language == "toml":
             assert tomllib.loads(block.code)
         else:
-            assert block.language in {"sh", "python", *SHOWN}, f"{name_of(page)}:{block.line}"
+            assert block.language in {"sh", "python", *NOT_RUN}, f"{name_of(page)}:{block.line}"
 
 
-def test_most_blocks_are_run_and_those_that_are_not_say_why():
-    told = Counter(
-        "run" if each.mark != "not run" else "not run"
-        for blocks in BLOCKS.values()
-        for each in blocks
-        if each.language in {"sh", "python"}
-    )
-    assert told["run"] > told["not run"]
-    reasons = [each.why for blocks in BLOCKS.values() for each in blocks if each.mark == "not run"]
-    assert all(len(each.split()) >= 2 for each in reasons)
+def test_most_code_blocks_run_and_the_others_give_a_reason():
+    programs = [block for blocks in BLOCKS.values() for block in blocks if block.language in {"sh", "python"}]
+    reasons = [block.note for block in programs if block.mark == "not run"]
+    assert len(reasons) < len(programs) / 2
+    assert all(len(reason.split()) >= 2 for reason in reasons)
