@@ -22,15 +22,14 @@ import numpy as np  # noqa: E402 - after the number of threads is set
 
 from app.adapters.auto_clip import AutoCLIP, auto_clip  # noqa: E402
 from app.adapters.cosine import Cosine  # noqa: E402
+from app.scoring.numerics import unit_rows  # noqa: E402
 
 IMAGES = (1, 8, 64)
 
 
-def unit_rows(rng: np.random.Generator, *shape: int) -> np.ndarray:
+def random_rows(rng: np.random.Generator, *shape: int) -> np.ndarray:
     """Return random unit vectors along the last axis, float32."""
-    rows = rng.standard_normal(shape, dtype=np.float32)
-    rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
-    return rows
+    return unit_rows(rng.standard_normal(shape, dtype=np.float32))
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -50,15 +49,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="a folder for the figures as JSON")
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
-    prompts = unit_rows(rng, arguments.classes, arguments.prompts, arguments.dims)
-    classes = prompts.mean(axis=1)
-    classes /= np.linalg.norm(classes, axis=1, keepdims=True)
+    prompts = random_rows(rng, arguments.classes, arguments.prompts, arguments.dims)
+    classes = unit_rows(prompts.mean(axis=1))
     cosine = Cosine().fit(classes, logit_scale=100.0, logit_bias=None)
     weighing = AutoCLIP().fit(prompts, logit_scale=100.0, logit_bias=None)
     flat = prompts.reshape(-1, arguments.dims)
     figures = []
     for count in IMAGES:
-        images = unit_rows(rng, count, arguments.dims)
+        images = random_rows(rng, count, arguments.dims)
         cosines = (images @ flat.T).reshape(count, arguments.classes, arguments.prompts)
         ways: dict[str, Callable[[], object]] = {
             "cosine (zero-shot, cupl, dclip, waffle)": lambda images=images: cosine.predict(images),

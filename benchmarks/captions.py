@@ -32,6 +32,7 @@ import numpy as np  # noqa: E402 - after the number of threads is set
 from app.captions.build import BuildOptions, build  # noqa: E402
 from app.captions.database import INDEX, CaptionDatabase  # noqa: E402
 from app.runtime.cpu import usable_cores  # noqa: E402
+from app.scoring.numerics import unit_rows  # noqa: E402
 
 GOALS = {"captions": 1_000_000, "p50_ms": 5, "recall": 0.95, "index_bytes_per_caption": 200}
 FINGERPRINT = "synthetic features"
@@ -47,12 +48,6 @@ _AT_ONCE = 16_384
 _CAPTION = (0.5, 0.3, 0.2)
 _IMAGE = (0.5, 0.12, 0.08, 0.3)
 _BETWEEN = 0.3
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    """Return rows of length one, float32."""
-    made: np.ndarray = (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
-    return made
 
 
 class Scenes:
@@ -72,8 +67,8 @@ class Scenes:
         variance = 1 / (4 + np.arange(dims))
         turned = np.linalg.qr(rng.standard_normal((dims, dims)))[0]
         self._directions = (np.sqrt(variance / variance.sum())[:, None] * turned).astype(np.float32)
-        self._text, other = unit(rng.standard_normal((2, dims)))
-        self._image = unit(_BETWEEN * self._text + (1 - _BETWEEN**2) ** 0.5 * other)
+        self._text, other = unit_rows(rng.standard_normal((2, dims))).astype(np.float32)
+        self._image = unit_rows(_BETWEEN * self._text + (1 - _BETWEEN**2) ** 0.5 * other)
         self._centres = self._told(rng, self._topics)
 
     def texts(self) -> Iterator[str]:
@@ -87,7 +82,7 @@ class Scenes:
         topics = [int(text.split(maxsplit=5)[4]) for text in texts]
         common, topic, own = np.sqrt(_CAPTION, dtype=np.float32)
         rng = np.random.default_rng(crc32(texts[0].encode()))
-        return unit(common * self._text + topic * self._centres[topics] + own * self._told(rng, len(texts)))
+        return unit_rows(common * self._text + topic * self._centres[topics] + own * self._told(rng, len(texts)))
 
     def images(self, count: int) -> np.ndarray:
         """Return unit rows (n, d) of images whose topics are as frequent as those of captions."""
@@ -95,7 +90,8 @@ class Scenes:
         topics = (self._topics * rng.random(count) ** 2).astype(np.int64)
         common, topic, own, untold = np.sqrt(_IMAGE, dtype=np.float32)
         seen = topic * self._centres[topics] + own * self._told(rng, count)
-        return unit(common * self._image + seen + untold * unit(rng.standard_normal((count, self._dims))))
+        unseen = unit_rows(rng.standard_normal((count, self._dims))).astype(np.float32)
+        return unit_rows(common * self._image + seen + untold * unseen)
 
     def _told(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Return rows of length about one in the directions of captions."""

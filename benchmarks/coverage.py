@@ -21,11 +21,12 @@ from app.classification.methods import METHODS
 from app.cli.common import read_subfolder_names
 from app.encoders._base import Encoder, LoadOptions
 from app.encoders.loading import load_encoder
-from app.fewshot.fitting import answer, learn, predict_held_out, stratified_folds
+from app.fewshot.fitting import answer, learn, predict_held_out
 from app.images.decode import decode_image
 from app.images.discovery import find_labelled_images
-from app.scoring.calibration import Calibration, calibrate, prediction_sets, tempered_softmax
+from app.scoring.calibration import Calibration, calibrate, prediction_sets
 from app.scoring.measures import expected_calibration_error
+from app.scoring.numerics import stratified_folds, tempered_softmax
 
 _COVERAGES = (0.9, 0.95)
 _ENCODED_AT_ONCE = 32

@@ -28,6 +28,7 @@ from app.adapters._base import Examples  # noqa: E402
 from app.adapters._examples import ExampleAdapter  # noqa: E402
 from app.classification.methods import METHODS  # noqa: E402
 from app.fewshot.neighbours import NeighbourIndex, use_one_thread  # noqa: E402
+from app.scoring.numerics import unit_rows  # noqa: E402
 
 _SCALE = 100.0
 _SUPPORT_PER_CLASS = 16
@@ -35,21 +36,15 @@ _QUERIES = 64
 _ROUNDS = 15
 
 
-def unit(rows: np.ndarray) -> np.ndarray:
-    """Return rows of length one, float32."""
-    made: np.ndarray = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-    return made
-
-
 def problem(pool: int, classes: int, dims: int) -> tuple[np.ndarray, Examples, np.ndarray]:
     """Return the text (c, d), examples without neighbours, and images to be asked about."""
     rng = np.random.default_rng(0)
-    centres = unit(rng.standard_normal((classes, dims)))
+    centres = unit_rows(rng.standard_normal((classes, dims)))
 
     def around(labels: np.ndarray) -> np.ndarray:
-        return unit(centres[labels] + 0.06 * rng.standard_normal((len(labels), dims)))
+        return unit_rows(centres[labels] + 0.06 * rng.standard_normal((len(labels), dims))).astype(np.float32)
 
-    text = unit(centres + 0.08 * rng.standard_normal((classes, dims)))
+    text = unit_rows(centres + 0.08 * rng.standard_normal((classes, dims))).astype(np.float32)
     support = np.repeat(np.arange(classes), _SUPPORT_PER_CLASS)
     examples = Examples(around(support), support, around(rng.integers(0, classes, pool)))
     return text, examples, around(rng.integers(0, classes, _QUERIES))

@@ -6,6 +6,7 @@ from typing import ClassVar, Protocol, Self
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from app.scoring.numerics import softmax
 from app.types import ImageFeatures, Logits, Probabilities, Similarities
 
 
@@ -98,6 +99,4 @@ def probabilities(logits: Logits, *, sigmoid: bool) -> Probabilities:
         # exp of a negative number only: no overflow for logits of any size.
         small = np.exp(-np.abs(wide))
         return np.where(wide >= 0, 1 / (1 + small), small / (1 + small)).astype(np.float32)
-    exponentials = np.exp(wide - wide.max(axis=1, keepdims=True))
-    shares: Probabilities = (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
-    return shares
+    return softmax(wide).astype(np.float32)

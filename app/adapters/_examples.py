@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int64
 
 from app.adapters._base import NO_EXAMPLES, Examples, Neighbours, Scores
+from app.scoring.numerics import unit_rows
 from app.types import ClassEmbeddings, ImageFeatures, Logits
 
 _SHORTEST = 1e-6
@@ -227,13 +228,6 @@ def _cleaned(examples: Examples) -> tuple[Examples, int]:
     )
 
 
-def unit_rows(rows: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
-    """Return rows of length one; rows of zeros stay as they are."""
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    made: np.ndarray = rows / np.where(lengths > 0, lengths, 1)
-    return made
-
-
 def distinct_rows(text: Float32[np.ndarray, "c d"]) -> tuple[Float32[np.ndarray, "r d"], Int64[np.ndarray, " c"]]:
     """Return the rows without repetition, in order of first appearance, and which of them each class has."""
     _, first, which = np.unique(text, axis=0, return_index=True, return_inverse=True)
@@ -241,13 +235,6 @@ def distinct_rows(text: Float32[np.ndarray, "c d"]) -> tuple[Float32[np.ndarray,
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
     return text[first[order]], rank[which.ravel()]
-
-
-def softmax(logits: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n c"]:
-    """Return shares that sum to 1 over the classes, in the precision that came."""
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    shares: np.ndarray = exponentials / exponentials.sum(axis=1, keepdims=True)
-    return shares
 
 
 def log_shares(masses: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n c"]:

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from app.adapters._base import Scores
+from app.scoring.numerics import softmax
 from app.types import ImageFeatures, PromptEmbeddings
 
 # Cosines that lie in memory together, for about 64 MiB.
@@ -63,8 +64,7 @@ def auto_clip(cosines: Float[np.ndarray, "n r k"], beta: float) -> tuple[np.ndar
     """Return the weighted scores (n, r) and the weights (n, k), both float64."""
     wide = cosines.astype(np.float64)
     means = wide.mean(axis=2)
-    shares = np.exp(means - means.max(axis=1, keepdims=True))
-    shares /= shares.sum(axis=1, keepdims=True)
+    shares = softmax(means)
     # Of logsumexp over the classes of their weighted scores, by the logits of the weights, where those are equal:
     # (1/k) sum_r shares_r (cosine_rk - mean_r). What is the same for every prompt, softmax forgets.
     gradient = np.matmul(shares[:, None, :], wide)[:, 0] / wide.shape[2]
@@ -85,25 +85,23 @@ def entropic_softmax(values: Float[np.ndarray, "n k"], beta: float) -> Float[np.
     falls = falls / np.where(told, ranges, 1.0)[:, None]
     target = beta * np.log(prompts)
     low, high = np.zeros(len(values)), np.ones(len(values))
-    too_flat = told & (_entropy(_softmax(high, falls)) > target)
+    too_flat = told & (_entropy(_weights(high, falls)) > target)
     for _ in range(_DOUBLINGS):
         if not too_flat.any():
             break
         high[too_flat] *= 2
-        too_flat &= _entropy(_softmax(high, falls)) > target
+        too_flat &= _entropy(_weights(high, falls)) > target
     high[too_flat] = _LARGEST_STEP
     low[too_flat] = _LARGEST_STEP
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        flat = _entropy(_softmax(middle, falls)) > target
+        flat = _entropy(_weights(middle, falls)) > target
         low, high = np.where(flat, middle, low), np.where(flat, high, middle)
-    return _softmax(np.where(told, (low + high) / 2, 0.0), falls)
+    return _weights(np.where(told, (low + high) / 2, 0.0), falls)
 
 
-def _softmax(steps: np.ndarray, falls: np.ndarray) -> np.ndarray:
-    exponentials = np.exp(steps[:, None] * falls)
-    weights: np.ndarray = exponentials / exponentials.sum(axis=1, keepdims=True)
-    return weights
+def _weights(steps: np.ndarray, falls: np.ndarray) -> np.ndarray:
+    return softmax(steps[:, None] * falls)
 
 
 def _entropy(weights: np.ndarray) -> np.ndarray:

@@ -27,8 +27,9 @@ from jaxtyping import Float, Int
 from scipy.linalg import cho_factor, cho_solve
 
 from app.adapters._base import Examples, Neighbours
+from app.adapters._cross_validation import compared_images, first_best, held_out_folds
 from app.adapters._examples import DegenerateExamplesError, ExampleAdapter, Need
-from app.adapters._folds import first_best, fold_numbers, judged, tempered_loss
+from app.scoring.calibration import tempered_loss
 from app.types import ImageFeatures, Logits
 
 ALPHAS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
@@ -96,15 +97,15 @@ class GDA(ExampleAdapter):
 
     def _chosen(self, rows: Float[np.ndarray, "s d"], labels: Int[np.ndarray, " s"]) -> tuple[float, float] | None:
         """Return the alpha and the temperature under which held-out images are likeliest, or None if too few."""
-        folds = fold_numbers(labels, len(self.text_))
+        folds = held_out_folds(labels, len(self.text_))
         if folds is None or len(self.text_) == 1:
             return None
-        looked_at = judged(folds)
-        asked, truth = rows[looked_at].astype(np.float64), labels[looked_at]
+        compared = compared_images(folds)
+        asked, truth = rows[compared].astype(np.float64), labels[compared]
         zero_shot = self.logit_scale_ * asked @ self.text_.T
         contributions = np.empty_like(zero_shot)
         for fold in range(int(folds.max()) + 1):
-            rest, here = folds != fold, folds[looked_at] == fold
+            rest, here = folds != fold, folds[compared] == fold
             weights, biases, pooled = gaussian(rows[rest], labels[rest], self.text_)
             if pooled:
                 # Another estimate than the one whose alpha is wanted.

@@ -19,7 +19,8 @@ from jaxtyping import Float
 from scipy.linalg import cho_factor, cho_solve
 
 from app.adapters._base import Examples, Neighbours
-from app.adapters._examples import DegenerateExamplesError, ExampleAdapter, Need, softmax
+from app.adapters._examples import DegenerateExamplesError, ExampleAdapter, Need
+from app.scoring.numerics import softmax
 from app.types import ImageFeatures, Logits
 
 _LEAST_MASS = 1e-6

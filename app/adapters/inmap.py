@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from app.adapters._base import Examples, Neighbours
-from app.adapters._examples import ExampleAdapter, Need, unit_rows
+from app.adapters._examples import ExampleAdapter, Need
+from app.scoring.numerics import softmax, unit_rows
 from app.types import ImageFeatures, Logits
 
 _ROUNDS = 20
@@ -121,9 +122,7 @@ def balanced_labels(cosines: Float[np.ndarray, "u c"], *, tau_t: float, gamma: f
     images = len(cosines)
     # P = diag(rows) @ kernel @ diag(columns): only the two vectors change, and they need the range of float64.
     kernel = cosines / tau_t
-    kernel -= kernel.max(axis=1, keepdims=True)
-    np.exp(kernel, out=kernel)
-    kernel /= kernel.sum(axis=1, keepdims=True)
+    softmax(kernel, out=kernel)
     rows, columns = np.full(images, 1 / images), np.ones(kernel.shape[1])
     wanted = _column_sums(kernel, rows) ** gamma
     wanted /= wanted.sum()
@@ -166,9 +165,7 @@ def proxies(
     taken = 0
     for taken in range(1, steps + 1):
         np.matmul(images, (found / tau_i).astype(images.dtype).T, out=shares)
-        shares -= shares.max(axis=1, keepdims=True)
-        np.exp(shares, out=shares)
-        shares /= shares.sum(axis=1, keepdims=True)
+        softmax(shares, out=shares)
         gradient = np.matmul(shares.T, images, out=moved) - wanted
         length = float(np.linalg.norm(gradient))
         if length > previous:

@@ -17,10 +17,9 @@ import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float
 from numpy.typing import DTypeLike
-from scipy.special import log_softmax
 
 from app.adapters._base import Examples, Neighbours
-from app.adapters._examples import ExampleAdapter, Need, log_shares, unit_rows
+from app.adapters._examples import ExampleAdapter, Need, log_shares
 from app.adapters.trans_clip import (
     NEAREST,
     SOFTNESS,
@@ -31,6 +30,7 @@ from app.adapters.trans_clip import (
     pieces,
 )
 from app.adapters.zlap import expected
+from app.scoring.numerics import log_softmax, unit_rows
 from app.types import ImageFeatures, Logits
 
 _LEAST_VARIANCE = 1e-4
@@ -76,8 +76,8 @@ class StatA(ExampleAdapter):
 
     def _logits(self, image_features: ImageFeatures, zero_shot: Logits, neighbours: Neighbours | None) -> np.ndarray:
         pulls = self.laplacian * neighbour_pulls(expected(neighbours), self.shares_)
-        alone = self.lam * log_softmax(zero_shot, axis=1) + self.gaussians_.log_densities(image_features) / SOFTNESS
-        logits: np.ndarray = log_softmax(alone + pulls, axis=1)
+        alone = self.lam * log_softmax(zero_shot) + self.gaussians_.log_densities(image_features) / SOFTNESS
+        logits: np.ndarray = log_softmax(alone + pulls)
         return logits
 
     def _pool_logits(self, pool_features: ImageFeatures, zero_shot: Logits) -> np.ndarray:  # noqa: ARG002
@@ -142,7 +142,7 @@ def stat_a(
     classes = len(text)
     least = _LEAST_VARIANCE / dims
     graph = (graph * laplacian).astype(images.dtype)
-    prior = log_softmax(scale * (images @ text.T), axis=1).astype(images.dtype)
+    prior = log_softmax(scale * (images @ text.T)).astype(images.dtype)
     shares = np.exp(prior)
     prior *= lam
     anchors = text.astype(np.float64)

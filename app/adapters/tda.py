@@ -18,7 +18,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32
 
 from app.adapters._base import Examples, Neighbours
-from app.adapters._examples import ExampleAdapter, Need, softmax
+from app.adapters._examples import ExampleAdapter, Need
+from app.scoring.numerics import softmax
 from app.types import ImageFeatures, Logits
 
 _LEAST_LENGTH = 1e-6

@@ -19,7 +19,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from app.adapters._base import Examples, Neighbours
-from app.adapters._examples import ExampleAdapter, Need, softmax
+from app.adapters._examples import ExampleAdapter, Need
+from app.scoring.numerics import softmax
 from app.types import ImageFeatures, Logits
 
 _SHARPNESS = 10.0

@@ -14,8 +14,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from app.adapters._base import Examples, Neighbours
+from app.adapters._cross_validation import compared_images, first_best, held_out_folds
 from app.adapters._examples import ExampleAdapter, Need
-from app.adapters._folds import first_best, fold_numbers, judged, tempered_loss
+from app.scoring.calibration import tempered_loss
 from app.types import ImageFeatures, Logits
 
 ALPHAS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -80,17 +81,17 @@ class TipAdapter(ExampleAdapter):
         The smallest beta comes first among equals, and of its alphas the smallest.
         """
         classes = len(self.text_)
-        folds = fold_numbers(self.labels_, classes)
+        folds = held_out_folds(self.labels_, classes)
         if folds is None or classes == 1:
             return None
-        looked_at = judged(folds)
-        asked, truth = self.keys_[looked_at], self.labels_[looked_at]
+        compared = compared_images(folds)
+        asked, truth = self.keys_[compared], self.labels_[compared]
         zero_shot = self.logit_scale_ * asked @ self.text_.T
         pairs, told = [], []
         for beta in BETAS:
             counted = np.empty_like(zero_shot)
             for fold in range(int(folds.max()) + 1):
-                rest, here = folds != fold, folds[looked_at] == fold
+                rest, here = folds != fold, folds[compared] == fold
                 counted[here] = votes(asked[here] @ self.keys_[rest].T, self.labels_[rest], beta, classes)
             pairs += [(alpha, beta) for alpha in ALPHAS]
             told += [tempered_loss(zero_shot + np.float32(alpha) * counted, truth) for alpha in ALPHAS]

@@ -20,11 +20,11 @@ import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float
 from numpy.typing import DTypeLike
-from scipy.special import log_softmax
 
 from app.adapters._base import Examples, Neighbours
-from app.adapters._examples import ExampleAdapter, Need, log_shares, softmax, unit_rows
+from app.adapters._examples import ExampleAdapter, Need, log_shares
 from app.adapters.zlap import expected
+from app.scoring.numerics import log_softmax, softmax, unit_rows
 from app.types import ImageFeatures, Logits
 
 NEAREST = 3
@@ -73,8 +73,8 @@ class TransCLIP(ExampleAdapter):
 
     def _logits(self, image_features: ImageFeatures, zero_shot: Logits, neighbours: Neighbours | None) -> np.ndarray:
         pulls = neighbour_pulls(expected(neighbours), self.shares_)
-        alone = self.lam * log_softmax(zero_shot, axis=1) + self.gaussians_.log_densities(image_features) / SOFTNESS
-        logits: np.ndarray = log_softmax(alone + pulls, axis=1)
+        alone = self.lam * log_softmax(zero_shot) + self.gaussians_.log_densities(image_features) / SOFTNESS
+        logits: np.ndarray = log_softmax(alone + pulls)
         return logits
 
     def _pool_logits(self, pool_features: ImageFeatures, zero_shot: Logits) -> np.ndarray:  # noqa: ARG002
@@ -123,7 +123,7 @@ def trans_clip(
 ) -> tuple[Float[np.ndarray, "u c"], SharedGaussians]:
     """Return the shares of the images, and the parameters that they were found with."""
     count, dims = images.shape
-    prior = log_softmax(scale * (images @ text.T), axis=1).astype(images.dtype)
+    prior = log_softmax(scale * (images @ text.T)).astype(images.dtype)
     shares = np.exp(prior)
     prior *= lam
     gaussians = SharedGaussians.of(first_means(images, text, scale), np.full(dims, 1 / dims), images.dtype)
@@ -150,7 +150,7 @@ def first_means(
     # Probabilities near 1 are told apart in float64 only; few rows of it are needed at once.
     for some in pieces(len(images), len(text)):
         rows = np.arange(len(images))[some]
-        found = log_softmax(scale * (images[some] @ text.T).astype(np.float64), axis=1)
+        found = log_softmax(scale * (images[some] @ text.T).astype(np.float64))
         best = np.vstack([best, np.broadcast_to(rows[:, None], found.shape)])
         logs = np.vstack([logs, found])
         if len(best) > _FIRST_IMAGES:

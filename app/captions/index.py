@@ -26,6 +26,7 @@ from scipy.sparse import csr_array
 
 from app.captions.database import FLAT, IVF_PQ, CaptionIndex, IndexParameters
 from app.runtime.cpu import one_blas_thread
+from app.scoring.numerics import unit_rows
 from app.types import ImageFeatures
 
 RECALL_AT = 10
@@ -181,7 +182,7 @@ def _centroids(rows: Float32[np.ndarray, "n d"], count: int, pool: Threads) -> F
         # A list that has lost all its rows begins again at one that is far from its own.
         lost = np.flatnonzero(np.bincount(lists, minlength=count) == 0)
         sums[lost] = rows[np.argsort(cosines, kind="stable")[: len(lost)]]
-        centroids = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        centroids = unit_rows(sums)
     return np.ascontiguousarray(centroids, np.float32)
 
 
@@ -287,6 +288,4 @@ def _sample(features: Float16[np.ndarray, "n d"], count: int) -> Float32[np.ndar
 
 def _noisy(rows: Float32[np.ndarray, "n d"], length: float) -> Float32[np.ndarray, "n d"]:
     noise = np.random.default_rng(_SEED).standard_normal(rows.shape, np.float32)
-    moved = rows + np.float32(length / rows.shape[1] ** 0.5) * noise
-    unit: np.ndarray = moved / np.linalg.norm(moved, axis=1, keepdims=True)
-    return unit
+    return unit_rows(rows + np.float32(length / rows.shape[1] ** 0.5) * noise)

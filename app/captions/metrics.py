@@ -7,6 +7,7 @@ from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 
 from app.errors import InvalidFieldError
+from app.scoring.numerics import unit_rows
 
 
 def cluster_accuracy(predicted: Sequence[Hashable], truth: Sequence[Hashable]) -> float:
@@ -43,8 +44,7 @@ def semantic_similarity(predicted_features: Float[np.ndarray, "n d"], true_featu
     if predicted_features.shape != true_features.shape:
         raise ValueError(f"features of shape {predicted_features.shape} and of shape {true_features.shape}")
     ours, true = np.asarray(predicted_features, np.float64), np.asarray(true_features, np.float64)
-    lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(true, axis=1)
-    cosines = (ours * true).sum(axis=1) / np.where(lengths > 0, lengths, 1)
+    cosines = (unit_rows(ours) * unit_rows(true)).sum(axis=1)
     return float(cosines.clip(-1, 1).mean())
 
 

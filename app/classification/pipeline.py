@@ -32,7 +32,8 @@ from app.observability.tracing import past_stage, stage
 from app.prompting.class_embeddings import ClassEmbeddingCache
 from app.prompting.explanations import MAX_LABELS, explain, prompts_to_explain
 from app.prompting.recipes import Pooling, Recipe
-from app.scoring.calibration import energy, max_concept_matching, prediction_sets, tempered_softmax
+from app.scoring.calibration import energy, max_concept_matching, prediction_sets
+from app.scoring.numerics import tempered_softmax
 from app.store.examples import StoredFeatures
 from app.types import (
     Classification,

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from app.encoders._base import ImagePath, Tuning
+from app.scoring.numerics import unit_rows
 from app.types import ImageFeatures, Pixels, TextFeatures
 
 _COLOURS = ("red", "green", "blue")
@@ -42,12 +43,12 @@ class FakeEncoder:
         self.image_batches.append(len(pixels))
         features = np.zeros((len(pixels), self.embed_dim), dtype=np.float32)
         features[:, :3] = np.stack(pixels).mean(axis=(1, 2)) / 255 + 0.01
-        return _unit_rows(features)
+        return unit_rows(features)
 
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
         """Return a colour's axis for texts that name one, else a direction from the text's hash."""
         self.encoded_texts.extend(texts)
-        return _unit_rows(np.stack([self._direction(text) for text in texts]))
+        return unit_rows(np.stack([self._direction(text) for text in texts]))
 
     def image_fingerprint(self) -> str:
         """Return its name."""
@@ -66,8 +67,3 @@ class FakeEncoder:
             seed = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
             direction[len(_COLOURS) :] = np.random.default_rng(seed).standard_normal(self.embed_dim - len(_COLOURS))
         return direction
-
-
-def _unit_rows(features: np.ndarray) -> np.ndarray:
-    rows: np.ndarray = features / np.linalg.norm(features, axis=1, keepdims=True)
-    return rows

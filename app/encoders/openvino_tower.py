@@ -20,6 +20,7 @@ import torch
 
 from app.runtime.atomic_files import publish
 from app.runtime.cpu import usable_cores
+from app.scoring.numerics import unit_rows
 from app.types import ImageFeatures, Pixels
 
 log = structlog.get_logger()
@@ -58,8 +59,7 @@ class OpenVinoImageTower:
             request.wait()
             features = request.get_output_tensor(0).data.reshape(len(batch), -1).astype(np.float32)
             self._free.append(request)
-            rows: ImageFeatures = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-            return rows
+            return unit_rows(features)
 
         return wait
 

@@ -13,10 +13,11 @@ import structlog
 from cachetools import LRUCache
 
 from app.adapters._base import Examples, Scores
-from app.adapters._examples import ExampleAdapter, Need, unit_rows
+from app.adapters._examples import ExampleAdapter, Need
 from app.errors import NotReadyError, OverloadedError, TooLargeError
 from app.fewshot.neighbours import NeighbourIndex, use_one_thread
 from app.runtime.cpu import lower_priority, one_blas_thread
+from app.scoring.numerics import unit_rows
 from app.types import ClassEmbeddings, ImageFeatures, Logits
 
 log = structlog.get_logger()
@@ -155,20 +156,6 @@ def predict_held_out(
         seconds += told.seconds
         warnings.update(dict.fromkeys(told.warnings))
     return TimedLogits(logits, seconds, tuple(warnings))
-
-
-def stratified_folds(labels: np.ndarray, most: int) -> np.ndarray:
-    """Return a fold for each label (s,): at most ``most``, each with about as many images of every class.
-
-    There are as many folds as the largest class has images, where that is fewer; the images of a class are dealt in
-    their order, the next class beginning where the one before ended.
-    """
-    if not len(labels):
-        return np.zeros(0, np.int64)
-    count = max(1, min(most, int(np.bincount(labels).max())))
-    folds = np.empty(len(labels), np.int64)
-    folds[np.argsort(labels, kind="stable")] = np.arange(len(labels)) % count
-    return folds
 
 
 def _nbytes(adapter: ExampleAdapter) -> int:

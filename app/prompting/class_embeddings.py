@@ -10,6 +10,7 @@ import numpy as np
 from cachetools import LRUCache
 
 from app.prompting.recipes import Pooling, Row
+from app.scoring.numerics import unit_rows
 from app.types import TextFeatures
 
 _Key = tuple[str, Pooling, bytes]
@@ -34,9 +35,7 @@ def prototype(features: TextFeatures) -> np.ndarray:
 
     unit -> mean -> unit (Radford et al., ICML 2021, section 3.1.4; Pratt et al., ICCV 2023, section 3).
     """
-    mean: np.ndarray = features.mean(axis=0)
-    unit: np.ndarray = mean / max(float(np.linalg.norm(mean)), 1e-12)
-    return unit
+    return unit_rows(features.mean(axis=0))
 
 
 def pool(row: Row, pooling: Pooling, features: TextFeatures) -> np.ndarray:

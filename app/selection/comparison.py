@@ -14,7 +14,7 @@ from app.adapters._examples import Need
 from app.classification.methods import METHODS, Method
 from app.classification.service import DEFAULT_METHOD, ClassifyRequest, Service
 from app.errors import InvalidFieldError, TooLargeError
-from app.fewshot.fitting import FittedAdapter, answer, learn, predict_held_out, stratified_folds
+from app.fewshot.fitting import FittedAdapter, answer, learn, predict_held_out
 from app.fewshot.neighbours import NeighbourIndex
 from app.scoring.measures import (
     Difference,
@@ -24,6 +24,7 @@ from app.scoring.measures import (
     holm,
     paired_difference,
 )
+from app.scoring.numerics import stratified_folds
 from app.types import ImageFeatures, Logits, Probabilities, Task
 
 CONTROL = "waffle"

@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.adapters._base import Examples
-from app.adapters._examples import ExampleAdapter, Need, softmax
+from app.adapters._examples import ExampleAdapter, Need
 from app.adapters.cosine import Cosine
 from app.adapters.inmap import InMaP
 from app.adapters.inmap_zlap import InMaPZLaP
 from app.adapters.registry import ADAPTERS, EXAMPLE_ADAPTERS
 from app.fewshot.fitting import learn, transduce
+from app.scoring.numerics import softmax
 
 
 def name_of(adapter):

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from app.adapters._base import Examples
-from app.adapters._examples import softmax
 from app.adapters.gda import ALPHAS, CAUTIOUS_ALPHA, GDA, class_means, gaussian, new_class_means, times_precision
+from app.scoring.numerics import softmax
 from tests.adapters.problems import PROBLEMS, difference, problem, same_in_float64
 from tests.oracles import gda as oracle
 

@@ -6,8 +6,9 @@ import pytest
 
 from app.adapters import inmap
 from app.adapters._base import Examples
-from app.adapters._examples import distinct_rows, softmax
+from app.adapters._examples import distinct_rows
 from app.adapters.inmap import InMaP, balanced_labels, proxies
+from app.scoring.numerics import softmax
 from tests.adapters.neighbours import clustered
 from tests.oracles import text_prototypes
 

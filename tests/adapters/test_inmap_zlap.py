@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from app.adapters._base import Examples
-from app.adapters._examples import softmax
 from app.adapters.inmap import learned_proxies
 from app.adapters.inmap_zlap import InMaPZLaP
 from app.adapters.zlap import propagation
+from app.scoring.numerics import softmax
 from tests.adapters.neighbours import clustered, nearest, nearest_others, pool_of
 from tests.oracles import text_prototypes
 from tests.oracles import zlap as oracle

@@ -4,9 +4,9 @@ import scipy.sparse as sp
 
 from app.adapters import trans_clip as pieces_of
 from app.adapters._base import Examples
-from app.adapters._examples import softmax
 from app.adapters.stat_a import StatA, stat_a
 from app.adapters.trans_clip import NEAREST, neighbour_graph
+from app.scoring.numerics import softmax
 from tests.adapters.neighbours import clustered, nearest, nearest_others, pool_of
 from tests.oracles.extras import stata as oracle
 

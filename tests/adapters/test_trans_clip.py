@@ -3,8 +3,8 @@ import pytest
 
 from app.adapters import trans_clip as module
 from app.adapters._base import Examples
-from app.adapters._examples import softmax
 from app.adapters.trans_clip import NEAREST, TransCLIP, first_means, neighbour_graph, trans_clip
+from app.scoring.numerics import softmax
 from tests.adapters.neighbours import clustered, nearest, nearest_others, pool_of
 from tests.oracles.extras import transclip as oracle
 

@@ -3,8 +3,9 @@ import pytest
 
 from app.adapters import zlap
 from app.adapters._base import Examples, Neighbours
-from app.adapters._examples import DegenerateExamplesError, softmax
+from app.adapters._examples import DegenerateExamplesError
 from app.adapters.zlap import ZLaP, link_weights, mass_logits, propagation
+from app.scoring.numerics import softmax
 from tests.adapters.neighbours import clustered, nearest, nearest_others, pool_of
 from tests.oracles import zlap as oracle
 

@@ -29,10 +29,10 @@ from app.fewshot.fitting import (
     answer,
     learn,
     predict_held_out,
-    stratified_folds,
     transduce,
 )
 from app.fewshot.neighbours import NeighbourIndex
+from app.scoring.numerics import stratified_folds
 from tests.shades import rows_about, unit_rows
 
 ENCODER = SimpleNamespace(logit_scale=20.0, logit_bias=None)
@@ -480,33 +480,3 @@ def test_an_image_that_is_there_twice_is_remembered_by_the_other_folds():
     labels = np.repeat([0, 1, 2, 0, 1, 2], 2)
     told = predict_held_out(Remembers, TEXT, Examples(rows, labels), np.tile([0, 1], 6), ENCODER)
     np.testing.assert_array_equal(told.logits.argmax(axis=1), labels)
-
-
-# --- folds ---------------------------------------------------------------------------------------------------------
-
-LABELS = st.lists(st.integers(0, 6), min_size=1, max_size=60).map(np.array)
-
-
-@given(LABELS, st.integers(1, 8))
-def test_folds_hold_every_class_and_all_images_as_evenly_as_possible(labels, most):
-    folds = stratified_folds(labels, most)
-    count = int(folds.max()) + 1
-    assert count == min(most, np.bincount(labels).max())
-    for held in (np.bincount(folds[labels == label], minlength=count) for label in np.unique(labels)):
-        assert held.max() - held.min() <= 1
-    sizes = np.bincount(folds, minlength=count)
-    assert sizes.min() >= 1
-    assert sizes.max() - sizes.min() <= 1
-
-
-@given(LABELS, st.integers(1, 8))
-def test_the_images_of_a_class_are_dealt_in_their_order(labels, most):
-    folds = stratified_folds(labels, most)
-    count = int(folds.max()) + 1
-    for label in np.unique(labels):
-        steps = np.diff(folds[labels == label])
-        assert ((steps == 1) | (steps == 1 - count)).all() or count == 1
-
-
-def test_no_images_have_no_folds():
-    assert stratified_folds(np.zeros(0, np.int64), 5).shape == (0,)

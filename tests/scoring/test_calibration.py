@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest
 
 from app.scoring.calibration import (
@@ -21,9 +22,10 @@ from app.scoring.calibration import (
     max_concept_matching,
     prediction_sets,
     rejection_threshold,
-    tempered_softmax,
+    tempered_loss,
 )
 from app.scoring.measures import expected_calibration_error, negative_log_likelihood, wilson_interval
+from app.scoring.numerics import tempered_softmax
 
 RATES = [0.01, 0.05, 0.07, 0.1, 0.2, 0.29, 0.5, 0.9]
 
@@ -141,6 +143,34 @@ def test_logits_and_labels_that_do_not_fit_are_refused(learn, logits, labels, pr
         learn(np.array(logits), np.array(labels))
 
 
+@given(st.integers(0, 2**32 - 1))
+def test_the_loss_is_that_at_the_best_temperature(seed):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 4, 30)
+    logits = rng.uniform(0.1, 30) * (rng.standard_normal((30, 4)) + np.eye(4)[labels])
+
+    def loss(log_temperature):
+        scaled = logits * 2.0**-log_temperature
+        return (np.log(np.exp(scaled).sum(axis=1)) - scaled[np.arange(30), labels]).mean()
+
+    best = minimize_scalar(loss, bounds=(-4, 10), method="bounded")
+    loss, temperature = tempered_loss(logits, labels)
+    assert loss == pytest.approx(best.fun, abs=1e-3)
+    assert temperature >= 0.5
+
+
+def test_the_loss_does_not_see_how_overconfident_logits_are():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 50)
+    logits = rng.standard_normal((50, 4)) + np.eye(4)[labels]
+    (loss, temperature), (loss_of_20, temperature_of_20) = (
+        tempered_loss(logits, labels),
+        tempered_loss(20 * logits, labels),
+    )
+    assert loss_of_20 == pytest.approx(loss, abs=1e-4)
+    assert temperature_of_20 == pytest.approx(20 * temperature, rel=0.02)
+
+
 # --- scores for images that show none of the classes -----------------------------------------------------------------
 
 
@@ -171,7 +201,7 @@ def test_defaults_are_temperatures_of_one():
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, inf, np.nan])
-@pytest.mark.parametrize("score", [max_concept_matching, energy, tempered_softmax])
+@pytest.mark.parametrize("score", [max_concept_matching, energy])
 def test_a_temperature_that_is_not_positive_is_refused(score, temperature):
     with pytest.raises(ValueError, match="temperature"):
         score(np.zeros((1, 2)), temperature)

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int64
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
+from app.scoring.numerics import softmax, unit_rows
 from app.types import TextFeatures
 
 ALPHA = 0.7
@@ -20,7 +21,6 @@ ALPHA = 0.7
 DUPLICATE_COSINE = 0.94
 """Captions that are more similar than this are one, as in the authors' code."""
 
-_SHORTEST = 1e-12
 _CANCELLED = 1e-6
 _LEAST_PROBABILITY = 1e-12
 
@@ -41,9 +41,9 @@ def centroid(caption_features: Float[np.ndarray, "k d"]) -> Float[np.ndarray, " 
     """Return the unit mean of the captions' directions; zeros if they cancel out, or if there are none."""
     if not len(caption_features):
         return np.zeros(caption_features.shape[1], caption_features.dtype)
-    mean = _unit(caption_features).mean(axis=0)
+    mean = unit_rows(caption_features).mean(axis=0)
     # What rounding leaves of directions that cancel out is no direction.
-    return _unit(mean) if np.linalg.norm(mean) > _CANCELLED else np.zeros_like(mean)
+    return unit_rows(mean) if np.linalg.norm(mean) > _CANCELLED else np.zeros_like(mean)
 
 
 def score(
@@ -87,10 +87,10 @@ def score_many(
         logit_scale: the encoder's.
         alpha: the image's share, in [0, 1].
     """
-    words = _unit(word_features)
+    words = unit_rows(word_features)
     share = np.where(centroids.any(axis=1, keepdims=True), alpha, 1.0)
-    by_image = _softmax(logit_scale * images @ words.T)
-    by_captions = _softmax(logit_scale * centroids @ words.T)
+    by_image = softmax(logit_scale * images @ words.T)
+    by_captions = softmax(logit_scale * centroids @ words.T)
     scores: np.ndarray = share * by_image + (1 - share) * by_captions
     return scores
 
@@ -157,14 +157,3 @@ def name_together(probabilities: Float[np.ndarray, "n w"], *, min_images: int = 
         undecided &= ~settled
     kept = np.flatnonzero(counts)
     return GroupNames(kept=kept, chosen=chosen, images=counts[kept])
-
-
-def _unit(rows: Float[np.ndarray, "*n d"]) -> Float[np.ndarray, "*n d"]:
-    made: np.ndarray = rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), _SHORTEST)
-    return made
-
-
-def _softmax(logits: Float[np.ndarray, "n w"]) -> Float[np.ndarray, "n w"]:
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    shares: np.ndarray = exponentials / exponentials.sum(axis=1, keepdims=True)
-    return shares
