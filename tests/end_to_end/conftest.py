@@ -37,14 +37,14 @@ def photographs() -> dict[str, bytes]:
 def photograph_folder(photographs, tmp_path_factory) -> Path:
     """The photographs in one subfolder per class, underscores for spaces."""
     folder = tmp_path_factory.mktemp("photographs")
-    for name, classname in TRUE_WORDS.items():
+    for name, classname in TRUE_LABELS.items():
         place = folder / classname.replace(" ", "_")
         place.mkdir()
         (place / f"{name}.jpg").write_bytes(photographs[name])
     return folder
 
 
-TRUE_WORDS = {
+TRUE_LABELS = {
     "chelsea": "cat",
     "coffee": "coffee cup",
     "rocket": "rocket",

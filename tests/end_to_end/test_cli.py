@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.end_to_end.conftest import TRUE_WORDS
+from tests.end_to_end.conftest import TRUE_LABELS
 from tests.end_to_end.forked_commands import deixis
 from tests.end_to_end.server import serving
 
@@ -26,8 +26,8 @@ def test_classify_writes_json_for_a_folder_and_skips_what_is_no_image(where, pho
 
     assert done.returncode == 1, done.stderr
     answers = {answer["path"].rpartition("/")[2]: answer for answer in json.loads(done.stdout)}
-    found = {name: answers[f"{name}.jpg"]["predictions"][0]["label"] for name in TRUE_WORDS}
-    assert found == TRUE_WORDS
+    found = {name: answers[f"{name}.jpg"]["predictions"][0]["label"] for name in TRUE_LABELS}
+    assert found == TRUE_LABELS
     assert answers["bad.png"]["error"]["type"] == "urn:deixis:problem:not-an-image"
     assert "bad.png" in done.stderr
     assert "cat.jpg" not in done.stderr
@@ -91,7 +91,7 @@ def test_the_label_sets_that_come_along_are_listed_and_another_name_is_refused(t
 
 def test_evaluate_compares_every_method_and_says_in_words_what_follows(photograph_folder, tmp_path):
     report, described = tmp_path / "report.json", tmp_path / "described.json"
-    classes = [{"name": word, "descriptions": [f"This is a {word}."]} for word in sorted(set(TRUE_WORDS.values()))]
+    classes = [{"name": word, "descriptions": [f"This is a {word}."]} for word in sorted(set(TRUE_LABELS.values()))]
     described.write_text(json.dumps(classes))
     assert deixis("label-sets", "import", "things", described, data_dir=tmp_path).returncode == 0
     done = deixis(
@@ -115,7 +115,7 @@ def test_evaluate_measures_a_folder_with_a_subfolder_per_class(where, photograph
     assert "top-1 1.0000" in done.stdout
     figures = json.loads(report.read_text())
     assert (figures["images"], figures["top1"], figures["top5"], figures["skipped"]) == (6, 1.0, 1.0, 0)
-    assert {row["name"] for row in figures["classes"]} == set(TRUE_WORDS.values())
+    assert {row["name"] for row in figures["classes"]} == set(TRUE_LABELS.values())
     assert figures["images_per_s"] > 0
 
 

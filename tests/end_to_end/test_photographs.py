@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from tests.end_to_end.conftest import TRUE_WORDS as TRUE_LABELS
+from tests.end_to_end.conftest import TRUE_LABELS
 
 LABELS = ["cat", "coffee cup", "rocket", "astronaut", "temple", "flower", "dog", "car", "pizza", "laptop"]
 HARDER = {
