@@ -1,10 +1,10 @@
-"""Moderation: does a picture show what a site does not want, something harmless, or none of these?
+"""Content moderation: block, pass or review each image.
 
     python examples/moderation.py [FOLDER] [--url URL]
 
-Two lists of words: what is not wanted, and what most pictures show. The harmless words matter: with the unwanted alone,
-every picture would have to be one of them. A picture is blocked where the unwanted words together are likely, let
-through where they are not, and shown to a person where nothing fits, or where it is a close thing.
+The labels are two lists: unwanted and harmless content. The harmless labels are necessary: with unwanted labels only,
+every image would get one of them. An image is blocked if the unwanted labels together have a high probability, and
+passes if they have a low one. A person reviews the images between, and those that fit no label.
 """
 
 import argparse
@@ -26,40 +26,40 @@ HARMLESS = [
     "the night sky",
 ]
 BLOCK_ABOVE, PASS_BELOW = 0.7, 0.3
-# Below this best score the picture is none of these.
-NONE_OF_THESE = 0.3
-PICTURES = {".jpg", ".jpeg", ".png", ".webp"}
+# An image whose best score is lower fits no label.
+REJECT_BELOW = 0.3
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
 def decide(result: deixis.ImageResult) -> tuple[str, str]:
-    """Return what to do with a picture, and why."""
+    """Return the decision about an image, and the reason."""
     if result.error is not None:
         return "review", result.error.title
     if result.rejected:
-        return "review", "none of these"
-    unwanted = [each for each in result.predictions if each.label in UNWANTED]
-    likely = sum(each.score for each in unwanted)
-    if likely > BLOCK_ABOVE:
-        return "block", f"{unwanted[0].label}, {likely:.2f}"
-    if likely < PASS_BELOW:
-        return "pass", f"{result.predictions[0].label}, unwanted {likely:.2f}"
-    return "review", f"perhaps {unwanted[0].label}, {likely:.2f}"
+        return "review", "none of the labels"
+    unwanted = [prediction for prediction in result.predictions if prediction.label in UNWANTED]
+    score = sum(prediction.score for prediction in unwanted)
+    if score > BLOCK_ABOVE:
+        return "block", f"{unwanted[0].label}, {score:.2f}"
+    if score < PASS_BELOW:
+        return "pass", f"{result.predictions[0].label}, unwanted {score:.2f}"
+    return "review", f"perhaps {unwanted[0].label}, {score:.2f}"
 
 
 def main() -> None:
-    """Tell the decision about each picture; ends with status 1 where one is blocked."""
+    """Print the decision about each image. The exit status is 1 if an image is blocked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent / "photos")
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     arguments = parser.parse_args()
-    files = sorted(each for each in arguments.folder.rglob("*") if each.suffix.lower() in PICTURES)
+    files = sorted(file for file in arguments.folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
     labels = [*UNWANTED, *HARMLESS]
     blocked = 0
     with deixis.Client(arguments.url) as client:
-        for each in client.stream(files, labels=labels, top_k=len(labels), reject_below=NONE_OF_THESE, template="{}"):
-            decision, reason = decide(each.result)
+        for item in client.stream(files, labels=labels, top_k=len(labels), reject_below=REJECT_BELOW, template="{}"):
+            decision, reason = decide(item.result)
             blocked += decision == "block"
-            print(f"{decision:7} {each.image.relative_to(arguments.folder)}  ({reason})")
+            print(f"{decision:7} {item.image.relative_to(arguments.folder)}  ({reason})")
     sys.exit(blocked > 0)
 
 

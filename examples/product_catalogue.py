@@ -1,10 +1,10 @@
-"""A product catalogue: which shelf does each picture belong on, and which answers should a person look at?
+"""Assign product photographs to shelves, and mark uncertain results for review.
 
     python examples/product_catalogue.py [FOLDER] [--url URL] > catalogue.csv
 
-The shelves are a label set of the service, so that every program of a company asks for the same ones, and a result can
-be traced to a version of them. Synonyms stand for what is sold there. Where the best shelf is not far ahead of the
-second, the row says `yes` under `review`.
+The shelves are a label set of the service: all programs use the same shelves, and each result names their version. The
+synonyms of a shelf are products on it. If the score of the best shelf is close to that of the second, the column
+`review` says `yes`.
 """
 
 import argparse
@@ -20,45 +20,45 @@ SHELVES = [
     {"name": "space and science", "synonyms": ["rocket", "astronaut", "galaxies", "telescope"]},
     {"name": "cameras", "synonyms": ["photographer with a camera", "camera", "tripod"]},
 ]
-SURE = 0.2  # ahead of the second, as a difference of probabilities
-PICTURES = {".jpg", ".jpeg", ".png", ".webp"}
+MIN_MARGIN = 0.2  # between the scores of the best and the second label
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
 def put_shelves(client: deixis.Client) -> deixis.answers.LabelSet:
-    """Return the label set; it has a new version only where the shelves have changed."""
-    version = 0  # there must be none yet
+    """Return the label set. Create a new version only if the shelves have changed."""
+    version = 0  # the label set must not exist
     try:
-        found = client.label_sets.get("shelves")
+        existing = client.label_sets.get("shelves")
     except deixis.ProblemError as error:
         if error.kind != "unknown-name":
             raise
     else:
-        if [(each.name, each.synonyms) for each in found.classes] == [tuple(each.values()) for each in SHELVES]:
-            return found
-        version = found.version
-    # Refused if another program was faster, so that neither undoes the other's change.
+        if [(shelf.name, shelf.synonyms) for shelf in existing.classes] == [tuple(shelf.values()) for shelf in SHELVES]:
+            return existing
+        version = existing.version
+    # The service refuses the change if another program has changed the label set in the meantime.
     return client.label_sets.put("shelves", SHELVES, merge_synonyms="max", version=version)
 
 
 def main() -> None:
-    """Write a row for each picture."""
+    """Write one CSV row per image."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent / "photos")
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     arguments = parser.parse_args()
-    files = sorted(each for each in arguments.folder.rglob("*") if each.suffix.lower() in PICTURES)
+    files = sorted(file for file in arguments.folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
 
     with deixis.Client(arguments.url) as client:
         shelves = put_shelves(client)
         out = csv.writer(sys.stdout)
         out.writerow(["file", "shelf", "score", "review", "label_set"])
-        for each in client.stream(files, label_set=f"{shelves.name}@{shelves.version}", top_k=2, progress=True):
-            name = each.image.relative_to(arguments.folder)
-            if each.result.error is not None:
-                out.writerow([name, "", "", "yes", each.result.error.detail])
+        for item in client.stream(files, label_set=f"{shelves.name}@{shelves.version}", top_k=2, progress=True):
+            name = item.image.relative_to(arguments.folder)
+            if item.result.error is not None:
+                out.writerow([name, "", "", "yes", item.result.error.detail])
                 continue
-            best, second = each.result.predictions
-            review = "yes" if best.score - second.score < SURE else "no"
+            best, second = item.result.predictions
+            review = "yes" if best.score - second.score < MIN_MARGIN else "no"
             out.writerow([name, best.label, f"{best.score:.3f}", review, f"{shelves.name}@{shelves.version}"])
 
 

@@ -77,12 +77,12 @@ def test_moderation_blocks_reviews_or_passes_by_score_and_rejection(monkeypatch)
     assert decide(result(0.9, 0.1))[0] == "block"
     assert decide(result(0.5, 0.5))[0] == "review"
     assert decide(result(0.1, 0.9))[0] == "pass"
-    assert decide(result(0.9, 0.1, rejected=True)) == ("review", "none of these")
+    assert decide(result(0.9, 0.1, rejected=True)) == ("review", "none of the labels")
 
 
 def test_a_camera_trap_learns_from_a_few_frames(server, photograph_folder):
     output = run(server, "camera_trap").stdout.splitlines()
-    assert output[0].startswith("answered by ")
+    assert output[0].startswith("selected method: ")
     sets = dict(line.split(": ") for line in output[1:])
     assert len(sets) == 12
     correct = sum(file.partition("-")[0] in labels.split(", ") for file, labels in sets.items())
@@ -104,7 +104,7 @@ def test_files_are_renamed_only_with_the_rename_option(server, tmp_path):
     shutil.copytree(EXAMPLES / "photos", folder)
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     output = run(server, "name_my_folder", folder, "--database", "captions-of-photos").stdout
-    assert output.startswith("names: ")
+    assert output.startswith("labels: ")
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
     run(server, "name_my_folder", folder, "--database", "captions-of-photos", "--rename")
     after = {file.name: file.read_bytes() for file in folder.iterdir()}
@@ -117,7 +117,7 @@ def test_files_are_renamed_only_with_the_rename_option(server, tmp_path):
 
 def test_methods_are_compared_on_the_sample_photographs(server):
     output = run(server, "compare_methods").stdout
-    assert "36 pictures in 3 classes" in output
+    assert "36 images in 3 classes" in output
     assert "zero-shot " in output
 
 
@@ -126,5 +126,5 @@ def test_methods_are_compared_with_descriptions_on_another_folder(server, photog
     names = [folder.name.replace("_", " ") for folder in photograph_folder.iterdir()]
     sentences.write_text(json.dumps({name: [f"a {name} seen from near", f"a {name} far away"] for name in names}))
     output = run(server, "compare_methods", photograph_folder, "--label-set", "own", "--descriptions", sentences).stdout
-    assert "6 pictures in 6 classes" in output
+    assert "6 images in 6 classes" in output
     assert "cupl" in output
