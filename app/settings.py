@@ -200,7 +200,7 @@ class Settings(BaseSettings):
         " `*.example.com`; by default all.",
     )
     image_url_timeout_s: float = Field(10, gt=0, le=600, description="For fetching one image.")
-    # What lists in bodies may hold at most, api.schemas.MAX_ITEMS, bounds these three.
+    # What lists in bodies may hold at most, names.class_names.MAX_ITEMS, bounds these three.
     max_images_per_request: int = Field(64, ge=1, le=100_000, description="Images in one request; more get 413.")
     max_evaluation_images: int = Field(
         5000, ge=1, le=100_000, description="Labelled images in one request to evaluate methods; more get 413."

@@ -15,15 +15,11 @@ from starlette.datastructures import FormData, QueryParams, UploadFile
 from starlette.exceptions import HTTPException
 
 from app.api.errors import field_problems
-from app.api.schemas import (
-    ClassifyBody,
-    ClassifyFields,
-    EmbeddingsBody,
-    ImageBody,
-    SearchBody,
-    SearchFields,
-    ZeroShotBody,
-)
+from app.api.schemas.classification import ClassifyBody, ClassifyFields
+from app.api.schemas.databases import SearchBody, SearchFields
+from app.api.schemas.embeddings import EmbeddingsBody
+from app.api.schemas.hugging_face import ZeroShotBody
+from app.api.schemas.images import ImageBody
 from app.classification.service import check_commas, split_labels
 from app.errors import (
     BodyTooLargeError,

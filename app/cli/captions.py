@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from app.api.schemas import DatabaseBody, ResultBody, SearchFields, SearchResponse
+from app.api.schemas.classification import ResultBody
+from app.api.schemas.databases import DatabaseBody, SearchFields, SearchResponse
 from app.captions.plan import WORDNET, BuildPlan
 from app.captions.search import MAX_CONTAINS_CHARS, MAX_LIMIT, MAX_OFFSET
 from app.captions.sources import Source

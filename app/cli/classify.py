@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from app.api.schemas import ResultBody, SharedNameBody
+from app.api.schemas.classification import ResultBody, SharedNameBody
 from app.classification.service import ClassifyRequest
 from app.cli.backends import Backend
 from app.cli.common import (

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from app.api.schemas import ResultBody
+from app.api.schemas.classification import ResultBody
 from app.classification.service import ClassifyRequest, split_labels
 from app.cli.backends import Backend, InProcess, over_http, read_image
 from app.errors import ConfigurationError, DeixisError, InvalidFieldError, UnknownNameError

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from app.api.schemas import ResultBody
+from app.api.schemas.classification import ResultBody
 from app.classification.methods import AUTO, METHODS
 from app.classification.service import DEFAULT_METHOD, ClassifyRequest
 from app.cli.backends import Backend, CurveInput

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from app.api.schemas import DecisionBody, DescribeBody, GenerateBody
+from app.api.schemas.descriptions import DecisionBody, DescribeBody, GenerateBody
 from app.cli.backends import Backend
 from app.cli.common import (
     NOTHING_DONE,

@@ -13,7 +13,7 @@ import typer
 from PIL import Image
 from rich.markup import escape
 
-from app.api.schemas import ResultBody
+from app.api.schemas.classification import ResultBody
 from app.classification.methods import CASED
 from app.classification.service import ClassifyRequest
 from app.cli.backends import Backend

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from app.api.schemas import ExampleCountsBody, SelectionResponse
+from app.api.schemas.examples import ExampleCountsBody
+from app.api.schemas.selection import SelectionResponse
 from app.cli.backends import Backend, read_image
 from app.cli.common import (
     NOTHING_DONE,

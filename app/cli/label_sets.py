@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from app.api.schemas import LabelSetBody
+from app.api.schemas.label_sets import LabelSetBody
 from app.cli.common import (
     ServerOption,
     out,

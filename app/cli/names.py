@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from app.api.schemas import ResultBody
+from app.api.schemas.classification import ResultBody
 from app.captions.metrics import cluster_accuracy, semantic_iou, semantic_similarity
 from app.classification.service import ClassifyRequest
 from app.cli.backends import InProcess

@@ -12,7 +12,7 @@ from enum import StrEnum
 from itertools import count
 from pathlib import Path
 
-from app.api.schemas import ResultBody
+from app.api.schemas.classification import ResultBody
 from app.errors import InvalidFieldError
 
 NONE_OF_THESE = "_none of these"

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from app.api.schemas import MAX_ITEMS
 from app.main import create_app
+from app.names.class_names import MAX_ITEMS
 from app.settings import Settings
 
 COMMITTED = Path(__file__).parents[2] / "docs" / "openapi.json"

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
-from app.api.schemas import LabelSetBody
+from app.api.schemas.label_sets import LabelSetBody
 from app.classification.service import ClassifyRequest
 from app.cli.backends import InProcess, OverHttp, RefusedError
 from app.errors import DeixisError, NotReadyError

@@ -6,7 +6,7 @@ import httpx
 import numpy as np
 import pytest
 
-from app.api.schemas import SearchFields
+from app.api.schemas.databases import SearchFields
 from app.captions.plan import BuildPlan
 from app.classification.service import ClassifyRequest
 from app.cli.backends import InProcess, OverHttp, RefusedError

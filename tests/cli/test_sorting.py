@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from app.api.schemas import PredictionBody, ResultBody
+from app.api.schemas.classification import PredictionBody, ResultBody
 from app.cli.sorting import How, Sorter, folder_name
 from tests.cli.test_cli import run, where  # noqa: F401 - fixtures
 from tests.conftest import picture

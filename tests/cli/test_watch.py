@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from app.api.schemas import PredictionBody, Problem, ResultBody
+from app.api.schemas.classification import PredictionBody, ResultBody
+from app.api.schemas.problems import Problem
 from app.classification.service import ClassifyRequest
 from app.cli.backends import RefusedError
 from app.cli.watch import Watcher

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app.api.schemas import LabelSetBody
+from app.api.schemas.label_sets import LabelSetBody
 from app.names.class_names import clean_classes
 from app.prompting.recipes import feature_sentence
 

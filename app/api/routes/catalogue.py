@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from app.api.auth.access import GuardedRoute
 from app.api.dependencies import ServiceDependency
-from app.api.schemas import ImagePathBody, MethodBody, MethodList, ModelBody, ModelList, OptionBody
+from app.api.schemas.catalogue import ImagePathBody, MethodBody, MethodList, ModelBody, ModelList, OptionBody
 from app.classification.methods import CASED, METHODS, Option
 from app.classification.service import DEFAULT_METHOD
 

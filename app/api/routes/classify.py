@@ -9,7 +9,7 @@ from app.api.dependencies import ServiceDependency
 from app.api.disconnects import unless_disconnected
 from app.api.errors import kind_of, problem
 from app.api.forms import IMAGE_FILES, read_classify_input
-from app.api.schemas import ClassifyBody, ClassifyFields, ClassifyResponse
+from app.api.schemas.classification import ClassifyBody, ClassifyFields, ClassifyResponse
 from app.classification.service import ClassifyRequest
 from app.errors import FieldProblem, InvalidFieldError
 from app.types import Classification

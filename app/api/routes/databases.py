@@ -9,15 +9,9 @@ from app.api.dependencies import JobsDependency, ServiceDependency
 from app.api.disconnects import unless_disconnected
 from app.api.forms import IMAGE_FILES, read_search_input
 from app.api.routes.label_sets import JSON_ONLY
-from app.api.schemas import (
-    BuildDatabaseBody,
-    DatabaseBody,
-    DatabaseList,
-    ImageBody,
-    JobBody,
-    SearchFields,
-    SearchResponse,
-)
+from app.api.schemas.databases import BuildDatabaseBody, DatabaseBody, DatabaseList, SearchFields, SearchResponse
+from app.api.schemas.images import ImageBody
+from app.api.schemas.jobs import JobBody
 from app.captions.catalogue import DatabaseState
 from app.captions.search import CaptionQuery
 from app.classification.service import Service

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Response
 from app.api.auth.access import GuardedRoute, LabelSetName
 from app.api.dependencies import JobsDependency, ServiceDependency
 from app.api.routes.label_sets import JSON_ONLY, IfMatchHeader, etag_of, parse_if_match
-from app.api.schemas import (
+from app.api.schemas.descriptions import (
     AcceptedResponse,
     DecisionBody,
     DescribeBody,
@@ -15,12 +15,12 @@ from app.api.schemas import (
     DraftList,
     EstimateBody,
     GenerateBody,
-    JobBody,
-    LabelSetResponse,
     QuestionSetBody,
     QuestionSetList,
     RejectedResponse,
 )
+from app.api.schemas.jobs import JobBody
+from app.api.schemas.label_sets import LabelSetResponse
 from app.store.drafts import DraftStatus
 from app.types import ClassEntry
 

@@ -12,7 +12,7 @@ from app.api.auth.access import CallerDependency, GuardedRoute, note
 from app.api.dependencies import ServiceDependency
 from app.api.disconnects import unless_disconnected
 from app.api.forms import read_embeddings_input
-from app.api.schemas import EmbeddingsBody, EmbeddingsResponse
+from app.api.schemas.embeddings import EmbeddingsBody, EmbeddingsResponse
 from app.types import ImageFeatures
 
 router = APIRouter(tags=["embeddings"], route_class=GuardedRoute)

@@ -9,7 +9,8 @@ from fastapi import APIRouter, Request, Response
 from app.api.auth.access import CallerDependency, GuardedRoute, LabelSetName
 from app.api.dependencies import JobsDependency, ServiceDependency
 from app.api.forms import IMAGE_FILES, form_fields, media_type_of, opened_form, parsed, read_part
-from app.api.schemas import EvaluateStoredBody, JobBody
+from app.api.schemas.jobs import JobBody
+from app.api.schemas.selection import EvaluateStoredBody
 from app.classification.service import ClassifyRequest
 from app.errors import ClientError, InvalidFieldError, UnsupportedMediaTypeError
 from app.names.class_names import indices_of

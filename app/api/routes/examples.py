@@ -8,16 +8,16 @@ from fastapi import APIRouter, Query, Request, Response
 from app.api.auth.access import Caller, CallerDependency, GuardedRoute, LabelSetName
 from app.api.dependencies import JobsDependency, ServiceDependency
 from app.api.forms import IMAGE_FILES, form_fields, media_type_of, opened_form, parsed, read_part
-from app.api.schemas import (
+from app.api.schemas.examples import (
     AddedExamplesResponse,
     DeletedExamplesResponse,
     ExampleBody,
     ExampleCountsBody,
     ExampleList,
     ImportBody,
-    JobBody,
-    SelectionResponse,
 )
+from app.api.schemas.jobs import JobBody
+from app.api.schemas.selection import SelectionResponse
 from app.classification.service import Service
 from app.errors import ClientError, InvalidFieldError, UnknownNameError, UnsupportedMediaTypeError
 from app.jobs.queue import Jobs

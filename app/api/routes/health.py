@@ -5,7 +5,7 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from app.api.auth.access import GuardedRoute
 from app.api.dependencies import ServiceDependency
-from app.api.schemas import Health
+from app.api.schemas.health import Health
 
 router = APIRouter(tags=["probes"], route_class=GuardedRoute)
 

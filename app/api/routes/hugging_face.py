@@ -6,7 +6,7 @@ from app.api.auth.access import CallerDependency, GuardedRoute, note
 from app.api.dependencies import ServiceDependency
 from app.api.disconnects import unless_disconnected
 from app.api.forms import read_zero_shot_input
-from app.api.schemas import ScoredLabelBody, ZeroShotBody
+from app.api.schemas.hugging_face import ScoredLabelBody, ZeroShotBody
 from app.classification.service import ClassifyRequest
 
 router = APIRouter(tags=["classify"], route_class=GuardedRoute)

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query
 
 from app.api.auth.access import CallerDependency, GuardedRoute
 from app.api.dependencies import JobsDependency
-from app.api.schemas import JobBody, JobList
+from app.api.schemas.jobs import JobBody, JobList
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=GuardedRoute)
 

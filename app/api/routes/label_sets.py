@@ -7,13 +7,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from app.api.auth.access import CallerDependency, GuardedRoute, LabelSetName
 from app.api.dependencies import ServiceDependency
 from app.api.forms import media_type_of
-from app.api.schemas import (
-    ClassesBody,
-    LabelSetBody,
-    LabelSetList,
-    LabelSetResponse,
-    LabelSetSummaryBody,
-)
+from app.api.schemas.label_sets import ClassesBody, LabelSetBody, LabelSetList, LabelSetResponse, LabelSetSummaryBody
 from app.errors import InvalidFieldError, UnsupportedMediaTypeError
 from app.names.namespaces import own_name
 from app.store.label_sets import ANY, IfMatch

@@ -5,28 +5,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
-from app.api.schemas import (
+from app.api.schemas.classification import ResultBody, SharedNameBody
+from app.api.schemas.databases import DatabaseBody, SearchFields, SearchResponse
+from app.api.schemas.descriptions import (
     AcceptedResponse,
-    AddedExamplesResponse,
-    DatabaseBody,
     DecisionBody,
-    DeletedExamplesResponse,
     DescribeBody,
     DraftBody,
     EstimateBody,
-    ExampleCountsBody,
     GenerateBody,
-    LabelSetBody,
-    LabelSetResponse,
-    LabelSetSummaryBody,
-    Problem,
     RejectedResponse,
-    ResultBody,
-    SearchFields,
-    SearchResponse,
-    SelectionResponse,
-    SharedNameBody,
 )
+from app.api.schemas.examples import AddedExamplesResponse, DeletedExamplesResponse, ExampleCountsBody
+from app.api.schemas.label_sets import LabelSetBody, LabelSetResponse, LabelSetSummaryBody
+from app.api.schemas.problems import Problem
+from app.api.schemas.selection import SelectionResponse
 from app.classification.service import ClassifyRequest
 from app.selection.comparison import Comparison
 from app.selection.learning_curve import LearningCurve

@@ -9,29 +9,21 @@ from typing import Any
 import numpy as np
 
 from app.api.errors import problem
-from app.api.schemas import (
+from app.api.schemas.classification import ClassifyResponse, ResultBody, SharedNameBody
+from app.api.schemas.databases import DatabaseBody, SearchFields, SearchResponse
+from app.api.schemas.descriptions import (
     AcceptedResponse,
-    AddedExamplesResponse,
-    ClassifyResponse,
-    DatabaseBody,
     DecisionBody,
-    DeletedExamplesResponse,
     DescribeBody,
     DraftBody,
     EstimateBody,
-    ExampleCountsBody,
     GenerateBody,
-    LabelSetBody,
-    LabelSetResponse,
-    LabelSetSummaryBody,
-    Problem,
     RejectedResponse,
-    ResultBody,
-    SearchFields,
-    SearchResponse,
-    SelectionResponse,
-    SharedNameBody,
 )
+from app.api.schemas.examples import AddedExamplesResponse, DeletedExamplesResponse, ExampleCountsBody
+from app.api.schemas.label_sets import LabelSetBody, LabelSetResponse, LabelSetSummaryBody
+from app.api.schemas.problems import Problem
+from app.api.schemas.selection import SelectionResponse
 from app.captions.catalogue import DatabaseState
 from app.captions.plan import WORDNET, BuildPlan
 from app.captions.search import CaptionQuery

@@ -15,36 +15,30 @@ import httpx
 
 from app.api.auth.access import NAMESPACE_HEADER
 from app.api.errors import TYPE_PREFIX
-from app.api.schemas import (
+from app.api.schemas.catalogue import ModelList
+from app.api.schemas.classification import ClassifyResponse, ResultBody, SharedNameBody
+from app.api.schemas.databases import DatabaseBody, DatabaseList, SearchFields, SearchResponse
+from app.api.schemas.descriptions import (
     AcceptedResponse,
-    AddedExamplesResponse,
-    ClassifyResponse,
-    DatabaseBody,
-    DatabaseList,
     DecisionBody,
-    DeletedExamplesResponse,
     DescribeBody,
     DraftBody,
     DraftList,
     EstimateBody,
+    GenerateBody,
+    RejectedResponse,
+)
+from app.api.schemas.examples import (
+    AddedExamplesResponse,
+    DeletedExamplesResponse,
     ExampleCountsBody,
     ExampleList,
-    GenerateBody,
-    JobBody,
-    LabelSetBody,
-    LabelSetList,
-    LabelSetResponse,
-    LabelSetSummaryBody,
-    ModelList,
-    Problem,
-    RejectedResponse,
-    ResultBody,
-    SearchFields,
-    SearchResponse,
-    SelectionResponse,
-    SharedNameBody,
     SkippedImageBody,
 )
+from app.api.schemas.jobs import JobBody
+from app.api.schemas.label_sets import LabelSetBody, LabelSetList, LabelSetResponse, LabelSetSummaryBody
+from app.api.schemas.problems import Problem
+from app.api.schemas.selection import SelectionResponse
 from app.classification.service import ClassifyRequest
 from app.cli.backends._base import Advance, CurveInput, read_image
 from app.errors import DeixisError, InvalidFieldError, NotReadyError

@@ -1,0 +1,26 @@
+"""Images in JSON bodies."""
+
+from typing import Self
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from app.api.schemas._base import Request
+from app.images.fetch import MAX_URL_CHARS
+
+
+class ImageBody(Request):
+    """One image of a JSON request: one of ``base64`` and ``url``."""
+
+    base64: str | None = Field(None, description="The encoded image file in base64, or a `data:` URL of it.")
+    url: str | None = Field(
+        None,
+        max_length=MAX_URL_CHARS,
+        description="Or where to fetch it, if the operator lets images be fetched (`DEIXIS_ALLOW_IMAGE_URLS`).",
+    )
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        if (self.base64 is None) == (self.url is None):
+            raise PydanticCustomError("image", "give either base64 or url")
+        return self
