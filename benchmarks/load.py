@@ -148,16 +148,10 @@ async def closed_loop(address: tuple[str, int], requests: Sequence[bytes], conne
     return tally
 
 
-def poisson_times(rate: float, seconds: float) -> np.ndarray:
-    """Return when an open loop sends its requests, always the same for a rate and a time."""
-    times: np.ndarray = np.cumsum(np.random.default_rng(3).exponential(1 / rate, int(rate * seconds)))
-    return times
-
-
 async def open_loop(address: tuple[str, int], requests: Sequence[bytes], rate: float, seconds: float) -> Tally:
     """Send at the times of a Poisson process; what would be more than ``MAX_OUTSTANDING`` is counted as -1."""
     tally = Tally()
-    due = poisson_times(rate, seconds)
+    due = np.cumsum(np.random.default_rng(3).exponential(1 / rate, int(rate * seconds)))
     idle: list[Connection] = []
     running: set[asyncio.Task[None]] = set()
     began = time.perf_counter()
