@@ -41,6 +41,17 @@ Probabilities: TypeAlias = Float32[np.ndarray, "n c"]
 
 
 @dataclass(frozen=True, slots=True)
+class Option:
+    """A number that a request may set, between ``minimum`` and ``maximum``; ``whole`` allows whole numbers only."""
+
+    default: float
+    minimum: float
+    maximum: float
+    description: str
+    whole: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ClassEntry:
     """One class of a label set: its name and what helps to recognise it.
 

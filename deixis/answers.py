@@ -371,11 +371,11 @@ class Model(Answer):
 
 
 class MethodOption(Answer):
-    """A number that a method takes, in [``least``, ``most``]."""
+    """A number that a method takes, between ``minimum`` and ``maximum``."""
 
     default: float
-    least: float
-    most: float
+    minimum: float
+    maximum: float
     description: str
 
 

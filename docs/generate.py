@@ -1,7 +1,7 @@
 """Generate the parts of the documentation that come from code and data: `python docs/generate.py`, or `make docs`.
 
 It rewrites docs/openapi.json, docs/reference/cli.md, and the tables between two markers in docs/models.md,
-docs/settings.md and the pages of docs/methods/. With `--check` it only reports which files are stale.
+docs/methods.md, docs/settings.md and the pages of docs/methods/. With `--check` it only reports which files are stale.
 """
 
 import json
@@ -14,11 +14,13 @@ from typer import Context
 from typer.cli import get_docs_for_click
 from typer.main import get_command
 
-from app.classification.methods import CASED, METHODS, Option
+from app.classification.methods import CASED, METHODS, Method, VocabularyFree
+from app.classification.service import DEFAULT_METHOD
 from app.cli import cli
 from app.encoders.catalogue import ModelCard, load_catalogue
 from app.main import create_app
 from app.settings import Settings
+from app.types import Option
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,6 +37,9 @@ def generated_files() -> dict[Path, str]:
         settings_page: with_table(
             settings_page.read_text(encoding="utf-8"), "settings", settings_table(Settings.model_fields)
         ),
+        ROOT / "docs" / "methods.md": with_table(
+            (ROOT / "docs" / "methods.md").read_text(encoding="utf-8"), "methods", methods_table()
+        ),
         ROOT / "docs" / "openapi.json": openapi(),
         **{page: with_table(page.read_text("utf-8"), "options", table) for page, table in options_tables().items()},
         ROOT / "docs" / "reference" / "cli.md": cli_reference(),
@@ -45,9 +50,32 @@ def options_tables() -> dict[Path, str]:
     """Return the options table of each method, by the path of the method's page."""
     folder = ROOT / "docs" / "methods"
     return {
-        folder / f"{name.replace('+', '-')}.md": options_table(method.options)
-        for name, method in {**METHODS, CASED.name: CASED}.items()
+        folder / page_of(name): options_table(method.options) for name, method in {**METHODS, CASED.name: CASED}.items()
     }
+
+
+def page_of(method: str) -> str:
+    """Return the file name of a method's page in docs/methods/."""
+    return f"{method.replace('+', '-')}.md"
+
+
+def methods_table() -> str:
+    """Return the methods as a Markdown table, with links to their pages."""
+    lines = ["| method | | learns from | options |", "|---|---|---|---|"]
+    for name, method in {**METHODS, CASED.name: CASED}.items():
+        options = ", ".join(f"`{option}`" for option in method.options)
+        default = ", the default" if name == DEFAULT_METHOD else ""
+        lines.append(
+            f"| [`{name}`](methods/{page_of(name)}){default} | {method.summary} | {_learns_from(method)} | {options} |"
+        )
+    return "\n".join(lines)
+
+
+def _learns_from(method: Method | VocabularyFree) -> str:
+    if not isinstance(method, Method) or method.learner is None:
+        return ""
+    kinds = sorted(method.learns) or ["images of earlier requests"]
+    return ", ".join(kinds) + (", balanced" if method.learner.balanced else "")
 
 
 def options_table(options: Mapping[str, Option]) -> str:
@@ -56,7 +84,9 @@ def options_table(options: Mapping[str, Option]) -> str:
         return "None."
     lines = ["| option | default | from | to | |", "|---|--:|--:|--:|---|"]
     for name, option in options.items():
-        lines.append(f"| `{name}` | {option.default:g} | {option.least:g} | {option.most:g} | {option.description} |")
+        lines.append(
+            f"| `{name}` | {option.default:g} | {option.minimum:g} | {option.maximum:g} | {option.description} |"
+        )
     return "\n".join(lines)
 
 

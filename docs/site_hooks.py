@@ -1,4 +1,7 @@
-"""MkDocs hooks: add every file outside docs/ that a page links to as a page of the site.
+"""MkDocs hooks: put the pages of a folder into the navigation, and add the files outside docs/ that pages link to.
+
+A folder in the navigation of mkdocs.yml, such as ``methods/``, stands for all of its pages, sorted by name.
+Every file outside docs/ that a page links to becomes a page of the site.
 
 The same relative links then work in the repository and on the site. Markdown files and images are added as they are,
 other text files as a code listing.
@@ -8,6 +11,7 @@ import posixpath
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -23,6 +27,20 @@ _LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 _FENCE = re.compile(r"^( *)(```+).*?^\1\2$", re.DOTALL | re.MULTILINE)
 _IMAGES = (".svg", ".png", ".jpg")
 _LANGUAGES = {".py": "python", ".yml": "yaml", ".yaml": "yaml", ".json": "json", ".toml": "toml"}
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Replace the folders in the navigation by lists of their pages."""
+    config.nav = _with_pages(config.nav)
+    return config
+
+
+def _with_pages(nav: Any) -> Any:
+    if isinstance(nav, str):
+        return sorted(f"{nav}{page.name}" for page in (ROOT / DOCS / nav).glob("*.md")) if nav.endswith("/") else nav
+    if isinstance(nav, dict):
+        return {title: _with_pages(each) for title, each in nav.items()}
+    return [_with_pages(each) for each in nav]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

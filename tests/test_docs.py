@@ -165,7 +165,6 @@ def test_methods_and_method_pages_match():
         text = page.read_text(encoding="utf-8")
         for part in ("```text", "**It helps**: ", "**It hurts**: ", "**Cost**: ", "## Options", "## Source"):
             assert part in text, (page.name, part)
-        assert f"methods/{page.name}" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
 
 
 def test_the_citation_has_the_current_version_and_licence():
@@ -274,7 +273,8 @@ def test_no_page_has_a_todo(page):
 
 def test_the_index_links_every_page():
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
-    linked = set(re.findall(r"\]\(([^)#\s]+)", index))
+    methods = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")  # whose table lists the pages of docs/methods/
+    linked = set(re.findall(r"\]\(([^)#\s]+)", index + methods))
     pages = {str(file.relative_to(ROOT / "docs")) for file in (ROOT / "docs").rglob("*.md")} - {"README.md"}
     assert pages <= linked
 

@@ -56,12 +56,46 @@ class Scores:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """How an adapter is offered as a method.
+
+    Args:
+        name: by which requests select it.
+        summary: one sentence that cites the paper.
+        recipe: the prompts that it reads, a name in ``RECIPES`` of app/prompting/recipes.py.
+        uses_descriptions: whether descriptions of the classes change its results.
+        is_control: whether it exists only to be compared with.
+    """
+
+    name: str
+    summary: str
+    recipe: str = "templates"
+    uses_descriptions: bool = False
+    is_control: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Makes an argument of ``__init__`` an option of requests: its bounds, and its description for users.
+
+    Used as ``Annotated[float, Range(...)]``, or with ``int`` for whole numbers. The default of the argument is that of
+    the option.
+    """
+
+    minimum: float
+    maximum: float
+    description: str
+
+
 class Adapter(Protocol):
     """A training-free classifier over frozen features.
 
-    Hyperparameters are arguments of ``__init__``, which does nothing else; what ``fit`` learns ends in ``_``. ``fit``
-    forgets what an earlier call left, and neither call changes its inputs.
+    Hyperparameters are arguments of ``__init__``, which only keeps them. Attributes that ``fit`` learns end in ``_``;
+    it forgets those of an earlier call. Neither ``fit`` nor ``predict`` changes its arguments.
     """
+
+    declaration: ClassVar[Declaration]
 
     aligned: ClassVar[bool]
     """Whether it takes each prompt by itself (r, k, d), and not one row per name (r, d)."""

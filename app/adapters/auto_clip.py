@@ -8,12 +8,12 @@ Deviations: the gradient is divided by its range, which the size of the step tak
 every model; where prompts tie at the largest gradient and that entropy cannot be reached, they share the weight.
 """
 
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 import numpy as np
 from jaxtyping import Float
 
-from app.adapters._base import Scores
+from app.adapters._base import Declaration, Range, Scores
 from app.scoring.numerics import softmax
 from app.types import ImageFeatures, PromptEmbeddings
 
@@ -27,16 +27,24 @@ _TIE = 1e-12
 
 
 class AutoCLIP:
-    """Scores are weighted means of the cosines with k aligned prompts; the weights differ by image.
+    """Scores are weighted means of the cosines with k aligned prompts; the weights differ by image."""
 
-    Args:
-        beta: share of the largest entropy that the weights keep, in (0, 1]; 1 leaves them equal.
-    """
-
+    declaration: ClassVar[Declaration] = Declaration(
+        "autoclip",
+        "Weighted mean of the cosines with templates and groups of descriptions, with weights for each image"
+        " (Metzen et al., TMLR 2024).",
+        recipe="aligned-prompts",
+        uses_descriptions=True,
+    )
     aligned: ClassVar[bool] = True
     transductive: ClassVar[bool] = False
 
-    def __init__(self, beta: float = 0.85) -> None:
+    def __init__(
+        self,
+        beta: Annotated[
+            float, Range(0.01, 1, "Entropy of the weights, as a share of the largest possible; 1 makes them equal.")
+        ] = 0.85,
+    ) -> None:
         self.beta = beta
 
     def fit(self, text: PromptEmbeddings, *, logit_scale: float, logit_bias: float | None) -> Self:

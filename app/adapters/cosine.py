@@ -8,13 +8,16 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from app.adapters._base import Scores
+from app.adapters._base import Declaration, Scores
 from app.types import ImageFeatures
 
 
 class Cosine:
     """``logit_scale * cosine + logit_bias``."""
 
+    declaration: ClassVar[Declaration] = Declaration(
+        "zero-shot", "Cosine similarity with the mean of the class's templates (Radford et al., ICML 2021)."
+    )
     aligned: ClassVar[bool] = False
     transductive: ClassVar[bool] = False
 

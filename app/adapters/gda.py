@@ -20,13 +20,13 @@ Deviations:
   multiplies the images by augmentation; here the covariance is that of all images about their mean, and alpha is fixed.
 """
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.linalg import cho_factor, cho_solve
 
-from app.adapters._base import Examples, Neighbours
+from app.adapters._base import Declaration, Examples, Neighbours, Range
 from app.adapters._cross_validation import compared_images, first_best, held_out_folds
 from app.adapters._examples import DegenerateExamplesError, ExampleAdapter, Need
 from app.scoring.calibration import tempered_loss
@@ -49,14 +49,20 @@ class GDA(ExampleAdapter):
 
     ``W_`` (d, c) and ``b_`` (c,) are zero in the mean over the classes; ``alpha_`` and ``temperature_`` are what was
     taken, the latter 1 where alpha is not chosen.
-
-    Args:
-        alpha: how much the labelled images count beside the text; 0 lets cross-validation choose.
     """
 
+    declaration: ClassVar[Declaration] = Declaration(
+        "gda", "Gaussian discriminant analysis of labelled images, added to zero-shot (Wang et al., ICLR 2024)."
+    )
     needs: ClassVar[frozenset[Need]] = frozenset({Need.SUPPORT})
 
-    def __init__(self, alpha: float = 0.0) -> None:
+    def __init__(
+        self,
+        alpha: Annotated[
+            float,
+            Range(0, 1e4, "Weight of the labelled images relative to the text; 0 selects it by cross-validation."),
+        ] = 0.0,
+    ) -> None:
         self.alpha = alpha
 
     def _learn(self, examples: Examples) -> None:

@@ -12,13 +12,13 @@ zero in the mean over the classes.
 """
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from jaxtyping import Float
 from scipy.linalg import cho_factor, cho_solve
 
-from app.adapters._base import Examples, Neighbours
+from app.adapters._base import Declaration, Examples, Neighbours, Range
 from app.adapters._examples import DegenerateExamplesError, ExampleAdapter, Need
 from app.scoring.numerics import softmax
 from app.types import ImageFeatures, Logits
@@ -36,15 +36,25 @@ class GDAEM(ExampleAdapter):
     ``W_`` (d, c) and ``b_`` (c,) are zero in the mean over the classes.
 
     Args:
-        alpha: how much what the pool says counts beside the text.
-        rounds: of expectation and maximisation, at most.
+        alpha: weight of the pool.
+        rounds: the largest number of rounds of expectation and maximisation.
         tolerance: change of the largest share below which it stops.
     """
 
+    declaration: ClassVar[Declaration] = Declaration(
+        "gda-em",
+        "Gaussian discriminant analysis of unlabelled images by expectation maximisation, added to zero-shot"
+        " (Wang et al., ICLR 2024).",
+    )
     needs: ClassVar[frozenset[Need]] = frozenset({Need.POOL})
     balanced: ClassVar[bool] = True
 
-    def __init__(self, alpha: float = 1.0, rounds: int = 10, tolerance: float = 1e-4) -> None:
+    def __init__(
+        self,
+        alpha: Annotated[float, Range(1e-4, 1e4, "Weight of the images relative to the text.")] = 1.0,
+        rounds: int = 10,
+        tolerance: float = 1e-4,
+    ) -> None:
         self.alpha = alpha
         self.rounds = rounds
         self.tolerance = tolerance

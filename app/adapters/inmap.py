@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float, Int64
 
-from app.adapters._base import Examples, Neighbours
+from app.adapters._base import Declaration, Examples, Neighbours
 from app.adapters._examples import ExampleAdapter, Need
 from app.scoring.numerics import softmax, unit_rows
 from app.types import ImageFeatures, Logits
@@ -43,6 +43,9 @@ class InMaP(ExampleAdapter):
         alpha: share above which a pseudo-label becomes certain, in [0, 1].
     """
 
+    declaration: ClassVar[Declaration] = Declaration(
+        "inmap", "Class embeddings moved to where the unlabelled images are (Qian et al., NeurIPS 2023)."
+    )
     needs: ClassVar[frozenset[Need]] = frozenset({Need.POOL})
     balanced: ClassVar[bool] = True
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from app.adapters._base import Examples, Neighbours
+from app.adapters._base import Declaration, Examples, Neighbours
 from app.adapters._examples import ExampleAdapter, Need
 from app.adapters.inmap import learned_proxies
 from app.adapters.zlap import expected, mass_logits, propagation
@@ -27,6 +27,9 @@ class InMaPZLaP(ExampleAdapter):
             16 where all would be more than 2**28 numbers; ``diagnostics_`` says how many.
     """
 
+    declaration: ClassVar[Declaration] = Declaration(
+        "inmap+zlap", "ZLaP from the class embeddings that InMaP learns (Stojnić et al., CVPR 2024)."
+    )
     needs: ClassVar[frozenset[Need]] = frozenset({Need.POOL})
     balanced: ClassVar[bool] = True
 

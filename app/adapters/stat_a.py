@@ -18,7 +18,7 @@ import scipy.sparse as sp
 from jaxtyping import Float
 from numpy.typing import DTypeLike
 
-from app.adapters._base import Examples, Neighbours
+from app.adapters._base import Declaration, Examples, Neighbours
 from app.adapters._examples import ExampleAdapter, Need, log_shares
 from app.adapters.trans_clip import (
     NEAREST,
@@ -47,6 +47,11 @@ class StatA(ExampleAdapter):
         rounds: how often the parameters are found anew.
     """
 
+    declaration: ClassVar[Declaration] = Declaration(
+        "stata",
+        "TransCLIP with an anchor: a class stays near its text as long as few images belong to it"
+        " (Zanella et al., CVPR 2025).",
+    )
     needs: ClassVar[frozenset[Need]] = frozenset({Need.POOL})
     balanced: ClassVar[bool] = False
 

@@ -17,7 +17,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Bool, Float, Float32
 
-from app.adapters._base import Examples, Neighbours
+from app.adapters._base import Declaration, Examples, Neighbours
 from app.adapters._examples import ExampleAdapter, Need
 from app.scoring.numerics import softmax
 from app.types import ImageFeatures, Logits
@@ -90,6 +90,11 @@ class TDA(ExampleAdapter):
     itself in the caches when it is answered. ``fit`` empties them.
     """
 
+    declaration: ClassVar[Declaration] = Declaration(
+        "tda",
+        "Similarity to earlier images of requests, those with confident zero-shot predictions"
+        " (Karmanov et al., CVPR 2024).",
+    )
     needs: ClassVar[frozenset[Need]] = frozenset()
     transductive: ClassVar[bool] = True
     stateful: ClassVar[bool] = True

@@ -18,7 +18,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float, Int
 
-from app.adapters._base import Examples, Neighbours
+from app.adapters._base import Declaration, Examples, Neighbours
 from app.adapters._examples import ExampleAdapter, Need
 from app.scoring.numerics import softmax
 from app.types import ImageFeatures, Logits
@@ -40,6 +40,11 @@ class TFUP(ExampleAdapter):
         beta: how fast an image's vote falls with its distance.
     """
 
+    declaration: ClassVar[Declaration] = Declaration(
+        "tfup",
+        "Similarity to the unlabelled images with the most confident zero-shot predictions, added to zero-shot"
+        " (training-free unsupervised prompts, Long et al., 2024).",
+    )
     needs: ClassVar[frozenset[Need]] = frozenset({Need.POOL})
     balanced: ClassVar[bool] = True
 

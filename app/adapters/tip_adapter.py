@@ -8,12 +8,12 @@ on the labelled images themselves, by their likelihood at the best temperature. 
 add up, so that one with more images gets more of them.
 """
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from app.adapters._base import Examples, Neighbours
+from app.adapters._base import Declaration, Examples, Neighbours, Range
 from app.adapters._cross_validation import compared_images, first_best, held_out_folds
 from app.adapters._examples import ExampleAdapter, Need
 from app.scoring.calibration import tempered_loss
@@ -24,6 +24,8 @@ BETAS = (1.0, 2.0, 5.5, 10.0)
 """What cross-validation chooses from, every pair of the two."""
 
 DEFAULT_ALPHA = 1.0
+"""The weight where too few images are labelled to select one."""
+
 # Votes that lie in memory together, for about 32 MiB.
 _AT_ONCE = 2**23
 
@@ -32,15 +34,20 @@ class TipAdapter(ExampleAdapter):
     """Logits are zero-shot + alpha times the votes of the labelled images, divided by a temperature.
 
     ``alpha_``, ``beta_`` and ``temperature_`` are what was taken, the last 1 where the others are not chosen.
-
-    Args:
-        alpha: how much the votes count; 0 lets cross-validation choose both.
-        beta: how fast an image's vote falls with its distance.
     """
 
+    declaration: ClassVar[Declaration] = Declaration(
+        "tip-adapter", "Similarity to each labelled image, added to zero-shot (Zhang et al., ECCV 2022)."
+    )
     needs: ClassVar[frozenset[Need]] = frozenset({Need.SUPPORT})
 
-    def __init__(self, alpha: float = DEFAULT_ALPHA, beta: float = 5.5) -> None:
+    def __init__(
+        self,
+        alpha: Annotated[
+            float, Range(0, 1e4, "Weight of the images; 0 selects it and beta by cross-validation.")
+        ] = 0.0,
+        beta: Annotated[float, Range(0.01, 100, "How fast the vote of an image falls with its distance.")] = 5.5,
+    ) -> None:
         self.alpha = alpha
         self.beta = beta
 

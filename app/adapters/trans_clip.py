@@ -21,7 +21,7 @@ import scipy.sparse as sp
 from jaxtyping import Float
 from numpy.typing import DTypeLike
 
-from app.adapters._base import Examples, Neighbours
+from app.adapters._base import Declaration, Examples, Neighbours
 from app.adapters._examples import ExampleAdapter, Need, log_shares
 from app.adapters.zlap import expected
 from app.scoring.numerics import log_softmax, softmax, unit_rows
@@ -49,6 +49,11 @@ class TransCLIP(ExampleAdapter):
         rounds: how often the parameters are found anew.
     """
 
+    declaration: ClassVar[Declaration] = Declaration(
+        "transclip",
+        "A mixture of Gaussians over unlabelled images, tied to the text and to their neighbours"
+        " (Zanella et al., NeurIPS 2024).",
+    )
     needs: ClassVar[frozenset[Need]] = frozenset({Need.POOL})
     balanced: ClassVar[bool] = True
 

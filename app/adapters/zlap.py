@@ -11,14 +11,14 @@ any class, the adapter does not learn.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from typing import Annotated, ClassVar, TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float, Int64
 from numpy.typing import DTypeLike
 
-from app.adapters._base import Examples, Neighbours
+from app.adapters._base import Declaration, Examples, Neighbours, Range
 from app.adapters._examples import DegenerateExamplesError, ExampleAdapter, Need, log_shares
 from app.types import ImageFeatures, Logits
 
@@ -46,10 +46,20 @@ class ZLaP(ExampleAdapter):
             16 where all would be more than 2**28 numbers; ``diagnostics_`` says how many.
     """
 
+    declaration: ClassVar[Declaration] = Declaration(
+        "zlap", "Label propagation from the text over a graph of unlabelled images (Stojnić et al., CVPR 2024)."
+    )
     needs: ClassVar[frozenset[Need]] = frozenset({Need.POOL})
     balanced: ClassVar[bool] = True
 
-    def __init__(self, *, k: int = 5, gamma: float = 5.0, alpha: float = 0.3, keep: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        k: Annotated[int, Range(1, 100, "Neighbours of each image.")] = 5,
+        gamma: Annotated[float, Range(0.1, 20, "Power of the similarities between images and text.")] = 5.0,
+        alpha: Annotated[float, Range(0.01, 0.99, "How far labels spread.")] = 0.3,
+        keep: Annotated[int, Range(0, 1000, "Classes that are kept for each image; 0 keeps all.")] = 0,
+    ) -> None:
         self.k = k
         self.gamma = gamma
         self.alpha = alpha

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 
 from app.prompting.templates import PLACEHOLDER, fill
 from app.prompting.waffle import random_descriptors
@@ -149,6 +150,19 @@ def aligned_prompts(classes: Sequence[ClassEntry], templates: Sequence[str], opt
     elif not groups:
         warnings += _without_descriptions(classes, "the descriptions of the others are left out")
     return Recipe(Pooling.ALIGNED, _rows(classes, slots), tuple(warnings))
+
+
+RECIPES: Mapping[str, MakeRecipe] = MappingProxyType(
+    {
+        "templates": templates_only,
+        "sentences": sentences_only,
+        "templates-and-sentences": templates_and_sentences,
+        "features": features_only,
+        "random-words": random_words,
+        "aligned-prompts": aligned_prompts,
+    }
+)
+"""Every recipe by its name."""
 
 
 def feature_sentence(name: str, feature: str) -> str:

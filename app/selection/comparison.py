@@ -334,7 +334,7 @@ async def _learned_answers(
 
 
 def _control_size(prompts_per_class: float) -> int:
-    most = METHODS[CONTROL].options["descriptors"].most
+    most = METHODS[CONTROL].options["descriptors"].maximum
     return int(min(max(2, round(prompts_per_class)), most))
 
 

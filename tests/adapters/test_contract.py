@@ -1,4 +1,4 @@
-"""What every adapter promises, tried on each that is registered."""
+"""The promises of every adapter, tested on each that app/adapters declares."""
 
 import inspect
 from dataclasses import replace
@@ -10,13 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.adapters._base import Examples
+from app.adapters._discovery import adapter_classes
 from app.adapters._examples import ExampleAdapter, Need
 from app.adapters.cosine import Cosine
 from app.adapters.inmap import InMaP
 from app.adapters.inmap_zlap import InMaPZLaP
-from app.adapters.registry import ADAPTERS, EXAMPLE_ADAPTERS
 from app.fewshot.fitting import learn, transduce
 from app.scoring.numerics import softmax
+
+ADAPTERS = adapter_classes()
+EXAMPLE_ADAPTERS = [adapter for adapter in ADAPTERS if issubclass(adapter, ExampleAdapter)]
 
 
 def name_of(adapter):

@@ -28,7 +28,7 @@ def test_two_hundred_random_problems_equal_the_oracle():
 def test_images_may_be_looked_at_in_pieces(monkeypatch):
     drawn = problem(1)
     monkeypatch.setattr("app.adapters.tip_adapter._AT_ONCE", 4 * len(drawn.rows))
-    told = drawn.fit(TipAdapter(), drawn.support).predict(drawn.asked)
+    told = drawn.fit(TipAdapter(1.0), drawn.support).predict(drawn.asked)
     assert difference(told.logits, wanted(drawn, 1.0, 5.5)) <= 2e-6
 
 
@@ -44,7 +44,7 @@ def test_one_image_per_class_votes_for_it():
 def test_a_class_without_images_gets_no_votes_and_is_told_of():
     drawn = problem(2, classes=4)
     kept = drawn.labels != 1
-    adapter = drawn.fit(TipAdapter(), Examples(drawn.rows[kept], drawn.labels[kept]))
+    adapter = drawn.fit(TipAdapter(1.0), Examples(drawn.rows[kept], drawn.labels[kept]))
     told = adapter.predict(drawn.asked)
     np.testing.assert_allclose(told.logits[:, 1], drawn.zero_shot()[:, 1], rtol=1e-5, atol=1e-4)
     assert "1 classes have no labelled image" in told.warnings[0]

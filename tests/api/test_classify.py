@@ -389,7 +389,7 @@ def test_every_method_is_listed_with_what_it_learns_from_and_its_options(client)
         assert (each["transductive"], each["stateful"]) == (method.transductive, method.stateful)
         assert ("transductive" in each["options"]) == ("unlabelled images" in each["learns_from"])
         for option in each["options"].values():
-            assert option["least"] <= option["default"] <= option["most"]
+            assert option["minimum"] <= option["default"] <= option["maximum"]
 
 
 def test_without_a_label_set_a_method_learns_from_the_images_of_the_request_or_is_refused(client):

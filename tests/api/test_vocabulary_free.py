@@ -721,7 +721,7 @@ def test_the_method_is_listed_as_the_one_that_needs_no_labels(client):
     assert [name for name, each in told.items() if each["vocabulary_free"]] == ["cased"]
     cased = told["cased"]
     assert cased["default"] is False
-    options = {name: (each["default"], each["least"], each["most"]) for name, each in cased["options"].items()}
+    options = {name: (each["default"], each["minimum"], each["maximum"]) for name, each in cased["options"].items()}
     assert options == {
         "alpha": (0.7, 0, 1),
         "captions": (10, 1, 100),

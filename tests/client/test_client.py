@@ -234,7 +234,7 @@ def test_features_have_length_one_and_agree_with_scores(client):
 def test_models_and_methods_are_listed(client):
     assert client.models()[0].default is True
     methods = {each.name: each for each in client.methods()}
-    assert methods["autoclip"].options["beta"].least <= methods["autoclip"].options["beta"].default
+    assert methods["autoclip"].options["beta"].minimum <= methods["autoclip"].options["beta"].default
     assert client.is_ready() is True
 
 

@@ -7,8 +7,9 @@ from fastapi import APIRouter
 from app.api.auth.access import GuardedRoute
 from app.api.dependencies import ServiceDependency
 from app.api.schemas.catalogue import ImagePathBody, MethodBody, MethodList, ModelBody, ModelList, OptionBody
-from app.classification.methods import CASED, METHODS, Option
+from app.classification.methods import CASED, METHODS
 from app.classification.service import DEFAULT_METHOD
+from app.types import Option
 
 router = APIRouter(prefix="/v1", tags=["models and methods"], route_class=GuardedRoute)
 
@@ -79,6 +80,8 @@ async def methods() -> MethodList:
 
 def _options(options: Mapping[str, Option]) -> dict[str, OptionBody]:
     return {
-        name: OptionBody(default=option.default, least=option.least, most=option.most, description=option.description)
+        name: OptionBody(
+            default=option.default, minimum=option.minimum, maximum=option.maximum, description=option.description
+        )
         for name, option in options.items()
     }

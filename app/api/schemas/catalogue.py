@@ -40,8 +40,8 @@ class OptionBody(Response):
     """A number that a method takes."""
 
     default: float
-    least: float
-    most: float
+    minimum: float
+    maximum: float
     description: str
 
 
