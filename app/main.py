@@ -6,6 +6,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,48 +14,48 @@ import structlog
 from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
 from prometheus_fastapi_instrumentator import Instrumentator
+from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
 from app.api import documentation, errors, playground
 from app.api.auth.access import NAMESPACE_HEADER, Gate
 from app.api.auth.keys import DefaultQuotas, KeyPolicy, KeyRing, Quotas, read_keys_file
+from app.api.forms import RequestLimits
 from app.api.middleware import AccessLog, BodyBudget, BodyLimits, BoundedBody, SecurityHeaders
-from app.api.routes import (
-    catalogue,
-    classify,
-    databases,
-    descriptions,
-    embeddings,
-    evaluations,
-    examples,
-    health,
-    hugging_face,
-    jobs,
-    label_sets,
-)
+from app.api.routes import ROUTERS
 from app.captions.catalogue import CaptionCatalogue, SearchElsewhere
 from app.captions.search import CaptionSearch
+from app.classification.classifiers import ClassifierCache
+from app.classification.embeddings import Embedder
 from app.classification.pipeline import Pipeline
-from app.classification.service import LabelLimits, Service
+from app.classification.prewarm import build_classifiers
+from app.classification.resolve import Resolver
 from app.describing.describer import Describer, LanguageModel
 from app.describing.questions import load_feature_question, load_question_sets
 from app.encoders._base import Encoder, LoadOptions, ModelInfo
 from app.encoders.loading import imagenet_templates, load_encoder
 from app.errors import ConfigurationError
 from app.fewshot.examples import ExampleImages
+from app.fewshot.fitting import FitCache
 from app.images.decoder_pool import Decoders, ImageLimits, ProcessDecoders, ThreadDecoders
-from app.images.fetch import ImageFetcher
-from app.jobs.queue import Jobs
+from app.images.fetch import ImageFetcher, RemoteImages
+from app.jobs.handlers import BuildCaptionsJobs, DescribeJobs, EvaluateJobs, ImportJobs, SelectMethodJobs
+from app.jobs.queue import JobHandler, JobQueue
+from app.label_sets.prewarm import Prewarmer
+from app.label_sets.service import LabelLimits, LabelSets
+from app.models.registry import ModelRegistry
 from app.models.served_model import ServedModel
+from app.observability.health import Health
 from app.observability.metrics import Metrics
 from app.prompting.class_embeddings import ClassEmbeddingCache
 from app.prompting.templates import TemplateLibrary
 from app.prompting.text_feature_store import TextFeatureStore
 from app.runtime.data_files import resources
-from app.selection.selection import MethodSelector
+from app.selection.comparison import MethodComparer
+from app.selection.selection import MethodSelection, MethodSelector
 from app.settings import Settings
-from app.store.database import migrate, open_engine
+from app.store.database import migrate, open_engine, ping
 from app.store.drafts import DraftRepository
 from app.store.examples import ExampleRepository, SelectionRepository
 from app.store.jobs import JobRepository
@@ -63,8 +64,8 @@ from app.store.label_sets import LabelSetRepository
 
 log = structlog.get_logger()
 
-# Example images, unless the queue is smaller.
-_ENCODED_AT_ONCE = 16
+# Example images encoded together, unless the queue is smaller.
+_EXAMPLE_BATCH = 16
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -172,20 +173,72 @@ async def prepare(settings: Settings, *, is_local: bool) -> None:
         await engine.dispose()
 
 
+@dataclass(frozen=True, slots=True)
+class Jobs:
+    """The job queue, and what adds jobs of each kind to it."""
+
+    queue: JobQueue
+    describe: DescribeJobs
+    evaluate: EvaluateJobs
+    select_method: SelectMethodJobs
+    import_images: ImportJobs
+    build_captions: BuildCaptionsJobs
+
+    @property
+    def handlers(self) -> tuple[JobHandler, ...]:
+        """What runs the jobs of each kind."""
+        return self.describe, self.evaluate, self.select_method, self.import_images, self.build_captions
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The parts that requests and commands use, wired by ``open_service``.
+
+    Label sets and caption databases are addressed by the names they are stored under, which contain the namespace; only
+    a ``ClassifyRequest`` has them as its caller wrote them.
+    """
+
+    models: ModelRegistry
+    templates: TemplateLibrary
+    label_sets: LabelSets
+    drafts: DraftRepository
+    describer: Describer
+    examples: ExampleImages
+    captions: CaptionSearch
+    fits: FitCache
+    classifiers: ClassifierCache
+    resolver: Resolver
+    pipeline: Pipeline
+    embedder: Embedder
+    comparer: MethodComparer
+    selector: MethodSelector
+    selection: MethodSelection
+    prewarmer: Prewarmer
+    jobs: Jobs
+    health: Health
+    engine: AsyncEngine
+
+
 @asynccontextmanager
-async def open_service(
-    settings: Settings, encoders: Sequence[ModelInfo], metrics: Metrics | None = None, steps: RemoteSteps | None = None
+async def open_service(  # noqa: PLR0915 - the wiring of every part, in order
+    settings: Settings,
+    encoders: Sequence[ModelInfo],
+    metrics: Metrics | None = None,
+    steps: RemoteSteps | None = None,
+    *,
+    runs_jobs: bool = False,
 ) -> AsyncIterator[Service]:
-    """Open and migrate the database, start the queues, and close all of it at the end.
+    """Open and migrate the database, start the queues, and close everything at the end.
 
     Args:
         settings: as ``load_settings`` reads them.
-        encoders: the default first; none for work on label sets alone.
-        metrics: told of everything; by default nobody reads them.
-        steps: where images, texts and searches go; by default all stay in this process.
+        encoders: the default first; none for commands that only read and write label sets.
+        metrics: of the whole process; by default they are not exposed.
+        steps: which steps run elsewhere; by default none.
+        runs_jobs: whether this process will run jobs, so that requests may ask for them.
 
     Raises:
-        StoreError: the database cannot be opened or is newer than this release.
+        StoreError: the database cannot be opened, or a newer release wrote it.
         ConfigurationError: a template file or a file of questions is wrong.
     """
     templates = TemplateLibrary(resources("prompts") / "templates", {"imagenet": imagenet_templates})
@@ -198,13 +251,34 @@ async def open_service(
         await engine.dispose()
         raise
     metrics, steps = metrics or Metrics(), steps or RemoteSteps()
-    half_of_cache = settings.class_embedding_cache_mib * 2**20 // 2
     text_features = TextFeatureStore(
         settings.data_dir / "text-features.sqlite3", settings.text_feature_store_mib * 2**20
     )
-    models = {encoder.name: steps.serve_model(encoder, settings, metrics, text_features) for encoder in encoders}
+    models = ModelRegistry(
+        {encoder.name: steps.serve_model(encoder, settings, metrics, text_features) for encoder in encoders},
+        decoders=_decoders(settings),
+        decoders_per_request=max(1, settings.decode_threads // 2),
+        request_timeout_s=settings.request_timeout_s,
+    )
+    remote_images = RemoteImages(image_fetcher(settings), max_bytes=settings.max_request_bytes)
+    job_repository = JobRepository(engine)
+    label_set_repository = LabelSetRepository(engine)
+    drafts = DraftRepository(engine)
     example_repository = ExampleRepository(engine)
-    caption_databases = CaptionCatalogue(
+    selection_repository = SelectionRepository(engine)
+    half_of_cache = settings.class_embedding_cache_mib * 2**20 // 2
+    class_embedding_cache = ClassEmbeddingCache(half_of_cache, metrics.class_embeddings)
+    fits = FitCache(cache_bytes=settings.learned_cache_mib * 2**20)
+    classifiers = ClassifierCache(
+        models,
+        class_embedding_cache=class_embedding_cache,
+        cache_bytes=half_of_cache,
+        fits=fits,
+        examples=example_repository,
+        max_pool=settings.max_pool_images,
+        metrics=metrics,
+    )
+    catalogue = CaptionCatalogue(
         settings.effective_captions_dir,
         default=settings.default_database,
         wordnet=settings.wordnet_dir,
@@ -213,61 +287,102 @@ async def open_service(
         stalled_after_s=settings.stall_timeout_s,
         search_elsewhere=steps.search_captions,
     )
+    captions = CaptionSearch(catalogue, models, remote_images, build_wordnet=settings.build_wordnet)
     pipeline = Pipeline(
         models,
-        class_embedding_cache=ClassEmbeddingCache(half_of_cache, metrics.class_embeddings),
-        classifier_bytes=half_of_cache,
-        request_timeout_s=settings.request_timeout_s,
-        decoders=_decoders(settings),
-        decoders_per_request=max(1, settings.decode_threads // 2),
+        remote_images,
+        classifiers=classifiers,
+        fits=fits,
+        catalogue=catalogue,
+        class_embedding_cache=class_embedding_cache,
         metrics=metrics,
-        examples=example_repository,
-        learned_bytes=settings.learned_cache_mib * 2**20,
-        max_pool=settings.max_pool_images,
-        databases=caption_databases,
     )
-    drafts = DraftRepository(engine)
-    service = Service(
-        pipeline=pipeline,
-        label_sets=LabelSetRepository(engine),
-        drafts=drafts,
-        examples=ExampleImages(
-            example_repository,
-            pipeline,
-            max_examples=settings.max_examples,
-            max_pool=settings.max_pool_images,
-            at_once=min(_ENCODED_AT_ONCE, settings.max_queued_images),
-            keep_files=settings.keep_images,
-        ),
-        choices=MethodSelector(SelectionRepository(engine), pipeline),
-        describer=Describer(drafts, question_sets, feature_question, language_model(settings)),
-        captions=CaptionSearch(caption_databases, pipeline, build_wordnet=settings.build_wordnet),
-        image_fetcher=image_fetcher(settings),
-        max_fetched_bytes=settings.max_request_bytes,
-        templates=templates,
-        engine=engine,
-        label_limits=LabelLimits(settings.max_labels, settings.max_classes, settings.max_label_chars),
-        max_images_per_request=settings.max_images_per_request,
-        max_evaluation_images=settings.max_evaluation_images,
+    prewarmer = Prewarmer(
+        lambda label_set: build_classifiers(label_set, models=models, resolver=resolver, classifiers=classifiers)
+    )
+    label_limits = LabelLimits(settings.max_labels, settings.max_classes, settings.max_label_chars)
+    label_sets = LabelSets(
+        label_set_repository,
+        drafts,
+        templates,
+        limits=label_limits,
         max_label_sets=settings.max_label_sets,
+        on_write=prewarmer.add,
+        on_delete=fits.forget,
     )
+    selector = MethodSelector(selection_repository, models, job_repository if runs_jobs else None)
+    resolver = Resolver(models, label_sets, selector, templates, captions, label_limits)
+    describer = Describer(drafts, question_sets, feature_question, language_model(settings))
+    examples = ExampleImages(
+        example_repository,
+        models,
+        fits,
+        max_examples=settings.max_examples,
+        max_pool=settings.max_pool_images,
+        batch_size=min(_EXAMPLE_BATCH, settings.max_queued_images),
+        keep_files=settings.keep_images,
+    )
+    comparer = MethodComparer(models, classifiers, pipeline, fits)
+    selection = MethodSelection(comparer, models, label_sets, examples, resolver, classifiers, selection_repository)
+    select_method = SelectMethodJobs(job_repository, selection)
+    jobs = Jobs(
+        JobQueue(job_repository, metrics=metrics),
+        DescribeJobs(job_repository, describer, label_sets, drafts),
+        EvaluateJobs(job_repository, comparer, label_sets, examples, resolver),
+        select_method,
+        ImportJobs(job_repository, label_sets, examples, models, select_method, settings.import_dir),
+        BuildCaptionsJobs(job_repository, captions, settings.import_dir),
+    )
+    for handler in jobs.handlers:
+        jobs.queue.register(handler)
     try:
-        yield service
+        yield Service(
+            models=models,
+            templates=templates,
+            label_sets=label_sets,
+            drafts=drafts,
+            describer=describer,
+            examples=examples,
+            captions=captions,
+            fits=fits,
+            classifiers=classifiers,
+            resolver=resolver,
+            pipeline=pipeline,
+            embedder=Embedder(models, remote_images, max_texts=settings.max_labels),
+            comparer=comparer,
+            selector=selector,
+            selection=selection,
+            prewarmer=prewarmer,
+            jobs=jobs,
+            health=Health((lambda: models.problem, lambda: catalogue.problem), partial(ping, engine)),
+            engine=engine,
+        )
     finally:
-        await service.close()
+        await jobs.queue.close()
+        await prewarmer.close()
+        await selector.close()
+        await catalogue.close()
+        remote_images.close()
+        await fits.close()
+        await asyncio.to_thread(models.close)
+        await engine.dispose()
         await asyncio.to_thread(text_features.close)
 
 
-async def _warm(service: Service, jobs: Jobs) -> None:
-    """Make ready what requests would else wait for; what fails here, fails again where somebody is told."""
-    for make_ready in (jobs.build_wordnet, service.captions.databases.open_all, service.warm_all):
+async def _prewarm(service: Service) -> None:
+    """Prepare what the first requests would otherwise wait for; failures are logged, and requests report them again."""
+    for prepare in (
+        service.jobs.build_captions.add_default,
+        service.captions.databases.open_all,
+        partial(service.prewarmer.add_all, service.label_sets),
+    ):
         try:
-            await make_ready()
+            await prepare()
         except Exception as error:
-            log.warning("not_made_ready", exc_info=error)
+            log.warning("not_prewarmed", exc_info=error)
 
 
-def _told_by(metrics: Metrics) -> Callable[[], Awaitable[bytes]]:
+def _own_exposition(metrics: Metrics) -> Callable[[], Awaitable[bytes]]:
     async def exposition() -> bytes:
         return metrics.exposition()
 
@@ -307,24 +422,24 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         encoders = await asyncio.to_thread(load, settings)
-        async with open_service(settings, encoders, metrics, steps) as service:
+        async with open_service(settings, encoders, metrics, steps, runs_jobs=True) as service:
             app.state.service = service
+            app.state.limits = RequestLimits(settings.max_images_per_request, settings.max_evaluation_images)
             app.state.metrics = metrics
-            app.state.exposition = steps.exposition if steps is not None and steps.exposition else _told_by(metrics)
+            app.state.exposition = (
+                steps.exposition if steps is not None and steps.exposition else _own_exposition(metrics)
+            )
             keys = KeyRing(KeyRepository(service.engine), file_keys, settings.keys)
             app.state.gate = Gate(keys, quotas)
-            app.state.jobs = Jobs(
-                JobRepository(service.engine), service, metrics=metrics, import_dir=settings.import_dir
-            )
-            app.state.jobs.start()
-            background = [asyncio.create_task(_warm(service, app.state.jobs))]
+            service.jobs.queue.start()
+            background = [asyncio.create_task(_prewarm(service))]
             if settings.canary_s:
-                background.append(asyncio.create_task(service.watch(settings.canary_s)))
+                background.append(asyncio.create_task(service.models.watch(settings.canary_s)))
             log.info("ready", models=[encoder.name for encoder in encoders], version=__version__)
             try:
                 yield
             finally:
-                await app.state.jobs.close()
+                await service.jobs.queue.close()
                 await keys.close()
                 await quotas.close()
                 for task in background:
@@ -358,20 +473,8 @@ def create_app(
     errors.install(app)
     documentation.install(app)
     playground.install(app)
-    for resource in (
-        classify,
-        embeddings,
-        label_sets,
-        examples,
-        descriptions,
-        evaluations,
-        databases,
-        jobs,
-        catalogue,
-        health,
-        hugging_face,
-    ):
-        app.include_router(resource.router)
+    for router in ROUTERS:
+        app.include_router(router)
     # By route and never by path, of which callers can make up any number.
     Instrumentator(
         should_group_status_codes=False,

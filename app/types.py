@@ -123,12 +123,12 @@ class Scoring:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What to do with a request's images, with every name already looked up.
+    """A resolved request: every name in it has been looked up.
 
-    ``options`` are the method's, the defaults filled in, sorted by name. ``examples_revision`` and
-    ``deletions_revision`` are those of the label set. ``reason`` says why this method, where the caller left it to the
-    evidence. Without ``classes`` the names are found in the caption database ``database``; with ``together`` they are
-    found for all images of the request at once.
+    ``label_set`` is the version that the classes come from; None for labels of the request and for vocabulary-free
+    classification. ``options`` are the method's, with the defaults filled in, sorted by name. ``reason`` says why
+    ``auto`` chose the method; None where the caller named it. Without ``classes``, labels are discovered in the caption
+    database ``database``, for each image separately or, if ``together``, for all images of the request.
     """
 
     model: str
@@ -136,12 +136,9 @@ class Task:
     classes: tuple[ClassEntry, ...]
     templates: tuple[str, ...]
     top_k: int
-    label_set: str | None = None
-    merge_synonyms: MergeSynonyms = MergeSynonyms.MEAN
+    label_set: LabelSet | None = None
     explain: bool = False
     options: tuple[tuple[str, float], ...] = ()
-    examples_revision: int = 0
-    deletions_revision: int = 0
     reason: str | None = None
     scoring: Scoring = Scoring()
     database: str | None = None
@@ -151,6 +148,21 @@ class Task:
     def classnames(self) -> tuple[str, ...]:
         """The class names in order."""
         return tuple(entry.name for entry in self.classes)
+
+    @property
+    def merge_synonyms(self) -> MergeSynonyms:
+        """How the scores of a class's names become the score of the class."""
+        return MergeSynonyms.MEAN if self.label_set is None else self.label_set.merge_synonyms
+
+    @property
+    def examples_revision(self) -> int:
+        """The revision of the label set's examples when the request was resolved; 0 without examples."""
+        return 0 if self.label_set is None else self.label_set.examples_revision
+
+    @property
+    def label_set_reference(self) -> str | None:
+        """``name@version`` of the label set."""
+        return None if self.label_set is None else self.label_set.reference
 
 
 @dataclass(frozen=True, slots=True)

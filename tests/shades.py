@@ -36,7 +36,7 @@ async def keep(service, name, images, classnames):
 
 async def stock(service, name, classnames=THINGS, *, labelled=8, pool=0, template="{}"):
     """Make a label set of a red, a green and a blue class, each with so many labelled images and so many without."""
-    await service.put_label_set(name, [ClassEntry(classname) for classname in classnames], template)
+    await service.label_sets.put(name, [ClassEntry(classname) for classname in classnames], template)
     if labelled:
         await keep(service, name, shades(3 * labelled), list(classnames) * labelled)
     if pool:

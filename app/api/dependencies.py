@@ -1,24 +1,52 @@
-"""What endpoint functions are given; asynchronous, because FastAPI runs others in a thread."""
+"""The parts of the service that endpoint functions depend on, one dependency for each part."""
 
-from typing import Annotated
+from collections.abc import Awaitable, Callable
+from operator import attrgetter
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
-from app.classification.service import Service
-from app.jobs.queue import Jobs
+from app.api.forms import RequestLimits
+from app.captions.search import CaptionSearch
+from app.classification.embeddings import Embedder
+from app.classification.pipeline import Pipeline
+from app.classification.resolve import Resolver
+from app.describing.describer import Describer
+from app.fewshot.examples import ExampleImages
+from app.jobs.handlers import BuildCaptionsJobs, DescribeJobs, EvaluateJobs, ImportJobs, SelectMethodJobs
+from app.jobs.queue import JobQueue
+from app.label_sets.service import LabelSets
+from app.models.registry import ModelRegistry
+from app.observability.health import Health
+from app.selection.selection import MethodSelector
+from app.store.drafts import DraftRepository
 
 
-async def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
+def _part(path: str) -> Callable[[Request], Awaitable[Any]]:
+    get = attrgetter(path)
+
+    # Asynchronous, because FastAPI runs other functions in a thread.
+    async def part(request: Request) -> Any:
+        return get(request.app.state)
+
+    return part
 
 
-ServiceDependency = Annotated[Service, Depends(_service)]
-
-
-async def _jobs(request: Request) -> Jobs:
-    jobs: Jobs = request.app.state.jobs
-    return jobs
-
-
-JobsDependency = Annotated[Jobs, Depends(_jobs)]
+ModelsDependency = Annotated[ModelRegistry, Depends(_part("service.models"))]
+ResolverDependency = Annotated[Resolver, Depends(_part("service.resolver"))]
+PipelineDependency = Annotated[Pipeline, Depends(_part("service.pipeline"))]
+EmbedderDependency = Annotated[Embedder, Depends(_part("service.embedder"))]
+LabelSetsDependency = Annotated[LabelSets, Depends(_part("service.label_sets"))]
+DraftsDependency = Annotated[DraftRepository, Depends(_part("service.drafts"))]
+DescriberDependency = Annotated[Describer, Depends(_part("service.describer"))]
+ExamplesDependency = Annotated[ExampleImages, Depends(_part("service.examples"))]
+SelectorDependency = Annotated[MethodSelector, Depends(_part("service.selector"))]
+CaptionsDependency = Annotated[CaptionSearch, Depends(_part("service.captions"))]
+HealthDependency = Annotated[Health, Depends(_part("service.health"))]
+JobQueueDependency = Annotated[JobQueue, Depends(_part("service.jobs.queue"))]
+DescribeJobsDependency = Annotated[DescribeJobs, Depends(_part("service.jobs.describe"))]
+EvaluateJobsDependency = Annotated[EvaluateJobs, Depends(_part("service.jobs.evaluate"))]
+SelectMethodJobsDependency = Annotated[SelectMethodJobs, Depends(_part("service.jobs.select_method"))]
+ImportJobsDependency = Annotated[ImportJobs, Depends(_part("service.jobs.import_images"))]
+BuildCaptionsJobsDependency = Annotated[BuildCaptionsJobs, Depends(_part("service.jobs.build_captions"))]
+LimitsDependency = Annotated[RequestLimits, Depends(_part("limits"))]

@@ -20,7 +20,6 @@ from app.api.schemas.databases import SearchBody, SearchFields
 from app.api.schemas.embeddings import EmbeddingsBody
 from app.api.schemas.hugging_face import ZeroShotBody
 from app.api.schemas.images import ImageBody
-from app.classification.service import check_commas, split_labels
 from app.errors import (
     BodyTooLargeError,
     ClientError,
@@ -32,6 +31,7 @@ from app.errors import (
 )
 from app.images.fetch import ImageUrl
 from app.names.class_names import MAX_ITEMS
+from app.names.labels import check_commas, split_labels
 
 _Body = TypeVar("_Body", bound=BaseModel)
 
@@ -54,6 +54,14 @@ IMAGE_FILES: Mapping[str, Any] = {
     "description": "One or more files.",
 }
 """The parts named ``image`` of a form, as OpenAPI describes them."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """How many images one request may have, and how many if it evaluates or adds examples."""
+
+    max_images: int
+    max_evaluation_images: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,9 @@ from app.bulk.output import PartFolder, Remaining
 from app.bulk.reading import Item, Root, Unreadable, read_unit, too_large
 from app.bulk.rows import Row
 from app.classification.methods import METHODS
-from app.classification.service import ClassifyRequest, Service
+from app.classification.resolve import ClassifyRequest
 from app.errors import ConflictError, InvalidFieldError, ServerError
+from app.main import Service
 from app.settings import Settings
 from app.types import ImageResult, Task
 
@@ -82,9 +83,9 @@ async def task_of(service: Service, question: ClassifyRequest) -> Task:
 
     Raises:
         InvalidFieldError: answers would depend on which images are asked about together, or on those before.
-        DeixisError: as ``Service.plan``.
+        DeixisError: as ``Resolver.resolve``.
     """
-    task = await service.plan(question)
+    task = await service.resolver.resolve(question)
     if task.database is not None:
         return task
     if METHODS[task.method].stateful:
@@ -92,7 +93,7 @@ async def task_of(service: Service, question: ClassifyRequest) -> Task:
             "method",
             f"'{task.method}' remembers the images before, so that answers depend on their order; name another",
         )
-    if (await service.pipeline.classifier(task)).transductive:
+    if (await service.classifiers.get(task)).transductive:
         raise InvalidFieldError.of(
             "method",
             f"'{task.method}' would look at the images of a request together, and those in bulk are cut anyhow; add"
@@ -103,13 +104,13 @@ async def task_of(service: Service, question: ClassifyRequest) -> Task:
 
 async def question_of(service: Service, task: Task) -> dict[str, Any]:
     """Return, as JSON holds it, all that the answers to a task depend on; what is a default is left out."""
-    model = service.pipeline.models[task.model]
+    model = service.models.get(task.model)
     classes = [asdict(entry) for entry in task.classes]
     told: dict[str, Any] = {
         "model": task.model,
         "model_fingerprint": await model.image_fingerprint(),
         "method": task.method,
-        "label_set": task.label_set,
+        "label_set": task.label_set_reference,
         "labels": list(task.classnames) if task.label_set is None and task.database is None else None,
         # Of another database the same name and version may be another label set.
         "classes_sha256": None if task.label_set is None else sha256(json.dumps(classes).encode()).hexdigest(),
@@ -137,10 +138,10 @@ async def check_alike(service: Service, work: Work) -> None:
     """
     task, told = work.task, work.question
     if task.label_set is not None and METHODS[task.method].learns:
-        revision = (await service.find_label_set(task.label_set)).examples_revision
+        revision = (await service.label_sets.find(task.label_set.reference)).examples_revision
         if revision != task.examples_revision:
             raise ConflictError(
-                f"label set '{task.label_set}' has examples of revision {revision} here, and the run is about"
+                f"label set '{task.label_set.reference}' has examples of revision {revision} here, and the run is about"
                 f" {task.examples_revision}; let all workers open the same database, DEIXIS_DATABASE_URL"
             )
     here = await question_of(service, task)
@@ -236,7 +237,7 @@ class Answerer:
         self._service = service
         self._work = work
         self._parts = PartFolder(work.folder, work.question)
-        encoded_at_once = service.pipeline.models[work.task.model].encoder.image_path.batch_size
+        encoded_at_once = service.models.get(work.task.model).encoder.image_path.batch_size
         wanted = math.ceil(_ENCODER_BATCHES_IN_FLIGHT * encoded_at_once / BATCH)
         self._in_flight = min(_MOST_IN_FLIGHT, max(_LEAST_IN_FLIGHT, wanted))
 
@@ -335,8 +336,8 @@ class Answerer:
             )
         if told.examples is not None and told.examples.revision != task.examples_revision:
             raise ConflictError(
-                f"the examples of '{task.label_set}' are of revision {told.examples.revision} now, and the run is about"
-                f" {task.examples_revision}; begin anew with another --out"
+                f"the examples of '{task.label_set_reference}' are of revision {told.examples.revision} now, and the"
+                f" run is about {task.examples_revision}; begin anew with another --out"
             )
         return told.results
 

@@ -25,10 +25,10 @@ from app.bulk.output import (
     totals_of,
 )
 from app.bulk.sources import Columns, check_sources, plan
-from app.classification.service import ClassifyRequest, Service
+from app.classification.resolve import ClassifyRequest
 from app.encoders._base import Encoder
 from app.errors import ConflictError, StoreError
-from app.main import open_service
+from app.main import Service, open_service
 from app.settings import Settings
 
 PART_IMAGES = 2048

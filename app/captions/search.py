@@ -13,14 +13,14 @@ from app.captions.database import Found, Manifest
 from app.captions.plan import WORDNET, BuildPlan
 from app.captions.sources import Source
 from app.captions.wordnet import check_wordnet
-from app.classification.pipeline import Pipeline
 from app.errors import (
     ClientError,
     ConfigurationError,
     InvalidFieldError,
     NotConfiguredError,
-    UnknownNameError,
 )
+from app.images.fetch import ImageUrl, RemoteImages
+from app.models.registry import ModelRegistry
 from app.models.served_model import ServedModel
 from app.names.namespaces import Namespace
 from app.names.text import clean_text
@@ -49,7 +49,7 @@ class CaptionQuery:
 
     database: str
     text: str | None = None
-    image: bytes | ClientError | None = None
+    image: bytes | ClientError | ImageUrl | None = None
     model: str | None = None
     limit: int = 10
     offset: int = 0
@@ -78,18 +78,22 @@ class CaptionSearch:
 
     Args:
         databases: those there are.
-        pipeline: encodes images and texts.
+        models: encode images and texts.
+        remote_images: fetches images that are given by URL.
         build_wordnet: whether the database that comes with the service is to be built where it is missing.
     """
 
-    def __init__(self, databases: CaptionCatalogue, pipeline: Pipeline, *, build_wordnet: bool) -> None:
+    def __init__(
+        self, databases: CaptionCatalogue, models: ModelRegistry, remote_images: RemoteImages, *, build_wordnet: bool
+    ) -> None:
         self.databases = databases
-        self._pipeline = pipeline
+        self._models = models
+        self._remote_images = remote_images
         self._build_wordnet = build_wordnet
 
     async def choose(self, given: str | None, model: str, namespace: Namespace) -> str:
         """Return the database to ask with a model; raises as ``CaptionCatalogue.named``, ``check`` and ``choose``."""
-        fingerprint = await self._pipeline.models[model].text_fingerprint()
+        fingerprint = await self._models.get(model).text_fingerprint()
         if given is None:
             return await self.databases.choose(model, fingerprint, namespace)
         name = self.databases.named(given, namespace, "database")
@@ -98,8 +102,7 @@ class CaptionSearch:
 
     async def models_of(self, manifest: Manifest) -> list[str]:
         """Return the served models that a database can be asked with."""
-        served = self._pipeline.models.items()
-        return [name for name, each in served if await each.text_fingerprint() == manifest.fingerprint]
+        return [served.name for served in self._models if await served.text_fingerprint() == manifest.fingerprint]
 
     async def search(self, query: CaptionQuery) -> CaptionPage:
         """Return a page of the captions near an image or a text.
@@ -113,7 +116,7 @@ class CaptionSearch:
         if (query.text is None) == (query.image is None):
             raise InvalidFieldError.of("text", "give either text or an image to search by")
         model = await self._resolved(query)
-        served = self._pipeline.models[model]
+        served = self._models.get(model)
         if query.text is not None:
             text = clean_text(query.text, max_chars=_MAX_QUERY_CHARS, field="text")
             features = await served.encode_texts([text])
@@ -136,9 +139,7 @@ class CaptionSearch:
     async def _resolved(self, query: CaptionQuery) -> str:
         """Return the model to ask the database with."""
         if query.model is not None:
-            if query.model not in self._pipeline.models:
-                raise UnknownNameError("model", query.model, self._pipeline.models)
-            fingerprint = await self._pipeline.models[query.model].text_fingerprint()
+            fingerprint = await self._models.get(query.model).text_fingerprint()
             await self.databases.check(query.database, fingerprint, field="model")
             return query.model
         manifest = await self.databases.manifest(query.database)
@@ -148,11 +149,9 @@ class CaptionSearch:
             raise InvalidFieldError.of("model", f"{problem}; serve that model, or build the database again")
         return models[0]
 
-    async def _image_features(self, model: str, image: bytes | ClientError | None) -> np.ndarray:
+    async def _image_features(self, model: str, image: bytes | ClientError | ImageUrl | None) -> np.ndarray:
         assert image is not None
-        if isinstance(image, ClientError):
-            raise image
-        (features,) = await self._pipeline.image_features(model, [image])
+        (features,) = await self._models.encode_images(model, await self._remote_images.fetch([image]))
         if isinstance(features, ClientError):
             raise features
         row: np.ndarray = features[None]
@@ -174,7 +173,7 @@ class CaptionSearch:
             log.warning("no_default_database", reason=error.message)
             return None
         self.databases.expect(WORDNET)
-        return BuildPlan(model=self._pipeline.default_model, source=WORDNET)
+        return BuildPlan(model=self._models.default, source=WORDNET)
 
     def check_plan(self, plan: BuildPlan) -> None:
         """Refuse what cannot be built; reads the first of WordNet's nouns where it is the source.
@@ -212,9 +211,7 @@ class CaptionSearch:
 
     def served(self, plan: BuildPlan) -> ServedModel:
         """Return the model of a plan; raises ``UnknownNameError`` where it is not served."""
-        if plan.model not in self._pipeline.models:
-            raise UnknownNameError("model", plan.model, self._pipeline.models)
-        return self._pipeline.models[plan.model]
+        return self._models.get(plan.model)
 
 
 def _passing(found: Found, query: CaptionQuery) -> list[tuple[str, float]]:

@@ -17,6 +17,8 @@ from app.errors import FieldProblem, InvalidFieldError
 from app.prompting.recipes import RECIPES, MakeRecipe, Options
 from app.types import Option
 
+DEFAULT_METHOD = "zero-shot"
+
 AUTO = "auto"
 """Not a method: selects one of them by the evidence."""
 

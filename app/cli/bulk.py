@@ -17,7 +17,7 @@ from app.bulk.on_ray import LOCAL, Pool, on_ray
 from app.bulk.output import Totals, files_of, parts_of
 from app.bulk.run import PART_IMAGES, Order, carry_out, check, in_process, prepare, service_in_loop
 from app.bulk.sources import Columns
-from app.classification.service import ClassifyRequest
+from app.classification.resolve import ClassifyRequest
 from app.cli.backends import InProcess
 from app.cli.common import (
     NOTHING_DONE,

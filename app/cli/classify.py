@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from app.api.schemas.classification import ResultBody, SharedNameBody
-from app.classification.service import ClassifyRequest
+from app.classification.resolve import ClassifyRequest
 from app.cli.backends import Backend
 from app.cli.common import (
     NOTHING_DONE,

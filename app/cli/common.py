@@ -17,11 +17,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from app.api.schemas.classification import ResultBody
-from app.classification.service import ClassifyRequest, split_labels
+from app.classification.resolve import ClassifyRequest
 from app.cli.backends import Backend, InProcess, over_http, read_image
 from app.errors import ConfigurationError, DeixisError, InvalidFieldError, UnknownNameError
 from app.main import load_encoders, open_service
 from app.names.class_names import clean_classnames
+from app.names.labels import split_labels
 from app.observability.logs import configure_logs
 from app.settings import load_settings
 

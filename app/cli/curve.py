@@ -8,8 +8,8 @@ from typing import Any
 from rich.markup import escape
 
 from app.api.schemas.classification import ResultBody
-from app.classification.methods import AUTO, METHODS
-from app.classification.service import DEFAULT_METHOD, ClassifyRequest
+from app.classification.methods import AUTO, DEFAULT_METHOD, METHODS
+from app.classification.resolve import ClassifyRequest
 from app.cli.backends import Backend, CurveInput
 from app.cli.common import class_name, out, progress_bar, table_of
 from app.errors import InvalidFieldError, UnknownNameError

@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from app.api.schemas.classification import ResultBody
 from app.classification.methods import CASED
-from app.classification.service import ClassifyRequest
+from app.classification.resolve import ClassifyRequest
 from app.cli.backends import Backend
 from app.cli.common import (
     SOME_FAILED,

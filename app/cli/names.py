@@ -8,7 +8,7 @@ from typing import Any
 
 from app.api.schemas.classification import ResultBody
 from app.captions.metrics import cluster_accuracy, semantic_iou, semantic_similarity
-from app.classification.service import ClassifyRequest
+from app.classification.resolve import ClassifyRequest
 from app.cli.backends import InProcess
 from app.cli.common import classify_files, out, prepare_names, progress_bar, table_of
 from app.errors import InvalidFieldError

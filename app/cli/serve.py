@@ -46,7 +46,7 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop at once, but at the first SIGTERM after a while."""
         if sig == signal.SIGTERM and self._drain_s and self.started and self._stops_at is None:
-            self._app.state.service.begin_draining()
+            self._app.state.service.health.begin_draining()
             self._stops_at = time.monotonic() + self._drain_s
             return
         super().handle_exit(sig, frame)

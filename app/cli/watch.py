@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from app import __version__
 from app.api.schemas.classification import ResultBody
-from app.classification.service import ClassifyRequest
+from app.classification.resolve import ClassifyRequest
 from app.cli.backends import Backend, RefusedError
 from app.cli.common import (
     CoverageOption,

@@ -1,4 +1,4 @@
-"""Example images of label sets: from files to features that methods learn from, and gone for good when deleted."""
+"""Example images of label sets: encoded, stored as features, and deleted with everything fitted to them."""
 
 import asyncio
 import hashlib
@@ -6,102 +6,121 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from app.classification.pipeline import Pipeline
 from app.errors import ClientError, NotAnImageError, OverloadedError
+from app.fewshot.fitting import FitCache
+from app.models.registry import ModelRegistry
+from app.names.class_names import indices_of
 from app.store.examples import Added, Deleted, ExampleCounts, ExampleRepository, NewExample, StoredFeatures
 from app.types import LabelSet
 
 
 class ExampleImages:
-    """Takes example images in, and hands out their features.
+    """Encodes and stores example images, and returns their features.
 
     Args:
-        repository: where they are kept.
-        pipeline: encodes them.
-        max_examples: of one label set.
-        max_pool: unlabelled images that features are handed out of.
-        at_once: images that are encoded together, as many as the queue has room for at least.
-        keep_files: keep the files too, so that another model can encode them later.
+        repository: stores them.
+        models: encode them.
+        fits: adapters fitted to them.
+        max_examples: limit for one label set.
+        max_pool: number of unlabelled images whose features are returned; a larger pool is sampled evenly.
+        batch_size: images encoded together; the queue must have room for them.
+        keep_files: store the files too, so that another model can encode them later.
     """
 
     def __init__(
         self,
         repository: ExampleRepository,
-        pipeline: Pipeline,
+        models: ModelRegistry,
+        fits: FitCache,
         *,
         max_examples: int,
         max_pool: int,
-        at_once: int,
+        batch_size: int,
         keep_files: bool,
     ) -> None:
         self.repository = repository
-        self._pipeline = pipeline
+        self._models = models
+        self._fits = fits
         self._max_examples = max_examples
         self._max_pool = max_pool
-        self._at_once = at_once
+        self._batch_size = batch_size
         self._keep_files = keep_files
 
-    async def encode(
-        self, model: str, images: Sequence[bytes], *, patient: bool = True
-    ) -> list[np.ndarray | ClientError]:
-        """Return each image's unit features (d,), or why it cannot be read; a full queue is waited for if ``patient``.
+    async def encode(self, model: str, images: Sequence[bytes], *, wait: bool = True) -> list[np.ndarray | ClientError]:
+        """Return each image's unit features (d,), or why it cannot be decoded.
+
+        Args:
+            model: in service.
+            images: files.
+            wait: wait while the queue is full.
 
         Raises:
-            OverloadedError: the queue has no room, and nobody waits for it.
+            OverloadedError: the queue is full, and ``wait`` is false.
         """
         features: list[np.ndarray | ClientError] = []
         while len(features) < len(images):
-            some = images[len(features) : len(features) + self._at_once]
+            batch = images[len(features) : len(features) + self._batch_size]
             try:
-                features += await self._pipeline.image_features(model, some)
+                features += await self._models.encode_images(model, batch)
             except OverloadedError as error:
-                if not (patient or features):
+                if not (wait or features):
                     raise
                 await asyncio.sleep(error.retry_after_s)
         return features
 
     async def prepare(
-        self, name: str, images: Sequence[bytes], classnames: Sequence[str | None], *, patient: bool = True
+        self, name: str, images: Sequence[bytes], classnames: Sequence[str | None], *, wait: bool = True
     ) -> list[NewExample | ClientError]:
-        """Hash and encode images by every model that is served, but for those whose features are kept already.
+        """Hash images and encode them with every model in service, except images whose features are stored already.
 
         Args:
             name: of a label set.
             images: files.
-            classnames: the class of each, None for the unlabelled.
-            patient: as in ``encode``.
+            classnames: the class of each, None for unlabelled images.
+            wait: as in ``encode``.
 
         Raises:
-            UnknownNameError: there is no such label set.
+            UnknownNameError: no such label set.
         """
         digests = await asyncio.to_thread(lambda: [hashlib.sha256(image).digest() for image in images])
-        fingerprints = {model: await served.image_fingerprint() for model, served in self._pipeline.models.items()}
+        fingerprints = {served.name: await served.image_fingerprint() for served in self._models}
         known = await self.repository.known(name, digests, list(fingerprints.values()))
-        wanted = [index for index, digest in enumerate(digests) if digest not in known]
+        new = [index for index, digest in enumerate(digests) if digest not in known]
         features: dict[int, dict[str, np.ndarray]] = {index: {} for index in range(len(images))}
         refused: dict[int, ClientError] = {}
         for model, fingerprint in fingerprints.items():
-            told = await self.encode(model, [images[index] for index in wanted], patient=patient) if wanted else []
-            for index, each in zip(wanted, told, strict=True):
-                if isinstance(each, ClientError):
-                    refused[index] = each
-                elif not np.isfinite(each).all():
-                    refused[index] = NotAnImageError(f"the model '{model}' makes nothing of the image: NaN or infinity")
+            rows = await self.encode(model, [images[index] for index in new], wait=wait) if new else []
+            for index, row in zip(new, rows, strict=True):
+                if isinstance(row, ClientError):
+                    refused[index] = row
+                elif not np.isfinite(row).all():
+                    refused[index] = NotAnImageError(f"the model '{model}' returns NaN or infinity for this image")
                 else:
-                    features[index][fingerprint] = each
+                    features[index][fingerprint] = row
         return [
             refused.get(index) or NewExample(digest, classname, features[index], image if self._keep_files else None)
             for index, (digest, classname, image) in enumerate(zip(digests, classnames, images, strict=True))
         ]
 
     async def add(self, name: str, items: Sequence[NewExample]) -> Added:
-        """Keep examples; raises as ``ExampleRepository.add``."""
+        """Store examples; raises as ``ExampleRepository.add``."""
         return await self.repository.add(name, items, max_examples=self._max_examples)
 
     async def counts(self, name: str) -> ExampleCounts:
-        """Return how many examples a label set has, and how many of them are of no use to the default model."""
-        served = self._pipeline.models.get(self._pipeline.default_model) if self._pipeline.models else None
-        return await self.repository.counts(name, None if served is None else await served.image_fingerprint())
+        """Return how many examples a label set has, and how many of them lack features of the default model."""
+        return await self.repository.counts(
+            name, await self._models.get().image_fingerprint() if len(self._models) else None
+        )
+
+    async def find_class(self, label_set: LabelSet, classname: str) -> str:
+        """Return a class name as the label set, or else one of its example images, spells it.
+
+        Raises:
+            UnknownNameError: neither has such a class.
+        """
+        counts = await self.counts(label_set.name)
+        known = list(dict.fromkeys((*label_set.classnames, *counts.labelled)))
+        return known[indices_of([classname], known)[0]]
 
     async def delete(
         self,
@@ -112,31 +131,31 @@ class ExampleImages:
         unlabelled: bool = False,
         everything: bool = False,
     ) -> Deleted:
-        """Delete examples and what was learned from them; raises as ``ExampleRepository.delete``."""
+        """Delete examples and the adapters fitted to them; raises as ``ExampleRepository.delete``."""
         deleted = await self.repository.delete(
             name, ids=ids, classname=classname, unlabelled=unlabelled, everything=everything
         )
-        self._pipeline.learner.forget(name)
+        self._fits.forget(name)
         return deleted
 
     async def features(self, label_set: LabelSet, model: str) -> StoredFeatures:
-        """Return the features of a label set's examples by one of the models that are served."""
-        fingerprint = await self._pipeline.models[model].image_fingerprint()
+        """Return the features of a label set's examples, as one of the models in service encodes them."""
+        fingerprint = await self._models.get(model).image_fingerprint()
         return await self.repository.features(
             label_set.name, fingerprint, label_set.classnames, max_pool=self._max_pool
         )
 
-    async def encode_kept(self, name: str, model: str) -> int:
-        """Make the features that a model lacks of images whose files are kept, and return of how many."""
-        fingerprint = await self._pipeline.models[model].image_fingerprint()
-        made = after = 0
-        while page := await self.repository.missing(name, fingerprint, self._at_once, after):
+    async def encode_stored(self, name: str, model: str) -> int:
+        """Encode stored files that a model has not encoded yet, and return their number."""
+        fingerprint = await self._models.get(model).image_fingerprint()
+        encoded = after = 0
+        while page := await self.repository.missing(name, fingerprint, self._batch_size, after):
             after = page[-1][0]
-            encoded = await self.encode(model, [content for _, content in page])
+            features = await self.encode(model, [content for _, content in page])
             rows = {
-                example_id: each
-                for (example_id, _), each in zip(page, encoded, strict=True)
-                if not isinstance(each, ClientError)
+                example_id: row
+                for (example_id, _), row in zip(page, features, strict=True)
+                if not isinstance(row, ClientError)
             }
-            made += await self.repository.add_features(name, fingerprint, rows)
-        return made
+            encoded += await self.repository.add_features(name, fingerprint, rows)
+        return encoded

@@ -1,4 +1,4 @@
-"""What methods learn from example images: in the background, on few cores, the old answering until the new is ready."""
+"""Fits adapters to example images in the background, on few cores; the old fit is used until the new one is ready."""
 
 import asyncio
 import time
@@ -24,15 +24,15 @@ log = structlog.get_logger()
 
 _Result = TypeVar("_Result")
 
-# Fits under way at once, each on one core at low priority.
-_FITS = 2
-# Fits of one label set that may wait or be under way.
-_WAITING = 16
+# Fits that run at a time, each on one core at low priority.
+_MAX_RUNNING = 2
+# Fits of one label set that may wait or run.
+_MAX_WAITING = 16
 _RETRY_AFTER_S = 5
 
 
 class LogitScaling(Protocol):
-    """An encoder, as far as adapters are concerned."""
+    """The scale and bias that an encoder applies to its similarities."""
 
     logit_scale: float
     logit_bias: float | None
@@ -54,10 +54,10 @@ class ClassNames:
 
 @dataclass(frozen=True, slots=True)
 class FittedAdapter:
-    """An adapter that has learned, with the index of its pool where it looks at neighbours, and what it learned from.
+    """An adapter fitted to examples, with the index of its pool if it uses neighbours.
 
-    ``revision`` is of the examples of the label set; ``labelled`` and ``unlabelled`` are how many were used. ``names``
-    are what its text was made of.
+    ``revision`` is the examples revision of the label set; ``labelled`` and ``unlabelled`` count the images used;
+    ``names`` are the text rows of the class names.
     """
 
     adapter: ExampleAdapter
@@ -75,21 +75,21 @@ class FittedAdapter:
         return self.adapter.predict(image_features, self.index.search(image_features, self.adapter.neighbours))
 
 
-def learn(
+def fit(
     adapter: ExampleAdapter,
     text: ClassEmbeddings,
     examples: Examples,
     scale: LogitScaling,
     index: NeighbourIndex | None = None,
 ) -> FittedAdapter:
-    """Fit an adapter to the rows of the classes (c, d) and to examples, whose neighbours are searched here.
+    """Fit an adapter to the rows of the classes (c, d) and to examples; search the neighbours that it needs.
 
     Args:
-        adapter: not shared with anybody.
+        adapter: a new one.
         text: one row per class.
         examples: without neighbours.
         scale: the encoder's own.
-        index: of the pool, where there is one already.
+        index: of the pool; None builds it.
     """
     pool = examples.pool_features
     if not (adapter.neighbours and len(pool)):
@@ -114,25 +114,24 @@ def transduce(
     image_features: ImageFeatures,
     scale: LogitScaling,
 ) -> Scores:
-    """Let an adapter learn from the images that are asked about, and return their scores (n, c)."""
-    examples = Examples(pool_features=image_features)
-    learned = learn(adapter, text, examples, scale)
-    return learned.adapter.pool_scores(image_features)
+    """Fit an adapter to the images of the request themselves, and return their scores (n, c)."""
+    fitted = fit(adapter, text, Examples(pool_features=image_features), scale)
+    return fitted.adapter.pool_scores(image_features)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TimedLogits:
-    """Logits (n, c) of n images, the seconds that they took without the learning, and what adapters warned of."""
+    """Logits (n, c) of n images, the seconds that prediction took without fitting, and the adapter's warnings."""
 
     logits: Logits
     seconds: float
     warnings: tuple[str, ...]
 
 
-def answer(learned: FittedAdapter, image_features: ImageFeatures) -> TimedLogits:
-    """Answer images (n, d) by what was learned."""
+def predict(fitted: FittedAdapter, image_features: ImageFeatures) -> TimedLogits:
+    """Return the logits of images (n, d)."""
     began = time.perf_counter()
-    scores = learned.predict(image_features)
+    scores = fitted.predict(image_features)
     return TimedLogits(scores.logits, time.perf_counter() - began, scores.warnings)
 
 
@@ -144,17 +143,19 @@ def predict_held_out(
     scale: LogitScaling,
     index: NeighbourIndex | None = None,
 ) -> TimedLogits:
-    """Answer the labelled images themselves, each by what was learned from the other folds (s,)."""
+    """Return the logits of the labelled images themselves, each from an adapter fitted to the other folds (s,)."""
     logits = np.empty((len(folds), len(text)), np.float32)
     seconds = 0.0
     warnings: dict[str, None] = {}
     for fold in range(int(folds.max()) + 1):
-        asked = folds == fold
-        others = Examples(examples.support_features[~asked], examples.support_labels[~asked], examples.pool_features)
-        told = answer(learn(make(), text, others, scale, index), examples.support_features[asked])
-        logits[asked] = told.logits
-        seconds += told.seconds
-        warnings.update(dict.fromkeys(told.warnings))
+        held_out = folds == fold
+        others = Examples(
+            examples.support_features[~held_out], examples.support_labels[~held_out], examples.pool_features
+        )
+        predicted = predict(fit(make(), text, others, scale, index), examples.support_features[held_out])
+        logits[held_out] = predicted.logits
+        seconds += predicted.seconds
+        warnings.update(dict.fromkeys(predicted.warnings))
     return TimedLogits(logits, seconds, tuple(warnings))
 
 
@@ -164,12 +165,12 @@ def _nbytes(adapter: ExampleAdapter) -> int:
 
 @dataclass(frozen=True, slots=True)
 class FitKey:
-    """What is learned, whatever the examples are at the moment.
+    """What is fitted, apart from the examples.
 
-    ``model`` is the fingerprint of the image tower; ``label_set`` names the label set, ``reference`` its version.
+    ``fingerprint`` identifies the image tower; ``label_set`` is the name of the label set, ``reference`` its version.
     """
 
-    model: str
+    fingerprint: str
     method: str
     options: tuple[tuple[str, float], ...]
     templates: tuple[str, ...]
@@ -178,132 +179,130 @@ class FitKey:
 
 
 class FitCache:
-    """Keeps what was learned from stored examples, and has it learned again when they have changed.
+    """Fits adapters to stored examples in the background, keeps them, and fits them again when the examples change.
 
-    Fits of one label set take turns, and no more than two are under way at all, each on one core.
+    Fits of one label set run one after another; at most two fits run at a time, each on one core at low priority.
 
     Args:
-        cache_bytes: bound on all that was learned.
+        cache_bytes: limit on all fitted adapters.
     """
 
     def __init__(self, *, cache_bytes: int) -> None:
-        self._ready: LRUCache[FitKey, FittedAdapter] = LRUCache(cache_bytes, getsizeof=lambda learned: learned.nbytes)
+        self._ready: LRUCache[FitKey, FittedAdapter] = LRUCache(cache_bytes, getsizeof=lambda fitted: fitted.nbytes)
         self._running: dict[tuple[FitKey, int], asyncio.Task[FittedAdapter]] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._closing = False
-        self._threads = ThreadPoolExecutor(_FITS, thread_name_prefix="fit", initializer=lower_priority)
+        self._threads = ThreadPoolExecutor(_MAX_RUNNING, thread_name_prefix="fit", initializer=lower_priority)
 
-    async def learned(
-        self, subject: FitKey, revision: int, fit: Callable[[], Awaitable[FittedAdapter]], *, oldest: int = 0
+    async def get(
+        self, key: FitKey, revision: int, fit: Callable[[], Awaitable[FittedAdapter]], *, min_revision: int = 0
     ) -> FittedAdapter:
-        """Return what was learned of a label set's examples.
+        """Return the adapter fitted to a label set's examples.
 
-        Where that is of an older revision it is returned all the same, and the new one is made in the background;
-        where there is nothing, or nothing newer than ``oldest``, the caller waits.
+        An adapter of an older revision is returned at once, and the new one is fitted in the background; without any,
+        or with one older than ``min_revision``, the caller waits for the fit.
 
         Args:
-            subject: what is learned.
+            key: what is fitted.
             revision: of the examples, at least.
-            fit: reads the newest examples and learns from them.
-            oldest: the revision of the last deletion, before which nothing may be answered by.
+            fit: reads the newest examples and fits the adapter.
+            min_revision: the revision of the last deletion; adapters fitted before it must not be used.
 
         Raises:
-            TooLargeError: what was learned takes more memory than there may be of it.
+            TooLargeError: the fitted adapter is larger than the whole cache.
             StoreError: the examples could not be read.
             NotReadyError: the service is stopping.
-            OverloadedError: too many other fits of the label set wait.
+            OverloadedError: too many other fits of the label set are waiting.
         """
         while True:
             if self._closing:
                 raise NotReadyError("the service is stopping; try again")
-            ready = self._ready.get(subject)
-            if ready is not None and ready.revision < oldest:
-                del self._ready[subject]
+            ready = self._ready.get(key)
+            if ready is not None and ready.revision < min_revision:
+                del self._ready[key]
                 ready = None
             if ready is not None and ready.revision >= revision:
                 return ready
-            running = self._running.get((subject, revision))
+            running = self._running.get((key, revision))
             if running is None:
-                self._check_room(subject.label_set)
-                running = asyncio.create_task(self._learn(subject, revision, fit))
-                self._running[subject, revision] = running
-                running.add_done_callback(lambda done: self._finished(subject, revision, done))
+                self._check_room(key.label_set)
+                running = asyncio.create_task(self._fit(key, revision, fit))
+                self._running[key, revision] = running
+                running.add_done_callback(lambda done: self._finished(key, revision, done))
             if ready is not None:
                 return ready
             try:
-                # The fit goes on where its caller does not wait any more, for the next one.
+                # The fit continues for the next caller if this one leaves.
                 return await asyncio.shield(running)
             except asyncio.CancelledError:
                 caller = asyncio.current_task()
                 if not running.cancelled() or (caller is not None and caller.cancelling()):
                     raise
-                # Examples were deleted while it learned from them: once more, without those.
+                # Examples were deleted during the fit: fit again without them.
 
     def _check_room(self, label_set: str) -> None:
-        """Refuse what would wait behind many other fits of the label set, each with options of its own."""
-        if sum(subject.label_set == label_set for subject, _ in self._running) >= _WAITING:
+        """Raise ``OverloadedError`` if many other fits of the label set, with other options, are waiting."""
+        if sum(key.label_set == label_set for key, _ in self._running) >= _MAX_WAITING:
             raise OverloadedError(
-                f"{_WAITING} fits of '{label_set}' are under way or wait already; try again, with options that were"
-                " used before",
+                f"{_MAX_WAITING} fits of '{label_set}' are running or waiting; try again later, or with options that"
+                " were used before",
                 _RETRY_AFTER_S,
             )
 
     async def run(self, work: Callable[[], _Result]) -> _Result:
-        """Run some work where fits are run, so that it takes no more than one core from those who wait for answers."""
+        """Run work on the threads of the fits, so that it takes at most one core from requests."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, _on_one_core, work)
 
     def forget(self, label_set: str) -> None:
-        """Drop all that was learned of a label set's examples, and what is being learned."""
-        for subject in [subject for subject in self._ready if subject.label_set == label_set]:
-            del self._ready[subject]
-        for (subject, _), running in list(self._running.items()):
-            if subject.label_set == label_set:
+        """Drop every fitted adapter of a label set, and cancel its running fits."""
+        for key in [key for key in self._ready if key.label_set == label_set]:
+            del self._ready[key]
+        for (key, _), running in list(self._running.items()):
+            if key.label_set == label_set:
                 running.cancel()
 
     async def idle(self) -> None:
-        """Wait until nothing is being learned."""
+        """Wait until no fit is running."""
         while self._running:
             await asyncio.wait(self._running.values())
 
     async def close(self) -> None:
-        """Stop; a fit that has begun ends by itself."""
+        """Cancel all fits; one that has reached its thread runs to its end."""
         self._closing = True
         for running in list(self._running.values()):
             running.cancel()
         await asyncio.gather(*self._running.values(), return_exceptions=True)
         await asyncio.to_thread(self._threads.shutdown, wait=True, cancel_futures=True)
 
-    async def _learn(
-        self, subject: FitKey, revision: int, fit: Callable[[], Awaitable[FittedAdapter]]
-    ) -> FittedAdapter:
-        lock = self._locks.setdefault(subject.label_set, asyncio.Lock())
+    async def _fit(self, key: FitKey, revision: int, fit: Callable[[], Awaitable[FittedAdapter]]) -> FittedAdapter:
+        lock = self._locks.setdefault(key.label_set, asyncio.Lock())
         async with lock:
-            ready = self._ready.get(subject)
+            ready = self._ready.get(key)
             if ready is not None and ready.revision >= revision:
-                return ready  # an earlier turn has read these examples already
-            learned = await fit()
-            if learned.nbytes > self._ready.maxsize:
+                return ready  # an earlier fit has read these examples already
+            fitted = await fit()
+            if fitted.nbytes > self._ready.maxsize:
                 raise TooLargeError(
-                    f"what '{subject.method}' learned takes {learned.nbytes / 2**20:,.0f} MiB, and"
-                    f" {self._ready.maxsize / 2**20:,.0f} are set aside; delete unlabelled images, or raise"
+                    f"the fitted adapter of '{key.method}' takes {fitted.nbytes / 2**20:,.0f} MiB, more than the"
+                    f" {self._ready.maxsize / 2**20:,.0f} MiB of the cache; delete unlabelled images, or raise"
                     " DEIXIS_LEARNED_CACHE_MIB"
                 )
-            self._ready[subject] = learned
+            self._ready[key] = fitted
             log.info(
-                "learned",
-                label_set=subject.reference,
-                method=subject.method,
-                examples_revision=learned.revision,
-                labelled=learned.labelled,
-                unlabelled=learned.unlabelled,
+                "adapter_fitted",
+                label_set=key.reference,
+                method=key.method,
+                examples_revision=fitted.revision,
+                labelled=fitted.labelled,
+                unlabelled=fitted.unlabelled,
             )
-            return learned
+            return fitted
 
-    def _finished(self, subject: FitKey, revision: int, done: "asyncio.Task[FittedAdapter]") -> None:
-        del self._running[subject, revision]
+    def _finished(self, key: FitKey, revision: int, done: "asyncio.Task[FittedAdapter]") -> None:
+        del self._running[key, revision]
         if not done.cancelled() and (error := done.exception()) is not None:
             reason = str(error) or type(error).__name__
-            log.warning("not_learned", label_set=subject.reference, method=subject.method, reason=reason)
+            log.warning("adapter_not_fitted", label_set=key.reference, method=key.method, reason=reason)
 
 
 def _on_one_core(work: Callable[[], _Result]) -> _Result:

@@ -263,6 +263,47 @@ class ImageFetcher:
         )
 
 
+class RemoteImages:
+    """Fetches the images of a request that are given by URL.
+
+    Args:
+        fetcher: None refuses every URL.
+        max_bytes: limit on all images of one request.
+    """
+
+    def __init__(self, fetcher: ImageFetcher | None, *, max_bytes: int) -> None:
+        self._fetcher = fetcher
+        self._max_bytes = max_bytes
+
+    async def fetch(self, images: Sequence[bytes | ClientError | ImageUrl]) -> list[bytes | ClientError]:
+        """Return the images, with each URL replaced by its content or by the error that kept it from being fetched."""
+        fetcher = self._fetcher
+        if fetcher is None:
+            refused = InvalidFieldError.of(
+                "url", "this service fetches no URLs; send the image itself, or set DEIXIS_ALLOW_IMAGE_URLS"
+            )
+            return [refused if isinstance(image, ImageUrl) else image for image in images]
+        allowance = Allowance(self._max_bytes)
+        fetching = {
+            index: asyncio.ensure_future(fetcher.fetch(image, allowance))
+            for index, image in enumerate(images)
+            if isinstance(image, ImageUrl)
+        }
+        try:
+            await asyncio.gather(*fetching.values())
+        finally:
+            for fetch in fetching.values():
+                fetch.cancel()
+        return [
+            fetching[index].result() if isinstance(image, ImageUrl) else image for index, image in enumerate(images)
+        ]
+
+    def close(self) -> None:
+        """Close the fetcher."""
+        if self._fetcher is not None:
+            self._fetcher.close()
+
+
 class _Pinned(httpcore.AsyncNetworkBackend):
     """Connects to addresses that were checked, whatever host is asked for; names are for TLS and the Host header.
 

@@ -129,6 +129,11 @@ class ServedModel:
         return features
 
     @property
+    def name(self) -> str:
+        """The name that requests use."""
+        return self.encoder.name
+
+    @property
     def problem(self) -> str | None:
         """Why nothing is encoded at the moment; None while all is well."""
         return self.images.problem or self.texts.problem or self._image_canary.problem or self._text_canary.problem

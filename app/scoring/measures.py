@@ -71,6 +71,8 @@ def evaluate(
     labels: Int[np.ndarray, " n"],
     ranked: Int[np.ndarray, "n k"],
     scores: Float[np.ndarray, "n c"] | None = None,
+    *,
+    per_class: bool = True,
 ) -> Evaluation:
     """Compare class indices, best first, with the true classes; k is at least ``min(5, c)``.
 
@@ -81,6 +83,8 @@ def evaluate(
         scores: of every class in [0, 1], as they are shown; their rows need not sum to 1 (sigmoid models). The
             calibration error is that of the largest score, as it is; for the log-likelihood rows are divided by their
             sum.
+        per_class: include the rows of the classes and the confusion matrix, whose size is c squared; without, both are
+            empty.
 
     Raises:
         InvalidFieldError: no images.
@@ -89,10 +93,15 @@ def evaluate(
     truth, best = np.asarray(labels), np.asarray(ranked)
     _check(len(classnames), truth, best)
     kept = best[:, : min(5, len(classnames))]
-    confusion = np.zeros((len(classnames), len(classnames)), dtype=np.int64)
-    np.add.at(confusion, (truth, kept[:, 0]), 1)
-    rows = tuple(_class_score(index, classnames, confusion) for index in range(len(classnames)))
-    correct = int(np.trace(confusion))
+    confusion = np.zeros((0, 0), np.int64)
+    if per_class:
+        confusion = np.zeros((len(classnames), len(classnames)), np.int64)
+        np.add.at(confusion, (truth, kept[:, 0]), 1)
+    rows = tuple(_class_score(index, classnames, confusion) for index in range(len(confusion)))
+    is_correct = truth == kept[:, 0]
+    correct = int(is_correct.sum())
+    support = np.bincount(truth, minlength=len(classnames))
+    recalls = np.bincount(truth[is_correct], minlength=len(classnames))[support > 0] / support[support > 0]
     nll, ece = None, None
     if scores is not None:
         shown = np.asarray(scores, np.float64)
@@ -104,7 +113,7 @@ def evaluate(
         top1=correct / len(truth),
         top1_interval=wilson_interval(correct, len(truth)),
         top5=float((kept == truth[:, None]).any(axis=1).mean()),
-        mean_recall=float(np.mean([row.recall for row in rows if row.recall is not None])),
+        mean_recall=float(recalls.mean()),
         classes=rows,
         confusion=tuple(map(tuple, confusion.tolist())),
         macro_f1=macro_f1(truth, kept[:, 0], len(classnames)),

@@ -1,6 +1,6 @@
-"""How accuracy grows with the number of labelled images: every method on several draws of each number."""
+"""Learning curve: the accuracy of every method against the number of labelled images per class."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,24 +8,21 @@ import numpy as np
 
 from app.adapters._base import Examples
 from app.adapters._examples import Need
-from app.classification.methods import AUTO, METHODS
-from app.classification.service import DEFAULT_METHOD, ClassifyRequest, Service
+from app.classification.methods import AUTO, DEFAULT_METHOD, METHODS
 from app.errors import InvalidFieldError
 from app.fewshot.fitting import FittedAdapter
 from app.scoring.measures import bootstrap_interval, paired_difference
-from app.selection.comparison import TrainingData, answer_all, no_progress
-from app.selection.trial import choose
-from app.types import ImageFeatures
-
-_SIGNIFICANT = 0.05
+from app.selection.comparison import SIGNIFICANT, Advance, MethodComparer, TrainingData, no_progress
+from app.selection.selection import select_method
+from app.types import ImageFeatures, Task
 
 
 @dataclass(frozen=True, slots=True)
 class CurvePoint:
-    """One method with one number of labelled images per class; ``shots`` is None where it uses none.
+    """One method with one number of labelled images per class; ``shots`` is None if it uses none.
 
-    ``accuracies`` are of the draws; ``chosen`` are the methods that ``auto`` took in them, and ``worse`` counts the
-    draws in which it was below zero-shot beyond chance.
+    ``accuracies`` has one entry per draw. ``chosen`` are the methods that ``auto`` selected in the draws, and ``worse``
+    counts the draws in which its choice was significantly below zero-shot.
     """
 
     method: str
@@ -36,7 +33,7 @@ class CurvePoint:
 
     @property
     def mean(self) -> float:
-        """Of the draws."""
+        """Mean accuracy over the draws."""
         return float(np.mean(self.accuracies))
 
     @property
@@ -47,7 +44,7 @@ class CurvePoint:
 
 @dataclass(frozen=True, slots=True)
 class LearningCurve:
-    """Every point, on n images; ``interval`` is the 95 % bootstrap interval of zero-shot's accuracy."""
+    """Every point, measured on n images; ``interval`` is the 95 % bootstrap interval of the accuracy of zero-shot."""
 
     images: int
     labelled: int
@@ -63,85 +60,95 @@ class LearningCurve:
 
 
 async def learning_curve(
-    service: Service,
-    question: ClassifyRequest,
-    asked: tuple[ImageFeatures, Sequence[int]],
+    comparer: MethodComparer,
+    task: Task,
+    test: tuple[ImageFeatures, Sequence[int]],
     support: tuple[ImageFeatures, Sequence[int]],
     pool_features: ImageFeatures,
     *,
     shots: Sequence[int],
     draws: int,
-    advance: Callable[[int, int], Awaitable[object]] = no_progress,
+    advance: Advance = no_progress,
 ) -> LearningCurve:
-    """Draw so many labelled images of each class, let every method learn from them, and count what it gets right.
+    """Measure the accuracy of every method after fitting it to several draws of labelled images.
 
-    ``auto`` sees nothing but the draw and the pool, as it would in the service. A class with fewer images than shots
-    gives all it has. Draws are the same for the same numbers.
+    ``auto`` sees only the draw and the pool, as it does in the service. A class with fewer images than shots
+    contributes all of them. The draws depend only on the number of images.
 
     Args:
-        service: to plan and classify with.
-        question: the classes, model and templates.
-        asked: unit rows (n, d) and the class of each.
-        support: unit rows (s, d) and the class of each, to draw from; none will do if there is a pool.
-        pool_features: unit rows (u, d) of unlabelled images; none will do.
+        comparer: runs the methods.
+        task: the classes, model and templates.
+        test: unit rows (n, d) and the class of each.
+        support: unit rows (s, d) and the class of each, to draw from; may be empty if there is a pool.
+        pool_features: unit rows (u, d) of unlabelled images; may be empty.
         shots: images per class, each at least 1.
-        draws: of each number, at least 1.
+        draws: of each number of shots, at least 1.
         advance: called after each draw.
 
     Raises:
         InvalidFieldError: nothing to learn from, or a number below 1.
     """
-    features, truth = asked[0], np.asarray(asked[1], np.int64)
+    features, truth = test[0], np.asarray(test[1], np.int64)
     support_features, support_labels = support[0], np.asarray(support[1], np.int64)
     if not (len(support_labels) or len(pool_features)):
         raise InvalidFieldError.of("--support", "there is no image to learn from; give --support or --pool")
     if min((*shots, draws)) < 1:
         raise InvalidFieldError.of("--shots", "every number of images and of draws must be at least 1")
     total = len(shots) * draws if len(support_labels) else 0
-    of_pool: dict[str, FittedAdapter] = {}
+    fitted_to_pool: dict[str, FittedAdapter] = {}
     width = features.shape[1]
     no_labels = Examples(np.zeros((0, width), np.float32), np.zeros(0, np.int64), pool_features)
-    answers, not_run, task = await answer_all(service, question, features, TrainingData(no_labels, of_pool=of_pool))
-    correct = {name: each.best[:, 0] == truth for name, each in answers.items()}
-    points = [CurvePoint(name, None, (float(each.mean()),)) for name, each in correct.items()]
+    scores, not_run = await comparer.score_all(task, features, TrainingData(no_labels, fitted_to_pool=fitted_to_pool))
+    correct = {name: method.ranked[:, 0] == truth for name, method in scores.items()}
+    points = [CurvePoint(name, None, (float(is_correct.mean()),)) for name, is_correct in correct.items()]
     if not total:
-        choice = await choose(
-            service, question, no_labels.support_features, no_labels.support_labels, pool_features, of_pool=of_pool
+        selection = await select_method(
+            comparer,
+            task,
+            no_labels.support_features,
+            no_labels.support_labels,
+            pool_features,
+            fitted_to_pool=fitted_to_pool,
         )
-        taken = correct[choice["method"]]
-        worse = _worse(taken, correct[DEFAULT_METHOD])
-        points.append(CurvePoint(AUTO, None, (float(taken.mean()),), (choice["method"],), int(worse)))
+        selected = correct[selection["method"]]
+        worse = _is_worse(selected, correct[DEFAULT_METHOD])
+        points.append(CurvePoint(AUTO, None, (float(selected.mean()),), (selection["method"],), int(worse)))
     rng = np.random.default_rng(0)
     done = 0
     for count in shots if total else ():
-        found: dict[str, list[float]] = {}
+        accuracies: dict[str, list[float]] = {}
         chosen: list[str] = []
         worse_draws = 0
         for _ in range(draws):
             drawn = _draw(rng, support_labels, count)
             examples = Examples(support_features[drawn], support_labels[drawn], pool_features)
-            lessons = TrainingData(examples, of_pool=of_pool)
-            told, _, _ = await answer_all(service, question, features, lessons, only=Need.SUPPORT)
-            of_draw = correct | {name: each.best[:, 0] == truth for name, each in told.items()}
-            choice = await choose(
-                service, question, support_features[drawn], support_labels[drawn], pool_features, of_pool=of_pool
+            training = TrainingData(examples, fitted_to_pool=fitted_to_pool)
+            fitted, _ = await comparer.score_all(task, features, training, only=Need.SUPPORT)
+            correct_in_draw = correct | {name: method.ranked[:, 0] == truth for name, method in fitted.items()}
+            selection = await select_method(
+                comparer,
+                task,
+                support_features[drawn],
+                support_labels[drawn],
+                pool_features,
+                fitted_to_pool=fitted_to_pool,
             )
-            chosen.append(choice["method"])
-            of_draw[AUTO] = of_draw[choice["method"]]
-            worse_draws += _worse(of_draw[AUTO], correct[DEFAULT_METHOD])
-            for name in (*told, AUTO):
-                found.setdefault(name, []).append(float(of_draw[name].mean()))
+            chosen.append(selection["method"])
+            correct_in_draw[AUTO] = correct_in_draw[selection["method"]]
+            worse_draws += _is_worse(correct_in_draw[AUTO], correct[DEFAULT_METHOD])
+            for name in (*fitted, AUTO):
+                accuracies.setdefault(name, []).append(float(correct_in_draw[name].mean()))
             done += 1
             await advance(done, total)
         points += [
             CurvePoint(
                 name,
                 count,
-                tuple(each),
+                tuple(values),
                 tuple(chosen) if name == AUTO else (),
                 worse_draws if name == AUTO else 0,
             )
-            for name, each in found.items()
+            for name, values in accuracies.items()
         ]
     return LearningCurve(
         len(truth),
@@ -150,16 +157,16 @@ async def learning_curve(
         task.model,
         tuple(points),
         bootstrap_interval(correct[DEFAULT_METHOD].astype(np.float64)),
-        # Methods that want labelled images are run on the draws, where there are any.
-        tuple(each for each in not_run if not (total and Need.SUPPORT in METHODS[each.partition(":")[0]].learns)),
+        # Methods that need labelled images run on the draws, if there are any.
+        tuple(entry for entry in not_run if not (total and Need.SUPPORT in METHODS[entry.partition(":")[0]].learns)),
     )
 
 
 def _draw(rng: np.random.Generator, labels: np.ndarray, count: int) -> np.ndarray:
-    """Return the places of at most ``count`` images of each class."""
+    """Return the indices of at most ``count`` images of each class."""
     return np.concatenate([rng.permutation(np.flatnonzero(labels == label))[:count] for label in np.unique(labels)])
 
 
-def _worse(correct: np.ndarray, baseline: np.ndarray) -> bool:
+def _is_worse(correct: np.ndarray, baseline: np.ndarray) -> bool:
     difference = paired_difference(correct.astype(np.float64), baseline.astype(np.float64))
-    return difference.mean < 0 and difference.p < _SIGNIFICANT
+    return difference.mean < 0 and difference.p < SIGNIFICANT

@@ -1,110 +1,345 @@
-"""Which method the example images of a label set are evidence for: what was found, and that it is found out again."""
+"""Which method answers for a label set: selected by comparing the methods on its example images."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
+import numpy as np
 import structlog
 from cachetools import LRUCache
 
-from app.classification.pipeline import Pipeline
-from app.errors import StoreError
-from app.scoring.calibration import Calibration
+from app.adapters._examples import LEAST_BALANCE, effective_classes
+from app.classification.classifiers import ClassifierCache
+from app.classification.methods import DEFAULT_METHOD
+from app.classification.resolve import MethodChoice, Resolver
+from app.errors import StoreError, TooLargeError, UnknownNameError
+from app.fewshot.examples import ExampleImages
+from app.fewshot.fitting import FittedAdapter
+from app.label_sets.service import LabelSets
+from app.models.registry import ModelRegistry
+from app.scoring.calibration import Calibration, calibrate
+from app.scoring.measures import expected_calibration_error, negative_log_likelihood
+from app.selection.comparison import (
+    SIGNIFICANT,
+    Advance,
+    MethodComparer,
+    MethodReport,
+    MethodScores,
+    TrainingData,
+    corrected,
+    no_progress,
+    points,
+    report_methods,
+)
 from app.store.examples import Selection, SelectionRepository
-from app.types import LabelSet
+from app.store.jobs import JobRepository, JobStatus
+from app.types import LabelSet, Task
 
 log = structlog.get_logger()
 
-# Choices that are kept in memory; one takes up to two megabytes, with the scores of thousands of held-out images.
-_CHOICES = 64
+SELECT_METHOD = "select-method"
+"""The kind of the job that compares the methods on a label set's examples."""
 
+MAX_IMAGES = 5000
+"""Labelled images that methods are compared on; a larger number is sampled evenly."""
 
-@dataclass(frozen=True, slots=True)
-class MethodChoice:
-    """Which method the examples of a label set are evidence for, and what held-out ones say of each method's scores.
+WITHOUT_LABELS = "zlap"
+"""The method that is selected if there are only unlabelled images, and they are spread over the classes."""
 
-    ``version`` and ``revision`` are those of the label set and of its examples that were tried.
-    """
+# With many classes fewer images, so that the logits of all methods, images times classes, stay within some 100 MB.
+_MAX_LOGITS = 2**23
+_MIN_IMAGES = 500
 
-    method: str
-    reason: str
-    calibrations: Mapping[str, Calibration]
-    version: int
-    revision: int
+# With fewer unlabelled images per class there is no evidence.
+_MIN_POOL_PER_CLASS = 8
 
-    @classmethod
-    def of(cls, selection: Selection) -> "MethodChoice":
-        """Return the choice that was stored."""
-        told = selection.result
-        calibrations = {name: Calibration.from_json(each) for name, each in told["calibrations"].items()}
-        return cls(told["method"], told["reason"], calibrations, selection.version, selection.revision)
+# Choices in memory; one takes up to two megabytes, with the scores of thousands of held-out images.
+_CACHED_CHOICES = 64
 
 
 class MethodSelector:
-    """Hands out choices, and notices where one is out of date.
+    """Reads selections, and asks for a new one if the label set or its examples have changed.
 
     Args:
-        repository: where they are kept.
-        pipeline: knows the models.
+        repository: stores selections.
+        models: in service.
+        jobs: where a new selection is asked for; None asks for none, for commands that run no jobs.
     """
 
-    def __init__(self, repository: SelectionRepository, pipeline: Pipeline) -> None:
-        self.repository = repository
-        self._pipeline = pipeline
-        self.on_untried: Callable[[str], Awaitable[object]] | None = None
-        """Called with the name of a label set whose examples, or classes, have changed since methods were tried.
-
-        It returns False to be asked again by the next request.
-        """
-        self._known: LRUCache[tuple[str, str], MethodChoice] = LRUCache(_CHOICES)
-        self._asked_to_try: dict[str, tuple[int, int]] = {}
-        self._trying: set[asyncio.Task[None]] = set()
+    def __init__(self, repository: SelectionRepository, models: ModelRegistry, jobs: JobRepository | None) -> None:
+        self._repository = repository
+        self._models = models
+        self._jobs = jobs
+        self._known: LRUCache[tuple[str, str], MethodChoice] = LRUCache(_CACHED_CHOICES)
+        self._requested: dict[str, tuple[int, int]] = {}
+        self._requests: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
-        """Stop asking."""
-        self.on_untried = None
-        for asking in self._trying:
-            asking.cancel()
-        await asyncio.gather(*self._trying, return_exceptions=True)
+        """Cancel the requests for new selections that have not been written."""
+        self._jobs = None
+        for request in self._requests:
+            request.cancel()
+        await asyncio.gather(*self._requests, return_exceptions=True)
+
+    async def stored(self, label_set: LabelSet, model: str | None) -> Selection:
+        """Return the latest selection with all of its figures.
+
+        Raises:
+            UnknownNameError: no such model, or the methods have not been compared yet.
+        """
+        fingerprint = await self._models.get(model).image_fingerprint()
+        selection = await self._repository.get(label_set.name, fingerprint)
+        if selection is None:
+            raise UnknownNameError(
+                "selection of label set",
+                label_set.name,
+                way_out="add example images, and wait until the methods have been compared on them",
+            )
+        return selection
 
     async def get(self, label_set: LabelSet, model: str) -> MethodChoice | None:
-        """Return what was chosen by the examples of a label set; None where there are none, or nothing was yet."""
+        """Return the latest choice; None if the label set has no examples or the methods were never compared."""
         if not label_set.examples_revision:
             return None
-        fingerprint = await self._pipeline.models[model].image_fingerprint()
+        fingerprint = await self._models.get(model).image_fingerprint()
         key = (label_set.name, fingerprint)
         choice = self._known.get(key)
         if choice is not None and (choice.version, choice.revision) == (label_set.version, label_set.examples_revision):
             return choice
-        state = await self.repository.state(label_set.name, fingerprint)
+        state = await self._repository.state(label_set.name, fingerprint)
         if state is None:
-            self._ask_to_try(label_set.name, (0, label_set.examples_revision))
+            self._request(label_set.name, (0, label_set.examples_revision))
             return None
         if not state.is_current:
-            self._ask_to_try(label_set.name, (state.last_version, state.last_revision))
+            self._request(label_set.name, (state.last_version, state.last_revision))
         if choice is not None and (choice.version, choice.revision) == (state.version, state.revision):
             return choice
-        selection = await self.repository.get(label_set.name, fingerprint)
+        selection = await self._repository.get(label_set.name, fingerprint)
         if selection is None:  # deleted since
             return None
-        choice = await asyncio.to_thread(MethodChoice.of, selection)
+        choice = await asyncio.to_thread(_choice_of, selection)
         self._known[key] = choice
         return choice
 
-    def _ask_to_try(self, name: str, state: tuple[int, int]) -> None:
-        """Have the methods tried on the examples, once for each state of the label set."""
-        if self.on_untried is None or self._asked_to_try.get(name) == state:
+    def _request(self, name: str, state: tuple[int, int]) -> None:
+        """Ask for a new selection, once for each state of the label set."""
+        if self._jobs is None or self._requested.get(name) == state:
             return
-        self._asked_to_try[name] = state
-        asking = asyncio.create_task(self._try(name))
-        self._trying.add(asking)
-        asking.add_done_callback(self._trying.discard)
+        self._requested[name] = state
+        request = asyncio.create_task(self._add_job(name, self._jobs))
+        self._requests.add(request)
+        request.add_done_callback(self._requests.discard)
 
-    async def _try(self, name: str) -> None:
-        assert self.on_untried is not None
+    async def _add_job(self, name: str, jobs: JobRepository) -> None:
         try:
-            if await self.on_untried(name) is False:
-                self._asked_to_try.pop(name, None)  # it is being tried, and perhaps in an older state
+            # A running job may have read an older state, so the next request asks again.
+            _, added = await jobs.add_unless({JobStatus.QUEUED, JobStatus.RUNNING}, SELECT_METHOD, name, {})
+            if not added:
+                self._requested.pop(name, None)
         except StoreError as error:
-            self._asked_to_try.pop(name, None)
-            log.warning("methods_not_tried", label_set=name, reason=error.message)
+            self._requested.pop(name, None)
+            log.warning("selection_not_requested", label_set=name, reason=error.message)
+
+
+def _choice_of(selection: Selection) -> MethodChoice:
+    result = selection.result
+    calibrations = {name: Calibration.from_json(each) for name, each in result["calibrations"].items()}
+    return MethodChoice(result["method"], result["reason"], calibrations, selection.version, selection.revision)
+
+
+class MethodSelection:
+    """Compares the methods on the examples of label sets, and stores which one is best.
+
+    Args:
+        comparer: runs the methods.
+        models: in service.
+        label_sets: by name.
+        examples: of the label sets.
+        resolver: makes tasks of label sets.
+        classifiers: fits the selected method, so that the next request finds it fitted.
+        repository: stores selections.
+    """
+
+    def __init__(
+        self,
+        comparer: MethodComparer,
+        models: ModelRegistry,
+        label_sets: LabelSets,
+        examples: ExampleImages,
+        resolver: Resolver,
+        classifiers: ClassifierCache,
+        repository: SelectionRepository,
+    ) -> None:
+        self._comparer = comparer
+        self._models = models
+        self._label_sets = label_sets
+        self._examples = examples
+        self._resolver = resolver
+        self._classifiers = classifiers
+        self._repository = repository
+
+    async def select_for_every_model(self, name: str, advance: Advance = no_progress) -> dict[str, Any]:
+        """Compare the methods on a label set's examples with each model, and store and fit the selected ones.
+
+        Stored image files are encoded first by models that have not encoded them. Returns the selections by model.
+
+        Raises:
+            UnknownNameError: no such label set.
+        """
+        for model in self._models.names:
+            await self._examples.encode_stored(name, model)
+        results = {}
+        for served in self._models:
+            label_set = await self._label_sets.get(name)
+            result, revision = await self.select(label_set, served.name, advance)
+            try:
+                await self._classifiers.get(
+                    await self._resolver.resolve_label_set(label_set, model=served.name, method=result["method"])
+                )
+            except TooLargeError as error:
+                reason = f"{result['reason']}, but it cannot be used: {error.message}"
+                result |= {"method": DEFAULT_METHOD, "reason": reason}
+            await self._repository.put(
+                label_set.name, await served.image_fingerprint(), label_set.version, revision, result
+            )
+            results[served.name] = {key: value for key, value in result.items() if key != "calibrations"}
+        return results
+
+    async def select(
+        self, label_set: LabelSet, model: str, advance: Advance = no_progress
+    ) -> tuple[dict[str, Any], int]:
+        """Return what is stored as a selection, and the revision of the examples that it rests on.
+
+        Each labelled image is predicted by adapters fitted to the others, fold by fold. The method with the highest
+        accuracy is selected if it is significantly better than zero-shot: by a paired test of the images, corrected for
+        the number of methods (Holm). With unlabelled images alone ``WITHOUT_LABELS`` is selected, if they are spread
+        over the classes as it needs.
+
+        Raises:
+            StoreError: the examples could not be read.
+        """
+        stored = await self._examples.features(label_set, model)
+        features, labels, pool = stored.support_features, stored.support_labels, stored.pool_features
+        kept = sampled_images(len(labels), len(label_set.classes))
+        task = await self._resolver.resolve_label_set(label_set, model=model, method=DEFAULT_METHOD)
+        result = await select_method(self._comparer, task, features[kept], labels[kept], pool, advance)
+        return result, stored.revision
+
+
+def sampled_images(images: int, classes: int) -> np.ndarray:
+    """Return the indices of the labelled images that methods are compared on: all, or an even sample."""
+    limit = min(MAX_IMAGES, max(_MIN_IMAGES, _MAX_LOGITS // classes))
+    return np.arange(images) if images <= limit else np.linspace(0, images - 1, limit).astype(np.int64)
+
+
+async def select_method(
+    comparer: MethodComparer,
+    task: Task,
+    features: np.ndarray,
+    labels: np.ndarray,
+    pool: np.ndarray,
+    advance: Advance = no_progress,
+    fitted_to_pool: dict[str, FittedAdapter] | None = None,
+) -> dict[str, Any]:
+    """Return the method that labelled images (s, d) and unlabelled ones (u, d) favour, the reason, and all figures.
+
+    Args:
+        comparer: runs the methods.
+        task: the classes and the model; its method does not matter.
+        features: unit rows of the labelled images.
+        labels: the class of each, by index.
+        pool: unit rows of the unlabelled images.
+        advance: called after each method.
+        fitted_to_pool: adapters fitted to the same pool before; new ones are added.
+    """
+    result: dict[str, Any] = {
+        "labelled": len(labels),
+        "unlabelled": len(pool),
+        "folds": 0,
+        "leaderboard": [],
+        "not_run": [],
+        "calibrations": {},
+    }
+    training = TrainingData.held_out(features, labels, pool, fitted_to_pool)
+    if training.folds is not None and len(labels) and training.folds.max() > 0:
+        scores, not_run = await comparer.score_all(task, features, training, advance)
+        reports, rows, calibrations = await comparer.run(lambda: _leaderboard(scores, task.classnames, labels))
+        method, reason = _by_accuracy(reports, len(labels))
+        result |= {
+            "folds": int(training.folds.max()) + 1,
+            "leaderboard": rows,
+            "not_run": list(not_run),
+            "calibrations": calibrations,
+        }
+    elif len(labels):
+        method, reason = DEFAULT_METHOD, "no class has two labelled images, so none can be held out"
+    elif len(pool):
+        text = await comparer.class_rows(task)
+        method, reason = await comparer.run(lambda: by_balance(pool, text))
+    else:
+        method, reason = DEFAULT_METHOD, "there are no example images with features of this model"
+    return result | {"method": method, "reason": reason}
+
+
+def by_balance(pool: np.ndarray, text: np.ndarray) -> tuple[str, str]:
+    """Return the method for unlabelled images (u, d) alone, and the reason."""
+    classes = len(text)
+    if len(pool) < _MIN_POOL_PER_CLASS * classes:
+        return DEFAULT_METHOD, (
+            f"{len(pool)} unlabelled images are too few for {classes} classes;"
+            f" {_MIN_POOL_PER_CLASS} per class are needed"
+        )
+    spread = effective_classes(pool, text)
+    evidence = f"by zero-shot, {len(pool)} unlabelled images are spread over {spread:.1f} of {classes} classes"
+    if spread < LEAST_BALANCE * classes:
+        return DEFAULT_METHOD, f"{evidence}, too unevenly to learn from"
+    return WITHOUT_LABELS, f"{evidence}, and there are no labelled images to compare the methods on"
+
+
+def _leaderboard(
+    scores: Mapping[str, MethodScores], classnames: Sequence[str], labels: np.ndarray
+) -> tuple[list[MethodReport], list[dict[str, Any]], dict[str, Any]]:
+    """Return the reports, best first, a row of figures for each, and each method's calibration."""
+    reports = list(corrected(report_methods(scores, classnames, labels, per_class=False)))
+    # Of equally accurate methods the simplest comes first.
+    reports.sort(key=lambda report: (-report.evaluation.top1, report.to_baseline is not None, report.evaluation.nll))
+    calibrations = {name: calibrate(method.logits, labels) for name, method in scores.items()}
+    rows = [_row(report, scores[report.method], calibrations[report.method], labels) for report in reports]
+    return reports, rows, {name: calibration.to_json() for name, calibration in calibrations.items()}
+
+
+def _row(report: MethodReport, scores: MethodScores, calibration: Calibration, labels: np.ndarray) -> dict[str, Any]:
+    calibrated = calibration.probabilities(scores.logits)
+    return {
+        "method": report.method,
+        "accuracy": report.evaluation.top1,
+        "interval": report.interval,
+        "macro_f1": report.evaluation.macro_f1,
+        "nll": report.evaluation.nll,
+        "ece": report.evaluation.ece,
+        "temperature": calibration.temperature,
+        "calibrated_nll": negative_log_likelihood(calibrated, labels),
+        "calibrated_ece": expected_calibration_error(calibrated, labels),
+        "ms_per_image": round(report.ms_per_image, 4),
+        "to_zero_shot": None if report.to_baseline is None else asdict(report.to_baseline),
+        "warnings": list(report.warnings),
+    }
+
+
+def _by_accuracy(reports: Sequence[MethodReport], images: int) -> tuple[str, str]:
+    """Return the best method if it is significantly better than zero-shot, else zero-shot, and the reason."""
+    candidates = [report for report in reports if report.to_baseline is not None]
+    baseline = next(report for report in reports if report.to_baseline is None)
+    if not candidates:
+        return DEFAULT_METHOD, "no other method could be run"
+    best = candidates[0]
+    assert best.to_baseline is not None
+    evidence = (
+        f"on {images} labelled images, each held out in turn, the accuracy of {best.method} is"
+        f" {100 * best.evaluation.top1:.1f} % and that of zero-shot {100 * baseline.evaluation.top1:.1f} %:"
+        f" {points(best.to_baseline)}"
+    )
+    if best.to_baseline.mean > 0 and best.to_baseline.p < SIGNIFICANT:
+        return best.method, evidence
+    return DEFAULT_METHOD, f"{evidence}, which is not a significant gain"

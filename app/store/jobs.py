@@ -4,7 +4,9 @@ A process that runs a job holds a lease on it and renews it. Where the process d
 process with the same database takes the job over, from its beginning; what a job wrote before stays.
 """
 
+import asyncio
 import uuid
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -64,6 +66,11 @@ class JobRepository:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
+        self._added: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+
+    def added(self, kind: str) -> asyncio.Event:
+        """Return the event that is set whenever this process adds a job of a kind."""
+        return self._added[kind]
 
     async def add(
         self, kind: str, subject: str, request: Mapping[str, Any], *, total: int = 0, attachment: bytes | None = None
@@ -92,6 +99,7 @@ class JobRepository:
         async with writing(self._engine) as session:
             await session.execute(delete(JobRow).where(JobRow.finished_at < now - timedelta(days=KEPT_DAYS)))
             session.add(row)
+        self._added[kind].set()
         return _to_job(row)
 
     async def add_unless(

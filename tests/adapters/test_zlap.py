@@ -54,7 +54,7 @@ def test_two_hundred_random_problems_equal_the_oracle():
         keep = int(rng.integers(1, len(text) + 1))
         sparse = solved(pool, text, settings, keep=keep).of_queries(queries, near)
         differences = (
-            found.of_pool() - oracle.transductive(values, len(text)),
+            found.fitted_to_pool() - oracle.transductive(values, len(text)),
             found.of_queries(queries, near) - oracle.inductive(queries, pool, text, values, k, gamma),
             sparse - oracle.inductive(queries, pool, text, values, k, gamma, keep=keep),
         )
@@ -74,7 +74,7 @@ def test_two_hundred_scaled_problems_equal_the_oracle_clipped_after_scaling():
         nodes, weights, _ = oracle.weights(queries, pool, text, k, gamma, span)
         wanted = np.einsum("qj,qjc->qc", weights, values[nodes])
         differences = (
-            found.of_pool() - values[len(text) :],
+            found.fitted_to_pool() - values[len(text) :],
             found.of_queries(queries, nearest(queries, pool, k)) - wanted,
         )
         worst = np.maximum(worst, [np.abs(difference).max() for difference in differences])

@@ -107,7 +107,7 @@ def classes_of(client):
 
 
 def try_jobs(client):
-    return [job for job in client.get("/v1/jobs").json()["jobs"] if job["kind"] == "try-methods"]
+    return [job for job in client.get("/v1/jobs").json()["jobs"] if job["kind"] == "select-method"]
 
 
 # --- adding and listing --------------------------------------------------------------------------------------------

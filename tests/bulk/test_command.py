@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from app.bulk import reading
 from app.bulk.output import PartFolder
 from app.bulk.run import Order, carry_out, in_process, prepare, service_in_loop
-from app.classification.service import ClassifyRequest
+from app.classification.resolve import ClassifyRequest
 from app.cli import cli
 from app.encoders.fake import FakeEncoder
 from app.errors import ConflictError, StoreError

@@ -19,7 +19,7 @@ import app.bulk.on_ray as module
 from app.bulk.answering import Answerer
 from app.bulk.on_ray import Pool, Replica, on_ray
 from app.bulk.run import Order, carry_out, in_process, prepare, service_in_loop
-from app.classification.service import ClassifyRequest
+from app.classification.resolve import ClassifyRequest
 from app.encoders.fake import FakeEncoder
 from app.errors import InvalidFieldError, NotReadyError, ServerError, StoreError
 from app.types import ClassEntry
@@ -103,7 +103,7 @@ def bulk(settings, photos, tmp_path):
     def work(question, out, load=None, least=1, most=1, told=None, work_settings=settings, engine=None):
         order = Order([photos], tmp_path / out, part_images=10)
         with service_in_loop(settings, [FakeEncoder()]) as (loop, service):
-            loop.run(service.put_label_set("nature", CLASSES, "photo"))
+            loop.run(service.label_sets.put("nature", CLASSES, "photo"))
             job = loop.run(
                 prepare(service, replace(question, label_set=question.label_set and "nature@1"), order, 10**6)
             )

@@ -17,10 +17,8 @@ from app.errors import (
     TooLargeError,
     UnknownNameError,
 )
-from app.jobs.queue import Jobs
 from app.main import open_service
 from app.names.namespaces import OPEN_NAMESPACE
-from app.store.jobs import JobRepository
 from tests.captions.cased.test_lexicon import LICENCE
 from tests.captions_made import CAPTIONS, MANY, CaptionEncoder, made, place_of
 from tests.conftest import picture
@@ -307,10 +305,9 @@ async def test_a_lexicon_that_is_not_there_leaves_the_service_without_its_words(
 
 async def test_words_whose_job_was_cancelled_before_it_began_are_not_waited_for(open_with):
     async with open_with(build_wordnet=True) as service:
-        jobs = Jobs(JobRepository(service.engine), service)
-        await jobs.build_wordnet()
-        (job,) = await jobs.repository.list(9)
-        await jobs.cancel(job.id)
+        await service.jobs.build_captions.add_default()
+        (job,) = await service.jobs.queue.repository.list(9)
+        await service.jobs.queue.cancel(job.id)
         with pytest.raises(NotConfiguredError):
             await service.captions.choose(None, "fake", OPEN_NAMESPACE)
 
@@ -318,6 +315,6 @@ async def test_words_whose_job_was_cancelled_before_it_began_are_not_waited_for(
 async def test_a_folder_that_cannot_be_read_keeps_no_service_from_starting(open_with, folder):
     folder.write_text("no folder")
     async with open_with(build_wordnet=True) as service:
-        await Jobs(JobRepository(service.engine), service).build_wordnet()
+        await service.jobs.build_captions.add_default()
         with pytest.raises(StoreError, match="cannot be read"):
             await service.captions.choose(None, "fake", OPEN_NAMESPACE)

@@ -9,7 +9,9 @@ from scipy.special import expit, softmax
 
 from app.adapters.cosine import Cosine
 from app.captions.catalogue import CaptionCatalogue
-from app.classification.pipeline import Classifier, Pipeline, predict
+from app.classification.classifiers import Classifier, ClassifierCache
+from app.classification.pipeline import Pipeline
+from app.classification.results import score_classes
 from app.encoders.fake import FakeEncoder
 from app.errors import (
     DeadlineExceededError,
@@ -18,7 +20,10 @@ from app.errors import (
     NotAnImageError,
     OverloadedError,
 )
+from app.fewshot.fitting import FitCache
 from app.images.decoder_pool import ImageLimits, ThreadDecoders
+from app.images.fetch import RemoteImages
+from app.models.registry import ModelRegistry
 from app.models.served_model import ServedModel
 from app.observability.metrics import Metrics
 from app.prompting.class_embeddings import ClassEmbeddingCache
@@ -54,29 +59,38 @@ async def start(anyio_backend):
             classifier_bytes=1_000_000,
         ):
             metrics = Metrics()
-            models = {
-                each.name: ServedModel.here(
-                    each,
-                    metrics=metrics,
-                    max_queued_images=max_queued_images,
-                    image_batch=image_batch,
-                    text_batch=8,
-                    stalled_after_s=60,
-                )
-                for each in encoders
-            }
-            pipeline = Pipeline(
-                models,
-                class_embedding_cache=ClassEmbeddingCache(1_000_000),
-                classifier_bytes=classifier_bytes,
-                request_timeout_s=timeout_s,
+            models = ModelRegistry(
+                {
+                    encoder.name: ServedModel.here(
+                        encoder,
+                        metrics=metrics,
+                        max_queued_images=max_queued_images,
+                        image_batch=image_batch,
+                        text_batch=8,
+                        stalled_after_s=60,
+                    )
+                    for encoder in encoders
+                },
                 decoders=ThreadDecoders(threads, ImageLimits(max_bytes, 1_000_000)),
                 decoders_per_request=max(1, threads // 2),
-                metrics=metrics,
+                request_timeout_s=timeout_s,
+            )
+            fits, class_embedding_cache = FitCache(cache_bytes=1_000_000), ClassEmbeddingCache(1_000_000)
+            classifiers = ClassifierCache(
+                models,
+                class_embedding_cache=class_embedding_cache,
+                cache_bytes=classifier_bytes,
+                fits=fits,
                 examples=NoExamples(),
-                learned_bytes=1_000_000,
                 max_pool=100,
-                databases=CaptionCatalogue(
+                metrics=metrics,
+            )
+            pipeline = Pipeline(
+                models,
+                RemoteImages(None, max_bytes=0),
+                classifiers=classifiers,
+                fits=fits,
+                catalogue=CaptionCatalogue(
                     Path("nowhere"),
                     default="wordnet",
                     wordnet=Path("nowhere"),
@@ -84,8 +98,11 @@ async def start(anyio_backend):
                     max_queued=1,
                     stalled_after_s=60,
                 ),
+                class_embedding_cache=class_embedding_cache,
+                metrics=metrics,
             )
-            stack.push_async_callback(pipeline.close)
+            stack.push_async_callback(asyncio.to_thread, models.close)
+            stack.push_async_callback(fits.close)
             for each in encoders:
                 if isinstance(each, GatedEncoder):
                     stack.callback(each.open)
@@ -153,7 +170,7 @@ async def test_the_best_top_k_are_told_and_their_scores_are_not_stretched_to_one
 
 def test_classes_of_equal_score_keep_the_callers_order():
     encoder, same = FakeEncoder(), np.eye(16, dtype=np.float32)[[3, 3, 3]]
-    predicted = predict(encoder, a_task(["b", "c", "a"]), np.eye(16, dtype=np.float32)[[3]], classifier_of(same))
+    predicted = score_classes(encoder, a_task(["b", "c", "a"]), np.eye(16, dtype=np.float32)[[3]], classifier_of(same))
     assert predicted.ranked.tolist() == [[0, 1, 2]]
 
 
@@ -164,7 +181,7 @@ def test_a_similarity_is_never_told_beyond_one():
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     assert ((rows * rows).sum(axis=1) > 1).any()
     names = [str(number) for number in range(200)]
-    predicted = predict(encoder, a_task(names), np.concatenate([rows, -rows]), classifier_of(rows))
+    predicted = score_classes(encoder, a_task(names), np.concatenate([rows, -rows]), classifier_of(rows))
     assert np.abs(predicted.similarities).max() == 1
 
 
@@ -189,7 +206,7 @@ async def test_requests_at_once_do_not_get_each_others_answers(start, encoder):
 async def test_the_first_model_is_the_default_and_each_keeps_its_own_embeddings(start):
     first, second = FakeEncoder("first"), FakeEncoder("second")
     pipeline = start(first, second)
-    assert pipeline.default_model == "first"
+    assert pipeline._models.default == "first"
     assert await first_labels(pipeline, ["blue"], model="second") == ["blue"]
     assert (first.encoded_texts, first.image_batches) == ([], [])
     assert len(second.encoded_texts) == 3
@@ -262,7 +279,8 @@ async def test_closing_ends_every_thread(start):
     encoder = GatedEncoder()
     pipeline = start(encoder)
     await first_labels(pipeline, ["red"])
-    await pipeline.close()
+    await pipeline._fits.close()
+    await asyncio.to_thread(pipeline._models.close)
     assert not [thread for threads in encoder.threads.values() for thread in threads if thread.is_alive()]
 
 
@@ -353,7 +371,7 @@ async def test_bad_images_give_their_places_back(start, encoder):
     pipeline = start(encoder, max_queued_images=2)
     for _ in range(3):
         await pipeline.classify([b"no", b"image"], a_task())
-    assert pipeline.models["fake"].images.admitted == 0
+    assert pipeline._models.get("fake").images.admitted == 0
 
 
 async def test_a_request_past_its_deadline_ends_and_the_next_is_answered(start):
@@ -361,9 +379,9 @@ async def test_a_request_past_its_deadline_ends_and_the_next_is_answered(start):
     pipeline = start(encoder, timeout_s=1.0, max_queued_images=1)
     await first_labels(pipeline, ["red"])
     encoder.images_open.clear()
-    with pytest.raises(DeadlineExceededError, match=r"not done within 1 s; .*DEIXIS_REQUEST_TIMEOUT_S"):
+    with pytest.raises(DeadlineExceededError, match=r"took longer than 1 s; .*DEIXIS_REQUEST_TIMEOUT_S"):
         await first_labels(pipeline, ["red"])
-    assert pipeline.models["fake"].images.admitted == 0
+    assert pipeline._models.get("fake").images.admitted == 0
     encoder.images_open.set()
     assert await first_labels(pipeline, ["blue"]) == ["blue"]
 
@@ -376,11 +394,11 @@ async def test_texts_that_were_too_slow_are_ready_for_the_next_try(start):
     encoder = GatedEncoder()
     encoder.texts_open.clear()
     pipeline = start(encoder, timeout_s=0.2)
-    with pytest.raises(DeadlineExceededError, match="kept for the next try"):
+    with pytest.raises(DeadlineExceededError, match="kept for the next request"):
         await first_labels(pipeline, ["red"])
     encoder.texts_open.set()
     # Waits for the encoding that goes on, however long: the next try must not begin another.
-    await pipeline.classifier(a_task())
+    await pipeline._classifiers.get(a_task())
     assert await first_labels(pipeline, ["red"]) == ["red"]
     assert len(encoder.encoded_texts) == 3
 
@@ -401,7 +419,7 @@ async def test_an_encoder_that_fails_fails_that_request_with_its_own_error(start
     pipeline = start(encoder)
     with pytest.raises(type(error), match=str(error)):
         await first_labels(pipeline, ["red"])
-    assert pipeline.models["fake"].images.admitted == 0
+    assert pipeline._models.get("fake").images.admitted == 0
     encoder.broken = False
     assert await first_labels(pipeline, ["red"]) == ["red"]
 
@@ -419,7 +437,7 @@ async def test_a_transform_that_fails_fails_that_request_only(start):
     )
     assert isinstance(answers[0], ZeroDivisionError)
     assert answers[1] == ["red"]
-    assert pipeline.models["fake"].images.admitted == 0
+    assert pipeline._models.get("fake").images.admitted == 0
 
 
 async def test_a_cancelled_request_gives_its_places_back_and_its_images_are_not_encoded(start):
@@ -432,11 +450,11 @@ async def test_a_cancelled_request_gives_its_places_back_and_its_images_are_not_
     assert await asyncio.to_thread(encoder.images_entered.acquire, timeout=10)
     abandoned = asyncio.create_task(first_labels(pipeline, ["blue"] * 3))
     await asyncio.sleep(0)  # lets it be admitted
-    assert pipeline.models["fake"].images.admitted == 4
+    assert pipeline._models.get("fake").images.admitted == 4
     abandoned.cancel()
     with pytest.raises(asyncio.CancelledError):
         await abandoned
-    assert pipeline.models["fake"].images.admitted == 1
+    assert pipeline._models.get("fake").images.admitted == 1
     encoder.images_open.set()
     assert await first == ["red"]
     assert await first_labels(pipeline, ["green"]) == ["green"]

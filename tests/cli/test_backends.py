@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from app.api.schemas.label_sets import LabelSetBody
-from app.classification.service import ClassifyRequest
+from app.classification.resolve import ClassifyRequest
 from app.cli.backends import InProcess, OverHttp, RefusedError
 from app.errors import DeixisError, NotReadyError
 from app.main import create_app

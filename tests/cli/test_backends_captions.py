@@ -8,7 +8,7 @@ import pytest
 
 from app.api.schemas.databases import SearchFields
 from app.captions.plan import BuildPlan
-from app.classification.service import ClassifyRequest
+from app.classification.resolve import ClassifyRequest
 from app.cli.backends import InProcess, OverHttp, RefusedError
 from app.encoders.fake import FakeEncoder
 from app.errors import DeixisError, NotReadyError

@@ -8,7 +8,7 @@ import pytest
 
 from app.api.schemas.classification import PredictionBody, ResultBody
 from app.api.schemas.problems import Problem
-from app.classification.service import ClassifyRequest
+from app.classification.resolve import ClassifyRequest
 from app.cli.backends import RefusedError
 from app.cli.watch import Watcher
 from app.errors import InvalidFieldError, NotReadyError

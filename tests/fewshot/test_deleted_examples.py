@@ -4,13 +4,13 @@ import asyncio
 
 import numpy as np
 import pytest
+from cachetools import LRUCache
 
-from app.classification.service import DEFAULT_METHOD, ClassifyRequest
+from app.classification.methods import DEFAULT_METHOD
+from app.classification.resolve import ClassifyRequest
 from app.encoders.fake import FakeEncoder
 from app.errors import InvalidFieldError, NotAnImageError, OverloadedError
-from app.fewshot.fitting import FitCache
 from app.main import open_service
-from app.selection.trial import try_for_every_model
 from tests.shades import THINGS, shade, stock
 
 pytestmark = pytest.mark.anyio
@@ -30,7 +30,7 @@ async def other(settings, service):
 
 
 async def answered(service, **question):
-    task = await service.plan(ClassifyRequest(label_set="things", **question))
+    task = await service.resolver.resolve(ClassifyRequest(label_set="things", **question))
     return await service.pipeline.classify([shade(1, 900)], task)
 
 
@@ -48,27 +48,26 @@ async def test_additions_alone_are_learned_in_the_background(service, other):
     (item,) = await service.examples.prepare("things", [shade(2, 901)], ["sky"])
     await service.examples.add("things", [item])
     assert (await answered(other, method="gda")).examples.labelled == 24
-    await other.pipeline.learner.idle()
+    await other.fits.idle()
     assert (await answered(other, method="gda")).examples.labelled == 25
 
 
 async def test_nothing_is_calibrated_on_images_that_were_deleted(service):
     await stock(service, "things")
-    await try_for_every_model(service, "things")
+    await service.selection.select_for_every_model("things")
     assert (await answered(service, method="gda", coverage=0.8)).task.scoring.calibrated_on == 24
     await service.examples.delete("things", classname="sky")
     assert (await answered(service, method="gda")).task.scoring.calibrated_on == 0
-    with pytest.raises(InvalidFieldError, match="coverage: follows from labelled example images"):
-        await service.plan(ClassifyRequest(label_set="things", method="gda", coverage=0.8))
-    await try_for_every_model(service, "things")
+    with pytest.raises(InvalidFieldError, match="coverage: needs labelled example images"):
+        await service.resolver.resolve(ClassifyRequest(label_set="things", method="gda", coverage=0.8))
+    await service.selection.select_for_every_model("things")
     assert (await answered(service, method="gda", coverage=0.8)).task.scoring.calibrated_on == 16
 
 
 async def test_a_method_that_takes_too_much_memory_is_not_chosen_and_it_is_said_why(service):
     await stock(service, "things")
-    await service.pipeline.learner.close()
-    service.pipeline.learner = FitCache(cache_bytes=50)
-    told = (await try_for_every_model(service, "things"))["fake"]
+    service.fits._ready = LRUCache(50, getsizeof=lambda fitted: fitted.nbytes)
+    told = (await service.selection.select_for_every_model("things"))["fake"]
     assert told["method"] == DEFAULT_METHOD
     assert "cannot be used" in told["reason"]
     assert "DEIXIS_LEARNED_CACHE_MIB" in told["reason"]
@@ -94,19 +93,21 @@ async def test_fits_with_ever_new_options_are_refused_where_many_wait(service):
     await stock(service, "things")
     gathered = []
     for number in range(40):
-        task = await service.plan(ClassifyRequest(label_set="things", method="gda", options={"alpha": 1 + number}))
-        gathered.append(service.pipeline.classifier(task))
+        task = await service.resolver.resolve(
+            ClassifyRequest(label_set="things", method="gda", options={"alpha": 1 + number})
+        )
+        gathered.append(service.classifiers.get(task))
     told = await asyncio.gather(*gathered, return_exceptions=True)
     refused = [each for each in told if isinstance(each, OverloadedError)]
     assert 0 < len(refused) < 40
     assert refused[0].retry_after_s >= 1
-    task = await service.plan(ClassifyRequest(label_set="things", method="gda", options={"alpha": 1}))
-    assert (await service.pipeline.classifier(task)).examples.labelled == 24
+    task = await service.resolver.resolve(ClassifyRequest(label_set="things", method="gda", options={"alpha": 1}))
+    assert (await service.classifiers.get(task)).examples.labelled == 24
 
 
 async def test_what_tda_saw_first_is_not_forgotten_by_a_second_first_request(service):
     await stock(service, "things", THINGS, labelled=0)
-    task = await service.plan(ClassifyRequest(label_set="things", method="tda"))
-    first, second = await asyncio.gather(service.pipeline.classifier(task), service.pipeline.classifier(task))
-    assert first.answer.__self__ is second.answer.__self__
-    assert (await service.pipeline.classifier(task)).answer.__self__ is first.answer.__self__
+    task = await service.resolver.resolve(ClassifyRequest(label_set="things", method="tda"))
+    first, second = await asyncio.gather(service.classifiers.get(task), service.classifiers.get(task))
+    assert first.predict.__self__ is second.predict.__self__
+    assert (await service.classifiers.get(task)).predict.__self__ is first.predict.__self__

@@ -6,7 +6,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from app.classification.service import ClassifyRequest
+from app.classification.resolve import ClassifyRequest
 from app.encoders.fake import FakeEncoder
 from app.errors import ClientError, NotAnImageError, OverloadedError, TooLargeError, UnknownNameError
 from app.main import open_service
@@ -27,16 +27,18 @@ def second():
 @pytest.fixture
 async def service(settings, encoder, second, anyio_backend):
     async with open_service(settings, [encoder, second]) as opened:
-        await opened.put_label_set("things", [ClassEntry(name) for name in THINGS], "{}")
+        await opened.label_sets.put("things", [ClassEntry(name) for name in THINGS], "{}")
         yield opened
 
 
 async def features(service, model="fake", name="things"):
-    return await service.examples.features(await service.find_label_set(name), model)
+    return await service.examples.features(await service.label_sets.find(name), model)
 
 
 async def classified(service, images, **asked):
-    return await service.pipeline.classify(images, await service.plan(ClassifyRequest(label_set="things", **asked)))
+    return await service.pipeline.classify(
+        images, await service.resolver.resolve(ClassifyRequest(label_set="things", **asked))
+    )
 
 
 # --- taking in -----------------------------------------------------------------------------------------------------
@@ -67,7 +69,7 @@ async def test_images_that_are_known_are_not_encoded_again_and_may_get_another_c
 
 
 async def test_images_of_another_label_set_are_encoded_for_this_one(service, encoder):
-    await service.put_label_set("others", [ClassEntry("it")], "{}")
+    await service.label_sets.put("others", [ClassEntry("it")], "{}")
     await keep(service, "others", shades(2), [None, None])
     encoder.image_batches.clear()
     prepared = await service.examples.prepare("things", shades(2), [None, None])
@@ -123,7 +125,7 @@ async def test_a_label_set_that_is_not_there_is_told_before_anything_is_encoded(
 
 async def test_more_than_there_may_be_are_refused_and_none_is_kept(settings, encoder):
     async with open_service(settings.model_copy(update={"max_examples": 5}), [encoder]) as service:
-        await service.put_label_set("things", [ClassEntry(name) for name in THINGS], "{}")
+        await service.label_sets.put("things", [ClassEntry(name) for name in THINGS], "{}")
         await keep(service, "things", shades(4), [None] * 4)
         with pytest.raises(TooLargeError, match="DEIXIS_MAX_EXAMPLES"):
             await keep(service, "things", shades(2, 50), [None] * 2)
@@ -133,7 +135,7 @@ async def test_more_than_there_may_be_are_refused_and_none_is_kept(settings, enc
 async def test_more_images_than_the_queue_has_room_for_are_encoded_in_turns(settings, encoder):
     """As an import gives them; nobody else has to be there for that."""
     async with open_service(settings, [encoder]) as service:
-        await service.put_label_set("things", [ClassEntry(name) for name in THINGS], "{}")
+        await service.label_sets.put("things", [ClassEntry(name) for name in THINGS], "{}")
         async with asyncio.timeout(5):
             prepared = await service.examples.prepare("things", shades(20), [None] * 20)
     assert all(isinstance(each, NewExample) for each in prepared)
@@ -149,8 +151,8 @@ async def gated(anyio_backend):
 async def test_a_full_queue_is_waited_for_by_those_who_are_patient_and_told_to_the_others(settings, gated, monkeypatch):
     full = settings.model_copy(update={"max_queued_images": 8})
     async with open_service(full, [gated]) as service:
-        await service.put_label_set("things", [ClassEntry(name) for name in THINGS], "{}")
-        encode, refused = service.pipeline.image_features, asyncio.Event()
+        await service.label_sets.put("things", [ClassEntry(name) for name in THINGS], "{}")
+        encode, refused = service.models.encode_images, asyncio.Event()
 
         async def noted(model, images):
             try:
@@ -160,11 +162,11 @@ async def test_a_full_queue_is_waited_for_by_those_who_are_patient_and_told_to_t
                 raise
 
         gated.images_open.clear()
-        before = asyncio.create_task(service.pipeline.image_features("fake", shades(8)))
+        before = asyncio.create_task(service.models.encode_images("fake", shades(8)))
         assert await asyncio.to_thread(gated.images_entered.acquire, timeout=10)
         with pytest.raises(OverloadedError):
-            await service.examples.prepare("things", shades(2, 50), [None] * 2, patient=False)
-        monkeypatch.setattr(service.pipeline, "image_features", noted)
+            await service.examples.prepare("things", shades(2, 50), [None] * 2, wait=False)
+        monkeypatch.setattr(service.models, "encode_images", noted)
         patient = asyncio.create_task(service.examples.prepare("things", shades(2, 50), [None] * 2))
         await refused.wait()
         gated.open()
@@ -221,9 +223,9 @@ async def test_kept_files_are_encoded_by_a_model_that_is_new_and_only_once(setti
     async with open_service(keeping, [FakeEncoder()]) as service:
         await stock(service, "things", labelled=7)  # more than are encoded at once
     async with open_service(keeping, [FakeEncoder(), second]) as service:
-        assert await service.examples.encode_kept("things", "second") == 21
-        assert await service.examples.encode_kept("things", "second") == 0
-        assert await service.examples.encode_kept("things", "fake") == 0
+        assert await service.examples.encode_stored("things", "second") == 21
+        assert await service.examples.encode_stored("things", "second") == 0
+        assert await service.examples.encode_stored("things", "fake") == 0
         ours, theirs = await features(service, "second"), await features(service, "fake")
         np.testing.assert_array_equal(ours.support_features, theirs.support_features)
         np.testing.assert_array_equal(ours.support_labels, theirs.support_labels)
@@ -233,7 +235,7 @@ async def test_where_no_files_were_kept_there_is_nothing_to_encode(settings, sec
     async with open_service(settings, [FakeEncoder()]) as service:
         await stock(service, "things", labelled=2)
     async with open_service(settings, [FakeEncoder(), second]) as service:
-        assert await service.examples.encode_kept("things", "second") == 0
+        assert await service.examples.encode_stored("things", "second") == 0
     assert second.image_batches == []
 
 
@@ -266,7 +268,7 @@ async def test_images_of_one_class_are_deleted_alone(service):
 async def test_with_the_label_set_everything_that_was_learned_is_gone(service):
     await stock(service, "things")
     await classified(service, shades(1), method="gda")
-    await service.delete_label_set("things")
+    await service.label_sets.delete("things")
     await stock(service, "things", labelled=0)
     assert (await features(service)).support_labels.size == 0
     told = await classified(service, shades(1), method="gda")

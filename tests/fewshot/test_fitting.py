@@ -22,12 +22,11 @@ from app.adapters.tip_adapter import TipAdapter
 from app.adapters.trans_clip import TransCLIP
 from app.adapters.zlap import ZLaP
 from app.errors import NotReadyError, StoreError, TooLargeError
+from app.fewshot import fitting
 from app.fewshot.fitting import (
     FitCache,
     FitKey,
     FittedAdapter,
-    answer,
-    learn,
     predict_held_out,
     transduce,
 )
@@ -39,11 +38,11 @@ ENCODER = SimpleNamespace(logit_scale=20.0, logit_bias=None)
 TEXT = np.eye(3, 16, dtype=np.float32)
 
 
-def subject(label_set="pets", method="gda"):
+def key_of(label_set="pets", method="gda"):
     return FitKey("tower", method, (), ("{}",), label_set, f"{label_set}@1")
 
 
-def learned(revision, nbytes=8):
+def fitted(revision, nbytes=8):
     return FittedAdapter(GDA(), None, nbytes, revision)
 
 
@@ -61,7 +60,7 @@ class Fit:
         self.times += 1
         self.begun.set()
         await self.may_end.wait()
-        return learned(self.revision, self.nbytes)
+        return fitted(self.revision, self.nbytes)
 
 
 async def turns():
@@ -71,46 +70,46 @@ async def turns():
 
 
 @pytest.fixture
-async def learner(anyio_backend):
+async def cache(anyio_backend):
     made = FitCache(cache_bytes=1000)
     yield made
     await made.close()
 
 
-# --- the learner ---------------------------------------------------------------------------------------------------
+# --- the cache ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.anyio
-async def test_callers_at_once_share_one_fit_and_later_ones_find_it_done(learner):
+async def test_callers_at_once_share_one_fit_and_later_ones_find_it_done(cache):
     fit = Fit()
-    callers = [asyncio.create_task(learner.learned(subject(), 1, fit)) for _ in range(5)]
+    callers = [asyncio.create_task(cache.get(key_of(), 1, fit)) for _ in range(5)]
     await fit.begun.wait()
     fit.may_end.set()
     told = await asyncio.gather(*callers)
     assert all(each is told[0] for each in told)
-    assert await learner.learned(subject(), 1, fit) is told[0]
+    assert await cache.get(key_of(), 1, fit) is told[0]
     assert fit.times == 1
 
 
 @pytest.mark.anyio
-async def test_what_was_learned_of_older_examples_answers_until_the_new_is_ready(learner):
-    old = await learner.learned(subject(), 1, Fit(1, is_open=True))
+async def test_what_was_learned_of_older_examples_answers_until_the_new_is_ready(cache):
+    old = await cache.get(key_of(), 1, Fit(1, is_open=True))
     newer = Fit(2)
-    assert await learner.learned(subject(), 2, newer) is old
+    assert await cache.get(key_of(), 2, newer) is old
     await newer.begun.wait()
-    assert await learner.learned(subject(), 2, newer) is old
+    assert await cache.get(key_of(), 2, newer) is old
     newer.may_end.set()
-    await learner.idle()
-    assert (await learner.learned(subject(), 2, newer)).revision == 2
+    await cache.idle()
+    assert (await cache.get(key_of(), 2, newer)).revision == 2
     assert newer.times == 1
 
 
 @pytest.mark.anyio
-async def test_a_fit_that_read_newer_examples_than_it_was_asked_for_serves_those_who_ask_for_them(learner):
+async def test_a_fit_that_read_newer_examples_than_it_was_asked_for_serves_those_who_ask_for_them(cache):
     first, second = Fit(2), Fit(2)
-    callers = [asyncio.create_task(learner.learned(subject(), 1, first))]
+    callers = [asyncio.create_task(cache.get(key_of(), 1, first))]
     await first.begun.wait()
-    callers.append(asyncio.create_task(learner.learned(subject(), 2, second)))
+    callers.append(asyncio.create_task(cache.get(key_of(), 2, second)))
     await turns()
     first.may_end.set()
     one, other = await asyncio.gather(*callers)
@@ -119,11 +118,11 @@ async def test_a_fit_that_read_newer_examples_than_it_was_asked_for_serves_those
 
 
 @pytest.mark.anyio
-async def test_subjects_that_differ_in_anything_are_learned_apart(learner):
+async def test_subjects_that_differ_in_anything_are_learned_apart(cache):
     kinds = [
-        subject(),
-        subject(method="tip-adapter"),
-        subject("birds"),
+        key_of(),
+        key_of(method="tip-adapter"),
+        key_of("birds"),
         FitKey("other tower", "gda", (), ("{}",), "pets", "pets@1"),
         FitKey("tower", "gda", (("alpha", 1.0),), ("{}",), "pets", "pets@1"),
         FitKey("tower", "gda", (), ("a {}",), "pets", "pets@1"),
@@ -131,30 +130,30 @@ async def test_subjects_that_differ_in_anything_are_learned_apart(learner):
     ]
     fit = Fit(is_open=True)
     for each in kinds:
-        await learner.learned(each, 1, fit)
+        await cache.get(each, 1, fit)
     assert fit.times == len(kinds)
 
 
 @pytest.mark.anyio
-async def test_a_fit_goes_on_for_the_next_caller_when_its_own_does_not_wait_any_more(learner):
+async def test_a_fit_goes_on_for_the_next_caller_when_its_own_does_not_wait_any_more(cache):
     fit = Fit()
-    caller = asyncio.create_task(learner.learned(subject(), 1, fit))
+    caller = asyncio.create_task(cache.get(key_of(), 1, fit))
     await fit.begun.wait()
     caller.cancel()
     with pytest.raises(asyncio.CancelledError):
         await caller
     fit.may_end.set()
-    assert (await learner.learned(subject(), 1, fit)).revision == 1
+    assert (await cache.get(key_of(), 1, fit)).revision == 1
     assert fit.times == 1
 
 
 @pytest.mark.anyio
-async def test_fits_of_one_label_set_take_turns_and_those_of_others_do_not_wait_for_them(learner):
+async def test_fits_of_one_label_set_take_turns_and_those_of_others_do_not_wait_for_them(cache):
     first, second, other = Fit(), Fit(), Fit(is_open=True)
-    callers = [asyncio.create_task(learner.learned(subject(), 1, first))]
+    callers = [asyncio.create_task(cache.get(key_of(), 1, first))]
     await first.begun.wait()
-    callers.append(asyncio.create_task(learner.learned(subject(method="tip-adapter"), 1, second)))
-    await learner.learned(subject("birds"), 1, other)
+    callers.append(asyncio.create_task(cache.get(key_of(method="tip-adapter"), 1, second)))
+    await cache.get(key_of("birds"), 1, other)
     await turns()
     assert not second.begun.is_set()
     first.may_end.set()
@@ -164,7 +163,7 @@ async def test_fits_of_one_label_set_take_turns_and_those_of_others_do_not_wait_
 
 
 @pytest.mark.anyio
-async def test_no_more_than_two_are_under_way_however_many_label_sets_there_are(learner):
+async def test_no_more_than_two_are_under_way_however_many_label_sets_there_are(cache):
     gate, entered, lock = threading.Event(), threading.Semaphore(0), threading.Lock()
     running = most = 0
 
@@ -179,10 +178,10 @@ async def test_no_more_than_two_are_under_way_however_many_label_sets_there_are(
             running -= 1
 
     async def fit():
-        await learner.run(work)
-        return learned(1)
+        await cache.run(work)
+        return fitted(1)
 
-    callers = [asyncio.create_task(learner.learned(subject(f"set {number}"), 1, fit)) for number in range(6)]
+    callers = [asyncio.create_task(cache.get(key_of(f"set {number}"), 1, fit)) for number in range(6)]
     for _ in range(2):
         assert await asyncio.to_thread(entered.acquire, timeout=10)
     await turns()
@@ -192,19 +191,19 @@ async def test_no_more_than_two_are_under_way_however_many_label_sets_there_are(
 
 
 @pytest.mark.anyio
-async def test_work_takes_one_core_at_low_priority(learner):
+async def test_work_takes_one_core_at_low_priority(cache):
     def work():
         np.ones((8, 8)) @ np.ones((8, 8))
         several = [each for each in threadpool_info() if each["user_api"] == "blas" and each["num_threads"] != 1]
         return several, os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
-    several, priority = await learner.run(work)
+    several, priority = await cache.run(work)
     assert not several
     assert priority > os.getpriority(os.PRIO_PROCESS, 0)
 
 
 @pytest.mark.anyio
-async def test_a_fit_that_fails_tells_all_who_wait_and_the_log_and_the_next_caller_tries_again(learner):
+async def test_a_fit_that_fails_tells_all_who_wait_and_the_log_and_the_next_caller_tries_again(cache):
     begun, may_end = asyncio.Event(), asyncio.Event()
 
     async def broken():
@@ -213,21 +212,21 @@ async def test_a_fit_that_fails_tells_all_who_wait_and_the_log_and_the_next_call
         raise StoreError("the database is away")
 
     with structlog.testing.capture_logs() as logs:
-        callers = [asyncio.create_task(learner.learned(subject(), 1, broken)) for _ in range(3)]
+        callers = [asyncio.create_task(cache.get(key_of(), 1, broken)) for _ in range(3)]
         await begun.wait()
         may_end.set()
         told = await asyncio.gather(*callers, return_exceptions=True)
     assert [str(each) for each in told] == ["the database is away"] * 3
     assert all(isinstance(each, StoreError) for each in told)
     assert [(each["event"], each["label_set"], each["method"], each["reason"]) for each in logs] == [
-        ("not_learned", "pets@1", "gda", "the database is away")
+        ("adapter_not_fitted", "pets@1", "gda", "the database is away")
     ]
-    assert (await learner.learned(subject(), 1, Fit(is_open=True))).revision == 1
+    assert (await cache.get(key_of(), 1, Fit(is_open=True))).revision == 1
 
 
 @pytest.mark.anyio
-async def test_where_the_new_cannot_be_learned_the_old_goes_on_answering_and_it_is_tried_again(learner):
-    old = await learner.learned(subject(), 1, Fit(1, is_open=True))
+async def test_where_the_new_cannot_be_learned_the_old_goes_on_answering_and_it_is_tried_again(cache):
+    old = await cache.get(key_of(), 1, Fit(1, is_open=True))
     tries = 0
 
     async def broken():
@@ -237,46 +236,46 @@ async def test_where_the_new_cannot_be_learned_the_old_goes_on_answering_and_it_
 
     with structlog.testing.capture_logs() as logs:
         for _ in range(2):
-            assert await learner.learned(subject(), 2, broken) is old
-            await learner.idle()
+            assert await cache.get(key_of(), 2, broken) is old
+            await cache.idle()
     assert tries == 2
     assert [each["reason"] for each in logs] == ["ZeroDivisionError"] * 2
 
 
 @pytest.mark.anyio
-async def test_what_takes_more_memory_than_there_is_is_refused_and_it_is_told_what_to_do(learner):
+async def test_what_takes_more_memory_than_there_is_is_refused_and_it_is_told_what_to_do(cache):
     with pytest.raises(
-        TooLargeError, match=r"'gda' learned takes .* delete unlabelled images, or raise DEIXIS_LEARNED"
+        TooLargeError, match=r"the fitted adapter of 'gda' takes .* delete unlabelled images, or raise DEIXIS_LEARNED"
     ):
-        await learner.learned(subject(), 1, Fit(nbytes=1001, is_open=True))
-    assert (await learner.learned(subject(), 1, Fit(nbytes=1000, is_open=True))).nbytes == 1000
+        await cache.get(key_of(), 1, Fit(nbytes=1001, is_open=True))
+    assert (await cache.get(key_of(), 1, Fit(nbytes=1000, is_open=True))).nbytes == 1000
 
 
 @pytest.mark.anyio
-async def test_of_more_than_the_memory_holds_what_was_not_asked_for_longest_is_learned_again(learner):
+async def test_of_more_than_the_memory_holds_what_was_not_asked_for_longest_is_learned_again(cache):
     fits = {name: Fit(nbytes=400, is_open=True) for name in "abc"}
     for name in "abac":
-        await learner.learned(subject(name), 1, fits[name])
+        await cache.get(key_of(name), 1, fits[name])
     for name in "acb":
-        await learner.learned(subject(name), 1, fits[name])
+        await cache.get(key_of(name), 1, fits[name])
     assert {name: fit.times for name, fit in fits.items()} == {"a": 1, "b": 2, "c": 1}
 
 
 @pytest.mark.anyio
-async def test_what_is_forgotten_is_learned_anew_and_that_of_other_label_sets_is_kept(learner):
+async def test_what_is_forgotten_is_learned_anew_and_that_of_other_label_sets_is_kept(cache):
     fit, other = Fit(is_open=True), Fit(is_open=True)
-    await learner.learned(subject(), 1, fit)
-    await learner.learned(subject(method="tip-adapter"), 1, fit)
-    await learner.learned(subject("birds"), 1, other)
-    learner.forget("pets")
-    await learner.learned(subject(), 1, fit)
-    await learner.learned(subject(method="tip-adapter"), 1, fit)
-    await learner.learned(subject("birds"), 1, other)
+    await cache.get(key_of(), 1, fit)
+    await cache.get(key_of(method="tip-adapter"), 1, fit)
+    await cache.get(key_of("birds"), 1, other)
+    cache.forget("pets")
+    await cache.get(key_of(), 1, fit)
+    await cache.get(key_of(method="tip-adapter"), 1, fit)
+    await cache.get(key_of("birds"), 1, other)
     assert (fit.times, other.times) == (4, 1)
 
 
 @pytest.mark.anyio
-async def test_who_waits_for_what_is_forgotten_gets_what_is_learned_without_those_examples(learner):
+async def test_who_waits_for_what_is_forgotten_gets_what_is_learned_without_those_examples(cache):
     """And no cancellation, which would be taken for its own."""
     deleted, left = Fit(1), Fit(2, is_open=True)
     fits = iter([deleted, left])
@@ -284,28 +283,28 @@ async def test_who_waits_for_what_is_forgotten_gets_what_is_learned_without_thos
     async def newest():
         return await next(fits)()
 
-    callers = [asyncio.create_task(learner.learned(subject(), 1, newest)) for _ in range(3)]
+    callers = [asyncio.create_task(cache.get(key_of(), 1, newest)) for _ in range(3)]
     await deleted.begun.wait()
-    learner.forget("pets")
+    cache.forget("pets")
     assert [each.revision for each in await asyncio.gather(*callers)] == [2, 2, 2]
     assert left.times == 1
 
 
 @pytest.mark.anyio
-async def test_a_caller_who_gives_up_when_what_it_waits_for_is_forgotten_waits_no_more(learner):
+async def test_a_caller_who_gives_up_when_what_it_waits_for_is_forgotten_waits_no_more(cache):
     fit = Fit()
-    caller = asyncio.create_task(learner.learned(subject(), 1, fit))
+    caller = asyncio.create_task(cache.get(key_of(), 1, fit))
     await fit.begun.wait()
-    learner.forget("pets")
+    cache.forget("pets")
     caller.cancel()
     with pytest.raises(asyncio.CancelledError):
         await caller
-    await learner.idle()
+    await cache.idle()
     assert fit.times == 1
 
 
 @pytest.mark.anyio
-async def test_what_was_learned_in_a_thread_of_examples_that_are_deleted_is_never_kept(learner):
+async def test_what_was_learned_in_a_thread_of_examples_that_are_deleted_is_never_kept(cache):
     gate, entered = threading.Event(), threading.Event()
     revisions = iter([1, 2])
 
@@ -317,26 +316,26 @@ async def test_what_was_learned_in_a_thread_of_examples_that_are_deleted_is_neve
             assert gate.wait(10)
 
         if revision == 1:
-            await learner.run(work)
-        return learned(revision)
+            await cache.run(work)
+        return fitted(revision)
 
-    caller = asyncio.create_task(learner.learned(subject(), 1, fit))
+    caller = asyncio.create_task(cache.get(key_of(), 1, fit))
     assert await asyncio.to_thread(entered.wait, 10)
-    learner.forget("pets")
+    cache.forget("pets")
     assert (await caller).revision == 2
     gate.set()
-    await learner.run(lambda: None)
-    assert (await learner.learned(subject(), 1, fit)).revision == 2
+    await cache.run(lambda: None)
+    assert (await cache.get(key_of(), 1, fit)).revision == 2
 
 
 @pytest.mark.anyio
-async def test_what_is_learned_in_the_background_is_forgotten_too_and_then_callers_wait(learner):
-    await learner.learned(subject(), 1, Fit(1, is_open=True))
+async def test_what_is_learned_in_the_background_is_forgotten_too_and_then_callers_wait(cache):
+    await cache.get(key_of(), 1, Fit(1, is_open=True))
     newer, newest = Fit(2), Fit(3)
-    await learner.learned(subject(), 2, newer)
+    await cache.get(key_of(), 2, newer)
     await newer.begun.wait()
-    learner.forget("pets")
-    caller = asyncio.create_task(learner.learned(subject(), 3, newest))
+    cache.forget("pets")
+    caller = asyncio.create_task(cache.get(key_of(), 3, newest))
     await newest.begun.wait()
     assert not caller.done()
     newest.may_end.set()
@@ -344,7 +343,7 @@ async def test_what_is_learned_in_the_background_is_forgotten_too_and_then_calle
 
 
 @pytest.mark.anyio
-async def test_a_stop_is_told_to_those_who_wait_and_ends_when_the_work_that_runs_has(learner):
+async def test_a_stop_is_told_to_those_who_wait_and_ends_when_the_work_that_runs_has(cache):
     gate, entered = threading.Event(), threading.Event()
 
     async def fit():
@@ -352,13 +351,13 @@ async def test_a_stop_is_told_to_those_who_wait_and_ends_when_the_work_that_runs
             entered.set()
             assert gate.wait(10)
 
-        await learner.run(work)
-        return learned(1)
+        await cache.run(work)
+        return fitted(1)
 
-    callers = [asyncio.create_task(learner.learned(subject(), 1, fit)) for _ in range(2)]
-    queued = asyncio.create_task(learner.learned(subject(method="tip-adapter"), 1, fit))
+    callers = [asyncio.create_task(cache.get(key_of(), 1, fit)) for _ in range(2)]
+    queued = asyncio.create_task(cache.get(key_of(method="tip-adapter"), 1, fit))
     assert await asyncio.to_thread(entered.wait, 10)
-    closing = asyncio.create_task(learner.close())
+    closing = asyncio.create_task(cache.close())
     told = await asyncio.gather(*callers, queued, return_exceptions=True)
     assert [type(each) for each in told] == [NotReadyError] * 3
     assert not closing.done()
@@ -367,14 +366,14 @@ async def test_a_stop_is_told_to_those_who_wait_and_ends_when_the_work_that_runs
 
 
 @pytest.mark.anyio
-async def test_after_a_stop_callers_are_told_so(learner):
+async def test_after_a_stop_callers_are_told_so(cache):
     async def fit():
-        await learner.run(lambda: None)
-        return learned(1)
+        await cache.run(lambda: None)
+        return fitted(1)
 
-    await learner.close()
+    await cache.close()
     with pytest.raises(NotReadyError):
-        await learner.learned(subject(), 1, fit)
+        await cache.get(key_of(), 1, fit)
 
 
 # --- learning ------------------------------------------------------------------------------------------------------
@@ -390,7 +389,7 @@ ASKED = rows_about(np.arange(9) % 3, 3, spread=1.0)
 
 @pytest.mark.parametrize("make", [GDA, TipAdapter, GDAEM, TFUP, ZLaP, TransCLIP, StatA])
 def test_it_is_told_how_many_images_were_learned_from(make):
-    told = learn(make(), TEXT, examples_of(), ENCODER)
+    told = fitting.fit(make(), TEXT, examples_of(), ENCODER)
     needs = make.needs
     assert (told.labelled, told.unlabelled) == (24 if Need.SUPPORT in needs else 0, 36 if Need.POOL in needs else 0)
 
@@ -398,22 +397,22 @@ def test_it_is_told_how_many_images_were_learned_from(make):
 @pytest.mark.parametrize("make", [ZLaP, TransCLIP, StatA])
 def test_an_index_that_is_shared_gives_what_one_of_its_own_gives(make):
     examples = examples_of()
-    shared = learn(make(), TEXT, examples, ENCODER, NeighbourIndex(examples.pool_features))
-    own = learn(make(), TEXT, examples, ENCODER)
-    np.testing.assert_array_equal(answer(shared, ASKED).logits, answer(own, ASKED).logits)
+    shared = fitting.fit(make(), TEXT, examples, ENCODER, NeighbourIndex(examples.pool_features))
+    own = fitting.fit(make(), TEXT, examples, ENCODER)
+    np.testing.assert_array_equal(fitting.predict(shared, ASKED).logits, fitting.predict(own, ASKED).logits)
 
 
 def test_an_index_is_kept_only_by_those_who_look_at_neighbours_and_counts_for_their_memory():
     examples = examples_of()
     index = NeighbourIndex(examples.pool_features)
-    assert learn(GDA(), TEXT, examples, ENCODER, index).index is None
-    assert learn(ZLaP(), TEXT, examples, ENCODER, index).nbytes > index.nbytes
-    votes = learn(TipAdapter(), TEXT, examples, ENCODER)
+    assert fitting.fit(GDA(), TEXT, examples, ENCODER, index).index is None
+    assert fitting.fit(ZLaP(), TEXT, examples, ENCODER, index).nbytes > index.nbytes
+    votes = fitting.fit(TipAdapter(), TEXT, examples, ENCODER)
     assert votes.nbytes >= examples.support_features.nbytes
 
 
 def test_without_a_pool_an_adapter_that_needs_one_answers_as_zero_shot_does_and_says_so():
-    told = answer(learn(ZLaP(), TEXT, examples_of(pool=0), ENCODER), ASKED)
+    told = fitting.predict(fitting.fit(ZLaP(), TEXT, examples_of(pool=0), ENCODER), ASKED)
     np.testing.assert_allclose(told.logits, ENCODER.logit_scale * ASKED @ TEXT.T, rtol=1e-6)
     assert told.warnings
 
@@ -423,7 +422,7 @@ def test_images_that_are_asked_about_together_are_the_pool_themselves(make):
     asked = examples_of().pool_features
     told = transduce(make(), TEXT, asked, ENCODER)
     np.testing.assert_array_equal(
-        told.logits, learn(make(), TEXT, Examples(pool_features=asked), ENCODER).adapter.pool_scores(asked).logits
+        told.logits, fitting.fit(make(), TEXT, Examples(pool_features=asked), ENCODER).adapter.pool_scores(asked).logits
     )
     assert (told.logits.argmax(axis=1) == np.tile(np.arange(3), 12)).mean() > 0.9
 

@@ -3,18 +3,21 @@
 import asyncio
 import threading
 from contextlib import AsyncExitStack
+from dataclasses import replace
 
 import pytest
 
 from app.captions.plan import BuildPlan
-from app.classification.service import ClassifyRequest
+from app.classification.resolve import ClassifyRequest
 from app.describing.describer import DescribeRequest
 from app.encoders.fake import FakeEncoder
 from app.errors import ConflictError, InvalidFieldError, StoreError, UnknownNameError
-from app.jobs.queue import DESCRIBE, EVALUATE, IMPORT_IMAGES, TRY_METHODS, Jobs
+from app.jobs.handlers import DESCRIBE, EVALUATE, IMPORT_IMAGES, BuildCaptionsJobs, ImportJobs
+from app.jobs.queue import JobQueue
 from app.main import open_service
 from app.observability.metrics import Metrics
-from app.store.jobs import JobRepository, JobStatus
+from app.selection.selection import SELECT_METHOD
+from app.store.jobs import JobStatus
 from app.types import ClassEntry
 from tests.api.test_examples import shade
 from tests.describing.chat_server import MODEL, ChatServer, failing, slow
@@ -36,22 +39,35 @@ async def service_of(settings):
         async def opened(server):
             changed = settings.model_copy(update={"llm_base_url": server.url, "llm_model": MODEL, "llm_concurrency": 2})
             service = await stack.enter_async_context(open_service(changed, [FakeEncoder()]))
-            await service.put_label_set("pets", [ClassEntry("cat"), ClassEntry("owl")], "{}")
+            await service.label_sets.put("pets", [ClassEntry("cat"), ClassEntry("owl")], "{}")
             return service
 
         yield opened
 
 
-def jobs_of(service, **changes):
-    return Jobs(JobRepository(service.engine), service, **{"lease_s": 0.3, "poll_s": 0.02, **changes})
+def jobs_of(service, *, import_dir=None, **changes):
+    """Return the jobs of a service, with a queue that looks for them often."""
+    queue = JobQueue(service.jobs.queue.repository, **{"lease_s": 0.3, "poll_s": 0.02, **changes})
+    repository = queue.repository
+    jobs = replace(
+        service.jobs,
+        queue=queue,
+        import_images=ImportJobs(
+            repository, service.label_sets, service.examples, service.models, service.jobs.select_method, import_dir
+        ),
+        build_captions=BuildCaptionsJobs(repository, service.captions, import_dir),
+    )
+    for handler in jobs.handlers:
+        queue.register(handler)
+    return jobs
 
 
 async def ended(jobs, job):
     async def finished():
-        return (await jobs.repository.get(job.id)).finished_at is not None
+        return (await jobs.queue.repository.get(job.id)).finished_at is not None
 
     await until(finished)
-    return await jobs.repository.get(job.id)
+    return await jobs.queue.repository.get(job.id)
 
 
 async def until(condition):
@@ -64,36 +80,36 @@ async def test_a_job_is_run_and_its_result_kept(service_of):
     with ChatServer() as server:
         service = await service_of(server)
         jobs = jobs_of(service)
-        jobs.start()
-        job = await ended(jobs, await jobs.describe("pets", DescribeRequest(answers=1), accept=True))
-        await jobs.close()
+        jobs.queue.start()
+        job = await ended(jobs, await jobs.describe.add("pets", DescribeRequest(answers=1), accept=True))
+        await jobs.queue.close()
     assert job.status is JobStatus.SUCCEEDED
     assert (job.done, job.total) == (8, 8)
     assert job.result["questions"] == 8
     assert job.result["label_set"] == "pets@2"
     assert job.result["accepted"] == job.result["new_drafts"] == 2 * (3 + 3)
-    assert all(len(entry.descriptions) == 3 for entry in (await service.find_label_set("pets@2")).classes)
+    assert all(len(entry.descriptions) == 3 for entry in (await service.label_sets.find("pets@2")).classes)
 
 
 async def test_drafts_wait_for_a_review_unless_they_were_to_be_accepted(service_of):
     with ChatServer() as server:
         service = await service_of(server)
         jobs = jobs_of(service)
-        jobs.start()
-        job = await ended(jobs, await jobs.describe("pets@1", DescribeRequest(answers=1), accept=False))
-        await jobs.close()
+        jobs.queue.start()
+        job = await ended(jobs, await jobs.describe.add("pets@1", DescribeRequest(answers=1), accept=False))
+        await jobs.queue.close()
     assert (job.result["accepted"], job.result["label_set"]) == (0, None)
-    assert (await service.find_label_set("pets")).version == 1
+    assert (await service.label_sets.find("pets")).version == 1
 
 
 async def test_a_job_that_failed_tells_why_and_the_next_one_is_run(service_of):
     with ChatServer([failing(401)], afterwards=None) as server:
         service = await service_of(server)
         jobs = jobs_of(service)
-        jobs.start()
-        failed = await ended(jobs, await jobs.describe("pets", DescribeRequest(), accept=False))
-        fine = await ended(jobs, await jobs.describe("pets", DescribeRequest(), accept=False))
-        await jobs.close()
+        jobs.queue.start()
+        failed = await ended(jobs, await jobs.describe.add("pets", DescribeRequest(), accept=False))
+        fine = await ended(jobs, await jobs.describe.add("pets", DescribeRequest(), accept=False))
+        await jobs.queue.close()
     assert failed.status is JobStatus.FAILED
     assert "DEIXIS_LLM_API_KEY" in failed.error
     assert fine.status is JobStatus.SUCCEEDED
@@ -106,11 +122,11 @@ async def test_a_fault_of_ours_is_logged_and_not_told(service_of, monkeypatch):
         async def broken(*_, **__):
             raise ZeroDivisionError("secret")
 
-        monkeypatch.setattr(service, "describe", broken)
+        monkeypatch.setattr(service.describer, "run", broken)
         jobs = jobs_of(service)
-        jobs.start()
-        job = await ended(jobs, await jobs.describe("pets", DescribeRequest(), accept=False))
-        await jobs.close()
+        jobs.queue.start()
+        job = await ended(jobs, await jobs.describe.add("pets", DescribeRequest(), accept=False))
+        await jobs.queue.close()
     assert job.status is JobStatus.FAILED
     assert job.id in job.error
     assert "secret" not in job.error
@@ -120,12 +136,12 @@ async def test_a_job_of_a_process_that_died_is_gone_on_with_by_another_and_nothi
     with ChatServer() as server:
         service = await service_of(server)
         jobs = jobs_of(service)
-        job = await jobs.describe("pets", DescribeRequest(answers=1), accept=False)
-        assert await jobs.repository.claim(DESCRIBE, "a dead process", 0.2)
-        await service.describe("pets@1", DescribeRequest(classes=("cat",), answers=1), no_progress)
-        jobs.start()
+        job = await jobs.describe.add("pets", DescribeRequest(answers=1), accept=False)
+        assert await jobs.queue.repository.claim(DESCRIBE, "a dead process", 0.2)
+        await service.jobs.describe.describe("pets@1", DescribeRequest(classes=("cat",), answers=1), no_progress)
+        jobs.queue.start()
         finished = await ended(jobs, job)
-        await jobs.close()
+        await jobs.queue.close()
     assert finished.status is JobStatus.SUCCEEDED
     assert finished.result["answered_before"] == 4
     assert len(server.prompts) == len(set(server.prompts)) == 8
@@ -139,16 +155,16 @@ async def test_a_stop_gives_the_job_back_and_the_next_process_takes_it_at_once(s
     with ChatServer([slow()]) as server:
         service = await service_of(server)
         first = jobs_of(service, lease_s=3600)
-        first.start()
-        job = await first.describe("pets", DescribeRequest(answers=1), accept=False)
+        first.queue.start()
+        job = await first.describe.add("pets", DescribeRequest(answers=1), accept=False)
         assert await asyncio.to_thread(server.received_one.wait, 10)
-        await first.close()
-        assert (await first.repository.get(job.id)).status is JobStatus.QUEUED
+        await first.queue.close()
+        assert (await first.queue.repository.get(job.id)).status is JobStatus.QUEUED
         server.release.set()
         second = jobs_of(service, lease_s=3600)
-        second.start()
+        second.queue.start()
         assert (await ended(second, job)).status is JobStatus.SUCCEEDED
-        await second.close()
+        await second.queue.close()
 
 
 async def test_cancelling_stops_the_work_here_and_in_another_process(service_of):
@@ -156,29 +172,29 @@ async def test_cancelling_stops_the_work_here_and_in_another_process(service_of)
         with ChatServer(afterwards=slow()) as server:
             service = await service_of(server)
             jobs = jobs_of(service)
-            jobs.start()
-            job = await jobs.describe("pets", DescribeRequest(answers=1), accept=False)
+            jobs.queue.start()
+            job = await jobs.describe.add("pets", DescribeRequest(answers=1), accept=False)
             assert await asyncio.to_thread(server.received_one.wait, 10)
             canceller = jobs_of(service) if elsewhere else jobs
-            assert (await canceller.cancel(job.id)).status is JobStatus.CANCELLED
+            assert (await canceller.queue.cancel(job.id)).status is JobStatus.CANCELLED
 
             async def nothing_runs(jobs=jobs):
-                return not jobs._running
+                return not jobs.queue._running
 
             await until(nothing_runs)
             asked = len(server.prompts)
             server.release.set()
             await asyncio.sleep(0.05)
             assert len(server.prompts) == asked <= 2
-            assert (await jobs.repository.get(job.id)).status is JobStatus.CANCELLED
-            await jobs.close()
+            assert (await jobs.queue.repository.get(job.id)).status is JobStatus.CANCELLED
+            await jobs.queue.close()
 
 
 async def test_a_database_that_is_away_for_a_while_does_not_end_the_jobs(service_of, monkeypatch):
     with ChatServer() as server:
         service = await service_of(server)
         jobs = jobs_of(service)
-        claim, failures = jobs.repository.claim, 3
+        claim, failures = jobs.queue.repository.claim, 3
 
         async def away(*arguments):
             nonlocal failures
@@ -187,10 +203,10 @@ async def test_a_database_that_is_away_for_a_while_does_not_end_the_jobs(service
                 raise StoreError("away")
             return await claim(*arguments)
 
-        monkeypatch.setattr(jobs.repository, "claim", away)
-        jobs.start()
-        job = await ended(jobs, await jobs.describe("pets", DescribeRequest(answers=1), accept=False))
-        await jobs.close()
+        monkeypatch.setattr(jobs.queue.repository, "claim", away)
+        jobs.queue.start()
+        job = await ended(jobs, await jobs.describe.add("pets", DescribeRequest(answers=1), accept=False))
+        await jobs.queue.close()
     assert failures == 0
     assert job.status is JobStatus.SUCCEEDED
 
@@ -209,7 +225,7 @@ async def things_of(settings):
             service = await stack.enter_async_context(
                 open_service(settings.model_copy(update={"max_queued_images": 256}), [encoder])
             )
-            await service.put_label_set("things", [ClassEntry(name) for name in CLASSES], "{}")
+            await service.label_sets.put("things", [ClassEntry(name) for name in CLASSES], "{}")
             return service
 
         yield opened
@@ -234,7 +250,7 @@ def folder(tmp_path):
 
 
 async def only_job(jobs, kind):
-    (job,) = [each for each in await jobs.repository.list(100) if each.kind == kind]
+    (job,) = [each for each in await jobs.queue.repository.list(100) if each.kind == kind]
     return job
 
 
@@ -242,27 +258,27 @@ async def test_a_trial_keeps_what_it_chose_and_has_it_learned(things_of):
     service = await things_of(FakeEncoder())
     await teach(service)
     jobs = jobs_of(service)
-    jobs.start()
-    job = await ended(jobs, await jobs.try_methods("things"))
-    await jobs.close()
+    jobs.queue.start()
+    job = await ended(jobs, await jobs.select_method.add("things"))
+    await jobs.queue.close()
     assert job.status is JobStatus.SUCCEEDED
-    assert (job.kind, job.subject) == (TRY_METHODS, "things")
+    assert (job.kind, job.subject) == (SELECT_METHOD, "things")
     told = job.result["models"]["fake"]
-    selection = await service.selection("things", None)
+    selection = await service.selector.stored(await service.label_sets.get("things"), None)
     assert selection.is_current
     assert selection.result["method"] == told["method"]
     assert "calibrations" not in told
-    task = await service.plan(ClassifyRequest(label_set="things"))
+    task = await service.resolver.resolve(ClassifyRequest(label_set="things"))
     assert task.method == told["method"]
 
 
 async def test_every_job_is_counted_and_timed_by_its_kind_and_outcome(things_of):
     service, metrics = await things_of(FakeEncoder()), Metrics()
     jobs = jobs_of(service, metrics=metrics)
-    jobs.start()
-    await ended(jobs, await jobs.build_captions("good", BuildPlan(model="fake", captions=("a red ball",))))
-    failed = await ended(jobs, await jobs.build_captions("bad", BuildPlan(model="fake", captions=("ab",))))
-    await jobs.close()
+    jobs.queue.start()
+    await ended(jobs, await jobs.build_captions.add("good", BuildPlan(model="fake", captions=("a red ball",))))
+    failed = await ended(jobs, await jobs.build_captions.add("bad", BuildPlan(model="fake", captions=("ab",))))
+    await jobs.queue.close()
     assert failed.status is JobStatus.FAILED
 
     def told(name, **labels):
@@ -275,27 +291,27 @@ async def test_every_job_is_counted_and_timed_by_its_kind_and_outcome(things_of)
 
 async def test_a_trial_that_waits_is_not_added_again_and_one_that_is_under_way_is(things_of):
     service = await things_of(FakeEncoder())
-    await service.put_label_set("others", [ClassEntry("cat")], "{}")
+    await service.label_sets.put("others", [ClassEntry("cat")], "{}")
     jobs = jobs_of(service)
-    first = await jobs.try_methods("things")
-    assert {(await jobs.try_methods("things")).id for _ in range(5)} == {first.id}
-    other = await jobs.try_methods("others")
+    first = await jobs.select_method.add("things")
+    assert {(await jobs.select_method.add("things")).id for _ in range(5)} == {first.id}
+    other = await jobs.select_method.add("others")
     assert other.id != first.id
-    claimed, _ = await jobs.repository.claim(TRY_METHODS, "somebody", 60)
+    claimed, _ = await jobs.queue.repository.claim(SELECT_METHOD, "somebody", 60)
     assert claimed.id == first.id
-    second = await jobs.try_methods("things")
+    second = await jobs.select_method.add("things")
     assert second.id not in {first.id, other.id}
-    assert (await jobs.try_methods("things")).id == second.id
+    assert (await jobs.select_method.add("things")).id == second.id
 
 
 async def test_a_trial_of_a_label_set_that_is_gone_fails_and_tells_why(things_of):
     service = await things_of(FakeEncoder())
     jobs = jobs_of(service)
-    job = await jobs.try_methods("things")
-    await service.delete_label_set("things")
-    jobs.start()
+    job = await jobs.select_method.add("things")
+    await service.label_sets.delete("things")
+    jobs.queue.start()
     failed = await ended(jobs, job)
-    await jobs.close()
+    await jobs.queue.close()
     assert failed.status is JobStatus.FAILED
     assert "unknown label set 'things'" in failed.error
 
@@ -304,12 +320,12 @@ async def test_a_trial_of_a_process_that_died_is_made_by_another(things_of):
     service = await things_of(FakeEncoder())
     await teach(service)
     jobs = jobs_of(service)
-    job = await jobs.try_methods("things")
-    assert await jobs.repository.claim(TRY_METHODS, "a dead process", 0.2)
-    jobs.start()
+    job = await jobs.select_method.add("things")
+    assert await jobs.queue.repository.claim(SELECT_METHOD, "a dead process", 0.2)
+    jobs.queue.start()
     assert (await ended(jobs, job)).status is JobStatus.SUCCEEDED
-    await jobs.close()
-    assert (await service.selection("things", None)).is_current
+    await jobs.queue.close()
+    assert (await service.selector.stored(await service.label_sets.get("things"), None)).is_current
 
 
 async def test_examples_that_change_while_they_are_tried_are_tried_again(things_of):
@@ -319,22 +335,22 @@ async def test_examples_that_change_while_they_are_tried_are_tried_again(things_
         service = await things_of(encoder)
         await teach(service)
         jobs = jobs_of(service, lease_s=60)
-        jobs.start()
-        first = await jobs.try_methods("things")
+        jobs.queue.start()
+        first = await jobs.select_method.add("things")
         assert await asyncio.to_thread(encoder.texts_entered.acquire, timeout=10)
 
         async def running():
-            return (await jobs.repository.get(first.id)).status is JobStatus.RUNNING
+            return (await jobs.queue.repository.get(first.id)).status is JobStatus.RUNNING
 
         await until(running)
         await service.examples.delete("things", classname="sky")
-        second = await jobs.try_methods("things")
+        second = await jobs.select_method.add("things")
     finally:
         encoder.open()
     assert second.id != first.id
     assert {(await ended(jobs, job)).status for job in (first, second)} == {JobStatus.SUCCEEDED}
-    await jobs.close()
-    selection = await service.selection("things", None)
+    await jobs.queue.close()
+    selection = await service.selector.stored(await service.label_sets.get("things"), None)
     assert selection.is_current
     assert selection.result["labelled"] == 8
 
@@ -343,8 +359,8 @@ async def test_an_import_adds_a_folder_and_has_the_methods_tried(things_of, fold
     encoder = FakeEncoder()
     service = await things_of(encoder)
     jobs = jobs_of(service, import_dir=folder)
-    jobs.start()
-    job = await ended(jobs, await jobs.import_images("things", "garden", by_subfolder=True, classname=None))
+    jobs.queue.start()
+    job = await ended(jobs, await jobs.import_images.add("things", "garden", by_subfolder=True, classname=None))
     assert (job.status, job.done, job.total) == (JobStatus.SUCCEEDED, 70, 70)
     assert job.result == {
         "added": 70,
@@ -354,9 +370,9 @@ async def test_an_import_adds_a_folder_and_has_the_methods_tried(things_of, fold
         "skipped": [],
         "job": job.result["job"],
     }
-    trial = await ended(jobs, await jobs.repository.get(job.result["job"]))
-    await jobs.close()
-    assert trial.kind == TRY_METHODS
+    trial = await ended(jobs, await jobs.queue.repository.get(job.result["job"]))
+    await jobs.queue.close()
+    assert trial.kind == SELECT_METHOD
     assert trial.status is JobStatus.SUCCEEDED
     assert dict((await service.examples.counts("things")).labelled) == {"tomato": 24, "leaf": 23, "sky": 23}
     assert sum(encoder.image_batches) == 70
@@ -366,14 +382,14 @@ async def test_an_import_of_a_process_that_died_is_gone_on_with_and_no_image_is_
     encoder = FakeEncoder()
     service = await things_of(encoder)
     jobs = jobs_of(service, import_dir=folder)
-    job = await jobs.import_images("things", "garden", by_subfolder=False, classname="leaf")
-    assert await jobs.repository.claim(IMPORT_IMAGES, "a dead process", 0.2)
+    job = await jobs.import_images.add("things", "garden", by_subfolder=False, classname="leaf")
+    assert await jobs.queue.repository.claim(IMPORT_IMAGES, "a dead process", 0.2)
     images = [file.read_bytes() for file in sorted(folder.rglob("*.png"))[:40]]
     await service.examples.add("things", await service.examples.prepare("things", images, ["leaf"] * 40))
     assert sum(encoder.image_batches) == 40
-    jobs.start()
+    jobs.queue.start()
     finished = await ended(jobs, job)
-    await jobs.close()
+    await jobs.queue.close()
     assert finished.status is JobStatus.SUCCEEDED
     assert (finished.result["added"], finished.result["duplicates"]) == (30, 40)
     assert sum(encoder.image_batches) == 70
@@ -404,20 +420,20 @@ async def test_an_import_that_is_stopped_midway_keeps_what_it_added_and_the_next
     encoder = Halting()
     service = await things_of(encoder)
     first = jobs_of(service, import_dir=folder, lease_s=3600)
-    first.start()
+    first.queue.start()
     try:
-        job = await first.import_images("things", "garden", by_subfolder=True, classname=None)
+        job = await first.import_images.add("things", "garden", by_subfolder=True, classname=None)
         assert await asyncio.to_thread(encoder.halted.wait, 10)
-        await first.close()
-        stopped = await first.repository.get(job.id)
+        await first.queue.close()
+        stopped = await first.queue.repository.get(job.id)
     finally:
         encoder.open()
     assert (stopped.status, stopped.done, stopped.total) == (JobStatus.QUEUED, 32, 70)
     assert sum((await service.examples.counts("things")).labelled.values()) == 32
     second = jobs_of(service, import_dir=folder, lease_s=3600)
-    second.start()
+    second.queue.start()
     finished = await ended(second, job)
-    await second.close()
+    await second.queue.close()
     assert finished.status is JobStatus.SUCCEEDED
     assert (finished.result["added"], finished.result["duplicates"]) == (38, 32)
     assert sum((await service.examples.counts("things")).labelled.values()) == 70
@@ -428,9 +444,9 @@ async def test_an_import_tells_what_it_left_out_and_names_a_hundred_at_most(thin
     for number in range(130):
         (folder / "garden" / "leaf" / f"bad {number}.png").write_bytes(b"nonsense")
     jobs = jobs_of(service, import_dir=folder)
-    jobs.start()
-    job = await ended(jobs, await jobs.import_images("things", "garden", by_subfolder=True, classname=None))
-    await jobs.close()
+    jobs.queue.start()
+    job = await ended(jobs, await jobs.import_images.add("things", "garden", by_subfolder=True, classname=None))
+    await jobs.queue.close()
     assert (job.result["added"], job.result["skipped_count"], len(job.result["skipped"])) == (70, 130, 100)
     assert (job.done, job.total) == (200, 200)
 
@@ -441,21 +457,21 @@ async def test_an_import_that_is_cancelled_stops_and_keeps_what_it_added(things_
     encoder.images_open.clear()
     try:
         jobs = jobs_of(service, import_dir=folder)
-        jobs.start()
-        job = await jobs.import_images("things", "garden", by_subfolder=True, classname=None)
+        jobs.queue.start()
+        job = await jobs.import_images.add("things", "garden", by_subfolder=True, classname=None)
         assert await asyncio.to_thread(encoder.images_entered.acquire, timeout=10)
-        assert (await jobs.cancel(job.id)).status is JobStatus.CANCELLED
+        assert (await jobs.queue.cancel(job.id)).status is JobStatus.CANCELLED
     finally:
         encoder.open()
 
     async def nothing_runs():
-        return not jobs._running
+        return not jobs.queue._running
 
     await until(nothing_runs)
-    await jobs.close()
+    await jobs.queue.close()
     assert (await service.examples.counts("things")).labelled == {}
     with pytest.raises(ConflictError):
-        await jobs.cancel(job.id)
+        await jobs.queue.cancel(job.id)
 
 
 async def test_what_cannot_be_imported_makes_no_job_or_fails_it(things_of, folder):
@@ -467,15 +483,15 @@ async def test_what_cannot_be_imported_makes_no_job_or_fails_it(things_of, folde
         ("things", "nowhere", InvalidFieldError),
     ]:
         with pytest.raises(error):
-            await jobs.import_images(name, place, by_subfolder=False, classname=None)
+            await jobs.import_images.add(name, place, by_subfolder=False, classname=None)
     with pytest.raises(InvalidFieldError, match="DEIXIS_IMPORT_DIR"):
-        await jobs_of(service).import_images("things", "garden", by_subfolder=False, classname=None)
-    assert await jobs.repository.list(10) == []
-    job = await jobs.import_images("things", "garden", by_subfolder=True, classname=None)
-    await service.put_label_set("things", [ClassEntry("tomato"), ClassEntry("leaf")], "{}")
-    jobs.start()
+        await jobs_of(service).import_images.add("things", "garden", by_subfolder=False, classname=None)
+    assert await jobs.queue.repository.list(10) == []
+    job = await jobs.import_images.add("things", "garden", by_subfolder=True, classname=None)
+    await service.label_sets.put("things", [ClassEntry("tomato"), ClassEntry("leaf")], "{}")
+    jobs.queue.start()
     failed = await ended(jobs, job)
-    await jobs.close()
+    await jobs.queue.close()
     assert failed.status is JobStatus.FAILED
     assert "unknown class 'sky'" in failed.error
     assert (await service.examples.counts("things")).revision == 0
@@ -485,10 +501,10 @@ async def test_an_evaluation_on_stored_examples_is_a_job_without_an_attachment(t
     service = await things_of(FakeEncoder())
     await teach(service)
     jobs = jobs_of(service)
-    job = await jobs.evaluate_stored(ClassifyRequest(label_set="things@1", model="fake"))
-    jobs.start()
+    job = await jobs.evaluate.add(await service.label_sets.find("things@1"), "fake", None)
+    jobs.queue.start()
     finished = await ended(jobs, job)
-    await jobs.close()
+    await jobs.queue.close()
     assert finished.kind == EVALUATE
     assert finished.status is JobStatus.SUCCEEDED
     assert (finished.result["images"], finished.result["folds"], finished.result["skipped"]) == (12, 4, [])

@@ -6,11 +6,11 @@ import pytest
 from app.adapters._base import Examples
 from app.adapters._examples import Need
 from app.classification.methods import METHODS
-from app.classification.service import ClassifyRequest
+from app.classification.resolve import ClassifyRequest
 from app.encoders.fake import FakeEncoder
 from app.errors import InvalidFieldError
 from app.main import open_service
-from app.selection.comparison import Comparison, TrainingData, compare
+from app.selection.comparison import Comparison, TrainingData
 from app.types import ClassEntry
 from tests.shades import rows_about
 
@@ -44,11 +44,15 @@ def things(*, described):
     ]
 
 
+async def task_of(service, name="things"):
+    return await service.resolver.resolve(ClassifyRequest(label_set=name))
+
+
 async def compared(service, classes, *, images=60, noise=0.1):
-    await service.put_label_set("things", classes, "photo")
+    await service.label_sets.put("things", classes, "photo")
     truth = [number % 3 for number in range(images)]
     features = features_of([COLOURS[each] for each in truth], noise)
-    return await compare(service, ClassifyRequest(label_set="things"), features, truth)
+    return await service.comparer.compare(await task_of(service, "things"), features, truth)
 
 
 def report_of(comparison, method):
@@ -62,7 +66,7 @@ async def test_descriptions_that_tell_the_classes_apart_are_found_to_help(servic
     assert cupl.to_baseline.mean > 0.2
     assert cupl.to_control.mean > 0.2
     assert cupl.to_baseline.p < 0.05
-    assert "The descriptions help, by what they say: use " in comparison.verdict[1]
+    assert "The content of the descriptions helps: use " in comparison.verdict[1]
 
 
 async def test_the_control_has_as_many_prompts_as_each_method_with_descriptions(service):
@@ -98,7 +102,7 @@ async def test_without_descriptions_that_is_said_and_no_control_is_run(service):
 async def test_descriptions_that_say_what_the_names_say_are_not_found_to_help(service):
     classes = [ClassEntry(colour, (f"It is {colour}.",)) for colour in COLOURS]
     comparison = await compared(service, classes, noise=0.8)
-    assert "no difference beyond chance" in comparison.verdict[1]
+    assert "may be due to chance" in comparison.verdict[1]
 
 
 async def test_descriptions_that_mislead_are_found_to_hurt(service):
@@ -107,22 +111,22 @@ async def test_descriptions_that_mislead_are_found_to_hurt(service):
     comparison = await compared(service, classes)
     assert report_of(comparison, "cupl").to_baseline.mean < 0
     told = comparison.verdict[1]
-    assert "Descriptions hurt here" in told or "no difference beyond chance" in told
+    assert "Descriptions lower the accuracy" in told or "may be due to chance" in told
 
 
 async def test_no_image_is_refused(service):
-    await service.put_label_set("things", things(described=True), "photo")
+    await service.label_sets.put("things", things(described=True), "photo")
     with pytest.raises((InvalidFieldError, ValueError)):
-        await compare(service, ClassifyRequest(label_set="things"), np.zeros((0, 16), np.float32), [])
+        await service.comparer.compare(await task_of(service, "things"), np.zeros((0, 16), np.float32), [])
 
 
 async def test_a_method_that_would_take_too_much_memory_is_named_and_the_others_are_run(settings):
     small = settings.model_copy(update={"class_embedding_cache_mib": 1})
     async with open_service(small, [FakeEncoder()]) as service:
         classes = [ClassEntry(f"thing {number}") for number in range(200)]
-        await service.put_label_set("many", classes, "imagenet")
+        await service.label_sets.put("many", classes, "imagenet")
         features = features_of(["red", "green"])
-        comparison = await compare(service, ClassifyRequest(label_set="many"), features, [0, 1])
+        comparison = await service.comparer.compare(await task_of(service, "many"), features, [0, 1])
     assert [each.split(":")[0] for each in comparison.not_run] == ["autoclip"]
     assert "zero-shot" in [each.method for each in comparison.methods]
 
@@ -135,11 +139,11 @@ NO_POOL = np.zeros((0, 16), np.float32)
 NAMES_ALONE = tuple(ClassEntry(name) for name in ("tomato", "leaf", "sky"))
 
 
-async def compared_with(service, lessons, *, classes=NAMES_ALONE, features=None, truth=TRUTH, advance=None):
-    await service.put_label_set("things", classes, "photo")
+async def compared_with(service, training, *, classes=NAMES_ALONE, features=None, truth=TRUTH, advance=None):
+    await service.label_sets.put("things", classes, "photo")
     rows = rows_about(TRUTH, 1) if features is None else features
     more = {} if advance is None else {"advance": advance}
-    return await compare(service, ClassifyRequest(label_set="things"), rows, truth, lessons=lessons, **more)
+    return await service.comparer.compare(await task_of(service, "things"), rows, truth, training=training, **more)
 
 
 def held_out(*, pool=NO_POOL, labels=TRUTH):
@@ -157,12 +161,12 @@ async def test_with_examples_of_both_kinds_every_method_that_can_be_compared_is_
 
 
 @pytest.mark.parametrize(
-    ("lessons", "need"),
+    ("training", "need"),
     [(held_out(), Need.POOL), (TrainingData(Examples(pool_features=POOL)), Need.SUPPORT)],
     ids=["labelled", "unlabelled"],
 )
-async def test_methods_without_what_they_learn_from_are_named(service, lessons, need):
-    comparison = await compared_with(service, lessons)
+async def test_methods_without_what_they_learn_from_are_named(service, training, need):
+    comparison = await compared_with(service, training)
     lacking = {name for name, method in METHODS.items() if need in method.learns}
     assert {each.partition(":")[0] for each in comparison.not_run} == lacking
     assert all(each.endswith(f"there are no {need}") for each in comparison.not_run)
@@ -186,9 +190,9 @@ async def test_images_that_are_held_out_teach_nothing_about_themselves(service):
 
 async def test_images_are_answered_the_same_whatever_their_true_classes_are(service):
     """What is asked about other images than the examples must not depend on the answers."""
-    lessons = TrainingData(Examples(rows_about(TRUTH, 7), TRUTH, POOL))
-    right = await compared_with(service, lessons)
-    wrong = await compared_with(service, lessons, truth=(TRUTH + 1) % 3)
+    training = TrainingData(Examples(rows_about(TRUTH, 7), TRUTH, POOL))
+    right = await compared_with(service, training)
+    wrong = await compared_with(service, training, truth=(TRUTH + 1) % 3)
     for one, other in zip(right.methods, wrong.methods, strict=True):
         taken = [np.array(each.evaluation.confusion).sum(axis=0) for each in (one, other)]
         np.testing.assert_array_equal(*taken)
@@ -207,14 +211,14 @@ async def test_examples_that_change_nothing_are_said_to(service):
     classes = [ClassEntry(colour) for colour in COLOURS]
     comparison = await compared_with(service, held_out(), classes=classes)
     assert report_of(comparison, "zero-shot").evaluation.top1 == 1
-    assert comparison.verdict[-1].endswith("That is no difference beyond chance on these images.")
+    assert comparison.verdict[-1].endswith("The difference may be due to chance on these images.")
 
 
 async def test_examples_that_mislead_are_said_to(service):
-    lessons = TrainingData(Examples(rows_about(TRUTH, 7), (TRUTH + 1) % 3))
-    comparison = await compared_with(service, lessons, classes=[ClassEntry(colour) for colour in COLOURS])
+    training = TrainingData(Examples(rows_about(TRUTH, 7), (TRUTH + 1) % 3))
+    comparison = await compared_with(service, training, classes=[ClassEntry(colour) for colour in COLOURS])
     assert report_of(comparison, "gda").to_baseline.mean < 0
-    assert comparison.verdict[-1].endswith("The examples hurt here.")
+    assert comparison.verdict[-1].endswith("The examples lower the accuracy on these images.")
 
 
 async def test_without_examples_nothing_is_said_of_them(service):
@@ -225,7 +229,7 @@ async def test_without_examples_nothing_is_said_of_them(service):
 
 async def test_what_was_learned_of_a_pool_is_used_again_and_gives_the_same(service):
     of_pool = {}
-    first = await compared_with(service, TrainingData(Examples(pool_features=POOL), of_pool=of_pool))
+    first = await compared_with(service, TrainingData(Examples(pool_features=POOL), fitted_to_pool=of_pool))
     learned = dict(of_pool)
     assert set(learned) == {name for name, method in METHODS.items() if method.learns == {Need.POOL}}
     second = await compared_with(

@@ -8,11 +8,11 @@ import pytest
 
 from app.adapters._base import Examples
 from app.adapters.gda import GDA
-from app.classification.methods import AUTO, METHODS
-from app.classification.service import DEFAULT_METHOD, ClassifyRequest
+from app.classification.methods import AUTO, DEFAULT_METHOD, METHODS
+from app.classification.resolve import ClassifyRequest
 from app.encoders.fake import FakeEncoder
 from app.errors import InvalidFieldError
-from app.fewshot.fitting import answer, learn
+from app.fewshot import fitting
 from app.main import open_service
 from app.scoring.measures import bootstrap_interval
 from app.selection.learning_curve import CurvePoint, learning_curve
@@ -38,7 +38,7 @@ POOL = rows_about(np.arange(60) % 3, 3)
 async def service(settings, encoder, anyio_backend):
     async with open_service(settings, [encoder]) as opened:
         for names in (THINGS, COLOURS):
-            await opened.put_label_set(names[0], [ClassEntry(name) for name in names], "{}")
+            await opened.label_sets.put(names[0], [ClassEntry(name) for name in names], "{}")
         yield opened
 
 
@@ -46,14 +46,14 @@ async def curve_of(
     service, names=THINGS, *, truth=TRUTH, labels=LABELS, pool=NOTHING, shots=(2, 8), draws=3, asked=ASKED, **more
 ):
     support = (SUPPORT[: len(labels)], labels)
-    question = ClassifyRequest(label_set=names[0])
-    return await learning_curve(service, question, (asked, truth), support, pool, shots=shots, draws=draws, **more)
+    task = await service.resolver.resolve(ClassifyRequest(label_set=names[0]))
+    return await learning_curve(service.comparer, task, (asked, truth), support, pool, shots=shots, draws=draws, **more)
 
 
 async def text_of(service):
     """Return the rows of the classes that say nothing."""
-    return await service.pipeline.class_rows(
-        await service.plan(ClassifyRequest(label_set=THINGS[0], method=DEFAULT_METHOD))
+    return await service.classifiers.class_rows(
+        await service.resolver.resolve(ClassifyRequest(label_set=THINGS[0], method=DEFAULT_METHOD))
     )
 
 
@@ -100,8 +100,8 @@ async def test_a_class_with_fewer_images_gives_all_it_has_and_then_every_draw_is
     labels = LABELS[:5]
     curve = await curve_of(service, labels=labels, shots=(100,))
     encoder = SimpleNamespace(logit_scale=10.0, logit_bias=None)
-    taught = learn(GDA(), await text_of(service), Examples(SUPPORT[:5], labels), encoder)
-    by_hand = (answer(taught, ASKED).logits.argmax(axis=1) == TRUTH).mean()
+    taught = fitting.fit(GDA(), await text_of(service), Examples(SUPPORT[:5], labels), encoder)
+    by_hand = (fitting.predict(taught, ASKED).logits.argmax(axis=1) == TRUTH).mean()
     assert point_of(curve, "gda", 100).accuracies == (by_hand,) * 3
 
 
@@ -158,7 +158,7 @@ async def test_with_a_pool_alone_auto_has_one_point_and_methods_that_need_labels
 async def test_a_method_that_takes_too_much_memory_is_named_with_labels_and_without(settings):
     small = settings.model_copy(update={"class_embedding_cache_mib": 1 / 256})
     async with open_service(small, [FakeEncoder()]) as service:
-        await service.put_label_set("many", [ClassEntry(f"thing {number}") for number in range(8)], "ensemble")
+        await service.label_sets.put("many", [ClassEntry(f"thing {number}") for number in range(8)], "ensemble")
         for labels in (np.zeros(0, np.int64), LABELS):
             curve = await curve_of(service, ["many"], labels=labels, pool=POOL, shots=(1,), draws=1)
             assert "autoclip" in {each.partition(":")[0] for each in curve.not_run}

@@ -5,31 +5,31 @@ import asyncio
 import pytest
 import structlog
 
-from app.classification.service import ClassifyRequest
+from app.classification.resolve import ClassifyRequest
 from app.encoders.fake import FakeEncoder
 from app.errors import StoreError
 from app.main import open_service
 from app.scoring.calibration import Calibration
-from app.selection.trial import try_for_every_model
+from app.selection.selection import SELECT_METHOD
 from app.types import ClassEntry
 from tests.shades import THINGS, keep, shade, stock
 
 pytestmark = pytest.mark.anyio
 
 
-class Asked:
-    """Notes for which label sets the methods are to be tried; the first answers are errors, where some are given."""
+class RequestedJobs:
+    """Records the label sets that a new selection is asked for; the first requests fail, if errors are given."""
 
     def __init__(self, *errors):
         self.names = []
         self.errors = list(errors)
-        self.heard = asyncio.Event()
 
-    async def __call__(self, name):
+    async def add_unless(self, statuses, kind, name, request):
+        assert kind == SELECT_METHOD
         self.names.append(name)
-        self.heard.set()
         if self.errors:
             raise self.errors.pop(0)
+        return None, True
 
 
 @pytest.fixture
@@ -39,97 +39,96 @@ async def service(settings, anyio_backend):
 
 
 async def choice_of(service, reference="things", model="fake"):
-    return await service.choices.get(await service.find_label_set(reference), model)
+    return await service.selector.get(await service.label_sets.find(reference), model)
 
 
-async def heard(service):
-    """Let everything be asked that was begun, in the background too."""
-    await service._warmer.idle()
-    await asyncio.gather(*service.choices._trying)
+async def settled(service):
+    """Wait for everything that was started in the background."""
+    await service.prewarmer.idle()
+    await asyncio.gather(*service.selector._requests)
 
 
 async def test_without_examples_there_is_no_choice_and_nothing_to_try(service):
-    service.choices.on_untried = asked = Asked()
+    service.selector._jobs = requested = RequestedJobs()
     await stock(service, "things", labelled=0)
     assert await choice_of(service) is None
-    await heard(service)
-    assert asked.names == []
+    await settled(service)
+    assert requested.names == []
 
 
 async def test_examples_that_nothing_was_tried_on_are_told_of_once(service):
-    service.choices.on_untried = asked = Asked()
+    service.selector._jobs = requested = RequestedJobs()
     await stock(service, "things", labelled=2)
     for _ in range(5):
         assert await choice_of(service) is None
         assert await choice_of(service, model="second") is None
-    await heard(service)
-    assert asked.names == ["things"]
+    await settled(service)
+    assert requested.names == ["things"]
 
 
 async def test_each_change_of_examples_or_classes_is_told_of_once(service):
-    service.choices.on_untried = asked = Asked()
+    service.selector._jobs = requested = RequestedJobs()
     await stock(service, "things", labelled=2)
     await choice_of(service)
     await keep(service, "things", [shade(0, 99)], ["tomato"])
     for _ in range(3):
         await choice_of(service)
-    await heard(service)
-    assert len(asked.names) == 2
-    await try_for_every_model(service, "things")
-    await service.add_classes("things", [ClassEntry("snow")])
+    await settled(service)
+    assert len(requested.names) == 2
+    await service.selection.select_for_every_model("things")
+    await service.label_sets.add_classes("things", [ClassEntry("snow")])
     for _ in range(3):
         await choice_of(service)
-    await heard(service)
-    assert len(asked.names) == 3
+    await settled(service)
+    assert len(requested.names) == 3
 
 
 async def test_callers_of_several_versions_at_once_are_still_one_reason_to_try(service):
     """Methods are tried on the latest version, whichever of them is asked for."""
     await stock(service, "things", labelled=2)
-    await service.put_label_set("things", [ClassEntry(name) for name in THINGS], "{}")
-    await heard(service)
-    service.choices.on_untried = asked = Asked()
+    await service.label_sets.put("things", [ClassEntry(name) for name in THINGS], "{}")
+    await settled(service)
+    service.selector._jobs = requested = RequestedJobs()
     for _ in range(4):
         await choice_of(service, "things@1")
         await choice_of(service, "things@2")
-    await heard(service)
-    assert asked.names == ["things"]
+    await settled(service)
+    assert requested.names == ["things"]
 
 
 async def test_label_sets_are_told_of_each_by_itself(service):
-    service.choices.on_untried = asked = Asked()
+    service.selector._jobs = requested = RequestedJobs()
     for name in ("things", "others"):
         await stock(service, name, labelled=2)
         await choice_of(service, name)
         await choice_of(service, name)
-    await heard(service)
-    assert sorted(asked.names) == ["others", "things"]
+    await settled(service)
+    assert sorted(requested.names) == ["others", "things"]
 
 
 async def test_a_database_that_is_away_is_logged_and_the_next_caller_asks_again(service):
     await stock(service, "things", labelled=2)
-    await heard(service)
-    service.choices.on_untried = asked = Asked(StoreError("away"))
+    await settled(service)
+    service.selector._jobs = requested = RequestedJobs(StoreError("away"))
     with structlog.testing.capture_logs() as logs:
         for _ in range(2):
             await choice_of(service)
-            await heard(service)
-            asked.heard.clear()
-    assert asked.names == ["things", "things"]
+            await settled(service)
+    assert requested.names == ["things", "things"]
     assert [(each["event"], each["label_set"], each["reason"]) for each in logs] == [
-        ("methods_not_tried", "things", "away")
+        ("selection_not_requested", "things", "away")
     ]
 
 
 async def test_where_nobody_listens_nothing_is_asked(service):
     await stock(service, "things", labelled=2)
     assert await choice_of(service) is None
-    assert not service.choices._trying
+    assert not service.selector._requests
 
 
 async def test_what_was_found_is_handed_out_with_every_calibration(service):
     await stock(service, "things")
-    told = (await try_for_every_model(service, "things"))["fake"]
+    told = (await service.selection.select_for_every_model("things"))["fake"]
     choice = await choice_of(service)
     assert (choice.method, choice.reason) == (told["method"], told["reason"])
     assert (choice.version, choice.revision) == (1, 1)
@@ -139,31 +138,31 @@ async def test_what_was_found_is_handed_out_with_every_calibration(service):
 
 async def test_a_current_choice_is_read_once_and_is_no_reason_to_try_again(service):
     await stock(service, "things")
-    await try_for_every_model(service, "things")
-    service.choices.on_untried = asked = Asked()
+    await service.selection.select_for_every_model("things")
+    service.selector._jobs = requested = RequestedJobs()
     first = await choice_of(service)
     assert await choice_of(service) is first
-    await heard(service)
-    assert asked.names == []
+    await settled(service)
+    assert requested.names == []
 
 
 async def test_a_choice_that_is_out_of_date_is_handed_out_until_there_is_a_new_one(service):
     await stock(service, "things")
-    await try_for_every_model(service, "things")
+    await service.selection.select_for_every_model("things")
     await choice_of(service)
-    service.choices.on_untried = asked = Asked()
+    service.selector._jobs = requested = RequestedJobs()
     await keep(service, "things", [shade(0, 99)], ["tomato"])
     assert (await choice_of(service)).revision == 1
-    await heard(service)
-    assert asked.names == ["things"]
-    await try_for_every_model(service, "things")
+    await settled(service)
+    assert requested.names == ["things"]
+    await service.selection.select_for_every_model("things")
     assert (await choice_of(service)).revision == 2
 
 
 async def test_choices_survive_a_restart(settings):
     async with open_service(settings, [FakeEncoder()]) as service:
         await stock(service, "things")
-        await try_for_every_model(service, "things")
+        await service.selection.select_for_every_model("things")
         before = await choice_of(service)
     async with open_service(settings, [FakeEncoder()]) as service:
         assert await choice_of(service) == before
@@ -171,22 +170,23 @@ async def test_choices_survive_a_restart(settings):
 
 async def test_what_was_chosen_for_a_label_set_is_not_handed_out_for_another_of_its_name(service):
     await stock(service, "things")
-    await try_for_every_model(service, "things")
+    await service.selection.select_for_every_model("things")
     await choice_of(service)
-    await service.delete_label_set("things")
-    await service.put_label_set("things", [ClassEntry(name) for name in THINGS], "{}")
+    await service.label_sets.delete("things")
+    await service.label_sets.put("things", [ClassEntry(name) for name in THINGS], "{}")
     assert await choice_of(service) is None
-    assert (await service.plan(ClassifyRequest(label_set="things"))).method == "zero-shot"
+    assert (await service.resolver.resolve(ClassifyRequest(label_set="things"))).method == "zero-shot"
 
 
 async def test_a_stop_ends_what_is_being_asked(service):
-    async def never(name):
-        await asyncio.Event().wait()
+    class Never:
+        async def add_unless(self, *_):
+            await asyncio.Event().wait()
 
     await stock(service, "things", labelled=2)
-    await heard(service)
-    service.choices.on_untried = never
+    await settled(service)
+    service.selector._jobs = Never()
     await choice_of(service)
-    await service.choices.close()
-    await asyncio.gather(*service.choices._trying, return_exceptions=True)
-    assert not service.choices._trying
+    await service.selector.close()
+    await asyncio.gather(*service.selector._requests, return_exceptions=True)
+    assert not service.selector._requests

@@ -5,23 +5,22 @@ from collections.abc import Mapping
 from fastapi import APIRouter
 
 from app.api.auth.access import GuardedRoute
-from app.api.dependencies import ServiceDependency
+from app.api.dependencies import ModelsDependency
 from app.api.schemas.catalogue import ImagePathBody, MethodBody, MethodList, ModelBody, ModelList, OptionBody
-from app.classification.methods import CASED, METHODS
-from app.classification.service import DEFAULT_METHOD
+from app.classification.methods import CASED, DEFAULT_METHOD, METHODS
 from app.types import Option
 
 router = APIRouter(prefix="/v1", tags=["models and methods"], route_class=GuardedRoute)
 
 
 @router.get("/models")
-async def models(service: ServiceDependency) -> ModelList:
+async def models(registry: ModelsDependency) -> ModelList:
     """List the models that are served, the default first."""
     return ModelList(
         models=[
             ModelBody(
-                name=name,
-                default=name == service.pipeline.default_model,
+                name=served.name,
+                default=served.name == registry.default,
                 embed_dim=served.encoder.embed_dim,
                 image_size_px=served.encoder.image_size_px,
                 logit_scale=served.encoder.logit_scale,
@@ -37,7 +36,7 @@ async def models(service: ServiceDependency) -> ModelList:
                 queued_images=served.images.admitted,
                 probability="softmax" if served.encoder.logit_bias is None else "sigmoid",
             )
-            for name, served in service.pipeline.models.items()
+            for served in registry
         ]
     )
 

@@ -5,12 +5,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from app.api.auth.access import CallerDependency, GuardedRoute, note
-from app.api.dependencies import ServiceDependency
+from app.api.dependencies import LimitsDependency, PipelineDependency, ResolverDependency
 from app.api.disconnects import unless_disconnected
 from app.api.errors import kind_of, problem
 from app.api.forms import IMAGE_FILES, read_classify_input
 from app.api.schemas.classification import ClassifyBody, ClassifyFields, ClassifyResponse
-from app.classification.service import ClassifyRequest
+from app.classification.resolve import ClassifyRequest
 from app.errors import FieldProblem, InvalidFieldError
 from app.types import Classification
 
@@ -59,14 +59,20 @@ _BODY = {
 
 @router.post("/v1/classify", response_model=ClassifyResponse, openapi_extra=_BODY)
 @router.post("/classify", response_model=ClassifyResponse, openapi_extra=_BODY, include_in_schema=False)
-async def classify(request: Request, service: ServiceDependency, caller: CallerDependency) -> ClassifyResponse:
+async def classify(
+    request: Request,
+    resolver: ResolverDependency,
+    pipeline: PipelineDependency,
+    limits: LimitsDependency,
+    caller: CallerDependency,
+) -> ClassifyResponse:
     """Classify one or more images among the caller's own words; without any, by names that are found for them.
 
     A bad image in a request of several is told in its own result; if every image is bad, the answer is an error.
     """
-    given = await read_classify_input(request, max_images=service.max_images_per_request)
+    given = await read_classify_input(request, max_images=limits.max_images)
     fields = given.fields
-    task = await service.plan(
+    task = await resolver.resolve(
         ClassifyRequest(
             labels=fields.labels,
             label_set=fields.label_set,
@@ -85,12 +91,12 @@ async def classify(request: Request, service: ServiceDependency, caller: CallerD
         )
     )
     await caller.spend_images(len(given.images))
-    classification = await unless_disconnected(request, service.classify(given.images, task))
+    classification = await unless_disconnected(request, pipeline.classify(given.images, task))
     note(
         request,
         model=task.model,
         classifier=task.method,
-        label_set=task.label_set,
+        label_set=task.label_set_reference,
         images=len(given.images),
         image_bytes=sum(len(image) for image in given.images if isinstance(image, bytes)),
         timing_ms={stage: round(value, 3) for stage, value in classification.timing_ms.items()},

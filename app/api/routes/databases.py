@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from app.api.auth.access import CallerDependency, GuardedRoute
-from app.api.dependencies import JobsDependency, ServiceDependency
+from app.api.dependencies import BuildCaptionsJobsDependency, CaptionsDependency, ModelsDependency
 from app.api.disconnects import unless_disconnected
 from app.api.forms import IMAGE_FILES, read_search_input
 from app.api.routes.label_sets import JSON_ONLY
@@ -13,8 +13,7 @@ from app.api.schemas.databases import BuildDatabaseBody, DatabaseBody, DatabaseL
 from app.api.schemas.images import ImageBody
 from app.api.schemas.jobs import JobBody
 from app.captions.catalogue import DatabaseState
-from app.captions.search import CaptionQuery
-from app.classification.service import Service
+from app.captions.search import CaptionQuery, CaptionSearch
 from app.store.keys import Scope
 
 router = APIRouter(prefix="/v1/databases", tags=["caption databases"], route_class=GuardedRoute)
@@ -49,55 +48,56 @@ _BODY: dict[str, Any] = {
 
 
 @router.get("")
-async def list_databases(service: ServiceDependency, caller: CallerDependency) -> DatabaseList:
+async def list_databases(captions: CaptionsDependency, caller: CallerDependency) -> DatabaseList:
     """List the caption databases, by name."""
-    states = await service.captions.databases.states(caller.namespace)
-    return DatabaseList(databases=[await _told(state, service) for state in states])
+    states = await captions.databases.states(caller.namespace)
+    return DatabaseList(databases=[await _told(state, captions) for state in states])
 
 
 @router.get("/{name}")
-async def get_database(name: str, service: ServiceDependency, caller: CallerDependency) -> DatabaseBody:
+async def get_database(name: str, captions: CaptionsDependency, caller: CallerDependency) -> DatabaseBody:
     """Return what is known of a caption database."""
-    databases = service.captions.databases
-    return await _told(await databases.state(databases.named(name, caller.namespace)), service)
+    databases = captions.databases
+    return await _told(await databases.state(databases.named(name, caller.namespace)), captions)
 
 
 @router.put("/{name}", status_code=202, dependencies=JSON_ONLY)
 async def build_database(
     name: str,
     body: BuildDatabaseBody,
-    service: ServiceDependency,
-    jobs: JobsDependency,
+    captions: CaptionsDependency,
+    models: ModelsDependency,
+    jobs: BuildCaptionsJobsDependency,
     caller: CallerDependency,
     response: Response,
 ) -> JobBody:
     """Begin a job that builds a caption database; it takes the place of what has its name when it is done."""
     if body.files:
         caller.require(Scope.ADMIN, "reading files of the server")
-    name = service.captions.databases.named_to_change(name, caller.namespace)
-    job = await jobs.build_captions(name, body.plan(service.pipeline.default_model))
+    name = captions.databases.named_to_change(name, caller.namespace)
+    job = await jobs.add(name, body.plan(models.default))
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return JobBody.of(job)
 
 
 @router.delete("/{name}", status_code=204, response_class=Response)
-async def delete_database(name: str, service: ServiceDependency, caller: CallerDependency) -> None:
+async def delete_database(name: str, captions: CaptionsDependency, caller: CallerDependency) -> None:
     """Delete a caption database; requests that use it end well."""
-    databases = service.captions.databases
+    databases = captions.databases
     await databases.delete(databases.named_to_change(name, caller.namespace))
 
 
 @router.post("/{name}/search", response_model=SearchResponse, openapi_extra=_BODY)
 async def search_database(
-    name: str, request: Request, service: ServiceDependency, caller: CallerDependency
+    name: str, request: Request, captions: CaptionsDependency, caller: CallerDependency
 ) -> SearchResponse:
     """Return the captions nearest to a text or an image, a page at a time."""
     fields, image = await read_search_input(request)
-    query = CaptionQuery(service.captions.databases.named(name, caller.namespace), **fields.model_dump())
+    query = CaptionQuery(captions.databases.named(name, caller.namespace), image=image, **fields.model_dump())
     await caller.spend_images(0 if image is None else 1)
-    return SearchResponse.of(await unless_disconnected(request, service.search_captions(query, image)))
+    return SearchResponse.of(await unless_disconnected(request, captions.search(query)))
 
 
-async def _told(state: DatabaseState, service: Service) -> DatabaseBody:
-    models = [] if state.manifest is None else await service.captions.models_of(state.manifest)
-    return DatabaseBody.of(state, models, default=state.name == service.captions.databases.default)
+async def _told(state: DatabaseState, captions: CaptionSearch) -> DatabaseBody:
+    models = [] if state.manifest is None else await captions.models_of(state.manifest)
+    return DatabaseBody.of(state, models, default=state.name == captions.databases.default)

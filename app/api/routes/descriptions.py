@@ -5,7 +5,12 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from app.api.auth.access import GuardedRoute, LabelSetName
-from app.api.dependencies import JobsDependency, ServiceDependency
+from app.api.dependencies import (
+    DescribeJobsDependency,
+    DescriberDependency,
+    DraftsDependency,
+    LabelSetsDependency,
+)
 from app.api.routes.label_sets import JSON_ONLY, IfMatchHeader, etag_of, parse_if_match
 from app.api.schemas.descriptions import (
     AcceptedResponse,
@@ -22,7 +27,6 @@ from app.api.schemas.descriptions import (
 from app.api.schemas.jobs import JobBody
 from app.api.schemas.label_sets import LabelSetResponse
 from app.store.drafts import DraftStatus
-from app.types import ClassEntry
 
 router = APIRouter(tags=["descriptions"], route_class=GuardedRoute)
 
@@ -30,20 +34,22 @@ _PATH = "/v1/label-sets/{name}/descriptions"
 
 
 @router.get("/v1/question-sets")
-async def list_question_sets(service: ServiceDependency) -> QuestionSetList:
+async def list_question_sets(describer: DescriberDependency) -> QuestionSetList:
     """List the sets of questions that a language model can be asked."""
     return QuestionSetList(
         question_sets=[
             QuestionSetBody(name=each.name, summary=each.summary, base=list(each.base), full=list(each.full))
-            for each in service.describer.question_sets.values()
+            for each in describer.question_sets.values()
         ]
     )
 
 
 @router.post(f"{_PATH}:estimate", dependencies=JSON_ONLY)
-async def estimate_descriptions(name: LabelSetName, body: DescribeBody, service: ServiceDependency) -> EstimateBody:
+async def estimate_descriptions(
+    name: LabelSetName, body: DescribeBody, describer: DescriberDependency, label_sets: LabelSetsDependency
+) -> EstimateBody:
     """Tell what `descriptions:generate` would take at most, without asking anything."""
-    told = await service.estimate_descriptions(name, body.request())
+    told = await describer.estimate(await label_sets.find(name), body.request())
     return EstimateBody(
         requests=told.requests, prompt_tokens=told.prompt_tokens, completion_tokens=told.completion_tokens
     )
@@ -51,13 +57,13 @@ async def estimate_descriptions(name: LabelSetName, body: DescribeBody, service:
 
 @router.post(f"{_PATH}:generate", status_code=202, dependencies=JSON_ONLY)
 async def generate_descriptions(
-    name: LabelSetName, body: GenerateBody, jobs: JobsDependency, response: Response
+    name: LabelSetName, body: GenerateBody, jobs: DescribeJobsDependency, response: Response
 ) -> JobBody:
     """Begin the job of asking the language model of the settings about the classes.
 
     Questions that were answered before, by an earlier job or one that was interrupted, are not asked again.
     """
-    job = await jobs.describe(name, body.request(), accept=body.accept)
+    job = await jobs.add(name, body.request(), accept=body.accept)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return JobBody.of(job)
 
@@ -65,18 +71,16 @@ async def generate_descriptions(
 @router.get(_PATH)
 async def list_drafts(
     name: LabelSetName,
-    service: ServiceDependency,
+    label_sets: LabelSetsDependency,
+    drafts: DraftsDependency,
     status: DraftStatus | None = None,
     class_: Annotated[str | None, Query(alias="class", description="Of this class only.")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     after: Annotated[int, Query(ge=0, le=2**31 - 1, description="`next_after` of the page before.")] = 0,
 ) -> DraftList:
     """List what the language model wrote, each text with the question, the model and the time, a page at a time."""
-    classname = None
-    if class_ is not None:
-        (entry,) = service.clean_classes([ClassEntry(class_)])
-        classname = entry.name
-    found = await service.drafts.list(name, limit=limit + 1, after=after, status=status, classname=classname)
+    classname = None if class_ is None else label_sets.clean_classname(class_)
+    found = await drafts.list(name, limit=limit + 1, after=after, status=status, classname=classname)
     page = found[:limit]
     return DraftList(
         drafts=[DraftBody.of(each) for each in page], next_after=page[-1].id if len(found) > limit else None
@@ -87,17 +91,17 @@ async def list_drafts(
 async def accept_drafts(
     name: LabelSetName,
     body: DecisionBody,
-    service: ServiceDependency,
+    label_sets: LabelSetsDependency,
     response: Response,
     if_match: IfMatchHeader = None,
 ) -> AcceptedResponse:
     """Put drafts into a new version of the label set, behind the texts that its classes have."""
-    label_set, accepted = await service.accept_drafts(name, body.ids, if_match=parse_if_match(if_match))
+    label_set, accepted = await label_sets.accept_drafts(name, body.ids, if_match=parse_if_match(if_match))
     response.headers["ETag"] = etag_of(label_set)
     return AcceptedResponse(accepted=accepted, label_set=LabelSetResponse.of(label_set))
 
 
 @router.post(f"{_PATH}:reject", dependencies=JSON_ONLY)
-async def reject_drafts(name: LabelSetName, body: DecisionBody, service: ServiceDependency) -> RejectedResponse:
+async def reject_drafts(name: LabelSetName, body: DecisionBody, drafts: DraftsDependency) -> RejectedResponse:
     """Keep drafts from being used, and from being made again."""
-    return RejectedResponse(rejected=await service.drafts.reject(name, body.ids))
+    return RejectedResponse(rejected=await drafts.reject(name, body.ids))

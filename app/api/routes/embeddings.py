@@ -9,7 +9,7 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from app.api.auth.access import CallerDependency, GuardedRoute, note
-from app.api.dependencies import ServiceDependency
+from app.api.dependencies import EmbedderDependency, LimitsDependency
 from app.api.disconnects import unless_disconnected
 from app.api.forms import read_embeddings_input
 from app.api.schemas.embeddings import EmbeddingsBody, EmbeddingsResponse
@@ -23,18 +23,20 @@ _BODY = {
 
 
 @router.post("/v1/embeddings", response_model=EmbeddingsResponse, openapi_extra=_BODY)
-async def create_embeddings(request: Request, service: ServiceDependency, caller: CallerDependency) -> Response:
+async def create_embeddings(
+    request: Request, embedder: EmbedderDependency, limits: LimitsDependency, caller: CallerDependency
+) -> Response:
     """Return the unit feature of each text or image, whose dot products are cosines."""
-    body, images = await read_embeddings_input(request, max_images=service.max_images_per_request)
+    body, images = await read_embeddings_input(request, max_images=limits.max_images)
     if images is None:
         texts = [body.input] if isinstance(body.input, str) else body.input
         model, features = await unless_disconnected(
-            request, service.embed_texts(texts, model=body.model, dimensions=body.dimensions)
+            request, embedder.embed_texts(texts, model=body.model, dimensions=body.dimensions)
         )
     else:
         await caller.spend_images(len(images))
         model, features = await unless_disconnected(
-            request, service.embed_images(images, model=body.model, dimensions=body.dimensions)
+            request, embedder.embed_images(images, model=body.model, dimensions=body.dimensions)
         )
     note(request, model=model, images=0 if images is None else len(images), texts=0 if images else len(features))
     # A thousand rows of 512 numbers are megabytes of text.

@@ -1,17 +1,21 @@
 """POST /v1/label-sets/{name}:evaluate: every method on the caller's labelled images."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from app.api.auth.access import CallerDependency, GuardedRoute, LabelSetName
-from app.api.dependencies import JobsDependency, ServiceDependency
+from app.api.dependencies import (
+    EvaluateJobsDependency,
+    ExamplesDependency,
+    LabelSetsDependency,
+    LimitsDependency,
+    ResolverDependency,
+)
 from app.api.forms import IMAGE_FILES, form_fields, media_type_of, opened_form, parsed, read_part
 from app.api.schemas.jobs import JobBody
 from app.api.schemas.selection import EvaluateStoredBody
-from app.classification.service import ClassifyRequest
 from app.errors import ClientError, InvalidFieldError, UnsupportedMediaTypeError
 from app.names.class_names import indices_of
 from app.store.jobs import Job
@@ -53,8 +57,11 @@ _BODY: dict[str, Any] = {
 async def evaluate_label_set(
     name: LabelSetName,
     request: Request,
-    service: ServiceDependency,
-    jobs: JobsDependency,
+    label_sets: LabelSetsDependency,
+    resolver: ResolverDependency,
+    examples: ExamplesDependency,
+    jobs: EvaluateJobsDependency,
+    limits: LimitsDependency,
     caller: CallerDependency,
     response: Response,
 ) -> JobBody:
@@ -70,15 +77,13 @@ async def evaluate_label_set(
             f"content type '{content_type}' is not supported; send multipart/form-data with parts named image and"
             " class, or JSON to evaluate on the stored example images"
         )
-    label_set = await service.label_sets.get(name)
+    label_set = await label_sets.get(name)
     if content_type == "application/json":
         body = parsed(EvaluateStoredBody, await request.body())
-        question = ClassifyRequest.about(label_set, model=body.model, template=body.template)
-        return _begun(
-            await jobs.evaluate_stored(replace(question, model=(await service.plan(question)).model)), response
-        )
-    most = service.max_evaluation_images
-    async with opened_form(request, most, most + len(_FIELDS), "DEIXIS_MAX_EVALUATION_IMAGES") as form:
+        task = await resolver.resolve_label_set(label_set, model=body.model, template=body.template)
+        return _begun(await jobs.add(label_set, task.model, body.template), response)
+    max_images = limits.max_evaluation_images
+    async with opened_form(request, max_images, max_images + len(_FIELDS), "DEIXIS_MAX_EVALUATION_IMAGES") as form:
         fields = form_fields(form)
         if strange := sorted(set(fields) - set(_FIELDS)):
             raise InvalidFieldError.of(strange[0], f"there is no such field; known: image, {', '.join(_FIELDS)}")
@@ -88,15 +93,17 @@ async def evaluate_label_set(
                 "class", f"{len(parts)} images and {len(classes)} classes are given; send one class for each image"
             )
         truth = indices_of(classes, label_set.classnames)
-        question = ClassifyRequest.about(label_set, model=fields.get("model"), template=fields.get("template"))
-        model = (await service.plan(question)).model
+        template = fields.get("template")
+        task = await resolver.resolve_label_set(label_set, model=fields.get("model"), template=template)
         await caller.spend_images(len(parts))
         encoded: list[np.ndarray | ClientError] = []
         for first in range(0, len(parts), _ENCODED_AT_ONCE):
             images = [await read_part(part) for part in parts[first : first + _ENCODED_AT_ONCE]]
             # A request that was let in waits for its turn where others fill the queue.
-            encoded += await service.examples.encode(model, images, patient=first > 0)
-    return _begun(await jobs.evaluate(question, *_readable(encoded, truth)), response)
+            encoded += await examples.encode(task.model, images, wait=first > 0)
+    features, classes_of_readable, skipped = _readable(encoded, truth)
+    job = await jobs.add(label_set, task.model, template, (features, classes_of_readable), skipped)
+    return _begun(job, response)
 
 
 def _begun(job: Job, response: Response) -> JobBody:

@@ -6,7 +6,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 
 from app.api.auth.access import Caller, CallerDependency, GuardedRoute, LabelSetName
-from app.api.dependencies import JobsDependency, ServiceDependency
+from app.api.dependencies import (
+    ExamplesDependency,
+    ImportJobsDependency,
+    LabelSetsDependency,
+    LimitsDependency,
+    SelectMethodJobsDependency,
+    SelectorDependency,
+)
 from app.api.forms import IMAGE_FILES, form_fields, media_type_of, opened_form, parsed, read_part
 from app.api.schemas.examples import (
     AddedExamplesResponse,
@@ -18,9 +25,9 @@ from app.api.schemas.examples import (
 )
 from app.api.schemas.jobs import JobBody
 from app.api.schemas.selection import SelectionResponse
-from app.classification.service import Service
 from app.errors import ClientError, InvalidFieldError, UnknownNameError, UnsupportedMediaTypeError
-from app.jobs.queue import Jobs
+from app.fewshot.examples import ExampleImages
+from app.jobs.handlers import SelectMethodJobs
 from app.names.class_names import indices_of
 from app.store.examples import Deleted, NewExample
 from app.store.keys import Scope
@@ -65,7 +72,14 @@ _BODY: dict[str, Any] = {
     openapi_extra=_BODY,
 )
 async def add_images(
-    name: LabelSetName, request: Request, service: ServiceDependency, jobs: JobsDependency, caller: CallerDependency
+    name: LabelSetName,
+    request: Request,
+    label_sets: LabelSetsDependency,
+    examples: ExamplesDependency,
+    importing: ImportJobsDependency,
+    select_method: SelectMethodJobsDependency,
+    limits: LimitsDependency,
+    caller: CallerDependency,
 ) -> AddedExamplesResponse | Response:
     """Add example images: those of a form, or as JSON those of a folder of the server, which is a job.
 
@@ -73,19 +87,17 @@ async def add_images(
     already is not added again; it takes on the class that is given. Images that cannot be read are left out. When the
     answer comes, the others are stored for good; a job then finds out which method they are evidence for.
     """
-    label_set = await service.label_sets.get(name)
+    label_set = await label_sets.get(name)
     match media_type_of(request):
         case "multipart/form-data":
-            return await _add_form(label_set, request, service, jobs, caller)
+            return await _add_form(label_set, request, examples, select_method, limits.max_evaluation_images, caller)
         case "application/json":
             caller.require(Scope.ADMIN, "importing a folder of the server")
             body = parsed(ImportBody, await request.body())
             if body.by_subfolder and body.class_ is not None:
                 raise InvalidFieldError.of("class", "give either class or by_subfolder, not both")
             (classname,) = _classes_of([] if body.class_ is None else [body.class_], 1, label_set)
-            job = await jobs.import_images(
-                label_set.name, body.folder, by_subfolder=body.by_subfolder, classname=classname
-            )
+            job = await importing.add(label_set.name, body.folder, by_subfolder=body.by_subfolder, classname=classname)
             return Response(
                 JobBody.of(job).model_dump_json(),
                 202,
@@ -100,10 +112,14 @@ async def add_images(
 
 
 async def _add_form(
-    label_set: LabelSet, request: Request, service: Service, jobs: Jobs, caller: Caller
+    label_set: LabelSet,
+    request: Request,
+    examples: ExampleImages,
+    select_method: SelectMethodJobs,
+    max_images: int,
+    caller: Caller,
 ) -> AddedExamplesResponse:
-    most = service.max_evaluation_images
-    async with opened_form(request, most, most + 1, "DEIXIS_MAX_EVALUATION_IMAGES") as form:
+    async with opened_form(request, max_images, max_images + 1, "DEIXIS_MAX_EVALUATION_IMAGES") as form:
         fields = form_fields(form)
         if strange := sorted(set(fields) - {"class"}):
             raise InvalidFieldError.of(strange[0], "there is no such field; known: image, class")
@@ -112,18 +128,18 @@ async def _add_form(
         await caller.spend_images(len(parts))
         prepared: list[NewExample | ClientError] = []
         for first in range(0, len(parts), _ENCODED_AT_ONCE):
-            some = slice(first, first + _ENCODED_AT_ONCE)
-            images = [await read_part(part) for part in parts[some]]
+            batch = slice(first, first + _ENCODED_AT_ONCE)
+            images = [await read_part(part) for part in parts[batch]]
             # A request that was let in waits for its turn where others fill the queue.
-            prepared += await service.examples.prepare(label_set.name, images, classnames[some], patient=first > 0)
+            prepared += await examples.prepare(label_set.name, images, classnames[batch], wait=first > 0)
     items = [each for each in prepared if isinstance(each, NewExample)]
     if not items:
         assert isinstance(prepared[0], ClientError)
         raise prepared[0]
-    before = await service.examples.repository.revision(label_set.name)
-    added = await service.examples.add(label_set.name, items)
-    job = None if added.revision == before else (await jobs.try_methods(label_set.name)).id
-    return AddedExamplesResponse.of(added, prepared, await service.examples.counts(label_set.name), job)
+    before = await examples.repository.revision(label_set.name)
+    added = await examples.add(label_set.name, items)
+    job = None if added.revision == before else (await select_method.add(label_set.name)).id
+    return AddedExamplesResponse.of(added, prepared, await examples.counts(label_set.name), job)
 
 
 def _classes_of(given: Sequence[str], images: int, label_set: LabelSet) -> list[str | None]:
@@ -146,7 +162,8 @@ def _classes_of(given: Sequence[str], images: int, label_set: LabelSet) -> list[
 @router.get(_PATH)
 async def list_images(
     name: LabelSetName,
-    service: ServiceDependency,
+    label_sets: LabelSetsDependency,
+    examples: ExamplesDependency,
     class_: Annotated[str | None, Query(alias="class", description="Of this class only.")] = None,
     unlabelled: Annotated[bool, Query(description="Unlabelled ones only.")] = False,  # noqa: FBT002 - a query field
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
@@ -154,14 +171,12 @@ async def list_images(
 ) -> ExampleList:
     """List example images, a page at a time, and count all of them."""
     if class_ is not None:
-        class_ = await service.class_with_examples(name, class_)
-    found = await service.examples.repository.list(
-        name, limit=limit + 1, after=after, classname=class_, unlabelled=unlabelled
-    )
+        class_ = await examples.find_class(await label_sets.get(name), class_)
+    found = await examples.repository.list(name, limit=limit + 1, after=after, classname=class_, unlabelled=unlabelled)
     page = found[:limit]
     return ExampleList(
         images=[ExampleBody.of(each) for each in page],
-        counts=ExampleCountsBody.of(await service.examples.counts(name)),
+        counts=ExampleCountsBody.of(await examples.counts(name)),
         next_after=page[-1].id if len(found) > limit else None,
     )
 
@@ -170,8 +185,9 @@ async def list_images(
 async def delete_images(
     name: LabelSetName,
     request: Request,
-    service: ServiceDependency,
-    jobs: JobsDependency,
+    label_sets: LabelSetsDependency,
+    examples: ExamplesDependency,
+    select_method: SelectMethodJobsDependency,
     class_: Annotated[str | None, Query(alias="class", description="All of this class.")] = None,
     unlabelled: Annotated[bool, Query(description="All without a class.")] = False,  # noqa: FBT002 - a query field
     everything: Annotated[bool, Query(alias="all", description="All there are.")] = False,  # noqa: FBT002 - a query field
@@ -185,15 +201,15 @@ async def delete_images(
     if [class_ is not None, unlabelled, everything].count(True) != 1:
         raise InvalidFieldError.of("class", "give one of class, unlabelled=true and all=true, to say what is deleted")
     if class_ is not None:
-        class_ = await service.class_with_examples(name, class_)
-    deleted = await service.examples.delete(name, classname=class_, unlabelled=unlabelled, everything=everything)
-    return await _deleted(name, deleted, service, jobs)
+        class_ = await examples.find_class(await label_sets.get(name), class_)
+    deleted = await examples.delete(name, classname=class_, unlabelled=unlabelled, everything=everything)
+    return await _deleted(name, deleted, examples, select_method)
 
 
 @router.get(_PATH + "/{image_id}")
-async def get_image(name: LabelSetName, image_id: int, service: ServiceDependency) -> ExampleBody:
+async def get_image(name: LabelSetName, image_id: int, examples: ExamplesDependency) -> ExampleBody:
     """Return what is known of an example image."""
-    return ExampleBody.of(await service.examples.repository.get(name, image_id))
+    return ExampleBody.of(await examples.repository.get(name, image_id))
 
 
 @router.get(
@@ -201,9 +217,9 @@ async def get_image(name: LabelSetName, image_id: int, service: ServiceDependenc
     response_class=Response,
     responses={200: {"content": {"application/octet-stream": {}}, "description": "The file, as it was sent."}},
 )
-async def get_image_content(name: LabelSetName, image_id: int, service: ServiceDependency) -> Response:
+async def get_image_content(name: LabelSetName, image_id: int, examples: ExamplesDependency) -> Response:
     """Return the file of an example image, where the operator has files kept."""
-    content = await service.examples.repository.content(name, image_id)
+    content = await examples.repository.content(name, image_id)
     if content is None:
         raise UnknownNameError(
             "file of example image", str(image_id), way_out="only its features are kept; see DEIXIS_KEEP_IMAGES"
@@ -218,26 +234,29 @@ async def get_image_content(name: LabelSetName, image_id: int, service: ServiceD
 
 @router.delete(_PATH + "/{image_id}")
 async def delete_image(
-    name: LabelSetName, image_id: int, service: ServiceDependency, jobs: JobsDependency
+    name: LabelSetName, image_id: int, examples: ExamplesDependency, select_method: SelectMethodJobsDependency
 ) -> DeletedExamplesResponse:
     """Delete one example image for good, with what was learned from it."""
-    await service.examples.repository.get(name, image_id)
-    return await _deleted(name, await service.examples.delete(name, ids=[image_id]), service, jobs)
+    await examples.repository.get(name, image_id)
+    return await _deleted(name, await examples.delete(name, ids=[image_id]), examples, select_method)
 
 
 @router.get("/v1/label-sets/{name}/selection")
 async def get_selection(
     name: LabelSetName,
-    service: ServiceDependency,
+    label_sets: LabelSetsDependency,
+    selector: SelectorDependency,
     model: Annotated[str | None, Query(description="The first served by default.")] = None,
 ) -> SelectionResponse:
     """Return which method the example images are evidence for, and how each did on those that it had not seen."""
-    return SelectionResponse.of(await service.selection(name, model))
+    return SelectionResponse.of(await selector.stored(await label_sets.get(name), model))
 
 
-async def _deleted(name: LabelSetName, deleted: Deleted, service: Service, jobs: Jobs) -> DeletedExamplesResponse:
+async def _deleted(
+    name: LabelSetName, deleted: Deleted, examples: ExampleImages, select_method: SelectMethodJobs
+) -> DeletedExamplesResponse:
     return DeletedExamplesResponse(
         deleted=deleted.deleted,
-        counts=ExampleCountsBody.of(await service.examples.counts(name)),
-        job=(await jobs.try_methods(name)).id if deleted.deleted else None,
+        counts=ExampleCountsBody.of(await examples.counts(name)),
+        job=(await select_method.add(name)).id if deleted.deleted else None,
     )

@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from app.api.auth.access import GuardedRoute
-from app.api.dependencies import ServiceDependency
+from app.api.dependencies import HealthDependency
 from app.api.schemas.health import Health
 
 router = APIRouter(tags=["probes"], route_class=GuardedRoute)
@@ -12,20 +12,20 @@ router = APIRouter(tags=["probes"], route_class=GuardedRoute)
 
 @router.head("/healthz", include_in_schema=False)
 @router.get("/healthz")
-async def healthz(service: ServiceDependency) -> Health:
+async def healthz(health: HealthDependency) -> Health:
     """Answer that the event loop turns and every model's workers do; 503 when one died or hangs."""
-    service.check_alive()
+    health.check_alive()
     return Health(status="ok")
 
 
 @router.head("/readyz", include_in_schema=False)
 @router.get("/readyz")
-async def readyz(service: ServiceDependency) -> Health:
+async def readyz(health: HealthDependency) -> Health:
     """Answer whether requests can be served: as /healthz, and the database answers.
 
     Models are loaded before the port opens.
     """
-    await service.check_ready()
+    await health.check_ready()
     return Health(status="ready")
 
 

@@ -3,11 +3,11 @@
 from fastapi import APIRouter, Request
 
 from app.api.auth.access import CallerDependency, GuardedRoute, note
-from app.api.dependencies import ServiceDependency
+from app.api.dependencies import PipelineDependency, ResolverDependency
 from app.api.disconnects import unless_disconnected
 from app.api.forms import read_zero_shot_input
 from app.api.schemas.hugging_face import ScoredLabelBody, ZeroShotBody
-from app.classification.service import ClassifyRequest
+from app.classification.resolve import ClassifyRequest
 
 router = APIRouter(tags=["classify"], route_class=GuardedRoute)
 
@@ -19,12 +19,12 @@ _BODY = {"requestBody": {"required": True, "content": {"application/json": {"sch
 
 @router.post("/v1/zero-shot-image-classification", response_model=list[ScoredLabelBody], openapi_extra=_BODY)
 async def zero_shot_image_classification(
-    request: Request, service: ServiceDependency, caller: CallerDependency
+    request: Request, resolver: ResolverDependency, pipeline: PipelineDependency, caller: CallerDependency
 ) -> list[ScoredLabelBody]:
     """Classify one image as that task's clients ask for it, all labels in the answer, the best first."""
     body, image = await read_zero_shot_input(request)
     parameters = body.parameters
-    task = await service.plan(
+    task = await resolver.resolve(
         ClassifyRequest(
             labels=parameters.candidate_labels,
             template=parameters.hypothesis_template,
@@ -34,7 +34,7 @@ async def zero_shot_image_classification(
         )
     )
     await caller.spend_images(1)
-    classification = await unless_disconnected(request, service.classify([image], task))
+    classification = await unless_disconnected(request, pipeline.classify([image], task))
     note(request, model=task.model, classifier=task.method, images=1)
     (result,) = classification.results
     if result.error is not None:

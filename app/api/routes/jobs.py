@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from app.api.auth.access import CallerDependency, GuardedRoute
-from app.api.dependencies import JobsDependency
+from app.api.dependencies import JobQueueDependency
 from app.api.schemas.jobs import JobBody, JobList
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=GuardedRoute)
@@ -13,7 +13,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=GuardedRoute)
 
 @router.get("")
 async def list_jobs(
-    jobs: JobsDependency,
+    jobs: JobQueueDependency,
     caller: CallerDependency,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     after: Annotated[str | None, Query(description="`next_after` of the page before.")] = None,
@@ -25,12 +25,12 @@ async def list_jobs(
 
 
 @router.get("/{job_id}")
-async def get_job(job_id: str, jobs: JobsDependency, caller: CallerDependency) -> JobBody:
+async def get_job(job_id: str, jobs: JobQueueDependency, caller: CallerDependency) -> JobBody:
     """Return a job."""
     return JobBody.of(await jobs.repository.get(job_id, caller.namespace))
 
 
 @router.delete("/{job_id}")
-async def cancel_job(job_id: str, jobs: JobsDependency, caller: CallerDependency) -> JobBody:
+async def cancel_job(job_id: str, jobs: JobQueueDependency, caller: CallerDependency) -> JobBody:
     """Stop a job where it is; what it has written stays."""
     return JobBody.of(await jobs.cancel(job_id, caller.namespace))

@@ -5,13 +5,13 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from app.api.auth.access import CallerDependency, GuardedRoute, LabelSetName
-from app.api.dependencies import ServiceDependency
+from app.api.dependencies import LabelSetsDependency
 from app.api.forms import media_type_of
 from app.api.schemas.label_sets import ClassesBody, LabelSetBody, LabelSetList, LabelSetResponse, LabelSetSummaryBody
 from app.errors import InvalidFieldError, UnsupportedMediaTypeError
 from app.names.namespaces import own_name
 from app.store.label_sets import ANY, IfMatch
-from app.types import ClassEntry, LabelSet
+from app.types import LabelSet
 
 router = APIRouter(prefix="/v1/label-sets", tags=["label sets"], route_class=GuardedRoute)
 
@@ -32,14 +32,14 @@ IfMatchHeader = Annotated[str | None, Header(alias="If-Match", description="Writ
 
 @router.get("")
 async def list_label_sets(
-    service: ServiceDependency,
+    label_sets: LabelSetsDependency,
     caller: CallerDependency,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     after: Annotated[str | None, Query(description="`next_after` of the page before.")] = None,
 ) -> LabelSetList:
     """List the label sets by name, a page at a time."""
     # One more than the page holds tells whether it is the last.
-    found = await service.label_sets.list(
+    found = await label_sets.list(
         limit=limit + 1, after=None if after is None else caller.namespace.qualify(after), namespace=caller.namespace
     )
     page = found[:limit]
@@ -52,13 +52,13 @@ async def list_label_sets(
 @router.get("/{name}", response_model=LabelSetResponse, responses={304: {"description": "It is the version you have."}})
 async def get_label_set(
     name: LabelSetName,
-    service: ServiceDependency,
+    label_sets: LabelSetsDependency,
     response: Response,
     version: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="The latest by default.")] = None,
     if_none_match: Annotated[str | None, Header(alias="If-None-Match")] = None,
 ) -> LabelSetResponse | Response:
     """Return a label set, in its latest version or the one asked for."""
-    label_set = await service.label_sets.get(name, version)
+    label_set = await label_sets.get(name, version)
     etag = etag_of(label_set)
     had = {each.strip().removeprefix("W/") for each in (if_none_match or "").split(",")}
     if had & {etag, "*"}:
@@ -72,7 +72,7 @@ async def get_label_set(
 async def put_label_set(
     name: LabelSetName,
     body: LabelSetBody,
-    service: ServiceDependency,
+    label_sets: LabelSetsDependency,
     response: Response,
     if_match: IfMatchHeader = None,
     if_none_match: Annotated[
@@ -82,7 +82,7 @@ async def put_label_set(
     """Make a new immutable version of a label set, which becomes the latest."""
     if if_none_match not in {None, "*"}:
         raise InvalidFieldError.of("If-None-Match", f"only * is possible here, not '{if_none_match}'")
-    label_set, created = await service.put_label_set(
+    label_set, created = await label_sets.put(
         name,
         body.entries(),
         body.templates,
@@ -96,31 +96,34 @@ async def put_label_set(
 
 
 @router.delete("/{name}", status_code=204, response_class=Response)
-async def delete_label_set(name: LabelSetName, service: ServiceDependency, if_match: IfMatchHeader = None) -> None:
+async def delete_label_set(name: LabelSetName, label_sets: LabelSetsDependency, if_match: IfMatchHeader = None) -> None:
     """Delete a label set with all its versions and example images; version numbers are never given again."""
-    await service.delete_label_set(name, if_match=parse_if_match(if_match))
+    await label_sets.delete(name, if_match=parse_if_match(if_match))
 
 
 @router.post("/{name}/classes", dependencies=JSON_ONLY)
 async def add_classes(
     name: LabelSetName,
     body: ClassesBody,
-    service: ServiceDependency,
+    label_sets: LabelSetsDependency,
     response: Response,
     if_match: IfMatchHeader = None,
 ) -> LabelSetResponse:
     """Add classes at the end, as a new version."""
-    label_set = await service.add_classes(name, body.entries(), if_match=parse_if_match(if_match))
+    label_set = await label_sets.add_classes(name, body.entries(), if_match=parse_if_match(if_match))
     return _told(label_set, response)
 
 
 @router.delete("/{name}/classes/{classname:path}")
 async def remove_class(
-    name: LabelSetName, classname: str, service: ServiceDependency, response: Response, if_match: IfMatchHeader = None
+    name: LabelSetName,
+    classname: str,
+    label_sets: LabelSetsDependency,
+    response: Response,
+    if_match: IfMatchHeader = None,
 ) -> LabelSetResponse:
     """Remove one class, as a new version."""
-    (entry,) = service.clean_classes([ClassEntry(classname)])
-    label_set = await service.label_sets.remove_class(name, entry.name, if_match=parse_if_match(if_match))
+    label_set = await label_sets.remove_class(name, classname, if_match=parse_if_match(if_match))
     return _told(label_set, response)
 
 

@@ -292,7 +292,7 @@ class ClassifyResponse(Response):
         task = classification.task
         return cls(
             model=task.model,
-            label_set=None if task.label_set is None else own_name(task.label_set),
+            label_set=None if task.label_set is None else own_name(task.label_set.reference),
             database=None if classification.database is None else own_name(classification.database),
             vocabulary=None
             if classification.vocabulary is None

@@ -14,7 +14,7 @@ class JobBody(Response):
     """Work that goes on after its request was answered."""
 
     id: str
-    kind: str = Field(description="`describe`, `evaluate`, `try-methods`, `import-images` or `build-captions`.")
+    kind: str = Field(description="`describe`, `evaluate`, `select-method`, `import-images` or `build-captions`.")
     label_set: str | None = Field(description="That it is about; null for `build-captions`.")
     database: str | None = Field(description="That is built; null for others.")
     status: JobStatus

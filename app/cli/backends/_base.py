@@ -20,7 +20,7 @@ from app.api.schemas.examples import AddedExamplesResponse, DeletedExamplesRespo
 from app.api.schemas.label_sets import LabelSetBody, LabelSetResponse, LabelSetSummaryBody
 from app.api.schemas.problems import Problem
 from app.api.schemas.selection import SelectionResponse
-from app.classification.service import ClassifyRequest
+from app.classification.resolve import ClassifyRequest
 from app.selection.comparison import Comparison
 from app.selection.learning_curve import LearningCurve
 from app.store.drafts import DraftStatus

@@ -28,14 +28,14 @@ from app.captions.catalogue import DatabaseState
 from app.captions.plan import WORDNET, BuildPlan
 from app.captions.search import CaptionQuery
 from app.captions.sources import Source
-from app.classification.service import ClassifyRequest, Service
+from app.classification.resolve import ClassifyRequest
 from app.cli.backends._base import Advance, CurveInput, read_image
 from app.errors import ClientError, InvalidFieldError
+from app.main import Service
 from app.names.class_names import indices_of
 from app.names.namespaces import OPEN_NAMESPACE
-from app.selection.comparison import Comparison, compare
+from app.selection.comparison import Comparison
 from app.selection.learning_curve import LearningCurve, learning_curve
-from app.selection.trial import try_for_every_model
 from app.store.drafts import DraftStatus
 from app.store.examples import NewExample
 from app.types import Task
@@ -70,11 +70,11 @@ class InProcess:
     @property
     def default_model(self) -> str:
         """The model that is used where none is named."""
-        return self._service.pipeline.default_model
+        return self._service.models.default
 
     async def classify(self, images: Sequence[bytes], question: ClassifyRequest) -> list[ResultBody]:
         """Run the pipeline."""
-        task = await self._service.plan(question)
+        task = await self._service.resolver.resolve(question)
         return ClassifyResponse.of(await self._service.pipeline.classify(images, task), problem).results
 
     async def pinned(self, question: ClassifyRequest) -> ClassifyRequest:
@@ -93,23 +93,23 @@ class InProcess:
         advance: Callable[[], object],
     ) -> tuple[Comparison, list[ResultBody]]:
         """Encode the files once and run every method."""
-        task = await self._service.plan(question)
+        task = await self._service.resolver.resolve(question)
         features, results = await self._encoded(task, files, advance)
         truth = _readable(_places(classes, task), results)
-        return await compare(self._service, question, features, truth), results
+        return await self._service.comparer.compare(task, features, truth), results
 
     async def learning_curve(
         self, question: ClassifyRequest, given: CurveInput, advance: Advance
     ) -> tuple[LearningCurve, list[ResultBody]]:
         """Encode the files once, and learn from draws of them."""
-        task = await self._service.plan(question)
+        task = await self._service.resolver.resolve(question)
         total = len(given.files) + len(given.support_files) + len(given.pool_files)
         done = 0
 
         async def encoded(files: Sequence[Path]) -> tuple[np.ndarray, list[ResultBody]]:
             nonlocal done
             if not files:
-                return np.zeros((0, self._service.pipeline.models[task.model].encoder.embed_dim), np.float32), []
+                return np.zeros((0, self._service.models.get(task.model).encoder.embed_dim), np.float32), []
             features, results = [], []
             for first in range(0, len(files), _ENCODED_AT_ONCE):
                 some = files[first : first + _ENCODED_AT_ONCE]
@@ -124,8 +124,8 @@ class InProcess:
         support_features, support_results = await encoded(given.support_files)
         pool_features, pool_results = await encoded(given.pool_files)
         curve = await learning_curve(
-            self._service,
-            question,
+            self._service.comparer,
+            task,
             (features, _readable(_places(given.classes, task), results)),
             (support_features, _readable(_places(given.support_classes, task), support_results)),
             pool_features,
@@ -158,7 +158,7 @@ class InProcess:
     async def _encoded_some(self, task: Task, files: Sequence[Path]) -> tuple[list[np.ndarray], list[ResultBody]]:
         images = [await asyncio.to_thread(read_image, file) for file in files]
         encoded = iter(
-            await self._service.pipeline.image_features(
+            await self._service.models.encode_images(
                 task.model, [image for image in images if isinstance(image, bytes)]
             )
         )
@@ -176,7 +176,7 @@ class InProcess:
 
     async def prepare_names(self, question: ClassifyRequest, advance: Advance) -> None:
         """Build it here and now, unless the question could not be answered all the same."""
-        await self._service.check(question)
+        await self._service.resolver.validate(question)
         if question.database not in {None, WORDNET}:
             return
         plan = await self._service.captions.plan_wordnet()
@@ -187,7 +187,7 @@ class InProcess:
         self, files: Sequence[Path], question: ClassifyRequest, advance: Callable[[], object]
     ) -> tuple[list[ResultBody], list[SharedNameBody]]:
         """Encode the files once, and find names for all of them."""
-        task = await self._service.plan(question)
+        task = await self._service.resolver.resolve(question)
         features, results = await self._encoded_all(task, files, advance)
         if not features:
             return results, []
@@ -203,8 +203,7 @@ class InProcess:
 
     async def text_features(self, model: str | None, texts: Sequence[str]) -> np.ndarray:
         """Return unit rows (k, d) of texts."""
-        pipeline = self._service.pipeline
-        return await pipeline.models[model or pipeline.default_model].encode_texts(texts)
+        return await self._service.models.get(model).encode_texts(texts)
 
     async def databases(self) -> list[DatabaseBody]:
         """Read the folder."""
@@ -219,7 +218,7 @@ class InProcess:
         # A command that loads no model cannot tell for which it is.
         models = [] if state.manifest is None else await captions.models_of(state.manifest)
         told = DatabaseBody.of(state, models, default=state.name == captions.databases.default)
-        return told if self._service.pipeline.models else told.model_copy(update={"problem": state.problem})
+        return told if len(self._service.models) else told.model_copy(update={"problem": state.problem})
 
     async def build_database(self, name: str, plan: BuildPlan, sources: Sequence[Source], advance: Advance) -> None:
         """Build a caption database, of files that a server could not read."""
@@ -247,11 +246,11 @@ class InProcess:
 
     async def label_set(self, reference: str) -> LabelSetResponse:
         """Read the store."""
-        return LabelSetResponse.of(await self._service.find_label_set(str(OPEN_NAMESPACE.reference(reference))))
+        return LabelSetResponse.of(await self._service.label_sets.find(OPEN_NAMESPACE.reference(reference)))
 
     async def put_label_set(self, name: str, body: LabelSetBody) -> LabelSetResponse:
         """Write the store."""
-        label_set, _ = await self._service.put_label_set(
+        label_set, _ = await self._service.label_sets.put(
             OPEN_NAMESPACE.label_set(name), body.entries(), body.templates, merge_synonyms=body.merge_synonyms
         )
         return LabelSetResponse.of(label_set)
@@ -270,7 +269,7 @@ class InProcess:
 
     async def try_methods(self, name: str, job: str | None, advance: Advance) -> None:  # noqa: ARG002 - a server's
         """Try them here and now."""
-        await try_for_every_model(self._service, OPEN_NAMESPACE.label_set(name), advance)
+        await self._service.selection.select_for_every_model(OPEN_NAMESPACE.label_set(name), advance)
 
     async def example_counts(self, name: str) -> ExampleCountsBody:
         """Read the store."""
@@ -282,7 +281,7 @@ class InProcess:
         """Write the store."""
         name = OPEN_NAMESPACE.label_set(name)
         if classname is not None:
-            classname = await self._service.class_with_examples(name, classname)
+            classname = await self._service.examples.find_class(await self._service.label_sets.get(name), classname)
         deleted = await self._service.examples.delete(
             name, classname=classname, unlabelled=unlabelled, everything=everything
         )
@@ -291,17 +290,19 @@ class InProcess:
 
     async def selection(self, name: str, model: str | None) -> SelectionResponse:
         """Read the store."""
-        return SelectionResponse.of(await self._service.selection(OPEN_NAMESPACE.label_set(name), model))
+        label_set = await self._service.label_sets.get(OPEN_NAMESPACE.label_set(name))
+        return SelectionResponse.of(await self._service.selector.stored(label_set, model))
 
     async def estimate_descriptions(self, name: str, body: DescribeBody) -> EstimateBody:
         """Plan the questions."""
-        told = await self._service.estimate_descriptions(OPEN_NAMESPACE.label_set(name), body.request())
+        label_set = await self._service.label_sets.get(OPEN_NAMESPACE.label_set(name))
+        told = await self._service.describer.estimate(label_set, body.request())
         return EstimateBody(**asdict(told))
 
     async def describe(self, name: str, body: GenerateBody, advance: Advance) -> Mapping[str, Any]:
         """Ask here and now."""
         name = OPEN_NAMESPACE.label_set(name)
-        return asdict(await self._service.describe(name, body.request(), advance, accept=body.accept))
+        return asdict(await self._service.jobs.describe.describe(name, body.request(), advance, accept=body.accept))
 
     async def drafts(self, name: str, status: DraftStatus | None, classname: str | None) -> list[DraftBody]:
         """Read the store, page by page."""
@@ -317,7 +318,7 @@ class InProcess:
 
     async def accept_drafts(self, name: str, body: DecisionBody) -> AcceptedResponse:
         """Write the store."""
-        label_set, accepted = await self._service.accept_drafts(OPEN_NAMESPACE.label_set(name), body.ids)
+        label_set, accepted = await self._service.label_sets.accept_drafts(OPEN_NAMESPACE.label_set(name), body.ids)
         return AcceptedResponse(accepted=accepted, label_set=LabelSetResponse.of(label_set))
 
     async def reject_drafts(self, name: str, body: DecisionBody) -> RejectedResponse:

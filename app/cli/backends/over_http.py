@@ -39,7 +39,7 @@ from app.api.schemas.jobs import JobBody
 from app.api.schemas.label_sets import LabelSetBody, LabelSetList, LabelSetResponse, LabelSetSummaryBody
 from app.api.schemas.problems import Problem
 from app.api.schemas.selection import SelectionResponse
-from app.classification.service import ClassifyRequest
+from app.classification.resolve import ClassifyRequest
 from app.cli.backends._base import Advance, CurveInput, read_image
 from app.errors import DeixisError, InvalidFieldError, NotReadyError
 from app.selection.comparison import Comparison

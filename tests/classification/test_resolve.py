@@ -2,6 +2,7 @@ import asyncio
 import json
 import shutil
 import threading
+from contextlib import AsyncExitStack
 from itertools import pairwise
 
 import numpy as np
@@ -10,8 +11,8 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.classification.methods import AUTO, METHODS
-from app.classification.service import DEFAULT_METHOD, DEFAULT_TEMPLATES, ClassifyRequest, split_labels
+from app.classification.methods import AUTO, DEFAULT_METHOD, METHODS
+from app.classification.resolve import ClassifyRequest
 from app.encoders.fake import FakeEncoder
 from app.errors import (
     ClientError,
@@ -23,9 +24,12 @@ from app.errors import (
     TooLargeError,
     UnknownNameError,
 )
+from app.label_sets.service import DEFAULT_TEMPLATES
 from app.main import open_service
-from app.selection.trial import try_for_every_model
+from app.names.labels import split_labels
+from app.selection.selection import SELECT_METHOD
 from app.settings import Settings
+from app.store.jobs import JobRepository
 from app.types import ClassEntry, MergeSynonyms, Task
 from tests.conftest import picture
 from tests.gated import GatedEncoder
@@ -47,15 +51,15 @@ def entries(*names):
 
 async def settled(service):
     """Wait until no label set is being warmed."""
-    await service._warmer.idle()
+    await service.prewarmer.idle()
 
 
 # --- looking up names ----------------------------------------------------------------------------------------------
 
 
 async def test_what_is_not_said_is_filled_in(service):
-    task = await service.plan(ClassifyRequest(labels=["cat", "dog"]))
-    assert (task.model, task.method, task.label_set) == ("fake", DEFAULT_METHOD, None)
+    task = await service.resolver.resolve(ClassifyRequest(labels=["cat", "dog"]))
+    assert (task.model, task.method, task.label_set_reference) == ("fake", DEFAULT_METHOD, None)
     assert task.classnames == ("cat", "dog")
     assert task.templates == service.templates.resolve(DEFAULT_TEMPLATES)
     assert task.top_k == 2
@@ -63,42 +67,42 @@ async def test_what_is_not_said_is_filled_in(service):
 
 @pytest.mark.parametrize(("asked", "told"), [(None, 5), (1, 1), (3, 3), (6, 6), (100, 6)])
 async def test_no_more_predictions_are_planned_than_there_are_classes(service, asked, told):
-    await service.put_label_set("six", entries(*"abcdef"), "photo")
-    assert (await service.plan(ClassifyRequest(label_set="six", top_k=asked))).top_k == told
+    await service.label_sets.put("six", entries(*"abcdef"), "photo")
+    assert (await service.resolver.resolve(ClassifyRequest(label_set="six", top_k=asked))).top_k == told
 
 
 async def test_labels_are_cleaned_as_the_classes_of_a_label_set_are(service):
-    task = await service.plan(ClassifyRequest(labels=["  polar   bear ", "cafe\u0301"]))
+    task = await service.resolver.resolve(ClassifyRequest(labels=["  polar   bear ", "cafe\u0301"]))
     assert task.classnames == ("polar bear", "caf\u00e9")
 
 
 @pytest.mark.parametrize("templates", ["photo", "a sketch of a {}."])
 async def test_a_label_set_brings_its_own_templates_which_a_request_may_replace(service, templates):
-    await service.put_label_set("pets", entries("cat", "dog"), templates)
-    own = await service.plan(ClassifyRequest(label_set="pets"))
+    await service.label_sets.put("pets", entries("cat", "dog"), templates)
+    own = await service.resolver.resolve(ClassifyRequest(label_set="pets"))
     assert own.templates == service.templates.resolve(templates)
-    replaced = await service.plan(ClassifyRequest(label_set="pets", template="the {}."))
+    replaced = await service.resolver.resolve(ClassifyRequest(label_set="pets", template="the {}."))
     assert replaced.templates == ("the {}.",)
-    assert own.label_set == replaced.label_set == "pets@1"
+    assert own.label_set_reference == replaced.label_set_reference == "pets@1"
 
 
 async def test_a_label_set_is_found_by_name_and_by_version(service):
-    await service.put_label_set("pets", entries("cat"), "photo")
-    await service.put_label_set("pets", entries("dog"), "photo")
+    await service.label_sets.put("pets", entries("cat"), "photo")
+    await service.label_sets.put("pets", entries("dog"), "photo")
     for reference, version, name in [
         ("pets", 2, "dog"),
         ("pets@1", 1, "cat"),
         (" pets ", 2, "dog"),
         ("pets@02", 2, "dog"),
     ]:
-        task = await service.plan(ClassifyRequest(label_set=reference))
-        assert (task.label_set, task.classnames) == (f"pets@{version}", (name,))
+        task = await service.resolver.resolve(ClassifyRequest(label_set=reference))
+        assert (task.label_set_reference, task.classnames) == (f"pets@{version}", (name,))
 
 
 @pytest.mark.parametrize("version", ["", "x", "-1", "1.0", "1@2", "٣", "1" * 10, " 1"])
 async def test_what_is_no_version_number_is_told_as_a_field(service, version):
     with pytest.raises(InvalidFieldError, match="write name or name@3"):
-        await service.plan(ClassifyRequest(label_set=f"pets@{version}"))
+        await service.resolver.resolve(ClassifyRequest(label_set=f"pets@{version}"))
 
 
 @pytest.mark.parametrize(
@@ -113,28 +117,28 @@ async def test_what_is_no_version_number_is_told_as_a_field(service, version):
     ],
 )
 async def test_an_unknown_name_is_told_with_the_known_ones(service, question, kind, known):
-    await service.put_label_set("pets", entries("cat"), "photo")
+    await service.label_sets.put("pets", entries("cat"), "photo")
     with pytest.raises(UnknownNameError, match=f"unknown {kind} '.*'; known: .*{known}"):
-        await service.plan(question)
+        await service.resolver.resolve(question)
 
 
 async def test_labels_or_a_label_set_must_be_given_where_the_method_needs_some_and_never_both(service):
     for question in (ClassifyRequest(method="zero-shot"), ClassifyRequest(labels=["a"], label_set="pets")):
         with pytest.raises(InvalidFieldError) as caught:
-            await service.plan(question)
+            await service.resolver.resolve(question)
         assert [each.field for each in caught.value.problems] == ["labels"]
 
 
 async def test_limits_name_the_setting_that_raises_them(service):
     with pytest.raises(TooLargeError, match="DEIXIS_MAX_LABELS"):
-        await service.plan(ClassifyRequest(labels=list("abcdef")))
+        await service.resolver.resolve(ClassifyRequest(labels=list("abcdef")))
     with pytest.raises(TooLargeError, match="DEIXIS_MAX_CLASSES"):
-        await service.put_label_set("pets", entries(*"abcdefg"), "photo")
-    await service.put_label_set("pets", entries(*"abcdef"), "photo")
+        await service.label_sets.put("pets", entries(*"abcdefg"), "photo")
+    await service.label_sets.put("pets", entries(*"abcdef"), "photo")
     with pytest.raises(TooLargeError, match="DEIXIS_MAX_CLASSES"):
-        await service.add_classes("pets", entries("g"))
+        await service.label_sets.add_classes("pets", entries("g"))
     with pytest.raises(InvalidFieldError, match="at most 10"):
-        await service.plan(ClassifyRequest(labels=["a long name"]))
+        await service.resolver.resolve(ClassifyRequest(labels=["a long name"]))
 
 
 # --- label sets ----------------------------------------------------------------------------------------------------
@@ -143,27 +147,27 @@ async def test_limits_name_the_setting_that_raises_them(service):
 async def test_an_unknown_template_set_is_refused_before_anything_is_written(service):
     for templates, error in [("phto", UnknownNameError), ("{} {x}", InvalidFieldError)]:
         with pytest.raises(error):
-            await service.put_label_set("pets", entries("cat"), templates)
+            await service.label_sets.put("pets", entries("cat"), templates)
     with pytest.raises(UnknownNameError):
-        await service.find_label_set("pets")
+        await service.label_sets.find("pets")
 
 
 async def test_a_bad_template_of_a_label_set_is_told_under_its_field(service):
     with pytest.raises(InvalidFieldError) as caught:
-        await service.put_label_set("pets", entries("cat"), "{} {x}")
+        await service.label_sets.put("pets", entries("cat"), "{} {x}")
     assert [each.field for each in caught.value.problems] == ["templates"]
 
 
 async def test_one_of_two_writers_who_read_the_same_version_is_told(service):
-    await service.put_label_set("pets", entries("cat"), "photo")
+    await service.label_sets.put("pets", entries("cat"), "photo")
     outcomes = await asyncio.gather(
-        service.put_label_set("pets", entries("dog"), "photo", if_match=frozenset({1})),
-        service.put_label_set("pets", entries("owl"), "photo", if_match=frozenset({1})),
+        service.label_sets.put("pets", entries("dog"), "photo", if_match=frozenset({1})),
+        service.label_sets.put("pets", entries("owl"), "photo", if_match=frozenset({1})),
         return_exceptions=True,
     )
     assert sorted(type(each).__name__ for each in outcomes) == ["PreconditionFailedError", "tuple"]
     assert isinstance(next(each for each in outcomes if not isinstance(each, tuple)), PreconditionFailedError)
-    assert (await service.find_label_set("pets")).version == 2
+    assert (await service.label_sets.find("pets")).version == 2
 
 
 # --- example images ------------------------------------------------------------------------------------------------
@@ -191,7 +195,7 @@ def databases(tmp_path_factory, empty_database):
         shutil.copy(file, taught)
         async with open_service(settings, [FakeEncoder()]) as service:
             for name in ("things", "colours"):
-                await try_for_every_model(service, name)
+                await service.selection.select_for_every_model(name)
         shutil.copy(file, calibrated)
 
     asyncio.run(make())
@@ -215,7 +219,7 @@ async def calibrated(settings, encoder, databases, anyio_backend):
 
 
 async def told(service, images=ASKED, **asked):
-    return await service.pipeline.classify(images, await service.plan(ClassifyRequest(**asked)))
+    return await service.pipeline.classify(images, await service.resolver.resolve(ClassifyRequest(**asked)))
 
 
 def labels_of(classification):
@@ -235,80 +239,75 @@ def assert_same(one, other, tolerance=1e-4):
 
 
 async def test_without_examples_zero_shot_answers_and_there_is_nothing_to_say_of_that(service):
-    await service.put_label_set("pets", entries("cat", "dog"), "photo")
+    await service.label_sets.put("pets", entries("cat", "dog"), "photo")
     for question in (ClassifyRequest(labels=["cat"]), ClassifyRequest(label_set="pets")):
-        task = await service.plan(question)
+        task = await service.resolver.resolve(question)
         assert (task.method, task.reason) == (DEFAULT_METHOD, None)
     for asked in ({"labels": ["cat"]}, {"label_set": "pets"}):
-        task = await service.plan(ClassifyRequest(**asked, method=AUTO))
+        task = await service.resolver.resolve(ClassifyRequest(**asked, method=AUTO))
         assert task.method == DEFAULT_METHOD
-        assert "no example images" in task.reason
+        assert "there are none" in task.reason
 
 
 async def test_until_methods_were_tried_zero_shot_answers_and_they_are_asked_to_be_tried_once(taught):
-    asked = []
-
-    async def note(name):
-        asked.append(name)
-
     await settled(taught)
-    taught.choices.on_untried = note
+    taught.selector._jobs = repository = JobRepository(taught.engine)
     for method in (None, AUTO, None):
-        task = await taught.plan(ClassifyRequest(label_set="things", method=method))
+        task = await taught.resolver.resolve(ClassifyRequest(label_set="things", method=method))
         assert task.method == DEFAULT_METHOD
-        assert "still to be tried" in task.reason
-    await asyncio.gather(*taught.choices._trying)
-    assert asked == ["things"]
+        assert "have not been compared" in task.reason
+    await asyncio.gather(*taught.selector._requests)
+    assert [(job.kind, job.subject) for job in await repository.list(9)] == [(SELECT_METHOD, "things")]
 
 
 async def test_after_a_trial_what_is_better_beyond_chance_answers_and_it_is_told_why(calibrated):
     for method in (None, AUTO):
-        task = await calibrated.plan(ClassifyRequest(label_set="things", method=method))
+        task = await calibrated.resolver.resolve(ClassifyRequest(label_set="things", method=method))
         assert task.method in LEARN_FROM_LABELS
         assert task.method in task.reason
-        assert "zero-shot on 33.3 %" in task.reason
+        assert "that of zero-shot 33.3 %" in task.reason
     classification = await told(calibrated, label_set="things")
     assert labels_of(classification) == list(THINGS) * 2
     assert labels_of(await told(calibrated, label_set="things", method="zero-shot")) == ["tomato"] * 6
-    task = await calibrated.plan(ClassifyRequest(label_set="colours"))
+    task = await calibrated.resolver.resolve(ClassifyRequest(label_set="colours"))
     assert task.method == DEFAULT_METHOD
-    assert "no gain beyond chance" in task.reason
+    assert "not a significant gain" in task.reason
 
 
 @pytest.mark.parametrize("change", ["examples", "classes"])
 async def test_a_choice_from_before_a_change_is_kept_and_it_is_said_that_there_was_one(calibrated, change):
-    before = await calibrated.plan(ClassifyRequest(label_set="things"))
+    before = await calibrated.resolver.resolve(ClassifyRequest(label_set="things"))
     assert "changed since" not in before.reason
     if change == "examples":
         await keep(calibrated, "things", [shade(0, 99)], ["tomato"])
     else:
-        await calibrated.add_classes("things", entries("snow"))
-    after = await calibrated.plan(ClassifyRequest(label_set="things"))
+        await calibrated.label_sets.add_classes("things", entries("snow"))
+    after = await calibrated.resolver.resolve(ClassifyRequest(label_set="things"))
     assert after.method == before.method
     assert after.reason == f"{before.reason}; the examples or classes have changed since"
-    await try_for_every_model(calibrated, "things")
-    assert "changed since" not in (await calibrated.plan(ClassifyRequest(label_set="things"))).reason
+    await calibrated.selection.select_for_every_model("things")
+    assert "changed since" not in (await calibrated.resolver.resolve(ClassifyRequest(label_set="things"))).reason
 
 
 async def test_a_method_that_is_named_is_taken_without_a_reason(calibrated):
     for method in METHODS:
-        task = await calibrated.plan(ClassifyRequest(label_set="things", method=method))
+        task = await calibrated.resolver.resolve(ClassifyRequest(label_set="things", method=method))
         assert (task.method, task.reason) == (method, None)
 
 
 async def test_options_without_a_method_are_refused_where_the_evidence_chooses_it(calibrated):
     for asked in ({"label_set": "things"}, {"label_set": "things", "method": AUTO}, {"labels": ["a"], "method": AUTO}):
-        with pytest.raises(InvalidFieldError, match="name one in the field method") as caught:
-            await calibrated.plan(ClassifyRequest(**asked, options={"alpha": 1.0}))
+        with pytest.raises(InvalidFieldError, match="name the method in the field method") as caught:
+            await calibrated.resolver.resolve(ClassifyRequest(**asked, options={"alpha": 1.0}))
         assert [each.field for each in caught.value.problems] == ["options"]
-    task = await calibrated.plan(ClassifyRequest(label_set="things", method="gda", options={"alpha": 2.0}))
+    task = await calibrated.resolver.resolve(ClassifyRequest(label_set="things", method="gda", options={"alpha": 2.0}))
     assert task.options == (("alpha", 2.0),)
 
 
 @pytest.mark.parametrize("method", [*LEARN_FROM_LABELS, "tda"])
 async def test_methods_that_need_a_label_set_refuse_inline_labels_and_say_what_to_do(service, method):
     with pytest.raises(InvalidFieldError, match="give label_set, or name another method") as caught:
-        await service.plan(ClassifyRequest(labels=["a", "b"], method=method))
+        await service.resolver.resolve(ClassifyRequest(labels=["a", "b"], method=method))
     assert [each.field for each in caught.value.problems] == ["method"]
 
 
@@ -336,7 +335,7 @@ async def test_a_pool_that_is_stored_is_learned_from_and_counted(taught):
         classification = await told(taught, label_set="colours", method=method)
         assert not classification.transductive
         assert classification.examples.unlabelled == 24
-        assert classification.examples.revision == (await taught.find_label_set("colours")).examples_revision
+        assert classification.examples.revision == (await taught.label_sets.find("colours")).examples_revision
         assert not any("together" in each for each in classification.warnings)
 
 
@@ -414,10 +413,10 @@ async def test_images_that_were_looked_at_together_change_nothing_for_the_next_r
 
 
 async def test_a_class_that_is_added_without_images_can_be_told_by_its_name(taught):
-    await taught.put_label_set("things", entries(*THINGS, "green"), "{}")
+    await taught.label_sets.put("things", entries(*THINGS, "green"), "{}")
     classification = await told(taught, [shade(0, 900), shade(2, 900)], label_set="things", method="gda")
     assert labels_of(classification) == ["tomato", "sky"]
-    assert classification.task.label_set == "things@2"
+    assert classification.task.label_set_reference == "things@2"
     assert classification.examples.labelled == 24
     assert any("1 classes have no labelled image" in each for each in classification.warnings)
     assert set(scores_of(classification)[0]) == {*THINGS, "green"}
@@ -425,7 +424,7 @@ async def test_a_class_that_is_added_without_images_can_be_told_by_its_name(taug
 
 async def test_the_images_of_a_class_that_is_removed_teach_nothing(taught):
     await taught.label_sets.remove_class("things", "leaf")
-    await taught.put_label_set("never", entries("tomato", "sky"), "{}")
+    await taught.label_sets.put("never", entries("tomato", "sky"), "{}")
     numbers = [number for number in range(24) if number % 3 != 1]
     await keep(
         taught, "never", [shade(number % 3, number) for number in numbers], [THINGS[number % 3] for number in numbers]
@@ -434,7 +433,7 @@ async def test_the_images_of_a_class_that_is_removed_teach_nothing(taught):
         removed = await told(taught, label_set="things", method=method)
         assert removed.examples.labelled == 16
         assert_same(removed, await told(taught, label_set="never", method=method))
-    await taught.add_classes("things", entries("leaf"))
+    await taught.label_sets.add_classes("things", entries("leaf"))
     assert (await told(taught, label_set="things", method="gda")).examples.labelled == 24
 
 
@@ -448,7 +447,7 @@ async def test_images_that_are_added_are_learned_from_in_the_background(taught):
     await told(taught, label_set="things", method="gda")
     revision = (await keep(taught, "things", [shade(0, 99)], ["tomato"])).revision
     await told(taught, label_set="things", method="gda")
-    await taught.pipeline.learner.idle()
+    await taught.fits.idle()
     after = await told(taught, label_set="things", method="gda")
     assert (after.examples.labelled, after.examples.revision) == (25, revision)
 
@@ -457,7 +456,7 @@ async def test_images_that_are_added_are_learned_from_in_the_background(taught):
 async def test_the_prompts_of_an_explanation_add_up_to_the_similarity_of_a_method_that_learned(taught, merge):
     """Also where a class has several names."""
     classes = [ClassEntry("tomato", synonyms=("red fruit",)), ClassEntry("leaf", synonyms=("green", "foliage"))]
-    await taught.put_label_set("synonyms", classes, "{}", merge_synonyms=merge)
+    await taught.label_sets.put("synonyms", classes, "{}", merge_synonyms=merge)
     await keep(taught, "synonyms", shades(4), ["tomato", "leaf", "tomato", "leaf"])
     for method in ("zero-shot", "gda"):
         for result in (await told(taught, label_set="synonyms", method=method, explain=True)).results:
@@ -475,7 +474,7 @@ async def test_a_sigmoid_encoders_scores_are_shares_where_examples_say_that_an_i
         await stock(service, "colours", COLOURS, pool=8)
         for trial in (False, True):
             if trial:
-                await try_for_every_model(service, "colours")
+                await service.selection.select_for_every_model("colours")
             for method in (*LEARN_FROM_LABELS, *LEARN_FROM_POOL, "tda"):
                 for scores in scores_of(await told(service, label_set="colours", method=method)):
                     assert sum(scores.values()) == pytest.approx(1, abs=1e-5)
@@ -504,22 +503,22 @@ async def test_scores_are_divided_by_the_temperature_that_held_out_images_were_t
 
 
 async def test_without_examples_scores_can_be_bounded_and_nothing_that_examples_would_tell(service):
-    await service.put_label_set("pets", entries("cat", "dog"), "photo")
+    await service.label_sets.put("pets", entries("cat", "dog"), "photo")
     for asked in ({"labels": ["cat", "dog"]}, {"label_set": "pets"}):
         for field, value in (("false_rejection_rate", 0.1), ("coverage", 0.9)):
             with pytest.raises(
                 InvalidFieldError, match="use the newest version of a label set that has some"
             ) as caught:
-                await service.plan(ClassifyRequest(**asked, **{field: value}))
+                await service.resolver.resolve(ClassifyRequest(**asked, **{field: value}))
             assert [each.field for each in caught.value.problems] == [field]
-        scoring = (await service.plan(ClassifyRequest(**asked, reject_below=0.5))).scoring
+        scoring = (await service.resolver.resolve(ClassifyRequest(**asked, reject_below=0.5))).scoring
         assert (scoring.reject_below, scoring.temperature, scoring.calibrated_on) == (0.5, 1, 0)
 
 
 async def test_a_threshold_and_a_rate_together_are_refused(calibrated):
     for asked in ({"labels": ["a"]}, {"label_set": "things"}):
         with pytest.raises(InvalidFieldError, match="not both"):
-            await calibrated.plan(ClassifyRequest(**asked, reject_below=0.5, false_rejection_rate=0.1))
+            await calibrated.resolver.resolve(ClassifyRequest(**asked, reject_below=0.5, false_rejection_rate=0.1))
 
 
 @pytest.mark.parametrize(
@@ -530,16 +529,18 @@ async def test_a_threshold_and_a_rate_together_are_refused(calibrated):
 async def test_what_was_measured_otherwise_promises_nothing(calibrated, more):
     """Scores with other options or other templates are others than those that were calibrated."""
     for promise in ({"coverage": 0.9}, {"false_rejection_rate": 0.1}):
-        with pytest.raises(InvalidFieldError, match="on which this method was tried"):
-            await calibrated.plan(ClassifyRequest(label_set="things", **more, **promise))
-    assert (await calibrated.plan(ClassifyRequest(label_set="things", **more))).scoring.calibrated_on == 0
+        with pytest.raises(InvalidFieldError, match="on which this method was compared"):
+            await calibrated.resolver.resolve(ClassifyRequest(label_set="things", **more, **promise))
+    assert (await calibrated.resolver.resolve(ClassifyRequest(label_set="things", **more))).scoring.calibrated_on == 0
 
 
 async def test_what_was_measured_with_other_classes_promises_nothing(calibrated):
-    await calibrated.add_classes("things", entries("snow"))
+    await calibrated.label_sets.add_classes("things", entries("snow"))
     with pytest.raises(InvalidFieldError, match="wait until the job"):
-        await calibrated.plan(ClassifyRequest(label_set="things", coverage=0.9))
-    assert (await calibrated.plan(ClassifyRequest(label_set="things@1", coverage=0.9))).scoring.calibrated_on == 24
+        await calibrated.resolver.resolve(ClassifyRequest(label_set="things", coverage=0.9))
+    assert (
+        await calibrated.resolver.resolve(ClassifyRequest(label_set="things@1", coverage=0.9))
+    ).scoring.calibrated_on == 24
 
 
 @pytest.mark.parametrize("method", [None, "zero-shot", "gda", "zlap", "stata"])
@@ -586,7 +587,7 @@ async def test_a_sigmoid_encoders_best_score_is_what_a_threshold_is_compared_wit
         await stock(service, "colours", COLOURS)
         for trial in (False, True):
             if trial:
-                await try_for_every_model(service, "colours")
+                await service.selection.select_for_every_model("colours")
             for method in ("zero-shot", "gda"):
                 classification = await told(service, between, label_set="colours", method=method, reject_below=0.9)
                 assert [each.rejected for each in classification.results] == [
@@ -599,7 +600,7 @@ async def test_a_rate_becomes_a_threshold_that_rejects_no_more_of_the_held_out_i
         thresholds = []
         for rate in (0.01, 0.05, 0.2, 0.5):
             question = ClassifyRequest(label_set=name, method=method, false_rejection_rate=rate)
-            scoring = (await calibrated.plan(question)).scoring
+            scoring = (await calibrated.resolver.resolve(question)).scoring
             assert scoring.false_rejection_rate <= rate
             thresholds.append(scoring.reject_below)
         assert thresholds == sorted(thresholds)
@@ -610,11 +611,11 @@ async def test_a_rate_becomes_a_threshold_that_rejects_no_more_of_the_held_out_i
 async def test_a_threshold_that_was_measured_is_told_with_its_rate(calibrated):
     for threshold, rate in [(0.0, 0.0), (1.0, 1.0)]:
         scoring = (
-            await calibrated.plan(ClassifyRequest(label_set="things", method="gda", reject_below=threshold))
+            await calibrated.resolver.resolve(ClassifyRequest(label_set="things", method="gda", reject_below=threshold))
         ).scoring
         assert scoring.false_rejection_rate == pytest.approx(rate, abs=0.01)
     assert (
-        await calibrated.plan(ClassifyRequest(label_set="things", method="gda"))
+        await calibrated.resolver.resolve(ClassifyRequest(label_set="things", method="gda"))
     ).scoring.false_rejection_rate is None
 
 
@@ -630,23 +631,23 @@ async def test_grey_images_are_stranger_than_those_of_a_class(taught):
 
 
 async def test_what_was_found_is_told_and_where_nothing_was_what_to_do(calibrated):
-    selection = await calibrated.selection("things", None)
+    selection = await calibrated.selector.stored(await calibrated.label_sets.get("things"), None)
     assert selection.is_current
-    assert selection.result["method"] == (await calibrated.plan(ClassifyRequest(label_set="things"))).method
-    await calibrated.put_label_set("pets", entries("cat"), "{}")
+    assert selection.result["method"] == (await calibrated.resolver.resolve(ClassifyRequest(label_set="things"))).method
+    await calibrated.label_sets.put("pets", entries("cat"), "{}")
     for name, model, problem in [
         ("pets", None, "add example images, and wait"),
         ("pest", None, "unknown label set 'pest'"),
         ("things", "clap", "unknown model 'clap'"),
     ]:
         with pytest.raises(UnknownNameError, match=problem):
-            await calibrated.selection(name, model)
+            await calibrated.selector.stored(await calibrated.label_sets.get(name), model)
 
 
 async def test_a_label_set_with_examples_has_its_method_learned_before_it_is_asked_for(calibrated):
-    await calibrated.put_label_set("things", entries(*THINGS), "a {}.")
+    await calibrated.label_sets.put("things", entries(*THINGS), "a {}.")
     await settled(calibrated)
-    await calibrated.pipeline.learner.idle()
+    await calibrated.fits.idle()
     reads = []
     features = calibrated.examples.repository.features
 
@@ -663,38 +664,38 @@ async def test_a_label_set_with_examples_has_its_method_learned_before_it_is_ask
 
 
 async def test_a_label_set_is_encoded_before_it_is_asked_for(service, encoder):
-    await service.put_label_set("pets", entries("cat"), "a {}.")
+    await service.label_sets.put("pets", entries("cat"), "a {}.")
     await settled(service)
-    await service.add_classes("pets", entries("dog"))
+    await service.label_sets.add_classes("pets", entries("dog"))
     await settled(service)
     assert encoder.encoded_texts == ["a cat.", "a dog."]
-    task = await service.plan(ClassifyRequest(label_set="pets"))
-    await service.pipeline.classifier(task)
+    task = await service.resolver.resolve(ClassifyRequest(label_set="pets"))
+    await service.classifiers.get(task)
     assert encoder.encoded_texts == ["a cat.", "a dog."]
 
 
 async def test_after_a_restart_with_another_model_the_latest_version_of_every_label_set_is_encoded(settings):
     async with open_service(settings, [FakeEncoder("before")]) as service:
         for number in range(3):
-            await service.put_label_set(f"set {number}", entries(f"old {number}"), "{}")
-            await service.put_label_set(f"set {number}", entries(f"new {number}"), "{}")
+            await service.label_sets.put(f"set {number}", entries(f"old {number}"), "{}")
+            await service.label_sets.put(f"set {number}", entries(f"new {number}"), "{}")
     encoder = FakeEncoder()
     async with open_service(settings, [encoder]) as service:
-        await service.warm_all()
+        await service.prewarmer.add_all(service.label_sets)
     assert encoder.encoded_texts == ["new 0", "new 1", "new 2"]
 
 
 async def test_after_a_restart_with_the_same_model_nothing_is_encoded(settings):
     async with open_service(settings, [FakeEncoder()]) as service:
-        await service.put_label_set("pets", entries("cat", "dog"), "ensemble")
+        await service.label_sets.put("pets", entries("cat", "dog"), "ensemble")
         await settled(service)
-        before = await service.pipeline.classifier(await service.plan(ClassifyRequest(label_set="pets")))
+        before = await service.classifiers.get(await service.resolver.resolve(ClassifyRequest(label_set="pets")))
     encoder = FakeEncoder()
     async with open_service(settings, [encoder]) as service:
-        await service.warm_all()
-        after = await service.pipeline.classifier(await service.plan(ClassifyRequest(label_set="pets")))
+        await service.prewarmer.add_all(service.label_sets)
+        after = await service.classifiers.get(await service.resolver.resolve(ClassifyRequest(label_set="pets")))
     assert encoder.encoded_texts == []
-    np.testing.assert_array_equal(after.answer.__self__.text_, before.answer.__self__.text_)
+    np.testing.assert_array_equal(after.predict.__self__.text_, before.predict.__self__.text_)
 
 
 class Broken(FakeEncoder):
@@ -707,24 +708,24 @@ class Broken(FakeEncoder):
 async def test_a_label_set_that_cannot_be_encoded_keeps_no_other_from_it_and_is_logged(settings):
     """Whatever the encoder raises: an error of the background has no caller to go to."""
     async with open_service(settings, [FakeEncoder("before")]) as service:
-        await service.put_label_set("a", entries("poison"), "{}")
-        await service.put_label_set("b", entries("cat"), "{}")
+        await service.label_sets.put("a", entries("poison"), "{}")
+        await service.label_sets.put("b", entries("cat"), "{}")
     encoder = Broken()
     async with open_service(settings, [encoder]) as service:
         with structlog.testing.capture_logs() as logs:
-            await service.warm_all()
+            await service.prewarmer.add_all(service.label_sets)
     assert encoder.encoded_texts == ["cat"]
-    (told,) = [each for each in logs if each["event"] == "label_set_not_warmed"]
+    (told,) = [each for each in logs if each["event"] == "label_set_not_prewarmed"]
     assert (told["label_set"], told["reason"]) == ("a@1", "the text tower broke")
 
 
 async def test_writing_a_label_set_that_cannot_be_encoded_succeeds_and_is_logged(settings):
     async with open_service(settings, [Broken()]) as service:
         with structlog.testing.capture_logs() as logs:
-            _, created = await service.put_label_set("a", entries("poison"), "{}")
+            _, created = await service.label_sets.put("a", entries("poison"), "{}")
             await settled(service)
     assert created
-    assert [each["event"] for each in logs] == ["label_set_not_warmed"]
+    assert [each["event"] for each in logs] == ["label_set_not_prewarmed"]
 
 
 @pytest.fixture
@@ -735,12 +736,12 @@ async def gated(anyio_backend):
 
 
 async def embeddings_of(service, *names):
-    return await service.pipeline.classifier(Task("fake", "zero-shot", tuple(entries(*names)), ("{}",), 1))
+    return await service.classifiers.get(Task("fake", "zero-shot", tuple(entries(*names)), ("{}",), 1))
 
 
 async def test_of_many_writes_one_label_set_at_a_time_is_encoded_in_its_last_version(settings, gated, monkeypatch):
     async with open_service(settings, [gated]) as service:
-        get, running, most = service.pipeline.classifier, 0, 0
+        get, running, most = service.classifiers.get, 0, 0
 
         async def counted(*arguments):
             nonlocal running, most
@@ -751,13 +752,13 @@ async def test_of_many_writes_one_label_set_at_a_time_is_encoded_in_its_last_ver
             finally:
                 running -= 1
 
-        monkeypatch.setattr(service.pipeline, "classifier", counted)
+        monkeypatch.setattr(service.classifiers, "get", counted)
         gated.texts_open.clear()
-        await service.put_label_set("busy", entries("first"), "{}")
+        await service.label_sets.put("busy", entries("first"), "{}")
         assert await asyncio.to_thread(gated.texts_entered.acquire, timeout=10)
         for version in range(1, 6):
             for name in "abcd":
-                await service.put_label_set(name, entries(f"{name}{version}"), "{}")
+                await service.label_sets.put(name, entries(f"{name}{version}"), "{}")
         gated.open()
         await settled(service)
         assert most == 1
@@ -770,9 +771,9 @@ async def test_new_words_wait_for_one_label_set_and_not_for_all_that_were_writte
     async with open_service(settings, [gated]) as service:
         gated.texts_open.clear()
         for number in range(20):
-            await service.put_label_set(f"set {number}", entries(f"class {number}"), "{}")
+            await service.label_sets.put(f"set {number}", entries(f"class {number}"), "{}")
         assert await asyncio.to_thread(gated.texts_entered.acquire, timeout=10)
-        texts, submitted = service.pipeline.models["fake"].encode_texts, asyncio.Event()
+        texts, submitted = service.models.get("fake").encode_texts, asyncio.Event()
         run = texts._encode
 
         async def noted(prompts):
@@ -808,16 +809,16 @@ async def test_a_new_version_ends_the_encoding_of_the_one_before_and_keeps_what_
     encoder = StopsAt("old 300")
     async with open_service(settings, [encoder]) as service:
         try:
-            await service.put_label_set("a", entries(*(f"old {number}" for number in range(600))), "{}")
+            await service.label_sets.put("a", entries(*(f"old {number}" for number in range(600))), "{}")
             assert await asyncio.to_thread(encoder.entered.wait, 10)
-            await service.put_label_set("a", entries("new"), "{}")
+            await service.label_sets.put("a", entries("new"), "{}")
         finally:
             encoder.may_go_on.set()
         await settled(service)
         assert "new" in encoder.encoded_texts
         await embeddings_of(service, "old 0", "old 255")
         for _ in range(10):  # in turns with what would be left of the old version
-            await service.pipeline.models["fake"].texts.run(["turn"])
+            await service.models.get("fake").texts.run(["turn"])
     assert encoder.encoded_texts.count("old 0") == encoder.encoded_texts.count("old 255") == 1
     assert "old 599" not in encoder.encoded_texts
 
@@ -827,12 +828,12 @@ async def test_after_a_label_set_that_cannot_be_encoded_the_next_one_written_is(
     async with open_service(settings, [encoder]) as service:
         with structlog.testing.capture_logs() as logs:
             for name, classname in [("a", "poison"), ("b", "cat"), ("c", "more poison"), ("d", "dog")]:
-                await service.put_label_set(name, entries(classname), "{}")
+                await service.label_sets.put(name, entries(classname), "{}")
             await settled(service)
-            await service.put_label_set("e", entries("owl"), "{}")
+            await service.label_sets.put("e", entries("owl"), "{}")
             await settled(service)
     assert encoder.encoded_texts == ["cat", "dog", "owl"]
-    assert [each["label_set"] for each in logs if each["event"] == "label_set_not_warmed"] == ["a@1", "c@1"]
+    assert [each["label_set"] for each in logs if each["event"] == "label_set_not_prewarmed"] == ["a@1", "c@1"]
 
 
 async def test_a_database_that_fails_while_warming_ends_the_warming_and_is_logged(service, monkeypatch):
@@ -841,13 +842,13 @@ async def test_a_database_that_fails_while_warming_ends_the_warming_and_is_logge
 
     monkeypatch.setattr(service.label_sets, "list", fail)
     with structlog.testing.capture_logs() as logs:
-        await service.warm_all()
-    assert [(each["event"], each["reason"]) for each in logs] == [("warming_stopped", "the database is gone")]
+        await service.prewarmer.add_all(service.label_sets)
+    assert [(each["event"], each["reason"]) for each in logs] == [("prewarming_stopped", "the database is gone")]
 
 
 async def test_a_label_set_deleted_while_others_are_warmed_is_passed_over(service, encoder, monkeypatch):
-    await service.put_label_set("a", entries("cat"), "{}")
-    await service.put_label_set("b", entries("dog"), "{}")
+    await service.label_sets.put("a", entries("cat"), "{}")
+    await service.label_sets.put("b", entries("dog"), "{}")
     await settled(service)
     listed = await service.label_sets.list(limit=100)
     await service.label_sets.delete("a")
@@ -856,7 +857,7 @@ async def test_a_label_set_deleted_while_others_are_warmed_is_passed_over(servic
         return listed if after is None else []
 
     monkeypatch.setattr(service.label_sets, "list", list_as_before)
-    await service.warm_all()
+    await service.prewarmer.add_all(service.label_sets)
     assert "dog" in encoder.encoded_texts
 
 
@@ -870,13 +871,14 @@ async def test_closing_does_not_wait_for_label_sets_that_are_still_to_be_encoded
             return super().encode_texts(texts)
 
     encoder = Slow()
-    async with open_service(settings, [encoder]) as service:
-        await service.put_label_set("a", entries("first"), "{}")
+    async with AsyncExitStack() as stack:
+        service = await stack.enter_async_context(open_service(settings, [encoder]))
+        await service.label_sets.put("a", entries("first"), "{}")
         assert await asyncio.to_thread(encoder.entered.wait, 10)
-        await service.put_label_set("b", entries("second"), "{}")
-        closing = asyncio.create_task(service.close())
+        await service.label_sets.put("b", entries("second"), "{}")
+        closing = asyncio.create_task(stack.aclose())
         with pytest.raises(NotReadyError):  # which tells that the queue is closed
-            await service.pipeline.models["fake"].texts.run(["third"])
+            await service.models.get("fake").texts.run(["third"])
         encoder.may_go_on.set()
         await closing
     assert encoder.encoded_texts == ["first"]

@@ -1,0 +1,190 @@
+"""Classifiers: a method applied to a list of classes, built once and cached."""
+
+import asyncio
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+from cachetools import LRUCache
+
+from app.adapters._base import Examples, Scores
+from app.adapters._examples import Need
+from app.captions.cased.pipeline import LOOKED_AT_TOGETHER
+from app.classification.methods import METHODS, TRANSDUCTIVE
+from app.errors import TooLargeError
+from app.fewshot.fitting import ClassNames, FitCache, FitKey, FittedAdapter, fit, transduce
+from app.models.registry import ModelRegistry
+from app.observability.metrics import Metrics
+from app.prompting.class_embeddings import ClassEmbeddingCache
+from app.prompting.recipes import Pooling, Recipe
+from app.store.examples import StoredFeatures
+from app.types import ExamplesUsed, ImageFeatures, LabelSet, Task
+
+
+class ExampleSource(Protocol):
+    """Where the features of example images are read from."""
+
+    async def features(
+        self, name: str, model: str, classnames: Sequence[str], *, max_pool: int | None = None
+    ) -> StoredFeatures:
+        """Return the examples of a label set with these classes, as features of one model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Classifier:
+    """A method fitted to a list of classes.
+
+    ``predict`` takes unit rows (n, d) and returns scores (n, r); ``first_rows`` (c,) are the first rows of the classes,
+    ascending. ``exclusive`` means that each image is taken to belong to exactly one class, even if the encoder scores
+    every class independently. ``examples`` and ``transductive`` are as in ``Classification``. ``names`` are the rows
+    that similarities are computed with, if ``predict`` returns only one row per class.
+    """
+
+    predict: Callable[[ImageFeatures], Scores]
+    first_rows: np.ndarray
+    prompt_count: int
+    warnings: tuple[str, ...]
+    nbytes: int
+    exclusive: bool = False
+    examples: ExamplesUsed | None = None
+    transductive: bool = False
+    names: ClassNames | None = None
+
+
+class ClassifierCache:
+    """Builds classifiers and keeps them.
+
+    Args:
+        models: encode the prompts.
+        class_embedding_cache: holds the rows that classifiers are made of.
+        cache_bytes: limit on the text rows of all cached classifiers; a single larger classifier is refused.
+        fits: fits adapters to example images and keeps the result.
+        examples: where example images are read from.
+        max_pool: number of unlabelled images that a method learns from; a larger pool is sampled evenly.
+        metrics: counts cached and computed class embeddings.
+    """
+
+    def __init__(
+        self,
+        models: ModelRegistry,
+        *,
+        class_embedding_cache: ClassEmbeddingCache,
+        cache_bytes: int,
+        fits: FitCache,
+        examples: ExampleSource,
+        max_pool: int,
+        metrics: Metrics,
+    ) -> None:
+        self._models = models
+        self._class_embedding_cache = class_embedding_cache
+        self._cached: LRUCache[Hashable, Classifier] = LRUCache(
+            cache_bytes, getsizeof=lambda classifier: classifier.nbytes
+        )
+        self._fits = fits
+        self._examples = examples
+        self._max_pool = max_pool
+        self._metrics = metrics
+
+    async def get(self, task: Task) -> Classifier:
+        """Return the classifier of a task, from the cache or newly built.
+
+        Raises:
+            TooLargeError: its text rows need more memory than the cache has in all.
+        """
+        method = METHODS[task.method]
+        if method.learns:
+            return await self._fitted_classifier(task)
+        # A version of a label set never changes, and its reference hashes faster than its classes.
+        classes: Hashable = task.label_set_reference or task.classes
+        key = (task.model, task.method, task.options, task.templates, classes)
+        cached = self._cached.get(key)
+        if cached is not None:
+            self._metrics.class_embeddings(task.model, len(cached.first_rows), 0)
+            return cached
+        encoder = self._models.get(task.model).encoder
+        recipe, names = await self._text_rows(task)
+        adapter = method.adapter(dict(task.options))
+        text, first_rows = names.rows, names.first_rows
+        if method.learner is not None:
+            text, first_rows = names.one_per_class(), np.arange(len(task.classes))
+        fitted = await asyncio.to_thread(
+            adapter.fit, text, logit_scale=encoder.logit_scale, logit_bias=encoder.logit_bias
+        )
+        classifier = Classifier(
+            fitted.predict,
+            first_rows,
+            sum(len(slot.texts) for row in recipe.rows for slot in row.slots),
+            recipe.warnings,
+            text.nbytes,
+            exclusive=method.learner is not None,
+            names=None if method.learner is None else names,
+        )
+        if method.stateful and key in self._cached:
+            return self._cached[key]  # another request built it first, and it already holds state
+        self._cached[key] = classifier
+        return classifier
+
+    async def class_rows(self, task: Task) -> np.ndarray:
+        """Return one unit row per class (c, d): the mean over the rows of the class's names."""
+        _, names = await self._text_rows(task)
+        return names.one_per_class()
+
+    async def _text_rows(self, task: Task) -> tuple[Recipe, ClassNames]:
+        """Return the prompts of a method and their rows: (r, d), or (r, k, d) if the method weighs prompts."""
+        served = self._models.get(task.model)
+        recipe = await asyncio.to_thread(recipe_of, task)
+        self._check_size(recipe, served.encoder.embed_dim)
+        text = await self._class_embedding_cache.get(task.model, served.encode_texts, recipe.pooling, recipe.rows)
+        class_of_row = [row.class_index for row in recipe.rows]
+        return recipe, ClassNames(text, np.searchsorted(class_of_row, range(len(task.classes))))
+
+    async def _fitted_classifier(self, task: Task) -> Classifier:
+        """Return a classifier fitted to stored example images, or to the images of the request itself."""
+        method, served = METHODS[task.method], self._models.get(task.model)
+        rows = np.arange(len(task.classes))
+        if task.label_set is not None and not dict(task.options).get(TRANSDUCTIVE):
+            fitted = await self._fitted(task, task.label_set)
+            if fitted.unlabelled or Need.POOL not in method.learns:
+                used = ExamplesUsed(fitted.revision, fitted.labelled, fitted.unlabelled)
+                return Classifier(fitted.predict, rows, 0, (), 0, exclusive=True, examples=used, names=fitted.names)
+        _, names = await self._text_rows(task)
+        adapter = method.example_adapter(dict(task.options))
+        predict = partial(transduce, adapter, names.one_per_class(), scale=served.encoder)
+        return Classifier(predict, rows, 0, (LOOKED_AT_TOGETHER,), 0, exclusive=True, transductive=True, names=names)
+
+    async def _fitted(self, task: Task, label_set: LabelSet) -> FittedAdapter:
+        method, served = METHODS[task.method], self._models.get(task.model)
+        fingerprint = await served.image_fingerprint()
+        key = FitKey(fingerprint, task.method, task.options, task.templates, label_set.name, label_set.reference)
+
+        async def fit_stored() -> FittedAdapter:
+            _, names = await self._text_rows(task)
+            max_pool = self._max_pool if Need.POOL in method.learns else 0
+            stored = await self._examples.features(label_set.name, fingerprint, task.classnames, max_pool=max_pool)
+            examples = Examples(stored.support_features, stored.support_labels, stored.pool_features)
+            adapter = method.example_adapter(dict(task.options))
+            rows = names.one_per_class()
+            fitted = await self._fits.run(partial(fit, adapter, rows, examples, served.encoder))
+            return replace(fitted, revision=stored.revision, names=names)
+
+        return await self._fits.get(
+            key, label_set.examples_revision, fit_stored, min_revision=label_set.deletions_revision
+        )
+
+    def _check_size(self, recipe: Recipe, dims: int) -> None:
+        rows = sum(len(row.slots) if recipe.pooling is Pooling.ALIGNED else 1 for row in recipe.rows)
+        needed = rows * dims * 4
+        room = self._cached.maxsize
+        if needed > room:
+            raise TooLargeError(
+                f"the features of {rows:,} texts take {needed / 2**20:,.0f} MiB, more than the {room / 2**20:,.0f} MiB"
+                " of the cache; send fewer classes or templates, use another method, or raise"
+                " DEIXIS_CLASS_EMBEDDING_CACHE_MIB"
+            )
+
+
+def recipe_of(task: Task) -> Recipe:
+    """Return the prompts that the task's method reads for its classes."""
+    return METHODS[task.method].recipe(task.classes, task.templates, dict(task.options))

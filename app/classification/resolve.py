@@ -1,0 +1,284 @@
+"""From a request to a task: every name in it is looked up once."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from app.adapters._examples import Need
+from app.captions.search import CaptionSearch
+from app.classification.methods import AUTO, CASED, DEFAULT_METHOD, METHODS, Method
+from app.errors import (
+    InvalidFieldError,
+    NotConfiguredError,
+    NotReadyError,
+    StoreError,
+    UnknownNameError,
+)
+from app.label_sets.service import DEFAULT_TEMPLATES, LabelLimits, LabelSets
+from app.models.registry import ModelRegistry
+from app.names.class_names import clean_classes
+from app.names.namespaces import OPEN_NAMESPACE, Namespace
+from app.prompting.templates import TemplateLibrary
+from app.scoring.calibration import Calibration
+from app.types import ClassEntry, LabelSet, Scoring, Task
+
+# Words from captions are used as they are, without a template (Conti et al., NeurIPS 2023).
+_TEMPLATE_OF_WORDS = "{}"
+DEFAULT_TOP_K = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifyRequest:
+    """What a caller wants to know about some images, in the caller's words; None stands for the default.
+
+    Without ``labels`` and ``label_set``, labels are discovered in the caption database ``database``; with ``group``,
+    for all images together. Names are looked up in ``namespace``.
+    """
+
+    labels: Sequence[str] | None = None
+    label_set: str | None = None
+    method: str | None = None
+    model: str | None = None
+    template: str | None = None
+    top_k: int | None = None
+    explain: bool = False
+    options: Mapping[str, float] = field(default_factory=dict)
+    reject_below: float | None = None
+    false_rejection_rate: float | None = None
+    coverage: float | None = None
+    database: str | None = None
+    group: bool = False
+    namespace: Namespace = OPEN_NAMESPACE
+
+
+@dataclass(frozen=True, slots=True)
+class MethodChoice:
+    """The method that the examples of a label set favour, and the calibration of each method on held-out examples.
+
+    ``version`` and ``revision`` are those of the label set and of its examples when the methods were compared.
+    """
+
+    method: str
+    reason: str
+    calibrations: Mapping[str, Calibration]
+    version: int
+    revision: int
+
+
+class ChoiceSource(Protocol):
+    """Where the choice for a label set is read from."""
+
+    async def get(self, label_set: LabelSet, model: str) -> MethodChoice | None:
+        """Return the latest choice; None if the label set has no examples or the methods were never compared."""
+
+
+class Resolver:
+    """Turns requests into tasks.
+
+    Args:
+        models: in service.
+        label_sets: by name.
+        choices: the method that the examples of each label set favour.
+        templates: by name.
+        captions: caption databases, for requests without labels.
+        label_limits: on the labels of a request.
+    """
+
+    def __init__(
+        self,
+        models: ModelRegistry,
+        label_sets: LabelSets,
+        choices: ChoiceSource,
+        templates: TemplateLibrary,
+        captions: CaptionSearch,
+        label_limits: LabelLimits,
+    ) -> None:
+        self._models = models
+        self._label_sets = label_sets
+        self._choices = choices
+        self._templates = templates
+        self._captions = captions
+        self._label_limits = label_limits
+
+    async def resolve(self, request: ClassifyRequest) -> Task:
+        """Look up every name of a request.
+
+        Raises:
+            InvalidFieldError: both labels and label set, or a field that breaks a rule.
+            UnknownNameError: no such model, method, label set, version or template set.
+            TooLargeError: more labels than allowed.
+        """
+        model = self._models.get(request.model).name
+        if request.method not in {None, AUTO, CASED.name} and request.method not in METHODS:
+            raise UnknownNameError("method", request.method, (*METHODS, CASED.name, AUTO))
+        if request.labels is None and request.label_set is None and request.method in {None, CASED.name}:
+            return await self._without_labels(request, model)
+        _refuse_fields_of_discovery(request)
+        if request.labels is not None and request.label_set is not None:
+            raise InvalidFieldError.of("labels", "give either labels or label_set, not both")
+        if request.label_set is not None:
+            label_set = await self._label_sets.find(request.namespace.reference(request.label_set))
+            return await self._with_labels(request, model, label_set.classes, label_set)
+        if request.labels is None:
+            raise InvalidFieldError.of(
+                "labels",
+                "give labels, or label_set with the name of a stored list; to discover labels, leave out method too",
+            )
+        classes = clean_classes(
+            request.labels,
+            max_classes=self._label_limits.max_labels,
+            max_label_chars=self._label_limits.max_label_chars,
+            field="labels",
+            setting="DEIXIS_MAX_LABELS",
+        )
+        return await self._with_labels(request, model, classes, None)
+
+    async def resolve_label_set(
+        self, label_set: LabelSet, *, model: str | None = None, method: str | None = None, template: str | None = None
+    ) -> Task:
+        """Return the task of classifying with one version of a label set; raises as ``resolve``."""
+        request = ClassifyRequest(method=method, template=template)
+        return await self._with_labels(request, self._models.get(model).name, label_set.classes, label_set)
+
+    async def validate(self, request: ClassifyRequest) -> None:
+        """Raise as ``resolve``, except for a caption database that is not ready yet."""
+        try:
+            with suppress(NotReadyError, NotConfiguredError, StoreError):
+                await self.resolve(request)
+        except UnknownNameError as error:
+            if error.kind != "caption database" or request.database != self._captions.databases.default:
+                raise
+
+    async def _with_labels(
+        self, request: ClassifyRequest, model: str, classes: tuple[ClassEntry, ...], label_set: LabelSet | None
+    ) -> Task:
+        choice = None if label_set is None else await self._choices.get(label_set, model)
+        method, reason = _choose(request.method, label_set, choice)
+        if reason is not None and request.options:
+            raise InvalidFieldError.of("options", "belong to a method; name the method in the field method")
+        options = METHODS[method].read_options(request.options)
+        _check_has_examples(METHODS[method], label_set)
+        calibration = None
+        if (
+            label_set is not None
+            and choice is not None
+            and choice.version == label_set.version
+            and choice.revision >= label_set.deletions_revision
+            and not request.options
+            and request.template is None
+        ):
+            calibration = choice.calibrations.get(method)
+        default_templates = DEFAULT_TEMPLATES if label_set is None else label_set.templates
+        return Task(
+            model=model,
+            method=method,
+            classes=classes,
+            templates=self._templates.resolve(request.template or default_templates),
+            top_k=min(request.top_k or DEFAULT_TOP_K, len(classes)),
+            label_set=label_set,
+            explain=request.explain,
+            options=options,
+            reason=reason,
+            scoring=_scoring(request, calibration),
+        )
+
+    async def _without_labels(self, request: ClassifyRequest, model: str) -> Task:
+        for field_name in ("false_rejection_rate", "coverage"):
+            if getattr(request, field_name) is not None:
+                raise InvalidFieldError.of(field_name, "needs labelled example images, which only a label set has")
+        return Task(
+            model=model,
+            method=CASED.name,
+            classes=(),
+            templates=self._templates.resolve(request.template or _TEMPLATE_OF_WORDS),
+            top_k=request.top_k or DEFAULT_TOP_K,
+            explain=request.explain,
+            options=CASED.read_options(request.options),
+            scoring=Scoring(reject_below=request.reject_below),
+            database=await self._captions.choose(request.database, model, request.namespace),
+            together=request.group,
+        )
+
+
+def with_method(task: Task, method: str, options: Mapping[str, float] | None = None) -> Task:
+    """Return the task with another method, its default options and uncalibrated scores."""
+    return replace(
+        task, method=method, options=METHODS[method].read_options(options or {}), reason=None, scoring=Scoring()
+    )
+
+
+def _refuse_fields_of_discovery(request: ClassifyRequest) -> None:
+    """Raise ``InvalidFieldError`` for a field that is only for requests without labels."""
+    if request.method == CASED.name:
+        problem = f"method '{CASED.name}' discovers the labels; leave out labels and label_set, or the method"
+        raise InvalidFieldError.of("method", problem)
+    for field_name, is_given in (("database", request.database is not None), ("group", request.group)):
+        if is_given:
+            labelled = request.labels is not None or request.label_set is not None
+            way_out = "the labels" if labelled else f"the method, which is then '{CASED.name}'"
+            raise InvalidFieldError.of(field_name, f"is for requests without labels; leave it out, or {way_out}")
+
+
+def _choose(method: str | None, label_set: LabelSet | None, choice: MethodChoice | None) -> tuple[str, str | None]:
+    """Return the method to use, and the reason if the request leaves the choice to the evidence.
+
+    A request without a method leaves it to the evidence if the label set has examples.
+    """
+    has_examples = label_set is not None and label_set.examples_revision > 0
+    if method is None and not has_examples:
+        return DEFAULT_METHOD, None
+    if method is not None and method != AUTO:
+        return method, None
+    if not has_examples:
+        return DEFAULT_METHOD, "methods are compared on the example images of a label set, and there are none"
+    assert label_set is not None
+    if choice is None:
+        return DEFAULT_METHOD, "the methods have not been compared on the label set's example images yet"
+    is_current = (choice.version, choice.revision) == (label_set.version, label_set.examples_revision)
+    return (
+        choice.method,
+        choice.reason if is_current else f"{choice.reason}; the examples or classes have changed since",
+    )
+
+
+def _check_has_examples(method: Method, label_set: LabelSet | None) -> None:
+    if label_set is not None:
+        return
+    if Need.SUPPORT in method.learns:
+        problem = f"method '{method.name}' learns from labelled example images, which only a label set has"
+        raise InvalidFieldError.of("method", f"{problem}; give label_set, or name another method")
+    if method.stateful:
+        problem = f"method '{method.name}' keeps images of earlier requests, which it does for a label set only"
+        raise InvalidFieldError.of("method", f"{problem}; give label_set, or name another method")
+
+
+def _scoring(request: ClassifyRequest, calibration: Calibration | None) -> Scoring:
+    """Return how logits become scores, calibrated if the method was compared on held-out examples.
+
+    Raises:
+        InvalidFieldError: both a threshold and a rate, or a field that needs a calibration that is missing.
+    """
+    threshold = request.reject_below
+    if threshold is not None and request.false_rejection_rate is not None:
+        raise InvalidFieldError.of("reject_below", "give either reject_below or false_rejection_rate, not both")
+    if calibration is None:
+        for field_name in ("false_rejection_rate", "coverage"):
+            if getattr(request, field_name) is not None:
+                raise InvalidFieldError.of(
+                    field_name,
+                    "needs labelled example images on which this method was compared: use the newest version of a"
+                    " label set that has some, wait until the job that compares the methods is done, and leave options"
+                    " and template at their defaults",
+                )
+        return Scoring(reject_below=threshold)
+    if request.false_rejection_rate is not None:
+        threshold = calibration.rejection_threshold(request.false_rejection_rate)
+    return Scoring(
+        temperature=calibration.temperature,
+        calibrated_on=calibration.images,
+        reject_below=threshold,
+        false_rejection_rate=None if threshold is None else calibration.false_rejection_rate(threshold),
+        coverage=request.coverage,
+        set_quantile=None if request.coverage is None else calibration.set_quantile(request.coverage),
+    )
