@@ -9,13 +9,12 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from app.classification.service import DEFAULT_METHOD
 from pydantic.fields import FieldInfo
 from typer import Context
 from typer.cli import get_docs_for_click
 from typer.main import get_command
 
-from app.classification.methods import CASED, METHODS, Method, VocabularyFree
+from app.classification.methods import CASED, DEFAULT_METHOD, METHODS, Method, VocabularyFree
 from app.cli import cli
 from app.encoders.catalogue import ModelCard, load_catalogue
 from app.main import create_app

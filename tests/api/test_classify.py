@@ -456,7 +456,7 @@ def test_fields_in_the_address_of_a_form_or_of_json_are_refused(client):
 def test_an_image_by_its_url_is_refused_and_not_fetched(client):
     response = client.post("/v1/classify", json={"images": [{"url": "http://127.0.0.1:1/a.png"}], "labels": ["a"]})
     assert fields_of(response) == {"url"}
-    assert "send the file itself" in response.json()["detail"]
+    assert "send the image itself" in response.json()["detail"]
 
 
 # --- models --------------------------------------------------------------------------------------------------------
@@ -522,7 +522,7 @@ def test_without_examples_auto_is_zero_shot_and_says_why(client):
     for fields in ({"labels": json.dumps(LABELS)}, {"label_set": "things"}):
         body = answer(as_form(client, [picture("red")], method="auto", **fields))
         assert body["method"] == "zero-shot"
-        assert "no example images" in body["reason"]
+        assert "there are none" in body["reason"]
 
 
 def test_auto_takes_no_options_which_are_those_of_a_method(taught):

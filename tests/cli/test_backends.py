@@ -192,7 +192,7 @@ async def test_examples_that_cannot_be_are_an_error(opened):
         ):
             with pytest.raises(DeixisError, match="unknown label set 'none'; known: things"):
                 await work
-        with pytest.raises(DeixisError, match="wait until the methods have been tried"):
+        with pytest.raises(DeixisError, match="wait until the methods have been compared"):
             await backend.selection("things", None)
         with pytest.raises(DeixisError, match="unknown model 'nope'; known: fake"):
             await backend.selection("things", "nope")

@@ -404,7 +404,7 @@ def test_what_there_is_nothing_to_say_of_is_told_in_a_line(run, where, things):
         (["delete", "things", "--all", "--unlabelled"], "give one of --class, --unlabelled and --all"),
         (["delete", "things", "--all", "-c", "sky"], "give one of --class, --unlabelled and --all"),
         (["selection", "none"], "unknown label set 'none'"),
-        (["selection", "things"], "wait until the methods have been tried"),
+        (["selection", "things"], "wait until the methods have been compared"),
         (["selection", "things", "-m", "nope"], "unknown model 'nope'"),
     ]:
         assert_refused(run("examples", *arguments, *where), told)
