@@ -9,22 +9,22 @@ from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from app import __version__
-from app.bulk.answering import Advance, Answerer, Work, question_of, settings_for_bulk, task_of
+from app.bulk.classifier import BulkClassifier, ProgressCallback, RunSpec, bulk_settings, query_of, resolve_task
 from app.bulk.manifest import Manifest
-from app.bulk.output import (
-    Remaining,
-    Totals,
-    check_out,
-    finished,
-    is_begun,
-    is_file,
-    opened,
-    parts_of,
-    put_together,
+from app.bulk.parts import (
+    ImageCounts,
+    PendingUnit,
+    count_images,
+    find_finished,
+    is_single_file,
+    is_started,
+    merge_parts,
+    open_run,
+    parts_folder,
     remove_parts,
-    totals_of,
+    validate_output,
 )
-from app.bulk.sources import Columns, check_sources, plan
+from app.bulk.sources import ParquetColumns, plan, validate_sources
 from app.classification.resolve import ClassifyRequest
 from app.encoders._base import Encoder
 from app.errors import ConflictError, StoreError
@@ -36,7 +36,7 @@ PART_IMAGES = 2048
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class BulkRequest:
     """What is to be done.
 
     Args:
@@ -49,7 +49,7 @@ class Order:
 
     sources: Sequence[Path]
     out: Path
-    columns: Columns = field(default_factory=Columns)
+    columns: ParquetColumns = field(default_factory=ParquetColumns)
     part_images: int = PART_IMAGES
     retry_bad: bool = False
 
@@ -60,28 +60,28 @@ class Progress(Protocol):
     def tell(self, note: str) -> None:
         """Be told, before the run begins, what of the sources is passed over."""
 
-    def begin(self, manifest: Manifest, done: Totals) -> None:
+    def begin(self, manifest: Manifest, done: ImageCounts) -> None:
         """Be told what the run is about, and what of it was done before."""
 
     def advance(self, images: int, bad: int) -> None:
         """Be told how many more images are done, and how many of those are bad."""
 
 
-Engine: TypeAlias = Callable[[Work, Iterator[Remaining], Advance], None]
+Engine: TypeAlias = Callable[[RunSpec, Iterator[PendingUnit], ProgressCallback], None]
 """Does what remains of a run, and writes its parts."""
 
 
-def check(order: Order) -> None:
-    """Refuse, before a model is loaded, what could only fail later; raises as ``check_out`` and ``check_sources``."""
-    check_out(order.out, order.part_images)
-    if not is_begun(order.out):  # else its sources are those of its plan
-        check_sources(order.sources)
+def check(order: BulkRequest) -> None:
+    """Check a request before a model is loaded; raises as ``validate_output`` and ``validate_sources``."""
+    validate_output(order.out, order.part_images)
+    if not is_started(order.out):  # else its sources are those of its plan
+        validate_sources(order.sources)
 
 
-async def prepare(service: Service, question: ClassifyRequest, order: Order, max_image_bytes: int) -> Work:
-    """Look up what is asked, once for all workers; raises as ``task_of``."""
-    task = await task_of(service, question)
-    return Work(task, await question_of(service, task), parts_of(order.out), order.part_images, max_image_bytes)
+async def prepare_run(service: Service, question: ClassifyRequest, order: BulkRequest, max_image_bytes: int) -> RunSpec:
+    """Look up what is asked, once for all workers; raises as ``resolve_task``."""
+    task = await resolve_task(service, question)
+    return RunSpec(task, await query_of(service, task), parts_folder(order.out), order.part_images, max_image_bytes)
 
 
 @contextmanager
@@ -89,14 +89,14 @@ def service_in_loop(settings: Settings, encoders: Sequence[Encoder]) -> Iterator
     """Open a service for bulk work, and yield it with the loop that it runs in."""
     with asyncio.Runner() as loop:
         opening = AsyncExitStack()
-        service = loop.run(opening.enter_async_context(open_service(settings_for_bulk(settings), encoders)))
+        service = loop.run(opening.enter_async_context(open_service(bulk_settings(settings), encoders)))
         try:
             yield loop, service
         finally:
             loop.run(opening.aclose())
 
 
-def carry_out(order: Order, work: Work, engine: Engine, progress: Progress) -> Totals:
+def run_bulk(order: BulkRequest, work: RunSpec, engine: Engine, progress: Progress) -> ImageCounts:
     """Do what remains of a run, and return the counts of all of it.
 
     Raises:
@@ -116,9 +116,9 @@ def carry_out(order: Order, work: Work, engine: Engine, progress: Progress) -> T
         began_at=datetime.now(UTC).isoformat(timespec="seconds"),
         version=__version__,
     )
-    if (there := finished(order.out, wanted)) is not None:
+    if (there := find_finished(order.out, wanted)) is not None:
         remove_parts(order.out, there)  # if it was killed just before
-        totals = totals_of(order.out)
+        totals = count_images(order.out)
         if order.retry_bad and totals.bad:
             raise ConflictError(
                 f"'{order.out}' is put together, and of its {totals.bad:,} bad images none can be asked for again; name"
@@ -127,33 +127,33 @@ def carry_out(order: Order, work: Work, engine: Engine, progress: Progress) -> T
         progress.begin(there, totals)
         return totals
     planned = plan(order.sources, order.columns, images=order.part_images, tell=progress.tell)
-    with opened(order.out, wanted, planned) as (parts, manifest):
+    with open_run(order.out, wanted, planned) as (parts, manifest):
         # A run goes on with the parts that it began with, since their places tell what is done.
-        begun = Work(work.task, work.question, work.folder, manifest.part_images, work.max_image_bytes)
+        begun = RunSpec(work.task, work.question, work.folder, manifest.part_images, work.max_image_bytes)
         done = parts.totals()
         again = list(parts.bad()) if order.retry_bad else []
-        progress.begin(manifest, Totals(done.images - done.bad) if again else done)
+        progress.begin(manifest, ImageCounts(done.images - done.bad) if again else done)
         if again:
             engine(begun, iter(again), progress.advance)
-        engine(begun, parts.remaining(), progress.advance)
-        missing = sum(1 for _ in parts.remaining())
+        engine(begun, parts.pending(), progress.advance)
+        missing = sum(1 for _ in parts.pending())
         if missing:
             raise StoreError(
                 f"{missing} of {manifest.units} pieces are not in '{parts.folder}', though workers have done them;"
                 " give an --out that every worker writes to, on a disk that they share"
             )
         totals = parts.totals()
-        if is_file(order.out):
-            put_together(parts, manifest, order.out)
-    if is_file(order.out):
+        if is_single_file(order.out):
+            merge_parts(parts, manifest, order.out)
+    if is_single_file(order.out):
         remove_parts(order.out, manifest)
     return totals
 
 
-def in_process(loop: asyncio.Runner, service: Service) -> Engine:
+def process_engine(loop: asyncio.Runner, service: Service) -> Engine:
     """Return the engine that works with a service of this process."""
 
-    def engine(work: Work, remaining: Iterator[Remaining], advance: Advance) -> None:
-        loop.run(Answerer(service, work).run(remaining, advance))
+    def engine(work: RunSpec, remaining: Iterator[PendingUnit], advance: ProgressCallback) -> None:
+        loop.run(BulkClassifier(service, work).run(remaining, advance))
 
     return engine

@@ -33,7 +33,7 @@ _USUAL_BYTES = ("image", "image_bytes", "bytes", "jpg", "jpeg", "png", "webp", "
 _USUAL_PATHS = ("path", "image_path", "file", "file_name", "filename", "filepath", "image", "url", "image_url", "uri")
 
 
-class Kind(StrEnum):
+class SourceKind(StrEnum):
     """What a unit is read from."""
 
     FILES = "files"
@@ -42,7 +42,7 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class WorkUnit:
     """What is read from its beginning to its end by one worker.
 
     Args:
@@ -59,7 +59,7 @@ class Unit:
         problem: why nothing of it can be read.
     """
 
-    kind: Kind
+    kind: SourceKind
     source: str | None
     path: str
     names: tuple[str, ...] = ()
@@ -76,14 +76,14 @@ class Unit:
         return {name: value for name, value in asdict(self).items() if value not in (None, (), 0)}
 
     @classmethod
-    def from_json(cls, told: Mapping[str, Any]) -> "Unit":
+    def from_json(cls, told: Mapping[str, Any]) -> "WorkUnit":
         """Return what ``to_json`` told."""
         lists = {name: tuple(told[name]) for name in ("names", "stamp", "groups") if name in told}
-        return cls(**{"source": None, **told, **lists, "kind": Kind(told["kind"])})
+        return cls(**{"source": None, **told, **lists, "kind": SourceKind(told["kind"])})
 
 
 @dataclass(frozen=True, slots=True)
-class Columns:
+class ParquetColumns:
     """Which columns of Parquet to read; None looks for usual names."""
 
     image: str | None = None
@@ -91,8 +91,8 @@ class Columns:
 
 
 def plan(
-    sources: Iterable[Path], columns: Columns, *, images: int, tell: Callable[[str], object] = lambda _: None
-) -> Iterator[Unit]:
+    sources: Iterable[Path], columns: ParquetColumns, *, images: int, tell: Callable[[str], object] = lambda _: None
+) -> Iterator[WorkUnit]:
     """Yield the units of sources, in the order of the sources.
 
     Args:
@@ -110,7 +110,7 @@ def plan(
         yield from _planned(sources, columns, images, tell)
 
 
-def check_sources(sources: Iterable[Path]) -> None:
+def validate_sources(sources: Iterable[Path]) -> None:
     """Refuse, without a look into folders, what ``plan`` would.
 
     Raises:
@@ -129,11 +129,13 @@ def _system_told() -> Iterator[None]:
         raise InvalidFieldError.of("sources", f"'{place}' cannot be read: {error.strerror or error}") from error
 
 
-def _planned(sources: Iterable[Path], columns: Columns, images: int, tell: Callable[[str], object]) -> Iterator[Unit]:
+def _planned(
+    sources: Iterable[Path], columns: ParquetColumns, images: int, tell: Callable[[str], object]
+) -> Iterator[WorkUnit]:
     found = False
     loose: list[str] = []
 
-    def named(*, least: int) -> Iterator[Unit]:
+    def named(*, least: int) -> Iterator[WorkUnit]:
         """Yield the files that were named themselves, once there are enough."""
         while len(loose) >= max(1, least):
             yield _files(None, Path.cwd(), loose[:images])
@@ -151,7 +153,7 @@ def _planned(sources: Iterable[Path], columns: Columns, images: int, tell: Calla
         if path.is_dir():
             yield from _of_folder(path, images, archives, tell)
         elif tar_suffix(path) is not None:
-            yield Unit(Kind.TAR, str(path), str(path.absolute()), stamp=stamp_of(path))
+            yield WorkUnit(SourceKind.TAR, str(path), str(path.absolute()), stamp=file_stamp(path))
         else:
             yield from _of_parquet(path, columns, images)
     yield from named(least=1)
@@ -209,17 +211,17 @@ def _is_other_archive(path: Path) -> bool:
     return _archive_suffix(path) is None and _OTHER_ARCHIVE.fullmatch(path.name) is not None
 
 
-def stamp_of(path: Path) -> tuple[int, int]:
-    """Return by what a file that has changed is told; see ``Unit``."""
+def file_stamp(path: Path) -> tuple[int, int]:
+    """Return by what a file that has changed is told; see ``WorkUnit``."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns
 
 
-def _files(source: str | None, root: Path, names: Sequence[str]) -> Unit:
-    return Unit(Kind.FILES, source, str(root.absolute()), names=tuple(names), images=len(names))
+def _files(source: str | None, root: Path, names: Sequence[str]) -> WorkUnit:
+    return WorkUnit(SourceKind.FILES, source, str(root.absolute()), names=tuple(names), images=len(names))
 
 
-def _of_folder(folder: Path, images: int, named: Container[str], tell: Callable[[str], object]) -> Iterator[Unit]:
+def _of_folder(folder: Path, images: int, named: Container[str], tell: Callable[[str], object]) -> Iterator[WorkUnit]:
     suffixes = supported_suffixes()
     names: list[str] = []
     unreadable: list[OSError] = []
@@ -281,17 +283,17 @@ def reason_of(form: str, error: Exception) -> str:
     return f"cannot be read as {form}, here or from here on: {' '.join(reason.split())[:200]}"
 
 
-def _of_parquet(path: Path, columns: Columns, images: int) -> Iterator[Unit]:
+def _of_parquet(path: Path, columns: ParquetColumns, images: int) -> Iterator[WorkUnit]:
     pa, pq = pyarrow()
-    stamp, absolute = stamp_of(path), str(path.absolute())
+    stamp, absolute = file_stamp(path), str(path.absolute())
     try:
         with pq.ParquetFile(path) as file:
             schema, sizes = file.schema_arrow, [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
     except (pa.ArrowException, OSError, UnicodeError) as error:
-        yield Unit(Kind.PARQUET, str(path), absolute, images=1, problem=reason_of("Parquet", error))
+        yield WorkUnit(SourceKind.PARQUET, str(path), absolute, images=1, problem=reason_of("Parquet", error))
         return
     if not sum(sizes):
-        yield Unit(Kind.PARQUET, str(path), absolute, images=1, problem="there is no row in it")
+        yield WorkUnit(SourceKind.PARQUET, str(path), absolute, images=1, problem="there is no row in it")
         return
     column, key = _columns_of(path, schema, columns)
     first, groups, rows = 0, [], 0
@@ -299,8 +301,8 @@ def _of_parquet(path: Path, columns: Columns, images: int) -> Iterator[Unit]:
         groups.append(number)
         rows += size
         if rows >= images or number == len(sizes) - 1:
-            yield Unit(
-                Kind.PARQUET,
+            yield WorkUnit(
+                SourceKind.PARQUET,
                 str(path),
                 absolute,
                 images=rows,
@@ -313,7 +315,7 @@ def _of_parquet(path: Path, columns: Columns, images: int) -> Iterator[Unit]:
             first, groups, rows = first + rows, [], 0
 
 
-def _columns_of(path: Path, schema: Any, wanted: Columns) -> tuple[str, str | None]:
+def _columns_of(path: Path, schema: Any, wanted: ParquetColumns) -> tuple[str, str | None]:
     """Return the column of the images, and that of their names if there is one."""
     names = [name for name, times in Counter(schema.names).items() if times == 1]
     doubled = [name for name in dict.fromkeys(schema.names) if name not in names]

@@ -11,12 +11,12 @@ import typer
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from app.bulk.answering import settings_for_bulk
+from app.bulk.classifier import bulk_settings
 from app.bulk.manifest import Manifest
-from app.bulk.on_ray import LOCAL, Pool, on_ray
-from app.bulk.output import Totals, files_of, parts_of
-from app.bulk.run import PART_IMAGES, Order, carry_out, check, in_process, prepare, service_in_loop
-from app.bulk.sources import Columns
+from app.bulk.parts import ImageCounts, part_files, parts_folder
+from app.bulk.ray_engine import LOCAL, ReplicaPool, ray_engine
+from app.bulk.run import PART_IMAGES, BulkRequest, check, prepare_run, process_engine, run_bulk, service_in_loop
+from app.bulk.sources import ParquetColumns
 from app.classification.resolve import ClassifyRequest
 from app.cli.backends import InProcess
 from app.cli.common import (
@@ -128,7 +128,7 @@ def bulk_command(
             coverage=share_of(coverage, "--coverage"),
             database=database,
         )
-        order = Order(sources, to, Columns(column, key), part_images, retry_bad)
+        order = BulkRequest(sources, to, ParquetColumns(column, key), part_images, retry_bad)
     configure_logs("console", "warning")
     began = time.monotonic()
     with told_plainly(), _told_when_stopped(to):
@@ -141,30 +141,30 @@ def bulk_command(
         raise typer.Exit(SOME_FAILED if totals.bad < totals.images else NOTHING_DONE)
 
 
-def _pool(count: str, cpus: float, gpus: float, address: str | None) -> Pool:
+def _pool(count: str, cpus: float, gpus: float, address: str | None) -> ReplicaPool:
     try:
         replicas = read_replicas(count)
     except ValueError as error:
         raise InvalidFieldError.of("--replicas", str(error)) from error
-    pool = Pool(replicas.least, replicas.most, cpus, gpus, address or load_settings().ray_address or LOCAL)
+    pool = ReplicaPool(replicas.least, replicas.most, cpus, gpus, address or load_settings().ray_address or LOCAL)
     pool.check()
     return pool
 
 
-def _carried_out(question: ClassifyRequest, order: Order, pool: Pool | None) -> Totals:
-    settings = settings_for_bulk(load_settings(), question.model)
+def _carried_out(question: ClassifyRequest, order: BulkRequest, pool: ReplicaPool | None) -> ImageCounts:
+    settings = bulk_settings(load_settings(), question.model)
     with err.status("Loading the model"):
         encoders = load_encoders(settings)
     with service_in_loop(settings, encoders) as (loop, service):
         loop.run(prepare_names(InProcess(service), question))
-        work = loop.run(prepare(service, question, order, settings.max_image_bytes))
+        work = loop.run(prepare_run(service, question, order, settings.max_image_bytes))
         if pool is None:
             with _Bar() as bar:
-                return carry_out(order, work, in_process(loop, service), bar)
+                return run_bulk(order, work, process_engine(loop, service), bar)
     # The model here has told what the question is about; replicas need its memory.
     del encoders, service
     with _Bar() as bar:
-        return carry_out(order, work, on_ray(settings, pool), bar)
+        return run_bulk(order, work, ray_engine(settings, pool), bar)
 
 
 @contextmanager
@@ -185,8 +185,8 @@ def _told_when_stopped(to: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        folder = parts_of(to)
-        kept = len(files_of(folder)) if folder.is_dir() else 0
+        folder = parts_folder(to)
+        kept = len(part_files(folder)) if folder.is_dir() else 0
         err.print(
             f"stopped: {kept:,} parts are kept in '{escape(str(folder))}', and the same command goes on",
             highlight=False,
@@ -229,7 +229,7 @@ class _Bar:
         """Say it in a line of its own."""
         err.print(escape(note), highlight=False, soft_wrap=True)
 
-    def begin(self, manifest: Manifest, done: Totals) -> None:
+    def begin(self, manifest: Manifest, done: ImageCounts) -> None:
         """Show what was done before."""
         self._total, self._before, self._done, self._bad = manifest.images, done.images, done.images, done.bad
         self._line = self._bar.add_task("Classifying", total=self._total, told=self._told())

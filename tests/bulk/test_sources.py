@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from app.bulk.reading import Item, Root, Unreadable, read_unit
-from app.bulk.sources import Columns, Kind, Unit, plan
+from app.bulk.readers import SourceFolder, SourceImage, UnreadableImage, read_unit
+from app.bulk.sources import ParquetColumns, SourceKind, WorkUnit, plan
 from app.errors import InvalidFieldError
 from tests.conftest import picture
 
@@ -22,7 +22,7 @@ RED, BLUE = picture("red"), picture("blue")
 
 
 def planned(*sources, images=4, columns=None):
-    return list(plan(sources, columns or Columns(), images=images))
+    return list(plan(sources, columns or ParquetColumns(), images=images))
 
 
 def read(units, *, skip=0, max_image_bytes=10**6):
@@ -34,7 +34,7 @@ def keys(items):
 
 
 def reason_of(item):
-    assert isinstance(item.content, Unreadable), item
+    assert isinstance(item.content, UnreadableImage), item
     return item.content.reason
 
 
@@ -118,7 +118,7 @@ def test_a_subfolder_that_cannot_be_searched_is_a_bad_item(tmp_path, monkeypatch
     assert keys(read(units)) == ["a/1.png", "d/3.png", "b/c"]
     assert reason_of(read(units)[-1]) == "the folder cannot be read: Permission denied"
     assert sum(unit.images for unit in units) == 3
-    assert Unit.from_json(json.loads(json.dumps(units[-1].to_json()))) == units[-1]
+    assert WorkUnit.from_json(json.loads(json.dumps(units[-1].to_json()))) == units[-1]
     with pytest.raises(InvalidFieldError, match="b/c' cannot be read: Permission denied"):
         planned(tmp_path / "b")
 
@@ -137,12 +137,19 @@ def test_archives_in_a_folder_that_are_not_named_are_told(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(RED)
     notes = []
-    list(plan([tmp_path], Columns(), images=4, tell=notes.append))
+    list(plan([tmp_path], ParquetColumns(), images=4, tell=notes.append))
     (note,) = notes
     assert note.startswith(f"4 archives below '{tmp_path}' are not opened; to have them read, name them")
     assert all(f"'{tmp_path}/**/*{suffix}'" in note for suffix in (".tar", ".TAR", ".tar.gz", ".parquet"))
     notes.clear()
-    list(plan([tmp_path, tmp_path / "**" / "*.[tT]*", tmp_path / "p.parquet"], Columns(), images=4, tell=notes.append))
+    list(
+        plan(
+            [tmp_path, tmp_path / "**" / "*.[tT]*", tmp_path / "p.parquet"],
+            ParquetColumns(),
+            images=4,
+            tell=notes.append,
+        )
+    )
     assert notes == []
 
 
@@ -160,7 +167,7 @@ def test_archives_of_other_forms_are_refused_and_in_a_folder_told(tmp_path, name
     with pytest.raises(InvalidFieldError, match=r"not read; unpack it, or make it one of: \.tar, \.tar\.gz, \.tgz, "):
         planned(tmp_path / "1.png", tmp_path / "s*" if name[0] == "s" else tmp_path / name)
     notes = []
-    list(plan([tmp_path], Columns(), images=4, tell=notes.append))
+    list(plan([tmp_path], ParquetColumns(), images=4, tell=notes.append))
     assert notes == [f"1 files below '{tmp_path}' are packed in a form that is not read, as '{tmp_path / name}'"]
     (tmp_path / "1.png").unlink()
     with pytest.raises(InvalidFieldError, match=f"no image in .*{name}' is packed in a form that is not read"):
@@ -200,7 +207,7 @@ def test_columns_of_one_name_are_told(tmp_path):
     with pytest.raises(InvalidFieldError, match="has several columns called 'image'; rename them"):
         planned(tmp_path / "p.parquet")
     pq.write_table(pa.table([pa.array([RED])] * 3, names=["mask", "mask", "image"]), tmp_path / "p.parquet")
-    assert read(planned(tmp_path / "p.parquet")) == [Item("0", RED)]
+    assert read(planned(tmp_path / "p.parquet")) == [SourceImage("0", RED)]
 
 
 def test_a_unit_is_the_same_after_its_way_through_json(tmp_path):
@@ -211,8 +218,8 @@ def test_a_unit_is_the_same_after_its_way_through_json(tmp_path):
     (tmp_path / "x.dat").write_bytes(RED)
     units = planned(tmp_path, *(tmp_path / name for name in ("t.tar", "p.parquet", "x.dat", "bad.parquet")))
     assert len(units) == 6
-    assert {unit.kind for unit in units} == set(Kind)
-    assert [Unit.from_json(json.loads(json.dumps(unit.to_json()))) for unit in units] == units
+    assert {unit.kind for unit in units} == set(SourceKind)
+    assert [WorkUnit.from_json(json.loads(json.dumps(unit.to_json()))) for unit in units] == units
 
 
 # --- tars -------------------------------------------------------------------------------------------------------------
@@ -233,10 +240,10 @@ def test_a_tar_is_read_in_its_order_packed_or_not(tmp_path, name, pack):
 
     units = planned(tmp_path / name)
 
-    expected = [Item(key, samples[key]) for key in ("000.jpg", "001.jpg", "002.png", "dir/003.JPEG")]
+    expected = [SourceImage(key, samples[key]) for key in ("000.jpg", "001.jpg", "002.png", "dir/003.JPEG")]
     assert read(units) == expected
     assert read(units, skip=3) == expected[3:]
-    assert (len(units), units[0].kind, units[0].images) == (1, Kind.TAR, None)
+    assert (len(units), units[0].kind, units[0].images) == (1, SourceKind.TAR, None)
 
 
 def test_shards_come_in_the_order_of_their_names(tmp_path):
@@ -260,7 +267,7 @@ def test_what_comes_before_the_damage_of_a_tar_is_kept(tmp_path, suffix):
     for name, content in damaged.items():
         (tmp_path / f"s{suffix}").write_bytes(PACKED[suffix](content))
         items = read(planned(tmp_path / f"s{suffix}"))
-        assert items[0] == Item("000.jpg", RED), name
+        assert items[0] == SourceImage("000.jpg", RED), name
         assert len(items) == 2, name
         assert items[1].key == f"s{suffix}", name
         assert "cannot be read as a tar, here or from here on" in reason_of(items[1])
@@ -388,7 +395,7 @@ def test_of_files_that_were_named_the_folder_must_be_there(tmp_path):
     file = tmp_path / "a" / "1.png"
     file.parent.mkdir()
     file.write_bytes(RED)
-    root = Root(planned(file)[0])
+    root = SourceFolder(planned(file)[0])
     (tmp_path / "a" / "2.png").write_bytes(RED)
     file.unlink()
     root.check(file)
@@ -458,13 +465,13 @@ def test_paths_and_urls_of_files_are_read_and_other_addresses_are_not_fetched(tm
 
 def test_columns_can_be_named(tmp_path):
     file = parquet(tmp_path, {"image": [RED], "mask": [BLUE], "name": ["x"], "number": [7]})
-    assert read(planned(file)) == [Item("0", RED)]
-    assert read(planned(file, columns=Columns("mask", "name"))) == [Item("x", BLUE)]
-    assert keys(read(planned(file, columns=Columns(key="number")))) == ["7"]
+    assert read(planned(file)) == [SourceImage("0", RED)]
+    assert read(planned(file, columns=ParquetColumns("mask", "name"))) == [SourceImage("x", BLUE)]
+    assert keys(read(planned(file, columns=ParquetColumns(key="number")))) == ["7"]
     with pytest.raises(InvalidFieldError, match="has no column 'img'; name one of: 'image', 'mask', 'name', 'number'"):
-        planned(file, columns=Columns("img"))
+        planned(file, columns=ParquetColumns("img"))
     with pytest.raises(InvalidFieldError, match=r"'number' of .* holds int64, and not bytes or paths"):
-        planned(file, columns=Columns("number"))
+        planned(file, columns=ParquetColumns("number"))
 
 
 @pytest.mark.parametrize("columns", [{"left": [RED], "right": [BLUE]}, {"number": [1]}, {"words": ["a"]}])

@@ -21,8 +21,8 @@ from typing import Any
 
 from PIL import Image
 
-from app.bulk.output import PartFolder, Remaining
-from app.bulk.reading import Item, Root, Unreadable, read_unit, too_large
+from app.bulk.parts import PartStore, PendingUnit
+from app.bulk.readers import SourceFolder, SourceImage, UnreadableImage, read_unit, too_large
 from app.bulk.rows import Row
 from app.classification.methods import METHODS
 from app.classification.resolve import ClassifyRequest
@@ -42,17 +42,17 @@ _READERS = 16
 _BATCH_BYTES = 32 * 2**20
 _PROBE_PX = 64
 
-Advance = Callable[[int, int], object]
+ProgressCallback = Callable[[int, int], object]
 """Is told how many more images are done, and how many of those are bad."""
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class RunSpec:
     """What every worker of a run must know.
 
     Args:
         task: what is asked of each image.
-        question: the same for the manifest and the metadata; see ``question_of``.
+        question: the same for the manifest and the metadata; see ``query_of``.
         folder: of the parts.
         part_images: the most rows of a part.
         max_image_bytes: larger images are not read.
@@ -65,7 +65,7 @@ class Work:
     max_image_bytes: int
 
 
-def settings_for_bulk(settings: Settings, model: str | None = None) -> Settings:
+def bulk_settings(settings: Settings, model: str | None = None) -> Settings:
     """Return settings for one caller, who waits for as long as it takes; of the models only the one that is asked."""
     return settings.model_copy(
         update={
@@ -78,7 +78,7 @@ def settings_for_bulk(settings: Settings, model: str | None = None) -> Settings:
     )
 
 
-async def task_of(service: Service, question: ClassifyRequest) -> Task:
+async def resolve_task(service: Service, question: ClassifyRequest) -> Task:
     """Look up everything that a question names.
 
     Raises:
@@ -102,7 +102,7 @@ async def task_of(service: Service, question: ClassifyRequest) -> Task:
     return task
 
 
-async def question_of(service: Service, task: Task) -> dict[str, Any]:
+async def query_of(service: Service, task: Task) -> dict[str, Any]:
     """Return, as JSON holds it, all that the answers to a task depend on; what is a default is left out."""
     model = service.models.get(task.model)
     classes = [asdict(entry) for entry in task.classes]
@@ -129,7 +129,7 @@ async def _generation(service: Service, name: str) -> str:
     return f"{name}@{(await service.captions.databases.state(name)).generation}"
 
 
-async def check_alike(service: Service, work: Work) -> None:
+async def verify_worker(service: Service, work: RunSpec) -> None:
     """See that this process would answer as the one that looked the question up.
 
     Raises:
@@ -144,7 +144,7 @@ async def check_alike(service: Service, work: Work) -> None:
                 f"label set '{task.label_set.reference}' has examples of revision {revision} here, and the run is about"
                 f" {task.examples_revision}; let all workers open the same database, DEIXIS_DATABASE_URL"
             )
-    here = await question_of(service, task)
+    here = await query_of(service, task)
     for name in ("model_fingerprint", "database"):
         if here.get(name) != told.get(name):
             raise ConflictError(
@@ -159,15 +159,15 @@ class Batch:
 
     unit: int
     source: str | None
-    root: Root
+    root: SourceFolder
     part: int
     ends_part: bool
     ends_unit: bool
-    items: list[Item | Row] = field(default_factory=list)
+    items: list[SourceImage | Row] = field(default_factory=list)
 
 
-def batches_of(
-    parts: PartFolder, remaining: Iterable[Remaining], *, part_images: int, max_image_bytes: int
+def read_batches(
+    parts: PartStore, remaining: Iterable[PendingUnit], *, part_images: int, max_image_bytes: int
 ) -> Generator[Batch, None, None]:
     """Yield the images of units in order, none of a batch in two parts; also an empty one, for a unit without images.
 
@@ -180,18 +180,18 @@ def batches_of(
     Raises:
         InvalidFieldError: a source has gone, or changed.
     """
-    roots: dict[tuple[str | None, str], Root] = {}
+    roots: dict[tuple[str | None, str], SourceFolder] = {}
     for each in remaining:
         unit = parts.unit(each.offset)
         place = (unit.source, unit.path)
         root = roots.get(place)
         if root is None:
-            root = roots[place] = Root(unit)
+            root = roots[place] = SourceFolder(unit)
         elif unit.source is not None:  # of an earlier unit, since when there may be another folder
             root.check(Path(unit.path))
-        items: list[Item | Row] = []
+        items: list[SourceImage | Row] = []
         count, asked, size = each.parts_done * part_images, 0, 0
-        found: Iterator[Item | Row] = read_unit(unit, skip=count, max_image_bytes=max_image_bytes)
+        found: Iterator[SourceImage | Row] = read_unit(unit, skip=count, max_image_bytes=max_image_bytes)
         to_its_end = True
         if each.again:
             rows, to_its_end = parts.rows(each)
@@ -201,7 +201,7 @@ def batches_of(
             if item is not None:
                 items.append(item)
                 count += 1
-            if isinstance(item, Item):
+            if isinstance(item, SourceImage):
                 asked += 1
                 size += len(item.content) if isinstance(item.content, bytes) else 0
             ends_part = is_last or count == (part + 1) * part_images
@@ -210,13 +210,13 @@ def batches_of(
                 items, asked, size = [], 0, 0
 
 
-def _asked_again(items: Iterator[Item | Row], rows: Sequence[Row]) -> Iterator[Item | Row]:
+def _asked_again(items: Iterator[SourceImage | Row], rows: Sequence[Row]) -> Iterator[SourceImage | Row]:
     """Yield the rows that are good, and in the places of others, and behind all, the images."""
     for item, row in zip_longest(items, rows):
         yield row if item is None or (row is not None and row.error is None) else item
 
 
-def _last_told(items: Iterator[Item | Row]) -> Iterator[tuple[Item | Row | None, bool]]:
+def _last_told(items: Iterator[SourceImage | Row]) -> Iterator[tuple[SourceImage | Row | None, bool]]:
     """Yield each item, and whether it is the last; one None where there is no item."""
     before = next(items, None)
     for item in items:
@@ -225,7 +225,7 @@ def _last_told(items: Iterator[Item | Row]) -> Iterator[tuple[Item | Row | None,
     yield before, True
 
 
-class Answerer:
+class BulkClassifier:
     """Answers the images of units, and writes the parts.
 
     Args:
@@ -233,21 +233,21 @@ class Answerer:
         work: the task, and where the parts go.
     """
 
-    def __init__(self, service: Service, work: Work) -> None:
+    def __init__(self, service: Service, work: RunSpec) -> None:
         self._service = service
         self._work = work
-        self._parts = PartFolder(work.folder, work.question)
+        self._parts = PartStore(work.folder, work.question)
         encoded_at_once = service.models.get(work.task.model).encoder.image_path.batch_size
         wanted = math.ceil(_ENCODER_BATCHES_IN_FLIGHT * encoded_at_once / BATCH)
         self._in_flight = min(_MOST_IN_FLIGHT, max(_LEAST_IN_FLIGHT, wanted))
 
-    async def run(self, remaining: Iterable[Remaining], advance: Advance) -> None:
+    async def run(self, remaining: Iterable[PendingUnit], advance: ProgressCallback) -> None:
         """Answer every image of the units; what was written stays if this is cancelled or fails.
 
         Raises:
             DeixisError: nothing can be answered any more, or written.
         """
-        batches = batches_of(
+        batches = read_batches(
             self._parts,
             remaining,
             part_images=self._work.part_images,
@@ -274,7 +274,9 @@ class Answerer:
                             self._parts.write, batch.unit, batch.part, rows, ends_unit=batch.ends_unit
                         )
                         rows = []
-                    asked = [row for row, item in zip(answered, batch.items, strict=True) if isinstance(item, Item)]
+                    asked = [
+                        row for row, item in zip(answered, batch.items, strict=True) if isinstance(item, SourceImage)
+                    ]
                     advance(len(asked), sum(row.error is not None for row in asked))
             finally:
                 for _, task in running:
@@ -286,8 +288,8 @@ class Answerer:
     async def _answered(self, batch: Batch, readers: ThreadPoolExecutor) -> list[Row]:
         loop = asyncio.get_running_loop()
         most = self._work.max_image_bytes
-        asked = [item for item in batch.items if isinstance(item, Item)]
-        contents: list[bytes | Unreadable] = await asyncio.gather(
+        asked = [item for item in batch.items if isinstance(item, SourceImage)]
+        contents: list[bytes | UnreadableImage] = await asyncio.gather(
             *(
                 loop.run_in_executor(readers, _read, item.content, most, batch.root)
                 if isinstance(item.content, Path)
@@ -297,11 +299,11 @@ class Answerer:
         )
         readable = [content for content in contents if isinstance(content, bytes)]
         answers = iter(await self._results(readable) if readable else ())
-        told = [content if isinstance(content, Unreadable) else next(answers) for content in contents]
+        told = [content if isinstance(content, UnreadableImage) else next(answers) for content in contents]
         rows = iter([_row(item, batch.source, each) for item, each in zip(asked, told, strict=True)])
         return [item if isinstance(item, Row) else next(rows) for item in batch.items]
 
-    async def _results(self, images: Sequence[bytes]) -> list[ImageResult | Unreadable]:
+    async def _results(self, images: Sequence[bytes]) -> list[ImageResult | UnreadableImage]:
         """Return each image's result; one that makes an encoder fail does not take the others with it."""
         try:
             return list(await self._classified(images))
@@ -310,14 +312,14 @@ class Answerer:
         except Exception:  # noqa: BLE001 - whatever an encoder raises
             # Fails as well, and ends the run, where no image is to blame.
             await self._classified([_probe()])
-        results: list[ImageResult | Unreadable] = []
+        results: list[ImageResult | UnreadableImage] = []
         for image in images:
             try:
                 results += await self._classified([image])
             except (ServerError, ConflictError):
                 raise
             except Exception as error:  # noqa: BLE001
-                results.append(Unreadable(f"the model fails on it: {str(error) or type(error).__name__}"))
+                results.append(UnreadableImage(f"the model fails on it: {str(error) or type(error).__name__}"))
         return results
 
     async def _classified(self, images: Sequence[bytes]) -> Sequence[ImageResult]:
@@ -342,27 +344,27 @@ class Answerer:
         return told.results
 
 
-async def _as_it_is(content: bytes | Unreadable) -> bytes | Unreadable:
+async def _as_it_is(content: bytes | UnreadableImage) -> bytes | UnreadableImage:
     return content
 
 
-def _read(file: Path, most_bytes: int, root: Root) -> bytes | Unreadable:
+def _read(file: Path, most_bytes: int, root: SourceFolder) -> bytes | UnreadableImage:
     try:
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):  # a device may never end
-            return Unreadable("is no file")
+            return UnreadableImage("is no file")
         if status.st_size > most_bytes:
             return too_large(status.st_size, most_bytes)
         return file.read_bytes()
     except (OSError, ValueError) as error:
         root.check(file)
         if isinstance(error, FileNotFoundError) and file.is_symlink():
-            return Unreadable("the link leads nowhere")
-        return Unreadable(getattr(error, "strerror", None) or str(error) or type(error).__name__)
+            return UnreadableImage("the link leads nowhere")
+        return UnreadableImage(getattr(error, "strerror", None) or str(error) or type(error).__name__)
 
 
-def _row(item: Item, source: str | None, told: ImageResult | Unreadable) -> Row:
-    if isinstance(told, Unreadable):
+def _row(item: SourceImage, source: str | None, told: ImageResult | UnreadableImage) -> Row:
+    if isinstance(told, UnreadableImage):
         return Row(item.key, source, error=told.reason)
     if told.error is not None:
         return Row(item.key, source, error=told.error.message)

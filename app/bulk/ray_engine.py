@@ -19,9 +19,9 @@ from typing import Any, TypeAlias
 
 import structlog
 
-from app.bulk.answering import Advance, Answerer, Work, check_alike, settings_for_bulk
-from app.bulk.output import PartFolder, Remaining
+from app.bulk.classifier import BulkClassifier, ProgressCallback, RunSpec, bulk_settings, verify_worker
 from app.bulk.parquet import pyarrow
+from app.bulk.parts import PartStore, PendingUnit
 from app.bulk.run import Engine, service_in_loop
 from app.encoders._base import Encoder
 from app.errors import DeixisError, InvalidFieldError, NotConfiguredError, NotReadyError, ServerError
@@ -46,7 +46,7 @@ class ReplicaFailedError(ServerError):
 
 
 @dataclass(frozen=True, slots=True)
-class Pool:
+class ReplicaPool:
     """How many processes there are, and what Ray sets aside for each.
 
     Args:
@@ -77,11 +77,11 @@ class Pool:
         _ray()
 
 
-Load: TypeAlias = Callable[[Settings], Sequence[Encoder]]
+EncoderLoader: TypeAlias = Callable[[Settings], Sequence[Encoder]]
 """Gives the encoders; sent to replicas by its name."""
 
 
-def on_ray(settings: Settings, pool: Pool, load: Load = load_encoders) -> Engine:
+def ray_engine(settings: Settings, pool: ReplicaPool, load: EncoderLoader = load_encoders) -> Engine:
     """Return the engine that works on Ray.
 
     Args:
@@ -90,8 +90,8 @@ def on_ray(settings: Settings, pool: Pool, load: Load = load_encoders) -> Engine
         load: what every replica loads its model with.
     """
 
-    def engine(work: Work, remaining: Iterator[Remaining], advance: Advance) -> None:
-        alone = settings_for_bulk(settings, work.task.model).model_copy(
+    def engine(work: RunSpec, remaining: Iterator[PendingUnit], advance: ProgressCallback) -> None:
+        alone = bulk_settings(settings, work.task.model).model_copy(
             update={"decode_threads": max(1, math.floor(pool.cpus))}
         )
         _run(pool, {"settings": alone, "work": work, "load": load}, remaining, advance)
@@ -99,7 +99,9 @@ def on_ray(settings: Settings, pool: Pool, load: Load = load_encoders) -> Engine
     return engine
 
 
-def _run(pool: Pool, replica: Mapping[str, Any], remaining: Iterator[Remaining], advance: Advance) -> None:
+def _run(
+    pool: ReplicaPool, replica: Mapping[str, Any], remaining: Iterator[PendingUnit], advance: ProgressCallback
+) -> None:
     """Hand what remains to replicas, which are made with the arguments ``replica``."""
     # One block for each unit: a block is what Ray hands to a replica, and what it tries again elsewhere.
     blocks = [_table({name: [value] for name, value in asdict(each).items()}) for each in remaining]
@@ -133,17 +135,17 @@ class Replica:
         load: gives the encoders.
     """
 
-    def __init__(self, settings: Settings, work: Work, load: Load) -> None:
+    def __init__(self, settings: Settings, work: RunSpec, load: EncoderLoader) -> None:
         configure_logs("console", "warning")
         # Never closed: the process ends with the run.
         self._opened = ExitStack()
         self._problem: str | None = None
-        self._parts = PartFolder(work.folder, work.question)
+        self._parts = PartStore(work.folder, work.question)
         name = _ray().get_runtime_context().get_actor_id()
         try:
             _check_starts(self._parts.begin_start(name))
             self._loop, service = self._opened.enter_context(service_in_loop(settings, load(settings)))
-            self._loop.run(check_alike(service, work))
+            self._loop.run(verify_worker(service, work))
         except DeixisError as error:
             self._problem = error.message
         except Exception as error:
@@ -151,7 +153,7 @@ class Replica:
             self._problem = f"it does not start: {str(error) or type(error).__name__}"
         else:
             self._part_images = work.part_images
-            self._answerer = Answerer(service, work)
+            self._answerer = BulkClassifier(service, work)
         self._parts.end_start(name)
 
     def __call__(self, block: Any) -> Any:
@@ -166,9 +168,9 @@ class Replica:
 
         if failed is None:
             try:
-                given = [Remaining(**row) for row in block.to_pylist()]
+                given = [PendingUnit(**row) for row in block.to_pylist()]
                 # Of a unit that a replica died at, its parts are there.
-                for each in filter(None, map(self._parts.still_remaining, given)):
+                for each in filter(None, map(self._parts.refresh, given)):
                     self._check_deaths(each)
                     self._loop.run(self._answerer.run([each], advance))
                     self._parts.end(each)
@@ -176,7 +178,7 @@ class Replica:
                 failed = error.message
         return _table({"images": [images], "bad": [bad], "failed": [failed]})
 
-    def _check_deaths(self, each: Remaining) -> None:
+    def _check_deaths(self, each: PendingUnit) -> None:
         """See that not every replica dies at these images.
 
         Raises:
@@ -208,7 +210,7 @@ def _table(columns: dict[str, list[Any]]) -> Any:
 
 
 @contextmanager
-def _connected(pool: Pool) -> Iterator[Any]:
+def _connected(pool: ReplicaPool) -> Iterator[Any]:
     """Connect to the cluster, or start a Ray and stop it at the end; one that this process has already, is used."""
     ray = _ray()
     ours = not ray.is_initialized()

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from app.bulk.manifest import FORMAT, Manifest
 from app.bulk.parquet import pyarrow
 from app.bulk.rows import METADATA, Row, metadata_of, row_of, schema, table_of
-from app.bulk.sources import PARQUET, Unit
+from app.bulk.sources import PARQUET, WorkUnit
 from app.errors import ConflictError, InvalidFieldError, StoreError
 from app.runtime.atomic_files import atomic_file, temporary_names, write_atomically
 
@@ -48,7 +48,7 @@ _ROWS_OF_A_GROUP = 65_536
 
 
 @dataclass(frozen=True, slots=True)
-class Remaining:
+class PendingUnit:
     """A unit that is not finished: its number, where the plan tells of it, and how many of its parts are there.
 
     With ``again``, the bad images of the part behind those alone.
@@ -61,14 +61,14 @@ class Remaining:
 
 
 @dataclass(frozen=True, slots=True)
-class Totals:
+class ImageCounts:
     """Rows of all parts, and how many of them have an error."""
 
     images: int = 0
     bad: int = 0
 
 
-class PartFolder:
+class PartStore:
     """The parts of one run, in a folder that every worker of the run can write to.
 
     Args:
@@ -80,14 +80,14 @@ class PartFolder:
         self.folder = folder
         self._question = question
 
-    def unit(self, offset: int) -> Unit:
+    def unit(self, offset: int) -> WorkUnit:
         """Return the unit whose line of the plan begins at this byte."""
         with (self.folder / _PLAN).open("rb") as plan:
             plan.seek(offset)
-            return Unit.from_json(json.loads(plan.readline()))
+            return WorkUnit.from_json(json.loads(plan.readline()))
 
-    def remaining(self) -> Iterator[Remaining]:
-        """Yield what is not finished, in the order of the sources."""
+    def pending(self) -> Iterator[PendingUnit]:
+        """Yield what is not find_finished, in the order of the sources."""
         parts: dict[int, set[int]] = {}
         ends: dict[int, int] = {}
         for file in self.folder.iterdir():
@@ -101,18 +101,18 @@ class PartFolder:
             # After a power cut a part may be missing before one that is there.
             done = next(part for part in range(len(there) + 1) if part not in there)
             if number not in ends or done <= ends[number]:
-                yield Remaining(number, offset, done)
+                yield PendingUnit(number, offset, done)
 
-    def bad(self) -> Iterator[Remaining]:
+    def bad(self) -> Iterator[PendingUnit]:
         """Yield the parts that have a bad image, in the order of the sources."""
         parts: dict[int, list[int]] = {}
-        for file in files_of(self.folder):
+        for file in part_files(self.folder):
             found = _PART.fullmatch(file.name)
-            if found and totals_of(file).bad:
+            if found and count_images(file).bad:
                 parts.setdefault(int(found[1]), []).append(int(found[2]))
         for number, offset in self._offsets():
             for part in parts.get(number, ()):
-                yield Remaining(number, offset, part, again=True)
+                yield PendingUnit(number, offset, part, again=True)
 
     def _offsets(self) -> Iterator[tuple[int, int]]:
         """Yield the number of each unit, and the byte at which its line of the plan begins."""
@@ -122,7 +122,7 @@ class PartFolder:
                 yield number, offset
                 offset += len(line)
 
-    def rows(self, each: Remaining) -> tuple[list[Row], bool]:
+    def rows(self, each: PendingUnit) -> tuple[list[Row], bool]:
         """Return the rows that a part has, none where it is not there, and whether it ends its unit."""
         _, pq = pyarrow()
         for ends_unit in (False, True):
@@ -131,7 +131,7 @@ class PartFolder:
                 return [row_of(cells) for cells in pq.read_table(file, partitioning=None).to_pylist()], ends_unit
         return [], True
 
-    def still_remaining(self, each: Remaining) -> Remaining | None:
+    def refresh(self, each: PendingUnit) -> PendingUnit | None:
         """Return what remains of a unit now, since somebody else may have worked on it; None if nothing does."""
         if each.again:
             return each
@@ -139,9 +139,9 @@ class PartFolder:
         while self._file(each.number, done, ends_unit=False).exists():
             done += 1
         ended = self._file(each.number, done, ends_unit=True).exists()
-        return None if ended else Remaining(each.number, each.offset, done)
+        return None if ended else PendingUnit(each.number, each.offset, done)
 
-    def begin(self, each: Remaining) -> int:
+    def begin(self, each: PendingUnit) -> int:
         """Note that a worker begins with what remains of a unit, and return how many have at the same part.
 
         Raises:
@@ -149,7 +149,7 @@ class PartFolder:
         """
         return self._note(self._tried(each.number, each.parts_done))
 
-    def end(self, each: Remaining) -> None:
+    def end(self, each: PendingUnit) -> None:
         """Forget what was noted, since the unit is done."""
         for part in range(each.parts_done + 1):
             self._tried(each.number, part).unlink(missing_ok=True)
@@ -189,32 +189,32 @@ class PartFolder:
         if not ends_unit:  # what could not be read on when it was written the last time, now can
             self._file(unit, part, ends_unit=True).unlink(missing_ok=True)
 
-    def totals(self) -> Totals:
+    def totals(self) -> ImageCounts:
         """Count the rows of all parts, by their footers."""
-        totals = Totals()
-        for file in files_of(self.folder):
-            counted = totals_of(file)
-            totals = Totals(totals.images + counted.images, totals.bad + counted.bad)
+        totals = ImageCounts()
+        for file in part_files(self.folder):
+            counted = count_images(file)
+            totals = ImageCounts(totals.images + counted.images, totals.bad + counted.bad)
         return totals
 
 
-def files_of(folder: Path) -> list[Path]:
+def part_files(folder: Path) -> list[Path]:
     """Return the parts in a folder, in the order of the sources."""
     return sorted(file for file in folder.iterdir() if _PART.fullmatch(file.name))
 
 
-def totals_of(file: Path) -> Totals:
+def count_images(file: Path) -> ImageCounts:
     """Count the rows of a file of ours, by its footer."""
     _, pq = pyarrow()
     footer = pq.read_metadata(file)
     place = footer.schema.names.index("error")
     groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
     good = sum(group.column(place).statistics.null_count for group in groups if group.num_rows)
-    return Totals(footer.num_rows, footer.num_rows - good)
+    return ImageCounts(footer.num_rows, footer.num_rows - good)
 
 
 @contextmanager
-def opened(out: Path, wanted: Manifest, planned: Iterator[Unit]) -> Iterator[tuple[PartFolder, Manifest]]:
+def open_run(out: Path, wanted: Manifest, planned: Iterator[WorkUnit]) -> Iterator[tuple[PartStore, Manifest]]:
     """Begin a run, or take up the one that is there; nobody else can meanwhile.
 
     Args:
@@ -226,8 +226,8 @@ def opened(out: Path, wanted: Manifest, planned: Iterator[Unit]) -> Iterator[tup
         ConflictError: another run is about something else, or goes on at the moment, or something else is there.
         StoreError: it cannot be written.
     """
-    folder = parts_of(out)
-    if is_file(out):
+    folder = parts_folder(out)
+    if is_single_file(out):
         if out.is_dir():
             raise ConflictError(f"'{out}' is a folder; name a file, or a folder without the suffix {out.suffix}")
     elif folder.exists() and not folder.is_dir():
@@ -246,14 +246,14 @@ def opened(out: Path, wanted: Manifest, planned: Iterator[Unit]) -> Iterator[tup
     except OSError as error:
         raise _unwritable(folder, error) from error
     try:
-        for rest in _halves(out) if is_file(out) else ():
+        for rest in _halves(out) if is_single_file(out) else ():
             rest.unlink(missing_ok=True)
         yield _begun(folder, wanted, planned)
     finally:
         lock.release()
 
 
-def _begun(folder: Path, wanted: Manifest, planned: Iterator[Unit]) -> tuple[PartFolder, Manifest]:
+def _begun(folder: Path, wanted: Manifest, planned: Iterator[WorkUnit]) -> tuple[PartStore, Manifest]:
     for rest in (*_asides(folder), *_ends_that_are_none(folder)):
         rest.unlink(missing_ok=True)
     manifest = read_manifest(folder)
@@ -263,7 +263,7 @@ def _begun(folder: Path, wanted: Manifest, planned: Iterator[Unit]) -> tuple[Par
         # Last, so that whoever finds it finds the plan as well.
         _write(folder / _MANIFEST, json.dumps(asdict(manifest), indent=2).encode() + b"\n")
     manifest.check(wanted, folder)
-    return PartFolder(folder, manifest.question), manifest
+    return PartStore(folder, manifest.question), manifest
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -286,7 +286,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         raise ConflictError(f"'{file}' is damaged; name another --out, or delete the folder") from error
 
 
-def _write_plan(folder: Path, planned: Iterator[Unit]) -> tuple[int, int | None]:
+def _write_plan(folder: Path, planned: Iterator[WorkUnit]) -> tuple[int, int | None]:
     """Write the units of the sources one by one, and return how many there are, and how many images if it is known."""
     file = folder / _PLAN
     units, images = 0, 0
@@ -303,35 +303,35 @@ def _write_plan(folder: Path, planned: Iterator[Unit]) -> tuple[int, int | None]
     return units, images if known else None
 
 
-def is_file(out: Path) -> bool:
+def is_single_file(out: Path) -> bool:
     """Tell whether one Parquet file is wanted, and not a folder of parts."""
     return out.suffix.lower() in PARQUET
 
 
-def parts_of(out: Path) -> Path:
+def parts_folder(out: Path) -> Path:
     """Return the folder of the parts."""
-    return out.with_name(out.name + _PARTS_SUFFIX) if is_file(out) else out
+    return out.with_name(out.name + _PARTS_SUFFIX) if is_single_file(out) else out
 
 
-def is_begun(out: Path) -> bool:
+def is_started(out: Path) -> bool:
     """Tell whether there is a run to go on with, or a file that was made.
 
     Raises:
         StoreError: the system does not let us look.
     """
     try:
-        return (parts_of(out) / _MANIFEST).exists() or (is_file(out) and out.exists())
+        return (parts_folder(out) / _MANIFEST).exists() or (is_single_file(out) and out.exists())
     except OSError as error:
         raise _unwritable(out, error) from error
 
 
-def finished(out: Path, wanted: Manifest) -> Manifest | None:
+def find_finished(out: Path, wanted: Manifest) -> Manifest | None:
     """Return what the Parquet file that is wanted is about, if it is there already.
 
     Raises:
         ConflictError: there is another in its place.
     """
-    if not (is_file(out) and out.is_file()):
+    if not (is_single_file(out) and out.is_file()):
         return None
     pa, pq = pyarrow()
     try:
@@ -343,7 +343,7 @@ def finished(out: Path, wanted: Manifest) -> Manifest | None:
     return manifest
 
 
-def put_together(parts: PartFolder, manifest: Manifest, out: Path) -> None:
+def merge_parts(parts: PartStore, manifest: Manifest, out: Path) -> None:
     """Write the rows of all parts into one file, in order.
 
     Raises:
@@ -356,7 +356,7 @@ def put_together(parts: PartFolder, manifest: Manifest, out: Path) -> None:
             atomic_file(out) as opened_file,
             pq.ParquetWriter(opened_file, schema().with_metadata(told), compression="zstd") as writer,
         ):
-            for table in _in_groups(files_of(parts.folder)):
+            for table in _in_groups(part_files(parts.folder)):
                 writer.write_table(table)
     except OSError as error:
         raise _unwritable(out, error) from error
@@ -364,13 +364,13 @@ def put_together(parts: PartFolder, manifest: Manifest, out: Path) -> None:
 
 def remove_parts(out: Path, manifest: Manifest) -> None:
     """Remove the parts of a Parquet file that is made, if they are of the same run, and nothing that is not ours."""
-    folder = parts_of(out)
+    folder = parts_folder(out)
     with suppress(ConflictError, OSError, Timeout):
         if read_manifest(folder) != manifest:
             return
         with FileLock(folder / _LOCK, timeout=0):
             # The manifest last, so that a removal that is killed can be finished.
-            for file in (*_asides(folder), *files_of(folder), folder / _PLAN, folder / _MANIFEST, folder / _LOCK):
+            for file in (*_asides(folder), *part_files(folder), folder / _PLAN, folder / _MANIFEST, folder / _LOCK):
                 file.unlink(missing_ok=True)
         folder.rmdir()
 
@@ -392,7 +392,7 @@ def _halves(out: Path) -> list[Path]:
 
 def _ends_that_are_none(folder: Path) -> list[Path]:
     """Return the ends of units that were read on from there, by a run that was killed before it removed them."""
-    files = files_of(folder)
+    files = part_files(folder)
     names = {file.name for file in files}
     return [file for file in files if "-end" in file.name and file.name.replace("-end", "") in names]
 
@@ -427,7 +427,7 @@ def _unwritable(file: Path, error: OSError) -> StoreError:
     return StoreError(f"'{file}' cannot be written: {error.strerror or error}; make room, or name another --out")
 
 
-def check_out(out: Path, part_images: int) -> None:
+def validate_output(out: Path, part_images: int) -> None:
     """Refuse what could only fail later.
 
     Raises:
@@ -439,7 +439,7 @@ def check_out(out: Path, part_images: int) -> None:
         raise InvalidFieldError.of("--part-images", f"{part_images} is less than 1")
     if not out.name:
         raise InvalidFieldError.of("--out", f"'{out}' is no name of a folder or file")
-    if _OTHER_TABLES.fullmatch(out.suffix) and not is_begun(out):
+    if _OTHER_TABLES.fullmatch(out.suffix) and not is_started(out):
         raise InvalidFieldError.of(
             "--out", f"'{out}' would be a folder of Parquet; name it otherwise, or a file that ends with .parquet"
         )

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from app.bulk.parquet import pyarrow
-from app.bulk.sources import TARS, Kind, Unit, reason_of, stamp_of, tar_suffix
+from app.bulk.sources import TARS, SourceKind, WorkUnit, file_stamp, reason_of, tar_suffix
 from app.captions.sources import read_errors, unpacked
 from app.errors import InvalidFieldError
 from app.images.decode import supported_suffixes
@@ -24,32 +24,32 @@ _BUFFER_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Unreadable:
+class UnreadableImage:
     """Why an image is not there."""
 
     reason: str
 
 
-def too_large(size_bytes: int, most_bytes: int) -> Unreadable:
+def too_large(size_bytes: int, most_bytes: int) -> UnreadableImage:
     """Return why a larger image than may be is not even read."""
-    return Unreadable(
+    return UnreadableImage(
         f"the image has {size_bytes:,} bytes and the limit is {most_bytes:,}; raise DEIXIS_MAX_IMAGE_BYTES"
     )
 
 
-Content: TypeAlias = bytes | Path | Unreadable
+Content: TypeAlias = bytes | Path | UnreadableImage
 """An image's bytes, the file that has them, or why there are none."""
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class SourceImage:
     """An image and what it is called in its source."""
 
     key: str
     content: Content
 
 
-class Root:
+class SourceFolder:
     """The folder that the files of a unit are below, as it was when the unit was begun.
 
     Files that were named themselves may be anywhere, and only have to have a folder that is not empty.
@@ -58,10 +58,10 @@ class Root:
         InvalidFieldError: it is not there, or empty, as a folder is where nothing is mounted.
     """
 
-    def __init__(self, unit: Unit) -> None:
+    def __init__(self, unit: WorkUnit) -> None:
         path = Path(unit.path)
-        self._folder = path if unit.kind is Kind.FILES else path.parent
-        self._named = unit.kind is Kind.FILES and unit.source is None
+        self._folder = path if unit.kind is SourceKind.FILES else path.parent
+        self._named = unit.kind is SourceKind.FILES and unit.source is None
         self._identity = None if self._named else _identity(self._folder)
 
     def check(self, file: Path) -> None:
@@ -93,7 +93,7 @@ def _gone(place: Path, reason: str) -> InvalidFieldError:
     )
 
 
-def read_unit(unit: Unit, *, skip: int, max_image_bytes: int) -> Iterator[Item]:
+def read_unit(unit: WorkUnit, *, skip: int, max_image_bytes: int) -> Iterator[SourceImage]:
     """Yield the images of a unit behind the first ``skip``; at the end, if it breaks off, one item that says so.
 
     Args:
@@ -107,19 +107,19 @@ def read_unit(unit: Unit, *, skip: int, max_image_bytes: int) -> Iterator[Item]:
     """
     path = Path(unit.path)
     if unit.problem is not None:
-        items = iter([Item(next(iter(unit.names), path.name), Unreadable(unit.problem))][skip:])
-    elif unit.kind is Kind.FILES:
-        items = (Item(name, path / name) for name in unit.names[skip:])
+        items = iter([SourceImage(next(iter(unit.names), path.name), UnreadableImage(unit.problem))][skip:])
+    elif unit.kind is SourceKind.FILES:
+        items = (SourceImage(name, path / name) for name in unit.names[skip:])
     else:
         _check_stamp(unit)
-        reader = _tar_items(path, max_image_bytes, skip) if unit.kind is Kind.TAR else _parquet_items(unit, skip)
-        items = _until_it_breaks(unit, "a tar" if unit.kind is Kind.TAR else "Parquet", reader)
+        reader = _tar_items(path, max_image_bytes, skip) if unit.kind is SourceKind.TAR else _parquet_items(unit, skip)
+        items = _until_it_breaks(unit, "a tar" if unit.kind is SourceKind.TAR else "Parquet", reader)
     yield from items
 
 
-def _check_stamp(unit: Unit) -> None:
+def _check_stamp(unit: WorkUnit) -> None:
     try:
-        there = stamp_of(Path(unit.path))
+        there = file_stamp(Path(unit.path))
     except OSError as error:
         raise _gone(Path(unit.path), str(error.strerror)) from error
     if there != unit.stamp:
@@ -128,13 +128,13 @@ def _check_stamp(unit: Unit) -> None:
         )
 
 
-def _until_it_breaks(unit: Unit, form: str, items: Iterator[Item]) -> Iterator[Item]:
+def _until_it_breaks(unit: WorkUnit, form: str, items: Iterator[SourceImage]) -> Iterator[SourceImage]:
     pa, _ = pyarrow()
     try:
         yield from items
     except (*read_errors(), tarfile.TarError, pa.ArrowException) as error:
         _check_stamp(unit)  # what is damaged is still there
-        yield Item(Path(unit.path).name, Unreadable(reason_of(form, error)))
+        yield SourceImage(Path(unit.path).name, UnreadableImage(reason_of(form, error)))
 
 
 class _Header(tarfile.TarInfo):
@@ -150,7 +150,7 @@ class _Header(tarfile.TarInfo):
             raise
 
 
-def _tar_items(path: Path, max_image_bytes: int, skip: int) -> Iterator[Item]:
+def _tar_items(path: Path, max_image_bytes: int, skip: int) -> Iterator[SourceImage]:
     compression = TARS[tar_suffix(path) or ".tar"]
     suffixes = supported_suffixes()
     with ExitStack() as stack:
@@ -169,7 +169,7 @@ def _tar_items(path: Path, max_image_bytes: int, skip: int) -> Iterator[Item]:
                 continue
             seen += 1
             if seen > skip:
-                yield Item(member.name, _member(archive, member, links, max_image_bytes))
+                yield SourceImage(member.name, _member(archive, member, links, max_image_bytes))
         if not compression:
             content.seek(archive.offset)
         # The stream of a packed one is the library's, which has read ahead. Checksums are told at its end.
@@ -178,7 +178,9 @@ def _tar_items(path: Path, max_image_bytes: int, skip: int) -> Iterator[Item]:
             if block.strip(b"\0"):
                 raise tarfile.ReadError("something follows its end; if it is another tar, unpack each by itself")
         if not seen and not skip:
-            yield Item(path.name, Unreadable(f"there is no image in it; looked for {', '.join(sorted(suffixes))}"))
+            yield SourceImage(
+                path.name, UnreadableImage(f"there is no image in it; looked for {', '.join(sorted(suffixes))}")
+            )
 
 
 class _HardLinks:
@@ -215,17 +217,19 @@ class _HardLinks:
 
 def _member(
     archive: tarfile.TarFile, member: tarfile.TarInfo, links: _HardLinks | None, max_image_bytes: int
-) -> bytes | Unreadable:
+) -> bytes | UnreadableImage:
     target: tarfile.TarInfo | None = member
     if not member.isreg():
         place = f"'{member.linkname[:200]}'"
         if member.issym():
-            return Unreadable(f"is a link to {place}, and in a tar none is followed; unpack the tar")
+            return UnreadableImage(f"is a link to {place}, and in a tar none is followed; unpack the tar")
         if links is None:
-            return Unreadable(f"is a hard link to {place}, which a packed tar cannot be read back to; unpack the tar")
+            return UnreadableImage(
+                f"is a hard link to {place}, which a packed tar cannot be read back to; unpack the tar"
+            )
         target = links.target(member)
         if target is None:
-            return Unreadable(f"is a hard link to {place}, which is not before it in the tar")
+            return UnreadableImage(f"is a hard link to {place}, which is not before it in the tar")
     assert target is not None
     if target.size > max_image_bytes:
         return too_large(target.size, max_image_bytes)
@@ -234,7 +238,7 @@ def _member(
     return file.read()
 
 
-def _parquet_items(unit: Unit, skip: int) -> Iterator[Item]:
+def _parquet_items(unit: WorkUnit, skip: int) -> Iterator[SourceImage]:
     pa, pq = pyarrow()
     row, first = unit.first_row, unit.first_row + skip
     # Page by page: by default a row group's column is read whole, which with images takes gigabytes.
@@ -250,11 +254,11 @@ def _parquet_items(unit: Unit, skip: int) -> Iterator[Item]:
                 _check_stamp(unit)
                 # How many images are lost is known, and the next row group may be whole.
                 for lost in range(max(row, first), end):
-                    yield Item(str(lost), Unreadable(reason_of("Parquet", error)))
+                    yield SourceImage(str(lost), UnreadableImage(reason_of("Parquet", error)))
             row = end
 
 
-def _cells_of(file: Any, unit: Unit, group: int) -> Iterator[tuple[Any, Any]]:
+def _cells_of(file: Any, unit: WorkUnit, group: int) -> Iterator[tuple[Any, Any]]:
     """Yield the image and the name of each row of a group; None where no column has names."""
     columns = [name for name in (unit.column, unit.key) if name is not None]
     for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns, use_threads=False):
@@ -262,7 +266,7 @@ def _cells_of(file: Any, unit: Unit, group: int) -> Iterator[tuple[Any, Any]]:
         yield from zip(images, batch.column(unit.key).to_pylist() if unit.key else [None] * len(images), strict=True)
 
 
-def _cell(image: Any, key: Any, row: int, folder: Path) -> Item:
+def _cell(image: Any, key: Any, row: int, folder: Path) -> SourceImage:
     """Return the image of a cell: bytes, a path, or a structure of both."""
     path: str | None = None
     if isinstance(image, dict):
@@ -271,16 +275,16 @@ def _cell(image: Any, key: Any, row: int, folder: Path) -> Item:
         path, image = image, None
     named = str(row) if key is None and path is None else str(path if key is None else key)
     if image:
-        return Item(named, bytes(image))
-    return Item(named, Unreadable("the cell is empty") if not path else _place(path, folder))
+        return SourceImage(named, bytes(image))
+    return SourceImage(named, UnreadableImage("the cell is empty") if not path else _place(path, folder))
 
 
-def _place(path: str, folder: Path) -> Path | Unreadable:
+def _place(path: str, folder: Path) -> Path | UnreadableImage:
     """Return the file that a path or a URL of a file names; relative ones are so to the Parquet file's folder."""
     if path.startswith("file://"):
         return Path(url2pathname(urlsplit(path).path))
     if _URL.match(path):
-        return Unreadable(f"'{path[:200]}' is an address, and nothing is fetched; download it, and name the file")
+        return UnreadableImage(f"'{path[:200]}' is an address, and nothing is fetched; download it, and name the file")
     if "\0" in path:
-        return Unreadable("the path has a NUL, which none can have")
+        return UnreadableImage("the path has a NUL, which none can have")
     return folder / path

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import app.bulk.on_ray as module
-from app.bulk.answering import Answerer
-from app.bulk.on_ray import Pool, Replica, on_ray
-from app.bulk.run import Order, carry_out, in_process, prepare, service_in_loop
+import app.bulk.ray_engine as module
+from app.bulk.classifier import BulkClassifier
+from app.bulk.ray_engine import Replica, ReplicaPool, ray_engine
+from app.bulk.run import BulkRequest, prepare_run, process_engine, run_bulk, service_in_loop
 from app.classification.resolve import ClassifyRequest
 from app.encoders.fake import FakeEncoder
 from app.errors import InvalidFieldError, NotReadyError, ServerError, StoreError
@@ -101,15 +101,15 @@ def bulk(settings, photos, tmp_path):
     """Run bulk work in process, or on Ray with the encoders that a function loads."""
 
     def work(question, out, load=None, least=1, most=1, told=None, work_settings=settings, engine=None):
-        order = Order([photos], tmp_path / out, part_images=10)
+        order = BulkRequest([photos], tmp_path / out, part_images=10)
         with service_in_loop(settings, [FakeEncoder()]) as (loop, service):
             loop.run(service.label_sets.put("nature", CLASSES, "photo"))
             job = loop.run(
-                prepare(service, replace(question, label_set=question.label_set and "nature@1"), order, 10**6)
+                prepare_run(service, replace(question, label_set=question.label_set and "nature@1"), order, 10**6)
             )
             if load is not None:
-                engine = on_ray(work_settings, Pool(least, most), load)
-            return carry_out(order, job, engine or in_process(loop, service), told or Told())
+                engine = ray_engine(work_settings, ReplicaPool(least, most), load)
+            return run_bulk(order, job, engine or process_engine(loop, service), told or Told())
 
     return work
 
@@ -187,7 +187,7 @@ def test_images_at_which_replicas_die_again_and_again_end_the_run_and_are_named(
         replica = Replica(settings, work, replica_encoders.fake)
         with replica._opened:
             with monkeypatch.context() as dying:
-                dying.setattr(Answerer, "run", lambda *_: sys.exit("killed"))
+                dying.setattr(BulkClassifier, "run", lambda *_: sys.exit("killed"))
                 for _ in range(3):
                     with pytest.raises(SystemExit):
                         replica(second)
@@ -261,5 +261,5 @@ def test_more_than_there_is_and_clusters_that_are_not_there_are_told(tmp_path, b
 
 
 def on_ray_with_gpus(bulk):
-    with module._connected(Pool(gpus=1)):
+    with module._connected(ReplicaPool(gpus=1)):
         pytest.fail("it went on")

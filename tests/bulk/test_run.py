@@ -17,9 +17,9 @@ import pytest
 import structlog
 from typer.testing import CliRunner
 
-from app.bulk import reading
-from app.bulk.output import PartFolder
-from app.bulk.run import Order, carry_out, in_process, prepare, service_in_loop
+from app.bulk import readers
+from app.bulk.parts import PartStore
+from app.bulk.run import BulkRequest, prepare_run, process_engine, run_bulk, service_in_loop
 from app.classification.resolve import ClassifyRequest
 from app.cli import cli
 from app.encoders.fake import FakeEncoder
@@ -183,7 +183,7 @@ def test_a_run_that_failed_goes_on_where_it_was(run, photos, tmp_path, monkeypat
         pq.write_table(pa.table({"image": contents}), source, row_group_size=16)
     command = ["bulk", source, "-l", "red, green, blue", "--part-images", 6]
     assert run(*command, "--out", tmp_path / "whole").exit_code == 0
-    write, written = PartFolder.write, []
+    write, written = PartStore.write, []
 
     def until_the_disk_is_full(self, unit, part, rows, *, ends_unit):
         if len(written) == 3:
@@ -191,9 +191,9 @@ def test_a_run_that_failed_goes_on_where_it_was(run, photos, tmp_path, monkeypat
         written.append(len(rows))
         write(self, unit, part, rows, ends_unit=ends_unit)
 
-    monkeypatch.setattr(PartFolder, "write", until_the_disk_is_full)
+    monkeypatch.setattr(PartStore, "write", until_the_disk_is_full)
     assert_told_in_a_line(run(*command, "--out", tmp_path / "out"), 2, "the disk is full")
-    monkeypatch.setattr(PartFolder, "write", write)
+    monkeypatch.setattr(PartStore, "write", write)
     assert len(keys_of(tmp_path / "out")) == sum(written)
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("part-*")}
     encoder.image_batches.clear()
@@ -349,7 +349,7 @@ def test_only_bad_images_are_asked_for_again(run, photos, tmp_path, encoder, mon
     assert run(*command, "--out", out).exit_code == 1
     assert encoder.image_batches == []
 
-    write, written = PartFolder.write, []
+    write, written = PartStore.write, []
 
     def until_the_disk_is_full(self, unit, part, rows, *, ends_unit):
         if written:
@@ -358,7 +358,7 @@ def test_only_bad_images_are_asked_for_again(run, photos, tmp_path, encoder, mon
         write(self, unit, part, rows, ends_unit=ends_unit)
 
     with monkeypatch.context() as full:
-        full.setattr(PartFolder, "write", until_the_disk_is_full)
+        full.setattr(PartStore, "write", until_the_disk_is_full)
         assert_told_in_a_line(run(*command, "--out", out, "--retry-bad"), 2, "the disk is full")
     assert len(keys_of(out)) == 43
     encoder.image_batches.clear()
@@ -384,7 +384,7 @@ def test_a_tar_that_could_not_be_read_on_is_read_on_when_it_is_asked_for_again(r
         archive.add(photos, ".")
     command = ["bulk", tmp_path / "s.tar", "-l", "red, green, blue", "--part-images", 6, "--out"]
     assert run(*command, tmp_path / "whole").exit_code == 0
-    read, reads = reading._member, []
+    read, reads = readers._member, []
 
     def failing(*arguments):
         reads.append(None)
@@ -393,7 +393,7 @@ def test_a_tar_that_could_not_be_read_on_is_read_on_when_it_is_asked_for_again(r
         return read(*arguments)
 
     with monkeypatch.context() as damaged:
-        damaged.setattr(reading, "_member", failing)
+        damaged.setattr(readers, "_member", failing)
         assert "9 images, 1 bad" in run(*command, tmp_path / "out").stdout
     assert keys_of(tmp_path / "out")[-1] == "s.tar"
     assert run(*command, tmp_path / "out").exit_code == 1
@@ -596,9 +596,9 @@ def test_a_run_does_not_go_on_with_other_examples_or_captions(run, photos, tmp_p
     )
     request.getfixturevalue("taught" if what == "examples" else "scenes")
     settings = load_settings()
-    order = Order([photos], tmp_path / "out")
+    order = BulkRequest([photos], tmp_path / "out")
     with service_in_loop(settings, [encoder]) as (loop, service):
-        work = loop.run(prepare(service, question, order, 10**6))
+        work = loop.run(prepare_run(service, question, order, 10**6))
     if what == "examples":
         (tmp_path / "more" / "sky").mkdir(parents=True)
         (tmp_path / "more" / "sky" / "x.png").write_bytes(picture((0, 30, 250)))
@@ -609,5 +609,5 @@ def test_a_run_does_not_go_on_with_other_examples_or_captions(run, photos, tmp_p
     with service_in_loop(settings, [encoder]) as (loop, service):
         told = "are of revision 2 now, and the run is about 1" if what == "examples" else "is 'scenes@.*' now"
         with pytest.raises(ConflictError, match=told):
-            carry_out(order, work, in_process(loop, service), Quiet())
+            run_bulk(order, work, process_engine(loop, service), Quiet())
     assert not list((tmp_path / "out").glob("part-*"))
