@@ -1,4 +1,4 @@
-"""Something small and known that is encoded now and then, so that a device that fails is found before a caller is."""
+"""A periodic health probe: encodes a fixed input so that device failures are detected before they affect a request."""
 
 import asyncio
 import time
@@ -17,11 +17,11 @@ Item = TypeVar("Item")
 
 
 class HealthProbe(Generic[Item]):
-    """Watches one queue. Where callers keep it busy, what they get tells enough, and nothing is added.
+    """Probes one queue while it is idle; requests show the health of a busy one.
 
     Args:
-        queue: whose rows are vectors.
-        make: gives what to encode; called once, in a thread.
+        queue: its rows are vectors.
+        make: returns the item to encode; called once, in a thread.
     """
 
     def __init__(self, queue: TurnQueue[Item, np.ndarray], make: Callable[[], Item]) -> None:
@@ -32,11 +32,11 @@ class HealthProbe(Generic[Item]):
 
     @property
     def problem(self) -> str | None:
-        """Why the last one failed; None where it did not, or where anything was encoded since."""
+        """Why the last probe failed; None if it succeeded, or if anything was encoded since."""
         return self._failure if self._failed_at > self._queue.last_encoded_at else None
 
     async def watch(self, every_s: float) -> None:
-        """Encode one whenever nothing else was for so long; until it is cancelled."""
+        """Probe the queue whenever it was idle for ``every_s`` seconds; runs until it is cancelled."""
         item = await asyncio.to_thread(self._make)
         while True:
             await asyncio.sleep(every_s)
@@ -46,15 +46,15 @@ class HealthProbe(Generic[Item]):
     async def _try(self, item: Item) -> None:
         try:
             (row,) = await self._queue.run([item])
-            failure = None if np.isfinite(row).all() else "its features are not finite numbers"
+            failure = None if np.isfinite(row).all() else "the features are not finite"
         except OverloadedError:
-            return  # it is busy; whether it is stuck, the queue knows itself
-        except Exception as error:  # noqa: BLE001 - whatever an encoder raises
+            return  # the queue is busy, and detects itself if it is stuck
+        except Exception as error:  # noqa: BLE001 - an encoder may raise anything
             failure = str(error) or type(error).__name__
         if failure is None:
             self._failure = None
             return
         if self._failure is None:
-            log.error("canary_failed", queue=self._queue.name, reason=failure)
-        self._failure = f"{self._queue.name}: a test could not be encoded ({failure})"
+            log.error("health_probe_failed", queue=self._queue.name, reason=failure)
+        self._failure = f"{self._queue.name}: the health probe could not be encoded ({failure})"
         self._failed_at = time.perf_counter()

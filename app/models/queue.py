@@ -1,12 +1,12 @@
 """The dynamic batching queue in front of each tower of each model, and of each caption database.
 
-Items of many callers share one forward pass, or one search. There is no timer: what has arrived while the device was
-busy is the next batch, and a lone item leaves at once. While a batch runs the next is begun as soon as a full one
-waits, so that an accelerator copies one while it computes the other. Callers take turns by item, so that a large
-request holds a small one up for a batch and not for all its items.
+Items of many callers share one forward pass, or one search. There is no timer: the items that arrive while the device
+is busy form the next batch, and a single item starts at once. While a batch runs, the next one starts as soon as it is
+full, so that an accelerator copies one batch while it computes the other. Callers take turns item by item, so that a
+large request delays a small one by one batch at most.
 
-An entry is whatever the tower takes: nothing here knows of images, texts or torch. Each has a future of its own, which
-gets a row or an error whatever happens: ``tests/models/test_queue.py`` has the ways in which that could fail.
+The queue knows nothing about images, texts or torch. Each entry has its own future, which receives a row or an error in
+every case; ``tests/models/test_queue.py`` lists the ways in which that could fail.
 """
 
 import asyncio
@@ -29,40 +29,40 @@ Row = TypeVar("Row")
 
 log = structlog.get_logger()
 
-# How much one finished batch moves the measured rate: recent enough for Retry-After, steady enough not to jump.
+# Weight of the latest batch in the measured rate: recent enough for Retry-After, steady enough not to jump.
 _RATE_MEMORY = 0.2
-# Before a worker that died begins again: the first time, and at most when it dies again and again.
+# Seconds before a worker that died is restarted: the first time, and at most after repeated deaths.
 _RESTART_AFTER_S = 0.5
-_RESTART_AFTER_AT_MOST_S = 30.0
-# Batches that go well before a size that the memory had no room for is tried again.
+_MAX_RESTART_AFTER_S = 30.0
+# Successful batches before a batch size that exceeded the memory is tried again.
 _GOOD_BATCHES_BEFORE_GROWTH = 100
 
 
 class QueueMetrics(Protocol):
-    """What a queue tells while it works; called from its worker and from the event loop."""
+    """Receives the events of a queue; called from its worker and from the event loop."""
 
     def batch(self, size: int, seconds: float) -> None:
-        """Tell that a batch was encoded."""
+        """A batch was encoded."""
 
     def waited(self, seconds: float) -> None:
-        """Tell how long an item waited for its batch to begin."""
+        """An item waited for its batch to start."""
 
     def rejected(self, reason: str, count: int) -> None:
-        """Tell that items were not admitted."""
+        """Items were not admitted."""
 
     def dropped(self, reason: str, count: int) -> None:
-        """Tell that admitted items will not be encoded."""
+        """Admitted items will not be encoded."""
 
     def failed(self, reason: str) -> None:
-        """Tell that a batch failed, or was too large for the memory."""
+        """A batch failed, or was too large for the memory."""
 
     def restarted(self) -> None:
-        """Tell that the worker died and begins again."""
+        """The worker died and is restarted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded(Generic[Row]):
-    """One item's row, the seconds until its batch began and the seconds its batch then took."""
+    """One item's row, the seconds until its batch started, and the seconds that the batch took."""
 
     row: Row
     queue_s: float
@@ -71,9 +71,9 @@ class Encoded(Generic[Row]):
 
 @dataclass(eq=False, slots=True)
 class Entry(Generic[Item, Row]):
-    """An item in a queue: when it came and until when it is of use, on the clock of ``time.perf_counter``.
+    """An item in a queue, with its arrival time and its deadline on the clock of ``time.perf_counter``.
 
-    ``context`` is the caller's, in which an error or a trace can be told to be of its request.
+    ``context`` is the caller's, so that errors and traces can be attributed to its request.
     """
 
     item: Item
@@ -85,7 +85,7 @@ class Entry(Generic[Item, Row]):
 
 @dataclass(eq=False, slots=True)
 class _Batch(Generic[Item, Row]):
-    """Entries that have begun; ``wait`` returns their rows."""
+    """Entries that are being encoded; ``wait`` returns their rows."""
 
     entries: Sequence[Entry[Item, Row]]
     wait: Callable[[], Collection[Row]]
@@ -94,10 +94,10 @@ class _Batch(Generic[Item, Row]):
 
 @dataclass(eq=False, slots=True)
 class Ticket(Generic[Item, Row]):
-    """One request's places in a queue, and its items that wait there; made by ``EncodeQueue.admit``.
+    """One request's places in a queue, and its waiting items; created by ``TurnQueue.admit``.
 
     Args:
-        deadline: on the clock of ``time.perf_counter``; items that wait longer are dropped. None is never.
+        deadline: on the clock of ``time.perf_counter``; items that wait longer are dropped. None for no deadline.
     """
 
     deadline: float | None
@@ -105,15 +105,15 @@ class Ticket(Generic[Item, Row]):
 
 
 class TurnQueue(Generic[Item, Row]):
-    """Admits the items of many callers within a bound, and has them leave by turns; what encodes them is a subclass's.
+    """Admits the items of many callers up to a limit, and hands them out in turns; subclasses encode them.
 
-    Used from one event loop; ``_take`` may be called by another thread.
+    For use from one event loop; ``_take`` may be called by another thread.
 
     Args:
         name: for messages and logs.
-        batch_size: most items that leave together.
-        metrics: told of everything countable.
-        max_queued: items admitted at once, waiting and running; None sets no bound.
+        batch_size: limit on the items of one batch.
+        metrics: receives all events.
+        max_queued: limit on admitted items, waiting and running; None for no limit.
     """
 
     def __init__(self, name: str, *, batch_size: int, metrics: QueueMetrics, max_queued: int | None) -> None:
@@ -121,14 +121,14 @@ class TurnQueue(Generic[Item, Row]):
         self.batch_size = batch_size
         self.max_queued = max_queued
         self._metrics = metrics
-        # Of the event loop alone.
+        # Used by the event loop only.
         self._admitted = 0
-        # Of both threads, under the lock.
+        # Used by both threads, under the lock.
         self._changed = threading.Condition()
         self._turns: deque[Ticket[Item, Row]] = deque()
         self._waiting = 0
         self._closed = False
-        # Written by whoever takes; ``_begun`` has every entry that was taken and is not settled.
+        # Written by the thread that takes; ``_begun`` has every entry that was taken and is not settled.
         self._room = batch_size
         self._begun: list[Entry[Item, Row]] = []
         self._last_ended = 0.0
@@ -136,92 +136,92 @@ class TurnQueue(Generic[Item, Row]):
 
     @property
     def admitted(self) -> int:
-        """Items that are admitted and not done."""
+        """Number of items that are admitted and not finished."""
         return self._admitted
 
     @property
     def waiting(self) -> int:
-        """Items that wait for a batch."""
+        """Number of items that wait for a batch."""
         return self._waiting
 
     @property
     def expected_wait_s(self) -> float:
-        """How long an item that comes now would wait, at the measured rate; 0 where nothing was measured."""
+        """Seconds that an item arriving now would wait, at the measured rate; 0 before the first batch."""
         return self._admitted / self._items_per_s if self._items_per_s else 0.0
 
     @property
     def last_encoded_at(self) -> float:
-        """When a batch last succeeded, by ``time.perf_counter``; 0 where none has."""
+        """When a batch last succeeded, on the clock of ``time.perf_counter``; 0 before the first batch."""
         return self._last_ended
 
     @property
     def problem(self) -> str | None:
-        """Why nothing is encoded at the moment; None while all is well."""
+        """Why nothing is encoded at the moment; None if the queue works."""
         return None
 
     @contextmanager
     def admit(self, count: int, *, within_s: float | None = None) -> Iterator[Ticket[Item, Row]]:
-        """Hold ``count`` places, from before an image is decoded until its features are there.
+        """Hold ``count`` places, from before an image is decoded until its features are computed.
 
         Args:
-            count: items that the caller will encode.
-            within_s: after which they are of no use.
+            count: number of items that the caller will encode.
+            within_s: seconds after which the results are useless.
 
         Raises:
-            OverloadedError: the places are not free, or those before would take longer than ``within_s`` at the
-                measured rate; ``retry_after_s`` is how long they take.
-            NotReadyError: the queue is closed or its worker is down.
+            OverloadedError: not enough places are free, or the items ahead would take longer than ``within_s`` at the
+                measured rate; ``retry_after_s`` is the time that they take.
+            NotReadyError: the queue is closed, or its worker is down.
         """
         refusal = self._refusal(count, within_s)
         if refusal is not None:
             self._metrics.rejected("overloaded" if isinstance(refusal, OverloadedError) else "not_ready", count)
             raise refusal
-        caller: Ticket[Item, Row] = Ticket(None if within_s is None else time.perf_counter() + within_s)
+        ticket: Ticket[Item, Row] = Ticket(None if within_s is None else time.perf_counter() + within_s)
         self._admitted += count
         try:
-            yield caller
+            yield ticket
         finally:
             self._admitted -= count
-            self._forget(caller)
+            self._forget(ticket)
 
-    async def encode(self, item: Item, caller: Ticket[Item, Row]) -> Encoded[Row]:
-        """Wait for an item's row; cancelling drops it unless its batch has begun.
+    async def encode(self, item: Item, ticket: Ticket[Item, Row]) -> Encoded[Row]:
+        """Return an item's row; cancelling drops the item unless its batch has started.
 
         Raises:
-            NotReadyError: the queue is closed, its worker died, or the memory has no room for even this item.
-            DeadlineExceededError: the deadline passed while it waited.
-            Exception: whatever the encoder raises for this item.
+            NotReadyError: the queue is closed, its worker died, or the memory has no room for this item alone.
+            DeadlineExceededError: the deadline passed while the item waited.
+            Exception: raised by the encoder for this item.
         """
-        (future,) = self._submit(caller, [item])
+        (future,) = self._submit(ticket, [item])
         return await future
 
     async def run(self, items: Sequence[Item], *, within_s: float | None = None) -> list[Row]:
-        """Encode at least one item as one caller and return all rows; raises as ``admit`` and ``encode``."""
-        with self.admit(len(items), within_s=within_s) as caller:
-            futures = self._submit(caller, items)
+        """Encode one or more items as one caller, and return all rows; raises as ``admit`` and ``encode``."""
+        with self.admit(len(items), within_s=within_s) as ticket:
+            futures = self._submit(ticket, items)
             try:
                 encoded = await asyncio.gather(*futures)
             finally:
                 for future in futures:
                     future.cancel()
-        return [each.row for each in encoded]
+        return [result.row for result in encoded]
 
-    def _submit(self, caller: Ticket[Item, Row], items: Sequence[Item]) -> list[asyncio.Future[Encoded[Row]]]:
+    def _submit(self, ticket: Ticket[Item, Row], items: Sequence[Item]) -> list[asyncio.Future[Encoded[Row]]]:
         loop, now, context = asyncio.get_running_loop(), time.perf_counter(), copy_context()
-        entries = [Entry(item, loop.create_future(), now, caller.deadline, context) for item in items]
+        entries = [Entry(item, loop.create_future(), now, ticket.deadline, context) for item in items]
         with self._changed:
             if (down := self._why_down()) is not None:
                 raise down
-            if not caller.waiting:
-                self._turns.append(caller)
-            caller.waiting.extend(entries)
+            if not ticket.waiting:
+                self._turns.append(ticket)
+            ticket.waiting.extend(entries)
             self._waiting += len(entries)
             self._changed.notify()
         self._submitted()
         return [entry.future for entry in entries]
 
     def close(self) -> None:
-        """Refuse whatever waits, and what comes from now on."""
+        """Refuse the waiting items, and all items from now on."""
         with self._changed:
             self._closed = True
             waiting = self._take_all()
@@ -229,20 +229,20 @@ class TurnQueue(Generic[Item, Row]):
         self._fail(waiting)
 
     def _submitted(self) -> None:
-        """Have what has just been submitted encoded, where nothing waits for it anyway."""
+        """Start to encode the items just submitted, if no worker is waiting for them."""
 
-    def _forget(self, caller: Ticket[Item, Row]) -> None:
-        """Drop what a caller left behind when it was cancelled, so that it neither runs nor fills the memory."""
-        if not caller.waiting:
+    def _forget(self, ticket: Ticket[Item, Row]) -> None:
+        """Drop the items of a cancelled caller, so that they neither run nor stay in memory."""
+        if not ticket.waiting:
             return
         with self._changed:
-            left = len(caller.waiting)
+            left = len(ticket.waiting)
             if left:
-                self._turns.remove(caller)
+                self._turns.remove(ticket)
                 self._waiting -= left
-                for entry in caller.waiting:
+                for entry in ticket.waiting:
                     entry.future.cancel()
-                caller.waiting.clear()
+                ticket.waiting.clear()
         self._metrics.dropped("cancelled", left)
 
     def _refusal(self, count: int, within_s: float | None) -> ServerError | None:
@@ -251,13 +251,13 @@ class TurnQueue(Generic[Item, Row]):
         wait_s = self.expected_wait_s
         if self.max_queued is not None and self._admitted + count > self.max_queued:
             reason = (
-                f"{count} more would not fit: {self._admitted} of {self.max_queued} places in the queue of {self.name}"
-                " are taken; try again later, or raise DEIXIS_MAX_QUEUED_IMAGES"
+                f"{count} more items do not fit: {self._admitted} of {self.max_queued} places in the queue of"
+                f" {self.name} are taken; try again later, or raise DEIXIS_MAX_QUEUED_IMAGES"
             )
         elif within_s is not None and wait_s > within_s:
             reason = (
-                f"the {self._admitted} before in the queue of {self.name} take about {wait_s:.0f} s, which is longer"
-                f" than the {within_s:g} s that a request may take; try again later"
+                f"the {self._admitted} items ahead in the queue of {self.name} take about {wait_s:.0f} s, longer than"
+                f" the {within_s:g} s that a request may take; try again later"
             )
         else:
             return None
@@ -272,7 +272,7 @@ class TurnQueue(Generic[Item, Row]):
     def _take(self, *, at_least: int) -> list[Entry[Item, Row]]:
         """Return the next batch, one item of each caller in turn.
 
-        It is empty if fewer wait than ``at_least``, if nobody wants those that do, and once the queue was closed.
+        It is empty if fewer than ``at_least`` items wait, if all of them were cancelled or are late, and after closing.
         """
         taken: list[Entry[Item, Row]] = []
         late: list[Entry[Item, Row]] = []
@@ -280,11 +280,11 @@ class TurnQueue(Generic[Item, Row]):
         with self._changed:
             now = time.perf_counter()
             while self._turns and len(taken) < self._room and self._waiting + len(taken) >= at_least:
-                caller = self._turns.popleft()
-                entry = caller.waiting.popleft()
+                ticket = self._turns.popleft()
+                entry = ticket.waiting.popleft()
                 self._waiting -= 1
-                if caller.waiting:
-                    self._turns.append(caller)
+                if ticket.waiting:
+                    self._turns.append(ticket)
                 if entry.future.cancelled():
                     cancelled += 1
                 elif entry.deadline is not None and now > entry.deadline:
@@ -298,24 +298,24 @@ class TurnQueue(Generic[Item, Row]):
         return taken
 
     def _take_all(self) -> list[Entry[Item, Row]]:
-        entries = [entry for caller in self._turns for entry in caller.waiting]
-        for caller in self._turns:
-            caller.waiting.clear()
+        entries = [entry for ticket in self._turns for entry in ticket.waiting]
+        for ticket in self._turns:
+            ticket.waiting.clear()
         self._turns.clear()
         self._waiting = 0
         return entries
 
     def _measured(self, count: int, seconds: float) -> None:
-        """Take into the measured rate that so many items were encoded in so many seconds."""
+        """Update the measured rate with ``count`` items in ``seconds``."""
         rate = count / max(seconds, 1e-9)
         self._items_per_s += (_RATE_MEMORY if self._items_per_s else 1.0) * (rate - self._items_per_s)
 
     def _settle(
         self, entries: Sequence[Entry[Item, Row]], outcomes: Sequence[tuple[Row, float, float] | Exception]
     ) -> None:
-        """Give the futures of entries that have begun what became of them, on their event loop."""
+        """Resolve the futures of entries that were taken, on their event loop."""
 
-        def tell() -> None:
+        def resolve() -> None:
             for entry, outcome in zip(entries, outcomes, strict=True):
                 if entry.future.done():
                     continue
@@ -327,36 +327,37 @@ class TurnQueue(Generic[Item, Row]):
 
         settled = set(map(id, entries))
         remaining = [entry for entry in self._begun if id(entry) not in settled]
-        _call_soon(entries[0].future.get_loop(), tell)
+        _call_soon(entries[0].future.get_loop(), resolve)
         self._begun = remaining
 
     def _fail(self, entries: Sequence[Entry[Item, Row]], error: Callable[[], Exception] | None = None) -> None:
-        """Give entries that never began, or never will end, an error each; without one, why the queue is down."""
-        errors = [error() if error else self._why_down() for _ in entries]
+        """Fail entries that did not start or cannot finish; by default with the reason why the queue is down."""
+        failures = [error() if error else self._why_down() for _ in entries]
 
-        def tell() -> None:
-            for entry, told in zip(entries, errors, strict=True):
+        def fail() -> None:
+            for entry, failure in zip(entries, failures, strict=True):
                 if not entry.future.done():
-                    entry.future.set_exception(told or NotReadyError(f"the queue of {self.name} failed"))
+                    entry.future.set_exception(failure or NotReadyError(f"the queue of {self.name} failed"))
 
         if entries:
-            _call_soon(entries[0].future.get_loop(), tell)
+            _call_soon(entries[0].future.get_loop(), fail)
 
 
 class EncodeQueue(TurnQueue[Item, Row]):
     """Batches the items of many callers and encodes them on one supervised thread.
 
-    Used from one event loop. The thread begins a batch, perhaps another, then waits for the first: both only ever
-    there. When a batch fails, its halves are tried, so that what made it fail is alone with its error in the end. When
-    the worker itself dies, all that wait get an error at once and it begins again.
+    For use from one event loop. The thread starts a batch, and possibly the next one, before it waits for the first. If
+    a batch fails, its halves are tried separately, so that only the item that caused the failure gets the error. If the
+    worker itself dies, all waiting items get an error at once, and the worker is restarted.
 
     Args:
-        name: names the thread, for logs and debuggers.
-        begin: starts encoding a batch and returns what waits for its rows, in order; both may raise MemoryError.
-        batch_size: most items in one batch.
-        metrics: told of everything countable.
-        max_queued: items admitted at once, waiting and running; None sets no bound.
-        stalled_after_s: a batch that takes longer makes the queue unhealthy.
+        name: of the thread, for logs and debuggers.
+        begin: starts encoding a batch, and returns a function that waits for its rows, in order; both may raise
+            MemoryError.
+        batch_size: limit on the items of one batch.
+        metrics: receives all events.
+        max_queued: limit on admitted items, waiting and running; None for no limit.
+        stalled_after_s: seconds after which a running batch makes the queue unhealthy.
     """
 
     def __init__(
@@ -372,18 +373,18 @@ class EncodeQueue(TurnQueue[Item, Row]):
         super().__init__(name, batch_size=batch_size, metrics=metrics, max_queued=max_queued)
         self._begin_encoding = begin
         self._stalled_after_s = stalled_after_s
-        # Under the lock.
+        # Used under the lock.
         self._down: str | None = None
-        # Written by the worker alone.
+        # Written by the worker only.
         self._good_batches = 0
         self._busy_since: float | None = None
-        # A daemon, because one that hangs inside a driver must not keep the process from ending.
+        # A daemon, so that a thread that hangs inside a driver does not keep the process from ending.
         self._worker = threading.Thread(target=self._supervise, name=name, daemon=True)
         self._worker.start()
 
     @property
     def problem(self) -> str | None:
-        """Why nothing is encoded at the moment; None while all is well."""
+        """Why nothing is encoded at the moment; None if the queue works."""
         down = self._down
         if down is not None:
             return down
@@ -393,14 +394,14 @@ class EncodeQueue(TurnQueue[Item, Row]):
         return None
 
     def close(self) -> None:
-        """Finish the batch that is running, refuse the rest, end the thread; waits for a stalled batch only so long."""
+        """Finish the running batch, refuse the rest, and end the thread; waits at most ``stalled_after_s``."""
         super().close()
         self._worker.join(self._stalled_after_s)
 
     # --- the worker's side ---------------------------------------------------------------------------------------
 
     def _supervise(self) -> None:
-        """Run the worker, and run it again when it dies, which it does of errors in this file or in the interpreter."""
+        """Run the worker, and restart it if it dies of an error in this module or in the interpreter."""
         restart_after_s = _RESTART_AFTER_S
         while not self._closed:
             before = self._last_ended
@@ -409,7 +410,7 @@ class EncodeQueue(TurnQueue[Item, Row]):
             except BaseException as error:
                 if self._last_ended > before:
                     restart_after_s = _RESTART_AFTER_S
-                reason = f"the worker of {self.name} ended with {type(error).__name__} and begins again"
+                reason = f"the worker of {self.name} ended with {type(error).__name__} and is being restarted"
                 with self._changed:
                     self._down = reason
                     lost = [*self._begun, *self._take_all()]
@@ -420,10 +421,10 @@ class EncodeQueue(TurnQueue[Item, Row]):
                 with self._changed:
                     self._changed.wait_for(lambda: self._closed, restart_after_s)
                     self._down = None
-                restart_after_s = min(2 * restart_after_s, _RESTART_AFTER_AT_MOST_S)
+                restart_after_s = min(2 * restart_after_s, _MAX_RESTART_AFTER_S)
 
     def _work(self) -> None:
-        """Begin batches and wait for them, until the queue is closed."""
+        """Start batches and wait for them, until the queue is closed."""
         current: _Batch[Item, Row] | None = None
         while True:
             if current is None:
@@ -432,43 +433,43 @@ class EncodeQueue(TurnQueue[Item, Row]):
                     return
                 current = self._begin(entries) if entries else None
                 continue
-            # One ahead, but only if it is full: a batch that is not may still grow while the device is busy.
+            # Start the next batch early only if it is full: a smaller one may still grow while the device is busy.
             entries = self._next(at_least=self._room, wait=False)
             ahead = self._begin(entries) if entries else None
             self._finish(current)
             current = ahead
 
     def _next(self, *, at_least: int, wait: bool) -> list[Entry[Item, Row]]:
-        """Return the next batch; with ``wait`` not before there is one, or the queue is closed."""
+        """Return the next batch; with ``wait``, block until there is one or the queue is closed."""
         if wait:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
         return self._take(at_least=at_least)
 
     def _begin(self, entries: Sequence[Entry[Item, Row]]) -> _Batch[Item, Row] | None:
-        """Start a batch; None if that failed, and all is told by then."""
+        """Start a batch; None if that failed, with its entries settled."""
         began = time.perf_counter()
         if self._busy_since is None:
             self._busy_since = began
         try:
             return _Batch(entries, self._begin_encoding([entry.item for entry in entries]), began)
-        except Exception as error:  # noqa: BLE001 - whatever an encoder raises
+        except Exception as error:  # noqa: BLE001 - an encoder may raise anything
             self._recover(entries, error)
             return None
 
     def _finish(self, batch: _Batch[Item, Row]) -> None:
-        """Wait for a batch and give every entry its row."""
+        """Wait for a batch, and give each entry its row."""
         entries = batch.entries
         try:
             rows = batch.wait()
             if len(rows) != len(entries):
-                msg = f"the encoder of {self.name} gave {len(rows)} rows for {len(entries)} items"
-                raise ValueError(msg)  # noqa: TRY301 - as bad as one of its own
-        except Exception as error:  # noqa: BLE001 - whatever an encoder raises
+                msg = f"the encoder of {self.name} returned {len(rows)} rows for {len(entries)} items"
+                raise ValueError(msg)  # noqa: TRY301 - handled like an error of the encoder
+        except Exception as error:  # noqa: BLE001 - an encoder may raise anything
             self._recover(entries, error)
             return
         ended = time.perf_counter()
-        # A batch that began ahead waited for the one before.
+        # A batch that started early waited for the one before it.
         began = max(batch.began, self._last_ended)
         self._measured(len(entries), ended - began)
         self._regrow()
@@ -479,8 +480,8 @@ class EncodeQueue(TurnQueue[Item, Row]):
             self._metrics.waited(began - entry.submitted)
 
     def _recover(self, entries: Sequence[Entry[Item, Row]], error: Exception) -> None:
-        """Try the halves of a batch that failed, each by itself; a single entry gets the error."""
-        if isinstance(error, StopIteration):  # which no future takes
+        """Try the halves of a failed batch separately; a single entry gets the error."""
+        if isinstance(error, StopIteration):  # futures refuse it
             error = RuntimeError(f"the encoder of {self.name} raised StopIteration")
         out_of_memory = isinstance(error, MemoryError)
         self._metrics.failed("out of memory" if out_of_memory else "error")
@@ -489,8 +490,8 @@ class EncodeQueue(TurnQueue[Item, Row]):
         if len(entries) == 1:
             if out_of_memory:
                 error = NotReadyError(
-                    f"the memory of the device has no room for one item in the queue of {self.name} ({error}); try"
-                    " again later, or serve a smaller model"
+                    f"the device has no memory for a single item of {self.name} ({error}); try again later, or serve a"
+                    " smaller model"
                 )
             self._settle(entries, [error])
             return
@@ -502,7 +503,7 @@ class EncodeQueue(TurnQueue[Item, Row]):
                 self._finish(batch)
 
     def _regrow(self) -> None:
-        """Take larger batches again, once enough went well."""
+        """Use larger batches again after enough successful ones."""
         self._good_batches += 1
         if self._room < self.batch_size and self._good_batches >= _GOOD_BATCHES_BEFORE_GROWTH:
             self._room, self._good_batches = min(2 * self._room, self.batch_size), 0
@@ -514,7 +515,6 @@ class EncodeQueue(TurnQueue[Item, Row]):
         super()._settle(entries, outcomes)
 
 
-def _call_soon(loop: asyncio.AbstractEventLoop, tell: Callable[[], None]) -> None:
-    # Closed: those who waited are gone with it.
-    with suppress(RuntimeError):
-        loop.call_soon_threadsafe(tell)
+def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+    with suppress(RuntimeError):  # the loop is closed, and so is every caller that waited
+        loop.call_soon_threadsafe(callback)

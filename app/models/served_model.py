@@ -1,4 +1,4 @@
-"""A model that is served: its encoder, with a queue in front of each tower."""
+"""A model in service: its encoder, with a queue in front of each tower."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,14 +15,14 @@ from app.observability.metrics import Metrics, TowerMetrics
 from app.prompting.text_feature_store import StoredTextEncoder, TextFeatureStore
 from app.types import Pixels, TextFeatures
 
-_CANARY_PX = 64
+_PROBE_PX = 64
 
 Fingerprint: TypeAlias = Callable[[], Awaitable[str]]
-"""Gives what tells a tower from every other; the first time that may take seconds."""
+"""Returns a digest that identifies a tower; the first call may take seconds."""
 
 
-class _Once:
-    """What takes seconds in a thread, and is the same ever after; here what tells a tower from every other."""
+class _CachedFingerprint:
+    """Computes a fingerprint once, in a worker thread, and caches it."""
 
     def __init__(self, make: Callable[[], str]) -> None:
         self._make = make
@@ -35,16 +35,16 @@ class _Once:
 
 
 class ServedModel:
-    """A model's encoder with one queue per tower, wherever these encode.
+    """A model's encoder with one queue per tower, in this process or elsewhere.
 
     Args:
-        encoder: tells what the model is, and transforms images; what the towers compute goes through the queues.
+        encoder: describes the model and transforms images; the towers are used through the queues.
         images: the queue of the image tower.
         texts: that of the text tower.
-        image_fingerprint: gives what tells the image tower from every other.
-        text_fingerprint: gives the same of the text tower.
-        text_features: where text features are kept; None keeps none.
-        metrics: of the queues, which tell no more of them once they are closed, and keep none of it in memory.
+        image_fingerprint: identifies the image tower.
+        text_fingerprint: identifies the text tower.
+        text_features: stores text features; None stores none.
+        metrics: of the queues; removed when the queues are closed.
     """
 
     def __init__(
@@ -65,10 +65,10 @@ class ServedModel:
         self.image_fingerprint = image_fingerprint
         self.text_fingerprint = text_fingerprint
         self.encode_texts = StoredTextEncoder(self.encode_new_texts, text_fingerprint, text_features)
-        self._image_canary = HealthProbe(
-            images, lambda: encoder.transform(Image.new("RGB", (_CANARY_PX, _CANARY_PX), "grey"))
+        self._image_probe = HealthProbe(
+            images, lambda: encoder.transform(Image.new("RGB", (_PROBE_PX, _PROBE_PX), "grey"))
         )
-        self._text_canary = HealthProbe(texts, lambda: "a photo.")
+        self._text_probe = HealthProbe(texts, lambda: "a photo.")
 
     @classmethod
     def here(
@@ -82,16 +82,16 @@ class ServedModel:
         stalled_after_s: float,
         text_features: TextFeatureStore | None = None,
     ) -> Self:
-        """Return a model whose towers encode in this process, each on a thread of its own.
+        """Return a model whose towers encode in this process, each on its own thread.
 
         Args:
             encoder: loaded.
-            metrics: of the service.
-            max_queued_images: images admitted at once.
-            image_batch: images in one forward pass; None takes the encoder's own choice.
+            metrics: of the process.
+            max_queued_images: limit on admitted images.
+            image_batch: images in one forward pass; None for the encoder's choice.
             text_batch: texts in one forward pass.
-            stalled_after_s: a forward pass that takes longer makes the model unhealthy.
-            text_features: where text features are kept; None keeps none.
+            stalled_after_s: seconds after which a forward pass makes the model unhealthy.
+            text_features: stores text features; None stores none.
         """
         image_metrics = TowerMetrics(metrics, encoder.name, "images")
         images: EncodeQueue[Pixels, np.ndarray] = EncodeQueue(
@@ -104,7 +104,7 @@ class ServedModel:
         )
         image_metrics.watch(waiting=lambda: images.waiting, admitted=lambda: images.admitted)
         text_metrics = TowerMetrics(metrics, encoder.name, "texts")
-        # Texts have no bound of their own: each request that waits for some holds places for its images.
+        # Texts have no limit of their own: each request that waits for texts holds places for its images.
         texts: EncodeQueue[str, np.ndarray] = EncodeQueue(
             f"{encoder.name} texts",
             lambda each: partial(encoder.encode_texts, each),
@@ -117,14 +117,14 @@ class ServedModel:
             encoder,
             images,
             texts,
-            image_fingerprint=_Once(encoder.image_fingerprint),
-            text_fingerprint=_Once(encoder.text_fingerprint),
+            image_fingerprint=_CachedFingerprint(encoder.image_fingerprint),
+            text_fingerprint=_CachedFingerprint(encoder.text_fingerprint),
             text_features=text_features,
             metrics=(image_metrics, text_metrics),
         )
 
     async def encode_new_texts(self, texts: Sequence[str]) -> TextFeatures:
-        """Return unit rows (k, d) of at least one text, none of which is looked up or kept."""
+        """Return unit rows (k, d) of one or more texts, without reading or filling the store."""
         features: TextFeatures = np.stack(await self.texts.run(texts))
         return features
 
@@ -135,16 +135,16 @@ class ServedModel:
 
     @property
     def problem(self) -> str | None:
-        """Why nothing is encoded at the moment; None while all is well."""
-        return self.images.problem or self.texts.problem or self._image_canary.problem or self._text_canary.problem
+        """Why nothing is encoded at the moment; None if the model works."""
+        return self.images.problem or self.texts.problem or self._image_probe.problem or self._text_probe.problem
 
     async def watch(self, every_s: float) -> None:
-        """Try each tower whenever it did nothing for so long; until it is cancelled."""
-        await asyncio.gather(self._image_canary.watch(every_s), self._text_canary.watch(every_s))
+        """Probe each tower whenever it was idle for ``every_s`` seconds; runs until it is cancelled."""
+        await asyncio.gather(self._image_probe.watch(every_s), self._text_probe.watch(every_s))
 
     def close(self) -> None:
-        """End both queues."""
+        """Close both queues."""
         self.images.close()
         self.texts.close()
-        for each in self._metrics:
-            each.forget()
+        for tower in self._metrics:
+            tower.forget()

@@ -35,10 +35,10 @@ def tower():
 @asynccontextmanager
 async def watched(tower, every_s=EVERY_S, **more):
     queue = EncodeQueue("queue", tower.begin, batch_size=4, metrics=TowerMetrics(Metrics(""), "fake", "images"), **more)
-    canary = HealthProbe(queue, lambda: "canary")
-    watching = asyncio.create_task(canary.watch(every_s))
+    probe = HealthProbe(queue, lambda: "probe")
+    watching = asyncio.create_task(probe.watch(every_s))
     try:
-        yield queue, canary
+        yield queue, probe
     finally:
         watching.cancel()
         with suppress(asyncio.CancelledError):
@@ -57,9 +57,9 @@ def fail(_):
 
 
 async def test_an_idle_tower_is_tried_again_and_again(tower):
-    async with watched(tower) as (_, canary):
-        await until(lambda: tower.encoded == ["canary"] * 3)
-        assert canary.problem is None
+    async with watched(tower) as (_, probe):
+        await until(lambda: tower.encoded == ["probe"] * 3)
+        assert probe.problem is None
 
 
 async def test_a_tower_that_callers_use_is_not_tried(tower):
@@ -67,22 +67,22 @@ async def test_a_tower_that_callers_use_is_not_tried(tower):
         for _ in range(40):
             await queue.run(["picture"])
             await asyncio.sleep(EVERY_S)
-        assert "canary" not in tower.encoded
+        assert "probe" not in tower.encoded
 
 
 async def test_a_tower_that_fails_is_told_and_one_that_works_again_is_not(tower):
-    async with watched(tower) as (_, canary):
+    async with watched(tower) as (_, probe):
         tower.answer = fail
-        await until(lambda: canary.problem is not None)
-        assert canary.problem == "queue: a test could not be encoded (the device is lost)"
+        await until(lambda: probe.problem is not None)
+        assert probe.problem == "queue: the health probe could not be encoded (the device is lost)"
         tower.answer = lambda items: np.ones((len(items), 2))
-        await until(lambda: canary.problem is None)
+        await until(lambda: probe.problem is None)
 
 
 async def test_what_a_caller_gets_tells_that_it_works_again(tower):
-    async with watched(tower) as (queue, canary):
-        tower.answer = lambda items: fail(items) if "canary" in items else np.ones((len(items), 2))
-        await until(lambda: canary.problem is not None)
+    async with watched(tower) as (queue, probe):
+        tower.answer = lambda items: fail(items) if "probe" in items else np.ones((len(items), 2))
+        await until(lambda: probe.problem is not None)
         with suppress(RuntimeError):  # where it shares a batch with a test
             await queue.run(["picture"])
         assert queue.last_encoded_at > 0
@@ -90,16 +90,16 @@ async def test_what_a_caller_gets_tells_that_it_works_again(tower):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 async def test_numbers_that_are_none_are_a_failure(tower, value):
-    async with watched(tower) as (_, canary):
+    async with watched(tower) as (_, probe):
         tower.answer = lambda items: np.full((len(items), 2), value)
-        await until(lambda: canary.problem is not None)
-        assert "not finite" in canary.problem
+        await until(lambda: probe.problem is not None)
+        assert "not finite" in probe.problem
 
 
 async def test_a_full_queue_is_no_failure(tower):
-    async with watched(tower, max_queued=1) as (queue, canary):
+    async with watched(tower, max_queued=1) as (queue, probe):
         with queue.admit(1):
             await asyncio.sleep(5 * EVERY_S)
             assert tower.encoded == []
-            assert canary.problem is None
+            assert probe.problem is None
         await until(lambda: tower.encoded)

@@ -280,7 +280,7 @@ async def test_places_are_counted_in_items_and_given_back(start):
 async def test_what_does_not_fit_is_refused_at_once_and_takes_no_place(start, counted):
     queue = start(Gate(), max_queued=5)
     with queue.admit(3):
-        with pytest.raises(OverloadedError, match=r"3 more would not fit: 3 of 5 places .* of test") as caught:
+        with pytest.raises(OverloadedError, match=r"3 more items do not fit: 3 of 5 places .* of test") as caught:
             queue.admit(3).__enter__()
         assert caught.value.retry_after_s >= 1
         assert queue.admitted == 3
@@ -513,7 +513,7 @@ async def test_after_many_good_batches_larger_ones_are_tried_again(start, monkey
 
 async def test_one_item_that_the_memory_has_no_room_for_gets_the_error(start):
     gate = Gate(room=0)
-    with pytest.raises(NotReadyError, match=r"no room for one item in the queue of test \(no room\)"):
+    with pytest.raises(NotReadyError, match=r"no memory for a single item of test \(no room\)"):
         await asyncio.wait_for(start(gate).run([1, 2]), 5)
 
 
@@ -532,7 +532,7 @@ async def test_when_the_worker_dies_everyone_is_told_and_it_begins_again(start, 
     gate.open()
     answers = await asyncio.wait_for(asyncio.gather(running, *waiting, return_exceptions=True), 5)
     assert [type(answer) for answer in answers] == [NotReadyError] * 6
-    assert "ended with SystemExit and begins again; try again later" in str(answers[0])
+    assert "ended with SystemExit and is being restarted; try again later" in str(answers[0])
     assert "SystemExit" in queue.problem
     with pytest.raises(NotReadyError, match="SystemExit"):  # at once, and not after the restart
         await row_of(queue, 1)
