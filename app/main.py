@@ -1,4 +1,4 @@
-"""The one place where parts are joined: settings -> service -> application."""
+"""Wires the parts: settings -> service -> application."""
 
 import asyncio
 import re
@@ -71,7 +71,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 def load_options(settings: Settings) -> LoadOptions:
-    """Return what the settings say of loading models."""
+    """Return the settings for loading models."""
     return LoadOptions(
         device=settings.device,
         precision=settings.precision,
@@ -84,7 +84,7 @@ def load_options(settings: Settings) -> LoadOptions:
 
 
 def language_model(settings: Settings) -> LanguageModel:
-    """Return what the settings say of the language model that describes classes."""
+    """Return the settings of the language model that describes classes."""
     return LanguageModel(
         base_url=settings.llm_base_url,
         api_key=None if settings.llm_api_key is None else settings.llm_api_key.get_secret_value(),
@@ -95,7 +95,7 @@ def language_model(settings: Settings) -> LanguageModel:
 
 
 def image_fetcher(settings: Settings) -> ImageFetcher | None:
-    """Return what fetches images from URLs, where the settings allow that."""
+    """Return the fetcher of image URLs; None if the settings do not allow URLs."""
     if not settings.allow_image_urls:
         return None
     return ImageFetcher(
@@ -107,7 +107,7 @@ def load_encoders(settings: Settings) -> list[Encoder]:
     """Load every model of the settings, in order.
 
     Raises:
-        ModelUnavailableError: one of them cannot be had; none is served then.
+        ModelUnavailableError: a model cannot be loaded; then no model is served.
     """
     options = load_options(settings)
     encoders = []
@@ -135,12 +135,12 @@ def serve_here(
 
 @dataclass(frozen=True, slots=True)
 class RemoteSteps:
-    """The two steps of a request that may be done elsewhere; the rest of it is the same wherever they are.
+    """The steps of a request that may run in other processes; by default all run in this one.
 
     Args:
-        serve_model: puts queues before the towers of a model.
+        serve_model: puts queues in front of the towers of a model.
         search_captions: searches caption databases; None searches them in this process.
-        exposition: returns the metrics of all processes; None those of this one.
+        exposition: returns the metrics of all processes; None returns those of this process.
     """
 
     serve_model: Callable[[Any, Settings, Metrics, TextFeatureStore | None], ServedModel] = serve_here
@@ -149,15 +149,15 @@ class RemoteSteps:
 
 
 async def prepare(settings: Settings, *, is_local: bool) -> None:
-    """Migrate the database, and see that nobody is let in by oversight.
+    """Migrate the database, and refuse to expose the service without keys by oversight.
 
     Args:
         settings: as ``load_settings`` reads them.
-        is_local: whether only this machine can reach the service.
+        is_local: only this machine can reach the service.
 
     Raises:
-        ConfigurationError: others can reach it, and there are no keys.
-        StoreError: the database cannot be opened or is newer than this release.
+        ConfigurationError: other machines can reach it, and there are no keys.
+        StoreError: the database cannot be opened, or a newer release wrote it.
     """
     engine = open_engine(settings.effective_database_url)
     try:
@@ -165,9 +165,9 @@ async def prepare(settings: Settings, *, is_local: bool) -> None:
         is_closed = settings.keys is not KeyPolicy.AUTO or settings.api_keys_file is not None
         if not (is_closed or is_local) and not await KeyRepository(engine).any():
             raise ConfigurationError(
-                f"{settings.host} can be reached from other machines, and there are no API keys: make one by"
+                f"{settings.host} can be reached from other machines, and there are no API keys: create one with"
                 " `deixis keys create --scope admin`, name a file of keys in DEIXIS_API_KEYS_FILE, or set"
-                " DEIXIS_KEYS=off where something else keeps strangers out"
+                " DEIXIS_KEYS=off if access is controlled elsewhere"
             )
     finally:
         await engine.dispose()
@@ -175,7 +175,7 @@ async def prepare(settings: Settings, *, is_local: bool) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Jobs:
-    """The job queue, and what adds jobs of each kind to it."""
+    """The job queue, and the handler of each kind of job."""
 
     queue: JobQueue
     describe: DescribeJobs
@@ -186,7 +186,7 @@ class Jobs:
 
     @property
     def handlers(self) -> tuple[JobHandler, ...]:
-        """What runs the jobs of each kind."""
+        """The handler of each kind."""
         return self.describe, self.evaluate, self.select_method, self.import_images, self.build_captions
 
 

@@ -75,7 +75,7 @@ def measure(name: str, pool: int, classes: int, dims: int) -> dict[str, Any]:
     if adapter.neighbours:
         index = NeighbourIndex(examples.pool_features)
         began = time.perf_counter()
-        near = index.among_themselves(examples.pool_features, adapter.neighbours)
+        near = index.within_pool(examples.pool_features, adapter.neighbours)
         searched_s = time.perf_counter() - began
         neighbours = index.search(queries, adapter.neighbours)
     taught = Examples(examples.support_features, examples.support_labels, examples.pool_features, near)

@@ -96,7 +96,7 @@ def fit(
         index = None
     else:
         index = index or NeighbourIndex(pool)
-        near = index.among_themselves(pool, adapter.neighbours)
+        near = index.within_pool(pool, adapter.neighbours)
         examples = Examples(examples.support_features, examples.support_labels, pool, near)
     adapter.fit(text, logit_scale=scale.logit_scale, logit_bias=scale.logit_bias, examples=examples)
     return FittedAdapter(

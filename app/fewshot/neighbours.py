@@ -1,4 +1,4 @@
-"""The images of a pool that are nearest to others, by FAISS."""
+"""Nearest neighbours among the images of a pool, found with FAISS."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from app.adapters._base import Neighbours
 from app.types import ImageFeatures
 
 EXACT_UP_TO = 30_000
-"""Rows up to which every cosine is taken; above, an inverted file is searched in part."""
+"""Number of rows up to which the search is exact; larger pools use an inverted file."""
 
-# Lists of an inverted file per square root of its rows, rows per list that its centroids are learned from, and the
-# lists that a search reads.
+# Lists of an inverted file per square root of its rows, rows per list for training its centroids, and lists that a
+# search reads.
 _LISTS = 2
 _TRAINED_ON = 50
 _PROBES = 24
@@ -21,15 +21,15 @@ _QUERIES_AT_ONCE = 1024
 class NeighbourIndex:
     """Finds the images of a pool that are nearest by cosine.
 
-    Up to ``EXACT_UP_TO`` rows the search is exact. Larger pools are kept in half precision in an inverted file, of
-    which the nearest lists are read, so that a near image may be missed. Searches may run in several threads.
+    Up to ``EXACT_UP_TO`` rows the search is exact. A larger pool is stored in half precision in an inverted file; a
+    search reads the nearest lists, so it may miss a neighbour. Searches may run in several threads.
 
     Args:
-        features: unit rows (u, d), copied; what is not finite in them counts as zero, here as in queries.
+        features: unit rows (u, d), copied; values that are not finite count as zero, here and in queries.
     """
 
     def __init__(self, features: ImageFeatures) -> None:
-        import faiss  # noqa: PLC0415 - commands that search nothing do not wait for it
+        import faiss  # noqa: PLC0415 - slow to import, and most commands do not search
 
         count, dims = features.shape
         rows = _finite(features)
@@ -48,44 +48,43 @@ class NeighbourIndex:
         self._index.add(rows)
 
     def __len__(self) -> int:
-        """How many images there are."""
+        """Number of images."""
         return int(self._index.ntotal)
 
     @property
     def nbytes(self) -> int:
-        """About how much memory the rows take."""
+        """Approximate memory of the rows."""
         exact = len(self) <= EXACT_UP_TO
         return int(len(self) * self._index.d * (4 if exact else 2))
 
     def search(self, queries: ImageFeatures, k: int) -> Neighbours:
-        """Return the min(k, u) nearest of each query (n, d), the nearest first."""
-        wanted = min(k, len(self))
-        cosines, indices = self._index.search(_finite(queries), wanted)
+        """Return the min(k, u) nearest images of each query (n, d), nearest first."""
+        cosines, indices = self._index.search(_finite(queries), min(k, len(self)))
         if not self._searches_all:
             cosines, indices = _completed(cosines, indices)
         return Neighbours(indices, cosines)
 
-    def among_themselves(self, features: ImageFeatures, k: int) -> Neighbours:
-        """Return the min(k, u - 1) nearest of each image of the pool among the others.
+    def within_pool(self, features: ImageFeatures, k: int) -> Neighbours:
+        """Return the min(k, u - 1) nearest other images of each image of the pool.
 
         Args:
-            features: the rows that the index was made of, (u, d).
-            k: how many.
+            features: the rows that the index was built from, (u, d).
+            k: number of neighbours.
         """
         count = len(self)
         wanted = min(k, count - 1)
         indices = np.empty((count, wanted), np.int64)
         cosines = np.empty((count, wanted), np.float32)
         for first in range(0, count, _QUERIES_AT_ONCE):
-            some = slice(first, first + _QUERIES_AT_ONCE)
-            found = self.search(features[some], wanted + 1)
+            batch = slice(first, first + _QUERIES_AT_ONCE)
+            found = self.search(features[batch], wanted + 1)
             own = np.arange(first, first + len(found.indices))
-            # Itself, or where it was not found the farthest, is put last and cut off; the others keep their order.
+            # The image itself, or the farthest neighbour if the image was not found, goes last and is cut off.
             last = found.indices == own[:, None]
             last[~last.any(axis=1), -1] = True
             order = np.argsort(last, axis=1, kind="stable")[:, :wanted]
-            indices[some] = np.take_along_axis(found.indices, order, axis=1)
-            cosines[some] = np.take_along_axis(found.cosines, order, axis=1)
+            indices[batch] = np.take_along_axis(found.indices, order, axis=1)
+            cosines[batch] = np.take_along_axis(found.cosines, order, axis=1)
         return Neighbours(indices, cosines)
 
     @property
@@ -98,7 +97,7 @@ def _finite(rows: np.ndarray) -> np.ndarray:
 
 
 def _completed(cosines: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Fill places for which the lists that were read had no row with the first one found, at no weight."""
+    """Fill the places for which a search found no row with the nearest row, at a cosine of 0."""
     missing = indices < 0
     if not missing.any():
         return cosines, indices
@@ -106,7 +105,7 @@ def _completed(cosines: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np
 
 
 def use_one_thread() -> None:
-    """Let searches that this thread begins stay on its own core."""
+    """Limit the searches of this thread to one core."""
     import faiss  # noqa: PLC0415 - as above
 
     faiss.omp_set_num_threads(1)

@@ -22,12 +22,12 @@ def test_the_nearest_come_first_with_their_cosines():
 def test_more_neighbours_than_there_are_images_are_all_of_them():
     found = NeighbourIndex(unit_rows(3)).search(unit_rows(2, seed=1), 10)
     assert found.indices.shape == (2, 3)
-    assert NeighbourIndex(unit_rows(3)).among_themselves(unit_rows(3), 10).indices.shape == (3, 2)
+    assert NeighbourIndex(unit_rows(3)).within_pool(unit_rows(3), 10).indices.shape == (3, 2)
 
 
 def test_an_image_is_not_its_own_neighbour_even_among_copies_of_it():
     pool = np.concatenate([unit_rows(4), unit_rows(4)[[0, 0, 0]], unit_rows(1500, seed=2)])
-    found = NeighbourIndex(pool).among_themselves(pool, 3)
+    found = NeighbourIndex(pool).within_pool(pool, 3)
     assert not (found.indices == np.arange(len(pool))[:, None]).any()
     assert set(found.indices[0]) == {4, 5, 6}
     cosines = pool @ pool.T
@@ -36,7 +36,7 @@ def test_an_image_is_not_its_own_neighbour_even_among_copies_of_it():
 
 
 def test_a_lone_image_has_no_neighbours():
-    assert NeighbourIndex(unit_rows(1)).among_themselves(unit_rows(1), 4).indices.shape == (1, 0)
+    assert NeighbourIndex(unit_rows(1)).within_pool(unit_rows(1), 4).indices.shape == (1, 0)
 
 
 @pytest.fixture

@@ -339,7 +339,7 @@ async def test_what_could_not_be_done_within_its_time_is_refused_at_once(start):
     queue = start(Gate(), max_queued=100)
     queue._measured(10, 1.0)
     with queue.admit(60, within_s=5):
-        with pytest.raises(OverloadedError, match=r"60 before .* about 6 s, .* longer than the 5 s") as caught:
+        with pytest.raises(OverloadedError, match=r"60 items ahead .* about 6 s, longer than the 5 s") as caught:
             queue.admit(1, within_s=5).__enter__()
         assert caught.value.retry_after_s == 6
         with queue.admit(1, within_s=7), queue.admit(1):
@@ -473,7 +473,7 @@ async def test_a_batch_that_fails_when_it_begins_is_tried_in_halves_too(start):
 @pytest.mark.parametrize("rows", [0, 1, 5])
 async def test_too_few_or_too_many_rows_are_an_error_and_no_mix_up(start, rows):
     queue = start(lambda batch: lambda: np.zeros((rows if len(batch) > 1 else 0, 1)))
-    with pytest.raises(ValueError, match=r"gave 0 rows for 1 items"):
+    with pytest.raises(ValueError, match=r"returned 0 rows for 1 items"):
         await queue.run([1, 2, 3])
 
 
@@ -669,7 +669,7 @@ async def test_closing_twice_does_no_harm_and_ends_the_thread(start):
 async def test_in_a_storm_of_failures_every_future_gets_its_own_row_or_a_deserved_error(start, monkeypatch):
     """A thousand callers; poison, little memory, deadlines, cancellation and deaths of the worker."""
     monkeypatch.setattr(batching, "_RESTART_AFTER_S", 0.001)
-    monkeypatch.setattr(batching, "_RESTART_AFTER_AT_MOST_S", 0.002)
+    monkeypatch.setattr(batching, "_MAX_RESTART_AFTER_S", 0.002)
     random = np.random.default_rng(0)
     gate = Gate(room=5)
     queue = start(gate, batch_size=8, max_queued=300)
