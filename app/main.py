@@ -75,11 +75,11 @@ def load_options(settings: Settings) -> LoadOptions:
     return LoadOptions(
         device=settings.device,
         precision=settings.precision,
-        backend=settings.image_backend,
+        backend="torch" if settings.image_backend == "torch-compile" else settings.image_backend,
         weights_dir=settings.model_cache_dir,
         data_dir=settings.data_dir,
         tuning_seconds=settings.tuning_seconds,
-        torch_compile=settings.torch_compile,
+        torch_compile=settings.image_backend == "torch-compile",
     )
 
 
@@ -220,7 +220,7 @@ class Service:
 
 
 @asynccontextmanager
-async def open_service(  # noqa: PLR0915 - the wiring of every part, in order
+async def open_service(
     settings: Settings,
     encoders: Sequence[ModelInfo],
     metrics: Metrics | None = None,
@@ -251,9 +251,7 @@ async def open_service(  # noqa: PLR0915 - the wiring of every part, in order
         await engine.dispose()
         raise
     metrics, steps = metrics or Metrics(), steps or RemoteSteps()
-    text_features = TextFeatureStore(
-        settings.data_dir / "text-features.sqlite3", settings.text_feature_store_mib * 2**20
-    )
+    text_features = TextFeatureStore(settings.data_dir / "text-features.sqlite3", settings.text_feature_store_bytes)
     models = ModelRegistry(
         {encoder.name: steps.serve_model(encoder, settings, metrics, text_features) for encoder in encoders},
         decoders=_decoders(settings),
@@ -266,13 +264,12 @@ async def open_service(  # noqa: PLR0915 - the wiring of every part, in order
     drafts = DraftRepository(engine)
     example_repository = ExampleRepository(engine)
     selection_repository = SelectionRepository(engine)
-    half_of_cache = settings.class_embedding_cache_mib * 2**20 // 2
-    class_embedding_cache = ClassEmbeddingCache(half_of_cache, metrics.class_embeddings)
-    fits = FitCache(cache_bytes=settings.learned_cache_mib * 2**20)
+    class_embedding_cache = ClassEmbeddingCache(settings.class_embedding_cache_bytes, metrics.class_embeddings)
+    fits = FitCache(cache_bytes=settings.fit_cache_bytes)
     classifiers = ClassifierCache(
         models,
         class_embedding_cache=class_embedding_cache,
-        cache_bytes=half_of_cache,
+        cache_bytes=settings.classifier_cache_bytes,
         fits=fits,
         examples=example_repository,
         max_pool=settings.max_pool_images,
@@ -488,7 +485,7 @@ def create_app(
             max_bytes=settings.max_request_bytes,
             max_json_bytes=settings.max_json_bytes,
             timeout_s=settings.body_timeout_s,
-            budget=BodyBudget(settings.max_body_mib * 2**20),
+            budget=BodyBudget(settings.max_total_body_bytes),
             takes_images=lambda path: path in _IMAGE_ROUTES or path.endswith((":evaluate", "/images", "/search")),
         ),
     )

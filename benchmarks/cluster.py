@@ -57,8 +57,8 @@ def compare(folder: Path | None, seconds: float) -> dict[str, Any]:
     ways = {
         "single process": (),
         "ray, 1 encoder": ("--engine", "ray"),
-        "ray, 2 encoders": ("--engine", "ray", "--ray-encoders", "2"),
-        "ray, 2 edges, 2 encoders": ("--engine", "ray", "--ray-edges", "2", "--ray-encoders", "2"),
+        "ray, 2 encoders": ("--engine", "ray", "--ray-layout", "encoders=2"),
+        "ray, 2 edges, 2 encoders": ("--engine", "ray", "--ray-layout", "edges=2,encoders=2"),
     }
     found: dict[str, Any] = {}
     answers: dict[str, list[Any]] = {}
@@ -126,7 +126,7 @@ def scale(seconds: float) -> dict[str, Any]:
     """Return when a second encoder replica came under a load that one cannot bear, by the metrics of the service."""
     with tempfile.TemporaryDirectory() as made:
         os.environ["DEIXIS_BUILD_WORDNET"] = "false"
-        with serving("embedded", Path(made), "--engine", "ray", "--ray-encoders", "1-2") as server:
+        with serving("embedded", Path(made), "--engine", "ray", "--ray-layout", "encoders=1-2") as server:
             run_json("benchmarks.load", server.url, "closed", "--connections", 4, "--seconds", 3)
             load = ["benchmarks.load", server.url, "closed", "--connections", "64", "--seconds", str(seconds)]
             began = time.perf_counter()
@@ -258,9 +258,7 @@ def kill(folder: Path | None, seconds: float, only: str | None) -> dict[str, Any
             "DEIXIS_ENGINE": "ray",
             "DEIXIS_KEYS": "off",
             "DEIXIS_PORT": "8731",
-            "DEIXIS_RAY_EDGES": "2",
-            "DEIXIS_RAY_ENCODERS": "2",
-            "DEIXIS_RAY_SHARDS": "2",
+            "DEIXIS_RAY_LAYOUT": "edges=2,encoders=2,shards=2",
         }
         files = _files(folder)
         with serving("embedded", Path(made)) as server:
@@ -271,7 +269,8 @@ def kill(folder: Path | None, seconds: float, only: str | None) -> dict[str, Any
         subprocess.run(build, input="\n".join(_CAPTIONS), text=True, check=True, capture_output=True)
         with cluster_of_nodes(2) as cluster:
             say("three nodes; deploying")
-            subprocess.run([deixis, "serve", "--ray-address", cluster.address], check=True, stdout=subprocess.DEVNULL)
+            os.environ["RAY_ADDRESS"] = cluster.address
+            subprocess.run([deixis, "serve"], check=True, stdout=subprocess.DEVNULL)
             there = "http://127.0.0.1:8731"
             answers = {"images": len(files), **_differences(_answers(there, files), reference)}
             say(f"answers beside those of a single process: {answers}")
@@ -299,7 +298,7 @@ def _losses(cluster: Any, url: str, seconds: float, only: str | None) -> dict[st
     def update() -> None:
         # As an operator would: the same command with another setting.
         deixis = str(Path(sys.executable).with_name("deixis"))
-        again = [deixis, "serve", "--ray-address", cluster.address, "--log-format", "json"]
+        again = [deixis, "serve", "--log-format", "json"]
         subprocess.run(again, check=True, stdout=subprocess.DEVNULL)
 
     def lose_node() -> None:

@@ -212,7 +212,7 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ.setdefault("MALLOC_ARENA_MAX", "2")  # as the container has it
     # Small enough to be full from the first minute: a cache that fills is no leak, and hides one.
-    cache = ("--class-embedding-cache-mib", "16")
+    cache = ("--cache-mib", "32")
     with tempfile.TemporaryDirectory() as folder, serving(arguments.model, Path(folder), *cache) as server:
         outcomes, faults, memory = asyncio.run(soak(server, arguments.minutes))
         faults += afterwards(server)

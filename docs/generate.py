@@ -23,6 +23,20 @@ from app.types import Option
 
 ROOT = Path(__file__).parents[1]
 
+# The first setting of each group of ``Settings``.
+_GROUPS = {
+    "host": "Server",
+    "keys": "API keys and quotas",
+    "data_dir": "Storage",
+    "models": "Models",
+    "decode_threads": "Decoding and fetching images",
+    "max_queued_images": "Limits on requests and memory",
+    "default_database": "Caption databases",
+    "llm_base_url": "Language model",
+    "log_format": "Logs and traces",
+    "engine": "Ray",
+}
+
 # Defaults that depend on the machine, in words: the table must be the same on every machine.
 _COMPUTED_DEFAULTS = {"data_dir": "the platform's data folder", "decode_threads": "one per core"}
 
@@ -129,13 +143,14 @@ def models_table(cards: Mapping[str, ModelCard]) -> str:
 
 
 def settings_table(fields: Mapping[str, FieldInfo]) -> str:
-    """Return the settings as a Markdown table, in the order of ``Settings``."""
-    lines = ["| variable | flag | default | meaning |", "|---|---|---|---|"]
-    lines += [
-        f"| `DEIXIS_{name.upper()}` | `--{name.replace('_', '-')}` | {_default(name, field)} | {field.description} |"
-        for name, field in fields.items()
-    ]
-    return "\n".join(lines)
+    """Return the settings as a Markdown table for each group, in the order of ``Settings``."""
+    lines: list[str] = []
+    for name, field in fields.items():
+        if name in _GROUPS:
+            lines += ["", f"### {_GROUPS[name]}", "", "| variable | flag | default | meaning |", "|---|---|---|---|"]
+        flag = f"--{name.replace('_', '-')}"
+        lines.append(f"| `DEIXIS_{name.upper()}` | `{flag}` | {_default(name, field)} | {field.description} |")
+    return "\n".join(lines[1:])
 
 
 def _default(name: str, field: FieldInfo) -> str:
@@ -143,7 +158,8 @@ def _default(name: str, field: FieldInfo) -> str:
         return _COMPUTED_DEFAULTS[name]
     if field.default is None:
         return ""
-    return f"`{','.join(field.default)}`" if isinstance(field.default, tuple) else f"`{field.default}`"
+    default = ",".join(field.default) if isinstance(field.default, tuple) else str(field.default)
+    return f"`{default}`" if default else ""
 
 
 def openapi() -> str:

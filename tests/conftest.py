@@ -49,6 +49,7 @@ def _no_settings_from_outside(monkeypatch):
     for name in list(os.environ):
         if name.upper().startswith("DEIXIS_"):
             monkeypatch.delenv(name)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("DEIXIS_BUILD_WORDNET", "false")  # takes minutes with any but the fake encoder
 
 

@@ -231,7 +231,11 @@ OTHER_VARIABLES = {"DEIXIS_SERVICE_HOST", "DEIXIS_API_KEY", "DEIXIS_NAMESPACE"}
 OPERATOR_FILES = [ROOT / name for name in ("Dockerfile", "docker-compose.yml", "Makefile", ".ci/run")]
 
 
-@pytest.mark.parametrize("file", [*PAGES, *OPERATOR_FILES], ids=lambda file: str(file.relative_to(ROOT)))
+# The changelog names settings that were removed.
+PAGES_OF_TODAY = [page for page in PAGES if page.name != "CHANGELOG.md"]
+
+
+@pytest.mark.parametrize("file", [*PAGES_OF_TODAY, *OPERATOR_FILES], ids=lambda file: str(file.relative_to(ROOT)))
 def test_every_setting_exists(file):
     named = set(re.findall(r"DEIXIS_[A-Z0-9_]*[A-Z0-9]", file.read_text(encoding="utf-8")))
     assert named <= SETTINGS | OTHER_VARIABLES

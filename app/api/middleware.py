@@ -82,7 +82,7 @@ class BodyLimits:
         way_out = (
             "send fewer images per request, or raise DEIXIS_MAX_REQUEST_BYTES"
             if takes_images
-            else "send less at a time, or raise DEIXIS_MAX_JSON_BYTES"
+            else "send less at a time"
         )
         return most, BodyTooLargeError(f"the request's body has more than {most:,} bytes; {way_out}")
 
@@ -133,8 +133,7 @@ class BoundedBody:
             except TimeoutError:
                 refused = RequestTimeoutError(
                     f"after {received:,} bytes the rest of the body did not arrive in time; there are {timeout_s:g} s,"
-                    " as many more for each MiB, and as many for each pause: send faster, or raise"
-                    " DEIXIS_BODY_TIMEOUT_S"
+                    " as many more for each MiB, and as many for each pause: send faster"
                 )
                 raise _RefusedError from None
             count = len(message.get("body", b""))

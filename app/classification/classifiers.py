@@ -181,7 +181,7 @@ class ClassifierCache:
             raise TooLargeError(
                 f"the features of {rows:,} texts take {needed / 2**20:,.0f} MiB, more than the {room / 2**20:,.0f} MiB"
                 " of the cache; send fewer classes or templates, use another method, or raise"
-                " DEIXIS_CLASS_EMBEDDING_CACHE_MIB"
+                " DEIXIS_CACHE_MIB"
             )
 
 

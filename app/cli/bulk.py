@@ -32,6 +32,7 @@ from app.cli.common import (
     ModelOption,
     OptionsOption,
     TemplateOption,
+    cluster_address,
     err,
     out,
     prepare_names,
@@ -43,7 +44,8 @@ from app.cli.common import (
 from app.errors import InvalidFieldError
 from app.main import load_encoders
 from app.observability.logs import configure_logs
-from app.settings import load_settings, read_replicas
+from app.runtime.ray_layout import parse_replicas
+from app.settings import load_settings
 
 # Where no bar can be shown, a line is.
 _LINE_EVERY_S = 30.0
@@ -98,7 +100,7 @@ def bulk_command(
         str | None,
         typer.Option(
             "--ray-address",
-            help="Of the cluster, by default that of DEIXIS_RAY_ADDRESS; without either, a Ray for this run alone.",
+            help="Address of the Ray cluster, by default RAY_ADDRESS; without either, a Ray is started for this run.",
         ),
     ] = None,
     replicas: Annotated[
@@ -143,10 +145,10 @@ def bulk_command(
 
 def _pool(count: str, cpus: float, gpus: float, address: str | None) -> ReplicaPool:
     try:
-        replicas = read_replicas(count)
+        replicas = parse_replicas(count)
     except ValueError as error:
         raise InvalidFieldError.of("--replicas", str(error)) from error
-    pool = ReplicaPool(replicas.least, replicas.most, cpus, gpus, address or load_settings().ray_address or LOCAL)
+    pool = ReplicaPool(replicas.min, replicas.max, cpus, gpus, address or cluster_address() or LOCAL)
     pool.check()
     return pool
 

@@ -38,7 +38,10 @@ class Engine(StrEnum):
 
 EngineOption = Annotated[
     Engine,
-    typer.Option("--engine", help="What encodes: this process, or replicas on Ray (DEIXIS_RAY_ENCODERS, _ADDRESS)."),
+    typer.Option(
+        "--engine",
+        help="Where images are encoded: in this process, or by replicas on Ray (DEIXIS_RAY_LAYOUT, RAY_ADDRESS).",
+    ),
 ]
 
 SOME_FAILED = 1
@@ -170,13 +173,18 @@ def _with_encoders_on_ray(work: Callable[[InProcess], Awaitable[Result]]) -> Res
         with needs_ray():
             from app.cluster.encoding import encoders_on_ray  # noqa: PLC0415 - an extra, whose import takes a second
         alone = load_settings().model_copy(update={"request_timeout_s": None})
-        with encoders_on_ray(alone) as (cards, steps):
+        with encoders_on_ray(alone, cluster_address()) as (cards, steps):
 
             async def opened() -> Result:
                 async with open_service(alone, cards, steps=steps) as service:
                     return await work(InProcess(service))
 
             return run(opened())
+
+
+def cluster_address() -> str | None:
+    """Return the address of the Ray cluster from Ray's own variable; None stands for a Ray on this machine."""
+    return os.environ.get("RAY_ADDRESS") or None
 
 
 @contextmanager

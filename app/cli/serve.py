@@ -17,7 +17,7 @@ from fastapi import FastAPI
 
 from app import __version__
 from app.api.connections import ConnectionLimits, bounded
-from app.cli.common import NOTHING_DONE, told_plainly
+from app.cli.common import NOTHING_DONE, cluster_address, told_plainly
 from app.cli.serve_on_ray import deploy_on_ray, serve_on_ray
 from app.errors import ConfigurationError
 from app.main import create_app, load_encoders, prepare
@@ -76,8 +76,9 @@ def serve(**flags: Any) -> None:
     with told_plainly(), ExitStack() as closing:
         settings = load_settings(**flags)
         configure_logs(settings.log_format, settings.log_level)
-        if settings.engine == "ray" and settings.ray_address is not None:
-            deploy_on_ray(settings)
+        cluster = cluster_address()
+        if settings.engine == "ray" and cluster is not None:
+            deploy_on_ray(settings, cluster)
             return
         # All that can fail comes first, so that it ends the command with one line; models cost the most.
         _allow_descriptors(settings.max_connections)
@@ -88,7 +89,7 @@ def serve(**flags: Any) -> None:
         if settings.engine == "ray":
             port = listeners[0].getsockname()[1]
             closing.close()  # Ray's own proxies listen
-            serve_on_ray(settings.model_copy(update={"port": port}))
+            serve_on_ray(settings.model_copy(update={"port": port}), None)
             return
         app = create_app(settings, lambda _: encoders)
         encoders = load_encoders(settings)

@@ -14,23 +14,23 @@ from app.main import prepare
 from app.settings import Settings
 
 
-def deploy_on_ray(settings: Settings) -> None:
-    """Start it on a cluster, or have it take the place of what runs there; it goes on without this command.
+def deploy_on_ray(settings: Settings, address: str) -> None:
+    """Deploy the service on a cluster, or update the service that runs there, and return.
 
     Raises:
-        ConfigurationError: a setting does not go with a cluster, nobody has a key, or as ``serve_on_ray``.
+        ConfigurationError: a setting does not suit a cluster, there are no keys, or as ``serve_on_ray``.
     """
     if settings.database_url is None:
         raise ConfigurationError(
-            "on a cluster label sets must be where every machine can reach them: set DEIXIS_DATABASE_URL to a"
-            " PostgreSQL database, and DEIXIS_CAPTIONS_DIR to a folder that they share"
+            "on a cluster every machine must reach the label sets: set DEIXIS_DATABASE_URL to a PostgreSQL database,"
+            " and DEIXIS_CAPTIONS_DIR to a shared folder"
         )
     asyncio.run(prepare(settings.model_copy(update={"host": "the cluster"}), is_local=False))
-    serve_on_ray(settings)
+    serve_on_ray(settings, address)
 
 
-def serve_on_ray(settings: Settings) -> None:
-    """Start it and, on this machine alone, wait for a signal to end it.
+def serve_on_ray(settings: Settings, address: str | None) -> None:
+    """Start the service on Ray; without an address, on a Ray of this machine until a signal ends it.
 
     Raises:
         ConfigurationError: Ray is not installed, cannot be reached, or the service cannot be started on it.
@@ -40,19 +40,19 @@ def serve_on_ray(settings: Settings) -> None:
 
         from app.cluster.application import APPLICATION, application, cpus_needed  # noqa: PLC0415
         from app.cluster.session import connected, start_serve  # noqa: PLC0415
-    with connected(settings, cpus=cpus_needed(settings)), _told_to_end() as ended:
+    with connected(settings, address, cpus=cpus_needed(settings)), _told_to_end() as ended:
         start_serve(settings)
         try:
             serve.run(application(settings), name=APPLICATION, route_prefix="/", blocking=False)
         except RuntimeError as error:
             raise ConfigurationError(f"the service cannot be started on Ray: {error}") from error
-        address = f"http://{'127.0.0.1' if settings.host in {'0.0.0.0', '::'} else settings.host}:{settings.port}"  # noqa: S104 - compared only
+        url = f"http://{'127.0.0.1' if settings.host in {'0.0.0.0', '::'} else settings.host}:{settings.port}"  # noqa: S104 - compared only
         print(  # noqa: T201 - as `deixis serve` does
-            f"\nDeixis {__version__} on Ray listens on {address}   (documentation: {address}/docs)\n"
-            f"Try:  curl -F image=@photo.jpg -F labels='cat, dog, coffee cup' {address}/classify\n",
+            f"\nDeixis {__version__} on Ray listens on {url}   (documentation: {url}/docs)\n"
+            f"Try:  curl -F image=@photo.jpg -F labels='cat, dog, coffee cup' {url}/classify\n",
             flush=True,
         )
-        if settings.ray_address is None:
+        if address is None:
             ended.wait()
 
 

@@ -17,7 +17,8 @@ from app.cluster.edge import EDGE, Edge
 from app.cluster.encoders import EncoderReplica, multiplexed
 from app.cluster.shards import ShardReplica
 from app.main import prepare
-from app.settings import Replicas, Settings, load_settings
+from app.runtime.ray_layout import Replicas
+from app.settings import Settings, load_settings
 
 APPLICATION = "deixis"
 
@@ -36,7 +37,7 @@ _ONE_MORE_PERCENT = 1
 _COMMON: Mapping[str, Any] = {"health_check_period_s": 5, "logging_config": {"enable_access_log": False}}
 
 
-def build(args: Mapping[str, str]) -> Application:
+def build(args: Mapping[str, Any]) -> Application:
     """Return the application of a Serve config file; ``args`` are settings, before those of the environment.
 
     Raises:
@@ -53,10 +54,11 @@ def application(settings: Settings) -> Application:
     """Return the service: edges, an encoder deployment for each model or one for all, and the parts of captions."""
     # All get the same settings, by which they know those that were deployed with them.
     settings = _with_decoders_of_an_edge(settings)
-    if settings.ray_models_at_once is None:
+    layout = settings.ray_layout
+    if layout.models_per_encoder is None:
         models = encoders(settings)
     else:
-        replicas = _encoder(settings, multiplexed(settings.ray_models_at_once), "encoder")
+        replicas = _encoder(settings, multiplexed(layout.models_per_encoder), "encoder")
         models = dict.fromkeys(settings.models, replicas.bind(settings))
     shards = [
         serve.deployment(
@@ -65,9 +67,9 @@ def application(settings: Settings) -> Application:
             ray_actor_options={"num_cpus": 1},
             max_ongoing_requests=_CALLS_PER_REPLICA,
             **_COMMON,
-            **_scale(settings.ray_shard_replicas),
+            **_scale(layout.shard_replicas),
         ).bind(settings)
-        for number in range(settings.ray_shards)
+        for number in range(layout.shards)
     ]
     edge = serve.deployment(
         serve.ingress()(Edge),
@@ -78,7 +80,7 @@ def application(settings: Settings) -> Application:
         backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
         graceful_shutdown_timeout_s=settings.shutdown_timeout_s,
         **_COMMON,
-        **_scale(settings.ray_edges),
+        **_scale(layout.edges),
     )
     bound: Application = edge.bind(settings, models, shards)
     return bound
@@ -93,14 +95,15 @@ def encoders(settings: Settings) -> dict[str, Application]:
 
 def encoders_cpus(settings: Settings) -> int:
     """Return the cores that all encoders ask for together when there are as many as there may be."""
-    groups = len(settings.models) if settings.ray_models_at_once is None else 1
-    return math.ceil(groups * settings.ray_encoders.most * settings.ray_encoder_cpus)
+    layout = settings.ray_layout
+    groups = len(settings.models) if layout.models_per_encoder is None else 1
+    return math.ceil(groups * layout.encoders.max * layout.encoder_cpus)
 
 
 def cpus_needed(settings: Settings) -> int:
     """Return the same of all replicas."""
-    shards = settings.ray_shards * settings.ray_shard_replicas.most
-    return settings.ray_edges.most + encoders_cpus(settings) + shards
+    layout = settings.ray_layout
+    return layout.edges.max + encoders_cpus(settings) + layout.shards * layout.shard_replicas.max
 
 
 def _with_decoders_of_an_edge(settings: Settings) -> Settings:
@@ -114,26 +117,26 @@ def _encoder(settings: Settings, replica: type[EncoderReplica], name: str) -> An
     return serve.deployment(
         replica,
         name=name,
-        ray_actor_options={"num_cpus": settings.ray_encoder_cpus, "num_gpus": settings.ray_encoder_gpus},
+        ray_actor_options={"num_cpus": settings.ray_layout.encoder_cpus, "num_gpus": settings.ray_layout.encoder_gpus},
         max_ongoing_requests=_CALLS_PER_REPLICA,
         max_queued_requests=_CALLS_WAITING,
         graceful_shutdown_timeout_s=settings.shutdown_timeout_s,
         **_COMMON,
-        **_scale(settings.ray_encoders, policy="app.cluster.scaling:by_images_and_wait"),
+        **_scale(settings.ray_layout.encoders, policy="app.cluster.scaling:by_images_and_wait"),
     )
 
 
 def _scale(replicas: Replicas, *, policy: str | None = None) -> dict[str, Any]:
     # Ray stops a replica before it starts its successor, and a lone one would answer nobody meanwhile.
-    surge = {"max_surge_percent": _ONE_MORE_PERCENT} if replicas.least == 1 else {}
-    if replicas.least == replicas.most:
-        return {"num_replicas": replicas.most, **surge}
+    surge = {"max_surge_percent": _ONE_MORE_PERCENT} if replicas.min == 1 else {}
+    if replicas.min == replicas.max:
+        return {"num_replicas": replicas.max, **surge}
     chosen = {} if policy is None else {"policy": AutoscalingPolicy(policy_function=policy)}
     return {
         **surge,
         "autoscaling_config": AutoscalingConfig(
-            min_replicas=replicas.least,
-            max_replicas=replicas.most,
+            min_replicas=replicas.min,
+            max_replicas=replicas.max,
             upscale_delay_s=_AUTOSCALING_DELAY_S,
             target_ongoing_requests=_CALLS_PER_REPLICA / 2,
             look_back_period_s=_LOOKED_BACK_S,

@@ -63,7 +63,7 @@ class Edge:
         self._version = version_of(settings)
         self._towers: list[RemoteTower[Any]] = []
         # Where encoders share models, a call goes to one that has its model, if there is one.
-        shared = settings.ray_models_at_once is not None
+        shared = settings.ray_layout.models_per_encoder is not None
         if shared:
             # To try one that nobody asks for would have it loaded in the place of another.
             self._settings = settings.model_copy(update={"canary_s": 0.0})

@@ -18,15 +18,21 @@ from app.settings import Settings
 
 
 @contextmanager
-def encoders_on_ray(settings: Settings) -> Iterator[tuple[list[Card], RemoteSteps]]:
-    """Have replicas encode for this process, beside those of a service that may run there; they end with the block.
+def encoders_on_ray(settings: Settings, address: str | None) -> Iterator[tuple[list[Card], RemoteSteps]]:
+    """Start replicas that encode for this process, besides those of a service that may run there.
+
+    They end with the block.
+
+    Args:
+        settings: of the service.
+        address: of the cluster; None starts a Ray on this machine.
 
     Raises:
         ConfigurationError: Ray cannot be reached, or a model cannot be loaded.
     """
     # Several commands may encode on one cluster.
     mine = f"deixis-encoders-{uuid4().hex[:12]}"
-    with connected(settings, cpus=encoders_cpus(settings)), without_proxies(settings):
+    with connected(settings, address, cpus=encoders_cpus(settings)), without_proxies(address):
         handles, names = {}, []
         try:
             for number, (model, deployment) in enumerate(encoders(settings).items()):

@@ -19,28 +19,29 @@ _FOUND_WITHIN_S = 5.0
 
 
 @contextmanager
-def connected(settings: Settings, *, cpus: int) -> Iterator[None]:
-    """Be connected to the cluster of the settings, or to a Ray that begins and ends with the block.
+def connected(settings: Settings, address: str | None, *, cpus: int) -> Iterator[None]:
+    """Connect to a cluster, or to a Ray on this machine that starts and ends with the block.
 
     Args:
-        settings: name the cluster.
-        cpus: what all replicas need; on this machine they are all started, whatever its cores.
+        settings: of the service.
+        address: of the cluster; None starts a Ray on this machine.
+        cpus: cores that all replicas need; a Ray on this machine gets as many, even if the machine has fewer.
 
     Raises:
-        ConfigurationError: Ray cannot be reached, or begun.
+        ConfigurationError: Ray cannot be reached or started.
     """
-    is_own = settings.ray_address is None
+    is_own = address is None
     try:
-        _find(settings.ray_address)
+        _find(address)
         ray.init(
-            address=settings.ray_address,
+            address=address,
             num_cpus=max(usable_cores(), cpus) if is_own else None,
             include_dashboard=False if is_own else None,
             logging_level=settings.log_level,
         )
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigurationError(
-            f"Ray cannot be reached at '{settings.ray_address or 'this machine'}': {error}; see DEIXIS_RAY_ADDRESS"
+            f"Ray cannot be reached at '{address or 'this machine'}': {error}; check RAY_ADDRESS"
         ) from error
     try:
         yield
@@ -51,9 +52,9 @@ def connected(settings: Settings, *, cpus: int) -> Iterator[None]:
 
 
 @contextmanager
-def without_proxies(settings: Settings) -> Iterator[None]:
-    """Have Serve run, without proxies if it is begun here; then it ends with the block, unless others came to it."""
-    is_begun_on_cluster = _serve_details() is None and settings.ray_address is not None
+def without_proxies(address: str | None) -> Iterator[None]:
+    """Run Serve, without proxies if it is started here. It ends with the block, unless others deployed to it."""
+    is_begun_on_cluster = _serve_details() is None and address is not None
     serve.start(proxy_location="Disabled")
     try:
         yield

@@ -285,7 +285,7 @@ class FitCache:
                 raise TooLargeError(
                     f"the fitted adapter of '{key.method}' takes {fitted.nbytes / 2**20:,.0f} MiB, more than the"
                     f" {self._ready.maxsize / 2**20:,.0f} MiB of the cache; delete unlabelled images, or raise"
-                    " DEIXIS_LEARNED_CACHE_MIB"
+                    " DEIXIS_CACHE_MIB"
                 )
             self._ready[key] = fitted
             log.info(

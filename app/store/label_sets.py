@@ -243,7 +243,7 @@ async def _require_room(session: AsyncSession, namespace: Namespace, most: int) 
         .where(LabelSetRow.deleted_at.is_(None), belongs_to(LabelSetRow.name, namespace))
     )
     if there is not None and there >= most:
-        raise TooLargeError(f"there are {there:,} label sets; delete some, or raise DEIXIS_MAX_LABEL_SETS")
+        raise TooLargeError(f"there are {there:,} label sets, the limit of a namespace is {most:,}; delete some first")
 
 
 async def _lock_or_reserve(session: AsyncSession, name: str) -> LabelSetRow:

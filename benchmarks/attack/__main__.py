@@ -38,18 +38,15 @@ from typing import Any
 
 import httpx
 
+from app.settings import Settings
 from benchmarks.attack.corpus import made_on_purpose, mutants
 from benchmarks.load import photographs
 from benchmarks.service import Server, about_this_run, say, serving
 
 PATIENCE_S = 60.0
 MAX_GROWTH_MIB = 64.0
-# Short, so that the attacks that wait for them are short too.
-HEAD_TIMEOUT_S = 5
-FLAGS = (
-    *("--tuning-seconds", "0", "--build-wordnet", "false", "--head-timeout-s", str(HEAD_TIMEOUT_S)),
-    *("--body-timeout-s", "5", "--max-connections", "600"),
-)
+HEAD_TIMEOUT_S = Settings.head_timeout_s
+FLAGS = (*("--tuning-seconds", "0", "--build-wordnet", "false", "--max-connections", "600"),)
 
 
 @dataclass

@@ -371,11 +371,11 @@ def test_a_method_that_lacks_descriptions_says_so_in_the_answer(client):
 
 def test_a_classifier_that_would_take_too_much_memory_is_refused_with_the_way_out(make_client):
     """The features of 16,000 prompts of 16 dimensions are one MiB, and half of one is set aside."""
-    client = make_client(class_embedding_cache_mib=1)
+    client = make_client(cache_mib=2)
     labels = [f"label {number}" for number in range(200)]
     answered = as_json(client, [picture()], labels=labels, method="autoclip", template="imagenet")
     assert answered.status_code == 413
-    assert "raise DEIXIS_CLASS_EMBEDDING_CACHE_MIB" in answered.json()["detail"]
+    assert "raise DEIXIS_CACHE_MIB" in answered.json()["detail"]
 
 
 def test_every_method_is_listed_with_what_it_learns_from_and_its_options(client):

@@ -73,11 +73,11 @@ def test_what_cannot_be_evaluated_begins_no_job(colours, make_client):
     assert colours.get("/v1/jobs").json()["jobs"] == []
 
 
-def test_too_many_images_are_refused_with_the_setting_to_raise(make_client):
+def test_too_many_images_are_refused_with_the_limit(make_client):
     client = make_client(max_evaluation_images=2)
     client.put("/v1/label-sets/colours", json={"classes": list(COLOURS)})
     problem = told(post(client, [picture("red")] * 3, ["red"] * 3), 413, "too-large")
-    assert "DEIXIS_MAX_EVALUATION_IMAGES" in problem["detail"]
+    assert "at most 2" in problem["detail"]
 
 
 # --- on stored examples --------------------------------------------------------------------------------------------

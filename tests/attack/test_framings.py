@@ -15,7 +15,7 @@ FRAMINGS = framings()
 @pytest.fixture(scope="module")
 def attacked(tmp_path_factory):
     """One server, whose log is left out, for every request of this module."""
-    with serving("--head-timeout-s", "10", data_dir=tmp_path_factory.mktemp("attacked")) as server:
+    with serving(data_dir=tmp_path_factory.mktemp("attacked")) as server:
         yield server
 
 

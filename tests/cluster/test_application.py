@@ -12,7 +12,7 @@ from app.cli import cli
 from app.cluster.application import application, build, cpus_needed
 from app.cluster.wire import version_of
 from app.errors import ConfigurationError
-from app.settings import Replicas, load_settings
+from app.settings import load_settings
 
 ROOT = Path(__file__).parents[2]
 CONFIG = yaml.safe_load((ROOT / "deploy" / "ray" / "serve.yaml").read_text())
@@ -33,7 +33,7 @@ def deployments(application):
 
 def test_each_model_has_encoders_and_each_part_of_the_captions_a_deployment(tmp_path):
     settings = load_settings(
-        data_dir=tmp_path, models="embedded,ViT-B-32/openai", ray_edges="3", ray_encoders="1-4", ray_shards=2
+        data_dir=tmp_path, models="embedded,ViT-B-32/openai", ray_layout="edges=3,encoders=1-4,shards=2"
     )
     found = deployments(application(settings))
     assert set(found) == {"edge", "encoder-embedded", "encoder-ViT-B-32-openai", "captions-0", "captions-1"}
@@ -45,20 +45,18 @@ def test_each_model_has_encoders_and_each_part_of_the_captions_a_deployment(tmp_
 
 
 def test_models_that_share_encoders_have_one_deployment(tmp_path):
-    settings = load_settings(data_dir=tmp_path, models="embedded,ViT-B-32/openai", ray_models_at_once=1)
+    settings = load_settings(data_dir=tmp_path, models="embedded,ViT-B-32/openai", ray_layout="models_per_encoder=1")
     assert set(deployments(application(settings))) == {"edge", "encoder"}
     assert cpus_needed(settings) == 2
 
 
 def test_a_gpu_is_asked_for_where_the_settings_say_so(tmp_path):
-    found = deployments(application(load_settings(data_dir=tmp_path, ray_encoder_gpus=0.5, ray_encoder_cpus=3)))
+    found = deployments(application(load_settings(data_dir=tmp_path, ray_layout="encoder_gpus=0.5,encoder_cpus=3")))
     assert found["encoder-embedded"].ray_actor_options == {"num_cpus": 3.0, "num_gpus": 0.5}
 
 
 def test_a_replica_that_may_be_alone_goes_when_its_successor_is_there(tmp_path):
-    found = deployments(
-        application(load_settings(data_dir=tmp_path, ray_edges="2-4", ray_encoders="1-4", ray_shards=1))
-    )
+    found = deployments(application(load_settings(data_dir=tmp_path, ray_layout="edges=2-4,encoders=1-4,shards=1")))
     surges = {name: each._deployment_config.max_surge_percent for name, each in found.items()}
     # Rounded up, one more.
     assert surges == {"edge": 0, "encoder-embedded": 1, "captions-0": 1}
@@ -69,7 +67,7 @@ def test_an_edge_does_not_decode_in_as_many_threads_as_there_are_cores_where_it_
     monkeypatch.setattr("app.cluster.application._DECODE_THREADS", 1000)
 
     def decode_threads(**told):
-        found = deployments(application(load_settings(data_dir=tmp_path, ray_shards=1, **told)))
+        found = deployments(application(load_settings(data_dir=tmp_path, ray_layout="shards=1", **told)))
         # An edge waits for encoders of the version that these settings are.
         assert len({version_of(each.init_args[0]) for each in found.values()}) == 1
         return found["edge"].init_args[0].decode_threads
@@ -93,21 +91,8 @@ def test_on_a_cluster_somebody_must_have_a_key(tmp_path, monkeypatch):
     monkeypatch.setenv("DEIXIS_DATA_DIR", str(tmp_path))
     with pytest.raises(ConfigurationError, match="there are no API keys"):
         build({})
-    with pytest.raises(ConfigurationError, match="RAY_EGDES"):
-        build({"ray_egdes": "2"})
-
-
-@pytest.mark.parametrize(("given", "read"), [("1", Replicas(1, 1)), (" 2-8 ", Replicas(2, 8))])
-def test_replicas_are_a_number_or_from_one_to_another(tmp_path, given, read):
-    settings = load_settings(data_dir=tmp_path, ray_edges=given)
-    assert settings.ray_edges == read
-    assert str(settings.ray_edges) == given.strip()
-
-
-@pytest.mark.parametrize("given", ["0", "8-2", "-1", "many", "1-", "1.5", ""])
-def test_what_is_no_number_of_replicas_is_refused(tmp_path, given):
-    with pytest.raises(ConfigurationError, match=r"DEIXIS_RAY_ENCODERS.*no number of replicas"):
-        load_settings(data_dir=tmp_path, ray_encoders=given)
+    with pytest.raises(ConfigurationError, match="unknown field 'egdes'; known: edges"):
+        build({"ray_layout": {"egdes": 2}})
 
 
 @pytest.fixture(autouse=True)
@@ -122,14 +107,16 @@ def refusal(*flags, data_dir):
     return done.stderr
 
 
-def test_a_cluster_needs_a_database_for_all_and_must_be_there(tmp_path):
-    assert "DEIXIS_DATABASE_URL" in refusal("--ray-address", "127.0.0.1:1", data_dir=tmp_path)
+def test_a_cluster_needs_a_shared_database_and_a_key_and_must_be_reachable(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert "DEIXIS_DATABASE_URL" in refusal(data_dir=tmp_path)
     database = f"sqlite:///{tmp_path}/shared.sqlite3"
-    cluster = ("--ray-address", "127.0.0.1:1", "--database-url", database)
+    cluster = ("--database-url", database)
     assert "the cluster can be reached from other machines, and there are no API keys" in refusal(
         *cluster, data_dir=tmp_path
     )
     assert "Ray cannot be reached at '127.0.0.1:1'" in refusal(*cluster, "--keys", "off", data_dir=tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS")
     assert "there are no API keys" in refusal("--host", "0.0.0.0", data_dir=tmp_path)
 
 

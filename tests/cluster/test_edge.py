@@ -77,6 +77,6 @@ def test_where_encoders_share_models_no_edge_tries_those_that_nobody_asks_for():
             return self
 
     assert Edge(Settings(models=["embedded"]), {"embedded": Encoders("")}, [])._settings.canary_s > 0
-    shared = Edge(Settings(models=["embedded"], ray_models_at_once=1), {"embedded": Shared("")}, [])
+    shared = Edge(Settings(models=["embedded"], ray_layout={"models_per_encoder": 1}), {"embedded": Shared("")}, [])
     assert shared._settings.canary_s == 0
-    assert shared._version == version_of(Settings(models=["embedded"], ray_models_at_once=1))
+    assert shared._version == version_of(Settings(models=["embedded"], ray_layout={"models_per_encoder": 1}))

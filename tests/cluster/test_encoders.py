@@ -38,7 +38,7 @@ def loaded(monkeypatch):
 
 def replica(**settings):
     """One whose models somebody else holds, as Ray does where models are loaded as they are asked for."""
-    made = EncoderReplica(Settings(**settings), ["fake"])
+    made = EncoderReplica(Settings().model_copy(update=settings), ["fake"])
     held, made._loaded = made._loaded, weakref.WeakValueDictionary(made._loaded)
     return made, held
 

@@ -55,7 +55,7 @@ def test_what_is_set_are_settings_with_values_that_they_take(monkeypatch):
     # What SQLite writes is of one pod, and what all of them read is not.
     assert "emptyDir" in volumes[mounts[str(settings.data_dir)]]
     assert "persistentVolumeClaim" in volumes[mounts[str(settings.effective_captions_dir.parent)]]
-    assert settings.max_body_mib <= 2048
+    assert settings.max_total_body_bytes <= 2 * 2**30
 
 
 def test_nothing_runs_as_root_or_could_become_it():

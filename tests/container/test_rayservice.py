@@ -107,17 +107,18 @@ def resource(name, kind):
 
 def with_one_more(replicas):
     """Return how many there are at most during a rolling update."""
-    return replicas.most + (replicas.least == 1)
+    return replicas.max + (replicas.min == 1)
 
 
 def test_all_replicas_find_room_in_the_groups_at_their_largest_also_during_an_update():
     settings = load_settings(**APPLICATION["args"])
     processors, gpus = (GROUPS[name]["maxReplicas"] for name in ("processors", "gpus"))
-    narrow = with_one_more(settings.ray_edges) + settings.ray_shards * with_one_more(settings.ray_shard_replicas)
+    layout = settings.ray_layout
+    narrow = with_one_more(layout.edges) + layout.shards * with_one_more(layout.shard_replicas)
     assert narrow <= processors * resource("processors", "num-cpus")
-    encoders = len(settings.models) * with_one_more(settings.ray_encoders)
-    assert encoders * settings.ray_encoder_gpus <= gpus * resource("gpus", "num-gpus")
-    assert settings.ray_encoder_cpus <= resource("gpus", "num-cpus") < settings.ray_encoder_cpus + 1
+    encoders = len(settings.models) * with_one_more(layout.encoders)
+    assert encoders * layout.encoder_gpus <= gpus * resource("gpus", "num-gpus")
+    assert layout.encoder_cpus <= resource("gpus", "num-cpus") < layout.encoder_cpus + 1
     assert CLUSTER["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
 
 

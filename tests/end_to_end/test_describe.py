@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from app.settings import Settings
 from tests.describing.chat_server import MODEL
 from tests.end_to_end.forked_commands import deixis
 from tests.end_to_end.server import DEIXIS, environment, serving
 
 CLASSES = [f"thing {number}" for number in range(20)]
 QUESTIONS = len(CLASSES) * 4
-AT_ONCE = 2
+AT_ONCE = Settings.llm_concurrency
 
 
 class Chat:
@@ -49,7 +50,7 @@ def chat(tmp_path):
 
 @pytest.fixture
 def settings(chat):
-    return {"DEIXIS_LLM_BASE_URL": chat.url, "DEIXIS_LLM_MODEL": MODEL, "DEIXIS_LLM_CONCURRENCY": str(AT_ONCE)}
+    return {"DEIXIS_LLM_BASE_URL": chat.url, "DEIXIS_LLM_MODEL": MODEL}
 
 
 @pytest.fixture

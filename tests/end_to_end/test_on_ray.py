@@ -44,7 +44,7 @@ def spans():
 
 @pytest.fixture(scope="module")
 def on_ray(data_dir, spans):
-    replicas = ("--ray-edges", str(COUNT_OF_EDGES), "--ray-encoders", "2", "--ray-shards", "2")
+    replicas = ("--ray-layout", f"edges={COUNT_OF_EDGES},encoders=2,shards=2")
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", spans[0])
         patched.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "none")
@@ -267,7 +267,7 @@ def test_when_an_edge_is_killed_only_its_own_requests_are_lost(on_ray, photograp
 
 def test_encoders_that_share_models_load_what_is_asked_for(tmp_path, photographs):
     second = write_model(tmp_path / "second")
-    flags = ("--engine", "ray", "--models", f"embedded,{second}", "--ray-models-at-once", "1")
+    flags = ("--engine", "ray", "--models", f"embedded,{second}", "--ray-layout", "models_per_encoder=1")
     with serving(*flags, data_dir=tmp_path / "data") as running, running.client() as client:
         for model in ("embedded", second, "embedded"):
             asked = {"labels": "cat, dog", "model": model}

@@ -70,7 +70,7 @@ async def test_a_method_that_takes_too_much_memory_is_not_chosen_and_it_is_said_
     told = (await service.selection.select_for_every_model("things"))["fake"]
     assert told["method"] == DEFAULT_METHOD
     assert "cannot be used" in told["reason"]
-    assert "DEIXIS_LEARNED_CACHE_MIB" in told["reason"]
+    assert "DEIXIS_CACHE_MIB" in told["reason"]
     assert (await answered(service)).task.method == DEFAULT_METHOD
 
 

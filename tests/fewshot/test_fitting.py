@@ -245,7 +245,7 @@ async def test_where_the_new_cannot_be_learned_the_old_goes_on_answering_and_it_
 @pytest.mark.anyio
 async def test_what_takes_more_memory_than_there_is_is_refused_and_it_is_told_what_to_do(cache):
     with pytest.raises(
-        TooLargeError, match=r"the fitted adapter of 'gda' takes .* delete unlabelled images, or raise DEIXIS_LEARNED"
+        TooLargeError, match=r"the fitted adapter of 'gda' takes .* delete unlabelled images, or raise DEIXIS_CACHE"
     ):
         await cache.get(key_of(), 1, Fit(nbytes=1001, is_open=True))
     assert (await cache.get(key_of(), 1, Fit(nbytes=1000, is_open=True))).nbytes == 1000

@@ -121,7 +121,7 @@ async def test_no_image_is_refused(service):
 
 
 async def test_a_method_that_would_take_too_much_memory_is_named_and_the_others_are_run(settings):
-    small = settings.model_copy(update={"class_embedding_cache_mib": 1})
+    small = settings.model_copy(update={"cache_mib": 2})
     async with open_service(small, [FakeEncoder()]) as service:
         classes = [ClassEntry(f"thing {number}") for number in range(200)]
         await service.label_sets.put("many", classes, "imagenet")

@@ -156,7 +156,7 @@ async def test_with_a_pool_alone_auto_has_one_point_and_methods_that_need_labels
 
 
 async def test_a_method_that_takes_too_much_memory_is_named_with_labels_and_without(settings):
-    small = settings.model_copy(update={"class_embedding_cache_mib": 1 / 256})
+    small = settings.model_copy(update={"cache_mib": 1 / 128})
     async with open_service(small, [FakeEncoder()]) as service:
         await service.label_sets.put("many", [ClassEntry(f"thing {number}") for number in range(8)], "ensemble")
         for labels in (np.zeros(0, np.int64), LABELS):

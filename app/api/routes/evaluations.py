@@ -83,7 +83,7 @@ async def evaluate_label_set(
         task = await resolver.resolve_label_set(label_set, model=body.model, template=body.template)
         return _begun(await jobs.add(label_set, task.model, body.template), response)
     max_images = limits.max_evaluation_images
-    async with opened_form(request, max_images, max_images + len(_FIELDS), "DEIXIS_MAX_EVALUATION_IMAGES") as form:
+    async with opened_form(request, max_images, max_images + len(_FIELDS), "") as form:
         fields = form_fields(form)
         if strange := sorted(set(fields) - set(_FIELDS)):
             raise InvalidFieldError.of(strange[0], f"there is no such field; known: image, {', '.join(_FIELDS)}")

@@ -119,7 +119,7 @@ async def _add_form(
     max_images: int,
     caller: Caller,
 ) -> AddedExamplesResponse:
-    async with opened_form(request, max_images, max_images + 1, "DEIXIS_MAX_EVALUATION_IMAGES") as form:
+    async with opened_form(request, max_images, max_images + 1, "") as form:
         fields = form_fields(form)
         if strange := sorted(set(fields) - {"class"}):
             raise InvalidFieldError.of(strange[0], "there is no such field; known: image, class")
