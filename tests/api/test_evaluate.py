@@ -77,7 +77,7 @@ def test_too_many_images_are_refused_with_the_limit(make_client):
     client = make_client(max_evaluation_images=2)
     client.put("/v1/label-sets/colours", json={"classes": list(COLOURS)})
     problem = told(post(client, [picture("red")] * 3, ["red"] * 3), 413, "too-large")
-    assert "at most 2" in problem["detail"]
+    assert "more than 2 images" in problem["detail"]
 
 
 # --- on stored examples --------------------------------------------------------------------------------------------

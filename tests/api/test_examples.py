@@ -382,7 +382,7 @@ def test_too_many_images_or_bytes_in_a_request_are_refused_with_the_limit(make_c
     added(add(client, [shade(0, number) for number in range(3)]))
     for many in (4, 5, 8):
         detail = problem_of(add(client, [shade(1, number) for number in range(many)]), "too-large")["detail"]
-        assert "at most 3" in detail
+        assert "more than 3 images" in detail
     problem_of(add(client, [shade(0, 9)], ["sky"] * 9), "too-large")
     detail = problem_of(add(client, [shade(1, 0) + bytes(5000)]), "body-too-large")["detail"]
     assert "DEIXIS_MAX_REQUEST_BYTES" in detail
