@@ -370,7 +370,7 @@ def test_a_database_that_fails_is_503_and_not_ready(client):
         raise StoreError("the database at sqlite failed: disk I/O error; check the disk")
 
     service = client.app.state.service
-    service.label_sets.get = service.label_sets.list = service.check_ready = fail
+    service.label_sets.get = service.label_sets.list = service.health.check_ready = fail
     for response in (client.get(PETS), client.get("/v1/label-sets"), client.get("/readyz")):
         assert "disk I/O error" in problem_of(response, "store-unavailable")["detail"]
     assert client.get("/healthz").status_code == 200
