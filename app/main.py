@@ -20,7 +20,8 @@ from starlette.middleware.cors import CORSMiddleware
 from app import __version__
 from app.api import documentation, errors, playground
 from app.api.auth.access import NAMESPACE_HEADER, Gate
-from app.api.auth.keys import DefaultQuotas, KeyPolicy, KeyRing, Quotas, read_keys_file
+from app.api.auth.keys import KeyPolicy, KeyRing, load_keys_file
+from app.api.auth.quotas import DefaultQuotas, Quotas
 from app.api.forms import RequestLimits
 from app.api.middleware import AccessLog, BodyBudget, BodyLimits, BoundedBody, SecurityHeaders
 from app.api.routes import ROUTERS
@@ -411,7 +412,7 @@ def create_app(
     if settings.traces and find_spec("opentelemetry.sdk") is None:
         raise ConfigurationError("DEIXIS_TRACES needs the extra otel; run: pip install 'deixis[otel]'")
     metrics = Metrics(__version__)
-    file_keys = [] if settings.api_keys_file is None else read_keys_file(settings.api_keys_file)
+    file_keys = [] if settings.api_keys_file is None else load_keys_file(settings.api_keys_file)
     quotas = Quotas(
         DefaultQuotas(settings.key_rate, settings.key_image_rate, settings.key_concurrency), settings.rate_limit_storage
     )

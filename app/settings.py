@@ -17,7 +17,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app.api.auth.keys import KeyPolicy, read_rate
+from app.api.auth.keys import KeyPolicy
+from app.api.auth.quotas import parse_rate
 from app.encoders._base import model_source
 from app.errors import ConfigurationError, InvalidFieldError, ModelUnavailableError
 from app.runtime.cpu import usable_cores
@@ -320,7 +321,7 @@ class Settings(BaseSettings):
     @classmethod
     def _check_rate(cls, value: str | None) -> str | None:
         try:
-            return read_rate(value, "rate")
+            return parse_rate(value, "rate")
         except InvalidFieldError as error:
             raise ValueError(error.problems[0].problem) from error
 

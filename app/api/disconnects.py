@@ -1,4 +1,4 @@
-"""Work for a client that has gone is dropped: frameworks let it run to its end."""
+"""Cancels work for clients that have disconnected, which the framework does not do."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -10,10 +10,10 @@ Result = TypeVar("Result")
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """Do the work while the client waits for it; call when the body has been read.
+    """Return the result of the work, and cancel it if the client disconnects. Call it after the body has been read.
 
     Raises:
-        ClientDisconnect: the client went, and the work is cancelled.
+        ClientDisconnect: the client disconnected.
     """
     working = asyncio.ensure_future(work)
     watching = asyncio.ensure_future(_disconnect(request))

@@ -1,6 +1,6 @@
-"""The page /docs: Swagger UI over /openapi.json, from files of our own, so that it works without a network.
+"""The page /docs: Swagger UI for /openapi.json, served from local files so that it works without internet access.
 
-``fastapi_swagger`` is taken for the files of ``swagger-ui-dist`` that it carries; its code is not used.
+Only the ``swagger-ui-dist`` files in the package ``fastapi_swagger`` are used, not its code.
 """
 
 import json
@@ -19,13 +19,13 @@ _MEDIA_TYPES = {
     "favicon-32x32.png": "image/png",
 }
 
-# FastAPI starts the page by an inline script, and Swagger UI draws its icons from data: URLs.
+# FastAPI starts the page with an inline script, and Swagger UI loads its icons from data: URLs.
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:;"
     " frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
 
-# The files change with an upgrade only, and a day-old page of documentation still works.
+# The files change only with an upgrade, and an outdated page still works for a day.
 _ASSET_HEADERS = {"Cache-Control": "public, max-age=86400"}
 
 router = APIRouter(include_in_schema=False)
@@ -33,14 +33,14 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/docs")
 async def page() -> HTMLResponse:
-    """Show the API and let its readers try it; addresses are relative, so that a proxy may add a prefix."""
+    """Return the page; its URLs are relative, so that a proxy may add a prefix."""
     html = get_swagger_ui_html(
         openapi_url="openapi.json",
         title="Deixis",
         swagger_js_url="docs/swagger-ui-bundle.js",
         swagger_css_url="docs/swagger-ui.css",
         swagger_favicon_url="docs/favicon-32x32.png",
-        swagger_ui_parameters={"validatorUrl": None},  # by default it shows the description to a validator elsewhere
+        swagger_ui_parameters={"validatorUrl": None},  # by default it sends the description to an external validator
     )
     html.headers["Content-Security-Policy"] = _POLICY
     return html
@@ -48,17 +48,17 @@ async def page() -> HTMLResponse:
 
 @router.get("/docs/{asset}")
 def send_asset(asset: str) -> Response:
-    """Send one of the files that the page consists of."""
+    """Return one of the page's files."""
     if asset not in _MEDIA_TYPES:
-        raise UnknownRouteError(f"there is no route /docs/{asset}; /docs lists them")
+        raise UnknownRouteError(f"unknown route /docs/{asset}; /docs lists all routes")
     content = files("fastapi_swagger.resources").joinpath(asset).read_bytes()
     return Response(content, media_type=_MEDIA_TYPES[asset], headers=_ASSET_HEADERS)
 
 
 def install(app: FastAPI) -> None:
-    """Add the page and the description to an application that was made without FastAPI's own.
+    """Add /docs and /openapi.json to an application that was created without FastAPI's own.
 
-    Its pages load theirs from elsewhere, and it writes the description anew for every request.
+    FastAPI's own pages load files from a CDN, and serialise the description for every request.
     """
     assert app.docs_url is None
     assert app.redoc_url is None
@@ -66,10 +66,10 @@ def install(app: FastAPI) -> None:
     app.include_router(router)
 
     @lru_cache(maxsize=1)
-    def written() -> bytes:
+    def serialized() -> bytes:
         return json.dumps(app.openapi(), ensure_ascii=False, separators=(",", ":")).encode()
 
     @app.get("/openapi.json", include_in_schema=False)
     async def description() -> Response:
-        """Describe the API for programs."""
-        return Response(written(), media_type="application/json")
+        """Return the OpenAPI description."""
+        return Response(serialized(), media_type="application/json")

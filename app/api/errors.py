@@ -1,10 +1,10 @@
 """The one table from error class to HTTP status, and RFC 9457 problem+json.
 
-``type`` is a stable URN, because the service does not know under which address it is reached; docs/problems.md explains
-each one.
+``type`` is a stable URN rather than a URL, because the service does not know its public address. docs/problems.md
+describes each type.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -20,7 +20,7 @@ from starlette.routing import Match
 
 from app import errors
 from app.api.auth.access import Caller
-from app.errors import DeixisError, FieldProblem, InvalidFieldError, MalformedRequestError, TooLargeError
+from app.errors import ClientError, DeixisError, FieldProblem, InvalidFieldError, MalformedRequestError, TooLargeError
 from app.names.namespaces import OPEN_NAMESPACE, Namespace
 
 log = structlog.get_logger()
@@ -31,55 +31,58 @@ TYPE_PREFIX = "urn:deixis:problem:"
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How a class of errors is told to the caller."""
+    """The HTTP status, the problem type and the title of an error class."""
 
     status: int
     slug: str
     title: str
 
 
-# Found by walking the error's bases, so that a subclass without a row is told as its parent.
+# A subclass without a row uses the row of its nearest base.
 KINDS: Mapping[type[DeixisError], Kind] = MappingProxyType(
     {
-        errors.MalformedRequestError: Kind(400, "malformed-request", "The request cannot be parsed"),
-        errors.UnauthenticatedError: Kind(401, "unauthenticated", "A key is needed"),
-        errors.ForbiddenError: Kind(403, "forbidden", "The key does not allow this"),
-        errors.UnknownNameError: Kind(404, "unknown-name", "There is nothing of that name"),
-        errors.UnknownRouteError: Kind(404, "unknown-route", "There is no such route"),
-        errors.MethodNotAllowedError: Kind(405, "method-not-allowed", "The route has no such method"),
-        errors.RequestTimeoutError: Kind(408, "request-timeout", "The request did not arrive in time"),
-        errors.ConflictError: Kind(409, "conflict", "The change conflicts with what is there"),
-        errors.PreconditionFailedError: Kind(412, "precondition-failed", "The version is not the one expected"),
-        errors.TooLargeError: Kind(413, "too-large", "A limit is passed"),
-        errors.BodyTooLargeError: Kind(413, "body-too-large", "The request is too large"),
-        errors.ImageTooLargeError: Kind(413, "image-too-large", "The image is too large"),
-        errors.NotAnImageError: Kind(415, "not-an-image", "This is not an image that can be read"),
-        errors.UnreachableImageError: Kind(422, "image-not-fetched", "The image could not be fetched"),
-        errors.UnsupportedMediaTypeError: Kind(415, "unsupported-media-type", "The content type is not supported"),
-        errors.InvalidFieldError: Kind(422, "invalid-field", "A field breaks a rule"),
-        errors.RateLimitedError: Kind(429, "rate-limited", "The key's share is used up for now"),
-        errors.HeadTooLargeError: Kind(431, "head-too-large", "The headers are too large"),
-        errors.ClientError: Kind(400, "bad-request", "The request is refused"),
-        errors.OverloadedError: Kind(503, "overloaded", "The queue is full"),
-        errors.NotReadyError: Kind(503, "not-ready", "The service is not ready"),
-        errors.NotConfiguredError: Kind(501, "not-configured", "The service is not set up for this"),
-        errors.StoreError: Kind(503, "store-unavailable", "The database is not available"),
-        errors.ModelUnavailableError: Kind(503, "model-unavailable", "The model is not available"),
-        errors.DeadlineExceededError: Kind(504, "deadline-exceeded", "The request took too long"),
-        errors.ServerError: Kind(500, "internal-error", "The service failed"),
+        errors.MalformedRequestError: Kind(400, "malformed-request", "Malformed request"),
+        errors.UnauthenticatedError: Kind(401, "unauthenticated", "API key required"),
+        errors.ForbiddenError: Kind(403, "forbidden", "Not allowed for this key"),
+        errors.UnknownNameError: Kind(404, "unknown-name", "Unknown name"),
+        errors.UnknownRouteError: Kind(404, "unknown-route", "Unknown route"),
+        errors.MethodNotAllowedError: Kind(405, "method-not-allowed", "Method not allowed"),
+        errors.RequestTimeoutError: Kind(408, "request-timeout", "Request timeout"),
+        errors.ConflictError: Kind(409, "conflict", "Conflict with the current state"),
+        errors.PreconditionFailedError: Kind(412, "precondition-failed", "Precondition failed"),
+        errors.TooLargeError: Kind(413, "too-large", "Limit exceeded"),
+        errors.BodyTooLargeError: Kind(413, "body-too-large", "Request body too large"),
+        errors.ImageTooLargeError: Kind(413, "image-too-large", "Image too large"),
+        errors.NotAnImageError: Kind(415, "not-an-image", "Not a readable image"),
+        errors.UnreachableImageError: Kind(422, "image-not-fetched", "Image not fetched"),
+        errors.UnsupportedMediaTypeError: Kind(415, "unsupported-media-type", "Unsupported media type"),
+        errors.InvalidFieldError: Kind(422, "invalid-field", "Invalid field"),
+        errors.RateLimitedError: Kind(429, "rate-limited", "Rate limit exceeded"),
+        errors.HeadTooLargeError: Kind(431, "head-too-large", "Request headers too large"),
+        errors.ClientError: Kind(400, "bad-request", "Bad request"),
+        errors.OverloadedError: Kind(503, "overloaded", "Service overloaded"),
+        errors.NotReadyError: Kind(503, "not-ready", "Service not ready"),
+        errors.NotConfiguredError: Kind(501, "not-configured", "Feature not configured"),
+        errors.StoreError: Kind(503, "store-unavailable", "Database unavailable"),
+        errors.ModelUnavailableError: Kind(503, "model-unavailable", "Model unavailable"),
+        errors.DeadlineExceededError: Kind(504, "deadline-exceeded", "Deadline exceeded"),
+        errors.ServerError: Kind(500, "internal-error", "Internal error"),
     }
 )
 
-# For the description of the API: FastAPI would promise errors in a form of its own.
+# Replaces the error schema that FastAPI adds to the OpenAPI description by default.
 _PROBLEM_CONTENT = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
 RESPONSES: Mapping[int | str, dict[str, Any]] = MappingProxyType(
     {
-        "4XX": {"description": "The request is refused; docs/problems.md has every type.", "content": _PROBLEM_CONTENT},
-        "5XX": {"description": "The service failed or is busy.", "content": _PROBLEM_CONTENT},
+        "4XX": {
+            "description": "The request is invalid or not allowed. docs/problems.md describes each problem type.",
+            "content": _PROBLEM_CONTENT,
+        },
+        "5XX": {"description": "The service failed or is overloaded.", "content": _PROBLEM_CONTENT},
     }
 )
 
-# How long to wait when the error itself does not know.
+# Retry-After if the error does not set it.
 _RETRY_AFTER_S = 5
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
@@ -94,7 +97,7 @@ def kind_of(error: DeixisError) -> Kind:
 
 
 def problem(error: DeixisError, namespace: Namespace = OPEN_NAMESPACE) -> dict[str, Any]:
-    """Return the RFC 9457 members for callers of a namespace, with ``errors`` for field errors."""
+    """Return the RFC 9457 members, with ``errors`` for field errors; hides the names of other namespaces."""
     kind = kind_of(error)
     members: dict[str, Any] = {
         "type": TYPE_PREFIX + kind.slug,
@@ -105,14 +108,14 @@ def problem(error: DeixisError, namespace: Namespace = OPEN_NAMESPACE) -> dict[s
     }
     if isinstance(error, InvalidFieldError):
         members["errors"] = [
-            {"field": _shown(each.field), "problem": _shown(namespace.hide(each.problem))}
-            for each in error.problems[:_MAX_SHOWN_PROBLEMS]
+            {"field": _shown(found.field), "problem": _shown(namespace.hide(found.problem))}
+            for found in error.problems[:_MAX_SHOWN_PROBLEMS]
         ]
     return members
 
 
 def _shown(text: str) -> str:
-    """Return a text that may repeat what a caller sent: cut where it is too long, and without lone surrogates."""
+    """Return a text that may quote the request, cut to a maximum length and without lone surrogates."""
     cut = text if len(text) <= _MAX_SHOWN_CHARS else f"{text[:_MAX_SHOWN_CHARS]}..."
     return cut.encode("utf-8", "backslashreplace").decode()
 
@@ -120,45 +123,46 @@ def _shown(text: str) -> str:
 def problem_response(
     error: DeixisError, headers: Mapping[str, str] | None = None, namespace: Namespace = OPEN_NAMESPACE
 ) -> JSONResponse:
-    """Return the error as a response, as ``problem``; 429, 503 and 504 carry Retry-After."""
+    """Return the error as a problem response; 429, 503 and 504 carry Retry-After."""
     members = problem(error, namespace)
-    sent = dict(headers or {})
+    all_headers = dict(headers or {})
     if members["status"] == 401:
-        sent["WWW-Authenticate"] = "Bearer"
+        all_headers["WWW-Authenticate"] = "Bearer"
     if members["status"] in {429, 503, 504}:
-        sent["Retry-After"] = str(getattr(error, "retry_after_s", _RETRY_AFTER_S))
-    return JSONResponse(members, members["status"], headers=sent, media_type=MEDIA_TYPE)
+        all_headers["Retry-After"] = str(getattr(error, "retry_after_s", _RETRY_AFTER_S))
+    return JSONResponse(members, members["status"], headers=all_headers, media_type=MEDIA_TYPE)
 
 
-def field_problems(found: list[Any]) -> DeixisError:
-    """Return what pydantic found as one of our errors.
+def from_pydantic(found: Sequence[Any]) -> ClientError:
+    """Return pydantic's validation errors as one client error.
 
-    JSON that does not parse is malformed, a list beyond every limit too large, and the rest are fields.
+    Invalid JSON becomes ``MalformedRequestError``, a list that is too long ``TooLargeError``, and everything else one
+    ``InvalidFieldError``.
     """
-    for each in found:
-        if each["type"] == "too_long":
-            return TooLargeError(f"{_field_of(each)}: {each['msg']}; send fewer")
-        if each["type"] == "json_invalid":
-            reason = each.get("ctx", {}).get("error", each["msg"])
-            return MalformedRequestError(f"the body is no JSON: {reason}")
-    return InvalidFieldError([FieldProblem(_field_of(each), each["msg"]) for each in found])
+    for problem in found:
+        if problem["type"] == "too_long":
+            return TooLargeError(f"{_field_path(problem)}: {problem['msg']}; send fewer")
+        if problem["type"] == "json_invalid":
+            reason = problem.get("ctx", {}).get("error", problem["msg"])
+            return MalformedRequestError(f"the body is not valid JSON: {reason}")
+    return InvalidFieldError([FieldProblem(_field_path(problem), problem["msg"]) for problem in found])
 
 
-def _field_of(found: Any) -> str:
-    return ".".join(str(part) for part in found["loc"] if part not in {"body", "query", "path"})
+def _field_path(problem: Any) -> str:
+    return ".".join(str(part) for part in problem["loc"] if part not in {"body", "query", "path"})
 
 
 async def _on_deixis_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, DeixisError)
     if kind_of(error).status >= 500:
         log.warning("request_failed", error=type(error).__name__, detail=error.message)
-    caller: Caller | None = getattr(request.state, "caller", None)  # there is none where it was not let in
+    caller: Caller | None = getattr(request.state, "caller", None)  # not set if the access check failed
     return problem_response(error, namespace=OPEN_NAMESPACE if caller is None else caller.namespace)
 
 
 async def _on_validation_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    return problem_response(field_problems(list(error.errors())))
+    return problem_response(from_pydantic(error.errors()))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
@@ -166,52 +170,53 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     if isinstance(error.__cause__, ClientDisconnect):
         return await _on_disconnect(request, error)
     if error.status_code == 404:
-        told: DeixisError = errors.UnknownRouteError(f"there is no route {request.url.path}; /docs lists them")
+        reported: DeixisError = errors.UnknownRouteError(f"unknown route {request.url.path}; /docs lists all routes")
     elif error.status_code == 405:
-        allowed = _methods_of(request)
-        known = ", ".join(allowed)
-        told = errors.MethodNotAllowedError(
-            f"{request.method} is not possible on {request.url.path}; possible: {known}"
+        allowed = ", ".join(_allowed_methods(request))
+        reported = errors.MethodNotAllowedError(
+            f"the method {request.method} is not allowed on {request.url.path}; allowed: {allowed}"
         )
-        return problem_response(told, {"Allow": known})
-    elif error.__cause__ is not None:  # FastAPI could not parse a body
+        return problem_response(reported, {"Allow": allowed})
+    elif error.__cause__ is not None:  # FastAPI could not parse the body
         reason = type(error.__cause__).__name__
-        told = MalformedRequestError(
-            f"the body does not parse ({reason}); it may be nested too deep, or hold a number that is too long"
+        reported = MalformedRequestError(
+            f"the body cannot be parsed ({reason}); check for too deep nesting and for numbers with too many digits"
         )
     else:
-        told = MalformedRequestError(str(error.detail))
-    return problem_response(told, error.headers)
+        reported = MalformedRequestError(str(error.detail))
+    return problem_response(reported, error.headers)
 
 
-def _methods_of(request: Request) -> list[str]:
-    """Return what is possible on a path; Starlette knows that of the first route that matches only."""
-    # Behind a colon is a verb, and what has none matches as a name that there cannot be.
-    asked = ("POST",) if ":" in request.url.path.rpartition("/")[2] else _METHODS
+def _allowed_methods(request: Request) -> list[str]:
+    """Return the methods of every route that matches the path; Starlette reports those of the first match only."""
+    # A path that ends in ":verb" also matches routes with a name parameter, but no name contains a colon.
+    methods = ("POST",) if ":" in request.url.path.rpartition("/")[2] else _METHODS
     return [
         method
-        for method in asked
+        for method in methods
         if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
     ]
 
 
-async def _on_anything_else(_: Request, error: Exception) -> JSONResponse:
+async def _on_unexpected_error(_: Request, error: Exception) -> JSONResponse:
     log.error("unexpected_error", exc_info=error)
-    told = errors.ServerError("an unexpected error; the log has it under this request_id, please report it")
-    # Starlette answers these outside every middleware, those of the request's id and of headers too.
-    return problem_response(told, {"X-Request-ID": correlation_id.get() or "", "X-Content-Type-Options": "nosniff"})
+    reported = errors.ServerError(
+        "unexpected error; please report it with the stack trace that the log has under this request_id"
+    )
+    # Starlette sends this response outside of all middleware, so these headers are not added there.
+    return problem_response(reported, {"X-Request-ID": correlation_id.get() or "", "X-Content-Type-Options": "nosniff"})
 
 
 async def _on_disconnect(request: Request, _: Exception) -> Response:
-    """Nobody is there to read an answer, and nothing is wrong here; 499 is what nginx logs then."""
+    """Log that the client disconnected; the status is the 499 of nginx, and no one receives it."""
     log.info("client_disconnected", path=request.url.path)
     return Response(status_code=499)
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of every route a problem."""
+    """Register the handlers that turn every error into a problem response."""
     app.add_exception_handler(DeixisError, _on_deixis_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
-    app.add_exception_handler(Exception, _on_anything_else)
+    app.add_exception_handler(Exception, _on_unexpected_error)

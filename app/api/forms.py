@@ -1,4 +1,4 @@
-"""Reads requests with images in their three forms: a form with files, JSON with base64, or the image as the body."""
+"""Reads request bodies with images in three forms: multipart form data, JSON with base64, or an image as the body."""
 
 import asyncio
 import base64
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, QueryParams, UploadFile
 from starlette.exceptions import HTTPException
 
-from app.api.errors import field_problems
+from app.api.errors import from_pydantic
 from app.api.schemas.classification import ClassifyBody, ClassifyFields
 from app.api.schemas.databases import SearchBody, SearchFields
 from app.api.schemas.embeddings import EmbeddingsBody
@@ -35,25 +35,30 @@ from app.names.labels import check_commas, split_labels
 
 _Body = TypeVar("_Body", bound=BaseModel)
 
-# Of one form field that is not a file: a thousand labels of 200 characters take up to 0.8 MB.
+# For a form field that is not a file: a thousand labels of 200 characters take up to 0.8 MB.
 _MAX_FIELD_BYTES = 4 * 1024 * 1024
 _MAX_FIELDS = 1_100
-# One, and room to say that it is one.
+# A search takes one image; the parser accepts more so that the error can say how many were sent.
 _MAX_SEARCH_IMAGES = 16
-# Where images come as a form, and JSON names a folder or a model.
+# For JSON bodies of routes that take images as a form; such a body names only a folder or a model.
 _MAX_SMALL_JSON_BYTES = 64 * 1024
-# Names may have commas too.
+# Five per item, because names may contain commas too.
 _MAX_JSON_COMMAS = 5 * MAX_ITEMS
 _URL = re.compile(r"https?://", re.IGNORECASE)
 
+FORM = "multipart/form-data"
+JSON = "application/json"
 
 IMAGE_FILES: Mapping[str, Any] = {
     "type": "array",
     "minItems": 1,
     "items": {"type": "string", "format": "binary"},
-    "description": "One or more files.",
+    "description": "One or more image files.",
 }
 """The parts named ``image`` of a form, as OpenAPI describes them."""
+
+ImageInput = bytes | ClientError | ImageUrl
+"""An image's bytes, the URL to fetch it from, or the error that prevented reading it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,140 +71,137 @@ class RequestLimits:
 
 @dataclass(frozen=True, slots=True)
 class ClassifyInput:
-    """The images, where to fetch them, or the error that kept one from being read, and what to do with them."""
+    """The images of a request to classify, and its other fields."""
 
-    images: Sequence[bytes | ClientError | ImageUrl]
+    images: Sequence[ImageInput]
     fields: ClassifyFields
 
 
 def media_type_of(request: Request) -> str:
-    """Return the content type in lower case, without parameters; empty where there is none."""
+    """Return the content type in lower case and without parameters; empty if the header is missing."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 async def read_classify_input(request: Request, *, max_images: int) -> ClassifyInput:
-    """Read a request by its content type.
+    """Read a request to classify, by its content type.
 
     Raises:
-        UnsupportedMediaTypeError: none of the three forms.
-        MalformedRequestError: a body that does not parse.
-        InvalidFieldError: unknown, missing or wrong fields.
-        TooLargeError: more than ``max_images`` images.
+        UnsupportedMediaTypeError: the content type is none of the three forms.
+        MalformedRequestError: the body cannot be parsed.
+        InvalidFieldError: a field is unknown, missing or invalid.
+        TooLargeError: the request has more than ``max_images`` images.
     """
-    content_type = media_type_of(request)
-    if content_type.startswith("image/"):
-        return ClassifyInput([await request.body()], _fields_of(ClassifyFields, _query_fields(request.query_params)))
-    _check_kind(request, content_type)
-    if content_type == "multipart/form-data":
-        return await _read_form(request, max_images)
-    # Parsing and base64 of a large body take as long as decoding a picture.
-    return await asyncio.to_thread(_read_json, await request.body(), max_images)
+    media_type = media_type_of(request)
+    if media_type.startswith("image/"):
+        return ClassifyInput([await request.body()], _validated(ClassifyFields, _query_fields(request.query_params)))
+    _check_media_type(request, media_type)
+    if media_type == FORM:
+        async with open_form(request, max_images, _MAX_FIELDS, "DEIXIS_MAX_IMAGES_PER_REQUEST") as form:
+            fields = _validated(ClassifyFields, form_fields(form))
+            return ClassifyInput([await read_image_part(part) for part in form.getlist("image")], fields)
+    # Parsing a large body and its base64 takes as long as decoding an image, so it runs in a thread.
+    return await asyncio.to_thread(_classify_input_from_json, await request.body(), max_images)
 
 
-async def read_search_input(request: Request) -> tuple[SearchFields, bytes | ClientError | ImageUrl | None]:
-    """Read a search by its content type, and the image, if there is one; raises as ``read_classify_input``."""
-    content_type = media_type_of(request)
-    if content_type.startswith("image/"):
-        return _fields_of(SearchFields, _query_fields(request.query_params)), await request.body()
-    _check_kind(request, content_type)
-    if content_type == "multipart/form-data":
-        async with opened_form(request, _MAX_SEARCH_IMAGES, _MAX_FIELDS, "") as form:
-            fields = _fields_of(SearchFields, form_fields(form))
+def _classify_input_from_json(content: bytes, max_images: int) -> ClassifyInput:
+    body = _validated_json(ClassifyBody, content, ClassifyFields)
+    if len(body.images) > max_images:
+        raise _too_many_images(max_images, "DEIXIS_MAX_IMAGES_PER_REQUEST")
+    return ClassifyInput([_image_input(image) for image in body.images], _part_of(body, ClassifyFields))
+
+
+async def read_search_input(request: Request) -> tuple[SearchFields, ImageInput | None]:
+    """Read a caption search, by its content type, and its image if it has one.
+
+    Raises the errors of ``read_classify_input``.
+    """
+    media_type = media_type_of(request)
+    if media_type.startswith("image/"):
+        return _validated(SearchFields, _query_fields(request.query_params)), await request.body()
+    _check_media_type(request, media_type)
+    if media_type == FORM:
+        async with open_form(request, _MAX_SEARCH_IMAGES, _MAX_FIELDS, "") as form:
+            fields = _validated(SearchFields, form_fields(form))
             images = form.getlist("image")
             if len(images) > 1:
-                raise InvalidFieldError.of("image", f"{len(images)} are given; captions are searched by one")
-            return fields, await read_part(images[0])
-    return await asyncio.to_thread(_read_search_json, await request.body())
+                raise InvalidFieldError.of("image", f"{len(images)} images are given; a caption search takes one")
+            return fields, await read_image_part(images[0])
+    return await asyncio.to_thread(_search_input_from_json, await request.body())
 
 
-async def read_zero_shot_input(request: Request) -> tuple[ZeroShotBody, bytes | ClientError | ImageUrl]:
-    """Read a request in Hugging Face's form, and its image; raises as ``read_classify_input``."""
+def _search_input_from_json(content: bytes) -> tuple[SearchFields, ImageInput | None]:
+    body = _validated_json(SearchBody, content, SearchFields)
+    return _part_of(body, SearchFields), None if body.image is None else _image_input(body.image)
+
+
+async def read_zero_shot_input(request: Request) -> tuple[ZeroShotBody, ImageInput]:
+    """Read a request in Hugging Face's form, and its image; raises the errors of ``read_classify_input``."""
     _check_is_json(request)
-    return await asyncio.to_thread(_read_zero_shot_json, await request.body())
+    return await asyncio.to_thread(_zero_shot_input_from_json, await request.body())
 
 
-def _read_zero_shot_json(body: bytes) -> tuple[ZeroShotBody, bytes | ClientError | ImageUrl]:
-    _check_commas_of(body)
-    try:
-        given = ZeroShotBody.model_validate_json(body)
-    except ValidationError as error:
-        raise _told(error, ZeroShotBody) from error
-    return given, _image_in(given.inputs)
+def _zero_shot_input_from_json(content: bytes) -> tuple[ZeroShotBody, ImageInput]:
+    body = _validated_json(ZeroShotBody, content)
+    return body, _image_input_from_text(body.inputs)
 
 
-async def read_embeddings_input(
-    request: Request, *, max_images: int
-) -> tuple[EmbeddingsBody, list[bytes | ClientError | ImageUrl] | None]:
-    """Read a request for features, and its images where it is about some; raises as ``read_classify_input``."""
+async def read_embeddings_input(request: Request, *, max_images: int) -> tuple[EmbeddingsBody, list[ImageInput] | None]:
+    """Read a request for embeddings, and its images if its modality is image.
+
+    Raises the errors of ``read_classify_input``.
+    """
     _check_is_json(request)
-    return await asyncio.to_thread(_read_embeddings_json, await request.body(), max_images)
+    return await asyncio.to_thread(_embeddings_input_from_json, await request.body(), max_images)
 
 
-def _read_embeddings_json(
-    body: bytes, max_images: int
-) -> tuple[EmbeddingsBody, list[bytes | ClientError | ImageUrl] | None]:
-    _check_commas_of(body)
-    try:
-        given = EmbeddingsBody.model_validate_json(body)
-    except ValidationError as error:
-        raise _told(error, EmbeddingsBody) from error
-    if given.modality == "text":
-        return given, None
-    inputs = [given.input] if isinstance(given.input, str) else given.input
+def _embeddings_input_from_json(content: bytes, max_images: int) -> tuple[EmbeddingsBody, list[ImageInput] | None]:
+    body = _validated_json(EmbeddingsBody, content)
+    if body.modality == "text":
+        return body, None
+    inputs = [body.input] if isinstance(body.input, str) else body.input
     if len(inputs) > max_images:
         raise _too_many_images(max_images, "DEIXIS_MAX_IMAGES_PER_REQUEST")
-    return given, [_image_in(each) for each in inputs]
+    return body, [_image_input_from_text(text) for text in inputs]
 
 
-def _read_search_json(body: bytes) -> tuple[SearchFields, bytes | ClientError | ImageUrl | None]:
-    _check_commas_of(body)
+def parse_json(kind: type[_Body], content: bytes) -> _Body:
+    """Return the JSON body of a route that also takes a form.
+
+    Raises:
+        BodyTooLargeError: the body is larger than such a body needs to be.
+        MalformedRequestError: the body is not JSON.
+        InvalidFieldError: a field is unknown, missing or invalid.
+    """
+    if len(content) > _MAX_SMALL_JSON_BYTES:
+        raise BodyTooLargeError(
+            f"the JSON body has {len(content):,} bytes, more than the limit of {_MAX_SMALL_JSON_BYTES // 1024} KiB;"
+            " send a smaller body"
+        )
     try:
-        given = SearchBody.model_validate_json(body)
+        return kind.model_validate_json(content)
     except ValidationError as error:
-        raise _told(error, SearchFields) from error
-    image = None if given.image is None else _image_of(given.image)
-    return SearchFields.model_construct(**given.model_dump(exclude={"image"})), image
+        raise from_pydantic(error.errors(include_url=False, include_input=False)) from error
 
 
-def _check_is_json(request: Request) -> None:
-    content_type = media_type_of(request)
-    if content_type != "application/json":
-        raise UnsupportedMediaTypeError(f"content type '{content_type}' is not supported; send application/json")
-
-
-def _check_kind(request: Request, content_type: str) -> None:
-    """Refuse all but a form and JSON, and query fields beside these."""
-    if content_type not in {"multipart/form-data", "application/json"}:
-        raise UnsupportedMediaTypeError(
-            f"content type '{content_type}' is not supported; send multipart/form-data with parts named image, "
-            "application/json with images in base64, or the image itself as image/jpeg, image/png, ..."
-        )
-    if request.query_params:
-        raise InvalidFieldError.of(
-            next(iter(request.query_params)),
-            "query fields go with an image as the body; here they belong into the body",
-        )
-
-
-async def _read_form(request: Request, max_images: int) -> ClassifyInput:
-    async with opened_form(request, max_images, _MAX_FIELDS, "DEIXIS_MAX_IMAGES_PER_REQUEST") as form:
-        fields = _fields_of(ClassifyFields, form_fields(form))
-        return ClassifyInput([await read_part(part) for part in form.getlist("image")], fields)
+def check_field_names(names: Sequence[str], allowed: Sequence[str]) -> None:
+    """Raise ``InvalidFieldError`` for the first name that is not allowed."""
+    if unknown := sorted(set(names) - set(allowed)):
+        raise InvalidFieldError.of(unknown[0], f"unknown field; known: {', '.join(allowed)}")
 
 
 @asynccontextmanager
-async def opened_form(request: Request, max_images: int, max_fields: int, setting: str) -> AsyncIterator[FormData]:
-    """Yield a form whose number of images is within the limit; its files go at the end.
+async def open_form(request: Request, max_images: int, max_fields: int, setting: str) -> AsyncIterator[FormData]:
+    """Parse a form and yield it; its temporary files are deleted at the end.
 
     Args:
-        request: multipart/form-data.
-        max_images: parts named ``image``.
-        max_fields: all other parts.
-        setting: the name of the setting that holds ``max_images``.
+        request: a request with multipart/form-data.
+        max_images: limit on parts named ``image``.
+        max_fields: limit on all other parts.
+        setting: the name of the setting that holds ``max_images``; empty if there is none.
 
     Raises:
-        MalformedRequestError: it does not parse.
-        TooLargeError: a limit is passed.
+        MalformedRequestError: the form cannot be parsed.
+        TooLargeError: the form exceeds a limit.
     """
     try:
         async with request.form(
@@ -209,45 +211,25 @@ async def opened_form(request: Request, max_images: int, max_fields: int, settin
                 raise _too_many_images(max_images, setting)
             yield form
     except HTTPException as error:
-        # Starlette tells every fault of a form in this way, limits too.
+        # Starlette raises this for every fault of a form, exceeded limits included.
         if "files" in str(error.detail):
             raise _too_many_images(max_images, setting) from error
         if "exceeded" in str(error.detail) or "Too many" in str(error.detail):
-            raise TooLargeError(f"the form passes a limit: {error.detail}") from error
-        raise MalformedRequestError(f"the form does not parse: {error.detail}") from error
+            raise TooLargeError(f"the form exceeds a limit: {error.detail}") from error
+        raise MalformedRequestError(f"the form cannot be parsed: {error.detail}") from error
     except UnicodeError as error:
-        raise MalformedRequestError(f"the form is not in the charset that its content type names: {error}") from error
+        raise MalformedRequestError(f"the form is not in the charset that its Content-Type names: {error}") from error
 
 
-async def read_part(part: UploadFile | str) -> bytes:
-    """Return the bytes of a part named ``image``; raises ``InvalidFieldError`` where it is no file."""
+async def read_image_part(part: UploadFile | str) -> bytes:
+    """Return the bytes of a part named ``image``; raises ``InvalidFieldError`` if the part is not a file."""
     if isinstance(part, str):
-        raise InvalidFieldError.of("image", "must be a file, with a filename in its part's Content-Disposition")
+        raise InvalidFieldError.of("image", "must be a file; give its part a filename in Content-Disposition")
     return await part.read()
 
 
-def parsed(kind: type[_Body], body: bytes) -> _Body:
-    """Return a JSON body, for routes that take other kinds of bodies too.
-
-    Raises:
-        BodyTooLargeError: more than any such body needs.
-        MalformedRequestError: no JSON.
-        InvalidFieldError: unknown, missing or wrong fields.
-    """
-    if len(body) > _MAX_SMALL_JSON_BYTES:
-        limit = f"{_MAX_SMALL_JSON_BYTES // 1024} KiB"
-        raise BodyTooLargeError(f"the JSON body has {len(body):,} bytes, and {limit} are more than it needs; send less")
-    try:
-        return kind.model_validate_json(body)
-    except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False)
-        told = field_problems(list(found))
-        assert isinstance(told, ClientError)
-        raise told from error
-
-
 def form_fields(form: FormData) -> dict[str, Any]:
-    """Return all that is no image, with labels and classes as lists.
+    """Return all parts except the images, with labels and classes as lists.
 
     Raises:
         InvalidFieldError: there is no image, another part is a file, or a field is repeated.
@@ -261,15 +243,15 @@ def form_fields(form: FormData) -> dict[str, Any]:
         if not isinstance(value, str):
             raise InvalidFieldError.of(name, "is a file; file parts must be named image")
         text.setdefault(name, []).append(value)
-    return _single_values(text)
+    return _field_values(text)
 
 
 def _query_fields(query: QueryParams) -> dict[str, Any]:
-    return _single_values({name: query.getlist(name) for name in query})
+    return _field_values({name: query.getlist(name) for name in query})
 
 
-def _single_values(text: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Return the fields with labels split; labels and classes may be repeated, other fields may not."""
+def _field_values(text: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Return one value per field, with labels split; only labels and classes may be repeated."""
     fields: dict[str, Any] = {}
     for name, values in text.items():
         if name == "labels":
@@ -278,46 +260,71 @@ def _single_values(text: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         elif name == "class":
             fields[name] = values
         elif len(values) > 1:
-            raise InvalidFieldError.of(name, f"is given {len(values)} times")
+            raise InvalidFieldError.of(name, f"is given {len(values)} times; give it once")
         else:
             fields[name] = values[0]
     return fields
 
 
-def _fields_of(kind: type[_Body], fields: Mapping[str, Any]) -> _Body:
+def _check_is_json(request: Request) -> None:
+    media_type = media_type_of(request)
+    if media_type != JSON:
+        raise UnsupportedMediaTypeError(f"content type '{media_type}' is not supported; send {JSON}")
+
+
+def _check_media_type(request: Request, media_type: str) -> None:
+    """Refuse a content type other than a form and JSON, and query fields beside either."""
+    if media_type not in {FORM, JSON}:
+        raise UnsupportedMediaTypeError(
+            f"content type '{media_type}' is not supported; send multipart/form-data with parts named image, "
+            "application/json with images in base64, or the image itself as image/jpeg, image/png, ..."
+        )
+    if request.query_params:
+        raise InvalidFieldError.of(
+            next(iter(request.query_params)),
+            "query fields are allowed only with an image as the body; put this field into the body",
+        )
+
+
+def _validated(kind: type[_Body], fields: Mapping[str, Any]) -> _Body:
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        raise _told(error, kind) from error
+        raise _client_error(error, kind) from error
 
 
-def _read_json(body: bytes, max_images: int) -> ClassifyInput:
-    _check_commas_of(body)
-    try:
-        parsed = ClassifyBody.model_validate_json(body)
-    except ValidationError as error:
-        raise _told(error, ClassifyFields) from error
-    if len(parsed.images) > max_images:
-        raise _too_many_images(max_images, "DEIXIS_MAX_IMAGES_PER_REQUEST")
-    fields = ClassifyFields.model_construct(**parsed.model_dump(exclude={"images"}))
-    return ClassifyInput([_image_of(image) for image in parsed.images], fields)
-
-
-def _check_commas_of(body: bytes) -> None:
-    # Counted before parsing, which would hold the interpreter for seconds; base64 has no commas.
-    if body.count(b",") > _MAX_JSON_COMMAS:
+def _validated_json(kind: type[_Body], content: bytes, fields: type[BaseModel] | None = None) -> _Body:
+    """Parse and validate a JSON body; errors list the fields of ``fields``, by default those of ``kind``."""
+    # Counted before parsing, which would hold the interpreter for seconds; base64 contains no commas.
+    if content.count(b",") > _MAX_JSON_COMMAS:
         raise TooLargeError(f"the body has more than {_MAX_JSON_COMMAS:,} commas; send fewer labels or images")
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        raise _client_error(error, fields or kind) from error
 
 
-def _image_of(given: ImageBody) -> bytes | ClientError | ImageUrl:
-    if given.url is not None:
-        return ImageUrl(given.url)
-    assert given.base64 is not None
-    return _from_base64(given.base64)
+def _client_error(error: ValidationError, kind: type[BaseModel]) -> ClientError:
+    problems = error.errors(include_url=False, include_input=False)
+    for problem in problems:
+        if problem["type"] == "extra_forbidden":
+            problem["msg"] = f"unknown field; known: {', '.join(sorted(kind.model_fields))}"
+    return from_pydantic(problems)
 
 
-def _image_in(text: str) -> bytes | ClientError | ImageUrl:
-    """Return what a text means that is a URL or base64."""
+def _part_of(body: BaseModel, kind: type[_Body]) -> _Body:
+    """Return the fields of a base class of the body, so that its base64 can be freed."""
+    return kind.model_construct(**{name: getattr(body, name) for name in kind.model_fields})
+
+
+def _image_input(body: ImageBody) -> ImageInput:
+    if body.url is not None:
+        return ImageUrl(body.url)
+    assert body.base64 is not None
+    return _from_base64(body.base64)
+
+
+def _image_input_from_text(text: str) -> ImageInput:
     return ImageUrl(text) if _URL.match(text) else _from_base64(text)
 
 
@@ -325,21 +332,10 @@ def _from_base64(text: str) -> bytes | ClientError:
     if text.startswith("data:"):
         _, _, text = text.partition(",")
     try:
-        # Without white space, since the base64 command breaks its lines.
+        # White space is removed, because the base64 command wraps its output.
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        return NotAnImageError(f"the image's base64 does not decode: {error}")
-
-
-def _told(error: ValidationError, kind: type[BaseModel]) -> ClientError:
-    found = error.errors(include_url=False, include_input=False)
-    for each in found:
-        if each["type"] == "extra_forbidden":
-            known = ", ".join(sorted(kind.model_fields))
-            each["msg"] = f"there is no such field; known: {known}"
-    told = field_problems(list(found))
-    assert isinstance(told, ClientError)
-    return told
+        return NotAnImageError(f"the image's base64 cannot be decoded: {error}")
 
 
 def _too_many_images(limit: int, setting: str) -> TooLargeError:

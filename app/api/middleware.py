@@ -1,4 +1,4 @@
-"""What happens to every request around its route: bounds on its body, one log line, and headers for browsers."""
+"""Middleware for every request: limits on the body, the access log, and security headers."""
 
 import asyncio
 import contextlib
@@ -22,51 +22,51 @@ from app.errors import (
 from app.observability.tracing import trace_id
 
 _MIB = 1024 * 1024
-# Python reads no numbers of thousands of digits.
+# Python refuses to parse numbers with thousands of digits.
 _MAX_LENGTH_DIGITS = 18
-# Of a path.
-_MAX_LOGGED_CHARS = 1000
+_MAX_LOGGED_PATH_CHARS = 1000
 
 log = structlog.get_logger()
 
 
 class _RefusedError(Exception):
-    """Stops the application from reading on; never leaves this module's middleware."""
+    """Stops the application from reading the body; caught in this module."""
 
 
 class BodyBudget:
-    """The bytes of all bodies that have arrived and whose requests are not answered yet.
+    """Limits the memory that the bodies of all unfinished requests occupy together.
 
     Args:
-        max_bytes: of all together.
+        max_bytes: limit on the sum of their sizes.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._taken = 0
+        self._reserved = 0
 
-    def take(self, count: int) -> bool:
-        """Take bytes if there is room for them, and tell whether there was."""
-        if self._taken + count > self._max_bytes:
+    def reserve(self, count: int) -> bool:
+        """Reserve bytes; return False if the limit does not allow it."""
+        if self._reserved + count > self._max_bytes:
             return False
-        self._taken += count
+        self._reserved += count
         return True
 
-    def give_back(self, count: int) -> None:
-        """Make room."""
-        self._taken -= count
+    def release(self, count: int) -> None:
+        """Release reserved bytes."""
+        self._reserved -= count
 
 
 @dataclass(frozen=True, slots=True)
 class BodyLimits:
-    """What the body of one request may be.
+    """Limits on the body of a request.
 
     Args:
-        max_bytes: of any.
-        max_json_bytes: of those without images, which are parsed on the event loop.
-        timeout_s: for it to arrive, and as long again for each further MiB; and for each next part of it.
-        budget: of all bodies together.
-        takes_images: tells whether a path takes images.
+        max_bytes: limit for routes that take images.
+        max_json_bytes: limit for all other routes, whose bodies are parsed on the event loop.
+        timeout_s: the body must arrive within this time, plus this time for each MiB received; each pause between two
+            chunks is limited to this time too.
+        budget: shared by all requests.
+        takes_images: returns whether the route of a path takes images.
     """
 
     max_bytes: int
@@ -75,26 +75,26 @@ class BodyLimits:
     budget: BodyBudget
     takes_images: Callable[[str], bool]
 
-    def of(self, path: str) -> tuple[int, BodyTooLargeError]:
-        """Return the most bytes for a path, and what more than that is told."""
+    def for_path(self, path: str) -> tuple[int, BodyTooLargeError]:
+        """Return the maximum size for a path, and the error for larger bodies."""
         takes_images = self.takes_images(path)
-        most = self.max_bytes if takes_images else self.max_json_bytes
+        max_bytes = self.max_bytes if takes_images else self.max_json_bytes
         way_out = (
             "send fewer images per request, or raise DEIXIS_MAX_REQUEST_BYTES"
             if takes_images
             else "send less at a time"
         )
-        return most, BodyTooLargeError(f"the request's body has more than {most:,} bytes; {way_out}")
+        return max_bytes, BodyTooLargeError(f"the request body has more than {max_bytes:,} bytes; {way_out}")
 
 
 class BoundedBody:
-    """Refuse bodies that are too large, too slow, compressed, or too many at once.
+    """Refuses bodies that are too large, too slow or compressed, or that exceed the budget of all bodies.
 
-    One that is too large is refused by the length it declares at once, and otherwise while it arrives.
+    A body is refused immediately if its Content-Length is too large, and otherwise as soon as it exceeds a limit.
 
     Args:
-        app: what the request is passed on to.
-        limits: what is refused.
+        app: the wrapped application.
+        limits: limits on each body.
     """
 
     def __init__(self, app: ASGIApp, *, limits: BodyLimits) -> None:
@@ -102,70 +102,75 @@ class BoundedBody:
         self._limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on."""
+        """Handle the request with the wrapped application."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        max_bytes, too_large = self._limits.of(scope["path"])
+        max_bytes, too_large = self._limits.for_path(scope["path"])
         declared = headers.get("content-length", "0")
         if declared.isdecimal() and (len(declared) > _MAX_LENGTH_DIGITS or int(declared) > max_bytes):
             await problem_response(too_large)(scope, receive, send)
             return
         if (coding := headers.get("content-encoding", "identity").strip().lower()) not in {"", "identity"}:
-            refusal = UnsupportedMediaTypeError(f"a body in the content encoding '{coding}' is not read; send it plain")
+            refusal = UnsupportedMediaTypeError(
+                f"the content encoding '{coding}' is not supported; send the body uncompressed"
+            )
             await problem_response(refusal)(scope, receive, send)
             return
         budget, timeout_s = self._limits.budget, self._limits.timeout_s
-        began, received, is_whole = asyncio.get_running_loop().time(), 0, False
+        started_at, received, is_complete = asyncio.get_running_loop().time(), 0, False
         refused: DeixisError | None = None
-        answered = False
+        response_started = False
 
         async def bounded_receive() -> Message:
-            nonlocal received, is_whole, refused
-            if is_whole:
-                return await receive()  # that the client leaves
+            nonlocal received, is_complete, refused
+            if is_complete:
+                return await receive()  # the client disconnected
             try:
-                # What arrived fast earns no pause: idle bodies would hold the budget for an hour.
+                # A fast start does not allow a longer pause later: an idle body could hold the budget for an hour.
                 now = asyncio.get_running_loop().time()
-                async with asyncio.timeout_at(min(began + timeout_s * (1 + received / _MIB), now + timeout_s)):
+                async with asyncio.timeout_at(min(started_at + timeout_s * (1 + received / _MIB), now + timeout_s)):
                     message = await receive()
             except TimeoutError:
                 refused = RequestTimeoutError(
-                    f"after {received:,} bytes the rest of the body did not arrive in time; there are {timeout_s:g} s,"
-                    " as many more for each MiB, and as many for each pause: send faster"
+                    f"after {received:,} bytes the rest of the body did not arrive in time; the limit is {timeout_s:g}"
+                    f" s, plus {timeout_s:g} s for each MiB received, and {timeout_s:g} s for each pause; send the body"
+                    " faster"
                 )
                 raise _RefusedError from None
             count = len(message.get("body", b""))
-            is_whole = not message.get("more_body", False)
+            is_complete = not message.get("more_body", False)
             if received + count > max_bytes:
                 refused = too_large
                 raise _RefusedError
-            if not budget.take(count):
-                refused = OverloadedError("too many bytes of requests are under way; try again", retry_after_s=1)
+            if not budget.reserve(count):
+                refused = OverloadedError(
+                    "the bodies of all current requests exceed the memory for them; try again", retry_after_s=1
+                )
                 raise _RefusedError
             received += count
             return message
 
         async def watched_send(message: Message) -> None:
-            # Frameworks turn any failure to read a body into an answer of their own: ours takes its place.
-            nonlocal answered
-            if refused is None or answered:
-                answered = True
+            # The framework turns a failure to read the body into its own response, which is dropped in favour of ours.
+            nonlocal response_started
+            if refused is None or response_started:
+                response_started = True
                 await send(message)
 
         try:
             with contextlib.suppress(_RefusedError):
                 await self._app(scope, bounded_receive, watched_send)
         finally:
-            budget.give_back(received)
-        if refused is not None and not answered:
-            # The rest of the body is not waited for.
+            budget.release(received)
+        if refused is not None and not response_started:
+            # The rest of the body is not read.
             await problem_response(refused, {"Connection": "close"})(scope, receive, send)
 
 
-# Nothing here is a page, but for /docs, which says by itself what it needs. Answers are never what a browser makes of
-# them, belong into no frame, and are read by no page of another origin unless the operator lets it.
+# Responses are not pages, except / and /docs, which set their own policy. Browsers must not guess the content type,
+# show a response in a frame, or let pages of another origin read it unless the operator allows that origin.
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -176,11 +181,11 @@ _HEADERS = {
 
 
 class SecurityHeaders:
-    """Tell browsers to make nothing of an answer but what it is; a route's own headers stand.
+    """Adds security headers to every response, unless the route has set them.
 
     Args:
-        app: what the request is passed on to.
-        cross_origin: whether pages of other origins may read answers, as CORS allows some.
+        app: the wrapped application.
+        cross_origin: whether CORS allows pages of other origins to read responses.
     """
 
     def __init__(self, app: ASGIApp, *, cross_origin: bool) -> None:
@@ -188,7 +193,7 @@ class SecurityHeaders:
         self._headers = {**_HEADERS, **({"Cross-Origin-Resource-Policy": "cross-origin"} if cross_origin else {})}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on."""
+        """Handle the request with the wrapped application."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -204,17 +209,17 @@ class SecurityHeaders:
 
 
 class AccessLog:
-    """Log one event per request, when its answer has been sent."""
+    """Logs one event per request, after the response has been sent."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on."""
+        """Handle the request with the wrapped application."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began = time.perf_counter()
+        started_at = time.perf_counter()
         status: int | None = None
 
         async def watched_send(message: Message) -> None:
@@ -226,7 +231,7 @@ class AccessLog:
         with structlog.contextvars.bound_contextvars(request_id=correlation_id.get()):
             try:
                 await self._app(scope, receive, watched_send)
-            except asyncio.CancelledError:  # Ray does so when a caller hangs up
+            except asyncio.CancelledError:  # Ray cancels the request when the client disconnects
                 status = 499 if status is None else status
                 raise
             finally:
@@ -234,9 +239,9 @@ class AccessLog:
                 log.info(
                     "request",
                     method=scope["method"],
-                    path=scope["path"][:_MAX_LOGGED_CHARS],
+                    path=scope["path"][:_MAX_LOGGED_PATH_CHARS],
                     status=500 if status is None else status,
-                    duration_ms=round((time.perf_counter() - began) * 1000, 3),
+                    duration_ms=round((time.perf_counter() - started_at) * 1000, 3),
                     **trace,
                     **scope.get("deixis.log", {}),
                 )

@@ -9,7 +9,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from app.api.auth.keys import make_key, read_rate
+from app.api.auth.keys import create_key
+from app.api.auth.quotas import parse_rate
 from app.cli.common import err, out, run
 from app.names.namespaces import clean_namespace
 from app.settings import load_settings
@@ -51,11 +52,11 @@ def create(
             scope,
             clean_namespace(namespace, "--namespace"),
             note=" ".join(note.split())[:200],
-            rate=read_rate(rate, "--rate"),
-            image_rate=read_rate(image_rate, "--image-rate"),
+            rate=parse_rate(rate, "--rate"),
+            image_rate=parse_rate(image_rate, "--image-rate"),
             concurrency=concurrency,
         )
-        return await make_key(repository, asked)
+        return await create_key(repository, asked)
 
     shown, key = _with_keys(make)
     err.print(f"The key '{key.id}' of scope {key.scope}; only its hash is kept, so note it now:", highlight=False)

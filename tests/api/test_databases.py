@@ -1076,7 +1076,7 @@ def test_a_build_that_a_stop_interrupts_is_gone_on_with_at_the_next_start(make_c
     assert held.reached.wait(20)
     stopping = threading.Thread(target=client.__exit__, args=(None, None, None))
     stopping.start()
-    until(lambda: client.app.state.service.jobs.queue._closing)
+    until(lambda: client.app.state.jobs._closing)
     held.let_go.set()
     stopping.join(30)
     assert not stopping.is_alive()

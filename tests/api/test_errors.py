@@ -1,3 +1,5 @@
+"""Malformed requests and failures of the service: each gets a problem response, and the service keeps serving."""
+
 import base64
 import json
 
@@ -14,6 +16,11 @@ JSON = "application/json"
 FORM = "multipart/form-data; boundary=b"
 PNG = "image/png"
 IMAGE = json.dumps({"base64": base64.b64encode(picture()).decode()})
+
+
+@pytest.fixture
+def client(shared_client):
+    return shared_client
 
 
 def form(*parts, end=True):
@@ -54,7 +61,7 @@ def with_labels(labels):
 DEEP = "[" * 100_000
 HUGE_INT = "1" * 10_000
 
-# Everything here is the caller's fault; the value is the method, the path, the content type and the body.
+# Each is a client error; the value is the method, the path, the content type and the body.
 MALFORMED = {
     # No JSON
     "json: empty": classify_json(""),
@@ -202,13 +209,14 @@ def send(client, method, path, media_type, body):
 
 
 @pytest.mark.parametrize("request_", MALFORMED.values(), ids=MALFORMED)
-def test_whatever_a_caller_sends_is_answered_with_a_problem_that_is_theirs(client, request_):
+def test_a_malformed_request_gets_a_client_error_as_a_problem(client, request_):
     response = send(client, *request_)
     assert 400 <= response.status_code < 500
     assert problem_of(response)["type"] in STATUS_BY_TYPE
 
 
-def test_after_every_malformed_request_the_service_still_serves(client, encoder):
+def test_the_service_still_serves_after_every_malformed_request(make_client, encoder):
+    client = make_client()
     for request_ in MALFORMED.values():
         send(client, *request_)
     response = send(client, "POST", CLASSIFY + "?labels=red,blue", PNG, picture("red"))
@@ -216,7 +224,7 @@ def test_after_every_malformed_request_the_service_still_serves(client, encoder)
     assert encoder.image_batches == [1]
 
 
-# --- what exactly is told ------------------------------------------------------------------------------------------
+# --- problem types and details --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -253,18 +261,18 @@ def test_after_every_malformed_request_the_service_still_serves(client, encoder)
         ("method: GET", "method-not-allowed"),
     ],
 )
-def test_kinds_of_faults_are_told_apart(client, name, slug):
+def test_a_malformed_request_gets_the_type_of_its_fault(client, name, slug):
     problem_of(send(client, *MALFORMED[name]), slug)
 
 
-def test_a_method_that_a_route_does_not_have_is_told_with_those_it_has(client):
+def test_the_allow_header_lists_the_methods_of_the_route(client):
     assert client.get(CLASSIFY).headers["allow"] == "POST"
     assert "GET" in client.request("BREW", "/healthz").headers["allow"]
 
 
 @pytest.mark.parametrize("path", [PETS + "/", CLASSIFY + "/", "/healthz/", "/v1/label-sets/", "/docs/"])
-def test_nobody_is_sent_to_another_address(client, path):
-    """A redirect would lead past a proxy's prefix, and make some clients send their body again."""
+def test_no_request_is_redirected(client, path):
+    """A redirect would bypass a proxy's prefix, and make some clients send the body again."""
     for method in ("GET", "POST"):
         response = client.request(method, path, follow_redirects=False)
         problem_of(response, "unknown-route")
@@ -280,25 +288,26 @@ def test_nobody_is_sent_to_another_address(client, path):
         "label set: a huge number",
     ],
 )
-def test_json_that_no_parser_takes_is_told_with_what_may_be_the_reason(client, name):
+def test_the_detail_names_likely_reasons_why_json_cannot_be_parsed(client, name):
     members = problem_of(send(client, *MALFORMED[name]), "malformed-request")
-    assert "nested too deep" in members["detail"]
-    assert "number that is too long" in members["detail"]
+    assert "too deep nesting" in members["detail"]
+    assert "too many digits" in members["detail"]
 
 
 @pytest.mark.parametrize("media_type", ["application/json; charset=utf-8", "APPLICATION/JSON", "application/json ;v=1"])
-def test_parameters_and_the_case_of_a_content_type_do_not_matter(client, media_type):
+def test_parameters_and_the_case_of_a_content_type_do_not_matter(make_client, media_type):
+    client = make_client()
     assert send(client, "PUT", PETS, media_type, '{"classes": ["cat"]}').status_code == 201
     assert send(client, "POST", PETS + "/classes", media_type, '{"classes": ["dog"]}').status_code == 200
 
 
-def test_every_wrong_field_is_told_at_once_and_of_each_list_the_first(client):
+def test_all_invalid_fields_are_reported_with_the_first_invalid_item_of_each_list(client):
     body = {"images": [{"base64": 1}, {}], "labels": ["a", 2], "top_k": "x", "lables": []}
     response = client.post(CLASSIFY, json=body)
     assert fields_of(response) == {"images.0.base64", "labels.1", "top_k", "lables"}
 
 
-def test_a_problem_does_not_repeat_a_whole_large_value(client):
+def test_a_problem_does_not_repeat_a_large_value_in_full(client):
     for response in (
         client.post(
             CLASSIFY, json={"images": [{"base64": "!" * 100_000}], "labels": ["x" * 100_000], "top_k": "y" * 100_000}
@@ -312,33 +321,33 @@ def test_a_problem_does_not_repeat_a_whole_large_value(client):
         assert len(response.content) < 10_000
 
 
-# --- our own faults ------------------------------------------------------------------------------------------------
+# --- server errors --------------------------------------------------------------------------------------------------
 
 
 class Breaking(FakeEncoder):
-    """Raises from the method that ``breaks`` names."""
+    """Raises in the method that ``breaks`` names."""
 
     breaks = None
 
     def transform(self, image):
-        self._perhaps_break("transform")
+        self._break_if_set("transform")
         return super().transform(image)
 
     def encode_images(self, pixels):
-        self._perhaps_break("encode_images")
+        self._break_if_set("encode_images")
         return super().encode_images(pixels)
 
     def encode_texts(self, texts):
-        self._perhaps_break("encode_texts")
+        self._break_if_set("encode_texts")
         return super().encode_texts(texts)
 
-    def _perhaps_break(self, method):
+    def _break_if_set(self, method):
         if self.breaks == method:
             raise RuntimeError("CUDA error: a secret at /home/operator")
 
 
 @pytest.mark.parametrize("method", ["transform", "encode_images", "encode_texts"])
-def test_an_encoder_that_breaks_gives_500_without_its_inner_workings_and_the_next_request_works(make_client, method):
+def test_an_encoder_error_gives_500_without_internals_and_the_next_request_succeeds(make_client, method):
     encoder = Breaking()
     client = make_client(encoders=[encoder])
     encoder.breaks = method
@@ -347,14 +356,14 @@ def test_an_encoder_that_breaks_gives_500_without_its_inner_workings_and_the_nex
     members = problem_of(response, "internal-error")
     assert response.status_code == 500
     assert not any(word in response.text for word in ("secret", "CUDA", "Traceback", "RuntimeError", ".py"))
-    assert [each["event"] for each in logs if each["log_level"] == "error"] == ["unexpected_error"]
-    assert [each["status"] for each in logs if each["event"] == "request"] == [500]
+    assert [entry["event"] for entry in logs if entry["log_level"] == "error"] == ["unexpected_error"]
+    assert [entry["status"] for entry in logs if entry["event"] == "request"] == [500]
     assert "request_id" in members["detail"]
     encoder.breaks = None
     assert send(client, "POST", CLASSIFY + "?labels=red", PNG, picture("red")).status_code == 200
 
 
-def test_a_500_has_the_callers_own_request_id(make_client):
+def test_a_500_carries_the_request_id_of_the_caller(make_client):
     encoder = Breaking()
     client = make_client(encoders=[encoder])
     encoder.breaks = "encode_images"
@@ -363,7 +372,9 @@ def test_a_500_has_the_callers_own_request_id(make_client):
     assert problem_of(response, "internal-error")["request_id"] == response.headers["x-request-id"] == "mine-1"
 
 
-def test_a_database_that_fails_is_503_and_not_ready(client):
+def test_a_database_failure_gives_503_and_readyz_reports_it(make_client):
+    client = make_client()
+
     def fail(*_, **__):
         from app.errors import StoreError
 
@@ -390,8 +401,8 @@ def test_a_database_that_fails_is_503_and_not_ready(client):
         ("/openapi.json", "GET"),
     ],
 )
-def test_a_method_that_is_not_possible_is_told_with_all_that_are(client, path, allowed):
+def test_a_disallowed_method_is_reported_with_all_allowed_ones(client, path, allowed):
     for method in ("OPTIONS", "PATCH", "TRACE", "MADE-UP"):
-        answer = client.request(method, path)
-        assert problem_of(answer, "method-not-allowed")["detail"].endswith(f"possible: {allowed}")
-        assert answer.headers["Allow"] == allowed
+        response = client.request(method, path)
+        assert problem_of(response, "method-not-allowed")["detail"].endswith(f"allowed: {allowed}")
+        assert response.headers["Allow"] == allowed

@@ -159,7 +159,7 @@ def test_errors_are_sentences_in_the_place_they_belong_to(open_page, pictures):
     page.fill("#word", "cat, dog")
     classify(page)
     expect(page.locator("#error")).to_be_hidden()
-    assert "This is not an image that can be read" in page.locator("#answers > li").nth(1).inner_text()
+    assert "Not a readable image" in page.locator("#answers > li").nth(1).inner_text()
     page.click("#question details summary")
     page.fill("#template", "no place for the word")
     page.click("#classify")

@@ -8,7 +8,7 @@ from importlib import import_module
 import pytest
 from typer.testing import CliRunner
 
-from app.api.auth.keys import digest_of
+from app.api.auth.keys import key_digest
 from app.cli import cli
 
 
@@ -55,7 +55,7 @@ def test_a_key_is_printed_alone_and_only_its_hash_is_kept(run, tmp_path):
         kept = "\n".join(connection.iterdump())
     connection.close()
     assert shown not in kept
-    assert digest_of(shown).hex().upper() in kept.upper()
+    assert key_digest(shown).hex().upper() in kept.upper()
 
 
 def test_the_list_is_a_table_and_tells_which_are_revoked(run):
@@ -74,7 +74,7 @@ def test_the_list_is_a_table_and_tells_which_are_revoked(run):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("create", "--rate", "often"), "--rate: 'often' is no rate"),
+        (("create", "--rate", "often"), "--rate: 'often' is not a rate"),
         (("create", "--image-rate", "0/min"), "--image-rate"),
         (("create", "--namespace", "Acme!"), "--namespace"),
         (("revoke", "0123456789ab"), "unknown key '0123456789ab'"),

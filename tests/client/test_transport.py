@@ -10,7 +10,7 @@ import pytest
 import deixis
 from tests.conftest import picture
 
-PROBLEM = {"type": "urn:deixis:problem:overloaded", "title": "The queue is full", "status": 503, "detail": "later"}
+PROBLEM = {"type": "urn:deixis:problem:overloaded", "title": "Service overloaded", "status": 503, "detail": "later"}
 ANSWER = {"model": "m", "label_set": None, "method": "zero-shot", "results": [], "timing_ms": {}}
 
 
@@ -83,7 +83,7 @@ def test_longer_waits_than_allowed_and_more_of_them_are_left_to_the_caller(answe
         ask(client)
     assert (len(got), slept, caught.value.retry_after_s) == (1, [], 3600)
     client, got = answering(refusal(503, "1"), retries=2)
-    with pytest.raises(deixis.ProblemError, match="The queue is full: later"):
+    with pytest.raises(deixis.ProblemError, match="Service overloaded: later"):
         ask(client)
     assert len(got) == 3
 

@@ -1,4 +1,4 @@
-"""Who may call which route: the one table of it, and what every request passes before its body is read."""
+"""Authorization: the scope each route requires, and the check that runs before a request body is read."""
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
@@ -9,7 +9,8 @@ from typing import Annotated, Any
 from fastapi import Depends, Request, Response
 from fastapi.routing import APIRoute
 
-from app.api.auth.keys import KeyRing, Quotas, parse_authorization
+from app.api.auth.keys import KeyRing, parse_authorization
+from app.api.auth.quotas import Quotas
 from app.errors import ForbiddenError, UnauthenticatedError
 from app.names.namespaces import OPEN_NAMESPACE, Namespace, clean_namespace
 from app.store.keys import Key, Scope
@@ -17,7 +18,7 @@ from app.store.keys import Key, Scope
 NAMESPACE_HEADER = "Deixis-Namespace"
 
 OPEN = None
-"""A route that nobody needs a key for."""
+"""The route needs no key."""
 
 ACCESS: Mapping[str, Scope | None] = MappingProxyType(
     {
@@ -37,8 +38,8 @@ ACCESS: Mapping[str, Scope | None] = MappingProxyType(
         "remove_class": Scope.WRITE,
         "list_images": Scope.CLASSIFY,
         "get_image": Scope.CLASSIFY,
-        "get_image_content": Scope.WRITE,  # what others of the namespace have sent
-        "add_images": Scope.WRITE,  # and Scope.ADMIN for a folder of the server
+        "get_image_content": Scope.WRITE,  # files that other users of the namespace have sent
+        "add_images": Scope.WRITE,  # and Scope.ADMIN for a folder on the server
         "delete_images": Scope.WRITE,
         "delete_image": Scope.WRITE,
         "get_selection": Scope.CLASSIFY,
@@ -51,7 +52,7 @@ ACCESS: Mapping[str, Scope | None] = MappingProxyType(
         "evaluate_label_set": Scope.WRITE,
         "list_databases": Scope.CLASSIFY,
         "get_database": Scope.CLASSIFY,
-        "build_database": Scope.WRITE,  # and Scope.ADMIN of files of the server
+        "build_database": Scope.WRITE,  # and Scope.ADMIN for files on the server
         "delete_database": Scope.WRITE,
         "search_database": Scope.CLASSIFY,
         "list_jobs": Scope.CLASSIFY,
@@ -59,34 +60,34 @@ ACCESS: Mapping[str, Scope | None] = MappingProxyType(
         "cancel_job": Scope.WRITE,
     }
 )
-"""The scope that each route asks for, by the name of its function. A route that is not here cannot be made."""
+"""The scope each route requires, by the name of its function. A route without an entry cannot be created."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sent a request, and whose label sets and databases it is about; without a key, where none is needed."""
+    """The sender of a request: its namespace, and its key if one is required."""
 
     namespace: Namespace
     key: Key | None = None
     quotas: Quotas | None = None
 
-    def require(self, scope: Scope, what: str) -> None:
-        """Refuse a part of a route that asks for more than the route; raises ``ForbiddenError``."""
+    def require(self, scope: Scope, action: str) -> None:
+        """Require a higher scope for an optional part of a route; raises ``ForbiddenError``."""
         if self.key is not None and not self.key.scope.allows(scope):
-            raise ForbiddenError(f"{what} needs a key of scope {scope}, and this one has {self.key.scope}")
+            raise ForbiddenError(f"{action} needs a key of scope {scope}; this key has scope {self.key.scope}")
 
     async def spend_images(self, images: int) -> None:
-        """Count the images of the request; raises as ``Quotas.spend_images``."""
+        """Count the images of the request; raises the errors of ``Quotas.spend_images``."""
         if self.key is not None and self.quotas is not None:
             await self.quotas.spend_images(self.key, images)
 
 
 class Gate:
-    """Lets requests in.
+    """Authenticates requests and enforces scopes and quotas.
 
     Args:
-        keys: who may come.
-        quotas: how often.
+        keys: the known keys.
+        quotas: the use of each key.
     """
 
     def __init__(self, keys: KeyRing, quotas: Quotas) -> None:
@@ -94,63 +95,69 @@ class Gate:
         self._quotas = quotas
 
     @asynccontextmanager
-    async def admitted(self, headers: Mapping[str, str], needed: Scope | None) -> AsyncIterator[Caller]:
-        """Yield who calls.
+    async def admitted(self, headers: Mapping[str, str], required: Scope | None) -> AsyncIterator[Caller]:
+        """Yield the caller; the request counts as running until the context ends.
 
         Args:
-            headers: of the request.
-            needed: the scope of the route; None where anybody may call.
+            headers: the headers of the request.
+            required: the scope that the route requires; None if it needs no key.
 
         Raises:
-            UnauthenticatedError: there is no key that is known.
-            ForbiddenError: the key is not for this, or not for that namespace.
-            RateLimitedError: the key is used up.
-            InvalidFieldError: a namespace that cannot be.
+            UnauthenticatedError: the request carries no known key.
+            ForbiddenError: the key does not allow the route or the namespace.
+            RateLimitedError: a quota of the key is used up.
+            InvalidFieldError: the namespace is not a valid name.
         """
-        if needed is None:
+        if required is None:
             yield Caller(OPEN_NAMESPACE)
             return
-        asked = headers.get(NAMESPACE_HEADER)
-        namespace = None if asked is None else clean_namespace(asked.strip(), NAMESPACE_HEADER)
+        header = headers.get(NAMESPACE_HEADER)
+        namespace = None if header is None else clean_namespace(header.strip(), NAMESPACE_HEADER)
         if not await self._keys.is_required():
             yield Caller(namespace or OPEN_NAMESPACE)
             return
-        shown = parse_authorization(headers)
-        if shown is None:
-            raise UnauthenticatedError("send an API key, as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'")
-        key = await self._keys.find(shown)
-        if not key.scope.allows(needed):
-            raise ForbiddenError(f"this needs a key of scope {needed}, and '{key.id}' has {key.scope}")
+        text = parse_authorization(headers)
+        if text is None:
+            raise UnauthenticatedError(
+                "the request has no API key; send one as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'"
+            )
+        key = await self._keys.find(text)
+        if not key.scope.allows(required):
+            raise ForbiddenError(
+                f"this route needs a key of scope {required}; the key '{key.id}' has scope {key.scope}"
+            )
         if namespace is not None and namespace != key.namespace and not key.scope.allows(Scope.ADMIN):
-            raise ForbiddenError(f"the key '{key.id}' is for its own namespace; leave {NAMESPACE_HEADER} out")
+            raise ForbiddenError(
+                f"the key '{key.id}' can only use its own namespace; leave out the header {NAMESPACE_HEADER}"
+            )
         with self._quotas.running(key):
             await self._quotas.spend_request(key)
             yield Caller(key.namespace if namespace is None else namespace, key, self._quotas)
 
 
 class GuardedRoute(APIRoute):
-    """A route that is closed to whom ``ACCESS`` does not let in; nothing of a body is read before."""
+    """A route that enforces ``ACCESS`` before it reads the request body."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return what answers a request."""
-        answer = super().get_route_handler()
-        needed = ACCESS[self.name]
+        """Return the route's handler behind the access check."""
+        handle = super().get_route_handler()
+        required = ACCESS[self.name]
 
         async def guarded(request: Request) -> Response:
             gate: Gate = request.app.state.gate
-            async with gate.admitted(request.headers, needed) as caller:
+            async with gate.admitted(request.headers, required) as caller:
                 request.state.caller = caller
                 if caller.key is not None:
-                    note(request, key=caller.key.id)
+                    log_fields(request, key=caller.key.id)
                 if caller.namespace.name:
-                    note(request, namespace=caller.namespace.name)
-                return await answer(request)
+                    log_fields(request, namespace=caller.namespace.name)
+                return await handle(request)
 
         return guarded
 
 
-def note(request: Request, **fields: Any) -> None:
-    """Add to the line that the log will have of this request."""
+def log_fields(request: Request, **fields: Any) -> None:
+    """Add fields to the access log event of this request."""
     request.scope.setdefault("deixis.log", {}).update(fields)
 
 
@@ -167,4 +174,4 @@ async def _label_set_name(name: str, caller: CallerDependency) -> str:
 
 
 LabelSetName = Annotated[str, Depends(_label_set_name)]
-"""The label set that ``{name}`` of the path means, as it is kept."""
+"""The stored name of the label set that ``{name}`` in the path refers to, with its namespace."""

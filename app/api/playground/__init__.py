@@ -1,4 +1,4 @@
-"""The page / : classify in a browser, from files of our own, without a build step and without other hosts."""
+"""The playground at /: a page to try the service in a browser. It loads nothing from other hosts."""
 
 import re
 from importlib.resources import files
@@ -14,9 +14,9 @@ _MEDIA_TYPES = {
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
 }
-_ASSET = re.compile(r"[a-z_]+\.(css|js)")  # no path, and none of the files of Python beside them
+_ASSET = re.compile(r"[a-z_]+\.(css|js)")  # neither a path nor a Python file
 
-# Nothing inline, nothing from elsewhere; pictures are shown from the browser's own memory.
+# No inline code and nothing from other hosts; images are shown from blob: URLs.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob: data:;"
     " frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
@@ -27,25 +27,25 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/")
 def page() -> Response:
-    """Show the page; addresses in it are relative, so that a proxy may add a prefix."""
+    """Return the page; its URLs are relative, so that a proxy may add a prefix."""
     return _file("page.html")
 
 
 @router.get("/playground/{asset}")
 def asset(asset: str) -> Response:
-    """Send one of the files that the page consists of."""
+    """Return one of the page's files."""
     if not _ASSET.fullmatch(asset) or not files(__name__).joinpath(asset).is_file():
-        raise UnknownRouteError(f"there is no route /playground/{asset}; / is the page")
+        raise UnknownRouteError(f"unknown route /playground/{asset}; the page is at /")
     return _file(asset)
 
 
 def _file(name: str) -> Response:
     content = files(__name__).joinpath(name).read_bytes()
-    # Asked for again each time, so that an upgrade is seen; they are small.
+    # Revalidated at every load, so that an upgrade takes effect; the files are small.
     headers = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
     return Response(content, media_type=_MEDIA_TYPES[PurePosixPath(name).suffix], headers=headers)
 
 
 def install(app: FastAPI) -> None:
-    """Add the page to an application."""
+    """Add the page to the application."""
     app.include_router(router)

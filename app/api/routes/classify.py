@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from app.api.auth.access import CallerDependency, GuardedRoute, note
+from app.api.auth.access import CallerDependency, GuardedRoute, log_fields
 from app.api.dependencies import LimitsDependency, PipelineDependency, ResolverDependency
 from app.api.disconnects import unless_disconnected
 from app.api.errors import kind_of, problem
@@ -92,7 +92,7 @@ async def classify(
     )
     await caller.spend_images(len(given.images))
     classification = await unless_disconnected(request, pipeline.classify(given.images, task))
-    note(
+    log_fields(
         request,
         model=task.model,
         classifier=task.method,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter, Request, Response
 
-from app.api.auth.access import CallerDependency, GuardedRoute, note
+from app.api.auth.access import CallerDependency, GuardedRoute, log_fields
 from app.api.dependencies import EmbedderDependency, LimitsDependency
 from app.api.disconnects import unless_disconnected
 from app.api.forms import read_embeddings_input
@@ -38,7 +38,7 @@ async def create_embeddings(
         model, features = await unless_disconnected(
             request, embedder.embed_images(images, model=body.model, dimensions=body.dimensions)
         )
-    note(request, model=model, images=0 if images is None else len(images), texts=0 if images else len(features))
+    log_fields(request, model=model, images=0 if images is None else len(images), texts=0 if images else len(features))
     # A thousand rows of 512 numbers are megabytes of text.
     content = await asyncio.to_thread(_written, model, features, as_base64=body.encoding_format == "base64")
     return Response(content, media_type="application/json")

@@ -13,7 +13,7 @@ from app.api.dependencies import (
     LimitsDependency,
     ResolverDependency,
 )
-from app.api.forms import IMAGE_FILES, form_fields, media_type_of, opened_form, parsed, read_part
+from app.api.forms import IMAGE_FILES, form_fields, media_type_of, open_form, parse_json, read_image_part
 from app.api.schemas.jobs import JobBody
 from app.api.schemas.selection import EvaluateStoredBody
 from app.errors import ClientError, InvalidFieldError, UnsupportedMediaTypeError
@@ -79,14 +79,14 @@ async def evaluate_label_set(
         )
     label_set = await label_sets.get(name)
     if content_type == "application/json":
-        body = parsed(EvaluateStoredBody, await request.body())
+        body = parse_json(EvaluateStoredBody, await request.body())
         task = await resolver.resolve_label_set(label_set, model=body.model, template=body.template)
         return _begun(await jobs.add(label_set, task.model, body.template), response)
     max_images = limits.max_evaluation_images
-    async with opened_form(request, max_images, max_images + len(_FIELDS), "") as form:
+    async with open_form(request, max_images, max_images + len(_FIELDS), "") as form:
         fields = form_fields(form)
         if strange := sorted(set(fields) - set(_FIELDS)):
-            raise InvalidFieldError.of(strange[0], f"there is no such field; known: image, {', '.join(_FIELDS)}")
+            raise InvalidFieldError.of(strange[0], f"unknown field; known: image, {', '.join(_FIELDS)}")
         parts, classes = form.getlist("image"), fields.get("class", [])
         if len(classes) != len(parts):
             raise InvalidFieldError.of(
@@ -98,7 +98,7 @@ async def evaluate_label_set(
         await caller.spend_images(len(parts))
         encoded: list[np.ndarray | ClientError] = []
         for first in range(0, len(parts), _ENCODED_AT_ONCE):
-            images = [await read_part(part) for part in parts[first : first + _ENCODED_AT_ONCE]]
+            images = [await read_image_part(part) for part in parts[first : first + _ENCODED_AT_ONCE]]
             # A request that was let in waits for its turn where others fill the queue.
             encoded += await examples.encode(task.model, images, wait=first > 0)
     features, classes_of_readable, skipped = _readable(encoded, truth)

@@ -14,7 +14,7 @@ from app.api.dependencies import (
     SelectMethodJobsDependency,
     SelectorDependency,
 )
-from app.api.forms import IMAGE_FILES, form_fields, media_type_of, opened_form, parsed, read_part
+from app.api.forms import IMAGE_FILES, form_fields, media_type_of, open_form, parse_json, read_image_part
 from app.api.schemas.examples import (
     AddedExamplesResponse,
     DeletedExamplesResponse,
@@ -93,7 +93,7 @@ async def add_images(
             return await _add_form(label_set, request, examples, select_method, limits.max_evaluation_images, caller)
         case "application/json":
             caller.require(Scope.ADMIN, "importing a folder of the server")
-            body = parsed(ImportBody, await request.body())
+            body = parse_json(ImportBody, await request.body())
             if body.by_subfolder and body.class_ is not None:
                 raise InvalidFieldError.of("class", "give either class or by_subfolder, not both")
             (classname,) = _classes_of([] if body.class_ is None else [body.class_], 1, label_set)
@@ -119,17 +119,17 @@ async def _add_form(
     max_images: int,
     caller: Caller,
 ) -> AddedExamplesResponse:
-    async with opened_form(request, max_images, max_images + 1, "") as form:
+    async with open_form(request, max_images, max_images + 1, "") as form:
         fields = form_fields(form)
         if strange := sorted(set(fields) - {"class"}):
-            raise InvalidFieldError.of(strange[0], "there is no such field; known: image, class")
+            raise InvalidFieldError.of(strange[0], "unknown field; known: image, class")
         parts = form.getlist("image")
         classnames = _classes_of(fields.get("class", []), len(parts), label_set)
         await caller.spend_images(len(parts))
         prepared: list[NewExample | ClientError] = []
         for first in range(0, len(parts), _ENCODED_AT_ONCE):
             batch = slice(first, first + _ENCODED_AT_ONCE)
-            images = [await read_part(part) for part in parts[batch]]
+            images = [await read_image_part(part) for part in parts[batch]]
             # A request that was let in waits for its turn where others fill the queue.
             prepared += await examples.prepare(label_set.name, images, classnames[batch], wait=first > 0)
     items = [each for each in prepared if isinstance(each, NewExample)]
@@ -195,7 +195,7 @@ async def delete_images(
     """Delete example images for good, with what was learned from them: those of a class, the unlabelled, or all."""
     # What is deleted is gone, so that a field that is mistyped or repeated must not be passed over.
     if strange := sorted(set(request.query_params) - {"class", "unlabelled", "all"}):
-        raise InvalidFieldError.of(strange[0], "there is no such field; known: class, unlabelled, all")
+        raise InvalidFieldError.of(strange[0], "unknown field; known: class, unlabelled, all")
     if len(request.query_params.multi_items()) > 1:
         raise InvalidFieldError.of("class", "give one class, unlabelled=true or all=true at a time")
     if [class_ is not None, unlabelled, everything].count(True) != 1:

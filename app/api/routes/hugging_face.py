@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Request
 
-from app.api.auth.access import CallerDependency, GuardedRoute, note
+from app.api.auth.access import CallerDependency, GuardedRoute, log_fields
 from app.api.dependencies import PipelineDependency, ResolverDependency
 from app.api.disconnects import unless_disconnected
 from app.api.forms import read_zero_shot_input
@@ -35,7 +35,7 @@ async def zero_shot_image_classification(
     )
     await caller.spend_images(1)
     classification = await unless_disconnected(request, pipeline.classify([image], task))
-    note(request, model=task.model, classifier=task.method, images=1)
+    log_fields(request, model=task.model, classifier=task.method, images=1)
     (result,) = classification.results
     if result.error is not None:
         raise result.error

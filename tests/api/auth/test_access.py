@@ -8,7 +8,7 @@ import pytest
 from fastapi import APIRouter
 
 from app.api.auth.access import ACCESS, NAMESPACE_HEADER, GuardedRoute
-from app.api.auth.keys import make_key
+from app.api.auth.keys import create_key
 from app.main import create_app
 from app.names.namespaces import Namespace
 from app.settings import Settings
@@ -106,7 +106,7 @@ def keys_of(settings, *wanted):
     async def make():
         engine = open_engine(settings.effective_database_url)
         try:
-            return [(await make_key(KeyRepository(engine), key))[0] for key in wanted]
+            return [(await create_key(KeyRepository(engine), key))[0] for key in wanted]
         finally:
             await engine.dispose()
 

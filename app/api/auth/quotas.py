@@ -1,0 +1,160 @@
+"""Quotas per API key: requests and images per time, and concurrent requests."""
+
+import math
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from limits import RateLimitItem, parse_many
+from limits.aio.strategies import SlidingWindowCounterRateLimiter
+from limits.errors import ConcurrentUpdateError, StorageError
+from limits.storage import storage_from_string
+
+from app.errors import ConfigurationError, InvalidFieldError, RateLimitedError, TooLargeError
+from app.store.keys import Key
+
+log = structlog.get_logger()
+
+# A request waits at most this long for its count.
+_REDIS_TIMEOUT_S = 0.5
+
+
+def parse_rate(text: str | None, field: str) -> str | None:
+    """Return a rate in the notation of the ``limits`` library; ``;`` separates several.
+
+    Raises:
+        InvalidFieldError: the text is not a rate such as ``60/min`` or ``10/second; 1000/day``.
+    """
+    if text is None:
+        return None
+    rate = re.sub(r"\bmin\b", "minute", re.sub(r"\bsec\b", "second", text.strip()))
+    try:
+        items = parse_many(rate)
+    except ValueError:
+        items = []
+    if not items or any(item.amount < 1 for item in items):
+        raise InvalidFieldError.of(field, f"'{text}' is not a rate; write it as 60/min, or 10/second; 1000/day")
+    return rate
+
+
+@dataclass(frozen=True, slots=True)
+class DefaultQuotas:
+    """The quotas of keys that have none of their own; None means unlimited."""
+
+    rate: str | None = None
+    image_rate: str | None = None
+    concurrency: int | None = None
+
+
+class Quotas:
+    """Counts the use of each key and enforces its quotas.
+
+    Args:
+        defaults: for keys that have no quotas of their own.
+        storage: ``memory://`` counts in this process; ``redis://host:port`` counts for all processes that share it.
+
+    Raises:
+        ConfigurationError: the storage is not supported.
+    """
+
+    def __init__(self, defaults: DefaultQuotas, storage: str) -> None:
+        self._defaults = defaults
+        self._redis: Any = None
+        try:
+            if not re.match(r"memory://$|rediss?://.", storage):
+                raise ValueError("another kind of storage")  # noqa: TRY301 - reported like the library's own errors
+            options: dict[str, Any] = {}
+            if storage != "memory://":
+                self._redis = _redis_pool(storage)
+                options = {"implementation": "redispy", "connection_pool": self._redis}
+            counts = storage_from_string(f"async+{storage}", wrap_exceptions=True, **options)
+        except Exception as error:  # client libraries raise errors of any class
+            raise ConfigurationError(
+                f"DEIXIS_RATE_LIMIT_STORAGE cannot be used ({type(error).__name__}); write memory://, or"
+                " redis://host:port with the extra redis installed"
+            ) from error
+        self._limiter = SlidingWindowCounterRateLimiter(counts)
+        self._rates: dict[str, Sequence[RateLimitItem]] = {}
+        self._running: Counter[str] = Counter()
+
+    async def close(self) -> None:
+        """Close the connections to Redis."""
+        if self._redis is not None:
+            await self._redis.aclose()
+
+    @contextmanager
+    def running(self, key: Key) -> Iterator[None]:
+        """Count a request as running until the context ends.
+
+        Raises:
+            RateLimitedError: the key already has its maximum number of running requests.
+        """
+        limit = key.concurrency or self._defaults.concurrency
+        if limit is not None and self._running[key.id] >= limit:
+            raise RateLimitedError(
+                f"the key '{key.id}' already has {limit} requests running, which is its limit; wait until one of them"
+                " finishes",
+                retry_after_s=1,
+            )
+        self._running[key.id] += 1
+        try:
+            yield
+        finally:
+            self._running[key.id] -= 1
+            if not self._running[key.id]:
+                del self._running[key.id]
+
+    async def spend_request(self, key: Key) -> None:
+        """Count one request; raises ``RateLimitedError`` if the key's rate is used up."""
+        await self._spend(key, "requests", key.rate or self._defaults.rate, 1)
+
+    async def spend_images(self, key: Key, images: int) -> None:
+        """Count the images of a request.
+
+        Raises:
+            RateLimitedError: the key's image rate is used up.
+            TooLargeError: the request has more images than the rate ever allows at once.
+        """
+        await self._spend(key, "images", key.image_rate or self._defaults.image_rate, images)
+
+    async def _spend(self, key: Key, unit: str, rate: str | None, cost: int) -> None:
+        if rate is None or not cost:
+            return
+        if rate not in self._rates:
+            self._rates[rate] = parse_many(rate)
+        for item in self._rates[rate]:
+            if cost > item.amount:
+                raise TooLargeError(
+                    f"{cost:,} {unit} in one request exceed the rate of the key '{key.id}', {item}; send fewer"
+                )
+            try:
+                if await self._limiter.hit(item, unit, key.id, cost=cost):
+                    continue
+                resets_at = (await self._limiter.get_window_stats(item, unit, key.id)).reset_time
+            except (StorageError, ConcurrentUpdateError) as error:
+                # Serving too many requests for a while is better than serving none.
+                log.warning("rate_limit_storage_failed", reason=type(error).__name__)
+                return
+            wait_s = min(max(1, math.ceil(resets_at - time.time())), item.get_expiry())
+            raise RateLimitedError(
+                f"the key '{key.id}' has used its rate of {item} ({unit}); wait, or ask the operator for a higher rate",
+                retry_after_s=wait_s,
+            )
+
+
+def _redis_pool(url: str) -> Any:
+    from redis.asyncio import ConnectionPool  # noqa: PLC0415 - an extra
+    from redis.asyncio.retry import Retry  # noqa: PLC0415
+    from redis.backoff import NoBackoff  # noqa: PLC0415
+
+    return ConnectionPool.from_url(
+        url,
+        socket_timeout=_REDIS_TIMEOUT_S,
+        socket_connect_timeout=_REDIS_TIMEOUT_S,
+        retry=Retry(NoBackoff(), 0),
+    )
