@@ -1,47 +1,47 @@
-"""Every error this service raises on purpose, as one tree.
+"""All errors that this service raises on purpose, as one tree.
 
 DeixisError
-├── ClientError                       the caller can mend it
+├── ClientError                       the caller can fix it
 │   ├── MalformedRequestError         the request cannot be parsed
 │   ├── InvalidFieldError             parsed, but a field breaks a rule
 │   ├── UnauthenticatedError          a key is needed, and there is none or a wrong one
 │   ├── ForbiddenError                the key does not allow this
-│   ├── RateLimitedError              the key has used up what it may for now
-│   ├── UnknownNameError              nothing of that name: a label set, a model, a job
-│   ├── UnknownRouteError             no route of that path
+│   ├── RateLimitedError              the key has used up its quota
+│   ├── UnknownNameError              no label set, model or job of that name
+│   ├── UnknownRouteError             no route with that path
 │   ├── ConflictError                 it exists already
 │   ├── PreconditionFailedError       If-Match or If-None-Match does not hold
 │   ├── TooLargeError                 too many images or labels
 │   │   ├── BodyTooLargeError         the request has too many bytes
 │   │   └── ImageTooLargeError        one image has too many bytes or pixels
-│   ├── NotAnImageError               bytes that no decoder reads as a picture
-│   ├── UnreachableImageError         a URL that gave no image
-│   ├── UnsupportedMediaTypeError     a content type the route does not take
+│   ├── NotAnImageError               bytes that no decoder accepts
+│   ├── UnreachableImageError         a URL that returned no image
+│   ├── UnsupportedMediaTypeError     a content type that the route does not accept
 │   ├── MethodNotAllowedError         the path exists, the HTTP method does not
-│   ├── HeadTooLargeError             the request's line and headers have too many bytes
+│   ├── HeadTooLargeError             the request line and headers have too many bytes
 │   └── RequestTimeoutError           the request did not arrive in time
-└── ServerError                       the operator can mend it, or time will
+└── ServerError                       the operator can fix it, or it passes
     ├── OverloadedError               the queue is full
     ├── NotReadyError                 starting, draining, or a part has failed
-    ├── DeadlineExceededError         not done within the request's time
+    ├── DeadlineExceededError         not done before the deadline
     ├── NotConfiguredError            a setting is missing that this request needs
     ├── StoreError                    the database cannot be reached or is not usable
-    ├── ModelUnavailableError         weights cannot be had or are not what they should be
+    ├── ModelUnavailableError         weights are unavailable or not the expected ones
     └── ConfigurationError            a setting that cannot work
 
-Domain code raises these and never HTTP; ``app/api/errors.py`` holds the one table from class to status. Every message
-names the bad value, the rule and the way out.
+Domain code raises these and never HTTP errors; ``app/api/errors.py`` has the only table from class to status. Every
+message names the bad value, the rule and the way out.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-# Of a name that a caller made up: enough to recognise it, and what exists stays in sight.
+# Characters shown of an unknown name: enough to recognise it.
 _MAX_SHOWN_CHARS = 200
 
 
 class DeixisError(Exception):
-    """An error with a message fit to be shown to the caller."""
+    """An error whose message may be shown to the caller."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -49,7 +49,7 @@ class DeixisError(Exception):
 
 
 class ClientError(DeixisError):
-    """The caller sent something that this service refuses."""
+    """The request is wrong; the caller can fix it."""
 
 
 class MalformedRequestError(ClientError):
@@ -65,7 +65,7 @@ class FieldProblem:
 
 
 class InvalidFieldError(ClientError):
-    """A field was understood and breaks a rule; ``problems`` lists every one found."""
+    """One or more fields break a rule; ``problems`` lists all of them."""
 
     def __init__(self, problems: Sequence[FieldProblem]) -> None:
         super().__init__("; ".join(f"{p.field}: {p.problem}" if p.field else p.problem for p in problems))
@@ -78,23 +78,23 @@ class InvalidFieldError(ClientError):
 
 
 class HeadTooLargeError(ClientError):
-    """The line and the headers of a request have more bytes than are read."""
+    """The request line and headers exceed the limit."""
 
 
 class RequestTimeoutError(ClientError):
-    """The client did not send its request in the time that it has for it."""
+    """The client did not send its request in time."""
 
 
 class UnauthenticatedError(ClientError):
-    """The caller must say who it is, by a key that is known here."""
+    """The request needs a valid API key."""
 
 
 class ForbiddenError(ClientError):
-    """The caller is known, and may not do this."""
+    """The API key is valid, but does not allow this."""
 
 
 class RateLimitedError(ClientError):
-    """The caller has used up its share; ``retry_after_s`` is when more is allowed, in whole seconds of at least 1."""
+    """The key has used up its quota; ``retry_after_s`` is a whole number of seconds, at least 1."""
 
     def __init__(self, message: str, retry_after_s: int) -> None:
         super().__init__(message)
@@ -102,13 +102,13 @@ class RateLimitedError(ClientError):
 
 
 class UnknownNameError(ClientError):
-    """Something was named that does not exist; the message lists what does.
+    """A name that does not exist; the message lists the known names.
 
     Args:
-        kind: what was looked for, as in ``model`` or ``label set``.
-        name: the name that was given.
-        known: names that exist; the first twenty are shown, sorted. None where there is no use in listing them.
-        way_out: what the caller can do, when a list of names is not enough.
+        kind: the kind of name, such as ``model`` or ``label set``.
+        name: the unknown name.
+        known: existing names; the first twenty are shown, sorted. None lists none.
+        way_out: what the caller can do, if a list of names is not enough.
     """
 
     def __init__(self, kind: str, name: str, known: Iterable[str] | None = None, way_out: str = "") -> None:
@@ -122,11 +122,11 @@ class UnknownNameError(ClientError):
 
 
 class UnknownRouteError(ClientError):
-    """The path is none of the service's."""
+    """No route has this path."""
 
 
 class ConflictError(ClientError):
-    """The request would make something that exists already."""
+    """The request would create something that exists already."""
 
 
 class PreconditionFailedError(ClientError):
@@ -134,7 +134,7 @@ class PreconditionFailedError(ClientError):
 
 
 class TooLargeError(ClientError):
-    """A limit is passed, such as on the images or the labels of a request."""
+    """A limit is exceeded, such as the number of images or labels of a request."""
 
 
 class BodyTooLargeError(TooLargeError):
@@ -142,31 +142,31 @@ class BodyTooLargeError(TooLargeError):
 
 
 class ImageTooLargeError(TooLargeError):
-    """One image has too many bytes or pixels, or needs more memory than there is."""
+    """One image has too many bytes or pixels, or needs more memory than is available."""
 
 
 class NotAnImageError(ClientError):
-    """The bytes are not a picture that can be decoded whole."""
+    """The bytes are not an image that can be decoded completely."""
 
 
 class UnreachableImageError(ClientError):
-    """An image could not be fetched from the URL that was given for it."""
+    """An image could not be fetched from its URL."""
 
 
 class UnsupportedMediaTypeError(ClientError):
-    """The body's content type is not one the route takes."""
+    """The route does not accept the content type of the body."""
 
 
 class MethodNotAllowedError(ClientError):
-    """The route exists under another HTTP method."""
+    """The route exists, but not for this HTTP method."""
 
 
 class ServerError(DeixisError):
-    """The service cannot answer although the request is sound."""
+    """The service cannot answer, although the request is valid."""
 
 
 class OverloadedError(ServerError):
-    """The queue is full; ``retry_after_s`` is when it should have drained, in whole seconds of at least 1."""
+    """The queue is full; ``retry_after_s`` estimates when it has drained, in whole seconds, at least 1."""
 
     def __init__(self, message: str, retry_after_s: int) -> None:
         super().__init__(message)
@@ -174,24 +174,24 @@ class OverloadedError(ServerError):
 
 
 class NotReadyError(ServerError):
-    """The service is starting, draining, or has lost a part."""
+    """The service is starting or stopping, or a part of it has failed."""
 
 
 class DeadlineExceededError(ServerError):
-    """The request was not done within its time."""
+    """The request was not done before its deadline."""
 
 
 class NotConfiguredError(ServerError):
-    """A part that this request needs has not been set up."""
+    """A part that this request needs is not configured."""
 
 
 class StoreError(ServerError):
-    """The database cannot be reached, or holds a schema newer than this release."""
+    """The database cannot be reached, or has a schema newer than this release."""
 
 
 class ModelUnavailableError(ServerError):
-    """A model's weights cannot be had, or are not the ones that were promised."""
+    """A model's weights are unavailable, or not the expected ones."""
 
 
 class ConfigurationError(ServerError):
-    """A setting cannot work; raised at start, never while serving."""
+    """A setting cannot work; raised at start, never by a request."""

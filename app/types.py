@@ -1,4 +1,4 @@
-"""The value objects that flow through the service, and the array types with their named axes.
+"""The values that are passed between layers, and the array types with their named axes.
 
 Axes: n images, c classes, r names of classes (r >= c: a class may have synonyms), k prompts, d embedding dimensions,
 h and w pixels.
@@ -16,7 +16,7 @@ from jaxtyping import Float32, UInt8
 from app.errors import ClientError
 
 Pixels: TypeAlias = UInt8[np.ndarray, "h w 3"]
-"""One image, RGB, resized and cropped as its encoder wants it."""
+"""One RGB image, resized and cropped for its encoder."""
 
 ImageFeatures: TypeAlias = Float32[np.ndarray, "n d"]
 """Image features with unit rows."""
@@ -25,16 +25,16 @@ TextFeatures: TypeAlias = Float32[np.ndarray, "k d"]
 """Prompt features with unit rows."""
 
 ClassEmbeddings: TypeAlias = Float32[np.ndarray, "r d"]
-"""One row per name of a class; of unit length or shorter, as the method pools its prompts."""
+"""One row per class name, of unit length or shorter, depending on how the method pools its prompts."""
 
 PromptEmbeddings: TypeAlias = Float32[np.ndarray, "r k d"]
-"""For methods that weigh prompts: unit rows, the k-th prompt of each name saying the same about it."""
+"""Unit rows for methods that weigh prompts; the k-th prompt of every name has the same template."""
 
 Similarities: TypeAlias = Float32[np.ndarray, "n c"]
 """Cosines, or weighted means of cosines, in [-1, 1]."""
 
 Logits: TypeAlias = Float32[np.ndarray, "n c"]
-"""What the probability function is applied to."""
+"""The input of the probability function."""
 
 Probabilities: TypeAlias = Float32[np.ndarray, "n c"]
 """Scores in [0, 1]; rows sum to 1 for softmax models only."""
@@ -53,11 +53,10 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class ClassEntry:
-    """One class of a label set: its name and what helps to recognise it.
+    """One class of a label set: its name, and texts that help to recognise it.
 
-    ``descriptions`` are whole sentences about how it looks; ``features`` are short phrases, read as "NAME, which has
-    ..."; ``synonyms`` are other names; ``prompt``, if there is one, stands in the place of the filled templates, with
-    ``{}`` for the name.
+    ``descriptions`` are sentences about how the class looks; ``features`` are short phrases, read as "NAME, which has
+    ..."; ``synonyms`` are other names; ``prompt``, if given, replaces the templates, with ``{}`` for the name.
     """
 
     name: str
@@ -78,9 +77,9 @@ class MergeSynonyms(StrEnum):
 class LabelSet:
     """One immutable version of a named list of classes.
 
-    ``templates`` names a template set, or is itself one template that contains ``{}``. ``examples_revision`` is of the
-    label set and not of the version: it counts the changes of its example images, and is 0 as long as it had none.
-    ``deletions_revision`` is the one that the last deletion of examples made: what rests on older ones must go.
+    ``templates`` names a template set, or is itself one template that contains ``{}``. ``examples_revision``
+    belongs to the label set, not to the version: it counts the changes of its example images, and is 0 without any.
+    ``deletions_revision`` is the revision after the last deletion of examples: results of older ones must not be used.
     """
 
     name: str
@@ -99,18 +98,18 @@ class LabelSet:
 
     @property
     def reference(self) -> str:
-        """``name@version``, which will always mean these classes."""
+        """``name@version``, which always means these classes."""
         return f"{self.name}@{self.version}"
 
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """How logits become what callers read.
+    """How logits become scores, rejections and prediction sets.
 
-    ``temperature`` divides the logits, and was fitted on ``calibrated_on`` labelled images; 1 and 0 where there were
-    none. An image whose best score is under ``reject_below`` is none of the classes, which is wrong for about
-    ``false_rejection_rate`` of the images of a class, as far as that was measured. ``set_quantile`` is what the
-    probability of a label may lack of 1 for the label to be in the set of ``coverage``.
+    ``temperature`` divides the logits; it was fitted on ``calibrated_on`` labelled images, and is 1 if there are none.
+    An image whose best score is below ``reject_below`` is rejected; ``false_rejection_rate`` is the measured share of
+    images of a class that this rejects wrongly. A label is in the prediction set of ``coverage`` if its probability is
+    at least ``1 - set_quantile``.
     """
 
     temperature: float = 1.0
@@ -127,7 +126,7 @@ class Task:
 
     ``label_set`` is the version that the classes come from; None for labels of the request and for vocabulary-free
     classification. ``options`` are the method's, with the defaults filled in, sorted by name. ``reason`` says why
-    ``auto`` chose the method; None where the caller named it. Without ``classes``, labels are discovered in the caption
+    ``auto`` chose the method; None if the caller named it. Without ``classes``, labels are discovered in the caption
     database ``database``, for each image separately or, if ``together``, for all images of the request.
     """
 
@@ -176,9 +175,9 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class PromptContribution:
-    """What one prompt said of one image.
+    """The contribution of one prompt to the similarity of a label.
 
-    ``weight`` times ``cosine``, added up over all prompts of the label, is the label's similarity. ``source`` is
+    The sum of ``weight`` times ``cosine`` over all prompts of a label is its similarity. ``source`` is
     ``template``, ``class prompt``, ``description``, ``feature`` or ``random``.
     """
 
@@ -190,10 +189,10 @@ class PromptContribution:
 
 @dataclass(frozen=True, slots=True)
 class LabelExplanation:
-    """Why a label got its similarity: the prompts nearer to the image than the rival label is, and those farther.
+    """Why a label has its similarity: prompts that are nearer to the image than the rival label, and the others.
 
-    The rival of the best label is the second best, and that of any other label is the best. Both lists begin with the
-    prompt that made the most difference: its weight times its distance from the rival's similarity.
+    The rival of the best label is the second best; the rival of any other label is the best. Both lists are sorted by
+    the weight of the prompt times its distance from the rival's similarity, largest first.
     """
 
     label: str
@@ -206,9 +205,9 @@ class LabelExplanation:
 
 @dataclass(frozen=True, slots=True)
 class OutOfVocabulary:
-    """How little an image looks like any of the classes; both are higher for images of something else.
+    """Unknown-class scores: both are higher for images of none of the classes.
 
-    ``mcm`` is 1 less the largest softmax of the similarities (Ming et al., NeurIPS 2022), in [0, 1 - 1/c]; ``energy``
+    ``mcm`` is 1 minus the largest softmax of the similarities (Ming et al., NeurIPS 2022), in [0, 1 - 1/c]; ``energy``
     is minus the logsumexp of the logits (Liu et al., NeurIPS 2020).
     """
 
@@ -218,7 +217,7 @@ class OutOfVocabulary:
 
 @dataclass(frozen=True, slots=True)
 class NearCaption:
-    """A caption near an image, the cosine between the two, and which of the predictions it suggested."""
+    """A caption near an image, its cosine, and the predictions that it suggested."""
 
     caption: str
     similarity: float
@@ -227,11 +226,11 @@ class NearCaption:
 
 @dataclass(frozen=True, slots=True)
 class ImageResult:
-    """What became of one image: its predictions, best first, or the error that kept it from being read.
+    """The result for one image: its predictions, best first, or the error that kept it from being decoded.
 
-    ``captions`` are those that names were found in, the nearest first. ``rejected`` tells whether it is taken for none
-    of the classes, ``prediction_set`` holds the labels that the true one is among with the coverage that was asked for;
-    None where nobody asked.
+    ``captions`` are those that labels were discovered in, nearest first. ``rejected`` means that the image is taken for
+    none of the classes; ``prediction_set`` contains the true label with the requested coverage. Both are None unless
+    requested.
     """
 
     predictions: tuple[Prediction, ...] = ()
@@ -245,7 +244,7 @@ class ImageResult:
 
 @dataclass(frozen=True, slots=True)
 class ExamplesUsed:
-    """Which example images an answer rests on: how many, and of which revision of the label set's."""
+    """The example images that a classifier was fitted to: their number, and their revision."""
 
     revision: int
     labelled: int
@@ -254,7 +253,7 @@ class ExamplesUsed:
 
 @dataclass(frozen=True, slots=True)
 class SharedName:
-    """A name that was found for several images together, and how many of them it names."""
+    """A label that was discovered for several images together, and the number of images that it labels."""
 
     label: str
     images: int
@@ -262,11 +261,12 @@ class SharedName:
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """The answer to a task: one result per image, in order, and the milliseconds each stage took.
+    """The result of a task: one result per image, in order, and the milliseconds of each stage.
 
-    ``warnings`` are sentences about the task, such as that a method lacks what it needs. ``transductive`` tells that
-    the images of the request were looked at together. ``database`` is the caption database that the names are from, as
-    ``name@generation``; ``vocabulary`` are those in use, where they were found for all images together.
+    ``warnings`` are sentences about the task, for example that a method lacks the examples it needs. ``transductive``
+    means that the images of the request influenced each other. ``database`` is the caption database that the labels
+    come from, as ``name@generation``; ``vocabulary`` are the labels in use, if they were discovered for all images
+    together.
     """
 
     task: Task
