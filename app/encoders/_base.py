@@ -1,4 +1,4 @@
-"""What the rest of the service knows about a vision-language model."""
+"""The interface of a vision-language model, and the types that describe how it runs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,21 +11,21 @@ from pydantic import BaseModel, ConfigDict
 from app.errors import ModelUnavailableError
 from app.types import ImageFeatures, Pixels, TextFeatures
 
-# The smallest batch that comes this near to the best is taken: small ones answer sooner.
-_NEAR_ENOUGH = 0.95
+# The smallest batch with this share of the best throughput is used, since small batches have a lower latency.
+_MIN_SHARE_OF_BEST_RATE = 0.95
 
 
 @dataclass(frozen=True, slots=True)
 class ImagePath:
-    """How an encoder's image tower is run.
+    """How an encoder runs its image tower.
 
     Args:
         backend: ``torch`` or ``openvino``.
-        device: as torch names it.
+        device: a device name of torch.
         precision: ``fp32``, ``fp16`` or ``bf16``.
-        batch_size: images in one forward pass that suit it.
-        threads: for the arithmetic on a CPU, 0 elsewhere.
-        images_per_s: at that batch size; None where nothing was measured.
+        batch_size: recommended number of images in a forward pass.
+        threads: CPU threads of a forward pass; 0 on other devices.
+        images_per_s: throughput at that batch size; None if it was not measured.
     """
 
     backend: str
@@ -38,17 +38,17 @@ class ImagePath:
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """What the settings say of loading a model.
+    """Options for loading a model.
 
     Args:
-        device: ``auto``, or as torch names it.
-        precision: of the image tower; ``auto`` is what was measured to be best.
+        device: ``auto``, or a device name of torch.
+        precision: of the image tower; ``auto`` selects the fastest measured one.
         backend: of the image tower: ``auto``, ``torch`` or ``openvino``.
-        weights_dir: where hub files are kept; None leaves it to the hub library (``HF_HOME``).
-        data_dir: where measurements and converted towers are kept; None keeps none.
-        tuning_seconds: for measuring what is best, once per model and machine; 0 measures nothing.
-        measure_again: measure even if there is a measurement.
-        torch_compile: let torch compile the image tower where torch runs it.
+        weights_dir: cache folder of downloaded weights; None uses the default of the hub library (``HF_HOME``).
+        data_dir: folder of measurements and converted towers; None stores neither.
+        tuning_seconds: time for measuring the candidates, once per model and machine; 0 disables measuring.
+        measure_again: ignore a stored measurement.
+        torch_compile: compile the image tower with torch, if torch runs it.
     """
 
     device: str = "auto"
@@ -63,7 +63,7 @@ class LoadOptions:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One way to run an image tower; ``threads`` are those of a CPU, 0 where that means nothing."""
+    """A combination of options for running an image tower; ``threads`` is 0 on other devices than a CPU."""
 
     backend: str
     precision: str
@@ -71,7 +71,7 @@ class Candidate:
 
 
 class Trial(BaseModel):
-    """What came of trying a candidate: images per second by batch size, or why it is out of the question."""
+    """The measurement of a candidate: images per second by batch size, or the reason why it was refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -82,12 +82,12 @@ class Trial(BaseModel):
 
     @property
     def best_rate(self) -> float:
-        """Images per second at the best batch size; 0 where there is none."""
+        """Images per second at the best batch size; 0 for a refused candidate."""
         return 0.0 if self.refused else max(self.images_per_s.values(), default=0.0)
 
 
 class Tuning(BaseModel):
-    """Every trial of one model on one device, in the order in which they were made."""
+    """All trials of one model on one device, in chronological order."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -97,90 +97,90 @@ class Tuning(BaseModel):
     @property
     def best(self) -> Trial | None:
         """The fastest trial that was not refused."""
-        good = [trial for trial in self.trials if trial.best_rate > 0]
-        return max(good, key=lambda trial: trial.best_rate, default=None)
+        usable = [trial for trial in self.trials if trial.best_rate > 0]
+        return max(usable, key=lambda trial: trial.best_rate, default=None)
 
     def image_path(self) -> ImagePath | None:
-        """Return the fastest way, with the smallest batch that is nearly as fast as the best; None if all failed."""
+        """Return the fastest candidate, with the smallest batch that is almost as fast; None if all were refused."""
         best = self.best
         if best is None:
             return None
-        size = min(size for size, rate in best.images_per_s.items() if rate >= _NEAR_ENOUGH * best.best_rate)
-        way = best.candidate
-        return ImagePath(way.backend, self.device, way.precision, size, way.threads, round(best.images_per_s[size], 1))
+        size = min(size for size, rate in best.images_per_s.items() if rate >= _MIN_SHARE_OF_BEST_RATE * best.best_rate)
+        candidate, rate = best.candidate, round(best.images_per_s[size], 1)
+        return ImagePath(candidate.backend, self.device, candidate.precision, size, candidate.threads, rate)
 
 
 class ImageTower(Protocol):
-    """Runs an image tower one way."""
+    """An image tower that runs with the options of one candidate."""
 
     def begin(self, pixels: Sequence[Pixels]) -> Callable[[], ImageFeatures]:
-        """Start encoding n >= 1 images and return what waits for their unit rows (n, d), float32."""
+        """Start encoding n >= 1 images and return a function that waits for their unit rows (n, d), float32."""
 
 
 class ModelInfo(Protocol):
-    """What a model is, wherever its towers run. ``transform`` is called from several threads at once."""
+    """The properties of a model that do not depend on where its towers run."""
 
     name: str
-    """The name that callers use, as it was given in the settings."""
+    """The name in the settings and in requests."""
 
     embed_dim: int
-    """d, the size of the joint space."""
+    """d, the dimension of the joint space."""
 
     image_size_px: int
-    """Side of the square that the image tower takes."""
+    """Side of the square input of the image tower."""
 
     logit_scale: float
-    """The model's own scale on cosines, already exponentiated."""
+    """The model's own scale of cosines, already exponentiated."""
 
     logit_bias: float | None
-    """The bias of a sigmoid model such as SigLIP; None means that scores are a softmax over the classes."""
+    """The bias of a sigmoid model such as SigLIP; None for a model whose scores are a softmax over the classes."""
 
     image_path: ImagePath
-    """How its image tower is run."""
+    """How the image tower runs."""
 
     tuning: Tuning | None
-    """What was measured of the ways to run it; None where nothing was."""
+    """The measurements that ``image_path`` was selected from; None without measurements."""
 
     @property
     def transform(self) -> Callable[[Image.Image], Pixels]:
-        """What resizes and crops one upright RGB image to (image_size_px, image_size_px, 3), eight bits."""
+        """Resizes and crops an upright RGB image to uint8 (image_size_px, image_size_px, 3); thread-safe."""
 
 
 class Encoder(ModelInfo, Protocol):
-    """An image tower and a text tower with one joint space.
+    """An image tower and a text tower with a joint space.
 
-    The methods are called from worker threads, never from the event loop; ``begin_images`` and what it returns by one
-    thread, ``encode_texts`` by another.
+    The methods are called from worker threads, never from the event loop. One thread calls ``begin_images`` and the
+    functions that it returns, another thread calls ``encode_texts``.
     """
 
     def begin_images(self, pixels: Sequence[Pixels]) -> Callable[[], ImageFeatures]:
-        """Start encoding n >= 1 transformed images and return what waits for their unit rows (n, d), float32.
+        """Start encoding n >= 1 transformed images and return a function that waits for their unit rows (n, d).
 
-        A second batch may begin before the first is waited for, so that an accelerator never is. Both steps may raise
-        ``MemoryError``, after which the same images may be tried in smaller batches.
+        A second batch may start before the first has finished, so that an accelerator is never idle. Both steps may
+        raise ``MemoryError``; the caller may then encode the same images in smaller batches.
         """
 
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
-        """Return unit rows (k, d), float32, for k >= 1 texts; over-long texts are truncated by the tokenizer."""
+        """Return unit rows (k, d), float32, for k >= 1 texts; the tokenizer truncates texts that are too long."""
 
     def image_fingerprint(self) -> str:
-        """Return what tells the features of this image tower from those of every other; takes up to some seconds.
+        """Return an identifier of the image tower's weights and preprocessing; takes up to some seconds.
 
-        It does not tell apart the ways to run a tower, which are let in only where they change no answers.
+        It does not depend on how the tower runs, since only candidates that do not change predictions are used.
         """
 
     def text_fingerprint(self) -> str:
-        """Return what tells the features of this text tower from those of every other; takes up to some seconds."""
+        """Return an identifier of the text tower's weights and tokenizer; takes up to some seconds."""
 
 
 def model_source(spec: str) -> tuple[str, str, str]:
-    """Split a model's name into its source, what to find there, and the tag.
+    """Split a model's name into source, location and tag.
 
     The sources are ``open_clip`` (``architecture/tag``), ``hf-hub`` (``hf-hub:org/repo``), ``local-dir``
     (``local-dir:path``) and ``embedded``; only the first has a tag.
 
     Raises:
-        ModelUnavailableError: the name has none of these forms.
+        ModelUnavailableError: the name has another form.
     """
     if spec == "embedded":
         return "embedded", "", ""
@@ -191,6 +191,6 @@ def model_source(spec: str) -> tuple[str, str, str]:
     if slash and architecture and tag and not colon:
         return "open_clip", architecture, tag
     raise ModelUnavailableError(
-        f"'{spec}' is no model name; write embedded, architecture/tag (ViT-B-32/laion2b_s34b_b79k), hf-hub:org/repo or"
-        " local-dir:path"
+        f"'{spec}' is not a model name; write embedded, architecture/tag (ViT-B-32/laion2b_s34b_b79k), hf-hub:org/repo"
+        " or local-dir:path"
     )

@@ -1,4 +1,4 @@
-"""The catalogue of known encoders: one TOML file per model, read strictly."""
+"""The catalogue of known encoders: one TOML file per model."""
 
 import tomllib
 from pathlib import Path
@@ -13,16 +13,16 @@ Url = Annotated[str, Field(pattern=r"^https://\S+$")]
 
 
 class ModelCard(BaseModel):
-    """What is known about one pretrained encoder without loading it.
+    """The properties of a pretrained encoder that are known without loading it.
 
-    Accuracy is what its source reports, not what this service measured. ``commercial_use`` says what the licence of the
-    weights permits; ``params_millions`` counts both towers.
+    The accuracy is the one reported by ``imagenet_source``. ``commercial_use`` refers to the licence of the weights.
+    ``params_millions`` counts both towers.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     name: Annotated[str, Field(pattern=r"^[\w.+-]+/[\w.+-]+$")]
-    """``architecture/tag`` as OpenCLIP has them, and as the settings take it."""
+    """``architecture/tag`` of OpenCLIP, as in the settings."""
     title: Text
     family: Text
     year: Annotated[int, Field(ge=2021)]
@@ -58,25 +58,25 @@ class ModelCard(BaseModel):
 
     @property
     def float32_bytes(self) -> int:
-        """Bytes that the weights take on disk and in memory in single precision."""
+        """Size of the weights in single precision, on disk and in memory."""
         return round(self.params_millions * 1_000_000) * 4
 
     @model_validator(mode="after")
-    def _a_figure_has_a_source(self) -> Self:
+    def _check_accuracy_has_source(self) -> Self:
         if (self.imagenet_zero_shot_top1 is None) != (self.imagenet_source is None):
-            raise ValueError("imagenet_zero_shot_top1 and imagenet_source come together: give both or neither")
+            raise ValueError("imagenet_zero_shot_top1 and imagenet_source require each other: give both or neither")
         return self
 
 
 def load_catalogue(folder: Path) -> dict[str, ModelCard]:
-    """Return the cards of every ``*.toml`` directly in a folder, by model name, in the order of the file names.
+    """Return the model cards in a folder's ``*.toml`` files by model name, in the order of the file names.
 
     Raises:
-        ConfigurationError: no such folder, or a file that is not TOML, has a missing, unknown or wrong key, or names a
-            model that another file names; every broken key of that file is listed.
+        ConfigurationError: the folder does not exist, a file is not TOML or has missing, unknown or invalid keys (all
+            of them are listed), or two files have the same model name.
     """
     if not folder.is_dir():
-        raise ConfigurationError(f"no folder of model cards at '{folder}'; it belongs to the installation")
+        raise ConfigurationError(f"the folder of model cards '{folder}' does not exist; reinstall deixis")
     cards: dict[str, ModelCard] = {}
     files: dict[str, Path] = {}
     for file in sorted(folder.glob("*.toml")):

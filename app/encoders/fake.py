@@ -1,4 +1,4 @@
-"""An encoder without weights that knows three colours, for tests that are not about models."""
+"""An encoder without weights that recognises three colours, for tests that do not need a model."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -14,9 +14,9 @@ _COLOURS = ("red", "green", "blue")
 
 
 class FakeEncoder:
-    """Red, green and blue pictures lie near texts with that word; other texts point where their hash says.
+    """Encodes red, green and blue images near texts that contain that word; other texts by their hash.
 
-    ``encoded_texts`` and ``image_batches`` record the calls, so that tests can see what was encoded again.
+    ``encoded_texts`` and ``image_batches`` record the calls.
     """
 
     def __init__(self, name: str = "fake", *, logit_bias: float | None = None) -> None:
@@ -31,11 +31,11 @@ class FakeEncoder:
         self.image_batches: list[int] = []
 
     def transform(self, image: Image.Image) -> Pixels:
-        """Shrink to 8 by 8 pixels."""
+        """Resize to 8 by 8 pixels."""
         return np.asarray(image.resize((self.image_size_px, self.image_size_px)))
 
     def begin_images(self, pixels: Sequence[Pixels]) -> Callable[[], ImageFeatures]:
-        """Return what encodes them."""
+        """Return a function that encodes the images."""
         return lambda: self.encode_images(pixels)
 
     def encode_images(self, pixels: Sequence[Pixels]) -> ImageFeatures:
@@ -46,23 +46,23 @@ class FakeEncoder:
         return unit_rows(features)
 
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
-        """Return a colour's axis for texts that name one, else a direction from the text's hash."""
+        """Return the axis of a colour for texts that contain it, otherwise a direction derived from the text's hash."""
         self.encoded_texts.extend(texts)
         return unit_rows(np.stack([self._direction(text) for text in texts]))
 
     def image_fingerprint(self) -> str:
-        """Return its name."""
+        """Return the model's name."""
         return self.name
 
     def text_fingerprint(self) -> str:
-        """Return its name."""
+        """Return the model's name."""
         return self.name
 
     def _direction(self, text: str) -> np.ndarray:
         direction = np.zeros(self.embed_dim, dtype=np.float32)
-        named = [axis for axis, colour in enumerate(_COLOURS) if colour in text.lower()]
-        if named:
-            direction[named] = 1
+        axes = [axis for axis, colour in enumerate(_COLOURS) if colour in text.lower()]
+        if axes:
+            direction[axes] = 1
         else:
             seed = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
             direction[len(_COLOURS) :] = np.random.default_rng(seed).standard_normal(self.embed_dim - len(_COLOURS))

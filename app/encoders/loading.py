@@ -1,4 +1,4 @@
-"""From a model's name to a loaded encoder."""
+"""Load an encoder by the name of its model."""
 
 import os
 
@@ -8,19 +8,19 @@ _DEFAULTS = LoadOptions()
 
 
 def load_encoder(spec: str, options: LoadOptions = _DEFAULTS) -> Encoder:
-    """Load a model by name, in the calling thread; seconds to minutes.
+    """Load a model in the calling thread; this takes seconds to minutes.
 
-    torch is imported here and not with this module, so that commands which need no model start at once.
+    The function imports torch, so that commands that need no model start without it.
 
     Args:
         spec: ``embedded``, ``architecture/tag``, ``hf-hub:org/repo`` or ``local-dir:path``.
-        options: the settings.
+        options: how to load it.
 
     Raises:
-        ModelUnavailableError: with the reason and the way out.
+        ModelUnavailableError: the model cannot be loaded.
     """
     source, _, _ = model_source(spec)
-    _spin_briefly()
+    _limit_openmp_spinning()
     from app.encoders.open_clip import load_open_clip  # noqa: PLC0415 - see the docstring
 
     if source == "embedded":
@@ -37,12 +37,12 @@ def imagenet_templates() -> tuple[str, ...]:
     return read()
 
 
-def _spin_briefly() -> None:
-    """Let OpenMP's idle threads sleep soon; read once, when torch loads it.
+def _limit_openmp_spinning() -> None:
+    """Let idle OpenMP threads sleep early; torch reads the variable once, when it loads OpenMP.
 
-    By default they spin for milliseconds in wait of the next layer. That gains a little on an idle machine, and costs
-    all speed on a busy one: a thread that decodes a picture, or a neighbour's process, waits behind threads that do
-    nothing.
+    By default, idle threads spin for milliseconds while they wait for the next layer. This is slightly faster on an
+    idle machine and much slower on a busy one, where spinning threads block threads that decode images and other
+    processes.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")

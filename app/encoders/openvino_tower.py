@@ -1,6 +1,6 @@
-"""An image tower that OpenVINO runs on a CPU, converted from torch's once and kept on disk.
+"""An image tower that OpenVINO runs on a CPU, converted from torch once and stored on disk.
 
-On CPUs it is several times as fast as torch for convolutional towers, and lays weights in half precision out only once.
+For convolutional towers on CPUs, OpenVINO is several times as fast as torch.
 """
 
 import contextlib
@@ -25,23 +25,23 @@ from app.types import ImageFeatures, Pixels
 
 log = structlog.get_logger()
 
-# OpenVINO's names for ours.
+# The names of OpenVINO by ours.
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 
-# The first batch of each size costs what OpenVINO prepares for it, up to ten times the pass itself.
-_WARM_UP_TO = 8
+# OpenVINO prepares the first batch of each size, which takes up to ten times as long as the forward pass.
+_MAX_WARM_UP_BATCH = 8
 
 
 def openvino_is_installed() -> bool:
-    """Return whether the extra is there, without importing it."""
+    """Return whether the package is installed, without importing it."""
     return importlib.util.find_spec("openvino") is not None
 
 
 class OpenVinoImageTower:
-    """Each batch has a request of OpenVINO's to itself until its rows are read, so that any number may be under way.
+    """Runs any number of batches at the same time, each with an inference request of its own.
 
     Args:
-        compiled: takes bytes (n, h, w, 3), gives features (n, d) of any length.
+        compiled: maps uint8 images (n, h, w, 3) to features (n, d), not normalised.
     """
 
     def __init__(self, compiled: Any) -> None:
@@ -49,10 +49,10 @@ class OpenVinoImageTower:
         self._free: list[Any] = []
 
     def begin(self, pixels: Sequence[Pixels]) -> Callable[[], ImageFeatures]:
-        """Start encoding n >= 1 images and return what waits for their unit rows (n, d), float32."""
+        """Start encoding n >= 1 images and return a function that waits for their unit rows (n, d), float32."""
         batch = pixels[0][None] if len(pixels) == 1 else np.stack(pixels)
         request = self._free.pop() if self._free else self._compiled.create_infer_request()
-        # It reads the batch where it lies, which ``wait`` keeps alive.
+        # The request reads the batch without a copy; ``wait`` keeps it alive.
         request.start_async({0: batch}, share_inputs=True)
 
         def wait() -> ImageFeatures:
@@ -74,40 +74,42 @@ def load_openvino_tower(
     fingerprint: str,
     folder: Path | None,
 ) -> OpenVinoImageTower:
-    """Convert a tower, or read what was converted before, and compile it for this CPU.
+    """Convert a tower, or read a stored conversion, and compile it for this CPU.
 
     Args:
-        encode: normalised images (n, 3, size, size) to features (n, d), single precision, on the CPU.
+        encode: maps normalised images (n, 3, size, size) to features (n, d), in single precision on the CPU.
         mean: of each channel, in [0, 1].
         std: of each channel.
         size_px: side of an image.
         precision: ``fp32`` or ``bf16``.
-        fingerprint: of the weights and of everything else that the conversion depends on.
-        folder: where converted towers are kept; None keeps none.
+        fingerprint: identifies the weights and all other inputs of the conversion.
+        folder: folder of converted towers; None does not store them.
 
     Raises:
         ImportError: OpenVINO is not installed.
-        Exception: whatever OpenVINO raises for a tower that it cannot convert.
+        Exception: OpenVINO cannot convert the tower; it raises errors of any type.
     """
     ov = _import_openvino()
-    model = _kept(ov, encode, mean, std, size_px, folder and folder / f"{fingerprint}-{version('openvino')}.xml")
+    model = _read_or_convert(
+        ov, encode, mean, std, size_px, folder and folder / f"{fingerprint}-{version('openvino')}.xml"
+    )
     options = {
         "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
         "INFERENCE_NUM_THREADS": usable_cores(),
         "PERFORMANCE_HINT": "LATENCY",
-        # Pinned threads are faster, but two containers with a share of one machine would pin theirs to the same cores.
+        # Pinned threads are faster, but several containers on one machine would pin theirs to the same cores.
         "ENABLE_CPU_PINNING": usable_cores() == os.cpu_count(),
     }
     tower = OpenVinoImageTower(ov.Core().compile_model(model, "CPU", options))
-    for size in range(1, _WARM_UP_TO + 1):
+    for size in range(1, _MAX_WARM_UP_BATCH + 1):
         tower.begin([np.zeros((size_px, size_px, 3), np.uint8)] * size)()
     return tower
 
 
-def _kept(
+def _read_or_convert(
     ov: Any, encode: torch.nn.Module, mean: Sequence[float], std: Sequence[float], size_px: int, file: Path | None
 ) -> Any:
-    """Return the converted tower, from its file where there is a whole one, else converted and written to it."""
+    """Return the converted tower from its file; if that is missing or unreadable, convert the tower and write it."""
     if file is not None and file.is_file() and file.with_suffix(".bin").is_file():
         try:
             return ov.Core().read_model(file)
@@ -121,7 +123,7 @@ def _kept(
 
 def _convert(ov: Any, encode: torch.nn.Module, mean: Sequence[float], std: Sequence[float], size_px: int) -> Any:
     with torch.no_grad(), warnings.catch_warnings():
-        # Third-party notices about their own future, and about sizes that are constant here.
+        # Deprecation warnings of third-party packages, and warnings about sizes that are constant here.
         warnings.simplefilter("ignore")
         model = ov.convert_model(
             encode, example_input=torch.zeros(2, 3, size_px, size_px), input=[-1, 3, size_px, size_px]
@@ -129,32 +131,32 @@ def _convert(ov: Any, encode: torch.nn.Module, mean: Sequence[float], std: Seque
     steps = ov.preprocess.PrePostProcessor(model)
     steps.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
     steps.input().model().set_layout(ov.Layout("NCHW"))
-    steps.input().preprocess().convert_element_type(ov.Type.f32).mean([255 * each for each in mean]).scale(
-        [255 * each for each in std]
+    steps.input().preprocess().convert_element_type(ov.Type.f32).mean([255 * value for value in mean]).scale(
+        [255 * value for value in std]
     )
     return steps.build()
 
 
 def _write(ov: Any, model: Any, file: Path) -> None:
-    """Keep a converted tower; its graph comes last, so that a graph without its weights is never found."""
+    """Write a converted tower: first the weights, then the graph, so that a graph always has its weights."""
     partial = file.with_name(f"{uuid.uuid4().hex}.xml")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         ov.save_model(model, partial, compress_to_fp16=False)
         publish(partial.with_suffix(".bin"), file.with_suffix(".bin"))
         publish(partial, file)
-    except (OSError, RuntimeError) as error:  # a folder that is full or may not be written to
-        log.warning("converted_tower_not_kept", file=str(file), reason=str(error).splitlines()[0])
+    except (OSError, RuntimeError) as error:  # the disk is full, or the folder is read-only
+        log.warning("converted_tower_not_written", file=str(file), reason=str(error).splitlines()[0])
     finally:
-        for left in (partial, partial.with_suffix(".bin")):
+        for remainder in (partial, partial.with_suffix(".bin")):
             with contextlib.suppress(OSError):
-                left.unlink(missing_ok=True)
+                remainder.unlink(missing_ok=True)
 
 
 def _import_openvino() -> Any:
-    """Import OpenVINO without its telemetry, which would report every conversion to its makers without being asked."""
+    """Import OpenVINO without its telemetry, which reports every conversion to its vendor by default."""
     modules: dict[str, Any] = sys.modules
-    modules.setdefault("openvino_telemetry", None)  # whose import then fails, as if it were not installed
-    import openvino  # noqa: PLC0415 - an extra that may be absent
+    modules.setdefault("openvino_telemetry", None)  # makes its import fail, as if it were not installed
+    import openvino  # noqa: PLC0415 - an optional dependency
 
     return openvino

@@ -1,4 +1,4 @@
-"""An image tower that torch runs, on a CPU or an accelerator."""
+"""An image tower that torch runs on a CPU or an accelerator."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -12,15 +12,15 @@ from app.types import ImageFeatures, Pixels
 
 
 class TorchImageTower:
-    """Normalises on the device: a byte per channel is copied there, a quarter of what single precision would take.
+    """Copies images to the device as bytes and normalises them there; single precision would copy four times as much.
 
     Args:
-        encode: normalised images (n, 3, h, w), channels last, to features (n, d).
+        encode: maps normalised images (n, 3, h, w), channels last, to features (n, d).
         mean: of each channel, in [0, 1].
         std: of each channel.
         device: of the weights.
         dtype: of the weights.
-        threads: for the arithmetic on a CPU; None takes one per core.
+        threads: CPU threads of a forward pass; None uses one per core.
     """
 
     def __init__(
@@ -39,25 +39,25 @@ class TorchImageTower:
         self._device = torch.device(device)
         self._dtype = dtype
         self._threads = threads or usable_cores()
-        self._copying: torch.cuda.Stream | None = None
+        self._copy_stream: torch.cuda.Stream | None = None
         if self._device.type == "cuda":
-            self._copying = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+            self._copy_stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
 
     def begin(self, pixels: Sequence[Pixels]) -> Callable[[], ImageFeatures]:
-        """Start encoding n >= 1 images and return what gives their unit rows (n, d), float32.
+        """Start encoding n >= 1 images and return a function that returns their unit rows (n, d), float32.
 
-        On CUDA the copy to the device and the computation go on by themselves, beside a batch that began earlier.
-        Elsewhere what is returned computes.
+        On CUDA, copying and computing are asynchronous, in parallel with an earlier batch. On other devices the
+        returned function computes.
 
         Raises:
-            MemoryError: the device has none left; also by what is returned.
+            MemoryError: the device is out of memory; the returned function may raise it too.
         """
-        # One image needs no copy to become a batch.
+        # A batch of one image is a view.
         batch = torch.from_numpy(pixels[0][None] if len(pixels) == 1 else np.stack(pixels))
-        if self._copying is None:
+        if self._copy_stream is None:
             return lambda: self._compute(batch)
         with out_of_memory_is_memory_error():
-            return self._launch(batch, self._copying)
+            return self._launch(batch, self._copy_stream)
 
     def _compute(self, batch: torch.Tensor) -> ImageFeatures:
         use_threads(self._threads)
@@ -65,29 +65,29 @@ class TorchImageTower:
             rows: ImageFeatures = self._forward(batch.to(self._device)).cpu().numpy()
             return rows
 
-    def _launch(self, batch: torch.Tensor, copying: torch.cuda.Stream) -> Callable[[], ImageFeatures]:
+    def _launch(self, batch: torch.Tensor, copy_stream: torch.cuda.Stream) -> Callable[[], ImageFeatures]:
         with torch.inference_mode(), torch.cuda.device(self._device):
-            computing = torch.cuda.current_stream()
-            with torch.cuda.stream(copying):
-                there = batch.pin_memory().to(self._device, non_blocking=True)
-            computing.wait_stream(copying)
-            there.record_stream(computing)
-            features = self._forward(there)
-            here = torch.empty(features.shape, dtype=features.dtype, pin_memory=True)
-            here.copy_(features, non_blocking=True)
+            compute_stream = torch.cuda.current_stream()
+            with torch.cuda.stream(copy_stream):
+                on_device = batch.pin_memory().to(self._device, non_blocking=True)
+            compute_stream.wait_stream(copy_stream)
+            on_device.record_stream(compute_stream)
+            features = self._forward(on_device)
+            on_host = torch.empty(features.shape, dtype=features.dtype, pin_memory=True)
+            on_host.copy_(features, non_blocking=True)
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record()
 
         def wait() -> ImageFeatures:
             with out_of_memory_is_memory_error():
                 done.synchronize()
-            rows: ImageFeatures = here.numpy()
+            rows: ImageFeatures = on_host.numpy()
             return rows
 
         return wait
 
     def _forward(self, batch: torch.Tensor) -> torch.Tensor:
-        # Height, width, channels, seen as channels first: what convolutions know as channels last.
+        # (n, h, w, 3) viewed as (n, 3, h, w) is the memory format channels last.
         normalised = (batch.permute(0, 3, 1, 2).float() - self._mean) / self._std
         return torch.nn.functional.normalize(self._encode(normalised.to(self._dtype)).float(), dim=-1)
 
@@ -96,7 +96,7 @@ _thread = threading.local()
 
 
 def use_threads(count: int) -> None:
-    """Let the calling thread compute on ``count`` cores from now on; setting it again would empty torch's caches."""
+    """Limit torch to ``count`` cores in the calling thread; setting the same limit again would clear torch's caches."""
     if getattr(_thread, "count", None) != count:
         torch.set_num_threads(count)
         _thread.count = count
@@ -104,7 +104,7 @@ def use_threads(count: int) -> None:
 
 @contextmanager
 def out_of_memory_is_memory_error() -> Iterator[None]:
-    """Raise the built-in error, which code that knows no torch can tell from others; free torch's reserve."""
+    """Raise ``MemoryError`` for torch's errors, so that callers need no torch, and free torch's cached memory."""
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -1,8 +1,8 @@
-"""Finds out how an image tower runs best on this machine, and remembers it.
+"""Measures how an image tower runs fastest on this machine, and stores the result.
 
-What is fastest cannot be known from the model's name or the processor's: on one CPU a batch of eight is half as fast an
-image as a batch of one, and a back end that doubles one model's speed halves another's. So each way is tried for a
-moment, once; what it says must also agree with single precision.
+The fastest options cannot be predicted from the model and the processor: on one CPU, a batch of eight takes twice as
+long per image as a batch of one, and a backend that doubles the speed of one model halves that of another. Therefore
+each candidate is measured once. Its features must also agree with those in single precision.
 """
 
 import hashlib
@@ -29,29 +29,30 @@ from app.types import ImageFeatures, Pixels
 log = structlog.get_logger()
 
 MIN_COSINE = 0.999
-"""Between the features of every probe image and those in single precision, for a way to be chosen.
+"""Lowest allowed cosine between the features of a probe image and its features in single precision.
 
-For EfficientNet-lite0 on 372 photographs of clothing, bfloat16 gave a cosine of 0.993 at least and changed 2 answers in
-100; for a ViT-B-32 it gives 0.9999.
+For EfficientNet-lite0 on 372 photographs of clothing, the lowest cosine of bfloat16 was 0.993 and 2 predictions in 100
+changed; for a ViT-B-32 it is 0.9999.
 """
 
 _CPU_BATCHES = (1, 2, 4, 8, 16, 32)
 _GPU_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-# A way that is this much slower than the best so far is not tried in larger batches.
-_HOPELESS = 0.6
+# A candidate below this share of the best rate so far is not measured with larger batches.
+_MIN_RELATIVE_RATE = 0.6
 _SECONDS_PER_BATCH_SIZE = 0.4
 
 
-def candidates(device: str, options: LoadOptions) -> list[Candidate]:
-    """Return the ways that this device and the settings leave, the likely best first.
+def list_candidates(device: str, options: LoadOptions) -> list[Candidate]:
+    """Return the candidates that device and options allow, in the order in which they are likely to be fast.
 
     Raises:
-        ModelUnavailableError: the settings leave none.
+        ModelUnavailableError: they allow none.
     """
-    wanted = options.precision
     if not device.startswith("cpu"):
         if options.backend == "openvino":
-            raise ModelUnavailableError(f"DEIXIS_IMAGE_BACKEND=openvino runs on the CPU, and the device is {device}")
+            raise ModelUnavailableError(
+                f"DEIXIS_IMAGE_BACKEND=openvino only runs on the CPU, and the device is {device}; set DEIXIS_DEVICE=cpu"
+            )
         return [Candidate("torch", model_precision(device, options), 0)]
     cores = usable_cores()
     found: list[Candidate] = []
@@ -59,43 +60,44 @@ def candidates(device: str, options: LoadOptions) -> list[Candidate]:
         found += [Candidate("openvino", precision, cores) for precision in ("fp32", "bf16")]
     elif options.backend == "openvino":
         raise ModelUnavailableError(
-            "DEIXIS_IMAGE_BACKEND=openvino needs the package openvino; pip install 'deixis[openvino]' installs it"
+            "DEIXIS_IMAGE_BACKEND=openvino needs the package openvino; run: pip install 'deixis[openvino]'"
         )
     if options.backend in {"auto", "torch"}:
         found += [Candidate("torch", precision, cores) for precision in ("fp32", "bf16", "fp16")]
         if cores > 1:
             found.append(Candidate("torch", "fp32", 1))
-    if wanted == "auto":
-        # fp16 is slower than fp32 on every CPU so far, and bf16 where there are no instructions for it.
-        usual_ones = {"fp32", "bf16"} if has_bf16_instructions() else {"fp32"}
-        return [each for each in found if each.precision in usual_ones]
-    found = [each for each in found if each.precision == wanted]
+    if options.precision == "auto":
+        # fp16 is slower than fp32 on every CPU measured so far, and so is bf16 without instructions for it.
+        precisions = {"fp32", "bf16"} if has_bf16_instructions() else {"fp32"}
+        return [candidate for candidate in found if candidate.precision in precisions]
+    found = [candidate for candidate in found if candidate.precision == options.precision]
     if not found:
         raise ModelUnavailableError(
-            f"DEIXIS_PRECISION={wanted} is not possible with DEIXIS_IMAGE_BACKEND={options.backend} on a CPU"
+            f"DEIXIS_IMAGE_BACKEND={options.backend} does not support DEIXIS_PRECISION={options.precision} on a CPU;"
+            " set one of them to auto"
         )
     return found
 
 
 def model_precision(device: str, options: LoadOptions) -> str:
-    """Return the precision in which a model is loaded: on a CPU that of the text tower, elsewhere that of both."""
+    """Return the precision that a model is loaded in: of the text tower on a CPU, of both towers elsewhere."""
     if device.startswith("cpu"):
         return "fp32"
-    usual = "fp16" if device.startswith("cuda") else "fp32"
-    return usual if options.precision == "auto" else options.precision
+    default = "fp16" if device.startswith("cuda") else "fp32"
+    return default if options.precision == "auto" else options.precision
 
 
 def has_bf16_instructions() -> bool:
-    """Return whether this CPU multiplies in bfloat16."""
+    """Return whether this CPU has instructions for bfloat16."""
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return False
-    # Of Intel and AMD, and of Arm.
+    # The first two are of Intel and AMD, the last is of Arm.
     return any(flag in flags for flag in ("avx512_bf16", "amx_bf16", " bf16"))
 
 
-def select(
+def select_tower(
     name: str,
     device: str,
     *,
@@ -104,79 +106,85 @@ def select(
     fingerprint: str,
     options: LoadOptions,
 ) -> tuple[ImageTower, ImagePath, Tuning | None]:
-    """Return the best tower: as measured before on this machine, or now, or where neither may be, as is usual.
+    """Return the fastest tower, by a stored measurement or a new one; without measurements, the first that works.
 
     Args:
         name: of the model.
-        device: as ``pick_device`` returns it.
-        build: makes a candidate's tower.
+        device: as returned by ``select_device``.
+        build: builds the tower of a candidate.
         size_px: side of an image.
         fingerprint: of the weights.
-        options: ``data_dir`` has the measurements; ``tuning_seconds`` bounds a new one, 0 makes none.
+        options: ``data_dir`` is the folder of measurements, ``tuning_seconds`` the time for a new one.
 
     Raises:
-        ModelUnavailableError: the settings leave no way, or none of them works.
+        ModelUnavailableError: the options allow no candidate, or none of them works.
     """
-    ways = candidates(device, options)
+    candidates = list_candidates(device, options)
     file = (
         None
         if options.data_dir is None
-        else options.data_dir / "tuning" / f"{_key(name, device, fingerprint, ways)}.json"
+        else options.data_dir / "tuning" / f"{_key(name, device, fingerprint, candidates)}.json"
     )
     tuning = None if options.measure_again else _read(file)
     if tuning is None and options.tuning_seconds > 0:
-        tuning = measure(device, ways, build, probe_images(size_px), seconds=options.tuning_seconds)
+        tuning = measure(device, candidates, build, probe_images(size_px), seconds=options.tuning_seconds)
         if tuning.best is not None and file is not None:
             _write(file, tuning)
     path = tuning.image_path() if tuning else None
     if path is not None:
-        ways.insert(0, Candidate(path.backend, path.precision, path.threads))
-    failed: Exception | None = None
-    for way in ways:
+        candidates.insert(0, Candidate(path.backend, path.precision, path.threads))
+    failure: Exception | None = None
+    for candidate in candidates:
         try:
-            tower = build(way)
+            tower = build(candidate)
             tower.begin(probe_images(size_px, count=1))()
-        except Exception as error:  # noqa: BLE001 - whatever a back end raises
-            log.warning("image_tower_does_not_work", model=name, **_as_fields(way), reason=_one_line(error))
-            failed, path = error, None
+        except Exception as error:  # noqa: BLE001 - backends raise errors of any type
+            log.warning("image_tower_failed", model=name, **_log_fields(candidate), reason=_one_line(error))
+            failure, path = error, None
             continue
-        chosen = path or ImagePath(way.backend, device, way.precision, _usual_batch(device), way.threads, None)
-        return tower, chosen, tuning
+        if path is None:
+            path = ImagePath(
+                candidate.backend, device, candidate.precision, _default_batch_size(device), candidate.threads, None
+            )
+        return tower, path, tuning
     raise ModelUnavailableError(
-        f"model '{name}' is not usable: a trial ended in {type(failed).__name__}: {_one_line(failed)}; check that its"
-        " configuration and its weights belong together, and try DEIXIS_PRECISION=fp32"
-    ) from failed
+        f"model '{name}' cannot be used: a test ended with {type(failure).__name__}: {_one_line(failure)}; check that"
+        " its configuration and its weights belong together, and try DEIXIS_PRECISION=fp32"
+    ) from failure
 
 
 def measure(
     device: str,
-    ways: Sequence[Candidate],
+    candidates: Sequence[Candidate],
     build: Callable[[Candidate], ImageTower],
     probes: Sequence[Pixels],
     *,
     seconds: float,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Tuning:
-    """Try every candidate, for about ``seconds`` in all; the first batch of each comes in any case.
+    """Measure every candidate with at least one batch, for about ``seconds`` in total.
 
-    On a CPU each must agree with torch in single precision; elsewhere the precision was chosen, and is not questioned.
+    On a CPU, a candidate is refused if its features differ from those of torch in single precision. On other devices
+    there is only one candidate, and its precision is not checked.
     """
     ends = clock() + seconds
     cpu = device.startswith("cpu")
     reference = build(Candidate("torch", "fp32", usable_cores())).begin(probes)() if cpu else None
     trials: list[Trial] = []
     best = 0.0
-    for number, way in enumerate(ways):
-        log.info("measuring", **_as_fields(way))
-        share = (ends - clock()) / (len(ways) - number)
-        trial = _try(way, build, probes, reference, _CPU_BATCHES if cpu else _GPU_BATCHES, best, share, clock)
+    for number, candidate in enumerate(candidates):
+        log.info("measuring", **_log_fields(candidate))
+        share = (ends - clock()) / (len(candidates) - number)
+        trial = _measure_candidate(
+            candidate, build, probes, reference, _CPU_BATCHES if cpu else _GPU_BATCHES, best, share, clock
+        )
         best = max(best, trial.best_rate)
         trials.append(trial)
     return Tuning(device=device, trials=tuple(trials))
 
 
-def _try(
-    way: Candidate,
+def _measure_candidate(
+    candidate: Candidate,
     build: Callable[[Candidate], ImageTower],
     probes: Sequence[Pixels],
     reference: ImageFeatures | None,
@@ -187,47 +195,49 @@ def _try(
 ) -> Trial:
     rates: dict[int, float] = {}
     try:
-        tower = build(way)
+        tower = build(candidate)
         features = tower.begin(probes)()
         cosine = None if reference is None else float((features * reference).sum(axis=1).min())
-        if cosine is not None and not cosine >= MIN_COSINE:  # NaN neither
-            reason = f"features differ from single precision: cosine {cosine:.4f}, needed {MIN_COSINE}"
-            return Trial(candidate=way, min_cosine=cosine, images_per_s={}, refused=reason)
+        if cosine is not None and not cosine >= MIN_COSINE:  # also true for NaN
+            reason = f"features differ from single precision: cosine {cosine:.4f}, minimum {MIN_COSINE}"
+            return Trial(candidate=candidate, min_cosine=cosine, images_per_s={}, refused=reason)
         ends = clock() + seconds
         for size in sizes:
-            if rates and (clock() >= ends or (max(rates.values()) < _HOPELESS * best and size > 2) or _declines(rates)):
+            if rates and (
+                clock() >= ends or (max(rates.values()) < _MIN_RELATIVE_RATE * best and size > 2) or _has_peaked(rates)
+            ):
                 break
             rates[size] = _rate(tower, [probes[index % len(probes)] for index in range(size)], clock)
-    except Exception as error:  # noqa: BLE001 - whatever a back end raises
-        if rates:  # too large a batch for the memory
-            return Trial(candidate=way, min_cosine=cosine, images_per_s=rates)
+    except Exception as error:  # noqa: BLE001 - backends raise errors of any type
+        if rates:  # the larger batch does not fit into the memory
+            return Trial(candidate=candidate, min_cosine=cosine, images_per_s=rates)
         return Trial(
-            candidate=way, min_cosine=None, images_per_s={}, refused=f"{type(error).__name__}: {_one_line(error)}"
+            candidate=candidate, min_cosine=None, images_per_s={}, refused=f"{type(error).__name__}: {_one_line(error)}"
         )
-    return Trial(candidate=way, min_cosine=cosine, images_per_s=rates)
+    return Trial(candidate=candidate, min_cosine=cosine, images_per_s=rates)
 
 
-def _declines(rates: dict[int, float]) -> bool:
-    """Return whether the two largest batches so far were no better than a smaller one."""
-    *before, one, two = rates.values() if len(rates) > 2 else (0.0, 1.0, 1.0)
-    return max(one, two) < 1.02 * max(before)
+def _has_peaked(rates: dict[int, float]) -> bool:
+    """Return whether the two largest batches so far were at most 2 % faster than a smaller one."""
+    *smaller, second, largest = rates.values() if len(rates) > 2 else (0.0, 1.0, 1.0)
+    return max(second, largest) < 1.02 * max(smaller)
 
 
 def _rate(tower: ImageTower, batch: Sequence[Pixels], clock: Callable[[], float]) -> float:
-    """Return images per second: of the quickest run, since all that disturbs a measurement makes it slower."""
+    """Return the images per second of the fastest run, since disturbances only slow a run down."""
     tower.begin(batch)()
     began = clock()
-    quickest, runs = float("inf"), 0
+    fastest_s, runs = float("inf"), 0
     while runs < 2 or (clock() - began < _SECONDS_PER_BATCH_SIZE and runs < 20):
         started = clock()
         tower.begin(batch)()
-        quickest = min(quickest, clock() - started)
+        fastest_s = min(fastest_s, clock() - started)
         runs += 1
-    return round(len(batch) / max(quickest, 1e-9), 2)
+    return round(len(batch) / max(fastest_s, 1e-9), 2)
 
 
 def probe_images(size_px: int, count: int = 16) -> list[Pixels]:
-    """Return images with the structure of photographs, always the same ones: shading, edges, texture and noise."""
+    """Return fixed synthetic images with the structure of photographs: shading, edges, texture and noise."""
     rng = np.random.default_rng(20)
     rows, columns = np.mgrid[0:size_px, 0:size_px] / size_px
     images = []
@@ -238,7 +248,7 @@ def probe_images(size_px: int, count: int = 16) -> list[Pixels]:
             shade = slope[0, 0, channel] * rows + slope[0, 1, channel] * columns
             texture = np.sin(waves[0, channel] * rows + waves[1, channel] * columns + phase[channel])
             picture[..., channel] = 128 + 60 * shade + 25 * texture
-        for _ in range(rng.integers(1, 6)):  # things before a background
+        for _ in range(rng.integers(1, 6)):  # discs as foreground objects
             middle, radius = rng.uniform(0, 1, 2), rng.uniform(0.05, 0.4)
             inside = (rows - middle[0]) ** 2 + (columns - middle[1]) ** 2 < radius**2
             picture[inside] = 0.3 * picture[inside] + 0.7 * rng.uniform(0, 255, 3)
@@ -248,7 +258,7 @@ def probe_images(size_px: int, count: int = 16) -> list[Pixels]:
 
 
 def fingerprint_of(weights: Iterable[tuple[str, torch.Tensor]], *others: object) -> str:
-    """Return a hash of weights, their names and whatever else counts; about a second for each gigabyte."""
+    """Return a hash of the weights, their names and ``others``; this takes about one second per gigabyte."""
     digest = hashlib.sha256(repr(others).encode())
     for name, tensor in weights:
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype};".encode())
@@ -256,14 +266,14 @@ def fingerprint_of(weights: Iterable[tuple[str, torch.Tensor]], *others: object)
     return digest.hexdigest()[:32]
 
 
-def _key(name: str, device: str, fingerprint: str, ways: Sequence[Candidate]) -> str:
-    """Return what a measurement depends on, hashed: the model, the machine, the software, and what was allowed."""
+def _key(name: str, device: str, fingerprint: str, candidates: Sequence[Candidate]) -> str:
+    """Return a hash of everything that a measurement depends on: model, machine, software and candidates."""
     hardware = [device, platform.machine(), _processor(), usable_cores()]
     if device.startswith("cuda"):
         hardware.append(torch.cuda.get_device_name(device))
     software = [__version__, torch.__version__, _version("openvino"), _version("timm"), _version("open_clip_torch")]
-    told = repr((name, fingerprint, hardware, software, list(ways)))
-    return hashlib.sha256(told.encode()).hexdigest()[:32]
+    inputs = repr((name, fingerprint, hardware, software, list(candidates)))
+    return hashlib.sha256(inputs.encode()).hexdigest()[:32]
 
 
 def _processor() -> str:
@@ -295,16 +305,16 @@ def _write(file: Path, tuning: Tuning) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, tuning.model_dump_json(indent=2) + "\n")
-    except OSError as error:  # it will be measured again
-        log.warning("tuning_not_kept", file=str(file), reason=_one_line(error))
+    except OSError as error:  # the next start measures again
+        log.warning("tuning_not_written", file=str(file), reason=_one_line(error))
 
 
-def _usual_batch(device: str) -> int:
+def _default_batch_size(device: str) -> int:
     return 4 if device.startswith("cpu") else 32
 
 
-def _as_fields(way: Candidate) -> dict[str, Any]:
-    return {"backend": way.backend, "precision": way.precision, "threads": way.threads}
+def _log_fields(candidate: Candidate) -> dict[str, Any]:
+    return {"backend": candidate.backend, "precision": candidate.precision, "threads": candidate.threads}
 
 
 def _one_line(error: BaseException | None) -> str:

@@ -167,7 +167,7 @@ def build(
         "visual_basis": basis.half(),
     }
     head = TextHead(tensors, class_weight, sharpness=sharpness, concept_share=0.5)
-    looks = head.looks(head.words(photos.float()))
+    looks = head.visual_part(head.semantic_part(photos.float()))
     tensors["look_centre"] = LOOK_CENTRING * looks.mean(dim=0)
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
 

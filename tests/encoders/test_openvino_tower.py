@@ -35,7 +35,7 @@ def encoder(spec, folder):
     return load_encoder(spec, LoadOptions(**OPENVINO, data_dir=folder))
 
 
-def test_features_are_those_of_torch(spec, encoder):
+def test_features_equal_those_of_torch(spec, encoder):
     reference = load_encoder(spec, LoadOptions(device="cpu", backend="torch", precision="fp32"))
     pixels = [encoder.transform(image) for image in images()]
     rows, wanted = encoder.encode_images(pixels), reference.encode_images(pixels)
@@ -46,7 +46,7 @@ def test_features_are_those_of_torch(spec, encoder):
     assert (encoder.image_path.backend, encoder.embed_dim) == ("openvino", reference.embed_dim)
 
 
-def test_the_embedded_models_features_are_those_of_torch(tmp_path):
+def test_the_features_of_the_embedded_model_equal_those_of_torch(tmp_path):
     ours = load_embedded(LoadOptions(**OPENVINO, data_dir=tmp_path))
     reference = load_embedded(LoadOptions(device="cpu", backend="torch"))
     pixels = [*probe_images(224), ours.transform(Image.new("RGB", (300, 200), "teal"))]
@@ -54,13 +54,13 @@ def test_the_embedded_models_features_are_those_of_torch(tmp_path):
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
-def test_any_batch_gives_the_rows_of_its_images(encoder, size):
+def test_a_batch_of_any_size_returns_the_rows_of_its_images(encoder, size):
     pixels = [encoder.transform(image) for image in images()] * 2
     alone = np.concatenate([encoder.encode_images([one]) for one in pixels[:size]])
     np.testing.assert_allclose(encoder.encode_images(pixels[:size]), alone, atol=1e-5)
 
 
-def test_a_second_batch_may_begin_before_the_first_is_waited_for(encoder):
+def test_a_second_batch_may_start_before_the_first_has_finished(encoder):
     pixels = [encoder.transform(image) for image in images()]
     wanted = encoder.encode_images(pixels)
     for _ in range(5):
@@ -68,7 +68,7 @@ def test_a_second_batch_may_begin_before_the_first_is_waited_for(encoder):
         np.testing.assert_allclose(np.concatenate([first(), second()]), wanted, atol=1e-5)
 
 
-def test_any_number_may_be_under_way_and_be_waited_for_in_any_order(encoder):
+def test_many_batches_may_run_and_finish_in_any_order(encoder):
     """When a batch fails its halves are tried while another has begun; and one may never be waited for."""
     pixels = [encoder.transform(image) for image in images()]
     wanted = encoder.encode_images(pixels)
@@ -78,7 +78,7 @@ def test_any_number_may_be_under_way_and_be_waited_for_in_any_order(encoder):
         np.testing.assert_allclose(waiting[number](), wanted[[number]], atol=1e-5)
 
 
-def test_rows_stay_as_they_are_when_the_next_batch_is_encoded(encoder):
+def test_the_next_batch_does_not_change_earlier_rows(encoder):
     pixels = [encoder.transform(image) for image in images()]
     first = encoder.encode_images(pixels[:1])
     kept = first.copy()
@@ -87,12 +87,12 @@ def test_rows_stay_as_they_are_when_the_next_batch_is_encoded(encoder):
     np.testing.assert_array_equal(first, kept)
 
 
-def test_the_weights_of_the_tower_that_torch_does_not_run_are_let_go(encoder):
+def test_the_unused_torch_weights_are_released(encoder):
     assert not list(encoder._model.visual.parameters())
     assert encoder.image_size_px == 32
 
 
-def test_a_model_whose_image_tower_is_more_than_a_module_is_run_by_torch(spec, monkeypatch):
+def test_a_model_of_another_class_is_run_by_torch(spec, monkeypatch):
     class Another(open_clip.CLIP):
         """As CoCa, whose tower gives more than features."""
 
@@ -126,14 +126,14 @@ def test_a_converted_tower_is_read_at_the_next_start(spec, folder, encoder, monk
     np.testing.assert_allclose(again.encode_images(pixels), encoder.encode_images(pixels), atol=1e-6)
 
 
-def test_other_weights_are_another_tower(folder, encoder, tmp_path):
+def test_other_weights_are_converted_to_another_file(folder, encoder, tmp_path):
     other = load_encoder(write_model(tmp_path / "other", seed=1), LoadOptions(**OPENVINO, data_dir=folder))
     pixels = [other.transform(image) for image in images()]
     assert np.abs(other.encode_images(pixels) - encoder.encode_images(pixels)).max() > 0.01
 
 
 @pytest.mark.parametrize("damage", ["torn graph", "no weights", "short weights"])
-def test_a_tower_that_was_kept_badly_is_converted_again(spec, tmp_path, damage):
+def test_a_damaged_converted_tower_is_converted_again(spec, tmp_path, damage):
     options = LoadOptions(**OPENVINO, data_dir=tmp_path)
     wanted = load_encoder(spec, options)
     weights, graph = converted(tmp_path)
@@ -150,12 +150,12 @@ def test_a_tower_that_was_kept_badly_is_converted_again(spec, tmp_path, damage):
     assert [file.suffix for file in converted(tmp_path)] == [".bin", ".xml"]
 
 
-def test_a_folder_that_cannot_be_written_is_no_reason_not_to_serve(spec, tmp_path):
+def test_a_read_only_folder_does_not_prevent_serving(spec, tmp_path):
     (tmp_path / "openvino").write_text("a file where the folder should be")
     assert load_encoder(spec, LoadOptions(**OPENVINO, data_dir=tmp_path)).image_path.backend == "openvino"
 
 
-def test_a_tower_that_does_not_convert_is_run_by_torch(spec, monkeypatch):
+def test_a_tower_that_cannot_be_converted_is_run_by_torch(spec, monkeypatch):
     def fails(*_):
         raise RuntimeError("no such operation")
 
@@ -168,7 +168,7 @@ def test_a_tower_that_does_not_convert_is_run_by_torch(spec, monkeypatch):
 # --- silence -------------------------------------------------------------------------------------------------------
 
 
-def test_conversion_reports_nothing_to_anybody(tmp_path):
+def test_the_conversion_sends_no_telemetry(tmp_path):
     """In a fresh interpreter, with a tripwire under everything that could reach a network."""
     program = f"""
 import socket, sys
@@ -197,7 +197,7 @@ assert sys.modules["openvino_telemetry"] is None
     assert not list(home.rglob("*openvino*")), "it left an identifier"
 
 
-def test_torch_may_compile_what_it_runs(spec, monkeypatch):
+def test_torch_compiles_the_image_tower_on_request(spec, monkeypatch):
     compiled = []
 
     def compile_(function, **options):

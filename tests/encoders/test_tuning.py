@@ -1,4 +1,4 @@
-"""How the way to run an image tower is chosen, and remembered; no time of this machine is asserted."""
+"""Measuring, selecting and storing how an image tower runs; with a fake clock."""
 
 import json
 
@@ -9,7 +9,7 @@ import torch
 from app.encoders import tuning
 from app.encoders._base import Candidate, LoadOptions, Trial, Tuning
 from app.encoders.embedded import load_embedded
-from app.encoders.tuning import MIN_COSINE, candidates, fingerprint_of, measure, probe_images, select
+from app.encoders.tuning import MIN_COSINE, fingerprint_of, list_candidates, measure, probe_images, select_tower
 from app.errors import ModelUnavailableError
 
 FP32, BF16, ONE = Candidate("torch", "fp32", 2), Candidate("torch", "bf16", 2), Candidate("torch", "fp32", 1)
@@ -18,7 +18,7 @@ DEFAULTS = LoadOptions(tuning_seconds=5)
 
 
 @pytest.fixture(autouse=True)
-def _a_machine(monkeypatch):
+def _fixed_machine(monkeypatch):
     monkeypatch.setattr(tuning, "usable_cores", lambda: 2)
     monkeypatch.setattr(tuning, "has_bf16_instructions", lambda: True)
     monkeypatch.setattr(tuning, "openvino_is_installed", lambda: True)
@@ -35,106 +35,106 @@ class Clock:
 
 
 class Tower:
-    """Takes as long as it is told to, for each batch size; ``off`` turns its features away from the true ones."""
+    """Takes ``seconds(batch size)``; ``angle`` rotates its features away from the true ones."""
 
-    def __init__(self, clock, seconds=lambda size: 0.01 * size, off=0.0, room=1000):
-        self.clock, self.seconds, self.off, self.room = clock, seconds, off, room
+    def __init__(self, clock, seconds=lambda size: 0.01 * size, angle=0.0, max_batch=1000):
+        self.clock, self.seconds, self.angle, self.max_batch = clock, seconds, angle, max_batch
         self.sizes = []
 
     def begin(self, pixels):
         self.sizes.append(len(pixels))
-        if len(pixels) > self.room:
+        if len(pixels) > self.max_batch:
             raise MemoryError("no room")
 
         def wait():
             self.clock.now += self.seconds(len(pixels))
             rows = np.zeros((len(pixels), 4), np.float32)
-            rows[:, 0], rows[:, 1] = np.cos(self.off), np.sin(self.off)
+            rows[:, 0], rows[:, 1] = np.cos(self.angle), np.sin(self.angle)
             return rows
 
         return wait
 
 
-def measured(towers, *, seconds=60.0, device="cpu", clock=None):
+def measure_towers(towers, *, seconds=60.0, device="cpu", clock=None):
     return measure(device, list(towers), towers.__getitem__, probe_images(8), seconds=seconds, clock=clock)
 
 
-def a_tuning(*trials):
+def make_tuning(*trials):
     return Tuning(device="cpu", trials=trials)
 
 
-def a_trial(way, rates, **others):
-    return Trial(candidate=way, min_cosine=1.0, images_per_s=rates, **others)
+def make_trial(candidate, rates, **others):
+    return Trial(candidate=candidate, min_cosine=1.0, images_per_s=rates, **others)
 
 
-# --- the choice ----------------------------------------------------------------------------------------------------
+# --- selecting ----------------------------------------------------------------------------------------------------
 
 
-def test_the_fastest_way_is_chosen_with_the_smallest_batch_that_is_nearly_as_fast():
-    path = a_tuning(
-        a_trial(FP32, {1: 10.0, 2: 12.0, 4: 13.0}), a_trial(BF16, {1: 20.0, 2: 39.0, 4: 40.0, 8: 41.0, 16: 30.0})
+def test_the_fastest_candidate_is_selected_with_the_smallest_batch_that_is_almost_as_fast():
+    path = make_tuning(
+        make_trial(FP32, {1: 10.0, 2: 12.0, 4: 13.0}), make_trial(BF16, {1: 20.0, 2: 39.0, 4: 40.0, 8: 41.0, 16: 30.0})
     ).image_path()
     assert (path.backend, path.precision, path.threads) == ("torch", "bf16", 2)
     assert (path.batch_size, path.images_per_s) == (2, 39.0)
 
 
-def test_where_larger_batches_are_slower_the_batch_is_one():
-    assert a_tuning(a_trial(FP32, {1: 95.0, 2: 60.0, 4: 25.0})).image_path().batch_size == 1
+def test_the_batch_size_is_one_if_larger_batches_are_slower():
+    assert make_tuning(make_trial(FP32, {1: 95.0, 2: 60.0, 4: 25.0})).image_path().batch_size == 1
 
 
-def test_what_was_refused_is_not_chosen_however_fast():
-    refused = a_trial(BF16, {1: 1000.0}, refused="wrong")
-    assert a_tuning(refused, a_trial(FP32, {1: 1.0})).image_path().precision == "fp32"
-    assert a_tuning(refused).image_path() is None
+def test_a_refused_candidate_is_not_selected():
+    refused = make_trial(BF16, {1: 1000.0}, refused="wrong")
+    assert make_tuning(refused, make_trial(FP32, {1: 1.0})).image_path().precision == "fp32"
+    assert make_tuning(refused).image_path() is None
 
 
 # --- measuring -----------------------------------------------------------------------------------------------------
 
 
-def test_the_rate_is_that_of_each_batch_size():
+def test_every_batch_size_is_measured():
     clock = Clock()
-    found = measured({FP32: Tower(clock, lambda size: 0.02 + 0.01 * size)}, clock=clock)
+    found = measure_towers({FP32: Tower(clock, lambda size: 0.02 + 0.01 * size)}, clock=clock)
     rates = found.trials[0].images_per_s
     assert rates == {size: pytest.approx(size / (0.02 + 0.01 * size), rel=1e-3) for size in (1, 2, 4, 8, 16, 32)}
     assert found.trials[0].min_cosine == pytest.approx(1.0)
 
 
-def test_larger_batches_are_not_tried_where_they_stopped_to_gain():
+def test_larger_batches_are_not_measured_after_the_rate_has_peaked():
     clock = Clock()
-    found = measured({FP32: Tower(clock, lambda size: 0.01 * size**1.5)}, clock=clock)
+    found = measure_towers({FP32: Tower(clock, lambda size: 0.01 * size**1.5)}, clock=clock)
     assert list(found.trials[0].images_per_s) == [1, 2, 4]
 
 
-def test_a_way_that_is_far_behind_is_not_tried_in_large_batches():
+def test_a_slow_candidate_is_not_measured_with_large_batches():
     clock = Clock()
     slow = Tower(clock, lambda size: 0.05 * size**0.9)
-    found = measured({BF16: Tower(clock, lambda size: 0.01 * size), FP32: slow}, clock=clock)
+    found = measure_towers({BF16: Tower(clock, lambda size: 0.01 * size), FP32: slow}, clock=clock)
     assert max(found.trials[1].images_per_s) <= 4
     assert found.best.candidate == BF16
 
 
-@pytest.mark.parametrize("off", [0.06, float("nan")])
-def test_a_way_whose_features_differ_is_refused_before_it_is_timed(off):
+@pytest.mark.parametrize("angle", [0.06, float("nan")])
+def test_a_candidate_with_different_features_is_refused_before_it_is_timed(angle):
     clock = Clock()
-    wrong = Tower(clock, lambda size: 1e-6, off=off)
-    found = measured({FP32: Tower(clock), BF16: wrong}, clock=clock)
+    wrong = Tower(clock, lambda size: 1e-6, angle=angle)
+    found = measure_towers({FP32: Tower(clock), BF16: wrong}, clock=clock)
     assert "differ from single precision" in found.trials[1].refused
     assert wrong.sizes == [16]
     assert found.best.candidate == FP32
 
 
-def test_features_that_differ_less_than_the_bound_are_no_reason():
+def test_a_candidate_with_slightly_different_features_is_not_refused():
     clock = Clock()
-    found = measured({FP32: Tower(clock), BF16: Tower(clock, off=0.04)}, clock=clock)
+    found = measure_towers({FP32: Tower(clock), BF16: Tower(clock, angle=0.04)}, clock=clock)
     assert MIN_COSINE < found.trials[1].min_cosine < 1
     assert found.trials[1].refused is None
 
 
-def test_a_way_that_raises_is_refused_with_its_reason_and_the_others_are_tried():
+def test_a_candidate_that_raises_is_refused_with_the_reason_and_the_others_are_measured():
     clock = Clock()
 
-    def build(way):
-        if way == OPENVINO:
+    def build(candidate):
+        if candidate == OPENVINO:
             raise RuntimeError("cannot\nconvert")
         return Tower(clock)
 
@@ -143,30 +143,32 @@ def test_a_way_that_raises_is_refused_with_its_reason_and_the_others_are_tried()
     assert found.best.candidate == FP32
 
 
-def test_a_batch_that_the_memory_has_no_room_for_ends_the_curve_and_not_the_way():
+def test_a_candidate_that_runs_out_of_memory_keeps_its_smaller_batches():
     clock = Clock()
-    (trial,) = measured({FP32: Tower(clock, lambda size: 0.02 + 0.01 * size, room=16)}, clock=clock).trials
+    (trial,) = measure_towers({FP32: Tower(clock, lambda size: 0.02 + 0.01 * size, max_batch=16)}, clock=clock).trials
     assert (max(trial.images_per_s), trial.refused) == (16, None)
 
 
-def test_when_the_time_is_up_every_way_has_been_tried_with_one_image():
+def test_every_candidate_is_measured_with_one_image_when_the_time_is_up():
     clock = Clock()
-    found = measured({way: Tower(clock, lambda size: size) for way in (FP32, BF16, ONE)}, seconds=0.1, clock=clock)
+    found = measure_towers(
+        {candidate: Tower(clock, lambda size: size) for candidate in (FP32, BF16, ONE)}, seconds=0.1, clock=clock
+    )
     assert [list(trial.images_per_s) for trial in found.trials] == [[1], [1], [1]]
 
 
-def test_on_a_gpu_the_precision_is_not_questioned_and_batches_are_large():
+def test_on_a_gpu_the_precision_is_not_checked_and_batches_are_large():
     clock = Clock()
-    found = measured({Candidate("torch", "fp16", 0): Tower(clock, lambda size: 0.1)}, device="cuda", clock=clock)
+    found = measure_towers({Candidate("torch", "fp16", 0): Tower(clock, lambda size: 0.1)}, device="cuda", clock=clock)
     assert (found.trials[0].min_cosine, max(found.trials[0].images_per_s)) == (None, 256)
     assert found.image_path().device == "cuda"
 
 
-# --- what may be tried ---------------------------------------------------------------------------------------------
+# --- candidates ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("options", "wanted"),
+    ("options", "expected"),
     [
         ({}, [("openvino", "fp32"), ("openvino", "bf16"), ("torch", "fp32"), ("torch", "bf16"), ("torch", "fp32")]),
         ({"backend": "torch"}, [("torch", "fp32"), ("torch", "bf16"), ("torch", "fp32")]),
@@ -175,57 +177,59 @@ def test_on_a_gpu_the_precision_is_not_questioned_and_batches_are_large():
         ({"precision": "fp16"}, [("torch", "fp16")]),
     ],
 )
-def test_settings_restrict_what_is_tried_on_a_cpu(options, wanted):
-    assert [(way.backend, way.precision) for way in candidates("cpu", LoadOptions(**options))] == wanted
+def test_options_restrict_the_candidates_on_a_cpu(options, expected):
+    assert [
+        (candidate.backend, candidate.precision) for candidate in list_candidates("cpu", LoadOptions(**options))
+    ] == expected
 
 
-def test_without_the_instructions_half_precision_is_tried_only_if_it_was_asked_for(monkeypatch):
+def test_without_the_instructions_half_precision_is_a_candidate_only_on_request(monkeypatch):
     monkeypatch.setattr(tuning, "has_bf16_instructions", lambda: False)
-    assert {way.precision for way in candidates("cpu", LoadOptions())} == {"fp32"}
-    assert {way.precision for way in candidates("cpu", LoadOptions(precision="bf16"))} == {"bf16"}
+    assert {candidate.precision for candidate in list_candidates("cpu", LoadOptions())} == {"fp32"}
+    assert {candidate.precision for candidate in list_candidates("cpu", LoadOptions(precision="bf16"))} == {"bf16"}
 
 
 def test_without_openvino_torch_remains(monkeypatch):
     monkeypatch.setattr(tuning, "openvino_is_installed", lambda: False)
-    assert {way.backend for way in candidates("cpu", LoadOptions())} == {"torch"}
+    assert {candidate.backend for candidate in list_candidates("cpu", LoadOptions())} == {"torch"}
     with pytest.raises(ModelUnavailableError, match=r"deixis\[openvino\]"):
-        candidates("cpu", LoadOptions(backend="openvino"))
+        list_candidates("cpu", LoadOptions(backend="openvino"))
 
 
 @pytest.mark.parametrize(
-    ("device", "precision", "wanted"),
+    ("device", "precision", "expected"),
     [("cuda:1", "auto", "fp16"), ("cuda", "bf16", "bf16"), ("mps", "auto", "fp32"), ("mps", "fp16", "fp16")],
 )
-def test_an_accelerator_has_one_way(device, precision, wanted):
-    assert candidates(device, LoadOptions(precision=precision)) == [Candidate("torch", wanted, 0)]
+def test_an_accelerator_has_one_candidate(device, precision, expected):
+    assert list_candidates(device, LoadOptions(precision=precision)) == [Candidate("torch", expected, 0)]
 
 
 @pytest.mark.parametrize(
     ("device", "options"), [("cuda", {"backend": "openvino"}), ("cpu", {"backend": "openvino", "precision": "fp16"})]
 )
-def test_settings_that_leave_no_way_are_refused(device, options):
+def test_options_without_a_candidate_are_refused(device, options):
     with pytest.raises(ModelUnavailableError, match="DEIXIS_"):
-        candidates(device, LoadOptions(**options))
+        list_candidates(device, LoadOptions(**options))
 
 
-# --- remembering ---------------------------------------------------------------------------------------------------
+# --- storing ---------------------------------------------------------------------------------------------------
 
 
-class Workshop:
-    """Builds towers, the quicker the later in the list of ways, and counts what was measured."""
+class TowerBuilder:
+    """Builds towers and records their candidates."""
 
     def __init__(self, *, fails=()):
         self.fails = set(fails)
         self.built = []
 
-    def __call__(self, way):
-        self.built.append(way)
-        if way.backend in self.fails:
+    def __call__(self, candidate):
+        self.built.append(candidate)
+        if candidate.backend in self.fails:
             raise RuntimeError("does not work")
         return Tower(Clock())
 
-    def select(self, options, *, name="m", fingerprint="f"):
-        tower, path, found = select(name, "cpu", build=self, size_px=8, fingerprint=fingerprint, options=options)
+    def select_tower(self, options, *, name="m", fingerprint="f"):
+        tower, path, found = select_tower(name, "cpu", build=self, size_px=8, fingerprint=fingerprint, options=options)
         assert isinstance(tower, Tower)
         return path, found
 
@@ -239,35 +243,35 @@ def file_of(folder):
     return file
 
 
-def test_what_was_measured_is_not_measured_again(tmp_path):
-    first, found = Workshop().select(options_in(tmp_path))
-    again = Workshop()
-    path, kept = again.select(options_in(tmp_path, tuning_seconds=0))
+def test_a_measurement_is_stored_and_reused(tmp_path):
+    first, found = TowerBuilder().select_tower(options_in(tmp_path))
+    again = TowerBuilder()
+    path, kept = again.select_tower(options_in(tmp_path, tuning_seconds=0))
     assert path == first
     assert kept == found
     assert len(again.built) == 1
 
 
-def test_measuring_again_takes_the_place_of_what_was_measured(tmp_path):
-    Workshop().select(options_in(tmp_path))
+def test_measuring_again_replaces_the_stored_measurement(tmp_path):
+    TowerBuilder().select_tower(options_in(tmp_path))
     before = file_of(tmp_path).stat().st_ino
-    again = Workshop()
-    again.select(options_in(tmp_path, measure_again=True))
+    again = TowerBuilder()
+    again.select_tower(options_in(tmp_path, measure_again=True))
     assert len(again.built) > 1
     assert file_of(tmp_path).stat().st_ino != before
 
 
 @pytest.mark.parametrize("change", ["name", "fingerprint", "settings", "cores"])
-def test_what_a_measurement_depends_on_makes_it_another(tmp_path, monkeypatch, change):
-    Workshop().select(options_in(tmp_path))
-    again, options, others = Workshop(), options_in(tmp_path), {}
+def test_a_change_of_any_input_leads_to_a_new_measurement(tmp_path, monkeypatch, change):
+    TowerBuilder().select_tower(options_in(tmp_path))
+    again, options, others = TowerBuilder(), options_in(tmp_path), {}
     if change == "settings":
         options = options_in(tmp_path, precision="fp32")
     elif change == "cores":
         monkeypatch.setattr(tuning, "usable_cores", lambda: 4)
     else:
         others = {change: "another"}
-    again.select(options, **others)
+    again.select_tower(options, **others)
     assert len(again.built) > 1
     assert len(list((tmp_path / "tuning").iterdir())) == 2
 
@@ -282,57 +286,57 @@ def test_what_a_measurement_depends_on_makes_it_another(tmp_path, monkeypatch, c
         lambda text: text.replace('"images_per_s"', '"images"'),
     ],
 )
-def test_a_damaged_file_is_measured_again_and_mended(tmp_path, damage):
-    Workshop().select(options_in(tmp_path))
+def test_a_damaged_file_is_replaced_by_a_new_measurement(tmp_path, damage):
+    TowerBuilder().select_tower(options_in(tmp_path))
     file = file_of(tmp_path)
     file.write_text(damage(file.read_text(encoding="utf-8")), encoding="utf-8")
-    again = Workshop()
-    again.select(options_in(tmp_path))
+    again = TowerBuilder()
+    again.select_tower(options_in(tmp_path))
     assert len(again.built) > 1
     Tuning.model_validate_json(file.read_bytes())
 
 
-def test_a_folder_that_cannot_be_written_is_no_reason_not_to_serve(tmp_path):
+def test_a_read_only_folder_does_not_prevent_serving(tmp_path):
     (tmp_path / "tuning").write_text("a file where the folder should be")
-    path, found = Workshop().select(options_in(tmp_path))
+    path, found = TowerBuilder().select_tower(options_in(tmp_path))
     assert path.images_per_s is not None
     assert found is not None
 
 
-def test_nothing_is_measured_where_there_is_no_time_for_it(tmp_path):
-    workshop = Workshop()
-    path, found = workshop.select(options_in(tmp_path, tuning_seconds=0))
+def test_nothing_is_measured_with_zero_tuning_seconds(tmp_path):
+    builder = TowerBuilder()
+    path, found = builder.select_tower(options_in(tmp_path, tuning_seconds=0))
     assert (path.precision, path.batch_size, path.images_per_s, found) == ("fp32", 4, None, None)
-    assert workshop.built == [FP32]
+    assert builder.built == [FP32]
     assert not (tmp_path / "tuning").exists()
 
 
-def test_a_way_that_does_not_work_gives_way_to_the_next(tmp_path):
-    workshop = Workshop(fails={"openvino"})
-    path, _ = workshop.select(LoadOptions(tuning_seconds=0))
+def test_the_next_candidate_replaces_one_that_fails(tmp_path):
+    builder = TowerBuilder(fails={"openvino"})
+    path, _ = builder.select_tower(LoadOptions(tuning_seconds=0))
     assert (path.backend, path.precision) == ("torch", "fp32")
 
 
-def test_a_remembered_way_that_no_longer_works_gives_way_too(tmp_path):
+def test_the_next_candidate_replaces_a_stored_one_that_fails(tmp_path):
     everything = options_in(tmp_path, backend="auto")
-    Workshop().select(everything)
+    TowerBuilder().select_tower(everything)
     file = file_of(tmp_path)
     kept = json.loads(file.read_text(encoding="utf-8"))
     kept["trials"] = [trial for trial in kept["trials"] if trial["candidate"]["backend"] == "openvino"]
     file.write_text(json.dumps(kept), encoding="utf-8")
-    path, _ = Workshop(fails={"openvino"}).select(everything)
+    path, _ = TowerBuilder(fails={"openvino"}).select_tower(everything)
     assert (path.backend, path.images_per_s) == ("torch", None)
 
 
-def test_where_nothing_works_the_model_is_not_usable(tmp_path):
+def test_a_model_without_a_working_candidate_is_refused(tmp_path):
     with pytest.raises(ModelUnavailableError, match="RuntimeError: does not work"):
-        Workshop(fails={"openvino", "torch"}).select(LoadOptions(tuning_seconds=0))
+        TowerBuilder(fails={"openvino", "torch"}).select_tower(LoadOptions(tuning_seconds=0))
 
 
 # --- parts ---------------------------------------------------------------------------------------------------------
 
 
-def test_probe_images_are_always_the_same_and_not_alike():
+def test_probe_images_are_reproducible_and_all_different():
     first, again = probe_images(64), probe_images(64)
     assert [(image.shape, image.dtype) for image in first] == [((64, 64, 3), np.uint8)] * 16
     assert all((one == other).all() for one, other in zip(first, again, strict=True))
@@ -355,8 +359,8 @@ def test_a_fingerprint_changes_with_any_weight_name_or_shape():
     )
 
 
-def test_the_probes_tell_that_the_embedded_model_loses_too_much_in_half_precision(tmp_path):
-    """On photographs it does: 2 in 100 answers change."""
+def test_half_precision_is_refused_for_the_embedded_model(tmp_path):
+    """On photographs, 2 in 100 predictions change."""
     found = load_embedded(
         LoadOptions(device="cpu", backend="openvino", precision="bf16", tuning_seconds=0.5, data_dir=tmp_path)
     ).tuning

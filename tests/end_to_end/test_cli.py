@@ -166,11 +166,11 @@ def test_label_sets_go_out_and_come_in_again(where, tmp_path):
         (("classify", "{photo}", "-l", "cat", "--server", "http://127.0.0.1:9"), "is the server running"),
         (("evaluate", "{photo}"), "is not a folder"),
         (("models", "show", "nothing"), "unknown model 'nothing'"),
-        (("models", "download", "ViT-B-32/nothing"), "no weights are published as 'nothing'"),
+        (("models", "download", "ViT-B-32/nothing"), "open_clip has no weights 'nothing'"),
         (("models", "download", "hf-hub:nobody/nothing"), "HF_HUB_OFFLINE"),
         (("serve", "--port", "x"), "DEIXIS_PORT"),
-        (("serve", "--models", "ViT-B-32"), "is no model name"),
-        (("serve", "--models", "local-dir:/nowhere"), "there is no folder /nowhere"),
+        (("serve", "--models", "ViT-B-32"), "is not a model name"),
+        (("serve", "--models", "local-dir:/nowhere"), "the folder /nowhere does not exist"),
         (("serve", "--database-url", "mysql://x/y"), "DEIXIS_DATABASE_URL"),
     ],
 )
@@ -219,4 +219,4 @@ def test_what_models_tune_measures_is_what_the_server_runs(tmp_path):
 def test_a_model_that_is_not_there_is_not_tuned(tmp_path):
     refused = deixis("models", "tune", "no-such/model", data_dir=tmp_path)
     assert refused.returncode == 2
-    assert "open_clip knows no architecture" in refused.stderr
+    assert "open_clip has no architecture" in refused.stderr
