@@ -1,13 +1,15 @@
-"""The client of Deixis: ask a service which of your words fits a picture.
+"""The Python client of Deixis: zero-shot image classification by a service.
 
-Needs httpx and pydantic, and nothing of the service itself. ``pip install deixis`` brings this; the service is the
-extra ``deixis[server]``.
+The client needs httpx and pydantic only. ``pip install deixis`` installs the client; the service is the extra
+``deixis[server]``.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from deixis._async_client import AsyncClient, AsyncJob
+from deixis._calls import ClassifyOptions
 from deixis._client import Client, Job
+from deixis._streams import StreamResult
 from deixis.answers import Classification, ImageResult, Prediction
 from deixis.errors import ClientError, JobFailedError, ProblemError, UnreachableError
 
@@ -18,6 +20,7 @@ __all__ = [
     "AsyncClient",
     "AsyncJob",
     "Classification",
+    "ClassifyOptions",
     "Client",
     "ClientError",
     "ImageResult",
@@ -25,15 +28,16 @@ __all__ = [
     "JobFailedError",
     "Prediction",
     "ProblemError",
+    "StreamResult",
     "UnreachableError",
     "ZeroShotClassifier",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs scikit-learn when it is asked for."""
+    """Import the scikit-learn classifier at its first use, because scikit-learn is optional."""
     if name == "ZeroShotClassifier":
-        from deixis.scikit_learn import ZeroShotClassifier  # noqa: PLC0415 - what it needs may not be there
+        from deixis.scikit_learn import ZeroShotClassifier  # noqa: PLC0415 - an optional dependency
 
         return ZeroShotClassifier
     raise AttributeError(f"module 'deixis' has no attribute {name!r}")

@@ -1,18 +1,18 @@
-"""The command ``deixis``, which is the service's, where that is installed."""
+"""The command ``deixis``: the command line of the service, if the service is installed."""
 
 import sys
 
 
 def main() -> None:
-    """Run the command line, or tell how to install it."""
+    """Run the command line, or exit with the command that installs it."""
     try:
-        from app.cli import main as run  # noqa: PLC0415 - may not be there
+        from app.cli import main as run  # noqa: PLC0415 - an optional dependency
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] in {"app", "deixis"}:
             raise
         sys.exit(
-            f"the command line and the service need {error.name}, which is missing: only the client is installed;"
-            " run: pip install 'deixis[server,captions,embedded]'"
+            f"the command line and the service need {error.name}, which is not installed; run:"
+            " pip install 'deixis[server,captions,embedded]'"
         )
     run()
 

@@ -1,9 +1,9 @@
-"""The client for programs with an event loop of asyncio; every method is that of ``Client``, to be awaited."""
+"""The asynchronous client: the methods of ``Client``, to be awaited."""
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence, Sized
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TypeVar, Unpack
 
@@ -17,27 +17,35 @@ from deixis._calls import (
     BuildPlan,
     Call,
     CaptionFilter,
+    ClassifyOptions,
     ClassLike,
-    DescribeQuestion,
-    Question,
+    DescribeOptions,
 )
-from deixis._images import Address, ImageLike, Upload, read_image, read_upload
-from deixis._progress import Bar
-from deixis._streams import BATCH_SIZE, CONCURRENCY, Streamed, check_bounds, read_batch
-from deixis._transport import CONNECT_TIMEOUT_S, DEFAULT_URL, Retries, headers_of, not_ours, refused, unreachable
+from deixis._images import ImageLike, ImageUrl, Upload, read_image, read_upload
+from deixis._progress import ProgressBar
+from deixis._streams import BATCH_SIZE, CONCURRENCY, StreamResult, check_bounds, read_batch
+from deixis._transport import (
+    CONNECT_TIMEOUT_S,
+    DEFAULT_URL,
+    Retries,
+    refused,
+    request_headers,
+    unexpected_body,
+    unreachable,
+)
 from deixis.errors import ProblemError
 
 T = TypeVar("T")
 
 
 class Send(Protocol):
-    """Sends a request and returns its answer."""
+    """Sends a request and returns its parsed response."""
 
     async def __call__(self, call: Call[T], /) -> T: ...
 
 
 class AsyncClient:
-    """A connection to a service; see ``Client`` for the arguments. Files are read beside the event loop."""
+    """A connection to a service; ``Client`` documents the arguments. Files are read in a worker thread."""
 
     def __init__(
         self,
@@ -48,15 +56,16 @@ class AsyncClient:
         timeout_s: float = 60,
         retries: int = 5,
         max_wait_s: float = 60,
+        connect_retries: int | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._http = httpx.AsyncClient(
             base_url=url,
-            headers=headers_of(api_key, namespace),
+            headers=request_headers(api_key, namespace),
             timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S)),
             transport=transport,
         )
-        self._retries = Retries(retries, max_wait_s)
+        self._retries = Retries(retries, retries if connect_retries is None else connect_retries, max_wait_s)
         self.label_sets = AsyncLabelSets(self._send)
         self.examples = AsyncExamples(self._send)
         self.databases = AsyncDatabases(self._send)
@@ -74,11 +83,11 @@ class AsyncClient:
         """Close the connections."""
         await self._http.aclose()
 
-    async def classify(self, *images: ImageLike, **question: Unpack[Question]) -> answers.Classification:
+    async def classify(self, *images: ImageLike, **request: Unpack[ClassifyOptions]) -> answers.Classification:
         """Classify images in one request."""
         if not images:
-            raise ValueError("give one or more images")
-        return await self._send(_calls.classify(await _all(read_image, images), question))
+            raise ValueError("pass one or more images")
+        return await self._send(_calls.classify(await _read_all(read_image, images), request))
 
     def stream(
         self,
@@ -87,71 +96,73 @@ class AsyncClient:
         batch_size: int = BATCH_SIZE,
         concurrency: int = CONCURRENCY,
         progress: bool = False,
-        **question: Unpack[Question],
-    ) -> AsyncIterator[Streamed]:
-        """Classify any number of images, and yield the results in their order."""
+        **request: Unpack[ClassifyOptions],
+    ) -> AsyncIterator[StreamResult]:
+        """Classify any number of images, and yield the results in the order of the images."""
         check_bounds(batch_size, concurrency)
-        _calls.known(Question, question)
-        return self._stream(images, batch_size, concurrency, progress, question)
+        _calls.checked_fields(ClassifyOptions, request)
+        return self._stream(images, batch_size, concurrency, progress, request)
 
     async def _stream(
         self,
         images: Iterable[ImageLike] | AsyncIterable[ImageLike],
         batch_size: int,
         concurrency: int,
-        progress: bool,  # noqa: FBT001 - of ``stream``, by name there
-        question: Question,
-    ) -> AsyncIterator[Streamed]:
+        progress: bool,  # noqa: FBT001 - a keyword of ``stream``
+        request: ClassifyOptions,
+    ) -> AsyncIterator[StreamResult]:
         total = len(images) if isinstance(images, Sized) else None
-        under_way: deque[asyncio.Task[list[Streamed]]] = deque()
-        with Bar("classifying", shown=progress) as bar:
+        pending: deque[asyncio.Task[list[StreamResult]]] = deque()
+        with ProgressBar("classifying", shown=progress) as bar:
             try:
                 async for batch in _batches(images, batch_size):
-                    under_way.append(asyncio.create_task(self._batch(batch, question)))
-                    if len(under_way) > concurrency:
-                        for each in await under_way.popleft():
-                            yield each
-                            bar.show(each.index + 1, total)
-                while under_way:
-                    for each in await under_way.popleft():
-                        yield each
-                        bar.show(each.index + 1, total)
+                    pending.append(asyncio.create_task(self._batch(batch, request)))
+                    if len(pending) > concurrency:
+                        for result in await pending.popleft():
+                            yield result
+                            bar.show(result.index + 1, total)
+                while pending:
+                    for result in await pending.popleft():
+                        yield result
+                        bar.show(result.index + 1, total)
             finally:
-                for task in under_way:
+                for task in pending:
                     task.cancel()
-                await asyncio.gather(*under_way, return_exceptions=True)
+                await asyncio.gather(*pending, return_exceptions=True)
 
-    async def _batch(self, batch: Sequence[tuple[int, ImageLike]], question: Question) -> list[Streamed]:
+    async def _batch(self, batch: Sequence[tuple[int, ImageLike]], request: ClassifyOptions) -> list[StreamResult]:
         slots, read = await asyncio.to_thread(read_batch, batch)
         if read:
-            told = await self._results([image for _, image in read], question)
-            for (slot, _), result in zip(read, told, strict=True):
-                slots[slot] = Streamed(*batch[slot], result)
-        return [each for each in slots if each is not None]
+            results = await self._results([image for _, image in read], request)
+            for (slot, _), result in zip(read, results, strict=True):
+                slots[slot] = StreamResult(*batch[slot], result)
+        return [slot for slot in slots if slot is not None]
 
-    async def _results(self, images: Sequence[Upload | Address], question: Question) -> list[answers.ImageResult]:
+    async def _results(
+        self, images: Sequence[Upload | ImageUrl], request: ClassifyOptions
+    ) -> list[answers.ImageResult]:
         try:
-            return (await self._send(_calls.classify(images, question))).results
+            return (await self._send(_calls.classify(images, request))).results
         except ProblemError as error:
-            if not _calls.is_of_images(error):
+            if not error.is_about_images:
                 raise
             if len(images) == 1:
                 return [answers.ImageResult(predictions=[], error=error.problem)]
-        # Every image was refused, or the batch as a whole: one at a time, each gets its own answer.
-        return [result for each in images for result in await self._results([each], question)]
+        # All images were refused, or the batch is too large: one request per image gives each its own result.
+        return [result for image in images for result in await self._results([image], request)]
 
     async def embed_texts(self, texts: Sequence[str], *, model: str | None = None) -> list[list[float]]:
-        """Return the features of texts, of length 1 each."""
+        """Return the embeddings of texts, each of length 1."""
         if isinstance(texts, str):
-            raise TypeError("texts must be a list; a text alone would be read letter by letter")
+            raise TypeError("texts must be a list of strings, not one string")
         return await self._send(_calls.embed(texts, "text", model))
 
     async def embed_images(self, images: Sequence[ImageLike], *, model: str | None = None) -> list[list[float]]:
-        """Return the features of images, of length 1 each."""
-        return await self._send(_calls.embed_images(await _all(read_image, images), model))
+        """Return the embeddings of images, each of length 1."""
+        return await self._send(_calls.embed_images(await _read_all(read_image, images), model))
 
     async def models(self) -> list[answers.Model]:
-        """List the models that are served, the default first."""
+        """List the models in service, the default first."""
         return await self._send(_calls.models())
 
     async def methods(self) -> list[answers.Method]:
@@ -159,7 +170,7 @@ class AsyncClient:
         return await self._send(_calls.methods())
 
     async def is_ready(self) -> bool:
-        """Ask whether the service answers requests; False also where there is none."""
+        """Return whether the service accepts requests; false if no response arrives."""
         try:
             return (await self._http.get("/readyz")).status_code == httpx.codes.OK
         except httpx.HTTPError:
@@ -170,7 +181,7 @@ class AsyncClient:
         while True:
             tries += 1
             try:
-                answer = await self._http.request(
+                response = await self._http.request(
                     call.method,
                     call.path,
                     params=call.params,
@@ -179,33 +190,33 @@ class AsyncClient:
                     files=call.files,
                     headers=call.headers,
                 )
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 wait_s = self._retries.after_failure(call, error, tries)
                 if wait_s is None:
                     raise unreachable(self._http.base_url, error) from error
             else:
-                if answer.is_success:
+                if response.is_success:
                     try:
-                        return call.read(answer.content)
+                        return call.read(response.content)
                     except (ValidationError, ValueError, KeyError, TypeError) as error:
-                        raise not_ours(answer) from error
-                wait_s = self._retries.after_answer(call, answer, tries)
+                        raise unexpected_body(response) from error
+                wait_s = self._retries.after_response(call, response, tries)
                 if wait_s is None:
-                    raise refused(answer)
+                    raise refused(response)
             await asyncio.sleep(wait_s)
 
 
 R = TypeVar("R")
 
 
-async def _all(read: Callable[[ImageLike], R], images: Iterable[ImageLike]) -> list[R]:
-    return await asyncio.to_thread(lambda: [read(each) for each in images])
+async def _read_all(read: Callable[[ImageLike], R], images: Iterable[ImageLike]) -> list[R]:
+    return await asyncio.to_thread(lambda: [read(image) for image in images])
 
 
 async def _batches(
     images: Iterable[ImageLike] | AsyncIterable[ImageLike], size: int
 ) -> AsyncIterator[list[tuple[int, ImageLike]]]:
-    """Yield images with their places, so many at a time."""
+    """Yield batches of ``size`` numbered images."""
     batch: list[tuple[int, ImageLike]] = []
     index = 0
     async for image in _asynchronous(images):
@@ -228,37 +239,45 @@ async def _asynchronous(images: Iterable[ImageLike] | AsyncIterable[ImageLike]) 
 
 
 class AsyncJob(answers.JobState):
-    """A job of the service."""
+    """The state of a background job of the service."""
 
     _send: Send = PrivateAttr()
 
     @classmethod
     def bound(cls, state: answers.JobState, send: Send) -> "AsyncJob":
-        """Return a job that can be asked for."""
+        """Return the job with the connection that its methods use."""
         job = cls.model_validate(state.model_dump())
-        job._send = send  # noqa: SLF001 - of this class
+        job._send = send  # noqa: SLF001 - an instance of this class
         return job
 
     async def refresh(self) -> "AsyncJob":
-        """Return it as it is now."""
+        """Return the current state of the job."""
         return AsyncJob.bound(await self._send(_calls.job(self.id)), self._send)
 
     async def cancel(self) -> "AsyncJob":
-        """Have it ended."""
+        """Cancel the job."""
         return AsyncJob.bound(await self._send(_calls.cancel_job(self.id)), self._send)
 
-    async def wait(self, *, timeout_s: float | None = None, progress: bool = False) -> "AsyncJob":
-        """Wait until it is over, and return it with its result; raises as ``Job.wait``."""
+    async def wait(
+        self,
+        *,
+        timeout_s: float | None = None,
+        progress: bool = False,
+        on_progress: Callable[[int, int], Awaitable[object]] | None = None,
+    ) -> "AsyncJob":
+        """Wait until the job is over, and return it with its result; ``Job.wait`` documents arguments and errors."""
         job, poll_s = self, FIRST_POLL_S
         give_up_at = None if timeout_s is None else time.monotonic() + timeout_s
-        with Bar(self.kind, shown=progress) as bar:
+        with ProgressBar(self.kind, shown=progress) as bar:
             while not job.is_over:
                 if give_up_at is not None and time.monotonic() + poll_s > give_up_at:
-                    raise TimeoutError(f"the job {self.id} is {job.status} after {timeout_s:g} s; it goes on")
+                    raise TimeoutError(f"the job {self.id} is {job.status} after {timeout_s:g} s, and continues")
                 await asyncio.sleep(poll_s)
                 poll_s = min(1.5 * poll_s, LONGEST_POLL_S)
                 job = await job.refresh()
                 bar.show(job.done, job.total)
+                if on_progress is not None:
+                    await on_progress(job.done, job.total)
         _calls.check_succeeded(job)
         return job
 
@@ -270,26 +289,26 @@ class _AsyncResource:
     async def _job(self, call: Call[answers.JobState]) -> AsyncJob:
         return AsyncJob.bound(await self._send(call), self._send)
 
-    async def _pages(self, page: Callable[[Any], Call[Any]], items: str) -> AsyncIterator[Any]:
+    async def _pages(self, page_call: Callable[[Any], Call[Any]], items: str) -> AsyncIterator[Any]:
         after = None
         while True:
-            told = await self._send(page(after))
-            for each in getattr(told, items):
-                yield each
-            after = told.next_after
+            page = await self._send(page_call(after))
+            for item in getattr(page, items):
+                yield item
+            after = page.next_after
             if after is None:
                 return
 
 
 class AsyncLabelSets(_AsyncResource):
-    """Stored classes, under a name; see ``LabelSets``."""
+    """Stored label sets; see ``LabelSets``."""
 
     def list(self) -> AsyncIterator[answers.LabelSetSummary]:
-        """Yield all of them."""
+        """Yield all label sets, by name."""
         return self._pages(_calls.label_sets, "label_sets")
 
     async def get(self, reference: str) -> answers.LabelSet:
-        """Return ``name``, the newest version, or ``name@version``."""
+        """Return the newest version of ``name``, or the version ``name@version``."""
         return await self._send(_calls.label_set(reference))
 
     async def put(
@@ -301,21 +320,21 @@ class AsyncLabelSets(_AsyncResource):
         merge_synonyms: Literal["max", "mean"] | None = None,
         version: int | None = None,
     ) -> answers.LabelSet:
-        """Make a version; 0 as ``version`` where there must be none yet."""
+        """Write a version; with ``version=0`` only if the label set does not exist yet."""
         return await self._send(_calls.put_label_set(name, classes, templates, merge_synonyms, version))
 
     async def add_classes(
         self, name: str, classes: Sequence[ClassLike], *, version: int | None = None
     ) -> answers.LabelSet:
-        """Make a version with more classes."""
+        """Write a version with additional classes."""
         return await self._send(_calls.add_classes(name, classes, version))
 
     async def remove_class(self, name: str, label: str, *, version: int | None = None) -> answers.LabelSet:
-        """Make a version without a class."""
+        """Write a version without the class ``label``."""
         return await self._send(_calls.remove_class(name, label, version))
 
     async def delete(self, name: str, *, version: int | None = None) -> None:
-        """Delete all versions, and the example images."""
+        """Delete all versions and the example images of a label set."""
         await self._send(_calls.delete_label_set(name, version))
 
     async def evaluate(
@@ -326,58 +345,62 @@ class AsyncLabelSets(_AsyncResource):
         model: str | None = None,
         template: str | None = None,
     ) -> AsyncJob:
-        """Try every method: on labelled images, by class, or on the stored example images."""
-        labelled = [(label, each) for label, some in (images or {}).items() for each in await _all(read_upload, some)]
+        """Start a job that compares all methods; ``LabelSets.evaluate`` documents the arguments."""
+        labelled = [
+            (label, upload) for label, group in (images or {}).items() for upload in await _read_all(read_upload, group)
+        ]
         return await self._job(_calls.evaluate(name, labelled, model, template))
 
     async def selection(self, name: str, *, model: str | None = None) -> answers.Selection:
-        """Return which method answers, and the evidence."""
+        """Return the method that is selected for the label set, and the evidence for it."""
         return await self._send(_calls.selection(name, model))
 
-    async def estimate(self, name: str, **question: Unpack[DescribeQuestion]) -> answers.DescribeEstimate:
-        """Tell how much a language model would be asked."""
-        return await self._send(_calls.estimate(name, question))
+    async def estimate(self, name: str, **request: Unpack[DescribeOptions]) -> answers.DescribeEstimate:
+        """Return an upper bound of the requests and tokens that ``describe`` uses."""
+        return await self._send(_calls.estimate(name, request))
 
-    async def describe(self, name: str, *, accept: bool = False, **question: Unpack[DescribeQuestion]) -> AsyncJob:
-        """Have a language model describe the classes."""
-        return await self._job(_calls.describe(name, question, accept=accept))
+    async def describe(self, name: str, *, accept: bool = False, **request: Unpack[DescribeOptions]) -> AsyncJob:
+        """Start a job in which a language model describes the classes; see ``LabelSets.describe``."""
+        return await self._job(_calls.describe(name, request, accept=accept))
 
     def drafts(
         self, name: str, *, status: Literal["draft", "accepted", "rejected"] | None = None, label: str | None = None
     ) -> AsyncIterator[answers.Draft]:
-        """Yield drafts."""
+        """Yield the drafts of a label set, or those of one status or one class."""
         return self._pages(lambda after: _calls.drafts(name, status, label, after), "drafts")
 
     async def accept_drafts(
         self, name: str, ids: Sequence[int] | None = None, *, version: int | None = None
     ) -> answers.AcceptedDrafts:
-        """Put drafts, or all undecided ones, into a new version."""
+        """Write drafts, by default all undecided ones, into a new version."""
         return await self._send(_calls.accept_drafts(name, ids, version))
 
     async def reject_drafts(self, name: str, ids: Sequence[int] | None = None) -> int:
-        """Decide against drafts, or all undecided ones; return how many."""
+        """Reject drafts, by default all undecided ones, and return their number."""
         return await self._send(_calls.reject_drafts(name, ids))
 
 
 class AsyncExamples(_AsyncResource):
-    """Example images of a label set, from which methods learn."""
+    """Example images of a label set, from which few-shot methods learn."""
 
     def list(self, name: str, *, label: str | None = None) -> AsyncIterator[answers.Example]:
-        """Yield all of them, or those of a class."""
+        """Yield the example images of a label set, or those of one class."""
         return self._pages(lambda after: _calls.examples(name, label, after), "images")
 
     async def counts(self, name: str) -> answers.ExampleCounts:
-        """Return how many there are, by class."""
+        """Return the number of example images by class."""
         return (await self._send(_calls.examples(name, None, None))).counts
 
-    async def add(self, name: str, images: Iterable[ImageLike], *, label: str | None = None) -> answers.AddedExamples:
-        """Add images of a class, or without one, in one request."""
-        return await self._send(_calls.add_examples(name, await _all(read_upload, images), label))
+    async def add(
+        self, name: str, images: Iterable[ImageLike], *, label: str | Sequence[str | None] | None = None
+    ) -> answers.AddedExamples:
+        """Add example images in one request; ``Examples.add`` documents the arguments."""
+        return await self._send(_calls.add_examples(name, await _read_all(read_upload, images), label))
 
     async def import_folder(
         self, name: str, folder: str, *, label: str | None = None, by_subfolder: bool | None = None
     ) -> AsyncJob:
-        """Add a folder of the service's own machine, below its DEIXIS_IMPORT_DIR."""
+        """Start a job that adds a folder on the machine of the service, below its DEIXIS_IMPORT_DIR."""
         return await self._job(_calls.import_examples(name, folder, label, by_subfolder=by_subfolder))
 
     async def delete(
@@ -389,47 +412,47 @@ class AsyncExamples(_AsyncResource):
         unlabelled: bool = False,
         everything: bool = False,
     ) -> answers.DeletedExamples:
-        """Delete one, those of a class, the unlabelled, or everything; one of these must be said."""
+        """Delete one image, the images of a class, the unlabelled ones, or all; exactly one must be specified."""
         if image_id is not None:
             return await self._send(_calls.delete_example(name, image_id))
         return await self._send(_calls.delete_examples(name, label, unlabelled=unlabelled, everything=everything))
 
 
 class AsyncDatabases(_AsyncResource):
-    """Caption databases, in which names are found where there are no labels."""
+    """Caption databases, in which labels are discovered for images without a label list."""
 
     async def list(self) -> list[answers.Database]:
-        """Return all of them."""
+        """Return all caption databases, by name."""
         return await self._send(_calls.databases())
 
     async def get(self, name: str) -> answers.Database:
-        """Return one."""
+        """Return one caption database."""
         return await self._send(_calls.database(name))
 
     async def build(self, name: str, **plan: Unpack[BuildPlan]) -> AsyncJob:
-        """Build one: of ``source``, ``files`` or ``captions``; the old one answers until the new one is there."""
+        """Start a job that builds a database; an existing one stays in use until the job succeeds."""
         return await self._job(_calls.build_database(name, plan))
 
     async def search(
-        self, name: str, text: str | None = None, *, image: ImageLike | None = None, **which: Unpack[CaptionFilter]
+        self, name: str, text: str | None = None, *, image: ImageLike | None = None, **options: Unpack[CaptionFilter]
     ) -> answers.FoundCaptions:
-        """Return captions near a text or an image."""
-        given = None if image is None else await asyncio.to_thread(read_image, image)
-        return await self._send(_calls.search_captions(name, text, given, which))
+        """Return the captions nearest to a text or an image."""
+        sent = None if image is None else await asyncio.to_thread(read_image, image)
+        return await self._send(_calls.search_captions(name, text, sent, options))
 
     async def delete(self, name: str) -> None:
-        """Delete one."""
+        """Delete a caption database."""
         await self._send(_calls.delete_database(name))
 
 
 class AsyncJobs(_AsyncResource):
-    """Work that goes on after the answer."""
+    """Background jobs."""
 
     async def list(self) -> AsyncIterator[AsyncJob]:
-        """Yield all of them, the newest first."""
-        async for each in self._pages(_calls.jobs, "jobs"):
-            yield AsyncJob.bound(each, self._send)
+        """Yield all jobs, the newest first."""
+        async for state in self._pages(_calls.jobs, "jobs"):
+            yield AsyncJob.bound(state, self._send)
 
     async def get(self, job_id: str) -> AsyncJob:
-        """Return one."""
+        """Return one job."""
         return await self._job(_calls.job(job_id))

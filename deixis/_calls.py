@@ -1,4 +1,4 @@
-"""Each request to the service as a value, which the two clients send; no input or output here."""
+"""Every request to the service as a value that both clients send; this module does no input or output."""
 
 import base64
 import json
@@ -11,30 +11,25 @@ from urllib.parse import quote
 from pydantic import TypeAdapter
 
 from deixis import answers
-from deixis._images import Address, Upload
+from deixis._images import ImageUrl, Upload
 from deixis.answers import Answer
-from deixis.errors import ClientError, JobFailedError, ProblemError
+from deixis.errors import JobFailedError
 
 T = TypeVar("T")
 A = TypeVar("A", bound=Answer)
 
 ClassLike = str | answers.LabelClass | Mapping[str, Any]
-"""A class: its name, or with what helps to recognise it."""
+"""A class: its name, or an object with the fields of ``LabelClass``."""
 
 FIRST_POLL_S, LONGEST_POLL_S = 0.1, 2.0
-"""Between two looks at a job: the first wait, and the longest of those that follow."""
+"""Seconds between two requests for the state of a job: the first, and the limit to which they grow."""
 
-IMAGE_FAULTS = frozenset(
-    {"not-an-image", "image-too-large", "image-not-fetched", "body-too-large", "too-large", "unsupported-media-type"}
-)
-"""Problems of images, also of their number or their bytes together, rather than of the question."""
-
-PAGE = 1000
-"""Items of a list that are asked for at a time."""
+PAGE_SIZE = 1000
+"""Items that are requested per page of a list."""
 
 
-class Question(TypedDict, total=False):
-    """What to ask about images; the fields of ``/v1/classify``, which its documentation describes."""
+class ClassifyOptions(TypedDict, total=False):
+    """How images are classified: the fields of ``POST /v1/classify``, which docs/http-api.md describes."""
 
     labels: Sequence[str]
     label_set: str
@@ -51,8 +46,8 @@ class Question(TypedDict, total=False):
     coverage: float
 
 
-class DescribeQuestion(TypedDict, total=False):
-    """What to ask a language model about the classes of a label set."""
+class DescribeOptions(TypedDict, total=False):
+    """Which descriptions of the classes of a label set a language model writes."""
 
     question_set: str
     questions: Literal["base", "full", "all"]
@@ -63,7 +58,7 @@ class DescribeQuestion(TypedDict, total=False):
 
 
 class BuildPlan(TypedDict, total=False):
-    """What a caption database is to be built of: one of source, files and captions."""
+    """How a caption database is built; exactly one of ``source``, ``files`` and ``captions`` is required."""
 
     source: Literal["wordnet"]
     files: Sequence[str]
@@ -80,7 +75,7 @@ class BuildPlan(TypedDict, total=False):
 
 
 class CaptionFilter(TypedDict, total=False):
-    """Which captions a search returns."""
+    """Which captions a search returns, and with which model."""
 
     model: str
     limit: int
@@ -91,18 +86,18 @@ class CaptionFilter(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
-    """A request, and how to read its answer.
+    """A request, and how to parse its response.
 
     Args:
-        method: of HTTP.
-        path: below the address of the service.
-        read: makes the answer of a body.
-        params: the query.
-        json: the body as JSON.
-        data: the fields of a form.
-        files: the files of a form.
-        headers: besides those of every request.
-        repeatable: whether to ask twice is as good as once, so that it is sent again where the answer was lost.
+        method: HTTP method.
+        path: path below the URL of the service.
+        read: parses the body of a successful response.
+        params: query parameters.
+        json: JSON body.
+        data: form fields.
+        files: form files.
+        headers: headers in addition to those of every request.
+        repeatable: whether a second copy of the request does no harm, so that it is sent again if its response is lost.
     """
 
     method: str
@@ -116,18 +111,22 @@ class Call(Generic[T]):
     repeatable: bool = False
 
 
-def known(kind: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields that are given and not None.
+def checked_fields(kind: type[Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that are not None.
+
+    Args:
+        kind: the ``TypedDict`` that declares the fields.
+        fields: the values, by field.
 
     Raises:
-        TypeError: there is no such field, or labels are one text.
+        TypeError: an unknown field, or a string in place of a list of strings.
     """
-    if unknown := given.keys() - kind.__annotations__.keys():
-        raise TypeError(f"there is no {', '.join(sorted(unknown))}; known: {', '.join(kind.__annotations__)}")
+    if unknown := fields.keys() - kind.__annotations__.keys():
+        raise TypeError(f"unknown argument {', '.join(sorted(unknown))}; known: {', '.join(kind.__annotations__)}")
     for name in ("labels", "classes", "captions", "files"):
-        if isinstance(given.get(name), str):
-            raise TypeError(f"{name} must be a list of texts; a text alone would be read letter by letter")
-    return {name: value for name, value in given.items() if value is not None}
+        if isinstance(fields.get(name), str):
+            raise TypeError(f"{name} must be a list of strings, not one string")
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _model(kind: type[A]) -> Callable[[bytes], A]:
@@ -148,7 +147,7 @@ def _nothing(_: bytes) -> None:
 
 
 def _label_set(name: str, *more: str) -> str:
-    return "/".join([f"/v1/label-sets/{quote(name, safe='')}", *(quote(each, safe="") for each in more)])
+    return "/".join([f"/v1/label-sets/{quote(name, safe='')}", *(quote(part, safe="") for part in more)])
 
 
 def _database(name: str) -> str:
@@ -164,57 +163,57 @@ def _if_match(version: int | None) -> dict[str, str]:
 
 
 def _files(images: Sequence[Upload]) -> list[tuple[str, tuple[str, bytes]]]:
-    return [("image", (each.name, each.content)) for each in images]
+    return [("image", (image.name, image.content)) for image in images]
 
 
-def _in_json(image: Upload | Address) -> dict[str, str]:
-    if isinstance(image, Address):
+def _json_image(image: Upload | ImageUrl) -> dict[str, str]:
+    if isinstance(image, ImageUrl):
         return {"url": image.url}
     return {"base64": base64.b64encode(image.content).decode()}
 
 
-def _in_form(value: Any) -> str:
+def _form_value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _listed(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     return value if isinstance(value, str) or not isinstance(value, Sequence) else list(value)
 
 
-def classify(images: Sequence[Upload | Address], question: Mapping[str, Any]) -> Call[answers.Classification]:
-    """Classify images: as a form, or as JSON where the service is to fetch one."""
-    fields = {name: _listed(value) for name, value in known(Question, question).items()}
-    uploads = [each for each in images if isinstance(each, Upload)]
+def classify(images: Sequence[Upload | ImageUrl], request: Mapping[str, Any]) -> Call[answers.Classification]:
+    """Classify images: sent as a form, or as JSON if the service has to fetch an image."""
+    fields = {name: _json_value(value) for name, value in checked_fields(ClassifyOptions, request).items()}
+    uploads = [image for image in images if isinstance(image, Upload)]
     read = _model(answers.Classification)
     if len(uploads) < len(images):
-        body = {**fields, "images": [_in_json(each) for each in images]}
+        body = {**fields, "images": [_json_image(image) for image in images]}
         return Call("POST", "/v1/classify", read, json=body, repeatable=True)
-    data = {name: _in_form(value) for name, value in fields.items()}
+    data = {name: _form_value(value) for name, value in fields.items()}
     return Call("POST", "/v1/classify", read, data=data, files=_files(uploads), repeatable=True)
 
 
 def embed(inputs: Sequence[str], modality: str, model: str | None) -> Call[list[list[float]]]:
-    """Return features of texts, or of images in base64."""
+    """Return the embeddings of texts, or of images as URLs or in base64."""
     body = {"input": list(inputs), "modality": modality, "encoding_format": "base64", "model": model}
     return Call("POST", "/v1/embeddings", _vectors, json=body, repeatable=True)
 
 
-def embed_images(images: Sequence[Upload | Address], model: str | None) -> Call[list[list[float]]]:
-    """Return features of images."""
-    inputs = [each.url if isinstance(each, Address) else _in_json(each)["base64"] for each in images]
+def embed_images(images: Sequence[Upload | ImageUrl], model: str | None) -> Call[list[list[float]]]:
+    """Return the embeddings of images."""
+    inputs = [image.url if isinstance(image, ImageUrl) else _json_image(image)["base64"] for image in images]
     return embed(inputs, "image", model)
 
 
 def _vectors(body: bytes) -> list[list[float]]:
-    found = []
-    for each in json.loads(body)["data"]:
-        numbers = array("f", base64.b64decode(each["embedding"]))
+    vectors = []
+    for item in json.loads(body)["data"]:
+        numbers = array("f", base64.b64decode(item["embedding"]))
         if _BIG_ENDIAN:
             numbers.byteswap()
-        found.append(numbers.tolist())
-    return found
+        vectors.append(numbers.tolist())
+    return vectors
 
 
 _BIG_ENDIAN = array("H", b"\x01\x00")[0] != 1
@@ -230,34 +229,29 @@ def methods() -> Call[list[answers.Method]]:
     return Call("GET", "/v1/methods", _member("methods", list[answers.Method]), repeatable=True)
 
 
-def ready() -> Call[str]:
-    """Ask whether requests are answered."""
-    return Call("GET", "/readyz", _member("status", str), repeatable=True)
-
-
 # --- label sets ------------------------------------------------------------------------------------------------------
 
 
 class Page(Answer):
-    """A page of a list; ``next_after`` is where the next one begins."""
+    """One page of a list; ``next_after`` is the cursor of the next page, or None on the last one."""
 
     next_after: str | int | None
 
 
 class LabelSetPage(Page):
-    """Label sets."""
+    """One page of label sets."""
 
     label_sets: list[answers.LabelSetSummary]
 
 
 def label_sets(after: str | int | None) -> Call[LabelSetPage]:
     """List label sets."""
-    return Call("GET", "/v1/label-sets", _model(LabelSetPage), params=_from(after), repeatable=True)
+    return Call("GET", "/v1/label-sets", _model(LabelSetPage), params=_page_params(after), repeatable=True)
 
 
-def _from(after: str | int | None, **more: str | None) -> dict[str, str]:
-    given = {"limit": str(PAGE), "after": None if after is None else str(after), **more}
-    return {name: value for name, value in given.items() if value is not None}
+def _page_params(after: str | int | None, **more: str | None) -> dict[str, str]:
+    params = {"limit": str(PAGE_SIZE), "after": None if after is None else str(after), **more}
+    return {name: value for name, value in params.items() if value is not None}
 
 
 def label_set(reference: str) -> Call[answers.LabelSet]:
@@ -270,26 +264,30 @@ def label_set(reference: str) -> Call[answers.LabelSet]:
 def put_label_set(
     name: str, classes: Sequence[ClassLike], templates: str | None, merge_synonyms: str | None, version: int | None
 ) -> Call[answers.LabelSet]:
-    """Make a version of a label set."""
-    body = {"classes": [_class(each) for each in classes], "templates": templates, "merge_synonyms": merge_synonyms}
+    """Write a version of a label set."""
+    body = {
+        "classes": [_json_class(entry) for entry in classes],
+        "templates": templates,
+        "merge_synonyms": merge_synonyms,
+    }
     body = {field: value for field, value in body.items() if value is not None}
     headers = {"If-None-Match": "*"} if version == 0 else _if_match(version)
     return Call("PUT", _label_set(name), _model(answers.LabelSet), json=body, headers=headers)
 
 
-def _class(given: ClassLike) -> Any:
-    return given.model_dump() if isinstance(given, Answer) else _listed(given)
+def _json_class(entry: ClassLike) -> Any:
+    return entry.model_dump() if isinstance(entry, Answer) else _json_value(entry)
 
 
 def add_classes(name: str, classes: Sequence[ClassLike], version: int | None) -> Call[answers.LabelSet]:
-    """Make a version with more classes."""
-    body = {"classes": [_class(each) for each in classes]}
+    """Write a version with additional classes."""
+    body = {"classes": [_json_class(entry) for entry in classes]}
     path = _label_set(name, "classes")
     return Call("POST", path, _model(answers.LabelSet), json=body, headers=_if_match(version))
 
 
 def remove_class(name: str, label: str, version: int | None) -> Call[answers.LabelSet]:
-    """Make a version without a class."""
+    """Write a version without one of the classes."""
     path = _label_set(name, "classes", label)
     return Call("DELETE", path, _model(answers.LabelSet), headers=_if_match(version))
 
@@ -302,7 +300,7 @@ def delete_label_set(name: str, version: int | None) -> Call[None]:
 def evaluate(
     name: str, images: Sequence[tuple[str, Upload]], model: str | None, template: str | None
 ) -> Call[answers.JobState]:
-    """Try every method on labelled images; without any, on the stored example images."""
+    """Compare all methods on labelled images or, without images, on the stored example images."""
     fields = {key: value for key, value in {"model": model, "template": template}.items() if value is not None}
     path, read = f"{_label_set(name)}:evaluate", _model(answers.JobState)
     if not images:
@@ -312,7 +310,7 @@ def evaluate(
 
 
 def selection(name: str, model: str | None) -> Call[answers.Selection]:
-    """Return which method was chosen, and why."""
+    """Return the selected method and its evidence."""
     params = {} if model is None else {"model": model}
     return Call("GET", _label_set(name, "selection"), _model(answers.Selection), params=params, repeatable=True)
 
@@ -321,29 +319,38 @@ def selection(name: str, model: str | None) -> Call[answers.Selection]:
 
 
 class ExamplePage(Page):
-    """Example images."""
+    """One page of example images."""
 
     images: list[answers.Example]
     counts: answers.ExampleCounts
 
 
 def examples(name: str, label: str | None, after: str | int | None) -> Call[ExamplePage]:
-    """List example images, of a class or of all."""
-    params = _from(after, **{"class": label})
+    """List the example images of one class or of all classes."""
+    params = _page_params(after, **{"class": label})
     return Call("GET", _label_set(name, "images"), _model(ExamplePage), params=params, repeatable=True)
 
 
-def add_examples(name: str, images: Sequence[Upload], label: str | None) -> Call[answers.AddedExamples]:
-    """Add example images of a class, or without one. The same picture twice is stored once."""
-    data: dict[str, str | list[str]] = {} if label is None else {"class": label}
+def add_examples(
+    name: str, images: Sequence[Upload], labels: str | Sequence[str | None] | None
+) -> Call[answers.AddedExamples]:
+    """Add example images. ``labels`` is the class of all images, or a class per image; None for unlabelled images.
+
+    Repeatable, because an image that is stored already is not stored again.
+    """
+    data: dict[str, str | list[str]] = {}
+    if isinstance(labels, str):
+        data["class"] = labels
+    elif labels is not None and any(label is not None for label in labels):
+        data["class"] = [label or "" for label in labels]
     path, read = _label_set(name, "images"), _model(answers.AddedExamples)
     return Call("POST", path, read, data=data, files=_files(images), repeatable=True)
 
 
 def import_examples(name: str, folder: str, label: str | None, *, by_subfolder: bool | None) -> Call[answers.JobState]:
-    """Add a folder of the service's machine."""
-    given = {"folder": folder, "class": label, "by_subfolder": by_subfolder}
-    body = {key: value for key, value in given.items() if value is not None}
+    """Add a folder on the machine of the service."""
+    fields = {"folder": folder, "class": label, "by_subfolder": by_subfolder}
+    body = {key: value for key, value in fields.items() if value is not None}
     return Call("POST", _label_set(name, "images"), _model(answers.JobState), json=body)
 
 
@@ -355,50 +362,50 @@ def delete_example(name: str, image_id: int) -> Call[answers.DeletedExamples]:
 def delete_examples(
     name: str, label: str | None, *, unlabelled: bool, everything: bool
 ) -> Call[answers.DeletedExamples]:
-    """Delete example images: those of a class, the unlabelled, or all."""
-    which = {} if label is None else {"class": label}
-    which |= {each: "true" for each, is_meant in (("unlabelled", unlabelled), ("all", everything)) if is_meant}
-    return Call("DELETE", _label_set(name, "images"), _model(answers.DeletedExamples), params=which)
+    """Delete the example images of a class, the unlabelled ones, or all."""
+    params = {} if label is None else {"class": label}
+    params |= {flag: "true" for flag, is_set in (("unlabelled", unlabelled), ("all", everything)) if is_set}
+    return Call("DELETE", _label_set(name, "images"), _model(answers.DeletedExamples), params=params)
 
 
 # --- descriptions ----------------------------------------------------------------------------------------------------
 
 
 class DraftPage(Page):
-    """Drafts."""
+    """One page of drafts."""
 
     drafts: list[answers.Draft]
 
 
-def estimate(name: str, question: Mapping[str, Any]) -> Call[answers.DescribeEstimate]:
-    """Tell what describing takes."""
+def estimate(name: str, request: Mapping[str, Any]) -> Call[answers.DescribeEstimate]:
+    """Return an upper bound of the requests and tokens that ``describe`` uses."""
     path = f"{_label_set(name)}/descriptions:estimate"
-    body = {key: _listed(value) for key, value in known(DescribeQuestion, question).items()}
+    body = {key: _json_value(value) for key, value in checked_fields(DescribeOptions, request).items()}
     return Call("POST", path, _model(answers.DescribeEstimate), json=body, repeatable=True)
 
 
-def describe(name: str, question: Mapping[str, Any], *, accept: bool) -> Call[answers.JobState]:
-    """Have a language model describe the classes."""
-    body = {key: _listed(value) for key, value in known(DescribeQuestion, question).items()}
+def describe(name: str, request: Mapping[str, Any], *, accept: bool) -> Call[answers.JobState]:
+    """Start a job in which a language model describes the classes."""
+    body = {key: _json_value(value) for key, value in checked_fields(DescribeOptions, request).items()}
     path = f"{_label_set(name)}/descriptions:generate"
     return Call("POST", path, _model(answers.JobState), json={**body, "accept": accept})
 
 
 def drafts(name: str, status: str | None, label: str | None, after: str | int | None) -> Call[DraftPage]:
-    """List drafts."""
-    params = _from(after, status=status, **{"class": label})
+    """List the drafts of a label set."""
+    params = _page_params(after, status=status, **{"class": label})
     return Call("GET", _label_set(name, "descriptions"), _model(DraftPage), params=params, repeatable=True)
 
 
 def accept_drafts(name: str, ids: Sequence[int] | None, version: int | None) -> Call[answers.AcceptedDrafts]:
-    """Put drafts into a new version."""
+    """Write drafts into a new version of the label set."""
     body = {} if ids is None else {"ids": list(ids)}
     path = f"{_label_set(name)}/descriptions:accept"
     return Call("POST", path, _model(answers.AcceptedDrafts), json=body, headers=_if_match(version))
 
 
 def reject_drafts(name: str, ids: Sequence[int] | None) -> Call[int]:
-    """Decide against drafts."""
+    """Reject drafts, and return their number."""
     body = {} if ids is None else {"ids": list(ids)}
     return Call("POST", f"{_label_set(name)}/descriptions:reject", _member("rejected", int), json=body)
 
@@ -412,39 +419,43 @@ def databases() -> Call[list[answers.Database]]:
 
 
 def database(name: str) -> Call[answers.Database]:
-    """Return one."""
+    """Return a caption database."""
     return Call("GET", _database(name), _model(answers.Database), repeatable=True)
 
 
 def build_database(name: str, plan: Mapping[str, Any]) -> Call[answers.JobState]:
-    """Build one."""
-    body = {key: _listed(value) for key, value in known(BuildPlan, plan).items()}
+    """Start a job that builds a caption database."""
+    body = {key: _json_value(value) for key, value in checked_fields(BuildPlan, plan).items()}
     return Call("PUT", _database(name), _model(answers.JobState), json=body)
 
 
 def search_captions(
-    name: str, text: str | None, image: Upload | Address | None, which: Mapping[str, Any]
+    name: str, text: str | None, image: Upload | ImageUrl | None, options: Mapping[str, Any]
 ) -> Call[answers.FoundCaptions]:
-    """Search one."""
-    body = {"text": text, "image": None if image is None else _in_json(image), **known(CaptionFilter, which)}
+    """Search a caption database."""
+    body = {
+        "text": text,
+        "image": None if image is None else _json_image(image),
+        **checked_fields(CaptionFilter, options),
+    }
     body = {key: value for key, value in body.items() if value is not None}
     return Call("POST", f"{_database(name)}/search", _model(answers.FoundCaptions), json=body, repeatable=True)
 
 
 def delete_database(name: str) -> Call[None]:
-    """Delete one."""
+    """Delete a caption database."""
     return Call("DELETE", _database(name), _nothing)
 
 
 class JobPage(Page):
-    """Jobs."""
+    """One page of jobs."""
 
     jobs: list[answers.JobState]
 
 
 def jobs(after: str | int | None) -> Call[JobPage]:
     """List jobs."""
-    return Call("GET", "/v1/jobs", _model(JobPage), params=_from(after), repeatable=True)
+    return Call("GET", "/v1/jobs", _model(JobPage), params=_page_params(after), repeatable=True)
 
 
 def job(job_id: str) -> Call[answers.JobState]:
@@ -453,24 +464,15 @@ def job(job_id: str) -> Call[answers.JobState]:
 
 
 def cancel_job(job_id: str) -> Call[answers.JobState]:
-    """End a job."""
+    """Cancel a job."""
     return Call("DELETE", _job(job_id), _model(answers.JobState))
 
 
 def check_succeeded(job: answers.JobState) -> None:
-    """Raise ``JobFailedError`` where a job failed, or was cancelled."""
+    """Validate the end of a job.
+
+    Raises:
+        JobFailedError: the job failed or was cancelled.
+    """
     if job.status in {"failed", "cancelled"}:
         raise JobFailedError(f"the job {job.id} {job.status}{f': {job.error}' if job.error else ''}")
-
-
-# --- what is wrong with an image alone -------------------------------------------------------------------------------
-
-
-def is_of_images(error: ClientError) -> bool:
-    """Tell whether a request was refused for its images and not for its question."""
-    if not isinstance(error, ProblemError):
-        return False
-    fields = [each.get("field", "") for each in error.problem.errors or ()]
-    return error.kind in IMAGE_FAULTS or (
-        bool(fields) and all(each.startswith(("image.", "images.")) for each in fields)
-    )

@@ -1,4 +1,4 @@
-"""The client for programs that wait for an answer."""
+"""The synchronous client."""
 
 import time
 from collections import deque
@@ -17,39 +17,49 @@ from deixis._calls import (
     BuildPlan,
     Call,
     CaptionFilter,
+    ClassifyOptions,
     ClassLike,
-    DescribeQuestion,
-    Question,
+    DescribeOptions,
 )
-from deixis._images import Address, ImageLike, Upload, read_image, read_upload
-from deixis._progress import Bar
-from deixis._streams import BATCH_SIZE, CONCURRENCY, Streamed, batches, check_bounds, read_batch
-from deixis._transport import CONNECT_TIMEOUT_S, DEFAULT_URL, Retries, headers_of, not_ours, refused, unreachable
+from deixis._images import ImageLike, ImageUrl, Upload, read_image, read_upload
+from deixis._progress import ProgressBar
+from deixis._streams import BATCH_SIZE, CONCURRENCY, StreamResult, batches, check_bounds, read_batch
+from deixis._transport import (
+    CONNECT_TIMEOUT_S,
+    DEFAULT_URL,
+    Retries,
+    refused,
+    request_headers,
+    unexpected_body,
+    unreachable,
+)
 from deixis.errors import ProblemError
 
 T = TypeVar("T")
 
 
 class Send(Protocol):
-    """Sends a request and returns its answer."""
+    """Sends a request and returns its parsed response."""
 
     def __call__(self, call: Call[T], /) -> T: ...
 
 
 class Client:
-    """A connection to a service; threads may share it.
+    """A connection to a service. Threads may share a client.
 
     Args:
-        url: of the service.
-        api_key: where it wants one; by default what DEIXIS_API_KEY holds.
-        namespace: whose label sets and databases are meant, for keys of scope admin; by default DEIXIS_NAMESPACE.
-        timeout_s: for each request.
-        retries: how often a request is sent again that found no connection or was refused for now (429, 503). One
-            whose answer was lost is sent again only if asking twice is as good as once.
-        max_wait_s: where the service asks for a longer wait than this, its refusal is raised at once.
-        transport: of httpx, in place of the network.
+        url: address of the service.
+        api_key: API key, if the service requires one; by default the environment variable DEIXIS_API_KEY.
+        namespace: namespace of label sets and caption databases, for keys of scope admin; by default DEIXIS_NAMESPACE.
+        timeout_s: timeout of each request.
+        retries: how many times a request is sent again that the service refused for now (429, 503).
+        max_wait_s: if the service asks for a longer wait than this, its refusal is raised at once.
+        connect_retries: how many times a request without a response is sent again; by default ``retries``. A request
+            whose response was lost is sent again only if a second copy does no harm.
+        transport: an httpx transport that replaces the network.
 
-    Every method raises ``ProblemError`` where the service refuses, and ``UnreachableError`` where there is none.
+    Every method raises ``ProblemError`` if the service refuses the request, and ``UnreachableError`` if no response
+    arrives.
     """
 
     def __init__(
@@ -61,15 +71,16 @@ class Client:
         timeout_s: float = 60,
         retries: int = 5,
         max_wait_s: float = 60,
+        connect_retries: int | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._http = httpx.Client(
             base_url=url,
-            headers=headers_of(api_key, namespace),
+            headers=request_headers(api_key, namespace),
             timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S)),
             transport=transport,
         )
-        self._retries = Retries(retries, max_wait_s)
+        self._retries = Retries(retries, retries if connect_retries is None else connect_retries, max_wait_s)
         self.label_sets = LabelSets(self._send)
         self.examples = Examples(self._send)
         self.databases = Databases(self._send)
@@ -87,20 +98,20 @@ class Client:
         """Close the connections."""
         self._http.close()
 
-    def classify(self, *images: ImageLike, **question: Unpack[Question]) -> answers.Classification:
-        """Classify images in one request; a bad one among others has its ``error`` in its result.
+    def classify(self, *images: ImageLike, **request: Unpack[ClassifyOptions]) -> answers.Classification:
+        """Classify images in one request. If some images cannot be decoded, their results carry an ``error``.
 
         Args:
-            images: one or more.
-            question: ``labels`` or ``label_set``, and what else ``/v1/classify`` takes; without either, names are
-                found in a caption database.
+            images: one or more images.
+            request: ``labels`` or ``label_set``, and the other fields of ``POST /v1/classify``. Without labels and
+                label set, the service discovers labels in a caption database.
 
         Raises:
-            OSError, TypeError, ValueError: an image that cannot be read here.
+            OSError, TypeError, ValueError: an image cannot be read by the client.
         """
         if not images:
-            raise ValueError("give one or more images")
-        return self._send(_calls.classify([read_image(each) for each in images], question))
+            raise ValueError("pass one or more images")
+        return self._send(_calls.classify([read_image(image) for image in images], request))
 
     def stream(
         self,
@@ -109,83 +120,84 @@ class Client:
         batch_size: int = BATCH_SIZE,
         concurrency: int = CONCURRENCY,
         progress: bool = False,
-        **question: Unpack[Question],
-    ) -> Iterator[Streamed]:
-        """Classify any number of images, and yield the results in their order.
+        **request: Unpack[ClassifyOptions],
+    ) -> Iterator[StreamResult]:
+        """Classify any number of images, and yield the results in the order of the images.
 
         Args:
-            images: taken as they are needed: at most ``batch_size * (concurrency + 1)`` are in memory.
-            batch_size: images of a request.
-            concurrency: requests at a time.
-            progress: show a bar.
-            question: as for ``classify``.
+            images: read as they are needed; at most ``batch_size * (concurrency + 1)`` are in memory.
+            batch_size: images per request.
+            concurrency: maximum number of simultaneous requests.
+            progress: show a progress bar.
+            request: as for ``classify``.
 
         Yields:
-            A result for each image. One that cannot be read, here or there, has an ``error``, and the others go on.
+            A result per image. An image that the client cannot read or the service cannot decode has an ``error``
+            and does not end the stream.
         """
         check_bounds(batch_size, concurrency)
-        _calls.known(Question, question)
-        return self._stream(images, batch_size, concurrency, progress, question)
+        _calls.checked_fields(ClassifyOptions, request)
+        return self._stream(images, batch_size, concurrency, progress, request)
 
     def _stream(
         self,
         images: Iterable[ImageLike],
         batch_size: int,
         concurrency: int,
-        progress: bool,  # noqa: FBT001 - of ``stream``, by name there
-        question: Question,
-    ) -> Iterator[Streamed]:
+        progress: bool,  # noqa: FBT001 - a keyword of ``stream``
+        request: ClassifyOptions,
+    ) -> Iterator[StreamResult]:
         total = len(images) if isinstance(images, Sized) else None
-        under_way: deque[Future[list[Streamed]]] = deque()
-        with Bar("classifying", shown=progress) as bar, ThreadPoolExecutor(concurrency) as pool:
+        pending: deque[Future[list[StreamResult]]] = deque()
+        with ProgressBar("classifying", shown=progress) as bar, ThreadPoolExecutor(concurrency) as pool:
             try:
                 for batch in batches(images, batch_size):
-                    under_way.append(pool.submit(self._batch, batch, question))
-                    if len(under_way) > concurrency:
-                        yield from self._shown(under_way.popleft().result(), bar, total)
-                while under_way:
-                    yield from self._shown(under_way.popleft().result(), bar, total)
+                    pending.append(pool.submit(self._batch, batch, request))
+                    if len(pending) > concurrency:
+                        yield from self._with_progress(pending.popleft().result(), bar, total)
+                while pending:
+                    yield from self._with_progress(pending.popleft().result(), bar, total)
             finally:
-                for each in under_way:
-                    each.cancel()
+                for future in pending:
+                    future.cancel()
 
     @staticmethod
-    def _shown(results: Sequence[Streamed], bar: Bar, total: int | None) -> Iterator[Streamed]:
-        for each in results:
-            yield each
-            bar.show(each.index + 1, total)
+    def _with_progress(results: Sequence[StreamResult], bar: ProgressBar, total: int | None) -> Iterator[StreamResult]:
+        for result in results:
+            yield result
+            bar.show(result.index + 1, total)
 
-    def _batch(self, batch: Sequence[tuple[int, ImageLike]], question: Question) -> list[Streamed]:
+    def _batch(self, batch: Sequence[tuple[int, ImageLike]], request: ClassifyOptions) -> list[StreamResult]:
         slots, read = read_batch(batch)
         if read:
-            told = self._results([image for _, image in read], question)
-            for (slot, _), result in zip(read, told, strict=True):
-                slots[slot] = Streamed(*batch[slot], result)
-        return [each for each in slots if each is not None]
+            results = self._results([image for _, image in read], request)
+            for (slot, _), result in zip(read, results, strict=True):
+                slots[slot] = StreamResult(*batch[slot], result)
+        return [slot for slot in slots if slot is not None]
 
-    def _results(self, images: Sequence[Upload | Address], question: Question) -> list[answers.ImageResult]:
+    def _results(self, images: Sequence[Upload | ImageUrl], request: ClassifyOptions) -> list[answers.ImageResult]:
         try:
-            return self._send(_calls.classify(images, question)).results
+            return self._send(_calls.classify(images, request)).results
         except ProblemError as error:
-            if not _calls.is_of_images(error):
+            if not error.is_about_images:
                 raise
             if len(images) == 1:
                 return [answers.ImageResult(predictions=[], error=error.problem)]
-        # Every image was refused, or the batch as a whole: one at a time, each gets its own answer.
-        return [result for each in images for result in self._results([each], question)]
+        # All images were refused, or the batch is too large: one request per image gives each its own result.
+        return [result for image in images for result in self._results([image], request)]
 
     def embed_texts(self, texts: Sequence[str], *, model: str | None = None) -> list[list[float]]:
-        """Return the features of texts, of length 1 each."""
+        """Return the embeddings of texts, each of length 1."""
         if isinstance(texts, str):
-            raise TypeError("texts must be a list; a text alone would be read letter by letter")
+            raise TypeError("texts must be a list of strings, not one string")
         return self._send(_calls.embed(texts, "text", model))
 
     def embed_images(self, images: Sequence[ImageLike], *, model: str | None = None) -> list[list[float]]:
-        """Return the features of images, of length 1 each."""
-        return self._send(_calls.embed_images([read_image(each) for each in images], model))
+        """Return the embeddings of images, each of length 1."""
+        return self._send(_calls.embed_images([read_image(image) for image in images], model))
 
     def models(self) -> list[answers.Model]:
-        """List the models that are served, the default first."""
+        """List the models in service, the default first."""
         return self._send(_calls.models())
 
     def methods(self) -> list[answers.Method]:
@@ -193,7 +205,7 @@ class Client:
         return self._send(_calls.methods())
 
     def is_ready(self) -> bool:
-        """Ask whether the service answers requests; False also where there is none."""
+        """Return whether the service accepts requests; false if no response arrives."""
         try:
             return self._http.get("/readyz").status_code == httpx.codes.OK
         except httpx.HTTPError:
@@ -204,7 +216,7 @@ class Client:
         while True:
             tries += 1
             try:
-                answer = self._http.request(
+                response = self._http.request(
                     call.method,
                     call.path,
                     params=call.params,
@@ -213,63 +225,72 @@ class Client:
                     files=call.files,
                     headers=call.headers,
                 )
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 wait_s = self._retries.after_failure(call, error, tries)
                 if wait_s is None:
                     raise unreachable(self._http.base_url, error) from error
             else:
-                if answer.is_success:
+                if response.is_success:
                     try:
-                        return call.read(answer.content)
+                        return call.read(response.content)
                     except (ValidationError, ValueError, KeyError, TypeError) as error:
-                        raise not_ours(answer) from error
-                wait_s = self._retries.after_answer(call, answer, tries)
+                        raise unexpected_body(response) from error
+                wait_s = self._retries.after_response(call, response, tries)
                 if wait_s is None:
-                    raise refused(answer)
+                    raise refused(response)
             time.sleep(wait_s)
 
 
 class Job(answers.JobState):
-    """A job of the service."""
+    """The state of a background job of the service."""
 
     _send: Send = PrivateAttr()
 
     @classmethod
     def bound(cls, state: answers.JobState, send: Send) -> "Job":
-        """Return a job that can be asked for."""
+        """Return the job with the connection that its methods use."""
         job = cls.model_validate(state.model_dump())
-        job._send = send  # noqa: SLF001 - of this class
+        job._send = send  # noqa: SLF001 - an instance of this class
         return job
 
     def refresh(self) -> "Job":
-        """Return it as it is now."""
+        """Return the current state of the job."""
         return Job.bound(self._send(_calls.job(self.id)), self._send)
 
     def cancel(self) -> "Job":
-        """Have it ended."""
+        """Cancel the job."""
         return Job.bound(self._send(_calls.cancel_job(self.id)), self._send)
 
-    def wait(self, *, timeout_s: float | None = None, progress: bool = False) -> "Job":
-        """Wait until it is over, and return it with its result.
+    def wait(
+        self,
+        *,
+        timeout_s: float | None = None,
+        progress: bool = False,
+        on_progress: Callable[[int, int], object] | None = None,
+    ) -> "Job":
+        """Wait until the job is over, and return it with its result.
 
         Args:
-            timeout_s: of the wait; the job goes on.
-            progress: show a bar.
+            timeout_s: how long to wait. The job continues after a timeout.
+            progress: show a progress bar.
+            on_progress: called with the number of finished steps and of all steps; the latter is 0 while unknown.
 
         Raises:
-            JobFailedError: it failed, or was cancelled.
-            TimeoutError: it is not over in time.
+            JobFailedError: the job failed or was cancelled.
+            TimeoutError: the job is not over in time.
         """
         job, poll_s = self, FIRST_POLL_S
         give_up_at = None if timeout_s is None else time.monotonic() + timeout_s
-        with Bar(self.kind, shown=progress) as bar:
+        with ProgressBar(self.kind, shown=progress) as bar:
             while not job.is_over:
                 if give_up_at is not None and time.monotonic() + poll_s > give_up_at:
-                    raise TimeoutError(f"the job {self.id} is {job.status} after {timeout_s:g} s; it goes on")
+                    raise TimeoutError(f"the job {self.id} is {job.status} after {timeout_s:g} s, and continues")
                 time.sleep(poll_s)
                 poll_s = min(1.5 * poll_s, LONGEST_POLL_S)
                 job = job.refresh()
                 bar.show(job.done, job.total)
+                if on_progress is not None:
+                    on_progress(job.done, job.total)
         _calls.check_succeeded(job)
         return job
 
@@ -281,28 +302,28 @@ class _Resource:
     def _job(self, call: Call[answers.JobState]) -> Job:
         return Job.bound(self._send(call), self._send)
 
-    def _pages(self, page: Callable[[Any], Call[Any]], items: str) -> Iterator[Any]:
+    def _pages(self, page_call: Callable[[Any], Call[Any]], items: str) -> Iterator[Any]:
         after = None
         while True:
-            told = self._send(page(after))
-            yield from getattr(told, items)
-            after = told.next_after
+            page = self._send(page_call(after))
+            yield from getattr(page, items)
+            after = page.next_after
             if after is None:
                 return
 
 
 class LabelSets(_Resource):
-    """Stored classes, under a name; each change is a version.
+    """Stored label sets. Each change writes a new version.
 
-    ``version`` guards a change: it is refused where the newest version is another, so that nobody's change is lost.
+    ``version`` guards a change against lost updates: the service refuses it if the newest version is another one.
     """
 
     def list(self) -> Iterator[answers.LabelSetSummary]:
-        """Yield all of them."""
+        """Yield all label sets, by name."""
         return self._pages(_calls.label_sets, "label_sets")
 
     def get(self, reference: str) -> answers.LabelSet:
-        """Return ``name``, the newest version, or ``name@version``."""
+        """Return the newest version of ``name``, or the version ``name@version``."""
         return self._send(_calls.label_set(reference))
 
     def put(
@@ -314,19 +335,19 @@ class LabelSets(_Resource):
         merge_synonyms: Literal["max", "mean"] | None = None,
         version: int | None = None,
     ) -> answers.LabelSet:
-        """Make a version; 0 as ``version`` where there must be none yet."""
+        """Write a version; with ``version=0`` only if the label set does not exist yet."""
         return self._send(_calls.put_label_set(name, classes, templates, merge_synonyms, version))
 
     def add_classes(self, name: str, classes: Sequence[ClassLike], *, version: int | None = None) -> answers.LabelSet:
-        """Make a version with more classes."""
+        """Write a version with additional classes."""
         return self._send(_calls.add_classes(name, classes, version))
 
     def remove_class(self, name: str, label: str, *, version: int | None = None) -> answers.LabelSet:
-        """Make a version without a class."""
+        """Write a version without the class ``label``."""
         return self._send(_calls.remove_class(name, label, version))
 
     def delete(self, name: str, *, version: int | None = None) -> None:
-        """Delete all versions, and the example images."""
+        """Delete all versions and the example images of a label set."""
         self._send(_calls.delete_label_set(name, version))
 
     def evaluate(
@@ -337,58 +358,76 @@ class LabelSets(_Resource):
         model: str | None = None,
         template: str | None = None,
     ) -> Job:
-        """Try every method: on labelled images, by class, or on the stored example images."""
-        labelled = [(label, read_upload(each)) for label, some in (images or {}).items() for each in some]
+        """Start a job that compares all methods.
+
+        Args:
+            name: the label set.
+            images: labelled images, by class; by default the stored example images.
+            model: the model; by default the service's first.
+            template: a template set or one template; by default that of the label set.
+        """
+        labelled = [(label, read_upload(image)) for label, group in (images or {}).items() for image in group]
         return self._job(_calls.evaluate(name, labelled, model, template))
 
     def selection(self, name: str, *, model: str | None = None) -> answers.Selection:
-        """Return which method answers, and the evidence."""
+        """Return the method that is selected for the label set, and the evidence for it."""
         return self._send(_calls.selection(name, model))
 
-    def estimate(self, name: str, **question: Unpack[DescribeQuestion]) -> answers.DescribeEstimate:
-        """Tell how much a language model would be asked."""
-        return self._send(_calls.estimate(name, question))
+    def estimate(self, name: str, **request: Unpack[DescribeOptions]) -> answers.DescribeEstimate:
+        """Return an upper bound of the requests and tokens that ``describe`` uses."""
+        return self._send(_calls.estimate(name, request))
 
-    def describe(self, name: str, *, accept: bool = False, **question: Unpack[DescribeQuestion]) -> Job:
-        """Have a language model describe the classes; drafts wait for a decision unless they are accepted at once."""
-        return self._job(_calls.describe(name, question, accept=accept))
+    def describe(self, name: str, *, accept: bool = False, **request: Unpack[DescribeOptions]) -> Job:
+        """Start a job in which a language model describes the classes.
+
+        The descriptions are drafts until they are accepted; ``accept`` accepts all of them at the end of the job.
+        """
+        return self._job(_calls.describe(name, request, accept=accept))
 
     def drafts(
         self, name: str, *, status: Literal["draft", "accepted", "rejected"] | None = None, label: str | None = None
     ) -> Iterator[answers.Draft]:
-        """Yield drafts."""
+        """Yield the drafts of a label set, or those of one status or one class."""
         return self._pages(lambda after: _calls.drafts(name, status, label, after), "drafts")
 
     def accept_drafts(
         self, name: str, ids: Sequence[int] | None = None, *, version: int | None = None
     ) -> answers.AcceptedDrafts:
-        """Put drafts, or all undecided ones, into a new version."""
+        """Write drafts, by default all undecided ones, into a new version."""
         return self._send(_calls.accept_drafts(name, ids, version))
 
     def reject_drafts(self, name: str, ids: Sequence[int] | None = None) -> int:
-        """Decide against drafts, or all undecided ones; return how many."""
+        """Reject drafts, by default all undecided ones, and return their number."""
         return self._send(_calls.reject_drafts(name, ids))
 
 
 class Examples(_Resource):
-    """Example images of a label set, from which methods learn."""
+    """Example images of a label set, from which few-shot methods learn."""
 
     def list(self, name: str, *, label: str | None = None) -> Iterator[answers.Example]:
-        """Yield all of them, or those of a class."""
+        """Yield the example images of a label set, or those of one class."""
         return self._pages(lambda after: _calls.examples(name, label, after), "images")
 
     def counts(self, name: str) -> answers.ExampleCounts:
-        """Return how many there are, by class."""
+        """Return the number of example images by class."""
         return self._send(_calls.examples(name, None, None)).counts
 
-    def add(self, name: str, images: Iterable[ImageLike], *, label: str | None = None) -> answers.AddedExamples:
-        """Add images of a class, or without one, in one request."""
-        return self._send(_calls.add_examples(name, [read_upload(each) for each in images], label))
+    def add(
+        self, name: str, images: Iterable[ImageLike], *, label: str | Sequence[str | None] | None = None
+    ) -> answers.AddedExamples:
+        """Add example images in one request.
+
+        Args:
+            name: the label set.
+            images: the images.
+            label: the class of all images, or a class per image; None for unlabelled images.
+        """
+        return self._send(_calls.add_examples(name, [read_upload(image) for image in images], label))
 
     def import_folder(
         self, name: str, folder: str, *, label: str | None = None, by_subfolder: bool | None = None
     ) -> Job:
-        """Add a folder of the service's own machine, below its DEIXIS_IMPORT_DIR."""
+        """Start a job that adds a folder on the machine of the service, below its DEIXIS_IMPORT_DIR."""
         return self._job(_calls.import_examples(name, folder, label, by_subfolder=by_subfolder))
 
     def delete(
@@ -400,46 +439,46 @@ class Examples(_Resource):
         unlabelled: bool = False,
         everything: bool = False,
     ) -> answers.DeletedExamples:
-        """Delete one, those of a class, the unlabelled, or everything; one of these must be said."""
+        """Delete one image, the images of a class, the unlabelled ones, or all; exactly one must be specified."""
         if image_id is not None:
             return self._send(_calls.delete_example(name, image_id))
         return self._send(_calls.delete_examples(name, label, unlabelled=unlabelled, everything=everything))
 
 
 class Databases(_Resource):
-    """Caption databases, in which names are found where there are no labels."""
+    """Caption databases, in which labels are discovered for images without a label list."""
 
     def list(self) -> list[answers.Database]:
-        """Return all of them."""
+        """Return all caption databases, by name."""
         return self._send(_calls.databases())
 
     def get(self, name: str) -> answers.Database:
-        """Return one."""
+        """Return one caption database."""
         return self._send(_calls.database(name))
 
     def build(self, name: str, **plan: Unpack[BuildPlan]) -> Job:
-        """Build one: of ``source``, ``files`` or ``captions``; the old one answers until the new one is there."""
+        """Start a job that builds a database; an existing one stays in use until the job succeeds."""
         return self._job(_calls.build_database(name, plan))
 
     def search(
-        self, name: str, text: str | None = None, *, image: ImageLike | None = None, **which: Unpack[CaptionFilter]
+        self, name: str, text: str | None = None, *, image: ImageLike | None = None, **options: Unpack[CaptionFilter]
     ) -> answers.FoundCaptions:
-        """Return captions near a text or an image."""
-        given = None if image is None else read_image(image)
-        return self._send(_calls.search_captions(name, text, given, which))
+        """Return the captions nearest to a text or an image."""
+        sent = None if image is None else read_image(image)
+        return self._send(_calls.search_captions(name, text, sent, options))
 
     def delete(self, name: str) -> None:
-        """Delete one."""
+        """Delete a caption database."""
         self._send(_calls.delete_database(name))
 
 
 class Jobs(_Resource):
-    """Work that goes on after the answer."""
+    """Background jobs."""
 
     def list(self) -> Iterator[Job]:
-        """Yield all of them, the newest first."""
-        return (Job.bound(each, self._send) for each in self._pages(_calls.jobs, "jobs"))
+        """Yield all jobs, the newest first."""
+        return (Job.bound(state, self._send) for state in self._pages(_calls.jobs, "jobs"))
 
     def get(self, job_id: str) -> Job:
-        """Return one."""
+        """Return one job."""
         return self._job(_calls.job(job_id))

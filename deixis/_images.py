@@ -1,4 +1,4 @@
-"""Pictures in the forms in which programs have them, as what is sent."""
+"""Images in the forms that programs use, converted to what a request carries."""
 
 import io
 import os
@@ -15,39 +15,39 @@ if TYPE_CHECKING:
 ImageLike: TypeAlias = Union[
     str, "os.PathLike[str]", bytes, bytearray, memoryview, IO[bytes], "Image.Image", "np.ndarray[Any, Any]"
 ]
-"""A path; an http(s) address, where the service may fetch it; an encoded file as bytes or open; or pixels, as a Pillow
-image or an array of uint8, shape (height, width), (height, width, 3) in RGB or (height, width, 4) in RGBA."""
+"""A path; an http(s) URL, if the service may fetch it; an encoded file as bytes or as an open file; or pixels, as a
+Pillow image or an array of uint8, shape (height, width), (height, width, 3) in RGB or (height, width, 4) in RGBA."""
 
-# What PNG can hold as it is.
+# The modes that PNG can store without a conversion.
 _PNG_MODES = frozenset({"1", "L", "LA", "I;16", "P", "RGB", "RGBA"})
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """An encoded file."""
+    """An encoded image file that is sent with a request."""
 
     name: str
     content: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
-    """Where the service is to fetch an image."""
+class ImageUrl:
+    """The address of an image that the service fetches."""
 
     url: str
 
 
-def read_image(image: ImageLike) -> Upload | Address:
+def read_image(image: ImageLike) -> Upload | ImageUrl:
     """Return what is sent for an image.
 
     Raises:
         OSError: a file cannot be read.
-        TypeError: nothing that is an image.
-        ValueError: an array of another type or shape.
+        TypeError: the type is not one of ``ImageLike``.
+        ValueError: an array of another data type or shape.
         ImportError: an array, and Pillow is not installed.
     """
     if isinstance(image, str) and image.lower().startswith(("http://", "https://")):
-        return Address(image)
+        return ImageUrl(image)
     if isinstance(image, str | os.PathLike):
         path = Path(image)
         return Upload(path.name, path.read_bytes())
@@ -58,25 +58,25 @@ def read_image(image: ImageLike) -> Upload | Address:
     if hasattr(image, "__array_interface__"):
         return Upload("image.png", _as_png(_pillow_image(image)))
     if hasattr(image, "read"):
-        return _read_open(image)
+        return _read_open_file(image)
     raise TypeError(
-        f"a {type(image).__name__} is no image; give a path, bytes, an open file, a Pillow image or an array"
+        f"a {type(image).__name__} is not an image; pass a path, bytes, an open file, a Pillow image or an array"
     )
 
 
 def read_upload(image: ImageLike) -> Upload:
-    """Return an encoded file, where the service fetches none.
+    """Return an encoded file, for the routes whose images the service does not fetch.
 
     Raises:
-        ValueError: an address; and what ``read_image`` raises.
+        ValueError: the image is a URL; and the errors of ``read_image``.
     """
     read = read_image(image)
     if isinstance(read, Upload):
         return read
-    raise ValueError(f"{read.url} is an address, which the service does not fetch here; give the image itself")
+    raise ValueError(f"'{read.url}' is a URL, which the service does not fetch for this request; pass the image itself")
 
 
-def _read_open(file: IO[bytes]) -> Upload:
+def _read_open_file(file: IO[bytes]) -> Upload:
     content = file.read()
     if not isinstance(content, bytes):
         raise TypeError("the file is open as text; open it with mode 'rb'")
@@ -86,15 +86,16 @@ def _read_open(file: IO[bytes]) -> Upload:
 
 def _pillow_image(array: Any) -> "Image.Image":
     if array.dtype != "uint8":
-        raise ValueError(f"an array of {array.dtype} is no image; scale its values to [0, 255] and make it uint8")
+        raise ValueError(f"an array of {array.dtype} is not an image; scale it to [0, 255] and convert it to uint8")
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in {3, 4})) or 0 in array.shape:
         raise ValueError(
-            f"an array of shape {array.shape} is no image; (height, width), (height, width, 3) or (height, width, 4) is"
+            f"an array of shape {array.shape} is not an image; the shape must be (height, width), (height, width, 3) or"
+            " (height, width, 4)"
         )
     try:
-        from PIL import Image  # noqa: PLC0415 - may not be there
+        from PIL import Image  # noqa: PLC0415 - an optional dependency
     except ImportError as error:
-        raise ImportError("arrays are encoded by Pillow, which is not installed: pip install pillow") from error
+        raise ImportError("arrays are encoded by Pillow, which is not installed; run: pip install pillow") from error
     return Image.fromarray(array)
 
 
@@ -102,13 +103,13 @@ def _as_png(image: "Image.Image") -> bytes:
     if image.mode not in _PNG_MODES:
         image = image.convert("RGB")
     file = io.BytesIO()
-    # Lossless, and fast rather than small; upright if it says how.
+    # Lossless, with little compression because that is faster. The EXIF data holds the orientation.
     image.save(file, "PNG", compress_level=1, exif=image.getexif())
     return file.getvalue()
 
 
 def unreadable(error: Exception) -> ImageResult:
-    """Return the result of an image that could not even be sent, where others of a stream go on."""
+    """Return the result of an image of a stream that could not be read by the client."""
     problem = Problem(
         type="urn:deixis:client:unreadable-image", title="The image cannot be read", status=0, detail=str(error)
     )

@@ -1,16 +1,16 @@
-"""A bar on the terminal: rich's where it is installed, else one line."""
+"""A progress bar on the terminal: that of rich if it is installed, else a line of text."""
 
 import sys
 from types import TracebackType
 from typing import Any, Self
 
 
-class Bar:
-    """Shows how far something is, on standard error, and only where that is a terminal.
+class ProgressBar:
+    """Shows progress on standard error if that is a terminal.
 
     Args:
-        title: what is going on.
-        shown: else it shows nothing.
+        title: the text before the bar.
+        shown: if false, nothing is shown.
     """
 
     def __init__(self, title: str, *, shown: bool) -> None:
@@ -22,7 +22,7 @@ class Bar:
     def __enter__(self) -> Self:
         if self._shown:
             try:
-                from rich.console import Console  # noqa: PLC0415 - may not be there
+                from rich.console import Console  # noqa: PLC0415 - an optional dependency
                 from rich.progress import Progress  # noqa: PLC0415
             except ImportError:
                 return self
@@ -32,7 +32,7 @@ class Bar:
         return self
 
     def show(self, done: int, total: int | None) -> None:
-        """Show that so much is done."""
+        """Show how many steps are done; ``total`` is None or 0 if it is unknown."""
         if self._rich is not None:
             self._rich.update(self._task, completed=done, total=total or None)
         elif self._shown:

@@ -1,10 +1,10 @@
-"""What both clients' streams share: batches, and the places of results in them."""
+"""Batches of images, and the positions of their results, for the streams of both clients."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from deixis._images import Address, ImageLike, Upload, read_image, unreadable
+from deixis._images import ImageLike, ImageUrl, Upload, read_image, unreadable
 from deixis.answers import ImageResult
 
 BATCH_SIZE = 8
@@ -12,13 +12,13 @@ CONCURRENCY = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Streamed:
-    """A result of a stream.
+class StreamResult:
+    """The result of one image of a stream.
 
     Args:
-        index: of the image, from 0.
-        image: as it was given.
-        result: what came of it.
+        index: position of the image in the stream, from 0.
+        image: the image as it was passed.
+        result: its predictions, or its error.
     """
 
     index: int
@@ -27,17 +27,17 @@ class Streamed:
 
 
 def batches(images: Iterable[ImageLike], size: int) -> Iterator[list[tuple[int, ImageLike]]]:
-    """Yield images with their places, so many at a time; no more are taken than are asked for."""
+    """Yield batches of ``size`` numbered images; an image is taken from the iterable only when its batch is built."""
     numbered = enumerate(images)
     while batch := list(islice(numbered, size)):
         yield batch
 
 
 def check_bounds(batch_size: int, concurrency: int) -> None:
-    """Refuse bounds that are none.
+    """Validate the arguments of a stream.
 
     Raises:
-        ValueError: one is below 1.
+        ValueError: one of them is below 1.
     """
     if batch_size < 1 or concurrency < 1:
         raise ValueError(f"batch_size {batch_size} and concurrency {concurrency} must be 1 or more")
@@ -45,14 +45,19 @@ def check_bounds(batch_size: int, concurrency: int) -> None:
 
 def read_batch(
     batch: Sequence[tuple[int, ImageLike]],
-) -> tuple[list[Streamed | None], list[tuple[int, Upload | Address]]]:
-    """Return a slot for each image, filled where it cannot be read, and the others with their slots."""
-    slots: list[Streamed | None] = []
-    read: list[tuple[int, Upload | Address]] = []
+) -> tuple[list[StreamResult | None], list[tuple[int, Upload | ImageUrl]]]:
+    """Read the images of a batch.
+
+    Returns:
+        A slot per image, which holds an error result if the image cannot be read and None otherwise; and the images
+        that were read, each with the index of its slot.
+    """
+    slots: list[StreamResult | None] = []
+    read: list[tuple[int, Upload | ImageUrl]] = []
     for index, image in batch:
         try:
             read.append((len(slots), read_image(image)))
             slots.append(None)
         except (OSError, TypeError, ValueError, ImportError) as error:
-            slots.append(Streamed(index, image, unreadable(error)))
+            slots.append(StreamResult(index, image, unreadable(error)))
     return slots, read

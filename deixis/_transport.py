@@ -1,4 +1,4 @@
-"""When a request is sent again, and what an answer that is none of ours is told as."""
+"""Retries, request headers, and the errors for responses that are missing or not from Deixis."""
 
 import email.utils
 import os
@@ -15,104 +15,112 @@ from deixis.errors import ProblemError, UnreachableError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 CONNECT_TIMEOUT_S = 10.0
-# The first of the waits where the service did not say how long; each next one is twice as long.
+# The backoff if the service names no time: the first wait, doubled after each try up to the longest.
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 8.0
-# It was refused before anything was done.
+# The service refused the request before it did any work.
 _REFUSED_FOR_NOW = frozenset({429, 503})
-# It may have been done.
+# The service may have done the work although its response was lost.
 _LOST = frozenset({502, 504})
 
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """How often a request is sent again, and how long that waits.
+    """When a request is sent again, and after how many seconds.
 
     Args:
-        most: tries after the first.
-        max_wait_s: longer waits than this, as the service may ask for, are left to the caller.
+        max_retries: retries after responses that refuse a request for now.
+        max_connect_retries: retries after failures without a response.
+        max_wait_s: if the service asks for a longer wait than this, its refusal is raised at once.
     """
 
-    most: int
+    max_retries: int
+    max_connect_retries: int
     max_wait_s: float
 
-    def after_answer(self, call: Call[Any], answer: httpx.Response, tries: int) -> float | None:
-        """Return the seconds to wait after an answer, or None where it stands; ``tries`` were made."""
-        is_passing = answer.status_code in _REFUSED_FOR_NOW or (answer.status_code in _LOST and call.repeatable)
-        if tries > self.most or not is_passing:
+    def after_response(self, call: Call[Any], response: httpx.Response, tries: int) -> float | None:
+        """Return the seconds to wait before the next try, or None if the response is final."""
+        is_passing = response.status_code in _REFUSED_FOR_NOW or (response.status_code in _LOST and call.repeatable)
+        if tries > self.max_retries or not is_passing:
             return None
-        told_s = retry_after_s(answer)
-        wait_s = _back_off_s(tries) if told_s is None else told_s * random.uniform(1, 1.25)  # noqa: S311
+        asked_s = retry_after_s(response)
+        wait_s = _backoff_s(tries) if asked_s is None else asked_s * random.uniform(1, 1.25)  # noqa: S311
         return wait_s if wait_s <= self.max_wait_s else None
 
-    def after_failure(self, call: Call[Any], error: httpx.TransportError, tries: int) -> float | None:
-        """Return the seconds to wait where there was no answer, or None where it is not sent again."""
+    def after_failure(self, call: Call[Any], error: httpx.RequestError, tries: int) -> float | None:
+        """Return the seconds to wait before the next try, or None if the request is not sent again."""
         was_not_sent = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
-        return _back_off_s(tries) if tries <= self.most and (was_not_sent or call.repeatable) else None
+        was_lost = isinstance(
+            error, httpx.NetworkError | httpx.TimeoutException | httpx.ProxyError | httpx.RemoteProtocolError
+        )
+        is_passing = was_not_sent or (was_lost and call.repeatable)
+        return _backoff_s(tries) if tries <= self.max_connect_retries and is_passing else None
 
 
-def _back_off_s(tries: int) -> float:
-    # Not all callers who lost the service at the same moment should come back at the same moment.
+def _backoff_s(tries: int) -> float:
+    # Random, so that clients that lost the service at the same moment do not all return at the same moment.
     return float(min(_FIRST_WAIT_S * 2 ** (tries - 1), _LONGEST_WAIT_S) * random.uniform(0.5, 1))  # noqa: S311
 
 
-def retry_after_s(answer: httpx.Response) -> float | None:
-    """Return what the header says, in seconds from now; None where it says nothing that can be read."""
-    told = answer.headers.get("retry-after", "").strip()
-    if told.isascii() and told.isdecimal():
-        return float(told[:9])
+def retry_after_s(response: httpx.Response) -> float | None:
+    """Return the seconds of the header ``Retry-After``, given as a number or a date; None if it cannot be read."""
+    header = response.headers.get("retry-after", "").strip()
+    if header.isascii() and header.isdecimal():
+        return float(header[:9])
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(told).timestamp() - time.time())
+        return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
     except ValueError:
         return None
 
 
-def headers_of(api_key: str | None, namespace: str | None) -> dict[str, str]:
-    """Return the headers of every request; key and namespace are those of the environment where they are None.
+def request_headers(api_key: str | None, namespace: str | None) -> dict[str, str]:
+    """Return the headers of every request; arguments that are None are read from the environment.
 
     Raises:
-        ValueError: characters that no header can have.
+        ValueError: a value has characters that a header cannot carry.
     """
     key = os.environ.get("DEIXIS_API_KEY") if api_key is None else api_key
-    own = os.environ.get("DEIXIS_NAMESPACE") if namespace is None else namespace
+    space = os.environ.get("DEIXIS_NAMESPACE") if namespace is None else namespace
+    for name, value in (("the API key (DEIXIS_API_KEY)", key), ("the namespace (DEIXIS_NAMESPACE)", space)):
+        if value and not (value.strip().isascii() and value.strip().isprintable()):
+            raise ValueError(f"{name} has characters that an HTTP header cannot carry; use ASCII")
     headers = {"User-Agent": "deixis-python"}
     if key:
         headers["Authorization"] = f"Bearer {key.strip()}"
-    if own:
-        headers["Deixis-Namespace"] = own
-    for name, value in headers.items():
-        if not (value.isascii() and value.isprintable()):
-            raise ValueError(f"the header {name} would have characters that none can have; use ASCII")
+    if space:
+        headers["Deixis-Namespace"] = space.strip()
     return headers
 
 
 def unreachable(url: httpx.URL, error: Exception) -> UnreachableError:
-    """Return an error about an answer that did not come."""
+    """Return the error for a request without a response."""
     reason = str(error) or type(error).__name__
-    return UnreachableError(f"no answer from {url}: {reason}; is the service running there?")
+    return UnreachableError(f"no response from {url}: {reason}; is the server running?")
 
 
-def refused(answer: httpx.Response) -> ProblemError:
-    """Return an error about an answer that is a refusal."""
+def refused(response: httpx.Response) -> ProblemError:
+    """Return the error for a response with a status of 400 or above."""
     try:
-        problem = Problem.model_validate_json(answer.content)
+        problem = Problem.model_validate_json(response.content)
     except ValueError:
-        # A proxy's page, or another service at that address.
+        # The page of a proxy, or another service at that address.
         problem = Problem(
             type="about:blank",
-            title=answer.reason_phrase or str(answer.status_code),
-            status=answer.status_code,
-            detail=f"{answer.request.url} answered {answer.status_code}, and not as Deixis does; is it one?",
+            title=response.reason_phrase or str(response.status_code),
+            status=response.status_code,
+            detail=f"{response.request.url} answered {response.status_code} without the error body of Deixis; is a"
+            " Deixis server running there?",
         )
-    return ProblemError(problem, retry_after_s(answer))
+    return ProblemError(problem, retry_after_s(response))
 
 
-def not_ours(answer: httpx.Response) -> ProblemError:
-    """Return an error about an answer that succeeded and cannot be read."""
+def unexpected_body(response: httpx.Response) -> ProblemError:
+    """Return the error for a successful response whose body cannot be parsed."""
     problem = Problem(
         type="about:blank",
-        title="The answer cannot be read",
-        status=answer.status_code,
-        detail=f"what {answer.request.url} answered is not what this version of the client knows; is it Deixis?",
+        title="The response cannot be read",
+        status=response.status_code,
+        detail=f"the body of {response.request.url} is not one that this version of the client knows; is a Deixis"
+        " server running there?",
     )
     return ProblemError(problem)

@@ -1,4 +1,4 @@
-"""What the service answers, with types; a field that a newer service adds is kept, and no error."""
+"""The response bodies of the service as typed objects. Fields that a newer service adds are kept as extra fields."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -8,29 +8,29 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Answer(BaseModel):
-    """Answers."""
+    """The base class of all response bodies."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=(), validate_by_name=True, validate_by_alias=True)
 
 
 class Problem(Answer):
-    """Why a request, or one of its images, was refused (RFC 9457)."""
+    """The reason why a request or one of its images was refused (RFC 9457 problem details)."""
 
     type: str
     title: str
     status: int
     detail: str
     request_id: str | None = None
-    errors: list[dict[str, str]] | None = Field(None, description="Each wrong field: `field` and `problem`.")
+    errors: list[dict[str, str]] | None = Field(None, description="The invalid fields: `field` and `problem` of each.")
 
     @property
     def kind(self) -> str:
-        """The last part of ``type``."""
+        """The last part of ``type``, such as ``invalid-field``."""
         return self.type.rpartition(":")[2]
 
 
 class Prediction(Answer):
-    """A label and how well it fits."""
+    """A label and how well it fits an image."""
 
     label: str
     score: float = Field(description="Probability, in [0, 1].")
@@ -38,7 +38,7 @@ class Prediction(Answer):
 
 
 class PromptContribution(Answer):
-    """A prompt that spoke for or against a label."""
+    """The contribution of one prompt to the similarity of a label."""
 
     prompt: str
     source: str
@@ -47,7 +47,7 @@ class PromptContribution(Answer):
 
 
 class LabelExplanation(Answer):
-    """Why a label has its score."""
+    """The prompts that explain the score of a label."""
 
     label: str
     similarity: float
@@ -58,7 +58,7 @@ class LabelExplanation(Answer):
 
 
 class NearCaption(Answer):
-    """A caption near the image, and the labels that it suggested."""
+    """A caption near the image, and the predicted labels that it suggested."""
 
     caption: str
     similarity: float
@@ -66,21 +66,21 @@ class NearCaption(Answer):
 
 
 class Explanation(Answer):
-    """Why the best labels have their scores."""
+    """The prompts or captions that explain the scores of the best labels."""
 
     labels: list[LabelExplanation]
     captions: list[NearCaption] = []
 
 
 class OutOfVocabulary(Answer):
-    """How unlike all of the labels an image is; higher for something else."""
+    """Unknown-class scores: both are higher for images that show none of the labels."""
 
     mcm: float
     energy: float
 
 
 class ImageResult(Answer):
-    """What came of one image: predictions, the best first, or ``error``."""
+    """The result of one image: its predictions, best first, or its ``error``."""
 
     predictions: list[Prediction]
     error: Problem | None = None
@@ -92,12 +92,12 @@ class ImageResult(Answer):
 
     @property
     def label(self) -> str | None:
-        """The best label; none where there is an error, or where the image was rejected."""
+        """The best label; None if there is an error or the image was rejected."""
         return self.predictions[0].label if self.predictions and not self.rejected else None
 
 
 class Calibration(Answer):
-    """What was learned from labelled example images about scores."""
+    """The calibration of the scores, fitted on labelled example images."""
 
     temperature: float
     images: int
@@ -107,7 +107,7 @@ class Calibration(Answer):
 
 
 class ExamplesUsed(Answer):
-    """The example images that the answer learned from."""
+    """The example images that the method learned from."""
 
     revision: int
     labelled: int
@@ -115,14 +115,14 @@ class ExamplesUsed(Answer):
 
 
 class SharedName(Answer):
-    """A name that images of a request share."""
+    """A discovered label that several images of a request share."""
 
     label: str
     images: int
 
 
 class Classification(Answer):
-    """An answer of ``/v1/classify``: a result for each image, in order."""
+    """The response of ``POST /v1/classify``: a result per image, in the order of the images."""
 
     model: str
     label_set: str | None
@@ -138,7 +138,7 @@ class Classification(Answer):
 
 
 class LabelClass(Answer):
-    """A class of a label set, with what helps to recognise it."""
+    """A class of a label set, with the texts that describe it."""
 
     name: str
     descriptions: list[str] = []
@@ -148,18 +148,18 @@ class LabelClass(Answer):
 
 
 class LabelSet(Answer):
-    """A version of a label set."""
+    """One version of a label set."""
 
     name: str
     version: int
     classes: list[LabelClass]
     templates: str
-    merge_synonyms: Literal["max", "mean"]
+    merge_synonyms: Literal["max", "mean"] = "mean"
     created_at: datetime
 
 
 class LabelSetSummary(Answer):
-    """A label set in a list; ``classes`` is their number."""
+    """A label set in a list; ``classes`` is the number of classes."""
 
     name: str
     version: int
@@ -168,7 +168,7 @@ class LabelSetSummary(Answer):
 
 
 class ExampleCounts(Answer):
-    """How many example images a label set has."""
+    """The number of example images of a label set."""
 
     revision: int
     labelled: dict[str, int]
@@ -188,14 +188,14 @@ class Example(Answer):
 
 
 class SkippedImage(Answer):
-    """An image of an upload that could not be read: its place, and why."""
+    """An image of an upload that could not be read: its index in the request, and the reason."""
 
     image: int
     problem: str
 
 
 class AddedExamples(Answer):
-    """What became of an upload of example images."""
+    """The result of an upload of example images."""
 
     added: int
     duplicates: int
@@ -206,7 +206,7 @@ class AddedExamples(Answer):
 
 
 class DeletedExamples(Answer):
-    """What was deleted, and what is left."""
+    """The number of deleted example images, and the counts of the remaining ones."""
 
     deleted: int
     counts: ExampleCounts
@@ -214,11 +214,11 @@ class DeletedExamples(Answer):
 
 
 class LeaderboardRow(Answer):
-    """A method, and how it did on labelled images that it had not seen."""
+    """The measures of one method on labelled images that it was not fitted on."""
 
     method: str
     accuracy: float
-    interval: list[float] = Field(description="95 % bootstrap interval of the accuracy: its two ends.")
+    interval: list[float] = Field(description="Lower and upper end of the 95 % bootstrap interval of the accuracy.")
     macro_f1: float
     nll: float
     ece: float
@@ -231,7 +231,7 @@ class LeaderboardRow(Answer):
 
 
 class Selection(Answer):
-    """Which method answers for a label set with example images, and the evidence."""
+    """The method that is selected for a label set with example images, and the evidence for it."""
 
     method: str
     reason: str
@@ -247,7 +247,7 @@ class Selection(Answer):
 
 
 class Draft(Answer):
-    """A sentence or a feature that a language model wrote about a class, before or after a decision."""
+    """A description or a feature of a class, written by a language model and kept for review."""
 
     id: int
     label: str = Field(alias="class")
@@ -261,14 +261,14 @@ class Draft(Answer):
 
 
 class AcceptedDrafts(Answer):
-    """How many drafts went into which version."""
+    """The number of accepted drafts, and the version that they were written into."""
 
     accepted: int
     label_set: LabelSet
 
 
 class DescribeEstimate(Answer):
-    """What to ask a language model about a label set would take."""
+    """An upper bound of the requests and tokens that describing a label set uses."""
 
     requests: int
     prompt_tokens: int
@@ -276,7 +276,7 @@ class DescribeEstimate(Answer):
 
 
 class JobState(Answer):
-    """A job: work that goes on after the answer."""
+    """The state of a background job."""
 
     id: str
     kind: str
@@ -292,12 +292,12 @@ class JobState(Answer):
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more will happen."""
+        """Whether the job has succeeded, failed or been cancelled."""
         return self.status in {"succeeded", "failed", "cancelled"}
 
 
 class CaptionIndex(Answer):
-    """How a caption database is searched."""
+    """The search index of a caption database."""
 
     kind: str
     lists: int
@@ -328,14 +328,14 @@ class Database(Answer):
 
 
 class FoundCaption(Answer):
-    """A caption, and its cosine with what was asked."""
+    """A caption, and its cosine similarity with the query."""
 
     caption: str
     score: float
 
 
 class FoundCaptions(Answer):
-    """A page of captions, the nearest first."""
+    """One page of captions, the nearest first."""
 
     database: str
     model: str
@@ -346,7 +346,7 @@ class FoundCaptions(Answer):
 
 
 class ImagePath(Answer):
-    """How a model's image tower is run."""
+    """How the image encoder of a model is run."""
 
     backend: str
     device: str
@@ -357,7 +357,7 @@ class ImagePath(Answer):
 
 
 class Model(Answer):
-    """A model that is served."""
+    """A model in service."""
 
     name: str
     default: bool
@@ -371,7 +371,7 @@ class Model(Answer):
 
 
 class MethodOption(Answer):
-    """A number that a method takes, between ``minimum`` and ``maximum``."""
+    """A numeric option of a method, in [``minimum``, ``maximum``]."""
 
     default: float
     minimum: float
@@ -380,7 +380,7 @@ class MethodOption(Answer):
 
 
 class Method(Answer):
-    """A method of classification."""
+    """A classification method."""
 
     name: str
     summary: str

@@ -1,22 +1,27 @@
-"""What can go wrong between a program and the service."""
+"""The errors of the client."""
 
 from deixis.answers import Problem
 
+# Problems with the images of a request, including their number or total size, rather than with its other fields.
+_IMAGE_PROBLEMS = frozenset(
+    {"not-an-image", "image-too-large", "image-not-fetched", "body-too-large", "too-large", "unsupported-media-type"}
+)
+
 
 class ClientError(Exception):
-    """All errors of this package."""
+    """The base class of all errors of this package."""
 
 
 class UnreachableError(ClientError):
-    """There was no answer, also after trying again: no server, no network, or too slow."""
+    """No response arrived, even after retries: the server does not run, the network fails, or it is too slow."""
 
 
 class ProblemError(ClientError):
-    """The service refused a request, or failed at it.
+    """The service refused a request, or failed while it handled it.
 
     Args:
-        problem: what it told, as RFC 9457 has it.
-        retry_after_s: when to try again, where it said so.
+        problem: the error of the response, as RFC 9457 problem details.
+        retry_after_s: the seconds to wait before a retry, if the service returned them.
     """
 
     def __init__(self, problem: Problem, retry_after_s: float | None = None) -> None:
@@ -31,8 +36,16 @@ class ProblemError(ClientError):
 
     @property
     def kind(self) -> str:
-        """The problem's name, such as ``invalid-field``; the service's documentation has a section about each."""
+        """The kind of problem, such as ``invalid-field``; docs/problems.md explains each kind."""
         return self.problem.kind
+
+    @property
+    def is_about_images(self) -> bool:
+        """Whether only the images are refused, so that each of them may still succeed in a request of its own."""
+        fields = [error.get("field", "") for error in self.problem.errors or ()]
+        return self.kind in _IMAGE_PROBLEMS or (
+            bool(fields) and all(field.startswith(("image.", "images.")) for field in fields)
+        )
 
 
 class JobFailedError(ClientError):

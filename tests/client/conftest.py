@@ -1,19 +1,22 @@
-"""Both clients, against the whole application behind a socket, by one set of tests."""
+"""Fixtures that run every test with both clients, against the whole application behind a socket."""
 
 import inspect
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 from anyio.from_thread import start_blocking_portal
 
+from app.encoders.fake import FakeEncoder
 from app.main import create_app
+from app.settings import Settings
 from deixis import AsyncClient, Client
 from tests.api.live import live
 
 
 class Awaited:
-    """An object of the asynchronous client, used as the other: what it returns is awaited."""
+    """Wraps an object of the asynchronous client in the interface of the synchronous one."""
 
     def __init__(self, portal: Any, inner: Any) -> None:
         self._portal = portal
@@ -24,20 +27,20 @@ class Awaited:
 
     def _wrapped(self, value: Any) -> Any:
         if inspect.ismethod(value):
-            return lambda *arguments, **more: self._answer(value(*arguments, **more))
-        is_ours = type(value).__module__ == "deixis._async_client"
-        return Awaited(self._portal, value) if is_ours else value
+            return lambda *arguments, **keywords: self._result(value(*arguments, **keywords))
+        is_of_client = type(value).__module__ == "deixis._async_client"
+        return Awaited(self._portal, value) if is_of_client else value
 
-    def _answer(self, answer: Any) -> Any:
-        if isinstance(answer, AsyncIterator):
-            return self._items(answer)
-        if inspect.iscoroutine(answer):
-            return self._wrapped(self._portal.call(self._awaited, answer))
-        return answer
+    def _result(self, value: Any) -> Any:
+        if isinstance(value, AsyncIterator):
+            return self._items(value)
+        if inspect.iscoroutine(value):
+            return self._wrapped(self._portal.call(self._awaited, value))
+        return value
 
     @staticmethod
-    async def _awaited(answer: Any) -> Any:
-        return await answer
+    async def _awaited(value: Any) -> Any:
+        return await value
 
     def _items(self, items: AsyncIterator[Any]) -> Iterator[Any]:
         try:
@@ -50,41 +53,60 @@ class Awaited:
             self._portal.call(items.aclose)
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, empty_database):
+    """The URL and the data folder of a service with the fake encoder, for which a colour's name fits its pictures."""
+    folder = tmp_path_factory.mktemp("service")
+    shutil.copy(empty_database, folder)
+    settings = Settings(
+        data_dir=folder,
+        import_dir=folder,
+        models=("embedded",),
+        build_wordnet=False,
+        max_images_per_request=8,
+        max_queued_images=16,
+    )
+    with live(create_app(settings, lambda _: [FakeEncoder()])) as (host, port):
+        yield f"http://{host}:{port}", folder
+
+
 @pytest.fixture
-def url(settings, encoder):
-    """The address of a service with the fake encoder, of which pictures of a colour are near its name."""
-    app = create_app(settings.model_copy(update={"import_dir": settings.data_dir}), lambda _: [encoder])
-    with live(app) as (host, port):
-        yield f"http://{host}:{port}"
+def url(server):
+    """The URL of the service, which is empty for each test."""
+    yield server[0]
+    with Client(server[0]) as client:
+        for label_set in list(client.label_sets.list()):
+            client.label_sets.delete(label_set.name)
+        for database in client.databases.list():
+            client.databases.delete(database.name)
 
 
 @pytest.fixture(params=["sync", "async"])
 def connect(request):
-    """Makes a client, of either kind; keyword arguments are its own."""
+    """A function that opens a client of either kind; it takes the arguments of the client."""
+    clients = []
     if request.param == "sync":
-        opened = []
 
-        def make(*arguments, **more):
-            opened.append(Client(*arguments, **more))
-            return opened[-1]
+        def open_client(*arguments, **keywords):
+            clients.append(Client(*arguments, **keywords))
+            return clients[-1]
 
-        yield make
-        for each in opened:
-            each.close()
+        yield open_client
+        for client in clients:
+            client.close()
         return
     with start_blocking_portal() as portal:
-        made = []
 
-        async def build(arguments, more):
-            return AsyncClient(*arguments, **more)
+        async def build(arguments, keywords):
+            return AsyncClient(*arguments, **keywords)
 
-        def make_async(*arguments, **more):
-            made.append(portal.call(build, arguments, more))
-            return Awaited(portal, made[-1])
+        def open_async_client(*arguments, **keywords):
+            clients.append(portal.call(build, arguments, keywords))
+            return Awaited(portal, clients[-1])
 
-        yield make_async
-        for each in made:
-            portal.call(each.close)
+        yield open_async_client
+        for client in clients:
+            portal.call(client.close)
 
 
 @pytest.fixture

@@ -76,7 +76,7 @@ def test_a_type_has_the_fields_of_the_description(kind, name):
 @pytest.mark.parametrize(
     ("kind", "path", "apart"),
     [
-        (_calls.Question, "/v1/classify", {"images"}),
+        (_calls.ClassifyOptions, "/v1/classify", {"images"}),
         (_calls.CaptionFilter, "/v1/databases/{name}/search", {"image", "text"}),
     ],
 )
@@ -88,7 +88,7 @@ def test_questions_have_every_field(kind, path, apart):
 
 def test_plans_and_describing_have_every_field():
     assert _calls.BuildPlan.__annotations__.keys() == SCHEMAS["BuildDatabaseBody"]["properties"].keys()
-    assert _calls.DescribeQuestion.__annotations__.keys() == SCHEMAS["DescribeBody"]["properties"].keys()
+    assert _calls.DescribeOptions.__annotations__.keys() == SCHEMAS["DescribeBody"]["properties"].keys()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The classifier takes part where scikit-learn's do."""
+"""The classifier works in the places where those of scikit-learn do."""
 
 import numpy as np
 import pytest
@@ -43,27 +43,27 @@ def test_it_predicts_without_training(classifier, paths):
     assert (fitted.classes_[probabilities.argmax(axis=1)] == colours).all()
 
 
-def test_pixels_are_images_too(classifier):
+def test_arrays_of_pixels_are_images(classifier):
     pixels = np.zeros((3, 20, 20, 3), np.uint8)
     pixels[0, ..., 0], pixels[1, ..., 1], pixels[2, ..., 2] = 255, 128, 255
     assert classifier.fit().predict(pixels).tolist() == COLOURS
 
 
-def test_it_takes_part_in_pipelines_and_cross_validation(classifier, paths):
+def test_it_works_in_pipelines_and_cross_validation(classifier, paths):
     images, colours = paths
     assert is_classifier(classifier)
-    pipeline = make_pipeline(FunctionTransformer(lambda given: given), classifier)
+    pipeline = make_pipeline(FunctionTransformer(lambda images: images), classifier)
     assert cross_val_score(pipeline, images, colours, cv=3, error_score="raise").tolist() == [1, 1, 1]
 
 
-def test_without_labels_those_of_y_are_meant(url, paths):
+def test_without_labels_the_classes_are_those_of_y(url, paths):
     images, colours = paths
     fitted = deixis.ZeroShotClassifier(url=url).fit(images, colours)
     assert fitted.classes_.tolist() == sorted(COLOURS)
     assert fitted.score(images, colours) == 1
 
 
-def test_a_label_set_is_meant_as_it_was_at_fit(url, paths):
+def test_fit_fixes_the_version_of_the_label_set(url, paths):
     with deixis.Client(url) as client:
         client.label_sets.put("colours", COLOURS)
         fitted = deixis.ZeroShotClassifier(label_set="colours", url=url).fit()
@@ -73,29 +73,29 @@ def test_a_label_set_is_meant_as_it_was_at_fit(url, paths):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "y", "told"),
+    ("arguments", "y", "message"),
     [
         ({}, None, "there are no labels"),
-        ({"labels": ["a", "b"], "label_set": "x"}, None, "not both"),
-        ({"labels": "red, green"}, None, "letter by letter"),
-        ({"labels": ["red"]}, None, "two labels or more"),
-        ({"labels": ["red", "red"]}, None, "two labels or more"),
-        ({"labels": [1, 2]}, None, "words"),
-        ({}, [0, 1, 0], "words"),
+        ({"labels": ["a", "b"], "label_set": "x"}, None, "exclude each other"),
+        ({"labels": "red, green"}, None, "not one string"),
+        ({"labels": ["red"]}, None, "two or more different labels"),
+        ({"labels": ["red", "red"]}, None, "two or more different labels"),
+        ({"labels": [1, 2]}, None, "must be strings"),
+        ({}, [0, 1, 0], "must be strings"),
         ({"labels": ["red", "green"]}, ["red", "blue"], "blue"),
     ],
 )
-def test_labels_that_make_no_sense_are_refused(arguments, y, told):
-    with pytest.raises(ValueError, match=told):
+def test_invalid_labels_are_refused(arguments, y, message):
+    with pytest.raises(ValueError, match=message):
         deixis.ZeroShotClassifier(**arguments, url="http://127.0.0.1:9").fit(None, y)
 
 
-def test_an_image_that_cannot_be_read_is_an_error_with_its_place(classifier):
+def test_an_unreadable_image_is_an_error_that_names_its_index(classifier):
     with pytest.raises(deixis.ClientError, match="image 1: "):
         classifier.fit().predict([picture(), b"no image"])
 
 
-def test_before_fit_it_says_so(classifier):
+def test_predict_before_fit_is_an_error(classifier):
     with pytest.raises(NotFittedError):
         classifier.predict([picture()])
 
@@ -114,8 +114,8 @@ def test_before_fit_it_says_so(classifier):
     ],
     ids=lambda check: check.__name__,
 )
-def test_it_passes_scikit_learns_own_checks_that_fit_no_numbers(check):
-    """Those that fit tables of numbers, with numbers as labels, make no sense here."""
+def test_it_passes_the_estimator_checks_of_scikit_learn(check):
+    """The other checks fit tables of numbers, which are not images."""
     check("ZeroShotClassifier", deixis.ZeroShotClassifier())
 
 

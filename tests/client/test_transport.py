@@ -1,4 +1,4 @@
-"""When a request is sent again, and when it is not."""
+"""Retries, and the errors for responses that are missing or not from Deixis."""
 
 import email.utils
 import json
@@ -16,7 +16,7 @@ ANSWER = {"model": "m", "label_set": None, "method": "zero-shot", "results": [],
 
 @pytest.fixture
 def slept(monkeypatch):
-    """The seconds that a client would have waited."""
+    """The seconds that the client would have waited before each retry."""
     waits = []
 
     async def asleep(seconds):
@@ -29,19 +29,19 @@ def slept(monkeypatch):
 
 @pytest.fixture
 def answering(connect, slept):
-    """Makes a client whose service answers one thing after another, the last for ever; and the requests it got."""
+    """A function that returns a client of a service with given responses, the last repeated, and its requests."""
 
-    def make(*answers, **more):
-        got = []
+    def make(*responses, **arguments):
+        requests = []
 
         def handle(request):
-            got.append(request)
-            answer = answers[min(len(got), len(answers)) - 1]
-            if isinstance(answer, Exception):
-                raise answer
-            return answer if isinstance(answer, httpx.Response) else httpx.Response(200, json=answer)
+            requests.append(request)
+            response = responses[min(len(requests), len(responses)) - 1]
+            if isinstance(response, Exception):
+                raise response
+            return response if isinstance(response, httpx.Response) else httpx.Response(200, json=response)
 
-        return connect("http://service", transport=httpx.MockTransport(handle), **more), got
+        return connect("http://service", transport=httpx.MockTransport(handle), **arguments), requests
 
     return make
 
@@ -58,17 +58,17 @@ def ask(client):
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_refusal_for_now_is_waited_out_as_it_says(answering, slept, status):
-    client, got = answering(refusal(status, "3"), refusal(status, "2"), ANSWER)
+def test_a_temporary_refusal_is_retried_after_the_time_it_names(answering, slept, status):
+    client, requests = answering(refusal(status, "3"), refusal(status, "2"), ANSWER)
     assert ask(client).model == "m"
-    assert len(got) == 3
+    assert len(requests) == 3
     assert 3 <= slept[0] <= 3.75
     assert 2 <= slept[1] <= 2.5
-    assert got[0].read() != b""
-    assert len({request.read()[-200:].split(b"--")[0] for request in got}) == 1  # the body is sent whole each time
+    assert requests[0].read() != b""
+    assert len({request.read()[-200:].split(b"--")[0] for request in requests}) == 1  # every retry sends the whole body
 
 
-def test_a_date_to_wait_for_is_understood_and_nonsense_is_a_guess(answering, slept):
+def test_retry_after_may_be_a_date_and_other_values_are_ignored(answering, slept):
     at = email.utils.formatdate(time.time() + 10, usegmt=True)
     client, _ = answering(refusal(503, at), refusal(503, "soon"), refusal(503), refusal(503, "-5"), ANSWER)
     ask(client)
@@ -77,70 +77,91 @@ def test_a_date_to_wait_for_is_understood_and_nonsense_is_a_guess(answering, sle
     assert slept[1] < 1
 
 
-def test_longer_waits_than_allowed_and_more_of_them_are_left_to_the_caller(answering, slept):
-    client, got = answering(refusal(429, "3600"))
+def test_waits_above_max_wait_s_and_retries_above_the_limit_raise_the_refusal(answering, slept):
+    client, requests = answering(refusal(429, "3600"))
     with pytest.raises(deixis.ProblemError) as caught:
         ask(client)
-    assert (len(got), slept, caught.value.retry_after_s) == (1, [], 3600)
-    client, got = answering(refusal(503, "1"), retries=2)
+    assert (len(requests), slept, caught.value.retry_after_s) == (1, [], 3600)
+    client, requests = answering(refusal(503, "1"), retries=2)
     with pytest.raises(deixis.ProblemError, match="Service overloaded: later"):
         ask(client)
-    assert len(got) == 3
+    assert len(requests) == 3
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 409, 412, 413, 415, 422, 500, 501])
-def test_what_will_not_change_is_not_asked_again(answering, status):
-    client, got = answering(refusal(status, "1"))
+def test_a_permanent_refusal_is_not_retried(answering, status):
+    client, requests = answering(refusal(status, "1"))
     with pytest.raises(deixis.ProblemError) as caught:
         ask(client)
     assert caught.value.status == status
-    assert len(got) == 1
+    assert len(requests) == 1
 
 
 @pytest.mark.parametrize("status", [502, 504])
-def test_a_lost_answer_is_asked_for_again_only_where_twice_is_as_good_as_once(answering, status):
-    client, got = answering(refusal(status), ANSWER)
+def test_a_request_with_a_lost_response_is_retried_only_if_it_is_repeatable(answering, status):
+    client, requests = answering(refusal(status), ANSWER)
     ask(client)
-    assert len(got) == 2
-    client, got = answering(refusal(status))
+    assert len(requests) == 2
+    client, requests = answering(refusal(status))
     with pytest.raises(deixis.ProblemError):
         client.label_sets.add_classes("x", ["a"])
-    assert len(got) == 1
+    assert len(requests) == 1
 
 
-def test_no_connection_is_tried_again_whatever_was_asked(answering, slept):
-    client, got = answering(httpx.ConnectError("refused"), httpx.ConnectTimeout("slow"), {"label_sets": []})
+def test_a_request_without_a_connection_is_always_retried(answering, slept):
+    client, requests = answering(httpx.ConnectError("refused"), httpx.ConnectTimeout("slow"), {"label_sets": []})
     with pytest.raises(deixis.ProblemError, match="cannot be read"):
         client.label_sets.put("x", ["a"])
-    assert len(got) == 3
+    assert len(requests) == 3
     assert len(slept) == 2
-    client, got = answering(httpx.ConnectError("refused"), retries=2)
+    client, requests = answering(httpx.ConnectError("refused"), retries=2)
     with pytest.raises(deixis.UnreachableError, match=r"http://service.*refused.*running"):
         client.label_sets.put("x", ["a"])
-    assert len(got) == 3
+    assert len(requests) == 3
 
 
-def test_a_connection_that_breaks_under_a_change_is_told_at_once(answering):
-    client, got = answering(httpx.ReadError("reset"))
+def test_a_connection_that_breaks_during_a_change_is_an_error_at_once(answering):
+    client, requests = answering(httpx.ReadError("reset"))
     with pytest.raises(deixis.UnreachableError, match="reset"):
         client.label_sets.add_classes("x", ["a"])
-    assert len(got) == 1
-    client, got = answering(httpx.ReadError("reset"), ANSWER)
+    assert len(requests) == 1
+    client, requests = answering(httpx.ReadError("reset"), ANSWER)
     ask(client)
-    assert len(got) == 2
+    assert len(requests) == 2
 
 
-def test_answers_of_others_are_told_as_such(answering):
-    client, _ = answering(httpx.Response(404, text="<html>nginx</html>"))
-    with pytest.raises(deixis.ProblemError, match=r"http://service/v1/models answered 404.*is it one"):
+def test_without_connect_retries_a_missing_server_is_an_error_at_once_and_refusals_are_still_retried(answering):
+    client, requests = answering(httpx.ConnectError("refused"), connect_retries=0)
+    with pytest.raises(deixis.UnreachableError, match="refused"):
+        ask(client)
+    assert len(requests) == 1
+    client, requests = answering(refusal(503, "1"), ANSWER, connect_retries=0)
+    ask(client)
+    assert len(requests) == 2
+
+
+@pytest.mark.parametrize("error", [httpx.UnsupportedProtocol("no http://"), httpx.DecodingError("bad gzip")])
+def test_a_failure_that_a_retry_cannot_mend_is_an_error_at_once(answering, error):
+    client, requests = answering(error)
+    with pytest.raises(deixis.UnreachableError, match=str(error)):
+        ask(client)
+    assert len(requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "message"),
+    [
+        (404, b"<html>nginx</html>", r"http://service/v1/models answered 404 without the error body"),
+        *((200, body, "is not one that") for body in (b"<html>", b"{}", b'{"models": 3}', b"[]")),
+    ],
+)
+def test_responses_of_other_servers_are_errors_that_ask_whether_it_is_deixis(answering, status, body, message):
+    client, _ = answering(httpx.Response(status, content=body))
+    with pytest.raises(deixis.ProblemError, match=f"{message}.*is a Deixis server running there"):
         client.models()
-    for body in (b"<html>", b"{}", b'{"models": 3}', b"[]"):
-        client, _ = answering(httpx.Response(200, content=body))
-        with pytest.raises(deixis.ProblemError, match="is it Deixis"):
-            client.models()
 
 
-def test_newer_services_may_answer_more(answering):
+def test_fields_of_newer_services_are_kept(answering):
     prediction = {"label": "a", "score": 1, "similarity": 1, "news": 3}
     client, _ = answering({**ANSWER, "results": [{"predictions": [prediction], "hint": "x"}], "extra": [1]})
     answer = ask(client)
@@ -148,32 +169,33 @@ def test_newer_services_may_answer_more(answering):
     assert answer.model_extra == {"extra": [1]}
 
 
-def test_key_and_namespace_are_shown_and_come_from_the_environment_too(answering, monkeypatch):
-    client, got = answering(ANSWER, api_key=" secret ", namespace="acme")
+def test_key_and_namespace_are_arguments_or_environment_variables(answering, monkeypatch):
+    client, requests = answering(ANSWER, api_key=" secret ", namespace="acme")
     ask(client)
-    assert got[0].headers["authorization"] == "Bearer secret"
-    assert got[0].headers["deixis-namespace"] == "acme"
+    assert requests[0].headers["authorization"] == "Bearer secret"
+    assert requests[0].headers["deixis-namespace"] == "acme"
     monkeypatch.setenv("DEIXIS_API_KEY", "other")
-    client, got = answering(ANSWER)
+    client, requests = answering(ANSWER)
     ask(client)
-    assert got[0].headers["authorization"] == "Bearer other"
-    assert "deixis-namespace" not in got[0].headers
-    client, got = answering(ANSWER, api_key="")
+    assert requests[0].headers["authorization"] == "Bearer other"
+    assert "deixis-namespace" not in requests[0].headers
+    client, requests = answering(ANSWER, api_key="")
     ask(client)
-    assert "authorization" not in got[0].headers
-    with pytest.raises(ValueError, match="ASCII"):
-        answering(ANSWER, api_key="schlüssel")
+    assert "authorization" not in requests[0].headers
+    for arguments, name in (({"api_key": "schlüssel"}, "DEIXIS_API_KEY"), ({"namespace": "é"}, "DEIXIS_NAMESPACE")):
+        with pytest.raises(ValueError, match=f"{name}.*ASCII"):
+            answering(ANSWER, **arguments)
 
 
-def test_a_service_that_is_not_there_is_not_ready(answering):
-    client, got = answering(httpx.ConnectError("refused"))
+def test_a_service_that_does_not_respond_is_not_ready(answering):
+    client, requests = answering(httpx.ConnectError("refused"))
     assert client.is_ready() is False
-    assert len(got) == 1
+    assert len(requests) == 1
     client, _ = answering(httpx.Response(503, json=PROBLEM))
     assert client.is_ready() is False
 
 
-def test_clients_end_with_their_block():
+def test_a_client_is_closed_at_the_end_of_its_block():
     with deixis.Client("http://127.0.0.1:9", retries=0) as client, pytest.raises(deixis.UnreachableError):
         client.models()
     with pytest.raises(RuntimeError, match="closed"):
