@@ -1,7 +1,7 @@
-"""FiftyOne: the samples of a dataset labelled by a service, and labels as a file that FiftyOne imports.
+"""FiftyOne: label the samples of a dataset by a service, and write predictions as a file that FiftyOne imports.
 
-The file is of the type ``FiftyOneImageClassificationDataset``, whose form the user guide of FiftyOne describes under
-"Loading datasets from disk".
+The file is a ``labels.json`` of the type ``FiftyOneImageClassificationDataset``; the user guide of FiftyOne describes
+the format under "Loading datasets from disk".
 """
 
 import math
@@ -10,53 +10,25 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from deixis import Client, ImageResult
 
-# A score of 0 has no logarithm.
-_LEAST_SCORE = 1e-12
-
-
-class Predicted(Protocol):
-    """A label and its score."""
-
-    @property
-    def label(self) -> str:
-        """The label."""
-
-    @property
-    def score(self) -> float:
-        """Probability."""
-
-
-class Result(Protocol):
-    """What came of a file."""
-
-    @property
-    def predictions(self) -> Sequence[Predicted]:
-        """The best first."""
-
-    @property
-    def rejected(self) -> bool | None:
-        """Whether it is none of the labels; None where that was not asked."""
-
-    @property
-    def error(self) -> object | None:
-        """Why it could not be read."""
+# Replaces a score of 0, which has no logarithm.
+_MIN_SCORE = 1e-12
 
 
 @dataclass(slots=True)
-class Labelled:
-    """What became of the samples.
+class LabellingSummary:
+    """The summary of a call of ``classify_samples``.
 
     Args:
-        model: that answered.
-        label_set: ``name@version``; None for labels of the call.
-        labels: in the order of the logits; empty where they are found in captions.
-        labelled: samples that have a label now.
-        rejected: samples that are none of the labels, whose field is None now.
-        skipped: the path of each sample that could not be read, and why; its field is as it was.
+        model: the model that was used.
+        label_set: ``name@version``; None without a label set.
+        labels: in the order of the logits; empty if labels were discovered.
+        labelled: number of samples that were labelled.
+        rejected: number of samples without a label, whose field was set to None.
+        skipped: path and error of each sample that could not be read; its field was not changed.
     """
 
     model: str
@@ -79,119 +51,126 @@ def classify_samples(
     batch_size: int = 8,
     concurrency: int = 4,
     progress: bool = False,
-    **question: Any,
-) -> Labelled:
-    """Label samples: a ``Classification`` each, or ``Classifications`` where ``top_k`` is more than 1.
+    **options: Any,
+) -> LabellingSummary:
+    """Set a ``Classification`` on each sample, or ``Classifications`` if ``top_k`` is more than 1.
 
-    Its tags are the model and the version of the label set, its confidence is the score.
+    Their confidence is the score; their tags are the model and the version of the label set.
 
     Args:
-        samples: a dataset or a view, whose samples are saved; or any samples with a ``filepath``, which are not.
-        client: of the service.
-        label_field: the field of the samples that is set.
-        labels: words to choose from.
-        label_set: or the name of a stored label set. Without either, names are found in a caption database.
-        top_k: labels of a sample.
-        store_logits: also keep the logarithm of every label's score, in the order of ``Labelled.labels``.
-        batch_size: images of a request.
-        concurrency: requests at a time.
-        progress: show a bar.
-        question: what else ``Client.stream`` takes, such as ``method`` and ``reject_below``.
+        samples: a dataset or a view, whose samples are saved; or other objects with a ``filepath``, which are not.
+        client: a client of the service.
+        label_field: the field of the samples to set.
+        labels: the labels.
+        label_set: a stored label set. Without ``labels`` and ``label_set``, labels are discovered.
+        top_k: maximum number of labels per sample.
+        store_logits: also store the logarithm of every label's score, in the order of ``LabellingSummary.labels``.
+        batch_size: images per request.
+        concurrency: maximum number of simultaneous requests.
+        progress: show a progress bar.
+        options: other arguments of ``Client.stream``, such as ``method`` and ``reject_below``.
 
     Raises:
         ImportError: FiftyOne is not installed.
-        ValueError: ``top_k`` is below 1, logits without labels, or of a label that the service spells otherwise.
-        deixis.ClientError: the service refused, or is not there; what was labelled before that is kept.
+        ValueError: ``top_k`` is below 1; or logits are requested without labels, or for a label that the service
+            normalised to another spelling.
+        deixis.ClientError: the service refused a request or does not respond. Samples labelled before are kept.
     """
     try:
-        import fiftyone  # noqa: PLC0415 - may not be there, and takes seconds
+        import fiftyone  # noqa: PLC0415 - an optional dependency, whose import takes seconds
     except ImportError as error:
         raise ImportError("FiftyOne is not installed; run: pip install fiftyone") from error
     if top_k < 1:
         raise ValueError(f"top_k is {top_k}; it must be 1 or more")
-    told, asked = _asked(client, labels, label_set, question)
-    if store_logits and not told.labels:
-        raise ValueError("store_logits needs labels or label_set; names that are found have no logits")
-    asked["top_k"] = max(top_k, len(told.labels)) if store_logits else top_k
-    tags = [each for each in (told.model, told.label_set) if each is not None]
+    summary, request = _pinned_request(client, labels, label_set, options)
+    if store_logits and not summary.labels:
+        raise ValueError("store_logits needs labels or label_set; discovered labels have no logits")
+    request["top_k"] = max(top_k, len(summary.labels)) if store_logits else top_k
+    tags = [tag for tag in (summary.model, summary.label_set) if tag is not None]
 
     def label_of(result: ImageResult) -> Any:
-        own = fiftyone.Classification
-        more = {"logits": _logits(result, told.labels)} if store_logits else {}
-        found = [own(label=each.label, confidence=each.score, tags=list(tags)) for each in result.predictions[:top_k]]
+        logits = {"logits": _logits(result, summary.labels)} if store_logits else {}
+        classifications = [
+            fiftyone.Classification(label=prediction.label, confidence=prediction.score, tags=list(tags))
+            for prediction in result.predictions[:top_k]
+        ]
         if top_k > 1:
-            return fiftyone.Classifications(classifications=found, **more)
-        for name, value in more.items():
-            found[0][name] = value
-        return found[0]
+            return fiftyone.Classifications(classifications=classifications, **logits)
+        for name, value in logits.items():
+            classifications[0][name] = value
+        return classifications[0]
 
-    waiting: deque[Any] = deque()
+    pending: deque[Any] = deque()
 
     def paths() -> Iterator[str]:
         for sample in samples:
-            waiting.append(sample)
+            pending.append(sample)
             yield sample.filepath
 
-    # Samples of a dataset are written many at a time.
+    # Writes the samples of a dataset in batches.
     saving: AbstractContextManager[Any] = samples.save_context() if hasattr(samples, "save_context") else nullcontext()
     with saving as context:
-        for each in client.stream(paths(), batch_size=batch_size, concurrency=concurrency, progress=progress, **asked):
-            sample = waiting.popleft()
-            if each.result.error is not None:
-                told.skipped.append((sample.filepath, each.result.error.detail))
+        for row in client.stream(paths(), batch_size=batch_size, concurrency=concurrency, progress=progress, **request):
+            sample, result = pending.popleft(), row.result
+            if result.error is not None:
+                summary.skipped.append((sample.filepath, result.error.detail))
                 continue
-            has_none = bool(each.result.rejected) or not each.result.predictions
-            told.labelled += not has_none
-            told.rejected += has_none
-            sample[label_field] = None if has_none else label_of(each.result)
+            has_label = not result.rejected and bool(result.predictions)
+            summary.labelled += has_label
+            summary.rejected += not has_label
+            sample[label_field] = label_of(result) if has_label else None
             if context is not None:
                 context.save(sample)
-    return told
+    return summary
 
 
-def _asked(
-    client: Client, labels: Sequence[str] | None, label_set: str | None, question: dict[str, Any]
-) -> tuple[Labelled, dict[str, Any]]:
-    """Return what is known before the first answer, and a question that is the same for every request."""
+def _pinned_request(
+    client: Client, labels: Sequence[str] | None, label_set: str | None, options: dict[str, Any]
+) -> tuple[LabellingSummary, dict[str, Any]]:
+    """Return an empty summary, and the request with the model and the version of the label set fixed."""
     if isinstance(labels, str):
-        raise TypeError("labels must be a list of words; a text alone would be read letter by letter")
-    model = question.get("model") or client.models()[0].name
-    asked = {**question, "model": model, "labels": labels}
+        raise TypeError("labels must be a list of strings, not one string")
+    model = options.get("model") or client.models()[0].name
+    request = {**options, "model": model, "labels": labels}
     if label_set is None:
-        return Labelled(model, None, tuple(labels or ())), asked
+        return LabellingSummary(model, None, tuple(labels or ())), request
     found = client.label_sets.get(label_set)
-    # From now on that version, whatever the set becomes.
-    pinned = f"{found.name}@{found.version}"
-    return Labelled(model, pinned, tuple(each.name for each in found.classes)), {**asked, "label_set": pinned}
+    reference = f"{found.name}@{found.version}"
+    classnames = tuple(entry.name for entry in found.classes)
+    return LabellingSummary(model, reference, classnames), {**request, "label_set": reference}
 
 
 def _logits(result: ImageResult, labels: Sequence[str]) -> list[float]:
-    scores = {each.label: each.score for each in result.predictions}
+    scores = {prediction.label: prediction.score for prediction in result.predictions}
     for label in labels:
         if label not in scores:
-            raise ValueError(f"there is no score of '{label}'; the service spells labels in NFC and with single spaces")
-    return [math.log(max(scores[label], _LEAST_SCORE)) for label in labels]
+            raise ValueError(
+                f"the service returned no score for '{label}'; write labels in Unicode NFC and with single spaces"
+            )
+    return [math.log(max(scores[label], _MIN_SCORE)) for label in labels]
 
 
 def labels_file(
-    files: Sequence[Path], results: Sequence[Result], *, classes: Sequence[str] | None, top_k: int
+    files: Sequence[Path], results: Sequence[Any], *, classes: Sequence[str] | None, top_k: int
 ) -> dict[str, Any]:
-    """Return what a ``labels.json`` of a FiftyOneImageClassificationDataset holds, with absolute paths.
+    """Return the content of a ``labels.json``, with absolute paths.
 
-    A file that could not be read is left out; one that is none of the labels is there, without a label.
+    Files that could not be read are left out. Rejected files are included without a label.
 
     Args:
-        files: images.
-        results: what came of each.
-        classes: the labels; None where they were found.
-        top_k: labels of a file; a list where there may be several.
+        files: paths of the images.
+        results: the result of each file.
+        classes: the labels; None if they were discovered.
+        top_k: maximum number of labels per file; above 1, each file has a list of labels.
     """
 
-    def label_of(result: Result) -> Any:
+    def label_of(result: Any) -> Any:
         if result.rejected or not result.predictions:
             return None
-        found = [{"label": each.label, "confidence": each.score} for each in result.predictions[:top_k]]
-        return found if top_k > 1 else found[0]
+        labels = [
+            {"label": prediction.label, "confidence": prediction.score} for prediction in result.predictions[:top_k]
+        ]
+        return labels if top_k > 1 else labels[0]
 
     return {
         "classes": None if classes is None else list(classes),

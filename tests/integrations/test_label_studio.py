@@ -218,7 +218,7 @@ def test_more_tasks_than_the_limit_are_refused(start):
 
 def test_a_service_that_is_away_or_refuses_is_told(start):
     away = set_up(start(service="http://127.0.0.1:9"))
-    assert (away.status_code, "is the service running" in away.json()["error"]) == (503, True)
+    assert (away.status_code, "is the server running" in away.json()["error"]) == (503, True)
     unknown = set_up(start(label_set="nothing"))
     assert (unknown.status_code, "unknown label set" in unknown.json()["error"]) == (400, True)
     backend = start(method="zlp")
