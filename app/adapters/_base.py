@@ -1,4 +1,4 @@
-"""What the pipeline knows about a method, and how logits become scores."""
+"""The interface of adapters to the pipeline, and the conversion of logits to probabilities."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, Self
@@ -12,7 +12,7 @@ from app.types import ImageFeatures, Logits, Probabilities, Similarities
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Neighbours:
-    """The k pool images nearest to each of n images: their rows in the pool and their cosines, the nearest first."""
+    """The k pool images nearest to each of n images, the nearest first: their rows in the pool, and their cosines."""
 
     indices: Int64[np.ndarray, "n k"]
     cosines: Float32[np.ndarray, "n k"]
@@ -24,12 +24,11 @@ def _no_rows() -> np.ndarray:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Examples:
-    """Images that teach an adapter, by their unit features; an empty array where there are none.
+    """The unit features of the images that an adapter learns from; an array is empty if there are none.
 
-    ``support_features`` (s, d) are of labelled images, and ``support_labels`` (s,) the class index of each;
-    ``pool_features`` (u, d) are of unlabelled ones. ``pool_neighbours`` (u, k) are the nearest of each pool image
-    among the others, itself left out, k being the adapter's ``neighbours`` or as many as there are; None where the
-    adapter wants none.
+    ``support_features`` (s, d) are those of labelled images, ``support_labels`` (s,) their class indices, and
+    ``pool_features`` (u, d) those of unlabelled images. ``pool_neighbours`` (u, k) are the nearest other images of each
+    pool image, where k is the adapter's ``neighbours`` or u - 1 if that is less. It is None if the adapter needs none.
     """
 
     support_features: Float32[np.ndarray, "s d"] = field(default_factory=_no_rows)
@@ -43,11 +42,11 @@ NO_EXAMPLES = Examples()
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What an adapter says of n images and r rows of text.
+    """The result of an adapter for n images and r rows of text.
 
-    ``similarities`` are cosines or weighted means of cosines; ``logits`` are what the probability function takes;
-    ``prompt_weights`` (n, k) are those that an adapter gave the k prompts of every row, for each image; ``warnings``
-    are sentences for the caller, such as that an adapter answered by plain cosines and why.
+    ``similarities`` are cosines or weighted means of cosines. ``logits`` are the input of ``probabilities``.
+    ``prompt_weights`` (n, k) are the weights of the k prompts of every row, for each image. ``warnings`` are sentences
+    for the response, for example that the adapter returned the results of zero-shot, and why.
     """
 
     similarities: Similarities
@@ -98,20 +97,20 @@ class Adapter(Protocol):
     declaration: ClassVar[Declaration]
 
     aligned: ClassVar[bool]
-    """Whether it takes each prompt by itself (r, k, d), and not one row per name (r, d)."""
+    """Whether it takes the prompts of each name separately, (r, k, d), and not one row for each name, (r, d)."""
 
     transductive: ClassVar[bool]
-    """Whether one image's answer may depend on the others of its request."""
+    """Whether the result of an image may depend on the other images of the request."""
 
     def fit(self, text: np.ndarray, *, logit_scale: float, logit_bias: float | None) -> Self:
-        """Take the label set, (r, d) or where ``aligned`` (r, k, d), and the encoder's own scale and bias."""
+        """Learn from the text, (r, d) or if ``aligned`` (r, k, d), with the scale and bias of the encoder."""
 
     def predict(self, image_features: ImageFeatures) -> Scores:
         """Return the scores (n, r) of unit rows (n, d)."""
 
 
-def merged(values: Float32[np.ndarray, "n r"], first_rows: np.ndarray, *, mean: bool) -> Float32[np.ndarray, "n c"]:
-    """Return each class's mean or largest value of its rows, which begin at ``first_rows`` (c,), ascending."""
+def merge_rows(values: Float32[np.ndarray, "n r"], first_rows: np.ndarray, *, mean: bool) -> Float32[np.ndarray, "n c"]:
+    """Return the mean or the maximum over the rows of each class, which begin at ``first_rows`` (c,), ascending."""
     if len(first_rows) == values.shape[1]:
         return values
     if not mean:
@@ -123,14 +122,15 @@ def merged(values: Float32[np.ndarray, "n r"], first_rows: np.ndarray, *, mean: 
 
 
 def probabilities(logits: Logits, *, sigmoid: bool) -> Probabilities:
-    """Return scores in [0, 1]: a softmax over the classes, or for sigmoid models each class by itself.
+    """Return scores in [0, 1]: a softmax over the classes, or for sigmoid models the sigmoid of each class.
 
-    A sigmoid model was trained to answer "does this text fit this image?" per pair (Zhai et al., "Sigmoid Loss for
-    Language Image Pre-Training", ICCV 2023, eq. 1), so that its rows need not sum to 1 and may be small throughout.
+    A sigmoid model is trained on whether a text matches an image, for each pair (Zhai et al., "Sigmoid Loss for
+    Language Image Pre-Training", ICCV 2023, eq. 1). So its rows need not sum to 1, and all scores of a row may be
+    small.
     """
     wide = logits.astype(np.float64)
     if sigmoid:
-        # exp of a negative number only: no overflow for logits of any size.
+        # Only negative numbers are exponentiated, so logits of any size do not overflow.
         small = np.exp(-np.abs(wide))
         return np.where(wide >= 0, 1 / (1 + small), small / (1 + small)).astype(np.float32)
     return softmax(wide).astype(np.float32)

@@ -35,8 +35,8 @@ def compared_images(folds: Int[np.ndarray, " s"]) -> Int[np.ndarray, " j"]:
     held_out = np.flatnonzero(folds >= 0)
     if len(held_out) <= _MAX_COMPARED:
         return held_out
-    some: np.ndarray = held_out[np.linspace(0, len(held_out) - 1, _MAX_COMPARED).astype(np.int64)]
-    return some
+    spaced: np.ndarray = held_out[np.linspace(0, len(held_out) - 1, _MAX_COMPARED).astype(np.int64)]
+    return spaced
 
 
 def first_best(losses: Sequence[float]) -> int:

@@ -1,4 +1,4 @@
-"""What adapters that learn from example images share: clean input, and zero-shot answers where they cannot learn."""
+"""The base class of adapters that learn from example images: clean input, and zero-shot results if it cannot learn."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -12,44 +12,44 @@ from app.adapters._base import NO_EXAMPLES, Examples, Neighbours, Scores
 from app.scoring.numerics import unit_rows
 from app.types import ClassEmbeddings, ImageFeatures, Logits
 
-_SHORTEST = 1e-6
+_MIN_LENGTH = 1e-6
 
 
 class Need(StrEnum):
-    """Which example images an adapter learns from."""
+    """The kinds of example images that adapters learn from."""
 
     SUPPORT = "labelled images"
     POOL = "unlabelled images"
 
 
 class DegenerateExamplesError(Exception):
-    """These examples cannot teach this adapter; the message says why, as the end of a sentence."""
+    """The adapter cannot learn from these examples. The message says why, without a full stop."""
 
 
 class ExampleAdapter(ABC):
-    """A classifier that adds to the text what example images teach.
+    """A classifier that learns from text and example images.
 
-    It takes one row of text per class (c, d). Classes whose text is the same are one to adapters that know nothing but
-    the text of them, and get the same scores; below, c counts those that differ. Where there is nothing to learn from,
-    or what was learned gives no finite numbers, its answers are those of plain cosines, and ``warnings_`` and
-    ``Scores.warnings`` say so; never silently. Subclasses are final, keep their hyperparameters in ``__init__``, and
+    It takes one row of text for each class (c, d). If it does not learn from labelled images, it merges classes with
+    the same text, which get the same scores; in the methods that subclasses implement, c counts different classes. If
+    it cannot learn, or if its logits are not finite, it returns the results of zero-shot, with a warning in
+    ``warnings_`` and ``Scores.warnings``. Subclasses are final, keep their hyperparameters in ``__init__``, and
     implement ``_learn`` and ``_logits``.
     """
 
     aligned: ClassVar[bool] = False
     transductive: ClassVar[bool] = False
     stateful: ClassVar[bool] = False
-    """Whether an answer may depend on the images that it was asked about before."""
+    """Whether a result may depend on the images of earlier requests."""
 
     needs: ClassVar[frozenset[Need]]
-    """Without any of these it answers as zero-shot does."""
+    """The kinds of images that it needs; without all of them it returns the results of zero-shot."""
 
     balanced: ClassVar[bool] = False
-    """Whether it assumes that the pool holds about as many images of each class; it does not learn from other pools."""
+    """Whether it assumes a pool with about the same number of images of each class; it does not learn from others."""
 
     @property
     def neighbours(self) -> int:
-        """How many pool images near each image it looks at; 0 for none."""
+        """The number of nearest pool images that it needs for each image; 0 for none."""
         return 0
 
     @final
@@ -61,7 +61,7 @@ class ExampleAdapter(ABC):
         logit_bias: float | None,
         examples: Examples = NO_EXAMPLES,
     ) -> Self:
-        """Learn from the rows of the classes (c, d), which are made unit, and the examples."""
+        """Learn from the rows of the classes (c, d), which are normalised, and from the examples."""
         self.text_ = unit_rows(np.asarray(text, np.float32))
         self.class_rows_ = np.arange(len(self.text_))
         if Need.SUPPORT not in self.needs:
@@ -71,7 +71,7 @@ class ExampleAdapter(ABC):
         self.diagnostics_: Mapping[str, float] = {}
         self.warnings_: tuple[str, ...] = ()
         self.learned_ = False
-        for name in [name for name in vars(self) if name.endswith("_") and name not in _OF_EVERY_FIT]:
+        for name in [name for name in vars(self) if name.endswith("_") and name not in _BASE_ATTRIBUTES]:
             delattr(self, name)
         try:
             cleaned, dropped = _cleaned(examples)
@@ -80,21 +80,23 @@ class ExampleAdapter(ABC):
                 self._learn(cleaned)
             self.learned_ = True
         except DegenerateExamplesError as error:
-            self.warnings_ = (f"{error}, so that the answers are those of zero-shot",)
+            self.warnings_ = (f"{error}; the results are those of zero-shot",)
         except np.linalg.LinAlgError as error:
-            self.warnings_ = (f"the examples' statistics cannot be used ({error}); the answers are those of zero-shot",)
+            self.warnings_ = (
+                f"the statistics of the examples cannot be used ({error}); the results are those of zero-shot",
+            )
         else:
             if dropped:
-                self.warnings_ += (f"{dropped} examples are left out, whose features are zero or not finite",)
+                self.warnings_ += (f"{dropped} examples are not used, because their features are zero or not finite",)
         return self
 
     @final
     def predict(self, image_features: ImageFeatures, neighbours: Neighbours | None = None) -> Scores:
-        """Return scores (n, c); an image whose features are no direction gets the plain cosines, which are zero.
+        """Return scores (n, c). An image whose features are zero or not finite gets cosines of zero.
 
         Args:
             image_features: unit rows (n, d).
-            neighbours: of each image among the pool that it was fitted on, where ``self.neighbours`` wants some.
+            neighbours: the nearest pool images of each image; required if ``self.neighbours`` is above 0.
         """
         rows = np.asarray(image_features, np.float32)
         good = _usable(rows)
@@ -102,22 +104,22 @@ class ExampleAdapter(ABC):
         similarities = (safe @ self.text_.T).clip(-1, 1)
         zero_shot: Logits = (self.logit_scale_ * similarities + self.logit_bias_).astype(np.float32)
         if not self.learned_:
-            return self._told(similarities, zero_shot, self.warnings_)
+            return self._for_all_classes(similarities, zero_shot, self.warnings_)
         with np.errstate(all="ignore"):
             logits = np.asarray(self._logits(safe, zero_shot, neighbours), np.float32)
         return self._scores(similarities, zero_shot, logits, good)
 
     @final
     def pool_scores(self, pool_features: ImageFeatures) -> Scores:
-        """Return the scores (u, c) of the very pool that it was fitted on: a transductive answer.
+        """Return the scores (u, c) of the pool that it was fitted on: a transductive result.
 
         Args:
-            pool_features: the same usable unit rows (u, d) as in the examples.
+            pool_features: the same unit rows (u, d) as in the examples, all usable.
         """
         similarities = (pool_features @ self.text_.T).clip(-1, 1)
         zero_shot: Logits = (self.logit_scale_ * similarities + self.logit_bias_).astype(np.float32)
         if not self.learned_:
-            return self._told(similarities, zero_shot, self.warnings_)
+            return self._for_all_classes(similarities, zero_shot, self.warnings_)
         with np.errstate(all="ignore"):
             logits = np.asarray(self._pool_logits(pool_features, zero_shot), np.float32)
         return self._scores(similarities, zero_shot, logits, np.ones(len(logits), bool))
@@ -126,14 +128,16 @@ class ExampleAdapter(ABC):
         finite = np.isfinite(logits).all(axis=1)
         warnings = self.warnings_
         if not good.all():
-            warnings += ("an image's features are zero or not finite, so that nothing can be said of it",)
+            warnings += ("the features of an image are zero or not finite, so it cannot be classified",)
         if not finite[good].all():
-            warnings += ("what was learned gives no finite score for an image, which is answered as by zero-shot",)
+            warnings += ("an image has no finite score; its results are those of zero-shot",)
         kept = good & finite
-        return self._told(similarities, logits if kept.all() else np.where(kept[:, None], logits, zero_shot), warnings)
+        return self._for_all_classes(
+            similarities, logits if kept.all() else np.where(kept[:, None], logits, zero_shot), warnings
+        )
 
-    def _told(self, similarities: np.ndarray, logits: Logits, warnings: tuple[str, ...]) -> Scores:
-        """Return the scores of all classes, those whose text is the same given the same."""
+    def _for_all_classes(self, similarities: np.ndarray, logits: Logits, warnings: tuple[str, ...]) -> Scores:
+        """Return the scores of all classes from those of the classes with different text."""
         if len(self.class_rows_) != len(self.text_):
             similarities, logits = similarities[:, self.class_rows_], logits[:, self.class_rows_]
         return Scores(similarities, logits, warnings=warnings)
@@ -148,45 +152,45 @@ class ExampleAdapter(ABC):
             raise DegenerateExamplesError(f"there are no {' and no '.join(missing)} to learn from")
         if self.balanced:
             seen = effective_classes(examples.pool_features, self.text_)
-            if seen < LEAST_BALANCE * len(self.text_):
+            if seen < MIN_BALANCE * len(self.text_):
                 raise DegenerateExamplesError(
-                    f"by zero-shot the unlabelled images are spread over as few as {seen:.1f} of {len(self.text_)}"
-                    " classes, and this method needs about as many of each"
+                    f"zero-shot predicts only {seen:.1f} of {len(self.text_)} classes for the unlabelled images, and"
+                    " this method needs about the same number of images of each class"
                 )
 
     @abstractmethod
     def _learn(self, examples: Examples) -> None:
-        """Set attributes that end in ``_``, ``diagnostics_`` and ``warnings_`` among them.
+        """Set attributes that end in ``_``, including ``diagnostics_`` and ``warnings_``.
 
-        Called with finite unit rows, at least one of each kind that ``needs`` names; arithmetic warnings are off.
+        It is called with finite unit rows, at least one of each kind in ``needs``, and without arithmetic warnings.
 
         Raises:
-            DegenerateExamplesError: nothing can be learned from these.
+            DegenerateExamplesError: the adapter cannot learn from these examples.
         """
 
     @abstractmethod
     def _logits(self, image_features: ImageFeatures, zero_shot: Logits, neighbours: Neighbours | None) -> np.ndarray:
-        """Return logits (n, c) of images that may be all zero where they could not be used; see ``predict``."""
+        """Return logits (n, c). Images that cannot be used are rows of zeros; see ``predict`` for the arguments."""
 
     def _pool_logits(self, pool_features: ImageFeatures, zero_shot: Logits) -> np.ndarray:
-        """Return logits (u, c) of the pool itself; by default as if each of its images were asked for alone."""
+        """Return logits (u, c) of the pool; by default as if each of its images were classified alone."""
         return self._logits(pool_features, zero_shot, None)
 
 
-_OF_EVERY_FIT = frozenset(
+_BASE_ATTRIBUTES = frozenset(
     {"text_", "class_rows_", "logit_scale_", "logit_bias_", "diagnostics_", "warnings_", "learned_"}
 )
 
 
-LEAST_BALANCE = 0.5
-"""Of the classes, the share over which a pool must be spread for adapters that assume balance."""
+MIN_BALANCE = 0.5
+"""The share of the classes that a pool must show for adapters that assume balance; see ``effective_classes``."""
 
 
 def effective_classes(image_features: Float32[np.ndarray, "n d"], text: Float32[np.ndarray, "c d"]) -> float:
-    """Return over how many classes the images are spread: the exponential of the entropy of their nearest classes.
+    """Return the effective number of classes of the images: the exponential of the entropy of their nearest classes.
 
-    From 1, if all images are nearest to one class, to c, if each class is nearest to as many; images are looked at in
-    pieces of some megabytes.
+    It is 1 if all images are nearest to one class, and c if every class is nearest to the same number of images. The
+    images are processed in pieces of some megabytes.
     """
     counts = np.zeros(len(text))
     step = max(1, 2**24 // len(text))
@@ -198,22 +202,22 @@ def effective_classes(image_features: Float32[np.ndarray, "n d"], text: Float32[
 
 
 def _usable(rows: Float[np.ndarray, "n d"]) -> np.ndarray:
-    """Tell which rows are finite and no zero vector."""
+    """Return which rows are finite and not zero."""
     with np.errstate(all="ignore"):
         lengths = np.linalg.norm(rows, axis=1)
-    usable: np.ndarray = np.isfinite(lengths) & (lengths > _SHORTEST)
+    usable: np.ndarray = np.isfinite(lengths) & (lengths > _MIN_LENGTH)
     return usable
 
 
 def _cleaned(examples: Examples) -> tuple[Examples, int]:
-    """Return the examples with unit rows only, and how many were dropped."""
+    """Return the examples without unusable rows, and the number of those."""
     support = _usable(examples.support_features)
     pool = _usable(examples.pool_features)
     dropped = int((~support).sum() + (~pool).sum())
     if not dropped:
         return examples, 0
     if not pool.all() and examples.pool_neighbours is not None:
-        # Rows of the pool are named by their number, so that none can be taken away from under the neighbours.
+        # Neighbours refer to rows of the pool by their number, so no row can be removed.
         raise DegenerateExamplesError(
             f"{int((~pool).sum())} unlabelled images have features that are zero or not finite"
         )
@@ -229,7 +233,7 @@ def _cleaned(examples: Examples) -> tuple[Examples, int]:
 
 
 def distinct_rows(text: Float32[np.ndarray, "c d"]) -> tuple[Float32[np.ndarray, "r d"], Int64[np.ndarray, " c"]]:
-    """Return the rows without repetition, in order of first appearance, and which of them each class has."""
+    """Return the different rows, in the order of their first appearance, and the index of each class's row in them."""
     _, first, which = np.unique(text, axis=0, return_index=True, return_inverse=True)
     order = np.argsort(first)
     rank = np.empty(len(order), np.int64)
@@ -239,8 +243,8 @@ def distinct_rows(text: Float32[np.ndarray, "c d"]) -> tuple[Float32[np.ndarray,
 
 def log_shares(masses: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n c"]:
     """Return logits whose softmax is each row of masses divided by its sum; a row of zeros gets equal logits."""
-    least = 1e-12
+    smallest = 1e-12
     totals = masses.sum(axis=1, keepdims=True)
     shares = np.where(totals > 0, masses / np.where(totals > 0, totals, 1), 1 / masses.shape[1])
-    logs: np.ndarray = np.log(np.maximum(shares, least))
+    logs: np.ndarray = np.log(np.maximum(shares, smallest))
     return logs

@@ -6,18 +6,20 @@ covariance of Kubokawa and Srivastava.
 
 Deviations:
 
-- P is divided by d / (n - 1), after which alpha = 1 is the Gaussian likelihood itself. The paper's grid is not portable
-  between label sets: its best values spread over the whole of it.
-- Alpha is chosen by cross-validation on the labelled images, by their likelihood at the best temperature, not by the
-  accuracy on others. The logits are divided by that temperature, so that they mean the same whichever alpha is chosen,
-  and held-out images of one fit say something of the scores of another.
-- What is the same for every class is taken from the contributions, so that they are zero in the mean over the classes
-  and leave the level of a sigmoid encoder's scores as it was; no softmax sees that.
-- A class without images gets the mean that the paper gives its new classes, but the covariance of all the others. The
-  paper's own covariance for new classes was made to tell these from one another only: beside those that have images,
-  it nearly silenced them.
-- With fewer than two images per class, the covariance within the classes is zero or of too few directions. The paper
-  multiplies the images by augmentation; here the covariance is that of all images about their mean, and alpha is fixed.
+- P is divided by d / (n - 1), so that alpha = 1 is the Gaussian likelihood. The grid of the paper is not portable
+between
+  label sets: the best values are spread over all of it.
+- Alpha is selected by cross-validation on the labelled images, by their likelihood at the best temperature, not by the
+  accuracy on other images. The logits are divided by this temperature, so that scores for different alphas, and of
+  different fits, can be compared.
+- The mean over the classes is subtracted from the contributions, so that they do not change the level of the scores of
+a
+  sigmoid encoder. A softmax does not depend on it.
+- A class without images gets the mean that the paper gives new classes, but the covariance of all other classes. The
+  paper's covariance for new classes is made to separate these from each other only. Beside classes with images, it made
+  their scores far too small.
+- With fewer than two images per class, the covariance within the classes is zero or has too few directions. The paper
+  adds augmented images; here, the covariance is that of all images about their mean, and alpha is fixed.
 """
 
 from typing import Annotated, ClassVar
@@ -33,12 +35,12 @@ from app.scoring.calibration import tempered_loss
 from app.types import ImageFeatures, Logits
 
 ALPHAS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-"""What cross-validation chooses from."""
+"""The candidates of cross-validation."""
 
 CAUTIOUS_ALPHA = 0.3
-"""Where too few images are labelled to choose."""
+"""The weight if too few images are labelled to select one."""
 
-# Of the variance between classes, and of the length of an image, what is nothing but rounding.
+# The part of the variance between classes, and of the length of an image, that is due to rounding.
 _NO_VARIANCE = 1e-6
 _NEW_CLASS_NEIGHBOURS = 64
 _TEXT_COPIES = 16
@@ -47,8 +49,8 @@ _TEXT_COPIES = 16
 class GDA(ExampleAdapter):
     """Logits are (zero-shot + alpha (x W + b)) / temperature.
 
-    ``W_`` (d, c) and ``b_`` (c,) are zero in the mean over the classes; ``alpha_`` and ``temperature_`` are what was
-    taken, the latter 1 where alpha is not chosen.
+    ``W_`` (d, c) and ``b_`` (c,) have a mean of zero over the classes. ``alpha_`` and ``temperature_`` are the values
+    that are used; the temperature is 1 if alpha is not selected.
     """
 
     declaration: ClassVar[Declaration] = Declaration(
@@ -73,19 +75,22 @@ class GDA(ExampleAdapter):
         if not alpha:
             chosen = None if pooled else self._chosen(rows, labels)
             alpha, temperature = chosen or (CAUTIOUS_ALPHA, 1.0)
-            why = "" if chosen else "so few images are labelled that their weight is fixed and not chosen"
+            why = "" if chosen else "too few images are labelled to select their weight; a fixed one is used"
         missing = classes - len(np.unique(labels))
         self.W_ = (weights - weights.mean(axis=1, keepdims=True)).astype(np.float32)
         self.b_ = (biases - biases.mean()).astype(np.float32)
         self.alpha_, self.temperature_ = alpha, temperature
         self.warnings_ = tuple(
             warning
-            for warning, told in (
-                ("too few images are labelled for their covariance within the classes; that of all is used", pooled),
+            for warning, applies in (
+                ("too few images are labelled for a covariance within classes; that of all images is used", pooled),
                 (why, bool(why)),
-                (f"{missing} classes have no labelled image and are described by their text", missing > 0),
+                (
+                    f"{missing} classes have no labelled image; they use the mean of similar images and of their text",
+                    missing > 0,
+                ),
             )
-            if told
+            if applies
         )
         self.diagnostics_ = {
             "alpha": alpha,
@@ -102,21 +107,21 @@ class GDA(ExampleAdapter):
         return logits / np.float32(self.temperature_)
 
     def _chosen(self, rows: Float[np.ndarray, "s d"], labels: Int[np.ndarray, " s"]) -> tuple[float, float] | None:
-        """Return the alpha and the temperature under which held-out images are likeliest, or None if too few."""
+        """Return the alpha and the temperature with the best likelihood of held-out images; None if too few."""
         folds = held_out_folds(labels, len(self.text_))
         if folds is None or len(self.text_) == 1:
             return None
         compared = compared_images(folds)
-        asked, truth = rows[compared].astype(np.float64), labels[compared]
-        zero_shot = self.logit_scale_ * asked @ self.text_.T
+        queries, truth = rows[compared].astype(np.float64), labels[compared]
+        zero_shot = self.logit_scale_ * queries @ self.text_.T
         contributions = np.empty_like(zero_shot)
         for fold in range(int(folds.max()) + 1):
             rest, here = folds != fold, folds[compared] == fold
             weights, biases, pooled = gaussian(rows[rest], labels[rest], self.text_)
             if pooled:
-                # Another estimate than the one whose alpha is wanted.
+                # This would be another covariance than that of the final fit.
                 return None
-            contributions[here] = asked[here] @ weights + biases
+            contributions[here] = queries[here] @ weights + biases
         losses, temperatures = zip(
             *(tempered_loss(zero_shot + alpha * contributions, truth) for alpha in ALPHAS), strict=True
         )
@@ -127,7 +132,7 @@ class GDA(ExampleAdapter):
 def gaussian(
     rows: Float[np.ndarray, "s d"], labels: Int[np.ndarray, " s"], text: Float[np.ndarray, "c d"]
 ) -> tuple[Float[np.ndarray, "d c"], Float[np.ndarray, " c"], bool]:
-    """Return W, b, both float64, and whether the covariance is that of all images instead of within the classes.
+    """Return W and b in float64, and whether the covariance is that of all images instead of within the classes.
 
     Raises:
         DegenerateExamplesError: the images are all the same.
@@ -139,7 +144,7 @@ def gaussian(
     within = float(np.vdot(centred, centred))
     between = float(counts @ ((means - mean) ** 2).sum(axis=1))
     if within + between <= len(rows) * _NO_VARIANCE**2:
-        raise DegenerateExamplesError("the labelled images are all the same, which tells no class from another")
+        raise DegenerateExamplesError("the labelled images are all the same, so they do not separate the classes")
     empty = counts == 0
     pooled = len(rows) < 2 * (~empty).sum() or within <= _NO_VARIANCE * between
     if pooled:
@@ -154,8 +159,8 @@ def gaussian(
 def times_precision(vectors: Float[np.ndarray, "m d"], centred: Float[np.ndarray, "s d"]) -> Float[np.ndarray, "m d"]:
     """Return ``vectors @ P``, where ``P = (s - 1) inv((s - 1) cov + trace(cov) I)``.
 
-    The estimate of Kubokawa and Srivastava, times (s - 1) / d. With fewer images than dimensions the system that is
-    solved is one of images (the Woodbury identity); either has a condition number of at most s.
+    This is the estimate of Kubokawa and Srivastava, times (s - 1) / d. With fewer images than dimensions, an s by s
+    system is solved (Woodbury identity), else a d by d one. The condition number of either is at most s.
     """
     images, dims = centred.shape
     degrees = max(images - 1, 1)
@@ -175,7 +180,7 @@ def times_precision(vectors: Float[np.ndarray, "m d"], centred: Float[np.ndarray
 def class_means(
     rows: Float[np.ndarray, "s d"], labels: Int[np.ndarray, " s"], classes: int
 ) -> Float[np.ndarray, "c d"]:
-    """Return the mean of each class's images, float64; zeros for a class that has none."""
+    """Return the mean of the images of each class, in float64; zeros for a class without images."""
     order = np.argsort(labels, kind="stable")
     present, first, counts = np.unique(labels[order], return_index=True, return_counts=True)
     means = np.zeros((classes, rows.shape[1]))
@@ -184,9 +189,9 @@ def class_means(
 
 
 def new_class_means(rows: Float[np.ndarray, "s d"], text: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m d"]:
-    """Return for each text the mean of itself, 16 times, and of the 64 labelled images nearest to it.
+    """Return for each text the mean of 16 copies of it and of the 64 labelled images nearest to it.
 
-    The paper's rule for classes that have no labelled images; the earlier of images that are as near comes first.
+    This is the rule of the paper for classes without labelled images. Of equally near images the earlier comes first.
     """
     wide = text.astype(np.float64)
     count = min(_NEW_CLASS_NEIGHBOURS, len(rows))

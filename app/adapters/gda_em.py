@@ -1,14 +1,14 @@
-"""GDA without labels: expectation maximisation on unlabelled images, from the zero-shot answers on.
+"""GDA without labels: expectation maximisation on unlabelled images, starting from the zero-shot predictions.
 
 Wang et al., "A Hard-to-Beat Baseline for Training-free CLIP-based Adaptation", ICLR 2024, its unsupervised variant: the
 M-step takes the classes' means and the mean of their covariances, the E-step is the softmax of zero-shot + alpha
-(x W + b) with equal priors. What is learned is a linear classifier, so that new images are answered one by one.
+(x W + b) with equal priors. The result is a linear classifier, so new images are classified independently.
 
-Where the paper is silent: the ridge of the covariance counts every pool image, a class of less than 1e-6 images keeps
-its text as its mean, and alpha, the rounds and the tolerance are defaults that no labels have tuned; on real sets the
-best alpha differs, and none is sure to beat zero-shot. P is the paper's and not rescaled as in ``gda``, since there is
-no grid to carry over. Deviation: the encoder's own scale stands for the paper's 100. As in ``gda``, contributions are
-zero in the mean over the classes.
+The paper does not specify some details. Here, the ridge of the covariance counts every pool image, a class with a mass
+of less than 1e-6 images keeps its text as its mean, and alpha, the rounds and the tolerance are not tuned on labels;
+the best alpha differs between data sets, and no value is sure to improve on zero-shot. P is that of the paper, not
+rescaled as in ``gda``, because there is no grid of alphas. Deviation: the scale of the encoder replaces the paper's
+100. As in ``gda``, contributions have a mean of zero over the classes.
 """
 
 from collections.abc import Iterator
@@ -23,22 +23,22 @@ from app.adapters._examples import DegenerateExamplesError, ExampleAdapter, Need
 from app.scoring.numerics import softmax
 from app.types import ImageFeatures, Logits
 
-_LEAST_MASS = 1e-6
-# Of the mean square length of the images, what is nothing but rounding.
+_MIN_MASS = 1e-6
+# The part of the mean square length of the images that is due to rounding.
 _NO_VARIANCE = 1e-9
 # Numbers of a piece of the pool in float64, for about 32 MiB.
 _AT_ONCE = 2**22
 
 
 class GDAEM(ExampleAdapter):
-    """Logits are zero-shot + alpha (x W + b), learned from a pool of about as many images of each class.
+    """Logits are zero-shot + alpha (x W + b), learned from a pool with about the same number of images of each class.
 
-    ``W_`` (d, c) and ``b_`` (c,) are zero in the mean over the classes.
+    ``W_`` (d, c) and ``b_`` (c,) have a mean of zero over the classes.
 
     Args:
         alpha: weight of the pool.
         rounds: the largest number of rounds of expectation and maximisation.
-        tolerance: change of the largest share below which it stops.
+        tolerance: the change of the shares, at most, at which it stops.
     """
 
     declaration: ClassVar[Declaration] = Declaration(
@@ -92,9 +92,9 @@ def fit_em(
     rounds: int,
     tolerance: float,
 ) -> tuple[Float[np.ndarray, "d c"], Float[np.ndarray, " c"], Float[np.ndarray, " c"], int]:
-    """Return W, b, each class's mass of the shares that they are fitted to, and how many rounds it took.
+    """Return W, b, the mass of each class in the shares that they are fitted to, and the number of rounds.
 
-    Everything but the shares (u, c), which are float32, is float64, in pieces of the pool.
+    The shares (u, c) are float32; everything else is float64, computed in pieces of the pool.
 
     Raises:
         DegenerateExamplesError: the images are all the same.
@@ -102,8 +102,8 @@ def fit_em(
     images, classes = len(pool), len(text)
     wide_text = text.astype(np.float64)
     shares = np.empty((images, classes), np.float32)
-    for some, rows in _pieces(pool):
-        shares[some] = softmax(logit_scale * rows @ wide_text.T)
+    for piece, rows in _pieces(pool):
+        shares[piece] = softmax(logit_scale * rows @ wide_text.T)
     means, done, change = wide_text, 0, np.inf
     weights, biases, masses = np.zeros((text.shape[1], classes)), np.zeros(classes), np.zeros(classes)
     while done < rounds and change >= tolerance:
@@ -111,10 +111,10 @@ def fit_em(
         means, covariance = _maximised(pool, shares, masses, means)
         weights, biases = _linear(means, covariance, images)
         done, change = done + 1, 0.0
-        for some, rows in _pieces(pool):
+        for piece, rows in _pieces(pool):
             new = softmax(logit_scale * rows @ wide_text.T + alpha * (rows @ weights + biases))
-            change = max(change, float(np.abs(new - shares[some]).max()))
-            shares[some] = new
+            change = max(change, float(np.abs(new - shares[piece]).max()))
+            shares[piece] = new
     return weights, biases, masses, done
 
 
@@ -124,18 +124,18 @@ def _maximised(
     masses: Float[np.ndarray, " c"],
     means: Float[np.ndarray, "c d"],
 ) -> tuple[Float[np.ndarray, "c d"], Float[np.ndarray, "d d"]]:
-    """Return the means of the classes and the mean of their covariances, classes without mass left out of it."""
-    kept = masses > _LEAST_MASS
+    """Return the means of the classes, and the mean covariance of the classes that have mass."""
+    kept = masses > _MIN_MASS
     sums = np.zeros_like(means)
     second = np.zeros((means.shape[1], means.shape[1]))
-    for some, rows in _pieces(pool):
-        portions = shares[some].astype(np.float64)
+    for piece, rows in _pieces(pool):
+        portions = shares[piece].astype(np.float64)
         sums += portions.T @ rows
-        # Each image counts sum_c share / mass; its root on either side lets the product be a symmetric one.
+        # The weight of an image is sum_c share / mass. Its root on both sides makes the product symmetric.
         roots = np.sqrt((portions[:, kept] / masses[kept]).sum(axis=1) / kept.sum())
         weighted = rows * roots[:, None]
         second += weighted.T @ weighted
-    moved = np.where(kept[:, None], sums / np.maximum(masses, _LEAST_MASS)[:, None], means)
+    moved = np.where(kept[:, None], sums / np.maximum(masses, _MIN_MASS)[:, None], means)
     return moved, second - moved[kept].T @ moved[kept] / kept.sum()
 
 
@@ -146,7 +146,7 @@ def _linear(
     dims = len(covariance)
     trace = float(np.trace(covariance))
     if trace <= _NO_VARIANCE:
-        raise DegenerateExamplesError("the unlabelled images are all the same, which tells no class from another")
+        raise DegenerateExamplesError("the unlabelled images are all the same, so they do not separate the classes")
     system = (images - 1) * covariance + trace * np.eye(dims)
     weights: np.ndarray = dims * cho_solve(cho_factor(system, lower=True), means.T)
     return weights, -np.log(len(means)) - (weights.T * means).sum(axis=1) / 2
@@ -155,5 +155,5 @@ def _linear(
 def _pieces(pool: Float[np.ndarray, "u d"]) -> Iterator[tuple[slice, Float[np.ndarray, "p d"]]]:
     step = max(1, _AT_ONCE // pool.shape[1])
     for first in range(0, len(pool), step):
-        some = slice(first, first + step)
-        yield some, pool[some].astype(np.float64)
+        piece = slice(first, first + step)
+        yield piece, pool[piece].astype(np.float64)

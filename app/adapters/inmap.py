@@ -1,11 +1,12 @@
-"""InMaP: for each class a proxy among the images, learned from balanced pseudo-labels of unlabelled ones.
+"""InMaP: a proxy for each class among the images, learned from balanced pseudo-labels of unlabelled images.
 
-Qian et al., "Intra-Modal Proxy Learning for Zero-Shot Visual Categorization with CLIP", NeurIPS 2023. Text and images
-lie apart in the space that they share; a proxy is where the text would be if it lay among the images. The labels are
-zero-shot's, made to fall as often on each class (Sinkhorn), so that a pool with uneven classes makes answers worse.
+Qian et al., "Intra-Modal Proxy Learning for Zero-Shot Visual Categorization with CLIP", NeurIPS 2023. Text and image
+features lie in different regions of their common space; a proxy is where the text would be if it lay among the images.
+The pseudo-labels are the zero-shot predictions, balanced so that every class gets the same share (Sinkhorn). So a pool
+with unequal classes makes the results worse.
 
-Deviations: steps end when those that are left could not move a proxy by ``_STILL``. A pool too large for them teaches
-with some of its images, drawn at random and always the same; all of it still decides about the labels.
+Deviations: the descent ends when the remaining steps could not move a proxy by ``_STILL``. If the pool is too large,
+the descent uses a random part of its images, the same for the same size; the labels are computed with all of them.
 """
 
 from collections.abc import Iterator
@@ -20,27 +21,27 @@ from app.scoring.numerics import softmax, unit_rows
 from app.types import ImageFeatures, Logits
 
 _ROUNDS = 20
-# The largest entry by which the steps that are left could move a proxy of unit length when they are left out.
+# The largest change of an entry of a unit proxy that is neglected.
 _STILL = 1e-6
-# Multiplications per step of the gradient up to which they are in float64: seconds for all of them on one core.
+# Multiplications per gradient step up to which float64 is used: all steps take seconds on one core.
 _SMALL_STEP = 2**25
-# Multiplications per step of the gradient: minutes for all of them on one core.
-_LARGEST_STEP = 2**30
-# Entries of a matrix that are handled together in float64, for 32 MiB.
+# The largest number of multiplications per gradient step: all steps take minutes on one core.
+_MAX_STEP = 2**30
+# Entries of a matrix that are converted to float64 together, for 32 MiB.
 _AT_ONCE = 2**22
-_LEAST = 1e-30
+_TINY = 1e-30
 
 
 class InMaP(ExampleAdapter):
-    """Scores are cosines with the proxies, times the encoder's scale.
+    """Logits are the cosines with the proxies, times the scale of the encoder.
 
     Args:
-        tau_t: temperature of the text's softmax, before it is balanced.
-        gamma: 0 to want as many images of each class, 1 to want as many as zero-shot sees.
-        tau_i: temperature of the proxies' softmax.
-        lr: length of the first steps, which is halved whenever the gradient grows.
-        steps: how many at most.
-        alpha: share above which a pseudo-label becomes certain, in [0, 1].
+        tau_t: temperature of the softmax over the text, before it is balanced.
+        gamma: 0 balances the classes, 1 keeps the shares that zero-shot predicts.
+        tau_i: temperature of the softmax over the proxies.
+        lr: the first learning rate, which is halved whenever the gradient grows.
+        steps: the largest number of gradient steps.
+        alpha: share above which a soft pseudo-label becomes a hard one, in [0, 1].
     """
 
     declaration: ClassVar[Declaration] = Declaration(
@@ -94,36 +95,38 @@ def learned_proxies(
     steps: int = 2000,
     alpha: float = 0.6,
 ) -> tuple[Float[np.ndarray, "c d"], dict[str, float]]:
-    """Label the images, and return unit proxies, how many steps were taken for them, and with how many images.
+    """Label the images, and return unit proxies, and the number of steps and of images that they took.
 
-    Small problems are solved in float64, whatever precision comes.
+    Small problems are solved in float64, for arguments of any precision.
     """
     dtype = images.dtype
     if images.size * len(text) <= _SMALL_STEP:
         images = images.astype(np.float64)
     labels = balanced_labels(images @ text.T, tau_t=tau_t, gamma=gamma)
-    shown = taught(len(images), text.size)
+    shown = gradient_images(len(images), text.size)
     if len(shown) < len(images):
         images, labels = images[shown], labels[shown]
     found, taken = proxies(images, text, labels, lr=lr, steps=steps, tau_i=tau_i, alpha=alpha)
     return found.astype(dtype), {"steps": taken, "images": len(shown)}
 
 
-def taught(images: int, text_entries: int) -> Int64[np.ndarray, " t"]:
-    """Return which images the gradient looks at: all, or as many as the largest step allows, and at least one."""
-    allowed = max(1, _LARGEST_STEP // text_entries)
+def gradient_images(images: int, text_entries: int) -> Int64[np.ndarray, " t"]:
+    """Return the indices of the images that the gradient uses: as many as ``_MAX_STEP`` allows, at least one."""
+    allowed = max(1, _MAX_STEP // text_entries)
     if images <= allowed:
         return np.arange(images)
     return np.sort(np.random.default_rng(0).permutation(images)[:allowed])
 
 
 def balanced_labels(cosines: Float[np.ndarray, "u c"], *, tau_t: float, gamma: float) -> Float[np.ndarray, "u c"]:
-    """Return soft labels whose rows sum to 1 and whose columns sum to ``u / c`` (Sinkhorn and Knopp, 1967).
+    """Return soft labels whose rows sum to 1 and whose columns have balanced sums (Sinkhorn and Knopp, 1967).
 
-    The columns wanted are proportional to the zero-shot shares to the power of ``gamma``. Memory is a second matrix.
+    The sums of the columns are proportional to the zero-shot shares to the power of ``gamma``; 0 makes each ``u / c``.
+    It needs memory for a second matrix.
     """
     images = len(cosines)
-    # P = diag(rows) @ kernel @ diag(columns): only the two vectors change, and they need the range of float64.
+    # The labels are diag(rows) @ kernel @ diag(columns). Only the two vectors change, and they need the range of
+    # float64.
     kernel = cosines / tau_t
     softmax(kernel, out=kernel)
     rows, columns = np.full(images, 1 / images), np.ones(kernel.shape[1])
@@ -131,13 +134,13 @@ def balanced_labels(cosines: Float[np.ndarray, "u c"], *, tau_t: float, gamma: f
     wanted /= wanted.sum()
     for _ in range(_ROUNDS):
         sums = columns * _column_sums(kernel, rows)
-        # A class that no image could belong to stays without.
-        columns = np.where(sums > 0, columns * wanted / np.maximum(sums, _LEAST), columns)
-        for some in _pieces(kernel):
-            sums = rows[some] * (kernel[some].astype(np.float64) @ columns)
-            rows[some] /= np.maximum(sums, _LEAST) * images
-    for some in _pieces(kernel):
-        kernel[some] = kernel[some] * columns * rows[some, None] * images
+        # A class that no image can belong to keeps a sum of zero.
+        columns = np.where(sums > 0, columns * wanted / np.maximum(sums, _TINY), columns)
+        for piece in _pieces(kernel):
+            sums = rows[piece] * (kernel[piece].astype(np.float64) @ columns)
+            rows[piece] /= np.maximum(sums, _TINY) * images
+    for piece in _pieces(kernel):
+        kernel[piece] = kernel[piece] * columns * rows[piece, None] * images
     return kernel
 
 
@@ -151,18 +154,17 @@ def proxies(
     tau_i: float,
     alpha: float,
 ) -> tuple[Float[np.ndarray, "c d"], int]:
-    """Return unit proxies that tell the images as their labels do, and how many steps were taken.
+    """Return unit proxies that classify the images as their labels do, and the number of steps.
 
-    Projected gradient descent on the cross-entropy, from the text. Products are in the precision of the images, and
-    the proxies in float64; with float32 the rounding decides when a gradient no longer shrinks, and so where the last
-    steps end.
+    Projected gradient descent on the cross-entropy, starting from the text. Products have the precision of the images,
+    proxies are float64. With float32, rounding decides when the gradient no longer shrinks, and so where it ends.
     """
     certain = labels.max(axis=1) > alpha
     targets = labels.astype(images.dtype)
     targets[certain] = 0
     targets[certain, labels[certain].argmax(axis=1)] = 1
     wanted = (targets.T @ images).astype(np.float64)
-    shares = targets  # its memory, which is not needed any more
+    shares = targets  # reuses the memory of the targets, which are not needed any more
     moved, found = np.empty(text.shape, images.dtype), text.astype(np.float64)
     previous = np.inf
     taken = 0
@@ -176,7 +178,7 @@ def proxies(
         previous = length
         before = found
         found = unit_rows(before - lr / (len(images) * tau_i) * gradient)
-        # RemoteSteps never grow again by much, as their length only ever is halved.
+        # Later steps are not much longer, because the learning rate is only ever halved.
         if np.abs(found - before).max() * (steps - taken) < _STILL:
             break
     return found, taken
@@ -184,8 +186,8 @@ def proxies(
 
 def _column_sums(kernel: np.ndarray, rows: np.ndarray) -> np.ndarray:
     sums = np.zeros(kernel.shape[1])
-    for some in _pieces(kernel):
-        sums += rows[some] @ kernel[some].astype(np.float64)
+    for piece in _pieces(kernel):
+        sums += rows[piece] @ kernel[piece].astype(np.float64)
     return sums
 
 

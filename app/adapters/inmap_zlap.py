@@ -1,8 +1,8 @@
-"""ZLaP on InMaP's proxies: labels spread over a graph of unlabelled images, from proxies in place of the text.
+"""ZLaP with InMaP: label propagation over a graph of unlabelled images, from proxies instead of the text.
 
-Stojnić et al., "Label Propagation for Zero-Shot Classification with Vision-Language Models", CVPR 2024, which calls
-them its InMaP variant. Proxies lie among the images, so that cosines with both are moved onto one scale. Both halves
-assume that the pool holds about as many images of each class; what deviates is told in their own files.
+Stojnić et al., "Label Propagation for Zero-Shot Classification with Vision-Language Models", CVPR 2024, their InMaP
+variant. Proxies lie among the images, so the cosines with both are scaled together. Both methods assume about the same
+number of images of each class. The deviations are those of ``inmap.py`` and ``zlap.py``.
 """
 
 from typing import ClassVar
@@ -12,19 +12,19 @@ import numpy as np
 from app.adapters._base import Declaration, Examples, Neighbours
 from app.adapters._examples import ExampleAdapter, Need
 from app.adapters.inmap import learned_proxies
-from app.adapters.zlap import expected, mass_logits, propagation
+from app.adapters.zlap import mass_logits, propagation, required
 from app.types import ImageFeatures, Logits
 
 
 class InMaPZLaP(ExampleAdapter):
-    """Scores are the logarithms of each class's share of the mass that reaches an image from its proxy.
+    """Logits are the logarithms of the shares of the classes in the mass that reaches an image from its proxy.
 
     Args:
-        k: how many images (itself among them) and how many classes an image is linked to.
+        k: the number of images (including itself) and of classes that an image is linked to.
         gamma: power of the scaled cosines with proxies.
-        alpha: share of the mass that goes on at each step, in [0, 1).
-        keep: of how many classes each node's mass is kept; the paper's sparse variant is 1. 0 is for all, or for
-            16 where all would be more than 2**28 numbers; ``diagnostics_`` says how many.
+        alpha: share of the mass that moves along the links at each step, in [0, 1).
+        keep: the number of classes whose mass is kept for each node; 1 is the sparse variant of the paper. 0 keeps all,
+            or 16 if all would be more than 2**28 numbers; ``diagnostics_`` contains the number.
     """
 
     declaration: ClassVar[Declaration] = Declaration(
@@ -41,7 +41,7 @@ class InMaPZLaP(ExampleAdapter):
 
     @property
     def neighbours(self) -> int:
-        """As many as an image is linked to."""
+        """The number of images that an image is linked to."""
         return self.k
 
     def _learn(self, examples: Examples) -> None:
@@ -50,7 +50,7 @@ class InMaPZLaP(ExampleAdapter):
         self.propagation_ = propagation(
             images,
             proxies,
-            expected(examples.pool_neighbours),
+            required(examples.pool_neighbours),
             k=self.k,
             gamma=self.gamma,
             alpha=self.alpha,
@@ -60,7 +60,7 @@ class InMaPZLaP(ExampleAdapter):
         self.diagnostics_ = {**learned, **self.propagation_.diagnostics()}
 
     def _logits(self, image_features: ImageFeatures, zero_shot: Logits, neighbours: Neighbours | None) -> np.ndarray:
-        return mass_logits(self.propagation_.of_queries(image_features, expected(neighbours)), zero_shot)
+        return mass_logits(self.propagation_.query_masses(image_features, required(neighbours)), zero_shot)
 
     def _pool_logits(self, pool_features: ImageFeatures, zero_shot: Logits) -> np.ndarray:  # noqa: ARG002
-        return mass_logits(self.propagation_.of_pool(), zero_shot)
+        return mass_logits(self.propagation_.pool_masses(), zero_shot)

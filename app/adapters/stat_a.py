@@ -1,13 +1,13 @@
-"""StatA: a mixture of Gaussians over unlabelled images, each class held to its text as long as few images speak for it.
+"""StatA: a mixture of Gaussians over unlabelled images, where a class with few images stays near its text.
 
-Zanella et al., "Realistic Test-Time Adaptation of Vision-Language Models", CVPR 2025. Like TransCLIP, with a diagonal
-covariance for each class, and with parameters that go from those of the text to those of the images by
-``n / (anchor + n)`` for n images: a class that the pool does not show stays where zero-shot has it, so that pools of
-few classes, or of uneven ones, do little harm.
+Zanella et al., "Realistic Test-Time Adaptation of Vision-Language Models", CVPR 2025. It is TransCLIP with a diagonal
+covariance for each class. The parameters of a class with n images are those of the images with a weight of ``n /
+(anchor + n)``, and those of the text with the rest. A class that the pool does not show keeps the parameters of its
+text, so pools of few or unequal classes do little harm.
 
-Deviations: the first variances are the mean over all images, in whatever pieces they are looked at, where the
-reference divides each of its pieces by the number of all; the encoder's own scale stands where it has CLIP's 100;
-variances are at least a small part of what unit rows have on average.
+Deviations: the first variances are the mean over all images, while the reference processes the images in pieces and
+divides each of them by the number of all images. The scale of the encoder replaces CLIP's 100. Variances have a lower
+bound, a small part of the average variance of unit rows.
 """
 
 from dataclasses import dataclass
@@ -24,27 +24,27 @@ from app.adapters.trans_clip import (
     NEAREST,
     SOFTNESS,
     column_sums,
-    held_together,
     neighbour_graph,
     neighbour_pulls,
     pieces,
+    smoothed,
 )
-from app.adapters.zlap import expected
+from app.adapters.zlap import required
 from app.scoring.numerics import log_softmax, unit_rows
 from app.types import ImageFeatures, Logits
 
-_LEAST_VARIANCE = 1e-4
-_LEAST = 1e-12
+_MIN_VARIANCE = 1e-4
+_TINY = 1e-12
 
 
 class StatA(ExampleAdapter):
-    """Scores are the logarithms of an image's shares of the classes.
+    """Logits are the logarithms of the shares of the classes in an image.
 
     Args:
-        anchor: of how many images the text has the weight.
-        lam: weight of zero-shot's own shares.
-        laplacian: weight of the neighbours' shares.
-        rounds: how often the parameters are found anew.
+        anchor: weight of the text, as a number of images.
+        lam: weight of the zero-shot probabilities.
+        laplacian: weight of the shares of the neighbours.
+        rounds: the number of updates of the parameters.
     """
 
     declaration: ClassVar[Declaration] = Declaration(
@@ -63,14 +63,14 @@ class StatA(ExampleAdapter):
 
     @property
     def neighbours(self) -> int:
-        """As many as hold an image."""
+        """The number of neighbours of an image."""
         return NEAREST
 
     def _learn(self, examples: Examples) -> None:
         self.shares_, self.gaussians_, betas = stat_a(
             np.asarray(examples.pool_features, np.float32),
             self.text_,
-            neighbour_graph(expected(examples.pool_neighbours), len(examples.pool_features)),
+            neighbour_graph(required(examples.pool_neighbours), len(examples.pool_features)),
             scale=self.logit_scale_,
             anchor=self.anchor,
             lam=self.lam,
@@ -80,7 +80,7 @@ class StatA(ExampleAdapter):
         self.diagnostics_ = {"classes_seen": float((betas > 0).sum())}
 
     def _logits(self, image_features: ImageFeatures, zero_shot: Logits, neighbours: Neighbours | None) -> np.ndarray:
-        pulls = self.laplacian * neighbour_pulls(expected(neighbours), self.shares_)
+        pulls = self.laplacian * neighbour_pulls(required(neighbours), self.shares_)
         alone = self.lam * log_softmax(zero_shot) + self.gaussians_.log_densities(image_features) / SOFTNESS
         logits: np.ndarray = log_softmax(alone + pulls)
         return logits
@@ -91,9 +91,9 @@ class StatA(ExampleAdapter):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gaussians:
-    """Means and variances of the classes, (c, d) each.
+    """The means and variances of the classes, (c, d) each.
 
-    Densities are quadratic in each dimension, by ``curvatures`` (c, d), ``slopes`` (c, d) and ``offsets`` (c,).
+    Log densities are quadratic in each dimension, with ``curvatures`` (c, d), ``slopes`` (c, d) and ``offsets`` (c,).
     """
 
     means: Float[np.ndarray, "c d"]
@@ -104,8 +104,8 @@ class Gaussians:
 
     @classmethod
     def of(cls, means: Float[np.ndarray, "c d"], variances: Float[np.ndarray, "c d"], dtype: DTypeLike) -> Self:
-        """Prepare densities of images of this precision."""
-        # What the precisions have in common is left out, as it is large beside what tells the classes apart.
+        """Return the Gaussians, prepared for images of this precision."""
+        # The mean precision is subtracted, because it is large compared to the differences between the classes.
         precisions = 1 / variances
         curvatures = -0.5 * (precisions - precisions.mean(axis=0))
         slopes = means * precisions
@@ -116,14 +116,14 @@ class Gaussians:
     @property
     def nbytes(self) -> int:
         """Return the memory of its arrays."""
-        of_classes = self.means.nbytes + self.variances.nbytes + self.curvatures.nbytes
-        return of_classes + self.slopes.nbytes + self.offsets.nbytes
+        class_bytes = self.means.nbytes + self.variances.nbytes + self.curvatures.nbytes
+        return class_bytes + self.slopes.nbytes + self.offsets.nbytes
 
     def log_densities(self, images: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n c"]:
-        """Return logarithms, but for what is the same for every class."""
+        """Return log densities, up to a term that is the same for all classes."""
         logs: np.ndarray = images @ self.slopes.T
-        for some in pieces(*images.shape):
-            logs[some] += np.square(images[some]) @ self.curvatures.T
+        for piece in pieces(*images.shape):
+            logs[piece] += np.square(images[piece]) @ self.curvatures.T
         logs += self.offsets
         return logs
 
@@ -139,39 +139,39 @@ def stat_a(
     laplacian: float = 1.0,
     rounds: int = 10,
 ) -> tuple[Float[np.ndarray, "u c"], Gaussians, Float[np.ndarray, " c"]]:
-    """Return the shares of the images, the parameters that they were found with, and each class's part of them.
+    """Return the shares of the classes in the images, the parameters, and the weights (c,) of the images in those.
 
-    The last says how much of a class's parameters comes from the images, from 0, where it has none, to below 1.
+    The weight of the images is 0 for a class without images, and always below 1.
     """
     count, dims = images.shape
     classes = len(text)
-    least = _LEAST_VARIANCE / dims
+    smallest = _MIN_VARIANCE / dims
     graph = (graph * laplacian).astype(images.dtype)
     prior = log_softmax(scale * (images @ text.T)).astype(images.dtype)
     shares = np.exp(prior)
     prior *= lam
     anchors = text.astype(np.float64)
-    of_text = np.maximum(_Moments.of(images, shares).deviations(anchors).sum(axis=0) / count, least)
-    gaussians = Gaussians.of(anchors, np.repeat(of_text[None], classes, axis=0), images.dtype)
+    text_variances = np.maximum(_Moments.of(images, shares).deviations(anchors).sum(axis=0) / count, smallest)
+    gaussians = Gaussians.of(anchors, np.repeat(text_variances[None], classes, axis=0), images.dtype)
     betas = np.zeros(classes)
     for done in range(rounds + 1):
-        shares = held_together(prior + gaussians.log_densities(images) / SOFTNESS, graph, shares)
+        shares = smoothed(prior + gaussians.log_densities(images) / SOFTNESS, graph, shares)
         if done == rounds:
             break
         taken = np.bincount(shares.argmax(axis=1), minlength=classes)
-        betas = taken / (anchor + taken + _LEAST)
+        betas = taken / (anchor + taken + _TINY)
         part, rest = betas[:, None], 1 - betas[:, None]
         seen = _Moments.of(images, shares)
         means = unit_rows(part * unit_rows(seen.sums) + rest * anchors)
-        of_images = seen.deviations(means) / np.maximum(seen.sizes, _LEAST)[:, None]
-        variances = part * of_images + rest * (of_text + (anchors - means) ** 2)
-        gaussians = Gaussians.of(means, np.maximum(variances, least), images.dtype)
+        image_variances = seen.deviations(means) / np.maximum(seen.sizes, _TINY)[:, None]
+        variances = part * image_variances + rest * (text_variances + (anchors - means) ** 2)
+        gaussians = Gaussians.of(means, np.maximum(variances, smallest), images.dtype)
     return shares, gaussians, betas
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Moments:
-    """Sums over images, weighted by their shares of each class: of nothing else, of them, and of their squares."""
+    """The sums over images, weighted by the shares of each class, of 1, of the image, and of its squares."""
 
     sizes: Float[np.ndarray, " c"]
     sums: Float[np.ndarray, "c d"]
@@ -180,8 +180,8 @@ class _Moments:
     @classmethod
     def of(cls, images: Float[np.ndarray, "u d"], shares: Float[np.ndarray, "u c"]) -> Self:
         squares = np.zeros((shares.shape[1], images.shape[1]))
-        for some in pieces(*images.shape):
-            squares += shares[some].T @ np.square(images[some])
+        for piece in pieces(*images.shape):
+            squares += shares[piece].T @ np.square(images[piece])
         return cls(column_sums(shares), (shares.T @ images).astype(np.float64), squares)
 
     def deviations(self, means: Float[np.ndarray, "c d"]) -> Float[np.ndarray, "c d"]:

@@ -1,13 +1,13 @@
-"""TDA: two caches of the images that come by, one of what their classes look like and one of what they do not.
+"""TDA: two caches of the images of requests, one that votes for classes and one that votes against them.
 
-Karmanov et al., "Efficient Test-Time Adaptation of Vision-Language Models", CVPR 2024. Each image goes into the
-positive cache of the class that zero-shot gives it, if it is surer than one that is there; if it is neither sure nor
-unsure, into the negative cache too, with the classes that it may be. Then the positive cache votes for its classes, and
-the negative one against those that its images may be.
+Karmanov et al., "Efficient Test-Time Adaptation of Vision-Language Models", CVPR 2024. An image is put into the
+positive cache of its zero-shot class if its entropy is below that of a cached image. If its entropy is moderate, it is
+also put into the negative cache, with the classes that it may belong to. The positive cache votes for its classes, the
+negative cache against the classes that its images may belong to.
 
-The constants are published defaults, which differ between data sets. The entropies are in nats while their bounds are
-shares of log2(c), which is in bits: so does the published code, with which the constants were chosen. Deviation: the
-encoder's own scale stands for 100.
+The constants are the published defaults, which differ between data sets. Entropies are in nats, but their bounds are
+shares of log2(c), in bits: the published code does the same, and the constants were chosen with it. Deviation: the
+scale of the encoder replaces 100.
 """
 
 import threading
@@ -22,12 +22,12 @@ from app.adapters._examples import ExampleAdapter, Need
 from app.scoring.numerics import softmax
 from app.types import ImageFeatures, Logits
 
-_LEAST_LENGTH = 1e-6
+_MIN_LENGTH = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class CacheOptions:
-    """How many images a cache keeps of each class, how much they count, and how fast that falls with distance."""
+    """The number of images per class in a cache, the weight of their votes, and how fast it falls with distance."""
 
     size: int
     weight: float
@@ -36,18 +36,18 @@ class CacheOptions:
 
 POSITIVE = CacheOptions(3, 2.0, 5.0)
 NEGATIVE = CacheOptions(2, 0.117, 1.0)
-LEAST_ENTROPY, MOST_ENTROPY = 0.2, 0.5
-"""Between these shares of log2(c), in nats, an image goes into the negative cache."""
+MIN_ENTROPY, MAX_ENTROPY = 0.2, 0.5
+"""The bounds of the entropy of images in the negative cache, as shares of log2(c), in nats."""
 
-LEAST_SHARE, MOST_SHARE = 0.03, 1.0
-"""Between these probabilities a class is one that an image of the negative cache may be."""
+MIN_SHARE, MAX_SHARE = 0.03, 1.0
+"""The bounds of the probabilities of the classes that an image of the negative cache may belong to."""
 
 
 class Cache:
-    """Of each class the images of least entropy, at most ``options.size`` of them.
+    """The images with the lowest entropy for each class, at most ``options.size`` of them.
 
-    Slots are taken in the order in which images come, and hold for each a feature (d,) and the classes that it speaks
-    of. Memory grows to c * size features, and as many lists of at most 1 / ``LEAST_SHARE`` classes.
+    A slot holds the feature (d,) of an image, and the classes that it votes on. The memory grows to c * size features,
+    and the same number of lists of at most 1 / ``MIN_SHARE`` classes.
     """
 
     def __init__(self, options: CacheOptions, dims: int) -> None:
@@ -56,10 +56,10 @@ class Cache:
         self.entropies: list[float] = []
         self.targets: list[np.ndarray] = []
         self.slots: dict[int, list[int]] = {}
-        """The slots of each class, by entropy."""
+        """The slots of each class, sorted by entropy."""
 
     def put(self, label: int, feature: Float32[np.ndarray, " d"], entropy: float, targets: np.ndarray) -> None:
-        """Keep an image, or forget it where the class has enough that are at least as sure."""
+        """Add an image, unless the cache of its class is full of images with at most its entropy."""
         slots = self.slots.setdefault(label, [])
         if len(slots) < self.options.size:
             slots.append(len(self.targets))
@@ -74,7 +74,7 @@ class Cache:
         slots.sort(key=self.entropies.__getitem__)
 
     def votes(self, feature: Float32[np.ndarray, " d"], classes: int) -> Float[np.ndarray, " c"]:
-        """Return for each class the sum of weight * exp(-sharpness (1 - cosine)) over the images that speak of it."""
+        """Return for each class the sum of weight * exp(-sharpness (1 - cosine)) over the images that vote on it."""
         if not self.targets:
             return np.zeros(classes)
         cosines = (self.features[: len(self.targets)] @ feature).astype(np.float64)
@@ -84,10 +84,10 @@ class Cache:
 
 
 class TDA(ExampleAdapter):
-    """Logits are zero-shot + the votes of the positive cache - those of the negative one, as they are at that moment.
+    """Logits are zero-shot + the votes of the positive cache - those of the negative cache at that time.
 
-    Images are looked at one after the other, in their order and across calls, which wait for one another; an image is
-    itself in the caches when it is answered. ``fit`` empties them.
+    Images are processed one by one in their order, and concurrent calls wait for each other. An image is added to the
+    caches before it is classified. ``fit`` empties the caches.
     """
 
     declaration: ClassVar[Declaration] = Declaration(
@@ -110,8 +110,8 @@ class TDA(ExampleAdapter):
         shares = softmax(zero_shot.astype(np.float64))
         entropies = -(shares * np.log(np.maximum(shares, 1e-300))).sum(axis=1)
         doubtful = is_doubtful(entropies, zero_shot.shape[1])
-        # Images that could not be used come as zeros, and must not be remembered.
-        usable = np.linalg.norm(image_features, axis=1) > _LEAST_LENGTH
+        # Unusable images are rows of zeros, which must not be cached.
+        usable = np.linalg.norm(image_features, axis=1) > _MIN_LENGTH
         logits = zero_shot.astype(np.float64)
         with self.lock_:
             for index in np.flatnonzero(usable):
@@ -119,7 +119,7 @@ class TDA(ExampleAdapter):
                 entropy = float(entropies[index])
                 self.positive_.put(label, feature, entropy, np.array([label]))
                 if doubtful[index]:
-                    possible = (shares[index] > LEAST_SHARE) & (shares[index] < MOST_SHARE)
+                    possible = (shares[index] > MIN_SHARE) & (shares[index] < MAX_SHARE)
                     self.negative_.put(label, feature, entropy, np.flatnonzero(possible))
                 logits[index] += self.positive_.votes(feature, logits.shape[1])
                 logits[index] -= self.negative_.votes(feature, logits.shape[1])
@@ -127,9 +127,9 @@ class TDA(ExampleAdapter):
 
 
 def is_doubtful(entropies: Float[np.ndarray, " n"], classes: int) -> Bool[np.ndarray, " n"]:
-    """Tell which entropies, in nats, are between the bounds; with one class there is no doubt."""
+    """Return which entropies, in nats, are between the bounds; none if there is one class."""
     if classes == 1:
         return np.zeros(len(entropies), bool)
     portions = entropies / np.log2(classes)
-    doubtful: np.ndarray = (portions > LEAST_ENTROPY) & (portions < MOST_ENTROPY)
+    doubtful: np.ndarray = (portions > MIN_ENTROPY) & (portions < MAX_ENTROPY)
     return doubtful

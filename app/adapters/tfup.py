@@ -1,16 +1,16 @@
-"""TFUP: a cache of the unlabelled images that are most sure of their class, each voting for it.
+"""TFUP: a cache of the unlabelled images with the most confident zero-shot predictions, which vote for their classes.
 
-Long et al., "Training-Free Unsupervised Prompt for Vision-Language Models", arXiv 2404.16339, 2024: of each class twice
-as many images as it takes that are most probable under softmax(10 cosine), and of those the ones whose probabilities
-differ least from the rest (FCM); an image votes by its cosine times how alike its probabilities are to the asked
-image's (MSM).
+Long et al., "Training-Free Unsupervised Prompt for Vision-Language Models", arXiv 2404.16339, 2024. For each class,
+twice as many images as are needed are taken, those that are most probable under softmax(10 cosine). Of these, the
+images whose probabilities differ least from the rest are cached (FCM). A vote is weighted by the cosine, times the
+similarity of the probabilities of the cached image and of the query (MSM).
 
-logits = zero-shot + alpha exp(-beta (1 - cosine similarity)) @ one-hot pseudo-labels, the similarity being 2 (1 - the
-Kullback-Leibler divergence, brought to [0, 1] over the cached images). That scaling is of each asked image by itself,
-so that its answer does not depend on others.
+logits = zero-shot + alpha exp(-beta (1 - cosine similarity)) @ one-hot pseudo-labels. The similarity is 2 (1 - d), with
+the Kullback-Leibler divergence d, scaled to [0, 1] over the cached images. It is scaled separately for each query, so
+its result does not depend on other images.
 
-As in the method, an image may be among the surest of several classes: it is cached under each and votes for each.
-Deviation: the encoder's own scale stands for 100; the 10 that finds the pseudo-labels stays.
+As in the paper, an image may be cached under several classes, and then votes for each of them. Deviation: the scale of
+the encoder replaces 100; the 10 for the pseudo-labels is that of the paper.
 """
 
 from typing import ClassVar
@@ -24,9 +24,9 @@ from app.scoring.numerics import softmax
 from app.types import ImageFeatures, Logits
 
 _SHARPNESS = 10.0
-_LEAST_SHOTS, _MOST_SHOTS, _SHARE = 9, 16, 0.3
-_LEAST_RANGE = 1e-12
-# Numbers of a piece in float64, for about 32 MiB.
+_MIN_SHOTS, _MAX_SHOTS, _SHARE = 9, 16, 0.3
+_MIN_RANGE = 1e-12
+# Numbers in a piece in float64, for about 32 MiB.
 _AT_ONCE = 2**22
 
 
@@ -36,8 +36,8 @@ class TFUP(ExampleAdapter):
     ``keys_`` (m, d) are cached under the classes ``labels_`` (m,), ascending.
 
     Args:
-        alpha: how much the votes count.
-        beta: how fast an image's vote falls with its distance.
+        alpha: weight of the votes.
+        beta: how fast the vote of an image falls with its distance.
     """
 
     declaration: ClassVar[Declaration] = Declaration(
@@ -72,25 +72,25 @@ class TFUP(ExampleAdapter):
         _, first = np.unique(self.labels_, return_index=True)
         step = max(1, _AT_ONCE // len(self.keys_))
         for start in range(0, len(image_features), step):
-            some = slice(start, start + step)
-            rows = image_features[some].astype(np.float64)
+            piece = slice(start, start + step)
+            rows = image_features[piece].astype(np.float64)
             likeness = similarities(softmax(_SHARPNESS * rows @ text.T), self.log_shares_)
             cached = np.exp(-self.beta * (1 - (rows @ self.keys_.T) * likeness))
-            logits[some] += self.alpha * np.add.reduceat(cached, first, axis=1)
+            logits[piece] += self.alpha * np.add.reduceat(cached, first, axis=1)
         return logits
 
 
 def shots_per_class(images: int, classes: int) -> int:
-    """Return how many images are cached of each class: three tenths of its share of the pool, from 9 to 16."""
-    return min(max(int(_SHARE * images / classes), _LEAST_SHOTS), _MOST_SHOTS)
+    """Return the number of images to cache for each class: three tenths of u / c, but from 9 to 16."""
+    return min(max(int(_SHARE * images / classes), _MIN_SHOTS), _MAX_SHOTS)
 
 
 def select(
     pool: Float[np.ndarray, "u d"], text: Float[np.ndarray, "c d"], shots: int
 ) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
-    """Return which images are cached, and under which classes, ascending (FCM).
+    """Return the indices of the images to cache, and their classes, ascending (FCM).
 
-    Of equal images the earlier comes first; a pool of no more images than ``shots`` is cached under each class whole.
+    Of equal images the earlier comes first. A pool of up to ``shots`` images is cached completely under every class.
     """
     classes = len(text)
     wide = text.astype(np.float64)
@@ -113,31 +113,31 @@ def select(
 
 
 def _largest(values: Float[np.ndarray, "c n"], count: int) -> Int[np.ndarray, "c k"]:
-    """Return the columns of each row's largest values, falling, the earlier of equal ones first."""
+    """Return the columns of the largest values of each row, in descending order, the earlier of equal ones first."""
     if values.shape[1] <= count:
         return np.argsort(-values, axis=1, kind="stable")
-    least = np.partition(values, -count, axis=1)[:, -count]
+    bounds = np.partition(values, -count, axis=1)[:, -count]
     kept = np.empty((len(values), count), np.int64)
-    for index, (row, bound) in enumerate(zip(values, least, strict=True)):
+    for index, (row, bound) in enumerate(zip(values, bounds, strict=True)):
         enough = np.flatnonzero(row >= bound)
         kept[index] = enough[np.argsort(-row[enough], kind="stable")[:count]]
     return kept
 
 
 def divergences(shares: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n n"]:
-    """Return the Kullback-Leibler divergence of each row from each, in nats."""
+    """Return the Kullback-Leibler divergence of every row from every row, in nats."""
     logs = np.log(shares)
     between: np.ndarray = (shares * logs).sum(axis=1)[:, None] - shares @ logs.T
     return between
 
 
 def similarities(shares: Float[np.ndarray, "n c"], log_shares: Float[np.ndarray, "m c"]) -> Float[np.ndarray, "n m"]:
-    """Return how alike the asked images are to the cached ones, from 0 to 2, over the cached of each row (MSM).
+    """Return the similarities of queries and cached images, scaled to [0, 2] for each query (MSM).
 
-    Of the divergence only the cross entropy is needed: the entropy of the row itself is the same for all.
+    The cross entropy is enough: it differs from the divergence by the entropy of the query, which is constant in a row.
     """
     cross = -shares @ log_shares.T
-    least = cross.min(axis=1, keepdims=True)
-    ranges = np.maximum(cross.max(axis=1, keepdims=True) - least, _LEAST_RANGE)
-    alike: np.ndarray = 2 * (1 - (cross - least) / ranges)
+    smallest = cross.min(axis=1, keepdims=True)
+    ranges = np.maximum(cross.max(axis=1, keepdims=True) - smallest, _MIN_RANGE)
+    alike: np.ndarray = 2 * (1 - (cross - smallest) / ranges)
     return alike

@@ -3,9 +3,10 @@
 Zhang et al., "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification", ECCV 2022: zero-shot +
 alpha exp(-beta (1 - cosine)) @ one-hot labels.
 
-Deviations: the encoder's own scale stands for the paper's 100, and the search for alpha and beta is by cross-validation
-on the labelled images themselves, by their likelihood at the best temperature. As in the paper the votes of a class
-add up, so that one with more images gets more of them.
+Deviations: the scale of the encoder replaces the paper's 100. Alpha and beta are selected by cross-validation on the
+labelled images, by their likelihood at the best temperature. As in the paper, the votes of a class are summed, so that
+a
+class with more images gets more votes.
 """
 
 from typing import Annotated, ClassVar
@@ -21,19 +22,20 @@ from app.types import ImageFeatures, Logits
 
 ALPHAS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 BETAS = (1.0, 2.0, 5.5, 10.0)
-"""What cross-validation chooses from, every pair of the two."""
+"""The candidates of cross-validation: every pair of the two."""
 
 DEFAULT_ALPHA = 1.0
 """The weight where too few images are labelled to select one."""
 
-# Votes that lie in memory together, for about 32 MiB.
+# Votes that are in memory together, for about 32 MiB.
 _AT_ONCE = 2**23
 
 
 class TipAdapter(ExampleAdapter):
     """Logits are zero-shot + alpha times the votes of the labelled images, divided by a temperature.
 
-    ``alpha_``, ``beta_`` and ``temperature_`` are what was taken, the last 1 where the others are not chosen.
+    ``alpha_``, ``beta_`` and ``temperature_`` are the values that are used; the temperature is 1 if they are not
+    selected.
     """
 
     declaration: ClassVar[Declaration] = Declaration(
@@ -58,12 +60,12 @@ class TipAdapter(ExampleAdapter):
         missing = len(self.text_) - len(np.unique(self.labels_))
         self.alpha_, self.beta_, self.temperature_ = self.alpha, self.beta, 1.0
         if missing:
-            self.warnings_ += (f"{missing} classes have no labelled image, and nothing votes for them",)
+            self.warnings_ += (f"{missing} classes have no labelled image, so no image votes for them",)
         if not self.alpha:
             chosen = self._chosen()
             self.alpha_, self.beta_, self.temperature_ = chosen or (DEFAULT_ALPHA, self.beta, 1.0)
             if not chosen:
-                self.warnings_ += ("so few images are labelled that their weight is fixed and not chosen",)
+                self.warnings_ += ("too few images are labelled to select their weight; a fixed one is used",)
         self.diagnostics_ = {
             "alpha": self.alpha_,
             "beta": self.beta_,
@@ -77,32 +79,32 @@ class TipAdapter(ExampleAdapter):
         logits = zero_shot.copy()
         step = max(1, _AT_ONCE // len(self.keys_))
         for first in range(0, len(image_features), step):
-            some = slice(first, first + step)
-            cosines = image_features[some] @ self.keys_.T
-            logits[some] += np.float32(self.alpha_) * votes(cosines, self.labels_, self.beta_, logits.shape[1])
+            piece = slice(first, first + step)
+            cosines = image_features[piece] @ self.keys_.T
+            logits[piece] += np.float32(self.alpha_) * votes(cosines, self.labels_, self.beta_, logits.shape[1])
         return logits / np.float32(self.temperature_)
 
     def _chosen(self) -> tuple[float, float, float] | None:
-        """Return the alpha, beta and temperature under which images are likeliest that do not vote, or None if too few.
+        """Return the alpha, beta and temperature with the best likelihood of held-out images; None if too few.
 
-        The smallest beta comes first among equals, and of its alphas the smallest.
+        Among equals the smallest beta is preferred, and then the smallest alpha.
         """
         classes = len(self.text_)
         folds = held_out_folds(self.labels_, classes)
         if folds is None or classes == 1:
             return None
         compared = compared_images(folds)
-        asked, truth = self.keys_[compared], self.labels_[compared]
-        zero_shot = self.logit_scale_ * asked @ self.text_.T
-        pairs, told = [], []
+        queries, truth = self.keys_[compared], self.labels_[compared]
+        zero_shot = self.logit_scale_ * queries @ self.text_.T
+        pairs, fits = [], []
         for beta in BETAS:
-            counted = np.empty_like(zero_shot)
+            summed_votes = np.empty_like(zero_shot)
             for fold in range(int(folds.max()) + 1):
                 rest, here = folds != fold, folds[compared] == fold
-                counted[here] = votes(asked[here] @ self.keys_[rest].T, self.labels_[rest], beta, classes)
+                summed_votes[here] = votes(queries[here] @ self.keys_[rest].T, self.labels_[rest], beta, classes)
             pairs += [(alpha, beta) for alpha in ALPHAS]
-            told += [tempered_loss(zero_shot + np.float32(alpha) * counted, truth) for alpha in ALPHAS]
-        losses, temperatures = zip(*told, strict=True)
+            fits += [tempered_loss(zero_shot + np.float32(alpha) * summed_votes, truth) for alpha in ALPHAS]
+        losses, temperatures = zip(*fits, strict=True)
         best = first_best(losses)
         return *pairs[best], temperatures[best]
 

@@ -1,15 +1,16 @@
 """TransCLIP: unlabelled images as a mixture of Gaussians, held together by their neighbours and by the text.
 
-Zanella, Gérin and Ben Ayed, "Boosting Vision-Language Models with Transduction", NeurIPS 2024. Classes have a mean each
-and one diagonal covariance; an image's shares of the classes are large where its density is, where those of its nearest
-images are, and where zero-shot says so. Shares and parameters are found in turns.
+Zanella, Gérin and Ben Ayed, "Boosting Vision-Language Models with Transduction", NeurIPS 2024. Each class has a mean,
+and all classes have one diagonal covariance. The share of a class in an image is large where its density, the shares of
+the nearest images, and the zero-shot probability are large. Shares and parameters are updated in turns.
 
-A new image gets its shares from the parameters and from the shares of its neighbours in the pool. One look is enough,
-as no image has it for a neighbour. Only its own neighbours count, and not those whose neighbour it would be, so that
-they have about half the weight that they had within the pool.
+The shares of a new image are computed from the parameters and from the shares of its neighbours in the pool. One update
+is enough, because it is not a neighbour of any image. Only its own neighbours count, and not the images that it would
+be a neighbour of, so neighbours have about half the weight that they have within the pool.
 
-Deviations: the encoder's own scale stands where the reference has CLIP's 100, and the divisor of the densities stays
-50. Variances are at least a small part of what unit rows have on average: images that are all alike have none.
+Deviations: the scale of the encoder replaces CLIP's 100; the divisor of the densities is 50, as in the reference.
+Variances have a lower bound, a small part of the average variance of unit rows, because images that are all alike have
+none.
 """
 
 from collections.abc import Iterator
@@ -23,30 +24,30 @@ from numpy.typing import DTypeLike
 
 from app.adapters._base import Declaration, Examples, Neighbours
 from app.adapters._examples import ExampleAdapter, Need, log_shares
-from app.adapters.zlap import expected
+from app.adapters.zlap import required
 from app.scoring.numerics import log_softmax, softmax, unit_rows
 from app.types import ImageFeatures, Logits
 
 NEAREST = 3
-"""How many neighbours hold an image, in TransCLIP and StatA."""
+"""The number of neighbours of an image in TransCLIP and StatA."""
 
 SOFTNESS = 50.0
-"""What the logarithms of densities are divided by, which would otherwise outweigh all else."""
+"""The divisor of the log densities, which would otherwise outweigh the other terms."""
 
 _LOOKS = 5
 _FIRST_IMAGES = 8
-_LEAST_VARIANCE = 1e-4
-_LEAST = 1e-12
-# Entries of a matrix that are handled together, for 16 MiB.
+_MIN_VARIANCE = 1e-4
+_TINY = 1e-12
+# Entries of a matrix that are processed together, for 16 MiB.
 _AT_ONCE = 2**22
 
 
 class TransCLIP(ExampleAdapter):
-    """Scores are the logarithms of an image's shares of the classes.
+    """Logits are the logarithms of the shares of the classes in an image.
 
     Args:
-        lam: weight of zero-shot's own shares.
-        rounds: how often the parameters are found anew.
+        lam: weight of the zero-shot probabilities.
+        rounds: the number of updates of the parameters.
     """
 
     declaration: ClassVar[Declaration] = Declaration(
@@ -63,21 +64,21 @@ class TransCLIP(ExampleAdapter):
 
     @property
     def neighbours(self) -> int:
-        """As many as hold an image."""
+        """The number of neighbours of an image."""
         return NEAREST
 
     def _learn(self, examples: Examples) -> None:
         self.shares_, self.gaussians_ = trans_clip(
             np.asarray(examples.pool_features, np.float32),
             self.text_,
-            neighbour_graph(expected(examples.pool_neighbours), len(examples.pool_features)),
+            neighbour_graph(required(examples.pool_neighbours), len(examples.pool_features)),
             scale=self.logit_scale_,
             lam=self.lam,
             rounds=self.rounds,
         )
 
     def _logits(self, image_features: ImageFeatures, zero_shot: Logits, neighbours: Neighbours | None) -> np.ndarray:
-        pulls = neighbour_pulls(expected(neighbours), self.shares_)
+        pulls = neighbour_pulls(required(neighbours), self.shares_)
         alone = self.lam * log_softmax(zero_shot) + self.gaussians_.log_densities(image_features) / SOFTNESS
         logits: np.ndarray = log_softmax(alone + pulls)
         return logits
@@ -88,9 +89,9 @@ class TransCLIP(ExampleAdapter):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SharedGaussians:
-    """Means of the classes (c, d), and the variances (d,) that they have in common.
+    """The means of the classes (c, d), and their common variances (d,).
 
-    Densities are linear in the image, by ``slopes`` (c, d) and ``offsets`` (c,).
+    Log densities are linear in the image, with ``slopes`` (c, d) and ``offsets`` (c,).
     """
 
     means: Float[np.ndarray, "c d"]
@@ -100,7 +101,7 @@ class SharedGaussians:
 
     @classmethod
     def of(cls, means: Float[np.ndarray, "c d"], variances: Float[np.ndarray, " d"], dtype: DTypeLike) -> Self:
-        """Prepare densities of images of this precision."""
+        """Return the Gaussians, prepared for images of this precision."""
         slopes = means / variances
         offsets = -0.5 * (slopes * means).sum(axis=1)
         return cls(means, variances, slopes.astype(dtype), offsets.astype(dtype))
@@ -111,7 +112,7 @@ class SharedGaussians:
         return self.means.nbytes + self.variances.nbytes + self.slopes.nbytes + self.offsets.nbytes
 
     def log_densities(self, images: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n c"]:
-        """Return logarithms, but for what is the same for every class."""
+        """Return log densities, up to a term that is the same for all classes."""
         logs: np.ndarray = images @ self.slopes.T
         logs += self.offsets
         return logs
@@ -126,7 +127,7 @@ def trans_clip(
     lam: float = 1.0,
     rounds: int = 10,
 ) -> tuple[Float[np.ndarray, "u c"], SharedGaussians]:
-    """Return the shares of the images, and the parameters that they were found with."""
+    """Return the shares of the classes in the images, and the parameters for these shares."""
     count, dims = images.shape
     prior = log_softmax(scale * (images @ text.T)).astype(images.dtype)
     shares = np.exp(prior)
@@ -134,28 +135,28 @@ def trans_clip(
     gaussians = SharedGaussians.of(first_means(images, text, scale), np.full(dims, 1 / dims), images.dtype)
     squares = mean_squares(images)
     for done in range(rounds + 1):
-        shares = held_together(prior + gaussians.log_densities(images) / SOFTNESS, graph, shares)
+        shares = smoothed(prior + gaussians.log_densities(images) / SOFTNESS, graph, shares)
         if done == rounds:
             break
         sums = (shares.T @ images).astype(np.float64)
         sizes = column_sums(shares)
-        means = unit_rows(sums / np.maximum(sizes, _LEAST)[:, None])
-        # Mean over images and classes of shares * (image - mean)^2; an image's shares sum to 1.
+        means = unit_rows(sums / np.maximum(sizes, _TINY)[:, None])
+        # The mean over images and classes of shares * (image - mean)^2, where the shares of an image sum to 1.
         variances = squares + (sizes @ means**2 - 2 * (sums * means).sum(axis=0)) / count
-        gaussians = SharedGaussians.of(means, np.maximum(variances, _LEAST_VARIANCE / dims), images.dtype)
+        gaussians = SharedGaussians.of(means, np.maximum(variances, _MIN_VARIANCE / dims), images.dtype)
     return shares, gaussians
 
 
 def first_means(
     images: Float[np.ndarray, "u d"], text: Float[np.ndarray, "c d"], scale: float
 ) -> Float[np.ndarray, "c d"]:
-    """Return for each class the direction of the images that it is most probable for, weighted by how probable."""
+    """Return for each class the normalised mean of the images with its highest probabilities, weighted by these."""
     best = np.zeros((0, len(text)), np.int64)
     logs = np.zeros((0, len(text)))
-    # Probabilities near 1 are told apart in float64 only; few rows of it are needed at once.
-    for some in pieces(len(images), len(text)):
-        rows = np.arange(len(images))[some]
-        found = log_softmax(scale * (images[some] @ text.T).astype(np.float64))
+    # Only float64 can distinguish probabilities near 1; few rows of it are needed together.
+    for piece in pieces(len(images), len(text)):
+        rows = np.arange(len(images))[piece]
+        found = log_softmax(scale * (images[piece] @ text.T).astype(np.float64))
         best = np.vstack([best, np.broadcast_to(rows[:, None], found.shape)])
         logs = np.vstack([logs, found])
         if len(best) > _FIRST_IMAGES:
@@ -167,7 +168,7 @@ def first_means(
 
 
 def neighbour_graph(neighbours: Neighbours, images: int) -> sp.csr_array:
-    """Return how much each image is pulled to the shares of the others: cosines, twice where both are nearest."""
+    """Return the weights of the links between images: cosines, doubled for mutual neighbours."""
     indices, cosines = neighbours.indices[:, :NEAREST], neighbours.cosines[:, :NEAREST]
     starts = np.repeat(np.arange(images), indices.shape[1])
     one_way = sp.csr_array((cosines.ravel(), (starts, indices.ravel())), shape=(images, images))
@@ -175,18 +176,24 @@ def neighbour_graph(neighbours: Neighbours, images: int) -> sp.csr_array:
 
 
 def neighbour_pulls(neighbours: Neighbours, shares: Float[np.ndarray, "u c"]) -> Float[np.ndarray, "n c"]:
-    """Return how much new images are pulled to the shares of their neighbours in the pool."""
+    """Return the weighted sums of the shares of the neighbours of new images in the pool."""
     indices, cosines = neighbours.indices[:, :NEAREST], neighbours.cosines[:, :NEAREST]
     pulls = np.empty((len(indices), shares.shape[1]), shares.dtype)
-    for some in pieces(len(indices), NEAREST * shares.shape[1]):
-        pulls[some] = np.matmul(cosines[some, None, :], shares[indices[some]])[:, 0] / (2 * NEAREST)
+    for piece in pieces(len(indices), NEAREST * shares.shape[1]):
+        pulls[piece] = np.matmul(cosines[piece, None, :], shares[indices[piece]])[:, 0] / (2 * NEAREST)
     return pulls
 
 
-def held_together(
+def smoothed(
     alone: Float[np.ndarray, "u c"], graph: sp.csr_array, shares: Float[np.ndarray, "u c"]
 ) -> Float[np.ndarray, "u c"]:
-    """Return shares after some looks at the neighbours', given what speaks for each class without them."""
+    """Return the shares after five updates by those of the neighbours.
+
+    Args:
+        alone: the logits of the classes without the neighbours.
+        graph: weights of the links between images.
+        shares: the shares before.
+    """
     for _ in range(_LOOKS):
         shares = softmax(alone + graph @ shares)
     return shares
@@ -195,8 +202,8 @@ def held_together(
 def mean_squares(images: Float[np.ndarray, "u d"]) -> Float[np.ndarray, " d"]:
     """Return the mean square of each dimension, without a copy of all images."""
     sums = np.zeros(images.shape[1])
-    for some in pieces(*images.shape):
-        sums += np.square(images[some], dtype=np.float64).sum(axis=0)
+    for piece in pieces(*images.shape):
+        sums += np.square(images[piece], dtype=np.float64).sum(axis=0)
     means: np.ndarray = sums / len(images)
     return means
 
@@ -208,6 +215,6 @@ def column_sums(shares: Float[np.ndarray, "u c"]) -> Float[np.ndarray, " c"]:
 
 
 def pieces(rows: int, width: int) -> Iterator[slice]:
-    """Divide rows so that each piece has some megabytes."""
+    """Yield slices that divide the rows into pieces of some megabytes."""
     step = max(1, _AT_ONCE // max(1, width))
     return (slice(first, first + step) for first in range(0, rows, step))

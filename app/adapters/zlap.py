@@ -1,13 +1,14 @@
-"""ZLaP: labels spread from the names of the classes over a graph of unlabelled images.
+"""ZLaP: label propagation from the text of the classes over a graph of unlabelled images.
 
 Stojnić et al., "Label Propagation for Zero-Shot Classification with Vision-Language Models", CVPR 2024. Each image is
-linked to its nearest images and its nearest classes; the score of a class is what reaches an image when a unit of mass
-begins at its text and, at each step, a share ``alpha`` of it goes on along the links: ``Z = inv(I - alpha W) [I; 0]``.
-As that matrix is symmetric, a new image has ``y @ Z`` for the weights y of its own links, without solving anything.
+linked to its nearest images and its nearest classes. A unit of mass starts at the text of a class, and at each step a
+share ``alpha`` of it moves along the links. The score of the class is the mass that reaches an image: ``Z = inv(I -
+alpha W) [I; 0]``. That matrix is symmetric, so a new image has the scores ``y @ Z``, with the weights y of its own
+links, and no system is solved for it.
 
-Deviations: cosines are clipped after they are scaled, and not before, which gave negative weights; classes whose text
-is the same are one node; an image that no mass reaches is answered as by zero-shot; and where no image is linked to
-any class, the adapter does not learn.
+Deviations: cosines are clipped after they are scaled, not before, which gave negative weights. Classes with the same
+text are one node. An image that no mass reaches gets the results of zero-shot. If no image is linked to any class, the
+adapter does not learn.
 """
 
 from dataclasses import dataclass
@@ -23,27 +24,27 @@ from app.adapters._examples import DegenerateExamplesError, ExampleAdapter, Need
 from app.types import ImageFeatures, Logits
 
 Span: TypeAlias = tuple[float, float]
-"""The smallest and the largest cosine of a graph, between which they are scaled."""
+"""The smallest and the largest cosine of a graph, which are scaled to 0 and 1."""
 
-# Entries of a dense solution, for 1 GiB; above it, so many classes of each node are kept.
-_LARGEST_SOLUTION = 2**28
-_KEPT_OF_LARGE = 16
-# Entries of a matrix that are handled together; the solver needs some five such matrices.
+# The largest number of entries of a dense solution, 1 GiB, and the number of classes per node that are kept above it.
+_MAX_SOLUTION = 2**28
+_KEPT_CLASSES = 16
+# Entries of a matrix that are processed together; the solver needs about five such matrices.
 _AT_ONCE = 2**20
 _TOLERANCE = 1e-6
 _ITERATIONS = 50
-_LEAST_SPAN = 1e-6
+_MIN_SPAN = 1e-6
 
 
 class ZLaP(ExampleAdapter):
-    """Scores are the logarithms of each class's share of the mass that reaches an image.
+    """Logits are the logarithms of the shares of the classes in the mass that reaches an image.
 
     Args:
-        k: how many images (itself among them) and how many classes an image is linked to.
+        k: the number of images (including itself) and of classes that an image is linked to.
         gamma: power of the cosines with classes, which are smaller than those with images.
-        alpha: share of the mass that goes on at each step, in [0, 1).
-        keep: of how many classes each node's mass is kept; the paper's sparse variant is 1. 0 is for all, or for
-            16 where all would be more than 2**28 numbers; ``diagnostics_`` says how many.
+        alpha: share of the mass that moves along the links at each step, in [0, 1).
+        keep: the number of classes whose mass is kept for each node; 1 is the sparse variant of the paper. 0 keeps all,
+            or 16 if all would be more than 2**28 numbers; ``diagnostics_`` contains the number.
     """
 
     declaration: ClassVar[Declaration] = Declaration(
@@ -67,14 +68,14 @@ class ZLaP(ExampleAdapter):
 
     @property
     def neighbours(self) -> int:
-        """As many as an image is linked to."""
+        """The number of images that an image is linked to."""
         return self.k
 
     def _learn(self, examples: Examples) -> None:
         self.propagation_ = propagation(
             np.asarray(examples.pool_features, np.float32),
             self.text_,
-            expected(examples.pool_neighbours),
+            required(examples.pool_neighbours),
             k=self.k,
             gamma=self.gamma,
             alpha=self.alpha,
@@ -83,17 +84,17 @@ class ZLaP(ExampleAdapter):
         self.diagnostics_ = self.propagation_.diagnostics()
 
     def _logits(self, image_features: ImageFeatures, zero_shot: Logits, neighbours: Neighbours | None) -> np.ndarray:
-        return mass_logits(self.propagation_.of_queries(image_features, expected(neighbours)), zero_shot)
+        return mass_logits(self.propagation_.query_masses(image_features, required(neighbours)), zero_shot)
 
     def _pool_logits(self, pool_features: ImageFeatures, zero_shot: Logits) -> np.ndarray:  # noqa: ARG002
-        return mass_logits(self.propagation_.of_pool(), zero_shot)
+        return mass_logits(self.propagation_.pool_masses(), zero_shot)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Propagation:
-    """What reaches each node from each class: nodes are the c classes and then the u images of the pool.
+    """The mass that reaches each node from each class. Nodes are the c classes, followed by the u images of the pool.
 
-    ``values`` (c + u, c) are of all classes, or where ``kept`` (c + u, m) names some, of those (c + u, m).
+    ``values`` (c + u, c) are the masses of all classes, or (c + u, m) those of the m classes in ``kept`` (c + u, m).
     """
 
     text: Float[np.ndarray, "c d"]
@@ -108,20 +109,20 @@ class Propagation:
         """Return the memory of its arrays."""
         return self.text.nbytes + self.values.nbytes + (0 if self.kept is None else self.kept.nbytes)
 
-    def of_queries(self, images: Float[np.ndarray, "n d"], neighbours: Neighbours) -> Float[np.ndarray, "n c"]:
-        """Return what would reach new images, whose neighbours are in the pool."""
+    def query_masses(self, images: Float[np.ndarray, "n d"], neighbours: Neighbours) -> Float[np.ndarray, "n c"]:
+        """Return the masses of new images, from their neighbours in the pool."""
         text_indices, text_cosines = nearest_classes(images, self.text, self.k)
         nodes = np.hstack([text_indices, neighbours.indices[:, : self.k] + len(self.text)])
         weights = link_weights(text_cosines, neighbours.cosines[:, : self.k], self.gamma, self.span)
         masses = np.empty((len(images), len(self.text)), self.values.dtype)
         step = max(1, _AT_ONCE // (nodes.shape[1] * self.values.shape[1]))
         for first in range(0, len(images), step):
-            some = slice(first, first + step)
-            masses[some] = self._gathered(nodes[some], weights[some])
+            piece = slice(first, first + step)
+            masses[piece] = self._gathered(nodes[piece], weights[piece])
         return masses
 
-    def of_pool(self) -> Float[np.ndarray, "u c"]:
-        """Return what reaches the images of the pool."""
+    def pool_masses(self) -> Float[np.ndarray, "u c"]:
+        """Return the masses of the images of the pool."""
         classes = len(self.text)
         if self.kept is None:
             return self.values[classes:]
@@ -130,9 +131,9 @@ class Propagation:
         return masses
 
     def diagnostics(self) -> dict[str, float]:
-        """Return of how many classes each node's mass is kept, and the share of images that none reaches."""
-        most = self.values[len(self.text) :].max(axis=1)
-        return {"kept_classes": self.values.shape[1], "unreached": float((most <= 0).mean())}
+        """Return the number of classes that are kept for each node, and the share of images that no mass reaches."""
+        largest = self.values[len(self.text) :].max(axis=1)
+        return {"kept_classes": self.values.shape[1], "unreached": float((largest <= 0).mean())}
 
     def _gathered(self, nodes: np.ndarray, weights: np.ndarray) -> np.ndarray:
         values = self.values[nodes]
@@ -156,7 +157,7 @@ def propagation(
     keep: int = 0,
     scaled: bool = False,
 ) -> Propagation:
-    """Solve for what reaches each node; ``scaled`` moves the cosines of the graph onto [0, 1] first.
+    """Solve for the masses of all nodes; ``scaled`` scales the cosines of the graph to [0, 1] first.
 
     Raises:
         DegenerateExamplesError: no image is linked to any class.
@@ -169,8 +170,8 @@ def propagation(
         raise DegenerateExamplesError("no unlabelled image is similar to the text of any class (no cosine is positive)")
     nodes = np.hstack([text_indices, neighbours.indices[:, : k - 1] + len(text)])
     system = laplacian(nodes, weights, len(text), alpha)
-    if keep == 0 and system.shape[0] * len(text) > _LARGEST_SOLUTION:
-        keep = _KEPT_OF_LARGE
+    if keep == 0 and system.shape[0] * len(text) > _MAX_SOLUTION:
+        keep = _KEPT_CLASSES
     values, kept = solution(system, len(text), 0 if keep >= len(text) else keep, images.dtype)
     return Propagation(text, values, kept, k, gamma, span)
 
@@ -178,25 +179,25 @@ def propagation(
 def nearest_classes(
     images: Float[np.ndarray, "n d"], text: Float[np.ndarray, "c d"], k: int
 ) -> tuple[Int64[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
-    """Return the k classes nearest to each image, in no order, or all where there are fewer, and their cosines."""
+    """Return the min(k, c) classes nearest to each image, in no order, and their cosines."""
     kept = min(k, len(text))
     indices = np.empty((len(images), kept), np.int64)
     cosines = np.empty((len(images), kept), images.dtype)
     step = max(1, _AT_ONCE // len(text))
     for first in range(0, len(images), step):
-        some = slice(first, first + step)
-        similar = images[some] @ text.T
-        indices[some] = np.argpartition(similar, len(text) - kept, axis=1)[:, len(text) - kept :]
-        cosines[some] = np.take_along_axis(similar, indices[some], axis=1)
+        piece = slice(first, first + step)
+        similar = images[piece] @ text.T
+        indices[piece] = np.argpartition(similar, len(text) - kept, axis=1)[:, len(text) - kept :]
+        cosines[piece] = np.take_along_axis(similar, indices[piece], axis=1)
     return indices, cosines
 
 
 def link_weights(
     text_cosines: Float[np.ndarray, "n t"], image_cosines: Float[np.ndarray, "n k"], gamma: float, span: Span | None
 ) -> Float[np.ndarray, "n t+k"]:
-    """Return weights of at least 0, those of the classes first: cosines, moved by ``span``, and clipped after it."""
+    """Return non-negative weights, those of the classes first: cosines, scaled by ``span`` and then clipped."""
     low, high = span or (0.0, 1.0)
-    scale = max(high - low, _LEAST_SPAN)
+    scale = max(high - low, _MIN_SPAN)
     to_text = np.maximum((text_cosines - low) / scale, 0) ** gamma
     return np.hstack([to_text, np.maximum((image_cosines - low) / scale, 0)])
 
@@ -204,7 +205,7 @@ def link_weights(
 def laplacian(
     nodes: Int64[np.ndarray, "u j"], weights: Float[np.ndarray, "u j"], classes: int, alpha: float
 ) -> sp.csr_array:
-    """Return ``I - alpha D^-1/2 W D^-1/2`` over classes and images; links that go both ways count twice."""
+    """Return ``I - alpha D^-1/2 W D^-1/2`` over classes and images; mutual links count twice."""
     images, links = nodes.shape
     size = classes + images
     starts = np.repeat(np.arange(classes, size), links)
@@ -218,9 +219,9 @@ def laplacian(
 def solution(
     system: sp.csr_array, classes: int, keep: int, dtype: DTypeLike = np.float32
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the first ``classes`` columns of the inverse, or of each row the ``keep`` largest entries and where.
+    """Return the first ``classes`` columns of the inverse, or each row's ``keep`` largest entries and their columns.
 
-    Columns are solved for in pieces, so that memory is what is kept and some megabytes.
+    The columns are solved in pieces, so the memory is that of the result and some megabytes.
     """
     size = system.shape[0]
     system = system.astype(dtype)
@@ -245,7 +246,7 @@ def solution(
 
 
 def conjugate_gradients(system: sp.csr_array, right: Float[np.ndarray, "s b"]) -> Float[np.ndarray, "s b"]:
-    """Solve for each column by itself (Hestenes and Stiefel, 1952), to a residual of 1e-6 of the right-hand side.
+    """Solve each column independently (Hestenes and Stiefel, 1952), to a residual of 1e-6 of the right-hand side.
 
     ``right`` is overwritten.
     """
@@ -260,7 +261,7 @@ def conjugate_gradients(system: sp.csr_array, right: Float[np.ndarray, "s b"]) -
             break
         image = system @ direction
         curvature = _column_squares(direction, image)
-        # Columns that are solved stay as they are.
+        # Columns that are solved do not change any more.
         length = np.where(unsolved, squares / np.where(curvature > 0, curvature, 1), 0).astype(right.dtype)
         found += length * direction
         image *= length
@@ -273,23 +274,23 @@ def conjugate_gradients(system: sp.csr_array, right: Float[np.ndarray, "s b"]) -
 
 
 def mass_logits(masses: Float[np.ndarray, "n c"], zero_shot: Logits) -> np.ndarray:
-    """Return the logarithms of shares, and zero-shot's logits of images that no mass reaches."""
+    """Return the logarithms of the shares, and the zero-shot logits for images that no mass reaches."""
     reached = masses.max(axis=1, keepdims=True) > 0
     logits: np.ndarray = np.where(reached, log_shares(masses), zero_shot)
     return logits
 
 
-def expected(neighbours: Neighbours | None) -> Neighbours:
-    """Return neighbours that an adapter asked for by its property."""
-    assert neighbours is not None, "an adapter that looks at neighbours is given them"
+def required(neighbours: Neighbours | None) -> Neighbours:
+    """Return the neighbours, which must be given to an adapter whose ``neighbours`` is above 0."""
+    assert neighbours is not None, "an adapter that needs neighbours is given them"
     return neighbours
 
 
 def _span(text_cosines: np.ndarray, image_cosines: np.ndarray) -> Span:
-    # An image is its own nearest neighbour, at a cosine of 1, which is left out of the links but not of the span.
+    # An image is its own nearest neighbour, at a cosine of 1, which is not a link but belongs to the span.
     lows = [float(cosines.min()) for cosines in (text_cosines, image_cosines) if cosines.size]
     span = min(lows), max(1.0, float(text_cosines.max()))
-    if span[1] - span[0] < _LEAST_SPAN:
+    if span[1] - span[0] < _MIN_SPAN:
         raise DegenerateExamplesError("the unlabelled images and the classes are all the same")
     return span
 

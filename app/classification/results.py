@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from app.adapters._base import merged, probabilities
+from app.adapters._base import merge_rows, probabilities
 from app.classification.classifiers import Classifier
 from app.encoders._base import ModelInfo
 from app.errors import ClientError
@@ -43,14 +43,14 @@ def score_classes(encoder: ModelInfo, task: Task, image_features: ImageFeatures,
     similarities, first_rows = rows.similarities, classifier.first_rows
     if classifier.names is not None and len(classifier.names.rows) != similarities.shape[1]:
         similarities, first_rows = (image_features @ classifier.names.rows.T).clip(-1, 1), classifier.names.first_rows
-    logits = merged(rows.logits, classifier.first_rows, mean=mean)
+    logits = merge_rows(rows.logits, classifier.first_rows, mean=mean)
     # Labelled examples imply that an image belongs to one class: the scores are a softmax then, for every encoder.
     sigmoid = encoder.logit_bias is not None and not classifier.exclusive and not task.scoring.calibrated_on
     return ClassScores(
         np.argsort(-logits, axis=1, kind="stable"),
         probabilities(logits / np.float32(task.scoring.temperature), sigmoid=sigmoid),
         logits,
-        merged(similarities, first_rows, mean=mean),
+        merge_rows(similarities, first_rows, mean=mean),
         rows.prompt_weights,
         rows.warnings,
     )

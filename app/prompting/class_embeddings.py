@@ -1,4 +1,4 @@
-"""From prompts to what an adapter takes, with no text encoded twice."""
+"""Compute and cache the rows that adapters take from prompts."""
 
 import asyncio
 import hashlib
@@ -15,11 +15,11 @@ from app.types import TextFeatures
 
 _Key = tuple[str, Pooling, bytes]
 
-# Rows are made in pieces: the features of all prompts (1.6 GB for 80 templates of 10,000 classes) never lie in memory
-# together, and work that nobody waits for any more ends after the piece that has begun.
+# Prompts that are encoded together. So the features of all prompts (1.6 GB for 80 templates of 10,000 classes) are
+# never in memory at the same time, and a computation that no request waits for any more ends after the current piece.
 _PROMPTS_AT_ONCE = 256
 
-# So few are hashed in a millisecond or two, and not worth another thread.
+# Up to this number, prompts are hashed in one or two milliseconds, which is not worth another thread.
 _FEW_PROMPTS = 2000
 
 
@@ -31,7 +31,7 @@ class TextEncoder(Protocol):
 
 
 def prototype(features: TextFeatures) -> np.ndarray:
-    """Return the mean of unit rows (k, d), made unit again, (d,); zero where they cancel each other.
+    """Return the normalised mean (d,) of unit rows (k, d); zero if they cancel each other.
 
     unit -> mean -> unit (Radford et al., ICML 2021, section 3.1.4; Pratt et al., ICCV 2023, section 3).
     """
@@ -39,7 +39,7 @@ def prototype(features: TextFeatures) -> np.ndarray:
 
 
 def pool(row: Row, pooling: Pooling, features: TextFeatures) -> np.ndarray:
-    """Return what is kept of a row whose prompts have these unit features (k, d): (d,), or (slots, d) where aligned."""
+    """Return the pooled unit features (k, d) of a row's prompts: (d,), or (slots, d) if aligned."""
     if pooling is Pooling.PROTOTYPE:
         return prototype(features)
     if pooling is Pooling.MEAN:
@@ -57,21 +57,21 @@ def _nothing(*_: object) -> None:
 
 @dataclass(eq=False, slots=True)
 class _Work:
-    """Rows being computed, and how many requests wait for them."""
+    """Rows that are being computed, and the number of requests that wait for them."""
 
     task: asyncio.Task[dict[_Key, np.ndarray]] | None = None
     waiting: int = 0
 
 
 class ClassEmbeddingCache:
-    """Keeps rows, least recently used first out.
+    """A cache of rows that drops the least recently used first.
 
-    One entry per row rather than one matrix per label set: a class added to a thousand others costs one class. Rows
-    that another request is computing are waited for, not computed again. Used from the event loop only.
+    It has one entry for each row, and not one matrix for each label set, so a class that is added to a thousand others
+    costs one class. A request waits for rows that another one is computing. For use from the event loop only.
 
     Args:
-        max_bytes: bound on what is kept; a row takes 2 KiB at 512 dimensions, times its slots where it is aligned.
-        count: told the model of each request, how many rows were there and how many were not.
+        max_bytes: limit of all rows; a row takes 2 KiB at 512 dimensions, times its slots if it is aligned.
+        count: called for each request with the model, the number of cached rows and the number of missing ones.
     """
 
     def __init__(self, max_bytes: int, count: Callable[[str, int, int], object] = _nothing) -> None:
@@ -82,9 +82,9 @@ class ClassEmbeddingCache:
     async def get(self, model: str, encode: TextEncoder, pooling: Pooling, rows: Sequence[Row]) -> np.ndarray:
         """Return the rows stacked, (r, d) or (r, k, d), float32 and read-only.
 
-        When every request for them is cancelled, what has been computed is kept and the rest is left.
+        If every request for the rows is cancelled, those that are computed are kept and the rest is not computed.
         """
-        # The prompts of ten thousand classes are many megabytes to hash.
+        # The prompts of ten thousand classes are many megabytes, which take long to hash.
         few = sum(len(slot.texts) for row in rows for slot in row.slots) <= _FEW_PROMPTS
         keys = _keys(model, pooling, rows) if few else await asyncio.to_thread(_keys, model, pooling, rows)
         found = {key: row for key in keys if (row := self._rows.get(key)) is not None}
@@ -93,7 +93,7 @@ class ClassEmbeddingCache:
         if missing:
             work = _Work()
             work.task = asyncio.create_task(self._compute(encode, missing, work))
-            # Whoever waits gets the exception; when nobody waits any more, it is not reported as lost.
+            # Requests that wait get the exception. Reading it here keeps asyncio from reporting it if none waits.
             work.task.add_done_callback(lambda done: done.cancelled() or done.exception())
             self._running.update(dict.fromkeys(missing, work))
         needed = {self._running[key] for key in keys if key not in found}
@@ -111,7 +111,7 @@ class ClassEmbeddingCache:
         return stacked
 
     async def _compute(self, encode: TextEncoder, missing: dict[_Key, Row], work: _Work) -> dict[_Key, np.ndarray]:
-        made: dict[_Key, np.ndarray] = {}
+        computed: dict[_Key, np.ndarray] = {}
         try:
             for number, piece in enumerate(_pieces(list(missing.items()))):
                 if number and not work.waiting:
@@ -119,45 +119,44 @@ class ClassEmbeddingCache:
                 prompts = [text for _, row in piece for text in row.texts]
                 features = await encode(prompts)
                 if len(features) != len(prompts):
-                    msg = f"{len(features)} rows of features for {len(prompts)} prompts"
-                    raise ValueError(msg)
+                    raise ValueError(f"{len(features)} rows of features for {len(prompts)} prompts")
                 first = 0
                 for key, row in piece:
                     last = first + len(row.texts)
-                    # A copy where it is a view, which would keep the whole piece alive.
+                    # A copy, because a view would keep the features of the whole piece in memory.
                     embedding = np.array(pool(row, key[1], features[first:last]))
-                    made[key] = embedding
+                    computed[key] = embedding
                     if embedding.nbytes <= self._rows.maxsize:
                         self._rows[key] = embedding
                     first = last
-            return made
+            return computed
         finally:
             for key in missing:
                 del self._running[key]
 
 
 def _keys(model: str, pooling: Pooling, rows: Sequence[Row]) -> list[_Key]:
-    """Return a key per row that takes 16 bytes and not the length of its prompts."""
+    """Return a key for each row, with a hash of 16 bytes in place of the prompts."""
     keys = []
     for row in rows:
-        told = hashlib.blake2b(digest_size=16)
+        digest = hashlib.blake2b(digest_size=16)
         for slot in row.slots:
             for text in slot.texts:
-                told.update(text.encode("utf-8", "surrogatepass") + b"\0")
-            told.update(b"\1")
-        keys.append((model, pooling, told.digest()))
+                digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+            digest.update(b"\1")
+        keys.append((model, pooling, digest.digest()))
     return keys
 
 
 def _pieces(rows: list[tuple[_Key, Row]]) -> list[list[tuple[_Key, Row]]]:
-    """Split into pieces of about as many prompts as are encoded at once, at least one row each."""
+    """Split rows into pieces of about ``_PROMPTS_AT_ONCE`` prompts, and of at least one row."""
     pieces: list[list[tuple[_Key, Row]]] = []
     prompts = _PROMPTS_AT_ONCE
-    for each in rows:
-        count = len(each[1].texts)
+    for key, row in rows:
+        count = len(row.texts)
         if prompts + count > _PROMPTS_AT_ONCE:
             pieces.append([])
             prompts = 0
-        pieces[-1].append(each)
+        pieces[-1].append((key, row))
         prompts += count
     return pieces

@@ -1,4 +1,4 @@
-"""Which prompts spoke for a label and which against it."""
+"""Explanations: the prompts that raise the similarity of a label above its rival, and those that do not."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,10 +9,10 @@ from app.prompting.recipes import Pooling, Recipe, Row
 from app.types import LabelExplanation, MergeSynonyms, PromptContribution
 
 MAX_LABELS = 5
-"""Labels that are explained, the best first."""
+"""The largest number of labels that are explained."""
 
 MAX_PROMPTS = 10
-"""Prompts on each side of a label."""
+"""The largest number of supporting, and of opposing, prompts of a label."""
 
 
 def explain(
@@ -26,37 +26,37 @@ def explain(
     features: Mapping[str, np.ndarray],
     slot_weights: np.ndarray | None,
 ) -> tuple[LabelExplanation, ...]:
-    """Explain some classes for one image.
+    """Return the explanations of some classes for one image.
 
     Args:
         recipe: the prompts of every class.
         classnames: of every class.
-        merge: how the scores of a class's names were merged.
-        best: the classes to explain, by index, the best first.
+        merge: how the scores of the names of a class were merged.
+        best: the indices of the classes to explain, the best first.
         similarities: of every class, (c,).
         image: unit features (d,).
         features: unit features (d,) of every prompt of these classes.
-        slot_weights: (k,), for methods that weigh slots.
+        slot_weights: (k,), for methods that weight slots.
     """
-    told = []
+    explanations = []
     for index in best:
         rival = _rival(index, best)
         against = None if rival is None else float(similarities[rival])
-        # With nothing to choose from, a prompt is compared with its own label.
+        # Without a rival, a prompt is compared with its own label.
         level = float(similarities[index]) if against is None else against
-        prompts = _spoken(recipe, index, merge, image, features, slot_weights)
-        prompts.sort(key=lambda each: -each.weight * abs(each.cosine - level))
-        told.append(
+        prompts = _contributions(recipe, index, merge, image, features, slot_weights)
+        prompts.sort(key=lambda prompt: -prompt.weight * abs(prompt.cosine - level))
+        explanations.append(
             LabelExplanation(
                 label=classnames[index],
                 similarity=float(similarities[index]),
                 rival=None if rival is None else classnames[rival],
                 rival_similarity=against,
-                supporting=tuple(each for each in prompts if each.cosine > level)[:MAX_PROMPTS],
-                opposing=tuple(each for each in prompts if each.cosine <= level)[:MAX_PROMPTS],
+                supporting=tuple(prompt for prompt in prompts if prompt.cosine > level)[:MAX_PROMPTS],
+                opposing=tuple(prompt for prompt in prompts if prompt.cosine <= level)[:MAX_PROMPTS],
             )
         )
-    return tuple(told)
+    return tuple(explanations)
 
 
 def prompts_to_explain(recipe: Recipe, indices: Sequence[int]) -> list[str]:
@@ -71,7 +71,7 @@ def _rival(index: int, best: Sequence[int]) -> int | None:
     return best[1] if len(best) > 1 else None
 
 
-def _spoken(
+def _contributions(
     recipe: Recipe,
     index: int,
     merge: MergeSynonyms,
@@ -79,28 +79,28 @@ def _spoken(
     features: Mapping[str, np.ndarray],
     slot_weights: np.ndarray | None,
 ) -> list[PromptContribution]:
-    """Return the prompts of a class's names: of the best name where the best counts, else of all of them."""
+    """Return the prompts of the names of a class: of the best name if scores are merged by maximum, else of all."""
     by_name = []
     for row in recipe.rows:
         if row.class_index == index:
             prompts = np.stack([features[text] for text in row.texts])
             by_name.append((row, prompts @ image, _weights(row, recipe.pooling, prompts, slot_weights)))
     if merge is MergeSynonyms.MAX:
-        by_name = [max(by_name, key=lambda each: float(each[1] @ each[2]))]
+        by_name = [max(by_name, key=lambda row_cosines_weights: float(row_cosines_weights[1] @ row_cosines_weights[2]))]
     share = 1 / len(by_name)
     return [
         PromptContribution(text, source, float(cosine), float(weight) * share)
         for row, cosines, weights in by_name
-        for (source, text), cosine, weight in zip(_told(row), cosines, weights, strict=True)
+        for (source, text), cosine, weight in zip(_sources_and_texts(row), cosines, weights, strict=True)
     ]
 
 
-def _told(row: Row) -> list[tuple[str, str]]:
+def _sources_and_texts(row: Row) -> list[tuple[str, str]]:
     return [(slot.source, text) for slot in row.slots for text in slot.texts]
 
 
 def _weights(row: Row, pooling: Pooling, prompts: np.ndarray, slot_weights: np.ndarray | None) -> np.ndarray:
-    """Return what each prompt's cosine is multiplied with, (k,), so that the sum is the row's similarity."""
+    """Return the weights (k,) of the prompts, such that the weighted sum of their cosines is the row's similarity."""
     if pooling is Pooling.MEAN:
         return np.full(len(prompts), 1 / len(prompts))
     if pooling is Pooling.PROTOTYPE:

@@ -1,7 +1,7 @@
-"""What each method reads of a class: its prompts, and how their features become the rows that an adapter takes.
+"""Recipes: the prompts that a method reads for each class, and how their features are pooled into the adapter's rows.
 
-A class has one row per name: its own, and one per synonym that changes its prompts. Rows are merged again after the
-adapter, by their scores.
+A class has one row for its name, and one for each synonym that changes its prompts. The scores of these rows are merged
+after the adapter.
 """
 
 import re
@@ -18,10 +18,10 @@ Options = Mapping[str, float]
 
 
 class Pooling(StrEnum):
-    """How unit features of a row's prompts become what is kept of it.
+    """How the unit features of a row's prompts are pooled.
 
-    ``PROTOTYPE``: their mean, made unit again, (d,). ``MEAN``: their mean as it is, (d,), whose product with an image
-    is the mean of the cosines. ``ALIGNED``: the prototype of each slot by itself, (k, d).
+    ``PROTOTYPE``: their mean, normalised, (d,). ``MEAN``: their mean, not normalised, (d,); its product with an image
+    is the mean of the cosines. ``ALIGNED``: the prototype of each slot, (k, d).
     """
 
     PROTOTYPE = "prototype"
@@ -31,7 +31,7 @@ class Pooling(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Prompts of one kind; aligned methods pool them, and give their prototype one weight."""
+    """Prompts of one kind. Aligned methods pool them, and give their prototype one weight."""
 
     source: str
     texts: tuple[str, ...]
@@ -52,7 +52,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The rows of all classes, in the order of the classes, and what the caller should know of them."""
+    """The rows of all classes, in the order of the classes, and warnings for the response."""
 
     pooling: Pooling
     rows: tuple[Row, ...]
@@ -63,15 +63,15 @@ MakeRecipe = Callable[[Sequence[ClassEntry], Sequence[str], Options], Recipe]
 
 
 def templates_only(classes: Sequence[ClassEntry], templates: Sequence[str], options: Options) -> Recipe:
-    """CLIP's own way: the name in each template (Radford et al., ICML 2021, section 3.1.4)."""
+    """CLIP: the name in each template (Radford et al., ICML 2021, section 3.1.4)."""
     del options
     return Recipe(Pooling.PROTOTYPE, _rows(classes, lambda entry, name: [_template_slot(entry, name, templates)]))
 
 
 def sentences_only(classes: Sequence[ClassEntry], templates: Sequence[str], options: Options) -> Recipe:
-    """CuPL: sentences about how the class looks, each counting once (Pratt et al., ICCV 2023, section 3).
+    """CuPL: sentences about the appearance of the class, with equal weights (Pratt et al., ICCV 2023, section 3).
 
-    A class without sentences is given those made of its features; with neither, its templates.
+    A class without sentences uses sentences made of its features; without these too, its templates.
     """
     del options
 
@@ -82,7 +82,7 @@ def sentences_only(classes: Sequence[ClassEntry], templates: Sequence[str], opti
 
 
 def templates_and_sentences(classes: Sequence[ClassEntry], templates: Sequence[str], options: Options) -> Recipe:
-    """CuPL and templates together: every prompt counts once, so that many templates outweigh a few sentences."""
+    """CuPL with templates: every prompt has the same weight, so many templates outweigh a few sentences."""
     del options
 
     def slots(entry: ClassEntry, name: str) -> list[Slot]:
@@ -94,14 +94,14 @@ def templates_and_sentences(classes: Sequence[ClassEntry], templates: Sequence[s
 def features_only(classes: Sequence[ClassEntry], templates: Sequence[str], options: Options) -> Recipe:
     """Classification by description: the mean of the cosines with "X, which has ..." (Menon and Vondrick, ICLR 2023).
 
-    The mean is not made unit again, so that a class whose features say different things scores lower. A class without
-    features is given its sentences; with neither, its templates.
+    The mean is not normalised, so a class with very different features scores lower. A class without features uses its
+    sentences; without these too, its templates.
     """
     del options
 
     def slots(entry: ClassEntry, name: str) -> list[Slot]:
         if entry.features:
-            return [Slot("feature", tuple(feature_sentence(name, each) for each in entry.features))]
+            return [Slot("feature", tuple(feature_sentence(name, feature) for feature in entry.features))]
         return [_sentence_slot(entry, name) or _template_slot(entry, name, templates)]
 
     return Recipe(Pooling.MEAN, _rows(classes, slots), _without_descriptions(classes))
@@ -110,7 +110,7 @@ def features_only(classes: Sequence[ClassEntry], templates: Sequence[str], optio
 def random_words(classes: Sequence[ClassEntry], templates: Sequence[str], options: Options) -> Recipe:
     """WaffleCLIP, the control: the same meaningless features for every class (Roth et al., ICCV 2023, section 3.2).
 
-    ``options``: ``descriptors``, how many, and ``seed``.
+    ``options`` are ``descriptors``, their number, and ``seed``.
     """
     del templates
     descriptors = random_descriptors(
@@ -118,37 +118,39 @@ def random_words(classes: Sequence[ClassEntry], templates: Sequence[str], option
     )
 
     def slots(_: ClassEntry, name: str) -> list[Slot]:
-        return [Slot("random", tuple(f"A photo of a {feature_sentence(name, each)}." for each in descriptors))]
+        return [
+            Slot("random", tuple(f"A photo of a {feature_sentence(name, descriptor)}." for descriptor in descriptors))
+        ]
 
     return Recipe(Pooling.MEAN, _rows(classes, slots))
 
 
 def aligned_prompts(classes: Sequence[ClassEntry], templates: Sequence[str], options: Options) -> Recipe:
-    """The templates, one by one, and the descriptions in as many groups as the class with the fewest of them fills.
+    """AutoCLIP: each template, and groups of descriptions, as many as the class with the fewest descriptions can fill.
 
-    AutoCLIP weighs prompts that say the same of every class, and sets of descriptions are of any size and order; so
-    each class deals its own into the groups, and a group is represented by its prototype. If some class has none, all
-    go without, as a weight would mean something else for it.
+    AutoCLIP needs prompts that correspond between classes, and sets of descriptions have any size and order. So the
+    descriptions of each class are dealt into the groups, and a group is represented by its prototype. If a class has no
+    description, no class uses descriptions, because a weight would mean something else for that class.
     """
     del options
     groups = min((len(entry.descriptions) + len(entry.features) for entry in classes), default=0)
 
     def slots(entry: ClassEntry, name: str) -> list[Slot]:
         (source, filled) = _template_texts(entry, name, templates)
-        # A class prompt stands for each template, since every class must have as many slots.
+        # A class prompt replaces each template, because all classes must have the same number of slots.
         repeated = filled * len(templates) if source == "class prompt" else filled
-        told = (*entry.descriptions, *(feature_sentence(name, each) for each in entry.features))
-        dealt = [Slot("description", told[group::groups]) for group in range(groups)]
+        texts = (*entry.descriptions, *(feature_sentence(name, feature) for feature in entry.features))
+        dealt = [Slot("description", texts[group::groups]) for group in range(groups)]
         return [*(Slot(source, (text,)) for text in repeated), *dealt]
 
     warnings = []
     if len(templates) + groups == 1:
         warnings.append(
-            "there is one prompt for each class, and autoclip has nothing to weigh; name a template set with several,"
-            " such as ensemble, or give every class descriptions"
+            "each class has only one prompt, so autoclip has nothing to weight; select a template set with several"
+            " templates, such as ensemble, or add descriptions to every class"
         )
     elif not groups:
-        warnings += _without_descriptions(classes, "the descriptions of the others are left out")
+        warnings += _without_descriptions(classes, "the descriptions of the other classes are not used")
     return Recipe(Pooling.ALIGNED, _rows(classes, slots), tuple(warnings))
 
 
@@ -166,28 +168,28 @@ RECIPES: Mapping[str, MakeRecipe] = MappingProxyType(
 
 
 def feature_sentence(name: str, feature: str) -> str:
-    """Return "X, which has stripes"; without a feature the name alone.
+    """Return "X, which has stripes"; without a feature only the name.
 
-    The wording is that of Menon and Vondrick's code, with articles told apart from words that begin with a: theirs also
-    says "which is antennae".
+    The wording is that of Menon and Vondrick's code. Deviation: words that begin with "a" are not taken for articles,
+    where their code says "which is antennae".
     """
     if not feature:
         return name
     if re.match(r"(an?|used)\b", feature):
-        joint = "which is"
+        conjunction = "which is"
     elif re.match(r"(has|have|often|typically|may|can)\b", feature):
-        joint = "which"
+        conjunction = "which"
     else:
-        joint = "which has"
-    return f"{name}, {joint} {feature}"
+        conjunction = "which has"
+    return f"{name}, {conjunction} {feature}"
 
 
 def _rows(classes: Sequence[ClassEntry], slots: Callable[[ClassEntry, str], list[Slot]]) -> tuple[Row, ...]:
-    """Return one row per name of each class; a synonym that does not change the prompts adds none."""
+    """Return one row for each name of each class; a synonym that does not change the prompts adds no row."""
     rows = []
     for index, entry in enumerate(classes):
         names = dict.fromkeys((entry.name, *entry.synonyms))
-        rows += [Row(index, each) for each in dict.fromkeys(tuple(slots(entry, name)) for name in names)]
+        rows += [Row(index, row_slots) for row_slots in dict.fromkeys(tuple(slots(entry, name)) for name in names)]
     return tuple(rows)
 
 
@@ -202,11 +204,11 @@ def _template_slot(entry: ClassEntry, name: str, templates: Sequence[str]) -> Sl
 
 
 def _sentence_slot(entry: ClassEntry, name: str) -> Slot | None:
-    """Return the class's sentences, or those made of its features; None where it has neither."""
+    """Return the sentences of the class, or sentences made of its features; None if it has neither."""
     if entry.descriptions:
         return Slot("description", entry.descriptions)
     if entry.features:
-        return Slot("feature", tuple(feature_sentence(name, each) for each in entry.features))
+        return Slot("feature", tuple(feature_sentence(name, feature) for feature in entry.features))
     return None
 
 
@@ -215,12 +217,12 @@ def _some(slot: Slot | None) -> list[Slot]:
 
 
 def _without_descriptions(
-    classes: Sequence[ClassEntry], consequence: str = "they are told by the templates alone"
+    classes: Sequence[ClassEntry], consequence: str = "these are classified by their templates"
 ) -> tuple[str, ...]:
-    bare = [entry.name for entry in classes if not (entry.descriptions or entry.features)]
-    if not bare:
+    undescribed = [entry.name for entry in classes if not (entry.descriptions or entry.features)]
+    if not undescribed:
         return ()
-    if len(bare) == len(classes):
+    if len(undescribed) == len(classes):
         return ("no class has descriptions; the templates are used",)
-    named = ", ".join(f"'{name}'" for name in bare[:5]) + (", ..." if len(bare) > 5 else "")
-    return (f"{len(bare)} of {len(classes)} classes have no descriptions ({named}); {consequence}",)
+    names = ", ".join(f"'{name}'" for name in undescribed[:5]) + (", ..." if len(undescribed) > 5 else "")
+    return (f"{len(undescribed)} of {len(classes)} classes have no descriptions ({names}); {consequence}",)

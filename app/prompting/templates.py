@@ -14,23 +14,25 @@ _UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}  # control characters, lone surrogates, 
 
 
 class TemplateLibrary:
-    """Template sets by name: one per ``*.txt`` file of a folder, and ``extra`` ones that are made when first asked for.
+    """Template sets by name: one for each ``*.txt`` file of a folder, and ``extra`` sets that are built at first use.
 
-    A file holds one template a line; empty lines and lines that start with ``#`` are skipped. Files are read here and
-    never again.
+    A file has one template per line; empty lines and lines that start with ``#`` are skipped. Files are read once, by
+    the constructor.
 
     Raises:
-        ConfigurationError: no such folder, a file without a template, a line that breaks a rule of templates, or an
-            extra set with the name of a file.
+        ConfigurationError: the folder does not exist, a file has no template or an invalid one, or an extra set has the
+            name of a file.
     """
 
     def __init__(self, folder: Path, extra: Mapping[str, Callable[[], tuple[str, ...]]]) -> None:
         if not folder.is_dir():
-            raise ConfigurationError(f"no folder of template files at '{folder}'; it belongs to the installation")
+            raise ConfigurationError(f"there is no folder of templates at '{folder}'; install Deixis again")
         self._sets = {file.stem: _read_templates(file) for file in sorted(folder.glob("*.txt"))}
         for name in extra:
             if name in self._sets:
-                raise ConfigurationError(f"'{folder / name}.txt' has the name of a built-in template set; rename it")
+                raise ConfigurationError(
+                    f"'{folder / name}.txt' has the name of a built-in template set; rename the file"
+                )
         self._extra = {name: functools.cache(make) for name, make in extra.items()}
 
     def names(self) -> tuple[str, ...]:
@@ -38,11 +40,11 @@ class TemplateLibrary:
         return tuple(sorted((*self._sets, *self._extra)))
 
     def resolve(self, reference: str, field: str = "template") -> tuple[str, ...]:
-        """Return the templates of the set of that name, or the one template that the reference itself is.
+        """Return the templates of the set of this name, or the reference itself if it is a template.
 
         Raises:
-            UnknownNameError: not a set, and without braces, so not meant as a template.
-            InvalidFieldError: a template that breaks a rule; ``field`` is where the caller gave it.
+            UnknownNameError: there is no such set, and the reference has no braces.
+            InvalidFieldError: the template is invalid; ``field`` is the field of the request that contains it.
         """
         if reference in self._sets:
             return self._sets[reference]
@@ -59,10 +61,10 @@ class TemplateLibrary:
 
 
 def template_problem(template: str) -> str | None:
-    """Return which rule a template breaks and how to mend it, or None.
+    """Return the rule that a template breaks and how to correct it, or None.
 
-    ``{}`` must stand in it at least once and no other brace may: a template is filled by replacement, so that no text
-    can reach attributes or formatting.
+    A template must contain ``{}`` at least once and no other braces. Templates are filled by replacement, so that no
+    text can reach attributes or formatting.
     """
     if len(template) > MAX_TEMPLATE_CHARACTERS:
         return f"a template of {len(template)} characters; at most {MAX_TEMPLATE_CHARACTERS} are allowed"
@@ -77,7 +79,7 @@ def template_problem(template: str) -> str | None:
 
 
 def fill(templates: Sequence[str], classname: str) -> tuple[str, ...]:
-    """Return the templates with the class name in every place of ``{}``."""
+    """Return the templates with every ``{}`` replaced by the class name."""
     return tuple(template.replace(PLACEHOLDER, classname) for template in templates)
 
 
@@ -85,7 +87,7 @@ def _read_templates(file: Path) -> tuple[str, ...]:
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
     except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{file}: not UTF-8 text: {error}") from error
+        raise ConfigurationError(f"{file} is not UTF-8 text: {error}; save it as UTF-8") from error
     templates = []
     for number, line in enumerate(lines, start=1):
         if not line or line.startswith("#"):
@@ -95,5 +97,5 @@ def _read_templates(file: Path) -> tuple[str, ...]:
             raise ConfigurationError(f"{file}, line {number}: {problem}")
         templates.append(line)
     if not templates:
-        raise ConfigurationError(f"{file}: no template in it; write one per line, with {{}} for the class name")
+        raise ConfigurationError(f"{file} contains no template; write one per line, with {{}} for the class name")
     return tuple(templates)

@@ -1,4 +1,4 @@
-"""Text features on disk, so that a restart does not encode what was encoded before."""
+"""Text features on disk, so that a restart does not encode the same texts again."""
 
 import asyncio
 import hashlib
@@ -16,7 +16,7 @@ from app.types import TextFeatures
 
 log = structlog.get_logger()
 
-# Of the format of the rows, in the file's user_version.
+# The format of the rows, stored in user_version of the file.
 _FORMAT = 1
 _LOCK_TIMEOUT_S = 5.0
 _TRIES = 50
@@ -24,22 +24,22 @@ _BETWEEN_TRIES_S = 0.1
 _PRIMARY_CODE = 0xFF
 # Variables in one statement; SQLite allows 32,766.
 _AT_ONCE = 10_000
-# When it is full, as much is dropped at once, so that this is not done for every write.
+# The share of the rows that is dropped when the file is full, so that not every write has to drop rows.
 _FREED = 0.1
 _TORN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _SCHEMA = "CREATE TABLE IF NOT EXISTS features (key BLOB PRIMARY KEY, row BLOB NOT NULL, used INTEGER NOT NULL)"
 
 
 class TextFeatureStore:
-    """Unit rows by what computes them and the text, in one SQLite file; least recently used first out.
+    """A cache of unit rows by encoder and text, in one SQLite file, that drops the least recently used first.
 
-    It is a cache: several processes may share it, and when it cannot be read or written (a full disk, a torn file) that
-    is logged and the texts are encoded again. Rows are float32, so that answers are the same after a restart to the
-    last digit. Threads of its own do the work.
+    Several processes may share the file. If it cannot be read or written (a full disk, a damaged file), this is logged
+    and the texts are encoded again. Rows are float32, so results are bit-identical after a restart. The work is done in
+    one thread of the store.
 
     Args:
-        file: made when it is not there, and made anew when it is no such database.
-        max_bytes: bound on the file, passed by one write at most.
+        file: created if it is missing, and replaced if it is not such a database.
+        max_bytes: limit of the file, which one write may exceed.
     """
 
     def __init__(self, file: Path, max_bytes: int) -> None:
@@ -48,20 +48,20 @@ class TextFeatureStore:
         # One thread: SQLite has one writer, and a connection is used by one at a time.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="text-features")
         self._connection: sqlite3.Connection | None = None
-        self._out_of_order = False
+        self._failing = False
 
     async def read(self, fingerprint: str, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Return the rows (d,) that are there, by text."""
+        """Return the stored rows (d,), by text."""
         return await asyncio.get_running_loop().run_in_executor(
             self._thread, self._attempt, self._read, fingerprint, list(dict.fromkeys(texts))
         )
 
     async def write(self, fingerprint: str, rows: Mapping[str, np.ndarray]) -> None:
-        """Keep the rows; when this returns they are in the file, or that failed and was logged."""
+        """Store the rows. When this returns, they are in the file, or the failure is logged."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._attempt, self._write, fingerprint, rows)
 
     def close(self) -> None:
-        """Finish what was begun and close the file; closing twice does no harm."""
+        """Finish the work that has begun, and close the file; may be called twice."""
         self._thread.shutdown(wait=True)
         self._disconnect()
 
@@ -75,13 +75,13 @@ class TextFeatureStore:
             result = work(self._connect(), fingerprint, what)
         except (sqlite3.Error, OSError) as error:
             self._disconnect()
-            if not self._out_of_order:
+            if not self._failing:
                 log.warning("text_features_not_kept", file=str(self._file), reason=str(error))
-            self._out_of_order = True
+            self._failing = True
             if isinstance(error, sqlite3.Error) and error.sqlite_errorcode in _TORN:
                 self._discard()
             return {}
-        self._out_of_order = False
+        self._failing = False
         return result
 
     def _connect(self) -> sqlite3.Connection:
@@ -92,7 +92,7 @@ class TextFeatureStore:
             )
             self._connection = connection
             _use_wal(connection)
-            # A power cut may lose the last rows, but never tears the file; they would be encoded again.
+            # A power cut may lose the last rows, which are then encoded again, but does not damage the file.
             connection.execute("PRAGMA synchronous=NORMAL")
             if connection.execute("PRAGMA user_version").fetchone()[0] != _FORMAT:
                 connection.execute("DROP TABLE IF EXISTS features")
@@ -106,7 +106,7 @@ class TextFeatureStore:
             self._connection = None
 
     def _discard(self) -> None:
-        """Remove a file that is no database; it is made anew at the next attempt."""
+        """Remove a damaged file; the next attempt creates it again."""
         for suffix in ("", "-wal", "-shm"):
             self._file.with_name(self._file.name + suffix).unlink(missing_ok=True)
 
@@ -116,20 +116,20 @@ class TextFeatureStore:
         keys = list(text_of)
         rows: dict[str, np.ndarray] = {}
         for start in range(0, len(keys), _AT_ONCE):
-            some = keys[start : start + _AT_ONCE]
-            wanted = ",".join("?" * len(some))
-            with closing(connection.execute(f"SELECT key, row FROM features WHERE key IN ({wanted})", some)) as found:  # noqa: S608 - question marks
+            chunk = keys[start : start + _AT_ONCE]
+            wanted = ",".join("?" * len(chunk))
+            with closing(connection.execute(f"SELECT key, row FROM features WHERE key IN ({wanted})", chunk)) as found:  # noqa: S608 - question marks
                 rows |= {text_of[key]: np.frombuffer(row, np.float32) for key, row in found}
         if rows:
             now = int(time.time())
             used = [_key(fingerprint, text) for text in rows]
             for start in range(0, len(used), _AT_ONCE):
-                some = used[start : start + _AT_ONCE]
-                wanted = ",".join("?" * len(some))
+                chunk = used[start : start + _AT_ONCE]
+                wanted = ",".join("?" * len(chunk))
                 # To the day, so that reading seldom writes.
                 connection.execute(
                     f"UPDATE features SET used = ? WHERE used < ? AND key IN ({wanted})",  # noqa: S608 - question marks
-                    [now, now - 86_400, *some],
+                    [now, now - 86_400, *chunk],
                 )
         return rows
 
@@ -154,7 +154,7 @@ class TextFeatureStore:
 
     def _make_room(self, connection: sqlite3.Connection) -> None:
         pages, free, size = (
-            connection.execute(f"PRAGMA {each}").fetchone()[0] for each in ("page_count", "freelist_count", "page_size")
+            connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
         )
         if (pages - free) * size > self._max_bytes:
             count = connection.execute("SELECT count(*) FROM features").fetchone()[0]
@@ -165,12 +165,12 @@ class TextFeatureStore:
 
 
 class StoredTextEncoder:
-    """A text encoder that asks the store first, and tells it what is new.
+    """A text encoder that reads from the store, and encodes and stores the texts that it lacks.
 
     Args:
-        encode: encodes what is not there.
-        fingerprint: gives what tells this text tower from every other.
-        store: None encodes always.
+        encode: encodes texts.
+        fingerprint: returns the fingerprint of the text tower.
+        store: None encodes every text.
     """
 
     def __init__(
@@ -191,15 +191,15 @@ class StoredTextEncoder:
         rows = await self._store.read(fingerprint, prompts)
         missing = [text for text in dict.fromkeys(prompts) if text not in rows]
         if missing:
-            made = dict(zip(missing, await self._encode(missing), strict=True))
-            rows |= made
-            await self._store.write(fingerprint, made)
+            encoded = dict(zip(missing, await self._encode(missing), strict=True))
+            rows |= encoded
+            await self._store.write(fingerprint, encoded)
         features: TextFeatures = np.stack([rows[text] for text in prompts])
         return features
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
-    """Have a log of changes, which SQLite refuses without waiting where several processes begin at once."""
+    """Switch to a write-ahead log, again and again while another process does so, because SQLite does not wait then."""
     for attempt in range(_TRIES):
         try:
             connection.execute("PRAGMA journal_mode=WAL")

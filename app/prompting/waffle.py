@@ -1,4 +1,4 @@
-"""Random descriptors, the control of every set of descriptions: what do words add that mean nothing?
+"""Random descriptors: the control for descriptions, which shows what meaningless words add.
 
 Roth et al., "Waffling around for Performance: Visual Classification with Random Words and Broad Concepts", ICCV 2023,
 section 3.2.
@@ -20,9 +20,9 @@ _SHORTEST = 3
 
 
 def random_descriptors(classnames: Sequence[str], *, count: int, seed: int) -> list[str]:
-    """Return ``count`` descriptors for all of the classes, random words and random characters in turn.
+    """Return ``count`` descriptors for all classes, alternately of random words and of random characters.
 
-    They are as long as the class names are on average, in words and in characters; words are cut to length.
+    They have the average length of the class names, in words and in characters; words are cut to this length.
     """
     return draw_descriptors(
         classnames, words=_words(), characters=_CHARACTERS, count=count, rng=np.random.default_rng(seed)
@@ -32,7 +32,7 @@ def random_descriptors(classnames: Sequence[str], *, count: int, seed: int) -> l
 def draw_descriptors(
     classnames: Sequence[str], *, words: Sequence[str], characters: str, count: int, rng: np.random.Generator
 ) -> list[str]:
-    """Draw from ``words`` and ``characters``; ``random_descriptors`` with the sources given."""
+    """Return descriptors as ``random_descriptors``, drawn from the given words and characters."""
     split = [name.split() for name in classnames]
     word_count = max(round(float(np.mean([len(parts) for parts in split]))), 1)
     mean_length = float(np.mean([np.mean([len(part) for part in parts]) for parts in split]))

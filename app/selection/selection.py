@@ -9,7 +9,7 @@ import numpy as np
 import structlog
 from cachetools import LRUCache
 
-from app.adapters._examples import LEAST_BALANCE, effective_classes
+from app.adapters._examples import MIN_BALANCE, effective_classes
 from app.classification.classifiers import ClassifierCache
 from app.classification.methods import DEFAULT_METHOD
 from app.classification.resolve import MethodChoice, Resolver
@@ -292,7 +292,7 @@ def by_balance(pool: np.ndarray, text: np.ndarray) -> tuple[str, str]:
         )
     spread = effective_classes(pool, text)
     evidence = f"by zero-shot, {len(pool)} unlabelled images are spread over {spread:.1f} of {classes} classes"
-    if spread < LEAST_BALANCE * classes:
+    if spread < MIN_BALANCE * classes:
         return DEFAULT_METHOD, f"{evidence}, too unevenly to learn from"
     return WITHOUT_LABELS, f"{evidence}, and there are no labelled images to compare the methods on"
 

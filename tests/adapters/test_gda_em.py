@@ -92,7 +92,7 @@ def test_a_pool_of_few_classes_is_not_learned_from():
     examples = Examples(pool_features=unit(text[[0, 0, 0, 1]] + 0.01).astype(np.float32))
     told = GDAEM().fit(text, logit_scale=20.0, logit_bias=None, examples=examples).predict(text)
     np.testing.assert_allclose(told.logits, 20 * text, atol=1e-5)
-    assert "about as many of each" in told.warnings[0]
+    assert "about the same number of images of each class" in told.warnings[0]
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])

@@ -120,7 +120,7 @@ def test_a_large_pool_teaches_with_some_of_its_images_which_are_always_the_same(
     text, pool, queries, *_ = clustered(rng, images=200, classes=4, dims=16, queries=9, dtype=np.float32)
     whole = fitted(InMaP(steps=50), text, pool)
     assert whole.diagnostics_["images"] == 200
-    monkeypatch.setattr(inmap, "_LARGEST_STEP", 100 * text.size + 1)
+    monkeypatch.setattr(inmap, "_MAX_STEP", 100 * text.size + 1)
     some, again = (fitted(InMaP(steps=50), text, pool) for _ in range(2))
     assert some.diagnostics_["images"] == 100
     np.testing.assert_array_equal(some.proxies_, again.proxies_)

@@ -39,8 +39,8 @@ def test_two_hundred_random_problems_equal_the_oracles_one_after_the_other():
         values, span = oracle.fit(pool, wanted, 10, 3.0, 0.3, scale_sim=True)
         nodes, weights, _ = oracle.weights(queries, pool, wanted, 10, 3.0, span)
         differences = (
-            reached.fitted_to_pool() - values[len(text) :],
-            reached.of_queries(queries, nearest(queries, pool, 10)) - np.einsum("qj,qjc->qc", weights, values[nodes]),
+            reached.pool_masses() - values[len(text) :],
+            reached.query_masses(queries, nearest(queries, pool, 10)) - np.einsum("qj,qjc->qc", weights, values[nodes]),
         )
         worst = np.maximum(worst, [np.abs(difference).max() for difference in differences])
     assert (worst <= 1e-5).all(), worst

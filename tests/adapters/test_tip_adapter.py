@@ -118,7 +118,7 @@ def test_too_few_images_to_choose_have_the_weight_of_the_default():
     single = np.array([np.flatnonzero(drawn.labels == label)[0] for label in range(4)])
     adapter = drawn.fit(TipAdapter(0), Examples(drawn.rows[single], drawn.labels[single]))
     assert (adapter.alpha_, adapter.beta_) == (1.0, 5.5)
-    assert "fixed and not chosen" in adapter.warnings_[0]
+    assert "a fixed one is used" in adapter.warnings_[0]
 
 
 def test_the_inputs_are_not_written_to():

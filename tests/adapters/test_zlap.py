@@ -52,10 +52,10 @@ def test_two_hundred_random_problems_equal_the_oracle():
             continue
         near = nearest(queries, pool, k)
         keep = int(rng.integers(1, len(text) + 1))
-        sparse = solved(pool, text, settings, keep=keep).of_queries(queries, near)
+        sparse = solved(pool, text, settings, keep=keep).query_masses(queries, near)
         differences = (
-            found.fitted_to_pool() - oracle.transductive(values, len(text)),
-            found.of_queries(queries, near) - oracle.inductive(queries, pool, text, values, k, gamma),
+            found.pool_masses() - oracle.transductive(values, len(text)),
+            found.query_masses(queries, near) - oracle.inductive(queries, pool, text, values, k, gamma),
             sparse - oracle.inductive(queries, pool, text, values, k, gamma, keep=keep),
         )
         worst = np.maximum(worst, [np.abs(difference).max() for difference in differences])
@@ -74,8 +74,8 @@ def test_two_hundred_scaled_problems_equal_the_oracle_clipped_after_scaling():
         nodes, weights, _ = oracle.weights(queries, pool, text, k, gamma, span)
         wanted = np.einsum("qj,qjc->qc", weights, values[nodes])
         differences = (
-            found.fitted_to_pool() - values[len(text) :],
-            found.of_queries(queries, nearest(queries, pool, k)) - wanted,
+            found.pool_masses() - values[len(text) :],
+            found.query_masses(queries, nearest(queries, pool, k)) - wanted,
         )
         worst = np.maximum(worst, [np.abs(difference).max() for difference in differences])
     assert (worst <= 1e-9).all(), worst
@@ -168,7 +168,7 @@ def test_pitfall_5_a_solution_that_would_be_too_large_keeps_the_best_classes_of_
     text, pool, queries, *_ = clustered(rng, images=90, classes=30, dims=64, queries=20, dtype=np.float32)
     exact = fitted(ZLaP(), text, pool)
     assert exact.diagnostics_["kept_classes"] == 30
-    monkeypatch.setattr(zlap, "_LARGEST_SOLUTION", 120 * 30 - 1)
+    monkeypatch.setattr(zlap, "_MAX_SOLUTION", 120 * 30 - 1)
     bounded = fitted(ZLaP(), text, pool)
     assert bounded.diagnostics_["kept_classes"] == 16
     assert bounded.propagation_.nbytes == 30 * 64 * 4 + 120 * 16 * (4 + 8)

@@ -74,7 +74,7 @@ def test_options_reach_the_method_and_its_warnings_the_reader(where, photograph_
     malformed = deixis("classify", photo, "-l", LABELS, "--method", "autoclip", "-o", "beta", *where, data_dir=tmp_path)
 
     assert plain.returncode == 0
-    assert "nothing to weigh" in plain.stderr
+    assert "nothing to weight" in plain.stderr
     assert (refused.returncode, malformed.returncode) == (2, 2)
     assert "7 is not a number from 0.01 to 1" in refused.stderr
     assert "not of the form NAME=NUMBER" in malformed.stderr

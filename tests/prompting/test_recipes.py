@@ -94,7 +94,7 @@ def test_dclip_reads_the_features_and_does_not_make_their_mean_unit():
 def test_dclip_without_features_reads_sentences_and_without_either_templates():
     recipe = features_only([ClassEntry("cat", ("A cat purrs.",)), BARE, ZEBRA], PHOTO, {})
     assert texts_of(recipe)[:2] == [["A cat purrs."], ["a photo of a rock."]]
-    assert recipe.warnings == ("1 of 3 classes have no descriptions ('rock'); they are told by the templates alone",)
+    assert recipe.warnings == ("1 of 3 classes have no descriptions ('rock'); these are classified by their templates",)
 
 
 def test_cupl_without_sentences_reads_features_as_sentences():
@@ -160,13 +160,14 @@ def test_where_one_class_is_not_described_no_description_is_weighed_and_that_is_
     recipe = aligned_prompts([ZEBRA, BARE], TWO, {})
     assert [len(row.slots) for row in recipe.rows] == [2, 2]
     assert (
-        "1 of 2 classes have no descriptions ('rock'); the descriptions of the others are left out" in recipe.warnings
+        "1 of 2 classes have no descriptions ('rock'); the descriptions of the other classes are not used"
+        in recipe.warnings
     )
 
 
 def test_with_one_prompt_for_each_class_there_is_nothing_to_weigh_and_that_is_said():
     (warning,) = aligned_prompts([BARE], PHOTO, {}).warnings
-    assert "nothing to weigh" in warning
+    assert "nothing to weight" in warning
     assert aligned_prompts([ZEBRA], PHOTO, {}).warnings == ()
 
 

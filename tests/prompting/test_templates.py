@@ -96,11 +96,11 @@ def test_a_template_of_the_greatest_length_is_taken(folder):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"# only a comment\n", r"broken\.txt: no template"),
-        (b"", r"broken\.txt: no template"),
+        (b"# only a comment\n", r"broken\.txt contains no template"),
+        (b"", r"broken\.txt contains no template"),
         (b"a {}.\na photo\n", r"broken\.txt, line 2: 'a photo' has no \{\}"),
         (b"a {}.\n\na {name}\n", r"broken\.txt, line 3: .*brace"),
-        (b"\xff{}", r"broken\.txt: not UTF-8"),
+        (b"\xff{}", r"broken\.txt is not UTF-8"),
     ],
 )
 def test_a_broken_file_stops_the_start_and_is_named_with_its_line(tmp_path, content, message):

@@ -69,7 +69,7 @@ async def test_every_method_that_can_learn_from_what_there_is_is_on_the_board_th
         low, high = row["interval"]
         assert low <= row["accuracy"] <= high
         assert (row["to_zero_shot"] is None) == (name == DEFAULT_METHOD)
-    assert "spread over as few as 1.0 of 3 classes" in rows["zlap"]["warnings"][0]
+    assert "only 1.0 of 3 classes" in rows["zlap"]["warnings"][0]
 
 
 async def test_methods_without_what_they_need_are_named(service):
