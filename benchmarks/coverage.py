@@ -21,7 +21,7 @@ from app.classification.methods import METHODS
 from app.cli.common import read_subfolder_names
 from app.encoders._base import Encoder, LoadOptions
 from app.encoders.loading import load_encoder
-from app.fewshot.fitting import answer, learn, predict_held_out
+from app.fewshot.fitting import fit, predict, predict_held_out
 from app.images.decode import decode_image
 from app.images.discovery import find_labelled_images
 from app.scoring.calibration import Calibration, calibrate, prediction_sets
@@ -98,7 +98,7 @@ def main() -> None:
             make = partial(method.example_adapter, dict(method.read_options({})))
             held_out = predict_held_out(make, text, examples, folds, encoder)
             calibration = calibrate(held_out.logits, examples.support_labels)
-            logits = answer(learn(make(), text, examples, encoder), features[rest]).logits
+            logits = predict(fit(make(), text, examples, encoder), features[rest]).logits
             found.setdefault(name, []).append(told(calibration, logits, truth[rest]))
     columns = [
         "ECE before",

@@ -15,7 +15,7 @@ from app.adapters._examples import ExampleAdapter, Need
 from app.adapters.cosine import Cosine
 from app.adapters.inmap import InMaP
 from app.adapters.inmap_zlap import InMaPZLaP
-from app.fewshot.fitting import learn, transduce
+from app.fewshot.fitting import fit, transduce
 from app.scoring.numerics import softmax
 
 ADAPTERS = adapter_classes()
@@ -85,7 +85,7 @@ class Fitted:
         if isinstance(adapter, ExampleAdapter):
             examples = examples or examples_of(text)
             encoder = SimpleNamespace(logit_scale=scale, logit_bias=bias)
-            learned = learn(adapter, text, examples, encoder)
+            learned = fit(adapter, text, examples, encoder)
             self.adapter, self.predict = learned.adapter, learned.predict
         else:
             self.adapter = adapter.fit(text, logit_scale=scale, logit_bias=bias)
