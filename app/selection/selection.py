@@ -54,6 +54,8 @@ _MIN_IMAGES = 500
 # With fewer unlabelled images per class there is no evidence.
 _MIN_POOL_PER_CLASS = 8
 
+_NLL_DIGITS = 6
+
 # Choices in memory; one takes up to two megabytes, with the scores of thousands of held-out images.
 _CACHED_CHOICES = 64
 
@@ -302,8 +304,14 @@ def _leaderboard(
 ) -> tuple[list[MethodReport], list[dict[str, Any]], dict[str, Any]]:
     """Return the reports, best first, a row of figures for each, and each method's calibration."""
     reports = list(corrected(report_methods(scores, classnames, labels, per_class=False)))
-    # Of equally accurate methods the simplest comes first.
-    reports.sort(key=lambda report: (-report.evaluation.top1, report.to_baseline is not None, report.evaluation.nll))
+    # Of equally accurate methods zero-shot comes first; rounding keeps methods that agree in the order of METHODS.
+    reports.sort(
+        key=lambda report: (
+            -report.evaluation.top1,
+            report.to_baseline is not None,
+            round(report.evaluation.nll or 0.0, _NLL_DIGITS),
+        )
+    )
     calibrations = {name: calibrate(method.logits, labels) for name, method in scores.items()}
     rows = [_row(report, scores[report.method], calibrations[report.method], labels) for report in reports]
     return reports, rows, {name: calibration.to_json() for name, calibration in calibrations.items()}
