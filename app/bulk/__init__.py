@@ -1,5 +1,6 @@
-"""Images in great numbers: read in a fixed order, answered as the service answers, written in parts.
+"""Bulk classification: classifies the images of folders, tar files and Parquet files, and writes Parquet.
 
-``sources`` plans, ``reading`` reads, ``output`` writes, ``answering`` does the work between them in one process, and
-``ray_engine`` spreads it over many. A run that ends early goes on where it was, in either way.
+``sources`` plans the work units, ``readers`` reads them, ``batches`` groups their images, ``classifier`` classifies
+them, and ``parts`` writes the rows. ``run`` joins these in one process; ``ray_engine`` distributes the units over
+processes on Ray. Both can resume an interrupted run.
 """

@@ -1,4 +1,4 @@
-"""Parquet's library, which is an extra."""
+"""Imports pyarrow, which is an extra."""
 
 from typing import Any
 
@@ -15,5 +15,7 @@ def pyarrow() -> tuple[Any, Any]:
         import pyarrow as pa  # noqa: PLC0415 - an extra
         import pyarrow.parquet as pq  # noqa: PLC0415
     except ImportError as error:
-        raise NotConfiguredError("Parquet needs pyarrow, which is missing; run: pip install 'deixis[bulk]'") from error
+        raise NotConfiguredError(
+            "Parquet files need pyarrow, which is not installed; run: pip install 'deixis[bulk]'"
+        ) from error
     return pa, pq

@@ -1,16 +1,16 @@
-"""What bulk work writes: parts of a Parquet data set, each whole or not there, and a manifest that says of what.
+"""The output of a run: part files of a Parquet data set, and a manifest.
 
-In the folder there are
+The folder contains
 
-- ``part-UNIT-PART.parquet``, the last of a unit ``part-UNIT-PART-end.parquet``: their names say what is done,
-- ``_manifest.json``: the sources, the question, and the size of the parts,
-- ``_plan.jsonl``: the units of the sources, one a line, as they were when the run began,
-- ``.lock``, held by the run that writes,
-- ``.tried-UNIT-PART``, as long as the number of replicas that have begun at that part; ``.tried-start-REPLICA``, as the
-  number of times that one has been started in vain.
+- ``part-UNIT-PART.parquet``; the last part of a unit is ``part-UNIT-PART-end.parquet``. The names show what is done.
+- ``_manifest.json``: the sources, the query, and the size of the parts.
+- ``_plan.jsonl``: the work units of the sources, one per line, as they were when the run started.
+- ``.lock``, held by the run that writes.
+- ``.attempts-UNIT-PART``, with one byte for each replica that has started this part, and ``.attempts-start-REPLICA``,
+  with one byte for each start of this replica that has not ended.
 
-Readers of Parquet data sets pass over names that begin with ``_`` or ``.``. Every file is written aside, synced and
-renamed. Where one file is wanted, the parts are put together at the end, in their order.
+Readers of Parquet data sets skip names that start with ``_`` or ``.``. Every file is written atomically. For an output
+in one file, the parts are merged at the end, in their order.
 """
 
 import json
@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from app.bulk.manifest import FORMAT, Manifest
 from app.bulk.parquet import pyarrow
-from app.bulk.rows import METADATA, Row, metadata_of, row_of, schema, table_of
+from app.bulk.rows import METADATA, Row, from_cells, metadata_of, schema, to_table
 from app.bulk.sources import PARQUET, WorkUnit
 from app.errors import ConflictError, InvalidFieldError, StoreError
 from app.runtime.atomic_files import atomic_file, temporary_names, write_atomically
@@ -35,143 +35,147 @@ _PLAN = "_plan.jsonl"
 _LOCK = ".lock"
 _PART = re.compile(r"part-(\d{8})-(\d{6})(-end)?\.parquet")
 _TEMPORARY = temporary_names(r"_manifest\.json|_plan\.jsonl|part-[\d-]+(?:-end)?\.parquet")
-_TRIED = re.compile(r"\.tried-[\w-]+")
-# Beside a file that is to be made, the folder of its parts.
+_ATTEMPTS = re.compile(r"\.attempts-[\w-]+")
+# Suffix of the folder of parts beside an output in one file.
 _PARTS_SUFFIX = ".parts"
-# By which somebody means one file, of a form that is not written.
-_OTHER_TABLES = re.compile(
+# Suffixes of an --out that is meant as one file of a format that is not written.
+_OTHER_FORMATS = re.compile(
     r"\.(csv|tsv|txt|jsonl?|ndjson|xml|html|md|arrow|feather|ipc|orc|avro|xlsx?|ods|sqlite3?|db|duckdb|h5|hdf5|np[yz]|pkl"
     r"|tar|t?gz|zst|zip)",
     re.IGNORECASE,
 )
-_ROWS_OF_A_GROUP = 65_536
+_MIN_ROW_GROUP = 65_536
 
 
 @dataclass(frozen=True, slots=True)
 class PendingUnit:
-    """A unit that is not finished: its number, where the plan tells of it, and how many of its parts are there.
+    """A work unit that is not finished.
 
-    With ``again``, the bad images of the part behind those alone.
+    Args:
+        number: of the unit.
+        offset: byte of the plan at which the line of the unit starts.
+        parts_done: number of parts that exist.
+        retry: classify only the bad images of the part with the number ``parts_done`` again.
     """
 
     number: int
     offset: int
     parts_done: int
-    again: bool = False
+    retry: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ImageCounts:
-    """Rows of all parts, and how many of them have an error."""
+    """Number of images, and of those whose row has an error."""
 
     images: int = 0
     bad: int = 0
 
 
 class PartStore:
-    """The parts of one run, in a folder that every worker of the run can write to.
+    """The parts of one run, in a folder that every worker can write to.
 
     Args:
         folder: of the parts.
-        question: for the metadata of every part.
+        query: for the metadata of every part.
     """
 
-    def __init__(self, folder: Path, question: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, query: Mapping[str, Any]) -> None:
         self.folder = folder
-        self._question = question
+        self._query = query
 
     def unit(self, offset: int) -> WorkUnit:
-        """Return the unit whose line of the plan begins at this byte."""
+        """Return the unit whose line of the plan starts at this byte."""
         with (self.folder / _PLAN).open("rb") as plan:
             plan.seek(offset)
             return WorkUnit.from_json(json.loads(plan.readline()))
 
     def pending(self) -> Iterator[PendingUnit]:
-        """Yield what is not find_finished, in the order of the sources."""
+        """Yield the units that are not finished, in the order of the sources."""
         parts: dict[int, set[int]] = {}
         ends: dict[int, int] = {}
         for file in self.folder.iterdir():
-            if found := _PART.fullmatch(file.name):
-                number, part = int(found[1]), int(found[2])
+            if match := _PART.fullmatch(file.name):
+                number, part = int(match[1]), int(match[2])
                 parts.setdefault(number, set()).add(part)
-                if found[3]:
+                if match[3]:
                     ends[number] = part
         for number, offset in self._offsets():
-            there = parts.get(number, set())
-            # After a power cut a part may be missing before one that is there.
-            done = next(part for part in range(len(there) + 1) if part not in there)
+            existing = parts.get(number, set())
+            # After a power failure, a part may be missing although a later one exists.
+            done = next(part for part in range(len(existing) + 1) if part not in existing)
             if number not in ends or done <= ends[number]:
                 yield PendingUnit(number, offset, done)
 
-    def bad(self) -> Iterator[PendingUnit]:
-        """Yield the parts that have a bad image, in the order of the sources."""
+    def with_bad_images(self) -> Iterator[PendingUnit]:
+        """Yield the parts that contain a bad image, in the order of the sources."""
         parts: dict[int, list[int]] = {}
         for file in part_files(self.folder):
-            found = _PART.fullmatch(file.name)
-            if found and count_images(file).bad:
-                parts.setdefault(int(found[1]), []).append(int(found[2]))
+            match = _PART.fullmatch(file.name)
+            if match and count_images(file).bad:
+                parts.setdefault(int(match[1]), []).append(int(match[2]))
         for number, offset in self._offsets():
             for part in parts.get(number, ()):
-                yield PendingUnit(number, offset, part, again=True)
+                yield PendingUnit(number, offset, part, retry=True)
 
     def _offsets(self) -> Iterator[tuple[int, int]]:
-        """Yield the number of each unit, and the byte at which its line of the plan begins."""
+        """Yield the number of each unit, and the byte at which its line of the plan starts."""
         offset = 0
         with (self.folder / _PLAN).open("rb") as plan:
             for number, line in enumerate(plan):
                 yield number, offset
                 offset += len(line)
 
-    def rows(self, each: PendingUnit) -> tuple[list[Row], bool]:
-        """Return the rows that a part has, none where it is not there, and whether it ends its unit."""
+    def rows(self, pending: PendingUnit) -> tuple[list[Row], bool]:
+        """Return the rows of a part, and whether it is the last of its unit; ``([], True)`` if it does not exist."""
         _, pq = pyarrow()
         for ends_unit in (False, True):
-            file = self._file(each.number, each.parts_done, ends_unit=ends_unit)
+            file = self._file(pending.number, pending.parts_done, ends_unit=ends_unit)
             if file.exists():
-                return [row_of(cells) for cells in pq.read_table(file, partitioning=None).to_pylist()], ends_unit
+                return [from_cells(cells) for cells in pq.read_table(file, partitioning=None).to_pylist()], ends_unit
         return [], True
 
-    def refresh(self, each: PendingUnit) -> PendingUnit | None:
-        """Return what remains of a unit now, since somebody else may have worked on it; None if nothing does."""
-        if each.again:
-            return each
-        done = each.parts_done
-        while self._file(each.number, done, ends_unit=False).exists():
+    def refresh(self, pending: PendingUnit) -> PendingUnit | None:
+        """Return the unit without the parts that another worker has written since; None if it is finished."""
+        if pending.retry:
+            return pending
+        done = pending.parts_done
+        while self._file(pending.number, done, ends_unit=False).exists():
             done += 1
-        ended = self._file(each.number, done, ends_unit=True).exists()
-        return None if ended else PendingUnit(each.number, each.offset, done)
+        is_finished = self._file(pending.number, done, ends_unit=True).exists()
+        return None if is_finished else PendingUnit(pending.number, pending.offset, done)
 
-    def begin(self, each: PendingUnit) -> int:
-        """Note that a worker begins with what remains of a unit, and return how many have at the same part.
+    def record_attempt(self, pending: PendingUnit) -> int:
+        """Record that a worker starts the next part of a unit, and return the number of attempts at this part.
 
         Raises:
-            StoreError: it cannot be noted.
+            StoreError: the attempt cannot be recorded.
         """
-        return self._note(self._tried(each.number, each.parts_done))
+        return self._record(self._attempts(pending.number, pending.parts_done))
 
-    def end(self, each: PendingUnit) -> None:
-        """Forget what was noted, since the unit is done."""
-        for part in range(each.parts_done + 1):
-            self._tried(each.number, part).unlink(missing_ok=True)
+    def clear_attempts(self, pending: PendingUnit) -> None:
+        """Delete the attempts at a unit that is finished."""
+        for part in range(pending.parts_done + 1):
+            self._attempts(pending.number, part).unlink(missing_ok=True)
 
-    def begin_start(self, name: str) -> int:
-        """Note that a worker of this name is started, and return how many times it has been; raises as ``begin``."""
-        return self._note(self.folder / f".tried-start-{name}")
+    def record_start(self, replica: str) -> int:
+        """Record that a replica starts, and return the number of its starts; raises as ``record_attempt``."""
+        return self._record(self.folder / f".attempts-start-{replica}")
 
-    def end_start(self, name: str) -> None:
-        """Forget what was noted, since it has started."""
-        (self.folder / f".tried-start-{name}").unlink(missing_ok=True)
+    def clear_starts(self, replica: str) -> None:
+        """Delete the record of a replica that has started."""
+        (self.folder / f".attempts-start-{replica}").unlink(missing_ok=True)
 
-    def _note(self, file: Path) -> int:
+    def _record(self, file: Path) -> int:
         try:
-            with file.open("ab") as opened_file:
-                opened_file.write(b".")
-                return opened_file.tell()
+            with file.open("ab") as opened:
+                opened.write(b".")
+                return opened.tell()
         except OSError as error:
-            raise _unwritable(file, error) from error
+            raise _write_error(file, error) from error
 
-    def _tried(self, unit: int, part: int) -> Path:
-        return self.folder / f".tried-{unit:08d}-{part:06d}"
+    def _attempts(self, unit: int, part: int) -> Path:
+        return self.folder / f".attempts-{unit:08d}-{part:06d}"
 
     def _file(self, unit: int, part: int, *, ends_unit: bool) -> Path:
         return self.folder / f"part-{unit:08d}-{part:06d}{'-end' if ends_unit else ''}.parquet"
@@ -184,18 +188,15 @@ class PartStore:
         """
         pa, pq = pyarrow()
         sink = pa.BufferOutputStream()
-        pq.write_table(table_of(rows, self._question), sink, compression="zstd")
+        pq.write_table(to_table(rows, self._query), sink, compression="zstd")
         _write(self._file(unit, part, ends_unit=ends_unit), sink.getvalue().to_pybytes())
-        if not ends_unit:  # what could not be read on when it was written the last time, now can
+        if not ends_unit:  # the previous attempt may have ended here at a read error
             self._file(unit, part, ends_unit=True).unlink(missing_ok=True)
 
-    def totals(self) -> ImageCounts:
-        """Count the rows of all parts, by their footers."""
-        totals = ImageCounts()
-        for file in part_files(self.folder):
-            counted = count_images(file)
-            totals = ImageCounts(totals.images + counted.images, totals.bad + counted.bad)
-        return totals
+    def count(self) -> ImageCounts:
+        """Count the rows of all parts by their footers."""
+        counts = [count_images(file) for file in part_files(self.folder)]
+        return ImageCounts(sum(each.images for each in counts), sum(each.bad for each in counts))
 
 
 def part_files(folder: Path) -> list[Path]:
@@ -204,7 +205,7 @@ def part_files(folder: Path) -> list[Path]:
 
 
 def count_images(file: Path) -> ImageCounts:
-    """Count the rows of a file of ours, by its footer."""
+    """Count the rows of an output file by its footer."""
     _, pq = pyarrow()
     footer = pq.read_metadata(file)
     place = footer.schema.names.index("error")
@@ -214,72 +215,72 @@ def count_images(file: Path) -> ImageCounts:
 
 
 @contextmanager
-def open_run(out: Path, wanted: Manifest, planned: Iterator[WorkUnit]) -> Iterator[tuple[PartStore, Manifest]]:
-    """Begin a run, or take up the one that is there; nobody else can meanwhile.
+def open_run(out: Path, requested: Manifest, planned: Iterator[WorkUnit]) -> Iterator[tuple[PartStore, Manifest]]:
+    """Start a run or resume the existing one, and hold its lock.
 
     Args:
-        out: a folder, or a Parquet file that will be made.
-        wanted: what is asked; its ``units`` and ``images`` are not known yet.
-        planned: of the sources; read if the run begins.
+        out: a folder, or a Parquet file to create.
+        requested: the manifest of the request; its ``units`` and ``images`` are not known yet.
+        planned: work units of the sources; read only if a new run starts.
 
     Raises:
-        ConflictError: another run is about something else, or goes on at the moment, or something else is there.
-        StoreError: it cannot be written.
+        ConflictError: the folder has a run for another request, a run that is in progress, or other files.
+        StoreError: the folder cannot be written.
     """
     folder = parts_folder(out)
     if is_single_file(out):
         if out.is_dir():
             raise ConflictError(f"'{out}' is a folder; name a file, or a folder without the suffix {out.suffix}")
     elif folder.exists() and not folder.is_dir():
-        raise ConflictError(f"'{folder}' is no folder; name another --out, or a file that ends with .parquet")
-    elif folder.is_dir() and not (folder / _MANIFEST).exists() and _strangers(folder):
-        raise ConflictError(f"'{folder}' has other files in it; name an empty or a new folder")
+        raise ConflictError(f"'{folder}' is a file; name another --out, or a file that ends with .parquet")
+    elif folder.is_dir() and not (folder / _MANIFEST).exists() and _has_other_files(folder):
+        raise ConflictError(f"'{folder}' contains other files; name an empty or a new folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise _write_error(folder, error) from error
     lock = FileLock(folder / _LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        raise ConflictError(f"another run writes to '{folder}'; wait for it, or name another --out") from None
+        raise ConflictError(f"another run writes to '{folder}'; wait until it ends, or name another --out") from None
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise _write_error(folder, error) from error
     try:
-        for rest in _halves(out) if is_single_file(out) else ():
-            rest.unlink(missing_ok=True)
-        yield _begun(folder, wanted, planned)
+        for file in _temporary_outputs(out) if is_single_file(out) else ():
+            file.unlink(missing_ok=True)
+        yield _start_or_resume(folder, requested, planned)
     finally:
         lock.release()
 
 
-def _begun(folder: Path, wanted: Manifest, planned: Iterator[WorkUnit]) -> tuple[PartStore, Manifest]:
-    for rest in (*_asides(folder), *_ends_that_are_none(folder)):
-        rest.unlink(missing_ok=True)
+def _start_or_resume(folder: Path, requested: Manifest, planned: Iterator[WorkUnit]) -> tuple[PartStore, Manifest]:
+    for file in (*_temporary_files(folder), *_replaced_ends(folder)):
+        file.unlink(missing_ok=True)
     manifest = read_manifest(folder)
     if manifest is None:
         units, images = _write_plan(folder, planned)
-        manifest = replace(wanted, units=units, images=images)
-        # Last, so that whoever finds it finds the plan as well.
+        manifest = replace(requested, units=units, images=images)
+        # The manifest is written last: a folder with a manifest has a complete plan.
         _write(folder / _MANIFEST, json.dumps(asdict(manifest), indent=2).encode() + b"\n")
-    manifest.check(wanted, folder)
-    return PartStore(folder, manifest.question), manifest
+    manifest.check_matches(requested, folder)
+    return PartStore(folder, manifest.query), manifest
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """Return the manifest of a folder of parts; None where there is none.
+    """Return the manifest of a folder of parts; None if it has none.
 
     Raises:
-        ConflictError: it is damaged, or of another release.
+        ConflictError: it is damaged, or has the format of another release.
     """
     file = folder / _MANIFEST
     try:
-        told = json.loads(file.read_text("utf-8"))
-        if told["format"] != FORMAT:
+        fields = json.loads(file.read_text("utf-8"))
+        if fields["format"] != FORMAT:
             raise ConflictError(
-                f"'{file}' is of format {told['format']}, and this release writes {FORMAT}; name another --out"
+                f"'{file}' has format {fields['format']}, and this release writes format {FORMAT}; name another --out"
             )
-        return Manifest.from_json(told)
+        return Manifest.from_json(fields)
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
@@ -287,24 +288,24 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def _write_plan(folder: Path, planned: Iterator[WorkUnit]) -> tuple[int, int | None]:
-    """Write the units of the sources one by one, and return how many there are, and how many images if it is known."""
+    """Write the plan, and return the number of units, and of images if it is known."""
     file = folder / _PLAN
     units, images = 0, 0
-    known = True
+    is_known = True
     try:
-        with atomic_file(file) as opened_file:
+        with atomic_file(file) as opened:
             for unit in planned:
-                opened_file.write(json.dumps(unit.to_json()).encode() + b"\n")
+                opened.write(json.dumps(unit.to_json()).encode() + b"\n")
                 units += 1
-                known &= unit.images is not None
+                is_known &= unit.images is not None
                 images += unit.images or 0
     except OSError as error:
-        raise _unwritable(file, error) from error
-    return units, images if known else None
+        raise _write_error(file, error) from error
+    return units, images if is_known else None
 
 
 def is_single_file(out: Path) -> bool:
-    """Tell whether one Parquet file is wanted, and not a folder of parts."""
+    """Return whether the output is one Parquet file, and not a folder of parts."""
     return out.suffix.lower() in PARQUET
 
 
@@ -314,22 +315,22 @@ def parts_folder(out: Path) -> Path:
 
 
 def is_started(out: Path) -> bool:
-    """Tell whether there is a run to go on with, or a file that was made.
+    """Return whether the output has a run to resume, or is finished.
 
     Raises:
-        StoreError: the system does not let us look.
+        StoreError: the file system refuses access.
     """
     try:
         return (parts_folder(out) / _MANIFEST).exists() or (is_single_file(out) and out.exists())
     except OSError as error:
-        raise _unwritable(out, error) from error
+        raise _write_error(out, error) from error
 
 
-def find_finished(out: Path, wanted: Manifest) -> Manifest | None:
-    """Return what the Parquet file that is wanted is about, if it is there already.
+def find_finished(out: Path, requested: Manifest) -> Manifest | None:
+    """Return the manifest of the finished Parquet file; None if the output is a folder or not finished.
 
     Raises:
-        ConflictError: there is another in its place.
+        ConflictError: the file is the result of another request or of another program.
     """
     if not (is_single_file(out) and out.is_file()):
         return None
@@ -338,8 +339,8 @@ def find_finished(out: Path, wanted: Manifest) -> Manifest | None:
         metadata = pq.read_schema(out).metadata or {}
         manifest = Manifest.from_json(json.loads(metadata[f"{METADATA}run".encode()]))
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
-        raise ConflictError(f"'{out}' is there, and not by this command; name another --out") from error
-    manifest.check(wanted, out)
+        raise ConflictError(f"'{out}' exists, and `deixis bulk` did not write it; name another --out") from error
+    manifest.check_matches(requested, out)
     return manifest
 
 
@@ -350,100 +351,107 @@ def merge_parts(parts: PartStore, manifest: Manifest, out: Path) -> None:
         StoreError: it cannot be written.
     """
     _, pq = pyarrow()
-    told = {**metadata_of(manifest.question), f"{METADATA}run": json.dumps(asdict(manifest))}
+    metadata = {**metadata_of(manifest.query), f"{METADATA}run": json.dumps(asdict(manifest))}
     try:
         with (
-            atomic_file(out) as opened_file,
-            pq.ParquetWriter(opened_file, schema().with_metadata(told), compression="zstd") as writer,
+            atomic_file(out) as opened,
+            pq.ParquetWriter(opened, schema().with_metadata(metadata), compression="zstd") as writer,
         ):
-            for table in _in_groups(part_files(parts.folder)):
+            for table in _row_groups(part_files(parts.folder)):
                 writer.write_table(table)
     except OSError as error:
-        raise _unwritable(out, error) from error
+        raise _write_error(out, error) from error
 
 
 def remove_parts(out: Path, manifest: Manifest) -> None:
-    """Remove the parts of a Parquet file that is made, if they are of the same run, and nothing that is not ours."""
+    """Remove the parts of a finished Parquet file if they belong to the same run; other files stay."""
     folder = parts_folder(out)
     with suppress(ConflictError, OSError, Timeout):
         if read_manifest(folder) != manifest:
             return
         with FileLock(folder / _LOCK, timeout=0):
-            # The manifest last, so that a removal that is killed can be finished.
-            for file in (*_asides(folder), *part_files(folder), folder / _PLAN, folder / _MANIFEST, folder / _LOCK):
+            # The manifest is removed after the parts, so that an interrupted removal can be repeated.
+            for file in (
+                *_temporary_files(folder),
+                *part_files(folder),
+                folder / _PLAN,
+                folder / _MANIFEST,
+                folder / _LOCK,
+            ):
                 file.unlink(missing_ok=True)
         folder.rmdir()
 
 
-def _asides(folder: Path) -> list[Path]:
-    """Return what runs that were killed had not finished."""
-    return [file for file in folder.iterdir() if _is_aside(file.name)]
+def _temporary_files(folder: Path) -> list[Path]:
+    """Return the temporary files of interrupted runs, and records of attempts."""
+    return [file for file in folder.iterdir() if _is_temporary(file.name)]
 
 
-def _is_aside(name: str) -> bool:
-    return any(pattern.fullmatch(name) for pattern in (_TEMPORARY, _TRIED))
+def _is_temporary(name: str) -> bool:
+    return any(pattern.fullmatch(name) for pattern in (_TEMPORARY, _ATTEMPTS))
 
 
-def _halves(out: Path) -> list[Path]:
-    """Return what runs that were killed had put together of a file."""
+def _temporary_outputs(out: Path) -> list[Path]:
+    """Return the temporary files of interrupted merges."""
     name = temporary_names(re.escape(out.name))
     return [file for file in out.parent.iterdir() if name.fullmatch(file.name)]
 
 
-def _ends_that_are_none(folder: Path) -> list[Path]:
-    """Return the ends of units that were read on from there, by a run that was killed before it removed them."""
+def _replaced_ends(folder: Path) -> list[Path]:
+    """Return last parts of units for which a retry has written a longer unit, and was killed before it removed them."""
     files = part_files(folder)
     names = {file.name for file in files}
     return [file for file in files if "-end" in file.name and file.name.replace("-end", "") in names]
 
 
-def _in_groups(files: Iterable[Path]) -> Iterator[Any]:
-    """Yield the rows of files in tables that are large enough to be read well."""
+def _row_groups(files: Iterable[Path]) -> Iterator[Any]:
+    """Yield the rows of files in tables that are large enough for a row group."""
     pa, pq = pyarrow()
     tables: list[Any] = []
     for file in files:
         tables.append(pq.read_table(file, schema=schema(), partitioning=None))
-        if sum(map(len, tables)) >= _ROWS_OF_A_GROUP:
+        if sum(map(len, tables)) >= _MIN_ROW_GROUP:
             yield pa.concat_tables(tables)
             tables = []
     if tables:
         yield pa.concat_tables(tables)
 
 
-def _strangers(folder: Path) -> list[str]:
-    ours = {_LOCK, _PLAN}
+def _has_other_files(folder: Path) -> bool:
     names = (file.name for file in folder.iterdir())
-    return [name for name in names if name not in ours and not _is_aside(name)]
+    return any(name not in {_LOCK, _PLAN} and not _is_temporary(name) for name in names)
 
 
 def _write(file: Path, content: bytes) -> None:
     try:
         write_atomically(file, content)
     except OSError as error:
-        raise _unwritable(file, error) from error
+        raise _write_error(file, error) from error
 
 
-def _unwritable(file: Path, error: OSError) -> StoreError:
-    return StoreError(f"'{file}' cannot be written: {error.strerror or error}; make room, or name another --out")
+def _write_error(file: Path, error: OSError) -> StoreError:
+    return StoreError(f"'{file}' cannot be written: {error.strerror or error}; free disk space, or name another --out")
 
 
 def validate_output(out: Path, part_images: int) -> None:
-    """Refuse what could only fail later.
+    """Check an output before a model is loaded.
 
     Raises:
-        InvalidFieldError: parts that cannot be, or a name of another form.
-        NotConfiguredError: Parquet's library is missing.
+        InvalidFieldError: an invalid size of parts, or the name of a file of another format.
+        NotConfiguredError: pyarrow is not installed.
     """
     pyarrow()
     if part_images < 1:
         raise InvalidFieldError.of("--part-images", f"{part_images} is less than 1")
     if not out.name:
-        raise InvalidFieldError.of("--out", f"'{out}' is no name of a folder or file")
-    if _OTHER_TABLES.fullmatch(out.suffix) and not is_started(out):
+        raise InvalidFieldError.of("--out", f"'{out}' is not the name of a folder or file")
+    if _OTHER_FORMATS.fullmatch(out.suffix) and not is_started(out):
         raise InvalidFieldError.of(
-            "--out", f"'{out}' would be a folder of Parquet; name it otherwise, or a file that ends with .parquet"
+            "--out",
+            f"'{out}' would be a folder of Parquet files; name a file that ends with .parquet, or a folder without the"
+            f" suffix {out.suffix}",
         )
     try:
         str(out.absolute()).encode()
     except UnicodeError as error:
-        raise InvalidFieldError.of("--out", f"{str(out)!r} is no UTF-8, which Parquet's library needs") from error
+        raise InvalidFieldError.of("--out", f"{str(out)!r} is not valid UTF-8, which pyarrow needs") from error

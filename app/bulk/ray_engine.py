@@ -1,11 +1,11 @@
-"""Bulk work on Ray Data: a pool of replicas, each a process with a service of its own, and units handed to them.
+"""Bulk classification on Ray Data: a pool of replicas, each a process with its own service, which process work units.
 
-The question travels as the ``Task`` that the driver has looked up, classes, templates and calibration in it, so that
-every replica answers the same even where it has no database of label sets. What cannot travel is compared when a
-replica starts: the weights of the model, the example images that a method learns from, the caption database.
+The resolved ``Task`` is sent to the replicas with its classes, templates and calibration, so that all replicas produce
+the same rows, also without a database of label sets. Each replica compares the rest when it starts: the weights of the
+model, the example images that a method learns from, and the caption database.
 
-A replica reads its units and writes their parts itself, into a folder that all share: rows need not pass through Ray,
-and whatever was written when a replica, a node or the driver ends is kept, as it is in one process.
+A replica reads its units and writes their parts to a shared folder. Rows do not pass through Ray, and all parts stay
+when a replica, a node or the driver ends.
 """
 
 import logging
@@ -19,9 +19,10 @@ from typing import Any, TypeAlias
 
 import structlog
 
-from app.bulk.classifier import BulkClassifier, ProgressCallback, RunSpec, bulk_settings, verify_worker
+from app.bulk.classifier import BulkClassifier, ProgressCallback, bulk_settings
 from app.bulk.parquet import pyarrow
 from app.bulk.parts import PartStore, PendingUnit
+from app.bulk.query import RunSpec, verify_worker
 from app.bulk.run import Engine, service_in_loop
 from app.encoders._base import Encoder
 from app.errors import DeixisError, InvalidFieldError, NotConfiguredError, NotReadyError, ServerError
@@ -31,177 +32,181 @@ from app.settings import Settings
 
 log = structlog.get_logger()
 
-# Neither images nor rows pass through it; Ray's own choice is a third of the memory.
+# Neither images nor rows pass through the object store; Ray's default is a third of the memory.
 _STORE_BYTES = 256 * 2**20
-# Replicas that may die at one part; by default Ray makes one after the other, without end.
-_MOST_DEATHS = 3
-_REASON = "Ray's logs may tell why, often too little memory"
+# Maximum number of replicas that may crash at one part. Ray's default is to restart them without limit.
+_MAX_CRASHES = 3
+_HINT = "see Ray's logs for the cause, which is often too little memory"
 
 LOCAL = "local"
-"""The address of a Ray that is started for this run alone."""
+"""The address of a Ray that is started for this run only."""
 
 
 class ReplicaFailedError(ServerError):
-    """A replica could not do its part."""
+    """A replica could not process a unit."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaPool:
-    """How many processes there are, and what Ray sets aside for each.
+    """The number of replicas, and the resources that Ray reserves for each.
 
     Args:
-        least: that are there from the beginning.
-        most: that Ray Data may start while there is work waiting.
-        cpus: of each.
-        gpus: of each; less than 1 shares one.
+        min_replicas: started at the beginning.
+        max_replicas: that Ray Data may start while units wait.
+        cpus: of each replica.
+        gpus: of each replica; replicas share a GPU if this is less than 1.
         address: of the cluster; ``local`` starts a Ray for this run.
     """
 
-    least: int = 1
-    most: int = 1
+    min_replicas: int = 1
+    max_replicas: int = 1
     cpus: float = 1
     gpus: float = 0
     address: str = LOCAL
 
-    def check(self) -> None:
-        """Refuse what cannot be.
+    def validate(self) -> None:
+        """Check the numbers, and that Ray is installed.
 
         Raises:
-            InvalidFieldError: no replica, fewer at most than at least, or nothing for each.
+            InvalidFieldError: no replicas, a minimum above the maximum, or invalid resources.
             NotConfiguredError: Ray is not installed.
         """
-        if not 1 <= self.least <= self.most:
-            raise InvalidFieldError.of("--replicas", f"{self.least}-{self.most} is not MIN-MAX with 1 <= MIN <= MAX")
+        if not 1 <= self.min_replicas <= self.max_replicas:
+            raise InvalidFieldError.of(
+                "--replicas", f"{self.min_replicas}-{self.max_replicas} is not MIN-MAX with 1 <= MIN <= MAX"
+            )
         if self.cpus <= 0 or self.gpus < 0:
-            raise InvalidFieldError.of("--replica-cpus", f"{self.cpus:g} CPUs and {self.gpus:g} GPUs are too few")
-        _ray()
+            raise InvalidFieldError.of(
+                "--replica-cpus", f"{self.cpus:g} CPUs and {self.gpus:g} GPUs are too few; name more than 0 CPUs"
+            )
+        _import_ray()
 
 
 EncoderLoader: TypeAlias = Callable[[Settings], Sequence[Encoder]]
-"""Gives the encoders; sent to replicas by its name."""
+"""Loads the encoders; a function of a module, since replicas import it."""
 
 
 def ray_engine(settings: Settings, pool: ReplicaPool, load: EncoderLoader = load_encoders) -> Engine:
-    """Return the engine that works on Ray.
+    """Return the engine that classifies on Ray.
 
     Args:
-        settings: of every replica; folders in them must be there on every node.
-        pool: how many replicas, and where.
-        load: what every replica loads its model with.
+        settings: of every replica; their folders must exist on every node.
+        pool: the replicas.
+        load: loads the model in every replica.
     """
 
-    def engine(work: RunSpec, remaining: Iterator[PendingUnit], advance: ProgressCallback) -> None:
-        alone = bulk_settings(settings, work.task.model).model_copy(
+    def engine(spec: RunSpec, pending: Iterator[PendingUnit], advance: ProgressCallback) -> None:
+        replica_settings = bulk_settings(settings, spec.task.model).model_copy(
             update={"decode_threads": max(1, math.floor(pool.cpus))}
         )
-        _run(pool, {"settings": alone, "work": work, "load": load}, remaining, advance)
+        _run(pool, {"settings": replica_settings, "spec": spec, "load": load}, pending, advance)
 
     return engine
 
 
 def _run(
-    pool: ReplicaPool, replica: Mapping[str, Any], remaining: Iterator[PendingUnit], advance: ProgressCallback
+    pool: ReplicaPool, replica_arguments: Mapping[str, Any], pending: Iterator[PendingUnit], advance: ProgressCallback
 ) -> None:
-    """Hand what remains to replicas, which are made with the arguments ``replica``."""
-    # One block for each unit: a block is what Ray hands to a replica, and what it tries again elsewhere.
-    blocks = [_table({name: [value] for name, value in asdict(each).items()}) for each in remaining]
+    """Distribute the pending units over replicas."""
+    # One block per unit: Ray sends blocks to replicas, and repeats a block elsewhere if its replica crashes.
+    blocks = [_table({name: [value] for name, value in asdict(unit).items()}) for unit in pending]
     if not blocks:
         return
     with _connected(pool) as ray:
-        answered = ray.data.from_arrow(blocks).map_batches(
+        outcomes = ray.data.from_arrow(blocks).map_batches(
             Replica,
-            fn_constructor_kwargs=dict(replica),
+            fn_constructor_kwargs=dict(replica_arguments),
             batch_size=None,
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(min_size=pool.least, max_size=pool.most),
+            compute=ray.data.ActorPoolStrategy(min_size=pool.min_replicas, max_size=pool.max_replicas),
             num_cpus=pool.cpus,
             num_gpus=pool.gpus,
         )
-        for told in answered.iter_rows():
-            if told["failed"] is not None:
-                raise ReplicaFailedError(f"a replica failed: {told['failed']}")
-            advance(told["images"], told["bad"])
+        for outcome in outcomes.iter_rows():
+            if outcome["failure"] is not None:
+                raise ReplicaFailedError(f"a replica failed: {outcome['failure']}")
+            advance(outcome["images"], outcome["bad"])
 
 
 class Replica:
-    """A process with a service of its own, which answers the images of units and writes their parts.
+    """A process with its own service, which classifies the images of units and writes their parts.
 
-    Errors are told in its rows, since some of ours cannot be sent as exceptions, and a replica that does not start
-    would be started again and again.
+    Errors are returned in the result: some exceptions cannot be serialized, and Ray restarts a replica that does not
+    start without limit.
 
     Args:
         settings: of the service.
-        work: what is to be done.
-        load: gives the encoders.
+        spec: of the run.
+        load: loads the encoders.
     """
 
-    def __init__(self, settings: Settings, work: RunSpec, load: EncoderLoader) -> None:
+    def __init__(self, settings: Settings, spec: RunSpec, load: EncoderLoader) -> None:
         configure_logs("console", "warning")
         # Never closed: the process ends with the run.
-        self._opened = ExitStack()
-        self._problem: str | None = None
-        self._parts = PartStore(work.folder, work.question)
-        name = _ray().get_runtime_context().get_actor_id()
+        self._resources = ExitStack()
+        self._failure: str | None = None
+        self._parts = PartStore(spec.folder, spec.query)
+        name = _import_ray().get_runtime_context().get_actor_id()
         try:
-            _check_starts(self._parts.begin_start(name))
-            self._loop, service = self._opened.enter_context(service_in_loop(settings, load(settings)))
-            self._loop.run(verify_worker(service, work))
+            _check_starts(self._parts.record_start(name))
+            self._loop, service = self._resources.enter_context(service_in_loop(settings, load(settings)))
+            self._loop.run(verify_worker(service, spec))
         except DeixisError as error:
-            self._problem = error.message
+            self._failure = error.message
         except Exception as error:
             log.exception("replica_not_started")
-            self._problem = f"it does not start: {str(error) or type(error).__name__}"
+            self._failure = f"it does not start: {str(error) or type(error).__name__}"
         else:
-            self._part_images = work.part_images
-            self._answerer = BulkClassifier(service, work)
-        self._parts.end_start(name)
+            self._part_images = spec.part_images
+            self._classifier = BulkClassifier(service, spec)
+        self._parts.clear_starts(name)
 
     def __call__(self, block: Any) -> Any:
-        """Do the units of a block, and return one row: how many images, how many of them bad, and why it failed."""
+        """Process the units of a block, and return one row: images, bad images, and the failure or None."""
         images = bad = 0
-        failed = self._problem
+        failure = self._failure
 
         def advance(more: int, more_bad: int) -> None:
             nonlocal images, bad
             images += more
             bad += more_bad
 
-        if failed is None:
+        if failure is None:
             try:
-                given = [PendingUnit(**row) for row in block.to_pylist()]
-                # Of a unit that a replica died at, its parts are there.
-                for each in filter(None, map(self._parts.refresh, given)):
-                    self._check_deaths(each)
-                    self._loop.run(self._answerer.run([each], advance))
-                    self._parts.end(each)
+                units = [PendingUnit(**row) for row in block.to_pylist()]
+                # A replica that crashed may have written parts of a unit.
+                for unit in filter(None, map(self._parts.refresh, units)):
+                    self._check_crashes(unit)
+                    self._loop.run(self._classifier.run([unit], advance))
+                    self._parts.clear_attempts(unit)
             except DeixisError as error:
-                failed = error.message
-        return _table({"images": [images], "bad": [bad], "failed": [failed]})
+                failure = error.message
+        return _table({"images": [images], "bad": [bad], "failure": [failure]})
 
-    def _check_deaths(self, each: PendingUnit) -> None:
-        """See that not every replica dies at these images.
+    def _check_crashes(self, pending: PendingUnit) -> None:
+        """Record an attempt, and refuse it after too many crashes.
 
         Raises:
-            ReplicaFailedError: several have, one after the other.
+            ReplicaFailedError: several replicas have crashed at this part.
         """
-        if self._parts.begin(each) <= _MOST_DEATHS:
+        if self._parts.record_attempt(pending) <= _MAX_CRASHES:
             return
-        unit, first = self._parts.unit(each.offset), each.parts_done * self._part_images
+        unit, first = self._parts.unit(pending.offset), pending.parts_done * self._part_images
         name = f"'{unit.names[first]}'" if unit.names else f"number {unit.first_row + first:,}"
         raise ReplicaFailedError(
-            f"{_MOST_DEATHS} replicas died, one after the other, at the {self._part_images:,} images from {name} on of"
-            f" '{unit.source or unit.path}'; {_REASON}, and the same command goes on"
+            f"{_MAX_CRASHES} replicas crashed, one after the other, at the {self._part_images:,} images from {name} of"
+            f" '{unit.source or unit.path}'; {_HINT}, and repeat the command to resume"
         )
 
 
 def _check_starts(starts: int) -> None:
-    """See that it does not die whenever it is started, which Ray would do again without end.
+    """Refuse another start after too many crashes.
 
     Raises:
-        ReplicaFailedError: it has.
+        ReplicaFailedError: the replica has crashed in each of its starts.
     """
-    if starts > _MOST_DEATHS:
-        raise ReplicaFailedError(f"it died {_MOST_DEATHS} times before it had started; {_REASON}")
+    if starts > _MAX_CRASHES:
+        raise ReplicaFailedError(f"it crashed {_MAX_CRASHES} times during its start; {_HINT}")
 
 
 def _table(columns: dict[str, list[Any]]) -> Any:
@@ -211,45 +216,46 @@ def _table(columns: dict[str, list[Any]]) -> Any:
 
 @contextmanager
 def _connected(pool: ReplicaPool) -> Iterator[Any]:
-    """Connect to the cluster, or start a Ray and stop it at the end; one that this process has already, is used."""
-    ray = _ray()
-    ours = not ray.is_initialized()
+    """Connect to the cluster, or start a Ray and stop it at the end; a Ray of this process is used as it is."""
+    ray = _import_ray()
+    is_owner = not ray.is_initialized()
     level = logging.ERROR if pool.address == LOCAL else logging.WARNING
-    if ours:
-        # Nothing is told to anybody unless the operator wants that.
+    if is_owner:
+        # Ray reports its use to its makers unless this is 0.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         options: dict[str, Any] = {}
         if pool.address == LOCAL:
-            # What a replica is said to take is there, whatever the machine has, or the run would wait forever.
-            cpus = math.ceil(pool.most * pool.cpus) + 1
+            # Ray gets the requested CPUs, also on a smaller machine; otherwise the run would wait without end.
+            cpus = math.ceil(pool.max_replicas * pool.cpus) + 1
             options = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _STORE_BYTES}
-        terminated = signal.getsignal(signal.SIGTERM)
+        handler = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(address=pool.address, logging_level=level, **options)
-            if terminated is not signal.getsignal(signal.SIGTERM):  # Ray's own only ends the process
-                signal.signal(signal.SIGTERM, terminated)
+            if handler is not signal.getsignal(signal.SIGTERM):  # Ray's handler ends the process without cleaning up
+                signal.signal(signal.SIGTERM, handler)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise NotReadyError(f"Ray at '{pool.address}' cannot be reached: {error}") from error
     try:
         gpus = ray.cluster_resources().get("GPU", 0)
-        if pool.address == LOCAL and ours and gpus < pool.least * pool.gpus:
+        if pool.address == LOCAL and is_owner and gpus < pool.min_replicas * pool.gpus:
             raise InvalidFieldError.of(
-                "--replica-gpus", f"{pool.least} times {pool.gpus:g} GPUs are wanted, and there are {gpus:g}"
+                "--replica-gpus",
+                f"{pool.min_replicas} replicas with {pool.gpus:g} GPUs are requested, and this machine has {gpus:g}",
             )
         context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False  # there is one of ours
+        context.enable_progress_bars = False  # the command has its own
         context.print_on_execution_start = False
         logging.getLogger("ray.data").setLevel(level)
         yield ray
     finally:
-        if ours:
+        if is_owner:
             ray.shutdown()
 
 
-def _ray() -> Any:
+def _import_ray() -> Any:
     try:
         import ray  # noqa: PLC0415 - an extra, and seconds to import
         import ray.data  # noqa: PLC0415
     except ImportError as error:
-        raise NotConfiguredError("Ray is missing; run: pip install 'deixis[server,ray]'") from error
+        raise NotConfiguredError("Ray is not installed; run: pip install 'deixis[server,ray]'") from error
     return ray

@@ -1,4 +1,4 @@
-"""Rows: what became of each image, and the columns of Parquet that say so."""
+"""The rows of the output: one for each image, and their columns in Parquet."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,13 +8,13 @@ from typing import Any
 from app.bulk.parquet import pyarrow
 from app.types import ImageResult, Prediction
 
-# Under these names Parquet's own metadata says what the labels are of.
+# Prefix of the names in Parquet's metadata.
 METADATA = "deixis."
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What became of one image; ``error`` says why it could not be read."""
+    """The result of one image, or the reason why it has none."""
 
     key: str
     source: str | None
@@ -23,7 +23,11 @@ class Row:
 
 
 def schema() -> Any:
-    """Return the columns; all but ``key`` are null where ``error`` is not, and ``source`` where a file was named."""
+    """Return the columns.
+
+    Rows with an ``error`` have null in all columns but ``key`` and ``source``. Rows of files that were named on the
+    command line have no ``source``.
+    """
     pa, _ = pyarrow()
     return pa.schema(
         [
@@ -42,54 +46,54 @@ def schema() -> Any:
     )
 
 
-def metadata_of(question: Mapping[str, Any]) -> dict[str, str]:
-    """Return what Parquet's metadata says of a question."""
+def metadata_of(query: Mapping[str, Any]) -> dict[str, str]:
+    """Return the metadata of Parquet files with the results of a query."""
     return {
-        f"{METADATA}question": json.dumps(question),
-        f"{METADATA}model": question["model"],
-        f"{METADATA}label_set": question.get("label_set") or "",
+        f"{METADATA}query": json.dumps(query),
+        f"{METADATA}model": query["model"],
+        f"{METADATA}label_set": query.get("label_set") or "",
     }
 
 
-def table_of(rows: Sequence[Row], question: Mapping[str, Any]) -> Any:
-    """Return rows as a table, with the question in its metadata."""
+def to_table(rows: Sequence[Row], query: Mapping[str, Any]) -> Any:
+    """Return rows as an Arrow table, with the query in its metadata."""
     pa, _ = pyarrow()
-    return pa.Table.from_pylist([_cells(row) for row in rows], schema().with_metadata(metadata_of(question)))
+    return pa.Table.from_pylist([_to_cells(row) for row in rows], schema().with_metadata(metadata_of(query)))
 
 
-def _cells(row: Row) -> dict[str, Any]:
-    # Names of files may be no Unicode, which Parquet does not take.
-    cells: dict[str, Any] = {"key": _text(row.key), "source": None if row.source is None else _text(row.source)}
+def _to_cells(row: Row) -> dict[str, Any]:
+    cells: dict[str, Any] = {"key": _utf8(row.key), "source": None if row.source is None else _utf8(row.source)}
     if row.result is None:
-        return {**cells, "error": _text(row.error or "")}
+        return {**cells, "error": _utf8(row.error or "")}
     predictions = row.result.predictions
-    best = next(iter(predictions), None)  # for some images no names are found
+    best = next(iter(predictions), None)  # vocabulary-free classification may find no label
     return {
         **cells,
         "label": best and best.label,
         "score": best and best.score,
         "similarity": best and best.similarity,
-        "labels": [each.label for each in predictions],
-        "scores": [each.score for each in predictions],
-        "similarities": [each.similarity for each in predictions],
+        "labels": [prediction.label for prediction in predictions],
+        "scores": [prediction.score for prediction in predictions],
+        "similarities": [prediction.similarity for prediction in predictions],
         "rejected": row.result.rejected,
         "prediction_set": row.result.prediction_set,
     }
 
 
-def row_of(cells: Mapping[str, Any]) -> Row:
-    """Return the row whose cells these are."""
+def from_cells(cells: Mapping[str, Any]) -> Row:
+    """Return the row with these cells."""
     if cells["error"] is not None:
         return Row(cells["key"], cells["source"], error=cells["error"])
-    told = zip(cells["labels"], cells["scores"], cells["similarities"], strict=True)
+    predictions = zip(cells["labels"], cells["scores"], cells["similarities"], strict=True)
     prediction_set = cells["prediction_set"]
     result = ImageResult(
-        tuple(Prediction(*each) for each in told),
+        tuple(Prediction(*prediction) for prediction in predictions),
         rejected=cells["rejected"],
         prediction_set=None if prediction_set is None else tuple(prediction_set),
     )
     return Row(cells["key"], cells["source"], result)
 
 
-def _text(text: str) -> str:
+def _utf8(text: str) -> str:
+    """Return a text that Parquet accepts; file names may contain bytes that are not valid UTF-8."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

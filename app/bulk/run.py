@@ -1,15 +1,15 @@
-"""A run from its question to its rows: begun or taken up, done by an engine, counted and put together."""
+"""Starts or resumes a run, has an engine process its units, and counts and merges the rows."""
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from app import __version__
-from app.bulk.classifier import BulkClassifier, ProgressCallback, RunSpec, bulk_settings, query_of, resolve_task
+from app.bulk.classifier import BulkClassifier, ProgressCallback, bulk_settings
 from app.bulk.manifest import Manifest
 from app.bulk.parts import (
     ImageCounts,
@@ -24,7 +24,8 @@ from app.bulk.parts import (
     remove_parts,
     validate_output,
 )
-from app.bulk.sources import ParquetColumns, plan, validate_sources
+from app.bulk.query import RunSpec, query_of, resolve_task
+from app.bulk.sources import ParquetColumns, plan_units, validate_sources
 from app.classification.resolve import ClassifyRequest
 from app.encoders._base import Encoder
 from app.errors import ConflictError, StoreError
@@ -32,19 +33,19 @@ from app.main import Service, open_service
 from app.settings import Settings
 
 PART_IMAGES = 2048
-"""Rows of a part, which at ten images a second are three minutes' work."""
+"""Default number of rows in a part: three minutes of work at ten images per second."""
 
 
 @dataclass(frozen=True, slots=True)
 class BulkRequest:
-    """What is to be done.
+    """What to classify, and where to write the rows.
 
     Args:
-        sources: as for ``app.bulk.sources.plan``.
+        sources: as for ``app.bulk.sources.plan_units``.
         out: a folder of parts, or a Parquet file.
         columns: of Parquet sources.
-        part_images: the most rows of a part.
-        retry_bad: ask again for the images whose row has an error.
+        part_images: maximum number of rows in a part.
+        retry_bad: classify the images whose row has an error again.
     """
 
     sources: Sequence[Path]
@@ -55,38 +56,38 @@ class BulkRequest:
 
 
 class Progress(Protocol):
-    """Is told how far a run is."""
+    """Displays the progress of a run."""
 
-    def tell(self, note: str) -> None:
-        """Be told, before the run begins, what of the sources is passed over."""
+    def warn(self, message: str) -> None:
+        """Show a message about files of the sources that are skipped, before the run starts."""
 
-    def begin(self, manifest: Manifest, done: ImageCounts) -> None:
-        """Be told what the run is about, and what of it was done before."""
+    def start(self, manifest: Manifest, done: ImageCounts) -> None:
+        """Show the run, and the images that an earlier command has classified."""
 
     def advance(self, images: int, bad: int) -> None:
-        """Be told how many more images are done, and how many of those are bad."""
+        """Show that more images are classified, and how many of them are bad."""
 
 
 Engine: TypeAlias = Callable[[RunSpec, Iterator[PendingUnit], ProgressCallback], None]
-"""Does what remains of a run, and writes its parts."""
+"""Processes the pending units of a run, and writes their parts."""
 
 
-def check(order: BulkRequest) -> None:
+def validate(request: BulkRequest) -> None:
     """Check a request before a model is loaded; raises as ``validate_output`` and ``validate_sources``."""
-    validate_output(order.out, order.part_images)
-    if not is_started(order.out):  # else its sources are those of its plan
-        validate_sources(order.sources)
+    validate_output(request.out, request.part_images)
+    if not is_started(request.out):  # a run that is resumed has the sources of its plan
+        validate_sources(request.sources)
 
 
-async def prepare_run(service: Service, question: ClassifyRequest, order: BulkRequest, max_image_bytes: int) -> RunSpec:
-    """Look up what is asked, once for all workers; raises as ``resolve_task``."""
-    task = await resolve_task(service, question)
-    return RunSpec(task, await query_of(service, task), parts_folder(order.out), order.part_images, max_image_bytes)
+async def prepare_run(service: Service, query: ClassifyRequest, request: BulkRequest, max_image_bytes: int) -> RunSpec:
+    """Resolve the query, once for all workers; raises as ``resolve_task``."""
+    task = await resolve_task(service, query)
+    return RunSpec(task, await query_of(service, task), parts_folder(request.out), request.part_images, max_image_bytes)
 
 
 @contextmanager
 def service_in_loop(settings: Settings, encoders: Sequence[Encoder]) -> Iterator[tuple[asyncio.Runner, Service]]:
-    """Open a service for bulk work, and yield it with the loop that it runs in."""
+    """Open a service for bulk classification, and yield it with its event loop."""
     with asyncio.Runner() as loop:
         opening = AsyncExitStack()
         service = loop.run(opening.enter_async_context(open_service(bulk_settings(settings), encoders)))
@@ -96,64 +97,64 @@ def service_in_loop(settings: Settings, encoders: Sequence[Encoder]) -> Iterator
             loop.run(opening.aclose())
 
 
-def run_bulk(order: BulkRequest, work: RunSpec, engine: Engine, progress: Progress) -> ImageCounts:
-    """Do what remains of a run, and return the counts of all of it.
+def run_bulk(request: BulkRequest, spec: RunSpec, engine: Engine, progress: Progress) -> ImageCounts:
+    """Process the pending units of a run, and return the counts of the whole run.
 
     Raises:
-        ConflictError: the place holds something else, another run goes on there, or the parts with bad images that are
-            to be asked for again are put together.
-        InvalidFieldError: sources that are not there, or have changed.
-        StoreError: what is done cannot be written, or is not where it should be.
-        DeixisError: nothing can be answered any more; what is written is kept.
+        ConflictError: the output belongs to another request or is in use by another run, or the bad images to retry are
+            in a file whose parts are merged.
+        InvalidFieldError: a source is missing or has changed.
+        StoreError: a part cannot be written, or is missing at the end.
+        DeixisError: the engine failed; parts that are written stay.
     """
-    wanted = Manifest(
-        sources=tuple(str(path.absolute()) for path in order.sources),
-        columns=asdict(order.columns),
-        question=work.question,
-        part_images=order.part_images,
+    requested = Manifest(
+        sources=tuple(str(path.absolute()) for path in request.sources),
+        columns=asdict(request.columns),
+        query=spec.query,
+        part_images=request.part_images,
         units=0,
         images=None,
-        began_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         version=__version__,
     )
-    if (there := find_finished(order.out, wanted)) is not None:
-        remove_parts(order.out, there)  # if it was killed just before
-        totals = count_images(order.out)
-        if order.retry_bad and totals.bad:
+    if (finished := find_finished(request.out, requested)) is not None:
+        remove_parts(request.out, finished)  # if the run was killed before it removed them
+        counts = count_images(request.out)
+        if request.retry_bad and counts.bad:
             raise ConflictError(
-                f"'{order.out}' is put together, and of its {totals.bad:,} bad images none can be asked for again; name"
-                " another --out, best a folder"
+                f"the parts of '{request.out}' are merged, so its {counts.bad:,} bad images cannot be retried; name"
+                " another --out, preferably a folder"
             )
-        progress.begin(there, totals)
-        return totals
-    planned = plan(order.sources, order.columns, images=order.part_images, tell=progress.tell)
-    with open_run(order.out, wanted, planned) as (parts, manifest):
-        # A run goes on with the parts that it began with, since their places tell what is done.
-        begun = RunSpec(work.task, work.question, work.folder, manifest.part_images, work.max_image_bytes)
-        done = parts.totals()
-        again = list(parts.bad()) if order.retry_bad else []
-        progress.begin(manifest, ImageCounts(done.images - done.bad) if again else done)
-        if again:
-            engine(begun, iter(again), progress.advance)
-        engine(begun, parts.pending(), progress.advance)
+        progress.start(finished, counts)
+        return counts
+    planned = plan_units(request.sources, request.columns, unit_images=request.part_images, warn=progress.warn)
+    with open_run(request.out, requested, planned) as (parts, manifest):
+        # A resumed run keeps its size of parts: the number of a part determines its images.
+        spec = replace(spec, part_images=manifest.part_images)
+        done = parts.count()
+        retries = list(parts.with_bad_images()) if request.retry_bad else []
+        progress.start(manifest, ImageCounts(done.images - done.bad) if retries else done)
+        if retries:
+            engine(spec, iter(retries), progress.advance)
+        engine(spec, parts.pending(), progress.advance)
         missing = sum(1 for _ in parts.pending())
         if missing:
             raise StoreError(
-                f"{missing} of {manifest.units} pieces are not in '{parts.folder}', though workers have done them;"
-                " give an --out that every worker writes to, on a disk that they share"
+                f"{missing} of {manifest.units} work units are missing in '{parts.folder}', although the workers have"
+                " finished them; name an --out on a disk that all workers share"
             )
-        totals = parts.totals()
-        if is_single_file(order.out):
-            merge_parts(parts, manifest, order.out)
-    if is_single_file(order.out):
-        remove_parts(order.out, manifest)
-    return totals
+        counts = parts.count()
+        if is_single_file(request.out):
+            merge_parts(parts, manifest, request.out)
+    if is_single_file(request.out):
+        remove_parts(request.out, manifest)
+    return counts
 
 
 def process_engine(loop: asyncio.Runner, service: Service) -> Engine:
-    """Return the engine that works with a service of this process."""
+    """Return the engine that classifies in this process."""
 
-    def engine(work: RunSpec, remaining: Iterator[PendingUnit], advance: ProgressCallback) -> None:
-        loop.run(BulkClassifier(service, work).run(remaining, advance))
+    def engine(spec: RunSpec, pending: Iterator[PendingUnit], advance: ProgressCallback) -> None:
+        loop.run(BulkClassifier(service, spec).run(pending, advance))
 
     return engine

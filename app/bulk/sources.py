@@ -1,7 +1,7 @@
-"""Where images in great numbers come from: folders, files, tars as WebDataset makes them, and Parquet.
+"""Plans a run: divides its sources into work units, in a fixed order.
 
-A source is planned once, in *units* that are read from beginning to end: some files of a folder, one tar, or some row
-groups of a Parquet file. The order of the units never changes, so that a run can be continued.
+A worker reads a unit from its start to its end: files of a folder, a tar file, or row groups of a Parquet file. The
+order of the units is the same in every run of the same sources, so a run can be resumed.
 """
 
 import glob
@@ -21,20 +21,31 @@ from app.images.decode import supported_suffixes
 from app.images.discovery import files_below
 
 PARQUET = (".parquet", ".pq")
-# By suffix, the compression as `app.captions.sources` calls it.
+# The compression of each suffix, as `app.captions.sources` names it.
 TARS: Mapping[str, str] = {".tar": "", ".tar.gz": ".gz", ".tgz": ".gz", ".tar.zst": ".zst"}
-# Archives of other forms, and whatever is packed by itself.
-_OTHER_ARCHIVE = re.compile(
+# Archives and compressed files of formats that are not read.
+_UNSUPPORTED_ARCHIVE = re.compile(
     r".*\.(tar\.\w+|tbz2?|txz|tlz|zip|7z|rar|cpio|gz|bz2|xz|lz4|zst)", re.IGNORECASE | re.DOTALL
 )
 
-# The names by which data sets call their images, the likeliest first.
-_USUAL_BYTES = ("image", "image_bytes", "bytes", "jpg", "jpeg", "png", "webp", "img", "content", "data")
-_USUAL_PATHS = ("path", "image_path", "file", "file_name", "filename", "filepath", "image", "url", "image_url", "uri")
+# Common names of the image column in data sets, the most common first.
+_COMMON_BYTE_COLUMNS = ("image", "image_bytes", "bytes", "jpg", "jpeg", "png", "webp", "img", "content", "data")
+_COMMON_PATH_COLUMNS = (
+    "path",
+    "image_path",
+    "file",
+    "file_name",
+    "filename",
+    "filepath",
+    "image",
+    "url",
+    "image_url",
+    "uri",
+)
 
 
 class SourceKind(StrEnum):
-    """What a unit is read from."""
+    """The kind of files that a unit is read from."""
 
     FILES = "files"
     TAR = "tar"
@@ -43,20 +54,20 @@ class SourceKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class WorkUnit:
-    """What is read from its beginning to its end by one worker.
+    """Images that one worker reads from the first to the last.
 
     Args:
-        kind: of it.
-        source: the folder or file as it was given, which answers tell; None for files that were named themselves.
-        path: the same, absolute; of files that were named themselves, the folder that their names are relative to.
-        names: of the files; with a problem, of a folder below the source.
-        images: how many, where that is known without reading them.
-        stamp: bytes and ns of the last change of a tar or a Parquet file.
-        first_row: of a Parquet file, from 0.
+        kind: of the files.
+        source: the folder or file as given, for the rows; None for image files that were named themselves.
+        path: absolute path of the source; for image files that were named themselves, the folder of relative names.
+        names: of the files; for a subfolder that cannot be read, its name.
+        images: their number, if it is known without reading them.
+        stamp: size in bytes and time of the last change in ns of a tar or Parquet file.
+        first_row: number of the first row of a Parquet file, from 0.
         groups: the row groups to read.
-        column: that holds the images.
+        column: that contains the images.
         key: the column that names them.
-        problem: why nothing of it can be read.
+        problem: why the unit cannot be read.
     """
 
     kind: SourceKind
@@ -72,56 +83,61 @@ class WorkUnit:
     problem: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON holds it, without what is not set."""
+        """Return the fields that have a value, for JSON."""
         return {name: value for name, value in asdict(self).items() if value not in (None, (), 0)}
 
     @classmethod
-    def from_json(cls, told: Mapping[str, Any]) -> "WorkUnit":
-        """Return what ``to_json`` told."""
-        lists = {name: tuple(told[name]) for name in ("names", "stamp", "groups") if name in told}
-        return cls(**{"source": None, **told, **lists, "kind": SourceKind(told["kind"])})
+    def from_json(cls, fields: Mapping[str, Any]) -> "WorkUnit":
+        """Return the unit with the fields of ``to_json``."""
+        tuples = {name: tuple(fields[name]) for name in ("names", "stamp", "groups") if name in fields}
+        return cls(**{"source": None, **fields, **tuples, "kind": SourceKind(fields["kind"])})
 
 
 @dataclass(frozen=True, slots=True)
 class ParquetColumns:
-    """Which columns of Parquet to read; None looks for usual names."""
+    """The columns of Parquet files to read; None selects them by their names and types."""
 
     image: str | None = None
     key: str | None = None
 
 
-def plan(
-    sources: Iterable[Path], columns: ParquetColumns, *, images: int, tell: Callable[[str], object] = lambda _: None
+def plan_units(
+    sources: Iterable[Path],
+    columns: ParquetColumns,
+    *,
+    unit_images: int,
+    warn: Callable[[str], object] = lambda _: None,
 ) -> Iterator[WorkUnit]:
-    """Yield the units of sources, in the order of the sources.
+    """Yield the work units of sources, in the order of the sources.
 
     Args:
-        sources: folders, which are searched whole; ``.tar``, ``.tar.gz``, ``.tgz``, ``.tar.zst`` and ``.parquet``
-            files; other files, which are taken for images; or patterns for any of these.
-        columns: of Parquet.
-        images: in a unit of files; least number in one of Parquet that is not the last of its file.
-        tell: is told what is passed over.
+        sources: folders, which are searched recursively; ``.tar``, ``.tar.gz``, ``.tgz``, ``.tar.zst`` and ``.parquet``
+            files; other files, which are read as images; or patterns for any of these.
+        columns: of Parquet files.
+        unit_images: number of files in a unit; minimum number of rows in a unit of Parquet, except the last of a file.
+        warn: called with a message for files that are skipped.
 
     Raises:
-        InvalidFieldError: a path that is neither and matches nothing, a folder without an image, a Parquet file without
-            such a column, nothing at all, or what the system does not let us look at.
+        InvalidFieldError: a source does not exist, a pattern matches nothing, a folder has no images, a Parquet file
+            has no such column, the file system refuses access, or there are no sources.
     """
-    with _system_told():
-        yield from _planned(sources, columns, images, tell)
+    with _access_errors():
+        yield from _units(sources, columns, unit_images, warn)
 
 
 def validate_sources(sources: Iterable[Path]) -> None:
-    """Refuse, without a look into folders, what ``plan`` would.
+    """Check that sources exist, without searching folders.
 
     Raises:
-        InvalidFieldError: a path that is neither and matches nothing, or one whose images a folder has already.
+        InvalidFieldError: a source does not exist, a pattern matches nothing, or a source is inside another one.
     """
-    with _system_told():
-        _expanded(sources)
+    with _access_errors():
+        _expand(sources)
 
 
 @contextmanager
-def _system_told() -> Iterator[None]:
+def _access_errors() -> Iterator[None]:
+    """Turn ``OSError`` into ``InvalidFieldError``."""
     try:
         yield
     except OSError as error:
@@ -129,59 +145,58 @@ def _system_told() -> Iterator[None]:
         raise InvalidFieldError.of("sources", f"'{place}' cannot be read: {error.strerror or error}") from error
 
 
-def _planned(
-    sources: Iterable[Path], columns: ParquetColumns, images: int, tell: Callable[[str], object]
+def _units(
+    sources: Iterable[Path], columns: ParquetColumns, unit_images: int, warn: Callable[[str], object]
 ) -> Iterator[WorkUnit]:
-    found = False
-    loose: list[str] = []
+    paths = _expand(sources)
+    if not paths:
+        raise InvalidFieldError.of("sources", "there are none; name folders, tar files, Parquet files or images")
+    files: list[str] = []
 
-    def named(*, least: int) -> Iterator[WorkUnit]:
-        """Yield the files that were named themselves, once there are enough."""
-        while len(loose) >= max(1, least):
-            yield _files(None, Path.cwd(), loose[:images])
-            del loose[:images]
+    def file_units(*, min_files: int) -> Iterator[WorkUnit]:
+        """Yield units of the collected image files while at least ``min_files`` of them remain."""
+        while len(files) >= min_files:
+            yield _unit_of_files(None, Path.cwd(), files[:unit_images])
+            del files[:unit_images]
 
-    paths = _expanded(sources)
     archives = {os.path.realpath(path) for path in paths if _archive_suffix(path) is not None}
     for path in paths:
-        found = True
         if not (path.is_dir() or tar_suffix(path) is not None or path.suffix.lower() in PARQUET):
-            loose.append(str(path))
-            yield from named(least=images)
+            files.append(str(path))
+            yield from file_units(min_files=unit_images)
             continue
-        yield from named(least=1)
+        yield from file_units(min_files=1)
         if path.is_dir():
-            yield from _of_folder(path, images, archives, tell)
+            yield from _folder_units(path, unit_images, archives, warn)
         elif tar_suffix(path) is not None:
             yield WorkUnit(SourceKind.TAR, str(path), str(path.absolute()), stamp=file_stamp(path))
         else:
-            yield from _of_parquet(path, columns, images)
-    yield from named(least=1)
-    if not found:
-        raise InvalidFieldError.of("sources", "none is given; name folders, tars or Parquet files")
+            yield from _parquet_units(path, columns, unit_images)
+    yield from file_units(min_files=1)
 
 
-def _expanded(sources: Iterable[Path]) -> list[Path]:
-    """Return what sources name, each path once.
+def _expand(sources: Iterable[Path]) -> list[Path]:
+    """Return the paths that sources name or match, without duplicates.
 
     Raises:
-        InvalidFieldError: a path that is neither and matches nothing, one whose images a folder has already, or an
-            archive of another form.
+        InvalidFieldError: a source does not exist, a pattern matches nothing, a path is inside a folder that is also
+            named, or an archive has a format that is not read.
     """
     paths = list({path.absolute(): path for source in sources for path in _matches(source)}.values())
     folders = {path.resolve() for path in paths if path.is_dir()}
     for path in paths:
-        if _is_other_archive(path) and not path.is_dir():
+        if _is_unsupported_archive(path) and not path.is_dir():
             raise InvalidFieldError.of(
                 "sources",
-                f"'{path}' is packed in a form that is not read; unpack it, or make it one of: {', '.join(TARS)}",
+                f"'{path}' is an archive of a format that is not supported; unpack it, or convert it to one of:"
+                f" {', '.join(TARS)}",
             )
     for path in paths if folders else ():
         if path.is_dir() or path.suffix.lower() in supported_suffixes():
-            around = next((folder for folder in path.resolve().parents if folder in folders), None)
-            if around is not None:
+            outer = next((folder for folder in path.resolve().parents if folder in folders), None)
+            if outer is not None:
                 raise InvalidFieldError.of(
-                    "sources", f"'{path}' is in '{around}', which is searched whole; name only one of them"
+                    "sources", f"'{path}' is inside '{outer}', which is searched recursively; name only one of them"
                 )
     return paths
 
@@ -192,13 +207,13 @@ def _matches(path: Path) -> Sequence[Path]:
     matches = sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207 - pathlib globs no absolute path
     if not matches:
         raise InvalidFieldError.of(
-            "sources", f"'{path}' is neither a file nor a folder, and as a pattern it matches nothing"
+            "sources", f"'{path}' is neither a file nor a folder, and does not match anything as a pattern"
         )
     return matches
 
 
 def tar_suffix(path: Path) -> str | None:
-    """Return the suffix of a tar in small letters; None of anything else."""
+    """Return the suffix of a tar file in lower case; None for other files."""
     return next((suffix for suffix in TARS if path.name.lower().endswith(suffix)), None)
 
 
@@ -207,100 +222,113 @@ def _archive_suffix(path: Path) -> str | None:
     return suffix if suffix in PARQUET else tar_suffix(path)
 
 
-def _is_other_archive(path: Path) -> bool:
-    return _archive_suffix(path) is None and _OTHER_ARCHIVE.fullmatch(path.name) is not None
+def _is_unsupported_archive(path: Path) -> bool:
+    return _archive_suffix(path) is None and _UNSUPPORTED_ARCHIVE.fullmatch(path.name) is not None
 
 
 def file_stamp(path: Path) -> tuple[int, int]:
-    """Return by what a file that has changed is told; see ``WorkUnit``."""
+    """Return a value that differs when a file has changed; see ``WorkUnit.stamp``."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns
 
 
-def _files(source: str | None, root: Path, names: Sequence[str]) -> WorkUnit:
-    return WorkUnit(SourceKind.FILES, source, str(root.absolute()), names=tuple(names), images=len(names))
+def _unit_of_files(source: str | None, folder: Path, names: Sequence[str]) -> WorkUnit:
+    return WorkUnit(SourceKind.FILES, source, str(folder.absolute()), names=tuple(names), images=len(names))
 
 
-def _of_folder(folder: Path, images: int, named: Container[str], tell: Callable[[str], object]) -> Iterator[WorkUnit]:
+def _folder_units(
+    folder: Path, unit_images: int, named: Container[str], warn: Callable[[str], object]
+) -> Iterator[WorkUnit]:
+    """Yield the units of a folder.
+
+    Args:
+        folder: to search.
+        unit_images: number of files in a unit.
+        named: real paths of the archives that are sources themselves.
+        warn: called with a message for archives that are skipped.
+    """
     suffixes = supported_suffixes()
     names: list[str] = []
     unreadable: list[OSError] = []
-    unopened: Counter[str] = Counter()
-    packed, others = None, 0
-    found = False
+    skipped: Counter[str] = Counter()
+    first_unsupported, unsupported = None, 0
+    has_images = False
     for path in files_below(folder, unreadable.append):
-        if path.suffix.lower() not in suffixes and not _may_lead_to_images(path):
+        if path.suffix.lower() not in suffixes and not _may_link_to_images(path):
             archive = _archive_suffix(path)
             if archive is not None and os.path.realpath(path) not in named:
-                unopened[path.name[-len(archive) :]] += 1
-            elif _is_other_archive(path):
-                packed, others = packed or path, others + 1
+                skipped[path.name[-len(archive) :]] += 1
+            elif _is_unsupported_archive(path):
+                first_unsupported, unsupported = first_unsupported or path, unsupported + 1
             continue
-        found = True
+        has_images = True
         names.append(path.relative_to(folder).as_posix())
-        if len(names) == images:
-            yield _files(str(folder), folder, names)
+        if len(names) == unit_images:
+            yield _unit_of_files(str(folder), folder, names)
             names = []
     if names:
-        yield _files(str(folder), folder, names)
-    patterns = ", ".join(f"'{Path(glob.escape(str(folder)), '**', '*' + suffix)}'" for suffix in sorted(unopened))
-    if not found:
+        yield _unit_of_files(str(folder), folder, names)
+    patterns = ", ".join(f"'{Path(glob.escape(str(folder)), '**', '*' + suffix)}'" for suffix in sorted(skipped))
+    if not has_images:
         if unreadable:
             raise unreadable[0]
         way_out = (
-            f"it has {unopened.total():,} archives; name them, as {patterns}"
-            if unopened
-            else f"'{packed}' is packed in a form that is not read"
-            if packed
-            else f"looked for {', '.join(sorted(suffixes))}"
+            f"it has {skipped.total():,} archives; to read them, name them: {patterns}"
+            if skipped
+            else f"'{first_unsupported}' is an archive of a format that is not supported"
+            if first_unsupported
+            else f"the suffixes of images are {', '.join(sorted(suffixes))}"
         )
-        raise InvalidFieldError.of("sources", f"no image in '{folder}'; {way_out}")
+        raise InvalidFieldError.of("sources", f"there are no images in '{folder}'; {way_out}")
     for error in unreadable:
         name = Path(error.filename).relative_to(folder).as_posix()
-        yield replace(
-            _files(str(folder), folder, [name]), problem=f"the folder cannot be read: {error.strerror or error}"
+        problem = f"the folder cannot be read: {error.strerror or error}"
+        yield replace(_unit_of_files(str(folder), folder, [name]), problem=problem)
+    if skipped:
+        warn(
+            f"{skipped.total():,} archives in '{folder}' are skipped; to read them, name them in a run with another"
+            f" --out: {patterns}"
         )
-    if unopened:
-        tell(
-            f"{unopened.total():,} archives below '{folder}' are not opened; to have them read, name them, in a run"
-            f" with another --out: {patterns}"
+    if first_unsupported:
+        warn(
+            f"{unsupported:,} archives in '{folder}' have a format that is not supported and are skipped, for example"
+            f" '{first_unsupported}'"
         )
-    if packed:
-        tell(f"{others:,} files below '{folder}' are packed in a form that is not read, as '{packed}'")
 
 
-def _may_lead_to_images(path: Path) -> bool:
-    """Tell whether it is a link that leads nowhere, or that cannot be followed, and so may be one to a folder."""
+def _may_link_to_images(path: Path) -> bool:
+    """Return whether a path without a suffix is a broken link, whose target may be a folder of images."""
     try:
         return not path.suffix and path.is_symlink() and not path.exists()
     except OSError:
         return True
 
 
-def reason_of(form: str, error: Exception) -> str:
-    """Return why a file, or the rest of it, is lost."""
+def damage_message(file_format: str, error: Exception) -> str:
+    """Return the message for a file that is damaged at the start or at a later place."""
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return f"cannot be read as {form}, here or from here on: {' '.join(reason.split())[:200]}"
+    return f"cannot be read as {file_format} from here on: {' '.join(reason.split())[:200]}"
 
 
-def _of_parquet(path: Path, columns: ParquetColumns, images: int) -> Iterator[WorkUnit]:
+def _parquet_units(path: Path, columns: ParquetColumns, unit_images: int) -> Iterator[WorkUnit]:
     pa, pq = pyarrow()
     stamp, absolute = file_stamp(path), str(path.absolute())
     try:
         with pq.ParquetFile(path) as file:
             schema, sizes = file.schema_arrow, [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
     except (pa.ArrowException, OSError, UnicodeError) as error:
-        yield WorkUnit(SourceKind.PARQUET, str(path), absolute, images=1, problem=reason_of("Parquet", error))
+        problem = damage_message("Parquet", error)
+        yield WorkUnit(SourceKind.PARQUET, str(path), absolute, images=1, problem=problem)
         return
     if not sum(sizes):
-        yield WorkUnit(SourceKind.PARQUET, str(path), absolute, images=1, problem="there is no row in it")
+        yield WorkUnit(SourceKind.PARQUET, str(path), absolute, images=1, problem="the file has no rows")
         return
-    column, key = _columns_of(path, schema, columns)
+    column, key = _select_columns(path, schema, columns)
     first, groups, rows = 0, [], 0
     for number, size in enumerate(sizes):
         groups.append(number)
         rows += size
-        if rows >= images or number == len(sizes) - 1:
+        if rows >= unit_images or number == len(sizes) - 1:
             yield WorkUnit(
                 SourceKind.PARQUET,
                 str(path),
@@ -315,32 +343,34 @@ def _of_parquet(path: Path, columns: ParquetColumns, images: int) -> Iterator[Wo
             first, groups, rows = first + rows, [], 0
 
 
-def _columns_of(path: Path, schema: Any, wanted: ParquetColumns) -> tuple[str, str | None]:
-    """Return the column of the images, and that of their names if there is one."""
-    names = [name for name, times in Counter(schema.names).items() if times == 1]
-    doubled = [name for name in dict.fromkeys(schema.names) if name not in names]
-    if doubled and (not names or {wanted.image, wanted.key}.intersection(doubled)):
-        raise InvalidFieldError.of("column", f"'{path}' has several columns called {_listed(doubled)}; rename them")
-    for given in (wanted.image, wanted.key):
-        if given is not None and given not in names:
-            raise InvalidFieldError.of("column", f"'{path}' has no column '{given}'; name one of: {_listed(names)}")
-    if wanted.image is not None:
-        if not (_holds_bytes(schema, wanted.image) or _holds_text(schema, wanted.image)):
-            kind = schema.field(wanted.image).type
-            raise InvalidFieldError.of("column", f"'{wanted.image}' of '{path}' holds {kind}, and not bytes or paths")
-        return wanted.image, wanted.key
+def _select_columns(path: Path, schema: Any, requested: ParquetColumns) -> tuple[str, str | None]:
+    """Return the column of the images, and the requested column of their names."""
+    names = [name for name, count in Counter(schema.names).items() if count == 1]
+    duplicates = [name for name in dict.fromkeys(schema.names) if name not in names]
+    if duplicates and (not names or {requested.image, requested.key}.intersection(duplicates)):
+        raise InvalidFieldError.of("column", f"'{path}' has several columns named {_listed(duplicates)}; rename them")
+    for name in (requested.image, requested.key):
+        if name is not None and name not in names:
+            raise InvalidFieldError.of("column", f"'{path}' has no column '{name}'; its columns are {_listed(names)}")
+    if requested.image is not None:
+        if not (_holds_bytes(schema, requested.image) or _holds_text(schema, requested.image)):
+            kind = schema.field(requested.image).type
+            raise InvalidFieldError.of(
+                "column", f"'{requested.image}' of '{path}' has the type {kind}; name a column of bytes or paths"
+            )
+        return requested.image, requested.key
     binary = [name for name in names if _holds_bytes(schema, name)]
     texts = [name for name in names if _holds_text(schema, name)]
-    column = next((name for name in _USUAL_BYTES if name in binary), None)
+    column = next((name for name in _COMMON_BYTE_COLUMNS if name in binary), None)
     column = column or (binary[0] if len(binary) == 1 else None)
     if column is None and not binary:
-        column = next((name for name in _USUAL_PATHS if name in texts), None)
+        column = next((name for name in _COMMON_PATH_COLUMNS if name in texts), None)
     if column is None:
         raise InvalidFieldError.of(
             "column",
-            f"it cannot be told which column of '{path}' holds the images; name one of: {_listed(binary or names)}",
+            f"it is unclear which column of '{path}' contains the images; name one of: {_listed(binary or names)}",
         )
-    return column, wanted.key
+    return column, requested.key
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -348,7 +378,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _holds_bytes(schema: Any, name: str) -> bool:
-    """Tell whether it is of bytes, or of structures with a field ``bytes``, as Hugging Face's data sets have."""
+    """Return whether a column has bytes, or structures with a field ``bytes`` as in data sets of Hugging Face."""
     pa, _ = pyarrow()
     kind = schema.field(name).type
     if pa.types.is_struct(kind):

@@ -1,4 +1,4 @@
-"""`deixis bulk`: label images in great numbers, into Parquet."""
+"""`deixis bulk`: classify the images of folders and archives, and write Parquet."""
 
 import signal
 import time
@@ -15,7 +15,7 @@ from app.bulk.classifier import bulk_settings
 from app.bulk.manifest import Manifest
 from app.bulk.parts import ImageCounts, part_files, parts_folder
 from app.bulk.ray_engine import LOCAL, ReplicaPool, ray_engine
-from app.bulk.run import PART_IMAGES, BulkRequest, check, prepare_run, process_engine, run_bulk, service_in_loop
+from app.bulk.run import PART_IMAGES, BulkRequest, prepare_run, process_engine, run_bulk, service_in_loop, validate
 from app.bulk.sources import ParquetColumns
 from app.classification.resolve import ClassifyRequest
 from app.cli.backends import InProcess
@@ -47,24 +47,25 @@ from app.observability.logs import configure_logs
 from app.runtime.ray_layout import parse_replicas
 from app.settings import load_settings
 
-# Where no bar can be shown, a line is.
-_LINE_EVERY_S = 30.0
+# Interval of progress lines without a terminal.
+_LINE_INTERVAL_S = 30.0
 
 
 def bulk_command(
     sources: Annotated[
         list[Path],
         typer.Argument(
-            help="Folders (searched whole), .tar, .tar.gz, .tgz, .tar.zst and .parquet files, image files, and globs."
+            help="Folders (searched recursively), .tar, .tar.gz, .tgz, .tar.zst and .parquet files, image files, and"
+            " patterns."
         ),
     ],
     to: Annotated[
-        Path, typer.Option("--out", help="A folder for parts of Parquet, or a file NAME.parquet for all in one.")
+        Path, typer.Option("--out", help="A folder for the parts, or a file NAME.parquet for all rows in one file.")
     ],
     labels: LabelsOption = None,
     label_set: LabelSetOption = None,
     no_labels: Annotated[  # noqa: FBT002 - a flag
-        bool, typer.Option("--no-labels", help="Find names for the images in a caption database.")
+        bool, typer.Option("--no-labels", help="Discover the labels of each image in a caption database.")
     ] = False,
     model: ModelOption = None,
     method: MethodOption = None,
@@ -73,28 +74,35 @@ def bulk_command(
     option: OptionsOption = None,
     reject_below: Annotated[
         float | None,
-        typer.Option("--reject-below", min=0, max=1, help="An image whose best score is lower has none of the labels."),
+        typer.Option("--reject-below", min=0, max=1, help="Reject images whose best score is below this."),
     ] = None,
     false_rejection_rate: FalseRejectionRateOption = None,
     coverage: CoverageOption = None,
-    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Predictions per image.")] = 5,
+    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Number of predictions per image.")] = 5,
     column: Annotated[
         str | None,
-        typer.Option("--column", help="Of Parquet: the column of the images, as bytes or as paths. By default found."),
+        typer.Option(
+            "--column", help="Parquet: the column of the images, as bytes or paths. By default selected by its name."
+        ),
     ] = None,
     key: Annotated[
         str | None,
-        typer.Option("--key", help="Of Parquet: the column that names the images. By default path or row."),
+        typer.Option(
+            "--key", help="Parquet: the column of the names of the images. By default the path or the row number."
+        ),
     ] = None,
     part_images: Annotated[
-        int, typer.Option("--part-images", min=1, help="The most rows of a part, of which an interruption loses one.")
+        int,
+        typer.Option(
+            "--part-images", min=1, help="Maximum number of rows in a part. An interruption loses at most one part."
+        ),
     ] = PART_IMAGES,
     retry_bad: Annotated[  # noqa: FBT002 - a flag
         bool,
-        typer.Option("--retry-bad", help="Ask again for the images of a folder of parts whose row has an error."),
+        typer.Option("--retry-bad", help="Classify the images whose row has an error again."),
     ] = False,
     engine: Annotated[
-        Engine, typer.Option("--engine", help="In this process, or in many on Ray (the extra `ray`).")
+        Engine, typer.Option("--engine", help="Classify in this process, or in several on Ray (the extra `ray`).")
     ] = Engine.PROCESS,
     ray_address: Annotated[
         str | None,
@@ -104,20 +112,21 @@ def bulk_command(
         ),
     ] = None,
     replicas: Annotated[
-        str, typer.Option("--replicas", metavar="N|MIN-MAX", help="On Ray: processes with a model each.")
+        str, typer.Option("--replicas", metavar="N|MIN-MAX", help="Ray: number of processes, each with a model.")
     ] = "1",
-    replica_cpus: Annotated[float, typer.Option("--replica-cpus", help="On Ray: the cores set aside for each.")] = 2,
-    replica_gpus: Annotated[float, typer.Option("--replica-gpus", help="On Ray: the GPUs set aside for each.")] = 0,
+    replica_cpus: Annotated[float, typer.Option("--replica-cpus", help="Ray: cores reserved for each process.")] = 2,
+    replica_gpus: Annotated[float, typer.Option("--replica-gpus", help="Ray: GPUs reserved for each process.")] = 0,
 ) -> None:
-    """Label images in great numbers, and write the labels to Parquet; a run that was ended goes on where it was.
+    """Classify images in folders, tar files and Parquet files, and write the labels to Parquet.
 
-    An image that cannot be read has its reason in the column `error`. The same command again continues, and asks
-    nothing twice. Exit status: 0 if every image was classified, 1 if some were not, 2 if nothing could be done.
+    To resume an interrupted run, repeat the command; images that are classified are not classified again. Images that
+    cannot be read have the reason in the column `error`. Exit status: 0 if all images were classified, 1 if some were
+    not, 2 if none were or the command failed.
     """
     with told_plainly():
         if sum((labels is not None, label_set is not None, no_labels)) != 1:
             raise InvalidFieldError.of("--labels", "give one of --labels, --label-set and --no-labels")
-        question = ClassifyRequest(
+        query = ClassifyRequest(
             labels=read_labels(labels),
             label_set=label_set,
             method=method,
@@ -130,17 +139,17 @@ def bulk_command(
             coverage=share_of(coverage, "--coverage"),
             database=database,
         )
-        order = BulkRequest(sources, to, ParquetColumns(column, key), part_images, retry_bad)
+        request = BulkRequest(sources, to, ParquetColumns(column, key), part_images, retry_bad)
     configure_logs("console", "warning")
-    began = time.monotonic()
-    with told_plainly(), _told_when_stopped(to):
-        check(order)
+    started = time.monotonic()
+    with told_plainly(), _report_interruption(to):
+        validate(request)
         pool = _pool(replicas, replica_cpus, replica_gpus, ray_address) if engine is Engine.RAY else None
-        totals = _carried_out(question, order, pool)
-    elapsed = f"{time.monotonic() - began:,.0f} s"
-    out.print(f"{totals.images:,} images, {totals.bad:,} bad, in {escape(str(to))} ({elapsed})", highlight=False)
-    if totals.bad or not totals.images:
-        raise typer.Exit(SOME_FAILED if totals.bad < totals.images else NOTHING_DONE)
+        counts = _run(query, request, pool)
+    elapsed = f"{time.monotonic() - started:,.0f} s"
+    out.print(f"{counts.images:,} images, {counts.bad:,} bad, in {escape(str(to))} ({elapsed})", highlight=False)
+    if counts.bad or not counts.images:
+        raise typer.Exit(SOME_FAILED if counts.bad < counts.images else NOTHING_DONE)
 
 
 def _pool(count: str, cpus: float, gpus: float, address: str | None) -> ReplicaPool:
@@ -149,113 +158,113 @@ def _pool(count: str, cpus: float, gpus: float, address: str | None) -> ReplicaP
     except ValueError as error:
         raise InvalidFieldError.of("--replicas", str(error)) from error
     pool = ReplicaPool(replicas.min, replicas.max, cpus, gpus, address or cluster_address() or LOCAL)
-    pool.check()
+    pool.validate()
     return pool
 
 
-def _carried_out(question: ClassifyRequest, order: BulkRequest, pool: ReplicaPool | None) -> ImageCounts:
-    settings = bulk_settings(load_settings(), question.model)
+def _run(query: ClassifyRequest, request: BulkRequest, pool: ReplicaPool | None) -> ImageCounts:
+    settings = bulk_settings(load_settings(), query.model)
     with err.status("Loading the model"):
         encoders = load_encoders(settings)
     with service_in_loop(settings, encoders) as (loop, service):
-        loop.run(prepare_names(InProcess(service), question))
-        work = loop.run(prepare_run(service, question, order, settings.max_image_bytes))
+        loop.run(prepare_names(InProcess(service), query))
+        spec = loop.run(prepare_run(service, query, request, settings.max_image_bytes))
         if pool is None:
-            with _Bar() as bar:
-                return run_bulk(order, work, process_engine(loop, service), bar)
-    # The model here has told what the question is about; replicas need its memory.
+            with _ProgressBar() as bar:
+                return run_bulk(request, spec, process_engine(loop, service), bar)
+    # The query is resolved, and the replicas may need the memory of this model.
     del encoders, service
-    with _Bar() as bar:
-        return run_bulk(order, work, ray_engine(settings, pool), bar)
+    with _ProgressBar() as bar:
+        return run_bulk(request, spec, ray_engine(settings, pool), bar)
 
 
 @contextmanager
-def _told_when_stopped(to: Path) -> Iterator[None]:
-    """At Ctrl-C or SIGTERM say what is kept, and end with the status that shells give to the signal."""
-    stopped_by = signal.SIGINT
+def _report_interruption(to: Path) -> Iterator[None]:
+    """At Ctrl-C or SIGTERM, print how many parts are saved, and exit with the shell's status for the signal."""
+    received = signal.SIGINT
 
-    def terminated(*_: object) -> None:
-        nonlocal stopped_by
-        stopped_by = signal.SIGTERM
-        interrupt = signal.getsignal(signal.SIGINT)  # of a loop that runs, it ends its work in order
+    def terminate(*_: object) -> None:
+        nonlocal received
+        received = signal.SIGTERM
+        interrupt = signal.getsignal(signal.SIGINT)  # the handler of a running event loop cancels its tasks in order
         if callable(interrupt):
             interrupt(signal.SIGINT, None)
         else:
             raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, terminated)
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     except KeyboardInterrupt:
         folder = parts_folder(to)
-        kept = len(part_files(folder)) if folder.is_dir() else 0
+        saved = len(part_files(folder)) if folder.is_dir() else 0
         err.print(
-            f"stopped: {kept:,} parts are kept in '{escape(str(folder))}', and the same command goes on",
+            f"stopped: {saved:,} parts are saved in '{escape(str(folder))}'; repeat the command to resume",
             highlight=False,
             soft_wrap=True,
         )
-        raise typer.Exit(128 + stopped_by) from None
+        raise typer.Exit(128 + received) from None
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-class _Bar:
-    """A bar on standard error: images, how many of them are bad, and images per second of this run.
+class _ProgressBar:
+    """Shows on standard error the number of images, the bad images among them, and images per second of this run.
 
-    Where that is no terminal, it is a line about every half a minute.
+    Without a terminal it prints a line about every half minute.
     """
 
     def __init__(self) -> None:
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.fields[told]}"),
+            TextColumn("{task.fields[status]}"),
             TimeRemainingColumn(),
             console=err,
             transient=True,
             disable=not err.is_terminal,
         )
-        self._line: TaskID | None = None
+        self._task: TaskID | None = None
         self._total: int | None = None
-        self._before = self._done = self._bad = 0
-        self._began = self._line_at = time.monotonic()
+        self._done_before = self._done = self._bad = 0
+        self._started = self._line_printed = time.monotonic()
 
-    def __enter__(self) -> "_Bar":
+    def __enter__(self) -> "_ProgressBar":
         self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def tell(self, note: str) -> None:
-        """Say it in a line of its own."""
-        err.print(escape(note), highlight=False, soft_wrap=True)
+    def warn(self, message: str) -> None:
+        """Print a message on its own line."""
+        err.print(escape(message), highlight=False, soft_wrap=True)
 
-    def begin(self, manifest: Manifest, done: ImageCounts) -> None:
-        """Show what was done before."""
-        self._total, self._before, self._done, self._bad = manifest.images, done.images, done.images, done.bad
-        self._line = self._bar.add_task("Classifying", total=self._total, told=self._told())
-        self._bar.update(self._line, completed=self._done)
-        self._began = self._line_at = time.monotonic()
+    def start(self, manifest: Manifest, done: ImageCounts) -> None:
+        """Show the bar, with the images that an earlier command has classified."""
+        self._total, self._done_before, self._done, self._bad = manifest.images, done.images, done.images, done.bad
+        self._task = self._bar.add_task("Classifying", total=self._total, status=self._status())
+        self._bar.update(self._task, completed=self._done)
+        self._started = self._line_printed = time.monotonic()
         if done.images:
             err.print(
-                f"going on with the run of {manifest.began_at}: {done.images:,} images are done;"
-                " what has come to the sources since is not in it",
+                f"resuming the run of {manifest.started_at}: {done.images:,} images are done; files added to the"
+                " sources since then are not included",
                 highlight=False,
                 soft_wrap=True,
             )
 
     def advance(self, images: int, bad: int) -> None:
-        """Show what more is done."""
-        assert self._line is not None
+        """Add images that are classified."""
+        assert self._task is not None
         self._done += images
         self._bad += bad
-        self._bar.update(self._line, completed=self._done, told=self._told())
-        if not err.is_terminal and time.monotonic() - self._line_at >= _LINE_EVERY_S:
-            self._line_at = time.monotonic()
-            err.print(f"Classifying: {self._told()}", highlight=False, soft_wrap=True)
+        self._bar.update(self._task, completed=self._done, status=self._status())
+        if not err.is_terminal and time.monotonic() - self._line_printed >= _LINE_INTERVAL_S:
+            self._line_printed = time.monotonic()
+            err.print(f"Classifying: {self._status()}", highlight=False, soft_wrap=True)
 
-    def _told(self) -> str:
-        of = "" if self._total is None else f" of {self._total:,}"
-        rate = (self._done - self._before) / max(1e-3, time.monotonic() - self._began)
-        return f"{self._done:,}{of} images, {self._bad:,} bad, {rate:,.1f}/s"
+    def _status(self) -> str:
+        total = "" if self._total is None else f" of {self._total:,}"
+        rate = (self._done - self._done_before) / max(1e-3, time.monotonic() - self._started)
+        return f"{self._done:,}{total} images, {self._bad:,} bad, {rate:,.1f}/s"

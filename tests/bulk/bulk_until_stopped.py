@@ -1,4 +1,4 @@
-"""Run `deixis bulk` with an encoder of tests, and stop it by a signal after a part; run by test_bulk_command.py.
+"""Runs `deixis bulk` with a fake encoder, and sends it a signal after a part; started by test_run.py.
 
 python -m tests.bulk.bulk_until_stopped SIGNAL ARGUMENTS...
 """
@@ -17,14 +17,14 @@ def main() -> None:
     number = int(sys.argv[1])
     write = PartStore.write
 
-    def stopping(self, unit, part, rows, *, ends_unit):
+    def write_and_signal(self, unit, part, rows, *, ends_unit):
         write(self, unit, part, rows, ends_unit=ends_unit)
         if unit == 2:
             os.kill(os.getpid(), number)
 
-    PartStore.write = stopping
+    PartStore.write = write_and_signal
     app.cli.bulk.load_encoders = lambda _: [CaptionEncoder()]
-    # Ctrl-C is ignored by processes that a shell has started in the background.
+    # Processes that a shell starts in the background ignore Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     cli(sys.argv[2:])
 

@@ -1,4 +1,4 @@
-"""Encoders for replicas, which find them here by name: one that works, and some that do not."""
+"""Encoder loaders that replicas import: one that works, and others that fail."""
 
 import os
 from pathlib import Path
@@ -7,11 +7,11 @@ from app.encoders.fake import FakeEncoder
 from app.settings import Settings
 
 
-def fake(settings: Settings) -> list[FakeEncoder]:
+def load_fake(settings: Settings) -> list[FakeEncoder]:
     return [FakeEncoder()]
 
 
-def other_weights(settings: Settings) -> list[FakeEncoder]:
+def load_other_weights(settings: Settings) -> list[FakeEncoder]:
     class Retrained(FakeEncoder):
         def image_fingerprint(self) -> str:
             return "retrained"
@@ -19,12 +19,12 @@ def other_weights(settings: Settings) -> list[FakeEncoder]:
     return [Retrained()]
 
 
-class Dying(FakeEncoder):
-    """Kills its process at the third batch, once among all processes that share a folder."""
+class CrashingOnce(FakeEncoder):
+    """Ends its process at the third batch, once among all processes that share a folder."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self._mark = folder / "died"
+        self._mark = folder / "crashed"
 
     def encode_images(self, pixels):
         if len(self.image_batches) == 2:
@@ -37,15 +37,15 @@ class Dying(FakeEncoder):
         return super().encode_images(pixels)
 
 
-def dying(settings: Settings) -> list[FakeEncoder]:
-    return [Dying(settings.data_dir)]
+def load_crashing_once(settings: Settings) -> list[FakeEncoder]:
+    return [CrashingOnce(settings.data_dir)]
 
 
-def broken(settings: Settings) -> list[FakeEncoder]:
+def load_unavailable(settings: Settings) -> list[FakeEncoder]:
     from app.errors import ModelUnavailableError
 
     raise ModelUnavailableError("the weights are on another machine")
 
 
-def crashing(settings: Settings) -> list[FakeEncoder]:
+def load_failing(settings: Settings) -> list[FakeEncoder]:
     raise RuntimeError("no kernel image is available")

@@ -1,4 +1,4 @@
-"""Bulk work on a real Ray of this machine: the rows of one process, replicas that die, and what replicas refuse."""
+"""Bulk classification on a real Ray: the rows of one process, crashes of replicas, and replicas that differ."""
 
 import gc
 import importlib.util
@@ -37,7 +37,7 @@ CLASSES = (
     ClassEntry("meadow", features=("green grass",), synonyms=("lawn",)),
     ClassEntry("sky", prompt="the blue {}"),
 )
-QUESTIONS = {
+QUERIES = {
     "labels": ClassifyRequest(labels=["red", "green", "blue"], reject_below=0.5),
     "a label set with descriptions": ClassifyRequest(label_set="nature", method="cupl-ensemble"),
 }
@@ -45,7 +45,7 @@ QUESTIONS = {
 
 @pytest.fixture(scope="module")
 def running_ray():
-    """One Ray for the module, whose sockets need a short path."""
+    """One Ray for the module; the paths of its sockets must be short."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
 
@@ -60,7 +60,7 @@ def running_ray():
     )
     yield ray
     with warnings.catch_warnings():
-        # Ray does not wait for the processes that it ends.
+        # Ray does not wait for the processes that it stops.
         warnings.simplefilter("ignore", ResourceWarning)
         ray.shutdown()
         gc.collect()
@@ -78,18 +78,18 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
-class Told:
-    """Adds up what a run tells."""
+class ProgressSum:
+    """Adds up the progress of a run."""
 
     def __init__(self):
         self.images = self.bad = 0
-        self.before = None
+        self.done_before = None
 
-    def tell(self, note):
+    def warn(self, message):
         pass
 
-    def begin(self, manifest, done):
-        self.before = done.images
+    def start(self, manifest, done):
+        self.done_before = done.images
 
     def advance(self, images, bad):
         self.images += images
@@ -98,151 +98,151 @@ class Told:
 
 @pytest.fixture
 def bulk(settings, photos, tmp_path):
-    """Run bulk work in process, or on Ray with the encoders that a function loads."""
+    """Run a bulk classification in process, or on Ray with an encoder loader."""
 
-    def work(question, out, load=None, least=1, most=1, told=None, work_settings=settings, engine=None):
-        order = BulkRequest([photos], tmp_path / out, part_images=10)
+    def run(query, out, load=None, replicas=1, progress=None, replica_settings=settings, engine=None):
+        request = BulkRequest([photos], tmp_path / out, part_images=10)
         with service_in_loop(settings, [FakeEncoder()]) as (loop, service):
             loop.run(service.label_sets.put("nature", CLASSES, "photo"))
-            job = loop.run(
-                prepare_run(service, replace(question, label_set=question.label_set and "nature@1"), order, 10**6)
+            spec = loop.run(
+                prepare_run(service, replace(query, label_set=query.label_set and "nature@1"), request, 10**6)
             )
             if load is not None:
-                engine = ray_engine(work_settings, ReplicaPool(least, most), load)
-            return run_bulk(order, job, engine or process_engine(loop, service), told or Told())
+                engine = ray_engine(replica_settings, ReplicaPool(replicas, replicas), load)
+            return run_bulk(request, spec, engine or process_engine(loop, service), progress or ProgressSum())
 
-    return work
+    return run
 
 
 def rows_of(folder):
     return pq.read_table(folder).to_pylist()
 
 
-@pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS)
-def test_replicas_write_the_rows_of_one_process(running_ray, bulk, tmp_path, question):
-    alone, told = bulk(question, "alone"), Told()
+@pytest.mark.parametrize("query", QUERIES.values(), ids=QUERIES)
+def test_replicas_write_the_rows_of_one_process(running_ray, bulk, tmp_path, query):
+    alone, progress = bulk(query, "alone"), ProgressSum()
 
-    together = bulk(question, "together", replica_encoders.fake, least=2, most=2, told=told)
+    together = bulk(query, "together", replica_encoders.load_fake, replicas=2, progress=progress)
 
     assert together == alone
-    assert (together.images, together.bad) == (91, 1) == (told.images, told.bad)
+    assert (together.images, together.bad) == (91, 1) == (progress.images, progress.bad)
     assert rows_of(tmp_path / "together") == rows_of(tmp_path / "alone")
 
 
 def test_replicas_need_no_database_of_label_sets(running_ray, bulk, tmp_path, settings):
-    """The question travels; where a replica runs there may be none of the label sets."""
+    """Replicas get the classes with the task; their own database has no label sets."""
     (tmp_path / "elsewhere").mkdir()
     elsewhere = settings.model_copy(update={"data_dir": tmp_path / "elsewhere"})
-    question = QUESTIONS["a label set with descriptions"]
-    bulk(question, "together", replica_encoders.fake, work_settings=elsewhere)
-    bulk(question, "alone")
+    query = QUERIES["a label set with descriptions"]
+    bulk(query, "together", replica_encoders.load_fake, replica_settings=elsewhere)
+    bulk(query, "alone")
     assert rows_of(tmp_path / "together") == rows_of(tmp_path / "alone")
 
 
-def test_replicas_that_learn_need_the_same_examples(running_ray, bulk, tmp_path, settings):
-    question = ClassifyRequest(label_set="nature", method="gda")
-    bulk(question, "alone")
-    bulk(question, "together", replica_encoders.fake)
+def test_replicas_of_a_method_that_learns_need_the_same_examples(running_ray, bulk, tmp_path, settings):
+    query = ClassifyRequest(label_set="nature", method="gda")
+    bulk(query, "alone")
+    bulk(query, "together", replica_encoders.load_fake)
     assert rows_of(tmp_path / "together") == rows_of(tmp_path / "alone")
     (tmp_path / "elsewhere").mkdir()
     elsewhere = settings.model_copy(update={"data_dir": tmp_path / "elsewhere"})
     with pytest.raises(ServerError, match="unknown label set 'nature'"):
-        bulk(question, "other", replica_encoders.fake, work_settings=elsewhere)
+        bulk(query, "other", replica_encoders.load_fake, replica_settings=elsewhere)
 
 
-def test_a_run_of_one_engine_is_continued_by_the_other(running_ray, bulk, tmp_path):
-    question = QUESTIONS["labels"]
-    bulk(question, "alone")
-    for out, load in (("ray first", replica_encoders.fake), ("ray second", None)):
-        bulk(question, out, load)
+def test_a_run_of_one_engine_is_resumed_by_the_other(running_ray, bulk, tmp_path):
+    query = QUERIES["labels"]
+    bulk(query, "alone")
+    for out, load in (("ray first", replica_encoders.load_fake), ("ray second", None)):
+        bulk(query, out, load)
         for part in sorted((tmp_path / out).glob("part-*"))[2:7]:
             part.unlink()
-        told = Told()
-        bulk(question, out, None if load else replica_encoders.fake, told=told)
-        assert (told.before, told.images) == (41, 50)
+        progress = ProgressSum()
+        bulk(query, out, None if load else replica_encoders.load_fake, progress=progress)
+        assert (progress.done_before, progress.images) == (41, 50)
         assert rows_of(tmp_path / out) == rows_of(tmp_path / "alone")
 
 
-def test_what_a_replica_did_not_finish_when_it_died_is_done_by_another(running_ray, bulk, tmp_path, settings):
-    question = QUESTIONS["labels"]
-    bulk(question, "alone")
-    totals = bulk(question, "out", replica_encoders.dying)
-    assert (settings.data_dir / "died").exists()
-    assert totals.images == 91
+def test_another_replica_finishes_the_unit_of_a_replica_that_crashed(running_ray, bulk, tmp_path, settings):
+    query = QUERIES["labels"]
+    bulk(query, "alone")
+    counts = bulk(query, "out", replica_encoders.load_crashing_once)
+    assert (settings.data_dir / "crashed").exists()
+    assert counts.images == 91
     assert rows_of(tmp_path / "out") == rows_of(tmp_path / "alone")
 
 
 @pytest.fixture
-def alone(monkeypatch):
-    """A replica can be made without Ray."""
+def without_ray(monkeypatch):
+    """Allow to create a replica without Ray."""
     context = SimpleNamespace(get_actor_id=lambda: "0a1b")
-    monkeypatch.setattr(module, "_ray", lambda: SimpleNamespace(get_runtime_context=lambda: context))
+    monkeypatch.setattr(module, "_import_ray", lambda: SimpleNamespace(get_runtime_context=lambda: context))
     monkeypatch.setattr(module, "configure_logs", lambda *_: None)
 
 
-def test_images_at_which_replicas_die_again_and_again_end_the_run_and_are_named(bulk, settings, monkeypatch, alone):
+def test_images_at_which_replicas_crash_repeatedly_are_named_and_end_the_run(bulk, settings, monkeypatch, without_ray):
 
-    def engine(work, remaining, advance):
-        first, second, *_ = (pa.Table.from_pylist([asdict(each)]) for each in remaining)
-        replica = Replica(settings, work, replica_encoders.fake)
-        with replica._opened:
-            with monkeypatch.context() as dying:
-                dying.setattr(BulkClassifier, "run", lambda *_: sys.exit("killed"))
+    def engine(spec, pending, advance):
+        first, second, *_ = (pa.Table.from_pylist([asdict(each)]) for each in pending)
+        replica = Replica(settings, spec, replica_encoders.load_fake)
+        with replica._resources:
+            with monkeypatch.context() as crashing:
+                crashing.setattr(BulkClassifier, "run", lambda *_: sys.exit("killed"))
                 for _ in range(3):
                     with pytest.raises(SystemExit):
                         replica(second)
-            told = [replica(block).to_pylist()[0] for block in (first, second)]
-        assert told[0] == {"images": 10, "bad": 0, "failed": None}
-        assert "3 replicas died, one after the other, at the 10 images from '10.png' on of" in told[1]["failed"]
-        assert "the same command goes on" in told[1]["failed"]
-        assert [file.name for file in work.folder.glob(".tried*")] == [".tried-00000001-000000"]
+            outcomes = [replica(block).to_pylist()[0] for block in (first, second)]
+        assert outcomes[0] == {"images": 10, "bad": 0, "failure": None}
+        assert "3 replicas crashed, one after the other, at the 10 images from '10.png' of" in outcomes[1]["failure"]
+        assert "repeat the command to resume" in outcomes[1]["failure"]
+        assert [file.name for file in spec.folder.glob(".attempts*")] == [".attempts-00000001-000000"]
 
-    with pytest.raises(StoreError):  # the rest is not done
-        bulk(QUESTIONS["labels"], "out", engine=engine)
-    assert bulk(QUESTIONS["labels"], "out").images == 91
+    with pytest.raises(StoreError):  # the other units are missing
+        bulk(QUERIES["labels"], "out", engine=engine)
+    assert bulk(QUERIES["labels"], "out").images == 91
 
 
-def test_a_replica_that_dies_whenever_it_is_started_ends_the_run(bulk, settings, alone):
+def test_a_replica_that_crashes_at_every_start_ends_the_run(bulk, settings, without_ray):
 
-    def engine(work, remaining, advance):
-        block = pa.Table.from_pylist([asdict(next(remaining))])
+    def engine(spec, pending, advance):
+        block = pa.Table.from_pylist([asdict(next(pending))])
         for _ in range(3):
             with pytest.raises(SystemExit):
-                Replica(settings, work, lambda _: sys.exit("killed"))
-        assert [file.name for file in work.folder.glob(".tried*")] == [".tried-start-0a1b"]
-        told = Replica(settings, work, replica_encoders.fake)(block).to_pylist()[0]
-        assert "it died 3 times before it had started" in told["failed"]
-        replica = Replica(settings, work, replica_encoders.fake)
-        with replica._opened:
-            assert replica(block).to_pylist()[0]["failed"] is None
-        assert not list(work.folder.glob(".tried*"))
+                Replica(settings, spec, lambda _: sys.exit("killed"))
+        assert [file.name for file in spec.folder.glob(".attempts*")] == [".attempts-start-0a1b"]
+        outcome = Replica(settings, spec, replica_encoders.load_fake)(block).to_pylist()[0]
+        assert "it crashed 3 times during its start" in outcome["failure"]
+        replica = Replica(settings, spec, replica_encoders.load_fake)
+        with replica._resources:
+            assert replica(block).to_pylist()[0]["failure"] is None
+        assert not list(spec.folder.glob(".attempts*"))
 
-    with pytest.raises(StoreError):  # the rest is not done
-        bulk(QUESTIONS["labels"], "out", engine=engine)
+    with pytest.raises(StoreError):  # the other units are missing
+        bulk(QUERIES["labels"], "out", engine=engine)
 
 
 @pytest.mark.parametrize(
     ("load", "reason"),
     [
-        (replica_encoders.broken, "the weights are on another machine"),
-        (replica_encoders.crashing, "it does not start: no kernel image is available"),
-        (replica_encoders.other_weights, "the model fingerprint is retrained here, and the run is about fake"),
+        (replica_encoders.load_unavailable, "the weights are on another machine"),
+        (replica_encoders.load_failing, "it does not start: no kernel image is available"),
+        (replica_encoders.load_other_weights, "the model fingerprint is retrained here, and the run uses fake"),
     ],
 )
-def test_a_replica_that_would_answer_otherwise_ends_the_run(running_ray, bulk, tmp_path, load, reason):
+def test_a_replica_that_cannot_load_the_same_model_ends_the_run(running_ray, bulk, tmp_path, load, reason):
     with pytest.raises(ServerError, match=reason):
-        bulk(QUESTIONS["labels"], "out", load)
+        bulk(QUERIES["labels"], "out", load)
     assert not list((tmp_path / "out").glob("part-*"))
 
 
-def test_parts_that_are_not_in_the_shared_folder_are_missed(running_ray, bulk, tmp_path, monkeypatch):
-    """As where each node has an ``--out`` of its own."""
+def test_parts_that_are_missing_in_the_shared_folder_end_the_run(running_ray, bulk, tmp_path, monkeypatch):
+    """This happens if each node has its own ``--out``."""
     monkeypatch.setattr(module, "_run", lambda *_: None)
-    with pytest.raises(StoreError, match=r"10 of 10 pieces are not in .* on a disk that they share"):
-        bulk(QUESTIONS["labels"], "out", replica_encoders.fake)
+    with pytest.raises(StoreError, match=r"10 of 10 work units are missing in .* on a disk that all workers share"):
+        bulk(QUERIES["labels"], "out", replica_encoders.load_fake)
 
 
-def test_more_than_there_is_and_clusters_that_are_not_there_are_told(tmp_path, bulk, monkeypatch):
+def test_missing_gpus_and_an_unreachable_cluster_are_reported(bulk, monkeypatch):
     import ray
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
@@ -252,14 +252,9 @@ def test_more_than_there_is_and_clusters_that_are_not_there_are_told(tmp_path, b
 
     monkeypatch.setattr(ray, "init", unreachable)
     with pytest.raises(NotReadyError, match="Ray at 'local' cannot be reached: no such cluster"):
-        bulk(QUESTIONS["labels"], "out", replica_encoders.fake)
+        bulk(QUERIES["labels"], "out", replica_encoders.load_fake)
     monkeypatch.setattr(ray, "init", lambda **_: None)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 3.0})
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    with pytest.raises(InvalidFieldError, match="1 times 1 GPUs are wanted, and there are 0"):
-        on_ray_with_gpus(bulk)
-
-
-def on_ray_with_gpus(bulk):
-    with module._connected(ReplicaPool(gpus=1)):
-        pytest.fail("it went on")
+    with pytest.raises(InvalidFieldError, match="1 replicas with 1 GPUs are requested, and this machine has 0"):
+        module._connected(ReplicaPool(gpus=1)).__enter__()

@@ -1,4 +1,4 @@
-"""`deixis bulk` in one process: the answers of `deixis classify`, interruptions, bad images and what is refused."""
+"""`deixis bulk` in one process: the predictions of `deixis classify`, interruptions, bad images and refusals."""
 
 import errno
 import json
@@ -45,7 +45,7 @@ def encoder():
 
 @pytest.fixture
 def run(monkeypatch, tmp_path, encoder):
-    """Run a command with its own data folder; returns typer's result."""
+    """Run a command with its own data folder, and return typer's result."""
     for module in ("app.cli.common", "app.cli.bulk"):
         monkeypatch.setattr(f"{module}.load_encoders", lambda _: [encoder])
         monkeypatch.setattr(f"{module}.configure_logs", lambda *_: None)
@@ -53,7 +53,7 @@ def run(monkeypatch, tmp_path, encoder):
     runner = CliRunner()
 
     def invoke(*arguments):
-        # A command logs to standard error, and by default to standard output.
+        # Logs would otherwise go to standard output.
         with structlog.testing.capture_logs():
             return runner.invoke(cli, [str(argument) for argument in arguments])
 
@@ -62,7 +62,7 @@ def run(monkeypatch, tmp_path, encoder):
 
 @pytest.fixture
 def photos(tmp_path):
-    """Forty pictures of as many colours, in two folders."""
+    """Forty images of different colours, in two folders."""
     rng = np.random.default_rng(0)
     for number in range(40):
         place = tmp_path / "photos" / ("a" if number % 3 else "b")
@@ -72,8 +72,8 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
-def told_by_classify(run, folder, *question):
-    done = run("classify", folder, *question, "-k", 5, "-f", "json")
+def classify(run, folder, *query):
+    done = run("classify", folder, *query, "-k", 5, "-f", "json")
     assert done.exit_code == 0, done.stderr
     return {each.pop("path"): each for each in json.loads(done.stdout)}
 
@@ -86,7 +86,7 @@ def keys_of(out):
     return [row["key"] for row in rows_of(out)]
 
 
-def assert_told_in_a_line(done, status, *words):
+def assert_error(done, status, *words):
     assert done.exit_code == status, (done.stdout, done.stderr)
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert all(word in line for word in words), line
@@ -100,8 +100,8 @@ def nature(run, tmp_path):
 
 
 @pytest.fixture
-def taught(run, tmp_path, nature):
-    """The same with example images."""
+def with_examples(run, tmp_path, nature):
+    """The label set with example images."""
     examples = tmp_path / "examples"
     for name, colour in (("rose", "red"), ("meadow", "green"), ("sky", "blue")):
         (examples / name).mkdir(parents=True)
@@ -118,38 +118,38 @@ def scenes(run, tmp_path):
     assert run("captions", "build", tmp_path / "captions.txt", "--name", "scenes").exit_code == 0
 
 
-QUESTIONS = {
+QUERIES = {
     "labels": (["-l", "red, green, blue", "--reject-below", "0.6"], None),
     "a label set with descriptions": (["-s", "nature", "--method", "cupl-ensemble"], "nature"),
     "weighed prompts": (["-s", "nature@1", "--method", "autoclip", "-o", "beta=0.7", "-t", "a {}."], "nature"),
-    "a label set with examples": (["-s", "nature"], "taught"),
+    "a label set with examples": (["-s", "nature"], "with_examples"),
     "no labels": (["-d", "scenes"], "scenes"),
 }
 
 
-@pytest.mark.parametrize(("question", "stored"), QUESTIONS.values(), ids=QUESTIONS)
-def test_predictions_are_those_of_classify(run, photos, tmp_path, request, question, stored):
+@pytest.mark.parametrize(("query", "stored"), QUERIES.values(), ids=QUERIES)
+def test_predictions_are_those_of_classify(run, photos, tmp_path, request, query, stored):
     if stored is not None:
         request.getfixturevalue(stored)
-    expected = told_by_classify(run, photos, *question)
+    expected = classify(run, photos, *query)
     labelled = ["--no-labels"] if stored == "scenes" else []
 
-    done = run("bulk", photos, *question, *labelled, "--out", tmp_path / "out", "--part-images", 7)
+    done = run("bulk", photos, *query, *labelled, "--out", tmp_path / "out", "--part-images", 7)
 
     assert done.exit_code == 0, done.stderr
     rows = rows_of(tmp_path / "out")
     assert [f"{row['source']}/{row['key']}" for row in rows] == list(expected)
-    for row, told in zip(rows, expected.values(), strict=True):
-        predictions = told["predictions"]
+    for row, result in zip(rows, expected.values(), strict=True):
+        predictions = result["predictions"]
         assert row["labels"] == [each["label"] for each in predictions]
         assert row["scores"] == [each["score"] for each in predictions]
         assert row["similarities"] == [each["similarity"] for each in predictions]
         best = predictions[0]
         assert (row["label"], row["score"], row["similarity"]) == (best["label"], best["score"], best["similarity"])
-        assert (row["rejected"], row["error"]) == (told.get("rejected"), None)
+        assert (row["rejected"], row["error"]) == (result.get("rejected"), None)
 
 
-def test_all_forms_of_a_source_give_the_same_answers(run, photos, tmp_path):
+def test_all_kinds_of_sources_give_the_same_predictions(run, photos, tmp_path):
     files = sorted(photos.rglob("*.png"), key=lambda file: (file.parent.name, file.name))
     with tarfile.open(tmp_path / "s.tar", "w") as archive:
         for file in files:
@@ -170,14 +170,14 @@ def test_all_forms_of_a_source_give_the_same_answers(run, photos, tmp_path):
 # --- interruptions ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["folder", "tar", "parquet"])
-def test_a_run_that_failed_goes_on_where_it_was(run, photos, tmp_path, monkeypatch, encoder, form):
+@pytest.mark.parametrize("kind", ["folder", "tar", "parquet"])
+def test_a_failed_run_resumes_after_its_last_part(run, photos, tmp_path, monkeypatch, encoder, kind):
     source = photos
-    if form == "tar":
+    if kind == "tar":
         source = tmp_path / "s.tar"
         with tarfile.open(source, "w") as archive:
             archive.add(photos, ".")
-    elif form == "parquet":
+    elif kind == "parquet":
         source = tmp_path / "p.parquet"
         contents = [file.read_bytes() for file in sorted(photos.rglob("*.png"))]
         pq.write_table(pa.table({"image": contents}), source, row_group_size=16)
@@ -185,64 +185,64 @@ def test_a_run_that_failed_goes_on_where_it_was(run, photos, tmp_path, monkeypat
     assert run(*command, "--out", tmp_path / "whole").exit_code == 0
     write, written = PartStore.write, []
 
-    def until_the_disk_is_full(self, unit, part, rows, *, ends_unit):
+    def write_until_the_disk_is_full(self, unit, part, rows, *, ends_unit):
         if len(written) == 3:
             raise StoreError("the disk is full")
         written.append(len(rows))
         write(self, unit, part, rows, ends_unit=ends_unit)
 
-    monkeypatch.setattr(PartStore, "write", until_the_disk_is_full)
-    assert_told_in_a_line(run(*command, "--out", tmp_path / "out"), 2, "the disk is full")
+    monkeypatch.setattr(PartStore, "write", write_until_the_disk_is_full)
+    assert_error(run(*command, "--out", tmp_path / "out"), 2, "the disk is full")
     monkeypatch.setattr(PartStore, "write", write)
     assert len(keys_of(tmp_path / "out")) == sum(written)
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("part-*")}
     encoder.image_batches.clear()
 
-    # A run goes on with the parts that it began with, whatever is asked of their size.
+    # A resumed run keeps the size of its parts.
     done = run(*command[:-1], 9, "--out", tmp_path / "out")
 
     assert done.exit_code == 0, done.stderr
-    assert "going on with the run of" in done.stderr
+    assert "resuming the run of" in done.stderr
     assert f"{sum(written)} images are done" in done.stderr
     assert sum(encoder.image_batches) == 40 - sum(written)
     assert {file: file.stat().st_mtime_ns for file in before} == before
     assert rows_of(tmp_path / "out") == rows_of(tmp_path / "whole")
 
 
-@pytest.mark.skipif(os.name == "nt", reason="no signals are sent there")
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no signals")
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_run_that_is_stopped_says_what_is_kept(run, photos, tmp_path, sent, status):
+def test_a_stopped_run_reports_the_parts_that_are_saved(run, photos, tmp_path, sent, status):
     command = ["bulk", photos, "-l", "red, green", "--part-images", 5, "--out", tmp_path / "out.parquet"]
     words = [sys.executable, "-m", "tests.bulk.bulk_until_stopped", str(int(sent)), *map(str, command)]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
-    kept = len(list((tmp_path / "out.parquet.parts").glob("part-*")))
+    saved = len(list((tmp_path / "out.parquet.parts").glob("part-*")))
     assert done.returncode == status, done.stderr
-    assert 3 <= kept < 8
-    assert f"stopped: {kept} parts are kept in '{tmp_path}/out.parquet.parts', and the same command" in done.stderr
+    assert 3 <= saved < 8
+    assert f"stopped: {saved} parts are saved in '{tmp_path}/out.parquet.parts'; repeat the command" in done.stderr
     assert run(*command).exit_code == 0
     assert len(keys_of(tmp_path / "out.parquet")) == 40
 
 
-def test_a_run_that_is_stopped_before_it_has_begun_says_so_too(run, photos, tmp_path, monkeypatch):
-    def stopped(_):
+def test_a_run_that_is_stopped_while_the_model_loads_reports_no_parts(run, photos, tmp_path, monkeypatch):
+    def interrupt(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("app.cli.bulk.load_encoders", stopped)
+    monkeypatch.setattr("app.cli.bulk.load_encoders", interrupt)
     done = run("bulk", photos, "-l", "red, green", "--out", tmp_path / "out")
     assert done.exit_code == 130
-    assert f"stopped: 0 parts are kept in '{tmp_path}/out'" in done.stderr
+    assert f"stopped: 0 parts are saved in '{tmp_path}/out'" in done.stderr
 
 
-def test_without_a_terminal_a_line_is_told_now_and_then(run, photos, tmp_path, monkeypatch):
+def test_without_a_terminal_progress_is_printed_in_lines(run, photos, tmp_path, monkeypatch):
     command = ["bulk", photos, "-l", "red, green", "--out"]
     assert run(*command, tmp_path / "quick").stderr == ""
-    monkeypatch.setattr("app.cli.bulk._LINE_EVERY_S", 0.0)
+    monkeypatch.setattr("app.cli.bulk._LINE_INTERVAL_S", 0.0)
     lines = run(*command, tmp_path / "slow").stderr.splitlines()
-    assert len(lines) == 3  # of each request
+    assert len(lines) == 3  # one for each batch
     assert re.fullmatch(r"Classifying: 40 of 40 images, 0 bad, [\d,.]+/s", lines[-1])
 
 
-def test_a_run_that_is_done_does_nothing_again(run, photos, tmp_path, encoder):
+def test_a_finished_run_does_not_classify_again(run, photos, tmp_path, encoder):
     for out in (tmp_path / "out", tmp_path / "out.parquet"):
         command = ["bulk", photos, "-l", "red, green", "--out", out]
         assert run(*command).exit_code == 0
@@ -251,12 +251,12 @@ def test_a_run_that_is_done_does_nothing_again(run, photos, tmp_path, encoder):
         done = run(*command)
         assert done.exit_code == 0, done.stderr
         assert "40 images, 0 bad" in done.stdout
-        assert "what has come to the sources since is not in it" in done.stderr
+        assert "files added to the sources since then are not included" in done.stderr
         assert encoder.image_batches == []
         (photos / "later.png").unlink()
 
 
-def test_a_file_that_was_made_outlives_a_kill_before_its_parts_were_removed(run, photos, tmp_path, monkeypatch):
+def test_parts_that_a_killed_run_did_not_remove_are_removed_later(run, photos, tmp_path, monkeypatch):
     out, parts = tmp_path / "out.parquet", tmp_path / "out.parquet.parts"
     command = ["bulk", photos, "-l", "red, green", "--out", out]
     with monkeypatch.context() as killed:
@@ -267,7 +267,7 @@ def test_a_file_that_was_made_outlives_a_kill_before_its_parts_were_removed(run,
     assert not parts.exists()
 
 
-def test_a_folder_of_somebody_else_beside_a_file_that_was_made_is_left_alone(run, photos, tmp_path):
+def test_another_folder_with_the_name_of_the_parts_is_left_alone(run, photos, tmp_path):
     out, parts = tmp_path / "out.parquet", tmp_path / "out.parquet.parts"
     command = ["bulk", photos, "-l", "red, green", "--out", out]
     assert run(*command).exit_code == 0
@@ -278,38 +278,38 @@ def test_a_folder_of_somebody_else_beside_a_file_that_was_made_is_left_alone(run
     assert [file.name for file in parts.iterdir()] == ["part-00000000-000000-end.parquet"]
 
 
-def test_another_question_is_refused(run, photos, tmp_path, nature):
+def test_resuming_with_another_query_is_refused(run, photos, tmp_path, nature):
     command = ["bulk", photos, "--out", tmp_path / "out"]
     assert run(*command, "-s", "nature").exit_code == 0
-    assert_told_in_a_line(run(*command, "-l", "red, green"), 2, 'label_set "nature@1"', "and this is about null")
-    assert_told_in_a_line(run(*command, "-s", "nature", "-k", 1), 2, "top_k 3", "about 1")
-    assert_told_in_a_line(run(*command, "-s", "nature", "--method", "cupl"), 2, 'method "zero-shot"', '"cupl"')
+    assert_error(run(*command, "-l", "red, green"), 2, 'label_set "nature@1"', "and this command has null")
+    assert_error(run(*command, "-s", "nature", "-k", 1), 2, "top_k 3", "has 1")
+    assert_error(run(*command, "-s", "nature", "--method", "cupl"), 2, 'method "zero-shot"', '"cupl"')
     (tmp_path / "nature.json").write_text(json.dumps({**CLASSES, "templates": "photo"}))
     assert run("label-sets", "import", "nature", tmp_path / "nature.json").exit_code == 0
-    assert_told_in_a_line(run(*command, "-s", "nature"), 2, '"nature@1", and this is about "nature@2"')
+    assert_error(run(*command, "-s", "nature"), 2, '"nature@1", and this command has "nature@2"')
     assert run(*command, "-s", "nature@1").exit_code == 0
 
 
-def test_other_weights_under_the_same_name_are_refused(run, photos, tmp_path, monkeypatch):
+def test_resuming_with_other_weights_of_the_same_model_is_refused(run, photos, tmp_path, monkeypatch):
     command = ["bulk", photos, "-l", "red, green", "--out", tmp_path / "out"]
     assert run(*command).exit_code == 0
     monkeypatch.setattr(FakeEncoder, "image_fingerprint", lambda _: "retrained")
-    assert_told_in_a_line(run(*command), 2, 'model_fingerprint "fake"', '"retrained"')
+    assert_error(run(*command), 2, 'model_fingerprint "fake"', '"retrained"')
 
 
-def test_other_examples_are_refused(run, photos, tmp_path, taught):
+def test_resuming_with_other_examples_is_refused(run, photos, tmp_path, with_examples):
     command = ["bulk", photos, "-s", "nature", "--out", tmp_path / "out"]
     assert run(*command).exit_code == 0
     (tmp_path / "more" / "sky").mkdir(parents=True)
     (tmp_path / "more" / "sky" / "x.png").write_bytes(picture((0, 30, 250)))
     assert run("examples", "add", "nature", tmp_path / "more").exit_code == 0
-    assert_told_in_a_line(run(*command), 2, "examples_revision")
+    assert_error(run(*command), 2, "examples_revision")
 
 
 # --- bad images -------------------------------------------------------------------------------------------------------
 
 
-def test_bad_images_have_their_reason_and_the_others_their_labels(run, photos, tmp_path, monkeypatch):
+def test_bad_images_have_the_reason_and_the_others_their_labels(run, photos, tmp_path, monkeypatch):
     monkeypatch.setenv("DEIXIS_MAX_IMAGE_BYTES", "3000")
     (photos / "a" / "0 words.jpg").write_text("words")
     (photos / "a" / "0 large.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(3000))
@@ -327,15 +327,15 @@ def test_bad_images_have_their_reason_and_the_others_their_labels(run, photos, t
     assert set(bad) == {"a/0 words.jpg", "a/0 large.png", "b/cut.png", "s.tar"}
     assert "looks like text" in bad["a/0 words.jpg"]["error"]
     assert "3,008 bytes and the limit is 3,000" in bad["a/0 large.png"]["error"]
-    assert "cannot be read as a tar" in bad["s.tar"]["error"]
+    assert "cannot be read as a tar file" in bad["s.tar"]["error"]
     for row in bad.values():
         assert {name for name, value in row.items() if value is not None} == {"key", "source", "error"}
-    # Bad ones of an earlier run count too.
+    # Bad images of an earlier command count too.
     assert run("bulk", photos, tmp_path / "s.tar", "-l", "red, green", "--out", tmp_path / "out").exit_code == 1
 
 
-def test_only_bad_images_are_asked_for_again(run, photos, tmp_path, encoder, monkeypatch):
-    """Also where that is ended early, and what is still bad stays so."""
+def test_a_retry_classifies_only_bad_images(run, photos, tmp_path, encoder, monkeypatch):
+    """An interrupted retry can be repeated, and images that are still bad stay bad."""
     (photos / "a" / "0 later.png").write_text("words")
     (photos / "b" / "9 later.png").write_text("words")
     (photos / "b" / "9 words.png").write_text("words")
@@ -351,15 +351,15 @@ def test_only_bad_images_are_asked_for_again(run, photos, tmp_path, encoder, mon
 
     write, written = PartStore.write, []
 
-    def until_the_disk_is_full(self, unit, part, rows, *, ends_unit):
+    def write_until_the_disk_is_full(self, unit, part, rows, *, ends_unit):
         if written:
             raise StoreError("the disk is full")
         written.append(unit)
         write(self, unit, part, rows, ends_unit=ends_unit)
 
     with monkeypatch.context() as full:
-        full.setattr(PartStore, "write", until_the_disk_is_full)
-        assert_told_in_a_line(run(*command, "--out", out, "--retry-bad"), 2, "the disk is full")
+        full.setattr(PartStore, "write", write_until_the_disk_is_full)
+        assert_error(run(*command, "--out", out, "--retry-bad"), 2, "the disk is full")
     assert len(keys_of(out)) == 43
     encoder.image_batches.clear()
     done = run(*command, "--out", out, "--retry-bad")
@@ -379,21 +379,21 @@ def test_only_bad_images_are_asked_for_again(run, photos, tmp_path, encoder, mon
     assert run(*command, "--out", out, "--retry-bad").exit_code == 0
 
 
-def test_a_tar_that_could_not_be_read_on_is_read_on_when_it_is_asked_for_again(run, photos, tmp_path, monkeypatch):
+def test_a_retry_reads_the_rest_of_a_tar_file_after_a_read_error(run, photos, tmp_path, monkeypatch):
     with tarfile.open(tmp_path / "s.tar", "w") as archive:
         archive.add(photos, ".")
     command = ["bulk", tmp_path / "s.tar", "-l", "red, green, blue", "--part-images", 6, "--out"]
     assert run(*command, tmp_path / "whole").exit_code == 0
     read, reads = readers._member, []
 
-    def failing(*arguments):
+    def fail_once(*arguments):
         reads.append(None)
         if len(reads) == 9:
             raise OSError(errno.EIO, "Input/output error")
         return read(*arguments)
 
     with monkeypatch.context() as damaged:
-        damaged.setattr(readers, "_member", failing)
+        damaged.setattr(readers, "_member", fail_once)
         assert "9 images, 1 bad" in run(*command, tmp_path / "out").stdout
     assert keys_of(tmp_path / "out")[-1] == "s.tar"
     assert run(*command, tmp_path / "out").exit_code == 1
@@ -404,39 +404,43 @@ def test_a_tar_that_could_not_be_read_on_is_read_on_when_it_is_asked_for_again(r
     assert rows_of(tmp_path / "out") == rows_of(tmp_path / "whole")
 
 
-def test_bad_images_of_a_file_that_is_put_together_are_not_asked_for_again(run, photos, tmp_path):
+def test_bad_images_of_merged_parts_cannot_be_retried(run, photos, tmp_path):
     command = ["bulk", photos, "-l", "red, green, blue", "--retry-bad", "--out", tmp_path / "out.parquet"]
     (photos / "words.png").write_text("words")
-    assert run(*command).exit_code == 1  # nothing to ask for again yet
-    assert_told_in_a_line(run(*command), 2, "of its 1 bad images none can be asked for again; name another --out")
+    assert run(*command).exit_code == 1  # there is nothing to retry yet
+    assert_error(run(*command), 2, "its 1 bad images cannot be retried; name another --out")
     assert run(*command[:-3], *command[-2:]).exit_code == 1
 
 
-def test_files_that_vanished_are_bad(run, photos, tmp_path):
+def test_files_that_do_not_exist_are_bad_images(run, photos, tmp_path):
     pq.write_table(pa.table({"path": ["photos/a/1.png", "photos/none.png", "photos"]}), tmp_path / "p.parquet")
     done = run("bulk", tmp_path / "p.parquet", "-l", "red, green", "--out", tmp_path / "out")
     assert done.exit_code == 1
-    assert [row["error"] for row in rows_of(tmp_path / "out")] == [None, "No such file or directory", "is no file"]
+    assert [row["error"] for row in rows_of(tmp_path / "out")] == [
+        None,
+        "No such file or directory",
+        "not a regular file",
+    ]
 
 
-@pytest.mark.parametrize("how", ["moved", "not mounted", "another"])
-def test_a_folder_that_goes_away_ends_the_run_and_blames_no_image(run, photos, tmp_path, encoder, monkeypatch, how):
+@pytest.mark.parametrize("change", ["moved", "not mounted", "another"])
+def test_a_folder_that_disappears_ends_the_run_without_bad_images(run, photos, tmp_path, encoder, monkeypatch, change):
     command = ["bulk", photos, "-l", "red, green", "--out", tmp_path / "out", "--part-images", 5]
     aside, encode = tmp_path / "aside", CaptionEncoder.encode_images
 
-    def going(self, pixels):
+    def move_and_encode(self, pixels):
         if not aside.exists():
             photos.rename(aside)
-            if how != "moved":
+            if change != "moved":
                 photos.mkdir()
-            if how == "another":
+            if change == "another":
                 (photos / "x.png").write_bytes(picture("red"))
         return encode(self, pixels)
 
-    monkeypatch.setattr(CaptionEncoder, "encode_images", going)
-    assert_told_in_a_line(run(*command), 2, "cannot be read any more", "bring it back")
-    if how != "another":  # with other images in it, it is a folder whose images have gone
-        assert_told_in_a_line(run(*command), 2, "cannot be read any more", "bring it back")
+    monkeypatch.setattr(CaptionEncoder, "encode_images", move_and_encode)
+    assert_error(run(*command), 2, "can no longer be read", "restore it")
+    if change != "another":  # a new run sees a folder whose images are missing
+        assert_error(run(*command), 2, "can no longer be read", "restore it")
     shutil.rmtree(photos, ignore_errors=True)
     aside.rename(photos)
     monkeypatch.setattr(CaptionEncoder, "encode_images", encode)
@@ -445,7 +449,7 @@ def test_a_folder_that_goes_away_ends_the_run_and_blames_no_image(run, photos, t
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
-def test_what_is_missing_of_a_folder_is_counted_or_told(run, photos, tmp_path):
+def test_broken_links_are_bad_images_and_skipped_archives_are_reported(run, photos, tmp_path):
     (photos / "a" / "gone.png").symlink_to("nowhere")
     with tarfile.open(photos / "more.tar", "w") as archive:
         archive.add(photos / "b", "b")
@@ -453,13 +457,13 @@ def test_what_is_missing_of_a_folder_is_counted_or_told(run, photos, tmp_path):
     done = run(*command)
     assert done.exit_code == 1, done.stderr
     assert "41 images, 1 bad" in done.stdout
-    assert f"1 archives below '{photos}' are not opened" in done.stderr
+    assert f"1 archives in '{photos}' are skipped" in done.stderr
     (bad,) = [row for row in rows_of(tmp_path / "out") if row["error"] is not None]
-    assert (bad["key"], bad["error"]) == ("a/gone.png", "the link leads nowhere")
-    assert "are not opened" not in run(*command).stderr  # when a run is taken up, it is known
+    assert (bad["key"], bad["error"]) == ("a/gone.png", "broken link: its target does not exist")
+    assert "are skipped" not in run(*command).stderr  # only a new run reports them
 
 
-def test_nothing_but_bad_images_is_nothing_done(run, tmp_path):
+def test_a_run_with_only_bad_images_has_status_2(run, tmp_path):
     (tmp_path / "x.jpg").write_text("words")
     with tarfile.open(tmp_path / "empty.tar", "w"):
         pass
@@ -471,7 +475,7 @@ def test_nothing_but_bad_images_is_nothing_done(run, tmp_path):
 
 
 class Fragile(FakeEncoder):
-    """Fails on pictures that are all white, or on every one once it is broken."""
+    """Fails on white images, and on every image once it is broken."""
 
     def __init__(self):
         super().__init__()
@@ -485,22 +489,22 @@ class Fragile(FakeEncoder):
 
 @pytest.fixture
 def fragile(monkeypatch, run):
-    made = Fragile()
-    monkeypatch.setattr("app.cli.bulk.load_encoders", lambda _: [made])
-    return made
+    encoder = Fragile()
+    monkeypatch.setattr("app.cli.bulk.load_encoders", lambda _: [encoder])
+    return encoder
 
 
-def test_an_image_that_makes_the_model_fail_is_bad_and_its_neighbours_are_not(run, photos, tmp_path, fragile):
+def test_an_image_that_makes_the_model_fail_is_bad_and_the_others_are_not(run, photos, tmp_path, fragile):
     (photos / "a" / "white.png").write_bytes(picture("white"))
     done = run("bulk", photos, "-l", "red, green", "--out", tmp_path / "out")
     assert done.exit_code == 1, done.stderr
     rows = {row["key"]: row for row in rows_of(tmp_path / "out")}
     assert len(rows) == 41
-    assert rows.pop("a/white.png")["error"] == "the model fails on it: division by zero"
+    assert rows.pop("a/white.png")["error"] == "the model fails on this image: division by zero"
     assert {row["error"] for row in rows.values()} == {None}
 
 
-def test_a_model_that_fails_on_everything_ends_the_run_and_blames_no_image(run, photos, tmp_path, fragile):
+def test_a_model_that_fails_on_every_image_ends_the_run(run, photos, tmp_path, fragile):
     fragile.broken = True
     done = run("bulk", photos, "-l", "red, green", "--out", tmp_path / "out")
     assert done.exit_code != 0
@@ -510,96 +514,98 @@ def test_a_model_that_fails_on_everything_ends_the_run_and_blames_no_image(run, 
     assert run("bulk", photos, "-l", "red, green", "--out", tmp_path / "out").exit_code == 0
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- refusals ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("given", [[], ["-l", "a,b", "--no-labels"], ["-l", "a,b", "-s", "x"]])
-def test_just_one_way_to_the_labels_must_be_given(run, photos, tmp_path, given):
+def test_exactly_one_source_of_labels_must_be_given(run, photos, tmp_path, given):
     done = run("bulk", photos, *given, "--out", tmp_path / "out")
-    assert_told_in_a_line(done, 2, "give one of --labels, --label-set and --no-labels")
+    assert_error(done, 2, "give one of --labels, --label-set and --no-labels")
 
 
-def test_methods_whose_answers_depend_on_other_images_are_refused(run, photos, tmp_path, nature):
+def test_methods_whose_results_depend_on_other_images_are_refused(run, photos, tmp_path, nature):
     done = run("bulk", photos, "-s", "nature", "--method", "zlap", "--out", tmp_path / "out")
-    assert_told_in_a_line(done, 2, "'zlap' would look at the images of a request together")
+    assert_error(done, 2, "'zlap' classifies the images of a request jointly")
     done = run("bulk", photos, "-s", "nature", "--method", "tda", "--out", tmp_path / "out")
-    assert_told_in_a_line(done, 2, "'tda' remembers the images before")
+    assert_error(done, 2, "'tda' adapts to earlier images")
     assert not (tmp_path / "out").exists()
 
 
-def test_names_that_are_not_there_are_told_before_anything_is_written(run, photos, tmp_path):
+def test_unknown_names_are_reported_before_files_are_written(run, photos, tmp_path):
     out = ["--out", tmp_path / "out"]
-    assert_told_in_a_line(run("bulk", photos, "-s", "nowhere", *out), 2, "unknown label set 'nowhere'")
-    assert_told_in_a_line(run("bulk", photos, "-l", "a,b", "-m", "x", *out), 2, "unknown model 'x'; known: fake")
-    assert_told_in_a_line(run("bulk", photos, "--no-labels", "-d", "x", *out), 2, "unknown caption database 'x'")
+    assert_error(run("bulk", photos, "-s", "nowhere", *out), 2, "unknown label set 'nowhere'")
+    assert_error(run("bulk", photos, "-l", "a,b", "-m", "x", *out), 2, "unknown model 'x'; known: fake")
+    assert_error(run("bulk", photos, "--no-labels", "-d", "x", *out), 2, "unknown caption database 'x'")
     assert not (tmp_path / "out").exists()
-    assert_told_in_a_line(run("bulk", tmp_path / "no", "-l", "a,b", *out), 2, "neither a file nor a folder")
+    assert_error(run("bulk", tmp_path / "no", "-l", "a,b", *out), 2, "neither a file nor a folder")
 
 
-def test_sources_and_places_that_cannot_be_are_told_before_a_model_is_loaded(run, photos, tmp_path, monkeypatch):
+def test_invalid_sources_and_outputs_are_reported_before_the_model_is_loaded(run, photos, tmp_path, monkeypatch):
     command = ["bulk", photos, "-l", "a,b", "--out"]
     (tmp_path / "labels.tsv").mkdir()
     assert run(*command, tmp_path / "begun").exit_code == 0
     (tmp_path / "begun").rename(tmp_path / "labels.json")
     assert run(*command, tmp_path / "labels.json").exit_code == 0
-    monkeypatch.setattr("app.cli.bulk.load_encoders", lambda _: pytest.fail("it was loaded"))
+    monkeypatch.setattr("app.cli.bulk.load_encoders", lambda _: pytest.fail("the model was loaded"))
     for name in ("labels.csv", "labels.tsv", "labels.JSONL"):
-        told = f"'{tmp_path}/{name}' would be a folder of Parquet"
-        assert_told_in_a_line(run(*command, tmp_path / name), 2, told, ".parquet")
+        message = f"'{tmp_path}/{name}' would be a folder of Parquet files"
+        assert_error(run(*command, tmp_path / name), 2, message, ".parquet")
     out = ["-l", "a,b", "--out", tmp_path / "out"]
-    assert_told_in_a_line(run("bulk", tmp_path / "no", *out), 2, "neither a file nor a folder")
-    assert_told_in_a_line(run("bulk", tmp_path / "*.tar", *out), 2, "as a pattern it matches nothing")
-    assert_told_in_a_line(run("bulk", photos, photos / "a", *out), 2, "name only one of them")
-    assert_told_in_a_line(run(*command, tmp_path / ("x" * 300)), 2, "File name too long")
+    assert_error(run("bulk", tmp_path / "no", *out), 2, "neither a file nor a folder")
+    assert_error(run("bulk", tmp_path / "*.tar", *out), 2, "does not match anything as a pattern")
+    assert_error(run("bulk", photos, photos / "a", *out), 2, "name only one of them")
+    assert_error(run(*command, tmp_path / ("x" * 300)), 2, "File name too long")
 
 
 @pytest.mark.parametrize("replicas", ["0", "3-2", "2:3", "many", ""])
-def test_replicas_that_cannot_be_are_refused(run, photos, tmp_path, replicas):
+def test_an_invalid_number_of_replicas_is_refused(run, photos, tmp_path, replicas):
     done = run("bulk", photos, "-l", "a,b", "--engine", "ray", "--replicas", replicas, "--out", tmp_path / "out")
-    assert_told_in_a_line(done, 2, "--replicas", "no number of replicas")
+    assert_error(done, 2, "--replicas", "not a number of replicas")
 
 
-def test_the_command_line_imports_neither_extra():
-    told = "import sys, app.cli; print(sorted({'ray', 'pyarrow', 'torch'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+def test_the_command_line_does_not_import_the_extras():
+    program = "import sys, app.cli; print(sorted({'ray', 'pyarrow', 'torch'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
 
-def test_without_an_extra_the_way_out_is_told(run, photos, tmp_path, monkeypatch):
+def test_a_missing_extra_is_reported_with_its_installation(run, photos, tmp_path, monkeypatch):
     command = ["bulk", photos, "-l", "a,b", "--out", tmp_path / "out"]
     for module, extra, more in (("ray", "deixis[server,ray]", ["--engine", "ray"]), ("pyarrow", "deixis[bulk]", [])):
         with monkeypatch.context() as without:
             without.setitem(sys.modules, module, None)
-            assert_told_in_a_line(run(*command, *more), 2, f"pip install '{extra}'")
+            assert_error(run(*command, *more), 2, f"pip install '{extra}'")
 
 
-# --- what changes while a run goes on ---------------------------------------------------------------------------------
+# --- changes during a run --------------------------------------------------------------------------------------------
 
 
-class Quiet:
-    """Is told how far a run is, and tells nobody."""
+class NoProgress:
+    """Ignores the progress of a run."""
 
-    def tell(self, note):
+    def warn(self, message):
         pass
 
-    def begin(self, manifest, done):
+    def start(self, manifest, done):
         pass
 
     def advance(self, images, bad):
         pass
 
 
-@pytest.mark.parametrize("what", ["examples", "captions"])
-def test_a_run_does_not_go_on_with_other_examples_or_captions(run, photos, tmp_path, request, encoder, what):
-    question = (
-        ClassifyRequest(label_set="nature", method="gda") if what == "examples" else ClassifyRequest(database="scenes")
+@pytest.mark.parametrize("change", ["examples", "captions"])
+def test_a_change_of_examples_or_captions_ends_the_run(run, photos, tmp_path, request, encoder, change):
+    query = (
+        ClassifyRequest(label_set="nature", method="gda")
+        if change == "examples"
+        else ClassifyRequest(database="scenes")
     )
-    request.getfixturevalue("taught" if what == "examples" else "scenes")
+    request.getfixturevalue("with_examples" if change == "examples" else "scenes")
     settings = load_settings()
-    order = BulkRequest([photos], tmp_path / "out")
+    bulk_request = BulkRequest([photos], tmp_path / "out")
     with service_in_loop(settings, [encoder]) as (loop, service):
-        work = loop.run(prepare_run(service, question, order, 10**6))
-    if what == "examples":
+        spec = loop.run(prepare_run(service, query, bulk_request, 10**6))
+    if change == "examples":
         (tmp_path / "more" / "sky").mkdir(parents=True)
         (tmp_path / "more" / "sky" / "x.png").write_bytes(picture((0, 30, 250)))
         assert run("examples", "add", "nature", tmp_path / "more").exit_code == 0
@@ -607,7 +613,7 @@ def test_a_run_does_not_go_on_with_other_examples_or_captions(run, photos, tmp_p
         (tmp_path / "captions.txt").write_text("a red owl\na blue owl\na green owl\n")
         assert run("captions", "build", tmp_path / "captions.txt", "--name", "scenes").exit_code == 0
     with service_in_loop(settings, [encoder]) as (loop, service):
-        told = "are of revision 2 now, and the run is about 1" if what == "examples" else "is 'scenes@.*' now"
-        with pytest.raises(ConflictError, match=told):
-            run_bulk(order, work, process_engine(loop, service), Quiet())
+        message = "have revision 2, and the run uses revision 1" if change == "examples" else "is now 'scenes@.*'"
+        with pytest.raises(ConflictError, match=message):
+            run_bulk(bulk_request, spec, process_engine(loop, service), NoProgress())
     assert not list((tmp_path / "out").glob("part-*"))

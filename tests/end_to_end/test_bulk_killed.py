@@ -1,4 +1,4 @@
-"""`deixis bulk` as a process: killed, and started again, with the rows of a run that nobody killed."""
+"""`deixis bulk` as a process that is killed and resumed."""
 
 import io
 import subprocess
@@ -17,10 +17,10 @@ IMAGES = 144
 
 @pytest.fixture(params=["a folder", "a tar"])
 def source(request, photographs, tmp_path):
-    """Photographs, each different, and in their middle one that is none."""
+    """Different photographs, and one bad image among them."""
     names = list(photographs)
     contents = {f"{number:03}.jpg": photographs[names[number % 6]] + bytes(number) for number in range(IMAGES)}
-    contents["070.jpg"] = b"no photograph"
+    contents["070.jpg"] = b"not a photograph"
     if request.param == "a folder":
         place = tmp_path / "photos"
         place.mkdir()
@@ -30,18 +30,18 @@ def source(request, photographs, tmp_path):
     place = tmp_path / "photos.tar"
     with tarfile.open(place, "w") as archive:
         for name, content in contents.items():
-            told = tarfile.TarInfo(name)
-            told.size = len(content)
-            archive.addfile(told, io.BytesIO(content))
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
     return place
 
 
-def test_after_kill_9_it_goes_on_where_it_was(source, tmp_path):
+def test_after_kill_9_a_run_resumes_and_writes_the_rows_of_an_uninterrupted_run(source, tmp_path):
     command = ("bulk", source, "-l", "cat, coffee cup, rocket, flower", "--part-images", PART_IMAGES)
     data_dir, out = tmp_path / "data", tmp_path / "out"
-    whole = deixis(*command, "--out", tmp_path / "whole.parquet", data_dir=data_dir)
-    assert whole.returncode == 1, whole.stderr  # of the one that is none
-    assert f"{IMAGES} images, 1 bad" in whole.stdout
+    uninterrupted = deixis(*command, "--out", tmp_path / "uninterrupted.parquet", data_dir=data_dir)
+    assert uninterrupted.returncode == 1, uninterrupted.stderr  # one bad image
+    assert f"{IMAGES} images, 1 bad" in uninterrupted.stdout
 
     process = subprocess.Popen(
         [DEIXIS, *map(str, command), "--out", out],
@@ -59,19 +59,19 @@ def test_after_kill_9_it_goes_on_where_it_was(source, tmp_path):
 
     before = {file: file.stat().st_mtime_ns for file in out.glob("part-*")}
     assert 3 <= len(before) < IMAGES / PART_IMAGES
-    assert {pq.read_metadata(file).num_rows for file in before} == {PART_IMAGES}  # whole, or not there
+    assert {pq.read_metadata(file).num_rows for file in before} == {PART_IMAGES}  # only complete parts
 
-    again = deixis(*command, "--out", out, data_dir=data_dir)
+    resumed = deixis(*command, "--out", out, data_dir=data_dir)
 
-    assert again.returncode == 1, again.stderr
-    assert f"{len(before) * PART_IMAGES} images are done" in again.stderr
-    assert f"{IMAGES} images, 1 bad" in again.stdout
+    assert resumed.returncode == 1, resumed.stderr
+    assert f"{len(before) * PART_IMAGES} images are done" in resumed.stderr
+    assert f"{IMAGES} images, 1 bad" in resumed.stdout
     assert {file: file.stat().st_mtime_ns for file in before} == before
     assert not [file for file in out.iterdir() if file.name.endswith(".part")]
-    rows, expected = pq.read_table(out).to_pylist(), pq.read_table(tmp_path / "whole.parquet").to_pylist()
+    rows, expected = pq.read_table(out).to_pylist(), pq.read_table(tmp_path / "uninterrupted.parquet").to_pylist()
     for row, other in zip(rows, expected, strict=True):
-        # Batches are of other images, by which a float may differ in its last digits.
+        # The batches differ, so the last digits of a float may differ.
         for name in ("scores", "similarities", "score", "similarity"):
-            told, wanted = row.pop(name), other.pop(name)
-            assert told == (None if wanted is None else pytest.approx(wanted, abs=1e-5))
+            actual, expected_value = row.pop(name), other.pop(name)
+            assert actual == (None if expected_value is None else pytest.approx(expected_value, abs=1e-5))
         assert row == other
