@@ -29,7 +29,7 @@ DeixisError
     ├── ModelUnavailableError         weights are unavailable or not the expected ones
     └── ConfigurationError            a setting that cannot work
 
-Domain code raises these and never HTTP errors; ``app/api/errors.py`` has the only table from class to status. Every
+Domain code raises these and never HTTP errors; ``app/api/problems.py`` has the only table from class to status. Every
 message names the bad value, the rule and the way out.
 """
 

@@ -14,7 +14,7 @@ import typer
 from typer.main import get_command
 
 from app import __version__
-from app.api.errors import KINDS, TYPE_PREFIX
+from app.api.problems import KINDS, TYPE_PREFIX
 from app.classification.methods import CASED, METHODS
 from app.cli import cli
 from app.settings import Settings

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app import errors
-from app.api.errors import KINDS, kind_of, problem, problem_response
+from app.api.errors import problem_response
+from app.api.problems import KINDS, kind_of, problem
 from app.errors import DeixisError, FieldProblem, InvalidFieldError, OverloadedError, RateLimitedError, UnknownNameError
 
 PROBLEMS_PAGE = Path(__file__).parents[1] / "docs" / "problems.md"

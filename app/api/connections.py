@@ -10,7 +10,8 @@ from typing import Any
 import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from app.api.errors import kind_of, problem_response
+from app.api.errors import problem_response
+from app.api.problems import kind_of
 from app.errors import DeixisError, HeadTooLargeError, MalformedRequestError, OverloadedError, RequestTimeoutError
 
 MAX_HEAD_BYTES = 64 * 1024

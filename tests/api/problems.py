@@ -1,6 +1,6 @@
 """What every refusal has in common."""
 
-from app.api.errors import KINDS
+from app.api.problems import KINDS
 
 STATUS_BY_TYPE = {f"urn:deixis:problem:{kind.slug}": kind.status for kind in KINDS.values()}
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from app.api.errors import problem
+from app.api.problems import problem
 from app.describing.chat import (
     ChatClient,
     ChatRefusedError,

@@ -7,8 +7,8 @@ from fastapi import APIRouter, Request
 from app.api.auth.access import CallerDependency, GuardedRoute, log_fields
 from app.api.dependencies import LimitsDependency, PipelineDependency, ResolverDependency
 from app.api.disconnects import unless_disconnected
-from app.api.errors import kind_of, problem
 from app.api.forms import IMAGE_FILES, read_classify_input
+from app.api.problems import kind_of, problem
 from app.api.schemas.classification import ClassifyBody, ClassifyFields, ClassifyResponse
 from app.classification.resolve import ClassifyRequest
 from app.errors import FieldProblem, InvalidFieldError

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from app.api.errors import problem
+from app.api.problems import problem
 from app.api.schemas.classification import ClassifyResponse, ResultBody, SharedNameBody
 from app.api.schemas.databases import DatabaseBody, SearchFields, SearchResponse
 from app.api.schemas.descriptions import (

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import httpx
 
 from app.api.auth.access import NAMESPACE_HEADER
-from app.api.errors import TYPE_PREFIX
+from app.api.problems import TYPE_PREFIX
 from app.api.schemas.catalogue import ModelList
 from app.api.schemas.classification import ClassifyResponse, ResultBody, SharedNameBody
 from app.api.schemas.databases import DatabaseBody, DatabaseList, SearchFields, SearchResponse
