@@ -60,13 +60,13 @@ def from_pydantic(found: Sequence[Any]) -> ClientError:
     Invalid JSON becomes ``MalformedRequestError``, a list that is too long ``TooLargeError``, and everything else one
     ``InvalidFieldError``.
     """
-    for problem in found:
-        if problem["type"] == "too_long":
-            return TooLargeError(f"{_field_path(problem)}: {problem['msg']}; send fewer")
-        if problem["type"] == "json_invalid":
-            reason = problem.get("ctx", {}).get("error", problem["msg"])
+    for error in found:
+        if error["type"] == "too_long":
+            return TooLargeError(f"{_field_path(error)}: {error['msg']}; send fewer")
+        if error["type"] == "json_invalid":
+            reason = error.get("ctx", {}).get("error", error["msg"])
             return MalformedRequestError(f"the body is not valid JSON: {reason}")
-    return InvalidFieldError([FieldProblem(_field_path(problem), problem["msg"]) for problem in found])
+    return InvalidFieldError([FieldProblem(_field_path(error), error["msg"]) for error in found])
 
 
 def _field_path(problem: Any) -> str:
