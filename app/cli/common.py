@@ -171,7 +171,7 @@ def _with_encoders_on_ray(work: Callable[[InProcess], Awaitable[Result]]) -> Res
     """Do some work with a service in this process whose models are encoder replicas on Ray."""
     with told_plainly():
         with needs_ray():
-            from app.cluster.encoding import encoders_on_ray  # noqa: PLC0415 - an extra, whose import takes a second
+            from app.cluster.temporary_encoders import encoders_on_ray  # noqa: PLC0415 - an extra, whose import takes a second
         alone = load_settings().model_copy(update={"request_timeout_s": None})
         with encoders_on_ray(alone, cluster_address()) as (cards, steps):
 

@@ -14,7 +14,7 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureConfig
 
 from app.cluster.edge import EDGE, Edge
-from app.cluster.encoders import EncoderReplica, multiplexed
+from app.cluster.encoder_replica import EncoderReplica, multiplexed
 from app.cluster.shards import ShardReplica
 from app.main import prepare
 from app.runtime.ray_layout import Replicas
@@ -122,7 +122,7 @@ def _encoder(settings: Settings, replica: type[EncoderReplica], name: str) -> An
         max_queued_requests=_CALLS_WAITING,
         graceful_shutdown_timeout_s=settings.shutdown_timeout_s,
         **_COMMON,
-        **_scale(settings.ray_layout.encoders, policy="app.cluster.scaling:by_images_and_wait"),
+        **_scale(settings.ray_layout.encoders, policy="app.cluster.autoscaling:replicas_for_load"),
     )
 
 

@@ -10,11 +10,11 @@ from ray import serve
 from ray.exceptions import TaskCancelledError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.cluster.models import remote_model
+from app.cluster.messages import RemoteModelInfo, deployment_version
+from app.cluster.remote_model import remote_model
+from app.cluster.remote_tower import RemoteTower
 from app.cluster.shards import RemoteShards
 from app.cluster.telemetry import Exposition, gather_expositions, own_exposition
-from app.cluster.towers import RemoteTower
-from app.cluster.wire import Card, version_of
 from app.encoders._base import ModelInfo
 from app.errors import NotReadyError
 from app.main import RemoteSteps, create_app
@@ -30,7 +30,7 @@ _ASKED_AGAIN_AFTER_S = 0.2
 _WAITED_FOR_S = 600.0
 
 
-class CallersWhoLeft:
+class DisconnectMiddleware:
     """Tells the application of a caller who left in the way that servers do: Ray raises an error of its own."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -60,7 +60,7 @@ class Edge:
     def __init__(self, settings: Settings, encoders: Mapping[str, Any], shards: Sequence[Any]) -> None:
         configure_logs(settings.log_format, settings.log_level)
         self._settings = settings
-        self._version = version_of(settings)
+        self._version = deployment_version(settings)
         self._towers: list[RemoteTower[Any]] = []
         # Where encoders share models, a call goes to one that has its model, if there is one.
         shared = settings.ray_layout.models_per_encoder is not None
@@ -80,7 +80,7 @@ class Edge:
             exposition=self._gather,
         )
         self._app = create_app(self._settings, self._cards, steps)
-        self._app.add_middleware(CallersWhoLeft)
+        self._app.add_middleware(DisconnectMiddleware)
         return self._app
 
     async def exposition(self) -> Exposition:
@@ -96,7 +96,7 @@ class Edge:
         """Ask what the models are; in a thread, for as long as they take to load."""
         return [self._card(model) for model in settings.models]
 
-    def _card(self, model: str) -> Card:
+    def _card(self, model: str) -> RemoteModelInfo:
         """Return that of an encoder that was deployed with this edge, and not of one that is about to be replaced.
 
         Raises:
@@ -120,7 +120,7 @@ class Edge:
             handles[handle.deployment_name] = handle
         return await gather_expositions(handles)
 
-    def _serve(self, card: Card, *others: Any) -> ServedModel:
+    def _serve(self, card: RemoteModelInfo, *others: Any) -> ServedModel:
         served = remote_model(card, self._encoders[card.name], *others)
         self._towers += [each for each in (served.images, served.texts) if isinstance(each, RemoteTower)]
         return served

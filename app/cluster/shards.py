@@ -10,9 +10,9 @@ import structlog
 from app import __version__
 from app.captions.catalogue import CaptionCatalogue
 from app.captions.database import Found, Part, merged
-from app.cluster.handles import ask
+from app.cluster.calls import ask
+from app.cluster.messages import ReplicaUnavailableError, SerializedError
 from app.cluster.telemetry import Exposition, own_exposition
-from app.cluster.wire import AwayError, Failure
 from app.errors import DeixisError, NotReadyError
 from app.names.namespaces import own_name
 from app.observability.logs import configure_logs
@@ -55,7 +55,7 @@ class ShardReplica:
         k: int,
         features: bool,  # noqa: FBT001 - a call across processes
         within_s: float | None,
-    ) -> list[Found] | Failure:
+    ) -> list[Found] | SerializedError:
         """Return the captions of a part nearest to each query, of the generation that the edge knows.
 
         The edge says which part: while everything is replaced, others know another number of them.
@@ -65,7 +65,7 @@ class ShardReplica:
                 name, generation, queries, k, features=features, within_s=within_s, part=part
             )
         except DeixisError as error:
-            return Failure.of(error)
+            return SerializedError.from_exception(error)
 
     async def exposition(self) -> Exposition:
         """Return what Prometheus is told of this replica."""
@@ -125,12 +125,12 @@ class RemoteShards:
                     log.warning(
                         "captions_part_failed", database=name, part=number, reason=f"{type(error).__name__}: {error}"
                     )
-        refusals = [each for each in answers if isinstance(each, Failure)]
-        found = [each for each in answers if not isinstance(each, Failure)]
+        refusals = [each for each in answers if isinstance(each, SerializedError)]
+        found = [each for each in answers if not isinstance(each, SerializedError)]
         # In time others may find room, and without a part its captions are better told to be missing.
         passing = [each for each in refusals if each.kind in {"overloaded", "deadline"}]
         if passing or (refusals and not found):
-            raise (passing or refusals)[0].error()
+            raise (passing or refusals)[0].to_exception()
         if not found:
             raise NotReadyError(f"not one part of the caption database '{own_name(name)}' answers; try again later")
         missing = len(asked) - len(found)
@@ -145,26 +145,28 @@ class RemoteShards:
         ]
 
 
-async def _one_has_answered(asked: Sequence[asyncio.Future[list[Found] | Failure]], within_s: float | None) -> None:
+async def _one_has_answered(
+    asked: Sequence[asyncio.Future[list[Found] | SerializedError]], within_s: float | None
+) -> None:
     """Wait for the first that has found something, or for all, or as long as there is time."""
     with suppress(TimeoutError):
         async with asyncio.timeout(within_s):
             await _first_found(asked)
 
 
-async def _first_found(asked: Sequence[asyncio.Future[list[Found] | Failure]]) -> None:
+async def _first_found(asked: Sequence[asyncio.Future[list[Found] | SerializedError]]) -> None:
     for each in asyncio.as_completed(asked):
         with suppress(Exception):
-            if not isinstance(await each, Failure):
+            if not isinstance(await each, SerializedError):
                 return
 
 
-async def _searched(handle: Any, *arguments: Any) -> list[Found] | Failure:
+async def _searched(handle: Any, *arguments: Any) -> list[Found] | SerializedError:
     for _ in range(_TRIES - 1):
         try:
-            answer: list[Found] | Failure = await ask(handle.search, *arguments)
-        except AwayError:
+            answer: list[Found] | SerializedError = await ask(handle.search, *arguments)
+        except ReplicaUnavailableError:
             continue
         return answer
-    last: list[Found] | Failure = await ask(handle.search, *arguments)
+    last: list[Found] | SerializedError = await ask(handle.search, *arguments)
     return last

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from app.cli import cli
 from app.cluster.application import application, build, cpus_needed
-from app.cluster.wire import version_of
+from app.cluster.messages import deployment_version
 from app.errors import ConfigurationError
 from app.settings import load_settings
 
@@ -40,7 +40,7 @@ def test_each_model_has_encoders_and_each_part_of_the_captions_a_deployment(tmp_
     assert found["edge"].num_replicas == 3
     scaled = found["encoder-embedded"]._deployment_config.autoscaling_config
     assert (scaled.min_replicas, scaled.max_replicas) == (1, 4)
-    assert scaled.policy.policy_function == "app.cluster.scaling:by_images_and_wait"
+    assert scaled.policy.policy_function == "app.cluster.autoscaling:replicas_for_load"
     assert cpus_needed(settings) == 3 + 2 * 4 + 2
 
 
@@ -69,7 +69,7 @@ def test_an_edge_does_not_decode_in_as_many_threads_as_there_are_cores_where_it_
     def decode_threads(**told):
         found = deployments(application(load_settings(data_dir=tmp_path, ray_layout="shards=1", **told)))
         # An edge waits for encoders of the version that these settings are.
-        assert len({version_of(each.init_args[0]) for each in found.values()}) == 1
+        assert len({deployment_version(each.init_args[0]) for each in found.values()}) == 1
         return found["edge"].init_args[0].decode_threads
 
     assert decode_threads() == 1000

@@ -6,8 +6,8 @@ import pytest
 from ray.exceptions import TaskCancelledError
 
 from app.cluster import edge
-from app.cluster.edge import CallersWhoLeft, Edge
-from app.cluster.wire import Card, version_of
+from app.cluster.edge import DisconnectMiddleware, Edge
+from app.cluster.messages import RemoteModelInfo, deployment_version
 from app.encoders.fake import FakeEncoder
 from app.errors import NotReadyError
 from app.settings import Settings
@@ -27,7 +27,7 @@ async def test_a_caller_who_left_is_one_who_disconnected():
             return messages.pop()
         raise TaskCancelledError
 
-    await CallersWhoLeft(app)({"type": "http"}, receive, None)
+    await DisconnectMiddleware(app)({"type": "http"}, receive, None)
     assert seen == [{"type": "http.request", "body": b"half", "more_body": True}, {"type": "http.disconnect"}]
 
 
@@ -35,7 +35,7 @@ class Encoders:
     """A deployment's handle, whose replicas tell one card after the other, the last one for ever."""
 
     def __init__(self, *versions):
-        self.cards = [Card.of(FakeEncoder("fake"), version) for version in versions]
+        self.cards = [RemoteModelInfo.of(FakeEncoder("fake"), version) for version in versions]
         self.card = self
         self.asked = 0
 
@@ -47,7 +47,7 @@ class Encoders:
 def test_an_edge_begins_with_what_encoders_tell_that_were_deployed_with_it(monkeypatch):
     monkeypatch.setattr(edge, "_ASKED_AGAIN_AFTER_S", 0.0)
     settings = Settings(models=["embedded"])
-    before, own = "of before", version_of(settings)
+    before, own = "of before", deployment_version(settings)
     encoders = Encoders(before, before, own)
     (card,) = Edge(settings, {"embedded": encoders}, [])._cards(settings)
     assert (card.version, encoders.asked) == (own, 3)
@@ -79,4 +79,4 @@ def test_where_encoders_share_models_no_edge_tries_those_that_nobody_asks_for():
     assert Edge(Settings(models=["embedded"]), {"embedded": Encoders("")}, [])._settings.canary_s > 0
     shared = Edge(Settings(models=["embedded"], ray_layout={"models_per_encoder": 1}), {"embedded": Shared("")}, [])
     assert shared._settings.canary_s == 0
-    assert shared._version == version_of(Settings(models=["embedded"], ray_layout={"models_per_encoder": 1}))
+    assert shared._version == deployment_version(Settings(models=["embedded"], ray_layout={"models_per_encoder": 1}))

@@ -8,9 +8,15 @@ import numpy as np
 import pytest
 from opentelemetry import context
 
-from app.cluster import towers
-from app.cluster.towers import RemoteTower
-from app.cluster.wire import AwayError, EncoderFaultError, Failure, OtherWeightsError, Reply
+from app.cluster import remote_tower
+from app.cluster.messages import (
+    EncodeResponse,
+    RemoteEncoderError,
+    ReplicaUnavailableError,
+    SerializedError,
+    WeightsMismatchError,
+)
+from app.cluster.remote_tower import RemoteTower
 from app.errors import DeadlineExceededError, NotReadyError, OverloadedError
 from app.observability.metrics import Metrics, TowerMetrics
 
@@ -41,7 +47,7 @@ class There:
         if isinstance(outcome, Exception):
             raise outcome
         failures = outcome or {}
-        return Reply(np.array([[item * item] for item in items], np.float32), failures, [0.0] * len(items),
+        return EncodeResponse(np.array([[item * item] for item in items], np.float32), failures, [0.0] * len(items),
                      [0.001] * len(items))  # fmt: skip
 
 
@@ -70,7 +76,7 @@ async def test_a_lone_item_leaves_at_once_and_what_comes_with_others_goes_togeth
 
 
 async def test_while_as_many_calls_as_may_be_are_under_way_the_next_grows(monkeypatch):
-    monkeypatch.setattr(towers, "_CALLS_AT_ONCE", 2)
+    monkeypatch.setattr(remote_tower, "_CALLS_AT_ONCE", 2)
     there = There(shut=True)
     queue = tower(there)
     waiting = [asyncio.create_task(queue.run([number])) for number in range(6)]
@@ -102,12 +108,12 @@ async def test_callers_take_turns():
 
 
 async def test_an_item_that_fails_fails_alone():
-    there = There({1: Failure("fault", "ValueError: bad")})
+    there = There({1: SerializedError("fault", "ValueError: bad")})
     queue = tower(there)
     with queue.admit(3) as caller:
         done = await asyncio.gather(*(queue.encode(item, caller) for item in (1, 2, 3)), return_exceptions=True)
     assert [value(done[0].row), value(done[2].row)] == [1, 9]
-    assert isinstance(done[1], EncoderFaultError)
+    assert isinstance(done[1], RemoteEncoderError)
     assert "ValueError: bad" in str(done[1])
 
 
@@ -126,7 +132,7 @@ async def test_the_time_of_its_way_counts_as_waiting_and_what_is_left_of_it_goes
 
 async def test_a_process_that_went_away_is_asked_again():
     metrics = Metrics()
-    there = There(AwayError("ActorDiedError"), AwayError("ActorDiedError"))
+    there = There(ReplicaUnavailableError("ActorDiedError"), ReplicaUnavailableError("ActorDiedError"))
     queue = tower(there, metrics=metrics)
     assert value((await queue.run([3]))[0]) == 9
     assert there.calls == [[3]] * 3
@@ -138,7 +144,7 @@ async def test_a_process_that_went_away_is_asked_again():
 
 
 async def test_where_an_answer_is_late_somebody_else_is_asked_and_the_sooner_counts(monkeypatch):
-    monkeypatch.setattr(towers, "_LATE_AFTER_S", 0.05)
+    monkeypatch.setattr(remote_tower, "_LATE_AFTER_S", 0.05)
     there = There(shut=True)
     queue = tower(there)
     waiting = asyncio.create_task(queue.run([3]))
@@ -152,14 +158,14 @@ async def test_where_an_answer_is_late_somebody_else_is_asked_and_the_sooner_cou
 
 
 async def test_where_the_second_that_is_asked_is_away_the_first_is_waited_for(monkeypatch):
-    monkeypatch.setattr(towers, "_FIRST_LATE_AFTER_S", 0.02)
+    monkeypatch.setattr(remote_tower, "_FIRST_LATE_AFTER_S", 0.02)
     there = There(shut=True)
     queue = tower(there)
     waiting = asyncio.create_task(queue.run([3]))
     await until(lambda: there.calls == [[3]])
     first, there.open = there.open, asyncio.Event()
     there.open.set()
-    there.outcomes = [AwayError("gone")]
+    there.outcomes = [ReplicaUnavailableError("gone")]
     await until(lambda: len(there.calls) == 2)
     await asyncio.sleep(0.01)
     assert not waiting.done()
@@ -169,8 +175,8 @@ async def test_where_the_second_that_is_asked_is_away_the_first_is_waited_for(mo
 
 
 async def test_when_nobody_is_there_it_is_told_and_found_out_when_somebody_is(monkeypatch):
-    monkeypatch.setattr(towers, "_BETWEEN_TRIES_S", 0.001)
-    there = There(*[AwayError("gone")] * towers._TRIES)
+    monkeypatch.setattr(remote_tower, "_BETWEEN_TRIES_S", 0.001)
+    there = There(*[ReplicaUnavailableError("gone")] * remote_tower._TRIES)
     queue = tower(there)
     with pytest.raises(NotReadyError, match="cannot be reached"):
         await queue.run([3])
@@ -223,7 +229,7 @@ async def test_a_call_is_given_up_when_all_its_callers_have_left_and_not_before(
 
 
 async def test_an_item_whose_time_has_passed_is_not_sent(monkeypatch):
-    monkeypatch.setattr(towers, "_CALLS_AT_ONCE", 1)
+    monkeypatch.setattr(remote_tower, "_CALLS_AT_ONCE", 1)
     there = There(shut=True)
     queue = tower(there)
     before = asyncio.create_task(queue.run([1]))
@@ -238,7 +244,7 @@ async def test_an_item_whose_time_has_passed_is_not_sent(monkeypatch):
 
 
 async def test_when_it_is_closed_what_waits_and_what_comes_is_refused(monkeypatch):
-    monkeypatch.setattr(towers, "_CALLS_AT_ONCE", 1)
+    monkeypatch.setattr(remote_tower, "_CALLS_AT_ONCE", 1)
     there = There(shut=True)
     queue = tower(there)
     under_way = asyncio.create_task(queue.run([1]))
@@ -255,14 +261,14 @@ async def test_when_it_is_closed_what_waits_and_what_comes_is_refused(monkeypatc
 
 
 async def test_encoders_with_other_weights_are_passed_over_and_told_where_there_are_no_others(monkeypatch):
-    monkeypatch.setattr(towers, "_BETWEEN_TRIES_S", 0.0)
-    there = There(OtherWeightsError("other weights"))
+    monkeypatch.setattr(remote_tower, "_BETWEEN_TRIES_S", 0.0)
+    there = There(WeightsMismatchError("other weights"))
     queue = tower(there)
     with queue.admit(1) as caller:
         assert value((await queue.encode(3, caller)).row) == 9
     assert (len(there.calls), queue.is_outdated) == (2, False)
 
-    there.outcomes = [OtherWeightsError("other weights")] * 4
+    there.outcomes = [WeightsMismatchError("other weights")] * 4
     with queue.admit(1) as caller, pytest.raises(NotReadyError, match="other weights"):
         await queue.encode(3, caller)
     assert queue.is_outdated

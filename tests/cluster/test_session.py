@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from app.cluster import encoding, session
+from app.cluster import session, temporary_encoders
 from app.errors import ConfigurationError
 from app.settings import load_settings
 
@@ -48,12 +48,12 @@ class FakeServe:
 def ray_serve(monkeypatch):
     faked = FakeServe()
     monkeypatch.setattr(session, "serve", faked)
-    monkeypatch.setattr(encoding, "serve", faked)
+    monkeypatch.setattr(temporary_encoders, "serve", faked)
     monkeypatch.setattr(session, "_serve_details", lambda: faked.running)
     for name in ("init", "shutdown"):
         monkeypatch.setattr(session.ray, name, lambda **_: None)
     monkeypatch.setattr(session, "_find", lambda _: None)
-    monkeypatch.setattr(encoding, "encoders", lambda settings: dict.fromkeys(settings.models, "encoder"))
+    monkeypatch.setattr(temporary_encoders, "encoders", lambda settings: dict.fromkeys(settings.models, "encoder"))
     return faked
 
 
@@ -63,7 +63,7 @@ def settings(tmp_path):
 
 
 def test_a_build_listens_nowhere_and_leaves_nothing_on_a_cluster(ray_serve, settings):
-    with encoding.encoders_on_ray(settings, CLUSTER) as (cards, _):
+    with temporary_encoders.encoders_on_ray(settings, CLUSTER) as (cards, _):
         assert cards == ["embedded"]
         assert ray_serve.running["proxy_location"] == "Disabled"
     assert ray_serve.running is None
@@ -72,30 +72,30 @@ def test_a_build_listens_nowhere_and_leaves_nothing_on_a_cluster(ray_serve, sett
 def test_a_build_leaves_a_service_that_was_there_or_came_meanwhile(ray_serve, settings):
     session.start_serve(settings)
     ray_serve.applications["deixis"] = "the service"
-    with encoding.encoders_on_ray(settings, CLUSTER):
+    with temporary_encoders.encoders_on_ray(settings, CLUSTER):
         pass
     assert ray_serve.running["http_options"]["port"] == 21000
     assert ray_serve.applications == {"deixis": "the service"}
 
     ray_serve.shutdown()
-    with encoding.encoders_on_ray(settings, CLUSTER):
+    with temporary_encoders.encoders_on_ray(settings, CLUSTER):
         ray_serve.applications["another"] = "a build"
     assert ray_serve.applications == {"another": "a build"}
     assert ray_serve.running is not None
 
 
 def test_two_builds_on_one_cluster_have_encoders_of_their_own(ray_serve, settings):
-    with encoding.encoders_on_ray(settings, CLUSTER):
-        with encoding.encoders_on_ray(settings, CLUSTER):
+    with temporary_encoders.encoders_on_ray(settings, CLUSTER):
+        with temporary_encoders.encoders_on_ray(settings, CLUSTER):
             assert len(ray_serve.applications) == 2
         assert len(ray_serve.applications) == 1
     assert len(set(ray_serve.names)) == 2
 
 
 def test_encoders_that_cannot_be_started_are_told_and_taken_away(ray_serve, settings, monkeypatch):
-    monkeypatch.setattr(encoding, "encoders", lambda _: {"first": "encoder", "second": "broken"})
+    monkeypatch.setattr(temporary_encoders, "encoders", lambda _: {"first": "encoder", "second": "broken"})
     with pytest.raises(ConfigurationError, match="encoders cannot be started on Ray: Deploying"):
-        encoding.encoders_on_ray(settings, CLUSTER).__enter__()
+        temporary_encoders.encoders_on_ray(settings, CLUSTER).__enter__()
     assert ray_serve.applications == {}
     assert ray_serve.running is None
 
@@ -117,7 +117,7 @@ def test_a_service_that_would_not_listen_where_it_says_is_refused(ray_serve, set
 
 def test_a_service_is_refused_where_serve_has_no_proxies(ray_serve, settings):
     with (
-        encoding.encoders_on_ray(settings, CLUSTER),
+        temporary_encoders.encoders_on_ray(settings, CLUSTER),
         pytest.raises(ConfigurationError, match="already and has no proxies"),
     ):
         session.start_serve(settings)

@@ -7,8 +7,8 @@ import pytest
 
 from app.captions.database import Found, Part
 from app.cluster import shards
+from app.cluster.messages import ReplicaUnavailableError, SerializedError
 from app.cluster.shards import RemoteShards
-from app.cluster.wire import AwayError, Failure
 from app.errors import NotReadyError, OverloadedError, StoreError
 
 pytestmark = pytest.mark.anyio
@@ -65,13 +65,15 @@ async def test_the_nearest_of_all_parts_come_first():
 
 
 async def test_a_part_that_went_away_is_asked_again():
-    away = There(AwayError("died"), TWO)
+    away = There(ReplicaUnavailableError("died"), TWO)
     first, _ = await search(There(ONE), away)
     assert first.captions == ("a 0.9", "e 0.7", "f 0.6")
     assert (first.missing, away.asked) == (None, 2)
 
 
-@pytest.mark.parametrize("gone", [AwayError("died"), Failure.of(NotReadyError("it hangs"))])
+@pytest.mark.parametrize(
+    "gone", [ReplicaUnavailableError("died"), SerializedError.from_exception(NotReadyError("it hangs"))]
+)
 async def test_what_is_missing_is_told(gone):
     first, second = await search(There(ONE), There(gone))
     assert first.captions == ("a 0.9", "b 0.5", "c 0.1")
@@ -86,7 +88,9 @@ async def test_a_part_that_does_not_answer_is_not_waited_for_for_long(monkeypatc
     assert "1 of 2 parts" in first.missing
 
 
-@pytest.mark.parametrize("gone", [AwayError("died"), Failure.of(StoreError("damaged"))])
+@pytest.mark.parametrize(
+    "gone", [ReplicaUnavailableError("died"), SerializedError.from_exception(StoreError("damaged"))]
+)
 async def test_the_first_that_has_found_something_is_waited_for_though_others_fail_at_once(monkeypatch, gone):
     monkeypatch.setattr(shards, "_STRAGGLERS_S", 0.05)
     slow = asyncio.Event()
@@ -110,17 +114,17 @@ async def test_each_is_asked_for_its_part_of_as_many_as_this_edge_knows():
 
 async def test_where_no_part_answers_that_is_an_error():
     with pytest.raises(NotReadyError, match="not one part of the caption database 'archive'"):
-        await search(There(AwayError("died")), There(AwayError("died")))
+        await search(There(ReplicaUnavailableError("died")), There(ReplicaUnavailableError("died")))
     with pytest.raises(NotReadyError):
         await search(There(asyncio.Event()), within_s=0.05)
 
 
 async def test_a_part_that_is_full_refuses_for_all():
     with pytest.raises(OverloadedError) as told:
-        await search(There(ONE), There(Failure.of(OverloadedError("full", 4))))
+        await search(There(ONE), There(SerializedError.from_exception(OverloadedError("full", 4))))
     assert told.value.retry_after_s == 4
 
 
 async def test_a_part_whose_files_are_damaged_is_missing_and_the_others_answer():
-    first, _ = await search(There(ONE), There(Failure.of(StoreError("damaged"))))
+    first, _ = await search(There(ONE), There(SerializedError.from_exception(StoreError("damaged"))))
     assert "1 of 2 parts" in first.missing

@@ -140,9 +140,9 @@ def test_a_trace_goes_on_where_images_and_texts_are_encoded(client, spans, photo
         found = spans_in(list(spans[1]))
         return {name: [one for one in each if one.trace_id.hex() == trace] for name, each in found.items()}
 
-    until(lambda: len(of_trace().get("encode-there", [])) >= 2 and of_trace().get("POST /classify"))
+    until(lambda: len(of_trace().get("encode-remote", [])) >= 2 and of_trace().get("POST /classify"))
     (root,) = of_trace()["POST /classify"]
-    there = of_trace()["encode-there"]
+    there = of_trace()["encode-remote"]
     assert root.parent_span_id.hex() == parent
     assert {tuple(sorted(each.key for each in span.attributes)) for span in there} == {
         ("images", "model"),

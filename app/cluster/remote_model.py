@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from app.cluster.handles import ask, carried_trace
-from app.cluster.towers import RemoteTower
-from app.cluster.wire import Card, Failure, Reply
+from app.cluster.calls import ask, carried_trace
+from app.cluster.messages import EncodeResponse, RemoteModelInfo, SerializedError
+from app.cluster.remote_tower import RemoteTower
 from app.models.served_model import ServedModel
 from app.observability.metrics import Metrics, TowerMetrics
 from app.prompting.text_feature_store import TextFeatureStore
@@ -17,7 +17,7 @@ from app.types import Pixels
 
 
 def remote_model(
-    card: Card, handle: Any, settings: Settings, metrics: Metrics, text_features: TextFeatureStore | None
+    card: RemoteModelInfo, handle: Any, settings: Settings, metrics: Metrics, text_features: TextFeatureStore | None
 ) -> ServedModel:
     """Return a model that the replicas of a deployment encode with.
 
@@ -28,7 +28,7 @@ def remote_model(
         metrics: told of calls.
         text_features: where text features are kept.
     """
-    image_metrics = TowerMetrics(metrics, card.name, "images from here")
+    image_metrics = TowerMetrics(metrics, card.name, "remote images")
     images: RemoteTower[Pixels] = RemoteTower(
         f"{card.name} images",
         partial(_encoded, handle.encode_images, card.name, card.image_fingerprint, np.stack),
@@ -37,7 +37,7 @@ def remote_model(
         max_queued=settings.max_queued_images,
     )
     image_metrics.watch(waiting=lambda: images.waiting, admitted=lambda: images.admitted)
-    text_metrics = TowerMetrics(metrics, card.name, "texts from here")
+    text_metrics = TowerMetrics(metrics, card.name, "remote texts")
     texts: RemoteTower[str] = RemoteTower(
         f"{card.name} texts",
         partial(_encoded, handle.encode_texts, card.name, card.text_fingerprint, list),
@@ -63,11 +63,13 @@ async def _encoded(
     packed: Callable[[Sequence[Any]], Any],
     items: Sequence[Any],
     within_s: float | None,
-) -> Reply:
+) -> EncodeResponse:
     # Arrays above 100 KiB go through the object store, which a replica of the same machine reads where they lie.
-    answer: Reply | Failure = await ask(method, model, fingerprint, packed(items), within_s, carried_trace())
-    if isinstance(answer, Failure):
-        raise answer.error()
+    answer: EncodeResponse | SerializedError = await ask(
+        method, model, fingerprint, packed(items), within_s, carried_trace()
+    )
+    if isinstance(answer, SerializedError):
+        raise answer.to_exception()
     return answer
 
 

@@ -7,9 +7,9 @@ import weakref
 import numpy as np
 import pytest
 
-from app.cluster import encoders
-from app.cluster.encoders import EncoderReplica
-from app.cluster.wire import Failure, OtherWeightsError, version_of
+from app.cluster import encoder_replica
+from app.cluster.encoder_replica import EncoderReplica
+from app.cluster.messages import SerializedError, WeightsMismatchError, deployment_version
 from app.encoders.fake import FakeEncoder
 from app.errors import ConfigurationError
 from app.settings import Settings
@@ -30,7 +30,7 @@ def loaded(monkeypatch):
         made.append(GatedEncoder(name))
         return made[-1]
 
-    monkeypatch.setattr(encoders, "load_encoder", load)
+    monkeypatch.setattr(encoder_replica, "load_encoder", load)
     yield made
     for each in made:
         each.open()
@@ -73,7 +73,7 @@ async def test_what_is_under_way_is_answered_when_another_model_takes_the_place(
     assert "fake" in here._loaded
     encoder.images_open.set()
     for reply in await asyncio.gather(running, waiting):
-        assert not isinstance(reply, Failure)
+        assert not isinstance(reply, SerializedError)
         assert (reply.rows.shape, reply.failures) == ((2, encoder.embed_dim), {})
     del running, waiting
     gc.collect()
@@ -107,13 +107,13 @@ async def test_numbers_for_scaling_are_those_of_models_that_are_there(loaded):
 
 async def test_features_of_other_weights_are_not_given_out_as_those_that_are_meant(loaded):
     here, held = replica()
-    assert not isinstance(await here.encode_texts("fake", TEXTS, ["a word"], None, {}), Failure)
+    assert not isinstance(await here.encode_texts("fake", TEXTS, ["a word"], None, {}), SerializedError)
     for told in (
         await here.encode_images("fake", "of weights before", PIXELS, None, {}),
         await here.encode_texts("fake", "of weights before", ["a word"], None, {}),
     ):
-        assert isinstance(told, Failure)
-        assert isinstance(told.error(), OtherWeightsError)
+        assert isinstance(told, SerializedError)
+        assert isinstance(told.to_exception(), WeightsMismatchError)
     let_go(held)
 
 
@@ -128,11 +128,15 @@ async def test_a_model_that_cannot_be_loaded_is_told_in_its_words(loaded, monkey
         await here.encode_images("fake", IMAGES, PIXELS, None, {}),
         await here.encode_texts("fake", TEXTS, ["a word"], None, {}),
     ):
-        assert told == Failure("not-ready", "the model 'fake' is not there")
+        assert told == SerializedError("not-ready", "the model 'fake' is not there")
     let_go(held)
 
 
 async def test_a_card_tells_with_whom_its_replica_was_deployed(loaded):
     here, held = replica(port=3000)
-    assert (await here.card("fake")).version == version_of(Settings(port=3000)) != version_of(Settings(port=4000))
+    assert (
+        (await here.card("fake")).version
+        == deployment_version(Settings(port=3000))
+        != deployment_version(Settings(port=4000))
+    )
     let_go(held)

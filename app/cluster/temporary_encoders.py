@@ -9,16 +9,16 @@ from ray import serve
 from ray.serve import Application
 
 from app.cluster.application import encoders, encoders_cpus
-from app.cluster.models import remote_model
+from app.cluster.messages import RemoteModelInfo
+from app.cluster.remote_model import remote_model
 from app.cluster.session import connected, without_proxies
-from app.cluster.wire import Card
 from app.errors import ConfigurationError
 from app.main import RemoteSteps
 from app.settings import Settings
 
 
 @contextmanager
-def encoders_on_ray(settings: Settings, address: str | None) -> Iterator[tuple[list[Card], RemoteSteps]]:
+def encoders_on_ray(settings: Settings, address: str | None) -> Iterator[tuple[list[RemoteModelInfo], RemoteSteps]]:
     """Start replicas that encode for this process, besides those of a service that may run there.
 
     They end with the block.

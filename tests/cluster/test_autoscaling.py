@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from app.cluster.scaling import TARGET_IMAGES, TARGET_WAIT_S, by_images_and_wait
+from app.cluster.autoscaling import TARGET_IMAGES, TARGET_WAIT_S, replicas_for_load
 
 
 def seen(replicas, images, waits, queued=0.0, least=1, most=10):
@@ -33,4 +33,4 @@ def seen(replicas, images, waits, queued=0.0, least=1, most=10):
     ],
 )
 def test_images_and_waits_ask_for_replicas_in_proportion(given, wanted):
-    assert by_images_and_wait(given) == (wanted, {})
+    assert replicas_for_load(given) == (wanted, {})

@@ -8,7 +8,7 @@ import ray.exceptions
 from opentelemetry import propagate
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 
-from app.cluster.wire import AwayError
+from app.cluster.messages import ReplicaUnavailableError
 from app.errors import NotReadyError, OverloadedError
 
 
@@ -16,7 +16,7 @@ async def ask(method: Any, *arguments: Any) -> Any:
     """Call a method of a deployment's handle; cancelling also cancels the call where it runs.
 
     Raises:
-        AwayError: the replica went away before it answered.
+        ReplicaUnavailableError: the replica went away before it answered.
         OverloadedError: too many calls wait for the deployment.
         NotReadyError: the deployment cannot be started.
         Exception: what the method raised.
@@ -34,7 +34,7 @@ async def ask(method: Any, *arguments: Any) -> Any:
     except ray.exceptions.RayTaskError:
         raise  # the method's own
     except (ray.exceptions.RayError, RayServeException) as error:
-        raise AwayError(type(error).__name__) from error
+        raise ReplicaUnavailableError(type(error).__name__) from error
 
 
 def carried_trace() -> Mapping[str, str]:

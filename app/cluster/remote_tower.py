@@ -11,7 +11,7 @@ import numpy as np
 import structlog
 from opentelemetry import context
 
-from app.cluster.wire import AwayError, OtherWeightsError, Reply
+from app.cluster.messages import EncodeResponse, ReplicaUnavailableError, WeightsMismatchError
 from app.errors import NotReadyError, OverloadedError
 from app.models.queue import Entry, QueueMetrics, TurnQueue
 
@@ -40,7 +40,7 @@ class RemoteTower(TurnQueue[Item, np.ndarray]):
 
     Args:
         name: for messages and logs.
-        ask: encodes items; is told how many seconds they may take, and raises AwayError where another try may help.
+        ask: encodes items within a number of seconds; ReplicaUnavailableError if a retry may succeed.
         batch_size: most items in one call.
         metrics: told of calls, as of batches.
         max_queued: items admitted at once; None sets no bound.
@@ -51,7 +51,7 @@ class RemoteTower(TurnQueue[Item, np.ndarray]):
     def __init__(
         self,
         name: str,
-        ask: Callable[[Sequence[Item], float | None], Awaitable[Reply]],
+        ask: Callable[[Sequence[Item], float | None], Awaitable[EncodeResponse]],
         *,
         batch_size: int,
         metrics: QueueMetrics,
@@ -110,9 +110,9 @@ class RemoteTower(TurnQueue[Item, np.ndarray]):
             if isinstance(error, OverloadedError):
                 self._metrics.rejected("overloaded", len(entries))
             else:
-                self._metrics.failed("away" if isinstance(error, AwayError) else "error")
-            if isinstance(error, AwayError):
-                self.is_outdated = isinstance(error, OtherWeightsError)
+                self._metrics.failed("away" if isinstance(error, ReplicaUnavailableError) else "error")
+            if isinstance(error, ReplicaUnavailableError):
+                self.is_outdated = isinstance(error, WeightsMismatchError)
                 self._lost = f"the encoders of {self.name} cannot be reached ({error})"
                 error = NotReadyError(f"{self._lost}; try again later")
             self._settle(entries, [error] * len(entries))
@@ -127,20 +127,20 @@ class RemoteTower(TurnQueue[Item, np.ndarray]):
         for place, (row, encode_s) in enumerate(zip(reply.rows, reply.encode_s, strict=True)):
             failure = reply.failures.get(place)
             # The way there and back counts as waiting.
-            outcomes.append((row, ended - encode_s, ended) if failure is None else failure.error())
+            outcomes.append((row, ended - encode_s, ended) if failure is None else failure.to_exception())
         self._settle(entries, outcomes)
         self._metrics.batch(len(entries), ended - began)
         for entry, encode_s in zip(entries, reply.encode_s, strict=True):
             self._metrics.waited(ended - encode_s - entry.submitted)
 
-    async def _answer(self, entries: Sequence[Entry[Item, np.ndarray]]) -> Reply:
+    async def _answer(self, entries: Sequence[Entry[Item, np.ndarray]]) -> EncodeResponse:
         deadlines = [entry.deadline for entry in entries]
         latest = None if None in deadlines else max(each for each in deadlines if each is not None)
         for attempt in range(_TRIES):
             within_s = None if latest is None else latest - time.perf_counter()
             try:
                 return await self._soonest([entry.item for entry in entries], within_s)
-            except AwayError as error:
+            except ReplicaUnavailableError as error:
                 if attempt + 1 == _TRIES:
                     raise
                 log.warning("call_repeated", queue=self.name, items=len(entries), reason=str(error))
@@ -148,7 +148,7 @@ class RemoteTower(TurnQueue[Item, np.ndarray]):
                 await asyncio.sleep(_BETWEEN_TRIES_S * 2**attempt)
         raise AssertionError
 
-    async def _soonest(self, items: Sequence[Item], within_s: float | None) -> Reply:
+    async def _soonest(self, items: Sequence[Item], within_s: float | None) -> EncodeResponse:
         """Return the answer; where it is late, that of another process, if that is sooner."""
         asked = [asyncio.ensure_future(self._ask(items, within_s))]
         late_after_s = _FIRST_LATE_AFTER_S if self._call_s is None else max(_LATE_AFTER_S, _LATE_TIMES * self._call_s)

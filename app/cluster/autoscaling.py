@@ -9,7 +9,7 @@ TARGET_IMAGES = 32.0
 TARGET_WAIT_S = 0.5
 
 
-def by_images_and_wait(seen: Any) -> tuple[int, dict[str, Any]]:
+def replicas_for_load(seen: Any) -> tuple[int, dict[str, Any]]:
     """Return how many replicas suit the images that are admitted, and how long they wait; called by Ray.
 
     Both are in proportion: twice the images, or twice the wait, ask for twice the replicas.

@@ -16,20 +16,20 @@ from app.settings import Settings
 from app.types import Pixels
 
 
-class AwayError(Exception):
+class ReplicaUnavailableError(Exception):
     """The process that was asked has gone, or none is there; asking again may find another."""
 
 
-class OtherWeightsError(AwayError):
+class WeightsMismatchError(ReplicaUnavailableError):
     """The process that was asked has the model with other weights; another one may have these."""
 
 
-class EncoderFaultError(Exception):
+class RemoteEncoderError(Exception):
     """An encoder elsewhere raised an error of its own; the message has its type and words."""
 
 
 @dataclass(slots=True)
-class Card:
+class RemoteModelInfo:
     """What an edge must know of a model whose towers are elsewhere: ``app.encoders._base.ModelInfo``.
 
     Args:
@@ -69,7 +69,7 @@ class Card:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class SerializedError:
     """An error as it is told across processes, where an exception might not survive.
 
     ``kind`` is ``overloaded``, ``deadline``, ``other-weights``, ``not-ready`` for the rest of our own errors, or
@@ -81,21 +81,21 @@ class Failure:
     retry_after_s: int = 1
 
     @classmethod
-    def of(cls, error: BaseException) -> Self:
+    def from_exception(cls, error: BaseException) -> Self:
         """Return what tells an error."""
         match error:
             case OverloadedError():
                 return cls("overloaded", error.message, error.retry_after_s)
             case DeadlineExceededError():
                 return cls("deadline", error.message)
-            case OtherWeightsError():
+            case WeightsMismatchError():
                 return cls("other-weights", str(error))
             case DeixisError():
                 return cls("not-ready", error.message)
             case _:
                 return cls("fault", f"{type(error).__name__}: {error}")
 
-    def error(self) -> Exception:
+    def to_exception(self) -> Exception:
         """Return it as an exception again."""
         match self.kind:
             case "overloaded":
@@ -103,15 +103,15 @@ class Failure:
             case "deadline":
                 return DeadlineExceededError(self.message)
             case "other-weights":
-                return OtherWeightsError(self.message)
+                return WeightsMismatchError(self.message)
             case "not-ready":
                 return NotReadyError(self.message)
             case _:
-                return EncoderFaultError(self.message)
+                return RemoteEncoderError(self.message)
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class EncodeResponse:
     """What became of n items.
 
     Args:
@@ -122,11 +122,11 @@ class Reply:
     """
 
     rows: Float32[np.ndarray, "n d"]
-    failures: Mapping[int, Failure]
+    failures: Mapping[int, SerializedError]
     queue_s: Sequence[float]
     encode_s: Sequence[float]
 
 
-def version_of(settings: Settings) -> str:
+def deployment_version(settings: Settings) -> str:
     """Return what tells replicas that were deployed together from those before and after."""
     return sha256(f"{__version__} {settings.model_dump_json()}".encode()).hexdigest()[:16]

@@ -14,8 +14,14 @@ from opentelemetry import context, propagate
 from ray import serve
 
 from app import __version__
+from app.cluster.messages import (
+    EncodeResponse,
+    RemoteModelInfo,
+    SerializedError,
+    WeightsMismatchError,
+    deployment_version,
+)
 from app.cluster.telemetry import Exposition, own_exposition, send_traces
-from app.cluster.wire import Card, Failure, OtherWeightsError, Reply, version_of
 from app.encoders.loading import load_encoder
 from app.errors import DeixisError
 from app.main import load_options, serve_here
@@ -29,14 +35,14 @@ from app.settings import Settings
 log = structlog.get_logger()
 
 
-class _Loaded:
+class _LoadedModel:
     """A model with its queues, which ends when nobody has it any more.
 
     Ray drops one when another model takes its place, and calls that are under way keep it until they are answered. Had
     it a ``__del__``, Ray would call that at once.
     """
 
-    def __init__(self, card: Card, served: ServedModel, canary_s: float) -> None:
+    def __init__(self, card: RemoteModelInfo, served: ServedModel, canary_s: float) -> None:
         self.card = card
         self.served = served
         self._canary_s = canary_s
@@ -52,7 +58,7 @@ class _Loaded:
             _when_gone(self, _cancel, watching)
 
 
-def _when_gone(loaded: _Loaded, work: Callable[[Any], None], subject: object) -> None:
+def _when_gone(loaded: _LoadedModel, work: Callable[[Any], None], subject: object) -> None:
     weakref.finalize(loaded, work, subject).atexit = False
 
 
@@ -80,9 +86,9 @@ class EncoderReplica:
             send_traces()
         self._settings = settings
         self._metrics = Metrics(__version__)
-        self._loaded: MutableMapping[str, _Loaded] = {model: self._load(model) for model in models}
+        self._loaded: MutableMapping[str, _LoadedModel] = {model: self._load(model) for model in models}
 
-    async def card(self, model: str) -> Card:
+    async def card(self, model: str) -> RemoteModelInfo:
         """Return what an edge must know of a model."""
         return (await self._get(model)).card
 
@@ -93,7 +99,7 @@ class EncoderReplica:
         pixels: UInt8[np.ndarray, "n h w 3"],
         within_s: float | None,
         trace: Mapping[str, str],
-    ) -> Reply | Failure:
+    ) -> EncodeResponse | SerializedError:
         """Return the features of images that the model's transform made.
 
         Args:
@@ -103,24 +109,24 @@ class EncoderReplica:
             within_s: after which they are of no use.
             trace: that the caller is in.
         """
-        with _within(trace), stage("encode-there", model=model, images=len(pixels)):
+        with _within(trace), stage("encode-remote", model=model, images=len(pixels)):
             try:
                 loaded = await self._get(model)
                 _check_weights(model, fingerprint, loaded.card.image_fingerprint)
             except Exception as error:  # noqa: BLE001 - told to the caller
-                return Failure.of(error)
+                return SerializedError.from_exception(error)
             return await _encoded(loaded.served.images, list(pixels), within_s)
 
     async def encode_texts(
         self, model: str, fingerprint: str, texts: Sequence[str], within_s: float | None, trace: Mapping[str, str]
-    ) -> Reply | Failure:
+    ) -> EncodeResponse | SerializedError:
         """Return the features of texts, likewise."""
-        with _within(trace), stage("encode-there", model=model, texts=len(texts)):
+        with _within(trace), stage("encode-remote", model=model, texts=len(texts)):
             try:
                 loaded = await self._get(model)
                 _check_weights(model, fingerprint, loaded.card.text_fingerprint)
             except Exception as error:  # noqa: BLE001 - as above
-                return Failure.of(error)
+                return SerializedError.from_exception(error)
             return await _encoded(loaded.served.texts, texts, within_s)
 
     async def exposition(self) -> Exposition:
@@ -135,21 +141,21 @@ class EncoderReplica:
                 raise RuntimeError(each.served.problem)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Return what ``app.cluster.scaling`` decides by; called by Ray."""
+        """Return what ``app.cluster.autoscaling`` decides by; called by Ray."""
         queues = [each.served.images for each in list(self._loaded.values())]
         return {
             "images": float(sum(queue.admitted for queue in queues)),
             "wait_s": max((queue.expected_wait_s for queue in queues), default=0.0),
         }
 
-    async def _get(self, model: str) -> _Loaded:
+    async def _get(self, model: str) -> _LoadedModel:
         return self._loaded[model]
 
-    def _load(self, model: str) -> _Loaded:
+    def _load(self, model: str) -> _LoadedModel:
         encoder = load_encoder(model, load_options(self._settings))
-        card = Card.of(encoder, version_of(self._settings))
+        card = RemoteModelInfo.of(encoder, deployment_version(self._settings))
         # Text features are kept by the edges, which ask only for new ones.
-        return _Loaded(card, serve_here(encoder, self._settings, self._metrics, None), self._settings.canary_s)
+        return _LoadedModel(card, serve_here(encoder, self._settings, self._metrics, None), self._settings.canary_s)
 
 
 def multiplexed(at_once: int) -> type[EncoderReplica]:
@@ -160,12 +166,12 @@ def multiplexed(at_once: int) -> type[EncoderReplica]:
             super().__init__(settings, ())
             self._loaded = weakref.WeakValueDictionary()  # Ray has them, and lets go of them
 
-        async def _get(self, model: str) -> _Loaded:
+        async def _get(self, model: str) -> _LoadedModel:
             # Goes on when its caller leaves, or the next would begin to load it again.
             return await asyncio.shield(asyncio.ensure_future(self._shared(model)))
 
         @serve.multiplexed(max_num_models_per_replica=at_once)  # type: ignore[untyped-decorator]
-        async def _shared(self, model: str) -> _Loaded:
+        async def _shared(self, model: str) -> _LoadedModel:
             loaded = await asyncio.to_thread(self._load, model)
             self._loaded[model] = loaded
             return loaded
@@ -175,7 +181,7 @@ def multiplexed(at_once: int) -> type[EncoderReplica]:
 
 def _check_weights(model: str, wanted: str, loaded: str) -> None:
     if wanted != loaded:
-        raise OtherWeightsError(f"the model '{model}' has other weights there")
+        raise WeightsMismatchError(f"the model '{model}' has other weights there")
 
 
 @contextmanager
@@ -188,22 +194,28 @@ def _within(trace: Mapping[str, str]) -> Iterator[None]:
         context.detach(token)
 
 
-async def _encoded(queue: TurnQueue[Any, np.ndarray], items: Sequence[Any], within_s: float | None) -> Reply | Failure:
+async def _encoded(
+    queue: TurnQueue[Any, np.ndarray], items: Sequence[Any], within_s: float | None
+) -> EncodeResponse | SerializedError:
     """Return what became of each item; a failure where not one was admitted."""
     try:
         with queue.admit(len(items), within_s=within_s) as caller:
             encoded = await asyncio.gather(*(queue.encode(item, caller) for item in items), return_exceptions=True)
     except DeixisError as error:
-        return Failure.of(error)
+        return SerializedError.from_exception(error)
     good = {place: each for place, each in enumerate(encoded) if isinstance(each, Encoded)}
     if not good:
-        return Failure.of(next(each for each in encoded if isinstance(each, BaseException)))
+        return SerializedError.from_exception(next(each for each in encoded if isinstance(each, BaseException)))
     rows = np.zeros((len(items), len(next(iter(good.values())).row)), np.float32)
     for place, each in good.items():
         rows[place] = each.row
-    return Reply(
+    return EncodeResponse(
         rows,
-        {place: Failure.of(each) for place, each in enumerate(encoded) if isinstance(each, BaseException)},
+        {
+            place: SerializedError.from_exception(each)
+            for place, each in enumerate(encoded)
+            if isinstance(each, BaseException)
+        },
         [good[place].queue_s if place in good else 0.0 for place in range(len(items))],
         [good[place].encode_s if place in good else 0.0 for place in range(len(items))],
     )
