@@ -25,7 +25,7 @@ from app.api.auth.quotas import DefaultQuotas, Quotas
 from app.api.forms import RequestLimits
 from app.api.middleware import AccessLog, BodyBudget, BodyLimits, BoundedBody, SecurityHeaders
 from app.api.routes import ROUTERS
-from app.captions.catalogue import CaptionCatalogue, SearchElsewhere
+from app.captions.catalogue import CaptionCatalogue, RemoteSearch
 from app.captions.search import CaptionSearch
 from app.classification.classifiers import ClassifierCache
 from app.classification.embeddings import Embedder
@@ -145,7 +145,7 @@ class RemoteSteps:
     """
 
     serve_model: Callable[[Any, Settings, Metrics, TextFeatureStore | None], ServedModel] = serve_here
-    search_captions: SearchElsewhere | None = None
+    search_captions: RemoteSearch | None = None
     exposition: Callable[[], Awaitable[bytes]] | None = None
 
 
@@ -283,7 +283,7 @@ async def open_service(
         metrics=metrics,
         max_queued=settings.max_queued_images,
         stalled_after_s=settings.stall_timeout_s,
-        search_elsewhere=steps.search_captions,
+        remote_search=steps.search_captions,
     )
     captions = CaptionSearch(catalogue, models, remote_images, build_wordnet=settings.build_wordnet)
     pipeline = Pipeline(

@@ -30,7 +30,8 @@ for _library in ("OPENBLAS", "OMP", "MKL"):
 import numpy as np  # noqa: E402 - after the number of threads is set
 
 from app.captions.build import BuildOptions, build  # noqa: E402
-from app.captions.database import INDEX, CaptionDatabase  # noqa: E402
+from app.captions.database import CaptionDatabase  # noqa: E402
+from app.captions.manifest import INDEX  # noqa: E402
 from app.runtime.cpu import usable_cores  # noqa: E402
 from app.scoring.numerics import unit_rows  # noqa: E402
 

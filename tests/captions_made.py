@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from app.captions.build import BuildOptions, build
-from app.captions.database import CURRENT, Manifest, current_generation
+from app.captions.generations import CURRENT, current_generation
+from app.captions.manifest import Manifest
 from app.encoders.fake import FakeEncoder
 
 _SCENES = (

@@ -14,9 +14,9 @@ from urllib.request import url2pathname
 
 from app.bulk.parquet import pyarrow
 from app.bulk.sources import TARS, SourceKind, WorkUnit, damage_message, file_stamp, tar_suffix
-from app.captions.sources import read_errors, unpacked
 from app.errors import InvalidFieldError
 from app.images.decode import supported_suffixes
+from app.runtime.compression import read_errors, unpacked
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _ROWS_AT_ONCE = 16

@@ -1,1 +1,1 @@
-"""Vocabulary-free classification: a database of captions, and words mined from those near an image."""
+"""Vocabulary-free classification: caption databases, and labels from the captions near an image."""

@@ -1,4 +1,4 @@
-"""How good names are that nobody gave a list for: three measures of Conti et al., NeurIPS 2023."""
+"""Three measures of vocabulary-free labels: Conti et al., NeurIPS 2023."""
 
 from collections.abc import Hashable, Sequence
 
@@ -11,15 +11,15 @@ from app.scoring.numerics import unit_rows
 
 
 def cluster_accuracy(predicted: Sequence[Hashable], truth: Sequence[Hashable]) -> float:
-    """Return the share of images that are right when names are matched with classes as well as they can be.
+    """Return the share of images that are right under the best matching of predicted labels with classes.
 
-    Images of one predicted name are a cluster, whatever the name says. Each cluster is matched with at most one class
-    and each class with at most one cluster, by the Hungarian algorithm; images of clusters that are left over, where
-    there are more of them than classes, are wrong. In [0, 1], and above 0 always: some match is right.
+    The images with one predicted label are a cluster, whatever the label says. The Hungarian algorithm matches each
+    cluster with at most one class, and each class with at most one cluster; the images of unmatched clusters are wrong.
+    The result is in (0, 1], because at least one image is right.
 
     Raises:
-        InvalidFieldError: no images.
-        ValueError: not as many names as classes.
+        InvalidFieldError: there are no images.
+        ValueError: the two sequences differ in length.
     """
     _check(len(predicted), len(truth))
     clusters = {name: index for index, name in enumerate(dict.fromkeys(predicted))}
@@ -31,14 +31,14 @@ def cluster_accuracy(predicted: Sequence[Hashable], truth: Sequence[Hashable]) -
 
 
 def semantic_similarity(predicted_features: Float[np.ndarray, "n d"], true_features: Float[np.ndarray, "n d"]) -> float:
-    """Return the mean cosine between text features of the predicted and of the true name, in [-1, 1].
+    """Return the mean cosine between text features of the predicted and of the true label, in [-1, 1].
 
-    The paper takes those of a sentence encoder (Sentence-BERT); an encoder's own text tower gives other numbers, which
-    compare only with each other. Rows need not be unit; a row of zeros has the cosine 0 with everything.
+    The paper takes the features of a sentence encoder (Sentence-BERT). Those of another text tower give numbers that
+    can only be compared with each other. Rows need not be unit rows; a row of zeros has the cosine 0 with every row.
 
     Raises:
-        InvalidFieldError: no images.
-        ValueError: shapes that differ.
+        InvalidFieldError: there are no images.
+        ValueError: the shapes differ.
     """
     _check(len(predicted_features), len(true_features))
     if predicted_features.shape != true_features.shape:
@@ -49,14 +49,14 @@ def semantic_similarity(predicted_features: Float[np.ndarray, "n d"], true_featu
 
 
 def semantic_iou(predicted: Sequence[str], truth: Sequence[str]) -> float:
-    """Return the mean share of words that the predicted and the true name have in common, in [0, 1].
+    """Return the mean intersection over union of the words of the predicted and of the true label, in [0, 1].
 
-    Intersection over union of the sets of words, lower case and without punctuation, so that "Labrador" against
-    "labrador retriever" is one half, and "t-shirt" is the one word "tshirt". 0 for two names without any word.
+    Words are in lower case and without punctuation: "Labrador" and "labrador retriever" give one half, and "t-shirt"
+    is the one word "tshirt". Two labels without any word give 0.
 
     Raises:
-        InvalidFieldError: no images.
-        ValueError: not as many names as classes.
+        InvalidFieldError: there are no images.
+        ValueError: the two sequences differ in length.
     """
     _check(len(predicted), len(truth))
     pairs = [(_word_set(ours), _word_set(true)) for ours, true in zip(predicted, truth, strict=True)]
@@ -65,10 +65,10 @@ def semantic_iou(predicted: Sequence[str], truth: Sequence[str]) -> float:
 
 def _check(predicted: int, truth: int) -> None:
     if predicted != truth:
-        raise ValueError(f"{predicted} predicted names for {truth} true ones")
+        raise ValueError(f"{predicted} predicted labels for {truth} true ones")
     if not truth:
         raise InvalidFieldError.of("labels", "there are no labelled images to evaluate; give at least one")
 
 
-def _word_set(name: str) -> set[str]:
-    return set("".join(each for each in name if each.isalnum() or each == " ").lower().split())
+def _word_set(label: str) -> set[str]:
+    return set("".join(character for character in label if character.isalnum() or character == " ").lower().split())

@@ -1,25 +1,26 @@
-"""What a caption database is to be built of, as callers and commands say it."""
+"""The plan of a build: the captions of a new database, and the options, as requests and commands give them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from app.captions.sources import CaptionRules, Counts, Source, captions_of, clean_captions
+from app.captions.cleaning import CaptionRules, Counts, clean_captions
+from app.captions.sources import Source, captions_of
 from app.captions.wordnet import LICENCE, NOTES, wordnet_captions
 from app.errors import InvalidFieldError
 
 WORDNET = "wordnet"
-"""The database that comes with the service, and the source that it is made of."""
+"""The name of the default database, and of the source that it is built from."""
 
 
 @dataclass(frozen=True, slots=True)
 class BuildPlan:
-    """What to build a database of, and how.
+    """The captions and the options of a build.
 
-    One of ``source`` (``wordnet``), ``files`` and ``captions`` says what of; ``captions`` are not part of ``to_json``.
-    ``model`` is the name of the one whose text tower encodes them, and ``threads`` is how many make the index: one in a
-    service, whose requests have the other cores.
+    The captions come from ``source`` (``wordnet``), ``files`` or ``captions``; one of the three is given. ``to_json``
+    leaves ``captions`` out. ``model`` names the model whose text tower encodes them. ``threads`` build the index; a
+    service uses one, because requests need the other cores.
     """
 
     model: str
@@ -38,7 +39,7 @@ class BuildPlan:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], captions: Sequence[str] = ()) -> Self:
-        """Read what ``to_json`` returned, with the captions that it left out."""
+        """Return the plan that ``to_json`` wrote, with the captions that it left out."""
         return cls(**{**content, "files": tuple(content["files"]), "captions": tuple(captions)})
 
     def to_json(self) -> dict[str, Any]:
@@ -47,10 +48,10 @@ class BuildPlan:
 
     @property
     def rules(self) -> CaptionRules:
-        """Which captions are kept.
+        """The rules for the captions to keep.
 
         Raises:
-            InvalidFieldError: no caption can meet them.
+            InvalidFieldError: no caption can meet the rules.
         """
         if not 1 <= self.min_chars <= self.max_chars:
             problem = f"is {self.min_chars}, and max_chars {self.max_chars}; write 1 <= min_chars <= max_chars"
@@ -58,10 +59,10 @@ class BuildPlan:
         return CaptionRules(self.min_chars, self.max_chars, latin_only=self.latin_only)
 
     def read(self, sources: Sequence[Source], wordnet: Path, counts: Counts) -> Iterator[str]:
-        """Yield the captions, by the rules.
+        """Yield the captions that the rules keep.
 
         Args:
-            sources: where ``files`` are.
+            sources: the paths of ``files``.
             wordnet: the folder of WordNet's files.
             counts: is added to.
         """
@@ -75,7 +76,7 @@ class BuildPlan:
 
     @property
     def notes(self) -> tuple[str, str]:
-        """Where the captions are from, and their licence."""
+        """The origin of the captions, and their licence."""
         if self.source == WORDNET:
             return self.source_notes or NOTES, self.licence or LICENCE
         return self.source_notes, self.licence

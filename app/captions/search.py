@@ -1,4 +1,4 @@
-"""Caption databases and the models that are served: which suits which, captions near an image or a text, building."""
+"""Searches and builds caption databases with the models in service."""
 
 import asyncio
 import unicodedata
@@ -9,7 +9,8 @@ import numpy as np
 import structlog
 
 from app.captions.catalogue import CaptionCatalogue
-from app.captions.database import Found, Manifest
+from app.captions.database import NearestCaptions
+from app.captions.manifest import Manifest
 from app.captions.plan import WORDNET, BuildPlan
 from app.captions.sources import Source
 from app.captions.wordnet import check_wordnet
@@ -28,23 +29,23 @@ from app.names.text import clean_text
 log = structlog.get_logger()
 
 MAX_LIMIT = 100
-"""Captions on one page."""
+"""The largest number of captions on a page."""
 
 MAX_OFFSET = 900
-"""Where the last page may begin."""
+"""The largest offset of a page."""
 
 MAX_CONTAINS_CHARS = 200
-"""Of what a caption must contain."""
 
-_LOOKED_THROUGH = 1000
+_MAX_SEARCHED = 1000
 _MAX_QUERY_CHARS = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class CaptionQuery:
-    """Captions of ``database`` near one of ``text`` and ``image``; of those that pass the filters, ``limit`` are told.
+    """A query for captions of ``database`` near a ``text`` or an ``image``; one of the two is given.
 
-    ``contains`` must be in a caption, whatever the case; ``min_score`` is the least cosine.
+    ``contains`` is a text that a caption must contain, ignoring case; ``min_score`` is the lowest cosine. ``offset``
+    and ``limit`` select a page of the captions that pass these filters.
     """
 
     database: str
@@ -59,10 +60,10 @@ class CaptionQuery:
 
 @dataclass(frozen=True, slots=True)
 class CaptionPage:
-    """Captions with their cosines, the nearest first; ``searched`` are those that were looked through.
+    """A page of captions with their cosines, the nearest first, out of the ``searched`` nearest ones.
 
-    ``database`` is ``name@generation``; ``next_offset`` is None where there are no more.
-    ``warnings`` tell of parts that could not be searched.
+    ``database`` is ``name@generation``; ``next_offset`` is None on the last page; ``warnings`` name the parts that
+    could not be searched.
     """
 
     database: str
@@ -74,13 +75,13 @@ class CaptionPage:
 
 
 class CaptionSearch:
-    """Asks caption databases with the models that are served, and builds them.
+    """Searches and builds caption databases with the models in service.
 
     Args:
-        databases: those there are.
+        databases: the caption databases.
         models: encode images and texts.
         remote_images: fetches images that are given by URL.
-        build_wordnet: whether the database that comes with the service is to be built where it is missing.
+        build_wordnet: whether to build the default database from WordNet if it is missing.
     """
 
     def __init__(
@@ -92,40 +93,43 @@ class CaptionSearch:
         self._build_wordnet = build_wordnet
 
     async def choose(self, given: str | None, model: str, namespace: Namespace) -> str:
-        """Return the database to ask with a model; raises as ``CaptionCatalogue.named``, ``check`` and ``choose``."""
+        """Return the qualified name of the database to search with a model: the given one, or the default.
+
+        Raises:
+            Exception: as ``CaptionCatalogue.qualified_name``, ``check_model`` and ``choose``.
+        """
         fingerprint = await self._models.get(model).text_fingerprint()
         if given is None:
             return await self.databases.choose(model, fingerprint, namespace)
-        name = self.databases.named(given, namespace, "database")
-        await self.databases.check(name, fingerprint)
+        name = self.databases.qualified_name(given, namespace, "database")
+        await self.databases.check_model(name, fingerprint)
         return name
 
     async def models_of(self, manifest: Manifest) -> list[str]:
-        """Return the served models that a database can be asked with."""
+        """Return the models in service that can search a database: those with the fingerprint of its manifest."""
         return [served.name for served in self._models if await served.text_fingerprint() == manifest.fingerprint]
 
     async def search(self, query: CaptionQuery) -> CaptionPage:
         """Return a page of the captions near an image or a text.
 
         Raises:
-            InvalidFieldError: not one of text and image, or a model that the database is not of.
-            UnknownNameError: no such database or model.
+            InvalidFieldError: not exactly one of text and image is given, or another model built the database.
+            UnknownNameError: there is no database or model of this name.
             ClientError: the image cannot be read.
             ServerError: the database is damaged, or the queue of the model or of the database is full.
         """
         if (query.text is None) == (query.image is None):
-            raise InvalidFieldError.of("text", "give either text or an image to search by")
-        model = await self._resolved(query)
+            raise InvalidFieldError.of("text", "give either a text or an image")
+        model = await self._resolve_model(query)
         served = self._models.get(model)
         if query.text is not None:
             text = clean_text(query.text, max_chars=_MAX_QUERY_CHARS, field="text")
             features = await served.encode_texts([text])
         else:
             features = await self._image_features(model, query.image)
-        # Always as many: with another number another page could have the same captions.
-        k = _LOOKED_THROUGH
-        (found,) = await self.databases.search(query.database, await served.text_fingerprint(), features, k)
-        passing = await asyncio.to_thread(_passing, found, query)
+        # All pages search for the same number of captions, because the result of an inverted file depends on it.
+        (found,) = await self.databases.search(query.database, await served.text_fingerprint(), features, _MAX_SEARCHED)
+        passing = await asyncio.to_thread(_filter, found, query)
         after = query.offset + query.limit
         return CaptionPage(
             f"{query.database}@{found.generation}",
@@ -136,17 +140,20 @@ class CaptionSearch:
             () if found.missing is None else (found.missing,),
         )
 
-    async def _resolved(self, query: CaptionQuery) -> str:
-        """Return the model to ask the database with."""
+    async def _resolve_model(self, query: CaptionQuery) -> str:
         if query.model is not None:
             fingerprint = await self._models.get(query.model).text_fingerprint()
-            await self.databases.check(query.database, fingerprint, field="model")
+            await self.databases.check_model(query.database, fingerprint, field="model")
             return query.model
         manifest = await self.databases.manifest(query.database)
         models = await self.models_of(manifest)
         if not models:
-            problem = f"the caption database '{query.database}' was made by '{manifest.model}', which is not served"
-            raise InvalidFieldError.of("model", f"{problem}; serve that model, or build the database again")
+            problem = (
+                f"the caption database '{query.database}' was built with '{manifest.model}', which is not in service"
+            )
+            raise InvalidFieldError.of(
+                "model", f"{problem}; add that model to DEIXIS_MODELS, or build the database again"
+            )
         return models[0]
 
     async def _image_features(self, model: str, image: bytes | ClientError | ImageUrl | None) -> np.ndarray:
@@ -158,9 +165,9 @@ class CaptionSearch:
         return row
 
     async def plan_wordnet(self) -> BuildPlan | None:
-        """Return how to build the database that comes with the service, where it is wanted and missing.
+        """Return the plan of the default database if it should be built: it is wanted, and there is no usable one.
 
-        It is missing, too, where a model made it that is not served any more.
+        A database whose model is not in service any more is not usable.
         """
         if not self._build_wordnet or self.databases.default != WORDNET:
             return None
@@ -172,16 +179,16 @@ class CaptionSearch:
         except ConfigurationError as error:
             log.warning("no_default_database", reason=error.message)
             return None
-        self.databases.expect(WORDNET)
+        self.databases.announce_build(WORDNET)
         return BuildPlan(model=self._models.default, source=WORDNET)
 
     def check_plan(self, plan: BuildPlan) -> None:
-        """Refuse what cannot be built; reads the first of WordNet's nouns where it is the source.
+        """Check that a plan can be carried out; reads the first noun of WordNet if that is the source.
 
         Raises:
-            InvalidFieldError: rules that no caption can meet.
-            UnknownNameError: the model is not served.
-            NotConfiguredError: it is to be built of WordNet, which is not there.
+            InvalidFieldError: no caption can meet its rules.
+            UnknownNameError: the model is not in service.
+            NotConfiguredError: its source is WordNet, which is not installed.
         """
         self.served(plan)
         assert plan.rules
@@ -198,7 +205,12 @@ class CaptionSearch:
         sources: Sequence[Source],
         advance: Callable[[int, int], Awaitable[object]],
     ) -> Manifest:
-        """Build a database; raises as ``CaptionCatalogue.build``; ``UnknownNameError``: the model is not served."""
+        """Build a database.
+
+        Raises:
+            UnknownNameError: the model of the plan is not in service.
+            Exception: as ``CaptionCatalogue.build``.
+        """
         served = self.served(plan)
         return await self.databases.build(
             name,
@@ -210,12 +222,12 @@ class CaptionSearch:
         )
 
     def served(self, plan: BuildPlan) -> ServedModel:
-        """Return the model of a plan; raises ``UnknownNameError`` where it is not served."""
+        """Return the model of a plan; raises ``UnknownNameError`` if it is not in service."""
         return self._models.get(plan.model)
 
 
-def _passing(found: Found, query: CaptionQuery) -> list[tuple[str, float]]:
-    # Captions are kept in NFC.
+def _filter(found: NearestCaptions, query: CaptionQuery) -> list[tuple[str, float]]:
+    # Stored captions are in NFC.
     wanted = None if query.contains is None else unicodedata.normalize("NFC", query.contains).casefold()
     return [
         (caption, cosine)

@@ -1,7 +1,8 @@
-"""The captions of a database on disk: their UTF-8 bytes end to end, and where each begins.
+"""The captions of a database on disk.
 
-``texts.bin`` holds the bytes, ``offsets.npy`` n + 1 ascending uint64. Both are mapped into memory, so that opening them
-costs nothing and a caption is read from the disk when it is asked for.
+``texts.bin`` contains their UTF-8 bytes one after another; ``offsets.npy`` contains n + 1 ascending uint64, where each
+caption begins and the last one ends. Both files are mapped into memory, so a caption is read from the disk when it is
+needed.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,11 +19,11 @@ OFFSETS = "offsets.npy"
 
 
 class CaptionTexts:
-    """A sequence of n captions that lies on the disk; reads may run in several threads.
+    """A sequence of n captions on the disk; several threads may read it.
 
     Args:
         texts: the bytes of all captions.
-        offsets: where each begins, and at the end where the last one ends.
+        offsets: the start of each caption, and the end of the last one.
     """
 
     def __init__(self, texts: np.ndarray, offsets: UInt64[np.ndarray, " n+1"]) -> None:
@@ -34,17 +35,15 @@ class CaptionTexts:
         """Map the two files of ``folder``.
 
         Raises:
-            StoreError: a file is missing or cannot be read, or the two do not fit each other.
+            StoreError: a file is missing or cannot be read, or the two files do not match.
         """
         try:
             offsets = np.load(folder / OFFSETS, mmap_mode="r", allow_pickle=False)
             texts = _mapped(folder / TEXTS)
-        except Exception as error:  # a damaged header of an array raises whatever it likes
+        except Exception as error:  # NumPy raises many kinds of errors for a damaged header
             raise StoreError(f"the captions in '{folder}' cannot be read: {error}; build the database again") from error
         if offsets.ndim != 1 or offsets.dtype != np.uint64 or not len(offsets):
-            problem = (
-                f"'{folder / OFFSETS}' is no list of offsets: it has shape {offsets.shape} and type {offsets.dtype}"
-            )
+            problem = f"'{folder / OFFSETS}' is damaged: it has shape {offsets.shape} and type {offsets.dtype}"
             raise StoreError(f"{problem}; build the database again")
         first, last = int(offsets[0]), int(offsets[-1])
         if first != 0 or last != len(texts):
@@ -63,11 +62,11 @@ class CaptionTexts:
 
     @property
     def lengths(self) -> UInt64[np.ndarray, " n"]:
-        """How many bytes each caption has."""
+        """The number of bytes of each caption."""
         return np.diff(self._offsets)
 
     def packed(self, indices: Int[np.ndarray, " m"]) -> bytes:
-        """Return the bytes of the captions of ``indices``, in that order, end to end."""
+        """Return the bytes of the captions at ``indices``, in that order, one after another."""
         first = self._offsets[indices].astype(np.int64)
         lengths = self._offsets[indices + 1].astype(np.int64) - first
         within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -75,24 +74,24 @@ class CaptionTexts:
         return content
 
     def many(self, indices: Iterable[int] | Int[np.ndarray, " m"]) -> list[str]:
-        """Return the captions of ``indices``, in that order."""
+        """Return the captions at ``indices``, in that order."""
         return [self[int(index)] for index in indices]
 
 
 def pack(captions: Sequence[str]) -> tuple[bytes, UInt64[np.ndarray, " n"]]:
-    """Return the captions' bytes end to end and the length of each; what is no Unicode becomes a question mark."""
+    """Return the captions' bytes one after another, and the length of each; lone surrogates become question marks."""
     encoded = [caption.encode("utf-8", "replace") for caption in captions]
-    return b"".join(encoded), np.array([len(each) for each in encoded], np.uint64)
+    return b"".join(encoded), np.array([len(content) for content in encoded], np.uint64)
 
 
 def offsets_of(lengths: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n+1"]:
-    """Return where each caption begins, and where the last one ends."""
+    """Return the start of each caption, and the end of the last one."""
     offsets = np.zeros(len(lengths) + 1, np.uint64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets
 
 
 def _mapped(file: Path) -> np.ndarray:
-    if not file.stat().st_size:  # nothing cannot be mapped
+    if not file.stat().st_size:  # an empty file cannot be mapped
         return np.empty(0, np.uint8)
     return np.memmap(file, np.uint8, mode="r")

@@ -11,23 +11,23 @@ LICENCE = "WordNet 3.0 licence, Princeton University: free to use, copy and dist
 
 
 def check_wordnet(folder: Path = WORDNET) -> None:
-    """Read the first noun.
+    """Check that WordNet is installed, by reading its first noun.
 
     Raises:
-        ConfigurationError: WordNet is not there, or has none.
+        ConfigurationError: WordNet is not installed, or has no noun.
     """
     if next(wordnet_captions(folder), None) is None:
         raise ConfigurationError(f"WordNet's file {folder / 'data.noun'} has no noun; install wordnet-base again")
 
 
 def wordnet_captions(folder: Path = WORDNET) -> Iterator[str]:
-    """Yield a caption for each sense of nouns, 82,115 of which 67,893 are distinct: its first lemma, and no more.
+    """Yield a caption for each of the 82,115 senses of nouns: its first lemma. 67,893 of them are distinct.
 
-    Captions near a photograph of a shirt are then "dress shirt", "polo shirt" and "work-shirt", of which the words that
-    two have in common are the name of the thing. With definitions, those of the definitions were found as often
-    ("garment", "fabric"), and encoding took five times as long.
+    The captions near a photograph of a shirt are then "dress shirt", "polo shirt" and "work-shirt", and the word that
+    they share is the label. With the definitions added, words of the definitions ("garment", "fabric") were found as
+    often, and encoding took five times as long.
 
     Raises:
-        ConfigurationError: WordNet is not there.
+        ConfigurationError: WordNet is not installed.
     """
     return (noun.lemma for noun in nouns(folder))

@@ -11,7 +11,7 @@ from cachetools import LRUCache
 
 from app.adapters._base import Examples, Scores
 from app.adapters._examples import Need
-from app.captions.cased.pipeline import LOOKED_AT_TOGETHER
+from app.captions.cased.pipeline import CLASSIFIED_TOGETHER
 from app.classification.methods import METHODS, TRANSDUCTIVE
 from app.errors import TooLargeError
 from app.fewshot.fitting import ClassNames, FitCache, FitKey, FittedAdapter, fit, transduce
@@ -152,7 +152,7 @@ class ClassifierCache:
         _, names = await self._text_rows(task)
         adapter = method.example_adapter(dict(task.options))
         predict = partial(transduce, adapter, names.one_per_class(), scale=served.encoder)
-        return Classifier(predict, rows, 0, (LOOKED_AT_TOGETHER,), 0, exclusive=True, transductive=True, names=names)
+        return Classifier(predict, rows, 0, (CLASSIFIED_TOGETHER,), 0, exclusive=True, transductive=True, names=names)
 
     async def _fitted(self, task: Task, label_set: LabelSet) -> FittedAdapter:
         method, served = METHODS[task.method], self._models.get(task.model)

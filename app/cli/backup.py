@@ -1,6 +1,7 @@
 """`deixis backup`, `deixis restore` and `deixis database`: what the service keeps, as a whole."""
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -9,6 +10,7 @@ from rich.markup import escape
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import __version__
+from app.captions.backup import copy_databases, restore_databases
 from app.cli.common import out, run, told_plainly
 from app.errors import InvalidFieldError
 from app.settings import Settings, load_settings
@@ -39,8 +41,8 @@ def backup_command(
     """
 
     async def work(engine: AsyncEngine, settings: Settings) -> BackupManifest:
-        captions_dir = settings.effective_captions_dir if captions else None
-        return await write_backup(engine, folder, version=__version__, captions_dir=captions_dir)
+        copy = partial(copy_databases, settings.effective_captions_dir) if captions else None
+        return await write_backup(engine, folder, version=__version__, copy_captions=copy)
 
     _tell(_with_engine(work), f"backed up to {folder}")
 
@@ -59,8 +61,8 @@ def restore_command(
     """
 
     async def work(engine: AsyncEngine, settings: Settings) -> BackupManifest:
-        captions_dir = settings.effective_captions_dir if captions else None
-        return await restore_backup(engine, folder, replace=replace, captions_dir=captions_dir)
+        restore = partial(restore_databases, settings.effective_captions_dir) if captions else None
+        return await restore_backup(engine, folder, replace=replace, restore_captions=restore)
 
     _tell(_with_engine(work), f"restored from {folder}")
 

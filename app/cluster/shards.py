@@ -9,7 +9,8 @@ import structlog
 
 from app import __version__
 from app.captions.catalogue import CaptionCatalogue
-from app.captions.database import Found, Part, merged
+from app.captions.database import NearestCaptions, merge_parts
+from app.captions.index import Part
 from app.cluster.calls import ask
 from app.cluster.messages import ReplicaUnavailableError, SerializedError
 from app.cluster.telemetry import Exposition, own_exposition
@@ -55,7 +56,7 @@ class ShardReplica:
         k: int,
         features: bool,  # noqa: FBT001 - a call across processes
         within_s: float | None,
-    ) -> list[Found] | SerializedError:
+    ) -> list[NearestCaptions] | SerializedError:
         """Return the captions of a part nearest to each query, of the generation that the edge knows.
 
         The edge says which part: while everything is replaced, others know another number of them.
@@ -78,7 +79,7 @@ class ShardReplica:
 
 
 class RemoteShards:
-    """Searches all parts at once, and merges what they find: ``app.captions.catalogue.SearchElsewhere``.
+    """Searches all parts at once, and merges what they find: ``app.captions.catalogue.RemoteSearch``.
 
     Args:
         handles: of the deployments, by the number of their part.
@@ -96,7 +97,7 @@ class RemoteShards:
         *,
         features: bool,
         within_s: float | None,
-    ) -> list[Found]:
+    ) -> list[NearestCaptions]:
         """Return what the parts found together; of parts that do not answer, what is missing is told.
 
         Raises:
@@ -141,12 +142,13 @@ class RemoteShards:
             " what is nearest may be missing"
         )
         return [
-            merged([part[number] for part in found], k, told if missing else None) for number in range(len(queries))
+            merge_parts([part[number] for part in found], k, told if missing else None)
+            for number in range(len(queries))
         ]
 
 
 async def _one_has_answered(
-    asked: Sequence[asyncio.Future[list[Found] | SerializedError]], within_s: float | None
+    asked: Sequence[asyncio.Future[list[NearestCaptions] | SerializedError]], within_s: float | None
 ) -> None:
     """Wait for the first that has found something, or for all, or as long as there is time."""
     with suppress(TimeoutError):
@@ -154,19 +156,19 @@ async def _one_has_answered(
             await _first_found(asked)
 
 
-async def _first_found(asked: Sequence[asyncio.Future[list[Found] | SerializedError]]) -> None:
+async def _first_found(asked: Sequence[asyncio.Future[list[NearestCaptions] | SerializedError]]) -> None:
     for each in asyncio.as_completed(asked):
         with suppress(Exception):
             if not isinstance(await each, SerializedError):
                 return
 
 
-async def _searched(handle: Any, *arguments: Any) -> list[Found] | SerializedError:
+async def _searched(handle: Any, *arguments: Any) -> list[NearestCaptions] | SerializedError:
     for _ in range(_TRIES - 1):
         try:
-            answer: list[Found] | SerializedError = await ask(handle.search, *arguments)
+            answer: list[NearestCaptions] | SerializedError = await ask(handle.search, *arguments)
         except ReplicaUnavailableError:
             continue
         return answer
-    last: list[Found] | SerializedError = await ask(handle.search, *arguments)
+    last: list[NearestCaptions] | SerializedError = await ask(handle.search, *arguments)
     return last

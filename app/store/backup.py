@@ -1,8 +1,8 @@
-"""A backup: a folder with everything that the service keeps, which it could be started on as it is.
+"""Backups: a folder with everything that the service stores, which can also serve as its data folder.
 
-``deixis.sqlite3`` has the rows of the database, whatever kind that is, ``captions/`` the caption databases if they are
-wanted, and ``manifest.json`` what there is, with checksums. The folder is written aside and renamed, so that it is
-there whole or not at all.
+``deixis.sqlite3`` contains the rows of the database, SQLite or PostgreSQL; ``captions/`` optionally contains the
+caption databases; ``manifest.json`` lists the contents with checksums. The folder is written under a temporary name and
+renamed at the end, so a backup is complete or does not exist.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import json
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,10 +21,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.captions.build import install
-from app.captions.database import CURRENT, current_generation, is_database
 from app.errors import ConflictError, InvalidFieldError, StoreError
-from app.names.namespaces import is_qualified_database_name
 from app.runtime.atomic_files import publish, sync
 from app.store.copying import copy_rows, delete_rows, row_counts
 from app.store.database import (
@@ -41,6 +38,12 @@ DATABASE = "deixis.sqlite3"
 CAPTIONS = "captions"
 MANIFEST = "manifest.json"
 
+CopyCaptions = Callable[[Path], Sequence[str]]
+"""Copies the caption databases into a folder, and returns their names."""
+
+RestoreCaptions = Callable[[Path, Sequence[str]], None]
+"""Restores the caption databases of these names from a folder."""
+
 
 class BackupFile(BaseModel):
     """A file of a backup."""
@@ -52,17 +55,17 @@ class BackupFile(BaseModel):
 
 
 class BackupManifest(BaseModel):
-    """What a backup holds.
+    """The contents of a backup.
 
     Args:
-        format: of the folder.
-        version: of Deixis.
-        revision: of the database's schema.
-        created_at: when it was begun; all that was acknowledged before is in it.
+        format: the format of the folder.
+        version: the version of Deixis.
+        revision: the schema revision of the database.
+        created_at: the start of the backup; it contains everything that was acknowledged before.
         source: the kind of database.
-        rows: by table.
-        captions: names of the caption databases.
-        files: by their path in the folder.
+        rows: the number of rows by table.
+        captions: the names of the caption databases.
+        files: the files by their path in the folder.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -78,19 +81,19 @@ class BackupManifest(BaseModel):
 
 
 async def write_backup(
-    engine: AsyncEngine, folder: Path, *, version: str, captions_dir: Path | None = None
+    engine: AsyncEngine, folder: Path, *, version: str, copy_captions: CopyCaptions | None = None
 ) -> BackupManifest:
-    """Write a backup of one moment, while others read and write.
+    """Write a consistent backup of the database while the service reads and writes it.
 
     Args:
         engine: of the database.
-        folder: is made, with its parents, for this user alone.
-        version: of Deixis.
-        captions_dir: whose databases are to be in it; None for none.
+        folder: the new folder; its parents are created, and only this user may read it.
+        version: the version of Deixis.
+        copy_captions: adds the caption databases to the backup; None leaves them out.
 
     Raises:
         ConflictError: the folder exists.
-        StoreError: the database cannot be read or is of another release, or the disk is full.
+        StoreError: the database cannot be read or has another schema revision, or the disk is full.
     """
     created_at = datetime.now(UTC)
     revision = await schema_revision(engine)
@@ -99,124 +102,112 @@ async def write_backup(
         raise StoreError(
             f"{problem}, and this release backs up '{newest_revision()}'; start it once, or use the other release"
         )
-    with _aside(folder) as place:
-        rows = await _write_rows(engine, place / DATABASE)
-        names = await asyncio.to_thread(_copy_captions, captions_dir, place / CAPTIONS) if captions_dir else ()
+    with _temporary_folder(folder) as building:
+        rows = await _write_rows(engine, building / DATABASE)
+        captions = () if copy_captions is None else await asyncio.to_thread(copy_captions, building / CAPTIONS)
         manifest = BackupManifest(
             version=version,
             revision=revision,
             created_at=created_at,
             source=engine.dialect.name,
             rows=rows,
-            captions=names,
-            files=await asyncio.to_thread(_files_of, place),
+            captions=tuple(captions),
+            files=await asyncio.to_thread(_files_of, building),
         )
-        (place / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", "utf-8")
+        (building / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", "utf-8")
     return manifest
 
 
 async def _write_rows(engine: AsyncEngine, file: Path) -> dict[str, int]:
-    made = open_engine(f"sqlite:///{file}")
+    copy = open_engine(f"sqlite:///{file}")
     try:
-        await migrate(made)
-        async with reading_one_moment(engine) as source, writing(made) as target:
+        await migrate(copy)
+        async with reading_one_moment(engine) as source, writing(copy) as target:
             rows = await copy_rows(await source.connection(), await target.connection())
     finally:
-        await made.dispose()
-    # One file, without a log beside it.
+        await copy.dispose()
+    # Merges the write-ahead log into the file and removes it.
     with closing(sqlite3.connect(file)) as connection:
         connection.execute("PRAGMA journal_mode=DELETE").fetchall()
     return rows
 
 
-def _copy_captions(captions_dir: Path, place: Path) -> tuple[str, ...]:
-    if not captions_dir.is_dir():
-        return ()
-    names = sorted(
-        each.name for each in captions_dir.iterdir() if is_qualified_database_name(each.name) and is_database(each)
-    )
-    for name in names:
-        generation = current_generation(captions_dir / name)
-        shutil.copytree(captions_dir / name / generation, place / name / generation)
-        (place / name / CURRENT).write_text(f"{generation}\n", "ascii")
-    return tuple(names)
-
-
 def read_backup(folder: Path) -> BackupManifest:
-    """Return what a backup holds, after every file was compared with its checksum.
+    """Compare every file of a backup with its checksum, and return the manifest.
 
     Raises:
-        StoreError: it is none, is damaged, or of a newer release.
+        StoreError: the folder is not a backup, is damaged, or was written by a newer release.
     """
     file = folder / MANIFEST
     try:
         content = json.loads(file.read_bytes())
         if isinstance(content, dict) and content.get("format") not in {None, 1}:
-            raise StoreError(f"'{folder}' has the format {content['format']} of a newer release; restore it with that")
+            problem = f"'{folder}' has the format {content['format']} of a newer release"
+            raise StoreError(f"{problem}; restore it with that release")
         manifest = BackupManifest.model_validate(content)
     except FileNotFoundError as error:
-        raise StoreError(f"'{folder}' holds no backup: there is no {MANIFEST} in it") from error
+        raise StoreError(
+            f"'{folder}' is not a backup: it has no {MANIFEST}; name a folder that `deixis backup` wrote"
+        ) from error
     except OSError as error:
         raise StoreError(f"'{file}' cannot be read: {error.strerror}") from error
     except (ValidationError, ValueError) as error:
         raise StoreError(f"'{file}' is damaged; use another backup") from error
-    for name, told in manifest.files.items():
+    for name, expected in manifest.files.items():
         path = (folder / name).resolve()
         if not path.is_relative_to(folder.resolve()) or not path.is_file():
             raise StoreError(f"'{folder / name}' is missing; use another backup")
-        if path.stat().st_size != told.bytes or _sha256_of(path) != told.sha256:
-            raise StoreError(f"'{folder / name}' is damaged, its checksum is another one; use another backup")
+        if path.stat().st_size != expected.bytes or _sha256_of(path) != expected.sha256:
+            raise StoreError(f"'{folder / name}' is damaged, its checksum is wrong; use another backup")
     if DATABASE not in manifest.files:
-        raise StoreError(f"'{file}' names no {DATABASE}; use another backup")
+        raise StoreError(f"'{file}' does not list {DATABASE}; use another backup")
     return manifest
 
 
 async def restore_backup(
-    engine: AsyncEngine, folder: Path, *, replace: bool = False, captions_dir: Path | None = None
+    engine: AsyncEngine, folder: Path, *, replace: bool = False, restore_captions: RestoreCaptions | None = None
 ) -> BackupManifest:
-    """Bring back what a backup holds; in one transaction, so that it is all there or nothing has changed.
+    """Restore a backup. The rows are restored in one transaction: all of them or none.
 
-    No server may use the database meanwhile: it would go on answering from what it has in memory.
+    No server may use the database meanwhile, because it would continue to answer from its caches.
 
     Args:
-        engine: of the database, which is brought up to date.
-        folder: of the backup, which may be of an older release.
-        replace: delete what the database holds.
-        captions_dir: where its caption databases go, over those of the same name; None leaves them out.
+        engine: of the database, which is migrated to this release.
+        folder: of the backup, which an older release may have written.
+        replace: delete the rows that the database has.
+        restore_captions: restores the caption databases; None leaves them out.
 
     Raises:
         StoreError: as ``read_backup``, or the database cannot be written.
-        ConflictError: the database holds something, or a caption database is being built.
-        InvalidFieldError: the backup has no caption databases, and they are asked for.
+        ConflictError: the database has rows, or a caption database is being built.
+        InvalidFieldError: ``restore_captions`` is given, and the backup has no caption databases.
     """
     manifest = await asyncio.to_thread(read_backup, folder)
-    if captions_dir is not None and not manifest.captions:
-        raise InvalidFieldError.of("--captions", f"'{folder}' has no caption databases; leave it out")
+    if restore_captions is not None and not manifest.captions:
+        raise InvalidFieldError.of("--captions", f"'{folder}' has no caption databases; omit this option")
     async with _opened(folder / DATABASE) as backup:
         await migrate(engine)
         async with reading_one_moment(backup) as source, writing(engine) as target:
             connection = await target.connection()
             present = {table: count for table, count in (await row_counts(connection)).items() if count}
             if present and not replace:
-                told = ", ".join(f"{count:,} {table}" for table, count in present.items())
-                problem = f"the database at {location(engine.url)} holds {told}"
+                listed = ", ".join(f"{count:,} {table}" for table, count in present.items())
+                problem = f"the database at {location(engine.url)} contains {listed}"
                 raise ConflictError(f"{problem}; name an empty one in DEIXIS_DATABASE_URL, or give --replace")
             await delete_rows(connection)
             rows = await copy_rows(await source.connection(), connection)
             if any(rows.get(table) != count for table, count in manifest.rows.items() if count):
-                raise StoreError(f"'{folder}' does not hold the rows that its {MANIFEST} tells; use another backup")
-    if captions_dir is not None:
-        for name in manifest.captions:
-            place = folder / CAPTIONS / name
-            await asyncio.to_thread(install, place / current_generation(place), captions_dir / name)
+                raise StoreError(f"'{folder}' does not contain the rows that its {MANIFEST} lists; use another backup")
+    if restore_captions is not None:
+        await asyncio.to_thread(restore_captions, folder / CAPTIONS, manifest.captions)
     return manifest
 
 
 @asynccontextmanager
 async def _opened(file: Path) -> AsyncIterator[AsyncEngine]:
-    """Open a copy of the database of a backup, brought up to date, so that the backup stays as it is."""
-    with tempfile.TemporaryDirectory(prefix="deixis-restore-") as place:
-        copy = Path(place) / DATABASE
+    """Open a migrated copy of a backup's database, so that the backup itself does not change."""
+    with tempfile.TemporaryDirectory(prefix="deixis-restore-") as temporary:
+        copy = Path(temporary) / DATABASE
         with _disk_errors(copy.parent):
             await asyncio.to_thread(shutil.copyfile, file, copy)
         engine = open_engine(f"sqlite:///{copy}")
@@ -228,27 +219,27 @@ async def _opened(file: Path) -> AsyncIterator[AsyncEngine]:
 
 
 @contextmanager
-def _aside(folder: Path) -> Iterator[Path]:
-    """Yield a folder beside, which takes the name when everything in it is on the disk."""
+def _temporary_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder that only this user may read; when the block ends it is synced and renamed."""
     if folder.exists():
-        raise ConflictError(f"'{folder}' exists, and no backup is written over; name a new folder")
+        raise ConflictError(f"'{folder}' exists, and a backup never overwrites anything; name a new folder")
     with _disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        place = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))  # for this user alone
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
-            yield place
-            for each in place.rglob("*"):
-                sync(each)
-            publish(place, folder)
+            yield temporary
+            for path in temporary.rglob("*"):
+                sync(path)
+            publish(temporary, folder)
         finally:
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _files_of(place: Path) -> dict[str, BackupFile]:
-    files = sorted(each for each in place.rglob("*") if each.is_file())
+def _files_of(folder: Path) -> dict[str, BackupFile]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
-        each.relative_to(place).as_posix(): BackupFile(bytes=each.stat().st_size, sha256=_sha256_of(each))
-        for each in files
+        path.relative_to(folder).as_posix(): BackupFile(bytes=path.stat().st_size, sha256=_sha256_of(path))
+        for path in files
     }
 
 
@@ -263,5 +254,5 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise StoreError(f"there is no room left on the disk of '{folder}'; make room") from error
+            raise StoreError(f"the disk of '{folder}' is full; free some space") from error
         raise StoreError(f"'{error.filename or folder}' cannot be written: {error.strerror}") from error

@@ -403,7 +403,7 @@ def test_without_a_label_set_a_method_learns_from_the_images_of_the_request_or_i
         body = answer(response)
         assert (body["method"], body["examples"]) == (name, None)
         assert body["transductive"] == ("unlabelled images" in method.learns)
-        told_together = ["looked at together" in warning for warning in body["results"][0]["warnings"]]
+        told_together = ["classified together" in warning for warning in body["results"][0]["warnings"]]
         assert any(told_together) == body["transductive"]
         if method.learns:
             assert first_labels(response) == ["red", "green", "blue"] * 2

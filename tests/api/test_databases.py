@@ -16,8 +16,8 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 
-from app.captions.build import prune
-from app.captions.database import CURRENT, FEATURES, INDEX, MANIFEST
+from app.captions.generations import CURRENT, prune
+from app.captions.manifest import FEATURES, INDEX, MANIFEST
 from app.captions.texts import TEXTS
 from app.encoders.fake import FakeEncoder
 from app.main import create_app
@@ -1076,7 +1076,7 @@ def test_a_build_that_a_stop_interrupts_is_gone_on_with_at_the_next_start(make_c
     assert held.reached.wait(20)
     stopping = threading.Thread(target=client.__exit__, args=(None, None, None))
     stopping.start()
-    until(lambda: client.app.state.jobs._closing)
+    until(lambda: client.app.state.service.jobs.queue._closing)
     held.let_go.set()
     stopping.join(30)
     assert not stopping.is_alive()

@@ -10,8 +10,10 @@ from itertools import cycle, pairwise
 import numpy as np
 import pytest
 
-import app.captions.catalogue
-from app.captions.database import CURRENT, INDEX, MANIFEST, CaptionDatabase
+import app.captions.served_database
+from app.captions.database import CaptionDatabase
+from app.captions.generations import CURRENT
+from app.captions.manifest import INDEX, MANIFEST
 from app.captions.texts import TEXTS
 from app.encoders.fake import FakeEncoder
 from app.main import create_app
@@ -614,7 +616,7 @@ def test_images_of_a_group_are_said_to_have_been_looked_at_together(named):
         told = answer(as_json(named, [picture("red")] * images, group=group))
         assert told["transductive"] == together
         for each in told["results"]:
-            assert any("looked at together" in warning for warning in each["warnings"]) == together
+            assert any("classified together" in warning for warning in each["warnings"]) == together
 
 
 # --- replacing and deleting ----------------------------------------------------------------------------------------
@@ -647,7 +649,7 @@ def test_no_request_fails_or_mixes_two_databases_while_one_takes_the_others_plac
 
 def test_one_request_is_answered_out_of_one_database(make_client, folder, monkeypatch):
     """Of more images than are searched for together, while the database is replaced after every search."""
-    monkeypatch.setattr(app.captions.catalogue, "_LOOKED_UP_EVERY_S", 0.0)
+    monkeypatch.setattr(app.captions.served_database, "_REFRESH_INTERVAL_S", 0.0)
     made(folder / "things", RED)
     first = place_of(folder / "things").name
     made(folder / "things", BLUE)

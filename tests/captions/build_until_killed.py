@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from app.captions.build import BuildOptions, build
-from app.captions.sources import Counts, clean_captions
+from app.captions.cleaning import Counts, clean_captions
 
 COUNT = 2000
 DIMS = 32
-OPTIONS = BuildOptions(shard=128, encoded_at_once=64, exact_up_to=500)
+OPTIONS = BuildOptions(shard_size=128, batch_size=64, exact_up_to=500)
 
 
 def features_of(texts) -> np.ndarray:

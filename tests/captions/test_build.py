@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.captions import build as build_module
-from app.captions.build import BuildOptions, build, building_folder, prune
-from app.captions.database import CURRENT, FEATURES, INDEX, MANIFEST, CaptionDatabase, current_generation
-from app.captions.sources import Counts, clean_captions
+from app.captions.build import BuildOptions, build
+from app.captions.cleaning import Counts, clean_captions
+from app.captions.database import CaptionDatabase
+from app.captions.generations import CURRENT, building_folder, current_generation, disk_errors, prune
+from app.captions.manifest import FEATURES, INDEX, MANIFEST
 from app.captions.texts import TEXTS
 from app.errors import ConflictError, InvalidFieldError, StoreError
 from tests.captions.build_until_killed import COUNT, DIMS, OPTIONS, build_all, captions, features_of
@@ -65,7 +66,7 @@ class Encoder:
 @pytest.mark.parametrize("count", [1, 2, 127, 128, 129])
 def test_a_database_holds_every_caption_in_order(tmp_path, count):
     every = [f"caption {number}" for number in range(count)]
-    manifest = made(every, tmp_path / "db", shard=64, encoded_at_once=10)
+    manifest = made(every, tmp_path / "db", shard_size=64, batch_size=10)
     database = opened(tmp_path / "db")
     assert database.captions(range(len(database))) == every
     assert database.manifest == manifest
@@ -78,9 +79,9 @@ def test_a_database_holds_every_caption_in_order(tmp_path, count):
 @pytest.mark.parametrize("every", [[], ["a", "b"]])
 def test_a_source_without_captions_is_refused_and_nothing_is_there(tmp_path, every):
     counts = Counts()
-    with pytest.raises(InvalidFieldError, match=r"no captions are left of \d that were read, beside 0 that are bad"):
+    with pytest.raises(InvalidFieldError, match=r"no captions are left; \d were read, and 0 could not be read"):
         made(clean_captions(every, counts=counts), tmp_path / "db", counts=counts)
-    with pytest.raises(StoreError, match="holds no caption database"):
+    with pytest.raises(StoreError, match="contains no caption database"):
         opened(tmp_path / "db")
 
 
@@ -152,7 +153,7 @@ def test_near_duplicates_are_told_by_kept_captions_alone(tmp_path):
 
 def test_each_step_is_told(tmp_path):
     told = []
-    made(captions(), tmp_path / "db", shard=512, advance=lambda *step: told.append(step))
+    made(captions(), tmp_path / "db", shard_size=512, advance=lambda *step: told.append(step))
     assert told == [
         *(("encode", done) for done in (512, 1024, 1536, 2000)),
         *((stage, 2000) for stage in ("assemble", "index", "measure")),
@@ -170,10 +171,10 @@ def test_rows_that_are_not_unit_or_not_as_many_as_the_captions_are_our_own_bug(t
 
 def test_an_encoder_whose_rows_change_their_length_is_our_own_bug(tmp_path):
     with pytest.raises(ValueError, match="the encoder returned 2 dimensions, and 3 before"):
-        made(["abc", "ab"], tmp_path / "db", encode=lambda texts: np.eye(len(texts[0]))[:1], shard=1)
+        made(["abc", "ab"], tmp_path / "db", encode=lambda texts: np.eye(len(texts[0]))[:1], shard_size=1)
 
 
-@pytest.mark.parametrize("options", [{"shard": 0}, {"encoded_at_once": 0}, {"recall": 0}, {"recall": 1.1}])
+@pytest.mark.parametrize("options", [{"shard_size": 0}, {"batch_size": 0}, {"recall": 0}, {"recall": 1.1}])
 def test_options_that_cannot_be_are_refused(tmp_path, options):
     with pytest.raises(ValueError, match="BuildOptions"):
         made(["one"], tmp_path / "db", **options)
@@ -220,7 +221,7 @@ def test_a_build_that_is_killed_three_times_encodes_nothing_twice_and_gives_the_
     assert status == 0
     assert not any(line.startswith("encoding") for line in lines)
     # At each of three times one shard that was under way may have been encoded in vain.
-    assert COUNT <= encoded <= COUNT + 3 * OPTIONS.shard
+    assert COUNT <= encoded <= COUNT + 3 * OPTIONS.shard_size
     assert checksums(folder) == checksums(uninterrupted)
     assert current_generation(folder) == current_generation(uninterrupted)
     assert not building_folder(folder).exists()
@@ -245,17 +246,17 @@ def test_captions_whose_features_are_all_the_same_are_found(tmp_path):
 
 
 def test_finished_shards_are_not_encoded_again(tmp_path, uninterrupted):
-    failing, second = Encoder(fails_after=1000 // OPTIONS.shard * OPTIONS.shard + 1), Encoder()
+    failing, second = Encoder(fails_after=1000 // OPTIONS.shard_size * OPTIONS.shard_size + 1), Encoder()
     with pytest.raises(RuntimeError, match="has gone"):
         build_all(tmp_path / "db", encode=failing)
     build_all(tmp_path / "db", encode=second)
-    assert second.encoded == COUNT - 1000 // OPTIONS.shard * OPTIONS.shard
+    assert second.encoded == COUNT - 1000 // OPTIONS.shard_size * OPTIONS.shard_size
     assert checksums(tmp_path / "db") == checksums(uninterrupted)
 
 
 def failed_build(folder, every, fingerprint=MODEL):
     with pytest.raises(RuntimeError, match="has gone"):
-        made(every, folder, encode=Encoder(fails_after=300), fingerprint=fingerprint, shard=100, encoded_at_once=100)
+        made(every, folder, encode=Encoder(fails_after=300), fingerprint=fingerprint, shard_size=100, batch_size=100)
 
 
 def test_shards_of_other_captions_or_another_model_are_encoded_again_and_removed(tmp_path):
@@ -266,7 +267,7 @@ def test_shards_of_other_captions_or_another_model_are_encoded_again_and_removed
         shards = set((building_folder(folder) / "shards").iterdir())
         assert len(shards) == 3
         encoder = Encoder()
-        made(every, folder, encode=encoder, shard=100)
+        made(every, folder, encode=encoder, shard_size=100)
         assert encoder.encoded == 400
         assert opened(folder).captions(range(400)) == every
         prune(folder)
@@ -282,7 +283,7 @@ def test_a_damaged_shard_is_encoded_again(tmp_path, damage):
     shard = sorted((building_folder(folder) / "shards").iterdir())[1]
     shard.write_bytes(damage(shard.read_bytes()))
     encoder = Encoder()
-    made(every, folder, encode=encoder, shard=100)
+    made(every, folder, encode=encoder, shard_size=100)
     assert encoder.encoded == 200
     assert opened(folder).captions(range(400)) == every
 
@@ -323,7 +324,7 @@ def test_two_builds_for_one_folder_do_not_mix(tmp_path):
     folder = tmp_path / "db"
 
     def encode(texts):
-        with pytest.raises(ConflictError, match=r"another build for .* is under way; wait for it, or end it"):
+        with pytest.raises(ConflictError, match=r"another build for .* is running; wait for it, or stop it"):
             made(["other"], folder)
         return features_of(texts)
 
@@ -342,13 +343,13 @@ def test_old_generations_stay_until_they_are_pruned(tmp_path):
 
 
 def test_nothing_is_pruned_where_no_database_is_or_one_is_being_built(tmp_path):
-    with pytest.raises(StoreError, match="holds no caption database"):
+    with pytest.raises(StoreError, match="contains no caption database"):
         prune(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
     made(["one"], tmp_path / "db")
 
     def encode(texts):
-        with pytest.raises(ConflictError, match="under way"):
+        with pytest.raises(ConflictError, match="is running"):
             prune(tmp_path / "db")
         return features_of(texts)
 
@@ -388,8 +389,8 @@ def test_a_full_disk_is_told_and_leaves_the_old_database_and_what_was_encoded(sm
     made(["the old one"], folder, encode=wide)
     before = checksums(folder)
     every = [f"caption {number}" for number in range(count)]
-    with pytest.raises(StoreError, match=r"no room left on its disk; make room, .* what is encoded is kept"):
-        made(every, folder, encode=wide, shard=100)
+    with pytest.raises(StoreError, match=r"its disk is full; free some space, .* finished shards are kept"):
+        made(every, folder, encode=wide, shard_size=100)
     assert checksums(folder) == before
     assert opened(folder).captions([0]) == ["the old one"]
     assert list((building_folder(folder) / "shards").iterdir())
@@ -400,12 +401,12 @@ def test_a_full_disk_does_no_harm_once_there_is_room_again(small_disk):
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(LARGE))
     every = [f"caption {number}" for number in range(300)]
-    with pytest.raises(StoreError, match="no room"):
-        made(every, folder, encode=wide, shard=100)
+    with pytest.raises(StoreError, match="is full"):
+        made(every, folder, encode=wide, shard_size=100)
     kept = len(list((building_folder(folder) / "shards").iterdir()))
     ballast.unlink()
     encoded = []
-    made(every, folder, encode=lambda texts: encoded.extend(texts) or wide(texts), shard=100)
+    made(every, folder, encode=lambda texts: encoded.extend(texts) or wide(texts), shard_size=100)
     assert len(encoded) == 300 - 100 * kept
     assert opened(folder).captions(range(300)) == every
 
@@ -424,8 +425,8 @@ def test_a_limit_on_files_is_told_and_leaves_the_old_database(tmp_path, small_fi
     folder = tmp_path / "db"
     made(["the old one"], folder, encode=wide)
     every = [f"caption {number}" for number in range(300)]
-    with pytest.raises(StoreError, match=r"larger than it may be; raise the limit on file sizes \(ulimit -f\)"):
-        made(every, folder, encode=wide, shard=shard)
+    with pytest.raises(StoreError, match=r"exceed the limit on file sizes; raise the limit \(ulimit -f\)"):
+        made(every, folder, encode=wide, shard_size=shard)
     assert opened(folder).captions([0]) == ["the old one"]
     assert not list(tmp_path.rglob("*.part"))
 
@@ -448,15 +449,15 @@ def test_errors_of_writing_are_told_by_what_can_be_done():
     import errno
 
     for number, way_out in [
-        (errno.ENOSPC, "make room"),
-        (errno.EDQUOT, "make room"),
+        (errno.ENOSPC, "free some space"),
+        (errno.EDQUOT, "free some space"),
         (errno.EFBIG, "ulimit"),
         (errno.EROFS, "make it writable"),
         (errno.EACCES, "make it writable"),
         (errno.EXDEV, "below the mounted one"),
-        (errno.EIO, "mend that"),
+        (errno.EIO, "check the disk"),
     ]:
-        with pytest.raises(StoreError, match=way_out), build_module._disk_errors(Path("captions")):
+        with pytest.raises(StoreError, match=way_out), disk_errors(Path("captions")):
             raise OSError(number, os.strerror(number))
 
 

@@ -10,10 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import app.captions.builder
 import app.captions.catalogue
-from app.captions.build import BuildOptions, building_folder, prune
+import app.captions.served_database
+from app.captions.build import BuildOptions
 from app.captions.catalogue import CaptionCatalogue
-from app.captions.database import CURRENT, FEATURES, MANIFEST, CaptionDatabase, Part, merged
+from app.captions.database import CaptionDatabase, merge_parts
+from app.captions.generations import CURRENT, building_folder, prune
+from app.captions.index import Part
+from app.captions.manifest import FEATURES, MANIFEST
 from app.captions.plan import BuildPlan
 from app.captions.texts import OFFSETS, TEXTS
 from app.encoders.fake import FakeEncoder
@@ -73,7 +78,7 @@ def databases(make_databases):
 @pytest.fixture
 def always_looked_up(monkeypatch):
     """Whether a database has been replaced is asked before every search."""
-    monkeypatch.setattr(app.captions.catalogue, "_LOOKED_UP_EVERY_S", -1.0)
+    monkeypatch.setattr(app.captions.served_database, "_REFRESH_INTERVAL_S", -1.0)
 
 
 @pytest.fixture
@@ -160,9 +165,9 @@ async def test_a_folder_that_is_not_there_holds_no_databases(databases):
 async def test_a_name_that_none_can_have_is_told_by_its_field_and_opens_no_folder(databases, name):
     for field in ("name", "database"):
         with pytest.raises(InvalidFieldError) as told:
-            databases.named(name, OPEN_NAMESPACE, field)
+            databases.qualified_name(name, OPEN_NAMESPACE, field)
         assert [each.field for each in told.value.problems] == [field]
-    for work in (databases.state(name), databases.check(name, MODEL), databases.delete(name)):
+    for work in (databases.state(name), databases.check_model(name, MODEL), databases.delete(name)):
         with pytest.raises(InvalidFieldError, match="is not a valid name of a caption database"):
             await work
 
@@ -174,17 +179,17 @@ async def test_a_namespace_reads_its_own_databases_and_the_operators_default(dat
     assert [state.name for state in await databases.states(acme)] == ["acme#toys", "wordnet"]
     assert [state.name for state in await databases.states(OPEN_NAMESPACE)] == ["things", "wordnet"]
     assert len(await databases.states()) == 4
-    assert [databases.named(name, acme) for name in ("toys", "wordnet", "things")] == [
+    assert [databases.qualified_name(name, acme) for name in ("toys", "wordnet", "things")] == [
         "acme#toys",
         "wordnet",
         "acme#things",
     ]
     with pytest.raises(UnknownNameError, match="known: acme#toys, wordnet"):
-        await databases.state(databases.named("things", acme))
-    assert databases.named_to_change("toys", acme) == "acme#toys"
-    assert databases.named_to_change("wordnet", OPEN_NAMESPACE) == "wordnet"
-    with pytest.raises(ForbiddenError, match="the operator's"):
-        databases.named_to_change("wordnet", acme)
+        await databases.state(databases.qualified_name("things", acme))
+    assert databases.writable_name("toys", acme) == "acme#toys"
+    assert databases.writable_name("wordnet", OPEN_NAMESPACE) == "wordnet"
+    with pytest.raises(ForbiddenError, match="belongs to the operator"):
+        databases.writable_name("wordnet", acme)
 
 
 async def test_where_the_default_does_not_suit_a_namespace_is_asked_its_own_only(databases, folder):
@@ -258,11 +263,11 @@ async def test_damage_that_leaves_a_file_its_size_is_told_as_damage(databases, f
 
 async def test_a_database_is_checked_for_the_model_and_the_field_is_blamed(databases, folder):
     made(folder / "things")
-    await databases.check("things", MODEL)
-    with pytest.raises(InvalidFieldError, match="was made by another model, 'fake'") as told:
-        await databases.check("things", "other", field="model")
+    await databases.check_model("things", MODEL)
+    with pytest.raises(InvalidFieldError, match="was built with another model, 'fake'") as told:
+        await databases.check_model("things", "other", field="model")
     assert told.value.problems[0].field == "model"
-    with pytest.raises(InvalidFieldError, match="was made by another model"):
+    with pytest.raises(InvalidFieldError, match="was built with another model"):
         await databases.search("things", "other", asked("red"), 3)
 
 
@@ -281,7 +286,7 @@ async def test_without_a_default_of_the_model_the_only_other_one_is_chosen(datab
     assert await databases.choose("fake", MODEL) == "things"
     assert await databases.choose("other", "other") == "wordnet"
     made(folder / "more")
-    with pytest.raises(InvalidFieldError, match="of the model 'fake' there are more, things"):
+    with pytest.raises(InvalidFieldError, match="the model 'fake' has more, things"):
         await databases.choose("fake", MODEL)
     with pytest.raises(NotConfiguredError, match="'third'"):
         await databases.choose("third", "third")
@@ -297,8 +302,8 @@ async def test_a_damaged_database_is_told_only_where_no_other_suits(databases, f
 
 
 async def test_a_default_that_is_expected_is_told_until_another_one_suits(databases, folder):
-    databases.expect("wordnet")
-    with pytest.raises(NotReadyError, match="'wordnet' is about to be built; try again, or give labels"):
+    databases.announce_build("wordnet")
+    with pytest.raises(NotReadyError, match="'wordnet' will be built soon; try again later, or give labels"):
         await databases.choose("fake", MODEL)
     made(folder / "things")
     assert await databases.choose("fake", MODEL) == "things"
@@ -307,14 +312,14 @@ async def test_a_default_that_is_expected_is_told_until_another_one_suits(databa
 async def test_while_the_default_is_mended_callers_are_told_so(databases, folder):
     made(folder / "wordnet")
     (place_of(folder / "wordnet") / TEXTS).write_bytes(b"?")
-    databases.expect("wordnet")
-    with pytest.raises(NotReadyError, match="about to be built"):
+    databases.announce_build("wordnet")
+    with pytest.raises(NotReadyError, match="will be built soon"):
         await databases.choose("fake", MODEL)
 
 
 async def test_callers_are_told_how_far_the_build_is_and_then_answered(databases, monkeypatch):
-    monkeypatch.setattr(app.captions.catalogue, "BuildOptions", partial(BuildOptions, shard=10))
-    monkeypatch.setattr(app.captions.catalogue, "_ENCODED_AT_ONCE", 10)
+    monkeypatch.setattr(app.captions.builder, "BuildOptions", partial(BuildOptions, shard_size=10))
+    monkeypatch.setattr(app.captions.builder, "_TEXTS_PER_BATCH", 10)
     told = []
 
     async def note(done, total):
@@ -333,7 +338,7 @@ async def test_callers_are_told_how_far_the_build_is_and_then_answered(databases
 
 
 async def test_after_a_build_that_failed_nothing_is_awaited(databases):
-    databases.expect("wordnet")
+    databases.announce_build("wordnet")
     with pytest.raises(InvalidFieldError, match="no captions are left"):
         await built(databases, "wordnet", ["a"])
     with pytest.raises(NotConfiguredError):
@@ -464,7 +469,7 @@ async def test_parts_search_the_generation_that_an_edge_knows_whether_it_is_thei
             )[0]
             for number, each in enumerate(parts)
         ]
-        return merged(found, 3, None)
+        return merge_parts(found, 3, None)
 
     old = made(folder / "things", RED)
     assert set((await search(old.generation)).captions) <= set(RED)
@@ -487,7 +492,7 @@ async def test_what_is_searched_elsewhere_is_looked_up_here_and_checked(make_dat
         asked_for.append((name, generation, len(queries), k, more))
         return ["found there"]
 
-    databases = make_databases(search_elsewhere=elsewhere)
+    databases = make_databases(remote_search=elsewhere)
     manifest = made(folder / "things", RED)
     assert await nearest(databases, "things", "red", k=7, features=True, within_s=2.0) == ["found there"]
     assert asked_for == [("things", manifest.generation, 1, 7, {"features": True, "within_s": 2.0})]
@@ -500,7 +505,7 @@ async def test_what_is_searched_elsewhere_is_looked_up_here_and_checked(make_dat
 
 async def test_a_database_is_looked_up_once_in_a_while_only(databases, folder, monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr("app.captions.catalogue.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("app.captions.served_database.time.monotonic", lambda: now[0])
     old = made(folder / "things", RED)
     await nearest(databases, "things", "red")
     new = made(folder / "things", BLUE)
@@ -543,7 +548,7 @@ async def test_where_the_new_generation_is_damaged_the_old_one_answers_until_a_g
 @pytest.mark.usefixtures("always_looked_up")
 async def test_a_database_that_another_model_made_meanwhile_is_not_asked(databases, folder):
     made(folder / "things")
-    await databases.check("things", MODEL)
+    await databases.check_model("things", MODEL)
     made(folder / "things", encoder=FakeEncoder("other"))
     with pytest.raises(InvalidFieldError, match="another model, 'other'"):
         await nearest(databases, "things", "red")
@@ -572,7 +577,7 @@ async def test_searches_that_run_or_wait_while_a_database_is_deleted_end_well(da
     assert not (folder / "things").exists()
     for work in (
         databases.manifest("things"),
-        databases.check("things", MODEL),
+        databases.check_model("things", MODEL),
         databases.state("things"),
         databases.delete("things"),
     ):
@@ -616,7 +621,7 @@ async def test_a_name_can_be_given_again_at_once(databases, folder):
 
 
 async def test_a_database_that_was_deleted_is_closed_in_a_while(databases, folder, monkeypatch):
-    monkeypatch.setattr(app.captions.catalogue, "_KEPT_OPEN_S", 0.0)
+    monkeypatch.setattr(app.captions.catalogue, "_CLOSE_DELAY_S", 0.0)
     made(folder / "things")
     await nearest(databases, "things", "red")
     queue = databases._served["things"].queue
@@ -634,18 +639,18 @@ async def test_a_search_that_looks_a_database_up_while_it_is_closed_is_answered_
     made(folder / "things")
     await nearest(databases, "things", "red")
     served = databases._served["things"]
-    look_up, arrived, go_on = served.look_up, threading.Event(), threading.Event()
+    look_up, arrived, go_on = served.refresh, threading.Event(), threading.Event()
 
     def wait():
         arrived.set()
         assert go_on.wait(20)
         look_up()
 
-    monkeypatch.setattr(app.captions.catalogue, "_KEPT_OPEN_S", 0.0)
-    served.look_up = wait
+    monkeypatch.setattr(app.captions.catalogue, "_CLOSE_DELAY_S", 0.0)
+    served.refresh = wait
     searching = asyncio.create_task(nearest(databases, "things", "red"))
     assert await asyncio.to_thread(arrived.wait, 20)
-    served.look_up = look_up
+    served.refresh = look_up
     await databases.delete("things")
     await until(lambda: "things" not in databases._served)
     go_on.set()
@@ -732,8 +737,8 @@ async def under_way(databases, name="things", captions=CAPTIONS, first=0):
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    monkeypatch.setattr(app.captions.catalogue, "BuildOptions", partial(BuildOptions, shard=10))
-    monkeypatch.setattr(app.captions.catalogue, "_ENCODED_AT_ONCE", 10)
+    monkeypatch.setattr(app.captions.builder, "BuildOptions", partial(BuildOptions, shard_size=10))
+    monkeypatch.setattr(app.captions.builder, "_TEXTS_PER_BATCH", 10)
 
 
 @pytest.mark.usefixtures("small_shards")
@@ -792,7 +797,7 @@ async def test_of_two_builds_of_one_name_both_end_well_and_the_later_one_stays(d
 async def test_a_database_that_is_being_built_is_not_deleted(databases, folder):
     made(folder / "things", RED)
     async with under_way(databases) as (task, _, go_on):
-        with pytest.raises(ConflictError, match="another build for 'things' is under way"):
+        with pytest.raises(ConflictError, match="another build for 'things' is running"):
             await databases.delete("things")
         go_on.set()
         await task
@@ -833,7 +838,7 @@ async def test_words_that_are_not_there_are_told_and_keep_no_database_from_being
     made(folder / "things")
     await databases.open_all()
     assert len(await nearest(databases, "things", "red")) == 1
-    with pytest.raises(NotConfiguredError, match="names cannot be told from other words"):
+    with pytest.raises(NotConfiguredError, match="finding labels needs WordNet"):
         databases.lexicon()
 
 

@@ -7,20 +7,11 @@ import faiss
 import numpy as np
 import pytest
 
-from app.captions.build import BuildOptions, build, prune
-from app.captions.database import (
-    CURRENT,
-    DATA_FILES,
-    FEATURES,
-    INDEX,
-    MANIFEST,
-    CaptionDatabase,
-    CaptionIndex,
-    Manifest,
-    Part,
-    current_generation,
-    merged,
-)
+from app.captions.build import BuildOptions, build
+from app.captions.database import CaptionDatabase, merge_parts
+from app.captions.generations import CURRENT, current_generation, prune
+from app.captions.index import CaptionIndex, Part
+from app.captions.manifest import DATA_FILES, FEATURES, INDEX, MANIFEST, Manifest
 from app.errors import ConfigurationError, StoreError
 from tests.captions.build_until_killed import DIMS, features_of
 
@@ -31,7 +22,7 @@ CAPTIONS = [f"kind{number % 40} in scene {number}" for number in range(2000)]
 
 def made(folder, captions=CAPTIONS, exact_up_to=3000, **options):
     build(captions, folder, encode=features_of, fingerprint=MODEL, name="scenes", model="rows by hash", licence="CC0",
-          options=BuildOptions(shard=512, exact_up_to=exact_up_to, **options))  # fmt: skip
+          options=BuildOptions(shard_size=512, exact_up_to=exact_up_to, **options))  # fmt: skip
     return folder
 
 
@@ -115,15 +106,15 @@ def test_what_the_parts_find_is_together_what_the_whole_finds(database, of):
         assert set(indices.ravel().tolist()) <= {*own, -1}
         assert (cosines[indices == -1] == -1).all()
     for row in range(len(queries)):
-        whole = database.found(*(each[row] for each in database.search(queries, 10)), features=True)
-        told = [database.found(indices[row], cosines[row], features=True) for indices, cosines in found]
-        together = merged(told, 10, None)
+        whole = database.nearest(*(each[row] for each in database.search(queries, 10)), features=True)
+        told = [database.nearest(indices[row], cosines[row], features=True) for indices, cosines in found]
+        together = merge_parts(told, 10, None)
         # An inexact index looks at more candidates in parts, and so finds what is as near or nearer.
         assert (together.cosines >= whole.cosines - 1e-6).all()
         if not database._index.probes:
             assert together.captions == whole.captions
             np.testing.assert_array_equal(together.features, whole.features)
-        assert merged(told, 10, "a part is away").missing == "a part is away"
+        assert merge_parts(told, 10, "a part is away").missing == "a part is away"
 
 
 def test_a_part_that_is_smaller_than_what_is_asked_for_gives_all_it_has(database):
@@ -136,7 +127,10 @@ def test_a_part_that_is_smaller_than_what_is_asked_for_gives_all_it_has(database
 def test_parts_read_the_lists_that_the_whole_reads_and_no_others(tmp_path):
     database = CaptionDatabase.open(made(tmp_path / "scenes", exact_up_to=500, recall=0.05), fingerprint=MODEL)
     assert database.manifest.index.probes == 1
-    index, lists = database._index._index, np.repeat(np.arange(len(database._index._sizes)), database._index._sizes)
+    index, lists = (
+        database._index._index,
+        np.repeat(np.arange(len(database._index._list_sizes)), database._index._list_sizes),
+    )
     for query in queries_of(30):
         nearest = index.quantizer.search(query[None], 1)[1][0, 0]
         found = [database.search(query[None], 5, Part(number, 9))[0][0] for number in range(9)]
@@ -149,12 +143,12 @@ def test_lists_of_few_captions_are_not_all_that_is_read(tmp_path):
     """As many as are asked for are found, by parts together too, even if the nearest lists have fewer."""
     database = CaptionDatabase.open(made(tmp_path / "scenes", exact_up_to=500, recall=0.05), fingerprint=MODEL)
     assert database.manifest.index.probes == 1
-    query, k = queries_of(1), int(database._index._sizes.max()) + 1
+    query, k = queries_of(1), int(database._index._list_sizes.max()) + 1
     assert (database.search(query, k)[0] >= 0).all()
     parts = [database.search(query, k, Part(number, 3)) for number in range(3)]
-    found = [database.found(indices[0], cosines[0], features=False) for indices, cosines in parts]
-    whole = database.found(*(each[0] for each in database.search(query, k)), features=False)
-    together = merged(found, k, None)
+    found = [database.nearest(indices[0], cosines[0], features=False) for indices, cosines in parts]
+    whole = database.nearest(*(each[0] for each in database.search(query, k)), features=False)
+    together = merge_parts(found, k, None)
     assert len(together.captions) == len(set(together.captions)) == k
     assert (together.cosines >= whole.cosines - 1e-6).all()
 
@@ -244,7 +238,7 @@ def test_a_database_of_another_model_is_refused_with_what_to_do(folder):
 
 def test_a_folder_without_a_database_is_told(tmp_path):
     for place in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(StoreError, match="holds no caption database; build one there"):
+        with pytest.raises(StoreError, match="contains no caption database; build one"):
             CaptionDatabase.open(place, fingerprint=MODEL)
 
 
@@ -324,7 +318,7 @@ def test_features_of_another_type_are_refused(own, dtype):
     np.save(file, np.load(file).astype(dtype))
     manifest["files"][FEATURES]["bytes"] = file.stat().st_size
     (generation_of(own) / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(StoreError, match="is of type"):
+    with pytest.raises(StoreError, match="has type"):
         CaptionDatabase.open(own, fingerprint=MODEL)
 
 

@@ -102,7 +102,7 @@ def test_no_images_are_refused(measure):
 @pytest.mark.parametrize("measure", [cluster_accuracy, semantic_iou, semantic_similarity])
 def test_as_many_names_are_needed_as_there_are_classes(measure):
     one, two = (np.ones((1, 2)), np.ones((2, 2))) if measure is semantic_similarity else (["a"], ["a", "b"])
-    with pytest.raises(ValueError, match="1 predicted names for 2 true ones"):
+    with pytest.raises(ValueError, match="1 predicted labels for 2 true ones"):
         measure(one, two)
 
 

@@ -80,7 +80,7 @@ async def test_a_database_is_named_or_chosen_by_the_model(open_with, folder):
         for name in (None, "things", " things "):
             assert await library.choose(name, "fake", OPEN_NAMESPACE) == "things"
         assert await library.choose(None, "other", OPEN_NAMESPACE) == "strange"
-        with pytest.raises(InvalidFieldError, match="'strange' was made by another model, 'other'") as told:
+        with pytest.raises(InvalidFieldError, match="'strange' was built with another model, 'other'") as told:
             await library.choose("strange", "fake", OPEN_NAMESPACE)
         assert told.value.problems[0].field == "database"
         with pytest.raises(UnknownNameError, match="unknown caption database 'none'; known: strange, things"):
@@ -94,7 +94,7 @@ async def test_a_database_can_be_asked_with_every_model_of_its_text_tower(open_w
         assert await library.models_of(manifest) == ["twin", "fake"]
         assert (await library.search(CaptionQuery("things", text="red"))).model == "twin"
         assert (await library.search(CaptionQuery("things", text="red", model="fake"))).model == "fake"
-        with pytest.raises(InvalidFieldError, match="was made by another model, 'fake'") as told:
+        with pytest.raises(InvalidFieldError, match="was built with another model, 'fake'") as told:
             await library.search(CaptionQuery("things", text="red", model="other"))
         assert told.value.problems[0].field == "model"
 
@@ -102,10 +102,10 @@ async def test_a_database_can_be_asked_with_every_model_of_its_text_tower(open_w
 async def test_without_a_model_of_a_database_nothing_can_be_asked_of_it(open_with, folder):
     made(folder / "things")
     async with open_with(FakeEncoder("other")) as service:
-        with pytest.raises(InvalidFieldError, match="was made by 'fake', which is not served") as told:
+        with pytest.raises(InvalidFieldError, match="was built with 'fake', which is not in service") as told:
             await service.captions.search(CaptionQuery("things", text="red"))
         assert told.value.problems[0].field == "model"
-        with pytest.raises(NotConfiguredError, match="of the model 'other'"):
+        with pytest.raises(NotConfiguredError, match="the model 'other' has no caption database"):
             await service.captions.choose(None, "other", OPEN_NAMESPACE)
 
 
@@ -182,7 +182,7 @@ async def test_a_filter_finds_what_is_written_the_same_however_it_is_spelled(lib
 async def test_either_a_text_or_an_image_is_asked_for(library, folder):
     made(folder / "things")
     for query in ({}, {"text": "red", "image": picture()}):
-        with pytest.raises(InvalidFieldError, match="either text or an image"):
+        with pytest.raises(InvalidFieldError, match="either a text or an image"):
             await library.search(CaptionQuery("things", **query))
 
 

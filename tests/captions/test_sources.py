@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.captions import sources
-from app.captions.sources import CaptionRules, Counts, captions_of, clean_captions, read_captions
+from app.captions import cleaning, json_array
+from app.captions.cleaning import CaptionRules, Counts, clean_captions
+from app.captions.sources import captions_of, read_captions
 from app.errors import InvalidFieldError
 
 CAPTIONS = ["a dog on grass", "two cats, asleep", 'a "quoted" word', "Café au lait", "犬が走る"]
@@ -114,7 +115,7 @@ def test_a_column_that_is_not_there_is_told_with_those_that_are(written, column)
 
 
 def test_a_column_that_cannot_be_told_is_asked_for(written):
-    with pytest.raises(InvalidFieldError, match="0: 'picture', 1: 'comment'; name one by its header or its place"):
+    with pytest.raises(InvalidFieldError, match="0: 'picture', 1: 'comment'; name one by its header or its index"):
         read(written("a.csv", "picture,comment\nx,y\n"))
 
 
@@ -168,7 +169,7 @@ FORMS = {
 @pytest.mark.parametrize("chunk", [1, 7, 2**18])
 @pytest.mark.parametrize("indent", [None, 2])
 def test_json_is_read_in_each_form_whatever_the_pieces(written, monkeypatch, form, chunk, indent):
-    monkeypatch.setattr(sources, "_CHUNK", chunk)
+    monkeypatch.setattr(json_array, "_CHUNK", chunk)
     file = written("a.json", json.dumps(FORMS[form], indent=indent, ensure_ascii=chunk == 7))
     assert read(file) == (CAPTIONS, Counts(read=5))
 
@@ -214,7 +215,7 @@ def test_json_lines_may_be_captions_or_objects(written, name):
 
 
 def test_nothing_that_can_be_read_is_an_error_that_says_what_was_tried(written):
-    with pytest.raises(InvalidFieldError, match="can be read as JSONL, 2 lines or elements are bad; name the column"):
+    with pytest.raises(InvalidFieldError, match="can be read as JSONL: 2 lines or elements are bad; name the column"):
         read(written("a.jsonl", "one\ntwo\n"))
 
 
@@ -303,14 +304,14 @@ def test_damaged_parquet_is_refused(parquet):
 
 def test_parquet_must_be_a_file(written):
     for source, options in [("-", {"suffix": ".parquet", "stdin": io.BytesIO()}), (written("a.parquet.gz", ""), {})]:
-        with pytest.raises(InvalidFieldError, match="save it, and unpack it, first"):
+        with pytest.raises(InvalidFieldError, match="save and decompress it first"):
             read(source, **options)
 
 
 @pytest.mark.parametrize(("name", "module"), [("a.parquet", "pyarrow"), ("a.txt.zst", "zstandard")])
 def test_a_missing_extra_is_named(written, monkeypatch, name, module):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(InvalidFieldError, match=rf"needs {module}.*pip install 'deixis\[captions\]'"):
+    with pytest.raises(InvalidFieldError, match=rf"needs the package {module}.*pip install 'deixis\[captions\]'"):
         read(written(name, ""))
 
 
@@ -339,7 +340,7 @@ def test_captions_of_many_files_come_once_and_are_counted_together(written):
 
 
 def test_memory_does_not_grow_with_the_source(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_CHUNK", 2**12)
+    monkeypatch.setattr(json_array, "_CHUNK", 2**12)
 
     def peak(count):
         file = tmp_path / f"{count}.json"
@@ -427,7 +428,7 @@ def test_captions_that_are_cut_to_the_same_are_duplicates():
 
 
 def test_what_is_known_of_a_caption_takes_eight_bytes():
-    known = sources._Hashes()
+    known = cleaning._HashSet()
     for first in range(0, 40_000, 1000):
         known.add([f"caption {number}" for number in range(first, first + 1000)])
     assert sum(array.nbytes for array in known._arrays) == 8 * 40_000

@@ -319,7 +319,7 @@ async def test_inline_labels_and_several_images_are_looked_at_together_and_it_is
     classification = await told(service, labels=list(COLOURS), method=method)
     assert classification.transductive
     assert classification.examples is None
-    assert any("looked at together" in each for each in classification.warnings)
+    assert any("classified together" in each for each in classification.warnings)
     assert labels_of(classification) == list(COLOURS) * 2
 
 

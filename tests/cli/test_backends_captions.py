@@ -129,12 +129,12 @@ async def test_searches_that_cannot_be_are_refused_alike(both, databases):
         for name, fields, image, told in [
             ("none", {"text": "red"}, None, "unknown caption database 'none'"),
             ("NONE", {"text": "red"}, None, "is not a valid name of a caption database"),
-            ("things", {}, None, "give either text or an image"),
-            ("things", {"text": "red"}, picture(), "give either text or an image"),
+            ("things", {}, None, "give either a text or an image"),
+            ("things", {"text": "red"}, picture(), "give either a text or an image"),
             ("things", {"text": " "}, None, "text"),
             ("things", {"text": "x" * 1001}, None, "text"),
             ("things", {"text": "red", "model": "nope"}, None, "unknown model 'nope'; known: fake"),
-            ("others", {"text": "red"}, None, "was made by 'other', which is not served"),
+            ("others", {"text": "red"}, None, "was built with 'other', which is not in service"),
             ("others", {"text": "red", "model": "fake"}, None, "another model, 'other'"),
             ("things", {}, b"nothing", "accepted formats"),
         ]:
@@ -224,7 +224,7 @@ async def test_files_of_which_none_can_be_read_have_their_errors_alike(both, dat
 async def test_names_that_cannot_be_found_are_refused_alike(both, databases, files):
     async with both() as backends:
         for question, told in [
-            (ClassifyRequest(group=True), "there is no caption database of the model 'fake'"),
+            (ClassifyRequest(group=True), "the model 'fake' has no caption database"),
             (ClassifyRequest(group=True, database="none"), "unknown caption database 'none'; known: none"),
             (ClassifyRequest(group=True, coverage=0.9), "coverage"),
             (ClassifyRequest(group=True, options={"alpha": 7}), "alpha"),

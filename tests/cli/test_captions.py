@@ -12,7 +12,8 @@ import pytest
 import structlog
 from typer.testing import CliRunner
 
-from app.captions.database import CURRENT, MANIFEST
+from app.captions.generations import CURRENT
+from app.captions.manifest import MANIFEST
 from app.captions.texts import TEXTS
 from app.cli import cli
 from app.cli.backends import OverHttp
@@ -258,8 +259,8 @@ def test_what_cannot_be_built_is_told_in_a_line_and_leaves_nothing(run, owls, da
     for arguments, told in [
         ([tmp_path / "nowhere.txt"], "nowhere.txt' cannot be read"),
         ([tmp_path], "cannot be read"),
-        ([tmp_path / "empty.txt"], "no captions are left of 0 that were read"),
-        ([tmp_path / "short.txt"], "no captions are left of 2 that were read"),
+        ([tmp_path / "empty.txt"], "no captions are left; 0 were read"),
+        ([tmp_path / "short.txt"], "no captions are left; 2 were read"),
         ([tmp_path / "table.csv", "--column", "three"], "has no column 'three'; name one of: 'one', 'two'"),
         ([tmp_path / "wrong.json"], "cannot be read as JSON"),
         ([tmp_path / "not.gz"], "cannot be read"),
@@ -268,7 +269,7 @@ def test_what_cannot_be_built_is_told_in_a_line_and_leaves_nothing(run, owls, da
         ([owls, tmp_path / "nowhere.txt"], "nowhere.txt' cannot be read"),
     ]:
         assert_refused(run("captions", "build", *arguments, "-n", "owls"), told)
-    assert_refused(run("captions", "build", "-", "-n", "owls", stdin=""), "no captions are left of 0 that were read")
+    assert_refused(run("captions", "build", "-", "-n", "owls", stdin=""), "no captions are left; 0 were read")
     assert run("captions", "show", "owls").exit_code == 2
     assert not (databases / "owls" / CURRENT).exists()
 
@@ -407,7 +408,7 @@ def test_a_database_of_another_model_can_be_seen_and_not_searched(run, where, da
 
     assert shown(run, "things", *where)["model"] == "other"
     refused = run("captions", "search", "things", "-t", "red", *where)
-    assert_refused(refused, "was made by 'other', which is not served")
+    assert_refused(refused, "was built with 'other', which is not in service")
     assert_refused(run("captions", "search", "things", "-t", "red", "-m", "fake", *where), "another model, 'other'")
 
 
@@ -561,7 +562,7 @@ def test_a_database_is_asked_by_its_name(run, where, databases, folder):
     assert done.exit_code == 0, done.stderr
     labels = {prediction["label"] for each in json.loads(done.stdout) for prediction in each["predictions"]}
     assert labels == {"owl", "red"}
-    assert_refused(several, "of the model 'fake' there are owls, things")
+    assert_refused(several, "the model 'fake' has owls, things")
     assert_refused(none, "unknown caption database 'foxes'; known: owls, things")
 
 

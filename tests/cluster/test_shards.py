@@ -5,7 +5,8 @@ import asyncio
 import numpy as np
 import pytest
 
-from app.captions.database import Found, Part
+from app.captions.database import NearestCaptions
+from app.captions.index import Part
 from app.cluster import shards
 from app.cluster.messages import ReplicaUnavailableError, SerializedError
 from app.cluster.shards import RemoteShards
@@ -17,7 +18,7 @@ QUERIES = np.eye(2, 4, dtype=np.float32)
 
 def found(*captions):
     cosines = np.array([float(each.split()[1]) for each in captions], np.float32)
-    return Found(tuple(captions), cosines, np.ones((len(captions), 4), np.float32), "g")
+    return NearestCaptions(tuple(captions), cosines, np.ones((len(captions), 4), np.float32), "g")
 
 
 class There:

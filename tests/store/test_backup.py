@@ -6,12 +6,15 @@ import sqlite3
 import stat
 from contextlib import closing
 from datetime import UTC, datetime
+from functools import partial
 
 import numpy as np
 import pytest
 from sqlalchemy import select, text
 
-from app.captions.database import CaptionDatabase, current_generation
+from app.captions.backup import copy_databases, restore_databases
+from app.captions.database import CaptionDatabase
+from app.captions.generations import current_generation
 from app.errors import ConflictError, InvalidFieldError, StoreError
 from app.names.namespaces import Namespace
 from app.store import backup as backup_module
@@ -140,7 +143,7 @@ async def test_a_backup_is_for_its_owner_alone_and_one_file_without_a_log(folder
 async def test_nothing_is_written_over(filled, folder, tmp_path):
     before = (folder / DATABASE).read_bytes()
     for taken in (folder, tmp_path):
-        with pytest.raises(ConflictError, match="no backup is written over"):
+        with pytest.raises(ConflictError, match="a backup never overwrites anything"):
             await write_backup(filled, taken, version="")
     assert (folder / DATABASE).read_bytes() == before
 
@@ -151,7 +154,7 @@ async def test_a_backup_that_fails_leaves_nothing(filled, tmp_path, monkeypatch)
 
     monkeypatch.setattr(backup_module, "copy_rows", fails)
     place = tmp_path / "new"
-    with pytest.raises(StoreError, match="no room left"):
+    with pytest.raises(StoreError, match="is full; free some space"):
         await write_backup(filled, place / "backup", version="")
     assert list(place.iterdir()) == []
 
@@ -166,7 +169,7 @@ async def test_a_database_that_holds_something_is_not_written_over_unless_it_is_
     await migrate(other)
     await LabelSetRepository(other).put("mine", [ClassEntry("a")], "photo")
     before = await content_of(other)
-    with pytest.raises(ConflictError, match="holds 1 label_sets, 1 label_set_versions; name an empty one"):
+    with pytest.raises(ConflictError, match="contains 1 label_sets, 1 label_set_versions; name an empty one"):
         await restore_backup(other, folder)
     assert await content_of(other) == before
     await restore_backup(other, folder, replace=True)
@@ -198,14 +201,14 @@ DAMAGE = {
     "a bit": (lambda folder: flip(folder / DATABASE), "is damaged, its checksum"),
     "cut short": (lambda folder: (folder / DATABASE).write_bytes(bytes(100)), "is damaged, its checksum"),
     "no database": (lambda folder: (folder / DATABASE).unlink(), "is missing"),
-    "no manifest": (lambda folder: (folder / MANIFEST).unlink(), "holds no backup"),
+    "no manifest": (lambda folder: (folder / MANIFEST).unlink(), "is not a backup"),
     "half a manifest": (lambda folder: (folder / MANIFEST).write_text('{"format": 1,'), "is damaged"),
     "another manifest": (lambda folder: (folder / MANIFEST).write_text("[]"), "is damaged"),
     "a newer format": (lambda folder: changed(folder, format=2), "the format 2 of a newer release"),
-    "other rows": (lambda folder: changed(folder, rows={"label_sets": 77}), "does not hold the rows"),
+    "other rows": (lambda folder: changed(folder, rows={"label_sets": 77}), "does not contain the rows"),
     "a path": (lambda folder: changed(folder, files={"../x": {"bytes": 0, "sha256": ""}}), "is missing"),
-    "no files": (lambda folder: changed(folder, files={}), "names no deixis.sqlite3"),
-    "no folder": (shutil.rmtree, "holds no backup"),
+    "no files": (lambda folder: changed(folder, files={}), "does not list deixis.sqlite3"),
+    "no folder": (shutil.rmtree, "is not a backup"),
 }
 
 
@@ -271,27 +274,35 @@ async def test_caption_databases_come_along_where_they_are_wanted(engine, tmp_pa
     made(captions / "acme#toys")
     (captions / "things.building").mkdir()
     (captions / "stray").write_text("")
-    manifest = await write_backup(engine, tmp_path / "backup", version="", captions_dir=captions)
+    manifest = await write_backup(
+        engine, tmp_path / "backup", version="", copy_captions=partial(copy_databases, captions)
+    )
     assert manifest.captions == ("acme#toys", "things")
     again = tmp_path / "again"
-    await restore_backup(engine, tmp_path / "backup", captions_dir=again)
+    await restore_backup(engine, tmp_path / "backup", restore_captions=partial(restore_databases, again))
     for name in manifest.captions:
         restored = CaptionDatabase.open(again / name, fingerprint=None, verify=True)
         assert list(restored.captions(range(len(restored)))) == list(
             CaptionDatabase.open(captions / name, fingerprint=None).captions(range(len(restored)))
         )
     generation = current_generation(again / "things")
-    await restore_backup(engine, tmp_path / "backup", captions_dir=again)  # over the same ones
+    await restore_backup(
+        engine, tmp_path / "backup", restore_captions=partial(restore_databases, again)
+    )  # over the same ones
     assert current_generation(again / "things") == generation
     flip(next((tmp_path / "backup" / "captions").rglob("features.npy")))
     with pytest.raises(StoreError, match="damaged"):
-        await restore_backup(engine, tmp_path / "backup", captions_dir=again)
+        await restore_backup(engine, tmp_path / "backup", restore_captions=partial(restore_databases, again))
 
 
 async def test_a_backup_without_caption_databases_brings_none(engine, tmp_path):
-    await write_backup(engine, tmp_path / "backup", version="", captions_dir=tmp_path / "nowhere")
+    await write_backup(
+        engine, tmp_path / "backup", version="", copy_captions=partial(copy_databases, tmp_path / "nowhere")
+    )
     with pytest.raises(InvalidFieldError, match="has no caption databases"):
-        await restore_backup(engine, tmp_path / "backup", captions_dir=tmp_path / "again")
+        await restore_backup(
+            engine, tmp_path / "backup", restore_captions=partial(restore_databases, tmp_path / "again")
+        )
 
 
 async def test_the_database_of_a_backup_can_be_served_as_it_is(filled, folder, opened, tmp_path):

@@ -58,7 +58,7 @@ async def list_databases(captions: CaptionsDependency, caller: CallerDependency)
 async def get_database(name: str, captions: CaptionsDependency, caller: CallerDependency) -> DatabaseBody:
     """Return what is known of a caption database."""
     databases = captions.databases
-    return await _told(await databases.state(databases.named(name, caller.namespace)), captions)
+    return await _told(await databases.state(databases.qualified_name(name, caller.namespace)), captions)
 
 
 @router.put("/{name}", status_code=202, dependencies=JSON_ONLY)
@@ -74,7 +74,7 @@ async def build_database(
     """Begin a job that builds a caption database; it takes the place of what has its name when it is done."""
     if body.files:
         caller.require(Scope.ADMIN, "reading files of the server")
-    name = captions.databases.named_to_change(name, caller.namespace)
+    name = captions.databases.writable_name(name, caller.namespace)
     job = await jobs.add(name, body.plan(models.default))
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return JobBody.of(job)
@@ -84,7 +84,7 @@ async def build_database(
 async def delete_database(name: str, captions: CaptionsDependency, caller: CallerDependency) -> None:
     """Delete a caption database; requests that use it end well."""
     databases = captions.databases
-    await databases.delete(databases.named_to_change(name, caller.namespace))
+    await databases.delete(databases.writable_name(name, caller.namespace))
 
 
 @router.post("/{name}/search", response_model=SearchResponse, openapi_extra=_BODY)
@@ -93,7 +93,7 @@ async def search_database(
 ) -> SearchResponse:
     """Return the captions nearest to a text or an image, a page at a time."""
     fields, image = await read_search_input(request)
-    query = CaptionQuery(captions.databases.named(name, caller.namespace), image=image, **fields.model_dump())
+    query = CaptionQuery(captions.databases.qualified_name(name, caller.namespace), image=image, **fields.model_dump())
     await caller.spend_images(0 if image is None else 1)
     return SearchResponse.of(await unless_disconnected(request, captions.search(query)))
 

@@ -1,8 +1,8 @@
-"""Candidate names out of captions: the words that several captions near an image have in common.
+"""Candidate labels: the words that several captions near an image have in common.
 
-Conti et al., "Vocabulary-free Image Classification", NeurIPS 2023 (CaSED), in the order of the authors'
-code, which matters. Deviations: words come sorted where the authors take the order of a set, which changes from run
-to run; the part-of-speech tagger is the caller's; and phrases, off unless asked for, are not in the paper.
+Conti et al., "Vocabulary-free Image Classification", NeurIPS 2023 (CaSED). The steps are in the order of the authors'
+code, which changes the result. Deviations: words are sorted, where the authors take the order of a set, which changes
+from run to run; the caller provides the part-of-speech tagger; the optional phrases are not in the paper.
 """
 
 import functools
@@ -13,10 +13,10 @@ from contextlib import suppress
 from typing import Any, TypeAlias
 
 Tagger: TypeAlias = Callable[[Sequence[str]], Sequence[str]]
-"""One Penn Treebank tag per word, of words in the order in which they stand."""
+"""Returns one Penn Treebank tag per word, for the words of a text in order."""
 
 Singulariser: TypeAlias = Callable[[str], str]
-"""The singular of a lower-case word."""
+"""Returns the singular of a lower-case word."""
 
 STOP_WORDS = frozenset(
     {
@@ -34,26 +34,26 @@ STOP_WORDS = frozenset(
         "thumbnail",
     }
 )
-"""What captions call the picture rather than what is in it; compared with words in the singular."""
+"""Words for a picture and not for its content; compared with words in the singular."""
 
 KEPT_TAGS = frozenset({"NN", "NNS", "NNP", "NNPS", "JJ", "JJR", "JJS", "VBG", "VBN"})
 """Nouns, adjectives and participles."""
 
 NOTHING_FOUND = "object"
-"""The only candidate where no word is left."""
+"""The only candidate if no word is left."""
 
 _ADJECTIVES = frozenset({"JJ", "JJR", "JJS"})
 _NOUNS = frozenset({"NN", "NNS", "NNP", "NNPS"})
-_LEAST_LETTERS = 3
-_LEAST_COUNT = 2
-_IMPORTS = 3
+_MIN_LETTERS = 3
+_MIN_COUNT = 2
+_IMPORT_ATTEMPTS = 3
 
-# Applied one after the other. A token has to go before the brackets that mark it do, an address before its colon
-# does, and an extension before the separators, since "my_cat.jpg" is two words and "a.b_c" one extension.
+# Applied in this order: tokens are removed before their brackets, URLs before their colon, and file extensions before
+# the separators, because "my_cat.jpg" has two words and "a.b_c" one extension.
 _TOKEN = re.compile(r"<[^>]+>")
-_ADDRESS = re.compile(r"http\S+")
+_URL = re.compile(r"http\S+")
 _CLEANING = (
-    (_ADDRESS, ""),
+    (_URL, ""),
     (re.compile(r"[^\w\s\-.'&]"), ""),
     (re.compile(r"\.\w+"), ""),
     (re.compile(r"[_\-]"), " "),
@@ -62,19 +62,19 @@ _NO_LETTER = re.compile(r"[^a-zA-Z\s]")
 _PUNCTUATION = re.compile(r"[^\w\s\-.'&]|\.(?!\w)")
 
 
-def singular_form(word: str, of_plural: Singulariser | None = None) -> str:
-    """Return the singular of a lower-case word, by the reference's rule.
+def singular_form(word: str, singular_of: Singulariser | None = None) -> str:
+    """Return the singular of a lower-case word, by the rule of the authors' code.
 
-    Only words in -s change, and those in -ss, -us, -is, -ies and -oes do not; so "gas" becomes "ga", and "ladies"
-    stays. ``Lexicon.singular`` knows better about words that are in WordNet.
+    Only words in -s change, except those in -ss, -us, -is, -ies and -oes; so "gas" becomes "ga", and "ladies" stays.
+    ``Lexicon.singular`` is better for the words of WordNet.
 
     Args:
         word: letters a-z.
-        of_plural: the singular of what may be a plural, by default that of the ``inflect`` package.
+        singular_of: returns the singular of a possible plural; by default the ``inflect`` package does.
     """
     if not word.endswith("s") or word.endswith(("ss", "us", "is", "ies", "oes")):
         return word
-    return (of_plural or _inflected)(word)
+    return (singular_of or _inflected)(word)
 
 
 def candidates(
@@ -82,27 +82,27 @@ def candidates(
     *,
     tag: Tagger | None = None,
     singular: Singulariser = singular_form,
-    least_count: int = _LEAST_COUNT,
-    most: int | None = None,
+    min_count: int = _MIN_COUNT,
+    max_words: int | None = None,
 ) -> tuple[str, ...]:
-    """Return the words that captions share, sorted and each once; ``("object",)`` if none is left.
+    """Return the distinct words that captions share, sorted; ``("object",)`` if none is left.
 
-    A word counts as often as it stands there, in one caption or in several.
+    Every occurrence of a word counts, also in the same caption.
 
     Args:
-        captions: as they were retrieved; a ``<`` in one and a ``>`` in a later one are a token, as in the reference.
-        tag: gets every word that is frequent enough, repetitions included; None keeps all parts of speech.
-        singular: of lower-case words; by default by the reference's rule.
-        least_count: how often a word has to stand there, or as often as the most frequent one if that is less.
-        most: words that are returned at most, the most frequent of them; None returns all.
+        captions: as retrieved. As in the authors' code, a ``<`` in one and a ``>`` in a later one make a token.
+        tag: is called with every word that is frequent enough, repetitions included; None keeps all parts of speech.
+        singular: returns the singular of a lower-case word; by default by the rule of the authors' code.
+        min_count: occurrences that a word needs; if no word has as many, those of the most frequent word.
+        max_words: the largest number of words, the most frequent first; None returns all.
     """
-    frequent = _frequent(_words(" ".join(captions), singular), least_count)
+    frequent = _frequent(_words(" ".join(captions), singular), min_count)
     if tag is not None and frequent:
         frequent = [word for word, part in zip(frequent, tag(frequent), strict=True) if part in KEPT_TAGS]
     chosen = set(frequent)
-    if most is not None and len(chosen) > most:
+    if max_words is not None and len(chosen) > max_words:
         counts = Counter(frequent)
-        chosen = set(sorted(chosen, key=lambda word: (-counts[word], word))[:most])
+        chosen = set(sorted(chosen, key=lambda word: (-counts[word], word))[:max_words])
     return tuple(sorted(chosen)) or (NOTHING_FOUND,)
 
 
@@ -111,31 +111,31 @@ def phrases(
     *,
     tag: Tagger,
     singular: Singulariser = singular_form,
-    least_count: int = _LEAST_COUNT,
-    longest: int = 3,
+    min_count: int = _MIN_COUNT,
+    max_length: int = 3,
 ) -> tuple[str, ...]:
-    """Return the noun phrases of 2 to ``longest`` words that captions share, sorted and each once; perhaps none.
+    """Return the distinct noun phrases of 2 to ``max_length`` words that captions share, sorted; there may be none.
 
-    Beyond the paper, for names such as "golden retriever": adjectives and nouns that end in a noun, which alone is
-    made singular. Nothing that the cleaning drops, no stop word and no punctuation stands inside a phrase, and each
-    caption is looked at by itself. What is rarer than ``least_count`` is left out, whatever the most frequent is: of a
-    few captions almost every phrase is there once.
+    An extension of the paper, for labels such as "golden retriever". A phrase is adjectives and nouns that end in a
+    noun, of which only the last word is made singular. It is within one caption, and contains no stop word, no
+    punctuation and no word that the cleaning removes. Unlike ``candidates``, it never returns phrases that are rarer
+    than ``min_count``, because in a few captions almost every phrase occurs once.
     """
     found = [
         phrase
         for caption in captions
         for run in _runs(caption, singular)
-        for phrase in _noun_phrases(run, tag(run), singular, longest)
+        for phrase in _noun_phrases(run, tag(run), singular, max_length)
     ]
     counts = Counter(found)
-    return tuple(sorted(phrase for phrase, count in counts.items() if count >= least_count))
+    return tuple(sorted(phrase for phrase, count in counts.items() if count >= min_count))
 
 
 def suggested_by(candidate: str, captions: Sequence[str], *, singular: Singulariser = singular_form) -> tuple[int, ...]:
-    """Return which captions a candidate word or phrase comes from, in order.
+    """Return the indices of the captions that contain a candidate word or phrase.
 
-    Each is cleaned as for ``candidates``, so that "dogs" suggests "dog". No caption suggests ``NOTHING_FOUND`` where
-    none has that word.
+    Captions are cleaned as in ``candidates``, so "dogs" suggests "dog". ``NOTHING_FOUND`` is suggested only by captions
+    that contain that word.
     """
     wanted = candidate.split()
 
@@ -153,28 +153,27 @@ def suggested_by(candidate: str, captions: Sequence[str], *, singular: Singulari
 
 @functools.lru_cache(maxsize=2**16)
 def _inflected(word: str) -> str:
-    """Return what ``inflect`` takes for the singular; a word it takes for no plural stays."""
+    """Return the singular by ``inflect``; a word that it does not take for a plural is returned unchanged."""
     return _engine().singular_noun(word) or word
 
 
 @functools.cache
 def _engine() -> Any:
-    for _ in range(_IMPORTS - 1):
-        # CPython 3.11 may fail to parse what is imported while another thread parses, and not a moment later.
+    for _ in range(_IMPORT_ATTEMPTS - 1):
+        # An import in CPython 3.11 can fail while another thread compiles code; the next attempt succeeds.
         with suppress(SystemError, AttributeError):
             return _imported_engine()
     return _imported_engine()
 
 
 def _imported_engine() -> Any:
-    # Its import takes a second or two, so that it waits for the first plural.
-    import inflect  # noqa: PLC0415
+    import inflect  # noqa: PLC0415 - takes a second or two, and is needed only for plurals
 
     return inflect.engine()
 
 
 def _without_tokens(text: str, replacement: str) -> str:
-    # Behind the last ">" nothing is a token, but looking for its end from every "<" there would take ages.
+    # After the last ">" there is no token. A search from every "<" there would take quadratic time.
     head, close, tail = text.rpartition(">")
     return _TOKEN.sub(replacement, head + close) + tail
 
@@ -187,27 +186,27 @@ def _cleaned(text: str) -> str:
 
 
 def _words(text: str, singular: Singulariser) -> list[str]:
-    """Return the words of a text, in order and lower case, each as often as it stands there."""
-    # By length first: nothing is left of "B-2", and "a1b2" is long enough to leave "ab".
-    long_enough = " ".join(word for word in _cleaned(text).split() if len(word) >= _LEAST_LETTERS)
+    """Return all words of a text in order, in lower case and with repetitions."""
+    # The length is checked before digits are removed: "B-2" is dropped, and "a1b2" gives "ab".
+    long_enough = " ".join(word for word in _cleaned(text).split() if len(word) >= _MIN_LETTERS)
     letters = _NO_LETTER.sub("", long_enough).lower().split()
-    # A singular may in principle be of several words.
+    # A singular can have several words.
     return [word for word in " ".join(map(singular, letters)).split() if word not in STOP_WORDS]
 
 
-def _frequent(words: list[str], least_count: int) -> list[str]:
+def _frequent(words: list[str], min_count: int) -> list[str]:
     counts = Counter(words)
-    least = min(least_count, max(counts.values(), default=0))
-    return [word for word in words if counts[word] >= least]
+    threshold = min(min_count, max(counts.values(), default=0))
+    return [word for word in words if counts[word] >= threshold]
 
 
 def _runs(caption: str, singular: Singulariser) -> Iterator[list[str]]:
-    """Yield the words of a caption between which nothing was dropped."""
-    for piece in _PUNCTUATION.split(_ADDRESS.sub(" . ", _without_tokens(caption, " . "))):
+    """Yield the runs of words of a caption, split where a word or punctuation was removed."""
+    for piece in _PUNCTUATION.split(_URL.sub(" . ", _without_tokens(caption, " . "))):
         run: list[str] = []
         for word in _cleaned(piece).split():
             letters = _NO_LETTER.sub("", word).lower()
-            if len(word) >= _LEAST_LETTERS and letters and singular(letters) not in STOP_WORDS:
+            if len(word) >= _MIN_LETTERS and letters and singular(letters) not in STOP_WORDS:
                 run.append(letters)
             elif run:
                 yield run
@@ -220,8 +219,8 @@ def _parts(run: Sequence[str], length: int) -> Iterator[Sequence[str]]:
     return (run[first : first + length] for first in range(len(run) - length + 1))
 
 
-def _noun_phrases(run: Sequence[str], tags: Sequence[str], singular: Singulariser, longest: int) -> Iterable[str]:
-    for length in range(2, longest + 1):
-        for part, parts_tags in zip(_parts(run, length), _parts(tags, length), strict=True):
-            if parts_tags[-1] in _NOUNS and _ADJECTIVES.union(_NOUNS).issuperset(parts_tags):
+def _noun_phrases(run: Sequence[str], tags: Sequence[str], singular: Singulariser, max_length: int) -> Iterable[str]:
+    for length in range(2, max_length + 1):
+        for part, part_tags in zip(_parts(run, length), _parts(tags, length), strict=True):
+            if part_tags[-1] in _NOUNS and _ADJECTIVES.union(_NOUNS).issuperset(part_tags):
                 yield " ".join([*part[:-1], singular(part[-1])])

@@ -1,7 +1,7 @@
-"""What WordNet knows of words: their parts of speech, and every noun with its definition.
+"""WordNet's lexicon: the parts of speech of words, and every noun with its definition.
 
-Fellbaum (ed.), "WordNet: An Electronic Lexical Database", MIT Press, 1998; the files are those of WordNet 3.0 (manual
-pages ``wndb`` and ``morphy``), as Debian's package wordnet-base has them.
+Fellbaum (ed.), "WordNet: An Electronic Lexical Database", MIT Press, 1998. The files are those of WordNet 3.0, which
+Debian's package wordnet-base installs; the manual pages ``wndb`` and ``morphy`` describe them.
 """
 
 import re
@@ -16,10 +16,10 @@ from app.errors import ConfigurationError
 _Parsed = TypeVar("_Parsed")
 
 WORDNET = Path("/usr/share/wordnet")
-"""Where Debian puts the files."""
+"""The folder of Debian's package."""
 
 OTHER = "X"
-"""The tag of every part of speech that names nothing one could see."""
+"""The tag of every part of speech that names nothing visible."""
 
 _DETERMINERS = """
     the this that these those you she her hers him his its our ours they them their theirs your yours who whom whose
@@ -50,24 +50,24 @@ _ADVERBS = """
 FUNCTION_WORDS = frozenset(
     " ".join((_DETERMINERS, _PREPOSITIONS_AND_CONJUNCTIONS, _VERBS_THAT_SAY_LITTLE, _ADVERBS)).split()
 )
-"""Function words, or as good as that, whatever else WordNet lists them as; participles such as "taken" among them.
+"""Words that never are candidates, even if WordNet lists them as nouns; they include participles such as "taken".
 
-Left out are words that also name something to be seen, such as "can", "mine", "well" and "down": a candidate too many
-is refused by the image, and one that is missing cannot come back.
+Words that also name something visible, such as "can", "mine", "well" and "down", are not in the list: a wrong candidate
+gets a low score from the image, but a missing one cannot be found.
 """
 
 _FILES = ("index.noun", "index.adj", "index.verb", "index.adv", "noun.exc", "adj.exc", "verb.exc")
 
-# Definitions come first; an example is in double quotes, behind a semicolon or a colon. Quotes inside of definitions
-# follow other characters.
+# The examples follow the definitions, in double quotes after a semicolon or a colon. Quotes within definitions follow
+# other characters.
 _FIRST_EXAMPLE = re.compile(r'[;:]\s*"')
 
 
 @dataclass(frozen=True, slots=True)
 class Noun:
-    """A sense that nouns share: its first lemma, what it means, and its id, as in ``n02084071``.
+    """A sense of nouns: its first lemma, its definition, and its id as in ImageNet.
 
-    The id is "n" and the offset in WordNet 3.0, as ImageNet has it.
+    The id, such as ``n02084071``, is "n" and the offset in WordNet 3.0.
     """
 
     lemma: str
@@ -77,10 +77,10 @@ class Noun:
 
 @dataclass(frozen=True, slots=True)
 class Lexicon:
-    """Lemmas of each part of speech, lower case, with spaces where they have several words.
+    """The lemmas of each part of speech in lower case; those of several words contain spaces.
 
-    ``mostly_adjectives`` are nouns and adjectives of which at least as many senses were found in texts as adjectives
-    as were as nouns; ``irregular_*`` are inflected forms that no rule makes.
+    ``mostly_adjectives`` are words that are both nouns and adjectives, with at least as many tagged senses as
+    adjectives. ``irregular_*`` are inflected forms that no rule covers.
     """
 
     nouns: frozenset[str]
@@ -121,24 +121,24 @@ class Lexicon:
         )
 
     def tag(self, words: Sequence[str]) -> list[str]:
-        """Return a Penn Treebank tag for each lower-case word, or ``OTHER``.
+        """Return a Penn Treebank tag or ``OTHER`` for each lower-case word, without regard to its context.
 
-        Each word by itself, unlike a tagger of sentences: what may be a noun or an adjective is one, what may only be
-        a verb or an adverb is ``OTHER``, except participles, and unknown words are nouns: mostly names and brands.
+        A word that can be a noun or an adjective is tagged so. A word that can only be a verb or an adverb is
+        ``OTHER``, except participles. Unknown words are nouns, because most of them are names and brands.
         """
         return [self._tag(word) for word in words]
 
     def singular(self, word: str, rule: Singulariser = singular_form) -> str:
-        """Return the singular by a rule, but leave function words, and nouns of which the rule makes a non-word.
+        """Return the singular by a rule; function words, and nouns that the rule turns into a non-word, stay.
 
-        Beyond the paper, whose rule makes "christma" of "christmas", "ga" of "gas" and "wa" of "was".
+        A deviation from the paper, whose rule turns "christmas" into "christma", "gas" into "ga" and "was" into "wa".
         """
         if word in FUNCTION_WORDS:
             return word
-        made = rule(word)
-        # WordNet has abbreviations of two letters among its nouns.
-        credible = made in self.nouns and len(made) > 2
-        return made if credible or word not in self.nouns else word
+        singular = rule(word)
+        # Words of two letters do not count: WordNet lists many abbreviations as nouns.
+        is_word = singular in self.nouns and len(singular) > 2
+        return singular if is_word or word not in self.nouns else word
 
     def _tag(self, word: str) -> str:
         if word in FUNCTION_WORDS:
@@ -154,7 +154,7 @@ class Lexicon:
         return self._verb_tag(word)
 
     def _verb_tag(self, word: str) -> str:
-        """Return the tag of what is no form of a noun or an adjective."""
+        """Return the tag of a word that is not a form of a noun or an adjective."""
         stems = _participle_stems(word)
         if word in self.irregular_verbs or not self.verbs.isdisjoint(stems):
             return "VBG" if word.endswith("ing") else "VBN"
@@ -164,7 +164,7 @@ class Lexicon:
 
 
 def nouns(folder: Path = WORDNET) -> Iterator[Noun]:
-    """Yield every sense of nouns, in the order of the file, with the definition without its examples.
+    """Yield every sense of nouns in the order of the file. The definitions have no examples.
 
     Raises:
         ConfigurationError: ``data.noun`` is missing or cannot be read.
@@ -191,7 +191,7 @@ def _lines(folder: Path, name: str) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(
             f"WordNet's file {folder / name} cannot be read ({error}); install Debian's package wordnet-base, or name"
-            " the folder that holds WordNet 3.0's dict files"
+            " the folder with the dict files of WordNet 3.0"
         ) from error
 
 
@@ -209,7 +209,7 @@ def _first_word(line: str) -> str:
 
 
 def _index_entry(line: str) -> tuple[str, int]:
-    """Return a lemma of an index file, and how many of its senses were found in texts.
+    """Return a lemma of an index file, and its number of tagged senses.
 
     The fields are: lemma pos synset_cnt p_cnt [ptr_symbol...] sense_cnt tagsense_cnt synset_offset...
     """
@@ -218,7 +218,7 @@ def _index_entry(line: str) -> tuple[str, int]:
 
 
 def _stems(endings: Sequence[tuple[str, str]]) -> Callable[[str], frozenset[str]]:
-    """Return a function from a word to what it may be a form of, by its ending."""
+    """Return a function from a word to the words that it may be a form of, by its ending."""
 
     def stems(word: str) -> frozenset[str]:
         found = {

@@ -1,12 +1,19 @@
-"""Names for images of which nobody has said what they may show: search -> candidates -> their features -> scores."""
+"""Vocabulary-free classification (CaSED): search captions, find candidates, encode them, score them."""
 
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from app.captions.cased.scoring import pooled
-from app.captions.cased.vocabulary import CaptionCandidates, Scale, mine, name_all, name_each, told_captions
+from app.captions.cased.scoring import shared_vocabulary
+from app.captions.cased.vocabulary import (
+    CaptionCandidates,
+    ScoreOptions,
+    explain_captions,
+    find_candidates,
+    label_separately,
+    label_together,
+)
 from app.captions.catalogue import CaptionCatalogue
 from app.models.served_model import ServedModel
 from app.observability.tracing import past_stage
@@ -14,20 +21,21 @@ from app.prompting.class_embeddings import ClassEmbeddingCache
 from app.prompting.recipes import templates_only
 from app.types import ClassEntry, ImageFeatures, ImageResult, SharedName, Task
 
-LOOKED_AT_TOGETHER = (
-    "the images of this request were looked at together, so that each may have changed the others' answers"
+CLASSIFIED_TOGETHER = (
+    "the images of this request were classified together, so each may affect the results of the others"
 )
-"""A warning."""
+"""A warning of the result."""
 
-# Where callers leave it open, a shared name has one in so many of the images at least.
-_IMAGES_PER_NAME = 50
+# By default, a shared word has at least one image in this many.
+_IMAGES_PER_WORD = 50
 
 
 @dataclass(frozen=True, slots=True)
 class NamingResult:
-    """Names that were found for n images: results in order, names in use where they are shared, and where from.
+    """The labels found for n images.
 
-    ``timing_ms`` are those of the search and of the words' features.
+    ``results`` are in the order of the images. ``vocabulary`` are the shared labels of images that were labelled
+    together, else None. ``database`` is ``name@generation``. ``timing_ms`` are the milliseconds of each stage.
     """
 
     results: Sequence[ImageResult]
@@ -46,23 +54,23 @@ async def find_names(
     class_embedding_cache: ClassEmbeddingCache,
     within_s: float | None,
 ) -> NamingResult:
-    """Find names for images in the captions near them, for each alone or, if the task says so, for all together.
+    """Find labels for images in the captions near them, for each image separately or for all together.
 
     Args:
-        task: names a database that suits its model, and has the options of ``cased``.
+        task: names a database of its model, and has the options of ``cased``.
         image_features: unit rows (n, d).
-        served: the task's model.
-        databases: has the task's.
-        class_embedding_cache: of the features of words.
-        within_s: after which the answer is of no use.
+        served: the model of the task.
+        databases: contains the database of the task.
+        class_embedding_cache: caches the features of words.
+        within_s: the time after which the caller does not need the result any more.
 
     Raises:
-        NotConfiguredError: WordNet is not there.
+        NotConfiguredError: WordNet is not installed.
         ServerError, ClientError: as ``CaptionCatalogue.search``.
     """
     assert task.database is not None
     options = dict(task.options)
-    began = time.perf_counter()
+    started = time.perf_counter()
     found = await databases.search(
         task.database,
         await served.text_fingerprint(),
@@ -72,41 +80,48 @@ async def find_names(
         within_s=within_s,
     )
 
-    def mine_all() -> tuple[list[CaptionCandidates], Sequence[str]]:
+    def find_all_candidates() -> tuple[list[CaptionCandidates], Sequence[str]]:
         lexicon = databases.lexicon()
-        mined = [mine(each, lexicon, with_phrases=bool(options["phrases"])) for each in found]
-        return mined, pooled([each.candidates for each in mined])
+        image_candidates = [
+            find_candidates(nearest, lexicon, with_phrases=bool(options["phrases"])) for nearest in found
+        ]
+        return image_candidates, shared_vocabulary([own.candidates for own in image_candidates])
 
-    mined, vocabulary = await asyncio.to_thread(mine_all)
+    image_candidates, vocabulary = await asyncio.to_thread(find_all_candidates)
     searched = time.perf_counter()
     recipe = templates_only([ClassEntry(word) for word in vocabulary], task.templates, {})
     words = await class_embedding_cache.get(task.model, served.encode_texts, recipe.pooling, recipe.rows)
     encoded = time.perf_counter()
-    scale = Scale(served.encoder.logit_scale, options["alpha"], task.top_k, task.scoring.reject_below)
+    score_options = ScoreOptions(served.encoder.logit_scale, options["alpha"], task.top_k, task.scoring.reject_below)
 
     def score_all() -> tuple[list[ImageResult], tuple[SharedName, ...] | None]:
+        shared: tuple[SharedName, ...] | None = None
         if task.together:
-            least = int(options["min_images"]) or max(1, len(mined) // _IMAGES_PER_NAME)
-            results, shared = name_all(image_features, mined, vocabulary, words, scale, min_images=least)
+            min_images = int(options["min_images"]) or max(1, len(found) // _IMAGES_PER_WORD)
+            results, shared = label_together(
+                image_features, image_candidates, vocabulary, words, score_options, min_images=min_images
+            )
         else:
             row_of = {word: row for row, word in enumerate(vocabulary)}
-            own = [words[[row_of[word] for word in each.candidates]] for each in mined]
-            results, shared = name_each(image_features, mined, own, scale), None
+            own_words = [words[[row_of[word] for word in own.candidates]] for own in image_candidates]
+            results = label_separately(image_features, image_candidates, own_words, score_options)
         if task.explain:
             lexicon = databases.lexicon()
-            captions = [told_captions(result, each, lexicon) for result, each in zip(results, mined, strict=True)]
-            results = [replace(result, captions=each) for result, each in zip(results, captions, strict=True)]
+            results = [
+                replace(result, captions=explain_captions(result, own, lexicon))
+                for result, own in zip(results, image_candidates, strict=True)
+            ]
         return results, shared
 
     results, vocabulary_in_use = await asyncio.to_thread(score_all)
-    past_stage("search", began, searched, images=len(found))
+    past_stage("search", started, searched, images=len(found))
     past_stage("text", searched, encoded, words=len(vocabulary))
     past_stage("adapt", encoded, time.perf_counter(), method=task.method)
     timing_ms = {
-        "search": (searched - began) * 1000,
+        "search": (searched - started) * 1000,
         "text": (encoded - searched) * 1000,
         "adapt": (time.perf_counter() - encoded) * 1000,
     }
-    warnings: tuple[str, ...] = (LOOKED_AT_TOGETHER,) if task.together and len(mined) > 1 else ()
-    warnings += tuple(dict.fromkeys(each.missing for each in found if each.missing is not None))
+    warnings: tuple[str, ...] = (CLASSIFIED_TOGETHER,) if task.together and len(found) > 1 else ()
+    warnings += tuple(dict.fromkeys(nearest.missing for nearest in found if nearest.missing is not None))
     return NamingResult(results, vocabulary_in_use, f"{task.database}@{found[-1].generation}", warnings, timing_ms)

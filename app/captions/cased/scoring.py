@@ -1,7 +1,7 @@
-"""CaSED: an image is scored against words that were found in the captions near it.
+"""CaSED scores: an image and the captions near it, compared with the candidate words of these captions.
 
-Conti et al., "Vocabulary-free Image Classification", NeurIPS 2023. Deviations: the encoder's own logit
-scale where the authors write 100; and names for several images together, which are not in the paper.
+Conti et al., "Vocabulary-free Image Classification", NeurIPS 2023. Deviations: the encoder's own logit scale, where the
+authors write 100; shared labels for several images, which are not in the paper.
 """
 
 from collections.abc import Sequence
@@ -16,34 +16,36 @@ from app.scoring.numerics import softmax, unit_rows
 from app.types import TextFeatures
 
 ALPHA = 0.7
-"""How much of the score is the image's; the rest is that of its captions, as the authors' model is set."""
+"""The weight of the image's score, as in the authors' model; the weight of the captions' score is 1 - ALPHA."""
 
 DUPLICATE_COSINE = 0.94
-"""Captions that are more similar than this are one, as in the authors' code."""
+"""Captions with a larger cosine count as duplicates, as in the authors' code."""
 
-_CANCELLED = 1e-6
-_LEAST_PROBABILITY = 1e-12
+_MIN_NORM = 1e-6
+_MIN_PROBABILITY = 1e-12
 
 
 def distinct(embeddings: TextFeatures, threshold: float = DUPLICATE_COSINE) -> Int64[np.ndarray, " m"]:
-    """Return which rows to keep, ascending: the first of those that a chain of cosines above the threshold connects.
+    """Return the indices of the rows to keep, ascending: the first row of each group of duplicates.
+
+    Rows are in one group if a chain of cosines above the threshold connects them.
 
     Args:
-        embeddings: unit rows (k, d), the best first; k is some hundred at most, since all pairs are compared.
+        embeddings: unit rows (k, d), the best first; k is at most a few hundred, because all pairs are compared.
         threshold: in [-1, 1].
     """
-    _, chains = connected_components(csr_array(embeddings @ embeddings.T > threshold), directed=False)
-    _, first = np.unique(chains, return_index=True)
+    _, groups = connected_components(csr_array(embeddings @ embeddings.T > threshold), directed=False)
+    _, first = np.unique(groups, return_index=True)
     return np.sort(first)
 
 
 def centroid(caption_features: Float[np.ndarray, "k d"]) -> Float[np.ndarray, " d"]:
-    """Return the unit mean of the captions' directions; zeros if they cancel out, or if there are none."""
+    """Return the unit mean of the captions' directions; zeros if they cancel out or there are no captions."""
     if not len(caption_features):
         return np.zeros(caption_features.shape[1], caption_features.dtype)
     mean = unit_rows(caption_features).mean(axis=0)
-    # What rounding leaves of directions that cancel out is no direction.
-    return unit_rows(mean) if np.linalg.norm(mean) > _CANCELLED else np.zeros_like(mean)
+    # The mean of directions that cancel out is only a rounding error.
+    return unit_rows(mean) if np.linalg.norm(mean) > _MIN_NORM else np.zeros_like(mean)
 
 
 def score(
@@ -54,16 +56,16 @@ def score(
     logit_scale: float,
     alpha: float = ALPHA,
 ) -> Float[np.ndarray, " w"]:
-    """Return the probability of each word (w,); together they are 1.
+    """Return the probability of each word (w,); they sum to 1.
 
-    Without captions, or where they cancel out, the score is that of the image alone.
+    Without captions, or if these cancel out, it is the score of the image alone.
 
     Args:
-        image: unit (d,).
-        word_features: one row per candidate, w >= 1; of any length but zero.
-        caption_features: of the captions that the words come from, duplicates left out.
-        logit_scale: the encoder's.
-        alpha: the image's share, in [0, 1].
+        image: unit vector (d,).
+        word_features: one row per candidate, w >= 1, of any length but zero.
+        caption_features: of the captions that contain the words, without duplicates.
+        logit_scale: of the encoder.
+        alpha: the weight of the image's score, in [0, 1].
     """
     centroids = centroid(caption_features)[None]
     scores: np.ndarray = score_many(image[None], word_features, centroids, logit_scale=logit_scale, alpha=alpha)[0]
@@ -82,30 +84,30 @@ def score_many(
 
     Args:
         images: unit rows.
-        word_features: one row per word, w >= 1; of any length but zero.
-        centroids: of each image's captions, from ``centroid``.
-        logit_scale: the encoder's.
-        alpha: the image's share, in [0, 1].
+        word_features: one row per word, w >= 1, of any length but zero.
+        centroids: the ``centroid`` of each image's captions.
+        logit_scale: of the encoder.
+        alpha: the weight of the image's score, in [0, 1].
     """
     words = unit_rows(word_features)
-    share = np.where(centroids.any(axis=1, keepdims=True), alpha, 1.0)
+    weight = np.where(centroids.any(axis=1, keepdims=True), alpha, 1.0)
     by_image = softmax(logit_scale * images @ words.T)
     by_captions = softmax(logit_scale * centroids @ words.T)
-    scores: np.ndarray = share * by_image + (1 - share) * by_captions
+    scores: np.ndarray = weight * by_image + (1 - weight) * by_captions
     return scores
 
 
-def pooled(candidates: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """Return the shared vocabulary of several images' candidates: each word once, sorted."""
+def shared_vocabulary(candidates: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """Return the distinct candidates of several images, sorted."""
     return tuple(sorted({word for words in candidates for word in words}))
 
 
 @dataclass(frozen=True, slots=True)
-class GroupNames:
-    """Names that n images share: indices into the vocabulary of w words.
+class SharedWords:
+    """The words that n images share, as indices into a vocabulary of w words.
 
-    ``kept`` (v,) ascends, ``chosen`` (n,) is the word of each image, one of those, and ``images`` (v,) counts the
-    images of each kept word.
+    ``kept`` (v,) are the words in use, ascending; ``chosen`` (n,) is the word of each image; ``images`` (v,) is the
+    number of images of each kept word.
     """
 
     kept: Int64[np.ndarray, " v"]
@@ -113,47 +115,47 @@ class GroupNames:
     images: Int64[np.ndarray, " v"]
 
 
-def name_together(probabilities: Float[np.ndarray, "n w"], *, min_images: int = 2) -> GroupNames:
-    """Name images by few words, each the best of at least ``min_images`` of them (of all, if there are fewer).
+def choose_shared_words(probabilities: Float[np.ndarray, "n w"], *, min_images: int = 2) -> SharedWords:
+    """Choose one word per image so that each chosen word has at least ``min_images`` images, or all if there are fewer.
 
-    At first every image chooses its most probable word. Images whose word is chosen by too few are undecided. While
-    there are any, the least supported of their words is taken away, and its images choose the next best of the words
-    that are left. The least supported is chosen by the fewest images, then has the lowest mean log-probability over
-    the undecided, then stands last in the vocabulary. A word that enough images choose is never taken away; one that
-    no image chooses yet stays until the end. So two images that are best named "beagle" and "poodle" can still meet
-    at "dog", which is the first choice of neither.
+    At first every image chooses its most probable word. Images whose word has too few images are undecided. While there
+    are undecided images, the least supported of their words is removed, and its images choose the best of the remaining
+    words. The least supported word has the fewest images; among those, the lowest mean log-probability over the
+    undecided images; among those, the last place in the vocabulary. A word with enough images is never removed. A word
+    that no image has chosen yet stays until the end, so two images with the best words "beagle" and "poodle" can both
+    choose "dog", which is the first choice of neither.
 
-    Taking away one word at a time, by a rule without a threshold, needs no number of clusters and no seed, and is
-    repeatable. The price is that an image that resembles no other gets another's name too, with a low probability;
-    ``min_images=1`` leaves each its own best word.
+    The rule needs no threshold, no number of clusters and no seed, and is repeatable. Its price is that an image that
+    resembles no other image gets a word of other images, with a low probability. With ``min_images=1`` every image
+    keeps its best word.
 
     Args:
         probabilities: of all words for all images, as ``score_many`` returns them; w >= 1.
         min_images: at least 1.
 
     Raises:
-        ValueError: no words, or ``min_images`` below 1.
+        ValueError: there are no words, or ``min_images`` is below 1.
     """
     images, words = probabilities.shape
     if words < 1 or min_images < 1:
-        raise ValueError(f"names for {images} images by {words} words, each chosen by at least {min_images}")
+        raise ValueError(f"{images} images cannot share {words} words with at least {min_images} images each")
     needed = min(min_images, images)
-    left = np.array(probabilities, np.float64)
-    logs = np.log(np.maximum(left, _LEAST_PROBABILITY))
-    chosen = left.argmax(axis=1)
+    remaining = np.array(probabilities, np.float64)
+    logs = np.log(np.maximum(remaining, _MIN_PROBABILITY))
+    chosen = remaining.argmax(axis=1)
     counts = np.bincount(chosen, minlength=words)
     undecided = counts[chosen] < needed
     support = logs[undecided].sum(axis=0)
     while undecided.any():
         weak = np.unique(chosen[undecided])
-        # The last key is the first to sort by; of words that are equal in both the last in the vocabulary goes.
+        # np.lexsort sorts by its last key first.
         worst = weak[np.lexsort((-weak, support[weak], counts[weak]))[0]]
         moving = np.flatnonzero(chosen == worst)
-        left[:, worst] = -1
-        chosen[moving] = left[moving].argmax(axis=1)
+        remaining[:, worst] = -1
+        chosen[moving] = remaining[moving].argmax(axis=1)
         counts = np.bincount(chosen, minlength=words)
         settled = undecided & (counts[chosen] >= needed)
         support = support - logs[settled].sum(axis=0)
         undecided &= ~settled
     kept = np.flatnonzero(counts)
-    return GroupNames(kept=kept, chosen=chosen, images=counts[kept])
+    return SharedWords(kept=kept, chosen=chosen, images=counts[kept])

@@ -49,15 +49,15 @@ def sentence_tags(words):
 
 
 @pytest.fixture(scope="module")
-def of_plural():
+def singular_of():
     return inflect.engine().singular_noun
 
 
 @pytest.mark.parametrize("tagger", [tag, None])
-def test_two_thousand_random_caption_sets_equal_the_oracle(of_plural, tagger):
+def test_two_thousand_random_caption_sets_equal_the_oracle(singular_of, tagger):
     for seed in range(CASES):
         captions = drawn_captions(seed)
-        assert list(candidates(captions, tag=tagger)) == oracle.candidates(captions, of_plural, tag=tagger), captions
+        assert list(candidates(captions, tag=tagger)) == oracle.candidates(captions, singular_of, tag=tagger), captions
 
 
 @settings(max_examples=200, deadline=None)
@@ -115,7 +115,7 @@ def test_extensions_are_dropped_before_underscores_become_spaces():
 
 
 def test_underscores_and_hyphens_separate_words():
-    assert candidates(["black-dog white_dog", "dog--house"], least_count=1) == ("black", "dog", "house", "white")
+    assert candidates(["black-dog white_dog", "dog--house"], min_count=1) == ("black", "dog", "house", "white")
 
 
 def test_words_of_fewer_than_three_characters_are_dropped():
@@ -251,11 +251,11 @@ def test_phrases_that_captions_share_end_in_a_noun_and_hold_nouns_and_adjectives
 
 def test_phrases_have_up_to_three_words():
     captions = ["old golden retriever puppy", "old golden retriever puppies"]
-    assert phrases(captions, tag=sentence_tags, longest=3) == (
+    assert phrases(captions, tag=sentence_tags, max_length=3) == (
         "golden retriever",
         "old golden retriever",
     )
-    assert phrases(captions[:1] * 2, tag=sentence_tags, longest=2) == ("golden retriever", "retriever puppy")
+    assert phrases(captions[:1] * 2, tag=sentence_tags, max_length=2) == ("golden retriever", "retriever puppy")
 
 
 def test_only_the_last_word_of_a_phrase_is_made_singular():
@@ -298,6 +298,6 @@ def test_marks_that_nothing_closes_take_no_time_and_change_nothing():
 
 def test_the_most_frequent_words_are_kept_where_there_are_too_many():
     captions = ["dog dog dog cat cat cat owl owl fox fox"]
-    assert candidates(captions, most=2) == ("cat", "dog")
-    assert candidates(captions, most=3) == ("cat", "dog", "fox")
-    assert candidates(captions, most=4) == candidates(captions) == ("cat", "dog", "fox", "owl")
+    assert candidates(captions, max_words=2) == ("cat", "dog")
+    assert candidates(captions, max_words=3) == ("cat", "dog", "fox")
+    assert candidates(captions, max_words=4) == candidates(captions) == ("cat", "dog", "fox", "owl")

@@ -204,8 +204,11 @@ def test_the_tagger_keeps_and_drops_nearly_all_common_words_as_a_reader_would(le
     """Of the exact tags, most that differ are participles, which WordNet also lists as adjectives and nouns."""
     wanted = [(word, tag) for tag, words in SPOKEN.items() for word in words.split()]
     given = lexicon.tag([word for word, _ in wanted])
-    kept = [(tag in KEPT_TAGS) == (mine in KEPT_TAGS) for (_, tag), mine in zip(wanted, given, strict=True)]
-    exact = [tag == mine for (_, tag), mine in zip(wanted, given, strict=True)]
+    kept = [
+        (tag in KEPT_TAGS) == (find_candidates in KEPT_TAGS)
+        for (_, tag), find_candidates in zip(wanted, given, strict=True)
+    ]
+    exact = [tag == find_candidates for (_, tag), find_candidates in zip(wanted, given, strict=True)]
     assert len(wanted) >= 200
     assert sum(kept) / len(kept) >= 0.98
     assert sum(exact) / len(exact) >= 0.85

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from app.captions.cased.candidates import candidates, singular_form
-from app.captions.cased.scoring import centroid, distinct, name_together, pooled, score, score_many
+from app.captions.cased.scoring import centroid, choose_shared_words, distinct, score, score_many, shared_vocabulary
 from tests.oracles import cased as oracle
 
 PROBLEMS = 200
@@ -186,18 +186,18 @@ def test_inputs_are_not_written_to():
     score(image, words, captions, logit_scale=scale)
     rows = probabilities(0)
     rows.setflags(write=False)
-    name_together(rows)
+    choose_shared_words(rows)
 
 
 def test_the_shared_vocabulary_holds_each_word_once_and_sorted():
-    assert pooled([("dog", "cat"), ("dog",), ()]) == ("cat", "dog")
-    assert pooled([]) == ()
+    assert shared_vocabulary([("dog", "cat"), ("dog",), ()]) == ("cat", "dog")
+    assert shared_vocabulary([]) == ()
 
 
 def test_images_named_apart_meet_at_a_word_that_is_the_first_choice_of_neither():
     """Beside images that have nothing to do with them. The words: beagle, car, dog, poodle."""
     rows = np.array([[0.6, 0.01, 0.3, 0.09], [0.05, 0.01, 0.3, 0.64], [0.1, 0.7, 0.1, 0.1], [0.1, 0.7, 0.1, 0.1]])
-    names = name_together(rows)
+    names = choose_shared_words(rows)
     assert names.chosen.tolist() == [2, 2, 1, 1]
     assert names.kept.tolist() == [1, 2]
     assert names.images.tolist() == [2, 2]
@@ -205,21 +205,21 @@ def test_images_named_apart_meet_at_a_word_that_is_the_first_choice_of_neither()
 
 def test_an_image_like_no_other_gets_the_next_best_of_the_names_that_are_left():
     rows = np.array([[0.8, 0.1, 0.1], [0.8, 0.1, 0.1], [0.2, 0.1, 0.7]])
-    assert name_together(rows).chosen.tolist() == [0, 0, 0]
+    assert choose_shared_words(rows).chosen.tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("min_images", [1, 2, 3, 5, 50])
 def test_random_groups_are_named_by_the_rule_as_it_is_told(min_images):
     for seed in range(40):
         rows = probabilities(seed)
-        assert name_together(rows, min_images=min_images).chosen.tolist() == slowly_named(rows, min_images)
+        assert choose_shared_words(rows, min_images=min_images).chosen.tolist() == slowly_named(rows, min_images)
 
 
 @pytest.mark.parametrize("min_images", [1, 2, 4, 12, 13])
 def test_each_name_is_the_best_that_is_left_for_enough_images(min_images):
     for seed in range(PROBLEMS):
         rows = probabilities(seed)
-        names = name_together(rows, min_images=min_images)
+        names = choose_shared_words(rows, min_images=min_images)
         assert names.kept.tolist() == sorted(set(names.chosen.tolist()))
         assert names.images.tolist() == [names.chosen.tolist().count(word) for word in names.kept]
         assert names.images.min() >= min(min_images, len(rows))
@@ -229,31 +229,31 @@ def test_each_name_is_the_best_that_is_left_for_enough_images(min_images):
 
 def test_one_image_is_enough_to_leave_each_its_own_best_word():
     rows = probabilities(4)
-    assert name_together(rows, min_images=1).chosen.tolist() == rows.argmax(axis=1).tolist()
-    assert name_together(rows[:1], min_images=3).chosen.tolist() == [rows[0].argmax()]
+    assert choose_shared_words(rows, min_images=1).chosen.tolist() == rows.argmax(axis=1).tolist()
+    assert choose_shared_words(rows[:1], min_images=3).chosen.tolist() == [rows[0].argmax()]
 
 
 def test_the_order_of_the_images_does_not_matter():
     for seed in range(50):
         rows = probabilities(seed)
         turned = np.random.default_rng(seed).permutation(len(rows))
-        assert name_together(rows[turned], min_images=3).chosen.tolist() == (
-            name_together(rows, min_images=3).chosen[turned].tolist()
+        assert choose_shared_words(rows[turned], min_images=3).chosen.tolist() == (
+            choose_shared_words(rows, min_images=3).chosen[turned].tolist()
         )
 
 
 def test_a_hundred_images_that_need_one_name_get_one():
-    names = name_together(probabilities(2, images=100, words=300), min_images=100)
+    names = choose_shared_words(probabilities(2, images=100, words=300), min_images=100)
     assert len(names.kept) == 1
     assert names.images.tolist() == [100]
 
 
 def test_no_images_get_no_names():
-    names = name_together(np.zeros((0, 3)))
+    names = choose_shared_words(np.zeros((0, 3)))
     assert len(names.kept) == len(names.chosen) == len(names.images) == 0
 
 
 @pytest.mark.parametrize(("shape", "min_images"), [((2, 0), 2), ((2, 3), 0)])
 def test_names_need_words_and_at_least_one_image_each(shape, min_images):
-    with pytest.raises(ValueError, match="each chosen by at least"):
-        name_together(np.zeros(shape), min_images=min_images)
+    with pytest.raises(ValueError, match="cannot share"):
+        choose_shared_words(np.zeros(shape), min_images=min_images)

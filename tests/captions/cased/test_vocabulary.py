@@ -5,9 +5,16 @@ import pytest
 
 from app.captions.cased.candidates import NOTHING_FOUND
 from app.captions.cased.lexicon import Lexicon
-from app.captions.cased.scoring import ALPHA, centroid, name_together, pooled, score, score_many
-from app.captions.cased.vocabulary import CaptionCandidates, Scale, mine, name_all, name_each, told_captions
-from app.captions.database import Found
+from app.captions.cased.scoring import ALPHA, centroid, choose_shared_words, score, score_many, shared_vocabulary
+from app.captions.cased.vocabulary import (
+    CaptionCandidates,
+    ScoreOptions,
+    explain_captions,
+    find_candidates,
+    label_separately,
+    label_together,
+)
+from app.captions.database import NearestCaptions
 from app.types import ImageResult, Prediction
 from tests.oracles import cased as oracle
 
@@ -28,7 +35,7 @@ def unit(rows):
 
 
 def scale_of(alpha=ALPHA, top_k=EVERY, reject_below=None):
-    return Scale(LOGIT_SCALE, alpha, top_k, reject_below)
+    return ScoreOptions(LOGIT_SCALE, alpha, top_k, reject_below)
 
 
 def encode(words):
@@ -48,12 +55,12 @@ def problem(seed, images=1, captions=10):
             features[1::3] = unit(features[::3][: len(features[1::3])] + 1e-3)  # near duplicates
         cosines = features @ image
         order = np.argsort(-cosines, kind="stable")
-        found.append(Found(tuple(texts[at] for at in order), cosines[order], features[order], "0" * 16))
+        found.append(NearestCaptions(tuple(texts[at] for at in order), cosines[order], features[order], "0" * 16))
     return asked, found
 
 
 def mined_of(found, **options):
-    return [mine(each, LEXICON, **({"with_phrases": False} | options)) for each in found]
+    return [find_candidates(each, LEXICON, **({"with_phrases": False} | options)) for each in found]
 
 
 def scores_of(result):
@@ -81,7 +88,7 @@ def test_scores_are_those_of_the_oracle(alpha):
             tag=LEXICON.tag,
         )
 
-        (result,) = name_each(image[None], [mined], [encode(mined.candidates)], scale_of(alpha))
+        (result,) = label_separately(image[None], [mined], [encode(mined.candidates)], scale_of(alpha))
 
         assert mined.captions == tuple(texts)
         assert [each.label for each in result.predictions] == [word for word, _ in expected]
@@ -94,7 +101,7 @@ def test_scores_are_those_of_the_image_and_its_captions_mixed():
         mined = mined_of(found)
         own = [encode(each.candidates) for each in mined]
         for image, each, words, result in zip(
-            images, mined, own, name_each(images, mined, own, scale_of()), strict=True
+            images, mined, own, label_separately(images, mined, own, scale_of()), strict=True
         ):
             expected = score(image, words, each.features, logit_scale=LOGIT_SCALE, alpha=ALPHA)
             told = scores_of(result)
@@ -110,9 +117,9 @@ def test_an_image_is_named_the_same_alone_as_with_others():
     images, found = problem(7, images=6)
     mined = mined_of(found)
     own = [encode(each.candidates) for each in mined]
-    together = name_each(images, mined, own, scale_of())
+    together = label_separately(images, mined, own, scale_of())
     for at in range(6):
-        (alone,) = name_each(images[at : at + 1], mined[at : at + 1], own[at : at + 1], scale_of())
+        (alone,) = label_separately(images[at : at + 1], mined[at : at + 1], own[at : at + 1], scale_of())
         assert alone == together[at]
 
 
@@ -121,7 +128,7 @@ def test_candidates_of_equal_scores_stand_in_the_order_of_the_alphabet():
     mined = CaptionCandidates(("a",), np.ones(1, np.float32), image, ("ball", "cat", "dog"))
     same = np.repeat(image, 3, axis=0)
     for top_k in (1, 2, 3):
-        (result,) = name_each(image, [mined], [same], scale_of(top_k=top_k))
+        (result,) = label_separately(image, [mined], [same], scale_of(top_k=top_k))
         assert [each.label for each in result.predictions] == ["ball", "cat", "dog"][:top_k]
     assert [each.score for each in result.predictions] == [pytest.approx(1 / 3)] * 3
 
@@ -130,9 +137,9 @@ def test_fewer_are_told_where_fewer_are_asked_for_and_the_best_remain():
     images, found = problem(4)
     mined = mined_of(found)
     own = [encode(each.candidates) for each in mined]
-    (every,) = name_each(images, mined, own, scale_of())
+    (every,) = label_separately(images, mined, own, scale_of())
     for top_k in (1, 2, EVERY):
-        (few,) = name_each(images, mined, own, scale_of(top_k=top_k))
+        (few,) = label_separately(images, mined, own, scale_of(top_k=top_k))
         assert few.predictions == every.predictions[:top_k]
 
 
@@ -140,17 +147,17 @@ def test_an_image_is_rejected_where_its_best_score_is_below_the_threshold():
     images, found = problem(5)
     mined = mined_of(found)
     own = [encode(each.candidates) for each in mined]
-    (result,) = name_each(images, mined, own, scale_of())
+    (result,) = label_separately(images, mined, own, scale_of())
     best = result.predictions[0].score
     for threshold, rejected in ((0.0, False), (best, False), (np.nextafter(best, 2), True), (1.0, best < 1)):
-        (told,) = name_each(images, mined, own, scale_of(reject_below=threshold))
+        (told,) = label_separately(images, mined, own, scale_of(reject_below=threshold))
         assert told.rejected is rejected
 
 
 def test_a_similarity_is_a_cosine_whatever_rounding_makes_of_it():
     image = np.full((1, 3), np.float32(0.57735032))
     mined = CaptionCandidates(("a",), np.ones(1, np.float32), image, ("ball",))
-    (result,) = name_each(image, [mined], [image], scale_of())
+    (result,) = label_separately(image, [mined], [image], scale_of())
     assert -1 <= result.predictions[0].similarity <= 1
     assert result.predictions[0].score == pytest.approx(1)
 
@@ -160,8 +167,8 @@ def test_a_similarity_is_a_cosine_whatever_rounding_makes_of_it():
 
 def test_near_duplicates_are_left_out_and_the_first_of_them_stays():
     features = unit([[1, 0, 0], [1, 0.01, 0], [0, 1, 0]])
-    found = Found(("a dog", "a dog!", "a cat"), np.array([0.9, 0.8, 0.1], np.float32), features, "0" * 16)
-    mined = mine(found, LEXICON, with_phrases=False)
+    found = NearestCaptions(("a dog", "a dog!", "a cat"), np.array([0.9, 0.8, 0.1], np.float32), features, "0" * 16)
+    mined = find_candidates(found, LEXICON, with_phrases=False)
     assert mined.captions == ("a dog", "a cat")
     np.testing.assert_array_equal(mined.cosines, np.array([0.9, 0.1], np.float32))
     np.testing.assert_array_equal(mined.features, features[[0, 2]])
@@ -171,15 +178,15 @@ def test_near_duplicates_are_left_out_and_the_first_of_them_stays():
 def test_phrases_come_beside_words_only_when_asked_for():
     features = np.eye(3, dtype=np.float32)
     texts = ("a golden retriever", "two golden retrievers", "one golden retriever on a beach")
-    found = Found(texts, np.array([0.9, 0.8, 0.7], np.float32), features, "0" * 16)
-    assert mine(found, LEXICON, with_phrases=False).candidates == ("golden", "retriever")
-    assert mine(found, LEXICON, with_phrases=True).candidates == ("golden", "golden retriever", "retriever")
+    found = NearestCaptions(texts, np.array([0.9, 0.8, 0.7], np.float32), features, "0" * 16)
+    assert find_candidates(found, LEXICON, with_phrases=False).candidates == ("golden", "retriever")
+    assert find_candidates(found, LEXICON, with_phrases=True).candidates == ("golden", "golden retriever", "retriever")
 
 
 def test_captions_without_a_word_leave_one_candidate():
-    found = Found(("!", "12"), np.array([0.2, 0.1], np.float32), np.eye(2, dtype=np.float32), "0" * 16)
+    found = NearestCaptions(("!", "12"), np.array([0.2, 0.1], np.float32), np.eye(2, dtype=np.float32), "0" * 16)
     for with_phrases in (False, True):
-        assert mine(found, LEXICON, with_phrases=with_phrases).candidates == (NOTHING_FOUND,)
+        assert find_candidates(found, LEXICON, with_phrases=with_phrases).candidates == (NOTHING_FOUND,)
 
 
 # --- several images together ---------------------------------------------------------------------------------------
@@ -188,9 +195,9 @@ def test_captions_without_a_word_leave_one_candidate():
 def together(seed, images, min_images, **scale):
     asked, found = problem(seed, images=images)
     mined = mined_of(found)
-    vocabulary = pooled([each.candidates for each in mined])
+    vocabulary = shared_vocabulary([each.candidates for each in mined])
     words = encode(vocabulary)
-    told = name_all(asked, mined, vocabulary, words, scale_of(**scale), min_images=min_images)
+    told = label_together(asked, mined, vocabulary, words, scale_of(**scale), min_images=min_images)
     return asked, mined, vocabulary, words, *told
 
 
@@ -216,7 +223,7 @@ def test_shared_scores_are_shares_of_the_whole_vocabulary():
     asked, mined, vocabulary, words, results, _ = together(11, 8, 2)
     centroids = np.stack([centroid(each.features) for each in mined])
     scores = score_many(asked, words, centroids, logit_scale=LOGIT_SCALE, alpha=ALPHA)
-    names = name_together(scores, min_images=2)
+    names = choose_shared_words(scores, min_images=2)
     for image, row, chosen, result in zip(asked, scores, names.chosen, results, strict=True):
         assert result.predictions[0].label == vocabulary[chosen]
         for each in result.predictions:
@@ -236,7 +243,7 @@ def test_a_single_image_together_is_named_as_alone():
     for seed in range(10):
         asked, mined, vocabulary, words, (result,), (name,) = together(seed, 1, 2)
         assert vocabulary == mined[0].candidates
-        (alone,) = name_each(asked, mined, [words], scale_of(top_k=1))
+        (alone,) = label_separately(asked, mined, [words], scale_of(top_k=1))
         assert name.images == 1
         assert result.predictions[0].label == alone.predictions[0].label == name.label
         assert result.predictions[0].score == pytest.approx(alone.predictions[0].score, abs=1e-6)
@@ -245,11 +252,13 @@ def test_a_single_image_together_is_named_as_alone():
 def test_the_order_of_the_images_changes_no_name():
     asked, found = problem(13, images=9)
     mined = mined_of(found)
-    vocabulary = pooled([each.candidates for each in mined])
+    vocabulary = shared_vocabulary([each.candidates for each in mined])
     words = encode(vocabulary)
-    results, names = name_all(asked, mined, vocabulary, words, scale_of(), min_images=3)
+    results, names = label_together(asked, mined, vocabulary, words, scale_of(), min_images=3)
     order = np.random.default_rng(0).permutation(9)
-    others, again = name_all(asked[order], [mined[at] for at in order], vocabulary, words, scale_of(), min_images=3)
+    others, again = label_together(
+        asked[order], [mined[at] for at in order], vocabulary, words, scale_of(), min_images=3
+    )
     assert again == names
     assert [each.predictions[0].label for each in others] == [results[at].predictions[0].label for at in order]
 
@@ -259,7 +268,7 @@ def test_names_of_equally_many_images_stand_in_the_order_of_the_alphabet():
     images = features[[1, 0, 1, 0]]
     words = features[:2]
     mined = [CaptionCandidates(("x",), np.ones(1, np.float32), image[None], ("ball", "cat")) for image in images]
-    _, names = name_all(images, mined, ("ball", "cat"), words, scale_of(), min_images=2)
+    _, names = label_together(images, mined, ("ball", "cat"), words, scale_of(), min_images=2)
     assert [(each.label, each.images) for each in names] == [("ball", 2), ("cat", 2)]
 
 
@@ -279,21 +288,21 @@ def test_captions_are_told_with_the_predictions_that_they_suggested():
     )
     result = ImageResult((Prediction("dog", 0.6, 0.1), Prediction("cat", 0.4, 0.1)))
 
-    told = told_captions(result, mined, LEXICON)
+    told = explain_captions(result, mined, LEXICON)
 
     assert [(each.caption, each.similarity, each.suggested) for each in told] == [
         ("two dogs", 0.5, ("dog",)),
         ("a dog and a cat", 0.25, ("dog", "cat")),
         ("a beach", 0.125, ()),
     ]
-    assert told_captions(ImageResult(()), mined, LEXICON)[0].suggested == ()
+    assert explain_captions(ImageResult(()), mined, LEXICON)[0].suggested == ()
 
 
 def test_the_similarity_of_a_caption_is_a_cosine_whatever_half_precision_makes_of_it():
     mined = CaptionCandidates(
         ("a dog", "a cat"), np.array([1.0004, -1.0004], np.float32), np.eye(2, dtype=np.float32), ("dog",)
     )
-    told = told_captions(ImageResult((Prediction("dog", 1.0, 1.0),)), mined, LEXICON)
+    told = explain_captions(ImageResult((Prediction("dog", 1.0, 1.0),)), mined, LEXICON)
     assert [each.similarity for each in told] == [1, -1]
 
 
@@ -301,8 +310,8 @@ def test_every_prediction_of_an_image_is_suggested_by_a_caption_unless_nothing_w
     for seed in range(30):
         images, found = problem(seed)
         mined = mined_of(found, with_phrases=True)
-        (result,) = name_each(images, mined, [encode(mined[0].candidates)], scale_of())
-        told = told_captions(result, mined[0], LEXICON)
+        (result,) = label_separately(images, mined, [encode(mined[0].candidates)], scale_of())
+        told = explain_captions(result, mined[0], LEXICON)
         suggested = {label for each in told for label in each.suggested}
         assert {each.label for each in result.predictions} - {NOTHING_FOUND} <= suggested
         assert [each.caption for each in told] == list(mined[0].captions)
