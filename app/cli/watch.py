@@ -41,7 +41,7 @@ from app.cli.common import (
 )
 from app.errors import InvalidFieldError, NotReadyError
 from app.images.discovery import images_below
-from app.images.sidecars import ForeignSidecarError, JsonSidecar, Labelled, XmpSidecar, question_key, sha256_of
+from app.images.sidecars import ForeignSidecarError, JsonSidecar, LabelRecord, XmpSidecar, question_key, sha256_of
 
 Answer = TypeVar("Answer")
 
@@ -234,7 +234,7 @@ class Watcher:
         for file in files:
             try:
                 content = file.read_bytes()
-                if self._sidecar.key_of(self._place(file)) != (sha256_of(content), question_key(asked)):
+                if self._sidecar.read_key(self._place(file)) != (sha256_of(content), question_key(asked)):
                     read.append((file, content))
             except ForeignSidecarError as error:
                 _tell_bad(file, str(error))
@@ -264,7 +264,7 @@ class Watcher:
         if result.error is not None:
             _tell_bad(file, result.error.detail)
             return
-        labelled = Labelled(
+        labelled = LabelRecord(
             sha256=sha256_of(content),
             question=asked,
             predictions=[each.model_dump() for each in result.predictions],

@@ -1,9 +1,9 @@
-"""Bytes to an upright RGB picture, within limits; no I/O, and never a URL.
+"""Decode bytes to an upright RGB image, within limits; without I/O.
 
-The first bytes choose one decoder from the list below and no other is tried. The list leaves out formats that run a
-program (EPS), draw (SVG, PDF, WMF), hide other sizes behind a small header (ICO, ICNS) or are hardly sent by anybody.
-Pillow's plugin classes are built directly, because ``Image.open`` consults a process-wide registry and warns by the
-process-wide ``MAX_IMAGE_PIXELS`` instead of by the caller's limit.
+The first bytes select one decoder from the list below; no other one is tried. The list excludes formats that run a
+program (EPS), vector formats (SVG, PDF, WMF), formats whose header hides other sizes (ICO, ICNS) and rare formats.
+Pillow's plugin classes are used directly, because ``Image.open`` uses a process-wide registry and the process-wide
+limit ``MAX_IMAGE_PIXELS``.
 """
 
 import codecs
@@ -30,24 +30,24 @@ from PIL.WebPImagePlugin import WebPImageFile
 from app.errors import DeixisError, ImageTooLargeError, NotAnImageError
 
 MAX_ASPECT = 50
-"""Longer pictures are cut to this many times their shorter side, around the middle.
+"""Maximum ratio of the sides; longer images are cropped around the centre.
 
-A transform that brings the shorter side to 224 pixels would make 224 x 11,200,000 out of a lawful 1 x 50,000.
+Resizing the shorter side to 224 pixels would turn an allowed 1 x 50,000 image into 224 x 11,200,000 pixels.
 """
 
 MAX_JPEG_SCANS = 50
-"""A progressive JPEG has about ten scans. Each costs a pass over all pixels, and one of 75 bytes can cover 50 MP."""
+"""A progressive JPEG has about ten scans. Each one takes a pass over all pixels, and 75 bytes can cover 50 MP."""
 
 
 def _open_heif(file: BytesIO) -> ImageFile.ImageFile:
-    from pillow_heif import HeifImageFile  # noqa: PLC0415 - an extra that may be absent
+    from pillow_heif import HeifImageFile  # noqa: PLC0415 - an optional dependency
 
     return cast("ImageFile.ImageFile", HeifImageFile(file))
 
 
 @dataclass(frozen=True, slots=True)
 class _Format:
-    """A format on the allow-list; ``feature`` names the part of Pillow that a build may lack."""
+    """A supported format; ``feature`` is the optional part of Pillow that it needs."""
 
     name: str
     media_type: str
@@ -63,14 +63,14 @@ class _Format:
 
 
 _FORMATS = (
-    # A multi-picture file (MPO, from phones and stereo cameras) is a JPEG with more JPEGs behind it: the first is read.
+    # A multi-picture file (MPO, from phones and stereo cameras) is a sequence of JPEGs; the first one is decoded.
     _Format("JPEG", "image/jpeg", (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), JpegImageFile),
     _Format("PNG", "image/png", (".png", ".apng"), PngImageFile),
     _Format("WebP", "image/webp", (".webp",), WebPImageFile, "webp"),
     _Format("GIF", "image/gif", (".gif",), GifImageFile),
     _Format("BMP", "image/bmp", (".bmp",), BmpImageFile),
     _Format("TIFF", "image/tiff", (".tif", ".tiff"), TiffImagePlugin.TiffImageFile),
-    # Binary PGM and PPM: research data sets (GTSRB, for one) come as these.
+    # Binary PGM and PPM are formats of research data sets such as GTSRB.
     _Format("PPM", "image/x-portable-anymap", (".ppm", ".pgm", ".pnm"), PpmImageFile),
     _Format("AVIF", "image/avif", (".avif",), AvifImageFile, "avif"),
     _Format("HEIF", "image/heif", (".heic", ".heif", ".hif"), _open_heif),
@@ -88,10 +88,10 @@ _SIGNATURES = (
 
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _HEVC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
-_STILL_BRANDS = frozenset({b"mif1", b"msf1"})  # whatever it is coded in, which another brand tells as a rule
+_STILL_BRANDS = frozenset({b"mif1", b"msf1"})  # of any codec, which another brand usually names
 
-# What callers send by mistake, so that the refusal can say so.
-_LOOK_ALIKES = (
+# Data that clients send by mistake, so that the error can say so.
+_COMMON_MISTAKES = (
     ("a PDF document", rb"%PDF"),
     ("a PostScript file", rb"%!PS|\xc5\xd0\xd3\xc6"),
     ("a ZIP archive (or an Office document)", rb"PK[\x03\x05\x07]"),
@@ -116,7 +116,7 @@ _LOOK_ALIKES = (
 
 _PILLOW_MODULES = re.compile(r"PIL\.")
 
-_UPRIGHT = {
+_TURN_BY_ORIENTATION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -128,35 +128,36 @@ _UPRIGHT = {
 
 
 def supported_formats() -> tuple[str, ...]:
-    """Return the names of the formats that this installation reads."""
-    return tuple(known.name for known in _FORMATS if known.available)
+    """Return the names of the formats that this installation can decode."""
+    return tuple(image_format.name for image_format in _FORMATS if image_format.available)
 
 
 def supported_suffixes() -> frozenset[str]:
-    """Return the file name endings of the supported formats, in lower case and with their dot."""
-    return frozenset(suffix for known in _FORMATS if known.available for suffix in known.suffixes)
+    """Return the file name suffixes of the supported formats, in lower case and with the dot."""
+    return frozenset(suffix for image_format in _FORMATS if image_format.available for suffix in image_format.suffixes)
 
 
 def decode_image(
     data: bytes | memoryview, *, max_bytes: int, max_pixels: int, target_px: int | None = None
 ) -> Image.Image:
-    """Return the picture in ``data``: mode RGB, upright, in sRGB, on white where transparent, without metadata.
+    """Return the image in ``data``: mode RGB, upright, in sRGB, composited over white, without metadata.
 
-    Of an animation the first frame is taken. 16-bit channels are divided by their range. 32-bit grey is taken as it
-    is when within 0..255, as a fraction when it is floating point within 0..1, as 16-bit when it is whole numbers
-    within 0..65535, and otherwise stretched from its least to its greatest value. Pictures longer than ``MAX_ASPECT``
-    times their shorter side lose their ends. A JPEG with damage inside, its end in place, may come out partly grey.
+    The first frame of an animation is decoded. 16-bit channels are scaled to 8 bits. 32-bit grey values are unchanged
+    within 0..255, scaled from 0..1 if they are floating point within that range, scaled from 0..65535 if they are
+    integers within that range, and otherwise stretched from the smallest to the largest value. Images with a ratio
+    above ``MAX_ASPECT`` are cropped. A damaged JPEG with a complete end may be partly grey.
 
     Args:
-        data: a whole file.
-        max_bytes: the most bytes that are looked at.
-        max_pixels: the most pixels, width times height; compared with the header before any pixel is decoded.
-        target_px: what the shorter side will be resized to, at least 1. A JPEG may then be decoded at 1/2, 1/4 or 1/8
-            of its size, and a picture with a colour profile averaged down; the shorter side stays at least twice this.
+        data: a complete file.
+        max_bytes: maximum size of the file.
+        max_pixels: maximum width times height; compared with the header before any pixel is decoded.
+        target_px: the size that the shorter side will be resized to, at least 1. A JPEG may then be decoded at 1/2, 1/4
+            or 1/8 of its size, and an image with a colour profile may be reduced; the shorter side stays at least twice
+            as large as this.
 
     Raises:
-        ImageTooLargeError: more bytes or pixels than the limits allow, or than there is memory for.
-        NotAnImageError: no supported format, damaged, or cut short.
+        ImageTooLargeError: the image exceeds a limit or the available memory.
+        NotAnImageError: the format is not supported, or the file is damaged or truncated.
     """
     size_bytes = memoryview(data).nbytes
     if not size_bytes:
@@ -167,32 +168,32 @@ def decode_image(
             "send a smaller file, or raise DEIXIS_MAX_IMAGE_BYTES"
         )
     content = bytes(data)
-    recognised = _recognise(content)
+    image_format = _recognise(content)
     _make_pillow_strict()
     try:
-        with closing(recognised.open(BytesIO(content))) as image:
+        with closing(image_format.open(BytesIO(content))) as image:
             _check_pixels(image, max_pixels)
-            _check_work(image, content)
+            _check_decoding_cost(image, content)
             if target_px is not None and isinstance(image, JpegImageFile):
                 _decode_smaller(image, target_px)
             image.load()
-            _check_pixels(image, max_pixels)  # HEIF learns its true size only now
-            return _upright(_to_rgb(_middle(image), target_px), _orientation(image))
+            _check_pixels(image, max_pixels)  # the true size of a HEIF is only known now
+            return _turn_upright(_to_rgb(_crop_to_max_aspect(image), target_px), _orientation(image))
     except DeixisError:
         raise
-    except Image.DecompressionBombError as error:  # a frame that outgrows the header
+    except Image.DecompressionBombError as error:  # a frame is larger than the header says
         raise ImageTooLargeError(
-            f"the {recognised.name} image has too many pixels ({_reason(error)}) and the limit is {max_pixels:,}; "
-            "send a smaller picture, or raise DEIXIS_MAX_IMAGE_PIXELS"
+            f"the {image_format.name} image has too many pixels ({_reason(error)}) and the limit is {max_pixels:,}; "
+            "send a smaller image, or raise DEIXIS_MAX_IMAGE_PIXELS"
         ) from error
     except MemoryError as error:
         raise ImageTooLargeError(
-            f"the {recognised.name} image needs more memory to decode than there is; send a smaller picture"
+            f"the {image_format.name} image needs more memory than is available; send a smaller image"
         ) from error
-    except Exception as error:  # hostile bytes raise whatever class a decoder's parser trips over
+    except Exception as error:  # decoders raise errors of any type for hostile bytes
         raise NotAnImageError(
-            f"the {recognised.name} image is damaged, cut short or of an unsupported kind ({_reason(error)}); "
-            "check that the whole file was sent, or save it as a plain JPEG or PNG"
+            f"the {image_format.name} image is damaged, truncated or of an unsupported kind ({_reason(error)}); "
+            "check that the complete file was sent, or save it as a baseline JPEG or PNG"
         ) from error
 
 
@@ -207,20 +208,20 @@ def _reason(error: BaseException) -> str:
 
 def _recognise(content: bytes) -> _Format:
     name = _format_name(content[:256])
-    found = next((known for known in _FORMATS if known.name == name), None)
+    found = next((image_format for image_format in _FORMATS if image_format.name == name), None)
     if found is None:
-        raise NotAnImageError(f"the data {_likeness(content)}; accepted formats: {_accepted()}")
+        raise NotAnImageError(f"the data {_describe(content)}; accepted formats: {_accepted()}")
     if not found.available:
         way_out = "`pip install 'deixis[heif]'`" if found.name == "HEIF" else f"install a Pillow with {found.name}"
-        raise NotAnImageError(f"this installation does not read {found.name}; {way_out}, or send one of: {_accepted()}")
+        raise NotAnImageError(f"this installation cannot decode {found.name}; {way_out}, or send one of: {_accepted()}")
     return found
 
 
-def _likeness(content: bytes) -> str:
+def _describe(content: bytes) -> str:
     head = content[:1024].removeprefix(codecs.BOM_UTF8)
-    for what, first in _LOOK_ALIKES:
+    for name, first in _COMMON_MISTAKES:
         if re.match(first, head, re.DOTALL | re.IGNORECASE):
-            return f"looks like {what}"
+            return f"looks like {name}"
     text = codecs.getincrementaldecoder("utf-8")(errors="replace").decode(head)
     if all(c.isprintable() or c.isspace() for c in text) and "\ufffd" not in text:
         return "looks like text"
@@ -228,7 +229,7 @@ def _likeness(content: bytes) -> str:
 
 
 def _format_name(head: bytes) -> str | None:
-    if head[4:8] == b"ftyp":  # ISO media: the brands tell stills from films
+    if head[4:8] == b"ftyp":  # ISO media: the brands distinguish images from videos
         box = head[: int.from_bytes(head[:4])]
         brands = [box[start : start + 4] for start in (8, *range(16, len(box) - 3, 4))]
         for brand in brands:
@@ -241,14 +242,14 @@ def _format_name(head: bytes) -> str | None:
 
 
 def _make_pillow_strict() -> None:
-    """Put Pillow's process-wide switches where this module needs them.
+    """Set Pillow's process-wide options.
 
-    Each is only ever set to the one value, so that threads cannot disturb each other, and it is done for each picture
-    because any other package may turn them. Warnings are muted, not caught: ``warnings.catch_warnings`` is not
-    thread-safe, their text is chosen by whoever made the file, and Python remembers every distinct one for ever.
+    This happens for each image, because another package may change them. Each option has only one value here, so
+    threads cannot interfere. Warnings are ignored, not caught: ``warnings.catch_warnings`` is not thread-safe, and
+    Python keeps every distinct warning in memory, whose text the file can choose.
     """
     ImageFile.LOAD_TRUNCATED_IMAGES = False
-    # Pillow's own strip reader repeats the picture once for each offset a TIFF lists; libtiff goes by the geometry.
+    # Pillow's own reader decodes the image once for each offset in a TIFF; libtiff uses the dimensions.
     TiffImagePlugin.READ_LIBTIFF = True
     muted = ("ignore", None, Warning, _PILLOW_MODULES, 0)
     if muted not in warnings.filters:
@@ -257,12 +258,12 @@ def _make_pillow_strict() -> None:
 
 def _check_pixels(image: Image.Image, max_pixels: int) -> None:
     width, height = image.size
-    if isinstance(image, TiffImagePlugin.TiffImageFile):  # a tile is decoded whole, however little of it shows
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # a tile is decoded completely, even if only a part is visible
         width, height = max(width, _tag(image, 322)), max(height, _tag(image, 323))
     if width * height > max_pixels:
         raise ImageTooLargeError(
             f"the image has {width} x {height} = {width * height:,} pixels and the limit is {max_pixels:,}; "
-            "send a smaller picture, or raise DEIXIS_MAX_IMAGE_PIXELS"
+            "send a smaller image, or raise DEIXIS_MAX_IMAGE_PIXELS"
         )
 
 
@@ -271,30 +272,30 @@ def _tag(image: TiffImagePlugin.TiffImageFile, number: int) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _check_work(image: ImageFile.ImageFile, content: bytes) -> None:
-    """Refuse what takes far longer to decode than its size tells."""
+def _check_decoding_cost(image: ImageFile.ImageFile, content: bytes) -> None:
+    """Refuse images whose decoding takes much longer than their size suggests."""
     if isinstance(image, JpegImageFile):
-        # Within coded pixels 0xFF is always followed by 0x00 or a marker, so this counts scans and little else.
+        # In coded pixels 0xFF is always followed by 0x00 or a marker, so this counts almost only scans.
         scans = content.count(b"\xff\xda")
         if scans > MAX_JPEG_SCANS:
             raise NotAnImageError(
-                f"the JPEG image has {scans} scans and at most {MAX_JPEG_SCANS} are decoded; save it as baseline JPEG"
+                f"the JPEG image has {scans} scans and the limit is {MAX_JPEG_SCANS}; save it as baseline JPEG"
             )
     slow = sorted({tile[0] for tile in image.tile} & Image.DECODERS.keys())
-    if slow:  # written in Python: 50 to 100 times slower, and holding the interpreter
+    if slow:  # decoders in Python are 50 to 100 times slower and hold the GIL
         raise NotAnImageError(
-            f"the {image.format} image is coded as '{slow[0]}', which is too slow to decode; save it as PNG"
+            f"the {image.format} image has the encoding '{slow[0]}', which is too slow to decode; save it as PNG"
         )
 
 
 def _decode_smaller(image: JpegImageFile, target_px: int) -> None:
-    # Which way is up does not matter: the shorter side stays the shorter one when turned.
-    kept_px = 2 * target_px
-    if min(image.size) // kept_px >= 2:
-        image.draft(None, (kept_px, kept_px))
+    # The orientation does not matter: turning an image does not change its shorter side.
+    min_px = 2 * target_px
+    if min(image.size) // min_px >= 2:
+        image.draft(None, (min_px, min_px))
 
 
-def _middle(image: Image.Image) -> Image.Image:
+def _crop_to_max_aspect(image: Image.Image) -> Image.Image:
     width, height = image.size
     longest = MAX_ASPECT * min(width, height)
     if max(width, height) <= longest:
@@ -305,23 +306,23 @@ def _middle(image: Image.Image) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 when there is none or it cannot be read; TIFF and HEIF are turned by then."""
+    """Return the EXIF orientation, 1 if it is missing or invalid; TIFF and HEIF are already upright."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # noqa: BLE001 - broken metadata is no reason to refuse good pixels
+    except Exception:  # noqa: BLE001 - broken metadata does not make the pixels unusable
         return 1
     return orientation if isinstance(orientation, int) else 1
 
 
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    turn = _UPRIGHT.get(orientation)
+def _turn_upright(image: Image.Image, orientation: int) -> Image.Image:
+    turn = _TURN_BY_ORIENTATION.get(orientation)
     image = image if turn is None else image.transpose(turn)
     image.info = {}
     return image
 
 
 def _to_rgb(image: Image.Image, target_px: int | None) -> Image.Image:
-    """Return a new RGB image: eight bits, in sRGB, composited over white."""
+    """Return a new RGB image in sRGB, composited over white."""
     profile = image.info.get("icc_profile")
     if image.mode in {"I", "F"} or image.mode.startswith("I;16"):
         image = _eight_bit(image)
@@ -338,12 +339,12 @@ def _to_rgb(image: Image.Image, target_px: int | None) -> Image.Image:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """Return a grey image of 16 or 32 bits as L, or LA where one of its values means transparent."""
+    """Return a grey image of 16 or 32 bits as L, or as LA if one of its values means transparent."""
     values = np.asarray(image)
     if image.mode.startswith("I;16"):
-        grey = (values >> 8).astype(np.uint8)  # the high byte, as Pillow takes it from 16-bit colour
+        grey = (values >> 8).astype(np.uint8)  # the high byte, as Pillow does for 16-bit colour
     else:
-        grey = _stretched(values, whole=image.mode == "I")
+        grey = _stretch(values, whole=image.mode == "I")
     eight_bit = Image.fromarray(grey)
     clear = image.info.get("transparency")
     if isinstance(clear, int):
@@ -351,8 +352,8 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return eight_bit
 
 
-def _stretched(values: np.ndarray, *, whole: bool) -> np.ndarray:
-    # Row by row, so that the wider numbers of the arithmetic never exist for the whole picture.
+def _stretch(values: np.ndarray, *, whole: bool) -> np.ndarray:
+    # Row by row, so that the float64 values never exist for the whole image.
     lows, highs = zip(*(_range(row) for row in values), strict=True)
     low, high = min(lows), max(highs)
     if low < 0 or high > (65535 if whole else 255):
@@ -369,22 +370,22 @@ def _stretched(values: np.ndarray, *, whole: bool) -> np.ndarray:
 
 
 def _range(row: np.ndarray) -> tuple[float, float]:
-    """Return the least and the greatest finite value; nothing but infinities and NaN counts as 0."""
+    """Return the smallest and the largest finite value; (0, 0) without finite values."""
     finite = row[np.isfinite(row)]
     return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None, target_px: int | None = None) -> Image.Image:
-    """Return a new RGB image, by its colour profile where it has one that differs from sRGB."""
+    """Return a new RGB image, converted with its colour profile if that differs from sRGB."""
     if image.mode == "P":
         image = image.convert("RGB")
     if image.mode == "LAB" or (profile and not (image.mode == "RGB" and _is_srgb(profile))):
-        # lcms takes 24 ns for each pixel, so large pictures are first brought down as a JPEG is in _decode_smaller.
+        # lcms takes 24 ns per pixel, so large images are reduced first, as in _decode_smaller.
         factor = min(image.size) // (2 * target_px) if target_px else 1
         try:
             transform = _transform(profile, image.mode)
             return transform.apply(image.reduce(factor) if factor > 1 else image)
-        except Exception:  # noqa: BLE001,S110 - a broken profile is no reason to refuse good pixels
+        except Exception:  # noqa: BLE001,S110 - a broken profile does not make the pixels unusable
             pass
     return image.convert("RGB")
 
@@ -395,17 +396,17 @@ def _transform(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform:
 
 
 def _is_srgb(profile: bytes) -> bool:
-    # Building a transform takes 4 ms and the same few profiles come with most pictures; none of them is large.
-    return _leaves_colours(profile) if len(profile) <= 65536 else _leaves_colours.__wrapped__(profile)
+    # Building a transform takes 4 ms. Most images have one of a few small profiles, so only those are cached.
+    return _keeps_colours(profile) if len(profile) <= 65536 else _keeps_colours.__wrapped__(profile)
 
 
 @lru_cache(maxsize=64)
-def _leaves_colours(profile: bytes) -> bool:
-    """Tell by 216 colours spread over the cube, because names of profiles tell little."""
+def _keeps_colours(profile: bytes) -> bool:
+    """Return whether a profile changes none of 216 colours by more than 3; profile names are not reliable."""
     steps = np.linspace(0, 255, 6)
     cube = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(1, -1, 3).astype(np.uint8)
     try:
         changed = np.asarray(_transform(profile, "RGB").apply(Image.fromarray(cube)))
-    except Exception:  # noqa: BLE001 - a profile that cannot be used is one to ignore
+    except Exception:  # noqa: BLE001 - an invalid profile is ignored
         return True
     return bool(np.abs(changed.astype(np.int16) - cube).max() <= 3)

@@ -1,8 +1,8 @@
-"""Images from URLs, without letting callers reach what only this machine can.
+"""Fetch images from URLs without giving clients access to private networks.
 
-A host is resolved once, every address that it has must be public, and the connection is made to one of these very
-addresses, so that no second answer of a name server can lead elsewhere. Redirects, cookies, proxies and compression are
-not taken part in. One fetch has one bound on its bytes and one on its time, from the resolution to the last byte.
+A host is resolved once. All of its addresses must be public, and the connection uses one of these addresses, so that a
+second answer of a name server has no effect. Redirects, cookies, proxies and compression are not supported. A fetch has
+a limit on its bytes and a limit on its time, from the resolution to the last byte.
 """
 
 import asyncio
@@ -28,12 +28,12 @@ _HEADERS = (("User-Agent", "deixis"), ("Accept", "image/*"), ("Accept-Encoding",
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
 
 _MAX_HEAD_BYTES = 32 * 1024
-"""Of status lines and headers, interim answers (1xx) included; a CDN's are 2 to 8 KiB."""
+"""Limit on the status line and headers, including interim responses (1xx); those of CDNs have 2 to 8 KiB."""
 
-_MIN_PIECE_BYTES = 256
-"""A body's pieces must be so long on average, after as many that need not: each is parsed on the event loop."""
+_MIN_CHUNK_BYTES = 256
+"""Minimum average size of the chunks of a body, after as many chunks of any size: the event loop parses each one."""
 
-# Beside ``is_global``, whose answers for some of these have changed between releases of Python.
+# In addition to ``is_global``, whose results for some of these differ between releases of Python.
 _NOT_PUBLIC_4 = [
     ipaddress.IPv4Network(network)
     for network in (
@@ -41,8 +41,8 @@ _NOT_PUBLIC_4 = [
         "10.0.0.0/8",
         "100.64.0.0/10",  # carriers' NAT
         "127.0.0.0/8",
-        "168.63.129.16/32",  # what Azure tells its machines
-        "169.254.0.0/16",  # link-local: what clouds tell their machines is here
+        "168.63.129.16/32",  # Azure's metadata service
+        "169.254.0.0/16",  # link-local, with the metadata services of clouds
         "172.16.0.0/12",
         "192.0.0.0/24",
         "192.0.2.0/24",  # documentation
@@ -55,15 +55,15 @@ _NOT_PUBLIC_4 = [
         "240.0.0.0/4",  # reserved, and broadcast
     )
 ]
-# All that is handed out is in here. Loopback, unique local, link-local and multicast addresses are not, nor are those
-# that hold an IPv4 address: mapped, compatible, and NAT64.
+# All allocated global addresses. It excludes loopback, unique local, link-local and multicast addresses, and addresses
+# that contain an IPv4 address: mapped, compatible and NAT64.
 _GLOBAL_6 = ipaddress.IPv6Network("2000::/3")
 _NOT_PUBLIC_6 = [
     ipaddress.IPv6Network(network)
     for network in (
-        "2001::/23",  # special purposes; Teredo is one of them, and holds an IPv4 address
+        "2001::/23",  # special purposes, such as Teredo, which contains an IPv4 address
         "2001:db8::/32",  # documentation
-        "2002::/16",  # 6to4, which holds an IPv4 address
+        "2002::/16",  # 6to4, which contains an IPv4 address
         "3fff::/20",  # documentation
     )
 ]
@@ -71,14 +71,14 @@ _NOT_PUBLIC_6 = [
 
 @dataclass(frozen=True, slots=True)
 class ImageUrl:
-    """Where an image is to be fetched from, as a caller gave it."""
+    """The URL of an image, as in the request."""
 
     url: str
 
 
 @dataclass(slots=True)
 class Allowance:
-    """Bytes that the images of one request may have together, less those that have come."""
+    """The bytes that all images of one request may have, and how many of them are left."""
 
     total: int
     left: int = field(init=False)
@@ -87,10 +87,10 @@ class Allowance:
         self.left = self.total
 
     def take(self, count: int) -> None:
-        """Count bytes that have come.
+        """Count received bytes.
 
         Raises:
-            TooLargeError: they are more than there may be.
+            TooLargeError: the request exceeds its limit.
         """
         self.left -= count
         if self.left < 0:
@@ -101,15 +101,15 @@ class Allowance:
 
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
-"""Returns every address of a host; raises ``OSError`` where it has none."""
+"""Returns all addresses of a host; raises ``OSError`` if it has none."""
 
 
 def is_public(address: str) -> bool:
-    """Tell whether an address is one that anybody on the internet could reach."""
+    """Return whether an address is reachable from the whole internet."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
-        return False  # with a zone, or none at all
+        return False  # not an address, or one with a zone
     if isinstance(parsed, ipaddress.IPv4Address):
         return parsed.is_global and not any(parsed in network for network in _NOT_PUBLIC_4)
     if parsed.scope_id is not None:
@@ -117,7 +117,7 @@ def is_public(address: str) -> bool:
     return parsed in _GLOBAL_6 and parsed.is_global and not any(parsed in network for network in _NOT_PUBLIC_6)
 
 
-def _addresses_of(host: str, port: int) -> list[str]:
+def _system_addresses(host: str, port: int) -> list[str]:
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
@@ -128,11 +128,11 @@ class ImageFetcher:
     Args:
         max_bytes: of one image.
         timeout_s: for one image, from resolving its host to its last byte.
-        hosts: the only ones that may be asked, as ``images.example.com`` or ``*.example.com``; none for all.
-        max_at_once: fetches under way; others wait, within their time.
-        resolve: finds a host's addresses, in the order in which they should be tried; by default the system, in threads
-            of its own, since nobody can stop a name server that does not answer.
-        is_public: tells which of them may be asked.
+        hosts: the allowed hosts, as ``images.example.com`` or ``*.example.com``; empty allows all.
+        max_concurrent: number of concurrent fetches; others wait within their timeout.
+        resolve: returns the addresses of a host in order of preference; by default the system's resolver, in separate
+            threads, since a resolution cannot be interrupted.
+        is_public: returns whether an address may be connected to.
     """
 
     def __init__(
@@ -141,119 +141,121 @@ class ImageFetcher:
         max_bytes: int,
         timeout_s: float,
         hosts: Sequence[str] = (),
-        max_at_once: int = 16,
+        max_concurrent: int = 16,
         resolve: Resolve | None = None,
         is_public: Callable[[str], bool] = is_public,
     ) -> None:
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
         self._hosts = tuple(host.lower() for host in hosts)
-        self._turns = asyncio.Semaphore(max_at_once)
-        self._resolvers = ThreadPoolExecutor(max_at_once, thread_name_prefix="resolve")
-        self._resolve = resolve or self._resolved_by_system
+        self._slots = asyncio.Semaphore(max_concurrent)
+        self._resolvers = ThreadPoolExecutor(max_concurrent, thread_name_prefix="resolve")
+        self._resolve = resolve or self._resolve_by_system
         self._is_public = is_public
         self._ssl_context: ssl.SSLContext | None = None
 
     async def fetch(self, image: ImageUrl, allowance: Allowance) -> bytes | ClientError:
-        """Return an image's bytes, which are taken from the request's allowance, or why it cannot be had."""
+        """Return the bytes of an image, which count towards the allowance, or the error that prevented fetching it."""
         try:
-            url = self._checked(image.url)
+            url = self._validate(image.url)
             try:
-                async with asyncio.timeout(self._timeout_s), self._turns:
-                    return await self._fetched(url, allowance)
+                async with asyncio.timeout(self._timeout_s), self._slots:
+                    return await self._request(url, allowance)
             except TimeoutError:
                 raise UnreachableImageError(
-                    f"the image at '{url.host}' was not there within {self._timeout_s:g} s; send the file itself"
+                    f"the image at '{url.host}' was not received within {self._timeout_s:g} s; send the file itself"
                 ) from None
         except ClientError as error:
-            return error.with_traceback(None)  # which holds what has come of the image
+            return error.with_traceback(None)  # the traceback references the received bytes
 
     def close(self) -> None:
-        """Begin no more resolutions."""
+        """Start no further resolutions."""
         self._resolvers.shutdown(wait=False, cancel_futures=True)
 
-    async def _resolved_by_system(self, host: str, port: int) -> list[str]:
-        return await asyncio.get_running_loop().run_in_executor(self._resolvers, _addresses_of, host, port)
+    async def _resolve_by_system(self, host: str, port: int) -> list[str]:
+        return await asyncio.get_running_loop().run_in_executor(self._resolvers, _system_addresses, host, port)
 
-    def _checked(self, given: str) -> httpx.URL:
-        """Return the URL, if it may be asked.
+    def _validate(self, given: str) -> httpx.URL:
+        """Return the parsed URL.
 
         Raises:
-            InvalidFieldError: it may not.
+            InvalidFieldError: the URL is invalid or not allowed.
         """
         if len(given) > MAX_URL_CHARS:
-            raise _refused(f"a URL of {len(given):,} characters; at most {MAX_URL_CHARS:,} are allowed")
+            raise _refused(f"the URL has {len(given):,} characters; at most {MAX_URL_CHARS:,} are allowed")
         try:
             url = httpx.URL(given)
             host = url.raw_host.decode("ascii")
         except (httpx.InvalidURL, UnicodeError, ValueError):
-            raise _refused("this is no URL; write https://host/path") from None
+            raise _refused("this is not a URL; write https://host/path") from None
         if url.scheme not in _PORTS:
-            raise _refused(f"the scheme is '{url.scheme[:20]}'; write an address that begins with https:// or http://")
+            raise _refused(f"the scheme is '{url.scheme[:20]}'; write a URL that starts with https:// or http://")
         if not host:
-            raise _refused("the URL names no host; write https://host/path")
+            raise _refused("the URL has no host; write https://host/path")
         if not _HOST.fullmatch(host):
-            raise _refused("this is no URL; write https://host/path")
+            raise _refused("this is not a URL; write https://host/path")
         if url.userinfo:
-            raise _refused("the URL holds a user or a password, which are not passed on; leave them out")
+            raise _refused("the URL contains a user or a password, which are not sent; remove them")
         if url.port not in {None, _PORTS[url.scheme]}:
-            raise _refused(f"port {url.port} of '{host}' is not asked, only 80 for http and 443 for https")
+            raise _refused(f"port {url.port} of '{host}' is not allowed; use 80 for http or 443 for https")
         if self._hosts and not any(_is_host(host.lower().rstrip("."), allowed) for allowed in self._hosts):
-            raise _refused(f"images are not fetched from '{host}', only from {', '.join(self._hosts)}")
+            raise _refused(f"the host '{host}' is not allowed; allowed: {', '.join(self._hosts)}")
         return url
 
-    async def _fetched(self, url: httpx.URL, allowance: Allowance) -> bytes:
+    async def _request(self, url: httpx.URL, allowance: Allowance) -> bytes:
         host, port = url.raw_host.decode("ascii"), _PORTS[url.scheme]
         try:
             addresses = await self._resolve(host, port)
         except (OSError, UnicodeError):
             addresses = ()
-        # One answer for both, so that nobody learns which names there are on the inner network.
+        # The same error for both, so that clients cannot find out which names exist in the private network.
         if not addresses or not all(self._is_public(address) for address in addresses):
             raise _refused(
-                f"'{host}' is no host that has public addresses only; correct the URL, or send the file itself"
+                f"'{host}' is not a host with only public addresses; correct the URL, or send the file itself"
             )
         if self._ssl_context is None:
             self._ssl_context = await asyncio.to_thread(httpcore.default_ssl_context)
-        pinned = _Pinned(addresses, self._timeout_s / len(addresses))
+        pinned = _PinnedBackend(addresses, self._timeout_s / len(addresses))
         pool = httpcore.AsyncConnectionPool(ssl_context=self._ssl_context, max_connections=1, network_backend=pinned)
         target = url.copy_with(port=port, fragment=None)
         headers = [("Host", url.netloc.decode("ascii").lower()), *_HEADERS]
         try:
-            async with pool, pool.stream("GET", str(target), headers=headers) as answer:
+            async with pool, pool.stream("GET", str(target), headers=headers) as response:
                 pinned.head_bytes_left = None
-                return await self._body(host, answer, allowance)
+                return await self._read_body(host, response, allowance)
         except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError) as error:
             raise UnreachableImageError(
-                f"'{host}' gave no proper answer ({type(error).__name__}); try again, or send the file itself"
+                f"'{host}' sent no valid response ({type(error).__name__}); try again, or send the file itself"
             ) from error
         finally:
             await pinned.aclose()
 
-    async def _body(self, host: str, answer: httpcore.Response, allowance: Allowance) -> bytes:
-        headers = {name.lower(): value for name, value in answer.headers}
-        if 300 <= answer.status < 400:
-            problem = f"'{host}' answered {answer.status}, and redirects are not followed"
-            raise UnreachableImageError(f"{problem}; give the address that it leads to")
-        if answer.status != 200:
-            raise UnreachableImageError(f"'{host}' answered {answer.status} instead of an image; correct the URL")
+    async def _read_body(self, host: str, response: httpcore.Response, allowance: Allowance) -> bytes:
+        headers = {name.lower(): value for name, value in response.headers}
+        if 300 <= response.status < 400:
+            problem = f"'{host}' answered {response.status}, and redirects are not followed"
+            raise UnreachableImageError(f"{problem}; send the URL that it redirects to")
+        if response.status != 200:
+            raise UnreachableImageError(f"'{host}' answered {response.status} instead of an image; correct the URL")
         if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-            raise UnreachableImageError(f"'{host}' sent the image compressed, which was not asked for; send the file")
+            raise UnreachableImageError(
+                f"'{host}' sent a compressed response, which is not supported; send the file itself"
+            )
         declared = headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared[:20]) > self._max_bytes:
             raise self._too_large(host)
-        received, pieces = bytearray(), 0
-        async for piece in answer.aiter_stream():
-            received += piece
-            pieces += 1
+        received, chunks = bytearray(), 0
+        async for chunk in response.aiter_stream():
+            received += chunk
+            chunks += 1
             if len(received) > self._max_bytes:
                 raise self._too_large(host)
-            if pieces > _MIN_PIECE_BYTES + len(received) // _MIN_PIECE_BYTES:
+            if chunks > _MIN_CHUNK_BYTES + len(received) // _MIN_CHUNK_BYTES:
                 raise UnreachableImageError(
-                    f"'{host}' sends the image in {pieces:,} pieces of {len(received) / pieces:.0f} bytes, and at least"
-                    f" {_MIN_PIECE_BYTES} are expected; send the file itself"
+                    f"'{host}' sends the image in {chunks:,} chunks of {len(received) / chunks:.0f} bytes, and the"
+                    f" minimum is {_MIN_CHUNK_BYTES}; send the file itself"
                 )
-            allowance.take(len(piece))
+            allowance.take(len(chunk))
         return bytes(received)
 
     def _too_large(self, host: str) -> ImageTooLargeError:
@@ -280,7 +282,7 @@ class RemoteImages:
         fetcher = self._fetcher
         if fetcher is None:
             refused = InvalidFieldError.of(
-                "url", "this service fetches no URLs; send the image itself, or set DEIXIS_ALLOW_IMAGE_URLS"
+                "url", "this service does not fetch URLs; send the image itself, or set DEIXIS_ALLOW_IMAGE_URLS"
             )
             return [refused if isinstance(image, ImageUrl) else image for image in images]
         allowance = Allowance(self._max_bytes)
@@ -304,14 +306,14 @@ class RemoteImages:
             self._fetcher.close()
 
 
-class _Pinned(httpcore.AsyncNetworkBackend):
-    """Connects to addresses that were checked, whatever host is asked for; names are for TLS and the Host header.
+class _PinnedBackend(httpcore.AsyncNetworkBackend):
+    """Connects to checked addresses instead of resolving the host; the host name is only used for TLS and headers.
 
     Args:
-        addresses: tried one after the other.
-        timeout_s: for each of them.
+        addresses: tried in this order.
+        timeout_s: for each address.
 
-    ``head_bytes_left`` is what may yet be read before an answer's headers are there, and None from then on.
+    ``head_bytes_left`` is the remaining limit on the bytes of the headers; None once the headers are complete.
     """
 
     def __init__(self, addresses: Iterable[str], timeout_s: float) -> None:
@@ -329,7 +331,7 @@ class _Pinned(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Connect to the first address that answers."""
+        """Connect to the first address that accepts a connection."""
         del host, timeout
         failure: Exception | None = None
         for address in self._addresses:
@@ -345,15 +347,15 @@ class _Pinned(httpcore.AsyncNetworkBackend):
         raise failure
 
     async def aclose(self) -> None:
-        """Close the connection; httpcore leaves it open when a fetch ends within TLS's handshake."""
+        """Close the connection; httpcore leaves it open when a fetch ends during the TLS handshake."""
         if self._stream is not None:
             await self._stream.aclose()
 
 
 class _Stream(httpcore.AsyncNetworkStream):
-    """What a connection carries, in the clear or out of TLS, up to as many bytes as its headers may have."""
+    """A plain or TLS stream that limits the bytes of the headers."""
 
-    def __init__(self, stream: httpcore.AsyncNetworkStream, pinned: _Pinned) -> None:
+    def __init__(self, stream: httpcore.AsyncNetworkStream, pinned: _PinnedBackend) -> None:
         self._stream = stream
         self._pinned = pinned
 
@@ -362,7 +364,7 @@ class _Stream(httpcore.AsyncNetworkStream):
         if left is None:
             return await self._stream.read(max_bytes, timeout)
         if left == 0:
-            raise httpcore.RemoteProtocolError(f"no end of the headers within {_MAX_HEAD_BYTES} bytes")
+            raise httpcore.RemoteProtocolError(f"the headers have more than {_MAX_HEAD_BYTES} bytes")
         received = await self._stream.read(min(max_bytes, left), timeout)
         self._pinned.head_bytes_left = left - len(received)
         return received

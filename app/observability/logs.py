@@ -1,4 +1,4 @@
-"""Structured logs: one event per line on standard error, with the request's id."""
+"""Structured logs: one event per line on standard error, with the id of the request."""
 
 import logging
 import sys
@@ -9,24 +9,25 @@ from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, WrappedLogger
 
 
-def _escaped(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """Make what would steer a terminal, or turn its writing round, visible: callers choose paths and names."""
+def _escape_control_characters(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Escape characters that would control a terminal or change the text direction; clients choose paths and names."""
     for name, value in event.items():
         if isinstance(value, str) and not value.isprintable():
             event[name] = "".join(
-                each if each.isprintable() else each.encode("unicode_escape").decode() for each in value
+                character if character.isprintable() else character.encode("unicode_escape").decode()
+                for character in value
             )
     return event
 
 
 def configure_logs(log_format: Literal["json", "console"], level: str) -> None:
-    """Send structlog's and the standard library's events through one format."""
+    """Format the events of structlog and of the standard library in the same way."""
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    # Tracebacks without local variables: those hold callers' pictures and headers, and printing them takes seconds.
+    # Tracebacks without local variables, which contain images and headers of clients and take seconds to print.
     renderer: list[structlog.types.Processor] = (
         [
             structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),
@@ -34,7 +35,7 @@ def configure_logs(log_format: Literal["json", "console"], level: str) -> None:
         ]
         if log_format == "json"
         else [
-            _escaped,
+            _escape_control_characters,
             structlog.dev.ConsoleRenderer(
                 colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
             ),
@@ -53,13 +54,13 @@ def configure_logs(log_format: Literal["json", "console"], level: str) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
         )
     )
-    # open_clip tells each step of loading on the root logger itself, which cannot be quietened by a name.
+    # open_clip logs each step of loading on the root logger, so its level cannot be set by the name of a logger.
     handler.addFilter(lambda record: record.name != "root" or record.levelno >= logging.WARNING)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # Each of these tells on its own what this service tells once, or speaks to its own developers.
-    for chatty in (
+    # These loggers repeat events of this service, or log details for their own developers.
+    for name in (
         "uvicorn.access",
         "httpx",
         "httpcore",
@@ -71,7 +72,7 @@ def configure_logs(log_format: Literal["json", "console"], level: str) -> None:
         "faiss",
         "urllib3",
     ):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(logging.WARNING)
     for server in ("uvicorn", "uvicorn.error"):
         logger = logging.getLogger(server)
         logger.handlers[:] = []

@@ -1,6 +1,6 @@
-"""What Prometheus is told. Names begin with ``deixis_``, times are in seconds, and the model is a label.
+"""Prometheus metrics. Names begin with ``deixis_``, times are in seconds, and the model is a label.
 
-One ``Metrics`` belongs to one service and has a registry of its own, so that two services in a process do not add up.
+Each service has its own ``Metrics`` and registry, so that two services in one process are counted separately.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
-    """Every metric of a service.
+    """The metrics of a service.
 
     Args:
         version: of this release.
@@ -33,15 +33,15 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        Info("deixis_build", "The release that runs.", registry=self.registry).info({"version": version})
+        Info("deixis_build", "The running release.", registry=self.registry).info({"version": version})
         queue, registry = ("model", "tower"), self.registry
         self.queue_depth = Gauge("deixis_queue_depth", "Items that wait for a batch.", queue, registry=registry)
         self.queue_admitted = Gauge(
-            "deixis_queue_admitted", "Items that are admitted and not done.", queue, registry=registry
+            "deixis_queue_admitted", "Items that are admitted and not finished.", queue, registry=registry
         )
         self.queue_wait = Histogram(
             "deixis_queue_wait_seconds",
-            "Time that an item waited for its batch to begin.",
+            "Time that an item waited for its batch to start.",
             queue,
             buckets=_SECONDS,
             registry=registry,
@@ -50,11 +50,11 @@ class Metrics:
             "deixis_batch_size", "Items in one forward pass.", queue, buckets=_SIZES, registry=registry
         )
         self.batch_seconds = Histogram(
-            "deixis_batch_seconds", "Time of one forward pass.", queue, buckets=_SECONDS, registry=registry
+            "deixis_batch_seconds", "Duration of one forward pass.", queue, buckets=_SECONDS, registry=registry
         )
         self.batch_failures = Counter(
             "deixis_batch_failures_total",
-            "Batches that failed and were tried again in halves, by reason.",
+            "Batches that failed and were retried in halves, by reason.",
             (*queue, "reason"),
             registry=registry,
         )
@@ -69,56 +69,59 @@ class Metrics:
         )
         self.worker_restarts = Counter(
             "deixis_worker_restarts_total",
-            "Times that a worker died and began again.",
+            "Number of times that a worker died and was restarted.",
             queue,
             registry=registry,
         )
         self.stage_seconds = Histogram(
             "deixis_stage_seconds",
-            "Time that each stage of a request took, as in its timing_ms.",
+            "Duration of each stage of a request, as in its timing_ms.",
             ("model", "stage"),
             buckets=_SECONDS,
             registry=registry,
         )
         self.images = Counter(
-            "deixis_images_total", "Images, by whether they were classified.", ("model", "outcome"), registry=registry
+            "deixis_images_total",
+            "Images, by outcome: classified or unreadable.",
+            ("model", "outcome"),
+            registry=registry,
         )
         self.jobs = Counter(
             "deixis_jobs_total",
-            "Jobs that ended here, by how: succeeded, failed, cancelled, or interrupted and given back.",
+            "Jobs that ended in this process, by outcome: succeeded, failed, cancelled, or interrupted and released.",
             ("kind", "outcome"),
             registry=registry,
         )
-        self.jobs_running = Gauge("deixis_jobs_running", "Jobs that run here.", ("kind",), registry=registry)
+        self.jobs_running = Gauge("deixis_jobs_running", "Jobs that run in this process.", ("kind",), registry=registry)
         self.job_seconds = Histogram(
-            "deixis_job_seconds", "Time that a job ran.", ("kind",), buckets=_JOB_SECONDS, registry=registry
+            "deixis_job_seconds", "Duration of a job.", ("kind",), buckets=_JOB_SECONDS, registry=registry
         )
         self.text_cache = Counter(
             "deixis_text_cache_total",
-            "Class embeddings that were asked for, by whether they were there: hit, or miss.",
+            "Requested class embeddings, by cache result: hit or miss.",
             ("model", "result"),
             registry=registry,
         )
 
     def exposition(self) -> bytes:
-        """Return all of it in Prometheus's text format."""
+        """Return all metrics in the text format of Prometheus."""
         return generate_latest(self.registry)
 
     def classified(self, model: str, *, good: int, bad: int, timing_ms: Mapping[str, float]) -> None:
-        """Count a request's images and the time of its stages."""
+        """Count the images of a request and record the durations of its stages."""
         self.images.labels(model, "classified").inc(good)
         self.images.labels(model, "unreadable").inc(bad)
         for stage, milliseconds in timing_ms.items():
             self.stage_seconds.labels(model, stage).observe(milliseconds / 1000)
 
     def class_embeddings(self, model: str, hits: int, misses: int) -> None:
-        """Count the class embeddings of one request that were there, and those that were not."""
+        """Count the cache hits and misses of the class embeddings of one request."""
         self.text_cache.labels(model, "hit").inc(hits)
         self.text_cache.labels(model, "miss").inc(misses)
 
 
 class TowerMetrics:
-    """What one tower's queue tells: ``app.models.queue.QueueMetrics``."""
+    """The metrics of one tower's queue; implements ``app.models.queue.QueueMetrics``."""
 
     def __init__(self, metrics: Metrics, model: str, tower: str) -> None:
         self._metrics = metrics
@@ -129,31 +132,31 @@ class TowerMetrics:
         self._restarts = metrics.worker_restarts.labels(model, tower)
 
     def watch(self, *, waiting: Callable[[], float], admitted: Callable[[], float]) -> None:
-        """Ask these two whenever somebody reads the metrics."""
+        """Read the two gauges from these functions at each scrape."""
         self._metrics.queue_depth.labels(*self._labels).set_function(waiting)
         self._metrics.queue_admitted.labels(*self._labels).set_function(admitted)
 
     def forget(self) -> None:
-        """Tell no more of a tower that is gone; twice does no harm."""
-        told = self._metrics
+        """Remove the metrics of a tower that no longer exists; repeated calls have no effect."""
+        metrics = self._metrics
         for metric in (
-            told.queue_depth,
-            told.queue_admitted,
-            told.queue_wait,
-            told.batch_size,
-            told.batch_seconds,
-            told.worker_restarts,
+            metrics.queue_depth,
+            metrics.queue_admitted,
+            metrics.queue_wait,
+            metrics.batch_size,
+            metrics.batch_seconds,
+            metrics.worker_restarts,
         ):
             with suppress(KeyError):
                 metric.remove(*self._labels)
 
     def batch(self, size: int, seconds: float) -> None:
-        """Count a batch that was encoded."""
+        """Record an encoded batch."""
         self._sizes.observe(size)
         self._seconds.observe(seconds)
 
     def waited(self, seconds: float) -> None:
-        """Count the time that an item waited."""
+        """Record the waiting time of an item."""
         self._waits.observe(seconds)
 
     def rejected(self, reason: str, count: int) -> None:
@@ -170,5 +173,5 @@ class TowerMetrics:
         self._metrics.batch_failures.labels(*self._labels, reason).inc()
 
     def restarted(self) -> None:
-        """Count a death of the worker."""
+        """Count a restart of the worker."""
         self._restarts.inc()

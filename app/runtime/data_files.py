@@ -1,9 +1,9 @@
-"""Where the data files are that belong to the code."""
+"""Locate the data files of the installation."""
 
 from pathlib import Path
 
 
 def resources(folder: str) -> Path:
-    """Return ``models`` or ``prompts``: inside the package in an installed wheel, beside it in a checkout."""
+    """Return the folder ``models`` or ``prompts``: inside an installed package, or next to it in a checkout."""
     inside = Path(__file__).parents[1] / "data" / folder
     return inside if inside.is_dir() else Path(__file__).parents[2] / folder

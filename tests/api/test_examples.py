@@ -552,7 +552,7 @@ def test_another_model_encodes_the_files_that_were_kept(make_client):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Pictures in subfolders called like classes, one file that is none, and one more folder beside."""
+    """Pictures in subfolders with the names of classes, one file that is none, and one more folder beside."""
     root = tmp_path / "import"
     for kind, name in enumerate(("tomato", "leaf", "blue_sky")):
         (root / "garden" / name).mkdir(parents=True)

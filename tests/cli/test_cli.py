@@ -386,7 +386,7 @@ def test_examples_that_cannot_be_added_are_told_in_a_line(run, where, things):
         (["things", things, *NAMED], "goes with --by-subfolder"),
         (["things", things, "-b", "-n", "leaf=sky"], "unknown subfolder 'leaf'"),
         (["things", things, "-b", "-n", "green_leaf"], "not of the form SUBFOLDER=CLASS"),
-        (["things", things / "tomato", "-b"], "holds its images directly"),
+        (["things", things / "tomato", "-b"], "contains its images directly"),
         (["things", things / "nowhere"], "matches nothing"),
         (["things", things, "-b"], "unknown class 'green leaf'"),
         (["things", things, "-c", "puma"], "unknown class 'puma'; known: green-ish, sky, tomato"),

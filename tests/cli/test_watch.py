@@ -174,7 +174,7 @@ async def test_bad_files_are_told_once_and_end_nothing(folder, capsys):
     assert (folder / "taken.png.json").read_text() == "somebody else's"
     told = capsys.readouterr().err
     assert told.count("this is no image") == 1
-    assert told.count("move it away") == 1
+    assert told.count("move it to another folder") == 1
 
 
 @anyio_test

@@ -115,7 +115,7 @@ def test_different_inputs_give_different_rows(encoder):
     assert distances.min() > 1e-4
 
 
-def test_the_transform_returns_bytes_of_the_model_s_size(encoder):
+def test_the_transform_returns_bytes_in_the_size_of_the_model(encoder):
     pixels = encoder.transform(Image.new("RGB", (40, 30), (255, 128, 0)))
     assert (pixels.shape, pixels.dtype) == ((32, 32, 3), np.uint8)
     assert (pixels == [255, 128, 0]).all()
@@ -361,8 +361,8 @@ def test_the_automatic_device_can_be_used():
 def test_several_models_are_served_and_the_first_is_the_default(make_client, tmp_path):
     specs = [write_model(tmp_path / "first"), write_model(tmp_path / "second", seed=1, init_logit_bias=-5.0)]
     client = make_client(encoders=[load(spec) for spec in specs])
-    told = client.get("/v1/models").json()["models"]
-    assert [(each["name"], each["default"], each["probability"]) for each in told] == [
+    models = client.get("/v1/models").json()["models"]
+    assert [(each["name"], each["default"], each["probability"]) for each in models] == [
         (specs[0], True, "softmax"),
         (specs[1], False, "sigmoid"),
     ]

@@ -55,7 +55,7 @@ async def outcome(decoders, image):
         return type(error), error.message
 
 
-async def test_processes_and_threads_give_the_same_pixels_and_the_same_errors(threads, processes):
+async def test_processes_and_threads_return_the_same_pixels_and_errors(threads, processes):
     images = [*seeds().values(), *(image for _, image in mutants(80)), b"", bytes(1_000_001)]
     here = await asyncio.gather(*(outcome(threads, image) for image in images))
     there = await asyncio.gather(*(outcome(processes, image) for image in images))
@@ -63,7 +63,7 @@ async def test_processes_and_threads_give_the_same_pixels_and_the_same_errors(th
     assert {type(each) for each in here} == {bytes, tuple}
 
 
-async def test_what_a_transform_raises_comes_through(threads, processes):
+async def test_an_error_of_a_transform_is_raised(threads, processes):
     def fails(_):
         raise ZeroDivisionError
 
@@ -73,38 +73,41 @@ async def test_what_a_transform_raises_comes_through(threads, processes):
 
 
 @pytest.fixture
-def hasty():
+def decoder():
     decoders = ProcessDecoders(1, LIMITS, timeout_s=20)
     yield decoders
     decoders.close()
 
 
-async def test_a_decoder_that_runs_away_is_killed_and_the_next_image_decoded(hasty, monkeypatch):
-    await hasty.decode(seeds()["png"], as_array, 8)
+async def test_a_slow_decoder_is_killed_and_the_next_image_is_decoded(decoder, monkeypatch):
+    await decoder.decode(seeds()["png"], as_array, 8)
     monkeypatch.setattr(decoding, "_decode", never_ends)
-    monkeypatch.setattr(hasty, "_timeout_s", 0.5)
+    monkeypatch.setattr(decoder, "_timeout_s", 0.5)
     with structlog.testing.capture_logs() as logged, pytest.raises(NotAnImageError, match=r"longer than 0\.5 s"):
-        await hasty.decode(b"a slow one", as_array, 8)
+        await decoder.decode(b"a slow one", as_array, 8)
     assert logged[0]["event"] == "decoder_killed"
     monkeypatch.undo()
-    assert (await hasty.decode(seeds()["png"], as_array, 8)).shape == (48, 64, 3)
+    assert (await decoder.decode(seeds()["png"], as_array, 8)).shape == (48, 64, 3)
 
 
-async def test_a_decoder_that_crashes_takes_nothing_with_it(hasty, monkeypatch):
+async def test_the_next_image_is_decoded_after_a_crash(decoder, monkeypatch):
     monkeypatch.setattr(decoding, "_decode", crashes)
-    with structlog.testing.capture_logs() as logged, pytest.raises(NotAnImageError, match="made its decoder crash"):
-        await hasty.decode(b"a deadly one", as_array, 8)
+    with (
+        structlog.testing.capture_logs() as logged,
+        pytest.raises(NotAnImageError, match="decoder of the image crashed"),
+    ):
+        await decoder.decode(b"a deadly one", as_array, 8)
     assert logged[0]["event"] == "decoder_died"
     monkeypatch.undo()
-    assert (await hasty.decode(seeds()["png"], as_array, 8)).shape == (48, 64, 3)
+    assert (await decoder.decode(seeds()["png"], as_array, 8)).shape == (48, 64, 3)
 
 
-async def test_processes_that_end_before_they_begin_are_not_the_images_fault_and_begin_again(hasty):
-    await hasty.decode(seeds()["png"], as_array, 8)
-    hasty._processes._context.status = PoolStatus.ERROR  # as pebble leaves it where no process could begin
-    assert (await hasty.decode(seeds()["png"], as_array, 8)).shape == (48, 64, 3)
+async def test_an_image_is_retried_if_its_process_ended_before_it_started(decoder):
+    await decoder.decode(seeds()["png"], as_array, 8)
+    decoder._processes._context.status = PoolStatus.ERROR  # as pebble leaves it where no process could begin
+    assert (await decoder.decode(seeds()["png"], as_array, 8)).shape == (48, 64, 3)
 
-    working = hasty._processes.schedule
+    working = decoder._processes.schedule
 
     def breaks(*_, **__):
         broken = Future()
@@ -112,28 +115,28 @@ async def test_processes_that_end_before_they_begin_are_not_the_images_fault_and
         return broken
 
     def breaks_once(*_, **__):
-        hasty._processes.schedule = working
+        decoder._processes.schedule = working
         return breaks()
 
-    hasty._processes.schedule = breaks_once
-    assert (await hasty.decode(seeds()["png"], as_array, 8)).shape == (48, 64, 3)
-    hasty._processes.schedule = breaks
-    with pytest.raises(NotReadyError, match="begin again"):
-        await hasty.decode(seeds()["png"], as_array, 8)
-    hasty._processes.schedule = working
+    decoder._processes.schedule = breaks_once
+    assert (await decoder.decode(seeds()["png"], as_array, 8)).shape == (48, 64, 3)
+    decoder._processes.schedule = breaks
+    with pytest.raises(NotReadyError, match="are restarted"):
+        await decoder.decode(seeds()["png"], as_array, 8)
+    decoder._processes.schedule = working
 
 
-async def test_a_caller_that_leaves_takes_its_image_along(hasty, monkeypatch):
+async def test_an_image_is_cancelled_with_its_request(decoder, monkeypatch):
     monkeypatch.setattr(decoding, "_decode", never_ends)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(1):
-            await hasty.decode(b"a slow one", as_array, 8)
+            await decoder.decode(b"a slow one", as_array, 8)
     monkeypatch.undo()
     async with asyncio.timeout(15):
-        assert (await hasty.decode(seeds()["png"], as_array, 8)).shape == (48, 64, 3)
+        assert (await decoder.decode(seeds()["png"], as_array, 8)).shape == (48, 64, 3)
 
 
-def test_a_service_decodes_in_processes_where_it_is_told_to(make_client):
+def test_a_service_with_a_decode_timeout_decodes_in_processes(make_client):
     client = make_client(decode_timeout_s=30)
     for kind, image in list(seeds().items())[:4]:
         answer = client.post("/v1/classify", files={"image": image}, data={"labels": "red, green"})

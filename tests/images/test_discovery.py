@@ -32,16 +32,16 @@ def relative(paths: list[Path], folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in paths]
 
 
-def test_a_folder_is_searched_to_the_bottom_in_order_without_hidden_and_other_files(folder):
+def test_a_folder_is_searched_recursively_without_hidden_and_other_files(folder):
     assert relative(find_images([folder]), folder) == ["loose.tiff", "a/deep/er/3.webp", "b/1.png", "b/2.JPG"]
 
 
-def test_a_file_is_taken_as_given_whatever_its_suffix(folder):
+def test_a_file_is_returned_whatever_its_suffix(folder):
     given = [folder / "no-suffix", folder / "a/.hidden.png", folder / "a/notes.txt"]
     assert find_images(given) == given
 
 
-def test_paths_keep_the_order_given_and_repeats_are_dropped(folder):
+def test_paths_keep_their_order_without_duplicates(folder):
     found = find_images([folder / "b/2.JPG", folder / "b", folder / "loose.tiff"])
     assert relative(found, folder) == ["b/2.JPG", "b/1.png", "loose.tiff"]
 
@@ -55,7 +55,7 @@ def test_paths_keep_the_order_given_and_repeats_are_dropped(folder):
         ("?", ["a/deep/er/3.webp", "b/1.png", "b/2.JPG"]),
     ],
 )
-def test_patterns_are_expanded_for_shells_that_do_not(folder, pattern, expected):
+def test_patterns_are_expanded(folder, pattern, expected):
     assert relative(find_images([folder / pattern]), folder) == expected
 
 
@@ -70,12 +70,12 @@ def test_a_file_whose_name_looks_like_a_pattern_is_found(tmp_path):
     assert find_images([odd]) == [odd]
 
 
-def test_a_path_that_does_not_exist_is_named(folder):
+def test_the_error_for_a_missing_path_names_it(folder):
     with pytest.raises(InvalidFieldError, match=r"nowhere\.jpg' is neither a file nor a folder"):
         find_images([folder / "b/1.png", folder / "nowhere.jpg"])
 
 
-def test_a_folder_without_images_is_named_with_the_suffixes_looked_for(folder):
+def test_the_error_for_a_folder_without_images_lists_the_suffixes(folder):
     (folder / "empty").mkdir()
     with pytest.raises(InvalidFieldError, match=r"no image in '.*empty'; looked for .*\.jpg.*\.png"):
         find_images([folder / "empty"])
@@ -96,7 +96,7 @@ def test_links_are_followed_and_loops_of_links_end(folder, tmp_path):
     assert found == ["loose.tiff", "a/deep/er/3.webp", "b/1.png", "b/2.JPG", "linked/5.gif"]
 
 
-def test_each_subfolder_is_a_class_and_its_images_are_sorted(folder):
+def test_each_subfolder_is_a_class_with_sorted_images(folder):
     found = find_labelled_images(folder)
     assert [(path.relative_to(folder).as_posix(), name) for path, name in found] == [
         ("a/deep/er/3.webp", "a"),
@@ -118,9 +118,9 @@ def test_class_names_are_composed_unicode(tmp_path):
     assert [label for _, label in find_labelled_images(tmp_path)] == [unicodedata.normalize("NFC", "café")]
 
 
-def test_a_folder_that_holds_its_images_directly_is_told_to_sort_them(tmp_path):
+def test_the_error_for_images_outside_subfolders_says_what_to_do(tmp_path):
     (tmp_path / "1.jpg").touch()
-    with pytest.raises(InvalidFieldError, match="holds its images directly; put them into one subfolder per class"):
+    with pytest.raises(InvalidFieldError, match="contains its images directly; put them into one subfolder per class"):
         find_labelled_images(tmp_path)
 
 
@@ -134,7 +134,7 @@ def test_a_folder_without_labelled_images_and_a_missing_one_are_refused(tmp_path
 # --- folders to import from ----------------------------------------------------------------------------------------
 
 
-def test_a_folder_is_named_by_its_way_down_from_the_root(folder):
+def test_a_folder_is_found_by_its_path_below_the_root(folder):
     root = folder.parent
     assert folder_within(root, "pictures") == folder.resolve()
     assert folder_within(root, "pictures/a/deep") == (folder / "a/deep").resolve()
@@ -145,20 +145,20 @@ def test_a_folder_is_named_by_its_way_down_from_the_root(folder):
 @pytest.mark.parametrize(
     "name", ["..", "../", "b/../..", "/", "/tmp", "nowhere", "loose.tiff", "a\0b", "\0", "x" * 5000, "y/" * 3000]
 )
-def test_what_is_no_folder_below_the_root_is_refused_and_shown_shortened(folder, name):
-    with pytest.raises(InvalidFieldError, match="is no folder below DEIXIS_IMPORT_DIR") as caught:
+def test_a_path_outside_the_root_is_refused_and_shortened_in_the_error(folder, name):
+    with pytest.raises(InvalidFieldError, match="is not a folder below DEIXIS_IMPORT_DIR") as caught:
         folder_within(folder, name)
     assert len(caught.value.message) < 300
     assert str(folder) not in caught.value.message
 
 
-def test_without_a_root_there_is_nothing_to_import_from():
+def test_without_a_root_nothing_can_be_imported():
     with pytest.raises(InvalidFieldError, match="set DEIXIS_IMPORT_DIR"):
         folder_within(None, "pictures")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
-def test_links_are_followed_before_a_folder_is_found_to_be_below_the_root(folder, tmp_path):
+def test_links_are_resolved_before_the_root_is_checked(folder, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (folder / "out").symlink_to(tmp_path / "elsewhere")
     (folder / "in").symlink_to(folder / "a")
@@ -171,13 +171,13 @@ def test_links_are_followed_before_a_folder_is_found_to_be_below_the_root(folder
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
-def test_a_loop_of_links_is_no_folder(folder):
+def test_a_loop_of_links_is_refused(folder):
     (folder / "loop").symlink_to(folder / "loop")
     with pytest.raises(InvalidFieldError):
         folder_within(folder, "loop")
 
 
-def test_images_are_imported_with_one_class_with_none_or_each_with_that_of_its_subfolder(folder):
+def test_images_are_imported_with_one_class_without_a_class_or_by_subfolder(folder):
     everything = ["loose.tiff", "a/deep/er/3.webp", "b/1.png", "b/2.JPG"]
     for classname in (None, "b"):
         found = import_images(folder, ["a", "b"], by_subfolder=False, classname=classname)
@@ -191,20 +191,22 @@ def test_images_are_imported_with_one_class_with_none_or_each_with_that_of_its_s
     ]
 
 
-def test_underscores_of_a_subfolder_read_as_spaces_unless_the_class_is_written_so(tmp_path):
+def test_underscores_of_a_subfolder_are_spaces_unless_the_class_has_underscores(tmp_path):
     (tmp_path / "coffee_cup").mkdir()
     (tmp_path / "coffee_cup" / "1.jpg").touch()
-    for classnames, told in [
+    for classnames, expected in [
         (["coffee cup"], "coffee cup"),
         (["coffee_cup"], "coffee_cup"),
         (["coffee cup", "coffee_cup"], "coffee_cup"),
     ]:
-        assert [name for _, name in import_images(tmp_path, classnames, by_subfolder=True, classname=None)] == [told]
+        assert [name for _, name in import_images(tmp_path, classnames, by_subfolder=True, classname=None)] == [
+            expected
+        ]
 
 
-def test_a_subfolder_that_is_called_like_no_class_is_named_with_the_classes(folder):
+def test_the_error_for_a_subfolder_without_a_class_lists_the_classes(folder):
     with pytest.raises(
-        UnknownNameError, match="unknown class 'b'; known: a, c; subfolders must be called like classes"
+        UnknownNameError, match="unknown class 'b'; known: a, c; subfolders must have the names of classes"
     ):
         import_images(folder, ["a", "c"], by_subfolder=True, classname=None)
 
@@ -218,9 +220,7 @@ def test_a_folder_without_images_cannot_be_imported(tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
 @pytest.mark.parametrize("by_subfolder", [False, True])
-def test_links_that_lead_out_of_an_imported_folder_are_left_out_and_those_within_are_not(
-    folder, tmp_path, by_subfolder
-):
+def test_links_that_lead_out_of_an_imported_folder_are_skipped(folder, tmp_path, by_subfolder):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "5.gif").touch()

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from app.images.sidecars import ForeignSidecarError, JsonSidecar, Labelled, XmpSidecar, question_key
+from app.images.sidecars import ForeignSidecarError, JsonSidecar, LabelRecord, XmpSidecar, question_key
 
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 DC = "{http://purl.org/dc/elements/1.1/}"
@@ -25,7 +25,7 @@ FOREIGN = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 
 def labelled(*scores, rejected=None, sha256="a" * 64, question=None):
     predictions = [{"label": label, "score": score, "similarity": 0.1} for label, score in scores]
-    return Labelled(
+    return LabelRecord(
         sha256, question or {"labels": ["x"]}, predictions, rejected, None, "2026-01-01T00:00:00+00:00", "0.1.0"
     )
 
@@ -36,25 +36,33 @@ def keywords(file):
 
 
 @pytest.mark.parametrize("sidecar", [JsonSidecar(), XmpSidecar()])
-def test_a_sidecar_tells_which_image_and_question_it_is_of(sidecar, tmp_path):
+def test_a_sidecar_identifies_its_image_and_request(sidecar, tmp_path):
     file = tmp_path / f"a.jpg{sidecar.suffix}"
-    assert sidecar.key_of(file) is None
-    told = labelled(("cat", 0.9))
-    sidecar.write(file, told, 0.5)
-    assert sidecar.key_of(file) == (told.sha256, question_key(told.question))
+    assert sidecar.read_key(file) is None
+    record = labelled(("cat", 0.9))
+    sidecar.write(file, record, 0.5)
+    assert sidecar.read_key(file) == (record.sha256, question_key(record.question))
     assert question_key({"a": 1, "b": 2}) == question_key({"b": 2, "a": 1}) != question_key({"a": 1})
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_json_has_every_prediction(tmp_path):
+def test_a_json_sidecar_has_all_predictions(tmp_path):
     file = tmp_path / "a.jpg.json"
     JsonSidecar.write(file, labelled(("猫", 0.9), ("dog", 0.1), rejected=False), 0.5)
-    told = json.loads(file.read_text("utf-8"))
-    assert [each["label"] for each in told["predictions"]] == ["猫", "dog"]
-    assert told.keys() == {"sha256", "question", "predictions", "rejected", "prediction_set", "labelled_at", "version"}
+    record = json.loads(file.read_text("utf-8"))
+    assert [each["label"] for each in record["predictions"]] == ["猫", "dog"]
+    assert record.keys() == {
+        "sha256",
+        "question",
+        "predictions",
+        "rejected",
+        "prediction_set",
+        "labelled_at",
+        "version",
+    }
 
 
-def test_keywords_are_labels_above_the_score_and_are_replaced_by_later_ones(tmp_path):
+def test_keywords_are_labels_above_the_score_and_are_replaced(tmp_path):
     file = tmp_path / "a.jpg.xmp"
     XmpSidecar.write(file, labelled(("cat", 0.6), ("sofa & <chair>", 0.55), ("dog", 0.1)), 0.5)
     assert keywords(file) == ["cat", "sofa & <chair>"]
@@ -64,10 +72,10 @@ def test_keywords_are_labels_above_the_score_and_are_replaced_by_later_ones(tmp_
     assert keywords(file) == []
 
 
-def test_what_others_wrote_in_an_xmp_sidecar_stays(tmp_path):
+def test_content_of_other_programs_in_an_xmp_sidecar_is_preserved(tmp_path):
     file = tmp_path / "a.jpg.xmp"
     file.write_text(FOREIGN, "utf-8")
-    assert XmpSidecar.key_of(file) is None
+    assert XmpSidecar.read_key(file) is None
     XmpSidecar.write(file, labelled(("cat", 0.9), ("sofa", 0.8)), 0.5)
     assert keywords(file) == ["holiday", "cat", "sofa"]
     XmpSidecar.write(file, labelled(("lamp", 0.9)), 0.5)
@@ -95,12 +103,12 @@ def test_what_others_wrote_in_an_xmp_sidecar_stays(tmp_path):
         '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><a>&x;</a>',
     ],
 )
-def test_a_file_that_is_no_sidecar_is_left_as_it_is(tmp_path, content):
+def test_a_file_that_is_not_a_sidecar_is_not_changed(tmp_path, content):
     xmp, as_json = tmp_path / "a.jpg.xmp", tmp_path / "a.jpg.json"
     for file, sidecar in ((xmp, XmpSidecar()), (as_json, JsonSidecar())):
         file.write_text(content)
-        with pytest.raises(ForeignSidecarError, match="move it away"):
-            sidecar.key_of(file)
+        with pytest.raises(ForeignSidecarError, match="move it to another folder"):
+            sidecar.read_key(file)
     with pytest.raises(ForeignSidecarError):
         XmpSidecar.write(xmp, labelled(("cat", 1)), 0.5)
     assert xmp.read_text() == content
@@ -109,8 +117,8 @@ def test_a_file_that_is_no_sidecar_is_left_as_it_is(tmp_path, content):
 @pytest.mark.parametrize(
     "content", ["[]", "3", '{"sha256": "x"}', '{"sha256": 1, "question": {"a": 1}, "x": ' + "[" * 100_000]
 )
-def test_json_of_others_is_left_as_it_is(tmp_path, content):
+def test_a_json_file_of_another_program_is_not_changed(tmp_path, content):
     file = tmp_path / "a.jpg.json"
     file.write_text(content)
     with pytest.raises(ForeignSidecarError):
-        JsonSidecar.key_of(file)
+        JsonSidecar.read_key(file)

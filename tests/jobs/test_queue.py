@@ -240,7 +240,7 @@ async def teach(service, each=4):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Seventy pictures, in subfolders called like classes."""
+    """Seventy pictures, in subfolders with the names of classes."""
     root = tmp_path / "import"
     for number in range(70):
         place = root / "garden" / CLASSES[number % 3]

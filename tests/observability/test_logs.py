@@ -26,7 +26,7 @@ def fail(secret):
     raise ZeroDivisionError("it broke")
 
 
-def test_json_logs_are_one_object_a_line_whoever_writes_them(capsys):
+def test_json_logs_have_one_object_per_line_for_every_logger(capsys):
     configure_logs("json", "info")
     with structlog.contextvars.bound_contextvars(request_id="r1"):
         structlog.get_logger().info("ours", label="犬\n")
@@ -38,7 +38,7 @@ def test_json_logs_are_one_object_a_line_whoever_writes_them(capsys):
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
 @pytest.mark.parametrize("control", ["\x00", "\x07", "\x1b[31m", "\x9b", "\u2028", "\u202e", "\u2066", "\n", "\ud800"])
-def test_what_would_steer_a_terminal_is_logged_as_an_escape(capsys, log_format, control):
+def test_control_characters_are_escaped(capsys, log_format, control):
     configure_logs(log_format, "info")
     structlog.get_logger().info("request", path=f"/犬{control}é")
     logging.getLogger("elsewhere").warning("read %s", f"a{control}b")
@@ -49,7 +49,7 @@ def test_what_would_steer_a_terminal_is_logged_as_an_escape(capsys, log_format, 
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
-def test_less_than_the_level_is_not_logged(capsys, log_format):
+def test_events_below_the_level_are_not_logged(capsys, log_format):
     configure_logs(log_format, "warning")
     structlog.get_logger().info("no")
     structlog.get_logger().warning("yes")
@@ -65,7 +65,7 @@ def test_a_traceback_is_logged_without_the_values_of_variables(capsys, log_forma
         fail(secret="hunter" + "2")
     except ZeroDivisionError as error:
         structlog.get_logger().error("broken", exc_info=error)
-    told = "\n".join(lines_of(capsys))
-    assert "it broke" in told
-    assert "fail" in told
-    assert "hunter2" not in told
+    logged = "\n".join(lines_of(capsys))
+    assert "it broke" in logged
+    assert "fail" in logged
+    assert "hunter2" not in logged

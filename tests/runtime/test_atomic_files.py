@@ -10,7 +10,7 @@ def contents(folder):
 
 
 @pytest.mark.parametrize(("content", "written"), [(b"\0\xff", b"\0\xff"), ("caf\u00e9\n", "caf\u00e9\n".encode())])
-def test_a_file_is_made_and_replaced(tmp_path, content, written):
+def test_a_file_is_created_and_replaced(tmp_path, content, written):
     file = tmp_path / "a.json"
     write_atomically(file, b"an older and longer one")
     write_atomically(file, content)
@@ -95,7 +95,7 @@ def test_a_folder_is_published_with_its_files(tmp_path):
     assert not made.exists()
 
 
-def test_a_file_that_may_only_be_read_can_be_synced(tmp_path):
+def test_a_read_only_file_can_be_synced(tmp_path):
     file = tmp_path / "a.json"
     file.write_bytes(b"content")
     file.chmod(0o400)

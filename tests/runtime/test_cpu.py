@@ -29,7 +29,7 @@ def cores(monkeypatch):
         ("0 100000", 4, 1),
     ],
 )
-def test_the_lesser_of_quota_and_affinity_counts_and_a_part_of_a_core_is_one(tmp_path, cores, quota, affinity, usable):
+def test_the_smaller_of_quota_and_affinity_counts_rounded_up(tmp_path, cores, quota, affinity, usable):
     cores(affinity)
     (tmp_path / "cpu.max").write_text(quota + "\n")
     assert usable_cores(tmp_path / "cpu.max") == usable
@@ -40,7 +40,7 @@ def test_without_a_quota_the_affinity_counts(tmp_path, cores):
     assert usable_cores(tmp_path / "cpu.max") == usable_cores(tmp_path) == 3
 
 
-def test_where_there_is_no_affinity_all_cores_count(tmp_path, monkeypatch):
+def test_all_cores_count_on_a_system_without_affinity(tmp_path, monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     for counted, usable in ((6, 6), (None, 1)):
         monkeypatch.setattr(os, "cpu_count", lambda counted=counted: counted)
@@ -55,7 +55,7 @@ def blas_threads():
     return {each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"}
 
 
-def test_products_have_their_threads_again_when_the_last_that_wanted_one_is_done():
+def test_the_thread_limits_are_restored_by_the_last_user():
     with threadpool_limits(2, user_api="blas"):
         first, second = one_blas_thread(), one_blas_thread()
         first.__enter__()
@@ -69,7 +69,7 @@ def test_products_have_their_threads_again_when_the_last_that_wanted_one_is_done
         assert blas_threads() == {2}
 
 
-def test_whichever_threads_want_it_have_it_though_another_has_set_a_limit_before():
+def test_any_thread_can_limit_blas_after_another_has_set_a_limit():
     def has_one(other_is_done=None):
         with one_blas_thread():
             if other_is_done is not None:
@@ -92,7 +92,7 @@ def shared_threads():
     return {each["num_threads"] for each in found}
 
 
-def test_libraries_that_came_since_the_first_wanted_one_have_one_thread_too():
+def test_libraries_loaded_after_the_first_limit_are_limited_too():
     with threadpool_limits(2, user_api="blas"):
         with one_blas_thread():
             threadpool_limits(2, user_api="blas")  # as one is that was loaded now
