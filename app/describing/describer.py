@@ -1,7 +1,7 @@
-"""Descriptions by a language model: questions are planned, asked, and their answers kept with the drafts made of them.
+"""Generates descriptions of classes with a language model.
 
-Every answer is written as soon as it comes, and a question that was answered is not asked again. So a run that was
-interrupted, however it was, is gone on with by beginning it again.
+Each answer and the drafts from it are stored as soon as it arrives, and a prompt that has an answer is not sent again.
+To resume an interrupted run, start it again.
 """
 
 import asyncio
@@ -15,24 +15,24 @@ from typing import Any
 import structlog
 
 from app.describing.chat import ChatClient, ChatUnavailableError, Estimate, estimate
-from app.describing.cleaning import clean_features, clean_sentences, sameness
-from app.describing.questions import QuestionSet, ask
+from app.describing.cleaning import clean_features, clean_sentences, comparison_key
+from app.describing.questions import QuestionSet, fill_question
 from app.errors import InvalidFieldError, NotConfiguredError, UnknownNameError
 from app.store.drafts import Answer, DraftKind, DraftRepository
 from app.types import LabelSet
 
 log = structlog.get_logger()
 
-# As CuPL asks (Pratt et al., ICCV 2023), and as classification by description does (Menon and Vondrick, ICLR 2023).
+# The values of CuPL (Pratt et al., ICCV 2023) and of classification by description (Menon and Vondrick, ICLR 2023).
 _SENTENCE_TEMPERATURE, _SENTENCE_MAX_TOKENS, _SENTENCE_STOP = 0.99, 50, (".",)
 _FEATURE_TEMPERATURE, _FEATURE_MAX_TOKENS = 0.0, 100
 
-# One question may be one that a model will never answer; several in a row mean that the endpoint is away.
-_MAX_FAILURES_IN_A_ROW = 3
+# A single prompt may be one that the model never answers. Several failures in a row mean that the endpoint is down.
+_MAX_CONSECUTIVE_FAILURES = 3
 
 
 class Questions(StrEnum):
-    """Which questions of a set."""
+    """The questions of a set to ask."""
 
     BASE = "base"
     FULL = "full"
@@ -41,11 +41,11 @@ class Questions(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DescribeRequest:
-    """What to ask of a label set's classes.
+    """The descriptions to generate for the classes of a label set.
 
-    ``question_set`` names one of ``prompts/questions``; ``answers`` are wanted to each question for sentences;
-    ``features`` asks for a list of features as well, or alone where ``sentences`` is False; ``classes`` are names, None
-    for all.
+    ``question_set`` is the name of a file in ``prompts/questions``. With ``sentences`` each of its questions gets
+    ``answers`` answers; with ``features`` each class gets a list of features. ``classes`` are class names; None means
+    all classes.
     """
 
     question_set: str = "general"
@@ -56,12 +56,12 @@ class DescribeRequest:
     classes: tuple[str, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return what ``from_json`` reads."""
+        """Return the request as JSON for ``from_json``."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "DescribeRequest":
-        """Return the request as it was before it was stored."""
+        """Return the request that ``to_json`` wrote."""
         classes = stored["classes"]
         return cls(
             **{
@@ -74,7 +74,7 @@ class DescribeRequest:
 
 @dataclass(frozen=True, slots=True)
 class LanguageModel:
-    """The chat endpoint of the settings; None where nothing is set."""
+    """The settings of the chat endpoint; None where a setting has no value."""
 
     base_url: str | None = None
     api_key: str | None = field(default=None, repr=False)
@@ -84,12 +84,12 @@ class LanguageModel:
 
 
 @dataclass(frozen=True, slots=True)
-class _Question:
-    """One prompt about one class; its digest stands for all that its answer depends on."""
+class _Prompt:
+    """One prompt about one class; the digest covers everything that its answer depends on."""
 
     classname: str
     kind: DraftKind
-    prompt: str
+    text: str
     answers: int
     temperature: float
     max_tokens: int
@@ -99,9 +99,9 @@ class _Question:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run asked and got; ``answered_before`` were not asked again.
+    """The result of a run. ``answered_before`` questions had an answer from an earlier run.
 
-    ``accepted`` drafts went into the version ``label_set``, where that was wanted and there were any.
+    ``accepted`` drafts were added to the version ``label_set``, if the request said so and there were any.
     """
 
     questions: int
@@ -114,17 +114,17 @@ class Outcome:
 
 
 Advance = Callable[[int, int], Awaitable[object]]
-"""Called with the questions that are answered and the number of all."""
+"""Called with the number of answered questions and the number of all."""
 
 
 class Describer:
-    """Asks a language model about label sets.
+    """Generates descriptions for label sets.
 
     Args:
-        drafts: keeps answers and drafts.
-        question_sets: by name.
+        drafts: stores answers and drafts.
+        question_sets: the question sets by name.
         feature_question: asks for a list of features.
-        language_model: whom to ask.
+        language_model: the chat endpoint.
     """
 
     def __init__(
@@ -140,15 +140,15 @@ class Describer:
         self._language_model = language_model
 
     async def estimate(self, label_set: LabelSet, request: DescribeRequest) -> Estimate:
-        """Return the most that a run would take, without what is answered already.
+        """Return an upper bound on the requests and tokens of a run, without the questions that have an answer.
 
         Raises:
             NotConfiguredError: no language model is set.
-            UnknownNameError: no such question set or class.
-            InvalidFieldError: nothing is asked for.
+            UnknownNameError: there is no such question set or class.
+            InvalidFieldError: the request has neither sentences nor features.
         """
-        _, questions = await self._questions(label_set, request)
-        parts = [estimate(1, question.answers, len(question.prompt), question.max_tokens) for question in questions]
+        _, prompts = await self._unanswered(label_set, request)
+        parts = [estimate(1, prompt.answers, len(prompt.text), prompt.max_tokens) for prompt in prompts]
         return Estimate(
             sum(part.requests for part in parts),
             sum(part.prompt_tokens for part in parts),
@@ -156,19 +156,19 @@ class Describer:
         )
 
     async def run(self, label_set: LabelSet, request: DescribeRequest, advance: Advance) -> Outcome:
-        """Ask every question that is not answered yet, and keep what comes.
+        """Ask every question that has no answer yet, and store the answers and their drafts.
 
         Raises:
             NotConfiguredError: no language model is set.
-            UnknownNameError: no such question set or class, or the label set was deleted meanwhile.
-            InvalidFieldError: nothing is asked for.
-            ConfigurationError: the settings of the language model cannot work.
-            ChatRefusedError: the endpoint wants something else; what was answered before is kept.
-            ChatUnavailableError: some questions were not answered; what was answered is kept.
+            UnknownNameError: there is no such question set or class, or the label set was deleted meanwhile.
+            InvalidFieldError: the request has neither sentences nor features.
+            ConfigurationError: a setting of the language model is invalid.
+            ChatRefusedError: the endpoint refuses the requests; earlier answers are stored.
+            ChatUnavailableError: some questions were not answered; the other answers are stored.
         """
-        total, waiting = await self._questions(label_set, request)
-        run = _Run(label_set.name, total, total - len(waiting), advance)
-        await run.tell()
+        total, unanswered = await self._unanswered(label_set, request)
+        run = _Run(label_set.name, total, total - len(unanswered), advance)
+        await run.report()
         settings = self._language_model
         async with ChatClient(
             settings.base_url or "",
@@ -177,71 +177,73 @@ class Describer:
             timeout_s=settings.timeout_s,
             concurrency=settings.concurrency,
         ) as client:
-            remaining = iter(waiting)
+            remaining = iter(unanswered)
             try:
                 async with asyncio.TaskGroup() as workers:
-                    for _ in range(min(settings.concurrency, len(waiting))):
+                    for _ in range(min(settings.concurrency, len(unanswered))):
                         workers.create_task(self._work(run, remaining, client))
             except ExceptionGroup as group:
-                # The others were stopped by the first one that failed.
+                # The first worker that failed stopped the others.
                 raise group.exceptions[0] from None
         if run.failures:
             raise ChatUnavailableError(
-                f"{len(run.failures)} of {run.total} questions were not answered, the others are kept;"
-                f" the last because {run.failures[-1].message}; begin again to ask only those"
+                f"{len(run.failures)} of {run.total} questions were not answered, the other answers are stored;"
+                f" the last error: {run.failures[-1].message}; start again to ask only the unanswered ones"
             )
-        return Outcome(run.total, run.total - len(waiting), run.new_drafts, run.prompt_tokens, run.completion_tokens)
+        return Outcome(run.total, run.total - len(unanswered), run.new_drafts, run.prompt_tokens, run.completion_tokens)
 
-    async def _work(self, run: "_Run", remaining: Iterator[_Question], client: ChatClient) -> None:
-        for question in remaining:
+    async def _work(self, run: "_Run", remaining: Iterator[_Prompt], client: ChatClient) -> None:
+        for prompt in remaining:
             try:
                 completion = await client.complete(
-                    question.prompt,
-                    n=question.answers,
-                    temperature=question.temperature,
-                    max_tokens=question.max_tokens,
-                    stop=question.stop,
+                    prompt.text,
+                    n=prompt.answers,
+                    temperature=prompt.temperature,
+                    max_tokens=prompt.max_tokens,
+                    stop=prompt.stop,
                 )
             except ChatUnavailableError as error:
                 run.failures.append(error)
-                run.failures_in_a_row += 1
+                run.consecutive_failures += 1
                 log.warning("question_not_answered", label_set=run.name, reason=error.message)
-                if run.failures_in_a_row == _MAX_FAILURES_IN_A_ROW:
+                if run.consecutive_failures == _MAX_CONSECUTIVE_FAILURES:
                     raise
                 continue
-            run.failures_in_a_row = 0
+            run.consecutive_failures = 0
             answer = Answer(
-                question.digest,
-                question.prompt,
+                prompt.digest,
+                prompt.text,
                 completion.model,
                 completion.texts,
                 completion.prompt_tokens,
                 completion.completion_tokens,
             )
             new_drafts = await self._drafts.add(
-                run.name, answer, question.classname, question.kind, _cleaned(question, completion.texts), sameness
+                run.name, answer, prompt.classname, prompt.kind, _cleaned(prompt, completion.texts), comparison_key
             )
             run.new_drafts += new_drafts
             run.prompt_tokens += completion.prompt_tokens
             run.completion_tokens += completion.completion_tokens
             run.answered += 1
-            await run.tell()
+            await run.report()
 
-    async def _questions(self, label_set: LabelSet, request: DescribeRequest) -> tuple[int, list[_Question]]:
-        """Return how many questions there are, and those without answers, which are about the first class first."""
+    async def _unanswered(self, label_set: LabelSet, request: DescribeRequest) -> tuple[int, list[_Prompt]]:
+        """Return the number of all prompts, and the prompts without an answer in the order of the classes."""
         # In a thread, because the largest label sets take a second.
-        planned = await asyncio.to_thread(self._plan, label_set, request)
+        prompts = await asyncio.to_thread(self._prompts, label_set, request)
         answered = await self._drafts.answered(label_set.name)
-        return len(planned), [question for question in planned if question.digest not in answered]
+        return len(prompts), [prompt for prompt in prompts if prompt.digest not in answered]
 
-    def _plan(self, label_set: LabelSet, request: DescribeRequest) -> list[_Question]:
+    def _prompts(self, label_set: LabelSet, request: DescribeRequest) -> list[_Prompt]:
         model = self._model()
         if request.question_set not in self.question_sets:
             raise UnknownNameError("question set", request.question_set, self.question_sets)
         if not (request.sentences or request.features):
-            raise InvalidFieldError.of("sentences", "neither sentences nor features are asked for; ask for one of them")
+            raise InvalidFieldError.of(
+                "sentences", "neither sentences nor features are requested; request at least one of them"
+            )
         chosen = self.question_sets[request.question_set]
-        asked = {
+        questions = {
             Questions.BASE: chosen.base,
             Questions.FULL: chosen.full,
             Questions.ALL: (*chosen.base, *chosen.full),
@@ -249,13 +251,16 @@ class Describer:
         classnames = label_set.classnames if request.classes is None else request.classes
         for name in sorted(set(classnames) - set(label_set.classnames)):
             raise UnknownNameError("class", name, label_set.classnames)
-        planned = []
+        prompts = []
         for name in dict.fromkeys(classnames):
             if request.sentences:
-                planned += [_question(model, name, ask(each, name), request.answers) for each in asked]
+                prompts += [
+                    _sentence_prompt(model, name, fill_question(question, name), request.answers)
+                    for question in questions
+                ]
             if request.features:
-                planned.append(_question(model, name, ask(self._feature_question, name), None))
-        return planned
+                prompts.append(_feature_prompt(model, name, fill_question(self._feature_question, name)))
+        return prompts
 
     def _model(self) -> str:
         missing = [
@@ -268,9 +273,9 @@ class Describer:
         ]
         if missing:
             raise NotConfiguredError(
-                f"no language model is set; set {' and '.join(missing)}, and DEIXIS_LLM_API_KEY where the endpoint"
-                " wants a key, as in DEIXIS_LLM_BASE_URL=https://api.openai.com/v1; any endpoint that speaks OpenAI's"
-                " chat protocol will do"
+                f"no language model is set; set {' and '.join(missing)}, and DEIXIS_LLM_API_KEY if the endpoint"
+                " needs a key, as in DEIXIS_LLM_BASE_URL=https://api.openai.com/v1; any endpoint with OpenAI's"
+                " chat protocol works"
             )
         assert self._language_model.model is not None
         return self._language_model.model
@@ -278,7 +283,7 @@ class Describer:
 
 @dataclass(slots=True)
 class _Run:
-    """What the workers of one run share."""
+    """The state that the workers of one run share."""
 
     name: str
     total: int
@@ -288,38 +293,47 @@ class _Run:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     failures: list[ChatUnavailableError] = field(default_factory=list)
-    failures_in_a_row: int = 0
-    telling: asyncio.Lock = field(default_factory=asyncio.Lock)
+    consecutive_failures: int = 0
+    report_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def tell(self) -> None:
-        async with self.telling:  # or an older number could be the last that is heard
+    async def report(self) -> None:
+        async with self.report_lock:  # without it, an older number could be reported last
             await self.advance(self.answered, self.total)
 
 
-def _question(model: str, classname: str, prompt: str, answers: int | None) -> _Question:
-    """Return a question for so many sentences, or for one list of features where ``answers`` is None."""
-    if answers is None:
-        kind, count, temperature, max_tokens, stop = (
-            DraftKind.FEATURE,
-            1,
-            _FEATURE_TEMPERATURE,
-            _FEATURE_MAX_TOKENS,
-            None,
-        )
-    else:
-        kind, count, temperature, max_tokens, stop = (
-            DraftKind.DESCRIPTION,
-            answers,
-            _SENTENCE_TEMPERATURE,
-            _SENTENCE_MAX_TOKENS,
-            _SENTENCE_STOP,
-        )
-    told = json.dumps([model, classname, kind, prompt, count, temperature, max_tokens, stop])
-    digest = hashlib.sha256(told.encode()).hexdigest()
-    return _Question(classname, kind, prompt, count, temperature, max_tokens, stop, digest)
+def _sentence_prompt(model: str, classname: str, text: str, answers: int) -> _Prompt:
+    return _prompt(
+        model,
+        classname,
+        DraftKind.DESCRIPTION,
+        text,
+        answers,
+        _SENTENCE_TEMPERATURE,
+        _SENTENCE_MAX_TOKENS,
+        _SENTENCE_STOP,
+    )
 
 
-def _cleaned(question: _Question, texts: Sequence[str]) -> list[str]:
-    if question.kind is DraftKind.DESCRIPTION:
-        return clean_sentences(texts, question.classname)
-    return [feature for text in texts for feature in clean_features(text, question.classname)]
+def _feature_prompt(model: str, classname: str, text: str) -> _Prompt:
+    return _prompt(model, classname, DraftKind.FEATURE, text, 1, _FEATURE_TEMPERATURE, _FEATURE_MAX_TOKENS, None)
+
+
+def _prompt(
+    model: str,
+    classname: str,
+    kind: DraftKind,
+    text: str,
+    answers: int,
+    temperature: float,
+    max_tokens: int,
+    stop: tuple[str, ...] | None,
+) -> _Prompt:
+    content = json.dumps([model, classname, kind, text, answers, temperature, max_tokens, stop])
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    return _Prompt(classname, kind, text, answers, temperature, max_tokens, stop, digest)
+
+
+def _cleaned(prompt: _Prompt, texts: Sequence[str]) -> list[str]:
+    if prompt.kind is DraftKind.DESCRIPTION:
+        return clean_sentences(texts, prompt.classname)
+    return [feature for text in texts for feature in clean_features(text, prompt.classname)]

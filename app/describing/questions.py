@@ -1,9 +1,9 @@
-"""What a language model is asked about a class: sets of questions, and the one that asks for features.
+"""The questions for a language model: question sets, and the question for features.
 
-A set is a file ``prompts/questions/NAME.toml``. Its ``base`` questions suit any class of the domain, as CuPL's three
-do; ``full`` ones go into what matters there (Pratt et al., ICCV 2023). The question for features is in
-``features.toml``: two worked examples and the same question once more (Menon and Vondrick, ICLR 2023). The wording is
-our own throughout.
+A question set is a file ``prompts/questions/NAME.toml``. Its ``base`` questions suit any class of the domain, like the
+three of CuPL; its ``full`` questions ask for details of the domain (Pratt et al., ICCV 2023). The question for features
+is in ``features.toml``: two worked examples, then the question (Menon and Vondrick, ICLR 2023). The wording is not that
+of the papers.
 """
 
 import re
@@ -25,7 +25,7 @@ _PLACEHOLDER = re.compile(r"\{(a_name|name)\}")
 
 @dataclass(frozen=True, slots=True)
 class QuestionSet:
-    """The questions of one domain, each with ``{name}``, or with ``{a_name}`` for the name behind its article."""
+    """The questions of one domain. Each contains ``{name}``, or ``{a_name}`` for the name with its article."""
 
     name: str
     summary: str
@@ -33,10 +33,10 @@ class QuestionSet:
     full: tuple[str, ...]
 
 
-def ask(question: str, classname: str) -> str:
-    """Return the question with the class name in every place; braces of the name itself stay as they are.
+def fill_question(question: str, classname: str) -> str:
+    """Return the question with its placeholders replaced by the class name; braces in the name stay unchanged.
 
-    The article is "an" before a written vowel and "a" before anything else, as in CuPL: "an owl", "an unicorn".
+    The article is "an" before the letters a, e, i, o, u and "a" otherwise, as in CuPL: "an owl", "an unicorn".
     """
     article = "an" if classname.startswith(tuple("AEIOUaeiou")) else "a"
     filled = {"name": classname, "a_name": f"{article} {classname}"}
@@ -44,57 +44,57 @@ def ask(question: str, classname: str) -> str:
 
 
 def load_question_sets(folder: Path) -> Mapping[str, QuestionSet]:
-    """Return the sets of a folder by name, sorted; the question for features is none of them.
+    """Return the question sets of a folder by name, sorted, without the question for features.
 
     Raises:
-        ConfigurationError: no such folder, no set in it, or a file that breaks a rule, which the message tells.
+        ConfigurationError: there is no such folder, it has no question set, or a file breaks a rule.
     """
     if not folder.is_dir():
-        raise ConfigurationError(f"no folder of questions at '{folder}'; it belongs to the installation")
+        raise ConfigurationError(f"there is no folder of questions at '{folder}'; install Deixis again")
     sets = {file.stem: _read_set(file) for file in sorted(folder.glob("*.toml")) if file.name != _FEATURES}
     if not sets:
-        raise ConfigurationError(f"no set of questions in '{folder}'; the NAME.toml files belong to the installation")
+        raise ConfigurationError(f"there is no question set in '{folder}'; install Deixis again")
     return MappingProxyType(sets)
 
 
 def load_feature_question(folder: Path) -> str:
-    """Return the prompt that asks for features, as ``ask`` takes it.
+    """Return the question for features, for ``fill_question``.
 
     Raises:
-        ConfigurationError: the file is missing or breaks a rule, which the message tells.
+        ConfigurationError: the file is missing or breaks a rule.
     """
     return _read(folder / _FEATURES, _FeaturesFile).question.strip()
 
 
-def _checked_question(question: str) -> str:
+def _question(question: str) -> str:
     rest = _PLACEHOLDER.sub("", question)
     if "{" in rest or "}" in rest:
-        msg = f"'{question}' has a brace that is not part of {{name}} or {{a_name}}; take it out"
+        msg = f"'{question}' has a brace that is not part of {{name}} or {{a_name}}; remove it"
         raise ValueError(msg)
     if rest == question:
-        msg = f"'{question}' has no {{name}} or {{a_name}}; write one where the class name goes"
+        msg = f"'{question}' has no {{name}} or {{a_name}}; write one for the class name"
         raise ValueError(msg)
     return question
 
 
-def _on_one_line(text: str) -> str:
+def _one_line(text: str) -> str:
     if not text.strip() or any(unicodedata.category(character) in {"Cc", "Zl", "Zp"} for character in text):
         msg = f"{text!r} is empty or has a control character; write one line of text"
         raise ValueError(msg)
     return text
 
 
-def _each_once(questions: list[str]) -> list[str]:
+def _distinct_questions(questions: list[str]) -> list[str]:
     for index, question in enumerate(questions):
         if question in questions[:index]:
-            msg = f"'{question}' is asked twice; take one of them out"
+            msg = f"'{question}' is in the list twice; remove one of them"
             raise ValueError(msg)
     return questions
 
 
-_Line = Annotated[str, AfterValidator(_on_one_line)]
-_Question = Annotated[_Line, AfterValidator(_checked_question)]
-_Questions = Annotated[list[_Question], Field(min_length=1), AfterValidator(_each_once)]
+_Line = Annotated[str, AfterValidator(_one_line)]
+_Question = Annotated[_Line, AfterValidator(_question)]
+_Questions = Annotated[list[_Question], Field(min_length=1), AfterValidator(_distinct_questions)]
 
 
 class _File(BaseModel):
@@ -109,7 +109,7 @@ class _SetFile(_File):
 
 
 class _FeaturesFile(_File):
-    question: Annotated[str, AfterValidator(_checked_question)]
+    question: Annotated[str, AfterValidator(_question)]
 
 
 _AnyFile = TypeVar("_AnyFile", bound=_File)
@@ -125,7 +125,7 @@ def _read(file: Path, kind: type[_AnyFile]) -> _AnyFile:
         fields: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise ConfigurationError(f"{file}: cannot be read: {reason}; it belongs to the installation") from error
+        raise ConfigurationError(f"{file}: cannot be read: {reason}; install Deixis again") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{file}: not a TOML file: {error}") from error
     try:

@@ -80,11 +80,11 @@ class DraftRepository:
         classname: str,
         kind: DraftKind,
         texts: Sequence[str],
-        sameness: Callable[[str], str],
+        comparison_key: Callable[[str], str],
     ) -> int:
         """Keep an answer and what was made of it, and return how many drafts are new.
 
-        A text is left out whose ``sameness`` is that of a draft of the class, or of a text that the class has already.
+        A text is left out whose ``comparison_key`` is that of a draft of the class, or of a text that the class has already.
         An answer that is there is left as it is.
 
         Raises:
@@ -109,18 +109,18 @@ class DraftRepository:
             )
             await session.flush()
             of_class = and_(DraftRow.name == name, DraftRow.classname == classname, DraftRow.kind == kind)
-            present = {sameness(text) for text in await session.scalars(select(DraftRow.text).where(of_class))}
+            present = {comparison_key(text) for text in await session.scalars(select(DraftRow.text).where(of_class))}
             present |= {
-                sameness(text)
+                comparison_key(text)
                 for entry in current.classes
                 if entry.name == classname
                 for text in _texts_of(entry, kind)
             }
             added = 0
             for text in texts:
-                if sameness(text) in present:
+                if comparison_key(text) in present:
                     continue
-                present.add(sameness(text))
+                present.add(comparison_key(text))
                 session.add(
                     DraftRow(
                         name=name,

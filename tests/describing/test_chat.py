@@ -23,7 +23,7 @@ from app.describing.chat import (
     DescribingError,
     Estimate,
     _retry_after_s,
-    _span_s,
+    _duration_s,
     estimate,
 )
 from app.errors import ConfigurationError
@@ -81,7 +81,7 @@ async def completed(client: ChatClient, prompt: str = "What?", n: int = 1, **cha
     return await client.complete(prompt, n=n, **asked)
 
 
-async def test_a_prompt_is_posted_as_the_protocol_has_it_and_its_answers_and_tokens_come_back():
+async def test_a_prompt_is_sent_by_the_protocol_and_its_answers_and_tokens_are_returned():
     with ChatServer() as server:
         async with client_of(server) as client:
             completion = await client.complete("How does it look?", n=3, temperature=0.99, max_tokens=50, stop=["."])
@@ -112,7 +112,7 @@ async def test_without_a_key_and_stop_words_none_are_sent(key):
 
 
 @pytest.mark.parametrize("end", ["", "/", "/chat/completions", "/chat/completions/"])
-async def test_the_address_may_end_as_it_is_often_written(end):
+async def test_common_endings_of_the_base_url_are_accepted(end):
     with ChatServer() as server:
         async with client_of(server.url + end) as client:
             await completed(client)
@@ -138,7 +138,7 @@ async def test_the_address_may_end_as_it_is_often_written(end):
     ],
     ids=lambda step: f"{step.status} {(step.body or b'cut')[:30]}",
 )
-async def test_what_passes_is_tried_again(step):
+async def test_a_temporary_error_is_retried(step):
     with ChatServer([step, step]) as server:
         async with client_of(server) as client:
             completion = await completed(client)
@@ -147,7 +147,7 @@ async def test_what_passes_is_tried_again(step):
 
 
 @pytest.mark.parametrize("step", [failing(500), full(), malformed()])
-async def test_waits_are_drawn_at_random_from_spans_that_double_up_to_half_a_minute(step, monkeypatch):
+async def test_backoff_is_random_and_its_limit_doubles_up_to_30_seconds(step, monkeypatch):
     drawn = []
 
     def longest(least: float, most: float) -> float:
@@ -157,7 +157,7 @@ async def test_waits_are_drawn_at_random_from_spans_that_double_up_to_half_a_min
     monkeypatch.setattr(random, "uniform", longest)
     time = Time()
     with ChatServer(afterwards=step) as server:
-        async with client_of(server, time, max_tries=8) as client:
+        async with client_of(server, time, max_attempts=8) as client:
             with pytest.raises(ChatUnavailableError):
                 await completed(client)
     assert len(server.received) == 8
@@ -165,7 +165,7 @@ async def test_waits_are_drawn_at_random_from_spans_that_double_up_to_half_a_min
     assert all(least <= slept for least, slept in zip([1, 2, 4, 8, 16, 30, 30], time.sleeps, strict=False))
 
 
-async def test_six_tries_are_made_by_default_and_the_last_failure_is_told():
+async def test_the_error_after_six_attempts_contains_the_last_failure():
     with ChatServer(afterwards=failing(500, "no cards left")) as server:
         async with client_of(server) as client:
             with pytest.raises(
@@ -175,17 +175,17 @@ async def test_six_tries_are_made_by_default_and_the_last_failure_is_told():
     assert len(server.received) == 6
 
 
-async def test_a_server_that_is_not_there_is_told_with_its_address():
+async def test_the_error_of_a_failed_connection_contains_the_url():
     with ChatServer() as server:
         url = server.url
-    async with client_of(url, max_tries=2) as client:
+    async with client_of(url, max_attempts=2) as client:
         with pytest.raises(ChatUnavailableError, match=rf"{url}/chat/.* 2 times; .*connection.*DEIXIS_LLM_BASE_URL"):
             await completed(client)
 
 
-async def test_a_server_that_dawdles_is_given_up_in_time():
+async def test_a_slow_server_is_a_timeout():
     with ChatServer([slow()]) as server:
-        async with client_of(server, timeout_s=0.1, max_tries=1) as client:
+        async with client_of(server, timeout_s=0.1, max_attempts=1) as client:
             with pytest.raises(ChatUnavailableError, match=r"tried once; .*no answer came within 0\.1 s"):
                 await completed(client)
         async with client_of(server) as client:
@@ -208,7 +208,7 @@ async def test_a_server_that_dawdles_is_given_up_in_time():
         (failing(422), "422: .*DEIXIS_LLM_MODEL"),
         (
             saying(b"", 301, location="https://other.example/v1"),
-            "on to 'https://other.example/v1'.*DEIXIS_LLM_BASE_URL",
+            "redirects requests to 'https://other.example/v1'.*DEIXIS_LLM_BASE_URL",
         ),
         (saying(b'{"error": "in one string"}', 400), "400: in one string;"),
         (saying(b'{"detail": "in detail"}', 400), "400: in detail;"),
@@ -218,7 +218,7 @@ async def test_a_server_that_dawdles_is_given_up_in_time():
     ],
     ids=lambda each: str(each.status) if isinstance(each, Step) else None,
 )
-async def test_what_the_operator_has_to_mend_is_told_at_once_with_the_setting(step, told):
+async def test_a_permanent_error_is_raised_at_once_and_names_the_setting(step, told):
     with ChatServer([step]) as server:
         async with client_of(server) as client:
             with pytest.raises(ChatRefusedError, match=told) as caught:
@@ -228,14 +228,14 @@ async def test_what_the_operator_has_to_mend_is_told_at_once_with_the_setting(st
     assert isinstance(caught.value, DescribingError)
 
 
-async def test_an_endpoint_that_wants_a_key_where_there_is_none_is_told_as_such():
+async def test_the_error_says_that_a_key_is_missing():
     with ChatServer(key=KEY) as server:
         async with client_of(server, key=None) as client:
-            with pytest.raises(ChatRefusedError, match=r"wants a key; .*set DEIXIS_LLM_API_KEY"):
+            with pytest.raises(ChatRefusedError, match=r"requires a key; .*set DEIXIS_LLM_API_KEY"):
                 await completed(client)
 
 
-def test_an_error_can_be_told_over_http():
+def test_every_error_has_an_http_status():
     for error in (ChatRefusedError("no", 401), ChatUnavailableError("later")):
         assert problem(error)["status"] >= 500
 
@@ -254,10 +254,10 @@ ECHOES = [
 
 
 @pytest.mark.parametrize("step", ECHOES)
-async def test_the_key_is_in_no_message_and_no_log_even_if_the_server_sends_it_back(step, caplog):
+async def test_the_key_is_in_no_message_and_no_log_even_if_the_server_returns_it(step, caplog):
     caplog.set_level("INFO")
     with ChatServer(afterwards=step) as server, capture_logs() as logs:
-        async with client_of(server, max_tries=2) as client:
+        async with client_of(server, max_attempts=2) as client:
             with pytest.raises(DescribingError) as caught:
                 await completed(client)
     shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value) + str(logs) + repr(client)
@@ -266,19 +266,19 @@ async def test_the_key_is_in_no_message_and_no_log_even_if_the_server_sends_it_b
     assert KEY not in caplog.text
 
 
-async def test_the_key_is_hidden_in_what_the_protocol_library_says():
+async def test_the_key_is_hidden_in_messages_of_the_http_library():
     def answer(request: httpx.Request) -> httpx.Response:
         raise httpx.RemoteProtocolError(f"illegal status line: {request.headers['authorization']}", request=request)
 
     with capture_logs() as logs:
-        async with client_of("http://test/v1", transport=httpx.MockTransport(answer), max_tries=2) as client:
+        async with client_of("http://test/v1", transport=httpx.MockTransport(answer), max_attempts=2) as client:
             with pytest.raises(ChatUnavailableError, match=r"illegal status line: Bearer \[key\]") as caught:
                 await completed(client)
     assert KEY not in "".join(traceback.format_exception(caught.value)) + str(logs)
 
 
 @pytest.mark.parametrize("key", ["sk-12\n34", "sk-12 34", "sk-12\u2026", "sk-12\x00"])
-def test_a_key_that_no_header_can_carry_is_refused_at_start_and_not_shown(key):
+def test_a_key_that_a_header_cannot_contain_is_refused_and_not_shown(key):
     with pytest.raises(ConfigurationError, match="DEIXIS_LLM_API_KEY") as caught:
         ChatClient("http://test/v1", key, "scripted")
     assert "12" not in caught.value.message
@@ -296,19 +296,19 @@ def test_a_key_that_no_header_can_carry_is_refused_at_start_and_not_shown(key):
         "http://h?k=1234",
     ],
 )
-def test_an_address_that_cannot_be_one_is_refused_at_start_and_not_shown(url):
+def test_an_invalid_base_url_is_refused_and_not_shown(url):
     with pytest.raises(ConfigurationError, match=r"DEIXIS_LLM_BASE_URL .*https://host/v1") as caught:
         ChatClient(url, None, "scripted")
     assert "1234" not in "".join(traceback.format_exception(caught.value))
 
 
-def test_an_empty_model_is_refused_at_start():
+def test_an_empty_model_is_refused():
     with pytest.raises(ConfigurationError, match="DEIXIS_LLM_MODEL is empty"):
         ChatClient("http://test/v1", None, " ")
 
 
 @pytest.mark.parametrize(("told", "least_s", "most_s"), [("7", 7, 8), ("0.5", 0.5, 1), ("100000", 120, 120)])
-async def test_retry_after_is_waited_for_and_no_longer_than_two_minutes(told, least_s, most_s):
+async def test_retry_after_is_obeyed_up_to_two_minutes(told, least_s, most_s):
     time = Time()
     with ChatServer([full(told)]) as server:
         async with client_of(server, time) as client:
@@ -327,7 +327,7 @@ async def test_retry_after_may_be_a_date():
 
 
 @pytest.mark.parametrize("told", ["0", "Wed, 21 Oct 2015 07:28:00 GMT", "", "soon", "-5"])
-async def test_a_retry_after_that_says_nothing_is_a_wait_like_any_other(told):
+async def test_an_invalid_retry_after_gives_the_normal_backoff(told):
     time = Time()
     with ChatServer([full(told)]) as server:
         async with client_of(server, time) as client:
@@ -336,7 +336,7 @@ async def test_a_retry_after_that_says_nothing_is_a_wait_like_any_other(told):
     assert time.sleeps[0] <= 2
 
 
-async def test_a_busy_server_that_says_when_to_come_back_is_heeded_too():
+async def test_retry_after_of_a_503_is_obeyed():
     time = Time()
     with ChatServer([failing(503, retry_after="9")]) as server:
         async with client_of(server, time) as client:
@@ -344,7 +344,7 @@ async def test_a_busy_server_that_says_when_to_come_back_is_heeded_too():
     assert 9 <= sum(time.sleeps) <= 10
 
 
-async def test_when_one_request_is_told_to_wait_all_requests_wait():
+async def test_retry_after_pauses_all_requests():
     """The second request is begun after the first was refused, and is not sent before the pause is over."""
     time = Time()
     asleep, awake = [anyio.Event(), anyio.Event()], anyio.Event()
@@ -371,7 +371,7 @@ async def test_when_one_request_is_told_to_wait_all_requests_wait():
 
 
 @pytest.mark.parametrize(("reset", "least_s"), [("1s", 1), ("120ms", 0.12), ("6m0s", 120), ("1m0.5s", 60.5)])
-async def test_an_answer_that_was_the_last_one_allowed_pauses_the_next_request(reset, least_s):
+async def test_an_exhausted_rate_limit_pauses_the_next_request(reset, least_s):
     time = Time()
     last = ok(x_ratelimit_remaining_requests="0", x_ratelimit_reset_requests=reset)
     with ChatServer([last]) as server:
@@ -383,7 +383,7 @@ async def test_an_answer_that_was_the_last_one_allowed_pauses_the_next_request(r
     assert least_s <= slept <= least_s + min(1, least_s)
 
 
-async def test_a_refusal_without_retry_after_waits_for_the_reset_that_it_tells():
+async def test_a_429_without_retry_after_waits_for_the_reset_of_the_rate_limit():
     time = Time()
     with ChatServer([full(x_ratelimit_remaining_requests="0", x_ratelimit_reset_requests="20s")]) as server:
         async with client_of(server, time) as client:
@@ -392,7 +392,7 @@ async def test_a_refusal_without_retry_after_waits_for_the_reset_that_it_tells()
 
 
 @pytest.mark.parametrize(("remaining", "reset"), [("1", "1s"), ("0", ""), ("0", "soon"), ("0", "1s or so"), ("", "1s")])
-async def test_limits_that_are_not_reached_or_not_understood_pause_nothing(remaining, reset):
+async def test_rate_limits_that_are_not_exhausted_or_not_valid_do_not_pause(remaining, reset):
     time = Time()
     with ChatServer([ok(x_ratelimit_remaining_requests=remaining, x_ratelimit_reset_requests=reset)]) as server:
         async with client_of(server, time) as client:
@@ -402,13 +402,13 @@ async def test_limits_that_are_not_reached_or_not_understood_pause_nothing(remai
 
 
 @given(st.text(max_size=40) | st.from_regex(r"[A-Z][a-z]{2}, \d+ [A-Z][a-z]{2} \d+ \d+:\d+:\d+ ([A-Z]{3}|[+-]\d+)"))
-def test_any_header_is_a_wait_within_bounds_or_none(told):
-    for seconds in (_retry_after_s(told), _span_s(told)):
+def test_any_header_gives_a_pause_within_bounds_or_none(told):
+    for seconds in (_retry_after_s(told), _duration_s(told)):
         assert seconds is None or 0 <= seconds <= 120
 
 
 @pytest.mark.parametrize("at_most", [1, 2, 3])
-async def test_an_endpoint_that_gives_fewer_answers_is_asked_for_the_rest(at_most):
+async def test_missing_answers_are_requested_again(at_most):
     with ChatServer(afterwards=giving(at_most)) as server:
         async with client_of(server) as client:
             completion = await completed(client, n=5)
@@ -418,7 +418,7 @@ async def test_an_endpoint_that_gives_fewer_answers_is_asked_for_the_rest(at_mos
     assert completion.prompt_tokens == len(server.received)
 
 
-async def test_an_endpoint_that_gives_more_answers_than_asked_is_held_to_the_number():
+async def test_surplus_answers_are_dropped():
     body = (
         b'{"choices": [{"message": {"content": "a"}}, {"message": {"content": "b"}}], "usage": {"prompt_tokens": null}}'
     )
@@ -429,7 +429,7 @@ async def test_an_endpoint_that_gives_more_answers_than_asked_is_held_to_the_num
     assert (completion.prompt_tokens, completion.completion_tokens, completion.model) == (0, 0, "scripted")
 
 
-async def test_a_choice_without_text_is_asked_for_again_and_the_others_are_kept():
+async def test_a_choice_without_text_is_requested_again_and_the_others_are_kept():
     body = b'{"choices": [{"message": {"content": null}}, {"message": {"content": "kept"}}]}'
     with ChatServer([saying(body)]) as server:
         async with client_of(server) as client:
@@ -438,7 +438,7 @@ async def test_a_choice_without_text_is_asked_for_again_and_the_others_are_kept(
 
 
 @pytest.mark.parametrize("status", [400, 422])
-async def test_an_endpoint_that_refuses_several_answers_is_asked_for_one_at_a_time_from_then_on(status):
+async def test_after_a_refusal_of_several_answers_one_is_requested_at_a_time(status):
     with ChatServer([failing(status, "n must be 1")]) as server:
         async with client_of(server) as client:
             first, second = await completed(client, n=2), await completed(client, n=2)
@@ -446,7 +446,7 @@ async def test_an_endpoint_that_refuses_several_answers_is_asked_for_one_at_a_ti
     assert [each.body["n"] for each in server.received] == [2, 1, 1, 1, 1]
 
 
-async def test_a_refusal_that_has_nothing_to_do_with_the_number_of_answers_is_told_at_once():
+async def test_a_refusal_that_does_not_depend_on_the_number_of_answers_is_raised_at_once():
     with ChatServer(key="another") as server:
         async with client_of(server) as client:
             with pytest.raises(ChatRefusedError, match="DEIXIS_LLM_API_KEY"):
@@ -454,7 +454,7 @@ async def test_a_refusal_that_has_nothing_to_do_with_the_number_of_answers_is_to
     assert len(server.received) == 1
 
 
-async def test_an_endpoint_that_refuses_one_answer_too_is_told_and_asked_for_several_again():
+async def test_a_refusal_of_a_single_answer_is_raised_and_the_next_request_asks_for_several():
     with ChatServer([failing(400), failing(400, "bad prompt")]) as server:
         async with client_of(server) as client:
             with pytest.raises(ChatRefusedError, match="bad prompt"):
@@ -463,7 +463,7 @@ async def test_an_endpoint_that_refuses_one_answer_too_is_told_and_asked_for_sev
     assert [each.body["n"] for each in server.received] == [2, 1, 2]
 
 
-async def test_no_more_requests_are_under_way_than_allowed():
+async def test_concurrency_limits_the_requests():
     under_way, most = 0, 0
 
     async def answer(request: httpx.Request) -> httpx.Response:
@@ -485,7 +485,7 @@ async def test_no_more_requests_are_under_way_than_allowed():
     assert most == 3
 
 
-async def test_many_requests_at_once_are_all_answered():
+async def test_many_concurrent_requests_are_all_answered():
     script = [full("1"), failing(500), cut(), malformed(), giving(1)] * 6
     prompts = [f"What is {number}?" for number in range(40)]
     found = {}
@@ -494,7 +494,7 @@ async def test_many_requests_at_once_are_all_answered():
         found[prompt] = await completed(client, prompt, n=2)
 
     with ChatServer(script) as server:
-        async with client_of(server, concurrency=6, max_tries=40) as client, anyio.create_task_group() as tasks:
+        async with client_of(server, concurrency=6, max_attempts=40) as client, anyio.create_task_group() as tasks:
             for prompt in prompts:
                 tasks.start_soon(ask, prompt)
     assert {prompt: completion.texts[0] for prompt, completion in found.items()} == {
@@ -502,7 +502,7 @@ async def test_many_requests_at_once_are_all_answered():
     }
 
 
-async def test_a_request_that_is_abandoned_leaves_its_place_to_others():
+async def test_a_cancelled_request_frees_its_slot():
     with ChatServer([slow()]) as server:
         async with client_of(server, concurrency=1) as client:
             async with anyio.create_task_group() as tasks:
@@ -513,7 +513,7 @@ async def test_a_request_that_is_abandoned_leaves_its_place_to_others():
     assert completion.texts == (answer_to("next", 0),)
 
 
-def test_an_estimate_is_of_the_endpoint_that_gives_one_answer_a_request():
+def test_an_estimate_assumes_one_answer_per_request():
     assert estimate(questions=30, n=10, prompt_chars=1200, max_tokens=50) == Estimate(
         requests=300, prompt_tokens=300 * 10 + 300 * 10, completion_tokens=15_000
     )

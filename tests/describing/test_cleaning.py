@@ -37,7 +37,7 @@ def cleaned(text, classname="lynx"):
         ("## A lynx has **tufted** ears", "A lynx has tufted ears."),
     ],
 )
-def test_what_stands_around_a_sentence_is_taken_off(raw, sentence):
+def test_marks_around_a_sentence_are_removed(raw, sentence):
     assert cleaned(raw) == sentence
 
 
@@ -54,7 +54,7 @@ def test_what_stands_around_a_sentence_is_taken_off(raw, sentence):
         "\u5c71\u732b\u6709\u8033\u6735\u3002",
     ],
 )
-def test_what_belongs_to_a_sentence_stays(sentence):
+def test_marks_within_a_sentence_are_kept(sentence):
     assert cleaned(sentence) == sentence
 
 
@@ -74,11 +74,11 @@ def test_what_belongs_to_a_sentence_stays(sentence):
         ("\u5c71\u732b\u6709\u8033\u6735\u3002\u5b83\u7684\u5c3e", "\u5c71\u732b\u6709\u8033\u6735\u3002"),
     ],
 )
-def test_a_sentence_that_was_cut_off_is_left_out_or_given_a_full_stop(raw, sentence):
+def test_a_truncated_sentence_is_dropped_or_given_a_full_stop(raw, sentence):
     assert cleaned(raw) == sentence
 
 
-def test_a_full_stop_in_the_class_name_ends_no_sentence():
+def test_a_full_stop_in_the_class_name_does_not_end_a_sentence():
     assert cleaned("The No. One Bar has a red door and", "No. One Bar") == "The No. One Bar has a red door and."
     assert cleaned("The Feat. Kit is red. It has", "Feat. Kit") == "The Feat. Kit is red."
 
@@ -110,15 +110,15 @@ def test_a_full_stop_in_the_class_name_ends_no_sentence():
         "x" * 1000,
     ],
 )
-def test_what_is_no_description_is_left_out(raw):
+def test_an_answer_that_is_not_a_description_is_dropped(raw):
     assert cleaned(raw) is None
 
 
-def test_a_description_of_the_greatest_length_is_kept():
+def test_a_description_of_the_maximum_length_is_kept():
     assert cleaned("x" * 999 + ".") == "x" * 999 + "."
 
 
-def test_sentences_keep_their_order_and_come_once_whatever_their_case_spaces_and_last_mark():
+def test_sentences_keep_their_order_and_those_that_differ_in_case_spaces_and_last_mark_are_dropped():
     raw = ["A lynx is a cat", "It has tufts.", "a Lynx is a  cat!", "- A lynx is a cat.", "It has a tail."]
     assert clean_sentences(raw, "lynx") == ["A lynx is a cat.", "It has tufts.", "It has a tail."]
 
@@ -130,7 +130,7 @@ TEXTS = st.text(max_size=60) | st.lists(PIECES, max_size=12).map("".join)
 
 
 @given(st.lists(TEXTS, max_size=4), st.text(max_size=8))
-def test_a_label_set_takes_whatever_passes(raw, classname):
+def test_a_label_set_accepts_every_cleaned_text(raw, classname):
     sentences = tuple(clean_sentences(raw, classname))
     features = tuple(clean_features("\n".join(f"- {text}" for text in raw), classname))
     (entry,) = clean_classes(
@@ -141,12 +141,12 @@ def test_a_label_set_takes_whatever_passes(raw, classname):
 
 
 @given(st.lists(TEXTS, max_size=4))
-def test_what_is_clean_stays_as_it_is(raw):
+def test_cleaning_a_clean_text_changes_nothing(raw):
     once = clean_sentences(raw, "lynx")
     assert clean_sentences(once, "lynx") == once
 
 
-def test_features_are_the_items_of_the_list_and_no_other_line():
+def test_features_are_the_items_of_the_list_and_not_other_lines():
     raw = "A lynx has:\n- tufted ears\n* Short tail.\n1. Spotted coat\n\n  - broad paws\nThat is all.\n-nothing\n- \n"
     assert clean_features(raw, "lynx") == ["tufted ears", "short tail", "spotted coat", "broad paws"]
 
@@ -172,7 +172,7 @@ def test_a_feature_is_a_phrase_that_fits_into_a_sentence(line, feature):
 @pytest.mark.parametrize(
     "line", ["- lynx", "- A Lynx.", "- the lynx", "- ...", "- see https://x.org", f"- {'x' * 201}"]
 )
-def test_a_feature_that_says_nothing_is_left_out(line):
+def test_a_worthless_feature_is_dropped(line):
     assert clean_features(line, "lynx") == []
 
 
@@ -180,7 +180,7 @@ def test_a_feature_that_only_begins_like_the_class_is_kept():
     assert clean_features("- lynx-like ears\n- a lynx in snow", "a lynx") == ["lynx-like ears", "a lynx in snow"]
 
 
-def test_features_keep_their_order_and_come_once():
+def test_features_keep_their_order_and_repeated_ones_are_dropped():
     assert clean_features("- b\n- a\n- B.\n- c\n- A", "lynx") == ["b", "a", "c"]
 
 

@@ -103,13 +103,13 @@ async def test_every_question_is_asked_of_every_class_and_its_answers_become_dra
         (DescribeRequest(sentences=False, classes=("cat",)), [FEATURES.replace("{a_name}", "a cat")]),
     ],
 )
-async def test_what_is_asked_can_be_chosen(describer_of, pets, request_, asked):
+async def test_the_request_selects_the_questions(describer_of, pets, request_, asked):
     with ChatServer() as server:
         await describer_of(server).run(pets, request_, no_progress)
     assert server.prompts == asked
 
 
-async def test_what_was_answered_is_not_asked_again(describer_of, drafts, pets):
+async def test_answered_questions_are_not_asked_again(describer_of, drafts, pets):
     with ChatServer() as server:
         describer = describer_of(server)
         await describer.run(pets, DescribeRequest(classes=("cat",)), no_progress)
@@ -135,7 +135,7 @@ async def test_another_model_or_another_number_of_answers_is_another_question(de
     ]
 
 
-async def test_an_estimate_is_of_all_that_is_not_answered(describer_of, pets):
+async def test_an_estimate_counts_only_unanswered_questions(describer_of, pets):
     with ChatServer() as server:
         told = await describer_of(server).estimate(pets, DescribeRequest(answers=4))
         assert server.prompts == []
@@ -144,9 +144,7 @@ async def test_an_estimate_is_of_all_that_is_not_answered(describer_of, pets):
     assert told.prompt_tokens > 0
 
 
-async def test_after_a_refusal_what_was_answered_is_kept_and_the_rest_is_asked_the_next_time(
-    describer_of, pets, drafts
-):
+async def test_after_a_refusal_the_answers_are_kept_and_the_next_run_asks_the_rest(describer_of, pets, drafts):
     request = DescribeRequest(features=False, answers=1)
     with ChatServer([saying(b'{"choices": [{"message": {"content": "It has fur."}}]}'), failing(401)]) as server:
         with pytest.raises(ChatRefusedError, match="DEIXIS_LLM_API_KEY"):
@@ -159,19 +157,17 @@ async def test_after_a_refusal_what_was_answered_is_kept_and_the_rest_is_asked_t
     )
 
 
-async def test_one_question_that_gets_no_answer_keeps_no_other_from_being_asked(
-    describer_of, pets, drafts, monkeypatch
-):
+async def test_an_unanswered_question_does_not_stop_the_others(describer_of, pets, drafts, monkeypatch):
     monkeypatch.setattr("app.describing.chat.random.uniform", lambda *_: 0)
     with ChatServer([failing(500)] * 6) as server:
-        with pytest.raises(ChatUnavailableError, match=r"1 of 4 questions were not answered.*500.*begin again"):
+        with pytest.raises(ChatUnavailableError, match=r"1 of 4 questions were not answered.*500.*start again"):
             await describer_of(server).run(pets, DescribeRequest(features=False, answers=1), no_progress)
         assert len(await drafts.list("pets", limit=10)) == 3
         outcome = await describer_of(server).run(pets, DescribeRequest(features=False, answers=1), no_progress)
     assert (outcome.answered_before, outcome.new_drafts) == (3, 1)
 
 
-async def test_an_endpoint_that_is_away_is_given_up_after_three_questions(describer_of, pets, monkeypatch):
+async def test_a_run_ends_after_three_consecutive_failures(describer_of, pets, monkeypatch):
     monkeypatch.setattr("app.describing.chat.random.uniform", lambda *_: 0)
     with ChatServer(afterwards=failing(500)) as server, pytest.raises(ChatUnavailableError, match="tried 6 times"):
         await describer_of(server).run(pets, DescribeRequest(questions=Questions.ALL), no_progress)
@@ -187,7 +183,7 @@ async def test_many_workers_ask_each_question_once(describer_of, engine, drafts)
     assert len(await drafts.list("things", limit=1000)) == outcome.new_drafts == 20 * (2 + 3)
 
 
-async def test_a_label_set_that_is_deleted_meanwhile_ends_the_run(describer_of, engine, pets):
+async def test_deleting_the_label_set_ends_the_run(describer_of, engine, pets):
     async def delete(done, total):
         if done == 1:
             await LabelSetRepository(engine).delete("pets")
@@ -204,20 +200,20 @@ async def test_a_label_set_that_is_deleted_meanwhile_ends_the_run(describer_of, 
         ({"base_url": "", "model": None}, "set DEIXIS_LLM_BASE_URL and DEIXIS_LLM_MODEL, and"),
     ],
 )
-async def test_without_a_language_model_it_is_told_how_to_set_one(describer_of, pets, changes, missing):
+async def test_without_a_language_model_the_error_names_the_missing_settings(describer_of, pets, changes, missing):
     with ChatServer() as server:
         describer = describer_of(server, **changes)
         for call in (describer.estimate(pets, DescribeRequest()), describer.run(pets, DescribeRequest(), no_progress)):
-            with pytest.raises(NotConfiguredError, match=rf"{missing} DEIXIS_LLM_API_KEY where"):
+            with pytest.raises(NotConfiguredError, match=rf"{missing} DEIXIS_LLM_API_KEY if"):
                 await call
 
 
-async def test_an_address_that_cannot_be_one_is_told(describer_of, pets):
+async def test_an_invalid_base_url_is_an_error(describer_of, pets):
     with pytest.raises(ConfigurationError, match="DEIXIS_LLM_BASE_URL"):
         await describer_of(None, base_url="localhost").run(pets, DescribeRequest(), no_progress)
 
 
-async def test_what_cannot_be_asked_is_refused(describer_of, pets):
+async def test_an_impossible_request_is_refused(describer_of, pets):
     with ChatServer() as server:
         describer = describer_of(server)
         with pytest.raises(UnknownNameError, match="unknown question set 'fish'; known: birds, general"):
@@ -228,10 +224,10 @@ async def test_what_cannot_be_asked_is_refused(describer_of, pets):
             await describer.estimate(pets, DescribeRequest(sentences=False, features=False))
 
 
-def test_a_request_is_read_back_as_it_was_stored():
+def test_a_request_survives_json():
     for request in (DescribeRequest(), DescribeRequest("birds", Questions.ALL, False, True, 3, ("owl",))):
         assert DescribeRequest.from_json(request.to_json()) == request
 
 
-def test_the_key_is_not_in_what_is_printed_of_the_settings():
+def test_the_repr_of_the_settings_does_not_contain_the_key():
     assert "sk-secret" not in repr(LanguageModel(api_key="sk-secret"))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.describing.questions import ask, load_feature_question, load_question_sets
+from app.describing.questions import fill_question, load_feature_question, load_question_sets
 from app.errors import ConfigurationError
 from app.runtime.data_files import resources
 
@@ -36,23 +36,23 @@ def broken(folder, **changes):
         ("élan", "Is it a élan or a élan, élan?"),
     ],
 )
-def test_a_question_has_the_name_in_every_place_behind_the_article_that_its_first_letter_takes(classname, asked):
-    assert ask("Is it {a_name} or {a_name}, {name}?", classname) == asked
+def test_every_placeholder_is_replaced_by_the_name_with_the_article_of_its_first_letter(classname, asked):
+    assert fill_question("Is it {a_name} or {a_name}, {name}?", classname) == asked
 
 
 @pytest.mark.parametrize("classname", ["{name}", "{a_name}", "{0.__class__}", "{}", "a{name}b", "\\1", "\\g<0>"])
-def test_what_looks_like_a_placeholder_in_a_class_name_is_not_filled(classname):
+def test_a_placeholder_in_a_class_name_is_not_replaced(classname):
     article = "an" if classname.startswith("a") else "a"
-    assert ask("{name}, {a_name}", classname) == f"{classname}, {article} {classname}"
+    assert fill_question("{name}, {a_name}", classname) == f"{classname}, {article} {classname}"
 
 
 @given(st.text(max_size=30))
 def test_any_text_can_be_a_class_name(classname):
-    assert ask("<{name}>", classname) == f"<{classname}>"
-    assert ask("<{a_name}>", classname) in {f"<a {classname}>", f"<an {classname}>"}
+    assert fill_question("<{name}>", classname) == f"<{classname}>"
+    assert fill_question("<{a_name}>", classname) in {f"<a {classname}>", f"<an {classname}>"}
 
 
-def test_a_set_has_the_name_of_its_file_and_its_questions_in_order(tmp_path):
+def test_a_question_set_has_the_name_of_its_file_and_its_questions_in_order(tmp_path):
     (tmp_path / "things.toml").write_text(GOOD, encoding="utf-8")
     sets = load_question_sets(tmp_path)
     assert list(sets) == ["things"]
@@ -62,7 +62,7 @@ def test_a_set_has_the_name_of_its_file_and_its_questions_in_order(tmp_path):
     assert sets["things"].full == ("What is {name}?", "Where is {a_name}?")
 
 
-def test_sets_cannot_be_changed(tmp_path):
+def test_question_sets_are_immutable(tmp_path):
     (tmp_path / "things.toml").write_text(GOOD, encoding="utf-8")
     sets = load_question_sets(tmp_path)
     with pytest.raises(TypeError):
@@ -78,7 +78,7 @@ def test_sets_cannot_be_changed(tmp_path):
         ({"full": '["What of {{name}}?"]'}, r"full\.0: .*has a brace"),
         ({"full": '["What of {name.__class__}?"]'}, r"full\.0: .*has a brace"),
         ({"base": "[]"}, r"base: .*at least 1"),
-        ({"base": '["{name}?", "{name}?"]'}, r"base: '\{name\}\?' is asked twice"),
+        ({"base": '["{name}?", "{name}?"]'}, r"base: '\{name\}\?' is in the list twice"),
         ({"base": r'["{name}\n?"]'}, r"base\.0: .*control character"),
         ({"base": '"{name}?"'}, r"base: .*list"),
         ({"full": None}, r"full: .*required"),
@@ -86,26 +86,26 @@ def test_sets_cannot_be_changed(tmp_path):
         ({"fully": '["{name}?"]'}, r"fully: .*not permitted"),
     ],
 )
-def test_a_broken_set_stops_the_start_and_is_named_with_its_fault(tmp_path, changes, fault):
+def test_the_error_of_a_broken_question_set_names_the_file_and_the_fault(tmp_path, changes, fault):
     assert re.search(fault, broken(tmp_path, **changes))
 
 
-def test_every_fault_of_a_file_is_told(tmp_path):
+def test_the_error_lists_every_fault_of_a_file(tmp_path):
     told = broken(tmp_path, base="[]", full='["It?"]', fully="1")
     assert all(f"{key}: " in told for key in ("base", "full.0", "fully"))
 
 
 @pytest.mark.parametrize("content", [b"summary = ", b"\xff = 1"])
-def test_a_file_that_is_no_toml_is_named(tmp_path, content):
+def test_the_error_of_a_file_that_is_not_toml_names_it(tmp_path, content):
     (tmp_path / "things.toml").write_bytes(content)
     with pytest.raises(ConfigurationError, match=r"things\.toml: not a TOML file"):
         load_question_sets(tmp_path)
 
 
-def test_a_folder_that_is_missing_or_has_no_set_is_named(tmp_path):
-    with pytest.raises(ConfigurationError, match=r"no folder of questions at .*nowhere"):
+def test_a_folder_that_is_missing_or_empty_is_an_error(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"there is no folder of questions at .*nowhere"):
         load_question_sets(tmp_path / "nowhere")
-    with pytest.raises(ConfigurationError, match=f"no set of questions in '{re.escape(str(tmp_path))}'"):
+    with pytest.raises(ConfigurationError, match=f"there is no question set in '{re.escape(str(tmp_path))}'"):
         load_question_sets(tmp_path)
 
 
@@ -118,14 +118,14 @@ def test_a_folder_that_is_missing_or_has_no_set_is_named(tmp_path):
         (None, r"features\.toml: cannot be read"),
     ],
 )
-def test_a_broken_question_for_features_is_named_with_its_fault(tmp_path, content, fault):
+def test_the_error_of_a_broken_question_for_features_names_the_fault(tmp_path, content, fault):
     if content is not None:
         (tmp_path / "features.toml").write_text(content, encoding="utf-8")
     with pytest.raises(ConfigurationError, match=fault):
         load_feature_question(tmp_path)
 
 
-def test_nine_domains_are_shipped_with_three_base_questions_and_at_least_five_full_ones():
+def test_nine_question_sets_are_shipped_with_three_base_and_at_least_five_full_questions():
     sets = load_question_sets(SHIPPED)
     assert sorted(sets) == sorted(
         ["general", "birds", "pets", "food", "cars", "textures", "scenes", "satellite", "actions"]
@@ -136,15 +136,15 @@ def test_nine_domains_are_shipped_with_three_base_questions_and_at_least_five_fu
         assert not set(each.base) & set(each.full), each.name
 
 
-def test_shipped_questions_leave_the_article_to_the_name():
+def test_shipped_questions_contain_no_article_before_a_name():
     questions = [question for each in load_question_sets(SHIPPED).values() for question in (*each.base, *each.full)]
     for question in [*questions, load_feature_question(SHIPPED)]:
         assert not re.search(r"\b(an?|the) \{", question), question
-        assert " a owl" not in ask(question, "owl")
+        assert " a owl" not in fill_question(question, "owl")
 
 
 def test_the_question_for_features_has_two_worked_examples_and_ends_with_the_class():
-    prompt = ask(load_feature_question(SHIPPED), "owl")
+    prompt = fill_question(load_feature_question(SHIPPED), "owl")
     assert prompt.count("\nQ: ") == prompt.count("\nA:") == 3
     first, second, last = prompt.split("\nQ: ")[1:]
     assert first.count("\n- ") >= 5
