@@ -1,1 +1,1 @@
-"""Calibration of scores, and measures of accuracy."""
+"""Calibration of scores, measures of accuracy, and shared array operations."""

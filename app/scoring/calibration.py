@@ -1,13 +1,13 @@
-"""How sure to be: scores that mean what they say, sets of labels that hold the true one, and "none of these".
+"""Calibration: calibrated probabilities, conformal sets of labels, and the rejection of images of unknown classes.
 
-Everything is learned from labelled images that the method has not seen. ``rejection_threshold`` and
-``conformal_quantile`` keep their promises exactly, for any number of images and for any distribution, where the scores
-they are given and those of new images are exchangeable. ``calibrate`` fits one temperature to the same images, which
-new images had no part in, so that there the promises hold approximately: in simulations of 19 to 50 images and 2 to
-100 classes both were missed by less than 0.4 percentage points, with 9 images by up to 1.3. For two classes they stay
-exact, as no temperature changes the order of the images. Temperatures fitted crosswise to two halves were tried
-instead: scores at two temperatures, compared with new ones at a third, missed by -4 to +10 points. The logits of a
-method that learns must be cross-validated, and its last fit, to all images, differs a little from those of the folds.
+Everything is fitted to labelled images that the method has not learned from. The guarantees of ``rejection_threshold``
+and ``conformal_quantile`` are exact, for any number of images and any distribution, if their scores and those of new
+images are exchangeable. ``calibrate`` fits one temperature to the same images, and not to new images, so its guarantees
+are approximate: in simulations of 19 to 50 images and 2 to 100 classes, both were missed by less than 0.4 percentage
+points, with 9 images by up to 1.3. For two classes they are exact, because no temperature changes the order of the
+images. Two temperatures, each fitted to one half and used for the other, were tried instead: these scores, compared
+with new ones at a third temperature, missed by -4 to +10 points. The logits of a method that learns must be
+cross-validated. Its final fit, to all images, differs slightly from those of the folds.
 """
 
 from collections.abc import Mapping
@@ -26,26 +26,27 @@ LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 100.0
 _MIN_TEMPERED_LOSS_TEMPERATURE = 0.5
 
 MAX_KEPT_SCORES = 2000
-"""Order statistics that a calibration stores; which ones, and what stands for the rest, is told there."""
+"""The largest number of order statistics that a ``Calibration`` stores, which describes the selection."""
 
-# Products such as 0.29 * 100 miss the whole number that is meant by some 1e-14.
+# Products such as 0.29 * 100 differ from the intended whole number by about 1e-14.
 _ROUNDING = 1e-9
 
 
 def fit_temperature(logits: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]) -> float:
     """Return the T in [0.01, 100] at which ``softmax(logits / T)`` fits the true classes best; n is at least 1.
 
-    Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.2: the least negative log-likelihood.
+    Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.2: the minimum of the negative
+    log-likelihood.
 
-    Deviation: a prior with the weight of one image draws T to 1, the model's own scale. It adds ``1/T + log(T)`` to
-    the sum over the images, as if 1 had been drawn once from an exponential distribution of rate ``1/T``. Labels that
-    are all right can then not drive T to 0: at the optimum ``T = 1 + sum_i (mean_i - true_i)``, with the mean logit
-    under the probabilities and the logit of the true class, and T is never below ``1 / (1 + n * log(c))``. The whole
-    is strictly convex in ``1/T``, so that there is one minimum and the search finds it; a prior that is normal in
-    ``log(T)`` would not promise that.
+    Deviation: a prior with the weight of one image draws T to 1, the scale of the model. It adds ``1/T + log(T)`` to
+    the sum over the images, the negative log-likelihood of one draw of 1 from an exponential distribution of rate
+    ``1/T``. So labels that are all correct cannot drive T to 0: at the optimum ``T = 1 + sum_i (mean_i - true_i)``,
+    with the mean logit under the probabilities and the logit of the true class, and T is never below ``1 / (1 + n *
+    log(c))``. The objective is strictly convex in ``1/T``, so there is one minimum, which the search finds. A normal
+    prior in ``log(T)`` would not guarantee that.
 
     Raises:
-        ValueError: no images, logits that are not finite, or labels that do not fit.
+        ValueError: there are no images, a logit is not finite, or the labels are invalid.
     """
     wide = _labelled(logits, labels)
     gaps = wide - wide[np.arange(len(wide)), labels][:, None]
@@ -98,20 +99,20 @@ def _fitted_log2_inverse(
 
 
 def max_concept_matching(similarities: Float[np.ndarray, "n c"], temperature: float = 1.0) -> Float[np.ndarray, " n"]:
-    """Return the largest softmax of cosines, in [1/c, 1]; low where an image may show none of the classes.
+    """Return the largest softmax of the cosines, in [1/c, 1]; low for images that may show none of the classes.
 
     Ming et al., "Delving into Out-of-Distribution Detection with Vision-Language Representations", NeurIPS 2022,
-    who take the cosines of CLIP at a temperature of 1, far above the one that its logits are made with.
+    who use the cosines of CLIP at a temperature of 1, far above the temperature of its logits.
     """
     largest: np.ndarray = tempered_softmax(similarities, temperature).max(axis=1)
     return largest
 
 
 def energy(logits: Float[np.ndarray, "n c"], temperature: float = 1.0) -> Float[np.ndarray, " n"]:
-    """Return ``-T * logsumexp(logits / T)``; high where an image may show none of the classes.
+    """Return ``-T * logsumexp(logits / T)``; high for images that may show none of the classes.
 
-    Liu et al., "Energy-based Out-of-distribution Detection", NeurIPS 2020. The functions below take low scores for
-    foreign images, so give them its negative.
+    Liu et al., "Energy-based Out-of-distribution Detection", NeurIPS 2020. The functions below expect low scores for
+    such images, so pass them the negative energy.
     """
     validate_temperature(temperature)
     energies: np.ndarray = -temperature * logsumexp(np.asarray(logits, np.float64) / temperature, axis=1)
@@ -119,30 +120,30 @@ def energy(logits: Float[np.ndarray, "n c"], temperature: float = 1.0) -> Float[
 
 
 def false_rejection_rate(scores: Float[np.ndarray, " n"], threshold: float) -> float:
-    """Return the share of scores below the threshold, of n >= 1 images that do belong to a class.
+    """Return the share of scores below the threshold, for n >= 1 images that belong to a class.
 
     Raises:
-        ValueError: no scores, or one that is not a number.
+        ValueError: there are no scores, or a score is not a number.
     """
     return _below(scores, threshold) / len(scores)
 
 
 def false_rejection_bound(scores: Float[np.ndarray, " n"], threshold: float) -> float:
-    """Return the upper end of the 95 % Wilson interval of that share, for a threshold not chosen by these scores."""
+    """Return the upper bound of the 95 % Wilson interval of this share, if these scores did not set the threshold."""
     return wilson_interval(_below(scores, threshold), len(scores))[1]
 
 
 def rejection_threshold(scores: Float[np.ndarray, " n"], rate: float) -> float:
     """Return the largest threshold below which at most ``rate`` of new scores like these fall.
 
-    That is the k-th smallest of the n, with ``k = floor(rate * (n + 1))``: a new score is below it only if it is among
-    the k smallest of the n + 1, which has probability at most ``k / (n + 1)``, ties or not. With ``k = 0`` it is
-    -inf: so few images do not allow any to be rejected (Vovk et al., "Algorithmic Learning in a Random World", 2005).
-    The promise is about the mean over draws of the n images and a new one. How many images of other things are
-    rejected it does not say.
+    It is the k-th smallest of the n scores, with ``k = floor(rate * (n + 1))``. A new score is below it only if it is
+    among the k smallest of the n + 1, which has a probability of at most ``k / (n + 1)``, also with ties. With ``k =
+    0`` it is -inf: n is too small to reject any image (Vovk et al., "Algorithmic Learning in a Random World", 2005).
+    The guarantee holds on average over draws of the n images and a new one. It does not say how many images of unknown
+    classes are rejected.
 
     Raises:
-        ValueError: a rate outside [0, 1), or a score that is not a number.
+        ValueError: the rate is outside [0, 1), or a score is not a number.
     """
     if not 0 <= rate < 1:
         raise ValueError(f"a rate of {rate}; it must be at least 0 and below 1")
@@ -154,16 +155,16 @@ def rejection_threshold(scores: Float[np.ndarray, " n"], rate: float) -> float:
 def conformal_quantile(scores: Float[np.ndarray, " n"], coverage: float) -> float:
     """Return the q that a new score like these exceeds with probability at most ``1 - coverage``.
 
-    That is the k-th smallest of the n, with ``k = ceil((n + 1) * coverage)``, and inf where k is above n (Vovk et al.,
-    2005; Angelopoulos and Bates, "Conformal Prediction: A Gentle Introduction", 2023, section 1). Without ties a new
-    score is within it with probability ``k / (n + 1)`` exactly.
+    It is the k-th smallest of the n scores, with ``k = ceil((n + 1) * coverage)``, and inf if k is above n (Vovk et
+    al., 2005; Angelopoulos and Bates, "Conformal Prediction: A Gentle Introduction", 2023, section 1). Without ties, a
+    new score is at most q with a probability of exactly ``k / (n + 1)``.
 
     Args:
-        scores: how badly the true class of each image fits it, such as 1 less its probability.
+        scores: the nonconformity of the true class of each image, such as 1 less its probability.
         coverage: in (0, 1].
 
     Raises:
-        ValueError: a coverage outside (0, 1], or a score that is not a number.
+        ValueError: the coverage is outside (0, 1], or a score is not a number.
     """
     if not 0 < coverage <= 1:
         raise ValueError(f"a coverage of {coverage}; it must be above 0 and at most 1")
@@ -173,15 +174,16 @@ def conformal_quantile(scores: Float[np.ndarray, " n"], coverage: float) -> floa
 
 
 def prediction_sets(probabilities: Float[np.ndarray, "n c"], quantile: float) -> list[Int[np.ndarray, " k"]]:
-    """Return the classes of each image whose probability is at least ``1 - quantile``, best first; the first always.
+    """Return the classes of each image with a probability of at least ``1 - quantile``, and always the best one.
 
-    Sadinle et al., "Least Ambiguous Set-Valued Classifiers With Bounded Error Levels", JASA 2019, with the quantile
-    of ``1 - p`` of the true classes. Of all sets with this coverage on average over images, theirs are the smallest
-    where the probabilities are right, and one number says what is in them. Adaptive sets (Romano et al., NeurIPS 2020;
-    the largest classes until their sum passes the quantile) were as large on photographs of ten classes and covered
-    the hardest class a little better; with many classes they grow by every small probability.
+    Sadinle et al., "Least Ambiguous Set-Valued Classifiers With Bounded Error Levels", JASA 2019, with the quantile of
+    ``1 - p`` of the true classes. If the probabilities are correct, these are the smallest sets with this average
+    coverage, and one number defines them. Adaptive sets (Romano et al., NeurIPS 2020: the most probable classes until
+    their sum passes the quantile) had the same size on photographs of ten classes and covered the hardest class
+    slightly better. With many classes they grow by every small probability.
 
-    Deviation: a set is never empty, which can only add to its coverage. Of equal classes the earlier comes first.
+    Deviation: a set is never empty, which can only increase its coverage. Classes are sorted, the best first; of equal
+    classes the earlier comes first.
     """
     wide = np.asarray(probabilities, np.float64)
     if wide.ndim != 2 or not wide.shape[1]:
@@ -189,7 +191,7 @@ def prediction_sets(probabilities: Float[np.ndarray, "n c"], quantile: float) ->
     if not len(wide):
         return []
     order = np.argsort(-wide, axis=1, kind="stable")
-    # The same expression as for the quantile, so that rounding cannot part equal probabilities.
+    # The same expression as for the quantile, so that rounding cannot separate equal probabilities.
     sizes = (1 - wide <= quantile).sum(axis=1).clip(1)
     inside = np.arange(wide.shape[1]) < sizes[:, None]
     return np.split(order[inside], np.cumsum(sizes)[:-1])
@@ -197,16 +199,16 @@ def prediction_sets(probabilities: Float[np.ndarray, "n c"], quantile: float) ->
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What held-out images, of which each belongs to a class, teach about a method on a label set.
+    """The calibration of a method on a label set, from held-out images that belong to a class.
 
-    ``top_scores`` are the largest calibrated probabilities of the images and ``true_scores`` those of their true
-    classes, both ascending. Of more than 2,000 images only as many are kept, evenly spaced by rank with the first and
-    the last among them, and each that is left out counts as the next smaller one kept. Every promise survives that,
-    since smaller scores make a threshold lower, a quantile higher and a rate higher; by ``images / 2000`` ranks at
-    most, which is 0.05 % of the images.
+    ``top_scores`` are the largest calibrated probabilities of the images, and ``true_scores`` the probabilities of
+    their true classes, both ascending. Of more than 2,000 images, 2,000 scores are kept, evenly spaced by rank, with
+    the first and the last. Each of the others counts as the next smaller score that is kept. All guarantees still hold,
+    because smaller scores make a threshold lower, a quantile higher and a rate higher, by at most ``images / 2000``
+    ranks, which is 0.05 % of the images.
 
     Raises:
-        ValueError: values that ``calibrate`` cannot have made.
+        ValueError: ``calibrate`` cannot return these values.
     """
 
     temperature: float
@@ -224,12 +226,12 @@ class Calibration:
                 raise ValueError(f"the {name} scores do not ascend from 0 to 1")
 
     def to_json(self) -> dict[str, Any]:
-        """Return what ``from_json`` reads, at most about 80 kB of it."""
+        """Return the argument of ``from_json``, of at most about 80 kB."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "Calibration":
-        """Return the calibration as it was before it was stored."""
+        """Return the calibration from the result of ``to_json``."""
         return cls(
             temperature=float(stored["temperature"]),
             top_scores=tuple(map(float, stored["top_scores"])),
@@ -238,7 +240,7 @@ class Calibration:
         )
 
     def probabilities(self, logits: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n c"]:
-        """Return what thresholds and quantiles are to be compared with, in float64; rows sum to 1."""
+        """Return the calibrated probabilities, to compare with thresholds and quantiles, in float64; rows sum to 1."""
         return tempered_softmax(logits, self.temperature)
 
     def false_rejection_rate(self, threshold: float) -> float:
@@ -246,23 +248,23 @@ class Calibration:
         return false_rejection_rate(_unthinned(self.top_scores, self.images), threshold)
 
     def false_rejection_bound(self, threshold: float) -> float:
-        """Return the upper end of the 95 % Wilson interval of that share."""
+        """Return the upper bound of the 95 % Wilson interval of that share."""
         return false_rejection_bound(_unthinned(self.top_scores, self.images), threshold)
 
     def rejection_threshold(self, rate: float) -> float:
-        """Return below which largest probability to answer "none of these"; 0, which nothing is below, if never."""
+        """Return the threshold of the largest probability below which an image is rejected; 0 rejects no image."""
         return max(0.0, rejection_threshold(_unthinned(self.top_scores, self.images), rate))
 
     def set_quantile(self, coverage: float) -> float:
-        """Return the quantile for ``prediction_sets``; 1, which lets in every class, where images are too few."""
+        """Return the quantile for ``prediction_sets``; 1, which includes every class, if there are too few images."""
         return min(1.0, conformal_quantile(1 - _unthinned(self.true_scores, self.images), coverage))
 
 
 def calibrate(logits: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]) -> Calibration:
-    """Learn from the held-out logits of n >= 1 labelled images; see the top of this file for what holds exactly.
+    """Fit a calibration to the held-out logits of n >= 1 labelled images; its guarantees are in the module docstring.
 
     Raises:
-        ValueError: no images, logits that are not finite, or labels that do not fit.
+        ValueError: there are no images, a logit is not finite, or the labels are invalid.
     """
     temperature = fit_temperature(logits, labels)
     probabilities = tempered_softmax(logits, temperature)
@@ -295,7 +297,7 @@ def _sorted(scores: np.ndarray) -> np.ndarray:
 
 def _below(scores: np.ndarray, threshold: float) -> int:
     if not len(scores):
-        raise ValueError("there are no scores to tell a rate of")
+        raise ValueError("there are no scores to compute a rate from")
     return int(np.searchsorted(_sorted(scores), threshold))
 
 
@@ -306,7 +308,7 @@ def _kept_ranks(images: int) -> np.ndarray:
 
 
 def _thinned(scores: np.ndarray) -> tuple[float, ...]:
-    # Rounding may leave a probability a hair above 1.
+    # Rounding may leave a probability slightly above 1.
     return tuple(np.sort(scores.clip(0, 1))[_kept_ranks(len(scores))].tolist())
 
 

@@ -1,4 +1,4 @@
-"""How good predictions are, given the true classes: accuracy, a table per class, and what is taken for what."""
+"""Measures of predictions, given the true classes: accuracy, a table of classes, and a confusion matrix."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,18 +14,18 @@ Z_95 = 1.959963984540054
 """The standard normal quantile that leaves 2.5 % above it."""
 
 CONFIDENCE_BINS = 15
-"""As in Guo et al., "On Calibration of Modern Neural Networks", ICML 2017."""
+"""The number of bins of Guo et al., "On Calibration of Modern Neural Networks", ICML 2017."""
 
-_LEAST_PROBABILITY = 1e-12
+_MIN_PROBABILITY = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
 class ClassScore:
-    """One row of the table; a fraction whose denominator is zero is None.
+    """One row of the table of classes. A fraction whose denominator is zero is None.
 
-    ``support`` counts the images of this class, ``predicted`` those that were taken for it, ``correct`` those that
-    are in both. ``confused_with`` is the wrong class that its images are most often taken for, and
-    ``confused_count`` how many of them.
+    ``support`` is the number of images of the class, ``predicted`` the number of predictions of it, and ``correct`` the
+    number of correct ones. ``confused_with`` is the wrong class that is predicted most often for its images, and
+    ``confused_count`` is the number of these predictions.
     """
 
     name: str
@@ -41,13 +41,13 @@ class ClassScore:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Every measure of one method on one set of n images and c classes; fractions are in [0, 1].
+    """All measures of one method on one set of n images and c classes. Fractions are in [0, 1].
 
-    ``top1_interval`` is the 95 % Wilson score interval, ``top5`` counts the true class among the first
-    ``min(5, c)``, ``mean_recall`` and ``macro_f1`` average over the classes that have images, and ``confusion[i][j]``
-    counts the images of class i that were taken for class j. ``nll`` is the negative log-likelihood in nats and
-    ``ece`` the expected calibration error, None where only the order of the classes is known; ``macro_f1`` is None
-    only in what was stored before it was measured.
+    ``top1_interval`` is the 95 % Wilson score interval. ``top5`` is the share of images whose true class is among the
+    first ``min(5, c)``. ``mean_recall`` and ``macro_f1`` are means over the classes with images. ``confusion[i][j]`` is
+    the number of images of class i for which class j is predicted. ``nll`` is the negative log-likelihood in nats, and
+    ``ece`` the expected calibration error; both are None if only the order of the classes is known. ``macro_f1`` is
+    None only in results that were stored by older releases.
     """
 
     images: int
@@ -80,15 +80,14 @@ def evaluate(
         classnames: c names.
         labels: the true class of each image.
         ranked: classes, best first.
-        scores: of every class in [0, 1], as they are shown; their rows need not sum to 1 (sigmoid models). The
-            calibration error is that of the largest score, as it is; for the log-likelihood rows are divided by their
-            sum.
+        scores: the scores of all classes in [0, 1]. Rows need not sum to 1 (sigmoid models): the calibration error uses
+            the largest score unchanged, and the log-likelihood divides each row by its sum.
         per_class: include the rows of the classes and the confusion matrix, whose size is c squared; without, both are
             empty.
 
     Raises:
         InvalidFieldError: no images.
-        ValueError: shapes, indices or scores that do not fit.
+        ValueError: invalid shapes, indices or scores.
     """
     truth, best = np.asarray(labels), np.asarray(ranked)
     _check(len(classnames), truth, best)
@@ -123,41 +122,41 @@ def evaluate(
 
 
 def macro_f1(labels: Int[np.ndarray, " n"], predicted: Int[np.ndarray, " n"], classes: int) -> float:
-    """Return the mean F1 of the classes that have images; one that no image was taken for counts 0. n is at least 1."""
-    support, taken = np.bincount(labels, minlength=classes), np.bincount(predicted, minlength=classes)
+    """Return the mean F1 of the classes with images, 0 for a class that is never predicted; n is at least 1."""
+    support, predictions = np.bincount(labels, minlength=classes), np.bincount(predicted, minlength=classes)
     correct = np.bincount(labels[labels == predicted], minlength=classes)
-    told = support > 0
-    return float(np.mean(2 * correct[told] / (support + taken)[told]))
+    present = support > 0
+    return float(np.mean(2 * correct[present] / (support + predictions)[present]))
 
 
 def negative_log_likelihood(probabilities: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]) -> float:
     """Return the mean of ``-log p`` of the true classes, in nats; n is at least 1.
 
-    Rows are divided by their sum first, since scores of sigmoid models are not a distribution over the classes; a row
-    of zeros says nothing and becomes equal shares. A share below 1e-12 counts as that, so that one image cannot make
-    the mean infinite.
+    Rows are divided by their sum first, because the scores of sigmoid models are not a distribution over the classes. A
+    row of zeros becomes equal shares. Shares below 1e-12 are replaced by 1e-12, so that one image cannot make the mean
+    infinite.
     """
     wide = np.asarray(probabilities, np.float64)
     totals = wide.sum(axis=1)
     true = wide[np.arange(len(wide)), labels]
     shares = np.divide(true, totals, out=np.full(len(wide), 1 / wide.shape[1]), where=totals > 0)
-    return float(-np.log(shares.clip(_LEAST_PROBABILITY, 1)).mean())
+    return float(-np.log(shares.clip(_MIN_PROBABILITY, 1)).mean())
 
 
 def expected_calibration_error(
     probabilities: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"], *, bins: int = CONFIDENCE_BINS
 ) -> float:
-    """Return how far the largest score and the share of right labels lie apart, in [0, 1]; n is at least 1.
+    """Return the difference between the largest score and the share of correct labels, in [0, 1]; n is at least 1.
 
-    The mean over bins of the score, weighed by their images: Naeini et al., "Obtaining Well Calibrated Probabilities
-    Using Bayesian Binning", AAAI 2015; Guo et al., ICML 2017. Bins are of equal width, ``((m - 1) / bins, m / bins]``.
-    Few images make it too large, since chance alone parts the two in every bin.
+    It is the mean over bins of the score, weighted by their images: Naeini et al., "Obtaining Well Calibrated
+    Probabilities Using Bayesian Binning", AAAI 2015; Guo et al., ICML 2017. Bins have equal width,
+    ``((m - 1) / bins, m / bins]``. For few images it is too large, because of chance differences in every bin.
     """
     wide = np.asarray(probabilities, np.float64)
     confidences = wide.max(axis=1)
     correct = wide.argmax(axis=1) == labels
     edges = np.arange(1, bins) / bins
-    # A bin's weight times the distance of its means is the distance of its sums, divided by n.
+    # The weight of a bin times the difference of its means is the difference of its sums, divided by n.
     gaps = np.bincount(np.searchsorted(edges, confidences), weights=correct - confidences)
     return float(np.abs(gaps).sum() / len(wide))
 
@@ -171,7 +170,7 @@ def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float
     spread = z * sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
     centre = share + z * z / (2 * trials)
     scale = 1 + z * z / trials
-    # At no success, or nothing but, the bound is the share itself, which rounding would miss by a hair.
+    # Without any success or any failure, one bound is exactly 0 or 1, which rounding would miss.
     low = 0.0 if successes == 0 else (centre - spread) / scale
     high = 1.0 if successes == trials else (centre + spread) / scale
     return low, high
@@ -179,10 +178,10 @@ def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How much better one method is than another on the same n images.
+    """The difference between two methods on the same n images.
 
-    ``mean`` is the difference of their top-1 accuracies, in [-1, 1]; ``low`` and ``high`` bound its 95 % bootstrap
-    interval; ``p`` is of the two-sided test that there is none.
+    ``mean`` is the difference of their top-1 accuracies, in [-1, 1]. ``low`` and ``high`` are the bounds of its 95 %
+    bootstrap interval. ``p`` is the p-value of the two-sided test of no difference.
     """
 
     mean: float
@@ -194,11 +193,11 @@ class Difference:
 def bootstrap_interval(correct: Float[np.ndarray, " n"], *, resamples: int = 2000) -> tuple[float, float]:
     """Return the 95 % percentile interval of the mean of n values, images drawn with replacement.
 
-    Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13. Always the same for the same values.
+    Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13. Equal values give the same interval.
     """
     rng = np.random.default_rng(0)
     values = np.asarray(correct, np.float64)
-    # Counts of each image in each draw, in pieces of some megabytes.
+    # The draws are processed in pieces of some megabytes.
     means: list[float] = []
     at_once = max(1, 4_000_000 // len(values))
     for first in range(0, resamples, at_once):
@@ -211,29 +210,29 @@ def bootstrap_interval(correct: Float[np.ndarray, " n"], *, resamples: int = 200
 def paired_difference(
     better: Float[np.ndarray, " n"], worse: Float[np.ndarray, " n"], *, flips: int = 10_000
 ) -> Difference:
-    """Compare two methods image by image; values are 1 where a method was right, or the share of its repetitions.
+    """Compare two methods by image. A value is 1 if a method was correct, or the share of its repetitions that were.
 
-    The test flips the signs of the differences at random (Fisher, "The Design of Experiments", 1935, section 21); for
-    values of 0 and 1 it is McNemar's, by simulation. Its p is at least ``1 / (flips + 1)``.
+    The test flips the signs of the differences at random (Fisher, "The Design of Experiments", 1935, section 21). For
+    values of 0 and 1 it is a simulation of McNemar's test. The p-value is at least ``1 / (flips + 1)``.
     """
     differences = np.asarray(better, np.float64) - np.asarray(worse, np.float64)
     low, high = bootstrap_interval(differences)
-    told = differences[differences != 0]
-    if not len(told):
+    nonzero = differences[differences != 0]
+    if not len(nonzero):
         return Difference(0.0, low, high, 1.0)
     rng = np.random.default_rng(0)
-    observed = abs(told.sum())
+    observed = abs(nonzero.sum())
     as_large = 0
-    at_once = max(1, 4_000_000 // len(told))
+    at_once = max(1, 4_000_000 // len(nonzero))
     for first in range(0, flips, at_once):
-        signs = rng.integers(0, 2, (min(at_once, flips - first), len(told)), dtype=np.int8) * 2 - 1
-        # A hair less, since sums of the same numbers in another order may differ in their last digit.
-        as_large += int((np.abs(signs @ told) >= observed - 1e-9).sum())
+        signs = rng.integers(0, 2, (min(at_once, flips - first), len(nonzero)), dtype=np.int8) * 2 - 1
+        # With a tolerance, because sums of the same numbers in another order may differ in their last digit.
+        as_large += int((np.abs(signs @ nonzero) >= observed - 1e-9).sum())
     return Difference(float(differences.mean()), low, high, (as_large + 1) / (flips + 1))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for their number (Holm, Scandinavian Journal of Statistics, 1979)."""
+    """Return p-values, corrected for multiple comparisons (Holm, Scandinavian Journal of Statistics, 1979)."""
     corrected = [0.0] * len(p_values)
     largest = 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
@@ -255,7 +254,7 @@ def _check(classes: int, labels: np.ndarray, ranked: np.ndarray) -> None:
 def _check_scores(shape: tuple[int, int], scores: np.ndarray) -> None:
     if scores.shape != shape:
         raise ValueError(f"scores of shape {scores.shape} for {shape[0]} images and {shape[1]} classes")
-    # Written so that NaN fails too; what rounding leaves above 1 does not matter.
+    # NaN fails this condition too. Rounding may leave a score slightly above 1.
     if not ((scores >= 0) & (scores <= 1 + 1e-6)).all():
         raise ValueError("a score lies outside 0..1")
 

@@ -15,12 +15,12 @@ def unit(rows):
 
 @dataclass(frozen=True)
 class Problem:
-    """Labelled images ``rows`` (s, d) with ``labels`` (s,), ``text`` (c, d), and ``asked`` (n, d), of these."""
+    """Labelled images ``rows`` (s, d) with ``labels`` (s,), ``text`` (c, d), and ``queries`` (n, d) of these."""
 
     rows: np.ndarray
     labels: np.ndarray
     text: np.ndarray
-    asked: np.ndarray
+    queries: np.ndarray
     logit_scale: float
     logit_bias: float | None
 
@@ -36,7 +36,7 @@ class Problem:
         return adapter.fit(self.text, logit_scale=self.logit_scale, logit_bias=self.logit_bias, examples=examples)
 
     def zero_shot(self, rows=None):
-        rows = self.asked if rows is None else rows
+        rows = self.queries if rows is None else rows
         return self.logit_scale * rows.astype(float) @ unit(self.text.astype(float)).T + (self.logit_bias or 0)
 
 
@@ -63,7 +63,7 @@ def problem(seed, *, classes=None, dims=None, images=None, sigmoid=None):
         rows=around(labels),
         labels=labels,
         text=unit(near + 0.5 / np.sqrt(dims) * rng.standard_normal((classes, dims))).astype(np.float32),
-        asked=around(rng.integers(0, classes, 9)),
+        queries=around(rng.integers(0, classes, 9)),
         logit_scale=float(rng.choice([10.0, 50.0, 100.0])),
         logit_bias=-7.0 if sigmoid else None,
     )
@@ -74,12 +74,12 @@ def difference(got, wanted):
     return np.abs(np.asarray(got, float) - wanted).max() / max(1.0, np.abs(wanted).max())
 
 
-def same_in_float64(told, adapter, examples):
+def same_in_float64(drawn, adapter, examples):
     """Assert that features in double precision are answered as those in single precision are."""
     wide = Examples(
         examples.support_features.astype(float), examples.support_labels, examples.pool_features.astype(float)
     )
-    first = told.fit(adapter(), examples).predict(told.asked)
-    second = told.fit(adapter(), wide).predict(told.asked.astype(float))
+    first = drawn.fit(adapter(), examples).predict(drawn.queries)
+    second = drawn.fit(adapter(), wide).predict(drawn.queries.astype(float))
     assert first.logits.dtype == second.logits.dtype == np.float32
     np.testing.assert_allclose(second.logits, first.logits, rtol=1e-4, atol=1e-3)

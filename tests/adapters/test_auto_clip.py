@@ -36,15 +36,15 @@ def test_the_adapter_equals_the_oracle_on_the_cosines_of_its_features():
     text /= np.linalg.norm(text, axis=2, keepdims=True)
     images = rng.standard_normal((6, 32)).astype(np.float32)
     images /= np.linalg.norm(images, axis=1, keepdims=True)
-    told = AutoCLIP(0.7).fit(text, logit_scale=50.0, logit_bias=-2.0).predict(images)
+    result = AutoCLIP(0.7).fit(text, logit_scale=50.0, logit_bias=-2.0).predict(images)
     scores, weights, _ = oracle(np.einsum("nd,ckd->nck", images.astype(float), text.astype(float)), 0.7)
-    np.testing.assert_allclose(told.similarities, scores, atol=1e-6)
-    np.testing.assert_allclose(told.prompt_weights, weights, atol=1e-4)
-    np.testing.assert_allclose(told.logits, 50 * scores - 2, atol=1e-4)
+    np.testing.assert_allclose(result.similarities, scores, atol=1e-6)
+    np.testing.assert_allclose(result.prompt_weights, weights, atol=1e-4)
+    np.testing.assert_allclose(result.logits, 50 * scores - 2, atol=1e-4)
 
 
 @given(SIZES, st.floats(0.05, 1.0), st.integers(0, 2**32 - 1))
-def test_weights_are_a_distribution_of_the_entropy_that_was_asked_for(sizes, beta, seed):
+def test_weights_are_a_distribution_of_the_requested_entropy(sizes, beta, seed):
     cosines = cosines_of(np.random.default_rng(seed), sizes)
     _, weights = auto_clip(cosines, beta)
     np.testing.assert_allclose(weights.sum(axis=1), 1)
@@ -83,7 +83,7 @@ def test_the_axes_of_weights_and_scores_are_not_mixed():
     np.testing.assert_allclose(scores[0], cosines[0] @ weights[0])
 
 
-def test_prompts_that_all_say_the_same_get_equal_weights():
+def test_prompts_with_equal_cosines_get_equal_weights():
     """Where the reference raises, as there is no change of sign to bracket."""
     scores, weights = auto_clip(np.full((2, 3, 4), 0.25), 0.85)
     np.testing.assert_allclose(weights, 0.25)
@@ -119,7 +119,7 @@ def test_the_bracket_fits_gradients_of_any_size(factor):
     np.testing.assert_allclose(entropy(entropic_softmax(values, 0.6)), 0.6 * np.log(6), atol=1e-6)
 
 
-def test_an_image_is_weighed_by_itself_however_many_are_asked_for_at_once(monkeypatch):
+def test_the_prompts_are_weighted_for_each_image_in_batches_of_any_size(monkeypatch):
     rng = np.random.default_rng(5)
     text = rng.standard_normal((4, 3, 8)).astype(np.float32)
     images = rng.standard_normal((10, 8)).astype(np.float32) / 8

@@ -31,8 +31,10 @@ INDUCTIVE = [adapter for adapter in ADAPTERS if not adapter.transductive]
 STATELESS = pytest.mark.parametrize(
     "adapter", [adapter for adapter in ADAPTERS if not getattr(adapter, "stateful", False)], ids=name_of
 )
-LEARNER = pytest.mark.parametrize("adapter", EXAMPLE_ADAPTERS, ids=name_of)
-TAUGHT = pytest.mark.parametrize("adapter", [adapter for adapter in EXAMPLE_ADAPTERS if adapter.needs], ids=name_of)
+EXAMPLE_ADAPTER = pytest.mark.parametrize("adapter", EXAMPLE_ADAPTERS, ids=name_of)
+LEARNS_FROM_EXAMPLES = pytest.mark.parametrize(
+    "adapter", [adapter for adapter in EXAMPLE_ADAPTERS if adapter.needs], ids=name_of
+)
 SIZES = st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(2, 16), st.integers(0, 2**32 - 1))
 
 # InMaP takes two thousand steps, however small the problem.
@@ -232,53 +234,53 @@ def test_two_fitted_adapters_share_nothing(adapter):
     np.testing.assert_array_equal(first.predict_logits(first_images), alone)
 
 
-@TAUGHT
-def test_without_examples_the_answers_are_those_of_zero_shot_and_it_is_said_why(adapter):
+@LEARNS_FROM_EXAMPLES
+def test_without_examples_the_results_are_those_of_zero_shot_with_a_warning(adapter):
     class_embeddings, image_features = drawn((4, 3, 8, 6))
-    told = fitted(adapter, class_embeddings, examples=Examples()).predict(image_features)
+    result = fitted(adapter, class_embeddings, examples=Examples()).predict(image_features)
     plain = Cosine().fit(class_embeddings, logit_scale=SCALE, logit_bias=None).predict(image_features)
-    np.testing.assert_allclose(told.logits, plain.logits, atol=1e-5)
-    np.testing.assert_allclose(told.similarities, plain.similarities, atol=1e-6)
-    assert len(told.warnings) == 1
-    assert "zero-shot" in told.warnings[0]
+    np.testing.assert_allclose(result.logits, plain.logits, atol=1e-5)
+    np.testing.assert_allclose(result.similarities, plain.similarities, atol=1e-6)
+    assert len(result.warnings) == 1
+    assert "zero-shot" in result.warnings[0]
 
 
-@LEARNER
+@EXAMPLE_ADAPTER
 def test_similarities_are_the_cosines_with_the_text(adapter):
     class_embeddings, image_features = drawn((4, 3, 8, 8))
     similarities = fitted(adapter, class_embeddings).predict(image_features).similarities
     np.testing.assert_allclose(similarities, image_features @ class_embeddings.T, atol=1e-6)
 
 
-@LEARNER
+@EXAMPLE_ADAPTER
 @pytest.mark.parametrize("bad", [0.0, np.nan, np.inf], ids=["zero", "nan", "infinite"])
 def test_an_image_without_direction_gets_finite_scores_and_a_warning_and_changes_no_other(adapter, bad):
     class_embeddings, image_features = drawn((4, 3, 8, 9))
     broken = image_features.copy()
     broken[1] = bad
-    told = fitted(adapter, class_embeddings).predict(broken)
-    assert np.isfinite(told.logits).all()
-    assert any("zero or not finite" in warning for warning in told.warnings)
+    result = fitted(adapter, class_embeddings).predict(broken)
+    assert np.isfinite(result.logits).all()
+    assert any("zero or not finite" in warning for warning in result.warnings)
     if not adapter.stateful:
         whole = fitted(adapter, class_embeddings).predict(image_features)
-        np.testing.assert_allclose(told.logits[[0, 2]], whole.logits[[0, 2]], atol=1e-4)
+        np.testing.assert_allclose(result.logits[[0, 2]], whole.logits[[0, 2]], atol=1e-4)
         assert whole.warnings == ()
 
 
-@TAUGHT
+@LEARNS_FROM_EXAMPLES
 @pytest.mark.parametrize("bad", [0.0, np.nan, np.inf], ids=["zero", "nan", "infinite"])
-def test_examples_without_direction_are_left_out_or_nothing_is_learned_and_it_is_said(adapter, bad):
+def test_examples_without_direction_give_finite_scores_and_a_warning(adapter, bad):
     class_embeddings, image_features = drawn((4, 3, 8, 10))
     examples = examples_of(class_embeddings)
     support, pool = examples.support_features.copy(), examples.pool_features.copy()
     support[1], pool[1] = bad, bad
     broken = replace(examples, support_features=support, pool_features=pool)
-    told = fitted(adapter, class_embeddings, examples=broken).predict(image_features)
-    assert np.isfinite(told.logits).all()
-    assert any("zero or not finite" in warning for warning in told.warnings)
+    result = fitted(adapter, class_embeddings, examples=broken).predict(image_features)
+    assert np.isfinite(result.logits).all()
+    assert any("zero or not finite" in warning for warning in result.warnings)
 
 
-@LEARNER
+@EXAMPLE_ADAPTER
 @pytest.mark.parametrize(("classes", "dims"), [(1, 4), (2, 3), (12, 4)], ids=["one class", "two", "more than dims"])
 @pytest.mark.parametrize("images", [1, 3])
 @pytest.mark.parametrize("per_class", [1, 2])
@@ -291,14 +293,14 @@ def test_few_examples_few_images_and_few_classes_give_finite_scores(adapter, cla
     assert np.isfinite(logits).all()
 
 
-@TAUGHT
-def test_a_lone_example_is_no_reason_to_fail(adapter):
+@LEARNS_FROM_EXAMPLES
+def test_a_single_example_gives_finite_scores(adapter):
     class_embeddings, image_features = drawn((3, 2, 8, 12))
     lone = Examples(image_features[:1], np.array([1]), image_features[:1])
     assert np.isfinite(fitted(adapter, class_embeddings, examples=lone).predict_logits(image_features)).all()
 
 
-@LEARNER
+@EXAMPLE_ADAPTER
 def test_numbers_of_double_precision_give_the_same(adapter):
     class_embeddings, image_features = drawn((4, 5, 8, 13))
     examples = examples_of(class_embeddings)
@@ -315,7 +317,7 @@ def test_numbers_of_double_precision_give_the_same(adapter):
     np.testing.assert_allclose(softmax(double), softmax(single), atol=1e-3)
 
 
-@TAUGHT
+@LEARNS_FROM_EXAMPLES
 def test_the_examples_are_not_written_to(adapter):
     class_embeddings, image_features = drawn((4, 3, 8, 14))
     examples = examples_of(class_embeddings)
@@ -329,8 +331,8 @@ def test_the_examples_are_not_written_to(adapter):
         np.testing.assert_array_equal(each, was)
 
 
-@TAUGHT
-def test_examples_that_surround_their_classes_teach_at_least_as_much_as_words(adapter):
+@LEARNS_FROM_EXAMPLES
+def test_representative_examples_are_at_least_as_accurate_as_the_text(adapter):
     """Words that are off by as much as the images differ from each other, and images that are not."""
     true_classes, _ = drawn((5, 1, 32, 15))
     rng = np.random.default_rng(16)
@@ -343,14 +345,14 @@ def test_examples_that_surround_their_classes_teach_at_least_as_much_as_words(ad
     assert (taught == asked.support_labels).mean() >= plain.mean()
 
 
-@LEARNER
-def test_images_of_a_request_that_are_looked_at_together_get_finite_scores_of_one_per_class(adapter):
+@EXAMPLE_ADAPTER
+def test_images_of_a_request_that_are_learned_from_get_finite_scores(adapter):
     if Need.POOL not in adapter.needs:
         pytest.skip("it does not learn from unlabelled images")
     class_embeddings, _ = drawn((4, 1, 16, 18))
     images = examples_of(class_embeddings, pool_per_class=6).pool_features
-    told = transduce(adapter(), class_embeddings, images, SimpleNamespace(logit_scale=SCALE, logit_bias=None))
-    assert told.logits.shape == (24, 4)
-    assert np.isfinite(told.logits).all()
-    assert told.warnings == ()
-    assert (told.logits.argmax(axis=1) == np.tile(np.arange(4), 6)).mean() > 0.9
+    result = transduce(adapter(), class_embeddings, images, SimpleNamespace(logit_scale=SCALE, logit_bias=None))
+    assert result.logits.shape == (24, 4)
+    assert np.isfinite(result.logits).all()
+    assert result.warnings == ()
+    assert (result.logits.argmax(axis=1) == np.tile(np.arange(4), 6)).mean() > 0.9

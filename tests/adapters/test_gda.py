@@ -52,11 +52,11 @@ def test_the_adapter_equals_the_oracle_but_for_what_is_the_same_for_every_class(
     worst = 0.0
     for seed in range(PROBLEMS):
         drawn = problem(seed)
-        told = drawn.fit(GDA(alpha), drawn.support).predict(drawn.asked)
+        result = drawn.fit(GDA(alpha), drawn.support).predict(drawn.queries)
         weights, biases = oracle_classifier(drawn)
-        wanted = drawn.zero_shot() + alpha * centred(drawn.asked.astype(float) @ weights + biases)
-        worst = max(worst, difference(told.logits, wanted))
-        assert told.warnings == ()
+        wanted = drawn.zero_shot() + alpha * centred(drawn.queries.astype(float) @ weights + biases)
+        worst = max(worst, difference(result.logits, wanted))
+        assert result.warnings == ()
     assert worst <= 2e-6
 
 
@@ -87,8 +87,8 @@ def test_alpha_is_portable_between_numbers_of_images():
     """The pitfall of the paper's grid: with its precision, ten times the images would count a tenth."""
     drawn = problem(1, images=8, dims=16)
     once, often = drawn.support, Examples(np.tile(drawn.rows, (10, 1)), np.tile(drawn.labels, 10))
-    first = contributions(drawn.fit(GDA(1.0), once), drawn.asked)
-    second = contributions(drawn.fit(GDA(1.0), often), drawn.asked)
+    first = contributions(drawn.fit(GDA(1.0), once), drawn.queries)
+    second = contributions(drawn.fit(GDA(1.0), often), drawn.queries)
     assert 1 / 3 < first.std() / second.std() < 3
 
 
@@ -155,11 +155,11 @@ def test_a_class_without_images_is_finite_and_still_found_by_its_text(count):
         kept = few.support_labels != 3
         examples = Examples(few.support_features[kept], few.support_labels[kept])
         adapter = drawn.fit(GDA(1.0), examples)
-        told = adapter.predict(np.concatenate([drawn.asked, drawn.text[[3]]]))
+        result = adapter.predict(np.concatenate([drawn.queries, drawn.text[[3]]]))
         assert adapter.diagnostics_["classes_without_images"] == 1
         assert any("1 classes have no labelled image" in warning for warning in adapter.warnings_)
-        assert np.isfinite(told.logits).all()
-        assert told.logits[-1].argmax() == 3
+        assert np.isfinite(result.logits).all()
+        assert result.logits[-1].argmax() == 3
 
 
 def test_classes_without_images_share_the_covariance_of_the_others():
@@ -179,16 +179,16 @@ def test_more_classes_than_images_are_finite():
     drawn = problem(5, classes=7, dims=16)
     adapter = drawn.fit(GDA(), Examples(drawn.rows[:3], drawn.labels[:3]))
     assert adapter.learned_
-    assert np.isfinite(adapter.predict(drawn.asked).logits).all()
+    assert np.isfinite(adapter.predict(drawn.queries).logits).all()
 
 
 def test_images_that_are_all_the_same_are_answered_as_by_zero_shot():
     drawn = problem(6, classes=3)
     for labels in ([0], [0, 0, 1, 1, 2, 2]):
         examples = Examples(np.repeat(drawn.rows[:1], len(labels), axis=0), np.array(labels))
-        told = drawn.fit(GDA(), examples).predict(drawn.asked)
-        np.testing.assert_allclose(told.logits, drawn.zero_shot(), atol=1e-4)
-        assert "all the same" in told.warnings[0]
+        result = drawn.fit(GDA(), examples).predict(drawn.queries)
+        np.testing.assert_allclose(result.logits, drawn.zero_shot(), atol=1e-4)
+        assert "all the same" in result.warnings[0]
 
 
 def test_copies_of_one_image_per_class_are_no_covariance_within_the_classes():
@@ -197,27 +197,27 @@ def test_copies_of_one_image_per_class_are_no_covariance_within_the_classes():
     copies = Examples(np.repeat(single.support_features, 5, axis=0), np.repeat(single.support_labels, 5))
     adapter = drawn.fit(GDA(), copies)
     assert adapter.diagnostics_["covariance_of_all_images"] == 1
-    assert np.isfinite(adapter.predict(drawn.asked).logits).all()
+    assert np.isfinite(adapter.predict(drawn.queries).logits).all()
 
 
 def test_contributions_are_zero_in_the_mean_over_the_classes():
     """So that a sigmoid encoder's scores keep their level."""
     drawn = problem(9, sigmoid=True)
     adapter = drawn.fit(GDA(1.0), drawn.support)
-    told = adapter.predict(drawn.asked).logits
-    assert (drawn.asked @ drawn.text.T).min() < 0
-    np.testing.assert_allclose(told.mean(axis=1), drawn.zero_shot().mean(axis=1), atol=1e-3)
+    result = adapter.predict(drawn.queries).logits
+    assert (drawn.queries @ drawn.text.T).min() < 0
+    np.testing.assert_allclose(result.mean(axis=1), drawn.zero_shot().mean(axis=1), atol=1e-3)
 
 
-def test_one_class_is_answered_as_by_zero_shot():
+def test_one_class_gets_the_results_of_zero_shot():
     drawn = problem(10, classes=1)
     for alpha in (0.0, 1.0):
-        told = drawn.fit(GDA(alpha), drawn.support).predict(drawn.asked)
-        np.testing.assert_allclose(told.logits, drawn.zero_shot(), atol=1e-4)
+        result = drawn.fit(GDA(alpha), drawn.support).predict(drawn.queries)
+        np.testing.assert_allclose(result.logits, drawn.zero_shot(), atol=1e-4)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
-def test_features_in_double_precision_are_answered_alike(alpha):
+def test_features_in_double_precision_get_the_same_logits(alpha):
     drawn = problem(11)
     same_in_float64(drawn, lambda: GDA(alpha), drawn.support)
 
@@ -250,7 +250,7 @@ def test_the_chosen_alpha_is_that_of_a_plain_search_over_folds():
         assert all(loss > chosen for alpha, loss in zip(ALPHAS, losses, strict=True) if alpha < best)
 
 
-def test_the_choice_follows_what_the_labels_say():
+def test_the_selected_weight_follows_the_labels():
     drawn = problem(12, classes=4, dims=16, images=12)
     assert drawn.fit(GDA(), drawn.support).alpha_ == drawn.fit(GDA(), drawn.support).alpha_
     nothing = Examples(drawn.rows, np.random.default_rng(0).permutation(drawn.labels))
@@ -265,9 +265,9 @@ def test_the_choice_follows_what_the_labels_say():
 def test_the_inputs_are_not_written_to():
     drawn = problem(13)
     before = drawn.rows.copy(), drawn.labels.copy(), drawn.text.copy()
-    for array in (drawn.rows, drawn.labels, drawn.text, drawn.asked):
+    for array in (drawn.rows, drawn.labels, drawn.text, drawn.queries):
         array.flags.writeable = False
-    drawn.fit(GDA(), drawn.support).predict(drawn.asked)
+    drawn.fit(GDA(), drawn.support).predict(drawn.queries)
     for array, was in zip((drawn.rows, drawn.labels, drawn.text), before, strict=True):
         np.testing.assert_array_equal(array, was)
 

@@ -39,16 +39,16 @@ def test_the_adapter_answers_new_images_with_the_oracle_s_classifier():
         drawn = problem(seed)
         adapter = drawn.fit(GDAEM(alpha=0.5), drawn.pool)
         weights, biases = oracle_classifier(drawn, 0.5)
-        added = drawn.asked.astype(float) @ weights + biases
+        added = drawn.queries.astype(float) @ weights + biases
         wanted = drawn.zero_shot() + 0.5 * (added - added.mean(axis=1, keepdims=True))
         if adapter.learned_:
             learned += 1
-            worst = max(worst, difference(adapter.predict(drawn.asked).logits, wanted))
+            worst = max(worst, difference(adapter.predict(drawn.queries).logits, wanted))
     assert learned > PROBLEMS / 2
     assert worst <= 1e-5
 
 
-def test_the_pool_may_be_looked_at_in_pieces(monkeypatch):
+def test_the_pool_may_be_processed_in_pieces(monkeypatch):
     drawn = problem(1, classes=4, dims=12, images=20)
     whole = fitted(drawn)
     monkeypatch.setattr("app.adapters.gda_em._AT_ONCE", 12 * 7)
@@ -81,26 +81,26 @@ def test_a_class_that_no_image_is_of_keeps_its_text_and_is_finite():
     assert adapter.diagnostics_["least_images_of_a_class"] < 1e-6
     wanted, _, _ = oracle.fit_em(rows.astype(float), text.astype(float), scale=100.0)
     assert difference(adapter.W_, wanted - wanted.mean(axis=1, keepdims=True)) <= 1e-6
-    told = adapter.predict(text).logits
-    assert np.isfinite(told).all()
-    assert told.argmax(axis=1).tolist() == [0, 1, 2, 3]
+    result = adapter.predict(text).logits
+    assert np.isfinite(result).all()
+    assert result.argmax(axis=1).tolist() == [0, 1, 2, 3]
 
 
 def test_a_pool_of_few_classes_is_not_learned_from():
     """It assumes about as many of each."""
     text = np.eye(6, dtype=np.float32)
     examples = Examples(pool_features=unit(text[[0, 0, 0, 1]] + 0.01).astype(np.float32))
-    told = GDAEM().fit(text, logit_scale=20.0, logit_bias=None, examples=examples).predict(text)
-    np.testing.assert_allclose(told.logits, 20 * text, atol=1e-5)
-    assert "about the same number of images of each class" in told.warnings[0]
+    result = GDAEM().fit(text, logit_scale=20.0, logit_bias=None, examples=examples).predict(text)
+    np.testing.assert_allclose(result.logits, 20 * text, atol=1e-5)
+    assert "about the same number of images of each class" in result.warnings[0]
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_images_that_are_all_the_same_are_answered_as_by_zero_shot(count):
     drawn = problem(4, classes=2)
-    told = drawn.fit(GDAEM(), Examples(pool_features=np.repeat(drawn.rows[:1], count, axis=0))).predict(drawn.asked)
-    np.testing.assert_allclose(told.logits, drawn.zero_shot(), atol=1e-4)
-    assert "all the same" in told.warnings[0]
+    result = drawn.fit(GDAEM(), Examples(pool_features=np.repeat(drawn.rows[:1], count, axis=0))).predict(drawn.queries)
+    np.testing.assert_allclose(result.logits, drawn.zero_shot(), atol=1e-4)
+    assert "all the same" in result.warnings[0]
 
 
 def test_more_classes_than_images_are_finite():
@@ -123,8 +123,8 @@ def test_the_encoder_s_own_scale_is_used():
 def test_without_rounds_or_weight_the_answers_are_those_of_zero_shot():
     drawn = problem(7, sigmoid=True)
     for adapter in (GDAEM(rounds=0), GDAEM(alpha=0.0)):
-        told = drawn.fit(adapter, drawn.pool).predict(drawn.asked)
-        np.testing.assert_allclose(told.logits, drawn.zero_shot(), atol=1e-4)
+        result = drawn.fit(adapter, drawn.pool).predict(drawn.queries)
+        np.testing.assert_allclose(result.logits, drawn.zero_shot(), atol=1e-4)
 
 
 def test_it_stops_once_the_shares_stay_as_they_are():
@@ -134,13 +134,13 @@ def test_it_stops_once_the_shares_stay_as_they_are():
     assert fitted(drawn, rounds=3, tolerance=0.0)[3] == 3
 
 
-def test_one_class_is_answered_as_by_zero_shot():
+def test_one_class_gets_the_results_of_zero_shot():
     drawn = problem(10, classes=1)
-    told = drawn.fit(GDAEM(), drawn.pool).predict(drawn.asked)
-    np.testing.assert_allclose(told.logits, drawn.zero_shot(), atol=1e-4)
+    result = drawn.fit(GDAEM(), drawn.pool).predict(drawn.queries)
+    np.testing.assert_allclose(result.logits, drawn.zero_shot(), atol=1e-4)
 
 
-def test_features_in_double_precision_are_answered_alike():
+def test_features_in_double_precision_get_the_same_logits():
     drawn = problem(11)
     same_in_float64(drawn, GDAEM, drawn.pool)
 

@@ -89,13 +89,13 @@ def test_a_class_that_no_image_could_belong_to_leaves_finite_labels():
     np.testing.assert_allclose(labels, [[1, 0, 0], [0, 0, 1]], atol=1e-6)
 
 
-def test_balanced_pools_are_told_better_than_by_zero_shot():
+def test_balanced_pools_are_classified_better_than_by_zero_shot():
     rng = np.random.default_rng(5)
     text, pool, queries, _, labels = clustered(
         rng, images=400, classes=10, dims=32, queries=400, noise=1.0, gap=1.5, dtype=np.float32
     )
-    told = fitted(InMaP(), text, pool).predict(queries)
-    right = (told.logits.argmax(axis=1) == labels).mean(), (told.similarities.argmax(axis=1) == labels).mean()
+    result = fitted(InMaP(), text, pool).predict(queries)
+    right = (result.logits.argmax(axis=1) == labels).mean(), (result.similarities.argmax(axis=1) == labels).mean()
     assert right[0] > right[1]
 
 
@@ -124,8 +124,8 @@ def test_a_large_pool_teaches_with_some_of_its_images_which_are_always_the_same(
     some, again = (fitted(InMaP(steps=50), text, pool) for _ in range(2))
     assert some.diagnostics_["images"] == 100
     np.testing.assert_array_equal(some.proxies_, again.proxies_)
-    told, wanted = (adapter.predict(queries).logits.argmax(axis=1) for adapter in (some, whole))
-    assert (told == wanted).mean() >= 0.7
+    result, wanted = (adapter.predict(queries).logits.argmax(axis=1) for adapter in (some, whole))
+    assert (result == wanted).mean() >= 0.7
 
 
 def test_labels_made_in_pieces_are_the_same(monkeypatch):
@@ -142,20 +142,20 @@ def test_one_class_one_image_and_more_classes_than_images_are_finite(images, cla
     )
     adapter = InMaP(steps=100)
     adapter.balanced = False  # few images cannot be of many classes
-    told = fitted(adapter, text, pool).predict(queries)
+    result = fitted(adapter, text, pool).predict(queries)
     assert adapter.learned_
-    assert not told.warnings
-    assert np.isfinite(told.logits).all()
+    assert not result.warnings
+    assert np.isfinite(result.logits).all()
     np.testing.assert_allclose(np.linalg.norm(adapter.proxies_, axis=1), 1, rtol=1e-5)
 
 
-def test_an_empty_pool_answers_as_zero_shot_and_says_so():
+def test_an_empty_pool_gives_the_results_of_zero_shot_with_a_warning():
     text, _, queries, *_ = clustered(
         np.random.default_rng(10), images=4, classes=3, dims=8, queries=4, dtype=np.float32
     )
-    told = InMaP().fit(text, logit_scale=20.0, logit_bias=-3.0).predict(queries)
-    np.testing.assert_allclose(told.logits, 20 * told.similarities - 3)
-    assert "no unlabelled images" in told.warnings[0]
+    result = InMaP().fit(text, logit_scale=20.0, logit_bias=-3.0).predict(queries)
+    np.testing.assert_allclose(result.logits, 20 * result.similarities - 3)
+    assert "no unlabelled images" in result.warnings[0]
 
 
 def test_a_pool_of_few_of_the_classes_is_not_learned_from():
@@ -180,9 +180,9 @@ def test_a_sigmoid_encoder_gets_its_bias_and_negative_cosines_do_no_harm():
     away = np.hstack([text, np.full((4, 1), 1)]) / np.sqrt(2)
     lift = lambda rows: np.hstack([rows, np.full((len(rows), 1), -1.0)]).astype(np.float32) / np.sqrt(2)  # noqa: E731
     assert (lift(pool) @ away.T).max() <= 0.01
-    told = fitted(InMaP(steps=50), away.astype(np.float32), lift(pool), logit_scale=117.0, logit_bias=-16.0)
-    logits = told.predict(lift(queries)).logits
-    np.testing.assert_allclose(logits, 117 * lift(queries) @ told.proxies_.T - 16, rtol=1e-4, atol=1e-4)
+    result = fitted(InMaP(steps=50), away.astype(np.float32), lift(pool), logit_scale=117.0, logit_bias=-16.0)
+    logits = result.predict(lift(queries)).logits
+    np.testing.assert_allclose(logits, 117 * lift(queries) @ result.proxies_.T - 16, rtol=1e-4, atol=1e-4)
     assert not np.allclose(softmax(logits), 1 / 4)
 
 

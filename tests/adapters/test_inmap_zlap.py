@@ -60,13 +60,13 @@ def test_the_adapter_spreads_from_its_proxies_by_cosines_that_are_scaled():
     assert adapter.diagnostics_["images"] == 60
 
 
-def test_balanced_pools_are_told_better_than_by_zero_shot():
+def test_balanced_pools_are_classified_better_than_by_zero_shot():
     text, pool, queries, _, labels = clustered(
         np.random.default_rng(2), images=400, classes=10, dims=32, queries=400, noise=1.0, gap=1.5, dtype=np.float32
     )
     adapter = fitted(InMaPZLaP(), text, pool)
-    told = shares_of(adapter, pool, queries).argmax(axis=1)
-    assert (told == labels).mean() > ((queries @ text.T).argmax(axis=1) == labels).mean()
+    result = shares_of(adapter, pool, queries).argmax(axis=1)
+    assert (result == labels).mean() > ((queries @ text.T).argmax(axis=1) == labels).mean()
 
 
 def test_negative_cosines_with_the_text_do_no_harm_as_the_proxies_lie_among_the_images():
@@ -114,11 +114,11 @@ def test_images_that_are_all_the_same_as_the_one_class_teach_nothing():
     assert "all the same" in adapter.warnings_[0]
 
 
-def test_an_empty_pool_answers_as_zero_shot_and_says_so():
+def test_an_empty_pool_gives_the_results_of_zero_shot_with_a_warning():
     text, _, queries, *_ = clustered(np.random.default_rng(6), images=4, classes=3, dims=8, queries=4, dtype=np.float32)
-    told = InMaPZLaP().fit(text, logit_scale=20.0, logit_bias=-3.0, examples=Examples()).predict(queries)
-    np.testing.assert_allclose(told.logits, 20 * told.similarities - 3)
-    assert "no unlabelled images" in told.warnings[0]
+    result = InMaPZLaP().fit(text, logit_scale=20.0, logit_bias=-3.0, examples=Examples()).predict(queries)
+    np.testing.assert_allclose(result.logits, 20 * result.similarities - 3)
+    assert "no unlabelled images" in result.warnings[0]
 
 
 def test_a_pool_of_few_of_the_classes_is_not_learned_from():

@@ -60,10 +60,10 @@ def test_two_hundred_queries_have_the_shares_that_the_equations_give():
     for _ in range(20):
         text, pool, queries, *_ = problem(rng, queries=10, dtype=np.float32)
         adapter = fitted(StatA(lam=0.7, laplacian=0.5), text, pool)
-        told = shares_of(adapter, pool, queries)
+        result = shares_of(adapter, pool, queries)
         wide = [array.astype(float) for array in (queries, text, pool)]
         wanted = [by_hand(query, *wide[1:], adapter, scale=50) for query in wide[0]]
-        worst = max(worst, np.abs(told - wanted).max())
+        worst = max(worst, np.abs(result - wanted).max())
     assert worst <= 1e-4, worst
 
 
@@ -95,8 +95,8 @@ def test_a_pool_of_few_of_the_classes_harms_its_own_images_little():
     )
     adapter = fitted(StatA(), text, pool[labels < 2], logit_scale=50.0)
     queries, asked = queries[asked < 2], asked[asked < 2]
-    told = shares_of(adapter, pool[labels < 2], queries).argmax(axis=1)
-    assert (told == asked).mean() >= ((queries @ text.T).argmax(axis=1) == asked).mean() - 0.02
+    result = shares_of(adapter, pool[labels < 2], queries).argmax(axis=1)
+    assert (result == asked).mean() >= ((queries @ text.T).argmax(axis=1) == asked).mean() - 0.02
 
 
 @pytest.mark.parametrize("at_once", [20, 60, 400])
@@ -136,9 +136,9 @@ def test_one_class_one_image_and_more_classes_than_images_are_finite(images, cla
     )
     adapter = fitted(StatA(), text, pool)
     assert adapter.learned_
-    told = adapter.predict(queries, nearest(queries, pool, 3))
-    assert not told.warnings
-    np.testing.assert_allclose(softmax(told.logits).sum(axis=1), 1, rtol=1e-5)
+    result = adapter.predict(queries, nearest(queries, pool, 3))
+    assert not result.warnings
+    np.testing.assert_allclose(softmax(result.logits).sum(axis=1), 1, rtol=1e-5)
     assert np.isfinite(adapter.pool_scores(pool).logits).all()
 
 
@@ -161,13 +161,13 @@ def test_many_copies_of_an_image_have_no_variance_but_that_of_the_text_and_are_a
     assert (shares.argmax(axis=1) == (pool @ text.T).argmax(axis=1)[copies]).all()
 
 
-def test_an_empty_pool_answers_as_zero_shot_and_says_so():
+def test_an_empty_pool_gives_the_results_of_zero_shot_with_a_warning():
     text, _, queries, *_ = clustered(
         np.random.default_rng(10), images=4, classes=3, dims=8, queries=4, dtype=np.float32
     )
-    told = StatA().fit(text, logit_scale=20.0, logit_bias=-3.0, examples=Examples()).predict(queries)
-    np.testing.assert_allclose(told.logits, 20 * told.similarities - 3)
-    assert "no unlabelled images" in told.warnings[0]
+    result = StatA().fit(text, logit_scale=20.0, logit_bias=-3.0, examples=Examples()).predict(queries)
+    np.testing.assert_allclose(result.logits, 20 * result.similarities - 3)
+    assert "no unlabelled images" in result.warnings[0]
 
 
 def test_features_in_float64_give_the_same_answers():

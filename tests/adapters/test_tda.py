@@ -27,11 +27,11 @@ def test_two_hundred_random_streams_equal_the_oracle_over_several_calls():
         drawn = problem(seed, dims=int(np.random.default_rng(seed).integers(4, 24)))
         images = stream(drawn, seed)
         adapter = fitted(drawn)
-        told = [adapter.predict(images[first : first + 5]).logits for first in range(0, len(images), 5)]
-        told.append(adapter.predict(drawn.asked).logits)
+        result = [adapter.predict(images[first : first + 5]).logits for first in range(0, len(images), 5)]
+        result.append(adapter.predict(drawn.queries).logits)
         oracle = ORACLE(drawn.text.astype(float), scale=drawn.logit_scale)
-        steps = [oracle.step(row) for row in np.concatenate([images, drawn.asked]).astype(float)]
-        worst = max(worst, difference(np.concatenate(told), np.array(steps) + (drawn.logit_bias or 0)))
+        steps = [oracle.step(row) for row in np.concatenate([images, drawn.queries]).astype(float)]
+        worst = max(worst, difference(np.concatenate(result), np.array(steps) + (drawn.logit_bias or 0)))
         full += (
             max(sizes(adapter.negative_), default=0) == NEGATIVE.size and max(sizes(adapter.positive_)) == POSITIVE.size
         )
@@ -44,7 +44,7 @@ def test_it_learns_from_the_images_that_it_is_asked_about():
     assert (TDA.stateful, TDA.transductive, TDA.needs) == (True, True, frozenset())
     fresh, used = fitted(drawn), fitted(drawn)
     used.predict(drawn.rows)
-    assert np.abs(used.predict(drawn.asked).logits - fresh.predict(drawn.asked).logits).max() > 0.01
+    assert np.abs(used.predict(drawn.queries).logits - fresh.predict(drawn.queries).logits).max() > 0.01
 
 
 def test_fitting_again_empties_the_caches():
@@ -52,7 +52,7 @@ def test_fitting_again_empties_the_caches():
     adapter = fitted(drawn)
     adapter.predict(drawn.rows)
     again = adapter.fit(drawn.text, logit_scale=drawn.logit_scale, logit_bias=drawn.logit_bias)
-    np.testing.assert_array_equal(again.predict(drawn.asked).logits, fitted(drawn).predict(drawn.asked).logits)
+    np.testing.assert_array_equal(again.predict(drawn.queries).logits, fitted(drawn).predict(drawn.queries).logits)
 
 
 def test_one_call_is_the_same_as_one_for_each_image():
@@ -103,25 +103,25 @@ def test_images_that_cannot_be_used_are_not_remembered():
     broken = drawn.rows[:3].copy()
     broken[0], broken[1, 0] = 0, np.nan
     adapter, other = fitted(drawn), fitted(drawn)
-    told = adapter.predict(broken)
-    assert np.isfinite(told.logits).all()
-    assert len(told.warnings) == 1
+    result = adapter.predict(broken)
+    assert np.isfinite(result.logits).all()
+    assert len(result.warnings) == 1
     other.predict(broken[2:])
     np.testing.assert_allclose(
-        adapter.predict(drawn.asked).logits, other.predict(drawn.asked).logits, rtol=1e-6, atol=1e-5
+        adapter.predict(drawn.queries).logits, other.predict(drawn.queries).logits, rtol=1e-6, atol=1e-5
     )
 
 
 def test_copies_of_an_image_are_finite_and_fill_the_cache():
     drawn = problem(7)
     adapter = fitted(drawn)
-    told = adapter.predict(np.repeat(drawn.rows[:1], 9, axis=0)).logits
-    assert np.isfinite(told).all()
+    result = adapter.predict(np.repeat(drawn.rows[:1], 9, axis=0)).logits
+    assert np.isfinite(result).all()
     assert sizes(adapter.positive_) == [POSITIVE.size]
-    np.testing.assert_allclose(told[3:], np.repeat(told[3:4], 6, axis=0), atol=1e-4)
+    np.testing.assert_allclose(result[3:], np.repeat(result[3:4], 6, axis=0), atol=1e-4)
 
 
-def test_the_encoder_s_own_scale_decides_how_sure_an_image_is():
+def test_the_scale_of_the_encoder_changes_the_entropy_of_an_image():
     drawn = problem(8, classes=5, sigmoid=False)
     for scale in (1.0, 1000.0):
         adapter = TDA().fit(drawn.text, logit_scale=scale, logit_bias=None)
@@ -135,15 +135,15 @@ def test_requests_at_the_same_time_wait_for_one_another(seed):
     drawn = problem(seed + 20, classes=4, dims=12, images=6)
     adapter, one_by_one = fitted(drawn), fitted(drawn)
     with ThreadPoolExecutor(8) as threads:
-        told = list(threads.map(lambda _: adapter.predict(drawn.rows).logits, range(16)))
+        result = list(threads.map(lambda _: adapter.predict(drawn.rows).logits, range(16)))
     expected = [one_by_one.predict(drawn.rows).logits for _ in range(16)]
-    first_told = min(told, key=lambda logits: np.abs(logits - expected[0]).max())
-    np.testing.assert_allclose(first_told, expected[0], rtol=1e-5, atol=1e-4)
-    np.testing.assert_allclose(np.sum(told, axis=0), np.sum(expected, axis=0), rtol=1e-4, atol=1e-2)
+    first = min(result, key=lambda logits: np.abs(logits - expected[0]).max())
+    np.testing.assert_allclose(first, expected[0], rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(np.sum(result, axis=0), np.sum(expected, axis=0), rtol=1e-4, atol=1e-2)
     assert sizes(adapter.positive_) == sizes(one_by_one.positive_)
 
 
-def test_features_in_double_precision_are_answered_alike():
+def test_features_in_double_precision_get_the_same_logits():
     drawn = problem(9)
     single = fitted(drawn).predict(drawn.rows).logits
     double = fitted(drawn).predict(drawn.rows.astype(float)).logits

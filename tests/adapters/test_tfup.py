@@ -15,7 +15,7 @@ def pool_of(drawn, seed):
 
 
 def wanted(drawn, pool, alpha=0.3, beta=1.0):
-    asked, text, rows = (array.astype(float) for array in (drawn.asked, drawn.text, pool))
+    asked, text, rows = (array.astype(float) for array in (drawn.queries, drawn.text, pool))
     indices, labels = oracle.tfup_select(rows, text, shots_per_class(len(pool), len(text)))
     return oracle.tfup(asked, text, rows[indices], labels, alpha, beta, drawn.logit_scale) + (drawn.logit_bias or 0)
 
@@ -40,16 +40,16 @@ def test_two_hundred_random_problems_equal_the_oracle():
         adapter = drawn.fit(TFUP(), Examples(pool_features=pool))
         if adapter.learned_:
             learned += 1
-            worst = max(worst, difference(adapter.predict(drawn.asked).logits, wanted(drawn, pool)))
+            worst = max(worst, difference(adapter.predict(drawn.queries).logits, wanted(drawn, pool)))
     assert learned > PROBLEMS / 2
     assert worst <= 2e-6
 
 
-def test_the_pool_and_the_images_may_be_looked_at_in_pieces(monkeypatch):
+def test_the_pool_and_the_images_may_be_processed_in_pieces(monkeypatch):
     drawn = problem(1, classes=4, dims=12, images=30)
     monkeypatch.setattr("app.adapters.tfup._AT_ONCE", 12 * 25)
-    told = drawn.fit(TFUP(), drawn.pool).predict(drawn.asked)
-    assert difference(told.logits, wanted(drawn, drawn.rows)) <= 2e-6
+    result = drawn.fit(TFUP(), drawn.pool).predict(drawn.queries)
+    assert difference(result.logits, wanted(drawn, drawn.rows)) <= 2e-6
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_three_tenths_of_a_class_s_share_are_cached_from_nine_to_sixteen(images,
 
 
 def test_an_image_may_be_cached_under_several_classes():
-    """And votes for each of them; how many do is told."""
+    """And votes for each of them; how many do is result."""
     text = unit(np.array([[1, 0.2, 0], [1, -0.2, 0], [0, 0, 1]])).astype(np.float32)
     rows = unit(np.random.default_rng(2).standard_normal((40, 3)) * 0.3 + np.repeat(text, [10, 10, 20], axis=0))
     adapter = TFUP().fit(
@@ -80,7 +80,7 @@ def test_a_pool_that_is_cached_whole_under_each_class_changes_no_answer():
     adapter = drawn.fit(TFUP(), Examples(pool_features=rows))
     assert adapter.learned_
     assert adapter.diagnostics_["cached"] == 4 * len(rows)
-    moved = adapter.predict(drawn.asked).logits - drawn.zero_shot()
+    moved = adapter.predict(drawn.queries).logits - drawn.zero_shot()
     np.testing.assert_allclose(moved, np.repeat(moved[:, :1], 4, axis=1), atol=1e-4)
 
 
@@ -88,10 +88,10 @@ def test_similarities_are_scaled_for_each_image_by_itself():
     """From 0, of the cached image whose probabilities differ most, to 2."""
     drawn = problem(4, classes=4, dims=12, images=20)
     adapter = drawn.fit(TFUP(), drawn.pool)
-    together = adapter.predict(drawn.asked).logits
-    alone = np.concatenate([adapter.predict(row[None]).logits for row in drawn.asked])
+    together = adapter.predict(drawn.queries).logits
+    alone = np.concatenate([adapter.predict(row[None]).logits for row in drawn.queries])
     np.testing.assert_allclose(alone, together, rtol=1e-5, atol=1e-5)
-    shares = oracle.softmax(10 * drawn.asked @ drawn.text.T)
+    shares = oracle.softmax(10 * drawn.queries @ drawn.text.T)
     alike = similarities(shares.astype(float), np.log(oracle.softmax(10 * drawn.rows @ drawn.text.T).astype(float)))
     np.testing.assert_allclose(alike.min(axis=1), 0, atol=1e-12)
     np.testing.assert_allclose(alike.max(axis=1), 2, atol=1e-12)
@@ -101,10 +101,10 @@ def test_images_that_are_all_the_same_are_finite():
     drawn = problem(5, classes=2)
     examples = Examples(pool_features=np.repeat(drawn.rows[:1], 30, axis=0))
     adapter = drawn.fit(TFUP(), examples)
-    told = adapter.predict(drawn.asked).logits
+    result = adapter.predict(drawn.queries).logits
     assert adapter.learned_
-    assert np.isfinite(told).all()
-    np.testing.assert_allclose(told[:, 0] - told[:, 1], np.diff(-drawn.zero_shot())[:, 0], atol=1e-2)
+    assert np.isfinite(result).all()
+    np.testing.assert_allclose(result[:, 0] - result[:, 1], np.diff(-drawn.zero_shot())[:, 0], atol=1e-2)
 
 
 def test_of_copies_as_many_are_cached_as_of_other_images():
@@ -122,32 +122,32 @@ def test_one_image_and_more_classes_than_images_are_finite(count):
     indices, labels = select(drawn.rows[:count], drawn.text, 9)
     assert np.bincount(indices).tolist() == [7] * count
     assert np.bincount(labels).tolist() == [count] * 7
-    told = drawn.fit(TFUP(), Examples(pool_features=drawn.rows[:count])).predict(drawn.asked)
-    assert np.isfinite(told.logits).all()
+    result = drawn.fit(TFUP(), Examples(pool_features=drawn.rows[:count])).predict(drawn.queries)
+    assert np.isfinite(result.logits).all()
 
 
 def test_one_class_is_finite():
     drawn = problem(8, classes=1)
     adapter = drawn.fit(TFUP(), drawn.pool)
     assert adapter.learned_
-    assert np.isfinite(adapter.predict(drawn.asked).logits).all()
+    assert np.isfinite(adapter.predict(drawn.queries).logits).all()
 
 
 def test_a_pool_of_few_classes_is_not_learned_from():
     text = np.eye(6, dtype=np.float32)
     examples = Examples(pool_features=unit(text[[0, 0, 0, 1]] + 0.01).astype(np.float32))
-    told = TFUP().fit(text, logit_scale=20.0, logit_bias=None, examples=examples).predict(text)
-    np.testing.assert_allclose(told.logits, 20 * text, atol=1e-5)
-    assert "about the same number of images of each class" in told.warnings[0]
+    result = TFUP().fit(text, logit_scale=20.0, logit_bias=None, examples=examples).predict(text)
+    np.testing.assert_allclose(result.logits, 20 * text, atol=1e-5)
+    assert "about the same number of images of each class" in result.warnings[0]
 
 
-def test_features_in_double_precision_are_answered_alike():
+def test_features_in_double_precision_get_the_same_logits():
     drawn = problem(10, sigmoid=True)
     same_in_float64(drawn, TFUP, drawn.pool)
 
 
 def test_the_inputs_are_not_written_to():
     drawn = problem(11)
-    for array in (drawn.rows, drawn.text, drawn.asked):
+    for array in (drawn.rows, drawn.text, drawn.queries):
         array.flags.writeable = False
-    drawn.fit(TFUP(), drawn.pool).predict(drawn.asked)
+    drawn.fit(TFUP(), drawn.pool).predict(drawn.queries)

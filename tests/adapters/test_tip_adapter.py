@@ -8,7 +8,7 @@ from tests.oracles.extras import tip_adapter as oracle
 
 
 def wanted(drawn, alpha, beta):
-    asked, text, rows = (array.astype(float) for array in (drawn.asked, drawn.text, drawn.rows))
+    asked, text, rows = (array.astype(float) for array in (drawn.queries, drawn.text, drawn.rows))
     return oracle(asked, text, rows, drawn.labels, alpha, beta, drawn.logit_scale) + (drawn.logit_bias or 0)
 
 
@@ -19,56 +19,56 @@ def test_two_hundred_random_problems_equal_the_oracle():
         drawn = problem(seed)
         rng = np.random.default_rng(seed)
         alpha, beta = rng.uniform(0.1, 20), rng.uniform(0.5, 10)
-        told = drawn.fit(TipAdapter(alpha, beta), drawn.support).predict(drawn.asked)
-        worst = max(worst, difference(told.logits, wanted(drawn, alpha, beta)))
-        assert told.warnings == ()
+        result = drawn.fit(TipAdapter(alpha, beta), drawn.support).predict(drawn.queries)
+        worst = max(worst, difference(result.logits, wanted(drawn, alpha, beta)))
+        assert result.warnings == ()
     assert worst <= 2e-6
 
 
-def test_images_may_be_looked_at_in_pieces(monkeypatch):
+def test_images_may_be_processed_in_pieces(monkeypatch):
     drawn = problem(1)
     monkeypatch.setattr("app.adapters.tip_adapter._AT_ONCE", 4 * len(drawn.rows))
-    told = drawn.fit(TipAdapter(1.0), drawn.support).predict(drawn.asked)
-    assert difference(told.logits, wanted(drawn, 1.0, 5.5)) <= 2e-6
+    result = drawn.fit(TipAdapter(1.0), drawn.support).predict(drawn.queries)
+    assert difference(result.logits, wanted(drawn, 1.0, 5.5)) <= 2e-6
 
 
 def test_one_image_per_class_votes_for_it():
     text = np.eye(3, 8, dtype=np.float32)
     rows = np.eye(3, 8, k=4, dtype=np.float32)
     adapter = TipAdapter(2.0).fit(text, logit_scale=10.0, logit_bias=None, examples=Examples(rows, np.array([2, 0, 1])))
-    told = adapter.predict(rows).logits
-    assert told.argmax(axis=1).tolist() == [2, 0, 1]
-    np.testing.assert_allclose(told[0], 2 * np.exp([-5.5, -5.5, 0.0]), rtol=1e-5)
+    result = adapter.predict(rows).logits
+    assert result.argmax(axis=1).tolist() == [2, 0, 1]
+    np.testing.assert_allclose(result[0], 2 * np.exp([-5.5, -5.5, 0.0]), rtol=1e-5)
 
 
-def test_a_class_without_images_gets_no_votes_and_is_told_of():
+def test_a_class_without_images_gets_no_votes_and_a_warning():
     drawn = problem(2, classes=4)
     kept = drawn.labels != 1
     adapter = drawn.fit(TipAdapter(1.0), Examples(drawn.rows[kept], drawn.labels[kept]))
-    told = adapter.predict(drawn.asked)
-    np.testing.assert_allclose(told.logits[:, 1], drawn.zero_shot()[:, 1], rtol=1e-5, atol=1e-4)
-    assert "1 classes have no labelled image" in told.warnings[0]
-    assert np.isfinite(told.logits).all()
+    result = adapter.predict(drawn.queries)
+    np.testing.assert_allclose(result.logits[:, 1], drawn.zero_shot()[:, 1], rtol=1e-5, atol=1e-4)
+    assert "1 classes have no labelled image" in result.warnings[0]
+    assert np.isfinite(result.logits).all()
 
 
 def test_copies_of_an_image_vote_as_often_as_there_are():
     drawn = problem(3)
     twice = Examples(np.tile(drawn.rows, (2, 1)), np.tile(drawn.labels, 2))
-    once = drawn.fit(TipAdapter(2.0), drawn.support).predict(drawn.asked).logits
+    once = drawn.fit(TipAdapter(2.0), drawn.support).predict(drawn.queries).logits
     np.testing.assert_allclose(
-        drawn.fit(TipAdapter(1.0), twice).predict(drawn.asked).logits, once, rtol=1e-5, atol=1e-4
+        drawn.fit(TipAdapter(1.0), twice).predict(drawn.queries).logits, once, rtol=1e-5, atol=1e-4
     )
 
 
 def test_more_classes_than_images_are_finite():
     drawn = problem(4, classes=7)
     for alpha in (0.0, 1.0):
-        told = drawn.fit(TipAdapter(alpha), Examples(drawn.rows[:2], drawn.labels[:2])).predict(drawn.asked)
-        assert np.isfinite(told.logits).all()
+        result = drawn.fit(TipAdapter(alpha), Examples(drawn.rows[:2], drawn.labels[:2])).predict(drawn.queries)
+        assert np.isfinite(result.logits).all()
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
-def test_features_in_double_precision_are_answered_alike(alpha):
+def test_features_in_double_precision_get_the_same_logits(alpha):
     drawn = problem(5)
     same_in_float64(drawn, lambda: TipAdapter(alpha), drawn.support)
 
@@ -104,7 +104,7 @@ def test_alpha_and_beta_are_those_of_a_plain_search_over_folds():
         assert adapter.warnings_ == ()
 
 
-def test_the_choice_follows_what_the_labels_say():
+def test_the_selected_weight_follows_the_labels():
     drawn = problem(12, classes=4, dims=16, images=12)
     nothing = Examples(drawn.rows, np.random.default_rng(0).permutation(drawn.labels))
     assert drawn.fit(TipAdapter(0), nothing).alpha_ <= 1
@@ -123,6 +123,6 @@ def test_too_few_images_to_choose_have_the_weight_of_the_default():
 
 def test_the_inputs_are_not_written_to():
     drawn = problem(14)
-    for array in (drawn.rows, drawn.labels, drawn.text, drawn.asked):
+    for array in (drawn.rows, drawn.labels, drawn.text, drawn.queries):
         array.flags.writeable = False
-    drawn.fit(TipAdapter(0), drawn.support).predict(drawn.asked)
+    drawn.fit(TipAdapter(0), drawn.support).predict(drawn.queries)

@@ -53,13 +53,13 @@ def test_two_hundred_queries_have_the_shares_that_the_equations_give():
         text, pool, queries, *_ = problem(rng, queries=10, dtype=np.float32)
         adapter = fitted(TransCLIP(lam=0.7), text, pool)
         shares, gaussians = adapter.shares_.astype(float), adapter.gaussians_
-        told = shares_of(adapter, pool, queries)
+        result = shares_of(adapter, pool, queries)
         wide = [array.astype(float) for array in (queries, text, pool)]
         wanted = [
             by_hand(query, *wide[1:], shares, gaussians.means, gaussians.variances, scale=50, lam=0.7)
             for query in wide[0]
         ]
-        worst = max(worst, np.abs(told - wanted).max())
+        worst = max(worst, np.abs(result - wanted).max())
     assert worst <= 1e-4, worst
 
 
@@ -89,7 +89,7 @@ def test_a_class_that_is_probable_for_no_image_still_begins_somewhere():
     np.testing.assert_allclose(np.linalg.norm(means, axis=1), 1)
 
 
-def test_what_is_computed_in_pieces_is_the_same(monkeypatch):
+def test_a_computation_in_pieces_is_the_same(monkeypatch):
     text, pool, queries, *_ = problem(np.random.default_rng(4), images=50, queries=9, dtype=np.float32)
     adapter = fitted(TransCLIP(), text, pool)
     whole = shares_of(adapter, pool, queries), adapter.shares_
@@ -109,7 +109,7 @@ def test_links_that_go_both_ways_count_twice_and_no_image_is_its_own_neighbour()
     assert not graph.diagonal().any()
 
 
-def test_balanced_pools_are_told_better_than_by_zero_shot():
+def test_balanced_pools_are_classified_better_than_by_zero_shot():
     text, pool, queries, pool_labels, labels = clustered(
         np.random.default_rng(6), images=400, classes=10, dims=32, queries=400, noise=1.0, gap=1.3, dtype=np.float32
     )
@@ -117,8 +117,10 @@ def test_balanced_pools_are_told_better_than_by_zero_shot():
     assert (shares_of(adapter, pool, queries).argmax(axis=1) == labels).mean() > (
         (queries @ text.T).argmax(axis=1) == labels
     ).mean()
-    told = adapter.pool_scores(pool)
-    assert (told.logits.argmax(axis=1) == pool_labels).mean() > (told.similarities.argmax(axis=1) == pool_labels).mean()
+    result = adapter.pool_scores(pool)
+    assert (result.logits.argmax(axis=1) == pool_labels).mean() > (
+        result.similarities.argmax(axis=1) == pool_labels
+    ).mean()
 
 
 def test_images_that_are_all_alike_have_no_variance_and_are_answered_nearly_as_by_zero_shot():
@@ -128,10 +130,10 @@ def test_images_that_are_all_alike_have_no_variance_and_are_answered_nearly_as_b
     adapter = TransCLIP()
     adapter.balanced = False
     fitted(adapter, text, same, logit_scale=3.0)
-    told = adapter.pool_scores(same)
+    result = adapter.pool_scores(same)
     assert adapter.learned_
-    assert told.logits.argmax(axis=1).tolist() == told.similarities.argmax(axis=1).tolist()
-    assert np.isfinite(told.logits).all()
+    assert result.logits.argmax(axis=1).tolist() == result.similarities.argmax(axis=1).tolist()
+    assert np.isfinite(result.logits).all()
 
 
 @pytest.mark.parametrize(("images", "classes"), [(1, 1), (1, 2), (2, 2), (20, 1), (3, 8)])
@@ -143,19 +145,19 @@ def test_one_class_one_image_and_more_classes_than_images_are_finite(images, cla
     adapter.balanced = False  # few images cannot be of many classes
     fitted(adapter, text, pool)
     assert adapter.learned_
-    told = adapter.predict(queries, nearest(queries, pool, 3))
-    assert not told.warnings
-    np.testing.assert_allclose(softmax(told.logits).sum(axis=1), 1, rtol=1e-5)
+    result = adapter.predict(queries, nearest(queries, pool, 3))
+    assert not result.warnings
+    np.testing.assert_allclose(softmax(result.logits).sum(axis=1), 1, rtol=1e-5)
     assert np.isfinite(adapter.pool_scores(pool).logits).all()
 
 
-def test_an_empty_pool_answers_as_zero_shot_and_says_so():
+def test_an_empty_pool_gives_the_results_of_zero_shot_with_a_warning():
     text, _, queries, *_ = clustered(
         np.random.default_rng(10), images=4, classes=3, dims=8, queries=4, dtype=np.float32
     )
-    told = TransCLIP().fit(text, logit_scale=20.0, logit_bias=-3.0, examples=Examples()).predict(queries)
-    np.testing.assert_allclose(told.logits, 20 * told.similarities - 3)
-    assert "no unlabelled images" in told.warnings[0]
+    result = TransCLIP().fit(text, logit_scale=20.0, logit_bias=-3.0, examples=Examples()).predict(queries)
+    np.testing.assert_allclose(result.logits, 20 * result.similarities - 3)
+    assert "no unlabelled images" in result.warnings[0]
 
 
 def test_a_pool_of_few_of_the_classes_is_not_learned_from():

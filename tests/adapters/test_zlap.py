@@ -101,7 +101,7 @@ def test_pitfall_1_cosines_are_clipped_after_they_are_scaled():
     np.testing.assert_allclose(weights, [[0, 0.2**2.5, 0, 1]])
 
 
-def test_pitfall_2_where_no_cosine_with_a_class_is_positive_the_answer_is_zero_shot_and_says_so():
+def test_pitfall_2_where_no_cosine_with_a_class_is_positive_the_results_are_those_of_zero_shot_with_a_warning():
     rng = np.random.default_rng(3)
     text, pool, queries, *_ = clustered(
         rng, images=40, classes=4, dims=12, queries=5, noise=0.1, gap=0, dtype=np.float32
@@ -113,12 +113,12 @@ def test_pitfall_2_where_no_cosine_with_a_class_is_positive_the_answer_is_zero_s
     with pytest.raises(DegenerateExamplesError, match="no cosine is positive"):
         propagation(pool, text, nearest_others(pool, 5), k=5, gamma=5.0, alpha=0.3)
     adapter = fitted(ZLaP(), text, pool, logit_scale=117.0, logit_bias=-12.0)
-    told = adapter.predict(queries, nearest(queries, pool, 5))
-    assert told.warnings
-    np.testing.assert_allclose(told.logits, 117 * told.similarities - 12, rtol=1e-5)
+    result = adapter.predict(queries, nearest(queries, pool, 5))
+    assert result.warnings
+    np.testing.assert_allclose(result.logits, 117 * result.similarities - 12, rtol=1e-5)
 
 
-def test_pitfall_2_a_single_image_that_no_mass_reaches_is_answered_as_by_zero_shot():
+def test_pitfall_2_a_single_image_that_no_mass_reaches_gets_the_results_of_zero_shot():
     rng = np.random.default_rng(4)
     text, pool, queries, *_ = clustered(rng, images=40, classes=4, dims=32, queries=2, noise=0.3, dtype=np.float32)
     adapter = fitted(ZLaP(), text, pool)
@@ -129,10 +129,10 @@ def test_pitfall_2_a_single_image_that_no_mass_reaches_is_answered_as_by_zero_sh
     queries[1] -= np.linalg.lstsq(adapter.text_, np.maximum(away, 0) + 0.01, rcond=None)[0]
     queries[1] /= np.linalg.norm(queries[1])
     assert (adapter.text_ @ queries[1]).max() < 0
-    told = adapter.predict(queries, nobody)
-    np.testing.assert_allclose(told.logits[1], 50 * told.similarities[1], rtol=1e-5)
-    assert not np.allclose(told.logits[0], 50 * told.similarities[0])
-    assert told.logits[1].argmax() == told.similarities[1].argmax()
+    result = adapter.predict(queries, nobody)
+    np.testing.assert_allclose(result.logits[1], 50 * result.similarities[1], rtol=1e-5)
+    assert not np.allclose(result.logits[0], 50 * result.similarities[0])
+    assert result.logits[1].argmax() == result.similarities[1].argmax()
 
 
 def test_pitfall_2_masses_of_nothing_become_the_logits_of_zero_shot():
@@ -155,7 +155,7 @@ def test_pitfall_3_classes_of_the_same_text_get_the_same_score_and_take_no_place
     np.testing.assert_allclose(others / others.sum(axis=1, keepdims=True), once, atol=1e-5)
 
 
-def test_pitfall_4_cosines_that_are_all_the_same_cannot_be_scaled_and_teach_nothing():
+def test_pitfall_4_cosines_that_are_all_the_same_cannot_be_scaled_or_learned_from():
     same = np.tile(np.eye(1, 8), (6, 1))
     with pytest.raises(DegenerateExamplesError, match="all the same"):
         propagation(same, same[:1], nearest_others(same, 4), k=4, gamma=3.0, alpha=0.3, scaled=True)
@@ -177,7 +177,7 @@ def test_pitfall_5_a_solution_that_would_be_too_large_keeps_the_best_classes_of_
 
 
 @pytest.mark.parametrize("keep", [0, 1, 3])
-def test_pitfall_5_what_is_solved_for_in_pieces_is_the_same(monkeypatch, keep):
+def test_pitfall_5_a_solution_in_pieces_is_the_same(monkeypatch, keep):
     rng = np.random.default_rng(7)
     text, pool, queries, *_ = clustered(rng, images=50, classes=9, dims=24, queries=20, dtype=np.float32)
     whole = shares_of(fitted(ZLaP(keep=keep), text, pool), pool, queries)
@@ -192,9 +192,9 @@ def test_pitfall_6_a_pool_of_few_of_the_classes_is_not_learned_from():
     )
     adapter = fitted(ZLaP(), text, pool[labels < 2])
     assert not adapter.learned_
-    told = adapter.predict(queries, nearest(queries, pool[labels < 2], 5))
-    np.testing.assert_allclose(told.logits, 50 * told.similarities)
-    assert "of 10 classes" in told.warnings[0]
+    result = adapter.predict(queries, nearest(queries, pool[labels < 2], 5))
+    np.testing.assert_allclose(result.logits, 50 * result.similarities)
+    assert "of 10 classes" in result.warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -214,12 +214,12 @@ def test_pitfall_7_one_class_one_image_and_more_neighbours_than_there_are(images
         assert adapter.pool_scores(pool).logits.shape == (images, classes)
 
 
-def test_an_empty_pool_answers_as_zero_shot_and_says_so():
+def test_an_empty_pool_gives_the_results_of_zero_shot_with_a_warning():
     rng = np.random.default_rng(10)
     text, _, queries, *_ = clustered(rng, images=4, classes=3, dims=8, queries=4, dtype=np.float32)
-    told = ZLaP().fit(text, logit_scale=20.0, logit_bias=-3.0, examples=Examples()).predict(queries)
-    np.testing.assert_allclose(told.logits, 20 * told.similarities - 3)
-    assert "no unlabelled images" in told.warnings[0]
+    result = ZLaP().fit(text, logit_scale=20.0, logit_bias=-3.0, examples=Examples()).predict(queries)
+    np.testing.assert_allclose(result.logits, 20 * result.similarities - 3)
+    assert "no unlabelled images" in result.warnings[0]
 
 
 def test_features_in_float64_give_the_same_answers():
@@ -230,17 +230,17 @@ def test_features_in_float64_give_the_same_answers():
     np.testing.assert_allclose(shares_of(fitted(ZLaP(), *narrow[:2]), *narrow[1:]), wide, atol=1e-5)
 
 
-def test_the_pool_is_answered_by_what_reaches_its_images():
+def test_the_scores_of_the_pool_are_the_masses_of_its_images():
     rng = np.random.default_rng(12)
     text, pool, _, labels, _ = clustered(rng, images=300, classes=6, dims=32, noise=1.0, gap=1.2, dtype=np.float32)
     adapter = fitted(ZLaP(), text, pool)
-    told = adapter.pool_scores(pool)
+    result = adapter.pool_scores(pool)
     masses = oracle.fit(pool.astype(float), text.astype(float))[0][6:]
-    np.testing.assert_allclose(softmax(told.logits), masses / masses.sum(axis=1, keepdims=True), atol=1e-5)
-    assert (told.logits.argmax(axis=1) == labels).mean() > (told.similarities.argmax(axis=1) == labels).mean()
+    np.testing.assert_allclose(softmax(result.logits), masses / masses.sum(axis=1, keepdims=True), atol=1e-5)
+    assert (result.logits.argmax(axis=1) == labels).mean() > (result.similarities.argmax(axis=1) == labels).mean()
 
 
-def test_no_image_gets_no_answer():
+def test_no_images_have_no_results():
     rng = np.random.default_rng(13)
     text, pool, queries, *_ = clustered(rng, images=20, classes=3, dims=8, dtype=np.float32)
     for keep in (0, 1):

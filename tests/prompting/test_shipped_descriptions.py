@@ -39,7 +39,7 @@ def test_each_class_has_six_features_and_six_sentences_that_name_it(file):
             assert feature_sentence(entry.name, feature).startswith(f"{entry.name}, which ")
 
 
-def test_no_sentence_is_told_twice():
+def test_no_sentence_occurs_twice():
     sentences = [
         sentence.lower()
         for file in FILES

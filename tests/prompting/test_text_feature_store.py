@@ -50,10 +50,10 @@ def open_store(file):
 
 
 def encoder_of(store, encode, fingerprint="weights"):
-    async def told() -> str:
+    async def read_fingerprint() -> str:
         return fingerprint
 
-    return StoredTextEncoder(encode, told, store)
+    return StoredTextEncoder(encode, read_fingerprint, store)
 
 
 async def test_what_was_encoded_before_a_restart_is_not_encoded_again_and_is_the_same_to_the_last_digit(open_store):
@@ -85,10 +85,10 @@ async def test_features_of_other_weights_are_never_given(open_store):
 async def test_without_a_store_texts_are_encoded_always():
     encode = Encoder()
 
-    async def told() -> str:
+    async def fingerprint() -> str:
         return "weights"
 
-    encoder = StoredTextEncoder(encode, told, None)
+    encoder = StoredTextEncoder(encode, fingerprint, None)
     for _ in range(2):
         await encoder(["owl"])
     assert encode.texts == ["owl", "owl"]

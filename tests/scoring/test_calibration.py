@@ -371,14 +371,14 @@ def test_with_two_classes_no_temperature_changes_what_is_covered_or_rejected():
     logits, labels = labelled(3, 80, 2, temperature=5.0)
     learned = calibrate(logits[:40], labels[:40])
     assert abs(log(learned.temperature)) > 0.5
-    told = []
+    outcomes = []
     for temperature in (1.0, learned.temperature):
         probabilities = tempered_softmax(logits, temperature)
         true, top = probabilities[np.arange(80), labels], probabilities.max(axis=1)
-        told.append(
+        outcomes.append(
             (1 - true[40:] <= conformal_quantile(1 - true[:40], 0.9), top[40:] < rejection_threshold(top[:40], 0.1))
         )
-    np.testing.assert_array_equal(told[0], told[1])
+    np.testing.assert_array_equal(outcomes[0], outcomes[1])
 
 
 def test_few_images_reject_nothing_and_leave_nothing_out_in_plain_json_numbers():

@@ -237,10 +237,10 @@ def test_scores_that_do_not_fit_are_our_own_bug(scores, problem):
 def test_what_was_stored_before_a_measure_existed_can_still_be_read():
     scores = np.eye(7)[[0, 3, 1]]
     result = evaluate(NAMES, np.array([0, 3, 3]), ranks(scores), scores)
-    told = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    stored = json.loads(json.dumps(result.to_json(), allow_nan=False))
     read = TypeAdapter(Evaluation)
-    assert read.validate_python(told) == result
-    old = {name: value for name, value in told.items() if name not in {"macro_f1", "nll", "ece"}}
+    assert read.validate_python(stored) == result
+    old = {name: value for name, value in stored.items() if name not in {"macro_f1", "nll", "ece"}}
     again = read.validate_python(old)
     assert (again.macro_f1, again.nll, again.ece) == (None, None, None)
     assert again.top1 == result.top1
@@ -270,10 +270,10 @@ def test_the_paired_test_is_mcnemars_exact_test_where_answers_are_right_or_wrong
     first = np.array(both + [1.0] * only_first + [0.0] * only_second)
     second = np.array(both + [0.0] * only_first + [1.0] * only_second)
     exact = binomtest(min(only_first, only_second), only_first + only_second).pvalue
-    told = paired_difference(first, second)
-    assert told.p == pytest.approx(exact, abs=0.02)
-    assert told.mean == pytest.approx((only_first - only_second) / len(first))
-    assert told.low <= told.mean <= told.high
+    result = paired_difference(first, second)
+    assert result.p == pytest.approx(exact, abs=0.02)
+    assert result.mean == pytest.approx((only_first - only_second) / len(first))
+    assert result.low <= result.mean <= result.high
 
 
 def test_the_paired_test_of_methods_that_agree_finds_nothing():
