@@ -230,7 +230,7 @@ class ChatClient:
                     ) from None
                 log.info("chat_retry", attempt=attempt, reason=self._printable(fault.reason))
                 # Full jitter: requests that failed together should not be sent again together.
-                backoff_s = random.uniform(0, min(_MAX_BACKOFF_S, 2 ** (attempt - 1)))
+                backoff_s = random.uniform(0, min(_MAX_BACKOFF_S, 2 ** (attempt - 1)))  # noqa: S311
                 if fault.is_limited:
                     self._pause(fault.retry_after_s or backoff_s)
                 else:
@@ -322,7 +322,7 @@ class ChatClient:
         while waited_until != self._paused_until and (left_s := self._paused_until - self._clock()) > 0:
             waited_until = self._paused_until
             # Spread, because most requests that are sent at the same moment would be refused again.
-            spread_s = random.uniform(0, min(1, left_s))
+            spread_s = random.uniform(0, min(1, left_s))  # noqa: S311
             await self._sleep(min(left_s + spread_s, _MAX_PAUSE_S))
 
 

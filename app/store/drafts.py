@@ -1,4 +1,4 @@
-"""What language models said of classes, and the drafts made of it until somebody decides about them."""
+"""The answers of language models, and the drafts made from them, which a person accepts or rejects."""
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
@@ -21,14 +21,14 @@ _IDS_PER_STATEMENT = 10_000
 
 
 class DraftKind(StrEnum):
-    """What a text is; also the name of the list of a class that it is accepted into."""
+    """The kind of a text: a description or a feature."""
 
     DESCRIPTION = "description"
     FEATURE = "feature"
 
 
 class DraftStatus(StrEnum):
-    """What was decided about a draft."""
+    """The decision about a draft; ``draft`` until there is one."""
 
     DRAFT = "draft"
     ACCEPTED = "accepted"
@@ -37,7 +37,7 @@ class DraftStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a language model answered to one question; ``digest`` stands for all that was asked of which model."""
+    """A language model's answers to a question; ``digest`` identifies the question, the model and the options."""
 
     digest: str
     question: str
@@ -49,7 +49,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A text about a class, where it comes from, and what was decided about it."""
+    """A text about a class, its origin, and the decision about it."""
 
     id: int
     classname: str
@@ -63,13 +63,13 @@ class Draft:
 
 
 class DraftRepository:
-    """Answers and drafts by label set; every answer is kept with its drafts, or neither is."""
+    """Stores answers and drafts by label set; an answer is stored together with its drafts."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
     async def answered(self, name: str) -> frozenset[str]:
-        """Return the digests of all that was answered about a label set."""
+        """Return the digests of the answered questions of a label set."""
         async with reading(self._engine) as session:
             return frozenset(await session.scalars(select(AnswerRow.digest).where(AnswerRow.name == name)))
 
@@ -82,13 +82,13 @@ class DraftRepository:
         texts: Sequence[str],
         comparison_key: Callable[[str], str],
     ) -> int:
-        """Keep an answer and what was made of it, and return how many drafts are new.
+        """Store an answer and its drafts, and return the number of new drafts.
 
-        A text is left out whose ``comparison_key`` is that of a draft of the class, or of a text that the class has already.
-        An answer that is there is left as it is.
+        A text with the same ``comparison_key`` as a draft or a text of the class is left out. An answer that is stored
+        already is not changed.
 
         Raises:
-            UnknownNameError: there is no such label set any more.
+            UnknownNameError: the label set was deleted.
         """
         async with writing(self._engine) as session:
             _, current = await lock_current(session, name, None)
@@ -143,7 +143,7 @@ class DraftRepository:
         status: DraftStatus | None = None,
         classname: str | None = None,
     ) -> Sequence[Draft]:
-        """Return at most ``limit`` drafts in the order they were made, beginning behind the id ``after``.
+        """Return at most ``limit`` drafts with an id above ``after``, the oldest first.
 
         Raises:
             UnknownNameError: there is no such label set.
@@ -171,14 +171,14 @@ class DraftRepository:
         max_texts: int,
         if_match: IfMatch = None,
     ) -> tuple[LabelSet, int]:
-        """Put drafts into a new version of the label set; also return how many.
+        """Add drafts to a new version of the label set; also return the number of accepted drafts.
 
-        Drafts of a class that the current version does not have stay as they are.
+        Drafts of a class that the current version does not have are not changed.
 
         Args:
             name: of the label set.
-            ids: of the drafts; None for all that are undecided.
-            max_texts: descriptions, and features, that a class may have.
+            ids: of the drafts; None means all undecided drafts.
+            max_texts: the largest number of descriptions, and of features, of a class.
             if_match: the versions that may be replaced.
 
         Raises:
@@ -200,14 +200,18 @@ class DraftRepository:
             if not accepted:
                 raise ConflictError(
                     f"the label set '{name}' has no draft to accept; `deixis describe` and"
-                    f" POST /v1/label-sets/{name}/descriptions:generate make some"
+                    f" POST /v1/label-sets/{name}/descriptions:generate create drafts"
                 )
             await _decide(session, accepted, DraftStatus.ACCEPTED)
             version = append_version(session, row, tuple(classes), current.templates, current.merge_synonyms)
             return version, len(accepted)
 
     async def reject(self, name: str, ids: Collection[int] | None) -> int:
-        """Keep drafts from being used, or made again, and return how many; None for all that are undecided.
+        """Reject drafts, which are then never drafted again, and return their number.
+
+        Args:
+            name: of the label set.
+            ids: of the drafts; None means all undecided drafts.
 
         Raises:
             UnknownNameError: there is no such label set, or no such draft.
@@ -219,14 +223,14 @@ class DraftRepository:
             return len(drafts)
 
     async def count(self, name: str, status: DraftStatus) -> int:
-        """Return how many drafts of a label set have that status."""
+        """Return the number of drafts of a label set with that status."""
         statement = select(func.count()).where(DraftRow.name == name, DraftRow.status == status)
         async with reading(self._engine) as session:
             return await session.scalar(statement) or 0
 
 
 class _Undecided(NamedTuple):
-    """What is needed of a draft; whole rows of a large label set's would take seconds."""
+    """The columns that a decision needs; reading all columns of a large label set takes seconds."""
 
     id: int
     classname: str
@@ -247,7 +251,7 @@ async def _undecided(session: AsyncSession, name: str, ids: Collection[int] | No
     found = [draft for draft in undecided if draft.id in wanted]
     if missing := sorted(wanted - {draft.id for draft in found}):
         raise UnknownNameError(
-            "draft", str(missing[0]), way_out=f"the label set '{name}' has no undecided draft of that id"
+            "draft", str(missing[0]), way_out=f"the label set '{name}' has no undecided draft with this id"
         )
     return found
 
@@ -255,14 +259,14 @@ async def _undecided(session: AsyncSession, name: str, ids: Collection[int] | No
 async def _decide(session: AsyncSession, ids: Sequence[int], status: DraftStatus) -> None:
     now = datetime.now(UTC)
     for first in range(0, len(ids), _IDS_PER_STATEMENT):
-        some = DraftRow.id.in_(ids[first : first + _IDS_PER_STATEMENT])
-        await session.execute(update(DraftRow).where(some).values(status=status, decided_at=now))
+        block = DraftRow.id.in_(ids[first : first + _IDS_PER_STATEMENT])
+        await session.execute(update(DraftRow).where(block).values(status=status, decided_at=now))
 
 
 def _with(
     entry: ClassEntry, descriptions: Sequence[_Undecided], features: Sequence[_Undecided], max_texts: int
 ) -> ClassEntry:
-    """Return the class with the drafts' texts behind those that it has."""
+    """Return the class with the texts of the drafts added after its own."""
     more = replace(
         entry,
         descriptions=tuple(dict.fromkeys([*entry.descriptions, *(draft.text for draft in descriptions)])),

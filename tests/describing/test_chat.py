@@ -22,8 +22,8 @@ from app.describing.chat import (
     ChatUnavailableError,
     DescribingError,
     Estimate,
-    _retry_after_s,
     _duration_s,
+    _retry_after_s,
     estimate,
 )
 from app.errors import ConfigurationError
