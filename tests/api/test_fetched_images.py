@@ -31,7 +31,9 @@ class Fetcher:
 @pytest.fixture
 def fetching(make_client):
     client = make_client(allow_image_urls=True)
-    client.fetcher = client.app.state.service._image_fetcher = Fetcher(red=picture("red"), blue=picture("blue"))
+    client.fetcher = client.app.state.service.pipeline._remote_images._fetcher = Fetcher(
+        red=picture("red"), blue=picture("blue")
+    )
     return client
 
 
