@@ -2,18 +2,18 @@
 # docker build --build-arg DEIXIS_DEVICE=auto --tag deixis:cuda .      on a GPU where there is one
 # docker build --build-arg EXTRAS=ray --build-arg PACKAGES=wget --tag deixis:ray .      for KubeRay
 # docker build --target baked --build-arg MODELS=... --tag deixis .    with weights inside
-# docs/container.md says more.
+# See docs/container.md.
 
-# A tag is pinned to a version, and can be made again. Where builds must repeat to the byte, name the digest that your
-# registry tells: --build-arg PYTHON_IMAGE=python@sha256:...
+# A tag is pinned to a version but can be replaced. For reproducible builds, use the digest of your registry:
+# --build-arg PYTHON_IMAGE=python@sha256:...
 ARG PYTHON_IMAGE=python:3.12.11-slim-bookworm
 
-# `cpu`, or `auto`: what the image is for, and the default of the setting in it.
+# `cpu` or `auto`: selects the libraries of the image, and is the default of the setting in it.
 ARG DEIXIS_DEVICE=cpu
 
 FROM ${PYTHON_IMAGE} AS build
 
-# More arguments for pip, such as an index that has torch's CPU builds; docs/container.md says when to use it.
+# More arguments for pip, such as an index with CPU builds of torch; see docs/container.md.
 ARG PIP_ARGS=""
 ENV PIP_BUILD_CONSTRAINT=/src/constraints.txt \
     PIP_CONSTRAINT=/src/constraints.txt \
@@ -27,13 +27,13 @@ RUN python -m venv /opt/deixis
 # Further extras, separated by spaces.
 ARG EXTRAS=""
 
-# Dependencies in a layer of their own, which a change of the code leaves as it is.
+# Dependencies in a separate layer, which a change of the code does not invalidate.
 COPY pyproject.toml constraints.txt ./
-# hadolint ignore=SC2086 # PIP_ARGS holds several words
+# hadolint ignore=SC2086 # PIP_ARGS contains several words
 RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; extras = project['optional-dependencies']; print(*project['dependencies'], *(each for name in ('server', 'captions', 'embedded', 'heif', 'openvino', 'otel', 'postgres', 'redis', *'${EXTRAS}'.split()) for each in extras[name]), sep='\n')" > requirements.txt \
     && /opt/deixis/bin/python -m pip install ${PIP_ARGS} --requirement requirements.txt
 
-# What torch loads only where it computes on a GPU. The rest of CUDA it loads with itself, GPU or not.
+# Libraries that torch loads only on a GPU. It loads the other CUDA libraries on every machine.
 ARG DEIXIS_DEVICE
 RUN if [ "${DEIXIS_DEVICE}" = cpu ]; then \
         /opt/deixis/bin/python -m pip uninstall --yes triton cuda-bindings cuda-pathfinder cuda-toolkit \
@@ -57,11 +57,11 @@ LABEL org.opencontainers.image.title="Deixis" \
       org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.licenses="Apache-2.0"
 
-# tini: a process with the number 1 gets no signal before it handles it, as while models load.
-# WordNet: the words of the default caption database, and what is a noun.
+# tini: process 1 ignores signals that it does not handle yet, such as while it loads models.
+# WordNet: the words of the default caption database, and the nouns of captions.
 # Further packages of Debian, separated by spaces.
 ARG PACKAGES=""
-# hadolint ignore=DL3008,SC2086 # of the base's own release, and patched with it; PACKAGES holds several words
+# hadolint ignore=DL3008,SC2086 # versions of the base image's release; PACKAGES contains several words
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends tini wordnet-base ${PACKAGES} \
     && rm -rf /var/lib/apt/lists/*
@@ -88,14 +88,14 @@ WORKDIR /data
 VOLUME /data
 EXPOSE 8000
 
-# The build fails here where a library is missing in this base, or where the embedded model does not encode.
+# The build fails here if a library is missing in the base image or the embedded model does not work.
 RUN mkdir /tmp/check \
     && python -c "from PIL import Image; Image.new('RGB', (64, 64), 'red').save('/tmp/check/red.png')" \
     && DEIXIS_DATA_DIR=/tmp/check DEIXIS_TUNING_SECONDS=0 DEIXIS_MODELS=embedded \
         deixis classify --labels red,blue /tmp/check/red.png \
     && rm -rf /tmp/check
 
-# Not urllib, which would send the request to a proxy where one is set.
+# Not urllib, which would send the request to a configured proxy.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=180s --retries=3 \
     CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ.get('DEIXIS_PORT', '8000')), timeout=4); c.request('GET', '/readyz'); sys.exit(c.getresponse().status != 200)"]
 
@@ -103,7 +103,7 @@ ENTRYPOINT ["tini", "--", "deixis"]
 CMD ["serve"]
 
 
-# The same with the weights of MODELS in the image, so that it starts without a network.
+# The same with the weights of MODELS in the image, to start without a network.
 FROM service AS baked
 
 ARG MODELS=embedded

@@ -11,10 +11,10 @@ PIP_INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.t
 serve: $(VENV)/.serve  ## Start the service on port 8000 with the embedded model.
 	$(BIN)/deixis serve
 
-test: $(VENV)/.test  ## Run the whole suite, in as many processes as there are cores, and four at most.
+test: $(VENV)/.test  ## Run the whole suite, with one process per core and at most four.
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-coverage: $(VENV)/.test  ## Run the whole suite, and tell which lines it does not reach; takes longer.
+coverage: $(VENV)/.test  ## Run the whole suite and report uncovered lines; takes longer.
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
 check: $(VENV)/.test  ## Formatting, lint, types, import layers, generated documentation, the site and its links.
@@ -25,30 +25,30 @@ check: $(VENV)/.test  ## Formatting, lint, types, import layers, generated docum
 	$(BIN)/python docs/generate.py --check
 	$(MAKE) --no-print-directory site
 
-format: $(VENV)/.test  ## Rewrite files as `make check` wants them.
+format: $(VENV)/.test  ## Format files for `make check`.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.bench  ## Measure the service against the encoder alone; some ten minutes, on an otherwise idle machine.
+bench: $(VENV)/.bench  ## Compare the service with the encoder alone; ten minutes on an otherwise idle machine.
 	$(BIN)/python -m benchmarks.service --output benchmarks/results
 
-bench-peers: $(VENV)/.bench  ## Measure other servers beside it; makes their environments first, of several gigabytes each.
+bench-peers: $(VENV)/.bench  ## Compare the service with other servers; first creates environments of several gigabytes each.
 	$(BIN)/python -m benchmarks.peers --output benchmarks/results
 
-soak: $(VENV)/.bench  ## Twenty minutes of mixed traffic with faults; fails if memory grows or an answer is not deserved.
+soak: $(VENV)/.bench  ## Twenty minutes of mixed traffic with faults; fails if memory grows or a response is wrong.
 	$(BIN)/python -m benchmarks.soak
 
-audit: $(VENV)/.audit  ## Look every pinned package up in the Python package advisory database; asks its service.
+audit: $(VENV)/.audit  ## Check all pinned packages against the online Python package advisory database.
 	$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
 
-sbom: $(VENV)/.serve $(VENV)/.audit  ## Write what is installed as a CycloneDX document, dist/sbom.json.
+sbom: $(VENV)/.serve $(VENV)/.audit  ## Write a list of the installed packages as a CycloneDX document, dist/sbom.json.
 	@mkdir -p dist
 	$(VENV)/audit/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file dist/sbom.json $(BIN)/python
 
-site: $(VENV)/.test  ## Build the documentation as a site, site/; a link that leads nowhere is an error.
+site: $(VENV)/.test  ## Build the documentation site in site/; a broken link is an error.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir site
 
-docs: $(VENV)/.test  ## Rewrite what is generated: docs/openapi.json and the tables of docs/.
+docs: $(VENV)/.test  ## Generate docs/openapi.json and the tables of docs/.
 	$(BIN)/python docs/generate.py
 
 clean:  ## Remove the virtual environment and every cache.
@@ -58,7 +58,7 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Deixis needs Python 3.11 or newer; set PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 
-# A stamp per set of packages: made again when what it installs may have changed.
+# One stamp per set of packages, renewed when their versions may have changed.
 $(VENV)/.serve: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo 'Installing into $(VENV); the first time takes some minutes, most of them for torch.'
 	$(PIP_INSTALL) --editable '.[server,captions,embedded,heif,openvino]'
@@ -69,7 +69,7 @@ $(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP_INSTALL) --editable '.[server,captions,embedded,heif,openvino,postgres,ray,test,check,docs]'
 	@touch $@ $(VENV)/.serve
 
-# In an environment of its own, so that the tools are not among what they look at.
+# In a separate environment, so that the tools do not check themselves.
 $(VENV)/.audit: $(VENV)/bin/python constraints.txt
 	$(BIN)/python -m venv $(VENV)/audit
 	PIP_CONSTRAINT=constraints.txt $(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit cyclonedx-bom

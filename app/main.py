@@ -431,8 +431,8 @@ def create_app(
             app.state.gate = Gate(keys, quotas)
             service.jobs.queue.start()
             background = [asyncio.create_task(_prewarm(service))]
-            if settings.canary_s:
-                background.append(asyncio.create_task(service.models.watch(settings.canary_s)))
+            if settings.health_probe_s:
+                background.append(asyncio.create_task(service.models.watch(settings.health_probe_s)))
             log.info("ready", models=[encoder.name for encoder in encoders], version=__version__)
             try:
                 yield

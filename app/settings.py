@@ -292,7 +292,7 @@ class Settings(BaseSettings):
     continue reading a response."""
     stall_timeout_s: ClassVar[float] = 300
     """A forward pass that takes longer makes ``/healthz`` answer 503."""
-    canary_s: ClassVar[float] = 30
+    health_probe_s: ClassVar[float] = 30
     """Interval of the health probe of a tower that encodes nothing else."""
     image_url_timeout_s: ClassVar[float] = 10
     """For fetching one image."""

@@ -66,7 +66,7 @@ class Edge:
         shared = settings.ray_layout.models_per_encoder is not None
         if shared:
             # To try one that nobody asks for would have it loaded in the place of another.
-            self._settings = settings.model_copy(update={"canary_s": 0.0})
+            self._settings = settings.model_copy(update={"health_probe_s": 0.0})
         self._encoders = {
             model: each.options(multiplexed_model_id=model) if shared else each for model, each in encoders.items()
         }

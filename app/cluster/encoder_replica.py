@@ -42,19 +42,19 @@ class _LoadedModel:
     it a ``__del__``, Ray would call that at once.
     """
 
-    def __init__(self, card: RemoteModelInfo, served: ServedModel, canary_s: float) -> None:
+    def __init__(self, card: RemoteModelInfo, served: ServedModel, health_probe_s: float) -> None:
         self.card = card
         self.served = served
-        self._canary_s = canary_s
+        self._health_probe_s = health_probe_s
         self._is_watched = False
         _when_gone(self, _end, served)
         log.info("model_loaded", model=card.name)
 
     def watch(self) -> None:
         """Try the towers now and then, on this event loop."""
-        if self._canary_s and not self._is_watched:
+        if self._health_probe_s and not self._is_watched:
             self._is_watched = True
-            watching = asyncio.get_running_loop().create_task(self.served.watch(self._canary_s))
+            watching = asyncio.get_running_loop().create_task(self.served.watch(self._health_probe_s))
             _when_gone(self, _cancel, watching)
 
 
@@ -155,7 +155,9 @@ class EncoderReplica:
         encoder = load_encoder(model, load_options(self._settings))
         card = RemoteModelInfo.of(encoder, deployment_version(self._settings))
         # Text features are kept by the edges, which ask only for new ones.
-        return _LoadedModel(card, serve_here(encoder, self._settings, self._metrics, None), self._settings.canary_s)
+        return _LoadedModel(
+            card, serve_here(encoder, self._settings, self._metrics, None), self._settings.health_probe_s
+        )
 
 
 def multiplexed(at_once: int) -> type[EncoderReplica]:

@@ -76,7 +76,7 @@ def test_where_encoders_share_models_no_edge_tries_those_that_nobody_asks_for():
         def options(self, *, multiplexed_model_id):
             return self
 
-    assert Edge(Settings(models=["embedded"]), {"embedded": Encoders("")}, [])._settings.canary_s > 0
+    assert Edge(Settings(models=["embedded"]), {"embedded": Encoders("")}, [])._settings.health_probe_s > 0
     shared = Edge(Settings(models=["embedded"], ray_layout={"models_per_encoder": 1}), {"embedded": Shared("")}, [])
-    assert shared._settings.canary_s == 0
+    assert shared._settings.health_probe_s == 0
     assert shared._version == deployment_version(Settings(models=["embedded"], ray_layout={"models_per_encoder": 1}))

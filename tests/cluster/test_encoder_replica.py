@@ -81,7 +81,7 @@ async def test_what_is_under_way_is_answered_when_another_model_takes_the_place(
 
 
 async def test_a_model_that_has_gone_leaves_no_thread_and_no_task(loaded):
-    here, held = replica(canary_s=0.05)
+    here, held = replica(health_probe_s=0.05)
     threads = loaded[0].threads["images"]
     await here.check_health()
     await here.encode_images("fake", IMAGES, PIXELS, None, {})
