@@ -1,4 +1,4 @@
-"""Copies everything that one database keeps into another, which may be of the other kind."""
+"""Copies the contents of a database into another one, also between SQLite and PostgreSQL."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,19 +8,19 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.store.tables import Base
 
-# Rows are read and written so many at a time, and fewer where they hold whole images.
+# The rows that are read and written at a time; fewer if they contain whole images.
 _ROWS_AT_ONCE = 1000
 _BYTES_AT_ONCE = 16 * 2**20
 
 
 async def copy_rows(source: AsyncConnection, target: AsyncConnection) -> dict[str, int]:
-    """Copy the rows of every table, and how far each has counted its ids; return the number of rows by table.
+    """Copy the rows and the id counters of all tables; return the number of rows by table.
 
     Memory does not grow with the tables. The tables of the target are empty.
 
     Args:
-        source: within a transaction that sees one moment.
-        target: within a transaction that the caller commits.
+        source: in a transaction that sees one consistent state.
+        target: in a transaction that the caller commits.
     """
     copied = {}
     for table in Base.metadata.sorted_tables:
@@ -30,7 +30,7 @@ async def copy_rows(source: AsyncConnection, target: AsyncConnection) -> dict[st
             await target.execute(insert(table), [dict(row) for row in part])
             count += len(part)
         copied[table.name] = count
-    await _count_on(target, await _counted(source))
+    await _set_id_counters(target, await _last_ids(source))
     return copied
 
 
@@ -41,7 +41,7 @@ async def delete_rows(connection: AsyncConnection) -> None:
 
 
 async def row_counts(connection: AsyncConnection) -> dict[str, int]:
-    """Return how many rows each table has."""
+    """Return the number of rows of each table."""
     return {
         table.name: (await connection.execute(select(func.count()).select_from(table))).scalar_one()
         for table in Base.metadata.sorted_tables
@@ -57,12 +57,12 @@ async def _rows_at_once(connection: AsyncConnection, table: Table) -> int:
 
 
 def _counting_tables() -> list[Table]:
-    """Return the tables whose ids the database gives out."""
+    """Return the tables whose ids the database assigns."""
     return [table for table in Base.metadata.sorted_tables if table.autoincrement_column is not None]
 
 
-async def _counted(connection: AsyncConnection) -> Mapping[str, int]:
-    """Return the last id that each table has given out, which may be deleted by now."""
+async def _last_ids(connection: AsyncConnection) -> Mapping[str, int]:
+    """Return the last assigned id of each table; its row may be deleted."""
     counted = {}
     for table in _counting_tables():
         if connection.dialect.name == "postgresql":
@@ -75,8 +75,8 @@ async def _counted(connection: AsyncConnection) -> Mapping[str, int]:
     return counted
 
 
-async def _count_on(connection: AsyncConnection, counted: Mapping[str, int]) -> None:
-    """Let no table give out an id that was given out before."""
+async def _set_id_counters(connection: AsyncConnection, counted: Mapping[str, int]) -> None:
+    """Set the id counters, so that no assigned id is assigned again."""
     for table in _counting_tables():
         last = counted[table.name]
         if connection.dialect.name == "postgresql":
@@ -95,7 +95,7 @@ async def _count_on(connection: AsyncConnection, counted: Mapping[str, int]) -> 
 
 async def _sqlite_sequence(connection: AsyncConnection, table: Table) -> int | None:
     if not table.dialect_options["sqlite"]["autoincrement"]:
-        return None  # SQLite takes the greatest and one
+        return None  # SQLite uses the largest id plus one
     name = {"name": table.name}
     last: int | None = await connection.scalar(text("SELECT seq FROM sqlite_sequence WHERE name = :name"), name)
     return last

@@ -1,6 +1,6 @@
-"""Opening the database: its address, its options, its schema, and what becomes of a driver's errors.
+"""Opens the database: its URL, options and schema, and the translation of driver errors.
 
-SQLite and PostgreSQL are told apart here and nowhere else, but for the one INSERT that names its dialect.
+SQLite and PostgreSQL are distinguished only here, and in the copying of rows and the one INSERT that names its dialect.
 """
 
 import asyncio
@@ -53,19 +53,19 @@ _OTHERWISE = "check that DEIXIS_DATABASE_URL names the right database and that i
 
 
 def open_engine(url: str) -> AsyncEngine:
-    """Return an engine for SQLite or PostgreSQL; an SQLite file and its folders are made, a server is not yet called.
+    """Return an engine for SQLite or PostgreSQL; create an SQLite file and its folders, but connect to no server.
 
     Args:
         url: ``sqlite:///file``, ``sqlite+aiosqlite:///file``, ``postgres://``, ``postgresql://`` or
             ``postgresql+psycopg://``.
 
     Raises:
-        StoreError: the address cannot be used, the file cannot be made, or the PostgreSQL driver is not installed.
+        StoreError: the URL is invalid, the file cannot be created, or the PostgreSQL driver is not installed.
     """
     try:
         address = make_url(url)
     except (ArgumentError, ValueError):
-        # The cause is dropped because its message may hold a piece of the password.
+        # The cause is dropped, because its message may contain a part of the password.
         problem = f"DEIXIS_DATABASE_URL is not an address: '{_redacted(url)}'; write {_EXAMPLES}"
         raise StoreError(problem) from None
     match address.drivername:
@@ -91,13 +91,13 @@ def _open_sqlite(address: URL) -> AsyncEngine:
         raise StoreError(f"{problem}; make it, or name another file in DEIXIS_DATABASE_URL") from error
     address = URL.create("sqlite+aiosqlite", database=str(file))
     try:
-        # Where the file cannot be opened, aiosqlite's thread would outlive the event loop and print its own traceback.
+        # If the file cannot be opened, aiosqlite's thread outlives the event loop and prints its own traceback.
         sqlite3.connect(file).close()
     except sqlite3.Error as error:
         raise _failure(address, error) from error
     engine = create_async_engine(
         address,
-        # isolation_level None keeps sqlite3 from deciding by itself when a transaction begins; _begin does it.
+        # With isolation_level None, sqlite3 does not begin transactions by itself; _begin does.
         connect_args={"isolation_level": None, "timeout": LOCK_TIMEOUT_S, "factory": _SqliteConnection},
         hide_parameters=True,
         json_serializer=_to_json,
@@ -108,7 +108,7 @@ def _open_sqlite(address: URL) -> AsyncEngine:
 
 
 def _open_postgresql(address: URL) -> AsyncEngine:
-    # Prepared statements and a pooler such as PgBouncer do not go together, and our statements gain little by them.
+    # Prepared statements do not work with a pooler such as PgBouncer, and these statements gain little from them.
     connect_args: dict[str, Any] = {"prepare_threshold": None}
     if "connect_timeout" not in address.query:
         connect_args["connect_timeout"] = CONNECT_TIMEOUT_S
@@ -117,7 +117,7 @@ def _open_postgresql(address: URL) -> AsyncEngine:
             address,
             connect_args=connect_args,
             pool_pre_ping=True,
-            # The row locks of the repository are written for this level, whatever the server's default.
+            # The row locks of the repositories need this level; the default of the server may differ.
             isolation_level="READ COMMITTED",
             hide_parameters=True,
             json_serializer=_to_json,
@@ -133,8 +133,8 @@ _to_json = partial(json.dumps, ensure_ascii=False, separators=(",", ":"))
 class _SqliteConnection(sqlite3.Connection):
     """A connection whose locks end when it is closed.
 
-    SQLite keeps a closed connection alive, transaction and all, until its last statement is gone. After a cancelled
-    request that may be long: the statement hangs on the traceback of the cancellation.
+    SQLite keeps a closed connection and its transaction alive until its last statement is freed. After a cancelled
+    request this can take long, because the traceback of the cancellation holds the statement.
     """
 
     def close(self) -> None:
@@ -163,7 +163,7 @@ def _begin(connection: Connection) -> None:
 
 
 def location(address: URL) -> str:
-    """Return the address without password and options, fit for messages and logs."""
+    """Return the URL without password and options, for messages and logs."""
     return address.set(query={}).render_as_string(hide_password=True)
 
 
@@ -179,7 +179,7 @@ def _failure(address: URL, cause: BaseException | None) -> StoreError:
 
 @contextmanager
 def _store_errors(engine: AsyncEngine) -> Iterator[None]:
-    """Turn what the driver and the pool raise into StoreError."""
+    """Raise the errors of the driver and the pool as ``StoreError``."""
     try:
         yield
     except (DBAPIError, sqlite3.Error) as error:
@@ -191,7 +191,7 @@ def _store_errors(engine: AsyncEngine) -> Iterator[None]:
 
 @asynccontextmanager
 async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncSession]:
-    """Yield a session whose transaction is thrown away at the end."""
+    """Yield a session whose transaction is rolled back at the end."""
     with _store_errors(engine):
         async with AsyncSession(engine) as session:
             yield session
@@ -199,8 +199,8 @@ async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncSession]:
 
 @asynccontextmanager
 async def reading_one_moment(engine: AsyncEngine) -> AsyncIterator[AsyncSession]:
-    """Yield a session as ``reading`` does, all of whose statements see the database as its first one did."""
-    # On SQLite every transaction is like that.
+    """Yield a session as ``reading`` does; all its statements see the state of the first one."""
+    # On SQLite every transaction has this isolation.
     options = {"isolation_level": "REPEATABLE READ"} if engine.dialect.name == "postgresql" else {}
     async with reading(engine.execution_options(**options)) as session:
         yield session
@@ -221,20 +221,20 @@ async def writing(engine: AsyncEngine) -> AsyncIterator[AsyncSession]:
 
 
 async def scrub(engine: AsyncEngine) -> None:
-    """Let SQLite keep no copy of what was deleted; called when the deletion is committed.
+    """Remove the copies of deleted rows from an SQLite file; called after the deletion is committed.
 
-    SQLite overwrites deleted rows, but not the copies that it leaves where it moved rows from one page to another, nor
-    those in its write-ahead log. So the file is written anew, if ``VACUUMED_BYTES`` are not exceeded by what it holds,
-    and the log is emptied, which cannot be done as long as somebody writes, or reads what is in it. This waits for
-    others no longer than ``SCRUB_TIMEOUT_S`` for each of the two, and never fails; what could not be done is done by
-    the next call. On PostgreSQL it does nothing: there, deleted rows go with the next vacuum.
+    SQLite overwrites deleted rows, but not the copies that it leaves when it moves rows between pages, nor those in its
+    write-ahead log. So a file of at most ``VACUUMED_BYTES`` is vacuumed, and the log is emptied. The log cannot be
+    emptied during a write, or while a reader uses it. Each of the two steps waits for others at most
+    ``SCRUB_TIMEOUT_S``, and never fails; the next call does what could not be done. On PostgreSQL this does nothing:
+    the next vacuum removes deleted rows.
     """
     if engine.dialect.name == "sqlite":
         await asyncio.to_thread(_write_anew, engine.url.database or "")
 
 
 def _write_anew(file: str) -> None:
-    # Not a connection of the pool, which would wait for LOCK_TIMEOUT_S, and whose users would wait with it.
+    # A connection of the pool would wait for LOCK_TIMEOUT_S, and its users with it.
     with (
         suppress(sqlite3.Error),
         closing(sqlite3.connect(file, timeout=SCRUB_TIMEOUT_S, isolation_level=None)) as connection,
@@ -248,7 +248,7 @@ def _write_anew(file: str) -> None:
 
 
 async def ping(engine: AsyncEngine, timeout_s: float = 2.0) -> None:
-    """Read from the tables, within the time.
+    """Check that the database answers within ``timeout_s`` and has tables.
 
     Raises:
         StoreError: the database does not answer, or has no tables.
@@ -262,7 +262,7 @@ async def ping(engine: AsyncEngine, timeout_s: float = 2.0) -> None:
 
 
 async def migrate(engine: AsyncEngine) -> None:
-    """Bring the schema up to date, once, however many processes start together.
+    """Migrate the schema to the newest revision; processes that start together do it once.
 
     Alembic keeps its state in module globals, so one process must not migrate two databases at the same time.
 
@@ -286,14 +286,14 @@ async def migrate(engine: AsyncEngine) -> None:
 
 
 async def _enter_wal_mode(engine: AsyncEngine) -> None:
-    """Let readers and the writer work side by side; the mode is kept in the file.
+    """Switch SQLite to WAL mode, in which readers do not block the writer; the file stores the mode.
 
-    SQLite does not apply its lock timeout to this one switch, so the waiting is done here.
+    SQLite does not apply its lock timeout to this switch, so it is retried here.
     """
     loop = asyncio.get_running_loop()
     give_up_at = loop.time() + LOCK_TIMEOUT_S
     async with engine.connect() as connection:
-        # Past SQLAlchemy, which would begin a transaction, in which the mode cannot be switched.
+        # Without SQLAlchemy, because the mode cannot be switched in the transaction that it would begin.
         driver_connection: Any = (await connection.get_raw_connection()).driver_connection
         while True:
             try:
@@ -306,14 +306,14 @@ async def _enter_wal_mode(engine: AsyncEngine) -> None:
 
 
 def newest_revision() -> str:
-    """Return the revision that ``migrate`` arrives at."""
+    """Return the schema revision of this release."""
     head = ScriptDirectory.from_config(_config()).get_current_head()
     assert head is not None
     return head
 
 
 async def schema_revision(engine: AsyncEngine) -> str | None:
-    """Return the revision of the schema as it is, None where there is none; raises ``StoreError``."""
+    """Return the schema revision of the database, None if it has no schema; raises ``StoreError``."""
     with _store_errors(engine):
         async with engine.connect() as connection:
             present = await connection.run_sync(_present)
@@ -321,13 +321,13 @@ async def schema_revision(engine: AsyncEngine) -> str | None:
 
 
 async def downgrade(engine: AsyncEngine, revision: str) -> None:
-    """Take the schema back, with all that only the later revisions have.
+    """Downgrade the schema to an older revision; the tables and columns of later revisions are dropped.
 
     No other process may use the database meanwhile.
 
     Args:
         engine: of the database.
-        revision: one that is older than what is there.
+        revision: an older revision than that of the database.
 
     Raises:
         StoreError: the database cannot be used, or there is no such older revision.

@@ -1,7 +1,7 @@
-"""Example images of label sets in the database: their features, their classes, and what was chosen by trying them.
+"""Example images of label sets in the database: their features, their classes, and the method selections.
 
-Every change of a label set's examples raises its revision in the same transaction, so that whatever was learned from
-them, and noted with the revision, is known to be out of date. Writers of one label set follow one another.
+Every change to the examples of a label set raises its revision in the same transaction. Classifiers and selections are
+stored with the revision, so outdated ones are recognised. Writers of one label set wait for each other.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from app.store.database import reading, reading_one_moment, scrub, writing
 from app.store.label_sets import delete_examples, is_storable, lock_current, printable, unknown_label_set
 from app.store.tables import ExampleFeatureRow, ExampleRow, LabelSetRow, SelectionRow
 
-# CaptionCatalogue bound the parameters of one statement.
+# Databases limit the number of parameters of a statement.
 _PER_STATEMENT = 10_000
 
 _FEATURES_PER_PAGE = 5_000
@@ -35,9 +35,9 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NewExample:
-    """An image to learn from: the SHA-256 of its file, its class or None, and its unit features (d,) by model.
+    """A new example image: the SHA-256 of its file, its class or None, and its unit features (d,) by model.
 
-    ``content`` is the file, where it is to be kept.
+    ``content`` is the file, if it should be stored.
     """
 
     digest: bytes
@@ -48,9 +48,9 @@ class NewExample:
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """What became of images that were added; ``ids`` has one for each of them, in their order.
+    """The result of adding images; ``ids`` are in the order of the images.
 
-    ``duplicates`` were there with the same class, or given without one, or given before in the same call.
+    ``duplicates`` are images that were stored already and did not change, or were repeated in the same call.
     """
 
     added: int
@@ -62,7 +62,7 @@ class Added:
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
-    """How many examples were deleted, and the revision that this left."""
+    """The number of deleted examples, and the revision after the deletion."""
 
     deleted: int
     revision: int
@@ -70,7 +70,7 @@ class Deleted:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """An example image; ``models`` have features of it, and ``kept`` tells whether its file is there."""
+    """An example image; ``models`` are those with features of it, and ``kept`` says whether its file is stored."""
 
     id: int
     digest: str
@@ -82,9 +82,9 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class ExampleCounts:
-    """How many examples a label set has by class, also by classes that its current version does not have.
+    """The number of examples of a label set by class, also of classes that its current version does not have.
 
-    ``without_features`` of all these have none of the model that was asked for.
+    ``without_features`` is the number of examples without features of the requested model.
     """
 
     revision: int
@@ -95,7 +95,7 @@ class ExampleCounts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredFeatures:
-    """Features of one model as they were stored, in the order of the ids; each label is an index of a class."""
+    """The stored features of one model in the order of the ids; each label is the index of a class."""
 
     support_features: Float32[np.ndarray, "s d"]
     support_labels: Int64[np.ndarray, " s"]
@@ -106,17 +106,17 @@ class StoredFeatures:
 class ExampleRepository:
     """Example images by label set.
 
-    Every method raises UnknownNameError where there is no such label set.
+    Every method raises UnknownNameError if there is no such label set.
     """
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
     async def add(self, name: str, items: Sequence[NewExample], *, max_examples: int | None = None) -> Added:
-        """Keep images, or the class, the features and the file that those which are there have not had.
+        """Store new images, and add the missing class, features and file of images that are stored already.
 
-        An image that is there takes on the class that it is given; without one it keeps its own. Of images that are
-        given twice in one call, the first counts.
+        A stored image takes the class that is given with it; if none is given, it keeps its own. If an image is given
+        twice in one call, the first one counts.
 
         Raises:
             UnknownNameError: there is no such label set, or no such class in its current version.
@@ -160,7 +160,7 @@ class ExampleRepository:
             )
 
     async def known(self, name: str, digests: Collection[bytes], models: Collection[str]) -> frozenset[bytes]:
-        """Return those of the digests that are there with features of every one of the models."""
+        """Return the digests of the images that are stored with features of all ``models``."""
         featured = [_has_feature(model) for model in models]
         found: set[bytes] = set()
         async with reading(self._engine) as session:
@@ -173,7 +173,7 @@ class ExampleRepository:
         return frozenset(found)
 
     async def counts(self, name: str, model: str | None = None) -> ExampleCounts:
-        """Return how many examples there are, and how many have no features of ``model``; of None, none are missed."""
+        """Return the numbers of examples, and of those without features of ``model`` (0 if it is None)."""
         counted = ExampleRow.id if model is None else ExampleFeatureRow.example_id
         statement = (
             select(ExampleRow.classname, func.count(ExampleRow.id), func.count(counted))
@@ -193,21 +193,21 @@ class ExampleRepository:
         )
 
     async def revision(self, name: str) -> int:
-        """Return how often the examples have changed."""
+        """Return the revision: the number of changes to the examples."""
         async with reading(self._engine) as session:
             return await _require(session, name)
 
     async def list(
         self, name: str, *, limit: int, after: int = 0, classname: str | None = None, unlabelled: bool = False
     ) -> Sequence[Example]:
-        """Return at most ``limit`` examples in the order of their ids, beginning behind the id ``after``.
+        """Return at most ``limit`` examples with ids above ``after``, sorted by id.
 
         Args:
             name: of the label set.
-            limit: the most to return.
-            after: 0 for the beginning.
-            classname: only those of this class.
-            unlabelled: only those without a class.
+            limit: the largest number of examples.
+            after: 0 starts at the beginning.
+            classname: return only examples of this class.
+            unlabelled: return only examples without a class.
         """
         conditions = [ExampleRow.id > min(after, _LARGEST_ID)]
         if unlabelled:
@@ -224,7 +224,7 @@ class ExampleRepository:
         """Return one example.
 
         Raises:
-            UnknownNameError: there is no such label set, or no such example of it.
+            UnknownNameError: there is no such label set, or it has no such example.
         """
         async with reading_one_moment(self._engine) as session:
             await _require(session, name)
@@ -233,10 +233,10 @@ class ExampleRepository:
             raise _unknown_example(name, example_id)
 
     async def content(self, name: str, example_id: int) -> bytes | None:
-        """Return the file of an example; None where it is not kept.
+        """Return the file of an example; None if it is not stored.
 
         Raises:
-            UnknownNameError: there is no such label set, or no such example of it.
+            UnknownNameError: there is no such label set, or it has no such example.
         """
         statement = select(ExampleRow.content).where(ExampleRow.name == name, ExampleRow.id == _storable_id(example_id))
         async with reading(self._engine) as session:
@@ -255,9 +255,9 @@ class ExampleRepository:
         unlabelled: bool = False,
         everything: bool = False,
     ) -> Deleted:
-        """Delete examples for good, with their features and files; ids that are not there are passed over.
+        """Delete examples permanently, with their features and files; unknown ids are ignored.
 
-        What becomes of the space that they took is told at ``app.store.database.scrub``.
+        ``app.store.database.scrub`` describes what happens to their space on the disk.
 
         Args:
             name: of the label set.
@@ -290,10 +290,10 @@ class ExampleRepository:
     async def features(
         self, name: str, model: str, classnames: Sequence[str], *, max_pool: int | None = None
     ) -> StoredFeatures:
-        """Return the features of one model, all as they were at one moment.
+        """Return the features of one model, in one consistent state.
 
-        Examples without features of the model are left out, and so are those of classes that are not in
-        ``classnames``. Of more than ``max_pool`` unlabelled ones, so many are taken, spread evenly over the ids.
+        Examples without features of the model, and those of classes that are not in ``classnames``, are left out. If
+        there are more than ``max_pool`` unlabelled examples, that many are taken, evenly spaced over the ids.
         """
         places: Mapping[str | None, int] = {None: _UNLABELLED} | {
             classname: place for place, classname in enumerate(classnames)
@@ -325,7 +325,7 @@ class ExampleRepository:
         )
 
     async def missing(self, name: str, model: str, limit: int, after: int = 0) -> Sequence[tuple[int, bytes]]:
-        """Return ids and files of at most ``limit`` kept images without features of the model, as ``list`` does."""
+        """Return ids and files of at most ``limit`` stored images without features of the model, sorted by id."""
         ids = (
             select(ExampleRow.id)
             .where(
@@ -337,7 +337,7 @@ class ExampleRepository:
             .order_by(ExampleRow.id)
             .limit(limit)
         )
-        # The files are read when it is known which; a database that sorts would else carry them along.
+        # The files are read in a second step; otherwise the database would sort rows that contain them.
         statement = select(ExampleRow.id, ExampleRow.content).where(ExampleRow.id.in_(ids)).order_by(ExampleRow.id)
         async with reading(self._engine) as session:
             await _require(session, name)
@@ -346,9 +346,9 @@ class ExampleRepository:
             ]
 
     async def add_features(self, name: str, model: str, rows: Mapping[int, Float[np.ndarray, " d"]]) -> int:
-        """Add unit features (d,) by the ids of examples, and return how many were new.
+        """Add unit features (d,) by the ids of examples, and return the number of new ones.
 
-        Examples that are gone, or have features of the model, are passed over.
+        Deleted examples, and those that have features of the model, are ignored.
         """
         if not rows:
             return 0
@@ -368,7 +368,7 @@ class ExampleRepository:
 
 @dataclass(frozen=True, slots=True)
 class SelectionState:
-    """Which version of a label set and revision of its examples something was chosen by, and which there are now."""
+    """The version of a label set and the revision of its examples at a selection, and the current ones."""
 
     version: int
     revision: int
@@ -377,33 +377,33 @@ class SelectionState:
 
     @property
     def is_current(self) -> bool:
-        """Whether neither the label set nor its examples have changed since."""
+        """Whether neither the label set nor its examples have changed since the selection."""
         return (self.version, self.revision) == (self.last_version, self.last_revision)
 
 
 @dataclass(frozen=True, slots=True)
 class Selection(SelectionState):
-    """What was chosen for a label set and a model by trying it on the examples; up to a megabyte of it."""
+    """The result of the comparison of methods for a label set and a model; up to a megabyte."""
 
     result: Mapping[str, Any]
     created_at: datetime
 
 
 class SelectionRepository:
-    """What was chosen, by label set and model."""
+    """Method selections by label set and model."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
     async def put(self, name: str, model: str, version: int, revision: int, result: Mapping[str, Any]) -> bool:
-        """Note what was chosen; False where a newer one is noted already, or the label set is gone.
+        """Store a selection; returns False if a newer one is stored, or the label set was deleted.
 
         Args:
             name: of the label set.
-            model: that it was chosen for.
+            model: the name of the model.
             version: of the label set.
             revision: of its examples.
-            result: whatever JSON can hold.
+            result: any JSON object.
         """
         if not is_storable(name):
             return False
@@ -422,12 +422,12 @@ class SelectionRepository:
             return True
 
     async def get(self, name: str, model: str) -> Selection | None:
-        """Return what was chosen; None where nothing was, or there is no such label set."""
+        """Return the selection; None if there is none, or no such label set."""
         row = await self._read(name, model, SelectionRow.result, SelectionRow.created_at)
         return None if row is None else Selection(*row)
 
     async def state(self, name: str, model: str) -> SelectionState | None:
-        """Return by which version and revision something was chosen, and not what; None as ``get``."""
+        """Return the state of the selection without its result; None as in ``get``."""
         row = await self._read(name, model)
         return None if row is None else SelectionState(*row)
 
@@ -451,7 +451,7 @@ class SelectionRepository:
 
 @dataclass(frozen=True, slots=True)
 class _Present:
-    """What is asked of an example that is there before it is changed."""
+    """The columns of a stored example that decide whether it changes."""
 
     id: int
     classname: str | None
@@ -472,7 +472,7 @@ async def _present(connection: AsyncConnection, name: str, digests: Sequence[byt
 
 
 async def _insert(connection: AsyncConnection, name: str, items: Sequence[NewExample]) -> dict[bytes, int]:
-    """Insert images that are not there, without their features, and return their ids by digest."""
+    """Insert new images without their features, and return their ids by digest."""
     if not items:
         return {}
     now = datetime.now(UTC)
@@ -508,14 +508,14 @@ def _require_classes(items: Sequence[NewExample], classnames: Sequence[str]) -> 
 
 
 async def _update(connection: AsyncConnection, column: str, by_id: Mapping[int, Any]) -> None:
-    """Set one column of examples, each to a value of its own."""
+    """Set one column of several examples to different values."""
     if by_id:
         statement = update(ExampleRow).where(ExampleRow.id == bindparam("of")).values({column: bindparam("to")})
         await connection.execute(statement, [{"of": example_id, "to": value} for example_id, value in by_id.items()])
 
 
 async def _insert_features(connection: AsyncConnection, features: Mapping[tuple[int, str], bytes]) -> int:
-    """Insert those that are not there, and return how many; the keys are ids and models."""
+    """Insert the features that are missing, by id and model, and return their number."""
     present = await _models(connection, list({example_id for example_id, _ in features}))
     values = [
         {"example_id": example_id, "model": model, "feature": feature}
@@ -528,7 +528,7 @@ async def _insert_features(connection: AsyncConnection, features: Mapping[tuple[
 
 
 def _stored_features(items: Collection[NewExample]) -> dict[tuple[bytes, str], bytes]:
-    """Return what is stored of each image by its digest and model."""
+    """Return the stored form of the features by digest and model."""
     by_model: defaultdict[str, dict[bytes, np.ndarray]] = defaultdict(dict)
     for item in items:
         for model, feature in item.features.items():
@@ -561,11 +561,11 @@ def _chosen(
 
 
 async def _load(connection: AsyncConnection, model: str, ids: Int64[np.ndarray, " n"]) -> Float32[np.ndarray, "n d"]:
-    """Return the features of examples that have some, in ascending order of their ids; (0, 0) of none."""
+    """Return the features of the examples that have some, sorted by id; shape (0, 0) if there are none."""
     features = np.zeros((0, 0), np.float32)
     for first in range(0, len(ids), _FEATURES_PER_PAGE):
         some = ids[first : first + _FEATURES_PER_PAGE].tolist()
-        # Written into the statement: as parameters they would take the drivers longer than the features do.
+        # Literals, because binding them as parameters takes the drivers longer than reading the features.
         listed: BindParameter[Sequence[int]] = bindparam("ids", some, expanding=True, literal_execute=True)
         statement = (
             select(ExampleFeatureRow.feature)
@@ -582,7 +582,7 @@ async def _load(connection: AsyncConnection, model: str, ids: Int64[np.ndarray, 
 async def _examples(
     session: AsyncSession, name: str, limit: int, *conditions: ColumnElement[bool]
 ) -> Sequence[Example]:
-    """Return at most ``limit`` examples of a label set that meet the conditions, by id."""
+    """Return at most ``limit`` examples of a label set that meet the conditions, sorted by id."""
     statement = (
         select(
             ExampleRow.id,
@@ -606,7 +606,7 @@ async def _examples(
 
 
 async def _models(connection: AsyncConnection, ids: Sequence[int]) -> set[tuple[int, str]]:
-    """Return each example's id with each model that has features of it."""
+    """Return pairs of an example's id and a model with features of it."""
     found: set[tuple[int, str]] = set()
     for some in _pieces(ids, _PER_STATEMENT):
         statement = select(ExampleFeatureRow.example_id, ExampleFeatureRow.model).where(
@@ -617,7 +617,7 @@ async def _models(connection: AsyncConnection, ids: Sequence[int]) -> set[tuple[
 
 
 async def _require(session: AsyncSession, name: str) -> int:
-    """Return the revision of the examples of a label set that is there."""
+    """Return the revision of the examples of a label set; raises if there is none."""
     revision = None
     if is_storable(name):
         statement = select(LabelSetRow.examples_revision).where(
@@ -643,7 +643,7 @@ def _pieces(values: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
 
 
 def _storable_id(example_id: int) -> int:
-    """Return an id that the column can be asked for; 0 is never given out."""
+    """Return an id that fits into the column; 0, which no example has, replaces one that does not."""
     return example_id if 0 < example_id <= _LARGEST_ID else 0
 
 

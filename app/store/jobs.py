@@ -1,7 +1,7 @@
-"""Jobs in the database: who may run one, how far it is, and what came of it.
+"""Jobs in the database: their owner, progress and result.
 
-A process that runs a job holds a lease on it and renews it. Where the process dies, the lease ends by itself and any
-process with the same database takes the job over, from its beginning; what a job wrote before stays.
+A process that runs a job holds a lease on it and renews it. If the process dies, the lease expires, and any process
+with the same database takes the job over and starts it again. Data that the job has written stays.
 """
 
 import asyncio
@@ -24,15 +24,15 @@ from app.store.label_sets import belongs_to
 from app.store.tables import JobRow
 
 KEPT_DAYS = 30
-"""A job is forgotten this long after it finished."""
+"""The time after which a finished job is deleted."""
 
 
 BUILD_CAPTIONS = "build-captions"
-"""The kind of jobs whose subject is a caption database; that of all others is a label set."""
+"""The kind of job whose subject is a caption database; the subject of all other jobs is a label set."""
 
 
 class JobStatus(StrEnum):
-    """Where a job is; the last three are final."""
+    """The status of a job; the last three are final."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -46,7 +46,7 @@ FINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job as it was at one moment; ``done`` of ``total`` steps, and ``total`` 0 as long as nobody has counted."""
+    """A snapshot of a job; ``done`` of ``total`` steps are done, and ``total`` is 0 while it is not known."""
 
     id: str
     kind: str
@@ -62,27 +62,27 @@ class Job:
 
 
 class JobRepository:
-    """Jobs by id; ``owner`` is any text that no other process has."""
+    """Jobs by id; ``owner`` is a text that is unique to a process."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         self._added: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
 
     def added(self, kind: str) -> asyncio.Event:
-        """Return the event that is set whenever this process adds a job of a kind."""
+        """Return the event that is set when this process adds a job of a kind."""
         return self._added[kind]
 
     async def add(
         self, kind: str, subject: str, request: Mapping[str, Any], *, total: int = 0, attachment: bytes | None = None
     ) -> Job:
-        """Write a job to be run; jobs that finished long ago are forgotten on this occasion.
+        """Queue a job, and delete the jobs that finished long ago.
 
         Args:
-            kind: names what runs it.
-            subject: the name of the label set or the database that it is about.
-            request: whatever JSON can hold; given to what runs it.
-            total: steps, where they are known.
-            attachment: what is too large for JSON.
+            kind: selects the handler that runs it.
+            subject: the qualified name of its label set or caption database.
+            request: any JSON object, for the handler.
+            total: the number of steps, if it is known.
+            attachment: data that is too large for JSON.
         """
         now = datetime.now(UTC)
         row = JobRow(
@@ -105,7 +105,7 @@ class JobRepository:
     async def add_unless(
         self, statuses: Collection[JobStatus], kind: str, subject: str, request: Mapping[str, Any]
     ) -> tuple[Job, bool]:
-        """Write a job unless there is one of that kind about that subject in one of the states; tell if it was."""
+        """Queue a job unless one of its kind and subject has one of ``statuses``; also return whether it did."""
         waiting = (
             select(JobRow)
             .where(JobRow.kind == kind, JobRow.subject == subject, JobRow.status.in_(statuses))
@@ -114,14 +114,14 @@ class JobRepository:
         )
         async with reading(self._engine) as session:
             row = await session.scalar(waiting)
-        # Two that are written at the same moment do the same work twice, and no harm.
+        # Two jobs that are added at the same moment only do the same work twice.
         return (await self.add(kind, subject, request), True) if row is None else (_to_job(row), False)
 
     async def get(self, job_id: str, namespace: Namespace | None = None) -> Job:
         """Return a job.
 
         Raises:
-            UnknownNameError: there is none of that id, or it is about something of another namespace.
+            UnknownNameError: there is no job with this id, or its subject belongs to another namespace.
         """
         async with reading(self._engine) as session:
             row = await session.get(JobRow, _storable(job_id))
@@ -130,9 +130,9 @@ class JobRepository:
             return _to_job(row)
 
     async def list(self, limit: int, after: str | None = None, namespace: Namespace | None = None) -> Sequence[Job]:
-        """Return at most ``limit`` jobs, the newest first, beginning behind the one with the id ``after``.
+        """Return at most ``limit`` jobs that are older than the job ``after``, the newest first.
 
-        ``namespace`` is that of what they are about; by default they are about anything.
+        ``namespace`` limits them to subjects of this namespace.
 
         Raises:
             UnknownNameError: there is no job ``after``.
@@ -149,7 +149,7 @@ class JobRepository:
             return [_to_job(row) for row in await session.scalars(statement)]
 
     async def claim(self, kind: str, owner: str, lease_s: float) -> tuple[Job, bytes | None] | None:
-        """Take the oldest job of a kind that nobody runs, with its attachment; None where there is none."""
+        """Lease the oldest job of a kind that no process runs; return it with its attachment, or None."""
         now = datetime.now(UTC)
         free = or_(
             JobRow.status == JobStatus.QUEUED, and_(JobRow.status == JobStatus.RUNNING, JobRow.lease_until < now)
@@ -167,17 +167,17 @@ class JobRepository:
             return _to_job(row), row.attachment
 
     async def renew(self, job_id: str, owner: str, lease_s: float) -> bool:
-        """Make the lease longer; False where the job is not the owner's any more, and has to be stopped."""
+        """Extend the lease; returns False if the job has another owner or status, and must be stopped."""
         return await self._change(job_id, owner, lease_until=datetime.now(UTC) + timedelta(seconds=lease_s))
 
     async def advance(self, job_id: str, owner: str, done: int, total: int) -> bool:
-        """Note how far the job is; False as ``renew``."""
+        """Store the progress of the job; returns False as ``renew``."""
         return await self._change(job_id, owner, done=done, total=total)
 
     async def finish(
         self, job_id: str, owner: str, *, result: Mapping[str, Any] | None = None, error: str | None = None
     ) -> bool:
-        """Note what came of the job: its result, or why there is none; False as ``renew``."""
+        """Store the result of the job, or its error; returns False as ``renew``."""
         return await self._change(
             job_id,
             owner,
@@ -190,14 +190,14 @@ class JobRepository:
         )
 
     async def release(self, job_id: str, owner: str) -> bool:
-        """Give the job back, to be taken by the next process that looks; False as ``renew``."""
+        """End the lease, so that another process can take the job; returns False as ``renew``."""
         return await self._change(job_id, owner, status=JobStatus.QUEUED, owner=None, lease_until=None)
 
     async def cancel(self, job_id: str) -> Job:
-        """Stop a job where it is; its owner finds out. A job that is final stays as it is.
+        """Cancel a job; its owner notices when it renews the lease. A finished job is not changed.
 
         Raises:
-            UnknownNameError: there is none of that id.
+            UnknownNameError: there is no job with this id.
         """
         async with writing(self._engine) as session:
             row = await session.get(JobRow, _storable(job_id), with_for_update=True)
@@ -232,7 +232,7 @@ def _to_job(row: JobRow) -> Job:
 
 
 def _storable(job_id: str) -> str:
-    """Return an id that both databases can be asked for; ids are made of ASCII only."""
+    """Return an id that both databases accept; ids consist of ASCII characters."""
     return job_id if job_id.isascii() and job_id.isprintable() else ""
 
 

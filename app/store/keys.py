@@ -1,4 +1,4 @@
-"""API keys in the database: never the key itself, only its SHA-256."""
+"""API keys in the database, which stores only their SHA-256."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from app.store.tables import ApiKeyRow
 
 
 class Scope(StrEnum):
-    """What a key is for; ``allows`` tells what each includes."""
+    """The scope of a key; ``allows`` says which other scopes it includes."""
 
     METRICS = "metrics"
     CLASSIFY = "classify"
@@ -24,7 +24,10 @@ class Scope(StrEnum):
     ADMIN = "admin"
 
     def allows(self, wanted: "Scope") -> bool:
-        """Tell whether this one includes another: ``metrics`` itself only, and of the others each those before it."""
+        """Return whether this scope includes another.
+
+        Each scope includes those before it, except that only ``admin`` includes ``metrics``.
+        """
         if Scope.METRICS in {self, wanted}:
             return self in {wanted, Scope.ADMIN}
         order = list(Scope)
@@ -33,9 +36,10 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What a key allows; rates are texts as ``60/minute``, and None is what the settings say for all keys.
+    """The permissions and limits of a key; a limit of None is that of the settings.
 
-    ``rate`` counts requests and ``image_rate`` images; ``concurrency`` are requests at the same time, in each process.
+    ``rate`` limits requests and ``image_rate`` images, as in ``60/minute``; ``concurrency`` limits concurrent requests
+    in each process.
     """
 
     id: str
@@ -57,11 +61,11 @@ class KeyRepository:
         self._engine = engine
 
     async def add(self, key: Key, digest: bytes) -> Key:
-        """Write a key.
+        """Store a key.
 
         Args:
             key: its dates are set here.
-            digest: SHA-256 of the key itself, 32 bytes.
+            digest: the SHA-256 of the secret, 32 bytes.
 
         Raises:
             ConflictError: the id is taken.
@@ -84,27 +88,27 @@ class KeyRepository:
         return _to_key(row)
 
     async def find(self, key_id: str) -> tuple[Key, bytes] | None:
-        """Return a key with its digest, also one that was revoked; None where there is none of that id."""
+        """Return a key with its digest, also a revoked one; None if there is no key with this id."""
         async with reading(self._engine) as session:
             row = await session.get(ApiKeyRow, key_id)
             return None if row is None else (_to_key(row), row.digest)
 
     async def list(self) -> Sequence[Key]:
-        """Return every key, the oldest first."""
+        """Return all keys, the oldest first."""
         async with reading(self._engine) as session:
             rows = await session.scalars(select(ApiKeyRow).order_by(ApiKeyRow.created_at, ApiKeyRow.id))
             return [_to_key(row) for row in rows]
 
     async def any(self) -> bool:
-        """Tell whether there ever was a key, revoked or not."""
+        """Return whether there is a key, revoked or not."""
         async with reading(self._engine) as session:
             return bool(await session.scalar(select(func.count()).select_from(ApiKeyRow)))
 
     async def revoke(self, key_id: str) -> Key:
-        """Make a key useless for good; one that is already stays as it is.
+        """Revoke a key permanently; a revoked key is not changed.
 
         Raises:
-            UnknownNameError: there is none of that id.
+            UnknownNameError: there is no key with this id.
         """
         async with writing(self._engine) as session:
             row = await session.get(ApiKeyRow, key_id) if key_id.isascii() and key_id.isprintable() else None
@@ -115,7 +119,7 @@ class KeyRepository:
             return _to_key(row)
 
     async def used(self, key_id: str, at: datetime) -> None:
-        """Note when a key was last used."""
+        """Store the time of the last use of a key."""
         async with writing(self._engine) as session:
             await session.execute(update(ApiKeyRow).where(ApiKeyRow.id == key_id).values(last_used_at=at))
 

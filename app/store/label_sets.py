@@ -1,4 +1,4 @@
-"""Label sets in the database: reading them, and writing them without losing anyone's change."""
+"""Label sets in the database, with optimistic locking of changes."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -29,10 +29,10 @@ class AnyVersion(Enum):
 
 
 ANY: Final = AnyVersion.ANY
-"""As a precondition: the label set must exist, at whatever version."""
+"""The precondition that the label set exists; its version does not matter."""
 
 IfMatch: TypeAlias = Collection[int] | Literal[AnyVersion.ANY] | None
-"""The versions a change was meant for; None makes no condition."""
+"""The versions that a change may replace; None is no condition."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +46,18 @@ class LabelSetSummary:
 
 
 class LabelSetRepository:
-    """Label sets by name; every write makes a new version, and a version never changes.
+    """Label sets by qualified name; every write makes a new version, and a version never changes.
 
-    Names and classes are taken as they are: whoever calls has cleaned them with ``app.names.class_names``.
+    The caller has cleaned names and classes (``app.names``).
     """
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        # A version never changes and its number is never given again, so that only its being there must be asked for.
+        # A version never changes and its number is never used again, so only its existence must be checked.
         self._versions: LRUCache[tuple[str, int], LabelSet] = LRUCache(_CACHED_CHARS, getsizeof=_size)
 
     async def get(self, name: str, version: int | None = None) -> LabelSet:
-        """Return one version, or the current one.
+        """Return one version, or the latest one.
 
         Raises:
             UnknownNameError: there is no such label set, or no such version of it.
@@ -65,7 +65,7 @@ class LabelSetRepository:
         async with reading(self._engine) as session:
             if not is_storable(name):
                 raise await unknown_label_set(session, name)
-            # Version 0 is never given out, so it stands for every number that the column could not hold either.
+            # No version has the number 0, so it replaces the numbers that do not fit into the column.
             wanted = literal(version if 0 < version <= _LARGEST_VERSION else 0) if version is not None else None
             statement = (
                 select(LabelSetRow, LabelSetVersionRow.version)
@@ -102,9 +102,9 @@ class LabelSetRepository:
     async def list(
         self, limit: int, after: str | None = None, namespace: Namespace | None = None
     ) -> Sequence[LabelSetSummary]:
-        """Return at most ``limit`` summaries, sorted by code point, beginning behind the name ``after``.
+        """Return at most ``limit`` summaries after the name ``after``, sorted by code point.
 
-        ``namespace`` is whose; by default those of all.
+        ``namespace`` limits them to one namespace.
         """
         statement = (
             select(
@@ -145,10 +145,10 @@ class LabelSetRepository:
         if_none_match_any: bool = False,
         max_label_sets: int | None = None,
     ) -> tuple[LabelSet, bool]:
-        """Write a new version; the second value tells whether the label set came into being by it.
+        """Write a new version; also return whether the label set is new.
 
         Raises:
-            TooLargeError: it would be one more than ``max_label_sets`` in its namespace.
+            TooLargeError: its namespace has ``max_label_sets`` label sets already.
             PreconditionFailedError: the current version is not in ``if_match``, or there is one although
                 ``if_none_match_any`` says that there must be none.
         """
@@ -177,13 +177,13 @@ class LabelSetRepository:
         if_match: IfMatch = None,
         max_classes: int | None = None,
     ) -> LabelSet:
-        """Write a new version with ``classes`` behind those of the current one.
+        """Write a new version with ``classes`` added after those of the current one.
 
         Raises:
             UnknownNameError: there is no such label set.
             PreconditionFailedError: the current version is not in ``if_match``.
-            ConflictError: one of the classes is there already, if only in other letter case.
-            TooLargeError: together they would be more than ``max_classes``.
+            ConflictError: the label set has one of the classes already, ignoring letter case.
+            TooLargeError: the label set would have more than ``max_classes`` classes.
         """
         async with writing(self._engine) as session:
             row, current = await lock_current(session, name, if_match)
@@ -217,7 +217,7 @@ class LabelSetRepository:
             return append_version(session, row, remaining, current.templates, current.merge_synonyms)
 
     async def delete(self, name: str, *, if_match: IfMatch = None) -> None:
-        """Remove every version for good, its examples, and what was said or chosen; the version numbers stay used.
+        """Delete all versions, examples, drafts and selections permanently; version numbers are not used again.
 
         Raises:
             UnknownNameError: there is no such label set.
@@ -247,7 +247,7 @@ async def _require_room(session: AsyncSession, namespace: Namespace, most: int) 
 
 
 async def _lock_or_reserve(session: AsyncSession, name: str) -> LabelSetRow:
-    """Return the row of a name, locked; a name seen for the first time gets one that counts as deleted."""
+    """Return the locked row of a name; for a new name, a row that counts as deleted is inserted."""
     now = datetime.now(UTC)
     insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     reserved = insert(LabelSetRow).values(name=name, last_version=0, created_at=now, deleted_at=now)
@@ -275,9 +275,9 @@ async def lock_current(session: AsyncSession, name: str, if_match: IfMatch) -> t
 
 
 async def delete_examples(session: AsyncSession, *chosen: ColumnElement[bool]) -> int:
-    """Delete the examples that meet every condition, and return how many they were; their features go by the cascade.
+    """Delete the examples that meet all conditions, and their features; return the number of examples.
 
-    Whoever calls holds the label set locked, counts the revision, and calls ``scrub`` afterwards.
+    The caller locks the label set, raises the revision, and calls ``scrub`` afterwards.
     """
     connection = await session.connection()  # past the session, which would first ask which rows they are
     return (await connection.execute(delete(ExampleRow).where(*chosen))).rowcount
@@ -286,7 +286,7 @@ async def delete_examples(session: AsyncSession, *chosen: ColumnElement[bool]) -
 def append_version(
     session: AsyncSession, row: LabelSetRow, classes: tuple[ClassEntry, ...], templates: str, merge_synonyms: str
 ) -> LabelSet:
-    """Write the next version of a label set that is locked, and return it."""
+    """Write the next version of a locked label set, and return it."""
     row.last_version += 1
     version = LabelSetVersionRow(
         name=row.name,
@@ -303,7 +303,7 @@ def append_version(
 
 
 def _size(label_set: LabelSet) -> int:
-    """Return about how many characters it has, and some for each object."""
+    """Return the approximate size: the characters, and a constant for each object."""
     return sum(
         100 + len(entry.name) + sum(60 + len(text) for text in (*entry.descriptions, *entry.features, *entry.synonyms))
         for entry in label_set.classes
@@ -325,7 +325,7 @@ def _require_match(row: LabelSetRow, if_match: IfMatch) -> None:
 
 
 async def unknown_label_set(session: AsyncSession, name: str) -> UnknownNameError:
-    """Return the error for a name that no label set has, with those that there are."""
+    """Return the error for an unknown label set, which lists the known ones of its namespace."""
     namespace = namespace_of(name)
     known = await session.scalars(
         select(LabelSetRow.name).where(LabelSetRow.deleted_at.is_(None), belongs_to(LabelSetRow.name, namespace))
@@ -334,16 +334,16 @@ async def unknown_label_set(session: AsyncSession, name: str) -> UnknownNameErro
 
 
 def belongs_to(name: InstrumentedAttribute[str], namespace: Namespace) -> ColumnElement[bool]:
-    """Return the condition that what is kept under a name is of a namespace."""
+    """Return the condition that a qualified name belongs to a namespace."""
     if namespace == OPEN_NAMESPACE:
         return not_(name.contains(NAMESPACE_SEPARATOR))
-    # All names that begin so, in the order of code points, which an index can find.
+    # All names with this prefix, as a range of code points that an index can use.
     first, behind = f"{namespace.name}{NAMESPACE_SEPARATOR}", f"{namespace.name}{chr(ord(NAMESPACE_SEPARATOR) + 1)}"
     return and_(name >= first, name < behind)
 
 
 async def _unknown_version(session: AsyncSession, row: LabelSetRow, version: int | None) -> UnknownNameError:
-    # Versions are only ever removed all together, so those that exist have no gaps.
+    # Versions are only deleted all together, so the numbers have no gaps.
     first = await session.scalar(
         select(func.min(LabelSetVersionRow.version)).where(LabelSetVersionRow.name == row.name)
     )
@@ -352,10 +352,10 @@ async def _unknown_version(session: AsyncSession, row: LabelSetRow, version: int
 
 
 def is_storable(text: str) -> bool:
-    """Tell whether both databases can hold the text: neither takes a lone surrogate, PostgreSQL no NUL."""
+    """Return whether both databases can store the text: neither stores lone surrogates, and PostgreSQL no NUL."""
     return not any(character == "\0" or "\ud800" <= character <= "\udfff" for character in text)
 
 
 def printable(text: str) -> str:
-    """Return a name that is not stored as an error may show it."""
+    """Return a name as an error can show it, with lone surrogates escaped."""
     return text.encode("utf-8", "backslashreplace").decode()

@@ -1,18 +1,18 @@
-"""The tables, and the column types that make both databases give back what was put in.
+"""The tables, and the column types with which both databases return the stored values unchanged.
 
 A label set is one row in ``label_sets`` and one row per version in ``label_set_versions``. Version rows are never
-updated. Deleting a label set removes its versions and keeps the first row, so that a version number is never given out
-twice and ``pets@3`` can never come to mean something else.
+updated. Deleting a label set deletes its versions and keeps the first row, so that a version number is never used
+twice, and ``pets@3`` never changes its meaning.
 
-What a language model said is one row in ``answers`` per question, as it came, and one row in ``drafts`` per text that
-was made of it. Both go with the label set. A job is one row in ``jobs``; whoever runs it holds a lease on it.
+The unchanged answer of a language model to a question is one row in ``answers``; each draft from it is one row in
+``drafts``. Both are deleted with the label set. A job is one row in ``jobs``; the process that runs it holds a lease.
 
 An example image is one row in ``examples`` and one per model in ``example_features``. ``label_sets`` counts the changes
-of a label set's examples, and goes on counting when the label set is deleted and made again, so that what was learned
-from examples can never be taken for what others would teach. What was chosen for a model and a label set by trying it
-on the examples is one row in ``selections``.
+to a label set's examples, and continues to count when the label set is deleted and created again, so that a classifier
+is never used for other examples than those it was fitted on. The method selection of a label set and a model is one row
+in ``selections``.
 
-Label sets of a namespace are kept under names such as ``acme#pets``, in every table (``Namespace``).
+All tables store qualified names, such as ``acme#pets`` (``Namespace``).
 """
 
 from datetime import UTC, datetime
@@ -38,17 +38,17 @@ from sqlalchemy.types import TypeDecorator
 from app.types import ClassEntry
 
 SCHEMA_VERSION_TABLE = "deixis_schema"
-"""Where alembic notes the revision; not its default name, because a PostgreSQL database may be shared with others."""
+"""Alembic's table of the revision. Its default name could clash in a shared PostgreSQL database."""
 
 NAME_TYPE = Text().with_variant(Text(collation="C"), "postgresql")
-"""Names sort by code point on both databases, whatever the server's locale."""
+"""Names are sorted by code point on both databases, independently of the server's locale."""
 
 COUNTED_TYPE = BigInteger().with_variant(Integer, "sqlite")
-"""Ids that the database gives out; SQLite counts on only in a column that it calls INTEGER, which has 64 bits there."""
+"""Ids that the database assigns. SQLite assigns them only in an INTEGER column, which has 64 bits there."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An aware datetime in UTC, also on SQLite, which would drop the time zone."""
+    """An aware datetime in UTC, also on SQLite, which does not store time zones."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -58,7 +58,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         return None if value is None else value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - SQLAlchemy's
-        """Say that it is UTC, or convert from the time zone of the PostgreSQL session."""
+        """Add the time zone UTC, or convert from the time zone of the PostgreSQL session."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
@@ -68,17 +68,17 @@ _Json: TypeAlias = list[dict[str, Any]]
 
 
 class ClassEntriesJson(TypeDecorator[tuple[ClassEntry, ...]]):
-    """Class entries as a JSON array of objects; what is empty is left out."""
+    """Class entries as a JSON array of objects, without empty fields."""
 
     impl = JSON
     cache_ok = True
 
     def process_bind_param(self, value: tuple[ClassEntry, ...] | None, dialect: Dialect) -> _Json | None:  # noqa: ARG002 - SQLAlchemy's
-        """Convert to what json can write."""
+        """Convert to JSON."""
         return None if value is None else [_entry_to_json(entry) for entry in value]
 
     def process_result_value(self, value: _Json | None, dialect: Dialect) -> tuple[ClassEntry, ...] | None:  # noqa: ARG002 - SQLAlchemy's
-        """Convert back."""
+        """Convert from JSON."""
         return None if value is None else tuple(_entry_from_json(entry) for entry in value)
 
 
@@ -98,9 +98,9 @@ def _entry_from_json(entry: dict[str, Any]) -> ClassEntry:
 
 
 class Base(DeclarativeBase):
-    """The metadata that the migrations must arrive at."""
+    """The base class of the tables; the migrations must produce its metadata."""
 
-    # NamingResult constraints can be dropped by a later migration on either database.
+    # Named constraints can be dropped by a later migration on either database.
     metadata = MetaData(
         naming_convention={
             "pk": "pk_%(table_name)s",
@@ -113,7 +113,7 @@ class Base(DeclarativeBase):
 
 
 class LabelSetRow(Base):
-    """A name that is or was in use, and the last version number given out under it."""
+    """A name that is or was in use, and its last version number."""
 
     __tablename__ = "label_sets"
 
@@ -139,7 +139,7 @@ class LabelSetVersionRow(Base):
 
 
 class AnswerRow(Base):
-    """What a language model answered to one question about one class; never updated."""
+    """A language model's answer to one question about one class; never updated."""
 
     __tablename__ = "answers"
 
@@ -154,7 +154,7 @@ class AnswerRow(Base):
 
 
 class DraftRow(Base):
-    """A description or a feature made of an answer, and what was decided about it."""
+    """A description or a feature from an answer, and the decision about it."""
 
     __tablename__ = "drafts"
     __table_args__ = (ForeignKeyConstraint(["name", "digest"], [AnswerRow.name, AnswerRow.digest]),)
@@ -170,9 +170,9 @@ class DraftRow(Base):
 
 
 class JobRow(Base):
-    """Work that outlives the request that asked for it; ``subject`` is the label set or the database that it is about.
+    """Work that outlives its request; ``subject`` is the qualified name of a label set or a caption database.
 
-    ``lease_until`` is until when ``owner`` is taken to be alive; a running job whose lease has ended may be taken over.
+    Until ``lease_until``, ``owner`` counts as alive; then another process may take over the job.
     """
 
     __tablename__ = "jobs"
@@ -196,7 +196,7 @@ class JobRow(Base):
 class ExampleRow(Base):
     """An example image of a label set; without a class it belongs to the unlabelled pool.
 
-    ``digest`` is the SHA-256 of the file. ``content`` is the file itself, where it is kept.
+    ``digest`` is the SHA-256 of the file. ``content`` is the file, if it is stored.
     """
 
     __tablename__ = "examples"
@@ -204,7 +204,7 @@ class ExampleRow(Base):
         UniqueConstraint("name", "digest"),
         Index("ix_examples_name_classname_id", "name", "classname", "id"),
         Index("ix_examples_name_id", "name", "id"),
-        {"sqlite_autoincrement": True},  # the id of a deleted image never comes to mean another
+        {"sqlite_autoincrement": True},  # the id of a deleted image is never used again
     )
 
     id: Mapped[int] = mapped_column(COUNTED_TYPE, primary_key=True)
@@ -216,9 +216,9 @@ class ExampleRow(Base):
 
 
 class ExampleFeatureRow(Base):
-    """What one image tower makes of an example: float16, little endian, 2 * d bytes.
+    """The features of an example by one image tower: float16, little endian, 2 * d bytes.
 
-    ``model`` tells the tower from every other, so that features of two towers never meet.
+    ``model`` is the fingerprint of the tower, so features of two towers are never mixed.
     """
 
     __tablename__ = "example_features"
@@ -231,7 +231,7 @@ class ExampleFeatureRow(Base):
 
 
 class ApiKeyRow(Base):
-    """A key, of which only the SHA-256 is kept; ``namespace`` is whose label sets and databases it sees."""
+    """An API key, of which only the SHA-256 is stored; it has access to its ``namespace``."""
 
     __tablename__ = "api_keys"
 
@@ -249,7 +249,7 @@ class ApiKeyRow(Base):
 
 
 class SelectionRow(Base):
-    """What was chosen for a label set and a model, and for which version and which examples."""
+    """The method selection of a label set and a model, with the version and the revision it is based on."""
 
     __tablename__ = "selections"
 
