@@ -1,6 +1,6 @@
-"""The deployments of the service on Ray Serve, joined.
+"""The Ray Serve application: edges, encoders and caption shards.
 
-``build`` is what a Serve config file names: ``import_path: app.cluster.application:build``, with settings as ``args``.
+A Serve config file names ``build``: ``import_path: app.cluster.application:build``, with settings as ``args``.
 """
 
 import asyncio
@@ -22,38 +22,38 @@ from app.settings import Settings, load_settings
 
 APPLICATION = "deixis"
 
-# Of one edge; before that its own queue is full, and answers 503 with the time to wait.
-_REQUESTS_PER_EDGE = 1000
-# Of one edge, on its one core; a second, so that a lone picture does not wait for a request of many.
+# An edge refuses requests with 503 and a Retry-After before it reaches this limit.
+_MAX_REQUESTS_PER_EDGE = 1000
+# An edge has one core; with a second thread, a single image does not wait for a request with many images.
 _DECODE_THREADS = 2
-# Calls of one encoder replica at once, of which its queue makes batches, and calls that wait at an edge for any.
+# Concurrent calls of one replica, and calls that wait in an edge for any replica.
 _CALLS_PER_REPLICA = 32
-_CALLS_WAITING = 256
+_MAX_WAITING_CALLS = 256
 _AUTOSCALING_DELAY_S = 5.0
-_LOOKED_BACK_S = 15.0
-# Of a hundred replicas or fewer, one more.
-_ONE_MORE_PERCENT = 1
-# Of every deployment. Edges log requests as one process does.
+_LOOK_BACK_S = 15.0
+# Rounded up: one additional replica for up to a hundred replicas.
+_SURGE_PERCENT = 1
+# Options of every deployment. Ray does not log requests, because edges do.
 _COMMON: Mapping[str, Any] = {"health_check_period_s": 5, "logging_config": {"enable_access_log": False}}
 
 
 def build(args: Mapping[str, Any]) -> Application:
-    """Return the application of a Serve config file; ``args`` are settings, before those of the environment.
+    """Return the application of a Serve config file; ``args`` are settings and override the environment.
 
     Raises:
-        ConfigurationError: a setting that cannot work, or nobody has a key.
+        ConfigurationError: a setting is invalid, or there are no API keys.
         StoreError: the database cannot be opened.
     """
     settings = load_settings(**args)
-    # Ray's proxies decide where they listen, which is the whole network as a rule.
+    # Ray's proxies listen on their own address, usually on every interface.
     asyncio.run(prepare(settings.model_copy(update={"host": "the cluster"}), is_local=False))
     return application(settings)
 
 
 def application(settings: Settings) -> Application:
-    """Return the service: edges, an encoder deployment for each model or one for all, and the parts of captions."""
-    # All get the same settings, by which they know those that were deployed with them.
-    settings = _with_decoders_of_an_edge(settings)
+    """Return the service: edges, encoders for each model or shared by all models, and caption shards."""
+    # All deployments get equal settings, which identify the replicas that were deployed together.
+    settings = _with_decode_threads(settings)
     layout = settings.ray_layout
     if layout.models_per_encoder is None:
         models = encoders(settings)
@@ -75,8 +75,8 @@ def application(settings: Settings) -> Application:
         serve.ingress()(Edge),
         name=EDGE,
         ray_actor_options={"num_cpus": 1},
-        max_ongoing_requests=_REQUESTS_PER_EDGE,
-        max_queued_requests=_REQUESTS_PER_EDGE,
+        max_ongoing_requests=_MAX_REQUESTS_PER_EDGE,
+        max_queued_requests=_MAX_REQUESTS_PER_EDGE,
         backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
         graceful_shutdown_timeout_s=settings.shutdown_timeout_s,
         **_COMMON,
@@ -89,25 +89,26 @@ def application(settings: Settings) -> Application:
 def encoders(settings: Settings) -> dict[str, Application]:
     """Return a deployment for each model."""
     return {
-        model: _encoder(settings, EncoderReplica, _name_of(model)).bind(settings, [model]) for model in settings.models
+        model: _encoder(settings, EncoderReplica, _deployment_name(model)).bind(settings, [model])
+        for model in settings.models
     }
 
 
 def encoders_cpus(settings: Settings) -> int:
-    """Return the cores that all encoders ask for together when there are as many as there may be."""
+    """Return the cores of all encoders at their maximum number."""
     layout = settings.ray_layout
     groups = len(settings.models) if layout.models_per_encoder is None else 1
     return math.ceil(groups * layout.encoders.max * layout.encoder_cpus)
 
 
 def cpus_needed(settings: Settings) -> int:
-    """Return the same of all replicas."""
+    """Return the cores of all replicas at their maximum number."""
     layout = settings.ray_layout
     return layout.edges.max + encoders_cpus(settings) + layout.shards * layout.shard_replicas.max
 
 
-def _with_decoders_of_an_edge(settings: Settings) -> Settings:
-    """Have edges not decode in as many threads as there are cores where they are deployed, unless that is wanted."""
+def _with_decode_threads(settings: Settings) -> Settings:
+    """Return settings with the decode threads of an edge; the default is the number of cores of this machine."""
     if "decode_threads" in settings.model_fields_set:
         return settings
     return settings.model_copy(update={"decode_threads": _DECODE_THREADS})
@@ -119,7 +120,7 @@ def _encoder(settings: Settings, replica: type[EncoderReplica], name: str) -> An
         name=name,
         ray_actor_options={"num_cpus": settings.ray_layout.encoder_cpus, "num_gpus": settings.ray_layout.encoder_gpus},
         max_ongoing_requests=_CALLS_PER_REPLICA,
-        max_queued_requests=_CALLS_WAITING,
+        max_queued_requests=_MAX_WAITING_CALLS,
         graceful_shutdown_timeout_s=settings.shutdown_timeout_s,
         **_COMMON,
         **_scale(settings.ray_layout.encoders, policy="app.cluster.autoscaling:replicas_for_load"),
@@ -127,11 +128,12 @@ def _encoder(settings: Settings, replica: type[EncoderReplica], name: str) -> An
 
 
 def _scale(replicas: Replicas, *, policy: str | None = None) -> dict[str, Any]:
-    # Ray stops a replica before it starts its successor, and a lone one would answer nobody meanwhile.
-    surge = {"max_surge_percent": _ONE_MORE_PERCENT} if replicas.min == 1 else {}
+    # Without a surge, Ray stops a replica before it starts its successor, and a single replica would interrupt the
+    # service.
+    surge = {"max_surge_percent": _SURGE_PERCENT} if replicas.min == 1 else {}
     if replicas.min == replicas.max:
         return {"num_replicas": replicas.max, **surge}
-    chosen = {} if policy is None else {"policy": AutoscalingPolicy(policy_function=policy)}
+    options = {} if policy is None else {"policy": AutoscalingPolicy(policy_function=policy)}
     return {
         **surge,
         "autoscaling_config": AutoscalingConfig(
@@ -139,12 +141,12 @@ def _scale(replicas: Replicas, *, policy: str | None = None) -> dict[str, Any]:
             max_replicas=replicas.max,
             upscale_delay_s=_AUTOSCALING_DELAY_S,
             target_ongoing_requests=_CALLS_PER_REPLICA / 2,
-            look_back_period_s=_LOOKED_BACK_S,
-            **chosen,
+            look_back_period_s=_LOOK_BACK_S,
+            **options,
         ),
     }
 
 
-def _name_of(model: str) -> str:
-    """Return the name of a model's deployment, which stands in addresses and metrics."""
+def _deployment_name(model: str) -> str:
+    """Return the name of a model's deployment, for addresses and metrics."""
     return "encoder-" + re.sub(r"[^A-Za-z0-9_.-]+", "-", model)

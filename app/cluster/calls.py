@@ -1,4 +1,4 @@
-"""Calls of Ray Serve's deployments, with what goes wrong in our own terms."""
+"""Calls of Ray Serve deployments; errors of Ray become errors of this package."""
 
 import asyncio
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ from app.cluster.messages import ReplicaUnavailableError
 from app.errors import NotReadyError, OverloadedError
 
 
-async def ask(method: Any, *arguments: Any) -> Any:
-    """Call a method of a deployment's handle; cancelling also cancels the call where it runs.
+async def call(method: Any, *arguments: Any) -> Any:
+    """Call a method of a deployment handle; cancelling also cancels the call in the replica.
 
     Raises:
-        ReplicaUnavailableError: the replica went away before it answered.
+        ReplicaUnavailableError: the replica disappeared before it responded.
         OverloadedError: too many calls wait for the deployment.
         NotReadyError: the deployment cannot be started.
-        Exception: what the method raised.
+        Exception: the method raised it.
     """
     response = method.remote(*arguments)
     try:
@@ -30,15 +30,15 @@ async def ask(method: Any, *arguments: Any) -> Any:
     except BackPressureError as error:
         raise OverloadedError(f"{error}; try again later", retry_after_s=1) from error
     except DeploymentUnavailableError as error:
-        raise NotReadyError(f"a part of the service cannot be started: {error}") from error
+        raise NotReadyError(f"a deployment of the service cannot be started: {error}; try again later") from error
     except ray.exceptions.RayTaskError:
-        raise  # the method's own
+        raise  # the method raised it
     except (ray.exceptions.RayError, RayServeException) as error:
         raise ReplicaUnavailableError(type(error).__name__) from error
 
 
-def carried_trace() -> Mapping[str, str]:
-    """Return the trace that the caller is in, to be gone on with elsewhere."""
+def trace_context() -> Mapping[str, str]:
+    """Return the context of the current trace, for a process that continues it."""
     carrier: dict[str, str] = {}
     propagate.inject(carrier)
     return carrier

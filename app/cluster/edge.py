@@ -1,4 +1,4 @@
-"""The edge: the application of a single process, whose towers and searches are elsewhere."""
+"""The edge: the application of a single process, with encoders and caption shards in other processes."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -25,27 +25,27 @@ from app.settings import Settings
 log = structlog.get_logger()
 
 EDGE = "edge"
-_ASKED_AGAIN_AFTER_S = 0.2
-# For encoders of its version an edge waits so long, and then makes room for them: they may wait for the core it has.
-_WAITED_FOR_S = 600.0
+_POLL_INTERVAL_S = 0.2
+# Time that an edge waits for encoders of its deployment. Then it stops, since they may wait for its core.
+_ENCODER_TIMEOUT_S = 600.0
 
 
 class DisconnectMiddleware:
-    """Tells the application of a caller who left in the way that servers do: Ray raises an error of its own."""
+    """Reports a disconnected client as an ASGI message, as servers do; Ray raises an error instead."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
+        """Handle a request."""
 
-        async def received() -> Message:
+        async def receive_or_disconnect() -> Message:
             try:
                 return await receive()
             except TaskCancelledError:
                 return {"type": "http.disconnect"}
 
-        await self._app(scope, received, send)
+        await self._app(scope, receive_or_disconnect, send)
 
 
 class Edge:
@@ -53,8 +53,8 @@ class Edge:
 
     Args:
         settings: of the service.
-        encoders: handles of the deployments that encode, by model.
-        shards: handles of those that search captions, by the number of their part; none searches them here.
+        encoders: handles of the encoder deployments, by model.
+        shards: handles of the caption shards, by number; without shards, the edge searches the captions.
     """
 
     def __init__(self, settings: Settings, encoders: Mapping[str, Any], shards: Sequence[Any]) -> None:
@@ -62,65 +62,71 @@ class Edge:
         self._settings = settings
         self._version = deployment_version(settings)
         self._towers: list[RemoteTower[Any]] = []
-        # Where encoders share models, a call goes to one that has its model, if there is one.
+        # With shared encoders, Ray sends a call to a replica that has loaded its model, if there is one.
         shared = settings.ray_layout.models_per_encoder is not None
         if shared:
-            # To try one that nobody asks for would have it loaded in the place of another.
+            # A health probe of an unused model would load it in place of another one.
             self._settings = settings.model_copy(update={"health_probe_s": 0.0})
         self._encoders = {
-            model: each.options(multiplexed_model_id=model) if shared else each for model, each in encoders.items()
+            model: handle.options(multiplexed_model_id=model) if shared else handle
+            for model, handle in encoders.items()
         }
         self._shards = shards
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return the application; called by Ray."""
         steps = RemoteSteps(
-            serve_model=self._serve,
+            serve_model=self._serve_model,
             search_captions=RemoteShards(self._shards) if self._shards else None,
-            exposition=self._gather,
+            exposition=self._gather_expositions,
         )
-        self._app = create_app(self._settings, self._cards, steps)
+        self._app = create_app(self._settings, self._model_infos, steps)
         self._app.add_middleware(DisconnectMiddleware)
         return self._app
 
     async def exposition(self) -> Exposition:
-        """Return what Prometheus is told of this edge."""
+        """Return the Prometheus metrics of this edge."""
         return own_exposition(self._app.state.metrics)
 
     async def check_health(self) -> None:
-        """Have this edge replaced where it knows a model by weights that no encoder has any more; called by Ray."""
+        """Fail, so that Ray replaces this edge, if no encoder has the weights that it knows; called by Ray."""
         if any(tower.is_outdated for tower in self._towers):
-            raise RuntimeError("the encoders have other weights than those that this edge knows")
+            raise RuntimeError("the encoders have other weights than this edge expects")
 
-    def _cards(self, settings: Settings) -> list[ModelInfo]:
-        """Ask what the models are; in a thread, for as long as they take to load."""
-        return [self._card(model) for model in settings.models]
+    def _model_infos(self, settings: Settings) -> list[ModelInfo]:
+        """Return the models of the encoders; blocks until they are loaded."""
+        return [self._model_info(model) for model in settings.models]
 
-    def _card(self, model: str) -> RemoteModelInfo:
-        """Return that of an encoder that was deployed with this edge, and not of one that is about to be replaced.
+    def _model_info(self, model: str) -> RemoteModelInfo:
+        """Return the model of an encoder that was deployed with this edge.
+
+        An encoder of an earlier deployment will be replaced, possibly with other weights.
 
         Raises:
-            NotReadyError: none came; Ray starts another edge then.
+            NotReadyError: no such encoder started in time; Ray then starts another edge.
         """
-        give_up_at = None
-        while (card := self._encoders[model].card.remote(model).result()).version != self._version:
+        deadline = None
+        while (info := self._encoders[model].model_info.remote(model).result()).version != self._version:
             now = time.monotonic()
-            if give_up_at is None:
+            if deadline is None:
                 log.info("waiting_for_encoders", model=model)
-                give_up_at = now + _WAITED_FOR_S
-            elif now > give_up_at:
-                raise NotReadyError(f"no encoder of {model} was replaced within {_WAITED_FOR_S:g} s; is there room?")
-            time.sleep(_ASKED_AGAIN_AFTER_S)
-        return card  # type: ignore[no-any-return]
+                deadline = now + _ENCODER_TIMEOUT_S
+            elif now > deadline:
+                raise NotReadyError(
+                    f"no encoder of {model} was replaced within {_ENCODER_TIMEOUT_S:g} s; the cluster may not have room"
+                    " for it"
+                )
+            time.sleep(_POLL_INTERVAL_S)
+        return info  # type: ignore[no-any-return]
 
-    async def _gather(self) -> bytes:
+    async def _gather_expositions(self) -> bytes:
         name = serve.get_replica_context().app_name
         handles = {EDGE: serve.get_deployment_handle(EDGE, name)}
         for handle in (*self._encoders.values(), *self._shards):
             handles[handle.deployment_name] = handle
         return await gather_expositions(handles)
 
-    def _serve(self, card: RemoteModelInfo, *others: Any) -> ServedModel:
-        served = remote_model(card, self._encoders[card.name], *others)
-        self._towers += [each for each in (served.images, served.texts) if isinstance(each, RemoteTower)]
+    def _serve_model(self, info: RemoteModelInfo, *others: Any) -> ServedModel:
+        served = remote_model(info, self._encoders[info.name], *others)
+        self._towers += [tower for tower in (served.images, served.texts) if isinstance(tower, RemoteTower)]
         return served

@@ -1,4 +1,4 @@
-"""The replicas that encode: models as one process serves them, called by edges."""
+"""Encoder replicas: they serve models as a single process does, and edges call them."""
 
 import asyncio
 import threading
@@ -36,48 +36,48 @@ log = structlog.get_logger()
 
 
 class _LoadedModel:
-    """A model with its queues, which ends when nobody has it any more.
+    """A model and its queues, which close when the last reference disappears.
 
-    Ray drops one when another model takes its place, and calls that are under way keep it until they are answered. Had
-    it a ``__del__``, Ray would call that at once.
+    Ray drops the reference when another model replaces this one; calls in progress hold their own reference. A
+    ``__del__`` method would not work, because Ray calls it immediately.
     """
 
-    def __init__(self, card: RemoteModelInfo, served: ServedModel, health_probe_s: float) -> None:
-        self.card = card
+    def __init__(self, info: RemoteModelInfo, served: ServedModel, health_probe_s: float) -> None:
+        self.info = info
         self.served = served
         self._health_probe_s = health_probe_s
-        self._is_watched = False
-        _when_gone(self, _end, served)
-        log.info("model_loaded", model=card.name)
+        self._is_probed = False
+        _on_release(self, _close, served)
+        log.info("model_loaded", model=info.name)
 
-    def watch(self) -> None:
-        """Try the towers now and then, on this event loop."""
-        if self._health_probe_s and not self._is_watched:
-            self._is_watched = True
-            watching = asyncio.get_running_loop().create_task(self.served.watch(self._health_probe_s))
-            _when_gone(self, _cancel, watching)
-
-
-def _when_gone(loaded: _LoadedModel, work: Callable[[Any], None], subject: object) -> None:
-    weakref.finalize(loaded, work, subject).atexit = False
+    def start_probes(self) -> None:
+        """Start the health probes of the towers on this event loop."""
+        if self._health_probe_s and not self._is_probed:
+            self._is_probed = True
+            probes = asyncio.get_running_loop().create_task(self.served.watch(self._health_probe_s))
+            _on_release(self, _cancel, probes)
 
 
-def _end(served: ServedModel) -> None:
-    # In a thread, since it waits for those of the model, and may be called on the event loop.
+def _on_release(model: _LoadedModel, action: Callable[[Any], None], argument: object) -> None:
+    weakref.finalize(model, action, argument).atexit = False
+
+
+def _close(served: ServedModel) -> None:
+    # Closing waits for the threads of the model, and may be called on the event loop.
     threading.Thread(target=served.close).start()
 
 
-def _cancel(watching: asyncio.Task[None]) -> None:
-    with suppress(RuntimeError):  # the event loop may be gone
-        watching.get_loop().call_soon_threadsafe(watching.cancel)
+def _cancel(probes: asyncio.Task[None]) -> None:
+    with suppress(RuntimeError):  # the event loop may be closed
+        probes.get_loop().call_soon_threadsafe(probes.cancel)
 
 
 class EncoderReplica:
-    """Encodes with models that are loaded when it starts.
+    """Encodes with models that it loads when it starts.
 
     Args:
         settings: of the service.
-        models: names of those that it serves.
+        models: to serve.
     """
 
     def __init__(self, settings: Settings, models: Sequence[str]) -> None:
@@ -88,9 +88,9 @@ class EncoderReplica:
         self._metrics = Metrics(__version__)
         self._loaded: MutableMapping[str, _LoadedModel] = {model: self._load(model) for model in models}
 
-    async def card(self, model: str) -> RemoteModelInfo:
-        """Return what an edge must know of a model."""
-        return (await self._get(model)).card
+    async def model_info(self, model: str) -> RemoteModelInfo:
+        """Return the properties of a model that an edge needs."""
+        return (await self._get(model)).info
 
     async def encode_images(
         self,
@@ -100,49 +100,49 @@ class EncoderReplica:
         within_s: float | None,
         trace: Mapping[str, str],
     ) -> EncodeResponse | SerializedError:
-        """Return the features of images that the model's transform made.
+        """Return the features of transformed images.
 
         Args:
-            model: its name.
-            fingerprint: of the image tower that is meant; features of another one would be kept under its name.
-            pixels: as they lie in the object store.
-            within_s: after which they are of no use.
-            trace: that the caller is in.
+            model: name of the model.
+            fingerprint: of the image tower that the edge expects; it stores features under this fingerprint.
+            pixels: the images.
+            within_s: seconds until the request of the images ends.
+            trace: context of the caller's trace.
         """
-        with _within(trace), stage("encode-remote", model=model, images=len(pixels)):
+        with _attached(trace), stage("encode-remote", model=model, images=len(pixels)):
             try:
                 loaded = await self._get(model)
-                _check_weights(model, fingerprint, loaded.card.image_fingerprint)
-            except Exception as error:  # noqa: BLE001 - told to the caller
+                _check_weights(model, fingerprint, loaded.info.image_fingerprint)
+            except Exception as error:  # noqa: BLE001 - returned to the caller
                 return SerializedError.from_exception(error)
-            return await _encoded(loaded.served.images, list(pixels), within_s)
+            return await _encode(loaded.served.images, list(pixels), within_s)
 
     async def encode_texts(
         self, model: str, fingerprint: str, texts: Sequence[str], within_s: float | None, trace: Mapping[str, str]
     ) -> EncodeResponse | SerializedError:
-        """Return the features of texts, likewise."""
-        with _within(trace), stage("encode-remote", model=model, texts=len(texts)):
+        """Return the features of texts; the arguments are those of ``encode_images``."""
+        with _attached(trace), stage("encode-remote", model=model, texts=len(texts)):
             try:
                 loaded = await self._get(model)
-                _check_weights(model, fingerprint, loaded.card.text_fingerprint)
-            except Exception as error:  # noqa: BLE001 - as above
+                _check_weights(model, fingerprint, loaded.info.text_fingerprint)
+            except Exception as error:  # noqa: BLE001 - returned to the caller
                 return SerializedError.from_exception(error)
-            return await _encoded(loaded.served.texts, texts, within_s)
+            return await _encode(loaded.served.texts, texts, within_s)
 
     async def exposition(self) -> Exposition:
-        """Return what Prometheus is told of this replica."""
+        """Return the Prometheus metrics of this replica."""
         return own_exposition(self._metrics)
 
     async def check_health(self) -> None:
-        """Have this replica replaced where a model encodes nothing; called by Ray."""
-        for each in list(self._loaded.values()):
-            each.watch()
-            if each.served.problem is not None:
-                raise RuntimeError(each.served.problem)
+        """Fail, so that Ray replaces this replica, if a model does not encode; called by Ray."""
+        for model in list(self._loaded.values()):
+            model.start_probes()
+            if model.served.problem is not None:
+                raise RuntimeError(model.served.problem)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Return what ``app.cluster.autoscaling`` decides by; called by Ray."""
-        queues = [each.served.images for each in list(self._loaded.values())]
+        """Return the numbers for ``app.cluster.autoscaling``; called by Ray."""
+        queues = [model.served.images for model in list(self._loaded.values())]
         return {
             "images": float(sum(queue.admitted for queue in queues)),
             "wait_s": max((queue.expected_wait_s for queue in queues), default=0.0),
@@ -153,27 +153,25 @@ class EncoderReplica:
 
     def _load(self, model: str) -> _LoadedModel:
         encoder = load_encoder(model, load_options(self._settings))
-        card = RemoteModelInfo.of(encoder, deployment_version(self._settings))
-        # Text features are kept by the edges, which ask only for new ones.
-        return _LoadedModel(
-            card, serve_here(encoder, self._settings, self._metrics, None), self._settings.health_probe_s
-        )
+        info = RemoteModelInfo.of(encoder, deployment_version(self._settings))
+        # Edges store text features, and request only new ones.
+        return _LoadedModel(info, serve_here(encoder, self._settings, self._metrics, None), self._settings.health_probe_s)
 
 
-def multiplexed(at_once: int) -> type[EncoderReplica]:
-    """Return replicas that load models when they are asked for; of more than ``at_once`` the least used goes."""
+def multiplexed(max_models: int) -> type[EncoderReplica]:
+    """Return a replica that loads models on demand, and unloads the least recently used above ``max_models``."""
 
     class MultiplexedReplica(EncoderReplica):
         def __init__(self, settings: Settings) -> None:
             super().__init__(settings, ())
-            self._loaded = weakref.WeakValueDictionary()  # Ray has them, and lets go of them
+            self._loaded = weakref.WeakValueDictionary()  # Ray holds the models, and drops them
 
         async def _get(self, model: str) -> _LoadedModel:
-            # Goes on when its caller leaves, or the next would begin to load it again.
-            return await asyncio.shield(asyncio.ensure_future(self._shared(model)))
+            # Loading continues when the caller disconnects; otherwise the next call would start it again.
+            return await asyncio.shield(asyncio.ensure_future(self._load_shared(model)))
 
-        @serve.multiplexed(max_num_models_per_replica=at_once)  # type: ignore[untyped-decorator]
-        async def _shared(self, model: str) -> _LoadedModel:
+        @serve.multiplexed(max_num_models_per_replica=max_models)  # type: ignore[untyped-decorator]
+        async def _load_shared(self, model: str) -> _LoadedModel:
             loaded = await asyncio.to_thread(self._load, model)
             self._loaded[model] = loaded
             return loaded
@@ -181,14 +179,14 @@ def multiplexed(at_once: int) -> type[EncoderReplica]:
     return MultiplexedReplica
 
 
-def _check_weights(model: str, wanted: str, loaded: str) -> None:
-    if wanted != loaded:
-        raise WeightsMismatchError(f"the model '{model}' has other weights there")
+def _check_weights(model: str, expected: str, loaded: str) -> None:
+    if expected != loaded:
+        raise WeightsMismatchError(f"the encoder has other weights of the model '{model}'")
 
 
 @contextmanager
-def _within(trace: Mapping[str, str]) -> Iterator[None]:
-    """Have what is done in it belong to a trace that came with a call."""
+def _attached(trace: Mapping[str, str]) -> Iterator[None]:
+    """Continue the trace of a caller in this block."""
     token = context.attach(propagate.extract(trace))
     try:
         yield
@@ -196,28 +194,28 @@ def _within(trace: Mapping[str, str]) -> Iterator[None]:
         context.detach(token)
 
 
-async def _encoded(
+async def _encode(
     queue: TurnQueue[Any, np.ndarray], items: Sequence[Any], within_s: float | None
 ) -> EncodeResponse | SerializedError:
-    """Return what became of each item; a failure where not one was admitted."""
+    """Encode items; returns an error if none of them was encoded."""
     try:
-        with queue.admit(len(items), within_s=within_s) as caller:
-            encoded = await asyncio.gather(*(queue.encode(item, caller) for item in items), return_exceptions=True)
+        with queue.admit(len(items), within_s=within_s) as ticket:
+            outcomes = await asyncio.gather(*(queue.encode(item, ticket) for item in items), return_exceptions=True)
     except DeixisError as error:
         return SerializedError.from_exception(error)
-    good = {place: each for place, each in enumerate(encoded) if isinstance(each, Encoded)}
-    if not good:
-        return SerializedError.from_exception(next(each for each in encoded if isinstance(each, BaseException)))
-    rows = np.zeros((len(items), len(next(iter(good.values())).row)), np.float32)
-    for place, each in good.items():
-        rows[place] = each.row
+    encoded = {place: outcome for place, outcome in enumerate(outcomes) if isinstance(outcome, Encoded)}
+    if not encoded:
+        return SerializedError.from_exception(next(error for error in outcomes if isinstance(error, BaseException)))
+    rows = np.zeros((len(items), len(next(iter(encoded.values())).row)), np.float32)
+    for place, outcome in encoded.items():
+        rows[place] = outcome.row
     return EncodeResponse(
         rows,
         {
-            place: SerializedError.from_exception(each)
-            for place, each in enumerate(encoded)
-            if isinstance(each, BaseException)
+            place: SerializedError.from_exception(error)
+            for place, error in enumerate(outcomes)
+            if isinstance(error, BaseException)
         },
-        [good[place].queue_s if place in good else 0.0 for place in range(len(items))],
-        [good[place].encode_s if place in good else 0.0 for place in range(len(items))],
+        [encoded[place].queue_s if place in encoded else 0.0 for place in range(len(items))],
+        [encoded[place].encode_s if place in encoded else 0.0 for place in range(len(items))],
     )

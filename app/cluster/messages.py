@@ -1,4 +1,4 @@
-"""What goes from process to process: what a model is, what was encoded, what went wrong."""
+"""Messages between processes: the properties of a model, encoded items, and errors."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,25 +17,25 @@ from app.types import Pixels
 
 
 class ReplicaUnavailableError(Exception):
-    """The process that was asked has gone, or none is there; asking again may find another."""
+    """The replica has disappeared, or there is none; a retry may reach another one."""
 
 
 class WeightsMismatchError(ReplicaUnavailableError):
-    """The process that was asked has the model with other weights; another one may have these."""
+    """The replica has other weights of the model; another one may have the expected weights."""
 
 
 class RemoteEncoderError(Exception):
-    """An encoder elsewhere raised an error of its own; the message has its type and words."""
+    """A remote encoder raised an error; the message contains its type and text."""
 
 
 @dataclass(slots=True)
 class RemoteModelInfo:
-    """What an edge must know of a model whose towers are elsewhere: ``app.encoders._base.ModelInfo``.
+    """The properties of a remote model that an edge needs; implements ``app.encoders._base.ModelInfo``.
 
     Args:
-        image_fingerprint: what tells its image tower from every other.
-        text_fingerprint: the same of its text tower.
-        version: of the service that has loaded it.
+        image_fingerprint: of the weights of the image tower.
+        text_fingerprint: of the weights of the text tower.
+        version: of the deployment that loaded the model; see ``deployment_version``.
     """
 
     name: str
@@ -52,7 +52,7 @@ class RemoteModelInfo:
 
     @classmethod
     def of(cls, encoder: Encoder, version: str = "") -> Self:
-        """Return that of a loaded encoder; takes up to some seconds."""
+        """Return the properties of a loaded encoder; computing the fingerprints may take seconds."""
         return cls(
             name=encoder.name,
             embed_dim=encoder.embed_dim,
@@ -70,9 +70,9 @@ class RemoteModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class SerializedError:
-    """An error as it is told across processes, where an exception might not survive.
+    """An error in a form that can be sent to another process, which is not certain for exceptions.
 
-    ``kind`` is ``overloaded``, ``deadline``, ``other-weights``, ``not-ready`` for the rest of our own errors, or
+    ``kind`` is ``overloaded``, ``deadline``, ``weights-mismatch``, ``not-ready`` for every other ``DeixisError``, or
     ``fault``.
     """
 
@@ -82,27 +82,27 @@ class SerializedError:
 
     @classmethod
     def from_exception(cls, error: BaseException) -> Self:
-        """Return what tells an error."""
+        """Return the form of an exception."""
         match error:
             case OverloadedError():
                 return cls("overloaded", error.message, error.retry_after_s)
             case DeadlineExceededError():
                 return cls("deadline", error.message)
             case WeightsMismatchError():
-                return cls("other-weights", str(error))
+                return cls("weights-mismatch", str(error))
             case DeixisError():
                 return cls("not-ready", error.message)
             case _:
                 return cls("fault", f"{type(error).__name__}: {error}")
 
     def to_exception(self) -> Exception:
-        """Return it as an exception again."""
+        """Return the exception."""
         match self.kind:
             case "overloaded":
                 return OverloadedError(self.message, self.retry_after_s)
             case "deadline":
                 return DeadlineExceededError(self.message)
-            case "other-weights":
+            case "weights-mismatch":
                 return WeightsMismatchError(self.message)
             case "not-ready":
                 return NotReadyError(self.message)
@@ -112,13 +112,13 @@ class SerializedError:
 
 @dataclass(frozen=True, slots=True)
 class EncodeResponse:
-    """What became of n items.
+    """The outcomes of n items.
 
     Args:
-        rows: the unit row of each (n, d); of one that failed nothing.
-        failures: by the place of the item.
-        queue_s: how long each waited there for its batch to begin (n,).
-        encode_s: how long its batch then took (n,).
+        rows: one unit row for each item (n, d); zeros for items that failed.
+        failures: by the position of the item.
+        queue_s: waiting time of each item in the replica, until its batch started (n,).
+        encode_s: duration of its batch (n,).
     """
 
     rows: Float32[np.ndarray, "n d"]
@@ -128,5 +128,5 @@ class EncodeResponse:
 
 
 def deployment_version(settings: Settings) -> str:
-    """Return what tells replicas that were deployed together from those before and after."""
+    """Return an identifier that replicas share if and only if they were deployed together."""
     return sha256(f"{__version__} {settings.model_dump_json()}".encode()).hexdigest()[:16]

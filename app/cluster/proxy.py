@@ -1,6 +1,6 @@
-"""What Ray's proxies answer by themselves, in the form of all other errors.
+"""Turns error responses of Ray's proxies into problem details.
 
-``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=app.cluster.proxy:middlewares`` on every node has them use it.
+To use it, set ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=app.cluster.proxy:middlewares`` on every node.
 """
 
 import json
@@ -14,22 +14,22 @@ _PROBLEM = json.dumps(
         "type": "urn:deixis:problem:not-ready",
         "title": "The service is not ready",
         "status": 503,
-        "detail": "the process that had this request went away, or none is there; try again",
+        "detail": "the process that handled this request stopped, or no process is available; try again",
     }
 ).encode()
 _RETRY_AFTER_S = b"1"
 
 
 def middlewares() -> list[Middleware]:
-    """Return what Ray's proxies put before the edges; called by Ray."""
-    return [Middleware(_PlainErrors)]
+    """Return the middleware of Ray's proxies; called by Ray."""
+    return [Middleware(_ProxyErrors)]
 
 
-class _PlainErrors:
-    """Answers 503 with a problem where the proxy would answer 500 or 503 in words of its own, or fails, or is silent.
+class _ProxyErrors:
+    """Responds with 503 and problem details if the proxy fails or sends its own 500 or 503.
 
-    An edge tells errors as problems, whose content type passes; what comes otherwise is the proxy's: the edge died with
-    the request, or there is none.
+    Errors of an edge are problem details and pass unchanged. All other errors come from the proxy: the edge crashed
+    during the request, or there is no edge.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -39,32 +39,32 @@ class _PlainErrors:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begun = replaced = False
+        is_started = is_replaced = False
 
         async def refuse() -> None:
             await send(_start())
             await send({"type": "http.response.body", "body": _PROBLEM})
 
-        async def told(message: Message) -> None:
-            nonlocal begun, replaced
+        async def send_or_replace(message: Message) -> None:
+            nonlocal is_started, is_replaced
             if message["type"] == "http.response.start":
-                begun = True
-                replaced = message["status"] in {500, 503} and not _is_ours(message["headers"])
-                if replaced:
+                is_started = True
+                is_replaced = message["status"] in {500, 503} and not _is_problem(message["headers"])
+                if is_replaced:
                     await refuse()
-            if not replaced:
+            if not is_replaced:
                 await send(message)
 
         try:
-            await self._app(scope, receive, told)
+            await self._app(scope, receive, send_or_replace)
         except Exception:
-            if begun:
-                raise  # in the middle of an answer nothing can be told but its end
-        if not begun:
+            if is_started:
+                raise  # a response in progress can only be aborted
+        if not is_started:
             await refuse()
 
 
-def _is_ours(headers: Any) -> bool:
+def _is_problem(headers: Any) -> bool:
     return any(name.lower() == b"content-type" and b"problem+json" in value for name, value in headers)
 
 

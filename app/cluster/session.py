@@ -1,4 +1,4 @@
-"""A connection to Ray, on a cluster or begun on this machine, that ends well."""
+"""Connects to Ray on a cluster, or starts and stops a Ray on this machine."""
 
 import socket
 import threading
@@ -14,8 +14,8 @@ from app.errors import ConfigurationError
 from app.runtime.cpu import usable_cores
 from app.settings import Settings
 
-_ENDED_WITHIN_S = 10.0
-_FOUND_WITHIN_S = 5.0
+_STOP_TIMEOUT_S = 10.0
+_CONNECT_TIMEOUT_S = 5.0
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def connected(settings: Settings, address: str | None, *, cpus: int) -> Iterator
     """
     is_own = address is None
     try:
-        _find(address)
+        _check_reachable(address)
         ray.init(
             address=address,
             num_cpus=max(usable_cores(), cpus) if is_own else None,
@@ -47,27 +47,27 @@ def connected(settings: Settings, address: str | None, *, cpus: int) -> Iterator
         yield
     finally:
         if is_own:
-            _end(serve.shutdown, within_s=settings.shutdown_timeout_s + _ENDED_WITHIN_S)
-        _end(ray.shutdown, within_s=_ENDED_WITHIN_S)
+            _run_for(serve.shutdown, timeout_s=settings.shutdown_timeout_s + _STOP_TIMEOUT_S)
+        _run_for(ray.shutdown, timeout_s=_STOP_TIMEOUT_S)
 
 
 @contextmanager
 def without_proxies(address: str | None) -> Iterator[None]:
-    """Run Serve, without proxies if it is started here. It ends with the block, unless others deployed to it."""
-    is_begun_on_cluster = _serve_details() is None and address is not None
+    """Start Serve without proxies unless it runs already; stop it at the end if it has no other applications."""
+    is_started_here = _serve_details() is None and address is not None
     serve.start(proxy_location="Disabled")
     try:
         yield
     finally:
-        if is_begun_on_cluster and not serve.status().applications:
+        if is_started_here and not serve.status().applications:
             serve.shutdown()
 
 
 def start_serve(settings: Settings) -> None:
-    """Have Serve run with proxies that listen as the settings say.
+    """Start Serve with proxies that listen on the address of the settings.
 
     Raises:
-        ConfigurationError: it runs there and listens otherwise, which only its start decides, or it cannot listen.
+        ConfigurationError: Serve already runs with other options, or its proxies cannot listen on this address.
     """
     options = {"host": settings.host, "port": settings.port, "keep_alive_timeout_s": settings.keep_alive_s}
     running = _serve_details()
@@ -82,15 +82,15 @@ def start_serve(settings: Settings) -> None:
     except (RuntimeError, TimeoutError) as error:
         if running is None:
             serve.shutdown()
-        # What Ray raises has the traceback of another process before it.
+        # The message of Ray starts with the traceback of another process.
         reason = str(error).strip().rpartition("\n")[2]
         raise ConfigurationError(
-            f"Ray's proxies cannot listen on {settings.host}:{settings.port}: {reason}; see DEIXIS_PORT"
+            f"Ray's proxies cannot listen on {settings.host}:{settings.port}: {reason}; set DEIXIS_HOST or DEIXIS_PORT"
         ) from error
 
 
 def _serve_details() -> dict[str, Any] | None:
-    """Return what Serve says of itself, None where it does not run; nothing public tells where its proxies listen."""
+    """Return the options of Serve, None if it does not run; Ray has no public function for them."""
     client = _get_global_client(raise_if_no_controller_running=False)
     return None if client is None else client.get_serve_details()
 
@@ -99,25 +99,27 @@ def _check_same(options: dict[str, Any], running: dict[str, Any]) -> None:
     if running["proxy_location"] == "Disabled":
         differences = ["has no proxies"]
     else:
-        found = running["http_options"]
-        differences = [f"has {name} {found[name]}, not {told}" for name, told in options.items() if found[name] != told]
+        current = running["http_options"]
+        differences = [
+            f"has {name} {current[name]}, not {value}" for name, value in options.items() if current[name] != value
+        ]
     if differences:
         raise ConfigurationError(
-            f"Ray Serve runs on this cluster already and {', '.join(differences)}, which only its start decides:"
-            " set DEIXIS_HOST, DEIXIS_PORT and DEIXIS_KEEP_ALIVE_S to what it has, or run `serve shutdown` first,"
-            " which ends everything that it serves there"
+            f"Ray Serve already runs on this cluster and {', '.join(differences)}; its options are fixed at its"
+            " start: set DEIXIS_HOST, DEIXIS_PORT and DEIXIS_KEEP_ALIVE_S to its values, or run `serve shutdown` first,"
+            " which stops all its applications"
         )
 
 
-def _find(address: str | None) -> None:
-    """See that somebody listens at an address, for which Ray itself waits for minutes; raises OSError."""
+def _check_reachable(address: str | None) -> None:
+    """Raise OSError if nothing listens on an address; Ray itself would wait for minutes."""
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_FOUND_WITHIN_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
 
 
-def _end(end: Callable[[], object], *, within_s: float) -> None:
-    """Do it, for so long: where a signal went to all processes of a group, there may be nobody left to answer."""
-    ending = threading.Thread(target=end, daemon=True)
-    ending.start()
-    ending.join(within_s)
+def _run_for(stop: Callable[[], object], *, timeout_s: float) -> None:
+    """Run a function for at most this time; after a signal to the process group, Ray may no longer respond."""
+    thread = threading.Thread(target=stop, daemon=True)
+    thread.start()
+    thread.join(timeout_s)

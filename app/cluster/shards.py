@@ -1,4 +1,4 @@
-"""Caption databases searched in parts, by replicas that have a part each."""
+"""Caption shards: replicas that each search a part of every caption database."""
 
 import asyncio
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from app import __version__
 from app.captions.catalogue import CaptionCatalogue
 from app.captions.database import NearestCaptions, merge_parts
 from app.captions.index import Part
-from app.cluster.calls import ask
+from app.cluster.calls import call
 from app.cluster.messages import ReplicaUnavailableError, SerializedError
 from app.cluster.telemetry import Exposition, own_exposition
 from app.errors import DeixisError, NotReadyError
@@ -23,16 +23,16 @@ from app.types import ImageFeatures, TextFeatures
 
 log = structlog.get_logger()
 
-# Once a part has answered, so long is waited for the others before the answer goes without them.
+# After the first shard has responded, the time that a search waits for the others.
 _STRAGGLERS_S = 2.0
 _TRIES = 2
 
 
 class ShardReplica:
-    """Searches a part of every database: that which it is asked for, of which it then has the pages in memory.
+    """Searches a part of every database; the pages of this part stay in its memory.
 
     Args:
-        settings: of the service, whose folder of databases all replicas share.
+        settings: of the service; all replicas share its folder of databases.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -57,9 +57,9 @@ class ShardReplica:
         features: bool,  # noqa: FBT001 - a call across processes
         within_s: float | None,
     ) -> list[NearestCaptions] | SerializedError:
-        """Return the captions of a part nearest to each query, of the generation that the edge knows.
+        """Return the captions of a part nearest to each query, in the generation that the edge expects.
 
-        The edge says which part: while everything is replaced, others know another number of them.
+        The edge names the part: during a rolling update, replicas may know another number of parts.
         """
         try:
             return await self._databases.search_generation(
@@ -69,20 +69,20 @@ class ShardReplica:
             return SerializedError.from_exception(error)
 
     async def exposition(self) -> Exposition:
-        """Return what Prometheus is told of this replica."""
+        """Return the Prometheus metrics of this replica."""
         return own_exposition(self._metrics)
 
     async def check_health(self) -> None:
-        """Have this replica replaced where a search hangs; called by Ray."""
+        """Fail, so that Ray replaces this replica, if a search hangs; called by Ray."""
         if self._databases.problem is not None:
             raise RuntimeError(self._databases.problem)
 
 
 class RemoteShards:
-    """Searches all parts at once, and merges what they find: ``app.captions.catalogue.RemoteSearch``.
+    """Searches all shards concurrently, and merges their results; implements ``app.captions.catalogue.RemoteSearch``.
 
     Args:
-        handles: of the deployments, by the number of their part.
+        handles: of the deployments, by the number of the shard.
     """
 
     def __init__(self, handles: Sequence[Any]) -> None:
@@ -98,77 +98,74 @@ class RemoteShards:
         features: bool,
         within_s: float | None,
     ) -> list[NearestCaptions]:
-        """Return what the parts found together; of parts that do not answer, what is missing is told.
+        """Return the merged results; a result without all shards has a warning.
 
         Raises:
-            NotReadyError: not one part answered.
-            OverloadedError: a part has too many searches waiting.
-            DeadlineExceededError: none was done in time.
+            NotReadyError: no shard responded.
+            OverloadedError: too many searches wait for a shard.
+            DeadlineExceededError: no shard finished in time.
         """
-        asked = [
+        searches = [
             asyncio.ensure_future(
-                _searched(handle, Part(number, len(self._handles)), name, generation, queries, k, features, within_s)
+                _search(handle, Part(number, len(self._handles)), name, generation, queries, k, features, within_s)
             )
             for number, handle in enumerate(self._handles)
         ]
         try:
-            await _one_has_answered(asked, within_s)
-            await asyncio.wait(asked, timeout=_STRAGGLERS_S)
+            await _wait_for_first(searches, within_s)
+            await asyncio.wait(searches, timeout=_STRAGGLERS_S)
         finally:
-            for each in asked:
-                each.cancel()
-        answers = []
-        for number, each in enumerate(asked):
-            if each.done() and not each.cancelled():
-                if (error := each.exception()) is None:
-                    answers.append(each.result())
-                else:
-                    log.warning(
-                        "captions_part_failed", database=name, part=number, reason=f"{type(error).__name__}: {error}"
-                    )
-        refusals = [each for each in answers if isinstance(each, SerializedError)]
-        found = [each for each in answers if not isinstance(each, SerializedError)]
-        # In time others may find room, and without a part its captions are better told to be missing.
-        passing = [each for each in refusals if each.kind in {"overloaded", "deadline"}]
-        if passing or (refusals and not found):
-            raise (passing or refusals)[0].to_exception()
-        if not found:
-            raise NotReadyError(f"not one part of the caption database '{own_name(name)}' answers; try again later")
-        missing = len(asked) - len(found)
+            for search in searches:
+                search.cancel()
+        results: list[list[NearestCaptions]] = []
+        refusals: list[SerializedError] = []
+        for number, search in enumerate(searches):
+            if not search.done() or search.cancelled():
+                continue
+            if (error := search.exception()) is not None:
+                reason = f"{type(error).__name__}: {error}"
+                log.warning("caption_shard_failed", database=name, shard=number, reason=reason)
+            elif isinstance(outcome := search.result(), SerializedError):
+                refusals.append(outcome)
+            else:
+                results.append(outcome)
+        # An overload or a timeout is temporary, so the request fails. Other errors only remove a shard from the result.
+        temporary = [refusal for refusal in refusals if refusal.kind in {"overloaded", "deadline"}]
+        if temporary or (refusals and not results):
+            raise (temporary or refusals)[0].to_exception()
+        if not results:
+            raise NotReadyError(f"no shard of the caption database '{own_name(name)}' responded; try again later")
+        missing = len(searches) - len(results)
         if missing:
-            log.warning("captions_not_searched", database=name, parts=missing, of=len(asked))
-        told = (
-            f"{missing} of {len(asked)} parts of the caption database '{own_name(name)}' could not be searched, so that"
-            " what is nearest may be missing"
+            log.warning("caption_shards_missing", database=name, missing=missing, shards=len(searches))
+        warning = (
+            f"{missing} of {len(searches)} shards of the caption database '{own_name(name)}' could not be searched, so"
+            " the nearest captions may be missing"
         )
         return [
-            merge_parts([part[number] for part in found], k, told if missing else None)
+            merge_parts([result[number] for result in results], k, warning if missing else None)
             for number in range(len(queries))
         ]
 
 
-async def _one_has_answered(
-    asked: Sequence[asyncio.Future[list[NearestCaptions] | SerializedError]], within_s: float | None
+async def _wait_for_first(
+    searches: Sequence[asyncio.Future[list[NearestCaptions] | SerializedError]], within_s: float | None
 ) -> None:
-    """Wait for the first that has found something, or for all, or as long as there is time."""
+    """Wait until a search succeeds, all searches fail, or the time is over."""
     with suppress(TimeoutError):
         async with asyncio.timeout(within_s):
-            await _first_found(asked)
+            for search in asyncio.as_completed(searches):
+                with suppress(Exception):
+                    if not isinstance(await search, SerializedError):
+                        return
 
 
-async def _first_found(asked: Sequence[asyncio.Future[list[NearestCaptions] | SerializedError]]) -> None:
-    for each in asyncio.as_completed(asked):
-        with suppress(Exception):
-            if not isinstance(await each, SerializedError):
-                return
-
-
-async def _searched(handle: Any, *arguments: Any) -> list[NearestCaptions] | SerializedError:
+async def _search(handle: Any, *arguments: Any) -> list[NearestCaptions] | SerializedError:
     for _ in range(_TRIES - 1):
         try:
-            answer: list[NearestCaptions] | SerializedError = await ask(handle.search, *arguments)
+            result: list[NearestCaptions] | SerializedError = await call(handle.search, *arguments)
         except ReplicaUnavailableError:
             continue
-        return answer
-    last: list[NearestCaptions] | SerializedError = await ask(handle.search, *arguments)
+        return result
+    last: list[NearestCaptions] | SerializedError = await call(handle.search, *arguments)
     return last

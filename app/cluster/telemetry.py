@@ -1,4 +1,4 @@
-"""Traces and metrics of several processes, brought together."""
+"""Traces and metrics of several processes."""
 
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,20 +15,20 @@ from app.observability.metrics import Metrics
 
 log = structlog.get_logger()
 
-_GATHERED_WITHIN_S = 3.0
+_GATHER_TIMEOUT_S = 3.0
 
 Exposition: TypeAlias = tuple[str, bytes]
-"""Who tells it, and its metrics in Prometheus's text."""
+"""The name of a replica, and its metrics in the text format of Prometheus."""
 
 
 def own_exposition(metrics: Metrics) -> Exposition:
-    """Return that of this replica."""
+    """Return the exposition of this replica."""
     replica = serve.get_replica_context().replica_id
     return f"{replica.deployment_id.name}/{replica.unique_id}", metrics.exposition()
 
 
 def send_traces() -> None:
-    """Send this process's spans where OpenTelemetry's own variables say, as edges do."""
+    """Export the spans of this process to the endpoint of OpenTelemetry's variables."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - an extra
     from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
     from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
@@ -39,32 +39,33 @@ def send_traces() -> None:
 
 
 async def gather_expositions(handles: Mapping[str, Any]) -> bytes:
-    """Return the metrics of every replica in Prometheus's text, under one name each, told apart by their labels.
+    """Return the metrics of all replicas as one exposition, with the label ``replica``.
 
-    One that does not answer in time is left out.
+    A replica that does not respond in time is left out.
 
     Args:
         handles: of deployments whose replicas have a method ``exposition``, by name.
     """
 
-    async def told(handle: Any) -> list[Any]:
-        answers: list[Any] = await handle.broadcast("exposition").results_async(
-            timeout_s=_GATHERED_WITHIN_S, return_exceptions=True
+    async def request(handle: Any) -> list[Any]:
+        responses: list[Any] = await handle.broadcast("exposition").results_async(
+            timeout_s=_GATHER_TIMEOUT_S, return_exceptions=True
         )
-        return answers
+        return responses
 
-    found: list[Exposition] = []
-    answers = await asyncio.gather(*map(told, handles.values()), return_exceptions=True)
-    for name, each in zip(handles, answers, strict=True):
-        told_errors = [each] if isinstance(each, BaseException) else [one for one in each if not isinstance(one, tuple)]
-        for error in told_errors:
-            log.warning("metrics_not_gathered", deployment=name, reason=str(error) or type(error).__name__)
-        found += [] if isinstance(each, BaseException) else [one for one in each if isinstance(one, tuple)]
-    return await asyncio.to_thread(joined_expositions, sorted(found))
+    expositions: list[Exposition] = []
+    outcomes = await asyncio.gather(*map(request, handles.values()), return_exceptions=True)
+    for name, outcome in zip(handles, outcomes, strict=True):
+        for response in [outcome] if isinstance(outcome, BaseException) else outcome:
+            if isinstance(response, tuple):
+                expositions.append(response)
+            else:
+                log.warning("metrics_not_gathered", deployment=name, reason=str(response) or type(response).__name__)
+    return await asyncio.to_thread(join_expositions, sorted(expositions))
 
 
-def joined_expositions(expositions: Iterable[Exposition]) -> bytes:
-    """Return expositions as one, each sample with the label ``replica``, which is who told it."""
+def join_expositions(expositions: Iterable[Exposition]) -> bytes:
+    """Return one exposition, with the label ``replica`` on each sample."""
     families: dict[str, Metric] = {}
     for replica, text in expositions:
         for family in text_string_to_metric_families(text.decode()):

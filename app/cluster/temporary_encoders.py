@@ -1,4 +1,4 @@
-"""Encoders on Ray for a command of this process, as one that builds a caption database."""
+"""Encoder replicas on Ray for one command, such as the build of a caption database."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,9 +19,7 @@ from app.settings import Settings
 
 @contextmanager
 def encoders_on_ray(settings: Settings, address: str | None) -> Iterator[tuple[list[RemoteModelInfo], RemoteSteps]]:
-    """Start replicas that encode for this process, besides those of a service that may run there.
-
-    They end with the block.
+    """Start encoder replicas for this process, and delete them at the end; a service on the cluster is not affected.
 
     Args:
         settings: of the service.
@@ -30,18 +28,18 @@ def encoders_on_ray(settings: Settings, address: str | None) -> Iterator[tuple[l
     Raises:
         ConfigurationError: Ray cannot be reached, or a model cannot be loaded.
     """
-    # Several commands may encode on one cluster.
-    mine = f"deixis-encoders-{uuid4().hex[:12]}"
+    # The name is unique, because several commands may use one cluster.
+    prefix = f"deixis-encoders-{uuid4().hex[:12]}"
     with connected(settings, address, cpus=encoders_cpus(settings)), without_proxies(address):
         handles, names = {}, []
         try:
             for number, (model, deployment) in enumerate(encoders(settings).items()):
-                names.append(f"{mine}-{number}")
+                names.append(f"{prefix}-{number}")
                 handles[model] = _run(deployment, names[-1])
-            cards = {model: handle.card.remote(model).result() for model, handle in handles.items()}
+            infos = {model: handle.model_info.remote(model).result() for model, handle in handles.items()}
             yield (
-                list(cards.values()),
-                RemoteSteps(serve_model=lambda card, *others: remote_model(card, handles[card.name], *others)),
+                list(infos.values()),
+                RemoteSteps(serve_model=lambda info, *others: remote_model(info, handles[info.name], *others)),
             )
         finally:
             for name in names:

@@ -1,4 +1,4 @@
-"""What is deployed, from settings and from a Serve config file."""
+"""The deployments for settings and for a Serve config file."""
 
 import sys
 from pathlib import Path
@@ -24,14 +24,14 @@ def deployments(application):
     while seen:
         bound = seen.pop()._bound_deployment
         found[bound.name] = bound
-        given = [*bound.init_args, *bound.init_kwargs.values()]
-        for each in given:
-            inner = each.values() if isinstance(each, dict) else each if isinstance(each, list) else [each]
-            seen += [one for one in inner if hasattr(one, "_bound_deployment")]
+        for argument in [*bound.init_args, *bound.init_kwargs.values()]:
+            values = argument if isinstance(argument, list) else [argument]
+            values = argument.values() if isinstance(argument, dict) else values
+            seen += [value for value in values if hasattr(value, "_bound_deployment")]
     return found
 
 
-def test_each_model_has_encoders_and_each_part_of_the_captions_a_deployment(tmp_path):
+def test_each_model_and_each_caption_shard_has_a_deployment(tmp_path):
     settings = load_settings(
         data_dir=tmp_path, models="embedded,ViT-B-32/openai", ray_layout="edges=3,encoders=1-4,shards=2"
     )
@@ -50,26 +50,26 @@ def test_models_that_share_encoders_have_one_deployment(tmp_path):
     assert cpus_needed(settings) == 2
 
 
-def test_a_gpu_is_asked_for_where_the_settings_say_so(tmp_path):
+def test_encoders_request_the_cores_and_gpus_of_the_settings(tmp_path):
     found = deployments(application(load_settings(data_dir=tmp_path, ray_layout="encoder_gpus=0.5,encoder_cpus=3")))
     assert found["encoder-embedded"].ray_actor_options == {"num_cpus": 3.0, "num_gpus": 0.5}
 
 
-def test_a_replica_that_may_be_alone_goes_when_its_successor_is_there(tmp_path):
+def test_a_single_replica_stops_after_its_successor_is_ready(tmp_path):
     found = deployments(application(load_settings(data_dir=tmp_path, ray_layout="edges=2-4,encoders=1-4,shards=1")))
-    surges = {name: each._deployment_config.max_surge_percent for name, each in found.items()}
-    # Rounded up, one more.
+    surges = {name: deployment._deployment_config.max_surge_percent for name, deployment in found.items()}
+    # Rounded up, this is one additional replica.
     assert surges == {"edge": 0, "encoder-embedded": 1, "captions-0": 1}
 
 
-def test_an_edge_does_not_decode_in_as_many_threads_as_there_are_cores_where_it_is_deployed(tmp_path, monkeypatch):
-    # What no machine has for cores that this runs on.
+def test_the_decode_threads_of_an_edge_do_not_depend_on_the_machine_that_deploys_it(tmp_path, monkeypatch):
+    # No machine has this number of cores.
     monkeypatch.setattr("app.cluster.application._DECODE_THREADS", 1000)
 
-    def decode_threads(**told):
-        found = deployments(application(load_settings(data_dir=tmp_path, ray_layout="shards=1", **told)))
-        # An edge waits for encoders of the version that these settings are.
-        assert len({deployment_version(each.init_args[0]) for each in found.values()}) == 1
+    def decode_threads(**settings):
+        found = deployments(application(load_settings(data_dir=tmp_path, ray_layout="shards=1", **settings)))
+        # An edge waits for encoders with equal settings.
+        assert len({deployment_version(deployment.init_args[0]) for deployment in found.values()}) == 1
         return found["edge"].init_args[0].decode_threads
 
     assert decode_threads() == 1000
@@ -78,16 +78,16 @@ def test_an_edge_does_not_decode_in_as_many_threads_as_there_are_cores_where_it_
     assert decode_threads() == 3
 
 
-def test_the_config_file_is_one_of_serve_and_its_arguments_are_settings(tmp_path, monkeypatch):
-    told = ServeDeploySchema.model_validate(CONFIG)
-    (only,) = told.applications
-    assert only.import_path == "app.cluster.application:build"
+def test_the_config_file_is_valid_for_serve_and_its_arguments_are_settings(tmp_path, monkeypatch):
+    config = ServeDeploySchema.model_validate(CONFIG)
+    (application_config,) = config.applications
+    assert application_config.import_path == "app.cluster.application:build"
     monkeypatch.setenv("DEIXIS_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("DEIXIS_KEYS", "off")
-    assert set(deployments(build(only.args))) == {"edge", "encoder-embedded", "captions-0", "captions-1"}
+    assert set(deployments(build(application_config.args))) == {"edge", "encoder-embedded", "captions-0", "captions-1"}
 
 
-def test_on_a_cluster_somebody_must_have_a_key(tmp_path, monkeypatch):
+def test_a_config_file_without_a_key_or_with_an_unknown_field_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("DEIXIS_DATA_DIR", str(tmp_path))
     with pytest.raises(ConfigurationError, match="there are no API keys"):
         build({})
@@ -96,12 +96,12 @@ def test_on_a_cluster_somebody_must_have_a_key(tmp_path, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def _logging_as_it_was(monkeypatch):
-    # Else what later tests log would go to the standard error of a command that has ended.
+def _keep_logging(monkeypatch):
+    # Otherwise later tests would log to the standard error of a command that has ended.
     monkeypatch.setattr(sys.modules["app.cli.serve"], "configure_logs", lambda *_: None)
 
 
-def refusal(*flags, data_dir):
+def error_of(*flags, data_dir):
     done = CliRunner().invoke(cli, ["serve", "--engine", "ray", "--data-dir", str(data_dir), "--port", "0", *flags])
     assert done.exit_code == 2, done.output
     return done.stderr
@@ -109,17 +109,17 @@ def refusal(*flags, data_dir):
 
 def test_a_cluster_needs_a_shared_database_and_a_key_and_must_be_reachable(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    assert "DEIXIS_DATABASE_URL" in refusal(data_dir=tmp_path)
+    assert "DEIXIS_DATABASE_URL" in error_of(data_dir=tmp_path)
     database = f"sqlite:///{tmp_path}/shared.sqlite3"
     cluster = ("--database-url", database)
-    assert "the cluster can be reached from other machines, and there are no API keys" in refusal(
+    assert "the cluster can be reached from other machines, and there are no API keys" in error_of(
         *cluster, data_dir=tmp_path
     )
-    assert "Ray cannot be reached at '127.0.0.1:1'" in refusal(*cluster, "--keys", "off", data_dir=tmp_path)
+    assert "Ray cannot be reached at '127.0.0.1:1'" in error_of(*cluster, "--keys", "off", data_dir=tmp_path)
     monkeypatch.delenv("RAY_ADDRESS")
-    assert "there are no API keys" in refusal("--host", "0.0.0.0", data_dir=tmp_path)
+    assert "there are no API keys" in error_of("--host", "0.0.0.0", data_dir=tmp_path)
 
 
-def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
+def test_without_ray_the_message_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert "pip install 'deixis[server,ray]'" in refusal(data_dir=tmp_path)
+    assert "pip install 'deixis[server,ray]'" in error_of(data_dir=tmp_path)

@@ -1,4 +1,4 @@
-"""What an edge adds to the application."""
+"""The edge: disconnects, and encoders of the same deployment."""
 
 from types import SimpleNamespace
 
@@ -15,12 +15,12 @@ from app.settings import Settings
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_caller_who_left_is_one_who_disconnected():
-    seen = []
+async def test_a_cancelled_task_is_reported_as_a_disconnect():
+    received = []
     messages = [{"type": "http.request", "body": b"half", "more_body": True}]
 
     async def app(_, receive, __):
-        seen.extend([await receive(), await receive()])
+        received.extend([await receive(), await receive()])
 
     async def receive():
         if messages:
@@ -28,50 +28,52 @@ async def test_a_caller_who_left_is_one_who_disconnected():
         raise TaskCancelledError
 
     await DisconnectMiddleware(app)({"type": "http"}, receive, None)
-    assert seen == [{"type": "http.request", "body": b"half", "more_body": True}, {"type": "http.disconnect"}]
+    assert received == [{"type": "http.request", "body": b"half", "more_body": True}, {"type": "http.disconnect"}]
 
 
 class Encoders:
-    """A deployment's handle, whose replicas tell one card after the other, the last one for ever."""
+    """A deployment handle that returns the models of several deployments in turn, and then the last one."""
 
     def __init__(self, *versions):
-        self.cards = [RemoteModelInfo.of(FakeEncoder("fake"), version) for version in versions]
-        self.card = self
-        self.asked = 0
+        self.infos = [RemoteModelInfo.of(FakeEncoder("fake"), version) for version in versions]
+        self.model_info = self
+        self.calls = 0
 
     def remote(self, _):
-        self.asked += 1
-        return SimpleNamespace(result=lambda: self.cards.pop(0) if len(self.cards) > 1 else self.cards[0])
+        self.calls += 1
+        return SimpleNamespace(result=lambda: self.infos.pop(0) if len(self.infos) > 1 else self.infos[0])
 
 
-def test_an_edge_begins_with_what_encoders_tell_that_were_deployed_with_it(monkeypatch):
-    monkeypatch.setattr(edge, "_ASKED_AGAIN_AFTER_S", 0.0)
+def test_an_edge_waits_for_the_encoders_of_its_deployment(monkeypatch):
+    monkeypatch.setattr(edge, "_POLL_INTERVAL_S", 0.0)
     settings = Settings(models=["embedded"])
-    before, own = "of before", deployment_version(settings)
+    before, own = "earlier", deployment_version(settings)
     encoders = Encoders(before, before, own)
-    (card,) = Edge(settings, {"embedded": encoders}, [])._cards(settings)
-    assert (card.version, encoders.asked) == (own, 3)
+    (info,) = Edge(settings, {"embedded": encoders}, [])._model_infos(settings)
+    assert (info.version, encoders.calls) == (own, 3)
 
 
-def test_an_edge_that_waits_long_makes_room_for_the_encoders_that_it_waits_for(monkeypatch):
-    monkeypatch.setattr(edge, "_ASKED_AGAIN_AFTER_S", 0.0)
-    monkeypatch.setattr(edge, "_WAITED_FOR_S", 0.05)
-    with pytest.raises(NotReadyError, match=r"no encoder of embedded was replaced within 0.05 s; is there room\?"):
-        Edge(Settings(models=["embedded"]), {"embedded": Encoders("of before")}, [])._cards(
+def test_an_edge_stops_if_no_encoder_of_its_deployment_starts(monkeypatch):
+    monkeypatch.setattr(edge, "_POLL_INTERVAL_S", 0.0)
+    monkeypatch.setattr(edge, "_ENCODER_TIMEOUT_S", 0.05)
+    with pytest.raises(
+        NotReadyError, match=r"no encoder of embedded was replaced within 0\.05 s; the cluster may not have room"
+    ):
+        Edge(Settings(models=["embedded"]), {"embedded": Encoders("earlier")}, [])._model_infos(
             Settings(models=["embedded"])
         )
 
 
-async def test_an_edge_that_knows_weights_which_nobody_has_any_more_is_replaced():
-    here = Edge(Settings(models=["embedded"]), {"embedded": Encoders("")}, [])
-    here._towers = [SimpleNamespace(is_outdated=False)]
-    await here.check_health()
-    here._towers[0].is_outdated = True
+async def test_an_edge_is_unhealthy_if_no_encoder_has_the_weights_that_it_knows():
+    outdated = Edge(Settings(models=["embedded"]), {"embedded": Encoders("")}, [])
+    outdated._towers = [SimpleNamespace(is_outdated=False)]
+    await outdated.check_health()
+    outdated._towers[0].is_outdated = True
     with pytest.raises(RuntimeError, match="other weights"):
-        await here.check_health()
+        await outdated.check_health()
 
 
-def test_where_encoders_share_models_no_edge_tries_those_that_nobody_asks_for():
+def test_an_edge_does_not_probe_models_of_shared_encoders():
     class Shared(Encoders):
         def options(self, *, multiplexed_model_id):
             return self

@@ -1,4 +1,4 @@
-"""A replica that encodes, and what becomes of calls when its model goes."""
+"""The encoder replica: calls, other weights, and models that are unloaded."""
 
 import asyncio
 import gc
@@ -23,28 +23,28 @@ IMAGES, TEXTS = FakeEncoder("fake").image_fingerprint(), FakeEncoder("fake").tex
 
 @pytest.fixture
 def loaded(monkeypatch):
-    """The encoder that replicas load, whatever they are asked for."""
-    made = []
+    """The encoders that replicas load, for every name."""
+    encoders = []
 
     def load(name, options):
-        made.append(GatedEncoder(name))
-        return made[-1]
+        encoders.append(GatedEncoder(name))
+        return encoders[-1]
 
     monkeypatch.setattr(encoder_replica, "load_encoder", load)
-    yield made
-    for each in made:
-        each.open()
+    yield encoders
+    for encoder in encoders:
+        encoder.open()
 
 
 def replica(**settings):
-    """One whose models somebody else holds, as Ray does where models are loaded as they are asked for."""
-    made = EncoderReplica(Settings().model_copy(update=settings), ["fake"])
-    held, made._loaded = made._loaded, weakref.WeakValueDictionary(made._loaded)
-    return made, held
+    """Return a replica and a dictionary that holds its models, as Ray holds models that are loaded on demand."""
+    created = EncoderReplica(Settings().model_copy(update=settings), ["fake"])
+    held, created._loaded = created._loaded, weakref.WeakValueDictionary(created._loaded)
+    return created, held
 
 
-def let_go(held):
-    """As Ray does, which at once calls a destructor that there is."""
+def unload(held):
+    """Drop a model as Ray does, which calls a ``__del__`` method immediately."""
     _, model = held.popitem()
     if hasattr(model, "__del__"):
         model.__del__()
@@ -52,91 +52,109 @@ def let_go(held):
     gc.collect()
 
 
-async def until(is_so):
+async def until(condition):
     for _ in range(500):
-        if is_so():
+        if condition():
             return
         await asyncio.sleep(0.01)
     raise AssertionError
 
 
-async def test_what_is_under_way_is_answered_when_another_model_takes_the_place(loaded):
-    here, held = replica()
+async def test_calls_in_progress_finish_when_their_model_is_unloaded(loaded):
+    tested, held = replica()
     (encoder,) = loaded
     encoder.images_open.clear()
-    running = asyncio.create_task(here.encode_images("fake", IMAGES, PIXELS, None, {}))
+    running = asyncio.create_task(tested.encode_images("fake", IMAGES, PIXELS, None, {}))
     await asyncio.to_thread(encoder.images_entered.acquire)
-    # One that waits for the batch that runs.
-    waiting = asyncio.create_task(here.encode_images("fake", IMAGES, PIXELS, None, {}))
+    # The second call waits for the running batch.
+    waiting = asyncio.create_task(tested.encode_images("fake", IMAGES, PIXELS, None, {}))
     await asyncio.sleep(0.01)
-    let_go(held)
-    assert "fake" in here._loaded
+    unload(held)
+    assert "fake" in tested._loaded
     encoder.images_open.set()
     for reply in await asyncio.gather(running, waiting):
         assert not isinstance(reply, SerializedError)
         assert (reply.rows.shape, reply.failures) == ((2, encoder.embed_dim), {})
     del running, waiting
     gc.collect()
-    assert "fake" not in here._loaded
+    assert "fake" not in tested._loaded
 
 
-async def test_a_model_that_has_gone_leaves_no_thread_and_no_task(loaded):
-    here, held = replica(health_probe_s=0.05)
+async def test_an_unloaded_model_leaves_no_thread_and_no_task(loaded):
+    tested, held = replica(health_probe_s=0.05)
     threads = loaded[0].threads["images"]
-    await here.check_health()
-    await here.encode_images("fake", IMAGES, PIXELS, None, {})
-    assert any(each.is_alive() for each in threads)
+    await tested.check_health()
+    await tested.encode_images("fake", IMAGES, PIXELS, None, {})
+    assert any(thread.is_alive() for thread in threads)
     tasks = len(asyncio.all_tasks())
-    let_go(held)
-    await until(lambda: not any(each.is_alive() for each in threads))
+    unload(held)
+    await until(lambda: not any(thread.is_alive() for thread in threads))
     await until(lambda: len(asyncio.all_tasks()) < tasks)
-    await until(lambda: b'model="fake"' not in here._metrics.exposition())
+    await until(lambda: b'model="fake"' not in tested._metrics.exposition())
 
 
-async def test_numbers_for_scaling_are_those_of_models_that_are_there(loaded):
-    here, held = replica()
+async def test_the_numbers_for_autoscaling_are_those_of_loaded_models(loaded):
+    tested, held = replica()
     loaded[0].images_open.clear()
-    running = asyncio.create_task(here.encode_images("fake", IMAGES, PIXELS, None, {}))
+    running = asyncio.create_task(tested.encode_images("fake", IMAGES, PIXELS, None, {}))
     await asyncio.to_thread(loaded[0].images_entered.acquire)
-    assert (await here.record_autoscaling_stats())["images"] == 2
+    assert (await tested.record_autoscaling_stats())["images"] == 2
     loaded[0].images_open.set()
     await running
-    assert await here.record_autoscaling_stats() == {"images": 0.0, "wait_s": pytest.approx(0, abs=1)}
+    assert await tested.record_autoscaling_stats() == {"images": 0.0, "wait_s": pytest.approx(0, abs=1)}
     held.clear()
 
 
-async def test_features_of_other_weights_are_not_given_out_as_those_that_are_meant(loaded):
-    here, held = replica()
-    assert not isinstance(await here.encode_texts("fake", TEXTS, ["a word"], None, {}), SerializedError)
-    for told in (
-        await here.encode_images("fake", "of weights before", PIXELS, None, {}),
-        await here.encode_texts("fake", "of weights before", ["a word"], None, {}),
+async def test_calls_for_other_weights_are_refused(loaded):
+    tested, held = replica()
+    assert not isinstance(await tested.encode_texts("fake", TEXTS, ["a word"], None, {}), SerializedError)
+    for response in (
+        await tested.encode_images("fake", "earlier weights", PIXELS, None, {}),
+        await tested.encode_texts("fake", "earlier weights", ["a word"], None, {}),
     ):
-        assert isinstance(told, SerializedError)
-        assert isinstance(told.to_exception(), WeightsMismatchError)
-    let_go(held)
+        assert isinstance(response, SerializedError)
+        assert isinstance(response.to_exception(), WeightsMismatchError)
+    unload(held)
 
 
-async def test_a_model_that_cannot_be_loaded_is_told_in_its_words(loaded, monkeypatch):
-    here, held = replica()
+async def test_a_model_that_cannot_be_loaded_is_reported_with_the_reason(loaded, monkeypatch):
+    tested, held = replica()
 
-    async def fails(model):
-        raise ConfigurationError(f"the model '{model}' is not there")
+    async def fail(model):
+        raise ConfigurationError(f"the model '{model}' does not exist")
 
-    monkeypatch.setattr(here, "_get", fails)
-    for told in (
-        await here.encode_images("fake", IMAGES, PIXELS, None, {}),
-        await here.encode_texts("fake", TEXTS, ["a word"], None, {}),
+    monkeypatch.setattr(tested, "_get", fail)
+    for response in (
+        await tested.encode_images("fake", IMAGES, PIXELS, None, {}),
+        await tested.encode_texts("fake", TEXTS, ["a word"], None, {}),
     ):
-        assert told == SerializedError("not-ready", "the model 'fake' is not there")
-    let_go(held)
+        assert response == SerializedError("not-ready", "the model 'fake' does not exist")
+    unload(held)
 
 
-async def test_a_card_tells_with_whom_its_replica_was_deployed(loaded):
-    here, held = replica(port=3000)
+async def test_the_properties_of_a_model_name_the_deployment(loaded):
+    tested, held = replica(port=3000)
     assert (
-        (await here.card("fake")).version
+        (await tested.model_info("fake")).version
         == deployment_version(Settings(port=3000))
         != deployment_version(Settings(port=4000))
     )
-    let_go(held)
+    unload(held)
+
+
+async def test_an_item_that_fails_has_an_error_and_the_others_have_features(loaded, monkeypatch):
+    tested, held = replica()
+    (encoder,) = loaded
+    encode = encoder.encode_texts
+
+    def fail_for_bad_texts(texts):
+        if "bad" in texts:
+            raise ValueError("bad text")
+        return encode(texts)
+
+    monkeypatch.setattr(encoder, "encode_texts", fail_for_bad_texts)
+    response = await tested.encode_texts("fake", TEXTS, ["a", "bad", "b"], None, {})
+    assert list(response.failures) == [1]
+    assert "bad text" in response.failures[1].message
+    assert np.linalg.norm(response.rows, axis=1) == pytest.approx([1, 0, 1])
+    unload(held)

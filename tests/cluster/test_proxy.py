@@ -1,4 +1,4 @@
-"""What Ray's proxies answer by themselves."""
+"""Error responses of Ray's proxies."""
 
 import httpx
 import pytest
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def broken(scope, receive, send):
-    raise ConnectionError("the edge is gone")
+    raise ConnectionError("the edge crashed")
 
 
 async def silent(scope, receive, send):
@@ -20,12 +20,12 @@ async def silent(scope, receive, send):
 async def half(scope, receive, send):
     async def pieces():
         yield b"half"
-        raise ConnectionError("the edge is gone")
+        raise ConnectionError("the edge crashed")
 
     await StreamingResponse(pieces())(scope, receive, send)
 
 
-async def answered(app):
+async def response_of(app):
     (middleware,) = middlewares()
     wrapped = middleware.cls(app)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(wrapped), base_url="http://test") as client:
@@ -33,13 +33,13 @@ async def answered(app):
 
 
 @pytest.mark.parametrize("app", [broken, silent, PlainTextResponse("died", 500), PlainTextResponse("no replica", 503)])
-async def test_what_is_told_in_other_words_becomes_a_problem_with_a_time_to_wait(app):
-    answer = await answered(app)
-    assert answer.status_code == 503
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert answer.headers["retry-after"] == "1"
-    assert answer.json()["type"] == "urn:deixis:problem:not-ready"
-    assert answer.json()["status"] == 503
+async def test_errors_of_the_proxy_become_problem_details_with_a_retry_after(app):
+    response = await response_of(app)
+    assert response.status_code == 503
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.headers["retry-after"] == "1"
+    assert response.json()["type"] == "urn:deixis:problem:not-ready"
+    assert response.json()["status"] == 503
 
 
 @pytest.mark.parametrize(
@@ -51,11 +51,11 @@ async def test_what_is_told_in_other_words_becomes_a_problem_with_a_time_to_wait
         JSONResponse({"status": 503}, 503, media_type="application/problem+json"),
     ],
 )
-async def test_what_an_edge_answers_passes_as_it_is(app):
-    answer = await answered(app)
-    assert (answer.status_code, answer.content) == (app.status_code, app.body)
+async def test_responses_of_an_edge_pass_unchanged(app):
+    response = await response_of(app)
+    assert (response.status_code, response.content) == (app.status_code, app.body)
 
 
-async def test_an_answer_that_breaks_off_breaks_off():
+async def test_a_response_that_is_aborted_stays_aborted():
     with pytest.raises(ConnectionError):
-        await answered(half)
+        await response_of(half)

@@ -1,4 +1,4 @@
-"""How Serve is begun on a cluster, and what of it stays; with a Serve that only notes what it is told."""
+"""How Serve is started and stopped on a cluster, with a fake of Serve."""
 
 from types import SimpleNamespace
 
@@ -12,18 +12,18 @@ CLUSTER = "127.0.0.1:26379"
 
 
 class FakeServe:
-    """Notes how it is started, what it runs, and what is left."""
+    """Records its options and its applications."""
 
     def __init__(self):
         self.running, self.applications, self.names = None, {}, []
-        self.taken = None
+        self.used_port = None
 
     def start(self, *, proxy_location, http_options=None, logging_config=None):
         if self.running is not None:
             return
         self.running = {"proxy_location": proxy_location, "http_options": http_options or {}}
-        if self.taken is not None and self.taken == (http_options or {}).get("port"):
-            raise RuntimeError(f"ray::ProxyActor.ready()\n  File ...\nFailed to bind to address '{self.taken}'.")
+        if self.used_port is not None and self.used_port == (http_options or {}).get("port"):
+            raise RuntimeError(f"ray::ProxyActor.ready()\n  File ...\nFailed to bind to address '{self.used_port}'.")
 
     def run(self, deployment, *, name, route_prefix):
         assert route_prefix is None
@@ -31,8 +31,8 @@ class FakeServe:
         self.applications[name] = deployment
         if deployment == "broken":
             raise RuntimeError("Deploying application failed")
-        card = SimpleNamespace(remote=lambda model: SimpleNamespace(result=lambda: model))
-        return SimpleNamespace(card=card)
+        model_info = SimpleNamespace(remote=lambda model: SimpleNamespace(result=lambda: model))
+        return SimpleNamespace(model_info=model_info)
 
     def delete(self, name):
         del self.applications[name]
@@ -46,15 +46,15 @@ class FakeServe:
 
 @pytest.fixture
 def ray_serve(monkeypatch):
-    faked = FakeServe()
-    monkeypatch.setattr(session, "serve", faked)
-    monkeypatch.setattr(temporary_encoders, "serve", faked)
-    monkeypatch.setattr(session, "_serve_details", lambda: faked.running)
+    fake = FakeServe()
+    monkeypatch.setattr(session, "serve", fake)
+    monkeypatch.setattr(temporary_encoders, "serve", fake)
+    monkeypatch.setattr(session, "_serve_details", lambda: fake.running)
     for name in ("init", "shutdown"):
         monkeypatch.setattr(session.ray, name, lambda **_: None)
-    monkeypatch.setattr(session, "_find", lambda _: None)
+    monkeypatch.setattr(session, "_check_reachable", lambda _: None)
     monkeypatch.setattr(temporary_encoders, "encoders", lambda settings: dict.fromkeys(settings.models, "encoder"))
-    return faked
+    return fake
 
 
 @pytest.fixture
@@ -62,14 +62,14 @@ def settings(tmp_path):
     return load_settings(data_dir=tmp_path, port=21000)
 
 
-def test_a_build_listens_nowhere_and_leaves_nothing_on_a_cluster(ray_serve, settings):
-    with temporary_encoders.encoders_on_ray(settings, CLUSTER) as (cards, _):
-        assert cards == ["embedded"]
+def test_temporary_encoders_start_serve_without_proxies_and_stop_it(ray_serve, settings):
+    with temporary_encoders.encoders_on_ray(settings, CLUSTER) as (infos, _):
+        assert infos == ["embedded"]
         assert ray_serve.running["proxy_location"] == "Disabled"
     assert ray_serve.running is None
 
 
-def test_a_build_leaves_a_service_that_was_there_or_came_meanwhile(ray_serve, settings):
+def test_temporary_encoders_do_not_stop_other_applications(ray_serve, settings):
     session.start_serve(settings)
     ray_serve.applications["deixis"] = "the service"
     with temporary_encoders.encoders_on_ray(settings, CLUSTER):
@@ -84,7 +84,7 @@ def test_a_build_leaves_a_service_that_was_there_or_came_meanwhile(ray_serve, se
     assert ray_serve.running is not None
 
 
-def test_two_builds_on_one_cluster_have_encoders_of_their_own(ray_serve, settings):
+def test_two_commands_on_one_cluster_have_separate_encoders(ray_serve, settings):
     with temporary_encoders.encoders_on_ray(settings, CLUSTER):
         with temporary_encoders.encoders_on_ray(settings, CLUSTER):
             assert len(ray_serve.applications) == 2
@@ -92,7 +92,7 @@ def test_two_builds_on_one_cluster_have_encoders_of_their_own(ray_serve, setting
     assert len(set(ray_serve.names)) == 2
 
 
-def test_encoders_that_cannot_be_started_are_told_and_taken_away(ray_serve, settings, monkeypatch):
+def test_encoders_that_cannot_start_are_reported_and_deleted(ray_serve, settings, monkeypatch):
     monkeypatch.setattr(temporary_encoders, "encoders", lambda _: {"first": "encoder", "second": "broken"})
     with pytest.raises(ConfigurationError, match="encoders cannot be started on Ray: Deploying"):
         temporary_encoders.encoders_on_ray(settings, CLUSTER).__enter__()
@@ -101,30 +101,30 @@ def test_encoders_that_cannot_be_started_are_told_and_taken_away(ray_serve, sett
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other", "message"),
     [
         ({"port": 21001}, "has port 21000, not 21001"),
         ({"host": "0.0.0.0"}, "has host 127.0.0.1, not 0.0.0.0"),
         ({"keep_alive_s": 5}, "has keep_alive_timeout_s 75, not 5"),
     ],
 )
-def test_a_service_that_would_not_listen_where_it_says_is_refused(ray_serve, settings, other, told):
+def test_a_service_with_other_options_than_the_running_serve_is_refused(ray_serve, settings, other, message):
     session.start_serve(settings)
     session.start_serve(settings)
-    with pytest.raises(ConfigurationError, match=f"{told}.*serve shutdown"):
+    with pytest.raises(ConfigurationError, match=f"{message}.*serve shutdown"):
         session.start_serve(settings.model_copy(update=other))
 
 
-def test_a_service_is_refused_where_serve_has_no_proxies(ray_serve, settings):
+def test_a_service_is_refused_if_serve_runs_without_proxies(ray_serve, settings):
     with (
         temporary_encoders.encoders_on_ray(settings, CLUSTER),
-        pytest.raises(ConfigurationError, match="already and has no proxies"),
+        pytest.raises(ConfigurationError, match="already runs on this cluster and has no proxies"),
     ):
         session.start_serve(settings)
 
 
-def test_a_port_that_is_taken_is_told_in_a_line_and_nothing_stays(ray_serve, settings):
-    ray_serve.taken = settings.port
+def test_a_port_in_use_is_reported_in_one_line_and_serve_is_stopped(ray_serve, settings):
+    ray_serve.used_port = settings.port
     with pytest.raises(ConfigurationError, match=r"^Ray's proxies cannot listen on 127.0.0.1:21000: Failed to bind"):
         session.start_serve(settings)
     assert ray_serve.running is None

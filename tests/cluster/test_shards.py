@@ -1,4 +1,4 @@
-"""Parts of a caption database that are searched at once, some of which may not answer."""
+"""Caption shards that are searched concurrently, some of which may fail."""
 
 import asyncio
 
@@ -21,18 +21,18 @@ def found(*captions):
     return NearestCaptions(tuple(captions), cosines, np.ones((len(captions), 4), np.float32), "g")
 
 
-class There:
-    """Gives its outcomes, one a call, the last one for ever; an event is waited for."""
+class Shard:
+    """Returns or raises its outcomes in turn, and then the last one; an event is awaited."""
 
     def __init__(self, *outcomes):
         self.outcomes = list(outcomes)
-        self.asked = 0
+        self.calls = 0
         self.parts = []
         self.search = self
 
     async def __call__(self, part, *_):
         self.parts.append(part)
-        self.asked += 1
+        self.calls += 1
         outcome = self.outcomes.pop(0) if len(self.outcomes) > 1 else self.outcomes[0]
         if isinstance(outcome, asyncio.Event):
             await outcome.wait()
@@ -43,10 +43,10 @@ class There:
 
 @pytest.fixture(autouse=True)
 def direct(monkeypatch):
-    async def ask(method, *arguments):
+    async def call(method, *arguments):
         return await method(*arguments)
 
-    monkeypatch.setattr(shards, "ask", ask)
+    monkeypatch.setattr(shards, "call", call)
 
 
 async def search(*parts, within_s=5.0):
@@ -57,75 +57,75 @@ ONE = [found("a 0.9", "b 0.5", "c 0.1"), found("d 0.3")]
 TWO = [found("e 0.7", "f 0.6", "g 0.2"), found("h 0.8", "i 0.1")]
 
 
-async def test_the_nearest_of_all_parts_come_first():
-    first, second = await search(There(ONE), There(TWO))
+async def test_the_nearest_captions_of_all_shards_come_first():
+    first, second = await search(Shard(ONE), Shard(TWO))
     assert first.captions == ("a 0.9", "e 0.7", "f 0.6")
     assert second.captions == ("h 0.8", "d 0.3", "i 0.1")
     assert first.features.shape == (3, 4)
     assert (first.missing, first.generation) == (None, "g")
 
 
-async def test_a_part_that_went_away_is_asked_again():
-    away = There(ReplicaUnavailableError("died"), TWO)
-    first, _ = await search(There(ONE), away)
+async def test_a_call_to_a_shard_that_disappeared_is_repeated():
+    away = Shard(ReplicaUnavailableError("died"), TWO)
+    first, _ = await search(Shard(ONE), away)
     assert first.captions == ("a 0.9", "e 0.7", "f 0.6")
-    assert (first.missing, away.asked) == (None, 2)
+    assert (first.missing, away.calls) == (None, 2)
 
 
 @pytest.mark.parametrize(
     "gone", [ReplicaUnavailableError("died"), SerializedError.from_exception(NotReadyError("it hangs"))]
 )
-async def test_what_is_missing_is_told(gone):
-    first, second = await search(There(ONE), There(gone))
+async def test_a_missing_shard_is_reported(gone):
+    first, second = await search(Shard(ONE), Shard(gone))
     assert first.captions == ("a 0.9", "b 0.5", "c 0.1")
     assert first.missing == second.missing
-    assert "1 of 2 parts of the caption database 'archive' could not be searched" in first.missing
+    assert "1 of 2 shards of the caption database 'archive' could not be searched" in first.missing
 
 
-async def test_a_part_that_does_not_answer_is_not_waited_for_for_long(monkeypatch):
+async def test_a_search_does_not_wait_long_for_a_shard_that_does_not_respond(monkeypatch):
     monkeypatch.setattr(shards, "_STRAGGLERS_S", 0.05)
     never = asyncio.Event()
-    first, _ = await search(There(ONE), There(never))
-    assert "1 of 2 parts" in first.missing
+    first, _ = await search(Shard(ONE), Shard(never))
+    assert "1 of 2 shards" in first.missing
 
 
 @pytest.mark.parametrize(
     "gone", [ReplicaUnavailableError("died"), SerializedError.from_exception(StoreError("damaged"))]
 )
-async def test_the_first_that_has_found_something_is_waited_for_though_others_fail_at_once(monkeypatch, gone):
+async def test_a_search_waits_for_the_first_result_if_other_shards_fail_at_once(monkeypatch, gone):
     monkeypatch.setattr(shards, "_STRAGGLERS_S", 0.05)
     slow = asyncio.Event()
     asyncio.get_running_loop().call_later(0.3, slow.set)
 
-    class Slow(There):
+    class Slow(Shard):
         async def __call__(self, *arguments):
             await slow.wait()
             return ONE
 
-    first, _ = await search(There(gone), Slow(ONE))
+    first, _ = await search(Shard(gone), Slow(ONE))
     assert first.captions == ("a 0.9", "b 0.5", "c 0.1")
-    assert "1 of 2 parts" in first.missing
+    assert "1 of 2 shards" in first.missing
 
 
-async def test_each_is_asked_for_its_part_of_as_many_as_this_edge_knows():
-    there = [There(ONE), There(TWO), There(TWO)]
-    await search(*there)
-    assert [each.parts for each in there] == [[Part(number, 3)] for number in range(3)]
+async def test_each_shard_searches_its_part_of_the_number_of_shards():
+    handles = [Shard(ONE), Shard(TWO), Shard(TWO)]
+    await search(*handles)
+    assert [handle.parts for handle in handles] == [[Part(number, 3)] for number in range(3)]
 
 
-async def test_where_no_part_answers_that_is_an_error():
-    with pytest.raises(NotReadyError, match="not one part of the caption database 'archive'"):
-        await search(There(ReplicaUnavailableError("died")), There(ReplicaUnavailableError("died")))
+async def test_a_search_fails_if_no_shard_responds():
+    with pytest.raises(NotReadyError, match="no shard of the caption database 'archive'"):
+        await search(Shard(ReplicaUnavailableError("died")), Shard(ReplicaUnavailableError("died")))
     with pytest.raises(NotReadyError):
-        await search(There(asyncio.Event()), within_s=0.05)
+        await search(Shard(asyncio.Event()), within_s=0.05)
 
 
-async def test_a_part_that_is_full_refuses_for_all():
-    with pytest.raises(OverloadedError) as told:
-        await search(There(ONE), There(SerializedError.from_exception(OverloadedError("full", 4))))
-    assert told.value.retry_after_s == 4
+async def test_an_overloaded_shard_refuses_the_search():
+    with pytest.raises(OverloadedError) as caught:
+        await search(Shard(ONE), Shard(SerializedError.from_exception(OverloadedError("full", 4))))
+    assert caught.value.retry_after_s == 4
 
 
-async def test_a_part_whose_files_are_damaged_is_missing_and_the_others_answer():
-    first, _ = await search(There(ONE), There(SerializedError.from_exception(StoreError("damaged"))))
-    assert "1 of 2 parts" in first.missing
+async def test_a_shard_with_damaged_files_is_reported_as_missing():
+    first, _ = await search(Shard(ONE), Shard(SerializedError.from_exception(StoreError("damaged"))))
+    assert "1 of 2 shards" in first.missing

@@ -1,21 +1,21 @@
-"""Metrics of several processes under one name."""
+"""Metrics of several replicas in one exposition."""
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.cluster.telemetry import joined_expositions
+from app.cluster.telemetry import join_expositions
 from app.observability.metrics import Metrics, TowerMetrics
 
 
-def counted(batches):
+def exposition(batches):
     metrics = Metrics("1.0")
-    told = TowerMetrics(metrics, "m", "images")
+    tower = TowerMetrics(metrics, "m", "images")
     for size in batches:
-        told.batch(size, 0.01)
+        tower.batch(size, 0.01)
     return metrics.exposition()
 
 
-def test_each_sample_says_whose_it_is_and_each_name_is_there_once():
-    text = joined_expositions([("edge/a", counted([1])), ("encoder/b", counted([2, 3]))]).decode()
+def test_each_sample_has_the_label_of_its_replica_and_each_name_occurs_once():
+    text = join_expositions([("edge/a", exposition([1])), ("encoder/b", exposition([2, 3]))]).decode()
     names = [line for line in text.splitlines() if line.startswith("# TYPE deixis_batch_size ")]
     assert names == ["# TYPE deixis_batch_size histogram"]
     families = {family.name: family for family in text_string_to_metric_families(text)}
@@ -26,8 +26,8 @@ def test_each_sample_says_whose_it_is_and_each_name_is_there_once():
     }
     assert counts == {"edge/a": 1.0, "encoder/b": 2.0}
     infos = families["deixis_build_info"].samples
-    assert {each.labels["replica"] for each in infos} == {"edge/a", "encoder/b"}
+    assert {sample.labels["replica"] for sample in infos} == {"edge/a", "encoder/b"}
 
 
-def test_of_nobody_there_is_nothing():
-    assert joined_expositions([]) == b""
+def test_no_replicas_give_an_empty_exposition():
+    assert join_expositions([]) == b""

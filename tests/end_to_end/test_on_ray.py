@@ -235,7 +235,7 @@ def test_while_a_part_of_the_captions_is_away_answers_say_so(on_ray, photographs
 
     answers = asyncio.run(asked_while(on_ray.url, photographs["chelsea"], {"database": "things"}, kill, at_once=2))
     assert {status for status, _ in answers} == {200}, Counter(status for status, _ in answers)
-    assert any("1 of 2 parts of the caption database 'things'" in text for _, text in answers)
+    assert any("1 of 2 shards of the caption database 'things'" in text for _, text in answers)
     until(is_whole)
 
 
