@@ -155,7 +155,9 @@ class EncoderReplica:
         encoder = load_encoder(model, load_options(self._settings))
         info = RemoteModelInfo.of(encoder, deployment_version(self._settings))
         # Edges store text features, and request only new ones.
-        return _LoadedModel(info, serve_here(encoder, self._settings, self._metrics, None), self._settings.health_probe_s)
+        return _LoadedModel(
+            info, serve_here(encoder, self._settings, self._metrics, None), self._settings.health_probe_s
+        )
 
 
 def multiplexed(max_models: int) -> type[EncoderReplica]:
