@@ -8,12 +8,16 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer import Context
 from typer.cli import get_docs_for_click
 from typer.main import get_command
 
+from app.api.schemas.classification import ClassifyFields
+from app.api.schemas.databases import BuildDatabaseBody, SearchFields
 from app.classification.methods import CASED, DEFAULT_METHOD, METHODS, Method, VocabularyFree
 from app.cli import cli
 from app.encoders.catalogue import ModelCard, load_catalogue
@@ -53,10 +57,47 @@ def generated_files() -> dict[Path, str]:
         ROOT / "docs" / "methods.md": with_table(
             (ROOT / "docs" / "methods.md").read_text(encoding="utf-8"), "methods", methods_table()
         ),
+        ROOT / "docs" / "http-api.md": http_api_page(),
         ROOT / "docs" / "openapi.json": openapi(),
         **{page: with_table(page.read_text("utf-8"), "options", table) for page, table in options_tables().items()},
         ROOT / "docs" / "reference" / "cli.md": cli_reference(),
     }
+
+
+def http_api_page() -> str:
+    """Return docs/http-api.md with the fields of requests up to date."""
+    page = (ROOT / "docs" / "http-api.md").read_text(encoding="utf-8")
+    bodies = {"classify fields": ClassifyFields, "build fields": BuildDatabaseBody, "search fields": SearchFields}
+    for name, body in bodies.items():
+        page = with_table(page, name, fields_table(body))
+    return page
+
+
+def fields_table(body: type[BaseModel]) -> str:
+    """Return the fields of a request as a Markdown table, made from its JSON schema."""
+    lines = ["| field | type | default | description |", "|---|---|---|---|"]
+    for name, schema in body.model_json_schema()["properties"].items():
+        default = schema.get("default")
+        shown = "" if default in (None, "", {}) else f"`{json.dumps(default)}`"
+        lines.append(f"| `{name}` | {_type_of(schema)} | {shown} | {schema['description']} |")
+    return "\n".join(lines)
+
+
+def _type_of(schema: Mapping[str, Any]) -> str:
+    kinds = [kind for kind in schema.get("anyOf", [schema]) if kind.get("type") != "null"]
+    (kind,) = kinds
+    if kind["type"] == "array":
+        return "array of strings"
+    if "const" in kind:
+        return f"`{json.dumps(kind['const'])}`"
+    bounds = [
+        f"{sign} {kind[key]:,}"
+        for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
+        if key in kind
+    ]
+    if "maxLength" in kind:
+        bounds.append(f"at most {kind['maxLength']:,} characters")
+    return ", ".join([kind["type"], *bounds])
 
 
 def options_tables() -> dict[Path, str]:

@@ -1,9 +1,14 @@
+"""The OpenAPI description: complete, consistent, and equal to the committed one."""
+
+import dataclasses
 import json
 import re
 from pathlib import Path
 
 import pytest
 
+from app.api.schemas.classification import ClassifyBody, ClassifyFields
+from app.classification.resolve import ClassifyRequest
 from app.main import create_app
 from app.names.class_names import MAX_ITEMS
 from app.settings import Settings
@@ -11,7 +16,7 @@ from app.settings import Settings
 COMMITTED = Path(__file__).parents[2] / "docs" / "openapi.json"
 METHODS = {"get", "put", "post", "delete", "patch", "head", "options", "trace"}
 
-# The contract; a route that is missing here is one that callers were not promised.
+# The contract: every public route.
 ROUTES = {
     ("/v1/embeddings", "post"),
     ("/v1/zero-shot-image-classification", "post"),
@@ -65,7 +70,7 @@ def operations(api):
 
 
 def parts(node, pointer=""):
-    """Yield every object and list of the document with the place where it stands."""
+    """Yield every object and list of the document with its JSON pointer."""
     if isinstance(node, dict | list):
         yield pointer, node
         for key, value in node.items() if isinstance(node, dict) else enumerate(node):
@@ -80,56 +85,56 @@ def resolved(api, reference):
     return node
 
 
-def test_the_description_is_of_version_3_1_and_names_the_service(api):
+def test_the_description_uses_openapi_3_1_and_names_the_service(api):
     assert api["openapi"].startswith("3.1.")
     assert api["info"]["title"] == "Deixis"
     assert api["info"]["version"]
 
 
-def test_every_reference_leads_somewhere(api):
+def test_every_reference_resolves(api):
     references = [(place, node["$ref"]) for place, node in parts(api) if isinstance(node, dict) and "$ref" in node]
     assert references
     for _, reference in references:
         assert isinstance(resolved(api, reference), dict), reference
 
 
-def test_no_schema_brings_definitions_that_nothing_can_refer_to(api):
+def test_no_schema_contains_nested_definitions(api):
     assert [place for place, node in parts(api) if isinstance(node, dict) and "$defs" in node] == []
 
 
-def test_what_is_described_is_what_was_promised(api):
+def test_exactly_the_public_routes_are_described(api):
     assert {(path, method) for path, method, _ in operations(api)} == ROUTES
 
 
-def test_every_operation_has_a_name_of_its_own_that_a_generated_client_can_use(api):
+def test_every_operation_has_a_unique_identifier_as_its_id(api):
     names = [operation["operationId"] for _, _, operation in operations(api)]
     assert len(set(names)) == len(names)
     assert all(name.isidentifier() for name in names)
     assert all(operation["summary"] and operation["description"] for _, _, operation in operations(api))
 
 
-def test_every_place_in_a_path_is_a_required_parameter(api):
+def test_every_path_parameter_is_described_and_required(api):
     for path, _, operation in operations(api):
-        described = {each["name"] for each in operation.get("parameters", []) if each["in"] == "path"}
+        described = {parameter["name"] for parameter in operation.get("parameters", []) if parameter["in"] == "path"}
         assert described == set(re.findall(r"\{(\w+)\}", path))
-        assert all(each["required"] for each in operation.get("parameters", []) if each["in"] == "path")
+        assert all(parameter["required"] for parameter in operation.get("parameters", []) if parameter["in"] == "path")
 
 
-def test_every_error_is_described_as_a_problem_and_as_nothing_else(api):
+def test_every_error_is_described_as_a_problem(api):
     for path, method, operation in operations(api):
-        answers = operation["responses"]
-        errors = {status: each for status, each in answers.items() if status[0] in "45"}
+        responses = operation["responses"]
+        errors = {status: error for status, error in responses.items() if status[0] in "45"}
         assert {"4XX", "5XX"} <= set(errors), (path, method)
-        for status, each in errors.items():
-            assert set(each["content"]) == {"application/problem+json"}, (path, method, status)
-        assert any(status[0] == "2" for status in answers), (path, method)
+        for status, error in errors.items():
+            assert set(error["content"]) == {"application/problem+json"}, (path, method, status)
+        assert any(status[0] == "2" for status in responses), (path, method)
     assert "HTTPValidationError" not in api["components"]["schemas"]
     assert {"type", "title", "status", "detail", "request_id"} <= set(
         api["components"]["schemas"]["Problem"]["properties"]
     )
 
 
-def test_the_three_forms_of_a_classify_request_are_shown_with_the_same_fields(api):
+def test_the_three_forms_of_a_classify_request_have_the_same_fields(api):
     body = api["paths"]["/v1/classify"]["post"]["requestBody"]
     assert body["required"]
     assert set(body["content"]) == {"multipart/form-data", "application/json", "image/*"}
@@ -145,10 +150,16 @@ def test_the_three_forms_of_a_classify_request_are_shown_with_the_same_fields(ap
     assert json_body["required"] == ["images"]
     for schema in (form, json_body):
         assert schema["additionalProperties"] is False
-        assert all(each["description"] for each in schema["properties"].values())
+        assert all(field["description"] for field in schema["properties"].values())
 
 
-def test_lists_may_be_as_long_as_the_largest_setting_allows(api):
+def test_the_fields_of_a_request_are_those_that_the_resolver_takes():
+    resolved = {field.name for field in dataclasses.fields(ClassifyRequest)}
+    assert set(ClassifyFields.model_fields) == resolved - {"namespace"}
+    assert set(ClassifyBody.model_fields) == set(ClassifyFields.model_fields) | {"images"}
+
+
+def test_the_maximum_length_of_lists_is_that_of_the_largest_setting(api):
     longest = {
         bound.le
         for name in ("max_labels", "max_classes", "max_images_per_request")
@@ -160,7 +171,7 @@ def test_lists_may_be_as_long_as_the_largest_setting_allows(api):
     assert lists == longest
 
 
-def test_a_class_may_be_described_by_its_name_or_as_an_object(api):
+def test_a_class_is_given_as_a_name_or_as_an_object(api):
     (classes,) = {
         json.dumps(api["components"]["schemas"][name]["properties"]["classes"]["items"])
         for name in ("ClassesBody", "LabelSetBody")
@@ -168,12 +179,12 @@ def test_a_class_may_be_described_by_its_name_or_as_an_object(api):
     assert json.loads(classes) == {"anyOf": [{"type": "string"}, {"$ref": "#/components/schemas/ClassBody"}]}
 
 
-def test_a_request_may_hold_no_other_fields_than_those_described(api):
+def test_request_bodies_allow_no_additional_fields(api):
     for name in ("ClassesBody", "LabelSetBody", "ClassBody"):
         assert api["components"]["schemas"][name]["additionalProperties"] is False
 
 
-def test_the_served_description_is_this_one(client, api):
+def test_the_served_description_is_the_generated_one(client, api):
     assert client.get("/openapi.json").json() == json.loads(json.dumps(api))
 
 

@@ -1,4 +1,4 @@
-"""What may be named in a request: the models that are served and the methods there are."""
+"""The models in service and the methods."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ router = APIRouter(prefix="/v1", tags=["models and methods"], route_class=Guarde
 
 @router.get("/models")
 async def models(registry: ModelsDependency) -> ModelList:
-    """List the models that are served, the default first."""
+    """List the models in service, the default first."""
     return ModelList(
         models=[
             ModelBody(
@@ -43,7 +43,7 @@ async def models(registry: ModelsDependency) -> ModelList:
 
 @router.get("/methods")
 async def methods() -> MethodList:
-    """List the methods, with their sources."""
+    """List the classification methods with their sources and options."""
     return MethodList(
         methods=[
             MethodBody(

@@ -10,7 +10,6 @@ from app.api.disconnects import unless_disconnected
 from app.api.forms import IMAGE_FILES, read_classify_input
 from app.api.problems import kind_of, problem
 from app.api.schemas.classification import ClassifyBody, ClassifyFields, ClassifyResponse
-from app.classification.resolve import ClassifyRequest
 from app.errors import FieldProblem, InvalidFieldError
 from app.types import Classification
 
@@ -38,7 +37,7 @@ def _form_schema() -> dict[str, Any]:
 
 def _json_schema() -> dict[str, Any]:
     schema = ClassifyBody.model_json_schema()
-    # Written out in its place: FastAPI collects no definitions from a body that the route reads by itself.
+    # Inlined, because FastAPI collects no definitions from a body that the route parses itself.
     schema["properties"]["images"]["items"] = schema.pop("$defs")["ImageBody"]
     return schema
 
@@ -50,7 +49,7 @@ _BODY = {
             "multipart/form-data": {"schema": _form_schema()},
             "application/json": {"schema": _json_schema()},
             "image/*": {
-                "schema": {"type": "string", "format": "binary", "description": "The fields go into the query string."}
+                "schema": {"type": "string", "format": "binary", "description": "Send the fields in the query string."}
             },
         },
     }
@@ -66,30 +65,12 @@ async def classify(
     limits: LimitsDependency,
     caller: CallerDependency,
 ) -> ClassifyResponse:
-    """Classify one or more images among the caller's own words; without any, by names that are found for them.
+    """Classify one or more images with the labels of the request or of a label set, or discover labels without them.
 
-    A bad image in a request of several is told in its own result; if every image is bad, the answer is an error.
+    If some images cannot be read, their results carry an `error`. If all of them fail, the request fails.
     """
     given = await read_classify_input(request, max_images=limits.max_images)
-    fields = given.fields
-    task = await resolver.resolve(
-        ClassifyRequest(
-            labels=fields.labels,
-            label_set=fields.label_set,
-            method=fields.method,
-            model=fields.model,
-            template=fields.template,
-            top_k=fields.top_k,
-            explain=fields.explain,
-            options=fields.options,
-            reject_below=fields.reject_below,
-            false_rejection_rate=fields.false_rejection_rate,
-            coverage=fields.coverage,
-            database=fields.database,
-            group=fields.group,
-            namespace=caller.namespace,
-        )
-    )
+    task = await resolver.resolve(given.fields.request(caller.namespace))
     await caller.spend_images(len(given.images))
     classification = await unless_disconnected(request, pipeline.classify(given.images, task))
     log_fields(
@@ -101,12 +82,12 @@ async def classify(
         image_bytes=sum(len(image) for image in given.images if isinstance(image, bytes)),
         timing_ms={stage: round(value, 3) for stage, value in classification.timing_ms.items()},
     )
-    _raise_if_all_bad(classification)
+    _raise_if_all_failed(classification)
     return ClassifyResponse.of(classification, problem)
 
 
-def _raise_if_all_bad(classification: Classification) -> None:
-    """Raise the images' common error, or one that lists them when they differ in kind."""
+def _raise_if_all_failed(classification: Classification) -> None:
+    """Raise the common error of all images, or one that lists them if their types differ."""
     errors = [result.error for result in classification.results if result.error is not None]
     if len(errors) < len(classification.results):
         return

@@ -1,4 +1,4 @@
-"""Caption databases: what there is, captions near an image or a text, building and deleting."""
+"""Caption databases: listing, searching, building and deleting them."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ _BODY: dict[str, Any] = {
                 "schema": {
                     "type": "object",
                     "additionalProperties": False,
-                    # Written out in its place: FastAPI collects no definitions from a body that the route reads itself.
+                    # Inlined, because FastAPI collects no definitions from a body that the route parses itself.
                     "properties": {**_FIELDS, "image": {"anyOf": [ImageBody.model_json_schema(), {"type": "null"}]}},
                 }
             },
@@ -36,11 +36,11 @@ _BODY: dict[str, Any] = {
                     "type": "object",
                     "required": ["image"],
                     "additionalProperties": False,
-                    "properties": {**_FIELDS, "image": {**IMAGE_FILES, "description": "One file."}},
+                    "properties": {**_FIELDS, "image": {**IMAGE_FILES, "description": "One image file."}},
                 }
             },
             "image/*": {
-                "schema": {"type": "string", "format": "binary", "description": "The fields go into the query string."}
+                "schema": {"type": "string", "format": "binary", "description": "Send the fields in the query string."}
             },
         },
     }
@@ -49,16 +49,16 @@ _BODY: dict[str, Any] = {
 
 @router.get("")
 async def list_databases(captions: CaptionsDependency, caller: CallerDependency) -> DatabaseList:
-    """List the caption databases, by name."""
+    """List the caption databases, sorted by name."""
     states = await captions.databases.states(caller.namespace)
-    return DatabaseList(databases=[await _told(state, captions) for state in states])
+    return DatabaseList(databases=[await _database_body(state, captions) for state in states])
 
 
 @router.get("/{name}")
 async def get_database(name: str, captions: CaptionsDependency, caller: CallerDependency) -> DatabaseBody:
-    """Return what is known of a caption database."""
+    """Return a caption database."""
     databases = captions.databases
-    return await _told(await databases.state(databases.qualified_name(name, caller.namespace)), captions)
+    return await _database_body(await databases.state(databases.qualified_name(name, caller.namespace)), captions)
 
 
 @router.put("/{name}", status_code=202, dependencies=JSON_ONLY)
@@ -71,9 +71,9 @@ async def build_database(
     caller: CallerDependency,
     response: Response,
 ) -> JobBody:
-    """Begin a job that builds a caption database; it takes the place of what has its name when it is done."""
+    """Start a job that builds a caption database. When it is finished, it replaces a database of the same name."""
     if body.files:
-        caller.require(Scope.ADMIN, "reading files of the server")
+        caller.require(Scope.ADMIN, "reading files on the server")
     name = captions.databases.writable_name(name, caller.namespace)
     job = await jobs.add(name, body.plan(models.default))
     response.headers["Location"] = f"/v1/jobs/{job.id}"
@@ -82,7 +82,7 @@ async def build_database(
 
 @router.delete("/{name}", status_code=204, response_class=Response)
 async def delete_database(name: str, captions: CaptionsDependency, caller: CallerDependency) -> None:
-    """Delete a caption database; requests that use it end well."""
+    """Delete a caption database. Running requests that use it are completed."""
     databases = captions.databases
     await databases.delete(databases.writable_name(name, caller.namespace))
 
@@ -91,13 +91,13 @@ async def delete_database(name: str, captions: CaptionsDependency, caller: Calle
 async def search_database(
     name: str, request: Request, captions: CaptionsDependency, caller: CallerDependency
 ) -> SearchResponse:
-    """Return the captions nearest to a text or an image, a page at a time."""
+    """Return the captions most similar to a text or an image, one page at a time."""
     fields, image = await read_search_input(request)
     query = CaptionQuery(captions.databases.qualified_name(name, caller.namespace), image=image, **fields.model_dump())
     await caller.spend_images(0 if image is None else 1)
     return SearchResponse.of(await unless_disconnected(request, captions.search(query)))
 
 
-async def _told(state: DatabaseState, captions: CaptionSearch) -> DatabaseBody:
+async def _database_body(state: DatabaseState, captions: CaptionSearch) -> DatabaseBody:
     models = [] if state.manifest is None else await captions.models_of(state.manifest)
     return DatabaseBody.of(state, models, default=state.name == captions.databases.default)

@@ -1,4 +1,4 @@
-"""Descriptions by a language model: asked for as a job, reviewed as drafts, accepted into a new version."""
+"""Generated class descriptions: a job writes drafts, which are reviewed and accepted into a new version."""
 
 from typing import Annotated
 
@@ -35,11 +35,13 @@ _PATH = "/v1/label-sets/{name}/descriptions"
 
 @router.get("/v1/question-sets")
 async def list_question_sets(describer: DescriberDependency) -> QuestionSetList:
-    """List the sets of questions that a language model can be asked."""
+    """List the question sets for a language model."""
     return QuestionSetList(
         question_sets=[
-            QuestionSetBody(name=each.name, summary=each.summary, base=list(each.base), full=list(each.full))
-            for each in describer.question_sets.values()
+            QuestionSetBody(
+                name=questions.name, summary=questions.summary, base=list(questions.base), full=list(questions.full)
+            )
+            for questions in describer.question_sets.values()
         ]
     )
 
@@ -48,10 +50,10 @@ async def list_question_sets(describer: DescriberDependency) -> QuestionSetList:
 async def estimate_descriptions(
     name: LabelSetName, body: DescribeBody, describer: DescriberDependency, label_sets: LabelSetsDependency
 ) -> EstimateBody:
-    """Tell what `descriptions:generate` would take at most, without asking anything."""
-    told = await describer.estimate(await label_sets.find(name), body.request())
+    """Estimate the maximum cost of `descriptions:generate`, without sending any request to the language model."""
+    estimate = await describer.estimate(await label_sets.find(name), body.request())
     return EstimateBody(
-        requests=told.requests, prompt_tokens=told.prompt_tokens, completion_tokens=told.completion_tokens
+        requests=estimate.requests, prompt_tokens=estimate.prompt_tokens, completion_tokens=estimate.completion_tokens
     )
 
 
@@ -59,9 +61,9 @@ async def estimate_descriptions(
 async def generate_descriptions(
     name: LabelSetName, body: GenerateBody, jobs: DescribeJobsDependency, response: Response
 ) -> JobBody:
-    """Begin the job of asking the language model of the settings about the classes.
+    """Start a job that asks the configured language model about the classes.
 
-    Questions that were answered before, by an earlier job or one that was interrupted, are not asked again.
+    Answers are cached: a question that an earlier or an interrupted job has asked is not asked again.
     """
     job = await jobs.add(name, body.request(), accept=body.accept)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
@@ -74,16 +76,16 @@ async def list_drafts(
     label_sets: LabelSetsDependency,
     drafts: DraftsDependency,
     status: DraftStatus | None = None,
-    class_: Annotated[str | None, Query(alias="class", description="Of this class only.")] = None,
+    class_: Annotated[str | None, Query(alias="class", description="Only drafts of this class.")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    after: Annotated[int, Query(ge=0, le=2**31 - 1, description="`next_after` of the page before.")] = 0,
+    after: Annotated[int, Query(ge=0, le=2**31 - 1, description="`next_after` of the previous page.")] = 0,
 ) -> DraftList:
-    """List what the language model wrote, each text with the question, the model and the time, a page at a time."""
+    """List the drafts with their question, model and time, one page at a time."""
     classname = None if class_ is None else label_sets.clean_classname(class_)
     found = await drafts.list(name, limit=limit + 1, after=after, status=status, classname=classname)
     page = found[:limit]
     return DraftList(
-        drafts=[DraftBody.of(each) for each in page], next_after=page[-1].id if len(found) > limit else None
+        drafts=[DraftBody.of(draft) for draft in page], next_after=page[-1].id if len(found) > limit else None
     )
 
 
@@ -95,7 +97,7 @@ async def accept_drafts(
     response: Response,
     if_match: IfMatchHeader = None,
 ) -> AcceptedResponse:
-    """Put drafts into a new version of the label set, behind the texts that its classes have."""
+    """Append drafts to the texts of their classes, in a new version of the label set."""
     label_set, accepted = await label_sets.accept_drafts(name, body.ids, if_match=parse_if_match(if_match))
     response.headers["ETag"] = etag_of(label_set)
     return AcceptedResponse(accepted=accepted, label_set=LabelSetResponse.of(label_set))
@@ -103,5 +105,5 @@ async def accept_drafts(
 
 @router.post(f"{_PATH}:reject", dependencies=JSON_ONLY)
 async def reject_drafts(name: LabelSetName, body: DecisionBody, drafts: DraftsDependency) -> RejectedResponse:
-    """Keep drafts from being used, and from being made again."""
+    """Reject drafts. Rejected texts are not generated again."""
     return RejectedResponse(rejected=await drafts.reject(name, body.ids))

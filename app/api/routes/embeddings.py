@@ -1,4 +1,4 @@
-"""POST /v1/embeddings, in the form of OpenAI's, for texts and for images."""
+"""POST /v1/embeddings, as in OpenAI's API, for texts and for images."""
 
 import asyncio
 import base64
@@ -26,7 +26,7 @@ _BODY = {
 async def create_embeddings(
     request: Request, embedder: EmbedderDependency, limits: LimitsDependency, caller: CallerDependency
 ) -> Response:
-    """Return the unit feature of each text or image, whose dot products are cosines."""
+    """Return the embedding of each text or image, a vector of length 1; dot products are cosine similarities."""
     body, images = await read_embeddings_input(request, max_images=limits.max_images)
     if images is None:
         texts = [body.input] if isinstance(body.input, str) else body.input
@@ -39,14 +39,14 @@ async def create_embeddings(
             request, embedder.embed_images(images, model=body.model, dimensions=body.dimensions)
         )
     log_fields(request, model=model, images=0 if images is None else len(images), texts=0 if images else len(features))
-    # A thousand rows of 512 numbers are megabytes of text.
-    content = await asyncio.to_thread(_written, model, features, as_base64=body.encoding_format == "base64")
+    # Serialised in a thread: a thousand rows of 512 numbers are megabytes of JSON.
+    content = await asyncio.to_thread(_serialized, model, features, as_base64=body.encoding_format == "base64")
     return Response(content, media_type="application/json")
 
 
-def _written(model: str, features: ImageFeatures, *, as_base64: bool) -> bytes:
+def _serialized(model: str, features: ImageFeatures, *, as_base64: bool) -> bytes:
     rows = features.astype("<f4", copy=False)
-    told: list[dict[str, Any]] = [
+    data: list[dict[str, Any]] = [
         {
             "object": "embedding",
             "index": index,
@@ -55,4 +55,4 @@ def _written(model: str, features: ImageFeatures, *, as_base64: bool) -> bytes:
         for index, row in enumerate(np.ascontiguousarray(rows))
     ]
     usage = {"prompt_tokens": 0, "total_tokens": 0}
-    return json.dumps({"object": "list", "data": told, "model": model, "usage": usage}, separators=(",", ":")).encode()
+    return json.dumps({"object": "list", "data": data, "model": model, "usage": usage}, separators=(",", ":")).encode()

@@ -1,4 +1,4 @@
-"""POST /v1/label-sets/{name}:evaluate: every method on the caller's labelled images."""
+"""POST /v1/label-sets/{name}:evaluate compares every method on labelled images."""
 
 from typing import Any
 
@@ -13,7 +13,15 @@ from app.api.dependencies import (
     LimitsDependency,
     ResolverDependency,
 )
-from app.api.forms import IMAGE_FILES, form_fields, media_type_of, open_form, parse_json, read_image_part
+from app.api.forms import (
+    IMAGE_FILES,
+    check_field_names,
+    form_fields,
+    media_type_of,
+    open_form,
+    parse_json,
+    read_image_part,
+)
 from app.api.schemas.jobs import JobBody
 from app.api.schemas.selection import EvaluateStoredBody
 from app.errors import ClientError, InvalidFieldError, UnsupportedMediaTypeError
@@ -42,8 +50,14 @@ _BODY: dict[str, Any] = {
                             "items": {"type": "string"},
                             "description": "The true class of each image, in the same order.",
                         },
-                        "model": {"type": "string", "description": "The first served by default."},
-                        "template": {"type": "string", "description": "Those of the label set by default."},
+                        "model": {
+                            "type": "string",
+                            "description": "A model of `GET /v1/models`; by default the first.",
+                        },
+                        "template": {
+                            "type": "string",
+                            "description": "A template set or one template; by default those of the label set.",
+                        },
                     },
                 }
             },
@@ -65,11 +79,11 @@ async def evaluate_label_set(
     caller: CallerDependency,
     response: Response,
 ) -> JobBody:
-    """Begin the job of comparing every method on labelled images, with intervals, a control and a verdict.
+    """Start a job that compares every method on labelled images, with intervals, a control and a verdict.
 
-    The images of a form are encoded before the answer, and only their features are kept, until the job ends; methods
-    that learn do so from the label set's example images. Images that cannot be read are left out; the result tells
-    which. Without images, as JSON, the labelled example images themselves are asked about, each held out in turn.
+    The images of a form are encoded before the response; only their features are kept, until the job ends. Methods that
+    learn use the label set's example images. Images that cannot be read are skipped and listed in the result. A JSON
+    request has no images: it evaluates on the labelled example images themselves by cross-validation.
     """
     content_type = media_type_of(request)
     if content_type not in {"multipart/form-data", "application/json"}:
@@ -81,12 +95,11 @@ async def evaluate_label_set(
     if content_type == "application/json":
         body = parse_json(EvaluateStoredBody, await request.body())
         task = await resolver.resolve_label_set(label_set, model=body.model, template=body.template)
-        return _begun(await jobs.add(label_set, task.model, body.template), response)
+        return _accepted(await jobs.add(label_set, task.model, body.template), response)
     max_images = limits.max_evaluation_images
     async with open_form(request, max_images, max_images + len(_FIELDS), "") as form:
         fields = form_fields(form)
-        if strange := sorted(set(fields) - set(_FIELDS)):
-            raise InvalidFieldError.of(strange[0], f"unknown field; known: image, {', '.join(_FIELDS)}")
+        check_field_names(list(fields), ("image", *_FIELDS))
         parts, classes = form.getlist("image"), fields.get("class", [])
         if len(classes) != len(parts):
             raise InvalidFieldError.of(
@@ -99,14 +112,14 @@ async def evaluate_label_set(
         encoded: list[np.ndarray | ClientError] = []
         for first in range(0, len(parts), _ENCODED_AT_ONCE):
             images = [await read_image_part(part) for part in parts[first : first + _ENCODED_AT_ONCE]]
-            # A request that was let in waits for its turn where others fill the queue.
+            # Once its first batch is admitted, the request waits if other requests fill the queue.
             encoded += await examples.encode(task.model, images, wait=first > 0)
     features, classes_of_readable, skipped = _readable(encoded, truth)
     job = await jobs.add(label_set, task.model, template, (features, classes_of_readable), skipped)
-    return _begun(job, response)
+    return _accepted(job, response)
 
 
-def _begun(job: Job, response: Response) -> JobBody:
+def _accepted(job: Job, response: Response) -> JobBody:
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return JobBody.of(job)
 
@@ -115,12 +128,12 @@ def _readable(
     encoded: list[np.ndarray | ClientError], truth: list[int]
 ) -> tuple[np.ndarray, list[int], list[dict[str, Any]]]:
     """Return the features (n, d) of the images that could be read, their classes, and what is wrong with the others."""
-    features = [each for each in encoded if not isinstance(each, ClientError)]
+    features = [row for row in encoded if not isinstance(row, ClientError)]
     if not features:
         assert isinstance(encoded[0], ClientError)
         raise encoded[0]
-    kept = [index for each, index in zip(encoded, truth, strict=True) if not isinstance(each, ClientError)]
+    kept = [index for row, index in zip(encoded, truth, strict=True) if not isinstance(row, ClientError)]
     skipped = [
-        {"image": at, "problem": each.message} for at, each in enumerate(encoded) if isinstance(each, ClientError)
+        {"image": index, "problem": row.message} for index, row in enumerate(encoded) if isinstance(row, ClientError)
     ]
     return np.stack(features), kept, skipped

@@ -1,4 +1,4 @@
-"""Example images of a label set: adding, listing and deleting them, and what they are evidence for."""
+"""Example images of a label set: adding, listing and deleting them, and the method they select."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -14,7 +14,15 @@ from app.api.dependencies import (
     SelectMethodJobsDependency,
     SelectorDependency,
 )
-from app.api.forms import IMAGE_FILES, form_fields, media_type_of, open_form, parse_json, read_image_part
+from app.api.forms import (
+    IMAGE_FILES,
+    check_field_names,
+    form_fields,
+    media_type_of,
+    open_form,
+    parse_json,
+    read_image_part,
+)
 from app.api.schemas.examples import (
     AddedExamplesResponse,
     DeletedExamplesResponse,
@@ -52,8 +60,9 @@ _BODY: dict[str, Any] = {
                         "class": {
                             "type": "array",
                             "items": {"type": "string"},
-                            "description": "None: the images are unlabelled. One: the class of all of them. As many as"
-                            " there are images: the class of each, in the same order, empty for an unlabelled one.",
+                            "description": "Omitted: the images are unlabelled. Once: the class of all images. Once"
+                            " per image:"
+                            " the class of each, in the same order; empty for an unlabelled image.",
                         },
                     },
                 }
@@ -68,7 +77,7 @@ _BODY: dict[str, Any] = {
     _PATH,
     status_code=201,
     response_model=AddedExamplesResponse,
-    responses={202: {"model": JobBody, "description": "A folder is being imported."}},
+    responses={202: {"model": JobBody, "description": "The import of a folder has started."}},
     openapi_extra=_BODY,
 )
 async def add_images(
@@ -81,18 +90,18 @@ async def add_images(
     limits: LimitsDependency,
     caller: CallerDependency,
 ) -> AddedExamplesResponse | Response:
-    """Add example images: those of a form, or as JSON those of a folder of the server, which is a job.
+    """Add the images of a form, or start a job that imports a folder on the server (JSON).
 
-    Their features and hashes are kept, and not their pixels unless the operator wants them. An image that is there
-    already is not added again; it takes on the class that is given. Images that cannot be read are left out. When the
-    answer comes, the others are stored for good; a job then finds out which method they are evidence for.
+    The service stores their features and digests, and their files only with `DEIXIS_KEEP_IMAGES`. An image that is
+    stored already is not added again, but takes the given class. Images that cannot be read are skipped. All others are
+    stored durably before the response. A job then compares the methods and selects one.
     """
     label_set = await label_sets.get(name)
     match media_type_of(request):
         case "multipart/form-data":
             return await _add_form(label_set, request, examples, select_method, limits.max_evaluation_images, caller)
         case "application/json":
-            caller.require(Scope.ADMIN, "importing a folder of the server")
+            caller.require(Scope.ADMIN, "importing a folder on the server")
             body = parse_json(ImportBody, await request.body())
             if body.by_subfolder and body.class_ is not None:
                 raise InvalidFieldError.of("class", "give either class or by_subfolder, not both")
@@ -107,7 +116,7 @@ async def add_images(
         case other:
             raise UnsupportedMediaTypeError(
                 f"content type '{other}' is not supported; send multipart/form-data with parts named image, or JSON to"
-                " import a folder of the server"
+                " import a folder on the server"
             )
 
 
@@ -121,8 +130,7 @@ async def _add_form(
 ) -> AddedExamplesResponse:
     async with open_form(request, max_images, max_images + 1, "") as form:
         fields = form_fields(form)
-        if strange := sorted(set(fields) - {"class"}):
-            raise InvalidFieldError.of(strange[0], "unknown field; known: image, class")
+        check_field_names(list(fields), ("image", "class"))
         parts = form.getlist("image")
         classnames = _classes_of(fields.get("class", []), len(parts), label_set)
         await caller.spend_images(len(parts))
@@ -130,9 +138,9 @@ async def _add_form(
         for first in range(0, len(parts), _ENCODED_AT_ONCE):
             batch = slice(first, first + _ENCODED_AT_ONCE)
             images = [await read_image_part(part) for part in parts[batch]]
-            # A request that was let in waits for its turn where others fill the queue.
+            # Once its first batch is admitted, the request waits if other requests fill the queue.
             prepared += await examples.prepare(label_set.name, images, classnames[batch], wait=first > 0)
-    items = [each for each in prepared if isinstance(each, NewExample)]
+    items = [example for example in prepared if isinstance(example, NewExample)]
     if not items:
         assert isinstance(prepared[0], ClientError)
         raise prepared[0]
@@ -143,7 +151,7 @@ async def _add_form(
 
 
 def _classes_of(given: Sequence[str], images: int, label_set: LabelSet) -> list[str | None]:
-    """Return the class of each image, None for unlabelled ones."""
+    """Return the class of each image; None for unlabelled images."""
     if not given:
         return [None] * images
     if len(given) not in {1, images}:
@@ -164,18 +172,18 @@ async def list_images(
     name: LabelSetName,
     label_sets: LabelSetsDependency,
     examples: ExamplesDependency,
-    class_: Annotated[str | None, Query(alias="class", description="Of this class only.")] = None,
-    unlabelled: Annotated[bool, Query(description="Unlabelled ones only.")] = False,  # noqa: FBT002 - a query field
+    class_: Annotated[str | None, Query(alias="class", description="Only images of this class.")] = None,
+    unlabelled: Annotated[bool, Query(description="Only unlabelled images.")] = False,  # noqa: FBT002 - a query field
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    after: Annotated[int, Query(ge=0, le=2**63 - 1, description="`next_after` of the page before.")] = 0,
+    after: Annotated[int, Query(ge=0, le=2**63 - 1, description="`next_after` of the previous page.")] = 0,
 ) -> ExampleList:
-    """List example images, a page at a time, and count all of them."""
+    """List example images one page at a time, with the counts of all."""
     if class_ is not None:
         class_ = await examples.find_class(await label_sets.get(name), class_)
     found = await examples.repository.list(name, limit=limit + 1, after=after, classname=class_, unlabelled=unlabelled)
     page = found[:limit]
     return ExampleList(
-        images=[ExampleBody.of(each) for each in page],
+        images=[ExampleBody.of(example) for example in page],
         counts=ExampleCountsBody.of(await examples.counts(name)),
         next_after=page[-1].id if len(found) > limit else None,
     )
@@ -188,18 +196,17 @@ async def delete_images(
     label_sets: LabelSetsDependency,
     examples: ExamplesDependency,
     select_method: SelectMethodJobsDependency,
-    class_: Annotated[str | None, Query(alias="class", description="All of this class.")] = None,
-    unlabelled: Annotated[bool, Query(description="All without a class.")] = False,  # noqa: FBT002 - a query field
-    everything: Annotated[bool, Query(alias="all", description="All there are.")] = False,  # noqa: FBT002 - a query field
+    class_: Annotated[str | None, Query(alias="class", description="Delete all images of this class.")] = None,
+    unlabelled: Annotated[bool, Query(description="Delete all unlabelled images.")] = False,  # noqa: FBT002 - a query field
+    everything: Annotated[bool, Query(alias="all", description="Delete all images.")] = False,  # noqa: FBT002 - a query field
 ) -> DeletedExamplesResponse:
-    """Delete example images for good, with what was learned from them: those of a class, the unlabelled, or all."""
-    # What is deleted is gone, so that a field that is mistyped or repeated must not be passed over.
-    if strange := sorted(set(request.query_params) - {"class", "unlabelled", "all"}):
-        raise InvalidFieldError.of(strange[0], "unknown field; known: class, unlabelled, all")
+    """Delete the images of a class, the unlabelled images, or all, with everything that was fitted on them."""
+    # A deletion cannot be undone, so a misspelled or repeated field must not be ignored.
+    check_field_names(list(request.query_params), ("class", "unlabelled", "all"))
     if len(request.query_params.multi_items()) > 1:
         raise InvalidFieldError.of("class", "give one class, unlabelled=true or all=true at a time")
     if [class_ is not None, unlabelled, everything].count(True) != 1:
-        raise InvalidFieldError.of("class", "give one of class, unlabelled=true and all=true, to say what is deleted")
+        raise InvalidFieldError.of("class", "give exactly one of class, unlabelled=true and all=true")
     if class_ is not None:
         class_ = await examples.find_class(await label_sets.get(name), class_)
     deleted = await examples.delete(name, classname=class_, unlabelled=unlabelled, everything=everything)
@@ -208,23 +215,25 @@ async def delete_images(
 
 @router.get(_PATH + "/{image_id}")
 async def get_image(name: LabelSetName, image_id: int, examples: ExamplesDependency) -> ExampleBody:
-    """Return what is known of an example image."""
+    """Return an example image, without its file."""
     return ExampleBody.of(await examples.repository.get(name, image_id))
 
 
 @router.get(
     _PATH + "/{image_id}/content",
     response_class=Response,
-    responses={200: {"content": {"application/octet-stream": {}}, "description": "The file, as it was sent."}},
+    responses={200: {"content": {"application/octet-stream": {}}, "description": "The file as it was uploaded."}},
 )
 async def get_image_content(name: LabelSetName, image_id: int, examples: ExamplesDependency) -> Response:
-    """Return the file of an example image, where the operator has files kept."""
+    """Return the file of an example image, if files are stored (`DEIXIS_KEEP_IMAGES`)."""
     content = await examples.repository.content(name, image_id)
     if content is None:
         raise UnknownNameError(
-            "file of example image", str(image_id), way_out="only its features are kept; see DEIXIS_KEEP_IMAGES"
+            "file of example image",
+            str(image_id),
+            way_out="only its features are stored; set DEIXIS_KEEP_IMAGES to store files too",
         )
-    # Never shown by a browser as whatever its sender made it look like.
+    # As an attachment of unspecified type, so that a browser never renders an uploaded file.
     return Response(
         content,
         media_type="application/octet-stream",
@@ -236,7 +245,7 @@ async def get_image_content(name: LabelSetName, image_id: int, examples: Example
 async def delete_image(
     name: LabelSetName, image_id: int, examples: ExamplesDependency, select_method: SelectMethodJobsDependency
 ) -> DeletedExamplesResponse:
-    """Delete one example image for good, with what was learned from it."""
+    """Delete one example image, with everything that was fitted on it."""
     await examples.repository.get(name, image_id)
     return await _deleted(name, await examples.delete(name, ids=[image_id]), examples, select_method)
 
@@ -246,9 +255,9 @@ async def get_selection(
     name: LabelSetName,
     label_sets: LabelSetsDependency,
     selector: SelectorDependency,
-    model: Annotated[str | None, Query(description="The first served by default.")] = None,
+    model: Annotated[str | None, Query(description="A model of `GET /v1/models`; by default the first.")] = None,
 ) -> SelectionResponse:
-    """Return which method the example images are evidence for, and how each did on those that it had not seen."""
+    """Return the method selected on the example images, with the cross-validated measures of every method."""
     return SelectionResponse.of(await selector.stored(await label_sets.get(name), model))
 
 

@@ -1,4 +1,4 @@
-"""Probes, and metrics."""
+"""Health probes and metrics."""
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
@@ -13,7 +13,7 @@ router = APIRouter(tags=["probes"], route_class=GuardedRoute)
 @router.head("/healthz", include_in_schema=False)
 @router.get("/healthz")
 async def healthz(health: HealthDependency) -> Health:
-    """Answer that the event loop turns and every model's workers do; 503 when one died or hangs."""
+    """Liveness: 200 while the event loop and the workers of every model run, 503 if a worker died or hangs."""
     health.check_alive()
     return Health(status="ok")
 
@@ -21,10 +21,7 @@ async def healthz(health: HealthDependency) -> Health:
 @router.head("/readyz", include_in_schema=False)
 @router.get("/readyz")
 async def readyz(health: HealthDependency) -> Health:
-    """Answer whether requests can be served: as /healthz, and the database answers.
-
-    Models are loaded before the port opens.
-    """
+    """Readiness: as /healthz, and the database responds. Models are loaded before the port opens."""
     await health.check_ready()
     return Health(status="ready")
 
@@ -33,9 +30,12 @@ async def readyz(health: HealthDependency) -> Health:
     "/metrics",
     response_class=Response,
     responses={
-        200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "In Prometheus's text."}
+        200: {
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+            "description": "Metrics in the Prometheus text format.",
+        }
     },
 )
 async def metrics(request: Request) -> Response:
-    """Tell what has been counted and timed since the start, for Prometheus."""
+    """Return counters and timings since the start, for Prometheus."""
     return Response(await request.app.state.exposition(), media_type=CONTENT_TYPE_PLAIN_0_0_4)

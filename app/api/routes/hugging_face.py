@@ -12,7 +12,7 @@ from app.classification.resolve import ClassifyRequest
 router = APIRouter(tags=["classify"], route_class=GuardedRoute)
 
 _SCHEMA = ZeroShotBody.model_json_schema()
-# Written out in its place: FastAPI collects no definitions from a body that the route reads by itself.
+# Inlined, because FastAPI collects no definitions from a body that the route parses itself.
 _SCHEMA["properties"]["parameters"] = _SCHEMA.pop("$defs")["ZeroShotParameters"]
 _BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": _SCHEMA}}}}
 
@@ -21,7 +21,7 @@ _BODY = {"requestBody": {"required": True, "content": {"application/json": {"sch
 async def zero_shot_image_classification(
     request: Request, resolver: ResolverDependency, pipeline: PipelineDependency, caller: CallerDependency
 ) -> list[ScoredLabelBody]:
-    """Classify one image as that task's clients ask for it, all labels in the answer, the best first."""
+    """Classify one image as the Hugging Face task does; returns all labels, best first."""
     body, image = await read_zero_shot_input(request)
     parameters = body.parameters
     task = await resolver.resolve(
@@ -39,4 +39,4 @@ async def zero_shot_image_classification(
     (result,) = classification.results
     if result.error is not None:
         raise result.error
-    return [ScoredLabelBody(label=each.label, score=each.score) for each in result.predictions]
+    return [ScoredLabelBody(label=prediction.label, score=prediction.score) for prediction in result.predictions]

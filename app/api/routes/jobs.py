@@ -1,4 +1,4 @@
-"""Jobs: how far they are, what came of them, and stopping them."""
+"""Background jobs: their progress, their results, and cancelling them."""
 
 from typing import Annotated
 
@@ -16,21 +16,21 @@ async def list_jobs(
     jobs: JobQueueDependency,
     caller: CallerDependency,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    after: Annotated[str | None, Query(description="`next_after` of the page before.")] = None,
+    after: Annotated[str | None, Query(description="`next_after` of the previous page.")] = None,
 ) -> JobList:
-    """List jobs, the newest first, a page at a time; finished ones are kept for 30 days."""
+    """List jobs, newest first, one page at a time. Finished jobs are kept for 30 days."""
     found = await jobs.repository.list(limit=limit + 1, after=after, namespace=caller.namespace)
     page = found[:limit]
-    return JobList(jobs=[JobBody.of(each) for each in page], next_after=page[-1].id if len(found) > limit else None)
+    return JobList(jobs=[JobBody.of(job) for job in page], next_after=page[-1].id if len(found) > limit else None)
 
 
 @router.get("/{job_id}")
 async def get_job(job_id: str, jobs: JobQueueDependency, caller: CallerDependency) -> JobBody:
-    """Return a job."""
+    """Return a job with its progress and its result."""
     return JobBody.of(await jobs.repository.get(job_id, caller.namespace))
 
 
 @router.delete("/{job_id}")
 async def cancel_job(job_id: str, jobs: JobQueueDependency, caller: CallerDependency) -> JobBody:
-    """Stop a job where it is; what it has written stays."""
+    """Cancel a job. What it has written already is kept."""
     return JobBody.of(await jobs.cancel(job_id, caller.namespace))

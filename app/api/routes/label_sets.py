@@ -1,4 +1,4 @@
-"""Label sets: register class names once, refer to them by name ever after."""
+"""Label sets: named, versioned lists of classes."""
 
 from typing import Annotated
 
@@ -17,7 +17,7 @@ router = APIRouter(prefix="/v1/label-sets", tags=["label sets"], route_class=Gua
 
 
 def _require_json(request: Request) -> None:
-    """Refuse other content types, such as the one that curl sends by itself."""
+    """Refuse other content types, such as the default of curl."""
     content_type = media_type_of(request)
     if content_type != "application/json":
         raise UnsupportedMediaTypeError(
@@ -27,7 +27,9 @@ def _require_json(request: Request) -> None:
 
 JSON_ONLY = [Depends(_require_json)]
 
-IfMatchHeader = Annotated[str | None, Header(alias="If-Match", description="Write only if the ETag is this one.")]
+IfMatchHeader = Annotated[
+    str | None, Header(alias="If-Match", description="Write only if the current ETag is one of these.")
+]
 
 
 @router.get("")
@@ -35,39 +37,45 @@ async def list_label_sets(
     label_sets: LabelSetsDependency,
     caller: CallerDependency,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    after: Annotated[str | None, Query(description="`next_after` of the page before.")] = None,
+    after: Annotated[str | None, Query(description="`next_after` of the previous page.")] = None,
 ) -> LabelSetList:
-    """List the label sets by name, a page at a time."""
-    # One more than the page holds tells whether it is the last.
+    """List the label sets sorted by name, one page at a time."""
+    # One more than the page size shows whether another page follows.
     found = await label_sets.list(
         limit=limit + 1, after=None if after is None else caller.namespace.qualify(after), namespace=caller.namespace
     )
     page = found[:limit]
     return LabelSetList(
-        label_sets=[LabelSetSummaryBody.of(each) for each in page],
+        label_sets=[LabelSetSummaryBody.of(summary) for summary in page],
         next_after=own_name(page[-1].name) if len(found) > limit else None,
     )
 
 
-@router.get("/{name}", response_model=LabelSetResponse, responses={304: {"description": "It is the version you have."}})
+@router.get(
+    "/{name}",
+    response_model=LabelSetResponse,
+    responses={304: {"description": "The version in `If-None-Match` is current."}},
+)
 async def get_label_set(
     name: LabelSetName,
     label_sets: LabelSetsDependency,
     response: Response,
-    version: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="The latest by default.")] = None,
+    version: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="By default the latest version.")] = None,
     if_none_match: Annotated[str | None, Header(alias="If-None-Match")] = None,
 ) -> LabelSetResponse | Response:
-    """Return a label set, in its latest version or the one asked for."""
+    """Return a label set in the given version, by default the latest."""
     label_set = await label_sets.get(name, version)
     etag = etag_of(label_set)
-    had = {each.strip().removeprefix("W/") for each in (if_none_match or "").split(",")}
-    if had & {etag, "*"}:
+    known_etags = {tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")}
+    if known_etags & {etag, "*"}:
         return Response(status_code=304, headers={"ETag": etag})
-    return _told(label_set, response)
+    return _with_etag(label_set, response)
 
 
 @router.put(
-    "/{name}", dependencies=JSON_ONLY, responses={201: {"model": LabelSetResponse, "description": "The name is new."}}
+    "/{name}",
+    dependencies=JSON_ONLY,
+    responses={201: {"model": LabelSetResponse, "description": "The label set was created."}},
 )
 async def put_label_set(
     name: LabelSetName,
@@ -76,12 +84,12 @@ async def put_label_set(
     response: Response,
     if_match: IfMatchHeader = None,
     if_none_match: Annotated[
-        str | None, Header(alias="If-None-Match", description="`*`: write only if the name is new.")
+        str | None, Header(alias="If-None-Match", description="`*`: write only if no label set has this name.")
     ] = None,
 ) -> LabelSetResponse:
-    """Make a new immutable version of a label set, which becomes the latest."""
+    """Create a label set, or a new version of it. Versions are immutable."""
     if if_none_match not in {None, "*"}:
-        raise InvalidFieldError.of("If-None-Match", f"only * is possible here, not '{if_none_match}'")
+        raise InvalidFieldError.of("If-None-Match", f"'{if_none_match}' is not supported here; use *")
     label_set, created = await label_sets.put(
         name,
         body.entries(),
@@ -92,12 +100,12 @@ async def put_label_set(
     )
     if created:
         response.status_code = 201
-    return _told(label_set, response)
+    return _with_etag(label_set, response)
 
 
 @router.delete("/{name}", status_code=204, response_class=Response)
 async def delete_label_set(name: LabelSetName, label_sets: LabelSetsDependency, if_match: IfMatchHeader = None) -> None:
-    """Delete a label set with all its versions and example images; version numbers are never given again."""
+    """Delete a label set with all its versions and example images. Version numbers are never reused."""
     await label_sets.delete(name, if_match=parse_if_match(if_match))
 
 
@@ -109,9 +117,9 @@ async def add_classes(
     response: Response,
     if_match: IfMatchHeader = None,
 ) -> LabelSetResponse:
-    """Add classes at the end, as a new version."""
+    """Append classes, as a new version."""
     label_set = await label_sets.add_classes(name, body.entries(), if_match=parse_if_match(if_match))
-    return _told(label_set, response)
+    return _with_etag(label_set, response)
 
 
 @router.delete("/{name}/classes/{classname:path}")
@@ -124,19 +132,19 @@ async def remove_class(
 ) -> LabelSetResponse:
     """Remove one class, as a new version."""
     label_set = await label_sets.remove_class(name, classname, if_match=parse_if_match(if_match))
-    return _told(label_set, response)
+    return _with_etag(label_set, response)
 
 
 def etag_of(label_set: LabelSet) -> str:
-    """Return the version as a strong entity tag; a version's content never changes."""
+    """Return the version as a strong entity tag; the content of a version never changes."""
     return f'"{label_set.version}"'
 
 
 def parse_if_match(header: str | None) -> IfMatch:
-    """Return the versions that a write may replace; None where the caller does not mind.
+    """Return the versions that a write may replace; None without a condition.
 
     Raises:
-        InvalidFieldError: neither ``*`` nor a list of this service's entity tags.
+        InvalidFieldError: the header is neither ``*`` nor a list of entity tags of this service.
     """
     if header is None:
         return None
@@ -146,11 +154,13 @@ def parse_if_match(header: str | None) -> IfMatch:
     for tag in header.split(","):
         digits = tag.strip().removeprefix('"').removesuffix('"')
         if not (digits.isascii() and digits.isdigit() and len(digits) <= 9):
-            raise InvalidFieldError.of("If-Match", f"'{tag.strip()}' is no ETag of a label set; those look like \"3\"")
+            raise InvalidFieldError.of(
+                "If-Match", f"'{tag.strip()}' is not an ETag of a label set; these look like \"3\""
+            )
         versions.append(int(digits))
     return frozenset(versions)
 
 
-def _told(label_set: LabelSet, response: Response) -> LabelSetResponse:
+def _with_etag(label_set: LabelSet, response: Response) -> LabelSetResponse:
     response.headers["ETag"] = etag_of(label_set)
     return LabelSetResponse.of(label_set)

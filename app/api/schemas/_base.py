@@ -1,4 +1,4 @@
-"""What all request and response bodies share."""
+"""Base classes of all request and response bodies."""
 
 from collections.abc import Mapping
 
@@ -7,24 +7,25 @@ from pydantic_core import PydanticCustomError
 
 
 class Request(BaseModel):
-    """Unknown fields are refused: a mistyped one must not be ignored.
+    """A request body; unknown fields are errors, so that a misspelled field is not silently ignored.
 
-    Each fault costs more to tell than to send. So more fields than there are make one, and lists are read up to their
-    first.
+    Reporting an error costs more than sending it. Therefore too many fields give a single error, and lists are
+    validated only up to their first invalid item (``fail_fast``).
     """
 
     model_config = ConfigDict(extra="forbid")
 
     @model_validator(mode="before")
     @classmethod
-    def _check_count(cls, given: object) -> object:
-        # There may be as many unknown fields as known ones, so that each is told by name.
-        if isinstance(given, Mapping) and len(given) > (most := 2 * len(cls.model_fields)):
-            raise PydanticCustomError("too_many_fields", f"has {len(given):,} fields; {most} are more than it needs")
-        return given
+    def _check_count(cls, value: object) -> object:
+        # Up to twice the number of known fields, every unknown field is reported by its name.
+        limit = 2 * len(cls.model_fields)
+        if isinstance(value, Mapping) and len(value) > limit:
+            raise PydanticCustomError("too_many_fields", f"has {len(value):,} fields; at most {limit} are accepted")
+        return value
 
 
 class Response(BaseModel):
-    """Answers."""
+    """A response body."""
 
     model_config = ConfigDict(protected_namespaces=())

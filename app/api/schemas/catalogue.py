@@ -6,18 +6,20 @@ from app.api.schemas._base import Response
 
 
 class ImagePathBody(Response):
-    """How a model's image tower is run on this machine."""
+    """How a model's image tower runs on this machine."""
 
     backend: str = Field(description="`torch` or `openvino`.")
     device: str
     precision: str = Field(description="`fp32`, `fp16` or `bf16`.")
-    threads: int = Field(description="For the arithmetic on a CPU, 0 elsewhere.")
-    image_batch: int = Field(description="Most images in one forward pass.")
-    images_per_s: float | None = Field(description="As measured when the model was first loaded here; null if not.")
+    threads: int = Field(description="CPU threads for the computation; 0 on other devices.")
+    image_batch: int = Field(description="Maximum number of images in one forward pass.")
+    images_per_s: float | None = Field(
+        description="Throughput measured when the model was first loaded on this machine; null if not measured."
+    )
 
 
 class ModelBody(Response):
-    """A model that is being served."""
+    """A model in service."""
 
     name: str
     default: bool
@@ -25,19 +27,19 @@ class ModelBody(Response):
     image_size_px: int
     logit_scale: float
     logit_bias: float | None
-    queued_images: int = Field(description="Images admitted to its queue and not done yet.")
+    queued_images: int = Field(description="Images in its queue, including those being encoded.")
     image_path: ImagePathBody
-    probability: str = Field(description="`softmax` or `sigmoid`: what makes a score of logits.")
+    probability: str = Field(description="The function that converts logits to scores: `softmax` or `sigmoid`.")
 
 
 class ModelList(Response):
-    """The models served, the default first."""
+    """The models in service, the default first."""
 
     models: list[ModelBody]
 
 
 class OptionBody(Response):
-    """A number that a method takes."""
+    """A numeric option of a method."""
 
     default: float
     minimum: float
@@ -46,23 +48,27 @@ class OptionBody(Response):
 
 
 class MethodBody(Response):
-    """A method that callers may name."""
+    """A classification method."""
 
     name: str
     summary: str
-    transductive: bool = Field(description="Whether an image's answer always depends on other images.")
+    transductive: bool = Field(
+        description="True if the result of an image always depends on the other images of the request."
+    )
     learns_from: list[str] = Field(
         description="The example images that it needs: `labelled images` or `unlabelled images`."
     )
-    stateful: bool = Field(description="Whether an answer depends on the images that were asked about before.")
+    stateful: bool = Field(description="True if a result depends on the images of earlier requests.")
     default: bool
-    uses_descriptions: bool = Field(description="Whether descriptions of the classes change its answers.")
-    control: bool = Field(description="Whether it is there to be compared with, and not for use.")
-    vocabulary_free: bool = Field(description="Whether it is given no labels, and finds names in captions.")
+    uses_descriptions: bool = Field(description="True if class descriptions change its results.")
+    control: bool = Field(description="True if it is a control for comparisons, not meant for use.")
+    vocabulary_free: bool = Field(
+        description="True if it discovers labels in captions instead of taking them from the request."
+    )
     options: dict[str, OptionBody]
 
 
 class MethodList(Response):
-    """Every method."""
+    """All methods."""
 
     methods: list[MethodBody]

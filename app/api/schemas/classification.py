@@ -11,8 +11,9 @@ from pydantic_core import PydanticCustomError
 from app.api.schemas._base import Request, Response
 from app.api.schemas.images import ImageBody
 from app.api.schemas.problems import Problem, ProblemOf
+from app.classification.resolve import ClassifyRequest
 from app.names.class_names import MAX_ITEMS
-from app.names.namespaces import own_name
+from app.names.namespaces import Namespace, own_name
 from app.types import (
     Classification,
     ImageResult,
@@ -21,86 +22,106 @@ from app.types import (
     Scoring,
 )
 
-# Of any method; each wrong one is told.
+# More than any method has; every invalid one is reported.
 _MAX_OPTIONS = 100
 
 
-def _parsed(given: object) -> object:
-    """Read what a form or a query can only hold as text."""
-    if isinstance(given, str):
+def _json_object(value: object) -> object:
+    """Parse an object that a form or a query carries as text."""
+    if isinstance(value, str):
         try:
-            given = json.loads(given)
+            value = json.loads(value)
         except (ValueError, RecursionError) as error:
             raise PydanticCustomError("json", 'must be a JSON object such as {{"beta": 0.7}}') from error
-    if isinstance(given, Mapping) and len(given) > _MAX_OPTIONS:
-        raise PydanticCustomError("too_many_fields", f"has {len(given):,} entries; no method has so many options")
-    return given
+    if isinstance(value, Mapping) and len(value) > _MAX_OPTIONS:
+        raise PydanticCustomError(
+            "too_many_fields", f"has {len(value):,} entries; at most {_MAX_OPTIONS} options are accepted"
+        )
+    return value
 
 
 class ClassifyFields(Request):
-    """What to do with the images; the same fields in a form, in JSON and in a query string."""
+    """Everything in a request to classify except the images.
+
+    The form, the query string, the JSON body, the OpenAPI description and ``ClassifyRequest`` are all derived from this
+    declaration.
+    """
 
     labels: list[str] | None = Field(
         None,
         max_length=MAX_ITEMS,
         fail_fast=True,
-        description="Words to choose from. In a form or a query: a JSON array, or comma separated.",
+        description="The labels to choose from. In a form or a query string: comma separated, or a JSON array.",
         examples=[["cat", "dog", "coffee cup"]],
     )
     label_set: str | None = Field(
         None,
-        description="Or a stored label set: `name` or `name@version`. Without it and without labels, names are found in"
-        " a caption database.",
+        description="A stored label set instead of `labels`: `name` or `name@version`. Without both, labels are"
+        " discovered"
+        " in a caption database.",
         examples=["pets"],
     )
     database: str | None = Field(
-        None, description="Without labels: the caption database in which names are found; by default `wordnet`."
+        None, description="Without labels: the caption database in which labels are discovered; by default `wordnet`."
     )
     group: bool = Field(
-        default=False, description="Without labels: find few names that the images of the request share."
+        default=False, description="Without labels: choose a small set of labels that the images of the request share."
     )
     method: str | None = Field(
         None,
-        description="A method of `GET /v1/methods`, or `auto` for the one that the label set's example images are"
-        " evidence for; by default `auto` where there are such images, else `zero-shot`, and `cased` without labels.",
+        description="A method of `GET /v1/methods`, or `auto` for the method selected on the example images of the"
+        " label"
+        " set. Default: `auto` if there are example images, `cased` without labels, otherwise `zero-shot`.",
     )
-    model: str | None = Field(None, description="A model of `GET /v1/models`; the first by default.")
+    model: str | None = Field(None, description="A model of `GET /v1/models`; by default the first.")
     template: str | None = Field(
         None,
-        description="A template set (`photo`, `ensemble`, `imagenet`) or one template with `{}` for the class name.",
+        description="A template set (`photo`, `ensemble`, `imagenet`), or one template with `{}` for the label.",
         examples=["a photo of a {}."],
     )
-    top_k: int | None = Field(None, ge=1, le=100_000, description="Predictions per image, best first; 5 by default.")
-    explain: bool = Field(
-        default=False, description="Also tell which prompts spoke for the best labels, and which against them."
+    top_k: int | None = Field(
+        None, ge=1, le=100_000, description="Number of predictions per image, best first; by default 5."
     )
-    options: Annotated[dict[str, float], BeforeValidator(_parsed)] = Field(
+    explain: bool = Field(
+        default=False, description="Also return which prompts support the best labels and which oppose them."
+    )
+    options: Annotated[dict[str, float], BeforeValidator(_json_object)] = Field(
         {},
-        description="The method's own, as `GET /v1/methods` lists them; in a form or a query, a JSON object.",
+        description="Options of the method, listed by `GET /v1/methods`. In a form or a query string: a JSON object.",
         examples=[{"beta": 0.7}],
     )
     reject_below: float | None = Field(
-        None, ge=0, le=1, description="An image whose best score is below this is `rejected`: none of the classes."
+        None,
+        ge=0,
+        le=1,
+        description="Images with a best score below this threshold are `rejected`: they show none of the classes.",
     )
     false_rejection_rate: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="Or: reject as many as keeps the rate at which images of a class are rejected at most at this;"
-        " needs labelled example images.",
+        description="Instead of `reject_below`: choose the threshold that wrongly rejects at most this share of"
+        " images of"
+        " a class. Needs labelled example images.",
     )
     coverage: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="Also return the set of labels that holds the true one with this probability; needs labelled"
+        description="Also return a `prediction_set` that contains the true label with this probability. Needs labelled"
         " example images.",
         examples=[0.95],
     )
 
+    def request(self, namespace: Namespace) -> ClassifyRequest:
+        """Return the request to resolve; its names belong to ``namespace``."""
+        return ClassifyRequest(
+            **{name: getattr(self, name) for name in ClassifyFields.model_fields}, namespace=namespace
+        )
+
 
 class ClassifyBody(ClassifyFields):
-    """A JSON request."""
+    """A request to classify, as JSON."""
 
     images: list[ImageBody] = Field(
         min_length=1, max_length=MAX_ITEMS, fail_fast=True, description="One or more images."
@@ -108,108 +129,113 @@ class ClassifyBody(ClassifyFields):
 
 
 class PredictionBody(Response):
-    """One class for one image."""
+    """One label with its score."""
 
     label: str
     score: float = Field(
-        description="Probability in [0, 1]: a softmax over the labels, or each by itself for sigmoid models."
+        description="Probability in [0, 1]: a softmax over the labels, or an independent sigmoid per label for"
+        " sigmoid models."
     )
-    similarity: float = Field(description="Cosine between the image and the class, in [-1, 1].")
+    similarity: float = Field(description="Cosine similarity of the image and the label, in [-1, 1].")
 
 
 class PromptContributionBody(Response):
-    """What one prompt said of an image."""
+    """The contribution of one prompt to a label's similarity."""
 
     prompt: str
     source: str = Field(description="`template`, `class prompt`, `description`, `feature` or `random`.")
     cosine: float
-    weight: float = Field(description="Weights times cosines of all prompts of a label add up to its similarity.")
+    weight: float = Field(description="The sum of weight times cosine over all prompts of a label is its similarity.")
 
 
 class LabelExplanationBody(Response):
-    """Why a label got its similarity."""
+    """The prompts behind a label's similarity, compared with a rival label."""
 
     label: str
     similarity: float
-    rival: str | None = Field(description="The second best label for the best one, the best for any other.")
+    rival: str | None = Field(description="For the best label the second best one, for any other label the best one.")
     rival_similarity: float | None
     supporting: list[PromptContributionBody] = Field(
-        description="Prompts nearer to the image than the rival, those that make the most difference first; at most 10."
+        description="Prompts that are more similar to the image than the rival, largest difference first; at most 10."
     )
     opposing: list[PromptContributionBody] = Field(
-        description="Prompts that are not nearer than the rival; at most 10."
+        description="Prompts that are not more similar to the image than the rival; at most 10."
     )
 
     @classmethod
     def of(cls, explanation: LabelExplanation) -> "LabelExplanationBody":
-        """Return the explanation as it is told to callers."""
+        """Convert a label's explanation."""
         return cls(
             label=explanation.label,
             similarity=explanation.similarity,
             rival=explanation.rival,
             rival_similarity=explanation.rival_similarity,
-            supporting=[_spoken(each) for each in explanation.supporting],
-            opposing=[_spoken(each) for each in explanation.opposing],
+            supporting=[_contribution(prompt) for prompt in explanation.supporting],
+            opposing=[_contribution(prompt) for prompt in explanation.opposing],
         )
 
 
-def _spoken(prompt: PromptContribution) -> PromptContributionBody:
+def _contribution(prompt: PromptContribution) -> PromptContributionBody:
     return PromptContributionBody(prompt=prompt.text, source=prompt.source, cosine=prompt.cosine, weight=prompt.weight)
 
 
 class NearCaptionBody(Response):
-    """A caption near the image."""
+    """A caption similar to the image."""
 
     caption: str
-    similarity: float = Field(description="Cosine between the image and the caption.")
-    suggested: list[str] = Field(description="Which of the ten best predictions it suggested.")
+    similarity: float = Field(description="Cosine similarity of the image and the caption.")
+    suggested: list[str] = Field(description="The predictions, among the ten best, that this caption suggested.")
 
 
 class ExplanationBody(Response):
-    """Which prompts spoke for the best labels, and which against them; or which captions the names were found in."""
+    """The prompts that support and oppose the best labels, or the captions in which labels were discovered."""
 
     labels: list[LabelExplanationBody] = Field(
-        description="The best first; at least two where there are two. None where names were found."
+        description="Best label first; at least two if the request has two. Empty without labels."
     )
     captions: list[NearCaptionBody] = Field(
         [],
-        description="Where names were found: the captions near the image, the nearest first, each once.",
+        description="Without labels: the captions most similar to the image, best first and without duplicates.",
     )
 
 
 class OutOfVocabularyBody(Response):
-    """How little an image looks like any of the classes; both are higher for images of something else."""
+    """Unknown-class scores: both are higher for images that show none of the classes."""
 
     mcm: float = Field(
-        description="1 less the largest softmax of the similarities, in [0, 1): maximum concept matching."
+        description="Maximum concept matching: 1 minus the largest softmax of the similarities, in [0, 1)."
     )
-    energy: float = Field(description="Minus the logsumexp of the logits, which may have any value.")
+    energy: float = Field(description="Energy score: minus the logsumexp of the logits; any real number.")
 
 
 class ResultBody(Response):
-    """What became of one image."""
+    """The result of one image."""
 
     predictions: list[PredictionBody]
     out_of_vocabulary: OutOfVocabularyBody | None = Field(
-        None, description="Null where the image could not be read, and where names were found."
+        None, description="Null without labels, and if the image could not be read."
     )
     rejected: bool | None = Field(
-        None, description="Whether the image is taken for none of the classes, where a threshold or a rate was given."
+        None,
+        description="True if the image shows none of the classes; null without `reject_below` or"
+        " `false_rejection_rate`.",
     )
     prediction_set: list[str] | None = Field(
-        None, description="The labels that the true one is among, best first, where `coverage` was given."
+        None,
+        description="Labels that contain the true one with probability `coverage`, best first; null without"
+        " `coverage`.",
     )
-    explanation: ExplanationBody | None = Field(None, description="Where `explain` asked for it.")
-    warnings: list[str] = Field([])
-    error: Problem | None = Field(None, description="Why this image could not be read; the others are answered.")
+    explanation: ExplanationBody | None = Field(None, description="Null without `explain`.")
+    warnings: list[str] = Field([], description="Conditions that affect this result, such as missing descriptions.")
+    error: Problem | None = Field(None, description="Why this image could not be read; the other images have results.")
 
     @classmethod
     def of(cls, result: ImageResult, problem: ProblemOf, warnings: Sequence[str]) -> "ResultBody":
-        """Return one image's result, with its error as a problem."""
+        """Convert one image's result; ``problem`` converts its error."""
         return cls(
             predictions=[
-                PredictionBody(label=each.label, score=each.score, similarity=each.similarity)
-                for each in result.predictions
+                PredictionBody(label=prediction.label, score=prediction.score, similarity=prediction.similarity)
+                for prediction in result.predictions
             ],
             out_of_vocabulary=None
             if result.out_of_vocabulary is None
@@ -231,64 +257,68 @@ def _explanation(result: ImageResult) -> ExplanationBody | None:
     if result.explanation is None and result.captions is None:
         return None
     return ExplanationBody(
-        labels=[LabelExplanationBody.of(each) for each in result.explanation or ()],
+        labels=[LabelExplanationBody.of(label) for label in result.explanation or ()],
         captions=[
-            NearCaptionBody(caption=each.caption, similarity=each.similarity, suggested=list(each.suggested))
-            for each in result.captions or ()
+            NearCaptionBody(caption=near.caption, similarity=near.similarity, suggested=list(near.suggested))
+            for near in result.captions or ()
         ],
     )
 
 
 class SharedNameBody(Response):
-    """A name that was found for several images together."""
+    """A label that several images of a request share."""
 
     label: str
-    images: int = Field(description="How many of the images have it.")
+    images: int = Field(description="Number of images with this label.")
 
 
 class ExamplesUsedBody(Response):
-    """Which example images an answer rests on."""
+    """The example images that a result is based on."""
 
-    revision: int = Field(description="Counts the changes of the label set's example images.")
+    revision: int = Field(description="Increases with every change of the label set's example images.")
     labelled: int
     unlabelled: int
 
 
 class CalibrationBody(Response):
-    """What held-out example images say of the scores."""
+    """The calibration of the scores on held-out example images."""
 
     temperature: float = Field(description="Divides the logits before the softmax.")
-    images: int = Field(description="Labelled ones that it was fitted on.")
-    reject_below: float | None = Field(description="The threshold in use, where one was asked for.")
+    images: int = Field(description="Number of labelled example images it was fitted on.")
+    reject_below: float | None = Field(description="The rejection threshold in use; null without one.")
     false_rejection_rate: float | None = Field(
-        description="Share of labelled images that this threshold would reject, each held out."
+        description="Share of held-out labelled images that this threshold rejects."
     )
-    coverage: float | None = Field(description="Of the prediction sets, where they were asked for.")
+    coverage: float | None = Field(description="The requested coverage of the prediction sets; null without one.")
 
 
 class ClassifyResponse(Response):
-    """One result per image, in order."""
+    """One result per image, in the order of the request."""
 
     model: str
-    label_set: str | None = Field(description="`name@version`; null for inline labels, and without labels.")
-    database: str | None = Field(None, description="`name@generation` of the caption database; null with labels.")
-    vocabulary: list[SharedNameBody] | None = Field(
-        None, description="With `group`: the names in use, those of the most images first."
+    label_set: str | None = Field(description="`name@version`; null for inline labels and without labels.")
+    database: str | None = Field(
+        None, description="`name@generation` of the caption database; null with labels or a label set."
     )
-    method: str = Field(description="The one that was used.")
-    reason: str | None = Field(None, description="Why this method, where it was left to the evidence.")
-    examples: ExamplesUsedBody | None = Field(None, description="Null for a method that learns from none.")
-    calibration: CalibrationBody | None = Field(None, description="Null where scores are by the model's own scale.")
-    transductive: bool = Field(default=False, description="Whether the images of this request were looked at together.")
+    vocabulary: list[SharedNameBody] | None = Field(
+        None, description="With `group`: the shared labels, the most frequent first."
+    )
+    method: str = Field(description="The method used.")
+    reason: str | None = Field(None, description="Why this method was selected; null if the request named a method.")
+    examples: ExamplesUsedBody | None = Field(None, description="Null for a method that uses no example images.")
+    calibration: CalibrationBody | None = Field(None, description="Null if the scores use the scale of the model.")
+    transductive: bool = Field(
+        default=False, description="True if the images of this request influenced each other's results."
+    )
     results: list[ResultBody]
     timing_ms: dict[str, float] = Field(
-        description="Milliseconds per stage: text, decode, queue, encode, adapt; without labels also search.",
+        description="Milliseconds per stage: text, decode, queue, encode and adapt; without labels also search.",
         examples=[{"text": 0.1, "decode": 4.1, "queue": 0.1, "encode": 12.6, "adapt": 0.2}],
     )
 
     @classmethod
     def of(cls, classification: Classification, problem: ProblemOf) -> "ClassifyResponse":
-        """Return the answer to a task; ``problem`` tells an image's error."""
+        """Convert a classification; ``problem`` converts the error of an image."""
         task = classification.task
         return cls(
             model=task.model,
@@ -296,7 +326,7 @@ class ClassifyResponse(Response):
             database=None if classification.database is None else own_name(classification.database),
             vocabulary=None
             if classification.vocabulary is None
-            else [SharedNameBody(label=each.label, images=each.images) for each in classification.vocabulary],
+            else [SharedNameBody(label=shared.label, images=shared.images) for shared in classification.vocabulary],
             method=task.method,
             reason=task.reason,
             examples=None if classification.examples is None else ExamplesUsedBody(**asdict(classification.examples)),

@@ -17,7 +17,7 @@ from app.names.namespaces import namespace_of, own_name
 
 
 class BuildDatabaseBody(Request):
-    """What a caption database is to be built of: one of source, files and captions."""
+    """A request to build a caption database from exactly one of source, files and captions."""
 
     source: Literal["wordnet"] | None = Field(None, description="The nouns of WordNet.")
     files: list[Annotated[str, Field(min_length=1, max_length=4096)]] | None = Field(
@@ -25,40 +25,46 @@ class BuildDatabaseBody(Request):
         min_length=1,
         max_length=MAX_ITEMS,
         fail_fast=True,
-        description="Below `DEIXIS_IMPORT_DIR`: text, CSV, TSV, JSON, JSON lines or Parquet, also `.gz` and `.zst`.",
+        description="Paths relative to `DEIXIS_IMPORT_DIR`: text, CSV, TSV, JSON, JSON lines or Parquet, also `.gz`,"
+        " `.zst`.",
         examples=[["products.csv.gz"]],
     )
     captions: list[str] | None = Field(
         None, min_length=1, max_length=MAX_ITEMS, fail_fast=True, description="The captions themselves."
     )
-    model: str | None = Field(None, description="Whose text tower encodes them; the first served by default.")
-    column: str | None = Field(
-        None, min_length=1, max_length=200, description="Of CSV, TSV, JSON or Parquet; found by its name by default."
+    model: str | None = Field(
+        None, description="The model that encodes the captions; by default the first of `GET /v1/models`."
     )
-    min_chars: int = Field(3, ge=1, le=10_000, description="Shorter captions are left out.")
-    max_chars: int = Field(500, ge=1, le=10_000, description="Longer ones are cut.")
-    latin_only: bool = Field(default=False, description="Leave out captions whose letters are not mostly Latin.")
+    column: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="The column of a CSV, TSV, JSON or Parquet file; by default recognised by its name.",
+    )
+    min_chars: int = Field(3, ge=1, le=10_000, description="Leave out shorter captions.")
+    max_chars: int = Field(500, ge=1, le=10_000, description="Cut longer captions.")
+    latin_only: bool = Field(default=False, description="Leave out captions with less than 80 % Latin letters.")
     near_duplicates: float | None = Field(
         None,
         ge=0.5,
         le=1,
-        description="Leave out captions whose cosine with one shortly before them is above this, as 0.97.",
+        description="Leave out captions with a cosine similarity above this to a caption shortly before, for example"
+        " 0.97.",
     )
     recall: float = Field(
-        0.95, gt=0, le=1, description="Share of the nearest captions that a search of a large database should find."
+        0.95, gt=0, le=1, description="The share of the nearest captions that a search of a large database should find."
     )
-    source_notes: str = Field("", max_length=2000, description="Where the captions are from.")
-    licence: str = Field("", max_length=2000, description="Of the captions.")
+    source_notes: str = Field("", max_length=2000, description="The origin of the captions.")
+    licence: str = Field("", max_length=2000, description="The licence of the captions.")
 
     def plan(self, default_model: str) -> BuildPlan:
-        """Return what is asked.
+        """Return the build plan.
 
         Raises:
-            InvalidFieldError: not one of source, files and captions.
+            InvalidFieldError: not exactly one of source, files and captions is given.
         """
-        given = {"source": self.source, "files": self.files, "captions": self.captions}
-        if sum(each is not None for each in given.values()) != 1:
-            raise InvalidFieldError.of("source", "give one of source, files and captions, to say what it is built of")
+        if [self.source, self.files, self.captions].count(None) != 2:
+            raise InvalidFieldError.of("source", "give exactly one of source, files and captions")
         return BuildPlan(
             model=self.model or default_model,
             files=tuple(self.files or ()),
@@ -68,44 +74,50 @@ class BuildDatabaseBody(Request):
 
 
 class IndexBody(Response):
-    """How a caption database is searched."""
+    """The search index of a caption database."""
 
-    kind: str = Field(description="`flat`: every caption is compared; `ivf-pq`: those of some lists, by their codes.")
+    kind: str = Field(
+        description="`flat`: compares with every caption; `ivf-pq`: compares with the codes of the captions in some"
+        " lists."
+    )
     lists: int
-    probes: int = Field(description="Lists that a search reads.")
+    probes: int = Field(description="Number of lists that a search reads.")
     code_bytes: int
 
 
 class DatabaseBody(Response):
-    """A caption database; what cannot be told of a damaged one is null."""
+    """A caption database. Fields that cannot be read from a damaged one are null."""
 
     name: str
-    default: bool = Field(description="Whether it is asked where none is named.")
-    model: str | None = Field(description="That encoded the captions.")
-    models: list[str] = Field(description="Served models that it can be asked with.")
+    default: bool = Field(description="True if it is used by requests that name no database.")
+    model: str | None = Field(description="The model that encoded the captions.")
+    models: list[str] = Field(description="Models in service that can search it.")
     captions: int | None
     dims: int | None
     index: IndexBody | None
     recall: dict[str, float] | None = Field(
-        description="Share of the nearest captions that a search finds, by what was asked with: `near` and `far`"
+        description="Measured share of the nearest captions that a search finds, per kind of query: `near` and `far`"
         " captions, or `images`."
     )
     recall_at: int | None
     recall_target: float | None
-    counts: dict[str, int] | None = Field(description="What became of the captions of the source.")
+    counts: dict[str, int] | None = Field(description="Number of captions read, kept and left out, by reason.")
     source_notes: str | None
     licence: str | None
     bytes: int
     generation: str | None
     created_at: str | None
-    problem: str | None = Field(description="Why it cannot be asked.")
+    problem: str | None = Field(description="Why it cannot be searched; null if it can.")
 
     @classmethod
     def of(cls, state: DatabaseState, models: Sequence[str], *, default: bool) -> "DatabaseBody":
-        """Return the database as it is told to callers."""
+        """Convert a database's state; other namespaces are removed from its problem."""
         manifest, problem = state.manifest, state.problem
         if manifest is not None and problem is None and not models:
-            problem = f"it was made by '{manifest.model}', which is not served; serve it, or build it again"
+            problem = (
+                f"it was built with the model '{manifest.model}', which is not in service; add it to DEIXIS_MODELS, or"
+                " build the database again"
+            )
         return cls(
             name=own_name(state.name),
             default=default,
@@ -128,55 +140,57 @@ class DatabaseBody(Response):
 
 
 class DatabaseList(Response):
-    """Every caption database, by name."""
+    """All caption databases, sorted by name."""
 
     databases: list[DatabaseBody]
 
 
 class SearchFields(Request):
-    """Which captions to return; the same fields in a form, in JSON and in a query string."""
+    """Everything in a caption search except the image; the same fields in a form, in JSON and in a query string."""
 
-    text: str | None = Field(None, description="Captions near this text.", examples=["a dog on a beach"])
-    model: str | None = Field(None, description="The first served that the database can be asked with, by default.")
-    limit: int = Field(10, ge=1, le=MAX_LIMIT, description="Captions on a page.")
-    offset: int = Field(0, ge=0, le=MAX_OFFSET, description="`next_offset` of the page before.")
+    text: str | None = Field(None, description="Find captions similar to this text.", examples=["a dog on a beach"])
+    model: str | None = Field(None, description="One of the `models` of the database; by default the first.")
+    limit: int = Field(10, ge=1, le=MAX_LIMIT, description="Number of captions per page.")
+    offset: int = Field(0, ge=0, le=MAX_OFFSET, description="`next_offset` of the previous page.")
     contains: str | None = Field(
         None,
         min_length=1,
         max_length=MAX_CONTAINS_CHARS,
-        description="Only captions with this in them, whatever the case; of the 1,000 nearest.",
+        description="Only captions that contain this text, ignoring case, among the 1,000 nearest.",
     )
     min_score: float | None = Field(
-        None, ge=-1, le=1, description="Only captions with at least this cosine; of the 1,000 nearest."
+        None, ge=-1, le=1, description="Only captions with at least this cosine similarity, among the 1,000 nearest."
     )
 
 
 class SearchBody(SearchFields):
-    """A JSON request for captions."""
+    """A caption search, as JSON."""
 
-    image: ImageBody | None = Field(None, description="Or captions near this image.")
+    image: ImageBody | None = Field(None, description="Find captions similar to this image, instead of `text`.")
 
 
 class FoundCaptionBody(Response):
-    """A caption."""
+    """A caption with its score."""
 
     caption: str
-    score: float = Field(description="Cosine with what was asked, in [-1, 1].")
+    score: float = Field(description="Cosine similarity with the query, in [-1, 1].")
 
 
 class SearchResponse(Response):
-    """A page of captions, the nearest first."""
+    """A page of captions, nearest first."""
 
     database: str = Field(description="`name@generation`.")
     model: str
     results: list[FoundCaptionBody]
-    next_offset: int | None = Field(description="Pass as `offset` for the next page; null where there are no more.")
-    searched: int = Field(description="The nearest captions that were looked through: 1,000, or as many as there are.")
+    next_offset: int | None = Field(description="Pass as `offset` to get the next page; null on the last page.")
+    searched: int = Field(
+        description="Number of nearest captions that were examined: 1,000, or all of a smaller database."
+    )
     warnings: list[str] = Field([], description="Parts of the database that could not be searched.")
 
     @classmethod
     def of(cls, page: CaptionPage) -> "SearchResponse":
-        """Return the page as it is told to callers."""
+        """Convert a page of captions."""
         return cls(
             database=own_name(page.database),
             warnings=list(page.warnings),

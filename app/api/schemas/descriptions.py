@@ -16,17 +16,18 @@ class DescribeBody(Request):
 
     question_set: str = Field("general", description="A set of `GET /v1/question-sets`.", examples=["birds"])
     questions: Questions = Field(
-        Questions.BASE, description="`base`: three that suit every class; `full`: those of the domain; `all`: both."
+        Questions.BASE,
+        description="`base`: three questions for any class; `full`: the questions of the domain; `all`: both.",
     )
-    sentences: bool = Field(default=True, description="Ask for sentences, for `cupl` and `cupl-ensemble`.")
-    features: bool = Field(default=True, description="Ask for a list of features, for `dclip`.")
-    answers: int = Field(10, ge=1, le=50, description="Answers to each question for sentences.")
+    sentences: bool = Field(default=True, description="Generate sentences, for `cupl` and `cupl-ensemble`.")
+    features: bool = Field(default=True, description="Generate a list of features, for `dclip`.")
+    answers: int = Field(10, ge=1, le=50, description="Number of answers to each question for sentences.")
     classes: list[str] | None = Field(
-        None, min_length=1, max_length=MAX_ITEMS, fail_fast=True, description="Names of the label set; all by default."
+        None, min_length=1, max_length=MAX_ITEMS, fail_fast=True, description="Class names; by default all classes."
     )
 
     def request(self) -> DescribeRequest:
-        """Return what is asked."""
+        """Convert to the request of the describer."""
         return DescribeRequest(
             question_set=self.question_set,
             questions=self.questions,
@@ -38,15 +39,15 @@ class DescribeBody(Request):
 
 
 class GenerateBody(DescribeBody):
-    """What to ask, and what to do with the answers."""
+    """What to ask, and whether to accept the drafts without a review."""
 
     accept: bool = Field(
-        default=False, description="Put every draft into a new version at the end; else they wait for a review."
+        default=False, description="Accept all drafts into a new version at the end; otherwise they wait for a review."
     )
 
 
 class EstimateBody(Response):
-    """The most that a run would take; what was answered before is not asked again."""
+    """Upper limits for a run. Cached answers are not requested again."""
 
     requests: int
     prompt_tokens: int
@@ -54,7 +55,7 @@ class EstimateBody(Response):
 
 
 class DraftBody(Response):
-    """A text that a language model wrote about a class."""
+    """A generated text about a class, awaiting review or reviewed."""
 
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
 
@@ -63,14 +64,14 @@ class DraftBody(Response):
     kind: DraftKind
     text: str
     status: DraftStatus
-    model: str = Field(description="What answered, in the endpoint's words.")
+    model: str = Field(description="The model name that the endpoint returned.")
     question: str
     asked_at: datetime
     decided_at: datetime | None
 
     @classmethod
     def of(cls, draft: Draft) -> "DraftBody":
-        """Return the draft as it is told to callers."""
+        """Convert a stored draft."""
         return cls(
             id=draft.id,
             class_=draft.classname,
@@ -85,39 +86,39 @@ class DraftBody(Response):
 
 
 class DraftList(Response):
-    """A page of drafts, in the order they were made."""
+    """A page of drafts, in the order they were created."""
 
     drafts: list[DraftBody]
-    next_after: int | None = Field(description="`after` of the next page; null on the last.")
+    next_after: int | None = Field(description="Pass as `after` to get the next page; null on the last page.")
 
 
 class DecisionBody(Request):
-    """Which drafts are decided about."""
+    """The drafts to accept or reject."""
 
     ids: list[int] | None = Field(
         None,
         min_length=1,
         max_length=MAX_ITEMS,
         fail_fast=True,
-        description="Of undecided drafts; all of them by default.",
+        description="Ids of undecided drafts; by default all undecided drafts.",
     )
 
 
 class AcceptedResponse(Response):
-    """The version that the drafts went into."""
+    """The number of accepted drafts, and the label set version that contains them."""
 
     accepted: int
     label_set: LabelSetResponse
 
 
 class RejectedResponse(Response):
-    """How many drafts will not be used, nor made again."""
+    """The number of rejected drafts. Rejected texts are not generated again."""
 
     rejected: int
 
 
 class QuestionSetBody(Response):
-    """Questions about classes of one domain; `{name}` and `{a_name}` are filled with the class name."""
+    """Questions about the classes of one domain; `{name}` and `{a_name}` stand for the class name."""
 
     name: str
     summary: str
@@ -126,6 +127,6 @@ class QuestionSetBody(Response):
 
 
 class QuestionSetList(Response):
-    """Every set of questions."""
+    """All question sets."""
 
     question_sets: list[QuestionSetBody]

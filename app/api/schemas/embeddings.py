@@ -9,40 +9,42 @@ from app.names.class_names import MAX_ITEMS
 
 
 class EmbeddingsBody(Request):
-    """Texts, or images, of which features are wanted; the form of OpenAI's embeddings."""
+    """Texts or images to embed, as in OpenAI's embeddings API."""
 
     input: (
         Annotated[str, Field(min_length=1)]
         | Annotated[
             list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)
         ]
-    ) = Field(description="One or more texts; or images in base64, as `data:` URLs, or URLs where these are allowed.")
-    model: str | None = Field(None, description="A model of `GET /v1/models`; the first by default.")
-    modality: Literal["text", "image"] = Field("text", description="What `input` holds.")
-    encoding_format: Literal["float", "base64"] = Field(
-        "float", description="Numbers, or the base64 of little-endian float32."
+    ) = Field(
+        description="One or more texts, or images: in base64, as `data:` URLs, or URLs if the operator allows URLs."
     )
-    dimensions: int | None = Field(None, ge=1, description="Must be the model's, where it is given.")
-    user: str | None = Field(None, description="Taken, and not looked at.")
+    model: str | None = Field(None, description="A model of `GET /v1/models`; by default the first.")
+    modality: Literal["text", "image"] = Field("text", description="The kind of `input`.")
+    encoding_format: Literal["float", "base64"] = Field(
+        "float", description="`float`: an array of numbers; `base64`: little-endian float32 values in base64."
+    )
+    dimensions: int | None = Field(None, ge=1, description="If given, it must equal the dimensions of the model.")
+    user: str | None = Field(None, description="Accepted for compatibility and ignored.")
 
 
 class EmbeddingBody(Response):
-    """The feature of one text or image."""
+    """The embedding of one text or image."""
 
     object: Literal["embedding"] = "embedding"
-    index: int = Field(description="Its place in the request, from 0.")
-    embedding: list[float] | str = Field(description="Of length 1; a string where base64 was asked for.")
+    index: int = Field(description="Its index in the request, from 0.")
+    embedding: list[float] | str = Field(description="A vector of length 1; a string if `encoding_format` is `base64`.")
 
 
 class EmbeddingsUsage(Response):
-    """What OpenAI's clients expect; tokens are not counted here."""
+    """Always zero; clients of OpenAI's API expect these fields."""
 
     prompt_tokens: int = 0
     total_tokens: int = 0
 
 
 class EmbeddingsResponse(Response):
-    """Features in the order of the request."""
+    """Embeddings in the order of the request."""
 
     object: Literal["list"] = "list"
     data: list[EmbeddingBody]

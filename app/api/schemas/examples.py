@@ -11,20 +11,20 @@ from app.store.examples import Added, Example, ExampleCounts, NewExample
 
 
 class ExampleBody(Response):
-    """An example image, without its pixels."""
+    """An example image, without its file."""
 
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
 
     id: int
-    sha256: str = Field(description="Of the file.")
-    class_: str | None = Field(alias="class", description="Null for an unlabelled one.")
+    sha256: str = Field(description="SHA-256 digest of the file, in hexadecimal.")
+    class_: str | None = Field(alias="class", description="Null for an unlabelled image.")
     created_at: datetime
-    kept: bool = Field(description="Whether the file is kept too (`DEIXIS_KEEP_IMAGES`).")
-    models: int = Field(description="How many models have features of it.")
+    kept: bool = Field(description="True if the file is stored too (`DEIXIS_KEEP_IMAGES`).")
+    models: int = Field(description="Number of models with stored features of this image.")
 
     @classmethod
     def of(cls, example: Example) -> "ExampleBody":
-        """Return the example as it is told to callers."""
+        """Convert a stored example."""
         return cls(
             id=example.id,
             sha256=example.digest,
@@ -36,16 +36,20 @@ class ExampleBody(Response):
 
 
 class ExampleCountsBody(Response):
-    """How many example images a label set has."""
+    """The number of example images of a label set."""
 
-    revision: int = Field(description="Counts the changes of these images.")
-    labelled: dict[str, int] = Field(description="By class, also by classes that the newest version does not have.")
+    revision: int = Field(description="Increases with every change of these images.")
+    labelled: dict[str, int] = Field(
+        description="Number per class, including classes that the latest version no longer has."
+    )
     unlabelled: int
-    without_features: int = Field(description="Of all these, so many are of no use to the default model.")
+    without_features: int = Field(
+        description="Images without features of the default model; that model cannot use them."
+    )
 
     @classmethod
     def of(cls, counts: ExampleCounts) -> "ExampleCountsBody":
-        """Return the counts as they are told to callers."""
+        """Convert stored counts."""
         return cls(
             revision=counts.revision,
             labelled=dict(counts.labelled),
@@ -55,45 +59,48 @@ class ExampleCountsBody(Response):
 
 
 class ExampleList(Response):
-    """A page of example images, in the order they were added, and how many there are in all."""
+    """A page of example images in the order they were added, with the counts of all."""
 
     images: list[ExampleBody]
     counts: ExampleCountsBody
-    next_after: int | None = Field(description="`after` of the next page; null on the last.")
+    next_after: int | None = Field(description="Pass as `after` to get the next page; null on the last page.")
 
 
 class SkippedImageBody(Response):
-    """An image that was left out."""
+    """An image that could not be read and was not stored."""
 
-    image: int = Field(description="Its place in the request, from 0.")
+    image: int = Field(description="Its index in the request, from 0.")
     problem: str
 
 
 class AddedExamplesResponse(Response):
-    """What became of images that were added, once they are stored."""
+    """The outcome of adding images. All changes are stored when this is returned."""
 
     added: int
-    relabelled: int = Field(description="Images that were there and took on the class that was given.")
-    duplicates: int = Field(description="Images that were there with the same class, or were given twice.")
-    skipped: list[SkippedImageBody] = Field(description="Images that could not be read; the others are stored.")
+    relabelled: int = Field(description="Images that were stored already and now have the given class.")
+    duplicates: int = Field(
+        description="Images that were stored already with the same class, or occur twice in the request."
+    )
+    skipped: list[SkippedImageBody] = Field(description="Images that could not be read; all others are stored.")
     counts: ExampleCountsBody
     job: str | None = Field(
-        description="Tries the methods on the images, `GET /v1/jobs/{id}`; null if nothing changed."
+        description="Id of the job that compares the methods on the images, see `GET /v1/jobs/{id}`; null if nothing"
+        " changed."
     )
 
     @classmethod
     def of(
         cls, added: Added, prepared: Sequence[NewExample | ClientError], counts: ExampleCounts, job: str | None
     ) -> "AddedExamplesResponse":
-        """Return what became of the images that were prepared."""
+        """Combine the outcome with the errors of images that could not be read."""
         return cls(
             added=added.added,
             relabelled=added.relabelled,
             duplicates=added.duplicates,
             skipped=[
-                SkippedImageBody(image=at, problem=each.message)
-                for at, each in enumerate(prepared)
-                if isinstance(each, ClientError)
+                SkippedImageBody(image=index, problem=image.message)
+                for index, image in enumerate(prepared)
+                if isinstance(image, ClientError)
             ],
             counts=ExampleCountsBody.of(counts),
             job=job,
@@ -101,22 +108,30 @@ class AddedExamplesResponse(Response):
 
 
 class DeletedExamplesResponse(Response):
-    """How many images were deleted, and how many are left."""
+    """The number of deleted images, and the counts of the remaining ones."""
 
     deleted: int
     counts: ExampleCountsBody
-    job: str | None = Field(description="Tries the methods on what is left; null if nothing changed.")
+    job: str | None = Field(
+        description="Id of the job that compares the methods on the remaining images; null if nothing changed."
+    )
 
 
 class ImportBody(Request):
-    """A folder of the server, and how its images are labelled."""
+    """A folder on the server to import, and how its images are labelled."""
 
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
 
-    folder: str = Field(min_length=1, max_length=4096, description="Below `DEIXIS_IMPORT_DIR`.", examples=["clothes"])
+    folder: str = Field(
+        min_length=1,
+        max_length=4096,
+        description="Path of the folder relative to `DEIXIS_IMPORT_DIR`.",
+        examples=["clothes"],
+    )
     by_subfolder: bool = Field(
-        default=False, description="Each subfolder is called like the class of its images; underscores read as spaces."
+        default=False,
+        description="Use the name of each subfolder as the class of its images; underscores count as spaces.",
     )
     class_: str | None = Field(
-        None, alias="class", pattern=r"\S", description="Of all images; without it they are unlabelled."
+        None, alias="class", pattern=r"\S", description="The class of all images; without it they are unlabelled."
     )

@@ -10,13 +10,13 @@ from app.images.fetch import MAX_URL_CHARS
 
 
 class ImageBody(Request):
-    """One image of a JSON request: one of ``base64`` and ``url``."""
+    """An image in a JSON request: either ``base64`` or ``url``."""
 
-    base64: str | None = Field(None, description="The encoded image file in base64, or a `data:` URL of it.")
+    base64: str | None = Field(None, description="The image file in base64, or as a `data:` URL.")
     url: str | None = Field(
         None,
         max_length=MAX_URL_CHARS,
-        description="Or where to fetch it, if the operator lets images be fetched (`DEIXIS_ALLOW_IMAGE_URLS`).",
+        description="The URL of the image, instead of `base64`; requires `DEIXIS_ALLOW_IMAGE_URLS`.",
     )
 
     @model_validator(mode="after")

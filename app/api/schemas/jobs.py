@@ -11,23 +11,25 @@ from app.store.jobs import BUILD_CAPTIONS, Job, JobStatus
 
 
 class JobBody(Response):
-    """Work that goes on after its request was answered."""
+    """A background job."""
 
     id: str
     kind: str = Field(description="`describe`, `evaluate`, `select-method`, `import-images` or `build-captions`.")
-    label_set: str | None = Field(description="That it is about; null for `build-captions`.")
-    database: str | None = Field(description="That is built; null for others.")
+    label_set: str | None = Field(description="The label set it works on; null for `build-captions`.")
+    database: str | None = Field(description="The caption database that `build-captions` builds; null for other kinds.")
     status: JobStatus
-    done: int = Field(description="RemoteSteps that are done.")
-    total: int = Field(description="Of so many; 0 before they are counted.")
-    result: dict[str, Any] | None = Field(description="Of a job that succeeded; docs/http-api.md shows it.")
-    error: str | None = Field(description="Of a job that failed.")
+    done: int = Field(description="Number of finished steps.")
+    total: int = Field(description="Number of all steps; 0 before they are counted.")
+    result: dict[str, Any] | None = Field(
+        description="The result of a succeeded job; docs/http-api.md describes it for each kind."
+    )
+    error: str | None = Field(description="The error message of a failed job.")
     created_at: datetime
     finished_at: datetime | None
 
     @classmethod
     def of(cls, job: Job) -> "JobBody":
-        """Return the job as it is told to callers."""
+        """Convert a stored job; other namespaces are removed from its error message."""
         return cls(
             id=job.id,
             kind=job.kind,
@@ -44,7 +46,7 @@ class JobBody(Response):
 
 
 class JobList(Response):
-    """A page of jobs, the newest first."""
+    """A page of jobs, newest first."""
 
     jobs: list[JobBody]
-    next_after: str | None = Field(description="`after` of the next page; null on the last.")
+    next_after: str | None = Field(description="Pass as `after` to get the next page; null on the last page.")

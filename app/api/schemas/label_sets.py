@@ -19,31 +19,34 @@ from app.types import (
 
 
 class ClassBody(Request):
-    """A class with what helps to recognise it."""
+    """A class with the texts that describe it."""
 
     name: str
     descriptions: list[str] = Field(
-        [], max_length=MAX_ITEMS, fail_fast=True, description="Sentences about how it looks."
+        [], max_length=MAX_ITEMS, fail_fast=True, description="Sentences about the appearance of the class."
     )
     synonyms: list[str] = Field(
-        [], max_length=MAX_ITEMS, fail_fast=True, description="Other names; each is filled into the templates."
+        [],
+        max_length=MAX_ITEMS,
+        fail_fast=True,
+        description="Other names of the class; each is filled into the templates.",
     )
     features: list[str] = Field(
         [],
         max_length=MAX_ITEMS,
         fail_fast=True,
-        description="Short phrases, read as `NAME, which has ...`.",
+        description="Short phrases that complete `NAME, which has ...`.",
         examples=[["stripes"]],
     )
     prompt: str | None = Field(
         None,
-        description="Stands in the place of the filled templates; `{}` is the name.",
+        description="A template for this class alone, used instead of the templates; `{}` stands for the name.",
         examples=["a photo of a crane, the bird."],
     )
 
     @classmethod
     def of(cls, entry: ClassEntry) -> "ClassBody":
-        """Return the class as it is told to callers."""
+        """Convert a stored class."""
         return cls(
             name=entry.name,
             descriptions=list(entry.descriptions),
@@ -53,20 +56,20 @@ class ClassBody(Request):
         )
 
     def entry(self) -> ClassEntry:
-        """Return the class as it came, texts not cleaned yet."""
+        """Return the class with its texts as given, not cleaned."""
         return ClassEntry(self.name, tuple(self.descriptions), tuple(self.synonyms), tuple(self.features), self.prompt)
 
 
-def _class_of(given: object) -> object:
-    if isinstance(given, str):
-        return {"name": given}
-    if isinstance(given, (Mapping, ClassBody)):
-        return given
+def _class_from_name(value: object) -> object:
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, (Mapping, ClassBody)):
+        return value
     raise PydanticCustomError("class_type", "must be a name, or an object with a name")
 
 
-NameOrClass = Annotated[ClassBody, BeforeValidator(_class_of, json_schema_input_type=str | ClassBody)]
-"""A class; a name alone will do. Not a union, which would tell what is wrong once for each of its types."""
+NameOrClass = Annotated[ClassBody, BeforeValidator(_class_from_name, json_schema_input_type=str | ClassBody)]
+"""A class, or its name alone. Not a union type, which would report every error once per member."""
 
 
 class ClassesBody(Request):
@@ -77,16 +80,17 @@ class ClassesBody(Request):
     )
 
     def entries(self) -> list[ClassEntry]:
-        """Return the classes as they came, texts not cleaned yet."""
-        return [each.entry() for each in self.classes]
+        """Return the classes with their texts as given, not cleaned."""
+        return [body.entry() for body in self.classes]
 
 
 class LabelSetBody(ClassesBody):
-    """A whole label set."""
+    """A complete label set."""
 
     templates: str = Field("photo", description="A template set, or one template with `{}` for the class name.")
     merge_synonyms: MergeSynonyms = Field(
-        MergeSynonyms.MEAN, description="Whether a class scores as its best name, or as the mean of its names."
+        MergeSynonyms.MEAN,
+        description="How the names of a class become its score: `mean`: the mean of its names; `max`: the best name.",
     )
 
 
@@ -102,7 +106,7 @@ class LabelSetResponse(Response):
 
     @classmethod
     def of(cls, label_set: LabelSet) -> "LabelSetResponse":
-        """Return the label set as it is told to callers."""
+        """Convert a stored label set."""
         return cls(
             name=own_name(label_set.name),
             version=label_set.version,
@@ -114,16 +118,16 @@ class LabelSetResponse(Response):
 
 
 class LabelSetSummaryBody(Response):
-    """One line of the list of label sets."""
+    """A label set in the list of label sets."""
 
     name: str
     version: int
-    classes: int = Field(description="How many.")
+    classes: int = Field(description="Number of classes.")
     created_at: datetime
 
     @classmethod
     def of(cls, summary: LabelSetSummary) -> "LabelSetSummaryBody":
-        """Return the summary as it is told to callers."""
+        """Convert a stored summary."""
         return cls(
             name=own_name(summary.name),
             version=summary.version,
@@ -133,7 +137,7 @@ class LabelSetSummaryBody(Response):
 
 
 class LabelSetList(Response):
-    """A page of label sets, by name."""
+    """A page of label sets, sorted by name."""
 
     label_sets: list[LabelSetSummaryBody]
-    next_after: str | None = Field(description="Pass as `after` for the next page; null on the last.")
+    next_after: str | None = Field(description="Pass as `after` to get the next page; null on the last page.")

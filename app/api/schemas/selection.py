@@ -9,54 +9,55 @@ from app.store.examples import Selection
 
 
 class EvaluateStoredBody(Request):
-    """What to evaluate the methods on the stored examples with."""
+    """The model and the templates for an evaluation on the stored example images."""
 
-    model: str | None = Field(None, description="The first served by default.")
-    template: str | None = Field(None, description="Those of the label set by default.")
+    model: str | None = Field(None, description="A model of `GET /v1/models`; by default the first.")
+    template: str | None = Field(None, description="A template set or one template; by default those of the label set.")
 
 
 class LeaderboardRow(Response):
-    """One method, tried on labelled images that it had not learned from."""
+    """The measures of one method on held-out labelled images."""
 
     method: str
     accuracy: float
-    interval: list[float] = Field(description="95 % bootstrap interval of the accuracy: its two ends.")
+    interval: list[float] = Field(description="95 % bootstrap interval of the accuracy: lower and upper end.")
     macro_f1: float
     nll: float = Field(description="Negative log-likelihood of the true class, before calibration.")
     ece: float = Field(description="Expected calibration error of the best score, before calibration.")
-    calibrated_nll: float = Field(description="As `nll`, by the scores that answers have.")
-    calibrated_ece: float = Field(description="As `ece`, by the scores that answers have.")
-    temperature: float = Field(description="By which its logits are divided once it is calibrated.")
-    ms_per_image: float = Field(description="For scores, once the features are there.")
+    calibrated_nll: float = Field(description="As `nll`, after calibration.")
+    calibrated_ece: float = Field(description="As `ece`, after calibration.")
+    temperature: float = Field(description="The calibration divides the logits by this.")
+    ms_per_image: float = Field(description="Time to compute scores from image features.")
     to_zero_shot: dict[str, float] | None = Field(
-        description="Difference in accuracy: `mean`, `low`, `high`, and `p` corrected for the number of methods."
+        description="Difference in accuracy to `zero-shot`: `mean`, `low`, `high`, and `p` corrected for the number of"
+        " methods; null for `zero-shot` itself."
     )
     warnings: list[str]
 
 
 class SelectionResponse(Response):
-    """Which method the example images are evidence for."""
+    """The method selected for a label set, and the comparison it is based on."""
 
     method: str
     reason: str
-    version: int = Field(description="Of the label set, that was tried.")
-    examples_revision: int = Field(description="Of its example images, that were tried.")
-    current: bool = Field(description="Whether neither has changed since.")
+    version: int = Field(description="The version of the label set that was compared.")
+    examples_revision: int = Field(description="The revision of the example images that were compared.")
+    current: bool = Field(description="True if neither has changed since.")
     created_at: datetime
     labelled: int
     unlabelled: int
-    folds: int = Field(description="Into which the labelled images were split; 0 if methods could not be tried.")
-    leaderboard: list[LeaderboardRow] = Field(description="The best first.")
+    folds: int = Field(description="Number of cross-validation folds; 0 if the methods could not be compared.")
+    leaderboard: list[LeaderboardRow] = Field(description="Best method first.")
     not_run: list[str]
 
     @classmethod
     def of(cls, selection: Selection) -> "SelectionResponse":
-        """Return the selection as it is told to callers."""
-        told = {key: value for key, value in selection.result.items() if key != "calibrations"}
+        """Convert a stored selection."""
+        result = {key: value for key, value in selection.result.items() if key != "calibrations"}
         return cls(
             version=selection.version,
             examples_revision=selection.revision,
             current=selection.is_current,
             created_at=selection.created_at,
-            **told,
+            **result,
         )
