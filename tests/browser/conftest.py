@@ -1,4 +1,4 @@
-"""A real browser, headless Chromium, a real server, and photographs to show."""
+"""Headless Chromium, a server, and photographs."""
 
 import base64
 import os
@@ -20,7 +20,7 @@ def browser():
     if chromium is None:
         assert os.environ.get("TEST_REQUIRE_CHROMIUM") != "1", "chromium is not on PATH"
         pytest.skip("chromium is not on PATH")
-    # Five seconds by default, which is little on a machine that has other work.
+    # The default of five seconds is too short on a busy machine.
     playwright.expect.set_options(timeout=20_000)
     with playwright.sync_playwright() as started:
         opened = started.chromium.launch(executable_path=chromium, args=FLAGS)
@@ -42,7 +42,7 @@ def client(server):
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory):
-    """Photographs of a cat and of a cup of coffee, several cuts of each, and a file that is none."""
+    """Photographs of a cat and of a cup of coffee, several crops of each, and a broken file."""
     import skimage.data
 
     folder = tmp_path_factory.mktemp("pictures")
@@ -57,40 +57,40 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture
 def open_page(browser, server):
-    """Open the page; what it asks of other hosts, and what the browser complains of, fails the test."""
-    contexts, asked, complaints = [], [], []
+    """Open the page; requests to other hosts and errors or warnings of the browser fail the test."""
+    contexts, requests, complaints = [], [], []
 
-    def heard(message):
-        # The browser tells of every refusal; that the page tells of it too is what the tests look at.
+    def on_console(message):
+        # The browser logs every response with an error status; the tests check what the page shows for it.
         is_refusal = message.text.startswith("Failed to load resource: the server responded with a status of 4")
         if message.type in {"error", "warning"} and not is_refusal:
             complaints.append(message.text)
 
-    def opened(view="", url=server.url, **options):
+    def open_view(view="", url=server.url, **options):
         context = browser.new_context(**options)
         context.set_default_timeout(20_000)
         contexts.append(context)
         page = context.new_page()
-        page.on("request", lambda request: asked.append((request.url, url)))
+        page.on("request", lambda request: requests.append((request.url, url)))
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", heard)
+        page.on("console", on_console)
         page.goto(f"{url}/{view}")
         page.wait_for_load_state("networkidle")
         return page
 
-    yield opened
+    yield open_view
     for context in contexts:
         context.close()
     assert complaints == []
-    assert all(each.startswith((url, f"blob:{url}", "data:")) for each, url in asked)
+    assert all(each.startswith((url, f"blob:{url}", "data:")) for each, url in requests)
 
 
 @pytest.fixture
 def drop():
-    """Drop files on the one element that a selector finds, as somebody does from their desktop."""
+    """Drop files on the element that a selector finds."""
 
     def dropped(page, selector: str, *files: Path, media_type: str = "image/jpeg"):
-        told = [
+        contents = [
             {"name": file.name, "type": media_type, "base64": base64.b64encode(file.read_bytes()).decode()}
             for file in files
         ]
@@ -103,7 +103,7 @@ def drop():
                 }
                 return transfer;
             }""",
-            told,
+            contents,
         )
         page.locator(selector).dispatch_event("drop", {"dataTransfer": transfer})
 

@@ -1,4 +1,4 @@
-"""Label sets in a real browser: editing, versions, a second writer, example images, evaluation, confusions."""
+"""Label sets in a real browser: editing, versions, conflicts, example images, evaluation, test images."""
 
 import re
 
@@ -6,12 +6,12 @@ import pytest
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 
-CONFLICT = "Somebody saved version 2 while you worked on version 1: it adds fox. What you typed is kept here."
+CONFLICT = "Another user saved version 2 while you edited version 1: it adds fox. Your edits are kept."
 
 
 @pytest.fixture
 def pets(client, request):
-    """A label set of its own for each test."""
+    """A new label set for each test."""
     name = re.sub(r"\W+", "-", request.node.name)[5:60]
     classes = ["cat", {"name": "dog", "descriptions": ["A dog has a long nose."]}, "hamster"]
     client.put(f"/v1/label-sets/{name}", json={"classes": classes}).raise_for_status()
@@ -19,7 +19,7 @@ def pets(client, request):
 
 
 @pytest.fixture
-def taught(client, pictures, request):
+def with_examples(client, pictures, request):
     """A label set with four example images of each of two classes, and none of a third."""
     name = re.sub(r"\W+", "-", request.node.name)[5:60]
     client.put(f"/v1/label-sets/{name}", json={"classes": ["cat", "coffee cup", "rocket"]}).raise_for_status()
@@ -65,15 +65,15 @@ def saved(page, version):
 # --- editing ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_label_set_is_made_and_has_an_address(open_page, client, server):
+def test_a_label_set_is_created_and_has_an_address(open_page, client, server):
     page = open_page("#label-sets")
     page.click("text=New label set")
     expect(page.locator("#editor-title")).to_be_focused()
     expect(page.locator("#delete-label-set")).to_be_hidden()
     page.fill("#editor-name", "birds of prey")
     add_class(page, "eagle, owl\nfalcon")
-    add_class(page, "OWL, ")  # there already
-    page.fill("#new-classes", "kite")  # typed and not added: saving takes it along
+    add_class(page, "OWL, ")  # a duplicate
+    page.fill("#new-classes", "kite")  # typed but not added: saving includes it
     save(page)
     saved(page, 1)
     assert page.url == f"{server.url}/#label-sets/birds%20of%20prey"
@@ -85,14 +85,14 @@ def test_a_label_set_is_made_and_has_an_address(open_page, client, server):
     expect(page.locator("#label-set")).to_have_value("birds of prey")
 
 
-def test_everything_of_a_class_can_be_written_and_is_kept(open_page, client, pets):
+def test_every_field_of_a_class_can_be_edited_and_saved(open_page, client, pets):
     page = open_page(f"#label-sets/{pets}")
     cat = open_class(page, "cat")
     cat.get_by_label("Other names").fill("kitten\n\n  tabby  ")
     cat.get_by_label("Descriptions").fill("A cat has whiskers.\nA cat has slit pupils.")
     cat.get_by_label("Features").fill("whiskers")
-    cat.get_by_label("Prompt of its own").fill("a photo of a {}, the pet.")
-    assert "2 other names · 2 descriptions · 1 feature · prompt" in cat.locator("summary").inner_text()
+    cat.get_by_label("Own template").fill("a photo of a {}, the pet.")
+    assert "2 other names · 2 descriptions · 1 feature · template" in cat.locator("summary").inner_text()
     dog = open_class(page, "dog")
     dog.get_by_label("Name", exact=True).fill("hound")
     page.click("[aria-label='Remove class hamster']")
@@ -104,7 +104,7 @@ def test_everything_of_a_class_can_be_written_and_is_kept(open_page, client, pet
     save(page)
     saved(page, 2)
     expect(page.locator("#unsaved")).to_be_hidden()
-    expect(page.locator("#editor-classes details[open]")).to_have_count(2)  # what was open stays so
+    expect(page.locator("#editor-classes details[open]")).to_have_count(2)  # open rows stay open
     found = stored(client, pets)
     assert (found["version"], found["templates"], found["merge_synonyms"]) == (2, "a sketch of a {}.", "max")
     assert found["classes"] == [
@@ -119,18 +119,18 @@ def test_everything_of_a_class_can_be_written_and_is_kept(open_page, client, pet
         {"name": "parrot", "descriptions": [], "synonyms": [], "features": [], "prompt": None},
     ]
     save(page)
-    expect(page.locator("#editor-status")).to_have_text("Nothing has changed since it was saved.")
+    expect(page.locator("#editor-status")).to_have_text("There are no changes to save.")
     assert stored(client, pets)["version"] == 2
 
 
-def test_old_versions_can_be_looked_at_and_made_the_newest(open_page, client, pets):
+def test_old_versions_can_be_viewed_and_made_the_latest(open_page, client, pets):
     client.put(f"/v1/label-sets/{pets}", json={"classes": ["lion"]}).raise_for_status()
     page = open_page(f"#label-sets/{pets}")
-    assert page.locator("#editor-version option").all_inner_texts() == ["2 (newest)", "1"]
+    assert page.locator("#editor-version option").all_inner_texts() == ["2 (latest)", "1"]
     expect(shown_classes(page)).to_have_text(["lion"])
     page.select_option("#editor-version", "1")
     expect(page.locator("#old-version")).to_have_text(
-        "This is version 1, an old one. Saving it makes it the newest, version 3."
+        "This is the old version 1. Saving it makes it the latest version, 3."
     )
     expect(shown_classes(page)).to_have_text(["cat", "dog", "hamster"])
     save(page)
@@ -139,21 +139,21 @@ def test_old_versions_can_be_looked_at_and_made_the_newest(open_page, client, pe
     assert stored(client, pets)["classes"] == stored(client, pets, version=1)["classes"]
 
 
-def test_a_version_is_not_shown_in_the_place_of_what_was_typed_without_a_question(open_page, client, pets):
+def test_showing_another_version_asks_before_discarding_edits(open_page, client, pets):
     client.put(f"/v1/label-sets/{pets}", json={"classes": ["lion"]}).raise_for_status()
     page = open_page(f"#label-sets/{pets}")
     add_class(page, "tiger")
     page.select_option("#editor-version", "1")
-    page.click("dialog >> text=Keep it")
+    page.click("dialog >> text=Cancel")
     expect(page.locator("#editor-version")).to_have_value("2")
     expect(shown_classes(page)).to_have_text(["lion", "tiger"])
     page.click("#undo-changes")
-    page.click("dialog >> text=Drop it")
+    page.click("dialog .danger")
     expect(page.locator("#editor-classes > li")).to_have_count(1)
     expect(page.locator("#undo-changes")).to_be_hidden()
 
 
-def test_what_was_typed_is_there_again_after_a_look_elsewhere(open_page, pets):
+def test_unsaved_edits_survive_leaving_the_view(open_page, pets):
     page = open_page(f"#label-sets/{pets}")
     add_class(page, "parrot")
     expect(page.locator("#label-set-list li").filter(has_text=pets)).to_contain_text("not saved")
@@ -164,7 +164,7 @@ def test_what_was_typed_is_there_again_after_a_look_elsewhere(open_page, pets):
     expect(page.locator("#unsaved")).to_be_visible()
 
 
-def test_a_label_set_that_there_is_not_is_told(open_page):
+def test_an_unknown_label_set_is_reported(open_page):
     page = open_page("#label-sets/nobody")
     expect(page.locator("#editor-failed")).to_contain_text("unknown label set 'nobody'")
     expect(page.locator("#label-set-form")).to_be_hidden()
@@ -173,10 +173,10 @@ def test_a_label_set_that_there_is_not_is_told(open_page):
     expect(page.locator("#editor-failed")).to_be_hidden()
 
 
-def test_deleting_asks_first(open_page, client, pets):
+def test_deleting_asks_for_confirmation(open_page, client, pets):
     page = open_page(f"#label-sets/{pets}")
     page.click("#delete-label-set")
-    assert page.locator("dialog :focus").inner_text() == "Keep it"
+    assert page.locator("dialog :focus").inner_text() == "Cancel"
     page.keyboard.press("Escape")
     expect(page.locator("dialog")).to_have_count(0)
     expect(page.locator("#delete-label-set")).to_be_focused()
@@ -189,7 +189,7 @@ def test_deleting_asks_first(open_page, client, pets):
     expect(page.locator("#label-set-list").get_by_text(pets, exact=True)).to_have_count(0)
 
 
-def test_it_can_be_made_and_saved_with_the_keyboard_alone(open_page, client):
+def test_a_label_set_is_created_with_the_keyboard_alone(open_page, client):
     page = open_page("#new-label-set")
     page.focus("#editor-name")
     page.keyboard.type("by keyboard")
@@ -213,7 +213,7 @@ def test_it_can_be_made_and_saved_with_the_keyboard_alone(open_page, client):
     assert stored(client, "by keyboard")["classes"][0]["synonyms"] == ["tabby"]
 
 
-def test_removing_a_class_with_the_keyboard_keeps_the_place(open_page, pets):
+def test_removing_a_class_with_the_keyboard_keeps_the_focus_in_place(open_page, pets):
     page = open_page(f"#label-sets/{pets}")
     page.focus("[aria-label='Remove class dog']")
     page.keyboard.press("Enter")
@@ -236,10 +236,10 @@ def test_thousands_of_classes_can_be_edited(open_page, client):
     expect(page.locator("#test-zones li")).to_have_count(1)
 
 
-# --- what the server refuses -----------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------
 
 
-def test_what_is_refused_of_a_class_stands_beside_it(open_page, client, pets):
+def test_errors_of_a_class_are_shown_next_to_its_fields(open_page, client, pets):
     page = open_page(f"#label-sets/{pets}")
     cat = open_class(page, "cat")
     cat.get_by_label("Descriptions").fill("A cat has whiskers.\n\n" + "very long " * 110)
@@ -254,7 +254,7 @@ def test_what_is_refused_of_a_class_stands_beside_it(open_page, client, pets):
     expect(description.locator(".field-problem")).to_contain_text("'very long very long very long very long '... has")
     name = parrot.locator(".field").first
     expect(name.locator(".field-problem")).to_contain_text("letter case is ignored")
-    assert page.inner_text("#editor-error") == "2 entries are refused; what is wrong stands beside it."
+    assert page.inner_text("#editor-error") == "2 entries are invalid; see the message next to it."
     expect(description.locator("textarea")).to_be_focused()
     assert name.locator("input").get_attribute("aria-invalid") == "true"
     assert stored(client, pets)["version"] == 1
@@ -266,24 +266,24 @@ def test_what_is_refused_of_a_class_stands_beside_it(open_page, client, pets):
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
-        ("", "Give the label set a name."),
+        ("", "Enter a name."),
         ("a/b", "A name must not contain /; use -."),
-        ("..", "A name must not begin with a dot."),
-        ("a:b", "'a:b' contains : , and none of"),
+        ("..", "A name must not start with a dot."),
+        ("a:b", "'a:b' contains : , and a name may contain none of"),
     ],
 )
-def test_a_name_that_cannot_be_is_refused_beside_it(open_page, name, told):
+def test_an_invalid_name_is_reported_next_to_its_field(open_page, name, message):
     page = open_page("#new-label-set")
     page.fill("#editor-name", name)
     add_class(page, "cat")
     save(page)
-    expect(page.locator("#editor-name-field .field-problem")).to_contain_text(told)
+    expect(page.locator("#editor-name-field .field-problem")).to_contain_text(message)
     expect(page.locator("#editor-name")).to_be_focused()
 
 
-def test_templates_and_a_list_without_classes_are_refused_beside_their_fields(open_page, pets):
+def test_invalid_templates_and_missing_classes_are_reported_next_to_their_fields(open_page, pets):
     page = open_page(f"#label-sets/{pets}")
     templates = page.locator("#label-set-form > details")
     templates.locator("summary").click()
@@ -300,12 +300,12 @@ def test_templates_and_a_list_without_classes_are_refused_beside_their_fields(op
     expect(page.locator("#new-classes")).to_be_focused()
 
 
-# --- a second writer -------------------------------------------------------------------------------------------------
+# --- conflicts -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def in_conflict(open_page, client, pets):
-    """The page after saving was refused, because somebody else has added the fox."""
+    """The page after saving was refused because another user has added the class fox."""
     page = open_page(f"#label-sets/{pets}")
     add_class(page, "parrot")
     open_class(page, "dog").get_by_label("Features").fill("a long nose")
@@ -317,8 +317,8 @@ def in_conflict(open_page, client, pets):
     return page
 
 
-def test_changes_of_two_are_put_together(in_conflict, client, pets):
-    assert in_conflict.locator("#conflict :focus").inner_text() == "Put both together"
+def test_the_edits_of_two_users_can_be_merged(in_conflict, client, pets):
+    assert in_conflict.locator("#conflict :focus").inner_text() == "Merge both"
     in_conflict.keyboard.press("Enter")
     expect(shown_classes(in_conflict)).to_have_text(["cat", "dog", "hamster", "parrot", "fox"])
     save(in_conflict)
@@ -329,27 +329,27 @@ def test_changes_of_two_are_put_together(in_conflict, client, pets):
     expect(in_conflict.locator("#conflict")).to_be_hidden()
 
 
-def test_mine_can_be_saved_over_theirs(in_conflict, client, pets):
-    in_conflict.click("#conflict >> text=Save mine over it, as version 3")
+def test_my_edits_can_replace_theirs(in_conflict, client, pets):
+    in_conflict.click("#conflict >> text=Save my edits as version 3")
     saved(in_conflict, 3)
     assert names(stored(client, pets)) == ["cat", "dog", "hamster", "parrot"]
 
 
-def test_theirs_can_be_taken(in_conflict, client, pets):
-    in_conflict.click("#conflict >> text=Take version 2, drop mine")
+def test_my_edits_can_be_discarded_for_theirs(in_conflict, client, pets):
+    in_conflict.click("#conflict >> text=Discard my edits, use version 2")
     expect(shown_classes(in_conflict)).to_have_text(["cat", "dog", "hamster", "fox"])
     expect(in_conflict.locator("#unsaved")).to_be_hidden()
     assert stored(client, pets)["version"] == 2
 
 
-def test_what_another_removed_or_changed_is_kept_so_unless_i_changed_it_too(open_page, client, pets):
+def test_merging_keeps_their_changes_unless_the_same_class_was_edited_here(open_page, client, pets):
     page = open_page(f"#label-sets/{pets}")
     open_class(page, "dog").get_by_label("Features").fill("a long nose")
     theirs = [{"name": "cat", "synonyms": ["tabby"]}, {"name": "dog", "synonyms": ["hound"]}]
     client.put(f"/v1/label-sets/{pets}", json={"classes": theirs}).raise_for_status()
     save(page)
-    expect(page.locator("#conflict")).to_contain_text("it leaves out hamster, changes cat, dog")
-    page.click("#conflict >> text=Put both together")
+    expect(page.locator("#conflict")).to_contain_text("it removes hamster, changes cat, dog")
+    page.click("#conflict >> text=Merge both")
     save(page)
     saved(page, 3)
     cat, dog = stored(client, pets)["classes"]
@@ -357,23 +357,23 @@ def test_what_another_removed_or_changed_is_kept_so_unless_i_changed_it_too(open
     assert (dog["features"], dog["synonyms"]) == (["a long nose"], [])  # changed here, so mine
 
 
-def test_a_label_set_that_was_deleted_meanwhile_can_be_saved_anew(open_page, client, pets):
+def test_a_label_set_deleted_by_another_user_can_be_created_again(open_page, client, pets):
     page = open_page(f"#label-sets/{pets}")
     add_class(page, "parrot")
     client.delete(f"/v1/label-sets/{pets}").raise_for_status()
     save(page)
-    expect(page.locator("#conflict")).to_contain_text(f"Somebody deleted “{pets}” while you worked on it.")
-    page.click("#conflict >> text=Save it anew")
-    saved(page, 2)  # a number is never given again
+    expect(page.locator("#conflict")).to_contain_text(f"Another user deleted “{pets}” while you edited it.")
+    page.click("#conflict >> text=Create it again")
+    saved(page, 2)  # version numbers are never reused
     assert names(stored(client, pets)) == ["cat", "dog", "hamster", "parrot"]
 
 
-def test_a_name_that_is_taken_is_told_and_nothing_is_lost(open_page, client, pets):
+def test_an_existing_name_is_reported_and_the_edits_are_kept(open_page, client, pets):
     page = open_page("#new-label-set")
     page.fill("#editor-name", pets)
     add_class(page, "eagle")
     save(page)
-    expect(page.locator("#conflict")).to_contain_text(f"There is a label set “{pets}” already.")
+    expect(page.locator("#conflict")).to_contain_text(f"A label set “{pets}” exists already.")
     expect(page.locator("#editor-name")).to_be_focused()
     assert names(stored(client, pets)) == ["cat", "dog", "hamster"]
     page.fill("#editor-name", f"{pets}-2")
@@ -385,9 +385,9 @@ def test_a_name_that_is_taken_is_told_and_nothing_is_lost(open_page, client, pet
 # --- example images --------------------------------------------------------------------------------------------------
 
 
-def test_example_images_are_dropped_on_a_class_and_bad_ones_are_named(open_page, client, pets, pictures, drop):
+def test_example_images_are_dropped_on_a_class_and_unreadable_ones_are_named(open_page, client, pets, pictures, drop):
     page = open_page(f"#label-sets/{pets}")
-    expect(page.locator("#examples-counts")).to_have_text("There are none yet.")
+    expect(page.locator("#examples-counts")).to_have_text("There are no example images yet.")
     cat = open_class(page, "cat")
     drop(
         page,
@@ -402,14 +402,14 @@ def test_example_images_are_dropped_on_a_class_and_bad_ones_are_named(open_page,
     expect(cat.locator("summary")).to_contain_text("2 example images")
     expect(page.locator("#examples-counts")).to_have_text("2 labelled images in 1 class, 0 unlabelled.")
     cat.locator("input[type=file]").set_input_files([pictures / "chelsea-2.jpg", pictures / "chelsea-3.jpg"])
-    expect(status).to_have_text("1 image added. 1 was there already.")
+    expect(status).to_have_text("1 image added. 1 was stored already.")
     assert client.get(f"/v1/label-sets/{pets}/images").json()["counts"]["labelled"] == {"cat": 3}
     cat.locator("input[type=file]").set_input_files([pictures / "broken.jpg"])
     expect(status).to_contain_text("0 images added. Not added: broken.jpg:")
 
 
-def test_example_images_are_deleted_one_by_one_or_all_of_a_class(open_page, client, taught):
-    page = open_page(f"#label-sets/{taught}")
+def test_example_images_are_deleted_one_by_one_or_by_class(open_page, client, with_examples):
+    page = open_page(f"#label-sets/{with_examples}")
     cat = open_class(page, "cat")
     expect(cat.locator(".tile")).to_have_count(4)
     cat.locator("[aria-label^='Delete example image']").first.click()
@@ -420,31 +420,33 @@ def test_example_images_are_deleted_one_by_one_or_all_of_a_class(open_page, clie
     page.click("dialog .danger")
     expect(cat.locator(".status")).to_have_text("3 images deleted.")
     expect(cat.locator(".tile")).to_have_count(0)
-    assert client.get(f"/v1/label-sets/{taught}/images").json()["counts"]["labelled"] == {"coffee cup": 4}
+    assert client.get(f"/v1/label-sets/{with_examples}/images").json()["counts"]["labelled"] == {"coffee cup": 4}
 
 
-def test_images_without_a_class_and_those_of_a_class_that_is_gone_can_be_deleted(
-    open_page, client, taught, pictures, drop
+def test_unlabelled_images_and_images_of_a_removed_class_can_be_deleted(
+    open_page, client, with_examples, pictures, drop
 ):
-    client.delete(f"/v1/label-sets/{taught}/classes/cat").raise_for_status()
-    page = open_page(f"#label-sets/{taught}")
+    client.delete(f"/v1/label-sets/{with_examples}/classes/cat").raise_for_status()
+    page = open_page(f"#label-sets/{with_examples}")
     drop(page, "#unlabelled-zone .drop-area", pictures / "chelsea.jpg")
     expect(page.locator("#unlabelled-status")).to_have_text("1 image added.")
     expect(page.locator("#examples-counts")).to_contain_text("8 labelled images in 2 classes, 1 unlabelled.")
     page.click("#delete-unlabelled")
     page.click("dialog .danger")
     expect(page.locator("#delete-unlabelled")).to_be_hidden()
-    expect(page.locator("#stray-examples")).to_contain_text("cat, which is no class of the newest version: 4 images")
+    expect(page.locator("#stray-examples")).to_contain_text(
+        "cat, a class that the latest version does not have: 4 images"
+    )
     page.click("#stray-examples button")
     page.click("dialog .danger")
     expect(page.locator("#examples-counts")).to_have_text("4 labelled images in 1 class, 0 unlabelled.")
     expect(page.locator("#stray-examples li")).to_have_count(0)
 
 
-def test_a_class_that_is_not_saved_yet_says_when_it_can_have_images(open_page, pets):
+def test_an_unsaved_class_explains_when_images_can_be_added(open_page, pets):
     page = open_page(f"#label-sets/{pets}")
     add_class(page, "parrot")
-    expect(open_class(page, "parrot")).to_contain_text("Save first; then example images can be added to this class.")
+    expect(open_class(page, "parrot")).to_contain_text("Save the label set before adding example images to this class.")
     save(page)
     saved(page, 2)
     expect(page.locator("#editor-classes > li").nth(3).locator(".drop-area")).to_be_visible()
@@ -453,11 +455,11 @@ def test_a_class_that_is_not_saved_yet_says_when_it_can_have_images(open_page, p
 # --- evaluation ------------------------------------------------------------------------------------------------------
 
 
-def test_methods_are_compared_on_the_example_images(open_page, taught):
-    page = open_page(f"#label-sets/{taught}")
+def test_methods_are_compared_on_the_example_images(open_page, with_examples):
+    page = open_page(f"#label-sets/{with_examples}")
     page.click("#evaluate")
     expect(page.locator("#evaluate-status")).to_have_text(
-        re.compile(r"Compared on 8 images, each held out in turn \(\d folds\), model embedded\."), timeout=30_000
+        re.compile(r"Compared on 8 images by cross-validation \(\d folds\), model embedded\."), timeout=30_000
     )
     rows = page.locator("#leaderboard tbody tr")
     shown = rows.locator("th").all_inner_texts()
@@ -473,22 +475,22 @@ def test_methods_are_compared_on_the_example_images(open_page, taught):
     page.click("#not-run summary")
     assert "zlap: there are no unlabelled images" in page.inner_text("#not-run-list")
     page.select_option("#confusion-of", "gda")
-    expect(page.locator("#held-out-confusion caption")).to_contain_text("What gda answered")
+    expect(page.locator("#held-out-confusion caption")).to_contain_text("Predictions of gda")
     assert page.locator("#held-out-confusion tbody th").all_inner_texts() == ["cat", "coffee cup"]
 
 
-def test_without_example_images_the_reason_is_told(open_page, pets):
+def test_without_example_images_the_reason_is_shown(open_page, pets):
     page = open_page(f"#label-sets/{pets}")
     page.click("#evaluate")
-    expect(page.locator("#evaluate-status")).to_contain_text("There are no example images with a class yet.")
+    expect(page.locator("#evaluate-status")).to_contain_text("There are no labelled example images yet.")
     expect(page.locator("#evaluate")).to_be_enabled()
 
 
-def test_test_pictures_make_a_confusion_matrix_and_nothing_is_kept(open_page, client, taught, pictures, drop):
-    before = client.get(f"/v1/label-sets/{taught}/images").json()["counts"]
-    page = open_page(f"#label-sets/{taught}")
+def test_test_images_make_a_confusion_matrix_and_are_not_stored(open_page, client, with_examples, pictures, drop):
+    before = client.get(f"/v1/label-sets/{with_examples}/images").json()["counts"]
+    page = open_page(f"#label-sets/{with_examples}")
     page.click("#test")
-    expect(page.locator("#test-status")).to_contain_text("Drop or choose test pictures on at least one class first.")
+    expect(page.locator("#test-status")).to_contain_text("Add test images to at least one class first.")
     drop(
         page,
         "#test-zones li:nth-child(1)",
@@ -497,12 +499,12 @@ def test_test_pictures_make_a_confusion_matrix_and_nothing_is_kept(open_page, cl
         pictures / "broken.jpg",
     )
     page.locator("#test-zones input").nth(2).set_input_files([pictures / "coffee.jpg"])
-    expect(page.locator("#test-zones li").first).to_contain_text("3 pictures")
+    expect(page.locator("#test-zones li").first).to_contain_text("3 images")
     page.select_option("#test-method", "zero-shot")
-    page.click("text=Classify 4 test pictures")
-    expect(page.locator("#test-status")).to_have_text("2 of 3 right: 67 %, method zero-shot.")
+    page.click("text=Classify 4 test images")
+    expect(page.locator("#test-status")).to_have_text("2 of 3 correct: 67 %, method zero-shot.")
     table = page.locator("#test-result table")
-    assert table.locator("thead th").all_inner_texts() == ["cat", "coffee cup", "rocket", "right"]
+    assert table.locator("thead th").all_inner_texts() == ["cat", "coffee cup", "rocket", "correct"]
     rows = [row.locator("td").all_inner_texts() for row in table.locator("tbody tr").all()]
     assert table.locator("tbody th").all_inner_texts() == ["cat", "coffee cup", "rocket"]
     assert rows == [["2", "0", "0", "100 %"], ["0", "0", "0", "\u2013"], ["0", "1", "0", "0 %"]]
@@ -511,17 +513,17 @@ def test_test_pictures_make_a_confusion_matrix_and_nothing_is_kept(open_page, cl
         for each in table.locator("tbody td.right").all()
     ]
     assert shares == ["1", "0", "0"]
-    assert "rocket answered as coffee cup" in page.inner_text(".mistakes")
-    assert "Not read: broken.jpg: the JPEG image is damaged" in page.inner_text("#test-result")
-    assert client.get(f"/v1/label-sets/{taught}/images").json()["counts"] == before
+    assert "rocket predicted as coffee cup" in page.inner_text(".mistakes")
+    assert "Could not be read: broken.jpg: the JPEG image is damaged" in page.inner_text("#test-result")
+    assert client.get(f"/v1/label-sets/{with_examples}/images").json()["counts"] == before
     page.click("#forget-tests")
     expect(page.locator("#test-result *")).to_have_count(0)
     expect(page.locator("#test-zones li").first).to_contain_text("drop here")
 
 
-def test_test_pictures_of_which_none_can_be_read_are_named(open_page, taught, pictures):
-    page = open_page(f"#label-sets/{taught}")
+def test_unreadable_test_images_are_named(open_page, with_examples, pictures):
+    page = open_page(f"#label-sets/{with_examples}")
     page.locator("#test-zones input").nth(0).set_input_files([pictures / "broken.jpg"])
     page.click("#test")
-    expect(page.locator("#test-status")).to_have_text("None of the pictures could be read.")
+    expect(page.locator("#test-status")).to_have_text("None of the images could be read.")
     assert "broken.jpg" in page.inner_text("#test-result")

@@ -1,4 +1,4 @@
-"""The page in a real browser: classifying, searching captions, keys, the frame around all views, and how it looks."""
+"""The playground in a real browser: classifying, searching captions, API keys, navigation, and the layout."""
 
 import io
 import json
@@ -76,28 +76,28 @@ def focused(page) -> str:
     return page.evaluate("document.activeElement.id")
 
 
-def test_pictures_are_classified_among_words_with_scores_and_reasons(open_page, pictures):
+def test_images_are_classified_with_scores_and_an_explanation(open_page, pictures):
     page = open_page()
     choose(page, pictures / "chelsea.jpg", pictures / "coffee.jpg")
-    page.fill("#word", "cat, dog\ncoffee cup")
-    page.click("#add")
-    expect(page.locator("#chips li")).to_have_count(3)
+    page.fill("#new-labels", "cat, dog\ncoffee cup")
+    page.click("#add-labels")
+    expect(page.locator("#labels li")).to_have_count(3)
     page.click("[aria-label='Remove dog']")
-    page.fill("#word", "Cat, rocket")
+    page.fill("#new-labels", "Cat, rocket")
     classify(page)
-    expect(page.locator("#chips li")).to_have_count(3)  # a word is taken once, and what was typed is added
+    expect(page.locator("#labels li")).to_have_count(3)  # duplicates are ignored, and typed labels are added
     assert best(page) == ["cat", "coffee cup"]
     assert re.fullmatch(r"\d+ %|\d\.\d %", page.locator(".score").first.inner_text())
-    why = page.locator("#answers > li").first.locator("details")
-    why.locator("summary").click()
-    assert "a photo of a cat." in why.inner_text()
+    explanation = page.locator("#answers > li").first.locator("details")
+    explanation.locator("summary").click()
+    assert "a photo of a cat." in explanation.inner_text()
     assert "Method zero-shot, model embedded" in page.inner_text("#status")
 
 
-def test_what_is_shown_to_copy_asks_the_same(open_page, pictures, server, monkeypatch, tmp_path):
+def test_the_code_to_copy_sends_the_same_request(open_page, pictures, server, monkeypatch, tmp_path):
     page = open_page()
     choose(page, pictures / "chelsea.jpg")
-    page.fill("#word", "cat, it's a dog")
+    page.fill("#new-labels", "cat, it's a dog")
     classify(page)
     page.click("#code summary")
     curl, python = page.inner_text("#curl"), page.inner_text("#python")
@@ -115,71 +115,71 @@ def test_label_sets_and_methods_can_be_chosen(open_page, pictures):
     choose(page, pictures / "coffee.jpg")
     page.check("input[value=label_set]")
     page.wait_for_selector("#label-set option", state="attached")
-    page.click("#question details summary")
+    page.click("#classify-form details summary")
     page.select_option("#method", "autoclip")
     assert "Metzen" in page.inner_text("#method-summary")
     page.fill("#reject-below", "1")
     classify(page)
     assert best(page) == ["coffee cup"]
     assert "Method autoclip, model embedded" in page.inner_text("#status")
-    assert "None of these" in page.inner_text("#answers")
+    assert "Rejected: the best score is below the threshold" in page.inner_text("#answers")
 
 
-def test_pictures_can_be_dropped_anywhere_and_what_is_no_picture_is_named(open_page, pictures, drop):
+def test_images_can_be_dropped_anywhere_and_other_files_are_named(open_page, pictures, drop):
     page = open_page()
     drop(page, "#drop", pictures / "chelsea.jpg")
     drop(page, "#results", pictures / "coffee.jpg")
     expect(page.locator("#pictures li")).to_have_count(2)
     drop(page, "#drop", pictures / "broken.jpg", media_type="application/pdf")
-    expect(page.locator("#left-out")).to_have_text("Left out, since no picture: broken.jpg.")
+    expect(page.locator("#left-out")).to_have_text("Skipped, not an image: broken.jpg.")
     expect(page.locator("#pictures li")).to_have_count(2)
 
 
-def test_the_samples_bring_their_words_unless_there_are_some(open_page):
+def test_the_samples_add_their_labels_unless_there_are_labels(open_page):
     page = open_page()
     page.click("#samples")
     expect(page.locator("#pictures li")).to_have_count(10)
-    expect(page.locator("#chips li")).to_have_count(10)
-    expect(page.locator("#left-out")).to_contain_text("Drawings are hard")
-    page.click("#forget-words")
-    expect(page.locator("#word")).to_be_focused()
-    page.fill("#word", "circle, square")
+    expect(page.locator("#labels li")).to_have_count(10)
+    expect(page.locator("#left-out")).to_contain_text("These are drawings")
+    page.click("#remove-labels")
+    expect(page.locator("#new-labels")).to_be_focused()
+    page.fill("#new-labels", "circle, square")
     page.click("#samples")
     expect(page.locator("#pictures li")).to_have_count(20)
-    expect(page.locator("#chips li")).to_have_count(0)
+    expect(page.locator("#labels li")).to_have_count(0)
 
 
-def test_errors_are_sentences_in_the_place_they_belong_to(open_page, pictures):
+def test_errors_are_shown_as_sentences_in_their_place(open_page, pictures):
     page = open_page()
     page.click("#classify")
-    assert page.inner_text("#error") == "Choose at least one picture."
+    assert page.inner_text("#error") == "Select at least one image."
     choose(page, pictures / "chelsea.jpg", pictures / "broken.jpg")
     page.click("#classify")
-    assert page.inner_text("#error") == "Say at least one word."
-    page.fill("#word", "cat, dog")
+    assert page.inner_text("#error") == "Enter at least one label."
+    page.fill("#new-labels", "cat, dog")
     classify(page)
     expect(page.locator("#error")).to_be_hidden()
     assert "Not a readable image" in page.locator("#answers > li").nth(1).inner_text()
-    page.click("#question details summary")
-    page.fill("#template", "no place for the word")
+    page.click("#classify-form details summary")
+    page.fill("#template", "no place for the label")
     page.click("#classify")
     page.wait_for_selector("#error:not([hidden])")
-    assert "unknown template set 'no place for the word'" in page.inner_text("#error")
-    expect(page.locator("#answers > li")).to_have_count(0)  # those were to another question
+    assert "unknown template set 'no place for the label'" in page.inner_text("#error")
+    expect(page.locator("#answers > li")).to_have_count(0)  # results of the earlier request
 
 
-def test_a_field_that_is_refused_says_so_beside_it_and_has_the_focus(open_page, pictures):
+def test_an_invalid_field_shows_its_error_and_has_the_focus(open_page, pictures):
     page = open_page()
     choose(page, pictures / "chelsea.jpg")
-    page.fill("#word", f"cat, {'x' * 201}")
+    page.fill("#new-labels", f"cat, {'x' * 201}")
     page.click("#classify")
-    note = page.locator("#words-labels .field-problem")
+    note = page.locator("#source-labels .field-problem")
     expect(note).to_contain_text("has 201 characters, at most 200 are allowed")
-    assert page.get_attribute("#word", "aria-describedby") == note.get_attribute("id")
-    assert page.inner_text("#error") == "1 entry is refused; what is wrong stands beside it."
-    expect(page.locator("#word")).to_be_focused()
-    page.locator("#chips button").nth(1).click()
-    options = page.locator("#question details")
+    assert page.get_attribute("#new-labels", "aria-describedby") == note.get_attribute("id")
+    assert page.inner_text("#error") == "1 entry is invalid; see the message next to it."
+    expect(page.locator("#new-labels")).to_be_focused()
+    page.locator("#labels button").nth(1).click()
+    options = page.locator("#classify-form details")
     options.locator("summary").click()
     page.fill("#template", "a {thing} {}")
     options.locator("summary").click()
@@ -193,20 +193,20 @@ def test_a_field_that_is_refused_says_so_beside_it_and_has_the_focus(open_page, 
     expect(page.locator("#error")).to_be_hidden()
 
 
-def test_words_of_others_are_text_and_never_markup(open_page, pictures):
+def test_labels_are_shown_as_text_and_never_as_markup(open_page, pictures):
     page = open_page()
     choose(page, pictures / "chelsea.jpg")
-    page.fill("#word", "<img src=x onerror=alert(1)>, <b>dog</b>")
+    page.fill("#new-labels", "<img src=x onerror=alert(1)>, <b>dog</b>")
     classify(page)
-    expect(page.locator("#answers b, #chips b, #chips img")).to_have_count(0)
+    expect(page.locator("#answers b, #labels b, #labels img")).to_have_count(0)
     assert "<b>dog</b>" in page.inner_text("#answers")
 
 
 @pytest.mark.skipif(
     not (WORDNET / "data.noun").exists() and os.environ.get("TEST_REQUIRE_WORDNET") != "1",
-    reason="WordNet's files are not there; install Debian's wordnet-base",
+    reason="WordNet's files are missing; install Debian's wordnet-base",
 )
-def test_without_words_names_are_found_in_the_database_that_is_chosen(open_page, pictures):
+def test_labels_are_discovered_in_the_selected_database(open_page, pictures):
     page = open_page()
     choose(page, pictures / "chelsea.jpg")
     page.check("input[value=none]")
@@ -230,14 +230,14 @@ def search(page):
     page.click("#search button[type=submit]")
 
 
-def test_captions_are_searched_by_text_a_page_at_a_time(open_page):
+def test_captions_are_searched_by_text_one_page_at_a_time(open_page):
     page = open_page("#captions")
     expect(page.locator("#search-database")).to_have_value("archive")
     page.fill("#search-text", "a cat")
     page.click("#search details summary")
     page.fill("#search-limit", "2")
     search(page)
-    expect(page.locator("#search-status")).to_contain_text("Captions 1 to 2, the nearest first")
+    expect(page.locator("#search-status")).to_contain_text("Captions 1 to 2, nearest first")
     first = captions(page)
     assert set(first) == set(CAPTIONS[:2])
     scores = [float(each) for each in page.locator("#captions .score").all_inner_texts()]
@@ -255,7 +255,7 @@ def test_captions_are_searched_by_text_a_page_at_a_time(open_page):
     assert captions(page) == first
 
 
-def test_captions_are_searched_by_a_picture_and_only_some_of_them(open_page, pictures, drop):
+def test_captions_are_searched_by_an_image_and_filtered(open_page, pictures, drop):
     page = open_page("#captions")
     drop(page, "#found-captions", pictures / "coffee.jpg")
     expect(page.locator("#search-picture img")).to_be_visible()
@@ -268,28 +268,28 @@ def test_captions_are_searched_by_a_picture_and_only_some_of_them(open_page, pic
     expect(page.locator("#captions li")).to_have_count(2)
     page.fill("#search-min-score", "0.99")
     search(page)
-    expect(page.locator("#search-status")).to_contain_text("No caption passes, of the 5 nearest")
+    expect(page.locator("#search-status")).to_contain_text("No caption matches, among the 5 nearest")
     assert captions(page) == []
 
 
-def test_a_search_that_cannot_be_made_says_why(open_page):
+def test_an_invalid_search_shows_the_reason(open_page):
     page = open_page("#captions")
     search(page)
-    expect(page.locator("#search-text-field .field-problem")).to_have_text("Say what the captions shall be near to.")
+    expect(page.locator("#search-text-field .field-problem")).to_have_text("Enter a text to search for.")
     expect(page.locator("#search-text")).to_be_focused()
     page.check("#search-by-picture")
     search(page)
-    expect(page.locator("#search-error")).to_have_text("Choose a picture.")
+    expect(page.locator("#search-error")).to_have_text("Select an image.")
     page.check("input[name=search-by][value=text]")
     page.fill("#search-text", "x" * 1001)
     search(page)
     expect(page.locator("#search-text-field .field-problem")).to_contain_text("at most 1000 are allowed")
 
 
-# --- the frame -------------------------------------------------------------------------------------------------------
+# --- navigation -------------------------------------------------------------------------------------------------------
 
 
-def test_views_have_addresses_that_can_be_linked_and_gone_back_to(open_page, server):
+def test_views_have_addresses_for_links_and_the_back_button(open_page, server):
     page = open_page()
     assert page.title() == "Classify · Deixis"
     page.click("nav a[href='#captions']")
@@ -312,24 +312,24 @@ def test_views_have_addresses_that_can_be_linked_and_gone_back_to(open_page, ser
     expect(page.locator("#view-classify")).to_be_visible()
 
 
-def test_everything_can_be_done_with_the_keyboard(open_page):
+def test_everything_works_with_the_keyboard(open_page):
     page = open_page()
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
     page.keyboard.press("Enter")
     expect(page.locator("#main")).to_be_focused()
     reached = []
-    while "add" not in reached:
+    while "add-labels" not in reached:
         assert len(reached) < 12, reached
         page.keyboard.press("Tab")
         reached.append(focused(page))
         if focused(page) == "samples":
             page.keyboard.press("Enter")
             page.wait_for_selector("#pictures li:nth-child(10)")
-            page.focus("#word")  # past ten pictures and ten words, each with a way to remove it
-            reached.append("word")
-    assert [each for each in reached if each] == ["files", "samples", "word", "add"]
-    page.focus("#word")
+            page.focus("#new-labels")  # past ten images and ten labels, each with a remove button
+            reached.append("new-labels")
+    assert [each for each in reached if each] == ["files", "samples", "new-labels", "add-labels"]
+    page.focus("#new-labels")
     page.keyboard.type("a circle")
     page.keyboard.press("Enter")
     page.keyboard.press("Enter")
@@ -337,11 +337,11 @@ def test_everything_can_be_done_with_the_keyboard(open_page):
     expect(page.locator("#results")).to_be_focused()
 
 
-def test_removing_with_the_keyboard_keeps_the_place(open_page, pictures):
+def test_removing_with_the_keyboard_keeps_the_focus_in_place(open_page, pictures):
     page = open_page()
     choose(page, pictures / "chelsea.jpg", pictures / "coffee.jpg")
-    page.fill("#word", "cat, dog")
-    page.click("#add")
+    page.fill("#new-labels", "cat, dog")
+    page.click("#add-labels")
     page.focus("[aria-label='Remove chelsea.jpg']")
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.ariaLabel") == "Remove coffee.jpg"
@@ -353,7 +353,7 @@ def test_removing_with_the_keyboard_keeps_the_place(open_page, pictures):
 
 
 @pytest.mark.parametrize("view", ["#classify", "#label-sets/things", "#new-label-set", "#captions"])
-def test_every_control_has_a_name_and_every_picture_words(open_page, view):
+def test_every_control_has_a_name_and_every_image_an_alternative_text(open_page, view):
     page = open_page(view)
     page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
     page.click("#samples", force=True) if view == "#classify" else None
@@ -395,10 +395,12 @@ CONTRAST = """() => {
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [320, 390, 1280])
-def test_it_fits_a_phone_and_a_desk_in_light_and_dark(open_page, pictures, scheme, width):
+def test_the_layout_fits_phones_and_desktops_in_light_and_dark(open_page, pictures, scheme, width):
     page = open_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
     choose(page, pictures / "chelsea.jpg", pictures / "broken.jpg")
-    page.fill("#word", "cat, a word that is very much longer than most words that anybody would ever want to use here")
+    page.fill(
+        "#new-labels", "cat, a label that is very much longer than most labels that anybody would ever want to use"
+    )
     classify(page)
     for view in ("classify", "label-sets/things", "captions"):
         page.evaluate(f"location.hash = '#{view}'")
@@ -411,36 +413,36 @@ def test_it_fits_a_phone_and_a_desk_in_light_and_dark(open_page, pictures, schem
     assert (sum(map(int, re.findall(r"\d+", ground))) > 380) == (scheme == "light")
 
 
-def test_a_server_that_asks_for_a_key_gets_it_from_the_page_which_forgets_it(open_page, pictures, tmp_path):
+def test_the_page_sends_an_api_key_and_does_not_store_it(open_page, pictures, tmp_path):
     file = tmp_path / "keys.toml"
     file.write_text(f"[[keys]]\nid = 'browser'\nkey = {json.dumps(KEY)}\nscope = 'write'\n")
     with serving("--api-keys-file", str(file), data_dir=tmp_path / "data") as closed:
-        asked = "The server asks for an API key."
+        required = "The server requires an API key."
         page = open_page("#captions", url=closed.url)
-        expect(page.locator("#search-error")).to_contain_text(asked)
+        expect(page.locator("#search-error")).to_contain_text(required)
         expect(page.locator("#key")).to_be_focused()
         page.click("nav a[href='#label-sets']")
-        expect(page.locator("#label-sets-error")).to_contain_text(asked)
+        expect(page.locator("#label-sets-error")).to_contain_text(required)
         expect(page.locator("#key")).to_be_focused()
         page.goto(f"{closed.url}/#new-label-set")
         page.fill("#editor-name", "pets")
         page.fill("#new-classes", "cat, dog")
         page.click("#save-label-set")
-        expect(page.locator("#editor-error")).to_contain_text(asked)
+        expect(page.locator("#editor-error")).to_contain_text(required)
         expect(page.locator("#key")).to_be_focused()
         page.keyboard.type("not the key of anybody here")
         page.keyboard.press("Enter")
-        expect(page.locator("#label-sets-error")).to_contain_text("does not know this API key")
+        expect(page.locator("#label-sets-error")).to_contain_text("does not accept this API key")
         page.fill("#key", KEY)
         page.press("#key", "Enter")
         expect(page.locator("#label-sets-error")).to_be_hidden()
-        expect(page.locator("#editor-name")).to_have_value("pets")  # what was typed is still there
+        expect(page.locator("#editor-name")).to_have_value("pets")  # typed text is kept
         page.click("#save-label-set")
         expect(page.locator("#editor-status")).to_have_text("Saved as version 1.")
         page.click("nav a[href='#classify']")
         page.wait_for_selector("#method option[value=autoclip]", state="attached")
         choose(page, pictures / "chelsea.jpg")
-        page.fill("#word", "cat, dog")
+        page.fill("#new-labels", "cat, dog")
         classify(page)
         assert best(page) == ["cat"]
         page.click("#code summary")
@@ -451,7 +453,7 @@ def test_a_server_that_asks_for_a_key_gets_it_from_the_page_which_forgets_it(ope
         assert page.evaluate("localStorage.length + sessionStorage.length + document.cookie.length") == 0
 
 
-# --- pictures for the guide ------------------------------------------------------------------------------------------
+# --- screenshots for the documentation -------------------------------------------------------------------------------
 
 LOOKS = {
     "desktop": {"viewport": {"width": 1180, "height": 820}},
@@ -462,45 +464,45 @@ LOOKS = {
 
 @pytest.mark.skipif(not WITH_SCREENSHOTS, reason="TEST_SCREENSHOTS is not 1")
 @pytest.mark.parametrize("look", LOOKS)
-def test_the_guide_has_its_screenshots(open_page, pictures, client, look):
+def test_the_screenshots_of_the_documentation_are_taken(open_page, pictures, client, look):
     for classname, motif in (("cat", "chelsea"), ("coffee cup", "coffee")):
         files = [("image", (file.name, file.read_bytes())) for file in sorted(pictures.glob(f"{motif}-?.jpg"))]
         client.post("/v1/label-sets/things/images", files=files, data={"class": classname}).raise_for_status()
     page = open_page(**LOOKS[look])
-    # On a phone the views are longer than the window, so that it is moved to what the picture is about.
+    # On a phone the views are longer than the window, so it is scrolled to the subject of the screenshot.
     place = (
         (lambda selector: page.locator(selector).evaluate("each => each.scrollIntoView()")) if look == "phone" else id
     )
     choose(page, pictures / "chelsea.jpg", pictures / "coffee.jpg")
-    page.fill("#word", "cat, dog, coffee cup, rocket")
+    page.fill("#new-labels", "cat, dog, coffee cup, rocket")
     classify(page)
     place("#results")
-    taken(page, f"page-classify-{look}")
+    save_screenshot(page, f"page-classify-{look}")
     page.evaluate("location.hash = '#classify/things'")
-    page.click("#question details summary")
+    page.click("#classify-form details summary")
     page.select_option("#method", "dclip")
     page.click("#classify")
     expect(page.locator("#status")).to_contain_text("dclip")
     page.locator("#answers summary").first.click()
     page.evaluate("scrollTo(0, 0)")
     place("#results")
-    taken(page, f"page-explanation-{look}")
+    save_screenshot(page, f"page-explanation-{look}")
     page.evaluate("location.hash = '#label-sets/things'")
     page.locator("#editor-classes summary").first.click()
     page.wait_for_selector("#editor-classes .tile")
     page.evaluate("scrollTo(0, 0)")
     place("#editor")
-    taken(page, f"page-label-sets-{look}")
+    save_screenshot(page, f"page-label-sets-{look}")
     page.locator("#editor-classes textarea").nth(1).fill("A cat has pointed ears. " * 50)
     page.click("#save-label-set")
     page.wait_for_selector(".field-problem")
     page.evaluate("scrollTo(0, 0)")
     place("#editor")
-    taken(page, f"page-error-{look}")
+    save_screenshot(page, f"page-error-{look}")
 
 
-def taken(page, name: str) -> None:
-    """Write what is in the window, in 256 colours."""
+def save_screenshot(page, name: str) -> None:
+    """Save a screenshot with 256 colours."""
     page.wait_for_load_state("networkidle")
     shown = Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(256, dither=Image.Dither.NONE)
     shown.save(SCREENSHOTS / f"{name}.png", optimize=True)

@@ -1,57 +1,57 @@
-// What the classifier answered for one picture: bars of scores, notes, and the reasons.
-import { made, percent } from "./elements.js";
+// The result of one image: bars of scores, notes, and the explanation.
+import { create, percent } from "./elements.js";
 
-/** Return the list item of a picture's result. */
+/** Return the list item of an image's result. */
 export function answerItem(result, picture) {
-  const told = made("div", {}, made("p", { className: "file-name", textContent: picture.name }));
-  if (result.error) told.append(made("p", { className: "problem", textContent: `${result.error.title}: ${result.error.detail}` }));
-  else told.append(...answered(result));
-  return made("li", {}, made("img", { src: picture.url, alt: "" }), told);
+  const content = create("div", {}, create("p", { className: "file-name", textContent: picture.name }));
+  if (result.error) content.append(create("p", { className: "problem", textContent: `${result.error.title}: ${result.error.detail}` }));
+  else content.append(...answered(result));
+  return create("li", {}, create("img", { src: picture.url, alt: "" }), content);
 }
 
-/** Return a row of a chart: a text on a bar, and the figure behind it. */
+/** Return a row of a bar chart: a text on a bar, and a figure after it. */
 export function bar(text, share, figure, title = "") {
-  const filled = made("i");
+  const filled = create("i");
   filled.style.width = `${Math.max(0, Math.min(1, share)) * 100}%`;
-  return made(
-    "li", {}, made("div", { className: "bar", title }, filled, made("span", { textContent: text })), made("span", { className: "score", textContent: figure }),
+  return create(
+    "li", {}, create("div", { className: "bar", title }, filled, create("span", { textContent: text })), create("span", { className: "score", textContent: figure }),
   );
 }
 
 function answered(result) {
-  const bars = result.predictions.map((each) => bar(each.label, each.score, percent(each.score), `cosine ${each.similarity.toFixed(3)}`));
-  const parts = [made("ol", { className: "bars" }, ...bars)];
-  if (result.rejected) parts.push(made("p", { className: "note", textContent: "None of these: the best score is below the threshold." }));
-  parts.push(...result.warnings.map((warning) => made("p", { className: "note", textContent: warning })));
-  const unlike = result.out_of_vocabulary ? [unlikeness(result.out_of_vocabulary.mcm)] : [];
-  if (result.explanation) parts.push(explanation(result.explanation, unlike));
-  else parts.push(...unlike);
+  const bars = result.predictions.map((each) => bar(each.label, each.score, percent(each.score), `cosine similarity ${each.similarity.toFixed(3)}`));
+  const parts = [create("ol", { className: "bars" }, ...bars)];
+  if (result.rejected) parts.push(create("p", { className: "note", textContent: "Rejected: the best score is below the threshold, so the image shows none of the labels." }));
+  parts.push(...result.warnings.map((warning) => create("p", { className: "note", textContent: warning })));
+  const unknown = result.out_of_vocabulary ? [unknownClassScore(result.out_of_vocabulary.mcm)] : [];
+  if (result.explanation) parts.push(explanation(result.explanation, unknown));
+  else parts.push(...unknown);
   return parts;
 }
 
-function unlikeness(mcm) {
-  const sentence = `Unlike all of the words: ${mcm.toFixed(2)} of 1, by maximum concept matching. Compare it between pictures: it is higher for something else.`;
-  return made("p", { className: "hint", textContent: sentence });
+function unknownClassScore(mcm) {
+  const sentence = `Unknown-class score: ${mcm.toFixed(2)} (maximum concept matching, from 0 to 1). Images that show none of the labels have a higher score than others.`;
+  return create("p", { className: "hint", textContent: sentence });
 }
 
 function explanation(given, more) {
   const labels = given.labels.map((each) => {
-    const title = each.rival ? `${each.label}, against ${each.rival}` : each.label;
+    const title = each.rival ? `${each.label}, compared with ${each.rival}` : each.label;
     const prompts = [
-      ...each.supporting.map((prompt) => spoken("+", "for", prompt.cosine, prompt.prompt)),
-      ...each.opposing.map((prompt) => spoken("−", "against", prompt.cosine, prompt.prompt)),
+      ...each.supporting.map((prompt) => promptRow("+", "for", prompt.cosine, prompt.prompt)),
+      ...each.opposing.map((prompt) => promptRow("−", "against", prompt.cosine, prompt.prompt)),
     ];
-    return made("div", {}, made("h3", { textContent: title }), made("ul", { className: "prompts" }, ...prompts));
+    return create("div", {}, create("h3", { textContent: title }), create("ul", { className: "prompts" }, ...prompts));
   });
-  const captions = given.captions.map((each) => spoken("", "near", each.similarity, each.suggested.length ? `${each.caption} (${each.suggested.join(", ")})` : each.caption));
-  const near = captions.length ? [made("div", {}, made("h3", { textContent: "Captions near it" }), made("ul", { className: "prompts" }, ...captions))] : [];
-  const legend = labels.length ? "+ is nearer to the picture than the other word’s prompts are, − is not; the figure is the cosine." : "The figure is the cosine; in brackets, the names that were found in it.";
-  return made("details", {}, made("summary", { textContent: "Why" }), made("p", { className: "hint", textContent: legend }), ...labels, ...near, ...more);
+  const captions = given.captions.map((each) => promptRow("", "near", each.similarity, each.suggested.length ? `${each.caption} (${each.suggested.join(", ")})` : each.caption));
+  const near = captions.length ? [create("div", {}, create("h3", { textContent: "Similar captions" }), create("ul", { className: "prompts" }, ...captions))] : [];
+  const legend = labels.length ? "+ supports the label: its prompt is more similar to the image than the prompts of the other label. − opposes it. The figure is the cosine similarity." : "The figure is the cosine similarity. In brackets: the labels discovered in the caption.";
+  return create("details", {}, create("summary", { textContent: "Explanation" }), create("p", { className: "hint", textContent: legend }), ...labels, ...near, ...more);
 }
 
-const SAID = { "+": "speaks for it", "−": "speaks against it" };
+const MEANINGS = { "+": "supports the label", "−": "opposes the label" };
 
-function spoken(sign, kind, cosine, text) {
-  const symbol = made("span", {}, made("span", { textContent: sign, "aria-hidden": "true" }), made("span", { className: "visually-hidden", textContent: SAID[sign] || "" }));
-  return made("li", { className: kind }, symbol, made("span", { textContent: cosine.toFixed(3) }), made("span", { textContent: text }));
+function promptRow(sign, kind, cosine, text) {
+  const symbol = create("span", {}, create("span", { textContent: sign, "aria-hidden": "true" }), create("span", { className: "visually-hidden", textContent: MEANINGS[sign] || "" }));
+  return create("li", { className: kind }, symbol, create("span", { textContent: cosine.toFixed(3) }), create("span", { textContent: text }));
 }

@@ -1,9 +1,9 @@
-// Requests to the server: with the key, which is kept in its field alone, and with refusals as sentences.
+// Requests to the server. The API key is stored only in its input field; errors become sentences.
 import { at } from "./elements.js";
 
-/** What the server, or the way to it, had against a request. */
+/** A request that failed, or that the server refused. */
 export class Refusal extends Error {
-  /** `errors` are those of a problem: [{field, problem}]; `detail` is its sentence without the title, `kind` its type. */
+  /** `errors` are the fields of a problem, [{field, problem}]; `detail` is its text without the title, `kind` its type. */
   constructor(message, { status = 0, errors = [], detail = message, kind = "" } = {}) {
     super(message);
     this.status = status;
@@ -17,20 +17,20 @@ const key = () => at("key").value.trim();
 
 export const hasKey = () => key() !== "";
 
-/** Return the response to a request that was not refused; throws Refusal. */
+/** Return a successful response; throws Refusal. */
 export async function fetched(path, options = {}) {
   const headers = { ...(hasKey() ? { Authorization: `Bearer ${key()}` } : {}), ...options.headers };
   let answer;
   try {
     answer = await fetch(path, { ...options, headers });
   } catch {
-    throw new Refusal("The server cannot be reached. Is it running?");
+    throw new Refusal("The server cannot be reached. Check that it is running.");
   }
   if (!answer.ok) throw await refusalOf(answer);
   return answer;
 }
 
-/** Return the JSON that a request is answered with, null where the answer is empty; throws Refusal. */
+/** Return the JSON of a response, null if it is empty; throws Refusal. */
 export async function ask(path, options = {}) {
   const answer = await fetched(path, options);
   return answer.status === 204 ? null : answer.json();
@@ -41,7 +41,7 @@ export function json(method, body, headers = {}) {
   return { method, body: JSON.stringify(body), headers: { "Content-Type": "application/json", ...headers } };
 }
 
-/** Return what is listed in pages under `member`, all of it. */
+/** Return the items of all pages, which are listed under `member`. */
 export async function everyPage(path, member) {
   const found = [];
   for (let after = null; ;) {
@@ -56,14 +56,14 @@ async function refusalOf(answer) {
   const status = answer.status;
   if (status === 401) {
     const sentence = hasKey()
-      ? "The server does not know this API key. Check it in the field “API key” at the top."
-      : "The server asks for an API key. Type yours into the field “API key” at the top; only this tab keeps it.";
+      ? "The server does not accept this API key. Check the field “API key” at the top."
+      : "The server requires an API key. Enter it in the field “API key” at the top; it is stored only in this tab.";
     return new Refusal(sentence, { status });
   }
   const body = await answer.json().catch(() => null);
   const wait = answer.headers.get("retry-after");
-  const told = body?.detail ? `${body.title}: ${body.detail}` : `The server answered ${status}.`;
-  return new Refusal(`${told}${wait ? ` Try again in ${wait} s.` : ""}`, {
-    status, errors: body?.errors || [], detail: body?.detail || told, kind: (body?.type || "").split(":").at(-1),
+  const message = body?.detail ? `${body.title}: ${body.detail}` : `The server responded with status ${status}.`;
+  return new Refusal(`${message}${wait ? ` Try again in ${wait} s.` : ""}`, {
+    status, errors: body?.errors || [], detail: body?.detail || message, kind: (body?.type || "").split(":").at(-1),
   });
 }

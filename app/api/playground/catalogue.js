@@ -1,17 +1,17 @@
-// What may be named in requests: models and methods, asked for once; label sets, asked for each time.
+// Models and methods, fetched once; label sets and caption databases, fetched every time.
 import { ask, everyPage } from "./ask.js";
 
-let kept = null;
+let cached = null;
 
-/** Return {models, methods} as the server lists them. */
+/** Return {models, methods} of the server. */
 export function catalogue() {
-  kept ??= Promise.all([ask("v1/models"), ask("v1/methods")])
+  cached ??= Promise.all([ask("v1/models"), ask("v1/methods")])
     .then(([{ models }, { methods }]) => ({ models, methods }))
     .catch((error) => {
-      kept = null; // asked again when there is a key
+      cached = null; // fetched again when a key has been entered
       throw error;
     });
-  return kept;
+  return cached;
 }
 
 export const allLabelSets = () => everyPage("v1/label-sets?limit=1000", "label_sets");

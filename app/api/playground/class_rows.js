@@ -1,44 +1,44 @@
-// The classes of a draft, a row each: closed it tells what the class has, open it has the fields. Of ten thousand classes
-// most rows stay closed, so that a row gets its fields when it is first opened.
-import { at, counted, lines, made } from "./elements.js";
+// The classes of a draft, one row each: a closed row summarises the class, an open row has its fields. The fields are
+// created when a row is first opened, because a label set may have ten thousand classes.
+import { at, counted, lines, create } from "./elements.js";
 import { LISTS, newClass } from "./draft.js";
 import { classExamples } from "./examples.js";
 
 const FIELDS = {
   name: { label: "Name" },
-  synonyms: { label: "Other names", hint: "One a line, as a caller might say it: hound." },
-  descriptions: { label: "Descriptions", hint: "One sentence a line about how it looks." },
-  features: { label: "Features", hint: "One short phrase a line, read as “NAME, which has …”: whiskers." },
-  prompt: { label: "Prompt of its own", hint: "Takes the place of the templates; {} is the name: a photo of a {}, the bird." },
+  synonyms: { label: "Other names", hint: "One per line, for example: hound." },
+  descriptions: { label: "Descriptions", hint: "One sentence per line about the appearance of the class." },
+  features: { label: "Features", hint: "One short phrase per line that completes “NAME, which has …”, for example: whiskers." },
+  prompt: { label: "Own template", hint: "Used instead of the templates; {} stands for the name. For example: a photo of a {}, the bird." },
 };
 
-// From here on, rows that are out of sight are not laid out.
+// With more rows than this, rows outside the viewport are not laid out.
 const MANY = 200;
 
 let fieldCount = 0;
 
-/** Show the classes of a draft; `changed` is called whenever something was typed, `counts` tells of example images. */
+/** Show the classes of a draft; `changed` is called after every edit; `countOf` returns the number of example images of a class. */
 export function classRows(draft, { changed, countOf }) {
   const list = at("editor-classes");
-  const rows = new Map(); // of each class: its row, summary, and fields once it was opened
+  const rows = new Map(); // the parts of each class's row
 
   function row(each) {
-    const title = made("strong");
-    const has = made("span", { className: "hint" });
-    const details = made("details", { className: "class" }, made("summary", {}, title, " ", has));
-    const remove = made("button", { type: "button", className: "remove-class secondary", textContent: "×" });
-    const item = made("li", {}, details, remove);
+    const title = create("strong");
+    const has = create("span", { className: "hint" });
+    const details = create("details", { className: "class" }, create("summary", {}, title, " ", has));
+    const remove = create("button", { type: "button", className: "remove-class secondary", textContent: "×" });
+    const item = create("li", {}, details, remove);
     const parts = { item, details, title, has, remove, controls: null, refresh };
     function refresh() {
       title.textContent = each.name.trim() || "(no name)";
       remove.setAttribute("aria-label", `Remove class ${title.textContent}`);
       const held = LISTS.map((kind) => [kind, lines(each[kind]).length]).filter(([, count]) => count);
-      const told = held.map(([kind, count]) => counted(count, { synonyms: "other name", descriptions: "description", features: "feature" }[kind]));
-      if (each.prompt.trim()) told.push("prompt");
+      const summary = held.map(([kind, count]) => counted(count, { synonyms: "other name", descriptions: "description", features: "feature" }[kind]));
+      if (each.prompt.trim()) summary.push("template");
       const images = each.stored === null ? 0 : countOf(each.stored);
-      if (images) told.push(counted(images, "example image"));
-      if (each.stored === null) told.push("not saved yet");
-      has.textContent = told.join(" · ");
+      if (images) summary.push(counted(images, "example image"));
+      if (each.stored === null) summary.push("not saved yet");
+      has.textContent = summary.join(" · ");
     }
     details.ontoggle = () => { if (details.open) opened(each, parts); };
     remove.onclick = () => {
@@ -63,7 +63,7 @@ export function classRows(draft, { changed, countOf }) {
     if (parts.controls) return;
     parts.controls = {};
     const fields = Object.keys(FIELDS).map((kind) => field(each, kind, parts));
-    parts.details.append(made("div", { className: "class-fields" }, ...fields, classExamples(draft.name, each.stored)));
+    parts.details.append(create("div", { className: "class-fields" }, ...fields, classExamples(draft.name, each.stored)));
   }
 
   function field(each, kind, parts) {
@@ -71,7 +71,7 @@ export function classRows(draft, { changed, countOf }) {
     const id = `class-field-${fieldCount}`;
     const isList = LISTS.includes(kind);
     const rowsShown = Math.min(8, Math.max(2, lines(each[kind]).length));
-    const control = isList ? made("textarea", { id, rows: rowsShown }) : made("input", { id, autocomplete: "off" });
+    const control = isList ? create("textarea", { id, rows: rowsShown }) : create("input", { id, autocomplete: "off" });
     control.value = each[kind];
     control.oninput = () => {
       each[kind] = control.value;
@@ -79,9 +79,9 @@ export function classRows(draft, { changed, countOf }) {
       changed();
     };
     parts.controls[kind] = control;
-    const told = FIELDS[kind];
-    const hint = told.hint ? [made("p", { className: "hint", textContent: told.hint })] : [];
-    return made("div", { className: "field" }, made("label", { htmlFor: id, textContent: told.label }), control, ...hint);
+    const texts = FIELDS[kind];
+    const hint = texts.hint ? [create("p", { className: "hint", textContent: texts.hint })] : [];
+    return create("div", { className: "field" }, create("label", { htmlFor: id, textContent: texts.label }), control, ...hint);
   }
 
   list.replaceChildren(...draft.classes.map(row));
@@ -102,12 +102,12 @@ export function classRows(draft, { changed, countOf }) {
     opened: () => new Set([...rows].filter(([, parts]) => parts.details.open).map(([each]) => each.name.trim())),
     /** Open the rows of classes by their names. */
     open: (names) => rows.forEach((parts, each) => { if (names.has(each.name)) parts.details.open = true; }),
-    /** Show only classes whose name has a text in it. */
+    /** Show only classes whose name contains a text. */
     filter(text) {
       const wanted = text.trim().toLowerCase();
       rows.forEach((parts, each) => { parts.item.hidden = !each.name.toLowerCase().includes(wanted); });
     },
-    /** Return the control of the field that a problem names by its path, opening its row. */
+    /** Return the control of the field at a problem's path, after opening its row. */
     controlOf(path) {
       const [, index, kind = "name"] = path.split(".");
       const each = draft.classes[Number(index)];

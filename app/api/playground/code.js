@@ -1,4 +1,4 @@
-// The request that is on the screen, for a shell and for Python.
+// The current request as a curl command and as Python code.
 import { at } from "./elements.js";
 import { hasKey } from "./ask.js";
 
@@ -9,10 +9,10 @@ const inPython = (value) => {
   return value === true ? "True" : JSON.stringify(value);
 };
 
-/** Return what a field is sent as in a form. */
+/** Return the value of a field as text in a form. */
 export const inForm = (value) => (typeof value === "string" ? value : JSON.stringify(value));
 
-/** Write both forms of classifying files of these names with these fields, [[name, value], ...]. */
+/** Show the code that classifies files of these names with these fields, [[name, value], ...]. */
 export function showCode(names, fields) {
   const url = new URL(".", document.baseURI).href;
   at("curl").textContent = [
@@ -23,7 +23,7 @@ export function showCode(names, fields) {
     `${url}v1/classify`,
   ].join(" \\\n  ");
   at("python").textContent = [
-    `import deixis  # pip install deixis${hasKey() ? "; takes the key from DEIXIS_API_KEY" : ""}`,
+    `import deixis  # pip install deixis${hasKey() ? "; reads the key from DEIXIS_API_KEY" : ""}`,
     "",
     `with deixis.Client(${JSON.stringify(url)}) as client:`,
     "    answer = client.classify(",
@@ -35,7 +35,7 @@ export function showCode(names, fields) {
   ].join("\n");
 }
 
-/** Let the buttons beside the code copy it. */
+/** Register the event handlers of the copy buttons. */
 export function startCopying() {
   for (const button of document.querySelectorAll(".copy")) {
     button.onclick = async () => {
@@ -45,7 +45,7 @@ export function startCopying() {
         button.textContent = "copied";
         setTimeout(() => { button.textContent = "copy"; }, 1500);
       } else {
-        getSelection().selectAllChildren(code); // without HTTPS there is no clipboard; Ctrl+C copies what is selected
+        getSelection().selectAllChildren(code); // the clipboard needs HTTPS; select the code so that Ctrl+C copies it
       }
     };
   }

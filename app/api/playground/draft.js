@@ -1,20 +1,20 @@
-// A label set as it is being typed. Texts are kept as they were typed; `bodyOf` makes of them what is sent.
+// A label set with unsaved edits. Texts are stored as typed; `bodyOf` converts them to a request body.
 import { lines } from "./elements.js";
 
-/** The texts of a class that are typed one a line. */
+/** The texts of a class that are typed one per line. */
 export const LISTS = ["synonyms", "descriptions", "features"];
 
 export const newClass = (name) => ({ stored: null, name, synonyms: "", descriptions: "", features: "", prompt: "" });
 
-/** Return the draft of a label set that there is not yet. */
+/** Return the draft of a new label set. */
 export function emptyDraft() {
   const draft = { name: "", newest: 0, shown: 0, etag: null, templates: "photo", merge: "mean", classes: [] };
   return { ...draft, base: bodyOf(draft) };
 }
 
-/** Return the draft that a version of a label set begins as; it is to be saved over the newest one, which has `etag`. */
+/** Return the draft of a version without edits; `etag` is that of the latest version, which saving replaces. */
 export function draftOf(labelSet, newest, etag) {
-  const stored = new Set(newest.classes.map((each) => each.name)); // only these can have example images added
+  const stored = new Set(newest.classes.map((each) => each.name)); // example images can be added only to these
   const classes = labelSet.classes.map((each) => ({
     stored: stored.has(each.name) ? each.name : null, name: each.name, prompt: each.prompt || "",
     ...Object.fromEntries(LISTS.map((list) => [list, each[list].join("\n")])),
@@ -40,12 +40,12 @@ export function bodyOf(draft) {
 
 const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
 
-/** Tell whether there is anything in a draft that is not in the version that it began as. */
+/** Return whether a draft differs from the version it started from. */
 export function isChanged(draft) {
   return !same(bodyOf(draft), draft.base) || (draft.etag === null && draft.name !== "");
 }
 
-/** Return the draft of a newer version with what somebody typed into an older one; where both changed a class, mine. */
+/** Return the draft of a newer version with the edits of an older one; if both changed a class, mine wins. */
 export function merged(mine, newest, etag) {
   const draft = draftOf(newest, newest, etag);
   const body = bodyOf(mine), theirs = bodyOf(draft), before = byName(mine.base), after = byName(theirs);
@@ -65,22 +65,22 @@ export function merged(mine, newest, etag) {
 
 const byName = (body) => new Map(body.classes.map((each) => [each.name, each]));
 
-/** Return in words how a newer version differs from the body of an older one. */
+/** Describe how a newer version differs from an older one. */
 export function differences(older, newer) {
   const before = byName(older), after = byName(newer);
-  const told = [
+  const changes = [
     ["adds", [...after.keys()].filter((name) => !before.has(name))],
-    ["leaves out", [...before.keys()].filter((name) => !after.has(name))],
+    ["removes", [...before.keys()].filter((name) => !after.has(name))],
     ["changes", [...after.keys()].filter((name) => before.has(name) && !same(before.get(name), after.get(name)))],
   ];
-  const parts = told.filter(([, names]) => names.length).map(([verb, names]) => `${verb} ${shortened(names)}`);
+  const parts = changes.filter(([, names]) => names.length).map(([verb, names]) => `${verb} ${shortened(names)}`);
   if (older.templates !== newer.templates) parts.push(`uses the templates ${newer.templates}`);
   return parts.join(", ") || "has the same classes";
 }
 
-const MOST_NAMED = 5;
+const MAX_NAMED = 5;
 
 function shortened(names) {
-  const rest = names.length - MOST_NAMED;
-  return `${names.slice(0, MOST_NAMED).join(", ")}${rest > 0 ? ` and ${rest} more` : ""}`;
+  const rest = names.length - MAX_NAMED;
+  return `${names.slice(0, MAX_NAMED).join(", ")}${rest > 0 ? ` and ${rest} more` : ""}`;
 }

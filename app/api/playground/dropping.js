@@ -1,7 +1,7 @@
-// Pictures that are dropped, pasted or chosen, on whichever part of the page wants them.
-import { made } from "./elements.js";
+// Images that are dropped, pasted or selected.
+import { create } from "./elements.js";
 
-/** Let pictures be dropped on an element; `take` gets the files. */
+/** Accept files dropped on an element; `take` receives them. */
 export function dropZone(element, take) {
   element.addEventListener("dragover", (event) => {
     event.preventDefault();
@@ -17,7 +17,7 @@ export function dropZone(element, take) {
   });
 }
 
-/** Let pictures be dropped beside every zone, and pasted; `takerOf` returns who wants them now, or null. */
+/** Accept files dropped outside of every drop zone, and pasted files; `takerOf` returns their receiver, or null. */
 export function dropAnywhere(takerOf) {
   document.addEventListener("dragover", (event) => event.preventDefault());
   document.addEventListener("drop", async (event) => {
@@ -29,32 +29,32 @@ export function dropAnywhere(takerOf) {
   });
 }
 
-/** Call `take` with what is chosen in a file field, as often as something is. */
+/** Call `take` with the files whenever some are selected in a file input. */
 export function onChosen(input, take) {
   input.onchange = () => {
     const files = [...input.files];
-    input.value = ""; // so that the same file may be chosen again
+    input.value = ""; // allows selecting the same file again
     take(files);
   };
 }
 
-/** Return a button that lets pictures be chosen; `name` is what a screen reader says. */
+/** Return a button that opens a file chooser; `name` is its accessible name. */
 export function chooser(text, name, take, { multiple = true } = {}) {
-  const input = made("input", { type: "file", accept: "image/*", multiple, className: "visually-hidden", "aria-label": name });
+  const input = create("input", { type: "file", accept: "image/*", multiple, className: "visually-hidden", "aria-label": name });
   onChosen(input, take);
-  return made("label", { className: "button secondary" }, text, input);
+  return create("label", { className: "button secondary" }, text, input);
 }
 
-/** Return the pictures among files, and a sentence about the others, empty if there are none. */
+/** Return the images among files, and a sentence about the other files, empty if there are none. */
 export function sorted(files) {
   const isPicture = (file) => file.type.startsWith("image/") || (file.type === "" && !file.name.startsWith("."));
   const others = files.filter((file) => !isPicture(file)).map((file) => file.name);
   const named = `${others.slice(0, 5).join(", ")}${others.length > 5 ? ` and ${others.length - 5} more` : ""}`;
-  return { pictures: files.filter(isPicture), leftOut: others.length ? `Left out, since no picture: ${named}.` : "" };
+  return { pictures: files.filter(isPicture), leftOut: others.length ? `Skipped, not an image: ${named}.` : "" };
 }
 
 async function filesOf(transfer) {
-  // Entries have to be taken before anything is waited for; afterwards the browser has forgotten them.
+  // Entries must be read before the first await; the browser clears them afterwards.
   const dropped = [...transfer.items]
     .filter((item) => item.kind === "file")
     .map((item) => {

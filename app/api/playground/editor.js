@@ -1,18 +1,18 @@
-// The editor of a label set: its fields, its versions, saving without undoing what others saved, deleting.
-import { at, counted, made, moment, option, words } from "./elements.js";
+// The editor of a label set: its fields, its versions, saving without overwriting the changes of others, deleting.
+import { at, counted, create, moment, option, labelsIn } from "./elements.js";
 import { ask, fetched, json, Refusal } from "./ask.js";
-import { hush, tell } from "./refusals.js";
-import { agreed } from "./question.js";
+import { clearRefusal, showRefusal } from "./refusals.js";
+import { confirmed } from "./dialog.js";
 import { addressOf, renameTo } from "./views.js";
 import { bodyOf, differences, draftOf, emptyDraft, isChanged, merged } from "./draft.js";
 import { classRows } from "./class_rows.js";
 import { countOf, labelledCount, startExamples } from "./examples.js";
 
-// Versions are numbered from 1, and no route lists them; of very many the newest are offered.
-const MOST_VERSIONS = 200;
+// Versions are numbered from 1, and no route lists them. Only the latest ones are offered.
+const MAX_VERSIONS = 200;
 const FILTER_FROM = 12;
 
-const drafts = new Map(); // what is typed, by the name of the label set, "" for a new one: leaving the view loses nothing
+const drafts = new Map(); // unsaved edits by label set name, "" for a new one; they survive leaving the view
 let draft = null;
 let rows = null;
 let wanted = 0;
@@ -25,7 +25,7 @@ const path = (name) => `v1/label-sets/${encodeURIComponent(name)}`;
 export const hasUnsaved = (name) => drafts.has(name) && isChanged(drafts.get(name));
 export const anyUnsaved = () => [...drafts.values()].some(isChanged);
 
-/** Show a label set to be edited, as it was left or as the server has it; "" is a new one. */
+/** Edit a label set, with unsaved edits if there are any; "" is a new one. */
 export async function edit(name) {
   wanted += 1;
   const mine = wanted;
@@ -37,7 +37,7 @@ export async function edit(name) {
     draft = null;
     at("editor").hidden = false;
     at("label-set-form").hidden = at("editor-tools").hidden = true;
-    tell(refusal, at("editor-failed"));
+    showRefusal(refusal, at("editor-failed"));
   }
 }
 
@@ -62,21 +62,21 @@ function show(shown, open = new Set()) {
   draft = shown;
   const isNew = draft.etag === null;
   at("editor").hidden = at("label-set-form").hidden = false;
-  hush(at("editor-failed"));
-  hush(at("editor-error"));
+  clearRefusal(at("editor-failed"));
+  clearRefusal(at("editor-error"));
   at("conflict").hidden = true;
   at("editor-status").textContent = "";
   at("editor-title").textContent = isNew ? "New label set" : draft.name;
   at("editor-name-field").hidden = !isNew;
   at("editor-name").value = draft.name;
   at("version-field").hidden = at("delete-label-set").hidden = at("classify-with").hidden = isNew;
-  const oldest = Math.max(1, draft.newest - MOST_VERSIONS + 1);
+  const oldest = Math.max(1, draft.newest - MAX_VERSIONS + 1);
   const versions = Array.from({ length: isNew ? 0 : draft.newest - oldest + 1 }, (_, index) => draft.newest - index);
-  at("editor-version").replaceChildren(...versions.map((each) => option(String(each), each === draft.newest ? `${each} (newest)` : String(each))));
+  at("editor-version").replaceChildren(...versions.map((each) => option(String(each), each === draft.newest ? `${each} (latest)` : String(each))));
   at("editor-version").value = String(draft.shown);
-  at("version-made").textContent = isNew ? "" : `made ${moment(draft.createdAt)}`;
+  at("version-made").textContent = isNew ? "" : `created ${moment(draft.createdAt)}`;
   at("old-version").hidden = draft.shown === draft.newest;
-  at("old-version").textContent = `This is version ${draft.shown}, an old one. Saving it makes it the newest, version ${draft.newest + 1}.`;
+  at("old-version").textContent = `This is the old version ${draft.shown}. Saving it makes it the latest version, ${draft.newest + 1}.`;
   at("classify-with").href = addressOf("classify", draft.name);
   at("editor-templates").value = draft.templates;
   at("editor-merge").value = draft.merge;
@@ -88,7 +88,7 @@ function show(shown, open = new Set()) {
   const name = isNew ? "" : draft.name;
   const classnames = draft.classes.map((each) => each.stored).filter((each) => each !== null);
   at("editor-tools").hidden = isNew;
-  startExamples(name, classnames, () => rows.refresh()).catch((refusal) => tell(refusal, at("examples-error")));
+  startExamples(name, classnames, () => rows.refresh()).catch((refusal) => showRefusal(refusal, at("examples-error")));
   toolsFor(name, classnames);
 }
 
@@ -106,7 +106,7 @@ function changed() {
 }
 
 function addTyped() {
-  const typed = words(at("new-classes").value);
+  const typed = labelsIn(at("new-classes").value);
   if (!typed.length) return;
   rows.add(typed);
   at("new-classes").value = "";
@@ -119,15 +119,15 @@ async function save(event) {
   event.preventDefault();
   addTyped();
   const mine = draft, isNew = mine.etag === null;
-  hush(at("editor-error"));
+  clearRefusal(at("editor-error"));
   at("conflict").hidden = true;
   if (!isNew && mine.shown === mine.newest && !isChanged(mine)) {
-    at("editor-status").textContent = "Nothing has changed since it was saved.";
+    at("editor-status").textContent = "There are no changes to save.";
     return;
   }
   at("editor-status").textContent = "Saving…";
   const open = rows.opened();
-  // So that nothing is typed in the meantime that the answer would take away.
+  // Prevents edits that the response would overwrite.
   at("label-set-form").inert = true;
   try {
     checkName(mine.name);
@@ -135,10 +135,10 @@ async function save(event) {
     const answer = await fetched(path(mine.name), json("PUT", bodyOf(mine), headers));
     saved(await answer.json(), answer.headers.get("etag"), { isNew, open, isShown: mine === draft });
   } catch (refusal) {
-    at("label-set-form").inert = false; // an error cannot have the focus in what is inert
+    at("label-set-form").inert = false; // an inert element cannot receive the focus
     at("editor-status").textContent = "";
     if (refusal.status === 412) await conflicted(mine);
-    else tell(onTemplates(refusal), at("editor-error"), controlOf);
+    else showRefusal(onTemplates(refusal), at("editor-error"), controlOf);
   } finally {
     at("label-set-form").inert = false;
   }
@@ -157,16 +157,16 @@ function saved(labelSet, etag, { isNew, open, isShown }) {
   listChanged({ saved: labelSet.name });
 }
 
-/** Refuse here what would be another address altogether. */
+/** Refuse names that would change the path of the URL. */
 function checkName(name) {
   let problem = "";
-  if (!name) problem = "Give the label set a name.";
-  if (name.startsWith(".")) problem = "A name must not begin with a dot.";
+  if (!name) problem = "Enter a name.";
+  if (name.startsWith(".")) problem = "A name must not start with a dot.";
   if (name.includes("/")) problem = "A name must not contain /; use -.";
   if (problem) throw new Refusal(problem, { errors: [{ field: "name", problem }] });
 }
 
-/** Return a refusal of templates as one of their field: a set that there is not is told as an unknown name. */
+/** Assign an unknown template set, which the server reports as an unknown name, to the field for templates. */
 function onTemplates(refusal) {
   if (refusal.kind === "unknown-name") refusal.errors = [{ field: "templates", problem: refusal.detail }];
   return refusal;
@@ -179,7 +179,7 @@ function controlOf(field) {
   return control ? at(control) : null;
 }
 
-// --- what others did in the meantime ---------------------------------------------------------------------------------
+// --- conflicts with the changes of others ---------------------------------------------------------------------------------
 
 async function conflicted(mine) {
   try {
@@ -190,63 +190,63 @@ async function conflicted(mine) {
     else savedByOthers(mine, newest, etag);
   } catch (refusal) {
     if (refusal.status === 404) deletedByOthers(mine);
-    else tell(refusal, at("editor-error"));
+    else showRefusal(refusal, at("editor-error"));
   }
 }
 
 function nameIsTaken(name) {
-  const open = made("a", { href: addressOf("label-sets", name), textContent: `Open “${name}”` });
-  showConflict(`There is a label set “${name}” already. Save under another name, or open that one; what you typed here is kept.`, open);
+  const open = create("a", { href: addressOf("label-sets", name), textContent: `Open “${name}”` });
+  showConflict(`A label set “${name}” exists already. Choose another name, or open that label set. Your edits are kept.`, open);
   at("editor-name").focus();
 }
 
 function savedByOthers(mine, newest, etag) {
   const next = newest.version + 1;
   const theirs = bodyOf(draftOf(newest, newest, etag));
-  const both = button("Put both together", () => {
+  const both = button("Merge both", () => {
     drafts.set(mine.name, merged(mine, newest, etag));
     show(drafts.get(mine.name), rows.opened());
-    at("editor-status").textContent = `Both are put together here. Look it over, and save it as version ${next}.`;
+    at("editor-status").textContent = `Both are merged here. Check the result, and save it as version ${next}.`;
     at("editor-title").focus();
   });
-  const over = button(`Save mine over it, as version ${next}`, () => {
+  const over = button(`Save my edits as version ${next}`, () => {
     Object.assign(mine, { etag, newest: newest.version });
     at("label-set-form").requestSubmit();
   });
-  const take = button(`Take version ${newest.version}, drop mine`, () => {
+  const take = button(`Discard my edits, use version ${newest.version}`, () => {
     drafts.set(mine.name, draftOf(newest, newest, etag));
     show(drafts.get(mine.name));
     at("editor-title").focus();
   });
   const how = differences(mine.base, theirs);
-  showConflict(`Somebody saved version ${newest.version} while you worked on version ${mine.shown}: it ${how}. What you typed is kept here.`, both, over, take);
+  showConflict(`Another user saved version ${newest.version} while you edited version ${mine.shown}: it ${how}. Your edits are kept.`, both, over, take);
   both.focus();
 }
 
 function deletedByOthers(mine) {
-  const anew = button("Save it anew", () => {
+  const anew = button("Create it again", () => {
     mine.etag = null;
     at("label-set-form").requestSubmit();
   });
-  showConflict(`Somebody deleted “${mine.name}” while you worked on it. What you typed is kept here.`, anew);
+  showConflict(`Another user deleted “${mine.name}” while you edited it. Your edits are kept.`, anew);
   anew.focus();
 }
 
 function showConflict(sentence, ...ways) {
-  at("conflict").replaceChildren(made("p", { textContent: sentence }), made("p", { className: "actions" }, ...ways));
+  at("conflict").replaceChildren(create("p", { textContent: sentence }), create("p", { className: "actions" }, ...ways));
   at("conflict").hidden = false;
 }
 
 function button(text, act) {
-  return made("button", { type: "button", className: "secondary", textContent: text, onclick: act });
+  return create("button", { type: "button", className: "secondary", textContent: text, onclick: act });
 }
 
 // --- versions, undoing, deleting -------------------------------------------------------------------------------------
 
 async function showVersion() {
   const version = Number(at("editor-version").value), { name, shown } = draft;
-  const question = `What you typed into “${name}” is not saved. Drop it, and show version ${version}?`;
-  if (isChanged(draft) && !(await agreed("Drop what you typed?", question, "Drop it"))) {
+  const question = `“${name}” has unsaved edits. Discard them and show version ${version}?`;
+  if (isChanged(draft) && !(await confirmed("Discard your edits?", question, "Discard"))) {
     at("editor-version").value = String(shown);
     return;
   }
@@ -256,19 +256,19 @@ async function showVersion() {
     at("editor-version").focus();
   } catch (refusal) {
     at("editor-version").value = String(shown);
-    tell(refusal, at("editor-error"));
+    showRefusal(refusal, at("editor-error"));
   }
 }
 
 async function undo() {
   const { name, shown } = draft;
-  if (!(await agreed("Drop what you typed?", `Drop everything that is not saved of “${name}”?`, "Drop it"))) return;
+  if (!(await confirmed("Discard your edits?", `Discard all unsaved edits of “${name}”?`, "Discard"))) return;
   try {
     drafts.set(name, await fresh(name, shown));
     show(drafts.get(name));
     at("editor-title").focus();
   } catch (refusal) {
-    tell(refusal, at("editor-error"));
+    showRefusal(refusal, at("editor-error"));
   }
 }
 
@@ -276,18 +276,18 @@ async function remove() {
   const { name, etag, newest } = draft;
   const images = labelledCount() ? ` and ${counted(labelledCount(), "labelled example image")}` : "";
   const question = `Delete “${name}” with ${newest === 1 ? "its version" : `all its versions up to ${newest}`}${images}? This cannot be undone.`;
-  if (!(await agreed("Delete the label set?", question, "Delete"))) return;
+  if (!(await confirmed("Delete the label set?", question, "Delete"))) return;
   try {
     await ask(path(name), { method: "DELETE", headers: { "If-Match": etag } });
     drafts.delete(name);
     location.hash = addressOf("label-sets");
     at("label-sets-status").textContent = `“${name}” is deleted.`;
   } catch (refusal) {
-    tell(refusal, at("editor-error"));
+    showRefusal(refusal, at("editor-error"));
   }
 }
 
-/** Begin to listen to the form. `list` is called when names or drafts change, `tools` with each label set shown. */
+/** Register the event handlers. `list` is called when names or drafts change, `tools` with every label set shown. */
 export function startEditor({ list, tools }) {
   listChanged = list;
   toolsFor = tools;

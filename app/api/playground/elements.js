@@ -1,9 +1,9 @@
-// Finding and making elements. Whatever text goes in is written as text: nothing here reads HTML.
+// Finding and creating elements. Texts are always inserted as text, never parsed as HTML.
 
 export const at = (id) => document.getElementById(id);
 
-/** Return a new element; what is no property of it becomes an attribute, as `aria-label` does. */
-export function made(tag, attributes = {}, ...children) {
+/** Return a new element; names that are not properties, such as `aria-label`, become attributes. */
+export function create(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (name in element && name !== "list") element[name] = value;
@@ -13,26 +13,21 @@ export function made(tag, attributes = {}, ...children) {
   return element;
 }
 
-export const option = (value, text = value, more = {}) => made("option", { value, textContent: text, ...more });
+export const option = (value, text = value, more = {}) => create("option", { value, textContent: text, ...more });
 
-/** Return a share in [0, 1] as text: whole percents, and one decimal where it is below ten. */
+/** Return a share in [0, 1] as a percentage, with one decimal below ten percent. */
 export const percent = (share) => `${(100 * share).toFixed(share > 0.0995 || share === 0 ? 0 : 1)} %`;
 
 export const counted = (count, one, many = `${one}s`) => `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
 
-/** Return "a, b and c". */
-export function listed(words) {
-  return words.length < 2 ? words.join("") : `${words.slice(0, -1).join(", ")} and ${words.at(-1)}`;
-}
-
 export const moment = (iso) => new Date(iso).toLocaleString("en", { dateStyle: "medium", timeStyle: "short" });
 
-/** Return what was written between commas or on lines, without what is empty. */
-export const words = (text) => text.split(/[,\n]/).map((each) => each.trim()).filter(Boolean);
+/** Return the texts separated by commas or line breaks, without empty ones. */
+export const labelsIn = (text) => text.split(/[,\n]/).map((each) => each.trim()).filter(Boolean);
 
 export const lines = (text) => text.split("\n").map((each) => each.trim()).filter(Boolean);
 
-/** Show the children of a list anew after one was removed with the keyboard, and keep the focus near its place. */
+/** Move the focus to the next remove button of a list, or to `otherwise` if the list is empty. */
 export function refocus(list, index, otherwise) {
   const buttons = list.querySelectorAll("button");
   (buttons[Math.min(index, buttons.length - 1)] || otherwise).focus();

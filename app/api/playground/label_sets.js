@@ -1,6 +1,6 @@
-// The view Label sets: the list of them, and beside it the editor and the tools of the one that is open.
-import { at, counted, made } from "./elements.js";
-import { hush, tell } from "./refusals.js";
+// The view Label sets: the list, the editor, and the tools for the open label set.
+import { at, counted, create } from "./elements.js";
+import { clearRefusal, showRefusal } from "./refusals.js";
 import { allLabelSets } from "./catalogue.js";
 import { addressOf } from "./views.js";
 import { anyUnsaved, closeEditor, edit, hasUnsaved, startEditor } from "./editor.js";
@@ -9,9 +9,9 @@ import { evaluateFor, startEvaluate } from "./evaluate.js";
 import { confusionFor, startConfusion } from "./confusion.js";
 
 let known = [];
-let open = null; // the name of the label set that is shown, "" for a new one
+let open = null; // the name of the open label set, "" for a new one
 
-/** Show the view, with a label set or with a new one. */
+/** Show the view, with a label set or a new one in the editor. */
 export async function showLabelSets({ name = "", isNew = false, focus = false }) {
   open = isNew ? "" : name || null;
   if (open !== null) at("label-sets-status").textContent = "";
@@ -28,10 +28,10 @@ export async function showLabelSets({ name = "", isNew = false, focus = false })
 async function load() {
   try {
     known = await allLabelSets();
-    hush(at("label-sets-error"));
+    clearRefusal(at("label-sets-error"));
     showList();
   } catch (refusal) {
-    tell(refusal, at("label-sets-error"));
+    showRefusal(refusal, at("label-sets-error"));
   }
 }
 
@@ -41,10 +41,10 @@ function showList() {
 }
 
 function line(each) {
-  const link = made("a", { href: addressOf("label-sets", each.name), textContent: each.name });
+  const link = create("a", { href: addressOf("label-sets", each.name), textContent: each.name });
   if (each.name === open) link.setAttribute("aria-current", "true");
   const unsaved = hasUnsaved(each.name) ? " · not saved" : "";
-  return made("li", {}, link, " ", made("span", { className: "hint", textContent: `${counted(each.classes, "class", "classes")} · version ${each.version}${unsaved}` }));
+  return create("li", {}, link, " ", create("span", { className: "hint", textContent: `${counted(each.classes, "class", "classes")} · version ${each.version}${unsaved}` }));
 }
 
 function listChanged({ saved = null } = {}) {
@@ -56,7 +56,7 @@ function listChanged({ saved = null } = {}) {
   load();
 }
 
-/** Begin to listen to the view. */
+/** Register the event handlers of the view. */
 export function startLabelSets() {
   startEditor({
     list: listChanged,

@@ -1,4 +1,4 @@
-// Where the page begins: it joins the views, and what they share.
+// The entry point: connects the views.
 import { at } from "./elements.js";
 import { dropAnywhere } from "./dropping.js";
 import { currentView, startViews } from "./views.js";
@@ -11,10 +11,10 @@ startLabelSets();
 startSearch();
 const views = startViews({ classify: showClassify, "label-sets": showLabelSets, captions: showCaptions });
 
-// A picture that misses every zone goes where the view wants pictures; label sets have many such places, and none by default.
+// A file dropped outside of every zone goes to the current view. The label sets view has many zones and no default one.
 dropAnywhere(() => ({ classify: takePictures, captions: takeSearchPicture })[currentView()]);
 at("key").onchange = views.again;
 document.querySelector(".skip").onclick = (event) => {
-  event.preventDefault(); // its address is no view's
+  event.preventDefault(); // the hash is not the address of a view
   at("main").focus();
 };

@@ -1,26 +1,26 @@
-// Refusals where they belong: a sentence in a place for it, and what is wrong with a field beside that field.
-import { at, counted, made } from "./elements.js";
+// Errors of requests, shown in a place of their own or next to the field that they concern.
+import { at, counted, create } from "./elements.js";
 
-// Of a thousand wrong entries so many are opened for; the others follow when these are mended.
-const MOST_OPENED = 30;
+// At most this many collapsed sections are opened at once to show errors.
+const MAX_OPENED = 30;
 
 let marks = 0;
 
 /**
  * Show an error.
  *
- * `controlOf` takes the path of a field, such as `classes.3.descriptions.0`, and returns the control that it was typed
- * into, or null. Where a control holds several entries, the sentence about one quotes it.
+ * `controlOf` takes the path of a field, such as `classes.3.descriptions.0`, and returns its control, or null. If a
+ * control holds several entries, the message quotes the invalid one.
  */
-export function tell(error, place, controlOf = () => null) {
-  hush(place);
+export function showRefusal(error, place, controlOf = () => null) {
+  clearRefusal(place);
   const marked = [], elsewhere = [];
   for (const { field, problem } of error.errors || []) {
     const control = controlOf(field);
     if (control) marked.push(mark(control, problem));
     else elsewhere.push(`${field}: ${problem}`);
   }
-  const refused = `${counted(marked.length, "entry is", "entries are")} refused; what is wrong stands beside it.`;
+  const refused = `${counted(marked.length, "entry is", "entries are")} invalid; see the message next to it.`;
   place.textContent = marked.length ? [refused, ...elsewhere].join(" ") : error.message;
   place.hidden = false;
   if (error.status === 401) at("key").focus();
@@ -28,8 +28,8 @@ export function tell(error, place, controlOf = () => null) {
   else place.scrollIntoView({ block: "nearest" });
 }
 
-/** Take back what was told in a place, and what stands beside the fields of the form or view around it. */
-export function hush(place) {
+/** Remove the error in a place, and the messages next to the fields of the surrounding form or view. */
+export function clearRefusal(place) {
   place.hidden = true;
   place.textContent = "";
   const around = place.closest("form, .tool, .view");
@@ -47,7 +47,7 @@ function mark(control, problem) {
     return control;
   }
   marks += 1;
-  const note = made("p", { className: "field-problem", id: `field-problem-${marks}`, textContent: problem });
+  const note = create("p", { className: "field-problem", id: `field-problem-${marks}`, textContent: problem });
   control.setAttribute("aria-invalid", "true");
   control.setAttribute("aria-describedby", note.id);
   const field = control.closest(".field");
@@ -57,7 +57,7 @@ function mark(control, problem) {
 }
 
 function reveal(controls) {
-  for (const control of controls.slice(0, MOST_OPENED)) {
+  for (const control of controls.slice(0, MAX_OPENED)) {
     for (let each = control.closest("details"); each; each = each.parentElement.closest("details")) each.open = true;
   }
   controls[0].focus();

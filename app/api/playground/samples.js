@@ -1,5 +1,5 @@
-// Pictures drawn here, to try the page with: nobody's photographs, nothing to load.
-import { made } from "./elements.js";
+// Sample images, drawn on a canvas, for trying the page without files.
+import { create } from "./elements.js";
 
 const WIDTH_PX = 320;
 const HEIGHT_PX = 240;
@@ -55,18 +55,18 @@ const SAMPLES = {
 
 export const SAMPLE_NAMES = Object.keys(SAMPLES);
 
-/** Draw every sample; returns files, as if they had been chosen. */
+/** Draw every sample; returns files, like those of a file input. */
 export function samplePictures() {
   return Object.entries(SAMPLES).map(([name, paint]) => drawn(name, paint));
 }
 
 function drawn(name, paint) {
-  const canvas = made("canvas", { width: WIDTH_PX, height: HEIGHT_PX });
+  const canvas = create("canvas", { width: WIDTH_PX, height: HEIGHT_PX });
   const brush = canvas.getContext("2d");
   brush.fillStyle = "#f2efe6";
   brush.fillRect(0, 0, WIDTH_PX, HEIGHT_PX);
   paint(brush);
-  // Not by toBlob, which browsers put off while the machine has other work.
+  // Not with toBlob, which browsers delay on a busy machine.
   const bytes = Uint8Array.from(atob(canvas.toDataURL("image/png").split(",")[1]), (each) => each.charCodeAt(0));
   return new File([bytes], `${name}.png`, { type: "image/png" });
 }

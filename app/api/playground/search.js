@@ -1,15 +1,15 @@
-// The view Captions: the captions of a database that are nearest to a text or a picture.
-import { at, counted, made, option } from "./elements.js";
+// The view Captions: searches a caption database by text or image.
+import { at, counted, create, option } from "./elements.js";
 import { ask, json, Refusal } from "./ask.js";
-import { hush, tell } from "./refusals.js";
+import { clearRefusal, showRefusal } from "./refusals.js";
 import { dropZone, onChosen, sorted } from "./dropping.js";
 import { allDatabases } from "./catalogue.js";
 import { bar } from "./answers.js";
 
 let picture = null; // {file, url}
-let asked = 0;
-let query = null; // what the captions on the screen are an answer to
-let offsets = [0]; // of the pages up to the one that is shown
+let requests = 0;
+let query = null; // the query of the captions on the screen
+let offsets = [0]; // of the pages up to the current one
 
 /** Show the view. */
 export async function showCaptions() {
@@ -20,9 +20,9 @@ export async function showCaptions() {
     if (found.some((each) => each.name === chosen && !each.problem)) at("search-database").value = chosen;
     at("search").hidden = !found.length;
     at("no-databases").hidden = found.length > 0;
-    hush(at("search-error"));
+    clearRefusal(at("search-error"));
   } catch (refusal) {
-    tell(refusal, at("search-error"));
+    showRefusal(refusal, at("search-error"));
   }
 }
 
@@ -31,7 +31,7 @@ function choice(each) {
   return option(each.name, `${each.name} (${counted(each.captions, "caption")})`);
 }
 
-/** Take the first picture of what was dropped, pasted or chosen. */
+/** Use the first image of dropped, pasted or selected files. */
 export function takeSearchPicture(files) {
   const { pictures, leftOut } = sorted(files);
   at("search-note").textContent = leftOut;
@@ -51,14 +51,14 @@ function showKind() {
   const byPicture = at("search-by-picture").checked;
   at("search-text-field").hidden = byPicture;
   at("search-drop").hidden = !byPicture;
-  at("search-picture").replaceChildren(...(picture ? [made("img", { src: picture.url, alt: picture.file.name })] : []));
+  at("search-picture").replaceChildren(...(picture ? [create("img", { src: picture.url, alt: picture.file.name })] : []));
 }
 
 async function search(event) {
   event.preventDefault();
   const byPicture = at("search-by-picture").checked;
-  if (!byPicture && !at("search-text").value.trim()) return refuse("text", "Say what the captions shall be near to.");
-  if (byPicture && !picture) return refuse(null, "Choose a picture.");
+  if (!byPicture && !at("search-text").value.trim()) return refuse("text", "Enter a text to search for.");
+  if (byPicture && !picture) return refuse(null, "Select an image.");
   const fields = { limit: Number(at("search-limit").value) };
   if (!byPicture) fields.text = at("search-text").value.trim();
   if (at("search-contains").value.trim()) fields.contains = at("search-contains").value.trim();
@@ -69,7 +69,7 @@ async function search(event) {
 }
 
 function refuse(field, problem) {
-  tell(new Refusal(problem, { errors: field ? [{ field, problem }] : [] }), at("search-error"), controlOf);
+  showRefusal(new Refusal(problem, { errors: field ? [{ field, problem }] : [] }), at("search-error"), controlOf);
 }
 
 const CONTROLS = { text: "search-text", contains: "search-contains", min_score: "search-min-score", limit: "search-limit" };
@@ -77,17 +77,17 @@ const CONTROLS = { text: "search-text", contains: "search-contains", min_score: 
 const controlOf = (field) => (field in CONTROLS ? at(CONTROLS[field]) : null);
 
 async function show() {
-  asked += 1;
-  const mine = asked;
-  hush(at("search-error"));
+  requests += 1;
+  const current = requests;
+  clearRefusal(at("search-error"));
   at("search-status").textContent = "Searching…";
   try {
     const answer = await ask(`v1/databases/${encodeURIComponent(query.database)}/search`, request());
-    if (mine === asked) showPage(answer);
+    if (current === requests) showPage(answer);
   } catch (refusal) {
-    if (mine !== asked) return;
+    if (current !== requests) return;
     at("search-status").textContent = "";
-    tell(refusal, at("search-error"), controlOf);
+    showRefusal(refusal, at("search-error"), controlOf);
   }
 }
 
@@ -102,8 +102,8 @@ function request() {
 
 function showPage(answer) {
   const first = offsets.at(-1), { results } = answer;
-  const range = results.length ? `Captions ${first + 1} to ${first + results.length}, the nearest first` : "No caption passes";
-  const filtered = query.fields.contains || query.fields.min_score !== undefined ? `, of the ${answer.searched.toLocaleString("en")} nearest` : "";
+  const range = results.length ? `Captions ${first + 1} to ${first + results.length}, nearest first` : "No caption matches";
+  const filtered = query.fields.contains || query.fields.min_score !== undefined ? `, among the ${answer.searched.toLocaleString("en")} nearest` : "";
   at("search-status").textContent = `${range}${filtered}; ${answer.database}, model ${answer.model}.`;
   at("captions").start = first + 1;
   at("captions").replaceChildren(...results.map((each) => bar(each.caption, each.score, each.score.toFixed(3))));
@@ -116,7 +116,7 @@ function showPage(answer) {
   at("found-captions").focus();
 }
 
-/** Begin to listen to the form. */
+/** Register the event handlers of the form. */
 export function startSearch() {
   at("search").addEventListener("submit", search);
   for (const radio of document.querySelectorAll("input[name=search-by]")) radio.onchange = showKind;

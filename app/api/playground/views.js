@@ -3,7 +3,7 @@ import { at } from "./elements.js";
 
 const TITLES = { classify: "Classify", "label-sets": "Label sets", captions: "Captions" };
 
-/** Return the address of a view, or of something by its name in it. */
+/** Return the address of a view, or of a named item in it. */
 export const addressOf = (view, name = "") => `#${view}${name ? `/${encodeURIComponent(name)}` : ""}`;
 
 export const currentView = () => Object.keys(TITLES).find((view) => !at(`view-${view}`).hidden);
@@ -11,8 +11,8 @@ export const currentView = () => Object.keys(TITLES).find((view) => !at(`view-${
 /**
  * Show a view by its address, now and whenever the address changes.
  *
- * `shown` has a function of each view. It gets what follows in the address, as {name, isNew}, and whether it shall take
- * the `focus`, which it must where there is something of that name; else the view itself has it.
+ * `shown` has one function per view. It receives the rest of the address as {name, isNew}, and `focus`: whether to move
+ * the focus to the named item. Without a name, the view itself receives the focus.
  */
 export function startViews(shown) {
   const show = ({ focus }) => {
@@ -28,7 +28,7 @@ export function startViews(shown) {
   return { again: () => show({ focus: false }) };
 }
 
-/** Change the address, where what is shown is right already. */
+/** Change the address without showing the view again. */
 export function renameTo(view, name) {
   history.replaceState(null, "", addressOf(view, name));
   mark(view, name);
