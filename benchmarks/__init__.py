@@ -1,1 +1,1 @@
-"""What the service can do on a machine, as ratios within one run."""
+"""Programs that measure the service, as ratios within one run."""

@@ -1,12 +1,11 @@
-"""Bulk work: images per second in one process and on Ray, against the encoder alone, and what `kill -9` costs.
+"""Measures `deixis bulk` in one process and on Ray, compared with the encoder alone, and the cost of `kill -9`.
 
     python -m benchmarks.bulk FOLDER [--images 10000] [--model embedded] [--replicas 1 2] [--save FOLDER]
 
-The photographs of FOLDER are repeated, as links, until there are so many. Each way to work is measured from the command
-to its end, and between its first and its last part, which leaves out what is there once: the start of Ray, and loading
-the model. The encoder alone is measured before and after, and the better counts. In the last round the command is
-killed with its children when half of the parts are there, and run again; its rows are compared with those of the first
-way.
+The photographs of FOLDER are repeated, as links, up to the number of images. Each engine is measured over the whole
+command, and between its first and its last part, which excludes the start of Ray and the loading of the model. The
+encoder alone is measured before and after; the better run counts. In the last round the command is killed with its
+children when half of the parts exist, and resumed; its rows are compared with those of one process.
 """
 
 import argparse
@@ -29,14 +28,14 @@ from benchmarks.service import about_this_run, run_json, say
 
 LABELS = "dress,hat,long sleeve top,jacket,pants,shirt,shoes,shorts,skirt,t-shirt"
 PART_IMAGES = 256
-_LONGEST_S = 3600
+_TIMEOUT_S = 3600
 
 
-def repeated(source: Path, target: Path, images: int) -> None:
-    """Fill a folder with links to the images of another, so many in all."""
+def link_photos(source: Path, target: Path, images: int) -> None:
+    """Fill a folder with this number of links to the images of another folder."""
     found = [file.resolve() for file in images_below(source)]
     if not found:
-        raise SystemExit(f"no image in {source}")
+        raise SystemExit(f"there are no images in {source}")
     target.mkdir()
     for number in range(images):
         file = found[number % len(found)]
@@ -49,19 +48,19 @@ def command(photos: Path, out: Path, *more: object) -> list[str]:
     return [sys.executable, "-m", "deixis", "bulk", *map(str, given)]
 
 
-def parts_of(out: Path) -> list[tuple[float, int]]:
-    """Return when each part was there, in seconds, and its rows; the first first."""
+def part_times(out: Path) -> list[tuple[float, int]]:
+    """Return the time of each part in seconds and its number of rows, in order of time."""
     return sorted((file.stat().st_mtime, pq.read_metadata(file).num_rows) for file in out.glob("part-*.parquet"))
 
 
 def measure(photos: Path, out: Path, *more: object) -> dict[str, Any]:
-    """Run the command to its end, and return its images per second."""
-    began = time.perf_counter()
-    done = subprocess.run(command(photos, out, *more), capture_output=True, text=True, timeout=_LONGEST_S, check=False)
-    wall_s = time.perf_counter() - began
+    """Run the command, and return its images per second."""
+    started = time.perf_counter()
+    done = subprocess.run(command(photos, out, *more), capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+    wall_s = time.perf_counter() - started
     if done.returncode:
         raise SystemExit(f"the command ended with {done.returncode}: {done.stderr[-2000:]}")
-    parts = parts_of(out)
+    parts = part_times(out)
     images = sum(rows for _, rows in parts)
     between_s = parts[-1][0] - parts[0][0]
     return {
@@ -72,31 +71,31 @@ def measure(photos: Path, out: Path, *more: object) -> dict[str, Any]:
     }
 
 
-def killed_and_resumed(photos: Path, out: Path, images: int, *more: object) -> dict[str, Any]:
-    """Kill the command half way, run it again, and return what that took."""
+def kill_and_resume(photos: Path, out: Path, images: int, *more: object) -> dict[str, Any]:
+    """Kill the command at half of the images, resume it, and return the figures."""
     process = subprocess.Popen(
         command(photos, out, *more), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    give_up_at = time.monotonic() + _LONGEST_S
+    deadline = time.monotonic() + _TIMEOUT_S
     while len(list(out.glob("part-*.parquet"))) < images / PART_IMAGES / 2:
-        if process.poll() is not None or time.monotonic() > give_up_at:
+        if process.poll() is not None or time.monotonic() > deadline:
             raise SystemExit("the command ended before it could be killed")
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     before = {file: file.stat().st_mtime_ns for file in out.glob("part-*.parquet")}
-    kept = sum(rows for _, rows in parts_of(out))
-    again = measure(photos, out, *more)
+    kept = sum(rows for _, rows in part_times(out))
+    resumed = measure(photos, out, *more)
     return {
         "kept_images": kept,
         "done_again_images": sum(file.stat().st_mtime_ns != at for file, at in before.items()),
-        "resumed_wall_s": again["wall_s"],
-        "images": again["images"],
+        "resumed_wall_s": resumed["wall_s"],
+        "images": resumed["images"],
     }
 
 
-def compared(one: Path, other: Path) -> dict[str, Any]:
-    """Return in how many rows two runs differ, and by how much at most in a score."""
+def compare(one: Path, other: Path) -> dict[str, Any]:
+    """Return the number of rows that differ between two runs, and the largest difference of a score."""
     first, second = (pq.read_table(folder).to_pylist() for folder in (one, other))
     pairs = list(zip(first, second, strict=True))
     differences = [
@@ -115,20 +114,26 @@ def compared(one: Path, other: Path) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print the figures, and keep them where that is asked."""
+    """Measure, and print or save the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--model", default="embedded")
-    parser.add_argument("--replicas", type=int, nargs="*", default=[1, 2], help="of Ray; none leaves Ray out")
+    parser.add_argument(
+        "--replicas",
+        type=int,
+        nargs="*",
+        default=[1, 2],
+        help="numbers of replicas on Ray; without a number, Ray is not measured",
+    )
     parser.add_argument("--replica-cpus", type=float, default=2)
-    parser.add_argument("--save", type=Path, metavar="FOLDER", help="write DATE-bulk.json there")
+    parser.add_argument("--save", type=Path, metavar="FOLDER", help="folder for DATE-bulk.json")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         os.environ |= {"DEIXIS_DATA_DIR": str(place / "data"), "DEIXIS_MODELS": given.model}
         photos = place / "photos"
-        repeated(given.folder, photos, given.images)
+        link_photos(given.folder, photos, given.images)
         encoder = ("benchmarks.encoder", given.model, "--data-dir", place / "data", "--sizes", 8, 16, 32)
         say("the encoder alone")
         alone = [run_json(*encoder)]
@@ -139,33 +144,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
             say(f"on Ray with {count} replicas")
             ray = ("--engine", "ray", "--replicas", count, "--replica-cpus", given.replica_cpus)
             found[f"ray, replicas: {count}"] = measure(photos, place / f"ray-{count}", *ray)
-        say("killed half way and run again")
-        kill = killed_and_resumed(photos, place / "killed", given.images)
+        say("killed and resumed")
+        kill = kill_and_resume(photos, place / "killed", given.images)
         say("the encoder alone, again")
         alone.append(run_json(*encoder))
-        limit = max(each["best"]["images_per_s"] for each in alone)
+        limit = max(run["best"]["images_per_s"] for run in alone)
         for figures in found.values():
             figures["of_limit"] = round(figures["images_per_s"] / limit, 3)
             if figures["between_parts_images_per_s"]:
                 figures["between_parts_of_limit"] = round(figures["between_parts_images_per_s"] / limit, 3)
-        told = {
+        results = {
             **about_this_run(),
             "model": given.model,
             "folder_images": given.images,
             "encoder": {"limit_images_per_s": limit, "runs": alone},
             "runs": found,
-            "kill -9": {**kill, "against_uninterrupted": compared(place / "process", place / "killed")},
+            "kill -9": {**kill, "against_uninterrupted": compare(place / "process", place / "killed")},
             "ray_against_one_process": {
-                name: compared(place / "process", place / f"ray-{count}")
+                name: compare(place / "process", place / f"ray-{count}")
                 for count in given.replicas
                 for name in [f"replicas: {count}"]
             },
         }
-    text = json.dumps(told, indent=2)
+    text = json.dumps(results, indent=2)
     sys.stdout.write(text + "\n")
     if given.save is not None:
         given.save.mkdir(parents=True, exist_ok=True)
-        (given.save / f"{told['date']}-bulk.json").write_text(text + "\n", "utf-8")
+        (given.save / f"{results['date']}-bulk.json").write_text(text + "\n", "utf-8")
 
 
 if __name__ == "__main__":

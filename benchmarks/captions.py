@@ -1,13 +1,12 @@
-"""Caption databases of many captions: what building takes, and how well and how fast they are searched.
+"""Measures the build, the search time and the recall of large caption databases.
 
     python -m benchmarks.captions [--captions 100000 1000000 5000000] [--dims 512] [--folder DIR] [--output FOLDER]
 
-Captions and features are synthetic, so that the time to encode is that of everything around an encoder. The features
-are meant to be spread as a contrastive model's: captions around topics of unlike sizes, few directions with most of the
-variance, and images far from all captions, off by a direction that they share. Half of the images choose how much a
-search reads, the other half is asked about. Every step runs in a process of its own on one thread, but for the 16
-callers. Of the rounds the one with the least median counts; the others, and the share of the cores that other processes
-had meanwhile, are in the JSON.
+Captions and features are synthetic, so the time of an encoder is excluded. The features imitate those of a contrastive
+model: captions around topics of different sizes, few directions with most of the variance, and images far from all
+captions, with a common offset. Half of the images choose the share of the index that a search reads; the other half is
+measured. Every step runs in its own process with one thread, except the 16 callers. The round with the smallest median
+counts; the JSON has all rounds, and the share of the cores that other processes used.
 """
 
 import argparse
@@ -42,21 +41,21 @@ CALLERS = 16
 _IMAGES = 1000
 _ROUNDS = 5
 _PER_TOPIC = 250
-_AT_ONCE = 16_384
-# Shares of the squared length. Of a caption: what all captions have in common, its topic, and its own. Of an image:
-# what all images have in common, the topic and its own in the captions' directions, and what no caption tells. And the
-# cosine between what all captions and what all images have in common.
+_BATCH = 16_384
+# Shares of the squared length. Caption: the part common to all captions, its topic, and its own part. Image: the part
+# common to all images, its topic and its own part in the directions of captions, and a part outside them. The last
+# number is the cosine between the two common parts.
 _CAPTION = (0.5, 0.3, 0.2)
 _IMAGE = (0.5, 0.12, 0.08, 0.3)
 _BETWEEN = 0.3
 
 
 class Scenes:
-    """Makes captions of scenes, each of a topic, and features of captions and of images.
+    """Synthetic captions with topics, and features of captions and images.
 
     Args:
-        captions: how many.
-        dims: of the features.
+        captions: their number.
+        dims: dimensions of the features.
     """
 
     def __init__(self, captions: int, dims: int) -> None:
@@ -64,65 +63,65 @@ class Scenes:
         self.captions = captions
         self._dims = dims
         self._topics = max(1, captions // _PER_TOPIC)
-        # Directions whose variance falls as 1/j, turned so that no dimension has more of it than another.
+        # The variance of the directions decreases as 1/j; a rotation distributes it evenly over the dimensions.
         variance = 1 / (4 + np.arange(dims))
-        turned = np.linalg.qr(rng.standard_normal((dims, dims)))[0]
-        self._directions = (np.sqrt(variance / variance.sum())[:, None] * turned).astype(np.float32)
+        rotation = np.linalg.qr(rng.standard_normal((dims, dims)))[0]
+        self._directions = (np.sqrt(variance / variance.sum())[:, None] * rotation).astype(np.float32)
         self._text, other = unit_rows(rng.standard_normal((2, dims))).astype(np.float32)
         self._image = unit_rows(_BETWEEN * self._text + (1 - _BETWEEN**2) ** 0.5 * other)
-        self._centres = self._told(rng, self._topics)
+        self._centres = self._directed(rng, self._topics)
 
     def texts(self) -> Iterator[str]:
-        """Return the captions one by one."""
+        """Yield the captions."""
         for number in range(self.captions):
-            topic = int(self._topics * (number * 0.618033988749895 % 1) ** 2)  # so that some topics have more captions
+            topic = int(self._topics * (number * 0.618033988749895 % 1) ** 2)  # some topics have more captions
             yield f"a picture of topic {topic} with a few things beside it, number {number}"
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Return unit rows (n, d) that depend on the topics and on the first text, by which chance is seeded."""
+        """Return unit rows (n, d) that depend on the topics; the first text seeds the random part."""
         topics = [int(text.split(maxsplit=5)[4]) for text in texts]
         common, topic, own = np.sqrt(_CAPTION, dtype=np.float32)
         rng = np.random.default_rng(crc32(texts[0].encode()))
-        return unit_rows(common * self._text + topic * self._centres[topics] + own * self._told(rng, len(texts)))
+        return unit_rows(common * self._text + topic * self._centres[topics] + own * self._directed(rng, len(texts)))
 
     def images(self, count: int) -> np.ndarray:
-        """Return unit rows (n, d) of images whose topics are as frequent as those of captions."""
+        """Return unit rows (n, d) of images, with the same distribution of topics as the captions."""
         rng = np.random.default_rng(1)
         topics = (self._topics * rng.random(count) ** 2).astype(np.int64)
-        common, topic, own, untold = np.sqrt(_IMAGE, dtype=np.float32)
-        seen = topic * self._centres[topics] + own * self._told(rng, count)
+        common, topic, own, outside = np.sqrt(_IMAGE, dtype=np.float32)
+        seen = topic * self._centres[topics] + own * self._directed(rng, count)
         unseen = unit_rows(rng.standard_normal((count, self._dims))).astype(np.float32)
-        return unit_rows(common * self._image + seen + untold * unseen)
+        return unit_rows(common * self._image + seen + outside * unseen)
 
-    def _told(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Return rows of length about one in the directions of captions."""
-        made: np.ndarray = rng.standard_normal((count, self._dims), dtype=np.float32) @ self._directions
-        return made
+    def _directed(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Return random rows of length about one in the directions of captions."""
+        rows: np.ndarray = rng.standard_normal((count, self._dims), dtype=np.float32) @ self._directions
+        return rows
 
 
 def say(text: str) -> None:
-    """Tell on standard error how far it is."""
+    """Print the progress on standard error."""
     print(text, file=sys.stderr, flush=True)  # noqa: T201 - a command
 
 
 def build_one(folder: Path, captions: int, dims: int) -> dict[str, Any]:
-    """Build a database, and return the seconds of each step and the bytes of each file."""
+    """Build a database, and return the duration of each step and the size of each file."""
     scenes = Scenes(captions, dims)
-    encoding_s, steps, told_at = 0.0, {"encode": time.perf_counter()}, time.perf_counter()
+    encoding_s, steps, printed_at = 0.0, {"encode": time.perf_counter()}, time.perf_counter()
 
     def encode(texts: Sequence[str]) -> np.ndarray:
         nonlocal encoding_s
-        began = time.perf_counter()
+        started = time.perf_counter()
         rows = scenes.encode(texts)
-        encoding_s += time.perf_counter() - began
+        encoding_s += time.perf_counter() - started
         return rows
 
     def advance(stage: str, done: int) -> None:
-        nonlocal told_at
+        nonlocal printed_at
         now = time.perf_counter()
-        if stage not in steps or now - told_at > 10:
+        if stage not in steps or now - printed_at > 10:
             say(f"{captions} captions: {stage} {done}")
-            told_at = now
+            printed_at = now
         steps.setdefault(stage, now)
 
     manifest = build(
@@ -155,7 +154,7 @@ def build_one(folder: Path, captions: int, dims: int) -> dict[str, Any]:
 
 
 def resident_mib() -> dict[str, float]:
-    """Return how much of this process is in memory, by whether a file is behind it (Linux only)."""
+    """Return the resident memory of this process, anonymous and file-backed (Linux only)."""
     lines = Path("/proc/self/smaps_rollup").read_text("ascii").splitlines()[1:]
     kib = {name: int(size.split()[0]) for name, _, size in (line.partition(":") for line in lines)}
     return {
@@ -165,76 +164,78 @@ def resident_mib() -> dict[str, float]:
 
 
 def serve(folder: Path, images: np.ndarray) -> dict[str, Any]:
-    """Open a database of which nothing is in memory, ask about one image after the other, and return what that takes.
+    """Open a database that is not in the page cache, search for single images, and return the figures.
 
-    The process keeps what it has read, so its memory is that of a service after as many requests.
+    The process keeps the pages it has read, so its memory is that of a service after the same number of requests.
     """
-    import faiss  # noqa: F401, PLC0415 - so that its libraries count as there before
+    import faiss  # noqa: F401, PLC0415 - its libraries are part of the memory before
 
     for file in folder.glob("*/*"):
         with file.open("rb") as opened:
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     before = resident_mib()
-    began = time.perf_counter()
+    started = time.perf_counter()
     database = CaptionDatabase.open(folder, fingerprint=FINGERPRINT)
-    open_ms = 1000 * (time.perf_counter() - began)
-    opened_at = resident_mib()
+    open_ms = 1000 * (time.perf_counter() - started)
+    resident_opened = resident_mib()
     cold = _times(lambda image: database.search(image, NEAREST), images[:, None])
     return {
         "open_cold_ms": round(open_ms, 1),
         "cold": _quantiles(cold[:100]),
-        "resident_mib": {"before": before, "opened": opened_at, f"after_{len(images)}_searches": resident_mib()},
+        "resident_mib": {"before": before, "opened": resident_opened, f"after_{len(images)}_searches": resident_mib()},
         "nbytes_resident_mib": round(database.nbytes_resident / 2**20, 1),
     }
 
 
 def search(folder: Path, images: np.ndarray) -> dict[str, Any]:
-    """Return how long searches take for one caller, for many, and in batches."""
-    began = time.perf_counter()
+    """Return the duration of searches for one caller, for 16 callers, and in batches."""
+    started = time.perf_counter()
     database = CaptionDatabase.open(folder, fingerprint=FINGERPRINT)
-    open_ms = 1000 * (time.perf_counter() - began)
+    open_ms = 1000 * (time.perf_counter() - started)
     apart = images[:, None]
 
-    def ask(image: np.ndarray) -> object:
+    def search_one(image: np.ndarray) -> object:
         return database.search(image, NEAREST)
 
     def alone() -> list[float]:
-        return _times(ask, apart)
+        return _times(search_one, apart)
 
     def together() -> list[float]:
         with ThreadPoolExecutor(CALLERS) as callers:
             shares = [apart[first::CALLERS] for first in range(CALLERS)]
-            return [each for some in callers.map(lambda share: _times(ask, share), shares) for each in some]
+            return [
+                duration for times in callers.map(lambda share: _times(search_one, share), shares) for duration in times
+            ]
 
     def batches() -> list[float]:
         whole = len(images) // CALLERS * CALLERS
-        return _times(ask, images[:whole].reshape(-1, CALLERS, images.shape[1]))
+        return _times(search_one, images[:whole].reshape(-1, CALLERS, images.shape[1]))
 
-    ways = {"one_caller": alone, "callers": together, "batches": batches}
-    rounds: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
-    alone()  # brings what is searched into memory
+    loads = {"one_caller": alone, "callers": together, "batches": batches}
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in loads}
+    alone()  # fills the page cache
     for _ in range(_ROUNDS):
-        for way, work in ways.items():
-            others, began = _others_cpu_s(), time.perf_counter()
-            times = work()
-            seconds = time.perf_counter() - began
+        for name, load in loads.items():
+            others, started = _others_cpu_s(), time.perf_counter()
+            times = load()
+            seconds = time.perf_counter() - started
             shared = (_others_cpu_s() - others) / seconds / usable_cores()
-            each = _quantiles(times) | {"images_per_s": round(len(images) / seconds), "others_cpu": round(shared, 2)}
-            rounds[way].append(each)
-    best = {way: min(each, key=lambda one: one["p50_ms"]) for way, each in rounds.items()}
+            figures = _quantiles(times) | {"images_per_s": round(len(images) / seconds), "others_cpu": round(shared, 2)}
+            rounds[name].append(figures)
+    best = {name: min(runs, key=lambda run: run["p50_ms"]) for name, runs in rounds.items()}
     return {"open_warm_ms": round(open_ms, 1), **best, "rounds": rounds}
 
 
 def recall(folder: Path, images: np.ndarray) -> dict[str, Any]:
-    """Return the share of the nearest captions that a search finds, and how far they are."""
-    import faiss  # noqa: PLC0415 - as elsewhere
+    """Return the recall of a search, and the cosines of the nearest captions."""
+    import faiss  # noqa: PLC0415 - imported in the measured process only
 
     database = CaptionDatabase.open(folder, fingerprint=FINGERPRINT)
     faiss.omp_set_num_threads(1)
     cosines = np.full((len(images), NEAREST), -np.inf, np.float32)
     indices = np.full((len(images), NEAREST), -1)
-    for first in range(0, len(database), _AT_ONCE):
-        rows = database.features(np.arange(first, min(first + _AT_ONCE, len(database))))
+    for first in range(0, len(database), _BATCH):
+        rows = database.features(np.arange(first, min(first + _BATCH, len(database))))
         near, where = faiss.knn(images, rows, NEAREST, metric=faiss.METRIC_INNER_PRODUCT)
         cosines, indices = np.concatenate([cosines, near], axis=1), np.concatenate([indices, first + where], axis=1)
         kept = np.argsort(-cosines, axis=1, kind="stable")[:, :NEAREST]
@@ -248,13 +249,13 @@ def recall(folder: Path, images: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _times(work: Callable[[np.ndarray], object], queries: np.ndarray) -> list[float]:
-    taken = []
-    for each in queries:
-        began = time.perf_counter()
-        work(each)
-        taken.append(time.perf_counter() - began)
-    return taken
+def _times(function: Callable[[np.ndarray], object], queries: np.ndarray) -> list[float]:
+    durations = []
+    for query in queries:
+        started = time.perf_counter()
+        function(query)
+        durations.append(time.perf_counter() - started)
+    return durations
 
 
 def _quantiles(seconds: Sequence[float]) -> dict[str, float]:
@@ -263,14 +264,14 @@ def _quantiles(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def _others_cpu_s() -> float:
-    """Return the processor time of the whole machine but for this process, its host's included (Linux only)."""
+    """Return the CPU time of all other processes, including those of the host (Linux only)."""
     ticks = [int(each) for each in Path("/proc/stat").read_text("ascii").split(maxsplit=9)[1:9]]
-    busy = sum(ticks) - ticks[3] - ticks[4]  # without idle and waiting for a disk
+    busy = sum(ticks) - ticks[3] - ticks[4]  # without idle time and disk waits
     return busy / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
 def measure(folder: Path, captions: int, dims: int) -> dict[str, Any]:
-    """Build a database in ``folder`` unless one is there, and return all figures of it."""
+    """Build a database in ``folder`` unless it exists, and return all its figures."""
     context = get_context("spawn")
 
     def apart(step: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
@@ -278,12 +279,12 @@ def measure(folder: Path, captions: int, dims: int) -> dict[str, Any]:
         with context.Pool(1) as process:
             return process.apply(step, (folder, *arguments))
 
-    kept = folder.with_name(f"{folder.name}.json")
-    if kept.exists():
-        built = json.loads(kept.read_text("utf-8"))
+    cached = folder.with_name(f"{folder.name}.json")
+    if cached.exists():
+        built = json.loads(cached.read_text("utf-8"))
     else:
         built = apart(build_one, captions, dims)
-        kept.write_text(json.dumps(built), "utf-8")
+        cached.write_text(json.dumps(built), "utf-8")
     images = Scenes(captions, dims).images(2 * _IMAGES)[_IMAGES:]
     return built | apart(serve, images) | apart(search, images) | apart(recall, images)
 
@@ -298,7 +299,7 @@ def table(figures: Sequence[dict[str, Any]]) -> str:
         "- assemble": lambda each: each["steps_s"]["assemble"],
         "- index": lambda each: each["steps_s"]["index"],
         "- measure and publish": lambda each: each["steps_s"]["measure"],
-        "lists, of them read": lambda each: f"{each['index']['lists']}, {each['index']['probes']}",
+        "lists, lists read": lambda each: f"{each['index']['lists']}, {each['index']['probes']}",
         "bytes per caption: index": lambda each: each["index_bytes_per_caption"],
         "bytes per caption: all files": lambda each: each["bytes_per_caption"],
         f"recall@{NEAREST}": lambda each: each["recall"],
@@ -307,7 +308,7 @@ def table(figures: Sequence[dict[str, Any]]) -> str:
         f"{CALLERS} callers: p50 / p99, ms": lambda each: _both(each["callers"]),
         f"{CALLERS} callers: images/s": lambda each: each["callers"]["images_per_s"],
         f"batches of {CALLERS}: p50 / p99 of a batch, ms": lambda each: _both(each["batches"]),
-        "nothing in memory yet, first 100: p50 / p99, ms": lambda each: _both(each["cold"]),
+        "cold, first 100: p50 / p99, ms": lambda each: _both(each["cold"]),
         "open, ms: cold / warm": lambda each: f"{each['open_cold_ms']} / {each['open_warm_ms']}",
         f"anonymous MiB: before, opened, after {_IMAGES} searches": lambda each: _resident(each, "anonymous"),
         f"file-backed MiB: before, opened, after {_IMAGES} searches": lambda each: _resident(each, "file_backed"),
@@ -332,11 +333,11 @@ def main() -> None:
     parser.add_argument("--captions", type=int, nargs="+", default=[100_000, 1_000_000, 5_000_000])
     parser.add_argument("--dims", type=int, default=512)
     parser.add_argument(
-        "--folder", type=Path, help="keeps the databases, and measures those again that are there; else a new one"
+        "--folder", type=Path, help="folder that keeps the databases for the next run; temporary by default"
     )
-    parser.add_argument("--output", type=Path, help="a folder for the figures as JSON")
+    parser.add_argument("--output", type=Path, help="folder for the results as JSON")
     arguments = parser.parse_args()
-    from benchmarks.service import about_this_run  # noqa: PLC0415 - not in the processes that are measured
+    from benchmarks.service import about_this_run  # noqa: PLC0415 - not imported in the measured processes
 
     about = about_this_run()
     figures = []
@@ -347,9 +348,9 @@ def main() -> None:
             figures.append(measure(folder / f"{captions}-{arguments.dims}", captions, arguments.dims))
             if arguments.output is not None:
                 arguments.output.mkdir(parents=True, exist_ok=True)
-                told = {**about, "goals": GOALS, "figures": figures}
+                results = {**about, "goals": GOALS, "figures": figures}
                 file = arguments.output / f"{about['date']}-captions.json"
-                file.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+                file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     sys.stdout.write(table(figures))
 
 

@@ -1,10 +1,10 @@
-"""How often conformal sets hold the true label, and how far scores are off, on random splits of labelled images.
+"""Measures conformal coverage and calibration error on random splits of labelled images.
 
     python -m benchmarks.coverage FOLDER --support FOLDER [--splits 20] [--shots 16] [--name SUBFOLDER=CLASS]...
 
-Folders have one subfolder per class. In each split, half of FOLDER's images calibrates zero-shot, and so many images of
-each class, drawn from --support, teach and calibrate every method that learns from them, as the service does it: each
-image held out in turn. The other half of FOLDER is asked about.
+Folders have one subfolder per class. In each split, half of the images of FOLDER calibrates zero-shot. Random images of
+each class from --support train and calibrate the methods that learn from examples, by cross-validation as in the
+service. The other half of FOLDER is the test set.
 """
 
 import argparse
@@ -29,32 +29,32 @@ from app.scoring.measures import expected_calibration_error
 from app.scoring.numerics import stratified_folds, tempered_softmax
 
 _COVERAGES = (0.9, 0.95)
-_ENCODED_AT_ONCE = 32
+_BATCH = 32
 
 
-def encoded(encoder: Encoder, files: Sequence[Path]) -> np.ndarray:
+def encode(encoder: Encoder, files: Sequence[Path]) -> np.ndarray:
     """Return the features (n, d) of image files."""
     rows = []
-    for first in range(0, len(files), _ENCODED_AT_ONCE):
+    for first in range(0, len(files), _BATCH):
         pixels = [
             encoder.transform(
                 decode_image(file.read_bytes(), max_bytes=2**26, max_pixels=10**8, target_px=encoder.image_size_px)
             )
-            for file in files[first : first + _ENCODED_AT_ONCE]
+            for file in files[first : first + _BATCH]
         ]
         rows.append(encoder.begin_images(pixels)())
     return np.concatenate(rows)
 
 
-def told(calibration: Calibration, logits: np.ndarray, truth: np.ndarray) -> list[float]:
-    """Return the calibration errors before and after, and for each coverage what it was and the mean size of a set."""
+def measures(calibration: Calibration, logits: np.ndarray, truth: np.ndarray) -> list[float]:
+    """Return the calibration errors before and after calibration, and the coverage and mean set size per target."""
     before, after = tempered_softmax(logits, 1.0), calibration.probabilities(logits)
     figures = [expected_calibration_error(before, truth), expected_calibration_error(after, truth)]
     for coverage in _COVERAGES:
         sets = prediction_sets(after, calibration.set_quantile(coverage))
         figures += [
-            float(np.mean([label in each for label, each in zip(truth, sets, strict=True)])),
-            float(np.mean([len(each) for each in sets])),
+            float(np.mean([label in labels for label, labels in zip(truth, sets, strict=True)])),
+            float(np.mean([len(labels) for labels in sets])),
         ]
     return figures
 
@@ -69,13 +69,13 @@ def main() -> None:
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--name", action="append", default=[])
     arguments = parser.parse_args()
-    asked, support = find_labelled_images(arguments.folder), find_labelled_images(arguments.support)
-    renamed = read_subfolder_names(arguments.name, {subfolder for _, subfolder in [*asked, *support]})
+    test_images, support = find_labelled_images(arguments.folder), find_labelled_images(arguments.support)
+    renamed = read_subfolder_names(arguments.name, {subfolder for _, subfolder in [*test_images, *support]})
     names = sorted(set(renamed.values()))
     encoder = load_encoder(arguments.model, LoadOptions())
-    features = encoded(encoder, [file for file, _ in asked])
-    truth = np.array([names.index(renamed[subfolder]) for _, subfolder in asked])
-    support_features = encoded(encoder, [file for file, _ in support])
+    features = encode(encoder, [file for file, _ in test_images])
+    truth = np.array([names.index(renamed[subfolder]) for _, subfolder in test_images])
+    support_features = encode(encoder, [file for file, _ in support])
     support_truth = np.array([names.index(renamed[subfolder]) for _, subfolder in support])
     text = encoder.encode_texts([f"a photo of a {name}." for name in names])
     zero_shot = encoder.logit_scale * features @ text.T + (encoder.logit_bias or 0)
@@ -83,9 +83,11 @@ def main() -> None:
     found: dict[str, list[list[float]]] = {}
     for _ in range(arguments.splits):
         order = rng.permutation(len(truth))
-        given, rest = order[: len(order) // 2], order[len(order) // 2 :]
+        calibration_rows, test_rows = order[: len(order) // 2], order[len(order) // 2 :]
         found.setdefault("zero-shot", []).append(
-            told(calibrate(zero_shot[given], truth[given]), zero_shot[rest], truth[rest])
+            measures(
+                calibrate(zero_shot[calibration_rows], truth[calibration_rows]), zero_shot[test_rows], truth[test_rows]
+            )
         )
         drawn = np.concatenate(
             [rng.permutation(np.flatnonzero(support_truth == label))[: arguments.shots] for label in range(len(names))]
@@ -98,12 +100,12 @@ def main() -> None:
             make = partial(method.example_adapter, dict(method.read_options({})))
             held_out = predict_held_out(make, text, examples, folds, encoder)
             calibration = calibrate(held_out.logits, examples.support_labels)
-            logits = predict(fit(make(), text, examples, encoder), features[rest]).logits
-            found.setdefault(name, []).append(told(calibration, logits, truth[rest]))
+            logits = predict(fit(make(), text, examples, encoder), features[test_rows]).logits
+            found.setdefault(name, []).append(measures(calibration, logits, truth[test_rows]))
     columns = [
         "ECE before",
         "after",
-        *(f"{what} at {c}" for c in _COVERAGES for what in ("coverage", "labels in a set")),
+        *(f"{measure} at {target}" for target in _COVERAGES for measure in ("coverage", "labels in a set")),
     ]
     sys.stdout.write(f"| method | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}\n")
     for name, rows in found.items():

@@ -1,10 +1,10 @@
-"""What methods take to learn from example images, in memory and time, ZLaP's oracle beside it.
+"""Measures the time and memory of fitting methods on example images, and ZLaP's reference implementation.
 
     python -m benchmarks.learning [--pool 25000] [--classes 400] [--dims 512] [--output FOLDER]
 
-Features are clusters around random class directions, the text a little off them, so that pools are spread as methods
-assume. Everything runs on one core. Neighbours are searched once and timed by themselves. Memory is what arrays take at
-most while a second fit runs, its inputs left out.
+Features are clusters around random class directions, near the text features, as the methods assume. Everything runs on
+one core. The search for neighbours is timed separately. Memory is the peak of arrays during a second fit, without its
+inputs.
 """
 
 import argparse
@@ -37,7 +37,7 @@ _ROUNDS = 15
 
 
 def problem(pool: int, classes: int, dims: int) -> tuple[np.ndarray, Examples, np.ndarray]:
-    """Return the text (c, d), examples without neighbours, and images to be asked about."""
+    """Return the text features (c, d), examples without neighbours, and test images."""
     rng = np.random.default_rng(0)
     centres = unit_rows(rng.standard_normal((classes, dims)))
 
@@ -50,23 +50,23 @@ def problem(pool: int, classes: int, dims: int) -> tuple[np.ndarray, Examples, n
     return text, examples, around(rng.integers(0, classes, _QUERIES))
 
 
-def _mib_of(work: Callable[[], object]) -> float:
-    """Return the most memory that arrays take while something runs, beyond what is there before."""
+def _peak_mib(function: Callable[[], object]) -> float:
+    """Return the peak memory of arrays that a call allocates."""
     tracemalloc.start()
-    work()
+    function()
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     return peak / 2**20
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+def _seconds(function: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
 
 
 def measure(name: str, pool: int, classes: int, dims: int) -> dict[str, Any]:
-    """Fit one method, and ask it about one image and about 64."""
+    """Fit one method, and measure predictions for one image and for 64."""
     use_one_thread()
     text, examples, queries = problem(pool, classes, dims)
     method = METHODS[name]
@@ -74,27 +74,34 @@ def measure(name: str, pool: int, classes: int, dims: int) -> dict[str, Any]:
     neighbours, near, searched_s = None, None, 0.0
     if adapter.neighbours:
         index = NeighbourIndex(examples.pool_features)
-        began = time.perf_counter()
+        started = time.perf_counter()
         near = index.within_pool(examples.pool_features, adapter.neighbours)
-        searched_s = time.perf_counter() - began
+        searched_s = time.perf_counter() - started
         neighbours = index.search(queries, adapter.neighbours)
-    taught = Examples(examples.support_features, examples.support_labels, examples.pool_features, near)
+    examples_with_neighbours = Examples(
+        examples.support_features, examples.support_labels, examples.pool_features, near
+    )
 
     def fit() -> object:
-        return adapter.fit(text, logit_scale=_SCALE, logit_bias=None, examples=taught)
+        return adapter.fit(text, logit_scale=_SCALE, logit_bias=None, examples=examples_with_neighbours)
 
-    fit_s, above = _seconds(fit), _mib_of(fit)
+    fit_s, peak_mib = _seconds(fit), _peak_mib(fit)
 
-    def first(count: int) -> Callable[[], object]:
-        some = None if neighbours is None else type(neighbours)(neighbours.indices[:count], neighbours.cosines[:count])
-        return lambda: adapter.predict(queries[:count], some)
+    def predict_first(count: int) -> Callable[[], object]:
+        subset = (
+            None if neighbours is None else type(neighbours)(neighbours.indices[:count], neighbours.cosines[:count])
+        )
+        return lambda: adapter.predict(queries[:count], subset)
 
-    ms = {count: statistics.median(_seconds(first(count)) for _ in range(_ROUNDS)) * 1000 / count for count in (1, 64)}
+    ms = {
+        count: statistics.median(_seconds(predict_first(count)) for _ in range(_ROUNDS)) * 1000 / count
+        for count in (1, 64)
+    }
     return {
         "method": name,
         "neighbours_s": round(searched_s, 2),
         "fit_s": round(fit_s, 2),
-        "above_inputs_mib": round(above),
+        "above_inputs_mib": round(peak_mib),
         "ms_alone": round(ms[1], 3),
         "ms_in_64": round(ms[64], 4),
         "warnings": list(adapter.warnings_),
@@ -102,8 +109,8 @@ def measure(name: str, pool: int, classes: int, dims: int) -> dict[str, Any]:
 
 
 def oracle(pool: int, classes: int, dims: int) -> dict[str, Any]:
-    """Solve the same system as ZLaP's oracle does, whose search of neighbours is not timed."""
-    from tests.oracles import zlap  # noqa: PLC0415 - only here
+    """Solve the system of ZLaP with its reference implementation; its neighbour search is not timed."""
+    from tests.oracles import zlap  # noqa: PLC0415 - not needed by other methods
 
     text, examples, _ = problem(pool, classes, dims)
     laplacian, _ = zlap.graph(examples.pool_features, text)
@@ -113,9 +120,9 @@ def oracle(pool: int, classes: int, dims: int) -> dict[str, Any]:
         return zlap.cg_block(laplacian, right)
 
     return {
-        "method": "zlap, solving as the oracle",
+        "method": "zlap, reference solver",
         "fit_s": round(_seconds(fit), 2),
-        "above_inputs_mib": round(_mib_of(fit)),
+        "above_inputs_mib": round(_peak_mib(fit)),
     }
 
 
@@ -126,8 +133,12 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=400)
     parser.add_argument("--dims", type=int, default=512)
     parser.add_argument("--methods", nargs="*", default=[name for name, method in METHODS.items() if method.learns])
-    parser.add_argument("--no-oracle", action="store_true", help="its graph needs a matrix of pool x pool")
-    parser.add_argument("--output", type=Path, help="a folder for the figures as JSON")
+    parser.add_argument(
+        "--no-oracle",
+        action="store_true",
+        help="skip the reference implementation, whose graph is a matrix of pool x pool",
+    )
+    parser.add_argument("--output", type=Path, help="folder for the results as JSON")
     arguments = parser.parse_args()
     size = (arguments.pool, arguments.classes, arguments.dims)
     figures = []
@@ -141,18 +152,18 @@ def main() -> None:
     sys.stdout.write(
         f"{arguments.pool} unlabelled images, {_SUPPORT_PER_CLASS * arguments.classes} labelled ones,"
         f" {arguments.classes} classes, {arguments.dims} dimensions, one core\n\n"
-        "| method | neighbours s | fit s | MiB above inputs | ms an image, alone | in 64s |\n"
+        "| method | neighbours s | fit s | MiB above inputs | ms per image, alone | in batches of 64 |\n"
         "|---|---|---|---|---|---|\n"
     )
-    for each in figures:
-        cells = [each.get(key, "") for key in ("neighbours_s", "fit_s", "above_inputs_mib", "ms_alone", "ms_in_64")]
-        sys.stdout.write(f"| {each['method']} | {' | '.join(str(cell) for cell in cells)} |\n")
-        for warning in each.get("warnings", []):
-            sys.stdout.write(f"{each['method']}: {warning}\n")
+    for row in figures:
+        cells = [row.get(key, "") for key in ("neighbours_s", "fit_s", "above_inputs_mib", "ms_alone", "ms_in_64")]
+        sys.stdout.write(f"| {row['method']} | {' | '.join(str(cell) for cell in cells)} |\n")
+        for warning in row.get("warnings", []):
+            sys.stdout.write(f"{row['method']}: {warning}\n")
     if arguments.output is not None:
         file = arguments.output / f"{time.strftime('%Y-%m-%d')}-learning.json"
-        told = {"pool": arguments.pool, "classes": arguments.classes, "dims": arguments.dims, "figures": figures}
-        file.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        results = {"pool": arguments.pool, "classes": arguments.classes, "dims": arguments.dims, "figures": figures}
+        file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""The load generator, a process of its own: raw HTTP/1.1 over kept connections, so that it takes little of the cores.
+"""The load generator: a separate process with raw HTTP/1.1 over persistent connections, which uses little CPU time.
 
     python -m benchmarks.load URL closed --connections 32 --images 1 --seconds 10
     python -m benchmarks.load URL open --rate 120 --seconds 10
 
-A closed loop sends a connection's next request when the last was answered. An open loop sends at its rate whether the
-others were answered or not, and counts latency from the moment at which a request was due, so that a server that stalls
-cannot hide it. One JSON object on standard output.
+In a closed loop, each connection sends its next request after the response to the last. An open loop sends at a fixed
+rate, and measures latency from the time at which a request was due, so a stall of the server is visible. Prints one
+JSON object.
 """
 
 import argparse
@@ -28,7 +28,7 @@ _BOUNDARY = "3ad2c0ffee"
 
 
 def photographs(count: int = 8, size: tuple[int, int] = PHOTO_PX) -> list[bytes]:
-    """Return JPEG files with the structure of photographs, always the same ones."""
+    """Return synthetic JPEG photographs; every call returns the same files."""
     rng = np.random.default_rng(7)
     width, height = size
     rows, columns = np.mgrid[0:height, 0:width]
@@ -47,7 +47,7 @@ def photographs(count: int = 8, size: tuple[int, int] = PHOTO_PX) -> list[bytes]
 
 
 def form_request(path: str, images: Sequence[bytes], fields: dict[str, str], field: str = "image") -> bytes:
-    """Return a whole POST request with a multipart form."""
+    """Return the bytes of a POST request with a multipart form."""
     parts = [
         f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
         for name, value in fields.items()
@@ -62,7 +62,7 @@ def form_request(path: str, images: Sequence[bytes], fields: dict[str, str], fie
 
 
 def json_request(path: str, body: object) -> bytes:
-    """Return a whole POST request with a JSON body."""
+    """Return the bytes of a POST request with a JSON body."""
     return _post(path, "application/json", json.dumps(body).encode())
 
 
@@ -72,7 +72,7 @@ def _post(path: str, content_type: str, body: bytes) -> bytes:
 
 
 def classify_requests(images_per_request: int) -> list[bytes]:
-    """Return requests to Deixis that differ in their photographs."""
+    """Return classification requests with different photographs."""
     photos = photographs()
     fields = {"labels": json.dumps(LABELS)}
     return [
@@ -84,14 +84,14 @@ def classify_requests(images_per_request: int) -> list[bytes]:
 
 
 class Connection:
-    """One kept connection, opened again when the server closed it."""
+    """A persistent connection, reopened after the server closed it."""
 
     def __init__(self, host: str, port: int) -> None:
         self._address = (host, port)
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def ask(self, request: bytes) -> int:
-        """Send a request and return the status once the whole answer is there; 0 where there is none."""
+    async def send(self, request: bytes) -> int:
+        """Send a request, read the response, and return its status; 0 without a response."""
         try:
             if self._streams is not None and self._streams[0].at_eof():
                 self.close()
@@ -110,66 +110,66 @@ class Connection:
         return int(head[9:12])
 
     def close(self) -> None:
-        """Close it, if it is open."""
+        """Close the connection if it is open."""
         if self._streams is not None:
             self._streams[1].close()
             self._streams = None
 
 
 class Tally:
-    """Statuses, and the latencies of the good answers, in seconds."""
+    """The statuses of responses, and the latencies in seconds of those with status 200."""
 
     def __init__(self) -> None:
         self.statuses: Counter[int] = Counter()
-        self.good: list[float] = []
+        self.latencies: list[float] = []
 
     def add(self, status: int, seconds: float) -> None:
-        """Count an answer."""
+        """Count a response."""
         self.statuses[status] += 1
         if status == 200:
-            self.good.append(seconds)
+            self.latencies.append(seconds)
 
 
 async def closed_loop(address: tuple[str, int], requests: Sequence[bytes], connections: int, seconds: float) -> Tally:
-    """Keep one request under way on each connection."""
-    tally, ends = Tally(), time.perf_counter() + seconds
+    """Send requests on each connection, one after the other."""
+    tally, end = Tally(), time.perf_counter() + seconds
 
-    async def one(number: int) -> None:
+    async def run(number: int) -> None:
         connection = Connection(*address)
-        while (began := time.perf_counter()) < ends:
+        while (started := time.perf_counter()) < end:
             number += 1
-            status = await connection.ask(requests[number % len(requests)])
-            tally.add(status, time.perf_counter() - began)
+            status = await connection.send(requests[number % len(requests)])
+            tally.add(status, time.perf_counter() - started)
             if status in {0, 503}:
                 await asyncio.sleep(0.05)
         connection.close()
 
-    await asyncio.gather(*(one(number) for number in range(connections)))
+    await asyncio.gather(*(run(number) for number in range(connections)))
     return tally
 
 
 async def open_loop(address: tuple[str, int], requests: Sequence[bytes], rate: float, seconds: float) -> Tally:
-    """Send at the times of a Poisson process; what would be more than ``MAX_OUTSTANDING`` is counted as -1."""
+    """Send at the times of a Poisson process; requests above ``MAX_OUTSTANDING`` are counted as -1."""
     tally = Tally()
     due = np.cumsum(np.random.default_rng(3).exponential(1 / rate, int(rate * seconds)))
     idle: list[Connection] = []
     running: set[asyncio.Task[None]] = set()
-    began = time.perf_counter()
+    started = time.perf_counter()
 
-    async def one(number: int, at: float) -> None:
+    async def run(number: int, at: float) -> None:
         connection = idle.pop() if idle else Connection(*address)
-        status = await connection.ask(requests[number % len(requests)])
+        status = await connection.send(requests[number % len(requests)])
         tally.add(status, time.perf_counter() - at)
         idle.append(connection)
 
     for number, offset in enumerate(due):
-        at = began + offset
+        at = started + offset
         if (wait := at - time.perf_counter()) > 0:
             await asyncio.sleep(wait)
         if len(running) >= MAX_OUTSTANDING:
             tally.statuses[-1] += 1
             continue
-        task = asyncio.create_task(one(number, at))
+        task = asyncio.create_task(run(number, at))
         running.add(task)
         task.add_done_callback(running.discard)
     await asyncio.gather(*running)
@@ -179,7 +179,7 @@ async def open_loop(address: tuple[str, int], requests: Sequence[bytes], rate: f
 
 
 def percentile_ms(seconds: Sequence[float], percent: float) -> float | None:
-    """Return the nearest-rank percentile in milliseconds; None of nothing."""
+    """Return the nearest-rank percentile in milliseconds; None without values."""
     ordered = sorted(seconds)
     if not ordered:
         return None
@@ -187,14 +187,14 @@ def percentile_ms(seconds: Sequence[float], percent: float) -> float | None:
 
 
 def summary(tally: Tally, images_per_request: int, seconds: float, cpu_s: float) -> dict[str, object]:
-    """Return the figures of a run that took ``seconds``."""
+    """Return the figures of a run with a duration of ``seconds``."""
     return {
         "seconds": round(seconds, 2),
         "statuses": {str(status): count for status, count in sorted(tally.statuses.items())},
-        "images_per_s": round(len(tally.good) * images_per_request / seconds, 2),
-        "p50_ms": percentile_ms(tally.good, 50),
-        "p95_ms": percentile_ms(tally.good, 95),
-        "p99_ms": percentile_ms(tally.good, 99),
+        "images_per_s": round(len(tally.latencies) * images_per_request / seconds, 2),
+        "p50_ms": percentile_ms(tally.latencies, 50),
+        "p95_ms": percentile_ms(tally.latencies, 95),
+        "p99_ms": percentile_ms(tally.latencies, 99),
         "generator_cpu_s": round(cpu_s, 3),
     }
 
@@ -205,15 +205,15 @@ def main() -> None:
     parser.add_argument("url")
     parser.add_argument("loop", choices=["closed", "open"])
     parser.add_argument("--connections", type=int, default=1)
-    parser.add_argument("--images", type=int, default=1, help="in each request")
-    parser.add_argument("--rate", type=float, default=10.0, help="requests a second of an open loop")
+    parser.add_argument("--images", type=int, default=1, help="images per request")
+    parser.add_argument("--rate", type=float, default=10.0, help="requests per second of an open loop")
     parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--requests", help="a file of whole requests to send instead, as JSON strings in latin-1")
+    parser.add_argument("--requests", help="file of complete requests to send instead, as JSON strings in latin-1")
     arguments = parser.parse_args()
     host, _, port = arguments.url.rpartition("//")[2].partition(":")
     if arguments.requests:
-        with open(arguments.requests, encoding="utf-8") as file:  # noqa: PTH123 - plain and simple
-            requests = [each.encode("latin-1") for each in json.load(file)]
+        with open(arguments.requests, encoding="utf-8") as file:  # noqa: PTH123
+            requests = [text.encode("latin-1") for text in json.load(file)]
     else:
         requests = classify_requests(arguments.images)
     address = (host, int(port))
@@ -221,9 +221,9 @@ def main() -> None:
         running = closed_loop(address, requests, arguments.connections, arguments.seconds)
     else:
         running = open_loop(address, requests, arguments.rate, arguments.seconds)
-    began, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
+    started, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
     tally = asyncio.run(running)
-    seconds, now = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
+    seconds, now = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
     cpu_s = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
     json.dump(summary(tally, arguments.images, seconds, cpu_s), sys.stdout)
 

@@ -1,4 +1,4 @@
-"""Models of a real architecture with random weights, written to a folder: speed does not depend on what weights say."""
+"""Writes models of a real architecture with random weights, which are as fast as trained ones."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ VIT_B_32 = "ViT-B-32"
 
 
 def write_open_clip(folder: Path, architecture: str = VIT_B_32) -> str:
-    """Write the folder unless it is there, and return its name as a setting."""
+    """Write the folder unless it exists, and return its name as a model setting."""
     import open_clip  # noqa: PLC0415 - takes seconds
     import torch  # noqa: PLC0415
     from safetensors.torch import save_file  # noqa: PLC0415
@@ -19,17 +19,16 @@ def write_open_clip(folder: Path, architecture: str = VIT_B_32) -> str:
         torch.manual_seed(0)
         state = open_clip.CLIP(**shape).state_dict()
         preprocessing = {"mean": list(open_clip.OPENAI_DATASET_MEAN), "std": list(open_clip.OPENAI_DATASET_STD)}
-        described = {"model_cfg": shape, "preprocess_cfg": preprocessing}
-        (folder / "open_clip_config.json").write_text(json.dumps(described), encoding="utf-8")
+        model_description = {"model_cfg": shape, "preprocess_cfg": preprocessing}
+        (folder / "open_clip_config.json").write_text(json.dumps(model_description), encoding="utf-8")
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, weights)
     return f"local-dir:{folder}"
 
 
 def write_transformers(folder: Path) -> Path:
-    """Write a CLIPModel of ViT-B/32's shape with its processor, for servers that are built on transformers.
+    """Write a CLIPModel with the shape of ViT-B/32 and its processor, for servers that use transformers.
 
-    Its tokenizer is byte-level with no merges, which is enough for speed: words become more tokens, padded to 77 as
-    always.
+    Its tokenizer has byte-level tokens without merges. This does not change the speed: texts are padded to 77 tokens.
     """
     from transformers import (  # noqa: PLC0415
         CLIPConfig,
@@ -47,7 +46,7 @@ def write_transformers(folder: Path) -> Path:
         (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(vocabulary)}))
         (folder / "merges.txt").write_text("#version: 0.2\n")
         tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
-        config = CLIPConfig()  # which is ViT-B/32
+        config = CLIPConfig()  # the default is ViT-B/32
         config.text_config.vocab_size = 49408
         config.text_config.eos_token_id = tokenizer.eos_token_id
         config.text_config.bos_token_id = tokenizer.bos_token_id

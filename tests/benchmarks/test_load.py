@@ -1,4 +1,4 @@
-"""The parts of the benchmarks that compute: a wrong figure would be believed."""
+"""The computations of the benchmarks."""
 
 import asyncio
 from collections import Counter
@@ -16,14 +16,14 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize(
-    ("seconds", "percent", "wanted"),
+    ("seconds", "percent", "expected"),
     [([0.3, 0.1, 0.2], 50, 200), ([0.1] * 99 + [9.0], 99, 100), ([0.1] * 98 + [9.0] * 2, 99, 9000), ([], 50, None)],
 )
-def test_a_percentile_is_that_of_the_nearest_rank(seconds, percent, wanted):
-    assert percentile_ms(seconds, percent) == wanted
+def test_a_percentile_is_the_value_of_the_nearest_rank(seconds, percent, expected):
+    assert percentile_ms(seconds, percent) == expected
 
 
-def test_only_good_answers_count_as_images():
+def test_only_responses_with_status_200_count_as_images():
     tally = Tally()
     for status in (200, 503, 200, 0):
         tally.add(status, 0.5)
@@ -32,12 +32,12 @@ def test_only_good_answers_count_as_images():
     assert figures["statuses"] == {"0": 1, "200": 2, "503": 1}
 
 
-def test_photographs_are_always_the_same_and_differ():
+def test_photographs_are_reproducible_and_different():
     assert photographs(3) == photographs(3)
     assert len(set(photographs(3))) == 3
 
 
-def test_a_request_is_a_whole_form():
+def test_a_request_is_a_complete_form():
     head, _, body = classify_requests(2)[0].partition(b"\r\n\r\n")
     headers = message_from_bytes(head.partition(b"\r\n")[2] + b"\r\n\r\n", policy=HTTP)
     assert int(headers["content-length"]) == len(body)
@@ -47,8 +47,8 @@ def test_a_request_is_a_whole_form():
 
 
 @asynccontextmanager
-async def answering(statuses, delay_s=0.0):
-    """Serve these statuses in turn; yields the address and counts of connections and requests."""
+async def responding(statuses, delay_s=0.0):
+    """Serve these statuses in turn; yield the address and the counts of connections and requests."""
     counted, handlers = Counter(), set()
 
     async def serve(reader, writer):
@@ -70,31 +70,30 @@ async def answering(statuses, delay_s=0.0):
     await asyncio.gather(*handlers)
 
 
-async def test_a_closed_loop_keeps_its_connections_and_counts_every_answer():
-    async with answering([200, 503, 504]) as (address, counted):
+async def test_a_closed_loop_reuses_its_connections_and_counts_every_response():
+    async with responding([200, 503, 504]) as (address, counted):
         tally = await closed_loop(address, classify_requests(1), connections=3, seconds=0.3)
     assert counted["connections"] == 3
     assert sum(tally.statuses.values()) == counted["requests"] > 3
     assert set(tally.statuses) == {200, 503, 504}
-    assert len(tally.good) == tally.statuses[200]
+    assert len(tally.latencies) == tally.statuses[200]
 
 
-async def test_an_open_loop_counts_latency_from_when_a_request_was_due():
-    """One that waits for the server to wake up has waited, although it was sent late."""
-    async with answering([200], delay_s=0.2) as (address, counted):
+async def test_an_open_loop_measures_latency_from_the_time_a_request_was_due():
+    async with responding([200], delay_s=0.2) as (address, counted):
         tally = await open_loop(address, classify_requests(1), rate=50, seconds=0.4)
     assert sum(tally.statuses.values()) == counted["requests"] == 20
-    assert min(tally.good) >= 0.2
+    assert min(tally.latencies) >= 0.2
 
 
-async def test_a_server_that_is_gone_is_counted_as_no_answer():
-    async with answering([200]) as (address, _):
+async def test_a_missing_server_counts_as_no_response():
+    async with responding([200]) as (address, _):
         pass
     tally = await closed_loop(address, classify_requests(1), connections=1, seconds=0.1)
     assert set(tally.statuses) == {0}
 
 
-def test_ratios_are_to_the_better_limit_of_the_same_run():
+def test_ratios_refer_to_the_better_limit_of_the_same_run():
     encoder = {"best": {"images_per_s": 80.0}, "lone_ms": {"decode": 1.0, "transform": 1.0, "forward": 8.0}}
     run = {"generator_cpu": 0.2, "p50_ms": 12.0}
     figures = with_ratios(
@@ -116,6 +115,6 @@ def test_ratios_are_to_the_better_limit_of_the_same_run():
     assert figures["goodput_at_3x_of_1x"] == 0.8
 
 
-def test_growth_is_seen_and_warming_up_is_not():
+def test_growth_is_detected_and_warming_up_is_not():
     assert growth([50.0] * 10 + [100.0] * 30) == 0
     assert growth([100.0] * 30 + [120.0] * 10) == pytest.approx(0.2)
