@@ -61,8 +61,8 @@ def main() -> None:
         functions: dict[str, Callable[[], object]] = {
             "cosine (zero-shot, cupl, dclip, waffle)": lambda images=images: cosine.predict(images),
             "autoclip": lambda images=images: weighted.predict(images),
-            "of that, the cosines": lambda images=images: images @ flat.T,
-            "of that, the weighted": lambda cosines=cosines: auto_clip(cosines, 0.85),
+            "of which cosines": lambda images=images: images @ flat.T,
+            "of which weights": lambda cosines=cosines: auto_clip(cosines, 0.85),
         }
         times: dict[str, list[float]] = {name: [] for name in functions}
         for _ in range(arguments.rounds):

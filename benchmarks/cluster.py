@@ -1,16 +1,15 @@
-"""The service on Ray: against a single process, and while parts of it are killed or replaced.
+"""Measures the service on Ray: against a single process, and while processes are killed or replaced.
 
     python -m benchmarks.cluster compare [--photographs FOLDER] [--seconds 8]
     python -m benchmarks.cluster scale [--seconds 60]
     python -m benchmarks.cluster kill [--photographs FOLDER] [--seconds 20]
 
-``compare`` asks a single process and Ray, on this machine alone with one and two encoder replicas, about the same
-photographs, and puts the same load on each. ``scale`` puts on one encoder what it cannot bear, where there may be two.
-``kill`` makes a cluster of three nodes (a Ray node is a raylet with its processes, all on this machine) on a PostgreSQL
-server of its own, and kills an encoder replica, an edge, a part of the captions and a whole node, and then replaces
-everything by a rolling update, all under load, while somebody writes label sets; before that its answers are compared
-with those of a single process. One JSON object on standard output, a
-table on standard error. Ratios belong to one run.
+``compare`` classifies the same photographs with a single process and on Ray with one and two encoder replicas, on this
+machine, and puts the same load on each. ``scale`` overloads one encoder and measures when a second one starts. ``kill``
+starts a cluster of three nodes on this machine with a PostgreSQL server, and compares its responses with those of a
+single process. Then it kills an encoder replica, an edge, a caption shard and a node, and makes a rolling update, under
+load and while label sets are written. Prints one JSON object, and progress on standard error. Compare only the ratios
+of one run.
 """
 
 import argparse
@@ -37,14 +36,14 @@ from benchmarks.load import LABELS, photographs
 from benchmarks.service import run_json, serving
 from tests.postgres import postgres_binaries, running_postgres
 
-# A request that takes longer than the server's own limit of 30 s, and some seconds on top, hangs.
-_HANGS_AFTER_S = 40.0
-_STARTED_WITHIN_S = 180.0
+# The server's limit is 30 s; a request that takes much longer hangs.
+_HUNG_AFTER_S = 40.0
+_START_TIMEOUT_S = 180.0
 _CAPTIONS = [f"a {colour} {thing} on a table" for colour in ("red", "blue", "old", "small") for thing in LABELS]
 
 
 def say(text: str) -> None:
-    """Tell how far it is."""
+    """Print the progress on standard error."""
     print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
@@ -52,9 +51,9 @@ def say(text: str) -> None:
 
 
 def compare(folder: Path | None, seconds: float) -> dict[str, Any]:
-    """Return answers and figures of a single process and of Ray with one and two encoder replicas."""
+    """Return the figures of a single process and of Ray with one and two encoder replicas."""
     files = _files(folder)
-    ways = {
+    configurations = {
         "single process": (),
         "ray, 1 encoder": ("--engine", "ray"),
         "ray, 2 encoders": ("--engine", "ray", "--ray-layout", "encoders=2"),
@@ -64,10 +63,10 @@ def compare(folder: Path | None, seconds: float) -> dict[str, Any]:
     answers: dict[str, list[Any]] = {}
     with tempfile.TemporaryDirectory() as made:
         os.environ["DEIXIS_BUILD_WORDNET"] = "false"
-        for name, flags in ways.items():
+        for name, flags in configurations.items():
             say(name)
             with serving("embedded", Path(made), *flags) as server:
-                answers[name] = _answers(server.url, files)
+                answers[name] = _predictions(server.url, files)
                 run_json("benchmarks.load", server.url, "closed", "--connections", 4, "--seconds", 3)
                 one = run_json("benchmarks.load", server.url, "closed", "--connections", 1, "--seconds", seconds)
                 before = server.cpu_s_by_kind()
@@ -75,7 +74,7 @@ def compare(folder: Path | None, seconds: float) -> dict[str, Any]:
                 images = many["images_per_s"] * many["seconds"]
                 used = {part: 1000 * (now - before.get(part, 0.0)) for part, now in server.cpu_s_by_kind().items()}
                 cpu_ms = {part: round(spent / images, 2) for part, spent in used.items() if spent / images >= 0.05}
-                found[name] = {"one": one, "many": many, "cpu_ms_an_image": cpu_ms}
+                found[name] = {"one": one, "many": many, "cpu_ms_per_image": cpu_ms}
     alone, reference = found["single process"], answers["single process"]
     for name, figures in found.items():
         figures["images_per_s_of_single"] = round(figures["many"]["images_per_s"] / alone["many"]["images_per_s"], 3)
@@ -86,9 +85,9 @@ def compare(folder: Path | None, seconds: float) -> dict[str, Any]:
             f"  p50 alone {figures['one']['p50_ms']:6.1f} ms ({figures['p50_ms_of_single']:.2f})"
             f"  same labels {figures['same_labels']} of {len(files)}"
             f"  scores differ by {figures['largest_difference_of_scores']:.1e}"
-            f"  ms of a core an image: {figures['cpu_ms_an_image']}"
+            f"  ms of a core per image: {figures['cpu_ms_per_image']}"
         )
-    return {"images": len(files), "ways": found}
+    return {"images": len(files), "configurations": found}
 
 
 def _files(folder: Path | None) -> list[bytes]:
@@ -96,7 +95,7 @@ def _files(folder: Path | None) -> list[bytes]:
 
 
 def _differences(answers: Sequence[Any], reference: Sequence[Any]) -> dict[str, float]:
-    """Return how many answers have the labels in the same order, and by how much a score differs at most."""
+    """Return the number of results with the same order of labels, and the largest difference of a score."""
     pairs = list(zip(answers, reference, strict=True))
     return {
         "same_labels": sum([each[0] for each in mine] == [each[0] for each in theirs] for mine, theirs in pairs),
@@ -106,24 +105,25 @@ def _differences(answers: Sequence[Any], reference: Sequence[Any]) -> dict[str, 
     }
 
 
-def _answers(url: str, files: Sequence[bytes]) -> list[list[tuple[str, float]]]:
-    told: list[list[tuple[str, float]]] = []
+def _predictions(url: str, files: Sequence[bytes]) -> list[list[tuple[str, float]]]:
+    predictions: list[list[tuple[str, float]]] = []
     with httpx.Client(base_url=url, timeout=60) as client:
         for first in range(0, len(files), 8):
             images = [("image", file) for file in files[first : first + 8]]
-            answer = client.post("/v1/classify", files=images, data={"labels": json.dumps(LABELS), "top_k": "10"})
-            answer.raise_for_status()
-            told += [
-                [(each["label"], each["score"]) for each in one["predictions"]] for one in answer.json()["results"]
+            response = client.post("/v1/classify", files=images, data={"labels": json.dumps(LABELS), "top_k": "10"})
+            response.raise_for_status()
+            predictions += [
+                [(each["label"], each["score"]) for each in result["predictions"]]
+                for result in response.json()["results"]
             ]
-    return told
+    return predictions
 
 
-# --- as much as there is work ----------------------------------------------------------------------------------------
+# --- autoscaling -----------------------------------------------------------------------------------------------------
 
 
 def scale(seconds: float) -> dict[str, Any]:
-    """Return when a second encoder replica came under a load that one cannot bear, by the metrics of the service."""
+    """Return the time until a second encoder replica starts under overload, from the metrics of the service."""
     with tempfile.TemporaryDirectory() as made:
         os.environ["DEIXIS_BUILD_WORDNET"] = "false"
         with serving("embedded", Path(made), "--engine", "ray", "--ray-layout", "encoders=1-2") as server:
@@ -143,17 +143,17 @@ def scale(seconds: float) -> dict[str, Any]:
 
 
 def _encoders_of(url: str) -> int:
-    """Return how many encoder replicas tell metrics."""
+    """Return the number of encoder replicas in the metrics."""
     lines = httpx.get(f"{url}/metrics", timeout=30).text.splitlines()
     return sum(line.startswith("deixis_build_info") and 'replica="encoder-' in line for line in lines)
 
 
-# --- killed parts ----------------------------------------------------------------------------------------------------
+# --- failures --------------------------------------------------------------------------------------------------------
 
 
 @dataclass
-class Seen:
-    """What callers saw: when each request ended, with what, and how long it took."""
+class Observations:
+    """Responses to clients: the time, the status and the duration of each."""
 
     answers: list[tuple[float, str, float]] = field(default_factory=list)
     degraded: int = 0
@@ -162,21 +162,21 @@ class Seen:
     writes_refused: Counter[str] = field(default_factory=Counter)
 
     def between(self, began: float, ended: float) -> Counter[str]:
-        """Return the answers of a time by what they were."""
+        """Return the number of responses of each status in a period."""
         return Counter(status for at, status, _ in self.answers if began <= at < ended)
 
 
 class Load:
-    """Callers that ask all the time, and one that writes, in a thread of their own."""
+    """Clients that send requests continuously, and one that writes, in a separate thread."""
 
     def __init__(self, url: str, callers: int) -> None:
-        self.seen = Seen()
+        self.seen = Observations()
         self._url = url
         self._callers = callers
         self._ending = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
 
-    def __enter__(self) -> Seen:
+    def __enter__(self) -> Observations:
         self._thread.start()
         return self.seen
 
@@ -187,7 +187,7 @@ class Load:
     async def _run(self) -> None:
         image = photographs(1)[0]
         questions = [{"labels": json.dumps(LABELS)}, {"database": "things"}]
-        async with httpx.AsyncClient(base_url=self._url, timeout=_HANGS_AFTER_S) as client:
+        async with httpx.AsyncClient(base_url=self._url, timeout=_HUNG_AFTER_S) as client:
             callers = [self._ask(client, image, questions[number % 2]) for number in range(self._callers)]
             await asyncio.gather(*callers, self._write(client))
 
@@ -227,9 +227,9 @@ class Load:
 
 @contextmanager
 def cluster_of_nodes(nodes: int) -> Iterator[Any]:
-    """Start a head without room for replicas, and nodes that have; all end with the block."""
+    """Start a head without room for replicas and nodes with room, and stop them at the end."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # As docs/scaling.md recommends: a node that is gone is noticed within about five seconds, and not thirty.
+    # As in docs/ray.md: a failed node is detected within about five seconds instead of thirty.
     os.environ |= {"RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "2000",
                    "RAY_health_check_failure_threshold": "3"}  # fmt: skip
     os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "app.cluster.proxy:middlewares"
@@ -244,7 +244,7 @@ def cluster_of_nodes(nodes: int) -> Iterator[Any]:
 
 
 def kill(folder: Path | None, seconds: float, only: str | None) -> dict[str, Any]:
-    """Return what callers saw of each loss, and first how the answers differ from those of a single process."""
+    """Return the observations of each failure, and the differences from a single process."""
     binaries = postgres_binaries()
     if binaries is None:
         sys.exit("PostgreSQL is not installed")
@@ -262,7 +262,7 @@ def kill(folder: Path | None, seconds: float, only: str | None) -> dict[str, Any
         }
         files = _files(folder)
         with serving("embedded", Path(made)) as server:
-            reference = _answers(server.url, files)
+            reference = _predictions(server.url, files)
         os.environ.update(environment)
         deixis = str(Path(sys.executable).with_name("deixis"))
         build = [deixis, "captions", "build", "-", "--name", "things"]
@@ -271,13 +271,13 @@ def kill(folder: Path | None, seconds: float, only: str | None) -> dict[str, Any
             say("three nodes; deploying")
             os.environ["RAY_ADDRESS"] = cluster.address
             subprocess.run([deixis, "serve"], check=True, stdout=subprocess.DEVNULL)
-            there = "http://127.0.0.1:8731"
-            answers = {"images": len(files), **_differences(_answers(there, files), reference)}
-            say(f"answers beside those of a single process: {answers}")
-            return {"answers": answers, **_losses(cluster, there, seconds, only)}
+            url_on_ray = "http://127.0.0.1:8731"
+            answers = {"images": len(files), **_differences(_predictions(url_on_ray, files), reference)}
+            say(f"differences from a single process: {answers}")
+            return {"answers": answers, **_failures(cluster, url_on_ray, seconds, only)}
 
 
-def _losses(cluster: Any, url: str, seconds: float, only: str | None) -> dict[str, Any]:
+def _failures(cluster: Any, url: str, seconds: float, only: str | None) -> dict[str, Any]:
     import ray  # noqa: PLC0415 - an extra
     from ray import serve  # noqa: PLC0415
 
@@ -291,30 +291,30 @@ def _losses(cluster: Any, url: str, seconds: float, only: str | None) -> dict[st
             f"{name}:{each.status.value}:{sorted(each.replica_states.items())}" for name, each in deployments.items()
         }
 
-    def is_whole() -> bool:
+    def is_healthy() -> bool:
         deployments = serve.status().applications[APPLICATION].deployments.values()
         return all(each.status.value == "HEALTHY" and set(each.replica_states) == {"RUNNING"} for each in deployments)
 
     def update() -> None:
-        # As an operator would: the same command with another setting.
+        # The same command with another setting.
         deixis = str(Path(sys.executable).with_name("deixis"))
         again = [deixis, "serve", "--log-format", "json"]
         subprocess.run(again, check=True, stdout=subprocess.DEVNULL)
 
     def lose_node() -> None:
-        # Which has replicas of everything; the head has none.
+        # This node has replicas of every deployment; the head has none.
         cluster.remove_node(cluster.workers[-1], allow_graceful=False)
 
-    losses: dict[str, Callable[[], object]] = {
+    failures: dict[str, Callable[[], object]] = {
         "an encoder replica": lambda: os.kill(_replicas("encoder-embedded")[0], signal.SIGKILL),
         "an edge": lambda: os.kill(_replicas("edge")[0], signal.SIGKILL),
-        "a part of the captions": lambda: os.kill(_replicas("captions-1")[0], signal.SIGKILL),
+        "a caption shard": lambda: os.kill(_replicas("captions-1")[0], signal.SIGKILL),
         "a node": lose_node,
         "nothing: a rolling update": update,
     }
-    _until(is_whole)
+    _until(is_healthy)
     table: dict[str, Any] = {}
-    for name, lose in losses.items():
+    for name, lose in failures.items():
         if only is not None and only not in name:
             continue
         if name.startswith("nothing") and len(cluster.workers) == 2:
@@ -326,9 +326,9 @@ def _losses(cluster: Any, url: str, seconds: float, only: str | None) -> dict[st
             under_way = 8
             lose()
             if not name.startswith("nothing"):
-                _until(lambda before=before: not is_whole() or running() != before, within_s=10.0, strictly=False)
-            _until(is_whole)
-            whole_at = time.perf_counter()
+                _until(lambda before=before: not is_healthy() or running() != before, within_s=10.0, strictly=False)
+            _until(is_healthy)
+            healthy_at = time.perf_counter()
             time.sleep(seconds / 4)
         lost = _lost_writes(url, seen)
         statuses = seen.between(0, float("inf"))
@@ -340,7 +340,7 @@ def _losses(cluster: Any, url: str, seconds: float, only: str | None) -> dict[st
             "longest_s": round(max(took for _, _, took in seen.answers), 2),
             "p50_ms_before": round(1000 * statistics.median(t for at, _, t in seen.answers if at < lost_at), 1),
             "p50_ms_after": round(1000 * statistics.median(waits), 1) if waits else None,
-            "whole_after_s": round(whole_at - lost_at, 1),
+            "recovered_after_s": round(healthy_at - lost_at, 1),
             "acknowledged_writes": len(seen.acknowledged),
             "lost_writes": lost,
             "refused_writes": dict(seen.writes_refused),
@@ -353,8 +353,8 @@ def _losses(cluster: Any, url: str, seconds: float, only: str | None) -> dict[st
     return table
 
 
-def _lost_writes(url: str, seen: Seen) -> int:
-    """Return how many versions were acknowledged and are not there."""
+def _lost_writes(url: str, seen: Observations) -> int:
+    """Return the number of acknowledged versions that are missing."""
     with httpx.Client(base_url=url, timeout=30) as client:
         return sum(
             not client.get("/v1/label-sets/written", params={"version": version}).is_success
@@ -363,7 +363,7 @@ def _lost_writes(url: str, seen: Seen) -> int:
 
 
 def _replicas(deployment: str) -> list[int]:
-    """Return the processes of a deployment's replicas."""
+    """Return the process ids of a deployment's replicas."""
     found = []
     for place in Path("/proc").iterdir():
         try:
@@ -375,28 +375,28 @@ def _replicas(deployment: str) -> list[int]:
     return sorted(found)
 
 
-def _until(is_so: Callable[[], bool], *, within_s: float = _STARTED_WITHIN_S, strictly: bool = True) -> None:
-    give_up_at = time.perf_counter() + within_s
-    while not is_so():
-        if time.perf_counter() > give_up_at:
+def _until(condition: Callable[[], bool], *, within_s: float = _START_TIMEOUT_S, strictly: bool = True) -> None:
+    deadline = time.perf_counter() + within_s
+    while not condition():
+        if time.perf_counter() > deadline:
             if strictly:
-                sys.exit(f"not so within {within_s:g} s")
+                sys.exit(f"the condition was not met within {within_s:g} s")
             return
         time.sleep(0.1)
 
 
 def main() -> None:
-    """Run one of them and print its figures."""
+    """Run one measurement and print its figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["compare", "scale", "kill"])
-    parser.add_argument("--photographs", type=Path, help="a folder of JPEG files to compare answers on")
-    parser.add_argument("--only", help="of the losses, those with this in their name")
+    parser.add_argument("measurement", choices=["compare", "scale", "kill"])
+    parser.add_argument("--photographs", type=Path, help="folder of JPEG files to compare predictions on")
+    parser.add_argument("--only", help="only failures whose name contains this text")
     parser.add_argument("--seconds", type=float, default=8.0)
-    parser.add_argument("--output", type=Path, help="a file for the figures; Ray writes to standard output too")
+    parser.add_argument("--output", type=Path, help="file for the figures; Ray also writes to standard output")
     arguments = parser.parse_args()
-    if arguments.what == "compare":
+    if arguments.measurement == "compare":
         figures = compare(arguments.photographs, arguments.seconds)
-    elif arguments.what == "scale":
+    elif arguments.measurement == "scale":
         figures = scale(arguments.seconds)
     else:
         figures = kill(arguments.photographs, arguments.seconds, arguments.only)

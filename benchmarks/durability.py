@@ -1,19 +1,19 @@
-"""Kills a server that is being written to, again and again: is what it acknowledged still there, and whole?
+"""Kills a server during writes repeatedly, and checks that acknowledged writes are complete.
 
     python -m benchmarks.durability [--rounds 50] [--databases sqlite postgresql] [--output benchmarks/results]
 
-In each round six writers put label sets of 30 classes, add classes to one, delete and make again, and add example
-images, until the server gets SIGKILL, 0.2 to 1.5 seconds after they began. Then SQLite checks a copy of its file and
-log, the server is started again on what the killed one left, and what was acknowledged is asked for: after each round
-the newest of it and a sample of the rest, after the last everything since the first round.
+In each round, six writers put label sets of 30 classes, add classes, delete and recreate label sets, and add example
+images, until the server gets SIGKILL after 0.2 to 1.5 seconds. Then SQLite checks a copy of its file and log, the
+server restarts, and the acknowledged writes are read: after each round the newest and a sample of the others, after the
+last round all of them.
 
-- **lost**: a version, a class, an image or a deletion that was acknowledged and is not there,
-- **refused**: a write that was answered by an error,
-- **torn**: what is there is not what was sent, or an image is without its features,
-- **written, not told**: there, but the answer did not come any more, which is as it may be.
+- **lost**: an acknowledged version, class, image or deletion that is missing,
+- **refused**: a write with an error response,
+- **torn**: content that differs from the content sent, or an image without features,
+- **unacknowledged**: a write that exists although its response was lost; this is allowed.
 
-*Start after it* is a median. Ends with status 1 if anything was lost, refused or torn. PostgreSQL is one of its own;
-its programs must be installed.
+*Restart* is a median. Exits with status 1 if a write was lost, refused or torn. PostgreSQL must be installed; the
+program starts its own server.
 """
 
 import argparse
@@ -44,20 +44,20 @@ from tests.postgres import postgres_binaries, running_postgres
 DATABASES = ("sqlite", "postgresql")
 CLASSES = 30
 QUICK = ("--tuning-seconds", "0", "--build-wordnet", "false")
-REMADE = (1, 0, 2)  # versions of a label set that is put, deleted (0) and made again
+RECREATED = (1, 0, 2)  # versions of a label set that is put, deleted (0) and recreated
 
 
 @dataclass
 class Written:
-    """What writers sent, and what of it was acknowledged; each writer has names of its own.
+    """The writes that were sent and acknowledged; each writer has its own names.
 
     Args:
-        sent: all that was put, by label set.
+        sent: all classes sent, by label set.
         versions: the classes of each version.
-        grown: the classes of each set that classes are added to.
-        remade: how many steps of ``REMADE`` each set has taken.
-        images: the SHA-256 of the images of each set.
-        refused: writes that were answered by an error.
+        grown: the classes of each label set that grows.
+        remade: number of steps of ``RECREATED`` of each label set.
+        images: the SHA-256 of the images of each label set.
+        refused: writes with an error response.
         acknowledged: the number of writes.
     """
 
@@ -72,7 +72,7 @@ class Written:
 
 @dataclass
 class Outcome:
-    """What all rounds of a database found."""
+    """The results of all rounds with one database."""
 
     database: str
     rounds: int = 0
@@ -93,36 +93,36 @@ def _picture(seed: int) -> bytes:
 
 
 class Writers:
-    """Write until they are cut off.
+    """Clients that write until the server is killed.
 
     Args:
-        written: is added to.
-        round_number: makes what is written differ from every other round's.
+        written: records the writes.
+        round_number: makes the content of each round different.
     """
 
     def __init__(self, written: Written, round_number: int) -> None:
         self.written = written
         self.round_number = round_number
 
-    def run(self, url: str, killed: Callable[[], None]) -> None:
-        """Begin to write, call ``killed``, and wait until every writer has met a server that is gone."""
-        ways = [self.put, self.put, self.put, self.grow, self.delete_and_make, self.images]
-        threads = [threading.Thread(target=self._until_it_is_gone, args=(url, *each)) for each in enumerate(ways)]
+    def run(self, url: str, kill: Callable[[], None]) -> None:
+        """Start the writers, call ``kill``, and wait until every writer has lost its connection."""
+        writes = [self.put, self.put, self.put, self.grow, self.delete_and_recreate, self.images]
+        threads = [threading.Thread(target=self._write_until_killed, args=(url, *each)) for each in enumerate(writes)]
         for thread in threads:
             thread.start()
-        killed()
+        kill()
         for thread in threads:
             thread.join()
 
-    def _until_it_is_gone(self, url: str, writer: int, way: Callable[[httpx.Client, int], Iterator[None]]) -> None:
+    def _write_until_killed(self, url: str, writer: int, write: Callable[[httpx.Client, int], Iterator[None]]) -> None:
         with httpx.Client(base_url=url, timeout=60) as client:
             try:
-                for _ in way(client, writer):
+                for _ in write(client, writer):
                     self.written.acknowledged += 1
             except httpx.TransportError:
                 return
-            except Exception as error:  # noqa: BLE001 - whatever a wrong answer leads to
-                self.written.refused.append(f"{way.__name__}: {error!r}")
+            except Exception as error:  # noqa: BLE001 - a wrong response may raise anything
+                self.written.refused.append(f"{write.__name__}: {error!r}")
 
     def put(self, client: httpx.Client, writer: int) -> Iterator[None]:
         """Put versions of a label set."""
@@ -135,7 +135,7 @@ class Writers:
             yield
 
     def grow(self, client: httpx.Client, writer: int) -> Iterator[None]:
-        """Add classes to one of a set each round."""
+        """Add classes to one label set per round."""
         name = f"grow-{writer}-{self.round_number}"
         _ok(client.put(f"/v1/label-sets/{name}", json={"classes": ["seed"]}))
         grown = self.written.grown.setdefault(name, ["seed"])
@@ -145,11 +145,11 @@ class Writers:
             grown.append(f"leaf {number}")
             yield
 
-    def delete_and_make(self, client: httpx.Client, writer: int) -> Iterator[None]:
-        """Put label sets, delete them, and make every second one again."""
+    def delete_and_recreate(self, client: httpx.Client, writer: int) -> Iterator[None]:
+        """Put label sets, delete them, and recreate every second one."""
         for number in range(100_000):
             name = f"gone-{writer}-{self.round_number}-{number}"
-            for step, version in enumerate(REMADE[: 3 if number % 2 else 2], 1):
+            for step, version in enumerate(RECREATED[: 3 if number % 2 else 2], 1):
                 if version:
                     _ok(client.put(f"/v1/label-sets/{name}", json={"classes": _remade(version)}))
                 else:
@@ -158,7 +158,7 @@ class Writers:
                 yield
 
     def images(self, client: httpx.Client, writer: int) -> Iterator[None]:
-        """Add example images to a set each round."""
+        """Add example images to one label set per round."""
         name = f"seen-{writer}-{self.round_number}"
         _ok(client.put(f"/v1/label-sets/{name}", json={"classes": ["a", "b"]}))
         seen = self.written.images.setdefault(name, set())
@@ -181,7 +181,7 @@ def _ok(answer: httpx.Response) -> Any:
 
 
 def check(client: httpx.Client, written: Written, outcome: Outcome, chance: random.Random, *, everything: bool) -> None:
-    """Ask for what was acknowledged: the newest, and a sample of what earlier rounds have found, or everything."""
+    """Read the newest acknowledged writes and a sample of the earlier ones, or all of them."""
     found: dict[str, int] = {}
     for name, sent in written.sent.items():
         latest = client.get(f"/v1/label-sets/{name}")
@@ -207,17 +207,17 @@ def check(client: httpx.Client, written: Written, outcome: Outcome, chance: rand
 
 
 def _check_remade(client: httpx.Client, written: Written, outcome: Outcome, *, everything: bool) -> None:
-    """Ask for sets that are put, deleted and made again; each may be one step further than was acknowledged."""
+    """Check recreated label sets; each may be one step further than its acknowledged writes."""
     for name, step in list(written.remade.items())[0 if everything else -100 :]:
         latest = client.get(f"/v1/label-sets/{name}")
-        told = _ok(latest) if latest.status_code == 200 else {"version": 0, "classes": []}
-        version = told["version"]
-        if version not in REMADE[step - 1 : step + 1]:
+        stored = _ok(latest) if latest.status_code == 200 else {"version": 0, "classes": []}
+        version = stored["version"]
+        if version not in RECREATED[step - 1 : step + 1]:
             _fault(outcome, "lost", f"{name}: step {step}, found version {version}")
-        elif version != REMADE[step - 1]:
+        elif version != RECREATED[step - 1]:
             outcome.unacknowledged_and_there += 1
             written.remade[name] = step + 1
-        if version and [each["name"] for each in told["classes"]] != _remade(version):
+        if version and [each["name"] for each in stored["classes"]] != _remade(version):
             _fault(outcome, "torn", f"{name}@{version}")
 
 
@@ -226,7 +226,7 @@ def _check_the_rest(client: httpx.Client, written: Written, outcome: Outcome, *,
     for name, grown in list(written.grown.items())[newest]:
         latest = client.get(f"/v1/label-sets/{name}")
         there = [each["name"] for each in _ok(latest)["classes"]] if latest.status_code == 200 else []
-        # One more addition may have been under way.
+        # One more addition may be written without an acknowledgement.
         if there[: len(grown)] != grown:
             _fault(outcome, "lost", f"{name}: classes")
         elif there[len(grown) :] == [f"leaf {len(grown) - 1}"]:
@@ -261,26 +261,26 @@ def _images(client: httpx.Client, name: str) -> dict[str, int]:
         page = client.get(f"/v1/label-sets/{name}/images", params=after)
         if page.status_code == 404:
             return listed
-        told = _ok(page)
-        listed |= {each["sha256"]: each["models"] for each in told["images"]}
-        if told["next_after"] is None:
+        body = _ok(page)
+        listed |= {each["sha256"]: each["models"] for each in body["images"]}
+        if body["next_after"] is None:
             return listed
-        after = {"after": told["next_after"]}
+        after = {"after": body["next_after"]}
 
 
 def integrity(file: Path) -> str:
-    """Return what SQLite finds in a copy of a database and its log: to open the file itself would empty its log."""
+    """Return the result of SQLite's check of a copy; opening the file itself would empty its log."""
     with tempfile.TemporaryDirectory() as place:
         for each in file.parent.glob(f"{file.name}*"):
-            if not each.name.endswith("-shm"):  # made anew from the log
+            if not each.name.endswith("-shm"):  # rebuilt from the log
                 shutil.copy(each, place)
         with closing(sqlite3.connect(Path(place) / file.name)) as connection:
-            told: str = connection.execute("PRAGMA integrity_check").fetchone()[0]
-    return told
+            result: str = connection.execute("PRAGMA integrity_check").fetchone()[0]
+    return result
 
 
 def measure(database: str, rounds: int, folder: Path, seed: int) -> Outcome:
-    """Kill a server with one kind of database, and look."""
+    """Kill a server with one kind of database, and check its data."""
     chance = random.Random(seed)
     written, outcome = Written(), Outcome(database)
     with ExitStack() as stack:
@@ -293,14 +293,14 @@ def measure(database: str, rounds: int, folder: Path, seed: int) -> Outcome:
         for number in range(rounds):
             with serving("embedded", folder, *flags) as server:
 
-                def killed(server: Any = server) -> None:
+                def kill(server: Any = server) -> None:
                     time.sleep(chance.uniform(0.2, 1.5))
                     server.process.send_signal(signal.SIGKILL)
 
-                Writers(written, number).run(server.url, killed)
+                Writers(written, number).run(server.url, kill)
                 server.process.wait()
-            if database == "sqlite" and (told := integrity(folder / "deixis.sqlite3")) != "ok":
-                _fault(outcome, "torn", f"the file: {told}")
+            if database == "sqlite" and (result := integrity(folder / "deixis.sqlite3")) != "ok":
+                _fault(outcome, "torn", f"the file: {result}")
             began = time.perf_counter()
             with (
                 serving("embedded", folder, *flags) as server,
@@ -322,7 +322,7 @@ def measure(database: str, rounds: int, folder: Path, seed: int) -> Outcome:
 def table(outcomes: list[Outcome]) -> str:
     """Return the figures in Markdown."""
     lines = [
-        "| database | kill -9 | acknowledged writes | lost | refused | torn | written, not told | start after it |",
+        "| database | kill -9 | acknowledged writes | lost | refused | torn | unacknowledged | restart |",
         "|---|---|---|---|---|---|---|---|",
     ]
     lines += [
@@ -339,7 +339,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--databases", nargs="+", choices=DATABASES, default=DATABASES)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, help="a folder for JSON; the table is printed in any case")
+    parser.add_argument("--output", type=Path, help="folder for JSON; the table is always printed")
     arguments = parser.parse_args()
     outcomes = []
     for database in arguments.databases:

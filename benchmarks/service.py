@@ -1,11 +1,10 @@
-"""The service against its own limit: the encoder alone, then closed and open loops from another process.
+"""Measures the service against its limit, the encoder alone, with closed and open loops from another process.
 
     python -m benchmarks.service [--models embedded vit-b-32] [--seconds 10] [--output benchmarks/results]
 
-For each model it measures how the image tower runs best, times the encoder alone before and after the service, and puts
-load on a server of its own over loopback: closed loops of 1, 8, 32 and 128 connections with 1 and 8 images a request,
-then open loops at 0.5, 1 and 3 times what 32 connections got. Ratios belong to one run; only they are worth comparing.
-Writes a table, JSON and a picture.
+For each model it tunes the image tower, measures the encoder alone before and after the service, and puts load on a
+server over loopback: closed loops of 1, 8, 32 and 128 connections with 1 and 8 images per request, then open loops at
+0.5, 1 and 3 times the rate of 32 connections. Compare only the ratios of one run. Writes a table, JSON and a plot.
 """
 
 import argparse
@@ -35,7 +34,7 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 
 
 def run_json(*arguments: object) -> dict[str, Any]:
-    """Run a module of this folder in a process of its own and return what it prints."""
+    """Run a module of this folder in a separate process and return the JSON that it prints."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", *map(str, arguments)],
         capture_output=True,
@@ -50,18 +49,18 @@ def run_json(*arguments: object) -> dict[str, Any]:
 
 
 class Server:
-    """A `deixis serve` of this checkout, on a free port."""
+    """A running `deixis serve`, on a free port."""
 
     def __init__(self, process: subprocess.Popen[str], url: str) -> None:
         self.process = process
         self.url = url
 
     def cpu_s(self) -> float:
-        """Return the processor time that it and all processes below it used so far."""
+        """Return the CPU time of the server and its child processes."""
         return sum(self.cpu_s_by_kind().values())
 
     def cpu_s_by_kind(self) -> dict[str, float]:
-        """Return that of each kind of process: those that Ray has, and the rest, which is all of a single process."""
+        """Return the CPU time by kind of process: those of Ray, and the rest, which includes a single process."""
         parents: dict[int, int] = {}
         used: dict[int, tuple[str, float]] = {}
         for place in Path("/proc").glob("[0-9]*"):
@@ -87,19 +86,19 @@ class Server:
         return found
 
     def rss_mib(self) -> float:
-        """Return the memory that it has at the moment."""
+        """Return the resident memory of the server."""
         lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         return round(next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024, 1)
 
     def batches(self, tower: str = "images") -> tuple[float, float]:
-        """Return how many images it encoded, and in how many batches; of another tower, or of an edge's calls of it."""
+        """Return the number of encoded images and of batches, by the label ``tower`` of the metrics."""
         lines = httpx.get(f"{self.url}/metrics").text.splitlines()
         images = [line for line in lines if line.startswith("deixis_batch_size_") and f'tower="{tower}"' in line]
         total = sum(float(line.rsplit(" ", 1)[1]) for line in images if "_sum{" in line)
         return total, sum(float(line.rsplit(" ", 1)[1]) for line in images if "_count{" in line)
 
     def ready_within_s(self, seconds: float = 30.0) -> float | None:
-        """Return how long it takes until a request is answered with 200; None if it does not within ``seconds``."""
+        """Return the time until a response with 200; None if it takes longer than ``seconds``."""
         began, request = time.perf_counter(), classify_requests(1)[0]
         body = request.partition(b"\r\n\r\n")[2]
         content_type = request.partition(b"Content-Type: ")[2].partition(b"\r\n")[0].decode()
@@ -115,7 +114,7 @@ class Server:
 
 @contextmanager
 def serving(model: str, data_dir: Path, *flags: str) -> Iterator[Server]:
-    """Start a server and end it by SIGTERM."""
+    """Start a server, and stop it with SIGTERM."""
     process = subprocess.Popen(
         [
             *(str(Path(sys.executable).with_name("deixis")), "serve", "--port", "0", "--models", model),
@@ -139,7 +138,7 @@ def serving(model: str, data_dir: Path, *flags: str) -> Iterator[Server]:
 
 
 def under_load(server: Server, *arguments: object) -> dict[str, Any]:
-    """Run the load generator and return its figures with those of the server."""
+    """Run the load generator, and return its figures with those of the server."""
     cpu_s, (images, batches) = server.cpu_s(), server.batches()
     figures = run_json("benchmarks.load", server.url, *arguments)
     used_s, (images_after, batches_after) = server.cpu_s() - cpu_s, server.batches()
@@ -154,8 +153,8 @@ def under_load(server: Server, *arguments: object) -> dict[str, Any]:
 
 
 def tune(model: str, data_dir: Path, seconds: float) -> None:
-    """Measure how the image tower runs best, so that whatever loads it with this folder runs it in the same way."""
-    say(f"{model}: how the image tower runs best")
+    """Tune the image tower; everything that loads the model with this folder uses the result."""
+    say(f"{model}: tuning the image tower")
     subprocess.run(
         [str(Path(sys.executable).with_name("deixis")), "models", "tune", model, "--seconds", str(seconds)],
         check=True,
@@ -165,7 +164,7 @@ def tune(model: str, data_dir: Path, seconds: float) -> None:
 
 
 def measure(model: str, data_dir: Path, seconds: float) -> dict[str, Any]:
-    """Return all figures of one model."""
+    """Return the figures of one model."""
     tune(model, data_dir, max(5, 3 * seconds))
     alone = ("benchmarks.encoder", model, "--data-dir", data_dir, "--seconds", min(seconds, 3))
     say(f"{model}: the encoder alone")
@@ -173,20 +172,20 @@ def measure(model: str, data_dir: Path, seconds: float) -> dict[str, Any]:
     reference = run_json(*alone, "--backend", "torch", "--precision", "fp32", "--sizes", 32)
     closed = []
     with serving(model, data_dir, "--max-queued-images", str(max(CONNECTIONS) * max(IMAGES))) as server:
-        under_load(server, "closed", "--connections", 4, "--seconds", min(seconds, 3))  # texts, and caches
+        under_load(server, "closed", "--connections", 4, "--seconds", min(seconds, 3))  # fills the caches
         for images in IMAGES:
             for connections in CONNECTIONS:
-                say(f"{model}: {connections} connections, {images} images a request")
+                say(f"{model}: {connections} connections, {images} images per request")
                 shape = {"connections": connections, "images": images}
                 options = ("--connections", connections, "--images", images, "--seconds", seconds)
                 closed.append(shape | under_load(server, "closed", *options))
-    capacity = next(each["images_per_s"] for each in closed if (each["connections"], each["images"]) == (32, 1))
+    closed_loop_rate = next(each["images_per_s"] for each in closed if (each["connections"], each["images"]) == (32, 1))
     opened = []
     with serving(model, data_dir) as server:
         under_load(server, "closed", "--connections", 32, "--seconds", min(seconds, 3))
         for load in LOADS:
-            say(f"{model}: open loop at {load} times {capacity:.0f} images/s")
-            figures = under_load(server, "open", "--rate", load * capacity, "--seconds", seconds)
+            say(f"{model}: open loop at {load} times {closed_loop_rate:.0f} images/s")
+            figures = under_load(server, "open", "--rate", load * closed_loop_rate, "--seconds", seconds)
             opened.append({"load": load, **figures, "ready_again_s": server.ready_within_s()})
     say(f"{model}: the encoder alone, again")
     after = run_json(*alone)
@@ -194,10 +193,10 @@ def measure(model: str, data_dir: Path, seconds: float) -> dict[str, Any]:
 
 
 def with_ratios(figures: dict[str, Any]) -> dict[str, Any]:
-    """Add what the figures say about each other."""
+    """Return the figures with their ratios."""
     limit = max(figures["before"]["best"]["images_per_s"], figures["after"]["best"]["images_per_s"])
     lone = figures["before"]["lone_ms"]
-    # The same cores decode: per image, the core time of both.
+    # The same cores also decode: time per image over all cores.
     reading_s = (lone["decode"] + lone["transform"]) / 1000 / CORES
     with_reading = 1 / (1 / limit + reading_s)
     for each in figures["closed"]:
@@ -262,8 +261,8 @@ def table(found: Sequence[dict[str, Any]]) -> str:
 
 
 def draw(found: Sequence[dict[str, Any]], file: Path) -> None:
-    """Draw latency against load."""
-    import matplotlib as mpl  # noqa: PLC0415 - an extra, which the figures do not need
+    """Plot latency against load."""
+    import matplotlib as mpl  # noqa: PLC0415 - an extra, for the plot only
 
     mpl.use("Agg")
     from matplotlib import pyplot  # noqa: PLC0415
@@ -285,7 +284,7 @@ def draw(found: Sequence[dict[str, Any]], file: Path) -> None:
 
 
 def about_this_run() -> dict[str, Any]:
-    """Return the date, the commit, marked where the files differ from it, and the machine."""
+    """Return the date, the commit, marked if files differ from it, and the machine."""
     described = ["git", "describe", "--always", "--dirty"]
     commit = subprocess.run(described, capture_output=True, text=True, check=False, cwd=ROOT).stdout.strip()
     try:
@@ -298,7 +297,7 @@ def about_this_run() -> dict[str, Any]:
 
 
 def say(text: str) -> None:
-    """Tell on standard error how far it is."""
+    """Print the progress on standard error."""
     print(text, file=sys.stderr, flush=True)  # noqa: T201 - a command
 
 
@@ -306,9 +305,9 @@ def main() -> None:
     """Measure, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["embedded", "vit-b-32"])
-    parser.add_argument("--seconds", type=float, default=10.0, help="for each point")
-    parser.add_argument("--output", type=Path, help="a folder for JSON, table and picture; else the table is printed")
-    parser.add_argument("--work-dir", type=Path, help="a folder for models and measurements; else a new one each time")
+    parser.add_argument("--seconds", type=float, default=10.0, help="for each measurement")
+    parser.add_argument("--output", type=Path, help="folder for JSON, table and plot; the table is always printed")
+    parser.add_argument("--work-dir", type=Path, help="folder for models and measurements; temporary by default")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work_dir = (arguments.work_dir or Path(temporary)).absolute()

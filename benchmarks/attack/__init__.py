@@ -1,1 +1,1 @@
-"""Attacks on a server, and what became of them."""
+"""Attacks on a server, and their results."""

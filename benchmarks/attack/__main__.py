@@ -1,20 +1,19 @@
-"""Attacks a server of its own, and tells what became of it.
+"""Attacks a server and checks its responses and its memory.
 
     python -m benchmarks.attack [--images 2000] [--schemathesis PATH] [--only NAME ...] [--output benchmarks/results]
 
-One line a kind of attack: how many requests, how they were answered, the longest answer, and the server's memory before
-and after. It ends with status 1 if
+Prints a line for each attack: the number of requests, the responses, the slowest response, and the memory of the server
+before and after. Exits with status 1 if
 
-- an answer was a 5xx other than 503 and 504, or one of these without ``Retry-After``,
-- an error of a route was no ``application/problem+json``,
-- a request had neither an answer nor an end of its connection within its time,
-- memory is more than 64 MiB above the most that it was after any attack before; those that need much are made once
-  before, to warm up,
-- an ordinary request is not answered as it was before, during or after an attack.
+- a response has a status 5xx other than 503 and 504, or one of these without ``Retry-After``,
+- an error of a route is not ``application/problem+json``,
+- a request has neither a response nor a closed connection within its time,
+- the memory exceeds its previous maximum by more than 64 MiB; attacks with high memory use run once before, as warm-up,
+- an ordinary request fails before, during or after an attack.
 
-Everything stays on loopback, and is bounded in number and time. schemathesis is run where it is named; it belongs into
-an environment of its own (``pip install schemathesis``). Its check that valid data are accepted is left out: names have
-rules about Unicode that a schema cannot say.
+All traffic stays on loopback and is limited in number and time. schemathesis runs only if it is named; install it in a
+separate environment (``pip install schemathesis``). Its check that valid data are accepted is skipped: the rules for
+names in Unicode cannot be expressed in a schema.
 """
 
 import argparse
@@ -43,7 +42,7 @@ from benchmarks.attack.corpus import made_on_purpose, mutants
 from benchmarks.load import photographs
 from benchmarks.service import Server, about_this_run, say, serving
 
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 MAX_GROWTH_MIB = 64.0
 HEAD_TIMEOUT_S = Settings.head_timeout_s
 FLAGS = (*("--tuning-seconds", "0", "--build-wordnet", "false", "--max-connections", "600"),)
@@ -51,7 +50,7 @@ FLAGS = (*("--tuning-seconds", "0", "--build-wordnet", "false", "--max-connectio
 
 @dataclass
 class Row:
-    """What became of one kind of attack."""
+    """The result of one attack."""
 
     attack: str
     requests: int = 0
@@ -63,24 +62,24 @@ class Row:
     faults: list[str] = field(default_factory=list)
 
     def add(self, answer: str, seconds: float) -> None:
-        """Count an answer, or what came instead of one."""
+        """Count a response, or its absence."""
         self.requests += 1
         self.answers[answer] += 1
         self.longest_s = max(self.longest_s, round(seconds, 2))
 
     def fault(self, what: str) -> None:
-        """Note what should not be; the first few of a kind are enough."""
+        """Record a fault; only the first 20 of an attack are kept."""
         if len(self.faults) < 20:
             self.faults.append(what)
 
 
 class Attacker:
-    """Sends what nobody should.
+    """Sends hostile requests.
 
     Args:
         server: to attack.
-        client: for requests that are HTTP.
-        images: mutated ones.
+        client: for requests that are valid HTTP.
+        images: number of mutated images.
     """
 
     def __init__(self, server: Server, client: httpx.AsyncClient, images: int) -> None:
@@ -91,16 +90,16 @@ class Attacker:
         host, _, port = server.url.removeprefix("http://").rpartition(":")
         self.address = (host, int(port))
 
-    # --- asking ------------------------------------------------------------------------------------------------------
+    # --- requests ----------------------------------------------------------------------------------------------------
 
     async def ask(self, row: Row, what: str, method: str, path: str, **more: Any) -> httpx.Response | None:
-        """Send a request and count its answer."""
+        """Send a request and count its response."""
         began = time.perf_counter()
         try:
             answer = await self.client.request(method, path, **more)
         except httpx.TimeoutException:
             row.add("hung", time.perf_counter() - began)
-            row.fault(f"{what}: no answer within {PATIENCE_S:g} s")
+            row.fault(f"{what}: no response within {TIMEOUT_S:g} s")
             return None
         except (httpx.TransportError, httpx.InvalidURL) as error:
             row.add("closed", time.perf_counter() - began)
@@ -112,7 +111,7 @@ class Attacker:
         return answer
 
     def judge(self, row: Row, what: str, status: int, headers: Any, body: bytes) -> None:
-        """Note a fault where an answer is not as answers are."""
+        """Record a fault if a response breaks a rule."""
         if status >= 500 and status not in {501, 503, 504}:
             row.fault(f"{what}: {status} {body[:300]!r}")
         if status in {503, 504} and "retry-after" not in headers:
@@ -121,7 +120,7 @@ class Attacker:
             row.fault(f"{what}: {status} as {headers.get('content-type')}")
 
     async def all(self, requests: AsyncIterator[Awaitable[Any]], at_once: int = 8) -> None:
-        """Wait for requests, so many at a time."""
+        """Run requests with limited concurrency."""
         running: set[asyncio.Future[Any]] = set()
         async for request in requests:
             running.add(asyncio.ensure_future(request))
@@ -132,7 +131,7 @@ class Attacker:
         await asyncio.gather(*running)
 
     async def raw(self, row: Row, what: str, sent: bytes, *, wait_s: float = 20.0, half: bool = False) -> bytes:
-        """Send bytes, and read until the server ends the connection; one that stays open is ended after a while."""
+        """Send bytes, and read until the server closes the connection or the time is over."""
         began = time.perf_counter()
         got = b""
         reader, writer = await asyncio.open_connection(*self.address)
@@ -147,21 +146,21 @@ class Attacker:
                     got += chunk
         except TimeoutError:
             if not got:
-                row.fault(f"{what}: nothing, and no end, within {wait_s:g} s")
+                row.fault(f"{what}: neither a response nor a closed connection within {wait_s:g} s")
         except ConnectionError:
             pass
         finally:
             writer.transport.abort()
         statuses = re.findall(rb"(?:^|\n|\})HTTP/1\.1 (\d{3})", got)
-        told = ", ".join(sorted({status.decode() for status in statuses})) or "closed"
-        row.add(told, time.perf_counter() - began)
+        answer = ", ".join(sorted({status.decode() for status in statuses})) or "closed"
+        row.add(answer, time.perf_counter() - began)
         for status in statuses:
             if status.startswith(b"5") and status not in {b"503", b"504"}:
                 row.fault(f"{what}: {got[:300]!r}")
         return got
 
     async def ordinary(self, row: Row, when: str) -> float:
-        """Ask as users do, and return how long that took."""
+        """Send an ordinary request, and return its duration."""
         began = time.perf_counter()
         try:
             answer = await self.client.post("/classify", files={"image": self.photo}, data={"labels": "cat, dog"})
@@ -174,7 +173,7 @@ class Attacker:
 
     @asynccontextmanager
     async def beside(self, row: Row) -> AsyncIterator[None]:
-        """Go on asking as users do, while others attack."""
+        """Send ordinary requests during an attack."""
 
         async def ask() -> None:
             while True:
@@ -200,7 +199,7 @@ class Attacker:
         return {"content": image, "headers": {"content-type": "image/jpeg"}, "params": {"labels": "cat,dog"}}
 
     async def mutated_images(self, row: Row) -> None:
-        """Send mutated images of every format, one a request."""
+        """Send mutated images of every format, one per request."""
 
         async def requests() -> AsyncIterator[Awaitable[Any]]:
             for number, (kind, image) in enumerate(mutants(self.images)):
@@ -209,7 +208,7 @@ class Attacker:
         await self.all(requests())
 
     async def mutated_images_together(self, row: Row) -> None:
-        """Send them in requests of 32 with one good image, which must be answered."""
+        """Send requests of 32 mutated images and a good one, which must be classified."""
 
         async def one(images: Sequence[tuple[str, bytes]]) -> None:
             files = [("image", ("x", image)) for _, image in images]
@@ -232,7 +231,7 @@ class Attacker:
         await self.all(requests(), at_once=3)
 
     async def images_made_on_purpose(self, row: Row) -> None:
-        """Send bombs, lies, polyglots and what is no image, in each form."""
+        """Send decompression bombs, false sizes, polyglots and other files, in each form."""
 
         async def requests() -> AsyncIterator[Awaitable[Any]]:
             for kind, image in made_on_purpose().items():
@@ -242,7 +241,7 @@ class Attacker:
         await self.all(requests(), at_once=4)
 
     async def images_as_examples(self, row: Row) -> None:
-        """Send mutated images to be kept as examples."""
+        """Send mutated images as examples."""
         await self.client.put("/v1/label-sets/attacked", json={"classes": ["cat", "dog"]})
 
         async def requests() -> AsyncIterator[Awaitable[Any]]:
@@ -259,7 +258,7 @@ class Attacker:
     # --- bodies ------------------------------------------------------------------------------------------------------
 
     async def strange_json(self, row: Row) -> None:
-        """Send JSON that is deep, long, odd or of the wrong types to every route that takes some."""
+        """Send JSON that is deep, long, invalid or of wrong types to every route with a JSON body."""
         routes = [
             ("POST", "/v1/classify"),
             ("PUT", "/v1/label-sets/odd"),
@@ -308,7 +307,7 @@ class Attacker:
         await self.all(requests())
 
     async def strange_forms(self, row: Row) -> None:
-        """Send forms of 10,000 parts, without an end, with headers of megabytes."""
+        """Send forms with 10,000 parts, without an end, and with headers of megabytes."""
 
         def part(name: str, content: bytes, filename: str | None = None) -> bytes:
             shown = f'; filename="{filename}"' if filename else ""
@@ -352,7 +351,7 @@ class Attacker:
 
     async def compressed_bodies(self, row: Row) -> None:
         """Send a gigabyte of zeros, compressed twice."""
-        import gzip  # noqa: PLC0415 - of this attack alone
+        import gzip  # noqa: PLC0415 - for this attack only
 
         bomb = gzip.compress(gzip.compress(bytes(64 * 2**20)) * 16)
         for coding in ("gzip", "deflate", "br", "zstd", "gzip, gzip", "identity, gzip", "x"):
@@ -361,7 +360,7 @@ class Attacker:
                 await self.ask(row, coding, "POST", "/v1/classify", content=bomb, headers=headers)
 
     async def names_that_are_paths(self, row: Row) -> None:
-        """Ask for label sets and databases whose names lead elsewhere, and for routes that are none."""
+        """Request names that are paths or code, and unknown routes."""
         names = [
             "..",
             "%2e%2e",
@@ -395,7 +394,7 @@ class Attacker:
                 await self.ask(row, f"{method} {path.format(name[:40])}", method, path.format(name))
 
     async def headers_of_others(self, row: Row) -> None:
-        """Send headers that want to end up in the log, the database, or elsewhere."""
+        """Send headers that try to inject content into the log or the database."""
         values = [
             "x\x1b[31mred",
             "a" * 5000,
@@ -429,7 +428,7 @@ class Attacker:
     # --- connections -------------------------------------------------------------------------------------------------
 
     async def no_http(self, row: Row) -> None:
-        """Send what is no HTTP, or two things at once."""
+        """Send invalid and ambiguous HTTP."""
         post = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\n"
         end_of_head = b"Host: x\r\nConnection: close\r\n\r\n"
         get = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -493,11 +492,11 @@ class Attacker:
         await self.slow(row, 300, head, b"a")
 
     async def silent(self, row: Row) -> None:
-        """Open 300 connections and say nothing."""
+        """Open 300 connections and send nothing."""
         await self.slow(row, 300, b"", b"")
 
     async def slow(self, row: Row, connections: int, head: bytes, byte: bytes) -> None:
-        """Open connections and send on each a byte a second, until the server ends it."""
+        """Open connections and send a byte per second, until the server closes them."""
 
         async def one(number: int) -> None:
             began = time.perf_counter()
@@ -505,7 +504,7 @@ class Attacker:
             reader, writer = await asyncio.open_connection(*self.address)
             try:
                 writer.write(head)
-                async with asyncio.timeout(PATIENCE_S):
+                async with asyncio.timeout(TIMEOUT_S):
                     while True:
                         with suppress(TimeoutError):
                             async with asyncio.timeout(1):
@@ -518,7 +517,7 @@ class Attacker:
             except ConnectionError:
                 pass
             except TimeoutError:
-                row.fault(f"slow connection {number} is open after {PATIENCE_S:g} s")
+                row.fault(f"slow connection {number} is open after {TIMEOUT_S:g} s")
             finally:
                 writer.transport.abort()
             status = re.match(rb"HTTP/1\.1 (\d{3})", got)
@@ -528,15 +527,15 @@ class Attacker:
             await asyncio.gather(*(one(number) for number in range(connections)))
 
     async def too_many_connections(self, row: Row) -> None:
-        """Open 1,500 connections at once, where 600 are allowed."""
+        """Open 1,500 connections at once; 600 are allowed."""
         opened: list[asyncio.StreamWriter] = []
 
         async def one() -> None:
             began = time.perf_counter()
             try:
-                reader, writer = await asyncio.wait_for(asyncio.open_connection(*self.address), PATIENCE_S)
+                reader, writer = await asyncio.wait_for(asyncio.open_connection(*self.address), TIMEOUT_S)
                 opened.append(writer)
-                got = await asyncio.wait_for(reader.read(65536), PATIENCE_S)
+                got = await asyncio.wait_for(reader.read(65536), TIMEOUT_S)
             except (ConnectionError, TimeoutError) as error:
                 row.add("closed" if isinstance(error, ConnectionError) else "hung", time.perf_counter() - began)
                 return
@@ -551,7 +550,7 @@ class Attacker:
         await asyncio.sleep(1)
 
     async def broken_off(self, row: Row) -> None:
-        """Break off 500 uploads in the middle."""
+        """Abort 500 uploads in progress."""
         head = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
         head += b"Content-Length: 9000000\r\n\r\n"
         part = b'--b\r\nContent-Disposition: form-data; name="image"; filename="x"\r\n\r\n' + bytes(2 * 2**20)
@@ -571,7 +570,7 @@ class Attacker:
         await self.all(requests(), at_once=20)
 
     async def answers_not_read(self, row: Row) -> None:
-        """Ask on 100 connections for more than their buffers hold, and read nothing."""
+        """Request more than the buffers hold on 100 connections, and read nothing."""
 
         async def one() -> None:
             began = time.perf_counter()
@@ -582,7 +581,7 @@ class Attacker:
             _, writer = await asyncio.open_connection(sock=small, limit=1024)
             writer.transport.pause_reading()  # type: ignore[attr-defined]
             try:
-                async with asyncio.timeout(PATIENCE_S):
+                async with asyncio.timeout(TIMEOUT_S):
                     while True:
                         writer.write(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 50)
                         await writer.drain()
@@ -591,7 +590,7 @@ class Attacker:
                 row.add("closed", time.perf_counter() - began)
             except TimeoutError:
                 row.add("kept", time.perf_counter() - began)
-                row.fault("a client that reads nothing is kept")
+                row.fault("the connection of a client that reads nothing stays open")
             finally:
                 writer.transport.abort()
 
@@ -599,7 +598,7 @@ class Attacker:
             await asyncio.gather(*(one() for _ in range(100)))
 
     async def largest_requests(self, row: Row) -> None:
-        """Send the largest request there may be 60 times, of pictures that take long to decode."""
+        """Send the largest allowed request 60 times, with images that are slow to decode."""
         big = photographs(1, (3000, 2000))[0]
         count = min(64, 120 * 2**20 // len(big))
 
@@ -635,7 +634,7 @@ ATTACKS: Sequence[Callable[[Attacker, Row], Awaitable[None]]] = (
 )
 
 
-# What they take once and for all, as for the allocator's own pools, is not theirs to answer for when they come again.
+# Memory that these attacks allocate once, such as the pools of the allocator, is not a leak.
 WARM_UP = (
     Attacker.mutated_images_together,
     Attacker.images_made_on_purpose,
@@ -646,28 +645,28 @@ WARM_UP = (
 
 
 async def attack(server: Server, images: int, only: Sequence[str]) -> list[Row]:
-    """Make every attack, and before that once those that need much memory."""
+    """Run every attack, after a warm-up with those that need much memory."""
     rows = []
     limits = httpx.Limits(max_connections=64)
-    async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE_S, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=server.url, timeout=TIMEOUT_S, limits=limits) as client:
         attacker = Attacker(server, client, images)
         for warm in WARM_UP:
             if not only or warm.__name__ in only:
                 await warm(attacker, Row("warm up"))
-        most_mib = server.rss_mib()
-        for each in ATTACKS:
-            if only and each.__name__ not in only:
+        max_mib = server.rss_mib()
+        for attack_method in ATTACKS:
+            if only and attack_method.__name__ not in only:
                 continue
-            row = Row(each.__name__.replace("_", " "))
+            row = Row(attack_method.__name__.replace("_", " "))
             await attacker.ordinary(row, "before")
             row.rss_before_mib = server.rss_mib()
-            await each(attacker, row)
+            await attack_method(attacker, row)
             await asyncio.sleep(1)
             row.beside_s = max(row.beside_s, round(await attacker.ordinary(row, "after"), 2))
             row.rss_after_mib = server.rss_mib()
-            most_mib = max(most_mib, row.rss_before_mib)
-            if row.rss_after_mib - most_mib > MAX_GROWTH_MIB:
-                row.fault(f"memory grew to {row.rss_after_mib} MiB, from {most_mib} MiB at most before")
+            max_mib = max(max_mib, row.rss_before_mib)
+            if row.rss_after_mib - max_mib > MAX_GROWTH_MIB:
+                row.fault(f"memory grew to {row.rss_after_mib} MiB, above the previous maximum of {max_mib} MiB")
             if server.process.poll() is not None:
                 row.fault(f"the server ended with status {server.process.returncode}")
             rows.append(row)
@@ -677,7 +676,7 @@ async def attack(server: Server, images: int, only: Sequence[str]) -> list[Row]:
 
 @contextmanager
 def with_captions(data_dir: Path) -> Iterator[Server]:
-    """Start a server that can find names for images, in a few captions."""
+    """Start a server with a small caption database."""
     captions = "".join(f"a {thing} on a {place}\n" for thing in ("cat", "dog", "cup") for place in ("table", "sofa"))
     command = [Path(sys.executable).with_name("deixis"), "captions", "build", "-", "--name", "wordnet"]
     settings = {"DEIXIS_DATA_DIR": str(data_dir), "DEIXIS_TUNING_SECONDS": "0", "HF_HUB_OFFLINE": "1"}
@@ -687,7 +686,7 @@ def with_captions(data_dir: Path) -> Iterator[Server]:
 
 
 def fuzz(server: Server, command: Path, examples: int) -> Row:
-    """Let schemathesis read the description and send what it allows and what it does not."""
+    """Run schemathesis with the OpenAPI description."""
     row = Row("schemathesis", rss_before_mib=server.rss_mib())
     flags = ["--checks", "all", "--exclude-checks", "positive_data_acceptance"]
     flags += ["--max-examples", str(examples), "--seed", "1"]
@@ -699,13 +698,13 @@ def fuzz(server: Server, command: Path, examples: int) -> Row:
         timeout=1200,
     )
     row.rss_after_mib = server.rss_mib()
-    told = re.search(r"(\d+) generated", done.stdout)
-    row.requests = int(told[1]) if told else 0
-    # What is not set up is told by 501, on purpose.
+    generated = re.search(r"(\d+) generated", done.stdout)
+    row.requests = int(generated[1]) if generated else 0
+    # Features that are not configured respond with 501.
     found = re.findall(r"^- (ST\d+) .*\n\n.*?\[(\d{3})\]", done.stdout, re.MULTILINE | re.DOTALL)
-    deserved = done.returncode == 0 or {*found} == {("ST101", "501")}
-    row.answers["passed" if deserved else "failed"] += 1
-    if not deserved:
+    is_expected = done.returncode == 0 or {*found} == {("ST101", "501")}
+    row.answers["passed" if is_expected else "failed"] += 1
+    if not is_expected:
         row.faults.append(done.stdout)
     return row
 
@@ -726,15 +725,19 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def main() -> None:
-    """Attack, and write the results."""
+    """Run the attacks, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=2000, help="mutated images, sent once alone and once together")
-    parser.add_argument("--only", nargs="+", default=[], help="names of attacks, as mutated_images")
-    parser.add_argument("--schemathesis", type=Path, help="its command, to be run too")
-    parser.add_argument("--examples", type=int, default=50, help="of schemathesis, for each operation")
-    parser.add_argument("--output", type=Path, help="a folder for JSON and table; the table is printed in any case")
+    parser.add_argument(
+        "--images", type=int, default=2000, help="number of mutated images, sent once separately and once together"
+    )
+    parser.add_argument("--only", nargs="+", default=[], help="names of attacks, such as mutated_images")
+    parser.add_argument("--schemathesis", type=Path, help="path of its command, to run it too")
+    parser.add_argument("--examples", type=int, default=50, help="examples of schemathesis for each operation")
+    parser.add_argument("--output", type=Path, help="folder for JSON and table; the table is always printed")
     arguments = parser.parse_args()
-    os.environ.setdefault("MALLOC_ARENA_MAX", "2")  # as in the image: else each thread keeps what it had for itself
+    os.environ.setdefault(
+        "MALLOC_ARENA_MAX", "2"
+    )  # as in the container image; otherwise each thread keeps its own pool
     with tempfile.TemporaryDirectory() as folder, with_captions(Path(folder)) as server:
         rows = asyncio.run(attack(server, arguments.images, arguments.only))
         if arguments.schemathesis:

@@ -1,4 +1,4 @@
-"""Images made to break a decoder: whole ones of every format, mutated, and a few made on purpose."""
+"""Images that attack a decoder: mutations of every format, and constructed files."""
 
 import io
 import pickle
@@ -15,7 +15,7 @@ Mutation = Callable[[bytes, random.Random], bytes]
 
 
 def seeds() -> dict[str, bytes]:
-    """Return a small picture in each format, mode and coding that is read."""
+    """Return a small image in each supported format, mode and encoding."""
     rng = np.random.default_rng(0)
     pixels = np.kron(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8), np.ones((8, 8, 1), np.uint8))
     rgb = Image.fromarray(pixels)
@@ -82,7 +82,7 @@ def _flipped_head(data: bytes, chance: random.Random) -> bytes:
 
 
 def _lied(data: bytes, chance: random.Random) -> bytes:
-    """Put a number into the head that says very much, nothing, or less than nothing."""
+    """Write a very large, zero or negative number into the header."""
     value = chance.choice((b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\0\0", b"\x80\0\0\0", b"\xff\xff", b"\0\0"))
     at = chance.randrange(4, min(len(data), 200))
     return data[:at] + value + data[at + len(value) :]
@@ -126,7 +126,7 @@ MUTATIONS: dict[str, Mutation] = {
 
 
 def mutants(count: int, seed: int = 0) -> Iterator[tuple[str, bytes]]:
-    """Yield mutated images with what they are; the same ones for the same seed."""
+    """Yield mutated images with their descriptions; the same seed gives the same images."""
     chance = random.Random(seed)
     originals = seeds()
     for number in range(count):
@@ -149,7 +149,7 @@ def _png(width: int, height: int, *chunks: bytes, data: bytes | None = None, col
 
 
 def _zeros(count: int) -> bytes:
-    """Return so many zeros, compressed, without having them."""
+    """Return this number of zeros, compressed, without allocating them."""
     packer = zlib.compressobj(9)
     pieces = [packer.compress(bytes(2**20)) for _ in range(count // 2**20)]
     return b"".join([*pieces, packer.compress(bytes(count % 2**20)), packer.flush()])
@@ -189,7 +189,7 @@ def _gif(frames: int) -> bytes:
 
 
 def made_on_purpose() -> dict[str, bytes]:
-    """Return bombs, lies, polyglots, and what is no image but often sent as one."""
+    """Return decompression bombs, false sizes, polyglots, and other files that are not images."""
     jpeg, png, gif = seeds()["jpeg"], seeds()["png"], seeds()["gif"]
     bomb = _zeros(200 * 2**20)
     return {

@@ -1,4 +1,4 @@
-"""Requests as bytes whose framing can be read in two ways, or in none, with the answers that they deserve."""
+"""Raw requests with ambiguous or invalid framing, and their expected responses."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,11 @@ _HIDDEN = b"GET /docs HTTP/1.1\r\nHost: x\r\n\r\n"
 
 @dataclass(frozen=True, slots=True)
 class Framing:
-    """What is sent down one connection.
+    """The bytes of one connection.
 
     Args:
-        sent: all of it.
-        statuses: of which one is the answer; there must be no second answer, and the connection must end.
+        sent: the bytes.
+        statuses: allowed statuses of the response; a second response is not allowed, and the connection must be closed.
     """
 
     sent: bytes
@@ -26,7 +26,7 @@ def _refused(sent: bytes) -> Framing:
 
 
 def framings() -> dict[str, Framing]:
-    """Return requests that a proxy in front and the service might cut in different places, and floods of headers."""
+    """Return requests that a proxy and the service might split differently, and floods of headers."""
     return {
         "both lengths": _refused(_POST + b"Content-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + _HIDDEN),
         "both lengths of a GET": _refused(

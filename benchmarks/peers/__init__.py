@@ -1,1 +1,1 @@
-"""Other ways to serve the same architecture, as their users would write them."""
+"""Other servers with the same architecture, as their users would write them."""

@@ -1,14 +1,14 @@
-"""Other servers beside this one, in one run, on ViT-B-32 with random weights, each alone on the machine in its turn.
+"""Measures other servers and this one with a ViT-B-32 with random weights, one after the other.
 
     python -m benchmarks.peers [--seconds 10] [--output benchmarks/results] [--work-dir FOLDER]
 
 - `deixis`: `deixis serve`, after `deixis models tune`.
-- `plain`: FastAPI and open_clip, one forward pass per request, the same weights; text features kept.
+- `plain`: FastAPI and open_clip, one forward pass per request, the same weights; text features are cached.
 - `pipeline`: the transformers zero-shot pipeline behind FastAPI. It encodes the labels again for each request.
-- `infinity`: infinity-emb, which returns embeddings and leaves the classifier to its user; in its own environment.
+- `infinity`: infinity-emb, which returns embeddings without a classifier; in its own environment.
 
-The last two have a CLIPModel of the same architecture with other random weights. Each is asked by 1, 8 and 32
-connections with one photograph a request.
+The last two have a CLIPModel of the same architecture with other random weights. Each gets requests with one photograph
+from 1, 8 and 32 connections.
 """
 
 import argparse
@@ -33,7 +33,7 @@ CONNECTIONS = (1, 8, 32)
 
 
 def free_port() -> int:
-    """Return a port that nothing listens on."""
+    """Return a free port."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -41,15 +41,15 @@ def free_port() -> int:
 
 
 @contextmanager
-def process(*command: object, port: int, patience_s: float = 180) -> Iterator[str]:
-    """Run a server until it listens, then yield its address; end it at the end."""
-    # Nobody's use of a benchmark is to be reported to anybody.
+def process(*command: object, port: int, timeout_s: float = 180) -> Iterator[str]:
+    """Start a server, yield its address when it listens, and stop it at the end."""
+    # Disables usage statistics.
     quiet = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
     running = subprocess.Popen(
         [*map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **quiet}
     )
     try:
-        ends = time.monotonic() + patience_s
+        ends = time.monotonic() + timeout_s
         while True:
             if running.poll() is not None or time.monotonic() > ends:
                 msg = f"ended with status {running.poll()} before it listened"
@@ -68,10 +68,10 @@ def process(*command: object, port: int, patience_s: float = 180) -> Iterator[st
 
 
 def infinity_environment(folder: Path) -> Path:
-    """Make infinity's environment unless it is there, and return its command."""
+    """Create the environment of infinity unless it exists, and return its command."""
     command = folder / "bin" / "infinity_emb"
     if not command.is_file():
-        say("making infinity's environment, which takes some minutes")
+        say("creating the environment of infinity, which takes some minutes")
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         requirements = Path(__file__).with_name("infinity.txt")
         subprocess.run([folder / "bin" / "pip", "install", "--quiet", "--requirement", requirements], check=True)
@@ -79,7 +79,7 @@ def infinity_environment(folder: Path) -> Path:
 
 
 def under_load(url: str, requests: Path | None, seconds: float) -> list[dict[str, Any]]:
-    """Ask from each number of connections, after some seconds for caches."""
+    """Measure each number of connections, after some seconds to fill caches."""
     extra = [] if requests is None else ["--requests", requests]
     run_json("benchmarks.load", url, "closed", "--connections", 4, "--seconds", min(seconds, 5), *extra)
     return [
@@ -92,7 +92,7 @@ def under_load(url: str, requests: Path | None, seconds: float) -> list[dict[str
 
 
 def measure(work_dir: Path, seconds: float) -> dict[str, Any]:
-    """Return each server's figures, or why there are none."""
+    """Return the figures of each server, or the reason why it could not be run."""
     ours, theirs = write_open_clip(work_dir / "vit-b-32"), write_transformers(work_dir / "vit-b-32-transformers")
     photos = photographs()
     forms = [form_request("/classify", [photo], {"labels": json.dumps(LABELS)}) for photo in photos]
@@ -147,7 +147,7 @@ def measure(work_dir: Path, seconds: float) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """Return the report in Markdown, with this service's figures divided by each other's."""
+    """Return the report in Markdown, with the ratios of this service to each server."""
     ours = {run["connections"]: run for run in found["deixis"]}
     columns = ("server", "connections", "images/s", "p50 ms", "p99 ms", "ours: times images/s", "ours: of its p50")
     columns = (*columns, "generator CPU", "statuses")
@@ -170,9 +170,9 @@ def table(found: dict[str, Any]) -> str:
 def main() -> None:
     """Measure, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=10.0, help="for each point")
-    parser.add_argument("--output", type=Path, help="a folder for JSON and table; else the table is printed only")
-    parser.add_argument("--work-dir", type=Path, help="a folder for models and environments; else a new one each time")
+    parser.add_argument("--seconds", type=float, default=10.0, help="for each measurement")
+    parser.add_argument("--output", type=Path, help="folder for JSON and table; the table is always printed")
+    parser.add_argument("--work-dir", type=Path, help="folder for models and environments; temporary by default")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work_dir = (arguments.work_dir or Path(temporary)).absolute()

@@ -1,4 +1,4 @@
-"""What one writes first: FastAPI, open_clip, one forward pass per request; text features kept.
+"""A plain FastAPI service with open_clip: one forward pass per request; text features are cached.
 
 python -m benchmarks.peers.plain FOLDER PORT
 """
@@ -19,7 +19,7 @@ folder, port = sys.argv[1], int(sys.argv[2])
 model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
 model.eval()
 tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
-kept: dict[str, torch.Tensor] = {}
+cached: dict[str, torch.Tensor] = {}
 
 
 @app.post("/classify")
@@ -27,10 +27,10 @@ def classify(image: Annotated[UploadFile, File()], labels: Annotated[str, Form()
     """Return each label's probability."""
     names = json.loads(labels)
     with torch.inference_mode():
-        if labels not in kept:
-            kept[labels] = model.encode_text(tokenize([f"a photo of a {name}." for name in names]), normalize=True)
+        if labels not in cached:
+            cached[labels] = model.encode_text(tokenize([f"a photo of a {name}." for name in names]), normalize=True)
         pixels = preprocess(Image.open(BytesIO(image.file.read())).convert("RGB"))[None]
-        logits = model.logit_scale.exp() * model.encode_image(pixels, normalize=True) @ kept[labels].T
+        logits = model.logit_scale.exp() * model.encode_image(pixels, normalize=True) @ cached[labels].T
         return dict(zip(names, logits.softmax(dim=1)[0].tolist(), strict=True))
 
 

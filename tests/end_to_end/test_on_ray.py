@@ -1,4 +1,4 @@
-"""The service on a real Ray: the answers of a single process, and what becomes of callers when a part is killed."""
+"""The service on a real Ray: the responses of a single process, and killed replicas."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ from tests.end_to_end.test_traces import collecting_spans, spans_in
 
 pytestmark = installed
 
-# What is started anew on a machine with other work takes so long at most.
+# A restart may take this long on a busy machine.
 WAIT_S = 120
 COUNT_OF_EDGES = 2
 
@@ -28,7 +28,7 @@ COUNT_OF_EDGES = 2
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ray")
-    # By encoders on a Ray of its own.
+    # The build starts its own Ray.
     built = deixis("captions", "build", "-", "--name", "things", "--engine", "ray", data_dir=folder, stdin=CAPTIONS)
     assert built.returncode == 0, built.stderr
     assert "16" in built.stdout
@@ -37,9 +37,9 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def spans():
-    """A collector of traces: its address, and what it was sent."""
-    with collecting_spans() as told:
-        yield told
+    """A collector of traces: its address and its spans."""
+    with collecting_spans() as collected:
+        yield collected
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def client(on_ray):
         yield opened
 
 
-QUESTIONS = [
+QUERIES = [
     {"labels": "cat, dog, coffee cup, rocket, flower"},
     {"labels": "cat, dog, coffee cup, rocket, flower", "method": "autoclip", "template": "ensemble"},
     {"label_set": "things", "method": "dclip", "explain": "true"},
@@ -76,34 +76,33 @@ def single_process(data_dir):
         yield opened
 
 
-@pytest.mark.parametrize("asked", QUESTIONS)
-def test_answers_are_those_of_a_single_process(client, single_process, photographs, asked):
+@pytest.mark.parametrize("query", QUERIES)
+def test_responses_are_those_of_a_single_process(client, single_process, photographs, query):
     images = [("image", (name, content)) for name, content in photographs.items()]
-    told = [each.post("/v1/classify", files=images, data=asked).json() for each in (client, single_process)]
-    here, there = told
-    assert here["method"] == there["method"]
-    for mine, theirs in zip(here["results"], there["results"], strict=True):
+    actual, expected = (each.post("/v1/classify", files=images, data=query).json() for each in (client, single_process))
+    assert actual["method"] == expected["method"]
+    for mine, theirs in zip(actual["results"], expected["results"], strict=True):
         assert mine["warnings"] == theirs["warnings"]
         assert [each["label"] for each in mine["predictions"]] == [each["label"] for each in theirs["predictions"]]
         for own, other in zip(mine["predictions"], theirs["predictions"], strict=True):
             assert own["score"] == pytest.approx(other["score"], abs=1e-4)
-    if asked.get("group"):
-        assert here["vocabulary"] == there["vocabulary"]
+    if query.get("group"):
+        assert actual["vocabulary"] == expected["vocabulary"]
 
 
-def test_every_edge_knows_at_once_what_one_acknowledged(client, photographs):
+def test_a_write_that_one_edge_acknowledged_is_visible_to_every_edge(client, photographs):
     for version, word in enumerate(("kitten", "tabby cat", "cat"), 1):
         assert client.put("/v1/label-sets/pets", json={"classes": [word, "rocket"]}).json()["version"] == version
-        # Each of these may be answered by another edge.
+        # Another edge may handle each of these requests.
         for _ in range(4 * COUNT_OF_EDGES):
             answer = client.post("/classify", files={"image": photographs["chelsea"]}, data={"label_set": "pets"})
             assert answer.json()["label_set"] == f"pets@{version}"
             assert answer.json()["results"][0]["predictions"][0]["label"] == word
 
 
-def test_what_is_wrong_is_told_as_by_a_single_process(client, photographs):
+def test_errors_are_those_of_a_single_process(client, photographs):
     bad = client.post(
-        "/classify", files=[("image", photographs["chelsea"]), ("image", b"no image")], data={"labels": "a"}
+        "/classify", files=[("image", photographs["chelsea"]), ("image", b"not an image")], data={"labels": "a"}
     )
     assert bad.status_code == 200
     assert bad.json()["results"][1]["error"]["type"] == "urn:deixis:problem:not-an-image"
@@ -115,7 +114,7 @@ def test_what_is_wrong_is_told_as_by_a_single_process(client, photographs):
     assert many.status_code == 413
 
 
-def test_the_page_and_the_probes_are_there(client):
+def test_the_page_and_the_probes_respond(client):
     assert "<title>Deixis" in client.get("/").text
     assert client.get("/readyz").json() == {"status": "ready"}
     assert [each["name"] for each in client.get("/v1/models").json()["models"]] == ["embedded"]
@@ -131,10 +130,10 @@ def test_one_exposition_has_the_metrics_of_every_replica(client, photographs):
     assert sum(each.value for each in images if each.name.endswith("_count")) >= 1
 
 
-def test_a_trace_goes_on_where_images_and_texts_are_encoded(client, spans, photographs):
+def test_a_trace_continues_in_the_encoder_replicas(client, spans, photographs):
     trace, parent = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
-    asked = {"files": {"image": photographs["rocket"]}, "data": {"labels": "a word of this trace, another one"}}
-    client.post("/classify", **asked, headers={"traceparent": f"00-{trace}-{parent}-01"}).raise_for_status()
+    request = {"files": {"image": photographs["rocket"]}, "data": {"labels": "a word of this trace, another one"}}
+    client.post("/classify", **request, headers={"traceparent": f"00-{trace}-{parent}-01"}).raise_for_status()
 
     def of_trace():
         found = spans_in(list(spans[1]))
@@ -142,9 +141,9 @@ def test_a_trace_goes_on_where_images_and_texts_are_encoded(client, spans, photo
 
     until(lambda: len(of_trace().get("encode-remote", [])) >= 2 and of_trace().get("POST /classify"))
     (root,) = of_trace()["POST /classify"]
-    there = of_trace()["encode-remote"]
+    remote = of_trace()["encode-remote"]
     assert root.parent_span_id.hex() == parent
-    assert {tuple(sorted(each.key for each in span.attributes)) for span in there} == {
+    assert {tuple(sorted(each.key for each in span.attributes)) for span in remote} == {
         ("images", "model"),
         ("model", "texts"),
     }
@@ -170,11 +169,11 @@ def replicas_of(process, deployment):
     return found
 
 
-async def asked_while(url, image, data, during, *, at_once=4):
-    """Return the answers to requests that are made all the time while ``during`` runs in a thread."""
+async def responses_during(url, image, data, during, *, at_once=4):
+    """Return the responses to continuous requests while ``during`` runs in a thread."""
     answers, ending = [], asyncio.Event()
 
-    async def caller(client):
+    async def send(client):
         while not ending.is_set():
             try:
                 answer = await client.post("/classify", files={"image": image}, data=data)
@@ -183,23 +182,23 @@ async def asked_while(url, image, data, during, *, at_once=4):
                 answers.append((type(error).__name__, ""))
 
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
-        callers = [asyncio.create_task(caller(client)) for _ in range(at_once)]
+        senders = [asyncio.create_task(send(client)) for _ in range(at_once)]
         try:
             await asyncio.to_thread(during)
         finally:
             ending.set()
-            await asyncio.gather(*callers)
+            await asyncio.gather(*senders)
     return answers
 
 
-def until(is_so):
-    give_up_at = time.monotonic() + WAIT_S
-    while not is_so():
-        assert time.monotonic() < give_up_at
+def until(condition):
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.1)
 
 
-def test_when_an_encoder_is_killed_nobody_notices_and_another_one_begins(on_ray, photographs):
+def test_a_killed_encoder_is_replaced_without_failed_requests(on_ray, photographs):
     before = replicas_of(on_ray.process, "encoder-embedded")
     assert len(before) == 2
 
@@ -209,23 +208,23 @@ def test_when_an_encoder_is_killed_nobody_notices_and_another_one_begins(on_ray,
         until(lambda: len(set(replicas_of(on_ray.process, "encoder-embedded")) - {before[0]}) == 2)
         time.sleep(1)
 
-    answers = asyncio.run(asked_while(on_ray.url, photographs["chelsea"], {"labels": "cat, dog"}, kill))
+    answers = asyncio.run(responses_during(on_ray.url, photographs["chelsea"], {"labels": "cat, dog"}, kill))
     statuses = Counter(status for status, _ in answers)
-    # Its calls go to the other one.
+    # Its calls are repeated on the other encoder.
     assert set(statuses) == {200}, statuses
     assert statuses[200] > 10
 
 
-def test_while_a_part_of_the_captions_is_away_answers_say_so(on_ray, photographs):
+def test_responses_have_a_warning_while_a_caption_shard_is_missing(on_ray, photographs):
     (victim,) = replicas_of(on_ray.process, "captions-1")
 
-    def is_whole():
+    def is_complete():
         files = {"image": photographs["chelsea"]}
         answer = httpx.post(f"{on_ray.url}/classify", files=files, data={"database": "things"}, timeout=60)
         return answer.json()["results"][0]["warnings"] == []
 
-    # A part that is slow, where the machine has much else to do, is told too.
-    until(is_whole)
+    # On a busy machine, a slow shard causes a warning too.
+    until(is_complete)
 
     def kill():
         time.sleep(0.5)
@@ -233,19 +232,19 @@ def test_while_a_part_of_the_captions_is_away_answers_say_so(on_ray, photographs
         until(lambda: set(replicas_of(on_ray.process, "captions-1")) - {victim})
         time.sleep(3)
 
-    answers = asyncio.run(asked_while(on_ray.url, photographs["chelsea"], {"database": "things"}, kill, at_once=2))
+    answers = asyncio.run(responses_during(on_ray.url, photographs["chelsea"], {"database": "things"}, kill, at_once=2))
     assert {status for status, _ in answers} == {200}, Counter(status for status, _ in answers)
     assert any("1 of 2 shards of the caption database 'things'" in text for _, text in answers)
-    until(is_whole)
+    until(is_complete)
 
 
-def test_names_are_found_in_the_parts_together(client, photographs):
+def test_labels_are_found_in_all_caption_shards(client, photographs):
     for name, word in NAMES.items():
         answer = client.post("/classify", files={"image": photographs[name]}, data={"database": "things"})
         assert answer.json()["results"][0]["predictions"][0]["label"] == word
 
 
-def test_when_an_edge_is_killed_only_its_own_requests_are_lost(on_ray, photographs):
+def test_a_killed_edge_loses_only_its_own_requests(on_ray, photographs):
     before = replicas_of(on_ray.process, "edge")
     assert len(before) == COUNT_OF_EDGES
 
@@ -255,23 +254,23 @@ def test_when_an_edge_is_killed_only_its_own_requests_are_lost(on_ray, photograp
         until(lambda: len(set(replicas_of(on_ray.process, "edge")) - {before[0]}) == COUNT_OF_EDGES)
         time.sleep(1)
 
-    answers = asyncio.run(asked_while(on_ray.url, photographs["chelsea"], {"labels": "cat, dog"}, kill))
+    answers = asyncio.run(responses_during(on_ray.url, photographs["chelsea"], {"labels": "cat, dog"}, kill))
     statuses = Counter(status for status, _ in answers)
     assert statuses[200] > 10
     lost = [(status, text) for status, text in answers if status != 200]
-    assert len(lost) <= 4, statuses  # as many as were under way
+    assert len(lost) <= 4, statuses  # the number of concurrent requests
     for status, text in lost:
         assert status == 503, statuses
         assert json.loads(text)["type"] == "urn:deixis:problem:not-ready"
 
 
-def test_encoders_that_share_models_load_what_is_asked_for(tmp_path, photographs):
+def test_shared_encoders_load_models_on_demand(tmp_path, photographs):
     second = write_model(tmp_path / "second")
     flags = ("--engine", "ray", "--models", f"embedded,{second}", "--ray-layout", "models_per_encoder=1")
     with serving(*flags, data_dir=tmp_path / "data") as running, running.client() as client:
         for model in ("embedded", second, "embedded"):
-            asked = {"labels": "cat, dog", "model": model}
-            answer = client.post("/classify", files={"image": photographs["chelsea"]}, data=asked)
+            query = {"labels": "cat, dog", "model": model}
+            answer = client.post("/classify", files={"image": photographs["chelsea"]}, data=query)
             assert answer.status_code == 200, answer.text
             assert answer.json()["model"] == model
         assert len(replicas_of(running.process, "encoder")) == 1
