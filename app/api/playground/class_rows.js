@@ -9,7 +9,7 @@ const FIELDS = {
   synonyms: { label: "Other names", hint: "One per line, for example: hound." },
   descriptions: { label: "Descriptions", hint: "One sentence per line about the appearance of the class." },
   features: { label: "Features", hint: "One short phrase per line that completes “NAME, which has …”, for example: whiskers." },
-  prompt: { label: "Own template", hint: "Used instead of the templates; {} stands for the name. For example: a photo of a {}, the bird." },
+  prompt: { label: "Class prompt", hint: "Used instead of the templates; {} stands for the name. For example: a photo of a {}, the bird." },
 };
 
 // With more rows than this, rows outside the viewport are not laid out.
@@ -34,7 +34,7 @@ export function classRows(draft, { changed, countOf }) {
       remove.setAttribute("aria-label", `Remove class ${title.textContent}`);
       const held = LISTS.map((kind) => [kind, lines(each[kind]).length]).filter(([, count]) => count);
       const summary = held.map(([kind, count]) => counted(count, { synonyms: "other name", descriptions: "description", features: "feature" }[kind]));
-      if (each.prompt.trim()) summary.push("template");
+      if (each.prompt.trim()) summary.push("class prompt");
       const images = each.stored === null ? 0 : countOf(each.stored);
       if (images) summary.push(counted(images, "example image"));
       if (each.stored === null) summary.push("not saved yet");
