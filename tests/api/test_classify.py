@@ -110,7 +110,7 @@ def test_an_image_larger_than_a_form_keeps_in_memory_is_read_whole(client):
 
 
 @pytest.mark.parametrize("send", [as_form, as_json])
-def test_a_bad_image_among_good_ones_is_told_in_its_own_place(client, send):
+def test_an_unreadable_image_has_an_error_in_its_own_result(client, send):
     response = send(client, [picture("red"), b"not an image", picture("blue")], label_set=_stored(client))
     assert first_labels(response) == ["red", None, "blue"]
     results = response.json()["results"]
@@ -120,7 +120,7 @@ def test_a_bad_image_among_good_ones_is_told_in_its_own_place(client, send):
     assert error["request_id"] == response.headers["x-request-id"]
 
 
-def test_base64_that_does_not_decode_is_told_in_its_own_place(client):
+def test_invalid_base64_gives_an_error_in_the_result_of_its_image(client):
     good = {"base64": base64.b64encode(picture("red")).decode()}
     images = [{"base64": "&&&&"}, good, {"base64": "YQ"}, {"base64": "data:image/png;base64"}, {"base64": "é"}]
     response = client.post("/v1/classify", json={"images": images, "labels": LABELS})
@@ -140,7 +140,7 @@ def test_when_images_are_bad_in_different_ways_the_error_lists_them(make_client)
     assert fields_of(response) == {"image.0", "image.1"}
 
 
-def test_an_image_over_the_limits_is_told_in_its_own_place(make_client):
+def test_an_image_over_the_limits_has_an_error_in_its_own_result(make_client):
     client = make_client(max_image_bytes=1000, max_image_pixels=32 * 24)
     images = [picture("red"), picture("red") + bytes(1000), picture("red", size=(33, 24))]
     response = as_json(client, images, labels=LABELS)
@@ -203,9 +203,9 @@ def test_an_empty_place_between_commas_is_refused(client, labels):
 def test_a_label_set_is_named_with_or_without_its_version(client):
     _stored(client, "colours", ["red", "green"])
     _stored(client, "colours", ["green", "blue"])
-    for reference, told, best in [("colours", 2, "green"), ("colours@1", 1, "red"), ("colours@2", 2, "green")]:
+    for reference, reply, best in [("colours", 2, "green"), ("colours@1", 1, "red"), ("colours@2", 2, "green")]:
         body = answer(as_body(client, picture("#ff4000"), label_set=reference, top_k=1))
-        assert body["label_set"] == f"colours@{told}"
+        assert body["label_set"] == f"colours@{reply}"
         assert body["results"][0]["predictions"][0]["label"] == best
 
 
@@ -238,14 +238,14 @@ def test_a_template_set_of_several_templates_is_used_whole(client, encoder):
 
 
 @pytest.mark.parametrize("template", ["{0}", "{name}", "{} {", "{}}", "a {} \n b", "{}" + "x" * 300, "x" * 301, "\0{}"])
-def test_a_template_that_breaks_a_rule_is_told_under_its_field(client, template):
+def test_an_invalid_template_is_reported_with_its_field(client, template):
     assert fields_of(as_json(client, [picture()], labels=["a"], template=template)) == {"template"}
 
 
 # --- top_k and explain ---------------------------------------------------------------------------------------------
 
 
-def test_five_predictions_are_told_unless_asked_otherwise(client):
+def test_the_default_number_of_predictions_is_five(client):
     labels = [f"label {number}" for number in range(9)]
     for top_k, count in [({}, 5), ({"top_k": 1}, 1), ({"top_k": 9}, 9), ({"top_k": 100_000}, 9)]:
         (result,) = answer(as_json(client, [picture()], labels=labels, **top_k))["results"]
@@ -255,7 +255,7 @@ def test_five_predictions_are_told_unless_asked_otherwise(client):
 
 
 @pytest.mark.parametrize("top_k", ["0", "-1", "1.5", "many", "", "100001", "1" * 5000, "NaN"])
-def test_a_top_k_that_is_no_number_of_predictions_is_refused(client, top_k):
+def test_an_invalid_top_k_is_rejected(client, top_k):
     assert fields_of(as_body(client, picture(), labels="a", top_k=top_k)) == {"top_k"}
     assert fields_of(as_form(client, [picture()], labels="a", top_k=top_k)) == {"top_k"}
 
@@ -263,7 +263,7 @@ def test_a_top_k_that_is_no_number_of_predictions_is_refused(client, top_k):
 # --- explanations --------------------------------------------------------------------------------------------------
 
 
-def test_without_being_asked_no_explanation_is_made(client):
+def test_there_is_no_explanation_by_default(client):
     (result,) = answer(as_json(client, [picture()], labels=["a"]))["results"]
     assert result["explanation"] is None
 
@@ -287,10 +287,10 @@ def test_the_prompts_of_an_explanation_add_up_to_the_similarity(client, method, 
     options = {"options": {"descriptors": 6}} if method == "waffle" else {}
     asked = as_json(client, [picture("orange")], label_set="things", method=method, explain=True, **options)
     (result,) = answer(asked)["results"]
-    told = result["explanation"]["labels"]
-    assert [each["label"] for each in told] == [each["label"] for each in result["predictions"]]
-    assert [each["rival"] for each in told] == [told[1]["label"], told[0]["label"], told[0]["label"]]
-    for each, prediction in zip(told, result["predictions"], strict=True):
+    reply = result["explanation"]["labels"]
+    assert [each["label"] for each in reply] == [each["label"] for each in result["predictions"]]
+    assert [each["rival"] for each in reply] == [reply[1]["label"], reply[0]["label"], reply[0]["label"]]
+    for each, prediction in zip(reply, result["predictions"], strict=True):
         prompts = each["supporting"] + each["opposing"]
         assert each["similarity"] == pytest.approx(prediction["similarity"], abs=1e-6)
         assert sum(prompt["weight"] * prompt["cosine"] for prompt in prompts) == pytest.approx(
@@ -300,7 +300,7 @@ def test_the_prompts_of_an_explanation_add_up_to_the_similarity(client, method, 
         assert all(prompt["cosine"] <= each["rival_similarity"] for prompt in each["opposing"])
 
 
-def test_the_runner_up_is_explained_even_if_only_the_best_is_told(client):
+def test_the_second_best_label_is_explained_even_with_one_prediction(client):
     asked = as_json(client, [picture("red")], labels=["red", "blue"], top_k=1, explain=True)
     (result,) = answer(asked)["results"]
     assert len(result["predictions"]) == 1
@@ -312,9 +312,9 @@ def test_the_runner_up_is_explained_even_if_only_the_best_is_told(client):
 
 def test_a_single_label_is_explained_without_a_rival(client):
     (result,) = answer(as_json(client, [picture("red")], labels=["red"], explain=True))["results"]
-    (told,) = result["explanation"]["labels"]
-    assert (told["rival"], told["rival_similarity"]) == (None, None)
-    assert len(told["supporting"] + told["opposing"]) == 1
+    (reply,) = result["explanation"]["labels"]
+    assert (reply["rival"], reply["rival_similarity"]) == (None, None)
+    assert len(reply["supporting"] + reply["opposing"]) == 1
 
 
 def test_each_form_takes_explain_and_options(client):
@@ -340,18 +340,18 @@ def test_a_bad_image_among_good_ones_has_no_explanation_and_the_others_have(clie
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "reply"),
     [
         ({"beta": 0}, "0 is not a number from 0.01 to 1"),
         ({"beta": 1.5}, "1.5 is not a number from 0.01 to 1"),
         ({"gamma": 1}, "method 'autoclip' has no such option; known: beta"),
     ],
 )
-def test_an_option_that_a_method_does_not_take_is_refused(client, options, told):
+def test_an_option_that_a_method_does_not_take_is_refused(client, options, reply):
     answered = as_json(client, [picture()], labels=["a"], method="autoclip", options=options)
     assert answered.status_code == 422
     (problem,) = answered.json()["errors"]
-    assert problem["problem"] == told
+    assert problem["problem"] == reply
     assert problem["field"] == f"options.{next(iter(options))}"
 
 
@@ -379,11 +379,11 @@ def test_a_classifier_that_would_take_too_much_memory_is_refused_with_the_way_ou
 
 
 def test_every_method_is_listed_with_what_it_learns_from_and_its_options(client):
-    told = client.get("/v1/methods").json()["methods"]
-    assert [each["name"] for each in told] == [*METHODS, CASED.name]
-    assert [each["name"] for each in told if each["vocabulary_free"]] == [CASED.name]
-    assert [each["name"] for each in told if each["default"]] == ["zero-shot"]
-    for each in told[:-1]:
+    reply = client.get("/v1/methods").json()["methods"]
+    assert [each["name"] for each in reply] == [*METHODS, CASED.name]
+    assert [each["name"] for each in reply if each["vocabulary_free"]] == [CASED.name]
+    assert [each["name"] for each in reply if each["default"]] == ["zero-shot"]
+    for each in reply[:-1]:
         method = METHODS[each["name"]]
         assert set(each["learns_from"]) == method.learns <= {"labelled images", "unlabelled images"}
         assert (each["transductive"], each["stateful"]) == (method.transductive, method.stateful)
@@ -473,13 +473,13 @@ def test_a_sigmoid_models_scores_need_not_sum_to_one(make_client):
 
 def test_the_first_model_is_the_default_and_every_one_can_be_named(make_client):
     client = make_client(encoders=[FakeEncoder("first"), FakeEncoder("second", logit_bias=-8.0)])
-    told = {
+    reply = {
         name: answer(as_json(client, [picture("red")], labels=["red"], **({"model": name} if name else {})))
         for name in ("", "first", "second")
     }
-    assert told[""] == told["first"]
-    assert told["second"]["model"] == "second"
-    assert told["second"]["results"] != told["first"]["results"]
+    assert reply[""] == reply["first"]
+    assert reply["second"]["model"] == "second"
+    assert reply["second"]["results"] != reply["first"]["results"]
 
 
 # --- what examples teach -------------------------------------------------------------------------------------------
@@ -570,12 +570,12 @@ def test_a_higher_coverage_gives_no_smaller_sets_and_a_higher_rate_no_lower_thre
 
     sizes, thresholds = [], []
     for share in (0.05, 0.5, 0.9, 0.999):
-        told = asked(coverage=share)
-        assert all(each["rejected"] is None for each in told["results"])
-        for each in told["results"]:
+        reply = asked(coverage=share)
+        assert all(each["rejected"] is None for each in reply["results"])
+        for each in reply["results"]:
             ranked = [prediction["label"] for prediction in each["predictions"]]
             assert each["prediction_set"] == ranked[: len(each["prediction_set"])] != []
-        sizes.append([len(each["prediction_set"]) for each in told["results"]])
+        sizes.append([len(each["prediction_set"]) for each in reply["results"]])
         rated = asked(false_rejection_rate=share)
         assert all(each["prediction_set"] is None for each in rated["results"])
         assert rated["calibration"]["false_rejection_rate"] <= share
@@ -628,7 +628,7 @@ def test_a_method_that_was_not_tried_with_these_options_has_no_calibration(taugh
         ("reject_below", ["-0.001", "1.001", "nan", "-inf", "much", ""]),
     ],
 )
-def test_a_share_that_is_none_is_told_by_its_field_in_every_form(taught, name, values):
+def test_an_invalid_share_is_reported_with_its_field_in_every_form(taught, name, values):
     for value in values:
         fields = {"label_set": "things", name: value}
         assert fields_of(as_form(taught, [picture()], **fields)) == {name}, value
@@ -648,7 +648,7 @@ def test_a_bad_image_among_good_ones_is_neither_rejected_nor_in_a_set(taught):
     assert (bad["out_of_vocabulary"], bad["rejected"], bad["prediction_set"]) == (None, None, None)
 
 
-def test_how_little_an_image_looks_like_any_class_is_told(client):
+def test_the_unknown_class_scores_are_returned(client):
     near, far = (
         answer(as_json(client, [picture(colour)], labels=["red", "blue"]))["results"][0]["out_of_vocabulary"]
         for colour in ("red", "green")
@@ -673,7 +673,7 @@ def test_unlabelled_examples_alone_are_used_where_they_are_spread_over_the_class
 # --- what else an answer holds -------------------------------------------------------------------------------------
 
 
-def test_the_time_of_every_stage_is_told_in_milliseconds(client):
+def test_the_time_of_every_stage_is_returned_in_milliseconds(client):
     timing = as_json(client, [picture()], labels=["a"]).json()["timing_ms"]
     assert set(timing) == {"text", "decode", "queue", "encode", "adapt"}
     assert all(0 <= value < 60_000 for value in timing.values())

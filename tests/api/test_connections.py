@@ -96,7 +96,7 @@ def trickle(connection, data, every_s=0.05):
     raise AssertionError("the other side waits for ever")
 
 
-def test_a_client_that_says_nothing_is_told_and_left():
+def test_a_silent_client_gets_a_timeout_and_is_disconnected():
     with serving() as connect:
         assert problem_in(rest_of(connect())) == (408, "request-timeout")
 
@@ -191,7 +191,7 @@ def test_a_head_within_the_bound_is_answered():
         b"GET / HTTP/1.1\r\nHost: x\r\nX\x00: a\r\n\r\n",
     ],
 )
-def test_what_is_no_http_is_told_as_every_other_error(sent):
+def test_invalid_http_gets_a_problem_response(sent):
     with serving() as connect:
         one = connect()
         one.sendall(sent)

@@ -178,9 +178,9 @@ def cut(file):
 # --- what there is -------------------------------------------------------------------------------------------------
 
 
-def test_a_database_is_told_with_what_is_in_it_and_how_it_is_searched(things, folder):
-    told = told_of(things)
-    assert set(told) == {
+def test_a_database_is_returned_with_its_contents_and_its_index(things, folder):
+    reply = told_of(things)
+    assert set(reply) == {
         "name",
         "default",
         "model",
@@ -199,26 +199,26 @@ def test_a_database_is_told_with_what_is_in_it_and_how_it_is_searched(things, fo
         "models",
         "problem",
     }
-    assert told["index"] == {"kind": "flat", "lists": 0, "probes": 0, "code_bytes": 0}
+    assert reply["index"] == {"kind": "flat", "lists": 0, "probes": 0, "code_bytes": 0}
     place = place_of(folder / "things")
     manifest = json.loads((place / MANIFEST).read_text())
     for member in ("name", "model", "captions", "dims", "recall", "recall_at", "recall_target", "counts"):
-        assert told[member] == manifest[member], member
-    assert (told["source_notes"], told["licence"]) == ("made up", "CC0-1.0")
-    assert (told["captions"], told["dims"], told["generation"]) == (len(CAPTIONS), 16, place.name)
-    assert told["bytes"] >= sum(each["bytes"] for each in manifest["files"].values())
-    assert abs(datetime.now(UTC) - datetime.fromisoformat(told["created_at"])) < timedelta(minutes=1)
-    assert (told["models"], told["problem"], told["default"]) == (["fake"], None, False)
+        assert reply[member] == manifest[member], member
+    assert (reply["source_notes"], reply["licence"]) == ("made up", "CC0-1.0")
+    assert (reply["captions"], reply["dims"], reply["generation"]) == (len(CAPTIONS), 16, place.name)
+    assert reply["bytes"] >= sum(each["bytes"] for each in manifest["files"].values())
+    assert abs(datetime.now(UTC) - datetime.fromisoformat(reply["created_at"])) < timedelta(minutes=1)
+    assert (reply["models"], reply["problem"], reply["default"]) == (["fake"], None, False)
 
 
-def test_databases_are_listed_by_name_as_each_is_told(make_client, folder):
+def test_databases_are_listed_by_name_with_the_fields_of_each(make_client, folder):
     for name in ("wordnet", "b", "a-1", "a_1"):
         made(folder / name, OTHERS)
     client = make_client()
-    told = listed(client)
-    assert [each["name"] for each in told] == sorted(["wordnet", "b", "a-1", "a_1"])
-    assert told == [told_of(client, each["name"]) for each in told]
-    assert [each["name"] for each in told if each["default"]] == ["wordnet"]
+    reply = listed(client)
+    assert [each["name"] for each in reply] == sorted(["wordnet", "b", "a-1", "a_1"])
+    assert reply == [told_of(client, each["name"]) for each in reply]
+    assert [each["name"] for each in reply if each["default"]] == ["wordnet"]
     assert [each["name"] for each in listed(make_client(default_database="b")) if each["default"]] == ["b"]
 
 
@@ -298,7 +298,7 @@ def test_the_nearest_captions_come_first_with_their_cosines(things, encoder, fol
         assert (body["model"], body["next_offset"]) == ("fake", None)
 
 
-def test_ten_results_come_unless_asked_otherwise(things):
+def test_the_default_page_has_ten_results(things):
     body = found(ask(things, text="a red kite"))
     assert (len(body["results"]), body["next_offset"]) == (10, 10)
     assert found(ask(things, text="a red kite", limit=10, offset=0)) == body
@@ -344,7 +344,7 @@ def test_a_text_that_is_blank_or_too_long_or_cannot_be_seen_is_refused(things):
         ("min_score", [-1.01, 1.01, "nan", "inf", "much", ""]),
     ],
 )
-def test_a_field_that_breaks_a_rule_is_told_in_every_form(things, field, values):
+def test_an_invalid_field_is_reported_in_every_form(things, field, values):
     for value in values:
         for response in (
             ask(things, text="a ball", **{field: value}),
@@ -377,7 +377,7 @@ def test_a_search_is_for_a_text_or_for_an_image_and_never_for_both_or_none(thing
         assert fields_of(response) <= {"text", "image"}
 
 
-def test_a_search_is_for_one_image_whatever_the_settings(things):
+def test_a_search_takes_one_image_independent_of_the_settings(things):
     """So that it is of no use to raise one."""
     images = [("image", ("a.png", picture(), "image/png")), ("image", ("b.png", picture(), "image/png"))]
     response = things.post(f"{AT}/search", files=images)
@@ -385,7 +385,7 @@ def test_a_search_is_for_one_image_whatever_the_settings(things):
     assert "DEIXIS_" not in problem_of(response)["detail"]
 
 
-def test_a_body_that_is_no_search_is_told_as_elsewhere(things):
+def test_an_invalid_search_body_gives_a_problem(things):
     def send(content, media_type):
         return things.post(f"{AT}/search", content=content, headers={"content-type": media_type})
 
@@ -398,7 +398,7 @@ def test_a_body_that_is_no_search_is_told_as_elsewhere(things):
     assert fields_of(response) == {"url"}
 
 
-def test_an_image_that_cannot_be_read_is_told_as_in_a_classification(make_client, folder):
+def test_an_unreadable_image_gives_the_same_problem_as_in_a_classification(make_client, folder):
     made(folder / "things")
     client = make_client(max_image_bytes=1500, max_image_pixels=32 * 24)
     for image, slug in (
@@ -444,7 +444,7 @@ def many(request, make_client, folder):
 
 
 @pytest.mark.parametrize("fields", [{"text": "a red and blue kite"}, {"image": encoded(picture("#c06030"))}])
-def test_pages_hold_every_caption_once_whatever_their_size(many, fields):
+def test_pages_of_any_size_contain_every_caption_once(many, fields):
     """Also of captions that are equally near, and of an index that finds more the more it is asked for."""
     whole = paged(many, 100, **fields)
     captions = [each["caption"] for each in whole]
@@ -518,7 +518,7 @@ def test_signs_that_mean_something_in_patterns_are_looked_for_as_they_are(client
         assert captions_in(found(ask(client, text="red", contains=contains))) == expected
 
 
-def test_behind_the_last_page_that_may_be_asked_for_there_is_no_next_one(many):
+def test_the_last_allowed_page_has_no_next_one(many):
     last = found(ask(many, text="red", offset=900, limit=100))
     assert (len(last["results"]), last["next_offset"]) == (100, None)
     assert found(ask(many, text="red", offset=899, limit=1))["next_offset"] == 900
@@ -557,7 +557,7 @@ def test_many_searches_at_once_find_what_each_finds_alone(many):
 # --- models --------------------------------------------------------------------------------------------------------
 
 
-def test_a_database_is_asked_with_the_first_model_that_suits_it_and_with_no_other(make_client, folder):
+def test_a_database_is_searched_with_its_first_suitable_model_only(make_client, folder):
     made(folder / "of-second", OTHERS, encoder=FakeEncoder("second"))
     made(folder / "of-first", OTHERS, encoder=FakeEncoder("first"))
     client = make_client(encoders=[FakeEncoder("first"), FakeEncoder("second")])
@@ -581,9 +581,9 @@ def test_a_database_is_asked_with_the_first_model_that_suits_it_and_with_no_othe
 def test_a_database_of_a_model_that_is_not_served_is_listed_with_what_is_wrong_and_not_searched(make_client, folder):
     made(folder / "of-gone", OTHERS, encoder=FakeEncoder("gone"))
     client = make_client()
-    told = told_of(client, "of-gone")
-    assert (told["model"], told["models"], told["captions"]) == ("gone", [], len(OTHERS))
-    assert "gone" in told["problem"]
+    reply = told_of(client, "of-gone")
+    assert (reply["model"], reply["models"], reply["captions"]) == ("gone", [], len(OTHERS))
+    assert "gone" in reply["problem"]
     for fields in ({}, {"model": "fake"}):
         assert fields_of(ask(client, f"{ALL}/of-gone", text="silver", **fields)) == {"model"}
     assert client.delete(f"{ALL}/of-gone").status_code == 204
@@ -618,14 +618,14 @@ def test_captions_that_are_sent_are_built_as_a_job_and_can_be_searched_at_once(c
     assert job["status"] == "succeeded", job
     assert (job["kind"], job["label_set"], job["database"]) == ("build-captions", None, "things")
     assert 0 < job["done"] == job["total"]
-    told = told_of(client)
-    assert (told["source_notes"], told["licence"], told["recall_target"]) == ("by hand", "CC-BY-4.0", 0.9)
-    assert told["captions"] == len(OTHERS)
+    reply = told_of(client)
+    assert (reply["source_notes"], reply["licence"], reply["recall_target"]) == ("by hand", "CC-BY-4.0", 0.9)
+    assert reply["captions"] == len(OTHERS)
     assert job["result"]["database"].partition("@")[0] == "things"
     for member in ("generation", "captions", "counts", "recall"):
-        assert job["result"][member] == told[member], member
+        assert job["result"][member] == reply[member], member
     body = found(ask(client, text="silver", limit=100))
-    assert body["database"] == f"things@{told['generation']}"
+    assert body["database"] == f"things@{reply['generation']}"
     assert sorted(captions_in(body)) == sorted(OTHERS)
     assert client.get("/v1/jobs").json()["jobs"] == [job]
 
@@ -660,7 +660,7 @@ def test_captions_are_cleaned_by_the_rules_that_are_given(client):
     assert sorted(captions_in(found(ask(client, text="fox")))) == sorted(["a red fox", "x" * 9, "ab", "a caf\u00e9"])
 
 
-def test_captions_that_resemble_each_other_are_left_out_only_when_asked(make_client):
+def test_near_duplicates_are_left_out_only_on_request(make_client):
     client = make_client(encoders=[FakeEncoder()])
     captions = ["a red ball", "red balls", "the red ball", "a green ball", "a chair"]
     assert built(client, captions=captions)["result"]["captions"] == 5
@@ -669,7 +669,7 @@ def test_captions_that_resemble_each_other_are_left_out_only_when_asked(make_cli
     assert found(ask(client, text="red", limit=100))["results"][0]["caption"] == "a red ball"
 
 
-def test_what_cannot_be_built_begins_no_job_and_is_told_by_its_field(things):
+def test_an_invalid_build_starts_no_job_and_is_reported_with_its_field(things):
     for body, fields in (
         ({}, {"source", "files", "captions"}),
         ({"source": None, "files": None, "captions": None}, {"source", "files", "captions"}),
@@ -704,7 +704,7 @@ def test_more_captions_than_a_request_may_bring_are_refused(client):
     assert client.get("/v1/jobs").json()["jobs"] == []
 
 
-def test_a_body_that_is_no_json_object_is_refused(client):
+def test_a_body_that_is_not_a_json_object_is_rejected(client):
     for content in (b"", b"{", b"nonsense"):
         response = client.put(AT, content=content, headers={"content-type": "application/json"})
         assert response.status_code in {400, 422}
@@ -892,7 +892,7 @@ def test_what_another_process_builds_replaces_and_removes_is_seen(things, folder
     until(lambda: captions_in(found(ask(things, text="red"))) == ["a red owl"])
 
 
-def test_old_generations_that_are_removed_meanwhile_disturb_nobody(things, folder):
+def test_removing_old_generations_does_not_disturb_searches(things, folder):
     with asking(lambda: ask(things, text="red", limit=100), lambda: ask(things, image=encoded(picture()))) as answers:
         for captions in (OTHERS, CAPTIONS, OTHERS):
             made(folder / "things", captions)
@@ -963,11 +963,11 @@ def test_a_damaged_database_is_listed_with_what_is_wrong_and_can_be_built_again(
     made(folder / "others", OTHERS)
     damage(folder / "things")
     client = make_client()
-    others, told = listed(client)
-    assert (others["name"], others["problem"], told["name"]) == ("others", None, "things")
-    assert told["problem"]
-    assert set(told) == set(others)
-    assert told_of(client) == told
+    others, reply = listed(client)
+    assert (others["name"], others["problem"], reply["name"]) == ("others", None, "things")
+    assert reply["problem"]
+    assert set(reply) == set(others)
+    assert told_of(client) == reply
     for response in (ask(client, text="red"), ask_by_form(client, picture()), ask_by_body(client, picture())):
         problem_of(response, "store-unavailable")
     assert found(ask(client, f"{ALL}/others", text="silver"))
@@ -1067,7 +1067,7 @@ def test_a_build_that_is_cancelled_leaves_the_old_database_and_another_one_can_b
     assert client.get(response.headers["location"]).json()["status"] == "cancelled"
 
 
-def test_a_build_that_a_stop_interrupts_is_gone_on_with_at_the_next_start(make_client, folder, held):
+def test_an_interrupted_build_is_resumed_at_the_next_start(make_client, folder, held):
     """What had been encoded is not encoded again: there are 8,192 captions in a shard."""
     captions = [*(f"a red ball, number {number}" for number in range(8192)), held.caption]
     made(folder / "things")
@@ -1166,14 +1166,14 @@ def small_lexicon(tmp_path):
     return place
 
 
-def test_the_nouns_of_the_lexicon_are_built_when_asked(make_client, small_lexicon):
+def test_the_nouns_of_the_lexicon_are_built_on_request(make_client, small_lexicon):
     client = make_client(wordnet_dir=small_lexicon)
     assert listed(client) == []
     built(client, "nouns", source="wordnet")
-    told = told_of(client, "nouns")
-    assert told["captions"] > 0
-    assert told["source_notes"]
-    assert told["licence"]
+    reply = told_of(client, "nouns")
+    assert reply["captions"] > 0
+    assert reply["source_notes"]
+    assert reply["licence"]
     captions = captions_in(found(ask(client, f"{ALL}/nouns", text="a dog", limit=100)))
     assert any("golden retriever" in caption for caption in captions)
 
@@ -1182,15 +1182,15 @@ def test_the_lexicon_is_built_at_the_first_start_and_not_again(make_client, smal
     client = make_client(wordnet_dir=small_lexicon, build_wordnet=True)
     until(lambda: listed(client))
     at_rest(client)
-    (told,) = listed(client)
-    assert (told["name"], told["default"], told["models"], told["problem"]) == ("wordnet", True, ["fake"], None)
+    (reply,) = listed(client)
+    assert (reply["name"], reply["default"], reply["models"], reply["problem"]) == ("wordnet", True, ["fake"], None)
     client.__exit__(None, None, None)
 
     encoder = CaptionEncoder()
     client = make_client(encoders=[encoder], wordnet_dir=small_lexicon, build_wordnet=True)
-    assert listed(client) == [told]
+    assert listed(client) == [reply]
     built(client, "others", captions=["a red owl"])
-    assert told_of(client, "wordnet") == told
+    assert told_of(client, "wordnet") == reply
     assert not [text for text in encoder.encoded_texts if "golden retriever" in text]
 
 

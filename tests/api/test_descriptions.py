@@ -28,7 +28,7 @@ def described(make_client):
 AT = "/v1/label-sets/pets/descriptions"
 
 
-def told(answer, status, slug):
+def expect_problem(answer, status, slug):
     problem = problem_of(answer, slug)
     assert problem["status"] == status
     return problem
@@ -94,7 +94,7 @@ def test_an_estimate_asks_nothing(described):
 def test_without_a_language_model_the_answer_tells_how_to_set_one(client):
     client.put("/v1/label-sets/pets", json={"classes": ["cat"]})
     for action in ("generate", "estimate"):
-        problem = told(client.post(f"{AT}:{action}", json={}), 501, "not-configured")
+        problem = expect_problem(client.post(f"{AT}:{action}", json={}), 501, "not-configured")
         assert "DEIXIS_LLM_BASE_URL" in problem["detail"]
     assert client.get("/v1/jobs").json() == {"jobs": [], "next_after": None}
 
@@ -112,11 +112,11 @@ def test_without_a_language_model_the_answer_tells_how_to_set_one(client):
         ({"nonsense": 1}, 422, "invalid-field"),
     ],
 )
-def test_what_cannot_be_asked_begins_no_job(described, body, status, slug):
+def test_an_invalid_request_starts_no_job(described, body, status, slug):
     with ChatServer() as server:
         client = described(server)
         for action in ("generate", "estimate"):
-            told(client.post(f"{AT}:{action}", json=body), status, slug)
+            expect_problem(client.post(f"{AT}:{action}", json=body), status, slug)
         assert client.get("/v1/jobs").json()["jobs"] == []
 
 
@@ -132,8 +132,8 @@ def test_label_sets_drafts_and_jobs_that_there_are_not_are_unknown(described):
             client.delete("/v1/jobs/7"),
             client.get("/v1/jobs", params={"after": "7"}),
         ):
-            told(answer, 404, "unknown-name")
-        told(client.post(f"{AT}:accept", json={}), 409, "conflict")
+            expect_problem(answer, 404, "unknown-name")
+        expect_problem(client.post(f"{AT}:accept", json={}), 409, "conflict")
         assert fields_of(client.get(AT, params={"status": "good"})) == {"status"}
 
 
@@ -141,7 +141,7 @@ def test_drafts_are_accepted_into_the_version_that_was_seen(described):
     with ChatServer() as server:
         client = described(server)
         ended(client, client.post(f"{AT}:generate", json={"answers": 1, "features": False}))
-    told(client.post(f"{AT}:accept", json={}, headers={"If-Match": '"7"'}), 412, "precondition-failed")
+    expect_problem(client.post(f"{AT}:accept", json={}, headers={"If-Match": '"7"'}), 412, "precondition-failed")
     assert client.post(f"{AT}:accept", json={}, headers={"If-Match": '"1"'}).status_code == 200
 
 
@@ -168,7 +168,7 @@ def test_a_job_can_be_cancelled_once(described):
         assert server.received_one.wait(10)
         cancelled = client.delete(begun.headers["location"])
         assert (cancelled.status_code, cancelled.json()["status"]) == (200, "cancelled")
-        told(client.delete(begun.headers["location"]), 409, "conflict")
+        expect_problem(client.delete(begun.headers["location"]), 409, "conflict")
         server.release.set()
     assert ended(client, begun)["status"] == "cancelled"
 

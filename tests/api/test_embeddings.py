@@ -15,10 +15,10 @@ def ask(client, given, **more):
 
 def rows_of(answer):
     assert answer.status_code == 200, answer.text
-    told = answer.json()
-    assert told["object"] == "list"
-    assert [each["index"] for each in told["data"]] == list(range(len(told["data"])))
-    return np.array([each["embedding"] for each in told["data"]], np.float32)
+    reply = answer.json()
+    assert reply["object"] == "list"
+    assert [each["index"] for each in reply["data"]] == list(range(len(reply["data"])))
+    return np.array([each["embedding"] for each in reply["data"]], np.float32)
 
 
 def encoded(colour):
@@ -52,8 +52,8 @@ def test_images_and_texts_are_in_one_space(client):
 
 
 def test_base64_is_the_same_as_numbers(client):
-    told = ask(client, ["red"], encoding_format="base64").json()["data"][0]["embedding"]
-    raw = base64.b64decode(told)
+    reply = ask(client, ["red"], encoding_format="base64").json()["data"][0]["embedding"]
+    raw = base64.b64decode(reply)
     assert list(struct.unpack(f"<{len(raw) // 4}f", raw)) == pytest.approx(rows_of(ask(client, "red"))[0].tolist())
 
 
@@ -65,7 +65,7 @@ def test_the_model_is_chosen_and_its_dimensions_may_be_said(client, encoder):
 
 
 @pytest.mark.parametrize("given", [[], "", [""], None, 5, [1, 2, 3], [[1, 2]], {"text": "red"}])
-def test_what_is_no_text_is_told_by_its_field(client, given):
+def test_an_invalid_text_is_reported_with_its_field(client, given):
     assert ask(client, given).json()["errors"][0]["field"].startswith("input")
 
 
@@ -73,7 +73,7 @@ def test_what_is_no_text_is_told_by_its_field(client, given):
     ("more", "field"),
     [({"modality": "sound"}, "modality"), ({"encoding_format": "int8"}, "encoding_format"), ({"odd": 1}, "odd")],
 )
-def test_fields_that_there_are_not_are_told(client, more, field):
+def test_unknown_fields_are_reported(client, more, field):
     assert fields_of(ask(client, "red", **more)) == {field}
 
 
@@ -84,7 +84,7 @@ def test_too_many_or_too_long_texts_are_refused(make_client):
     assert rows_of(ask(client, ["a"] * 3)).shape[0] == 3
 
 
-def test_a_bad_image_is_told_by_its_place_and_alone_as_what_it_is(client):
+def test_unreadable_images_are_reported_by_index_and_a_single_one_by_its_type(client):
     answer = ask(client, [encoded("red"), base64.b64encode(b"no picture").decode(), "%%%"], modality="image")
     assert fields_of(answer) == {"input.1", "input.2"}
     problem_of(ask(client, base64.b64encode(b"no picture").decode(), modality="image"), "not-an-image")

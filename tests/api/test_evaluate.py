@@ -4,7 +4,7 @@ import pytest
 
 from app.classification.methods import METHODS
 from tests.api.problems import fields_of
-from tests.api.test_descriptions import ended, told
+from tests.api.test_descriptions import ended, expect_problem
 from tests.api.test_examples import CLASSES, add, added, at_rest, shade, teach, with_things
 from tests.conftest import picture
 
@@ -24,7 +24,7 @@ def post(client, images, classes, at=AT, **fields):
     return client.post(at, files=files, data={"class": classes, **fields})
 
 
-def test_every_method_is_run_and_a_verdict_told(colours):
+def test_every_method_is_run_and_the_result_has_a_verdict(colours):
     images = [picture(colour) for colour in COLOURS * 4]
     job = ended(colours, post(colours, images, COLOURS * 4))
     assert (job["kind"], job["label_set"], job["status"]) == ("evaluate", "colours", "succeeded")
@@ -49,7 +49,7 @@ def test_more_images_are_taken_than_in_one_request_to_classify(colours):
     assert ended(colours, post(colours, images, COLOURS * 10))["result"]["images"] == 30
 
 
-def test_an_image_that_cannot_be_read_is_left_out_and_told(colours):
+def test_an_unreadable_image_is_skipped_and_reported(colours):
     job = ended(colours, post(colours, [picture("red"), b"nonsense", picture("blue")], ["red", "green", "blue"]))
     assert job["result"]["images"] == 2
     (skipped,) = job["result"]["skipped"]
@@ -59,24 +59,24 @@ def test_an_image_that_cannot_be_read_is_left_out_and_told(colours):
 
 def test_what_cannot_be_evaluated_begins_no_job(colours, make_client):
     red = picture("red")
-    told(post(colours, [red], ["purple"]), 404, "unknown-name")
-    told(post(colours, [red], ["red"], at="/v1/label-sets/none:evaluate"), 404, "unknown-name")
-    told(post(colours, [red], ["red"], model="none"), 404, "unknown-name")
-    told(post(colours, [b"nonsense"], ["red"]), 415, "not-an-image")
+    expect_problem(post(colours, [red], ["purple"]), 404, "unknown-name")
+    expect_problem(post(colours, [red], ["red"], at="/v1/label-sets/none:evaluate"), 404, "unknown-name")
+    expect_problem(post(colours, [red], ["red"], model="none"), 404, "unknown-name")
+    expect_problem(post(colours, [b"nonsense"], ["red"]), 415, "not-an-image")
     assert fields_of(post(colours, [red, red], ["red"])) == {"class"}
     assert fields_of(post(colours, [red], [])) == {"class"}
     assert fields_of(colours.post(AT, files=[("class", (None, "red"))])) == {"image"}
     assert fields_of(post(colours, [red], ["red"], labels="red")) == {"labels"}
     for media_type in ("image/png", "text/plain", ""):
         answer = colours.post(AT, content=red, headers={"content-type": media_type})
-        told(answer, 415, "unsupported-media-type")
+        expect_problem(answer, 415, "unsupported-media-type")
     assert colours.get("/v1/jobs").json()["jobs"] == []
 
 
 def test_too_many_images_are_refused_with_the_limit(make_client):
     client = make_client(max_evaluation_images=2)
     client.put("/v1/label-sets/colours", json={"classes": list(COLOURS)})
-    problem = told(post(client, [picture("red")] * 3, ["red"] * 3), 413, "too-large")
+    problem = expect_problem(post(client, [picture("red")] * 3, ["red"] * 3), 413, "too-large")
     assert "more than 2 images" in problem["detail"]
 
 
@@ -90,7 +90,7 @@ def by_method(job):
     return {row["method"]: row for row in job["result"]["methods"]}
 
 
-def test_without_images_the_labelled_examples_are_asked_about_each_held_out(client):
+def test_without_images_the_labelled_examples_are_cross_validated(client):
     with_things(client)
     teach(client, each=6)
     job = ended(client, client.post(STORED, json={}))
@@ -141,14 +141,14 @@ def test_there_is_nothing_to_evaluate_on_without_labelled_examples(client, unlab
 
 def test_an_evaluation_on_stored_examples_that_cannot_be_begins_no_job(client):
     with_things(client)
-    told(client.post(STORED, json={"model": "none"}), 404, "unknown-name")
-    told(client.post(STORED, json={"template": "phto"}), 404, "unknown-name")
-    told(client.post("/v1/label-sets/none:evaluate", json={}), 404, "unknown-name")
+    expect_problem(client.post(STORED, json={"model": "none"}), 404, "unknown-name")
+    expect_problem(client.post(STORED, json={"template": "phto"}), 404, "unknown-name")
+    expect_problem(client.post("/v1/label-sets/none:evaluate", json={}), 404, "unknown-name")
     assert fields_of(client.post(STORED, json={"method": "gda"})) == {"method"}
     assert fields_of(client.post(STORED, json={"model": 1})) == {"model"}
     for body in ("", "{"):
         answer = client.post(STORED, content=body, headers={"content-type": "application/json"})
-        told(answer, 400, "malformed-request")
+        expect_problem(answer, 400, "malformed-request")
     assert client.get("/v1/jobs").json()["jobs"] == []
 
 

@@ -69,20 +69,20 @@ def teach(client, each=4, unlabelled=0):
     if unlabelled:
         added(add(client, [shade(number % 3, 100 + number) for number in range(unlabelled)]))
     labelled = [(kind, number) for number in range(each) for kind in range(3)]
-    told = added(add(client, [shade(*which) for which in labelled], [CLASSES[kind] for kind, _ in labelled]))
-    return finished(client, told["job"])
+    reply = added(add(client, [shade(*which) for which in labelled], [CLASSES[kind] for kind, _ in labelled]))
+    return finished(client, reply["job"])
 
 
 def finished(client, job):
     """Return the job when it has ended well."""
     give_up_at = time.monotonic() + 20
     while time.monotonic() < give_up_at:
-        told = client.get(f"/v1/jobs/{job}").json()
-        if told["finished_at"]:
-            assert told["status"] == "succeeded", told
-            return told
+        reply = client.get(f"/v1/jobs/{job}").json()
+        if reply["finished_at"]:
+            assert reply["status"] == "succeeded", reply
+            return reply
         time.sleep(0.01)
-    raise AssertionError(told)
+    raise AssertionError(reply)
 
 
 def at_rest(client):
@@ -115,21 +115,21 @@ def try_jobs(client):
 
 def test_what_is_kept_of_an_image_is_its_hash_its_class_its_time_and_its_features(things):
     images = [shade(0, 0), shade(1, 0, "JPEG"), shade(2, 0)]
-    told = added(add(things, images, ["tomato", "leaf", ""]))
-    assert {key: told[key] for key in ("added", "relabelled", "duplicates", "skipped")} == {
+    reply = added(add(things, images, ["tomato", "leaf", ""]))
+    assert {key: reply[key] for key in ("added", "relabelled", "duplicates", "skipped")} == {
         "added": 3,
         "relabelled": 0,
         "duplicates": 0,
         "skipped": [],
     }
-    assert told["counts"] == {
+    assert reply["counts"] == {
         "revision": 1,
         "labelled": {"leaf": 1, "tomato": 1},
         "unlabelled": 1,
         "without_features": 0,
     }
     page = listed(things)
-    assert page["counts"] == told["counts"]
+    assert page["counts"] == reply["counts"]
     assert page["next_after"] is None
     assert [each["sha256"] for each in page["images"]] == [hashlib.sha256(image).hexdigest() for image in images]
     assert [each["class"] for each in page["images"]] == ["tomato", "leaf", None]
@@ -141,7 +141,7 @@ def test_what_is_kept_of_an_image_is_its_hash_its_class_its_time_and_its_feature
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "reply"),
     [
         (None, [None, None, None]),
         (["sky"], ["sky", "sky", "sky"]),
@@ -151,10 +151,10 @@ def test_what_is_kept_of_an_image_is_its_hash_its_class_its_time_and_its_feature
         ([" coffee  cup", "cafe\u0301", "sky"], ["coffee cup", "caf\u00e9", "sky"]),
     ],
 )
-def test_classes_are_given_for_none_for_all_or_for_each(client, given, told):
+def test_classes_are_given_for_none_for_all_or_for_each(client, given, reply):
     with_things(client, [*CLASSES, "coffee cup", "caf\u00e9"])
     added(add(client, [shade(kind, 0) for kind in range(3)], given))
-    assert classes_of(client) == told
+    assert classes_of(client) == reply
 
 
 def test_classes_that_do_not_fit_the_images_are_refused_and_nothing_is_added(things):
@@ -191,19 +191,19 @@ def test_an_image_that_is_there_is_not_added_again_and_takes_on_the_class_it_is_
 
 
 def test_an_image_that_is_given_twice_is_added_once(things):
-    told = added(add(things, [shade(0, 0), shade(0, 0)], ["tomato", "tomato"]))
-    assert (told["added"], told["duplicates"]) == (1, 1)
+    reply = added(add(things, [shade(0, 0), shade(0, 0)], ["tomato", "tomato"]))
+    assert (reply["added"], reply["duplicates"]) == (1, 1)
     assert classes_of(things) == ["tomato"]
 
 
 def test_images_that_cannot_be_read_are_skipped_with_their_place_and_the_others_added(make_client):
     client = with_things(make_client(max_image_bytes=2000))
     images = [b"nonsense", shade(0, 0), shade(1, 0) + bytes(2000), shade(2, 0), shade(0, 1)[:40]]
-    told = added(add(client, images, ["tomato", "tomato", "leaf", "sky", "tomato"]))
-    assert told["added"] == 2
-    assert [each["image"] for each in told["skipped"]] == [0, 2, 4]
-    assert all(each["problem"] for each in told["skipped"])
-    assert "DEIXIS_MAX_IMAGE_BYTES" in told["skipped"][1]["problem"]
+    reply = added(add(client, images, ["tomato", "tomato", "leaf", "sky", "tomato"]))
+    assert reply["added"] == 2
+    assert [each["image"] for each in reply["skipped"]] == [0, 2, 4]
+    assert all(each["problem"] for each in reply["skipped"])
+    assert "DEIXIS_MAX_IMAGE_BYTES" in reply["skipped"][1]["problem"]
     assert classes_of(client) == ["tomato", "sky"]
 
 
@@ -219,8 +219,8 @@ def test_more_images_than_are_encoded_at_once_keep_their_order(things):
     images = [shade(number % 3, number) for number in range(40)]
     images[20] = b"nonsense"
     classes = [CLASSES[number % 3] for number in range(40)]
-    told = added(add(things, images, classes))
-    assert (told["added"], [each["image"] for each in told["skipped"]]) == (39, [20])
+    reply = added(add(things, images, classes))
+    assert (reply["added"], [each["image"] for each in reply["skipped"]]) == (39, [20])
     assert [(each["sha256"], each["class"]) for each in listed(things)["images"]] == [
         (hashlib.sha256(image).hexdigest(), classname)
         for image, classname in zip(images, classes, strict=True)
@@ -230,7 +230,7 @@ def test_more_images_than_are_encoded_at_once_keep_their_order(things):
 
 @pytest.mark.parametrize("method", ["get", "delete"])
 def test_a_class_that_is_none_is_not_taken_for_one_without_images(things, method):
-    """Whoever mistypes what is to be deleted must not be told that all is well."""
+    """A client that misspells a field of a deletion must not get a success response."""
     added(add(things, [shade(0, 0)], ["tomato"]))
     problem = getattr(things, method)(IMAGES, params={"class": "tomatoo"})
     assert problem.status_code == 404
@@ -264,7 +264,7 @@ def test_images_are_listed_a_page_at_a_time_and_by_class(things):
     assert listed(things, **{"class": "leaf", "after": first["id"]})["images"] == rest
 
 
-def test_a_page_that_there_cannot_be_is_told_by_its_field(things):
+def test_an_invalid_page_is_reported_with_its_field(things):
     for name, value in [
         ("limit", 0),
         ("limit", 1001),
@@ -289,7 +289,7 @@ def test_a_model_that_has_not_seen_an_image_has_no_use_for_it(make_client):
 # --- requests that are refused -------------------------------------------------------------------------------------
 
 
-def test_a_request_that_is_none_is_told_by_its_field_and_adds_nothing(things):
+def test_an_invalid_request_is_reported_with_its_field_and_adds_nothing(things):
     red = ("image", ("a.png", shade(0, 0)))
     assert fields_of(things.post(IMAGES, files=[("class", (None, "tomato"))])) == {"image"}
     assert fields_of(things.post(IMAGES, files=[red], data={"label": "tomato"})) == {"label"}
@@ -304,7 +304,7 @@ def test_a_request_that_is_none_is_told_by_its_field_and_adds_nothing(things):
     assert counts(things)["revision"] == 0
 
 
-def test_a_body_that_is_no_import_is_told_by_its_field(things):
+def test_an_invalid_import_is_reported_with_its_field(things):
     def post(body):
         return things.post(IMAGES, content=body, headers={"content-type": "application/json"})
 
@@ -352,7 +352,7 @@ def test_a_name_that_breaks_a_rule_is_refused_on_every_route(client):
         assert fields_of(response) == {"name"}
 
 
-def test_an_image_that_is_not_there_is_unknown_whatever_its_number(things):
+def test_any_id_without_an_image_is_unknown(things):
     for image_id in (0, -1, 7, 2**63, 10**30):
         for response in (
             things.get(f"{IMAGES}/{image_id}"),
@@ -410,9 +410,9 @@ def test_what_is_deleted_is_gone_and_the_rest_stays(things):
 
     def left(response, deleted):
         assert response.status_code == 200, response.text
-        told = response.json()
-        assert (told["deleted"], told["job"] is not None) == (deleted, deleted > 0)
-        assert told["counts"] == counts(things)
+        reply = response.json()
+        assert (reply["deleted"], reply["job"] is not None) == (deleted, deleted > 0)
+        assert reply["counts"] == counts(things)
         return [each["class"] for each in listed(things)["images"]]
 
     assert left(things.delete(IMAGES, params={"class": "leaf"}), 3) == ["tomato", "sky"] * 3 + [None] * 3
@@ -500,12 +500,12 @@ def test_a_kept_file_that_is_deleted_leaves_no_bytes_in_the_data_folder(make_cli
 # --- files ---------------------------------------------------------------------------------------------------------
 
 
-def test_without_being_asked_to_no_file_is_kept(things, settings):
+def test_files_are_not_stored_by_default(things, settings):
     image = noise(3)
     added(add(things, [image]))
-    (told,) = listed(things)["images"]
-    assert told["kept"] is False
-    problem = problem_of(things.get(f"{IMAGES}/{told['id']}/content"), "unknown-name")
+    (reply,) = listed(things)["images"]
+    assert reply["kept"] is False
+    problem = problem_of(things.get(f"{IMAGES}/{reply['id']}/content"), "unknown-name")
     assert "DEIXIS_KEEP_IMAGES" in problem["detail"]
     for at in range(60, len(image) - 24, 24):
         assert files_with(settings.data_dir, image[at : at + 24]) == []
@@ -515,9 +515,9 @@ def test_a_file_that_is_kept_comes_back_as_it_was_and_is_never_shown_by_a_browse
     client = with_things(make_client(keep_images=True))
     images = [shade(0, 0), shade(1, 0, "JPEG"), noise(4)]
     added(add(client, images))
-    for image, told in zip(images, listed(client)["images"], strict=True):
-        assert told["kept"] is True
-        response = client.get(f"{IMAGES}/{told['id']}/content")
+    for image, reply in zip(images, listed(client)["images"], strict=True):
+        assert reply["kept"] is True
+        response = client.get(f"{IMAGES}/{reply['id']}/content")
         assert (response.status_code, response.content) == (200, image)
         assert response.headers["content-type"] == "application/octet-stream"
         assert response.headers["content-disposition"].startswith("attachment")
@@ -528,8 +528,8 @@ def test_a_file_is_kept_from_the_time_that_it_is_given_again(make_client):
     image = shade(0, 0)
     added(add(with_things(make_client()), [image], ["tomato"]))
     keeping = make_client(keep_images=True)
-    told = added(add(keeping, [image]))
-    assert (told["added"], told["relabelled"], told["duplicates"]) == (0, 0, 1)
+    reply = added(add(keeping, [image]))
+    assert (reply["added"], reply["relabelled"], reply["duplicates"]) == (0, 0, 1)
     (known,) = listed(keeping)["images"]
     assert known["kept"] is True
     assert keeping.get(f"{IMAGES}/{known['id']}/content").content == image
@@ -637,12 +637,12 @@ def test_no_name_leads_out_of_the_folder_to_import_from(importing, folder):
     assert importing.get("/v1/jobs").json()["jobs"] == []
 
 
-def test_an_absolute_path_is_no_name_of_a_folder_elsewhere(importing, folder):
+def test_an_absolute_path_does_not_name_a_folder_outside(importing, folder):
     assert fields_of(importing.post(IMAGES, json={"folder": str(folder.parent / "secret")})) == {"folder"}
     assert importing.post(IMAGES, json={"folder": "garden/leaf/.."}).status_code == 202
 
 
-def test_a_loop_of_links_is_no_folder(importing, folder):
+def test_a_loop_of_links_is_not_a_folder(importing, folder):
     (folder / "loop").symlink_to(folder / "loop")
     assert fields_of(importing.post(IMAGES, json={"folder": "loop"})) == {"folder"}
 
@@ -656,7 +656,7 @@ def test_links_out_of_the_folder_are_left_out_of_an_import(importing, folder):
     assert hashlib.sha256((secret / "0.png").read_bytes()).hexdigest() not in hashes
 
 
-def test_what_cannot_be_imported_is_told_at_once_or_by_the_job(importing, folder):
+def test_an_import_that_fails_is_reported_at_once_or_by_the_job(importing, folder):
     both = importing.post(IMAGES, json={"folder": "garden", "by_subfolder": True, "class": "leaf"})
     assert fields_of(both) == {"class"}
     assert fields_of(importing.post(IMAGES, json={"folder": "garden", "class": ""})) == {"class"}
@@ -686,21 +686,21 @@ def test_images_are_added_through_a_queue_that_is_shorter_than_they_are_many(mak
 # --- what they are evidence for ------------------------------------------------------------------------------------
 
 
-def test_before_the_methods_were_tried_there_is_no_selection_and_afterwards_one_with_every_figure(things):
+def test_the_selection_exists_after_the_comparison_and_has_every_field(things):
     problem_of(things.get(SELECTION), "unknown-name")
     job = teach(things, each=8)
-    told = things.get(SELECTION).json()
-    assert (told["version"], told["examples_revision"], told["current"]) == (1, 1, True)
-    assert (told["labelled"], told["unlabelled"], told["folds"]) == (24, 0, 5)
-    rows = {row["method"]: row for row in told["leaderboard"]}
+    reply = things.get(SELECTION).json()
+    assert (reply["version"], reply["examples_revision"], reply["current"]) == (1, 1, True)
+    assert (reply["labelled"], reply["unlabelled"], reply["folds"]) == (24, 0, 5)
+    rows = {row["method"]: row for row in reply["leaderboard"]}
     assert set(rows) == {
         name
         for name, method in METHODS.items()
         if not (method.is_control or method.stateful or "unlabelled images" in method.learns)
     }
-    accuracies = [row["accuracy"] for row in told["leaderboard"]]
+    accuracies = [row["accuracy"] for row in reply["leaderboard"]]
     assert accuracies == sorted(accuracies, reverse=True)
-    for row in told["leaderboard"]:
+    for row in reply["leaderboard"]:
         low, high = row["interval"]
         assert 0 <= low <= row["accuracy"] <= high <= 1
         assert 0 <= row["macro_f1"] <= 1
@@ -715,14 +715,14 @@ def test_before_the_methods_were_tried_there_is_no_selection_and_afterwards_one_
             assert difference["mean"] == pytest.approx(row["accuracy"] - rows["zero-shot"]["accuracy"])
             assert difference["low"] <= difference["mean"] <= difference["high"]
             assert 0 <= difference["p"] <= 1
-    assert told["method"] == told["leaderboard"][0]["method"]
-    assert "labelled images" in METHODS[told["method"]].learns
-    assert rows[told["method"]]["to_zero_shot"]["p"] < 0.05
-    assert told["method"] in told["reason"]
-    assert any("there are no unlabelled images" in each for each in told["not_run"])
+    assert reply["method"] == reply["leaderboard"][0]["method"]
+    assert "labelled images" in METHODS[reply["method"]].learns
+    assert rows[reply["method"]]["to_zero_shot"]["p"] < 0.05
+    assert reply["method"] in reply["reason"]
+    assert any("there are no unlabelled images" in each for each in reply["not_run"])
     in_job = job["result"]["models"]["fake"]
-    assert {key: told[key] for key in in_job} == in_job
-    assert "calibrations" not in told
+    assert {key: reply[key] for key in in_job} == in_job
+    assert "calibrations" not in reply
 
 
 def test_a_selection_is_of_one_model_and_of_one_that_is_served(make_client):
@@ -758,17 +758,17 @@ def test_a_selection_is_out_of_date_until_the_methods_have_been_tried_again(make
 def test_labelled_images_that_cannot_be_held_out_are_no_evidence(things):
     added(add(things, [shade(kind, 0) for kind in range(3)], CLASSES))
     at_rest(things)
-    told = things.get(SELECTION).json()
-    assert (told["method"], told["folds"], told["leaderboard"]) == ("zero-shot", 0, [])
-    assert "held out" in told["reason"]
+    reply = things.get(SELECTION).json()
+    assert (reply["method"], reply["folds"], reply["leaderboard"]) == ("zero-shot", 0, [])
+    assert "held out" in reply["reason"]
 
 
 def test_when_all_examples_are_deleted_nothing_that_was_learned_is_used_any_more(things):
     teach(things)
     deleted = things.delete(IMAGES, params={"all": True}).json()
     finished(things, deleted["job"])
-    told = things.get(SELECTION).json()
-    assert (told["method"], told["labelled"], told["leaderboard"]) == ("zero-shot", 0, [])
+    reply = things.get(SELECTION).json()
+    assert (reply["method"], reply["labelled"], reply["leaderboard"]) == ("zero-shot", 0, [])
     answer = things.post("/classify", files={"image": shade(0, 50)}, data={"label_set": "things"}).json()
     assert (answer["method"], answer["examples"], answer["calibration"]) == ("zero-shot", None, None)
 
@@ -846,15 +846,15 @@ def test_no_answer_and_no_line_of_the_log_holds_a_piece_of_an_image(make_client)
         repr(event) + "".join(traceback.format_exception(event["exc_info"]) if _is_error(event) else "")
         for event in events
     )
-    told = b"".join(response.content + repr(response.headers).encode() for response in shown)
+    reply = b"".join(response.content + repr(response.headers).encode() for response in shown)
     for image in images:
         for at in range(60, 1500, 30):
             piece = image[at : at + 12]
             written = [repr(piece)[2:-1], piece.hex(), base64.b64encode(piece).decode(), str(list(piece))[1:-1]]
-            assert piece not in told
+            assert piece not in reply
             for text in written:
                 assert text not in logged
-                assert text.encode() not in told
+                assert text.encode() not in reply
 
 
 def _is_error(event):

@@ -146,7 +146,7 @@ def test_too_little_memory_for_a_batch_is_met_with_smaller_ones(serve, faulty):
     assert nothing_left(url)
 
 
-def test_too_little_memory_for_one_image_is_told(serve, faulty):
+def test_too_little_memory_for_one_image_is_reported(serve, faulty):
     url = serve()
     faulty.room = 0
     (answer,) = ask_together(url, [picture("red")])
@@ -154,7 +154,7 @@ def test_too_little_memory_for_one_image_is_told(serve, faulty):
     assert "memory" in answer.json()["detail"]
 
 
-def test_when_a_worker_dies_all_are_told_health_flips_and_it_serves_again(serve, faulty, monkeypatch):
+def test_a_dead_worker_fails_its_requests_and_health_and_is_restarted(serve, faulty, monkeypatch):
     monkeypatch.setattr(batching, "_RESTART_AFTER_S", 1.0)
     url = serve()
     faulty.fault = SystemExit("killed")
@@ -259,7 +259,7 @@ def test_what_waits_too_long_gets_504_and_is_not_encoded(serve, faulty):
     assert nothing_left(url)
 
 
-def test_a_crowd_beyond_the_queue_is_told_when_to_come_back_and_counted(serve, faulty):
+def test_requests_beyond_the_queue_get_retry_after_and_are_counted(serve, faulty):
     url = serve(max_queued_images=8)
     answers = full_batch_and_more(faulty, url)
     assert statuses(answers) == {200: 8, 503: 12}

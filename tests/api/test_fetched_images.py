@@ -78,7 +78,7 @@ def test_what_cannot_be_fetched_alone_is_an_answer_of_its_own(fetching):
     assert members["status"] == 422
 
 
-def test_this_machine_is_not_asked(make_client):
+def test_local_addresses_are_not_requested(make_client):
     client = make_client(allow_image_urls=True)
     for host in ("127.0.0.1", "localhost", "[::1]", "169.254.169.254", "2130706433"):
         assert fields_of(classify(client, {"url": f"http://{host}/"})) == {"url"}

@@ -18,23 +18,23 @@ def ask(client, image, labels=LABELS, **more):
 def test_the_answer_has_every_label_the_best_first_with_scores_that_sum_to_1(client):
     answer = ask(client, picture("red"))
     assert answer.status_code == 200, answer.text
-    told = answer.json()
-    assert told[0]["label"] == "red"
-    assert sorted(each["label"] for each in told) == sorted(LABELS)
-    assert [each["score"] for each in told] == sorted((each["score"] for each in told), reverse=True)
-    assert sum(each["score"] for each in told) == pytest.approx(1)
-    assert all(each.keys() == {"label", "score"} for each in told)
+    reply = answer.json()
+    assert reply[0]["label"] == "red"
+    assert sorted(each["label"] for each in reply) == sorted(LABELS)
+    assert [each["score"] for each in reply] == sorted((each["score"] for each in reply), reverse=True)
+    assert sum(each["score"] for each in reply) == pytest.approx(1)
+    assert all(each.keys() == {"label", "score"} for each in reply)
 
 
 def test_it_answers_as_classify_does_with_the_same_template(client):
     template = "a blurry photo of {}"
-    told = ask(client, picture("blue"), parameters={"hypothesis_template": template}).json()
+    reply = ask(client, picture("blue"), parameters={"hypothesis_template": template}).json()
     same = client.post(
         "/v1/classify",
         files={"image": picture("blue")},
         data={"labels": ",".join(LABELS), "template": template, "top_k": 3},
     ).json()
-    assert told == [{"label": each["label"], "score": each["score"]} for each in same["results"][0]["predictions"]]
+    assert reply == [{"label": each["label"], "score": each["score"]} for each in same["results"][0]["predictions"]]
 
 
 def test_a_data_url_will_do(client):
@@ -42,7 +42,7 @@ def test_a_data_url_will_do(client):
     assert ask(client, url).json()[0]["label"] == "green"
 
 
-def test_what_is_wrong_is_told_by_its_field(client):
+def test_errors_are_reported_with_their_field(client):
     problem_of(ask(client, b"no picture"), "not-an-image")
     problem_of(ask(client, "%%%"), "not-an-image")
     problem_of(ask(client, picture("red"), model="nope"), "unknown-name")

@@ -42,9 +42,9 @@ def test_the_first_put_creates_and_later_ones_replace(client):
 
 def test_what_is_put_is_what_is_got(client):
     sent = [LYNX, "puma", {"name": "owl", "descriptions": ["eyes in front"]}]
-    told = put(client, "cats", sent, templates="a photo of a {}, a kind of cat.", merge_synonyms="mean")
-    assert told.json() == client.get(at("cats")).json()
-    body = told.json()
+    reply = put(client, "cats", sent, templates="a photo of a {}, a kind of cat.", merge_synonyms="mean")
+    assert reply.json() == client.get(at("cats")).json()
+    body = reply.json()
     assert set(body) == {"name", "version", "classes", "templates", "merge_synonyms", "created_at"}
     assert body["classes"] == [
         LYNX,
@@ -100,7 +100,7 @@ def test_classes_are_added_at_the_end_as_a_new_version(client):
     assert response.json()["classes"][1] == LYNX
 
 
-def test_a_class_that_is_there_already_is_a_conflict_whatever_its_case(client):
+def test_an_existing_class_is_a_conflict_in_any_letter_case(client):
     put(client, "cats", ["Lynx", "puma"])
     for name in ("Lynx", "lynx", " LYNX "):
         members = problem_of(client.post(at("cats", "classes"), json={"classes": ["owl", name]}), "conflict")
@@ -193,7 +193,7 @@ def test_an_unknown_version_is_404_with_the_known_ones(client):
 
 
 @pytest.mark.parametrize("version", ["0", "-1", "x", "1.5", "", "2147483648", "9" * 5000])
-def test_what_is_no_version_is_told_as_a_field(client, version):
+def test_an_invalid_version_is_reported_with_its_field(client, version):
     put(client, "pets", ["cat"])
     assert fields_of(client.get(at("pets"), params={"version": version})) == {"version"}
 
@@ -252,12 +252,12 @@ def test_classes_that_break_a_rule_are_refused_with_every_place(client, classes,
         1,
     ],
 )
-def test_a_body_of_another_shape_is_told_by_its_fields(client, body):
+def test_a_body_of_another_shape_is_reported_with_its_fields(client, body):
     response = client.put(at("pets"), content=json.dumps(body), headers={"content-type": "application/json"})
     assert problem_of(response, "invalid-field")["errors"]
 
 
-def test_a_class_of_the_wrong_type_is_told_once_in_words_of_the_contract(client):
+def test_a_class_of_the_wrong_type_is_reported_once(client):
     """Not once for each type that it might have been, under names of our own code."""
     for wrong in (5, None, ["cat"]):
         members = problem_of(put(client, "pets", ["cat", wrong]), "invalid-field")
@@ -336,7 +336,7 @@ def test_every_write_replaces_the_version_named(client, condition):
 
 
 @pytest.mark.parametrize("condition", ["x", '"x"', 'W/"2"', "", '"-1"', '"1" "2"', '"' + "9" * 5000 + '"', '"٢"'])
-def test_a_condition_that_is_no_etag_of_ours_stops_every_write(client, condition):
+def test_an_invalid_etag_in_a_condition_stops_every_write(client, condition):
     put(client, "pets", ["bird"])
     before = put(client, "pets", ["cat", "dog"]).json()
     for write in WRITES.values():
@@ -366,14 +366,14 @@ def test_another_if_none_match_on_a_put_is_refused(client):
 
 
 def pages(client, limit):
-    after, told = None, []
+    after, reply = None, []
     while True:
         params = {"limit": limit} | ({"after": after} if after else {})
         page = client.get("/v1/label-sets", params=params).json()
-        told.append([each["name"] for each in page["label_sets"]])
+        reply.append([each["name"] for each in page["label_sets"]])
         after = page["next_after"]
         if after is None:
-            return told
+            return reply
 
 
 def test_label_sets_are_listed_by_name_with_their_latest_version(client):
@@ -381,8 +381,8 @@ def test_label_sets_are_listed_by_name_with_their_latest_version(client):
     put(client, "a", ["x", "y"])
     put(client, "b", ["x", "y", "z"])
     page = client.get("/v1/label-sets").json()
-    told = [(each["name"], each["version"], each["classes"]) for each in page["label_sets"]]
-    assert told == [("a", 1, 2), ("b", 2, 3)]
+    reply = [(each["name"], each["version"], each["classes"]) for each in page["label_sets"]]
+    assert reply == [("a", 1, 2), ("b", 2, 3)]
     assert page["next_after"] is None
 
 
@@ -395,9 +395,9 @@ def test_the_pages_of_a_list_hold_everything_once_and_the_last_says_so(client, l
     names = ["a", "b c", "é", "犬"]
     for name in names:
         put(client, name, ["x"])
-    told = pages(client, limit)
-    assert [name for page in told for name in page] == sorted(names)
-    assert len(told) == -(-len(names) // limit)
+    reply = pages(client, limit)
+    assert [name for page in reply for name in page] == sorted(names)
+    assert len(reply) == -(-len(names) // limit)
 
 
 def test_a_page_begins_behind_a_name_that_need_not_exist_any_more(client):

@@ -1,3 +1,5 @@
+"""Limits on bodies, images, labels and the queue: each is enforced, and the service keeps serving."""
+
 import base64
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +11,11 @@ from tests.conftest import picture
 from tests.gated import GatedEncoder
 
 PNG = {"content-type": "image/png"}
+
+
+@pytest.fixture
+def client(shared_client):
+    return shared_client
 
 
 def ask(client, colours=("red",), labels="red,green,blue", **fields):
@@ -78,7 +85,7 @@ def test_a_body_of_just_the_allowed_length_is_read(make_client):
         assert first_labels(response) == ["red"]
 
 
-def test_a_form_field_that_is_no_file_may_not_be_as_large_as_one(client):
+def test_a_text_field_of_a_form_has_a_smaller_limit_than_a_file(client):
     problem_of(ask(client, labels="x" * (5 * 1024 * 1024)), "too-large")
     assert_serves(client)
 
@@ -91,7 +98,8 @@ def as_json(client, images):
     return client.post("/v1/classify", json=body)
 
 
-def test_as_many_images_as_allowed_are_answered_and_one_more_is_refused(client, encoder):
+def test_the_maximum_number_of_images_is_accepted_and_one_more_is_rejected(make_client, encoder):
+    client = make_client()
     assert first_labels(ask(client, ["red"] * 8)) == ["red"] * 8
     assert first_labels(as_json(client, [picture("blue")] * 8)) == ["blue"] * 8
     encoder.image_batches.clear()
@@ -179,18 +187,18 @@ FULL = ",".join([f"{{{','.join(f'{chr(34)}{letter}{chr(34)}: 1' for letter in 'a
     ],
     ids=str,
 )
-def test_of_very_many_faults_a_few_are_told(client, method, path, body):
+def test_of_very_many_errors_only_a_few_are_reported(client, method, path, body):
     """To tell each takes minutes and gigabytes, and whoever may write could stop the service."""
     response = client.request(method, path, content=body, headers=JSON)
     assert 1 <= len(problem_of(response, "invalid-field")["errors"]) < 20
 
 
-def test_unknown_fields_are_told_by_name_where_they_are_few(client):
+def test_a_few_unknown_fields_are_reported_by_name(client):
     response = client.put("/v1/label-sets/pets", json={"classes": ["a"], "template": "{}", "synonyms": []})
     assert {each["field"] for each in problem_of(response, "invalid-field")["errors"]} == {"template", "synonyms"}
     many = client.put("/v1/label-sets/pets", json={str(number): 1 for number in range(8)})
-    (told,) = problem_of(many, "invalid-field")["errors"]
-    assert "8 fields" in told["problem"]
+    (reply,) = problem_of(many, "invalid-field")["errors"]
+    assert "8 fields" in reply["problem"]
 
 
 @pytest.mark.parametrize(
@@ -228,12 +236,12 @@ def test_labels_in_text_with_more_commas_than_any_list_has_are_refused_before_th
     problem_of(ask(client, labels=labels), "too-large")
 
 
-def test_of_very_many_wrong_names_a_thousand_are_told(make_client):
+def test_of_very_many_invalid_names_a_thousand_are_reported(make_client):
     response = make_client(max_label_chars=1).put("/v1/label-sets/pets", json={"classes": ["long"] * 5000})
     assert len(problem_of(response, "invalid-field")["errors"]) == 1000
 
 
-def test_a_label_longer_than_allowed_is_told_with_its_place(make_client):
+def test_a_label_that_is_too_long_is_reported_with_its_index(make_client):
     client = make_client(max_label_chars=5)
     assert fields_of(ask(client, labels="red,yellow,blue")) == {"labels.1"}
     assert_serves(client)

@@ -1,3 +1,5 @@
+"""Request ids, the access log, limits on bodies, and security headers."""
+
 import asyncio
 import logging
 
@@ -10,6 +12,12 @@ from tests.api.problems import problem_of
 from tests.conftest import picture
 
 anyio_test = pytest.mark.anyio
+
+
+@pytest.fixture
+def client(shared_client):
+    return shared_client
+
 
 # --- the request's id ----------------------------------------------------------------------------------------------
 
@@ -34,14 +42,14 @@ def test_a_harmless_request_id_is_echoed_in_headers_problems_and_results(client,
 )
 def test_a_request_id_that_could_do_harm_is_replaced(client, given):
     response = client.get("/healthz", headers={"X-Request-ID": given.encode()})
-    (told,) = response.headers.get_list("x-request-id")
-    assert len(told) == 32
-    assert told.isalnum()
+    (reply,) = response.headers.get_list("x-request-id")
+    assert len(reply) == 32
+    assert reply.isalnum()
 
 
 def test_without_one_every_request_has_an_id_of_its_own(client):
-    told = [client.get("/healthz").headers["x-request-id"] for _ in range(20)]
-    assert len(set(told)) == 20
+    reply = [client.get("/healthz").headers["x-request-id"] for _ in range(20)]
+    assert len(set(reply)) == 20
 
 
 # --- the log -------------------------------------------------------------------------------------------------------
@@ -97,7 +105,7 @@ def test_a_refused_body_is_logged_too(make_client):
         ("PUT", "/v1/label-sets/pets", b"application/json"),
     ],
 )
-async def test_a_caller_who_leaves_before_the_body_is_whole_is_no_fault_of_ours(
+async def test_a_disconnect_before_the_end_of_the_body_is_not_logged_as_an_error(
     settings, encoder, method, path, media_type
 ):
     arriving = iter([{"type": "http.request", "body": b"--b\r\n", "more_body": True}, {"type": "http.disconnect"}])
@@ -129,7 +137,7 @@ async def test_a_caller_who_leaves_before_the_body_is_whole_is_no_fault_of_ours(
 
 @anyio_test
 @pytest.mark.parametrize(("answered", "status"), [(False, 499), (True, 200)])
-async def test_a_request_that_is_given_up_from_outside_is_no_error_of_ours(answered, status):
+async def test_a_cancelled_request_is_logged_with_its_status(answered, status):
     """As Ray does when a caller hangs up."""
 
     async def app(scope, receive, send):
@@ -242,7 +250,7 @@ async def test_an_answer_that_began_before_the_bound_was_passed_is_not_answered_
 
 
 @anyio_test
-async def test_what_is_no_request_passes():
+async def test_other_asgi_scopes_pass():
     seen = []
 
     async def app(scope, receive, send):

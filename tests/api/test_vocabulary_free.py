@@ -89,14 +89,14 @@ def similarities_of(result):
 )
 def test_the_three_forms_and_both_paths_give_the_same_answer(named, folder, path, fields):
     image = picture("#c04020")
-    told = answer(as_json(named, [image], path, **fields))
-    assert answer(as_form(named, [image], path, **fields)) == told
-    assert answer(as_body(named, image, path, **fields)) == told
-    assert told["model"] == "fake"
-    assert told["database"] == f"things@{place_of(folder / 'things').name}"
+    reply = answer(as_json(named, [image], path, **fields))
+    assert answer(as_form(named, [image], path, **fields)) == reply
+    assert answer(as_body(named, image, path, **fields)) == reply
+    assert reply["model"] == "fake"
+    assert reply["database"] == f"things@{place_of(folder / 'things').name}"
     members = ("method", "label_set", "reason", "examples", "calibration", "transductive")
-    assert [told[member] for member in members] == ["cased", None, None, None, None, False]
-    (result,) = told["results"]
+    assert [reply[member] for member in members] == ["cased", None, None, None, None, False]
+    (result,) = reply["results"]
     assert set(result) == {
         "predictions",
         "out_of_vocabulary",
@@ -112,15 +112,15 @@ def test_the_three_forms_and_both_paths_give_the_same_answer(named, folder, path
     members = ("out_of_vocabulary", "rejected", "prediction_set", "error")
     assert [result[member] for member in members] == [None, None, None, None]
     assert (result["explanation"] is None) == ("explain" not in fields)
-    assert (told["vocabulary"] is None) == ("group" not in fields)
+    assert (reply["vocabulary"] is None) == ("group" not in fields)
 
 
 def test_options_may_be_sent_in_every_form(named):
     image, options = picture("red"), {"alpha": 0.5, "captions": 4, "phrases": 1}
-    told = answer(as_json(named, [image], options=options))
-    assert answer(as_form(named, [image], options=json.dumps(options))) == told
-    assert answer(as_body(named, image, options=json.dumps(options))) == told
-    assert told != answer(as_json(named, [image]))
+    reply = answer(as_json(named, [image], options=options))
+    assert answer(as_form(named, [image], options=json.dumps(options))) == reply
+    assert answer(as_body(named, image, options=json.dumps(options))) == reply
+    assert reply != answer(as_json(named, [image]))
 
 
 def test_each_stage_is_timed(named):
@@ -160,7 +160,7 @@ def test_the_scores_of_an_image_are_shares_of_one_the_best_first(make_client, fo
         assert all(-1 <= each["similarity"] <= 1 for each in result["predictions"])
 
 
-def test_five_predictions_are_told_unless_asked_otherwise(named):
+def test_the_default_number_of_predictions_is_five(named):
     options = {"captions": len(CAPTIONS)}
     (whole,) = naming(named, ["red"], top_k=EVERY, options=options)["results"]
     assert len(whole["predictions"]) > 6
@@ -208,7 +208,7 @@ def test_the_share_of_the_image_mixes_its_scores_with_those_of_its_captions(name
     assert default == naming(named, ["#c04020"], top_k=EVERY, options={"alpha": 0.7, "captions": 10, "phrases": 0})
 
 
-def test_noun_phrases_are_candidates_only_when_asked_for(named):
+def test_noun_phrases_are_candidates_only_on_request(named):
     (without,) = naming(named, ["red"], top_k=EVERY)["results"]
     (with_phrases,) = naming(named, ["red"], top_k=EVERY, options={"phrases": 1})["results"]
     assert all(" " not in label for label in labels_of(without))
@@ -290,9 +290,9 @@ def test_what_only_labelled_examples_can_tell_is_refused(named, name):
 
 
 def test_an_image_whose_best_score_is_below_the_threshold_is_rejected(named):
-    told = naming(named, MIXED)
-    assert [each["rejected"] for each in told["results"]] == [None] * len(MIXED)
-    best = [each["predictions"][0]["score"] for each in told["results"]]
+    reply = naming(named, MIXED)
+    assert [each["rejected"] for each in reply["results"]] == [None] * len(MIXED)
+    best = [each["predictions"][0]["score"] for each in reply["results"]]
     for threshold in (0, float(np.median(best)), 1):
         for group in ({}, {"group": True}):
             for each in naming(named, MIXED, reject_below=threshold, **group)["results"]:
@@ -324,7 +324,7 @@ def test_a_group_that_is_neither_yes_nor_no_is_refused(named, group):
 # --- which database ------------------------------------------------------------------------------------------------
 
 
-def test_the_default_database_is_asked_else_the_only_one_of_the_model(make_client, folder):
+def test_the_default_database_is_used_or_the_only_one_of_the_model(make_client, folder):
     made(folder / "of-first", encoder=FakeEncoder("first"))
     made(folder / "of-second", RED, encoder=FakeEncoder("second"))
     made(folder / "also-of-second", GREEN, encoder=FakeEncoder("second"))
@@ -358,12 +358,12 @@ def test_a_database_of_another_model_is_refused(make_client, folder):
     client = make_client(encoders=[FakeEncoder("first"), FakeEncoder("second")])
     for name, fields in (("of-second", {}), ("of-gone", {}), ("of-gone", {"model": "second"})):
         assert fields_of(as_json(client, [picture()], database=name, **fields)) == {"database"}
-    told = answer(as_json(client, [picture("red")], database="of-second", model="second"))
-    assert (told["model"], told["method"]) == ("second", "cased")
+    reply = answer(as_json(client, [picture("red")], database="of-second", model="second"))
+    assert (reply["model"], reply["method"]) == ("second", "cased")
 
 
 @pytest.mark.parametrize("damaged", [TEXTS, INDEX])
-def test_a_damaged_database_is_told_and_other_requests_are_answered(make_client, folder, damaged):
+def test_a_damaged_database_is_reported_and_other_requests_succeed(make_client, folder, damaged):
     made(folder / "things")
     cut(place_of(folder / "things") / damaged)
     client = make_client()
@@ -374,7 +374,7 @@ def test_a_damaged_database_is_told_and_other_requests_are_answered(make_client,
     assert naming(client, ["red"])["method"] == "cased"
 
 
-def test_while_the_first_database_is_being_built_callers_are_told_when_to_come_back(make_client, tmp_path):
+def test_requests_get_retry_after_while_the_first_database_is_built(make_client, tmp_path):
     place = tmp_path / "lexicon"
     place.mkdir()
     for name, text in SAMPLE.items():
@@ -417,8 +417,8 @@ def test_an_explanation_shows_the_captions_near_the_image_and_what_each_suggeste
         assert similarities == sorted(similarities, reverse=True)
         near = found(ask(named, DATABASE, image=encoded(picture(colour)), limit=10))["results"]
         assert [each["caption"] for each in captions] == [each["caption"] for each in near]
-        for told, each in zip(captions, near, strict=True):
-            assert told["similarity"] == pytest.approx(each["score"], abs=1e-4)
+        for reply, each in zip(captions, near, strict=True):
+            assert reply["similarity"] == pytest.approx(each["score"], abs=1e-4)
         suggested = [label for each in captions for label in each["suggested"]]
         assert set(suggested) == set(labels_of(result))
         assert min(Counter(suggested).values()) >= 2
@@ -426,7 +426,7 @@ def test_an_explanation_shows_the_captions_near_the_image_and_what_each_suggeste
             assert all(label in each["caption"] for label in each["suggested"])
 
 
-def test_only_predictions_that_are_told_are_said_to_be_suggested(named):
+def test_suggested_labels_are_among_the_returned_predictions(named):
     (result,) = explained(named, ["red"], top_k=1)
     assert {label for each in result["explanation"]["captions"] for label in each["suggested"]} == {"red"}
     (result,) = explained(named, ["red"], top_k=EVERY, options={"phrases": 1})
@@ -435,7 +435,7 @@ def test_only_predictions_that_are_told_are_said_to_be_suggested(named):
 
 
 @pytest.mark.parametrize("captions", [1, 2, 7, 100])
-def test_as_many_captions_are_looked_at_as_are_asked_for(named, captions):
+def test_the_requested_number_of_captions_is_used(named, captions):
     for result in explained(named, ["red", "#1080a0"], options={"captions": captions}):
         assert len(result["explanation"]["captions"]) == min(captions, len(CAPTIONS))
 
@@ -450,7 +450,7 @@ def test_of_captions_that_are_nearly_the_same_the_first_is_kept(make_client, fol
     assert sorted(caption["suggested"]) == sorted(labels_of(result))
 
 
-def test_without_being_asked_no_explanation_is_made(named):
+def test_there_is_no_explanation_by_default(named):
     assert [each["explanation"] for each in naming(named, MIXED)["results"]] == [None] * len(MIXED)
 
 
@@ -503,17 +503,17 @@ def test_requests_of_others_at_the_same_time_change_nothing(many):
 
 @pytest.mark.parametrize("send", [as_form, as_json])
 @pytest.mark.parametrize("group", [False, True])
-def test_a_bad_image_among_good_ones_is_told_in_its_own_place(named, send, group):
+def test_an_unreadable_image_has_an_error_in_its_own_result(named, send, group):
     images = [picture("red"), b"no image", picture("blue"), picture("red"), picture()[:40]]
     options = {"min_images": 1}
     sent = json.dumps(options) if send is as_form else options
-    told = answer(send(named, images, explain=True, group=group, options=sent))
-    assert [each["error"] and each["error"]["status"] for each in told["results"]] == [None, 415, None, None, 415]
-    assert [labels_of(each)[:1] for each in told["results"]] == [["red"], [], ["blue"], ["red"], []]
-    assert [each["explanation"] is None for each in told["results"]] == [False, True, False, False, True]
-    assert told["transductive"] == group
+    reply = answer(send(named, images, explain=True, group=group, options=sent))
+    assert [each["error"] and each["error"]["status"] for each in reply["results"]] == [None, 415, None, None, 415]
+    assert [labels_of(each)[:1] for each in reply["results"]] == [["red"], [], ["blue"], ["red"], []]
+    assert [each["explanation"] is None for each in reply["results"]] == [False, True, False, False, True]
+    assert reply["transductive"] == group
     if group:
-        assert told["vocabulary"] == [{"label": "red", "images": 2}, {"label": "blue", "images": 1}]
+        assert reply["vocabulary"] == [{"label": "red", "images": 2}, {"label": "blue", "images": 1}]
 
 
 @pytest.mark.parametrize("group", [False, True])
@@ -534,55 +534,55 @@ def test_the_limits_of_requests_are_the_same_as_with_labels(named):
 def grouped(client, images, **fields):
     """Return the answer about a group, having checked what all answers have in common."""
     least = fields.get("options", {}).get("min_images", 1)
-    told = answer(as_json(client, images, group=True, **fields))
-    vocabulary = {each["label"]: each["images"] for each in told["vocabulary"]}
-    assert all(set(each) == {"label", "images"} for each in told["vocabulary"])
-    assert len(vocabulary) == len(told["vocabulary"])
-    counts = [each["images"] for each in told["vocabulary"]]
+    reply = answer(as_json(client, images, group=True, **fields))
+    vocabulary = {each["label"]: each["images"] for each in reply["vocabulary"]}
+    assert all(set(each) == {"label", "images"} for each in reply["vocabulary"])
+    assert len(vocabulary) == len(reply["vocabulary"])
+    counts = [each["images"] for each in reply["vocabulary"]]
     assert counts == sorted(counts, reverse=True)
     assert sum(counts) == len(images)
     assert min(counts) >= min(least, len(images))
-    assert Counter(labels_of(each)[0] for each in told["results"]) == vocabulary
-    for each in told["results"]:
+    assert Counter(labels_of(each)[0] for each in reply["results"]) == vocabulary
+    for each in reply["results"]:
         assert set(labels_of(each)) <= set(vocabulary)
         scores = [prediction["score"] for prediction in each["predictions"]]
         assert scores == sorted(scores, reverse=True)
         assert 0 <= sum(scores) <= 1 + 1e-5
         if fields.get("top_k") == EVERY:
             assert set(labels_of(each)) == set(vocabulary)
-    assert told["transductive"] == (len(images) > 1)
-    return told
+    assert reply["transductive"] == (len(images) > 1)
+    return reply
 
 
 @pytest.mark.parametrize("min_images", [1, 2, 3, 8, 1000])
 @pytest.mark.parametrize("count", [1, 2, 5, 8])
-def test_each_name_of_a_group_is_that_of_at_least_so_many_images(named, min_images, count):
+def test_each_shared_label_has_at_least_the_minimum_number_of_images(named, min_images, count):
     rng = np.random.default_rng((min_images, count))
     images = [picture(tuple(rng.integers(0, 255, 3).tolist())) for _ in range(count)]
     for fields in ({}, {"top_k": EVERY}, {"top_k": 1}):
-        told = grouped(named, images, options={"min_images": min_images}, **fields)
+        reply = grouped(named, images, options={"min_images": min_images}, **fields)
         if min_images >= count:
-            assert len(told["vocabulary"]) == 1
+            assert len(reply["vocabulary"]) == 1
 
 
-def test_a_small_group_leaves_each_image_its_best_name_unless_asked_otherwise(named):
+def test_a_small_group_leaves_each_image_its_best_label_by_default(named):
     images = [shade(kind, number) for number in range(2) for kind in range(3)]
-    told = grouped(named, images, top_k=EVERY)
-    assert told == grouped(named, images, top_k=EVERY, options={"min_images": 1})
-    assert told == grouped(named, images, top_k=EVERY, options={"min_images": 0})
-    assert [labels_of(each)[0] for each in told["results"]] == ["red", "green", "blue"] * 2
-    assert {each["label"]: each["images"] for each in told["vocabulary"]} == {"red": 2, "green": 2, "blue": 2}
+    reply = grouped(named, images, top_k=EVERY)
+    assert reply == grouped(named, images, top_k=EVERY, options={"min_images": 1})
+    assert reply == grouped(named, images, top_k=EVERY, options={"min_images": 0})
+    assert [labels_of(each)[0] for each in reply["results"]] == ["red", "green", "blue"] * 2
+    assert {each["label"]: each["images"] for each in reply["vocabulary"]} == {"red": 2, "green": 2, "blue": 2}
 
 
 def test_an_image_that_is_alone_of_its_kind_takes_a_name_of_the_others(named):
     images = [shade(0, 0), shade(0, 1), shade(0, 2), shade(2, 0)]
-    told = grouped(named, images, options={"min_images": 2})
-    assert told["vocabulary"] == [{"label": "red", "images": 4}]
-    told = grouped(named, images)
-    assert told["vocabulary"] == [{"label": "red", "images": 3}, {"label": "blue", "images": 1}]
+    reply = grouped(named, images, options={"min_images": 2})
+    assert reply["vocabulary"] == [{"label": "red", "images": 4}]
+    reply = grouped(named, images)
+    assert reply["vocabulary"] == [{"label": "red", "images": 3}, {"label": "blue", "images": 1}]
 
 
-def test_an_image_is_named_within_a_group_as_it_would_be_whatever_the_order(named):
+def test_the_label_of_an_image_in_a_group_does_not_depend_on_the_order(named):
     rng = np.random.default_rng(7)
     images = [picture(tuple(rng.integers(0, 255, 3).tolist())) for _ in range(8)]
     names = [labels_of(each)[0] for each in grouped(named, images)["results"]]
@@ -594,16 +594,16 @@ def test_an_image_is_named_within_a_group_as_it_would_be_whatever_the_order(name
 def test_a_group_of_one_is_named_as_the_image_is_by_itself(named):
     for colour in MIXED:
         alone = naming(named, [colour])
-        told = grouped(named, [picture(colour)])
-        assert labels_of(told["results"][0]) == labels_of(alone["results"][0])[:1]
-        assert told["vocabulary"] == [{"label": labels_of(alone["results"][0])[0], "images": 1}]
+        reply = grouped(named, [picture(colour)])
+        assert labels_of(reply["results"][0]) == labels_of(alone["results"][0])[:1]
+        assert reply["vocabulary"] == [{"label": labels_of(alone["results"][0])[0], "images": 1}]
         assert alone["vocabulary"] is None
 
 
 def test_each_image_of_a_group_is_explained_by_its_own_captions(named):
-    told = grouped(named, [picture("red"), picture("blue")] * 2, explain=True, top_k=EVERY)
+    reply = grouped(named, [picture("red"), picture("blue")] * 2, explain=True, top_k=EVERY)
     alone = explained(named, ["red", "blue"], top_k=EVERY)
-    for each, other in zip(told["results"], alone * 2, strict=True):
+    for each, other in zip(reply["results"], alone * 2, strict=True):
         captions = each["explanation"]["captions"]
         assert [caption["caption"] for caption in captions] == [
             caption["caption"] for caption in other["explanation"]["captions"]
@@ -613,9 +613,9 @@ def test_each_image_of_a_group_is_explained_by_its_own_captions(named):
 
 def test_images_of_a_group_are_said_to_have_been_looked_at_together(named):
     for images, group, together in ((2, True, True), (1, True, False), (2, False, False)):
-        told = answer(as_json(named, [picture("red")] * images, group=group))
-        assert told["transductive"] == together
-        for each in told["results"]:
+        reply = answer(as_json(named, [picture("red")] * images, group=group))
+        assert reply["transductive"] == together
+        for each in reply["results"]:
             assert any("classified together" in warning for warning in each["warnings"]) == together
 
 
@@ -640,10 +640,10 @@ def test_no_request_fails_or_mixes_two_databases_while_one_takes_the_others_plac
             until(lambda seen=seen: len(answers) > seen + 3)
     assert len(at_hand) == 3
     used = Counter()
-    for told in map(answer, answers):
-        used[told["database"]] += 1
-        for each in told["results"]:
-            assert {caption["caption"] for caption in each["explanation"]["captions"]} <= at_hand[told["database"]]
+    for reply in map(answer, answers):
+        used[reply["database"]] += 1
+        for each in reply["results"]:
+            assert {caption["caption"] for caption in each["explanation"]["captions"]} <= at_hand[reply["database"]]
     assert set(used) == set(at_hand)
 
 
@@ -667,9 +667,9 @@ def test_one_request_is_answered_out_of_one_database(make_client, folder, monkey
     monkeypatch.setattr(CaptionDatabase, "search", search_and_replace)
     client = make_client(max_images_per_request=200, max_queued_images=256)
     for _ in range(3):
-        told = naming(client, ["red", "blue"] * 70, explain=True)
-        generation = told["database"].partition("@")[2]
-        for each in told["results"]:
+        reply = naming(client, ["red", "blue"] * 70, explain=True)
+        generation = reply["database"].partition("@")[2]
+        for each in reply["results"]:
             assert {near["caption"] for near in each["explanation"]["captions"]} <= captions_of[generation]
 
 
@@ -719,9 +719,9 @@ def test_requests_that_are_under_way_when_the_database_is_deleted_end_well(named
 
 
 def test_the_method_is_listed_as_the_one_that_needs_no_labels(client):
-    told = {each["name"]: each for each in client.get("/v1/methods").json()["methods"]}
-    assert [name for name, each in told.items() if each["vocabulary_free"]] == ["cased"]
-    cased = told["cased"]
+    reply = {each["name"]: each for each in client.get("/v1/methods").json()["methods"]}
+    assert [name for name, each in reply.items() if each["vocabulary_free"]] == ["cased"]
+    cased = reply["cased"]
     assert cased["default"] is False
     options = {name: (each["default"], each["minimum"], each["maximum"]) for name, each in cased["options"].items()}
     assert options == {
@@ -736,12 +736,13 @@ def test_with_labels_all_is_as_before(named):
     named.put("/v1/label-sets/colours", json={"classes": LABELS}).raise_for_status()
     for fields in ({"labels": json.dumps(LABELS)}, {"label_set": "colours"}):
         for response in in_every_form(named, picture("red"), explain=True, **fields)[::2]:
-            told = answer(response)
-            assert (told["method"], told["database"], told["vocabulary"]) == ("zero-shot", None, None)
+            reply = answer(response)
+            assert (reply["method"], reply["database"], reply["vocabulary"]) == ("zero-shot", None, None)
             assert (
-                "captions" not in told["results"][0]["explanation"] or not told["results"][0]["explanation"]["captions"]
+                "captions" not in reply["results"][0]["explanation"]
+                or not reply["results"][0]["explanation"]["captions"]
             )
-            assert told["results"][0]["explanation"]["labels"]
+            assert reply["results"][0]["explanation"]["labels"]
 
 
 def test_it_is_not_among_the_methods_that_are_tried_on_examples(named):

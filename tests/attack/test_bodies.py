@@ -82,7 +82,7 @@ def test_random_json_is_answered_by_what_is_wrong_with_it(asked, method, path):
         *('{"labels": ["a"], "labels": ["b"]}', '{"a": "\\ud800"}', '{"\\u0000": 1}', "[1,]" * 1000),
     ],
 )
-def test_json_that_is_deep_or_broken_is_told(asked, method, path, text):
+def test_deep_or_broken_json_gives_a_problem(asked, method, path, text):
     answer = asked.request(method, path, content=text.encode(), headers={"content-type": "application/json"})
     assert answer.status_code in {400, 413, 415, 422, 501}, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
@@ -90,7 +90,7 @@ def test_json_that_is_deep_or_broken_is_told(asked, method, path, text):
 
 @given(st.binary(max_size=400))
 @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
-def test_random_bytes_as_a_form_are_told(client, content):
+def test_random_bytes_as_a_form_give_a_problem(client, content):
     for content_type in ("multipart/form-data; boundary=b", "multipart/form-data"):
         body = b"--b\r\n" + content + b"\r\n--b--\r\n"
         answer = client.post("/v1/classify", content=body, headers={"content-type": content_type})

@@ -54,7 +54,7 @@ def test_two_hundred_requests_sent_before_reading_are_answered_in_turn(attacked)
     assert re.findall(rb"unknown label set 'p(\d+)'", got) == [b"%d" % number for number in range(200)]
 
 
-def test_a_client_that_waits_to_be_told_to_go_on_is_told_so(attacked):
+def test_a_client_that_expects_continue_gets_it(attacked):
     head = b"POST /v1/classify?labels=a,b HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 1\r\n"
     host, _, port = attacked.url.removeprefix("http://").rpartition(":")
     with socket.create_connection((host, int(port)), 30) as connection:

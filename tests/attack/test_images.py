@@ -82,11 +82,11 @@ def test_mutated_images_are_no_examples_unless_they_can_be_read(client):
     images = [image for _, image in mutants(60, seed=6)]
     files = [("image", ("x", image)) for image in images]
     answer = client.post("/v1/label-sets/pets/images", files=files, data={"class": ["red"] * 60})
-    told = answer.json()
-    assert told["added"] + told["duplicates"] + len(told["skipped"]) == 60
-    assert told["skipped"]
+    reply = answer.json()
+    assert reply["added"] + reply["duplicates"] + len(reply["skipped"]) == 60
+    assert reply["skipped"]
     listed = client.get("/v1/label-sets/pets/images", params={"limit": 100}).json()["images"]
-    assert len(listed) == told["added"]
+    assert len(listed) == reply["added"]
     assert all(each["models"] == 1 for each in listed)
 
 

@@ -1,14 +1,19 @@
-"""Every route with every kind of key: who is let in, and what each sees."""
+"""Every route with every kind of key: which requests are admitted, and which names each key can see."""
 
 import asyncio
 import base64
+import shutil
+import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from fastapi import APIRouter
+from fastapi.testclient import TestClient
 
 from app.api.auth.access import ACCESS, NAMESPACE_HEADER, GuardedRoute
 from app.api.auth.keys import create_key
+from app.encoders.fake import FakeEncoder
 from app.main import create_app
 from app.names.namespaces import Namespace
 from app.settings import Settings
@@ -17,7 +22,7 @@ from app.store.keys import Key, KeyRepository, Scope
 from tests.captions_made import made
 from tests.conftest import picture
 
-# Routes of the application that are none of ours: they show the description of the API, which is public.
+# Pages and the description of the API, which are public.
 PUBLIC = {"/", "/playground/{asset}", "/openapi.json", "/docs", "/docs/{asset}"}
 
 JSON = {"Content-Type": "application/json"}
@@ -26,7 +31,7 @@ KETTLES = {"classes": ["red", "green"], "templates": "{}"}
 
 @dataclass(frozen=True)
 class Call:
-    """A request of a route, what answers its owner, and what another namespace is told that is not there."""
+    """A request to a route, the status for its owner, and the name that is unknown in another namespace."""
 
     method: str
     path: str
@@ -101,7 +106,7 @@ def answer(client, name, key=None, namespace=None, **more):
 
 
 def keys_of(settings, *wanted):
-    """Make keys in the database of the settings."""
+    """Create keys in the database of the settings; return their texts."""
 
     async def make():
         engine = open_engine(settings.effective_database_url)
@@ -124,29 +129,54 @@ def revoke(settings, shown):
     asyncio.run(work())
 
 
-@pytest.fixture
-def closed(settings, make_client):
-    """A server with two tenants: acme has a label set with an image, a database and a job; other has nothing."""
+@dataclass(frozen=True)
+class Tenants:
+    """A data folder in which acme has a label set with images, a database and a job, and other has nothing."""
+
+    data_dir: Path
+    keys: dict
+    revoked: str
+    job: str
+
+
+@pytest.fixture(scope="module")
+def tenants(tmp_path_factory, empty_database):
+    data_dir = tmp_path_factory.mktemp("tenants")
+    shutil.copy(empty_database, data_dir)
+    settings = Settings(data_dir=data_dir, models=("embedded",), build_wordnet=False, keep_images=True)
     scopes = (Scope.METRICS, Scope.CLASSIFY, Scope.WRITE, Scope.ADMIN)
-    keys = {}
-    for tenant in ("acme", "other", ""):
-        made_keys = keys_of(settings, *(Key("", scope, Namespace(tenant)) for scope in scopes))
-        keys[tenant] = dict(zip(scopes, made_keys, strict=True))
-    made(settings.effective_captions_dir / "acme#puzzles")
-    (revoked,) = keys_of(settings, Key("", Scope.ADMIN, Namespace("acme")))
+    names = ("acme", "other", "")
+    texts = iter(
+        keys_of(
+            settings,
+            *(Key("", scope, Namespace(tenant)) for tenant in names for scope in scopes),
+            Key("", Scope.ADMIN, Namespace("acme")),
+        )
+    )
+    keys = {tenant: {scope: next(texts) for scope in scopes} for tenant in names}
+    revoked = next(texts)
     revoke(settings, revoked)
-    client = make_client(keep_images=True)
-    client.revoked = revoked
-    client.keys = keys
+    made(settings.effective_captions_dir / "acme#puzzles")
     own = {"Authorization": f"Bearer {keys['acme'][Scope.WRITE]}"}
-    assert client.put("/v1/label-sets/kettles", json=KETTLES, headers=own).status_code == 201
-    images = [("image", (f"{colour}.png", picture(colour), "image/png")) for colour in ("red", "green", "#f00", "#0f0")]
-    added = client.post(
-        "/v1/label-sets/kettles/images", files=images, data={"class": ["red", "green", "red", "green"]}, headers=own
-    ).json()
-    client.job = added["job"]
-    while client.get(f"/v1/jobs/{client.job}", headers=own).json()["finished_at"] is None:
-        pass
+    with TestClient(create_app(settings, lambda _: [FakeEncoder()])) as client:
+        assert client.put("/v1/label-sets/kettles", json=KETTLES, headers=own).status_code == 201
+        images = [
+            ("image", (f"{colour}.png", picture(colour), "image/png")) for colour in ("red", "green", "#f00", "#0f0")
+        ]
+        classes = {"class": ["red", "green", "red", "green"]}
+        job = client.post("/v1/label-sets/kettles/images", files=images, data=classes, headers=own).json()["job"]
+        deadline = time.monotonic() + 60
+        while client.get(f"/v1/jobs/{job}", headers=own).json()["finished_at"] is None:
+            assert time.monotonic() < deadline
+    return Tenants(data_dir, keys, revoked, job)
+
+
+@pytest.fixture
+def closed(tenants, settings, make_client):
+    """A server that requires keys, with its own copy of the tenants' data."""
+    shutil.copytree(tenants.data_dir, settings.data_dir, dirs_exist_ok=True)
+    client = make_client(keep_images=True)
+    client.keys, client.revoked, client.job = tenants.keys, tenants.revoked, tenants.job
     return client
 
 
@@ -156,13 +186,13 @@ def routes_within(routes):
         yield from [route] if included is None else routes_within(included.routes)
 
 
-def test_every_route_has_a_decision_and_a_row_here():
+def test_every_route_has_an_entry_in_the_access_table_and_a_test():
     routes = list(routes_within(create_app(Settings(data_dir="/nowhere")).routes))
     assert {route.path for route in routes if not isinstance(route, GuardedRoute)} == PUBLIC
     assert {route.name for route in routes if isinstance(route, GuardedRoute)} == set(ACCESS) == set(CALLS)
 
 
-def test_a_route_without_a_decision_cannot_be_made():
+def test_a_route_without_an_entry_cannot_be_created():
     router = APIRouter(route_class=GuardedRoute)
     with pytest.raises(KeyError, match="undecided"):
 
@@ -172,50 +202,50 @@ def test_a_route_without_a_decision_cannot_be_made():
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_route_lets_in_whom_the_table_lets_in_and_nobody_else(closed, name):
+def test_a_route_admits_exactly_the_keys_of_the_access_table(closed, name):
     needed, call = ACCESS[name], CALLS[name]
     acme, other = closed.keys["acme"], closed.keys["other"]
     if needed is None:
         assert answer(closed, name).status_code == answer(closed, name, "nonsense").status_code == call.status
         return
     for key in (None, "nonsense", f"dx_{'0' * 12}_{'a' * 43}", acme[Scope.ADMIN][:-1], closed.revoked):
-        told = answer(closed, name, key)
-        assert told.status_code == 401
-        assert told.headers["WWW-Authenticate"] == "Bearer"
-        assert told.json()["type"] == "urn:deixis:problem:unauthenticated"
+        reply = answer(closed, name, key)
+        assert reply.status_code == 401
+        assert reply.headers["WWW-Authenticate"] == "Bearer"
+        assert reply.json()["type"] == "urn:deixis:problem:unauthenticated"
     for scope in Scope:
         if not scope.allows(needed):
-            told = answer(closed, name, acme[scope])
-            assert told.status_code == 403
-            assert told.json()["type"] == "urn:deixis:problem:forbidden"
-    # Nobody finds, or changes, what belongs to another.
+            reply = answer(closed, name, acme[scope])
+            assert reply.status_code == 403
+            assert reply.json()["type"] == "urn:deixis:problem:forbidden"
+    # Keys of another namespace can neither read nor change it.
     for stranger in (other[Scope.ADMIN], other[Scope.WRITE]):
         if call.hidden is not None and (stranger == other[Scope.ADMIN] or Scope.WRITE.allows(needed)):
-            told = answer(closed, name, stranger)
-            assert told.status_code == 404
-            assert f"unknown {call.hidden.format(job=closed.job)}" in told.json()["detail"]
-            assert not {"acme", "kettles; ", "puzzles; "} & set(told.json()["detail"].split())
+            reply = answer(closed, name, stranger)
+            assert reply.status_code == 404
+            assert f"unknown {call.hidden.format(job=closed.job)}" in reply.json()["detail"]
+            assert not {"acme", "kettles; ", "puzzles; "} & set(reply.json()["detail"].split())
         if Scope.WRITE.allows(needed):
-            told = answer(closed, name, other[Scope.WRITE], namespace="acme")
-            assert told.status_code == 403
+            reply = answer(closed, name, other[Scope.WRITE], namespace="acme")
+            assert reply.status_code == 403
     if call.hidden is None:
         strangers = answer(closed, name, other[Scope.ADMIN]).text
         assert not [
             word for word in ("kettles", "puzzles", "acme") if word in strangers and needed is not Scope.METRICS
         ]
-    told = answer(closed, name, next(acme[scope] for scope in Scope if scope.allows(needed)))
-    assert told.status_code == call.status, told.text
-    assert "acme" not in told.text or needed is Scope.METRICS  # those are the operator's
+    reply = answer(closed, name, next(acme[scope] for scope in Scope if scope.allows(needed)))
+    assert reply.status_code == call.status, reply.text
+    assert "acme" not in reply.text or needed is Scope.METRICS  # those are the operator's
 
 
 @pytest.mark.parametrize("name", [name for name, needed in ACCESS.items() if needed is not None])
-def test_an_administrator_may_do_all_of_it_in_every_namespace(closed, name):
-    told = answer(closed, name, closed.keys["other"][Scope.ADMIN], namespace="acme")
-    assert told.status_code == CALLS[name].status, told.text
-    assert "acme" not in told.text or name == "metrics"
+def test_an_admin_key_can_use_every_route_in_every_namespace(closed, name):
+    reply = answer(closed, name, closed.keys["other"][Scope.ADMIN], namespace="acme")
+    assert reply.status_code == CALLS[name].status, reply.text
+    assert "acme" not in reply.text or name == "metrics"
 
 
-def test_a_key_that_is_used_up_is_told_when_to_come_back(settings, make_client):
+def test_a_key_that_has_used_its_rate_gets_retry_after(settings, make_client):
     one, other = keys_of(
         settings,
         Key("", Scope.CLASSIFY, Namespace(), rate="3/hour", image_rate="2/hour"),
@@ -229,15 +259,15 @@ def test_a_key_that_is_used_up_is_told_when_to_come_back(settings, make_client):
         return client.post("/v1/classify", files=files, data={"labels": "red, green"}, headers={"X-API-Key": key})
 
     assert classify(one, 2).status_code == 200
-    for told, what in ((classify(one, 1), "images"), (classify(one, 1), "images"), (classify(one, 1), "requests")):
-        assert told.status_code == 429
-        assert 1 <= int(told.headers["Retry-After"]) <= 3600
-        assert told.json()["type"] == "urn:deixis:problem:rate-limited"
-        assert f"({what})" in told.json()["detail"]
+    for reply, what in ((classify(one, 1), "images"), (classify(one, 1), "images"), (classify(one, 1), "requests")):
+        assert reply.status_code == 429
+        assert 1 <= int(reply.headers["Retry-After"]) <= 3600
+        assert reply.json()["type"] == "urn:deixis:problem:rate-limited"
+        assert f"({what})" in reply.json()["detail"]
     assert classify(other, 3).status_code == 200
 
 
-def test_nothing_of_a_body_is_read_of_whom_is_not_let_in(closed):
+def test_the_body_of_an_unauthorized_request_is_not_read(closed):
     sent = []
     app = closed.app
 
@@ -269,17 +299,17 @@ def test_nothing_of_a_body_is_read_of_whom_is_not_let_in(closed):
     assert sent[0]["status"] == 401
 
 
-def test_folders_and_files_of_the_server_are_an_administrators(closed):
+def test_folders_and_files_on_the_server_need_an_admin_key(closed):
     own = {"Authorization": f"Bearer {closed.keys['acme'][Scope.WRITE]}"}
-    for told in (
+    for reply in (
         closed.post("/v1/label-sets/kettles/images", json={"folder": "there"}, headers=own),
         closed.put("/v1/databases/mine", json={"files": ["captions.txt"]}, headers=own),
     ):
-        assert told.status_code == 403
-        assert "needs a key of scope admin" in told.json()["detail"]
+        assert reply.status_code == 403
+        assert "needs a key of scope admin" in reply.json()["detail"]
 
 
-def test_the_operators_database_is_read_by_all_and_changed_by_none_of_them(closed, settings):
+def test_the_default_database_is_readable_in_every_namespace_and_not_writable(closed, settings):
     made(settings.effective_captions_dir / "wordnet")
     own = {"Authorization": f"Bearer {closed.keys['acme'][Scope.ADMIN]}"}
     listed = [each["name"] for each in closed.get("/v1/databases", headers=own).json()["databases"]]
@@ -292,17 +322,17 @@ def test_the_operators_database_is_read_by_all_and_changed_by_none_of_them(close
 def test_two_tenants_may_use_the_same_names(closed):
     acme, other = ({"X-API-Key": closed.keys[tenant][Scope.WRITE]} for tenant in ("acme", "other"))
     assert closed.put("/v1/label-sets/kettles", json={"classes": ["blue"]}, headers=other).status_code == 201
-    told = [closed.get("/v1/label-sets/kettles", headers=each).json() for each in (acme, other)]
-    assert [[each["name"] for each in label_set["classes"]] for label_set in told] == [["red", "green"], ["blue"]]
-    assert {label_set["name"] for label_set in told} == {"kettles"}
+    reply = [closed.get("/v1/label-sets/kettles", headers=each).json() for each in (acme, other)]
+    assert [[each["name"] for each in label_set["classes"]] for label_set in reply] == [["red", "green"], ["blue"]]
+    assert {label_set["name"] for label_set in reply} == {"kettles"}
     assert closed.delete("/v1/label-sets/kettles", headers=other).status_code == 204
-    assert closed.get("/v1/label-sets/kettles", headers=acme).json() == told[0]
+    assert closed.get("/v1/label-sets/kettles", headers=acme).json() == reply[0]
     images = {"image": ("a.png", picture("red"), "image/png")}
     answered = closed.post("/v1/classify", files=images, data={"label_set": "kettles"}, headers=acme).json()
-    assert answered["label_set"] == f"kettles@{told[0]['version']}"
+    assert answered["label_set"] == f"kettles@{reply[0]['version']}"
 
 
-def test_a_page_of_label_sets_ends_where_the_next_begins(closed):
+def test_pages_of_label_sets_are_contiguous(closed):
     own = {"X-API-Key": closed.keys["acme"][Scope.WRITE]}
     for name in ("a", "b", "z"):
         assert closed.put(f"/v1/label-sets/{name}", json=KETTLES, headers=own).status_code == 201
@@ -318,7 +348,7 @@ def test_a_page_of_label_sets_ends_where_the_next_begins(closed):
     assert seen == ["a", "b", "kettles", "z"]
 
 
-def test_each_namespace_has_room_for_so_many_label_sets(make_client):
+def test_the_number_of_label_sets_is_limited_per_namespace(make_client):
     client = make_client(max_label_sets=2)
 
     def put(name, namespace):
@@ -330,21 +360,21 @@ def test_each_namespace_has_room_for_so_many_label_sets(make_client):
     assert put("c", "acme").status_code == 201
 
 
-def test_where_no_key_is_needed_a_namespace_may_still_be_named(make_client):
+def test_a_namespace_can_be_named_without_keys(make_client):
     client = make_client()
     assert client.put("/v1/label-sets/a", json=KETTLES, headers={NAMESPACE_HEADER: "acme"}).status_code == 201
     assert client.get("/v1/label-sets/a").status_code == 404
     assert client.get("/v1/label-sets/a", headers={NAMESPACE_HEADER: "acme"}).status_code == 200
-    told = client.get("/v1/label-sets", headers={NAMESPACE_HEADER: "A#b"})
-    assert told.status_code == 422
-    assert told.json()["errors"][0]["field"] == NAMESPACE_HEADER
+    reply = client.get("/v1/label-sets", headers={NAMESPACE_HEADER: "A#b"})
+    assert reply.status_code == 422
+    assert reply.json()["errors"][0]["field"] == NAMESPACE_HEADER
 
 
-def test_the_log_tells_which_key_asked_what_and_never_the_key(closed, capsys):
+def test_the_log_has_the_id_of_the_key_and_never_the_key(closed, capsys):
     key = closed.keys["acme"][Scope.CLASSIFY]
     answer(closed, "classify", key)
     line = next(line for line in capsys.readouterr().out.splitlines()[::-1] if "path=/v1/classify" in line)
-    told = [
+    reply = [
         f"key={key.split('_')[1]}",
         "namespace=acme",
         "images=1",
@@ -352,5 +382,5 @@ def test_the_log_tells_which_key_asked_what_and_never_the_key(closed, capsys):
         "label_set=acme#kettles@",
         "model=fake",
     ]
-    assert not [each for each in told if each not in line]
+    assert not [each for each in reply if each not in line]
     assert key.split("_", 2)[2] not in line
