@@ -144,7 +144,8 @@ class AsyncClient:
         try:
             return (await self._send(_calls.classify(images, request))).results
         except ProblemError as error:
-            if not error.is_about_images:
+            # Of several images, the number may exceed a limit; of one image, it is a limit on another field.
+            if not (error.is_about_images or (error.kind == "too-large" and len(images) > 1)):
                 raise
             if len(images) == 1:
                 return [answers.ImageResult(predictions=[], error=error.problem)]

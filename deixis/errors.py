@@ -2,9 +2,9 @@
 
 from deixis.answers import Problem
 
-# Problems with the images of a request, including their number or total size, rather than with its other fields.
+# Problems with the images of a request, including their total size, rather than with its other fields.
 _IMAGE_PROBLEMS = frozenset(
-    {"not-an-image", "image-too-large", "image-not-fetched", "body-too-large", "too-large", "unsupported-media-type"}
+    {"not-an-image", "image-too-large", "image-not-fetched", "body-too-large", "unsupported-media-type"}
 )
 
 

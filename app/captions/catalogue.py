@@ -59,6 +59,15 @@ class DatabaseState:
         """The size of its files in bytes."""
         return 0 if self.manifest is None else sum(int(entry["bytes"]) for entry in self.manifest.files.values())
 
+    def problem_with(self, models: Sequence[str]) -> str | None:
+        """Return why the database cannot be queried by ``models``, the matching ones in service; None if it can."""
+        if self.manifest is not None and self.problem is None and not models:
+            return (
+                f"it was built with the model '{self.manifest.model}', which is not in service; add it to"
+                " DEIXIS_MODELS, or build the database again"
+            )
+        return self.problem
+
 
 class RemoteSearch(Protocol):
     """Searches a generation of a caption database in other processes."""

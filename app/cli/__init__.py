@@ -1,4 +1,4 @@
-"""`deixis ...`: serve, and the same pipeline without HTTP, or with `--server` through it."""
+"""The command line: `deixis serve`, and commands that run in this process or on a server (`--server`)."""
 
 from typing import Annotated
 
@@ -22,7 +22,7 @@ from app.cli.watch import watch_command
 
 cli = typer.Typer(
     name="deixis",
-    help="Zero-shot image classification: images and your own words in, the word that fits out.",
+    help="Zero-shot image classification.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -48,8 +48,8 @@ cli.add_typer(database_cli, name="database")
 cli.add_typer(models_cli, name="models")
 
 
-def _version(wanted: bool) -> None:  # noqa: FBT001 - the signature that typer calls
-    if wanted:
+def _version(requested: bool) -> None:  # noqa: FBT001 - the signature that typer calls
+    if requested:
         out.print(f"deixis {__version__}", highlight=False)
         raise typer.Exit
 
@@ -61,7 +61,7 @@ def _main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Hold the options that stand before a command; each acts in its own callback."""
+    """Declare the options before a command; each of them acts in its own callback."""
     del version
 
 

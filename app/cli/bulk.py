@@ -18,29 +18,18 @@ from app.bulk.ray_engine import LOCAL, ReplicaPool, ray_engine
 from app.bulk.run import PART_IMAGES, BulkRequest, prepare_run, process_engine, run_bulk, service_in_loop, validate
 from app.bulk.sources import ParquetColumns
 from app.classification.resolve import ClassifyRequest
-from app.cli.backends import InProcess
+from app.cli.backends import InProcessBackend
 from app.cli.common import (
     NOTHING_DONE,
     SOME_FAILED,
-    CoverageOption,
-    DatabaseOption,
     Engine,
-    FalseRejectionRateOption,
-    LabelSetOption,
-    LabelsOption,
-    MethodOption,
-    ModelOption,
-    OptionsOption,
-    TemplateOption,
     cluster_address,
     err,
     out,
-    prepare_names,
-    read_labels,
-    read_options,
-    share_of,
-    told_plainly,
+    prepare_database,
+    report_errors,
 )
+from app.cli.options import takes_request
 from app.errors import InvalidFieldError
 from app.main import load_encoders
 from app.observability.logs import configure_logs
@@ -51,6 +40,11 @@ from app.settings import load_settings
 _LINE_INTERVAL_S = 30.0
 
 
+@takes_request(
+    *("labels", "label_set", "model", "method", "template", "database", "option", "reject_below"),
+    *("false_rejection_rate", "coverage", "top_k"),
+    top_k=5,
+)
 def bulk_command(
     sources: Annotated[
         list[Path],
@@ -62,23 +56,10 @@ def bulk_command(
     to: Annotated[
         Path, typer.Option("--out", help="A folder for the parts, or a file NAME.parquet for all rows in one file.")
     ],
-    labels: LabelsOption = None,
-    label_set: LabelSetOption = None,
+    request: ClassifyRequest,
     no_labels: Annotated[  # noqa: FBT002 - a flag
         bool, typer.Option("--no-labels", help="Discover the labels of each image in a caption database.")
     ] = False,
-    model: ModelOption = None,
-    method: MethodOption = None,
-    template: TemplateOption = None,
-    database: DatabaseOption = None,
-    option: OptionsOption = None,
-    reject_below: Annotated[
-        float | None,
-        typer.Option("--reject-below", min=0, max=1, help="Reject images whose best score is below this."),
-    ] = None,
-    false_rejection_rate: FalseRejectionRateOption = None,
-    coverage: CoverageOption = None,
-    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Number of predictions per image.")] = 5,
     column: Annotated[
         str | None,
         typer.Option(
@@ -123,29 +104,16 @@ def bulk_command(
     cannot be read have the reason in the column `error`. Exit status: 0 if all images were classified, 1 if some were
     not, 2 if none were or the command failed.
     """
-    with told_plainly():
-        if sum((labels is not None, label_set is not None, no_labels)) != 1:
-            raise InvalidFieldError.of("--labels", "give one of --labels, --label-set and --no-labels")
-        query = ClassifyRequest(
-            labels=read_labels(labels),
-            label_set=label_set,
-            method=method,
-            model=model,
-            template=template,
-            top_k=top_k,
-            options=read_options(option),
-            reject_below=reject_below,
-            false_rejection_rate=share_of(false_rejection_rate, "--false-rejection-rate"),
-            coverage=share_of(coverage, "--coverage"),
-            database=database,
-        )
-        request = BulkRequest(sources, to, ParquetColumns(column, key), part_images, retry_bad)
+    with report_errors():
+        if sum((request.labels is not None, request.label_set is not None, no_labels)) != 1:
+            raise InvalidFieldError.of("--labels", "pass exactly one of --labels, --label-set and --no-labels")
+    bulk_request = BulkRequest(sources, to, ParquetColumns(column, key), part_images, retry_bad)
     configure_logs("console", "warning")
     started = time.monotonic()
-    with told_plainly(), _report_interruption(to):
-        validate(request)
+    with report_errors(), _report_interruption(to):
+        validate(bulk_request)
         pool = _pool(replicas, replica_cpus, replica_gpus, ray_address) if engine is Engine.RAY else None
-        counts = _run(query, request, pool)
+        counts = _run(request, bulk_request, pool)
     elapsed = f"{time.monotonic() - started:,.0f} s"
     out.print(f"{counts.images:,} images, {counts.bad:,} bad, in {escape(str(to))} ({elapsed})", highlight=False)
     if counts.bad or not counts.images:
@@ -162,20 +130,20 @@ def _pool(count: str, cpus: float, gpus: float, address: str | None) -> ReplicaP
     return pool
 
 
-def _run(query: ClassifyRequest, request: BulkRequest, pool: ReplicaPool | None) -> ImageCounts:
-    settings = bulk_settings(load_settings(), query.model)
+def _run(request: ClassifyRequest, bulk_request: BulkRequest, pool: ReplicaPool | None) -> ImageCounts:
+    settings = bulk_settings(load_settings(), request.model)
     with err.status("Loading the model"):
         encoders = load_encoders(settings)
     with service_in_loop(settings, encoders) as (loop, service):
-        loop.run(prepare_names(InProcess(service), query))
-        spec = loop.run(prepare_run(service, query, request, settings.max_image_bytes))
+        loop.run(prepare_database(InProcessBackend(service), request))
+        spec = loop.run(prepare_run(service, request, bulk_request, settings.max_image_bytes))
         if pool is None:
             with _ProgressBar() as bar:
-                return run_bulk(request, spec, process_engine(loop, service), bar)
-    # The query is resolved, and the replicas may need the memory of this model.
+                return run_bulk(bulk_request, spec, process_engine(loop, service), bar)
+    # The request is resolved, and the replicas may need the memory of this model.
     del encoders, service
     with _ProgressBar() as bar:
-        return run_bulk(request, spec, ray_engine(settings, pool), bar)
+        return run_bulk(bulk_request, spec, ray_engine(settings, pool), bar)
 
 
 @contextmanager

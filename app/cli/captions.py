@@ -1,4 +1,4 @@
-"""`deixis captions ...`: the databases in which names are found, and captions near an image or a text."""
+"""`deixis captions ...`: build, show and search caption databases."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,35 +6,32 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from app.api.schemas.classification import ResultBody
-from app.api.schemas.databases import DatabaseBody, SearchFields, SearchResponse
 from app.captions.plan import WORDNET, BuildPlan
-from app.captions.search import MAX_CONTAINS_CHARS, MAX_LIMIT, MAX_OFFSET
+from app.captions.search import MAX_CONTAINS_CHARS, MAX_LIMIT, MAX_OFFSET, CaptionQuery
 from app.captions.sources import Source
-from app.cli.backends import Backend, InProcess, read_image
+from app.cli.backends import InProcessBackend, read_image
 from app.cli.common import (
     Engine,
-    EngineOption,
-    ModelOption,
-    ServerOption,
     captions_bar,
-    err,
+    make_table,
     out,
-    table_of,
-    told_plainly,
+    report_errors,
+    warn,
     with_backend,
     with_service,
     write_json,
 )
+from app.cli.options import EngineOption, ModelOption, ServerOption
 from app.errors import InvalidFieldError
 from app.names.namespaces import clean_database_name
 from app.runtime.cpu import usable_cores
+from deixis.answers import Database, ImageResult
 
 captions_cli = typer.Typer(
-    help="Caption databases: where names are found for images without labels.", no_args_is_help=True
+    help="Caption databases, in which labels are discovered for images without a label list.", no_args_is_help=True
 )
 
-NameArgument = Annotated[str, typer.Argument(help="Its name.")]
+NameArgument = Annotated[str, typer.Argument(help="Name of the database.")]
 
 
 @captions_cli.command("build")
@@ -42,24 +39,25 @@ def build_database(
     sources: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Files of captions: text, CSV, TSV, JSON, JSON lines, Parquet, also .gz and .zst; - for standard"
-            " input, a caption a line.",
+            help="Files of captions: text, CSV, TSV, JSON, JSON Lines or Parquet, optionally .gz or .zst; - for"
+            " standard input with one caption per line.",
             show_default=False,
         ),
     ] = None,
-    name: Annotated[str | None, typer.Option("--name", "-n", help="What to call it.")] = None,
+    name: Annotated[str | None, typer.Option("--name", "-n", help="Name of the database.")] = None,
     wordnet: Annotated[  # noqa: FBT002 - a flag
-        bool, typer.Option("--wordnet", help="Of the nouns of WordNet; called `wordnet` unless --name says otherwise.")
+        bool,
+        typer.Option("--wordnet", help="Build the database from the nouns of WordNet; its default name is `wordnet`."),
     ] = False,
     model: ModelOption = None,
     column: Annotated[
         str | None,
-        typer.Option("--column", help="That holds the caption: its name, or in CSV and TSV its place from 0."),
+        typer.Option("--column", help="Column of the captions: its name, or for CSV and TSV its index from 0."),
     ] = None,
-    min_chars: Annotated[int, typer.Option("--min-chars", min=1, help="Leave shorter captions out.")] = 3,
-    max_chars: Annotated[int, typer.Option("--max-chars", min=1, help="Cut longer captions.")] = 500,
+    min_chars: Annotated[int, typer.Option("--min-chars", min=1, help="Leave out shorter captions.")] = 3,
+    max_chars: Annotated[int, typer.Option("--max-chars", min=1, help="Truncate longer captions.")] = 500,
     latin_only: Annotated[  # noqa: FBT002 - a flag
-        bool, typer.Option("--latin-only", help="Leave out captions whose letters are not mostly Latin.")
+        bool, typer.Option("--latin-only", help="Leave out captions in which most letters are not Latin.")
     ] = False,
     near_duplicates: Annotated[
         float | None,
@@ -67,35 +65,38 @@ def build_database(
             "--near-duplicates",
             min=0.5,
             max=1,
-            help="Leave out captions whose cosine with one shortly before them is above this, as 0.97.",
+            help="Leave out captions whose cosine similarity with a recent caption is higher, such as 0.97.",
         ),
     ] = None,
     recall: Annotated[
         float,
-        typer.Option("--recall", min=0.01, max=1, help="Share of the nearest captions that a search is to find."),
+        typer.Option("--recall", min=0.01, max=1, help="Share of the nearest captions that a search should find."),
     ] = 0.95,
     threads: Annotated[
         int | None,
-        typer.Option("--threads", min=1, help="That make the index; as many as there are cores.", show_default=False),
+        typer.Option(
+            "--threads", min=1, help="Threads that build the index; by default the number of cores.", show_default=False
+        ),
     ] = None,
-    licence: Annotated[str, typer.Option("--licence", help="Of the captions; kept with the database.")] = "",
-    notes: Annotated[str, typer.Option("--notes", help="Where they are from; kept with the database.")] = "",
+    licence: Annotated[str, typer.Option("--licence", help="Licence of the captions; stored with the database.")] = "",
+    notes: Annotated[str, typer.Option("--notes", help="Source of the captions; stored with the database.")] = "",
     engine: EngineOption = Engine.PROCESS,
 ) -> None:
-    """Build a caption database, or build it again.
+    """Build or rebuild a caption database.
 
-    What a build that was interrupted has encoded is kept, and not encoded again. The database takes the place of what
-    has its name when it is finished; a running service with the same data folder goes on with the old one until then.
+    If a build is interrupted, run the same command again: it does not encode the same captions twice. A finished
+    database replaces the one of the same name. Until then, a running service with the same data folder uses the old
+    one.
     """
-    with told_plainly():
+    with report_errors():
         if bool(sources) == wordnet:
-            raise InvalidFieldError.of("sources", "give files of captions, or --wordnet")
+            raise InvalidFieldError.of("sources", "pass files of captions or --wordnet, and not both")
         if name is None and not wordnet:
-            raise InvalidFieldError.of("--name", "say what to call the database")
-        chosen = clean_database_name(WORDNET if name is None else name, "--name")
-    read: list[Source] = ["-" if each == "-" else Path(each) for each in sources or ()]
+            raise InvalidFieldError.of("--name", "is missing; the database needs a name")
+        database = clean_database_name(WORDNET if name is None else name, "--name")
+    files: list[Source] = ["-" if source == "-" else Path(source) for source in sources or ()]
 
-    async def work(service: InProcess) -> DatabaseBody:
+    async def work(service: InProcessBackend) -> Database:
         plan = BuildPlan(
             model=model or service.default_model,
             source=WORDNET if wordnet else None,
@@ -110,9 +111,9 @@ def build_database(
             source_notes=notes,
             licence=licence,
         )
-        with captions_bar() as advance:
-            await service.build_database(chosen, plan, read, advance)
-        return await service.database(chosen)
+        with captions_bar() as on_progress:
+            await service.build_database(database, plan, files, on_progress)
+        return await service.database(database)
 
     _print_database(with_service(work, engine))
 
@@ -120,108 +121,116 @@ def build_database(
 @captions_cli.command("list")
 def list_databases(server: ServerOption = None) -> None:
     """List the caption databases."""
-    found = with_backend(server, lambda backend: backend.databases())
+    databases = with_backend(server, lambda backend: backend.databases())
     rows = [
         (
-            each.name + (" (default)" if each.default else ""),
-            "" if each.captions is None else f"{each.captions:,}",
-            each.model or "",
-            f"{each.bytes / 2**20:,.1f}",
-            (each.created_at or "")[:10],
+            database.name + (" (default)" if database.default else ""),
+            "" if database.captions is None else f"{database.captions:,}",
+            database.model or "",
+            f"{database.bytes / 2**20:,.1f}",
+            (database.created_at or "")[:10],
         )
-        for each in found
+        for database in databases
     ]
-    out.print(table_of(("database", "captions", "model", "MiB", "built"), rows, right=("captions", "MiB")))
-    for each in found:
-        _warn(each)
+    out.print(make_table(("database", "captions", "model", "MiB", "built"), rows, right=("captions", "MiB")))
+    for database in databases:
+        _warn_of_problem(database)
 
 
 @captions_cli.command("show")
 def show_database(
     name: NameArgument,
-    json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,  # noqa: FBT002 - a flag
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,  # noqa: FBT002 - a flag
     server: ServerOption = None,
 ) -> None:
-    """Show what a database holds and how it was made."""
-    told = with_backend(server, lambda backend: backend.database(name))
+    """Show the content of a database and how it was built."""
+    database = with_backend(server, lambda backend: backend.database(name))
     if json_output:
-        write_json(told.model_dump(mode="json"))
+        write_json(database.model_dump(mode="json"))
     else:
-        _print_database(told)
+        _print_database(database)
 
 
-def _print_database(told: DatabaseBody) -> None:
+def _print_database(database: Database) -> None:
     lines = {
-        "database": told.name + (" (default)" if told.default else ""),
-        "captions": None if told.captions is None else f"{told.captions:,}",
-        "model": told.model,
-        "index": None if told.index is None else told.index.kind,
-        "recall": ", ".join(f"{kind} {share:.3f}" for kind, share in (told.recall or {}).items()),
+        "database": database.name + (" (default)" if database.default else ""),
+        "captions": None if database.captions is None else f"{database.captions:,}",
+        "model": database.model,
+        "index": None if database.index is None else database.index.kind,
+        "recall": ", ".join(f"{kind} {share:.3f}" for kind, share in (database.recall or {}).items()),
         "left out": ", ".join(
             f"{count:,} {kind.replace('_', ' ')}"
-            for kind, count in (told.counts or {}).items()
+            for kind, count in (database.counts or {}).items()
             if count and kind not in {"read", "kept", "cut"}
         ),
-        "MiB": f"{told.bytes / 2**20:,.1f}",
-        "source": told.source_notes,
-        "licence": told.licence,
-        "generation": told.generation,
-        "built": told.created_at,
+        "MiB": f"{database.bytes / 2**20:,.1f}",
+        "source": database.source_notes,
+        "licence": database.licence,
+        "generation": database.generation,
+        "built": database.created_at,
     }
     for key, value in lines.items():
         if value:
             out.print(f"{key:<11} {escape(value)}", highlight=False, soft_wrap=True)
-    _warn(told)
+    _warn_of_problem(database)
 
 
-def _warn(told: DatabaseBody) -> None:
-    if told.problem:
-        err.print(f"[yellow]warning:[/yellow] {escape(told.problem)}", highlight=False, soft_wrap=True)
+def _warn_of_problem(database: Database) -> None:
+    if database.problem:
+        warn("warning:", database.problem)
 
 
 @captions_cli.command("search")
 def search_captions(
     name: NameArgument,
-    text: Annotated[str | None, typer.Option("--text", "-t", help="Captions near this text.")] = None,
-    image: Annotated[Path | None, typer.Option("--image", "-i", help="Or near this image.")] = None,
-    limit: Annotated[int, typer.Option("--limit", "-k", min=1, max=MAX_LIMIT, help="So many.")] = 10,
-    offset: Annotated[int, typer.Option("--offset", min=0, max=MAX_OFFSET, help="Behind so many nearer ones.")] = 0,
+    text: Annotated[str | None, typer.Option("--text", "-t", help="Search captions near this text.")] = None,
+    image: Annotated[Path | None, typer.Option("--image", "-i", help="Search captions near this image.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-k", min=1, max=MAX_LIMIT, help="Number of captions.")] = 10,
+    offset: Annotated[
+        int, typer.Option("--offset", min=0, max=MAX_OFFSET, help="Number of nearest captions to skip.")
+    ] = 0,
     contains: Annotated[
-        str | None, typer.Option("--contains", help="With this in them, whatever the case; of the 1,000 nearest.")
+        str | None,
+        typer.Option(
+            "--contains", help="Only captions that contain this text, ignoring case, among the 1,000 nearest."
+        ),
     ] = None,
     min_score: Annotated[
         float | None,
-        typer.Option("--min-score", min=-1, max=1, help="With this cosine at least; of the 1,000 nearest."),
+        typer.Option(
+            "--min-score",
+            min=-1,
+            max=1,
+            help="Only captions with at least this cosine similarity, among the 1,000 nearest.",
+        ),
     ] = None,
     model: ModelOption = None,
-    json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,  # noqa: FBT002 - a flag
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,  # noqa: FBT002 - a flag
     server: ServerOption = None,
 ) -> None:
     """Show the captions nearest to a text or an image."""
-    with told_plainly():
+    with report_errors():
         if (text is None) == (image is None):
-            raise InvalidFieldError.of("--text", "give either --text or --image")
+            raise InvalidFieldError.of("--text", "pass either --text or --image")
         if contains is not None and not 1 <= len(contains) <= MAX_CONTAINS_CHARS:
-            raise InvalidFieldError.of("--contains", f"give 1 to {MAX_CONTAINS_CHARS} characters")
+            raise InvalidFieldError.of(
+                "--contains", f"must have 1 to {MAX_CONTAINS_CHARS} characters, and has {len(contains)}"
+            )
         content = None if image is None else read_image(image)
-        if isinstance(content, ResultBody):
+        if isinstance(content, ImageResult):
             assert content.error is not None
             raise InvalidFieldError.of(str(image), content.error.detail)
-    fields = SearchFields(text=text, model=model, limit=limit, offset=offset, contains=contains, min_score=min_score)
-
-    async def work(backend: Backend) -> SearchResponse:
-        return await backend.search_captions(name, fields, content)
-
-    told = with_backend(server, work, encoders=True)
+    query = CaptionQuery(name, text, content, model, limit, offset, contains, min_score)
+    found = with_backend(server, lambda backend: backend.search_captions(query), encoders=True)
     if json_output:
-        write_json(told.model_dump(mode="json"))
+        write_json(found.model_dump(mode="json"))
     else:
-        rows = [(f"{each.score:.4f}", each.caption) for each in told.results]
-        out.print(table_of(("score", "caption"), rows, right=("score",)))
+        rows = [(f"{result.score:.4f}", result.caption) for result in found.results]
+        out.print(make_table(("score", "caption"), rows, right=("score",)))
 
 
 @captions_cli.command("delete")
 def delete_database(name: NameArgument, server: ServerOption = None) -> None:
-    """Delete a database for good."""
+    """Delete a caption database permanently."""
     with_backend(server, lambda backend: backend.delete_database(name))
     out.print(f"{escape(name)} deleted", highlight=False)

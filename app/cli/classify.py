@@ -1,8 +1,8 @@
-"""`deixis classify`: which word fits an image file."""
+"""`deixis classify`: classify image files."""
 
 import csv
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -10,50 +10,39 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from app.api.schemas.classification import ResultBody, SharedNameBody
 from app.classification.resolve import ClassifyRequest
 from app.cli.backends import Backend
 from app.cli.common import (
     NOTHING_DONE,
     SOME_FAILED,
-    CoverageOption,
-    DatabaseOption,
-    FalseRejectionRateOption,
-    GroupOption,
-    LabelSetOption,
-    LabelsOption,
-    MethodOption,
-    ModelOption,
-    OptionsOption,
-    ServerOption,
-    TemplateOption,
-    class_name,
     classify_files,
+    clean_classname,
     err,
+    make_table,
     out,
-    prepare_names,
+    prepare_database,
     progress_bar,
-    read_labels,
-    read_options,
     report_bad_files,
+    report_errors,
     report_warnings,
-    share_of,
-    table_of,
-    told_plainly,
+    warn,
     with_backend,
     write_json,
 )
-from app.cli.sorting import How, Sorter
+from app.cli.options import ServerOption, takes_request
+from app.cli.sorting import FileAction, Sorter
 from app.errors import InvalidFieldError
 from app.images.discovery import find_images
 from app.integrations.fiftyone import labels_file
+from deixis import ImageResult
+from deixis.answers import SharedName
 
 _SHOWN_PROMPTS = 5
 _BAR_WIDTH = 16
 
 
 class Format(StrEnum):
-    """How results are written to standard output; ``fiftyone`` is a labels.json that FiftyOne imports."""
+    """The format of standard output; ``fiftyone`` is a labels.json that FiftyOne imports."""
 
     TABLE = "table"
     JSON = "json"
@@ -61,99 +50,61 @@ class Format(StrEnum):
     FIFTYONE = "fiftyone"
 
 
+@takes_request(
+    *("labels", "label_set", "model", "method", "template", "database", "group", "option", "reject_below"),
+    *("false_rejection_rate", "coverage", "top_k", "explain"),
+)
 def classify_command(
-    paths: Annotated[list[Path], typer.Argument(help="Image files, folders (searched whole) and globs.")],
-    labels: LabelsOption = None,
-    label_set: LabelSetOption = None,
-    model: ModelOption = None,
-    method: MethodOption = None,
-    template: TemplateOption = None,
-    database: DatabaseOption = None,
-    group: GroupOption = False,  # noqa: FBT002 - a flag
-    option: OptionsOption = None,
-    reject_below: Annotated[
-        float | None,
-        typer.Option(
-            "--reject-below", min=0, max=1, help="Take images whose best score is lower for none of the labels."
-        ),
-    ] = None,
-    false_rejection_rate: FalseRejectionRateOption = None,
-    coverage: CoverageOption = None,
-    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Predictions per image.")] = 1,
-    explain: Annotated[  # noqa: FBT002 - a flag
-        bool,
-        typer.Option(
-            "--explain",
-            "-x",
-            help="Also show which prompts spoke for each label, and which against; without labels, the captions near.",
-        ),
-    ] = False,
-    output: Annotated[Format, typer.Option("--format", "-f", help="Of what goes to standard output.")] = Format.TABLE,
+    paths: Annotated[list[Path], typer.Argument(help="Image files, folders (searched recursively) and globs.")],
+    request: ClassifyRequest,
+    output: Annotated[Format, typer.Option("--format", "-f", help="Format of standard output.")] = Format.TABLE,
     to_folder: Annotated[
         Path | None,
-        typer.Option(
-            "--to-folder", help="Also copy each file into a folder of this one that is called like its label."
-        ),
+        typer.Option("--to-folder", help="Also copy each file into a subfolder of this folder named after its label."),
     ] = None,
     move: Annotated[bool, typer.Option("--move", help="With --to-folder: move the files.")] = False,  # noqa: FBT002
     link: Annotated[  # noqa: FBT002 - a flag
-        bool, typer.Option("--link", help="With --to-folder: make hard links to the files.")
+        bool, typer.Option("--link", help="With --to-folder: create hard links to the files.")
     ] = False,
     dry_run: Annotated[  # noqa: FBT002 - a flag
-        bool, typer.Option("--dry-run", help="With --to-folder: only tell where the files would go.")
+        bool, typer.Option("--dry-run", help="With --to-folder: only print where the files would go.")
     ] = False,
     server: ServerOption = None,
 ) -> None:
-    """Classify image files; without labels, by names that are found for them in a caption database.
+    """Classify image files. Without labels, discover labels in a caption database.
 
-    Bad files are reported on standard error and skipped. Exit status: 0 if every file was classified, 1 if some were
-    not, 2 if nothing could be done.
+    Files that cannot be read are reported on standard error and skipped. Exit status: 0 if every file was classified,
+    1 if some were not, 2 if none was.
     """
-    with told_plainly():
+    with report_errors():
         sorter = _sorter(to_folder, move=move, link=link, dry_run=dry_run)
-        question = ClassifyRequest(
-            labels=read_labels(labels),
-            label_set=label_set,
-            method=method,
-            model=model,
-            template=template,
-            top_k=top_k,
-            explain=explain,
-            options=read_options(option),
-            reject_below=reject_below,
-            false_rejection_rate=share_of(false_rejection_rate, "--false-rejection-rate"),
-            coverage=share_of(coverage, "--coverage"),
-            database=database,
-            group=group,
-        )
         files = find_images(paths)
         if sorter is not None:
-            sorter.check()
-            # What an earlier run has sorted is not sorted again.
+            sorter.validate()
+            # The files that an earlier run sorted are not sorted again.
             files = [file for file in files if not file.resolve().is_relative_to(sorter.target.resolve())]
 
     classes: list[str] | None = None
 
-    async def work(backend: Backend) -> tuple[list[ResultBody], list[SharedNameBody]]:
+    async def work(backend: Backend) -> tuple[list[ImageResult], list[SharedName]]:
         nonlocal classes
-        await prepare_names(backend, question)
+        await prepare_database(backend, request)
         if output is Format.FIFTYONE:
-            classes = await _classes_of(backend, question)
-        if not group:
-            return [result async for _, result in classify_files(backend, files, question)], []
-        with progress_bar() as bar:
-            line = bar.add_task("Classifying", total=len(files))
-            return await backend.name_together(files, question, lambda: bar.advance(line))
+            classes = await _class_names(backend, request)
+        if not request.group:
+            return [result async for _, result in classify_files(backend, files, request)], []
+        with progress_bar("Classifying") as on_progress:
+            return await backend.classify_together(files, request, on_progress)
 
-    results, names = with_backend(server, work, encoders=True)
+    results, shared = with_backend(server, work, encoders=True)
     if output is Format.FIFTYONE:
-        write_json(labels_file(files, results, classes=classes, top_k=top_k))
+        write_json(labels_file(files, results, classes=classes, top_k=request.top_k or 1))
     else:
         _write_predictions(files, results, output)
-    if names and output is Format.TABLE:
-        rows = [(each.label, str(each.images)) for each in names]
-        out.print(table_of(("name", "images"), rows, right=("images",)))
-    if explain and output is Format.TABLE:
+    if shared and output is Format.TABLE:
+        rows = [(name.label, str(name.images)) for name in shared]
+        out.print(make_table(("name", "images"), rows, right=("images",)))
+    if request.explain and output is Format.TABLE:
         _write_explanations(files, results)
     report_warnings(results)
     bad = report_bad_files(files, results)
@@ -166,74 +117,78 @@ def classify_command(
 def _sorter(target: Path | None, *, move: bool, link: bool, dry_run: bool) -> Sorter | None:
     if target is None:
         if move or link or dry_run:
-            raise InvalidFieldError.of("--to-folder", "is missing; --move, --link and --dry-run are about it")
+            raise InvalidFieldError.of("--to-folder", "is missing; --move, --link and --dry-run need it")
         return None
     if move and link:
-        raise InvalidFieldError.of("--link", "and --move are two ways; give one")
-    return Sorter(target, How.MOVE if move else How.LINK if link else How.COPY, dry_run)
+        raise InvalidFieldError.of("--link", "excludes --move; pass one of them")
+    return Sorter(target, FileAction.MOVE if move else FileAction.LINK if link else FileAction.COPY, dry_run)
 
 
-def _sort(sorter: Sorter, files: Sequence[Path], results: Sequence[ResultBody]) -> int:
-    """Put every classified file where it belongs, and return how many could not be put there."""
+def _sort(sorter: Sorter, files: Sequence[Path], results: Sequence[ImageResult]) -> int:
+    """Sort the classified files, and return the number of those that could not be sorted."""
     bad = 0
     for file, result in zip(files, results, strict=True):
         if result.error is not None:
             continue
         try:
-            place = sorter.take(file, result)
+            destination = sorter.sort(file, result)
         except OSError as error:
             bad += 1
-            reason = error.strerror or type(error).__name__
-            err.print(f"[yellow]left[/yellow] {escape(str(file))}: {escape(reason)}", highlight=False, soft_wrap=True)
+            warn("not sorted", f"{file}: {error.strerror or type(error).__name__}")
             continue
         if sorter.dry_run:
-            err.print(f"{escape(str(file))} -> {escape(str(place))}", highlight=False, soft_wrap=True)
-    verb = {How.COPY: "copied", How.MOVE: "moved", How.LINK: "linked"}[sorter.how]
+            err.print(f"{escape(str(file))} -> {escape(str(destination))}", highlight=False, soft_wrap=True)
+    verb = {FileAction.COPY: "copied", FileAction.MOVE: "moved", FileAction.LINK: "linked"}[sorter.action]
     would = "would be " if sorter.dry_run else ""
     err.print(f"{sorter.done} of {len(files)} {would}{verb} into {escape(str(sorter.target))}", highlight=False)
     return bad
 
 
-async def _classes_of(backend: Backend, question: ClassifyRequest) -> list[str] | None:
-    """Return what there is to choose from, spelled as answers spell it; None where names are found."""
-    if question.label_set is not None and question.labels is None:
-        return [each.name for each in (await backend.label_set(question.label_set)).classes]
-    return None if question.labels is None else [class_name(each) for each in question.labels]
+async def _class_names(backend: Backend, request: ClassifyRequest) -> list[str] | None:
+    """Return the classes in the spelling of results; None if labels are discovered."""
+    if request.label_set is not None and request.labels is None:
+        return [entry.name for entry in (await backend.label_set(request.label_set)).classes]
+    return None if request.labels is None else [clean_classname(label) for label in request.labels]
 
 
-def _write_predictions(files: Sequence[Path], results: Sequence[ResultBody], output: Format) -> None:
-    found = [(file, result) for file, result in zip(files, results, strict=True)]
+def _write_predictions(files: Sequence[Path], results: Sequence[ImageResult], output: Format) -> None:
+    pairs = list(zip(files, results, strict=True))
     if output is Format.JSON:
-        write_json([{"path": str(file), **result.model_dump(exclude_none=True)} for file, result in found])
+        write_json([{"path": str(file), **result.model_dump(exclude_none=True)} for file, result in pairs])
         return
-    rows: list[tuple[str, ...]] = [
-        (str(file), str(rank), each.label, f"{each.score:.4f}", f"{each.similarity:.4f}")
-        for file, result in found
-        for rank, each in enumerate(result.predictions, start=1)
+    # These columns appear only if they were requested, and so have a value in some result.
+    optional: list[tuple[str, Callable[[ImageResult], str | None]]] = [
+        (name, cell)
+        for name, cell in (("rejected", _rejected_cell), ("prediction set", _prediction_set_cell))
+        if any(cell(result) is not None for result in results)
     ]
-    columns: tuple[str, ...] = ("path", "rank", "label", "score", "similarity")
-    for column, tell in (("rejected", _told_rejected), ("prediction set", _told_set)):
-        if any(tell(result) is not None for _, result in found):
-            told = [tell(result) or "" for _, result in found for _ in result.predictions]
-            columns, rows = (*columns, column), [(*row, each) for row, each in zip(rows, told, strict=True)]
+    columns = ("path", "rank", "label", "score", "similarity", *(name for name, _ in optional))
+    rows = [
+        (
+            *(str(file), str(rank), prediction.label, f"{prediction.score:.4f}", f"{prediction.similarity:.4f}"),
+            *(cell(result) or "" for _, cell in optional),
+        )
+        for file, result in pairs
+        for rank, prediction in enumerate(result.predictions, start=1)
+    ]
     if output is Format.CSV:
         writer = csv.writer(sys.stdout)
         writer.writerow(columns)
         writer.writerows(rows)
     elif rows:
-        out.print(table_of(columns, rows, right=("rank", "score", "similarity")))
+        out.print(make_table(columns, rows, right=("rank", "score", "similarity")))
 
 
-def _told_rejected(result: ResultBody) -> str | None:
+def _rejected_cell(result: ImageResult) -> str | None:
     return None if result.rejected is None else "none of these" if result.rejected else "no"
 
 
-def _told_set(result: ResultBody) -> str | None:
+def _prediction_set_cell(result: ImageResult) -> str | None:
     return None if result.prediction_set is None else ", ".join(result.prediction_set)
 
 
-def _write_explanations(files: Sequence[Path], results: Sequence[ResultBody]) -> None:
-    """Show for each label its prompts with the most effect, a bar for how much."""
+def _write_explanations(files: Sequence[Path], results: Sequence[ImageResult]) -> None:
+    """Print the prompts with the largest effect on each label, with a bar for the size of the effect."""
     for file, result in zip(files, results, strict=True):
         if result.explanation is None:
             continue
@@ -245,15 +200,13 @@ def _write_explanations(files: Sequence[Path], results: Sequence[ResultBody]) ->
             rival = "" if label.rival is None else f"   against {label.rival} {label.rival_similarity:.3f}"
             out.print(f"  [bold]{escape(label.label)}[/bold] {label.similarity:.3f}{escape(rival)}", highlight=False)
             level = label.similarity if label.rival_similarity is None else label.rival_similarity
-            shown = [
-                *(("+", "green", each) for each in label.supporting[:_SHOWN_PROMPTS]),
-                *(("-", "red", each) for each in label.opposing[:_SHOWN_PROMPTS]),
+            prompts = [
+                *(("+", "green", prompt) for prompt in label.supporting[:_SHOWN_PROMPTS]),
+                *(("-", "red", prompt) for prompt in label.opposing[:_SHOWN_PROMPTS]),
             ]
-            effects = [each.weight * abs(each.cosine - level) for _, _, each in shown]
+            effects = [prompt.weight * abs(prompt.cosine - level) for _, _, prompt in prompts]
             largest = max(effects, default=0.0) or 1.0
-            for (sign, colour, each), effect in zip(shown, effects, strict=True):
+            for (sign, colour, prompt), effect in zip(prompts, effects, strict=True):
                 bar = "\u2588" * max(1, round(_BAR_WIDTH * effect / largest))
-                out.print(
-                    f"    {sign} [{colour}]{bar:<{_BAR_WIDTH}}[/{colour}] {each.cosine:6.3f}  {escape(each.prompt)}",
-                    highlight=False,
-                )
+                coloured = f"[{colour}]{bar:<{_BAR_WIDTH}}[/{colour}]"
+                out.print(f"    {sign} {coloured} {prompt.cosine:6.3f}  {escape(prompt.prompt)}", highlight=False)

@@ -1,20 +1,19 @@
-"""How a learning curve is shown: a table, a picture made of letters, and a file."""
+"""Learning curves on the command line: their input, and their output as a table, a text chart and an image file."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.markup import escape
 
-from app.api.schemas.classification import ResultBody
 from app.classification.methods import AUTO, DEFAULT_METHOD, METHODS
 from app.classification.resolve import ClassifyRequest
-from app.cli.backends import Backend, CurveInput
-from app.cli.common import class_name, out, progress_bar, table_of
+from app.cli.backends import Backend, CurveFiles
+from app.cli.common import clean_classname, make_table, out, progress_bar
 from app.errors import InvalidFieldError, UnknownNameError
 from app.images.discovery import find_images, find_labelled_images
 from app.selection.learning_curve import CurvePoint, LearningCurve
+from deixis import ImageResult
 
 _SUFFIXES = (".svg", ".png", ".pdf")
 _HEIGHT = 16
@@ -22,111 +21,106 @@ _COLUMN_WIDTH = 8
 
 
 def read_shots(text: str) -> list[int]:
-    """Return the numbers of images of `--shots`, ascending."""
+    """Return the numbers of ``--shots`` in ascending order."""
     try:
         counts = sorted({int(part) for part in text.split(",")})
     except ValueError as error:
-        raise InvalidFieldError.of("--shots", f"'{text}' is no list of numbers such as 1,2,4,8,16") from error
+        raise InvalidFieldError.of("--shots", f"'{text}' is not a list of numbers such as 1,2,4,8,16") from error
     if counts[0] < 1:
         raise InvalidFieldError.of("--shots", f"'{text}' has a number below 1")
     return counts
 
 
-def read_curve_input(
+def read_curve_files(
     images: Sequence[tuple[Path, str]],
     support: Path | None,
     pool: Path | None,
-    renamed: Mapping[str, str],
+    class_of: Mapping[str, str],
     classnames: Sequence[str],
     *,
     shots: Sequence[int],
     draws: int,
-) -> CurveInput:
-    """Return the files of a curve.
+) -> CurveFiles:
+    """Return the images of a learning curve.
 
     Args:
-        images: to ask about, each with its subfolder.
-        support: folder with one subfolder per class.
-        pool: folder of unlabelled images, searched whole.
-        renamed: the class of each subfolder of the images.
-        classnames: to choose from.
-        shots: images of each class in a draw.
-        draws: of each number.
+        images: the test images, each with its subfolder.
+        support: folder of labelled images, one subfolder per class.
+        pool: folder of unlabelled images, searched recursively.
+        class_of: the class of each subfolder of the test images.
+        classnames: the classes.
+        shots: the numbers of labelled images per class.
+        draws: random draws of labelled images for each number.
 
     Raises:
-        UnknownNameError: a subfolder of the support is called like no class.
+        UnknownNameError: a subfolder of ``support`` is not a class.
     """
     labelled = find_labelled_images(support) if support is not None else []
-    names = [renamed.get(subfolder) or class_name(subfolder.replace("_", " ")) for _, subfolder in labelled]
-    for strange in sorted(set(names) - set(classnames)):
-        raise UnknownNameError("class", strange, classnames, "subfolders of --support must be called like the classes")
-    return CurveInput(
-        [file for file, _ in images],
-        [renamed[subfolder] for _, subfolder in images],
-        [file for file, _ in labelled],
-        names,
-        find_images([pool]) if pool is not None else [],
-        shots,
-        draws,
+    names = [class_of.get(subfolder) or clean_classname(subfolder.replace("_", " ")) for _, subfolder in labelled]
+    for unknown in sorted(set(names) - set(classnames)):
+        raise UnknownNameError("class", unknown, classnames, "name the subfolders of --support after the classes")
+    return CurveFiles(
+        files=[file for file, _ in images],
+        classes=[class_of[subfolder] for _, subfolder in images],
+        support_files=[file for file, _ in labelled],
+        support_classes=names,
+        pool_files=find_images([pool]) if pool is not None else [],
+        shots=shots,
+        draws=draws,
     )
 
 
-async def curve_of(
-    backend: Backend, question: ClassifyRequest, given: CurveInput, picture: Path | None
-) -> tuple[list[ResultBody], Mapping[str, Any], Callable[[object], None], list[Path]]:
-    """Measure, draw the picture, and return each file's result, the report, what prints it, and the other files."""
-    with progress_bar() as bar:
-        line = bar.add_task("Encoding and learning", total=None)
-
-        async def advance(done: int, total: int) -> None:
-            bar.update(line, completed=done, total=total)
-
-        curve, results = await backend.learning_curve(question, given, advance)
+async def measure_curve(
+    backend: Backend, request: ClassifyRequest, images: CurveFiles, picture: Path | None
+) -> tuple[LearningCurve, list[ImageResult]]:
+    """Measure the curve and write the picture, and return the curve with a result per file."""
+    with progress_bar("Encoding and fitting") as on_progress:
+        curve, results = await backend.learning_curve(request, images, on_progress)
     if picture is not None:
-        draw_curve(curve, picture)
-    return results, curve.to_json(), lambda _: print_curve(curve), [*given.support_files, *given.pool_files]
+        write_picture(curve, picture)
+    return curve, results
 
 
 def check_picture(file: Path, *, wanted: bool) -> None:
-    """Find out before anything is measured whether the picture can be drawn.
+    """Check before the measurement that the picture can be written.
 
     Raises:
-        InvalidFieldError: nothing to draw, a kind of file that cannot be written, no folder, or no matplotlib.
+        InvalidFieldError: there is no curve, an unknown format, no such folder, or matplotlib is not installed.
     """
     if not wanted:
-        raise InvalidFieldError.of("--picture", "goes with --support or --pool")
+        raise InvalidFieldError.of("--picture", "needs --support or --pool")
     if file.suffix not in _SUFFIXES:
         raise InvalidFieldError.of("--picture", f"'{file.name}' must end in one of {', '.join(_SUFFIXES)}")
     if not file.absolute().parent.is_dir():
         raise InvalidFieldError.of("--picture", f"there is no folder {file.absolute().parent}")
     try:
-        import matplotlib  # noqa: F401, PLC0415 - only where a picture is wanted
+        import matplotlib  # noqa: F401, PLC0415 - an optional dependency
     except ImportError as error:
         raise InvalidFieldError.of("--picture", "needs matplotlib; run: pip install 'deixis[bench]'") from error
 
 
 def print_curve(curve: LearningCurve) -> None:
-    """Print every method's accuracy for each number of images, and a picture of it."""
+    """Print the accuracy of each method for each number of images, as a table and as a text chart."""
     low, high = curve.interval
     out.print(
-        f"{curve.images} images, model {escape(curve.model)}; learned from draws of {curve.labelled} labelled and from"
-        f" {curve.unlabelled} unlabelled images; zero-shot's 95 % interval {low:.3f} to {high:.3f}",
+        f"{curve.images} images, model {escape(curve.model)}; fitted on draws of {curve.labelled} labelled images and"
+        f" on {curve.unlabelled} unlabelled images; 95 % interval of zero-shot {low:.3f} to {high:.3f}",
         highlight=False,
         soft_wrap=True,
     )
     shots = sorted({point.shots for point in curve.points if point.shots is not None})
     methods = list(dict.fromkeys(point.method for point in curve.points))
     columns = ("method", "without labels", *map(_shots, shots))
-    rows = [(name, *(_told(_at(curve, name, count)) for count in (None, *shots))) for name in methods]
-    out.print(table_of(columns, rows, right=columns[1:]))
+    rows = [(name, *(_accuracy(_point(curve, name, count)) for count in (None, *shots))) for name in methods]
+    out.print(make_table(columns, rows, right=columns[1:]))
     for point in curve.points:
         if point.method == AUTO:
-            taken = ", ".join(f"{name} {point.chosen.count(name)}" for name in dict.fromkeys(point.chosen))
+            chosen = ", ".join(f"{name} {point.chosen.count(name)}" for name in dict.fromkeys(point.chosen))
             number = "without labels" if point.shots is None else _shots(point.shots)
-            worse = f"; below zero-shot beyond chance in {point.worse}" if point.worse else ""
-            out.print(f"auto, {number}: {escape(taken)}{worse}", highlight=False)
+            worse = f"; significantly below zero-shot in {point.worse}" if point.worse else ""
+            out.print(f"auto, {number}: {escape(chosen)}{worse}", highlight=False)
     if len(shots) > 1:
-        out.print(_drawn(curve, shots, methods), highlight=False, markup=False)
+        out.print(_text_chart(curve, shots, methods), highlight=False, markup=False)
     for method in curve.not_run:
         out.print(f"[yellow]not run:[/yellow] {escape(method)}", highlight=False, soft_wrap=True)
 
@@ -135,21 +129,21 @@ def _shots(count: int) -> str:
     return "1 shot" if count == 1 else f"{count} shots"
 
 
-def _at(curve: LearningCurve, method: str, shots: int | None) -> CurvePoint | None:
+def _point(curve: LearningCurve, method: str, shots: int | None) -> CurvePoint | None:
     return next((point for point in curve.points if (point.method, point.shots) == (method, shots)), None)
 
 
-def _told(point: CurvePoint | None) -> str:
+def _accuracy(point: CurvePoint | None) -> str:
     if point is None:
         return ""
     return f"{point.mean:.3f}" if len(point.accuracies) == 1 else f"{point.mean:.3f} ± {point.deviation:.3f}"
 
 
-def _drawn(curve: LearningCurve, shots: Sequence[int], methods: Sequence[str]) -> str:
-    """Return accuracy against shots, a letter for each method that grows with them, and dashes for zero-shot."""
-    growing = [name for name in methods if any(_at(curve, name, count) for count in shots)]
-    base = _at(curve, DEFAULT_METHOD, None)
-    means = [point.mean for name in growing for count in shots if (point := _at(curve, name, count)) is not None]
+def _text_chart(curve: LearningCurve, shots: Sequence[int], methods: Sequence[str]) -> str:
+    """Return a chart of accuracy against shots: a letter per few-shot method, and dashes for zero-shot."""
+    growing = [name for name in methods if any(_point(curve, name, count) for count in shots)]
+    base = _point(curve, DEFAULT_METHOD, None)
+    means = [point.mean for name in growing for count in shots if (point := _point(curve, name, count)) is not None]
     level = base.mean if base is not None else means[0]
     low, high = min(level, *means), max(level, *means)
     step = max((high - low) / (_HEIGHT - 1), 1e-9)
@@ -158,11 +152,11 @@ def _drawn(curve: LearningCurve, shots: Sequence[int], methods: Sequence[str]) -
     letters = {name: chr(ord("A") + number) for number, name in enumerate(growing)}
     for name in growing:
         for place, count in enumerate(shots):
-            point = _at(curve, name, count)
+            point = _point(curve, name, count)
             if point is not None:
                 row, column = round((high - point.mean) / step), place * _COLUMN_WIDTH + 2
                 while grid[row][column] not in " -":
-                    column += 1  # beside the letter of a method that is as good
+                    column += 1  # beside the letter of a method with the same accuracy
                 grid[row][column] = letters[name]
     lines = [f"{high - row * step:7.3f} |{''.join(cells)}".rstrip() for row, cells in enumerate(grid)]
     axis = "".join(f"{count:^5}".ljust(_COLUMN_WIDTH) for count in shots)
@@ -172,20 +166,20 @@ def _drawn(curve: LearningCurve, shots: Sequence[int], methods: Sequence[str]) -
     )
 
 
-def draw_curve(curve: LearningCurve, file: Path) -> None:
-    """Write accuracy against shots, with bars of one standard deviation.
+def write_picture(curve: LearningCurve, file: Path) -> None:
+    """Write a chart of accuracy against shots, with error bars of one standard deviation.
 
     Raises:
         InvalidFieldError: the file cannot be written.
     """
     os.environ.setdefault("MPLBACKEND", "Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415 - only where a picture is wanted
+    from matplotlib import pyplot as plt  # noqa: PLC0415 - an optional dependency
 
     shots = sorted({point.shots for point in curve.points if point.shots is not None})
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for name in dict.fromkeys(point.method for point in curve.points):
-        points = [point for count in shots if (point := _at(curve, name, count)) is not None]
-        flat = _at(curve, name, None)
+        points = [point for count in shots if (point := _point(curve, name, count)) is not None]
+        flat = _point(curve, name, None)
         if points:
             axes.errorbar(
                 shots,

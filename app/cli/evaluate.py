@@ -1,216 +1,213 @@
-"""`deixis evaluate`: how often the answer is right."""
+"""`deixis evaluate`: measure accuracy on labelled images."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 import typer
 from PIL import Image
 from rich.markup import escape
 
-from app.api.schemas.classification import ResultBody
 from app.classification.methods import CASED
 from app.classification.resolve import ClassifyRequest
-from app.cli.backends import Backend
+from app.cli.backends import Backend, InProcessBackend
 from app.cli.common import (
     SOME_FAILED,
-    DatabaseOption,
-    GroupOption,
-    LabelSetOption,
-    LabelsOption,
-    ModelOption,
-    OptionsOption,
-    ServerOption,
-    TemplateOption,
-    class_name,
     classify_files,
+    clean_classname,
+    make_table,
     out,
     progress_bar,
-    read_labels,
-    read_options,
     read_subfolder_names,
     report_bad_files,
+    report_errors,
     report_warnings,
-    table_of,
-    told_plainly,
     with_backend,
     with_service,
     write_file,
     write_json,
 )
-from app.cli.curve import check_picture, curve_of, read_curve_input, read_shots
-from app.cli.names import names_evaluated
+from app.cli.curve import check_picture, measure_curve, print_curve, read_curve_files, read_shots
+from app.cli.names import evaluate_names, print_names_report
+from app.cli.options import ServerOption, takes_request
 from app.errors import InvalidFieldError, UnknownNameError
 from app.images.discovery import find_labelled_images
 from app.scoring.measures import Difference, Evaluation, evaluate
 from app.selection.comparison import Comparison
+from deixis import ImageResult
 
 _MAX_CONFUSION_CLASSES = 20
 ALL_METHODS = "all"
 
 
+@takes_request("labels", "label_set", "model", "template", "option", "database", "group")
 def evaluate_command(
-    folder: Annotated[Path, typer.Argument(help="One subfolder per class, named after it.")],
-    labels: LabelsOption = None,
-    label_set: LabelSetOption = None,
+    folder: Annotated[Path, typer.Argument(help="A folder with one subfolder per class, named after the class.")],
+    request: ClassifyRequest,
     name: Annotated[
         list[str] | None,
-        typer.Option("--name", "-n", metavar="SUBFOLDER=CLASS", help="What a subfolder's class is called. Repeatable."),
+        typer.Option("--name", "-n", metavar="SUBFOLDER=CLASS", help="The class name of a subfolder. Repeatable."),
     ] = None,
-    model: ModelOption = None,
     method: Annotated[
         str | None,
         typer.Option(
-            "--method", help="The classifier, zero-shot by default; `all` compares every one, `cased` gets no classes."
+            "--method",
+            help="The method, by default zero-shot; `all` compares all methods, `cased` discovers labels.",
         ),
     ] = None,
-    option: OptionsOption = None,
-    template: TemplateOption = None,
-    database: DatabaseOption = None,
-    group: GroupOption = False,  # noqa: FBT002 - a flag
     support: Annotated[
         Path | None,
         typer.Option(
             "--support",
-            help="With `--method all`: labelled images to learn from, one subfolder per class; draws of them give"
-            " accuracy against their number.",
+            help="With `--method all`: a folder of labelled images, one subfolder per class; measures accuracy against"
+            " the number of images that methods are fitted on.",
         ),
     ] = None,
     pool: Annotated[
-        Path | None, typer.Option("--pool", help="With `--method all`: unlabelled images to learn from.")
+        Path | None,
+        typer.Option("--pool", help="With `--method all`: a folder of unlabelled images that methods are fitted on."),
     ] = None,
     shots: Annotated[
-        str, typer.Option("--shots", help="Images of each class in a draw, comma separated.")
+        str, typer.Option("--shots", help="Labelled images per class in a draw, comma separated.")
     ] = "1,2,4,8,16",
-    draws: Annotated[int, typer.Option("--draws", min=1, max=1000, help="Draws of each number.")] = 5,
+    draws: Annotated[int, typer.Option("--draws", min=1, max=1000, help="Random draws for each number of images.")] = 5,
     picture: Annotated[
         Path | None,
-        typer.Option("--picture", metavar="FILE", help="Also draw the curve: .svg, .png or .pdf; needs matplotlib."),
+        typer.Option(
+            "--picture", metavar="FILE", help="Also write a chart of the curve: .svg, .png or .pdf; needs matplotlib."
+        ),
     ] = None,
     json_file: Annotated[
         Path | None,
-        typer.Option("--json", metavar="FILE", help="Also write every figure as JSON; - for standard output."),
+        typer.Option("--json", metavar="FILE", help="Also write the report as JSON; - for standard output."),
     ] = None,
     server: ServerOption = None,
 ) -> None:
     """Measure accuracy on a folder with one subfolder per class.
 
-    The classes to choose from are the subfolders' names (underscores read as spaces, `--name` gives better ones) unless
-    `--labels` or `--label-set` say otherwise; then every subfolder must be called like one of those.
+    The classes are the names of the subfolders, with underscores as spaces; `--name` changes a name. With `--labels` or
+    `--label-set`, the classes are those, and each subfolder must be named after one of them.
 
-    With `--method all`, every method is run on the same images, and it is said whether descriptions help: each is
-    compared with zero-shot and with random words of the same number. With `--support` or `--pool` too, methods learn
-    from those images, and accuracy is told for each number of labelled images per class.
+    `--method all` runs all methods on the same images and reports whether descriptions help: it compares each method
+    with zero-shot and with the same number of random words. With `--support` or `--pool`, methods are also fitted on
+    those images, and the report has the accuracy for each number of labelled images per class.
 
-    With `--method cased`, names are found without the classes, and compared with them.
+    `--method cased` discovers labels without the classes, and compares them with the classes.
     """
-    with told_plainly():
-        options = read_options(option)
-        curve = support is not None or pool is not None
-        if curve and method != ALL_METHODS:
-            raise InvalidFieldError.of("--support", "goes with --method all, as does --pool")
-        _check_outputs(json_file, picture, curve=curve)
-        finds_names = method == CASED.name
-        _check_names(
-            finds_names=finds_names,
-            given=(labels or label_set or server) is not None,
-            asked=database is not None or group,
+    discovers = method == CASED.name
+    with report_errors():
+        draws_curve = support is not None or pool is not None
+        if draws_curve and method != ALL_METHODS:
+            raise InvalidFieldError.of("--support", "needs --method all, and so does --pool")
+        _check_outputs(json_file, picture, curve=draws_curve)
+        _check_discovery(
+            discovers=discovers,
+            has_classes=(request.labels or request.label_set or server) is not None,
+            is_requested=request.database is not None or request.group,
         )
         images = find_labelled_images(folder)
-        renamed = read_subfolder_names(name or [], {subfolder for _, subfolder in images})
-        true_names = [renamed[subfolder] for _, subfolder in images]
-        given = read_labels(labels)
-        if given is None and label_set is None:
-            given = list(dict.fromkeys(true_names))
+        class_of = read_subfolder_names(name or [], {subfolder for _, subfolder in images})
+        true_names = [class_of[subfolder] for _, subfolder in images]
     files = [file for file, _ in images]
 
-    async def read_question(backend: Backend) -> tuple[list[str], ClassifyRequest]:
-        classnames = (
-            [class_name(each) for each in given]
-            if label_set is None and given is not None
-            else [each.name for each in (await backend.label_set(label_set or "")).classes]
-        )
-        for true_name in set(true_names) - set(classnames):
-            raise UnknownNameError("class", true_name, classnames, "--name SUBFOLDER=CLASS tells what a subfolder is")
-        question = ClassifyRequest(
-            labels=given, label_set=label_set, model=model, template=template, top_k=len(classnames)
-        )
-        return classnames, question
+    async def with_classes(backend: Backend) -> tuple[list[str], ClassifyRequest]:
+        """Return the classes, and the request with them."""
+        if request.label_set is not None:
+            classnames = [entry.name for entry in (await backend.label_set(request.label_set)).classes]
+            labels = request.labels
+        else:
+            labels = list(dict.fromkeys(true_names)) if request.labels is None else list(request.labels)
+            classnames = [clean_classname(label) for label in labels]
+        for unknown in set(true_names) - set(classnames):
+            raise UnknownNameError(
+                "class", unknown, classnames, "set the class of a subfolder with --name SUBFOLDER=CLASS"
+            )
+        return classnames, replace(request, labels=labels, options={}, top_k=len(classnames))
 
-    async def compared(backend: Backend) -> _Measured:
-        _, question = await read_question(backend)
-        with progress_bar() as bar:
-            line = bar.add_task("Encoding", total=len(files))
-            comparison, results = await backend.compare(question, files, true_names, lambda: bar.advance(line))
-        return _Measured(results, comparison.to_json(), lambda _: _print_comparison(comparison))
+    async def compare(backend: Backend) -> _Report:
+        _, compared = await with_classes(backend)
+        with progress_bar("Encoding") as on_progress:
+            comparison, results = await backend.compare(compared, files, true_names, on_progress)
+        return _Report(results, comparison.to_json(), lambda _: _print_comparison(comparison))
 
-    async def drawn(backend: Backend) -> _Measured:
-        classnames, question = await read_question(backend)
-        given_images = read_curve_input(
-            images, support, pool, renamed, classnames, shots=read_shots(shots), draws=draws
+    async def learning_curve(backend: Backend) -> _Report:
+        classnames, fitted = await with_classes(backend)
+        curve_files = read_curve_files(
+            images, support, pool, class_of, classnames, shots=read_shots(shots), draws=draws
         )
-        return _Measured(*await curve_of(backend, question, given_images, picture))
+        curve, results = await measure_curve(backend, fitted, curve_files, picture)
+        others = [*curve_files.support_files, *curve_files.pool_files]
+        return _Report(results, curve.to_json(), lambda _: print_curve(curve), others)
 
-    async def evaluated(backend: Backend) -> _Measured:
-        classnames, question = await read_question(backend)
-        question = replace(question, method=method, options=options)
-        # The texts are encoded once and for all: no part of the rate at which images are classified.
-        await backend.classify([_grey_square()], question)
+    async def measure(backend: Backend) -> _Report:
+        classnames, measured = await with_classes(backend)
+        measured = replace(measured, method=method, options=request.options)
+        # Encodes the texts before the measurement, because they are encoded only once.
+        await backend.classify([_grey_square()], measured)
         began = time.perf_counter()
-        results = [result async for _, result in classify_files(backend, files, question)]
-        evaluation = _evaluated(classnames, true_names, results)
+        results = [result async for _, result in classify_files(backend, files, measured)]
+        evaluation = _evaluate(classnames, true_names, results)
         rate = round(evaluation.images / (time.perf_counter() - began), 2)
         report = {**evaluation.to_json(), "images_per_s": rate}
-        return _Measured(results, report, partial(_print_evaluation, evaluation))
+        return _Report(results, report, lambda figures: _print_evaluation(evaluation, figures))
 
-    if finds_names:
-        question = ClassifyRequest(
-            method=method, model=model, template=template, options=options, database=database, group=group, top_k=1
-        )
-        _tell(_Measured(*with_service(partial(names_evaluated, files, true_names, question))), files, json_file)
-        return
-    work = drawn if curve else compared if method == ALL_METHODS else evaluated
-    _tell(with_backend(server, work, encoders=True), files, json_file)
+    async def discover(service: InProcessBackend) -> _Report:
+        named = replace(request, method=method, top_k=1)
+        return _Report(*await evaluate_names(files, true_names, named, service), print_names_report)
 
-
-class _Measured(NamedTuple):
-    """What came of a folder: each file's result, the report, what prints it, and which other files were read."""
-
-    results: Sequence[ResultBody]
-    report: Mapping[str, Any]
-    show: Callable[[Mapping[str, Any]], None]
-    more_files: Sequence[Path] = ()
-
-
-def _tell(measured: _Measured, files: Sequence[Path], json_file: Path | None) -> None:
-    """Print the figures or write them, and end the command where files could not be read."""
-    report_warnings(measured.results)
-    bad = report_bad_files([*files, *measured.more_files], measured.results)
-    report = {**measured.report, "skipped": bad}
-    if json_file == Path("-"):
-        write_json(report)
+    if discovers:
+        report = with_service(discover)
     else:
-        measured.show(report)
+        work = learning_curve if draws_curve else compare if method == ALL_METHODS else measure
+        report = with_backend(server, work, encoders=True)
+    _write_report(report, files, json_file)
+
+
+@dataclass(frozen=True, slots=True)
+class _Report:
+    """A report to write.
+
+    Args:
+        results: a result per file, also of ``other_files``.
+        figures: the report as JSON.
+        show: prints the report, with the number of skipped files.
+        other_files: files that were read besides the test images.
+    """
+
+    results: Sequence[ImageResult]
+    figures: Mapping[str, Any]
+    show: Callable[[Mapping[str, Any]], None]
+    other_files: Sequence[Path] = ()
+
+
+def _write_report(report: _Report, files: Sequence[Path], json_file: Path | None) -> None:
+    """Print or write the report, and exit with status 1 if files could not be read."""
+    report_warnings(report.results)
+    bad = report_bad_files([*files, *report.other_files], report.results)
+    figures = {**report.figures, "skipped": bad}
+    if json_file == Path("-"):
+        write_json(figures)
+    else:
+        report.show(figures)
         if json_file is not None:
-            write_file(json_file, report)
+            write_file(json_file, figures)
     if bad:
         raise typer.Exit(SOME_FAILED)
 
 
-def _check_names(*, finds_names: bool, given: bool, asked: bool) -> None:
-    if finds_names and given:
-        raise InvalidFieldError.of("--method", "cased gets no classes and no server: leave out what names one")
-    if asked and not finds_names:
-        raise InvalidFieldError.of("--database", "goes with --method cased, as does --group")
+def _check_discovery(*, discovers: bool, has_classes: bool, is_requested: bool) -> None:
+    if discovers and has_classes:
+        raise InvalidFieldError.of("--method", "cased excludes --labels, --label-set and --server")
+    if is_requested and not discovers:
+        raise InvalidFieldError.of("--database", "needs --method cased, and so does --group")
 
 
 def _check_outputs(json_file: Path | None, picture: Path | None, *, curve: bool) -> None:
-    """Find out before anything is measured whether the figures can be written."""
+    """Check before the measurement that the report can be written."""
     if picture is not None:
         check_picture(picture, wanted=curve)
     if json_file is not None and json_file != Path("-") and not json_file.absolute().parent.is_dir():
@@ -223,21 +220,21 @@ def _grey_square() -> bytes:
     return file.getvalue()
 
 
-def _evaluated(classnames: Sequence[str], true_names: Sequence[str], results: Sequence[ResultBody]) -> Evaluation:
-    """Score the images that could be read."""
+def _evaluate(classnames: Sequence[str], true_names: Sequence[str], results: Sequence[ImageResult]) -> Evaluation:
+    """Measure the images that could be read."""
     index = {classname: number for number, classname in enumerate(classnames)}
     read = [(true, result) for true, result in zip(true_names, results, strict=True) if result.error is None]
     if not read:
-        raise InvalidFieldError.of("folder", "not one of its images could be read")
+        raise InvalidFieldError.of("folder", "none of its images can be read")
     return evaluate(
         classnames,
         np.array([index[true] for true, _ in read]),
-        np.array([[index[each.label] for each in result.predictions] for _, result in read]),
+        np.array([[index[prediction.label] for prediction in result.predictions] for _, result in read]),
     )
 
 
 def _print_comparison(comparison: Comparison) -> None:
-    def told(difference: Difference | None) -> tuple[str, str]:
+    def cells(difference: Difference | None) -> tuple[str, str]:
         return ("", "") if difference is None else (f"{100 * difference.mean:+.1f}", f"{difference.p:.2g}")
 
     columns = (
@@ -246,19 +243,19 @@ def _print_comparison(comparison: Comparison) -> None:
     )
     rows = [
         (
-            each.method,
-            f"{each.prompts_per_class:g}",
-            f"{each.evaluation.top1:.4f}",
-            f"{each.interval[0]:.3f} to {each.interval[1]:.3f}",
-            *told(each.to_baseline),
-            *told(each.to_control),
-            *(_share(value) for value in (each.evaluation.macro_f1, each.evaluation.nll, each.evaluation.ece)),
-            f"{each.ms_per_image:.3f}",
+            report.method,
+            f"{report.prompts_per_class:g}",
+            f"{report.evaluation.top1:.4f}",
+            f"{report.interval[0]:.3f} to {report.interval[1]:.3f}",
+            *cells(report.to_baseline),
+            *cells(report.to_control),
+            *(_share(value) for value in (report.evaluation.macro_f1, report.evaluation.nll, report.evaluation.ece)),
+            f"{report.ms_per_image:.3f}",
         )
-        for each in comparison.methods
+        for report in comparison.methods
     ]
     out.print(f"{comparison.images} images, model {escape(comparison.model)}", highlight=False)
-    out.print(table_of(columns, rows, right=columns[1:]))
+    out.print(make_table(columns, rows, right=columns[1:]))
     for method in comparison.not_run:
         out.print(f"[yellow]not run:[/yellow] {escape(method)}", highlight=False, soft_wrap=True)
     for sentence in comparison.verdict:
@@ -274,7 +271,7 @@ def _print_evaluation(evaluation: Evaluation, report: Mapping[str, Any]) -> None
         highlight=False,
     )
     out.print(
-        table_of(
+        make_table(
             ("class", "images", "recall", "precision", "F1", "most confused with"),
             [
                 (
@@ -293,7 +290,7 @@ def _print_evaluation(evaluation: Evaluation, report: Mapping[str, Any]) -> None
     if len(evaluation.classes) <= _MAX_CONFUSION_CLASSES:
         names = [row.name for row in evaluation.classes]
         out.print(
-            table_of(
+            make_table(
                 ("true \\ predicted", *names),
                 [
                     (name, *(str(count or "") for count in row))

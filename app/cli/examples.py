@@ -1,4 +1,4 @@
-"""`deixis examples ...`: images that teach a label set, and what they are evidence for."""
+"""`deixis examples ...`: example images of label sets, and the methods that they select."""
 
 import asyncio
 from collections.abc import Sequence
@@ -8,115 +8,113 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from app.api.schemas.examples import ExampleCountsBody
-from app.api.schemas.selection import SelectionResponse
 from app.cli.backends import Backend, read_image
 from app.cli.common import (
     NOTHING_DONE,
     SOME_FAILED,
-    ModelOption,
-    ServerOption,
-    err,
+    make_table,
     out,
     progress_bar,
     read_subfolder_names,
-    table_of,
-    told_plainly,
+    report_errors,
+    warn,
     with_backend,
     write_json,
 )
+from app.cli.options import ModelOption, ServerOption
 from app.errors import InvalidFieldError
 from app.images.discovery import find_images, find_labelled_images
+from deixis.answers import ExampleCounts, Selection
 
-examples_cli = typer.Typer(help="Example images that teach a label set, with or without labels.", no_args_is_help=True)
+examples_cli = typer.Typer(help="Example images of label sets, labelled or unlabelled.", no_args_is_help=True)
 
-_ADDED_AT_ONCE = 32
+_BATCH = 32
 
-LabelSetArgument = Annotated[str, typer.Argument(help="Its name.")]
+LabelSetArgument = Annotated[str, typer.Argument(help="Name of the label set.")]
 
 
 @examples_cli.command("add")
 def add_examples(
     label_set: LabelSetArgument,
-    paths: Annotated[list[Path], typer.Argument(help="Image files, folders (searched whole) and globs.")],
-    classname: Annotated[str | None, typer.Option("--class", "-c", help="The class of all of them.")] = None,
+    paths: Annotated[list[Path], typer.Argument(help="Image files, folders (searched recursively) and globs.")],
+    classname: Annotated[str | None, typer.Option("--class", "-c", help="The class of all images.")] = None,
     by_subfolder: Annotated[  # noqa: FBT002 - a flag
         bool,
-        typer.Option("--by-subfolder", "-b", help="One folder, each subfolder called like the class of its images."),
+        typer.Option(
+            "--by-subfolder", "-b", help="Add one folder, whose subfolders are named after the classes of their images."
+        ),
     ] = False,
     name: Annotated[
         list[str] | None,
-        typer.Option("--name", "-n", metavar="SUBFOLDER=CLASS", help="What a subfolder's class is called. Repeatable."),
+        typer.Option("--name", "-n", metavar="SUBFOLDER=CLASS", help="The class name of a subfolder. Repeatable."),
     ] = None,
     server: ServerOption = None,
 ) -> None:
-    """Add example images: of one class, of the classes that their subfolders name, or else unlabelled.
+    """Add example images: of one class, of the classes of their subfolders, or unlabelled.
 
-    What is kept are features and hashes; an image that is there already is not added again. Then every method is tried
-    on the examples, and the best one is used from now on if it is better than zero-shot beyond chance.
+    Features and hashes are stored, and an image that is stored already is not added again. Then all methods are
+    compared on the examples. The best one becomes the default of the label set if it is significantly better
+    than zero-shot.
     """
-    with told_plainly():
+    with report_errors():
         images = _labelled(paths, classname, name or [], by_subfolder=by_subfolder)
 
-    async def work(backend: Backend) -> _Tally:
-        tally = _Tally(await backend.example_counts(label_set))
-        with progress_bar() as bar:
-            line = bar.add_task("Adding", total=len(images))
-            for first in range(0, len(images), _ADDED_AT_ONCE):
-                some = images[first : first + _ADDED_AT_ONCE]
-                await tally.add(backend, label_set, some)
-                bar.advance(line, len(some))
-            if tally.added or tally.relabelled:
-                line = bar.add_task("Trying the methods", total=None)
+    async def work(backend: Backend) -> _Upload:
+        upload = _Upload(await backend.example_counts(label_set))
+        with progress_bar("Adding") as on_progress:
+            for first in range(0, len(images), _BATCH):
+                batch = images[first : first + _BATCH]
+                await upload.add(backend, label_set, batch)
+                await on_progress(first + len(batch), len(images))
+        if upload.added or upload.relabelled:
+            with progress_bar("Comparing the methods") as on_progress:
+                await backend.select_methods(label_set, upload.job, on_progress)
+        return upload
 
-                async def advance(done: int, total: int) -> None:
-                    bar.update(line, completed=done, total=total or None)
-
-                await backend.try_methods(label_set, tally.job, advance)
-        return tally
-
-    tally = with_backend(server, work, encoders=True)
+    upload = with_backend(server, work, encoders=True)
     out.print(
-        f"{tally.added} added, {tally.relabelled} relabelled, {tally.duplicates} there already,"
-        f" {tally.skipped} skipped",
+        f"{upload.added} added, {upload.relabelled} relabelled, {upload.duplicates} duplicates,"
+        f" {upload.skipped} skipped",
         highlight=False,
     )
-    _print_counts(tally.counts)
-    if tally.skipped:
-        raise typer.Exit(NOTHING_DONE if tally.skipped == len(images) else SOME_FAILED)
+    _print_counts(upload.counts)
+    if upload.skipped:
+        raise typer.Exit(NOTHING_DONE if upload.skipped == len(images) else SOME_FAILED)
 
 
-class _Tally:
-    """What became of the images so far."""
+class _Upload:
+    """The summed result of several batches."""
 
-    def __init__(self, counts: ExampleCountsBody) -> None:
+    def __init__(self, counts: ExampleCounts) -> None:
         self.counts = counts
         self.added = self.relabelled = self.duplicates = self.skipped = 0
         self.job: str | None = None
 
-    async def add(self, backend: Backend, label_set: str, some: Sequence[tuple[Path, str | None]]) -> None:
-        """Add some images, and tell which cannot be."""
-        read = [await asyncio.to_thread(read_image, file) for file, _ in some]
-        there = [index for index, each in enumerate(read) if isinstance(each, bytes)]
-        for (file, _), each in zip(some, read, strict=True):
-            if not isinstance(each, bytes):
-                assert each.error is not None
-                self._skip(file, each.error.detail)
-        if not there:
+    async def add(self, backend: Backend, label_set: str, batch: Sequence[tuple[Path, str | None]]) -> None:
+        """Add a batch of images, and report those that cannot be added."""
+        sent: list[tuple[Path, bytes, str | None]] = []
+        for file, classname in batch:
+            content = await asyncio.to_thread(read_image, file)
+            if isinstance(content, bytes):
+                sent.append((file, content, classname))
+            else:
+                assert content.error is not None
+                self._skip(file, content.error.detail)
+        if not sent:
             return
-        told = await backend.add_examples(
-            label_set, [each for each in read if isinstance(each, bytes)], [some[index][1] for index in there]
+        result = await backend.add_examples(
+            label_set, [content for _, content, _ in sent], [classname for _, _, classname in sent]
         )
-        for skipped in told.skipped:
-            self._skip(some[there[skipped.image]][0], skipped.problem)
-        self.added += told.added
-        self.relabelled += told.relabelled
-        self.duplicates += told.duplicates
-        self.counts, self.job = told.counts, told.job or self.job
+        for skipped in result.skipped:
+            self._skip(sent[skipped.image][0], skipped.problem)
+        self.added += result.added
+        self.relabelled += result.relabelled
+        self.duplicates += result.duplicates
+        self.counts, self.job = result.counts, result.job or self.job
 
     def _skip(self, file: Path, problem: str) -> None:
         self.skipped += 1
-        err.print(f"[yellow]skipped[/yellow] {escape(str(file))}: {escape(problem)}", highlight=False, soft_wrap=True)
+        warn("skipped", f"{file}: {problem}")
 
 
 def _labelled(
@@ -124,15 +122,15 @@ def _labelled(
 ) -> list[tuple[Path, str | None]]:
     if not by_subfolder:
         if names:
-            raise InvalidFieldError.of("--name", "goes with --by-subfolder")
+            raise InvalidFieldError.of("--name", "needs --by-subfolder")
         return [(file, classname) for file in find_images(paths)]
     if classname is not None:
-        raise InvalidFieldError.of("--class", "give either --class or --by-subfolder, not both")
+        raise InvalidFieldError.of("--class", "excludes --by-subfolder; pass one of them")
     if len(paths) != 1:
-        raise InvalidFieldError.of("paths", f"--by-subfolder takes one folder, and {len(paths)} paths are given")
-    found = find_labelled_images(paths[0])
-    renamed = read_subfolder_names(names, {subfolder for _, subfolder in found})
-    return [(file, renamed[subfolder]) for file, subfolder in found]
+        raise InvalidFieldError.of("paths", f"--by-subfolder needs one folder, and there are {len(paths)} paths")
+    images = find_labelled_images(paths[0])
+    class_of = read_subfolder_names(names, {subfolder for _, subfolder in images})
+    return [(file, class_of[subfolder]) for file, subfolder in images]
 
 
 @examples_cli.command("count")
@@ -141,41 +139,40 @@ def count_examples(label_set: LabelSetArgument, server: ServerOption = None) -> 
     _print_counts(with_backend(server, lambda backend: backend.example_counts(label_set)))
 
 
-def _print_counts(counts: ExampleCountsBody) -> None:
+def _print_counts(counts: ExampleCounts) -> None:
     rows = [(name, str(number)) for name, number in sorted(counts.labelled.items())]
     rows.append(("(unlabelled)", str(counts.unlabelled)))
-    out.print(table_of(("class", "images"), rows, right=("images",)))
+    out.print(make_table(("class", "images"), rows, right=("images",)))
     if counts.without_features:
-        err.print(
-            f"[yellow]warning:[/yellow] {counts.without_features} have no features of the default model, and are of no"
-            " use to it; add them again, or keep files with DEIXIS_KEEP_IMAGES",
-            highlight=False,
-            soft_wrap=True,
+        warn(
+            "warning:",
+            f"{counts.without_features} images have no features of the default model, which cannot use them; add them"
+            " again, or store the files of new images with DEIXIS_KEEP_IMAGES",
         )
 
 
 @examples_cli.command("delete")
 def delete_examples(
     label_set: LabelSetArgument,
-    classname: Annotated[str | None, typer.Option("--class", "-c", help="All of this class.")] = None,
+    classname: Annotated[str | None, typer.Option("--class", "-c", help="Delete the images of this class.")] = None,
     unlabelled: Annotated[  # noqa: FBT002 - a flag
-        bool, typer.Option("--unlabelled", "-u", help="All without a class.")
+        bool, typer.Option("--unlabelled", "-u", help="Delete the unlabelled images.")
     ] = False,
-    everything: Annotated[bool, typer.Option("--all", help="All there are.")] = False,  # noqa: FBT002 - a flag
+    everything: Annotated[bool, typer.Option("--all", help="Delete all images.")] = False,  # noqa: FBT002 - a flag
     server: ServerOption = None,
 ) -> None:
-    """Delete example images for good, with what was learned from them."""
-    with told_plainly():
+    """Delete example images permanently, with the classifiers that were fitted on them."""
+    with report_errors():
         if [classname is not None, unlabelled, everything].count(True) != 1:
-            raise InvalidFieldError.of("--class", "give one of --class, --unlabelled and --all")
-    told = with_backend(
+            raise InvalidFieldError.of("--class", "pass exactly one of --class, --unlabelled and --all")
+    deleted = with_backend(
         server,
         lambda backend: backend.delete_examples(
             label_set, classname=classname, unlabelled=unlabelled, everything=everything
         ),
     )
-    out.print(f"{told.deleted} deleted", highlight=False)
-    _print_counts(told.counts)
+    out.print(f"{deleted.deleted} deleted", highlight=False)
+    _print_counts(deleted.counts)
 
 
 @examples_cli.command("selection")
@@ -183,23 +180,23 @@ def show_selection(
     label_set: LabelSetArgument,
     model: ModelOption = None,
     json_output: Annotated[  # noqa: FBT002 - a flag
-        bool, typer.Option("--json", help="Everything that is known, as JSON.")
+        bool, typer.Option("--json", help="Print all fields as JSON.")
     ] = False,
     server: ServerOption = None,
 ) -> None:
-    """Show which method the example images are evidence for, and how each did on those that it had not seen."""
-    told = with_backend(server, lambda backend: backend.selection(label_set, model), encoders=True)
+    """Show the selected method of a label set, and the measures of all methods on held-out example images."""
+    selection = with_backend(server, lambda backend: backend.selection(label_set, model), encoders=True)
     if json_output:
-        write_json(told.model_dump(mode="json"))
+        write_json(selection.model_dump(mode="json"))
     else:
-        _print_selection(told)
+        _print_selection(selection)
 
 
-def _print_selection(told: SelectionResponse) -> None:
-    state = "" if told.current else "   (examples or classes have changed since)"
-    out.print(f"[bold]{escape(told.method)}[/bold]{state}", highlight=False)
-    out.print(escape(told.reason), highlight=False, soft_wrap=True)
-    if told.leaderboard:
+def _print_selection(selection: Selection) -> None:
+    state = "" if selection.current else "   (the examples or classes have changed since)"
+    out.print(f"[bold]{escape(selection.method)}[/bold]{state}", highlight=False)
+    out.print(escape(selection.reason), highlight=False, soft_wrap=True)
+    if selection.leaderboard:
         columns = ("method", "accuracy", "95 % interval", "to zero-shot", "p", "macro F1", "NLL", "ECE", "ms/image")
         rows = [
             (
@@ -213,8 +210,8 @@ def _print_selection(told: SelectionResponse) -> None:
                 f"{row.calibrated_ece:.3f}",
                 f"{row.ms_per_image:.3f}",
             )
-            for row in told.leaderboard
+            for row in selection.leaderboard
         ]
-        out.print(table_of(columns, rows, right=columns[1:]))
-    for method in told.not_run:
+        out.print(make_table(columns, rows, right=columns[1:]))
+    for method in selection.not_run:
         out.print(f"[yellow]not run:[/yellow] {escape(method)}", highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`deixis keys`: make, list and revoke the API keys of a server that has this database."""
+"""`deixis keys`: create, list and revoke the API keys of a server with this database."""
 
 import json
 from collections.abc import Awaitable, Callable
@@ -19,7 +19,7 @@ from app.store.keys import Key, KeyRepository, Scope
 
 keys_cli = typer.Typer(
     name="keys",
-    help="API keys: who may use a server, for what, and how much. They are kept in the database of the settings.",
+    help="API keys, with their scopes and rate limits. They are stored in the database of the settings.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
@@ -32,19 +32,21 @@ def create(
     scope: Annotated[
         Scope,
         typer.Option(
-            help="`classify` also reads, `write` also changes, `admin` may do everything in every namespace,"
-            " `metrics` is for Prometheus alone."
+            help="`classify` allows classification and reads, `write` also changes, `admin` everything in all"
+            " namespaces, `metrics` only the metrics for Prometheus."
         ),
     ] = Scope.CLASSIFY,
     namespace: Annotated[
-        str, typer.Option(help="Whose label sets and caption databases it sees; by default those that have no owner.")
+        str, typer.Option(help="Namespace of its label sets and caption databases; by default the one without a name.")
     ] = "",
-    rate: Annotated[str | None, typer.Option(help="Requests, as `60/min` or `10/second; 5000/day`.")] = None,
-    image_rate: Annotated[str | None, typer.Option(help="Images, in the same form.")] = None,
-    concurrency: Annotated[int | None, typer.Option(min=1, help="Requests at a time, in each process.")] = None,
-    note: Annotated[str, typer.Option(help="For whom it is; shown by `list`.")] = "",
+    rate: Annotated[
+        str | None, typer.Option(help="Limit of requests, such as `60/min` or `10/second; 5000/day`.")
+    ] = None,
+    image_rate: Annotated[str | None, typer.Option(help="Limit of images, in the same form.")] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Limit of simultaneous requests per process.")] = None,
+    note: Annotated[str, typer.Option(help="A note, such as the name of the user; `list` shows it.")] = "",
 ) -> None:
-    """Make a key and print it, which nobody can do again. A running server knows it within a second."""
+    """Create a key and print it. It cannot be printed again. A running server accepts it within a second."""
 
     async def make(repository: KeyRepository) -> tuple[str, Key]:
         asked = Key(
@@ -59,8 +61,10 @@ def create(
         return await create_key(repository, asked)
 
     shown, key = _with_keys(make)
-    err.print(f"The key '{key.id}' of scope {key.scope}; only its hash is kept, so note it now:", highlight=False)
-    # Alone on standard output, so that a script can keep it.
+    err.print(
+        f"The key '{key.id}' of scope {key.scope}; only its hash is stored, so save the key now:", highlight=False
+    )
+    # The only line on standard output, so that a script can capture it.
     print(shown)  # noqa: T201
 
 
@@ -68,10 +72,10 @@ def create(
 def list_keys(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,  # noqa: FBT002 - a flag
 ) -> None:
-    """List the keys; what they are is not kept."""
+    """List the keys by id. The keys themselves are not stored."""
     keys = _with_keys(lambda repository: repository.list())
     if as_json:
-        print(json.dumps([_told(key) for key in keys], indent=2))  # noqa: T201
+        print(json.dumps([_json_key(key) for key in keys], indent=2))  # noqa: T201
         return
     table = Table("id", "scope", "namespace", "rate", "images", "at a time", "created", "last used", "state", "note")
     for key in keys:
@@ -91,8 +95,8 @@ def list_keys(
 
 
 @keys_cli.command("revoke")
-def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="As `list` shows it.")]) -> None:
-    """Make a key useless for good. A running server refuses it within a second."""
+def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the key, as `list` shows it.")]) -> None:
+    """Revoke a key permanently. A running server refuses it within a second."""
     key = _with_keys(lambda repository: repository.revoke(key_id))
     out.print(f"The key '{key.id}' is revoked.", highlight=False)
 
@@ -113,7 +117,7 @@ def _minute(at: datetime | None) -> str:
     return "never" if at is None else f"{at:%Y-%m-%d %H:%M}Z"
 
 
-def _told(key: Key) -> dict[str, Any]:
-    told = {name: getattr(key, name) for name in Key.__dataclass_fields__}
-    told["namespace"] = key.namespace.name
-    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in told.items()}
+def _json_key(key: Key) -> dict[str, Any]:
+    fields = {name: getattr(key, name) for name in Key.__dataclass_fields__}
+    fields["namespace"] = key.namespace.name
+    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in fields.items()}

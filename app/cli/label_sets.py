@@ -1,42 +1,40 @@
-"""`deixis label-sets ...`: lists of class names that are kept under a name."""
+"""`deixis label-sets ...`: stored lists of classes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 from rich.markup import escape
 
-from app.api.schemas.label_sets import LabelSetBody
-from app.cli.common import (
-    ServerOption,
-    out,
-    read_lines,
-    table_of,
-    told_plainly,
-    with_backend,
-    write_file,
-    write_json,
-)
+from app.cli.backends import LabelSetInput
+from app.cli.common import make_table, out, read_lines, report_errors, with_backend, write_file, write_json
+from app.cli.options import ServerOption
 from app.errors import InvalidFieldError, UnknownNameError
 from app.runtime.data_files import resources
+from app.types import ClassEntry, MergeSynonyms
 
-label_sets_cli = typer.Typer(help="Lists of class names that are kept under a name.", no_args_is_help=True)
+label_sets_cli = typer.Typer(help="Stored lists of classes.", no_args_is_help=True)
 
 
 @label_sets_cli.command("list")
 def list_label_sets(server: ServerOption = None) -> None:
-    """List every label set with its latest version."""
-    found = with_backend(server, lambda backend: backend.label_sets())
-    rows = [(each.name, str(each.version), str(each.classes), f"{each.created_at:%Y-%m-%d %H:%M:%S}") for each in found]
-    out.print(table_of(("name", "version", "classes", "created (UTC)"), rows, right=("version", "classes")))
+    """List the label sets with their newest versions."""
+    label_sets = with_backend(server, lambda backend: backend.label_sets())
+    rows = [
+        (found.name, str(found.version), str(found.classes), f"{found.created_at:%Y-%m-%d %H:%M:%S}")
+        for found in label_sets
+    ]
+    out.print(make_table(("name", "version", "classes", "created (UTC)"), rows, right=("version", "classes")))
 
 
 @label_sets_cli.command("show")
 def show_label_set(
     name: Annotated[str, typer.Argument(help="NAME or NAME@VERSION.")], server: ServerOption = None
 ) -> None:
-    """Show a label set's classes."""
+    """Show the classes of a label set."""
     label_set = with_backend(server, lambda backend: backend.label_set(name))
     out.print(
         f"[bold]{escape(label_set.name)}@{label_set.version}[/bold]   templates: {escape(label_set.templates)}"
@@ -45,66 +43,66 @@ def show_label_set(
     )
     rows = [
         (
-            each.name,
-            str(len(each.descriptions) or ""),
-            str(len(each.features) or ""),
-            ", ".join(each.synonyms),
-            each.prompt or "",
+            entry.name,
+            str(len(entry.descriptions) or ""),
+            str(len(entry.features) or ""),
+            ", ".join(entry.synonyms),
+            entry.prompt or "",
         )
-        for each in label_set.classes
+        for entry in label_set.classes
     ]
     columns = ("class", "descriptions", "features", "synonyms", "prompt")
-    out.print(table_of(columns, rows, right=("descriptions", "features")))
+    out.print(make_table(columns, rows, right=("descriptions", "features")))
 
 
 @label_sets_cli.command("import")
 def import_label_set(
-    name: Annotated[str, typer.Argument(help="To write; a name that exists gets a new version.")],
+    name: Annotated[str, typer.Argument(help="Name of the label set; an existing one gets a new version.")],
     file: Annotated[
         Path | None,
         typer.Argument(
-            help="What `export` writes, a JSON array, or text with a class name a line; without it, the label set of"
-            " that name that comes with Deixis, described: `deixis label-sets shipped` lists them.",
+            help="A file of `export`, a JSON array, or a text file with one class name per line; by default the label"
+            " set of this name that is shipped with Deixis (`deixis label-sets shipped` lists them).",
             show_default=False,
         ),
     ] = None,
-    templates: Annotated[str | None, typer.Option(help="A template set or one template; `photo` by default.")] = None,
+    templates: Annotated[str | None, typer.Option(help="A template set or one template; by default `photo`.")] = None,
     server: ServerOption = None,
 ) -> None:
     """Write a label set from a file."""
-    with told_plainly():
-        body = _read_label_set(_shipped(name) if file is None else file)
+    with report_errors():
+        content = _read_label_set(_shipped(name) if file is None else file)
     if templates is not None:
-        body = body.model_copy(update={"templates": templates})
-    written = with_backend(server, lambda backend: backend.put_label_set(name, body))
+        content = replace(content, templates=templates)
+    written = with_backend(server, lambda backend: backend.put_label_set(name, content))
     out.print(f"wrote {escape(written.name)}@{written.version} with {len(written.classes)} classes", highlight=False)
 
 
 @label_sets_cli.command("shipped")
 def list_shipped_label_sets() -> None:
-    """List the label sets that come with Deixis, their classes described; `import NAME` takes one over."""
+    """List the label sets with descriptions that are shipped with Deixis; `import NAME` imports one."""
     rows = []
     for file in sorted((resources("prompts") / "descriptions").glob("*.json")):
-        classes = _read_label_set(file).entries()
+        classes = _read_label_set(file).classes
         texts = sum(len(entry.descriptions) + len(entry.features) for entry in classes)
         rows.append((file.stem, str(len(classes)), str(texts), ", ".join(entry.name for entry in classes)))
-    out.print(table_of(("name", "classes", "descriptions", "of"), rows, right=("classes", "descriptions")))
+    out.print(make_table(("name", "classes", "descriptions", "class names"), rows, right=("classes", "descriptions")))
 
 
 def _shipped(name: str) -> Path:
     files = {file.stem: file for file in (resources("prompts") / "descriptions").glob("*.json")}
     if name not in files:
-        raise UnknownNameError("shipped label set", name, files, "or name a file to read")
+        raise UnknownNameError("shipped label set", name, files, "or pass a file")
     return files[name]
 
 
 @label_sets_cli.command("export")
 def export_label_set(
     name: Annotated[str, typer.Argument(help="NAME or NAME@VERSION.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="A file; standard output by default.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A file; by default standard output.")] = None,
     server: ServerOption = None,
 ) -> None:
-    """Write a label set as JSON that `import` reads, and PUT takes as its body."""
+    """Write a label set as JSON, which `import` and the route PUT accept."""
     label_set = with_backend(server, lambda backend: backend.label_set(name))
     exported = label_set.model_dump(
         mode="json", include={"classes", "templates", "merge_synonyms"}, exclude_defaults=True
@@ -115,15 +113,30 @@ def export_label_set(
         write_file(output, exported)
 
 
-def _read_label_set(file: Path) -> LabelSetBody:
+def _class_fields(entry: object) -> object:
+    return {"name": entry} if isinstance(entry, str) else entry
+
+
+class _LabelSetFile(BaseModel):
+    """The JSON of a label set file, in which a class may be its name alone. Unknown fields are errors."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    classes: list[Annotated[ClassEntry, BeforeValidator(_class_fields)]]
+    templates: str = "photo"
+    merge_synonyms: MergeSynonyms = MergeSynonyms.MEAN
+
+
+def _read_label_set(file: Path) -> LabelSetInput:
     lines = read_lines(file)
     text = "\n".join(lines)
     if not lines:
-        raise InvalidFieldError.of(str(file), "is empty; write a class name a line, or what `export` writes")
+        raise InvalidFieldError.of(str(file), "is empty; write one class name per line, or use a file of `export`")
     if not text.startswith(("{", "[")):
-        return LabelSetBody(classes=list(lines))
+        return LabelSetInput([ClassEntry(line) for line in lines])
     try:
-        found = json.loads(text)
-        return LabelSetBody.model_validate({"classes": found} if isinstance(found, list) else found)
+        content = json.loads(text)
+        parsed = _LabelSetFile.model_validate({"classes": content} if isinstance(content, list) else content)
     except ValueError as error:
-        raise InvalidFieldError.of(str(file), f"is no label set: {error}") from error
+        raise InvalidFieldError.of(str(file), f"is not a label set: {error}") from error
+    return LabelSetInput(parsed.classes, parsed.templates, parsed.merge_synonyms)

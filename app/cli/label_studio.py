@@ -1,4 +1,4 @@
-"""`deixis label-studio`: predictions for the tasks of Label Studio."""
+"""`deixis label-studio`: run a machine learning backend of Label Studio."""
 
 import os
 import socket
@@ -8,16 +8,10 @@ from typing import Annotated
 import typer
 import uvicorn
 
-from app.cli.common import (
-    NOTHING_DONE,
-    LabelSetOption,
-    MethodOption,
-    ModelOption,
-    OptionsOption,
-    TemplateOption,
-    read_options,
-    told_plainly,
-)
+from app.classification.resolve import ClassifyRequest
+from app.cli.backends import client_options
+from app.cli.common import NOTHING_DONE, report_errors
+from app.cli.options import takes_request
 from app.errors import ConfigurationError
 from app.integrations.label_studio import Preannotation, create_app
 from app.integrations.label_studio_images import TaskImages
@@ -29,7 +23,7 @@ _IMAGE_TIMEOUT_S = 20.0
 
 
 class _Server(uvicorn.Server):
-    """Tells what Label Studio is to be given, once it listens."""
+    """Prints the address for Label Studio once it listens."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -37,58 +31,53 @@ class _Server(uvicorn.Server):
             return
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        print(  # noqa: T201 - the one thing that it says on standard output
+        print(  # noqa: T201 - the only text on standard output
             f"listens on {address}\nIn Label Studio, connect a model with this address (Settings, Model).", flush=True
         )
 
 
+@takes_request("label_set", "model", "method", "template", "option", "reject_below")
 def label_studio_command(
+    request: ClassifyRequest,
     server: Annotated[
         str,
-        typer.Option("--server", metavar="URL", help="The service, with the key in DEIXIS_API_KEY if it wants one."),
+        typer.Option("--server", metavar="URL", help="The service; its API key is in DEIXIS_API_KEY."),
     ] = "http://127.0.0.1:8000",
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 for a free one.")] = 9090,
-    label_set: LabelSetOption = None,
-    model: ModelOption = None,
-    method: MethodOption = None,
-    template: TemplateOption = None,
-    option: OptionsOption = None,
-    reject_below: Annotated[
-        float | None,
-        typer.Option("--reject-below", min=0, max=1, help="Predict nothing where the best score is lower."),
-    ] = None,
     multiple_above: Annotated[
         float,
         typer.Option(
-            "--multiple-above", min=0, max=1, help="Where several may be chosen: all with this score or more."
+            "--multiple-above",
+            min=0,
+            max=1,
+            help="If several choices are allowed, predict all with at least this score.",
         ),
     ] = 0.25,
     label_studio_url: Annotated[
         str | None,
-        typer.Option(
-            "--label-studio-url", metavar="URL", help="Of Label Studio; by default what LABEL_STUDIO_URL holds."
-        ),
+        typer.Option("--label-studio-url", metavar="URL", help="Address of Label Studio; by default LABEL_STUDIO_URL."),
     ] = None,
     trust_host: Annotated[
         list[str] | None,
         typer.Option(
             "--trust-host",
             metavar="HOST[:PORT]",
-            help="Fetch images from it although it is not public, such as a storage on your own network. Repeatable.",
+            help="Allow images from this host although its address is not public, such as a storage on your network."
+            " Repeatable.",
         ),
     ] = None,
 ) -> None:
-    """Answer as a machine learning backend of Label Studio, for its projects with choices about an image.
+    """Run a machine learning backend of Label Studio for projects with choices about an image.
 
-    Images that Label Studio keeps are fetched with the token in LABEL_STUDIO_API_KEY. With BASIC_AUTH_USER and
-    BASIC_AUTH_PASS callers must show these; without, it listens to this machine alone.
+    Images that Label Studio stores are fetched with the token in LABEL_STUDIO_API_KEY. BASIC_AUTH_USER and
+    BASIC_AUTH_PASS set the login that clients must use; without them, the backend accepts only clients on this machine.
     """
-    with told_plainly():
+    with report_errors():
         settings = load_settings()
         configure_logs(settings.log_format, settings.log_level)
         login = _login()
-        _check_reach(host, login)
+        _check_access(host, login)
         images = TaskImages(
             label_studio=label_studio_url or os.environ.get("LABEL_STUDIO_URL") or None,
             token=os.environ.get("LABEL_STUDIO_API_KEY"),
@@ -96,15 +85,7 @@ def label_studio_command(
             max_bytes=settings.max_image_bytes,
             timeout_s=_IMAGE_TIMEOUT_S,
         )
-        asked = Preannotation(
-            label_set=label_set,
-            model=model,
-            method=method,
-            template=template,
-            options=read_options(option),
-            reject_below=reject_below,
-            multiple_above=multiple_above,
-        )
+        preannotation = Preannotation(client_options(request), multiple_above)
         try:
             client = AsyncClient(server)
         except ValueError as error:
@@ -112,7 +93,7 @@ def label_studio_command(
         with _listener(host, port) as listener:
             running = _Server(
                 uvicorn.Config(
-                    create_app(client, images, asked, login=login),
+                    create_app(client, images, preannotation, login=login),
                     ws="none",
                     log_config=None,
                     access_log=False,
@@ -129,20 +110,20 @@ def label_studio_command(
 def _login() -> tuple[str, str] | None:
     user, password = os.environ.get("BASIC_AUTH_USER"), os.environ.get("BASIC_AUTH_PASS")
     if bool(user) != bool(password):
-        raise ConfigurationError("BASIC_AUTH_USER and BASIC_AUTH_PASS go together; set both, or neither")
+        raise ConfigurationError("only one of BASIC_AUTH_USER and BASIC_AUTH_PASS is set; set both or neither")
     return (user, password) if user and password else None
 
 
-def _check_reach(host: str, login: tuple[str, str] | None) -> None:
-    """See that nobody is let in by oversight."""
+def _check_access(host: str, login: tuple[str, str] | None) -> None:
+    """Refuse an address that other machines can reach without a login."""
     try:
         is_local = ip_address(host).is_loopback
     except ValueError:
         is_local = host == "localhost"
     if not (is_local or login):
         raise ConfigurationError(
-            f"{host} can be reached from other machines, and callers need no password: set BASIC_AUTH_USER and"
-            " BASIC_AUTH_PASS here, and give Label Studio the same ones"
+            f"other machines can reach {host}, and clients need no login; set BASIC_AUTH_USER and BASIC_AUTH_PASS, and"
+            " enter the same values in Label Studio"
         )
 
 
@@ -165,5 +146,5 @@ def _listener(host: str, port: int) -> socket.socket:
 
 def _cannot_listen(host: str, port: int, error: OSError) -> ConfigurationError:
     return ConfigurationError(
-        f"cannot listen on {host}, port {port}: {error.strerror}; choose others by --host, --port"
+        f"cannot listen on {host}, port {port}: {error.strerror}; set --host and --port to others"
     )

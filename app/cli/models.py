@@ -1,4 +1,4 @@
-"""`deixis models ...`: models that are known to be good, and their weights."""
+"""`deixis models ...`: the catalogue of recommended models, and their weights."""
 
 from dataclasses import replace
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from app.cli.common import err, out, table_of, told_plainly
+from app.cli.common import err, make_table, out, report_errors
 from app.encoders._base import Encoder, LoadOptions
 from app.encoders.catalogue import ModelCard, load_catalogue
 from app.encoders.loading import load_encoder
@@ -16,12 +16,12 @@ from app.observability.logs import configure_logs
 from app.runtime.data_files import resources
 from app.settings import load_settings
 
-models_cli = typer.Typer(help="Models that are known to be good, and their weights.", no_args_is_help=True)
+models_cli = typer.Typer(help="Recommended models and their weights.", no_args_is_help=True)
 
 
 @models_cli.command("list")
 def list_models() -> None:
-    """List models that are known to be good; any other that open_clip can load works as well."""
+    """List the recommended models. All other models of open_clip can be served as well."""
     rows = [
         (
             card.name,
@@ -35,29 +35,27 @@ def list_models() -> None:
         for card in _catalogue().values()
     ]
     columns = ("DEIXIS_MODELS", "year", "M params", "px", "dim", "ImageNet top-1 %", "licence")
-    out.print(table_of(columns, rows, right=columns[1:6]))
+    out.print(make_table(columns, rows, right=columns[1:6]))
 
 
 @models_cli.command("show")
-def show_model(name: Annotated[str, typer.Argument(help="As `models list` shows it.")]) -> None:
-    """Show all that is known of one model, with sources."""
-    with told_plainly():
+def show_model(name: Annotated[str, typer.Argument(help="A name of `deixis models list`.")]) -> None:
+    """Show the model card of a recommended model, with sources."""
+    with report_errors():
         catalogue = _catalogue()
         if name not in catalogue:
-            raise UnknownNameError(
-                "model", name, catalogue, "others that open_clip knows can be served but have no card"
-            )
+            raise UnknownNameError("model", name, catalogue, "other models of open_clip can be served but have no card")
     rows = [(key, str(value)) for key, value in catalogue[name].model_dump(exclude_none=True).items()]
-    out.print(table_of(("", ""), rows))
+    out.print(make_table(("", ""), rows))
 
 
 @models_cli.command("download")
 def download_model(
     name: Annotated[str, typer.Argument(help="architecture/tag or hf-hub:org/repo.")],
 ) -> None:
-    """Fetch a model's weights into the cache and load them once, so that `serve` will start without a network."""
+    """Download the weights of a model into the cache and load them once, so that `serve` starts without a network."""
     configure_logs("console", "warning")
-    with told_plainly():
+    with report_errors():
         settings = load_settings()
         encoder = load_encoder(name, LoadOptions(device="cpu", weights_dir=settings.model_cache_dir, backend="torch"))
     out.print(
@@ -69,16 +67,16 @@ def download_model(
 @models_cli.command("tune")
 def tune_model(
     name: Annotated[
-        str | None, typer.Argument(help="As DEIXIS_MODELS has it; by default every model of the settings.")
+        str | None, typer.Argument(help="A name as in DEIXIS_MODELS; by default all models of DEIXIS_MODELS.")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=1, help="For each model, about.")] = 60,
+    seconds: Annotated[float, typer.Option(min=1, help="Approximate time per model.")] = 60,
 ) -> None:
-    """Measure how a model runs best on this machine, and keep that for `serve` and every other command.
+    """Measure the fastest configuration of a model on this machine, and store it for `serve` and all other commands.
 
-    `serve` does the same, in less time, when it first loads a model.
+    `serve` makes a shorter measurement when it loads a model for the first time.
     """
     configure_logs("console", "warning")
-    with told_plainly():
+    with report_errors():
         settings = load_settings()
         options = replace(load_options(settings), tuning_seconds=seconds, measure_again=True)
         for model in settings.models if name is None else [name]:
@@ -104,14 +102,14 @@ def _write_tuning(encoder: Encoder) -> None:
     ]
     columns = ("back end", "precision", "threads", "cosine", *(f"images/s at {size}" for size in sizes), "refused")
     out.print(f"[bold]{escape(encoder.name)}[/bold] on {tuning.device}", highlight=False)
-    out.print(table_of(columns, rows, right=columns[2:-1]))
+    out.print(make_table(columns, rows, right=columns[2:-1]))
     out.print(
         f"best: {path.backend} {path.precision}, {path.batch_size} images in a batch, {path.images_per_s} images/s;"
-        " kept for the next start\n",
+        " stored for the next start\n",
         highlight=False,
     )
 
 
 def _catalogue() -> dict[str, ModelCard]:
-    with told_plainly():
+    with report_errors():
         return load_catalogue(resources("models"))

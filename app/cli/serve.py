@@ -17,24 +17,24 @@ from fastapi import FastAPI
 
 from app import __version__
 from app.api.connections import ConnectionLimits, bounded
-from app.cli.common import NOTHING_DONE, cluster_address, told_plainly
+from app.cli.common import NOTHING_DONE, cluster_address, report_errors
 from app.cli.serve_on_ray import deploy_on_ray, serve_on_ray
 from app.errors import ConfigurationError
 from app.main import create_app, load_encoders, prepare
 from app.observability.logs import configure_logs
 from app.settings import Settings, load_settings
 
-# For the database, weights, caption databases, spooled uploads, and connections that are refused.
+# File descriptors of the database, weights, caption databases, spooled uploads and refused connections.
 _OTHER_DESCRIPTORS = 512
 
 
 class _Server(uvicorn.Server):
-    """Tells where it listens, and a line to try, once it does; and says that it will stop before it does.
+    """Prints its address and an example request once it listens, and drains before it stops.
 
     Args:
-        config: uvicorn's.
-        app: what it serves.
-        drain_s: between SIGTERM and the end of listening.
+        config: the configuration of uvicorn.
+        app: the application.
+        drain_s: seconds between SIGTERM and the end of listening.
     """
 
     def __init__(self, config: uvicorn.Config, app: FastAPI, *, drain_s: float) -> None:
@@ -44,7 +44,7 @@ class _Server(uvicorn.Server):
         self._stops_at: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop at once, but at the first SIGTERM after a while."""
+        """Stop at once; after the first SIGTERM only when ``drain_s`` has passed."""
         if sig == signal.SIGTERM and self._drain_s and self.started and self._stops_at is None:
             self._app.state.service.health.begin_draining()
             self._stops_at = time.monotonic() + self._drain_s
@@ -52,7 +52,7 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     async def on_tick(self, counter: int) -> bool:
-        """Tell, ten times a second, whether to stop."""
+        """Return whether to stop; called ten times per second."""
         if self._stops_at is not None and time.monotonic() >= self._stops_at:
             super().handle_exit(signal.SIGTERM, None)
         return await super().on_tick(counter)
@@ -64,7 +64,7 @@ class _Server(uvicorn.Server):
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{'127.0.0.1' if shown in {'0.0.0.0', '[::]'} else shown}:{port}"  # noqa: S104 - compared only
-        print(  # noqa: T201 - the one thing that serve says on standard output
+        print(  # noqa: T201 - the only text on standard output
             f"\nDeixis {__version__} listens on {address}   (documentation: {address}/docs)\n"
             f"Try:  curl -F image=@photo.jpg -F labels='cat, dog, coffee cup' {address}/classify\n",
             flush=True,
@@ -72,15 +72,15 @@ class _Server(uvicorn.Server):
 
 
 def serve(**flags: Any) -> None:
-    """Start the HTTP service. Every flag is also an environment variable: --data-dir is DEIXIS_DATA_DIR."""
-    with told_plainly(), ExitStack() as closing:
+    """Start the HTTP service. Each option is also an environment variable: --data-dir is DEIXIS_DATA_DIR."""
+    with report_errors(), ExitStack() as closing:
         settings = load_settings(**flags)
         configure_logs(settings.log_format, settings.log_level)
         cluster = cluster_address()
         if settings.engine == "ray" and cluster is not None:
             deploy_on_ray(settings, cluster)
             return
-        # All that can fail comes first, so that it ends the command with one line; models cost the most.
+        # Checks what can fail before it loads the models, which takes longest.
         _allow_descriptors(settings.max_connections)
         listeners = _bind(settings)
         for listener in listeners:
@@ -123,10 +123,10 @@ def serve(**flags: Any) -> None:
 
 
 def _allow_descriptors(connections: int) -> None:
-    """Let this process have as many files open as its connections may need, where the system allows that."""
+    """Raise the limit of open files to what the connections may need, if the system allows it."""
     if sys.platform == "win32":
         return
-    import resource  # noqa: PLC0415 - not on every platform
+    import resource  # noqa: PLC0415 - missing on Windows
 
     needed = connections + _OTHER_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -140,7 +140,7 @@ def _allow_descriptors(connections: int) -> None:
 
 
 def _bind(settings: Settings) -> list[socket.socket]:
-    """Take the port on every address of the host, without answering on it yet."""
+    """Bind the port on every address of the host, without listening yet."""
     listeners: list[socket.socket] = []
     try:
         for family, kind, protocol, _, address in socket.getaddrinfo(
@@ -150,11 +150,11 @@ def _bind(settings: Settings) -> list[socket.socket]:
             listeners.append(listener)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
-                # Else it would take the IPv4 port as well, which has its own listener.
+                # Otherwise it would bind the IPv4 port as well, which has its own listener.
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             listener.bind(address)
             if settings.port == 0:
-                break  # a second address would get another free port
+                break  # a second address would get a different free port
     except OSError as error:
         for listener in listeners:
             listener.close()
@@ -164,8 +164,8 @@ def _bind(settings: Settings) -> list[socket.socket]:
 
 def _cannot_listen(settings: Settings, error: OSError) -> ConfigurationError:
     return ConfigurationError(
-        f"cannot listen on {settings.host}, port {settings.port}: {error.strerror}; choose others by DEIXIS_HOST and"
-        " DEIXIS_PORT"
+        f"cannot listen on {settings.host}, port {settings.port}: {error.strerror}; set DEIXIS_HOST and DEIXIS_PORT to"
+        " others"
     )
 
 
@@ -174,7 +174,7 @@ def _is_local(listener: socket.socket) -> bool:
 
 
 def _flags_of_settings() -> inspect.Signature:
-    """Return a flag for each setting, whose value None leaves it to the environment."""
+    """Return an option per setting; the value None leaves the setting to the environment."""
     return inspect.Signature(
         [
             inspect.Parameter(

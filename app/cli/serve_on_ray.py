@@ -40,7 +40,7 @@ def serve_on_ray(settings: Settings, address: str | None) -> None:
 
         from app.cluster.application import APPLICATION, application, cpus_needed  # noqa: PLC0415
         from app.cluster.session import connected, start_serve  # noqa: PLC0415
-    with connected(settings, address, cpus=cpus_needed(settings)), _told_to_end() as ended:
+    with connected(settings, address, cpus=cpus_needed(settings)), _stop_event() as stopped:
         start_serve(settings)
         try:
             serve.run(application(settings), name=APPLICATION, route_prefix="/", blocking=False)
@@ -53,30 +53,30 @@ def serve_on_ray(settings: Settings, address: str | None) -> None:
             flush=True,
         )
         if address is None:
-            ended.wait()
+            stopped.wait()
 
 
 @contextmanager
-def _told_to_end() -> Iterator[threading.Event]:
-    """Have SIGINT and SIGTERM set an event once it is waited for, and until then end what is being started."""
-    ended = _Ended()
+def _stop_event() -> Iterator[threading.Event]:
+    """Yield an event that SIGINT and SIGTERM set; before it is waited for, they interrupt the start."""
+    stopped = _StopEvent()
 
     def end(_: int, __: FrameType | None) -> None:
-        ended.set()
-        if not ended.is_waited_for:
+        stopped.set()
+        if not stopped.is_waited_for:
             raise KeyboardInterrupt
 
     before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield ended
+        yield stopped
     except KeyboardInterrupt:
-        raise ConfigurationError("ended before it was started") from None
+        raise ConfigurationError("stopped before the service was started") from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-class _Ended(threading.Event):
+class _StopEvent(threading.Event):
     is_waited_for = False
 
     def wait(self, timeout: float | None = None) -> bool:

@@ -1,4 +1,4 @@
-"""`deixis classify --to-folder`: files go into a folder for each label; nothing is overwritten or half there."""
+"""`deixis classify --to-folder`: sorts files into a folder per label, without overwriting or truncating any file."""
 
 import csv
 import filecmp
@@ -12,20 +12,20 @@ from enum import StrEnum
 from itertools import count
 from pathlib import Path
 
-from app.api.schemas.classification import ResultBody
 from app.errors import InvalidFieldError
+from deixis import ImageResult
 
 NONE_OF_THESE = "_none of these"
 MANIFEST = "deixis.csv"
 _COLUMNS = ("file", "sorted to", "label", "score")
-# What no file system of the three likes, and names that Windows keeps for devices.
+# Characters that Linux, macOS or Windows does not allow, and the names that Windows reserves for devices.
 _UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]+')
 _DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
 _MAX_FOLDER_BYTES = 200
 
 
-class How(StrEnum):
-    """What becomes of a file."""
+class FileAction(StrEnum):
+    """How a file is sorted."""
 
     COPY = "copy"
     MOVE = "move"
@@ -34,108 +34,113 @@ class How(StrEnum):
 
 @dataclass(slots=True)
 class Sorter:
-    """Puts files into folders.
+    """Sorts files into a folder per label.
 
     Args:
-        target: where the folders of labels are made.
-        how: what becomes of a file.
-        dry_run: only tell.
+        target: the folder in which the folders of labels are created.
+        action: how files are sorted.
+        dry_run: change nothing.
     """
 
     target: Path
-    how: How
+    action: FileAction
     dry_run: bool
     done: int = 0
 
-    def check(self) -> None:
-        """Refuse a target that is none.
+    def validate(self) -> None:
+        """Create the target folder.
 
         Raises:
-            InvalidFieldError: it is a file, or cannot be made.
+            InvalidFieldError: the target is a file, or cannot be created.
         """
         if self.target.exists() and not self.target.is_dir():
-            raise InvalidFieldError.of("--to-folder", f"'{self.target}' is no folder")
+            raise InvalidFieldError.of("--to-folder", f"'{self.target}' is not a folder")
         if not self.dry_run:
             try:
                 self.target.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise InvalidFieldError.of(
-                    "--to-folder", f"'{self.target}' cannot be made: {error.strerror}"
+                    "--to-folder", f"'{self.target}' cannot be created: {error.strerror}"
                 ) from error
 
-    def take(self, file: Path, result: ResultBody) -> Path:
-        """Put a file where its label says, and return where it is; it stays where it is when it is there already.
+    def sort(self, file: Path, result: ImageResult) -> Path:
+        """Sort a file by its best label, and return its new path; a file that is already there is left as it is.
 
         Raises:
-            OSError: it cannot be put there; it is where it was.
+            OSError: the file cannot be sorted; it is unchanged.
         """
-        best = next(iter(result.predictions), None)  # for some images no names are found
+        best = next(iter(result.predictions), None)  # there may be no discovered label
         folder = self.target / (NONE_OF_THESE if result.rejected or best is None else folder_name(best.label))
         if not self.dry_run:
             folder.mkdir(exist_ok=True)
-        place = self._place(file, folder)
-        if place is None:
+        destination = self._free_path(file, folder)
+        if destination is None:
             return folder / file.name
-        self.done += 1
         if self.dry_run:
-            return place
+            self.done += 1
+            return destination
         with suppress(FileExistsError):
-            self._put(file, place)
-            self._tell(file, place, *(("", 0.0) if best is None else (best.label, best.score)))
-            return place
-        return self.take(file, result)  # somebody else was faster: another number
+            self._put(file, destination)
+            self.done += 1
+            self._record(file, destination, *(("", 0.0) if best is None else (best.label, best.score)))
+            return destination
+        return self.sort(file, result)  # another process created the destination; use the next number
 
-    def _place(self, file: Path, folder: Path) -> Path | None:
-        """Return a name that is free; None where the same content has it."""
+    def _free_path(self, file: Path, folder: Path) -> Path | None:
+        """Return an unused path in the folder; None if a file with the same content is in it."""
         for number in count(1):
-            place = folder / (file.name if number == 1 else f"{file.stem} ({number}){file.suffix}")
-            if not place.exists():
-                return place
-            if place.samefile(file) or filecmp.cmp(place, file, shallow=False):
+            path = folder / (file.name if number == 1 else f"{file.stem} ({number}){file.suffix}")
+            if not path.exists():
+                return path
+            if path.samefile(file) or filecmp.cmp(path, file, shallow=False):
                 return None
         raise AssertionError
 
-    def _put(self, file: Path, place: Path) -> None:
-        if self.how is How.LINK:
-            os.link(file, place)
-        elif self.how is How.MOVE and file.stat().st_dev == place.parent.stat().st_dev:
-            _without_overwriting(file, place)
+    def _put(self, file: Path, destination: Path) -> None:
+        if self.action is FileAction.LINK:
+            os.link(file, destination)
+        elif self.action is FileAction.MOVE and file.stat().st_dev == destination.parent.stat().st_dev:
+            _rename_without_overwriting(file, destination)
         else:
-            aside = place.with_name(f".{place.name}.{os.getpid()}.part")
+            partial = destination.with_name(f".{destination.name}.{os.getpid()}.part")
             try:
-                shutil.copy2(file, aside)
-                _without_overwriting(aside, place)
+                shutil.copy2(file, partial)
+                _rename_without_overwriting(partial, destination)
             finally:
-                aside.unlink(missing_ok=True)
-            if self.how is How.MOVE:
+                partial.unlink(missing_ok=True)
+            if self.action is FileAction.MOVE:
                 file.unlink()
 
-    def _tell(self, file: Path, place: Path, label: str, score: float) -> None:
+    def _record(self, file: Path, destination: Path, label: str, score: float) -> None:
         """Append a row to the manifest, in one write."""
         manifest = self.target / MANIFEST
         with manifest.open("a", newline="", encoding="utf-8") as opened:
             writer = csv.writer(opened)
             if opened.tell() == 0:
                 writer.writerow(_COLUMNS)
-            writer.writerow((str(file), str(place.relative_to(self.target)), label, f"{score:.4f}"))
+            writer.writerow((str(file), str(destination.relative_to(self.target)), label, f"{score:.4f}"))
 
 
-def _without_overwriting(file: Path, place: Path) -> None:
-    """Give a file another name; raises FileExistsError where that is taken."""
+def _rename_without_overwriting(file: Path, destination: Path) -> None:
+    """Rename a file.
+
+    Raises:
+        FileExistsError: the destination exists.
+    """
     try:
-        os.link(file, place)
+        os.link(file, destination)
     except FileExistsError:
         raise
-    except OSError:  # a file system without links
-        if place.exists():
-            raise FileExistsError(place) from None
-        file.rename(place)
+    except OSError:  # a file system without hard links
+        if destination.exists():
+            raise FileExistsError(destination) from None
+        file.rename(destination)
     else:
         file.unlink()
 
 
 def folder_name(label: str) -> str:
-    """Return a label as the name of a folder that every system takes, and that is no other folder of ours."""
+    """Return a folder name for a label that is valid on every system and differs from ``NONE_OF_THESE``."""
     name = _UNSAFE.sub("-", unicodedata.normalize("NFC", label)).strip(" .")
     if name.startswith("_") or _DEVICES.fullmatch(name) or not name:
         name = f"-{name}"

@@ -1,4 +1,4 @@
-"""`deixis watch`: label the images of a folder as they come, and write it beside them."""
+"""`deixis watch`: classify the images of a folder as they appear, and write the labels beside them."""
 
 import asyncio
 import signal
@@ -16,121 +16,83 @@ import watchfiles
 from rich.markup import escape
 
 from app import __version__
-from app.api.schemas.classification import ResultBody
 from app.classification.resolve import ClassifyRequest
-from app.cli.backends import Backend, RefusedError
-from app.cli.common import (
-    CoverageOption,
-    DatabaseOption,
-    FalseRejectionRateOption,
-    LabelSetOption,
-    LabelsOption,
-    MethodOption,
-    ModelOption,
-    OptionsOption,
-    ServerOption,
-    TemplateOption,
-    err,
-    out,
-    prepare_names,
-    read_labels,
-    read_options,
-    share_of,
-    told_plainly,
-    with_backend,
-)
+from app.cli.backends import Backend
+from app.cli.common import err, message_of, out, prepare_database, report_errors, warn, with_backend
+from app.cli.options import ServerOption, takes_request
 from app.errors import InvalidFieldError, NotReadyError
 from app.images.discovery import images_below
 from app.images.sidecars import ForeignSidecarError, JsonSidecar, LabelRecord, XmpSidecar, question_key, sha256_of
+from deixis import ImageResult, ProblemError, UnreachableError
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 _BATCH = 8
-# Between two attempts to reach a server that is away.
+# Between two attempts to reach a server that does not respond.
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0
-_PASSING = frozenset({429, 502, 503, 504})
-# A folder is looked through so often even where nothing is told of it, since some file systems tell nothing.
-_LOOK_EVERY_S = 30.0
+_PASSING_STATUSES = frozenset({429, 502, 503, 504})
+# The folder is scanned at this interval as well, because some file systems report no changes.
+_SCAN_INTERVAL_S = 30.0
 
 Stamp: TypeAlias = tuple[int, int]
-"""Size in bytes and time of the last change in ns, by which a file that is being written is told from a whole one."""
+"""Size in bytes and modification time in ns; a file is complete when its stamp stops changing."""
 
 
 class Sidecar(StrEnum):
-    """What is written beside an image."""
+    """The format of the file that is written beside an image."""
 
     JSON = "json"
     XMP = "xmp"
 
 
+@takes_request(
+    *("labels", "label_set", "model", "method", "template", "database", "option", "reject_below"),
+    *("false_rejection_rate", "coverage", "top_k"),
+    top_k=5,
+)
 def watch_command(
-    folder: Annotated[Path, typer.Argument(help="The folder; those in it are watched too.")],
-    labels: LabelsOption = None,
-    label_set: LabelSetOption = None,
-    model: ModelOption = None,
-    method: MethodOption = None,
-    template: TemplateOption = None,
-    database: DatabaseOption = None,
-    option: OptionsOption = None,
-    reject_below: Annotated[
-        float | None,
-        typer.Option("--reject-below", min=0, max=1, help="An image whose best score is lower has none of the labels."),
-    ] = None,
-    false_rejection_rate: FalseRejectionRateOption = None,
-    coverage: CoverageOption = None,
-    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Predictions per image.")] = 5,
+    folder: Annotated[Path, typer.Argument(help="The folder to watch, with its subfolders.")],
+    request: ClassifyRequest,
     write: Annotated[
         Sidecar,
-        typer.Option("--write", "-w", help="NAME.EXT.json with all predictions, or NAME.EXT.xmp with keywords."),
+        typer.Option("--write", "-w", help="Write NAME.EXT.json with all predictions, or NAME.EXT.xmp with keywords."),
     ] = Sidecar.JSON,
     min_score: Annotated[
-        float, typer.Option("--min-score", min=0, max=1, help="Of a label that becomes a keyword of XMP.")
+        float, typer.Option("--min-score", min=0, max=1, help="Minimum score of the labels that become XMP keywords.")
     ] = 0.5,
     existing: Annotated[  # noqa: FBT002 - a flag
-        bool, typer.Option("--existing", help="Also label the images that are there already.")
+        bool, typer.Option("--existing", help="Also classify the images that are in the folder already.")
     ] = False,
     settle: Annotated[
-        float, typer.Option("--settle", min=0.1, help="Seconds for which a file must not change to be taken as whole.")
+        float,
+        typer.Option("--settle", min=0.1, help="Seconds without a change after which a file is considered complete."),
     ] = 1.0,
     poll: Annotated[  # noqa: FBT002 - a flag
-        bool, typer.Option("--poll", help="Look at the files themselves: for network folders, which tell of nothing.")
+        bool, typer.Option("--poll", help="Detect changes by polling: for network folders, which report no changes.")
     ] = False,
     once: Annotated[  # noqa: FBT002 - a flag
-        bool, typer.Option("--once", help="End when every image that is there is labelled; implies --existing.")
+        bool, typer.Option("--once", help="Exit when all images in the folder are classified; implies --existing.")
     ] = False,
     server: ServerOption = None,
 ) -> None:
-    """Label images of a folder as they come, and write the labels beside them; ends by Ctrl-C or SIGTERM.
+    """Classify the images of a folder as they appear, and write the labels beside them. Stop with Ctrl-C or SIGTERM.
 
-    An image whose sidecar is of the same file and the same question, with the same model and version of the label set,
-    is not labelled again, so that it goes on where it was. A file that cannot be read is told once. A server that is
-    away is waited for.
+    An image is not classified again while its sidecar matches the file, the request, the model and the version of the
+    label set. To resume, start the command again. A file that cannot be read is reported once. If a server does not
+    respond, the command waits for it.
     """
-    with told_plainly():
+    with report_errors():
         if not folder.is_dir():
             raise InvalidFieldError.of("folder", f"'{folder}' is not a folder")
-        question = ClassifyRequest(
-            labels=read_labels(labels),
-            label_set=label_set,
-            method=method,
-            model=model,
-            template=template,
-            top_k=top_k,
-            options=read_options(option),
-            reject_below=reject_below,
-            false_rejection_rate=share_of(false_rejection_rate, "--false-rejection-rate"),
-            coverage=share_of(coverage, "--coverage"),
-            database=database,
-        )
     sidecar = JsonSidecar() if write is Sidecar.JSON else XmpSidecar()
 
     async def work(backend: Backend) -> None:
-        await prepare_names(backend, question)
-        watcher = Watcher(backend, question, sidecar, min_score)
+        await prepare_database(backend, request)
+        watcher = Watcher(backend, request, sidecar, min_score)
         if not (existing or once):
-            watcher.leave(folder)
+            watcher.skip_existing(folder)
         stopped, loop = asyncio.Event(), asyncio.get_running_loop()
-        with suppress(NotImplementedError):  # on Windows Ctrl-C interrupts, between two writes
+        with suppress(NotImplementedError):  # on Windows, Ctrl-C interrupts the command between two writes
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, stopped.set)
         await watcher.run(folder, stopped, settle_s=settle, poll=poll, once=once)
@@ -139,120 +101,118 @@ def watch_command(
 
 
 class Watcher:
-    """Labels the images of a folder.
+    """Classifies the images of a folder, and writes their sidecars.
 
     Args:
-        backend: what classifies.
-        question: what is asked about each image.
-        sidecar: what is written.
-        min_score: of a keyword.
+        backend: classifies the images.
+        request: how images are classified.
+        sidecar: the format that is written.
+        min_score: minimum score of a keyword.
     """
 
     def __init__(
-        self, backend: Backend, question: ClassifyRequest, sidecar: JsonSidecar | XmpSidecar, min_score: float
+        self, backend: Backend, request: ClassifyRequest, sidecar: JsonSidecar | XmpSidecar, min_score: float
     ) -> None:
         self._backend = backend
-        self._question = question
+        self._request = request
         self._sidecar = sidecar
         self._min_score = min_score
         self._done: dict[Path, Stamp] = {}
-        self._seen: dict[Path, tuple[Stamp, float]] = {}
+        self._changing: dict[Path, tuple[Stamp, float]] = {}
 
-    def leave(self, folder: Path) -> None:
-        """Take the images that are there for done, until they change."""
+    def skip_existing(self, folder: Path) -> None:
+        """Skip the images that are in the folder now, until they change."""
         self._done = {file: stamp for file in images_below(folder) if (stamp := _stamp(file)) is not None}
 
     async def run(self, folder: Path, stopped: asyncio.Event, *, settle_s: float, poll: bool, once: bool) -> None:
-        """Label until it is stopped; with ``once``, until there is nothing to label."""
-        # Made before the first look, so that what comes in between is told.
+        """Classify images until ``stopped`` is set or, with ``once``, until all images are classified."""
+        # Created before the first scan, so that changes during the scan are reported.
         changes = watchfiles.awatch(
             folder,
             stop_event=stopped,
             step=50,
             force_polling=poll,
             poll_delay_ms=max(50, round(settle_s * 500)),
-            rust_timeout=round(min(settle_s, _LOOK_EVERY_S) * 1000),
+            rust_timeout=round(min(settle_s, _SCAN_INTERVAL_S) * 1000),
             yield_on_timeout=True,
             recursive=True,
         )
-        last_look = -_LOOK_EVERY_S
+        last_scan = -_SCAN_INTERVAL_S
         err.print(f"watching {escape(str(folder))}", highlight=False)
-        async for told in changes:
+        async for changed in changes:
             now = time.monotonic()
-            if told or self._seen or now - last_look >= _LOOK_EVERY_S:
-                last_look = now
-                await self._label(await asyncio.to_thread(self._whole, folder, settle_s), stopped)
-                if once and not self._seen:
+            if changed or self._changing or now - last_scan >= _SCAN_INTERVAL_S:
+                last_scan = now
+                await self._classify(await asyncio.to_thread(self._scan, folder, settle_s), stopped)
+                if once and not self._changing:
                     stopped.set()
         err.print("ended", highlight=False)
 
-    def _whole(self, folder: Path, settle_s: float) -> list[tuple[Path, Stamp]]:
-        """Return the images to be labelled that have not changed for a while."""
-        now, found, waiting = time.monotonic(), [], {}
-        there = set()
+    def _scan(self, folder: Path, settle_s: float) -> list[tuple[Path, Stamp]]:
+        """Return the images to classify that have not changed for ``settle_s``."""
+        now, complete, changing = time.monotonic(), [], {}
+        files = set()
         for file in images_below(folder):
-            there.add(file)
+            files.add(file)
             stamp = _stamp(file)
             if stamp is None or self._done.get(file) == stamp:
                 continue
-            before, since = self._seen.get(file, (stamp, now))
+            before, since = self._changing.get(file, (stamp, now))
             if before == stamp and now - since >= settle_s:
-                found.append((file, stamp))
+                complete.append((file, stamp))
             else:
                 since = since if before == stamp else now
-            waiting[file] = (stamp, since)
-        self._seen = waiting
-        self._done = {file: stamp for file, stamp in self._done.items() if file in there}
-        return found
+            changing[file] = (stamp, since)
+        self._changing = changing
+        self._done = {file: stamp for file, stamp in self._done.items() if file in files}
+        return complete
 
-    async def _label(self, files: Sequence[tuple[Path, Stamp]], stopped: asyncio.Event) -> None:
+    async def _classify(self, files: Sequence[tuple[Path, Stamp]], stopped: asyncio.Event) -> None:
         for start in range(0, len(files), _BATCH):
             if stopped.is_set():
                 return
             batch = files[start : start + _BATCH]
-            # Anew each time: a label set that changes while this runs counts for the images that come then.
-            question = await self._patiently(lambda: self._backend.pinned(self._question), stopped)
-            if question is None:
+            # Pinned for each batch, so that later images use a new version of the label set.
+            request = await self._retry(lambda: self._backend.pin(self._request), stopped)
+            if request is None:
                 return
-            asked = _asked(question)
-            read = await asyncio.to_thread(self._to_be_asked, [file for file, _ in batch], asked)
+            fields = _sidecar_fields(request)
+            read = await asyncio.to_thread(self._outdated, [file for file, _ in batch], fields)
             contents = [content for _, content in read]
-            answers = (
-                await self._patiently(partial(self._backend.classify, contents, question), stopped) if read else []
-            )
-            if answers is None:
+            results = await self._retry(partial(self._backend.classify, contents, request), stopped) if read else []
+            if results is None:
                 return
-            for (file, content), result in zip(read, answers, strict=True):
-                await asyncio.to_thread(self._write, file, content, asked, result)
+            for (file, content), result in zip(read, results, strict=True):
+                await asyncio.to_thread(self._write, file, content, fields, result)
             for file, stamp in batch:
                 self._done[file] = stamp
-                self._seen.pop(file, None)
+                self._changing.pop(file, None)
 
-    def _to_be_asked(self, files: Sequence[Path], asked: Mapping[str, Any]) -> list[tuple[Path, bytes]]:
-        """Return the contents of those that have no sidecar about them and about this question."""
+    def _outdated(self, files: Sequence[Path], fields: Mapping[str, Any]) -> list[tuple[Path, bytes]]:
+        """Return the contents of the files whose sidecar does not match the file and the request."""
         read = []
         for file in files:
             try:
                 content = file.read_bytes()
-                if self._sidecar.read_key(self._place(file)) != (sha256_of(content), question_key(asked)):
+                if self._sidecar.read_key(self._sidecar_path(file)) != (sha256_of(content), question_key(fields)):
                     read.append((file, content))
             except ForeignSidecarError as error:
-                _tell_bad(file, str(error))
+                warn("skipped", f"{file}: {error}")
             except OSError as error:
-                _tell_bad(file, error.strerror or type(error).__name__)
+                warn("skipped", f"{file}: {error.strerror or type(error).__name__}")
         return read
 
-    async def _patiently(self, ask: Callable[[], Coroutine[Any, Any, Answer]], stopped: asyncio.Event) -> Answer | None:
-        """Return the answer of the backend; None if it was told to end while the server was away."""
+    async def _retry(self, send: Callable[[], Coroutine[Any, Any, Result]], stopped: asyncio.Event) -> Result | None:
+        """Return the result of ``send``, retried while the backend is unavailable; None if the watcher is stopped."""
         wait_s = _FIRST_WAIT_S
         while True:
             try:
-                return await ask()
-            except (NotReadyError, RefusedError) as error:
-                if isinstance(error, RefusedError) and error.problem.status not in _PASSING:
+                return await send()
+            except (NotReadyError, UnreachableError, ProblemError) as error:
+                if isinstance(error, ProblemError) and error.status not in _PASSING_STATUSES:
                     raise
                 if wait_s == _FIRST_WAIT_S:
-                    err.print(f"[yellow]waiting:[/yellow] {escape(error.message)}", highlight=False, soft_wrap=True)
+                    warn("waiting:", message_of(error))
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await stopped.wait()
@@ -260,48 +220,49 @@ class Watcher:
                 return None
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
-    def _write(self, file: Path, content: bytes, asked: Mapping[str, Any], result: ResultBody) -> None:
+    def _write(self, file: Path, content: bytes, fields: Mapping[str, Any], result: ImageResult) -> None:
         if result.error is not None:
-            _tell_bad(file, result.error.detail)
+            warn("skipped", f"{file}: {result.error.detail}")
             return
-        labelled = LabelRecord(
+        record = LabelRecord(
             sha256=sha256_of(content),
-            question=asked,
-            predictions=[each.model_dump() for each in result.predictions],
+            question=fields,
+            predictions=[prediction.model_dump() for prediction in result.predictions],
             rejected=result.rejected,
             prediction_set=result.prediction_set,
             labelled_at=datetime.now(UTC).isoformat(timespec="seconds"),
             version=__version__,
         )
+        sidecar_path = self._sidecar_path(file)
         try:
-            self._sidecar.write(self._place(file), labelled, self._min_score)
+            self._sidecar.write(sidecar_path, record, self._min_score)
         except ForeignSidecarError as error:
-            _tell_bad(file, str(error))
+            warn("skipped", f"{file}: {error}")
         except OSError as error:
-            # Not done: the disk may have room again when the file is looked at the next time.
-            raise InvalidFieldError.of(str(self._place(file)), f"cannot be written: {error.strerror}") from error
-        best = next(iter(result.predictions), None)  # for some images no names are found
-        told = "none of these" if result.rejected or best is None else f"{best.label} {best.score:.2f}"
-        out.print(f"{file}: {told}", highlight=False, markup=False, soft_wrap=True)
+            # The file stays unfinished, so that the next run classifies it.
+            raise InvalidFieldError.of(str(sidecar_path), f"cannot be written: {error.strerror}") from error
+        best = next(iter(result.predictions), None)  # there may be no discovered label
+        label = "none of these" if result.rejected or best is None else f"{best.label} {best.score:.2f}"
+        out.print(f"{file}: {label}", highlight=False, markup=False, soft_wrap=True)
 
-    def _place(self, file: Path) -> Path:
+    def _sidecar_path(self, file: Path) -> Path:
         return file.with_name(file.name + self._sidecar.suffix)
 
 
-def _asked(question: ClassifyRequest) -> dict[str, Any]:
-    """Return what of a question makes its answers."""
+def _sidecar_fields(request: ClassifyRequest) -> dict[str, Any]:
+    """Return the fields of a request that determine its results."""
     fields = {
-        "labels": question.labels,
-        "label_set": question.label_set,
-        "model": question.model,
-        "method": question.method,
-        "template": question.template,
-        "database": question.database,
-        "options": dict(question.options) or None,
-        "reject_below": question.reject_below,
-        "false_rejection_rate": question.false_rejection_rate,
-        "coverage": question.coverage,
-        "top_k": question.top_k,
+        "labels": request.labels,
+        "label_set": request.label_set,
+        "model": request.model,
+        "method": request.method,
+        "template": request.template,
+        "database": request.database,
+        "options": dict(request.options) or None,
+        "reject_below": request.reject_below,
+        "false_rejection_rate": request.false_rejection_rate,
+        "coverage": request.coverage,
+        "top_k": request.top_k,
     }
     return {name: value for name, value in fields.items() if value is not None}
 
@@ -312,7 +273,3 @@ def _stamp(file: Path) -> Stamp | None:
     except OSError:
         return None
     return status.st_size, status.st_mtime_ns
-
-
-def _tell_bad(file: Path, reason: str) -> None:
-    err.print(f"[yellow]skipped[/yellow] {escape(str(file))}: {escape(reason)}", highlight=False, soft_wrap=True)

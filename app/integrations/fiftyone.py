@@ -151,7 +151,7 @@ def _logits(result: ImageResult, labels: Sequence[str]) -> list[float]:
 
 
 def labels_file(
-    files: Sequence[Path], results: Sequence[Any], *, classes: Sequence[str] | None, top_k: int
+    files: Sequence[Path], results: Sequence[ImageResult], *, classes: Sequence[str] | None, top_k: int
 ) -> dict[str, Any]:
     """Return the content of a ``labels.json``, with absolute paths.
 
@@ -164,7 +164,7 @@ def labels_file(
         top_k: maximum number of labels per file; above 1, each file has a list of labels.
     """
 
-    def label_of(result: Any) -> Any:
+    def label_of(result: ImageResult) -> Any:
         if result.rejected or not result.predictions:
             return None
         labels = [

@@ -1,7 +1,7 @@
-"""A machine learning backend for Label Studio: predictions for its tasks, to begin annotations with.
+"""A machine learning backend for Label Studio: predicts the choices of its tasks.
 
-The routes are those that Label Studio asks, answered as the servers of its own SDK (label-studio-ml-backend) answer
-them. A prediction says which version it is of; Label Studio asks anew for what it has no prediction of that version.
+The routes and their responses are those of Label Studio's own SDK (label-studio-ml-backend). Each prediction carries a
+version, and Label Studio requests predictions again for tasks that have none of the current version.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import hmac
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import Any, TypeAlias
 
@@ -23,20 +23,20 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from app.errors import BodyTooLargeError, ClientError, DeixisError, InvalidFieldError, MalformedRequestError
 from app.integrations.label_studio_config import Choice, Control, read_config, words_of
 from app.integrations.label_studio_images import TaskImages
-from deixis import AsyncClient, ImageResult, ProblemError, UnreachableError
+from deixis import AsyncClient, ClassifyOptions, ImageResult, ProblemError, UnreachableError
 from deixis import ClientError as ServiceError
 
 log = structlog.get_logger()
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 MAX_TASKS = 1000
-# Label Studio waits 3 s for an answer to setup, and 100 s for predictions, unless it is told otherwise.
+# The default timeouts of Label Studio are 3 s for a setup and 100 s for predictions.
 _PLAN_TIMEOUT_S = 2.5
 _PREDICT_TIMEOUT_S = 90.0
-# Tasks whose images are in memory together, and how many such groups at once.
-_CHUNK = 8
-_CHUNKS_AT_ONCE = 2
-# Upon these Label Studio would have a backend trained, which here needs none.
+# Tasks whose images are in memory together, and the number of simultaneous batches.
+_BATCH = 8
+_CONCURRENCY = 2
+# Events after which Label Studio requests a training; this backend needs none.
 _TRAIN_EVENTS = frozenset({"ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATION_DELETED", "START_TRAINING"})
 
 
@@ -45,26 +45,17 @@ class Preannotation:
     """How tasks are predicted.
 
     Args:
-        label_set: whose classes are called like the choices; without one, the choices are asked about as they are.
-        model: a model of the service; by default its first.
-        method: a method of the service.
-        template: a template set, or one template with ``{}``.
-        options: of the method.
-        reject_below: a picture whose best score is lower has no choice.
-        multiple_above: where several may be chosen, all with this score or more are.
+        request: the options of a classification. The classes of a label set must be named after the choices; without a
+            label set, the labels are the choices.
+        multiple_above: if several choices are allowed, those with at least this score are predicted.
     """
 
-    label_set: str | None = None
-    model: str | None = None
-    method: str | None = None
-    template: str | None = None
-    options: Mapping[str, float] = field(default_factory=dict)
-    reject_below: float | None = None
+    request: ClassifyOptions
     multiple_above: float = 0.25
 
 
 class TaskBody(BaseModel):
-    """A task; its annotations and what else it has are of no use here."""
+    """A task; its other fields, such as annotations, are not used."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -73,7 +64,7 @@ class TaskBody(BaseModel):
 
 
 class PredictBody(BaseModel):
-    """What Label Studio asks predictions with."""
+    """A request for predictions."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -83,49 +74,49 @@ class PredictBody(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What is asked of the service about every image, and the version that its answers are of."""
+    """The request to the service for each image, and the version of its predictions."""
 
     controls: Sequence[Control]
-    question: Mapping[str, Any]
+    request: ClassifyOptions
     classes: Mapping[str, str] | None
     version: str
 
     def labels_of(self, choices: Sequence[Choice]) -> dict[str, int]:
-        """Return for each label of an answer the place of its choice."""
-        places = {word: place for place, choice in enumerate(choices) for word in choice.words}
+        """Return the index of the choice of each label of a result."""
+        index_of = {word: index for index, choice in enumerate(choices) for word in choice.words}
         if self.classes is None:
-            return places
-        return {self.classes[word.lower()]: place for word, place in places.items() if word.lower() in self.classes}
+            return index_of
+        return {self.classes[word.lower()]: index for word, index in index_of.items() if word.lower() in self.classes}
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """A control of the task at a place, and where its image is."""
+class _Item:
+    """A control of a task to predict: the index of the task, and the source of its image."""
 
-    place: int
+    task_index: int
     control: Control
     source: str
 
     @property
     def key(self) -> tuple[int, str]:
-        """By which the image is known."""
-        return self.place, self.source
+        """The key of the image; items of a task with the same source share the image."""
+        return self.task_index, self.source
 
 
 _Region: TypeAlias = tuple[dict[str, Any] | None, float]
-"""What is predicted for a control, None where nothing is, and the score of its best choice."""
+"""The predicted region of a control or None, and the score of the best choice."""
 
 
 def create_app(
-    client: AsyncClient, images: TaskImages, asked: Preannotation, *, login: tuple[str, str] | None = None
+    client: AsyncClient, images: TaskImages, preannotation: Preannotation, *, login: tuple[str, str] | None = None
 ) -> FastAPI:
     """Return the application.
 
     Args:
-        client: of the service; closed with the application.
-        images: brings the images of tasks; closed with the application.
-        asked: how tasks are predicted.
-        login: the user and the password that callers must show (HTTP basic); None for nobody to show any.
+        client: a client of the service; closed with the application.
+        images: fetches the images of tasks; closed with the application.
+        preannotation: how tasks are predicted.
+        login: user and password that clients must send (HTTP Basic); None for no authentication.
     """
 
     @asynccontextmanager
@@ -135,23 +126,23 @@ def create_app(
         await client.close()
 
     app = FastAPI(title="Deixis for Label Studio", openapi_url=None, lifespan=lifespan)
-    backend = _Backend(client, images, asked)
+    backend = _Backend(client, images, preannotation)
 
     @app.middleware("http")
-    async def let_in(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
-        if login is not None and not _shows(request.headers.get("authorization", ""), login):
+    async def authenticate(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        if login is not None and not _is_login(request.headers.get("authorization", ""), login):
             return Response("Unauthorized", 401, {"WWW-Authenticate": 'Basic realm="Deixis"'})
-        return await answer(request)
+        return await call_next(request)
 
     @app.exception_handler(DeixisError)
-    async def tell(_: Request, error: DeixisError) -> JSONResponse:
-        return _told(error.message, 413 if isinstance(error, BodyTooLargeError) else 400)
+    async def report(_: Request, error: DeixisError) -> JSONResponse:
+        return _error_response(error.message, 413 if isinstance(error, BodyTooLargeError) else 400)
 
     @app.exception_handler(ServiceError)
-    async def tell_service(_: Request, error: ServiceError) -> JSONResponse:
+    async def report_service(_: Request, error: ServiceError) -> JSONResponse:
         if isinstance(error, ProblemError) and error.status not in {429, 502, 503, 504}:
-            return _told(f"the service refuses: {error}", 400 if error.status < 500 else 502)
-        return _told(str(error), 503)
+            return _error_response(f"the service refused the request: {error}", 400 if error.status < 500 else 502)
+        return _error_response(str(error), 503)
 
     @app.get("/")
     @app.get("/health")
@@ -160,8 +151,8 @@ def create_app(
 
     @app.post("/setup")
     async def setup(request: Request) -> dict[str, str]:
-        given = await _body_of(request)
-        config = given.get("schema")
+        body = await _read_body(request)
+        config = body.get("schema")
         if not isinstance(config, str):
             raise InvalidFieldError.of("schema", "the labeling configuration is missing")
         return {"model_version": (await backend.plan(read_config(config))).version}
@@ -169,18 +160,18 @@ def create_app(
     @app.post("/predict")
     async def predict(request: Request) -> dict[str, Any]:
         try:
-            body = PredictBody.model_validate(await _body_of(request))
+            body = PredictBody.model_validate(await _read_body(request))
         except ValidationError as error:
             first = error.errors()[0]
             raise InvalidFieldError.of(".".join(map(str, first["loc"])), first["msg"]) from error
         if len(body.tasks) > MAX_TASKS:
-            raise InvalidFieldError.of("tasks", f"{len(body.tasks)} in one request; at most {MAX_TASKS} are predicted")
+            raise InvalidFieldError.of("tasks", f"has {len(body.tasks)} tasks; send at most {MAX_TASKS} in one request")
         plan = await backend.plan(read_config(body.label_config))
         return {"results": await backend.predict(body.tasks, plan), "model_version": plan.version}
 
     @app.post("/webhook")
     async def webhook(request: Request) -> JSONResponse:
-        event = (await _body_of(request)).get("action")
+        event = (await _read_body(request)).get("action")
         if event not in _TRAIN_EVENTS:
             return JSONResponse({"status": "Unknown event"})
         return JSONResponse({"result": {}, "status": "ok"}, 201)
@@ -189,103 +180,97 @@ def create_app(
 
 
 class _Backend:
-    def __init__(self, client: AsyncClient, images: TaskImages, asked: Preannotation) -> None:
+    def __init__(self, client: AsyncClient, images: TaskImages, preannotation: Preannotation) -> None:
         self._client = client
         self._images = images
-        self._asked = asked
-        self._turns = asyncio.Semaphore(_CHUNKS_AT_ONCE)
+        self._preannotation = preannotation
+        self._slots = asyncio.Semaphore(_CONCURRENCY)
 
     async def plan(self, controls: Sequence[Control]) -> _Plan:
-        """Look up what the service would be asked.
+        """Return the plan for the controls of a project.
 
         Raises:
-            InvalidFieldError: the label set has none of the choices.
-            ServiceError: the service refuses, or is not there.
+            InvalidFieldError: no class of the label set is named after a choice.
+            ServiceError: the service refused a request or does not respond.
         """
         try:
             async with asyncio.timeout(_PLAN_TIMEOUT_S):
                 return await self._plan(controls)
         except TimeoutError:
-            raise UnreachableError("the service did not answer in time; is it running?") from None
+            raise UnreachableError("the service did not respond in time; is it running?") from None
 
     async def _plan(self, controls: Sequence[Control]) -> _Plan:
-        asked = self._asked
-        model = asked.model or (await self._client.models())[0].name
-        question: dict[str, Any] = {
-            "model": model,
-            "method": asked.method,
-            "template": asked.template,
-            "options": dict(asked.options) or None,
-            "reject_below": asked.reject_below,
-        }
+        request = self._preannotation.request.copy()
+        request["model"] = request.get("model") or (await self._client.models())[0].name
         classes = None
-        if asked.label_set is not None:
-            found = await self._client.label_sets.get(asked.label_set)
-            question |= {"label_set": f"{found.name}@{found.version}", "top_k": len(found.classes)}
-            classes = {each.name.lower(): each.name for each in found.classes}
+        if (reference := request.get("label_set")) is not None:
+            label_set = await self._client.label_sets.get(reference)
+            request["label_set"] = f"{label_set.name}@{label_set.version}"
+            request["top_k"] = len(label_set.classes)
+            classes = {entry.name.lower(): entry.name for entry in label_set.classes}
             words = {word.lower() for control in controls for word in words_of(control.choices)}
             if words and words.isdisjoint(classes):
                 raise InvalidFieldError.of(
-                    "label_set", f"'{asked.label_set}' has no class that is called like a choice; rename one of them"
+                    "label_set", f"'{reference}' has no class that is named after a choice; rename one of them"
                 )
-        question = {name: value for name, value in question.items() if value is not None}
-        told = json.dumps([[asdict(each) for each in controls], question, asked.multiple_above], sort_keys=True)
-        parts = ("deixis", model, question.get("label_set"), sha256(told.encode()).hexdigest()[:8])
-        return _Plan(controls, question, classes, " ".join(part for part in parts if part))
+        fields = [[asdict(control) for control in controls], request, self._preannotation.multiple_above]
+        digest = sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
+        parts = ("deixis", request["model"], request.get("label_set"), digest)
+        return _Plan(controls, request, classes, " ".join(part for part in parts if part))
 
     async def predict(self, tasks: Sequence[TaskBody], plan: _Plan) -> list[Any]:
-        """Return a prediction for each task, in order; an empty list for one that can have none now.
+        """Return a prediction per task, in order; an empty list for a task that cannot be predicted now.
 
-        Label Studio makes nothing of such a list, and asks again another time.
+        Label Studio ignores an empty list and requests the prediction again later.
         """
         end_s = asyncio.get_running_loop().time() + _PREDICT_TIMEOUT_S
-        chunks = [tasks[start : start + _CHUNK] for start in range(0, len(tasks), _CHUNK)]
-        running = [asyncio.create_task(self._chunk(chunk, plan, end_s)) for chunk in chunks]
+        batches = [tasks[start : start + _BATCH] for start in range(0, len(tasks), _BATCH)]
+        running = [asyncio.create_task(self._predict_in_time(batch, plan, end_s)) for batch in batches]
         try:
-            return [each for chunk in running for each in await chunk]
+            return [prediction for batch in running for prediction in await batch]
         finally:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
 
-    async def _chunk(self, tasks: Sequence[TaskBody], plan: _Plan, end_s: float) -> list[Any]:
+    async def _predict_in_time(self, tasks: Sequence[TaskBody], plan: _Plan, end_s: float) -> list[Any]:
         try:
-            async with asyncio.timeout_at(end_s), self._turns:
-                return await self._predicted(tasks, plan)
+            async with asyncio.timeout_at(end_s), self._slots:
+                return await self._predict(tasks, plan)
         except TimeoutError:
             log.warning("not predicted in time", tasks=[task.id for task in tasks], timeout_s=_PREDICT_TIMEOUT_S)
             return [[] for _ in tasks]
 
-    async def _predicted(self, tasks: Sequence[TaskBody], plan: _Plan) -> list[Any]:
-        """Fetch each image once, and ask about those with the same choices together."""
+    async def _predict(self, tasks: Sequence[TaskBody], plan: _Plan) -> list[Any]:
+        """Fetch each image once, and classify the images with the same choices together."""
         problems: dict[int, str] = {}
         groups = _grouped(tasks, plan, problems)
-        images = await self._brought(tasks, groups, problems)
+        images = await self._fetch(tasks, groups, problems)
         regions: dict[tuple[int, str], _Region] = {}
-        for choices, members in groups.items():
-            here = [(each, images[each.key]) for each in members if each.key in images]
-            told = await self._results([image for _, image in here], choices, plan)
-            for (each, _), result in zip(here, told, strict=True):
+        for choices, items in groups.items():
+            fetched = [(item, images[item.key]) for item in items if item.key in images]
+            results = await self._classify([image for _, image in fetched], choices, plan)
+            for (item, _), result in zip(fetched, results, strict=True):
                 if result.error is not None:
-                    problems[each.place] = result.error.detail
+                    problems[item.task_index] = result.error.detail
                 else:
-                    region = self._region(each.control, choices, plan.labels_of(choices), result)
-                    regions[each.place, each.control.name] = region
-        for place, problem in problems.items():
-            log.warning("not predicted", task=tasks[place].id, reason=problem)
+                    region = self._region(item.control, choices, plan.labels_of(choices), result)
+                    regions[item.task_index, item.control.name] = region
+        for index, problem in problems.items():
+            log.warning("not predicted", task=tasks[index].id, reason=problem)
         return [
-            [] if place in problems else _prediction(plan, [regions[place, each.name] for each in plan.controls])
-            for place in range(len(tasks))
+            [] if index in problems else _prediction(plan, [regions[index, control.name] for control in plan.controls])
+            for index in range(len(tasks))
         ]
 
-    async def _brought(
-        self, tasks: Sequence[TaskBody], groups: Mapping[Any, Sequence[_Asked]], problems: dict[int, str]
+    async def _fetch(
+        self, tasks: Sequence[TaskBody], groups: Mapping[Any, Sequence[_Item]], problems: dict[int, str]
     ) -> dict[tuple[int, str], bytes]:
-        """Return the images that can be had, by the place of their task and where they are."""
-        wanted = list(dict.fromkeys(each.key for members in groups.values() for each in members))
-        fetches = [self._images.fetch(source, tasks[place].id) for place, source in wanted]
+        """Return the fetched images by the keys of their items; add the errors of the others to ``problems``."""
+        keys = list(dict.fromkeys(item.key for items in groups.values() for item in items))
+        fetches = [self._images.fetch(source, tasks[index].id) for index, source in keys]
         images: dict[tuple[int, str], bytes] = {}
-        for key, image in zip(wanted, await asyncio.gather(*fetches, return_exceptions=True), strict=True):
+        for key, image in zip(keys, await asyncio.gather(*fetches, return_exceptions=True), strict=True):
             if isinstance(image, bytes):
                 images[key] = image
             elif isinstance(image, ClientError):
@@ -294,25 +279,25 @@ class _Backend:
                 raise image
         return images
 
-    async def _results(self, images: Sequence[bytes], choices: Sequence[Choice], plan: _Plan) -> list[ImageResult]:
-        question = dict(plan.question)
+    async def _classify(self, images: Sequence[bytes], choices: Sequence[Choice], plan: _Plan) -> list[ImageResult]:
+        request = plan.request.copy()
         if plan.classes is None:
-            words = words_of(choices)
-            question |= {"labels": words, "top_k": len(words)}
-        return [each.result async for each in self._client.stream(images, batch_size=_CHUNK, **question)]
+            request["labels"] = words_of(choices)
+            request["top_k"] = len(request["labels"])
+        return [row.result async for row in self._client.stream(images, batch_size=_BATCH, **request)]
 
     def _region(
-        self, control: Control, choices: Sequence[Choice], places: Mapping[str, int], result: ImageResult
+        self, control: Control, choices: Sequence[Choice], index_of: Mapping[str, int], result: ImageResult
     ) -> _Region:
-        """Return what is predicted for a control, None where nothing is, and the score of the best choice."""
+        """Return the predicted region of a control, or None, and the score of the best choice."""
         scores = [0.0] * len(choices)
-        for each in result.predictions:
-            if each.label in places:
-                scores[places[each.label]] += each.score
-        scores = [min(score, 1.0) for score in scores]  # of sigmoid models they are no shares
+        for prediction in result.predictions:
+            if prediction.label in index_of:
+                scores[index_of[prediction.label]] += prediction.score
+        scores = [min(score, 1.0) for score in scores]  # the scores of sigmoid models do not sum to 1
         best = max(range(len(choices)), key=scores.__getitem__)
         if control.is_multiple:
-            chosen = [place for place, score in enumerate(scores) if score >= self._asked.multiple_above]
+            chosen = [index for index, score in enumerate(scores) if score >= self._preannotation.multiple_above]
             chosen.sort(key=scores.__getitem__, reverse=True)
         else:
             chosen = [best]
@@ -322,33 +307,31 @@ class _Backend:
             "from_name": control.name,
             "to_name": control.image,
             "type": "choices",
-            "value": {"choices": [choices[place].result for place in chosen]},
+            "value": {"choices": [choices[index].result for index in chosen]},
             "score": scores[best],
         }
         return region, scores[best]
 
 
-def _grouped(
-    tasks: Sequence[TaskBody], plan: _Plan, problems: dict[int, str]
-) -> dict[tuple[Choice, ...], list[_Asked]]:
-    """Return what is asked, by the choices there are; ``problems`` get the tasks that cannot be asked about."""
-    groups: dict[tuple[Choice, ...], list[_Asked]] = {}
-    for place, task in enumerate(tasks):
+def _grouped(tasks: Sequence[TaskBody], plan: _Plan, problems: dict[int, str]) -> dict[tuple[Choice, ...], list[_Item]]:
+    """Return the items by their choices; add the errors of invalid tasks to ``problems``, by the index of the task."""
+    groups: dict[tuple[Choice, ...], list[_Item]] = {}
+    for index, task in enumerate(tasks):
         for control in plan.controls:
             try:
                 source, choices = control.source_in(task.data), control.choices_in(task.data)
             except InvalidFieldError as error:
-                problems[place] = error.message
+                problems[index] = error.message
                 continue
             if plan.labels_of(choices):
-                groups.setdefault(choices, []).append(_Asked(place, control, source))
+                groups.setdefault(choices, []).append(_Item(index, control, source))
             else:
-                problems[place] = f"the label set has no class that is called like a choice of '{control.name}'"
+                problems[index] = f"no class of the label set is named after a choice of '{control.name}'"
     return groups
 
 
 def _prediction(plan: _Plan, regions: Sequence[_Region]) -> dict[str, Any]:
-    """Return a prediction, whose score is that of its least certain part."""
+    """Return the prediction of a task, whose score is the lowest of its regions."""
     return {
         "result": [region for region, _ in regions if region is not None],
         "score": min(score for _, score in regions),
@@ -356,39 +339,40 @@ def _prediction(plan: _Plan, regions: Sequence[_Region]) -> dict[str, Any]:
     }
 
 
-async def _body_of(request: Request) -> dict[str, Any]:
-    """Return the body, which must be a JSON object.
+async def _read_body(request: Request) -> dict[str, Any]:
+    """Return the body, a JSON object.
 
     Raises:
-        BodyTooLargeError, MalformedRequestError: it is too long, or none.
+        BodyTooLargeError: the body is too long.
+        MalformedRequestError: the body is not a JSON object.
     """
     received = bytearray()
-    async for piece in request.stream():
-        received += piece
+    async for chunk in request.stream():
+        received += chunk
         if len(received) > MAX_BODY_BYTES:
             raise BodyTooLargeError(
-                f"the request has more than {MAX_BODY_BYTES:,} bytes; give images as addresses, or lower the size of"
-                " Label Studio's batches"
+                f"the request has more than {MAX_BODY_BYTES:,} bytes; send images as URLs, or reduce the batch"
+                " size of Label Studio"
             )
     try:
-        given = await asyncio.to_thread(json.loads, bytes(received))
+        body = await asyncio.to_thread(json.loads, bytes(received))
     except (ValueError, RecursionError) as error:
-        raise MalformedRequestError(f"the body is no JSON: {error}") from error
-    if not isinstance(given, dict):
-        raise MalformedRequestError("the body is no JSON object")
-    return given
+        raise MalformedRequestError(f"the body is not JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise MalformedRequestError("the body is not a JSON object")
+    return body
 
 
-def _shows(header: str, login: tuple[str, str]) -> bool:
+def _is_login(header: str, login: tuple[str, str]) -> bool:
     kind, _, encoded = header.partition(" ")
     if kind.lower() != "basic":
         return False
     try:
-        shown = base64.b64decode(encoded, validate=True)
+        sent = base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError):
         return False
-    return hmac.compare_digest(shown, ":".join(login).encode())
+    return hmac.compare_digest(sent, ":".join(login).encode())
 
 
-def _told(message: str, status: int) -> JSONResponse:
+def _error_response(message: str, status: int) -> JSONResponse:
     return JSONResponse({"error": message}, status)

@@ -520,7 +520,7 @@ def test_a_model_that_fails_on_every_image_ends_the_run(run, photos, tmp_path, f
 @pytest.mark.parametrize("given", [[], ["-l", "a,b", "--no-labels"], ["-l", "a,b", "-s", "x"]])
 def test_exactly_one_source_of_labels_must_be_given(run, photos, tmp_path, given):
     done = run("bulk", photos, *given, "--out", tmp_path / "out")
-    assert_error(done, 2, "give one of --labels, --label-set and --no-labels")
+    assert_error(done, 2, "pass exactly one of --labels, --label-set and --no-labels")
 
 
 def test_methods_whose_results_depend_on_other_images_are_refused(run, photos, tmp_path, nature):

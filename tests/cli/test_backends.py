@@ -1,64 +1,66 @@
-"""In process and over HTTP give the same bodies, and a server's refusals come back as they were told."""
+"""Both backends return the same answers and the same errors."""
 
 from contextlib import asynccontextmanager
 
 import httpx
 import pytest
 
-from app.api.schemas.label_sets import LabelSetBody
 from app.classification.resolve import ClassifyRequest
-from app.cli.backends import InProcess, OverHttp, RefusedError
-from app.errors import DeixisError, NotReadyError
+from app.cli.backends import HttpBackend, InProcessBackend, LabelSetInput, open_http_backend
+from app.errors import ConfigurationError, DeixisError
 from app.main import create_app
+from app.types import ClassEntry
+from deixis import AsyncClient, ProblemError, UnreachableError
+from deixis import ClientError as RemoteError
 from tests.api.test_examples import CLASSES, shade
 from tests.conftest import picture
 
 pytestmark = pytest.mark.anyio
 
+ERRORS = (DeixisError, RemoteError)
 COLOURS = ClassifyRequest(labels=["red", "green", "blue"], top_k=1)
 
 
 @pytest.fixture(params=["in process", "over HTTP"])
 def opened(request, settings, encoder):
-    """Open the application and return one of the two backends on it."""
+    """A function that opens one of the two backends on the application; keyword arguments are settings."""
 
     @asynccontextmanager
-    async def open_backend():
-        app = create_app(settings, lambda _: [encoder])
+    async def open_backend(**changes):
+        app = create_app(settings.model_copy(update=changes), lambda _: [encoder])
         async with app.router.lifespan_context(app):
             if request.param == "in process":
-                yield InProcess(app.state.service)
+                yield InProcessBackend(app.state.service)
             else:
-                transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-                async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-                    yield OverHttp(client)
+                async with AsyncClient("http://test", transport=httpx.ASGITransport(app)) as client:
+                    yield HttpBackend(client)
 
     return open_backend
 
 
-def over_handler(handler) -> OverHttp:
-    return OverHttp(httpx.AsyncClient(transport=httpx.MockTransport(handler), base_url="http://test"))
+def label_set(*names, **fields) -> LabelSetInput:
+    return LabelSetInput([ClassEntry(name) for name in names], **fields)
 
 
-async def test_images_are_answered_in_order(opened):
+async def test_results_are_in_the_order_of_the_images(opened):
     async with opened() as backend:
         results = await backend.classify([picture("green"), picture("red"), picture("blue")], COLOURS)
 
     assert [result.predictions[0].label for result in results] == ["green", "red", "blue"]
 
 
-async def test_a_pinned_question_names_the_model_and_the_version_that_answer_now(opened):
+async def test_a_pinned_request_names_the_current_model_and_version(opened):
     async with opened() as backend:
-        model = (await backend.pinned(COLOURS)).model
+        model = (await backend.pin(COLOURS)).model
         assert model
         for version, classes in ((1, ["red"]), (2, ["red", "green"])):
-            await backend.put_label_set("colours", LabelSetBody(classes=classes))
-            pinned = await backend.pinned(ClassifyRequest(label_set="colours", top_k=1))
+            await backend.put_label_set("colours", label_set(*classes))
+            pinned = await backend.pin(ClassifyRequest(label_set="colours", top_k=1))
             assert (pinned.label_set, pinned.model, pinned.top_k) == (f"colours@{version}", model, 1)
-        assert (await backend.pinned(ClassifyRequest(label_set="colours@1"))).label_set == "colours@1"
+        assert (await backend.pin(ClassifyRequest(label_set="colours@1"))).label_set == "colours@1"
 
 
-async def test_a_bad_image_has_its_error_in_its_own_result(opened):
+async def test_a_bad_image_has_an_error_in_its_result(opened):
     async with opened() as backend:
         results = await backend.classify([picture("green"), b"no picture"], COLOURS)
 
@@ -67,14 +69,14 @@ async def test_a_bad_image_has_its_error_in_its_own_result(opened):
 
 
 @pytest.mark.parametrize("count", [1, 3])
-async def test_bad_images_alone_are_results_and_no_failure(opened, count):
+async def test_a_request_with_bad_images_only_does_not_fail(opened, count):
     async with opened() as backend:
         results = await backend.classify([b"no picture"] * count, COLOURS)
 
     assert [result.error.type for result in results] == ["urn:deixis:problem:not-an-image"] * count
 
 
-async def test_images_that_are_bad_in_different_ways_are_each_told(opened, settings):
+async def test_images_with_different_errors_have_each_their_own(opened, settings):
     async with opened() as backend:
         results = await backend.classify([b"no picture", picture() + bytes(settings.max_image_bytes)], COLOURS)
 
@@ -83,7 +85,7 @@ async def test_images_that_are_bad_in_different_ways_are_each_told(opened, setti
 
 
 @pytest.mark.parametrize(
-    ("question", "told"),
+    ("request_", "message"),
     [
         (ClassifyRequest(), "give labels"),
         (ClassifyRequest(label_set="nope"), "unknown label set 'nope'"),
@@ -91,25 +93,25 @@ async def test_images_that_are_bad_in_different_ways_are_each_told(opened, setti
         (ClassifyRequest(labels=["a"], template="nope"), "unknown template set 'nope'"),
     ],
 )
-async def test_a_wrong_question_is_an_error_whatever_the_images(opened, question, told):
+async def test_an_invalid_request_is_an_error(opened, request_, message):
     async with opened() as backend:
-        with pytest.raises(DeixisError, match=told):
-            await backend.classify([picture(), picture()], question)
+        with pytest.raises(ERRORS, match=message):
+            await backend.classify([picture(), picture()], request_)
 
 
-async def test_too_many_labels_are_one_error_and_no_fault_of_the_images(opened, settings):
+async def test_too_many_labels_are_an_error_of_the_request_and_not_of_its_images(opened, settings):
     labels = [f"label {number}" for number in range(settings.max_labels + 1)]
     async with opened() as backend:
         for count in (1, 2):
-            with pytest.raises(DeixisError, match="DEIXIS_MAX_LABELS"):
+            with pytest.raises(ERRORS, match="DEIXIS_MAX_LABELS"):
                 await backend.classify([picture()] * count, ClassifyRequest(labels=labels))
 
 
 async def test_label_sets_are_written_listed_and_read(opened):
     async with opened() as backend:
-        await backend.put_label_set("two", LabelSetBody(classes=["a", "b"]))
-        await backend.put_label_set("two", LabelSetBody(classes=["a", "b", "c"], templates="ensemble"))
-        await backend.put_label_set("grün 🌿", LabelSetBody(classes=["leaf"]))
+        await backend.put_label_set("two", label_set("a", "b"))
+        await backend.put_label_set("two", label_set("a", "b", "c", templates="ensemble"))
+        await backend.put_label_set("grün 🌿", label_set("leaf"))
         listed = await backend.label_sets()
         latest, first = await backend.label_set("two"), await backend.label_set("two@1")
 
@@ -120,19 +122,19 @@ async def test_label_sets_are_written_listed_and_read(opened):
 
 # --- example images ------------------------------------------------------------------------------------------------
 
-THINGS = LabelSetBody(classes=list(CLASSES))
+THINGS = label_set(*CLASSES)
 
 
 async def ignore(done, total):
     pass
 
 
-async def teach(backend, each=4):
-    """Add labelled examples, try the methods, and return what became of the images."""
-    pairs = [(shade(kind, number), name) for number in range(each) for kind, name in enumerate(CLASSES)]
-    told = await backend.add_examples("things", [image for image, _ in pairs], [name for _, name in pairs])
-    await backend.try_methods("things", told.job, ignore)
-    return told
+async def add_examples(backend, per_class=4):
+    """Add labelled examples, compare the methods, and return the result of the upload."""
+    pairs = [(shade(kind, number), name) for number in range(per_class) for kind, name in enumerate(CLASSES)]
+    added = await backend.add_examples("things", [image for image, _ in pairs], [name for _, name in pairs])
+    await backend.select_methods("things", added.job, ignore)
+    return added
 
 
 async def test_examples_are_added_counted_and_deleted(opened):
@@ -167,7 +169,7 @@ async def test_images_of_one_class_or_of_none_are_added_alone_or_together(opened
 
 
 @pytest.mark.parametrize("labelled", [True, False])
-async def test_bad_examples_alone_are_each_told_and_no_failure(opened, settings, labelled):
+async def test_an_upload_of_bad_images_only_skips_each_of_them(opened, settings, labelled):
     async with opened() as backend:
         await backend.put_label_set("things", THINGS)
         images = [b"no picture", picture() + bytes(settings.max_image_bytes), b""]
@@ -179,10 +181,10 @@ async def test_bad_examples_alone_are_each_told_and_no_failure(opened, settings,
         assert told.counts.revision == 0
 
 
-async def test_examples_that_cannot_be_are_an_error(opened):
+async def test_invalid_examples_are_an_error(opened):
     async with opened() as backend:
         await backend.put_label_set("things", THINGS)
-        with pytest.raises(DeixisError, match="unknown class 'puma'; known: leaf, sky, tomato"):
+        with pytest.raises(ERRORS, match="unknown class 'puma'; known: leaf, sky, tomato"):
             await backend.add_examples("things", [shade(0, 0)], ["puma"])
         for work in (
             backend.add_examples("none", [shade(0, 0)], [None]),
@@ -190,19 +192,19 @@ async def test_examples_that_cannot_be_are_an_error(opened):
             backend.delete_examples("none", classname=None, unlabelled=False, everything=True),
             backend.selection("none", None),
         ):
-            with pytest.raises(DeixisError, match="unknown label set 'none'; known: things"):
+            with pytest.raises(ERRORS, match="unknown label set 'none'; known: things"):
                 await work
-        with pytest.raises(DeixisError, match="wait until the methods have been compared"):
+        with pytest.raises(ERRORS, match="wait until the methods have been compared"):
             await backend.selection("things", None)
-        with pytest.raises(DeixisError, match="unknown model 'nope'; known: fake"):
+        with pytest.raises(ERRORS, match="unknown model 'nope'; known: fake"):
             await backend.selection("things", "nope")
 
 
-async def test_methods_are_tried_and_the_choice_is_used(opened):
+async def test_methods_are_compared_and_the_selected_one_is_used(opened):
     async with opened() as backend:
         await backend.put_label_set("things", THINGS)
-        told = await teach(backend)
-        assert told.added == 12
+        added = await add_examples(backend)
+        assert added.added == 12
         selection = await backend.selection("things", None)
         assert (selection.current, selection.labelled, selection.method) == (True, 12, selection.leaderboard[0].method)
         named = await backend.selection("things", "fake")
@@ -215,96 +217,97 @@ async def test_methods_are_tried_and_the_choice_is_used(opened):
         assert result.rejected is False
 
 
-async def test_shares_reach_the_server_as_they_were_given():
-    """Not rounded, and not in another notation that the server would not read."""
+@pytest.mark.parametrize(
+    ("changes", "images", "classname"),
+    [
+        ({"max_request_bytes": 1500}, [shade(kind, number) for number in range(3) for kind in range(3)], "leaf"),
+        ({"max_evaluation_images": 4}, [shade(0, number) for number in range(9)], None),
+    ],
+    ids=["bytes", "number"],
+)
+async def test_examples_that_exceed_a_limit_of_one_request_are_all_added(opened, changes, images, classname):
+    async with opened(**changes) as backend:
+        await backend.put_label_set("things", THINGS)
+        added = await backend.add_examples("things", images, [classname] * 9)
+        assert (added.added, added.skipped) == (9, [])
+        assert added.counts.labelled == ({} if classname is None else {classname: 9})
+
+
+# --- servers that refuse or do not respond ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """The seconds that were waited."""
+    seconds: list[float] = []
+
+    async def note(duration: float) -> None:
+        seconds.append(duration)
+
+    monkeypatch.setattr("asyncio.sleep", note)
+    return seconds
+
+
+@asynccontextmanager
+async def served_by(handler, monkeypatch):
+    """Open the backend as commands do, on a server that ``handler`` simulates."""
+    monkeypatch.setattr(
+        "httpx.AsyncHTTPTransport.handle_async_request", httpx.MockTransport(handler).handle_async_request
+    )
+    async with open_http_backend("http://test") as backend:
+        yield backend
+
+
+async def test_numbers_are_sent_without_rounding(monkeypatch):
     sent = []
 
     def note(request):
         sent.append(request.content)
         return httpx.Response(400)
 
-    question = ClassifyRequest(labels=["a"], coverage=1 - 1e-7, false_rejection_rate=1e-5, reject_below=1 / 3)
-    with pytest.raises(DeixisError):
-        await over_handler(note)._classify([picture()], question)
+    request = ClassifyRequest(labels=["a"], coverage=1 - 1e-7, false_rejection_rate=1e-5, reject_below=1 / 3)
+    async with served_by(note, monkeypatch) as backend:
+        with pytest.raises(ProblemError):
+            await backend.classify([picture()], request)
     for number in (b"0.9999999", b"1e-05", b"0.3333333333333333"):
         assert number in sent[0]
 
 
-async def test_images_that_are_too_many_bytes_together_are_all_added_and_counted(settings, encoder):
-    images = [shade(kind, number) for number in range(3) for kind in range(3)]
-    app = create_app(settings.model_copy(update={"max_request_bytes": 1500}), lambda _: [encoder])
-    async with app.router.lifespan_context(app):
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            backend = OverHttp(client)
-            await backend.put_label_set("things", THINGS)
-            told = await backend.add_examples("things", images, ["leaf"] * 9)
-            assert told.counts.labelled == {"leaf": 9}
-            assert (told.added, told.skipped) == (9, [])
+async def test_a_busy_server_is_retried_for_a_while(monkeypatch, waits):
+    problem = {
+        "type": "urn:deixis:problem:not-ready",
+        "title": "Not ready",
+        "status": 503,
+        "detail": "the caption database 'wordnet' is being built, 7 of 9 captions are encoded",
+    }
+
+    def busy(_):
+        return httpx.Response(503, json=problem, headers={"Retry-After": "2"})
+
+    async with served_by(busy, monkeypatch) as backend:
+        with pytest.raises(ProblemError, match="7 of 9 captions are encoded"):
+            await backend.classify([picture()], ClassifyRequest())
+    assert len(waits) == 7
+    assert all(2 <= seconds <= 2.5 for seconds in waits)
 
 
-async def test_images_that_are_too_many_for_one_request_are_all_added(settings, encoder):
-    app = create_app(settings.model_copy(update={"max_evaluation_images": 4}), lambda _: [encoder])
-    async with app.router.lifespan_context(app):
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            backend = OverHttp(client)
-            await backend.put_label_set("things", THINGS)
-            told = await backend.add_examples("things", [shade(0, number) for number in range(9)], [None] * 9)
-            assert told.added == 9
-
-
-async def test_a_full_server_is_waited_for_as_it_asks(monkeypatch):
-    waits: list[float] = []
-
-    async def note(seconds: float) -> None:
-        waits.append(seconds)
-
-    monkeypatch.setattr("asyncio.sleep", note)
-    answers = iter([httpx.Response(503, headers={"Retry-After": "7"}), httpx.Response(200, json={"models": []})])
-
-    found = await over_handler(lambda _: next(answers)).models()
-
-    assert found.models == []
-    assert len(waits) == 1
-    assert 7 <= waits[0] <= 7 * 1.5
-
-
-@pytest.mark.parametrize("told", ["Wed, 21 Oct 2026 07:28:00 GMT", "", "soon", "-5"])
-async def test_a_time_to_wait_that_is_no_number_of_seconds_is_taken_for_one_second(monkeypatch, told):
-    """A proxy in front may write a date."""
-    waits: list[float] = []
-
-    async def note(seconds: float) -> None:
-        waits.append(seconds)
-
-    monkeypatch.setattr("asyncio.sleep", note)
-    answers = iter([httpx.Response(503, headers={"Retry-After": told}), httpx.Response(200, json={"models": []})])
-
-    await over_handler(lambda _: next(answers)).models()
-
-    assert len(waits) == 1
-    assert 1 <= waits[0] <= 1.5
-
-
-async def test_a_server_that_stays_full_is_given_up(monkeypatch):
-    async def at_once(_: float) -> None:
-        pass
-
-    monkeypatch.setattr("asyncio.sleep", at_once)
-
-    with pytest.raises(RefusedError, match="answered 503"):
-        await over_handler(lambda _: httpx.Response(503)).models()
-
-
-async def test_something_else_at_that_address_is_told_as_such():
-    with pytest.raises(RefusedError, match="is it one"):
-        await over_handler(lambda _: httpx.Response(404, text="<html>")).models()
-
-
-async def test_no_server_at_all_is_told_as_such():
-    def refuse(request: httpx.Request) -> httpx.Response:
+async def test_a_server_that_does_not_respond_is_an_error_at_once(monkeypatch, waits):
+    def refuse(request):
         raise httpx.ConnectError("refused", request=request)
 
-    with pytest.raises(NotReadyError, match="is the server running"):
-        await over_handler(refuse).label_set("x")
+    async with served_by(refuse, monkeypatch) as backend:
+        with pytest.raises(UnreachableError, match="is the server running"):
+            await backend.label_set("x")
+    assert waits == []
+
+
+async def test_a_server_builds_the_wordnet_database_itself(monkeypatch):
+    async with served_by(lambda request: pytest.fail(f"{request.url} was requested"), monkeypatch) as backend:
+        await backend.prepare_database(ClassifyRequest(), ignore)
+
+
+async def test_a_key_that_is_not_ascii_is_an_error_that_names_the_variable(monkeypatch):
+    monkeypatch.setenv("DEIXIS_API_KEY", "schlüssel")
+    with pytest.raises(ConfigurationError, match=r"DEIXIS_API_KEY.*ASCII"):
+        async with open_http_backend("http://test"):
+            pass

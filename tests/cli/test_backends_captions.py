@@ -1,4 +1,4 @@
-"""Caption databases and names without labels: in process and over HTTP give the same bodies."""
+"""Caption databases and discovered labels: both backends return the same answers and the same errors."""
 
 from contextlib import asynccontextmanager
 
@@ -6,13 +6,16 @@ import httpx
 import numpy as np
 import pytest
 
-from app.api.schemas.databases import SearchFields
 from app.captions.plan import BuildPlan
+from app.captions.search import CaptionQuery
 from app.classification.resolve import ClassifyRequest
-from app.cli.backends import InProcess, OverHttp, RefusedError
+from app.cli.backends import HttpBackend, InProcessBackend
+from app.cli.common import message_of
 from app.encoders.fake import FakeEncoder
-from app.errors import DeixisError, NotReadyError
+from app.errors import DeixisError
 from app.main import create_app
+from deixis import AsyncClient
+from deixis import ClientError as RemoteError
 from tests.captions.cased.test_lexicon import LICENCE, SAMPLE
 from tests.captions_made import CAPTIONS, MANY, CaptionEncoder, made
 from tests.conftest import picture
@@ -54,28 +57,27 @@ def both(settings):
     @asynccontextmanager
     async def open_backends(**changes):
         app = create_app(settings.model_copy(update=changes), lambda _: [CaptionEncoder()])
-        async with app.router.lifespan_context(app):
-            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-                yield InProcess(app.state.service), OverHttp(client)
+        client = AsyncClient("http://test", transport=httpx.ASGITransport(app))
+        async with app.router.lifespan_context(app), client:
+            yield InProcessBackend(app.state.service), HttpBackend(client)
 
     return open_backends
 
 
 async def alike(backends, work):
-    """Return what both answer, which must be the same."""
+    """Return the answer of both backends, which must be equal."""
     one, other = [await work(backend) for backend in backends]
     assert one == other
     return one
 
 
 async def refused_alike(backends, work):
-    """Return the message of both refusals, which must be the same."""
+    """Return the message of the errors of both backends, which must be equal."""
     messages = []
     for backend in backends:
-        with pytest.raises(DeixisError) as told:
+        with pytest.raises((DeixisError, RemoteError)) as raised:
             await work(backend)
-        messages.append(told.value.message)
+        messages.append(message_of(raised.value))
     assert messages[0] == messages[1]
     return messages[0]
 
@@ -90,7 +92,7 @@ async def test_databases_are_listed_and_told_alike(both, databases):
     async with both() as backends:
         listed = await alike(backends, lambda backend: backend.databases())
         assert [each.name for each in listed] == ["others", "things"]
-        assert "which is not served" in listed[0].problem
+        assert "which is not in service" in listed[0].problem
         assert listed[1].problem is None
         assert listed[1].models == ["fake"]
         for each in listed:
@@ -113,12 +115,11 @@ async def test_databases_are_listed_and_told_alike(both, databases):
 async def test_captions_are_found_alike_by_a_text_and_by_an_image(both, databases, fields):
     made(databases / "things", MANY)
     async with both() as backends:
-        by_text = SearchFields(text="red", **fields)
-        found = await alike(backends, lambda backend: backend.search_captions("things", by_text, None))
+        by_text = CaptionQuery("things", text="red", **fields)
+        found = await alike(backends, lambda backend: backend.search_captions(by_text))
         assert len(found.results) <= by_text.limit
-        by_image = SearchFields(**fields)
-        image = picture("red")
-        again = await alike(backends, lambda backend: backend.search_captions("things", by_image, image))
+        by_image = CaptionQuery("things", image=picture("red"), **fields)
+        again = await alike(backends, lambda backend: backend.search_captions(by_image))
         assert again.searched == found.searched == 1000
 
 
@@ -138,12 +139,8 @@ async def test_searches_that_cannot_be_are_refused_alike(both, databases):
             ("others", {"text": "red", "model": "fake"}, None, "another model, 'other'"),
             ("things", {}, b"nothing", "accepted formats"),
         ]:
-            message = await refused_alike(
-                backends,
-                lambda backend, name=name, fields=fields, image=image: backend.search_captions(
-                    name, SearchFields(**fields), image
-                ),
-            )
+            query = CaptionQuery(name, image=image, **fields)
+            message = await refused_alike(backends, lambda backend, query=query: backend.search_captions(query))
             assert told in message
 
 
@@ -158,9 +155,9 @@ async def test_a_database_is_deleted_by_either(both, databases):
         assert told == "unknown caption database 'one'; known: none"
 
 
-async def together(backend, files, question, advance=lambda: None):
-    """Return the results and the names, without warnings, which have a test of their own, and ids of requests."""
-    results, names = await backend.name_together(files, question, advance)
+async def together(backend, files, request, on_progress=ignore):
+    """Return the results and the names, without warnings, which another test compares, and without request ids."""
+    results, names = await backend.classify_together(files, request, on_progress)
     for each in results:
         each.warnings = []
         if each.error is not None:
@@ -171,9 +168,9 @@ async def together(backend, files, question, advance=lambda: None):
 @pytest.mark.parametrize("min_images", [0, 1, 2, 6])
 async def test_images_are_named_together_alike(both, databases, files, min_images):
     made(databases / "things")
-    question = ClassifyRequest(group=True, top_k=50, explain=True, options={"min_images": min_images})
+    request = ClassifyRequest(group=True, top_k=50, explain=True, options={"min_images": min_images})
     async with both() as backends:
-        results, names = await alike(backends, lambda backend: together(backend, files, question))
+        results, names = await alike(backends, lambda backend: together(backend, files, request))
     assert len(results) == len(files)
     best = [each.predictions[0].label for each in results]
     assert {each.label: each.images for each in names} == {name: best.count(name) for name in best}
@@ -186,8 +183,7 @@ async def test_images_that_are_named_together_have_the_same_warnings(both, datab
     async with both() as backends:
         for given in (files, files[:1]):
             told = [
-                (await backend.name_together(given, ClassifyRequest(group=True), lambda: None))[0]
-                for backend in backends
+                (await backend.classify_together(given, ClassifyRequest(group=True), ignore))[0] for backend in backends
             ]
             assert [each.warnings for each in told[0]] == [each.warnings for each in told[1]]
 
@@ -197,14 +193,18 @@ async def test_files_that_cannot_be_read_have_their_errors_in_their_places_alike
     (tmp_path / "bad.png").write_bytes(b"nothing")
     given = [tmp_path / "nowhere.png", files[0], tmp_path / "bad.png", files[1]]
     steps = []
+
+    async def on_progress(done, total):
+        steps.append((done, total))
+
     async with both() as backends:
         results, _ = await alike(
             backends,
-            lambda backend: together(backend, given, ClassifyRequest(group=True), lambda: steps.append(1)),
+            lambda backend: together(backend, given, ClassifyRequest(group=True), on_progress),
         )
     assert [each.error is None for each in results] == [False, True, False, True]
     assert [len(each.predictions) > 0 for each in results] == [False, True, False, True]
-    assert len(steps) == 2 * len(given)
+    assert steps[0] == steps[-1] == (4, 4)
 
 
 @pytest.mark.parametrize("contents", [[None], [b"nothing"], [None, b"nothing", b""]], ids=["gone", "bad", "several"])
@@ -223,7 +223,7 @@ async def test_files_of_which_none_can_be_read_have_their_errors_alike(both, dat
 
 async def test_names_that_cannot_be_found_are_refused_alike(both, databases, files):
     async with both() as backends:
-        for question, told in [
+        for request, told in [
             (ClassifyRequest(group=True), "the model 'fake' has no caption database"),
             (ClassifyRequest(group=True, database="none"), "unknown caption database 'none'; known: none"),
             (ClassifyRequest(group=True, coverage=0.9), "coverage"),
@@ -232,7 +232,7 @@ async def test_names_that_cannot_be_found_are_refused_alike(both, databases, fil
         ]:
             message = await refused_alike(
                 backends,
-                lambda backend, question=question: backend.name_together(files, question, lambda: None),
+                lambda backend, request=request: backend.classify_together(files, request, ignore),
             )
             assert told in message
 
@@ -277,12 +277,12 @@ async def test_texts_have_the_features_that_the_model_gives_them(both):
 async def test_words_are_prepared_only_where_they_will_be_asked(settings, databases):
     app = create_app(settings, lambda _: [CaptionEncoder()])
     async with app.router.lifespan_context(app):
-        here = InProcess(app.state.service)
-        await here.prepare_names(ClassifyRequest(), ignore)  # not wanted by the settings
+        here = InProcessBackend(app.state.service)
+        await here.prepare_database(ClassifyRequest(), ignore)  # not wanted by the settings
         assert await here.databases() == []
         app.state.service.captions._build_wordnet = True
         made(databases / "things")
-        await here.prepare_names(ClassifyRequest(database="things"), ignore)
+        await here.prepare_database(ClassifyRequest(database="things"), ignore)
         assert [each.name for each in await here.databases()] == ["things"]
         for question, told in [
             (ClassifyRequest(database="none"), "unknown caption database 'none'"),
@@ -291,17 +291,17 @@ async def test_words_are_prepared_only_where_they_will_be_asked(settings, databa
             (ClassifyRequest(template="nope"), "unknown template set 'nope'"),
         ]:
             with pytest.raises(DeixisError, match=told):
-                await here.prepare_names(question, ignore)
+                await here.prepare_database(question, ignore)
         assert [each.name for each in await here.databases()] == ["things"]
         told = []
 
         async def advance(done, total):
             told.append((done, total))
 
-        await here.prepare_names(ClassifyRequest(), advance)
+        await here.prepare_database(ClassifyRequest(), advance)
         _, made_of_words = await here.databases()
         assert (made_of_words.name, made_of_words.captions, told[-1]) == ("wordnet", 4, (4, 4))
-        await here.prepare_names(ClassifyRequest(database="wordnet"), lambda *_: pytest.fail("it is there"))
+        await here.prepare_database(ClassifyRequest(database="wordnet"), lambda *_: pytest.fail("it is there"))
 
 
 async def test_words_that_are_asked_for_by_name_are_prepared_whatever_else_there_is(settings, databases):
@@ -310,36 +310,6 @@ async def test_words_that_are_asked_for_by_name_are_prepared_whatever_else_there
     app = create_app(settings, lambda _: [CaptionEncoder()])
     async with app.router.lifespan_context(app):
         app.state.service.captions._build_wordnet = True
-        here = InProcess(app.state.service)
-        await here.prepare_names(ClassifyRequest(database="wordnet"), ignore)
+        here = InProcessBackend(app.state.service)
+        await here.prepare_database(ClassifyRequest(database="wordnet"), ignore)
         assert [each.name for each in await here.databases()] == ["one", "two", "wordnet"]
-
-
-async def test_a_server_prepares_its_words_itself():
-    def refuse(request):
-        pytest.fail(f"{request.url} was asked")
-
-    client = httpx.AsyncClient(transport=httpx.MockTransport(refuse), base_url="http://test")
-    await OverHttp(client).prepare_names(ClassifyRequest(), ignore)
-
-
-async def test_a_server_that_still_builds_its_words_is_waited_for_a_few_times(monkeypatch):
-    waits = []
-
-    async def note(seconds):
-        waits.append(seconds)
-
-    monkeypatch.setattr("asyncio.sleep", note)
-    problem = {
-        "type": "urn:deixis:problem:not-ready",
-        "title": "Not ready",
-        "status": 503,
-        "detail": "the caption database 'wordnet' is being built, 7 of 9 captions are encoded",
-    }
-    transport = httpx.MockTransport(lambda _: httpx.Response(503, json=problem, headers={"Retry-After": "2"}))
-    backend = OverHttp(httpx.AsyncClient(transport=transport, base_url="http://test"))
-
-    with pytest.raises((RefusedError, NotReadyError), match="7 of 9 captions are encoded"):
-        await backend.classify([picture()], ClassifyRequest())
-    assert waits
-    assert all(2 <= each <= 3 for each in waits)

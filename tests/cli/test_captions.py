@@ -4,68 +4,25 @@ import csv
 import io
 import json
 import os
-from contextlib import asynccontextmanager
-from importlib import import_module
 
-import httpx
 import pytest
-import structlog
-from typer.testing import CliRunner
 
 from app.captions.generations import CURRENT
 from app.captions.manifest import MANIFEST
 from app.captions.texts import TEXTS
-from app.cli import cli
-from app.cli.backends import OverHttp
 from app.encoders.fake import FakeEncoder
-from app.main import create_app
-from app.settings import load_settings
 from tests.captions_made import CAPTIONS, CaptionEncoder, made, place_of
-from tests.cli.test_cli import assert_refused, assert_told_in_a_line, cells
+from tests.cli.output import assert_refused, cells
 from tests.conftest import picture
 
 OWLS = ("a red owl", "two red owls in a tree", "a blue owl asleep", "a green door")
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path, lexicon_folder):
-    """Run a command with its own data folder; returns typer's result."""
-    monkeypatch.setattr("app.cli.common.load_encoders", lambda _: [CaptionEncoder()])
-    monkeypatch.setattr("app.cli.common.configure_logs", lambda *_: None)
-    monkeypatch.setenv("DEIXIS_DATA_DIR", str(tmp_path / "data"))
+def new_encoder(monkeypatch, lexicon_folder):
+    """An encoder for which captions and pictures of their colours are near, and a small WordNet."""
     monkeypatch.setenv("DEIXIS_WORDNET_DIR", str(lexicon_folder))
-    runner = CliRunner()
-
-    def invoke(*arguments, stdin=None):
-        # A command logs to standard error, and by default to standard output.
-        with structlog.testing.capture_logs():
-            return runner.invoke(cli, [str(argument) for argument in arguments], input=stdin)
-
-    return invoke
-
-
-@pytest.fixture(params=["in process", "over HTTP"])
-def where(request, monkeypatch):
-    """Return the flags of a command that works in process, or through a server with the same settings."""
-
-    @asynccontextmanager
-    async def over_asgi(_, **_who):
-        app = create_app(load_settings(), lambda _: [CaptionEncoder()])
-        # A server's log is no output of the command.
-        with structlog.testing.capture_logs():
-            lifespan = app.router.lifespan_context(app)
-            await lifespan.__aenter__()
-            try:
-                transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-                async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-                    yield OverHttp(client)
-            finally:  # as a server ends, whatever its callers have met
-                await lifespan.__aexit__(None, None, None)
-
-    monkeypatch.setattr("app.cli.common.over_http", over_asgi)
-    # A server that cannot answer now is asked again after so many seconds.
-    monkeypatch.setattr(import_module("app.cli.backends.over_http"), "_retry_after_s", lambda _: 0)
-    return ["--server", "http://test"] if request.param == "over HTTP" else []
+    return CaptionEncoder
 
 
 @pytest.fixture
@@ -118,13 +75,13 @@ def assert_fails_plainly(done):
 # --- building ------------------------------------------------------------------------------------------------------
 
 
-def test_a_database_is_built_of_a_file_and_told(run, owls):
+def test_a_database_is_built_from_a_file_and_shown(run, owls):
     done = run("captions", "build", owls, "--name", "owls", "--licence", "CC0-1.0", "--notes", "seen at night")
 
     assert done.exit_code == 0, done.stderr
-    told = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
-    assert (told["database"], told["captions"], told["model"]) == ("owls", "4", "fake")
-    assert (told["licence"], told["source"]) == ("CC0-1.0", "seen at night")
+    fields = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    assert (fields["database"], fields["captions"], fields["model"]) == ("owls", "4", "fake")
+    assert (fields["licence"], fields["source"]) == ("CC0-1.0", "seen at night")
     body = shown(run, "owls")
     assert (body["name"], body["captions"], body["source_notes"], body["licence"]) == (
         "owls",
@@ -135,7 +92,7 @@ def test_a_database_is_built_of_a_file_and_told(run, owls):
     assert set(captions_near(run, "owls", "-t", "owl")) == set(OWLS)
 
 
-def test_a_caption_that_files_have_in_common_is_kept_once_and_counted(run, owls, tmp_path):
+def test_a_caption_in_several_files_is_stored_once_and_counted(run, owls, tmp_path):
     more = tmp_path / "more.jsonl"
     more.write_text("\n".join(json.dumps({"caption": each}) for each in (OWLS[0], "a red fox", "no")), "utf-8")
 
@@ -148,7 +105,7 @@ def test_a_caption_that_files_have_in_common_is_kept_once_and_counted(run, owls,
 
 
 @pytest.mark.parametrize("column", ["what it says", "What It Says", "1", "-1"])
-def test_the_column_of_a_table_is_told_by_its_name_or_its_place(run, tmp_path, column):
+def test_the_column_of_a_table_is_selected_by_name_or_index(run, tmp_path, column):
     file = tmp_path / "table.csv"
     with file.open("w", encoding="utf-8", newline="") as content:
         csv.writer(content).writerows([["title", "what it says"], *(["a title", each] for each in OWLS)])
@@ -158,7 +115,7 @@ def test_the_column_of_a_table_is_told_by_its_name_or_its_place(run, tmp_path, c
     assert done.exit_code == 0, done.stderr
     found = set(captions_near(run, "table", "-t", "owl"))
     assert set(OWLS) <= found
-    assert found - set(OWLS) <= {"what it says"}  # told by its place, the first line may be a caption
+    assert found - set(OWLS) <= {"what it says"}  # selected by index, the first line may be a caption
 
 
 def test_captions_come_from_standard_input(run):
@@ -168,14 +125,14 @@ def test_captions_come_from_standard_input(run):
     assert set(captions_near(run, "piped", "-t", "owl")) == set(OWLS)
 
 
-def test_standard_input_may_come_beside_files(run, owls):
+def test_standard_input_can_be_combined_with_files(run, owls):
     done = run("captions", "build", owls, "-", "-n", "beside", stdin="a red fox\n")
 
     assert done.exit_code == 0, done.stderr
     assert set(captions_near(run, "beside", "-t", "owl")) == {*OWLS, "a red fox"}
 
 
-def test_a_pipe_that_has_a_name_is_read_as_well_as_standard_input(run):
+def test_a_named_pipe_is_read_like_standard_input(run):
     """As shells make of `<(zcat captions.gz)`."""
     reading, writing = os.pipe()
     try:
@@ -189,7 +146,7 @@ def test_a_pipe_that_has_a_name_is_read_as_well_as_standard_input(run):
     assert set(captions_near(run, "piped", "-t", "owl")) == set(OWLS)
 
 
-def test_rules_say_which_captions_are_kept(run, tmp_path):
+def test_options_select_the_captions_that_are_stored(run, tmp_path):
     file = tmp_path / "mixed.txt"
     file.write_text(
         "an owl\nowl\n\u0441\u043e\u0432\u0430 \u043d\u043e\u0447\u044c\u044e\na very long owl indeed", "utf-8"
@@ -203,7 +160,7 @@ def test_rules_say_which_captions_are_kept(run, tmp_path):
     assert (counts["too_short"], counts["other_script"], counts["cut"]) == (1, 1, 1)
 
 
-def test_near_duplicates_are_left_out_when_asked(run, owls, monkeypatch):
+def test_near_duplicates_are_left_out_on_request(run, owls, monkeypatch):
     monkeypatch.setattr("app.cli.common.load_encoders", lambda _: [FakeEncoder()])
 
     done = run("captions", "build", owls, "-n", "few", "--near-duplicates", 0.97)
@@ -213,7 +170,7 @@ def test_near_duplicates_are_left_out_when_asked(run, owls, monkeypatch):
     assert shown(run, "few")["captions"] == 3
 
 
-def test_the_nouns_of_the_lexicon_are_built_under_their_own_name_or_another(run):
+def test_the_wordnet_database_has_a_default_name(run):
     own, other = run("captions", "build", "--wordnet"), run("captions", "build", "--wordnet", "-n", "nouns")
 
     assert own.exit_code == other.exit_code == 0, own.stderr + other.stderr
@@ -223,7 +180,7 @@ def test_the_nouns_of_the_lexicon_are_built_under_their_own_name_or_another(run)
     assert shown(run, "wordnet")["captions"] == shown(run, "nouns")["captions"] == 4
 
 
-def test_what_is_built_again_takes_the_place_of_what_was_there(run, owls):
+def test_a_rebuild_replaces_the_database(run, owls):
     assert run("captions", "build", owls, "-n", "owls").exit_code == 0
     owls.write_text("a red fox", "utf-8")
     assert run("captions", "build", owls, "-n", "owls").exit_code == 0
@@ -231,32 +188,32 @@ def test_what_is_built_again_takes_the_place_of_what_was_there(run, owls):
     assert captions_near(run, "owls", "-t", "owl") == ["a red fox"]
 
 
-def test_what_cannot_be_built_of_is_told_in_a_line_before_the_model_is_loaded(run, owls, monkeypatch):
+def test_invalid_sources_are_errors_before_the_model_is_loaded(run, owls, monkeypatch):
     monkeypatch.setattr("app.cli.common.load_encoders", lambda _: pytest.fail("the model was loaded"))
-    for arguments, told in [
-        ([], "give files of captions, or --wordnet"),
-        (["-n", "owls"], "give files of captions, or --wordnet"),
-        ([owls, "--wordnet"], "give files of captions, or --wordnet"),
-        ([owls], "say what to call the database"),
+    for arguments, message in [
+        ([], "pass files of captions or --wordnet"),
+        (["-n", "owls"], "pass files of captions or --wordnet"),
+        ([owls, "--wordnet"], "pass files of captions or --wordnet"),
+        ([owls], "the database needs a name"),
     ]:
-        assert_told_in_a_line(run("captions", "build", *arguments), told)
+        assert_refused(run("captions", "build", *arguments), message)
 
 
 @pytest.mark.parametrize("name", ["", " ", "Owls", "-owls", "a b", "../owls", "x" * 65, "\u00fc"])
-def test_a_name_that_no_database_can_have_is_refused_and_nothing_is_built(run, owls, databases, name):
+def test_an_invalid_name_is_an_error_and_nothing_is_built(run, owls, databases, name):
     done = run("captions", "build", owls, f"--name={name}")
 
     assert_refused(done, "is not a valid name of a caption database")
     assert not databases.exists() or list(databases.iterdir()) == []
 
 
-def test_what_cannot_be_built_is_told_in_a_line_and_leaves_nothing(run, owls, databases, tmp_path):
+def test_invalid_options_of_a_build_are_errors_of_one_line_and_leave_nothing(run, owls, databases, tmp_path):
     (tmp_path / "empty.txt").write_text("\n \n", "utf-8")
     (tmp_path / "short.txt").write_text("a\nb", "utf-8")
     (tmp_path / "table.csv").write_text("one,two\nx,y\n", "utf-8")
     (tmp_path / "wrong.json").write_text("{}", "utf-8")
     (tmp_path / "not.gz").write_bytes(b"nothing")
-    for arguments, told in [
+    for arguments, message in [
         ([tmp_path / "nowhere.txt"], "nowhere.txt' cannot be read"),
         ([tmp_path], "cannot be read"),
         ([tmp_path / "empty.txt"], "no captions are left; 0 were read"),
@@ -268,13 +225,13 @@ def test_what_cannot_be_built_is_told_in_a_line_and_leaves_nothing(run, owls, da
         ([owls, "-m", "nope"], "unknown model 'nope'; known: fake"),
         ([owls, tmp_path / "nowhere.txt"], "nowhere.txt' cannot be read"),
     ]:
-        assert_refused(run("captions", "build", *arguments, "-n", "owls"), told)
+        assert_refused(run("captions", "build", *arguments, "-n", "owls"), message)
     assert_refused(run("captions", "build", "-", "-n", "owls", stdin=""), "no captions are left; 0 were read")
     assert run("captions", "show", "owls").exit_code == 2
     assert not (databases / "owls" / CURRENT).exists()
 
 
-def test_a_build_that_fails_leaves_the_old_database_as_it_was(run, owls):
+def test_a_failed_build_does_not_change_the_old_database(run, owls):
     assert run("captions", "build", owls, "-n", "owls").exit_code == 0
     before = shown(run, "owls")
     owls.write_text("a\n", "utf-8")
@@ -284,7 +241,7 @@ def test_a_build_that_fails_leaves_the_old_database_as_it_was(run, owls):
 
 
 @pytest.mark.parametrize("option", ["--notes", "--licence"])
-def test_notes_that_are_no_unicode_do_not_cost_the_build(run, owls, option):
+def test_notes_that_are_not_unicode_do_not_fail_the_build(run, owls, option):
     """A shell hands on whatever bytes a file name or another program has."""
     done = run("captions", "build", owls, "-n", "owls", option, "seen at \udcff")
 
@@ -292,10 +249,10 @@ def test_notes_that_are_no_unicode_do_not_cost_the_build(run, owls, option):
     if done.exit_code == 0:
         assert shown(run, "owls")["captions"] == len(OWLS)
     else:
-        assert_told_in_a_line(done, option)
+        assert_refused(done, option)
 
 
-def test_a_lexicon_that_is_not_there_is_told_with_the_way_out(run, monkeypatch, tmp_path):
+def test_a_missing_lexicon_is_an_error_that_names_the_setting(run, monkeypatch, tmp_path):
     monkeypatch.setenv("DEIXIS_WORDNET_DIR", str(tmp_path / "nowhere"))
     assert_refused(run("captions", "build", "--wordnet"), "install Debian's package wordnet-base")
 
@@ -315,7 +272,7 @@ def test_a_lexicon_that_is_not_there_is_told_with_the_way_out(run, monkeypatch, 
     ],
     ids=" ".join,
 )
-def test_numbers_that_cannot_be_are_refused_by_the_command(run, owls, option):
+def test_numbers_out_of_range_are_refused(run, owls, option):
     assert_fails_plainly(run("captions", "build", owls, "-n", "owls", *option))
     assert run("captions", "show", "owls").exit_code == 2
 
@@ -334,22 +291,22 @@ def test_databases_are_listed_by_name_with_the_default_marked(run, where, databa
     assert [line[:-3] for line in lines[1:]] == [["a-few", "5"], ["things", "36"], ["wordnet", "(default)", "7"]]
 
 
-def test_without_a_database_the_list_is_empty(run, where):
+def test_without_databases_the_list_is_empty(run, where):
     assert cells(run("captions", "list", *where)) == [["database", "captions", "model", "MiB", "built"]]
 
 
-def test_a_database_is_shown_as_json_alike_in_process_and_by_a_server(run, where, databases):
+def test_a_database_is_shown_as_json(run, where, databases):
     manifest = made(databases / "things")
 
-    told = shown(run, "things", *where)
+    fields = shown(run, "things", *where)
 
-    assert (told["name"], told["captions"], told["generation"]) == ("things", 36, manifest.generation)
-    assert (told["default"], told["problem"], told["model"]) == (False, None, "fake")
-    assert told["index"]["kind"] == "flat"
-    assert told["bytes"] == sum(each["bytes"] for each in manifest.files.values())
+    assert (fields["name"], fields["captions"], fields["generation"]) == ("things", 36, manifest.generation)
+    assert (fields["default"], fields["problem"], fields["model"]) == (False, None, "fake")
+    assert fields["index"]["kind"] == "flat"
+    assert fields["bytes"] == sum(each["bytes"] for each in manifest.files.values())
 
 
-def test_what_is_shown_names_what_was_left_out_and_where_it_is_from(run, where, databases):
+def test_a_database_is_shown_with_the_left_out_captions_and_the_source(run, where, databases):
     made(databases / "things", near_duplicates=0.5)
 
     done = run("captions", "show", "things", *where)
@@ -391,7 +348,7 @@ def test_a_damaged_database_is_listed_and_shown_with_a_warning(run, where, datab
     ],
     ids=json.dumps,
 )
-def test_a_manifest_of_other_types_hides_no_other_database(run, where, databases, change):
+def test_a_manifest_with_wrong_types_does_not_hide_other_databases(run, where, databases, change):
     made(databases / "things")
     made(databases / "others")
     file = place_of(databases / "things") / MANIFEST
@@ -403,7 +360,7 @@ def test_a_manifest_of_other_types_hides_no_other_database(run, where, databases
     assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == ["others", "things"]
 
 
-def test_a_database_of_another_model_can_be_seen_and_not_searched(run, where, databases):
+def test_a_database_of_another_model_is_listed_and_cannot_be_searched(run, where, databases):
     made(databases / "things", encoder=FakeEncoder("other"))
 
     assert shown(run, "things", *where)["model"] == "other"
@@ -415,7 +372,7 @@ def test_a_database_of_another_model_can_be_seen_and_not_searched(run, where, da
 # --- searching -----------------------------------------------------------------------------------------------------
 
 
-def test_captions_near_a_text_or_an_image_come_the_nearest_first(run, where, databases, folder):
+def test_a_search_by_text_or_image_returns_the_nearest_captions_first(run, where, databases, folder):
     made(databases / "things")
     red = [caption for caption in CAPTIONS if "red" in caption]
 
@@ -430,12 +387,14 @@ def test_captions_near_a_text_or_an_image_come_the_nearest_first(run, where, dat
         assert {each["caption"] for each in results} <= set(red)
         assert [each["score"] for each in results] == sorted((each["score"] for each in results), reverse=True)
     lines = table.stdout.splitlines()
-    told = json.loads(by_text.stdout)["results"]
+    results = json.loads(by_text.stdout)["results"]
     assert lines[0].split() == ["score", "caption"]
-    assert [line.split() for line in lines[1:]] == [[f"{each['score']:.4f}", *each["caption"].split()] for each in told]
+    assert [line.split() for line in lines[1:]] == [
+        [f"{each['score']:.4f}", *each["caption"].split()] for each in results
+    ]
 
 
-def test_pages_follow_each_other_and_filters_leave_out_the_rest(run, where, databases):
+def test_a_search_has_pages_and_filters(run, where, databases):
     made(databases / "things")
     every = captions_near(run, "things", "-t", "red", "-k", 100, *where)
 
@@ -449,7 +408,7 @@ def test_pages_follow_each_other_and_filters_leave_out_the_rest(run, where, data
     assert captions_near(run, "things", "-t", "red", "--contains", "unicorn", *where) == []
 
 
-def test_captions_are_printed_as_they_are_and_not_as_markup(run, where, databases):
+def test_captions_are_not_printed_as_markup(run, where, databases):
     made(databases / "things", ["a [red] ball", "[bold]a red[/bold] car"])
 
     done = run("captions", "search", "things", "-t", "red", *where)
@@ -459,12 +418,12 @@ def test_captions_are_printed_as_they_are_and_not_as_markup(run, where, database
     assert "[bold]a red[/bold] car" in done.stdout
 
 
-def test_what_cannot_be_searched_for_is_told_in_a_line(run, where, databases, tmp_path):
+def test_invalid_searches_are_errors_of_one_line(run, where, databases, tmp_path):
     made(databases / "things")
     (tmp_path / "bad.png").write_bytes(b"nothing")
-    for arguments, told in [
-        (["things"], "give either --text or --image"),
-        (["things", "-t", "red", "-i", tmp_path / "bad.png"], "give either --text or --image"),
+    for arguments, message in [
+        (["things"], "pass either --text or --image"),
+        (["things", "-t", "red", "-i", tmp_path / "bad.png"], "pass either --text or --image"),
         (["things", "-i", tmp_path / "nowhere.png"], "nowhere.png: No such file or directory"),
         (["things", "-i", tmp_path], "Is a directory"),
         (["things", "-i", tmp_path / "bad.png"], "accepted formats: JPEG, PNG"),
@@ -475,7 +434,7 @@ def test_what_cannot_be_searched_for_is_told_in_a_line(run, where, databases, tm
         (["others", "-t", "red"], "unknown caption database 'others'; known: things"),
         (["Things!", "-t", "red"], "is not a valid name of a caption database"),
     ]:
-        assert_refused(run("captions", "search", *arguments, *where), told)
+        assert_refused(run("captions", "search", *arguments, *where), message)
 
 
 @pytest.mark.parametrize(
@@ -493,7 +452,7 @@ def test_what_cannot_be_searched_for_is_told_in_a_line(run, where, databases, tm
     ],
     ids=lambda option: " ".join(option)[:20],
 )
-def test_limits_of_a_search_are_told_by_the_command(run, where, databases, option):
+def test_the_options_of_a_search_have_limits(run, where, databases, option):
     made(databases / "things")
     assert_fails_plainly(run("captions", "search", "things", "-t", "red", *option, *where))
 
@@ -501,7 +460,7 @@ def test_limits_of_a_search_are_told_by_the_command(run, where, databases, optio
 # --- deleting ------------------------------------------------------------------------------------------------------
 
 
-def test_a_database_is_deleted_for_good(run, where, databases):
+def test_a_database_is_deleted_permanently(run, where, databases):
     made(databases / "things")
     made(databases / "others")
 
@@ -510,13 +469,13 @@ def test_a_database_is_deleted_for_good(run, where, databases):
     assert done.exit_code == 0, done.stderr
     assert done.stdout == "things deleted\n"
     assert [each.name for each in databases.iterdir()] == ["others"]
-    told = "unknown caption database 'things'; known: others"
+    message = "unknown caption database 'things'; known: others"
     for arguments in (["delete", "things"], ["show", "things"], ["search", "things", "-t", "red"]):
-        assert_refused(run("captions", *arguments, *where), told)
+        assert_refused(run("captions", *arguments, *where), message)
 
 
 @pytest.mark.parametrize("command", ["show", "delete"])
-def test_a_database_that_is_not_there_or_cannot_be_is_told(run, where, databases, command):
+def test_an_unknown_or_invalid_database_is_an_error(run, where, databases, command):
     assert_refused(run("captions", command, "things", *where), "unknown caption database 'things'; known: none")
     for name in ("Things", "a b", "things@0123456789abcdef"):
         assert_refused(run("captions", command, name, *where), "is not a valid name of a caption database")
@@ -525,21 +484,21 @@ def test_a_database_that_is_not_there_or_cannot_be_is_told(run, where, databases
 # --- names for images ----------------------------------------------------------------------------------------------
 
 
-def test_without_labels_images_are_named_by_words_of_the_captions_near_them(run, where, databases, folder):
+def test_without_labels_the_labels_are_discovered_in_nearby_captions(run, where, databases, folder):
     made(databases / "things")
 
     done = run("classify", folder, "-f", "json", "-k", 3, *where)
 
     assert done.exit_code == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert [each["path"].split("/")[-2] for each in told] == ["blue"] * 3 + ["red"] * 3
-    for each in told:
+    results = json.loads(done.stdout)
+    assert [each["path"].split("/")[-2] for each in results] == ["blue"] * 3 + ["red"] * 3
+    for each in results:
         assert len(each["predictions"]) == 3
         assert each["predictions"][0]["label"] == each["path"].split("/")[-2]
         assert "explanation" not in each
 
 
-def test_a_table_and_csv_tell_the_same_names(run, where, databases, folder):
+def test_a_table_and_csv_have_the_same_labels(run, where, databases, folder):
     made(databases / "things")
 
     table, lines = run("classify", folder, *where), run("classify", folder, "-f", "csv", *where)
@@ -551,7 +510,7 @@ def test_a_table_and_csv_tell_the_same_names(run, where, databases, folder):
     ]
 
 
-def test_a_database_is_asked_by_its_name(run, where, databases, folder):
+def test_a_database_is_selected_by_name(run, where, databases, folder):
     made(databases / "things")
     made(databases / "owls", ["a red owl", "two red owls", "red owls at night"])
 
@@ -566,14 +525,14 @@ def test_a_database_is_asked_by_its_name(run, where, databases, folder):
     assert_refused(none, "unknown caption database 'foxes'; known: owls, things")
 
 
-def test_explanations_show_captions_and_what_each_suggested(run, where, databases, folder):
+def test_explanations_show_captions_and_the_labels_that_they_suggested(run, where, databases, folder):
     made(databases / "things")
     asked = ("classify", folder / "red" / "0.png", "--explain", "-k", 2)
 
-    table, told = run(*asked, *where), run(*asked, "-f", "json", *where)
+    table, as_json = run(*asked, *where), run(*asked, "-f", "json", *where)
 
-    assert table.exit_code == told.exit_code == 0, table.stderr + told.stderr
-    (result,) = json.loads(told.stdout)
+    assert table.exit_code == as_json.exit_code == 0, table.stderr + as_json.stderr
+    (result,) = json.loads(as_json.stdout)
     captions = result["explanation"]["captions"]
     assert captions
     best = result["predictions"][0]["label"]
@@ -583,14 +542,14 @@ def test_explanations_show_captions_and_what_each_suggested(run, where, database
         assert f"{each['similarity']:6.3f}  {each['caption']}{suffix}" in table.stdout
 
 
-def test_together_images_get_few_names_which_are_counted(run, where, databases, folder):
+def test_a_group_of_images_shares_few_labels_which_are_counted(run, where, databases, folder):
     made(databases / "things")
 
     table = run("classify", folder, "--group", "-o", "min_images=2", *where)
-    told = run("classify", folder, "--group", "-o", "min_images=2", "-f", "json", *where)
+    as_json = run("classify", folder, "--group", "-o", "min_images=2", "-f", "json", *where)
 
-    assert table.exit_code == told.exit_code == 0, table.stderr + told.stderr
-    names = [each["predictions"][0]["label"] for each in json.loads(told.stdout)]
+    assert table.exit_code == as_json.exit_code == 0, table.stderr + as_json.stderr
+    names = [each["predictions"][0]["label"] for each in json.loads(as_json.stdout)]
     assert len(names) == 6
     counted = {name: names.count(name) for name in names}
     assert min(counted.values()) >= 2
@@ -601,7 +560,7 @@ def test_together_images_get_few_names_which_are_counted(run, where, databases, 
     assert [int(images) for _, images in rows] == sorted((int(images) for _, images in rows), reverse=True)
 
 
-def test_together_more_images_are_named_in_process_than_a_request_may_bring(run, databases, folder, monkeypatch):
+def test_a_group_in_process_may_exceed_the_images_of_a_request(run, databases, folder, monkeypatch):
     made(databases / "things")
     monkeypatch.setenv("DEIXIS_MAX_IMAGES_PER_REQUEST", "4")
     monkeypatch.setenv("DEIXIS_MAX_QUEUED_IMAGES", "4")
@@ -615,7 +574,9 @@ def test_together_more_images_are_named_in_process_than_a_request_may_bring(run,
     assert len(json.loads(done.stdout)) == 86
 
 
-def test_together_more_images_than_a_server_takes_are_told_with_the_setting(run, databases, folder, monkeypatch, where):
+def test_a_group_on_a_server_that_exceeds_the_images_of_a_request_is_an_error(
+    run, databases, folder, monkeypatch, where
+):
     made(databases / "things")
     monkeypatch.setenv("DEIXIS_MAX_IMAGES_PER_REQUEST", "4")
 
@@ -628,7 +589,7 @@ def test_together_more_images_than_a_server_takes_are_told_with_the_setting(run,
 
 
 @pytest.mark.parametrize("group", [[], ["--group"]], ids=["alone", "together"])
-def test_bad_files_are_named_and_the_exit_status_tells_some_or_all(run, where, databases, folder, tmp_path, group):
+def test_bad_files_are_reported_and_set_the_exit_status(run, where, databases, folder, tmp_path, group):
     made(databases / "things")
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"nothing")
@@ -643,7 +604,7 @@ def test_bad_files_are_named_and_the_exit_status_tells_some_or_all(run, where, d
     assert "bad.jpg" in every.stderr
 
 
-def test_an_image_below_the_threshold_is_none_of_the_names(run, where, databases, folder):
+def test_an_image_below_the_threshold_is_rejected(run, where, databases, folder):
     made(databases / "things")
     for group in ([], ["--group"]):
         done = run("classify", folder, "--reject-below", 1, "-f", "json", *group, *where)
@@ -651,11 +612,11 @@ def test_an_image_below_the_threshold_is_none_of_the_names(run, where, databases
         assert [each["rejected"] for each in json.loads(done.stdout)] == [True] * 6
 
 
-def test_questions_without_labels_that_cannot_be_are_told_in_a_line(run, where, databases, folder):
+def test_invalid_requests_without_labels_are_errors_of_one_line(run, where, databases, folder):
     made(databases / "things")
     assert_refused(run("classify", folder, "--method", "zero-shot", *where), "give labels")
     assert_refused(run("classify", folder, "--method", "auto", *where), "give labels")
-    for arguments, told in [
+    for arguments, message in [
         (["-l", "red", "--group"], "group"),
         (["-l", "red", "-d", "things"], "database"),
         (["-l", "red", "--method", "cased"], "cased"),
@@ -675,10 +636,10 @@ def test_questions_without_labels_that_cannot_be_are_told_in_a_line(run, where, 
         (["-o", "alpha"], "NAME=NUMBER"),
     ]:
         for group in ([], ["--group"]):
-            assert_refused(run("classify", folder, *arguments, *group, *where), told)
+            assert_refused(run("classify", folder, *arguments, *group, *where), message)
 
 
-def test_without_a_database_a_command_says_how_to_build_one(run, where, folder):
+def test_without_a_database_the_error_names_the_command_that_builds_one(run, where, folder):
     assert_refused(run("classify", folder, *where), "deixis captions build")
 
 
@@ -691,7 +652,7 @@ def building(monkeypatch):
 
 
 @pytest.mark.usefixtures("building")
-def test_the_first_command_builds_the_words_that_names_are_found_in_and_the_next_does_not(run, folder, monkeypatch):
+def test_the_first_command_builds_the_wordnet_database_and_the_next_does_not(run, folder, monkeypatch):
     first = run("classify", folder, "-f", "json")
     before = shown(run, "wordnet")
     encoder = CaptionEncoder()
@@ -705,7 +666,7 @@ def test_the_first_command_builds_the_words_that_names_are_found_in_and_the_next
 
 
 @pytest.mark.usefixtures("building")
-def test_a_command_with_labels_or_with_another_database_builds_nothing(run, databases, folder):
+def test_a_command_with_labels_or_another_database_builds_nothing(run, databases, folder):
     made(databases / "things")
     for arguments in (["-l", "red, blue"], ["-d", "things"]):
         done = run("classify", folder, *arguments)
@@ -726,7 +687,7 @@ def test_a_command_with_labels_or_with_another_database_builds_nothing(run, data
     ],
     ids=" ".join,
 )
-def test_a_question_that_cannot_be_is_told_before_anything_is_built_for_it(run, databases, folder, wrong):
+def test_an_invalid_request_is_an_error_before_a_database_is_built(run, databases, folder, wrong):
     """With a real model the build takes minutes."""
     assert run("classify", folder, *wrong).exit_code == 2
     assert not databases.exists() or list(databases.iterdir()) == []
@@ -736,16 +697,16 @@ def test_a_question_that_cannot_be_is_told_before_anything_is_built_for_it(run, 
 
 
 @pytest.mark.parametrize("group", [[], ["--group"]], ids=["alone", "together"])
-def test_names_are_compared_with_the_classes(run, databases, folder, tmp_path, group):
+def test_discovered_labels_are_compared_with_the_classes(run, databases, folder, tmp_path, group):
     made(databases / "things")
     file = tmp_path / "report.json"
 
     done = run("evaluate", folder, "--method", "cased", *group, "--json", file)
-    told = run("evaluate", folder, "--method", "cased", *group, "--json", "-")
+    as_json = run("evaluate", folder, "--method", "cased", *group, "--json", "-")
 
-    assert done.exit_code == told.exit_code == 0, done.stderr + told.stderr
+    assert done.exit_code == as_json.exit_code == 0, done.stderr + as_json.stderr
     report = json.loads(file.read_text("utf-8"))
-    assert report | {"images_per_s": 0} == json.loads(told.stdout) | {"images_per_s": 0}
+    assert report | {"images_per_s": 0} == json.loads(as_json.stdout) | {"images_per_s": 0}
     assert (report["images"], report["skipped"]) == (6, 0)
     assert {name: sum(found.values()) for name, found in report["classes"].items()} == {"blue": 3, "red": 3}
     every = {name for found in report["classes"].values() for name in found}
@@ -756,10 +717,10 @@ def test_names_are_compared_with_the_classes(run, databases, folder, tmp_path, g
         assert (report["cluster_accuracy"], report["semantic_iou"], report["semantic_similarity"]) == (1, 1, 1)
         assert report["classes"] == {"blue": {"blue": 3}, "red": {"red": 3}}
     assert "cluster accuracy" in done.stdout
-    assert "found most often" in done.stdout
+    assert "most frequent names" in done.stdout
 
 
-def test_the_names_of_subfolders_may_be_others(run, databases, folder):
+def test_subfolders_may_have_other_class_names(run, databases, folder):
     made(databases / "things")
 
     done = run("evaluate", folder, "--method", "cased", "-n", "red=scarlet thing", "--json", "-")
@@ -769,7 +730,7 @@ def test_the_names_of_subfolders_may_be_others(run, databases, folder):
 
 
 @pytest.mark.parametrize("group", [[], ["--group"]], ids=["alone", "together"])
-def test_bad_images_of_a_folder_are_named_and_the_rest_is_measured(run, databases, folder, tmp_path, group):
+def test_bad_images_of_a_folder_are_reported_and_the_rest_is_measured(run, databases, folder, tmp_path, group):
     made(databases / "things")
     (folder / "red" / "bad.png").write_bytes(b"nothing")
 
@@ -784,22 +745,22 @@ def test_bad_images_of_a_folder_are_named_and_the_rest_is_measured(run, database
     place.mkdir(parents=True)
     (place / "bad.png").write_bytes(b"nothing")
     every = run("evaluate", tmp_path / "all bad", "--method", "cased", *group)
-    assert_refused(every, "not one of its images could be read")
+    assert_refused(every, "none of its images can be read")
 
 
-def test_evaluations_of_names_that_cannot_be_are_told_in_a_line(run, databases, folder, tmp_path):
+def test_invalid_evaluations_of_discovered_labels_are_errors_of_one_line(run, databases, folder, tmp_path):
     made(databases / "things")
     (tmp_path / "empty").mkdir()
     cased = ("--method", "cased")
-    for arguments, told in [
-        ([folder, *cased, "-l", "red"], "cased gets no classes and no server"),
-        ([folder, *cased, "-s", "things"], "cased gets no classes and no server"),
-        ([folder, *cased, "--server", "http://127.0.0.1:9"], "cased gets no classes and no server"),
-        ([folder, "--group"], "goes with --method cased"),
-        ([folder, "-d", "things"], "goes with --method cased"),
-        ([folder, "--method", "gda", "--group"], "goes with --method cased"),
-        ([folder, "--method", "all", "-d", "things"], "goes with --method cased"),
-        ([folder, *cased, "--support", folder], "goes with --method all"),
+    for arguments, message in [
+        ([folder, *cased, "-l", "red"], "cased excludes --labels, --label-set and --server"),
+        ([folder, *cased, "-s", "things"], "cased excludes --labels, --label-set and --server"),
+        ([folder, *cased, "--server", "http://127.0.0.1:9"], "cased excludes --labels, --label-set and --server"),
+        ([folder, "--group"], "needs --method cased"),
+        ([folder, "-d", "things"], "needs --method cased"),
+        ([folder, "--method", "gda", "--group"], "needs --method cased"),
+        ([folder, "--method", "all", "-d", "things"], "needs --method cased"),
+        ([folder, *cased, "--support", folder], "needs --method all"),
         ([folder, *cased, "--picture", tmp_path / "a.svg"], "--picture"),
         ([folder, *cased, "--json", tmp_path / "nowhere" / "a.json"], "there is no folder"),
         ([folder, *cased, "-n", "green=x"], "unknown subfolder 'green'"),
@@ -810,4 +771,4 @@ def test_evaluations_of_names_that_cannot_be_are_told_in_a_line(run, databases, 
         ([tmp_path / "empty", *cased], "has no subfolder with images"),
         ([tmp_path / "nowhere", *cased], "is not a folder"),
     ]:
-        assert_refused(run("evaluate", *arguments), told)
+        assert_refused(run("evaluate", *arguments), message)

@@ -1,63 +1,24 @@
-"""Commands in process with the fake encoder; end_to_end/ runs them as users do."""
+"""`deixis classify`, `evaluate`, `label-sets` and `examples` with the fake encoder."""
 
 import csv
 import importlib.util
 import io
 import json
 import socket
-from contextlib import asynccontextmanager
 from pathlib import Path
 
-import httpx
 import pytest
-import structlog
-from typer.testing import CliRunner
 
 from app.classification.methods import METHODS
-from app.cli import cli
-from app.cli.backends import OverHttp
-from app.encoders.fake import FakeEncoder
-from app.main import create_app
-from app.settings import Settings, load_settings
+from app.settings import Settings
 from tests.api.test_examples import shade
+from tests.cli.output import assert_refused, cells
 from tests.conftest import picture
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path):
-    """Run a command with its own data folder; returns typer's result."""
-    monkeypatch.setattr("app.cli.common.load_encoders", lambda _: [FakeEncoder()])
-    monkeypatch.setattr("app.cli.common.configure_logs", lambda *_: None)
-    monkeypatch.setenv("DEIXIS_DATA_DIR", str(tmp_path / "data"))
-    runner = CliRunner()
-    return lambda *arguments: runner.invoke(cli, [str(argument) for argument in arguments])
-
-
-@pytest.fixture(params=["in process", "over HTTP"])
-def where(request, monkeypatch):
-    """Return the flags of a command that works in process, or through a server with the same settings."""
-
-    @asynccontextmanager
-    async def over_asgi(_, **_who):
-        app = create_app(load_settings(), lambda _: [FakeEncoder()])
-        # A server's log is no output of the command.
-        with structlog.testing.capture_logs():
-            lifespan = app.router.lifespan_context(app)
-            await lifespan.__aenter__()
-            try:
-                transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-                async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-                    yield OverHttp(client)
-            finally:  # as a server ends, whatever its callers have met
-                await lifespan.__aexit__(None, None, None)
-
-    monkeypatch.setattr("app.cli.common.over_http", over_asgi)
-    return ["--server", "http://test"] if request.param == "over HTTP" else []
-
-
-@pytest.fixture
 def folder(tmp_path):
-    """Three pictures of each of two colours."""
+    """A folder with three pictures of each of two colours."""
     for colour in ("red", "dark_blue"):
         place = tmp_path / "pictures" / colour
         place.mkdir(parents=True)
@@ -85,14 +46,14 @@ def test_labels_come_from_a_file(run, folder, tmp_path):
     assert labels == {"red", "green", "blue, or so"}
 
 
-def test_a_file_of_labels_that_is_missing_is_told(run, folder):
+def test_a_missing_file_of_labels_is_an_error(run, folder):
     done = run("classify", folder, "-l", "@nowhere.txt")
 
     assert done.exit_code == 2
     assert "nowhere.txt" in done.stderr
 
 
-def test_exit_status_tells_all_some_or_none(run, folder, tmp_path):
+def test_the_exit_status_is_0_for_all_1_for_some_and_2_for_no_files(run, folder, tmp_path):
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"nothing")
     arguments = ("-l", "red, blue")
@@ -118,7 +79,7 @@ def test_a_file_that_cannot_be_read_is_reported_and_skipped(run, folder, monkeyp
     assert "1.png: Permission denied" in done.stderr.replace("\n", " ")
 
 
-def test_evaluate_counts_what_is_right(run, folder):
+def test_evaluate_counts_correct_predictions(run, folder):
     (folder / "red" / "wrong.png").write_bytes(picture("blue"))
 
     done = run("evaluate", folder, "--json", "-")
@@ -130,7 +91,7 @@ def test_evaluate_counts_what_is_right(run, folder):
     assert report["confusion"] == [[3, 0], [1, 3]]
 
 
-def test_evaluate_takes_a_label_set_whose_classes_the_subfolders_are_called_by(run, folder, tmp_path):
+def test_evaluate_uses_a_label_set_and_the_names_of_subfolders(run, folder, tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("blue\nred\ngreen", "utf-8")
     assert run("label-sets", "import", "colours", names).exit_code == 0
@@ -145,7 +106,7 @@ def test_evaluate_takes_a_label_set_whose_classes_the_subfolders_are_called_by(r
 
 
 @pytest.mark.parametrize("name", ["tabby__blue_cat", "_tabby_blue cat_", "tabby  blue_ cat"])
-def test_a_subfolders_name_means_the_class_that_answers_spell_alike(run, where, tmp_path, name):
+def test_the_name_of_a_subfolder_is_normalised_like_a_label(run, where, tmp_path, name):
     for subfolder, colour in [(name, "blue"), ("caf\u0065\u0301_red", "red")]:
         (tmp_path / "pictures" / subfolder).mkdir(parents=True)
         (tmp_path / "pictures" / subfolder / "a.png").write_bytes(picture(colour))
@@ -164,7 +125,7 @@ def test_a_subfolders_name_means_the_class_that_answers_spell_alike(run, where, 
         assert {row["name"] for row in report["classes"]} == spelt
 
 
-def test_a_name_given_for_a_subfolder_is_cleaned_too(run, where, folder):
+def test_a_name_for_a_subfolder_is_normalised_too(run, where, folder):
     done = run("evaluate", folder, "-n", "red=cafe\u0301  red ", "--json", "-", *where)
 
     assert done.exit_code == 0, done.stderr
@@ -174,7 +135,7 @@ def test_a_name_given_for_a_subfolder_is_cleaned_too(run, where, folder):
 
 
 @pytest.mark.parametrize("command", [["classify", "-l", "red, blue"], ["evaluate"]], ids=lambda each: each[0])
-def test_limits_that_protect_a_server_do_not_stop_a_command_in_process(run, folder, monkeypatch, command):
+def test_the_limits_of_a_server_do_not_apply_in_process(run, folder, monkeypatch, command):
     monkeypatch.setenv("DEIXIS_REQUEST_TIMEOUT_S", "0.001")
     monkeypatch.setenv("DEIXIS_MAX_QUEUED_IMAGES", "8")
     monkeypatch.setenv("DEIXIS_MAX_IMAGES_PER_REQUEST", "8")
@@ -186,7 +147,7 @@ def test_limits_that_protect_a_server_do_not_stop_a_command_in_process(run, fold
     assert done.exit_code == 0, done.stderr
 
 
-def test_more_labels_than_allowed_are_one_error_and_no_file_is_called_bad(run, where, folder, tmp_path):
+def test_too_many_labels_are_one_error_and_no_file_is_reported(run, where, folder, tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("\n".join(f"label {number}" for number in range(1500)), "utf-8")
 
@@ -200,61 +161,52 @@ def test_more_labels_than_allowed_are_one_error_and_no_file_is_called_bad(run, w
 
 
 @pytest.mark.parametrize("empty", ["", "\n \n", "\ufeff"])
-def test_an_empty_file_is_no_label_set(run, tmp_path, empty):
+def test_an_empty_file_is_not_a_label_set(run, tmp_path, empty):
     (tmp_path / "empty.txt").write_text(empty, "utf-8")
 
     done = run("label-sets", "import", "x", tmp_path / "empty.txt")
 
-    assert_told_in_a_line(done, "empty.txt")
+    assert_refused(done, "empty.txt")
 
 
-def test_a_label_set_that_cannot_be_written_out_is_told(run, tmp_path):
+def test_an_export_that_cannot_be_written_is_an_error(run, tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("blue\nred", "utf-8")
     assert run("label-sets", "import", "colours", names).exit_code == 0
 
     for output in (tmp_path / "nowhere" / "x.json", tmp_path):
-        assert_told_in_a_line(run("label-sets", "export", "colours", "-o", output), str(output))
+        assert_refused(run("label-sets", "export", "colours", "-o", output), str(output))
 
 
-def test_a_report_that_could_not_be_written_is_told_before_anything_is_classified(run, folder, tmp_path, monkeypatch):
+def test_a_report_that_cannot_be_written_is_an_error_before_the_model_is_loaded(run, folder, tmp_path, monkeypatch):
     monkeypatch.setattr("app.cli.common.load_encoders", lambda _: pytest.fail("the model was loaded"))
 
     done = run("evaluate", folder, "--json", tmp_path / "nowhere" / "x.json")
 
-    assert_told_in_a_line(done, "nowhere")
+    assert_refused(done, "nowhere")
 
 
-def test_a_port_that_is_taken_is_told_before_models_are_loaded(run, monkeypatch):
+def test_a_port_in_use_is_an_error_before_the_models_are_loaded(run, monkeypatch):
     monkeypatch.setattr("app.cli.common.load_encoders", lambda _: pytest.fail("the model was loaded"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
 
         done = run("serve", "--port", port)
 
-    assert_told_in_a_line(done, f"port {port}")
+    assert_refused(done, f"port {port}")
 
 
-def assert_told_in_a_line(done, what):
-    assert done.exit_code == 2
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert what in done.stderr
-    assert done.stdout == ""
-    assert isinstance(done.exception, SystemExit)
-
-
-def test_a_label_set_file_that_is_none_is_told(run, tmp_path):
+def test_a_file_with_unknown_fields_is_not_a_label_set(run, tmp_path):
     wrong = tmp_path / "wrong.json"
     wrong.write_text('{"klasses": ["a"]}', "utf-8")
 
     done = run("label-sets", "import", "x", wrong)
 
     assert done.exit_code == 2
-    assert "is no label set" in done.stderr
+    assert "is not a label set" in done.stderr
 
 
-def test_every_setting_is_a_flag_of_serve(run):
+def test_every_setting_is_an_option_of_serve(run):
     help_text = run("serve", "--help").stdout
 
     for name in Settings.model_fields:
@@ -287,44 +239,28 @@ def things(run, tmp_path):
     return fill(tmp_path / "examples", 4)
 
 
-def assert_refused(done, what):
-    """The one line may come after the empty one that a progress bar leaves."""
-    assert done.exit_code == 2
-    assert done.stderr.lstrip("\n").startswith("error: ")
-    assert done.stderr.strip("\n").count("\n") == 0
-    assert what in done.stderr
-    assert done.stdout == ""
-    assert isinstance(done.exception, SystemExit)
-
-
-def cells(done):
-    """Return the words of each line of the output."""
-    assert done.exit_code == 0, done.stderr
-    return [line.split() for line in done.stdout.splitlines()]
-
-
-def test_examples_are_added_by_their_subfolders_counted_chosen_from_and_deleted(run, where, things):
+def test_examples_are_added_by_subfolder_counted_used_for_selection_and_deleted(run, where, things):
     added = run("examples", "add", "things", things, "--by-subfolder", *NAMED, *where)
 
     assert added.exit_code == 0, added.stderr
-    assert "12 added, 0 relabelled, 0 there already, 0 skipped" in added.stdout
+    assert "12 added, 0 relabelled, 0 duplicates, 0 skipped" in added.stdout
     counted = cells(run("examples", "count", "things", *where))
     assert counted[1:] == [["green-ish", "4"], ["sky", "4"], ["tomato", "4"], ["(unlabelled)", "0"]]
 
     table = run("examples", "selection", "things", *where)
-    told = json.loads(run("examples", "selection", "things", "--json", *where).stdout)
+    selection = json.loads(run("examples", "selection", "things", "--json", *where).stdout)
     lines = cells(table)
-    assert lines[0] == [told["method"]]
-    assert told["labelled"] == 12
-    assert told["leaderboard"][0]["method"] in {"gda", "tip-adapter"}
+    assert lines[0] == [selection["method"]]
+    assert selection["labelled"] == 12
+    assert selection["leaderboard"][0]["method"] in {"gda", "tip-adapter"}
     rows = {words[0]: words for words in lines if words}
-    for row in told["leaderboard"]:
+    for row in selection["leaderboard"]:
         assert rows[row["method"]][1] == f"{row['accuracy']:.4f}"
     assert "NLL" in table.stdout
     assert "not run:" in table.stdout
 
     again = run("examples", "add", "things", things, "-b", *NAMED, *where)
-    assert "0 added, 0 relabelled, 12 there already" in again.stdout
+    assert "0 added, 0 relabelled, 12 duplicates" in again.stdout
 
     gone = run("examples", "delete", "things", "--class", "sky", *where)
     assert "4 deleted" in gone.stdout
@@ -333,23 +269,23 @@ def test_examples_are_added_by_their_subfolders_counted_chosen_from_and_deleted(
     assert cells(run("examples", "count", "things", *where))[1:] == [["(unlabelled)", "0"]]
 
 
-def test_examples_are_added_of_one_class_or_unlabelled_and_take_on_another(run, where, things):
+def test_examples_are_added_unlabelled_and_relabelled(run, where, things):
     done = run("examples", "add", "things", things / "tomato", things / "sky" / "*.png", *where)
     assert "8 added" in done.stdout
     assert cells(run("examples", "count", "things", *where))[1:] == [["(unlabelled)", "8"]]
     labelled = run("examples", "add", "things", things / "tomato", "-c", "tomato", *where)
-    assert "0 added, 4 relabelled, 0 there already" in labelled.stdout
+    assert "0 added, 4 relabelled, 0 duplicates" in labelled.stdout
     assert cells(run("examples", "count", "things", *where))[1:] == [["tomato", "4"], ["(unlabelled)", "4"]]
     assert "4 deleted" in run("examples", "delete", "things", "--unlabelled", *where).stdout
 
 
-def test_more_examples_than_are_sent_at_once_are_all_added(run, where, things, tmp_path):
+def test_several_batches_of_examples_are_all_added(run, where, things, tmp_path):
     fill(tmp_path / "many", 15, first=100)
     done = run("examples", "add", "things", tmp_path / "many", *where)
     assert "45 added" in done.stdout, done.stderr
 
 
-def test_bad_examples_are_named_and_the_exit_status_tells_some_or_all(run, where, things, tmp_path):
+def test_bad_examples_are_reported_and_set_the_exit_status(run, where, things, tmp_path):
     (tmp_path / "bad").mkdir()
     for name in ("a", "b"):
         (tmp_path / "bad" / f"{name}.jpg").write_bytes(b"nonsense")
@@ -358,13 +294,13 @@ def test_bad_examples_are_named_and_the_exit_status_tells_some_or_all(run, where
     every = run("examples", "add", "things", tmp_path / "bad", *where)
 
     assert (some.exit_code, every.exit_code) == (1, 2)
-    assert "4 added, 0 relabelled, 0 there already, 2 skipped" in some.stdout
+    assert "4 added, 0 relabelled, 0 duplicates, 2 skipped" in some.stdout
     for done in (some, every):
         skipped = [line for line in done.stderr.splitlines() if line.startswith("skipped")]
         assert [line.split()[1].rpartition("/")[2] for line in skipped] == ["a.jpg:", "b.jpg:"]
 
 
-def test_an_example_that_the_disk_refuses_is_named_and_skipped(run, things, monkeypatch):
+def test_an_unreadable_example_is_reported_and_skipped(run, things, monkeypatch):
     read = Path.read_bytes
 
     def refuse(path):
@@ -376,14 +312,14 @@ def test_an_example_that_the_disk_refuses_is_named_and_skipped(run, things, monk
     done = run("examples", "add", "things", things, "-b", *NAMED)
     assert done.exit_code == 1
     assert "sky/1.png: Permission denied" in done.stderr
-    assert "11 added, 0 relabelled, 0 there already, 1 skipped" in done.stdout
+    assert "11 added, 0 relabelled, 0 duplicates, 1 skipped" in done.stdout
 
 
-def test_examples_that_cannot_be_added_are_told_in_a_line(run, where, things):
-    for arguments, told in [
-        (["things", things, "-b", "-c", "sky"], "give either --class or --by-subfolder"),
-        (["things", things, things, "-b"], "2 paths are given"),
-        (["things", things, *NAMED], "goes with --by-subfolder"),
+def test_invalid_examples_are_errors_of_one_line(run, where, things):
+    for arguments, message in [
+        (["things", things, "-b", "-c", "sky"], "excludes --by-subfolder"),
+        (["things", things, things, "-b"], "there are 2 paths"),
+        (["things", things, *NAMED], "needs --by-subfolder"),
         (["things", things, "-b", "-n", "leaf=sky"], "unknown subfolder 'leaf'"),
         (["things", things, "-b", "-n", "green_leaf"], "not of the form SUBFOLDER=CLASS"),
         (["things", things / "tomato", "-b"], "contains its images directly"),
@@ -392,53 +328,53 @@ def test_examples_that_cannot_be_added_are_told_in_a_line(run, where, things):
         (["things", things, "-c", "puma"], "unknown class 'puma'; known: green-ish, sky, tomato"),
         (["none", things], "unknown label set 'none'; known: things"),
     ]:
-        assert_refused(run("examples", "add", *arguments, *where), told)
+        assert_refused(run("examples", "add", *arguments, *where), message)
     assert cells(run("examples", "count", "things", *where))[1:] == [["(unlabelled)", "0"]]
 
 
-def test_what_there_is_nothing_to_say_of_is_told_in_a_line(run, where, things):
-    for arguments, told in [
+def test_invalid_options_of_examples_commands_are_errors_of_one_line(run, where, things):
+    for arguments, message in [
         (["count", "none"], "unknown label set 'none'"),
         (["delete", "none", "--all"], "unknown label set 'none'"),
-        (["delete", "things"], "give one of --class, --unlabelled and --all"),
-        (["delete", "things", "--all", "--unlabelled"], "give one of --class, --unlabelled and --all"),
-        (["delete", "things", "--all", "-c", "sky"], "give one of --class, --unlabelled and --all"),
+        (["delete", "things"], "pass exactly one of --class, --unlabelled and --all"),
+        (["delete", "things", "--all", "--unlabelled"], "pass exactly one of --class, --unlabelled and --all"),
+        (["delete", "things", "--all", "-c", "sky"], "pass exactly one of --class, --unlabelled and --all"),
         (["selection", "none"], "unknown label set 'none'"),
         (["selection", "things"], "wait until the methods have been compared"),
         (["selection", "things", "-m", "nope"], "unknown model 'nope'"),
     ]:
-        assert_refused(run("examples", *arguments, *where), told)
+        assert_refused(run("examples", *arguments, *where), message)
 
 
-def test_more_examples_than_allowed_are_told_with_the_setting_to_raise(run, where, things, monkeypatch):
+def test_too_many_examples_are_an_error_that_names_the_setting(run, where, things, monkeypatch):
     monkeypatch.setenv("DEIXIS_MAX_EXAMPLES", "5")
     assert_refused(run("examples", "add", "things", things, *where), "DEIXIS_MAX_EXAMPLES")
 
 
-def test_a_short_queue_does_not_keep_a_command_in_process_from_adding_many(run, things, tmp_path, monkeypatch):
+def test_the_queue_limit_does_not_apply_to_examples_in_process(run, things, tmp_path, monkeypatch):
     monkeypatch.setenv("DEIXIS_MAX_QUEUED_IMAGES", "4")
     monkeypatch.setenv("DEIXIS_MAX_IMAGES_PER_REQUEST", "4")
     done = run("examples", "add", "things", fill(tmp_path / "many", 15, first=100))
     assert "45 added" in done.stdout, done.stderr
 
 
-# --- what examples teach, on the command line ----------------------------------------------------------------------
+# --- classification with example images ----------------------------------------------------------------------
 
 
-def test_classify_uses_the_method_that_the_examples_are_evidence_for(run, where, things, tmp_path):
+def test_classify_uses_the_selected_method(run, where, things, tmp_path):
     assert run("examples", "add", "things", things, "-b", *NAMED, *where).exit_code == 0
     asked = fill(tmp_path / "asked", 1, first=50)
 
     plain = run("classify", asked, "-s", "things", "-f", "json", *where)
     shares = ("--coverage", "0.8", "--reject-below", "0.2")
-    told = run("classify", asked, "-s", "things", "-f", "csv", *shares, *where)
+    as_csv = run("classify", asked, "-s", "things", "-f", "csv", *shares, *where)
     table = run("classify", asked, "-s", "things", *shares, *where)
 
     assert plain.exit_code == 0, plain.stderr
     assert [each["predictions"][0]["label"] for each in json.loads(plain.stdout)] == ["green-ish", "sky", "tomato"]
     assert all("rejected" not in each and "prediction_set" not in each for each in json.loads(plain.stdout))
-    assert told.exit_code == 0, told.stderr
-    rows = list(csv.DictReader(io.StringIO(told.stdout)))
+    assert as_csv.exit_code == 0, as_csv.stderr
+    rows = list(csv.DictReader(io.StringIO(as_csv.stdout)))
     assert list(rows[0]) == ["path", "rank", "label", "score", "similarity", "rejected", "prediction set"]
     for row in rows:
         assert row["rejected"] == "no"
@@ -449,7 +385,7 @@ def test_classify_uses_the_method_that_the_examples_are_evidence_for(run, where,
 
 
 @pytest.mark.parametrize("output", ["csv", "table"])
-def test_columns_are_there_where_they_were_asked_for_and_hold_every_row(run, folder, output):
+def test_optional_columns_appear_only_if_they_were_requested(run, folder, output):
     asked = ("classify", folder, "-l", "red, blue", "-f", output, "-k", "2")
     without = run(*asked)
     rejecting = run(*asked, "--reject-below", "1")
@@ -460,14 +396,14 @@ def test_columns_are_there_where_they_were_asked_for_and_hold_every_row(run, fol
     assert rejecting.stdout.count("none of these") == 6 * 2
 
 
-def test_an_answer_of_a_rejected_image_says_so_in_json(run, where, folder):
+def test_rejected_images_are_marked_in_json(run, where, folder):
     done = run("classify", folder, "-l", "red, blue", "--reject-below", "1", "-f", "json", *where)
     assert done.exit_code == 0, done.stderr
     assert [each["rejected"] for each in json.loads(done.stdout)] == [True] * 6
 
 
-def test_shares_that_cannot_be_are_told_in_a_line(run, where, folder, things):
-    for arguments, told in [
+def test_invalid_shares_are_errors_of_one_line(run, where, folder, things):
+    for arguments, message in [
         (["-l", "a", "--coverage", "1"], "--coverage"),
         (["-l", "a", "--coverage", "0"], "--coverage"),
         (["-l", "a", "--false-rejection-rate", "1.5"], "--false-rejection-rate"),
@@ -476,7 +412,7 @@ def test_shares_that_cannot_be_are_told_in_a_line(run, where, folder, things):
         (["-s", "things", "--false-rejection-rate", "0.1"], "labelled example images"),
         (["-l", "a", "--reject-below", "0.1", "--false-rejection-rate", "0.1"], "not both"),
     ]:
-        assert_refused(run("classify", folder, *arguments, *where), told)
+        assert_refused(run("classify", folder, *arguments, *where), message)
     assert run("classify", folder, "-l", "a", "--reject-below", "1.5", *where).exit_code == 2
 
 
@@ -493,7 +429,7 @@ def pool(tmp_path):
     return fill(tmp_path / "pool", 4, first=80)
 
 
-def test_a_learning_curve_is_a_table_with_a_picture_of_letters_and_a_file(run, things, asked, pool, tmp_path):
+def test_a_learning_curve_is_a_table_a_text_chart_and_a_file(run, things, asked, pool, tmp_path):
     file = tmp_path / "curve.json"
     arguments = ("--support", things, "--pool", pool, "--shots", "4,1,2", "--draws", 2)
 
@@ -523,7 +459,7 @@ def test_a_learning_curve_is_a_table_with_a_picture_of_letters_and_a_file(run, t
     assert "A gda" in done.stdout
 
 
-def test_a_learning_curve_goes_to_standard_output_as_nothing_but_json(run, things, asked):
+def test_a_learning_curve_on_standard_output_is_only_json(run, things, asked):
     done = run("evaluate", asked, "--method", "all", "--support", things, "--shots", 1, "--draws", 1, "--json", "-")
     assert done.exit_code == 0, done.stderr
     report = json.loads(done.stdout)
@@ -531,7 +467,7 @@ def test_a_learning_curve_goes_to_standard_output_as_nothing_but_json(run, thing
     assert any("unlabelled" in each for each in report["not_run"]) or not report["not_run"]
 
 
-def test_unlabelled_images_alone_give_one_number_for_each_method(run, asked, pool):
+def test_a_curve_of_unlabelled_images_has_one_point_per_method(run, asked, pool):
     done = run("evaluate", asked, "--method", "all", "--pool", pool, "--json", "-")
     assert done.exit_code == 0, done.stderr
     report = json.loads(done.stdout)
@@ -540,7 +476,7 @@ def test_unlabelled_images_alone_give_one_number_for_each_method(run, asked, poo
     assert {"zlap", "auto"} <= {point["method"] for point in report["points"]}
 
 
-def test_the_classes_of_a_curve_may_be_renamed_or_those_of_a_label_set(run, things, asked):
+def test_a_curve_uses_the_classes_of_a_label_set_and_names_of_subfolders(run, things, asked):
     arguments = ("--method", "all", "--support", things, "--shots", 2, "--draws", 1, "--json", "-")
     done = run("evaluate", asked, "-s", "things", *NAMED, *arguments)
     assert done.exit_code == 0, done.stderr
@@ -554,7 +490,7 @@ def test_the_classes_of_a_curve_may_be_renamed_or_those_of_a_label_set(run, thin
     assert "--support" in refused.stderr
 
 
-def test_bad_files_of_a_curve_are_named_wherever_they_are_and_the_rest_is_measured(run, things, asked, pool):
+def test_bad_files_of_a_curve_are_reported_and_the_rest_is_measured(run, things, asked, pool):
     for place in (things / "sky", asked / "sky", pool / "sky"):
         (place / f"bad in {place.parent.name}.png").write_bytes(b"nonsense")
     arguments = ("--support", things, "--pool", pool, "--shots", 1, "--draws", 1, "--json", "-")
@@ -568,35 +504,39 @@ def test_bad_files_of_a_curve_are_named_wherever_they_are_and_the_rest_is_measur
         assert f"bad in {name}.png" in done.stderr
 
 
-def test_a_curve_that_cannot_be_drawn_is_told_before_the_model_is_loaded(run, things, asked, tmp_path, monkeypatch):
+def test_an_invalid_curve_is_an_error_before_the_model_is_loaded(run, things, asked, tmp_path, monkeypatch):
     monkeypatch.setattr("app.cli.common.load_encoders", lambda _: pytest.fail("the model was loaded"))
     every = ("--method", "all")
-    for arguments, told in [
-        (["--support", things], "goes with --method all"),
-        (["--pool", things, "--method", "gda"], "goes with --method all"),
-        ([*every, "--picture", tmp_path / "a.svg"], "goes with --support or --pool"),
+    for arguments, message in [
+        (["--support", things], "needs --method all"),
+        (["--pool", things, "--method", "gda"], "needs --method all"),
+        ([*every, "--picture", tmp_path / "a.svg"], "needs --support or --pool"),
         ([*every, "--support", things, "--picture", tmp_path / "a.bmp"], "must end in one of .svg, .png, .pdf"),
         ([*every, "--support", things, "--picture", tmp_path / "nowhere" / "a.svg"], "there is no folder"),
     ]:
-        assert_refused(run("evaluate", asked, *arguments), told)
+        assert_refused(run("evaluate", asked, *arguments), message)
 
 
-def test_numbers_of_images_that_cannot_be_are_told_in_a_line(run, things, asked, tmp_path):
-    for shots, told in [("1,x", "no list of numbers"), ("", "no list of numbers"), ("0,1", "a number below 1")]:
+def test_invalid_numbers_of_images_are_errors_of_one_line(run, things, asked, tmp_path):
+    for shots, message in [
+        ("1,x", "not a list of numbers"),
+        ("", "not a list of numbers"),
+        ("0,1", "a number below 1"),
+    ]:
         done = run("evaluate", asked, "--method", "all", "--support", things, "--shots", shots)
-        assert_refused(done, told)
+        assert_refused(done, message)
     assert run("evaluate", asked, "--method", "all", "--support", things, "--draws", 0).exit_code == 2
     (tmp_path / "empty").mkdir()
     for flag in ("--support", "--pool"):
         assert_refused(run("evaluate", asked, "--method", "all", flag, tmp_path / "empty"), "empty")
 
 
-def test_a_server_draws_no_curves(run, things, asked):
+def test_a_server_measures_no_learning_curves(run, things, asked):
     done = run("evaluate", asked, "--method", "all", "--support", things, "--server", "http://127.0.0.1:9")
-    assert_refused(done, "leave --server out")
+    assert_refused(done, "leave out --server")
 
 
-def test_a_picture_of_a_curve_is_drawn_or_what_it_lacks_is_told(run, things, asked, tmp_path):
+def test_a_chart_is_written_or_the_missing_package_is_named(run, things, asked, tmp_path):
     arguments = ("evaluate", asked, "--method", "all", "--support", things, "--shots", "1,2", "--draws", 1)
     file = tmp_path / "curve.svg"
 
@@ -610,7 +550,7 @@ def test_a_picture_of_a_curve_is_drawn_or_what_it_lacks_is_told(run, things, ask
     assert "<svg" in file.read_text("utf-8")
 
 
-def test_every_method_is_compared_on_a_servers_examples_too(run, where, things, asked):
+def test_all_methods_are_compared_with_the_stored_examples(run, where, things, asked):
     assert run("examples", "add", "things", things, "-b", *NAMED, *where).exit_code == 0
     done = run("evaluate", asked, "-s", "things", *NAMED, "--method", "all", "--json", "-", *where)
     assert done.exit_code == 0, done.stderr

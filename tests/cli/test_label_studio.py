@@ -1,4 +1,4 @@
-"""`deixis label-studio` with flags that cannot work; end_to_end/ runs it as users do."""
+"""`deixis label-studio` with invalid options; end_to_end/ runs it as users do."""
 
 import socket
 
@@ -23,29 +23,29 @@ def refused(monkeypatch, tmp_path):
     return run
 
 
-def test_strangers_are_not_let_in_by_oversight(refused, monkeypatch):
-    assert "BASIC_AUTH_USER and BASIC_AUTH_PASS here" in refused("--host", "0.0.0.0")
-    assert "callers need no password" in refused("--host", "studio.example")
+def test_a_public_address_needs_a_login(refused, monkeypatch):
+    assert "set BASIC_AUTH_USER and BASIC_AUTH_PASS" in refused("--host", "0.0.0.0")
+    assert "clients need no login" in refused("--host", "studio.example")
     monkeypatch.setenv("BASIC_AUTH_USER", "x")
-    assert "go together" in refused()
+    assert "only one of BASIC_AUTH_USER and BASIC_AUTH_PASS" in refused()
 
 
-def test_an_address_that_is_none_is_told(refused, monkeypatch):
+def test_an_invalid_address_of_label_studio_is_an_error(refused, monkeypatch):
     assert "is not of the form http://host:port" in refused("--label-studio-url", "studio:8080")
     monkeypatch.setenv("LABEL_STUDIO_URL", "ftp://studio")
     assert "LABEL_STUDIO_URL" in refused()
 
 
-def test_a_port_that_is_taken_is_told(refused):
+def test_a_port_in_use_is_an_error(refused):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert f"cannot listen on 127.0.0.1, port {port}" in refused("--port", port)
 
 
-def test_wrong_options_of_the_method_are_told(refused):
+def test_invalid_options_of_the_method_are_an_error(refused):
     assert "not of the form NAME=NUMBER" in refused("--option", "beta")
 
 
-def test_a_key_that_no_header_can_hold_is_told(refused, monkeypatch):
+def test_a_key_that_is_not_ascii_is_an_error(refused, monkeypatch):
     monkeypatch.setenv("DEIXIS_API_KEY", "schlüssel")
     assert "use ASCII" in refused()

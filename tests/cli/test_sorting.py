@@ -5,9 +5,8 @@ import os
 
 import pytest
 
-from app.api.schemas.classification import PredictionBody, ResultBody
-from app.cli.sorting import How, Sorter, folder_name
-from tests.cli.test_cli import run, where  # noqa: F401 - fixtures
+from app.cli.sorting import FileAction, Sorter, folder_name
+from deixis import ImageResult, Prediction
 from tests.conftest import picture
 
 COLOURS = ("red", "green", "blue")
@@ -28,13 +27,13 @@ def tree(folder):
     return {str(each.relative_to(folder)): each.read_bytes() for each in folder.rglob("*") if each.is_file()}
 
 
-def sort(run, photos, target, *more, status=1):  # noqa: F811
+def sort(run, photos, target, *more, status=1):
     done = run("classify", photos, "-l", "red,green,blue", "--to-folder", target, *more)
     assert done.exit_code == status, done.output
     return done
 
 
-def test_files_are_copied_into_a_folder_for_each_label(run, where, photos, tmp_path):  # noqa: F811
+def test_files_are_copied_into_a_folder_for_each_label(run, where, photos, tmp_path):
     before, target = tree(photos), tmp_path / "sorted"
     done = sort(run, photos, target, *where)
     assert "6 of 7 copied" in done.stderr
@@ -50,7 +49,7 @@ def test_files_are_copied_into_a_folder_for_each_label(run, where, photos, tmp_p
     assert all(0.3 < float(row["score"]) <= 1 for row in rows)
 
 
-def test_a_second_run_finds_everything_there(run, photos, tmp_path):  # noqa: F811
+def test_a_second_run_finds_everything_there(run, photos, tmp_path):
     target = photos / "sorted"  # in the folder itself: what is in it is not sorted again
     sort(run, photos, target)
     first = tree(target)
@@ -59,7 +58,7 @@ def test_a_second_run_finds_everything_there(run, photos, tmp_path):  # noqa: F8
     assert tree(target) == first
 
 
-def test_files_are_moved_and_nothing_is_overwritten(run, photos, tmp_path):  # noqa: F811
+def test_files_are_moved_and_nothing_is_overwritten(run, photos, tmp_path):
     target = tmp_path / "sorted"
     (target / "red").mkdir(parents=True)
     (target / "red" / "red.png").write_bytes(b"somebody else's")
@@ -71,13 +70,13 @@ def test_files_are_moved_and_nothing_is_overwritten(run, photos, tmp_path):  # n
     assert {found["red/red (2).png"], found["red/red (3).png"]} == {before["red.png"], before["trip/red.png"]}
 
 
-def test_files_are_linked(run, photos, tmp_path):  # noqa: F811
+def test_files_are_linked(run, photos, tmp_path):
     sort(run, photos, tmp_path / "sorted", "--link")
     assert (tmp_path / "sorted/green/green.png").stat().st_nlink == 2
     assert (photos / "green.png").exists()
 
 
-def test_a_dry_run_changes_nothing(run, photos, tmp_path):  # noqa: F811
+def test_a_dry_run_changes_nothing(run, photos, tmp_path):
     done = sort(run, photos, tmp_path / "sorted", "--dry-run", "--move")
     assert "6 of 7 would be moved" in done.stderr
     assert f"{photos / 'red.png'} -> {tmp_path / 'sorted' / 'red' / 'red.png'}" in done.stderr.replace("\n", "")
@@ -85,7 +84,7 @@ def test_a_dry_run_changes_nothing(run, photos, tmp_path):  # noqa: F811
     assert len(tree(photos)) == 7
 
 
-def test_what_is_none_of_the_labels_has_a_folder_of_its_own(run, photos, tmp_path):  # noqa: F811
+def test_what_is_none_of_the_labels_has_a_folder_of_its_own(run, photos, tmp_path):
     sort(run, photos, tmp_path / "sorted", "--reject-below", "1")
     assert {each.name for each in (tmp_path / "sorted").iterdir()} == {"_none of these", "deixis.csv"}
 
@@ -95,11 +94,11 @@ def test_what_is_none_of_the_labels_has_a_folder_of_its_own(run, photos, tmp_pat
     [
         (("--move",), "--to-folder"),
         (("--dry-run",), "--to-folder"),
-        (("--to-folder", "x", "--move", "--link"), "give one"),
-        (("--to-folder", __file__), "is no folder"),
+        (("--to-folder", "x", "--move", "--link"), "pass one"),
+        (("--to-folder", __file__), "is not a folder"),
     ],
 )
-def test_flags_that_make_no_sense_are_refused_before_anything_is_done(run, photos, flags, told):  # noqa: F811
+def test_flags_that_make_no_sense_are_refused_before_anything_is_done(run, photos, flags, told):
     before = tree(photos)
     done = run("classify", photos, "-l", "red,green", *flags)
     assert done.exit_code == 2
@@ -108,23 +107,23 @@ def test_flags_that_make_no_sense_are_refused_before_anything_is_done(run, photo
 
 
 def result(label):
-    return ResultBody(predictions=[PredictionBody(label=label, score=0.5, similarity=0.1)])
+    return ImageResult(predictions=[Prediction(label=label, score=0.5, similarity=0.1)])
 
 
 def test_a_file_for_which_no_name_was_found_is_none_of_these(tmp_path):
     file = tmp_path / "a.png"
     file.write_bytes(b"content")
-    sorter = Sorter(tmp_path / "sorted", How.COPY, dry_run=False)
-    sorter.check()
-    assert sorter.take(file, ResultBody(predictions=[])) == tmp_path / "sorted/_none of these/a.png"
+    sorter = Sorter(tmp_path / "sorted", FileAction.COPY, dry_run=False)
+    sorter.validate()
+    assert sorter.sort(file, ImageResult(predictions=[])) == tmp_path / "sorted/_none of these/a.png"
     assert "a.png,_none of these" in (tmp_path / "sorted/deixis.csv").read_text()
 
 
 def test_a_file_that_cannot_be_put_there_stays_where_it_is(tmp_path, monkeypatch):
     file, target = tmp_path / "a.png", tmp_path / "sorted"
     file.write_bytes(b"content")
-    sorter = Sorter(target, How.MOVE, dry_run=False)
-    sorter.check()
+    sorter = Sorter(target, FileAction.MOVE, dry_run=False)
+    sorter.validate()
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -132,12 +131,12 @@ def test_a_file_that_cannot_be_put_there_stays_where_it_is(tmp_path, monkeypatch
     monkeypatch.setattr(os, "link", full)
     monkeypatch.setattr("pathlib.Path.rename", full)
     with pytest.raises(OSError, match="No space"):
-        sorter.take(file, result("cat"))
+        sorter.sort(file, result("cat"))
     assert tree(tmp_path) == {"a.png": b"content"}
     monkeypatch.undo()
     monkeypatch.setattr("shutil.copy2", full)
     with pytest.raises(OSError, match="No space"):
-        Sorter(target, How.COPY, dry_run=False).take(file, result("cat"))
+        Sorter(target, FileAction.COPY, dry_run=False).sort(file, result("cat"))
     assert tree(tmp_path) == {"a.png": b"content"}
 
 
@@ -148,9 +147,9 @@ def test_without_links_files_are_moved_by_their_name(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", none)
     file = tmp_path / "a.png"
     file.write_bytes(b"content")
-    sorter = Sorter(tmp_path / "sorted", How.MOVE, dry_run=False)
-    sorter.check()
-    assert sorter.take(file, result("cat")).read_bytes() == b"content"
+    sorter = Sorter(tmp_path / "sorted", FileAction.MOVE, dry_run=False)
+    sorter.validate()
+    assert sorter.sort(file, result("cat")).read_bytes() == b"content"
     assert not file.exists()
 
 

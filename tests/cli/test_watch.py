@@ -1,4 +1,4 @@
-"""`deixis watch`: which files are labelled when, what is told, and what a restart does."""
+"""`deixis watch`: which files are classified and when, messages, and restarts."""
 
 import asyncio
 import json
@@ -6,40 +6,38 @@ from dataclasses import replace
 
 import pytest
 
-from app.api.schemas.classification import PredictionBody, ResultBody
-from app.api.schemas.problems import Problem
 from app.classification.resolve import ClassifyRequest
-from app.cli.backends import RefusedError
 from app.cli.watch import Watcher
 from app.errors import InvalidFieldError, NotReadyError
 from app.images.sidecars import JsonSidecar, XmpSidecar, sha256_of
-from tests.cli.test_cli import run  # noqa: F401 - a fixture
+from deixis import ImageResult, Prediction, ProblemError, UnreachableError
+from deixis.answers import Problem
 from tests.conftest import picture
 
 anyio_test = pytest.mark.anyio
 
 
 class Backend:
-    """Calls every image a cat, counts how often it is asked, and is away as often as told."""
+    """Labels every image as a cat, records the images, and first raises the given errors."""
 
     def __init__(self, *errors):
-        self.asked = []
+        self.images = []
         self.errors = list(errors)
         self.version = 1
 
-    async def pinned(self, question):
-        label_set = question.label_set and f"{question.label_set}@{self.version}"
-        return replace(question, model="m", label_set=label_set)
+    async def pin(self, request):
+        label_set = request.label_set and f"{request.label_set}@{self.version}"
+        return replace(request, model="m", label_set=label_set)
 
-    async def classify(self, images, question):
+    async def classify(self, images, request):
         if self.errors:
             raise self.errors.pop(0)
-        self.asked += images
+        self.images += images
         bad = Problem(type="urn:deixis:problem:not-an-image", title="No", status=415, detail="this is no image")
         return [
-            ResultBody.failed(bad)
+            ImageResult(predictions=[], error=bad)
             if image.startswith(b"bad")
-            else ResultBody(predictions=[PredictionBody(label="cat", score=0.9, similarity=0.3)])
+            else ImageResult(predictions=[Prediction(label="cat", score=0.9, similarity=0.3)])
             for image in images
         ]
 
@@ -51,11 +49,11 @@ def folder(tmp_path):
     return place
 
 
-async def watched(backend, folder, during=None, sidecar=None, question=None, *, leave=False, once=False, timeout_s=20):
-    """Run a watcher while ``during`` does something, a coroutine function that returns when all is to end."""
-    watcher = Watcher(backend, question or ClassifyRequest(labels=["cat", "dog"]), sidecar or JsonSidecar(), 0.5)
+async def watched(backend, folder, during=None, sidecar=None, request=None, *, leave=False, once=False, timeout_s=20):
+    """Run a watcher until the coroutine function ``during`` returns."""
+    watcher = Watcher(backend, request or ClassifyRequest(labels=["cat", "dog"]), sidecar or JsonSidecar(), 0.5)
     if leave:
-        watcher.leave(folder)
+        watcher.skip_existing(folder)
     async with asyncio.timeout(timeout_s):
         stopped = asyncio.Event()
         running = asyncio.create_task(watcher.run(folder, stopped, settle_s=0.2, poll=False, once=once))
@@ -89,7 +87,7 @@ async def test_new_images_are_labelled_and_old_ones_left(folder):
         await until((folder / "sub" / "new.png.json").exists)
 
     await watched(backend, folder, during, leave=True)
-    assert backend.asked == [b"new"]
+    assert backend.images == [b"new"]
     told = json.loads((folder / "sub" / "new.png.json").read_text())
     assert told["predictions"][0]["label"] == "cat"
     assert told["question"]["labels"] == ["cat", "dog"]
@@ -109,7 +107,7 @@ async def test_a_file_is_read_only_when_it_is_whole(folder):
         await until((folder / "slow.png.json").exists)
 
     await watched(backend, folder, during)
-    assert backend.asked == [b"part" * 8]
+    assert backend.images == [b"part" * 8]
 
 
 @anyio_test
@@ -118,14 +116,14 @@ async def test_a_file_that_changes_is_labelled_again(folder):
     file.write_bytes(b"one")
 
     async def during():
-        await until(lambda: backend.asked == [b"one"])
+        await until(lambda: backend.images == [b"one"])
         await until((folder / "a.png.json").exists)
         file.write_bytes(b"another")
-        await until(lambda: len(backend.asked) == 2)
+        await until(lambda: len(backend.images) == 2)
         await until(lambda: json.loads((folder / "a.png.json").read_text())["sha256"] == sha256_of(b"another"))
 
     await watched(backend, folder, during)
-    assert backend.asked == [b"one", b"another"]
+    assert backend.images == [b"one", b"another"]
 
 
 @anyio_test
@@ -138,10 +136,10 @@ async def test_a_restart_goes_on_where_it_was_and_another_question_is_asked(fold
     (folder / "c.png").write_bytes(b"c.png")
     (folder / "a.png").touch()  # another time, and the same content
     await watched(second, folder, sidecar=sidecar, once=True)
-    await watched(other, folder, sidecar=sidecar, once=True, question=ClassifyRequest(label_set="pets"))
-    assert sorted(first.asked) == [b"a.png", b"b.png"]
-    assert second.asked == [b"c.png"]
-    assert len(other.asked) == 3
+    await watched(other, folder, sidecar=sidecar, once=True, request=ClassifyRequest(label_set="pets"))
+    assert sorted(first.images) == [b"a.png", b"b.png"]
+    assert second.images == [b"c.png"]
+    assert len(other.images) == 3
 
 
 @anyio_test
@@ -150,8 +148,8 @@ async def test_a_sidecar_names_the_version_that_answered_and_a_restart_with_a_ne
     backend = Backend()
     for version, asked in ((1, 1), (1, 1), (2, 2)):
         backend.version = version
-        await watched(backend, folder, once=True, question=ClassifyRequest(label_set="pets"))
-        assert len(backend.asked) == asked
+        await watched(backend, folder, once=True, request=ClassifyRequest(label_set="pets"))
+        assert len(backend.images) == asked
         told = json.loads((folder / "a.png.json").read_text())["question"]
         assert (told["label_set"], told["model"]) == (f"pets@{version}", "m")
 
@@ -164,13 +162,13 @@ async def test_bad_files_are_told_once_and_end_nothing(folder, capsys):
     backend = Backend()
 
     async def during():
-        await until(lambda: backend.asked)
+        await until(lambda: backend.images)
         (folder / "good.png").write_bytes(b"good")
         await until((folder / "good.png.json").exists)
         await asyncio.sleep(0.5)
 
     await watched(backend, folder, during)
-    assert backend.asked == [b"bad", b"good"]
+    assert backend.images == [b"bad", b"good"]
     assert (folder / "taken.png.json").read_text() == "somebody else's"
     told = capsys.readouterr().err
     assert told.count("this is no image") == 1
@@ -183,7 +181,7 @@ async def test_an_image_for_which_no_name_was_found_is_done_too(folder, capsys, 
     backend = Backend()
 
     async def nothing(images, _):
-        return [ResultBody(predictions=[]) for _ in images]
+        return [ImageResult(predictions=[]) for _ in images]
 
     monkeypatch.setattr(backend, "classify", nothing)
     await watched(backend, folder, once=True)
@@ -196,26 +194,26 @@ async def test_a_server_that_is_away_is_waited_for_and_a_wrong_question_is_not(f
     monkeypatch.setattr("app.cli.watch._FIRST_WAIT_S", 0.01)
     (folder / "a.png").write_bytes(b"a")
     busy = Problem(type="urn:deixis:problem:overloaded", title="Busy", status=503, detail="the queue is full")
-    backend = Backend(NotReadyError("no answer from there"), RefusedError(busy), NotReadyError("no answer"))
+    backend = Backend(UnreachableError("no response"), ProblemError(busy), NotReadyError("not ready"))
     await watched(backend, folder, once=True)
-    assert backend.asked == [b"a"]
+    assert backend.images == [b"a"]
     assert capsys.readouterr().err.count("waiting:") == 1
     unknown = Problem(type="urn:deixis:problem:unknown-name", title="No", status=404, detail="unknown label set 'x'")
     (folder / "a.png.json").unlink()
-    with pytest.raises(RefusedError, match="unknown label set"):
-        await watched(Backend(RefusedError(unknown)), folder, once=True)
+    with pytest.raises(ProblemError, match="unknown label set"):
+        await watched(Backend(ProblemError(unknown)), folder, once=True)
 
 
 @anyio_test
 async def test_while_the_server_is_away_it_can_be_ended(folder):
     (folder / "a.png").write_bytes(b"a")
-    backend = Backend(*[NotReadyError("away")] * 1000)
+    backend = Backend(*[UnreachableError("no response")] * 1000)
 
     async def during():
         await until(lambda: len(backend.errors) < 1000)
 
     await watched(backend, folder, during)
-    assert backend.asked == []
+    assert backend.images == []
 
 
 @anyio_test
@@ -231,10 +229,10 @@ async def test_a_full_disk_ends_it_and_the_next_run_labels_the_file(folder, monk
     monkeypatch.undo()
     backend = Backend()
     await watched(backend, folder, once=True)
-    assert backend.asked == [b"a"]
+    assert backend.images == [b"a"]
 
 
-def test_the_command_labels_what_is_there_once(run, folder):  # noqa: F811
+def test_the_command_labels_what_is_there_once(run, folder):
     for colour in ("red", "blue"):
         (folder / f"{colour}.png").write_bytes(picture(colour))
     (folder / "broken.png").write_bytes(b"no picture")
@@ -247,7 +245,7 @@ def test_the_command_labels_what_is_there_once(run, folder):  # noqa: F811
     assert "red.png" not in again.stdout
 
 
-def test_what_is_no_folder_and_a_question_without_sense_are_refused(run, folder):  # noqa: F811
+def test_what_is_no_folder_and_a_question_without_sense_are_refused(run, folder):
     assert "is not a folder" in run("watch", folder / "nope", "-l", "a,b").stderr
     (folder / "a.png").write_bytes(picture())
     done = run("watch", folder, "-s", "nothing", "--once", "--settle", "0.1")

@@ -123,7 +123,7 @@ def test_a_refusal_is_an_error_with_the_problem_of_the_service(client):
         ([b"x"], {"labels": COLOURS, "lable_set": "x"}, TypeError, "lable_set"),
     ],
 )
-def test_invalid_arguments_are_errors_before_a_optionsis_sent(connect, images, options, kind, message):
+def test_invalid_arguments_are_errors_before_a_request_is_sent(connect, images, options, kind, message):
     client = connect("http://127.0.0.1:9", retries=0)
     with pytest.raises(kind, match=message):
         client.classify(*images, **options)
@@ -164,7 +164,14 @@ def test_batches_of_nothing_but_bad_images_do_not_end_a_stream(client):
     assert all(each.error for each in found if each.label is None)
 
 
-def test_an_invalid_optionsends_a_stream(client):
+@pytest.mark.parametrize("count", [1, 3])
+def test_too_many_labels_end_a_stream(client, count):
+    labels = [f"label {number}" for number in range(1001)]
+    with pytest.raises(deixis.ProblemError, match="DEIXIS_MAX_LABELS"):
+        list(client.stream([picture()] * count, labels=labels))
+
+
+def test_an_invalid_request_ends_a_stream(client):
     with pytest.raises(deixis.ProblemError, match="unknown label set"):
         list(client.stream([picture()] * 20, label_set="nothing"))
     with pytest.raises(TypeError, match="lables"):

@@ -12,7 +12,7 @@ from app.integrations.fiftyone import classify_samples, labels_file
 from app.main import create_app
 from deixis import Client, ImageResult, ProblemError
 from tests.api.live import live
-from tests.cli.test_cli import run, where  # noqa: F401 - fixtures
+from tests.cli.conftest import new_encoder, run, where  # noqa: F401 - fixtures
 from tests.conftest import picture
 
 

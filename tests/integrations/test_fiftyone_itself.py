@@ -9,7 +9,7 @@ from app.integrations.fiftyone import classify_samples
 from app.main import create_app
 from deixis import Client
 from tests.api.live import live
-from tests.cli.test_cli import run  # noqa: F401 - a fixture
+from tests.cli.conftest import new_encoder, run  # noqa: F401 - fixtures
 from tests.conftest import picture
 
 fiftyone = pytest.importorskip("fiftyone", reason="needs fiftyone")

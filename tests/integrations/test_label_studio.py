@@ -40,16 +40,18 @@ def service_url(settings, encoder):
 
 @pytest.fixture
 def start(service_url, studio):
-    """Start a backend; keyword arguments are those of ``Preannotation``."""
+    """A function that starts a backend; keyword arguments are the options of a classification."""
     with ExitStack() as running:
 
-        def begin(*, login=None, service=None, **asked) -> httpx.Client:
+        def begin(*, login=None, service=None, multiple_above=0.25, **request) -> httpx.Client:
             host, port = running.enter_context(live(studio.app))
             images = TaskImages(
                 label_studio=f"http://{host}:{port}", token=LEGACY_TOKEN, max_bytes=1_000_000, timeout_s=5
             )
             client = AsyncClient(service or service_url, retries=0)
-            host, port = running.enter_context(live(create_app(client, images, Preannotation(**asked), login=login)))
+            host, port = running.enter_context(
+                live(create_app(client, images, Preannotation(request, multiple_above), login=login))
+            )
             return running.enter_context(httpx.Client(base_url=f"http://{host}:{port}"))
 
         yield begin
@@ -152,7 +154,7 @@ def test_choices_of_the_task_itself_are_asked_about(start):
     assert [each["result"][0]["value"]["choices"] for each in found] == [["red car"], ["g"]]
 
 
-def test_a_label_set_answers_for_choices_that_are_called_like_its_classes(start, service_url):
+def test_choices_are_matched_with_the_classes_of_a_label_set(start, service_url):
     with Client(service_url) as client:
         client.label_sets.put("colours", ["RED", "green", "pink"])
     backend = start(label_set="colours")
@@ -164,7 +166,7 @@ def test_a_label_set_answers_for_choices_that_are_called_like_its_classes(start,
         client.label_sets.put("colours", ["RED", "green"])
     assert set_up(backend).json()["model_version"] != first
     other = CONFIG.replace("Red", "x").replace("Green", "y").replace("blue, teal", "z")
-    assert "no class that is called like a choice" in set_up(backend, other).json()["error"]
+    assert "no class that is named after a choice" in set_up(backend, other).json()["error"]
 
 
 def test_the_version_changes_with_the_question_and_only_then(start):
@@ -194,8 +196,8 @@ def test_callers_must_show_the_login_where_there_is_one(start):
 @pytest.mark.parametrize(
     ("path", "body", "told"),
     [
-        ("/predict", b"[", "no JSON"),
-        ("/predict", b"[]", "no JSON object"),
+        ("/predict", b"[", "not JSON"),
+        ("/predict", b"[]", "not a JSON object"),
         ("/predict", b'{"tasks": 3, "label_config": "x"}', "tasks"),
         ("/predict", b'{"tasks": [{"id": 1}], "label_config": "<View/>"}', "tasks.0.data"),
         ("/predict", b'{"tasks": [], "label_config": "<View/>"}', "no <Choices>"),
@@ -203,7 +205,7 @@ def test_callers_must_show_the_login_where_there_is_one(start):
         ("/setup", b'{"schema": "<View/>"}', "no <Choices>"),
     ],
 )
-def test_a_request_that_makes_no_sense_is_refused_with_the_reason(start, path, body, told):
+def test_an_invalid_request_is_refused_with_the_reason(start, path, body, told):
     answer = start().post(path, content=body)
     assert answer.status_code == 400
     assert told in answer.json()["error"]
@@ -216,7 +218,7 @@ def test_more_tasks_than_the_limit_are_refused(start):
     assert "at most 1000" in answer.json()["error"]
 
 
-def test_a_service_that_is_away_or_refuses_is_told(start):
+def test_a_service_that_refuses_or_does_not_respond_is_reported(start):
     away = set_up(start(service="http://127.0.0.1:9"))
     assert (away.status_code, "is the server running" in away.json()["error"]) == (503, True)
     unknown = set_up(start(label_set="nothing"))

@@ -123,7 +123,7 @@ async def test_data_urls_are_decoded(make):
         ("file:///etc/passwd", "no address of an image"),
         ("C:\\photos\\cat.jpg", "no address of an image"),
         ("https://" + "a" * 5000, "at most 4,096"),
-        ("http://[", "this is no URL"),
+        ("http://[", "this is not a URL"),
         ("ftp://example.com/cat.jpg", "no address of an image"),
     ],
 )

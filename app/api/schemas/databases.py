@@ -112,12 +112,7 @@ class DatabaseBody(Response):
     @classmethod
     def of(cls, state: DatabaseState, models: Sequence[str], *, default: bool) -> "DatabaseBody":
         """Convert a database's state; other namespaces are removed from its problem."""
-        manifest, problem = state.manifest, state.problem
-        if manifest is not None and problem is None and not models:
-            problem = (
-                f"it was built with the model '{manifest.model}', which is not in service; add it to DEIXIS_MODELS, or"
-                " build the database again"
-            )
+        manifest, problem = state.manifest, state.problem_with(models)
         return cls(
             name=own_name(state.name),
             default=default,

@@ -1,7 +1,17 @@
-"""Where a command's work is done: in this process, or by a server over HTTP; both answer with the contract's bodies."""
+"""Where a command runs: in this process, or on a server. Both backends return the types of ``deixis.answers``."""
 
-from app.cli.backends._base import Advance, Backend, CurveInput, read_image
-from app.cli.backends.in_process import InProcess
-from app.cli.backends.over_http import OverHttp, RefusedError, over_http
+from app.cli.backends._base import Backend, CurveFiles, LabelSetInput, OnProgress, read_image
+from app.cli.backends.in_process import InProcessBackend
+from app.cli.backends.over_http import HttpBackend, client_options, open_http_backend
 
-__all__ = ["Advance", "Backend", "CurveInput", "InProcess", "OverHttp", "RefusedError", "over_http", "read_image"]
+__all__ = [
+    "Backend",
+    "CurveFiles",
+    "HttpBackend",
+    "InProcessBackend",
+    "LabelSetInput",
+    "OnProgress",
+    "client_options",
+    "open_http_backend",
+    "read_image",
+]

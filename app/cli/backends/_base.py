@@ -1,39 +1,35 @@
-"""What commands need of a service, and what both ways to one share."""
+"""The interface of both backends, and the inputs that they share."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
-from app.api.schemas.classification import ResultBody, SharedNameBody
-from app.api.schemas.databases import DatabaseBody, SearchFields, SearchResponse
-from app.api.schemas.descriptions import (
-    AcceptedResponse,
-    DecisionBody,
-    DescribeBody,
-    DraftBody,
-    EstimateBody,
-    GenerateBody,
-    RejectedResponse,
-)
-from app.api.schemas.examples import AddedExamplesResponse, DeletedExamplesResponse, ExampleCountsBody
-from app.api.schemas.label_sets import LabelSetBody, LabelSetResponse, LabelSetSummaryBody
-from app.api.schemas.problems import Problem
-from app.api.schemas.selection import SelectionResponse
+from app.captions.search import CaptionQuery
 from app.classification.resolve import ClassifyRequest
+from app.describing.describer import DescribeRequest
 from app.selection.comparison import Comparison
 from app.selection.learning_curve import LearningCurve
 from app.store.drafts import DraftStatus
+from app.types import ClassEntry, MergeSynonyms
+from deixis import answers
 
-Advance: TypeAlias = Callable[[int, int], Awaitable[object]]
-"""Called with how many steps of how many are done."""
+OnProgress: TypeAlias = Callable[[int, int], Awaitable[object]]
+"""Called with the number of finished steps and of all steps; the latter is 0 while unknown."""
 
 
 @dataclass(frozen=True, slots=True)
-class CurveInput:
-    """Files that are asked about, labelled ones to draw from, unlabelled ones, and how many images are drawn how often.
+class CurveFiles:
+    """The images of a learning curve.
 
-    ``classes`` and ``support_classes`` are the class of each file.
+    Args:
+        files: test images.
+        classes: the class of each test image.
+        support_files: labelled images to learn from.
+        support_classes: the class of each labelled image.
+        pool_files: unlabelled images to learn from.
+        shots: the numbers of labelled images per class.
+        draws: random draws of labelled images for each number.
     """
 
     files: Sequence[Path]
@@ -45,123 +41,133 @@ class CurveInput:
     draws: int
 
 
-def read_image(file: Path) -> bytes | ResultBody:
-    """Return the file's bytes, or the result that tells why it cannot be read."""
+@dataclass(frozen=True, slots=True)
+class LabelSetInput:
+    """A label set to write."""
+
+    classes: Sequence[ClassEntry]
+    templates: str = "photo"
+    merge_synonyms: MergeSynonyms = MergeSynonyms.MEAN
+
+
+def read_image(file: Path) -> bytes | answers.ImageResult:
+    """Return the content of a file, or a result with the error if it cannot be read."""
     try:
         return file.read_bytes()
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        return ResultBody.failed(
-            Problem(type="about:blank", title="The file cannot be read", status=400, detail=reason)
-        )
+        problem = answers.Problem(type="about:blank", title="The file cannot be read", status=400, detail=reason)
+        return answers.ImageResult(predictions=[], error=problem)
 
 
 class Backend(Protocol):
-    """What commands need of a service."""
+    """The operations of a service that commands need."""
 
-    async def classify(self, images: Sequence[bytes], question: ClassifyRequest) -> list[ResultBody]:
-        """Classify; an image that cannot be read has its error in its own result, even when every one is bad."""
+    async def classify(self, images: Sequence[bytes], request: ClassifyRequest) -> list[answers.ImageResult]:
+        """Classify images. Images that cannot be decoded have an error in their results, even if all of them fail."""
 
-    async def pinned(self, question: ClassifyRequest) -> ClassifyRequest:
-        """Return the question with the model and the version of the label set that would answer it now."""
+    async def pin(self, request: ClassifyRequest) -> ClassifyRequest:
+        """Return the request with the current default model and the newest version of its label set."""
 
     async def learning_curve(
-        self, question: ClassifyRequest, given: CurveInput, advance: Advance
-    ) -> tuple[LearningCurve, list[ResultBody]]:
-        """Tell how accuracy on the files grows with the number of labelled images; results tell which files are bad.
+        self, request: ClassifyRequest, images: CurveFiles, on_progress: OnProgress
+    ) -> tuple[LearningCurve, list[answers.ImageResult]]:
+        """Measure accuracy against the number of labelled images; also return a result per file with its error.
 
         Raises:
-            InvalidFieldError: not one of the files could be read, or there is nothing to learn from.
+            InvalidFieldError: none of the files can be read, or there is nothing to learn from.
         """
 
-    async def prepare_names(self, question: ClassifyRequest, advance: Advance) -> None:
-        """Build the caption database that comes with the service, if it is the one to ask and is missing.
+    async def prepare_database(self, request: ClassifyRequest, on_progress: OnProgress) -> None:
+        """Build the WordNet caption database if the request needs it and it does not exist.
 
         Raises:
-            ClientError: the question could not be answered all the same.
+            ClientError: the request is invalid.
         """
 
-    async def name_together(
-        self, files: Sequence[Path], question: ClassifyRequest, advance: Callable[[], object]
-    ) -> tuple[list[ResultBody], list[SharedNameBody]]:
-        """Find few names that the files share; the results tell which files could not be read.
+    async def classify_together(
+        self, files: Sequence[Path], request: ClassifyRequest, on_progress: OnProgress
+    ) -> tuple[list[answers.ImageResult], list[answers.SharedName]]:
+        """Discover few labels that the images share; also return a result per file.
 
         Args:
             files: images.
-            question: without labels.
-            advance: called after each file.
+            request: a request without labels.
+            on_progress: called with the number of files that are read, and of all files.
         """
 
-    async def databases(self) -> list[DatabaseBody]:
-        """List every caption database."""
+    async def databases(self) -> list[answers.Database]:
+        """List the caption databases."""
 
-    async def database(self, name: str) -> DatabaseBody:
-        """Return what is known of a caption database."""
+    async def database(self, name: str) -> answers.Database:
+        """Return one caption database."""
 
-    async def search_captions(self, name: str, fields: SearchFields, image: bytes | None) -> SearchResponse:
-        """Return a page of the captions near a text or an image."""
+    async def search_captions(self, query: CaptionQuery) -> answers.FoundCaptions:
+        """Return one page of the captions nearest to a text or an image."""
 
     async def delete_database(self, name: str) -> None:
         """Delete a caption database."""
 
-    async def label_sets(self) -> list[LabelSetSummaryBody]:
-        """List every label set."""
+    async def label_sets(self) -> list[answers.LabelSetSummary]:
+        """List the label sets."""
 
-    async def label_set(self, reference: str) -> LabelSetResponse:
-        """Return ``name`` or ``name@version``."""
+    async def label_set(self, reference: str) -> answers.LabelSet:
+        """Return the newest version of ``name``, or ``name@version``."""
 
-    async def put_label_set(self, name: str, body: LabelSetBody) -> LabelSetResponse:
-        """Write a new version."""
+    async def put_label_set(self, name: str, content: LabelSetInput) -> answers.LabelSet:
+        """Write a new version of a label set."""
 
     async def compare(
         self,
-        question: ClassifyRequest,
+        request: ClassifyRequest,
         files: Sequence[Path],
         classes: Sequence[str],
-        advance: Callable[[], object],
-    ) -> tuple[Comparison, list[ResultBody]]:
-        """Run every method on the files; the results tell which files could not be read.
+        on_progress: OnProgress,
+    ) -> tuple[Comparison, list[answers.ImageResult]]:
+        """Run all methods on the files; also return a result per file with its error.
 
         Args:
-            question: the classes, model and templates.
+            request: the classes, the model and the templates.
             files: images.
-            classes: the class of each.
-            advance: called after each file.
+            classes: the class of each image.
+            on_progress: called with the number of files that are read, and of all files.
 
         Raises:
-            InvalidFieldError: not one file could be read.
+            InvalidFieldError: none of the files can be read.
         """
 
     async def add_examples(
         self, name: str, images: Sequence[bytes], classnames: Sequence[str | None]
-    ) -> AddedExamplesResponse:
-        """Add example images, of the class at the same place; those that cannot be read are told."""
+    ) -> answers.AddedExamples:
+        """Add example images with a class each, or None; images that cannot be decoded are listed as skipped."""
 
-    async def try_methods(self, name: str, job: str | None, advance: Advance) -> None:
-        """Try every method on the examples, or wait until the server's job has."""
+    async def select_methods(self, name: str, job_id: str | None, on_progress: OnProgress) -> None:
+        """Compare all methods on the example images, or wait for the job of the server that does."""
 
-    async def example_counts(self, name: str) -> ExampleCountsBody:
-        """Count example images."""
+    async def example_counts(self, name: str) -> answers.ExampleCounts:
+        """Return the number of example images by class."""
 
     async def delete_examples(
         self, name: str, *, classname: str | None, unlabelled: bool, everything: bool
-    ) -> DeletedExamplesResponse:
+    ) -> answers.DeletedExamples:
         """Delete the example images of a class, the unlabelled ones, or all."""
 
-    async def selection(self, name: str, model: str | None) -> SelectionResponse:
-        """Return which method the examples are evidence for."""
+    async def selection(self, name: str, model: str | None) -> answers.Selection:
+        """Return the method that is selected for a label set, and the evidence for it."""
 
-    async def estimate_descriptions(self, name: str, body: DescribeBody) -> EstimateBody:
-        """Return the most that ``describe`` would take."""
+    async def estimate_descriptions(self, name: str, request: DescribeRequest) -> answers.DescribeEstimate:
+        """Return an upper bound of the requests and tokens that ``describe`` uses."""
 
-    async def describe(self, name: str, body: GenerateBody, advance: Advance) -> Mapping[str, Any]:
-        """Ask a language model, and return what came of it."""
+    async def describe(
+        self, name: str, request: DescribeRequest, on_progress: OnProgress, *, accept: bool
+    ) -> Mapping[str, Any]:
+        """Describe the classes by a language model, and return the counts of the run."""
 
-    async def drafts(self, name: str, status: DraftStatus | None, classname: str | None) -> list[DraftBody]:
-        """List drafts."""
+    async def drafts(self, name: str, status: DraftStatus | None, classname: str | None) -> list[answers.Draft]:
+        """List the drafts of a label set."""
 
-    async def accept_drafts(self, name: str, body: DecisionBody) -> AcceptedResponse:
-        """Put drafts into a new version."""
+    async def accept_drafts(self, name: str, ids: Sequence[int] | None) -> answers.AcceptedDrafts:
+        """Write drafts, by default all undecided ones, into a new version of the label set."""
 
-    async def reject_drafts(self, name: str, body: DecisionBody) -> RejectedResponse:
-        """Keep drafts from being used."""
+    async def reject_drafts(self, name: str, ids: Sequence[int] | None) -> int:
+        """Reject drafts, by default all undecided ones, and return their number."""

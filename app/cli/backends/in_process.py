@@ -1,35 +1,21 @@
-"""A service of this process."""
+"""A service that runs in this process."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from app.api.problems import problem
-from app.api.schemas.classification import ClassifyResponse, ResultBody, SharedNameBody
-from app.api.schemas.databases import DatabaseBody, SearchFields, SearchResponse
-from app.api.schemas.descriptions import (
-    AcceptedResponse,
-    DecisionBody,
-    DescribeBody,
-    DraftBody,
-    EstimateBody,
-    GenerateBody,
-    RejectedResponse,
-)
-from app.api.schemas.examples import AddedExamplesResponse, DeletedExamplesResponse, ExampleCountsBody
-from app.api.schemas.label_sets import LabelSetBody, LabelSetResponse, LabelSetSummaryBody
-from app.api.schemas.problems import Problem
-from app.api.schemas.selection import SelectionResponse
 from app.captions.catalogue import DatabaseState
 from app.captions.plan import WORDNET, BuildPlan
 from app.captions.search import CaptionQuery
 from app.captions.sources import Source
 from app.classification.resolve import ClassifyRequest
-from app.cli.backends._base import Advance, CurveInput, read_image
+from app.cli.backends import conversion
+from app.cli.backends._base import CurveFiles, LabelSetInput, OnProgress, read_image
+from app.describing.describer import DescribeRequest
 from app.errors import ClientError, InvalidFieldError
 from app.main import Service
 from app.names.class_names import indices_of
@@ -39,289 +25,277 @@ from app.selection.learning_curve import LearningCurve, learning_curve
 from app.store.drafts import DraftStatus
 from app.store.examples import NewExample
 from app.types import Task
+from deixis import answers
 
 # Images that are read and encoded together.
-_ENCODED_AT_ONCE = 8
-_DRAFTS_PER_PAGE = 1000
+_BATCH = 8
+_PAGE_SIZE = 1000
 
 
-def _stacked(features: Sequence[np.ndarray]) -> np.ndarray:
-    if not features:
-        raise InvalidFieldError.of("folder", "not one of its images could be read")
-    return np.stack(features)
-
-
-def _places(classes: Sequence[str], task: Task) -> list[int]:
-    index_of = {name: index for index, name in enumerate(task.classnames)}
-    return [index_of[name] for name in classes]
-
-
-def _readable(places: Sequence[int], results: Sequence[ResultBody]) -> list[int]:
-    """Return the classes of the files that could be read."""
-    return [place for place, result in zip(places, results, strict=True) if result.error is None]
-
-
-class InProcess:
-    """A service of this process."""
+class InProcessBackend:
+    """A service that runs in this process."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     @property
     def default_model(self) -> str:
-        """The model that is used where none is named."""
+        """The model of requests that name none."""
         return self._service.models.default
 
-    async def classify(self, images: Sequence[bytes], question: ClassifyRequest) -> list[ResultBody]:
+    async def classify(self, images: Sequence[bytes], request: ClassifyRequest) -> list[answers.ImageResult]:
         """Run the pipeline."""
-        task = await self._service.resolver.resolve(question)
-        return ClassifyResponse.of(await self._service.pipeline.classify(images, task), problem).results
+        task = await self._service.resolver.resolve(request)
+        classification = await self._service.pipeline.classify(images, task)
+        return [conversion.image_result(result, classification.warnings) for result in classification.results]
 
-    async def pinned(self, question: ClassifyRequest) -> ClassifyRequest:
-        """Look both up."""
-        label_set = question.label_set
-        if label_set is not None:
-            found = await self.label_set(label_set)
-            label_set = f"{found.name}@{found.version}"
-        return replace(question, model=question.model or self.default_model, label_set=label_set)
+    async def pin(self, request: ClassifyRequest) -> ClassifyRequest:
+        """Look up the model and the version."""
+        reference = request.label_set
+        if reference is not None:
+            label_set = await self.label_set(reference)
+            reference = f"{label_set.name}@{label_set.version}"
+        return replace(request, model=request.model or self.default_model, label_set=reference)
 
     async def compare(
         self,
-        question: ClassifyRequest,
+        request: ClassifyRequest,
         files: Sequence[Path],
         classes: Sequence[str],
-        advance: Callable[[], object],
-    ) -> tuple[Comparison, list[ResultBody]]:
-        """Encode the files once and run every method."""
-        task = await self._service.resolver.resolve(question)
-        features, results = await self._encoded(task, files, advance)
-        truth = _readable(_places(classes, task), results)
-        return await self._service.comparer.compare(task, features, truth), results
+        on_progress: OnProgress,
+    ) -> tuple[Comparison, list[answers.ImageResult]]:
+        """Encode the files once and run all methods."""
+        task = await self._service.resolver.resolve(request)
+        features, results = await self._encode(task.model, files, on_progress)
+        truth = _readable(_class_indices(classes, task), results)
+        return await self._service.comparer.compare(task, _stacked(features), truth), results
 
     async def learning_curve(
-        self, question: ClassifyRequest, given: CurveInput, advance: Advance
-    ) -> tuple[LearningCurve, list[ResultBody]]:
-        """Encode the files once, and learn from draws of them."""
-        task = await self._service.resolver.resolve(question)
-        total = len(given.files) + len(given.support_files) + len(given.pool_files)
+        self, request: ClassifyRequest, images: CurveFiles, on_progress: OnProgress
+    ) -> tuple[LearningCurve, list[answers.ImageResult]]:
+        """Encode the files once, and fit the methods on random draws of them."""
+        task = await self._service.resolver.resolve(request)
+        total = len(images.files) + len(images.support_files) + len(images.pool_files)
         done = 0
 
-        async def encoded(files: Sequence[Path]) -> tuple[np.ndarray, list[ResultBody]]:
+        async def encode(files: Sequence[Path]) -> tuple[np.ndarray, list[answers.ImageResult]]:
             nonlocal done
             if not files:
                 return np.zeros((0, self._service.models.get(task.model).encoder.embed_dim), np.float32), []
-            features, results = [], []
-            for first in range(0, len(files), _ENCODED_AT_ONCE):
-                some = files[first : first + _ENCODED_AT_ONCE]
-                rows, told = await self._encoded_some(task, some)
-                features += rows
-                results += told
-                done += len(some)
-                await advance(done, total)
+            before = done
+            features, results = await self._encode(
+                task.model, files, lambda encoded, _: on_progress(before + encoded, total)
+            )
+            done += len(files)
             return _stacked(features), results
 
-        features, results = await encoded(given.files)
-        support_features, support_results = await encoded(given.support_files)
-        pool_features, pool_results = await encoded(given.pool_files)
+        features, results = await encode(images.files)
+        support_features, support_results = await encode(images.support_files)
+        pool_features, pool_results = await encode(images.pool_files)
         curve = await learning_curve(
             self._service.comparer,
             task,
-            (features, _readable(_places(given.classes, task), results)),
-            (support_features, _readable(_places(given.support_classes, task), support_results)),
+            (features, _readable(_class_indices(images.classes, task), results)),
+            (support_features, _readable(_class_indices(images.support_classes, task), support_results)),
             pool_features,
-            shots=given.shots,
-            draws=given.draws,
-            advance=advance,
+            shots=images.shots,
+            draws=images.draws,
+            advance=on_progress,
         )
         return curve, [*results, *support_results, *pool_results]
 
-    async def _encoded(
-        self, task: Task, files: Sequence[Path], advance: Callable[[], object]
-    ) -> tuple[np.ndarray, list[ResultBody]]:
-        """Return the features (n, d) of the files that can be read, and each file's result, which tells if not."""
-        features, results = await self._encoded_all(task, files, advance)
-        return _stacked(features), results
-
-    async def _encoded_all(
-        self, task: Task, files: Sequence[Path], advance: Callable[[], object]
-    ) -> tuple[list[np.ndarray], list[ResultBody]]:
+    async def _encode(
+        self, model: str, files: Sequence[Path], on_progress: OnProgress
+    ) -> tuple[list[np.ndarray], list[answers.ImageResult]]:
+        """Return the features (d,) of each readable file, and a result per file with the error of the others."""
         features: list[np.ndarray] = []
-        results: list[ResultBody] = []
-        for first in range(0, len(files), _ENCODED_AT_ONCE):
-            rows, told = await self._encoded_some(task, files[first : first + _ENCODED_AT_ONCE])
-            features += rows
-            results += told
-            for _ in told:
-                advance()
-        return features, results
-
-    async def _encoded_some(self, task: Task, files: Sequence[Path]) -> tuple[list[np.ndarray], list[ResultBody]]:
-        images = [await asyncio.to_thread(read_image, file) for file in files]
-        encoded = iter(
-            await self._service.models.encode_images(
-                task.model, [image for image in images if isinstance(image, bytes)]
+        results: list[answers.ImageResult] = []
+        for first in range(0, len(files), _BATCH):
+            contents = [await asyncio.to_thread(read_image, file) for file in files[first : first + _BATCH]]
+            encoded = iter(
+                await self._service.models.encode_images(
+                    model, [content for content in contents if isinstance(content, bytes)]
+                )
             )
-        )
-        features: list[np.ndarray] = []
-        results: list[ResultBody] = []
-        for image in images:
-            told = next(encoded) if isinstance(image, bytes) else image
-            if isinstance(told, np.ndarray):
-                features.append(told)
-                told = ResultBody(predictions=[])
-            elif isinstance(told, ClientError):
-                told = ResultBody.failed(Problem(**problem(told)))
-            results.append(told)
+            for content in contents:
+                outcome = next(encoded) if isinstance(content, bytes) else content
+                if isinstance(outcome, answers.ImageResult):
+                    results.append(outcome)
+                elif isinstance(outcome, ClientError):
+                    results.append(conversion.failed_image(outcome))
+                else:
+                    features.append(outcome)
+                    results.append(answers.ImageResult(predictions=[]))
+            await on_progress(len(results), len(files))
         return features, results
 
-    async def prepare_names(self, question: ClassifyRequest, advance: Advance) -> None:
-        """Build it here and now, unless the question could not be answered all the same."""
-        await self._service.resolver.validate(question)
-        if question.database not in {None, WORDNET}:
+    async def prepare_database(self, request: ClassifyRequest, on_progress: OnProgress) -> None:
+        """Build the WordNet database in this process, once the request is known to be valid."""
+        await self._service.resolver.validate(request)
+        if request.database not in {None, WORDNET}:
             return
         plan = await self._service.captions.plan_wordnet()
         if plan is not None:
-            await self._service.captions.build(WORDNET, plan, (), advance)
+            await self._service.captions.build(WORDNET, plan, (), on_progress)
 
-    async def name_together(
-        self, files: Sequence[Path], question: ClassifyRequest, advance: Callable[[], object]
-    ) -> tuple[list[ResultBody], list[SharedNameBody]]:
-        """Encode the files once, and find names for all of them."""
-        task = await self._service.resolver.resolve(question)
-        features, results = await self._encoded_all(task, files, advance)
+    async def classify_together(
+        self, files: Sequence[Path], request: ClassifyRequest, on_progress: OnProgress
+    ) -> tuple[list[answers.ImageResult], list[answers.SharedName]]:
+        """Encode the files once, and discover labels for all of them."""
+        task = await self._service.resolver.resolve(request)
+        features, results = await self._encode(task.model, files, on_progress)
         if not features:
             return results, []
-        named = await self._service.pipeline.name(task, np.stack(features))
-        told = iter(named.results)
-        return (
-            [
-                ResultBody.of(next(told), problem, named.warnings) if result.error is None else result
-                for result in results
-            ],
-            [SharedNameBody(label=each.label, images=each.images) for each in named.vocabulary or ()],
-        )
+        naming = await self._service.pipeline.name(task, np.stack(features))
+        named = iter(naming.results)
+        return [
+            conversion.image_result(next(named), naming.warnings) if result.error is None else result
+            for result in results
+        ], conversion.shared_names(naming.vocabulary)
 
     async def text_features(self, model: str | None, texts: Sequence[str]) -> np.ndarray:
-        """Return unit rows (k, d) of texts."""
+        """Return the features of texts, unit rows (k, d)."""
         return await self._service.models.get(model).encode_texts(texts)
 
-    async def databases(self) -> list[DatabaseBody]:
-        """Read the folder."""
-        return [await self._told(state) for state in await self._service.captions.databases.states(OPEN_NAMESPACE)]
+    async def databases(self) -> list[answers.Database]:
+        """Read the folder of databases."""
+        states = await self._service.captions.databases.states(OPEN_NAMESPACE)
+        return [await self._database(state) for state in states]
 
-    async def database(self, name: str) -> DatabaseBody:
-        """Read its manifest."""
-        return await self._told(await self._service.captions.databases.state(OPEN_NAMESPACE.database(name)))
+    async def database(self, name: str) -> answers.Database:
+        """Read the manifest of a database."""
+        return await self._database(await self._service.captions.databases.state(OPEN_NAMESPACE.database(name)))
 
-    async def _told(self, state: DatabaseState) -> DatabaseBody:
+    async def _database(self, state: DatabaseState) -> answers.Database:
         captions = self._service.captions
-        # A command that loads no model cannot tell for which it is.
         models = [] if state.manifest is None else await captions.models_of(state.manifest)
-        told = DatabaseBody.of(state, models, default=state.name == captions.databases.default)
-        return told if len(self._service.models) else told.model_copy(update={"problem": state.problem})
+        # Commands that load no model cannot find out whether a model matches.
+        problem = state.problem_with(models) if len(self._service.models) else state.problem
+        is_default = state.name == captions.databases.default
+        return conversion.database(state, models, default=is_default, problem=problem)
 
-    async def build_database(self, name: str, plan: BuildPlan, sources: Sequence[Source], advance: Advance) -> None:
-        """Build a caption database, of files that a server could not read."""
+    async def build_database(
+        self, name: str, plan: BuildPlan, sources: Sequence[Source], on_progress: OnProgress
+    ) -> None:
+        """Build a caption database from files of this machine."""
         captions = self._service.captions
         await asyncio.to_thread(captions.check_plan, plan)
-        await captions.build(OPEN_NAMESPACE.database(name), plan, sources, advance)
+        await captions.build(OPEN_NAMESPACE.database(name), plan, sources, on_progress)
 
-    async def search_captions(self, name: str, fields: SearchFields, image: bytes | None) -> SearchResponse:
-        """Search here."""
-        query = CaptionQuery(OPEN_NAMESPACE.database(name), image=image, **fields.model_dump())
-        return SearchResponse.of(await self._service.captions.search(query))
+    async def search_captions(self, query: CaptionQuery) -> answers.FoundCaptions:
+        """Search in this process."""
+        stored = replace(query, database=OPEN_NAMESPACE.database(query.database))
+        return conversion.found_captions(await self._service.captions.search(stored))
 
     async def delete_database(self, name: str) -> None:
-        """Remove its folder."""
+        """Delete the folder of a database."""
         await self._service.captions.databases.delete(OPEN_NAMESPACE.database(name))
 
-    async def label_sets(self) -> list[LabelSetSummaryBody]:
+    async def label_sets(self) -> list[answers.LabelSetSummary]:
         """Read the store, page by page."""
-        found: list[LabelSetSummaryBody] = []
+        summaries: list[answers.LabelSetSummary] = []
         after = None
-        while page := await self._service.label_sets.list(limit=1000, after=after, namespace=OPEN_NAMESPACE):
-            found += [LabelSetSummaryBody.of(each) for each in page]
+        while page := await self._service.label_sets.list(limit=_PAGE_SIZE, after=after, namespace=OPEN_NAMESPACE):
+            summaries += [conversion.label_set_summary(summary) for summary in page]
             after = page[-1].name
-        return found
+        return summaries
 
-    async def label_set(self, reference: str) -> LabelSetResponse:
+    async def label_set(self, reference: str) -> answers.LabelSet:
         """Read the store."""
-        return LabelSetResponse.of(await self._service.label_sets.find(OPEN_NAMESPACE.reference(reference)))
+        return conversion.label_set(await self._service.label_sets.find(OPEN_NAMESPACE.reference(reference)))
 
-    async def put_label_set(self, name: str, body: LabelSetBody) -> LabelSetResponse:
-        """Write the store."""
+    async def put_label_set(self, name: str, content: LabelSetInput) -> answers.LabelSet:
+        """Write to the store."""
         label_set, _ = await self._service.label_sets.put(
-            OPEN_NAMESPACE.label_set(name), body.entries(), body.templates, merge_synonyms=body.merge_synonyms
+            OPEN_NAMESPACE.label_set(name), content.classes, content.templates, merge_synonyms=content.merge_synonyms
         )
-        return LabelSetResponse.of(label_set)
+        return conversion.label_set(label_set)
 
     async def add_examples(
         self, name: str, images: Sequence[bytes], classnames: Sequence[str | None]
-    ) -> AddedExamplesResponse:
-        """Encode them and write the store."""
+    ) -> answers.AddedExamples:
+        """Encode the images and write to the store."""
         label_set = await self._service.label_sets.get(OPEN_NAMESPACE.label_set(name))
-        indices = iter(indices_of([each for each in classnames if each is not None], label_set.classnames))
-        cleaned = [None if each is None else label_set.classnames[next(indices)] for each in classnames]
+        given = [classname for classname in classnames if classname is not None]
+        indices = iter(indices_of(given, label_set.classnames))
+        cleaned = [None if classname is None else label_set.classnames[next(indices)] for classname in classnames]
         prepared = await self._service.examples.prepare(label_set.name, images, cleaned)
-        items = [each for each in prepared if isinstance(each, NewExample)]
+        items = [item for item in prepared if isinstance(item, NewExample)]
         added = await self._service.examples.add(label_set.name, items)
-        return AddedExamplesResponse.of(added, prepared, await self._service.examples.counts(label_set.name), None)
+        return conversion.added_examples(added, prepared, await self._service.examples.counts(label_set.name))
 
-    async def try_methods(self, name: str, job: str | None, advance: Advance) -> None:  # noqa: ARG002 - a server's
-        """Try them here and now."""
-        await self._service.selection.select_for_every_model(OPEN_NAMESPACE.label_set(name), advance)
+    async def select_methods(self, name: str, job_id: str | None, on_progress: OnProgress) -> None:  # noqa: ARG002
+        """Compare all methods in this process."""
+        await self._service.selection.select_for_every_model(OPEN_NAMESPACE.label_set(name), on_progress)
 
-    async def example_counts(self, name: str) -> ExampleCountsBody:
+    async def example_counts(self, name: str) -> answers.ExampleCounts:
         """Read the store."""
-        return ExampleCountsBody.of(await self._service.examples.counts(OPEN_NAMESPACE.label_set(name)))
+        return conversion.example_counts(await self._service.examples.counts(OPEN_NAMESPACE.label_set(name)))
 
     async def delete_examples(
         self, name: str, *, classname: str | None, unlabelled: bool, everything: bool
-    ) -> DeletedExamplesResponse:
-        """Write the store."""
+    ) -> answers.DeletedExamples:
+        """Write to the store."""
         name = OPEN_NAMESPACE.label_set(name)
         if classname is not None:
             classname = await self._service.examples.find_class(await self._service.label_sets.get(name), classname)
         deleted = await self._service.examples.delete(
             name, classname=classname, unlabelled=unlabelled, everything=everything
         )
-        counts = ExampleCountsBody.of(await self._service.examples.counts(name))
-        return DeletedExamplesResponse(deleted=deleted.deleted, counts=counts, job=None)
+        counts = conversion.example_counts(await self._service.examples.counts(name))
+        return answers.DeletedExamples(deleted=deleted.deleted, counts=counts, job=None)
 
-    async def selection(self, name: str, model: str | None) -> SelectionResponse:
+    async def selection(self, name: str, model: str | None) -> answers.Selection:
         """Read the store."""
         label_set = await self._service.label_sets.get(OPEN_NAMESPACE.label_set(name))
-        return SelectionResponse.of(await self._service.selector.stored(label_set, model))
+        return conversion.selection(await self._service.selector.stored(label_set, model))
 
-    async def estimate_descriptions(self, name: str, body: DescribeBody) -> EstimateBody:
-        """Plan the questions."""
+    async def estimate_descriptions(self, name: str, request: DescribeRequest) -> answers.DescribeEstimate:
+        """Plan the requests."""
         label_set = await self._service.label_sets.get(OPEN_NAMESPACE.label_set(name))
-        told = await self._service.describer.estimate(label_set, body.request())
-        return EstimateBody(**asdict(told))
+        estimate = await self._service.describer.estimate(label_set, request)
+        return answers.DescribeEstimate(**asdict(estimate))
 
-    async def describe(self, name: str, body: GenerateBody, advance: Advance) -> Mapping[str, Any]:
-        """Ask here and now."""
+    async def describe(
+        self, name: str, request: DescribeRequest, on_progress: OnProgress, *, accept: bool
+    ) -> Mapping[str, Any]:
+        """Send the requests from this process."""
         name = OPEN_NAMESPACE.label_set(name)
-        return asdict(await self._service.jobs.describe.describe(name, body.request(), advance, accept=body.accept))
+        return asdict(await self._service.jobs.describe.describe(name, request, on_progress, accept=accept))
 
-    async def drafts(self, name: str, status: DraftStatus | None, classname: str | None) -> list[DraftBody]:
+    async def drafts(self, name: str, status: DraftStatus | None, classname: str | None) -> list[answers.Draft]:
         """Read the store, page by page."""
         name = OPEN_NAMESPACE.label_set(name)
-        found: list[DraftBody] = []
+        drafts: list[answers.Draft] = []
         after = 0
         while page := await self._service.drafts.list(
-            name, limit=_DRAFTS_PER_PAGE, after=after, status=status, classname=classname
+            name, limit=_PAGE_SIZE, after=after, status=status, classname=classname
         ):
-            found += [DraftBody.of(each) for each in page]
+            drafts += [conversion.draft(draft) for draft in page]
             after = page[-1].id
-        return found
+        return drafts
 
-    async def accept_drafts(self, name: str, body: DecisionBody) -> AcceptedResponse:
-        """Write the store."""
-        label_set, accepted = await self._service.label_sets.accept_drafts(OPEN_NAMESPACE.label_set(name), body.ids)
-        return AcceptedResponse(accepted=accepted, label_set=LabelSetResponse.of(label_set))
+    async def accept_drafts(self, name: str, ids: Sequence[int] | None) -> answers.AcceptedDrafts:
+        """Write to the store."""
+        label_set, accepted = await self._service.label_sets.accept_drafts(OPEN_NAMESPACE.label_set(name), ids)
+        return answers.AcceptedDrafts(accepted=accepted, label_set=conversion.label_set(label_set))
 
-    async def reject_drafts(self, name: str, body: DecisionBody) -> RejectedResponse:
-        """Write the store."""
-        name = OPEN_NAMESPACE.label_set(name)
-        return RejectedResponse(rejected=await self._service.drafts.reject(name, body.ids))
+    async def reject_drafts(self, name: str, ids: Sequence[int] | None) -> int:
+        """Write to the store."""
+        return await self._service.drafts.reject(OPEN_NAMESPACE.label_set(name), ids)
+
+
+def _stacked(features: Sequence[np.ndarray]) -> np.ndarray:
+    if not features:
+        raise InvalidFieldError.of("folder", "none of its images can be read")
+    return np.stack(features)
+
+
+def _class_indices(classes: Sequence[str], task: Task) -> list[int]:
+    index_of = {name: index for index, name in enumerate(task.classnames)}
+    return [index_of[name] for name in classes]
+
+
+def _readable(class_indices: Sequence[int], results: Sequence[answers.ImageResult]) -> list[int]:
+    """Return the class indices of the files that could be read."""
+    return [index for index, result in zip(class_indices, results, strict=True) if result.error is None]

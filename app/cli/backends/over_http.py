@@ -1,455 +1,264 @@
-"""A server somewhere, over HTTP."""
+"""A server, reached by the public client."""
 
 import asyncio
-import base64
-import json
-import random
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
+from typing import Any, cast
 
-import httpx
-
-from app.api.auth.access import NAMESPACE_HEADER
-from app.api.problems import TYPE_PREFIX
-from app.api.schemas.catalogue import ModelList
-from app.api.schemas.classification import ClassifyResponse, ResultBody, SharedNameBody
-from app.api.schemas.databases import DatabaseBody, DatabaseList, SearchFields, SearchResponse
-from app.api.schemas.descriptions import (
-    AcceptedResponse,
-    DecisionBody,
-    DescribeBody,
-    DraftBody,
-    DraftList,
-    EstimateBody,
-    GenerateBody,
-    RejectedResponse,
-)
-from app.api.schemas.examples import (
-    AddedExamplesResponse,
-    DeletedExamplesResponse,
-    ExampleCountsBody,
-    ExampleList,
-    SkippedImageBody,
-)
-from app.api.schemas.jobs import JobBody
-from app.api.schemas.label_sets import LabelSetBody, LabelSetList, LabelSetResponse, LabelSetSummaryBody
-from app.api.schemas.problems import Problem
-from app.api.schemas.selection import SelectionResponse
+from app.captions.search import CaptionQuery
 from app.classification.resolve import ClassifyRequest
-from app.cli.backends._base import Advance, CurveInput, read_image
-from app.errors import DeixisError, InvalidFieldError, NotReadyError
+from app.cli.backends._base import CurveFiles, LabelSetInput, OnProgress, read_image
+from app.describing.describer import DescribeRequest
+from app.errors import ConfigurationError, InvalidFieldError
 from app.selection.comparison import Comparison
 from app.selection.learning_curve import LearningCurve
 from app.store.drafts import DraftStatus
-from app.store.jobs import FINAL, JobStatus
+from deixis import AsyncClient, ClassifyOptions, ProblemError, answers
 
-# Faults of a single image, as opposed to faults of the question that every image shares.
-_IMAGE_FAULTS = {TYPE_PREFIX + slug for slug in ("not-an-image", "image-too-large", "body-too-large")}
-# What images may be refused for together and not alone: their number, or each for another fault.
-_GROUP_FAULTS = _IMAGE_FAULTS | {TYPE_PREFIX + "too-large", TYPE_PREFIX + "invalid-field"}
-_MAX_TRIES = 8
-# Longer than this no command waits for its turn; it tells when it can be had.
-_MAX_WAIT_S = 60
-_POLL_S = 0.5
-_DRAFTS_PER_PAGE = 1000
+_TIMEOUT_S = 120
+# A busy server is waited for. A server that does not respond is an error at once, since its address may be wrong.
+_RETRIES = 7
 
 
-class RefusedError(DeixisError):
-    """The server answered with a problem that trying again would not mend."""
+class HttpBackend:
+    """A server, reached by the public client."""
 
-    def __init__(self, told: Problem) -> None:
-        super().__init__(told.detail)
-        self.problem = told
-
-
-class OverHttp:
-    """A server somewhere; a full one is waited for as it asks."""
-
-    def __init__(self, client: httpx.AsyncClient) -> None:
+    def __init__(self, client: AsyncClient) -> None:
         self._client = client
 
-    async def classify(self, images: Sequence[bytes], question: ClassifyRequest) -> list[ResultBody]:
-        """POST /v1/classify as a form."""
-        try:
-            return await self._classify(images, question)
-        except RefusedError as error:
-            if len(images) == 1 and error.problem.type in _IMAGE_FAULTS:
-                return [ResultBody.failed(error.problem)]
-            if len(images) == 1 or error.problem.type not in _GROUP_FAULTS:
-                raise
-        # Every image was refused, or the batch as a whole: one at a time, each gets its own answer.
-        return [result for image in images for result in await self.classify([image], question)]
+    async def classify(self, images: Sequence[bytes], request: ClassifyRequest) -> list[answers.ImageResult]:
+        """POST /v1/classify, once; if it fails because of the images, once per image."""
+        stream = self._client.stream(images, batch_size=max(1, len(images)), concurrency=1, **client_options(request))
+        return [row.result async for row in stream]
 
-    async def _classify(self, images: Sequence[bytes], question: ClassifyRequest) -> list[ResultBody]:
-        return (await self._classified(images, question)).results
-
-    async def _classified(self, images: Sequence[bytes], question: ClassifyRequest) -> ClassifyResponse:
-        fields: dict[str, Any] = {
-            "labels": None if question.labels is None else _json_array(question.labels),
-            "label_set": question.label_set,
-            "method": question.method,
-            "model": question.model,
-            "template": question.template,
-            "top_k": None if question.top_k is None else str(question.top_k),
-            "explain": "true" if question.explain else None,
-            "options": json.dumps(question.options) if question.options else None,
-            "reject_below": _number(question.reject_below),
-            "false_rejection_rate": _number(question.false_rejection_rate),
-            "coverage": _number(question.coverage),
-            "database": question.database,
-            "group": "true" if question.group else None,
-        }
-        answer = await self._send(
-            "POST",
-            "/v1/classify",
-            data={name: value for name, value in fields.items() if value is not None},
-            files=[("image", (f"{index}", image)) for index, image in enumerate(images)],
-        )
-        return ClassifyResponse.model_validate_json(answer.content)
-
-    async def pinned(self, question: ClassifyRequest) -> ClassifyRequest:
+    async def pin(self, request: ClassifyRequest) -> ClassifyRequest:
         """GET /v1/models and the label set."""
-        label_set = question.label_set
-        if label_set is not None:
-            found = await self.label_set(label_set)
-            label_set = f"{found.name}@{found.version}"
-        model = question.model or (await self.models()).models[0].name
-        return replace(question, model=model, label_set=label_set)
+        reference = request.label_set
+        if reference is not None:
+            label_set = await self.label_set(reference)
+            reference = f"{label_set.name}@{label_set.version}"
+        model = request.model or (await self._client.models())[0].name
+        return replace(request, model=model, label_set=reference)
 
-    async def prepare_names(self, question: ClassifyRequest, advance: Advance) -> None:
-        """Leave that to the server, which builds it when it starts."""
+    async def prepare_database(self, request: ClassifyRequest, on_progress: OnProgress) -> None:
+        """Do nothing: a server builds the database when it starts."""
 
-    async def name_together(
-        self, files: Sequence[Path], question: ClassifyRequest, advance: Callable[[], object]
-    ) -> tuple[list[ResultBody], list[SharedNameBody]]:
-        """POST /v1/classify with every image at once, of which a server takes so many only."""
-        results, sent = await _all_read(files, advance)
+    async def classify_together(
+        self, files: Sequence[Path], request: ClassifyRequest, on_progress: OnProgress
+    ) -> tuple[list[answers.ImageResult], list[answers.SharedName]]:
+        """POST /v1/classify with all images, whose number the server limits."""
+        results, sent = await _read_all(files, on_progress)
         if not sent:
             return results, []
         images = [image for _, image in sent]
+        shared: list[answers.SharedName] = []
         try:
-            answer = await self._classified(images, question)
-            told, vocabulary = answer.results, answer.vocabulary or []
-        except RefusedError as error:
-            if not _is_of_images(error.problem):
+            classification = await self._client.classify(*images, **client_options(request))
+            classified, shared = classification.results, classification.vocabulary or []
+        except ProblemError as error:
+            if not error.is_about_images:
                 raise
-            # Every image was refused: one at a time, each gets its own answer.
-            told = [result for image in images for result in await self.classify([image], question)]
-            vocabulary = []
-        for (place, _), result in zip(sent, told, strict=True):
-            results[place] = result
-        return results, vocabulary
+            classified = await self.classify(images, request)
+        for (index, _), result in zip(sent, classified, strict=True):
+            results[index] = result
+        return results, shared
 
-    async def databases(self) -> list[DatabaseBody]:
+    async def databases(self) -> list[answers.Database]:
         """GET /v1/databases."""
-        return DatabaseList.model_validate_json((await self._send("GET", "/v1/databases")).content).databases
+        return await self._client.databases.list()
 
-    async def database(self, name: str) -> DatabaseBody:
+    async def database(self, name: str) -> answers.Database:
         """GET /v1/databases/{name}."""
-        return DatabaseBody.model_validate_json((await self._send("GET", _database_path(name))).content)
+        return await self._client.databases.get(name)
 
-    async def search_captions(self, name: str, fields: SearchFields, image: bytes | None) -> SearchResponse:
+    async def search_captions(self, query: CaptionQuery) -> answers.FoundCaptions:
         """POST /v1/databases/{name}/search."""
-        given: dict[str, Any] = fields.model_dump(exclude_none=True)
-        if image is not None:
-            given["image"] = {"base64": base64.b64encode(image).decode()}
-        answer = await self._send("POST", f"{_database_path(name)}/search", json=given)
-        return SearchResponse.model_validate_json(answer.content)
+        assert query.image is None or isinstance(query.image, bytes)
+        options: dict[str, Any] = {
+            "model": query.model,
+            "limit": query.limit,
+            "offset": query.offset,
+            "contains": query.contains,
+            "min_score": query.min_score,
+        }
+        return await self._client.databases.search(query.database, query.text, image=query.image, **options)
 
     async def delete_database(self, name: str) -> None:
         """DELETE /v1/databases/{name}."""
-        await self._send("DELETE", _database_path(name))
+        await self._client.databases.delete(name)
 
-    async def label_sets(self) -> list[LabelSetSummaryBody]:
-        """GET /v1/label-sets, page by page."""
-        found: list[LabelSetSummaryBody] = []
-        after: str | None = None
-        while True:
-            query = {"limit": "1000"} | ({} if after is None else {"after": after})
-            page = LabelSetList.model_validate_json((await self._send("GET", "/v1/label-sets", params=query)).content)
-            found += page.label_sets
-            after = page.next_after
-            if after is None:
-                return found
+    async def label_sets(self) -> list[answers.LabelSetSummary]:
+        """GET /v1/label-sets, all pages."""
+        return [label_set async for label_set in self._client.label_sets.list()]
 
-    async def label_set(self, reference: str) -> LabelSetResponse:
+    async def label_set(self, reference: str) -> answers.LabelSet:
         """GET /v1/label-sets/{name}."""
-        name, at, version = reference.partition("@")
-        query = {"version": version} if at else {}
-        answer = await self._send("GET", _label_set_path(name), params=query)
-        return LabelSetResponse.model_validate_json(answer.content)
+        return await self._client.label_sets.get(reference)
 
-    async def put_label_set(self, name: str, body: LabelSetBody) -> LabelSetResponse:
+    async def put_label_set(self, name: str, content: LabelSetInput) -> answers.LabelSet:
         """PUT /v1/label-sets/{name}."""
-        answer = await self._send("PUT", _label_set_path(name), json=body.model_dump(mode="json"))
-        return LabelSetResponse.model_validate_json(answer.content)
+        return await self._client.label_sets.put(
+            name,
+            [asdict(entry) for entry in content.classes],
+            templates=content.templates,
+            merge_synonyms=content.merge_synonyms.value,
+        )
 
     async def compare(
         self,
-        question: ClassifyRequest,
+        request: ClassifyRequest,
         files: Sequence[Path],
         classes: Sequence[str],
-        advance: Callable[[], object],
-    ) -> tuple[Comparison, list[ResultBody]]:
-        """POST /v1/label-sets/{name}:evaluate with every image at once, and wait for the job."""
-        if question.label_set is None:
-            raise InvalidFieldError.of("--labels", "a server compares methods on a stored label set; give --label-set")
-        results, sent = await _all_read(files, advance)
-        fields = {"model": question.model, "template": question.template}
-        answer = await self._send(
-            "POST",
-            f"{_label_set_path(question.label_set)}:evaluate",
-            data={
-                "class": [classes[index] for index, _ in sent],
-                **{name: value for name, value in fields.items() if value is not None},
-            },
-            files=[("image", (str(index), image)) for index, image in sent],
+        on_progress: OnProgress,
+    ) -> tuple[Comparison, list[answers.ImageResult]]:
+        """POST /v1/label-sets/{name}:evaluate with all images, and wait for the job."""
+        if request.label_set is None:
+            raise InvalidFieldError.of(
+                "--labels", "a server compares methods on a stored label set only; pass --label-set"
+            )
+        results, sent = await _read_all(files, on_progress)
+        by_class: dict[str, list[bytes]] = {}
+        indices: dict[str, list[int]] = {}
+        for index, image in sent:
+            by_class.setdefault(classes[index], []).append(image)
+            indices.setdefault(classes[index], []).append(index)
+        job = await self._client.label_sets.evaluate(
+            request.label_set, by_class, model=request.model, template=request.template
         )
-        result = dict(await self._result_of(JobBody.model_validate_json(answer.content), None))
+        result = dict((await job.wait()).result or {})
+        order = [index for group in indices.values() for index in group]
         for skipped in result.pop("skipped"):
-            told = Problem(type="about:blank", title="The image is left out", status=400, detail=skipped["problem"])
-            results[sent[skipped["image"]][0]] = ResultBody.failed(told)
+            problem = answers.Problem(
+                type="about:blank", title="The image is left out", status=400, detail=skipped["problem"]
+            )
+            results[order[skipped["image"]]] = answers.ImageResult(predictions=[], error=problem)
         return Comparison.from_json(result), results
 
     async def learning_curve(
         self,
-        question: ClassifyRequest,  # noqa: ARG002 - refused
-        given: CurveInput,  # noqa: ARG002
-        advance: Advance,  # noqa: ARG002
-    ) -> tuple[LearningCurve, list[ResultBody]]:
-        """Refuse: draws by the thousand are no work for a server that others use."""
-        raise InvalidFieldError.of("--server", "learning curves are drawn in process; leave --server out")
+        request: ClassifyRequest,  # noqa: ARG002 - refused
+        images: CurveFiles,  # noqa: ARG002
+        on_progress: OnProgress,  # noqa: ARG002
+    ) -> tuple[LearningCurve, list[answers.ImageResult]]:
+        """Refuse: thousands of fits would slow down the other users of a server."""
+        raise InvalidFieldError.of("--server", "learning curves run in this process only; leave out --server")
 
     async def add_examples(
         self, name: str, images: Sequence[bytes], classnames: Sequence[str | None]
-    ) -> AddedExamplesResponse:
-        """POST /v1/label-sets/{name}/images as a form; of images that are all bad, each gets its own problem."""
-        labelled = any(each is not None for each in classnames)
+    ) -> answers.AddedExamples:
+        """POST /v1/label-sets/{name}/images, once; if it fails because of the images, once per image."""
         try:
-            answer = await self._send(
-                "POST",
-                f"{_label_set_path(name)}/images",
-                data={"class": [each or "" for each in classnames]} if labelled else {},
-                files=[("image", (str(index), image)) for index, image in enumerate(images)],
-            )
-        except RefusedError as error:
-            if error.problem.type not in (_IMAGE_FAULTS if len(images) == 1 else _GROUP_FAULTS):
+            return await self._client.examples.add(name, images, label=classnames)
+        except ProblemError as error:
+            # Of several images, the number may exceed a limit; of one image, it is the limit of the label set.
+            if not (error.is_about_images or (error.kind == "too-large" and len(images) > 1)):
                 raise
-            if len(images) > 1:
-                # Too many together, or bad in different ways, of which only the first was told.
-                told = [
-                    await self.add_examples(name, [image], [classname])
-                    for image, classname in zip(images, classnames, strict=True)
-                ]
-                return AddedExamplesResponse(
-                    added=sum(each.added for each in told),
-                    relabelled=sum(each.relabelled for each in told),
-                    duplicates=sum(each.duplicates for each in told),
-                    skipped=[
-                        SkippedImageBody(image=index, problem=skip.problem)
-                        for index, each in enumerate(told)
-                        for skip in each.skipped
-                    ],
-                    counts=told[-1].counts,
-                    job=next((each.job for each in reversed(told) if each.job is not None), None),
+            if len(images) == 1:
+                skipped = answers.SkippedImage(image=0, problem=error.problem.detail)
+                counts = await self.example_counts(name)
+                return answers.AddedExamples(
+                    added=0, duplicates=0, relabelled=0, skipped=[skipped], counts=counts, job=None
                 )
-            return AddedExamplesResponse(
-                added=0,
-                relabelled=0,
-                duplicates=0,
-                skipped=[SkippedImageBody(image=0, problem=error.message)],
-                counts=await self.example_counts(name),
-                job=None,
-            )
-        return AddedExamplesResponse.model_validate_json(answer.content)
+        parts = [
+            await self.add_examples(name, [image], [classname])
+            for image, classname in zip(images, classnames, strict=True)
+        ]
+        return answers.AddedExamples(
+            added=sum(part.added for part in parts),
+            duplicates=sum(part.duplicates for part in parts),
+            relabelled=sum(part.relabelled for part in parts),
+            skipped=[
+                answers.SkippedImage(image=index, problem=skipped.problem)
+                for index, part in enumerate(parts)
+                for skipped in part.skipped
+            ],
+            counts=parts[-1].counts,
+            job=next((part.job for part in reversed(parts) if part.job is not None), None),
+        )
 
-    async def try_methods(self, name: str, job: str | None, advance: Advance) -> None:  # noqa: ARG002 - in process
-        """Wait for the job that the server has begun."""
-        if job is not None:
-            answer = await self._send("GET", f"/v1/jobs/{job}")
-            await self._result_of(JobBody.model_validate_json(answer.content), advance)
+    async def select_methods(self, name: str, job_id: str | None, on_progress: OnProgress) -> None:  # noqa: ARG002
+        """Wait for the job that the server started when the images were added."""
+        if job_id is not None:
+            await (await self._client.jobs.get(job_id)).wait(on_progress=on_progress)
 
-    async def example_counts(self, name: str) -> ExampleCountsBody:
+    async def example_counts(self, name: str) -> answers.ExampleCounts:
         """GET /v1/label-sets/{name}/images."""
-        answer = await self._send("GET", f"{_label_set_path(name)}/images", params={"limit": "1"})
-        return ExampleList.model_validate_json(answer.content).counts
+        return await self._client.examples.counts(name)
 
     async def delete_examples(
         self, name: str, *, classname: str | None, unlabelled: bool, everything: bool
-    ) -> DeletedExamplesResponse:
+    ) -> answers.DeletedExamples:
         """DELETE /v1/label-sets/{name}/images."""
-        chosen = {
-            "class": classname,
-            "unlabelled": "true" if unlabelled else None,
-            "all": "true" if everything else None,
-        }
-        query = {key: value for key, value in chosen.items() if value is not None}
-        answer = await self._send("DELETE", f"{_label_set_path(name)}/images", params=query)
-        return DeletedExamplesResponse.model_validate_json(answer.content)
+        return await self._client.examples.delete(name, label=classname, unlabelled=unlabelled, everything=everything)
 
-    async def selection(self, name: str, model: str | None) -> SelectionResponse:
+    async def selection(self, name: str, model: str | None) -> answers.Selection:
         """GET /v1/label-sets/{name}/selection."""
-        query = {} if model is None else {"model": model}
-        answer = await self._send("GET", f"{_label_set_path(name)}/selection", params=query)
-        return SelectionResponse.model_validate_json(answer.content)
+        return await self._client.label_sets.selection(name, model=model)
 
-    async def estimate_descriptions(self, name: str, body: DescribeBody) -> EstimateBody:
+    async def estimate_descriptions(self, name: str, request: DescribeRequest) -> answers.DescribeEstimate:
         """POST /v1/label-sets/{name}/descriptions:estimate."""
-        answer = await self._send("POST", f"{_drafts_path(name)}:estimate", json=body.model_dump(mode="json"))
-        return EstimateBody.model_validate_json(answer.content)
+        options: dict[str, Any] = asdict(request)
+        return await self._client.label_sets.estimate(name, **options)
 
-    async def describe(self, name: str, body: GenerateBody, advance: Advance) -> Mapping[str, Any]:
+    async def describe(
+        self, name: str, request: DescribeRequest, on_progress: OnProgress, *, accept: bool
+    ) -> Mapping[str, Any]:
         """POST /v1/label-sets/{name}/descriptions:generate, and wait for the job."""
-        answer = await self._send("POST", f"{_drafts_path(name)}:generate", json=body.model_dump(mode="json"))
-        return await self._result_of(JobBody.model_validate_json(answer.content), advance)
+        options: dict[str, Any] = asdict(request)
+        job = await self._client.label_sets.describe(name, accept=accept, **options)
+        return (await job.wait(on_progress=on_progress)).result or {}
 
-    async def drafts(self, name: str, status: DraftStatus | None, classname: str | None) -> list[DraftBody]:
-        """GET /v1/label-sets/{name}/descriptions, page by page."""
-        given = {"status": status, "class": classname}
-        query = {"limit": str(_DRAFTS_PER_PAGE)} | {key: value for key, value in given.items() if value is not None}
-        found: list[DraftBody] = []
-        after: int | None = 0
-        while after is not None:
-            answer = await self._send("GET", _drafts_path(name), params=query | {"after": str(after)})
-            page = DraftList.model_validate_json(answer.content)
-            found += page.drafts
-            after = page.next_after
-        return found
+    async def drafts(self, name: str, status: DraftStatus | None, classname: str | None) -> list[answers.Draft]:
+        """GET /v1/label-sets/{name}/descriptions, all pages."""
+        filters: dict[str, Any] = {"status": None if status is None else status.value, "label": classname}
+        return [draft async for draft in self._client.label_sets.drafts(name, **filters)]
 
-    async def accept_drafts(self, name: str, body: DecisionBody) -> AcceptedResponse:
+    async def accept_drafts(self, name: str, ids: Sequence[int] | None) -> answers.AcceptedDrafts:
         """POST /v1/label-sets/{name}/descriptions:accept."""
-        answer = await self._send("POST", f"{_drafts_path(name)}:accept", json=body.model_dump(mode="json"))
-        return AcceptedResponse.model_validate_json(answer.content)
+        return await self._client.label_sets.accept_drafts(name, ids)
 
-    async def reject_drafts(self, name: str, body: DecisionBody) -> RejectedResponse:
+    async def reject_drafts(self, name: str, ids: Sequence[int] | None) -> int:
         """POST /v1/label-sets/{name}/descriptions:reject."""
-        answer = await self._send("POST", f"{_drafts_path(name)}:reject", json=body.model_dump(mode="json"))
-        return RejectedResponse.model_validate_json(answer.content)
-
-    async def _result_of(self, job: JobBody, advance: Advance | None) -> Mapping[str, Any]:
-        """Wait for a job's end.
-
-        Raises:
-            NotReadyError: it failed or was cancelled.
-        """
-        while job.status not in FINAL:
-            await asyncio.sleep(_POLL_S)
-            job = JobBody.model_validate_json((await self._send("GET", f"/v1/jobs/{job.id}")).content)
-            if advance is not None:
-                await advance(job.done, job.total)
-        if job.status is not JobStatus.SUCCEEDED:
-            raise NotReadyError(job.error or f"the job {job.id} was cancelled")
-        assert job.result is not None
-        return job.result
-
-    async def models(self) -> ModelList:
-        """GET /v1/models."""
-        return ModelList.model_validate_json((await self._send("GET", "/v1/models")).content)
-
-    async def _send(self, method: str, path: str, **content: Any) -> httpx.Response:
-        for attempt in range(_MAX_TRIES):
-            try:
-                answer = await self._client.request(method, path, **content)
-            except httpx.HTTPError as error:
-                reason = str(error) or type(error).__name__
-                raise NotReadyError(
-                    f"no answer from {self._client.base_url}: {reason}; is the server running?"
-                ) from error
-            if answer.is_success:
-                return answer
-            patient = answer.status_code in {429, 503} and _retry_after_s(answer) <= _MAX_WAIT_S
-            if not patient or attempt == _MAX_TRIES - 1:
-                break
-            # Not all callers that were told the same number should come back at the same moment.
-            await asyncio.sleep(_retry_after_s(answer) * random.uniform(1, 1.5))  # noqa: S311
-        raise RefusedError(_told(answer))
+        return await self._client.label_sets.reject_drafts(name, ids)
 
 
 @asynccontextmanager
-async def over_http(server: str, *, key: str | None = None, namespace: str | None = None) -> AsyncIterator[OverHttp]:
-    """Connect to ``http://host:port``.
-
-    Args:
-        server: its address.
-        key: an API key, where it wants one.
-        namespace: another than that of the key, which must be an administrator's.
+async def open_http_backend(url: str) -> AsyncIterator[HttpBackend]:
+    """Connect to a server, with the key and the namespace of the environment.
 
     Raises:
-        InvalidFieldError: the key or the namespace is not ASCII.
+        ConfigurationError: the key or the namespace is not ASCII.
     """
-    headers = {}
-    for name, variable, value in (
-        ("Authorization", "DEIXIS_API_KEY", None if key is None else f"Bearer {key.strip()}"),
-        (NAMESPACE_HEADER, "DEIXIS_NAMESPACE", namespace),
-    ):
-        if value is not None:
-            if not (value.isascii() and value.isprintable()):
-                raise InvalidFieldError.of(variable, "has characters that no header can have; use ASCII")
-            headers[name] = value
-    async with httpx.AsyncClient(base_url=server, headers=headers, timeout=httpx.Timeout(120, connect=10)) as client:
-        yield OverHttp(client)
-
-
-def _told(answer: httpx.Response) -> Problem:
     try:
-        return Problem.model_validate_json(answer.content)
-    except ValueError:
-        # A proxy's page, or another service at that address.
-        return Problem(
-            type="about:blank",
-            title=answer.reason_phrase,
-            status=answer.status_code,
-            detail=f"{answer.request.url} answered {answer.status_code}, and not as this service does; is it one?",
-        )
+        client = AsyncClient(url, timeout_s=_TIMEOUT_S, retries=_RETRIES, connect_retries=0)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+    async with client:
+        yield HttpBackend(client)
 
 
-def _is_of_images(problem: Problem) -> bool:
-    """Tell whether a request was refused for its images, all of which are bad, each perhaps in its own way."""
-    fields = [each.get("field", "") for each in problem.errors or ()]
-    return problem.type in _IMAGE_FAULTS or (bool(fields) and all(each.startswith("image.") for each in fields))
+def client_options(request: ClassifyRequest) -> ClassifyOptions:
+    """Return the request as the arguments of the client, without those that are not set."""
+    fields = {name: getattr(request, name) for name in ClassifyOptions.__annotations__}
+    return cast(
+        "ClassifyOptions",
+        {name: value for name, value in fields.items() if value is not None and value is not False and value != {}},
+    )
 
 
-def _retry_after_s(answer: httpx.Response) -> int:
-    """Return the seconds to wait; 1 where a proxy says none, or names a date."""
-    told = answer.headers.get("retry-after", "")
-    return int(told) if told.isascii() and told.isdigit() and len(told) <= 4 else 1
-
-
-async def _all_read(
-    files: Sequence[Path], advance: Callable[[], object]
-) -> tuple[list[ResultBody], list[tuple[int, bytes]]]:
-    """Return a result for each file, which tells if it cannot be read, and the others with their places."""
-    results: list[ResultBody] = []
+async def _read_all(
+    files: Sequence[Path], on_progress: OnProgress
+) -> tuple[list[answers.ImageResult], list[tuple[int, bytes]]]:
+    """Return a result per file, with the error of those that cannot be read, and the contents of the others."""
+    results: list[answers.ImageResult] = []
     read: list[tuple[int, bytes]] = []
-    for file in files:
-        image = await asyncio.to_thread(read_image, file)
-        if isinstance(image, bytes):
-            read.append((len(results), image))
-            image = ResultBody(predictions=[])
-        results.append(image)
-        advance()
+    for index, file in enumerate(files):
+        content = await asyncio.to_thread(read_image, file)
+        if isinstance(content, bytes):
+            read.append((index, content))
+            content = answers.ImageResult(predictions=[])
+        results.append(content)
+        await on_progress(len(results), len(files))
     return results, read
-
-
-def _label_set_path(name: str) -> str:
-    return f"/v1/label-sets/{quote(name, safe='')}"
-
-
-def _database_path(name: str) -> str:
-    return f"/v1/databases/{quote(name, safe='')}"
-
-
-def _drafts_path(name: str) -> str:
-    return f"{_label_set_path(name)}/descriptions"
-
-
-def _number(value: float | None) -> str | None:
-    return None if value is None else repr(value)
-
-
-def _json_array(labels: Sequence[str]) -> str:
-    return json.dumps(list(labels), ensure_ascii=False)

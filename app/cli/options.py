@@ -1,0 +1,224 @@
+"""The options that several commands share, and the request that they describe."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from app.classification.resolve import ClassifyRequest
+from app.cli.common import Engine, read_lines, report_errors
+from app.errors import InvalidFieldError
+from app.names.labels import split_labels
+
+EngineOption = Annotated[
+    Engine,
+    typer.Option(
+        "--engine",
+        help="Where images are encoded: in this process, or by replicas on Ray (DEIXIS_RAY_LAYOUT, RAY_ADDRESS).",
+    ),
+]
+ServerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--server",
+        metavar="URL",
+        help="Use a running server, with the API key in DEIXIS_API_KEY; by default the command runs in this process.",
+    ),
+]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", "-m", help="A model in service; by default the first of DEIXIS_MODELS.")
+]
+
+# The options of a classification request, by parameter: their annotation and default value.
+_REQUEST_OPTIONS: dict[str, tuple[Any, Any]] = {
+    "labels": (
+        Annotated[
+            list[str] | None,
+            typer.Option(
+                "--labels",
+                "-l",
+                help="Labels: comma separated, a JSON array, or @FILE with one label per line. Repeatable.",
+            ),
+        ],
+        None,
+    ),
+    "label_set": (
+        Annotated[str | None, typer.Option("--label-set", "-s", help="A stored label set: NAME or NAME@VERSION.")],
+        None,
+    ),
+    "model": (ModelOption, None),
+    "method": (
+        Annotated[
+            str | None,
+            typer.Option(
+                "--method",
+                help="The method; by default `auto` if the label set has example images, `cased` without labels, else"
+                " `zero-shot`.",
+            ),
+        ],
+        None,
+    ),
+    "template": (
+        Annotated[
+            str | None,
+            typer.Option("--template", "-t", help="A template set, or one template with {} for the class name."),
+        ],
+        None,
+    ),
+    "database": (
+        Annotated[
+            str | None,
+            typer.Option(
+                "--database", "-d", help="Without labels: the caption database in which labels are discovered."
+            ),
+        ],
+        None,
+    ),
+    "group": (
+        Annotated[
+            bool, typer.Option("--group", "-g", help="Without labels: discover few labels that the images share.")
+        ],
+        False,
+    ),
+    "option": (
+        Annotated[
+            list[str] | None,
+            typer.Option(
+                "--option", "-o", metavar="NAME=NUMBER", help="An option of the method, such as beta=0.7. Repeatable."
+            ),
+        ],
+        None,
+    ),
+    "reject_below": (
+        Annotated[
+            float | None,
+            typer.Option(
+                "--reject-below",
+                min=0,
+                max=1,
+                help="Reject images whose best score is lower: they show none of the labels.",
+            ),
+        ],
+        None,
+    ),
+    "false_rejection_rate": (
+        Annotated[
+            float | None,
+            typer.Option(
+                "--false-rejection-rate",
+                help="Choose the threshold so that at most this share of the images of a label is rejected; needs"
+                " labelled example images.",
+            ),
+        ],
+        None,
+    ),
+    "coverage": (
+        Annotated[
+            float | None,
+            typer.Option(
+                "--coverage",
+                help="Also return a set of labels that includes the true label with this probability; needs labelled"
+                " example images.",
+            ),
+        ],
+        None,
+    ),
+    "top_k": (Annotated[int, typer.Option("--top-k", "-k", min=1, help="Predictions per image.")], 1),
+    "explain": (
+        Annotated[
+            bool,
+            typer.Option(
+                "--explain",
+                "-x",
+                help="Also show the prompts for and against each label; without labels, the nearest captions.",
+            ),
+        ],
+        False,
+    ),
+}
+
+
+def takes_request(*options: str, **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Replace the parameter ``request`` of a command by options, from which the request is built.
+
+    Args:
+        options: names of ``_REQUEST_OPTIONS``.
+        defaults: default values that differ from those of ``_REQUEST_OPTIONS``.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        def run(**values: Any) -> None:
+            with report_errors():
+                request = build_request(**{name: values.pop(name) for name in options})
+            command(request=request, **values)
+
+        parameters: list[inspect.Parameter] = []
+        for parameter in inspect.signature(command).parameters.values():
+            if parameter.name == "request":
+                parameters += [_parameter(name, defaults) for name in options]
+            else:
+                parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+        run.__doc__, run.__name__, run.__module__ = command.__doc__, command.__name__, command.__module__
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters} | {"return": None}
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+def _parameter(name: str, defaults: dict[str, Any]) -> inspect.Parameter:
+    annotation, default = _REQUEST_OPTIONS[name]
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=defaults.get(name, default), annotation=annotation
+    )
+
+
+def build_request(
+    *,
+    labels: Sequence[str] | None = None,
+    option: Sequence[str] | None = None,
+    false_rejection_rate: float | None = None,
+    coverage: float | None = None,
+    **fields: Any,
+) -> ClassifyRequest:
+    """Return the request that the options of a command describe.
+
+    Raises:
+        InvalidFieldError: a file of labels cannot be read, or an option has an invalid value.
+    """
+    return ClassifyRequest(
+        labels=read_labels(labels),
+        options=_read_method_options(option),
+        false_rejection_rate=_checked_share(false_rejection_rate, "--false-rejection-rate"),
+        coverage=_checked_share(coverage, "--coverage"),
+        **fields,
+    )
+
+
+def read_labels(values: Sequence[str] | None) -> list[str] | None:
+    """Return the labels of all ``--labels``, including those in files; None without the option."""
+    if values is None:
+        return None
+    labels: list[str] = []
+    for value in values:
+        labels += read_lines(Path(value[1:])) if value.startswith("@") else split_labels(value)
+    return labels
+
+
+def _read_method_options(pairs: Sequence[str] | None) -> dict[str, float]:
+    options = {}
+    for pair in pairs or ():
+        name, _, number = pair.partition("=")
+        try:
+            options[name.strip()] = float(number)
+        except ValueError as error:
+            raise InvalidFieldError.of("--option", f"'{pair}' is not of the form NAME=NUMBER") from error
+    return options
+
+
+def _checked_share(share: float | None, option: str) -> float | None:
+    if share is not None and not 0 < share < 1:
+        raise InvalidFieldError.of(option, f"{share:g} is not between 0 and 1")
+    return share
