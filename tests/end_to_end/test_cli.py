@@ -100,7 +100,7 @@ def test_evaluate_compares_every_method_and_says_in_words_what_follows(photograp
 
     assert done.returncode == 0, done.stderr
     assert "waffle (2 random, mean of 7)" in done.stdout
-    assert "keep zero-shot, or bring more labelled ones" in done.stdout
+    assert "keep zero-shot, or evaluate on more labelled images" in done.stdout
     figures = json.loads(report.read_text())
     assert {each["method"] for each in figures["methods"]} >= {"zero-shot", "cupl", "dclip", "autoclip"}
     assert figures["images"] == 6
