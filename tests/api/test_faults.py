@@ -88,7 +88,7 @@ def sample(url, name, **labels):
 
 def until(condition):
     """Wait until it holds."""
-    ends = time.monotonic() + 10
+    ends = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < ends
         time.sleep(0.01)
