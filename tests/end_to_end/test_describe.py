@@ -115,7 +115,7 @@ def test_a_command_that_is_interrupted_says_how_to_go_on(chat, settings, tmp_pat
         running.send_signal(signal.SIGINT)
         told = running.stderr.read()
     assert running.returncode != 0
-    assert "give the command again to go on" in told
+    assert "run the command again to resume" in told
     assert "Traceback" not in told
 
 
@@ -158,7 +158,7 @@ def test_drafts_are_reviewed_through_a_server_too(chat, flags, tmp_path):
         assert chat.prompts() == []
         done = run("describe", "things", "--answers", "1", "--class", "owl", stdin="y\n")
         assert done.returncode == 0, done.stderr
-        assert "4 questions, 0 of them answered before: 6 new drafts" in done.stdout
+        assert "4 questions, 0 of them answered earlier: 6 new drafts" in done.stdout
         table = run("drafts", "list", "things")
         assert table.stdout.count("description") == 3
         listed = json.loads(run("drafts", "list", "things", "--json").stdout)
