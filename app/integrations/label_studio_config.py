@@ -1,7 +1,7 @@
-"""What a labeling configuration of Label Studio asks about images: its ``<Choices>`` on an ``<Image>``.
+"""Labeling configurations of Label Studio: the ``<Choices>`` about an ``<Image>`` that can be predicted.
 
-https://labelstud.io/tags/choices and https://labelstud.io/tags/choice say what the tags mean. Of ``predicted_values``
-Label Studio's own backends make use: the words of a model that stand for a choice.
+https://labelstud.io/tags/choices and https://labelstud.io/tags/choice document the tags. ``predicted_values`` is an
+attribute that Label Studio's own backends use: the labels of a model that stand for a choice.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,11 +21,11 @@ MAX_WORDS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One of the choices.
+    """One choice of a control.
 
     Args:
-        result: what an annotation holds: the alias, or the value where there is none.
-        words: what the model is asked about: ``predicted_values``, or the value.
+        result: the value in annotations: the alias or, without one, the value.
+        words: the labels for the model: ``predicted_values`` or, without them, the value.
     """
 
     result: str
@@ -34,15 +34,15 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """A ``<Choices>`` on an ``<Image>``.
+    """A ``<Choices>`` tag about an ``<Image>``.
 
     Args:
-        name: of the control, ``from_name`` in results.
-        image: the name of the image, ``to_name`` in results.
-        source: where the image is: a field of the task after ``$``, or an address that all tasks share.
-        is_multiple: whether several may be chosen.
-        choices: those in the configuration.
-        choices_source: or the field of the task that has them, after ``$``.
+        name: name of the control, ``from_name`` in results.
+        image: name of the image, ``to_name`` in results.
+        source: location of the image: ``$`` and a field of the task, or an address that all tasks share.
+        is_multiple: whether several choices may be selected.
+        choices: the choices of the configuration.
+        choices_source: ``$`` and the field of the task that has the choices, if the configuration has none.
     """
 
     name: str
@@ -53,56 +53,56 @@ class Control:
     choices_source: str | None = None
 
     def source_in(self, data: Mapping[str, Any]) -> str:
-        """Return where the image of a task is.
+        """Return the location of the image of a task.
 
         Raises:
-            InvalidFieldError: the task does not say it.
+            InvalidFieldError: the task has no location.
         """
-        found = _value_of(self.source, data)
-        if not isinstance(found, str) or not found.strip():
+        location = _value_of(self.source, data)
+        if not isinstance(location, str) or not location.strip():
             raise InvalidFieldError.of("data", f"has no image in the field '{self.source.removeprefix('$')}'")
-        return found.strip()
+        return location.strip()
 
     def choices_in(self, data: Mapping[str, Any]) -> tuple[Choice, ...]:
         """Return the choices of a task.
 
         Raises:
-            InvalidFieldError: the task should have them, and has none, or what breaks a rule.
+            InvalidFieldError: the task has no choices, or invalid ones.
         """
         if self.choices_source is None:
             return self.choices
-        found = _value_of(self.choices_source, data)
-        if not isinstance(found, list):
+        values = _value_of(self.choices_source, data)
+        if not isinstance(values, list):
             raise InvalidFieldError.of(
                 "data", f"has no list of choices in the field '{self.choices_source.removeprefix('$')}'"
             )
-        return _choices([each if isinstance(each, dict) else {"value": each} for each in found], self.name)
+        return _choices([value if isinstance(value, dict) else {"value": value} for value in values], self.name)
 
 
 def read_config(text: str) -> list[Control]:
-    """Return every control of a labeling configuration that can be predicted.
+    """Return the controls of a labeling configuration that can be predicted.
 
     Raises:
-        InvalidFieldError: it is no XML, is too long, has no such control, or has choices that no model can be asked.
+        InvalidFieldError: the text is too long or not XML, or it has no such control or invalid choices.
     """
     if len(text) > MAX_CONFIG_CHARS:
-        raise _wrong(f"has {len(text):,} characters; at most {MAX_CONFIG_CHARS:,} are read")
+        raise _invalid(f"has {len(text):,} characters; at most {MAX_CONFIG_CHARS:,} are allowed")
     try:
         root = defusedxml.ElementTree.fromstring(text, forbid_dtd=True)
     except (ParseError, DefusedXmlException, ValueError, RecursionError) as error:
-        raise _wrong(f"is no XML that can be read: {error}") from error
+        raise _invalid(f"is not valid XML: {error}") from error
     sources = {
-        each.get("name", ""): each.get("value", "")
-        for each in root.iter()
-        if each.tag.lower() == "image" and each.get("value")
+        tag.get("name", ""): tag.get("value", "")
+        for tag in root.iter()
+        if tag.tag.lower() == "image" and tag.get("value")
     }
-    found = [control for each in root.iter() if (control := _control(each, sources)) is not None]
-    if not found:
-        raise _wrong(
-            "has no <Choices> about a whole <Image> with a value; Deixis predicts these, and not regions, nested"
-            " choices or several pages"
+    controls = [control for tag in root.iter() if (control := _control(tag, sources)) is not None]
+    if not controls:
+        raise _invalid(
+            "has no <Choices> about a whole <Image> with a value; Deixis does not predict regions, nested choices or"
+            " several pages"
         )
-    return found
+    return controls
 
 
 def _control(tag: Element, sources: Mapping[str, str]) -> Control | None:
@@ -110,9 +110,9 @@ def _control(tag: Element, sources: Mapping[str, str]) -> Control | None:
         return None
     if "true" in {tag.get("perRegion", "").lower(), tag.get("perItem", "").lower()}:
         return None
-    images = [name for each in tag.get("toName", "").split(",") if (name := each.strip()) in sources]
-    options = [each for each in tag if each.tag.lower() == "choice"]
-    if not images or any(inner.tag.lower() == "choice" for each in options for inner in each):
+    images = [name for part in tag.get("toName", "").split(",") if (name := part.strip()) in sources]
+    options = [child for child in tag if child.tag.lower() == "choice"]
+    if not images or any(nested.tag.lower() == "choice" for option in options for nested in option):
         return None
     choices_source = tag.get("value") or None
     if not (options or choices_source):
@@ -122,34 +122,34 @@ def _control(tag: Element, sources: Mapping[str, str]) -> Control | None:
         image=images[0],
         source=sources[images[0]],
         is_multiple=tag.get("choice", "single").lower() == "multiple",
-        choices=_choices([each.attrib for each in options], tag.get("name", "")) if options else (),
+        choices=_choices([option.attrib for option in options], tag.get("name", "")) if options else (),
         choices_source=None if options else choices_source,
     )
 
 
-def _choices(given: Sequence[Mapping[str, Any]], control: str) -> tuple[Choice, ...]:
-    """Return choices whose words are spelled as the service answers them.
+def _choices(attributes: Sequence[Mapping[str, Any]], control: str) -> tuple[Choice, ...]:
+    """Return choices whose words have the spelling of results.
 
     Raises:
-        InvalidFieldError: one has no value, or two have the same word.
+        InvalidFieldError: a choice has no value, or two choices have the same word.
     """
     words: list[str] = []
     spans: list[tuple[str, int]] = []
-    for each in given:
-        value = each.get("value")
+    for choice in attributes:
+        value = choice.get("value")
         if not isinstance(value, str) or not value.strip():
-            raise _wrong(f"has a choice without a value in '{control}'")
-        own = [word for word in str(each.get("predicted_values") or "").split(",") if word.strip()] or [value]
+            raise _invalid(f"has a choice without a value in '{control}'")
+        own = [word for word in str(choice.get("predicted_values") or "").split(",") if word.strip()] or [value]
         words += own
-        spans.append((str(each.get("alias") or value), len(own)))
+        spans.append((str(choice.get("alias") or value), len(own)))
     if not words:
-        raise _wrong(f"has no choice in '{control}'")
+        raise _invalid(f"has no choice in '{control}'")
     cleaned = iter(clean_classnames(words, max_classes=MAX_WORDS, setting="", field=f"choices of '{control}'"))
     return tuple(Choice(result, tuple(next(cleaned) for _ in range(number))) for result, number in spans)
 
 
 def words_of(choices: Iterable[Choice]) -> list[str]:
-    """Return every word, in order."""
+    """Return the words of all choices, in order."""
     return [word for choice in choices for word in choice.words]
 
 
@@ -157,5 +157,5 @@ def _value_of(source: str, data: Mapping[str, Any]) -> Any:
     return data.get(source[1:]) if source.startswith("$") else source
 
 
-def _wrong(problem: str) -> InvalidFieldError:
+def _invalid(problem: str) -> InvalidFieldError:
     return InvalidFieldError.of("the labeling configuration", problem)

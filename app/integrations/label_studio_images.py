@@ -1,9 +1,9 @@
-"""Brings the images of Label Studio's tasks, from wherever a task says they are, within bounds.
+"""Fetches the images of Label Studio's tasks, with limits on size and time.
 
-What Label Studio keeps is asked of it, with its token, which nobody else is shown: uploads (``/data/upload/...``),
-local storage (``/data/local-files/?d=...``), its proxy (``/storage-data/...``) and cloud storage (``s3://...``,
-``gs://...``, ``azure-blob://...``), for which it signs an address. Other addresses must be public, unless a host is
-trusted.
+Images that Label Studio stores are fetched from it with its token, which is sent to no other host: uploads
+(``/data/upload/...``), local storage (``/data/local-files/?d=...``), its proxy (``/storage-data/...``) and cloud
+storage (``s3://...``, ``gs://...``, ``azure-blob://...``), for which it signs an address. Other addresses must be
+public, unless their host is trusted.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from app.images.fetch import Allowance, ImageFetcher, ImageUrl
 
 _MAX_HOPS = 5
 _MAX_SOURCE_CHARS = 4096
-# An access token is asked for anew when it has so little time left.
+# An access token is renewed this long before it expires.
 _MARGIN_S = 30.0
 _MAX_TOKEN_ANSWER_BYTES = 64 * 1024
 _CLOUD = re.compile(r"(s3|gs|azure-blob)://", re.IGNORECASE)
@@ -31,16 +31,16 @@ _DATA_URL = re.compile(r"data:([^,]*),", re.IGNORECASE)
 
 
 class TaskImages:
-    """Brings images.
+    """Fetches images.
 
     Args:
-        label_studio: its address, ``http://host:port``; None where images are elsewhere.
-        token: of an account that may see them: a legacy token, or a personal access token.
-        trusted_hosts: ``host`` or ``host:port`` that may be asked although they are not public.
-        max_bytes: of an image.
-        timeout_s: for an image, with all redirects.
-        public: fetches from public addresses.
-        transport: of httpx, in place of the network.
+        label_studio: address of Label Studio, ``http://host:port``; None if it stores no images.
+        token: a legacy token or a personal access token of an account that may read the images.
+        trusted_hosts: ``host`` or ``host:port`` from which images are fetched although they are not public.
+        max_bytes: limit of an image.
+        timeout_s: limit of the time for an image, including redirects.
+        public: fetches images from public addresses.
+        transport: an httpx transport that replaces the network.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class TaskImages:
     ) -> None:
         self._own = None if label_studio is None else _checked(label_studio)
         self._token = token or None
-        self._trusted = {each.lower() for each in trusted_hosts}
+        self._trusted = {host.lower() for host in trusted_hosts}
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
         self._public = public or ImageFetcher(max_bytes=max_bytes, timeout_s=timeout_s)
@@ -70,14 +70,14 @@ class TaskImages:
         await self._http.aclose()
 
     async def fetch(self, source: str, task: int | str | None = None) -> bytes:
-        """Return an image's bytes.
+        """Return the bytes of an image.
 
         Args:
-            source: as the task has it.
-            task: its id, by which Label Studio signs addresses of cloud storage.
+            source: the location in the task.
+            task: the id of the task, which Label Studio needs to sign addresses of cloud storage.
 
         Raises:
-            ClientError: it cannot be had, or is too large.
+            ClientError: the image cannot be fetched, or is too large.
         """
         if match := _DATA_URL.match(source):
             return self._decoded(match[1], source[match.end() :])
@@ -85,9 +85,9 @@ class TaskImages:
             raise _refused(f"an address of {len(source):,} characters; at most {_MAX_SOURCE_CHARS:,} are allowed")
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self._first_of(self._places(source, task))
+                return await self._fetch_first(self._addresses(source, task))
         except TimeoutError:
-            raise UnreachableImageError(f"'{_shown(source)}' was not there within {self._timeout_s:g} s") from None
+            raise UnreachableImageError(f"'{_shown(source)}' was not received within {self._timeout_s:g} s") from None
 
     def _decoded(self, head: str, body: str) -> bytes:
         if len(body) > 2 * self._max_bytes + 1024:
@@ -103,11 +103,13 @@ class TaskImages:
             raise self._too_large("the task's data URL")
         return content
 
-    def _places(self, source: str, task: int | str | None) -> list[httpx.URL]:
-        """Return the addresses to try, one after the other."""
+    def _addresses(self, source: str, task: int | str | None) -> list[httpx.URL]:
+        """Return the addresses to try in order."""
         if _CLOUD.match(source):
             if task is None:
-                raise _refused(f"'{_shown(source)}' is in a storage that needs the id of the task, which is missing")
+                raise _refused(
+                    f"'{_shown(source)}' is in cloud storage, and the id of the task that it needs is missing"
+                )
             signed = base64.urlsafe_b64encode(source.encode()).decode()
             return [
                 self._of_label_studio(f"/tasks/{quote(str(task), safe='')}/presign/?{urlencode({'fileuri': signed})}")
@@ -116,91 +118,91 @@ class TaskImages:
             try:
                 return [httpx.URL(source)]
             except httpx.InvalidURL:
-                raise _refused(f"'{_shown(source)}' is no address") from None
+                raise _refused(f"'{_shown(source)}' is not a valid address") from None
         path = source if source.startswith("/") else f"/{source}"
         if path.startswith("/upload/"):
             path = f"/data{path}"
         if not path.startswith(_OWN_PATHS) or _leads_up(path):
             raise _refused(
-                f"'{_shown(source)}' is no address of an image; http(s), data URLs, cloud storage and Label Studio's"
-                " own files are fetched"
+                f"'{_shown(source)}' is not the location of an image; use an http(s) or data URL, cloud storage or a"
+                " file of Label Studio"
             )
-        places = [self._of_label_studio(path)]
+        addresses = [self._of_label_studio(path)]
         if path.startswith("/data/upload/"):
-            # Where uploads are in a cloud, only the proxy has them; with a web server before it, only the path.
+            # The proxy serves uploads in cloud storage, and the path those behind a web server.
             key = path.removeprefix("/data/")
-            places.insert(0, self._of_label_studio(f"/storage-data/uploaded/?{urlencode({'filepath': key})}"))
+            addresses.insert(0, self._of_label_studio(f"/storage-data/uploaded/?{urlencode({'filepath': key})}"))
         elif path.startswith("/storage-data/uploaded/"):
             keys = parse_qs(path.partition("?")[2]).get("filepath", [])
-            places += [self._of_label_studio(f"/data/{quote(key)}") for key in keys[:1] if not _leads_up(key)]
-        return places
+            addresses += [self._of_label_studio(f"/data/{quote(key)}") for key in keys[:1] if not _leads_up(key)]
+        return addresses
 
     def _of_label_studio(self, path: str) -> httpx.URL:
         if self._own is None:
-            raise _refused(f"'{_shown(path)}' is kept by Label Studio; tell its address in LABEL_STUDIO_URL")
+            raise _refused(f"'{_shown(path)}' is stored by Label Studio; set its address in LABEL_STUDIO_URL")
         try:
             return httpx.URL(str(self._own).rstrip("/") + path)
         except httpx.InvalidURL:
-            raise _refused(f"'{_shown(path)}' is no address") from None
+            raise _refused(f"'{_shown(path)}' is not a valid address") from None
 
-    async def _first_of(self, places: Sequence[httpx.URL]) -> bytes:
-        for place in places[:-1]:
+    async def _fetch_first(self, addresses: Sequence[httpx.URL]) -> bytes:
+        for address in addresses[:-1]:
             try:
-                return await self._followed(place)
+                return await self._follow(address)
             except UnreachableImageError:
                 continue
-        return await self._followed(places[-1])
+        return await self._follow(addresses[-1])
 
-    async def _followed(self, url: httpx.URL) -> bytes:
+    async def _follow(self, url: httpx.URL) -> bytes:
         for _ in range(_MAX_HOPS):
             is_own = self._own is not None and _origin(url) == _origin(self._own)
             if not (is_own or self._is_trusted(url)):
                 found = await self._public.fetch(ImageUrl(str(url)), Allowance(self._max_bytes))
                 if isinstance(found, InvalidFieldError):
-                    raise _refused(f"{found.problems[0].problem}; a host of your own network is named by --trust-host")
+                    raise _refused(f"{found.problems[0].problem}; name a host of your own network by --trust-host")
                 if isinstance(found, ClientError):
                     raise found
                 return found
             headers = await self._authorization() if is_own else {}
-            answer = await self._asked(url, headers)
+            answer = await self._request(url, headers)
             if isinstance(answer, bytes):
                 return answer
             if is_own and "/user/login" in answer.path:
                 raise UnreachableImageError(
-                    f"Label Studio wants a token for '{_shown(url.path)}'; set LABEL_STUDIO_API_KEY"
+                    f"Label Studio requires a token for '{_shown(url.path)}'; set LABEL_STUDIO_API_KEY"
                 )
             url = answer
         raise UnreachableImageError(f"'{url.host}' redirects more than {_MAX_HOPS} times")
 
-    async def _asked(self, url: httpx.URL, headers: Mapping[str, str]) -> bytes | httpx.URL:
-        """Return the image, or where the answer leads to."""
+    async def _request(self, url: httpx.URL, headers: Mapping[str, str]) -> bytes | httpx.URL:
+        """Return the image, or the target of a redirect."""
         try:
             async with self._http.stream("GET", url, headers=dict(headers)) as answer:
                 if answer.is_redirect and answer.next_request is not None:
                     return answer.next_request.url
                 if answer.status_code in {401, 403}:
                     raise UnreachableImageError(
-                        f"'{url.host}' refuses '{_shown(url.path)}' ({answer.status_code}); see whether the token in"
-                        " LABEL_STUDIO_API_KEY is valid and its account may see the project"
+                        f"'{url.host}' refuses '{_shown(url.path)}' ({answer.status_code}); check that the token in"
+                        " LABEL_STUDIO_API_KEY is valid and its account can read the project"
                     )
                 if answer.status_code != httpx.codes.OK:
                     raise UnreachableImageError(
                         f"'{url.host}' answered {answer.status_code} instead of an image for '{_shown(url.path)}'"
                     )
                 received = bytearray()
-                async for piece in answer.aiter_bytes():
-                    received += piece
+                async for chunk in answer.aiter_bytes():
+                    received += chunk
                     if len(received) > self._max_bytes:
                         raise self._too_large(f"the image at '{url.host}'")
                 return bytes(received)
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
-            raise UnreachableImageError(f"'{url.host}' gave no proper answer ({type(error).__name__})") from error
+            raise UnreachableImageError(f"'{url.host}' gave no valid response ({type(error).__name__})") from error
 
     def _is_trusted(self, url: httpx.URL) -> bool:
         return url.scheme in {"http", "https"} and not self._trusted.isdisjoint({url.host, url.netloc.decode("ascii")})
 
     async def _authorization(self) -> dict[str, str]:
-        """Return the header that shows the token, in the form that its kind needs."""
+        """Return the header with the token, in the form that its kind requires."""
         if self._token is None:
             return {}
         claims = _claims(self._token)
@@ -210,40 +212,38 @@ class TaskImages:
             return {"Authorization": f"Bearer {self._token}"}
         async with self._refreshing:
             if self._access is None or self._access[1] - time.time() < _MARGIN_S:
-                self._access = await self._refreshed(self._token)
+                self._access = await self._refresh(self._token)
             return {"Authorization": f"Bearer {self._access[0]}"}
 
-    async def _refreshed(self, token: str) -> tuple[str, float]:
-        """Return an access token for a personal access token, and when it ends."""
+    async def _refresh(self, token: str) -> tuple[str, float]:
+        """Return an access token for a personal access token, and the time at which it expires."""
         assert self._own is not None
         try:
             answer = await self._http.post(f"{str(self._own).rstrip('/')}/api/token/refresh/", json={"refresh": token})
             access = answer.json()["access"] if answer.is_success else None
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-            raise UnreachableImageError(
-                f"Label Studio gave no access for its token ({type(error).__name__})"
-            ) from error
+            raise UnreachableImageError(f"Label Studio returned no access token ({type(error).__name__})") from error
         if not isinstance(access, str) or len(access) > _MAX_TOKEN_ANSWER_BYTES:
             raise UnreachableImageError(
-                f"Label Studio does not take the token in LABEL_STUDIO_API_KEY ({answer.status_code}); make a new one"
+                f"Label Studio refuses the token in LABEL_STUDIO_API_KEY ({answer.status_code}); create a new one"
             )
-        ends_at = (_claims(access) or {}).get("exp")
-        return access, float(ends_at) if isinstance(ends_at, int | float) else time.time() + 2 * _MARGIN_S
+        expires_at = (_claims(access) or {}).get("exp")
+        return access, float(expires_at) if isinstance(expires_at, int | float) else time.time() + 2 * _MARGIN_S
 
     def _too_large(self, what: str) -> ImageTooLargeError:
         return ImageTooLargeError(f"{what} has more than {self._max_bytes:,} bytes; raise DEIXIS_MAX_IMAGE_BYTES")
 
 
 def _checked(address: str) -> httpx.URL:
-    """Return an address of Label Studio.
+    """Return the address of Label Studio as a URL.
 
     Raises:
-        InvalidFieldError: it is none.
+        InvalidFieldError: the address is invalid.
     """
     try:
         url = httpx.URL(address)
     except httpx.InvalidURL as error:
-        raise InvalidFieldError.of("LABEL_STUDIO_URL", f"'{address[:200]}' is no address: {error}") from error
+        raise InvalidFieldError.of("LABEL_STUDIO_URL", f"'{address[:200]}' is not a valid address: {error}") from error
     if url.scheme not in {"http", "https"} or not url.host:
         raise InvalidFieldError.of("LABEL_STUDIO_URL", f"'{address[:200]}' is not of the form http://host:port")
     return url
@@ -254,7 +254,7 @@ def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
 
 
 def _claims(token: str) -> Mapping[str, object] | None:
-    """Return what a JSON web token says, unverified; None for a token of another kind."""
+    """Return the unverified claims of a JSON web token; None for a token of another kind."""
     parts = token.split(".")
     if len(parts) != 3:
         return None
@@ -270,7 +270,7 @@ def _leads_up(path: str) -> bool:
 
 
 def _shown(text: str) -> str:
-    """Return the beginning of a source, without a query, which may be a signature."""
+    """Return the beginning of a source without its query, which may be a signature."""
     return text.partition("?")[0][:200]
 
 

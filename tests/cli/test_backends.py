@@ -141,11 +141,11 @@ async def test_examples_are_added_counted_and_deleted(opened):
     async with opened() as backend:
         await backend.put_label_set("things", THINGS)
         images = [shade(kind, 0) for kind in range(3)]
-        told = await backend.add_examples("things", [*images, b"no picture"], ["tomato", None, " sky ", "leaf"])
-        assert (told.added, told.relabelled, told.duplicates) == (3, 0, 0)
-        assert [each.image for each in told.skipped] == [3]
-        assert told.counts == await backend.example_counts("things")
-        assert (told.counts.labelled, told.counts.unlabelled) == ({"sky": 1, "tomato": 1}, 1)
+        added = await backend.add_examples("things", [*images, b"no picture"], ["tomato", None, " sky ", "leaf"])
+        assert (added.added, added.relabelled, added.duplicates) == (3, 0, 0)
+        assert [each.image for each in added.skipped] == [3]
+        assert added.counts == await backend.example_counts("things")
+        assert (added.counts.labelled, added.counts.unlabelled) == ({"sky": 1, "tomato": 1}, 1)
         again = await backend.add_examples("things", images, [None, "leaf", "tomato"])
         assert (again.added, again.relabelled, again.duplicates) == (0, 2, 1)
         gone = await backend.delete_examples("things", classname="tomato", unlabelled=False, everything=False)
@@ -174,11 +174,11 @@ async def test_an_upload_of_bad_images_only_skips_each_of_them(opened, settings,
         await backend.put_label_set("things", THINGS)
         images = [b"no picture", picture() + bytes(settings.max_image_bytes), b""]
         for count in (1, 3):
-            told = await backend.add_examples("things", images[:count], (["leaf"] if labelled else [None]) * count)
-            assert (told.added, told.job) == (0, None)
-            assert [each.image for each in told.skipped] == list(range(count))
-        assert "DEIXIS_MAX_IMAGE_BYTES" in told.skipped[1].problem
-        assert told.counts.revision == 0
+            added = await backend.add_examples("things", images[:count], (["leaf"] if labelled else [None]) * count)
+            assert (added.added, added.job) == (0, None)
+            assert [each.image for each in added.skipped] == list(range(count))
+        assert "DEIXIS_MAX_IMAGE_BYTES" in added.skipped[1].problem
+        assert added.counts.revision == 0
 
 
 async def test_invalid_examples_are_an_error(opened):

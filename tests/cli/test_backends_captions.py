@@ -86,7 +86,7 @@ async def ignore(done, total):
     pass
 
 
-async def test_databases_are_listed_and_told_alike(both, databases):
+async def test_databases_are_listed_and_shown(both, databases):
     made(databases / "things")
     made(databases / "others", encoder=FakeEncoder("other"))
     async with both() as backends:
@@ -97,8 +97,8 @@ async def test_databases_are_listed_and_told_alike(both, databases):
         assert listed[1].models == ["fake"]
         for each in listed:
             assert await alike(backends, lambda backend, name=each.name: backend.database(name)) == each
-        told = await refused_alike(backends, lambda backend: backend.database("none"))
-        assert told == "unknown caption database 'none'; known: others, things"
+        message = await refused_alike(backends, lambda backend: backend.database("none"))
+        assert message == "unknown caption database 'none'; known: others, things"
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ async def test_databases_are_listed_and_told_alike(both, databases):
         {"model": "fake"},
     ],
 )
-async def test_captions_are_found_alike_by_a_text_and_by_an_image(both, databases, fields):
+async def test_captions_are_found_by_text_and_by_image(both, databases, fields):
     made(databases / "things", MANY)
     async with both() as backends:
         by_text = CaptionQuery("things", text="red", **fields)
@@ -123,11 +123,11 @@ async def test_captions_are_found_alike_by_a_text_and_by_an_image(both, database
         assert again.searched == found.searched == 1000
 
 
-async def test_searches_that_cannot_be_are_refused_alike(both, databases):
+async def test_invalid_searches_are_refused(both, databases):
     made(databases / "things")
     made(databases / "others", encoder=FakeEncoder("other"))
     async with both() as backends:
-        for name, fields, image, told in [
+        for name, fields, image, part in [
             ("none", {"text": "red"}, None, "unknown caption database 'none'"),
             ("NONE", {"text": "red"}, None, "is not a valid name of a caption database"),
             ("things", {}, None, "give either a text or an image"),
@@ -141,18 +141,18 @@ async def test_searches_that_cannot_be_are_refused_alike(both, databases):
         ]:
             query = CaptionQuery(name, image=image, **fields)
             message = await refused_alike(backends, lambda backend, query=query: backend.search_captions(query))
-            assert told in message
+            assert part in message
 
 
-async def test_a_database_is_deleted_by_either(both, databases):
+async def test_a_database_is_deleted(both, databases):
     made(databases / "one")
     made(databases / "two")
     async with both() as (here, there):
         await here.delete_database("one")
         await there.delete_database("two")
         assert await here.databases() == await there.databases() == []
-        told = await refused_alike((here, there), lambda backend: backend.delete_database("one"))
-        assert told == "unknown caption database 'one'; known: none"
+        message = await refused_alike((here, there), lambda backend: backend.delete_database("one"))
+        assert message == "unknown caption database 'one'; known: none"
 
 
 async def together(backend, files, request, on_progress=ignore):
@@ -166,7 +166,7 @@ async def together(backend, files, request, on_progress=ignore):
 
 
 @pytest.mark.parametrize("min_images", [0, 1, 2, 6])
-async def test_images_are_named_together_alike(both, databases, files, min_images):
+async def test_a_group_of_images_shares_labels(both, databases, files, min_images):
     made(databases / "things")
     request = ClassifyRequest(group=True, top_k=50, explain=True, options={"min_images": min_images})
     async with both() as backends:
@@ -178,17 +178,17 @@ async def test_images_are_named_together_alike(both, databases, files, min_image
     assert all(each.explanation.captions for each in results)
 
 
-async def test_images_that_are_named_together_have_the_same_warnings(both, databases, files):
+async def test_a_group_of_images_has_warnings(both, databases, files):
     made(databases / "things")
     async with both() as backends:
         for given in (files, files[:1]):
-            told = [
+            here, there = [
                 (await backend.classify_together(given, ClassifyRequest(group=True), ignore))[0] for backend in backends
             ]
-            assert [each.warnings for each in told[0]] == [each.warnings for each in told[1]]
+            assert [result.warnings for result in here] == [result.warnings for result in there]
 
 
-async def test_files_that_cannot_be_read_have_their_errors_in_their_places_alike(both, databases, files, tmp_path):
+async def test_unreadable_files_of_a_group_have_their_errors(both, databases, files, tmp_path):
     made(databases / "things")
     (tmp_path / "bad.png").write_bytes(b"nothing")
     given = [tmp_path / "nowhere.png", files[0], tmp_path / "bad.png", files[1]]
@@ -208,7 +208,7 @@ async def test_files_that_cannot_be_read_have_their_errors_in_their_places_alike
 
 
 @pytest.mark.parametrize("contents", [[None], [b"nothing"], [None, b"nothing", b""]], ids=["gone", "bad", "several"])
-async def test_files_of_which_none_can_be_read_have_their_errors_alike(both, databases, tmp_path, contents):
+async def test_a_group_of_unreadable_files_has_their_errors(both, databases, tmp_path, contents):
     made(databases / "things")
     given = [tmp_path / f"{number}.png" for number in range(len(contents))]
     for file, content in zip(given, contents, strict=True):
@@ -221,9 +221,9 @@ async def test_files_of_which_none_can_be_read_have_their_errors_alike(both, dat
     assert all(each.error.detail for each in results)
 
 
-async def test_names_that_cannot_be_found_are_refused_alike(both, databases, files):
+async def test_invalid_requests_for_a_group_are_refused(both, databases, files):
     async with both() as backends:
-        for request, told in [
+        for request, part in [
             (ClassifyRequest(group=True), "the model 'fake' has no caption database"),
             (ClassifyRequest(group=True, database="none"), "unknown caption database 'none'; known: none"),
             (ClassifyRequest(group=True, coverage=0.9), "coverage"),
@@ -234,10 +234,10 @@ async def test_names_that_cannot_be_found_are_refused_alike(both, databases, fil
                 backends,
                 lambda backend, request=request: backend.classify_together(files, request, ignore),
             )
-            assert told in message
+            assert part in message
 
 
-async def test_images_are_named_each_by_itself_alike_and_as_they_are_alone(both, databases, files):
+async def test_labels_are_discovered_for_each_image_independently(both, databases, files):
     made(databases / "things")
     images = [file.read_bytes() for file in files]
     async with both() as backends:
@@ -248,13 +248,13 @@ async def test_images_are_named_each_by_itself_alike_and_as_they_are_alone(both,
             ) == [result]
 
 
-async def test_a_build_here_is_seen_there(both, tmp_path):
+async def test_a_database_built_in_process_is_listed_by_the_server(both, tmp_path):
     file = tmp_path / "captions.txt"
     file.write_text("\n".join(CAPTIONS), "utf-8")
-    told = []
+    steps = []
 
     async def advance(done, total):
-        told.append((done, total))
+        steps.append((done, total))
 
     async with both() as (here, there):
         await here.build_database(" things ", BuildPlan("fake", files=(str(file),)), [file], advance)
@@ -263,10 +263,10 @@ async def test_a_build_here_is_seen_there(both, tmp_path):
             await here.build_database("things", BuildPlan("nope", files=(str(file),)), [file], ignore)
         with pytest.raises(DeixisError, match="is not a valid name of a caption database"):
             await here.build_database("Things", BuildPlan("fake", files=(str(file),)), [file], ignore)
-    assert told[-1] == (len(CAPTIONS), len(CAPTIONS))
+    assert steps[-1] == (len(CAPTIONS), len(CAPTIONS))
 
 
-async def test_texts_have_the_features_that_the_model_gives_them(both):
+async def test_text_features_are_those_of_the_model(both):
     async with both() as (here, _):
         rows = await here.text_features(None, ["red", "a dog"])
         assert here.default_model == "fake"
@@ -274,7 +274,7 @@ async def test_texts_have_the_features_that_the_model_gives_them(both):
         np.testing.assert_array_equal(await here.text_features("fake", ["red", "a dog"]), rows)
 
 
-async def test_words_are_prepared_only_where_they_will_be_asked(settings, databases):
+async def test_the_wordnet_database_is_built_only_if_it_is_used(settings, databases):
     app = create_app(settings, lambda _: [CaptionEncoder()])
     async with app.router.lifespan_context(app):
         here = InProcessBackend(app.state.service)
@@ -284,27 +284,27 @@ async def test_words_are_prepared_only_where_they_will_be_asked(settings, databa
         made(databases / "things")
         await here.prepare_database(ClassifyRequest(database="things"), ignore)
         assert [each.name for each in await here.databases()] == ["things"]
-        for question, told in [
+        for request, part in [
             (ClassifyRequest(database="none"), "unknown caption database 'none'"),
             (ClassifyRequest(options={"alpha": 7}), "alpha"),
             (ClassifyRequest(method="zero-shot"), "give labels"),
             (ClassifyRequest(template="nope"), "unknown template set 'nope'"),
         ]:
-            with pytest.raises(DeixisError, match=told):
-                await here.prepare_database(question, ignore)
+            with pytest.raises(DeixisError, match=part):
+                await here.prepare_database(request, ignore)
         assert [each.name for each in await here.databases()] == ["things"]
-        told = []
+        steps = []
 
         async def advance(done, total):
-            told.append((done, total))
+            steps.append((done, total))
 
         await here.prepare_database(ClassifyRequest(), advance)
         _, made_of_words = await here.databases()
-        assert (made_of_words.name, made_of_words.captions, told[-1]) == ("wordnet", 4, (4, 4))
+        assert (made_of_words.name, made_of_words.captions, steps[-1]) == ("wordnet", 4, (4, 4))
         await here.prepare_database(ClassifyRequest(database="wordnet"), lambda *_: pytest.fail("it is there"))
 
 
-async def test_words_that_are_asked_for_by_name_are_prepared_whatever_else_there_is(settings, databases):
+async def test_the_wordnet_database_is_built_if_it_is_named(settings, databases):
     made(databases / "one")
     made(databases / "two")
     app = create_app(settings, lambda _: [CaptionEncoder()])

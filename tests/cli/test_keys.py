@@ -72,7 +72,7 @@ def test_the_list_is_a_table_and_tells_which_are_revoked(run):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("create", "--rate", "often"), "--rate: 'often' is not a rate"),
         (("create", "--image-rate", "0/min"), "--image-rate"),
@@ -80,11 +80,11 @@ def test_the_list_is_a_table_and_tells_which_are_revoked(run):
         (("revoke", "0123456789ab"), "unknown key '0123456789ab'"),
     ],
 )
-def test_nonsense_is_told_in_a_line_and_makes_no_key(run, arguments, told):
+def test_invalid_options_are_errors_of_one_line_and_create_no_key(run, arguments, message):
     done = run("keys", *arguments)
 
     assert done.exit_code == 2
-    assert told in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert json.loads(run("keys", "list", "--json").stdout) == []
 

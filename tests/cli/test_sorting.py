@@ -1,4 +1,4 @@
-"""`deixis classify --to-folder`: what goes where, and what is never lost."""
+"""`deixis classify --to-folder`: where files go, and that no file is lost."""
 
 import csv
 import os
@@ -33,7 +33,7 @@ def sort(run, photos, target, *more, status=1):
     return done
 
 
-def test_files_are_copied_into_a_folder_for_each_label(run, where, photos, tmp_path):
+def test_files_are_copied_into_a_folder_per_label(run, where, photos, tmp_path):
     before, target = tree(photos), tmp_path / "sorted"
     done = sort(run, photos, target, *where)
     assert "6 of 7 copied" in done.stderr
@@ -49,7 +49,7 @@ def test_files_are_copied_into_a_folder_for_each_label(run, where, photos, tmp_p
     assert all(0.3 < float(row["score"]) <= 1 for row in rows)
 
 
-def test_a_second_run_finds_everything_there(run, photos, tmp_path):
+def test_a_second_run_copies_nothing(run, photos, tmp_path):
     target = photos / "sorted"  # in the folder itself: what is in it is not sorted again
     sort(run, photos, target)
     first = tree(target)
@@ -84,13 +84,13 @@ def test_a_dry_run_changes_nothing(run, photos, tmp_path):
     assert len(tree(photos)) == 7
 
 
-def test_what_is_none_of_the_labels_has_a_folder_of_its_own(run, photos, tmp_path):
+def test_rejected_images_go_to_a_folder_of_their_own(run, photos, tmp_path):
     sort(run, photos, tmp_path / "sorted", "--reject-below", "1")
     assert {each.name for each in (tmp_path / "sorted").iterdir()} == {"_none of these", "deixis.csv"}
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (("--move",), "--to-folder"),
         (("--dry-run",), "--to-folder"),
@@ -98,11 +98,11 @@ def test_what_is_none_of_the_labels_has_a_folder_of_its_own(run, photos, tmp_pat
         (("--to-folder", __file__), "is not a folder"),
     ],
 )
-def test_flags_that_make_no_sense_are_refused_before_anything_is_done(run, photos, flags, told):
+def test_invalid_combinations_of_options_are_refused_before_any_work(run, photos, flags, message):
     before = tree(photos)
     done = run("classify", photos, "-l", "red,green", *flags)
     assert done.exit_code == 2
-    assert told in done.stderr
+    assert message in done.stderr
     assert tree(photos) == before
 
 
@@ -110,7 +110,7 @@ def result(label):
     return ImageResult(predictions=[Prediction(label=label, score=0.5, similarity=0.1)])
 
 
-def test_a_file_for_which_no_name_was_found_is_none_of_these(tmp_path):
+def test_a_file_without_a_discovered_label_is_none_of_these(tmp_path):
     file = tmp_path / "a.png"
     file.write_bytes(b"content")
     sorter = Sorter(tmp_path / "sorted", FileAction.COPY, dry_run=False)
@@ -119,7 +119,7 @@ def test_a_file_for_which_no_name_was_found_is_none_of_these(tmp_path):
     assert "a.png,_none of these" in (tmp_path / "sorted/deixis.csv").read_text()
 
 
-def test_a_file_that_cannot_be_put_there_stays_where_it_is(tmp_path, monkeypatch):
+def test_a_file_that_cannot_be_sorted_is_unchanged_and_not_counted(tmp_path, monkeypatch):
     file, target = tmp_path / "a.png", tmp_path / "sorted"
     file.write_bytes(b"content")
     sorter = Sorter(target, FileAction.MOVE, dry_run=False)
@@ -132,6 +132,7 @@ def test_a_file_that_cannot_be_put_there_stays_where_it_is(tmp_path, monkeypatch
     monkeypatch.setattr("pathlib.Path.rename", full)
     with pytest.raises(OSError, match="No space"):
         sorter.sort(file, result("cat"))
+    assert sorter.done == 0
     assert tree(tmp_path) == {"a.png": b"content"}
     monkeypatch.undo()
     monkeypatch.setattr("shutil.copy2", full)
@@ -140,7 +141,7 @@ def test_a_file_that_cannot_be_put_there_stays_where_it_is(tmp_path, monkeypatch
     assert tree(tmp_path) == {"a.png": b"content"}
 
 
-def test_without_links_files_are_moved_by_their_name(tmp_path, monkeypatch):
+def test_without_hard_links_files_are_renamed(tmp_path, monkeypatch):
     def none(*_):
         raise OSError(95, "Operation not supported")
 
@@ -170,11 +171,11 @@ def test_without_links_files_are_moved_by_their_name(tmp_path, monkeypatch):
         ("tab\there", "tab-here"),
     ],
 )
-def test_a_label_is_a_folder_on_every_system(label, name):
+def test_a_label_becomes_a_folder_name_that_every_system_allows(label, name):
     assert folder_name(label) == name
 
 
-def test_long_labels_are_cut_between_letters():
+def test_long_labels_are_cut_between_characters():
     name = folder_name("猫" * 500)
     assert len(name.encode()) <= 200
     assert set(name) == {"猫"}

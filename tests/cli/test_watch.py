@@ -76,7 +76,7 @@ async def until(done):
 
 
 @anyio_test
-async def test_new_images_are_labelled_and_old_ones_left(folder):
+async def test_new_images_are_labelled_and_existing_ones_are_skipped(folder):
     (folder / "old.png").write_bytes(b"old")
     backend = Backend()
 
@@ -88,14 +88,14 @@ async def test_new_images_are_labelled_and_old_ones_left(folder):
 
     await watched(backend, folder, during, leave=True)
     assert backend.images == [b"new"]
-    told = json.loads((folder / "sub" / "new.png.json").read_text())
-    assert told["predictions"][0]["label"] == "cat"
-    assert told["question"]["labels"] == ["cat", "dog"]
+    sidecar = json.loads((folder / "sub" / "new.png.json").read_text())
+    assert sidecar["predictions"][0]["label"] == "cat"
+    assert sidecar["question"]["labels"] == ["cat", "dog"]
     assert not (folder / "old.png.json").exists()
 
 
 @anyio_test
-async def test_a_file_is_read_only_when_it_is_whole(folder):
+async def test_a_file_is_read_only_when_it_is_complete(folder):
     backend, file = Backend(), folder / "slow.png"
 
     async def during():
@@ -128,7 +128,7 @@ async def test_a_file_that_changes_is_labelled_again(folder):
 
 @anyio_test
 @pytest.mark.parametrize("sidecar", [JsonSidecar(), XmpSidecar()])
-async def test_a_restart_goes_on_where_it_was_and_another_question_is_asked(folder, sidecar):
+async def test_a_restart_resumes_and_another_request_labels_all_images_again(folder, sidecar):
     for name in ("a.png", "b.png"):
         (folder / name).write_bytes(name.encode())
     first, second, other = Backend(), Backend(), Backend()
@@ -150,12 +150,12 @@ async def test_a_sidecar_names_the_version_that_answered_and_a_restart_with_a_ne
         backend.version = version
         await watched(backend, folder, once=True, request=ClassifyRequest(label_set="pets"))
         assert len(backend.images) == asked
-        told = json.loads((folder / "a.png.json").read_text())["question"]
-        assert (told["label_set"], told["model"]) == (f"pets@{version}", "m")
+        fields = json.loads((folder / "a.png.json").read_text())["question"]
+        assert (fields["label_set"], fields["model"]) == (f"pets@{version}", "m")
 
 
 @anyio_test
-async def test_bad_files_are_told_once_and_end_nothing(folder, capsys):
+async def test_bad_files_are_reported_once_and_do_not_stop_the_watcher(folder, capsys):
     (folder / "bad.png").write_bytes(b"bad")
     (folder / "taken.png").write_bytes(b"taken")
     (folder / "taken.png.json").write_text("somebody else's")
@@ -170,13 +170,13 @@ async def test_bad_files_are_told_once_and_end_nothing(folder, capsys):
     await watched(backend, folder, during)
     assert backend.images == [b"bad", b"good"]
     assert (folder / "taken.png.json").read_text() == "somebody else's"
-    told = capsys.readouterr().err
-    assert told.count("this is no image") == 1
-    assert told.count("move it to another folder") == 1
+    stderr = capsys.readouterr().err
+    assert stderr.count("this is no image") == 1
+    assert stderr.count("move it to another folder") == 1
 
 
 @anyio_test
-async def test_an_image_for_which_no_name_was_found_is_done_too(folder, capsys, monkeypatch):
+async def test_an_image_without_a_discovered_label_is_done(folder, capsys, monkeypatch):
     (folder / "a.png").write_bytes(b"a")
     backend = Backend()
 
@@ -190,7 +190,7 @@ async def test_an_image_for_which_no_name_was_found_is_done_too(folder, capsys, 
 
 
 @anyio_test
-async def test_a_server_that_is_away_is_waited_for_and_a_wrong_question_is_not(folder, capsys, monkeypatch):
+async def test_an_unavailable_server_is_retried_and_an_invalid_request_is_an_error(folder, capsys, monkeypatch):
     monkeypatch.setattr("app.cli.watch._FIRST_WAIT_S", 0.01)
     (folder / "a.png").write_bytes(b"a")
     busy = Problem(type="urn:deixis:problem:overloaded", title="Busy", status=503, detail="the queue is full")
@@ -205,7 +205,7 @@ async def test_a_server_that_is_away_is_waited_for_and_a_wrong_question_is_not(f
 
 
 @anyio_test
-async def test_while_the_server_is_away_it_can_be_ended(folder):
+async def test_the_watcher_can_be_stopped_while_the_server_is_unavailable(folder):
     (folder / "a.png").write_bytes(b"a")
     backend = Backend(*[UnreachableError("no response")] * 1000)
 
@@ -217,7 +217,7 @@ async def test_while_the_server_is_away_it_can_be_ended(folder):
 
 
 @anyio_test
-async def test_a_full_disk_ends_it_and_the_next_run_labels_the_file(folder, monkeypatch):
+async def test_a_full_disk_is_an_error_and_the_next_run_labels_the_file(folder, monkeypatch):
     (folder / "a.png").write_bytes(b"a")
 
     def full(*_):
@@ -245,7 +245,7 @@ def test_the_command_labels_what_is_there_once(run, folder):
     assert "red.png" not in again.stdout
 
 
-def test_what_is_no_folder_and_a_question_without_sense_are_refused(run, folder):
+def test_a_missing_folder_and_an_invalid_request_are_refused(run, folder):
     assert "is not a folder" in run("watch", folder / "nope", "-l", "a,b").stderr
     (folder / "a.png").write_bytes(picture())
     done = run("watch", folder, "-s", "nothing", "--once", "--settle", "0.1")

@@ -1,8 +1,8 @@
 """Runs `deixis` many times and imports it once: `python -m tests.end_to_end.forked_commands SOCKET [URL]`.
 
-Each connection brings a command's arguments, folder, environment and streams; a fork of this process, in which all of
-the command line is imported and nothing is running yet, becomes that command. Commands that can ask a server ask that
-at URL, if one is given, where they name none, so that no model is loaded.
+Each connection sends the arguments, folder, environment and streams of a command. A fork of this process, which has
+imported the whole command line and runs nothing else, becomes that command. If URL is given, commands that accept
+--server and do not set it use the server at URL, so that they load no model.
 """
 
 import atexit
@@ -24,11 +24,11 @@ from tests.end_to_end.server import environment, run_command
 ROOT = Path(__file__).parents[2]
 
 
-# --- what asks -------------------------------------------------------------------------------------------------------
+# --- the requesting side ---------------------------------------------------------------------------------------------
 
 
 class Forking:
-    """A process that forks into commands, and in ``folder`` a program `deixis` that asks it for one; `end` it."""
+    """A process that forks into commands, and a program `deixis` in ``folder`` that requests one; `end` stops it."""
 
     def __init__(self, folder: Path, *, url: str | None = None) -> None:
         place = folder / "socket"
@@ -61,11 +61,11 @@ def _program() -> Path:
 def deixis(
     *arguments: object, data_dir: Path, stdin: str | None = None, **settings: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run one command as `tests.end_to_end.server.deixis` does, without the seconds that it takes to import."""
+    """Run one command as `tests.end_to_end.server.deixis` does, without the seconds of its imports."""
     return run_command(_program(), *arguments, data_dir=data_dir, stdin=stdin, **settings)
 
 
-# --- what is asked ---------------------------------------------------------------------------------------------------
+# --- the forking process ---------------------------------------------------------------------------------------------
 
 
 def takes_server(arguments: list[str]) -> bool:
@@ -83,20 +83,20 @@ def takes_server(arguments: list[str]) -> bool:
 
 
 def run(connection: socket.socket, url: str | None) -> None:
-    """Become the command that a connection asks for."""
+    """Become the command that a connection requests."""
     from app.cli import cli
 
     message, streams, _, _ = socket.recv_fds(connection, 1_000_000, 3)
-    asked = json.loads(message)
+    request = json.loads(message)
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
-    os.chdir(asked["folder"])
+    os.chdir(request["folder"])
     os.environ.clear()
-    os.environ.update(asked["environment"])
-    arguments = asked["arguments"]
-    # Learning curves are drawn in process, and so is naming evaluated.
-    alone = {"--server", "--support", "--pool", "cased", "--help"}
-    if url is not None and takes_server(arguments) and not alone & set(arguments):
+    os.environ.update(request["environment"])
+    arguments = request["arguments"]
+    # These commands run in process only.
+    in_process = {"--server", "--support", "--pool", "cased", "--help"}
+    if url is not None and takes_server(arguments) and not in_process & set(arguments):
         arguments += ["--server", url]
     sys.argv = ["deixis", *arguments]
     status = 0
@@ -104,7 +104,7 @@ def run(connection: socket.socket, url: str | None) -> None:
         cli()
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:  # noqa: BLE001 - told as Python would
+    except BaseException:  # noqa: BLE001 - printed as Python does
         traceback.print_exc()
         status = 1
     sys.stdout.flush()
@@ -114,7 +114,7 @@ def run(connection: socket.socket, url: str | None) -> None:
 
 def main() -> None:
     """Listen until the parent closes standard input."""
-    # What commands import where they need it, none of which has begun a thread yet.
+    # Imports that commands make when they need them; none of them starts a thread.
     import open_clip  # noqa: F401
     import torch  # noqa: F401
 
@@ -122,7 +122,7 @@ def main() -> None:
     import app.main  # noqa: F401
 
     path, url = sys.argv[1], (sys.argv[2] if len(sys.argv) > 2 else None)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for commands but those who asked for them
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # only the requesting program waits for a command
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(path)
         listening.listen()
@@ -144,8 +144,8 @@ SHIM = """#!{python} -SE
 import json, os, socket, sys
 with socket.socket(socket.AF_UNIX) as connection:
     connection.connect({path!r})
-    asked = dict(arguments=sys.argv[1:], folder=os.getcwd(), environment=dict(os.environ))
-    socket.send_fds(connection, [json.dumps(asked).encode()], [0, 1, 2])
+    request = dict(arguments=sys.argv[1:], folder=os.getcwd(), environment=dict(os.environ))
+    socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2])
     sys.exit(int(connection.recv(16) or b"1"))
 """
 

@@ -1,4 +1,4 @@
-"""The command line, in process and through a server: the same answers."""
+"""The command line, in process and with a server: the results are the same."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ def where(request, server) -> list[str]:
     return ["--server", server.url] if request.param == "through a server" else []
 
 
-def test_classify_writes_json_for_a_folder_and_skips_what_is_no_image(where, photograph_folder, tmp_path):
+def test_classify_writes_json_for_a_folder_and_skips_a_bad_file(where, photograph_folder, tmp_path):
     bad = tmp_path / "bad.png"
     bad.write_text("this is no picture")
 
@@ -49,25 +49,25 @@ def test_classify_writes_a_table_or_csv_for_globs(server, photograph_folder, tmp
     ]
 
 
-def test_an_explanation_is_shown_as_bars_and_given_as_json(where, photograph_folder, tmp_path):
+def test_an_explanation_is_printed_as_bars_or_json(where, photograph_folder, tmp_path):
     photo = photograph_folder / "cat" / "chelsea.jpg"
     assert deixis("label-sets", "import", "animals", *where, data_dir=tmp_path).returncode == 0
     arguments = ("classify", photo, "-s", "animals", "--method", "dclip", "--explain", *where)
 
     table = deixis(*arguments, data_dir=tmp_path)
-    told = deixis(*arguments, "-f", "json", data_dir=tmp_path)
+    as_json = deixis(*arguments, "-f", "json", data_dir=tmp_path)
 
     assert table.returncode == 0, table.stderr
     bars = [line for line in table.stdout.splitlines() if "\u2588" in line]
     assert any("+" in line and "cat, which has" in line for line in bars)
     assert any(line.strip().startswith("-") for line in bars)
-    (answer,) = json.loads(told.stdout)
+    (answer,) = json.loads(as_json.stdout)
     best = answer["explanation"]["labels"][0]
     assert best["label"] == "cat"
     assert best["supporting"][0]["source"] == "feature"
 
 
-def test_options_reach_the_method_and_its_warnings_the_reader(where, photograph_folder, tmp_path):
+def test_options_reach_the_method_and_warnings_are_printed(where, photograph_folder, tmp_path):
     photo = photograph_folder / "cat" / "chelsea.jpg"
     plain = deixis("classify", photo, "-l", LABELS, "--method", "autoclip", *where, data_dir=tmp_path)
     refused = deixis("classify", photo, "-l", LABELS, "--method", "autoclip", "-o", "beta=7", *where, data_dir=tmp_path)
@@ -80,7 +80,7 @@ def test_options_reach_the_method_and_its_warnings_the_reader(where, photograph_
     assert "not of the form NAME=NUMBER" in malformed.stderr
 
 
-def test_the_label_sets_that_come_along_are_listed_and_another_name_is_refused(tmp_path):
+def test_the_shipped_label_sets_are_listed_and_another_name_is_refused(tmp_path):
     listed = deixis("label-sets", "shipped", data_dir=tmp_path)
     refused = deixis("label-sets", "import", "animls", data_dir=tmp_path)
 
@@ -89,7 +89,7 @@ def test_the_label_sets_that_come_along_are_listed_and_another_name_is_refused(t
     assert "unknown shipped label set 'animls'; known: animals, " in refused.stderr
 
 
-def test_evaluate_compares_every_method_and_says_in_words_what_follows(photograph_folder, tmp_path):
+def test_evaluate_compares_all_methods_and_prints_a_verdict(photograph_folder, tmp_path):
     report, described = tmp_path / "report.json", tmp_path / "described.json"
     classes = [{"name": word, "descriptions": [f"This is a {word}."]} for word in sorted(set(TRUE_LABELS.values()))]
     described.write_text(json.dumps(classes))
@@ -131,7 +131,7 @@ def test_evaluate_takes_better_names_and_refuses_unknown_subfolders(server, phot
     assert "unknown subfolder 'kat'" in wrong.stderr
 
 
-def test_label_sets_go_out_and_come_in_again(where, tmp_path):
+def test_a_label_set_is_exported_and_imported(where, tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("lynx\npuma\n\nsnow leopard\n", "utf-8")
     exported = tmp_path / "cats.json"
@@ -157,7 +157,7 @@ def test_label_sets_go_out_and_come_in_again(where, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("classify", "nowhere.jpg", "-l", "cat"), "matches nothing"),
         (("classify", "{photo}", "-l", "cat", "-s", "pets"), "not both"),
@@ -174,17 +174,17 @@ def test_label_sets_go_out_and_come_in_again(where, tmp_path):
         (("serve", "--database-url", "mysql://x/y"), "DEIXIS_DATABASE_URL"),
     ],
 )
-def test_a_command_that_cannot_be_done_says_why_in_a_line(arguments, told, photograph_folder, tmp_path):
+def test_an_invalid_command_fails_with_one_line(arguments, message, photograph_folder, tmp_path):
     photo = str(photograph_folder / "cat" / "chelsea.jpg")
 
     done = deixis(*(photo if each == "{photo}" else each for each in arguments), data_dir=tmp_path)
 
     assert done.returncode == 2, done.stdout + done.stderr
-    assert told in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_port_that_is_taken_is_told_in_a_line_before_models_are_loaded(server, tmp_path):
+def test_a_port_in_use_is_an_error_of_one_line_before_models_are_loaded(server, tmp_path):
     port = server.url.rpartition(":")[2]
 
     done = deixis("serve", "--port", port, "--models", "local-dir:/nowhere", data_dir=tmp_path)
@@ -195,7 +195,7 @@ def test_a_port_that_is_taken_is_told_in_a_line_before_models_are_loaded(server,
     assert done.stdout == ""
 
 
-def test_models_that_are_known_to_be_good_are_listed_and_shown(tmp_path):
+def test_recommended_models_are_listed_and_shown(tmp_path):
     listed = deixis("models", "list", data_dir=tmp_path)
     shown = deixis("models", "show", "ViT-B-32/laion2b_s34b_b79k", data_dir=tmp_path)
 
@@ -204,7 +204,7 @@ def test_models_that_are_known_to_be_good_are_listed_and_shown(tmp_path):
     assert "MIT" in shown.stdout
 
 
-def test_what_models_tune_measures_is_what_the_server_runs(tmp_path):
+def test_the_server_uses_the_measurement_of_models_tune(tmp_path):
     tuned = deixis("models", "tune", "--seconds", "2", data_dir=tmp_path)
     assert tuned.returncode == 0, tuned.stderr
     assert "images/s at 1" in tuned.stdout
@@ -216,7 +216,7 @@ def test_what_models_tune_measures_is_what_the_server_runs(tmp_path):
     assert f"{path['images_per_s']} images/s" in best
 
 
-def test_a_model_that_is_not_there_is_not_tuned(tmp_path):
+def test_an_unknown_model_cannot_be_measured(tmp_path):
     refused = deixis("models", "tune", "no-such/model", data_dir=tmp_path)
     assert refused.returncode == 2
     assert "open_clip has no architecture" in refused.stderr

@@ -24,16 +24,16 @@ def backend(server):
         stderr=subprocess.PIPE,
         text=True,
     )
-    told = process.stdout.readline()
-    assert told.startswith("listens on http://127.0.0.1:"), process.communicate()
-    yield told.split()[-1]
+    line = process.stdout.readline()
+    assert line.startswith("listens on http://127.0.0.1:"), process.communicate()
+    yield line.split()[-1]
     process.send_signal(signal.SIGTERM)
     _, log = process.communicate(timeout=60)
     assert process.returncode in {0, -signal.SIGTERM}
     assert "Traceback" not in log
 
 
-def test_photographs_are_predicted_by_the_choices_of_the_project(backend, photographs):
+def test_photographs_are_predicted_with_the_choices_of_the_project(backend, photographs):
     names = ("chelsea", "coffee", "rocket")
     encoded = [base64.b64encode(photographs[name]).decode() for name in names]
     tasks = [{"id": at, "data": {"image": f"data:image/jpeg;base64,{each}"}} for at, each in enumerate(encoded)]
@@ -47,7 +47,7 @@ def test_photographs_are_predicted_by_the_choices_of_the_project(backend, photog
     assert version.startswith("deixis embedded ")
 
 
-def test_other_machines_are_served_with_a_login(server):
+def test_other_machines_need_a_login(server):
     process = subprocess.Popen(
         [DEIXIS, "label-studio", "--host", "0.0.0.0", "--port", "0", "--server", server.url],
         env=environment(PYTHONUNBUFFERED="1", BASIC_AUTH_USER="studio", BASIC_AUTH_PASS="s3cret"),

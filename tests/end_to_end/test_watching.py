@@ -33,12 +33,12 @@ def until_there(file):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_after_the_image_in_hand(server, inbox, photographs, number):
+def test_a_signal_stops_it_after_the_current_image(server, inbox, photographs, number):
     process = watch(server, inbox)
     assert "watching" in process.stderr.readline()
     (inbox / "cat.jpg").write_bytes(photographs["chelsea"])
-    told = until_there(inbox / "cat.jpg.json")
-    assert told["predictions"][0]["label"] == "cat"
+    sidecar = until_there(inbox / "cat.jpg.json")
+    assert sidecar["predictions"][0]["label"] == "cat"
     process.send_signal(number)
     out, err = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, err
@@ -46,7 +46,7 @@ def test_a_signal_ends_it_after_the_image_in_hand(server, inbox, photographs, nu
     assert "Traceback" not in err
 
 
-def test_after_kill_9_it_goes_on_where_it_was(server, inbox, photographs):
+def test_it_resumes_after_kill_9(server, inbox, photographs):
     for number in range(30):
         (inbox / f"{number}.jpg").write_bytes(photographs["coffee"] + bytes(number))
     process = watch(server, inbox, "--existing")

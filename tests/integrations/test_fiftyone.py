@@ -85,10 +85,10 @@ def samples(tmp_path):
 COLOURS = ["red", "green", "blue"]
 
 
-def test_each_sample_gets_its_label_confidence_and_where_they_are_from(client, samples):
+def test_each_sample_gets_a_label_a_confidence_and_tags(client, samples):
     dataset = Collection(samples)
-    told = classify_samples(dataset, client, labels=COLOURS, batch_size=4)
-    assert (told.labelled, told.rejected, told.skipped) == (21, 0, [])
+    summary = classify_samples(dataset, client, labels=COLOURS, batch_size=4)
+    assert (summary.labelled, summary.rejected, summary.skipped) == (21, 0, [])
     assert [sample["deixis"]["label"] for sample in samples] == COLOURS * 7
     assert all(isinstance(sample["deixis"], Classification) for sample in samples)
     assert all(0.9 < sample["deixis"]["confidence"] <= 1 for sample in samples)
@@ -96,11 +96,11 @@ def test_each_sample_gets_its_label_confidence_and_where_they_are_from(client, s
     assert dataset.saved == [*samples, "closed"]
 
 
-def test_several_labels_of_a_stored_set_carry_its_version(client, samples):
+def test_several_labels_have_the_version_of_the_label_set(client, samples):
     client.label_sets.put("colours", COLOURS)
-    told = classify_samples(iter(samples), client, label_set="colours", label_field="found", top_k=2, batch_size=8)
-    assert told.label_set == "colours@1"
-    assert told.labels == tuple(COLOURS)
+    summary = classify_samples(iter(samples), client, label_set="colours", label_field="found", top_k=2, batch_size=8)
+    assert summary.label_set == "colours@1"
+    assert summary.labels == tuple(COLOURS)
     for sample, colour in zip(samples, COLOURS * 7, strict=True):
         assert isinstance(sample["found"], Classifications)
         first, second = sample["found"]["classifications"]
@@ -109,37 +109,37 @@ def test_several_labels_of_a_stored_set_carry_its_version(client, samples):
         assert first["tags"] == ["fake", "colours@1"]
 
 
-def test_logits_are_of_every_label_in_order(client, samples):
-    told = classify_samples(samples, client, labels=COLOURS, store_logits=True)
+def test_logits_have_the_order_of_the_labels(client, samples):
+    summary = classify_samples(samples, client, labels=COLOURS, store_logits=True)
     for sample, colour in zip(samples, COLOURS * 7, strict=True):
         scores = [math.exp(each) for each in sample["deixis"]["logits"]]
         assert sum(scores) == pytest.approx(1, abs=1e-5)
-        assert told.labels[scores.index(max(scores))] == colour
+        assert summary.labels[scores.index(max(scores))] == colour
     classify_samples(samples[:1], client, labels=COLOURS, store_logits=True, top_k=2, label_field="two")
     assert len(samples[0]["two"]["logits"]) == 3
     assert len(samples[0]["two"]["classifications"]) == 2
 
 
-def test_a_sample_that_cannot_be_read_is_told_and_left_and_the_others_are_labelled(client, samples, tmp_path):
+def test_an_unreadable_sample_is_listed_and_the_others_are_labelled(client, samples, tmp_path):
     (tmp_path / "1.png").write_bytes(b"no picture")
     (tmp_path / "2.png").unlink()
     samples[1]["deixis"] = "before"
-    told = classify_samples(samples, client, labels=COLOURS)
-    assert [path for path, _ in told.skipped] == [samples[1].filepath, samples[2].filepath]
-    assert "looks like text" in told.skipped[0][1]
+    summary = classify_samples(samples, client, labels=COLOURS)
+    assert [path for path, _ in summary.skipped] == [samples[1].filepath, samples[2].filepath]
+    assert "looks like text" in summary.skipped[0][1]
     assert samples[1]["deixis"] == "before"
-    assert told.labelled == 19
+    assert summary.labelled == 19
 
 
-def test_what_is_none_of_the_labels_gets_none(client, samples, tmp_path):
+def test_a_rejected_sample_gets_no_label(client, samples, tmp_path):
     (tmp_path / "0.png").write_bytes(picture("yellow"))
     samples[0]["deixis"] = "before"
-    told = classify_samples(samples, client, labels=COLOURS, reject_below=0.75)
-    assert (told.labelled, told.rejected) == (20, 1)
+    summary = classify_samples(samples, client, labels=COLOURS, reject_below=0.75)
+    assert (summary.labelled, summary.rejected) == (20, 1)
     assert samples[0]["deixis"] is None
 
 
-def test_what_makes_no_sense_is_refused_before_a_sample_is_read(client):
+def test_invalid_arguments_are_errors_before_a_sample_is_read(client):
     def unread():
         pytest.fail("a sample was read")
         yield
@@ -156,12 +156,12 @@ def test_what_makes_no_sense_is_refused_before_a_sample_is_read(client):
         classify_samples(unread(), client, labels=COLOURS, colour="red")
 
 
-def test_a_label_that_the_service_spells_otherwise_has_no_logit(client, samples):
+def test_a_label_that_the_service_normalises_has_no_logit(client, samples):
     with pytest.raises(ValueError, match="no score for 'dark  red'"):
         classify_samples(samples, client, labels=["dark  red", "blue"], store_logits=True)
 
 
-def test_without_fiftyone_the_way_out_is_told(client, monkeypatch):
+def test_without_fiftyone_the_error_names_the_package(client, monkeypatch):
     monkeypatch.setitem(sys.modules, "fiftyone", None)
     with pytest.raises(ImportError, match="pip install fiftyone"):
         classify_samples([], client, labels=COLOURS)
@@ -172,7 +172,7 @@ def result(*labels, **more) -> ImageResult:
     return ImageResult.model_validate({"predictions": found, **more})
 
 
-def test_the_labels_file_has_absolute_paths_and_leaves_bad_files_out(tmp_path, monkeypatch):
+def test_the_labels_file_has_absolute_paths_and_no_bad_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     files = [tmp_path / "a.png", tmp_path.relative_to(tmp_path) / "b.png", tmp_path / "c.png"]
     bad = {"type": "x", "title": "x", "status": 400, "detail": "x"}
@@ -200,19 +200,19 @@ def photos(tmp_path):
 def test_the_command_writes_a_labels_file(run, where, photos):  # noqa: F811
     done = run("classify", photos, "-l", "red,  dark   green,blue", "-f", "fiftyone", *where)
     assert done.exit_code == 1, done.stderr  # one is no picture
-    told = json.loads(done.stdout)
-    assert told["classes"] == ["red", "dark green", "blue"]
-    found = {Path(path).stem: each["label"] for path, each in told["labels"].items()}
+    content = json.loads(done.stdout)
+    assert content["classes"] == ["red", "dark green", "blue"]
+    found = {Path(path).stem: each["label"] for path, each in content["labels"].items()}
     assert found == {"red": "red", "green": "dark green", "blue": "blue"}
-    assert all(Path(path).is_absolute() for path in told["labels"])
+    assert all(Path(path).is_absolute() for path in content["labels"])
 
 
 def test_the_command_names_the_classes_of_a_label_set(run, where, photos, tmp_path):  # noqa: F811
     names = tmp_path / "names.txt"
     names.write_text("\n".join(COLOURS))
     assert run("label-sets", "import", "colours", names).exit_code == 0
-    told = json.loads(run("classify", photos / "red.png", "-s", "colours", "-f", "fiftyone", "-k", 2, *where).stdout)
-    assert told["classes"] == COLOURS
-    ((first, second),) = told["labels"].values()
+    content = json.loads(run("classify", photos / "red.png", "-s", "colours", "-f", "fiftyone", "-k", 2, *where).stdout)
+    assert content["classes"] == COLOURS
+    ((first, second),) = content["labels"].values()
     assert first["label"] == "red"
     assert first["confidence"] > second["confidence"]

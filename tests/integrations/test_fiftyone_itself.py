@@ -56,7 +56,7 @@ def imported(file):
         return {Path(path).name: label for path, _, label in importer}
 
 
-def test_its_importer_reads_what_the_command_writes(labels_json):
+def test_the_importer_reads_the_file_of_the_command(labels_json):
     found = imported(labels_json("--reject-below", "0.75"))
     assert {name: label and label.label for name, label in found.items()} == {
         "red.png": "red",
@@ -70,7 +70,7 @@ def test_its_importer_reads_what_the_command_writes(labels_json):
     assert several["red.png"].classifications[0].label == "red"
 
 
-def test_samples_outside_of_a_dataset_are_labelled(client, folder):
+def test_samples_outside_a_dataset_are_labelled(client, folder):
     samples = [fiftyone.Sample(filepath=str(folder / f"{colour}.png")) for colour in COLOURS]
     classify_samples(samples, client, labels=COLOURS, store_logits=True)
     assert [sample.deixis.label for sample in samples] == COLOURS
@@ -85,8 +85,8 @@ def test_a_dataset_and_a_view_are_labelled_and_saved(client, folder):
         files = [str(folder / f"{colour}.png") for colour in (*COLOURS, "yellow")] * 10
         dataset.add_samples([fiftyone.Sample(filepath=file) for file in files])
         dataset.add_sample(fiftyone.Sample(filepath=str(folder / "gone.png")))
-        told = classify_samples(dataset, client, labels=COLOURS, reject_below=0.75, store_logits=True)
-        assert (told.labelled, told.rejected, len(told.skipped)) == (30, 10, 1)
+        summary = classify_samples(dataset, client, labels=COLOURS, reject_below=0.75, store_logits=True)
+        assert (summary.labelled, summary.rejected, len(summary.skipped)) == (30, 10, 1)
         dataset.reload()
         assert dataset.count_values("deixis.label") == {"red": 10, "green": 10, "blue": 10, None: 11}
         assert dataset.bounds("deixis.confidence")[0] > 0.75
@@ -98,7 +98,7 @@ def test_a_dataset_and_a_view_are_labelled_and_saved(client, folder):
 
 
 @needs_database
-def test_a_dataset_is_made_of_what_the_command_writes(labels_json):
+def test_a_dataset_is_created_from_the_file_of_the_command(labels_json):
     dataset = fiftyone.Dataset.from_dir(
         dataset_type=fiftyone.types.FiftyOneImageClassificationDataset, labels_path=str(labels_json())
     )

@@ -1,15 +1,18 @@
-"""The backend for Label Studio, asked as Label Studio asks, on a real service with the fake encoder."""
+"""The backend for Label Studio with requests of Label Studio, on a service with the fake encoder."""
 
 import base64
+import shutil
 from contextlib import ExitStack
 
 import httpx
 import pytest
 import structlog
 
+from app.encoders.fake import FakeEncoder
 from app.integrations.label_studio import Preannotation, create_app
 from app.integrations.label_studio_images import TaskImages
 from app.main import create_app as create_service
+from app.settings import Settings
 from deixis import AsyncClient, Client
 from tests.api.live import live
 from tests.conftest import picture
@@ -32,9 +35,12 @@ def studio():
     return LabelStudio()
 
 
-@pytest.fixture
-def service_url(settings, encoder):
-    with live(create_service(settings, lambda _: [encoder])) as (host, port):
+@pytest.fixture(scope="module")
+def service_url(tmp_path_factory, empty_database):
+    folder = tmp_path_factory.mktemp("service")
+    shutil.copy(empty_database, folder)
+    settings = Settings(data_dir=folder, models=("embedded",), build_wordnet=False, max_images_per_request=8)
+    with live(create_service(settings, lambda _: [FakeEncoder()])) as (host, port):
         yield f"http://{host}:{port}"
 
 
@@ -65,7 +71,7 @@ def tasks_of(*sources):
 
 
 def predict(backend, tasks, config=CONFIG):
-    """Ask as ``MLApi.make_predictions`` of Label Studio does."""
+    """Send the request of ``MLApi.make_predictions`` of Label Studio."""
     params = {"login": None, "password": None, "context": None}
     body = {"tasks": tasks, "project": PROJECT, "label_config": config, "params": params}
     answer = backend.post("/predict", json=body)
@@ -84,13 +90,13 @@ def set_up(backend, config=CONFIG):
     return backend.post("/setup", json=body)
 
 
-def test_health_is_answered_at_both_addresses(start):
+def test_both_health_routes_respond(start):
     backend = start(service="http://127.0.0.1:9")  # not looked at: Label Studio waits one second
     for path in ("/", "/health"):
         assert backend.get(path).json()["status"] == "UP"
 
 
-def test_each_task_gets_the_choice_as_its_annotations_hold_it(start):
+def test_each_task_gets_the_value_of_its_choice_in_annotations(start):
     backend = start()
     encoded = base64.b64encode(picture("blue")).decode()
     tasks = tasks_of("/data/upload/3/red.png", "/data/local-files/?d=a/green.png", f"data:image/png;base64,{encoded}")
@@ -107,14 +113,14 @@ def test_each_task_gets_the_choice_as_its_annotations_hold_it(start):
         assert each["model_version"] == set_up(backend).json()["model_version"]
 
 
-def test_more_tasks_than_a_request_of_the_service_takes_are_answered_in_order(start):
+def test_several_batches_of_tasks_are_predicted_in_order(start):
     colours = ["red", "green", "blue"] * 9
     found = predict(start(), tasks_of(*(f"/data/upload/3/{colour}.png" for colour in colours)))
-    told = {"red": "Red", "green": "verde", "blue": "Sea"}
-    assert [each["result"][0]["value"]["choices"] for each in found] == [[told[colour]] for colour in colours]
+    message = {"red": "Red", "green": "verde", "blue": "Sea"}
+    assert [each["result"][0]["value"]["choices"] for each in found] == [[message[colour]] for colour in colours]
 
 
-def test_a_task_that_cannot_be_predicted_gets_none_and_the_others_do(start):
+def test_a_task_that_cannot_be_predicted_gets_no_prediction_and_the_others_do(start):
     sources = ("/data/upload/3/red.png", "/data/upload/3/none.png", "/data/upload/3/text.png", "s3x://a", 7)
     with structlog.testing.capture_logs() as logged:
         found = predict(start(), tasks_of(*sources))
@@ -127,7 +133,7 @@ def test_a_task_that_cannot_be_predicted_gets_none_and_the_others_do(start):
     assert set(reasons) == {2, 3, 4, 5}
 
 
-def test_several_choices_are_those_with_score_enough(start):
+def test_several_choices_are_predicted_if_their_scores_are_high_enough(start):
     yellow = tasks_of("/data/upload/3/yellow.png")  # as near to red as to green
     (both,) = predict(start(multiple_above=0.25), yellow, SEVERAL)
     assert set(both["result"][0]["value"]["choices"]) == {"Red", "verde"}
@@ -137,7 +143,7 @@ def test_several_choices_are_those_with_score_enough(start):
     assert one["result"][0]["value"]["choices"] == ["Red"]
 
 
-def test_what_is_rejected_is_a_prediction_of_no_choice(start):
+def test_a_rejected_image_has_an_empty_prediction(start):
     backend = start(reject_below=0.75)
     unsure, sure = predict(backend, tasks_of("/data/upload/3/yellow.png", "/data/upload/3/red.png"))
     assert unsure["result"] == []
@@ -145,7 +151,7 @@ def test_what_is_rejected_is_a_prediction_of_no_choice(start):
     assert sure["result"]
 
 
-def test_choices_of_the_task_itself_are_asked_about(start):
+def test_choices_of_a_task_are_its_labels(start):
     config = '<View><Image name="i" value="$image"/><Choices name="c" toName="i" value="$options"/></View>'
     tasks = tasks_of("/data/upload/3/red.png", "/data/upload/3/green.png")
     tasks[0]["data"]["options"] = [{"value": "red car"}, {"value": "boat"}]
@@ -169,7 +175,7 @@ def test_choices_are_matched_with_the_classes_of_a_label_set(start, service_url)
     assert "no class that is named after a choice" in set_up(backend, other).json()["error"]
 
 
-def test_the_version_changes_with_the_question_and_only_then(start):
+def test_the_version_changes_only_with_the_request(start):
     backend, other = start(), start(reject_below=0.5)
     first = set_up(backend).json()["model_version"]
     assert set_up(backend, CONFIG.replace("<View>", "<View >")).json()["model_version"] == first
@@ -177,7 +183,7 @@ def test_the_version_changes_with_the_question_and_only_then(start):
     assert set_up(other).json()["model_version"] != first
 
 
-def test_webhooks_are_taken_and_train_nothing(start):
+def test_webhooks_are_accepted_and_train_nothing(start):
     backend = start()
     trained = backend.post("/webhook", json={"action": "ANNOTATION_CREATED", "project": {"id": 3}, "annotation": {}})
     other = backend.post("/webhook", json={"action": "PROJECT_UPDATED", "project": {"id": 3}})
@@ -185,7 +191,7 @@ def test_webhooks_are_taken_and_train_nothing(start):
     assert (other.status_code, other.json()["status"]) == (200, "Unknown event")
 
 
-def test_callers_must_show_the_login_where_there_is_one(start):
+def test_clients_must_send_the_login_if_there_is_one(start):
     backend = start(login=("studio", "s3cret"))
     assert backend.get("/health").status_code == 401
     assert backend.get("/health", auth=("studio", "wrong")).status_code == 401
@@ -194,7 +200,7 @@ def test_callers_must_show_the_login_where_there_is_one(start):
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "told"),
+    ("path", "body", "message"),
     [
         ("/predict", b"[", "not JSON"),
         ("/predict", b"[]", "not a JSON object"),
@@ -205,10 +211,10 @@ def test_callers_must_show_the_login_where_there_is_one(start):
         ("/setup", b'{"schema": "<View/>"}', "no <Choices>"),
     ],
 )
-def test_an_invalid_request_is_refused_with_the_reason(start, path, body, told):
+def test_an_invalid_request_is_refused_with_the_reason(start, path, body, message):
     answer = start().post(path, content=body)
     assert answer.status_code == 400
-    assert told in answer.json()["error"]
+    assert message in answer.json()["error"]
 
 
 def test_more_tasks_than_the_limit_are_refused(start):

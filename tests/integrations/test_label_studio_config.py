@@ -22,7 +22,7 @@ CONFIG = """
 """
 
 
-def test_choices_about_an_image_are_read_with_what_their_annotations_hold():
+def test_choices_about_an_image_are_read_with_the_values_of_annotations():
     animal, tags = read_config(CONFIG)
     assert (animal.name, animal.image, animal.source, animal.is_multiple) == ("animal", "picture", "$image", False)
     assert animal.choices == (Choice("felis", ("Cat",)), Choice("Dog", ("Dog",)), Choice("Wear", ("shirt", "dress")))
@@ -46,7 +46,7 @@ def test_choices_can_come_with_the_task():
             control.choices_in(wrong)
 
 
-def test_a_task_without_its_image_is_told_by_the_field():
+def test_a_task_without_an_image_is_an_error_that_names_the_field():
     (control, *_) = read_config(CONFIG)
     for data in ({}, {"image": None}, {"image": ["a"]}, {"image": " "}):
         with pytest.raises(InvalidFieldError, match="no image in the field 'image'"):
@@ -58,27 +58,27 @@ PAIR = '<Choice value="a"/><Choice value="b"/>'
 
 
 @pytest.mark.parametrize(
-    ("inner", "told"),
+    ("inner", "message"),
     [
         ("", "no <Choices> about a whole <Image>"),
         (f'<Text name="i" value="$text"/><Choices name="c" toName="i">{PAIR}</Choices>', "no <Choices>"),
         (f'{IMAGE}<Choices name="c" toName="other">{PAIR}</Choices>', "no <Choices>"),
-        (f'{IMAGE}<Choices name="c" toName="i" perRegion="true">{PAIR}</Choices>', "not regions"),
+        (f'{IMAGE}<Choices name="c" toName="i" perRegion="true">{PAIR}</Choices>', "does not predict regions"),
         (f'<Image name="i" valueList="$all"/><Choices name="c" toName="i">{PAIR}</Choices>', "several pages"),
         (f'{IMAGE}<Choices name="c" toName="i"><Choice value="a">{PAIR}</Choice></Choices>', "nested choices"),
         (f'{IMAGE}<Choices name="c" toName="i"><Choice value=""/></Choices>', "a choice without a value in 'c'"),
         (f'{IMAGE}<Choices name="c" toName="i"><Choice value="Cat"/><Choice value="cat"/></Choices>', "choices of 'c'"),
-        ("<Choices", "is no XML"),
+        ("<Choices", "is not valid XML"),
     ],
 )
-def test_a_configuration_that_cannot_be_predicted_is_refused_with_the_reason(inner, told):
-    with pytest.raises(InvalidFieldError, match=told):
+def test_a_configuration_that_cannot_be_predicted_is_an_error_with_the_reason(inner, message):
+    with pytest.raises(InvalidFieldError, match=message):
         read_config(f"<View>{inner}</View>")
 
 
 def test_entities_and_huge_configurations_are_refused():
     bomb = '<!DOCTYPE v [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]><View><Header value="&b;"/></View>'
-    with pytest.raises(InvalidFieldError, match="is no XML that can be read"):
+    with pytest.raises(InvalidFieldError, match="is not valid XML"):
         read_config(bomb)
-    with pytest.raises(InvalidFieldError, match="at most 1,048,576 are read"):
+    with pytest.raises(InvalidFieldError, match="at most 1,048,576 are allowed"):
         read_config("<View>" + " " * 2_000_000 + "</View>")

@@ -17,7 +17,7 @@ objects = pytest.importorskip("label_studio_sdk.label_interface.objects")
 
 
 @pytest.mark.parametrize("config", [CONFIG, SEVERAL])
-def test_predictions_are_valid_for_the_configuration_that_they_were_made_for(start, config):  # noqa: F811
+def test_predictions_are_valid_for_their_configuration(start, config):  # noqa: F811
     backend = start(reject_below=0.75)
     sources = [f"/data/upload/3/{colour}.png" for colour in ("red", "green", "blue", "yellow")]
     interface = label_interface.LabelInterface(config)
@@ -29,7 +29,7 @@ def test_predictions_are_valid_for_the_configuration_that_they_were_made_for(sta
     assert [bool(each["result"]) for each in found] == [True, True, True, False]
 
 
-def test_a_choice_that_the_configuration_lacks_would_be_noticed(start):  # noqa: F811
+def test_a_choice_outside_the_configuration_is_invalid(start):  # noqa: F811
     (found,) = predict(start(), tasks_of("/data/upload/3/green.png"))
     other = label_interface.LabelInterface(CONFIG.replace("verde", "vert"))
     assert other.validate_prediction(found, return_errors=True) != []
