@@ -82,7 +82,7 @@ def test_the_way_back_to_an_older_schema_is_asked_for_and_shown(tmp_path):
     def database(*arguments):
         return deixis("database", *arguments, data_dir=tmp_path)
 
-    assert "none yet" in database("show").stdout
+    assert "revision  none\n" in database("show").stdout
     assert deixis("keys", "create", data_dir=tmp_path).returncode == 0
     refused = database("downgrade", "0003")
     assert refused.returncode == 2
