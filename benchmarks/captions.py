@@ -239,13 +239,13 @@ def recall(folder: Path, images: np.ndarray) -> dict[str, Any]:
         near, where = faiss.knn(images, rows, NEAREST, metric=faiss.METRIC_INNER_PRODUCT)
         cosines, indices = np.concatenate([cosines, near], axis=1), np.concatenate([indices, first + where], axis=1)
         kept = np.argsort(-cosines, axis=1, kind="stable")[:, :NEAREST]
-        cosines, indices = (np.take_along_axis(each, kept, axis=1) for each in (cosines, indices))
+        cosines, indices = (np.take_along_axis(array, kept, axis=1) for array in (cosines, indices))
     found = database.search(images, NEAREST)[0]
     hits = [len(set(some) & set(right)) for some, right in zip(found.tolist(), indices.tolist(), strict=True)]
     return {
         "recall": round(float(np.mean(hits)) / NEAREST, 4),
         "first_found": round(float((found[:, 0] == indices[:, 0]).mean()), 4),
-        "nearest_cosine": [round(float(each), 3) for each in np.quantile(cosines[:, 0], [0.05, 0.5, 0.95])],
+        "nearest_cosine": [round(float(cosine), 3) for cosine in np.quantile(cosines[:, 0], [0.05, 0.5, 0.95])],
     }
 
 
@@ -265,7 +265,7 @@ def _quantiles(seconds: Sequence[float]) -> dict[str, float]:
 
 def _others_cpu_s() -> float:
     """Return the CPU time of all other processes, including those of the host (Linux only)."""
-    ticks = [int(each) for each in Path("/proc/stat").read_text("ascii").split(maxsplit=9)[1:9]]
+    ticks = [int(field) for field in Path("/proc/stat").read_text("ascii").split(maxsplit=9)[1:9]]
     busy = sum(ticks) - ticks[3] - ticks[4]  # without idle time and disk waits
     return busy / os.sysconf("SC_CLK_TCK") - time.process_time()
 
@@ -292,30 +292,30 @@ def measure(folder: Path, captions: int, dims: int) -> dict[str, Any]:
 def table(figures: Sequence[dict[str, Any]]) -> str:
     """Return the figures as Markdown."""
     rows: dict[str, Callable[[dict[str, Any]], object]] = {
-        "build, s": lambda each: each["build_s"],
-        "- encode (of it the synthetic encoder)": lambda each: (
-            f"{each['steps_s']['encode']} ({each['synthetic_encoder_s']})"
+        "build, s": lambda row: row["build_s"],
+        "- encode (of which the synthetic encoder)": lambda row: (
+            f"{row['steps_s']['encode']} ({row['synthetic_encoder_s']})"
         ),
-        "- assemble": lambda each: each["steps_s"]["assemble"],
-        "- index": lambda each: each["steps_s"]["index"],
-        "- measure and publish": lambda each: each["steps_s"]["measure"],
-        "lists, lists read": lambda each: f"{each['index']['lists']}, {each['index']['probes']}",
-        "bytes per caption: index": lambda each: each["index_bytes_per_caption"],
-        "bytes per caption: all files": lambda each: each["bytes_per_caption"],
-        f"recall@{NEAREST}": lambda each: each["recall"],
-        "cosine of the nearest, median": lambda each: each["nearest_cosine"][1],
-        "1 caller: p50 / p99, ms": lambda each: _both(each["one_caller"]),
-        f"{CALLERS} callers: p50 / p99, ms": lambda each: _both(each["callers"]),
-        f"{CALLERS} callers: images/s": lambda each: each["callers"]["images_per_s"],
-        f"batches of {CALLERS}: p50 / p99 of a batch, ms": lambda each: _both(each["batches"]),
-        "cold, first 100: p50 / p99, ms": lambda each: _both(each["cold"]),
-        "open, ms: cold / warm": lambda each: f"{each['open_cold_ms']} / {each['open_warm_ms']}",
-        f"anonymous MiB: before, opened, after {_IMAGES} searches": lambda each: _resident(each, "anonymous"),
-        f"file-backed MiB: before, opened, after {_IMAGES} searches": lambda each: _resident(each, "file_backed"),
+        "- assemble": lambda row: row["steps_s"]["assemble"],
+        "- index": lambda row: row["steps_s"]["index"],
+        "- measure and publish": lambda row: row["steps_s"]["measure"],
+        "lists, lists read": lambda row: f"{row['index']['lists']}, {row['index']['probes']}",
+        "bytes per caption: index": lambda row: row["index_bytes_per_caption"],
+        "bytes per caption: all files": lambda row: row["bytes_per_caption"],
+        f"recall@{NEAREST}": lambda row: row["recall"],
+        "cosine of the nearest, median": lambda row: row["nearest_cosine"][1],
+        "1 caller: p50 / p99, ms": lambda row: _both(row["one_caller"]),
+        f"{CALLERS} callers: p50 / p99, ms": lambda row: _both(row["callers"]),
+        f"{CALLERS} callers: images/s": lambda row: row["callers"]["images_per_s"],
+        f"batches of {CALLERS}: p50 / p99 of a batch, ms": lambda row: _both(row["batches"]),
+        "cold, first 100: p50 / p99, ms": lambda row: _both(row["cold"]),
+        "open, ms: cold / warm": lambda row: f"{row['open_cold_ms']} / {row['open_warm_ms']}",
+        f"anonymous MiB: before, opened, after {_IMAGES} searches": lambda row: _resident(row, "anonymous"),
+        f"file-backed MiB: before, opened, after {_IMAGES} searches": lambda row: _resident(row, "file_backed"),
     }
-    lines = [f"| captions | {' | '.join(format(each['captions'], ',') for each in figures)} |", "|---" * len(figures)]
+    lines = [f"| captions | {' | '.join(format(row['captions'], ',') for row in figures)} |", "|---" * len(figures)]
     lines[1] += "|---|"
-    lines += [f"| {name} | {' | '.join(str(cell(each)) for each in figures)} |" for name, cell in rows.items()]
+    lines += [f"| {name} | {' | '.join(str(cell(row)) for row in figures)} |" for name, cell in rows.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -324,7 +324,7 @@ def _both(quantiles: dict[str, float]) -> str:
 
 
 def _resident(figures: dict[str, Any], kind: str) -> str:
-    return ", ".join(f"{each[kind]:.0f}" for each in figures["resident_mib"].values())
+    return ", ".join(f"{row[kind]:.0f}" for row in figures["resident_mib"].values())
 
 
 def main() -> None:

@@ -60,13 +60,13 @@ def compare(folder: Path | None, seconds: float) -> dict[str, Any]:
         "ray, 2 edges, 2 encoders": ("--engine", "ray", "--ray-layout", "edges=2,encoders=2"),
     }
     found: dict[str, Any] = {}
-    answers: dict[str, list[Any]] = {}
+    predictions: dict[str, list[Any]] = {}
     with tempfile.TemporaryDirectory() as made:
         os.environ["DEIXIS_BUILD_WORDNET"] = "false"
         for name, flags in configurations.items():
             say(name)
             with serving("embedded", Path(made), *flags) as server:
-                answers[name] = _predictions(server.url, files)
+                predictions[name] = _predictions(server.url, files)
                 run_json("benchmarks.load", server.url, "closed", "--connections", 4, "--seconds", 3)
                 one = run_json("benchmarks.load", server.url, "closed", "--connections", 1, "--seconds", seconds)
                 before = server.cpu_s_by_kind()
@@ -75,11 +75,11 @@ def compare(folder: Path | None, seconds: float) -> dict[str, Any]:
                 used = {part: 1000 * (now - before.get(part, 0.0)) for part, now in server.cpu_s_by_kind().items()}
                 cpu_ms = {part: round(spent / images, 2) for part, spent in used.items() if spent / images >= 0.05}
                 found[name] = {"one": one, "many": many, "cpu_ms_per_image": cpu_ms}
-    alone, reference = found["single process"], answers["single process"]
+    alone, reference = found["single process"], predictions["single process"]
     for name, figures in found.items():
         figures["images_per_s_of_single"] = round(figures["many"]["images_per_s"] / alone["many"]["images_per_s"], 3)
         figures["p50_ms_of_single"] = round(figures["one"]["p50_ms"] / alone["one"]["p50_ms"], 3)
-        figures.update(_differences(answers[name], reference))
+        figures.update(_differences(predictions[name], reference))
         say(
             f"{name:26} {figures['many']['images_per_s']:7.1f} images/s ({figures['images_per_s_of_single']:.2f})"
             f"  p50 alone {figures['one']['p50_ms']:6.1f} ms ({figures['p50_ms_of_single']:.2f})"
@@ -94,11 +94,13 @@ def _files(folder: Path | None) -> list[bytes]:
     return photographs() if folder is None else [file.read_bytes() for file in sorted(folder.rglob("*.jp*g"))]
 
 
-def _differences(answers: Sequence[Any], reference: Sequence[Any]) -> dict[str, float]:
+def _differences(predictions: Sequence[Any], reference: Sequence[Any]) -> dict[str, float]:
     """Return the number of results with the same order of labels, and the largest difference of a score."""
-    pairs = list(zip(answers, reference, strict=True))
+    pairs = list(zip(predictions, reference, strict=True))
     return {
-        "same_labels": sum([each[0] for each in mine] == [each[0] for each in theirs] for mine, theirs in pairs),
+        "same_labels": sum(
+            [prediction[0] for prediction in mine] == [prediction[0] for prediction in theirs] for mine, theirs in pairs
+        ),
         "largest_difference_of_scores": max(
             abs(dict(mine)[label] - score) for mine, theirs in pairs for label, score in theirs if label in dict(mine)
         ),
@@ -113,7 +115,7 @@ def _predictions(url: str, files: Sequence[bytes]) -> list[list[tuple[str, float
             response = client.post("/v1/classify", files=images, data={"labels": json.dumps(LABELS), "top_k": "10"})
             response.raise_for_status()
             predictions += [
-                [(each["label"], each["score"]) for each in result["predictions"]]
+                [(prediction["label"], prediction["score"]) for prediction in result["predictions"]]
                 for result in response.json()["results"]
             ]
     return predictions
@@ -155,15 +157,15 @@ def _encoders_of(url: str) -> int:
 class Observations:
     """Responses to clients: the time, the status and the duration of each."""
 
-    answers: list[tuple[float, str, float]] = field(default_factory=list)
+    responses: list[tuple[float, str, float]] = field(default_factory=list)
     degraded: int = 0
-    words: Counter[str] = field(default_factory=Counter)
+    error_texts: Counter[str] = field(default_factory=Counter)
     acknowledged: list[int] = field(default_factory=list)
     writes_refused: Counter[str] = field(default_factory=Counter)
 
     def between(self, began: float, ended: float) -> Counter[str]:
         """Return the number of responses of each status in a period."""
-        return Counter(status for at, status, _ in self.answers if began <= at < ended)
+        return Counter(status for at, status, _ in self.responses if began <= at < ended)
 
 
 class Load:
@@ -195,17 +197,17 @@ class Load:
         while not self._ending.is_set():
             began = time.perf_counter()
             try:
-                answer = await client.post("/v1/classify", files={"image": image}, data=question)
-                status = str(answer.status_code)
-                self.seen.degraded += "could not be searched" in answer.text
+                response = await client.post("/v1/classify", files={"image": image}, data=question)
+                status = str(response.status_code)
+                self.seen.degraded += "could not be searched" in response.text
                 if status != "200":
-                    self.seen.words[answer.text[:300]] += 1
+                    self.seen.error_texts[response.text[:300]] += 1
             except httpx.TimeoutException:
                 status = "hung"
             except httpx.TransportError:
                 status = "connection lost"
             ended = time.perf_counter()
-            self.seen.answers.append((ended, status, ended - began))
+            self.seen.responses.append((ended, status, ended - began))
             if status != "200":
                 await asyncio.sleep(0.05)
 
@@ -214,14 +216,14 @@ class Load:
         while not self._ending.is_set():
             number += 1
             try:
-                answer = await client.put("/v1/label-sets/written", json={"classes": [f"class {number}"]})
+                response = await client.put("/v1/label-sets/written", json={"classes": [f"class {number}"]})
             except httpx.TransportError as error:
                 self.seen.writes_refused[type(error).__name__] += 1
                 continue
-            if answer.is_success:
-                self.seen.acknowledged.append(answer.json()["version"])
+            if response.is_success:
+                self.seen.acknowledged.append(response.json()["version"])
             else:
-                self.seen.writes_refused[str(answer.status_code)] += 1
+                self.seen.writes_refused[str(response.status_code)] += 1
             await asyncio.sleep(0.05)
 
 
@@ -272,9 +274,9 @@ def kill(folder: Path | None, seconds: float, only: str | None) -> dict[str, Any
             os.environ["RAY_ADDRESS"] = cluster.address
             subprocess.run([deixis, "serve"], check=True, stdout=subprocess.DEVNULL)
             url_on_ray = "http://127.0.0.1:8731"
-            answers = {"images": len(files), **_differences(_predictions(url_on_ray, files), reference)}
-            say(f"differences from a single process: {answers}")
-            return {"answers": answers, **_failures(cluster, url_on_ray, seconds, only)}
+            differences = {"images": len(files), **_differences(_predictions(url_on_ray, files), reference)}
+            say(f"differences from a single process: {differences}")
+            return {"responses": differences, **_failures(cluster, url_on_ray, seconds, only)}
 
 
 def _failures(cluster: Any, url: str, seconds: float, only: str | None) -> dict[str, Any]:
@@ -288,12 +290,16 @@ def _failures(cluster: Any, url: str, seconds: float, only: str | None) -> dict[
     def running() -> set[str]:
         deployments = serve.status().applications[APPLICATION].deployments
         return {
-            f"{name}:{each.status.value}:{sorted(each.replica_states.items())}" for name, each in deployments.items()
+            f"{name}:{deployment.status.value}:{sorted(deployment.replica_states.items())}"
+            for name, deployment in deployments.items()
         }
 
     def is_healthy() -> bool:
         deployments = serve.status().applications[APPLICATION].deployments.values()
-        return all(each.status.value == "HEALTHY" and set(each.replica_states) == {"RUNNING"} for each in deployments)
+        return all(
+            deployment.status.value == "HEALTHY" and set(deployment.replica_states) == {"RUNNING"}
+            for deployment in deployments
+        )
 
     def update() -> None:
         # The same command with another setting.
@@ -310,42 +316,42 @@ def _failures(cluster: Any, url: str, seconds: float, only: str | None) -> dict[
         "an edge": lambda: os.kill(_replicas("edge")[0], signal.SIGKILL),
         "a caption shard": lambda: os.kill(_replicas("captions-1")[0], signal.SIGKILL),
         "a node": lose_node,
-        "nothing: a rolling update": update,
+        "rolling update": update,
     }
     _until(is_healthy)
     table: dict[str, Any] = {}
     for name, lose in failures.items():
         if only is not None and only not in name:
             continue
-        if name.startswith("nothing") and len(cluster.workers) == 2:
+        if name == "rolling update" and len(cluster.workers) == 2:
             cluster.add_node(num_cpus=6)
         before = running()
         with Load(url, callers=8) as seen:
             time.sleep(seconds / 4)
             lost_at = time.perf_counter()
-            under_way = 8
+            concurrent_requests = 8
             lose()
-            if not name.startswith("nothing"):
+            if name != "rolling update":
                 _until(lambda before=before: not is_healthy() or running() != before, within_s=10.0, strictly=False)
             _until(is_healthy)
             healthy_at = time.perf_counter()
             time.sleep(seconds / 4)
         lost = _lost_writes(url, seen)
         statuses = seen.between(0, float("inf"))
-        waits = [took for at, status, took in seen.answers if status == "200" and at >= lost_at]
+        waits = [took for at, status, took in seen.responses if status == "200" and at >= lost_at]
         table[name] = {
-            "under_way": under_way,
-            "answers": dict(statuses),
+            "concurrent_requests": concurrent_requests,
+            "responses": dict(statuses),
             "degraded": seen.degraded,
-            "longest_s": round(max(took for _, _, took in seen.answers), 2),
-            "p50_ms_before": round(1000 * statistics.median(t for at, _, t in seen.answers if at < lost_at), 1),
+            "longest_s": round(max(took for _, _, took in seen.responses), 2),
+            "p50_ms_before": round(1000 * statistics.median(t for at, _, t in seen.responses if at < lost_at), 1),
             "p50_ms_after": round(1000 * statistics.median(waits), 1) if waits else None,
             "recovered_after_s": round(healthy_at - lost_at, 1),
             "acknowledged_writes": len(seen.acknowledged),
             "lost_writes": lost,
             "refused_writes": dict(seen.writes_refused),
             "hung": statuses["hung"],
-            "words": dict(seen.words),
+            "error_texts": dict(seen.error_texts),
         }
         say(f"{name:28} {json.dumps(table[name])}")
     serve.shutdown()

@@ -107,7 +107,9 @@ class Writers:
     def run(self, url: str, kill: Callable[[], None]) -> None:
         """Start the writers, call ``kill``, and wait until every writer has lost its connection."""
         writes = [self.put, self.put, self.put, self.grow, self.delete_and_recreate, self.images]
-        threads = [threading.Thread(target=self._write_until_killed, args=(url, *each)) for each in enumerate(writes)]
+        threads = [
+            threading.Thread(target=self._write_until_killed, args=(url, *numbered)) for numbered in enumerate(writes)
+        ]
         for thread in threads:
             thread.start()
         kill()
@@ -128,7 +130,7 @@ class Writers:
         """Put versions of a label set."""
         name = f"put-{writer}"
         for number in range(100_000):
-            classes = [f"{name} {self.round_number} {number} {each}" for each in range(CLASSES)]
+            classes = [f"{name} {self.round_number} {number} {index}" for index in range(CLASSES)]
             self.written.sent.setdefault(name, []).append(classes)
             version = _ok(client.put(f"/v1/label-sets/{name}", json={"classes": classes}))["version"]
             self.written.versions[name, version] = classes
@@ -164,7 +166,7 @@ class Writers:
         seen = self.written.images.setdefault(name, set())
         yield
         for number in range(100_000):
-            pictures = [_picture(100_000 * self.round_number + 10 * number + each) for each in range(3)]
+            pictures = [_picture(100_000 * self.round_number + 10 * number + index) for index in range(3)]
             files = [("image", ("x.png", picture)) for picture in pictures]
             _ok(client.post(f"/v1/label-sets/{name}/images", files=files, data={"class": ["a", "b", "a"]}))
             seen.update(hashlib.sha256(picture).hexdigest() for picture in pictures)
@@ -172,15 +174,15 @@ class Writers:
 
 
 def _remade(version: int) -> list[str]:
-    return [f"{version} {each}" for each in range(CLASSES)]
+    return [f"{version} {index}" for index in range(CLASSES)]
 
 
-def _ok(answer: httpx.Response) -> Any:
-    answer.raise_for_status()
-    return answer.json()
+def _ok(response: httpx.Response) -> Any:
+    response.raise_for_status()
+    return response.json()
 
 
-def check(client: httpx.Client, written: Written, outcome: Outcome, chance: random.Random, *, everything: bool) -> None:
+def check(client: httpx.Client, written: Written, outcome: Outcome, rng: random.Random, *, everything: bool) -> None:
     """Read the newest acknowledged writes and a sample of the earlier ones, or all of them."""
     found: dict[str, int] = {}
     for name, sent in written.sent.items():
@@ -198,8 +200,8 @@ def check(client: httpx.Client, written: Written, outcome: Outcome, chance: rand
             written.versions[name, version] = classes
     recent = list(written.versions.items())[-200:]
     older = list(written.versions.items())[:-200]
-    asked = recent + (older if everything else chance.sample(older, min(len(older), 100)))
-    for (name, version), classes in asked:
+    checked = recent + (older if everything else rng.sample(older, min(len(older), 100)))
+    for (name, version), classes in checked:
         if version <= found[name] and _classes(client, name, version) != classes:
             _fault(outcome, "torn", f"{name}@{version}")
     _check_remade(client, written, outcome, everything=everything)
@@ -217,7 +219,7 @@ def _check_remade(client: httpx.Client, written: Written, outcome: Outcome, *, e
         elif version != RECREATED[step - 1]:
             outcome.unacknowledged_and_there += 1
             written.remade[name] = step + 1
-        if version and [each["name"] for each in stored["classes"]] != _remade(version):
+        if version and [item["name"] for item in stored["classes"]] != _remade(version):
             _fault(outcome, "torn", f"{name}@{version}")
 
 
@@ -225,7 +227,7 @@ def _check_the_rest(client: httpx.Client, written: Written, outcome: Outcome, *,
     newest = slice(0 if everything else -3, None)
     for name, grown in list(written.grown.items())[newest]:
         latest = client.get(f"/v1/label-sets/{name}")
-        there = [each["name"] for each in _ok(latest)["classes"]] if latest.status_code == 200 else []
+        there = [item["name"] for item in _ok(latest)["classes"]] if latest.status_code == 200 else []
         # One more addition may be written without an acknowledgement.
         if there[: len(grown)] != grown:
             _fault(outcome, "lost", f"{name}: classes")
@@ -251,7 +253,7 @@ def _fault(outcome: Outcome, kind: str, what: str) -> None:
 
 def _classes(client: httpx.Client, name: str, version: int) -> list[str]:
     found = client.get(f"/v1/label-sets/{name}", params={"version": version})
-    return [each["name"] for each in found.json()["classes"]] if found.status_code == 200 else []
+    return [item["name"] for item in found.json()["classes"]] if found.status_code == 200 else []
 
 
 def _images(client: httpx.Client, name: str) -> dict[str, int]:
@@ -262,7 +264,7 @@ def _images(client: httpx.Client, name: str) -> dict[str, int]:
         if page.status_code == 404:
             return listed
         body = _ok(page)
-        listed |= {each["sha256"]: each["models"] for each in body["images"]}
+        listed |= {item["sha256"]: item["models"] for item in body["images"]}
         if body["next_after"] is None:
             return listed
         after = {"after": body["next_after"]}
@@ -271,9 +273,9 @@ def _images(client: httpx.Client, name: str) -> dict[str, int]:
 def integrity(file: Path) -> str:
     """Return the result of SQLite's check of a copy; opening the file itself would empty its log."""
     with tempfile.TemporaryDirectory() as place:
-        for each in file.parent.glob(f"{file.name}*"):
-            if not each.name.endswith("-shm"):  # rebuilt from the log
-                shutil.copy(each, place)
+        for part in file.parent.glob(f"{file.name}*"):
+            if not part.name.endswith("-shm"):  # rebuilt from the log
+                shutil.copy(part, place)
         with closing(sqlite3.connect(Path(place) / file.name)) as connection:
             result: str = connection.execute("PRAGMA integrity_check").fetchone()[0]
     return result
@@ -281,7 +283,7 @@ def integrity(file: Path) -> str:
 
 def measure(database: str, rounds: int, folder: Path, seed: int) -> Outcome:
     """Kill a server with one kind of database, and check its data."""
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     written, outcome = Written(), Outcome(database)
     with ExitStack() as stack:
         flags = list(QUICK)
@@ -294,7 +296,7 @@ def measure(database: str, rounds: int, folder: Path, seed: int) -> Outcome:
             with serving("embedded", folder, *flags) as server:
 
                 def kill(server: Any = server) -> None:
-                    time.sleep(chance.uniform(0.2, 1.5))
+                    time.sleep(rng.uniform(0.2, 1.5))
                     server.process.send_signal(signal.SIGKILL)
 
                 Writers(written, number).run(server.url, kill)
@@ -308,7 +310,7 @@ def measure(database: str, rounds: int, folder: Path, seed: int) -> Outcome:
             ):
                 outcome.restart_s.append(round(time.perf_counter() - began, 2))
                 outcome.rounds += 1
-                check(client, written, outcome, chance, everything=number == rounds - 1)
+                check(client, written, outcome, rng, everything=number == rounds - 1)
             outcome.acknowledged = written.acknowledged
             while written.refused:
                 _fault(outcome, "refused", written.refused.pop())
@@ -326,9 +328,9 @@ def table(outcomes: list[Outcome]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {each.database} | {each.rounds} | {each.acknowledged:,} | {each.lost} | {each.refused} | {each.torn} |"
-        f" {each.unacknowledged_and_there} | {float(np.median(each.restart_s)):.1f} s |"
-        for each in outcomes
+        f"| {outcome.database} | {outcome.rounds} | {outcome.acknowledged:,} | {outcome.lost} | {outcome.refused} |"
+        f" {outcome.torn} | {outcome.unacknowledged_and_there} | {float(np.median(outcome.restart_s)):.1f} s |"
+        for outcome in outcomes
     ]
     return "\n".join(lines) + "\n"
 
@@ -345,7 +347,7 @@ def main() -> None:
     for database in arguments.databases:
         with tempfile.TemporaryDirectory() as folder:
             outcomes.append(measure(database, arguments.rounds, Path(folder), arguments.seed))
-    print(table(outcomes))  # noqa: T201 - what was asked for
+    print(table(outcomes))  # noqa: T201 - the output of the command
     for outcome in outcomes:
         for fault in outcome.faults:
             say(f"{outcome.database}: {fault}")

@@ -103,10 +103,10 @@ class Server:
         body = request.partition(b"\r\n\r\n")[2]
         content_type = request.partition(b"Content-Type: ")[2].partition(b"\r\n")[0].decode()
         while time.perf_counter() - began < seconds:
-            answer = httpx.post(
+            response = httpx.post(
                 f"{self.url}/v1/classify", content=body, headers={"Content-Type": content_type}, timeout=seconds
             )
-            if answer.status_code == 200:
+            if response.status_code == 200:
                 return round(time.perf_counter() - began, 3)
             time.sleep(0.05)
         return None
@@ -179,7 +179,7 @@ def measure(model: str, data_dir: Path, seconds: float) -> dict[str, Any]:
                 shape = {"connections": connections, "images": images}
                 options = ("--connections", connections, "--images", images, "--seconds", seconds)
                 closed.append(shape | under_load(server, "closed", *options))
-    closed_loop_rate = next(each["images_per_s"] for each in closed if (each["connections"], each["images"]) == (32, 1))
+    closed_loop_rate = next(run["images_per_s"] for run in closed if (run["connections"], run["images"]) == (32, 1))
     opened = []
     with serving(model, data_dir) as server:
         under_load(server, "closed", "--connections", 32, "--seconds", min(seconds, 3))
@@ -199,12 +199,12 @@ def with_ratios(figures: dict[str, Any]) -> dict[str, Any]:
     # The same cores also decode: time per image over all cores.
     reading_s = (lone["decode"] + lone["transform"]) / 1000 / CORES
     with_reading = 1 / (1 / limit + reading_s)
-    for each in figures["closed"]:
-        each["of_limit"] = round(each["images_per_s"] / limit, 3)
-        each["of_limit_without_generator"] = round(each["of_limit"] / (1 - each["generator_cpu"]), 3)
-        each["of_limit_with_reading"] = round(each["images_per_s"] / with_reading, 3)
-    one = next(each for each in figures["closed"] if (each["connections"], each["images"]) == (1, 1))
-    at_one, at_three = (next(each for each in figures["open"] if each["load"] == load) for load in (1.0, 3.0))
+    for run in figures["closed"]:
+        run["of_limit"] = round(run["images_per_s"] / limit, 3)
+        run["of_limit_without_generator"] = round(run["of_limit"] / (1 - run["generator_cpu"]), 3)
+        run["of_limit_with_reading"] = round(run["images_per_s"] / with_reading, 3)
+    one = next(run for run in figures["closed"] if (run["connections"], run["images"]) == (1, 1))
+    at_one, at_three = (next(run for run in figures["open"] if run["load"] == load) for load in (1.0, 3.0))
     return {
         **figures,
         "limit_images_per_s": limit,
@@ -218,35 +218,35 @@ def with_ratios(figures: dict[str, Any]) -> dict[str, Any]:
 def table(found: Sequence[dict[str, Any]]) -> str:
     """Return the report in Markdown."""
     lines = []
-    for each in found:
-        path, lone = each["before"]["path"], each["before"]["lone_ms"]
+    for model in found:
+        path, lone = model["before"]["path"], model["before"]["lone_ms"]
         alone = (
             f"Image tower: {path['backend']}, {path['precision']}, batches of {path['batch']}. The encoder alone:"
-            f" **{each['limit_images_per_s']:.1f} images/s** ({each['before']['best']['images_per_s']:.1f} before,"
-            f" {each['after']['best']['images_per_s']:.1f} after), {each['of_fp32_at_32']:.2f} times torch in fp32 at"
-            f" 32 ({each['fp32']['images_per_s']['32']:.1f}). With decoding and transform on the same cores:"
-            f" {each['limit_with_reading_images_per_s']:.1f} images/s."
+            f" **{model['limit_images_per_s']:.1f} images/s** ({model['before']['best']['images_per_s']:.1f} before,"
+            f" {model['after']['best']['images_per_s']:.1f} after), {model['of_fp32_at_32']:.2f} times torch in fp32 at"
+            f" 32 ({model['fp32']['images_per_s']['32']:.1f}). With decoding and transform on the same cores:"
+            f" {model['limit_with_reading_images_per_s']:.1f} images/s."
         )
         lone_image = (
             f"Alone: decode {lone['decode']:.2f} + transform {lone['transform']:.2f} + forward {lone['forward']:.2f} ="
-            f" {sum(lone.values()):.2f} ms; one connection's p50 is **{each['lone_p50_ratio']:.2f}** times that."
+            f" {sum(lone.values()):.2f} ms; one connection's p50 is **{model['lone_p50_ratio']:.2f}** times that."
         )
         columns = (
             *("connections", "images", "images/s", "of limit", "without generator", "with reading", "p50 ms", "p95"),
             *("p99", "mean batch", "server CPU", "generator CPU", "MiB", "statuses"),
         )
-        lines += [f"## {each['model']}", "", alone, "", lone_image, ""]
+        lines += [f"## {model['model']}", "", alone, "", lone_image, ""]
         lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
         lines += [
             f"| {run['connections']} | {run['images']} | {run['images_per_s']:.1f} | **{run['of_limit']:.2f}** |"
             f" {run['of_limit_without_generator']:.2f} | {run['of_limit_with_reading']:.2f} | {run['p50_ms']} |"
             f" {run['p95_ms']} | {run['p99_ms']} | {run['mean_batch']} | {run['server_cpu']:.0%} |"
             f" {run['generator_cpu']:.1%} | {run['rss_mib']:.0f} | {run['statuses']} |"
-            for run in each["closed"]
+            for run in model["closed"]
         ]
         lines += [
             "",
-            f"Open loop; goodput at 3x is **{each['goodput_at_3x_of_1x']:.2f}** of that at 1x:",
+            f"Open loop; goodput at 3x is **{model['goodput_at_3x_of_1x']:.2f}** of that at 1x:",
             "",
             "| load | images/s | p50 ms | p95 | p99 | mean batch | ready again after s | statuses |",
             "|---" * 8 + "|",
@@ -254,7 +254,7 @@ def table(found: Sequence[dict[str, Any]]) -> str:
         lines += [
             f"| {run['load']}x | {run['images_per_s']:.1f} | {run['p50_ms']} | {run['p95_ms']} | {run['p99_ms']} |"
             f" {run['mean_batch']} | {run['ready_again_s']} | {run['statuses']} |"
-            for run in each["open"]
+            for run in model["open"]
         ]
         lines.append("")
     return "\n".join(lines)
@@ -316,7 +316,7 @@ def main() -> None:
     for each in found:
         each["model"] = each["model"].rpartition("/")[2]
     report = table(found)
-    print(report)  # noqa: T201 - what was asked for
+    print(report)  # noqa: T201 - the output of the command
     if arguments.output:
         about = about_this_run()
         arguments.output.mkdir(parents=True, exist_ok=True)

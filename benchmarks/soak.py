@@ -44,7 +44,7 @@ class Soak:
     def __init__(self, server: Server, client: httpx.AsyncClient, seed: int) -> None:
         self.address = ("127.0.0.1", int(server.url.rpartition(":")[2]))
         self.client = client
-        self.chance = random.Random(seed)
+        self.rng = random.Random(seed)
         self.name = f"soak-{seed}"
         self.photos = photographs(4)
         self.large = photographs(1, (2400, 1800))[0]
@@ -67,14 +67,14 @@ class Soak:
         ]
         weights = [weight for weight, _ in requests]
         while time.monotonic() < until:
-            ((_, request),) = self.chance.choices(requests, weights)
+            ((_, request),) = self.rng.choices(requests, weights)
             try:
                 await asyncio.wait_for(request(), TIMEOUT_S)
             except TimeoutError:
                 self.faults.append(f"{request.__name__}: no response within {TIMEOUT_S:g} s")
             except httpx.HTTPError as error:
                 self.faults.append(f"{request.__name__}: {type(error).__name__} {error}")
-            await asyncio.sleep(self.chance.random() * 0.1)
+            await asyncio.sleep(self.rng.random() * 0.1)
 
     def expect(self, name: str, response: httpx.Response, *expected: int) -> None:
         """Record a response, and a fault if its status is not expected."""
@@ -89,12 +89,12 @@ class Soak:
 
     async def one(self) -> None:
         """Send one photograph."""
-        self.expect("one", await self.classify(self.chance.choice(self.photos)), 200, *BUSY)
+        self.expect("one", await self.classify(self.rng.choice(self.photos)), 200, *BUSY)
 
     async def several(self) -> None:
         """Send several photographs in one request."""
-        count = self.chance.randint(2, 32)
-        self.expect("several", await self.classify(*self.chance.choices(self.photos, k=count)), 200, *BUSY)
+        count = self.rng.randint(2, 32)
+        self.expect("several", await self.classify(*self.rng.choices(self.photos, k=count)), 200, *BUSY)
 
     async def large_image(self) -> None:
         """Send a large image, which is decoded at a reduced size."""
@@ -102,40 +102,38 @@ class Soak:
 
     async def bad_image(self) -> None:
         """Send a file that is not an image, or half of an image."""
-        photo = self.chance.choice(self.photos)
-        bad = self.chance.choice(
-            [b"", b"text", self.chance.randbytes(2000), photo[: len(photo) // 2], b"\x89PNG\r\n\x1a\n"]
-        )
+        photo = self.rng.choice(self.photos)
+        bad = self.rng.choice([b"", b"text", self.rng.randbytes(2000), photo[: len(photo) // 2], b"\x89PNG\r\n\x1a\n"])
         self.expect("bad", await self.classify(bad), 415, *BUSY)
 
     async def mixed_images(self) -> None:
         """Send a bad image among good ones."""
-        answer = await self.classify(self.photos[0], b"not an image", self.photos[1])
-        self.expect("mixed", answer, 200, *BUSY)
-        if answer.status_code == 200:
-            errors = [result["error"] is not None for result in answer.json()["results"]]
+        response = await self.classify(self.photos[0], b"not an image", self.photos[1])
+        self.expect("mixed", response, 200, *BUSY)
+        if response.status_code == 200:
+            errors = [result["error"] is not None for result in response.json()["results"]]
             if errors != [False, True, False]:
                 self.faults.append(f"mixed: errors at {errors}")
 
     async def unknown_names(self) -> None:
         """Name an unknown model or method."""
-        field = self.chance.choice(["model", "method"])
+        field = self.rng.choice(["model", "method"])
         self.expect("unknown", await self.classify(self.photos[0], **{field: "no-such-thing"}), 404)
 
     async def new_labels(self) -> None:
         """Send labels that are not in the cache."""
-        labels = json.dumps([f"thing {self.chance.getrandbits(40)}" for _ in range(20)])
+        labels = json.dumps([f"thing {self.rng.getrandbits(40)}" for _ in range(20)])
         self.expect("new labels", await self.classify(self.photos[0], labels=labels), 200, *BUSY)
 
     async def label_sets(self) -> None:
         """Write a label set, classify with it, and sometimes delete it."""
         path = f"/v1/label-sets/{self.name}"
-        classes = [f"class {self.chance.randint(0, 500)}-{step}" for step in range(10)]
+        classes = [f"class {self.rng.randint(0, 500)}-{step}" for step in range(10)]
         self.expect("put", await self.client.put(path, json={"classes": classes}), 200, 201)
         fields = {"label_set": self.name}
         response = await self.client.post("/v1/classify", files={"image": self.photos[0]}, data=fields)
         self.expect("by label set", response, 200, *BUSY)
-        if self.chance.random() < 0.3:
+        if self.rng.random() < 0.3:
             self.expect("delete", await self.client.delete(path), 204)
 
     async def disconnect_during_the_body(self) -> None:
@@ -146,14 +144,14 @@ class Soak:
         )
         writer.write(self.photos[0][:20000])
         await writer.drain()
-        await asyncio.sleep(self.chance.random() * 0.05)
+        await asyncio.sleep(self.rng.random() * 0.05)
         writer.close()
         self.outcomes["disconnected during the body"] += 1
 
     async def disconnect_before_the_response(self) -> None:
         """Send photographs, and disconnect before the response."""
-        request = asyncio.create_task(self.classify(*self.chance.choices(self.photos, k=self.chance.randint(1, 16))))
-        await asyncio.sleep(self.chance.random() * 0.2)
+        request = asyncio.create_task(self.classify(*self.rng.choices(self.photos, k=self.rng.randint(1, 16))))
+        await asyncio.sleep(self.rng.random() * 0.2)
         request.cancel()
         await asyncio.gather(request, return_exceptions=True)
         self.outcomes["disconnected before the response"] += 1

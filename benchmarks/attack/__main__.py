@@ -38,7 +38,7 @@ from typing import Any
 import httpx
 
 from app.settings import Settings
-from benchmarks.attack.corpus import made_on_purpose, mutants
+from benchmarks.attack.corpus import hostile_images, mutants
 from benchmarks.load import photographs
 from benchmarks.service import Server, about_this_run, say, serving
 
@@ -54,17 +54,17 @@ class Row:
 
     attack: str
     requests: int = 0
-    answers: Counter[str] = field(default_factory=Counter)
+    responses: Counter[str] = field(default_factory=Counter)
     longest_s: float = 0.0
     rss_before_mib: float = 0.0
     rss_after_mib: float = 0.0
-    beside_s: float = 0.0
+    ordinary_s: float = 0.0
     faults: list[str] = field(default_factory=list)
 
-    def add(self, answer: str, seconds: float) -> None:
+    def add(self, response: str, seconds: float) -> None:
         """Count a response, or its absence."""
         self.requests += 1
-        self.answers[answer] += 1
+        self.responses[response] += 1
         self.longest_s = max(self.longest_s, round(seconds, 2))
 
     def fault(self, what: str) -> None:
@@ -92,25 +92,25 @@ class Attacker:
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
-    async def ask(self, row: Row, what: str, method: str, path: str, **more: Any) -> httpx.Response | None:
+    async def send(self, row: Row, what: str, method: str, path: str, **more: Any) -> httpx.Response | None:
         """Send a request and count its response."""
-        began = time.perf_counter()
+        started = time.perf_counter()
         try:
-            answer = await self.client.request(method, path, **more)
+            response = await self.client.request(method, path, **more)
         except httpx.TimeoutException:
-            row.add("hung", time.perf_counter() - began)
+            row.add("hung", time.perf_counter() - started)
             row.fault(f"{what}: no response within {TIMEOUT_S:g} s")
             return None
         except (httpx.TransportError, httpx.InvalidURL) as error:
-            row.add("closed", time.perf_counter() - began)
+            row.add("closed", time.perf_counter() - started)
             if isinstance(error, httpx.ConnectError):
                 row.fault(f"{what}: {error}")
             return None
-        row.add(str(answer.status_code), time.perf_counter() - began)
-        self.judge(row, what, answer.status_code, answer.headers, answer.content)
-        return answer
+        row.add(str(response.status_code), time.perf_counter() - started)
+        self.check_response(row, what, response.status_code, response.headers, response.content)
+        return response
 
-    def judge(self, row: Row, what: str, status: int, headers: Any, body: bytes) -> None:
+    def check_response(self, row: Row, what: str, status: int, headers: Any, body: bytes) -> None:
         """Record a fault if a response breaks a rule."""
         if status >= 500 and status not in {501, 503, 504}:
             row.fault(f"{what}: {status} {body[:300]!r}")
@@ -119,20 +119,20 @@ class Attacker:
         if status >= 400 and headers.get("content-type") != "application/problem+json":
             row.fault(f"{what}: {status} as {headers.get('content-type')}")
 
-    async def all(self, requests: AsyncIterator[Awaitable[Any]], at_once: int = 8) -> None:
+    async def all(self, requests: AsyncIterator[Awaitable[Any]], concurrency: int = 8) -> None:
         """Run requests with limited concurrency."""
         running: set[asyncio.Future[Any]] = set()
         async for request in requests:
             running.add(asyncio.ensure_future(request))
-            if len(running) >= at_once:
+            if len(running) >= concurrency:
                 done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                for each in done:
-                    each.result()
+                for finished in done:
+                    finished.result()
         await asyncio.gather(*running)
 
     async def raw(self, row: Row, what: str, sent: bytes, *, wait_s: float = 20.0, half: bool = False) -> bytes:
         """Send bytes, and read until the server closes the connection or the time is over."""
-        began = time.perf_counter()
+        started = time.perf_counter()
         got = b""
         reader, writer = await asyncio.open_connection(*self.address)
         try:
@@ -152,8 +152,8 @@ class Attacker:
         finally:
             writer.transport.abort()
         statuses = re.findall(rb"(?:^|\n|\})HTTP/1\.1 (\d{3})", got)
-        answer = ", ".join(sorted({status.decode() for status in statuses})) or "closed"
-        row.add(answer, time.perf_counter() - began)
+        response = ", ".join(sorted({status.decode() for status in statuses})) or "closed"
+        row.add(response, time.perf_counter() - started)
         for status in statuses:
             if status.startswith(b"5") and status not in {b"503", b"504"}:
                 row.fault(f"{what}: {got[:300]!r}")
@@ -161,32 +161,32 @@ class Attacker:
 
     async def ordinary(self, row: Row, when: str) -> float:
         """Send an ordinary request, and return its duration."""
-        began = time.perf_counter()
+        started = time.perf_counter()
         try:
-            answer = await self.client.post("/classify", files={"image": self.photo}, data={"labels": "cat, dog"})
+            response = await self.client.post("/classify", files={"image": self.photo}, data={"labels": "cat, dog"})
         except httpx.HTTPError as error:
             row.fault(f"an ordinary request {when}: {error!r}")
         else:
-            if answer.status_code != 200 or len(answer.json()["results"][0]["predictions"]) != 2:
-                row.fault(f"an ordinary request {when}: {answer.status_code} {answer.text[:200]}")
-        return time.perf_counter() - began
+            if response.status_code != 200 or len(response.json()["results"][0]["predictions"]) != 2:
+                row.fault(f"an ordinary request {when}: {response.status_code} {response.text[:200]}")
+        return time.perf_counter() - started
 
     @asynccontextmanager
-    async def beside(self, row: Row) -> AsyncIterator[None]:
+    async def ordinary_requests(self, row: Row) -> AsyncIterator[None]:
         """Send ordinary requests during an attack."""
 
-        async def ask() -> None:
+        async def send_repeatedly() -> None:
             while True:
-                row.beside_s = max(row.beside_s, round(await self.ordinary(row, "during the attack"), 2))
+                row.ordinary_s = max(row.ordinary_s, round(await self.ordinary(row, "during the attack"), 2))
                 await asyncio.sleep(0.2)
 
-        asking = asyncio.create_task(ask())
+        sending = asyncio.create_task(send_repeatedly())
         try:
             yield
         finally:
-            asking.cancel()
+            sending.cancel()
             with suppress(asyncio.CancelledError):
-                await asking
+                await sending
 
     # --- images ------------------------------------------------------------------------------------------------------
 
@@ -203,16 +203,16 @@ class Attacker:
 
         async def requests() -> AsyncIterator[Awaitable[Any]]:
             for number, (kind, image) in enumerate(mutants(self.images)):
-                yield self.ask(row, kind, "POST", "/v1/classify", **self.forms(image, number))
+                yield self.send(row, kind, "POST", "/v1/classify", **self.forms(image, number))
 
         await self.all(requests())
 
-    async def mutated_images_together(self, row: Row) -> None:
+    async def mutated_images_in_one_request(self, row: Row) -> None:
         """Send requests of 32 mutated images and a good one, which must be classified."""
 
         async def one(images: Sequence[tuple[str, bytes]]) -> None:
             files = [("image", ("x", image)) for _, image in images]
-            answer = await self.ask(
+            response = await self.send(
                 row,
                 "32 at once",
                 "POST",
@@ -220,44 +220,48 @@ class Attacker:
                 files=[*files, ("image", self.photo)],
                 data={"labels": "a, b"},
             )
-            if answer is not None and answer.status_code == 200 and answer.json()["results"][-1]["error"] is not None:
-                row.fault(f"the good image: {answer.json()['results'][-1]['error']}")
+            if (
+                response is not None
+                and response.status_code == 200
+                and response.json()["results"][-1]["error"] is not None
+            ):
+                row.fault(f"the good image: {response.json()['results'][-1]['error']}")
 
         async def requests() -> AsyncIterator[Awaitable[Any]]:
-            every = list(mutants(self.images, seed=1))
-            for first in range(0, len(every), 32):
-                yield one(every[first : first + 32])
+            images = list(mutants(self.images, seed=1))
+            for first in range(0, len(images), 32):
+                yield one(images[first : first + 32])
 
-        await self.all(requests(), at_once=3)
+        await self.all(requests(), concurrency=3)
 
-    async def images_made_on_purpose(self, row: Row) -> None:
+    async def hostile_images(self, row: Row) -> None:
         """Send decompression bombs, false sizes, polyglots and other files, in each form."""
 
         async def requests() -> AsyncIterator[Awaitable[Any]]:
-            for kind, image in made_on_purpose().items():
+            for kind, image in hostile_images().items():
                 for number in range(3):
-                    yield self.ask(row, kind, "POST", "/v1/classify", **self.forms(image, number))
+                    yield self.send(row, kind, "POST", "/v1/classify", **self.forms(image, number))
 
-        await self.all(requests(), at_once=4)
+        await self.all(requests(), concurrency=4)
 
     async def images_as_examples(self, row: Row) -> None:
         """Send mutated images as examples."""
         await self.client.put("/v1/label-sets/attacked", json={"classes": ["cat", "dog"]})
 
         async def requests() -> AsyncIterator[Awaitable[Any]]:
-            every = list(mutants(min(self.images, 320), seed=2))
-            for first in range(0, len(every), 16):
-                files = [("image", (kind, image)) for kind, image in every[first : first + 16]]
-                yield self.ask(
+            images = list(mutants(min(self.images, 320), seed=2))
+            for first in range(0, len(images), 16):
+                files = [("image", (kind, image)) for kind, image in images[first : first + 16]]
+                yield self.send(
                     row, "examples", "POST", "/v1/label-sets/attacked/images", files=files, data={"class": ["cat"] * 16}
                 )
 
-        await self.all(requests(), at_once=2)
+        await self.all(requests(), concurrency=2)
         await self.client.delete("/v1/label-sets/attacked")
 
     # --- bodies ------------------------------------------------------------------------------------------------------
 
-    async def strange_json(self, row: Row) -> None:
+    async def malformed_json(self, row: Row) -> None:
         """Send JSON that is deep, long, invalid or of wrong types to every route with a JSON body."""
         routes = [
             ("POST", "/v1/classify"),
@@ -296,17 +300,17 @@ class Attacker:
                     for value in values:
                         body = json.dumps({name: value}).encode()
                         what = f"{method} {path} {name}={body[:80]!r}"
-                        yield self.ask(
+                        yield self.send(
                             row, what, method, path, content=body, headers={"content-type": "application/json"}
                         )
                 for text in texts:
                     what = f"{method} {path} {text[:40]!r}"
                     body = text.encode("utf-8", "surrogatepass")
-                    yield self.ask(row, what, method, path, content=body, headers={"content-type": "application/json"})
+                    yield self.send(row, what, method, path, content=body, headers={"content-type": "application/json"})
 
         await self.all(requests())
 
-    async def strange_forms(self, row: Row) -> None:
+    async def malformed_forms(self, row: Row) -> None:
         """Send forms with 10,000 parts, without an end, and with headers of megabytes."""
 
         def part(name: str, content: bytes, filename: str | None = None) -> bytes:
@@ -343,11 +347,11 @@ class Attacker:
                     "multipart/form-data",
                     "multipart/form-data; boundary=b; charset=utf-16",
                 ):
-                    yield self.ask(
+                    yield self.send(
                         row, what, "POST", "/v1/classify", content=body, headers={"content-type": content_type}
                     )
 
-        await self.all(requests(), at_once=4)
+        await self.all(requests(), concurrency=4)
 
     async def compressed_bodies(self, row: Row) -> None:
         """Send a gigabyte of zeros, compressed twice."""
@@ -357,7 +361,7 @@ class Attacker:
         for coding in ("gzip", "deflate", "br", "zstd", "gzip, gzip", "identity, gzip", "x"):
             for content_type in ("application/json", "image/png", "multipart/form-data; boundary=b"):
                 headers = {"content-type": content_type, "content-encoding": coding}
-                await self.ask(row, coding, "POST", "/v1/classify", content=bomb, headers=headers)
+                await self.send(row, coding, "POST", "/v1/classify", content=bomb, headers=headers)
 
     async def names_that_are_paths(self, row: Row) -> None:
         """Request names that are paths or code, and unknown routes."""
@@ -391,9 +395,9 @@ class Attacker:
                 ("GET", "/docs/{}"),
                 ("PATCH", "/v1/{}"),
             ]:
-                await self.ask(row, f"{method} {path.format(name[:40])}", method, path.format(name))
+                await self.send(row, f"{method} {path.format(name[:40])}", method, path.format(name))
 
-    async def headers_of_others(self, row: Row) -> None:
+    async def injected_headers(self, row: Row) -> None:
         """Send headers that try to inject content into the log or the database."""
         values = [
             "x\x1b[31mred",
@@ -421,19 +425,19 @@ class Attacker:
         ):
             for value in values:
                 with suppress(UnicodeEncodeError, httpx.LocalProtocolError):
-                    await self.ask(
+                    await self.send(
                         row, f"{name}: {value[:20]}", "GET", "/v1/label-sets", headers={name: value.encode("utf-8")}
                     )
 
     # --- connections -------------------------------------------------------------------------------------------------
 
-    async def no_http(self, row: Row) -> None:
+    async def invalid_http(self, row: Row) -> None:
         """Send invalid and ambiguous HTTP."""
         post = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\n"
         end_of_head = b"Host: x\r\nConnection: close\r\n\r\n"
         get = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
         sent = {
-            "hello of TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200),
+            "TLS hello": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200),
             "HTTP/0.9": b"GET /healthz\r\n",
             "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(50),
             "HTTP/9.9": b"GET / HTTP/9.9\r\nHost: x\r\n\r\n",
@@ -448,7 +452,7 @@ class Attacker:
             "a coding twice": post + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n",
             "a coding hidden": post + b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
             "a chunk of 2^64": post + b"Transfer-Encoding: chunked\r\n\r\nffffffffffffffff1\r\n",
-            "a chunk that is none": post + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n\r\n",
+            "a chunk without a size": post + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n\r\n",
             "a chunk with 1 MB of extension": post + b"Transfer-Encoding: chunked\r\n\r\n1;" + b"a" * 2**20 + b"\r\n",
             "1 MB of trailers": post
             + b"Content-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
@@ -456,10 +460,10 @@ class Attacker:
             "a folded header": b"GET / HTTP/1.1\r\nHost: x\r\nX: a\r\n b\r\n\r\n",
             "a header without a name": b"GET / HTTP/1.1\r\nHost: x\r\n: a\r\n\r\n",
             "a zero in a header": b"GET / HTTP/1.1\r\nHost: x\r\nX: a\0b\r\n\r\n",
-            "line feeds alone": b"GET /healthz HTTP/1.1\nHost: x\nConnection: close\n\n",
+            "line feeds only": b"GET /healthz HTTP/1.1\nHost: x\nConnection: close\n\n",
             "no host": b"GET /healthz HTTP/1.1\r\nConnection: close\r\n\r\n",
             "another server's address": b"GET http://127.0.0.2:1/healthz HTTP/1.1\r\n" + end_of_head,
-            "connect": b"CONNECT 127.0.0.1:22 HTTP/1.1\r\nHost: x\r\n\r\n",
+            "CONNECT": b"CONNECT 127.0.0.1:22 HTTP/1.1\r\nHost: x\r\n\r\n",
             "upgrade": b"GET /healthz HTTP/1.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n" + end_of_head,
             "a method of 10,000 letters": b"A" * 10_000 + b" / HTTP/1.1\r\nHost: x\r\n\r\n",
             "an address of 1 MB": b"GET /" + b"a" * 2**20 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -470,8 +474,8 @@ class Attacker:
             for half in (False, True):
                 await self.raw(row, what, content, half=half)
 
-    async def a_thousand_requests_at_once(self, row: Row) -> None:
-        """Send 1,000 requests down one connection before reading."""
+    async def pipelined_requests(self, row: Row) -> None:
+        """Send 1,000 requests on one connection before reading."""
         requests = (
             b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 999
             + b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -479,19 +483,19 @@ class Attacker:
         for _ in range(3):
             got = await self.raw(row, "pipelined", requests, wait_s=30)
             if got.count(b"HTTP/1.1 200") != 1000:
-                row.fault(f"{got.count(b'HTTP/1.1 200')} of 1000 pipelined requests were answered")
+                row.fault(f"{got.count(b'HTTP/1.1 200')} of 1000 pipelined requests got status 200")
 
     async def slow_heads(self, row: Row) -> None:
         """Keep 300 connections open with a byte of a header each second."""
         await self.slow(row, 300, b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ", b"a")
 
     async def slow_bodies(self, row: Row) -> None:
-        """Keep 300 uploads going with a byte each second."""
+        """Send 300 uploads at one byte per second."""
         head = b"POST /v1/classify?labels=a,b HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
         head += b"Content-Length: 5000000\r\n\r\n"
         await self.slow(row, 300, head, b"a")
 
-    async def silent(self, row: Row) -> None:
+    async def idle_connections(self, row: Row) -> None:
         """Open 300 connections and send nothing."""
         await self.slow(row, 300, b"", b"")
 
@@ -499,7 +503,7 @@ class Attacker:
         """Open connections and send a byte per second, until the server closes them."""
 
         async def one(number: int) -> None:
-            began = time.perf_counter()
+            started = time.perf_counter()
             got = b""
             reader, writer = await asyncio.open_connection(*self.address)
             try:
@@ -521,9 +525,9 @@ class Attacker:
             finally:
                 writer.transport.abort()
             status = re.match(rb"HTTP/1\.1 (\d{3})", got)
-            row.add(status[1].decode() if status else "closed", time.perf_counter() - began)
+            row.add(status[1].decode() if status else "closed", time.perf_counter() - started)
 
-        async with self.beside(row):
+        async with self.ordinary_requests(row):
             await asyncio.gather(*(one(number) for number in range(connections)))
 
     async def too_many_connections(self, row: Row) -> None:
@@ -531,16 +535,16 @@ class Attacker:
         opened: list[asyncio.StreamWriter] = []
 
         async def one() -> None:
-            began = time.perf_counter()
+            started = time.perf_counter()
             try:
                 reader, writer = await asyncio.wait_for(asyncio.open_connection(*self.address), TIMEOUT_S)
                 opened.append(writer)
                 got = await asyncio.wait_for(reader.read(65536), TIMEOUT_S)
             except (ConnectionError, TimeoutError) as error:
-                row.add("closed" if isinstance(error, ConnectionError) else "hung", time.perf_counter() - began)
+                row.add("closed" if isinstance(error, ConnectionError) else "hung", time.perf_counter() - started)
                 return
             status = re.match(rb"HTTP/1\.1 (\d{3})", got)
-            row.add(status[1].decode() if status else "closed", time.perf_counter() - began)
+            row.add(status[1].decode() if status else "closed", time.perf_counter() - started)
 
         try:
             await asyncio.gather(*(one() for _ in range(1500)))
@@ -549,7 +553,7 @@ class Attacker:
                 writer.transport.abort()
         await asyncio.sleep(1)
 
-    async def broken_off(self, row: Row) -> None:
+    async def aborted_uploads(self, row: Row) -> None:
         """Abort 500 uploads in progress."""
         head = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
         head += b"Content-Length: 9000000\r\n\r\n"
@@ -567,16 +571,16 @@ class Attacker:
             for _ in range(500):
                 yield one()
 
-        await self.all(requests(), at_once=20)
+        await self.all(requests(), concurrency=20)
 
-    async def answers_not_read(self, row: Row) -> None:
+    async def unread_responses(self, row: Row) -> None:
         """Request more than the buffers hold on 100 connections, and read nothing."""
 
         async def one() -> None:
-            began = time.perf_counter()
+            started = time.perf_counter()
             small = socket.socket()
             small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            small.setblocking(False)  # noqa: FBT003 - as it is called
+            small.setblocking(False)  # noqa: FBT003 - positional only
             await asyncio.get_running_loop().sock_connect(small, self.address)
             _, writer = await asyncio.open_connection(sock=small, limit=1024)
             writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -587,14 +591,14 @@ class Attacker:
                         await writer.drain()
                         await asyncio.sleep(1)
             except ConnectionError:
-                row.add("closed", time.perf_counter() - began)
+                row.add("closed", time.perf_counter() - started)
             except TimeoutError:
-                row.add("kept", time.perf_counter() - began)
+                row.add("kept", time.perf_counter() - started)
                 row.fault("the connection of a client that reads nothing stays open")
             finally:
                 writer.transport.abort()
 
-        async with self.beside(row):
+        async with self.ordinary_requests(row):
             await asyncio.gather(*(one() for _ in range(100)))
 
     async def largest_requests(self, row: Row) -> None:
@@ -605,41 +609,41 @@ class Attacker:
         async def requests() -> AsyncIterator[Awaitable[Any]]:
             for _ in range(60):
                 files = [("image", ("x.jpg", big))] * count
-                yield self.ask(
+                yield self.send(
                     row, f"{count} of 6 MP", "POST", "/v1/classify", files=files, data={"labels": "cat, dog"}
                 )
 
-        await self.all(requests(), at_once=4)
+        await self.all(requests(), concurrency=4)
 
 
 ATTACKS: Sequence[Callable[[Attacker, Row], Awaitable[None]]] = (
     Attacker.mutated_images,
-    Attacker.mutated_images_together,
-    Attacker.images_made_on_purpose,
+    Attacker.mutated_images_in_one_request,
+    Attacker.hostile_images,
     Attacker.images_as_examples,
-    Attacker.strange_json,
-    Attacker.strange_forms,
+    Attacker.malformed_json,
+    Attacker.malformed_forms,
     Attacker.compressed_bodies,
     Attacker.names_that_are_paths,
-    Attacker.headers_of_others,
-    Attacker.no_http,
-    Attacker.a_thousand_requests_at_once,
+    Attacker.injected_headers,
+    Attacker.invalid_http,
+    Attacker.pipelined_requests,
     Attacker.slow_heads,
     Attacker.slow_bodies,
-    Attacker.silent,
+    Attacker.idle_connections,
     Attacker.too_many_connections,
-    Attacker.broken_off,
-    Attacker.answers_not_read,
+    Attacker.aborted_uploads,
+    Attacker.unread_responses,
     Attacker.largest_requests,
 )
 
 
 # Memory that these attacks allocate once, such as the pools of the allocator, is not a leak.
 WARM_UP = (
-    Attacker.mutated_images_together,
-    Attacker.images_made_on_purpose,
+    Attacker.mutated_images_in_one_request,
+    Attacker.hostile_images,
     Attacker.largest_requests,
-    Attacker.strange_json,
+    Attacker.malformed_json,
     Attacker.images_as_examples,
 )
 
@@ -662,7 +666,7 @@ async def attack(server: Server, images: int, only: Sequence[str]) -> list[Row]:
             row.rss_before_mib = server.rss_mib()
             await attack_method(attacker, row)
             await asyncio.sleep(1)
-            row.beside_s = max(row.beside_s, round(await attacker.ordinary(row, "after"), 2))
+            row.ordinary_s = max(row.ordinary_s, round(await attacker.ordinary(row, "after"), 2))
             row.rss_after_mib = server.rss_mib()
             max_mib = max(max_mib, row.rss_before_mib)
             if row.rss_after_mib - max_mib > MAX_GROWTH_MIB:
@@ -670,7 +674,7 @@ async def attack(server: Server, images: int, only: Sequence[str]) -> list[Row]:
             if server.process.poll() is not None:
                 row.fault(f"the server ended with status {server.process.returncode}")
             rows.append(row)
-            say(f"{row.attack}: {row.requests} requests, {dict(row.answers)}, {len(row.faults)} faults")
+            say(f"{row.attack}: {row.requests} requests, {dict(row.responses)}, {len(row.faults)} faults")
     return rows
 
 
@@ -703,7 +707,7 @@ def fuzz(server: Server, command: Path, examples: int) -> Row:
     # Features that are not configured respond with 501.
     found = re.findall(r"^- (ST\d+) .*\n\n.*?\[(\d{3})\]", done.stdout, re.MULTILINE | re.DOTALL)
     is_expected = done.returncode == 0 or {*found} == {("ST101", "501")}
-    row.answers["passed" if is_expected else "failed"] += 1
+    row.responses["passed" if is_expected else "failed"] += 1
     if not is_expected:
         row.faults.append(done.stdout)
     return row
@@ -712,13 +716,13 @@ def fuzz(server: Server, command: Path, examples: int) -> Row:
 def table(rows: Sequence[Row]) -> str:
     """Return the figures in Markdown."""
     lines = [
-        "| attack | requests | answers | longest | ordinary request beside or after it | MiB before | after | faults |",
+        "| attack | requests | responses | slowest | ordinary request during or after | MiB before | after | faults |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        answers = ", ".join(f"{count} x {answer}" for answer, count in sorted(row.answers.items()))
+        responses = ", ".join(f"{count} x {response}" for response, count in sorted(row.responses.items()))
         lines.append(
-            f"| {row.attack} | {row.requests:,} | {answers} | {row.longest_s:.2f} s | {row.beside_s:.2f} s |"
+            f"| {row.attack} | {row.requests:,} | {responses} | {row.longest_s:.2f} s | {row.ordinary_s:.2f} s |"
             f" {row.rss_before_mib:.0f} | {row.rss_after_mib:.0f} | {len(row.faults)} |"
         )
     return "\n".join(lines) + "\n"
@@ -743,14 +747,14 @@ def main() -> None:
         if arguments.schemathesis:
             rows.append(fuzz(server, arguments.schemathesis, arguments.examples))
     report = table(rows)
-    print(report)  # noqa: T201 - what was asked for
+    print(report)  # noqa: T201 - the output of the command
     for row in rows:
         for fault in row.faults:
             say(f"{row.attack}: {fault}")
     if arguments.output:
         about = about_this_run()
         stem = arguments.output / f"{about['date']}-attack"
-        found = [{**vars(row), "answers": dict(row.answers)} for row in rows]
+        found = [{**vars(row), "responses": dict(row.responses)} for row in rows]
         stem.with_suffix(".json").write_text(json.dumps({**about, "attacks": found}, indent=1) + "\n", encoding="utf-8")
         stem.with_suffix(".md").write_text(f"# {about['date']}, commit {about['commit']}\n\n{report}", encoding="utf-8")
     if any(row.faults for row in rows):

@@ -63,53 +63,53 @@ def _exif(orientation: int) -> bytes:
     return exif.tobytes()
 
 
-def _cut(data: bytes, chance: random.Random) -> bytes:
-    return data[: chance.randrange(len(data))]
+def _cut(data: bytes, rng: random.Random) -> bytes:
+    return data[: rng.randrange(len(data))]
 
 
-def _flipped(data: bytes, chance: random.Random) -> bytes:
+def _flipped(data: bytes, rng: random.Random) -> bytes:
     changed = bytearray(data)
-    for _ in range(chance.choice((1, 1, 2, 5, 20, 100))):
-        changed[chance.randrange(len(changed))] ^= 1 << chance.randrange(8)
+    for _ in range(rng.choice((1, 1, 2, 5, 20, 100))):
+        changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
     return bytes(changed)
 
 
-def _flipped_head(data: bytes, chance: random.Random) -> bytes:
+def _flipped_head(data: bytes, rng: random.Random) -> bytes:
     changed = bytearray(data)
-    for _ in range(chance.randint(1, 4)):
-        changed[chance.randrange(min(len(changed), 128))] = chance.randrange(256)
+    for _ in range(rng.randint(1, 4)):
+        changed[rng.randrange(min(len(changed), 128))] = rng.randrange(256)
     return bytes(changed)
 
 
-def _lied(data: bytes, chance: random.Random) -> bytes:
+def _false_numbers(data: bytes, rng: random.Random) -> bytes:
     """Write a very large, zero or negative number into the header."""
-    value = chance.choice((b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\0\0", b"\x80\0\0\0", b"\xff\xff", b"\0\0"))
-    at = chance.randrange(4, min(len(data), 200))
+    value = rng.choice((b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\0\0", b"\x80\0\0\0", b"\xff\xff", b"\0\0"))
+    at = rng.randrange(4, min(len(data), 200))
     return data[:at] + value + data[at + len(value) :]
 
 
-def _overwritten(data: bytes, chance: random.Random) -> bytes:
-    at = chance.randrange(len(data))
-    length = chance.randint(1, 64)
-    return data[:at] + bytes([chance.choice((0, 255, 65))]) * length + data[at + length :]
+def _overwritten(data: bytes, rng: random.Random) -> bytes:
+    at = rng.randrange(len(data))
+    length = rng.randint(1, 64)
+    return data[:at] + bytes([rng.choice((0, 255, 65))]) * length + data[at + length :]
 
 
-def _repeated(data: bytes, chance: random.Random) -> bytes:
-    begin = chance.randrange(len(data))
-    piece = data[begin : begin + chance.randint(1, 400)]
-    return data[:begin] + piece * chance.randint(2, 50) + data[begin:]
+def _repeated(data: bytes, rng: random.Random) -> bytes:
+    begin = rng.randrange(len(data))
+    piece = data[begin : begin + rng.randint(1, 400)]
+    return data[:begin] + piece * rng.randint(2, 50) + data[begin:]
 
 
-def _removed(data: bytes, chance: random.Random) -> bytes:
-    at = chance.randrange(len(data))
-    return data[:at] + data[at + chance.randint(1, 64) :]
+def _removed(data: bytes, rng: random.Random) -> bytes:
+    at = rng.randrange(len(data))
+    return data[:at] + data[at + rng.randint(1, 64) :]
 
 
-def _shuffled(data: bytes, chance: random.Random) -> bytes:
-    edges = sorted(chance.sample(range(len(data)), min(4, len(data))))
+def _shuffled(data: bytes, rng: random.Random) -> bytes:
+    edges = sorted(rng.sample(range(len(data)), min(4, len(data))))
     pieces = [data[a:b] for a, b in zip([0, *edges], [*edges, len(data)], strict=True)]
     kept, moved = pieces[:1], pieces[1:]
-    chance.shuffle(moved)
+    rng.shuffle(moved)
     return b"".join(kept + moved)
 
 
@@ -117,7 +117,7 @@ MUTATIONS: dict[str, Mutation] = {
     "cut": _cut,
     "bits flipped": _flipped,
     "head changed": _flipped_head,
-    "numbers that lie": _lied,
+    "false numbers": _false_numbers,
     "overwritten": _overwritten,
     "repeated": _repeated,
     "removed": _removed,
@@ -127,14 +127,14 @@ MUTATIONS: dict[str, Mutation] = {
 
 def mutants(count: int, seed: int = 0) -> Iterator[tuple[str, bytes]]:
     """Yield mutated images with their descriptions; the same seed gives the same images."""
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     originals = seeds()
     for number in range(count):
         kind = list(originals)[number % len(originals)]
         mutation = list(MUTATIONS)[(number // len(originals)) % len(MUTATIONS)]
-        data = MUTATIONS[mutation](originals[kind], chance)
-        if chance.random() < 0.2:
-            data = chance.choice(list(MUTATIONS.values()))(data or b"\0" * 5, chance) if len(data) > 5 else data
+        data = MUTATIONS[mutation](originals[kind], rng)
+        if rng.random() < 0.2:
+            data = rng.choice(list(MUTATIONS.values()))(data or b"\0" * 5, rng) if len(data) > 5 else data
         yield f"{kind}, {mutation}", data
 
 
@@ -161,7 +161,7 @@ def _tiff(entries: Sequence[tuple[int, int, int, int]], next_ifd: int = 0, tail:
 
 
 def _progressive(scans: int) -> bytes:
-    """Return a JPEG of 5000 x 5000 pixels with many scans of nothing."""
+    """Return a JPEG of 5000 x 5000 pixels with many empty scans."""
     whole = seeds()["jpeg progressive"]
     at = whole.index(b"\xff\xc2")
     sized = whole[: at + 5] + struct.pack(">HH", 5000, 5000) + whole[at + 9 :]
@@ -188,38 +188,36 @@ def _gif(frames: int) -> bytes:
     return head + frame * frames + b";"
 
 
-def made_on_purpose() -> dict[str, bytes]:
+def hostile_images() -> dict[str, bytes]:
     """Return decompression bombs, false sizes, polyglots, and other files that are not images."""
     jpeg, png, gif = seeds()["jpeg"], seeds()["png"], seeds()["gif"]
     bomb = _zeros(200 * 2**20)
     return {
         "png of 60,000 x 60,000": _png(60_000, 60_000, data=_zeros(60_000 * 60)),
-        "png of 7,000 x 7,000 of nothing": _png(7_000, 7_000),
+        "empty png of 7,000 x 7,000": _png(7_000, 7_000),
         "png of 2^31 x 1": _png(2**31 - 1, 1, data=b""),
         "png of 0 x 0": _png(0, 0, data=b""),
-        "png with 200 MB behind its pixels": _png(8, 8, data=bomb),
+        "png with 200 MB after its pixels": _png(8, 8, data=bomb),
         "png with a profile of 200 MB": _png(8, 8, _chunk(b"iCCP", b"x\0\0" + bomb)),
         "png with a text of 200 MB": _png(8, 8, _chunk(b"zTXt", b"x\0\0" + bomb)),
         "png with a translation of 200 MB": _png(8, 8, _chunk(b"iTXt", b"x\0\1\0\0\0" + bomb)),
         "png with 5,000 texts": _png(8, 8, *[_chunk(b"tEXt", b"k%d\0v" % n) for n in range(5000)]),
-        "png with a profile that is none": _png(
-            8, 8, _chunk(b"iCCP", b"x\0\0" + zlib.compress(b"no profile")), colour=0
-        ),
+        "png with an invalid profile": _png(8, 8, _chunk(b"iCCP", b"x\0\0" + zlib.compress(b"no profile")), colour=0),
         "jpeg of 65,535 x 65,535": _resized_jpeg(65_535, 65_535),
-        "jpeg of 7,000 x 7,000 with data for little": _resized_jpeg(7_000, 7_000),
+        "jpeg of 7,000 x 7,000 with little data": _resized_jpeg(7_000, 7_000),
         "jpeg with 45 scans of 25 MP": _progressive(35),
         "jpeg with 1,000 scans": _progressive(1_000),
         "jpeg with 10,000 comments": jpeg[:2] + b"\xff\xfe\0\x04hi" * 10_000 + jpeg[2:],
-        "jpeg whose exif points at itself": jpeg[:2]
+        "jpeg with circular exif": jpeg[:2]
         + _app1(b"Exif\0\0II*\0\x08\0\0\0\x01\0\x69\x87\x04\0\x01\0\0\0\x08\0\0\0")
         + jpeg[2:],
-        "jpeg with a strange orientation": jpeg[:2] + _app1(b"Exif\0\0" + _exif(77)[6:]) + jpeg[2:],
+        "jpeg with an invalid orientation": jpeg[:2] + _app1(b"Exif\0\0" + _exif(77)[6:]) + jpeg[2:],
         "gif of 65,535 x 65,535": gif[:6] + b"\xff\xff\xff\xff" + gif[10:],
         "gif of 20,000 frames": _gif(20_000),
         "tiff of 2^31 x 2^31": _tiff(
             [(256, 4, 1, 2**31 - 1), (257, 4, 1, 2**31 - 1), (262, 3, 1, 1), (273, 4, 1, 8), (279, 4, 1, 8)]
         ),
-        "tiff whose directories make a ring": _tiff([(256, 4, 1, 8), (257, 4, 1, 8), (273, 4, 1, 8)], next_ifd=8),
+        "tiff with circular directories": _tiff([(256, 4, 1, 8), (257, 4, 1, 8), (273, 4, 1, 8)], next_ifd=8),
         "tiff with a million strips": _tiff(
             [(256, 4, 1, 8), (257, 4, 1, 1_000_000), (278, 4, 1, 1), (273, 4, 1_000_000, 200)]
         ),
@@ -227,19 +225,19 @@ def made_on_purpose() -> dict[str, bytes]:
             [(256, 4, 1, 8), (257, 4, 1, 8), (322, 4, 1, 40_000), (323, 4, 1, 40_000), (324, 4, 1, 8), (325, 4, 1, 8)]
         ),
         "ppm of 10^9 x 10^9": b"P6 1000000000 1000000000 255\n",
-        "ppm with a number without end": b"P6 " + b"9" * 100_000,
+        "ppm with an endless number": b"P6 " + b"9" * 100_000,
         "bmp of -2^31 rows": b"BM"
         + bytes(8)
         + struct.pack("<IIiiHHIIiiII", 54, 40, 8, -(2**31), 1, 24, 0, 0, 0, 0, 0, 0),
-        "webp with a size that lies": b"RIFF\xff\xff\xff\xffWEBPVP8 \xff\xff\xff\xff" + bytes(32),
-        "avif with boxes in boxes": struct.pack(">I", 32)
+        "webp with a false size": b"RIFF\xff\xff\xff\xffWEBPVP8 \xff\xff\xff\xff" + bytes(32),
+        "avif with nested boxes": struct.pack(">I", 32)
         + b"ftypavif"
         + bytes(20)
         + (struct.pack(">I", 16) + b"meta") * 5000,
         "jpeg and zip": jpeg + _zip(),
         "gif and script": gif[:-1] + b"\x21\xfe\x1c/*<script>alert(1)</script>*/\0;",
         "png and page": png + b"<html><script>alert(1)</script></html>",
-        "pdf that begins as a jpeg": jpeg[:20] + b"%PDF-1.7\n" + bytes(500),
+        "pdf with a jpeg header": jpeg[:20] + b"%PDF-1.7\n" + bytes(500),
         "svg": b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
         "svg with entities": b'<!DOCTYPE x [<!ENTITY a "' + b"a" * 1000 + b'">]><svg>' + b"&a;" * 1000 + b"</svg>",
         "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n(/etc/passwd) (r) file pop\n",
@@ -247,7 +245,7 @@ def made_on_purpose() -> dict[str, bytes]:
         "zip": _zip(),
         "gzip": b"\x1f\x8b\x08" + bytes(100),
         "icon": b"\0\0\x01\0\x01\0" + struct.pack("<BBBBHHII", 8, 8, 0, 0, 1, 32, 2**31, 22),
-        "nothing": b"",
+        "empty": b"",
         "one byte": b"\xff",
         "zeros": bytes(100_000),
         "noise": random.Random(1).randbytes(100_000),

@@ -108,8 +108,8 @@ def measure(work_dir: Path, seconds: float) -> dict[str, Any]:
         for photo in photos
     ]
     form_file, embedding_file = work_dir / "forms.json", work_dir / "embeddings.json"
-    form_file.write_text(json.dumps([each.decode("latin-1") for each in forms]), encoding="utf-8")
-    embedding_file.write_text(json.dumps([each.decode("latin-1") for each in embeddings]), encoding="utf-8")
+    form_file.write_text(json.dumps([request.decode("latin-1") for request in forms]), encoding="utf-8")
+    embedding_file.write_text(json.dumps([request.decode("latin-1") for request in embeddings]), encoding="utf-8")
     found: dict[str, Any] = {}
     say("deixis")
     subprocess.run(
@@ -179,7 +179,7 @@ def main() -> None:
         work_dir.mkdir(parents=True, exist_ok=True)
         found = measure(work_dir, arguments.seconds)
     report = table(found)
-    print(report)  # noqa: T201 - what was asked for
+    print(report)  # noqa: T201 - the output of the command
     if arguments.output:
         about = about_this_run()
         arguments.output.mkdir(parents=True, exist_ok=True)

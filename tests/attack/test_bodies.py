@@ -1,4 +1,4 @@
-"""JSON that nobody would send who means well: answered by what is wrong with it, and never by a failure."""
+"""Malformed JSON and forms get a problem, and never an internal error."""
 
 import json
 
@@ -35,7 +35,7 @@ FIELDS = [
     ),
 ]
 
-STRANGE = ["pets", "pets@1", "a, b", "\u0000", "\ud800", "../../etc/passwd", "x" * 300, "{}", "{0.__class__}"]
+UNUSUAL_TEXTS = ["pets", "pets@1", "a, b", "\u0000", "\ud800", "../../etc/passwd", "x" * 300, "{}", "{0.__class__}"]
 
 values = st.recursive(
     st.none()
@@ -43,7 +43,7 @@ values = st.recursive(
     | st.integers(-(10**20), 10**20)
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=30)
-    | st.sampled_from(STRANGE),
+    | st.sampled_from(UNUSUAL_TEXTS),
     lambda inner: (
         st.lists(inner, max_size=5) | st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=5), inner, max_size=5)
     ),
@@ -52,26 +52,28 @@ values = st.recursive(
 
 
 @pytest.fixture
-def asked(client):
+def client_with_label_set(client):
     client.put("/v1/label-sets/pets", json={"classes": ["cat", "dog"]}).raise_for_status()
     return client
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
-def test_random_json_is_answered_by_what_is_wrong_with_it(asked, method, path):
+def test_random_json_gives_a_result_or_a_problem(client_with_label_set, method, path):
     @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.dictionaries(st.sampled_from(FIELDS), values, max_size=6))
     def ask(body):
         content = json.dumps(body).encode()
-        answer = asked.request(method, path, content=content, headers={"content-type": "application/json"})
-        assert answer.status_code < 500 or answer.status_code == 501, answer.text
-        if answer.status_code >= 400:
-            assert answer.headers["content-type"] == "application/problem+json"
-            assert answer.json()["status"] == answer.status_code
+        response = client_with_label_set.request(
+            method, path, content=content, headers={"content-type": "application/json"}
+        )
+        assert response.status_code < 500 or response.status_code == 501, response.text
+        if response.status_code >= 400:
+            assert response.headers["content-type"] == "application/problem+json"
+            assert response.json()["status"] == response.status_code
 
     ask()
     files = {"image": picture("red")}
-    assert asked.post("/classify", files=files, data={"labels": "red, blue"}).status_code == 200
+    assert client_with_label_set.post("/classify", files=files, data={"labels": "red, blue"}).status_code == 200
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
@@ -82,10 +84,12 @@ def test_random_json_is_answered_by_what_is_wrong_with_it(asked, method, path):
         *('{"labels": ["a"], "labels": ["b"]}', '{"a": "\\ud800"}', '{"\\u0000": 1}', "[1,]" * 1000),
     ],
 )
-def test_deep_or_broken_json_gives_a_problem(asked, method, path, text):
-    answer = asked.request(method, path, content=text.encode(), headers={"content-type": "application/json"})
-    assert answer.status_code in {400, 413, 415, 422, 501}, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
+def test_deep_or_broken_json_gives_a_problem(client_with_label_set, method, path, text):
+    response = client_with_label_set.request(
+        method, path, content=text.encode(), headers={"content-type": "application/json"}
+    )
+    assert response.status_code in {400, 413, 415, 422, 501}, response.text
+    assert response.headers["content-type"] == "application/problem+json"
 
 
 @given(st.binary(max_size=400))
@@ -93,6 +97,6 @@ def test_deep_or_broken_json_gives_a_problem(asked, method, path, text):
 def test_random_bytes_as_a_form_give_a_problem(client, content):
     for content_type in ("multipart/form-data; boundary=b", "multipart/form-data"):
         body = b"--b\r\n" + content + b"\r\n--b--\r\n"
-        answer = client.post("/v1/classify", content=body, headers={"content-type": content_type})
-        assert answer.status_code in {400, 413, 422}
-        assert answer.headers["content-type"] == "application/problem+json"
+        response = client.post("/v1/classify", content=body, headers={"content-type": content_type})
+        assert response.status_code in {400, 413, 422}
+        assert response.headers["content-type"] == "application/problem+json"

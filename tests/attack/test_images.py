@@ -1,19 +1,19 @@
-"""Mutated images and some made on purpose: each is answered for what it is, and nothing is left behind."""
+"""Mutated and hostile images get a result or a problem, and do not affect other images."""
 
 import base64
 
 import pytest
 
-from benchmarks.attack.corpus import MUTATIONS, made_on_purpose, mutants, seeds
+from benchmarks.attack.corpus import MUTATIONS, hostile_images, mutants, seeds
 from tests.api.problems import problem_of
 from tests.conftest import picture
 
-EVERY = 480
-ON_PURPOSE = made_on_purpose()
+MUTANTS = 480
+HOSTILE = hostile_images()
 LABELS = ["red", "green", "blue"]
 
 
-def ask(client, image, form):
+def classify(client, image, form):
     if form == "form":
         return client.post("/v1/classify", files={"image": ("x.jpg", image)}, data={"labels": ",".join(LABELS)})
     if form == "json":
@@ -24,52 +24,52 @@ def ask(client, image, form):
     )
 
 
-def assert_answered(answer, what):
-    if answer.status_code == 200:
-        (result,) = answer.json()["results"]
+def assert_result_or_problem(response, what):
+    if response.status_code == 200:
+        (result,) = response.json()["results"]
         assert len(result["predictions"]) == 3, what
         return
-    assert answer.status_code in {413, 415, 422}, f"{what}: {answer.text}"
-    assert answer.headers["content-type"] == "application/problem+json", what
+    assert response.status_code in {413, 415, 422}, f"{what}: {response.text}"
+    assert response.headers["content-type"] == "application/problem+json", what
 
 
-def test_the_corpus_is_the_same_each_time_and_has_every_format_and_mutation():
-    every = list(mutants(EVERY))
-    assert every == list(mutants(EVERY))
-    assert {kind.partition(",")[0] for kind, _ in every} == set(seeds())
-    assert {kind.partition(", ")[2] for kind, _ in every} == set(MUTATIONS)
-    assert len({image for _, image in every}) > 0.95 * EVERY
+def test_the_corpus_is_reproducible_and_has_every_format_and_mutation():
+    images = list(mutants(MUTANTS))
+    assert images == list(mutants(MUTANTS))
+    assert {kind.partition(",")[0] for kind, _ in images} == set(seeds())
+    assert {kind.partition(", ")[2] for kind, _ in images} == set(MUTATIONS)
+    assert len({image for _, image in images}) > 0.95 * MUTANTS
 
 
-def test_the_images_that_are_mutated_are_whole_before(client):
+def test_images_are_valid_before_their_mutation(client):
     for kind, image in seeds().items():
-        answer = ask(client, image, "form")
-        assert answer.status_code == 200, f"{kind}: {answer.text}"
+        response = classify(client, image, "form")
+        assert response.status_code == 200, f"{kind}: {response.text}"
 
 
 @pytest.mark.parametrize("form", ["form", "json", "body"])
-def test_mutated_images_are_answered(client, form):
+def test_a_mutated_image_gets_a_result_or_a_problem(client, form):
     statuses = set()
-    for number, (kind, image) in enumerate(mutants(EVERY)):
+    for number, (kind, image) in enumerate(mutants(MUTANTS)):
         if number % 3 == ("form", "json", "body").index(form):
-            answer = ask(client, image, form)
-            assert_answered(answer, kind)
-            statuses.add(answer.status_code)
+            response = classify(client, image, form)
+            assert_result_or_problem(response, kind)
+            statuses.add(response.status_code)
     assert {200, 415} <= statuses
-    assert ask(client, picture("red"), form).json()["results"][0]["predictions"][0]["label"] == "red"
+    assert classify(client, picture("red"), form).json()["results"][0]["predictions"][0]["label"] == "red"
 
 
-@pytest.mark.parametrize("kind", ON_PURPOSE)
-def test_what_is_made_on_purpose_is_answered(client, kind):
-    assert_answered(ask(client, ON_PURPOSE[kind], "form"), kind)
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_image_gets_a_result_or_a_problem(client, kind):
+    assert_result_or_problem(classify(client, HOSTILE[kind], "form"), kind)
 
 
-def test_a_bad_image_does_no_harm_to_those_beside_it(client):
-    every = [image for _, image in mutants(EVERY, seed=5)]
-    for first in range(0, EVERY, 7):
-        files = [("image", ("x", image)) for image in (*every[first : first + 7], picture("blue"))]
-        answer = client.post("/v1/classify", files=files, data={"labels": ",".join(LABELS)})
-        results = answer.json()["results"]
+def test_bad_images_do_not_affect_good_images_of_the_same_request(client):
+    images = [image for _, image in mutants(MUTANTS, seed=5)]
+    for first in range(0, MUTANTS, 7):
+        files = [("image", ("x", image)) for image in (*images[first : first + 7], picture("blue"))]
+        response = client.post("/v1/classify", files=files, data={"labels": ",".join(LABELS)})
+        results = response.json()["results"]
         assert len(results) == len(files)
         assert results[-1]["predictions"][0]["label"] == "blue"
         for result in results[:-1]:
@@ -77,19 +77,19 @@ def test_a_bad_image_does_no_harm_to_those_beside_it(client):
             assert result["error"] is None or result["error"]["status"] in {413, 415}
 
 
-def test_mutated_images_are_no_examples_unless_they_can_be_read(client):
+def test_only_readable_images_become_examples(client):
     client.put("/v1/label-sets/pets", json={"classes": LABELS}).raise_for_status()
     images = [image for _, image in mutants(60, seed=6)]
     files = [("image", ("x", image)) for image in images]
-    answer = client.post("/v1/label-sets/pets/images", files=files, data={"class": ["red"] * 60})
-    reply = answer.json()
-    assert reply["added"] + reply["duplicates"] + len(reply["skipped"]) == 60
-    assert reply["skipped"]
+    response = client.post("/v1/label-sets/pets/images", files=files, data={"class": ["red"] * 60})
+    added = response.json()
+    assert added["added"] + added["duplicates"] + len(added["skipped"]) == 60
+    assert added["skipped"]
     listed = client.get("/v1/label-sets/pets/images", params={"limit": 100}).json()["images"]
-    assert len(listed) == reply["added"]
-    assert all(each["models"] == 1 for each in listed)
+    assert len(listed) == added["added"]
+    assert all(example["models"] == 1 for example in listed)
 
 
-def test_a_refusal_repeats_nothing_of_the_image(client):
-    page = ON_PURPOSE["svg"]
-    assert "passwd" not in problem_of(ask(client, page, "form"), "not-an-image")["detail"]
+def test_an_error_does_not_contain_text_of_the_image(client):
+    page = HOSTILE["svg"]
+    assert "passwd" not in problem_of(classify(client, page, "form"), "not-an-image")["detail"]
