@@ -1,7 +1,7 @@
-# docker build --tag deixis .                                          the service, on processors
-# docker build --build-arg DEIXIS_DEVICE=auto --tag deixis:cuda .      on a GPU where there is one
+# docker build --tag deixis .                                          the service, on CPUs
+# docker build --build-arg DEIXIS_DEVICE=auto --tag deixis:cuda .      with CUDA, for a GPU
 # docker build --build-arg EXTRAS=ray --build-arg PACKAGES=wget --tag deixis:ray .      for KubeRay
-# docker build --target baked --build-arg MODELS=... --tag deixis .    with weights inside
+# docker build --target baked --build-arg MODELS=... --tag deixis .    with the weights in the image
 # See docs/container.md.
 
 # A tag is pinned to a version but can be replaced. For reproducible builds, use the digest of your registry:
@@ -13,7 +13,7 @@ ARG DEIXIS_DEVICE=cpu
 
 FROM ${PYTHON_IMAGE} AS build
 
-# More arguments for pip, such as an index with CPU builds of torch; see docs/container.md.
+# Additional arguments for pip, such as an index with CPU builds of torch; see docs/container.md.
 ARG PIP_ARGS=""
 ENV PIP_BUILD_CONSTRAINT=/src/constraints.txt \
     PIP_CONSTRAINT=/src/constraints.txt \
@@ -24,13 +24,13 @@ ENV PIP_BUILD_CONSTRAINT=/src/constraints.txt \
 WORKDIR /src
 RUN python -m venv /opt/deixis
 
-# Further extras, separated by spaces.
+# Additional extras, separated by spaces.
 ARG EXTRAS=""
 
 # Dependencies in a separate layer, which a change of the code does not invalidate.
 COPY pyproject.toml constraints.txt ./
 # hadolint ignore=SC2086 # PIP_ARGS contains several words
-RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; extras = project['optional-dependencies']; print(*project['dependencies'], *(each for name in ('server', 'captions', 'embedded', 'heif', 'openvino', 'otel', 'postgres', 'redis', *'${EXTRAS}'.split()) for each in extras[name]), sep='\n')" > requirements.txt \
+RUN python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; extras = project['optional-dependencies']; print(*project['dependencies'], *(requirement for name in ('server', 'captions', 'embedded', 'heif', 'openvino', 'otel', 'postgres', 'redis', *'${EXTRAS}'.split()) for requirement in extras[name]), sep='\n')" > requirements.txt \
     && /opt/deixis/bin/python -m pip install ${PIP_ARGS} --requirement requirements.txt
 
 # Libraries that torch loads only on a GPU. It loads the other CUDA libraries on every machine.
@@ -53,13 +53,13 @@ RUN /opt/deixis/bin/python -m pip install ${PIP_ARGS} --no-deps . \
 FROM ${PYTHON_IMAGE} AS service
 
 LABEL org.opencontainers.image.title="Deixis" \
-      org.opencontainers.image.description="Zero-shot image classification: POST images and your own words, get back which word fits." \
+      org.opencontainers.image.description="Zero-shot image classification: send images and labels, get a score per label." \
       org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.licenses="Apache-2.0"
 
 # tini: process 1 ignores signals that it does not handle yet, such as while it loads models.
 # WordNet: the words of the default caption database, and the nouns of captions.
-# Further packages of Debian, separated by spaces.
+# Additional Debian packages, separated by spaces.
 ARG PACKAGES=""
 # hadolint ignore=DL3008,SC2086 # versions of the base image's release; PACKAGES contains several words
 RUN apt-get update \
@@ -95,7 +95,7 @@ RUN mkdir /tmp/check \
         deixis classify --labels red,blue /tmp/check/red.png \
     && rm -rf /tmp/check
 
-# Not urllib, which would send the request to a configured proxy.
+# http.client rather than urllib, which would send the request to a configured proxy.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=180s --retries=3 \
     CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ.get('DEIXIS_PORT', '8000')), timeout=4); c.request('GET', '/readyz'); sys.exit(c.getresponse().status != 200)"]
 

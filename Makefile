@@ -1,8 +1,8 @@
-# Needs Python >= 3.11 and make; everything else goes into .venv, at the versions of constraints.txt.
+# Requires Python >= 3.11 and make. Installs everything else into .venv, with the versions of constraints.txt.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Through the environment, so that build requirements are pinned too (newer pips read the second name for those).
+# Environment variables, so that build requirements are pinned too; newer versions of pip read the second one for these.
 PIP_INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check
 
@@ -14,10 +14,10 @@ serve: $(VENV)/.serve  ## Start the service on port 8000 with the embedded model
 test: $(VENV)/.test  ## Run the whole suite, with one process per core and at most four.
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-coverage: $(VENV)/.test  ## Run the whole suite and report uncovered lines; takes longer.
+coverage: $(VENV)/.test  ## Run the whole suite and report uncovered lines; slower than `make test`.
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
-check: $(VENV)/.test  ## Formatting, lint, types, import layers, generated documentation, the site and its links.
+check: $(VENV)/.test  ## Check formatting, lint, types, import layers, generated documentation, and the site with its links.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -29,13 +29,13 @@ format: $(VENV)/.test  ## Format files for `make check`.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.bench  ## Compare the service with the encoder alone; ten minutes on an otherwise idle machine.
+bench: $(VENV)/.bench  ## Compare the service with the encoder alone; takes ten minutes on an idle machine.
 	$(BIN)/python -m benchmarks.service --output benchmarks/results
 
-bench-peers: $(VENV)/.bench  ## Compare the service with other servers; first creates environments of several gigabytes each.
+bench-peers: $(VENV)/.bench  ## Compare the service with other servers; the first run creates an environment of 5 GB.
 	$(BIN)/python -m benchmarks.peers --output benchmarks/results
 
-soak: $(VENV)/.bench  ## Twenty minutes of mixed traffic with faults; fails if memory grows or a response is wrong.
+soak: $(VENV)/.bench  ## Send mixed traffic with faults for twenty minutes; fails if memory grows or a response is wrong.
 	$(BIN)/python -m benchmarks.soak
 
 audit: $(VENV)/.audit  ## Check all pinned packages against the online Python package advisory database.
@@ -51,21 +51,21 @@ site: $(VENV)/.test  ## Build the documentation site in site/; a broken link is 
 docs: $(VENV)/.test  ## Generate docs/openapi.json and the tables of docs/.
 	$(BIN)/python docs/generate.py
 
-clean:  ## Remove the virtual environment and every cache.
+clean:  ## Remove the virtual environment and all caches.
 	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Deixis needs Python 3.11 or newer; set PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 
-# One stamp per set of packages, renewed when their versions may have changed.
+# One stamp file per set of packages, updated when their versions may have changed.
 $(VENV)/.serve: $(VENV)/bin/python pyproject.toml constraints.txt
-	@echo 'Installing into $(VENV); the first time takes some minutes, most of them for torch.'
+	@echo 'Installing into $(VENV); the first installation takes some minutes, mostly for torch.'
 	$(PIP_INSTALL) --editable '.[server,captions,embedded,heif,openvino]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt
-	@echo 'Installing into $(VENV); the first time takes some minutes, most of them for torch.'
+	@echo 'Installing into $(VENV); the first installation takes some minutes, mostly for torch.'
 	$(PIP_INSTALL) --editable '.[server,captions,embedded,heif,openvino,postgres,ray,test,check,docs]'
 	@touch $@ $(VENV)/.serve
 

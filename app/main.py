@@ -448,7 +448,7 @@ def create_app(
     app = FastAPI(
         title="Deixis",
         version=__version__,
-        summary="Zero-shot image classification: POST images and your own words, get back which word fits.",
+        summary="Zero-shot image classification: send images and labels, get a score per label.",
         lifespan=lifespan,
         telemetry={
             # Metrics are Prometheus's, and what went wrong is in the log, where no body is.

@@ -1,17 +1,18 @@
-"""Build heads.safetensors, the joint space of the embedded model, from names, WordNet and the two towers' weights.
+"""Builds heads.safetensors, the joint space of the embedded model, from names, WordNet and the weights of both towers.
 
     python models/embedded/build_heads.py --output models/embedded/heads.safetensors
 
-Nothing is trained: everything below is a mean, a covariance, an eigendecomposition or a lookup, so that a run on one
-machine gives the same file every time, in about a minute on two CPU cores. The image side is a concept head after ConSE
-(Norouzi et al., "Zero-Shot Learning by Convex Combination of Semantic Embeddings", ICLR 2014) beside projected image
-features; the text side finds looks for words after Changpinyo et al., "Synthesized Classifiers for Zero-Shot Learning",
-CVPR 2016. ``app.encoders.embedded`` holds both heads; MODEL_CARD.md says how the constants were chosen.
+Nothing is trained: the heads consist of means, covariances, eigendecompositions and lookups. Runs on the same machine
+give the same file; a run takes about a minute on two CPU cores. The image head combines a concept head after ConSE
+(Norouzi et al., "Zero-Shot Learning by Convex Combination of Semantic Embeddings", ICLR 2014) with projected image
+features. The text head predicts the image features of words after Changpinyo et al., "Synthesized Classifiers for
+Zero-Shot Learning", CVPR 2016. ``app.encoders.embedded`` contains both heads; MODEL_CARD.md describes how the constants
+were chosen.
 
-It needs ``pip install 'deixis[embedded]'`` and, beside this file, imagenet_classes.json (class names; WordNet's lemmas,
-glosses and hypernyms), everyday_words.toml, feature_mean.json and config.json, into which it writes the checksum.
-With ``--features`` it also measures feature_mean.json and the logit scale anew, from pooled image features:
-an .npz with ``imagenet_samples`` (n, 1280), ``cifar100_train`` (n, 1280) and ``cifar100_label`` (n,).
+Requires ``pip install 'deixis[embedded]'`` and, in the folder of this file, imagenet_classes.json (class names; lemmas,
+glosses and hypernyms of WordNet), everyday_words.toml, feature_mean.json and config.json, into which it writes the
+checksum. With ``--features`` it also computes feature_mean.json and the logit scale, from pooled image features in an
+.npz file with ``imagenet_samples`` (n, 1280), ``cifar100_train`` (n, 1280) and ``cifar100_label`` (n,).
 """
 
 import argparse
@@ -55,27 +56,27 @@ PHRASINGS = (
     "a product photo of a {}.",
     "a person with a {}.",
 )
-"""Ways to say the same thing; the directions in which they differ most are taken out of the text space."""
+"""Phrasings of the same name; the directions in which they differ most are removed from the text space."""
 
 PHRASING_DIRECTIONS = 2
 WHITENING_POWER = 0.5
 WHITENING_SHRINKAGE = 0.5
 LOOK_CENTRING = 0.5
-"""How much of the mean look of all class names is subtracted from every look."""
+"""The share of the mean look of all class names that is subtracted from every look."""
 
 MAX_CLASSES_OF_A_HYPERNYM = 400
-"""Words such as "artifact" cover more classes than that, and look like nothing."""
+"""Words with more classes, such as "artifact", have no typical look and are left out."""
 
 
 class SentenceEncoder:
-    """The text tower without a head: texts to unit rows, double precision."""
+    """The text tower without a head: encodes texts as unit rows in double precision."""
 
     def __init__(self, model: open_clip.CustomTextCLIP, tokenizer_folder: Path) -> None:
         self._text = model.text
         self._tokenize = HFTokenizer(str(tokenizer_folder), context_length=128)
 
     def __call__(self, texts: Sequence[str]) -> Float[torch.Tensor, "k t"]:
-        """Return one row per text; texts of like length share a batch, so that little of it is padding."""
+        """Return one row per text; batches contain texts of similar length, to reduce padding."""
         tokens = self._tokenize(list(texts))
         lengths = (tokens != 0).sum(dim=1)
         order = lengths.argsort(stable=True)
@@ -88,12 +89,12 @@ class SentenceEncoder:
         return normalize(rows.double(), dim=1)
 
     def of_names(self, names: Sequence[str], template: str) -> Float[torch.Tensor, "k t"]:
-        """Return one row per name, put into a template."""
+        """Return one row per name, formatted with a template."""
         return self([template.format(name) for name in names])
 
 
 def words_with_classes(knowledge: dict[str, Any], everyday: dict[str, Any]) -> dict[str, set[int]]:
-    """Return every word whose look can be told from ImageNet classes, with those classes, sorted by word."""
+    """Return the words whose look can be derived from ImageNet classes, with these classes, sorted by word."""
     words: dict[str, set[int]] = defaultdict(set)
     below: dict[str, set[int]] = defaultdict(set)
     indices_of: dict[str, set[int]] = defaultdict(set)
@@ -110,7 +111,7 @@ def words_with_classes(knowledge: dict[str, Any], everyday: dict[str, Any]) -> d
     for word, names in everyday["composed"].items():
         for name in names:
             if name not in indices_of:
-                raise ValueError(f"everyday_words.toml: '{word}' names '{name}', which is no class of ImageNet")
+                raise ValueError(f"everyday_words.toml: '{word}' names '{name}', which is not a class of ImageNet")
             words[word.lower()] |= indices_of[name]
     return dict(sorted(words.items()))
 
@@ -133,7 +134,7 @@ def build(
     sharpness: float,
     feature_mean: Float[torch.Tensor, " f"],
 ) -> dict[str, torch.Tensor]:
-    """Return the tensors of both heads, in half precision where that changes no measured figure."""
+    """Return the tensors of both heads, in half precision if this does not change a measured figure."""
     names = [entry["name"] for entry in knowledge["classes"]]
     photos = encode.of_names(names, PHOTO)
     text_mean = photos.mean(dim=0)
@@ -173,7 +174,7 @@ def build(
 
 
 def calibrated_logit_scale(image_head: ImageHead, text_head: TextHead, encode: SentenceEncoder, features: Any) -> float:
-    """Return the scale at which zero-shot scores on CIFAR-100 have the least negative log-likelihood."""
+    """Return the scale at which zero-shot scores on CIFAR-100 have the lowest negative log-likelihood."""
     classnames, targets = np.unique(features["cifar100_label"], return_inverse=True)
     prompts = encode.of_names([name.replace("_", " ") for name in classnames], PHOTO)
     images = image_head(torch.from_numpy(features["cifar100_train"].astype(np.float32)))
@@ -185,15 +186,17 @@ def calibrated_logit_scale(image_head: ImageHead, text_head: TextHead, encode: S
     ]
     accuracy = (similarities.argmax(dim=1).numpy() == targets).mean()
     best = int(np.argmin(losses))
-    print(f"CIFAR-100: top-1 {accuracy:.4f}, least loss {losses[best]:.4f} at scale {scales[best]:.1f}")  # noqa: T201
+    print(f"CIFAR-100: top-1 {accuracy:.4f}, lowest loss {losses[best]:.4f} at scale {scales[best]:.1f}")  # noqa: T201
     return round(float(scales[best]), 1)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Build the heads, and write their checksum into the config.json beside this file."""
+    """Build the heads, and write their checksum into config.json."""
     parser = argparse.ArgumentParser(description="Build the heads of the embedded model.")
     parser.add_argument("--classes", type=Path, default=FOLDER / "imagenet_classes.json")
-    parser.add_argument("--features", type=Path, help="pooled image features, to measure their mean and the scale")
+    parser.add_argument(
+        "--features", type=Path, help="pooled image features, to compute their mean and the logit scale"
+    )
     parser.add_argument("--output", type=Path, default=FOLDER / "heads.safetensors")
     given = parser.parse_args(arguments)
 
@@ -223,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _signed(columns: Float[torch.Tensor, "t s"]) -> Float[torch.Tensor, "t s"]:
-    """Fix the sign that a decomposition leaves open: the largest entry of every column is positive."""
+    """Make the sign of a decomposition unique: the largest entry of every column is positive."""
     largest = columns.abs().argmax(dim=0, keepdim=True)
     return columns * columns.gather(0, largest).sign()
 
