@@ -1,4 +1,4 @@
-"""Jobs are run to their end, by whichever process is there."""
+"""Jobs run to completion, in any process of the service."""
 
 import asyncio
 import threading
@@ -33,7 +33,7 @@ def _no_proxy(monkeypatch):
 
 @pytest.fixture
 async def service_of(settings):
-    """Return a function that opens a service that asks a chat server; closed after the test."""
+    """Return a function that opens a service with a chat server; services are closed after the test."""
     async with AsyncExitStack() as stack:
 
         async def opened(server):
@@ -46,7 +46,7 @@ async def service_of(settings):
 
 
 def jobs_of(service, *, import_dir=None, **changes):
-    """Return the jobs of a service, with a queue that looks for them often."""
+    """Return the jobs of a service, with a queue that polls often."""
     queue = JobQueue(service.jobs.queue.repository, **{"lease_s": 0.3, "poll_s": 0.02, **changes})
     repository = queue.repository
     jobs = replace(
@@ -72,11 +72,11 @@ async def ended(jobs, job):
 
 async def until(condition):
     async with asyncio.timeout(20):
-        while not await condition():  # noqa: ASYNC110 - what is waited for is in the database
+        while not await condition():  # noqa: ASYNC110 - the condition is in the database
             await asyncio.sleep(0.01)
 
 
-async def test_a_job_is_run_and_its_result_kept(service_of):
+async def test_a_job_runs_and_its_result_is_stored(service_of):
     with ChatServer() as server:
         service = await service_of(server)
         jobs = jobs_of(service)
@@ -91,7 +91,7 @@ async def test_a_job_is_run_and_its_result_kept(service_of):
     assert all(len(entry.descriptions) == 3 for entry in (await service.label_sets.find("pets@2")).classes)
 
 
-async def test_drafts_wait_for_a_review_unless_they_were_to_be_accepted(service_of):
+async def test_drafts_wait_for_a_review_unless_accepted_automatically(service_of):
     with ChatServer() as server:
         service = await service_of(server)
         jobs = jobs_of(service)
@@ -102,7 +102,7 @@ async def test_drafts_wait_for_a_review_unless_they_were_to_be_accepted(service_
     assert (await service.label_sets.find("pets")).version == 1
 
 
-async def test_a_job_that_failed_tells_why_and_the_next_one_is_run(service_of):
+async def test_a_failed_job_has_an_error_and_the_next_one_runs(service_of):
     with ChatServer([failing(401)], afterwards=None) as server:
         service = await service_of(server)
         jobs = jobs_of(service)
@@ -115,7 +115,7 @@ async def test_a_job_that_failed_tells_why_and_the_next_one_is_run(service_of):
     assert fine.status is JobStatus.SUCCEEDED
 
 
-async def test_a_fault_of_ours_is_logged_and_not_told(service_of, monkeypatch):
+async def test_an_internal_error_is_logged_and_not_returned(service_of, monkeypatch):
     with ChatServer() as server:
         service = await service_of(server)
 
@@ -132,7 +132,7 @@ async def test_a_fault_of_ours_is_logged_and_not_told(service_of, monkeypatch):
     assert "secret" not in job.error
 
 
-async def test_a_job_of_a_process_that_died_is_gone_on_with_by_another_and_nothing_is_asked_twice(service_of):
+async def test_the_job_of_a_killed_process_is_resumed_without_repeated_requests(service_of):
     with ChatServer() as server:
         service = await service_of(server)
         jobs = jobs_of(service)
@@ -151,7 +151,7 @@ async def no_progress(done, total):
     pass
 
 
-async def test_a_stop_gives_the_job_back_and_the_next_process_takes_it_at_once(service_of):
+async def test_a_shutdown_releases_the_job_for_another_process(service_of):
     with ChatServer([slow()]) as server:
         service = await service_of(server)
         first = jobs_of(service, lease_s=3600)
@@ -167,7 +167,7 @@ async def test_a_stop_gives_the_job_back_and_the_next_process_takes_it_at_once(s
         await second.queue.close()
 
 
-async def test_cancelling_stops_the_work_here_and_in_another_process(service_of):
+async def test_cancelling_stops_the_work_in_this_process_and_in_another(service_of):
     for elsewhere in (False, True):
         with ChatServer(afterwards=slow()) as server:
             service = await service_of(server)
@@ -190,7 +190,7 @@ async def test_cancelling_stops_the_work_here_and_in_another_process(service_of)
             await jobs.queue.close()
 
 
-async def test_a_database_that_is_away_for_a_while_does_not_end_the_jobs(service_of, monkeypatch):
+async def test_a_temporary_database_failure_does_not_stop_the_queue(service_of, monkeypatch):
     with ChatServer() as server:
         service = await service_of(server)
         jobs = jobs_of(service)
@@ -218,7 +218,7 @@ CLASSES = ("tomato", "leaf", "sky")
 
 @pytest.fixture
 async def things_of(settings):
-    """Return a function that opens a service with an encoder and a label set; closed after the test."""
+    """Return a function that opens a service with an encoder and a label set; services are closed after the test."""
     async with AsyncExitStack() as stack:
 
         async def opened(encoder):
@@ -240,7 +240,7 @@ async def teach(service, each=4):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Seventy pictures, in subfolders with the names of classes."""
+    """Return a folder with seventy images in subfolders named after classes."""
     root = tmp_path / "import"
     for number in range(70):
         place = root / "garden" / CLASSES[number % 3]
@@ -254,7 +254,7 @@ async def only_job(jobs, kind):
     return job
 
 
-async def test_a_trial_keeps_what_it_chose_and_has_it_learned(things_of):
+async def test_a_selection_job_stores_its_selection_and_fits_the_method(things_of):
     service = await things_of(FakeEncoder())
     await teach(service)
     jobs = jobs_of(service)
@@ -272,7 +272,7 @@ async def test_a_trial_keeps_what_it_chose_and_has_it_learned(things_of):
     assert task.method == told["method"]
 
 
-async def test_every_job_is_counted_and_timed_by_its_kind_and_outcome(things_of):
+async def test_jobs_are_counted_and_timed_by_kind_and_outcome(things_of):
     service, metrics = await things_of(FakeEncoder()), Metrics()
     jobs = jobs_of(service, metrics=metrics)
     jobs.queue.start()
@@ -289,7 +289,7 @@ async def test_every_job_is_counted_and_timed_by_its_kind_and_outcome(things_of)
     assert told("deixis_jobs_running") == 0
 
 
-async def test_a_trial_that_waits_is_not_added_again_and_one_that_is_under_way_is(things_of):
+async def test_a_queued_selection_job_is_not_duplicated_but_a_running_one_is(things_of):
     service = await things_of(FakeEncoder())
     await service.label_sets.put("others", [ClassEntry("cat")], "{}")
     jobs = jobs_of(service)
@@ -304,7 +304,7 @@ async def test_a_trial_that_waits_is_not_added_again_and_one_that_is_under_way_i
     assert (await jobs.select_method.add("things")).id == second.id
 
 
-async def test_a_trial_of_a_label_set_that_is_gone_fails_and_tells_why(things_of):
+async def test_a_selection_job_for_a_deleted_label_set_fails_with_an_error(things_of):
     service = await things_of(FakeEncoder())
     jobs = jobs_of(service)
     job = await jobs.select_method.add("things")
@@ -316,7 +316,7 @@ async def test_a_trial_of_a_label_set_that_is_gone_fails_and_tells_why(things_of
     assert "unknown label set 'things'" in failed.error
 
 
-async def test_a_trial_of_a_process_that_died_is_made_by_another(things_of):
+async def test_the_selection_job_of_a_killed_process_is_run_by_another(things_of):
     service = await things_of(FakeEncoder())
     await teach(service)
     jobs = jobs_of(service)
@@ -328,7 +328,7 @@ async def test_a_trial_of_a_process_that_died_is_made_by_another(things_of):
     assert (await service.selector.stored(await service.label_sets.get("things"), None)).is_current
 
 
-async def test_examples_that_change_while_they_are_tried_are_tried_again(things_of):
+async def test_a_selection_is_repeated_if_the_examples_change_during_it(things_of):
     encoder = GatedEncoder()
     encoder.texts_open.clear()
     try:
@@ -355,7 +355,7 @@ async def test_examples_that_change_while_they_are_tried_are_tried_again(things_
     assert selection.result["labelled"] == 8
 
 
-async def test_an_import_adds_a_folder_and_has_the_methods_tried(things_of, folder):
+async def test_an_import_adds_a_folder_and_starts_a_selection(things_of, folder):
     encoder = FakeEncoder()
     service = await things_of(encoder)
     jobs = jobs_of(service, import_dir=folder)
@@ -378,7 +378,7 @@ async def test_an_import_adds_a_folder_and_has_the_methods_tried(things_of, fold
     assert sum(encoder.image_batches) == 70
 
 
-async def test_an_import_of_a_process_that_died_is_gone_on_with_and_no_image_is_encoded_twice(things_of, folder):
+async def test_the_import_of_a_killed_process_is_resumed_without_encoding_images_twice(things_of, folder):
     encoder = FakeEncoder()
     service = await things_of(encoder)
     jobs = jobs_of(service, import_dir=folder)
@@ -397,7 +397,7 @@ async def test_an_import_of_a_process_that_died_is_gone_on_with_and_no_image_is_
 
 
 class Halting(GatedEncoder):
-    """Shuts its own gate once it has encoded 32 images, which an import does together."""
+    """Closes its own gate after 32 images, the batch size of an import."""
 
     def __init__(self):
         super().__init__()
@@ -414,9 +414,7 @@ class Halting(GatedEncoder):
         super().open()
 
 
-async def test_an_import_that_is_stopped_midway_keeps_what_it_added_and_the_next_process_adds_the_rest(
-    things_of, folder
-):
+async def test_a_stopped_import_keeps_its_images_and_another_process_adds_the_rest(things_of, folder):
     encoder = Halting()
     service = await things_of(encoder)
     first = jobs_of(service, import_dir=folder, lease_s=3600)
@@ -439,7 +437,7 @@ async def test_an_import_that_is_stopped_midway_keeps_what_it_added_and_the_next
     assert sum((await service.examples.counts("things")).labelled.values()) == 70
 
 
-async def test_an_import_tells_what_it_left_out_and_names_a_hundred_at_most(things_of, folder):
+async def test_an_import_reports_at_most_a_hundred_skipped_files(things_of, folder):
     service = await things_of(FakeEncoder())
     for number in range(130):
         (folder / "garden" / "leaf" / f"bad {number}.png").write_bytes(b"nonsense")
@@ -451,7 +449,7 @@ async def test_an_import_tells_what_it_left_out_and_names_a_hundred_at_most(thin
     assert (job.done, job.total) == (200, 200)
 
 
-async def test_an_import_that_is_cancelled_stops_and_keeps_what_it_added(things_of, folder):
+async def test_a_cancelled_import_stops_and_keeps_its_images(things_of, folder):
     encoder = GatedEncoder()
     service = await things_of(encoder)
     encoder.images_open.clear()
@@ -474,7 +472,7 @@ async def test_an_import_that_is_cancelled_stops_and_keeps_what_it_added(things_
         await jobs.queue.cancel(job.id)
 
 
-async def test_what_cannot_be_imported_makes_no_job_or_fails_it(things_of, folder):
+async def test_an_invalid_import_creates_no_job_or_fails_it(things_of, folder):
     service = await things_of(FakeEncoder())
     jobs = jobs_of(service, import_dir=folder)
     for name, place, error in [
@@ -497,7 +495,7 @@ async def test_what_cannot_be_imported_makes_no_job_or_fails_it(things_of, folde
     assert (await service.examples.counts("things")).revision == 0
 
 
-async def test_an_evaluation_on_stored_examples_is_a_job_without_an_attachment(things_of):
+async def test_an_evaluation_on_stored_examples_has_no_attachment(things_of):
     service = await things_of(FakeEncoder())
     await teach(service)
     jobs = jobs_of(service)

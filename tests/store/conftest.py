@@ -16,13 +16,13 @@ def sqlite_url(tmp_path):
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 def url(request):
-    """The address of an empty database; the test runs once on each kind."""
+    """Return the URL of an empty database; the test runs once per database kind."""
     return request.getfixturevalue(f"{request.param}_url")
 
 
 @pytest.fixture
 async def opened(anyio_backend):
-    """Opens engines and closes them after the test."""
+    """Return a function that opens engines; they are closed after the test."""
     async with AsyncExitStack() as stack:
 
         def open_until_the_end(url):

@@ -1,4 +1,4 @@
-"""Backups of either kind of database, restored into either."""
+"""Backups of each database kind, restored into each kind."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ FEATURE = {"fake": np.array([0.6, 0.8], np.float16)}
 
 @pytest.fixture
 async def filled(engine):
-    """A database with something in every table, and ids that were given out and are gone."""
+    """Return a database with rows in every table, and with ids of deleted rows."""
     sets = LabelSetRepository(engine)
     await sets.put("pets", [ClassEntry("lynx", descriptions=("tufted ears", 'quotes " and \\ 猫'))], "photo")
     await sets.put("pets", [ClassEntry("lynx"), ClassEntry("猫")], "{} im Zoo")
@@ -53,7 +53,7 @@ async def filled(engine):
 
 
 async def content_of(engine):
-    """Return the rows of every table, as Python knows them."""
+    """Return the rows of every table as Python values."""
     async with engine.connect() as connection:
         return {
             table.name: sorted(map(repr, await connection.execute(select(table))))
@@ -63,7 +63,7 @@ async def content_of(engine):
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 async def other(request, opened, tmp_path):
-    """Another empty database, of each kind."""
+    """Return another empty database, of each kind."""
     if request.param == "sqlite":
         return opened(f"sqlite:///{tmp_path / 'other' / 'deixis.sqlite3'}")
     return opened(request.getfixturevalue("other_postgres_url"))
@@ -86,7 +86,7 @@ async def folder(filled, tmp_path):
     return tmp_path / "backup"
 
 
-async def test_everything_comes_back_as_it_was_into_either_kind(filled, folder, other):
+async def test_a_restored_database_equals_the_original(filled, folder, other):
     manifest = await restore_backup(other, folder)
     assert await content_of(other) == await content_of(filled)
     assert manifest.rows["examples"] == 8
@@ -94,7 +94,7 @@ async def test_everything_comes_back_as_it_was_into_either_kind(filled, folder, 
     assert found.classes[0].descriptions == ("tufted ears", 'quotes " and \\ 猫')
 
 
-async def test_numbers_that_were_given_out_are_not_given_again(filled, folder, other):
+async def test_ids_of_deleted_rows_are_not_reused_after_a_restore(filled, folder, other):
     await restore_backup(other, folder)
     for engine in (filled, other):
         again, _ = await LabelSetRepository(engine).put("acme#gone", [ClassEntry("dodo")], "photo")
@@ -104,7 +104,7 @@ async def test_numbers_that_were_given_out_are_not_given_again(filled, folder, o
     assert ids[0] == ids[1]
 
 
-async def test_an_empty_database_can_be_backed_up_and_counts_from_one(engine, other, tmp_path):
+async def test_an_empty_database_can_be_backed_up_and_restored(engine, other, tmp_path):
     await write_backup(engine, tmp_path / "backup", version="")
     await restore_backup(other, tmp_path / "backup")
     await LabelSetRepository(other).put("pets", [ClassEntry("lynx")], "photo")
@@ -112,7 +112,7 @@ async def test_an_empty_database_can_be_backed_up_and_counts_from_one(engine, ot
     assert added.ids == (1,)
 
 
-async def test_rows_that_hold_much_are_copied_few_at_a_time(filled, tmp_path, other, monkeypatch):
+async def test_tables_with_large_rows_are_copied_in_small_batches(filled, tmp_path, other, monkeypatch):
     monkeypatch.setattr(copying, "_BYTES_AT_ONCE", 2500)
     async with filled.connect() as connection:
         at_once = {table.name: await copying._rows_at_once(connection, table) for table in Base.metadata.sorted_tables}
@@ -123,7 +123,7 @@ async def test_rows_that_hold_much_are_copied_few_at_a_time(filled, tmp_path, ot
     assert await content_of(other) == await content_of(filled)
 
 
-async def test_the_manifest_tells_what_there_is(filled, folder):
+async def test_the_manifest_lists_the_tables_and_the_revision(filled, folder):
     manifest = read_backup(folder)
     assert manifest.version == "1.2.3"
     assert manifest.revision == await schema_revision(filled)
@@ -133,14 +133,14 @@ async def test_the_manifest_tells_what_there_is(filled, folder):
     assert manifest.rows == {name: len(rows) for name, rows in (await content_of(filled)).items()}
 
 
-async def test_a_backup_is_for_its_owner_alone_and_one_file_without_a_log(folder):
+async def test_a_backup_is_readable_by_its_owner_only_and_has_no_write_ahead_log(folder):
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert sorted(each.name for each in folder.iterdir()) == [DATABASE, MANIFEST]
     with closing(sqlite3.connect(f"file:{folder / DATABASE}?mode=ro", uri=True)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
-async def test_nothing_is_written_over(filled, folder, tmp_path):
+async def test_an_existing_folder_is_not_overwritten(filled, folder, tmp_path):
     before = (folder / DATABASE).read_bytes()
     for taken in (folder, tmp_path):
         with pytest.raises(ConflictError, match="a backup never overwrites anything"):
@@ -148,7 +148,7 @@ async def test_nothing_is_written_over(filled, folder, tmp_path):
     assert (folder / DATABASE).read_bytes() == before
 
 
-async def test_a_backup_that_fails_leaves_nothing(filled, tmp_path, monkeypatch):
+async def test_a_failed_backup_leaves_no_files(filled, tmp_path, monkeypatch):
     async def fails(*_):
         raise OSError(28, "No space left on device")
 
@@ -159,13 +159,13 @@ async def test_a_backup_that_fails_leaves_nothing(filled, tmp_path, monkeypatch)
     assert list(place.iterdir()) == []
 
 
-async def test_a_database_of_another_release_is_not_backed_up(filled, tmp_path):
+async def test_a_database_of_another_revision_is_not_backed_up(filled, tmp_path):
     await downgrade(filled, "0003")
     with pytest.raises(StoreError, match="revision '0003', and this release backs up"):
         await write_backup(filled, tmp_path / "backup", version="")
 
 
-async def test_a_database_that_holds_something_is_not_written_over_unless_it_is_said(filled, folder, other):
+async def test_a_database_with_rows_is_replaced_only_if_requested(filled, folder, other):
     await migrate(other)
     await LabelSetRepository(other).put("mine", [ClassEntry("a")], "photo")
     before = await content_of(other)
@@ -176,7 +176,7 @@ async def test_a_database_that_holds_something_is_not_written_over_unless_it_is_
     assert await content_of(other) == await content_of(filled)
 
 
-async def test_a_restore_that_fails_changes_nothing(filled, folder, other, monkeypatch):
+async def test_a_failed_restore_changes_nothing(filled, folder, other, monkeypatch):
     await migrate(other)
     await LabelSetRepository(other).put("mine", [ClassEntry("a")], "photo")
     before = await content_of(other)
@@ -217,7 +217,7 @@ def changed(folder, **more):
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-async def test_a_damaged_backup_is_told_before_anything_changes(filled, folder, damage):
+async def test_a_damaged_backup_is_rejected_before_anything_changes(filled, folder, damage):
     (folder.parent / "x").touch()
     harm, told = DAMAGE[damage]
     harm(folder)
@@ -227,7 +227,7 @@ async def test_a_damaged_backup_is_told_before_anything_changes(filled, folder, 
     assert await content_of(filled) == before
 
 
-async def test_a_backup_of_an_older_release_is_brought_up_to_date_and_stays_as_it_is(filled, folder, other):
+async def test_a_backup_of_an_older_revision_is_migrated_in_the_target_only(filled, folder, other):
     old = open_engine(f"sqlite:///{folder / DATABASE}")
     await downgrade(old, "0004")
     await old.dispose()
@@ -242,7 +242,7 @@ async def test_a_backup_of_an_older_release_is_brought_up_to_date_and_stays_as_i
     assert await KeyRepository(other).list() == []
 
 
-async def test_a_backup_of_a_newer_release_is_refused(filled, folder, other):
+async def test_a_backup_of_a_newer_revision_is_rejected(filled, folder, other):
     with closing(sqlite3.connect(folder / DATABASE)) as connection, connection:
         connection.execute("UPDATE deixis_schema SET version_num = '0999'")
     files = backup_module._files_of(folder)
@@ -251,11 +251,11 @@ async def test_a_backup_of_a_newer_release_is_refused(filled, folder, other):
         await restore_backup(other, folder)
 
 
-async def test_a_backup_is_of_one_moment(filled, tmp_path, other, monkeypatch):
-    """What is written while it is copied is in it whole or not at all."""
+async def test_a_backup_is_a_consistent_snapshot(filled, tmp_path, other, monkeypatch):
+    """Transactions during the copy are included completely or not at all."""
 
     async def copy_and_write(source, target):
-        await source.execute(text("SELECT count(*) FROM label_sets"))  # the moment
+        await source.execute(text("SELECT count(*) FROM label_sets"))  # the start of the snapshot
         await LabelSetRepository(filled).put("late", [ClassEntry("a")], "photo")
         return await copying.copy_rows(source, target)
 
@@ -268,7 +268,7 @@ async def test_a_backup_is_of_one_moment(filled, tmp_path, other, monkeypatch):
     assert {each.name for each in await LabelSetRepository(filled).list(99)} == {"pets", "late"}
 
 
-async def test_caption_databases_come_along_where_they_are_wanted(engine, tmp_path):
+async def test_caption_databases_are_backed_up_and_restored_on_request(engine, tmp_path):
     captions = tmp_path / "captions"
     made(captions / "things")
     made(captions / "acme#toys")
@@ -288,14 +288,14 @@ async def test_caption_databases_come_along_where_they_are_wanted(engine, tmp_pa
     generation = current_generation(again / "things")
     await restore_backup(
         engine, tmp_path / "backup", restore_captions=partial(restore_databases, again)
-    )  # over the same ones
+    )  # replaces existing databases
     assert current_generation(again / "things") == generation
     flip(next((tmp_path / "backup" / "captions").rglob("features.npy")))
     with pytest.raises(StoreError, match="damaged"):
         await restore_backup(engine, tmp_path / "backup", restore_captions=partial(restore_databases, again))
 
 
-async def test_a_backup_without_caption_databases_brings_none(engine, tmp_path):
+async def test_a_backup_without_caption_databases_restores_none(engine, tmp_path):
     await write_backup(
         engine, tmp_path / "backup", version="", copy_captions=partial(copy_databases, tmp_path / "nowhere")
     )
@@ -305,7 +305,7 @@ async def test_a_backup_without_caption_databases_brings_none(engine, tmp_path):
         )
 
 
-async def test_the_database_of_a_backup_can_be_served_as_it_is(filled, folder, opened, tmp_path):
+async def test_the_database_file_of_a_backup_can_be_served(filled, folder, opened, tmp_path):
     shutil.copytree(folder, tmp_path / "data")
     engine = opened(f"sqlite:///{tmp_path / 'data' / DATABASE}")
     await migrate(engine)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def write_until_killed(url, lines):
-    """Return the versions that a writer had acknowledged by the time it was killed."""
+    """Return the versions that a writer had acknowledged before it was killed."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     script = Path(__file__).with_name("write_burst.py")
     with subprocess.Popen(
@@ -29,7 +29,7 @@ def write_until_killed(url, lines):
 
 
 @pytest.mark.parametrize("lines", [1, 25, 60])
-async def test_every_acknowledged_version_is_there_after_the_writer_was_killed(url, opened, lines):
+async def test_acknowledged_versions_survive_the_kill_of_the_writer(url, opened, lines):
     acknowledged = write_until_killed(url, lines)
     assert len(acknowledged) >= lines
 
@@ -41,7 +41,7 @@ async def test_every_acknowledged_version_is_there_after_the_writer_was_killed(u
         assert (await repository.get(name, version)).classes == entries
     for summary in await repository.list(10):
         unacknowledged = summary.version - max((v for name, v in acknowledged if name == summary.name), default=0)
-        assert unacknowledged in {0, 1}  # what was under way is there whole, or not at all
+        assert unacknowledged in {0, 1}  # the last transaction is complete or missing
         assert summary.class_count == 100
         assert (await repository.put(summary.name, [ClassEntry("lynx")], "photo"))[0].version == summary.version + 1
     if engine.dialect.name == "sqlite":

@@ -1,4 +1,4 @@
-"""Answers and their drafts are kept together; what is decided about drafts is decided once."""
+"""Answers and their drafts are stored together, and a draft is decided only once."""
 
 import asyncio
 
@@ -37,7 +37,7 @@ async def texts_of(drafts, **chosen):
     return [each.text for each in await drafts.list("pets", limit=100, **chosen)]
 
 
-async def test_a_draft_has_its_class_its_question_its_model_and_its_time(drafts):
+async def test_a_draft_has_a_class_a_question_a_model_and_a_time(drafts):
     assert await add(drafts, "A cat has fur.") == 1
     (draft,) = await drafts.list("pets", limit=10)
     assert (draft.classname, draft.kind, draft.text) == ("cat", DraftKind.DESCRIPTION, "A cat has fur.")
@@ -47,20 +47,20 @@ async def test_a_draft_has_its_class_its_question_its_model_and_its_time(drafts)
     assert draft.decided_at is None
 
 
-async def test_an_answer_is_kept_once_even_if_it_gave_no_draft(drafts):
+async def test_an_answer_is_stored_once_even_without_drafts(drafts):
     assert await add(drafts, digest="1") == 0
     assert await drafts.answered("pets") == {"1"}
     assert await add(drafts, "Late.", digest="1") == 0
     assert await texts_of(drafts) == []
 
 
-async def test_answers_that_come_together_are_each_kept_once(drafts):
+async def test_concurrent_answers_are_stored_once_each(drafts):
     await asyncio.gather(*(add(drafts, f"Text {number % 4}.", digest=str(number % 4)) for number in range(12)))
     assert await drafts.answered("pets") == {"0", "1", "2", "3"}
     assert sorted(await texts_of(drafts)) == [f"Text {number}." for number in range(4)]
 
 
-async def test_a_text_is_drafted_once_per_class_and_kind_and_not_if_the_class_has_it(drafts):
+async def test_a_text_is_drafted_once_per_class_and_kind_unless_the_class_has_it(drafts):
     assert await add(drafts, "One.", "ONE.", "A CAT PURRS.", "whiskers") == 2
     assert await add(drafts, "one.", "Two.", digest="2") == 1
     assert await add(drafts, "whiskers", "One.", digest="3", kind=DraftKind.FEATURE) == 1
@@ -68,7 +68,7 @@ async def test_a_text_is_drafted_once_per_class_and_kind_and_not_if_the_class_ha
     assert await texts_of(drafts) == ["One.", "whiskers", "Two.", "One.", "One."]
 
 
-async def test_what_was_rejected_is_not_drafted_again(drafts):
+async def test_a_rejected_text_is_not_drafted_again(drafts):
     await add(drafts, "One.")
     assert await drafts.reject("pets", None) == 1
     assert await add(drafts, "one.", digest="2") == 0
@@ -86,7 +86,7 @@ async def test_drafts_are_listed_by_page_class_and_status(drafts):
     assert await drafts.count("pets", DraftStatus.DRAFT) == 3
 
 
-async def test_accepting_makes_one_version_with_the_texts_behind_those_that_are_there(drafts, repository):
+async def test_accepting_appends_the_texts_in_one_new_version(drafts, repository):
     await add(drafts, "One.", "Two.")
     await add(drafts, "fur", digest="2", kind=DraftKind.FEATURE)
     await add(drafts, "It barks.", digest="3", classname="dog")
@@ -102,7 +102,7 @@ async def test_accepting_makes_one_version_with_the_texts_behind_those_that_are_
     assert (await repository.get("pets", 1)).classes[1].descriptions == ()
 
 
-async def test_single_drafts_can_be_accepted(drafts):
+async def test_individual_drafts_can_be_accepted(drafts):
     await add(drafts, "One.", "Two.")
     _, second = await drafts.list("pets", limit=10)
     label_set, accepted = await drafts.accept("pets", [second.id], max_texts=200)
@@ -110,13 +110,13 @@ async def test_single_drafts_can_be_accepted(drafts):
     assert await texts_of(drafts, status=DraftStatus.DRAFT) == ["One."]
 
 
-async def test_nothing_to_accept_makes_no_version(drafts, repository):
+async def test_accepting_nothing_creates_no_version(drafts, repository):
     with pytest.raises(ConflictError, match="no draft to accept"):
         await drafts.accept("pets", None, max_texts=200)
     assert (await repository.get("pets")).version == 1
 
 
-async def test_drafts_of_a_class_that_is_gone_stay_and_make_no_version(drafts, repository):
+async def test_drafts_of_a_removed_class_stay_and_create_no_version(drafts, repository):
     await add(drafts, "It barks.", classname="dog")
     await repository.remove_class("pets", "dog")
     with pytest.raises(ConflictError):
@@ -124,7 +124,7 @@ async def test_drafts_of_a_class_that_is_gone_stay_and_make_no_version(drafts, r
     assert await texts_of(drafts, status=DraftStatus.DRAFT) == ["It barks."]
 
 
-async def test_too_many_texts_are_refused_whole(drafts, repository):
+async def test_accepting_too_many_texts_is_rejected_completely(drafts, repository):
     await add(drafts, "One.", "Two.")
     with pytest.raises(TooLargeError, match="'cat' would have 3 descriptions, at most 2"):
         await drafts.accept("pets", None, max_texts=2)
@@ -132,14 +132,14 @@ async def test_too_many_texts_are_refused_whole(drafts, repository):
     assert await drafts.count("pets", DraftStatus.DRAFT) == 2
 
 
-async def test_drafts_are_accepted_into_the_version_that_was_meant(drafts):
+async def test_drafts_are_accepted_only_into_the_expected_version(drafts):
     await add(drafts, "One.")
     with pytest.raises(PreconditionFailedError):
         await drafts.accept("pets", None, max_texts=200, if_match={7})
     assert await drafts.count("pets", DraftStatus.DRAFT) == 1
 
 
-async def test_ids_of_other_label_sets_or_of_decided_drafts_are_unknown(drafts, repository):
+async def test_ids_of_other_label_sets_and_of_decided_drafts_are_unknown(drafts, repository):
     await repository.put("cars", [ClassEntry("van")], "{}")
     await add(drafts, "It has doors.", name="cars", classname="van")
     await add(drafts, "One.")
@@ -154,7 +154,7 @@ async def test_ids_of_other_label_sets_or_of_decided_drafts_are_unknown(drafts, 
 
 
 @pytest.mark.parametrize("name", ["cars", "\ud800", "\x00"])
-async def test_a_label_set_that_there_is_not_is_told(drafts, name):
+async def test_an_unknown_label_set_is_an_error(drafts, name):
     for call in (
         drafts.list(name, limit=1),
         drafts.accept(name, None, max_texts=200),
@@ -165,7 +165,7 @@ async def test_a_label_set_that_there_is_not_is_told(drafts, name):
             await call
 
 
-async def test_deleting_a_label_set_takes_its_answers_and_drafts_along(drafts, repository):
+async def test_deleting_a_label_set_deletes_its_answers_and_drafts(drafts, repository):
     await add(drafts, "One.")
     await repository.delete("pets")
     assert await drafts.answered("pets") == frozenset()

@@ -1,4 +1,4 @@
-"""Example images are kept once each, every change is counted, and what is deleted is gone from the files too."""
+"""Example images are stored once, changes are counted, and deleted data is erased from the files."""
 
 import asyncio
 import hashlib
@@ -47,7 +47,7 @@ def unit(seed, d=8):
 
 
 def image(number, classname=None, *, content=None, models=(MODEL,), d=8):
-    """Return an image that is the same for the same number."""
+    """Return an image that depends only on the number."""
     digest = hashlib.sha256(b"%d" % number).digest()
     return NewExample(digest, classname, {model: unit((number, len(model)), d) for model in models}, content)
 
@@ -64,7 +64,7 @@ async def number_of(engine, table):
 # Adding
 
 
-async def test_an_image_comes_back_with_its_digest_class_time_and_models(stored):
+async def test_an_image_has_a_digest_a_class_a_time_and_models(stored):
     added = await stored.add("pets", [image(1, "cat", models=("b", "a"), content=b"file"), image(2)])
     assert (added.added, added.relabelled, added.duplicates, added.revision) == (2, 0, 0, 1)
     first, second = await stored.list("pets", limit=10)
@@ -81,7 +81,7 @@ async def test_an_image_comes_back_with_its_digest_class_time_and_models(stored)
     assert [await stored.content("pets", each.id) for each in (first, second)] == [b"file", None]
 
 
-async def test_an_image_is_kept_once_and_gets_the_class_that_it_is_given_last(stored):
+async def test_an_image_is_stored_once_with_its_latest_class(stored):
     ids = (await stored.add("pets", [image(1), image(2, "cat"), image(3, "cat"), image(4)])).ids
     again = await stored.add("pets", [image(1, "dog"), image(2, "dog"), image(3), image(4), image(5)])
     assert (again.added, again.relabelled, again.duplicates, again.revision) == (1, 2, 2, 2)
@@ -89,14 +89,14 @@ async def test_an_image_is_kept_once_and_gets_the_class_that_it_is_given_last(st
     assert [each.classname for each in await stored.list("pets", limit=9)] == ["dog", "dog", "cat", None, None]
 
 
-async def test_of_an_image_that_is_given_twice_in_one_call_the_first_counts(stored):
+async def test_the_first_class_counts_if_an_image_occurs_twice_in_a_call(stored):
     added = await stored.add("pets", [image(1, "cat"), image(1, "dog"), image(1), image(2), image(2, "dog")])
     assert (added.added, added.relabelled, added.duplicates) == (2, 0, 3)
     assert added.ids == (added.ids[0],) * 3 + (added.ids[3],) * 2
     assert [each.classname for each in await stored.list("pets", limit=9)] == ["cat", None]
 
 
-async def test_an_image_that_is_there_gets_the_features_and_the_file_that_it_lacks_and_keeps_those_it_has(stored):
+async def test_a_stored_image_gets_missing_features_and_a_missing_file_only(stored):
     (example_id,) = (await stored.add("pets", [image(1, "cat")])).ids
     other = NewExample(image(1).digest, None, {MODEL: unit(99), "tower-2": unit(7)}, b"file")
     assert (await stored.add("pets", [other])).duplicates == 1
@@ -108,7 +108,7 @@ async def test_an_image_that_is_there_gets_the_features_and_the_file_that_it_lac
     assert await stored.content("pets", example_id) == b"file"
 
 
-async def test_the_revision_rises_with_each_change_and_with_nothing_else(stored):
+async def test_only_changes_increase_the_revision(stored):
     calls = [
         ([image(1), image(2, "cat")], 1),
         ([image(1), image(2, "cat")], 1),
@@ -126,7 +126,7 @@ async def test_the_revision_rises_with_each_change_and_with_nothing_else(stored)
     assert (await stored.delete("pets", classname="dog")).revision == 5
 
 
-async def test_a_class_that_the_current_version_does_not_have_is_answered_with_those_it_has(stored, repository):
+async def test_the_error_for_an_unknown_class_lists_the_classes(stored, repository):
     for classname in ("Cat", "owl", "\0", "\ud800"):
         with pytest.raises(UnknownNameError, match=r"^unknown class '.*'; known: cat, dog$") as caught:
             await stored.add("pets", [image(1, "cat"), image(2, classname)])
@@ -137,19 +137,19 @@ async def test_a_class_that_the_current_version_does_not_have_is_answered_with_t
     assert await stored.revision("pets") == 0
 
 
-async def test_too_many_images_are_refused_whole_with_the_setting_to_raise(stored):
+async def test_too_many_images_are_rejected_completely_with_the_setting_in_the_error(stored):
     await stored.add("pets", [image(number) for number in range(3)], max_examples=3)
     told = r"'pets' would have 5 example images, at most 4 are allowed; .*DEIXIS_MAX_EXAMPLES"
     with pytest.raises(TooLargeError, match=told):
         await stored.add("pets", [image(1, "cat"), image(8), image(9)], max_examples=4)
     assert await ids_of(stored, classname="cat") == []
     assert (await stored.add("pets", [image(0, "cat"), image(2), image(7)], max_examples=4)).added == 1
-    assert (await stored.add("pets", [image(0, "dog")], max_examples=1)).relabelled == 1  # nothing new is no reason
+    assert (await stored.add("pets", [image(0, "dog")], max_examples=1)).relabelled == 1  # stored images do not count
 
 
 @pytest.fixture
 def statements(engine):
-    """Every statement from the beginning of the test, but for those that begin transactions."""
+    """Return all SQL statements of the test except those that begin transactions."""
     seen = []
 
     def note(_connection, _cursor, statement, *_):
@@ -160,7 +160,7 @@ def statements(engine):
     return seen
 
 
-async def test_many_images_take_no_more_statements_than_few(stored, statements):
+async def test_the_number_of_statements_does_not_depend_on_the_number_of_images(stored, statements):
     numbers = []
     for images in (3, 600):
         statements.clear()
@@ -169,7 +169,7 @@ async def test_many_images_take_no_more_statements_than_few(stored, statements):
     assert numbers[0] == numbers[1] < 12
 
 
-async def test_more_images_than_a_statement_may_name_are_added_found_and_deleted(stored, monkeypatch):
+async def test_more_images_than_sql_variables_are_added_found_and_deleted(stored, monkeypatch):
     monkeypatch.setattr(examples, "_PER_STATEMENT", 7)
     items = [image(number, "cat" if number % 2 else None) for number in range(50)]
     added = await stored.add("pets", items)
@@ -179,7 +179,7 @@ async def test_more_images_than_a_statement_may_name_are_added_found_and_deleted
     assert await ids_of(stored) == list(added.ids[40:])
 
 
-async def test_additions_at_once_by_several_engines_lose_no_image_and_no_revision(url, engine, opened, stored):
+async def test_concurrent_additions_lose_no_image_and_no_revision(url, engine, opened, stored):
     repositories = [stored, *(ExampleRepository(opened(url)) for _ in range(3))]
     async with asyncio.timeout(60):
         done = await asyncio.gather(
@@ -215,7 +215,7 @@ asyncio.run(add_for_ever(sys.argv[1]))
 
 
 def add_until_killed(url):
-    """Return the last revision that a writer had acknowledged by the time it was killed."""
+    """Return the last revision that a writer had acknowledged before it was killed."""
     command = [sys.executable, "-c", KILLED, url]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as writer:
         first = [writer.stdout.readline() for _ in range(12)]
@@ -223,20 +223,20 @@ def add_until_killed(url):
         return int((first + [line for line in writer.stdout if line.endswith("\n")])[-1])
 
 
-async def test_every_acknowledged_image_is_there_with_its_features_after_the_writer_was_killed(url, opened, engine):
+async def test_acknowledged_images_and_features_survive_the_kill_of_the_writer(url, opened, engine):
     await engine.dispose()
     acknowledged = add_until_killed(url)
     again = ExampleRepository(opened(url))
     counts = await again.counts("pets", MODEL)
-    assert counts.revision - acknowledged in {0, 1}  # what was under way is there whole, or not at all
+    assert counts.revision - acknowledged in {0, 1}  # the last transaction is complete or missing
     assert (counts.unlabelled, counts.without_features) == (50 * counts.revision, 0)
 
 
-# Asking
+# Reading
 
 
 @pytest.mark.parametrize("name", ["cars", "\ud800", "\x00"])
-async def test_a_label_set_that_there_is_not_is_told(stored, name):
+async def test_an_unknown_label_set_is_an_error(stored, name):
     for call in (
         stored.add(name, [image(1)]),
         stored.known(name, [image(1).digest], [MODEL]),
@@ -254,7 +254,7 @@ async def test_a_label_set_that_there_is_not_is_told(stored, name):
             await call
 
 
-async def test_an_image_that_there_is_not_or_that_is_another_label_sets_is_told(stored, repository):
+async def test_an_unknown_image_or_one_of_another_label_set_is_an_error(stored, repository):
     await repository.put("cars", [ClassEntry("van")], "{}")
     (foreign,) = (await stored.add("cars", [image(1)])).ids
     for example_id in (foreign, foreign + 1, 0, -1, 2**63, 10**30):
@@ -265,7 +265,7 @@ async def test_an_image_that_there_is_not_or_that_is_another_label_sets_is_told(
     assert (await stored.get("cars", foreign)).classname is None
 
 
-async def test_images_are_known_that_have_features_of_every_model(stored):
+async def test_an_image_is_known_if_it_has_features_of_every_model(stored):
     await stored.add("pets", [image(1, models=("a", "b")), image(2, models=("a",)), image(3, models=())])
     digests = [image(number).digest for number in range(1, 5)]
     for models, known in ((["a", "b"], [0]), (["a"], [0, 1]), ([], [0, 1, 2]), (["c"], [])):
@@ -273,7 +273,7 @@ async def test_images_are_known_that_have_features_of_every_model(stored):
     assert await stored.known("pets", [], ["a"]) == frozenset()
 
 
-async def test_images_are_counted_by_class_also_of_classes_that_are_gone(stored, repository):
+async def test_images_are_counted_by_class_including_removed_classes(stored, repository):
     await stored.add("pets", [image(n, ("cat", "dog", None)[n % 3]) for n in range(10)])
     await stored.add("pets", [image(20, models=("tower-2",)), image(21, "cat", models=())])
     await repository.remove_class("pets", "dog")
@@ -298,7 +298,7 @@ async def test_images_are_listed_by_page_and_class(stored):
 # Features
 
 
-async def test_features_come_back_by_class_in_the_precision_of_half_floats(stored, monkeypatch):
+async def test_features_are_returned_by_class_in_half_precision(stored, monkeypatch):
     monkeypatch.setattr(examples, "_FEATURES_PER_PAGE", 7)
     names = ["cat", "dog", None]
     items = [image(n, names[n % 3], d=512) for n in range(40)]
@@ -318,7 +318,7 @@ async def test_features_come_back_by_class_in_the_precision_of_half_floats(store
     assert found.revision == 2
 
 
-async def test_features_of_other_models_label_sets_and_classes_are_left_out(stored, repository):
+async def test_features_of_other_models_label_sets_and_classes_are_excluded(stored, repository):
     await repository.put("cars", [ClassEntry("cat")], "{}")
     await stored.add("cars", [image(1, "cat"), image(2)])
     await stored.add("pets", [image(3, "cat"), image(4, "dog"), image(5), image(6, "cat", models=("tower-2",), d=4)])
@@ -339,7 +339,7 @@ async def test_features_of_other_models_label_sets_and_classes_are_left_out(stor
 
 
 @pytest.mark.parametrize("largest", [0, 1, 7, 29, 30, 31])
-async def test_a_pool_that_is_too_large_is_thinned_evenly_and_always_in_the_same_way(stored, largest):
+async def test_a_large_pool_is_sampled_evenly_and_deterministically(stored, largest):
     await stored.add("pets", [image(n, None if n % 2 else "cat") for n in range(60)])
     whole = await stored.features("pets", MODEL, ["cat"])
     some, again = [await stored.features("pets", MODEL, ["cat"], max_pool=largest) for _ in range(2)]
@@ -351,10 +351,10 @@ async def test_a_pool_that_is_too_large_is_thinned_evenly_and_always_in_the_same
     assert np.all(gaps[1:-1] >= 1)
     if 0 < largest <= 30:
         assert gaps[1:-1].size == 0 or np.ptp(gaps[1:-1]) <= 1
-        assert abs(gaps[0] - gaps[-1]) <= 2  # neither the oldest nor the newest are preferred
+        assert abs(gaps[0] - gaps[-1]) <= 2  # includes the oldest and the newest images
 
 
-async def test_features_are_those_of_one_moment_whatever_is_written_meanwhile(url, opened, stored, monkeypatch):
+async def test_features_are_a_snapshot_during_concurrent_writes(url, opened, stored, monkeypatch):
     monkeypatch.setattr(examples, "_FEATURES_PER_PAGE", 10)
     writer = ExampleRepository(opened(url))
 
@@ -372,7 +372,7 @@ async def test_features_are_those_of_one_moment_whatever_is_written_meanwhile(ur
 
 
 def delete_features(url):
-    """Delete all that there are, past the engine and without waiting for it."""
+    """Delete all features through a separate connection."""
     if url.startswith("sqlite"):
         connect = sqlite3.connect(url.removeprefix("sqlite:///"))
     else:
@@ -383,7 +383,7 @@ def delete_features(url):
         connection.commit()
 
 
-async def test_features_and_their_revision_belong_together_although_all_are_deleted_between(url, engine, stored):
+async def test_features_match_their_revision_during_a_concurrent_deletion(url, engine, stored):
     await stored.add("pets", [image(n, "cat" if n % 3 else None) for n in range(30)])
     seen = []
 
@@ -400,7 +400,7 @@ async def test_features_and_their_revision_belong_together_although_all_are_dele
     assert (found.revision, len(found.support_features), len(found.pool_features)) == (2, 0, 0)
 
 
-async def test_kept_images_without_features_of_a_model_can_be_given_some_later(stored):
+async def test_stored_files_without_features_of_a_model_get_features_later(stored):
     items = [image(n, models=(MODEL,) if n % 2 else (), content=b"%d" % n) for n in range(8)]
     ids = (await stored.add("pets", [*items, image(9, models=())])).ids
     first = await stored.missing("pets", MODEL, 3)
@@ -438,14 +438,14 @@ async def test_images_are_deleted_by_id_by_class_without_class_or_all(engine, st
     assert len(await stored.list("cars", limit=100)) == await number_of(engine, "example_features") == 4
 
 
-async def test_a_row_of_features_goes_with_its_image_whoever_deletes_that(engine, stored):
+async def test_features_are_deleted_with_their_image_on_every_path(engine, stored):
     ids = (await stored.add("pets", [image(n, models=("a", "b")) for n in range(3)])).ids
     async with engine.begin() as connection:
         await connection.execute(text(f"DELETE FROM examples WHERE id = {ids[1]}"))
     assert await number_of(engine, "example_features") == 4
 
 
-async def test_an_id_is_never_given_to_another_image(stored, repository):
+async def test_ids_of_deleted_images_are_not_reused(stored, repository):
     last = (await stored.add("pets", [image(1), image(2)])).ids[-1]
     await stored.delete("pets", everything=True)
     again = (await stored.add("pets", [image(2)])).ids[0]
@@ -455,7 +455,7 @@ async def test_an_id_is_never_given_to_another_image(stored, repository):
     assert (await stored.add("pets", [image(2)])).ids[0] > again
 
 
-async def test_deleting_a_label_set_takes_its_images_along_and_its_revision_goes_on(
+async def test_deleting_a_label_set_deletes_its_images_and_keeps_its_revision_counter(
     engine, stored, selections, repository
 ):
     await repository.put("cars", [ClassEntry("van")], "{}")
@@ -473,7 +473,7 @@ async def test_deleting_a_label_set_takes_its_images_along_and_its_revision_goes
 
 @pytest.fixture
 def sqlite_files(sqlite_url):
-    """Reads the whole database: the file and the write-ahead log."""
+    """Return a function that reads the database file and the write-ahead log."""
     file = Path(sqlite_url.removeprefix("sqlite:///"))
 
     def read():
@@ -483,7 +483,7 @@ def sqlite_files(sqlite_url):
 
 
 def traces(item):
-    """Return pieces of what is stored of an image, none of which anything else contains."""
+    """Return parts of a stored image that occur in no other image."""
     whole = [row.astype("<f2").tobytes() for row in item.features.values()] + [item.content or b""]
     return [item.digest, *(piece[at : at + 24] for piece in whole for at in range(0, len(piece) - 24, 211))]
 
@@ -500,7 +500,7 @@ async def found_of(files, items):
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
-async def test_nothing_of_a_deleted_image_is_left_in_the_files_of_sqlite(stored, repository, sqlite_files):
+async def test_deleted_images_are_erased_from_the_sqlite_files(stored, repository, sqlite_files):
     rng = np.random.default_rng(0)
     kept, number = {}, 0
     for _ in range(8):
@@ -517,9 +517,7 @@ async def test_nothing_of_a_deleted_image_is_left_in_the_files_of_sqlite(stored,
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
-async def test_a_large_database_is_not_written_anew_but_its_log_is_emptied_and_deleted_rows_overwritten(
-    stored, sqlite_files, monkeypatch
-):
+async def test_a_large_database_is_not_rewritten_but_deleted_rows_are_overwritten(stored, sqlite_files, monkeypatch):
     monkeypatch.setattr(database, "VACUUMED_BYTES", 0)
     rng = np.random.default_rng(0)
     items = [distinctive(number, rng) for number in range(1, 4)]
@@ -529,7 +527,7 @@ async def test_a_large_database_is_not_written_anew_but_its_log_is_emptied_and_d
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
-async def test_while_somebody_reads_a_deletion_is_answered_and_the_next_one_empties_the_log(
+async def test_a_deletion_during_a_read_succeeds_and_the_next_one_truncates_the_log(
     url, request, stored, sqlite_files, monkeypatch
 ):
     monkeypatch.setattr(database, "SCRUB_TIMEOUT_S", 0.05)
@@ -541,17 +539,15 @@ async def test_while_somebody_reads_a_deletion_is_answered_and_the_next_one_empt
         (example_id,) = (await stored.add("pets", [item])).ids
         async with asyncio.timeout(5):
             assert (await stored.delete("pets", ids=[example_id])).deleted == 1
-        assert await found_of(sqlite_files, [item]) == [item]  # the reader may still ask for what the log has
+        assert await found_of(sqlite_files, [item]) == [item]  # the reader may still need pages of the log
     await stored.delete("pets", everything=True)
     assert await found_of(sqlite_files, [item]) == []
 
 
-# What was chosen
+# Selections
 
 
-async def test_what_was_chosen_comes_back_with_what_it_was_chosen_for_and_what_is_there_now(
-    stored, selections, repository
-):
+async def test_a_selection_is_returned_with_its_revision_and_the_current_one(stored, selections, repository):
     assert await selections.get("pets", MODEL) is None
     await stored.add("pets", [image(1, "cat")])
     result = {"method": "gda", "options": {"alpha": 0.5}, "accuracy": None}
@@ -568,7 +564,7 @@ async def test_what_was_chosen_comes_back_with_what_it_was_chosen_for_and_what_i
     assert (await selections.get("pets", MODEL)).last_version == 2
 
 
-async def test_what_was_chosen_for_less_never_replaces_what_was_chosen_for_more(selections):
+async def test_a_selection_for_an_older_revision_does_not_replace_a_newer_one(selections):
     for version, revision, taken in ((2, 5, True), (1, 9, False), (2, 4, False), (2, 5, True), (3, 1, True)):
         assert await selections.put("pets", MODEL, version, revision, {"of": [version, revision]}) is taken
         if taken:
@@ -576,7 +572,7 @@ async def test_what_was_chosen_for_less_never_replaces_what_was_chosen_for_more(
     assert (await selections.get("pets", MODEL)).version == 3
 
 
-async def test_of_choices_that_come_at_once_the_newest_stays(url, opened, selections):
+async def test_the_newest_of_concurrent_selections_is_kept(url, opened, selections):
     others = [selections, SelectionRepository(opened(url))]
     revisions = np.random.default_rng(0).permutation(20).tolist()
     await asyncio.gather(*(others[n % 2].put("pets", MODEL, 1, n, {"n": n}) for n in revisions))
@@ -584,7 +580,7 @@ async def test_of_choices_that_come_at_once_the_newest_stays(url, opened, select
 
 
 @pytest.mark.parametrize("name", ["cars", "gone", "\ud800", "\x00"])
-async def test_nothing_is_noted_of_a_label_set_that_there_is_not(engine, selections, repository, name):
+async def test_a_selection_for_an_unknown_label_set_is_not_stored(engine, selections, repository, name):
     await repository.put("gone", [ClassEntry("cat")], "{}")
     await repository.delete("gone")
     assert not await selections.put(name, MODEL, 1, 1, {})
@@ -592,7 +588,7 @@ async def test_nothing_is_noted_of_a_label_set_that_there_is_not(engine, selecti
     assert await number_of(engine, "selections") == 0
 
 
-async def test_one_statement_tells_what_was_chosen(selections, statements):
+async def test_a_selection_is_read_with_one_statement(selections, statements):
     await selections.put("pets", MODEL, 1, 1, {})
     statements.clear()
     await selections.get("pets", MODEL)

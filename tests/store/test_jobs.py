@@ -1,4 +1,4 @@
-"""Every job is run by one process at a time, and a dead process loses its jobs to the next."""
+"""A job is run by one process at a time; after a process died, another one takes over its jobs."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -19,7 +19,7 @@ def jobs(engine):
     return JobRepository(engine)
 
 
-async def test_a_job_is_given_back_as_it_was_added(jobs):
+async def test_an_added_job_is_returned_unchanged(jobs):
     added = await jobs.add("describe", "pets", {"accept": True, "classes": None}, total=4)
     found = await jobs.get(added.id)
     assert found == added
@@ -28,7 +28,7 @@ async def test_a_job_is_given_back_as_it_was_added(jobs):
     assert (found.done, found.total, found.result, found.error, found.finished_at) == (0, 4, None, None, None)
 
 
-async def test_jobs_are_taken_in_order_each_once_and_by_kind(jobs):
+async def test_jobs_are_claimed_once_in_order_and_by_kind(jobs):
     first = await jobs.add("describe", "a", {})
     other = await jobs.add("evaluate", "b", {}, attachment=b"\x00\xff")
     second = await jobs.add("describe", "c", {})
@@ -43,18 +43,18 @@ async def taken(jobs, kind, owner, lease_s=60):
     return None if claimed is None else claimed[0].id
 
 
-async def test_processes_that_look_at_the_same_moment_take_different_jobs(jobs):
+async def test_concurrent_workers_claim_different_jobs(jobs):
     added = {(await jobs.add("describe", "a", {})).id for _ in range(6)}
     found = await asyncio.gather(*(taken(jobs, "describe", f"owner {number}") for number in range(12)))
     claimed = [each for each in found if each is not None]
     assert len(claimed) == len(set(claimed))
-    # Who found the row locked looks again later.
+    # A worker that found the row locked polls again later.
     while (more := await taken(jobs, "describe", "late")) is not None:
         claimed.append(more)
     assert sorted(claimed) == sorted(added)
 
 
-async def test_a_job_whose_lease_has_ended_is_taken_over_and_its_first_owner_can_do_nothing_more(jobs):
+async def test_an_expired_lease_is_taken_over_and_its_first_owner_cannot_write(jobs):
     job = await jobs.add("describe", "a", {})
     assert await taken(jobs, "describe", "dead", lease_s=-1) == job.id
     assert await taken(jobs, "describe", "alive") == job.id
@@ -65,14 +65,14 @@ async def test_a_job_whose_lease_has_ended_is_taken_over_and_its_first_owner_can
     assert (await jobs.get(job.id)).status is JobStatus.RUNNING
 
 
-async def test_a_lease_that_is_renewed_does_not_end(jobs):
+async def test_a_renewed_lease_does_not_expire(jobs):
     job = await jobs.add("describe", "a", {})
     await jobs.claim("describe", "one", -1)
     assert await jobs.renew(job.id, "one", 60)
     assert await jobs.claim("describe", "two", 60) is None
 
 
-async def test_progress_and_result_are_kept_and_the_attachment_is_not(jobs, engine):
+async def test_progress_and_result_are_stored_and_the_attachment_is_deleted(jobs, engine):
     job = await jobs.add("evaluate", "a", {}, attachment=b"features")
     await jobs.claim("evaluate", "one", 60)
     assert await jobs.advance(job.id, "one", 2, 3)
@@ -85,7 +85,7 @@ async def test_progress_and_result_are_kept_and_the_attachment_is_not(jobs, engi
         assert await session.scalar(update(JobRow).values(done=9).returning(JobRow.attachment)) is None
 
 
-async def test_a_job_that_failed_tells_why(jobs):
+async def test_a_failed_job_has_an_error(jobs):
     job = await jobs.add("describe", "a", {})
     await jobs.claim("describe", "one", 60)
     await jobs.finish(job.id, "one", error="no answer")
@@ -94,14 +94,14 @@ async def test_a_job_that_failed_tells_why(jobs):
     assert await jobs.claim("describe", "one", -1) is None
 
 
-async def test_a_job_that_is_released_is_taken_by_the_next(jobs):
+async def test_a_released_job_is_claimed_by_the_next_worker(jobs):
     job = await jobs.add("describe", "a", {})
     await jobs.claim("describe", "one", 60)
     assert await jobs.release(job.id, "one")
     assert await taken(jobs, "describe", "two") == job.id
 
 
-async def test_cancelling_stops_a_job_wherever_it_is_and_leaves_a_finished_one(jobs):
+async def test_a_job_can_be_cancelled_in_every_state_except_finished(jobs):
     waiting, running, finished = [await jobs.add(kind, "a", {}) for kind in ("w", "r", "f")]
     await jobs.claim("r", "one", 60)
     await jobs.claim("f", "one", 60)
@@ -116,7 +116,7 @@ async def test_cancelling_stops_a_job_wherever_it_is_and_leaves_a_finished_one(j
 
 
 @pytest.mark.parametrize("job_id", ["nothing", "", "\x00", "\ud800", "jöb"])
-async def test_an_id_that_no_job_has_is_told(jobs, job_id):
+async def test_an_unknown_job_id_is_an_error(jobs, job_id):
     for call in (jobs.get, jobs.cancel):
         with pytest.raises(UnknownNameError, match=r"unknown job .*GET /v1/jobs"):
             await call(job_id)
@@ -124,7 +124,7 @@ async def test_an_id_that_no_job_has_is_told(jobs, job_id):
         await jobs.list(10, after=job_id)
 
 
-async def test_jobs_are_listed_newest_first_page_by_page(jobs):
+async def test_jobs_are_listed_newest_first_in_pages(jobs):
     added = [(await jobs.add("describe", "a", {})).id for _ in range(5)]
     pages, after = [], None
     while page := await jobs.list(2, after=after):
@@ -134,7 +134,7 @@ async def test_jobs_are_listed_newest_first_page_by_page(jobs):
     assert [job_id for page in pages for job_id in page] == added[::-1]
 
 
-async def test_jobs_that_finished_long_ago_are_forgotten_and_no_others(jobs, engine):
+async def test_only_old_finished_jobs_are_deleted(jobs, engine):
     old, recent, running = [await jobs.add(kind, "a", {}) for kind in ("o", "n", "r")]
     for kind, job in (("o", old), ("n", recent)):
         await jobs.claim(kind, "one", 60)

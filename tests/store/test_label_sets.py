@@ -22,7 +22,7 @@ async def number_of(engine, row):
         return await session.scalar(select(func.count()).select_from(row))
 
 
-async def test_a_label_set_comes_back_as_it_was_put(repository):
+async def test_a_stored_label_set_is_returned_unchanged(repository):
     put, created = await repository.put("кошки 🐈", [LYNX, PUMA], "a photo of a {}.")
     assert created
     assert put.reference == "кошки 🐈@1"
@@ -31,14 +31,14 @@ async def test_a_label_set_comes_back_as_it_was_put(repository):
     assert await repository.get("кошки 🐈") == put
 
 
-async def test_every_version_says_when_it_was_made_in_utc(repository):
+async def test_every_version_has_a_creation_time_in_utc(repository):
     put, _ = await repository.put("pets", [LYNX], "photo")
     for made in (put, await repository.get("pets")):
         assert made.created_at.utcoffset() == timedelta(0)
         assert abs(datetime.now(UTC) - made.created_at) < timedelta(minutes=1)
 
 
-async def test_the_time_of_a_version_does_not_depend_on_the_time_zone_of_the_database_session(engine, repository):
+async def test_creation_times_do_not_depend_on_the_time_zone_of_the_session(engine, repository):
     put, _ = await repository.put("pets", [LYNX], "photo")
     if engine.dialect.name == "postgresql":
         async with engine.begin() as connection:
@@ -47,7 +47,7 @@ async def test_the_time_of_a_version_does_not_depend_on_the_time_zone_of_the_dat
     assert (again.created_at, again.created_at.tzinfo) == (put.created_at, UTC)
 
 
-async def test_putting_again_makes_a_new_version_and_leaves_the_old_one_as_it_was(repository):
+async def test_putting_again_creates_a_version_and_keeps_the_old_one(repository):
     first, _ = await repository.put("pets", [LYNX], "photo")
     second, created = await repository.put("pets", [PUMA], "sketch")
     assert not created
@@ -57,7 +57,7 @@ async def test_putting_again_makes_a_new_version_and_leaves_the_old_one_as_it_wa
     assert await repository.get("pets", 1) == first
 
 
-async def test_an_unknown_label_set_is_answered_with_the_known_ones(repository):
+async def test_the_error_for_an_unknown_label_set_lists_the_known_ones(repository):
     for name in ("zoo", "pets", "gone"):
         await repository.put(name, [LYNX], "photo")
     await repository.delete("gone")
@@ -66,7 +66,7 @@ async def test_an_unknown_label_set_is_answered_with_the_known_ones(repository):
     assert caught.value.message == "unknown label set 'pet'; known: pets, zoo"
 
 
-async def test_an_unknown_version_is_answered_with_the_known_ones(repository):
+async def test_the_error_for_an_unknown_version_lists_the_known_ones(repository):
     await repository.put("pets", [LYNX], "photo")
     with pytest.raises(UnknownNameError, match=r"^unknown label set version 'pets@2'; known: 1$"):
         await repository.get("pets", 2)
@@ -79,7 +79,7 @@ async def test_an_unknown_version_is_answered_with_the_known_ones(repository):
 @pytest.mark.parametrize(
     "name", ["\0", "pets\0", "\ud800", "'; DROP TABLE label_sets; --", "%", "pe_s", "", "x" * 10_000]
 )
-async def test_a_name_that_nothing_can_have_is_unknown_and_does_no_harm(repository, name):
+async def test_an_invalid_name_is_unknown(repository, name):
     await repository.put("pets", [LYNX], "photo")
     for call in (
         repository.get(name),
@@ -95,7 +95,7 @@ async def test_a_name_that_nothing_can_have_is_unknown_and_does_no_harm(reposito
     assert (await repository.get("pets")).version == 1
 
 
-async def test_quotes_and_statements_in_values_are_only_text(repository):
+async def test_sql_in_values_is_stored_as_text(repository):
     hostile = "'); DROP TABLE label_sets; -- \" %s :name ? \\"
     await repository.put("pets", [ClassEntry(hostile, (hostile,), (hostile,))], hostile)
     again = await repository.get("pets")
@@ -103,7 +103,7 @@ async def test_quotes_and_statements_in_values_are_only_text(repository):
     assert again.templates == hostile
 
 
-async def test_the_list_is_sorted_by_code_point_and_continues_behind_a_name(repository):
+async def test_the_list_is_sorted_by_code_point_and_paged_by_name(repository):
     names = ["Zebra", "apple", "zoo", "éclair", "動物", "🐶"]
     for name in reversed(names):
         await repository.put(name, [LYNX], "photo")
@@ -114,26 +114,26 @@ async def test_the_list_is_sorted_by_code_point_and_continues_behind_a_name(repo
     assert await repository.list(3, after="🐶") == []
 
 
-async def test_the_list_shows_the_current_version_and_its_number_of_classes(repository):
+async def test_the_list_has_the_current_version_and_its_number_of_classes(repository):
     await repository.put("pets", [LYNX], "photo")
     current, _ = await repository.put("pets", [LYNX, PUMA, OCELOT], "photo")
     assert await repository.list(10) == [LabelSetSummary("pets", 2, 3, current.created_at)]
 
 
-async def test_the_list_leaves_out_what_was_deleted(repository):
+async def test_the_list_excludes_deleted_label_sets(repository):
     await repository.put("pets", [LYNX], "photo")
     await repository.delete("pets")
     assert await repository.list(10) == []
 
 
 @pytest.mark.parametrize("after", ["\0", "\ud800"])
-async def test_the_list_refuses_to_continue_behind_what_cannot_be_a_name(repository, after):
+async def test_the_list_rejects_an_invalid_name_to_continue_after(repository, after):
     with pytest.raises(InvalidFieldError, match=r"^after: ") as caught:
         await repository.list(10, after=after)
     caught.value.message.encode()
 
 
-async def test_putting_goes_through_when_the_current_version_is_among_those_expected(repository):
+async def test_putting_succeeds_if_the_current_version_is_expected(repository):
     await repository.put("pets", [LYNX], "photo")
     second, _ = await repository.put("pets", [LYNX], "photo", if_match={7, 1})
     third, _ = await repository.put("pets", [LYNX], "photo", if_match=ANY)
@@ -141,9 +141,7 @@ async def test_putting_goes_through_when_the_current_version_is_among_those_expe
 
 
 @pytest.mark.parametrize(("expected", "named"), [({1}, "1"), ({9, 3, 1}, "1, 3, 9"), (frozenset(), "none")])
-async def test_every_change_to_another_version_than_expected_is_refused_with_the_current_one(
-    repository, expected, named
-):
+async def test_a_change_with_another_expected_version_is_rejected_with_the_current_one(repository, expected, named):
     await repository.put("pets", [LYNX], "photo")
     await repository.put("pets", [LYNX, PUMA], "photo")
     for call in (
@@ -159,20 +157,20 @@ async def test_every_change_to_another_version_than_expected_is_refused_with_the
 
 
 @pytest.mark.parametrize("expected", [ANY, {1}])
-async def test_putting_what_must_exist_and_does_not_is_refused(engine, repository, expected):
+async def test_updating_a_missing_label_set_is_rejected(engine, repository, expected):
     with pytest.raises(PreconditionFailedError, match="there is no label set 'pets'"):
         await repository.put("pets", [LYNX], "photo", if_match=expected)
     assert await number_of(engine, LabelSetRow) == 0
 
 
-async def test_putting_what_must_not_exist_makes_it_once(repository):
+async def test_creating_a_label_set_succeeds_once(repository):
     await repository.put("pets", [LYNX], "photo", if_none_match_any=True)
     with pytest.raises(PreconditionFailedError, match="'pets' exists already, at version 1"):
         await repository.put("pets", [PUMA], "photo", if_none_match_any=True)
     assert (await repository.get("pets")).classes == (LYNX,)
 
 
-async def test_after_a_deletion_nothing_is_left_and_version_numbers_go_on(engine, repository):
+async def test_a_deletion_removes_all_rows_and_version_numbers_continue(engine, repository):
     for _ in range(3):
         await repository.put("pets", [LYNX], "photo")
     await repository.delete("pets", if_match={3})
@@ -188,9 +186,7 @@ async def test_after_a_deletion_nothing_is_left_and_version_numbers_go_on(engine
         await repository.get("pets", 3)
 
 
-async def test_what_another_process_writes_or_deletes_is_seen_at_once_although_versions_are_kept(
-    url, opened, repository
-):
+async def test_writes_of_another_process_are_visible_immediately_despite_the_cache(url, opened, repository):
     other = LabelSetRepository(opened(url))
     await repository.put("pets", [ClassEntry("cat")], "photo")
     first = await repository.get("pets")
@@ -215,7 +211,7 @@ async def test_deleting_twice_is_an_unknown_label_set(repository):
         await repository.delete("pets")
 
 
-async def test_added_classes_come_behind_the_present_ones_in_a_new_version(repository):
+async def test_added_classes_are_appended_in_a_new_version(repository):
     first, _ = await repository.put("pets", [LYNX], "photo")
     second = await repository.add_classes("pets", [PUMA, OCELOT], if_match={1})
     assert (second.version, second.classes, second.templates) == (2, (LYNX, PUMA, OCELOT), "photo")
@@ -223,21 +219,21 @@ async def test_added_classes_come_behind_the_present_ones_in_a_new_version(repos
     assert await repository.get("pets", 1) == first
 
 
-async def test_adding_classes_that_are_there_already_is_refused_with_their_names(repository):
+async def test_adding_existing_classes_is_rejected_with_their_names(repository):
     await repository.put("pets", [LYNX, PUMA], "photo")
     with pytest.raises(ConflictError, match="'pets' has these classes already: 'puma', 'lynx';"):
         await repository.add_classes("pets", [ClassEntry("Puma"), OCELOT, ClassEntry("lynx")])
     assert (await repository.get("pets")).version == 1
 
 
-async def test_adding_past_the_limit_is_refused_with_the_setting_to_raise(repository):
+async def test_adding_more_classes_than_the_limit_is_rejected_with_the_setting(repository):
     await repository.put("pets", [LYNX], "photo")
     with pytest.raises(TooLargeError, match=r"would have 3 classes, at most 2 are allowed.*DEIXIS_MAX_CLASSES"):
         await repository.add_classes("pets", [PUMA, OCELOT], max_classes=2)
     assert (await repository.add_classes("pets", [PUMA], max_classes=2)).version == 2
 
 
-async def test_a_removed_class_is_gone_from_the_new_version_only(repository):
+async def test_removing_a_class_changes_the_new_version_only(repository):
     await repository.put("pets", [LYNX, PUMA], "photo")
     second = await repository.remove_class("pets", "lynx", if_match={1})
     assert (second.version, second.classes) == (2, (PUMA,))
@@ -245,7 +241,7 @@ async def test_a_removed_class_is_gone_from_the_new_version_only(repository):
 
 
 @pytest.mark.parametrize("classname", ["Lynx", "cat", "\0", "\ud800"])
-async def test_removing_an_unknown_class_is_answered_with_the_known_ones(repository, classname):
+async def test_the_error_for_removing_an_unknown_class_lists_the_classes(repository, classname):
     await repository.put("pets", [LYNX, PUMA], "photo")
     with pytest.raises(UnknownNameError, match=r"unknown class '.*'; known: lynx, puma") as caught:
         await repository.remove_class("pets", classname)
@@ -259,7 +255,7 @@ async def test_the_last_class_cannot_be_removed(repository):
     assert (await repository.get("pets")).version == 1
 
 
-async def test_a_large_label_set_comes_back_whole(repository):
+async def test_a_large_label_set_is_returned_completely(repository):
     entries = tuple(
         ClassEntry(f"class {n} 動物", tuple(f"description {n}.{m}" for m in range(20))) for n in range(2000)
     )
@@ -268,7 +264,7 @@ async def test_a_large_label_set_comes_back_whole(repository):
     assert [summary.class_count for summary in await repository.list(1)] == [2000]
 
 
-async def test_none_of_fifty_concurrent_additions_is_lost(repository):
+async def test_fifty_concurrent_additions_are_all_kept(repository):
     await repository.put("pets", [LYNX], "photo")
     added = await asyncio.gather(*(repository.add_classes("pets", [ClassEntry(f"class {n}")]) for n in range(50)))
     assert sorted(label_set.version for label_set in added) == list(range(2, 52))
@@ -279,14 +275,14 @@ async def test_none_of_fifty_concurrent_additions_is_lost(repository):
         assert await repository.get("pets", label_set.version) == label_set
 
 
-async def test_none_of_the_concurrent_additions_by_several_processes_worth_of_pools_is_lost(url, engine, opened):
+async def test_concurrent_additions_by_several_engines_are_all_kept(url, engine, opened):
     repositories = [LabelSetRepository(engine), *(LabelSetRepository(opened(url)) for _ in range(3))]
     await repositories[0].put("pets", [LYNX], "photo")
     await asyncio.gather(*(repositories[n % 4].add_classes("pets", [ClassEntry(f"class {n}")]) for n in range(40)))
     assert len((await repositories[0].get("pets")).classes) == 41
 
 
-async def test_concurrent_first_puts_of_one_name_get_distinct_versions_and_one_of_them_creates(repository):
+async def test_concurrent_first_puts_get_different_versions_and_one_creates(repository):
     done = await asyncio.gather(*(repository.put("pets", [ClassEntry(f"class {n}")], "photo") for n in range(20)))
     assert sorted(label_set.version for label_set, _ in done) == list(range(1, 21))
     assert [label_set.version for label_set, created in done if created] == [1]
@@ -294,14 +290,14 @@ async def test_concurrent_first_puts_of_one_name_get_distinct_versions_and_one_o
         assert await repository.get("pets", label_set.version) == label_set
 
 
-async def test_of_concurrent_puts_that_must_create_one_wins(repository):
+async def test_one_of_concurrent_creations_succeeds(repository):
     puts = (repository.put("pets", [ClassEntry(f"class {n}")], "photo", if_none_match_any=True) for n in range(20))
     done = await asyncio.gather(*puts, return_exceptions=True)
     assert sum(isinstance(outcome, PreconditionFailedError) for outcome in done) == 19
     assert (await repository.get("pets")).version == 1
 
 
-async def test_of_concurrent_changes_to_one_version_one_wins(repository):
+async def test_one_of_concurrent_changes_to_a_version_succeeds(repository):
     await repository.put("pets", [LYNX], "photo")
     changes = (repository.add_classes("pets", [ClassEntry(f"class {n}")], if_match={1}) for n in range(20))
     done = await asyncio.gather(*changes, return_exceptions=True)
@@ -309,7 +305,7 @@ async def test_of_concurrent_changes_to_one_version_one_wins(repository):
     assert len((await repository.get("pets")).classes) == 2
 
 
-async def test_deletions_and_puts_at_once_never_give_a_version_number_out_twice(repository):
+async def test_concurrent_deletions_and_puts_never_reuse_a_version_number(repository):
     async def delete():
         try:
             await repository.delete("pets")
@@ -323,18 +319,18 @@ async def test_deletions_and_puts_at_once_never_give_a_version_number_out_twice(
     assert sorted(versions) == list(range(2, 2 + len(versions)))
 
 
-async def test_writers_of_different_label_sets_do_not_disturb_each_other(repository):
+async def test_writers_of_different_label_sets_do_not_conflict(repository):
     await asyncio.gather(*(repository.put(f"set {n}", [LYNX], "photo") for n in range(30)))
     assert [summary.version for summary in await repository.list(100)] == [1] * 30
 
 
-async def test_writers_that_are_cancelled_anywhere_leave_no_lock_and_no_half_written_version(engine, repository):
+async def test_cancelled_writers_leave_no_lock_and_no_partial_version(engine, repository):
     await repository.put("pets", [LYNX], "photo")
-    outcomes = []  # kept, because the traceback of a cancellation keeps hold of the statement that it interrupted
+    outcomes = []  # stored, because the traceback of a cancellation keeps a reference to its statement
     for n in range(60):
         entries = [ClassEntry(f"class {n}.{m}") for m in range(3)]
         tasks = [asyncio.create_task(repository.add_classes("pets", [entry])) for entry in entries]
-        await asyncio.sleep(n * 0.0003)  # not a wait for anything: each round is interrupted at another place
+        await asyncio.sleep(n * 0.0003)  # each round is cancelled at another point
         for task in tasks[1:]:
             task.cancel()
         outcomes += await asyncio.gather(*tasks, return_exceptions=True)
@@ -344,7 +340,7 @@ async def test_writers_that_are_cancelled_anywhere_leave_no_lock_and_no_half_wri
     assert await number_of(engine, LabelSetVersionRow) == current.version
 
 
-async def test_what_was_put_is_there_after_the_service_starts_again(url, engine, repository, opened):
+async def test_stored_label_sets_survive_a_restart(url, engine, repository, opened):
     put, _ = await repository.put("pets", [LYNX], "photo")
     await engine.dispose()
     again = opened(url)

@@ -58,12 +58,12 @@ async def revision_of(engine):
         return await connection.scalar(text(f"SELECT version_num FROM {SCHEMA_VERSION_TABLE}"))
 
 
-async def test_the_migrations_arrive_at_the_tables_of_the_code(engine):
+async def test_migrations_produce_the_tables_of_the_code(engine):
     async with engine.connect() as connection:
         assert await connection.run_sync(differences) == []
 
 
-async def test_a_difference_between_migrations_and_code_would_be_found(engine):
+async def test_a_difference_between_migrations_and_code_is_detected(engine):
     async with engine.begin() as connection:
         await connection.execute(text("ALTER TABLE label_set_versions ADD COLUMN stray TEXT"))
     async with engine.connect() as connection:
@@ -71,11 +71,11 @@ async def test_a_difference_between_migrations_and_code_would_be_found(engine):
 
 
 def counts_on(table):
-    """Tell whether SQLite never gives an id of the table twice; SQLAlchemy cannot name the key of such a one there."""
+    """Return whether SQLite never reuses ids of the table; SQLAlchemy cannot name the primary key of such a table."""
     return table.dialect_options["sqlite"]["autoincrement"]
 
 
-async def test_constraints_carry_the_names_that_the_code_would_give(engine):
+async def test_constraints_have_the_names_of_the_code(engine):
     tables = Base.metadata.sorted_tables
     unnamed = [table for table in tables if engine.dialect.name == "sqlite" and counts_on(table)]
 
@@ -95,7 +95,7 @@ async def test_constraints_carry_the_names_that_the_code_would_give(engine):
         )
 
 
-async def test_sqlite_never_gives_an_id_twice_in_the_tables_that_say_so(sqlite_url, opened):
+async def test_sqlite_never_reuses_ids_of_autoincrement_tables(sqlite_url, opened):
     engine = opened(sqlite_url)
     await migrate(engine)
     async with engine.connect() as connection:
@@ -110,7 +110,7 @@ def upgrade_to(connection, revision):
     command.upgrade(config, revision)
 
 
-async def test_label_sets_of_before_there_were_examples_have_none_at_revision_0(url, opened):
+async def test_label_sets_older_than_examples_have_none_at_revision_0(url, opened):
     engine = opened(url)
     now = "2025-01-01 00:00:00"
     async with engine.begin() as connection:
@@ -124,13 +124,13 @@ async def test_label_sets_of_before_there_were_examples_have_none_at_revision_0(
     assert await ExampleRepository(engine).counts("pets") == ExampleCounts(0, {}, 0, 0)
 
 
-async def test_migrating_again_changes_nothing(engine, repository):
+async def test_a_second_migration_changes_nothing(engine, repository):
     put, _ = await repository.put("pets", [ClassEntry("lynx")], "photo")
     await migrate(engine)
     assert await repository.get("pets") == put
 
 
-async def test_a_schema_newer_than_the_release_is_refused_with_its_revision_and_left_alone(engine, repository):
+async def test_a_newer_schema_is_rejected_with_its_revision_and_not_changed(engine, repository):
     put, _ = await repository.put("pets", [ClassEntry("lynx")], "photo")
     async with engine.begin() as connection:
         await connection.execute(text(f"UPDATE {SCHEMA_VERSION_TABLE} SET version_num = '0999'"))
@@ -140,7 +140,7 @@ async def test_a_schema_newer_than_the_release_is_refused_with_its_revision_and_
     assert await repository.get("pets") == put
 
 
-async def test_a_migration_that_fails_leaves_nothing_behind(url, opened):
+async def test_a_failed_migration_is_rolled_back(url, opened):
     engine = opened(url)
     async with engine.begin() as connection:
         await connection.execute(text("CREATE TABLE label_set_versions (somebody_elses TEXT)"))
@@ -149,7 +149,7 @@ async def test_a_migration_that_fails_leaves_nothing_behind(url, opened):
     assert await table_names(engine) == {"label_set_versions"}
 
 
-async def test_an_unfinished_migration_of_another_engine_is_waited_for(url, opened):
+async def test_a_migration_waits_for_that_of_another_engine(url, opened):
     engines = [opened(url) for _ in range(5)]
     async with asyncio.timeout(30):
         await asyncio.gather(*(migrate(engine) for engine in engines))
@@ -157,7 +157,7 @@ async def test_an_unfinished_migration_of_another_engine_is_waited_for(url, open
 
 
 def start_at_once(url, processes):
-    """Return what each process wrote to standard error, and how it ended."""
+    """Return the standard error and the exit status of each process."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     command = [sys.executable, "-W", "error", "-c", STARTING, url]
     started = [subprocess.Popen(command, cwd=ROOT, text=True, **pipes) for _ in range(processes)]
@@ -169,12 +169,12 @@ def start_at_once(url, processes):
     return [(process.communicate(timeout=60)[1], process.returncode) for process in started]
 
 
-async def test_processes_that_start_at_once_migrate_once(url, opened):
+async def test_concurrent_starts_migrate_once(url, opened):
     assert start_at_once(url, processes=3) == [("", 0)] * 3
     assert (await LabelSetRepository(opened(url)).put("pets", [ClassEntry("lynx")], "photo"))[1]
 
 
-async def test_the_migrations_are_found_wherever_the_package_is_installed(sqlite_url, opened, tmp_path, monkeypatch):
+async def test_migrations_are_found_in_an_installed_package(sqlite_url, opened, tmp_path, monkeypatch):
     elsewhere = tmp_path / "100% new: folder, with 'signs'"
     shutil.copytree(database.MIGRATIONS, elsewhere)
     monkeypatch.setattr(database, "MIGRATIONS", elsewhere)
@@ -184,9 +184,9 @@ async def test_the_migrations_are_found_wherever_the_package_is_installed(sqlite
 
 
 async def schema_of(engine):
-    """Return what the database itself says of its tables, apart from the order of columns."""
+    """Return the schema that the database reports, independent of the order of columns."""
 
-    def told(connection):
+    def reflect(connection):
         inspector = inspect(connection)
         return {
             name: (
@@ -199,19 +199,19 @@ async def schema_of(engine):
         }
 
     async with engine.connect() as connection:
-        return await connection.run_sync(told)
+        return await connection.run_sync(reflect)
 
 
 REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
 
 
-def test_the_revisions_are_all_that_there_are():
+def test_all_revisions_are_listed():
     assert newest_revision() == REVISIONS[-1]
     assert len(list((database.MIGRATIONS / "versions").glob("[0-9]*.py"))) == len(REVISIONS)
 
 
 @pytest.mark.parametrize("revision", REVISIONS[:-1])
-async def test_each_revision_can_be_taken_back_to_and_the_way_forward_arrives_at_the_same(engine, repository, revision):
+async def test_a_downgrade_to_each_revision_and_an_upgrade_restore_the_schema(engine, repository, revision):
     put, _ = await repository.put("pets", [ClassEntry("lynx")], "photo")
     await engine_filled(engine)
     arrived = await schema_of(engine)
@@ -228,13 +228,13 @@ async def test_each_revision_can_be_taken_back_to_and_the_way_forward_arrives_at
 
 
 async def engine_filled(engine):
-    """Put a row into every table that later revisions brought."""
+    """Insert a row into every table of later revisions."""
     await KeyRepository(engine).add(Key("0123456789ab", Scope.ADMIN, OPEN_NAMESPACE), bytes(32))
     await JobRepository(engine).add("describe", "pets", {}, total=3)
     await ExampleRepository(engine).add("pets", [NewExample(bytes(32), "lynx", {"fake": np.ones(2, np.float16)})])
 
 
-async def test_what_a_revision_does_not_have_goes_and_the_rest_stays(engine, repository):
+async def test_a_downgrade_deletes_newer_tables_and_keeps_the_others(engine, repository):
     await repository.put("pets", [ClassEntry("lynx")], "photo")
     await engine_filled(engine)
     await downgrade(engine, "0004")
@@ -250,13 +250,13 @@ async def test_what_a_revision_does_not_have_goes_and_the_rest_stays(engine, rep
 
 
 @pytest.mark.parametrize("revision", [REVISIONS[-1], "0999", "", "base", "-1", "head"])
-async def test_only_an_older_revision_can_be_gone_back_to(engine, revision):
+async def test_a_downgrade_requires_an_older_revision(engine, revision):
     with pytest.raises(StoreError, match="no older one is called"):
         await downgrade(engine, revision)
     assert await revision_of(engine) == REVISIONS[-1]
 
 
-async def test_an_empty_database_has_no_revision_and_nothing_to_take_back(url, opened):
+async def test_an_empty_database_has_no_revision_and_cannot_be_downgraded(url, opened):
     engine = opened(url)
     assert await schema_revision(engine) is None
     with pytest.raises(StoreError, match="revision 'none'"):

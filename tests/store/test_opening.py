@@ -23,7 +23,7 @@ async def refusal_of(opened, url):
 
 
 @pytest.mark.parametrize("scheme", ["sqlite", "sqlite+aiosqlite"])
-async def test_an_sqlite_file_is_made_with_its_folders(tmp_path, opened, scheme):
+async def test_an_sqlite_file_is_created_with_its_folders(tmp_path, opened, scheme):
     file = tmp_path / "new" / "50% of # folder" / "deixis.sqlite3"
     engine = opened(f"{scheme}:///{file}")
     await migrate(engine)
@@ -33,19 +33,19 @@ async def test_an_sqlite_file_is_made_with_its_folders(tmp_path, opened, scheme)
 
 @pytest.mark.postgres
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
-async def test_every_spelling_of_a_postgresql_address_is_understood(postgres_url, opened, scheme):
+async def test_every_scheme_of_a_postgresql_url_is_accepted(postgres_url, opened, scheme):
     engine = opened(postgres_url.replace("postgresql", scheme, 1))
     await migrate(engine)
     await ping(engine)
 
 
-async def test_an_sqlite_path_may_begin_with_the_home_folder(tmp_path, monkeypatch, opened):
+async def test_an_sqlite_path_may_start_with_the_home_folder(tmp_path, monkeypatch, opened):
     monkeypatch.setenv("HOME", str(tmp_path))
     await migrate(opened("sqlite:///~/deixis.sqlite3"))
     assert (tmp_path / "deixis.sqlite3").exists()
 
 
-async def test_sqlite_is_set_to_lose_nothing_and_to_wait_for_locks(sqlite_url, opened):
+async def test_sqlite_is_configured_for_durability_and_lock_timeouts(sqlite_url, opened):
     engine = opened(sqlite_url)
     await migrate(engine)
     async with engine.connect() as connection:
@@ -54,14 +54,14 @@ async def test_sqlite_is_set_to_lose_nothing_and_to_wait_for_locks(sqlite_url, o
     assert values == ["wal", 2, 1, 10_000]
 
 
-async def test_a_version_cannot_exist_without_its_label_set(engine):
+async def test_a_version_requires_its_label_set(engine):
     orphan = "INSERT INTO label_set_versions VALUES ('pets', 1, '[]', '', '2025-01-01 00:00:00', 'max')"
     async with engine.connect() as connection:
         with pytest.raises(IntegrityError, match=r"(?i)foreign key"):
             await connection.execute(text(orphan))
 
 
-async def test_reading_goes_on_while_a_write_is_under_way(engine, repository):
+async def test_reads_are_not_blocked_by_a_write(engine, repository):
     await repository.put("pets", [ClassEntry("lynx")], "photo")
     async with writing(engine) as session:
         await session.execute(text("UPDATE label_sets SET last_version = 7"))
@@ -89,7 +89,7 @@ async def test_reading_goes_on_while_a_write_is_under_way(engine, repository):
         ("sqlite://relative/deixis.sqlite3", "without options"),
     ],
 )
-async def test_an_address_that_cannot_be_used_is_refused_without_its_password(url, told):
+async def test_the_error_for_an_invalid_url_does_not_contain_its_password(url, told):
     with pytest.raises(StoreError) as caught:
         open_engine(url)
     assert told in caught.value.message
@@ -98,14 +98,14 @@ async def test_an_address_that_cannot_be_used_is_refused_without_its_password(ur
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
 
-async def test_without_the_postgresql_driver_the_way_to_install_it_is_told(monkeypatch):
+async def test_the_error_for_a_missing_postgresql_driver_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(StoreError, match=r"run: pip install 'deixis\[postgres\]'") as caught:
         open_engine("postgresql://deixis:hunter2@db/deixis")
     assert "hunter2" not in caught.value.message
 
 
-async def test_a_server_that_does_not_run_is_told_without_password(opened):
+async def test_the_error_for_an_unreachable_server_does_not_contain_the_password(opened):
     message = await refusal_of(opened, "postgresql://deixis:hunter2@127.0.0.1:1/deixis?sslpassword=hunter2")
     assert "postgresql+psycopg://deixis:***@127.0.0.1:1/deixis failed:" in message
     assert "check that DEIXIS_DATABASE_URL names the right database and that it is running" in message
@@ -114,14 +114,14 @@ async def test_a_server_that_does_not_run_is_told_without_password(opened):
 
 
 @pytest.mark.postgres
-async def test_a_database_that_does_not_exist_is_told_by_name(postgres_url, opened):
+async def test_the_error_for_a_missing_database_names_it(postgres_url, opened):
     message = await refusal_of(opened, postgres_url.replace("/test_", "/missing_"))
     assert 'database "missing_' in message
     assert "does not exist" in message
 
 
 @pytest.mark.postgres
-async def test_a_postgresql_database_that_cannot_hold_every_script_is_refused(postgres_url, opened):
+async def test_a_postgresql_database_that_is_not_utf8_is_rejected(postgres_url, opened):
     name = postgres_url.partition("?")[0].rpartition("/")[2]
     async with opened(postgres_url).connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -132,7 +132,7 @@ async def test_a_postgresql_database_that_cannot_hold_every_script_is_refused(po
 
 
 @pytest.mark.postgres
-async def test_a_connection_that_the_server_has_dropped_is_replaced(postgres_url, opened):
+async def test_a_connection_closed_by_the_server_is_replaced(postgres_url, opened):
     engine = opened(postgres_url)
     await migrate(engine)
     async with opened(postgres_url).connect() as connection:
@@ -141,21 +141,21 @@ async def test_a_connection_that_the_server_has_dropped_is_replaced(postgres_url
     await ping(engine)
 
 
-async def test_a_folder_that_cannot_be_made_is_told_with_the_reason(tmp_path):
+async def test_the_error_for_a_folder_that_cannot_be_created_has_the_reason(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StoreError, match=r"cannot make the folder '.*/file/sub' .*: Not a directory; make it, or name"):
         open_engine(f"sqlite:///{tmp_path / 'file' / 'sub' / 'deixis.sqlite3'}")
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder in which not even root can make files")
-async def test_a_folder_in_which_no_file_can_be_made_is_told(opened):
+async def test_the_error_for_a_folder_without_write_permission_names_it(opened):
     message = await refusal_of(opened, "sqlite:////proc/self/deixis.sqlite3")
     assert "unable to open database file; make the file and its folder writable" in message
 
 
 @pytest.fixture
 def without_right_to_write():
-    """Takes the right to write away from the owner, until the end of the test."""
+    """Return a function that removes the write permission of the owner until the end of the test."""
     taken = []
 
     def take(path):
@@ -169,25 +169,23 @@ def without_right_to_write():
         path.chmod(mode)
 
 
-async def test_a_read_only_folder_is_told(tmp_path, sqlite_url, opened, without_right_to_write):
+async def test_a_read_only_folder_is_an_error(tmp_path, sqlite_url, opened, without_right_to_write):
     without_right_to_write(tmp_path)
     assert "unable to open database file; make the file and its folder writable" in await refusal_of(opened, sqlite_url)
 
 
-async def test_a_read_only_file_is_told_when_something_is_to_be_written(
-    tmp_path, sqlite_url, opened, without_right_to_write
-):
+async def test_writing_to_a_read_only_file_is_an_error(tmp_path, sqlite_url, opened, without_right_to_write):
     await migrate(opened(sqlite_url))
     without_right_to_write(tmp_path / "deixis.sqlite3")
     with pytest.raises(StoreError, match="readonly database; make the file and its folder writable"):
         await LabelSetRepository(opened(sqlite_url)).put("pets", [ClassEntry("lynx")], "photo")
 
 
-async def test_a_folder_in_place_of_the_file_is_told(tmp_path, opened):
+async def test_a_folder_at_the_path_of_the_file_is_an_error(tmp_path, opened):
     assert "unable to open" in await refusal_of(opened, f"sqlite:///{tmp_path}")
 
 
-async def test_a_file_that_is_not_a_database_is_told_and_left_as_it_was(tmp_path, opened):
+async def test_a_file_that_is_not_a_database_is_an_error_and_not_changed(tmp_path, opened):
     file = tmp_path / "notes.txt"
     file.write_text("not a database at all, but long enough to have a header\n" * 100)
     before = file.read_bytes()
@@ -196,7 +194,7 @@ async def test_a_file_that_is_not_a_database_is_told_and_left_as_it_was(tmp_path
     assert file.read_bytes() == before
 
 
-async def test_a_file_that_another_program_keeps_locked_is_told_after_a_while(sqlite_url, opened, monkeypatch):
+async def test_a_file_locked_by_another_program_is_an_error_after_a_timeout(sqlite_url, opened, monkeypatch):
     monkeypatch.setattr(database, "LOCK_TIMEOUT_S", 0.05)
     engine = opened(sqlite_url)
     await migrate(engine)
@@ -206,7 +204,7 @@ async def test_a_file_that_another_program_keeps_locked_is_told_after_a_while(sq
             await LabelSetRepository(opened(sqlite_url)).put("pets", [ClassEntry("lynx")], "photo")
 
 
-async def test_a_closed_connection_gives_its_lock_back_although_a_statement_is_unfinished(sqlite_url, opened):
+async def test_closing_a_connection_releases_its_lock_despite_an_unfinished_statement(sqlite_url, opened):
     engine = opened(sqlite_url)
     await migrate(engine)
     async with writing(engine) as session:
@@ -226,7 +224,7 @@ async def test_a_database_without_tables_is_not_ready(url, opened):
         await ping(engine)
 
 
-async def test_a_server_that_accepts_and_says_nothing_is_not_ready(opened):
+async def test_a_server_that_does_not_respond_is_not_ready(opened):
     silent = asyncio.Event()
 
     async def say_nothing(_reader, writer):
@@ -242,7 +240,7 @@ async def test_a_server_that_accepts_and_says_nothing_is_not_ready(opened):
     assert "hunter2" not in caught.value.message
 
 
-async def test_when_every_connection_stays_busy_it_is_told(sqlite_url, opened):
+async def test_an_exhausted_connection_pool_is_an_error(sqlite_url, opened):
     engine = opened(sqlite_url)
     await migrate(engine)
     engine.sync_engine.pool._timeout = 0.05

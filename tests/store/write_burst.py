@@ -1,4 +1,4 @@
-"""Write versions as fast as possible and print each once it is acknowledged; run by test_crash.py, which kills it."""
+"""Writes versions as fast as possible and prints each acknowledged one. test_crash.py runs and kills it."""
 
 import asyncio
 import sys
