@@ -1,4 +1,4 @@
-"""A tower that does nothing is tried, and what fails is told."""
+"""The health probe encodes an input on idle towers and reports failures."""
 
 import asyncio
 from contextlib import asynccontextmanager, suppress
@@ -16,15 +16,15 @@ EVERY_S = 0.05
 
 
 class Tower:
-    """Counts what it encodes, and does what it is told to."""
+    """Records the items that it encodes, and calls ``behaviour`` for each batch."""
 
     def __init__(self):
         self.encoded = []
-        self.answer = lambda items: np.ones((len(items), 2))
+        self.behaviour = lambda items: np.ones((len(items), 2))
 
     def begin(self, items):
         self.encoded.extend(items)
-        return lambda: self.answer(items)
+        return lambda: self.behaviour(items)
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ async def watched(tower, every_s=EVERY_S, **more):
 
 async def until(is_so):
     async with asyncio.timeout(20):
-        while not is_so():  # noqa: ASYNC110 - of a thread, which sets no event of a loop
+        while not is_so():  # noqa: ASYNC110 - a thread, which does not set events of the loop
             await asyncio.sleep(0.005)
 
 
@@ -56,13 +56,13 @@ def fail(_):
     raise RuntimeError("the device is lost")
 
 
-async def test_an_idle_tower_is_tried_again_and_again(tower):
+async def test_an_idle_tower_is_probed_periodically(tower):
     async with watched(tower) as (_, probe):
         await until(lambda: tower.encoded == ["probe"] * 3)
         assert probe.problem is None
 
 
-async def test_a_tower_that_callers_use_is_not_tried(tower):
+async def test_a_busy_tower_is_not_probed(tower):
     async with watched(tower, every_s=1) as (queue, _):
         for _ in range(40):
             await queue.run(["picture"])
@@ -70,33 +70,33 @@ async def test_a_tower_that_callers_use_is_not_tried(tower):
         assert "probe" not in tower.encoded
 
 
-async def test_a_tower_that_fails_is_told_and_one_that_works_again_is_not(tower):
+async def test_a_failing_tower_is_reported_until_it_works_again(tower):
     async with watched(tower) as (_, probe):
-        tower.answer = fail
+        tower.behaviour = fail
         await until(lambda: probe.problem is not None)
         assert probe.problem == "queue: the health probe could not be encoded (the device is lost)"
-        tower.answer = lambda items: np.ones((len(items), 2))
+        tower.behaviour = lambda items: np.ones((len(items), 2))
         await until(lambda: probe.problem is None)
 
 
-async def test_what_a_caller_gets_tells_that_it_works_again(tower):
+async def test_a_successful_request_ends_the_report(tower):
     async with watched(tower) as (queue, probe):
-        tower.answer = lambda items: fail(items) if "probe" in items else np.ones((len(items), 2))
+        tower.behaviour = lambda items: fail(items) if "probe" in items else np.ones((len(items), 2))
         await until(lambda: probe.problem is not None)
-        with suppress(RuntimeError):  # where it shares a batch with a test
+        with suppress(RuntimeError):  # in the same batch as a probe
             await queue.run(["picture"])
         assert queue.last_encoded_at > 0
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-async def test_numbers_that_are_none_are_a_failure(tower, value):
+async def test_features_that_are_not_finite_are_a_failure(tower, value):
     async with watched(tower) as (_, probe):
-        tower.answer = lambda items: np.full((len(items), 2), value)
+        tower.behaviour = lambda items: np.full((len(items), 2), value)
         await until(lambda: probe.problem is not None)
         assert "not finite" in probe.problem
 
 
-async def test_a_full_queue_is_no_failure(tower):
+async def test_a_full_queue_is_not_a_failure(tower):
     async with watched(tower, max_queued=1) as (queue, probe):
         with queue.admit(1):
             await asyncio.sleep(5 * EVERY_S)

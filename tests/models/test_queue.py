@@ -1,4 +1,4 @@
-"""The queue: turns, batches, and every way in which a future could be lost."""
+"""The queue: fairness, batches, and every way in which a future could be lost."""
 
 import asyncio
 import contextlib
@@ -17,9 +17,9 @@ pytestmark = pytest.mark.anyio
 
 
 class Gate:
-    """Items are numbers and rows are their squares; while shut, a batch waits inside until the gate is opened.
+    """A tower whose items are numbers and whose rows are their squares. While the gate is closed, a batch waits.
 
-    ``begun`` lists batches in the order in which they began, ``batches`` in that in which they were computed.
+    ``begun`` lists batches in the order of their start, ``batches`` in the order of their computation.
     """
 
     def __init__(self, *, shut=False, room=1000):
@@ -66,7 +66,7 @@ def metrics():
 
 @pytest.fixture
 def counted(metrics):
-    """Return the value of one of the queue's samples."""
+    """Return the value of a metric of the queue."""
 
     def value(name, **labels):
         return metrics.registry.get_sample_value(name, {"model": "m", "tower": "t", **labels}) or 0
@@ -96,13 +96,13 @@ def start(metrics):
 
 
 async def row_of(queue, item, **options):
-    """Encode one item as a caller of its own."""
+    """Encode one item in a separate request."""
     with queue.admit(1, **options) as caller:
         return (await queue.encode(item, caller)).row.item()
 
 
 async def in_line():
-    """Let tasks that were just made get as far as the queue."""
+    """Let tasks that were just created reach the queue."""
     for _ in range(3):
         await asyncio.sleep(0)
 
@@ -110,28 +110,28 @@ async def in_line():
 async def healthy(queue):
     """Wait until the queue has no problem."""
     async with asyncio.timeout(10):
-        while queue.problem is not None:  # noqa: ASYNC110 - it is a thread that ends this
+        while queue.problem is not None:  # noqa: ASYNC110 - a thread ends the wait
             await asyncio.sleep(0.001)
 
 
 # --- batches -------------------------------------------------------------------------------------------------------
 
 
-async def test_rows_come_back_in_the_order_of_the_items_whatever_the_batch_size(start):
+async def test_rows_have_the_order_of_the_items_for_every_batch_size(start):
     gate = Gate()
     rows = await start(gate, batch_size=4).run(list(range(10)))
     assert gate.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     np.testing.assert_array_equal([row[0] for row in rows], np.arange(10.0) ** 2)
 
 
-async def test_a_lone_item_leaves_at_once_and_alone(start):
+async def test_a_single_item_is_encoded_immediately_without_waiting_for_others(start):
     gate = Gate()
     queue = start(gate, batch_size=1000)
     assert await asyncio.wait_for(row_of(queue, 3), 5) == 9.0
     assert gate.batches == [[3]]
 
 
-async def test_what_arrives_while_a_batch_runs_is_the_next_batch(start):
+async def test_items_that_arrive_during_a_batch_form_the_next_batch(start):
     gate = Gate(shut=True)
     queue = start(gate, batch_size=8)
     first = asyncio.create_task(row_of(queue, 1))
@@ -143,7 +143,7 @@ async def test_what_arrives_while_a_batch_runs_is_the_next_batch(start):
     assert gate.batches == [[1], [2, 3, 4]]
 
 
-async def test_one_full_batch_begins_ahead_and_one_that_could_still_grow_does_not(start):
+async def test_a_full_batch_begins_early_and_a_partial_one_does_not(start):
     gate = Gate(shut=True)
     queue = start(gate, batch_size=2)
     running = [asyncio.create_task(row_of(queue, 1))]
@@ -154,11 +154,11 @@ async def test_one_full_batch_begins_ahead_and_one_that_could_still_grow_does_no
     gate.shut()
     gate._open.set()
     await asyncio.gather(*running)
-    # When [2, 3] is computed, [4, 5] has begun, and not before; [6, 7] not until then.
+    # [4, 5] begins when [2, 3] is computed, and [6, 7] only after that.
     assert gate.begun == [[1], [2, 3], [4, 5], [6, 7]]
 
 
-async def test_the_next_full_batch_has_begun_before_the_running_one_is_waited_for(start):
+async def test_the_next_full_batch_begins_before_the_wait_for_the_running_one(start):
     events = []
 
     def begin(batch):
@@ -182,7 +182,7 @@ async def test_the_next_full_batch_has_begun_before_the_running_one_is_waited_fo
     ]
 
 
-async def test_every_call_is_made_by_one_thread_that_is_not_the_event_loops(start):
+async def test_all_calls_are_made_by_one_thread_outside_the_event_loop(start):
     gate = Gate()
     queue = start(gate, batch_size=1)
     await asyncio.gather(*(row_of(queue, number) for number in range(20)))
@@ -191,7 +191,7 @@ async def test_every_call_is_made_by_one_thread_that_is_not_the_event_loops(star
     assert thread.name == "test"
 
 
-async def test_the_event_loop_turns_while_a_batch_is_encoded(start):
+async def test_the_event_loop_is_not_blocked_during_a_batch(start):
     gate = Gate(shut=True)
     running = asyncio.create_task(row_of(start(gate), 3))
     await gate.one_has_entered()
@@ -200,7 +200,7 @@ async def test_the_event_loop_turns_while_a_batch_is_encoded(start):
     assert await running == 9.0
 
 
-async def test_the_rows_of_callers_that_share_batches_are_not_mixed_up(start):
+async def test_rows_of_requests_in_one_batch_are_not_mixed_up(start):
     queue = start(Gate(), batch_size=3)
     requests = [list(range(first, first + size)) for first, size in [(0, 7), (10, 1), (20, 5), (30, 3)]]
     answers = await asyncio.gather(*(queue.run(request) for request in requests))
@@ -216,14 +216,14 @@ async def test_batches_and_waits_are_counted(start, counted):
     await asyncio.sleep(0.05)
     gate.open()
     await task
-    queue.close()  # after which everything is told
+    queue.close()  # after which all metrics are written
     assert counted("deixis_batch_size_count") == 2
     assert counted("deixis_batch_size_sum") == 3
     assert counted("deixis_queue_wait_seconds_count") == 3
-    assert counted("deixis_queue_wait_seconds_sum") >= 0.05  # of the third, which waited for the first two
+    assert counted("deixis_queue_wait_seconds_sum") >= 0.05  # of the third item, which waited for the first two
 
 
-async def test_waiting_and_encoding_are_timed_apart(start):
+async def test_waiting_and_encoding_are_timed_separately(start):
     gate = Gate(shut=True)
     queue = start(gate, batch_size=1)
     with queue.admit(2) as caller:
@@ -240,11 +240,11 @@ async def test_waiting_and_encoding_are_timed_apart(start):
 # --- turns ---------------------------------------------------------------------------------------------------------
 
 
-async def test_a_lone_item_waits_for_one_batch_of_a_large_request_and_not_for_all(start):
+async def test_a_single_item_waits_for_one_batch_of_a_large_request(start):
     gate = Gate(shut=True)
     queue = start(gate, batch_size=2)
     large = asyncio.create_task(queue.run([1, 2, 3, 4, 5, 6]))
-    await gate.one_has_entered()  # [1, 2] runs, [3, 4] has begun
+    await gate.one_has_entered()  # [1, 2] is running, [3, 4] has begun
     small = asyncio.create_task(row_of(queue, 7))
     await in_line()
     gate.open()
@@ -252,7 +252,7 @@ async def test_a_lone_item_waits_for_one_batch_of_a_large_request_and_not_for_al
     assert 7 in gate.batches[2]
 
 
-async def test_callers_take_turns_by_item(start):
+async def test_requests_are_interleaved_by_item(start):
     gate = Gate(shut=True)
     queue = start(gate, batch_size=4)
     first = asyncio.create_task(row_of(queue, 0))
@@ -267,7 +267,7 @@ async def test_callers_take_turns_by_item(start):
 # --- admission -----------------------------------------------------------------------------------------------------
 
 
-async def test_places_are_counted_in_items_and_given_back(start):
+async def test_admitted_items_are_counted_and_released(start):
     queue = start(Gate(), max_queued=5)
     with queue.admit(3):
         assert queue.admitted == 3
@@ -277,7 +277,7 @@ async def test_places_are_counted_in_items_and_given_back(start):
     assert queue.admitted == 0
 
 
-async def test_what_does_not_fit_is_refused_at_once_and_takes_no_place(start, counted):
+async def test_items_above_the_limit_are_rejected_immediately_and_not_counted(start, counted):
     queue = start(Gate(), max_queued=5)
     with queue.admit(3):
         with pytest.raises(OverloadedError, match=r"3 more items do not fit: 3 of 5 places .* of test") as caught:
@@ -289,14 +289,14 @@ async def test_what_does_not_fit_is_refused_at_once_and_takes_no_place(start, co
     assert counted("deixis_rejected_total", reason="overloaded") == 3
 
 
-async def test_without_a_bound_nothing_is_refused_and_places_are_counted_all_the_same(start):
+async def test_without_a_limit_all_items_are_admitted_and_counted(start):
     queue = start(Gate(), max_queued=None)
     with queue.admit(1_000_000), queue.admit(1):
         assert queue.admitted == 1_000_001
     assert queue.admitted == 0
 
 
-async def test_places_are_given_back_when_the_request_fails_or_is_cancelled(start):
+async def test_items_are_released_when_their_request_fails_or_is_cancelled(start):
     gate = Gate(shut=True)
     queue = start(gate, max_queued=5)
     cancelled = asyncio.create_task(queue.run([1, 2]))
@@ -312,12 +312,12 @@ async def test_places_are_given_back_when_the_request_fails_or_is_cancelled(star
     assert queue.admitted == 0
 
 
-async def test_retry_after_is_the_time_that_the_waiting_items_take_at_the_measured_rate(start):
+async def test_retry_after_is_the_number_of_waiting_items_divided_by_the_measured_rate(start):
     queue = start(Gate(), max_queued=10, batch_size=4)
     queue._measured(4, 1.0)
     with queue.admit(10), pytest.raises(OverloadedError) as caught:
         queue.admit(1).__enter__()
-    assert caught.value.retry_after_s == 3  # 10 at 4 a second, rounded up
+    assert caught.value.retry_after_s == 3  # 10 at 4 per second, rounded up
 
 
 async def test_the_rate_is_that_of_the_batches(start):
@@ -335,7 +335,7 @@ async def test_the_rate_is_that_of_the_batches(start):
     assert 0 < queue._items_per_s <= 80
 
 
-async def test_what_could_not_be_done_within_its_time_is_refused_at_once(start):
+async def test_items_that_cannot_meet_their_deadline_are_rejected_immediately(start):
     queue = start(Gate(), max_queued=100)
     queue._measured(10, 1.0)
     with queue.admit(60, within_s=5):
@@ -349,7 +349,7 @@ async def test_what_could_not_be_done_within_its_time_is_refused_at_once(start):
 # --- dropping ------------------------------------------------------------------------------------------------------
 
 
-async def test_what_was_cancelled_while_it_waited_is_never_encoded(start, counted):
+async def test_items_cancelled_while_waiting_are_not_encoded(start, counted):
     gate = Gate(shut=True)
     queue = start(gate)
     first = asyncio.create_task(row_of(queue, 1))
@@ -361,14 +361,14 @@ async def test_what_was_cancelled_while_it_waited_is_never_encoded(start, counte
     abandoned.cancel()
     with pytest.raises(asyncio.CancelledError):
         await abandoned
-    assert queue.waiting == 1  # at once, so that the memory is free while a batch hangs
+    assert queue.waiting == 1  # immediately, so that the memory is released while a batch hangs
     gate.open()
     await asyncio.gather(first, last)
     assert gate.batches == [[1], [3]]
     assert counted("deixis_dropped_total", reason="cancelled") == 1
 
 
-async def test_one_item_of_a_caller_may_be_cancelled(start, counted):
+async def test_a_single_item_of_a_request_can_be_cancelled(start, counted):
     gate = Gate(shut=True)
     queue = start(gate)
     with queue.admit(3) as caller:
@@ -386,7 +386,7 @@ async def test_one_item_of_a_caller_may_be_cancelled(start, counted):
     assert counted("deixis_dropped_total", reason="cancelled") == 1
 
 
-async def test_cancelling_what_runs_lets_it_end_and_the_queue_go_on(start):
+async def test_cancelling_a_running_batch_does_not_stop_the_queue(start):
     gate = Gate(shut=True)
     queue = start(gate, batch_size=1)
     abandoned = asyncio.create_task(row_of(queue, 1))
@@ -399,7 +399,7 @@ async def test_cancelling_what_runs_lets_it_end_and_the_queue_go_on(start):
     assert gate.batches == [[1], [3]]
 
 
-async def test_what_waited_past_its_deadline_is_dropped_and_told(start, counted):
+async def test_items_past_their_deadline_are_dropped_with_an_error(start, counted):
     gate = Gate(shut=True)
     queue = start(gate)
     first = asyncio.create_task(row_of(queue, 1))
@@ -415,7 +415,7 @@ async def test_what_waited_past_its_deadline_is_dropped_and_told(start, counted)
     assert counted("deixis_dropped_total", reason="deadline") == 1
 
 
-async def test_a_queue_of_nothing_but_late_items_waits_for_the_next(start):
+async def test_a_queue_with_only_expired_items_waits_for_the_next_item(start):
     gate = Gate(shut=True)
     queue = start(gate)
     first = asyncio.create_task(row_of(queue, 1))
@@ -432,7 +432,7 @@ async def test_a_queue_of_nothing_but_late_items_waits_for_the_next(start):
 # --- batches that fail ---------------------------------------------------------------------------------------------
 
 
-async def test_the_culprit_of_a_failed_batch_is_alone_with_its_error(start, counted):
+async def test_only_the_invalid_item_of_a_failed_batch_gets_the_error(start, counted):
     gate = Gate(shut=True)
     queue = start(gate, batch_size=32)
     first = asyncio.create_task(row_of(queue, 0))
@@ -443,12 +443,12 @@ async def test_the_culprit_of_a_failed_batch_is_alone_with_its_error(start, coun
     answers = await asyncio.gather(first, *tasks, return_exceptions=True)
     assert isinstance(answers.pop(14), ZeroDivisionError)
     assert answers == [0.0] + [float(item * item) for item in range(32) if item != 13]
-    # The batch, and the half that has it, five times over.
+    # The batch, and five times the half with the invalid item.
     assert counted("deixis_batch_failures_total", reason="error") == 6
     assert await row_of(queue, 5) == 25.0
 
 
-async def test_several_culprits_each_get_an_error_of_their_own(start):
+async def test_each_of_several_invalid_items_gets_its_error(start):
     queue = start(Gate(), batch_size=8)
     answers = await asyncio.gather(
         *(row_of(queue, item) for item in [1, "poison", 2, "poison", "poison"]), return_exceptions=True
@@ -458,7 +458,7 @@ async def test_several_culprits_each_get_an_error_of_their_own(start):
     assert [answers[0], answers[2]] == [1.0, 4.0]
 
 
-async def test_a_batch_that_fails_when_it_begins_is_tried_in_halves_too(start):
+async def test_a_batch_that_fails_in_begin_is_split_too(start):
     def begin(batch):
         if "poison" in batch:
             raise ZeroDivisionError
@@ -471,13 +471,13 @@ async def test_a_batch_that_fails_when_it_begins_is_tried_in_halves_too(start):
 
 
 @pytest.mark.parametrize("rows", [0, 1, 5])
-async def test_too_few_or_too_many_rows_are_an_error_and_no_mix_up(start, rows):
+async def test_a_wrong_number_of_rows_is_an_error(start, rows):
     queue = start(lambda batch: lambda: np.zeros((rows if len(batch) > 1 else 0, 1)))
     with pytest.raises(ValueError, match=r"returned 0 rows for 1 items"):
         await queue.run([1, 2, 3])
 
 
-async def test_an_error_that_no_future_takes_is_told_as_another(start):
+async def test_an_error_that_a_future_cannot_raise_is_wrapped(start):
     def begin(batch):
         raise StopIteration
 
@@ -485,7 +485,7 @@ async def test_an_error_that_no_future_takes_is_told_as_another(start):
         await asyncio.wait_for(start(begin).run([1]), 5)
 
 
-async def test_out_of_memory_is_met_with_halves_and_remembered(start, counted):
+async def test_after_out_of_memory_the_batch_is_split_and_the_size_remembered(start, counted):
     gate = Gate(room=2)
     queue = start(gate, batch_size=8)
     rows = await queue.run(list(range(8)))
@@ -497,7 +497,7 @@ async def test_out_of_memory_is_met_with_halves_and_remembered(start, counted):
     assert [len(batch) for batch in gate.batches] == [2, 2, 2, 2]
 
 
-async def test_after_many_good_batches_larger_ones_are_tried_again(start, monkeypatch):
+async def test_larger_batches_are_tried_again_after_many_successes(start, monkeypatch):
     monkeypatch.setattr(batching, "_GOOD_BATCHES_BEFORE_GROWTH", 3)
     gate = Gate(room=2)
     queue = start(gate, batch_size=4)
@@ -511,7 +511,7 @@ async def test_after_many_good_batches_larger_ones_are_tried_again(start, monkey
     assert sum(sizes) == 16
 
 
-async def test_one_item_that_the_memory_has_no_room_for_gets_the_error(start):
+async def test_a_single_item_that_exceeds_the_memory_gets_the_error(start):
     gate = Gate(room=0)
     with pytest.raises(NotReadyError, match=r"no memory for a single item of test \(no room\)"):
         await asyncio.wait_for(start(gate).run([1, 2]), 5)
@@ -520,7 +520,7 @@ async def test_one_item_that_the_memory_has_no_room_for_gets_the_error(start):
 # --- a worker that dies --------------------------------------------------------------------------------------------
 
 
-async def test_when_the_worker_dies_everyone_is_told_and_it_begins_again(start, monkeypatch, counted):
+async def test_when_the_worker_dies_all_requests_get_an_error_and_it_is_restarted(start, monkeypatch, counted):
     monkeypatch.setattr(batching, "_RESTART_AFTER_S", 0.2)
     gate = Gate(shut=True)
     queue = start(gate, batch_size=2)
@@ -534,7 +534,7 @@ async def test_when_the_worker_dies_everyone_is_told_and_it_begins_again(start, 
     assert [type(answer) for answer in answers] == [NotReadyError] * 6
     assert "ended with SystemExit and is being restarted; try again later" in str(answers[0])
     assert "SystemExit" in queue.problem
-    with pytest.raises(NotReadyError, match="SystemExit"):  # at once, and not after the restart
+    with pytest.raises(NotReadyError, match="SystemExit"):  # immediately, not after the restart
         await row_of(queue, 1)
     assert counted("deixis_rejected_total", reason="not_ready") == 1
     await healthy(queue)
@@ -543,8 +543,8 @@ async def test_when_the_worker_dies_everyone_is_told_and_it_begins_again(start, 
     assert counted("deixis_worker_restarts_total") == 1
 
 
-async def test_a_death_in_the_queues_own_code_loses_nothing_either(start, monkeypatch):
-    """Between the taking of a batch and its begin, or in the telling of its rows."""
+async def test_an_error_in_the_code_of_the_queue_loses_no_future(start, monkeypatch):
+    """The error occurs between taking a batch and beginning it, or while rows are returned."""
     monkeypatch.setattr(batching, "_RESTART_AFTER_S", 0.01)
     gate = Gate()
     queue = start(gate)
@@ -557,7 +557,7 @@ async def test_a_death_in_the_queues_own_code_loses_nothing_either(start, monkey
     assert await row_of(queue, 3) == 9.0
 
 
-async def test_a_worker_that_dies_again_and_again_waits_longer_each_time(start, monkeypatch):
+async def test_the_restart_delay_grows_with_each_death_of_the_worker(start, monkeypatch):
     monkeypatch.setattr(batching, "_RESTART_AFTER_S", 0.001)
     waits = []
     queue = start(Gate())
@@ -573,11 +573,11 @@ async def test_a_worker_that_dies_again_and_again_waits_longer_each_time(start, 
         await healthy(queue)
         with pytest.raises(NotReadyError):
             await row_of(queue, "death")
-    queue.close()  # after which the last wait has begun
+    queue.close()  # after which the last delay has begun
     assert waits == [0.001, 0.002, 0.004, 0.008]
 
 
-async def test_a_batch_that_hangs_makes_the_queue_unhealthy_until_it_ends(start):
+async def test_a_hanging_batch_makes_the_queue_unhealthy_until_it_ends(start):
     gate = Gate(shut=True)
     queue = start(gate, stalled_after_s=0.02)
     hanging = asyncio.create_task(row_of(queue, 1))
@@ -591,7 +591,7 @@ async def test_a_batch_that_hangs_makes_the_queue_unhealthy_until_it_ends(start)
     assert queue.problem is None
 
 
-async def test_a_queue_that_is_always_busy_does_not_count_as_hanging(start):
+async def test_a_busy_queue_is_not_reported_as_hanging(start):
     def begin(batch):
         def wait():
             time.sleep(0.02)
@@ -609,14 +609,14 @@ async def test_a_queue_that_is_always_busy_does_not_count_as_hanging(start):
 # --- closing -------------------------------------------------------------------------------------------------------
 
 
-async def test_a_closed_queue_refuses(start):
+async def test_a_closed_queue_rejects_items(start):
     queue = start(Gate())
     queue.close()
     with pytest.raises(NotReadyError, match="queue of test is closed"):
         await queue.run([1])
 
 
-async def test_closing_lets_the_running_batch_end_and_tells_the_waiting_why(start):
+async def test_closing_waits_for_the_running_batch_and_rejects_waiting_items(start):
     gate = Gate(shut=True)
     queue = start(gate, batch_size=2)
     whole = asyncio.create_task(queue.run([1, 2]))
@@ -633,7 +633,7 @@ async def test_closing_lets_the_running_batch_end_and_tells_the_waiting_why(star
     assert gate.batches == [[1, 2]]
 
 
-async def test_closing_waits_for_a_batch_that_hangs_only_so_long(start):
+async def test_closing_waits_for_a_hanging_batch_for_a_limited_time(start):
     gate = Gate(shut=True)
     queue = start(gate, stalled_after_s=0.05)
     hanging = asyncio.create_task(row_of(queue, 1))
@@ -643,7 +643,7 @@ async def test_closing_waits_for_a_batch_that_hangs_only_so_long(start):
     assert await hanging == 1.0
 
 
-async def test_closing_ends_the_wait_for_a_restart(start, monkeypatch):
+async def test_closing_ends_the_restart_delay(start, monkeypatch):
     monkeypatch.setattr(batching, "_RESTART_AFTER_S", 60.0)
     queue = start(Gate())
     queue.close()
@@ -654,7 +654,7 @@ async def test_closing_ends_the_wait_for_a_restart(start, monkeypatch):
     assert not queue._worker.is_alive()
 
 
-async def test_closing_twice_does_no_harm_and_ends_the_thread(start):
+async def test_closing_twice_is_allowed_and_ends_the_thread(start):
     gate = Gate()
     queue = start(gate)
     await queue.run([1])
@@ -666,8 +666,8 @@ async def test_closing_twice_does_no_harm_and_ends_the_thread(start):
 # --- all of it at once ---------------------------------------------------------------------------------------------
 
 
-async def test_in_a_storm_of_failures_every_future_gets_its_own_row_or_a_deserved_error(start, monkeypatch):
-    """A thousand callers; poison, little memory, deadlines, cancellation and deaths of the worker."""
+async def test_under_random_failures_every_future_gets_its_row_or_an_expected_error(start, monkeypatch):
+    """A thousand requests with invalid items, little memory, deadlines, cancellations and deaths of the worker."""
     monkeypatch.setattr(batching, "_RESTART_AFTER_S", 0.001)
     monkeypatch.setattr(batching, "_MAX_RESTART_AFTER_S", 0.002)
     random = np.random.default_rng(0)
@@ -690,7 +690,7 @@ async def test_in_a_storm_of_failures_every_future_gets_its_own_row_or_a_deserve
             except (NotReadyError, OverloadedError):
                 if kind == "death":
                     return kind
-                await asyncio.sleep(0.01)  # as a client does that honours Retry-After
+                await asyncio.sleep(0.01)  # like a client that respects Retry-After
                 continue
             except DeadlineExceededError:
                 assert kind == "impatient"
@@ -718,5 +718,5 @@ async def test_in_a_storm_of_failures_every_future_gets_its_own_row_or_a_deserve
     await healthy(queue)
     assert await row_of(queue, 7) == 49.0
     async with asyncio.timeout(5):
-        while queue._begun:  # noqa: ASYNC110 - the worker forgets it just after the future is told
+        while queue._begun:  # noqa: ASYNC110 - the worker drops it just after the future is set
             await asyncio.sleep(0.001)

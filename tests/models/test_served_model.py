@@ -1,4 +1,4 @@
-"""A model with its queues, and what is left of it."""
+"""Served models with their queues, and the release of their memory."""
 
 import gc
 import weakref
@@ -18,7 +18,7 @@ def served(encoder, metrics):
     )
 
 
-async def test_nothing_is_left_of_a_model_that_is_closed():
+async def test_a_closed_model_is_garbage_collected():
     metrics = Metrics()
     stays, goes = FakeEncoder("stays"), FakeEncoder("goes")
     left = weakref.ref(goes)
@@ -27,10 +27,10 @@ async def test_nothing_is_left_of_a_model_that_is_closed():
         assert (await each.encode_texts(["a word"])).shape == (1, 16)
     assert b'model="goes"' in metrics.exposition()
     second.close()
-    second.close()  # twice does no harm
+    second.close()  # closing twice is allowed
     del goes, second, each
     gc.collect()
-    # Its weights would be in the memory of a process that loads models as they are asked for.
+    # Otherwise its weights would stay in memory.
     assert left() is None
     told = metrics.exposition()
     assert b'model="goes"' not in told
