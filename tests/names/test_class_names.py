@@ -22,7 +22,7 @@ def problems_of(*entries, **options):
     return [(problem.field, problem.problem) for problem in caught.value.problems]
 
 
-def test_class_names_are_trimmed_composed_and_single_spaced_in_the_order_given():
+def test_class_names_are_trimmed_normalised_and_kept_in_order():
     assert clean_classnames([" sea \t\n lion", "lynx\u3000", "cafe\u0301"], max_classes=3, setting="S") == (
         "sea lion",
         "lynx",
@@ -38,13 +38,13 @@ def test_a_string_is_a_class_without_descriptions():
     )
 
 
-def test_a_repeated_description_is_kept_once():
+def test_repeated_descriptions_are_removed():
     assert classes(ClassEntry("lynx", ("tufted ears", "short tail", "tufted  ears"))) == (
         ClassEntry("lynx", ("tufted ears", "short tail")),
     )
 
 
-def test_a_class_name_may_contain_the_characters_that_a_label_set_name_must_not():
+def test_a_class_name_may_contain_characters_reserved_in_label_set_names():
     assert clean_classnames(["a/c, 100% (.5 #1) @home?"], max_classes=1, setting="S") == ("a/c, 100% (.5 #1) @home?",)
 
 
@@ -64,44 +64,44 @@ def test_every_problem_of_every_class_is_reported_with_its_path():
     ]
 
 
-def test_a_class_given_twice_is_refused_with_the_index_of_the_first():
+def test_a_repeated_class_is_rejected_with_the_index_of_the_first():
     assert problems_of("lynx", "puma", " lynx") == [
         ("classes.2", "'lynx' repeats 'lynx' of classes.0; remove one of them")
     ]
 
 
-def test_class_names_that_differ_in_case_only_are_refused_with_both_names():
+def test_class_names_that_differ_only_in_case_are_rejected_with_both_names():
     [(path, problem)] = problems_of("Jaguar", "jaguar", field="labels")
     assert path == "labels.1"
     assert "'jaguar' repeats 'Jaguar' of labels.0, because letter case is ignored" in problem
 
 
-def test_names_that_only_full_case_folding_makes_equal_are_different_classes():
+def test_names_that_are_equal_only_under_full_case_folding_are_different():
     assert clean_classnames(["Maße", "Masse"], max_classes=2, setting="S") == ("Maße", "Masse")
 
 
-def test_class_names_that_are_equal_once_composed_are_duplicates():
+def test_class_names_that_are_equal_after_normalisation_are_duplicates():
     assert "repeats" in problems_of("caf\u00e9", "cafe\u0301")[0][1]
 
 
-def test_a_long_class_name_is_refused_with_its_length_and_shown_shortened():
+def test_a_long_class_name_is_rejected_and_shortened_in_the_error():
     [(_, problem)] = problems_of("x" * 5000, max_label_chars=30)
     assert "has 5000 characters, at most 30 are allowed" in problem
     assert len(problem) < 200
 
 
-def test_an_empty_list_of_classes_is_refused():
+def test_an_empty_list_of_classes_is_rejected():
     assert problems_of(field="labels") == [("labels", "the list is empty; give at least one class")]
 
 
-def test_too_many_descriptions_of_a_class_are_refused():
+def test_too_many_descriptions_of_a_class_are_rejected():
     entry = ClassEntry("lynx", ("a", "b", "c"))
     assert problems_of(entry, max_descriptions=2) == [
         ("classes.0.descriptions", "3 are given, at most 2 are allowed; remove some")
     ]
 
 
-def test_too_many_labels_are_refused_with_number_limit_and_setting():
+def test_too_many_labels_are_rejected_with_number_limit_and_setting():
     with pytest.raises(TooLargeError, match=r"labels: 3 classes are given, at most 2 .* DEIXIS_MAX_LABELS"):
         clean_classnames(["a", "b", "c"], max_classes=2, setting="DEIXIS_MAX_LABELS")
 

@@ -32,42 +32,42 @@ def problem_of_name(raw):
         "動物",
         "حيوانات",
         "सिंह",
-        "می\u200cخواهم",  # noqa: RUF001 - Persian is meant
-        "PDF\u200cها",  # noqa: RUF001 - Persian is meant
+        "می\u200cخواهم",  # noqa: RUF001 - Persian text
+        "PDF\u200cها",  # noqa: RUF001 - Persian text
         "क्\u200dष",
         "🐶",
         "👩🏽\u200d🚒",
         "❤\ufe0f\u200d🔥",
         "1\ufe0f\u20e3",
         "🇫🇮",
-        "\U0001fae8",  # Unicode 15, younger than the tables of Python 3.11
+        "\U0001fae8",  # Unicode 15, newer than the tables of Python 3.11
         "x" * 64,
     ],
 )
-def test_a_label_set_may_be_named_in_any_script_and_in_emoji(name):
+def test_a_label_set_name_may_use_any_script_and_emoji(name):
     assert clean_label_set_name(name, "name") == name
 
 
-def test_a_label_set_name_is_trimmed_and_composed():
+def test_a_label_set_name_is_trimmed_and_normalised():
     assert clean_label_set_name(" \tcafe\u0301\u3000", "name") == "caf\u00e9"
 
 
-def test_a_label_set_name_is_measured_after_composing():
+def test_the_length_of_a_label_set_name_is_checked_after_normalisation():
     assert clean_label_set_name("e\u0301" * 64, "name") == "é" * 64
 
 
 @pytest.mark.parametrize("raw", ["", " ", "\u3000\n"])
-def test_an_empty_label_set_name_is_refused(raw):
+def test_an_empty_label_set_name_is_rejected(raw):
     assert "empty" in problem_of_name(raw)
 
 
 @pytest.mark.parametrize("raw", [".", "..", ".hidden"])
-def test_a_label_set_name_that_begins_with_a_dot_is_refused(raw):
+def test_a_label_set_name_with_a_leading_dot_is_rejected(raw):
     assert f"'{raw}' begins with '.'" in problem_of_name(raw)
 
 
 @pytest.mark.parametrize("character", "/\\@:?#%,")
-def test_a_label_set_name_with_a_character_reserved_in_urls_is_refused(character):
+def test_a_label_set_name_with_a_reserved_character_is_rejected(character):
     assert f"contains {character} ," in problem_of_name(f"a{character}b")
 
 
@@ -97,11 +97,11 @@ def test_a_label_set_name_with_a_character_reserved_in_urls_is_refused(character
         ("❤\ufe0f\ufe0f", "U+FE0F VARIATION SELECTOR-16"),
     ],
 )
-def test_a_label_set_name_with_an_invisible_character_is_refused_with_its_code_point(raw, named):
+def test_a_label_set_name_with_an_invisible_character_is_rejected_with_its_code_point(raw, named):
     assert named in problem_of_name(raw)
 
 
-def test_a_label_set_name_of_65_characters_is_refused_with_its_length():
+def test_a_label_set_name_of_65_characters_is_rejected_with_its_length():
     assert "has 65 characters, at most 64" in problem_of_name("x" * 65)
 
 
@@ -141,14 +141,14 @@ def test_a_namespace_qualifies_names_and_is_removed_from_qualified_names():
 
 @pytest.mark.parametrize("name", ["acme#pets", "#pets", "pets#"])
 @pytest.mark.parametrize("namespace", [OPEN_NAMESPACE, Namespace("acme")])
-def test_no_name_reaches_into_another_namespace(namespace, name):
+def test_a_name_cannot_refer_to_another_namespace(namespace, name):
     for qualified in (namespace.label_set, namespace.reference, namespace.database):
         with pytest.raises(InvalidFieldError):
             qualified(name)
 
 
 @pytest.mark.parametrize("name", ["Acme", "a b", "a#b", "-a", "a" * 33, "a/b", "ä"])
-def test_a_name_that_no_namespace_may_have_is_refused(name):
+def test_an_invalid_namespace_is_rejected(name):
     with pytest.raises(InvalidFieldError, match="is not a valid namespace"):
         clean_namespace(name, "Deixis-Namespace")
 

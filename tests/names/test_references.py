@@ -15,7 +15,7 @@ def test_a_reference_is_a_name_with_or_without_a_version(text, name, version):
 
 
 @pytest.mark.parametrize("version", ["", "x", "-1", "1.0", " 1", "1@2", "٣", "1" * 10])
-def test_a_version_that_is_not_a_whole_number_is_refused(version):
+def test_a_version_that_is_not_an_integer_is_rejected(version):
     with pytest.raises(InvalidFieldError, match=r"^label_set: .* is not a version; write name or name@3$"):
         LabelSetReference.parse(f"pets@{version}")
 
