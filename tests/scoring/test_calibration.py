@@ -1,4 +1,4 @@
-"""Temperatures fit, scores stay finite, and promises about new images hold exactly where they are said to."""
+"""Temperatures are optimal, scores are finite, and guarantees for new images hold."""
 
 import json
 from math import ceil, exp, floor, inf, log
@@ -39,7 +39,7 @@ def labelled(seed, images, classes, *, temperature=1.0, spread=3.0):
 
 
 def penalised(logits, labels, temperature):
-    """Return what the temperature is to minimise, written out."""
+    """Return the objective that the temperature minimises."""
     total = 0.0
     for row, label in zip(logits / temperature, labels, strict=True):
         total += log(sum(exp(value - row.max()) for value in row)) + row.max() - row[label]
@@ -54,7 +54,7 @@ def answered(draw):
     return logits, rng.integers(0, classes, images)
 
 
-# A few distinct values make ties, many make almost none.
+# A few distinct values produce many ties, many values produce almost none.
 pools = st.tuples(st.integers(2, 60), st.integers(1, 80), st.integers(0, 2**32 - 1)).map(
     lambda drawn: np.random.default_rng(drawn[2]).integers(0, drawn[1], drawn[0]) / drawn[1]
 )
@@ -65,7 +65,7 @@ pools = st.tuples(st.integers(2, 60), st.integers(1, 80), st.integers(0, 2**32 -
 
 @given(answered())
 @settings(deadline=None)
-def test_no_other_temperature_fits_better(task):
+def test_the_temperature_minimises_the_objective(task):
     fitted = fit_temperature(*task)
     assert 0.01 <= fitted <= 100
     least = penalised(*task, fitted)
@@ -76,7 +76,7 @@ def test_no_other_temperature_fits_better(task):
 
 @given(answered())
 @settings(deadline=None)
-def test_at_the_optimum_the_temperature_is_one_more_than_what_true_logits_lack(task):
+def test_the_optimality_condition_holds_at_the_temperature(task):
     logits, labels = task
     fitted = fit_temperature(logits, labels)
     means = (tempered_softmax(logits, fitted) * logits).sum(axis=1)
@@ -87,12 +87,12 @@ def test_at_the_optimum_the_temperature_is_one_more_than_what_true_logits_lack(t
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5, 8.0])
-def test_the_temperature_that_made_the_labels_is_found(temperature):
+def test_the_temperature_of_generated_labels_is_recovered(temperature):
     logits, labels = labelled(0, 4000, 10, temperature=temperature, spread=3 * temperature)
     assert fit_temperature(logits, labels) == pytest.approx(temperature, rel=0.05)
 
 
-def test_tempered_scores_of_new_images_are_better_calibrated():
+def test_calibration_improves_the_scores_of_new_images():
     logits, labels = labelled(1, 2000, 8, temperature=3.0, spread=6.0)
     fitted = fit_temperature(logits[:1000], labels[:1000])
     before, after = tempered_softmax(logits[1000:], 1.0), tempered_softmax(logits[1000:], fitted)
@@ -101,7 +101,7 @@ def test_tempered_scores_of_new_images_are_better_calibrated():
     assert negative_log_likelihood(after, labels[1000:]) < negative_log_likelihood(before, labels[1000:])
 
 
-def test_labels_that_are_all_right_or_a_single_image_leave_the_temperature_near_the_models():
+def test_perfect_labels_or_a_single_image_keep_the_temperature_near_that_of_the_model():
     logits = 10 * np.eye(5)[np.arange(200) % 5]
     labels = np.arange(200) % 5
     assert 0.5 < fit_temperature(logits, labels) < 1
@@ -110,14 +110,14 @@ def test_labels_that_are_all_right_or_a_single_image_leave_the_temperature_near_
     assert fit_temperature(np.zeros((9, 1)), np.zeros(9, int)) == pytest.approx(1, abs=1e-3)
 
 
-def test_labels_without_any_relation_to_confident_logits_take_the_highest_temperature():
+def test_random_labels_of_confident_logits_give_the_maximum_temperature():
     logits = 1e4 * np.eye(5)[np.arange(200) % 5]
     assert fit_temperature(logits, (np.arange(200) + 1) % 5) == pytest.approx(100, rel=1e-3)
 
 
 @given(answered(), st.floats(-1e3, 1e3))
 @settings(deadline=None)
-def test_neither_a_bias_nor_the_order_of_the_images_changes_the_temperature(task, bias):
+def test_the_temperature_does_not_depend_on_a_bias_or_the_order_of_the_images(task, bias):
     logits, labels = task
     fitted = fit_temperature(logits, labels)
     assert fit_temperature(logits[::-1] + bias, labels[::-1]) == pytest.approx(fitted, rel=1e-4)
@@ -138,13 +138,13 @@ def test_neither_a_bias_nor_the_order_of_the_images_changes_the_temperature(task
     ],
 )
 @pytest.mark.parametrize("learn", [fit_temperature, calibrate])
-def test_logits_and_labels_that_do_not_fit_are_refused(learn, logits, labels, problem):
+def test_logits_and_labels_of_different_shapes_are_rejected(learn, logits, labels, problem):
     with pytest.raises(ValueError, match=problem):
         learn(np.array(logits), np.array(labels))
 
 
 @given(st.integers(0, 2**32 - 1))
-def test_the_loss_is_that_at_the_best_temperature(seed):
+def test_the_loss_is_that_at_the_optimal_temperature(seed):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 4, 30)
     logits = rng.uniform(0.1, 30) * (rng.standard_normal((30, 4)) + np.eye(4)[labels])
@@ -159,7 +159,7 @@ def test_the_loss_is_that_at_the_best_temperature(seed):
     assert temperature >= 0.5
 
 
-def test_the_loss_does_not_see_how_overconfident_logits_are():
+def test_the_loss_does_not_depend_on_the_scale_of_the_logits():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 4, 50)
     logits = rng.standard_normal((50, 4)) + np.eye(4)[labels]
@@ -171,11 +171,11 @@ def test_the_loss_does_not_see_how_overconfident_logits_are():
     assert temperature_of_20 == pytest.approx(20 * temperature, rel=0.02)
 
 
-# --- scores for images that show none of the classes -----------------------------------------------------------------
+# --- scores for images of unknown classes -------------------------------------------------------------------------
 
 
 @given(answered(), st.sampled_from([0.01, 0.5, 1.0, 7.0]))
-def test_both_scores_are_what_their_papers_say(task, temperature):
+def test_both_unknown_class_scores_equal_the_formulas_of_their_papers(task, temperature):
     logits, _ = task
     for row, matched, free in zip(
         logits, max_concept_matching(logits, temperature), energy(logits, temperature), strict=True
@@ -194,7 +194,7 @@ def test_logits_of_any_size_and_precision_give_finite_scores():
     assert energy(logits)[3] == pytest.approx(-log(2))
 
 
-def test_defaults_are_temperatures_of_one():
+def test_the_default_temperatures_are_one():
     cosines = np.array([[0.1, 0.3, 0.2]])
     assert max_concept_matching(cosines) == pytest.approx(tempered_softmax(cosines, 1.0).max())
     assert energy(cosines) == energy(cosines, 1.0)
@@ -202,7 +202,7 @@ def test_defaults_are_temperatures_of_one():
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, inf, np.nan])
 @pytest.mark.parametrize("score", [max_concept_matching, energy])
-def test_a_temperature_that_is_not_positive_is_refused(score, temperature):
+def test_a_temperature_that_is_not_positive_is_rejected(score, temperature):
     with pytest.raises(ValueError, match="temperature"):
         score(np.zeros((1, 2)), temperature)
 
@@ -211,8 +211,8 @@ def test_a_temperature_that_is_not_positive_is_refused(score, temperature):
 
 
 @given(pools, st.sampled_from(RATES))
-def test_whichever_of_a_pool_is_new_at_most_the_rate_of_them_is_rejected(pool, rate):
-    # Exchangeable images are equally likely to be the new one, so that this is the promise itself, not a sample of it.
+def test_the_rejection_rate_is_guaranteed_for_exchangeable_images(pool, rate):
+    # Each image of the pool is equally likely to be the new one, so this is exact, not a sample.
     rejected = [pool[new] < rejection_threshold(np.delete(pool, new), rate) for new in range(len(pool))]
     assert sum(rejected) <= rate * len(pool) + 1e-9
     if len(set(pool)) == len(pool):
@@ -220,11 +220,11 @@ def test_whichever_of_a_pool_is_new_at_most_the_rate_of_them_is_rejected(pool, r
 
 
 @given(pools, st.sampled_from(RATES))
-def test_the_threshold_is_the_largest_that_keeps_the_promise(scores, rate):
+def test_the_threshold_is_the_largest_that_guarantees_the_rate(scores, rate):
     threshold = rejection_threshold(scores, rate)
     below = false_rejection_rate(scores, threshold)
     assert below * len(scores) < max(1, rate * (len(scores) + 1) + 1e-9)
-    # Just above it, k of the n and the new one make more than the rate: k + 1 of n + 1.
+    # Just above it, k of the n images and the new one exceed the rate: k + 1 of n + 1.
     more = false_rejection_rate(scores, np.nextafter(threshold, inf))
     assert threshold == -inf or more * len(scores) + 1 > rate * (len(scores) + 1) - 1e-9
 
@@ -245,12 +245,12 @@ def test_a_rate_comes_with_its_wilson_bound():
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, np.nan])
-def test_a_rate_that_is_none_is_refused(rate):
+def test_an_invalid_rate_is_rejected(rate):
     with pytest.raises(ValueError, match="rate"):
         rejection_threshold(np.ones(3), rate)
 
 
-def test_scores_that_are_missing_or_not_numbers_are_refused():
+def test_missing_or_non_finite_scores_are_rejected():
     for ask in (false_rejection_rate, false_rejection_bound):
         with pytest.raises(ValueError, match="no scores"):
             ask(np.zeros(0), 0.5)
@@ -263,7 +263,7 @@ def test_scores_that_are_missing_or_not_numbers_are_refused():
 
 
 @given(pools, st.sampled_from(RATES))
-def test_whichever_of_a_pool_is_new_the_quantile_covers_its_share_of_them(pool, miss):
+def test_the_coverage_is_guaranteed_for_exchangeable_images(pool, miss):
     coverage = 1 - miss
     covered = [pool[new] <= conformal_quantile(np.delete(pool, new), coverage) for new in range(len(pool))]
     assert sum(covered) >= coverage * len(pool) - 1e-9
@@ -273,13 +273,13 @@ def test_whichever_of_a_pool_is_new_the_quantile_covers_its_share_of_them(pool, 
 
 @pytest.mark.parametrize("images", [19, 20, 50])
 @pytest.mark.parametrize("decimals", [None, 1])
-def test_sets_cover_new_images_as_often_as_promised(images, decimals):
+def test_prediction_sets_cover_new_images_at_the_target_rate(images, decimals):
     rng = np.random.default_rng(images)
     draws = 3000
     covered = dict.fromkeys((0.8, 0.9, 0.95), 0)
     within = dict(covered)
     probabilities = rng.dirichlet(np.full(6, 0.4), (draws, images + 1))
-    # Labels that the probabilities know little about: nothing is assumed of them.
+    # Labels that are nearly independent of the probabilities: the guarantee makes no assumption about them.
     labels = np.where(
         rng.random((draws, images + 1)) < 0.5, probabilities.argmax(axis=2), rng.integers(0, 6, (draws, images + 1))
     )
@@ -308,7 +308,7 @@ def test_too_few_images_put_every_class_into_the_set():
 
 
 @given(answered(), st.floats(0, 1))
-def test_a_set_holds_the_classes_above_the_quantile_best_first_and_never_none(task, quantile):
+def test_a_set_has_the_classes_above_the_quantile_best_first_and_is_not_empty(task, quantile):
     probabilities = tempered_softmax(task[0], 1.0).round(2)
     for row, chosen in zip(probabilities, prediction_sets(probabilities, quantile), strict=True):
         enough = np.flatnonzero(1 - row <= quantile)
@@ -318,7 +318,7 @@ def test_a_set_holds_the_classes_above_the_quantile_best_first_and_never_none(ta
         assert pairs == sorted(pairs)
 
 
-def test_no_images_have_no_sets_and_probabilities_without_classes_are_refused():
+def test_no_images_give_no_sets_and_probabilities_without_classes_are_rejected():
     assert prediction_sets(np.zeros((0, 3)), 0.5) == []
     for shape in ((3,), (3, 0)):
         with pytest.raises(ValueError, match="shape"):
@@ -326,7 +326,7 @@ def test_no_images_have_no_sets_and_probabilities_without_classes_are_refused():
 
 
 @pytest.mark.parametrize("coverage", [0.0, -0.1, 1.1, np.nan])
-def test_a_coverage_that_is_none_is_refused(coverage):
+def test_an_invalid_coverage_is_rejected(coverage):
     with pytest.raises(ValueError, match="coverage"):
         conformal_quantile(np.ones(3), coverage)
 
@@ -334,7 +334,7 @@ def test_a_coverage_that_is_none_is_refused(coverage):
 # --- a calibration ---------------------------------------------------------------------------------------------------
 
 
-def test_a_calibration_knows_the_scores_at_its_temperature():
+def test_a_calibration_has_the_scores_at_its_temperature():
     logits, labels = labelled(2, 300, 6, temperature=2.0)
     learned = calibrate(logits, labels)
     assert learned.temperature == fit_temperature(logits, labels)
@@ -350,7 +350,7 @@ def test_a_calibration_knows_the_scores_at_its_temperature():
 
 
 @pytest.mark.parametrize(("images", "classes"), [(19, 2), (19, 10), (50, 10)])
-def test_a_temperature_from_the_same_images_hardly_weakens_the_promises(images, classes):
+def test_a_temperature_from_the_same_images_hardly_weakens_the_guarantees(images, classes):
     draws, fresh = 600, 200
     covered, rejected = [], []
     for seed in range(draws):
@@ -367,7 +367,7 @@ def test_a_temperature_from_the_same_images_hardly_weakens_the_promises(images, 
         assert (means >= np.array(promised) - 0.004 - 3 * errors / np.sqrt(draws)).all()
 
 
-def test_with_two_classes_no_temperature_changes_what_is_covered_or_rejected():
+def test_with_two_classes_the_temperature_does_not_change_coverage_or_rejection():
     logits, labels = labelled(3, 80, 2, temperature=5.0)
     learned = calibrate(logits[:40], labels[:40])
     assert abs(log(learned.temperature)) > 0.5
@@ -381,7 +381,7 @@ def test_with_two_classes_no_temperature_changes_what_is_covered_or_rejected():
     np.testing.assert_array_equal(outcomes[0], outcomes[1])
 
 
-def test_few_images_reject_nothing_and_leave_nothing_out_in_plain_json_numbers():
+def test_few_images_give_no_rejection_and_full_sets_in_plain_json():
     learned = calibrate(np.array([[2.0, 0.0, 1.0]]), np.array([0]))
     assert learned.rejection_threshold(0.4) == 0
     assert learned.set_quantile(0.9) == 1
@@ -391,7 +391,7 @@ def test_few_images_reject_nothing_and_leave_nothing_out_in_plain_json_numbers()
 
 
 @pytest.mark.parametrize("images", [MAX_KEPT_SCORES, MAX_KEPT_SCORES + 1, 5003])
-def test_what_is_left_out_of_many_images_weakens_no_promise_and_costs_little(images):
+def test_compressing_many_scores_keeps_the_guarantees(images):
     logits, labels = labelled(4, images, 5, temperature=1.5)
     learned = calibrate(logits, labels)
     assert len(learned.top_scores) == len(learned.true_scores) == MAX_KEPT_SCORES
@@ -411,7 +411,7 @@ def test_what_is_left_out_of_many_images_weakens_no_promise_and_costs_little(ima
         assert learned.false_rejection_bound(threshold) >= false_rejection_bound(top, threshold)
 
 
-def test_a_calibration_survives_json():
+def test_a_calibration_can_be_stored_as_json():
     learned = calibrate(*labelled(5, 3000, 5))
     stored = json.dumps(learned.to_json(), allow_nan=False)
     assert Calibration.from_json(json.loads(stored)) == learned
@@ -431,14 +431,14 @@ def test_a_calibration_survives_json():
         ({"true_scores": [0.1, float("nan")]}, "ascend"),
     ],
 )
-def test_a_calibration_that_cannot_be_is_refused(changed, problem):
+def test_an_invalid_calibration_is_rejected(changed, problem):
     stored = {"temperature": 1.0, "top_scores": [0.5, 0.9], "true_scores": [0.1, 0.9], "images": 2}
     assert Calibration.from_json(stored).images == 2
     with pytest.raises(ValueError, match=problem):
         Calibration.from_json({**stored, **changed})
 
 
-def test_nothing_writes_to_its_input():
+def test_inputs_are_not_modified():
     logits, labels = labelled(6, 30, 4)
     given_logits, given_labels = logits.copy(), labels.copy()
     for values in (logits, labels):

@@ -1,4 +1,4 @@
-"""The measures agree with scikit-learn, and say None where a fraction has no meaning."""
+"""The measures equal those of scikit-learn, and are None if they are undefined."""
 
 import json
 from math import log, sqrt
@@ -29,7 +29,7 @@ NAMES = ("lynx", "puma", "ocelot", "serval", "caracal", "margay", "bobcat")
 
 
 def ranks(scores):
-    """Return class indices, best first; of equal scores the earlier class comes first."""
+    """Return class indices, best first; ties are ordered by index."""
     return np.argsort(-np.asarray(scores), axis=1, kind="stable")
 
 
@@ -42,7 +42,7 @@ def scored(draw):
 
 
 @given(scored())
-def test_every_measure_agrees_with_scikit_learn(task):
+def test_every_measure_equals_scikit_learn(task):
     names, labels, scores = task
     every = np.arange(len(names))
     result = evaluate(names, labels, ranks(scores))
@@ -69,7 +69,7 @@ def test_every_measure_agrees_with_scikit_learn(task):
 
 
 @given(scored())
-def test_the_interval_holds_the_accuracy_and_top5_is_never_below_top1(task):
+def test_the_interval_contains_the_accuracy_and_top5_is_at_least_top1(task):
     names, labels, scores = task
     result = evaluate(names, labels, ranks(scores))
     low, high = result.top1_interval
@@ -87,7 +87,7 @@ def test_the_interval_bounds_solve_the_score_equation(counts):
             assert abs(share - bound) == pytest.approx(1.96 * sqrt(bound * (1 - bound) / trials), abs=1e-9)
 
 
-def test_the_class_most_often_mistaken_for_is_named():
+def test_the_most_frequent_confusion_is_reported():
     labels = np.array([0, 0, 0, 0, 1, 2])
     result = evaluate(NAMES[:3], labels, np.array([[0, 1, 2], [1, 0, 2], [1, 0, 2], [2, 0, 1], [1, 0, 2], [2, 0, 1]]))
     lynx, puma, _ = result.classes
@@ -95,7 +95,7 @@ def test_the_class_most_often_mistaken_for_is_named():
     assert (puma.confused_with, puma.confused_count) == (None, 0)
 
 
-def test_a_class_without_images_has_no_recall_and_is_left_out_of_the_mean():
+def test_a_class_without_images_has_no_recall_and_is_excluded_from_the_mean():
     result = evaluate(NAMES[:3], np.array([0, 1]), np.array([[0, 1, 2], [0, 1, 2]]))
     ocelot = result.classes[2]
     assert (ocelot.recall, ocelot.precision, ocelot.f1) == (None, None, None)
@@ -111,11 +111,11 @@ def test_only_the_first_five_ranks_count(task):
     assert evaluate(names, labels, ranked[:, :5]) == evaluate(names, labels, ranked)
 
 
-def test_with_fewer_than_five_classes_the_true_one_is_always_in_the_top_five():
+def test_top5_is_one_with_fewer_than_five_classes():
     assert evaluate(NAMES[:2], np.array([1]), np.array([[0, 1]])).top5 == 1
 
 
-def test_a_perfect_result_and_a_hopeless_one_keep_honest_intervals():
+def test_perfect_and_zero_accuracies_have_valid_intervals():
     assert wilson_interval(10, 10) == (pytest.approx(0.7225, abs=1e-4), 1.0)
     assert wilson_interval(0, 10) == (0.0, pytest.approx(0.2775, abs=1e-4))
 
@@ -137,7 +137,7 @@ def test_the_result_is_plain_json():
     }
 
 
-def test_no_images_is_the_callers_mistake():
+def test_no_images_is_a_client_error():
     with pytest.raises(InvalidFieldError, match="give at least one"):
         evaluate(NAMES, np.array([], dtype=int), np.zeros((0, 7), dtype=int))
 
@@ -154,7 +154,7 @@ def test_no_images_is_the_callers_mistake():
         ([0], [[0, 1, 2, 3, -1]], "ranked class lies outside"),
     ],
 )
-def test_input_that_does_not_fit_is_our_own_bug(labels, ranked, problem):
+def test_inconsistent_input_is_an_internal_error(labels, ranked, problem):
     with pytest.raises(ValueError, match=problem):
         evaluate(NAMES, np.array(labels), np.array(ranked))
 
@@ -163,7 +163,7 @@ def test_input_that_does_not_fit_is_our_own_bug(labels, ranked, problem):
 
 
 def binned(confidences, correct, bins):
-    """Return the calibration error bin by bin, as the paper writes it."""
+    """Return the calibration error computed per bin, as in the paper."""
     error = 0.0
     for index in range(bins):
         low, high = index / bins, (index + 1) / bins
@@ -175,7 +175,7 @@ def binned(confidences, correct, bins):
 
 
 @given(scored())
-def test_measures_of_the_scores_agree_with_their_definitions(task):
+def test_measures_of_scores_equal_their_definitions(task):
     names, labels, scores = task
     wide = scores.astype(np.float64)
     shares = wide / wide.sum(axis=1, keepdims=True)
@@ -183,38 +183,38 @@ def test_measures_of_the_scores_agree_with_their_definitions(task):
     right = shares.argmax(axis=1) == labels
     assert result.nll == pytest.approx(metrics.log_loss(labels, shares, labels=np.arange(len(names))))
     assert result.ece == pytest.approx(binned(shares.max(axis=1), right, 15), abs=1e-9)
-    # Scores that do not sum to 1 are as likely as those that do, and are calibrated as they are shown.
+    # Scores that do not sum to 1 are calibrated as returned.
     alone = evaluate(names, labels, ranks(scores), scores)
     assert alone.nll == pytest.approx(result.nll, rel=1e-5)
     assert alone.ece == pytest.approx(binned(scores.max(axis=1).astype(float), right, 15), abs=1e-6)
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.booleans()), min_size=1, max_size=60), st.integers(1, 15))
-def test_a_confidence_on_the_border_of_two_bins_is_in_the_lower(pairs, bins):
+def test_a_confidence_on_the_edge_of_two_bins_is_in_the_lower_one(pairs, bins):
     confidences = np.array([value / 30 for value, _ in pairs])
     correct = np.array([hit for _, hit in pairs])
-    # A label outside of the one column is never right.
+    # A label outside the only column is never correct.
     error = expected_calibration_error(confidences[:, None], np.where(correct, 0, 1), bins=bins)
     assert error == pytest.approx(binned(confidences, correct, bins), abs=1e-9)
-    # The error of a single bin is the least there can be.
+    # The error of a single bin is the smallest possible one.
     assert abs(correct.mean() - confidences.mean()) - 1e-9 <= error <= 1
 
 
-def test_certainty_is_calibrated_where_it_is_right_and_as_wrong_as_can_be_where_not():
+def test_confident_scores_have_no_error_if_correct_and_the_maximum_if_wrong():
     certain = np.array([[0.0, 1.0]] * 4)
     assert expected_calibration_error(certain, np.ones(4, int)) == 0
     assert expected_calibration_error(certain, np.zeros(4, int)) == 1
     assert expected_calibration_error(np.array([[0.25, 0.75]] * 4), np.array([1, 1, 0, 1])) == pytest.approx(0)
 
 
-def test_no_single_image_makes_the_likelihood_infinite_and_a_row_of_zeros_says_nothing():
+def test_the_likelihood_is_finite_for_zero_scores():
     certain = np.array([[1.0, 0.0], [0.0, 1.0]])
     assert negative_log_likelihood(certain, np.array([0, 0])) == pytest.approx(-log(1e-12) / 2)
     assert negative_log_likelihood(certain, np.array([0, 1])) == 0
     assert negative_log_likelihood(np.zeros((1, 4), np.float32), np.array([2])) == pytest.approx(log(4))
 
 
-def test_a_class_that_nothing_was_taken_for_counts_nothing_and_one_without_images_is_left_out():
+def test_a_class_that_is_never_predicted_counts_zero_and_one_without_images_is_excluded():
     labels, predicted = np.array([0, 0, 0, 0, 1, 1]), np.array([0, 0, 0, 2, 0, 0])
     assert macro_f1(labels, predicted, 3) == pytest.approx((2 * 3 / (4 + 5) + 0) / 2)
 
@@ -229,12 +229,12 @@ def test_a_class_that_nothing_was_taken_for_counts_nothing_and_one_without_image
         ([[0.1, np.nan, 0.7]], r"outside 0\.\.1"),
     ],
 )
-def test_scores_that_do_not_fit_are_our_own_bug(scores, problem):
+def test_invalid_scores_are_an_internal_error(scores, problem):
     with pytest.raises(ValueError, match=problem):
         evaluate(NAMES[:3], np.array([0]), np.array([[2, 1, 0]]), np.array(scores))
 
 
-def test_what_was_stored_before_a_measure_existed_can_still_be_read():
+def test_an_evaluation_stored_before_a_measure_existed_can_be_read():
     scores = np.eye(7)[[0, 3, 1]]
     result = evaluate(NAMES, np.array([0, 3, 3]), ranks(scores), scores)
     stored = json.loads(json.dumps(result.to_json(), allow_nan=False))
@@ -249,7 +249,7 @@ def test_what_was_stored_before_a_measure_existed_can_still_be_read():
 # --- comparing methods ---------------------------------------------------------------------------------------------
 
 
-def test_a_bootstrap_interval_covers_the_mean_as_often_as_it_says():
+def test_a_bootstrap_interval_has_the_stated_coverage():
     rng = np.random.default_rng(1)
     covered = 0
     for _ in range(300):
@@ -258,14 +258,14 @@ def test_a_bootstrap_interval_covers_the_mean_as_often_as_it_says():
     assert 0.90 <= covered / 300 <= 0.99
 
 
-def test_a_bootstrap_interval_of_the_same_values_is_the_same_and_has_no_width_where_they_agree():
+def test_a_bootstrap_interval_is_reproducible_and_has_no_width_for_equal_values():
     values = np.array([1.0, 0, 1, 1, 0, 1])
     assert bootstrap_interval(values) == bootstrap_interval(values)
     assert bootstrap_interval(np.ones(5)) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize(("only_first", "only_second"), [(10, 2), (3, 3), (25, 9), (1, 0), (0, 12)])
-def test_the_paired_test_is_mcnemars_exact_test_where_answers_are_right_or_wrong(only_first, only_second):
+def test_the_paired_test_is_mcnemars_exact_test_for_binary_outcomes(only_first, only_second):
     both = [1.0] * 20
     first = np.array(both + [1.0] * only_first + [0.0] * only_second)
     second = np.array(both + [0.0] * only_first + [1.0] * only_second)
@@ -276,18 +276,18 @@ def test_the_paired_test_is_mcnemars_exact_test_where_answers_are_right_or_wrong
     assert result.low <= result.mean <= result.high
 
 
-def test_the_paired_test_of_methods_that_agree_finds_nothing():
+def test_the_paired_test_of_equal_methods_is_not_significant():
     values = np.array([1.0, 0, 1])
     assert paired_difference(values, values) == Difference(0.0, 0.0, 0.0, 1.0)
 
 
-def test_under_no_difference_the_paired_test_is_rarely_significant():
+def test_the_paired_test_is_rarely_significant_without_a_difference():
     rng = np.random.default_rng(2)
     p_values = [paired_difference(*(rng.random((2, 60)) < 0.6).astype(float), flips=300).p for _ in range(200)]
     assert np.mean(np.array(p_values) < 0.05) < 0.1
 
 
-def test_holms_correction_is_that_of_the_paper():
+def test_holms_correction_equals_that_of_the_paper():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.9]) == [1.0, 1.0]
     assert holm([]) == []

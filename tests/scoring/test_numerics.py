@@ -1,4 +1,4 @@
-"""Shared array operations equal plain formulas, keep the precision of their arguments, and bear extreme ones."""
+"""Shared array operations equal their formulas, keep the precision of their arguments, and accept extreme values."""
 
 from math import exp, inf
 
@@ -15,7 +15,7 @@ TYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 @TYPES
 @pytest.mark.parametrize("shape", [(3, 5), (2, 3, 5), (5,), (0, 4), (4, 1)])
-def test_softmax_and_its_logarithm_are_exponentials_divided_by_their_sum(shape, dtype):
+def test_softmax_and_log_softmax_equal_their_formulas(shape, dtype):
     logits = np.random.default_rng(0).standard_normal(shape).astype(dtype)
     before = logits.copy()
     shares = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
@@ -26,14 +26,14 @@ def test_softmax_and_its_logarithm_are_exponentials_divided_by_their_sum(shape, 
 
 
 @TYPES
-def test_logits_of_any_size_have_a_softmax_and_finite_logarithms(dtype):
+def test_softmax_and_log_softmax_are_finite_for_logits_of_any_size(dtype):
     logits = np.array([[1e30, -1e30], [-1e30, -1e30], [800.0, 0.0]], dtype)
     np.testing.assert_allclose(softmax(logits), [[1, 0], [0.5, 0.5], [1, exp(-700) * exp(-100)]])
     assert np.isfinite(log_softmax(logits)).all()
     assert log_softmax(logits)[2, 1] == -800
 
 
-def test_softmax_may_overwrite_its_argument():
+def test_softmax_can_overwrite_its_argument():
     logits = np.random.default_rng(0).standard_normal((4, 6))
     wanted = softmax(logits)
     assert softmax(logits, out=logits) is logits
@@ -41,7 +41,7 @@ def test_softmax_may_overwrite_its_argument():
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, inf, np.nan])
-def test_a_temperature_that_is_not_positive_is_refused(temperature):
+def test_a_temperature_that_is_not_positive_is_rejected(temperature):
     with pytest.raises(ValueError, match="temperature"):
         tempered_softmax(np.zeros((1, 2)), temperature)
 
@@ -63,13 +63,13 @@ def test_unit_rows_have_length_one_and_the_direction_of_the_rows(shape, dtype):
     np.testing.assert_allclose(unit * np.linalg.norm(rows, axis=-1, keepdims=True), rows, rtol=1e-5)
 
 
-def test_rows_of_zeros_stay_zero_beside_others():
+def test_zero_rows_stay_zero():
     np.testing.assert_array_equal(unit_rows(np.array([[0.0, 0.0], [0.0, 2.0]])), [[0, 0], [0, 1]])
     np.testing.assert_array_equal(unit_rows(np.zeros(3, np.float32)), np.zeros(3))
 
 
 @given(LABELS, st.integers(1, 8))
-def test_folds_hold_every_class_and_all_images_as_evenly_as_possible(labels, max_folds):
+def test_folds_are_stratified_and_of_equal_size(labels, max_folds):
     folds = stratified_folds(labels, max_folds)
     count = int(folds.max()) + 1
     assert count == min(max_folds, np.bincount(labels).max())
@@ -81,7 +81,7 @@ def test_folds_hold_every_class_and_all_images_as_evenly_as_possible(labels, max
 
 
 @given(LABELS, st.integers(1, 8), st.booleans())
-def test_the_images_of_a_class_are_dealt_in_their_order(labels, max_folds, restart):
+def test_the_images_of_a_class_are_distributed_in_order(labels, max_folds, restart):
     folds = stratified_folds(labels, max_folds, restart=restart)
     count = int(folds.max()) + 1
     for label in np.unique(labels):
