@@ -29,7 +29,7 @@ def expected(templates, classnames):
 
 
 class Encoder:
-    """Notes what it encodes; while shut it waits, and ``fail_next`` makes it raise."""
+    """Records what it encodes. While closed, it waits; ``fail_next`` makes it raise an error."""
 
     def __init__(self, *, shut=False):
         self.texts = []
@@ -69,7 +69,7 @@ def row_of(*sizes):
 
 
 @given(st.integers(1, 6), st.integers(1, 16), st.integers(0, 2**32 - 1))
-def test_a_prototype_is_the_mean_of_unit_rows_made_unit_again(prompts, dims, seed):
+def test_a_prototype_is_the_normalised_mean_of_unit_rows(prompts, dims, seed):
     features = unit(np.random.default_rng(seed).standard_normal((prompts, dims))).astype(np.float32)
     embedding = prototype(features)
     np.testing.assert_allclose(embedding, cupl_prototypes([features.astype(np.float64)])[0], atol=2e-5)
@@ -77,7 +77,7 @@ def test_a_prototype_is_the_mean_of_unit_rows_made_unit_again(prompts, dims, see
 
 
 @given(st.integers(1, 6), st.integers(1, 16), st.integers(0, 2**32 - 1))
-def test_a_mean_is_not_made_unit_again_so_that_its_product_is_the_mean_of_the_cosines(prompts, dims, seed):
+def test_a_mean_that_is_not_normalised_gives_the_mean_of_the_cosines(prompts, dims, seed):
     rng = np.random.default_rng(seed)
     features = unit(rng.standard_normal((prompts, dims))).astype(np.float32)
     image = unit(rng.standard_normal(dims))
@@ -85,26 +85,26 @@ def test_a_mean_is_not_made_unit_again_so_that_its_product_is_the_mean_of_the_co
     np.testing.assert_allclose(mean @ image, dclip_scores(image[None], [features])[0, 0], atol=1e-6)
 
 
-def test_aligned_slots_are_pooled_each_by_itself():
+def test_aligned_slots_are_pooled_separately():
     features = np.stack([direction(text) for text in "abcdef"])
     pooled = pool(row_of(1, 3, 2), Pooling.ALIGNED, features)
     wanted = cupl_prototypes([features[:1], features[1:4], features[4:]])
     np.testing.assert_allclose(pooled, wanted, atol=1e-6)
 
 
-def test_one_prompt_is_the_embedding_itself():
+def test_one_prompt_gives_its_embedding():
     np.testing.assert_allclose(prototype(direction("a")[None]), direction("a"), atol=1e-7)
 
 
-def test_prompts_that_cancel_each_other_give_a_finite_row():
+def test_prompts_that_cancel_out_give_a_finite_row():
     features = np.array([[1, 0], [-1, 0]], dtype=np.float32)
     assert prototype(features).tolist() == [0.0, 0.0]
 
 
-# --- what comes out ------------------------------------------------------------------------------------------------
+# --- results -------------------------------------------------------------------------------------------------------
 
 
-async def test_rows_are_in_the_order_of_the_class_names(cache):
+async def test_rows_have_the_order_of_the_class_names(cache):
     encode = Encoder()
     for classnames in (["lynx", "puma", "owl"], ["owl", "lynx"], ["puma"]):
         got = await get(cache, encode, classnames, templates=TWO)
@@ -112,13 +112,13 @@ async def test_rows_are_in_the_order_of_the_class_names(cache):
         assert got.dtype == np.float32
 
 
-async def test_a_class_named_twice_gets_its_row_twice(cache):
+async def test_a_repeated_class_name_gets_a_row_each_time(cache):
     got = await get(cache, Encoder(), ["owl", "lynx", "owl"])
     np.testing.assert_allclose(got, expected(PHOTO, ["owl", "lynx", "owl"]), atol=1e-6)
 
 
-async def test_the_result_cannot_be_written_to(cache):
-    """It is shared by every request that asks for the same classes."""
+async def test_the_result_is_read_only(cache):
+    """Requests with the same classes share it."""
     encode = Encoder()
     for _ in range(2):
         got = await get(cache, encode, ["owl", "lynx"])
@@ -126,16 +126,16 @@ async def test_the_result_cannot_be_written_to(cache):
             got[0, 0] = 1
 
 
-async def test_a_class_name_with_braces_is_not_filled_again(cache):
+async def test_a_class_name_with_braces_is_not_formatted(cache):
     encode = Encoder()
     await get(cache, encode, ["{} {0}"])
     assert encode.texts == ["a photo of a {} {0}."]
 
 
-# --- nothing is encoded twice --------------------------------------------------------------------------------------
+# --- caching -------------------------------------------------------------------------------------------------------
 
 
-async def test_what_was_encoded_is_not_encoded_again(cache):
+async def test_cached_classes_are_not_encoded_again(cache):
     encode = Encoder()
     first = await get(cache, encode, ["owl", "lynx"])
     again = await get(cache, encode, ["owl", "lynx"])
@@ -150,7 +150,7 @@ async def test_only_the_added_class_is_encoded(cache):
     assert encode.texts[2:] == ["a photo of a puma."]
 
 
-async def test_many_overlapping_requests_at_once_encode_each_class_once(cache):
+async def test_concurrent_overlapping_requests_encode_each_class_once(cache):
     encode = Encoder(shut=True)
     names = [f"class {number}" for number in range(30)]
     wanted = [names[start : start + 10] for start in range(20)]
@@ -163,7 +163,7 @@ async def test_many_overlapping_requests_at_once_encode_each_class_once(cache):
     assert sorted(encode.texts) == sorted(template.replace("{}", name) for name in names[:29] for template in TWO)
 
 
-async def test_rows_belong_to_one_model_and_one_list_of_templates(cache):
+async def test_rows_are_cached_per_model_and_list_of_templates(cache):
     encode = Encoder()
     await get(cache, encode, ["owl"])
     await get(cache, encode, ["owl"], model="another")
@@ -173,8 +173,8 @@ async def test_rows_belong_to_one_model_and_one_list_of_templates(cache):
     np.testing.assert_allclose(other, expected(TWO, ["owl"]), atol=1e-6)
 
 
-async def test_a_large_label_set_is_encoded_in_pieces_of_whole_classes(cache):
-    """So that the features of 80 prompts for each of 10,000 classes never lie in memory together."""
+async def test_a_large_label_set_is_encoded_in_chunks_of_whole_classes(cache):
+    """The features of 80 prompts for each of 10,000 classes would not fit into memory together."""
     sizes = []
 
     async def encode(prompts):
@@ -190,10 +190,10 @@ async def test_a_large_label_set_is_encoded_in_pieces_of_whole_classes(cache):
     assert all(size % 30 == 0 for size in sizes)
 
 
-# --- cancelling and failing ----------------------------------------------------------------------------------------
+# --- cancellation and failures -------------------------------------------------------------------------------------
 
 
-async def test_a_cancelled_waiter_neither_stops_nor_loses_the_encoding(cache):
+async def test_a_cancelled_request_neither_stops_nor_loses_the_encoding(cache):
     encode = Encoder(shut=True)
     impatient = asyncio.create_task(get(cache, encode, ["owl", "lynx"]))
     await encode.entered.wait()
@@ -206,8 +206,8 @@ async def test_a_cancelled_waiter_neither_stops_nor_loses_the_encoding(cache):
     assert len(encode.texts) == 2
 
 
-async def test_what_nobody_waits_for_ends_after_the_piece_that_has_begun(cache):
-    """Else abandoned requests would keep the text tower busy for minutes; what is done is kept."""
+async def test_an_encoding_without_requests_ends_after_the_current_chunk(cache):
+    """Otherwise abandoned requests would keep the text tower busy for minutes. Finished chunks are cached."""
     encode = Encoder(shut=True)
     names = [f"class {number}" for number in range(1000)]
     abandoned = asyncio.create_task(get(cache, encode, names))
@@ -224,7 +224,7 @@ async def test_what_nobody_waits_for_ends_after_the_piece_that_has_begun(cache):
     assert len(encode.texts) == 1001
 
 
-async def test_what_somebody_still_waits_for_goes_on_to_its_end(cache):
+async def test_an_encoding_with_a_remaining_request_is_completed(cache):
     encode = Encoder(shut=True)
     names = [f"class {number}" for number in range(600)]
     impatient = asyncio.create_task(get(cache, encode, names))
@@ -238,7 +238,7 @@ async def test_what_somebody_still_waits_for_goes_on_to_its_end(cache):
     assert len(encode.texts) == 600
 
 
-async def test_a_cancelled_waiter_does_not_disturb_another(cache):
+async def test_a_cancelled_request_does_not_affect_another(cache):
     encode = Encoder(shut=True)
     impatient = asyncio.create_task(get(cache, encode, ["owl"]))
     patient = asyncio.create_task(get(cache, encode, ["owl", "lynx"]))
@@ -249,7 +249,7 @@ async def test_a_cancelled_waiter_does_not_disturb_another(cache):
     np.testing.assert_allclose(await patient, expected(PHOTO, ["owl", "lynx"]), atol=1e-6)
 
 
-async def test_a_failure_reaches_every_waiter_and_is_tried_again_next_time(cache):
+async def test_a_failure_reaches_every_request_and_the_next_one_tries_again(cache):
     encode = Encoder(shut=True)
     encode.fail_next = ZeroDivisionError("no")
     waiters = [asyncio.create_task(get(cache, encode, names)) for names in (["owl"], ["owl"], ["owl"])]
@@ -263,7 +263,7 @@ async def test_a_failure_reaches_every_waiter_and_is_tried_again_next_time(cache
     assert len(encode.texts) == 2
 
 
-async def test_a_failure_that_nobody_waits_for_is_not_reported_as_lost(cache):
+async def test_a_failure_without_requests_is_not_reported_as_never_retrieved(cache):
     lost = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: lost.append(context))
     encode = Encoder(shut=True)
@@ -274,13 +274,13 @@ async def test_a_failure_that_nobody_waits_for_is_not_reported_as_lost(cache):
     with pytest.raises(asyncio.CancelledError):
         await waiter
     encode.open.set()
-    got = await get(cache, Encoder(), ["lynx"])  # turns the loop, which lets the first fail
+    got = await get(cache, Encoder(), ["lynx"])  # runs the loop, which lets the first fail
     assert got.shape == (1, DIMS)
     assert lost == []
     np.testing.assert_allclose(await get(cache, encode, ["owl"]), expected(PHOTO, ["owl"]), atol=1e-6)
 
 
-async def test_an_answer_with_too_few_rows_fails_and_leaves_nothing_stuck(cache):
+async def test_an_encoder_with_too_few_rows_is_an_error_and_blocks_nothing(cache):
     async def short(prompts):
         return np.ones((1, DIMS), dtype=np.float32)
 
@@ -290,11 +290,11 @@ async def test_an_answer_with_too_few_rows_fails_and_leaves_nothing_stuck(cache)
     np.testing.assert_allclose(got, expected(PHOTO, ["owl", "lynx"]), atol=1e-6)
 
 
-# --- little memory -------------------------------------------------------------------------------------------------
+# --- memory --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("max_bytes", [0, 1, 2 * ROW_BYTES - 1, 2 * ROW_BYTES, 6 * ROW_BYTES])
-async def test_answers_are_right_when_nearly_nothing_can_be_kept(max_bytes):
+async def test_results_are_correct_with_a_tiny_cache(max_bytes):
     small = ClassEmbeddingCache(max_bytes)
     names = [f"class {number}" for number in range(10)]
     encode = Encoder()
@@ -305,12 +305,12 @@ async def test_answers_are_right_when_nearly_nothing_can_be_kept(max_bytes):
         np.testing.assert_allclose(answer, expected(PHOTO, classnames), atol=1e-6)
 
 
-async def test_the_rows_used_longest_ago_go_first():
+async def test_the_least_recently_used_rows_are_evicted():
     small = ClassEmbeddingCache(3 * ROW_BYTES)
     encode = Encoder()
     await get(small, encode, ["a", "b", "c"])
     await get(small, encode, ["a"])
-    await get(small, encode, ["d"])  # in the place of b
+    await get(small, encode, ["d"])  # in place of b
     encode.texts.clear()
     await get(small, encode, ["a", "d", "c"])
     assert encode.texts == []
@@ -322,7 +322,7 @@ async def test_the_rows_used_longest_ago_go_first():
     st.lists(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=6, unique=True), max_size=8),
     st.integers(0, 12 * ROW_BYTES),
 )
-def test_no_history_of_requests_changes_an_answer_or_takes_more_memory_than_allowed(requests, max_bytes):
+def test_results_and_the_memory_limit_do_not_depend_on_the_order_of_requests(requests, max_bytes):
     cache = ClassEmbeddingCache(max_bytes)
 
     async def ask_all():

@@ -1,4 +1,4 @@
-"""The label sets that come with Deixis keep what the guide promises of them."""
+"""The shipped label sets match their description in the guide."""
 
 import json
 from pathlib import Path
@@ -19,13 +19,13 @@ def entries_of(file):
     return clean_classes(body.entries(), max_classes=1000, setting="")
 
 
-def test_every_set_is_there_with_all_of_its_classes():
+def test_every_shipped_set_exists_with_all_classes():
     assert {file.stem: len(entries_of(file)) for file in FILES} == CLASSES
     assert [entry.name for entry in entries_of(next(file for file in FILES if file.stem == "cifar10"))] == CIFAR10
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_each_class_has_six_features_and_six_sentences_that_name_it(file):
+def test_each_class_has_six_features_and_six_sentences_with_its_name(file):
     for entry in entries_of(file):
         assert len(entry.features) >= 6, entry.name
         assert len(entry.descriptions) >= 6, entry.name

@@ -30,7 +30,7 @@ def test_files_are_read_once(folder):
     assert library.resolve("photo") == ("a photo of a {}.",)
 
 
-def test_an_extra_set_is_made_when_first_asked_for_and_only_once(folder):
+def test_an_extra_set_is_created_once_on_first_use(folder):
     calls = []
 
     def make():
@@ -44,7 +44,7 @@ def test_an_extra_set_is_made_when_first_asked_for_and_only_once(folder):
     assert len(calls) == 1
 
 
-def test_a_file_may_not_take_the_name_of_an_extra_set(folder):
+def test_a_file_cannot_have_the_name_of_an_extra_set(folder):
     with pytest.raises(ConfigurationError, match=r"photo\.txt.*rename"):
         TemplateLibrary(folder, {"photo": lambda: ("{}",)})
 
@@ -52,11 +52,11 @@ def test_a_file_may_not_take_the_name_of_an_extra_set(folder):
 @pytest.mark.parametrize(
     "template", ["{}", "a photo of a {}.", "{} or {}?", "ein Foto von {}", "\u5199\u771f\uff1a{}\u3000", " {} "]
 )
-def test_a_reference_that_contains_the_placeholder_is_itself_the_template(folder, template):
+def test_a_reference_with_a_placeholder_is_the_template(folder, template):
     assert TemplateLibrary(folder, {}).resolve(template) == (template,)
 
 
-def test_a_name_that_is_no_set_and_no_template_is_answered_with_both_ways_out(folder):
+def test_the_error_for_an_unknown_set_names_the_sets_and_the_placeholder(folder):
     with pytest.raises(UnknownNameError) as caught:
         TemplateLibrary(folder, {"imagenet": lambda: ("{}",)}).resolve("foto")
     assert caught.value.message == (
@@ -82,13 +82,13 @@ def test_a_name_that_is_no_set_and_no_template_is_answered_with_both_ways_out(fo
         ("x" * 301, "301 characters"),
     ],
 )
-def test_a_template_that_breaks_a_rule_is_refused_under_the_field_it_came_in(folder, template, rule):
+def test_an_invalid_template_is_rejected_with_the_field_of_the_request(folder, template, rule):
     with pytest.raises(InvalidFieldError, match=rule) as caught:
         TemplateLibrary(folder, {}).resolve(template, field="templates")
     assert [problem.field for problem in caught.value.problems] == ["templates"]
 
 
-def test_a_template_of_the_greatest_length_is_taken(folder):
+def test_a_template_of_the_maximum_length_is_accepted(folder):
     template = "x" * 298 + "{}"
     assert TemplateLibrary(folder, {}).resolve(template) == (template,)
 
@@ -103,13 +103,13 @@ def test_a_template_of_the_greatest_length_is_taken(folder):
         (b"\xff{}", r"broken\.txt is not UTF-8"),
     ],
 )
-def test_a_broken_file_stops_the_start_and_is_named_with_its_line(tmp_path, content, message):
+def test_an_invalid_file_stops_the_start_with_its_name_and_line(tmp_path, content, message):
     (tmp_path / "broken.txt").write_bytes(content)
     with pytest.raises(ConfigurationError, match=message):
         TemplateLibrary(tmp_path, {})
 
 
-def test_a_missing_folder_is_named(tmp_path):
+def test_the_error_for_a_missing_folder_names_it(tmp_path):
     with pytest.raises(ConfigurationError, match="nowhere"):
         TemplateLibrary(tmp_path / "nowhere", {})
 
@@ -118,12 +118,12 @@ def test_every_placeholder_is_filled():
     assert fill(("a {}.", "the {}, a kind of {}."), "lynx") == ("a lynx.", "the lynx, a kind of lynx.")
 
 
-def test_a_class_name_with_braces_is_taken_literally():
+def test_a_class_name_with_braces_is_used_literally():
     assert fill(("a {}.",), "{0.__class__} {}") == ("a {0.__class__} {}.",)
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=40), st.text(max_size=20))
-def test_what_passes_the_rules_can_be_filled_without_leaving_a_brace(template, classname):
+def test_a_valid_template_has_no_braces_after_filling(template, classname):
     if template_problem(template) is None:
         (filled,) = fill((template,), classname.translate({ord("{"): None, ord("}"): None}))
         assert "{" not in filled

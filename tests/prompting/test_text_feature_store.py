@@ -20,7 +20,7 @@ def row_of(text):
 
 
 class Encoder:
-    """Notes what it encodes."""
+    """Records what it encodes."""
 
     def __init__(self):
         self.texts = []
@@ -56,7 +56,7 @@ def encoder_of(store, encode, fingerprint="weights"):
     return StoredTextEncoder(encode, read_fingerprint, store)
 
 
-async def test_what_was_encoded_before_a_restart_is_not_encoded_again_and_is_the_same_to_the_last_digit(open_store):
+async def test_stored_features_are_read_after_a_restart_bit_for_bit(open_store):
     first, again = Encoder(), Encoder()
     store = open_store()
     before = await encoder_of(store, first)(["owl", "lynx"])
@@ -67,14 +67,14 @@ async def test_what_was_encoded_before_a_restart_is_not_encoded_again_and_is_the
     assert after.dtype == np.float32
 
 
-async def test_a_text_that_is_asked_for_twice_is_encoded_once(open_store):
+async def test_a_repeated_text_is_encoded_once(open_store):
     encode = Encoder()
     features = await encoder_of(open_store(), encode)(["owl", "lynx", "owl"])
     assert encode.texts == ["owl", "lynx"]
     np.testing.assert_array_equal(features[0], features[2])
 
 
-async def test_features_of_other_weights_are_never_given(open_store):
+async def test_features_of_other_weights_are_not_returned(open_store):
     encode = Encoder()
     store = open_store()
     await encoder_of(store, encode, "weights")(["owl"])
@@ -82,7 +82,7 @@ async def test_features_of_other_weights_are_never_given(open_store):
     assert encode.texts == ["owl", "owl"]
 
 
-async def test_without_a_store_texts_are_encoded_always():
+async def test_without_a_store_texts_are_always_encoded():
     encode = Encoder()
 
     async def fingerprint() -> str:
@@ -95,7 +95,7 @@ async def test_without_a_store_texts_are_encoded_always():
 
 
 async def test_fifty_thousand_texts_are_read_back(open_store):
-    """More than SQLite takes as variables of one statement."""
+    """More than SQLite accepts as variables of one statement."""
     store = open_store()
     rows = {f"text {number}": row_of(str(number)) for number in range(50_000)}
     await store.write("weights", rows)
@@ -104,7 +104,7 @@ async def test_fifty_thousand_texts_are_read_back(open_store):
     np.testing.assert_array_equal(found["text 49999"], rows["text 49999"])
 
 
-async def test_texts_in_any_script_and_with_lone_surrogates_have_rows_of_their_own(open_store):
+async def test_texts_in_any_script_and_with_lone_surrogates_have_different_rows(open_store):
     store = open_store()
     texts = ["猫", "кошка", "\ud800", "\ud801", "a\0b", ""]
     await store.write("weights", {text: np.full(DIMS, number, np.float32) for number, text in enumerate(texts)})
@@ -115,7 +115,9 @@ async def test_texts_in_any_script_and_with_lone_surrogates_have_rows_of_their_o
 # --- bounded -------------------------------------------------------------------------------------------------------
 
 
-async def test_the_file_stays_within_its_bound_and_the_rows_used_longest_ago_go(open_store, file, monkeypatch):
+async def test_the_file_stays_within_its_limit_and_the_least_recently_used_rows_are_deleted(
+    open_store, file, monkeypatch
+):
     store = open_store(max_bytes=MIB)
     now = 1_000_000_000
     monkeypatch.setattr("app.prompting.text_feature_store.time.time", lambda: now)
@@ -132,11 +134,11 @@ async def test_the_file_stays_within_its_bound_and_the_rows_used_longest_ago_go(
     assert pages * size < 1.2 * MIB
 
 
-# --- trouble -------------------------------------------------------------------------------------------------------
+# --- failures ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("content", [b"no database at all" * 100, b"SQLite format 3\0" + b"\xff" * 5000])
-async def test_a_torn_file_is_made_anew_and_no_answer_is_lost(open_store, file, content):
+async def test_a_damaged_file_is_recreated_and_results_are_correct(open_store, file, content):
     file.parent.mkdir()
     file.write_bytes(content)
     encode = Encoder()
@@ -150,8 +152,8 @@ async def test_a_torn_file_is_made_anew_and_no_answer_is_lost(open_store, file, 
         assert connection.execute("SELECT count(*) FROM features").fetchone() == (1,)
 
 
-async def test_a_folder_that_cannot_be_written_costs_only_the_store(open_store, tmp_path):
-    """A file stands where the folder would be made."""
+async def test_without_write_permission_features_are_encoded_but_not_stored(open_store, tmp_path):
+    """A file has the path of the folder."""
     (tmp_path / "blocked").write_text("")
     encode = Encoder()
     encoder = encoder_of(open_store(path=tmp_path / "blocked" / "features.sqlite3"), encode)
@@ -181,7 +183,7 @@ def write_many(file, name, count):
     asyncio.run(work())
 
 
-async def test_several_processes_write_at_once_and_nothing_is_lost(open_store, file):
+async def test_several_processes_can_write_concurrently(open_store, file):
     spawn = multiprocessing.get_context("spawn")
     writers = [spawn.Process(target=write_many, args=(file, name, 30)) for name in "abc"]
     for each in writers:
@@ -193,7 +195,7 @@ async def test_several_processes_write_at_once_and_nothing_is_lost(open_store, f
     assert len(await open_store().read("weights", wanted)) == 90
 
 
-async def test_a_reader_beside_a_writer_sees_whole_rows_only(open_store):
+async def test_a_reader_beside_a_writer_reads_complete_rows_only(open_store):
     writer, reader = open_store(), open_store()
     rows = {str(number): row_of(str(number)) for number in range(500)}
 
