@@ -35,7 +35,7 @@ def features_of(colours, noise=0.0, seed=0):
 
 
 def things(*, described):
-    """Names that say nothing to the encoder, and descriptions that name the colour."""
+    """Return classes whose names mean nothing to the encoder and whose descriptions name the colour."""
     return [
         ClassEntry(name, (f"It is {colour}.", f"All {colour}."), features=(f"{colour} skin",))
         if described
@@ -59,7 +59,7 @@ def report_of(comparison, method):
     return next(each for each in comparison.methods if each.method == method)
 
 
-async def test_descriptions_that_tell_the_classes_apart_are_found_to_help(service):
+async def test_helpful_descriptions_are_significantly_better(service):
     comparison = await compared(service, things(described=True))
     cupl = report_of(comparison, "cupl")
     assert cupl.evaluation.top1 == 1
@@ -81,7 +81,7 @@ async def test_the_control_has_as_many_prompts_as_each_method_with_descriptions(
     }
 
 
-async def test_every_method_but_the_control_is_in_the_table_with_its_interval(service):
+async def test_every_method_except_the_control_is_in_the_table_with_its_interval(service):
     comparison = await compared(service, things(described=True))
     assert [each.method for each in comparison.methods if "waffle" not in each.method] == [
         name for name, method in METHODS.items() if not (method.is_control or method.learns or method.stateful)
@@ -93,19 +93,19 @@ async def test_every_method_but_the_control_is_in_the_table_with_its_interval(se
     assert report_of(comparison, "zero-shot").to_baseline is None
 
 
-async def test_without_descriptions_that_is_said_and_no_control_is_run(service):
+async def test_without_descriptions_the_verdict_says_so_and_no_control_runs(service):
     comparison = await compared(service, things(described=False))
     assert all("waffle" not in each.method for each in comparison.methods)
     assert "No class of this label set has descriptions" in comparison.verdict[0]
 
 
-async def test_descriptions_that_say_what_the_names_say_are_not_found_to_help(service):
+async def test_descriptions_that_repeat_the_names_are_not_significantly_better(service):
     classes = [ClassEntry(colour, (f"It is {colour}.",)) for colour in COLOURS]
     comparison = await compared(service, classes, noise=0.8)
     assert "may be due to chance" in comparison.verdict[1]
 
 
-async def test_descriptions_that_mislead_are_found_to_hurt(service):
+async def test_misleading_descriptions_are_significantly_worse(service):
     wrong = {"red": "green", "green": "blue", "blue": "red"}
     classes = [ClassEntry(name, (f"{other}. " * 3,), features=(f"{other} {other}",)) for name, other in wrong.items()]
     comparison = await compared(service, classes)
@@ -114,13 +114,13 @@ async def test_descriptions_that_mislead_are_found_to_hurt(service):
     assert "Descriptions lower the accuracy" in told or "may be due to chance" in told
 
 
-async def test_no_image_is_refused(service):
+async def test_no_images_are_rejected(service):
     await service.label_sets.put("things", things(described=True), "photo")
     with pytest.raises((InvalidFieldError, ValueError)):
         await service.comparer.compare(await task_of(service, "things"), np.zeros((0, 16), np.float32), [])
 
 
-async def test_a_method_that_would_take_too_much_memory_is_named_and_the_others_are_run(settings):
+async def test_a_method_that_exceeds_the_memory_is_named_and_the_others_run(settings):
     small = settings.model_copy(update={"cache_mib": 2})
     async with open_service(small, [FakeEncoder()]) as service:
         classes = [ClassEntry(f"thing {number}") for number in range(200)]
@@ -150,8 +150,8 @@ def held_out(*, pool=NO_POOL, labels=TRUTH):
     return TrainingData.held_out(rows_about(TRUTH, 1), labels, pool)
 
 
-async def test_with_examples_of_both_kinds_every_method_that_can_be_compared_is_in_the_table(service):
-    """Which one that remembers what it was asked cannot."""
+async def test_with_labelled_and_unlabelled_examples_all_comparable_methods_are_in_the_table(service):
+    """TDA, which adapts to the images it classifies, cannot be compared."""
     comparison = await compared_with(service, held_out(pool=POOL))
     assert [each.method for each in comparison.methods] == [
         name for name, method in METHODS.items() if not (method.is_control or method.stateful)
@@ -165,7 +165,7 @@ async def test_with_examples_of_both_kinds_every_method_that_can_be_compared_is_
     [(held_out(), Need.POOL), (TrainingData(Examples(pool_features=POOL)), Need.SUPPORT)],
     ids=["labelled", "unlabelled"],
 )
-async def test_methods_without_what_they_learn_from_are_named(service, training, need):
+async def test_methods_without_their_training_data_are_named(service, training, need):
     comparison = await compared_with(service, training)
     lacking = {name for name, method in METHODS.items() if need in method.learns}
     assert {each.partition(":")[0] for each in comparison.not_run} == lacking
@@ -173,23 +173,23 @@ async def test_methods_without_what_they_learn_from_are_named(service, training,
     assert not lacking & {each.method for each in comparison.methods}
 
 
-async def test_other_images_are_answered_by_what_was_learned_from_all_examples(service):
+async def test_other_images_are_classified_with_fits_on_all_examples(service):
     labels = np.arange(30) % 3
     comparison = await compared_with(service, TrainingData(Examples(rows_about(labels, 7), labels, POOL)))
     assert (comparison.images, comparison.labelled, comparison.unlabelled, comparison.folds) == (60, 30, 60, 0)
     assert report_of(comparison, "gda").evaluation.top1 > 0.9
 
 
-async def test_images_that_are_held_out_teach_nothing_about_themselves(service):
-    """Their labels have no sense: whoever had seen an image would know its label."""
+async def test_held_out_images_are_not_used_for_fitting(service):
+    """The labels are random: only a method that had seen an image would know its label."""
     labels = np.random.default_rng(0).integers(0, 3, 60)
     comparison = await compared_with(service, held_out(labels=labels), truth=labels)
     for name in ("gda", "tip-adapter"):
         assert report_of(comparison, name).evaluation.top1 < 0.6
 
 
-async def test_images_are_answered_the_same_whatever_their_true_classes_are(service):
-    """What is asked about other images than the examples must not depend on the answers."""
+async def test_predictions_do_not_depend_on_the_true_classes(service):
+    """Predictions for other images than the examples must not depend on their true classes."""
     training = TrainingData(Examples(rows_about(TRUTH, 7), TRUTH, POOL))
     right = await compared_with(service, training)
     wrong = await compared_with(service, training, truth=(TRUTH + 1) % 3)
@@ -198,7 +198,7 @@ async def test_images_are_answered_the_same_whatever_their_true_classes_are(serv
         np.testing.assert_array_equal(*taken)
 
 
-async def test_examples_that_help_are_said_to(service):
+async def test_helpful_examples_are_reported_as_better(service):
     comparison = await compared_with(service, held_out())
     told = comparison.verdict[-1]
     best = max(("gda", "tip-adapter"), key=lambda name: report_of(comparison, name).evaluation.top1)
@@ -207,27 +207,27 @@ async def test_examples_that_help_are_said_to(service):
     assert "hurt" not in told
 
 
-async def test_examples_that_change_nothing_are_said_to(service):
+async def test_examples_without_an_effect_are_reported(service):
     classes = [ClassEntry(colour) for colour in COLOURS]
     comparison = await compared_with(service, held_out(), classes=classes)
     assert report_of(comparison, "zero-shot").evaluation.top1 == 1
     assert comparison.verdict[-1].endswith("The difference may be due to chance on these images.")
 
 
-async def test_examples_that_mislead_are_said_to(service):
+async def test_misleading_examples_are_reported_as_worse(service):
     training = TrainingData(Examples(rows_about(TRUTH, 7), (TRUTH + 1) % 3))
     comparison = await compared_with(service, training, classes=[ClassEntry(colour) for colour in COLOURS])
     assert report_of(comparison, "gda").to_baseline.mean < 0
     assert comparison.verdict[-1].endswith("The examples lower the accuracy on these images.")
 
 
-async def test_without_examples_nothing_is_said_of_them(service):
+async def test_without_examples_the_verdict_does_not_mention_them(service):
     comparison = await compared(service, things(described=False))
     assert not any("examples" in each for each in comparison.verdict)
     assert (comparison.labelled, comparison.unlabelled, comparison.folds) == (0, 0, 0)
 
 
-async def test_what_was_learned_of_a_pool_is_used_again_and_gives_the_same(service):
+async def test_a_cached_fit_on_a_pool_gives_the_same_results(service):
     of_pool = {}
     first = await compared_with(service, TrainingData(Examples(pool_features=POOL), fitted_to_pool=of_pool))
     learned = dict(of_pool)
@@ -240,7 +240,7 @@ async def test_what_was_learned_of_a_pool_is_used_again_and_gives_the_same(servi
         assert report_of(first, name).evaluation == report_of(second, name).evaluation
 
 
-async def test_warnings_and_the_time_of_an_answer_are_told_of_each_method(service):
+async def test_each_method_has_its_warnings_and_its_time_per_image(service):
     uneven = rows_about(np.zeros(40, np.int64), 3)
     comparison = await compared_with(service, held_out(pool=uneven), classes=[ClassEntry(colour) for colour in COLOURS])
     assert "only 1.0 of 3 classes" in report_of(comparison, "zlap").warnings[0]
@@ -248,7 +248,7 @@ async def test_warnings_and_the_time_of_an_answer_are_told_of_each_method(servic
     assert all(each.ms_per_image > 0 for each in comparison.methods)
 
 
-async def test_each_method_is_told_as_it_is_done(service):
+async def test_progress_is_reported_per_method(service):
     told = []
 
     async def advance(done, total):
@@ -259,12 +259,12 @@ async def test_each_method_is_told_as_it_is_done(service):
     assert all(done <= total for done, total in told)
 
 
-async def test_a_comparison_survives_json(service):
+async def test_a_comparison_can_be_stored_as_json(service):
     comparison = await compared_with(service, held_out(pool=POOL), classes=things(described=True))
     assert Comparison.from_json(json.loads(json.dumps(comparison.to_json(), allow_nan=False))) == comparison
 
 
-async def test_scores_of_methods_that_learn_are_shares_of_one_also_with_a_sigmoid_encoder(settings):
+async def test_scores_of_fitted_methods_sum_to_one_with_a_sigmoid_encoder(settings):
     async with open_service(settings, [FakeEncoder(logit_bias=-3.0)]) as service:
         comparison = await compared_with(service, held_out(pool=POOL))
     plain = TrainingData.held_out(rows_about(TRUTH, 1), TRUTH, POOL)

@@ -1,4 +1,4 @@
-"""Learning curves: what methods, and the choice between them, would be worth with so many labelled images."""
+"""Learning curves: the accuracy of methods, and of automatic selection, by number of labelled images."""
 
 import json
 from types import SimpleNamespace
@@ -51,7 +51,7 @@ async def curve_of(
 
 
 async def text_of(service):
-    """Return the rows of the classes that say nothing."""
+    """Return the text features of class names that mean nothing."""
     return await service.classifiers.class_rows(
         await service.resolver.resolve(ClassifyRequest(label_set=THINGS[0], method=DEFAULT_METHOD))
     )
@@ -62,7 +62,7 @@ def point_of(curve, method, shots):
     return found
 
 
-async def test_methods_that_learn_from_labels_have_a_point_for_each_number_and_all_others_one(service):
+async def test_fitted_methods_have_a_point_per_number_of_images_and_others_have_one(service):
     curve = await curve_of(service, pool=POOL)
     assert {each.method for each in curve.points if each.shots is None} == WITHOUT_LABELS
     for count in (2, 8):
@@ -78,7 +78,7 @@ async def test_without_a_pool_methods_that_need_one_have_no_point(service):
     assert {each.method for each in curve.points if each.shots is None} == WITHOUT_LABELS - needs_pool
 
 
-async def test_labels_help_where_names_say_nothing_and_more_of_them_help_more(service):
+async def test_more_labels_help_if_names_mean_nothing(service):
     curve = await curve_of(service, shots=(1, 30))
     least = point_of(curve, DEFAULT_METHOD, None).mean
     assert least < 0.4
@@ -86,17 +86,17 @@ async def test_labels_help_where_names_say_nothing_and_more_of_them_help_more(se
     assert point_of(curve, AUTO, 30).mean > 0.6
 
 
-async def test_draws_are_the_same_for_the_same_numbers(service):
+async def test_draws_are_reproducible(service):
     first, second = [await curve_of(service) for _ in range(2)]
     assert first == second
 
 
-async def test_draws_are_of_different_images(service):
+async def test_draws_have_different_images(service):
     accuracies = point_of(await curve_of(service, shots=(2,), draws=5), "gda", 2).accuracies
     assert len(set(accuracies)) > 1
 
 
-async def test_a_class_with_fewer_images_gives_all_it_has_and_then_every_draw_is_the_same(service):
+async def test_a_class_with_few_images_uses_all_of_them_in_every_draw(service):
     labels = LABELS[:5]
     curve = await curve_of(service, labels=labels, shots=(100,))
     encoder = SimpleNamespace(logit_scale=10.0, logit_bias=None)
@@ -105,7 +105,7 @@ async def test_a_class_with_fewer_images_gives_all_it_has_and_then_every_draw_is
     assert point_of(curve, "gda", 100).accuracies == (by_hand,) * 3
 
 
-async def test_auto_is_as_good_as_what_it_took_in_each_draw(service):
+async def test_auto_has_the_accuracy_of_the_method_it_selected_in_each_draw(service):
     curve = await curve_of(service, shots=(1, 2, 4, 8), draws=4)
     for count in (1, 2, 4, 8):
         auto = point_of(curve, AUTO, count)
@@ -115,14 +115,14 @@ async def test_auto_is_as_good_as_what_it_took_in_each_draw(service):
             assert auto.accuracies[number] == taken.accuracies[number if taken.shots else 0]
 
 
-async def test_with_one_image_of_each_class_auto_stays_with_zero_shot(service):
+async def test_with_one_image_per_class_auto_selects_zero_shot(service):
     auto = point_of(await curve_of(service, shots=(1,)), AUTO, 1)
     assert auto.chosen == (DEFAULT_METHOD,) * 3
     assert auto.worse == 0
 
 
-async def test_auto_sees_nothing_of_what_is_asked(service):
-    """Neither the true classes nor the images: with others it takes the same methods."""
+async def test_auto_does_not_use_the_test_images(service):
+    """With other test images and classes, it selects the same methods."""
     curve = await curve_of(service, shots=(1, 4, 8))
     shuffled = await curve_of(service, shots=(1, 4, 8), truth=np.random.default_rng(0).permutation(TRUTH))
     others = await curve_of(service, shots=(1, 4, 8), asked=rows_about((TRUTH + 1) % 3, 9))
@@ -132,8 +132,8 @@ async def test_auto_sees_nothing_of_what_is_asked(service):
     assert point_of(shuffled, "gda", 8).accuracies != point_of(curve, "gda", 8).accuracies
 
 
-async def test_draws_in_which_auto_was_misled_are_counted(service):
-    """The labels to learn from are all wrong, which no method can know, and names alone would be right."""
+async def test_draws_in_which_auto_lost_are_counted(service):
+    """All training labels are wrong, which a method cannot detect, and zero-shot would be right."""
     curve = await curve_of(service, COLOURS, labels=(LABELS + 1) % 3, shots=(20,))
     auto = point_of(curve, AUTO, 20)
     assert DEFAULT_METHOD not in auto.chosen
@@ -141,12 +141,12 @@ async def test_draws_in_which_auto_was_misled_are_counted(service):
     assert auto.mean < point_of(curve, DEFAULT_METHOD, None).mean
 
 
-async def test_where_auto_does_not_lose_nothing_is_counted(service):
+async def test_no_losses_are_counted_if_auto_does_not_lose(service):
     curve = await curve_of(service)
     assert [each.worse for each in curve.points] == [0] * len(curve.points)
 
 
-async def test_with_a_pool_alone_auto_has_one_point_and_methods_that_need_labels_are_named(service):
+async def test_with_only_a_pool_auto_has_one_point_and_methods_that_need_labels_are_named(service):
     curve = await curve_of(service, COLOURS, labels=np.zeros(0, np.int64), pool=POOL)
     auto = point_of(curve, AUTO, None)
     assert auto.chosen == ("zlap",)
@@ -155,7 +155,7 @@ async def test_with_a_pool_alone_auto_has_one_point_and_methods_that_need_labels
     assert all(each.shots is None for each in curve.points)
 
 
-async def test_a_method_that_takes_too_much_memory_is_named_with_labels_and_without(settings):
+async def test_a_method_that_exceeds_the_memory_is_named_with_and_without_labels(settings):
     small = settings.model_copy(update={"cache_mib": 1 / 128})
     async with open_service(small, [FakeEncoder()]) as service:
         await service.label_sets.put("many", [ClassEntry(f"thing {number}") for number in range(8)], "ensemble")
@@ -171,7 +171,7 @@ async def test_the_interval_is_that_of_zero_shot(service):
     assert point_of(curve, DEFAULT_METHOD, None).accuracies == (correct.mean(),)
 
 
-async def test_each_draw_is_told_as_it_is_done(service):
+async def test_progress_is_reported_per_draw(service):
     told = []
 
     async def advance(done, total):
@@ -181,7 +181,7 @@ async def test_each_draw_is_told_as_it_is_done(service):
     assert told == [(number, 4) for number in range(1, 5)]
 
 
-async def test_nothing_to_learn_from_and_numbers_below_one_are_refused(service):
+async def test_no_training_data_and_numbers_below_one_are_rejected(service):
     with pytest.raises(InvalidFieldError, match="give --support or --pool"):
         await curve_of(service, labels=np.zeros(0, np.int64))
     for wrong in ({"shots": (0, 1)}, {"shots": (-1,)}, {"draws": 0}):
@@ -189,7 +189,7 @@ async def test_nothing_to_learn_from_and_numbers_below_one_are_refused(service):
             await curve_of(service, **wrong)
 
 
-async def test_a_curve_is_told_as_plain_json(service):
+async def test_a_curve_is_plain_json(service):
     curve = await curve_of(service, shots=(2,), draws=2)
     told = json.loads(json.dumps(curve.to_json(), allow_nan=False))
     assert [(each["method"], each["shots"], each["accuracies"], each["chosen"]) for each in told["points"]] == [
@@ -197,7 +197,7 @@ async def test_a_curve_is_told_as_plain_json(service):
     ]
 
 
-def test_the_deviation_is_that_of_a_sample_and_none_of_a_single_draw():
+def test_the_deviation_is_that_of_a_sample_and_none_for_a_single_draw():
     point = CurvePoint("gda", 1, (0.2, 0.4, 0.9))
     assert point.mean == pytest.approx(0.5)
     assert point.deviation == pytest.approx(np.sqrt((0.3**2 + 0.1**2 + 0.4**2) / 2))

@@ -1,4 +1,4 @@
-"""Methods are tried on example images, and one that is better beyond chance is chosen, or none."""
+"""Methods are compared on example images; a significantly better one is selected, otherwise zero-shot."""
 
 import json
 
@@ -42,7 +42,7 @@ async def selected(service, name, features, labels, pool):
 # --- labelled images -----------------------------------------------------------------------------------------------
 
 
-async def test_a_method_that_is_clearly_better_is_chosen_and_it_is_told_by_how_much(service):
+async def test_a_clearly_better_method_is_selected_with_its_gain_as_the_reason(service):
     await stock(service, "things")
     told = await tried(service, "things")
     assert told["method"] in LEARN_FROM_LABELS
@@ -50,14 +50,14 @@ async def test_a_method_that_is_clearly_better_is_chosen_and_it_is_told_by_how_m
         assert part in told["reason"]
 
 
-async def test_where_no_method_is_better_zero_shot_stays_and_it_is_told_why(service):
+async def test_without_a_better_method_zero_shot_is_selected_with_a_reason(service):
     await stock(service, "colours", COLOURS)
     told = await tried(service, "colours")
     assert told["method"] == DEFAULT_METHOD
     assert "not a significant gain" in told["reason"]
 
 
-async def test_every_method_that_can_learn_from_what_there_is_is_on_the_board_the_most_accurate_first(service):
+async def test_the_leaderboard_has_every_applicable_method_best_first(service):
     await stock(service, "things", pool=4)
     told = await tried(service, "things")
     rows = {row["method"]: row for row in told["leaderboard"]}
@@ -72,7 +72,7 @@ async def test_every_method_that_can_learn_from_what_there_is_is_on_the_board_th
     assert "only 1.0 of 3 classes" in rows["zlap"]["warnings"][0]
 
 
-async def test_methods_without_what_they_need_are_named(service):
+async def test_methods_without_their_training_data_are_named(service):
     await stock(service, "things")
     told = await tried(service, "things")
     in_need = {name for name, method in METHODS.items() if "unlabelled images" in method.learns}
@@ -80,8 +80,8 @@ async def test_methods_without_what_they_need_are_named(service):
     assert all("there are no unlabelled images" in each for each in told["not_run"])
 
 
-async def test_labels_without_sense_are_hardly_ever_taken_for_evidence(service):
-    """As often as the test allows: one in twenty times, and half of those with zero-shot being the better one."""
+async def test_random_labels_are_rarely_significant(service):
+    """At the rate of the test: one in twenty, of which zero-shot is the better method in half."""
     described = [ClassEntry(f"kind {each}", (f"It looks {each}.",), features=(f"part {each}",)) for each in range(3)]
     await service.label_sets.put("kinds", described, "{}")
     taken = []
@@ -97,11 +97,11 @@ async def test_labels_without_sense_are_hardly_ever_taken_for_evidence(service):
             pool,
         )
         taken.append(told["method"] != DEFAULT_METHOD)
-    # Of 48 at 5 % each there are more than 6 in less than one of a hundred cases.
+    # At 5 %, more than 6 of 48 occur in less than one of a hundred cases.
     assert sum(taken) <= 6
 
 
-async def test_p_values_are_corrected_for_as_many_methods_as_say_anything_else_than_zero_shot(service):
+async def test_p_values_are_corrected_for_methods_that_differ_from_zero_shot(service):
     await stock(service, "things", pool=4)
     told = await tried(service, "things")
     by_hand = paired_difference(np.ones(24), np.tile([1.0, 0.0, 0.0], 8))
@@ -110,8 +110,8 @@ async def test_p_values_are_corrected_for_as_many_methods_as_say_anything_else_t
     assert {corrected[name] for name in LEARN_FROM_LABELS} == {2 * by_hand.p}
 
 
-async def test_a_method_is_not_told_what_it_is_asked(service):
-    """Each image lies on an axis of its own, so that whoever saw it knows it, and nobody else can."""
+async def test_held_out_images_are_not_used_for_fitting(service):
+    """Each image has an axis of its own, so only a method that has seen it can know its label."""
     await service.label_sets.put("things", [ClassEntry(name) for name in THINGS], "{}")
     rng = np.random.default_rng(0)
     features = np.eye(16, dtype=np.float32)[rng.permutation(15)]
@@ -130,8 +130,8 @@ def evaluation(accuracy):
     return Evaluation(100, accuracy, (0.0, 1.0), 1.0, accuracy, (), ())
 
 
-def test_a_method_that_is_worse_beyond_chance_is_never_chosen():
-    """Not even where it is the best of all others."""
+def test_a_significantly_worse_method_is_never_selected():
+    """Even if it is the best of the other methods."""
     reports = [
         MethodReport("gda", 1, evaluation(0.5), (0.4, 0.6), Difference(-0.4, -0.5, -0.3, 0.0001), None),
         MethodReport(DEFAULT_METHOD, 1, evaluation(0.9), (0.8, 1.0), None, None),
@@ -141,14 +141,14 @@ def test_a_method_that_is_worse_beyond_chance_is_never_chosen():
     assert "-40.0 points" in reason
 
 
-async def test_with_one_image_of_each_class_none_can_be_held_out_and_zero_shot_stays(service):
+async def test_with_one_image_per_class_zero_shot_is_selected(service):
     await stock(service, "things", labelled=1)
     told = await tried(service, "things")
     assert (told["method"], told["folds"], told["leaderboard"]) == (DEFAULT_METHOD, 0, [])
     assert "no class has two labelled images" in told["reason"]
 
 
-async def test_of_more_images_than_are_tried_as_many_are_taken_evenly(service, monkeypatch):
+async def test_a_large_number_of_images_is_sampled_evenly_for_the_comparison(service, monkeypatch):
     await stock(service, "things", labelled=10)
     monkeypatch.setattr(selection_module, "MAX_IMAGES", 12)
     told = await tried(service, "things")
@@ -156,14 +156,14 @@ async def test_of_more_images_than_are_tried_as_many_are_taken_evenly(service, m
     assert "on 12 labelled images" in told["reason"]
     zero_shot = next(row for row in told["leaderboard"] if row["method"] == DEFAULT_METHOD)
     assert zero_shot["accuracy"] == pytest.approx(1 / 3, abs=0.1)
-    # What is chosen learns from all of them.
+    # The selected method is fitted on all of them.
     classification = await service.pipeline.classify(
         [shade(1, 0)], await service.resolver.resolve(ClassifyRequest(label_set="things"))
     )
     assert classification.examples.labelled == 30
 
 
-async def test_methods_are_told_to_the_caller_as_they_are_done(service):
+async def test_progress_is_reported_per_method(service):
     await stock(service, "things", labelled=2)
     told = []
 
@@ -175,7 +175,7 @@ async def test_methods_are_told_to_the_caller_as_they_are_done(service):
     assert all(done <= total for done, total in told)
 
 
-async def test_nothing_but_numbers_and_words_is_kept_and_every_calibration_comes_back(service):
+async def test_a_selection_is_plain_json_with_every_calibration(service):
     await stock(service, "things", pool=4)
     result, revision = await service.selection.select(await service.label_sets.get("things"), "fake", no_progress)
     assert revision == (await service.label_sets.get("things")).examples_revision
@@ -188,7 +188,7 @@ async def test_nothing_but_numbers_and_words_is_kept_and_every_calibration_comes
 # --- unlabelled images alone ---------------------------------------------------------------------------------------
 
 
-async def test_unlabelled_images_of_every_class_are_reason_to_spread_labels_over_them(service):
+async def test_unlabelled_images_of_every_class_select_label_propagation(service):
     await stock(service, "colours", COLOURS, labelled=0, pool=8)
     told = await tried(service, "colours")
     assert told["method"] == WITHOUT_LABELS == "zlap"
@@ -196,14 +196,14 @@ async def test_unlabelled_images_of_every_class_are_reason_to_spread_labels_over
     assert (told["labelled"], told["unlabelled"], told["leaderboard"]) == (0, 24, [])
 
 
-async def test_too_few_unlabelled_images_are_no_reason_for_anything(service):
+async def test_too_few_unlabelled_images_select_zero_shot(service):
     await stock(service, "colours", COLOURS, labelled=0, pool=7)
     told = await tried(service, "colours")
     assert told["method"] == DEFAULT_METHOD
     assert "21 unlabelled images are too few for 3 classes" in told["reason"]
 
 
-async def test_unlabelled_images_of_one_class_alone_are_no_reason_either(service):
+async def test_unlabelled_images_of_one_class_select_zero_shot(service):
     await stock(service, "colours", COLOURS, labelled=0)
     await keep(service, "colours", [shade(0, number) for number in range(30)], [None] * 30)
     told = await tried(service, "colours")
@@ -211,14 +211,14 @@ async def test_unlabelled_images_of_one_class_alone_are_no_reason_either(service
     assert "1.0 of 3 classes, too unevenly" in told["reason"]
 
 
-def test_a_pool_that_covers_half_of_the_classes_evenly_is_just_enough():
+def test_a_pool_that_covers_half_of_the_classes_evenly_is_the_minimum():
     text = np.eye(8, 16, dtype=np.float32)
     for classes, method in [(8, WITHOUT_LABELS), (4, WITHOUT_LABELS), (3, DEFAULT_METHOD), (1, DEFAULT_METHOD)]:
         pool = rows_about(np.arange(96) % classes)
         assert by_balance(pool, text)[0] == method
 
 
-async def test_without_any_image_zero_shot_stays(service):
+async def test_without_images_zero_shot_is_selected(service):
     await stock(service, "things")
     await service.examples.delete("things", everything=True)
     told = await tried(service, "things")
@@ -232,14 +232,14 @@ async def test_without_any_image_zero_shot_stays(service):
 
 
 class ColourBlind(FakeEncoder):
-    """Takes every picture for the same."""
+    """Encodes every image as the same."""
 
     def encode_images(self, pixels):
         rows = super().encode_images(pixels)
         return np.broadcast_to(np.eye(self.embed_dim, dtype=np.float32)[0], rows.shape).copy()
 
 
-async def test_each_model_that_is_served_gets_a_choice_of_its_own(settings, encoder):
+async def test_each_served_model_has_its_own_selection(settings, encoder):
     async with open_service(settings, [encoder, ColourBlind("blind")]) as service:
         await stock(service, "things")
         told = await service.selection.select_for_every_model("things")
@@ -254,7 +254,7 @@ async def test_each_model_that_is_served_gets_a_choice_of_its_own(settings, enco
             ]["method"]
 
 
-async def test_what_is_chosen_has_learned_before_it_is_asked_for(service):
+async def test_a_selected_method_is_fitted_before_the_first_request(service):
     await stock(service, "things")
     await service.prewarmer.idle()
     await tried(service, "things")
@@ -270,7 +270,7 @@ async def test_what_is_chosen_has_learned_before_it_is_asked_for(service):
     assert not reads
 
 
-async def test_a_model_that_is_new_here_learns_from_the_files_that_were_kept(settings, encoder):
+async def test_a_new_model_is_fitted_on_stored_files(settings, encoder):
     keeping = settings.model_copy(update={"keep_images": True})
     async with open_service(keeping, [encoder]) as service:
         await stock(service, "things", pool=4)
@@ -284,8 +284,8 @@ async def test_a_model_that_is_new_here_learns_from_the_files_that_were_kept(set
         assert sum(second.image_batches) == 36
 
 
-async def test_features_made_of_kept_files_leave_the_choices_of_other_models_current(settings, encoder):
-    """Nothing has changed for these, and to try the methods on them once more would find the same."""
+async def test_features_for_a_new_model_keep_the_selections_of_other_models_current(settings, encoder):
+    """Nothing has changed for them, so a new comparison would give the same result."""
     keeping = settings.model_copy(update={"keep_images": True})
     async with open_service(keeping, [encoder]) as service:
         await stock(service, "things")
@@ -297,7 +297,7 @@ async def test_features_made_of_kept_files_leave_the_choices_of_other_models_cur
         ] == [True, True]
 
 
-async def test_a_model_that_is_new_here_has_nothing_to_learn_from_where_no_files_were_kept(settings, encoder):
+async def test_a_new_model_has_no_training_data_without_stored_files(settings, encoder):
     async with open_service(settings, [encoder]) as service:
         await stock(service, "things")
     async with open_service(settings, [encoder, FakeEncoder("second")]) as service:
@@ -306,6 +306,6 @@ async def test_a_model_that_is_new_here_has_nothing_to_learn_from_where_no_files
         assert (told["second"]["method"], told["second"]["labelled"]) == (DEFAULT_METHOD, 0)
 
 
-async def test_a_label_set_that_is_not_there_is_told(service):
+async def test_an_unknown_label_set_is_an_error(service):
     with pytest.raises(UnknownNameError, match="label set 'things'"):
         await service.selection.select_for_every_model("things")

@@ -1,4 +1,4 @@
-"""A choice is handed out as it was found, and found out again when what it rests on has changed."""
+"""A stored selection is returned, and selected again after its label set or examples have changed."""
 
 import asyncio
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 
 
 class RequestedJobs:
-    """Records the label sets that a new selection is asked for; the first requests fail, if errors are given."""
+    """Records the label sets for which a selection is requested; the first requests raise ``errors``."""
 
     def __init__(self, *errors):
         self.names = []
@@ -43,12 +43,12 @@ async def choice_of(service, reference="things", model="fake"):
 
 
 async def settled(service):
-    """Wait for everything that was started in the background."""
+    """Wait for all background tasks."""
     await service.prewarmer.idle()
     await asyncio.gather(*service.selector._requests)
 
 
-async def test_without_examples_there_is_no_choice_and_nothing_to_try(service):
+async def test_without_examples_nothing_is_selected_or_requested(service):
     service.selector._jobs = requested = RequestedJobs()
     await stock(service, "things", labelled=0)
     assert await choice_of(service) is None
@@ -56,7 +56,7 @@ async def test_without_examples_there_is_no_choice_and_nothing_to_try(service):
     assert requested.names == []
 
 
-async def test_examples_that_nothing_was_tried_on_are_told_of_once(service):
+async def test_examples_without_a_selection_request_one_once(service):
     service.selector._jobs = requested = RequestedJobs()
     await stock(service, "things", labelled=2)
     for _ in range(5):
@@ -66,7 +66,7 @@ async def test_examples_that_nothing_was_tried_on_are_told_of_once(service):
     assert requested.names == ["things"]
 
 
-async def test_each_change_of_examples_or_classes_is_told_of_once(service):
+async def test_each_change_of_examples_or_classes_requests_a_selection_once(service):
     service.selector._jobs = requested = RequestedJobs()
     await stock(service, "things", labelled=2)
     await choice_of(service)
@@ -83,8 +83,8 @@ async def test_each_change_of_examples_or_classes_is_told_of_once(service):
     assert len(requested.names) == 3
 
 
-async def test_callers_of_several_versions_at_once_are_still_one_reason_to_try(service):
-    """Methods are tried on the latest version, whichever of them is asked for."""
+async def test_concurrent_requests_for_several_versions_request_one_selection(service):
+    """A selection is always for the latest version."""
     await stock(service, "things", labelled=2)
     await service.label_sets.put("things", [ClassEntry(name) for name in THINGS], "{}")
     await settled(service)
@@ -96,7 +96,7 @@ async def test_callers_of_several_versions_at_once_are_still_one_reason_to_try(s
     assert requested.names == ["things"]
 
 
-async def test_label_sets_are_told_of_each_by_itself(service):
+async def test_label_sets_are_requested_independently(service):
     service.selector._jobs = requested = RequestedJobs()
     for name in ("things", "others"):
         await stock(service, name, labelled=2)
@@ -106,7 +106,7 @@ async def test_label_sets_are_told_of_each_by_itself(service):
     assert sorted(requested.names) == ["others", "things"]
 
 
-async def test_a_database_that_is_away_is_logged_and_the_next_caller_asks_again(service):
+async def test_a_database_failure_is_logged_and_the_next_request_tries_again(service):
     await stock(service, "things", labelled=2)
     await settled(service)
     service.selector._jobs = requested = RequestedJobs(StoreError("away"))
@@ -120,13 +120,13 @@ async def test_a_database_that_is_away_is_logged_and_the_next_caller_asks_again(
     ]
 
 
-async def test_where_nobody_listens_nothing_is_asked(service):
+async def test_without_a_job_queue_nothing_is_requested(service):
     await stock(service, "things", labelled=2)
     assert await choice_of(service) is None
     assert not service.selector._requests
 
 
-async def test_what_was_found_is_handed_out_with_every_calibration(service):
+async def test_a_selection_is_returned_with_every_calibration(service):
     await stock(service, "things")
     told = (await service.selection.select_for_every_model("things"))["fake"]
     choice = await choice_of(service)
@@ -136,7 +136,7 @@ async def test_what_was_found_is_handed_out_with_every_calibration(service):
     assert all(isinstance(each, Calibration) for each in choice.calibrations.values())
 
 
-async def test_a_current_choice_is_read_once_and_is_no_reason_to_try_again(service):
+async def test_a_current_selection_is_read_once_and_not_requested_again(service):
     await stock(service, "things")
     await service.selection.select_for_every_model("things")
     service.selector._jobs = requested = RequestedJobs()
@@ -146,7 +146,7 @@ async def test_a_current_choice_is_read_once_and_is_no_reason_to_try_again(servi
     assert requested.names == []
 
 
-async def test_a_choice_that_is_out_of_date_is_handed_out_until_there_is_a_new_one(service):
+async def test_an_outdated_selection_is_returned_until_there_is_a_new_one(service):
     await stock(service, "things")
     await service.selection.select_for_every_model("things")
     await choice_of(service)
@@ -159,7 +159,7 @@ async def test_a_choice_that_is_out_of_date_is_handed_out_until_there_is_a_new_o
     assert (await choice_of(service)).revision == 2
 
 
-async def test_choices_survive_a_restart(settings):
+async def test_selections_survive_a_restart(settings):
     async with open_service(settings, [FakeEncoder()]) as service:
         await stock(service, "things")
         await service.selection.select_for_every_model("things")
@@ -168,7 +168,7 @@ async def test_choices_survive_a_restart(settings):
         assert await choice_of(service) == before
 
 
-async def test_what_was_chosen_for_a_label_set_is_not_handed_out_for_another_of_its_name(service):
+async def test_a_selection_is_not_returned_for_a_recreated_label_set(service):
     await stock(service, "things")
     await service.selection.select_for_every_model("things")
     await choice_of(service)
@@ -178,7 +178,7 @@ async def test_what_was_chosen_for_a_label_set_is_not_handed_out_for_another_of_
     assert (await service.resolver.resolve(ClassifyRequest(label_set="things"))).method == "zero-shot"
 
 
-async def test_a_stop_ends_what_is_being_asked(service):
+async def test_closing_cancels_pending_requests(service):
     class Never:
         async def add_unless(self, *_):
             await asyncio.Event().wait()
