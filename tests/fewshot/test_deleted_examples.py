@@ -1,4 +1,4 @@
-"""What was learned from images that were deleted answers nobody, in this process or another one."""
+"""Fits on deleted images are not used, in this process or another one."""
 
 import asyncio
 
@@ -24,7 +24,7 @@ async def service(settings, encoder, anyio_backend):
 
 @pytest.fixture
 async def other(settings, service):
-    """A second process with the same database."""
+    """Return a second process with the same database."""
     async with open_service(settings, [FakeEncoder()]) as opened:
         yield opened
 
@@ -34,7 +34,7 @@ async def answered(service, **question):
     return await service.pipeline.classify([shade(1, 900)], task)
 
 
-async def test_another_process_answers_by_nothing_that_was_deleted(service, other):
+async def test_another_process_does_not_use_deleted_images(service, other):
     await stock(service, "things")
     assert (await answered(other, method="gda")).examples.labelled == 24
     await service.examples.delete("things", classname="sky")
@@ -42,7 +42,7 @@ async def test_another_process_answers_by_nothing_that_was_deleted(service, othe
     assert (told.examples.labelled, told.examples.revision) == (16, 2)
 
 
-async def test_additions_alone_are_learned_in_the_background(service, other):
+async def test_additions_are_fitted_in_the_background(service, other):
     await stock(service, "things")
     assert (await answered(other, method="gda")).examples.labelled == 24
     (item,) = await service.examples.prepare("things", [shade(2, 901)], ["sky"])
@@ -52,7 +52,7 @@ async def test_additions_alone_are_learned_in_the_background(service, other):
     assert (await answered(other, method="gda")).examples.labelled == 25
 
 
-async def test_nothing_is_calibrated_on_images_that_were_deleted(service):
+async def test_deleted_images_are_not_used_for_calibration(service):
     await stock(service, "things")
     await service.selection.select_for_every_model("things")
     assert (await answered(service, method="gda", coverage=0.8)).task.scoring.calibrated_on == 24
@@ -64,7 +64,7 @@ async def test_nothing_is_calibrated_on_images_that_were_deleted(service):
     assert (await answered(service, method="gda", coverage=0.8)).task.scoring.calibrated_on == 16
 
 
-async def test_a_method_that_takes_too_much_memory_is_not_chosen_and_it_is_said_why(service):
+async def test_a_method_that_exceeds_the_memory_is_not_selected_with_a_reason(service):
     await stock(service, "things")
     service.fits._ready = LRUCache(50, getsizeof=lambda fitted: fitted.nbytes)
     told = (await service.selection.select_for_every_model("things"))["fake"]
@@ -74,7 +74,7 @@ async def test_a_method_that_takes_too_much_memory_is_not_chosen_and_it_is_said_
     assert (await answered(service)).task.method == DEFAULT_METHOD
 
 
-async def test_an_image_of_which_a_model_makes_no_numbers_is_no_example(settings):
+async def test_an_image_whose_features_are_not_finite_is_not_an_example(settings):
     class NoNumbers(FakeEncoder):
         def encode_images(self, pixels):
             features = super().encode_images(pixels)
@@ -89,7 +89,7 @@ async def test_an_image_of_which_a_model_makes_no_numbers_is_no_example(settings
         assert (await service.examples.add("things", [red])).added == 1
 
 
-async def test_fits_with_ever_new_options_are_refused_where_many_wait(service):
+async def test_fits_with_many_different_options_are_rejected_while_many_wait(service):
     await stock(service, "things")
     gathered = []
     for number in range(40):
@@ -105,7 +105,7 @@ async def test_fits_with_ever_new_options_are_refused_where_many_wait(service):
     assert (await service.classifiers.get(task)).examples.labelled == 24
 
 
-async def test_what_tda_saw_first_is_not_forgotten_by_a_second_first_request(service):
+async def test_concurrent_first_requests_share_the_state_of_tda(service):
     await stock(service, "things", THINGS, labelled=0)
     task = await service.resolver.resolve(ClassifyRequest(label_set="things", method="tda"))
     first, second = await asyncio.gather(service.classifiers.get(task), service.classifiers.get(task))

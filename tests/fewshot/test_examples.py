@@ -1,4 +1,4 @@
-"""Example images are encoded once by every model that is served, and gone from everything when deleted."""
+"""Example images are encoded once per served model, and everything derived from them is deleted with them."""
 
 import asyncio
 import hashlib
@@ -41,10 +41,10 @@ async def classified(service, images, **asked):
     )
 
 
-# --- taking in -----------------------------------------------------------------------------------------------------
+# --- adding --------------------------------------------------------------------------------------------------------
 
 
-async def test_an_image_is_prepared_with_its_hash_its_class_and_its_features_by_every_model(service, encoder):
+async def test_a_prepared_image_has_a_hash_a_class_and_features_of_every_model(service, encoder):
     image = shade(0, 1)
     (prepared,) = await service.examples.prepare("things", [image], ["tomato"])
     assert (prepared.digest, prepared.classname) == (hashlib.sha256(image).digest(), "tomato")
@@ -55,7 +55,7 @@ async def test_an_image_is_prepared_with_its_hash_its_class_and_its_features_by_
         assert np.linalg.norm(feature) == pytest.approx(1)
 
 
-async def test_images_that_are_known_are_not_encoded_again_and_may_get_another_class(service, encoder, second):
+async def test_known_images_are_not_encoded_again_and_can_change_their_class(service, encoder, second):
     images = shades(6)
     await keep(service, "things", images, [None] * 6)
     encoder.image_batches.clear()
@@ -68,7 +68,7 @@ async def test_images_that_are_known_are_not_encoded_again_and_may_get_another_c
     assert (stored.support_labels.tolist(), len(stored.pool_features)) == ([1] * 7, 0)
 
 
-async def test_images_of_another_label_set_are_encoded_for_this_one(service, encoder):
+async def test_images_of_another_label_set_are_encoded_again(service, encoder):
     await service.label_sets.put("others", [ClassEntry("it")], "{}")
     await keep(service, "others", shades(2), [None, None])
     encoder.image_batches.clear()
@@ -77,7 +77,7 @@ async def test_images_of_another_label_set_are_encoded_for_this_one(service, enc
     assert all(each.features for each in prepared)
 
 
-async def test_an_image_that_one_model_has_not_seen_is_encoded(settings, encoder):
+async def test_an_image_without_features_of_one_model_is_encoded(settings, encoder):
     async with open_service(settings, [FakeEncoder()]) as service:
         await stock(service, "things", labelled=1)
     async with open_service(settings, [encoder, FakeEncoder("second")]) as service:
@@ -86,7 +86,7 @@ async def test_an_image_that_one_model_has_not_seen_is_encoded(settings, encoder
         assert len((await features(service, "second")).support_features) == 3
 
 
-async def test_images_that_cannot_be_read_are_told_in_their_places_and_the_others_are_taken(service):
+async def test_unreadable_images_are_reported_by_position_and_the_others_are_added(service):
     images = [shade(0, 1), b"no image", shade(1, 1), b"", picture()[:60]]
     prepared = await service.examples.prepare("things", images, ["tomato", "leaf", "leaf", None, None])
     assert [isinstance(each, NewExample) for each in prepared] == [True, False, True, False, False]
@@ -97,18 +97,18 @@ async def test_images_that_cannot_be_read_are_told_in_their_places_and_the_other
     assert (await features(service)).support_labels.tolist() == [0, 1]
 
 
-async def test_the_same_image_twice_at_once_is_taken_once(service):
+async def test_a_repeated_image_in_one_call_is_added_once(service):
     added = await keep(service, "things", [shade(0, 1)] * 2, ["tomato", "tomato"])
     assert (added.added, added.duplicates) == (1, 1)
 
 
-async def test_no_images_are_no_work(service, encoder):
+async def test_no_images_are_not_encoded(service, encoder):
     assert await service.examples.prepare("things", [], []) == []
     assert encoder.image_batches == []
 
 
 @pytest.mark.parametrize("keep_images", [False, True])
-async def test_files_are_kept_where_the_operator_wants_them(settings, encoder, keep_images):
+async def test_files_are_stored_only_if_enabled(settings, encoder, keep_images):
     changed = settings.model_copy(update={"keep_images": keep_images})
     async with open_service(changed, [encoder]) as service:
         await stock(service, "things", labelled=1)
@@ -117,13 +117,13 @@ async def test_files_are_kept_where_the_operator_wants_them(settings, encoder, k
         assert content == (shade(0, 0) if keep_images else None)
 
 
-async def test_a_label_set_that_is_not_there_is_told_before_anything_is_encoded(service, encoder):
+async def test_an_unknown_label_set_is_an_error_before_encoding(service, encoder):
     with pytest.raises(UnknownNameError):
         await service.examples.prepare("nothing", shades(1), [None])
     assert encoder.image_batches == []
 
 
-async def test_more_than_there_may_be_are_refused_and_none_is_kept(settings, encoder):
+async def test_too_many_images_are_rejected_and_none_is_stored(settings, encoder):
     async with open_service(settings.model_copy(update={"max_examples": 5}), [encoder]) as service:
         await service.label_sets.put("things", [ClassEntry(name) for name in THINGS], "{}")
         await keep(service, "things", shades(4), [None] * 4)
@@ -132,8 +132,8 @@ async def test_more_than_there_may_be_are_refused_and_none_is_kept(settings, enc
         assert (await service.examples.counts("things")).unlabelled == 4
 
 
-async def test_more_images_than_the_queue_has_room_for_are_encoded_in_turns(settings, encoder):
-    """As an import gives them; nobody else has to be there for that."""
+async def test_more_images_than_the_queue_admits_are_encoded_in_batches(settings, encoder):
+    """As in an import, without other requests."""
     async with open_service(settings, [encoder]) as service:
         await service.label_sets.put("things", [ClassEntry(name) for name in THINGS], "{}")
         async with asyncio.timeout(5):
@@ -148,7 +148,7 @@ async def gated(anyio_backend):
     encoder.open()
 
 
-async def test_a_full_queue_is_waited_for_by_those_who_are_patient_and_told_to_the_others(settings, gated, monkeypatch):
+async def test_a_full_queue_delays_imports_and_rejects_requests(settings, gated, monkeypatch):
     full = settings.model_copy(update={"max_queued_images": 8})
     async with open_service(full, [gated]) as service:
         await service.label_sets.put("things", [ClassEntry(name) for name in THINGS], "{}")
@@ -174,10 +174,10 @@ async def test_a_full_queue_is_waited_for_by_those_who_are_patient_and_told_to_t
         assert [isinstance(each, NewExample) for each in await patient] == [True, True]
 
 
-# --- counting and handing out --------------------------------------------------------------------------------------
+# --- counting and reading ------------------------------------------------------------------------------------------
 
 
-async def test_examples_are_counted_by_class_and_those_that_the_default_model_has_not_seen(settings):
+async def test_examples_are_counted_by_class_and_without_features_of_the_default_model(settings):
     async with open_service(settings, [FakeEncoder("before")]) as service:
         await stock(service, "things", labelled=2, pool=1)
     async with open_service(settings, [FakeEncoder()]) as service:
@@ -187,14 +187,14 @@ async def test_examples_are_counted_by_class_and_those_that_the_default_model_ha
     assert (counts.unlabelled, counts.without_features) == (3, 9)
 
 
-async def test_without_a_model_examples_are_counted_too(settings):
+async def test_examples_are_counted_without_a_model(settings):
     async with open_service(settings, [FakeEncoder()]) as service:
         await stock(service, "things", labelled=2)
     async with open_service(settings, []) as service:
         assert sum((await service.examples.counts("things")).labelled.values()) == 6
 
 
-async def test_features_come_back_as_they_were_encoded_to_half_precision(service):
+async def test_features_are_stored_in_half_precision(service):
     await stock(service, "things", labelled=2, pool=1)
     stored = await features(service)
     assert stored.support_labels.tolist() == [0, 1, 2, 0, 1, 2]
@@ -206,7 +206,7 @@ async def test_features_come_back_as_they_were_encoded_to_half_precision(service
     )
 
 
-async def test_of_more_unlabelled_images_than_are_learned_from_as_many_are_handed_out(settings, encoder):
+async def test_a_large_pool_is_sampled_to_the_limit(settings, encoder):
     async with open_service(settings.model_copy(update={"max_pool_images": 5}), [encoder]) as service:
         await stock(service, "things", labelled=2, pool=8)
         stored = await features(service)
@@ -215,13 +215,13 @@ async def test_of_more_unlabelled_images_than_are_learned_from_as_many_are_hande
         assert told.examples.unlabelled == 5
 
 
-# --- models that come later ----------------------------------------------------------------------------------------
+# --- models added later --------------------------------------------------------------------------------------------
 
 
-async def test_kept_files_are_encoded_by_a_model_that_is_new_and_only_once(settings, second):
+async def test_stored_files_are_encoded_once_by_a_new_model(settings, second):
     keeping = settings.model_copy(update={"keep_images": True})
     async with open_service(keeping, [FakeEncoder()]) as service:
-        await stock(service, "things", labelled=7)  # more than are encoded at once
+        await stock(service, "things", labelled=7)  # more than one batch
     async with open_service(keeping, [FakeEncoder(), second]) as service:
         assert await service.examples.encode_stored("things", "second") == 21
         assert await service.examples.encode_stored("things", "second") == 0
@@ -231,7 +231,7 @@ async def test_kept_files_are_encoded_by_a_model_that_is_new_and_only_once(setti
         np.testing.assert_array_equal(ours.support_labels, theirs.support_labels)
 
 
-async def test_where_no_files_were_kept_there_is_nothing_to_encode(settings, second):
+async def test_without_stored_files_a_new_model_encodes_nothing(settings, second):
     async with open_service(settings, [FakeEncoder()]) as service:
         await stock(service, "things", labelled=2)
     async with open_service(settings, [FakeEncoder(), second]) as service:
@@ -242,7 +242,7 @@ async def test_where_no_files_were_kept_there_is_nothing_to_encode(settings, sec
 # --- deleting ------------------------------------------------------------------------------------------------------
 
 
-async def test_what_was_learned_from_deleted_images_answers_nobody(service):
+async def test_fits_on_deleted_images_are_not_used(service):
     await stock(service, "things")
     images = shades(6, 900)
     taught = await classified(service, images, method="gda")
@@ -256,7 +256,7 @@ async def test_what_was_learned_from_deleted_images_answers_nobody(service):
     assert any("no labelled images" in each for each in after.warnings)
 
 
-async def test_images_of_one_class_are_deleted_alone(service):
+async def test_images_of_one_class_can_be_deleted(service):
     await stock(service, "things", pool=2)
     assert (await service.examples.delete("things", classname="leaf")).deleted == 8
     counts = await service.examples.counts("things")
@@ -265,7 +265,7 @@ async def test_images_of_one_class_are_deleted_alone(service):
     assert (await features(service)).support_labels.tolist() == [0, 2] * 8
 
 
-async def test_with_the_label_set_everything_that_was_learned_is_gone(service):
+async def test_deleting_a_label_set_deletes_its_fits(service):
     await stock(service, "things")
     await classified(service, shades(1), method="gda")
     await service.label_sets.delete("things")

@@ -1,4 +1,4 @@
-"""What methods learn is learned once, in the background, and forgotten when it should be."""
+"""Methods are fitted once, in the background, and fits are discarded when their examples are deleted."""
 
 import asyncio
 import os
@@ -47,7 +47,7 @@ def fitted(revision, nbytes=8):
 
 
 class Fit:
-    """A fit that ends when it is let, and counts how often it was begun."""
+    """A fit that ends when it is released, and counts its starts."""
 
     def __init__(self, revision=1, nbytes=8, *, is_open=False):
         self.revision, self.nbytes = revision, nbytes
@@ -64,7 +64,7 @@ class Fit:
 
 
 async def turns():
-    """Let everything run that can."""
+    """Let every task run that can."""
     for _ in range(20):
         await asyncio.sleep(0)
 
@@ -80,7 +80,7 @@ async def cache(anyio_backend):
 
 
 @pytest.mark.anyio
-async def test_callers_at_once_share_one_fit_and_later_ones_find_it_done(cache):
+async def test_concurrent_requests_share_one_fit_and_later_ones_use_the_cache(cache):
     fit = Fit()
     callers = [asyncio.create_task(cache.get(key_of(), 1, fit)) for _ in range(5)]
     await fit.begun.wait()
@@ -92,7 +92,7 @@ async def test_callers_at_once_share_one_fit_and_later_ones_find_it_done(cache):
 
 
 @pytest.mark.anyio
-async def test_what_was_learned_of_older_examples_answers_until_the_new_is_ready(cache):
+async def test_an_outdated_fit_is_used_until_the_new_one_is_ready(cache):
     old = await cache.get(key_of(), 1, Fit(1, is_open=True))
     newer = Fit(2)
     assert await cache.get(key_of(), 2, newer) is old
@@ -105,7 +105,7 @@ async def test_what_was_learned_of_older_examples_answers_until_the_new_is_ready
 
 
 @pytest.mark.anyio
-async def test_a_fit_that_read_newer_examples_than_it_was_asked_for_serves_those_who_ask_for_them(cache):
+async def test_a_fit_on_newer_examples_than_requested_is_used_for_these(cache):
     first, second = Fit(2), Fit(2)
     callers = [asyncio.create_task(cache.get(key_of(), 1, first))]
     await first.begun.wait()
@@ -118,7 +118,7 @@ async def test_a_fit_that_read_newer_examples_than_it_was_asked_for_serves_those
 
 
 @pytest.mark.anyio
-async def test_subjects_that_differ_in_anything_are_learned_apart(cache):
+async def test_fits_with_different_keys_are_separate(cache):
     kinds = [
         key_of(),
         key_of(method="tip-adapter"),
@@ -135,7 +135,7 @@ async def test_subjects_that_differ_in_anything_are_learned_apart(cache):
 
 
 @pytest.mark.anyio
-async def test_a_fit_goes_on_for_the_next_caller_when_its_own_does_not_wait_any_more(cache):
+async def test_a_fit_continues_for_the_next_request_after_its_own_was_cancelled(cache):
     fit = Fit()
     caller = asyncio.create_task(cache.get(key_of(), 1, fit))
     await fit.begun.wait()
@@ -148,7 +148,7 @@ async def test_a_fit_goes_on_for_the_next_caller_when_its_own_does_not_wait_any_
 
 
 @pytest.mark.anyio
-async def test_fits_of_one_label_set_take_turns_and_those_of_others_do_not_wait_for_them(cache):
+async def test_fits_of_one_label_set_are_sequential_and_do_not_block_others(cache):
     first, second, other = Fit(), Fit(), Fit(is_open=True)
     callers = [asyncio.create_task(cache.get(key_of(), 1, first))]
     await first.begun.wait()
@@ -163,7 +163,7 @@ async def test_fits_of_one_label_set_take_turns_and_those_of_others_do_not_wait_
 
 
 @pytest.mark.anyio
-async def test_no_more_than_two_are_under_way_however_many_label_sets_there_are(cache):
+async def test_at_most_two_fits_run_at_a_time(cache):
     gate, entered, lock = threading.Event(), threading.Semaphore(0), threading.Lock()
     running = most = 0
 
@@ -191,7 +191,7 @@ async def test_no_more_than_two_are_under_way_however_many_label_sets_there_are(
 
 
 @pytest.mark.anyio
-async def test_work_takes_one_core_at_low_priority(cache):
+async def test_a_fit_uses_one_core_at_low_priority(cache):
     def work():
         np.ones((8, 8)) @ np.ones((8, 8))
         several = [each for each in threadpool_info() if each["user_api"] == "blas" and each["num_threads"] != 1]
@@ -203,7 +203,7 @@ async def test_work_takes_one_core_at_low_priority(cache):
 
 
 @pytest.mark.anyio
-async def test_a_fit_that_fails_tells_all_who_wait_and_the_log_and_the_next_caller_tries_again(cache):
+async def test_a_failed_fit_is_logged_reaches_every_request_and_is_tried_again(cache):
     begun, may_end = asyncio.Event(), asyncio.Event()
 
     async def broken():
@@ -225,7 +225,7 @@ async def test_a_fit_that_fails_tells_all_who_wait_and_the_log_and_the_next_call
 
 
 @pytest.mark.anyio
-async def test_where_the_new_cannot_be_learned_the_old_goes_on_answering_and_it_is_tried_again(cache):
+async def test_if_a_new_fit_fails_the_old_one_is_used_and_the_fit_tried_again(cache):
     old = await cache.get(key_of(), 1, Fit(1, is_open=True))
     tries = 0
 
@@ -243,7 +243,7 @@ async def test_where_the_new_cannot_be_learned_the_old_goes_on_answering_and_it_
 
 
 @pytest.mark.anyio
-async def test_what_takes_more_memory_than_there_is_is_refused_and_it_is_told_what_to_do(cache):
+async def test_a_fit_that_exceeds_the_memory_is_rejected_with_advice(cache):
     with pytest.raises(
         TooLargeError, match=r"the fitted adapter of 'gda' takes .* delete unlabelled images, or raise DEIXIS_CACHE"
     ):
@@ -252,7 +252,7 @@ async def test_what_takes_more_memory_than_there_is_is_refused_and_it_is_told_wh
 
 
 @pytest.mark.anyio
-async def test_of_more_than_the_memory_holds_what_was_not_asked_for_longest_is_learned_again(cache):
+async def test_the_least_recently_used_fit_is_evicted(cache):
     fits = {name: Fit(nbytes=400, is_open=True) for name in "abc"}
     for name in "abac":
         await cache.get(key_of(name), 1, fits[name])
@@ -262,7 +262,7 @@ async def test_of_more_than_the_memory_holds_what_was_not_asked_for_longest_is_l
 
 
 @pytest.mark.anyio
-async def test_what_is_forgotten_is_learned_anew_and_that_of_other_label_sets_is_kept(cache):
+async def test_discarded_fits_are_fitted_again_and_other_label_sets_keep_theirs(cache):
     fit, other = Fit(is_open=True), Fit(is_open=True)
     await cache.get(key_of(), 1, fit)
     await cache.get(key_of(method="tip-adapter"), 1, fit)
@@ -275,8 +275,8 @@ async def test_what_is_forgotten_is_learned_anew_and_that_of_other_label_sets_is
 
 
 @pytest.mark.anyio
-async def test_who_waits_for_what_is_forgotten_gets_what_is_learned_without_those_examples(cache):
-    """And no cancellation, which would be taken for its own."""
+async def test_requests_waiting_for_a_discarded_fit_get_one_without_those_examples(cache):
+    """They do not get a cancellation, which would look like their own."""
     deleted, left = Fit(1), Fit(2, is_open=True)
     fits = iter([deleted, left])
 
@@ -291,7 +291,7 @@ async def test_who_waits_for_what_is_forgotten_gets_what_is_learned_without_thos
 
 
 @pytest.mark.anyio
-async def test_a_caller_who_gives_up_when_what_it_waits_for_is_forgotten_waits_no_more(cache):
+async def test_a_cancelled_request_that_waits_for_a_discarded_fit_ends(cache):
     fit = Fit()
     caller = asyncio.create_task(cache.get(key_of(), 1, fit))
     await fit.begun.wait()
@@ -304,7 +304,7 @@ async def test_a_caller_who_gives_up_when_what_it_waits_for_is_forgotten_waits_n
 
 
 @pytest.mark.anyio
-async def test_what_was_learned_in_a_thread_of_examples_that_are_deleted_is_never_kept(cache):
+async def test_a_fit_in_a_thread_on_examples_deleted_meanwhile_is_not_cached(cache):
     gate, entered = threading.Event(), threading.Event()
     revisions = iter([1, 2])
 
@@ -329,7 +329,7 @@ async def test_what_was_learned_in_a_thread_of_examples_that_are_deleted_is_neve
 
 
 @pytest.mark.anyio
-async def test_what_is_learned_in_the_background_is_forgotten_too_and_then_callers_wait(cache):
+async def test_background_fits_are_discarded_too_and_requests_then_wait(cache):
     await cache.get(key_of(), 1, Fit(1, is_open=True))
     newer, newest = Fit(2), Fit(3)
     await cache.get(key_of(), 2, newer)
@@ -343,7 +343,7 @@ async def test_what_is_learned_in_the_background_is_forgotten_too_and_then_calle
 
 
 @pytest.mark.anyio
-async def test_a_stop_is_told_to_those_who_wait_and_ends_when_the_work_that_runs_has(cache):
+async def test_closing_rejects_waiting_requests_and_waits_for_the_running_fit(cache):
     gate, entered = threading.Event(), threading.Event()
 
     async def fit():
@@ -366,7 +366,7 @@ async def test_a_stop_is_told_to_those_who_wait_and_ends_when_the_work_that_runs
 
 
 @pytest.mark.anyio
-async def test_after_a_stop_callers_are_told_so(cache):
+async def test_a_closed_cache_rejects_requests(cache):
     async def fit():
         await cache.run(lambda: None)
         return fitted(1)
@@ -376,7 +376,7 @@ async def test_after_a_stop_callers_are_told_so(cache):
         await cache.get(key_of(), 1, fit)
 
 
-# --- learning ------------------------------------------------------------------------------------------------------
+# --- fitting -------------------------------------------------------------------------------------------------------
 
 
 def examples_of(*, labelled=8, pool=12):
@@ -388,21 +388,21 @@ ASKED = rows_about(np.arange(9) % 3, 3, spread=1.0)
 
 
 @pytest.mark.parametrize("make", [GDA, TipAdapter, GDAEM, TFUP, ZLaP, TransCLIP, StatA])
-def test_it_is_told_how_many_images_were_learned_from(make):
+def test_a_fit_reports_its_number_of_images(make):
     told = fitting.fit(make(), TEXT, examples_of(), ENCODER)
     needs = make.needs
     assert (told.labelled, told.unlabelled) == (24 if Need.SUPPORT in needs else 0, 36 if Need.POOL in needs else 0)
 
 
 @pytest.mark.parametrize("make", [ZLaP, TransCLIP, StatA])
-def test_an_index_that_is_shared_gives_what_one_of_its_own_gives(make):
+def test_a_shared_index_gives_the_results_of_a_separate_one(make):
     examples = examples_of()
     shared = fitting.fit(make(), TEXT, examples, ENCODER, NeighbourIndex(examples.pool_features))
     own = fitting.fit(make(), TEXT, examples, ENCODER)
     np.testing.assert_array_equal(fitting.predict(shared, ASKED).logits, fitting.predict(own, ASKED).logits)
 
 
-def test_an_index_is_kept_only_by_those_who_look_at_neighbours_and_counts_for_their_memory():
+def test_an_index_is_kept_only_for_methods_with_neighbours_and_counts_as_memory():
     examples = examples_of()
     index = NeighbourIndex(examples.pool_features)
     assert fitting.fit(GDA(), TEXT, examples, ENCODER, index).index is None
@@ -411,14 +411,14 @@ def test_an_index_is_kept_only_by_those_who_look_at_neighbours_and_counts_for_th
     assert votes.nbytes >= examples.support_features.nbytes
 
 
-def test_without_a_pool_an_adapter_that_needs_one_answers_as_zero_shot_does_and_says_so():
+def test_without_a_pool_an_adapter_that_needs_one_gives_zero_shot_with_a_warning():
     told = fitting.predict(fitting.fit(ZLaP(), TEXT, examples_of(pool=0), ENCODER), ASKED)
     np.testing.assert_allclose(told.logits, ENCODER.logit_scale * ASKED @ TEXT.T, rtol=1e-6)
     assert told.warnings
 
 
 @pytest.mark.parametrize("make", [GDAEM, TFUP, ZLaP, TransCLIP, StatA])
-def test_images_that_are_asked_about_together_are_the_pool_themselves(make):
+def test_images_of_one_request_are_the_pool(make):
     asked = examples_of().pool_features
     told = transduce(make(), TEXT, asked, ENCODER)
     np.testing.assert_array_equal(
@@ -427,11 +427,11 @@ def test_images_that_are_asked_about_together_are_the_pool_themselves(make):
     assert (told.logits.argmax(axis=1) == np.tile(np.arange(3), 12)).mean() > 0.9
 
 
-# --- held out ------------------------------------------------------------------------------------------------------
+# --- cross-validation ----------------------------------------------------------------------------------------------
 
 
 class Remembers(ExampleAdapter):
-    """Is sure of every image that it has seen, and says what zero-shot does of any other."""
+    """Is certain about images that it has seen, and predicts zero-shot for others."""
 
     needs = frozenset({Need.SUPPORT})
 
@@ -445,7 +445,7 @@ class Remembers(ExampleAdapter):
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 40))
-def test_no_image_is_answered_by_what_was_learned_from_itself(seed, images):
+def test_an_image_is_not_predicted_by_a_fit_on_itself(seed, images):
     rng = np.random.default_rng(seed)
     rows, labels = unit_rows(rng, images), rng.integers(0, 3, images)
     folds = stratified_folds(labels, 5)
@@ -453,7 +453,7 @@ def test_no_image_is_answered_by_what_was_learned_from_itself(seed, images):
     np.testing.assert_allclose(told.logits, ENCODER.logit_scale * rows @ TEXT.T, rtol=1e-4, atol=1e-4)
 
 
-def test_each_image_is_answered_by_what_was_learned_from_all_others_but_those_of_its_fold():
+def test_an_image_is_predicted_by_a_fit_on_all_other_folds():
     examples = examples_of()
     folds = stratified_folds(examples.support_labels, 4)
     told = predict_held_out(GDA, TEXT, examples, folds, ENCODER)
@@ -466,15 +466,15 @@ def test_each_image_is_answered_by_what_was_learned_from_all_others_but_those_of
         )
 
 
-def test_what_several_folds_warn_of_is_told_once():
+def test_repeated_warnings_of_folds_are_reported_once():
     examples = examples_of()
     told = predict_held_out(Remembers, TEXT, examples, stratified_folds(examples.support_labels, 5), ENCODER)
     assert told.warnings == ("it remembers",)
     assert told.seconds > 0
 
 
-def test_an_image_that_is_there_twice_is_remembered_by_the_other_folds():
-    """Which shows that what the folds learned is asked at all."""
+def test_a_duplicate_image_is_recognised_by_the_fits_of_other_folds():
+    """Shows that the fits of the folds are used."""
     rows = np.repeat(unit_rows(np.random.default_rng(0), 6), 2, axis=0)
     labels = np.repeat([0, 1, 2, 0, 1, 2], 2)
     told = predict_held_out(Remembers, TEXT, Examples(rows, labels), np.tile([0, 1], 6), ENCODER)

@@ -19,13 +19,13 @@ def test_the_nearest_come_first_with_their_cosines():
     np.testing.assert_allclose(found.cosines, np.take_along_axis(cosines, order, axis=1), atol=1e-6)
 
 
-def test_more_neighbours_than_there_are_images_are_all_of_them():
+def test_more_neighbours_than_images_returns_all_images():
     found = NeighbourIndex(unit_rows(3)).search(unit_rows(2, seed=1), 10)
     assert found.indices.shape == (2, 3)
     assert NeighbourIndex(unit_rows(3)).within_pool(unit_rows(3), 10).indices.shape == (3, 2)
 
 
-def test_an_image_is_not_its_own_neighbour_even_among_copies_of_it():
+def test_an_image_is_not_its_own_neighbour_even_among_duplicates():
     pool = np.concatenate([unit_rows(4), unit_rows(4)[[0, 0, 0]], unit_rows(1500, seed=2)])
     found = NeighbourIndex(pool).within_pool(pool, 3)
     assert not (found.indices == np.arange(len(pool))[:, None]).any()
@@ -35,13 +35,13 @@ def test_an_image_is_not_its_own_neighbour_even_among_copies_of_it():
     np.testing.assert_allclose(found.cosines, -np.sort(-cosines, axis=1)[:, :3], atol=1e-6)
 
 
-def test_a_lone_image_has_no_neighbours():
+def test_a_single_image_has_no_neighbours():
     assert NeighbourIndex(unit_rows(1)).within_pool(unit_rows(1), 4).indices.shape == (1, 0)
 
 
 @pytest.fixture
 def in_lists(monkeypatch):
-    """Pools of more than a hundred images are searched in part."""
+    """Use an inexact index for pools of more than a hundred images."""
     monkeypatch.setattr(neighbours, "EXACT_UP_TO", 100)
 
 
@@ -52,7 +52,7 @@ def clustered(count, seed=0):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def test_a_large_pool_is_searched_in_part_and_nearly_all_near_images_are_found(in_lists):
+def test_an_inexact_index_finds_nearly_all_near_images(in_lists):
     pool, queries = clustered(4000), clustered(200, seed=1)
     index = NeighbourIndex(pool)
     found = index.search(queries, 10)
@@ -62,7 +62,7 @@ def test_a_large_pool_is_searched_in_part_and_nearly_all_near_images_are_found(i
     assert index.nbytes == pool.nbytes // 2
 
 
-def test_places_that_no_list_could_fill_have_no_weight(in_lists):
+def test_missing_neighbours_have_no_weight(in_lists):
     pool = clustered(150)
     found = NeighbourIndex(pool).search(-pool[:3], 150)
     assert found.indices.shape == (3, 150)
