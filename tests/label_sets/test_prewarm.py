@@ -14,7 +14,7 @@ def version_of(name, version):
 
 
 class Recording:
-    """Warms when the gate is open, and records what was begun and done."""
+    """Prewarms while the gate is open, and records what began and what was completed."""
 
     def __init__(self):
         self.begun, self.done = [], []
@@ -33,7 +33,7 @@ async def warm(anyio_backend):
     return Recording()
 
 
-async def test_label_sets_are_warmed_in_the_order_they_came(warm):
+async def test_label_sets_are_prewarmed_in_order(warm):
     warmer = Prewarmer(warm)
     for name in "abc":
         warmer.add(version_of(name, 1))
@@ -41,7 +41,7 @@ async def test_label_sets_are_warmed_in_the_order_they_came(warm):
     assert warm.begun == warm.done == ["a@1", "b@1", "c@1"]
 
 
-async def test_of_the_versions_that_wait_only_the_newest_is_warmed(warm):
+async def test_only_the_newest_of_the_waiting_versions_is_prewarmed(warm):
     warmer = Prewarmer(warm)
     warm.gate.clear()
     warmer.add(version_of("busy", 1))
@@ -54,7 +54,7 @@ async def test_of_the_versions_that_wait_only_the_newest_is_warmed(warm):
     assert warm.begun == ["busy@1", "a@3", "b@3"]
 
 
-async def test_a_newer_version_ends_the_one_that_has_begun(warm):
+async def test_a_newer_version_cancels_a_running_one(warm):
     warmer = Prewarmer(warm)
     warm.gate.clear()
     warmer.add(version_of("a", 1))
@@ -66,8 +66,8 @@ async def test_a_newer_version_ends_the_one_that_has_begun(warm):
 
 
 @pytest.mark.parametrize("begun", [False, True])
-async def test_an_older_version_that_comes_late_does_not_take_a_newer_ones_place(warm, begun):
-    """Whoever lists the label sets may read one just before it is written again."""
+async def test_an_older_version_that_arrives_late_does_not_replace_a_newer_one(warm, begun):
+    """A list of label sets may contain a version that is replaced immediately afterwards."""
     warmer = Prewarmer(warm)
     warm.gate.clear()
     warmer.add(version_of("a", 2))
@@ -79,7 +79,7 @@ async def test_an_older_version_that_comes_late_does_not_take_a_newer_ones_place
     assert warm.done == ["a@2"]
 
 
-async def test_what_comes_after_a_pause_is_warmed_too(warm):
+async def test_label_sets_that_arrive_after_a_pause_are_prewarmed(warm):
     warmer = Prewarmer(warm)
     await warmer.idle()
     for name in "ab":
@@ -88,7 +88,7 @@ async def test_what_comes_after_a_pause_is_warmed_too(warm):
     assert warm.done == ["a@1", "b@1"]
 
 
-async def test_closing_stops_what_has_begun_and_drops_the_rest(warm):
+async def test_closing_cancels_the_running_label_set_and_drops_the_others(warm):
     warmer = Prewarmer(warm)
     warm.gate.clear()
     for name in "ab":
