@@ -1,7 +1,7 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np  # noqa: F401 - whose library is limited
+import numpy as np  # noqa: F401 - its library is limited
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -10,7 +10,7 @@ from app.runtime.cpu import one_blas_thread, usable_cores
 
 @pytest.fixture
 def cores(monkeypatch):
-    """Pretend that this process may run on so many cores."""
+    """Simulate a number of cores that this process may use."""
     return lambda number: monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(number)), raising=False)
 
 
@@ -29,25 +29,25 @@ def cores(monkeypatch):
         ("0 100000", 4, 1),
     ],
 )
-def test_the_smaller_of_quota_and_affinity_counts_rounded_up(tmp_path, cores, quota, affinity, usable):
+def test_the_smaller_of_quota_and_affinity_is_used_and_rounded_up(tmp_path, cores, quota, affinity, usable):
     cores(affinity)
     (tmp_path / "cpu.max").write_text(quota + "\n")
     assert usable_cores(tmp_path / "cpu.max") == usable
 
 
-def test_without_a_quota_the_affinity_counts(tmp_path, cores):
+def test_without_a_quota_the_affinity_is_used(tmp_path, cores):
     cores(3)
     assert usable_cores(tmp_path / "cpu.max") == usable_cores(tmp_path) == 3
 
 
-def test_all_cores_count_on_a_system_without_affinity(tmp_path, monkeypatch):
+def test_all_cores_are_used_on_a_system_without_affinity(tmp_path, monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     for counted, usable in ((6, 6), (None, 1)):
         monkeypatch.setattr(os, "cpu_count", lambda counted=counted: counted)
         assert usable_cores(tmp_path / "cpu.max") == usable
 
 
-def test_this_machine_has_at_least_one():
+def test_this_machine_has_at_least_one_core():
     assert 1 <= usable_cores() <= os.cpu_count()
 
 
@@ -87,7 +87,7 @@ def test_any_thread_can_limit_blas_after_another_has_set_a_limit():
 
 
 def shared_threads():
-    # OpenMP has a number for each thread, which is that thread's own affair.
+    # OpenMP has a limit per thread, which this function does not return.
     found = [each for each in threadpool_info() if each["user_api"] == "blas" and each["threading_layer"] != "openmp"]
     return {each["num_threads"] for each in found}
 
@@ -95,7 +95,7 @@ def shared_threads():
 def test_libraries_loaded_after_the_first_limit_are_limited_too():
     with threadpool_limits(2, user_api="blas"):
         with one_blas_thread():
-            threadpool_limits(2, user_api="blas")  # as one is that was loaded now
+            threadpool_limits(2, user_api="blas")  # like one that is loaded now
             with one_blas_thread():
                 assert blas_threads() == {1}
         assert blas_threads() == {2}

@@ -38,11 +38,11 @@ def test_a_layout_is_text_or_a_mapping(value):
         ("models_per_encoder=0", "greater than or equal to 1"),
     ],
 )
-def test_a_wrong_layout_is_refused(text, problem):
+def test_an_invalid_layout_is_rejected(text, problem):
     with pytest.raises(ConfigurationError, match=problem):
         load_settings(ray_layout=text)
 
 
-def test_a_mapping_with_an_unknown_field_is_refused():
+def test_a_mapping_with_an_unknown_field_is_rejected():
     with pytest.raises(ConfigurationError, match=r"DEIXIS_RAY_LAYOUT.*unknown field 'egdes'; known: edges"):
         load_settings(ray_layout={"egdes": 2})
