@@ -59,7 +59,7 @@ def test_events_below_the_level_are_not_logged(capsys, log_format):
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
 def test_a_traceback_is_logged_without_the_values_of_variables(capsys, log_format):
-    """They hold callers' pictures, labels and keys, and printing them all takes seconds."""
+    """Values contain images, labels and keys of clients, and printing them takes seconds."""
     configure_logs(log_format, "info")
     try:
         fail(secret="hunter" + "2")
