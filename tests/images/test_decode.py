@@ -1,4 +1,4 @@
-"""Good pictures come out upright, in RGB and in their colours; anything else is refused in one of two ways."""
+"""Valid images are decoded upright, in RGB and with correct colours; other files raise one of two errors."""
 
 import struct
 import warnings
@@ -19,7 +19,7 @@ from app.errors import ImageTooLargeError, NotAnImageError
 from app.images.decode import decode_image, supported_formats, supported_suffixes
 
 LIMITS = {"max_bytes": 10_000_000, "max_pixels": 20_000_000}
-ORANGE = (204, 102, 51)  # one of the colours of the palette that Pillow converts to
+ORANGE = (204, 102, 51)  # one of the palette colours that Pillow converts to
 HAS_HEIF = find_spec("pillow_heif") is not None
 needs_heif = pytest.mark.skipif(not HAS_HEIF, reason="pillow-heif is an extra")
 
@@ -68,7 +68,7 @@ def chunk(kind, content):
 
 
 def png(width, height, depth, colour_type, rows=b"", extra=b""):
-    """A PNG by hand, for headers that Pillow would not write."""
+    """Return a PNG whose header Pillow would not write."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
     pixels = chunk(b"IDAT", zlib.compress(rows, 9))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + pixels + chunk(b"IEND", b"")
@@ -92,7 +92,7 @@ def with_orientation(orientation):
 
 
 def profile_with_swapped_channels():
-    """An sRGB profile in which red and blue have changed places."""
+    """Return an sRGB profile with red and blue swapped."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     return profile.replace(b"rXYZ", b"tXYZ").replace(b"bXYZ", b"rXYZ").replace(b"tXYZ", b"bXYZ")
 
@@ -108,12 +108,12 @@ def profile_by_hand(space, connection, tag, content):
 
 
 def linear_grey_profile():
-    """A grey profile of gamma 1, by which the middle value is much lighter than in sRGB."""
+    """Return a grey profile with gamma 1, in which the middle value is much lighter than in sRGB."""
     return profile_by_hand(b"GRAY", b"XYZ ", b"kTRC", b"curv\0\0\0\0\0\0\0\0")
 
 
 def cyan_only_profile():
-    """A CMYK profile by which full cyan prints black and the other inks print nothing."""
+    """Return a CMYK profile in which full cyan is black and the other inks are white."""
     identity = struct.pack(">9I", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x10000)
     ramp = bytes(range(256))
     corners = b"".join(bytes((0 if cyan else 255, 128, 128)) for cyan in (0, 1) for _ in range(8))
@@ -418,7 +418,7 @@ def test_the_centre_of_an_image_with_extreme_aspect_ratio_is_kept():
 
 @contextmanager
 def no_pixels_decoded():
-    """Fail the test when a decoder is made or memory for pixels is taken."""
+    """Fail the test if a decoder is created or memory for pixels is allocated."""
 
     def refuse(*args, **kwargs):
         pytest.fail("pixels were about to be decoded")
@@ -480,7 +480,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("make", BOMBS.values(), ids=BOMBS)
-def test_too_many_pixels_are_refused_by_the_header_alone(make):
+def test_too_many_pixels_are_rejected_from_the_header(make):
     data = make()
     assert len(data) < 20_000
     with (
@@ -491,7 +491,7 @@ def test_too_many_pixels_are_refused_by_the_header_alone(make):
 
 
 @pytest.mark.parametrize("name", [*({"AVIF"} & set(PILLOW_FORMATS)), pytest.param("HEIF", marks=needs_heif)])
-def test_too_many_pixels_of_an_avif_or_heif_are_refused_by_the_header_alone(name):
+def test_too_many_pixels_of_an_avif_or_heif_are_rejected_from_the_header(name):
     data = saved(plain(size=(128, 64)), name)
     message = "128 x 64 = 8,192 pixels and the limit is 8,191"
     with no_pixels_decoded(), pytest.raises(ImageTooLargeError, match=message):
@@ -530,7 +530,7 @@ def test_running_out_of_memory_is_reported_as_too_large(monkeypatch):
         decoded(saved(plain(), "BMP"))
 
 
-def test_a_compressed_text_of_megabytes_is_refused():
+def test_compressed_metadata_of_megabytes_is_rejected():
     bomb = chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(50_000_000), 9))
     with pytest.raises(NotAnImageError, match="too large"):
         decoded(png(1, 1, 8, 0, b"\0\0", bomb))
@@ -539,7 +539,7 @@ def test_a_compressed_text_of_megabytes_is_refused():
         decoded(png(1, 1, 8, 0, b"\0\0", many))
 
 
-def test_a_jpeg_with_too_many_scans_is_refused():
+def test_a_jpeg_with_too_many_scans_is_rejected():
     data = saved(Image.new("L", (64, 64)), "JPEG", progressive=True)
     last_scan = data[data.rindex(b"\xff\xda") : -2]
     with no_pixels_decoded(), pytest.raises(NotAnImageError, match=r"2\d\d scans and the limit is 50"):
@@ -553,12 +553,12 @@ def test_a_jpeg_with_too_many_scans_is_refused():
         bmp_with_size(4, 4)[:28] + struct.pack("<HI", 8, 1) + bytes(20) + bytes(1024),
     ],
 )
-def test_encodings_that_pillow_decodes_in_python_are_refused(data):
+def test_encodings_that_pillow_decodes_in_python_are_rejected(data):
     with pytest.raises(NotAnImageError, match="too slow to decode; save it as PNG"):
         decoded(data)
 
 
-# --- what is not an image ----------------------------------------------------------------------------------------
+# --- other files ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -595,13 +595,13 @@ def test_the_error_for_another_file_names_its_type_and_the_accepted_formats(data
 
 
 @pytest.mark.parametrize("name", ["EPS", "PCX", "TGA", "ICO", "ICNS", "SGI", "DDS", "JPEG2000", "PDF", "XBM"])
-def test_a_format_of_pillow_that_is_not_supported_is_refused(name):
+def test_an_unsupported_format_of_pillow_is_rejected(name):
     mode = "1" if name == "XBM" else "RGB"
     with pytest.raises(NotAnImageError, match="accepted formats"):
         decoded(saved(plain(size=(64, 64)).convert(mode), name))
 
 
-def test_empty_data_is_refused():
+def test_empty_data_is_rejected():
     with pytest.raises(NotAnImageError, match="empty"):
         decoded(b"")
 
@@ -639,7 +639,7 @@ def test_the_common_formats_and_their_suffixes_are_supported():
 
 
 def samples():
-    """One small file of every kind that takes another path through a decoder."""
+    """Return one small file for every code path of the decoders."""
     image, frames = noise(0), [noise(1), noise(2)]
     common = {"exif": with_orientation(6), "icc_profile": srgb_profile()}
     made = {name: saved(image, name) for name in PILLOW_FORMATS}
@@ -669,17 +669,17 @@ SAMPLES = samples()
 @pytest.mark.parametrize(
     "name", ["JPEG", "progressive JPEG", "CMYK JPEG", "PNG", "GIF", "BMP", "TIFF", "PPM", "WEBP", "AVIF", "HEIF"]
 )
-def test_a_truncated_file_is_refused_at_any_length(name):
+def test_a_truncated_file_is_rejected_at_any_length(name):
     if name not in SAMPLES:
         pytest.skip("not in this installation")
     data = SAMPLES[name]
-    # The last bytes of PNG and GIF (a checksum, an end marker) come after every pixel is there.
+    # The last bytes of PNG and GIF (a checksum, an end marker) follow the last pixel.
     for length in range(0, len(data) - 24, max(1, len(data) // 60)):
         with pytest.raises(NotAnImageError):
             decoded(data[:length])
 
 
-def test_a_truncated_jpeg_is_refused_if_another_package_allows_them_in_pillow(monkeypatch):
+def test_a_truncated_jpeg_is_rejected_if_another_package_allows_them_in_pillow(monkeypatch):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     data = saved(noise(size=(200, 200)), "JPEG")
     with pytest.raises(NotAnImageError, match="truncated"):
@@ -726,20 +726,20 @@ def damaged(data, changes):
 
 @settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(name=st.sampled_from(sorted(SAMPLES)), changes=edits)
-def test_a_damaged_file_is_decoded_or_refused(name, changes):
+def test_a_damaged_file_is_decoded_or_rejected(name, changes):
     survives(damaged(SAMPLES[name], changes))
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from([data[:12] for data in SAMPLES.values()]), st.binary(max_size=200))
 @example(b"\xff\xd8\xff", b"")
-def test_a_known_signature_with_random_bytes_is_decoded_or_refused(beginning, rest):
+def test_a_known_signature_with_random_bytes_is_decoded_or_rejected(beginning, rest):
     survives(beginning + rest)
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.one_of(st.binary(min_size=1, max_size=100), st.text(min_size=1, max_size=50).map(str.encode)))
-def test_random_bytes_and_random_text_are_refused(data):
+def test_random_bytes_and_random_text_are_rejected(data):
     survives(data)
 
 
@@ -791,7 +791,7 @@ def test_eight_threads_return_the_same_pixels_as_one():
 def test_a_memoryview_is_decoded_and_released():
     buffer = bytearray(saved(plain(), "PNG"))
     assert_colour(decoded(memoryview(buffer)), ORANGE)
-    buffer.append(0)  # would raise BufferError if a view of it were still held
+    buffer.append(0)  # raises BufferError if a view still exists
 
 
 def test_the_image_does_not_depend_on_the_file():

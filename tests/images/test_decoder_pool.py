@@ -1,4 +1,4 @@
-"""Decoders in threads and in processes: the same pixels, and no image that holds one up for good."""
+"""Decoding in threads and in processes: equal pixels, and timeouts for slow images."""
 
 import asyncio
 import os
@@ -25,7 +25,7 @@ def as_array(image):
     return np.asarray(image)
 
 
-# In a module of their own, so that a process of its own finds them.
+# At module level, so that another process can import them.
 def never_ends(*_):
     time.sleep(600)
 
@@ -104,7 +104,7 @@ async def test_the_next_image_is_decoded_after_a_crash(decoder, monkeypatch):
 
 async def test_an_image_is_retried_if_its_process_ended_before_it_started(decoder):
     await decoder.decode(seeds()["png"], as_array, 8)
-    decoder._processes._context.status = PoolStatus.ERROR  # as pebble leaves it where no process could begin
+    decoder._processes._context.status = PoolStatus.ERROR  # the state that pebble leaves if a process could not start
     assert (await decoder.decode(seeds()["png"], as_array, 8)).shape == (48, 64, 3)
 
     working = decoder._processes.schedule

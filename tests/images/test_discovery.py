@@ -124,7 +124,7 @@ def test_the_error_for_images_outside_subfolders_says_what_to_do(tmp_path):
         find_labelled_images(tmp_path)
 
 
-def test_a_folder_without_labelled_images_and_a_missing_one_are_refused(tmp_path):
+def test_a_folder_without_labelled_images_and_a_missing_one_are_rejected(tmp_path):
     with pytest.raises(InvalidFieldError, match="has no subfolder with images"):
         find_labelled_images(tmp_path)
     with pytest.raises(InvalidFieldError, match="is not a folder"):
@@ -145,7 +145,7 @@ def test_a_folder_is_found_by_its_path_below_the_root(folder):
 @pytest.mark.parametrize(
     "name", ["..", "../", "b/../..", "/", "/tmp", "nowhere", "loose.tiff", "a\0b", "\0", "x" * 5000, "y/" * 3000]
 )
-def test_a_path_outside_the_root_is_refused_and_shortened_in_the_error(folder, name):
+def test_a_path_outside_the_root_is_rejected_and_shortened_in_the_error(folder, name):
     with pytest.raises(InvalidFieldError, match="is not a folder below DEIXIS_IMPORT_DIR") as caught:
         folder_within(folder, name)
     assert len(caught.value.message) < 300
@@ -171,7 +171,7 @@ def test_links_are_resolved_before_the_root_is_checked(folder, tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
-def test_a_loop_of_links_is_refused(folder):
+def test_a_loop_of_links_is_rejected(folder):
     (folder / "loop").symlink_to(folder / "loop")
     with pytest.raises(InvalidFieldError):
         folder_within(folder, "loop")
@@ -220,7 +220,7 @@ def test_a_folder_without_images_cannot_be_imported(tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
 @pytest.mark.parametrize("by_subfolder", [False, True])
-def test_links_that_lead_out_of_an_imported_folder_are_skipped(folder, tmp_path, by_subfolder):
+def test_links_that_point_out_of_an_imported_folder_are_skipped(folder, tmp_path, by_subfolder):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "5.gif").touch()

@@ -1,4 +1,4 @@
-"""Images are fetched from public addresses only, from those that were checked, and never more than was allowed."""
+"""Images are fetched only from checked public addresses, within the limits on size and time."""
 
 import asyncio
 import ssl
@@ -64,11 +64,11 @@ def test_private_addresses_are_not_allowed(address):
     assert not is_public(address)
 
 
-# --- what is asked -------------------------------------------------------------------------------------------------
+# --- requests ------------------------------------------------------------------------------------------------------
 
 
 def resolver(*addresses):
-    """Return a resolver, and the list of what it was asked."""
+    """Return a resolver, and the list of its requests."""
     asked = []
 
     async def resolve(host, port):
@@ -112,7 +112,7 @@ async def error_of(fetching, url, total=10_000):
         ("https://example.com/" + "a" * MAX_URL_CHARS, "at most 2,048"),
     ],
 )
-async def test_an_invalid_url_is_refused_before_its_host_is_resolved(url, problem):
+async def test_an_invalid_url_is_rejected_before_its_host_is_resolved(url, problem):
     resolve, asked = resolver("8.8.8.8")
     error = await error_of(fetcher(resolve=resolve), url)
     assert isinstance(error, InvalidFieldError)
@@ -122,7 +122,7 @@ async def test_an_invalid_url_is_refused_before_its_host_is_resolved(url, proble
 
 
 @pytest.mark.parametrize("address", [each for some in NOT_PUBLIC.values() for each in some if each])
-async def test_a_host_with_one_private_address_is_refused(address):
+async def test_a_host_with_a_private_address_is_rejected(address):
     error = await error_of(fetcher("8.8.8.8", address), "https://example.com/")
     assert isinstance(error, InvalidFieldError)
     assert "'example.com' is not a host with only public addresses" in error.message
@@ -131,7 +131,7 @@ async def test_a_host_with_one_private_address_is_refused(address):
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "127.1", "2130706433", "0x7f.1", "0177.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]"]
 )
-async def test_every_form_of_the_loopback_address_is_refused(host):
+async def test_every_form_of_the_loopback_address_is_rejected(host):
     error = await error_of(ImageFetcher(max_bytes=10, timeout_s=5), f"http://{host}/")
     assert isinstance(error, InvalidFieldError)
     assert "only public addresses" in error.message or "not a URL" in error.message
@@ -171,12 +171,12 @@ async def test_only_hosts_of_the_allow_list_are_fetched_from(host, is_allowed):
     assert bool(asked) == is_allowed
 
 
-# --- answers -------------------------------------------------------------------------------------------------------
+# --- responses -----------------------------------------------------------------------------------------------------
 
 
 @asynccontextmanager
 async def answering(*pieces, then=None):
-    """Yield the port of a server that answers every request so, and the requests that it got."""
+    """Yield the port of a server that sends this response to every request, and the list of its requests."""
     requests = []
 
     async def answer(reader, writer):
@@ -188,7 +188,7 @@ async def answering(*pieces, then=None):
             if then is not None:
                 await then(writer)
         except (ConnectionError, asyncio.IncompleteReadError):
-            pass  # the fetcher has gone
+            pass  # the fetcher has disconnected
         finally:
             writer.close()
 
@@ -199,7 +199,7 @@ async def answering(*pieces, then=None):
 
 @pytest.fixture
 def asking(monkeypatch):
-    """Return a function that asks a local server as if it were a public one on port 80."""
+    """Return a function that fetches from a local server as if it were a public one on port 80."""
 
     def made(port, **changes):
         monkeypatch.setattr(image_urls, "_PORTS", {"http": port})
@@ -276,9 +276,9 @@ async def test_an_image_in_chunks_is_joined(asking):
         assert await error_of(asking(port), "http://images.example.com/") == b"hello"
 
 
-async def test_a_declared_length_above_the_limit_is_refused_at_once(asking):
+async def test_a_declared_length_above_the_limit_is_rejected_immediately(asking):
     async def wait(writer):
-        await asyncio.Event().wait()  # nothing of the body ever comes
+        await asyncio.Event().wait()  # never sends the body
 
     async with answering("HTTP/1.1 200 OK\r\nContent-Length: 1001\r\n\r\n", then=wait) as (port, _):
         error = await error_of(asking(port), "http://images.example.com/")
@@ -286,7 +286,7 @@ async def test_a_declared_length_above_the_limit_is_refused_at_once(asking):
     assert "more than 1,000 bytes" in error.message
 
 
-async def test_an_undeclared_length_above_the_limit_is_refused_while_reading(asking):
+async def test_an_undeclared_length_above_the_limit_is_rejected_while_reading(asking):
     async def go_on(writer):
         while True:
             writer.write(b"a" * 500)
@@ -297,7 +297,7 @@ async def test_an_undeclared_length_above_the_limit_is_refused_while_reading(ask
     assert isinstance(error, ImageTooLargeError)
 
 
-async def test_the_images_of_a_request_share_an_allowance(asking):
+async def test_the_images_of_a_request_share_a_limit(asking):
     async with answering(PLAIN) as (port, _):
         fetching, allowance = asking(port), Allowance(12)
         answers = [await fetching.fetch(ImageUrl("http://images.example.com/"), allowance) for _ in range(3)]
@@ -414,19 +414,19 @@ async def test_a_cancelled_fetch_closes_its_connection(asking):
         await asyncio.wait_for(closed.wait(), 5)
 
 
-async def test_the_next_address_is_tried_if_the_first_does_not_answer(asking):
+async def test_the_next_address_is_tried_if_the_first_does_not_respond(asking):
     async with answering(PLAIN) as (port, _):
         fetching = asking(port, resolve=resolver("127.0.0.2", LOCAL)[0], is_public=lambda _: True)
-        # Nothing listens there: the server has the one address only.
+        # Nothing listens on the first address; the server has only the other one.
         assert await error_of(fetching, "http://images.example.com/") == b"hello"
 
 
 async def test_the_tls_certificate_must_match_the_host_name(monkeypatch):
-    """The connection goes to the address, and TLS is begun with the name."""
+    """The connection uses the address, and TLS the host name."""
     begun = []
 
     class Stream(httpcore.AsyncNetworkStream):
-        async def start_tls(self, ssl_context, server_hostname=None, timeout=None):  # noqa: ASYNC109 - httpcore's
+        async def start_tls(self, ssl_context, server_hostname=None, timeout=None):  # noqa: ASYNC109 - the signature of httpcore
             begun.append((server_hostname, ssl_context.verify_mode, ssl_context.check_hostname))
             raise httpcore.ConnectError("as far as this goes")
 

@@ -1,4 +1,4 @@
-"""Sidecars: what is written beside an image, and what of others stays."""
+"""Sidecars: their content, and the content of other programs that is preserved."""
 
 import json
 from xml.etree import ElementTree
@@ -79,7 +79,7 @@ def test_content_of_other_programs_in_an_xmp_sidecar_is_preserved(tmp_path):
     XmpSidecar.write(file, labelled(("cat", 0.9), ("sofa", 0.8)), 0.5)
     assert keywords(file) == ["holiday", "cat", "sofa"]
     XmpSidecar.write(file, labelled(("lamp", 0.9)), 0.5)
-    assert keywords(file) == ["holiday", "cat", "lamp"]  # `cat` was there before us
+    assert keywords(file) == ["holiday", "cat", "lamp"]  # `cat` existed before
     text = file.read_text("utf-8")
     for kept in (
         'xmp:Rating="4"',
