@@ -81,7 +81,7 @@ def test_all_invalid_keys_of_a_file_are_listed(tmp_path):
         load_catalogue(tmp_path)
 
 
-def test_two_cards_with_the_same_name_are_refused(tmp_path):
+def test_two_cards_with_the_same_name_are_rejected(tmp_path):
     write_card(tmp_path / "one.toml")
     write_card(tmp_path / "two.toml")
     with pytest.raises(ConfigurationError, match=r"two\.toml: name: .*also in one\.toml"):
@@ -113,26 +113,26 @@ def test_the_table_in_the_guide_has_a_row_per_card():
 
 @pytest.fixture(scope="module")
 def open_clip():
-    import open_clip  # here, because it takes seconds and only the last class needs it
+    import open_clip  # imported here, because it takes seconds and only the last class uses it
 
     return open_clip
 
 
 @pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
-class TestACardAgreesWithOpenClip:
-    def test_on_its_name(self, card: ModelCard, open_clip):
+class TestACardEqualsOpenClip:
+    def test_in_its_name(self, card: ModelCard, open_clip):
         assert (card.architecture, card.pretrained) in open_clip.list_pretrained()
 
-    def test_on_its_sizes(self, card: ModelCard, open_clip):
+    def test_in_its_sizes(self, card: ModelCard, open_clip):
         config = open_clip.get_model_config(card.architecture)
         assert card.embed_dim == config["embed_dim"]
         assert card.image_size_px == config["vision_cfg"]["image_size"]
 
-    def test_on_how_its_scores_are_made(self, card: ModelCard, open_clip):
+    def test_in_its_score_function(self, card: ModelCard, open_clip):
         has_bias = "init_logit_bias" in open_clip.get_model_config(card.architecture)
         assert card.probability == ("sigmoid" if has_bias else "softmax")
 
-    def test_on_its_activation(self, card: ModelCard, open_clip):
-        """A tag trained with QuickGELU in an architecture without it loads, warns, and answers worse."""
+    def test_in_its_activation(self, card: ModelCard, open_clip):
+        """A tag that was trained with QuickGELU loads into an architecture without it, but is less accurate."""
         trained_with = open_clip.get_pretrained_cfg(card.architecture, card.pretrained).get("quick_gelu", False)
         assert trained_with == open_clip.get_model_config(card.architecture).get("quick_gelu", False)

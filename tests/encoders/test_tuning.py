@@ -1,4 +1,4 @@
-"""Measuring, selecting and storing how an image tower runs; with a fake clock."""
+"""Measuring, selecting and storing the configuration of an image tower, with a fake clock."""
 
 import json
 
@@ -25,7 +25,7 @@ def _fixed_machine(monkeypatch):
 
 
 class Clock:
-    """Time passes only while a tower computes."""
+    """Advances only while a tower computes."""
 
     def __init__(self):
         self.now = 0.0
@@ -35,7 +35,7 @@ class Clock:
 
 
 class Tower:
-    """Takes ``seconds(batch size)``; ``angle`` rotates its features away from the true ones."""
+    """Takes ``seconds(batch size)``; ``angle`` rotates its features away from the correct ones."""
 
     def __init__(self, clock, seconds=lambda size: 0.01 * size, angle=0.0, max_batch=1000):
         self.clock, self.seconds, self.angle, self.max_batch = clock, seconds, angle, max_batch
@@ -82,7 +82,7 @@ def test_the_batch_size_is_one_if_larger_batches_are_slower():
     assert make_tuning(make_trial(FP32, {1: 95.0, 2: 60.0, 4: 25.0})).image_path().batch_size == 1
 
 
-def test_a_refused_candidate_is_not_selected():
+def test_a_rejected_candidate_is_not_selected():
     refused = make_trial(BF16, {1: 1000.0}, refused="wrong")
     assert make_tuning(refused, make_trial(FP32, {1: 1.0})).image_path().precision == "fp32"
     assert make_tuning(refused).image_path() is None
@@ -114,7 +114,7 @@ def test_a_slow_candidate_is_not_measured_with_large_batches():
 
 
 @pytest.mark.parametrize("angle", [0.06, float("nan")])
-def test_a_candidate_with_different_features_is_refused_before_it_is_timed(angle):
+def test_a_candidate_with_different_features_is_rejected_before_it_is_timed(angle):
     clock = Clock()
     wrong = Tower(clock, lambda size: 1e-6, angle=angle)
     found = measure_towers({FP32: Tower(clock), BF16: wrong}, clock=clock)
@@ -123,14 +123,14 @@ def test_a_candidate_with_different_features_is_refused_before_it_is_timed(angle
     assert found.best.candidate == FP32
 
 
-def test_a_candidate_with_slightly_different_features_is_not_refused():
+def test_a_candidate_with_slightly_different_features_is_accepted():
     clock = Clock()
     found = measure_towers({FP32: Tower(clock), BF16: Tower(clock, angle=0.04)}, clock=clock)
     assert MIN_COSINE < found.trials[1].min_cosine < 1
     assert found.trials[1].refused is None
 
 
-def test_a_candidate_that_raises_is_refused_with_the_reason_and_the_others_are_measured():
+def test_a_candidate_that_raises_is_rejected_with_the_reason_and_the_others_are_measured():
     clock = Clock()
 
     def build(candidate):
@@ -207,7 +207,7 @@ def test_an_accelerator_has_one_candidate(device, precision, expected):
 @pytest.mark.parametrize(
     ("device", "options"), [("cuda", {"backend": "openvino"}), ("cpu", {"backend": "openvino", "precision": "fp16"})]
 )
-def test_options_without_a_candidate_are_refused(device, options):
+def test_options_without_a_candidate_are_rejected(device, options):
     with pytest.raises(ModelUnavailableError, match="DEIXIS_"):
         list_candidates(device, LoadOptions(**options))
 
@@ -328,7 +328,7 @@ def test_the_next_candidate_replaces_a_stored_one_that_fails(tmp_path):
     assert (path.backend, path.images_per_s) == ("torch", None)
 
 
-def test_a_model_without_a_working_candidate_is_refused(tmp_path):
+def test_a_model_without_a_working_candidate_is_rejected(tmp_path):
     with pytest.raises(ModelUnavailableError, match="RuntimeError: does not work"):
         TowerBuilder(fails={"openvino", "torch"}).select_tower(LoadOptions(tuning_seconds=0))
 
@@ -359,8 +359,8 @@ def test_a_fingerprint_changes_with_any_weight_name_or_shape():
     )
 
 
-def test_half_precision_is_refused_for_the_embedded_model(tmp_path):
-    """On photographs, 2 in 100 predictions change."""
+def test_half_precision_is_rejected_for_the_embedded_model(tmp_path):
+    """On photographs, 2 of 100 predictions change."""
     found = load_embedded(
         LoadOptions(device="cpu", backend="openvino", precision="bf16", tuning_seconds=0.5, data_dir=tmp_path)
     ).tuning
