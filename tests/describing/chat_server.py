@@ -1,7 +1,7 @@
-"""A chat endpoint on a loopback socket that does as it is told: answers, fails, dawdles or hangs up.
+"""A scripted chat endpoint on a loopback socket: it responds, fails, delays or disconnects.
 
-In a test: ``with ChatServer([failing(500)]) as server`` and ``server.url``. As a process of its own, which outlives
-what it serves: ``python -m tests.describing.chat_server --port 0 --log FILE``.
+In a test: ``with ChatServer([failing(500)]) as server`` and ``server.url``. As a separate process, which outlives the
+server under test: ``python -m tests.describing.chat_server --port 0 --log FILE``.
 """
 
 import argparse
@@ -20,7 +20,7 @@ MODEL = "scripted-1"
 
 @dataclass(frozen=True)
 class Step:
-    """What to do with one request; without ``body`` the chat completion that was asked for, or ``choices`` of it."""
+    """The response to one request: ``body``, or without it a chat completion with ``choices`` answers if it is set."""
 
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -32,7 +32,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Received:
-    """A request as it came; the names of headers are in small letters."""
+    """A received request; the names of headers are in lower case."""
 
     path: str
     headers: Mapping[str, str]
@@ -44,61 +44,61 @@ class Received:
 
 
 def ok(**headers: str) -> Step:
-    """Answer as asked, with these headers: ``x_name="1"`` is sent as ``x-name: 1``."""
+    """Respond as requested, with these headers: ``x_name="1"`` is sent as ``x-name: 1``."""
     return Step(headers={name.replace("_", "-"): value for name, value in headers.items()})
 
 
 def failing(status: int, message: str = "it went wrong", code: str | None = None, **headers: str) -> Step:
-    """Answer with an error in OpenAI's form."""
+    """Respond with an error in the format of OpenAI."""
     error = {"message": message, "type": "scripted", "param": None, "code": code}
     return Step(status, ok(**headers).headers, json.dumps({"error": error}).encode())
 
 
 def full(retry_after: str | None = None, **headers: str) -> Step:
-    """Answer 429."""
+    """Respond with status 429."""
     told = {} if retry_after is None else {"retry_after": retry_after}
     return failing(429, "too many requests", "rate_limit_exceeded", **told, **headers)
 
 
 def slow() -> Step:
-    """Answer when the server's ``release`` is set, or when it closes."""
+    """Respond when ``release`` of the server is set, or when it closes."""
     return Step(waits=True)
 
 
 def cut() -> Step:
-    """Hang up in the middle of the answer."""
+    """Close the connection in the middle of the response."""
     return Step(cut=True)
 
 
 def giving(choices: int) -> Step:
-    """Answer with that many choices at most, whatever was asked."""
+    """Respond with at most this number of choices."""
     return Step(choices=choices)
 
 
 def saying(body: bytes, status: int = 200, **headers: str) -> Step:
-    """Answer with these bytes."""
+    """Respond with these bytes."""
     return Step(status, ok(**headers).headers, body)
 
 
 def malformed() -> Step:
-    """Answer with half of a JSON text."""
+    """Respond with incomplete JSON."""
     return saying(b'{"choices": [{"mess')
 
 
 def without_choices() -> Step:
-    """Answer with an empty list of choices."""
+    """Respond with an empty list of choices."""
     return saying(b'{"choices": [], "model": "scripted-1"}')
 
 
 def without_text() -> Step:
-    """Answer with a choice whose content is null."""
+    """Respond with a choice whose content is null."""
     return saying(b'{"choices": [{"finish_reason": "length", "message": {"content": null}}]}')
 
 
 def answer_to(prompt: str, index: int) -> str:
-    """Return the server's answer to a prompt: the same in every run, and another one for each index.
+    """Return the answer to a prompt; it depends only on the prompt and the index.
 
-    A prompt with a list in it is answered with a list.
+    A prompt that asks for a list gets a list.
     """
     digest = hashlib.sha256(f"{index} {prompt}".encode()).hexdigest()
     if "\n- " in prompt:
@@ -107,10 +107,11 @@ def answer_to(prompt: str, index: int) -> str:
 
 
 class ChatServer:
-    """An endpoint that takes one step of its script per request, in the order they come, and then ``afterwards``.
+    """An endpoint that takes one step of its script per request, in order, and then ``afterwards``.
 
-    ``key``, where given, is the only one that is let in. ``received`` holds every request, ``received_one`` is set by
-    the first, ``release`` lets slow ones go, and ``log_file`` gets one JSON string per prompt before it is answered.
+    ``key`` is the only API key that is accepted, if it is set. ``received`` has every request, ``received_one`` is set
+    by the first one, ``release`` ends the delay of slow responses, and ``log_file`` gets one JSON string per prompt before the
+    response.
     """
 
     def __init__(
@@ -151,7 +152,7 @@ class ChatServer:
         self._listener.serve_forever(poll_interval=0.01)
 
     def close(self) -> None:
-        """Hang up on everybody."""
+        """Close all connections."""
         self.release.set()
         self._listener.hang_up()
         self._listener.server_close()
@@ -160,11 +161,11 @@ class ChatServer:
 
     @property
     def prompts(self) -> list[str]:
-        """The prompts that came, in order."""
+        """The received prompts, in order."""
         return [each.prompt for each in self.received]
 
     def take(self, received: Received) -> Step:
-        """Note a request and return what to do with it."""
+        """Record a request and return its step."""
         if received.path != "/v1/chat/completions":
             return failing(404, f"no such path: {received.path}")
         given = received.headers.get("authorization", "").removeprefix("Bearer ")
@@ -179,7 +180,7 @@ class ChatServer:
             return next(self._script, self._afterwards)
 
     def wait_for(self, step: Step) -> None:
-        """Return when a step's answer is due."""
+        """Wait until the response of a step is due."""
         if step.waits:
             self.release.wait()
         elif self._delay_s:
@@ -225,7 +226,7 @@ class _Handler(BaseHTTPRequestHandler):
         step = self.server.chat.take(received)
         self.server.chat.wait_for(step)
         body = _completion(received, step.choices) if step.body is None else step.body
-        # A client that lost its patience has hung up.
+        # The client has disconnected after its timeout.
         with suppress(ConnectionError):
             self._send(step, body)
 
@@ -246,7 +247,7 @@ class _Handler(BaseHTTPRequestHandler):
             super().handle()
 
     def log_message(self, *_: object) -> None:
-        """Say nothing: what came is in ``received``."""
+        """Log nothing; requests are in ``received``."""
 
 
 def _completion(received: Received, at_most: int | None) -> bytes:

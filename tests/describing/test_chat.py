@@ -1,4 +1,4 @@
-"""The client gets its answers from an endpoint that fails in every way, and keeps its key to itself."""
+"""The client handles every failure of an endpoint, and does not disclose its key."""
 
 import math
 import random
@@ -51,12 +51,12 @@ KEY = "sk-Test/Key+1234567890"
 
 @pytest.fixture(autouse=True)
 def _no_proxy(monkeypatch):
-    """The loopback server is reached directly, whatever the machine has set."""
+    """The loopback server is reached directly, independent of the environment."""
     monkeypatch.setenv("no_proxy", "*")
 
 
 class Time:
-    """A clock that goes only while somebody sleeps."""
+    """A clock that advances only during sleeps."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -218,7 +218,7 @@ async def test_a_slow_server_is_a_timeout():
     ],
     ids=lambda each: str(each.status) if isinstance(each, Step) else None,
 )
-async def test_a_permanent_error_is_raised_at_once_and_names_the_setting(step, told):
+async def test_a_permanent_error_is_raised_immediately_and_names_the_setting(step, told):
     with ChatServer([step]) as server:
         async with client_of(server) as client:
             with pytest.raises(ChatRefusedError, match=told) as caught:
@@ -278,7 +278,7 @@ async def test_the_key_is_hidden_in_messages_of_the_http_library():
 
 
 @pytest.mark.parametrize("key", ["sk-12\n34", "sk-12 34", "sk-12\u2026", "sk-12\x00"])
-def test_a_key_that_a_header_cannot_contain_is_refused_and_not_shown(key):
+def test_a_key_that_a_header_cannot_contain_is_rejected_and_not_shown(key):
     with pytest.raises(ConfigurationError, match="DEIXIS_LLM_API_KEY") as caught:
         ChatClient("http://test/v1", key, "scripted")
     assert "12" not in caught.value.message
@@ -296,13 +296,13 @@ def test_a_key_that_a_header_cannot_contain_is_refused_and_not_shown(key):
         "http://h?k=1234",
     ],
 )
-def test_an_invalid_base_url_is_refused_and_not_shown(url):
+def test_an_invalid_base_url_is_rejected_and_not_shown(url):
     with pytest.raises(ConfigurationError, match=r"DEIXIS_LLM_BASE_URL .*https://host/v1") as caught:
         ChatClient(url, None, "scripted")
     assert "1234" not in "".join(traceback.format_exception(caught.value))
 
 
-def test_an_empty_model_is_refused():
+def test_an_empty_model_is_rejected():
     with pytest.raises(ConfigurationError, match="DEIXIS_LLM_MODEL is empty"):
         ChatClient("http://test/v1", None, " ")
 
@@ -345,7 +345,7 @@ async def test_retry_after_of_a_503_is_obeyed():
 
 
 async def test_retry_after_pauses_all_requests():
-    """The second request is begun after the first was refused, and is not sent before the pause is over."""
+    """The second request starts after the first was rejected, and is sent after the pause."""
     time = Time()
     asleep, awake = [anyio.Event(), anyio.Event()], anyio.Event()
 
@@ -438,7 +438,7 @@ async def test_a_choice_without_text_is_requested_again_and_the_others_are_kept(
 
 
 @pytest.mark.parametrize("status", [400, 422])
-async def test_after_a_refusal_of_several_answers_one_is_requested_at_a_time(status):
+async def test_after_a_rejection_of_several_answers_one_is_requested_at_a_time(status):
     with ChatServer([failing(status, "n must be 1")]) as server:
         async with client_of(server) as client:
             first, second = await completed(client, n=2), await completed(client, n=2)
@@ -446,7 +446,7 @@ async def test_after_a_refusal_of_several_answers_one_is_requested_at_a_time(sta
     assert [each.body["n"] for each in server.received] == [2, 1, 1, 1, 1]
 
 
-async def test_a_refusal_that_does_not_depend_on_the_number_of_answers_is_raised_at_once():
+async def test_a_rejection_that_does_not_depend_on_the_number_of_answers_is_raised_immediately():
     with ChatServer(key="another") as server:
         async with client_of(server) as client:
             with pytest.raises(ChatRefusedError, match="DEIXIS_LLM_API_KEY"):
@@ -454,7 +454,7 @@ async def test_a_refusal_that_does_not_depend_on_the_number_of_answers_is_raised
     assert len(server.received) == 1
 
 
-async def test_a_refusal_of_a_single_answer_is_raised_and_the_next_request_asks_for_several():
+async def test_a_rejection_of_a_single_answer_is_raised_and_the_next_request_asks_for_several():
     with ChatServer([failing(400), failing(400, "bad prompt")]) as server:
         async with client_of(server) as client:
             with pytest.raises(ChatRefusedError, match="bad prompt"):

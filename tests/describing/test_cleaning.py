@@ -1,4 +1,4 @@
-"""What a model wrote becomes sentences and phrases that a label set takes."""
+"""Answers of a language model become sentences and phrases that a label set accepts."""
 
 import pytest
 from hypothesis import given
@@ -11,7 +11,7 @@ from tests.oracles.text_prototypes import parse_bullets
 
 
 def cleaned(text, classname="lynx"):
-    """Return the one sentence that is made of a text, or None."""
+    """Return the one sentence of a text, or None."""
     (*sentences,) = clean_sentences([text], classname)
     assert len(sentences) <= 1
     return sentences[0] if sentences else None

@@ -1,4 +1,4 @@
-"""Every question is asked once, whatever happens in between, and what it gave is kept."""
+"""Each question is asked once, despite interruptions, and its answers are stored."""
 
 import pytest
 
@@ -58,7 +58,7 @@ async def no_progress(done, total):
     pass
 
 
-async def test_every_question_is_asked_of_every_class_and_its_answers_become_drafts(describer_of, drafts, pets):
+async def test_every_class_is_asked_every_question_and_answers_become_drafts(describer_of, drafts, pets):
     steps = []
 
     async def advance(done, total):
@@ -144,7 +144,9 @@ async def test_an_estimate_counts_only_unanswered_questions(describer_of, pets):
     assert told.prompt_tokens > 0
 
 
-async def test_after_a_refusal_the_answers_are_kept_and_the_next_run_asks_the_rest(describer_of, pets, drafts):
+async def test_after_a_rejection_answers_are_kept_and_the_next_run_asks_the_remaining_questions(
+    describer_of, pets, drafts
+):
     request = DescribeRequest(features=False, answers=1)
     with ChatServer([saying(b'{"choices": [{"message": {"content": "It has fur."}}]}'), failing(401)]) as server:
         with pytest.raises(ChatRefusedError, match="DEIXIS_LLM_API_KEY"):
@@ -213,7 +215,7 @@ async def test_an_invalid_base_url_is_an_error(describer_of, pets):
         await describer_of(None, base_url="localhost").run(pets, DescribeRequest(), no_progress)
 
 
-async def test_an_impossible_request_is_refused(describer_of, pets):
+async def test_an_impossible_request_is_rejected(describer_of, pets):
     with ChatServer() as server:
         describer = describer_of(server)
         with pytest.raises(UnknownNameError, match="unknown question set 'fish'; known: birds, general"):
@@ -224,7 +226,7 @@ async def test_an_impossible_request_is_refused(describer_of, pets):
             await describer.estimate(pets, DescribeRequest(sentences=False, features=False))
 
 
-def test_a_request_survives_json():
+def test_a_request_can_be_stored_as_json():
     for request in (DescribeRequest(), DescribeRequest("birds", Questions.ALL, False, True, 3, ("owl",))):
         assert DescribeRequest.from_json(request.to_json()) == request
 

@@ -1,4 +1,4 @@
-"""Questions are read strictly and filled by replacement."""
+"""Question sets are validated strictly, and placeholders are replaced."""
 
 import re
 
@@ -16,7 +16,7 @@ GOOD = 'summary = "Things."\nbase = ["Describe {a_name}."]\nfull = ["What is {na
 
 
 def broken(folder, **changes):
-    """Write the good set with some keys changed, and return what is told of it."""
+    """Write a valid set with some changed keys, and return the error."""
     fields = {"summary": '"Things."', "base": '["Describe {a_name}."]', "full": '["What is {name}?"]'} | changes
     text = "\n".join(f"{name} = {value}" for name, value in fields.items() if value is not None)
     (folder / "things.toml").write_text(text, encoding="utf-8")
@@ -86,7 +86,7 @@ def test_question_sets_are_immutable(tmp_path):
         ({"fully": '["{name}?"]'}, r"fully: .*not permitted"),
     ],
 )
-def test_the_error_of_a_broken_question_set_names_the_file_and_the_fault(tmp_path, changes, fault):
+def test_the_error_of_an_invalid_question_set_names_the_file_and_the_fault(tmp_path, changes, fault):
     assert re.search(fault, broken(tmp_path, **changes))
 
 
@@ -118,7 +118,7 @@ def test_a_folder_that_is_missing_or_empty_is_an_error(tmp_path):
         (None, r"features\.toml: cannot be read"),
     ],
 )
-def test_the_error_of_a_broken_question_for_features_names_the_fault(tmp_path, content, fault):
+def test_the_error_of_an_invalid_question_for_features_names_the_fault(tmp_path, content, fault):
     if content is not None:
         (tmp_path / "features.toml").write_text(content, encoding="utf-8")
     with pytest.raises(ConfigurationError, match=fault):
