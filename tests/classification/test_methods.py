@@ -32,7 +32,7 @@ def test_options_reach_the_adapter_with_their_type(method):
 
 
 @EVERY_METHOD
-def test_values_at_the_bounds_are_accepted_and_values_beyond_them_refused(method):
+def test_values_outside_the_bounds_of_an_option_are_rejected(method):
     for name, option in method.options.items():
         assert option.minimum <= option.default <= option.maximum
         for value in (option.minimum, option.maximum):
@@ -43,7 +43,7 @@ def test_values_at_the_bounds_are_accepted_and_values_beyond_them_refused(method
                 method.read_options({name: value})
 
 
-def test_an_option_that_a_method_does_not_have_is_refused_with_the_known_ones():
+def test_the_error_for_an_unknown_option_lists_the_known_ones():
     with pytest.raises(
         InvalidFieldError, match="method 'zlap' has no such option; known: alpha, gamma, k, keep, trans"
     ):

@@ -38,7 +38,7 @@ COLOURS = ("red", "green", "blue")
 
 
 class NoExamples:
-    """A store of example images in which there are none."""
+    """A store without example images."""
 
     async def features(self, name, model, classnames, *, max_pool=None):
         nothing = np.zeros((0, 0), np.float32)
@@ -128,17 +128,17 @@ async def first_labels(pipeline, colours, **options):
     return labels_of(await pipeline.classify([picture(colour) for colour in colours], a_task(**options)))
 
 
-# --- answers -------------------------------------------------------------------------------------------------------
+# --- results -------------------------------------------------------------------------------------------------------
 
 
-async def test_every_image_gets_its_own_answer_in_order(start, encoder):
+async def test_every_image_gets_its_result_in_order(start, encoder):
     pipeline = start(encoder)
     wanted = ["blue", "red", "green", "green", "red", "blue", "red"]
     assert await first_labels(pipeline, wanted) == wanted
 
 
 @pytest.mark.parametrize("logit_bias", [None, -3.0])
-async def test_scores_are_the_probabilities_of_the_encoders_own_logits(start, logit_bias):
+async def test_scores_are_the_probabilities_of_the_encoder(start, logit_bias):
     encoder = FakeEncoder(logit_bias=logit_bias)
     classification = await start(encoder).classify([picture("purple")], a_task())
     (result,) = classification.results
@@ -160,7 +160,7 @@ def _opened(colour):
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 3])
-async def test_the_best_top_k_are_told_and_their_scores_are_not_stretched_to_one(start, encoder, top_k):
+async def test_the_best_top_k_are_returned_and_their_scores_are_not_renormalised(start, encoder, top_k):
     pipeline = start(encoder)
     whole = (await pipeline.classify([picture("teal")], a_task())).results[0].predictions
     best = (await pipeline.classify([picture("teal")], a_task(top_k=top_k))).results[0].predictions
@@ -168,14 +168,14 @@ async def test_the_best_top_k_are_told_and_their_scores_are_not_stretched_to_one
     assert sum(each.score for each in whole) == pytest.approx(1, abs=1e-6)
 
 
-def test_classes_of_equal_score_keep_the_callers_order():
+def test_classes_with_equal_scores_keep_the_order_of_the_request():
     encoder, same = FakeEncoder(), np.eye(16, dtype=np.float32)[[3, 3, 3]]
     predicted = score_classes(encoder, a_task(["b", "c", "a"]), np.eye(16, dtype=np.float32)[[3]], classifier_of(same))
     assert predicted.ranked.tolist() == [[0, 1, 2]]
 
 
-def test_a_similarity_is_never_told_beyond_one():
-    """Unit rows in float32 are unit to seven digits only."""
+def test_a_similarity_is_at_most_one():
+    """Unit rows in float32 have length one to seven digits only."""
     encoder = FakeEncoder()
     rows = np.random.default_rng(0).standard_normal((200, 16)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
@@ -185,7 +185,7 @@ def test_a_similarity_is_never_told_beyond_one():
     assert np.abs(predicted.similarities).max() == 1
 
 
-async def test_an_image_is_answered_the_same_alone_as_among_others(start, encoder):
+async def test_an_image_has_the_same_result_alone_and_in_a_batch(start, encoder):
     pipeline = start(encoder)
     colours = ["navy", "teal", "olive", "orange", "pink"]
     together = await pipeline.classify([picture(colour) for colour in colours], a_task())
@@ -196,14 +196,14 @@ async def test_an_image_is_answered_the_same_alone_as_among_others(start, encode
             assert one.score == pytest.approx(other.score, rel=1e-5)
 
 
-async def test_requests_at_once_do_not_get_each_others_answers(start, encoder):
+async def test_concurrent_requests_get_their_own_results(start, encoder):
     pipeline = start(encoder, image_batch=2)
     requests = [[COLOURS[(first + step) % 3] for step in range(1 + first % 3)] for first in range(20)]
     answers = await asyncio.gather(*(first_labels(pipeline, request) for request in requests))
     assert answers == requests
 
 
-async def test_the_first_model_is_the_default_and_each_keeps_its_own_embeddings(start):
+async def test_the_first_model_is_the_default_and_each_has_its_own_embeddings(start):
     first, second = FakeEncoder("first"), FakeEncoder("second")
     pipeline = start(first, second)
     assert pipeline._models.default == "first"
@@ -221,7 +221,7 @@ async def test_the_same_classes_are_not_encoded_again(start, encoder):
     assert encoder.encoded_texts == ["a red thing.", "a green thing.", "a blue thing."]
 
 
-async def test_the_time_of_every_stage_is_told(start, encoder):
+async def test_the_time_of_every_stage_is_returned(start, encoder):
     timing = (await start(encoder).classify([picture("red")], a_task())).timing_ms
     assert list(timing) == ["text", "decode", "queue", "encode", "adapt"]
     assert all(0 <= each < 10_000 for each in timing.values())
@@ -231,7 +231,7 @@ async def test_the_time_of_every_stage_is_told(start, encoder):
 # --- bad images ----------------------------------------------------------------------------------------------------
 
 
-async def test_an_image_that_cannot_be_read_has_its_error_in_its_place(start, encoder):
+async def test_an_unreadable_image_has_an_error_at_its_position(start, encoder):
     told = MalformedRequestError("already known to be bad")
     images = [b"no image", picture("red"), told, picture("blue"), b"", picture("green")]
     classification = await start(encoder).classify(images, a_task())
@@ -249,14 +249,14 @@ async def test_an_image_that_cannot_be_read_has_its_error_in_its_place(start, en
     assert sum(encoder.image_batches) == 3
 
 
-async def test_images_over_the_limits_are_refused_one_by_one(start, encoder):
+async def test_images_above_the_limits_are_rejected_individually(start, encoder):
     good = picture("red")
     classification = await start(encoder, max_bytes=len(good)).classify([good, good + b"\0"], a_task())
     assert labels_of(classification) == ["red", None]
     assert isinstance(classification.results[1].error, ImageTooLargeError)
 
 
-async def test_nothing_is_encoded_when_every_image_is_bad(start, encoder):
+async def test_nothing_is_encoded_if_every_image_is_bad(start, encoder):
     classification = await start(encoder).classify([b"no", b"image"], a_task())
     assert [result.predictions for result in classification.results] == [(), ()]
     assert encoder.image_batches == []
@@ -266,7 +266,7 @@ async def test_nothing_is_encoded_when_every_image_is_bad(start, encoder):
 # --- threads -------------------------------------------------------------------------------------------------------
 
 
-async def test_decoding_and_both_towers_run_off_the_event_loop_in_threads_of_their_own(start):
+async def test_decoding_and_both_towers_run_in_separate_threads(start):
     encoder = GatedEncoder()
     await first_labels(start(encoder), COLOURS * 2)
     images, texts = encoder.threads["images"], encoder.threads["texts"]
@@ -284,11 +284,11 @@ async def test_closing_ends_every_thread(start):
     assert not [thread for threads in encoder.threads.values() for thread in threads if thread.is_alive()]
 
 
-# --- decoding in turns ---------------------------------------------------------------------------------------------
+# --- fair decoding -------------------------------------------------------------------------------------------------
 
 
 class SlowToDecode(FakeEncoder):
-    """Waits in the transform of every blue picture until it may go on."""
+    """Waits in the transform of blue images until it is released."""
 
     def __init__(self):
         super().__init__()
@@ -301,7 +301,7 @@ class SlowToDecode(FakeEncoder):
         return super().transform(image)
 
 
-async def test_a_lone_image_overtakes_another_requests_many_images(start):
+async def test_a_single_image_overtakes_a_request_with_many_images(start):
     encoder = SlowToDecode()
     pipeline = start(encoder, max_queued_images=65)
     many = asyncio.create_task(first_labels(pipeline, ["blue"] * 64))
@@ -314,7 +314,7 @@ async def test_a_lone_image_overtakes_another_requests_many_images(start):
     assert await many == ["blue"] * 64
 
 
-async def test_a_request_that_is_cancelled_while_it_decodes_leaves_the_threads_to_others(start):
+async def test_a_request_cancelled_during_decoding_releases_the_threads(start):
     encoder = SlowToDecode()
     pipeline = start(encoder, threads=1)
     many = asyncio.create_task(first_labels(pipeline, ["blue"] * 10))
@@ -328,7 +328,7 @@ async def test_a_request_that_is_cancelled_while_it_decodes_leaves_the_threads_t
 
 @pytest.mark.parametrize(("threads", "share"), [(1, 1), (2, 1), (3, 1), (4, 2), (6, 3)])
 async def test_one_request_uses_half_of_the_decoding_threads(start, threads, share):
-    """All of its half, which the barrier tells, and never more, which the count tells."""
+    """The barrier requires half of them, and the count shows that there are not more."""
 
     class Counting(FakeEncoder):
         lock, together = threading.Lock(), threading.Barrier(share, timeout=10)
@@ -350,10 +350,10 @@ async def test_one_request_uses_half_of_the_decoding_threads(start, threads, sha
     assert encoder.most == share
 
 
-# --- overload, deadline, failure -----------------------------------------------------------------------------------
+# --- overload, deadlines, failures ---------------------------------------------------------------------------------
 
 
-async def test_a_request_that_does_not_fit_is_refused_before_anything_is_done_for_it(start):
+async def test_a_request_above_the_queue_limit_is_rejected_before_any_work(start):
     encoder = GatedEncoder()
     encoder.images_open.clear()
     pipeline = start(encoder, max_queued_images=3)
@@ -367,14 +367,14 @@ async def test_a_request_that_does_not_fit_is_refused_before_anything_is_done_fo
     assert await first_labels(pipeline, ["green"] * 3) == ["green"] * 3
 
 
-async def test_bad_images_give_their_places_back(start, encoder):
+async def test_bad_images_release_their_queue_places(start, encoder):
     pipeline = start(encoder, max_queued_images=2)
     for _ in range(3):
         await pipeline.classify([b"no", b"image"], a_task())
     assert pipeline._models.get("fake").images.admitted == 0
 
 
-async def test_a_request_past_its_deadline_ends_and_the_next_is_answered(start):
+async def test_a_request_past_its_deadline_ends_and_the_next_one_succeeds(start):
     encoder = GatedEncoder()
     pipeline = start(encoder, timeout_s=1.0, max_queued_images=1)
     await first_labels(pipeline, ["red"])
@@ -386,26 +386,26 @@ async def test_a_request_past_its_deadline_ends_and_the_next_is_answered(start):
     assert await first_labels(pipeline, ["blue"]) == ["blue"]
 
 
-async def test_without_a_deadline_a_request_takes_as_long_as_it_takes(start):
+async def test_a_request_without_a_deadline_has_no_time_limit(start):
     assert await first_labels(start(FakeEncoder(), timeout_s=None), ["red"]) == ["red"]
 
 
-async def test_texts_that_were_too_slow_are_ready_for_the_next_try(start):
+async def test_texts_that_exceeded_the_deadline_are_ready_for_the_next_request(start):
     encoder = GatedEncoder()
     encoder.texts_open.clear()
     pipeline = start(encoder, timeout_s=0.2)
     with pytest.raises(DeadlineExceededError, match="kept for the next request"):
         await first_labels(pipeline, ["red"])
     encoder.texts_open.set()
-    # Waits for the encoding that goes on, however long: the next try must not begin another.
+    # Waits for the encoding that continues: the next request must not start another one.
     await pipeline._classifiers.get(a_task())
     assert await first_labels(pipeline, ["red"]) == ["red"]
     assert len(encoder.encoded_texts) == 3
 
 
 @pytest.mark.parametrize("error", [RuntimeError("broken"), TimeoutError("a replica did not answer")])
-async def test_an_encoder_that_fails_fails_that_request_with_its_own_error(start, error):
-    """Also when the error is a time-out of its own, which is not this service's deadline."""
+async def test_an_encoder_error_fails_the_request_with_this_error(start, error):
+    """Also a TimeoutError of the encoder, which is not the deadline of the service."""
 
     class Failing(FakeEncoder):
         broken = True
@@ -424,7 +424,7 @@ async def test_an_encoder_that_fails_fails_that_request_with_its_own_error(start
     assert await first_labels(pipeline, ["red"]) == ["red"]
 
 
-async def test_a_transform_that_fails_fails_that_request_only(start):
+async def test_a_failing_transform_fails_its_request_only(start):
     class Failing(FakeEncoder):
         def transform(self, image):
             if image.getpixel((0, 0)) == (0, 0, 255):
@@ -440,7 +440,7 @@ async def test_a_transform_that_fails_fails_that_request_only(start):
     assert pipeline._models.get("fake").images.admitted == 0
 
 
-async def test_a_cancelled_request_gives_its_places_back_and_its_images_are_not_encoded(start):
+async def test_a_cancelled_request_releases_its_places_and_its_images_are_not_encoded(start):
     encoder = GatedEncoder()
     pipeline = start(encoder, max_queued_images=4)
     await first_labels(pipeline, ["red"])

@@ -50,14 +50,14 @@ def entries(*names):
 
 
 async def settled(service):
-    """Wait until no label set is being warmed."""
+    """Wait until no label set is being prewarmed."""
     await service.prewarmer.idle()
 
 
 # --- looking up names ----------------------------------------------------------------------------------------------
 
 
-async def test_what_is_not_said_is_filled_in(service):
+async def test_missing_fields_have_defaults(service):
     task = await service.resolver.resolve(ClassifyRequest(labels=["cat", "dog"]))
     assert (task.model, task.method, task.label_set_reference) == ("fake", DEFAULT_METHOD, None)
     assert task.classnames == ("cat", "dog")
@@ -66,18 +66,18 @@ async def test_what_is_not_said_is_filled_in(service):
 
 
 @pytest.mark.parametrize(("asked", "told"), [(None, 5), (1, 1), (3, 3), (6, 6), (100, 6)])
-async def test_no_more_predictions_are_planned_than_there_are_classes(service, asked, told):
+async def test_top_k_is_limited_to_the_number_of_classes(service, asked, told):
     await service.label_sets.put("six", entries(*"abcdef"), "photo")
     assert (await service.resolver.resolve(ClassifyRequest(label_set="six", top_k=asked))).top_k == told
 
 
-async def test_labels_are_cleaned_as_the_classes_of_a_label_set_are(service):
+async def test_labels_are_cleaned_like_the_classes_of_a_label_set(service):
     task = await service.resolver.resolve(ClassifyRequest(labels=["  polar   bear ", "cafe\u0301"]))
     assert task.classnames == ("polar bear", "caf\u00e9")
 
 
 @pytest.mark.parametrize("templates", ["photo", "a sketch of a {}."])
-async def test_a_label_set_brings_its_own_templates_which_a_request_may_replace(service, templates):
+async def test_a_label_set_has_its_own_templates_which_a_request_can_override(service, templates):
     await service.label_sets.put("pets", entries("cat", "dog"), templates)
     own = await service.resolver.resolve(ClassifyRequest(label_set="pets"))
     assert own.templates == service.templates.resolve(templates)
@@ -100,7 +100,7 @@ async def test_a_label_set_is_found_by_name_and_by_version(service):
 
 
 @pytest.mark.parametrize("version", ["", "x", "-1", "1.0", "1@2", "٣", "1" * 10, " 1"])
-async def test_what_is_no_version_number_is_told_as_a_field(service, version):
+async def test_an_invalid_version_number_is_a_field_error(service, version):
     with pytest.raises(InvalidFieldError, match="write name or name@3"):
         await service.resolver.resolve(ClassifyRequest(label_set=f"pets@{version}"))
 
@@ -116,20 +116,20 @@ async def test_what_is_no_version_number_is_told_as_a_field(service, version):
         (ClassifyRequest(label_set="pets@0"), "label set version", "1"),
     ],
 )
-async def test_an_unknown_name_is_told_with_the_known_ones(service, question, kind, known):
+async def test_the_error_for_an_unknown_name_lists_the_known_ones(service, question, kind, known):
     await service.label_sets.put("pets", entries("cat"), "photo")
     with pytest.raises(UnknownNameError, match=f"unknown {kind} '.*'; known: .*{known}"):
         await service.resolver.resolve(question)
 
 
-async def test_labels_or_a_label_set_must_be_given_where_the_method_needs_some_and_never_both(service):
+async def test_either_labels_or_a_label_set_are_required_unless_the_method_needs_neither(service):
     for question in (ClassifyRequest(method="zero-shot"), ClassifyRequest(labels=["a"], label_set="pets")):
         with pytest.raises(InvalidFieldError) as caught:
             await service.resolver.resolve(question)
         assert [each.field for each in caught.value.problems] == ["labels"]
 
 
-async def test_limits_name_the_setting_that_raises_them(service):
+async def test_errors_of_limits_name_their_setting(service):
     with pytest.raises(TooLargeError, match="DEIXIS_MAX_LABELS"):
         await service.resolver.resolve(ClassifyRequest(labels=list("abcdef")))
     with pytest.raises(TooLargeError, match="DEIXIS_MAX_CLASSES"):
@@ -144,7 +144,7 @@ async def test_limits_name_the_setting_that_raises_them(service):
 # --- label sets ----------------------------------------------------------------------------------------------------
 
 
-async def test_an_unknown_template_set_is_refused_before_anything_is_written(service):
+async def test_an_unknown_template_set_is_rejected_before_writing(service):
     for templates, error in [("phto", UnknownNameError), ("{} {x}", InvalidFieldError)]:
         with pytest.raises(error):
             await service.label_sets.put("pets", entries("cat"), templates)
@@ -152,13 +152,13 @@ async def test_an_unknown_template_set_is_refused_before_anything_is_written(ser
         await service.label_sets.find("pets")
 
 
-async def test_a_bad_template_of_a_label_set_is_told_under_its_field(service):
+async def test_an_invalid_template_of_a_label_set_is_an_error_of_its_field(service):
     with pytest.raises(InvalidFieldError) as caught:
         await service.label_sets.put("pets", entries("cat"), "{} {x}")
     assert [each.field for each in caught.value.problems] == ["templates"]
 
 
-async def test_one_of_two_writers_who_read_the_same_version_is_told(service):
+async def test_the_second_writer_of_the_same_version_gets_a_conflict(service):
     await service.label_sets.put("pets", entries("cat"), "photo")
     outcomes = await asyncio.gather(
         service.label_sets.put("pets", entries("dog"), "photo", if_match=frozenset({1})),
@@ -182,7 +182,7 @@ INDUCTIVE = [name for name, method in METHODS.items() if not method.transductive
 
 @pytest.fixture(scope="module")
 def databases(tmp_path_factory, empty_database):
-    """Those of a service with examples before and after the methods were tried on them, to be copied as that is."""
+    """Return databases of a service with examples before and after a selection; tests copy them."""
     folder = tmp_path_factory.mktemp("examples")
     file, taught, calibrated = folder / "deixis.sqlite3", folder / "taught", folder / "calibrated"
     shutil.copy(empty_database, file)
@@ -204,7 +204,7 @@ def databases(tmp_path_factory, empty_database):
 
 @pytest.fixture
 async def taught(settings, encoder, databases, anyio_backend):
-    """A service with label sets that have examples: things, with names that say nothing, and colours."""
+    """Return a service with examples for two label sets: colours, and things, whose names mean nothing to the encoder."""
     shutil.copy(databases["taught"], settings.data_dir / "deixis.sqlite3")
     async with open_service(settings, [encoder]) as service:
         yield service
@@ -212,7 +212,7 @@ async def taught(settings, encoder, databases, anyio_backend):
 
 @pytest.fixture
 async def calibrated(settings, encoder, databases, anyio_backend):
-    """The same, the methods having been tried on the examples."""
+    """Return the same service after methods were selected on the examples."""
     shutil.copy(databases["calibrated"], settings.data_dir / "deixis.sqlite3")
     async with open_service(settings, [encoder]) as service:
         yield service
@@ -227,7 +227,7 @@ def labels_of(classification):
 
 
 def scores_of(classification):
-    """Return every image's scores by label."""
+    """Return the scores of every image by label."""
     return [{each.label: each.score for each in result.predictions} for result in classification.results]
 
 
@@ -238,7 +238,7 @@ def assert_same(one, other, tolerance=1e-4):
         assert first == pytest.approx(second, abs=tolerance)
 
 
-async def test_without_examples_zero_shot_answers_and_there_is_nothing_to_say_of_that(service):
+async def test_without_examples_zero_shot_is_used_without_a_reason(service):
     await service.label_sets.put("pets", entries("cat", "dog"), "photo")
     for question in (ClassifyRequest(labels=["cat"]), ClassifyRequest(label_set="pets")):
         task = await service.resolver.resolve(question)
@@ -249,7 +249,7 @@ async def test_without_examples_zero_shot_answers_and_there_is_nothing_to_say_of
         assert "there are none" in task.reason
 
 
-async def test_until_methods_were_tried_zero_shot_answers_and_they_are_asked_to_be_tried_once(taught):
+async def test_before_a_selection_zero_shot_is_used_and_one_selection_is_requested(taught):
     await settled(taught)
     taught.selector._jobs = repository = JobRepository(taught.engine)
     for method in (None, AUTO, None):
@@ -260,7 +260,7 @@ async def test_until_methods_were_tried_zero_shot_answers_and_they_are_asked_to_
     assert [(job.kind, job.subject) for job in await repository.list(9)] == [(SELECT_METHOD, "things")]
 
 
-async def test_after_a_trial_what_is_better_beyond_chance_answers_and_it_is_told_why(calibrated):
+async def test_after_a_selection_the_significantly_better_method_is_used_with_a_reason(calibrated):
     for method in (None, AUTO):
         task = await calibrated.resolver.resolve(ClassifyRequest(label_set="things", method=method))
         assert task.method in LEARN_FROM_LABELS
@@ -275,7 +275,7 @@ async def test_after_a_trial_what_is_better_beyond_chance_answers_and_it_is_told
 
 
 @pytest.mark.parametrize("change", ["examples", "classes"])
-async def test_a_choice_from_before_a_change_is_kept_and_it_is_said_that_there_was_one(calibrated, change):
+async def test_an_outdated_selection_is_used_with_a_remark(calibrated, change):
     before = await calibrated.resolver.resolve(ClassifyRequest(label_set="things"))
     assert "changed since" not in before.reason
     if change == "examples":
@@ -289,13 +289,13 @@ async def test_a_choice_from_before_a_change_is_kept_and_it_is_said_that_there_w
     assert "changed since" not in (await calibrated.resolver.resolve(ClassifyRequest(label_set="things"))).reason
 
 
-async def test_a_method_that_is_named_is_taken_without_a_reason(calibrated):
+async def test_a_requested_method_has_no_reason(calibrated):
     for method in METHODS:
         task = await calibrated.resolver.resolve(ClassifyRequest(label_set="things", method=method))
         assert (task.method, task.reason) == (method, None)
 
 
-async def test_options_without_a_method_are_refused_where_the_evidence_chooses_it(calibrated):
+async def test_options_without_a_method_are_rejected_with_automatic_selection(calibrated):
     for asked in ({"label_set": "things"}, {"label_set": "things", "method": AUTO}, {"labels": ["a"], "method": AUTO}):
         with pytest.raises(InvalidFieldError, match="name the method in the field method") as caught:
             await calibrated.resolver.resolve(ClassifyRequest(**asked, options={"alpha": 1.0}))
@@ -305,17 +305,17 @@ async def test_options_without_a_method_are_refused_where_the_evidence_chooses_i
 
 
 @pytest.mark.parametrize("method", [*LEARN_FROM_LABELS, "tda"])
-async def test_methods_that_need_a_label_set_refuse_inline_labels_and_say_what_to_do(service, method):
+async def test_methods_that_need_a_label_set_reject_inline_labels_with_advice(service, method):
     with pytest.raises(InvalidFieldError, match="give label_set, or name another method") as caught:
         await service.resolver.resolve(ClassifyRequest(labels=["a", "b"], method=method))
     assert [each.field for each in caught.value.problems] == ["method"]
 
 
-# Which images an answer rests on
+# Which images a result is based on
 
 
 @pytest.mark.parametrize("method", LEARN_FROM_POOL)
-async def test_inline_labels_and_several_images_are_looked_at_together_and_it_is_said(service, method):
+async def test_several_images_with_inline_labels_are_used_as_the_pool_with_a_warning(service, method):
     classification = await told(service, labels=list(COLOURS), method=method)
     assert classification.transductive
     assert classification.examples is None
@@ -323,14 +323,14 @@ async def test_inline_labels_and_several_images_are_looked_at_together_and_it_is
     assert labels_of(classification) == list(COLOURS) * 2
 
 
-async def test_a_single_image_teaches_nothing_and_it_is_said_that_zero_shot_answers(service):
+async def test_a_single_image_gives_zero_shot_with_a_warning(service):
     alone = await told(service, ASKED[:1], labels=list(COLOURS), method="zlap")
     zero_shot = await told(service, ASKED[:1], labels=list(COLOURS))
     assert_same(alone, zero_shot)
     assert any("zero-shot" in each for each in alone.warnings)
 
 
-async def test_a_pool_that_is_stored_is_learned_from_and_counted(taught):
+async def test_a_stored_pool_is_used_and_counted(taught):
     for method in LEARN_FROM_POOL:
         classification = await told(taught, label_set="colours", method=method)
         assert not classification.transductive
@@ -339,7 +339,7 @@ async def test_a_pool_that_is_stored_is_learned_from_and_counted(taught):
         assert not any("together" in each for each in classification.warnings)
 
 
-async def test_an_option_looks_at_the_images_of_the_request_in_place_of_the_stored_ones(taught):
+async def test_an_option_uses_the_images_of_the_request_instead_of_the_stored_pool(taught):
     for method in LEARN_FROM_POOL:
         together = await told(taught, label_set="colours", method=method, options={"transductive": 1.0})
         inline = await told(taught, labels=list(COLOURS), template="{}", method=method)
@@ -351,7 +351,7 @@ async def test_an_option_looks_at_the_images_of_the_request_in_place_of_the_stor
 
 
 @pytest.mark.parametrize("classes", [THINGS, COLOURS], ids=["things", "colours"])
-async def test_without_a_stored_pool_the_images_of_the_request_are_looked_at(settings, classes):
+async def test_without_a_stored_pool_the_images_of_the_request_are_used(settings, classes):
     async with open_service(settings, [FakeEncoder()]) as service:
         await stock(service, "some", classes, labelled=2)
         classification = await told(service, label_set="some", method="zlap")
@@ -361,7 +361,7 @@ async def test_without_a_stored_pool_the_images_of_the_request_are_looked_at(set
         )
 
 
-async def test_examples_are_counted_as_far_as_a_method_learns_from_them(taught):
+async def test_only_examples_that_a_method_uses_are_counted(taught):
     for method in LEARN_FROM_LABELS:
         examples = (await told(taught, label_set="things", method=method)).examples
         assert (examples.labelled, examples.unlabelled) == (24, 0)
@@ -373,7 +373,7 @@ async def test_examples_are_counted_as_far_as_a_method_learns_from_them(taught):
 
 
 @pytest.mark.parametrize("name", ["things", "colours"])
-async def test_an_image_is_answered_the_same_alone_as_among_others_by_every_inductive_method(taught, name):
+async def test_an_image_has_the_same_result_alone_and_in_a_batch_for_every_inductive_method(taught, name):
     for method in INDUCTIVE:
         together = await told(taught, label_set=name, method=method)
         for number, image in enumerate(ASKED):
@@ -382,8 +382,8 @@ async def test_an_image_is_answered_the_same_alone_as_among_others_by_every_indu
             assert scores_of(alone)[0] == pytest.approx(scores_of(together)[number], abs=1e-4)
 
 
-async def test_what_others_ask_changes_no_answer_but_those_of_the_method_that_remembers(taught):
-    """Of the colours between two, which it is in doubt about and remembers."""
+async def test_other_requests_change_results_only_of_the_method_with_a_cache(taught):
+    """The images are of colours between two classes, which this method is uncertain about and stores."""
     doubtful = [picture(colour) for colour in ((200, 180, 20), (20, 190, 200), (190, 20, 170))]
     asked = {"label_set": "colours", "template": "{}"}
     before = {method: await told(taught, doubtful[:1], **asked, method=method) for method in METHODS}
@@ -395,7 +395,7 @@ async def test_what_others_ask_changes_no_answer_but_those_of_the_method_that_re
         assert changed == (method == "tda"), method
 
 
-async def test_requests_at_once_get_what_each_would_get_alone(taught):
+async def test_concurrent_requests_get_the_results_of_sequential_ones(taught):
     for method in INDUCTIVE:
         alone = [await told(taught, [image], label_set="colours", method=method) for image in ASKED]
         at_once = await asyncio.gather(*(told(taught, [image], label_set="colours", method=method) for image in ASKED))
@@ -403,7 +403,7 @@ async def test_requests_at_once_get_what_each_would_get_alone(taught):
             assert_same(one, other)
 
 
-async def test_images_that_were_looked_at_together_change_nothing_for_the_next_request(taught):
+async def test_the_images_of_a_request_do_not_affect_the_next_one(taught):
     first = await told(taught, labels=list(COLOURS), method="zlap")
     await told(taught, [shade(0, number) for number in range(8)], labels=list(COLOURS), method="zlap")
     assert scores_of(await told(taught, labels=list(COLOURS), method="zlap")) == scores_of(first)
@@ -412,7 +412,7 @@ async def test_images_that_were_looked_at_together_change_nothing_for_the_next_r
 # Changes of the classes
 
 
-async def test_a_class_that_is_added_without_images_can_be_told_by_its_name(taught):
+async def test_a_new_class_without_images_is_predicted_by_its_name(taught):
     await taught.label_sets.put("things", entries(*THINGS, "green"), "{}")
     classification = await told(taught, [shade(0, 900), shade(2, 900)], label_set="things", method="gda")
     assert labels_of(classification) == ["tomato", "sky"]
@@ -422,7 +422,7 @@ async def test_a_class_that_is_added_without_images_can_be_told_by_its_name(taug
     assert set(scores_of(classification)[0]) == {*THINGS, "green"}
 
 
-async def test_the_images_of_a_class_that_is_removed_teach_nothing(taught):
+async def test_the_images_of_a_removed_class_are_not_used(taught):
     await taught.label_sets.remove_class("things", "leaf")
     await taught.label_sets.put("never", entries("tomato", "sky"), "{}")
     numbers = [number for number in range(24) if number % 3 != 1]
@@ -437,13 +437,13 @@ async def test_the_images_of_a_class_that_is_removed_teach_nothing(taught):
     assert (await told(taught, label_set="things", method="gda")).examples.labelled == 24
 
 
-async def test_an_older_version_is_answered_with_the_images_of_its_own_classes(taught):
+async def test_an_older_version_uses_the_images_of_its_own_classes(taught):
     await taught.label_sets.remove_class("things", "leaf")
     assert labels_of(await told(taught, label_set="things@1", method="gda")) == list(THINGS) * 2
     assert set(labels_of(await told(taught, label_set="things@2", method="gda"))) == {"tomato", "sky"}
 
 
-async def test_images_that_are_added_are_learned_from_in_the_background(taught):
+async def test_added_images_are_fitted_in_the_background(taught):
     await told(taught, label_set="things", method="gda")
     revision = (await keep(taught, "things", [shade(0, 99)], ["tomato"])).revision
     await told(taught, label_set="things", method="gda")
@@ -453,8 +453,8 @@ async def test_images_that_are_added_are_learned_from_in_the_background(taught):
 
 
 @pytest.mark.parametrize("merge", list(MergeSynonyms))
-async def test_the_prompts_of_an_explanation_add_up_to_the_similarity_of_a_method_that_learned(taught, merge):
-    """Also where a class has several names."""
+async def test_the_prompts_of_an_explanation_add_up_to_the_similarity_of_a_fitted_method(taught, merge):
+    """Also for a class with several names."""
     classes = [ClassEntry("tomato", synonyms=("red fruit",)), ClassEntry("leaf", synonyms=("green", "foliage"))]
     await taught.label_sets.put("synonyms", classes, "{}", merge_synonyms=merge)
     await keep(taught, "synonyms", shades(4), ["tomato", "leaf", "tomato", "leaf"])
@@ -468,8 +468,8 @@ async def test_the_prompts_of_an_explanation_add_up_to_the_similarity_of_a_metho
 # Scores
 
 
-async def test_a_sigmoid_encoders_scores_are_shares_where_examples_say_that_an_image_is_of_one_class(settings):
-    """Which is so where a method learned, and where labelled images calibrated it; else each score is by itself."""
+async def test_scores_of_a_sigmoid_encoder_sum_to_one_after_fitting_or_calibration(settings):
+    """Otherwise each score is independent."""
     async with open_service(settings, [FakeEncoder(logit_bias=-3.0)]) as service:
         await stock(service, "colours", COLOURS, pool=8)
         for trial in (False, True):
@@ -490,7 +490,7 @@ async def test_a_sigmoid_encoders_scores_are_shares_where_examples_say_that_an_i
                     assert sum(scores.values()) == pytest.approx(1, abs=1e-5)
 
 
-async def test_scores_are_divided_by_the_temperature_that_held_out_images_were_told_best_with(calibrated):
+async def test_scores_use_the_temperature_calibrated_on_held_out_images(calibrated):
     named = await told(calibrated, label_set="things", method="gda")
     with_options = await told(calibrated, label_set="things", method="gda", options={"alpha": 0.0})
     scoring = named.task.scoring
@@ -502,7 +502,7 @@ async def test_scores_are_divided_by_the_temperature_that_held_out_images_were_t
         assert scaled == pytest.approx({label: np.exp(each) / total for label, each in logits.items()}, abs=1e-4)
 
 
-async def test_without_examples_scores_can_be_bounded_and_nothing_that_examples_would_tell(service):
+async def test_without_examples_a_score_threshold_works_and_calibrated_options_are_rejected(service):
     await service.label_sets.put("pets", entries("cat", "dog"), "photo")
     for asked in ({"labels": ["cat", "dog"]}, {"label_set": "pets"}):
         for field, value in (("false_rejection_rate", 0.1), ("coverage", 0.9)):
@@ -515,7 +515,7 @@ async def test_without_examples_scores_can_be_bounded_and_nothing_that_examples_
         assert (scoring.reject_below, scoring.temperature, scoring.calibrated_on) == (0.5, 1, 0)
 
 
-async def test_a_threshold_and_a_rate_together_are_refused(calibrated):
+async def test_a_threshold_and_a_rate_together_are_rejected(calibrated):
     for asked in ({"labels": ["a"]}, {"label_set": "things"}):
         with pytest.raises(InvalidFieldError, match="not both"):
             await calibrated.resolver.resolve(ClassifyRequest(**asked, reject_below=0.5, false_rejection_rate=0.1))
@@ -526,15 +526,15 @@ async def test_a_threshold_and_a_rate_together_are_refused(calibrated):
     [{"method": "gda", "options": {"alpha": 1.0}}, {"template": "the {} here."}, {"method": "tda"}],
     ids=["options", "template", "untried method"],
 )
-async def test_what_was_measured_otherwise_promises_nothing(calibrated, more):
-    """Scores with other options or other templates are others than those that were calibrated."""
+async def test_a_calibration_does_not_apply_to_other_options_or_templates(calibrated, more):
+    """They change the scores, which were not calibrated."""
     for promise in ({"coverage": 0.9}, {"false_rejection_rate": 0.1}):
         with pytest.raises(InvalidFieldError, match="on which this method was compared"):
             await calibrated.resolver.resolve(ClassifyRequest(label_set="things", **more, **promise))
     assert (await calibrated.resolver.resolve(ClassifyRequest(label_set="things", **more))).scoring.calibrated_on == 0
 
 
-async def test_what_was_measured_with_other_classes_promises_nothing(calibrated):
+async def test_a_calibration_does_not_apply_to_other_classes(calibrated):
     await calibrated.label_sets.add_classes("things", entries("snow"))
     with pytest.raises(InvalidFieldError, match="wait until the job"):
         await calibrated.resolver.resolve(ClassifyRequest(label_set="things", coverage=0.9))
@@ -545,7 +545,7 @@ async def test_what_was_measured_with_other_classes_promises_nothing(calibrated)
 
 @pytest.mark.parametrize("method", [None, "zero-shot", "gda", "zlap", "stata"])
 @pytest.mark.parametrize("name", ["things", "colours"])
-async def test_sets_hold_the_best_label_and_grow_with_the_coverage(calibrated, name, method):
+async def test_sets_contain_the_best_label_and_grow_with_the_coverage(calibrated, name, method):
     held = []
     for coverage in (0.5, 0.9, 0.95, 1.0):
         classification = await told(calibrated, label_set=name, method=method, coverage=coverage)
@@ -556,18 +556,18 @@ async def test_sets_hold_the_best_label_and_grow_with_the_coverage(calibrated, n
         held.append(sets)
     for smaller, larger in pairwise(held):
         assert all(set(one) <= set(other) for one, other in zip(smaller, larger, strict=True))
-    # Of 24 images none tells what would cover all.
+    # 24 images do not determine a threshold that covers all.
     assert all(len(each) == 3 for each in held[-1])
 
 
-async def test_sets_are_told_whole_whatever_number_of_predictions_is(calibrated):
+async def test_sets_are_complete_for_every_top_k(calibrated):
     classification = await told(calibrated, label_set="things", method="zero-shot", coverage=0.9, top_k=1)
     assert {len(each.predictions) for each in classification.results} == {1}
     assert {len(each.prediction_set) for each in classification.results} == {3}
 
 
 @pytest.mark.parametrize("asked", [{"labels": list(COLOURS)}, {"label_set": "colours", "method": "gda"}])
-async def test_the_higher_the_threshold_the_more_images_are_rejected(calibrated, asked):
+async def test_higher_thresholds_reject_more_images(calibrated, asked):
     images = [*ASKED[:4], picture((120, 118, 117)), picture((200, 190, 20))]
     before = [False] * len(images)
     for threshold in (0.0, 0.3, 0.5, 0.8, 0.99, 1.0):
@@ -580,8 +580,8 @@ async def test_the_higher_the_threshold_the_more_images_are_rejected(calibrated,
     assert {each.rejected for each in (await told(calibrated, images, **asked)).results} == {None}
 
 
-async def test_a_sigmoid_encoders_best_score_is_what_a_threshold_is_compared_with(settings):
-    """As it is shown, whether the methods were tried on examples or not."""
+async def test_the_threshold_is_compared_with_the_returned_score_of_a_sigmoid_encoder(settings):
+    """With and without a selection on examples."""
     between = [picture((200, 190, 20)), picture((20, 200, 190)), *ASKED[:2]]
     async with open_service(settings, [FakeEncoder(logit_bias=-3.0)]) as service:
         await stock(service, "colours", COLOURS)
@@ -595,7 +595,7 @@ async def test_a_sigmoid_encoders_best_score_is_what_a_threshold_is_compared_wit
                 ], (trial, method)
 
 
-async def test_a_rate_becomes_a_threshold_that_rejects_no_more_of_the_held_out_images(calibrated):
+async def test_a_rate_becomes_a_threshold_with_at_most_this_rate_of_rejections(calibrated):
     for name, method in [("things", "gda"), ("colours", "zero-shot"), ("colours", "stata")]:
         thresholds = []
         for rate in (0.01, 0.05, 0.2, 0.5):
@@ -604,11 +604,11 @@ async def test_a_rate_becomes_a_threshold_that_rejects_no_more_of_the_held_out_i
             assert scoring.false_rejection_rate <= rate
             thresholds.append(scoring.reject_below)
         assert thresholds == sorted(thresholds)
-        assert thresholds[0] == 0  # which needs a hundred images
+        assert thresholds[0] == 0  # which requires a hundred images
         assert thresholds[-1] > 0
 
 
-async def test_a_threshold_that_was_measured_is_told_with_its_rate(calibrated):
+async def test_a_calibrated_threshold_is_returned_with_its_rate(calibrated):
     for threshold, rate in [(0.0, 0.0), (1.0, 1.0)]:
         scoring = (
             await calibrated.resolver.resolve(ClassifyRequest(label_set="things", method="gda", reject_below=threshold))
@@ -619,7 +619,7 @@ async def test_a_threshold_that_was_measured_is_told_with_its_rate(calibrated):
     ).scoring.false_rejection_rate is None
 
 
-async def test_grey_images_are_stranger_than_those_of_a_class(taught):
+async def test_grey_images_have_a_higher_unknown_class_score_than_those_of_a_class(taught):
     grey = picture((120, 119, 118))
     classification = await told(taught, [grey, *ASKED[:3]], label_set="colours", method="zero-shot")
     strange, *known = [each.out_of_vocabulary for each in classification.results]
@@ -627,10 +627,10 @@ async def test_grey_images_are_stranger_than_those_of_a_class(taught):
     assert all(strange.energy > each.energy for each in known)
 
 
-# What was found
+# Selections
 
 
-async def test_what_was_found_is_told_and_where_nothing_was_what_to_do(calibrated):
+async def test_a_selection_is_returned_and_without_one_the_error_says_what_to_do(calibrated):
     selection = await calibrated.selector.stored(await calibrated.label_sets.get("things"), None)
     assert selection.is_current
     assert selection.result["method"] == (await calibrated.resolver.resolve(ClassifyRequest(label_set="things"))).method
@@ -644,7 +644,7 @@ async def test_what_was_found_is_told_and_where_nothing_was_what_to_do(calibrate
             await calibrated.selector.stored(await calibrated.label_sets.get(name), model)
 
 
-async def test_a_label_set_with_examples_has_its_method_learned_before_it_is_asked_for(calibrated):
+async def test_a_selected_method_is_fitted_before_the_first_request(calibrated):
     await calibrated.label_sets.put("things", entries(*THINGS), "a {}.")
     await settled(calibrated)
     await calibrated.fits.idle()
@@ -660,10 +660,10 @@ async def test_a_label_set_with_examples_has_its_method_learned_before_it_is_ask
     assert not reads
 
 
-# --- warming -------------------------------------------------------------------------------------------------------
+# --- prewarming ----------------------------------------------------------------------------------------------------
 
 
-async def test_a_label_set_is_encoded_before_it_is_asked_for(service, encoder):
+async def test_a_label_set_is_encoded_before_the_first_request(service, encoder):
     await service.label_sets.put("pets", entries("cat"), "a {}.")
     await settled(service)
     await service.label_sets.add_classes("pets", entries("dog"))
@@ -674,7 +674,7 @@ async def test_a_label_set_is_encoded_before_it_is_asked_for(service, encoder):
     assert encoder.encoded_texts == ["a cat.", "a dog."]
 
 
-async def test_after_a_restart_with_another_model_the_latest_version_of_every_label_set_is_encoded(settings):
+async def test_after_a_restart_with_another_model_the_latest_versions_are_encoded(settings):
     async with open_service(settings, [FakeEncoder("before")]) as service:
         for number in range(3):
             await service.label_sets.put(f"set {number}", entries(f"old {number}"), "{}")
@@ -705,8 +705,8 @@ class Broken(FakeEncoder):
         return super().encode_texts(texts)
 
 
-async def test_a_label_set_that_cannot_be_encoded_keeps_no_other_from_it_and_is_logged(settings):
-    """Whatever the encoder raises: an error of the background has no caller to go to."""
+async def test_a_label_set_that_cannot_be_encoded_is_logged_and_does_not_block_others(settings):
+    """For every kind of exception: an error in the background has no request to go to."""
     async with open_service(settings, [FakeEncoder("before")]) as service:
         await service.label_sets.put("a", entries("poison"), "{}")
         await service.label_sets.put("b", entries("cat"), "{}")
@@ -739,7 +739,7 @@ async def embeddings_of(service, *names):
     return await service.classifiers.get(Task("fake", "zero-shot", tuple(entries(*names)), ("{}",), 1))
 
 
-async def test_of_many_writes_one_label_set_at_a_time_is_encoded_in_its_last_version(settings, gated, monkeypatch):
+async def test_label_sets_are_encoded_one_at_a_time_in_their_latest_version(settings, gated, monkeypatch):
     async with open_service(settings, [gated]) as service:
         get, running, most = service.classifiers.get, 0, 0
 
@@ -767,7 +767,7 @@ async def test_of_many_writes_one_label_set_at_a_time_is_encoded_in_its_last_ver
         assert len(gated.encoded_texts) == 5
 
 
-async def test_new_words_wait_for_one_label_set_and_not_for_all_that_were_written(settings, gated, monkeypatch):
+async def test_new_labels_wait_for_at_most_one_label_set(settings, gated, monkeypatch):
     async with open_service(settings, [gated]) as service:
         gated.texts_open.clear()
         for number in range(20):
@@ -805,7 +805,7 @@ class StopsAt(FakeEncoder):
         return super().encode_texts(texts)
 
 
-async def test_a_new_version_ends_the_encoding_of_the_one_before_and_keeps_what_is_done(settings):
+async def test_a_new_version_cancels_the_encoding_of_the_old_one_and_keeps_its_results(settings):
     encoder = StopsAt("old 300")
     async with open_service(settings, [encoder]) as service:
         try:
@@ -817,13 +817,13 @@ async def test_a_new_version_ends_the_encoding_of_the_one_before_and_keeps_what_
         await settled(service)
         assert "new" in encoder.encoded_texts
         await embeddings_of(service, "old 0", "old 255")
-        for _ in range(10):  # in turns with what would be left of the old version
+        for _ in range(10):  # alternating with the rest of the old version
             await service.models.get("fake").texts.run(["turn"])
     assert encoder.encoded_texts.count("old 0") == encoder.encoded_texts.count("old 255") == 1
     assert "old 599" not in encoder.encoded_texts
 
 
-async def test_after_a_label_set_that_cannot_be_encoded_the_next_one_written_is(settings):
+async def test_a_label_set_after_one_that_cannot_be_encoded_is_prewarmed(settings):
     encoder = Broken()
     async with open_service(settings, [encoder]) as service:
         with structlog.testing.capture_logs() as logs:
@@ -836,7 +836,7 @@ async def test_after_a_label_set_that_cannot_be_encoded_the_next_one_written_is(
     assert [each["label_set"] for each in logs if each["event"] == "label_set_not_prewarmed"] == ["a@1", "c@1"]
 
 
-async def test_a_database_that_fails_while_warming_ends_the_warming_and_is_logged(service, monkeypatch):
+async def test_a_database_failure_during_prewarming_ends_it_and_is_logged(service, monkeypatch):
     async def fail(**_):
         raise StoreError("the database is gone")
 
@@ -846,7 +846,7 @@ async def test_a_database_that_fails_while_warming_ends_the_warming_and_is_logge
     assert [(each["event"], each["reason"]) for each in logs] == [("prewarming_stopped", "the database is gone")]
 
 
-async def test_a_label_set_deleted_while_others_are_warmed_is_passed_over(service, encoder, monkeypatch):
+async def test_a_label_set_deleted_during_prewarming_is_skipped(service, encoder, monkeypatch):
     await service.label_sets.put("a", entries("cat"), "{}")
     await service.label_sets.put("b", entries("dog"), "{}")
     await settled(service)
@@ -861,7 +861,7 @@ async def test_a_label_set_deleted_while_others_are_warmed_is_passed_over(servic
     assert "dog" in encoder.encoded_texts
 
 
-async def test_closing_does_not_wait_for_label_sets_that_are_still_to_be_encoded(settings):
+async def test_closing_does_not_wait_for_label_sets_that_are_not_encoded(settings):
     class Slow(FakeEncoder):
         entered, may_go_on = threading.Event(), threading.Event()
 
@@ -877,7 +877,7 @@ async def test_closing_does_not_wait_for_label_sets_that_are_still_to_be_encoded
         assert await asyncio.to_thread(encoder.entered.wait, 10)
         await service.label_sets.put("b", entries("second"), "{}")
         closing = asyncio.create_task(stack.aclose())
-        with pytest.raises(NotReadyError):  # which tells that the queue is closed
+        with pytest.raises(NotReadyError):  # which shows that the queue is closed
             await service.models.get("fake").texts.run(["third"])
         encoder.may_go_on.set()
         await closing
@@ -888,25 +888,25 @@ async def test_closing_does_not_wait_for_label_sets_that_are_still_to_be_encoded
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]))))
-def test_a_json_array_of_strings_is_read_as_it_is(labels):
+def test_a_json_array_of_strings_is_parsed(labels):
     assert split_labels(json.dumps(labels)) == labels
     assert split_labels(" \n" + json.dumps(labels, ensure_ascii=False)) == labels
 
 
 @given(st.lists(st.text(st.characters(exclude_characters=",["), min_size=1), min_size=1))
-def test_anything_else_is_split_at_its_commas(labels):
+def test_other_text_is_split_at_commas(labels):
     assert split_labels(",".join(labels)) == labels
 
 
 @pytest.mark.parametrize("start", ["", "[", '["a"'])
-def test_more_commas_than_any_list_of_labels_has_are_refused_before_anything_is_split(monkeypatch, start):
+def test_too_many_commas_are_rejected_before_splitting(monkeypatch, start):
     monkeypatch.setattr(json, "loads", lambda _: pytest.fail("it was parsed"))
     with pytest.raises(TooLargeError, match="100,000"):
         split_labels(start + "," * 100_001)
 
 
 @given(st.text(st.one_of(st.sampled_from('[]{}",\\ \0'), st.characters())))
-def test_no_text_raises_anything_but_the_callers_error(text):
+def test_any_text_raises_only_client_errors(text):
     try:
         labels = split_labels(text)
     except ClientError:
@@ -930,6 +930,6 @@ def test_no_text_raises_anything_but_the_callers_error(text):
     ],
     ids=lambda each: each[:12] if isinstance(each, str) else each.__name__,
 )
-def test_what_begins_as_an_array_and_is_none_of_strings_is_refused(text, error):
+def test_an_invalid_json_array_is_rejected(text, error):
     with pytest.raises(error):
         split_labels(text)
