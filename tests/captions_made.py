@@ -1,4 +1,4 @@
-"""Small caption databases, and an encoder that tells their captions apart."""
+"""Small caption databases, and an encoder that distinguishes their captions."""
 
 import hashlib
 from pathlib import Path
@@ -44,10 +44,10 @@ MANY = tuple(
 
 
 class CaptionEncoder(FakeEncoder):
-    """Gives each text that names a colour a direction of its own too.
+    """Gives each text with a colour a direction of its own.
 
-    To a ``FakeEncoder`` all captions of one colour are the same, so that all but one are near duplicates, and which
-    of them comes first is left to chance.
+    A ``FakeEncoder`` encodes all captions of one colour as the same, so all except one are near duplicates, and their
+    order is undefined.
     """
 
     def _direction(self, text: str) -> np.ndarray:
@@ -61,9 +61,9 @@ class CaptionEncoder(FakeEncoder):
 
 
 def made(folder: Path, captions=CAPTIONS, *, encoder: FakeEncoder | None = None, **options) -> Manifest:
-    """Build a database called as its folder, of captions that are distinct, and return its manifest.
+    """Build a database, named after its folder, of captions that differ, and return its manifest.
 
-    Keyword arguments change the options of the build.
+    Keyword arguments are options of the build.
     """
     maker = encoder or CaptionEncoder()
     return build(
@@ -85,7 +85,7 @@ def place_of(folder: Path) -> Path:
 
 
 def put_in_place(prepared: Path, folder: Path) -> str:
-    """Make the current generation of ``prepared`` that of ``folder``, whatever is wrong with it; return its name."""
+    """Make the current generation of ``prepared`` that of ``folder``, even if it is damaged; return its name."""
     generation = current_generation(prepared)
     (prepared / generation).rename(folder / generation)
     (prepared / CURRENT).replace(folder / CURRENT)

@@ -1,4 +1,4 @@
-"""Fixtures that every folder of tests may use."""
+"""Fixtures for all folders of tests."""
 
 import asyncio
 import shutil
@@ -20,11 +20,11 @@ from app.main import create_app
 from app.settings import Settings
 from app.store.database import migrate, open_engine
 
-# By default an example must not take longer than 200 ms; a busy machine is no fault of the code.
+# By default, an example has a limit of 200 ms; a busy machine is not a fault of the code.
 hypothesis_settings.register_profile("untimed", deadline=None)
 hypothesis_settings.load_profile("untimed")
 
-# Shells start what is to run in the background deaf to interrupts, and so would be the commands that tests interrupt.
+# Shells start background processes with interrupts ignored, which the commands under test would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -36,26 +36,26 @@ def anyio_backend() -> str:
 
 @pytest.fixture(autouse=True, scope="session")
 def _plain_logs():
-    """By default structlog prints every local variable of a traceback, which takes seconds."""
+    """By default, structlog prints every local variable of a traceback, which takes seconds."""
     renderer = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
     structlog.configure(processors=[*structlog.get_config()["processors"][:-1], renderer])
 
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch):
-    """Tests see the defaults, whatever the machine they run on has set."""
+    """Tests see the default settings, independent of the environment."""
     import os
 
     for name in list(os.environ):
         if name.upper().startswith("DEIXIS_"):
             monkeypatch.delenv(name)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setenv("DEIXIS_BUILD_WORDNET", "false")  # takes minutes with any but the fake encoder
+    monkeypatch.setenv("DEIXIS_BUILD_WORDNET", "false")  # takes minutes, except with the fake encoder
 
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory) -> Path:
-    """A database whose tables are made, to be copied: making them takes longer than most tests."""
+    """Return a migrated database to copy, because migrating takes longer than most tests."""
     file = tmp_path_factory.mktemp("database") / "deixis.sqlite3"
 
     async def make() -> None:
@@ -82,7 +82,7 @@ def encoder() -> FakeEncoder:
 
 @pytest.fixture
 def make_client(settings, encoder) -> Iterator[Callable[..., httpx.Client]]:
-    """Start the whole application with the fake encoder; keyword arguments change settings."""
+    """Return a function that starts the whole application with the fake encoder; keyword arguments change settings."""
     opened = []
 
     def start(encoders=None, **changes) -> TestClient:
@@ -99,7 +99,7 @@ def make_client(settings, encoder) -> Iterator[Callable[..., httpx.Client]]:
 
 @pytest.fixture
 def lexicon_folder(tmp_path) -> Path:
-    """WordNet's files with a few words each: what is in none of them is taken for a noun."""
+    """Write files of WordNet with a few words each; other words are taken for nouns."""
     from tests.captions.cased.test_lexicon import LICENCE, SAMPLE
 
     place = tmp_path / "lexicon"
@@ -115,14 +115,14 @@ def client(make_client) -> httpx.Client:
 
 
 def picture(colour="red", size=(32, 24), file_format="PNG") -> bytes:
-    """Return a one-coloured picture as a file's bytes."""
+    """Return a one-coloured image as the bytes of a file."""
     file = BytesIO()
     Image.new("RGB", size, colour).save(file, file_format)
     return file.getvalue()
 
 
 def photograph(pixels: np.ndarray, file_format="JPEG") -> bytes:
-    """Return an array (h, w, 3) as a file's bytes."""
+    """Return an array (h, w, 3) as the bytes of a file."""
     file = BytesIO()
     Image.fromarray(pixels).save(file, file_format, quality=95)
     return file.getvalue()

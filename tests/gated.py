@@ -1,4 +1,4 @@
-"""An encoder that takes as long as a test wants it to."""
+"""An encoder that waits until a test releases it."""
 
 import threading
 
@@ -6,7 +6,7 @@ from app.encoders.fake import FakeEncoder
 
 
 class GatedEncoder(FakeEncoder):
-    """Waits inside a tower while that tower's gate is shut."""
+    """Waits inside a tower while the gate of the tower is closed."""
 
     def __init__(self, name="fake", **options):
         super().__init__(name, **options)
@@ -33,6 +33,6 @@ class GatedEncoder(FakeEncoder):
         return super().encode_texts(texts)
 
     def open(self):
-        """Let everything through, now and later."""
+        """Open both gates permanently."""
         self.images_open.set()
         self.texts_open.set()

@@ -1,4 +1,4 @@
-"""A real PostgreSQL server for the tests: made for the session, reached by a Unix socket, gone afterwards."""
+"""A real PostgreSQL server for the tests: created for the session, with a Unix socket, and deleted afterwards."""
 
 import os
 import pwd
@@ -21,7 +21,7 @@ SUPERUSER = "deixis"
 
 
 def postgres_binaries() -> Path | None:
-    """Return the folder with ``initdb`` and ``postgres``, the newest where a package manager keeps several."""
+    """Return the folder with ``initdb`` and ``postgres``; the newest one if there are several."""
     on_path = shutil.which("initdb")
     packaged = [*Path("/usr/lib/postgresql").glob("*/bin"), *Path("/opt/homebrew/opt").glob("postgresql@*/bin")]
     folders = [Path(on_path).resolve().parent] if on_path else []
@@ -32,8 +32,8 @@ def postgres_binaries() -> Path | None:
 
 @contextmanager
 def running_postgres(binaries: Path) -> Iterator[str]:
-    """Yield the URL of an empty database on a server of its own; the server ends with the block."""
-    # Not under pytest's folder for temporary files: the path of a socket may have little more than 100 characters.
+    """Yield the URL of an empty database on a separate server, which stops at the end of the block."""
+    # Not in the temporary folder of pytest: the path of a socket is limited to about 100 characters.
     with tempfile.TemporaryDirectory(prefix="deixis-pg-") as created:
         folder = Path(created)
         data = folder / "data"
@@ -42,7 +42,7 @@ def running_postgres(binaries: Path) -> Iterator[str]:
             initdb: list[str | Path] = [binaries / "initdb", "-D", data, "-U", SUPERUSER, "-A", "trust"]
             initdb += ["-E", "UTF8", "--locale=C", "-N"]
             subprocess.run(initdb, cwd=folder, stdout=log, stderr=log, check=True, **options)
-            # Durability is SQLite's and PostgreSQL's own business; the tests kill clients, not the server.
+            # Durability is tested by SQLite and PostgreSQL; these tests kill clients, not the server.
             settings = ["listen_addresses=", f"unix_socket_directories={folder}", "fsync=off", "max_connections=100"]
             flags = [flag for setting in settings for flag in ("-c", setting)]
             server = subprocess.Popen(
@@ -62,7 +62,7 @@ def running_postgres(binaries: Path) -> Iterator[str]:
 
 
 def _as_unprivileged_user(folder: Path) -> dict[str, Any]:
-    """Return what makes a child process run as an ordinary user, because PostgreSQL refuses to run as root."""
+    """Return options that run a child process as an ordinary user, because PostgreSQL refuses to run as root."""
     if os.geteuid() != 0:
         return {}
     known = {entry.pw_name: entry for entry in pwd.getpwall()}
@@ -88,7 +88,7 @@ def _wait_until_it_answers(url: str, server: "subprocess.Popen[bytes]", log: Pat
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
-    """The URL of a server; the test is skipped where PostgreSQL is missing, unless it is said to be required."""
+    """Yield the URL of a server; without PostgreSQL the test is skipped, unless PostgreSQL is required."""
     binaries = postgres_binaries()
     if binaries is None:
         reason = "no PostgreSQL binaries (initdb, postgres) on PATH or in /usr/lib/postgresql"
@@ -105,7 +105,7 @@ _numbers = count(1)
 
 @pytest.fixture
 def postgres_url(postgres_server: str) -> Iterator[str]:
-    """The URL of an empty database of the test's own."""
+    """Yield the URL of an empty database for the test."""
     import psycopg
 
     name = f"test_{next(_numbers)}"

@@ -1,4 +1,4 @@
-"""Example images for the fake encoder, which tells colours apart and knows the words for them."""
+"""Example images for the fake encoder, which distinguishes colours and knows their names."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ THINGS = ("tomato", "leaf", "sky")
 
 
 def shade(colour, number):
-    """Return a picture in a shade of red, green or blue (0, 1, 2), the same for the same number."""
+    """Return an image in a shade of red, green or blue (0, 1, 2) that depends only on the number."""
     rng = np.random.default_rng((colour, number))
     pixel = rng.integers(0, 90, 3)
     pixel[colour] = 200 + rng.integers(0, 50)
@@ -21,12 +21,12 @@ def shade(colour, number):
 
 
 def shades(count, first=0):
-    """Return so many pictures, the three colours taking turns."""
+    """Return this number of images with alternating colours."""
     return [shade(number % 3, number) for number in range(first, first + count)]
 
 
 async def keep(service, name, images, classnames):
-    """Add example images to a label set, and return what became of them."""
+    """Add example images to a label set, and return the result."""
     prepared = []
     for first in range(0, len(images), 8):
         some = slice(first, first + 8)
@@ -35,7 +35,7 @@ async def keep(service, name, images, classnames):
 
 
 async def stock(service, name, classnames=THINGS, *, labelled=8, pool=0, template="{}"):
-    """Make a label set of a red, a green and a blue class, each with so many labelled images and so many without."""
+    """Create a label set with a red, a green and a blue class, each with ``labelled`` and ``pool`` images."""
     await service.label_sets.put(name, [ClassEntry(classname) for classname in classnames], template)
     if labelled:
         await keep(service, name, shades(3 * labelled), list(classnames) * labelled)
@@ -44,13 +44,13 @@ async def stock(service, name, classnames=THINGS, *, labelled=8, pool=0, templat
 
 
 def unit_rows(rng, count, dims=16):
-    """Return directions without any order to them."""
+    """Return random directions."""
     rows = rng.standard_normal((count, dims)).astype(np.float32)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def rows_about(labels, seed=0, *, spread=0.3, dims=16):
-    """Return unit rows (n, d), each about the axis of its class."""
+    """Return unit rows (n, d) near the axes of their classes."""
     rng = np.random.default_rng(seed)
     rows = np.eye(dims, dtype=np.float32)[labels] + spread * unit_rows(rng, len(labels), dims)
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)

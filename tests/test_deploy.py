@@ -1,4 +1,4 @@
-"""What is deployed beside the service names metrics that it has, and files that are there."""
+"""The files of deploy/ name existing metrics and files."""
 
 import json
 import re
@@ -41,35 +41,35 @@ def expressions():
             yield variable["name"], variable["query"]["query"]
 
 
-def test_alerts_and_the_dashboard_ask_for_metrics_that_the_service_has(exposed):
+def test_alerts_and_the_dashboard_use_existing_metrics(exposed):
     for where, expression in expressions():
         asked = {_SERIES.sub("", name) for name in _METRIC.findall(expression)}
         assert asked <= exposed, where
         assert asked or expression.startswith("up{"), where
 
 
-def test_expressions_close_what_they_open():
+def test_expressions_have_balanced_brackets():
     for where, expression in expressions():
         for opening, closing in ("()", "{}", "[]"):
             assert expression.count(opening) == expression.count(closing), where
         assert expression.count('"') % 2 == 0, where
 
 
-def test_the_dashboard_shows_every_metric_that_tells_of_trouble(exposed):
+def test_the_dashboard_shows_every_metric_of_failures(exposed):
     shown = {name for _, expression in expressions() for name in _METRIC.findall(expression)}
     for name in exposed:
         if name.endswith(("_failures_total", "_rejected_total", "_dropped_total", "_restarts_total", "_jobs_total")):
             assert name in shown
 
 
-def test_every_alert_says_how_bad_it_is_and_what_to_do(rules):
+def test_every_alert_has_a_severity_a_summary_and_a_description(rules):
     assert len({rule["alert"] for rule in rules}) == len(rules)
     for rule in rules:
         assert rule["labels"]["severity"] in {"warning", "critical"}
         assert all(rule["annotations"][part] for part in ("summary", "description"))
 
 
-def test_every_metric_of_ours_is_documented(exposed):
+def test_every_metric_of_the_service_is_documented(exposed):
     page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     table = page[page.index("## Metrics") : page.index("## Behind a proxy")]
     ours = {name for name in exposed if name.startswith("deixis_") and not name.startswith("deixis_http_")}
@@ -78,7 +78,7 @@ def test_every_metric_of_ours_is_documented(exposed):
     assert documented <= exposed
 
 
-def test_panels_have_ids_of_their_own_and_do_not_overlap():
+def test_panels_have_unique_ids_and_do_not_overlap():
     panels = DASHBOARD["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     places = [
@@ -91,14 +91,14 @@ def test_panels_have_ids_of_their_own_and_do_not_overlap():
     assert all(column < 24 for column, _ in places)
 
 
-def test_compose_mounts_files_that_are_there_and_volumes_that_it_names():
+def test_compose_mounts_existing_files_and_named_volumes():
     for name, service in COMPOSE["services"].items():
         for mount in service.get("volumes", []):
             source = mount.partition(":")[0]
             assert (ROOT / source).exists() if source.startswith(".") else source in COMPOSE["volumes"], name
 
 
-def test_no_service_of_compose_is_reached_from_other_machines():
+def test_compose_publishes_ports_on_the_loopback_interface_only():
     for name, service in COMPOSE["services"].items():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
 

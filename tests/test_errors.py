@@ -47,7 +47,7 @@ STATUSES = {
 
 
 def one_of(each):
-    """Return an instance, whatever the constructor takes."""
+    """Return an instance, with arguments for every constructor."""
     if issubclass(each, InvalidFieldError):
         return each.of("labels", "is odd")
     if issubclass(each, UnknownNameError):
@@ -58,7 +58,7 @@ def one_of(each):
 
 
 def drawn_tree():
-    """Return parent by child, as the module's docstring draws them."""
+    """Return the parent of each class in the tree of the module's docstring."""
     parents, above = {}, []
     for line in errors.__doc__.splitlines():
         found = re.match(r"([\s│├└─]*)(\w+Error)\b", line)
@@ -70,17 +70,17 @@ def drawn_tree():
     return parents
 
 
-def test_the_docstring_draws_the_tree_as_it_is():
+def test_the_docstring_shows_the_class_tree():
     assert drawn_tree() == {each.__name__: None if each is DeixisError else each.__base__.__name__ for each in CLASSES}
 
 
 @pytest.mark.parametrize("each", CLASSES, ids=lambda each: each.__name__)
-def test_every_error_but_the_root_is_the_callers_fault_or_ours_and_not_both(each):
+def test_every_error_except_the_root_is_either_a_client_or_a_service_error(each):
     sides = [side for side in (errors.ClientError, errors.ServerError) if issubclass(each, side)]
     assert len(sides) == (0 if each is DeixisError else 1)
 
 
-def test_the_table_of_the_contract_names_every_error_that_is_raised():
+def test_the_table_of_the_contract_has_every_error_class():
     assert sorted(STATUSES) == sorted(each.__name__ for each in RAISED)
 
 
@@ -91,14 +91,14 @@ def test_every_error_has_the_status_of_the_contract(each):
     assert (kind.status >= 500) == issubclass(each, errors.ServerError)
 
 
-def test_every_row_of_the_table_is_an_error_of_the_tree_with_a_slug_of_its_own():
+def test_every_row_of_the_table_is_an_error_class_with_a_unique_slug():
     assert set(KINDS) <= set(CLASSES)
     slugs = [kind.slug for kind in KINDS.values()]
     assert len(set(slugs)) == len(slugs)
     assert all(re.fullmatch(r"[a-z]+(-[a-z]+)*", slug) for slug in slugs)
 
 
-def test_a_subclass_without_a_row_is_told_as_its_parent():
+def test_a_subclass_without_a_row_is_reported_as_its_parent():
     class Odd(errors.NotAnImageError):
         pass
 
@@ -106,7 +106,7 @@ def test_a_subclass_without_a_row_is_told_as_its_parent():
 
 
 @pytest.mark.parametrize("each", RAISED, ids=lambda each: each.__name__)
-def test_a_problem_has_the_members_that_rfc_9457_names_and_a_request_id(each):
+def test_a_problem_has_the_members_of_rfc_9457_and_a_request_id(each):
     error = one_of(each)
     members = problem(error)
     assert {"type", "title", "status", "detail", "request_id"} <= set(members)
@@ -116,22 +116,22 @@ def test_a_problem_has_the_members_that_rfc_9457_names_and_a_request_id(each):
 
 
 @pytest.mark.parametrize("each", RAISED, ids=lambda each: each.__name__)
-def test_what_may_succeed_later_says_when_to_try_again(each):
+def test_temporary_errors_have_a_retry_after(each):
     response = problem_response(one_of(each))
     assert response.media_type == "application/problem+json"
     assert ("Retry-After" in response.headers) == (response.status_code in {429, 503, 504})
 
 
 @pytest.mark.parametrize("each", [OverloadedError, RateLimitedError])
-def test_what_knows_when_to_try_again_says_it(each):
+def test_an_explicit_retry_after_is_used(each):
     assert problem_response(each("full", retry_after_s=7)).headers["Retry-After"] == "7"
 
 
-def test_who_shows_no_key_is_told_which_scheme_to_use():
+def test_a_missing_key_returns_the_authentication_scheme():
     assert problem_response(errors.UnauthenticatedError("no key")).headers["WWW-Authenticate"].startswith("Bearer")
 
 
-def test_an_unknown_name_is_told_with_the_known_ones_sorted_and_at_most_twenty():
+def test_an_unknown_name_error_lists_at_most_twenty_known_names_sorted():
     assert UnknownNameError("model", "clap", ["b", "a"]).message == "unknown model 'clap'; known: a, b"
     assert UnknownNameError("model", "clap", []).message == "unknown model 'clap'; known: none"
     assert UnknownNameError("job", "1", way_out="look").message == "unknown job '1'; look"
@@ -140,7 +140,7 @@ def test_an_unknown_name_is_told_with_the_known_ones_sorted_and_at_most_twenty()
 
 
 @given(st.lists(st.builds(FieldProblem, st.text(), st.text()), min_size=1, max_size=5))
-def test_a_field_error_tells_every_problem(problems):
+def test_a_field_error_lists_every_problem(problems):
     error = InvalidFieldError(problems)
     assert all(each.field in error.message and each.problem in error.message for each in problems)
     assert error.problems == tuple(problems)

@@ -11,7 +11,7 @@ from app.settings import Settings, load_settings
 
 SETTINGS_PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 
-# Promised to operators from the first release, with the values they stand at when nobody sets them.
+# Guaranteed to operators since the first release, with their default values.
 PROMISED = {
     "host": "127.0.0.1",
     "port": 8000,
@@ -32,7 +32,7 @@ def problem_with(**overrides):
     return caught.value.message
 
 
-# --- where values come from ----------------------------------------------------------------------------------------
+# --- sources -------------------------------------------------------------------------------------------------------
 
 
 def test_without_an_environment_every_setting_has_its_default():
@@ -40,7 +40,7 @@ def test_without_an_environment_every_setting_has_its_default():
     assert {name: getattr(settings, name) for name in PROMISED} == PROMISED
 
 
-def test_the_environment_is_read_whatever_the_case_of_its_names(monkeypatch):
+def test_names_of_environment_variables_are_case_insensitive(monkeypatch):
     monkeypatch.setenv("DEIXIS_PORT", "9001")
     monkeypatch.setenv("DEIXIS_MODELS", "embedded, ViT-B-32/openai")
     monkeypatch.setenv("deixis_max_labels", "7")
@@ -50,14 +50,14 @@ def test_the_environment_is_read_whatever_the_case_of_its_names(monkeypatch):
     assert settings.max_labels == 7
 
 
-def test_a_flag_comes_before_the_environment_and_a_flag_not_given_leaves_it(monkeypatch):
+def test_a_flag_overrides_the_environment_and_a_missing_flag_does_not(monkeypatch):
     monkeypatch.setenv("DEIXIS_PORT", "9001")
     monkeypatch.setenv("DEIXIS_HOST", "0.0.0.0")
     settings = load_settings(port=9002, host=None)
     assert (settings.host, settings.port) == ("0.0.0.0", 9002)
 
 
-def test_a_variable_that_is_no_setting_is_refused_with_those_that_are(monkeypatch):
+def test_the_error_for_an_unknown_variable_lists_the_settings(monkeypatch):
     monkeypatch.setenv("DEIXIS_PROT", "8000")
     message = problem_with()
     assert "unknown setting DEIXIS_PROT" in message
@@ -75,7 +75,7 @@ SERVICE_LINKS = {
 }
 
 
-def test_what_kubernetes_sets_for_a_service_of_this_name_is_not_looked_at(monkeypatch):
+def test_service_link_variables_of_kubernetes_are_ignored(monkeypatch):
     for name, value in SERVICE_LINKS.items():
         monkeypatch.setenv(name, value)
     assert load_settings().port == 8000
@@ -85,7 +85,7 @@ def test_what_kubernetes_sets_for_a_service_of_this_name_is_not_looked_at(monkey
     assert problem_with().startswith("unknown setting DEIXIS_PROT; ")
 
 
-def test_the_one_service_link_that_is_called_like_a_setting_is_told_with_its_way_out(monkeypatch):
+def test_a_service_link_variable_named_like_a_setting_is_an_error_with_advice(monkeypatch):
     for name, value in SERVICE_LINKS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("DEIXIS_PORT", "tcp://10.0.0.1:8000")
@@ -96,22 +96,22 @@ def test_the_one_service_link_that_is_called_like_a_setting_is_told_with_its_way
     assert load_settings(port=8001).port == 8001
 
 
-def test_other_programs_variables_are_not_looked_at(monkeypatch):
+def test_variables_of_other_programs_are_ignored(monkeypatch):
     monkeypatch.setenv("PORT", "1")
     monkeypatch.setenv("MY_DEIXIS_PORT", "2")
     assert load_settings().port == 8000
 
 
-def test_a_flag_that_is_not_a_setting_is_refused():
+def test_an_unknown_flag_is_rejected():
     assert "unknown setting DEIXIS_PROT; known: " in problem_with(prot=8000)
 
 
-def test_settings_cannot_be_changed_after_they_are_read():
+def test_settings_are_immutable():
     with pytest.raises(ValidationError, match="frozen"):
         load_settings().port = 1
 
 
-# --- what values may be --------------------------------------------------------------------------------------------
+# --- values --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_settings_cannot_be_changed_after_they_are_read():
         ("models", "local-dir:"),
     ],
 )
-def test_a_value_that_cannot_work_is_refused_by_the_name_of_its_variable(monkeypatch, name, value):
+def test_an_invalid_value_is_rejected_with_the_name_of_its_variable(monkeypatch, name, value):
     variable = f"DEIXIS_{name.upper()}"
     monkeypatch.setenv(variable, value)
     message = problem_with()
@@ -163,21 +163,21 @@ def test_a_value_that_cannot_work_is_refused_by_the_name_of_its_variable(monkeyp
     assert "\n" not in message
 
 
-def test_every_wrong_value_is_told_at_once(monkeypatch):
+def test_all_invalid_values_are_reported_together(monkeypatch):
     monkeypatch.setenv("DEIXIS_PORT", "x")
     monkeypatch.setenv("DEIXIS_MAX_LABELS", "y")
     message = problem_with(precision="z")
     assert all(variable in message for variable in ("DEIXIS_PORT", "DEIXIS_MAX_LABELS", "DEIXIS_PRECISION"))
 
 
-def test_a_request_that_could_never_be_admitted_is_found_at_start():
+def test_a_request_limit_above_the_queue_limit_is_an_error_at_the_start():
     message = problem_with(max_images_per_request=65, max_queued_images=64)
     assert "max_images_per_request (65) is above max_queued_images (64)" in message
     assert load_settings(max_images_per_request=64, max_queued_images=64).max_queued_images == 64
 
 
 @given(st.lists(st.sampled_from(["embedded", "a/b", "hf-hub:o/r", "local-dir:/x y"]), min_size=1, unique=True))
-def test_models_may_be_given_as_text_or_as_a_list(models):
+def test_models_can_be_text_or_a_list(models):
     as_text = Settings(models=" , ".join(models))
     assert as_text.models == Settings(models=tuple(models)).models == tuple(models)
 
@@ -185,7 +185,7 @@ def test_models_may_be_given_as_text_or_as_a_list(models):
 # --- folders and the database --------------------------------------------------------------------------------------
 
 
-def test_a_home_folder_is_written_out(monkeypatch, tmp_path):
+def test_the_home_folder_is_expanded(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert load_settings(data_dir="~/deixis").data_dir == tmp_path / "deixis"
@@ -193,14 +193,14 @@ def test_a_home_folder_is_written_out(monkeypatch, tmp_path):
     assert load_settings(import_dir="~/pictures").import_dir == tmp_path / "pictures"
 
 
-def test_unless_an_operator_says_so_no_file_is_kept_and_none_is_imported(monkeypatch):
+def test_by_default_no_files_are_stored_or_imported(monkeypatch):
     assert (load_settings().keep_images, load_settings().import_dir) == (False, None)
     for value, keeps in [("true", True), ("1", True), ("false", False), ("0", False)]:
         monkeypatch.setenv("DEIXIS_KEEP_IMAGES", value)
         assert load_settings().keep_images is keeps
 
 
-def test_the_database_is_a_file_in_the_data_folder_unless_named(tmp_path):
+def test_the_default_database_is_a_file_in_the_data_folder(tmp_path):
     assert load_settings(data_dir=tmp_path).effective_database_url == f"sqlite:///{tmp_path}/deixis.sqlite3"
     named = load_settings(data_dir=tmp_path, database_url="postgresql://u:p@h/d")
     assert named.effective_database_url == "postgresql://u:p@h/d"
@@ -217,7 +217,7 @@ def test_a_password_is_not_shown(monkeypatch):
 
 
 def test_there_are_at_most_50_settings():
-    """Each one is a decision that an operator must understand; what follows from others is derived, or a constant."""
+    """Each setting is a decision that an operator must understand; other values are derived or constant."""
     assert len(Settings.model_fields) <= 50
 
 
@@ -233,7 +233,7 @@ def test_a_setting_that_operators_rely_on_still_exists(name):
     assert name in Settings.model_fields
 
 
-def test_one_budget_bounds_all_caches():
+def test_one_budget_limits_all_caches():
     settings = load_settings(cache_mib=2048)
     shares = (settings.class_embedding_cache_bytes, settings.classifier_cache_bytes, settings.fit_cache_bytes)
     assert [share // 2**20 for share in shares] == [512, 512, 1024]
@@ -241,7 +241,7 @@ def test_one_budget_bounds_all_caches():
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
-def test_every_setting_is_described_in_a_sentence(name):
+def test_every_setting_has_a_description(name):
     description = Settings.model_fields[name].description
     assert description
     assert description.rstrip("`").endswith((".", "MiB."))
@@ -253,12 +253,12 @@ def rows_of_the_settings_page():
     return dict(rows)
 
 
-def test_the_settings_page_has_one_row_for_every_setting_and_no_other():
+def test_the_settings_page_has_one_row_per_setting():
     assert sorted(rows_of_the_settings_page()) == sorted(f"DEIXIS_{name.upper()}" for name in Settings.model_fields)
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
-def test_the_settings_page_tells_a_settings_description_and_default(name):
+def test_the_settings_page_has_the_description_and_default_of_each_setting(name):
     field = Settings.model_fields[name]
     row = rows_of_the_settings_page()[f"DEIXIS_{name.upper()}"]
     assert field.description.replace("|", "\\|") in row
@@ -276,6 +276,6 @@ def test_an_origin_is_a_scheme_and_a_host(monkeypatch, given):
         load_settings()
 
 
-def test_origins_are_read_from_a_list_with_commas(monkeypatch):
+def test_origins_are_read_from_a_comma_separated_list(monkeypatch):
     monkeypatch.setenv("DEIXIS_CORS_ORIGINS", "https://a.example, http://localhost:3000,http://[::1]:80")
     assert load_settings().cors_origins == ("https://a.example", "http://localhost:3000", "http://[::1]:80")

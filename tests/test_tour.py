@@ -1,4 +1,4 @@
-"""The tour of docs/architecture.md lists the functions that requests call, in the order of their first call."""
+"""The tour of docs/architecture.md lists the functions that a request calls, in the order of their first call."""
 
 import re
 import sys
@@ -26,14 +26,14 @@ IMAGE = ("picture.png", picture("red"), "image/png")
 
 
 def rows_of(heading: str) -> list[str]:
-    """Return the ``file:function`` cells of the table under a heading."""
+    """Return the ``file:function`` cells of the table below a heading."""
     section = PAGE.split(f"\n### {heading}\n")[1].split("\n#")[0]
     return re.findall(r"^\| `(app/[^`]+)` \|", section, re.MULTILINE)
 
 
 @contextmanager
 def recorded_calls():
-    """Record the time of the first call of every function of ``app``, in this thread and in those that it starts."""
+    """Record the time of the first call of every function of ``app``, in this thread and in threads that it starts."""
     first: dict[str, float] = {}
     prefix = f"{ROOT}/"
 
@@ -52,7 +52,7 @@ def recorded_calls():
 
 @pytest.fixture(scope="module")
 def calls(tmp_path_factory):
-    """The calls of each walk of the tour, against a live server."""
+    """Return the calls of each walk of the tour, with a live server."""
     settings = Settings(
         data_dir=tmp_path_factory.mktemp("tour"), models=("embedded",), build_wordnet=False, decode_timeout_s=None
     )
@@ -68,7 +68,7 @@ def calls(tmp_path_factory):
                 assert response.status_code == status, response.text
                 deadline = time.monotonic() + 30
                 while not set(rows_of(heading)) <= set(first) and time.monotonic() < deadline:
-                    time.sleep(0.02)  # work in the background goes on after the response
+                    time.sleep(0.02)  # work in the background continues after the response
                 walks[heading] = dict(first)
                 return response
 
