@@ -1,6 +1,6 @@
-"""Build a small caption database and print each step; run by test_build.py, which kills it and starts it again.
+"""Builds a small caption database and prints each step. test_build.py runs it, kills it and starts it again.
 
-After the encoding it goes on from step to step as it is told to, by a line each.
+After the encoding, each further step waits for a line on standard input.
 """
 
 import sys
@@ -19,7 +19,7 @@ OPTIONS = BuildOptions(shard_size=128, batch_size=64, exact_up_to=500)
 
 
 def features_of(texts) -> np.ndarray:
-    """Return unit rows that depend on the text alone; those whose first words agree are near each other."""
+    """Return unit rows that depend only on the text; texts with the same first words are near each other."""
     rows = np.array([_row(text.split()[0]) + 0.4 * _row(text) for text in texts], np.float32)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
@@ -56,7 +56,7 @@ def main(folder: Path) -> None:
     def advance(stage, done):
         print(stage, done, flush=True)  # noqa: T201
         if stage != "encode":
-            sys.stdin.readline()  # these steps are so short that the parent might come too late
+            sys.stdin.readline()  # these steps are so short that the parent might react too late
 
     build_all(folder, advance, encode)
 

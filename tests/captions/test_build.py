@@ -41,13 +41,13 @@ def opened(folder):
 
 
 def checksums(folder):
-    """Of every file of the current generation but the manifest, which holds the time."""
+    """Return the checksum of every file of the current generation except the manifest, which has the time."""
     place = folder / current_generation(folder)
     return {file.name: sha256(file.read_bytes()).hexdigest() for file in place.iterdir() if file.name != MANIFEST}
 
 
 class Encoder:
-    """Counts the captions that it encodes, and raises when it was told to."""
+    """Counts the captions that it encodes, and raises an error after ``fails_after`` of them."""
 
     def __init__(self, fails_after=None):
         self.encoded = 0
@@ -60,11 +60,11 @@ class Encoder:
         return features_of(texts)
 
 
-# What is built
+# Content
 
 
 @pytest.mark.parametrize("count", [1, 2, 127, 128, 129])
-def test_a_database_holds_every_caption_in_order(tmp_path, count):
+def test_a_database_has_every_caption_in_order(tmp_path, count):
     every = [f"caption {number}" for number in range(count)]
     manifest = made(every, tmp_path / "db", shard_size=64, batch_size=10)
     database = opened(tmp_path / "db")
@@ -77,7 +77,7 @@ def test_a_database_holds_every_caption_in_order(tmp_path, count):
 
 
 @pytest.mark.parametrize("every", [[], ["a", "b"]])
-def test_a_source_without_captions_is_refused_and_nothing_is_there(tmp_path, every):
+def test_a_source_without_captions_is_rejected_and_nothing_is_written(tmp_path, every):
     counts = Counts()
     with pytest.raises(InvalidFieldError, match=r"no captions are left; \d were read, and 0 could not be read"):
         made(clean_captions(every, counts=counts), tmp_path / "db", counts=counts)
@@ -85,14 +85,14 @@ def test_a_source_without_captions_is_refused_and_nothing_is_there(tmp_path, eve
         opened(tmp_path / "db")
 
 
-def test_captions_that_are_all_the_same_are_one(tmp_path):
+def test_identical_captions_are_stored_once(tmp_path):
     counts = Counts()
     manifest = made(clean_captions(["a dog"] * 500, counts=counts), tmp_path / "db", counts=counts)
     assert manifest.captions == 1
     assert (manifest.counts["duplicates"], manifest.counts["kept"]) == (499, 1)
 
 
-def test_a_large_database_is_searched_in_part_and_reaches_its_recall(tmp_path):
+def test_a_large_database_is_searched_in_part_with_the_target_recall(tmp_path):
     manifest = made(captions(), tmp_path / "db", exact_up_to=500)
     assert manifest.index.kind == "ivf-pq"
     assert manifest.index.lists == int(2 * COUNT**0.5)
@@ -102,7 +102,7 @@ def test_a_large_database_is_searched_in_part_and_reaches_its_recall(tmp_path):
     assert (tmp_path / "db" / manifest.generation / INDEX).stat().st_size < COUNT * 2 * DIMS
 
 
-def test_probes_are_the_fewest_that_reach_the_target(tmp_path):
+def test_probes_are_the_smallest_number_that_reaches_the_target(tmp_path):
     every = list(captions())[:1000]
     strict, lax = (made(every, tmp_path / f"{recall}", exact_up_to=500, recall=recall) for recall in (0.99, 0.05))
     assert lax.index.probes == 1
@@ -110,14 +110,14 @@ def test_probes_are_the_fewest_that_reach_the_target(tmp_path):
     assert strict.index.probes == strict.index.lists or strict.index.probes.bit_count() == 1
 
 
-def test_recall_may_be_measured_with_images(tmp_path):
+def test_recall_can_be_measured_with_images(tmp_path):
     rows = np.random.default_rng(0).standard_normal((20, DIMS)).astype(np.float32)
     images = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     assert set(made(captions(), tmp_path / "db", exact_up_to=500, queries=images).recall) == {"images"}
 
 
 @pytest.mark.parametrize("dims", [3, 17, 20])
-def test_features_of_any_length_can_be_indexed(tmp_path, dims):
+def test_features_of_any_number_of_dimensions_can_be_indexed(tmp_path, dims):
     def encode(texts):
         rows = features_of(texts)[:, :dims]
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
@@ -129,8 +129,8 @@ def test_features_of_any_length_can_be_indexed(tmp_path, dims):
     assert database.captions(database.search(encode(["kind1 in scene 1"]), 1)[0][0]) == ["kind1 in scene 1"]
 
 
-def test_captions_that_nearly_repeat_another_are_left_out_when_asked(tmp_path):
-    def encode(texts):  # those whose first words agree are the same but for a trifle
+def test_near_duplicates_are_removed_on_request(tmp_path):
+    def encode(texts):  # texts with the same first words are near duplicates
         rows = features_of([text.split()[0] for text in texts]) + 1e-3 * features_of(texts)
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
@@ -141,7 +141,7 @@ def test_captions_that_nearly_repeat_another_are_left_out_when_asked(tmp_path):
     assert (manifest.captions, manifest.counts["near_duplicates"], manifest.counts["kept"]) == (40, 360, 40)
 
 
-def test_near_duplicates_are_told_by_kept_captions_alone(tmp_path):
+def test_near_duplicates_are_compared_with_kept_captions_only(tmp_path):
     angles = np.deg2rad([0, 10, 20, 30])  # the second resembles the first, the third only the second
 
     def encode(texts):
@@ -151,10 +151,10 @@ def test_near_duplicates_are_told_by_kept_captions_alone(tmp_path):
     assert opened(tmp_path / "db").captions(range(2)) == ["0", "2"]
 
 
-def test_each_step_is_told(tmp_path):
-    told = []
-    made(captions(), tmp_path / "db", shard_size=512, advance=lambda *step: told.append(step))
-    assert told == [
+def test_each_step_is_reported(tmp_path):
+    reported = []
+    made(captions(), tmp_path / "db", shard_size=512, advance=lambda *step: reported.append(step))
+    assert reported == [
         *(("encode", done) for done in (512, 1024, 1536, 2000)),
         *((stage, 2000) for stage in ("assemble", "index", "measure")),
     ]
@@ -164,18 +164,18 @@ def test_each_step_is_told(tmp_path):
     "rows",
     [np.ones((1, 4)), np.full((2, 4), np.nan), np.zeros((2, 4)), np.ones(4), np.ones((2, 4))],
 )
-def test_rows_that_are_not_unit_or_not_as_many_as_the_captions_are_our_own_bug(tmp_path, rows):
+def test_rows_that_are_not_unit_or_of_the_wrong_number_are_an_internal_error(tmp_path, rows):
     with pytest.raises(ValueError, match="the encoder returned"):
         made(["one", "two"], tmp_path / "db", encode=lambda _: rows)
 
 
-def test_an_encoder_whose_rows_change_their_length_is_our_own_bug(tmp_path):
+def test_rows_of_different_lengths_are_an_internal_error(tmp_path):
     with pytest.raises(ValueError, match="the encoder returned 2 dimensions, and 3 before"):
         made(["abc", "ab"], tmp_path / "db", encode=lambda texts: np.eye(len(texts[0]))[:1], shard_size=1)
 
 
 @pytest.mark.parametrize("options", [{"shard_size": 0}, {"batch_size": 0}, {"recall": 0}, {"recall": 1.1}])
-def test_options_that_cannot_be_are_refused(tmp_path, options):
+def test_invalid_options_are_rejected(tmp_path, options):
     with pytest.raises(ValueError, match="BuildOptions"):
         made(["one"], tmp_path / "db", **options)
 
@@ -191,7 +191,7 @@ def uninterrupted(tmp_path_factory):
 
 
 def start(folder, until):
-    """Run a build, kill it when it prints that line, or let it end; return its exit status and all its lines."""
+    """Run a build and kill it when it prints a line, if one is given. Return its exit status and its output."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     script = Path(__file__).with_name("build_until_killed.py")
     environment = os.environ | {"PYTHONPATH": path}
@@ -209,7 +209,7 @@ def start(folder, until):
     return process.returncode, lines
 
 
-def test_a_build_that_is_killed_three_times_encodes_nothing_twice_and_gives_the_same_bytes(tmp_path, uninterrupted):
+def test_a_build_killed_three_times_encodes_nothing_twice_and_writes_the_same_bytes(tmp_path, uninterrupted):
     folder = tmp_path / "db"
     encoded = 0
     for until in ("encode 384", "encode 1280", "index 2000"):
@@ -220,14 +220,14 @@ def test_a_build_that_is_killed_three_times_encodes_nothing_twice_and_gives_the_
     status, lines = start(folder, None)
     assert status == 0
     assert not any(line.startswith("encoding") for line in lines)
-    # At each of three times one shard that was under way may have been encoded in vain.
+    # At each kill, the unfinished shard may have been encoded in vain.
     assert COUNT <= encoded <= COUNT + 3 * OPTIONS.shard_size
     assert checksums(folder) == checksums(uninterrupted)
     assert current_generation(folder) == current_generation(uninterrupted)
     assert not building_folder(folder).exists()
 
 
-def test_any_number_of_threads_makes_the_same_files(tmp_path):
+def test_the_files_do_not_depend_on_the_number_of_threads(tmp_path):
     folders = [tmp_path / f"{threads}" for threads in (1, 2, 5)]
     for folder in folders:
         made(captions(), folder, exact_up_to=500, threads=int(folder.name))
@@ -235,8 +235,8 @@ def test_any_number_of_threads_makes_the_same_files(tmp_path):
     assert len({current_generation(folder) for folder in folders}) == 1
 
 
-def test_captions_whose_features_are_all_the_same_are_found(tmp_path):
-    """Of which all but one of the lists stay empty."""
+def test_captions_with_identical_features_are_found(tmp_path):
+    """All except one of the lists are empty."""
     every = [f"caption {number}" for number in range(300)]
     manifest = made(every, tmp_path / "db", encode=lambda texts: features_of(["one"] * len(texts)), exact_up_to=100)
     assert manifest.index.kind == "ivf-pq"
@@ -259,7 +259,7 @@ def failed_build(folder, every, fingerprint=MODEL):
         made(every, folder, encode=Encoder(fails_after=300), fingerprint=fingerprint, shard_size=100, batch_size=100)
 
 
-def test_shards_of_other_captions_or_another_model_are_encoded_again_and_removed(tmp_path):
+def test_shards_of_other_captions_or_models_are_encoded_again_and_removed(tmp_path):
     every = [f"caption {number}" for number in range(400)]
     folder = tmp_path / "db"
     for other, fingerprint in [(["another", *every], MODEL), (every, "of other rows")]:
@@ -288,13 +288,13 @@ def test_a_damaged_shard_is_encoded_again(tmp_path, damage):
     assert opened(folder).captions(range(400)) == every
 
 
-def test_building_the_same_again_changes_nothing(tmp_path):
+def test_repeating_a_build_changes_nothing(tmp_path):
     first = made(captions(), tmp_path / "db")
     assert made(captions(), tmp_path / "db") == first
     assert prune(tmp_path / "db") == []
 
 
-def test_building_the_same_again_mends_what_was_damaged(tmp_path):
+def test_repeating_a_build_repairs_damaged_files(tmp_path):
     manifest = made(["one", "two"], tmp_path / "db")
     file = tmp_path / "db" / manifest.generation / TEXTS
     file.write_bytes(b"twoone")
@@ -304,7 +304,7 @@ def test_building_the_same_again_mends_what_was_damaged(tmp_path):
     assert opened(tmp_path / "db").captions([0, 1]) == ["one", "two"]
 
 
-def test_the_files_are_the_same_whatever_the_number_of_threads(tmp_path, uninterrupted):
+def test_the_files_do_not_depend_on_the_openmp_threads_of_the_process(tmp_path, uninterrupted):
     import faiss
 
     before = faiss.omp_get_max_threads()
@@ -317,10 +317,10 @@ def test_the_files_are_the_same_whatever_the_number_of_threads(tmp_path, uninter
     assert checksums(tmp_path / "db") == checksums(uninterrupted)
 
 
-# One after the other
+# Concurrent builds and pruning
 
 
-def test_two_builds_for_one_folder_do_not_mix(tmp_path):
+def test_concurrent_builds_in_one_folder_are_rejected(tmp_path):
     folder = tmp_path / "db"
 
     def encode(texts):
@@ -332,7 +332,7 @@ def test_two_builds_for_one_folder_do_not_mix(tmp_path):
     assert opened(folder).captions([0]) == ["one"]
 
 
-def test_old_generations_stay_until_they_are_pruned(tmp_path):
+def test_old_generations_are_kept_until_pruned(tmp_path):
     folder = tmp_path / "db"
     names = [made([f"caption {number}"], folder).generation for number in range(3)]
     assert current_generation(folder) == names[2]
@@ -342,7 +342,7 @@ def test_old_generations_stay_until_they_are_pruned(tmp_path):
     assert (folder / "notes").exists()
 
 
-def test_nothing_is_pruned_where_no_database_is_or_one_is_being_built(tmp_path):
+def test_pruning_ignores_missing_databases_and_running_builds(tmp_path):
     with pytest.raises(StoreError, match="contains no caption database"):
         prune(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
@@ -377,14 +377,14 @@ def small_disk(tmp_path):
 
 
 def wide(texts):
-    """Features of 512 dimensions, so that few captions fill a disk."""
+    """Return features of 512 dimensions, so that few captions fill a disk."""
     rows = np.repeat(features_of(texts), 16, axis=1)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-# The first fills the disk with shards, the others when it is put together and when it is indexed.
+# The first number fills the disk with shards, the others during assembly and indexing.
 @pytest.mark.parametrize("count", [2000, 900, 600])
-def test_a_full_disk_is_told_and_leaves_the_old_database_and_what_was_encoded(small_disk, count):
+def test_a_full_disk_is_an_error_and_keeps_the_old_database_and_the_shards(small_disk, count):
     folder = small_disk / "db"
     made(["the old one"], folder, encode=wide)
     before = checksums(folder)
@@ -396,7 +396,7 @@ def test_a_full_disk_is_told_and_leaves_the_old_database_and_what_was_encoded(sm
     assert list((building_folder(folder) / "shards").iterdir())
 
 
-def test_a_full_disk_does_no_harm_once_there_is_room_again(small_disk):
+def test_a_build_is_resumed_after_the_disk_has_free_space(small_disk):
     folder = small_disk / "db"
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(LARGE))
@@ -413,7 +413,7 @@ def test_a_full_disk_does_no_harm_once_there_is_room_again(small_disk):
 
 @pytest.fixture
 def small_files():
-    """No file may be larger than 200,000 bytes."""
+    """Limit the size of files to 200,000 bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
     yield
@@ -421,7 +421,7 @@ def small_files():
 
 
 @pytest.mark.parametrize("shard", [100, 300])
-def test_a_limit_on_files_is_told_and_leaves_the_old_database(tmp_path, small_files, shard):
+def test_a_file_size_limit_is_an_error_and_keeps_the_old_database(tmp_path, small_files, shard):
     folder = tmp_path / "db"
     made(["the old one"], folder, encode=wide)
     every = [f"caption {number}" for number in range(300)]
@@ -432,20 +432,20 @@ def test_a_limit_on_files_is_told_and_leaves_the_old_database(tmp_path, small_fi
 
 
 @pytest.mark.parametrize("blocked", ["db", "db.building"])
-def test_a_folder_that_cannot_be_made_is_told(tmp_path, blocked):
+def test_a_folder_that_cannot_be_created_is_an_error(tmp_path, blocked):
     (tmp_path / blocked).write_text("a file")
     with pytest.raises(StoreError, match=rf"'.*{blocked}' cannot be built: .*or name another folder"):
         made(["one"], tmp_path / "db")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+def test_a_read_only_folder_is_an_error(tmp_path):
     (tmp_path / "locked").mkdir(mode=0o555)
     with pytest.raises(StoreError, match="cannot be written; make it writable"):
         made(["one"], tmp_path / "locked" / "db")
 
 
-def test_errors_of_writing_are_told_by_what_can_be_done():
+def test_errors_of_writing_say_what_to_do():
     import errno
 
     for number, way_out in [
@@ -461,6 +461,6 @@ def test_errors_of_writing_are_told_by_what_can_be_done():
             raise OSError(number, os.strerror(number))
 
 
-def test_the_features_are_stored_once_in_half_precision(tmp_path):
+def test_features_are_stored_once_in_half_precision(tmp_path):
     manifest = made(captions(), tmp_path / "db")
     assert manifest.files[FEATURES]["bytes"] == 128 + 2 * DIMS * COUNT

@@ -1,4 +1,4 @@
-"""Caption databases while they are in use: replaced, damaged, deleted, searched by many, built and given up."""
+"""Caption databases in use: replaced, damaged, deleted, searched concurrently, built and cancelled."""
 
 import asyncio
 import shutil
@@ -51,7 +51,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 async def make_databases(folder, lexicon_folder):
-    """Open databases of the folder; keyword arguments change them."""
+    """Return a function that opens the databases of the folder; keyword arguments change their options."""
     opened = []
 
     def make(**changes):
@@ -76,20 +76,20 @@ def databases(make_databases):
 
 
 @pytest.fixture
-def always_looked_up(monkeypatch):
-    """Whether a database has been replaced is asked before every search."""
+def always_refresh(monkeypatch):
+    """Check before every search whether a database has been replaced."""
     monkeypatch.setattr(app.captions.served_database, "_REFRESH_INTERVAL_S", -1.0)
 
 
 @pytest.fixture
 def gate(monkeypatch):
-    """Searches wait at this gate while it is shut; it tells of each that arrives."""
+    """Searches wait at this gate while it is closed, and report their arrival."""
     held = Gate()
     search = CaptionDatabase.search
 
-    def wait(self, *asked):
+    def wait(self, *arguments):
         held.pass_through()
-        return search(self, *asked)
+        return search(self, *arguments)
 
     monkeypatch.setattr(CaptionDatabase, "search", wait)
     yield held
@@ -112,18 +112,18 @@ class Gate:
         assert await asyncio.to_thread(self.arrived.acquire, timeout=20)
 
 
-def asked(*texts):
+def encoded(*texts):
     return ENCODER.encode_texts(texts)
 
 
 async def nearest(databases, name, *texts, k=3, **options):
-    return await databases.search(name, MODEL, asked(*texts), k, **options)
+    return await databases.search(name, MODEL, encoded(*texts), k, **options)
 
 
 async def until(is_so):
-    """Let others go on until something is so."""
+    """Wait until a condition is true."""
     async with asyncio.timeout(20):
-        while not is_so():  # noqa: ASYNC110 - of threads too, which set no event of a loop
+        while not is_so():  # noqa: ASYNC110 - conditions of threads, which do not set events of the loop
             await asyncio.sleep(0)
 
 
@@ -146,10 +146,10 @@ async def built(databases, name="things", captions=CAPTIONS, *, encode=encode, a
     )
 
 
-# --- what there is -------------------------------------------------------------------------------------------------
+# --- listing -------------------------------------------------------------------------------------------------------
 
 
-async def test_a_folder_that_is_not_there_holds_no_databases(databases):
+async def test_a_missing_folder_has_no_databases(databases):
     assert await databases.states() == []
     with pytest.raises(UnknownNameError, match="unknown caption database 'things'; known: none"):
         await databases.state("things")
@@ -162,17 +162,17 @@ async def test_a_folder_that_is_not_there_holds_no_databases(databases):
 
 
 @pytest.mark.parametrize("name", ["Things", "", "a b", "../things", "x" * 65, "things.building"])
-async def test_a_name_that_none_can_have_is_told_by_its_field_and_opens_no_folder(databases, name):
+async def test_an_invalid_name_is_a_field_error_and_opens_no_folder(databases, name):
     for field in ("name", "database"):
-        with pytest.raises(InvalidFieldError) as told:
+        with pytest.raises(InvalidFieldError) as caught:
             databases.qualified_name(name, OPEN_NAMESPACE, field)
-        assert [each.field for each in told.value.problems] == [field]
+        assert [each.field for each in caught.value.problems] == [field]
     for work in (databases.state(name), databases.check_model(name, MODEL), databases.delete(name)):
         with pytest.raises(InvalidFieldError, match="is not a valid name of a caption database"):
             await work
 
 
-async def test_a_namespace_reads_its_own_databases_and_the_operators_default(databases, folder):
+async def test_a_namespace_reads_its_own_databases_and_the_default_one(databases, folder):
     acme = Namespace("acme")
     for name in ("wordnet", "things", "acme#toys", "acmes#tools"):
         made(folder / name)
@@ -192,7 +192,7 @@ async def test_a_namespace_reads_its_own_databases_and_the_operators_default(dat
         databases.writable_name("wordnet", acme)
 
 
-async def test_where_the_default_does_not_suit_a_namespace_is_asked_its_own_only(databases, folder):
+async def test_if_the_default_does_not_match_only_databases_of_the_namespace_are_chosen(databases, folder):
     made(folder / "things")
     with pytest.raises(NotConfiguredError):
         await databases.choose("fake", MODEL, Namespace("acme"))
@@ -201,7 +201,7 @@ async def test_where_the_default_does_not_suit_a_namespace_is_asked_its_own_only
     assert await databases.choose("fake", MODEL) == "things"
 
 
-async def test_what_is_no_database_is_left_out(databases, folder):
+async def test_other_folders_and_files_are_ignored(databases, folder):
     made(folder / "things")
     (folder / "empty").mkdir()
     (folder / "Capital").mkdir()
@@ -213,7 +213,7 @@ async def test_what_is_no_database_is_left_out(databases, folder):
 
 
 @pytest.mark.parametrize("damage", [MANIFEST, TEXTS])
-async def test_a_damaged_database_is_told_beside_the_others(databases, folder, damage):
+async def test_a_damaged_database_is_listed_with_its_problem(databases, folder, damage):
     made(folder / "broken")
     manifest = made(folder / "things")
     (place_of(folder / "broken") / damage).write_bytes(b"?")
@@ -223,15 +223,15 @@ async def test_a_damaged_database_is_told_beside_the_others(databases, folder, d
     assert "build the database again" in broken.problem
     assert (things.problem, things.manifest, things.generation) == (None, manifest, manifest.generation)
     assert things.nbytes == sum(each["bytes"] for each in manifest.files.values())
-    await databases.open_all()  # logs what is wrong, and goes on
+    await databases.open_all()  # logs the problem and continues
     assert len(await nearest(databases, "things", "red")) == 1
     with pytest.raises(StoreError, match="build the database again"):
         await nearest(databases, "broken", "red")
 
 
 @pytest.mark.parametrize("locked", ["lost+found", "locked"])
-async def test_a_folder_that_cannot_be_entered_hides_no_other_database(databases, folder, monkeypatch, locked):
-    """As the one that a file system of its own keeps for itself, of which only root knows the content."""
+async def test_an_inaccessible_folder_does_not_hide_other_databases(databases, folder, monkeypatch, locked):
+    """Such as lost+found, which only root can read."""
     made(folder / "things")
     (folder / locked).mkdir()
     is_file = Path.is_file
@@ -251,7 +251,7 @@ async def test_a_folder_that_cannot_be_entered_hides_no_other_database(databases
 
 
 @pytest.mark.parametrize("file", [FEATURES, OFFSETS])
-async def test_damage_that_leaves_a_file_its_size_is_told_as_damage(databases, folder, file):
+async def test_damage_without_a_change_of_size_is_reported_as_damage(databases, folder, file):
     made(folder / "things")
     place = place_of(folder / "things") / file
     place.write_bytes(place.read_bytes().replace(b")", b"(", 1))
@@ -261,20 +261,20 @@ async def test_damage_that_leaves_a_file_its_size_is_told_as_damage(databases, f
         await databases.choose("fake", MODEL)
 
 
-async def test_a_database_is_checked_for_the_model_and_the_field_is_blamed(databases, folder):
+async def test_a_database_of_another_model_is_a_field_error(databases, folder):
     made(folder / "things")
     await databases.check_model("things", MODEL)
-    with pytest.raises(InvalidFieldError, match="was built with another model, 'fake'") as told:
+    with pytest.raises(InvalidFieldError, match="was built with another model, 'fake'") as caught:
         await databases.check_model("things", "other", field="model")
-    assert told.value.problems[0].field == "model"
+    assert caught.value.problems[0].field == "model"
     with pytest.raises(InvalidFieldError, match="was built with another model"):
-        await databases.search("things", "other", asked("red"), 3)
+        await databases.search("things", "other", encoded("red"), 3)
 
 
-# --- which to ask --------------------------------------------------------------------------------------------------
+# --- choosing ------------------------------------------------------------------------------------------------------
 
 
-async def test_the_default_is_chosen_before_others_of_the_model(databases, folder):
+async def test_the_default_is_preferred_to_others_of_the_model(databases, folder):
     for name in ("things", "wordnet", "zebras"):
         made(folder / name)
     assert await databases.choose("fake", MODEL) == "wordnet"
@@ -292,7 +292,7 @@ async def test_without_a_default_of_the_model_the_only_other_one_is_chosen(datab
         await databases.choose("third", "third")
 
 
-async def test_a_damaged_database_is_told_only_where_no_other_suits(databases, folder):
+async def test_a_damaged_database_is_an_error_only_if_no_other_matches(databases, folder):
     made(folder / "broken")
     (place_of(folder / "broken") / TEXTS).write_bytes(b"?")
     with pytest.raises(StoreError, match="build the database again"):
@@ -301,7 +301,7 @@ async def test_a_damaged_database_is_told_only_where_no_other_suits(databases, f
     assert await databases.choose("fake", MODEL) == "things"
 
 
-async def test_a_default_that_is_expected_is_told_until_another_one_suits(databases, folder):
+async def test_an_announced_default_is_reported_until_another_database_matches(databases, folder):
     databases.announce_build("wordnet")
     with pytest.raises(NotReadyError, match="'wordnet' will be built soon; try again later, or give labels"):
         await databases.choose("fake", MODEL)
@@ -309,7 +309,7 @@ async def test_a_default_that_is_expected_is_told_until_another_one_suits(databa
     assert await databases.choose("fake", MODEL) == "things"
 
 
-async def test_while_the_default_is_mended_callers_are_told_so(databases, folder):
+async def test_during_the_repair_of_the_default_requests_are_rejected_with_a_reason(databases, folder):
     made(folder / "wordnet")
     (place_of(folder / "wordnet") / TEXTS).write_bytes(b"?")
     databases.announce_build("wordnet")
@@ -317,27 +317,27 @@ async def test_while_the_default_is_mended_callers_are_told_so(databases, folder
         await databases.choose("fake", MODEL)
 
 
-async def test_callers_are_told_how_far_the_build_is_and_then_answered(databases, monkeypatch):
+async def test_requests_get_the_progress_of_the_build_and_then_results(databases, monkeypatch):
     monkeypatch.setattr(app.captions.builder, "BuildOptions", partial(BuildOptions, shard_size=10))
     monkeypatch.setattr(app.captions.builder, "_TEXTS_PER_BATCH", 10)
-    told = []
+    reported = []
 
     async def note(done, total):
         with pytest.raises(NotReadyError) as error:
             await databases.choose("fake", MODEL)
-        told.append((done, total, error.value.message))
+        reported.append((done, total, error.value.message))
 
     await built(databases, "wordnet", advance=note)
 
-    assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
-    assert {total for _, total, _ in told} == {len(CAPTIONS)}
-    assert told[-1][0] == len(CAPTIONS)
-    for done, total, message in told:
+    assert [done for done, _, _ in reported] == sorted(done for done, _, _ in reported)
+    assert {total for _, total, _ in reported} == {len(CAPTIONS)}
+    assert reported[-1][0] == len(CAPTIONS)
+    for done, total, message in reported:
         assert f"is being built, {done:,} of {total:,} captions are encoded" in message
     assert await databases.choose("fake", MODEL) == "wordnet"
 
 
-async def test_after_a_build_that_failed_nothing_is_awaited(databases):
+async def test_after_a_failed_build_it_is_no_longer_announced(databases):
     databases.announce_build("wordnet")
     with pytest.raises(InvalidFieldError, match="no captions are left"):
         await built(databases, "wordnet", ["a"])
@@ -348,7 +348,7 @@ async def test_after_a_build_that_failed_nothing_is_awaited(databases):
 # --- searching -----------------------------------------------------------------------------------------------------
 
 
-async def test_many_searches_at_once_find_what_each_finds_alone_whatever_it_asks_for(databases, folder, gate):
+async def test_concurrent_searches_find_the_same_as_sequential_ones(databases, folder, gate):
     made(folder / "things", MANY)
     made(folder / "others")
     questions = [
@@ -378,7 +378,7 @@ async def test_many_searches_at_once_find_what_each_finds_alone_whatever_it_asks
             assert len(one.features) == len(one.captions)
 
 
-async def test_more_queries_than_the_queue_holds_are_all_answered_in_order(make_databases, folder):
+async def test_more_queries_than_the_queue_limit_are_all_searched_in_order(make_databases, folder):
     databases = make_databases(max_queued=1)
     made(folder / "things", MANY)
     texts = MANY[:300]
@@ -391,9 +391,7 @@ async def test_more_queries_than_the_queue_holds_are_all_answered_in_order(make_
     assert [found[number].captions for number in range(0, 300, 37)] == alone
 
 
-async def test_searches_beyond_the_places_of_the_queue_are_refused_and_those_in_it_end_well(
-    make_databases, folder, gate
-):
+async def test_searches_above_the_queue_limit_are_rejected_and_the_others_succeed(make_databases, folder, gate):
     databases = make_databases(max_queued=1)
     made(folder / "things")
     await nearest(databases, "things", "red")
@@ -407,12 +405,12 @@ async def test_searches_beyond_the_places_of_the_queue_are_refused_and_those_in_
     assert len(await first) == 64
 
 
-async def test_no_queries_find_nothing(databases, folder):
+async def test_no_queries_give_no_results(databases, folder):
     made(folder / "things")
     assert await databases.search("things", MODEL, np.zeros((0, 16), np.float32), 3) == []
 
 
-async def test_a_search_that_fails_takes_no_other_with_it(databases, folder, monkeypatch):
+async def test_a_failing_search_does_not_affect_others(databases, folder, monkeypatch):
     made(folder / "things")
     search = CaptionDatabase.search
 
@@ -429,13 +427,11 @@ async def test_a_search_that_fails_takes_no_other_with_it(databases, folder, mon
     assert len((await nearest(databases, "things", "red"))[0].captions) == 3
 
 
-# --- replaced ------------------------------------------------------------------------------------------------------
+# --- replacing -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("always_looked_up")
-async def test_what_takes_the_place_of_a_database_is_found_and_what_was_begun_ends_with_the_old_one(
-    databases, folder, gate
-):
+@pytest.mark.usefixtures("always_refresh")
+async def test_new_searches_use_a_replaced_database_and_running_ones_the_old_one(databases, folder, gate):
     old = made(folder / "things", RED)
     await nearest(databases, "things", "red")
     await gate.someone_arrives()
@@ -457,14 +453,14 @@ async def test_what_takes_the_place_of_a_database_is_found_and_what_was_begun_en
     assert (await databases.manifest("things")).generation == new.generation
 
 
-async def test_parts_search_the_generation_that_an_edge_knows_whether_it_is_theirs_or_not(make_databases, folder):
+async def test_shards_search_the_generation_that_the_edge_requests(make_databases, folder):
     parts = [make_databases() for _ in range(2)]
 
     async def search(generation):
         found = [
             (
                 await each.search_generation(
-                    "things", generation, asked("red"), 3, features=True, within_s=None, part=Part(number, 2)
+                    "things", generation, encoded("red"), 3, features=True, within_s=None, part=Part(number, 2)
                 )
             )[0]
             for number, each in enumerate(parts)
@@ -474,10 +470,10 @@ async def test_parts_search_the_generation_that_an_edge_knows_whether_it_is_thei
     old = made(folder / "things", RED)
     assert set((await search(old.generation)).captions) <= set(RED)
     new = made(folder / "things", BLUE)
-    # One edge has not noticed yet, which no part has either; then another one has.
+    # One edge has not noticed the new generation yet, and neither has a shard; then another edge has.
     assert set((await search(old.generation)).captions) <= set(RED)
-    told = await search(new.generation)
-    assert (told.generation, set(told.captions) <= set(BLUE)) == (new.generation, True)
+    result = await search(new.generation)
+    assert (result.generation, set(result.captions) <= set(BLUE)) == (new.generation, True)
     assert (await search(old.generation)).generation == old.generation
     made(folder / "things", GREEN)
     prune(folder / "things")
@@ -485,7 +481,7 @@ async def test_parts_search_the_generation_that_an_edge_knows_whether_it_is_thei
         await search(old.generation)
 
 
-async def test_what_is_searched_elsewhere_is_looked_up_here_and_checked(make_databases, folder):
+async def test_a_remote_search_is_checked_locally_first(make_databases, folder):
     asked_for = []
 
     async def elsewhere(name, generation, queries, k, **more):
@@ -497,13 +493,13 @@ async def test_what_is_searched_elsewhere_is_looked_up_here_and_checked(make_dat
     assert await nearest(databases, "things", "red", k=7, features=True, within_s=2.0) == ["found there"]
     assert asked_for == [("things", manifest.generation, 1, 7, {"features": True, "within_s": 2.0})]
     with pytest.raises(InvalidFieldError, match="another model"):
-        await databases.search("things", "of another model", asked("red"), 3)
+        await databases.search("things", "of another model", encoded("red"), 3)
     with pytest.raises(UnknownNameError):
         await nearest(databases, "nothing", "red")
     assert len(asked_for) == 1
 
 
-async def test_a_database_is_looked_up_once_in_a_while_only(databases, folder, monkeypatch):
+async def test_databases_are_refreshed_at_most_once_per_interval(databases, folder, monkeypatch):
     now = [1000.0]
     monkeypatch.setattr("app.captions.served_database.time.monotonic", lambda: now[0])
     old = made(folder / "things", RED)
@@ -515,9 +511,9 @@ async def test_a_database_is_looked_up_once_in_a_while_only(databases, folder, m
     assert (await nearest(databases, "things", "red"))[0].generation == new.generation
 
 
-@pytest.mark.usefixtures("always_looked_up")
+@pytest.mark.usefixtures("always_refresh")
 @pytest.mark.parametrize("damage", [MANIFEST, TEXTS, CURRENT, FEATURES])
-async def test_where_the_new_generation_is_damaged_the_old_one_answers_until_a_good_one_comes(
+async def test_if_a_new_generation_is_damaged_the_old_one_is_used_until_a_valid_one_exists(
     databases, folder, tmp_path, damage
 ):
     old = made(folder / "things", RED)
@@ -525,7 +521,7 @@ async def test_where_the_new_generation_is_damaged_the_old_one_answers_until_a_g
     made(tmp_path / "prepared", BLUE)
     if damage == CURRENT:
         (folder / "things" / CURRENT).write_text("nonsense")
-    elif damage == FEATURES:  # of the size that it should have
+    elif damage == FEATURES:  # of the correct size
         file = place_of(tmp_path / "prepared") / FEATURES
         file.write_bytes(file.read_bytes().replace(b")", b"(", 1))
         put_in_place(tmp_path / "prepared", folder / "things")
@@ -539,14 +535,14 @@ async def test_where_the_new_generation_is_damaged_the_old_one_answers_until_a_g
         assert set(found.captions) <= set(RED)
     assert await databases.manifest("things") == old
     assert await databases.choose("fake", MODEL) == "things"
-    assert (await databases.state("things")).problem is not None or damage == FEATURES  # which no size tells
+    assert (await databases.state("things")).problem is not None or damage == FEATURES  # which the size does not show
 
     good = made(folder / "things", GREEN)
     assert (await nearest(databases, "things", "red"))[0].generation == good.generation
 
 
-@pytest.mark.usefixtures("always_looked_up")
-async def test_a_database_that_another_model_made_meanwhile_is_not_asked(databases, folder):
+@pytest.mark.usefixtures("always_refresh")
+async def test_a_database_replaced_by_one_of_another_model_is_not_searched(databases, folder):
     made(folder / "things")
     await databases.check_model("things", MODEL)
     made(folder / "things", encoder=FakeEncoder("other"))
@@ -554,10 +550,10 @@ async def test_a_database_that_another_model_made_meanwhile_is_not_asked(databas
         await nearest(databases, "things", "red")
 
 
-# --- deleted -------------------------------------------------------------------------------------------------------
+# --- deleting ------------------------------------------------------------------------------------------------------
 
 
-async def test_searches_that_run_or_wait_while_a_database_is_deleted_end_well(databases, folder, gate):
+async def test_running_and_waiting_searches_succeed_while_their_database_is_deleted(databases, folder, gate):
     made(folder / "things")
     await nearest(databases, "things", "red")
     await gate.someone_arrives()
@@ -585,8 +581,8 @@ async def test_searches_that_run_or_wait_while_a_database_is_deleted_end_well(da
             await work
 
 
-@pytest.mark.usefixtures("always_looked_up")
-async def test_where_current_names_a_generation_that_is_gone_the_old_one_answers(databases, folder):
+@pytest.mark.usefixtures("always_refresh")
+async def test_if_current_names_a_missing_generation_the_old_one_is_used(databases, folder):
     old = made(folder / "things")
     await nearest(databases, "things", "red")
     (folder / "things" / CURRENT).write_text("0123456789abcdef\n")
@@ -596,7 +592,7 @@ async def test_where_current_names_a_generation_that_is_gone_the_old_one_answers
     assert await databases.states() == []
 
 
-async def test_a_database_in_the_place_of_a_link_is_deleted_or_stays_whole(databases, folder, tmp_path):
+async def test_a_linked_database_is_deleted_or_stays_intact(databases, folder, tmp_path):
     made(tmp_path / "elsewhere" / "things")
     folder.mkdir()
     (folder / "things").symlink_to(tmp_path / "elsewhere" / "things")
@@ -611,7 +607,7 @@ async def test_a_database_in_the_place_of_a_link_is_deleted_or_stays_whole(datab
         assert left == [None]
 
 
-async def test_a_name_can_be_given_again_at_once(databases, folder):
+async def test_a_name_can_be_reused_immediately(databases, folder):
     made(folder / "things", RED)
     await nearest(databases, "things", "red")
     await databases.delete("things")
@@ -620,7 +616,7 @@ async def test_a_name_can_be_given_again_at_once(databases, folder):
     assert set(found.captions) <= set(BLUE)
 
 
-async def test_a_database_that_was_deleted_is_closed_in_a_while(databases, folder, monkeypatch):
+async def test_a_deleted_database_is_closed_after_a_delay(databases, folder, monkeypatch):
     monkeypatch.setattr(app.captions.catalogue, "_CLOSE_DELAY_S", 0.0)
     made(folder / "things")
     await nearest(databases, "things", "red")
@@ -634,8 +630,8 @@ async def test_a_database_that_was_deleted_is_closed_in_a_while(databases, folde
     assert len(await nearest(databases, "things", "red")) == 1
 
 
-@pytest.mark.usefixtures("always_looked_up")
-async def test_a_search_that_looks_a_database_up_while_it_is_closed_is_answered_or_told(databases, folder, monkeypatch):
+@pytest.mark.usefixtures("always_refresh")
+async def test_a_search_during_the_closing_of_a_database_gets_a_result_or_an_error(databases, folder, monkeypatch):
     made(folder / "things")
     await nearest(databases, "things", "red")
     served = databases._served["things"]
@@ -658,10 +654,10 @@ async def test_a_search_that_looks_a_database_up_while_it_is_closed_is_answered_
         assert len(await searching) == 1
 
 
-# --- built ---------------------------------------------------------------------------------------------------------
+# --- building ------------------------------------------------------------------------------------------------------
 
 
-async def test_a_database_is_built_and_can_be_searched_at_once(databases, folder):
+async def test_a_new_database_can_be_searched_immediately(databases, folder):
     manifest = await built(databases, source_notes="made up", licence="CC0-1.0")
     assert (manifest.captions, manifest.source_notes, manifest.licence) == (len(CAPTIONS), "made up", "CC0-1.0")
     assert manifest.counts["read"] == len(CAPTIONS)
@@ -670,7 +666,7 @@ async def test_a_database_is_built_and_can_be_searched_at_once(databases, folder
     assert found.generation == manifest.generation
 
 
-async def test_building_in_the_place_of_a_damaged_database_mends_it(databases, folder):
+async def test_building_over_a_damaged_database_repairs_it(databases, folder):
     made(folder / "things")
     (place_of(folder / "things") / TEXTS).write_bytes(b"?")
     await built(databases)
@@ -678,7 +674,7 @@ async def test_building_in_the_place_of_a_damaged_database_mends_it(databases, f
     assert len(await nearest(databases, "things", "red")) == 1
 
 
-async def test_a_file_in_a_folder_that_cannot_be_entered_is_told_of_a_build(databases, tmp_path, monkeypatch):
+async def test_a_file_in_an_inaccessible_folder_is_an_error_of_the_build(databases, tmp_path, monkeypatch):
     file = tmp_path / "captions.txt"
     file.write_text("a red ball", "utf-8")
 
@@ -703,7 +699,7 @@ async def test_a_file_in_a_folder_that_cannot_be_entered_is_told_of_a_build(data
         )
 
 
-async def test_an_error_of_the_encoder_is_that_of_the_build_and_the_old_database_stays(databases, folder):
+async def test_an_error_of_the_encoder_fails_the_build_and_keeps_the_old_database(databases, folder):
     old = made(folder / "things", RED)
 
     async def fail(texts):
@@ -716,7 +712,7 @@ async def test_an_error_of_the_encoder_is_that_of_the_build_and_the_old_database
 
 @asynccontextmanager
 async def under_way(databases, name="things", captions=CAPTIONS, first=0):
-    """Begin a build that waits once it has handed on ``first`` batches; yield its task and how many were encoded."""
+    """Start a build that waits after ``first`` batches; yield its task and the number of encoded batches."""
     reached, go_on, encoded = asyncio.Event(), asyncio.Event(), []
 
     async def encode_and_wait(texts):
@@ -742,7 +738,7 @@ def small_shards(monkeypatch):
 
 
 @pytest.mark.usefixtures("small_shards")
-async def test_a_build_that_is_cancelled_stops_and_the_next_one_encodes_only_what_is_missing(databases, folder):
+async def test_a_cancelled_build_stops_and_the_next_one_encodes_only_missing_captions(databases, folder):
     old = made(folder / "things", BLUE)
     async with under_way(databases, first=2) as (task, encoded, go_on):
         task.cancel()
@@ -753,28 +749,28 @@ async def test_a_build_that_is_cancelled_stops_and_the_next_one_encodes_only_wha
     assert await databases.manifest("things") == old
     assert len(list((building_folder(folder / "things") / "shards").glob("*.npz"))) >= 2
 
-    again, told = [], []
+    again, reported = [], []
 
     async def note(texts):
         again.extend(texts)
         return await encode(texts)
 
     async def advance(done, total):
-        told.append(done)
+        reported.append(done)
 
     manifest = await built(databases, encode=note, advance=advance)
 
     assert manifest.captions == len(CAPTIONS)
     assert len(again) + 10 * len(encoded) >= len(CAPTIONS)
     assert not set(again) & {text for batch in encoded[:2] for text in batch}
-    assert told[0] >= 10
-    assert told == sorted(told)
-    assert told[-1] == len(CAPTIONS)
+    assert reported[0] >= 10
+    assert reported == sorted(reported)
+    assert reported[-1] == len(CAPTIONS)
     (found,) = await nearest(databases, "things", "red", k=1)
     assert found.generation == manifest.generation
 
 
-async def test_after_a_build_that_was_cancelled_nothing_is_awaited(databases):
+async def test_after_a_cancelled_build_it_is_no_longer_announced(databases):
     async with under_way(databases, "wordnet") as (task, _, go_on):
         with pytest.raises(NotReadyError, match="caption database 'wordnet'"):
             await databases.choose("fake", MODEL)
@@ -784,7 +780,7 @@ async def test_after_a_build_that_was_cancelled_nothing_is_awaited(databases):
         await databases.choose("fake", MODEL)
 
 
-async def test_of_two_builds_of_one_name_both_end_well_and_the_later_one_stays(databases):
+async def test_two_builds_of_one_name_both_succeed_and_the_later_one_stays(databases):
     async with under_way(databases, captions=RED) as (first, _, go_on):
         second = asyncio.create_task(built(databases, captions=BLUE))
         await asyncio.sleep(0)
@@ -794,7 +790,7 @@ async def test_of_two_builds_of_one_name_both_end_well_and_the_later_one_stays(d
     assert (await databases.manifest("things")).generation == other.generation
 
 
-async def test_a_database_that_is_being_built_is_not_deleted(databases, folder):
+async def test_a_database_that_is_being_built_cannot_be_deleted(databases, folder):
     made(folder / "things", RED)
     async with under_way(databases) as (task, _, go_on):
         with pytest.raises(ConflictError, match="another build for 'things' is running"):
@@ -804,7 +800,7 @@ async def test_a_database_that_is_being_built_is_not_deleted(databases, folder):
     await databases.delete("things")
 
 
-async def test_searches_go_on_while_the_database_is_built_again(databases, folder):
+async def test_searches_continue_while_the_database_is_rebuilt(databases, folder):
     old = made(folder / "things", RED)
     async with under_way(databases, captions=BLUE) as (task, _, go_on):
         for _ in range(5):
@@ -814,10 +810,10 @@ async def test_searches_go_on_while_the_database_is_built_again(databases, folde
     assert (await nearest(databases, "things", "red"))[0].generation == new.generation
 
 
-# --- the end -------------------------------------------------------------------------------------------------------
+# --- closing -------------------------------------------------------------------------------------------------------
 
 
-async def test_closing_ends_every_thread_and_what_is_asked_afterwards_is_told(make_databases, folder):
+async def test_closing_ends_every_thread_and_rejects_later_searches(make_databases, folder):
     databases = make_databases()
     made(folder / "things")
     await built(databases, "others")
@@ -831,9 +827,7 @@ async def test_closing_ends_every_thread_and_what_is_asked_afterwards_is_told(ma
     await databases.close()
 
 
-async def test_words_that_are_not_there_are_told_and_keep_no_database_from_being_opened(
-    make_databases, folder, tmp_path
-):
+async def test_a_missing_lexicon_is_an_error_and_does_not_prevent_opening_databases(make_databases, folder, tmp_path):
     databases = make_databases(wordnet=tmp_path / "nowhere")
     made(folder / "things")
     await databases.open_all()
@@ -843,7 +837,7 @@ async def test_words_that_are_not_there_are_told_and_keep_no_database_from_being
 
 
 @pytest.mark.parametrize("content", ["nonsense\n", "\n"])
-async def test_words_that_are_nonsense_are_told_and_no_build_fails_of_them(databases, folder, lexicon_folder, content):
+async def test_an_invalid_lexicon_is_an_error_and_does_not_fail_builds(databases, folder, lexicon_folder, content):
     (lexicon_folder / "index.noun").write_text(content)
     with pytest.raises(NotConfiguredError, match=r"index\.noun"):
         databases.lexicon()
@@ -852,7 +846,7 @@ async def test_words_that_are_nonsense_are_told_and_no_build_fails_of_them(datab
     assert (await built(databases)).captions == len(CAPTIONS)
 
 
-async def test_words_are_read_once_by_whoever_comes_first(databases):
+async def test_the_lexicon_is_read_once(databases):
     first, *others = await asyncio.gather(*(asyncio.to_thread(databases.lexicon) for _ in range(8)))
     assert all(each is first for each in others)
     assert "dog" in first.nouns

@@ -28,7 +28,7 @@ def made(folder, captions=CAPTIONS, exact_up_to=3000, **options):
 
 @pytest.fixture(scope="module", params=KINDS)
 def folder(request, tmp_path_factory) -> Path:
-    """A database that tests only read."""
+    """Return a database that tests do not modify."""
     return made(tmp_path_factory.mktemp("captions") / "scenes", exact_up_to=KINDS[request.param])
 
 
@@ -39,7 +39,7 @@ def database(folder):
 
 @pytest.fixture
 def own(tmp_path) -> Path:
-    """A small database that the test may damage."""
+    """Return a small database that a test may damage."""
     return made(tmp_path / "own", CAPTIONS[:50])
 
 
@@ -67,15 +67,15 @@ def test_the_nearest_captions_come_first_with_their_cosines(database):
 def test_cosines_are_those_of_the_stored_features(database):
     queries = queries_of(20)
     indices, cosines = database.search(queries, 7)
-    for query, found, told in zip(queries, indices, cosines, strict=True):
-        np.testing.assert_allclose(told, database.features(found) @ query, atol=1e-6)
+    for query, found, result in zip(queries, indices, cosines, strict=True):
+        np.testing.assert_allclose(result, database.features(found) @ query, atol=1e-6)
 
 
-def test_captions_and_features_come_by_their_indices(database):
+def test_captions_and_features_are_read_by_index(database):
     indices = np.array([1999, 0, 7, 7])
     every = database.captions(range(2000))
     assert sorted(every) == sorted(CAPTIONS)
-    # Of an inverted file, in the order of its lists.
+    # An inverted file stores them in the order of its lists.
     assert (every == CAPTIONS) is not bool(database.manifest.index.probes)
     assert database.captions(indices) == [every[index] for index in indices]
     features = database.features(indices)
@@ -85,7 +85,7 @@ def test_captions_and_features_come_by_their_indices(database):
 
 
 @pytest.mark.parametrize("k", [1999, 2000, 5000])
-def test_all_captions_are_found_when_as_many_are_asked_for(database, k):
+def test_all_captions_are_returned_on_request(database, k):
     indices, cosines = database.search(queries_of(3), k)
     assert indices.shape == cosines.shape == (3, min(k, 2000))
     for row in indices.tolist():
@@ -95,11 +95,11 @@ def test_all_captions_are_found_when_as_many_are_asked_for(database, k):
 
 
 @pytest.mark.parametrize("of", [1, 3, 7])
-def test_what_the_parts_find_is_together_what_the_whole_finds(database, of):
+def test_the_merged_results_of_shards_equal_those_of_the_whole_database(database, of):
     queries = queries_of(30)
     parts = [Part(number, of) for number in range(of)]
     rows = [sorted(database.search(queries[:1], 2000, part)[0][0].tolist()) for part in parts]
-    # Each caption is in one part, and those of a part follow each other.
+    # Each caption is in one shard, and the captions of a shard are consecutive.
     assert [index for some in rows for index in some] == list(range(2000))
     found = [database.search(queries, 10, part) for part in parts]
     for own, (indices, cosines) in zip(rows, found, strict=True):
@@ -107,24 +107,24 @@ def test_what_the_parts_find_is_together_what_the_whole_finds(database, of):
         assert (cosines[indices == -1] == -1).all()
     for row in range(len(queries)):
         whole = database.nearest(*(each[row] for each in database.search(queries, 10)), features=True)
-        told = [database.nearest(indices[row], cosines[row], features=True) for indices, cosines in found]
-        together = merge_parts(told, 10, None)
-        # An inexact index looks at more candidates in parts, and so finds what is as near or nearer.
+        result = [database.nearest(indices[row], cosines[row], features=True) for indices, cosines in found]
+        together = merge_parts(result, 10, None)
+        # An inexact index has more candidates in shards, so its results are equally near or nearer.
         assert (together.cosines >= whole.cosines - 1e-6).all()
         if not database._index.probes:
             assert together.captions == whole.captions
             np.testing.assert_array_equal(together.features, whole.features)
-        assert merge_parts(told, 10, "a part is away").missing == "a part is away"
+        assert merge_parts(result, 10, "a part is away").missing == "a part is away"
 
 
-def test_a_part_that_is_smaller_than_what_is_asked_for_gives_all_it_has(database):
+def test_a_shard_with_fewer_captions_than_requested_returns_all(database):
     indices, _ = database.search(queries_of(2), 2000, Part(0, 10))
-    # Parts are cut between lists, of which the smallest database has few.
+    # Shards consist of whole lists, of which the smallest database has few.
     assert 150 < indices.shape[1] < 250
     assert all(sorted(row) == list(range(indices.shape[1])) for row in indices.tolist())
 
 
-def test_parts_read_the_lists_that_the_whole_reads_and_no_others(tmp_path):
+def test_shards_read_the_same_lists_as_the_whole_database(tmp_path):
     database = CaptionDatabase.open(made(tmp_path / "scenes", exact_up_to=500, recall=0.05), fingerprint=MODEL)
     assert database.manifest.index.probes == 1
     index, lists = (
@@ -134,13 +134,13 @@ def test_parts_read_the_lists_that_the_whole_reads_and_no_others(tmp_path):
     for query in queries_of(30):
         nearest = index.quantizer.search(query[None], 1)[1][0, 0]
         found = [database.search(query[None], 5, Part(number, 9))[0][0] for number in range(9)]
-        # All that is in one list is in one part; the others read nothing, and so find nothing.
+        # All captions of a list are in one shard; the other shards read nothing and return nothing.
         assert sum((each >= 0).any() for each in found) == 1
         assert {lists[row] for each in found for row in each[each >= 0]} == {nearest}
 
 
-def test_lists_of_few_captions_are_not_all_that_is_read(tmp_path):
-    """As many as are asked for are found, by parts together too, even if the nearest lists have fewer."""
+def test_more_lists_are_read_if_the_nearest_ones_have_too_few_captions(tmp_path):
+    """The requested number is found, also by several shards."""
     database = CaptionDatabase.open(made(tmp_path / "scenes", exact_up_to=500, recall=0.05), fingerprint=MODEL)
     assert database.manifest.index.probes == 1
     query, k = queries_of(1), int(database._index._list_sizes.max()) + 1
@@ -153,8 +153,8 @@ def test_lists_of_few_captions_are_not_all_that_is_read(tmp_path):
     assert (together.cosines >= whole.cosines - 1e-6).all()
 
 
-def test_a_database_whose_captions_are_not_in_the_order_of_lists_is_searched_in_parts(tmp_path):
-    """As those are that were built before there was such an order."""
+def test_a_database_of_an_earlier_release_is_searched_in_shards(tmp_path):
+    """Its captions are not in the order of the lists."""
     folder = made(tmp_path / "scenes", exact_up_to=500)
     place = generation_of(folder)
     shuffled = np.random.default_rng(0).permutation(len(CAPTIONS))
@@ -176,12 +176,12 @@ def test_a_database_whose_captions_are_not_in_the_order_of_lists_is_searched_in_
     assert len(set(np.concatenate([each[0][0] for each in parts]).tolist()) - {-1}) > 5
 
 
-def test_no_queries_find_nothing(database):
+def test_no_queries_give_no_results(database):
     indices, cosines = database.search(np.empty((0, DIMS), np.float32), 4)
     assert indices.shape == cosines.shape == (0, 4)
 
 
-def test_queries_that_are_not_finite_or_not_unit_are_answered(database):
+def test_queries_that_are_not_finite_or_not_unit_are_accepted(database):
     queries = np.array([[np.nan] * DIMS, [np.inf] * DIMS, [0] * DIMS, [1e30] * DIMS], np.float32)
     before = queries.copy()
     indices, _ = database.search(queries, 5)
@@ -189,7 +189,7 @@ def test_queries_that_are_not_finite_or_not_unit_are_answered(database):
     np.testing.assert_array_equal(queries, before)
 
 
-def test_a_query_finds_the_same_alone_as_with_others(database):
+def test_a_query_has_the_same_result_alone_and_in_a_batch(database):
     queries = queries_of(30)
     together = database.search(queries, 10)
     for row, query in enumerate(queries):
@@ -198,12 +198,12 @@ def test_a_query_finds_the_same_alone_as_with_others(database):
 
 
 @pytest.mark.parametrize(("shape", "k"), [((2, DIMS + 1), 1), ((DIMS,), 1), ((2, DIMS), 0)])
-def test_queries_of_other_dimensions_and_no_captions_are_our_own_bugs(database, shape, k):
+def test_queries_of_other_dimensions_and_zero_captions_are_an_internal_error(database, shape, k):
     with pytest.raises(ValueError, match=r"dimensions|at least 1"):
         database.search(np.zeros(shape, np.float32), k)
 
 
-def test_threads_read_at_the_same_time_what_one_reads_alone(database):
+def test_concurrent_reads_equal_sequential_ones(database):
     queries = queries_of(64)
     alone = [database.search(query[None], 10)[0].tolist() for query in queries]
     every = database.captions(range(2000))
@@ -217,11 +217,11 @@ def test_threads_read_at_the_same_time_what_one_reads_alone(database):
         assert list(threads.map(read, list(range(64)) * 4)) == alone * 4
 
 
-def test_only_centroids_stay_in_memory(database):
+def test_only_centroids_are_kept_in_memory(database):
     assert database.nbytes_resident < 2 * DIMS * 2000
 
 
-def test_the_manifest_says_what_is_in_it(database):
+def test_the_manifest_describes_the_database(database):
     manifest = database.manifest
     assert (manifest.captions, manifest.dims, manifest.name) == (2000, DIMS, "scenes")
     assert (manifest.model, manifest.fingerprint, manifest.licence) == ("rows by hash", MODEL, "CC0")
@@ -231,26 +231,26 @@ def test_the_manifest_says_what_is_in_it(database):
     assert replace(manifest, licence="MIT").generation != database.generation
 
 
-def test_a_database_of_another_model_is_refused_with_what_to_do(folder):
+def test_a_database_of_another_model_is_rejected_with_advice(folder):
     with pytest.raises(ConfigurationError, match="another model, 'rows by hash'; use that model, or build the"):
         CaptionDatabase.open(folder, fingerprint="of other rows")
 
 
-def test_a_folder_without_a_database_is_told(tmp_path):
+def test_a_folder_without_a_database_is_an_error(tmp_path):
     for place in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(StoreError, match="contains no caption database; build one"):
             CaptionDatabase.open(place, fingerprint=MODEL)
 
 
 @pytest.mark.parametrize("content", ["", "../../etc", "0123", "f" * 17])
-def test_a_damaged_pointer_is_told_and_leads_nowhere(own, content):
+def test_a_damaged_pointer_is_an_error_and_reads_no_other_folder(own, content):
     (own / CURRENT).write_text(content)
     with pytest.raises(StoreError, match="current' is damaged"):
         CaptionDatabase.open(own, fingerprint=MODEL)
 
 
 @pytest.mark.parametrize("name", [*DATA_FILES, MANIFEST])
-def test_a_missing_file_is_told_by_its_name(own, name):
+def test_a_missing_file_is_an_error_with_its_name(own, name):
     (generation_of(own) / name).unlink()
     with pytest.raises(StoreError, match=name):
         CaptionDatabase.open(own, fingerprint=MODEL)
@@ -258,7 +258,7 @@ def test_a_missing_file_is_told_by_its_name(own, name):
 
 @pytest.mark.parametrize("name", DATA_FILES)
 @pytest.mark.parametrize("change", [-1, 1])
-def test_a_file_of_another_size_is_told_by_its_name(own, name, change):
+def test_a_file_of_another_size_is_an_error_with_its_name(own, name, change):
     file = generation_of(own) / name
     content = file.read_bytes()
     file.write_bytes(content[:-1] if change < 0 else content + b"x")
@@ -267,7 +267,7 @@ def test_a_file_of_another_size_is_told_by_its_name(own, name, change):
 
 
 @pytest.mark.parametrize("name", DATA_FILES)
-def test_a_file_of_other_content_is_found_by_its_checksum(own, name):
+def test_modified_content_is_detected_by_the_checksum(own, name):
     file = generation_of(own) / name
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
@@ -277,7 +277,7 @@ def test_a_file_of_other_content_is_found_by_its_checksum(own, name):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_index_that_breaks_off_is_told_even_if_its_size_was_promised(tmp_path, kind):
+def test_a_truncated_index_is_an_error_even_with_the_expected_size(tmp_path, kind):
     folder = made(tmp_path / "own", exact_up_to=KINDS[kind])
     place = generation_of(folder)
     manifest = json.loads((place / MANIFEST).read_text())
@@ -290,7 +290,7 @@ def test_an_index_that_breaks_off_is_told_even_if_its_size_was_promised(tmp_path
             CaptionDatabase.open(folder, fingerprint=MODEL)
 
 
-def test_an_index_of_other_rows_is_refused(database, folder):
+def test_an_index_of_other_rows_is_rejected(database, folder):
     features = np.load(generation_of(folder) / FEATURES)
     for other in (features[1:], features[:, 1:]):
         with pytest.raises(StoreError, match="build the database again"):
@@ -298,13 +298,13 @@ def test_an_index_of_other_rows_is_refused(database, folder):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1}', '{"format": "one"}', "\x00"])
-def test_a_damaged_manifest_is_told(own, content):
+def test_a_damaged_manifest_is_an_error(own, content):
     (generation_of(own) / MANIFEST).write_text(content)
     with pytest.raises(StoreError, match=r"manifest\.json' is damaged; build the database again"):
         CaptionDatabase.open(own, fingerprint=MODEL)
 
 
-def test_a_newer_format_is_refused(own):
+def test_a_newer_format_is_rejected(own):
     file = generation_of(own) / MANIFEST
     file.write_text(json.dumps({"format": 2, "no_progress": "of"}))
     with pytest.raises(StoreError, match="has format 2, and this release reads up to 1; use a newer release"):
@@ -312,7 +312,7 @@ def test_a_newer_format_is_refused(own):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.uint16])
-def test_features_of_another_type_are_refused(own, dtype):
+def test_features_of_another_type_are_rejected(own, dtype):
     file = generation_of(own) / FEATURES
     manifest = json.loads((generation_of(own) / MANIFEST).read_text())
     np.save(file, np.load(file).astype(dtype))
@@ -323,7 +323,7 @@ def test_features_of_another_type_are_refused(own, dtype):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_reader_goes_on_while_the_database_is_replaced_and_pruned(tmp_path, kind):
+def test_an_open_database_can_be_read_after_it_was_replaced_and_pruned(tmp_path, kind):
     folder = made(tmp_path / "scenes", CAPTIONS[:1000], exact_up_to=KINDS[kind])
     reader = CaptionDatabase.open(folder, fingerprint=MODEL)
     queries = queries_of(20)
@@ -342,7 +342,7 @@ def test_a_reader_goes_on_while_the_database_is_replaced_and_pruned(tmp_path, ki
     assert set(again.captions(range(1000))) == set(newer)
 
 
-def test_readers_that_open_while_it_is_replaced_over_and_over_always_find_one(tmp_path):
+def test_a_database_can_be_opened_at_any_time_while_it_is_replaced_repeatedly(tmp_path):
     folder = made(tmp_path / "scenes", CAPTIONS[:20])
     done = False
 

@@ -8,7 +8,7 @@ from app.errors import InvalidFieldError
 
 
 def slow_cluster_accuracy(predicted, truth):
-    """Return the best share over every way to match names with classes."""
+    """Return the best accuracy over all assignments of names to classes."""
     clusters, classes = sorted(set(predicted)), sorted(set(truth))
     classes += [None] * max(0, len(clusters) - len(classes))
     return max(
@@ -17,7 +17,7 @@ def slow_cluster_accuracy(predicted, truth):
     ) / len(truth)
 
 
-def test_random_clusters_are_matched_as_well_as_any_matching_does():
+def test_cluster_accuracy_equals_the_best_assignment():
     for seed in range(100):
         rng = np.random.default_rng(seed)
         images = rng.integers(1, 15)
@@ -26,21 +26,21 @@ def test_random_clusters_are_matched_as_well_as_any_matching_does():
         assert cluster_accuracy(predicted, truth) == pytest.approx(slow_cluster_accuracy(predicted, truth))
 
 
-def test_what_a_cluster_is_called_does_not_matter():
+def test_cluster_accuracy_does_not_depend_on_names():
     assert cluster_accuracy(["hound", "hound", "feline"], ["dog", "dog", "cat"]) == 1
     assert cluster_accuracy(["cat", "cat", "dog"], ["dog", "dog", "cat"]) == 1
 
 
-def test_images_of_clusters_beyond_the_number_of_classes_are_wrong():
+def test_images_of_surplus_clusters_are_wrong():
     assert cluster_accuracy(["beagle", "poodle", "cat", "cat"], ["dog", "dog", "cat", "cat"]) == 0.75
     assert cluster_accuracy(["a", "b", "c", "d"], ["dog"] * 4) == 0.25
 
 
-def test_classes_beyond_the_number_of_clusters_are_missed():
+def test_surplus_classes_are_missed():
     assert cluster_accuracy(["animal"] * 5, ["dog", "dog", "dog", "cat", "bird"]) == 0.6
 
 
-def test_cluster_accuracy_lies_above_the_share_of_the_largest_pair_and_up_to_one():
+def test_cluster_accuracy_is_at_least_the_share_of_the_largest_pair():
     for seed in range(100):
         rng = np.random.default_rng(seed)
         predicted, truth = rng.integers(0, 8, 30), rng.integers(0, 5, 30)
@@ -64,16 +64,16 @@ def test_cluster_accuracy_lies_above_the_share_of_the_largest_pair_and_up_to_one
         ("!", "", 0.0),
     ],
 )
-def test_the_words_that_two_names_share_are_counted(predicted, true, share):
+def test_shared_words_of_two_names_are_counted(predicted, true, share):
     assert semantic_iou([predicted], [true]) == pytest.approx(share)
     assert semantic_iou([true], [predicted]) == pytest.approx(share)
 
 
-def test_shares_of_words_are_averaged_over_images():
+def test_word_shares_are_averaged_over_images():
     assert semantic_iou(["dog", "cat", "sports car"], ["dog", "dog", "car"]) == pytest.approx(0.5)
 
 
-def test_similarity_is_the_mean_cosine_whatever_the_lengths():
+def test_similarity_is_the_mean_cosine_for_rows_of_any_length():
     rng = np.random.default_rng(0)
     ours, true = rng.normal(size=(2, 20, 8))
     cosines = [one @ other / np.linalg.norm(one) / np.linalg.norm(other) for one, other in zip(ours, true, strict=True)]
@@ -81,31 +81,31 @@ def test_similarity_is_the_mean_cosine_whatever_the_lengths():
     assert semantic_similarity(3 * ours, 0.1 * true) == pytest.approx(np.mean(cosines))
 
 
-def test_similarity_lies_between_minus_one_and_one():
+def test_similarity_is_between_minus_one_and_one():
     rows = np.random.default_rng(1).normal(size=(20, 8)).astype(np.float32)
     assert semantic_similarity(rows, rows) == pytest.approx(1)
     assert semantic_similarity(rows, -rows) == pytest.approx(-1)
     assert semantic_similarity(rows, rows) <= 1
 
 
-def test_a_name_without_features_is_like_nothing():
+def test_a_name_with_zero_features_has_similarity_zero():
     assert semantic_similarity(np.array([[0.0, 0.0], [0.0, 1.0]]), np.array([[1.0, 0.0], [0.0, 1.0]])) == 0.5
 
 
 @pytest.mark.parametrize("measure", [cluster_accuracy, semantic_iou, semantic_similarity])
-def test_no_images_are_refused(measure):
+def test_no_images_are_rejected(measure):
     nothing = np.zeros((0, 2)) if measure is semantic_similarity else []
     with pytest.raises(InvalidFieldError, match="give at least one"):
         measure(nothing, nothing)
 
 
 @pytest.mark.parametrize("measure", [cluster_accuracy, semantic_iou, semantic_similarity])
-def test_as_many_names_are_needed_as_there_are_classes(measure):
+def test_names_and_classes_must_have_the_same_number(measure):
     one, two = (np.ones((1, 2)), np.ones((2, 2))) if measure is semantic_similarity else (["a"], ["a", "b"])
     with pytest.raises(ValueError, match="1 predicted labels for 2 true ones"):
         measure(one, two)
 
 
-def test_features_of_different_dimensions_do_not_compare():
+def test_features_of_different_dimensions_are_rejected():
     with pytest.raises(ValueError, match="shape"):
         semantic_similarity(np.ones((2, 3)), np.ones((2, 4)))

@@ -1,4 +1,4 @@
-"""What a caption database is to be built of, as callers say it and as jobs keep it."""
+"""The plan of a caption database, in requests and in stored jobs."""
 
 import json
 
@@ -36,21 +36,21 @@ def read(plan, sources=(), wordnet=None):
         BuildPlan("fake", captions=("a",), near_duplicates=0.97, recall=0.99),
     ],
 )
-def test_a_plan_comes_back_from_json_with_the_captions_that_are_kept_elsewhere(plan):
+def test_a_plan_can_be_stored_as_json_with_captions_stored_separately(plan):
     content = json.loads(json.dumps(plan.to_json()))
     assert content["captions"] == []
     assert BuildPlan.from_json(content, plan.captions) == plan
     assert BuildPlan.from_json(content, list(plan.captions)) == plan
 
 
-def test_captions_are_read_by_the_rules_and_counted():
+def test_captions_are_cleaned_and_counted():
     plan = BuildPlan("fake", captions=("a  red ball", "a red ball", "no", "a blue ball that is long"), max_chars=11)
     captions, counts = read(plan)
     assert captions == ["a red ball", "a blue ball"]
     assert (counts.read, counts.kept, counts.duplicates, counts.too_short, counts.cut) == (4, 2, 1, 1, 1)
 
 
-def test_files_are_read_in_their_order_each_caption_once(tmp_path):
+def test_files_are_read_in_order_without_duplicates(tmp_path):
     (tmp_path / "a.txt").write_text("a red ball\na dog\n", "utf-8")
     (tmp_path / "b.csv").write_text("id,words\n1,a dog\n2,a cat\n", "utf-8")
     plan = BuildPlan("fake", files=("a.txt", "b.csv"), column="words")
@@ -59,30 +59,30 @@ def test_files_are_read_in_their_order_each_caption_once(tmp_path):
     assert (counts.read, counts.kept, counts.duplicates) == (4, 3, 1)
 
 
-def test_a_plan_is_read_as_often_as_it_is_asked(lexicon_folder):
+def test_a_plan_can_be_read_repeatedly(lexicon_folder):
     for plan in (BuildPlan("fake", source=WORDNET), BuildPlan("fake", captions=("a red ball", "a dog"))):
         assert read(plan, wordnet=lexicon_folder) == read(plan, wordnet=lexicon_folder)
 
 
-def test_the_nouns_are_read_by_their_first_lemmas_and_counted(lexicon_folder):
+def test_nouns_are_read_by_their_first_lemmas_and_counted(lexicon_folder):
     captions, counts = read(BuildPlan("fake", source=WORDNET), wordnet=lexicon_folder)
     assert captions == LEMMAS == list(wordnet_captions(lexicon_folder))
     assert counts.read == counts.kept == 4
 
 
-def test_nouns_that_are_not_there_are_told(tmp_path):
+def test_a_missing_lexicon_is_an_error(tmp_path):
     with pytest.raises(ConfigurationError, match="install Debian's package wordnet-base"):
         read(BuildPlan("fake", source=WORDNET), wordnet=tmp_path)
 
 
 @pytest.mark.parametrize(("least", "most"), [(0, 5), (-1, 5), (6, 5), (1, 0)])
-def test_rules_that_no_caption_can_meet_are_told_with_both_numbers(least, most):
-    with pytest.raises(InvalidFieldError, match=f"is {least}, and max_chars {most}; write 1 <=") as told:
+def test_rules_that_exclude_every_caption_are_rejected_with_both_numbers(least, most):
+    with pytest.raises(InvalidFieldError, match=f"is {least}, and max_chars {most}; write 1 <=") as caught:
         _ = BuildPlan("fake", captions=("a dog",), min_chars=least, max_chars=most).rules
-    assert told.value.problems[0].field == "min_chars"
+    assert caught.value.problems[0].field == "min_chars"
 
 
-def test_the_nouns_bring_their_notes_and_licence_unless_others_are_given():
+def test_nouns_have_default_notes_and_a_default_licence():
     assert BuildPlan("fake", source=WORDNET).notes == (NOTES, WORDNET_LICENCE)
     assert BuildPlan("fake", source=WORDNET, source_notes="mine").notes == ("mine", WORDNET_LICENCE)
     assert BuildPlan("fake", source=WORDNET, licence="other").notes == (NOTES, "other")
@@ -91,6 +91,6 @@ def test_the_nouns_bring_their_notes_and_licence_unless_others_are_given():
 
 
 @installed
-def test_wordnet_has_as_many_first_lemmas_as_it_says():
+def test_wordnet_has_the_documented_number_of_first_lemmas():
     captions = list(wordnet_captions())
     assert (len(captions), len(set(captions))) == (82_115, 67_893)

@@ -1,4 +1,4 @@
-"""Caption databases and the models that are served: which suits which, pages of captions, and what is built."""
+"""Caption databases and served models: selection, pages of captions, and builds."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Twin(CaptionEncoder):
-    """Another model with the text tower of the first."""
+    """Another model with the text tower of the first one."""
 
     def __init__(self):
         super().__init__("twin")
@@ -43,7 +43,7 @@ def folder(settings):
 
 @pytest.fixture
 def open_with(settings, lexicon_folder):
-    """Open a service of some encoders; keyword arguments change settings."""
+    """Return a function that opens a service with encoders; keyword arguments change settings."""
 
     @asynccontextmanager
     async def opened(*encoders, **changes):
@@ -69,10 +69,10 @@ async def captions_near(library, **query):
     return [caption for caption, _ in page.captions]
 
 
-# --- which suits which ---------------------------------------------------------------------------------------------
+# --- selection -----------------------------------------------------------------------------------------------------
 
 
-async def test_a_database_is_named_or_chosen_by_the_model(open_with, folder):
+async def test_a_database_is_requested_by_name_or_chosen_by_the_model(open_with, folder):
     async with open_with(CaptionEncoder(), FakeEncoder("other")) as service:
         library = service.captions
         made(folder / "things")
@@ -80,31 +80,31 @@ async def test_a_database_is_named_or_chosen_by_the_model(open_with, folder):
         for name in (None, "things", " things "):
             assert await library.choose(name, "fake", OPEN_NAMESPACE) == "things"
         assert await library.choose(None, "other", OPEN_NAMESPACE) == "strange"
-        with pytest.raises(InvalidFieldError, match="'strange' was built with another model, 'other'") as told:
+        with pytest.raises(InvalidFieldError, match="'strange' was built with another model, 'other'") as caught:
             await library.choose("strange", "fake", OPEN_NAMESPACE)
-        assert told.value.problems[0].field == "database"
+        assert caught.value.problems[0].field == "database"
         with pytest.raises(UnknownNameError, match="unknown caption database 'none'; known: strange, things"):
             await library.choose("none", "fake", OPEN_NAMESPACE)
 
 
-async def test_a_database_can_be_asked_with_every_model_of_its_text_tower(open_with, folder):
+async def test_a_database_can_be_searched_with_every_model_of_its_text_tower(open_with, folder):
     manifest = made(folder / "things")
     async with open_with(FakeEncoder("other"), Twin(), CaptionEncoder()) as service:
         library = service.captions
         assert await library.models_of(manifest) == ["twin", "fake"]
         assert (await library.search(CaptionQuery("things", text="red"))).model == "twin"
         assert (await library.search(CaptionQuery("things", text="red", model="fake"))).model == "fake"
-        with pytest.raises(InvalidFieldError, match="was built with another model, 'fake'") as told:
+        with pytest.raises(InvalidFieldError, match="was built with another model, 'fake'") as caught:
             await library.search(CaptionQuery("things", text="red", model="other"))
-        assert told.value.problems[0].field == "model"
+        assert caught.value.problems[0].field == "model"
 
 
-async def test_without_a_model_of_a_database_nothing_can_be_asked_of_it(open_with, folder):
+async def test_a_database_without_a_served_model_cannot_be_searched(open_with, folder):
     made(folder / "things")
     async with open_with(FakeEncoder("other")) as service:
-        with pytest.raises(InvalidFieldError, match="was built with 'fake', which is not in service") as told:
+        with pytest.raises(InvalidFieldError, match="was built with 'fake', which is not in service") as caught:
             await service.captions.search(CaptionQuery("things", text="red"))
-        assert told.value.problems[0].field == "model"
+        assert caught.value.problems[0].field == "model"
         with pytest.raises(NotConfiguredError, match="the model 'other' has no caption database"):
             await service.captions.choose(None, "other", OPEN_NAMESPACE)
 
@@ -112,31 +112,31 @@ async def test_without_a_model_of_a_database_nothing_can_be_asked_of_it(open_wit
 # --- pages of captions ---------------------------------------------------------------------------------------------
 
 
-async def test_captions_come_by_their_cosines_with_a_text_or_an_image(library, folder):
+async def test_captions_are_ordered_by_cosine_with_a_text_or_an_image(library, folder):
     manifest = made(folder / "things")
     encoder = CaptionEncoder()
     rows = encoder.encode_texts(CAPTIONS)
     red = encoder.encode_images([np.full((8, 8, 3), (255, 0, 0), np.uint8)])[0]
-    for query, asked in (({"text": "an umbrella"}, encoder.encode_texts(["an umbrella"])[0]), ({"image": None}, red)):
+    for query, row in (({"text": "an umbrella"}, encoder.encode_texts(["an umbrella"])[0]), ({"image": None}, red)):
         given = {"image": picture("red")} if "image" in query else query
         page = await library.search(CaptionQuery("things", limit=100, **given))
-        told = dict(page.captions)
+        result = dict(page.captions)
         assert (page.database, page.model) == (f"things@{manifest.generation}", "fake")
         assert (page.searched, page.next_offset) == (len(CAPTIONS), None)
-        assert told.keys() == set(CAPTIONS)
-        assert list(told.values()) == sorted(told.values(), reverse=True)
-        for caption, cosine in zip(CAPTIONS, rows @ asked, strict=True):
-            assert told[caption] == pytest.approx(float(cosine), abs=2e-3)
+        assert result.keys() == set(CAPTIONS)
+        assert list(result.values()) == sorted(result.values(), reverse=True)
+        for caption, cosine in zip(CAPTIONS, rows @ row, strict=True):
+            assert result[caption] == pytest.approx(float(cosine), abs=2e-3)
 
 
-async def test_a_score_is_a_cosine_whatever_half_precision_makes_of_it(library, folder):
+async def test_a_score_is_a_cosine_despite_half_precision(library, folder):
     made(folder / "things", MANY)
     for caption in MANY[:60]:
         page = await library.search(CaptionQuery("things", text=caption, limit=1))
         assert -1 <= page.captions[0][1] <= 1
 
 
-async def test_pages_follow_each_other_without_gaps_up_to_the_last_that_may_be_asked_for(library, folder):
+async def test_pages_are_consecutive_up_to_the_last_allowed_offset(library, folder):
     made(folder / "things", MANY)
     found, offset, pages = [], 0, 0
     while offset is not None:
@@ -151,7 +151,7 @@ async def test_pages_follow_each_other_without_gaps_up_to_the_last_that_may_be_a
     assert scores == sorted(scores, reverse=True)
 
 
-async def test_filters_go_through_the_nearest_captions_and_offsets_count_those_that_pass(library, folder):
+async def test_filters_apply_to_the_nearest_captions_and_offsets_count_matches(library, folder):
     made(folder / "things", MANY)
     every = await captions_near(library, text="red", limit=1000)
     umbrellas = [caption for caption in every if "umbrella" in caption]
@@ -171,15 +171,15 @@ async def test_filters_go_through_the_nearest_captions_and_offsets_count_those_t
 
 
 @pytest.mark.parametrize("wanted", ["caf\u00e9", "CAF\u00c9", "cafe\u0301", "STRASSE", "stra\u00dfe"], ids=ascii)
-async def test_a_filter_finds_what_is_written_the_same_however_it_is_spelled(library, folder, wanted):
-    """Captions are kept in composed Unicode; some keyboards and file systems hand out another form."""
+async def test_a_filter_matches_all_unicode_forms_of_a_text(library, folder, wanted):
+    """Captions are stored in composed Unicode; some keyboards and file systems use another form."""
     plan = BuildPlan("fake", captions=("un caf\u00e9 noir", "die Stra\u00dfe im Regen"))
     await library.build("things", plan, (), ignore)
     (found,) = await captions_near(library, text="x", contains=wanted)
     assert found.casefold().startswith("un" if wanted.casefold().startswith("caf") else "die")
 
 
-async def test_either_a_text_or_an_image_is_asked_for(library, folder):
+async def test_either_a_text_or_an_image_is_required(library, folder):
     made(folder / "things")
     for query in ({}, {"text": "red", "image": picture()}):
         with pytest.raises(InvalidFieldError, match="either a text or an image"):
@@ -189,28 +189,28 @@ async def test_either_a_text_or_an_image_is_asked_for(library, folder):
 @pytest.mark.parametrize(
     "text", ["", " \t\n", "x" * 1001, "a\x00b", "\u202ered", "\ud800", "\u200b"], ids=lambda text: ascii(text)[:9]
 )
-async def test_a_text_that_nobody_can_read_is_refused(library, folder, text):
+async def test_an_unreadable_text_is_rejected(library, folder, text):
     made(folder / "things")
-    with pytest.raises(InvalidFieldError) as told:
+    with pytest.raises(InvalidFieldError) as caught:
         await library.search(CaptionQuery("things", text=text))
-    assert told.value.problems[0].field == "text"
+    assert caught.value.problems[0].field == "text"
 
 
-async def test_an_image_that_cannot_be_read_has_its_own_error(library, folder):
+async def test_an_unreadable_image_has_its_own_error(library, folder):
     made(folder / "things")
     too_large = TooLargeError("too large")
     with pytest.raises(NotAnImageError):
         await library.search(CaptionQuery("things", image=b"nothing"))
-    with pytest.raises(TooLargeError) as told:
+    with pytest.raises(TooLargeError) as caught:
         await library.search(CaptionQuery("things", image=too_large))
-    assert told.value is too_large
+    assert caught.value is too_large
 
 
-async def test_names_that_are_not_there_are_told_before_anything_is_encoded(open_with, folder):
+async def test_unknown_names_are_errors_before_encoding(open_with, folder):
     encoder = CaptionEncoder()
     made(folder / "things")
     async with open_with(encoder) as service:
-        for query, error, told in [
+        for query, error, message in [
             (CaptionQuery("none", text="red"), UnknownNameError, "unknown caption database 'none'; known: things"),
             (CaptionQuery("things", text="red", model="nope"), UnknownNameError, "unknown model 'nope'; known: fake"),
             (
@@ -229,7 +229,7 @@ async def test_names_that_are_not_there_are_told_before_anything_is_encoded(open
             (CaptionQuery("/#things", text="red"), InvalidFieldError, "is not a valid name of a caption database"),
             (CaptionQuery("a#b#things", text="red"), InvalidFieldError, "is not a valid name of a caption database"),
         ]:
-            with pytest.raises(error, match=told):
+            with pytest.raises(error, match=message):
                 await service.captions.search(query)
         assert encoder.encoded_texts == []
 
@@ -239,10 +239,10 @@ async def test_names_that_are_not_there_are_told_before_anything_is_encoded(open
 
 async def test_a_database_is_built_with_the_model_of_the_plan(open_with):
     first, second = FakeEncoder("other"), CaptionEncoder()
-    told = []
+    reported = []
 
     async def advance(done, total):
-        told.append((done, total))
+        reported.append((done, total))
 
     async with open_with(first, second) as service:
         manifest = await service.captions.build("things", BuildPlan("fake", captions=CAPTIONS), (), advance)
@@ -252,10 +252,10 @@ async def test_a_database_is_built_with_the_model_of_the_plan(open_with):
             await service.captions.build("things", BuildPlan("nope", captions=CAPTIONS), (), advance)
     assert first.encoded_texts == []
     assert set(second.encoded_texts) == set(CAPTIONS)
-    assert told[-1] == (len(CAPTIONS), len(CAPTIONS))
+    assert reported[-1] == (len(CAPTIONS), len(CAPTIONS))
 
 
-async def test_a_plan_that_cannot_be_built_is_refused_before_it_is_begun(library, lexicon_folder):
+async def test_an_invalid_plan_is_rejected_before_the_build(library, lexicon_folder):
     library.check_plan(BuildPlan("fake", captions=("a dog",)))
     library.check_plan(BuildPlan("fake", source=WORDNET))
     with pytest.raises(UnknownNameError, match="unknown model 'nope'"):
@@ -268,8 +268,8 @@ async def test_a_plan_that_cannot_be_built_is_refused_before_it_is_begun(library
 
 
 @pytest.mark.parametrize("content", ["", LICENCE, "nonsense\n"], ids=["empty", "no nouns", "nonsense"])
-async def test_files_of_words_without_words_are_refused_and_hold_nobody_up(open_with, lexicon_folder, content):
-    """Of an end of the file, a future that waits for a thread would hear nothing."""
+async def test_an_empty_lexicon_is_rejected_without_blocking(open_with, lexicon_folder, content):
+    """A StopIteration would leave a future that waits for a thread without a result."""
     (lexicon_folder / "data.noun").write_text(content)
     async with open_with(build_wordnet=True) as service, asyncio.timeout(5):
         assert await service.captions.plan_wordnet() is None
@@ -277,10 +277,10 @@ async def test_files_of_words_without_words_are_refused_and_hold_nobody_up(open_
             await asyncio.to_thread(service.captions.check_plan, BuildPlan("fake", source=WORDNET))
 
 
-async def test_the_words_that_come_with_the_service_are_planned_where_they_are_wanted_and_missing(open_with, folder):
+async def test_the_build_of_wordnet_is_planned_if_enabled_and_missing(open_with, folder):
     planned = BuildPlan("fake", source=WORDNET)
     async with open_with() as service:
-        assert await service.captions.plan_wordnet() is None  # not wanted
+        assert await service.captions.plan_wordnet() is None  # not enabled
     async with open_with(build_wordnet=True, default_database="things") as service:
         assert await service.captions.plan_wordnet() is None
     async with open_with(build_wordnet=True) as service:
@@ -296,14 +296,14 @@ async def test_the_words_that_come_with_the_service_are_planned_where_they_are_w
         assert await service.captions.plan_wordnet() is None
 
 
-async def test_a_lexicon_that_is_not_there_leaves_the_service_without_its_words(open_with, tmp_path):
+async def test_a_missing_lexicon_does_not_prevent_the_start(open_with, tmp_path):
     async with open_with(build_wordnet=True, wordnet_dir=tmp_path / "nowhere") as service:
         assert await service.captions.plan_wordnet() is None
         with pytest.raises(NotConfiguredError, match="deixis captions build"):
             await service.captions.choose(None, "fake", OPEN_NAMESPACE)
 
 
-async def test_words_whose_job_was_cancelled_before_it_began_are_not_waited_for(open_with):
+async def test_requests_do_not_wait_for_a_cancelled_build_of_wordnet(open_with):
     async with open_with(build_wordnet=True) as service:
         await service.jobs.build_captions.add_default()
         (job,) = await service.jobs.queue.repository.list(9)
@@ -312,7 +312,7 @@ async def test_words_whose_job_was_cancelled_before_it_began_are_not_waited_for(
             await service.captions.choose(None, "fake", OPEN_NAMESPACE)
 
 
-async def test_a_folder_that_cannot_be_read_keeps_no_service_from_starting(open_with, folder):
+async def test_an_unreadable_folder_does_not_prevent_the_start(open_with, folder):
     folder.write_text("no folder")
     async with open_with(build_wordnet=True) as service:
         await service.jobs.build_captions.add_default()

@@ -30,7 +30,7 @@ def drawn_captions(seed):
 
 
 def tag(words):
-    """Return tags that depend on the word and on the one before, so that order and repetition matter."""
+    """Return tags that depend on the word and the previous one, so that order and repetition matter."""
     kinds = ("NN", "NNS", "JJ", "VBG", "VB", "RB", "DT")
     return [
         kinds[zlib.crc32(f"{before} {word}".encode()) % len(kinds)]
@@ -43,7 +43,7 @@ def nouns_only(words):
 
 
 def sentence_tags(words):
-    """Return tags good enough for the captions of the tests on phrases."""
+    """Return approximate tags for the captions of the tests of phrases."""
     known = {"golden": "JJ", "old": "JJ", "running": "VBG", "and": "CC", "with": "IN", "the": "DT", "sits": "VBZ"}
     return [known.get(word, "NN") for word in words]
 
@@ -54,7 +54,7 @@ def singular_of():
 
 
 @pytest.mark.parametrize("tagger", [tag, None])
-def test_two_thousand_random_caption_sets_equal_the_oracle(singular_of, tagger):
+def test_two_thousand_random_caption_sets_equal_the_reference(singular_of, tagger):
     for seed in range(CASES):
         captions = drawn_captions(seed)
         assert list(candidates(captions, tag=tagger)) == oracle.candidates(captions, singular_of, tag=tagger), captions
@@ -62,7 +62,7 @@ def test_two_thousand_random_caption_sets_equal_the_oracle(singular_of, tagger):
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.text(st.sampled_from("aAbs<>.:-_'&/ \n1é"), max_size=30), max_size=4))
-def test_any_strings_equal_the_oracle(captions):
+def test_any_strings_equal_the_reference(captions):
     assert list(candidates(captions, tag=tag)) == oracle.candidates(captions, singular_form, tag=tag)
 
 
@@ -70,47 +70,47 @@ def test_any_strings_equal_the_oracle(captions):
     ("captions", "found"),
     [
         (["<person> walks the dog", "<person> and dog"], ("dog",)),
-        (["<a cat", "and a cat> dog dog"], ("dog",)),  # as the reference, which joins the captions first
+        (["<a cat", "and a cat> dog dog"], ("dog",)),  # like the reference, which joins the captions first
     ],
 )
-def test_tokens_in_angle_brackets_are_dropped_with_what_is_in_them(captions, found):
+def test_tokens_in_angle_brackets_are_removed_with_their_content(captions, found):
     assert candidates(captions) == found
 
 
-def test_addresses_are_dropped_up_to_the_next_space():
+def test_urls_are_removed_up_to_the_next_space():
     assert candidates(["see http://dogs.example/dog,dog dog", "a dog https://cat.example/cat", "cat."]) == ("dog",)
 
 
-def test_tokens_are_dropped_before_addresses():
-    """The other order takes the first bracket's end for a part of the address, and "dog" for a part of the token."""
+def test_tokens_are_removed_before_urls():
+    """Otherwise the end of the first bracket would be a part of the URL, and "dog" a part of the token."""
     assert candidates(["<a href=http://x.example> dog > cat"]) == ("cat", "dog")
 
 
-def test_addresses_are_dropped_before_other_characters():
-    """The other order would take this for an address."""
+def test_urls_are_removed_before_other_characters():
+    """Otherwise this text would be a URL."""
     assert candidates(["ht(tp)dog ht(tp)dog"]) == ("httpdog",)
 
 
-def test_other_characters_are_dropped_before_extensions():
-    """The other order would not see the extension, and keep its letters."""
+def test_other_characters_are_removed_before_extensions():
+    """Otherwise the extension would not be recognised, and its letters kept."""
     assert candidates(["dog.(jpg) dog.(jpg)"]) == ("dog",)
 
 
-def test_characters_that_are_no_part_of_words_are_dropped_without_a_space_in_their_place():
+def test_characters_that_cannot_be_in_words_are_removed_without_a_space():
     assert candidates(["cat/dog cat/dog", "(bird) bird!"]) == ("bird", "catdog")
 
 
 @pytest.mark.parametrize("extension", [".jpg", ".jpeg", ".x_1"])
-def test_file_extensions_are_dropped(extension):
+def test_file_extensions_are_removed(extension):
     assert candidates([f"dog{extension}", f"dog{extension}"]) == ("dog",)
 
 
-def test_what_follows_a_full_stop_without_a_space_is_an_extension_too():
+def test_text_after_a_full_stop_without_a_space_is_an_extension():
     assert candidates(["a dog.Cats sleep", "a dog.Cats eat"]) == ("dog",)
 
 
-def test_extensions_are_dropped_before_underscores_become_spaces():
-    """The other order would leave "cat" of ".tar_cat"."""
+def test_extensions_are_removed_before_underscores_become_spaces():
+    """Otherwise "cat" of ".tar_cat" would remain."""
     assert candidates(["dog.tar_cat dog.tar_cat"]) == ("dog",)
 
 
@@ -118,27 +118,27 @@ def test_underscores_and_hyphens_separate_words():
     assert candidates(["black-dog white_dog", "dog--house"], min_count=1) == ("black", "dog", "house", "white")
 
 
-def test_words_of_fewer_than_three_characters_are_dropped():
+def test_words_of_fewer_than_three_characters_are_removed():
     assert candidates(["ox ox ox dog dog", "a a a"]) == ("dog",)
 
 
-def test_words_are_measured_before_digits_are_dropped_from_them():
+def test_the_length_of_words_is_checked_before_digits_are_removed():
     assert candidates(["a1b2 a1b2 b4 b4"]) == ("ab",)
 
 
-def test_words_are_measured_after_hyphens_have_separated_them():
+def test_the_length_of_words_is_checked_after_hyphens_separated_them():
     assert candidates(["x-y x-y b-2 b-2 dog"]) == ("dog",)
 
 
-def test_digits_apostrophes_and_letters_beyond_a_to_z_are_dropped_from_words():
+def test_digits_apostrophes_and_letters_outside_a_to_z_are_removed_from_words():
     assert candidates(["12345 12345 dog's dog's café café"]) == ("caf", "dog")
 
 
-def test_upper_case_and_lower_case_are_one_word():
+def test_words_are_case_insensitive():
     assert candidates(["DOG", "Dog"]) == ("dog",)
 
 
-def test_words_are_lower_case_before_they_become_singular():
+def test_words_are_lowercased_before_they_become_singular():
     assert candidates(["DOGS", "DOGS"]) == ("dog",)
 
 
@@ -153,37 +153,37 @@ def test_words_are_lower_case_before_they_become_singular():
         ("scissors", "scissors"),
     ],
 )
-def test_words_in_s_become_singular(plural, one):
+def test_plurals_in_s_become_singular(plural, one):
     assert candidates([plural, plural]) == (one,)
 
 
 @pytest.mark.parametrize("word", ["grass", "virus", "tennis", "ladies", "potatoes", "children"])
-def test_words_in_ss_us_is_ies_and_oes_and_without_an_s_stay(word):
+def test_words_in_ss_us_is_ies_and_oes_and_without_an_s_are_unchanged(word):
     assert candidates([word, word]) == (word,)
 
 
-def test_singulars_and_plurals_count_as_one_word():
+def test_singulars_and_plurals_are_counted_together():
     assert candidates(["a dog", "two dogs", "a cat"]) == ("dog",)
 
 
 @pytest.mark.parametrize("word", sorted(STOP_WORDS))
-def test_words_for_the_picture_itself_are_dropped(word):
+def test_words_for_the_image_itself_are_removed(word):
     assert candidates([f"{word} of a dog", f"{word.title()} of a dog"]) == ("dog",)
 
 
-def test_words_for_the_picture_itself_are_dropped_in_the_plural_too():
+def test_plurals_of_words_for_the_image_itself_are_removed():
     assert candidates(["photos of dogs", "photos and icons of dogs"]) == ("dog",)
 
 
-def test_dropped_words_do_not_count_as_the_most_frequent():
+def test_removed_words_do_not_count_as_the_most_frequent():
     assert candidates(["photo", "photo", "photo of a cat"], tag=nouns_only) == ("cat",)
 
 
-def test_words_that_stand_there_once_are_dropped_where_others_stand_there_twice():
+def test_words_that_occur_once_are_removed_if_others_occur_twice():
     assert candidates(["a dog and a cat", "one dog"]) == ("dog",)
 
 
-def test_if_no_word_stands_there_twice_all_are_kept():
+def test_all_words_are_kept_if_none_occurs_twice():
     assert candidates(["red dog", "blue cat"]) == ("blue", "cat", "dog", "red")
 
 
@@ -197,14 +197,14 @@ def test_only_nouns_adjectives_and_participles_are_kept():
     assert candidates(captions, tag=lambda words: [parts[word] for word in words]) == ("dog", "red", "running", "seen")
 
 
-def test_words_are_counted_before_their_part_of_speech_is_asked_for():
-    """So that a frequent article keeps rare nouns out, as in the reference."""
+def test_words_are_counted_before_they_are_tagged():
+    """A frequent article excludes rare nouns, as in the reference."""
     assert candidates(["the the dog"], tag=lambda words: ["DT" if word == "the" else "NN" for word in words]) == (
         "object",
     )
 
 
-def test_the_tagger_gets_the_words_in_their_order_with_repetitions():
+def test_the_tagger_gets_the_words_in_order_with_repetitions():
     seen = []
 
     def remember(words):
@@ -216,35 +216,35 @@ def test_the_tagger_gets_the_words_in_their_order_with_repetitions():
 
 
 @pytest.mark.parametrize("captions", [[], [""], ["a of in"], ["<dog>"], ["photo"], ["12 !!"]])
-def test_where_nothing_is_left_the_candidate_is_object(captions):
+def test_without_any_word_the_candidate_is_object(captions):
     assert candidates(captions, tag=nouns_only) == ("object",)
 
 
-def test_candidates_are_sorted_and_each_is_there_once():
+def test_candidates_are_sorted_and_unique():
     assert candidates(["zebra dog cat", "cat dog zebra dog"]) == ("cat", "dog", "zebra")
 
 
-def test_the_rule_for_singulars_can_be_another():
+def test_the_rule_for_singulars_can_be_replaced():
     assert candidates(["christmas christmas"], singular=str.upper) == ("CHRISTMAS",)
 
 
-def test_a_word_comes_from_the_captions_that_hold_it_in_any_form():
+def test_a_word_is_assigned_to_the_captions_that_contain_a_form_of_it():
     captions = ["Two DOGS", "a cat", "my-dog.jpg", "hotdog", "<dog>", "dog, cat"]
     assert suggested_by("dog", captions) == (0, 2, 5)
 
 
-def test_nothing_comes_from_captions_that_do_not_hold_it():
+def test_a_word_is_not_assigned_to_captions_without_it():
     assert suggested_by("object", ["a dog", "<object>"]) == ()
 
 
-def test_every_candidate_comes_from_some_caption():
+def test_every_candidate_is_assigned_to_a_caption():
     for seed in range(300):
         captions = [caption.replace("<", "") for caption in drawn_captions(seed)]
         for word in set(candidates(captions, tag=tag)) - {"object"}:
             assert suggested_by(word, captions), (word, captions)
 
 
-def test_phrases_that_captions_share_end_in_a_noun_and_hold_nouns_and_adjectives_only():
+def test_shared_phrases_end_in_a_noun_and_contain_only_nouns_and_adjectives():
     captions = ["The golden retriever sits", "two golden retrievers with the ball", "running dog", "running dog"]
     assert phrases(captions, tag=sentence_tags) == ("golden retriever",)
 
@@ -258,25 +258,25 @@ def test_phrases_have_up_to_three_words():
     assert phrases(captions[:1] * 2, tag=sentence_tags, max_length=2) == ("golden retriever", "retriever puppy")
 
 
-def test_only_the_last_word_of_a_phrase_is_made_singular():
+def test_only_the_last_word_of_a_phrase_becomes_singular():
     assert phrases(["sports cars", "a sports car"], tag=sentence_tags) == ("sports car",)
 
 
 @pytest.mark.parametrize("between", [", ", ". ", " of ", " 3 ", " <x> ", " http://x.example ", " photo ", " photos "])
-def test_nothing_that_is_dropped_stands_inside_a_phrase(between):
+def test_phrases_do_not_span_removed_text(between):
     assert phrases([f"golden{between}retriever"] * 2, tag=sentence_tags) == ()
 
 
-def test_phrases_that_stand_there_once_are_left_out():
+def test_phrases_that_occur_once_are_excluded():
     assert phrases(["golden retriever"], tag=sentence_tags) == ()
 
 
-def test_a_phrase_comes_from_the_captions_that_hold_it():
+def test_a_phrase_is_assigned_to_the_captions_that_contain_it():
     captions = ["golden retrievers", "golden, retriever", "retriever golden", "one GOLDEN-retriever.jpg"]
     assert suggested_by("golden retriever", captions) == (0, 3)
 
 
-def test_every_phrase_comes_from_at_least_two_places_and_is_made_of_kept_words():
+def test_every_phrase_occurs_twice_and_consists_of_kept_words():
     for seed in range(300):
         captions = drawn_captions(seed)
         for phrase in phrases(captions, tag=tag):
@@ -284,19 +284,19 @@ def test_every_phrase_comes_from_at_least_two_places_and_is_made_of_kept_words()
             assert not STOP_WORDS.intersection(phrase.split())
 
 
-def test_the_tags_that_are_kept_are_those_of_the_oracle():
+def test_the_kept_tags_equal_those_of_the_reference():
     assert oracle.TAGS == KEPT_TAGS
     assert set(oracle.STOP) == STOP_WORDS
 
 
-def test_marks_that_nothing_closes_take_no_time_and_change_nothing():
-    """A search for the end of each would take hours."""
+def test_unclosed_brackets_are_handled_in_linear_time():
+    """A search for the end of each bracket would take hours."""
     open_marks = "<" * 1_000_000
     assert candidates([f"a red ball {open_marks} red ball"]) == ("ball", "red")
     assert candidates([f"red ball <b{open_marks}> red ball"]) == ("ball", "red")
 
 
-def test_the_most_frequent_words_are_kept_where_there_are_too_many():
+def test_the_most_frequent_words_are_kept_above_the_limit():
     captions = ["dog dog dog cat cat cat owl owl fox fox"]
     assert candidates(captions, max_words=2) == ("cat", "dog")
     assert candidates(captions, max_words=3) == ("cat", "dog", "fox")

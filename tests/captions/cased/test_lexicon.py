@@ -100,8 +100,8 @@ def test_lemmas_are_read_with_spaces_and_without_the_licence(sample):
     ("word", "tag"),
     [
         ("dog", "NN"),
-        ("bear", "NN"),  # a verb too, and much more often
-        ("red", "JJ"),  # a noun too, and no more often
+        ("bear", "NN"),  # also a verb, and much more frequent as one
+        ("red", "JJ"),  # also a noun, and not more frequent as one
         ("cute", "JJ"),
         ("oxen", "NNS"),
         ("ladies", "NNS"),
@@ -121,14 +121,14 @@ def test_lemmas_are_read_with_spaces_and_without_the_licence(sample):
         ("the", OTHER),
         ("was", OTHER),
         ("pikachu", "NN"),
-        ("sing", "NN"),  # "s" is no stem
+        ("sing", "NN"),  # "s" is not a stem
     ],
 )
-def test_a_word_gets_the_tag_of_what_it_may_be(sample, word, tag):
+def test_a_word_has_the_tag_of_its_possible_parts_of_speech(sample, word, tag):
     assert sample.tag([word]) == [tag]
 
 
-def test_each_word_gets_a_tag_in_its_place(sample):
+def test_tags_have_the_order_of_the_words(sample):
     assert sample.tag(["the", "dog", "dog", "sits"]) == [OTHER, "NN", "NN", OTHER]
     assert sample.tag([]) == []
 
@@ -137,27 +137,27 @@ def test_each_word_gets_a_tag_in_its_place(sample):
     ("word", "one"),
     [
         ("dogs", "dog"),
-        ("christmas", "christmas"),  # "christma" is none
+        ("christmas", "christmas"),  # "christma" is not a word
         ("gas", "gas"),  # "ga" is an abbreviation
-        ("was", "was"),  # "wa" is none
+        ("was", "was"),  # "wa" is not a word
         ("toyotas", "toyota"),  # neither is known
-        ("ladies", "ladies"),  # the rule leaves it
+        ("ladies", "ladies"),  # the rule does not apply
     ],
 )
-def test_singulars_that_are_no_words_are_not_made(sample, word, one):
+def test_only_singulars_that_are_words_are_used(sample, word, one):
     assert sample.singular(word) == one
 
 
-def test_the_rule_for_singulars_can_be_another(sample):
+def test_the_rule_for_singulars_can_be_replaced(sample):
     assert sample.singular("dogs", rule=lambda word: word + "es") == "dogses"
 
 
-def test_candidates_are_taken_by_tags_and_singulars_of_the_lexicon(sample):
+def test_candidates_use_the_tags_and_singulars_of_the_lexicon(sample):
     captions = ["The red dogs sit, christmas is quickly there", "the dog sits: christmas quickly smiling there"]
     assert candidates(captions, tag=sample.tag, singular=sample.singular) == ("christmas", "dog")
 
 
-def test_nouns_come_in_the_order_of_the_file_with_definitions_without_examples(folder):
+def test_nouns_are_in_the_order_of_the_file_with_definitions_without_examples(folder):
     assert list(nouns(folder)) == [
         Noun("entity", "that which is perceived to exist", "n00001740"),
         Noun("dog", "a member of the genus Canis; occurs in many breeds", "n02084071"),
@@ -167,21 +167,21 @@ def test_nouns_come_in_the_order_of_the_file_with_definitions_without_examples(f
 
 
 @pytest.mark.parametrize("name", sorted(SAMPLE.keys() - {"data.noun"}))
-def test_a_missing_file_is_told_with_the_way_out(folder, name):
+def test_the_error_for_a_missing_file_has_advice(folder, name):
     folder.joinpath(name).unlink()
     with pytest.raises(ConfigurationError, match=rf"{name} cannot be read .*wordnet-base"):
         Lexicon.load(folder)
 
 
-def test_nouns_need_their_file(folder):
+def test_nouns_require_their_file(folder):
     folder.joinpath("data.noun").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigurationError, match=r"data\.noun cannot be read"):
         list(nouns(folder))
 
 
 @installed
-def test_wordnet_has_the_lemmas_that_it_says_it_has(lexicon):
-    """By its manual page wnstats, which counts unique strings."""
+def test_wordnet_has_the_documented_number_of_lemmas(lexicon):
+    """According to its manual page wnstats, which counts unique strings."""
     assert len(lexicon.nouns) == 117798
     assert len(lexicon.adjectives) == 21479
     assert len(lexicon.verbs) == 11529
@@ -189,8 +189,8 @@ def test_wordnet_has_the_lemmas_that_it_says_it_has(lexicon):
 
 
 @installed
-def test_wordnet_has_the_senses_that_it_says_it_has():
-    """By its manual page wnstats; each has a lemma, a definition and an id of its own."""
+def test_wordnet_has_the_documented_number_of_senses():
+    """According to its manual page wnstats. Each has a lemma, a definition and a unique id."""
     senses = list(nouns())
     assert len(senses) == len({noun.synset for noun in senses}) == 82115
     assert all(noun.lemma and noun.gloss and "_" not in noun.lemma for noun in senses)
@@ -200,8 +200,8 @@ def test_wordnet_has_the_senses_that_it_says_it_has():
 
 
 @installed
-def test_the_tagger_keeps_and_drops_nearly_all_common_words_as_a_reader_would(lexicon):
-    """Of the exact tags, most that differ are participles, which WordNet also lists as adjectives and nouns."""
+def test_the_tagger_agrees_with_a_human_on_nearly_all_common_words(lexicon):
+    """Most differences in exact tags are participles, which WordNet also lists as adjectives and nouns."""
     wanted = [(word, tag) for tag, words in SPOKEN.items() for word in words.split()]
     given = lexicon.tag([word for word, _ in wanted])
     kept = [
@@ -215,13 +215,13 @@ def test_the_tagger_keeps_and_drops_nearly_all_common_words_as_a_reader_would(le
 
 
 @installed
-def test_no_function_word_passes_in_any_form(lexicon):
+def test_function_words_are_excluded_in_every_form(lexicon):
     words = sorted(FUNCTION_WORDS)
     assert set(lexicon.tag(words)) == {OTHER}
     assert [lexicon.singular(word) for word in words] == words
 
 
 @installed
-def test_every_noun_and_adjective_of_wordnet_passes_but_for_function_words(lexicon):
+def test_every_noun_and_adjective_of_wordnet_except_function_words_is_kept(lexicon):
     words = sorted((lexicon.nouns | lexicon.adjectives) - FUNCTION_WORDS)
     assert set(lexicon.tag(words)) <= KEPT_TAGS

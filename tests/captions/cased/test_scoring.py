@@ -16,7 +16,7 @@ def unit(rows):
 
 
 def near_duplicates(seed):
-    """Return unit rows (k, d) around a few directions, so that chains of all lengths are among them."""
+    """Return unit rows (k, d) around a few directions, which form chains of different lengths."""
     rng = np.random.default_rng(seed)
     directions = rng.normal(size=(rng.integers(1, 6), 16))
     which = rng.integers(0, len(directions), rng.integers(1, 25))
@@ -37,12 +37,12 @@ def problem(seed, words=None):
 
 
 def encode(words, dims=24):
-    """Return rows (w, d), of any length, that depend on nothing but the word."""
+    """Return rows (w, d) of different lengths that depend only on the word."""
     return np.stack([np.random.default_rng(zlib.crc32(word.encode())).normal(size=dims) for word in words])
 
 
 def probabilities(seed, images=12, words=20):
-    """Return rows that sum to 1, some of them alike, and often with equal entries."""
+    """Return rows that sum to 1, some of them equal, and often with equal entries."""
     rng = np.random.default_rng(seed)
     groups = rng.dirichlet(np.full(words, 0.3), size=rng.integers(1, 5))
     rows = groups[rng.integers(0, len(groups), images)] + 0.3 * rng.dirichlet(np.full(words, 0.3), size=images)
@@ -51,7 +51,7 @@ def probabilities(seed, images=12, words=20):
 
 
 def slowly_named(rows, min_images):
-    """Return the word of each image, by the rule as it is told."""
+    """Return the word of each image by a literal implementation of the rule."""
     images, words = rows.shape
     needed = min(min_images, images)
     left = list(range(words))
@@ -69,7 +69,7 @@ def slowly_named(rows, min_images):
         )
 
 
-def test_two_hundred_random_problems_keep_the_captions_that_the_oracle_keeps():
+def test_two_hundred_random_problems_keep_the_captions_of_the_reference():
     dropped = 0
     for seed in range(PROBLEMS):
         rows = near_duplicates(seed)
@@ -80,13 +80,13 @@ def test_two_hundred_random_problems_keep_the_captions_that_the_oracle_keeps():
 
 
 @pytest.mark.parametrize("threshold", [-1.0, 0.3, 0.8, 1.0])
-def test_other_thresholds_equal_the_oracle_too(threshold):
+def test_other_thresholds_equal_the_reference(threshold):
     for seed in range(50):
         rows = near_duplicates(seed)
         assert distinct(rows, threshold).tolist() == oracle.dedup(rows, threshold)
 
 
-def test_a_chain_of_similar_captions_is_one_although_its_ends_are_not_similar():
+def test_a_chain_of_similar_captions_is_one_group_even_if_its_ends_differ():
     angles = np.array([0.0, 0.6, 0.3, 2.0])
     rows = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     assert rows[0] @ rows[1] < 0.94 < rows[0] @ rows[2]
@@ -98,13 +98,13 @@ def test_the_first_of_each_chain_is_kept_in_the_order_of_retrieval():
     assert distinct(rows).tolist() == [0, 1, 3]
 
 
-def test_one_caption_and_none_are_kept_as_they_are():
+def test_one_caption_and_no_captions_are_unchanged():
     assert distinct(np.eye(3)[:1]).tolist() == [0]
     assert distinct(np.eye(3)[:0]).tolist() == []
 
 
-def test_two_hundred_random_problems_are_scored_as_by_the_oracle():
-    """With words mined from captions, at the encoder's own scale and other shares of the image."""
+def test_two_hundred_random_problems_have_the_scores_of_the_reference():
+    """With words from captions, with the scale of the encoder and with different weights of the image."""
     worst = 0.0
     texts = ("dog", "dogs", "cat", "house", "houses", "red", "running", "tree", "trees", "sky", "old", "birds")
     for seed in range(PROBLEMS):
@@ -117,12 +117,12 @@ def test_two_hundred_random_problems_are_scored_as_by_the_oracle():
         words = candidates(captions)
         ours = score(image, encode(words), caption_features, logit_scale=scale, alpha=alpha)
         assert sorted(words) == sorted(word for word, _ in wanted)
-        told = dict(zip(words, ours, strict=True))
-        worst = max(worst, *(abs(told[word] - probability) for word, probability in wanted))
+        result = dict(zip(words, ours, strict=True))
+        worst = max(worst, *(abs(result[word] - probability) for word, probability in wanted))
     assert worst <= 1e-12
 
 
-def test_features_in_single_precision_are_scored_as_well():
+def test_scores_in_single_precision_are_accurate():
     for seed in range(50):
         image, words, captions, scale = problem(seed)
         exact = score(image, words, captions, logit_scale=scale)
@@ -130,16 +130,16 @@ def test_features_in_single_precision_are_scored_as_well():
         assert rough == pytest.approx(exact, abs=1e-4)
 
 
-def test_the_probabilities_of_the_words_sum_to_one():
+def test_word_probabilities_sum_to_one():
     for seed in range(PROBLEMS):
         image, words, captions, scale = problem(seed)
-        told = score(image, words, captions, logit_scale=scale)
-        assert told.shape == (len(words),)
-        assert told.sum() == pytest.approx(1)
-        assert told.min() >= 0
+        result = score(image, words, captions, logit_scale=scale)
+        assert result.shape == (len(words),)
+        assert result.sum() == pytest.approx(1)
+        assert result.min() >= 0
 
 
-def test_the_scale_of_the_encoder_decides_how_sharp_the_scores_are():
+def test_a_larger_scale_gives_more_confident_scores():
     image, words, captions, _ = problem(3, words=5)
     flat, sharp = (score(image, words, captions, logit_scale=scale, alpha=1.0) for scale in (0.0, 1e4))
     assert flat == pytest.approx(np.full(5, 0.2))
@@ -153,7 +153,7 @@ def test_the_lengths_of_word_and_caption_features_do_not_matter():
 
 
 @pytest.mark.parametrize("signs", [(), (1, -1)])
-def test_without_captions_or_where_they_cancel_out_the_image_alone_is_asked(signs):
+def test_without_captions_or_if_they_cancel_out_only_the_image_counts(signs):
     for seed in range(50):
         image, words, captions, scale = problem(seed)
         none = np.concatenate([captions[:0], *(sign * captions for sign in signs)])
@@ -162,13 +162,13 @@ def test_without_captions_or_where_they_cancel_out_the_image_alone_is_asked(sign
         assert score(image, words, none, logit_scale=scale) == pytest.approx(alone)
 
 
-def test_the_centroid_is_a_unit_row_whatever_the_lengths_of_the_captions():
+def test_the_centroid_is_a_unit_row_for_captions_of_any_length():
     _, _, captions, _ = problem(8)
     assert np.linalg.norm(centroid(captions)) == pytest.approx(1)
     assert centroid(captions * 5) == pytest.approx(centroid(captions))
 
 
-def test_an_image_scores_the_same_alone_as_among_others():
+def test_an_image_has_the_same_scores_alone_and_in_a_batch():
     for seed in range(50):
         _, words, _, scale = problem(seed)
         rng = np.random.default_rng(seed)
@@ -179,7 +179,7 @@ def test_an_image_scores_the_same_alone_as_among_others():
             assert row == pytest.approx(score(image, words, each, logit_scale=scale), abs=1e-12)
 
 
-def test_inputs_are_not_written_to():
+def test_inputs_are_not_modified():
     image, words, captions, scale = problem(9)
     for rows in (image, words, captions):
         rows.setflags(write=False)
@@ -189,13 +189,13 @@ def test_inputs_are_not_written_to():
     choose_shared_words(rows)
 
 
-def test_the_shared_vocabulary_holds_each_word_once_and_sorted():
+def test_the_shared_vocabulary_is_sorted_and_unique():
     assert shared_vocabulary([("dog", "cat"), ("dog",), ()]) == ("cat", "dog")
     assert shared_vocabulary([]) == ()
 
 
-def test_images_named_apart_meet_at_a_word_that_is_the_first_choice_of_neither():
-    """Beside images that have nothing to do with them. The words: beagle, car, dog, poodle."""
+def test_images_can_share_a_word_that_is_the_first_choice_of_none():
+    """With unrelated images. The words are beagle, car, dog and poodle."""
     rows = np.array([[0.6, 0.01, 0.3, 0.09], [0.05, 0.01, 0.3, 0.64], [0.1, 0.7, 0.1, 0.1], [0.1, 0.7, 0.1, 0.1]])
     names = choose_shared_words(rows)
     assert names.chosen.tolist() == [2, 2, 1, 1]
@@ -203,20 +203,20 @@ def test_images_named_apart_meet_at_a_word_that_is_the_first_choice_of_neither()
     assert names.images.tolist() == [2, 2]
 
 
-def test_an_image_like_no_other_gets_the_next_best_of_the_names_that_are_left():
+def test_an_image_without_similar_ones_gets_its_best_remaining_name():
     rows = np.array([[0.8, 0.1, 0.1], [0.8, 0.1, 0.1], [0.2, 0.1, 0.7]])
     assert choose_shared_words(rows).chosen.tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("min_images", [1, 2, 3, 5, 50])
-def test_random_groups_are_named_by_the_rule_as_it_is_told(min_images):
+def test_random_groups_are_labelled_as_by_the_literal_rule(min_images):
     for seed in range(40):
         rows = probabilities(seed)
         assert choose_shared_words(rows, min_images=min_images).chosen.tolist() == slowly_named(rows, min_images)
 
 
 @pytest.mark.parametrize("min_images", [1, 2, 4, 12, 13])
-def test_each_name_is_the_best_that_is_left_for_enough_images(min_images):
+def test_each_name_is_the_best_remaining_one_of_enough_images(min_images):
     for seed in range(PROBLEMS):
         rows = probabilities(seed)
         names = choose_shared_words(rows, min_images=min_images)
@@ -227,7 +227,7 @@ def test_each_name_is_the_best_that_is_left_for_enough_images(min_images):
         assert rows[np.arange(len(rows)), names.chosen] == pytest.approx(best)
 
 
-def test_one_image_is_enough_to_leave_each_its_own_best_word():
+def test_with_one_image_per_name_each_image_gets_its_best_word():
     rows = probabilities(4)
     assert choose_shared_words(rows, min_images=1).chosen.tolist() == rows.argmax(axis=1).tolist()
     assert choose_shared_words(rows[:1], min_images=3).chosen.tolist() == [rows[0].argmax()]
@@ -242,7 +242,7 @@ def test_the_order_of_the_images_does_not_matter():
         )
 
 
-def test_a_hundred_images_that_need_one_name_get_one():
+def test_a_minimum_of_all_images_gives_one_name():
     names = choose_shared_words(probabilities(2, images=100, words=300), min_images=100)
     assert len(names.kept) == 1
     assert names.images.tolist() == [100]
@@ -254,6 +254,6 @@ def test_no_images_get_no_names():
 
 
 @pytest.mark.parametrize(("shape", "min_images"), [((2, 0), 2), ((2, 3), 0)])
-def test_names_need_words_and_at_least_one_image_each(shape, min_images):
+def test_names_require_words_and_at_least_one_image_each(shape, min_images):
     with pytest.raises(ValueError, match="cannot share"):
         choose_shared_words(np.zeros(shape), min_images=min_images)

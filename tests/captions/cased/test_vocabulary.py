@@ -1,4 +1,4 @@
-"""Scores and names out of captions that were found, against their parts and against the oracle."""
+"""Scores and names from retrieved captions, compared with their parts and with the reference."""
 
 import numpy as np
 import pytest
@@ -39,16 +39,16 @@ def scale_of(alpha=ALPHA, top_k=EVERY, reject_below=None):
 
 
 def encode(words):
-    """Return a direction for each word, the same each time."""
+    """Return a direction for each word that depends only on the word."""
     return unit([np.random.default_rng(list(word.encode())).standard_normal(24) for word in words])
 
 
 def problem(seed, images=1, captions=10):
-    """Return unit images, and what was found for each: random captions of few words with features of their own."""
+    """Return unit images, and for each a search result with random captions of few words."""
     rng = np.random.default_rng(seed)
-    asked = unit(rng.standard_normal((images, 24)))
+    queries = unit(rng.standard_normal((images, 24)))
     found = []
-    for image in asked:
+    for image in queries:
         texts = tuple(" ".join(rng.choice(WORDS, rng.integers(1, 6))) for _ in range(captions))
         features = unit(rng.standard_normal((captions, 24)) + 2 * image)
         if seed % 3 == 0:
@@ -56,7 +56,7 @@ def problem(seed, images=1, captions=10):
         cosines = features @ image
         order = np.argsort(-cosines, kind="stable")
         found.append(NearestCaptions(tuple(texts[at] for at in order), cosines[order], features[order], "0" * 16))
-    return asked, found
+    return queries, found
 
 
 def mined_of(found, **options):
@@ -67,11 +67,11 @@ def scores_of(result):
     return {each.label: each.score for each in result.predictions}
 
 
-# --- each image by itself ------------------------------------------------------------------------------------------
+# --- separate images -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, ALPHA, 1.0])
-def test_scores_are_those_of_the_oracle(alpha):
+def test_scores_equal_those_of_the_reference(alpha):
     for seed in range(60):
         (image,), (found,) = problem(seed)
         (mined,) = mined_of([found])
@@ -95,7 +95,7 @@ def test_scores_are_those_of_the_oracle(alpha):
         np.testing.assert_allclose([each.score for each in result.predictions], [s for _, s in expected], atol=1e-5)
 
 
-def test_scores_are_those_of_the_image_and_its_captions_mixed():
+def test_scores_are_a_mixture_of_image_and_caption_scores():
     for seed in range(20):
         images, found = problem(seed, images=3)
         mined = mined_of(found)
@@ -104,16 +104,16 @@ def test_scores_are_those_of_the_image_and_its_captions_mixed():
             images, mined, own, label_separately(images, mined, own, scale_of()), strict=True
         ):
             expected = score(image, words, each.features, logit_scale=LOGIT_SCALE, alpha=ALPHA)
-            told = scores_of(result)
-            np.testing.assert_array_equal([told[word] for word in each.candidates], expected)
-            assert sum(told.values()) == pytest.approx(1, abs=1e-5)
+            outcome = scores_of(result)
+            np.testing.assert_array_equal([outcome[word] for word in each.candidates], expected)
+            assert sum(outcome.values()) == pytest.approx(1, abs=1e-5)
             for prediction in result.predictions:
                 cosine = float(encode([prediction.label])[0] @ image)
                 assert prediction.similarity == pytest.approx(cosine, abs=1e-6)
             assert result.rejected is None
 
 
-def test_an_image_is_named_the_same_alone_as_with_others():
+def test_an_image_has_the_same_result_alone_and_in_a_batch():
     images, found = problem(7, images=6)
     mined = mined_of(found)
     own = [encode(each.candidates) for each in mined]
@@ -123,7 +123,7 @@ def test_an_image_is_named_the_same_alone_as_with_others():
         assert alone == together[at]
 
 
-def test_candidates_of_equal_scores_stand_in_the_order_of_the_alphabet():
+def test_candidates_with_equal_scores_are_in_alphabetical_order():
     image = unit(np.eye(24)[:1])
     mined = CaptionCandidates(("a",), np.ones(1, np.float32), image, ("ball", "cat", "dog"))
     same = np.repeat(image, 3, axis=0)
@@ -133,7 +133,7 @@ def test_candidates_of_equal_scores_stand_in_the_order_of_the_alphabet():
     assert [each.score for each in result.predictions] == [pytest.approx(1 / 3)] * 3
 
 
-def test_fewer_are_told_where_fewer_are_asked_for_and_the_best_remain():
+def test_top_k_keeps_the_best_predictions():
     images, found = problem(4)
     mined = mined_of(found)
     own = [encode(each.candidates) for each in mined]
@@ -143,18 +143,18 @@ def test_fewer_are_told_where_fewer_are_asked_for_and_the_best_remain():
         assert few.predictions == every.predictions[:top_k]
 
 
-def test_an_image_is_rejected_where_its_best_score_is_below_the_threshold():
+def test_an_image_is_rejected_if_its_best_score_is_below_the_threshold():
     images, found = problem(5)
     mined = mined_of(found)
     own = [encode(each.candidates) for each in mined]
     (result,) = label_separately(images, mined, own, scale_of())
     best = result.predictions[0].score
     for threshold, rejected in ((0.0, False), (best, False), (np.nextafter(best, 2), True), (1.0, best < 1)):
-        (told,) = label_separately(images, mined, own, scale_of(reject_below=threshold))
-        assert told.rejected is rejected
+        (outcome,) = label_separately(images, mined, own, scale_of(reject_below=threshold))
+        assert outcome.rejected is rejected
 
 
-def test_a_similarity_is_a_cosine_whatever_rounding_makes_of_it():
+def test_a_similarity_is_a_cosine_despite_rounding():
     image = np.full((1, 3), np.float32(0.57735032))
     mined = CaptionCandidates(("a",), np.ones(1, np.float32), image, ("ball",))
     (result,) = label_separately(image, [mined], [image], scale_of())
@@ -162,10 +162,10 @@ def test_a_similarity_is_a_cosine_whatever_rounding_makes_of_it():
     assert result.predictions[0].score == pytest.approx(1)
 
 
-# --- what is mined -------------------------------------------------------------------------------------------------
+# --- candidates ----------------------------------------------------------------------------------------------------
 
 
-def test_near_duplicates_are_left_out_and_the_first_of_them_stays():
+def test_near_duplicates_are_removed_and_the_first_is_kept():
     features = unit([[1, 0, 0], [1, 0.01, 0], [0, 1, 0]])
     found = NearestCaptions(("a dog", "a dog!", "a cat"), np.array([0.9, 0.8, 0.1], np.float32), features, "0" * 16)
     mined = find_candidates(found, LEXICON, with_phrases=False)
@@ -175,7 +175,7 @@ def test_near_duplicates_are_left_out_and_the_first_of_them_stays():
     assert mined.candidates == ("cat", "dog")
 
 
-def test_phrases_come_beside_words_only_when_asked_for():
+def test_phrases_are_added_to_words_only_on_request():
     features = np.eye(3, dtype=np.float32)
     texts = ("a golden retriever", "two golden retrievers", "one golden retriever on a beach")
     found = NearestCaptions(texts, np.array([0.9, 0.8, 0.7], np.float32), features, "0" * 16)
@@ -183,7 +183,7 @@ def test_phrases_come_beside_words_only_when_asked_for():
     assert find_candidates(found, LEXICON, with_phrases=True).candidates == ("golden", "golden retriever", "retriever")
 
 
-def test_captions_without_a_word_leave_one_candidate():
+def test_captions_without_a_word_give_one_candidate():
     found = NearestCaptions(("!", "12"), np.array([0.2, 0.1], np.float32), np.eye(2, dtype=np.float32), "0" * 16)
     for with_phrases in (False, True):
         assert find_candidates(found, LEXICON, with_phrases=with_phrases).candidates == (NOTHING_FOUND,)
@@ -193,16 +193,16 @@ def test_captions_without_a_word_leave_one_candidate():
 
 
 def together(seed, images, min_images, **scale):
-    asked, found = problem(seed, images=images)
+    queries, found = problem(seed, images=images)
     mined = mined_of(found)
     vocabulary = shared_vocabulary([each.candidates for each in mined])
     words = encode(vocabulary)
-    told = label_together(asked, mined, vocabulary, words, scale_of(**scale), min_images=min_images)
-    return asked, mined, vocabulary, words, *told
+    result = label_together(queries, mined, vocabulary, words, scale_of(**scale), min_images=min_images)
+    return queries, mined, vocabulary, words, *result
 
 
 @pytest.mark.parametrize("min_images", [1, 2, 3, 50])
-def test_each_shared_name_is_the_best_of_enough_images_and_no_other_is_told(min_images):
+def test_each_shared_name_is_the_best_of_enough_images_and_only_these_are_returned(min_images):
     for seed in range(30):
         images = 1 + seed % 9
         _, _, vocabulary, _, results, names = together(seed, images, min_images)
@@ -219,12 +219,12 @@ def test_each_shared_name_is_the_best_of_enough_images_and_no_other_is_told(min_
             assert scores == sorted(scores, reverse=True)
 
 
-def test_shared_scores_are_shares_of_the_whole_vocabulary():
-    asked, mined, vocabulary, words, results, _ = together(11, 8, 2)
+def test_shared_scores_sum_to_one_over_the_vocabulary():
+    queries, mined, vocabulary, words, results, _ = together(11, 8, 2)
     centroids = np.stack([centroid(each.features) for each in mined])
-    scores = score_many(asked, words, centroids, logit_scale=LOGIT_SCALE, alpha=ALPHA)
+    scores = score_many(queries, words, centroids, logit_scale=LOGIT_SCALE, alpha=ALPHA)
     names = choose_shared_words(scores, min_images=2)
-    for image, row, chosen, result in zip(asked, scores, names.chosen, results, strict=True):
+    for image, row, chosen, result in zip(queries, scores, names.chosen, results, strict=True):
         assert result.predictions[0].label == vocabulary[chosen]
         for each in result.predictions:
             at = vocabulary.index(each.label)
@@ -232,38 +232,38 @@ def test_shared_scores_are_shares_of_the_whole_vocabulary():
             assert each.similarity == pytest.approx(float(words[at] @ image), abs=1e-6)
 
 
-def test_with_one_image_per_name_each_gets_its_own_best_word():
-    asked, mined, vocabulary, words, results, _ = together(12, 7, 1)
+def test_with_one_image_per_name_each_image_gets_its_best_word():
+    queries, mined, vocabulary, words, results, _ = together(12, 7, 1)
     centroids = np.stack([centroid(each.features) for each in mined])
-    scores = score_many(asked, words, centroids, logit_scale=LOGIT_SCALE, alpha=ALPHA)
+    scores = score_many(queries, words, centroids, logit_scale=LOGIT_SCALE, alpha=ALPHA)
     assert [each.predictions[0].label for each in results] == [vocabulary[at] for at in scores.argmax(axis=1)]
 
 
-def test_a_single_image_together_is_named_as_alone():
+def test_a_single_image_in_a_group_has_the_same_label_as_alone():
     for seed in range(10):
-        asked, mined, vocabulary, words, (result,), (name,) = together(seed, 1, 2)
+        queries, mined, vocabulary, words, (result,), (name,) = together(seed, 1, 2)
         assert vocabulary == mined[0].candidates
-        (alone,) = label_separately(asked, mined, [words], scale_of(top_k=1))
+        (alone,) = label_separately(queries, mined, [words], scale_of(top_k=1))
         assert name.images == 1
         assert result.predictions[0].label == alone.predictions[0].label == name.label
         assert result.predictions[0].score == pytest.approx(alone.predictions[0].score, abs=1e-6)
 
 
-def test_the_order_of_the_images_changes_no_name():
-    asked, found = problem(13, images=9)
+def test_the_order_of_the_images_does_not_change_names():
+    queries, found = problem(13, images=9)
     mined = mined_of(found)
     vocabulary = shared_vocabulary([each.candidates for each in mined])
     words = encode(vocabulary)
-    results, names = label_together(asked, mined, vocabulary, words, scale_of(), min_images=3)
+    results, names = label_together(queries, mined, vocabulary, words, scale_of(), min_images=3)
     order = np.random.default_rng(0).permutation(9)
     others, again = label_together(
-        asked[order], [mined[at] for at in order], vocabulary, words, scale_of(), min_images=3
+        queries[order], [mined[at] for at in order], vocabulary, words, scale_of(), min_images=3
     )
     assert again == names
     assert [each.predictions[0].label for each in others] == [results[at].predictions[0].label for at in order]
 
 
-def test_names_of_equally_many_images_stand_in_the_order_of_the_alphabet():
+def test_names_of_equally_many_images_are_in_alphabetical_order():
     features = np.eye(4, dtype=np.float32)
     images = features[[1, 0, 1, 0]]
     words = features[:2]
@@ -272,25 +272,25 @@ def test_names_of_equally_many_images_stand_in_the_order_of_the_alphabet():
     assert [(each.label, each.images) for each in names] == [("ball", 2), ("cat", 2)]
 
 
-def test_a_shared_name_of_a_low_score_is_rejected():
+def test_a_shared_name_with_a_low_score_is_rejected():
     *_, results, _ = together(14, 6, 6, reject_below=0.5)
     for result in results:
         assert result.rejected is (result.predictions[0].score < 0.5)
 
 
-# --- what is told of captions --------------------------------------------------------------------------------------
+# --- captions in results -------------------------------------------------------------------------------------------
 
 
-def test_captions_are_told_with_the_predictions_that_they_suggested():
+def test_captions_are_returned_with_the_predictions_that_they_suggested():
     texts = ("two dogs", "a dog and a cat", "a beach")
     mined = CaptionCandidates(
         texts, np.array([0.5, 0.25, 0.125], np.float32), np.eye(3, dtype=np.float32), ("cat", "dog")
     )
     result = ImageResult((Prediction("dog", 0.6, 0.1), Prediction("cat", 0.4, 0.1)))
 
-    told = explain_captions(result, mined, LEXICON)
+    outcome = explain_captions(result, mined, LEXICON)
 
-    assert [(each.caption, each.similarity, each.suggested) for each in told] == [
+    assert [(each.caption, each.similarity, each.suggested) for each in outcome] == [
         ("two dogs", 0.5, ("dog",)),
         ("a dog and a cat", 0.25, ("dog", "cat")),
         ("a beach", 0.125, ()),
@@ -298,20 +298,20 @@ def test_captions_are_told_with_the_predictions_that_they_suggested():
     assert explain_captions(ImageResult(()), mined, LEXICON)[0].suggested == ()
 
 
-def test_the_similarity_of_a_caption_is_a_cosine_whatever_half_precision_makes_of_it():
+def test_the_similarity_of_a_caption_is_a_cosine_despite_half_precision():
     mined = CaptionCandidates(
         ("a dog", "a cat"), np.array([1.0004, -1.0004], np.float32), np.eye(2, dtype=np.float32), ("dog",)
     )
-    told = explain_captions(ImageResult((Prediction("dog", 1.0, 1.0),)), mined, LEXICON)
-    assert [each.similarity for each in told] == [1, -1]
+    result = explain_captions(ImageResult((Prediction("dog", 1.0, 1.0),)), mined, LEXICON)
+    assert [each.similarity for each in result] == [1, -1]
 
 
-def test_every_prediction_of_an_image_is_suggested_by_a_caption_unless_nothing_was_found():
+def test_every_prediction_is_suggested_by_a_caption_if_any_was_found():
     for seed in range(30):
         images, found = problem(seed)
         mined = mined_of(found, with_phrases=True)
         (result,) = label_separately(images, mined, [encode(mined[0].candidates)], scale_of())
-        told = explain_captions(result, mined[0], LEXICON)
-        suggested = {label for each in told for label in each.suggested}
+        outcome = explain_captions(result, mined[0], LEXICON)
+        suggested = {label for each in outcome for label in each.suggested}
         assert {each.label for each in result.predictions} - {NOTHING_FOUND} <= suggested
-        assert [each.caption for each in told] == list(mined[0].captions)
+        assert [each.caption for each in outcome] == list(mined[0].captions)
