@@ -43,9 +43,9 @@ def expressions():
 
 def test_alerts_and_the_dashboard_use_existing_metrics(exposed):
     for where, expression in expressions():
-        asked = {_SERIES.sub("", name) for name in _METRIC.findall(expression)}
-        assert asked <= exposed, where
-        assert asked or expression.startswith("up{"), where
+        metrics = {_SERIES.sub("", name) for name in _METRIC.findall(expression)}
+        assert metrics <= exposed, where
+        assert metrics or expression.startswith("up{"), where
 
 
 def test_expressions_have_balanced_brackets():

@@ -232,8 +232,8 @@ async def test_the_time_of_every_stage_is_returned(start, encoder):
 
 
 async def test_an_unreadable_image_has_an_error_at_its_position(start, encoder):
-    told = MalformedRequestError("already known to be bad")
-    images = [b"no image", picture("red"), told, picture("blue"), b"", picture("green")]
+    bad = MalformedRequestError("already known to be bad")
+    images = [b"no image", picture("red"), bad, picture("blue"), b"", picture("green")]
     classification = await start(encoder).classify(images, a_task())
     assert labels_of(classification) == [None, "red", None, "blue", None, "green"]
     errors = [result.error for result in classification.results]
@@ -245,7 +245,7 @@ async def test_an_unreadable_image_has_an_error_at_its_position(start, encoder):
         NotAnImageError,
         type(None),
     ]
-    assert errors[2] is told
+    assert errors[2] is bad
     assert sum(encoder.image_batches) == 3
 
 

@@ -65,10 +65,10 @@ async def test_missing_fields_have_defaults(service):
     assert task.top_k == 2
 
 
-@pytest.mark.parametrize(("asked", "told"), [(None, 5), (1, 1), (3, 3), (6, 6), (100, 6)])
-async def test_top_k_is_limited_to_the_number_of_classes(service, asked, told):
+@pytest.mark.parametrize(("requested", "expected"), [(None, 5), (1, 1), (3, 3), (6, 6), (100, 6)])
+async def test_top_k_is_limited_to_the_number_of_classes(service, requested, expected):
     await service.label_sets.put("six", entries(*"abcdef"), "photo")
-    assert (await service.resolver.resolve(ClassifyRequest(label_set="six", top_k=asked))).top_k == told
+    assert (await service.resolver.resolve(ClassifyRequest(label_set="six", top_k=requested))).top_k == expected
 
 
 async def test_labels_are_cleaned_like_the_classes_of_a_label_set(service):
@@ -172,7 +172,7 @@ async def test_the_second_writer_of_the_same_version_gets_a_conflict(service):
 
 # --- example images ------------------------------------------------------------------------------------------------
 
-ASKED = shades(6, 900)
+QUERIES = shades(6, 900)
 """Two pictures of each colour that are no examples."""
 
 LEARN_FROM_LABELS = [name for name, method in METHODS.items() if "labelled images" in method.learns]
@@ -204,7 +204,7 @@ def databases(tmp_path_factory, empty_database):
 
 @pytest.fixture
 async def taught(settings, encoder, databases, anyio_backend):
-    """Return a service with examples for two label sets: colours, and things, whose names mean nothing to the encoder."""
+    """Return a service with examples for two label sets: colours, and things, whose names the encoder does not know."""
     shutil.copy(databases["taught"], settings.data_dir / "deixis.sqlite3")
     async with open_service(settings, [encoder]) as service:
         yield service
@@ -218,8 +218,8 @@ async def calibrated(settings, encoder, databases, anyio_backend):
         yield service
 
 
-async def told(service, images=ASKED, **asked):
-    return await service.pipeline.classify(images, await service.resolver.resolve(ClassifyRequest(**asked)))
+async def classify(service, images=QUERIES, **fields):
+    return await service.pipeline.classify(images, await service.resolver.resolve(ClassifyRequest(**fields)))
 
 
 def labels_of(classification):
@@ -243,8 +243,8 @@ async def test_without_examples_zero_shot_is_used_without_a_reason(service):
     for question in (ClassifyRequest(labels=["cat"]), ClassifyRequest(label_set="pets")):
         task = await service.resolver.resolve(question)
         assert (task.method, task.reason) == (DEFAULT_METHOD, None)
-    for asked in ({"labels": ["cat"]}, {"label_set": "pets"}):
-        task = await service.resolver.resolve(ClassifyRequest(**asked, method=AUTO))
+    for fields in ({"labels": ["cat"]}, {"label_set": "pets"}):
+        task = await service.resolver.resolve(ClassifyRequest(**fields, method=AUTO))
         assert task.method == DEFAULT_METHOD
         assert "there are none" in task.reason
 
@@ -266,9 +266,9 @@ async def test_after_a_selection_the_significantly_better_method_is_used_with_a_
         assert task.method in LEARN_FROM_LABELS
         assert task.method in task.reason
         assert "that of zero-shot 33.3 %" in task.reason
-    classification = await told(calibrated, label_set="things")
+    classification = await classify(calibrated, label_set="things")
     assert labels_of(classification) == list(THINGS) * 2
-    assert labels_of(await told(calibrated, label_set="things", method="zero-shot")) == ["tomato"] * 6
+    assert labels_of(await classify(calibrated, label_set="things", method="zero-shot")) == ["tomato"] * 6
     task = await calibrated.resolver.resolve(ClassifyRequest(label_set="colours"))
     assert task.method == DEFAULT_METHOD
     assert "not a significant gain" in task.reason
@@ -296,9 +296,9 @@ async def test_a_requested_method_has_no_reason(calibrated):
 
 
 async def test_options_without_a_method_are_rejected_with_automatic_selection(calibrated):
-    for asked in ({"label_set": "things"}, {"label_set": "things", "method": AUTO}, {"labels": ["a"], "method": AUTO}):
+    for fields in ({"label_set": "things"}, {"label_set": "things", "method": AUTO}, {"labels": ["a"], "method": AUTO}):
         with pytest.raises(InvalidFieldError, match="name the method in the field method") as caught:
-            await calibrated.resolver.resolve(ClassifyRequest(**asked, options={"alpha": 1.0}))
+            await calibrated.resolver.resolve(ClassifyRequest(**fields, options={"alpha": 1.0}))
         assert [each.field for each in caught.value.problems] == ["options"]
     task = await calibrated.resolver.resolve(ClassifyRequest(label_set="things", method="gda", options={"alpha": 2.0}))
     assert task.options == (("alpha", 2.0),)
@@ -316,7 +316,7 @@ async def test_methods_that_need_a_label_set_reject_inline_labels_with_advice(se
 
 @pytest.mark.parametrize("method", LEARN_FROM_POOL)
 async def test_several_images_with_inline_labels_are_used_as_the_pool_with_a_warning(service, method):
-    classification = await told(service, labels=list(COLOURS), method=method)
+    classification = await classify(service, labels=list(COLOURS), method=method)
     assert classification.transductive
     assert classification.examples is None
     assert any("classified together" in each for each in classification.warnings)
@@ -324,15 +324,15 @@ async def test_several_images_with_inline_labels_are_used_as_the_pool_with_a_war
 
 
 async def test_a_single_image_gives_zero_shot_with_a_warning(service):
-    alone = await told(service, ASKED[:1], labels=list(COLOURS), method="zlap")
-    zero_shot = await told(service, ASKED[:1], labels=list(COLOURS))
+    alone = await classify(service, QUERIES[:1], labels=list(COLOURS), method="zlap")
+    zero_shot = await classify(service, QUERIES[:1], labels=list(COLOURS))
     assert_same(alone, zero_shot)
     assert any("zero-shot" in each for each in alone.warnings)
 
 
 async def test_a_stored_pool_is_used_and_counted(taught):
     for method in LEARN_FROM_POOL:
-        classification = await told(taught, label_set="colours", method=method)
+        classification = await classify(taught, label_set="colours", method=method)
         assert not classification.transductive
         assert classification.examples.unlabelled == 24
         assert classification.examples.revision == (await taught.label_sets.find("colours")).examples_revision
@@ -341,12 +341,12 @@ async def test_a_stored_pool_is_used_and_counted(taught):
 
 async def test_an_option_uses_the_images_of_the_request_instead_of_the_stored_pool(taught):
     for method in LEARN_FROM_POOL:
-        together = await told(taught, label_set="colours", method=method, options={"transductive": 1.0})
-        inline = await told(taught, labels=list(COLOURS), template="{}", method=method)
+        together = await classify(taught, label_set="colours", method=method, options={"transductive": 1.0})
+        inline = await classify(taught, labels=list(COLOURS), template="{}", method=method)
         assert together.transductive
         assert together.examples is None
         assert scores_of(together) == scores_of(inline)
-        apart = await told(taught, label_set="colours", method=method, options={"transductive": 0.0})
+        apart = await classify(taught, label_set="colours", method=method, options={"transductive": 0.0})
         assert not apart.transductive
 
 
@@ -354,30 +354,30 @@ async def test_an_option_uses_the_images_of_the_request_instead_of_the_stored_po
 async def test_without_a_stored_pool_the_images_of_the_request_are_used(settings, classes):
     async with open_service(settings, [FakeEncoder()]) as service:
         await stock(service, "some", classes, labelled=2)
-        classification = await told(service, label_set="some", method="zlap")
+        classification = await classify(service, label_set="some", method="zlap")
         assert classification.transductive
         assert scores_of(classification) == scores_of(
-            await told(service, labels=list(classes), template="{}", method="zlap")
+            await classify(service, labels=list(classes), template="{}", method="zlap")
         )
 
 
 async def test_only_examples_that_a_method_uses_are_counted(taught):
     for method in LEARN_FROM_LABELS:
-        examples = (await told(taught, label_set="things", method=method)).examples
+        examples = (await classify(taught, label_set="things", method=method)).examples
         assert (examples.labelled, examples.unlabelled) == (24, 0)
     for method in LEARN_FROM_POOL:
-        examples = (await told(taught, label_set="things", method=method)).examples
+        examples = (await classify(taught, label_set="things", method=method)).examples
         assert (examples.labelled, examples.unlabelled) == (0, 12)
     for method in set(METHODS) - {*LEARN_FROM_LABELS, *LEARN_FROM_POOL}:
-        assert (await told(taught, label_set="things", method=method)).examples is None
+        assert (await classify(taught, label_set="things", method=method)).examples is None
 
 
 @pytest.mark.parametrize("name", ["things", "colours"])
 async def test_an_image_has_the_same_result_alone_and_in_a_batch_for_every_inductive_method(taught, name):
     for method in INDUCTIVE:
-        together = await told(taught, label_set=name, method=method)
-        for number, image in enumerate(ASKED):
-            alone = await told(taught, [image], label_set=name, method=method)
+        together = await classify(taught, label_set=name, method=method)
+        for number, image in enumerate(QUERIES):
+            alone = await classify(taught, [image], label_set=name, method=method)
             assert alone.results[0].predictions[0].label == together.results[number].predictions[0].label
             assert scores_of(alone)[0] == pytest.approx(scores_of(together)[number], abs=1e-4)
 
@@ -385,11 +385,11 @@ async def test_an_image_has_the_same_result_alone_and_in_a_batch_for_every_induc
 async def test_other_requests_change_results_only_of_the_method_with_a_cache(taught):
     """The images are of colours between two classes, which this method is uncertain about and stores."""
     doubtful = [picture(colour) for colour in ((200, 180, 20), (20, 190, 200), (190, 20, 170))]
-    asked = {"label_set": "colours", "template": "{}"}
-    before = {method: await told(taught, doubtful[:1], **asked, method=method) for method in METHODS}
+    fields = {"label_set": "colours", "template": "{}"}
+    before = {method: await classify(taught, doubtful[:1], **fields, method=method) for method in METHODS}
     for method in METHODS:
-        await told(taught, [*doubtful[1:], *ASKED], **asked, method=method)
-    after = {method: await told(taught, doubtful[:1], **asked, method=method) for method in METHODS}
+        await classify(taught, [*doubtful[1:], *QUERIES], **fields, method=method)
+    after = {method: await classify(taught, doubtful[:1], **fields, method=method) for method in METHODS}
     for method in METHODS:
         changed = scores_of(after[method]) != scores_of(before[method])
         assert changed == (method == "tda"), method
@@ -397,16 +397,18 @@ async def test_other_requests_change_results_only_of_the_method_with_a_cache(tau
 
 async def test_concurrent_requests_get_the_results_of_sequential_ones(taught):
     for method in INDUCTIVE:
-        alone = [await told(taught, [image], label_set="colours", method=method) for image in ASKED]
-        at_once = await asyncio.gather(*(told(taught, [image], label_set="colours", method=method) for image in ASKED))
+        alone = [await classify(taught, [image], label_set="colours", method=method) for image in QUERIES]
+        at_once = await asyncio.gather(
+            *(classify(taught, [image], label_set="colours", method=method) for image in QUERIES)
+        )
         for one, other in zip(alone, at_once, strict=True):
             assert_same(one, other)
 
 
 async def test_the_images_of_a_request_do_not_affect_the_next_one(taught):
-    first = await told(taught, labels=list(COLOURS), method="zlap")
-    await told(taught, [shade(0, number) for number in range(8)], labels=list(COLOURS), method="zlap")
-    assert scores_of(await told(taught, labels=list(COLOURS), method="zlap")) == scores_of(first)
+    first = await classify(taught, labels=list(COLOURS), method="zlap")
+    await classify(taught, [shade(0, number) for number in range(8)], labels=list(COLOURS), method="zlap")
+    assert scores_of(await classify(taught, labels=list(COLOURS), method="zlap")) == scores_of(first)
 
 
 # Changes of the classes
@@ -414,7 +416,7 @@ async def test_the_images_of_a_request_do_not_affect_the_next_one(taught):
 
 async def test_a_new_class_without_images_is_predicted_by_its_name(taught):
     await taught.label_sets.put("things", entries(*THINGS, "green"), "{}")
-    classification = await told(taught, [shade(0, 900), shade(2, 900)], label_set="things", method="gda")
+    classification = await classify(taught, [shade(0, 900), shade(2, 900)], label_set="things", method="gda")
     assert labels_of(classification) == ["tomato", "sky"]
     assert classification.task.label_set_reference == "things@2"
     assert classification.examples.labelled == 24
@@ -430,25 +432,25 @@ async def test_the_images_of_a_removed_class_are_not_used(taught):
         taught, "never", [shade(number % 3, number) for number in numbers], [THINGS[number % 3] for number in numbers]
     )
     for method in LEARN_FROM_LABELS:
-        removed = await told(taught, label_set="things", method=method)
+        removed = await classify(taught, label_set="things", method=method)
         assert removed.examples.labelled == 16
-        assert_same(removed, await told(taught, label_set="never", method=method))
+        assert_same(removed, await classify(taught, label_set="never", method=method))
     await taught.label_sets.add_classes("things", entries("leaf"))
-    assert (await told(taught, label_set="things", method="gda")).examples.labelled == 24
+    assert (await classify(taught, label_set="things", method="gda")).examples.labelled == 24
 
 
 async def test_an_older_version_uses_the_images_of_its_own_classes(taught):
     await taught.label_sets.remove_class("things", "leaf")
-    assert labels_of(await told(taught, label_set="things@1", method="gda")) == list(THINGS) * 2
-    assert set(labels_of(await told(taught, label_set="things@2", method="gda"))) == {"tomato", "sky"}
+    assert labels_of(await classify(taught, label_set="things@1", method="gda")) == list(THINGS) * 2
+    assert set(labels_of(await classify(taught, label_set="things@2", method="gda"))) == {"tomato", "sky"}
 
 
 async def test_added_images_are_fitted_in_the_background(taught):
-    await told(taught, label_set="things", method="gda")
+    await classify(taught, label_set="things", method="gda")
     revision = (await keep(taught, "things", [shade(0, 99)], ["tomato"])).revision
-    await told(taught, label_set="things", method="gda")
+    await classify(taught, label_set="things", method="gda")
     await taught.fits.idle()
-    after = await told(taught, label_set="things", method="gda")
+    after = await classify(taught, label_set="things", method="gda")
     assert (after.examples.labelled, after.examples.revision) == (25, revision)
 
 
@@ -459,7 +461,7 @@ async def test_the_prompts_of_an_explanation_add_up_to_the_similarity_of_a_fitte
     await taught.label_sets.put("synonyms", classes, "{}", merge_synonyms=merge)
     await keep(taught, "synonyms", shades(4), ["tomato", "leaf", "tomato", "leaf"])
     for method in ("zero-shot", "gda"):
-        for result in (await told(taught, label_set="synonyms", method=method, explain=True)).results:
+        for result in (await classify(taught, label_set="synonyms", method=method, explain=True)).results:
             for each in result.explanation:
                 total = sum(prompt.weight * prompt.cosine for prompt in (*each.supporting, *each.opposing))
                 assert total == pytest.approx(each.similarity, abs=1e-5), method
@@ -476,23 +478,23 @@ async def test_scores_of_a_sigmoid_encoder_sum_to_one_after_fitting_or_calibrati
             if trial:
                 await service.selection.select_for_every_model("colours")
             for method in (*LEARN_FROM_LABELS, *LEARN_FROM_POOL, "tda"):
-                for scores in scores_of(await told(service, label_set="colours", method=method)):
+                for scores in scores_of(await classify(service, label_set="colours", method=method)):
                     assert sum(scores.values()) == pytest.approx(1, abs=1e-5)
             by_themselves = [{"labels": list(COLOURS)}, {"label_set": "colours", "template": "the {}."}]
             shares = []
             (shares if trial else by_themselves).append({"label_set": "colours", "method": "zero-shot"})
-            for asked in by_themselves:
-                for result in (await told(service, **{"method": "zero-shot", **asked})).results:
+            for fields in by_themselves:
+                for result in (await classify(service, **{"method": "zero-shot", **fields})).results:
                     for each in result.predictions:
                         assert each.score == pytest.approx(1 / (1 + np.exp(3 - 10 * each.similarity)), abs=1e-5)
-            for asked in shares:
-                for scores in scores_of(await told(service, **asked)):
+            for fields in shares:
+                for scores in scores_of(await classify(service, **fields)):
                     assert sum(scores.values()) == pytest.approx(1, abs=1e-5)
 
 
 async def test_scores_use_the_temperature_calibrated_on_held_out_images(calibrated):
-    named = await told(calibrated, label_set="things", method="gda")
-    with_options = await told(calibrated, label_set="things", method="gda", options={"alpha": 0.0})
+    named = await classify(calibrated, label_set="things", method="gda")
+    with_options = await classify(calibrated, label_set="things", method="gda", options={"alpha": 0.0})
     scoring = named.task.scoring
     assert scoring.calibrated_on == 24
     assert with_options.task.scoring.temperature == 1
@@ -504,21 +506,21 @@ async def test_scores_use_the_temperature_calibrated_on_held_out_images(calibrat
 
 async def test_without_examples_a_score_threshold_works_and_calibrated_options_are_rejected(service):
     await service.label_sets.put("pets", entries("cat", "dog"), "photo")
-    for asked in ({"labels": ["cat", "dog"]}, {"label_set": "pets"}):
+    for fields in ({"labels": ["cat", "dog"]}, {"label_set": "pets"}):
         for field, value in (("false_rejection_rate", 0.1), ("coverage", 0.9)):
             with pytest.raises(
                 InvalidFieldError, match="use the newest version of a label set that has some"
             ) as caught:
-                await service.resolver.resolve(ClassifyRequest(**asked, **{field: value}))
+                await service.resolver.resolve(ClassifyRequest(**fields, **{field: value}))
             assert [each.field for each in caught.value.problems] == [field]
-        scoring = (await service.resolver.resolve(ClassifyRequest(**asked, reject_below=0.5))).scoring
+        scoring = (await service.resolver.resolve(ClassifyRequest(**fields, reject_below=0.5))).scoring
         assert (scoring.reject_below, scoring.temperature, scoring.calibrated_on) == (0.5, 1, 0)
 
 
 async def test_a_threshold_and_a_rate_together_are_rejected(calibrated):
-    for asked in ({"labels": ["a"]}, {"label_set": "things"}):
+    for fields in ({"labels": ["a"]}, {"label_set": "things"}):
         with pytest.raises(InvalidFieldError, match="not both"):
-            await calibrated.resolver.resolve(ClassifyRequest(**asked, reject_below=0.5, false_rejection_rate=0.1))
+            await calibrated.resolver.resolve(ClassifyRequest(**fields, reject_below=0.5, false_rejection_rate=0.1))
 
 
 @pytest.mark.parametrize(
@@ -548,7 +550,7 @@ async def test_a_calibration_does_not_apply_to_other_classes(calibrated):
 async def test_sets_contain_the_best_label_and_grow_with_the_coverage(calibrated, name, method):
     held = []
     for coverage in (0.5, 0.9, 0.95, 1.0):
-        classification = await told(calibrated, label_set=name, method=method, coverage=coverage)
+        classification = await classify(calibrated, label_set=name, method=method, coverage=coverage)
         sets = [each.prediction_set for each in classification.results]
         for result, labels in zip(classification.results, sets, strict=True):
             assert labels == tuple(each.label for each in result.predictions[: len(labels)])
@@ -561,35 +563,35 @@ async def test_sets_contain_the_best_label_and_grow_with_the_coverage(calibrated
 
 
 async def test_sets_are_complete_for_every_top_k(calibrated):
-    classification = await told(calibrated, label_set="things", method="zero-shot", coverage=0.9, top_k=1)
+    classification = await classify(calibrated, label_set="things", method="zero-shot", coverage=0.9, top_k=1)
     assert {len(each.predictions) for each in classification.results} == {1}
     assert {len(each.prediction_set) for each in classification.results} == {3}
 
 
-@pytest.mark.parametrize("asked", [{"labels": list(COLOURS)}, {"label_set": "colours", "method": "gda"}])
-async def test_higher_thresholds_reject_more_images(calibrated, asked):
-    images = [*ASKED[:4], picture((120, 118, 117)), picture((200, 190, 20))]
+@pytest.mark.parametrize("fields", [{"labels": list(COLOURS)}, {"label_set": "colours", "method": "gda"}])
+async def test_higher_thresholds_reject_more_images(calibrated, fields):
+    images = [*QUERIES[:4], picture((120, 118, 117)), picture((200, 190, 20))]
     before = [False] * len(images)
     for threshold in (0.0, 0.3, 0.5, 0.8, 0.99, 1.0):
-        classification = await told(calibrated, images, **asked, reject_below=threshold)
+        classification = await classify(calibrated, images, **fields, reject_below=threshold)
         rejected = [each.rejected for each in classification.results]
         assert all(now or not earlier for now, earlier in zip(rejected, before, strict=True))
         assert rejected == [each.predictions[0].score < threshold for each in classification.results]
         before = rejected
     assert any(before)
-    assert {each.rejected for each in (await told(calibrated, images, **asked)).results} == {None}
+    assert {each.rejected for each in (await classify(calibrated, images, **fields)).results} == {None}
 
 
 async def test_the_threshold_is_compared_with_the_returned_score_of_a_sigmoid_encoder(settings):
     """With and without a selection on examples."""
-    between = [picture((200, 190, 20)), picture((20, 200, 190)), *ASKED[:2]]
+    between = [picture((200, 190, 20)), picture((20, 200, 190)), *QUERIES[:2]]
     async with open_service(settings, [FakeEncoder(logit_bias=-3.0)]) as service:
         await stock(service, "colours", COLOURS)
         for trial in (False, True):
             if trial:
                 await service.selection.select_for_every_model("colours")
             for method in ("zero-shot", "gda"):
-                classification = await told(service, between, label_set="colours", method=method, reject_below=0.9)
+                classification = await classify(service, between, label_set="colours", method=method, reject_below=0.9)
                 assert [each.rejected for each in classification.results] == [
                     each.predictions[0].score < 0.9 for each in classification.results
                 ], (trial, method)
@@ -621,7 +623,7 @@ async def test_a_calibrated_threshold_is_returned_with_its_rate(calibrated):
 
 async def test_grey_images_have_a_higher_unknown_class_score_than_those_of_a_class(taught):
     grey = picture((120, 119, 118))
-    classification = await told(taught, [grey, *ASKED[:3]], label_set="colours", method="zero-shot")
+    classification = await classify(taught, [grey, *QUERIES[:3]], label_set="colours", method="zero-shot")
     strange, *known = [each.out_of_vocabulary for each in classification.results]
     assert all(strange.mcm > each.mcm for each in known)
     assert all(strange.energy > each.energy for each in known)
@@ -656,7 +658,7 @@ async def test_a_selected_method_is_fitted_before_the_first_request(calibrated):
         return await features(*arguments, **options)
 
     calibrated.examples.repository.features = noted
-    assert labels_of(await told(calibrated, label_set="things")) == list(THINGS) * 2
+    assert labels_of(await classify(calibrated, label_set="things")) == list(THINGS) * 2
     assert not reads
 
 
@@ -715,8 +717,8 @@ async def test_a_label_set_that_cannot_be_encoded_is_logged_and_does_not_block_o
         with structlog.testing.capture_logs() as logs:
             await service.prewarmer.add_all(service.label_sets)
     assert encoder.encoded_texts == ["cat"]
-    (told,) = [each for each in logs if each["event"] == "label_set_not_prewarmed"]
-    assert (told["label_set"], told["reason"]) == ("a@1", "the text tower broke")
+    (event,) = [each for each in logs if each["event"] == "label_set_not_prewarmed"]
+    assert (event["label_set"], event["reason"]) == ("a@1", "the text tower broke")
 
 
 async def test_writing_a_label_set_that_cannot_be_encoded_succeeds_and_is_logged(settings):
@@ -781,10 +783,10 @@ async def test_new_labels_wait_for_at_most_one_label_set(settings, gated, monkey
             return await run(prompts)
 
         monkeypatch.setattr(texts, "_encode", noted)
-        asked = asyncio.create_task(embeddings_of(service, "new"))
+        request = asyncio.create_task(embeddings_of(service, "new"))
         await submitted.wait()
         gated.open()
-        await asked
+        await request
         await settled(service)
         assert gated.encoded_texts.index("new") == 1
         assert len(gated.encoded_texts) == 21

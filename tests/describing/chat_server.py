@@ -56,8 +56,8 @@ def failing(status: int, message: str = "it went wrong", code: str | None = None
 
 def full(retry_after: str | None = None, **headers: str) -> Step:
     """Respond with status 429."""
-    told = {} if retry_after is None else {"retry_after": retry_after}
-    return failing(429, "too many requests", "rate_limit_exceeded", **told, **headers)
+    wait = {} if retry_after is None else {"retry_after": retry_after}
+    return failing(429, "too many requests", "rate_limit_exceeded", **wait, **headers)
 
 
 def slow() -> Step:
@@ -109,9 +109,9 @@ def answer_to(prompt: str, index: int) -> str:
 class ChatServer:
     """An endpoint that takes one step of its script per request, in order, and then ``afterwards``.
 
-    ``key`` is the only API key that is accepted, if it is set. ``received`` has every request, ``received_one`` is set
-    by the first one, ``release`` ends the delay of slow responses, and ``log_file`` gets one JSON string per prompt before the
-    response.
+    ``key`` is the only accepted API key, if it is set. ``received`` has every request, and ``received_one`` is set by
+    the first one. ``release`` ends the delay of slow responses, and ``log_file`` gets one JSON string per prompt before
+    the response.
     """
 
     def __init__(

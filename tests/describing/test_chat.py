@@ -77,8 +77,8 @@ def client_of(server: ChatServer | str, time: Time | None = None, *, key: str | 
 
 
 async def completed(client: ChatClient, prompt: str = "What?", n: int = 1, **changes):
-    asked = {"temperature": 0.5, "max_tokens": 50, "stop": None} | changes
-    return await client.complete(prompt, n=n, **asked)
+    fields = {"temperature": 0.5, "max_tokens": 50, "stop": None} | changes
+    return await client.complete(prompt, n=n, **fields)
 
 
 async def test_a_prompt_is_sent_by_the_protocol_and_its_answers_and_tokens_are_returned():
@@ -193,7 +193,7 @@ async def test_a_slow_server_is_a_timeout():
 
 
 @pytest.mark.parametrize(
-    ("step", "told"),
+    ("step", "message"),
     [
         (
             failing(401, "who are you"),
@@ -218,10 +218,10 @@ async def test_a_slow_server_is_a_timeout():
     ],
     ids=lambda each: str(each.status) if isinstance(each, Step) else None,
 )
-async def test_a_permanent_error_is_raised_immediately_and_names_the_setting(step, told):
+async def test_a_permanent_error_is_raised_immediately_and_names_the_setting(step, message):
     with ChatServer([step]) as server:
         async with client_of(server) as client:
-            with pytest.raises(ChatRefusedError, match=told) as caught:
+            with pytest.raises(ChatRefusedError, match=message) as caught:
                 await completed(client)
     assert len(server.received) == 1
     assert caught.value.status == step.status
@@ -307,10 +307,10 @@ def test_an_empty_model_is_rejected():
         ChatClient("http://test/v1", None, " ")
 
 
-@pytest.mark.parametrize(("told", "least_s", "most_s"), [("7", 7, 8), ("0.5", 0.5, 1), ("100000", 120, 120)])
-async def test_retry_after_is_obeyed_up_to_two_minutes(told, least_s, most_s):
+@pytest.mark.parametrize(("header", "least_s", "most_s"), [("7", 7, 8), ("0.5", 0.5, 1), ("100000", 120, 120)])
+async def test_retry_after_is_obeyed_up_to_two_minutes(header, least_s, most_s):
     time = Time()
-    with ChatServer([full(told)]) as server:
+    with ChatServer([full(header)]) as server:
         async with client_of(server, time) as client:
             await completed(client)
     (slept,) = time.sleeps
@@ -326,10 +326,10 @@ async def test_retry_after_may_be_a_date():
     assert 40 <= slept <= 61
 
 
-@pytest.mark.parametrize("told", ["0", "Wed, 21 Oct 2015 07:28:00 GMT", "", "soon", "-5"])
-async def test_an_invalid_retry_after_gives_the_normal_backoff(told):
+@pytest.mark.parametrize("header", ["0", "Wed, 21 Oct 2015 07:28:00 GMT", "", "soon", "-5"])
+async def test_an_invalid_retry_after_gives_the_normal_backoff(header):
     time = Time()
-    with ChatServer([full(told)]) as server:
+    with ChatServer([full(header)]) as server:
         async with client_of(server, time) as client:
             await completed(client)
     assert len(time.sleeps) == 1
@@ -402,8 +402,8 @@ async def test_rate_limits_that_are_not_exhausted_or_not_valid_do_not_pause(rema
 
 
 @given(st.text(max_size=40) | st.from_regex(r"[A-Z][a-z]{2}, \d+ [A-Z][a-z]{2} \d+ \d+:\d+:\d+ ([A-Z]{3}|[+-]\d+)"))
-def test_any_header_gives_a_pause_within_bounds_or_none(told):
-    for seconds in (_retry_after_s(told), _duration_s(told)):
+def test_any_header_gives_a_pause_within_bounds_or_none(header):
+    for seconds in (_retry_after_s(header), _duration_s(header)):
         assert seconds is None or 0 <= seconds <= 120
 
 

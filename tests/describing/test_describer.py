@@ -92,7 +92,7 @@ async def test_every_class_is_asked_every_question_and_answers_become_drafts(des
 
 
 @pytest.mark.parametrize(
-    ("request_", "asked"),
+    ("request_", "prompts"),
     [
         (DescribeRequest(features=False, questions=Questions.FULL), ["Where is a cat?", "Where is an owl?"]),
         (DescribeRequest(features=False, classes=("owl",)), ["What is an owl?", "Which owl?"]),
@@ -103,10 +103,10 @@ async def test_every_class_is_asked_every_question_and_answers_become_drafts(des
         (DescribeRequest(sentences=False, classes=("cat",)), [FEATURES.replace("{a_name}", "a cat")]),
     ],
 )
-async def test_the_request_selects_the_questions(describer_of, pets, request_, asked):
+async def test_the_request_selects_the_questions(describer_of, pets, request_, prompts):
     with ChatServer() as server:
         await describer_of(server).run(pets, request_, no_progress)
-    assert server.prompts == asked
+    assert server.prompts == prompts
 
 
 async def test_answered_questions_are_not_asked_again(describer_of, drafts, pets):
@@ -137,11 +137,11 @@ async def test_another_model_or_another_number_of_answers_is_another_question(de
 
 async def test_an_estimate_counts_only_unanswered_questions(describer_of, pets):
     with ChatServer() as server:
-        told = await describer_of(server).estimate(pets, DescribeRequest(answers=4))
+        result = await describer_of(server).estimate(pets, DescribeRequest(answers=4))
         assert server.prompts == []
-    assert told.requests == 2 * (2 * 4 + 1)
-    assert told.completion_tokens == 2 * (2 * 4 * 50 + 100)
-    assert told.prompt_tokens > 0
+    assert result.requests == 2 * (2 * 4 + 1)
+    assert result.completion_tokens == 2 * (2 * 4 * 50 + 100)
+    assert result.prompt_tokens > 0
 
 
 async def test_after_a_rejection_answers_are_kept_and_the_next_run_asks_the_remaining_questions(

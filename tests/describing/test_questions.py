@@ -27,7 +27,7 @@ def broken(folder, **changes):
 
 
 @pytest.mark.parametrize(
-    ("classname", "asked"),
+    ("classname", "question"),
     [
         ("lynx", "Is it a lynx or a lynx, lynx?"),
         ("owl", "Is it an owl or an owl, owl?"),
@@ -36,8 +36,8 @@ def broken(folder, **changes):
         ("élan", "Is it a élan or a élan, élan?"),
     ],
 )
-def test_every_placeholder_is_replaced_by_the_name_with_the_article_of_its_first_letter(classname, asked):
-    assert fill_question("Is it {a_name} or {a_name}, {name}?", classname) == asked
+def test_every_placeholder_is_replaced_by_the_name_with_the_article_of_its_first_letter(classname, question):
+    assert fill_question("Is it {a_name} or {a_name}, {name}?", classname) == question
 
 
 @pytest.mark.parametrize("classname", ["{name}", "{a_name}", "{0.__class__}", "{}", "a{name}b", "\\1", "\\g<0>"])
@@ -91,8 +91,8 @@ def test_the_error_of_an_invalid_question_set_names_the_file_and_the_fault(tmp_p
 
 
 def test_the_error_lists_every_fault_of_a_file(tmp_path):
-    told = broken(tmp_path, base="[]", full='["It?"]', fully="1")
-    assert all(f"{key}: " in told for key in ("base", "full.0", "fully"))
+    result = broken(tmp_path, base="[]", full='["It?"]', fully="1")
+    assert all(f"{key}: " in result for key in ("base", "full.0", "fully"))
 
 
 @pytest.mark.parametrize("content", [b"summary = ", b"\xff = 1"])

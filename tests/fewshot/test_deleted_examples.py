@@ -38,8 +38,8 @@ async def test_another_process_does_not_use_deleted_images(service, other):
     await stock(service, "things")
     assert (await answered(other, method="gda")).examples.labelled == 24
     await service.examples.delete("things", classname="sky")
-    told = await answered(other, method="gda")
-    assert (told.examples.labelled, told.examples.revision) == (16, 2)
+    result = await answered(other, method="gda")
+    assert (result.examples.labelled, result.examples.revision) == (16, 2)
 
 
 async def test_additions_are_fitted_in_the_background(service, other):
@@ -67,10 +67,10 @@ async def test_deleted_images_are_not_used_for_calibration(service):
 async def test_a_method_that_exceeds_the_memory_is_not_selected_with_a_reason(service):
     await stock(service, "things")
     service.fits._ready = LRUCache(50, getsizeof=lambda fitted: fitted.nbytes)
-    told = (await service.selection.select_for_every_model("things"))["fake"]
-    assert told["method"] == DEFAULT_METHOD
-    assert "cannot be used" in told["reason"]
-    assert "DEIXIS_CACHE_MIB" in told["reason"]
+    result = (await service.selection.select_for_every_model("things"))["fake"]
+    assert result["method"] == DEFAULT_METHOD
+    assert "cannot be used" in result["reason"]
+    assert "DEIXIS_CACHE_MIB" in result["reason"]
     assert (await answered(service)).task.method == DEFAULT_METHOD
 
 
@@ -97,8 +97,8 @@ async def test_fits_with_many_different_options_are_rejected_while_many_wait(ser
             ClassifyRequest(label_set="things", method="gda", options={"alpha": 1 + number})
         )
         gathered.append(service.classifiers.get(task))
-    told = await asyncio.gather(*gathered, return_exceptions=True)
-    refused = [each for each in told if isinstance(each, OverloadedError)]
+    result = await asyncio.gather(*gathered, return_exceptions=True)
+    refused = [each for each in result if isinstance(each, OverloadedError)]
     assert 0 < len(refused) < 40
     assert refused[0].retry_after_s >= 1
     task = await service.resolver.resolve(ClassifyRequest(label_set="things", method="gda", options={"alpha": 1}))

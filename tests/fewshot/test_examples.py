@@ -35,9 +35,9 @@ async def features(service, model="fake", name="things"):
     return await service.examples.features(await service.label_sets.find(name), model)
 
 
-async def classified(service, images, **asked):
+async def classified(service, images, **fields):
     return await service.pipeline.classify(
-        images, await service.resolver.resolve(ClassifyRequest(label_set="things", **asked))
+        images, await service.resolver.resolve(ClassifyRequest(label_set="things", **fields))
     )
 
 
@@ -211,8 +211,8 @@ async def test_a_large_pool_is_sampled_to_the_limit(settings, encoder):
         await stock(service, "things", labelled=2, pool=8)
         stored = await features(service)
         assert (len(stored.support_features), len(stored.pool_features)) == (6, 5)
-        told = await classified(service, shades(1), method="stata")
-        assert told.examples.unlabelled == 5
+        result = await classified(service, shades(1), method="stata")
+        assert result.examples.unlabelled == 5
 
 
 # --- models added later --------------------------------------------------------------------------------------------
@@ -271,5 +271,5 @@ async def test_deleting_a_label_set_deletes_its_fits(service):
     await service.label_sets.delete("things")
     await stock(service, "things", labelled=0)
     assert (await features(service)).support_labels.size == 0
-    told = await classified(service, shades(1), method="gda")
-    assert told.examples.labelled == 0
+    result = await classified(service, shades(1), method="gda")
+    assert result.examples.labelled == 0

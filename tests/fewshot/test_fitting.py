@@ -85,9 +85,9 @@ async def test_concurrent_requests_share_one_fit_and_later_ones_use_the_cache(ca
     callers = [asyncio.create_task(cache.get(key_of(), 1, fit)) for _ in range(5)]
     await fit.begun.wait()
     fit.may_end.set()
-    told = await asyncio.gather(*callers)
-    assert all(each is told[0] for each in told)
-    assert await cache.get(key_of(), 1, fit) is told[0]
+    result = await asyncio.gather(*callers)
+    assert all(each is result[0] for each in result)
+    assert await cache.get(key_of(), 1, fit) is result[0]
     assert fit.times == 1
 
 
@@ -215,9 +215,9 @@ async def test_a_failed_fit_is_logged_reaches_every_request_and_is_tried_again(c
         callers = [asyncio.create_task(cache.get(key_of(), 1, broken)) for _ in range(3)]
         await begun.wait()
         may_end.set()
-        told = await asyncio.gather(*callers, return_exceptions=True)
-    assert [str(each) for each in told] == ["the database is away"] * 3
-    assert all(isinstance(each, StoreError) for each in told)
+        result = await asyncio.gather(*callers, return_exceptions=True)
+    assert [str(each) for each in result] == ["the database is away"] * 3
+    assert all(isinstance(each, StoreError) for each in result)
     assert [(each["event"], each["label_set"], each["method"], each["reason"]) for each in logs] == [
         ("adapter_not_fitted", "pets@1", "gda", "the database is away")
     ]
@@ -358,8 +358,8 @@ async def test_closing_rejects_waiting_requests_and_waits_for_the_running_fit(ca
     queued = asyncio.create_task(cache.get(key_of(method="tip-adapter"), 1, fit))
     assert await asyncio.to_thread(entered.wait, 10)
     closing = asyncio.create_task(cache.close())
-    told = await asyncio.gather(*callers, queued, return_exceptions=True)
-    assert [type(each) for each in told] == [NotReadyError] * 3
+    result = await asyncio.gather(*callers, queued, return_exceptions=True)
+    assert [type(each) for each in result] == [NotReadyError] * 3
     assert not closing.done()
     gate.set()
     await closing
@@ -384,14 +384,14 @@ def examples_of(*, labelled=8, pool=12):
     return Examples(rows_about(labels, 1), labels, rows_about(np.tile(np.arange(3), pool), 2))
 
 
-ASKED = rows_about(np.arange(9) % 3, 3, spread=1.0)
+QUERIES = rows_about(np.arange(9) % 3, 3, spread=1.0)
 
 
 @pytest.mark.parametrize("make", [GDA, TipAdapter, GDAEM, TFUP, ZLaP, TransCLIP, StatA])
 def test_a_fit_reports_its_number_of_images(make):
-    told = fitting.fit(make(), TEXT, examples_of(), ENCODER)
+    result = fitting.fit(make(), TEXT, examples_of(), ENCODER)
     needs = make.needs
-    assert (told.labelled, told.unlabelled) == (24 if Need.SUPPORT in needs else 0, 36 if Need.POOL in needs else 0)
+    assert (result.labelled, result.unlabelled) == (24 if Need.SUPPORT in needs else 0, 36 if Need.POOL in needs else 0)
 
 
 @pytest.mark.parametrize("make", [ZLaP, TransCLIP, StatA])
@@ -399,7 +399,7 @@ def test_a_shared_index_gives_the_results_of_a_separate_one(make):
     examples = examples_of()
     shared = fitting.fit(make(), TEXT, examples, ENCODER, NeighbourIndex(examples.pool_features))
     own = fitting.fit(make(), TEXT, examples, ENCODER)
-    np.testing.assert_array_equal(fitting.predict(shared, ASKED).logits, fitting.predict(own, ASKED).logits)
+    np.testing.assert_array_equal(fitting.predict(shared, QUERIES).logits, fitting.predict(own, QUERIES).logits)
 
 
 def test_an_index_is_kept_only_for_methods_with_neighbours_and_counts_as_memory():
@@ -412,19 +412,22 @@ def test_an_index_is_kept_only_for_methods_with_neighbours_and_counts_as_memory(
 
 
 def test_without_a_pool_an_adapter_that_needs_one_gives_zero_shot_with_a_warning():
-    told = fitting.predict(fitting.fit(ZLaP(), TEXT, examples_of(pool=0), ENCODER), ASKED)
-    np.testing.assert_allclose(told.logits, ENCODER.logit_scale * ASKED @ TEXT.T, rtol=1e-6)
-    assert told.warnings
+    result = fitting.predict(fitting.fit(ZLaP(), TEXT, examples_of(pool=0), ENCODER), QUERIES)
+    np.testing.assert_allclose(result.logits, ENCODER.logit_scale * QUERIES @ TEXT.T, rtol=1e-6)
+    assert result.warnings
 
 
 @pytest.mark.parametrize("make", [GDAEM, TFUP, ZLaP, TransCLIP, StatA])
 def test_images_of_one_request_are_the_pool(make):
-    asked = examples_of().pool_features
-    told = transduce(make(), TEXT, asked, ENCODER)
+    pool_features = examples_of().pool_features
+    result = transduce(make(), TEXT, pool_features, ENCODER)
     np.testing.assert_array_equal(
-        told.logits, fitting.fit(make(), TEXT, Examples(pool_features=asked), ENCODER).adapter.pool_scores(asked).logits
+        result.logits,
+        fitting.fit(make(), TEXT, Examples(pool_features=pool_features), ENCODER)
+        .adapter.pool_scores(pool_features)
+        .logits,
     )
-    assert (told.logits.argmax(axis=1) == np.tile(np.arange(3), 12)).mean() > 0.9
+    assert (result.logits.argmax(axis=1) == np.tile(np.arange(3), 12)).mean() > 0.9
 
 
 # --- cross-validation ----------------------------------------------------------------------------------------------
@@ -449,33 +452,33 @@ def test_an_image_is_not_predicted_by_a_fit_on_itself(seed, images):
     rng = np.random.default_rng(seed)
     rows, labels = unit_rows(rng, images), rng.integers(0, 3, images)
     folds = stratified_folds(labels, 5)
-    told = predict_held_out(Remembers, TEXT, Examples(rows, labels), folds, ENCODER)
-    np.testing.assert_allclose(told.logits, ENCODER.logit_scale * rows @ TEXT.T, rtol=1e-4, atol=1e-4)
+    result = predict_held_out(Remembers, TEXT, Examples(rows, labels), folds, ENCODER)
+    np.testing.assert_allclose(result.logits, ENCODER.logit_scale * rows @ TEXT.T, rtol=1e-4, atol=1e-4)
 
 
 def test_an_image_is_predicted_by_a_fit_on_all_other_folds():
     examples = examples_of()
     folds = stratified_folds(examples.support_labels, 4)
-    told = predict_held_out(GDA, TEXT, examples, folds, ENCODER)
+    result = predict_held_out(GDA, TEXT, examples, folds, ENCODER)
     for fold in range(4):
         rest = folds != fold
         others = Examples(examples.support_features[rest], examples.support_labels[rest])
         by_hand = GDA().fit(TEXT, logit_scale=20.0, logit_bias=None, examples=others)
         np.testing.assert_allclose(
-            told.logits[~rest], by_hand.predict(examples.support_features[~rest]).logits, rtol=1e-5, atol=1e-5
+            result.logits[~rest], by_hand.predict(examples.support_features[~rest]).logits, rtol=1e-5, atol=1e-5
         )
 
 
 def test_repeated_warnings_of_folds_are_reported_once():
     examples = examples_of()
-    told = predict_held_out(Remembers, TEXT, examples, stratified_folds(examples.support_labels, 5), ENCODER)
-    assert told.warnings == ("it remembers",)
-    assert told.seconds > 0
+    result = predict_held_out(Remembers, TEXT, examples, stratified_folds(examples.support_labels, 5), ENCODER)
+    assert result.warnings == ("it remembers",)
+    assert result.seconds > 0
 
 
 def test_a_duplicate_image_is_recognised_by_the_fits_of_other_folds():
     """Shows that the fits of the folds are used."""
     rows = np.repeat(unit_rows(np.random.default_rng(0), 6), 2, axis=0)
     labels = np.repeat([0, 1, 2, 0, 1, 2], 2)
-    told = predict_held_out(Remembers, TEXT, Examples(rows, labels), np.tile([0, 1], 6), ENCODER)
-    np.testing.assert_array_equal(told.logits.argmax(axis=1), labels)
+    result = predict_held_out(Remembers, TEXT, Examples(rows, labels), np.tile([0, 1], 6), ENCODER)
+    np.testing.assert_array_equal(result.logits.argmax(axis=1), labels)

@@ -69,13 +69,13 @@ def test_private_addresses_are_not_allowed(address):
 
 def resolver(*addresses):
     """Return a resolver, and the list of its requests."""
-    asked = []
+    lookups = []
 
     async def resolve(host, port):
-        asked.append((host, port))
+        lookups.append((host, port))
         return list(addresses)
 
-    return resolve, asked
+    return resolve, lookups
 
 
 def fetcher(*addresses, **changes):
@@ -113,12 +113,12 @@ async def error_of(fetching, url, total=10_000):
     ],
 )
 async def test_an_invalid_url_is_rejected_before_its_host_is_resolved(url, problem):
-    resolve, asked = resolver("8.8.8.8")
+    resolve, lookups = resolver("8.8.8.8")
     error = await error_of(fetcher(resolve=resolve), url)
     assert isinstance(error, InvalidFieldError)
     assert problem in error.message
     assert "secret" not in error.message
-    assert asked == []
+    assert lookups == []
 
 
 @pytest.mark.parametrize("address", [each for some in NOT_PUBLIC.values() for each in some if each])
@@ -163,12 +163,12 @@ async def test_a_missing_host_has_the_same_error_as_a_private_one(failure):
     ],
 )
 async def test_only_hosts_of_the_allow_list_are_fetched_from(host, is_allowed):
-    resolve, asked = resolver(LOCAL)
+    resolve, lookups = resolver(LOCAL)
     error = await error_of(
         fetcher(resolve=resolve, hosts=("images.example.com", "*.cdn.example.net")), f"https://{host}/"
     )
     assert ("only public addresses" in error.message) == is_allowed
-    assert bool(asked) == is_allowed
+    assert bool(lookups) == is_allowed
 
 
 # --- responses -----------------------------------------------------------------------------------------------------
@@ -393,10 +393,10 @@ async def test_the_number_of_concurrent_fetches_is_limited(asking):
 
 
 async def test_a_cancelled_fetch_closes_its_connection(asking):
-    closed, asked = asyncio.Event(), asyncio.Event()
+    closed, started = asyncio.Event(), asyncio.Event()
 
     async def watch(writer):
-        asked.set()
+        started.set()
         try:
             while True:
                 writer.write(b"a")
@@ -407,7 +407,7 @@ async def test_a_cancelled_fetch_closes_its_connection(asking):
 
     async with answering("HTTP/1.1 200 OK\r\n\r\n", then=watch) as (port, _):
         task = asyncio.create_task(error_of(asking(port, max_bytes=10**9), "http://images.example.com/", 10**9))
-        await asked.wait()
+        await started.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -182,10 +182,10 @@ async def test_cancelling_stops_the_work_in_this_process_and_in_another(service_
                 return not jobs.queue._running
 
             await until(nothing_runs)
-            asked = len(server.prompts)
+            prompts = len(server.prompts)
             server.release.set()
             await asyncio.sleep(0.05)
-            assert len(server.prompts) == asked <= 2
+            assert len(server.prompts) == prompts <= 2
             assert (await jobs.queue.repository.get(job.id)).status is JobStatus.CANCELLED
             await jobs.queue.close()
 
@@ -263,13 +263,13 @@ async def test_a_selection_job_stores_its_selection_and_fits_the_method(things_o
     await jobs.queue.close()
     assert job.status is JobStatus.SUCCEEDED
     assert (job.kind, job.subject) == (SELECT_METHOD, "things")
-    told = job.result["models"]["fake"]
+    result = job.result["models"]["fake"]
     selection = await service.selector.stored(await service.label_sets.get("things"), None)
     assert selection.is_current
-    assert selection.result["method"] == told["method"]
-    assert "calibrations" not in told
+    assert selection.result["method"] == result["method"]
+    assert "calibrations" not in result
     task = await service.resolver.resolve(ClassifyRequest(label_set="things"))
-    assert task.method == told["method"]
+    assert task.method == result["method"]
 
 
 async def test_jobs_are_counted_and_timed_by_kind_and_outcome(things_of):
@@ -281,12 +281,12 @@ async def test_jobs_are_counted_and_timed_by_kind_and_outcome(things_of):
     await jobs.queue.close()
     assert failed.status is JobStatus.FAILED
 
-    def told(name, **labels):
+    def sample(name, **labels):
         return metrics.registry.get_sample_value(name, {"kind": "build-captions", **labels})
 
-    assert [told("deixis_jobs_total", outcome=outcome) for outcome in ("succeeded", "failed")] == [1, 1]
-    assert told("deixis_job_seconds_count") == 2
-    assert told("deixis_jobs_running") == 0
+    assert [sample("deixis_jobs_total", outcome=outcome) for outcome in ("succeeded", "failed")] == [1, 1]
+    assert sample("deixis_job_seconds_count") == 2
+    assert sample("deixis_jobs_running") == 0
 
 
 async def test_a_queued_selection_job_is_not_duplicated_but_a_running_one_is(things_of):

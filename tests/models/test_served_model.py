@@ -32,7 +32,7 @@ async def test_a_closed_model_is_garbage_collected():
     gc.collect()
     # Otherwise its weights would stay in memory.
     assert left() is None
-    told = metrics.exposition()
-    assert b'model="goes"' not in told
-    assert b'deixis_queue_depth{model="stays",tower="images"}' in told
+    result = metrics.exposition()
+    assert b'model="goes"' not in result
+    assert b'deixis_queue_depth{model="stays",tower="images"}' in result
     first.close()

@@ -110,8 +110,8 @@ async def test_misleading_descriptions_are_significantly_worse(service):
     classes = [ClassEntry(name, (f"{other}. " * 3,), features=(f"{other} {other}",)) for name, other in wrong.items()]
     comparison = await compared(service, classes)
     assert report_of(comparison, "cupl").to_baseline.mean < 0
-    told = comparison.verdict[1]
-    assert "Descriptions lower the accuracy" in told or "may be due to chance" in told
+    result = comparison.verdict[1]
+    assert "Descriptions lower the accuracy" in result or "may be due to chance" in result
 
 
 async def test_no_images_are_rejected(service):
@@ -200,11 +200,11 @@ async def test_predictions_do_not_depend_on_the_true_classes(service):
 
 async def test_helpful_examples_are_reported_as_better(service):
     comparison = await compared_with(service, held_out())
-    told = comparison.verdict[-1]
+    result = comparison.verdict[-1]
     best = max(("gda", "tip-adapter"), key=lambda name: report_of(comparison, name).evaluation.top1)
-    assert f"The best method with examples is {best}" in told
-    assert "no difference" not in told
-    assert "hurt" not in told
+    assert f"The best method with examples is {best}" in result
+    assert "no difference" not in result
+    assert "hurt" not in result
 
 
 async def test_examples_without_an_effect_are_reported(service):
@@ -249,14 +249,14 @@ async def test_each_method_has_its_warnings_and_its_time_per_image(service):
 
 
 async def test_progress_is_reported_per_method(service):
-    told = []
+    reported = []
 
     async def advance(done, total):
-        told.append((done, total))
+        reported.append((done, total))
 
     await compared_with(service, held_out(pool=POOL), advance=advance)
-    assert told == sorted(told)
-    assert all(done <= total for done, total in told)
+    assert reported == sorted(reported)
+    assert all(done <= total for done, total in reported)
 
 
 async def test_a_comparison_can_be_stored_as_json(service):

@@ -28,7 +28,7 @@ WITHOUT_LABELS = {
     if "labelled images" not in method.learns and not (method.is_control or method.stateful)
 }
 TRUTH = np.arange(60) % 3
-ASKED = rows_about(TRUTH, 1, spread=1.2)
+QUERIES = rows_about(TRUTH, 1, spread=1.2)
 LABELS = np.arange(90) % 3
 SUPPORT = rows_about(LABELS, 2, spread=1.2)
 POOL = rows_about(np.arange(60) % 3, 3)
@@ -43,11 +43,13 @@ async def service(settings, encoder, anyio_backend):
 
 
 async def curve_of(
-    service, names=THINGS, *, truth=TRUTH, labels=LABELS, pool=NOTHING, shots=(2, 8), draws=3, asked=ASKED, **more
+    service, names=THINGS, *, truth=TRUTH, labels=LABELS, pool=NOTHING, shots=(2, 8), draws=3, queries=QUERIES, **more
 ):
     support = (SUPPORT[: len(labels)], labels)
     task = await service.resolver.resolve(ClassifyRequest(label_set=names[0]))
-    return await learning_curve(service.comparer, task, (asked, truth), support, pool, shots=shots, draws=draws, **more)
+    return await learning_curve(
+        service.comparer, task, (queries, truth), support, pool, shots=shots, draws=draws, **more
+    )
 
 
 async def text_of(service):
@@ -101,7 +103,7 @@ async def test_a_class_with_few_images_uses_all_of_them_in_every_draw(service):
     curve = await curve_of(service, labels=labels, shots=(100,))
     encoder = SimpleNamespace(logit_scale=10.0, logit_bias=None)
     taught = fitting.fit(GDA(), await text_of(service), Examples(SUPPORT[:5], labels), encoder)
-    by_hand = (fitting.predict(taught, ASKED).logits.argmax(axis=1) == TRUTH).mean()
+    by_hand = (fitting.predict(taught, QUERIES).logits.argmax(axis=1) == TRUTH).mean()
     assert point_of(curve, "gda", 100).accuracies == (by_hand,) * 3
 
 
@@ -125,7 +127,7 @@ async def test_auto_does_not_use_the_test_images(service):
     """With other test images and classes, it selects the same methods."""
     curve = await curve_of(service, shots=(1, 4, 8))
     shuffled = await curve_of(service, shots=(1, 4, 8), truth=np.random.default_rng(0).permutation(TRUTH))
-    others = await curve_of(service, shots=(1, 4, 8), asked=rows_about((TRUTH + 1) % 3, 9))
+    others = await curve_of(service, shots=(1, 4, 8), queries=rows_about((TRUTH + 1) % 3, 9))
     for count in (1, 4, 8):
         chosen = point_of(curve, AUTO, count).chosen
         assert point_of(shuffled, AUTO, count).chosen == point_of(others, AUTO, count).chosen == chosen
@@ -166,19 +168,19 @@ async def test_a_method_that_exceeds_the_memory_is_named_with_and_without_labels
 
 async def test_the_interval_is_that_of_zero_shot(service):
     curve = await curve_of(service, shots=(1,), draws=1)
-    correct = (ASKED @ (await text_of(service)).T).argmax(axis=1) == TRUTH
+    correct = (QUERIES @ (await text_of(service)).T).argmax(axis=1) == TRUTH
     assert curve.interval == bootstrap_interval(correct.astype(float))
     assert point_of(curve, DEFAULT_METHOD, None).accuracies == (correct.mean(),)
 
 
 async def test_progress_is_reported_per_draw(service):
-    told = []
+    reported = []
 
     async def advance(done, total):
-        told.append((done, total))
+        reported.append((done, total))
 
     await curve_of(service, shots=(1, 2), draws=2, advance=advance)
-    assert told == [(number, 4) for number in range(1, 5)]
+    assert reported == [(number, 4) for number in range(1, 5)]
 
 
 async def test_no_training_data_and_numbers_below_one_are_rejected(service):
@@ -191,8 +193,8 @@ async def test_no_training_data_and_numbers_below_one_are_rejected(service):
 
 async def test_a_curve_is_plain_json(service):
     curve = await curve_of(service, shots=(2,), draws=2)
-    told = json.loads(json.dumps(curve.to_json(), allow_nan=False))
-    assert [(each["method"], each["shots"], each["accuracies"], each["chosen"]) for each in told["points"]] == [
+    result = json.loads(json.dumps(curve.to_json(), allow_nan=False))
+    assert [(each["method"], each["shots"], each["accuracies"], each["chosen"]) for each in result["points"]] == [
         (each.method, each.shots, list(each.accuracies), list(each.chosen)) for each in curve.points
     ]
 

@@ -44,27 +44,27 @@ async def selected(service, name, features, labels, pool):
 
 async def test_a_clearly_better_method_is_selected_with_its_gain_as_the_reason(service):
     await stock(service, "things")
-    told = await tried(service, "things")
-    assert told["method"] in LEARN_FROM_LABELS
-    for part in ("24 labelled images", told["method"], "100.0 %", "that of zero-shot 33.3 %", "+66.7 points"):
-        assert part in told["reason"]
+    result = await tried(service, "things")
+    assert result["method"] in LEARN_FROM_LABELS
+    for part in ("24 labelled images", result["method"], "100.0 %", "that of zero-shot 33.3 %", "+66.7 points"):
+        assert part in result["reason"]
 
 
 async def test_without_a_better_method_zero_shot_is_selected_with_a_reason(service):
     await stock(service, "colours", COLOURS)
-    told = await tried(service, "colours")
-    assert told["method"] == DEFAULT_METHOD
-    assert "not a significant gain" in told["reason"]
+    result = await tried(service, "colours")
+    assert result["method"] == DEFAULT_METHOD
+    assert "not a significant gain" in result["reason"]
 
 
 async def test_the_leaderboard_has_every_applicable_method_best_first(service):
     await stock(service, "things", pool=4)
-    told = await tried(service, "things")
-    rows = {row["method"]: row for row in told["leaderboard"]}
+    result = await tried(service, "things")
+    rows = {row["method"]: row for row in result["leaderboard"]}
     assert set(rows) == {name for name, method in METHODS.items() if not (method.is_control or method.stateful)}
-    accuracies = [row["accuracy"] for row in told["leaderboard"]]
+    accuracies = [row["accuracy"] for row in result["leaderboard"]]
     assert accuracies == sorted(accuracies, reverse=True)
-    assert (told["labelled"], told["unlabelled"], told["folds"], told["not_run"]) == (24, 12, 5, [])
+    assert (result["labelled"], result["unlabelled"], result["folds"], result["not_run"]) == (24, 12, 5, [])
     for name, row in rows.items():
         low, high = row["interval"]
         assert low <= row["accuracy"] <= high
@@ -74,10 +74,10 @@ async def test_the_leaderboard_has_every_applicable_method_best_first(service):
 
 async def test_methods_without_their_training_data_are_named(service):
     await stock(service, "things")
-    told = await tried(service, "things")
+    result = await tried(service, "things")
     in_need = {name for name, method in METHODS.items() if "unlabelled images" in method.learns}
-    assert {each.partition(":")[0] for each in told["not_run"]} == in_need
-    assert all("there are no unlabelled images" in each for each in told["not_run"])
+    assert {each.partition(":")[0] for each in result["not_run"]} == in_need
+    assert all("there are no unlabelled images" in each for each in result["not_run"])
 
 
 async def test_random_labels_are_rarely_significant(service):
@@ -89,23 +89,23 @@ async def test_random_labels_are_rarely_significant(service):
         rng = np.random.default_rng(seed)
         labels = rng.integers(0, 3, 30)
         pool = unit_rows(rng, 30) if seed % 8 == 0 else NO_POOL
-        told = await selected(
+        result = await selected(
             service,
             "kinds",
             unit_rows(rng, 30),
             labels,
             pool,
         )
-        taken.append(told["method"] != DEFAULT_METHOD)
+        taken.append(result["method"] != DEFAULT_METHOD)
     # At 5 %, more than 6 of 48 occur in less than one of a hundred cases.
     assert sum(taken) <= 6
 
 
 async def test_p_values_are_corrected_for_methods_that_differ_from_zero_shot(service):
     await stock(service, "things", pool=4)
-    told = await tried(service, "things")
+    result = await tried(service, "things")
     by_hand = paired_difference(np.ones(24), np.tile([1.0, 0.0, 0.0], 8))
-    corrected = {row["method"]: row["to_zero_shot"]["p"] for row in told["leaderboard"] if row["to_zero_shot"]}
+    corrected = {row["method"]: row["to_zero_shot"]["p"] for row in result["leaderboard"] if row["to_zero_shot"]}
     assert {name for name, p in corrected.items() if p < 1} == LEARN_FROM_LABELS
     assert {corrected[name] for name in LEARN_FROM_LABELS} == {2 * by_hand.p}
 
@@ -115,15 +115,15 @@ async def test_held_out_images_are_not_used_for_fitting(service):
     await service.label_sets.put("things", [ClassEntry(name) for name in THINGS], "{}")
     rng = np.random.default_rng(0)
     features = np.eye(16, dtype=np.float32)[rng.permutation(15)]
-    told = await selected(
+    result = await selected(
         service,
         "things",
         features,
         np.arange(15) % 3,
         NO_POOL,
     )
-    assert told["method"] == DEFAULT_METHOD
-    assert max(row["accuracy"] for row in told["leaderboard"]) < 0.8
+    assert result["method"] == DEFAULT_METHOD
+    assert max(row["accuracy"] for row in result["leaderboard"]) < 0.8
 
 
 def evaluation(accuracy):
@@ -143,18 +143,18 @@ def test_a_significantly_worse_method_is_never_selected():
 
 async def test_with_one_image_per_class_zero_shot_is_selected(service):
     await stock(service, "things", labelled=1)
-    told = await tried(service, "things")
-    assert (told["method"], told["folds"], told["leaderboard"]) == (DEFAULT_METHOD, 0, [])
-    assert "no class has two labelled images" in told["reason"]
+    result = await tried(service, "things")
+    assert (result["method"], result["folds"], result["leaderboard"]) == (DEFAULT_METHOD, 0, [])
+    assert "no class has two labelled images" in result["reason"]
 
 
 async def test_a_large_number_of_images_is_sampled_evenly_for_the_comparison(service, monkeypatch):
     await stock(service, "things", labelled=10)
     monkeypatch.setattr(selection_module, "MAX_IMAGES", 12)
-    told = await tried(service, "things")
-    assert told["labelled"] == 12
-    assert "on 12 labelled images" in told["reason"]
-    zero_shot = next(row for row in told["leaderboard"] if row["method"] == DEFAULT_METHOD)
+    result = await tried(service, "things")
+    assert result["labelled"] == 12
+    assert "on 12 labelled images" in result["reason"]
+    zero_shot = next(row for row in result["leaderboard"] if row["method"] == DEFAULT_METHOD)
     assert zero_shot["accuracy"] == pytest.approx(1 / 3, abs=0.1)
     # The selected method is fitted on all of them.
     classification = await service.pipeline.classify(
@@ -165,14 +165,14 @@ async def test_a_large_number_of_images_is_sampled_evenly_for_the_comparison(ser
 
 async def test_progress_is_reported_per_method(service):
     await stock(service, "things", labelled=2)
-    told = []
+    reported = []
 
     async def advance(done, total):
-        told.append((done, total))
+        reported.append((done, total))
 
     await service.selection.select_for_every_model("things", advance)
-    assert told == sorted(told)
-    assert all(done <= total for done, total in told)
+    assert reported == sorted(reported)
+    assert all(done <= total for done, total in reported)
 
 
 async def test_a_selection_is_plain_json_with_every_calibration(service):
@@ -190,25 +190,25 @@ async def test_a_selection_is_plain_json_with_every_calibration(service):
 
 async def test_unlabelled_images_of_every_class_select_label_propagation(service):
     await stock(service, "colours", COLOURS, labelled=0, pool=8)
-    told = await tried(service, "colours")
-    assert told["method"] == WITHOUT_LABELS == "zlap"
-    assert "24 unlabelled images are spread over 3.0 of 3 classes" in told["reason"]
-    assert (told["labelled"], told["unlabelled"], told["leaderboard"]) == (0, 24, [])
+    result = await tried(service, "colours")
+    assert result["method"] == WITHOUT_LABELS == "zlap"
+    assert "24 unlabelled images are spread over 3.0 of 3 classes" in result["reason"]
+    assert (result["labelled"], result["unlabelled"], result["leaderboard"]) == (0, 24, [])
 
 
 async def test_too_few_unlabelled_images_select_zero_shot(service):
     await stock(service, "colours", COLOURS, labelled=0, pool=7)
-    told = await tried(service, "colours")
-    assert told["method"] == DEFAULT_METHOD
-    assert "21 unlabelled images are too few for 3 classes" in told["reason"]
+    result = await tried(service, "colours")
+    assert result["method"] == DEFAULT_METHOD
+    assert "21 unlabelled images are too few for 3 classes" in result["reason"]
 
 
 async def test_unlabelled_images_of_one_class_select_zero_shot(service):
     await stock(service, "colours", COLOURS, labelled=0)
     await keep(service, "colours", [shade(0, number) for number in range(30)], [None] * 30)
-    told = await tried(service, "colours")
-    assert told["method"] == DEFAULT_METHOD
-    assert "1.0 of 3 classes, too unevenly" in told["reason"]
+    result = await tried(service, "colours")
+    assert result["method"] == DEFAULT_METHOD
+    assert "1.0 of 3 classes, too unevenly" in result["reason"]
 
 
 def test_a_pool_that_covers_half_of_the_classes_evenly_is_the_minimum():
@@ -221,8 +221,8 @@ def test_a_pool_that_covers_half_of_the_classes_evenly_is_the_minimum():
 async def test_without_images_zero_shot_is_selected(service):
     await stock(service, "things")
     await service.examples.delete("things", everything=True)
-    told = await tried(service, "things")
-    assert (told["method"], told["reason"]) == (
+    result = await tried(service, "things")
+    assert (result["method"], result["reason"]) == (
         DEFAULT_METHOD,
         "there are no example images with features of this model",
     )
@@ -242,14 +242,14 @@ class ColourBlind(FakeEncoder):
 async def test_each_served_model_has_its_own_selection(settings, encoder):
     async with open_service(settings, [encoder, ColourBlind("blind")]) as service:
         await stock(service, "things")
-        told = await service.selection.select_for_every_model("things")
-        assert told["fake"]["method"] in LEARN_FROM_LABELS
-        assert told["blind"]["method"] == DEFAULT_METHOD
+        result = await service.selection.select_for_every_model("things")
+        assert result["fake"]["method"] in LEARN_FROM_LABELS
+        assert result["blind"]["method"] == DEFAULT_METHOD
         for model in ("fake", "blind"):
             selection = await service.selector.stored(await service.label_sets.get("things"), model)
             assert selection.is_current
-            assert selection.result["method"] == told[model]["method"]
-            assert (await service.resolver.resolve(ClassifyRequest(label_set="things", model=model))).method == told[
+            assert selection.result["method"] == result[model]["method"]
+            assert (await service.resolver.resolve(ClassifyRequest(label_set="things", model=model))).method == result[
                 model
             ]["method"]
 
@@ -276,9 +276,9 @@ async def test_a_new_model_is_fitted_on_stored_files(settings, encoder):
         await stock(service, "things", pool=4)
     second = FakeEncoder("second")
     async with open_service(keeping, [encoder, second]) as service:
-        told = await service.selection.select_for_every_model("things")
-        assert (told["second"]["labelled"], told["second"]["unlabelled"]) == (24, 12)
-        assert told["second"]["method"] in LEARN_FROM_LABELS
+        result = await service.selection.select_for_every_model("things")
+        assert (result["second"]["labelled"], result["second"]["unlabelled"]) == (24, 12)
+        assert result["second"]["method"] in LEARN_FROM_LABELS
         assert sum(second.image_batches) == 36
         await service.selection.select_for_every_model("things")
         assert sum(second.image_batches) == 36
@@ -301,9 +301,9 @@ async def test_a_new_model_has_no_training_data_without_stored_files(settings, e
     async with open_service(settings, [encoder]) as service:
         await stock(service, "things")
     async with open_service(settings, [encoder, FakeEncoder("second")]) as service:
-        told = await service.selection.select_for_every_model("things")
-        assert told["fake"]["method"] in LEARN_FROM_LABELS
-        assert (told["second"]["method"], told["second"]["labelled"]) == (DEFAULT_METHOD, 0)
+        result = await service.selection.select_for_every_model("things")
+        assert result["fake"]["method"] in LEARN_FROM_LABELS
+        assert (result["second"]["method"], result["second"]["labelled"]) == (DEFAULT_METHOD, 0)
 
 
 async def test_an_unknown_label_set_is_an_error(service):

@@ -128,11 +128,11 @@ async def test_without_a_job_queue_nothing_is_requested(service):
 
 async def test_a_selection_is_returned_with_every_calibration(service):
     await stock(service, "things")
-    told = (await service.selection.select_for_every_model("things"))["fake"]
+    result = (await service.selection.select_for_every_model("things"))["fake"]
     choice = await choice_of(service)
-    assert (choice.method, choice.reason) == (told["method"], told["reason"])
+    assert (choice.method, choice.reason) == (result["method"], result["reason"])
     assert (choice.version, choice.revision) == (1, 1)
-    assert set(choice.calibrations) == {row["method"] for row in told["leaderboard"]}
+    assert set(choice.calibrations) == {row["method"] for row in result["leaderboard"]}
     assert all(isinstance(each, Calibration) for each in choice.calibrations.values())
 
 

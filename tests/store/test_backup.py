@@ -219,10 +219,10 @@ def changed(folder, **more):
 @pytest.mark.parametrize("damage", DAMAGE)
 async def test_a_damaged_backup_is_rejected_before_anything_changes(filled, folder, damage):
     (folder.parent / "x").touch()
-    harm, told = DAMAGE[damage]
+    harm, message = DAMAGE[damage]
     harm(folder)
     before = await content_of(filled)
-    with pytest.raises(StoreError, match=told):
+    with pytest.raises(StoreError, match=message):
         await restore_backup(filled, folder, replace=True)
     assert await content_of(filled) == before
 

@@ -139,8 +139,8 @@ async def test_the_error_for_an_unknown_class_lists_the_classes(stored, reposito
 
 async def test_too_many_images_are_rejected_completely_with_the_setting_in_the_error(stored):
     await stored.add("pets", [image(number) for number in range(3)], max_examples=3)
-    told = r"'pets' would have 5 example images, at most 4 are allowed; .*DEIXIS_MAX_EXAMPLES"
-    with pytest.raises(TooLargeError, match=told):
+    message = r"'pets' would have 5 example images, at most 4 are allowed; .*DEIXIS_MAX_EXAMPLES"
+    with pytest.raises(TooLargeError, match=message):
         await stored.add("pets", [image(1, "cat"), image(8), image(9)], max_examples=4)
     assert await ids_of(stored, classname="cat") == []
     assert (await stored.add("pets", [image(0, "cat"), image(2), image(7)], max_examples=4)).added == 1

@@ -70,7 +70,7 @@ async def test_reads_are_not_blocked_by_a_write(engine, repository):
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "message"),
     [
         ("", "is not an address: ''"),
         ("/var/lib/deixis.sqlite3", "is not an address: '/var/lib/deixis.sqlite3'; write 'sqlite:///"),
@@ -89,10 +89,10 @@ async def test_reads_are_not_blocked_by_a_write(engine, repository):
         ("sqlite://relative/deixis.sqlite3", "without options"),
     ],
 )
-async def test_the_error_for_an_invalid_url_does_not_contain_its_password(url, told):
+async def test_the_error_for_an_invalid_url_does_not_contain_its_password(url, message):
     with pytest.raises(StoreError) as caught:
         open_engine(url)
-    assert told in caught.value.message
+    assert message in caught.value.message
     assert "hunter2" not in caught.value.message
     assert "'postgresql://user:password@host/deixis'" in caught.value.message
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
