@@ -1,4 +1,4 @@
-"""Exact neighbours by brute force, and clustered features, for the tests of adapters that look at neighbours."""
+"""Exact neighbours by brute force, and clustered features, for the tests of adapters that use neighbours."""
 
 import numpy as np
 
@@ -6,19 +6,19 @@ from app.adapters._base import Examples, Neighbours
 
 
 def nearest_others(rows, k):
-    """The k rows nearest to each among the others, or all where there are fewer."""
+    """Return the k nearest other rows of each row, or all if there are fewer."""
     cosines = rows @ rows.T
     np.fill_diagonal(cosines, -np.inf)
     return _largest(cosines, min(k, len(rows) - 1))
 
 
 def nearest(queries, rows, k):
-    """The k rows nearest to each query, or all where there are fewer."""
+    """Return the k nearest rows of each query, or all if there are fewer."""
     return _largest(queries @ rows.T, min(k, len(rows)))
 
 
 def pool_of(rows, k):
-    """A pool with its neighbours, which nobody may write to."""
+    """Return a pool with its neighbours; the arrays are read-only."""
     neighbours = nearest_others(rows, k)
     for array in (neighbours.indices, neighbours.cosines):
         array.flags.writeable = False
@@ -26,9 +26,9 @@ def pool_of(rows, k):
 
 
 def clustered(rng, *, images, classes, dims, queries=0, noise=1.0, gap=1.0, dtype=np.float64):
-    """Text (c, d), images (u, d) and queries (n, d), read-only unit rows, and the classes of both kinds of images.
+    """Return text (c, d), images (u, d) and queries (n, d), read-only unit rows, and the classes of images and queries.
 
-    Images lie about their class's text, moved by ``gap`` times a direction of their class and ``noise`` of their own.
+    Images are near the text of their class, shifted by ``gap`` times a direction of the class, and by random ``noise``.
     """
     text = _unit(rng.standard_normal((classes, dims)))
     centres = text + gap * _unit(rng.standard_normal((classes, dims)))

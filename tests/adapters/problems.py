@@ -1,4 +1,4 @@
-"""Random classification problems: classes around which images and texts lie, on cones of any width."""
+"""Random classification problems: images and texts around class centres, on cones of any width."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ def unit(rows):
 
 @dataclass(frozen=True)
 class Problem:
-    """Labelled images ``rows`` (s, d) with ``labels`` (s,), ``text`` (c, d), and ``queries`` (n, d) of these."""
+    """Labelled images ``rows`` (s, d) with ``labels`` (s,), ``text`` (c, d), and ``queries`` (n, d)."""
 
     rows: np.ndarray
     labels: np.ndarray
@@ -41,9 +41,9 @@ class Problem:
 
 
 def problem(seed, *, classes=None, dims=None, images=None, sigmoid=None):
-    """Draw one; where ``sigmoid``, by default every third, with a bias and texts on the far side of the images.
+    """Return a random problem; if ``sigmoid`` (by default every third), with a bias and texts opposite to the images.
 
-    ``images`` are how many there are of each class, otherwise two to eight.
+    ``images`` is the number of images per class, by default two to eight.
     """
     rng = np.random.default_rng(seed)
     sigmoid = seed % 3 == 0 if sigmoid is None else sigmoid
@@ -70,12 +70,12 @@ def problem(seed, *, classes=None, dims=None, images=None, sigmoid=None):
 
 
 def difference(got, wanted):
-    """Return the largest difference, in units of the largest number that is wanted, or of one."""
+    """Return the largest difference, relative to the largest expected number or to one."""
     return np.abs(np.asarray(got, float) - wanted).max() / max(1.0, np.abs(wanted).max())
 
 
 def same_in_float64(drawn, adapter, examples):
-    """Assert that features in double precision are answered as those in single precision are."""
+    """Assert that features in double precision have the same results as those in single precision."""
     wide = Examples(
         examples.support_features.astype(float), examples.support_labels, examples.pool_features.astype(float)
     )

@@ -17,7 +17,7 @@ def entropy(weights):
     return -(weights * np.log(np.where(weights > 0, weights, 1))).sum(axis=-1)
 
 
-def test_two_hundred_random_problems_equal_the_oracle():
+def test_two_hundred_random_problems_equal_the_reference():
     rng = np.random.default_rng(0)
     worst = 0.0
     for _ in range(200):
@@ -30,7 +30,7 @@ def test_two_hundred_random_problems_equal_the_oracle():
     assert worst <= 1e-6
 
 
-def test_the_adapter_equals_the_oracle_on_the_cosines_of_its_features():
+def test_the_adapter_equals_the_reference_on_the_cosines_of_its_features():
     rng = np.random.default_rng(1)
     text = rng.standard_normal((5, 7, 32)).astype(np.float32)
     text /= np.linalg.norm(text, axis=2, keepdims=True)
@@ -44,7 +44,7 @@ def test_the_adapter_equals_the_oracle_on_the_cosines_of_its_features():
 
 
 @given(SIZES, st.floats(0.05, 1.0), st.integers(0, 2**32 - 1))
-def test_weights_are_a_distribution_of_the_requested_entropy(sizes, beta, seed):
+def test_weights_are_a_distribution_with_the_requested_entropy(sizes, beta, seed):
     cosines = cosines_of(np.random.default_rng(seed), sizes)
     _, weights = auto_clip(cosines, beta)
     np.testing.assert_allclose(weights.sum(axis=1), 1)
@@ -52,7 +52,7 @@ def test_weights_are_a_distribution_of_the_requested_entropy(sizes, beta, seed):
     np.testing.assert_allclose(entropy(weights), beta * np.log(sizes[2]), atol=1e-6)
 
 
-def test_the_gradient_is_that_of_the_logsumexp_by_finite_differences():
+def test_the_gradient_of_the_logsumexp_equals_finite_differences():
     rng = np.random.default_rng(2)
     cosines = cosines_of(rng, (1, 4, 5))
 
@@ -66,7 +66,7 @@ def test_the_gradient_is_that_of_the_logsumexp_by_finite_differences():
     shares = np.exp(means) / np.exp(means).sum()
     gradient = (shares[:, None] * (cosines[0] - means[:, None])).sum(axis=0) / 5
     np.testing.assert_allclose(gradient, numeric, atol=1e-9)
-    # The weights are softmax(a * gradient) for some a >= 0: their logarithms lie on a line over it.
+    # The weights are softmax(a * gradient) for some a >= 0: their logarithms are linear in it.
     _, (weights,) = auto_clip(cosines, 0.85)
     slope, _ = np.polyfit(gradient, np.log(weights), 1)
     assert slope > 0
@@ -75,8 +75,8 @@ def test_the_gradient_is_that_of_the_logsumexp_by_finite_differences():
     )
 
 
-def test_the_axes_of_weights_and_scores_are_not_mixed():
-    """The reference's bug: its weights meet the classes where they should meet the prompts."""
+def test_weights_apply_to_prompts_and_not_to_classes():
+    """A bug of the reference: its weights are applied to the axis of the classes."""
     cosines = np.array([[[0.9, 0.1, 0.1], [0.1, 0.1, 0.1], [0.1, 0.1, 0.1]]])
     scores, weights = auto_clip(cosines, 0.5)
     assert weights[0].argmax() == 0
@@ -84,42 +84,42 @@ def test_the_axes_of_weights_and_scores_are_not_mixed():
 
 
 def test_prompts_with_equal_cosines_get_equal_weights():
-    """Where the reference raises, as there is no change of sign to bracket."""
+    """The reference raises an error, because there is no sign change to bracket."""
     scores, weights = auto_clip(np.full((2, 3, 4), 0.25), 0.85)
     np.testing.assert_allclose(weights, 0.25)
     np.testing.assert_allclose(scores, 0.25)
 
 
-def test_a_tie_at_the_maximum_whose_entropy_is_too_large_shares_the_weight():
-    """log(3) is more than 0.5 * log(4): the entropy that is asked for cannot be reached."""
+def test_a_tie_at_the_maximum_with_too_large_an_entropy_shares_the_weight():
+    """log(3) exceeds 0.5 * log(4): the requested entropy cannot be reached."""
     weights = entropic_softmax(np.array([[1.0, 1.0, 1.0, 0.0]]), 0.5)
     np.testing.assert_allclose(weights, [[1 / 3, 1 / 3, 1 / 3, 0]], atol=1e-12)
 
 
-def test_one_prompt_has_all_the_weight():
+def test_a_single_prompt_has_weight_one():
     scores, weights = auto_clip(np.array([[[0.3], [0.1]]]), 0.85)
     assert weights.tolist() == [[1.0]]
     np.testing.assert_allclose(scores, [[0.3, 0.1]])
 
 
-def test_one_class_is_finite_and_harmless():
+def test_a_single_class_is_finite():
     scores, weights = auto_clip(np.array([[[0.3, 0.1]]]), 0.85)
     assert np.isfinite(scores).all()
     assert weights[0, 0] > weights[0, 1]
 
 
-def test_beta_one_leaves_the_weights_equal():
+def test_beta_one_gives_equal_weights():
     _, weights = auto_clip(cosines_of(np.random.default_rng(3), (2, 3, 4)), 1.0)
     np.testing.assert_allclose(weights, 0.25)
 
 
 @pytest.mark.parametrize("factor", [1e-6, 1.0, 1e3])
-def test_the_bracket_fits_gradients_of_any_size(factor):
+def test_the_bracket_works_for_gradients_of_any_size(factor):
     values = factor * np.random.default_rng(4).standard_normal((3, 6))
     np.testing.assert_allclose(entropy(entropic_softmax(values, 0.6)), 0.6 * np.log(6), atol=1e-6)
 
 
-def test_the_prompts_are_weighted_for_each_image_in_batches_of_any_size(monkeypatch):
+def test_prompts_are_weighted_per_image_in_batches_of_any_size(monkeypatch):
     rng = np.random.default_rng(5)
     text = rng.standard_normal((4, 3, 8)).astype(np.float32)
     images = rng.standard_normal((10, 8)).astype(np.float32) / 8

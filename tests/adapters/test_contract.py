@@ -1,4 +1,4 @@
-"""The promises of every adapter, tested on each that app/adapters declares."""
+"""The contract of the adapters, tested on each adapter that app/adapters declares."""
 
 import inspect
 from dataclasses import replace
@@ -37,7 +37,7 @@ LEARNS_FROM_EXAMPLES = pytest.mark.parametrize(
 )
 SIZES = st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(2, 16), st.integers(0, 2**32 - 1))
 
-# InMaP takes two thousand steps, however small the problem.
+# InMaP runs two thousand steps for problems of every size.
 CASES = settings(deadline=None, max_examples=20)
 
 SCALE = 20.0
@@ -56,7 +56,7 @@ def drawn(sizes):
 
 
 def text_of(adapter, class_embeddings):
-    """Return what the adapter takes: where it takes prompts by themselves, three around each class."""
+    """Return the text input of the adapter: three prompts around each class if it takes separate prompts."""
     if not adapter.aligned:
         return class_embeddings
     around = np.stack([class_embeddings, np.roll(class_embeddings, 1, axis=1), -class_embeddings[:, ::-1]], axis=1)
@@ -64,7 +64,7 @@ def text_of(adapter, class_embeddings):
 
 
 def examples_of(class_embeddings, seed=7, *, support_per_class=4, pool_per_class=8):
-    """Return labelled and unlabelled images around each class (c, d), the classes taking turns."""
+    """Return labelled and unlabelled images around each class (c, d), in alternating order of the classes."""
     rng = np.random.default_rng(seed)
     classes, dims = class_embeddings.shape
 
@@ -80,7 +80,7 @@ def fitted(adapter, class_embeddings, *, bias=None, examples=None):
 
 
 class Fitted:
-    """A fitted adapter whose logits are asked for."""
+    """A fitted adapter that returns logits."""
 
     def __init__(self, adapter, text, scale, bias, examples=None):
         self.index = None
@@ -98,13 +98,13 @@ class Fitted:
 
 
 @METHOD
-def test_the_constructor_only_keeps_its_arguments(adapter):
+def test_the_constructor_only_stores_its_arguments(adapter):
     given_parameters = [name for name in inspect.signature(adapter).parameters if name not in {"args", "kwargs"}]
     assert sorted(vars(adapter())) == sorted(given_parameters)
 
 
 @METHOD
-def test_fit_returns_the_adapter_and_what_it_learned_ends_in_an_underscore(adapter):
+def test_fit_returns_the_adapter_and_fitted_attributes_end_in_an_underscore(adapter):
     unfitted = adapter()
     hyperparameters = set(vars(unfitted))
     text = text_of(adapter, np.eye(3, dtype=np.float32))
@@ -115,7 +115,7 @@ def test_fit_returns_the_adapter_and_what_it_learned_ends_in_an_underscore(adapt
 @METHOD
 @CASES
 @given(sizes=SIZES)
-def test_logits_are_finite_float32_rows_of_one_per_class(adapter, sizes):
+def test_logits_are_finite_float32_with_one_column_per_class(adapter, sizes):
     class_embeddings, image_features = drawn(sizes)
     for bias in (None, -5.0):
         logits = fitted(adapter, class_embeddings, bias=bias).predict_logits(image_features)
@@ -127,7 +127,7 @@ def test_logits_are_finite_float32_rows_of_one_per_class(adapter, sizes):
 @METHOD
 @CASES
 @given(sizes=SIZES)
-def test_the_order_of_the_classes_only_orders_the_logits(adapter, sizes):
+def test_the_order_of_the_classes_only_permutes_the_logits(adapter, sizes):
     class_embeddings, image_features = drawn(sizes)
     order = np.random.default_rng(sizes[-1]).permutation(len(class_embeddings))
     examples = examples_of(class_embeddings)
@@ -135,7 +135,7 @@ def test_the_order_of_the_classes_only_orders_the_logits(adapter, sizes):
     permuted_examples = replace(examples, support_labels=place[examples.support_labels])
     logits = fitted(adapter, class_embeddings, examples=examples).predict_logits(image_features)
     permuted = fitted(adapter, class_embeddings[order], examples=permuted_examples).predict_logits(image_features)
-    # Rounding decides where the last of InMaP's two thousand steps end.
+    # Rounding determines the end of InMaP's two thousand steps.
     tolerance = 2e-2 if adapter in {InMaP, InMaPZLaP} else 1e-4
     np.testing.assert_allclose(softmax(permuted), softmax(logits[:, order]), atol=tolerance)
 
@@ -143,7 +143,7 @@ def test_the_order_of_the_classes_only_orders_the_logits(adapter, sizes):
 @STATELESS
 @CASES
 @given(sizes=SIZES)
-def test_the_order_of_the_images_only_orders_the_logits(adapter, sizes):
+def test_the_order_of_the_images_only_permutes_the_logits(adapter, sizes):
     class_embeddings, image_features = drawn(sizes)
     order = np.random.default_rng(sizes[-1]).permutation(len(image_features))
     adapter = fitted(adapter, class_embeddings)
@@ -155,7 +155,7 @@ def test_the_order_of_the_images_only_orders_the_logits(adapter, sizes):
 @pytest.mark.parametrize("adapter", INDUCTIVE, ids=name_of)
 @CASES
 @given(sizes=SIZES)
-def test_an_image_gets_the_same_logits_alone_as_in_a_batch(adapter, sizes):
+def test_an_image_has_the_same_logits_alone_and_in_a_batch(adapter, sizes):
     class_embeddings, image_features = drawn(sizes)
     adapter = fitted(adapter, class_embeddings)
     together = adapter.predict_logits(image_features)
@@ -164,7 +164,7 @@ def test_an_image_gets_the_same_logits_alone_as_in_a_batch(adapter, sizes):
 
 
 @STATELESS
-def test_images_that_are_the_same_get_the_same_logits(adapter):
+def test_identical_images_have_the_same_logits(adapter):
     class_embeddings, image_features = drawn((4, 3, 8, 0))
     logits = fitted(adapter, class_embeddings).predict_logits(image_features[[0, 1, 0, 2, 0]])
     np.testing.assert_allclose(logits[2], logits[0], atol=1e-5)
@@ -172,7 +172,7 @@ def test_images_that_are_the_same_get_the_same_logits(adapter):
 
 
 @METHOD
-def test_classes_that_are_the_same_get_the_same_logits(adapter):
+def test_identical_classes_have_the_same_logits(adapter):
     class_embeddings, image_features = drawn((3, 4, 8, 1))
     examples = examples_of(class_embeddings)
     third = examples.support_labels == 0
@@ -186,7 +186,7 @@ def test_classes_that_are_the_same_get_the_same_logits(adapter):
 
 
 @METHOD
-def test_an_image_on_a_class_is_that_class(adapter):
+def test_an_image_at_the_text_of_a_class_is_predicted_as_this_class(adapter):
     class_embeddings, _ = drawn((5, 1, 32, 2))
     logits = fitted(adapter, class_embeddings).predict_logits(class_embeddings)
     assert logits.argmax(axis=1).tolist() == [0, 1, 2, 3, 4]
@@ -195,7 +195,7 @@ def test_an_image_on_a_class_is_that_class(adapter):
 @METHOD
 @CASES
 @given(sizes=SIZES, other=SIZES)
-def test_fitting_again_forgets_the_first_time(adapter, sizes, other):
+def test_fitting_again_discards_the_first_fit(adapter, sizes, other):
     class_embeddings, image_features = drawn(sizes)
     used = Fitted(adapter(), text_of(adapter, drawn(other)[0]), 3.0, 1.5)
     used.predict_logits(drawn(other)[1])
@@ -206,15 +206,15 @@ def test_fitting_again_forgets_the_first_time(adapter, sizes, other):
 @STATELESS
 @CASES
 @given(sizes=SIZES)
-def test_predicting_twice_gives_the_same(adapter, sizes):
+def test_predicting_twice_gives_the_same_logits(adapter, sizes):
     class_embeddings, image_features = drawn(sizes)
     adapter = fitted(adapter, class_embeddings)
     np.testing.assert_array_equal(adapter.predict_logits(image_features), adapter.predict_logits(image_features))
 
 
 @METHOD
-def test_the_inputs_are_not_written_to(adapter):
-    """They are shared: the text by every request, which is why it comes read-only."""
+def test_inputs_are_not_modified(adapter):
+    """They are shared: the text, which is read-only, by all requests."""
     class_embeddings, image_features = drawn((4, 3, 8, 3))
     text = text_of(adapter, class_embeddings).copy()
     text.flags.writeable = False
@@ -226,7 +226,7 @@ def test_the_inputs_are_not_written_to(adapter):
 
 
 @METHOD
-def test_two_fitted_adapters_share_nothing(adapter):
+def test_two_fitted_adapters_share_no_state(adapter):
     (first_classes, first_images), (second_classes, second_images) = drawn((4, 2, 8, 4)), drawn((3, 2, 6, 5))
     alone = fitted(adapter, first_classes).predict_logits(first_images)
     first = fitted(adapter, first_classes)
@@ -235,7 +235,7 @@ def test_two_fitted_adapters_share_nothing(adapter):
 
 
 @LEARNS_FROM_EXAMPLES
-def test_without_examples_the_results_are_those_of_zero_shot_with_a_warning(adapter):
+def test_without_examples_results_are_those_of_zero_shot_with_a_warning(adapter):
     class_embeddings, image_features = drawn((4, 3, 8, 6))
     result = fitted(adapter, class_embeddings, examples=Examples()).predict(image_features)
     plain = Cosine().fit(class_embeddings, logit_scale=SCALE, logit_bias=None).predict(image_features)
@@ -254,7 +254,7 @@ def test_similarities_are_the_cosines_with_the_text(adapter):
 
 @EXAMPLE_ADAPTER
 @pytest.mark.parametrize("bad", [0.0, np.nan, np.inf], ids=["zero", "nan", "infinite"])
-def test_an_image_without_direction_gets_finite_scores_and_a_warning_and_changes_no_other(adapter, bad):
+def test_an_image_with_zero_features_has_finite_scores_a_warning_and_no_effect_on_others(adapter, bad):
     class_embeddings, image_features = drawn((4, 3, 8, 9))
     broken = image_features.copy()
     broken[1] = bad
@@ -269,7 +269,7 @@ def test_an_image_without_direction_gets_finite_scores_and_a_warning_and_changes
 
 @LEARNS_FROM_EXAMPLES
 @pytest.mark.parametrize("bad", [0.0, np.nan, np.inf], ids=["zero", "nan", "infinite"])
-def test_examples_without_direction_give_finite_scores_and_a_warning(adapter, bad):
+def test_examples_with_zero_features_give_finite_scores_and_a_warning(adapter, bad):
     class_embeddings, image_features = drawn((4, 3, 8, 10))
     examples = examples_of(class_embeddings)
     support, pool = examples.support_features.copy(), examples.pool_features.copy()
@@ -284,8 +284,8 @@ def test_examples_without_direction_give_finite_scores_and_a_warning(adapter, ba
 @pytest.mark.parametrize(("classes", "dims"), [(1, 4), (2, 3), (12, 4)], ids=["one class", "two", "more than dims"])
 @pytest.mark.parametrize("images", [1, 3])
 @pytest.mark.parametrize("per_class", [1, 2])
-def test_few_examples_few_images_and_few_classes_give_finite_scores(adapter, classes, dims, images, per_class):
-    """One class, one image, one shot, fewer images than neighbours."""
+def test_tiny_problems_give_finite_scores(adapter, classes, dims, images, per_class):
+    """One class, one image, one shot, or fewer images than neighbours."""
     class_embeddings, image_features = drawn((classes, images, dims, 11))
     examples = examples_of(class_embeddings, support_per_class=per_class, pool_per_class=per_class)
     logits = fitted(adapter, class_embeddings, examples=examples).predict_logits(image_features)
@@ -301,7 +301,7 @@ def test_a_single_example_gives_finite_scores(adapter):
 
 
 @EXAMPLE_ADAPTER
-def test_numbers_of_double_precision_give_the_same(adapter):
+def test_double_precision_gives_the_same_results(adapter):
     class_embeddings, image_features = drawn((4, 5, 8, 13))
     examples = examples_of(class_embeddings)
     wide = replace(
@@ -318,7 +318,7 @@ def test_numbers_of_double_precision_give_the_same(adapter):
 
 
 @LEARNS_FROM_EXAMPLES
-def test_the_examples_are_not_written_to(adapter):
+def test_examples_are_not_modified(adapter):
     class_embeddings, image_features = drawn((4, 3, 8, 14))
     examples = examples_of(class_embeddings)
     before = [each.copy() for each in (examples.support_features, examples.support_labels, examples.pool_features)]
@@ -333,7 +333,7 @@ def test_the_examples_are_not_written_to(adapter):
 
 @LEARNS_FROM_EXAMPLES
 def test_representative_examples_are_at_least_as_accurate_as_the_text(adapter):
-    """Words that are off by as much as the images differ from each other, and images that are not."""
+    """The texts deviate from the class centres as much as the images do, and the example images do not."""
     true_classes, _ = drawn((5, 1, 32, 15))
     rng = np.random.default_rng(16)
     text = true_classes + 1.2 * unit_rows(rng, 5, 32)
@@ -346,7 +346,7 @@ def test_representative_examples_are_at_least_as_accurate_as_the_text(adapter):
 
 
 @EXAMPLE_ADAPTER
-def test_images_of_a_request_that_are_learned_from_get_finite_scores(adapter):
+def test_the_images_of_a_request_as_the_pool_give_finite_scores(adapter):
     if Need.POOL not in adapter.needs:
         pytest.skip("it does not learn from unlabelled images")
     class_embeddings, _ = drawn((4, 1, 16, 18))

@@ -8,7 +8,7 @@ LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=60).map(np.array)
 
 
 @given(LABELS)
-def test_every_class_keeps_an_image_in_each_fold_and_is_held_out_evenly(labels):
+def test_every_class_has_an_image_in_each_fold_and_is_held_out_evenly(labels):
     folds = held_out_folds(labels, 5)
     counts = np.bincount(labels, minlength=5)
     if folds is None:
@@ -26,13 +26,13 @@ def test_every_class_keeps_an_image_in_each_fold_and_is_held_out_evenly(labels):
             assert per_fold.max() < counts[label]
 
 
-def test_there_are_no_folds_where_less_than_half_of_the_classes_have_two_images():
+def test_there_are_no_folds_if_fewer_than_half_of_the_classes_have_two_images():
     assert held_out_folds(np.array([0, 0, 0, 0, 1, 2]), 3) is None
     assert held_out_folds(np.array([0, 0, 1, 1, 2]), 3) is not None
     assert held_out_folds(np.array([0, 0, 1, 1]), 5) is None
 
 
-def test_thousands_of_held_out_images_are_compared_on_some_of_every_part():
+def test_a_large_number_of_held_out_images_is_sampled_from_every_fold():
     folds = np.arange(100_000) % 5
     folds[::2] = -1
     some = compared_images(folds)
@@ -42,7 +42,7 @@ def test_thousands_of_held_out_images_are_compared_on_some_of_every_part():
     assert some[-1] > 99_990
 
 
-def test_the_first_candidate_stays_until_another_is_better_by_enough():
+def test_the_first_candidate_is_kept_unless_another_is_better_by_a_margin():
     assert first_best([1.0, 1.0, 0.9995]) == 0
     assert first_best([1.0, 0.9, 0.9, 0.95]) == 1
     assert first_best([1.0, 0.9, 0.5]) == 2

@@ -9,7 +9,7 @@ from tests.oracles import gda as oracle
 
 
 def oracle_classifier(drawn):
-    """Return the oracle's W (d, c) and b (c,), its precision being divided by d / (n - 1)."""
+    """Return W (d, c) and b (c,) of the reference, with its precision divided by d / (n - 1)."""
     classes, (images, dims) = len(drawn.text), drawn.rows.shape
     weights, biases = oracle.fit(drawn.rows.astype(float), drawn.labels, classes)
     part = (images - 1) / dims
@@ -35,8 +35,8 @@ def of_each_class(drawn, count):
     return Examples(support_features=drawn.rows[kept], support_labels=drawn.labels[kept])
 
 
-def test_two_hundred_random_problems_equal_the_oracle():
-    """Among them more dimensions than images and fewer, and encoders with a bias and negative cosines."""
+def test_two_hundred_random_problems_equal_the_reference():
+    """Some have more dimensions than images, or an encoder with a bias and negative cosines."""
     worst = 0.0
     for seed in range(PROBLEMS):
         drawn = problem(seed)
@@ -48,7 +48,7 @@ def test_two_hundred_random_problems_equal_the_oracle():
 
 
 @pytest.mark.parametrize("alpha", [0.01, 1.0, 10.0])
-def test_the_adapter_equals_the_oracle_but_for_what_is_the_same_for_every_class(alpha):
+def test_the_adapter_equals_the_reference_up_to_a_constant_per_image(alpha):
     worst = 0.0
     for seed in range(PROBLEMS):
         drawn = problem(seed)
@@ -60,8 +60,8 @@ def test_the_adapter_equals_the_oracle_but_for_what_is_the_same_for_every_class(
     assert worst <= 2e-6
 
 
-def test_the_means_of_classes_without_images_equal_the_oracle():
-    """By way of the oracle's weights, which are these means times the mean of its precisions."""
+def test_the_means_of_classes_without_images_equal_the_reference():
+    """Compares weights of the reference, which are these means times the mean of its precisions."""
     worst = 0.0
     for seed in range(PROBLEMS):
         drawn = problem(seed)
@@ -74,7 +74,7 @@ def test_the_means_of_classes_without_images_equal_the_oracle():
 
 
 @pytest.mark.parametrize(("images", "dims"), [(2, 9), (8, 9), (9, 9), (40, 9), (1, 5)])
-def test_the_precision_is_the_same_by_images_and_by_dimensions(images, dims):
+def test_the_precision_is_the_same_in_both_computations(images, dims):
     rng = np.random.default_rng(images)
     rows, vectors = rng.standard_normal((images, dims)), rng.standard_normal((3, dims))
     degrees = max(images - 1, 1)
@@ -83,8 +83,8 @@ def test_the_precision_is_the_same_by_images_and_by_dimensions(images, dims):
     np.testing.assert_allclose(times_precision(vectors, rows), wanted, rtol=1e-9)
 
 
-def test_alpha_is_portable_between_numbers_of_images():
-    """The pitfall of the paper's grid: with its precision, ten times the images would count a tenth."""
+def test_alpha_does_not_depend_on_the_number_of_images():
+    """With the precision of the paper, ten times the images would need a tenth of alpha."""
     drawn = problem(1, images=8, dims=16)
     once, often = drawn.support, Examples(np.tile(drawn.rows, (10, 1)), np.tile(drawn.labels, 10))
     first = contributions(drawn.fit(GDA(1.0), once), drawn.queries)
@@ -92,8 +92,8 @@ def test_alpha_is_portable_between_numbers_of_images():
     assert 1 / 3 < first.std() / second.std() < 3
 
 
-def test_one_image_per_class_contributes_something_and_says_how():
-    """The pitfall: the covariance within the classes is zero, and its pseudo-inverse silently contributes nothing."""
+def test_one_image_per_class_contributes_with_a_warning():
+    """The covariance within the classes is zero, and its pseudo-inverse would contribute nothing."""
     drawn = problem(2, classes=5, dims=32)
     examples = of_each_class(drawn, 1)
     adapter = drawn.fit(GDA(), examples)
@@ -105,7 +105,7 @@ def test_one_image_per_class_contributes_something_and_says_how():
     assert contributions(adapter, examples.support_features).argmax(axis=1).tolist() == [0, 1, 2, 3, 4]
 
 
-def test_one_image_per_class_has_the_covariance_of_all_images():
+def test_one_image_per_class_uses_the_covariance_of_all_images():
     drawn = problem(2, classes=5, dims=32)
     examples = of_each_class(drawn, 1)
     rows = examples.support_features.astype(float)
@@ -115,7 +115,7 @@ def test_one_image_per_class_has_the_covariance_of_all_images():
     np.testing.assert_allclose(weights, (rows @ precision).T, rtol=1e-9)
 
 
-def test_two_images_of_one_class_do_not_speak_for_the_covariance_of_all():
+def test_two_images_of_one_class_do_not_determine_the_covariance():
     drawn = problem(2, classes=6, dims=32)
     examples = of_each_class(drawn, 1)
     second = np.flatnonzero(drawn.labels == 0)[1]
@@ -125,7 +125,7 @@ def test_two_images_of_one_class_do_not_speak_for_the_covariance_of_all():
     assert drawn.fit(GDA(), examples).diagnostics_["covariance_of_all_images"] == 1
 
 
-def test_two_images_per_class_have_a_covariance_but_no_folds_that_do():
+def test_two_images_per_class_have_a_covariance_but_no_folds_with_one():
     drawn = problem(2, classes=5, dims=32)
     adapter = drawn.fit(GDA(), of_each_class(drawn, 2))
     assert adapter.diagnostics_["covariance_of_all_images"] == 0
@@ -133,7 +133,7 @@ def test_two_images_per_class_have_a_covariance_but_no_folds_that_do():
     assert len(adapter.warnings_) == 1
 
 
-def test_many_images_of_one_class_do_not_choose_for_classes_of_one_image():
+def test_many_images_of_one_class_do_not_select_alpha_for_classes_with_one_image():
     drawn = problem(3, classes=5, dims=16, images=20)
     single = of_each_class(drawn, 1)
     more = np.flatnonzero(drawn.labels == 0)[1:]
@@ -147,8 +147,8 @@ def test_many_images_of_one_class_do_not_choose_for_classes_of_one_image():
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_a_class_without_images_is_finite_and_still_found_by_its_text(count):
-    """The pitfall: its mean would not be a number, and with it every logit."""
+def test_a_class_without_images_is_finite_and_predicted_by_its_text(count):
+    """Its mean would be NaN, and with it every logit."""
     for seed in range(20):
         drawn = problem(seed, classes=5, dims=24, images=6, sigmoid=False)
         few = of_each_class(drawn, count)
@@ -162,7 +162,7 @@ def test_a_class_without_images_is_finite_and_still_found_by_its_text(count):
         assert result.logits[-1].argmax() == 3
 
 
-def test_classes_without_images_share_the_covariance_of_the_others():
+def test_classes_without_images_use_the_covariance_of_the_others():
     drawn = problem(4, classes=4, dims=12)
     examples = without_class(drawn, 2)
     rows, labels = examples.support_features, examples.support_labels
@@ -182,7 +182,7 @@ def test_more_classes_than_images_are_finite():
     assert np.isfinite(adapter.predict(drawn.queries).logits).all()
 
 
-def test_images_that_are_all_the_same_are_answered_as_by_zero_shot():
+def test_identical_images_give_the_results_of_zero_shot():
     drawn = problem(6, classes=3)
     for labels in ([0], [0, 0, 1, 1, 2, 2]):
         examples = Examples(np.repeat(drawn.rows[:1], len(labels), axis=0), np.array(labels))
@@ -191,7 +191,7 @@ def test_images_that_are_all_the_same_are_answered_as_by_zero_shot():
         assert "all the same" in result.warnings[0]
 
 
-def test_copies_of_one_image_per_class_are_no_covariance_within_the_classes():
+def test_copies_of_one_image_per_class_have_no_covariance_within_the_classes():
     drawn = problem(7, classes=4, dims=16)
     single = of_each_class(drawn, 1)
     copies = Examples(np.repeat(single.support_features, 5, axis=0), np.repeat(single.support_labels, 5))
@@ -200,8 +200,8 @@ def test_copies_of_one_image_per_class_are_no_covariance_within_the_classes():
     assert np.isfinite(adapter.predict(drawn.queries).logits).all()
 
 
-def test_contributions_are_zero_in_the_mean_over_the_classes():
-    """So that a sigmoid encoder's scores keep their level."""
+def test_contributions_have_mean_zero_over_the_classes():
+    """This keeps the level of the scores of a sigmoid encoder."""
     drawn = problem(9, sigmoid=True)
     adapter = drawn.fit(GDA(1.0), drawn.support)
     result = adapter.predict(drawn.queries).logits
@@ -209,7 +209,7 @@ def test_contributions_are_zero_in_the_mean_over_the_classes():
     np.testing.assert_allclose(result.mean(axis=1), drawn.zero_shot().mean(axis=1), atol=1e-3)
 
 
-def test_one_class_gets_the_results_of_zero_shot():
+def test_a_single_class_has_the_results_of_zero_shot():
     drawn = problem(10, classes=1)
     for alpha in (0.0, 1.0):
         result = drawn.fit(GDA(alpha), drawn.support).predict(drawn.queries)
@@ -217,13 +217,13 @@ def test_one_class_gets_the_results_of_zero_shot():
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
-def test_features_in_double_precision_get_the_same_logits(alpha):
+def test_double_precision_gives_the_same_logits(alpha):
     drawn = problem(11)
     same_in_float64(drawn, lambda: GDA(alpha), drawn.support)
 
 
-def test_the_chosen_alpha_is_that_of_a_plain_search_over_folds():
-    """Folds, means and covariances made anew; the loss at the best of many temperatures; ties to the smaller alpha."""
+def test_the_selected_alpha_equals_that_of_a_simple_search():
+    """Recomputes folds, means, covariances, and the loss at the best of many temperatures; ties give the smaller alpha."""
     for seed in range(20):
         drawn = problem(seed, images=6, classes=4, dims=20)
         rows, labels = drawn.rows.astype(float), drawn.labels
@@ -262,7 +262,7 @@ def test_the_selected_weight_follows_the_labels():
     assert (adapter.predict(drawn.rows).logits.argmax(axis=1) == drawn.labels).mean() > 0.9
 
 
-def test_the_inputs_are_not_written_to():
+def test_inputs_are_not_modified():
     drawn = problem(13)
     before = drawn.rows.copy(), drawn.labels.copy(), drawn.text.copy()
     for array in (drawn.rows, drawn.labels, drawn.text, drawn.queries):
@@ -272,15 +272,15 @@ def test_the_inputs_are_not_written_to():
         np.testing.assert_array_equal(array, was)
 
 
-def test_what_is_learned_is_single_precision():
+def test_fitted_arrays_are_in_single_precision():
     drawn = problem(14, classes=3, dims=10)
     adapter = drawn.fit(GDA(), drawn.support)
     assert (adapter.W_.shape, adapter.b_.shape) == ((10, 3), (3,))
     assert adapter.W_.dtype == adapter.b_.dtype == np.float32
 
 
-def test_the_weight_is_chosen_with_a_temperature_at_which_scores_are_no_surer_than_right():
-    """Else each fit has a scale of its own, and what held-out images say of one says nothing of another."""
+def test_the_weight_is_selected_at_the_calibrated_temperature():
+    """Otherwise each fit has another scale, and the losses of held-out images cannot be compared."""
     rng = np.random.default_rng(21)
     centres = rng.standard_normal((4, 24))
     labels, asked_labels = np.repeat(np.arange(4), 12), np.repeat(np.arange(4), 200)

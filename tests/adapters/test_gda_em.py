@@ -20,8 +20,8 @@ def oracle_classifier(drawn, alpha):
     return weights, biases
 
 
-def test_two_hundred_random_problems_equal_the_oracle():
-    """To single precision, in which the shares are kept; some have negative cosines, or more dimensions than images."""
+def test_two_hundred_random_problems_equal_the_reference():
+    """In single precision, like the stored shares. Some have negative cosines, or more dimensions than images."""
     worst = 0.0
     for seed in range(PROBLEMS):
         drawn = problem(seed)
@@ -32,8 +32,8 @@ def test_two_hundred_random_problems_equal_the_oracle():
     assert worst <= 1e-6
 
 
-def test_the_adapter_answers_new_images_with_the_oracle_s_classifier():
-    """But for what is the same for every class, so that a sigmoid encoder's scores keep their level."""
+def test_new_images_are_classified_like_by_the_reference():
+    """Up to a constant per image, which keeps the level of the scores of a sigmoid encoder."""
     worst, learned = 0.0, 0
     for seed in range(PROBLEMS):
         drawn = problem(seed)
@@ -48,7 +48,7 @@ def test_the_adapter_answers_new_images_with_the_oracle_s_classifier():
     assert worst <= 1e-5
 
 
-def test_the_pool_may_be_processed_in_pieces(monkeypatch):
+def test_the_pool_can_be_processed_in_chunks(monkeypatch):
     drawn = problem(1, classes=4, dims=12, images=20)
     whole = fitted(drawn)
     monkeypatch.setattr("app.adapters.gda_em._AT_ONCE", 12 * 7)
@@ -58,7 +58,7 @@ def test_the_pool_may_be_processed_in_pieces(monkeypatch):
 
 
 def test_the_covariance_is_the_mean_of_those_of_the_classes():
-    """One round over shares that are certain: the oracle's few-shot formula with each class counting alike."""
+    """One round with certain shares equals the few-shot formula of the reference with equal weights of the classes."""
     rng = np.random.default_rng(2)
     text = np.eye(3, 6, dtype=np.float32)
     labels = np.repeat(np.arange(3), [4, 9, 20])
@@ -72,7 +72,7 @@ def test_the_covariance_is_the_mean_of_those_of_the_classes():
     np.testing.assert_allclose(weights, precision @ means.T, rtol=1e-5, atol=1e-5)
 
 
-def test_a_class_that_no_image_is_of_keeps_its_text_and_is_finite():
+def test_a_class_without_images_keeps_its_text_and_is_finite():
     rng = np.random.default_rng(3)
     text = np.eye(4, 8, dtype=np.float32)
     rows = unit(text[rng.integers(0, 3, 40)] + 0.05 * rng.standard_normal((40, 8))).astype(np.float32)
@@ -86,8 +86,8 @@ def test_a_class_that_no_image_is_of_keeps_its_text_and_is_finite():
     assert result.argmax(axis=1).tolist() == [0, 1, 2, 3]
 
 
-def test_a_pool_of_few_classes_is_not_learned_from():
-    """It assumes about as many of each."""
+def test_a_pool_of_few_classes_is_not_used():
+    """The method assumes classes of similar size."""
     text = np.eye(6, dtype=np.float32)
     examples = Examples(pool_features=unit(text[[0, 0, 0, 1]] + 0.01).astype(np.float32))
     result = GDAEM().fit(text, logit_scale=20.0, logit_bias=None, examples=examples).predict(text)
@@ -96,7 +96,7 @@ def test_a_pool_of_few_classes_is_not_learned_from():
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
-def test_images_that_are_all_the_same_are_answered_as_by_zero_shot(count):
+def test_identical_images_give_the_results_of_zero_shot(count):
     drawn = problem(4, classes=2)
     result = drawn.fit(GDAEM(), Examples(pool_features=np.repeat(drawn.rows[:1], count, axis=0))).predict(drawn.queries)
     np.testing.assert_allclose(result.logits, drawn.zero_shot(), atol=1e-4)
@@ -111,7 +111,7 @@ def test_more_classes_than_images_are_finite():
     assert np.isfinite(biases).all()
 
 
-def test_the_encoder_s_own_scale_is_used():
+def test_the_scale_of_the_encoder_is_used():
     drawn = problem(6)
     first, second = (
         fit_em(drawn.rows, drawn.text, logit_scale=scale, alpha=1.0, rounds=1, tolerance=0.0)[0]
@@ -120,32 +120,32 @@ def test_the_encoder_s_own_scale_is_used():
     assert np.abs(first - second).max() > 1e-3
 
 
-def test_without_rounds_or_weight_the_answers_are_those_of_zero_shot():
+def test_without_rounds_or_weight_the_results_are_those_of_zero_shot():
     drawn = problem(7, sigmoid=True)
     for adapter in (GDAEM(rounds=0), GDAEM(alpha=0.0)):
         result = drawn.fit(adapter, drawn.pool).predict(drawn.queries)
         np.testing.assert_allclose(result.logits, drawn.zero_shot(), atol=1e-4)
 
 
-def test_it_stops_once_the_shares_stay_as_they_are():
+def test_it_stops_when_the_shares_have_converged():
     drawn = problem(8, images=8)
     assert fitted(drawn, tolerance=2.0)[3] == 1
     assert fitted(drawn, tolerance=0.0)[3] == 10
     assert fitted(drawn, rounds=3, tolerance=0.0)[3] == 3
 
 
-def test_one_class_gets_the_results_of_zero_shot():
+def test_a_single_class_has_the_results_of_zero_shot():
     drawn = problem(10, classes=1)
     result = drawn.fit(GDAEM(), drawn.pool).predict(drawn.queries)
     np.testing.assert_allclose(result.logits, drawn.zero_shot(), atol=1e-4)
 
 
-def test_features_in_double_precision_get_the_same_logits():
+def test_double_precision_gives_the_same_logits():
     drawn = problem(11)
     same_in_float64(drawn, GDAEM, drawn.pool)
 
 
-def test_the_pool_is_answered_as_if_each_image_were_asked_for_alone():
+def test_pool_images_have_the_same_results_as_queries():
     drawn = problem(12, sigmoid=False, classes=3, images=6)
     adapter = drawn.fit(GDAEM(), drawn.pool)
     np.testing.assert_allclose(

@@ -12,7 +12,7 @@ from app.scoring.numerics import softmax
 from tests.adapters.neighbours import clustered
 from tests.oracles import text_prototypes
 
-sys.modules.setdefault("text_prototypes", text_prototypes)  # the name by which the oracle imports it
+sys.modules.setdefault("text_prototypes", text_prototypes)  # the name under which the reference imports it
 oracle = importlib.import_module("tests.oracles.inmap")
 
 SETTINGS = {"lr": 10.0, "tau_i": 0.04, "alpha": 0.6}
@@ -28,7 +28,7 @@ def fitted(adapter, text, pool, **given):
     return adapter.fit(text, **{"logit_scale": 50.0, "logit_bias": None, "examples": examples, **given})
 
 
-def test_two_hundred_random_problems_have_the_labels_of_the_oracle():
+def test_two_hundred_random_problems_have_the_labels_of_the_reference():
     rng = np.random.default_rng(0)
     worst = 0.0
     for _ in range(200):
@@ -39,7 +39,7 @@ def test_two_hundred_random_problems_have_the_labels_of_the_oracle():
     assert worst <= 1e-9, worst
 
 
-def test_two_hundred_random_problems_have_the_proxies_of_the_oracle(monkeypatch):
+def test_two_hundred_random_problems_have_the_proxies_of_the_reference(monkeypatch):
     monkeypatch.setattr(inmap, "_STILL", 0)
     rng = np.random.default_rng(1)
     worst = 0.0
@@ -51,7 +51,7 @@ def test_two_hundred_random_problems_have_the_proxies_of_the_oracle(monkeypatch)
     assert worst <= 1e-9, worst
 
 
-def test_steps_that_end_early_end_where_all_two_thousand_would():
+def test_early_stopping_gives_the_result_of_all_two_thousand_steps():
     rng = np.random.default_rng(2)
     worst, fewest = 0.0, 2000
     for _ in range(12):
@@ -64,8 +64,8 @@ def test_steps_that_end_early_end_where_all_two_thousand_would():
     assert fewest < 1000
 
 
-def test_the_adapter_in_float32_answers_nearly_as_the_oracle_in_float64():
-    """Rounding ends the steps at other places, so that proxies differ by more than it."""
+def test_the_adapter_in_float32_is_close_to_the_reference_in_float64():
+    """Rounding ends the steps at other points, so the proxies differ by more than rounding errors."""
     rng = np.random.default_rng(3)
     for _ in range(3):
         text, pool, queries, *_ = problem(rng, images=80, classes=5, dims=16, queries=20, dtype=np.float32)
@@ -75,14 +75,14 @@ def test_the_adapter_in_float32_answers_nearly_as_the_oracle_in_float64():
         np.testing.assert_allclose(adapter.predict(queries).logits, 50 * queries @ wanted.T, atol=0.5)
 
 
-def test_labels_fall_as_often_on_each_class_and_once_on_each_image():
+def test_labels_are_balanced_over_classes_and_sum_to_one_per_image():
     text, pool, *_ = clustered(np.random.default_rng(4), images=60, classes=6, dims=32)
     labels = balanced_labels(pool @ text.T, tau_t=0.05, gamma=0.0)
     np.testing.assert_allclose(labels.sum(axis=1), 1)
     np.testing.assert_allclose(labels.sum(axis=0), 10, atol=0.2)
 
 
-def test_a_class_that_no_image_could_belong_to_leaves_finite_labels():
+def test_a_class_without_probable_images_has_finite_labels():
     cosines = np.array([[0.9, -1.0, 0.1], [0.1, -1.0, 0.9]], np.float32)
     labels = balanced_labels(cosines, tau_t=0.001, gamma=0.0)
     assert np.isfinite(labels).all()
@@ -99,7 +99,7 @@ def test_balanced_pools_are_classified_better_than_by_zero_shot():
     assert right[0] > right[1]
 
 
-def test_classes_of_the_same_text_count_as_one_and_share_a_proxy():
+def test_classes_with_the_same_text_share_a_proxy():
     rng = np.random.default_rng(6)
     text, pool, queries, *_ = clustered(rng, images=50, classes=4, dims=16, queries=9, dtype=np.float32)
     twice = np.stack([text[2], *text])
@@ -108,14 +108,14 @@ def test_classes_of_the_same_text_count_as_one_and_share_a_proxy():
     np.testing.assert_allclose(both[:, 1:], once, atol=1e-3)
 
 
-def test_distinct_rows_keep_their_order():
+def test_unique_rows_keep_their_order():
     text = np.array([[3, 1], [1, 1], [3, 1], [0, 2]], np.float32)
     rows, which = distinct_rows(text)
     np.testing.assert_array_equal(rows, text[[0, 1, 3]])
     np.testing.assert_array_equal(rows[which], text)
 
 
-def test_a_large_pool_teaches_with_some_of_its_images_which_are_always_the_same(monkeypatch):
+def test_a_large_pool_is_sampled_deterministically(monkeypatch):
     rng = np.random.default_rng(7)
     text, pool, queries, *_ = clustered(rng, images=200, classes=4, dims=16, queries=9, dtype=np.float32)
     whole = fitted(InMaP(steps=50), text, pool)
@@ -128,7 +128,7 @@ def test_a_large_pool_teaches_with_some_of_its_images_which_are_always_the_same(
     assert (result == wanted).mean() >= 0.7
 
 
-def test_labels_made_in_pieces_are_the_same(monkeypatch):
+def test_labels_computed_in_chunks_are_the_same(monkeypatch):
     text, pool, *_ = clustered(np.random.default_rng(8), images=50, classes=5, dims=16, dtype=np.float32)
     whole = balanced_labels(pool @ text.T, tau_t=0.01, gamma=0.0)
     monkeypatch.setattr(inmap, "_AT_ONCE", 17)
@@ -136,12 +136,12 @@ def test_labels_made_in_pieces_are_the_same(monkeypatch):
 
 
 @pytest.mark.parametrize(("images", "classes"), [(1, 1), (1, 2), (20, 1), (3, 8)])
-def test_one_class_one_image_and_more_classes_than_images_are_finite(images, classes):
+def test_tiny_problems_are_finite(images, classes):
     text, pool, queries, *_ = clustered(
         np.random.default_rng(9), images=images, classes=classes, dims=16, queries=4, dtype=np.float32
     )
     adapter = InMaP(steps=100)
-    adapter.balanced = False  # few images cannot be of many classes
+    adapter.balanced = False  # few images cannot have many classes
     result = fitted(adapter, text, pool).predict(queries)
     assert adapter.learned_
     assert not result.warnings
@@ -158,7 +158,7 @@ def test_an_empty_pool_gives_the_results_of_zero_shot_with_a_warning():
     assert "no unlabelled images" in result.warnings[0]
 
 
-def test_a_pool_of_few_of_the_classes_is_not_learned_from():
+def test_a_pool_of_few_classes_is_not_used():
     text, pool, _, labels, _ = clustered(
         np.random.default_rng(11), images=200, classes=10, dims=64, noise=0.3, gap=0.3, dtype=np.float32
     )
@@ -167,14 +167,14 @@ def test_a_pool_of_few_of_the_classes_is_not_learned_from():
     assert "of 10 classes" in adapter.warnings_[0]
 
 
-def test_features_in_float64_give_the_same_answers():
+def test_float64_features_give_the_same_results():
     text, pool, queries, *_ = clustered(np.random.default_rng(12), images=50, classes=5, dims=16, queries=9)
     narrow = [array.astype(np.float32) for array in (text, pool, queries)]
     wide = fitted(InMaP(steps=50), text, pool).predict(queries).logits
     np.testing.assert_allclose(fitted(InMaP(steps=50), *narrow[:2]).predict(narrow[2]).logits, wide, atol=1e-3)
 
 
-def test_a_sigmoid_encoder_gets_its_bias_and_negative_cosines_do_no_harm():
+def test_a_sigmoid_encoder_keeps_its_bias_and_works_with_negative_cosines():
     rng = np.random.default_rng(13)
     text, pool, queries, *_ = clustered(rng, images=80, classes=4, dims=16, queries=9, dtype=np.float32)
     away = np.hstack([text, np.full((4, 1), 1)]) / np.sqrt(2)
@@ -186,7 +186,7 @@ def test_a_sigmoid_encoder_gets_its_bias_and_negative_cosines_do_no_harm():
     assert not np.allclose(softmax(logits), 1 / 4)
 
 
-def test_the_pool_is_answered_as_if_each_image_were_asked_for_alone():
+def test_pool_images_have_the_same_results_as_queries():
     text, pool, *_ = clustered(np.random.default_rng(14), images=30, classes=3, dims=8, dtype=np.float32)
     adapter = fitted(InMaP(steps=20), text, pool)
     np.testing.assert_array_equal(adapter.pool_scores(pool).logits, adapter.predict(pool).logits)

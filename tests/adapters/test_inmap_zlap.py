@@ -13,7 +13,7 @@ from tests.adapters.neighbours import clustered, nearest, nearest_others, pool_o
 from tests.oracles import text_prototypes
 from tests.oracles import zlap as oracle
 
-sys.modules.setdefault("text_prototypes", text_prototypes)  # the name by which the oracle imports it
+sys.modules.setdefault("text_prototypes", text_prototypes)  # the name under which the reference imports it
 inmap_oracle = importlib.import_module("tests.oracles.inmap")
 
 
@@ -26,7 +26,7 @@ def shares_of(adapter, pool, queries):
     return softmax(adapter.predict(queries, nearest(queries, pool, adapter.neighbours)).logits)
 
 
-def test_two_hundred_random_problems_equal_the_oracles_one_after_the_other():
+def test_two_hundred_random_problems_equal_both_references_in_sequence():
     rng = np.random.default_rng(0)
     worst = np.zeros(2)
     for _ in range(200):
@@ -46,7 +46,7 @@ def test_two_hundred_random_problems_equal_the_oracles_one_after_the_other():
     assert (worst <= 1e-5).all(), worst
 
 
-def test_the_adapter_spreads_from_its_proxies_by_cosines_that_are_scaled():
+def test_labels_are_propagated_from_the_proxies_with_rescaled_cosines():
     text, pool, queries, *_ = clustered(
         np.random.default_rng(1), images=60, classes=4, dims=16, queries=9, dtype=np.float32
     )
@@ -69,7 +69,7 @@ def test_balanced_pools_are_classified_better_than_by_zero_shot():
     assert (result == labels).mean() > ((queries @ text.T).argmax(axis=1) == labels).mean()
 
 
-def test_negative_cosines_with_the_text_do_no_harm_as_the_proxies_lie_among_the_images():
+def test_negative_cosines_with_the_text_are_allowed():
     text, pool, queries, *_ = clustered(
         np.random.default_rng(3), images=80, classes=4, dims=16, queries=9, dtype=np.float32
     )
@@ -84,7 +84,7 @@ def test_negative_cosines_with_the_text_do_no_harm_as_the_proxies_lie_among_the_
 
 
 @pytest.mark.parametrize("keep", [0, 1])
-def test_classes_of_the_same_text_get_the_same_score(keep):
+def test_classes_with_the_same_text_have_the_same_score(keep):
     text, pool, queries, *_ = clustered(
         np.random.default_rng(4), images=50, classes=4, dims=16, queries=9, dtype=np.float32
     )
@@ -95,19 +95,19 @@ def test_classes_of_the_same_text_get_the_same_score(keep):
 
 
 @pytest.mark.parametrize(("images", "classes"), [(1, 1), (1, 2), (20, 1), (3, 8)])
-def test_one_class_one_image_and_more_classes_than_images_are_finite(images, classes):
+def test_tiny_problems_are_finite(images, classes):
     text, pool, queries, *_ = clustered(
         np.random.default_rng(5), images=images, classes=classes, dims=16, queries=4, dtype=np.float32
     )
     adapter = InMaPZLaP()
-    adapter.balanced = False  # few images cannot be of many classes
+    adapter.balanced = False  # few images cannot have many classes
     shares = shares_of(fitted(adapter, text, pool), pool, queries)
     assert shares.shape == (4, classes)
     np.testing.assert_allclose(shares.sum(axis=1), 1, rtol=1e-5)
     assert np.isfinite(adapter.pool_scores(pool).logits).all()
 
 
-def test_images_that_are_all_the_same_as_the_one_class_teach_nothing():
+def test_images_identical_to_the_only_class_have_no_effect():
     same = np.tile(np.eye(1, 8, dtype=np.float32), (6, 1))
     adapter = fitted(InMaPZLaP(), same[:1], same)
     assert not adapter.learned_
@@ -121,7 +121,7 @@ def test_an_empty_pool_gives_the_results_of_zero_shot_with_a_warning():
     assert "no unlabelled images" in result.warnings[0]
 
 
-def test_a_pool_of_few_of_the_classes_is_not_learned_from():
+def test_a_pool_of_few_classes_is_not_used():
     text, pool, _, labels, _ = clustered(
         np.random.default_rng(7), images=200, classes=10, dims=64, noise=0.3, gap=0.3, dtype=np.float32
     )
@@ -130,7 +130,7 @@ def test_a_pool_of_few_of_the_classes_is_not_learned_from():
     assert "of 10 classes" in adapter.warnings_[0]
 
 
-def test_features_in_float64_give_the_same_answers():
+def test_float64_features_give_the_same_results():
     text, pool, queries, *_ = clustered(np.random.default_rng(8), images=50, classes=5, dims=16, queries=9)
     narrow = [array.astype(np.float32) for array in (text, pool, queries)]
     wide = shares_of(fitted(InMaPZLaP(), text, pool), pool, queries)

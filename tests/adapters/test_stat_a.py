@@ -25,8 +25,8 @@ def shares_of(adapter, pool, queries):
     return softmax(adapter.predict(queries, nearest(queries, pool, adapter.neighbours)).logits)
 
 
-def by_hand(query, text, pool, adapter, *, scale):
-    """The shares of one query, written as the equations are."""
+def computed_directly(query, text, pool, adapter, *, scale):
+    """Return the shares of one query by the equations of the paper."""
     means, variances = adapter.gaussians_.means, adapter.gaussians_.variances
     prior = softmax(scale * (text @ query)[None])[0]
     density = -0.5 * (((query - means) ** 2) / variances).sum(axis=1) - 0.5 * np.log(variances).sum(axis=1)
@@ -37,7 +37,7 @@ def by_hand(query, text, pool, adapter, *, scale):
     return found / found.sum()
 
 
-def test_two_hundred_random_problems_equal_the_oracle():
+def test_two_hundred_random_problems_equal_the_reference():
     rng = np.random.default_rng(0)
     worst = 0.0
     for _ in range(200):
@@ -54,7 +54,7 @@ def test_two_hundred_random_problems_equal_the_oracle():
     assert worst <= 1e-9, worst
 
 
-def test_two_hundred_queries_have_the_shares_that_the_equations_give():
+def test_two_hundred_queries_equal_the_equations():
     rng = np.random.default_rng(1)
     worst = 0.0
     for _ in range(20):
@@ -62,12 +62,12 @@ def test_two_hundred_queries_have_the_shares_that_the_equations_give():
         adapter = fitted(StatA(lam=0.7, laplacian=0.5), text, pool)
         result = shares_of(adapter, pool, queries)
         wide = [array.astype(float) for array in (queries, text, pool)]
-        wanted = [by_hand(query, *wide[1:], adapter, scale=50) for query in wide[0]]
+        wanted = [computed_directly(query, *wide[1:], adapter, scale=50) for query in wide[0]]
         worst = max(worst, np.abs(result - wanted).max())
     assert worst <= 1e-4, worst
 
 
-def test_the_adapter_in_float32_equals_the_oracle_in_float64():
+def test_the_adapter_in_float32_equals_the_reference_in_float64():
     rng = np.random.default_rng(2)
     for scale in (15.0, 100.0) * 10:
         text, pool, *_ = problem(rng, images=60, dtype=np.float32)
@@ -76,7 +76,7 @@ def test_the_adapter_in_float32_equals_the_oracle_in_float64():
         np.testing.assert_allclose(softmax(adapter.pool_scores(pool).logits), wanted, atol=1e-3)
 
 
-def test_a_class_that_the_pool_does_not_show_stays_where_its_text_is():
+def test_a_class_without_images_in_the_pool_stays_at_its_text():
     text, pool, _, labels, _ = clustered(
         np.random.default_rng(3), images=200, classes=5, dims=32, noise=0.3, gap=0.3, dtype=np.float32
     )
@@ -89,7 +89,7 @@ def test_a_class_that_the_pool_does_not_show_stays_where_its_text_is():
     assert (np.einsum("cd,cd->c", adapter.gaussians_.means[:2], centres) > 0.99).all()
 
 
-def test_a_pool_of_few_of_the_classes_harms_its_own_images_little():
+def test_a_pool_of_few_classes_hardly_affects_its_images():
     text, pool, queries, labels, asked = clustered(
         np.random.default_rng(4), images=1000, classes=10, dims=32, queries=500, noise=1.0, gap=1.0, dtype=np.float32
     )
@@ -100,8 +100,8 @@ def test_a_pool_of_few_of_the_classes_harms_its_own_images_little():
 
 
 @pytest.mark.parametrize("at_once", [20, 60, 400])
-def test_the_first_variances_do_not_depend_on_how_many_images_are_looked_at_together(monkeypatch, at_once):
-    """The reference's bug: each of its pieces is divided by the number of all images."""
+def test_the_initial_variances_do_not_depend_on_the_chunk_size(monkeypatch, at_once):
+    """A bug of the reference: each chunk is divided by the number of all images."""
     text, pool, *_ = problem(np.random.default_rng(5), images=50, classes=4)
     graph = neighbour_graph(nearest_others(pool, 3), 50)
     whole = stat_a(pool, text, graph, scale=20.0, anchor=1e12, rounds=1)
@@ -109,20 +109,20 @@ def test_the_first_variances_do_not_depend_on_how_many_images_are_looked_at_toge
     some = stat_a(pool, text, graph, scale=20.0, anchor=1e12, rounds=1)
     np.testing.assert_allclose(some[1].variances, whole[1].variances, rtol=1e-6)
     np.testing.assert_allclose(some[0], whole[0], atol=1e-9)
-    # With so heavy an anchor, every class keeps the variances that it began with: those about the text.
+    # With this anchor, every class keeps its initial variances, which are those around the text.
     shares = softmax(20.0 * pool @ text.T)
     wanted = np.einsum("uc,ucd->d", shares, (pool[:, None] - text[None]) ** 2) / 50
     np.testing.assert_allclose(whole[1].variances, np.tile(wanted, (4, 1)), rtol=1e-6)
 
 
-def test_what_is_predicted_in_pieces_is_the_same(monkeypatch):
+def test_predictions_in_chunks_are_the_same(monkeypatch):
     text, pool, queries, *_ = problem(np.random.default_rng(6), images=50, queries=20, dtype=np.float32)
     whole = shares_of(fitted(StatA(), text, pool), pool, queries)
     monkeypatch.setattr(pieces_of, "_AT_ONCE", 60)
     np.testing.assert_allclose(shares_of(fitted(StatA(), text, pool), pool, queries), whole, atol=1e-4)
 
 
-def test_many_images_move_a_class_from_its_text_more_than_few_do():
+def test_more_images_move_a_class_further_from_its_text():
     text, pool, *_ = clustered(np.random.default_rng(7), images=200, classes=2, dims=16, noise=0.3, gap=1.0)
     graph = neighbour_graph(nearest_others(pool, 3), 200)
     betas = [stat_a(pool, text, graph, scale=50.0, anchor=anchor)[2].mean() for anchor in (1, 10, 100)]
@@ -130,7 +130,7 @@ def test_many_images_move_a_class_from_its_text_more_than_few_do():
 
 
 @pytest.mark.parametrize(("images", "classes"), [(1, 1), (1, 2), (2, 2), (20, 1), (3, 8)])
-def test_one_class_one_image_and_more_classes_than_images_are_finite(images, classes):
+def test_tiny_problems_are_finite(images, classes):
     text, pool, queries, *_ = clustered(
         np.random.default_rng(8), images=images, classes=classes, dims=16, queries=4, dtype=np.float32
     )
@@ -142,7 +142,7 @@ def test_one_class_one_image_and_more_classes_than_images_are_finite(images, cla
     assert np.isfinite(adapter.pool_scores(pool).logits).all()
 
 
-def test_images_that_are_the_text_itself_have_no_variance_and_get_their_class():
+def test_images_identical_to_the_text_have_no_variance_and_get_their_class():
     text, *_ = clustered(np.random.default_rng(9), images=4, classes=3, dims=16, dtype=np.float32)
     same = np.repeat(text, 4, axis=0)
     adapter = fitted(StatA(), text, same)
@@ -150,7 +150,7 @@ def test_images_that_are_the_text_itself_have_no_variance_and_get_their_class():
     assert adapter.pool_scores(same).logits.argmax(axis=1).tolist() == np.repeat(range(3), 4).tolist()
 
 
-def test_many_copies_of_an_image_have_no_variance_but_that_of_the_text_and_are_answered():
+def test_copies_of_an_image_have_only_the_variance_of_the_text():
     text, pool, *_ = clustered(np.random.default_rng(14), images=2, classes=2, dims=64, gap=0.5, dtype=np.float32)
     many = np.repeat(pool, 20_000, axis=0)
     copies = np.repeat(np.arange(2), 20_000)
@@ -170,14 +170,14 @@ def test_an_empty_pool_gives_the_results_of_zero_shot_with_a_warning():
     assert "no unlabelled images" in result.warnings[0]
 
 
-def test_features_in_float64_give_the_same_answers():
+def test_float64_features_give_the_same_results():
     text, pool, queries, *_ = problem(np.random.default_rng(11), queries=9)
     narrow = [array.astype(np.float32) for array in (text, pool, queries)]
     wide = shares_of(fitted(StatA(), text, pool), pool, queries)
     np.testing.assert_allclose(shares_of(fitted(StatA(), *narrow[:2]), *narrow[1:]), wide, atol=1e-4)
 
 
-def test_the_bias_of_a_sigmoid_encoder_changes_nothing_and_negative_cosines_do_no_harm():
+def test_the_bias_of_a_sigmoid_encoder_and_negative_cosines_have_no_effect():
     text, pool, queries, *_ = problem(np.random.default_rng(12), images=60, classes=4, queries=9, dtype=np.float32)
     text = (text - 2 * pool.mean(axis=0)).astype(np.float32)
     text /= np.linalg.norm(text, axis=1, keepdims=True)
@@ -188,7 +188,7 @@ def test_the_bias_of_a_sigmoid_encoder_changes_nothing_and_negative_cosines_do_n
     np.testing.assert_allclose(shares_of(moved, pool, queries), shares_of(plain, pool, queries), atol=1e-4)
 
 
-def test_an_image_scores_the_same_alone_as_in_a_batch():
+def test_an_image_has_the_same_scores_alone_and_in_a_batch():
     text, pool, queries, *_ = problem(np.random.default_rng(13), images=40, queries=8, dtype=np.float32)
     adapter = fitted(StatA(), text, pool)
     alone = np.vstack([shares_of(adapter, pool, queries[[index]]) for index in range(8)])

@@ -20,8 +20,8 @@ def sizes(cache):
     return [len(slots) for slots in cache.slots.values()]
 
 
-def test_two_hundred_random_streams_equal_the_oracle_over_several_calls():
-    """Both caches are full in many of them, and some encoders have a bias and negative cosines."""
+def test_two_hundred_random_streams_equal_the_reference_over_several_calls():
+    """Many of them fill both caches, and some encoders have a bias and negative cosines."""
     worst, full = 0.0, 0
     for seed in range(PROBLEMS):
         drawn = problem(seed, dims=int(np.random.default_rng(seed).integers(4, 24)))
@@ -39,7 +39,7 @@ def test_two_hundred_random_streams_equal_the_oracle_over_several_calls():
     assert full > 10
 
 
-def test_it_learns_from_the_images_that_it_is_asked_about():
+def test_classified_images_are_cached():
     drawn = problem(1, classes=3, dims=16, images=8, sigmoid=False)
     assert (TDA.stateful, TDA.transductive, TDA.needs) == (True, True, frozenset())
     fresh, used = fitted(drawn), fitted(drawn)
@@ -55,7 +55,7 @@ def test_fitting_again_empties_the_caches():
     np.testing.assert_array_equal(again.predict(drawn.queries).logits, fitted(drawn).predict(drawn.queries).logits)
 
 
-def test_one_call_is_the_same_as_one_for_each_image():
+def test_one_call_equals_one_call_per_image():
     drawn = problem(3)
     one, many = fitted(drawn), fitted(drawn)
     together = one.predict(drawn.rows).logits
@@ -63,7 +63,7 @@ def test_one_call_is_the_same_as_one_for_each_image():
     np.testing.assert_allclose(alone, together, rtol=1e-5, atol=1e-4)
 
 
-def test_memory_is_bounded_by_the_number_of_classes():
+def test_memory_is_limited_by_the_number_of_classes():
     drawn = problem(4, classes=4, dims=6, images=200)
     adapter = fitted(drawn)
     for _ in range(3):
@@ -74,7 +74,7 @@ def test_memory_is_bounded_by_the_number_of_classes():
     assert all(len(targets) <= 33 for targets in adapter.negative_.targets)
 
 
-def test_the_surest_images_of_a_class_stay():
+def test_the_most_certain_images_of_a_class_are_kept():
     text = np.eye(2, 3, dtype=np.float32)
     angles = np.array([0.6, 0.3, 0.5, 0.1, 0.4, 0.2])
     rows = np.stack([np.cos(angles), np.sin(angles), np.zeros(6)], axis=1).astype(np.float32)
@@ -84,13 +84,13 @@ def test_the_surest_images_of_a_class_stay():
     np.testing.assert_allclose(kept, rows[[3, 5, 1]])
 
 
-def test_the_bounds_of_doubt_are_shares_of_bits_and_the_entropies_in_nats():
-    """As published; equal shares of c classes are log(c) / log2(c) = 0.69 of what would be the most."""
+def test_entropy_bounds_are_shares_of_log2_and_entropies_are_in_nats():
+    """As published: equal shares of c classes have log(c) / log2(c) = 0.69 of the maximum."""
     entropies = np.array([0.19, 0.21, 0.49, 0.51, np.log(2) / np.log2(2)]) * np.log2(8)
     assert is_doubtful(entropies, 8).tolist() == [False, True, True, False, False]
 
 
-def test_one_class_divides_by_no_zero():
+def test_a_single_class_does_not_divide_by_zero():
     drawn = problem(5, classes=1)
     adapter = fitted(drawn)
     assert np.isfinite(adapter.predict(drawn.rows).logits).all()
@@ -98,7 +98,7 @@ def test_one_class_divides_by_no_zero():
     assert not is_doubtful(np.zeros(3), 1).any()
 
 
-def test_images_that_cannot_be_used_are_not_remembered():
+def test_invalid_images_are_not_cached():
     drawn = problem(6)
     broken = drawn.rows[:3].copy()
     broken[0], broken[1, 0] = 0, np.nan
@@ -130,8 +130,8 @@ def test_the_scale_of_the_encoder_changes_the_entropy_of_an_image():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_requests_at_the_same_time_wait_for_one_another(seed):
-    """Each call is answered as in some order of all of them: here they all ask the same, so that any order is alike."""
+def test_concurrent_requests_are_processed_sequentially(seed):
+    """The results are those of a sequential order. All calls are equal, so every order gives the same results."""
     drawn = problem(seed + 20, classes=4, dims=12, images=6)
     adapter, one_by_one = fitted(drawn), fitted(drawn)
     with ThreadPoolExecutor(8) as threads:
@@ -143,7 +143,7 @@ def test_requests_at_the_same_time_wait_for_one_another(seed):
     assert sizes(adapter.positive_) == sizes(one_by_one.positive_)
 
 
-def test_features_in_double_precision_get_the_same_logits():
+def test_double_precision_gives_the_same_logits():
     drawn = problem(9)
     single = fitted(drawn).predict(drawn.rows).logits
     double = fitted(drawn).predict(drawn.rows.astype(float)).logits
@@ -151,7 +151,7 @@ def test_features_in_double_precision_get_the_same_logits():
     np.testing.assert_allclose(double, single, rtol=1e-4, atol=1e-3)
 
 
-def test_the_inputs_are_not_written_to():
+def test_inputs_are_not_modified():
     drawn = problem(10)
     for array in (drawn.rows, drawn.text):
         array.flags.writeable = False

@@ -8,7 +8,7 @@ from tests.oracles import extras as oracle
 
 
 def pool_of(drawn, seed):
-    """Return several times as many images as are labelled, near those."""
+    """Return several times as many images as there are labelled ones, near these."""
     rng = np.random.default_rng(seed)
     rows = np.tile(drawn.rows, (1 + seed % 6, 1))
     return unit(rows + 0.1 * rng.standard_normal(rows.shape)).astype(np.float32)
@@ -20,7 +20,7 @@ def wanted(drawn, pool, alpha=0.3, beta=1.0):
     return oracle.tfup(asked, text, rows[indices], labels, alpha, beta, drawn.logit_scale) + (drawn.logit_bias or 0)
 
 
-def test_two_hundred_random_pools_are_cached_as_by_the_oracle():
+def test_two_hundred_random_pools_are_cached_as_by_the_reference():
     for seed in range(PROBLEMS):
         drawn = problem(seed)
         pool = pool_of(drawn, seed)
@@ -31,8 +31,8 @@ def test_two_hundred_random_pools_are_cached_as_by_the_oracle():
             np.testing.assert_array_equal(labels, wanted_labels)
 
 
-def test_two_hundred_random_problems_equal_the_oracle():
-    """Among them more dimensions than images and fewer, and encoders with a bias and negative cosines."""
+def test_two_hundred_random_problems_equal_the_reference():
+    """Some have more dimensions than images, or an encoder with a bias and negative cosines."""
     worst, learned = 0.0, 0
     for seed in range(PROBLEMS):
         drawn = problem(seed)
@@ -45,7 +45,7 @@ def test_two_hundred_random_problems_equal_the_oracle():
     assert worst <= 2e-6
 
 
-def test_the_pool_and_the_images_may_be_processed_in_pieces(monkeypatch):
+def test_the_pool_and_the_images_can_be_processed_in_chunks(monkeypatch):
     drawn = problem(1, classes=4, dims=12, images=30)
     monkeypatch.setattr("app.adapters.tfup._AT_ONCE", 12 * 25)
     result = drawn.fit(TFUP(), drawn.pool).predict(drawn.queries)
@@ -55,12 +55,12 @@ def test_the_pool_and_the_images_may_be_processed_in_pieces(monkeypatch):
 @pytest.mark.parametrize(
     ("images", "classes", "shots"), [(10, 10, 9), (300, 10, 9), (340, 10, 10), (500, 10, 15), (10**6, 10, 16)]
 )
-def test_three_tenths_of_a_class_s_share_are_cached_from_nine_to_sixteen(images, classes, shots):
+def test_between_nine_and_sixteen_images_per_class_are_cached(images, classes, shots):
     assert shots_per_class(images, classes) == shots
 
 
-def test_an_image_may_be_cached_under_several_classes():
-    """And votes for each of them; how many do is result."""
+def test_an_image_may_be_cached_for_several_classes():
+    """It votes for each of them, and the number of such images is reported."""
     text = unit(np.array([[1, 0.2, 0], [1, -0.2, 0], [0, 0, 1]])).astype(np.float32)
     rows = unit(np.random.default_rng(2).standard_normal((40, 3)) * 0.3 + np.repeat(text, [10, 10, 20], axis=0))
     adapter = TFUP().fit(
@@ -73,8 +73,8 @@ def test_an_image_may_be_cached_under_several_classes():
     assert adapter.diagnostics_["cached_under_several_classes"] == len(several)
 
 
-def test_a_pool_that_is_cached_whole_under_each_class_changes_no_answer():
-    """Fewer images than are cached of one class: each votes for all classes alike."""
+def test_a_pool_cached_completely_for_each_class_has_no_effect():
+    """With fewer images than the cache of a class, each votes equally for all classes."""
     drawn = problem(3, classes=4, dims=16, sigmoid=False)
     rows = np.concatenate([drawn.rows[drawn.labels == label][:2] for label in range(4)])
     adapter = drawn.fit(TFUP(), Examples(pool_features=rows))
@@ -84,8 +84,8 @@ def test_a_pool_that_is_cached_whole_under_each_class_changes_no_answer():
     np.testing.assert_allclose(moved, np.repeat(moved[:, :1], 4, axis=1), atol=1e-4)
 
 
-def test_similarities_are_scaled_for_each_image_by_itself():
-    """From 0, of the cached image whose probabilities differ most, to 2."""
+def test_similarities_are_rescaled_per_image():
+    """From 0, for the cached image with the most different probabilities, to 2."""
     drawn = problem(4, classes=4, dims=12, images=20)
     adapter = drawn.fit(TFUP(), drawn.pool)
     together = adapter.predict(drawn.queries).logits
@@ -97,7 +97,7 @@ def test_similarities_are_scaled_for_each_image_by_itself():
     np.testing.assert_allclose(alike.max(axis=1), 2, atol=1e-12)
 
 
-def test_images_that_are_all_the_same_are_finite():
+def test_identical_images_are_finite():
     drawn = problem(5, classes=2)
     examples = Examples(pool_features=np.repeat(drawn.rows[:1], 30, axis=0))
     adapter = drawn.fit(TFUP(), examples)
@@ -107,7 +107,7 @@ def test_images_that_are_all_the_same_are_finite():
     np.testing.assert_allclose(result[:, 0] - result[:, 1], np.diff(-drawn.zero_shot())[:, 0], atol=1e-2)
 
 
-def test_of_copies_as_many_are_cached_as_of_other_images():
+def test_copies_are_cached_like_other_images():
     drawn = problem(6, classes=3, dims=10)
     pool = np.tile(drawn.rows, (4, 1))
     indices, labels = select(pool, drawn.text, 9)
@@ -126,14 +126,14 @@ def test_one_image_and_more_classes_than_images_are_finite(count):
     assert np.isfinite(result.logits).all()
 
 
-def test_one_class_is_finite():
+def test_a_single_class_is_finite():
     drawn = problem(8, classes=1)
     adapter = drawn.fit(TFUP(), drawn.pool)
     assert adapter.learned_
     assert np.isfinite(adapter.predict(drawn.queries).logits).all()
 
 
-def test_a_pool_of_few_classes_is_not_learned_from():
+def test_a_pool_of_few_classes_is_not_used():
     text = np.eye(6, dtype=np.float32)
     examples = Examples(pool_features=unit(text[[0, 0, 0, 1]] + 0.01).astype(np.float32))
     result = TFUP().fit(text, logit_scale=20.0, logit_bias=None, examples=examples).predict(text)
@@ -141,12 +141,12 @@ def test_a_pool_of_few_classes_is_not_learned_from():
     assert "about the same number of images of each class" in result.warnings[0]
 
 
-def test_features_in_double_precision_get_the_same_logits():
+def test_double_precision_gives_the_same_logits():
     drawn = problem(10, sigmoid=True)
     same_in_float64(drawn, TFUP, drawn.pool)
 
 
-def test_the_inputs_are_not_written_to():
+def test_inputs_are_not_modified():
     drawn = problem(11)
     for array in (drawn.rows, drawn.text, drawn.queries):
         array.flags.writeable = False

@@ -12,8 +12,8 @@ def wanted(drawn, alpha, beta):
     return oracle(asked, text, rows, drawn.labels, alpha, beta, drawn.logit_scale) + (drawn.logit_bias or 0)
 
 
-def test_two_hundred_random_problems_equal_the_oracle():
-    """Among them more dimensions than images and fewer, and encoders with a bias and negative cosines."""
+def test_two_hundred_random_problems_equal_the_reference():
+    """Some have more dimensions than images, or an encoder with a bias and negative cosines."""
     worst = 0.0
     for seed in range(PROBLEMS):
         drawn = problem(seed)
@@ -25,7 +25,7 @@ def test_two_hundred_random_problems_equal_the_oracle():
     assert worst <= 2e-6
 
 
-def test_images_may_be_processed_in_pieces(monkeypatch):
+def test_images_can_be_processed_in_chunks(monkeypatch):
     drawn = problem(1)
     monkeypatch.setattr("app.adapters.tip_adapter._AT_ONCE", 4 * len(drawn.rows))
     result = drawn.fit(TipAdapter(1.0), drawn.support).predict(drawn.queries)
@@ -51,7 +51,7 @@ def test_a_class_without_images_gets_no_votes_and_a_warning():
     assert np.isfinite(result.logits).all()
 
 
-def test_copies_of_an_image_vote_as_often_as_there_are():
+def test_each_copy_of_an_image_votes():
     drawn = problem(3)
     twice = Examples(np.tile(drawn.rows, (2, 1)), np.tile(drawn.labels, 2))
     once = drawn.fit(TipAdapter(2.0), drawn.support).predict(drawn.queries).logits
@@ -68,19 +68,19 @@ def test_more_classes_than_images_are_finite():
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
-def test_features_in_double_precision_get_the_same_logits(alpha):
+def test_double_precision_gives_the_same_logits(alpha):
     drawn = problem(5)
     same_in_float64(drawn, lambda: TipAdapter(alpha), drawn.support)
 
 
-def test_the_votes_are_those_of_a_sum_over_one_hot_labels():
+def test_votes_equal_a_sum_over_one_hot_labels():
     rng = np.random.default_rng(6)
     labels = np.sort(rng.integers(0, 5, 30))
     cosines = rng.uniform(-1, 1, (4, 30))
     np.testing.assert_allclose(votes(cosines, labels, 3.0, 6), np.exp(-3 * (1 - cosines)) @ np.eye(6)[labels])
 
 
-def test_alpha_and_beta_are_those_of_a_plain_search_over_folds():
+def test_alpha_and_beta_equal_those_of_a_simple_search():
     for seed in range(8):
         drawn = problem(seed, images=5, classes=4, dims=20)
         rows, labels = drawn.rows.astype(float), drawn.labels
@@ -113,7 +113,7 @@ def test_the_selected_weight_follows_the_labels():
     assert adapter.alpha_ >= 10
 
 
-def test_too_few_images_to_choose_have_the_weight_of_the_default():
+def test_too_few_images_for_a_selection_use_the_default_weight():
     drawn = problem(13, classes=4)
     single = np.array([np.flatnonzero(drawn.labels == label)[0] for label in range(4)])
     adapter = drawn.fit(TipAdapter(0), Examples(drawn.rows[single], drawn.labels[single]))
@@ -121,7 +121,7 @@ def test_too_few_images_to_choose_have_the_weight_of_the_default():
     assert "a fixed one is used" in adapter.warnings_[0]
 
 
-def test_the_inputs_are_not_written_to():
+def test_inputs_are_not_modified():
     drawn = problem(14)
     for array in (drawn.rows, drawn.labels, drawn.text, drawn.queries):
         array.flags.writeable = False

@@ -10,7 +10,7 @@ from tests.oracles.extras import transclip as oracle
 
 
 def problem(rng, **changes):
-    """Problems in which every dimension varies, as the oracle divides by variances of any size."""
+    """Return a problem in which every dimension varies, because the reference divides by every variance."""
     sizes = {"images": int(rng.integers(8, 50)), "classes": int(rng.integers(1, 8)), "dims": int(rng.integers(4, 24))}
     return clustered(rng, **{**sizes, "noise": rng.choice([0.5, 1, 3]), **changes})
 
@@ -24,8 +24,8 @@ def shares_of(adapter, pool, queries):
     return softmax(adapter.predict(queries, nearest(queries, pool, adapter.neighbours)).logits)
 
 
-def by_hand(query, text, pool, shares, means, variances, *, scale, lam):
-    """The shares of one query, written as the equations are."""
+def computed_directly(query, text, pool, shares, means, variances, *, scale, lam):
+    """Return the shares of one query by the equations of the paper."""
     prior = softmax(scale * (text @ query)[None])[0]
     density = -0.5 * (((query - means) ** 2) / variances).sum(axis=1)
     order = np.argsort(-(pool @ query))[:NEAREST]
@@ -35,7 +35,7 @@ def by_hand(query, text, pool, shares, means, variances, *, scale, lam):
     return found / found.sum()
 
 
-def test_two_hundred_random_problems_equal_the_oracle():
+def test_two_hundred_random_problems_equal_the_reference():
     rng = np.random.default_rng(0)
     worst = 0.0
     for _ in range(200):
@@ -46,7 +46,7 @@ def test_two_hundred_random_problems_equal_the_oracle():
     assert worst <= 1e-9, worst
 
 
-def test_two_hundred_queries_have_the_shares_that_the_equations_give():
+def test_two_hundred_queries_equal_the_equations():
     rng = np.random.default_rng(1)
     worst = 0.0
     for _ in range(20):
@@ -56,14 +56,14 @@ def test_two_hundred_queries_have_the_shares_that_the_equations_give():
         result = shares_of(adapter, pool, queries)
         wide = [array.astype(float) for array in (queries, text, pool)]
         wanted = [
-            by_hand(query, *wide[1:], shares, gaussians.means, gaussians.variances, scale=50, lam=0.7)
+            computed_directly(query, *wide[1:], shares, gaussians.means, gaussians.variances, scale=50, lam=0.7)
             for query in wide[0]
         ]
         worst = max(worst, np.abs(result - wanted).max())
     assert worst <= 1e-4, worst
 
 
-def test_the_adapter_in_float32_equals_the_oracle_in_float64():
+def test_the_adapter_in_float32_equals_the_reference_in_float64():
     rng = np.random.default_rng(2)
     for scale in (15.0, 100.0) * 10:
         text, pool, *_ = problem(rng, images=60, dtype=np.float32)
@@ -72,7 +72,7 @@ def test_the_adapter_in_float32_equals_the_oracle_in_float64():
         np.testing.assert_allclose(softmax(adapter.pool_scores(pool).logits), wanted, atol=1e-3)
 
 
-def test_a_class_begins_at_the_images_that_it_is_most_probable_for():
+def test_a_class_starts_at_its_most_probable_images():
     rng = np.random.default_rng(3)
     text, pool, *_ = clustered(rng, images=40, classes=3, dims=12)
     shares = softmax(100 * pool @ text.T)
@@ -82,14 +82,14 @@ def test_a_class_begins_at_the_images_that_it_is_most_probable_for():
     np.testing.assert_allclose(first_means(pool, text, 100.0), wanted, atol=1e-9)
 
 
-def test_a_class_that_is_probable_for_no_image_still_begins_somewhere():
+def test_a_class_without_probable_images_has_a_start():
     _, pool, *_ = problem(np.random.default_rng(15), images=20, noise=0.3)
     centre = pool.mean(axis=0, keepdims=True) / np.linalg.norm(pool.mean(axis=0))
     means = first_means(pool, np.vstack([centre, -centre]), 5000.0)
     np.testing.assert_allclose(np.linalg.norm(means, axis=1), 1)
 
 
-def test_a_computation_in_pieces_is_the_same(monkeypatch):
+def test_computation_in_chunks_is_the_same(monkeypatch):
     text, pool, queries, *_ = problem(np.random.default_rng(4), images=50, queries=9, dtype=np.float32)
     adapter = fitted(TransCLIP(), text, pool)
     whole = shares_of(adapter, pool, queries), adapter.shares_
@@ -99,7 +99,7 @@ def test_a_computation_in_pieces_is_the_same(monkeypatch):
     np.testing.assert_allclose(adapter.shares_, whole[1], atol=1e-4)
 
 
-def test_links_that_go_both_ways_count_twice_and_no_image_is_its_own_neighbour():
+def test_mutual_links_count_twice_and_images_are_not_their_own_neighbours():
     pool = problem(np.random.default_rng(5), images=20)[1]
     graph = neighbour_graph(nearest_others(pool, 5), 20).toarray()
     near = nearest_others(pool, 3)
@@ -123,7 +123,7 @@ def test_balanced_pools_are_classified_better_than_by_zero_shot():
     ).mean()
 
 
-def test_images_that_are_all_alike_have_no_variance_and_are_answered_nearly_as_by_zero_shot():
+def test_identical_images_have_no_variance_and_give_nearly_the_results_of_zero_shot():
     _, pool, *_ = clustered(np.random.default_rng(7), images=1, classes=1, dims=16, dtype=np.float32)
     same = np.repeat(pool, 6, axis=0)
     text = clustered(np.random.default_rng(8), images=6, classes=3, dims=16, dtype=np.float32)[0]
@@ -137,12 +137,12 @@ def test_images_that_are_all_alike_have_no_variance_and_are_answered_nearly_as_b
 
 
 @pytest.mark.parametrize(("images", "classes"), [(1, 1), (1, 2), (2, 2), (20, 1), (3, 8)])
-def test_one_class_one_image_and_more_classes_than_images_are_finite(images, classes):
+def test_tiny_problems_are_finite(images, classes):
     text, pool, queries, *_ = clustered(
         np.random.default_rng(9), images=images, classes=classes, dims=16, queries=4, dtype=np.float32
     )
     adapter = TransCLIP()
-    adapter.balanced = False  # few images cannot be of many classes
+    adapter.balanced = False  # few images cannot have many classes
     fitted(adapter, text, pool)
     assert adapter.learned_
     result = adapter.predict(queries, nearest(queries, pool, 3))
@@ -160,7 +160,7 @@ def test_an_empty_pool_gives_the_results_of_zero_shot_with_a_warning():
     assert "no unlabelled images" in result.warnings[0]
 
 
-def test_a_pool_of_few_of_the_classes_is_not_learned_from():
+def test_a_pool_of_few_classes_is_not_used():
     text, pool, _, labels, _ = clustered(
         np.random.default_rng(11), images=200, classes=10, dims=64, noise=0.3, gap=0.3, dtype=np.float32
     )
@@ -169,14 +169,14 @@ def test_a_pool_of_few_of_the_classes_is_not_learned_from():
     assert "of 10 classes" in adapter.warnings_[0]
 
 
-def test_features_in_float64_give_the_same_answers():
+def test_float64_features_give_the_same_results():
     text, pool, queries, *_ = problem(np.random.default_rng(12), queries=9)
     narrow = [array.astype(np.float32) for array in (text, pool, queries)]
     wide = shares_of(fitted(TransCLIP(), text, pool), pool, queries)
     np.testing.assert_allclose(shares_of(fitted(TransCLIP(), *narrow[:2]), *narrow[1:]), wide, atol=1e-4)
 
 
-def test_the_bias_of_a_sigmoid_encoder_changes_nothing_and_negative_cosines_do_no_harm():
+def test_the_bias_of_a_sigmoid_encoder_and_negative_cosines_have_no_effect():
     text, pool, queries, *_ = problem(np.random.default_rng(13), images=60, classes=4, queries=9, dtype=np.float32)
     text = (text - 2 * pool.mean(axis=0)).astype(np.float32)
     text /= np.linalg.norm(text, axis=1, keepdims=True)
@@ -188,7 +188,7 @@ def test_the_bias_of_a_sigmoid_encoder_changes_nothing_and_negative_cosines_do_n
     np.testing.assert_allclose(shares_of(moved, pool, queries), shares_of(plain, pool, queries), atol=1e-4)
 
 
-def test_an_image_scores_the_same_alone_as_in_a_batch():
+def test_an_image_has_the_same_scores_alone_and_in_a_batch():
     text, pool, queries, *_ = problem(np.random.default_rng(14), images=40, queries=8, dtype=np.float32)
     adapter = fitted(TransCLIP(), text, pool)
     alone = np.vstack([shares_of(adapter, pool, queries[[index]]) for index in range(8)])

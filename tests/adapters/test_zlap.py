@@ -38,10 +38,10 @@ def solved(pool, text, settings, **more):
     try:
         return propagation(pool, text, nearest_others(pool, settings["k"]), **settings, **more)
     except DegenerateExamplesError:
-        return None  # which the oracle answers with zeros
+        return None  # which the reference answers with zeros
 
 
-def test_two_hundred_random_problems_equal_the_oracle():
+def test_two_hundred_random_problems_equal_the_reference():
     worst = np.zeros(3)
     for rng, text, pool, queries, settings in problems(0):
         found = solved(pool, text, settings)
@@ -62,7 +62,7 @@ def test_two_hundred_random_problems_equal_the_oracle():
     assert (worst <= 1e-9).all(), worst
 
 
-def test_two_hundred_scaled_problems_equal_the_oracle_clipped_after_scaling():
+def test_two_hundred_scaled_problems_equal_the_reference_with_clipping_after_scaling():
     worst = np.zeros(2)
     for _, text, pool, queries, settings in problems(1):
         found = solved(pool, text, settings, scaled=True)
@@ -81,7 +81,7 @@ def test_two_hundred_scaled_problems_equal_the_oracle_clipped_after_scaling():
     assert (worst <= 1e-9).all(), worst
 
 
-def test_the_adapter_in_float32_equals_the_oracle_in_float64():
+def test_the_adapter_in_float32_equals_the_reference_in_float64():
     rng = np.random.default_rng(2)
     worst = 0.0
     for keep in (0, 1, 2) * 10:
@@ -95,13 +95,13 @@ def test_the_adapter_in_float32_equals_the_oracle_in_float64():
     assert worst <= 1e-5
 
 
-def test_pitfall_1_cosines_are_clipped_after_they_are_scaled():
-    """A query below the span of the graph got negative weights, and with a fractional power no number at all."""
+def test_cosines_are_clipped_after_scaling():
+    """Otherwise a query outside the range of the graph has negative weights, and NaN with a fractional power."""
     weights = link_weights(np.array([[-0.5, 0.2]]), np.array([[-0.5, 0.6]]), 2.5, (0.1, 0.6))
     np.testing.assert_allclose(weights, [[0, 0.2**2.5, 0, 1]])
 
 
-def test_pitfall_2_where_no_cosine_with_a_class_is_positive_the_results_are_those_of_zero_shot_with_a_warning():
+def test_without_positive_cosines_results_are_those_of_zero_shot_with_a_warning():
     rng = np.random.default_rng(3)
     text, pool, queries, *_ = clustered(
         rng, images=40, classes=4, dims=12, queries=5, noise=0.1, gap=0, dtype=np.float32
@@ -118,7 +118,7 @@ def test_pitfall_2_where_no_cosine_with_a_class_is_positive_the_results_are_thos
     np.testing.assert_allclose(result.logits, 117 * result.similarities - 12, rtol=1e-5)
 
 
-def test_pitfall_2_a_single_image_that_no_mass_reaches_gets_the_results_of_zero_shot():
+def test_an_image_without_mass_has_the_results_of_zero_shot():
     rng = np.random.default_rng(4)
     text, pool, queries, *_ = clustered(rng, images=40, classes=4, dims=32, queries=2, noise=0.3, dtype=np.float32)
     adapter = fitted(ZLaP(), text, pool)
@@ -135,7 +135,7 @@ def test_pitfall_2_a_single_image_that_no_mass_reaches_gets_the_results_of_zero_
     assert result.logits[1].argmax() == result.similarities[1].argmax()
 
 
-def test_pitfall_2_masses_of_nothing_become_the_logits_of_zero_shot():
+def test_zero_masses_become_the_logits_of_zero_shot():
     zero_shot = np.array([[3.0, 1.0], [1.0, 4.0]], np.float32)
     logits = mass_logits(np.array([[0.0, 0.0], [3.0, 1.0]]), zero_shot)
     np.testing.assert_allclose(logits[0], zero_shot[0])
@@ -143,7 +143,7 @@ def test_pitfall_2_masses_of_nothing_become_the_logits_of_zero_shot():
 
 
 @pytest.mark.parametrize("keep", [0, 1])
-def test_pitfall_3_classes_of_the_same_text_get_the_same_score_and_take_no_place_from_others(keep):
+def test_classes_with_the_same_text_have_the_same_score_and_do_not_displace_others(keep):
     rng = np.random.default_rng(5)
     text, pool, queries, *_ = clustered(rng, images=50, classes=5, dims=16, queries=9, dtype=np.float32)
     twice = np.stack([text[2], *text[:4], text[2], text[4]])
@@ -155,7 +155,7 @@ def test_pitfall_3_classes_of_the_same_text_get_the_same_score_and_take_no_place
     np.testing.assert_allclose(others / others.sum(axis=1, keepdims=True), once, atol=1e-5)
 
 
-def test_pitfall_4_cosines_that_are_all_the_same_cannot_be_scaled_or_learned_from():
+def test_identical_cosines_are_neither_scaled_nor_used():
     same = np.tile(np.eye(1, 8), (6, 1))
     with pytest.raises(DegenerateExamplesError, match="all the same"):
         propagation(same, same[:1], nearest_others(same, 4), k=4, gamma=3.0, alpha=0.3, scaled=True)
@@ -163,7 +163,7 @@ def test_pitfall_4_cosines_that_are_all_the_same_cannot_be_scaled_or_learned_fro
     assert not weights.any()
 
 
-def test_pitfall_5_a_solution_that_would_be_too_large_keeps_the_best_classes_of_each_node(monkeypatch):
+def test_a_solution_above_the_memory_limit_keeps_the_best_classes_of_each_node(monkeypatch):
     rng = np.random.default_rng(6)
     text, pool, queries, *_ = clustered(rng, images=90, classes=30, dims=64, queries=20, dtype=np.float32)
     exact = fitted(ZLaP(), text, pool)
@@ -177,7 +177,7 @@ def test_pitfall_5_a_solution_that_would_be_too_large_keeps_the_best_classes_of_
 
 
 @pytest.mark.parametrize("keep", [0, 1, 3])
-def test_pitfall_5_a_solution_in_pieces_is_the_same(monkeypatch, keep):
+def test_a_solution_in_chunks_is_the_same(monkeypatch, keep):
     rng = np.random.default_rng(7)
     text, pool, queries, *_ = clustered(rng, images=50, classes=9, dims=24, queries=20, dtype=np.float32)
     whole = shares_of(fitted(ZLaP(keep=keep), text, pool), pool, queries)
@@ -185,7 +185,7 @@ def test_pitfall_5_a_solution_in_pieces_is_the_same(monkeypatch, keep):
     np.testing.assert_allclose(shares_of(fitted(ZLaP(keep=keep), text, pool), pool, queries), whole, atol=1e-6)
 
 
-def test_pitfall_6_a_pool_of_few_of_the_classes_is_not_learned_from():
+def test_a_pool_of_few_classes_is_not_used():
     rng = np.random.default_rng(8)
     text, pool, queries, labels, _ = clustered(
         rng, images=200, classes=10, dims=64, queries=20, noise=0.3, gap=0.3, dtype=np.float32
@@ -200,12 +200,12 @@ def test_pitfall_6_a_pool_of_few_of_the_classes_is_not_learned_from():
 @pytest.mark.parametrize(
     ("images", "classes", "k"), [(1, 1, 5), (1, 2, 5), (20, 1, 5), (3, 8, 5), (8, 3, 20), (9, 4, 1)]
 )
-def test_pitfall_7_one_class_one_image_and_more_neighbours_than_there_are(images, classes, k):
+def test_tiny_problems_are_finite(images, classes, k):
     rng = np.random.default_rng(9)
     text, pool, queries, *_ = clustered(rng, images=images, classes=classes, dims=16, queries=4, dtype=np.float32)
     for keep in (0, 1, 99):
         adapter = ZLaP(k=k, keep=keep)
-        adapter.balanced = False  # few images cannot be of many classes
+        adapter.balanced = False  # few images cannot have many classes
         fitted(adapter, text, pool)
         assert adapter.learned_
         shares = shares_of(adapter, pool, queries)
@@ -222,7 +222,7 @@ def test_an_empty_pool_gives_the_results_of_zero_shot_with_a_warning():
     assert "no unlabelled images" in result.warnings[0]
 
 
-def test_features_in_float64_give_the_same_answers():
+def test_float64_features_give_the_same_results():
     rng = np.random.default_rng(11)
     text, pool, queries, *_ = clustered(rng, images=50, classes=5, dims=16, queries=9)
     narrow = [array.astype(np.float32) for array in (text, pool, queries)]
@@ -230,7 +230,7 @@ def test_features_in_float64_give_the_same_answers():
     np.testing.assert_allclose(shares_of(fitted(ZLaP(), *narrow[:2]), *narrow[1:]), wide, atol=1e-5)
 
 
-def test_the_scores_of_the_pool_are_the_masses_of_its_images():
+def test_scores_of_pool_images_are_their_masses():
     rng = np.random.default_rng(12)
     text, pool, _, labels, _ = clustered(rng, images=300, classes=6, dims=32, noise=1.0, gap=1.2, dtype=np.float32)
     adapter = fitted(ZLaP(), text, pool)
@@ -240,14 +240,14 @@ def test_the_scores_of_the_pool_are_the_masses_of_its_images():
     assert (result.logits.argmax(axis=1) == labels).mean() > (result.similarities.argmax(axis=1) == labels).mean()
 
 
-def test_no_images_have_no_results():
+def test_no_images_give_no_results():
     rng = np.random.default_rng(13)
     text, pool, queries, *_ = clustered(rng, images=20, classes=3, dims=8, dtype=np.float32)
     for keep in (0, 1):
         assert shares_of(fitted(ZLaP(keep=keep), text, pool), pool, queries).shape == (0, 3)
 
 
-def test_an_image_scores_the_same_alone_as_in_a_batch():
+def test_an_image_has_the_same_scores_alone_and_in_a_batch():
     rng = np.random.default_rng(14)
     text, pool, queries, *_ = clustered(rng, images=60, classes=5, dims=16, queries=8, dtype=np.float32)
     for keep in (0, 2):
