@@ -87,7 +87,7 @@ def test_the_config_file_is_valid_for_serve_and_its_arguments_are_settings(tmp_p
     assert set(deployments(build(application_config.args))) == {"edge", "encoder-embedded", "captions-0", "captions-1"}
 
 
-def test_a_config_file_without_a_key_or_with_an_unknown_field_is_refused(tmp_path, monkeypatch):
+def test_a_config_file_without_a_key_or_with_an_unknown_field_is_rejected(tmp_path, monkeypatch):
     monkeypatch.setenv("DEIXIS_DATA_DIR", str(tmp_path))
     with pytest.raises(ConfigurationError, match="there are no API keys"):
         build({})

@@ -105,7 +105,7 @@ async def test_the_numbers_for_autoscaling_are_those_of_loaded_models(loaded):
     held.clear()
 
 
-async def test_calls_for_other_weights_are_refused(loaded):
+async def test_calls_for_other_weights_are_rejected(loaded):
     tested, held = replica()
     assert not isinstance(await tested.encode_texts("fake", TEXTS, ["a word"], None, {}), SerializedError)
     for response in (

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Squares:
-    """A remote tower that squares numbers; calls wait while it is shut. The next calls raise or return ``outcomes``."""
+    """A remote tower that squares numbers; calls wait while it is closed. Calls raise or return ``outcomes`` first."""
 
     def __init__(self, *outcomes, shut=False):
         self.calls = []
@@ -66,7 +66,7 @@ def value(row):
     return float(row[0])
 
 
-async def test_a_single_item_is_sent_at_once_and_concurrent_items_share_calls():
+async def test_a_single_item_is_sent_immediately_and_concurrent_items_share_calls():
     remote = Squares()
     queue = tower(remote)
     assert value((await queue.run([3]))[0]) == 9
@@ -93,7 +93,7 @@ async def test_items_that_arrive_during_the_maximum_of_calls_share_the_next_call
     assert len(remote.calls) <= 4
 
 
-async def test_requests_take_turns():
+async def test_requests_are_interleaved():
     remote = Squares(shut=True)
     queue = tower(remote, batch_size=2)
     queue._send = lambda: None
@@ -174,7 +174,7 @@ async def test_if_the_second_replica_is_unavailable_the_first_response_is_awaite
     assert len(remote.calls) == 2
 
 
-async def test_without_replicas_calls_are_refused_until_one_is_back(monkeypatch):
+async def test_without_replicas_calls_are_rejected_until_one_is_available(monkeypatch):
     monkeypatch.setattr(remote_tower, "_RETRY_DELAY_S", 0.001)
     remote = Squares(*[ReplicaUnavailableError("gone")] * remote_tower._TRIES)
     queue = tower(remote)
@@ -188,7 +188,7 @@ async def test_without_replicas_calls_are_refused_until_one_is_back(monkeypatch)
 @pytest.mark.parametrize(
     "error", [OverloadedError("full", 7), NotReadyError("starting"), DeadlineExceededError("late")]
 )
-async def test_refusals_of_the_replica_are_passed_on(error):
+async def test_rejections_of_the_replica_are_passed_on(error):
     queue = tower(Squares(error))
     with pytest.raises(type(error)) as caught:
         await queue.run([3])
@@ -196,7 +196,7 @@ async def test_refusals_of_the_replica_are_passed_on(error):
     assert queue.admitted == 0
 
 
-async def test_items_above_the_limit_are_refused():
+async def test_items_above_the_limit_are_rejected():
     remote = Squares(shut=True)
     queue = tower(remote, max_queued=3)
     waiting = asyncio.create_task(queue.run([1, 2]))
@@ -243,7 +243,7 @@ async def test_an_item_after_its_deadline_is_not_sent(monkeypatch):
     assert remote.calls == [[1]]
 
 
-async def test_a_closed_queue_refuses_waiting_and_new_items(monkeypatch):
+async def test_a_closed_queue_rejects_waiting_and_new_items(monkeypatch):
     monkeypatch.setattr(remote_tower, "_MAX_CALLS", 1)
     remote = Squares(shut=True)
     queue = tower(remote)

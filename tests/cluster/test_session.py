@@ -108,14 +108,14 @@ def test_encoders_that_cannot_start_are_reported_and_deleted(ray_serve, settings
         ({"keep_alive_s": 5}, "has keep_alive_timeout_s 75, not 5"),
     ],
 )
-def test_a_service_with_other_options_than_the_running_serve_is_refused(ray_serve, settings, other, message):
+def test_a_service_with_other_options_than_the_running_serve_is_rejected(ray_serve, settings, other, message):
     session.start_serve(settings)
     session.start_serve(settings)
     with pytest.raises(ConfigurationError, match=f"{message}.*serve shutdown"):
         session.start_serve(settings.model_copy(update=other))
 
 
-def test_a_service_is_refused_if_serve_runs_without_proxies(ray_serve, settings):
+def test_a_service_is_rejected_if_serve_runs_without_proxies(ray_serve, settings):
     with (
         temporary_encoders.encoders_on_ray(settings, CLUSTER),
         pytest.raises(ConfigurationError, match="already runs on this cluster and has no proxies"),

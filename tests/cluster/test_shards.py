@@ -22,7 +22,7 @@ def found(*captions):
 
 
 class Shard:
-    """Returns or raises its outcomes in turn, and then the last one; an event is awaited."""
+    """Returns or raises its outcomes in order, and then repeats the last one; it waits for outcomes that are events."""
 
     def __init__(self, *outcomes):
         self.outcomes = list(outcomes)
@@ -120,7 +120,7 @@ async def test_a_search_fails_if_no_shard_responds():
         await search(Shard(asyncio.Event()), within_s=0.05)
 
 
-async def test_an_overloaded_shard_refuses_the_search():
+async def test_an_overloaded_shard_rejects_the_search():
     with pytest.raises(OverloadedError) as caught:
         await search(Shard(ONE), Shard(SerializedError.from_exception(OverloadedError("full", 4))))
     assert caught.value.retry_after_s == 4
