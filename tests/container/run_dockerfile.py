@@ -1,22 +1,21 @@
-"""Does what the Dockerfile says, without a container engine, and starts the service in what came of it.
+"""Runs the steps of the Dockerfile without a container engine, and tests the service in the result.
 
     sudo python -m tests.container.run_dockerfile [--build-arg NAME=VALUE]... [--root FOLDER] [--keep]
 
-A Debian of the release of the base image is made by debootstrap, with Debian's own Python in the place of the image's.
-Then the steps of the stages ``build`` and ``service`` are taken one after another in a root of their own: ``COPY`` by
-copying what .dockerignore leaves, ``RUN`` by the shell in the root, ``ENV``, ``WORKDIR`` and ``USER`` as Docker does,
-and those of ``baked`` after them. For ``service`` and for ``baked``, the entry point is started as the stage's user, as
-the process with the number 1 of its own name space, on a root that is mounted read-only, with ``/data`` and ``/tmp`` on
-file systems of their own, and
+debootstrap creates a Debian of the release of the base image, with Debian's Python in place of the image's. The steps
+of the stages ``build``, ``service`` and ``baked`` run in separate roots: ``COPY`` copies the files that .dockerignore
+includes, ``RUN`` runs the shell in the root, and ``ENV``, ``WORKDIR`` and ``USER`` have the effect that Docker gives
+them. For ``service`` and ``baked``, the program starts the entry point as the user of the stage and as process 1 of a
+new namespace. The root is mounted read-only, and ``/data`` and ``/tmp`` are separate file systems. It checks that
 
-- without keys it refuses to listen on an address that others reach,
+- without keys, the service does not listen on an address that other machines can reach,
 - the HEALTHCHECK succeeds,
-- a drawn clock is classified as a clock,
+- a drawing of a clock is classified as a clock,
 - the user can write to ``/data`` and ``/tmp`` and nowhere else,
 - SIGTERM, sent to the entry point, ends it with status 143.
 
-It needs root, debootstrap, and an index for pip and a mirror for apt, which are those of this machine. It takes ten
-minutes and 16 GB. All mounts are in a name space of its own, so that they end with it, however it ends.
+The program requires root, debootstrap, and the pip index and the apt mirror of this machine. It takes ten minutes and
+16 GB. All mounts are in a new namespace, so they end with the program.
 """
 
 import argparse
@@ -46,9 +45,9 @@ CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 @dataclass
 class Stage:
-    """A stage of a Dockerfile: its instructions, and what they left.
+    """A stage of a Dockerfile: its instructions, and the values that they set.
 
-    ``given`` are the arguments of the build, and ``before`` those above the first stage, which ``ARG NAME`` takes up.
+    ``given`` are the build arguments, and ``before`` those before the first stage, which ``ARG NAME`` makes available.
     """
 
     name: str
@@ -67,11 +66,11 @@ class Stage:
 
 
 def read_dockerfile(text: str, given: Mapping[str, str] | None = None) -> dict[str, Stage]:
-    """Return the stages by name, a number where they have none.
+    """Return the stages by name, or by number if they have no name.
 
     Args:
-        text: of the Dockerfile.
-        given: values of arguments that replace defaults, as --build-arg does.
+        text: the content of the Dockerfile.
+        given: values of arguments that replace defaults, like --build-arg.
     """
     given = given or {}
     joined = re.sub(r"\\\n", " ", re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE))
@@ -94,12 +93,12 @@ def read_dockerfile(text: str, given: Mapping[str, str] | None = None) -> dict[s
 
 
 def substituted(text: str, values: Mapping[str, str]) -> str:
-    """Put values in the place of ``$NAME`` and ``${NAME}``, as Docker does outside RUN."""
+    """Replace ``$NAME`` and ``${NAME}`` with their values, as Docker does outside RUN."""
     return re.sub(r"\$(?:\{(\w+)\}|(\w+))", lambda found: values.get(found[1] or found[2], ""), text)
 
 
 def ignored(path: str, patterns: Sequence[str]) -> bool:
-    """Tell whether .dockerignore keeps a path of the repository out; the last pattern that matches decides."""
+    """Return whether .dockerignore excludes a path of the repository; the last matching pattern decides."""
     out = False
     parents = [path, *(str(parent) for parent in Path(path).parents if str(parent) != ".")]
     for pattern in patterns:
@@ -115,7 +114,7 @@ def ignored(path: str, patterns: Sequence[str]) -> bool:
 
 
 def context() -> list[str]:
-    """Return the files that Docker would be given: those of the repository that .dockerignore leaves."""
+    """Return the build context: the files of the repository that .dockerignore includes."""
     told = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=REPOSITORY,
@@ -130,14 +129,14 @@ def context() -> list[str]:
 
 
 class Root:
-    """A file system in which steps are taken."""
+    """A file system in which the steps of a stage run."""
 
     def __init__(self, place: Path, stages: Mapping[str, "Root"]) -> None:
         self.place = place
         self.stages = stages
 
     def take(self, stage: Stage) -> None:
-        """Take the steps of a stage, and tell by how much each makes the root larger."""
+        """Run the steps of a stage, and print the growth of the root after each."""
         size = disk_usage(self.place)
         for instruction, rest in stage.steps:
             began = time.monotonic()
@@ -203,18 +202,18 @@ class Root:
         stage.command = json.loads(rest)
 
     def _nothing(self, stage: Stage, rest: str) -> None:
-        """Say something that has no effect here."""
+        """Ignore an instruction that has no effect here."""
 
     _label = _volume = _expose = _nothing
 
     def run(self, command: Sequence[str], stage: Stage, more: Mapping[str, str] | None = None) -> None:
-        """Run a command in the root as the stage's user, and end if it fails."""
+        """Run a command in the root as the user of the stage, and exit if it fails."""
         done = subprocess.run(self.chrooted(command, stage, more or {}), check=False)
         if done.returncode:
             sys.exit(f"status {done.returncode}: {shlex.join(command)}")
 
     def chrooted(self, command: Sequence[str], stage: Stage, more: Mapping[str, str]) -> list[str]:
-        """Return the command line that runs a command in the root, with nothing of this process's environment."""
+        """Return the command line that runs a command in the root with an empty environment."""
         env = {"PATH": DEFAULT_PATH, "HOME": self.home(stage.user), **stage.env, **more}
         return [
             *("env", "--ignore-environment", *(f"{name}={value}" for name, value in env.items())),
@@ -223,20 +222,20 @@ class Root:
         ]
 
     def home(self, user: str) -> str:
-        """Return the home folder of a user that is named by number, which Docker sets for what it runs."""
+        """Return the home folder of a user, given by number, which Docker sets for its commands."""
         number = user.partition(":")[0]
         lines = (self.place / "etc/passwd").read_text().splitlines()
         return next((each[5] for each in (line.split(":") for line in lines) if each[2] == number), "/")
 
 
 def inherit(stage: Stage, base: Stage) -> None:
-    """Give a stage what the one that it is made from has set."""
+    """Copy the values of the base stage to a stage."""
     stage.env, stage.workdir, stage.user = dict(base.env), base.workdir, base.user
     stage.healthcheck, stage.entrypoint, stage.command = base.healthcheck, base.entrypoint, base.command
 
 
 def tell(*what: object) -> None:
-    """Say how far it is."""
+    """Print the progress."""
     print(*what, flush=True)  # noqa: T201 - a command
 
 
@@ -244,7 +243,7 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def host_of_pip() -> dict[str, str]:
-    """Return where this machine's pip looks, which is also where that of the root shall look."""
+    """Return the pip index of this machine, which the root uses too."""
     told = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False)
     found = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "UV_"))}
     for line in told.stdout.splitlines():
@@ -258,14 +257,14 @@ def host_of_pip() -> dict[str, str]:
 
 
 def folders_of(pip: Mapping[str, str]) -> list[Path]:
-    """Return the folders that pip's settings name, which the root must have too."""
+    """Return the folders in the settings of pip, which the root must contain too."""
     found = [Path(each) for each in re.findall(r"(?:file://)?(/[^\s'\"]+)", " ".join(pip.values()))]
-    # What an index leads to may lie beside it.
+    # Files that an index links to may be next to it.
     return sorted({Path(*each.parts[:3]) for each in found if each.is_dir() and len(each.parts) > 2})
 
 
 def disk_usage(place: Path) -> int:
-    """Return the bytes below a folder, without what is mounted into it."""
+    """Return the number of bytes below a folder, without mounts."""
     besides = [f"--exclude={place}{each}" for each in (*folders_of(host_of_pip()), "/proc", "/dev")]
     told = subprocess.run(["du", "-sB1", *besides, place], capture_output=True, text=True, check=False).stdout
     return int(told.split()[0])
@@ -273,7 +272,7 @@ def disk_usage(place: Path) -> int:
 
 @contextmanager
 def mounted(*mounts: Sequence[str | Path]) -> Iterator[None]:
-    """Mount, and unmount whatever happens."""
+    """Mount, and unmount at the end in any case."""
     with ExitStack() as stack:
         for mount in mounts:
             Path(mount[-1]).mkdir(parents=True, exist_ok=True)
@@ -284,7 +283,7 @@ def mounted(*mounts: Sequence[str | Path]) -> Iterator[None]:
 
 
 def remove(folder: Path) -> None:
-    """Remove the roots, unless something of this machine is still mounted in them, which would go with them."""
+    """Remove the roots unless something of this machine is still mounted in them, which would be deleted too."""
     held = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
     held = [each for each in held if each.startswith(f"{folder.resolve()}/")]
     if held:
@@ -293,13 +292,13 @@ def remove(folder: Path) -> None:
 
 
 def as_it_is(place: Path) -> list[list[str | Path]]:
-    """Return the mounts that programs expect in a root, and those that pip needs."""
+    """Return the mounts that programs require in a root, and those of pip."""
     pip = [["-o", "bind,ro", each, place / str(each).lstrip("/")] for each in folders_of(host_of_pip())]
     return [["-t", "proc", "proc", place / "proc"], ["--bind", "/dev", place / "dev"], *pip]
 
 
 def make_base(place: Path) -> None:
-    """Make the root that stands for the base image."""
+    """Create the root that replaces the base image."""
     mirror = next(
         (
             line.split()[1]
@@ -316,7 +315,7 @@ def make_base(place: Path) -> None:
         stdout=subprocess.DEVNULL,
     )
     shutil.copy("/etc/resolv.conf", place / "etc/resolv.conf")
-    for name in ("apt.conf", "apt.conf.d"):  # the way to the mirror
+    for name in ("apt.conf", "apt.conf.d"):  # the configuration of the mirror
         source = Path("/etc/apt") / name
         if source.is_dir():
             shutil.copytree(source, place / "etc/apt" / name, dirs_exist_ok=True)
@@ -333,12 +332,12 @@ FIRST_PROCESS = ("unshare", "--fork", "--pid", "--kill-child")
 
 
 def first_process(unshare: subprocess.Popen[bytes]) -> int:
-    """Return the number that the entry point has here, where it is not 1."""
+    """Return the number of the entry point's process on this machine."""
     return int(Path(f"/proc/{unshare.pid}/task/{unshare.pid}/children").read_text().split()[0])
 
 
 def check_service(root: Root, stage: Stage) -> None:
-    """Start the service as the image would, and try it."""
+    """Start the service as the image would, and test it."""
     place = root.place
     serve = [*stage.entrypoint, *stage.command]
     refused = subprocess.run(
@@ -414,7 +413,7 @@ true
 
 
 def main() -> None:
-    """Make the roots, take the steps, and check."""
+    """Create the roots, run the steps, and test the service."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, help="an empty folder for the roots; else one for temporary files")
     parser.add_argument("--keep", action="store_true", help="leave the roots there")
@@ -457,7 +456,7 @@ def main() -> None:
 
 
 def tell_parts(environment: Path) -> None:
-    """Tell which packages of the environment are the largest."""
+    """Print the largest packages of the environment."""
     (packages,) = environment.glob("lib/python3.*/site-packages")
     sizes = sorted(((disk_usage(each), each.name) for each in packages.iterdir() if each.is_dir()), reverse=True)
     for size, name in [*sizes[:6], *((size, name) for size, name in sizes if name == "app")]:
@@ -465,7 +464,7 @@ def tell_parts(environment: Path) -> None:
 
 
 def check_read_only(root: Root, stage: Stage) -> None:
-    """Mount a root as a container with --read-only and a volume would have it, and try the service in it."""
+    """Mount a root like a container with --read-only and a volume, and test the service in it."""
     place = root.place
     with mounted(
         *(["--bind", place, place], ["-o", "remount,ro,bind", place]),

@@ -1,4 +1,4 @@
-"""The Compose file fits Compose's own schema, the service's settings, and the Dockerfile."""
+"""The Compose file matches the schema of Compose, the settings of the service, and the Dockerfile."""
 
 import os
 import re
@@ -16,13 +16,13 @@ ROOT = Path(__file__).parents[2]
 FILE = ROOT / "docker-compose.yml"
 SERVICES = yaml.safe_load(FILE.read_text("utf-8"))["services"]
 SERVICE = SERVICES["deixis"]
-# Values of ours that name others, as ${NAME:-default}.
+# Values that name others, as ${NAME:-default}.
 DEFAULT = re.compile(r"\$\{\w+:-([^}]*)\}")
 
 
 def checked(file):
-    """Hold a file against the schema of Compose."""
-    # A command of the environment that may not be active.
+    """Validate a file with the schema of Compose."""
+    # A command of the environment, which may not be activated.
     places = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     command = shutil.which("check-jsonschema", path=places)
     if command is None:
@@ -32,12 +32,12 @@ def checked(file):
     )
 
 
-def test_it_fits_the_schema_of_compose():
+def test_the_file_matches_the_schema_of_compose():
     done = checked(FILE)
     assert done.returncode == 0, done.stdout
 
 
-def test_a_key_that_there_is_not_would_be_found(tmp_path):
+def test_an_unknown_key_is_detected(tmp_path):
     broken = tmp_path / "docker-compose.yml"
     broken.write_text("services:\n  deixis:\n    image: deixis\n    memory_limit: 8g\n")
     done = checked(broken)
@@ -45,7 +45,7 @@ def test_a_key_that_there_is_not_would_be_found(tmp_path):
     assert "memory_limit" in done.stdout
 
 
-def test_what_is_set_are_settings_with_values_that_they_take(monkeypatch):
+def test_environment_variables_are_settings_with_valid_values(monkeypatch):
     named = SERVICE["environment"]
     assert named.keys() <= {f"DEIXIS_{name.upper()}" for name in Settings.model_fields}
     for name, value in named.items():
@@ -55,7 +55,7 @@ def test_what_is_set_are_settings_with_values_that_they_take(monkeypatch):
     assert grace_s > settings.drain_s + settings.shutdown_timeout_s
 
 
-def test_the_service_is_bounded_and_has_no_rights():
+def test_the_service_has_resource_limits_and_no_privileges():
     assert SERVICE["read_only"] is True
     assert SERVICE["tmpfs"] == ["/tmp"]
     assert SERVICE["cap_drop"] == ["ALL"]
@@ -63,7 +63,7 @@ def test_the_service_is_bounded_and_has_no_rights():
     assert {"cpus", "mem_limit", "pids_limit"} <= SERVICE.keys()
 
 
-def test_the_service_for_a_gpu_is_the_same_with_a_gpu_and_the_image_for_it():
+def test_the_gpu_service_differs_only_in_its_gpu_and_image():
     gpu = SERVICES["deixis-gpu"]
     assert gpu["extends"] == {"service": "deixis"}
     assert gpu["profiles"] == ["gpu"]
@@ -74,5 +74,5 @@ def test_the_service_for_a_gpu_is_the_same_with_a_gpu_and_the_image_for_it():
     assert gpu.keys() <= {"extends", "profiles", "build", "image", "deploy"}
 
 
-def test_only_the_service_itself_starts_without_a_profile():
+def test_only_the_service_starts_without_a_profile():
     assert [name for name, each in SERVICES.items() if "profiles" not in each] == ["deixis"]

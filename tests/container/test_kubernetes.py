@@ -1,4 +1,4 @@
-"""The manifests of deploy/kubernetes fit the schemas of Kubernetes, each other, and the service."""
+"""The manifests of deploy/kubernetes match the schemas of Kubernetes, each other, and the service."""
 
 import re
 from pathlib import Path
@@ -23,24 +23,24 @@ POD = MANIFESTS["Deployment"]["spec"]["template"]["spec"]
 ENV = {each["name"]: each for each in CONTAINER["env"]}
 
 
-def test_every_file_is_a_resource():
+def test_every_file_is_listed_as_a_resource():
     assert {file.name for file in FILES} == {*KUSTOMIZATION["resources"], "kustomization.yaml"}
 
 
-# The oldest that is supported anywhere, and the newest that the package knows.
+# The oldest version that is supported anywhere, and the newest one that the package knows.
 @pytest.mark.parametrize("version", ["1.30", kubernetes_validate.latest_version()])
 @pytest.mark.parametrize("kind", MANIFESTS)
-def test_each_manifest_fits_its_schema(kind, version):
+def test_each_manifest_matches_its_schema(kind, version):
     kubernetes_validate.validate(MANIFESTS[kind], version, strict=True)
 
 
-def test_a_field_that_there_is_not_would_be_found():
+def test_an_unknown_field_is_detected():
     broken = {**MANIFESTS["Service"], "spec": {**MANIFESTS["Service"]["spec"], "port": 80}}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(broken, "1.30", strict=True)
 
 
-def test_what_is_set_are_settings_with_values_that_they_take(monkeypatch):
+def test_environment_variables_are_settings_with_valid_values(monkeypatch):
     known = {f"DEIXIS_{name.upper()}" for name in Settings.model_fields}
     assert ENV.keys() <= known
     for name, each in ENV.items():
@@ -52,13 +52,13 @@ def test_what_is_set_are_settings_with_values_that_they_take(monkeypatch):
     volumes = {volume["name"]: volume for volume in POD["volumes"]}
     assert volumes["tmp"]["emptyDir"]["sizeLimit"] == "2Gi"
     mounts = {mount["mountPath"]: mount["name"] for mount in POD["containers"][0]["volumeMounts"]}
-    # What SQLite writes is of one pod, and what all of them read is not.
+    # SQLite files belong to one pod; all other data is shared.
     assert "emptyDir" in volumes[mounts[str(settings.data_dir)]]
     assert "persistentVolumeClaim" in volumes[mounts[str(settings.effective_captions_dir.parent)]]
     assert settings.max_total_body_bytes <= 2 * 2**30
 
 
-def test_nothing_runs_as_root_or_could_become_it():
+def test_no_container_runs_as_root_or_can_become_root():
     assert POD["securityContext"]["runAsNonRoot"] is True
     assert CONTAINER["securityContext"] == {
         "allowPrivilegeEscalation": False,
@@ -71,13 +71,13 @@ def test_nothing_runs_as_root_or_could_become_it():
     assert (str(context["runAsUser"]), str(context["runAsGroup"])) == user.groups()
 
 
-def test_threads_are_bounded_since_each_takes_memory():
+def test_the_number_of_threads_is_limited():
     resources = CONTAINER["resources"]
     assert int(resources["limits"]["cpu"]) >= int(resources["requests"]["cpu"])
     assert {"cpu", "memory"} <= resources["limits"].keys() & resources["requests"].keys()
 
 
-def test_secrets_are_named_and_nowhere_written():
+def test_secrets_are_referenced_and_not_contained():
     assert "valueFrom" in ENV["DEIXIS_DATABASE_URL"]
     assert "Secret" not in MANIFESTS
     (keys,) = (each for each in POD["volumes"] if "secret" in each)
@@ -85,7 +85,7 @@ def test_secrets_are_named_and_nowhere_written():
     assert ENV["DEIXIS_API_KEYS_FILE"]["value"] == f"{mount['mountPath']}/{keys['secret']['items'][0]['path']}"
 
 
-def test_ports_probes_and_selectors_fit_each_other(client):
+def test_ports_probes_and_selectors_match(client):
     assert {port["name"] for port in CONTAINER["ports"]} == {MANIFESTS["Service"]["spec"]["ports"][0]["targetPort"]}
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
         asked = CONTAINER[probe]["httpGet"]
@@ -104,7 +104,7 @@ def test_ports_probes_and_selectors_fit_each_other(client):
     assert claim == MANIFESTS["PersistentVolumeClaim"]["metadata"]["name"]
 
 
-def test_the_metric_that_copies_are_counted_by_is_made_of_one_that_there_is(client):
+def test_the_metric_of_the_autoscaler_exists(client):
     metrics = MANIFESTS["HorizontalPodAutoscaler"]["spec"]["metrics"]
     name = metrics[0]["pods"]["metric"]["name"]
     page = (ROOT / "docs" / "container.md").read_text("utf-8")
@@ -119,7 +119,7 @@ def test_the_metric_that_copies_are_counted_by_is_made_of_one_that_there_is(clie
         assert f"# TYPE {series.rpartition('_')[0]} histogram" in exposed
 
 
-def test_copies_that_come_and_go_leave_one_that_answers():
+def test_rolling_updates_keep_an_available_copy():
     assert MANIFESTS["Deployment"]["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
     assert (
         MANIFESTS["HorizontalPodAutoscaler"]["spec"]["minReplicas"]

@@ -1,4 +1,4 @@
-"""What deploy/kustomize makes of deploy/kubernetes fits the schemas of Kubernetes, and the service."""
+"""The results of deploy/kustomize match the schemas of Kubernetes, and the service."""
 
 import re
 import shutil
@@ -27,7 +27,7 @@ def kustomization(folder):
 
 
 def with_patch(value, patch):
-    """Return what a strategic merge makes of a value: containers and variables are matched by name."""
+    """Return the result of a strategic merge: containers and variables are matched by name."""
     if isinstance(value, dict) and isinstance(patch, dict):
         merged = {name: each for name, each in value.items() if not (name in patch and patch[name] is None)}
         for name, each in patch.items():
@@ -46,7 +46,7 @@ def with_patch(value, patch):
 
 
 def resolved(folder):
-    """Return the resources of a kustomization by kind and name, with what these files use of kustomize."""
+    """Return the resources of a kustomization by kind and name; supports only the features used by these files."""
     content = kustomization(folder)
     used = {"apiVersion", "kind", "resources", "components", "patches", "images", "labels", "namespace"}
     assert content.keys() <= used
@@ -90,20 +90,20 @@ def service(overlay):
     return pod, pod["containers"][0]
 
 
-def test_there_are_overlays_for_processors_a_gpu_and_postgresql():
+def test_there_are_overlays_for_cpu_gpu_and_postgresql():
     assert OVERLAYS == ["cpu", "gpu", "postgres"]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 @pytest.mark.parametrize("version", ["1.30", kubernetes_validate.latest_version()])
-def test_every_resource_fits_its_schema(overlay, version):
+def test_every_resource_matches_its_schema(overlay, version):
     resources = resolved(FOLDER / "overlays" / overlay)
     assert len(resources) >= 6
     for each in resources.values():
         kubernetes_validate.validate(each, version, strict=True)
 
 
-def test_a_patch_of_a_field_that_there_is_not_would_be_found():
+def test_a_patch_of_an_unknown_field_is_detected():
     broken = resolved(FOLDER / "overlays" / "cpu")["Deployment", "deixis"]
     broken = with_patch(broken, {"spec": {"template": {"spec": {"containers": [{"name": "deixis", "cpu": 4}]}}}})
     with pytest.raises(kubernetes_validate.ValidationError):
@@ -130,7 +130,7 @@ def unlabelled(value):
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_kustomize_itself_makes_the_same(overlay):
+def test_kustomize_builds_the_same_resources(overlay):
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         pytest.skip("there is no kubectl, which has kustomize inside")
@@ -146,7 +146,7 @@ def test_kustomize_itself_makes_the_same(overlay):
 
 
 def ordered(value):
-    """Return a value whose named lists are in the order of their names."""
+    """Return a value with named lists sorted by name."""
     if isinstance(value, dict):
         return {name: ordered(each) for name, each in value.items()}
     if isinstance(value, list):
@@ -157,7 +157,7 @@ def ordered(value):
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_what_is_set_are_settings_with_values_that_they_take(overlay, monkeypatch):
+def test_environment_variables_are_settings_with_valid_values(overlay, monkeypatch):
     _, container = service(overlay)
     known = {f"DEIXIS_{name.upper()}" for name in Settings.model_fields}
     assert {each["name"] for each in container["env"]} <= known
@@ -168,7 +168,7 @@ def test_what_is_set_are_settings_with_values_that_they_take(overlay, monkeypatc
 
 
 @pytest.mark.parametrize("overlay", ["cpu", "gpu"])
-def test_one_process_has_its_volume_and_sqlite_to_itself(overlay):
+def test_a_single_process_has_its_own_volume_and_sqlite(overlay):
     resources = resolved(FOLDER / "overlays" / overlay)
     kinds = {kind for kind, _ in resources}
     assert not kinds & {"HorizontalPodAutoscaler", "PodDisruptionBudget", "StatefulSet"}
@@ -178,7 +178,7 @@ def test_one_process_has_its_volume_and_sqlite_to_itself(overlay):
     assert resources["PersistentVolumeClaim", "deixis-data"]["spec"]["accessModes"] == ["ReadWriteOnce"]
 
 
-def test_a_gpu_is_asked_for_with_an_image_that_takes_it():
+def test_the_gpu_overlay_requests_a_gpu_and_uses_its_image():
     pod, container = service("gpu")
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert {each["name"]: each.get("value") for each in container["env"]}["DEIXIS_DEVICE"] == "auto"
@@ -195,7 +195,7 @@ def test_requests_are_within_limits():
         assert of_memory == sorted(of_memory), overlay
 
 
-def test_postgresql_is_reached_by_the_service_alone_and_has_no_rights():
+def test_only_the_service_reaches_postgresql_which_has_no_privileges():
     resources = resolved(FOLDER / "overlays" / "postgres")
     pod = resources["StatefulSet", "postgres"]["spec"]["template"]
     labels = pod["metadata"]["labels"].items()
@@ -216,7 +216,7 @@ def test_postgresql_is_reached_by_the_service_alone_and_has_no_rights():
     assert container["image"] == compose["services"]["postgres"]["image"]
 
 
-def test_the_secret_has_what_the_guide_makes():
+def test_the_secret_has_the_keys_of_the_guide():
     page = (ROOT / "docs" / "container.md").read_text("utf-8")
     made = set(re.findall(r"--from-(?:file|literal)=([a-z.-]+)", page))
     for overlay in OVERLAYS:

@@ -1,6 +1,6 @@
-"""deploy/ray/rayservice.yaml: pods that Kubernetes takes, a Serve config that Ray takes, room for all, and guards.
+"""deploy/ray/rayservice.yaml: valid pods, a valid Serve config, sufficient resources, and security settings.
 
-The schema of KubeRay's own fields is in no package, so that those are compared with the list below, by hand from the
+No package has the schema of KubeRay's own fields, so they are compared with the list below, which was taken from the
 types of ray.io/v1.
 """
 
@@ -40,7 +40,7 @@ FIELDS = {
 }
 
 
-def test_kuberay_knows_every_field_of_its_own():
+def test_all_fields_of_kuberay_are_known():
     assert (SERVICE["apiVersion"], SERVICE["kind"]) == ("ray.io/v1", "RayService")
     assert SERVICE["spec"].keys() <= FIELDS["service"]
     assert CLUSTER.keys() <= FIELDS["cluster"]
@@ -56,7 +56,7 @@ def test_kuberay_knows_every_field_of_its_own():
 
 @of_every_pod
 @pytest.mark.parametrize("version", ["1.30", kubernetes_validate.latest_version()])
-def test_every_pod_fits_its_schema(name, version):
+def test_every_pod_matches_its_schema(name, version):
     template = TEMPLATES[name]
     metadata = {"name": name, **template["metadata"]}
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
@@ -66,21 +66,21 @@ def test_every_pod_fits_its_schema(name, version):
         kubernetes_validate.validate(pod, version, strict=True)
 
 
-def test_ray_takes_the_config():
+def test_ray_accepts_the_config():
     schema = pytest.importorskip("ray.serve.schema", reason="the extra ray is not installed")
     config = schema.ServeDeploySchema.model_validate(SERVE)
     assert config.applications[0].import_path == "app.cluster.application:build"
     assert SERVE["http_options"]["port"] == 8000
 
 
-def test_what_proxies_answer_by_themselves_is_made_by_code_that_there_is():
+def test_the_proxy_callback_can_be_imported():
     pytest.importorskip("ray.serve", reason="the extra ray is not installed")
     env = {each["name"]: each.get("value") for each in TEMPLATES["head"]["spec"]["containers"][0]["env"]}
     module, _, name = env["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"].partition(":")
     assert callable(getattr(importlib.import_module(module), name))
 
 
-def test_the_config_differs_from_that_without_kubernetes_in_its_arguments_alone():
+def test_the_config_differs_from_serve_yaml_only_in_its_arguments():
     plain = yaml.safe_load((ROOT / "deploy" / "ray" / "serve.yaml").read_text("utf-8"))
     ours = yaml.safe_load(SERVICE["spec"]["serveConfigV2"])
     for config in (plain, ours):
@@ -88,12 +88,12 @@ def test_the_config_differs_from_that_without_kubernetes_in_its_arguments_alone(
     assert ours == plain
 
 
-def test_the_version_of_ray_is_the_one_that_is_pinned():
+def test_the_version_of_ray_is_the_pinned_one():
     pinned = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text("utf-8"), re.MULTILINE)
     assert CLUSTER["rayVersion"] == pinned[1]
 
 
-def test_arguments_are_settings_and_make_an_edge_in_front_of_everything():
+def test_arguments_are_valid_settings():
     application = pytest.importorskip("app.cluster.application", reason="the extra ray is not installed")
     arguments = APPLICATION["args"]
     assert arguments.keys() <= Settings.model_fields.keys()
@@ -106,11 +106,11 @@ def resource(name, kind):
 
 
 def with_one_more(replicas):
-    """Return how many there are at most during a rolling update."""
+    """Return the maximum number of replicas during a rolling update."""
     return replicas.max + (replicas.min == 1)
 
 
-def test_all_replicas_find_room_in_the_groups_at_their_largest_also_during_an_update():
+def test_the_groups_have_room_for_all_replicas_during_an_update():
     settings = load_settings(**APPLICATION["args"])
     processors, gpus = (GROUPS[name]["maxReplicas"] for name in ("processors", "gpus"))
     layout = settings.ray_layout
@@ -122,7 +122,7 @@ def test_all_replicas_find_room_in_the_groups_at_their_largest_also_during_an_up
     assert CLUSTER["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
 
 
-def test_ray_is_told_of_no_more_than_a_pod_has():
+def test_ray_resources_do_not_exceed_those_of_the_pods():
     for group in GROUPS.values():
         (container,) = group["template"]["spec"]["containers"]
         limits, told = container["resources"]["limits"], group["rayStartParams"]
@@ -131,7 +131,7 @@ def test_ray_is_told_of_no_more_than_a_pod_has():
 
 
 @of_every_pod
-def test_every_pod_has_the_same_settings_secrets_and_volumes_and_no_rights(name, monkeypatch):
+def test_all_pods_have_the_same_settings_secrets_and_volumes_and_no_privileges(name, monkeypatch):
     spec = TEMPLATES[name]["spec"]
     (container,) = spec["containers"]
     ours = {each["name"]: each for each in container["env"] if each["name"].startswith("DEIXIS_")}
@@ -153,22 +153,22 @@ def test_every_pod_has_the_same_settings_secrets_and_volumes_and_no_rights(name,
     assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
-def test_ray_asks_for_a_token_that_the_operator_knows_too():
+def test_ray_requires_a_token_that_the_operator_creates():
     assert CLUSTER["authOptions"] == {"mode": "token"}
-    # The operator refuses it below.
+    # Rejected by the operator; see below.
     assert tuple(map(int, CLUSTER["rayVersion"].split("."))) >= (2, 52, 0)
-    # In the environment alone it would be unknown to the operator, which could deploy nothing then.
+    # As an environment variable only, the operator would not know it and could not deploy anything.
     for template in TEMPLATES.values():
         (container,) = template["spec"]["containers"]
         assert not {each["name"] for each in container["env"]} & {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}
 
 
 @pytest.mark.parametrize("version", ["1.30", kubernetes_validate.latest_version()])
-def test_the_network_policy_fits_its_schema(version):
+def test_the_network_policy_matches_its_schema(version):
     kubernetes_validate.validate(POLICY, version, strict=True)
 
 
-def test_only_the_pods_of_the_cluster_reach_every_port_and_others_only_the_service():
+def test_only_pods_of_the_cluster_reach_every_port_and_others_only_the_service():
     spec = POLICY["spec"]
     assert POLICY["metadata"]["namespace"] == SERVICE["metadata"]["namespace"]
     (chosen,) = spec["podSelector"]["matchExpressions"]
