@@ -223,7 +223,7 @@ def test_double_precision_gives_the_same_logits(alpha):
 
 
 def test_the_selected_alpha_equals_that_of_a_simple_search():
-    """Recomputes folds, means, covariances, and the loss at the best of many temperatures; ties give the smaller alpha."""
+    """Recomputes folds, means, covariances, and the loss at the best of many temperatures; ties: the smaller alpha."""
     for seed in range(20):
         drawn = problem(seed, images=6, classes=4, dims=20)
         rows, labels = drawn.rows.astype(float), drawn.labels

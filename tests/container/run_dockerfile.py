@@ -115,7 +115,7 @@ def ignored(path: str, patterns: Sequence[str]) -> bool:
 
 def context() -> list[str]:
     """Return the build context: the files of the repository that .dockerignore includes."""
-    told = subprocess.run(
+    result = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=REPOSITORY,
         capture_output=True,
@@ -125,7 +125,7 @@ def context() -> list[str]:
     patterns = [
         line for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")
     ]
-    return [name for name in told if not ignored(name, patterns) and (REPOSITORY / name).is_file()]
+    return [name for name in result if not ignored(name, patterns) and (REPOSITORY / name).is_file()]
 
 
 class Root:
@@ -139,12 +139,12 @@ class Root:
         """Run the steps of a stage, and print the growth of the root after each."""
         size = disk_usage(self.place)
         for instruction, rest in stage.steps:
-            began = time.monotonic()
+            started = time.monotonic()
             getattr(self, f"_{instruction.lower()}")(stage, rest)
             if instruction in {"RUN", "COPY"}:
-                took_s = time.monotonic() - began
+                took_s = time.monotonic() - started
                 before, size = size, disk_usage(self.place)
-                tell(
+                report(
                     f"  {(size - before) / 1e6:+9.1f} MB  {took_s:6.1f} s  {instruction} {' '.join(rest.split())[:90]}"
                 )
 
@@ -187,7 +187,7 @@ class Root:
                 shutil.copy2(REPOSITORY / each, target)
 
     def _run(self, stage: Stage, rest: str) -> None:
-        self.run([*stage.shell, rest], stage, {**stage.args, **stage.env, **host_of_pip()})
+        self.run([*stage.shell, rest], stage, {**stage.args, **stage.env, **pip_settings()})
 
     def _shell(self, stage: Stage, rest: str) -> None:
         stage.shell = json.loads(rest)
@@ -234,7 +234,7 @@ def inherit(stage: Stage, base: Stage) -> None:
     stage.healthcheck, stage.entrypoint, stage.command = base.healthcheck, base.entrypoint, base.command
 
 
-def tell(*what: object) -> None:
+def report(*what: object) -> None:
     """Print the progress."""
     print(*what, flush=True)  # noqa: T201 - a command
 
@@ -242,11 +242,13 @@ def tell(*what: object) -> None:
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def host_of_pip() -> dict[str, str]:
+def pip_settings() -> dict[str, str]:
     """Return the pip index of this machine, which the root uses too."""
-    told = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
+    )
     found = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "UV_"))}
-    for line in told.stdout.splitlines():
+    for line in result.stdout.splitlines():
         key, _, value = line.partition("=")
         section, _, name = key.partition(".")
         if section in {"global", "install"}:
@@ -256,7 +258,7 @@ def host_of_pip() -> dict[str, str]:
     return {name: value for name, value in found.items() if "CONSTRAINT" not in name}
 
 
-def folders_of(pip: Mapping[str, str]) -> list[Path]:
+def pip_folders(pip: Mapping[str, str]) -> list[Path]:
     """Return the folders in the settings of pip, which the root must contain too."""
     found = [Path(each) for each in re.findall(r"(?:file://)?(/[^\s'\"]+)", " ".join(pip.values()))]
     # Files that an index links to may be next to it.
@@ -265,9 +267,9 @@ def folders_of(pip: Mapping[str, str]) -> list[Path]:
 
 def disk_usage(place: Path) -> int:
     """Return the number of bytes below a folder, without mounts."""
-    besides = [f"--exclude={place}{each}" for each in (*folders_of(host_of_pip()), "/proc", "/dev")]
-    told = subprocess.run(["du", "-sB1", *besides, place], capture_output=True, text=True, check=False).stdout
-    return int(told.split()[0])
+    excluded = [f"--exclude={place}{each}" for each in (*pip_folders(pip_settings()), "/proc", "/dev")]
+    result = subprocess.run(["du", "-sB1", *excluded, place], capture_output=True, text=True, check=False).stdout
+    return int(result.split()[0])
 
 
 @contextmanager
@@ -287,13 +289,13 @@ def remove(folder: Path) -> None:
     held = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
     held = [each for each in held if each.startswith(f"{folder.resolve()}/")]
     if held:
-        sys.exit(f"{folder} is left, since these are mounted: {', '.join(held)}")
+        sys.exit(f"{folder} is not removed because of the mounts: {', '.join(held)}")
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def as_it_is(place: Path) -> list[list[str | Path]]:
+def host_mounts(place: Path) -> list[list[str | Path]]:
     """Return the mounts that programs require in a root, and those of pip."""
-    pip = [["-o", "bind,ro", each, place / str(each).lstrip("/")] for each in folders_of(host_of_pip())]
+    pip = [["-o", "bind,ro", each, place / str(each).lstrip("/")] for each in pip_folders(pip_settings())]
     return [["-t", "proc", "proc", place / "proc"], ["--bind", "/dev", place / "dev"], *pip]
 
 
@@ -347,37 +349,37 @@ def check_service(root: Root, stage: Stage) -> None:
         check=False,
         timeout=300,
     )
-    tell("without keys:", refused.returncode, refused.stderr.strip()[:150])
+    report("without keys:", refused.returncode, refused.stderr.strip()[:150])
     assert refused.returncode == 2
     assert "there are no API keys" in refused.stderr
     assert "Tini is not running as PID 1" not in refused.stderr
     extra = {"DEIXIS_PORT": PORT, "DEIXIS_KEYS": "off", "DEIXIS_BUILD_WORDNET": "false", "DEIXIS_TUNING_SECONDS": "0"}
     log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed below, with the service
-    began = time.monotonic()
+    started = time.monotonic()
     service = subprocess.Popen([*FIRST_PROCESS, *root.chrooted(serve, stage, extra)], stdout=log, stderr=log)
     try:
         while subprocess.run(
             root.chrooted(stage.healthcheck, stage, extra), check=False, capture_output=True
         ).returncode:
-            if service.poll() is not None or time.monotonic() - began > START_TIMEOUT_S:
+            if service.poll() is not None or time.monotonic() - started > START_TIMEOUT_S:
                 log.seek(0)
-                sys.exit(f"the service did not get healthy: {log.read()}")
+                sys.exit(f"the service is not healthy: {log.read()}")
             time.sleep(1)
-        tell(f"healthy after {time.monotonic() - began:.0f} s, as user {stage.user}, the root read-only")
-        told = subprocess.run(
+        report(f"healthy after {time.monotonic() - started:.0f} s, as user {stage.user}, the root read-only")
+        result = subprocess.run(
             root.chrooted(["python", "-c", CLASSIFIES], stage, extra), capture_output=True, text=True, check=True
         )
-        tell("classified:", told.stdout.strip())
-        assert json.loads(told.stdout)["label"] == "clock", told.stdout
+        report("classified:", result.stdout.strip())
+        assert json.loads(result.stdout)["label"] == "clock", result.stdout
         wrote = subprocess.run(
             root.chrooted(["/bin/sh", "-c", WRITES], stage, extra), capture_output=True, text=True, check=False
         )
-        tell("can write to:", wrote.stdout.split())
+        report("can write to:", wrote.stdout.split())
         assert wrote.stdout.split() == ["/data", "/tmp"], wrote.stdout
-        began = time.monotonic()
+        started = time.monotonic()
         os.kill(first_process(service), signal.SIGTERM)
         status = service.wait(60)
-        tell(f"ended with status {status} in {time.monotonic() - began:.1f} s after SIGTERM")
+        report(f"ended with status {status} in {time.monotonic() - started:.1f} s after SIGTERM")
         assert status in {143, -signal.SIGTERM}
         assert (place / "data/deixis.sqlite3").exists()
     finally:
@@ -415,39 +417,43 @@ true
 def main() -> None:
     """Create the roots, run the steps, and test the service."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, help="an empty folder for the roots; else one for temporary files")
-    parser.add_argument("--keep", action="store_true", help="leave the roots there")
-    parser.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE", help="as Docker's")
+    parser.add_argument("--root", type=Path, help="an empty folder for the roots; by default a temporary folder")
+    parser.add_argument("--keep", action="store_true", help="keep the roots")
+    parser.add_argument(
+        "--build-arg", action="append", default=[], metavar="NAME=VALUE", help="like --build-arg of Docker"
+    )
     parser.add_argument("--apart", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if os.geteuid() or not shutil.which("debootstrap"):
-        sys.exit("this needs root, and debootstrap")
+        sys.exit("this program requires root and debootstrap")
     if not arguments.apart:
         again = [sys.executable, "-m", "tests.container.run_dockerfile", "--apart", *sys.argv[1:]]
         os.execvp("unshare", ["unshare", "--mount", *again])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    given = dict(each.split("=", 1) for each in arguments.build_arg)
-    stages = read_dockerfile((REPOSITORY / "Dockerfile").read_text("utf-8"), given)
+    build_arguments = dict(each.split("=", 1) for each in arguments.build_arg)
+    stages = read_dockerfile((REPOSITORY / "Dockerfile").read_text("utf-8"), build_arguments)
     folder = arguments.root or Path(tempfile.mkdtemp(prefix="deixis-image-"))
     try:
-        began = time.monotonic()
+        started = time.monotonic()
         make_base(folder / "base")
         base = disk_usage(folder / "base")
-        tell(f"base: Debian {SUITE} with Python, {base / 1e6:.0f} MB, {time.monotonic() - began:.0f} s")
+        report(f"base: Debian {SUITE} with Python, {base / 1e6:.0f} MB, {time.monotonic() - started:.0f} s")
         roots: dict[str, Root] = {}
         for name in ("build", "service"):
             subprocess.run(["cp", "--archive", folder / "base", folder / name], check=True)
             roots[name] = Root(folder / name, roots)
-            tell(f"{name}:")
-            with mounted(*as_it_is(folder / name)):
+            report(f"{name}:")
+            with mounted(*host_mounts(folder / name)):
                 roots[name].take(stages[name])
         size = disk_usage(folder / "service")
-        tell(f"the image: {size / 1e6:,.0f} MB, {(size - base) / 1e6:,.0f} MB above its base; the largest parts:")
-        tell_parts(folder / "service/opt/deixis")
+        report(
+            f"the image: {size / 1e6:,.0f} MB, {(size - base) / 1e6:,.0f} MB more than its base; the largest packages:"
+        )
+        report_largest_packages(folder / "service/opt/deixis")
         check_read_only(roots["service"], stages["service"])
-        tell("baked:")
+        report("baked:")
         inherit(stages["baked"], stages["service"])
-        with mounted(*as_it_is(folder / "service")):
+        with mounted(*host_mounts(folder / "service")):
             roots["service"].take(stages["baked"])
         check_read_only(roots["service"], stages["baked"])
     finally:
@@ -455,12 +461,12 @@ def main() -> None:
             remove(folder)
 
 
-def tell_parts(environment: Path) -> None:
+def report_largest_packages(environment: Path) -> None:
     """Print the largest packages of the environment."""
     (packages,) = environment.glob("lib/python3.*/site-packages")
     sizes = sorted(((disk_usage(each), each.name) for each in packages.iterdir() if each.is_dir()), reverse=True)
     for size, name in [*sizes[:6], *((size, name) for size, name in sizes if name == "app")]:
-        tell(f"  {size / 1e6:9.1f} MB  {name}")
+        report(f"  {size / 1e6:9.1f} MB  {name}")
 
 
 def check_read_only(root: Root, stage: Stage) -> None:
