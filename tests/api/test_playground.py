@@ -65,7 +65,7 @@ def test_every_import_of_a_script_exists(script):
 
 
 def test_every_element_that_a_script_uses_exists():
-    used = {element_id for script in SCRIPTS for element_id in re.findall(r'\bat\("([\w-]+)"\)', text_of(script))}
+    used = {element_id for script in SCRIPTS for element_id in re.findall(r'\bbyId\("([\w-]+)"\)', text_of(script))}
     ids = re.findall(r'id="([\w-]+)"', text_of("page.html"))
     assert len(used) > 60
     assert used <= set(ids)

@@ -1,11 +1,11 @@
 // Models and methods, fetched once; label sets and caption databases, fetched every time.
-import { ask, everyPage } from "./ask.js";
+import { requestJson, fetchAllPages } from "./requests.js";
 
 let cached = null;
 
 /** Return {models, methods} of the server. */
 export function catalogue() {
-  cached ??= Promise.all([ask("v1/models"), ask("v1/methods")])
+  cached ??= Promise.all([requestJson("v1/models"), requestJson("v1/methods")])
     .then(([{ models }, { methods }]) => ({ models, methods }))
     .catch((error) => {
       cached = null; // fetched again when a key has been entered
@@ -14,6 +14,6 @@ export function catalogue() {
   return cached;
 }
 
-export const allLabelSets = () => everyPage("v1/label-sets?limit=1000", "label_sets");
+export const allLabelSets = () => fetchAllPages("v1/label-sets?limit=1000", "label_sets");
 
-export const allDatabases = async () => (await ask("v1/databases")).databases;
+export const allDatabases = async () => (await requestJson("v1/databases")).databases;

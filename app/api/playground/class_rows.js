@@ -1,6 +1,6 @@
 // The classes of a draft, one row each: a closed row summarises the class, an open row has its fields. The fields are
 // created when a row is first opened, because a label set may have ten thousand classes.
-import { at, counted, lines, create } from "./elements.js";
+import { byId, countText, lines, create } from "./elements.js";
 import { LISTS, newClass } from "./draft.js";
 import { classExamples } from "./examples.js";
 
@@ -19,62 +19,62 @@ let fieldCount = 0;
 
 /** Show the classes of a draft; `changed` is called after every edit; `countOf` returns the number of example images of a class. */
 export function classRows(draft, { changed, countOf }) {
-  const list = at("editor-classes");
+  const list = byId("editor-classes");
   const rows = new Map(); // the parts of each class's row
 
-  function row(each) {
+  function row(entry) {
     const title = create("strong");
-    const has = create("span", { className: "hint" });
-    const details = create("details", { className: "class" }, create("summary", {}, title, " ", has));
+    const summaryText = create("span", { className: "hint" });
+    const details = create("details", { className: "class" }, create("summary", {}, title, " ", summaryText));
     const remove = create("button", { type: "button", className: "remove-class secondary", textContent: "×" });
     const item = create("li", {}, details, remove);
-    const parts = { item, details, title, has, remove, controls: null, refresh };
+    const parts = { item, details, title, summaryText, remove, controls: null, refresh };
     function refresh() {
-      title.textContent = each.name.trim() || "(no name)";
+      title.textContent = entry.name.trim() || "(no name)";
       remove.setAttribute("aria-label", `Remove class ${title.textContent}`);
-      const held = LISTS.map((kind) => [kind, lines(each[kind]).length]).filter(([, count]) => count);
-      const summary = held.map(([kind, count]) => counted(count, { synonyms: "other name", descriptions: "description", features: "feature" }[kind]));
-      if (each.prompt.trim()) summary.push("class prompt");
-      const images = each.stored === null ? 0 : countOf(each.stored);
-      if (images) summary.push(counted(images, "example image"));
-      if (each.stored === null) summary.push("not saved yet");
-      has.textContent = summary.join(" · ");
+      const filled = LISTS.map((kind) => [kind, lines(entry[kind]).length]).filter(([, count]) => count);
+      const summary = filled.map(([kind, count]) => countText(count, { synonyms: "other name", descriptions: "description", features: "feature" }[kind]));
+      if (entry.prompt.trim()) summary.push("class prompt");
+      const images = entry.stored === null ? 0 : countOf(entry.stored);
+      if (images) summary.push(countText(images, "example image"));
+      if (entry.stored === null) summary.push("not saved yet");
+      summaryText.textContent = summary.join(" · ");
     }
-    details.ontoggle = () => { if (details.open) opened(each, parts); };
+    details.ontoggle = () => { if (details.open) opened(entry, parts); };
     remove.onclick = () => {
-      const index = draft.classes.indexOf(each);
+      const index = draft.classes.indexOf(entry);
       draft.classes.splice(index, 1);
       item.remove();
-      rows.delete(each);
+      rows.delete(entry);
       refocusRow(index);
       changed();
     };
     refresh();
-    rows.set(each, parts);
+    rows.set(entry, parts);
     return item;
   }
 
   function refocusRow(index) {
     const buttons = list.querySelectorAll(".remove-class");
-    (buttons[Math.min(index, buttons.length - 1)] || at("new-classes")).focus();
+    (buttons[Math.min(index, buttons.length - 1)] || byId("new-classes")).focus();
   }
 
-  function opened(each, parts) {
+  function opened(entry, parts) {
     if (parts.controls) return;
     parts.controls = {};
-    const fields = Object.keys(FIELDS).map((kind) => field(each, kind, parts));
-    parts.details.append(create("div", { className: "class-fields" }, ...fields, classExamples(draft.name, each.stored)));
+    const fields = Object.keys(FIELDS).map((kind) => field(entry, kind, parts));
+    parts.details.append(create("div", { className: "class-fields" }, ...fields, classExamples(draft.name, entry.stored)));
   }
 
-  function field(each, kind, parts) {
+  function field(entry, kind, parts) {
     fieldCount += 1;
     const id = `class-field-${fieldCount}`;
     const isList = LISTS.includes(kind);
-    const rowsShown = Math.min(8, Math.max(2, lines(each[kind]).length));
+    const rowsShown = Math.min(8, Math.max(2, lines(entry[kind]).length));
     const control = isList ? create("textarea", { id, rows: rowsShown }) : create("input", { id, autocomplete: "off" });
-    control.value = each[kind];
+    control.value = entry[kind];
     control.oninput = () => {
-      each[kind] = control.value;
+      entry[kind] = control.value;
       parts.refresh();
       changed();
     };
@@ -89,31 +89,31 @@ export function classRows(draft, { changed, countOf }) {
 
   return {
     add(names) {
-      const have = new Set(draft.classes.map((each) => each.name.trim().toLowerCase()));
+      const existing = new Set(draft.classes.map((entry) => entry.name.trim().toLowerCase()));
       for (const name of names) {
-        if (have.has(name.toLowerCase())) continue;
-        have.add(name.toLowerCase());
+        if (existing.has(name.toLowerCase())) continue;
+        existing.add(name.toLowerCase());
         draft.classes.push(newClass(name));
         list.append(row(draft.classes.at(-1)));
       }
     },
     refresh: () => rows.forEach((parts) => parts.refresh()),
     /** Return the names of the classes whose rows are open. */
-    opened: () => new Set([...rows].filter(([, parts]) => parts.details.open).map(([each]) => each.name.trim())),
+    opened: () => new Set([...rows].filter(([, parts]) => parts.details.open).map(([entry]) => entry.name.trim())),
     /** Open the rows of classes by their names. */
-    open: (names) => rows.forEach((parts, each) => { if (names.has(each.name)) parts.details.open = true; }),
+    open: (names) => rows.forEach((parts, entry) => { if (names.has(entry.name)) parts.details.open = true; }),
     /** Show only classes whose name contains a text. */
     filter(text) {
-      const wanted = text.trim().toLowerCase();
-      rows.forEach((parts, each) => { parts.item.hidden = !each.name.toLowerCase().includes(wanted); });
+      const query = text.trim().toLowerCase();
+      rows.forEach((parts, entry) => { parts.item.hidden = !entry.name.toLowerCase().includes(query); });
     },
     /** Return the control of the field at a problem's path, after opening its row. */
     controlOf(path) {
       const [, index, kind = "name"] = path.split(".");
-      const each = draft.classes[Number(index)];
-      const parts = rows.get(each);
+      const entry = draft.classes[Number(index)];
+      const parts = rows.get(entry);
       if (!parts || !(kind in FIELDS)) return null;
-      opened(each, parts);
+      opened(entry, parts);
       parts.item.hidden = false;
       return parts.controls[kind];
     },

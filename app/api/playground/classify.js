@@ -1,15 +1,15 @@
 // The view Classify: images and labels in, scores and explanations out.
-import { at, create, option, refocus, labelsIn } from "./elements.js";
-import { ask, Refusal } from "./ask.js";
-import { clearRefusal, showRefusal } from "./refusals.js";
+import { byId, create, option, refocus, splitLabels } from "./elements.js";
+import { requestJson, RequestError } from "./requests.js";
+import { clearRequestError, showRequestError } from "./request_errors.js";
 import { allDatabases, allLabelSets, catalogue } from "./catalogue.js";
-import { dropZone, onChosen } from "./dropping.js";
+import { dropZone, onFilesSelected } from "./file_drops.js";
 import { pictureList } from "./pictures.js";
 import { SAMPLE_NAMES, samplePictures } from "./samples.js";
-import { answerItem } from "./answers.js";
-import { inForm, showCode, startCopying } from "./code.js";
+import { resultItem } from "./results.js";
+import { formValue, showCode, startCopying } from "./code.js";
 
-const pictures = pictureList(at("pictures"), { otherwise: at("files"), note: at("left-out") });
+const pictures = pictureList(byId("pictures"), { otherwise: byId("files"), note: byId("left-out") });
 const labels = [];
 let requests = 0;
 
@@ -25,7 +25,7 @@ export async function showClassify({ name = "" }) {
     } else if (source() !== "labels") {
       await showSource();
     }
-    clearRefusal(at("error"));
+    clearRequestError(byId("error"));
   } catch (error) {
     showError(error);
   }
@@ -33,70 +33,70 @@ export async function showClassify({ name = "" }) {
 
 // --- labels -----------------------------------------------------------------------------------------------------------
 
-function addLabels(added = labelsIn(at("new-labels").value)) {
+function addLabels(added = splitLabels(byId("new-labels").value)) {
   for (const label of added) {
-    if (!labels.some((each) => each.toLowerCase() === label.toLowerCase())) labels.push(label);
+    if (!labels.some((entry) => entry.toLowerCase() === label.toLowerCase())) labels.push(label);
   }
-  at("new-labels").value = "";
+  byId("new-labels").value = "";
   showLabels();
 }
 
 function showLabels() {
-  at("labels").replaceChildren(
+  byId("labels").replaceChildren(
     ...labels.map((label, index) => {
       const remove = create("button", { type: "button", textContent: "×", "aria-label": `Remove ${label}` });
       remove.onclick = () => {
         labels.splice(index, 1);
         showLabels();
-        refocus(at("labels"), index, at("new-labels"));
+        refocus(byId("labels"), index, byId("new-labels"));
       };
       return create("li", {}, label, remove);
     }),
   );
-  at("remove-labels").hidden = labels.length < 2;
+  byId("remove-labels").hidden = labels.length < 2;
 }
 
 const source = () => document.querySelector("input[name=source]:checked").value;
 
 async function showSource(name = "") {
-  for (const each of ["labels", "label_set", "none"]) at(`source-${each}`).hidden = each !== source();
+  for (const entry of ["labels", "label_set", "none"]) byId(`source-${entry}`).hidden = entry !== source();
   if (source() === "label_set") {
     const found = await allLabelSets();
-    choose(at("label-set"), found.map((each) => option(each.name, `${each.name} (${each.classes} classes)`)), name);
-    at("label-set-field").hidden = !found.length;
-    at("no-label-sets").hidden = found.length > 0;
+    fillSelect(byId("label-set"), found.map((entry) => option(entry.name, `${entry.name} (${entry.classes} classes)`)), name);
+    byId("label-set-field").hidden = !found.length;
+    byId("no-label-sets").hidden = found.length > 0;
   }
   if (source() === "none") {
-    const found = (await allDatabases()).filter((each) => !each.problem);
-    choose(at("database"), [option("", "default"), ...found.map((each) => option(each.name))]);
+    const found = (await allDatabases()).filter((entry) => !entry.problem);
+    fillSelect(byId("database"), [option("", "default"), ...found.map((entry) => option(entry.name))]);
   }
 }
 
 /** Fill a select element; the selected option stays selected if it still exists. */
-function choose(select, options, wanted = "") {
-  const chosen = wanted || select.value;
+function fillSelect(select, options, value = "") {
+  const chosen = value || select.value;
   select.replaceChildren(...options);
-  if (options.some((each) => each.value === chosen)) select.value = chosen;
+  if (options.some((entry) => entry.value === chosen)) select.value = chosen;
 }
 
 // --- the request and its response -------------------------------------------------------------------------------------
 
 function fields() {
-  const number = (id) => (at(id).value === "" ? "" : Number(at(id).value));
+  const number = (id) => (byId(id).value === "" ? "" : Number(byId(id).value));
   const values = {
-    method: at("method").value, model: at("model").value, template: at("template").value.trim(), top_k: number("top-k"),
-    reject_below: number("reject-below"), explain: at("explain").checked || "",
+    method: byId("method").value, model: byId("model").value, template: byId("template").value.trim(), top_k: number("top-k"),
+    reject_below: number("reject-below"), explain: byId("explain").checked || "",
   };
   if (source() === "labels") values.labels = [...labels];
-  if (source() === "label_set") values.label_set = at("label-set").value;
-  if (source() === "none") Object.assign(values, { database: at("database").value, group: at("group").checked || "" });
+  if (source() === "label_set") values.label_set = byId("label-set").value;
+  if (source() === "none") Object.assign(values, { database: byId("database").value, group: byId("group").checked || "" });
   return Object.entries(values).filter(([, value]) => value !== "");
 }
 
-function missing() {
+function missingInput() {
   if (!pictures.all().length) return "Select at least one image.";
   if (source() === "labels" && !labels.length) return "Enter at least one label.";
-  if (source() === "label_set" && !at("label-set").value) return "Select a label set.";
+  if (source() === "label_set" && !byId("label-set").value) return "Select a label set.";
   return "";
 }
 
@@ -107,91 +107,91 @@ const CONTROLS = {
 
 function controlOf(field) {
   const [name] = field.split("."); // an error in labels.3 is shown at the input for labels
-  return name in CONTROLS ? at(CONTROLS[name]) : null;
+  return name in CONTROLS ? byId(CONTROLS[name]) : null;
 }
 
 async function classify(event) {
   event.preventDefault();
   addLabels();
-  if (missing()) {
-    showError(new Refusal(missing()));
+  if (missingInput()) {
+    showError(new RequestError(missingInput()));
     return;
   }
   requests += 1;
   const current = requests, shown = pictures.all(), sent = fields();
   const form = new FormData();
   for (const picture of shown) form.append("image", picture.file, picture.name);
-  for (const [name, value] of sent) form.append(name, inForm(value));
-  clearRefusal(at("error"));
-  at("status").textContent = "Classifying…";
-  at("classify").disabled = true;
+  for (const [name, value] of sent) form.append(name, formValue(value));
+  clearRequestError(byId("error"));
+  byId("status").textContent = "Classifying…";
+  byId("classify").disabled = true;
   try {
-    const answer = await ask("v1/classify", { method: "POST", body: form });
-    if (current === requests) showAnswer(answer, shown, sent);
+    const response = await requestJson("v1/classify", { method: "POST", body: form });
+    if (current === requests) showResponse(response, shown, sent);
   } catch (error) {
     if (current === requests) showError(error);
   } finally {
-    at("classify").disabled = false;
+    byId("classify").disabled = false;
   }
 }
 
 function showError(error) {
-  at("status").textContent = "";
-  at("answers").replaceChildren(); // the results of an earlier request
-  at("code").hidden = true;
-  showRefusal(error, at("error"), controlOf);
+  byId("status").textContent = "";
+  byId("answers").replaceChildren(); // the results of an earlier request
+  byId("code").hidden = true;
+  showRequestError(error, byId("error"), controlOf);
 }
 
-function showAnswer(answer, shown, sent) {
-  const took = Object.values(answer.timing_ms).reduce((sum, each) => sum + each, 0);
-  const method = `Method ${answer.method}, model ${answer.model}, ${Math.round(took)} ms`;
-  at("status").textContent = answer.reason ? `${method}. Reason for this method: ${answer.reason}.` : `${method}.`;
-  at("answers").replaceChildren(...answer.results.map((result, index) => answerItem(result, shown[index])));
-  at("no-answers").hidden = true;
-  at("code").hidden = false;
+function showResponse(response, shown, sent) {
+  const totalMs = Object.values(response.timing_ms).reduce((sum, number) => sum + number, 0);
+  const method = `Method ${response.method}, model ${response.model}, ${Math.round(totalMs)} ms`;
+  byId("status").textContent = response.reason ? `${method}. Reason for this method: ${response.reason}.` : `${method}.`;
+  byId("answers").replaceChildren(...response.results.map((result, index) => resultItem(result, shown[index])));
+  byId("no-answers").hidden = true;
+  byId("code").hidden = false;
   showCode(shown.map((picture) => picture.name), sent);
-  at("results").focus();
+  byId("results").focus();
 }
 
 // --- the form --------------------------------------------------------------------------------------------------------
 
 async function loadChoices() {
   const { models, methods } = await catalogue();
-  choose(at("model"), models.map((each) => option(each.name)));
-  choose(at("method"), [option("", "default"), option("auto"), ...methods.map((each) => option(each.name))]);
-  at("method").onchange = () => {
-    at("method-summary").textContent = methods.find((each) => each.name === at("method").value)?.summary || "";
+  fillSelect(byId("model"), models.map((entry) => option(entry.name)));
+  fillSelect(byId("method"), [option("", "default"), option("auto"), ...methods.map((entry) => option(entry.name))]);
+  byId("method").onchange = () => {
+    byId("method-summary").textContent = methods.find((entry) => entry.name === byId("method").value)?.summary || "";
   };
 }
 
 function useSamples() {
   pictures.add(samplePictures());
-  at("left-out").textContent = "These are drawings, which are difficult for a model trained on photographs. Use your own images to judge the model.";
-  if (!labels.length && !at("new-labels").value.trim() && source() === "labels") addLabels(SAMPLE_NAMES);
+  byId("left-out").textContent = "These are drawings, which are difficult for a model trained on photographs. Use your own images to judge the model.";
+  if (!labels.length && !byId("new-labels").value.trim() && source() === "labels") addLabels(SAMPLE_NAMES);
 }
 
 /** Register the event handlers of the form. */
 export function startClassify() {
-  at("classify-form").addEventListener("submit", classify);
-  onChosen(at("files"), pictures.add);
-  onChosen(at("camera"), pictures.add);
-  at("camera-button").hidden = !navigator.maxTouchPoints; // without a touch screen, browsers treat it as another file chooser
-  dropZone(at("drop"), pictures.add);
-  at("samples").onclick = useSamples;
-  at("add-labels").onclick = () => addLabels();
-  at("remove-labels").onclick = () => {
+  byId("classify-form").addEventListener("submit", classify);
+  onFilesSelected(byId("files"), pictures.add);
+  onFilesSelected(byId("camera"), pictures.add);
+  byId("camera-button").hidden = !navigator.maxTouchPoints; // without a touch screen, browsers treat it as another file chooser
+  dropZone(byId("drop"), pictures.add);
+  byId("samples").onclick = useSamples;
+  byId("add-labels").onclick = () => addLabels();
+  byId("remove-labels").onclick = () => {
     labels.length = 0;
     showLabels();
-    at("new-labels").focus();
+    byId("new-labels").focus();
   };
-  at("new-labels").onkeydown = (event) => {
+  byId("new-labels").onkeydown = (event) => {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
     event.preventDefault();
-    if (at("new-labels").value.trim()) addLabels();
-    else at("classify-form").requestSubmit();
+    if (byId("new-labels").value.trim()) addLabels();
+    else byId("classify-form").requestSubmit();
   };
   for (const radio of document.querySelectorAll("input[name=source]")) {
-    radio.onchange = () => showSource().then(() => clearRefusal(at("error")), showError);
+    radio.onchange = () => showSource().then(() => clearRequestError(byId("error")), showError);
   }
   startCopying();
 }

@@ -1,36 +1,36 @@
 // The current request as a curl command and as Python code.
-import { at } from "./elements.js";
-import { hasKey } from "./ask.js";
+import { byId } from "./elements.js";
+import { hasKey } from "./requests.js";
 
-const inShell = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+const shellLiteral = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
-const inPython = (value) => {
-  if (Array.isArray(value)) return `[${value.map(inPython).join(", ")}]`;
+const pythonLiteral = (value) => {
+  if (Array.isArray(value)) return `[${value.map(pythonLiteral).join(", ")}]`;
   return value === true ? "True" : JSON.stringify(value);
 };
 
 /** Return the value of a field as text in a form. */
-export const inForm = (value) => (typeof value === "string" ? value : JSON.stringify(value));
+export const formValue = (value) => (typeof value === "string" ? value : JSON.stringify(value));
 
 /** Show the code that classifies files of these names with these fields, [[name, value], ...]. */
 export function showCode(names, fields) {
   const url = new URL(".", document.baseURI).href;
-  at("curl").textContent = [
+  byId("curl").textContent = [
     "curl",
     ...(hasKey() ? ['-H "Authorization: Bearer $DEIXIS_API_KEY"'] : []),
-    ...names.map((name) => `-F image=@${inShell(name)}`),
-    ...fields.map(([name, value]) => `-F ${inShell(`${name}=${inForm(value)}`)}`),
+    ...names.map((name) => `-F image=@${shellLiteral(name)}`),
+    ...fields.map(([name, value]) => `-F ${shellLiteral(`${name}=${formValue(value)}`)}`),
     `${url}v1/classify`,
   ].join(" \\\n  ");
-  at("python").textContent = [
+  byId("python").textContent = [
     `import deixis  # pip install deixis${hasKey() ? "; reads the key from DEIXIS_API_KEY" : ""}`,
     "",
     `with deixis.Client(${JSON.stringify(url)}) as client:`,
-    "    answer = client.classify(",
+    "    response = client.classify(",
     ...names.map((name) => `        ${JSON.stringify(name)},`),
-    ...fields.map(([name, value]) => `        ${name}=${inPython(value)},`),
+    ...fields.map(([name, value]) => `        ${name}=${pythonLiteral(value)},`),
     "    )",
-    "for result in answer.results:",
+    "for result in response.results:",
     "    print(result.error or result.predictions[0])",
   ].join("\n");
 }
@@ -39,7 +39,7 @@ export function showCode(names, fields) {
 export function startCopying() {
   for (const button of document.querySelectorAll(".copy")) {
     button.onclick = async () => {
-      const code = at(button.dataset.of);
+      const code = byId(button.dataset.of);
       if (navigator.clipboard) {
         await navigator.clipboard.writeText(code.textContent);
         button.textContent = "copied";

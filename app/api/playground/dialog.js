@@ -2,7 +2,7 @@
 import { create } from "./elements.js";
 
 /** Show a dialog; resolves to true if `yes` was chosen. Escape means no. */
-export function confirmed(title, text, yes) {
+export function confirmDialog(title, text, yes) {
   const no = create("button", { type: "button", className: "secondary", textContent: "Cancel" });
   const go = create("button", { type: "button", className: "danger", textContent: yes });
   const heading = create("h2", { id: "question-title", textContent: title });

@@ -14,10 +14,10 @@ export function emptyDraft() {
 
 /** Return the draft of a version without edits; `etag` is that of the latest version, which saving replaces. */
 export function draftOf(labelSet, newest, etag) {
-  const stored = new Set(newest.classes.map((each) => each.name)); // example images can be added only to these
-  const classes = labelSet.classes.map((each) => ({
-    stored: stored.has(each.name) ? each.name : null, name: each.name, prompt: each.prompt || "",
-    ...Object.fromEntries(LISTS.map((list) => [list, each[list].join("\n")])),
+  const stored = new Set(newest.classes.map((entry) => entry.name)); // example images can be added only to these
+  const classes = labelSet.classes.map((entry) => ({
+    stored: stored.has(entry.name) ? entry.name : null, name: entry.name, prompt: entry.prompt || "",
+    ...Object.fromEntries(LISTS.map((list) => [list, entry[list].join("\n")])),
   }));
   const draft = {
     name: labelSet.name, newest: newest.version, shown: labelSet.version, etag, createdAt: labelSet.created_at,
@@ -29,9 +29,9 @@ export function draftOf(labelSet, newest, etag) {
 /** Return the body of the request that saves a draft. */
 export function bodyOf(draft) {
   return {
-    classes: draft.classes.map((each) => ({
-      name: each.name.trim(), prompt: each.prompt.trim() || null,
-      ...Object.fromEntries(LISTS.map((list) => [list, lines(each[list])])),
+    classes: draft.classes.map((entry) => ({
+      name: entry.name.trim(), prompt: entry.prompt.trim() || null,
+      ...Object.fromEntries(LISTS.map((list) => [list, lines(entry[list])])),
     })),
     templates: draft.templates.trim(),
     merge_synonyms: draft.merge,
@@ -46,24 +46,24 @@ export function isChanged(draft) {
 }
 
 /** Return the draft of a newer version with the edits of an older one; if both changed a class, mine wins. */
-export function merged(mine, newest, etag) {
+export function mergeDrafts(edited, newest, etag) {
   const draft = draftOf(newest, newest, etag);
-  const body = bodyOf(mine), theirs = bodyOf(draft), before = byName(mine.base), after = byName(theirs);
-  const isUntouched = (each) => before.has(each.name) && same(before.get(each.name), each);
+  const body = bodyOf(edited), theirs = bodyOf(draft), before = byName(edited.base), after = byName(theirs);
+  const isUntouched = (entry) => before.has(entry.name) && same(before.get(entry.name), entry);
   const kept = [];
-  body.classes.forEach((each, index) => {
-    if (!isUntouched(each)) kept.push({ ...mine.classes[index], stored: after.has(each.name) ? each.name : null });
-    else if (after.has(each.name)) kept.push(draft.classes.find((other) => other.name === each.name));
+  body.classes.forEach((entry, index) => {
+    if (!isUntouched(entry)) kept.push({ ...edited.classes[index], stored: after.has(entry.name) ? entry.name : null });
+    else if (after.has(entry.name)) kept.push(draft.classes.find((other) => other.name === entry.name));
   });
-  const have = new Set(body.classes.map((each) => each.name));
-  kept.push(...draft.classes.filter((each) => !before.has(each.name) && !have.has(each.name)));
+  const existing = new Set(body.classes.map((entry) => entry.name));
+  kept.push(...draft.classes.filter((entry) => !before.has(entry.name) && !existing.has(entry.name)));
   draft.classes = kept;
-  if (body.templates !== mine.base.templates) draft.templates = mine.templates;
-  if (body.merge_synonyms !== mine.base.merge_synonyms) draft.merge = mine.merge;
+  if (body.templates !== edited.base.templates) draft.templates = edited.templates;
+  if (body.merge_synonyms !== edited.base.merge_synonyms) draft.merge = edited.merge;
   return draft;
 }
 
-const byName = (body) => new Map(body.classes.map((each) => [each.name, each]));
+const byName = (body) => new Map(body.classes.map((entry) => [entry.name, entry]));
 
 /** Describe how a newer version differs from an older one. */
 export function differences(older, newer) {

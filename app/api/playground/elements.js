@@ -1,6 +1,6 @@
 // Finding and creating elements. Texts are always inserted as text, never parsed as HTML.
 
-export const at = (id) => document.getElementById(id);
+export const byId = (id) => document.getElementById(id);
 
 /** Return a new element; names that are not properties, such as `aria-label`, become attributes. */
 export function create(tag, attributes = {}, ...children) {
@@ -18,14 +18,14 @@ export const option = (value, text = value, more = {}) => create("option", { val
 /** Return a share in [0, 1] as a percentage, with one decimal below ten percent. */
 export const percent = (share) => `${(100 * share).toFixed(share > 0.0995 || share === 0 ? 0 : 1)} %`;
 
-export const counted = (count, one, many = `${one}s`) => `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
+export const countText = (count, one, many = `${one}s`) => `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
 
-export const moment = (iso) => new Date(iso).toLocaleString("en", { dateStyle: "medium", timeStyle: "short" });
+export const formatTime = (iso) => new Date(iso).toLocaleString("en", { dateStyle: "medium", timeStyle: "short" });
 
 /** Return the texts separated by commas or line breaks, without empty ones. */
-export const labelsIn = (text) => text.split(/[,\n]/).map((each) => each.trim()).filter(Boolean);
+export const splitLabels = (text) => text.split(/[,\n]/).map((part) => part.trim()).filter(Boolean);
 
-export const lines = (text) => text.split("\n").map((each) => each.trim()).filter(Boolean);
+export const lines = (text) => text.split("\n").map((part) => part.trim()).filter(Boolean);
 
 /** Move the focus to the next remove button of a list, or to `otherwise` if the list is empty. */
 export function refocus(list, index, otherwise) {

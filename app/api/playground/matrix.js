@@ -1,5 +1,5 @@
 // A confusion matrix: rows are true classes, columns are predicted classes; darker cells have more images.
-import { counted, create, percent } from "./elements.js";
+import { countText, create, percent } from "./elements.js";
 
 const MAX_CLASSES = 40;
 
@@ -13,11 +13,11 @@ export function matrix(names, counts, caption) {
   const table = create("table", { className: "matrix" }, create("caption", { textContent: caption }), create("thead", {}, head), create("tbody", {}, ...body));
   const region = create("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": caption }, table);
   const rest = all.length - shown.length;
-  return rest > 0 ? [region, create("p", { className: "hint", textContent: `${counted(rest, "further class is", "further classes are")} not shown.` })] : [region];
+  return rest > 0 ? [region, create("p", { className: "hint", textContent: `${countText(rest, "further class is", "further classes are")} not shown.` })] : [region];
 }
 
 function row(names, counts, truth, shown) {
-  const total = counts[truth].reduce((sum, each) => sum + each, 0);
+  const total = counts[truth].reduce((sum, count) => sum + count, 0);
   const cells = shown.map((predicted) => {
     const count = counts[truth][predicted];
     const cell = create("td", { textContent: String(count), className: truth === predicted ? "right" : "wrong" });

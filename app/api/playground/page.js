@@ -1,6 +1,6 @@
 // The entry point: connects the views.
-import { at } from "./elements.js";
-import { dropAnywhere } from "./dropping.js";
+import { byId } from "./elements.js";
+import { acceptFilesAnywhere } from "./file_drops.js";
 import { currentView, startViews } from "./views.js";
 import { showClassify, startClassify, takePictures } from "./classify.js";
 import { showLabelSets, startLabelSets } from "./label_sets.js";
@@ -12,9 +12,9 @@ startSearch();
 const views = startViews({ classify: showClassify, "label-sets": showLabelSets, captions: showCaptions });
 
 // A file dropped outside of every zone goes to the current view. The label sets view has many zones and no default one.
-dropAnywhere(() => ({ classify: takePictures, captions: takeSearchPicture })[currentView()]);
-at("key").onchange = views.again;
+acceptFilesAnywhere(() => ({ classify: takePictures, captions: takeSearchPicture })[currentView()]);
+byId("key").onchange = views.again;
 document.querySelector(".skip").onclick = (event) => {
   event.preventDefault(); // the hash is not the address of a view
-  at("main").focus();
+  byId("main").focus();
 };

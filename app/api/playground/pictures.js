@@ -1,6 +1,6 @@
 // A list of selected images, each with a remove button.
 import { create, refocus } from "./elements.js";
-import { sorted } from "./dropping.js";
+import { splitFiles } from "./file_drops.js";
 
 /** Show images in a list element; `otherwise` receives the focus after the last one is removed. */
 export function pictureList(list, { otherwise, note }) {
@@ -21,9 +21,9 @@ export function pictureList(list, { otherwise, note }) {
 
   return {
     add(files) {
-      const { pictures: found, leftOut } = sorted(files);
+      const { pictures: found, skippedNote } = splitFiles(files);
       pictures.push(...found.map((file) => ({ name: file.name || "pasted", file, url: URL.createObjectURL(file) })));
-      note.textContent = leftOut;
+      note.textContent = skippedNote;
       show();
     },
     all: () => [...pictures],

@@ -57,16 +57,16 @@ export const SAMPLE_NAMES = Object.keys(SAMPLES);
 
 /** Draw every sample; returns files, like those of a file input. */
 export function samplePictures() {
-  return Object.entries(SAMPLES).map(([name, paint]) => drawn(name, paint));
+  return Object.entries(SAMPLES).map(([name, paint]) => draw(name, paint));
 }
 
-function drawn(name, paint) {
+function draw(name, paint) {
   const canvas = create("canvas", { width: WIDTH_PX, height: HEIGHT_PX });
   const brush = canvas.getContext("2d");
   brush.fillStyle = "#f2efe6";
   brush.fillRect(0, 0, WIDTH_PX, HEIGHT_PX);
   paint(brush);
   // Not with toBlob, which browsers delay on a busy machine.
-  const bytes = Uint8Array.from(atob(canvas.toDataURL("image/png").split(",")[1]), (each) => each.charCodeAt(0));
+  const bytes = Uint8Array.from(atob(canvas.toDataURL("image/png").split(",")[1]), (character) => character.charCodeAt(0));
   return new File([bytes], `${name}.png`, { type: "image/png" });
 }

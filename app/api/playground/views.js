@@ -1,12 +1,12 @@
 // The views of the page and their addresses: #classify, #label-sets, #label-sets/pets, #new-label-set, #captions.
-import { at } from "./elements.js";
+import { byId } from "./elements.js";
 
 const TITLES = { classify: "Classify", "label-sets": "Label sets", captions: "Captions" };
 
 /** Return the address of a view, or of a named item in it. */
 export const addressOf = (view, name = "") => `#${view}${name ? `/${encodeURIComponent(name)}` : ""}`;
 
-export const currentView = () => Object.keys(TITLES).find((view) => !at(`view-${view}`).hidden);
+export const currentView = () => Object.keys(TITLES).find((view) => !byId(`view-${view}`).hidden);
 
 /**
  * Show a view by its address, now and whenever the address changes.
@@ -19,7 +19,7 @@ export function startViews(shown) {
     const { view, rest } = place();
     if (!view) return;
     mark(view, rest.name);
-    if (focus && !rest.name && !rest.isNew) at(`view-${view}`).focus();
+    if (focus && !rest.name && !rest.isNew) byId(`view-${view}`).focus();
     shown[view]({ ...rest, focus });
   };
   addEventListener("hashchange", () => show({ focus: true }));
@@ -35,7 +35,7 @@ export function renameTo(view, name) {
 }
 
 function mark(view, name) {
-  for (const each of Object.keys(TITLES)) at(`view-${each}`).hidden = each !== view;
+  for (const other of Object.keys(TITLES)) byId(`view-${other}`).hidden = other !== view;
   for (const link of document.querySelectorAll(".views a")) {
     if (link.hash === addressOf(view)) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");

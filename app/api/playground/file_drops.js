@@ -1,8 +1,8 @@
 // Images that are dropped, pasted or selected.
 import { create } from "./elements.js";
 
-/** Accept files dropped on an element; `take` receives them. */
-export function dropZone(element, take) {
+/** Accept files dropped on an element; `receive` receives them. */
+export function dropZone(element, receive) {
   element.addEventListener("dragover", (event) => {
     event.preventDefault();
     event.stopPropagation();
@@ -13,44 +13,44 @@ export function dropZone(element, take) {
     event.preventDefault();
     event.stopPropagation();
     element.classList.remove("over");
-    take(await filesOf(event.dataTransfer));
+    receive(await filesOf(event.dataTransfer));
   });
 }
 
-/** Accept files dropped outside of every drop zone, and pasted files; `takerOf` returns their receiver, or null. */
-export function dropAnywhere(takerOf) {
+/** Accept files dropped outside of every drop zone, and pasted files; `receiverOf` returns their receiver, or null. */
+export function acceptFilesAnywhere(receiverOf) {
   document.addEventListener("dragover", (event) => event.preventDefault());
   document.addEventListener("drop", async (event) => {
     event.preventDefault();
-    takerOf()?.(await filesOf(event.dataTransfer));
+    receiverOf()?.(await filesOf(event.dataTransfer));
   });
   document.addEventListener("paste", (event) => {
-    if (event.clipboardData.files.length) takerOf()?.([...event.clipboardData.files]);
+    if (event.clipboardData.files.length) receiverOf()?.([...event.clipboardData.files]);
   });
 }
 
-/** Call `take` with the files whenever some are selected in a file input. */
-export function onChosen(input, take) {
+/** Call `receive` with the files whenever some are selected in a file input. */
+export function onFilesSelected(input, receive) {
   input.onchange = () => {
     const files = [...input.files];
     input.value = ""; // allows selecting the same file again
-    take(files);
+    receive(files);
   };
 }
 
 /** Return a button that opens a file chooser; `name` is its accessible name. */
-export function chooser(text, name, take, { multiple = true } = {}) {
+export function fileChooser(text, name, receive, { multiple = true } = {}) {
   const input = create("input", { type: "file", accept: "image/*", multiple, className: "visually-hidden", "aria-label": name });
-  onChosen(input, take);
+  onFilesSelected(input, receive);
   return create("label", { className: "button secondary" }, text, input);
 }
 
 /** Return the images among files, and a sentence about the other files, empty if there are none. */
-export function sorted(files) {
+export function splitFiles(files) {
   const isPicture = (file) => file.type.startsWith("image/") || (file.type === "" && !file.name.startsWith("."));
   const others = files.filter((file) => !isPicture(file)).map((file) => file.name);
   const named = `${others.slice(0, 5).join(", ")}${others.length > 5 ? ` and ${others.length - 5} more` : ""}`;
-  return { pictures: files.filter(isPicture), leftOut: others.length ? `Skipped, not an image: ${named}.` : "" };
+  return { pictures: files.filter(isPicture), skippedNote: others.length ? `Skipped, not an image: ${named}.` : "" };
 }
 
 async function filesOf(transfer) {
@@ -61,7 +61,7 @@ async function filesOf(transfer) {
       const entry = item.webkitGetAsEntry?.();
       return entry?.isDirectory ? entry : item.getAsFile();
     });
-  const found = await Promise.all(dropped.map((each) => (each instanceof File ? [each] : filesIn(each))));
+  const found = await Promise.all(dropped.map((entry) => (entry instanceof File ? [entry] : filesIn(entry))));
   return found.flat();
 }
 

@@ -2,24 +2,24 @@
 import { create, percent } from "./elements.js";
 
 /** Return the list item of an image's result. */
-export function answerItem(result, picture) {
+export function resultItem(result, picture) {
   const content = create("div", {}, create("p", { className: "file-name", textContent: picture.name }));
   if (result.error) content.append(create("p", { className: "problem", textContent: `${result.error.title}: ${result.error.detail}` }));
-  else content.append(...answered(result));
+  else content.append(...resultContent(result));
   return create("li", {}, create("img", { src: picture.url, alt: "" }), content);
 }
 
 /** Return a row of a bar chart: a text on a bar, and a figure after it. */
 export function bar(text, share, figure, title = "") {
-  const filled = create("i");
-  filled.style.width = `${Math.max(0, Math.min(1, share)) * 100}%`;
+  const fill = create("i");
+  fill.style.width = `${Math.max(0, Math.min(1, share)) * 100}%`;
   return create(
-    "li", {}, create("div", { className: "bar", title }, filled, create("span", { textContent: text })), create("span", { className: "score", textContent: figure }),
+    "li", {}, create("div", { className: "bar", title }, fill, create("span", { textContent: text })), create("span", { className: "score", textContent: figure }),
   );
 }
 
-function answered(result) {
-  const bars = result.predictions.map((each) => bar(each.label, each.score, percent(each.score), `cosine similarity ${each.similarity.toFixed(3)}`));
+function resultContent(result) {
+  const bars = result.predictions.map((entry) => bar(entry.label, entry.score, percent(entry.score), `cosine similarity ${entry.similarity.toFixed(3)}`));
   const parts = [create("ol", { className: "bars" }, ...bars)];
   if (result.rejected) parts.push(create("p", { className: "note", textContent: "Rejected: the best score is below the threshold, so the image shows none of the labels." }));
   parts.push(...result.warnings.map((warning) => create("p", { className: "note", textContent: warning })));
@@ -34,16 +34,16 @@ function unknownClassScore(mcm) {
   return create("p", { className: "hint", textContent: sentence });
 }
 
-function explanation(given, more) {
-  const labels = given.labels.map((each) => {
-    const title = each.rival ? `${each.label}, compared with ${each.rival}` : each.label;
+function explanation(content, more) {
+  const labels = content.labels.map((entry) => {
+    const title = entry.rival ? `${entry.label}, compared with ${entry.rival}` : entry.label;
     const prompts = [
-      ...each.supporting.map((prompt) => promptRow("+", "for", prompt.cosine, prompt.prompt)),
-      ...each.opposing.map((prompt) => promptRow("−", "against", prompt.cosine, prompt.prompt)),
+      ...entry.supporting.map((prompt) => promptRow("+", "for", prompt.cosine, prompt.prompt)),
+      ...entry.opposing.map((prompt) => promptRow("−", "against", prompt.cosine, prompt.prompt)),
     ];
     return create("div", {}, create("h3", { textContent: title }), create("ul", { className: "prompts" }, ...prompts));
   });
-  const captions = given.captions.map((each) => promptRow("", "near", each.similarity, each.suggested.length ? `${each.caption} (${each.suggested.join(", ")})` : each.caption));
+  const captions = content.captions.map((entry) => promptRow("", "near", entry.similarity, entry.suggested.length ? `${entry.caption} (${entry.suggested.join(", ")})` : entry.caption));
   const near = captions.length ? [create("div", {}, create("h3", { textContent: "Similar captions" }), create("ul", { className: "prompts" }, ...captions))] : [];
   const legend = labels.length ? "+ supports the label: its prompt is more similar to the image than the prompts of the other label. − opposes it. The figure is the cosine similarity." : "The figure is the cosine similarity. In brackets: the labels discovered in the caption.";
   return create("details", {}, create("summary", { textContent: "Explanation" }), create("p", { className: "hint", textContent: legend }), ...labels, ...near, ...more);

@@ -1,5 +1,5 @@
 // Errors of requests, shown in a place of their own or next to the field that they concern.
-import { at, counted, create } from "./elements.js";
+import { byId, countText, create } from "./elements.js";
 
 // At most this many collapsed sections are opened at once to show errors.
 const MAX_OPENED = 30;
@@ -12,24 +12,24 @@ let marks = 0;
  * `controlOf` takes the path of a field, such as `classes.3.descriptions.0`, and returns its control, or null. If a
  * control holds several entries, the message quotes the invalid one.
  */
-export function showRefusal(error, place, controlOf = () => null) {
-  clearRefusal(place);
+export function showRequestError(error, place, controlOf = () => null) {
+  clearRequestError(place);
   const marked = [], elsewhere = [];
   for (const { field, problem } of error.errors || []) {
     const control = controlOf(field);
     if (control) marked.push(mark(control, problem));
     else elsewhere.push(`${field}: ${problem}`);
   }
-  const refused = `${counted(marked.length, "entry is", "entries are")} invalid; see the message next to it.`;
+  const refused = `${countText(marked.length, "entry is", "entries are")} invalid; see the message next to it.`;
   place.textContent = marked.length ? [refused, ...elsewhere].join(" ") : error.message;
   place.hidden = false;
-  if (error.status === 401) at("key").focus();
+  if (error.status === 401) byId("key").focus();
   else if (marked.length) reveal(marked);
   else place.scrollIntoView({ block: "nearest" });
 }
 
 /** Remove the error in a place, and the messages next to the fields of the surrounding form or view. */
-export function clearRefusal(place) {
+export function clearRequestError(place) {
   place.hidden = true;
   place.textContent = "";
   const around = place.closest("form, .tool, .view");
@@ -41,7 +41,7 @@ export function clearRefusal(place) {
 }
 
 function mark(control, problem) {
-  const noted = control.getAttribute("aria-invalid") && at(control.getAttribute("aria-describedby"));
+  const noted = control.getAttribute("aria-invalid") && byId(control.getAttribute("aria-describedby"));
   if (noted) {
     noted.textContent += ` ${problem}`;
     return control;
@@ -58,7 +58,7 @@ function mark(control, problem) {
 
 function reveal(controls) {
   for (const control of controls.slice(0, MAX_OPENED)) {
-    for (let each = control.closest("details"); each; each = each.parentElement.closest("details")) each.open = true;
+    for (let section = control.closest("details"); section; section = section.parentElement.closest("details")) section.open = true;
   }
   controls[0].focus();
 }
