@@ -104,7 +104,7 @@ def test_compose_publishes_ports_on_the_loopback_interface_only():
 
 
 def test_images_of_compose_have_a_version():
-    others = {name: each for name, each in COMPOSE["services"].items() if not {"build", "extends"} & each.keys()}
-    images = {name: each["image"] for name, each in others.items()}
+    others = {name: item for name, item in COMPOSE["services"].items() if not {"build", "extends"} & item.keys()}
+    images = {name: item["image"] for name, item in others.items()}
     assert images
     assert all(re.search(r":v?\d", image) and not image.endswith(":latest") for image in images.values())

@@ -13,8 +13,8 @@ from app.errors import DeixisError, FieldProblem, InvalidFieldError, OverloadedE
 
 PROBLEMS_PAGE = Path(__file__).parents[1] / "docs" / "problems.md"
 
-CLASSES = [each for _, each in inspect.getmembers(errors, inspect.isclass) if issubclass(each, DeixisError)]
-RAISED = [each for each in CLASSES if each not in (DeixisError, errors.ClientError, errors.ServerError)]
+CLASSES = [item for _, item in inspect.getmembers(errors, inspect.isclass) if issubclass(item, DeixisError)]
+RAISED = [entry for entry in CLASSES if entry not in (DeixisError, errors.ClientError, errors.ServerError)]
 
 # From the HTTP contract.
 STATUSES = {
@@ -46,15 +46,15 @@ STATUSES = {
 }
 
 
-def one_of(each):
+def one_of(error_class):
     """Return an instance, with arguments for every constructor."""
-    if issubclass(each, InvalidFieldError):
-        return each.of("labels", "is odd")
-    if issubclass(each, UnknownNameError):
-        return each("model", "clap", ["clip"])
-    if issubclass(each, OverloadedError | RateLimitedError):
-        return each("no room", retry_after_s=7)
-    return each("it went wrong")
+    if issubclass(error_class, InvalidFieldError):
+        return error_class.of("labels", "is odd")
+    if issubclass(error_class, UnknownNameError):
+        return error_class("model", "clap", ["clip"])
+    if issubclass(error_class, OverloadedError | RateLimitedError):
+        return error_class("no room", retry_after_s=7)
+    return error_class("it went wrong")
 
 
 def drawn_tree():
@@ -71,24 +71,26 @@ def drawn_tree():
 
 
 def test_the_docstring_shows_the_class_tree():
-    assert drawn_tree() == {each.__name__: None if each is DeixisError else each.__base__.__name__ for each in CLASSES}
+    assert drawn_tree() == {
+        entry.__name__: None if entry is DeixisError else entry.__base__.__name__ for entry in CLASSES
+    }
 
 
-@pytest.mark.parametrize("each", CLASSES, ids=lambda each: each.__name__)
-def test_every_error_except_the_root_is_either_a_client_or_a_service_error(each):
-    sides = [side for side in (errors.ClientError, errors.ServerError) if issubclass(each, side)]
-    assert len(sides) == (0 if each is DeixisError else 1)
+@pytest.mark.parametrize("error_class", CLASSES, ids=lambda error_class: error_class.__name__)
+def test_every_error_except_the_root_is_either_a_client_or_a_service_error(error_class):
+    sides = [side for side in (errors.ClientError, errors.ServerError) if issubclass(error_class, side)]
+    assert len(sides) == (0 if error_class is DeixisError else 1)
 
 
 def test_the_table_of_the_contract_has_every_error_class():
-    assert sorted(STATUSES) == sorted(each.__name__ for each in RAISED)
+    assert sorted(STATUSES) == sorted(item.__name__ for item in RAISED)
 
 
-@pytest.mark.parametrize("each", RAISED, ids=lambda each: each.__name__)
-def test_every_error_has_the_status_of_the_contract(each):
-    kind = kind_of(one_of(each))
-    assert kind.status == STATUSES[each.__name__]
-    assert (kind.status >= 500) == issubclass(each, errors.ServerError)
+@pytest.mark.parametrize("error_class", RAISED, ids=lambda error_class: error_class.__name__)
+def test_every_error_has_the_status_of_the_contract(error_class):
+    kind = kind_of(one_of(error_class))
+    assert kind.status == STATUSES[error_class.__name__]
+    assert (kind.status >= 500) == issubclass(error_class, errors.ServerError)
 
 
 def test_every_row_of_the_table_is_an_error_class_with_a_unique_slug():
@@ -105,9 +107,9 @@ def test_a_subclass_without_a_row_is_reported_as_its_parent():
     assert kind_of(Odd("odd")) is KINDS[errors.NotAnImageError]
 
 
-@pytest.mark.parametrize("each", RAISED, ids=lambda each: each.__name__)
-def test_a_problem_has_the_members_of_rfc_9457_and_a_request_id(each):
-    error = one_of(each)
+@pytest.mark.parametrize("error_class", RAISED, ids=lambda error_class: error_class.__name__)
+def test_a_problem_has_the_members_of_rfc_9457_and_a_request_id(error_class):
+    error = one_of(error_class)
     members = problem(error)
     assert {"type", "title", "status", "detail", "request_id"} <= set(members)
     assert members["type"].startswith("urn:deixis:problem:")
@@ -115,16 +117,16 @@ def test_a_problem_has_the_members_of_rfc_9457_and_a_request_id(each):
     assert ("errors" in members) == isinstance(error, InvalidFieldError)
 
 
-@pytest.mark.parametrize("each", RAISED, ids=lambda each: each.__name__)
-def test_temporary_errors_have_a_retry_after(each):
-    response = problem_response(one_of(each))
+@pytest.mark.parametrize("error_class", RAISED, ids=lambda error_class: error_class.__name__)
+def test_temporary_errors_have_a_retry_after(error_class):
+    response = problem_response(one_of(error_class))
     assert response.media_type == "application/problem+json"
     assert ("Retry-After" in response.headers) == (response.status_code in {429, 503, 504})
 
 
-@pytest.mark.parametrize("each", [OverloadedError, RateLimitedError])
-def test_an_explicit_retry_after_is_used(each):
-    assert problem_response(each("full", retry_after_s=7)).headers["Retry-After"] == "7"
+@pytest.mark.parametrize("error_class", [OverloadedError, RateLimitedError])
+def test_an_explicit_retry_after_is_used(error_class):
+    assert problem_response(error_class("full", retry_after_s=7)).headers["Retry-After"] == "7"
 
 
 def test_a_missing_key_returns_the_authentication_scheme():
@@ -142,7 +144,7 @@ def test_an_unknown_name_error_lists_at_most_twenty_known_names_sorted():
 @given(st.lists(st.builds(FieldProblem, st.text(), st.text()), min_size=1, max_size=5))
 def test_a_field_error_lists_every_problem(problems):
     error = InvalidFieldError(problems)
-    assert all(each.field in error.message and each.problem in error.message for each in problems)
+    assert all(item.field in error.message and item.problem in error.message for item in problems)
     assert error.problems == tuple(problems)
 
 

@@ -321,14 +321,14 @@ def test_double_precision_gives_the_same_results(adapter):
 def test_examples_are_not_modified(adapter):
     class_embeddings, image_features = drawn((4, 3, 8, 14))
     examples = examples_of(class_embeddings)
-    before = [each.copy() for each in (examples.support_features, examples.support_labels, examples.pool_features)]
-    for each in (examples.support_features, examples.support_labels, examples.pool_features):
-        each.flags.writeable = False
+    before = [item.copy() for item in (examples.support_features, examples.support_labels, examples.pool_features)]
+    for item in (examples.support_features, examples.support_labels, examples.pool_features):
+        item.flags.writeable = False
     fitted(adapter, class_embeddings, examples=examples).predict_logits(image_features)
-    for was, each in zip(
+    for was, item in zip(
         before, (examples.support_features, examples.support_labels, examples.pool_features), strict=True
     ):
-        np.testing.assert_array_equal(each, was)
+        np.testing.assert_array_equal(item, was)
 
 
 @LEARNS_FROM_EXAMPLES

@@ -29,7 +29,7 @@ def test_logits_are_the_scaled_cosines_plus_the_bias(bias, added):
     rng = np.random.default_rng(0)
     classes, images = unit_rows(rng, 4, 16), unit_rows(rng, 3, 16)
     logits = Cosine().fit(classes, logit_scale=37.5, logit_bias=bias).predict(images).logits
-    cosines = [[float(np.dot(image.astype(float), each.astype(float))) for each in classes] for image in images]
+    cosines = [[float(np.dot(image.astype(float), entry.astype(float))) for entry in classes] for image in images]
     np.testing.assert_allclose(logits, 37.5 * np.array(cosines) + added, atol=1e-4)
 
 

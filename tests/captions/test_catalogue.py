@@ -66,8 +66,8 @@ async def make_databases(folder, lexicon_folder):
         return opened[-1]
 
     yield make
-    for each in opened:
-        await each.close()
+    for item in opened:
+        await item.close()
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ async def test_an_invalid_name_is_a_field_error_and_opens_no_folder(databases, n
     for field in ("name", "database"):
         with pytest.raises(InvalidFieldError) as caught:
             databases.qualified_name(name, OPEN_NAMESPACE, field)
-        assert [each.field for each in caught.value.problems] == [field]
+        assert [problem.field for problem in caught.value.problems] == [field]
     for work in (databases.state(name), databases.check_model(name, MODEL), databases.delete(name)):
         with pytest.raises(InvalidFieldError, match="is not a valid name of a caption database"):
             await work
@@ -209,7 +209,7 @@ async def test_other_folders_and_files_are_ignored(databases, folder):
     (folder / "file").write_text("x")
     shutil.copytree(folder / "things", folder / "things.building")
 
-    assert [each.name for each in await databases.states()] == ["things"]
+    assert [state.name for state in await databases.states()] == ["things"]
 
 
 @pytest.mark.parametrize("damage", [MANIFEST, TEXTS])
@@ -222,7 +222,7 @@ async def test_a_damaged_database_is_listed_with_its_problem(databases, folder, 
 
     assert "build the database again" in broken.problem
     assert (things.problem, things.manifest, things.generation) == (None, manifest, manifest.generation)
-    assert things.nbytes == sum(each["bytes"] for each in manifest.files.values())
+    assert things.nbytes == sum(file["bytes"] for file in manifest.files.values())
     await databases.open_all()  # logs the problem and continues
     assert len(await nearest(databases, "things", "red")) == 1
     with pytest.raises(StoreError, match="build the database again"):
@@ -242,7 +242,7 @@ async def test_an_inaccessible_folder_does_not_hide_other_databases(databases, f
         return is_file(self)
 
     monkeypatch.setattr(Path, "is_file", refused)
-    assert "things" in [each.name for each in await databases.states()]
+    assert "things" in [state.name for state in await databases.states()]
     await databases.open_all()
     assert await databases.choose("fake", MODEL) == "things"
     assert len(await nearest(databases, "things", "red")) == 1
@@ -386,7 +386,7 @@ async def test_more_queries_than_the_queue_limit_are_all_searched_in_order(make_
     found = await nearest(databases, "things", *texts, k=1)
 
     assert len(found) == 300
-    np.testing.assert_allclose([each.cosines[0] for each in found], 1, atol=2e-3)
+    np.testing.assert_allclose([item.cosines[0] for item in found], 1, atol=2e-3)
     alone = [(await nearest(databases, "things", text, k=1))[0].captions for text in texts[::37]]
     assert [found[number].captions for number in range(0, 300, 37)] == alone
 
@@ -423,7 +423,7 @@ async def test_a_failing_search_does_not_affect_others(databases, folder, monkey
     answers = await asyncio.gather(
         *(nearest(databases, "things", "red", k=k) for k in (3, 7, 4)), return_exceptions=True
     )
-    assert [isinstance(each, Exception) for each in answers] == [False, True, False]
+    assert [isinstance(answer, Exception) for answer in answers] == [False, True, False]
     assert len((await nearest(databases, "things", "red"))[0].captions) == 3
 
 
@@ -459,11 +459,11 @@ async def test_shards_search_the_generation_that_the_edge_requests(make_database
     async def search(generation):
         found = [
             (
-                await each.search_generation(
+                await item.search_generation(
                     "things", generation, encoded("red"), 3, features=True, within_s=None, part=Part(number, 2)
                 )
             )[0]
-            for number, each in enumerate(parts)
+            for number, item in enumerate(parts)
         ]
         return merge_parts(found, 3, None)
 
@@ -598,7 +598,7 @@ async def test_a_linked_database_is_deleted_or_stays_intact(databases, folder, t
     (folder / "things").symlink_to(tmp_path / "elsewhere" / "things")
     assert len(await nearest(databases, "things", "red")) == 1
     (outcome,) = await asyncio.gather(databases.delete("things"), return_exceptions=True)
-    left = [each.problem for each in await databases.states()]
+    left = [state.problem for state in await databases.states()]
     if outcome is None:
         assert left == []
     else:
@@ -818,10 +818,10 @@ async def test_closing_ends_every_thread_and_rejects_later_searches(make_databas
     made(folder / "things")
     await built(databases, "others")
     await nearest(databases, "things", "red")
-    workers = [each.queue._worker for each in databases._served.values()]
+    workers = [item.queue._worker for item in databases._served.values()]
     assert len(workers) == 2
     await databases.close()
-    assert not any(each.is_alive() for each in workers)
+    assert not any(worker.is_alive() for worker in workers)
     with pytest.raises(NotReadyError, match="the service is stopping"):
         await nearest(databases, "things", "red")
     await databases.close()
@@ -848,5 +848,5 @@ async def test_an_invalid_lexicon_is_an_error_and_does_not_fail_builds(databases
 
 async def test_the_lexicon_is_read_once(databases):
     first, *others = await asyncio.gather(*(asyncio.to_thread(databases.lexicon) for _ in range(8)))
-    assert all(each is first for each in others)
+    assert all(other is first for other in others)
     assert "dog" in first.nouns

@@ -106,7 +106,7 @@ def test_the_merged_results_of_shards_equal_those_of_the_whole_database(database
         assert set(indices.ravel().tolist()) <= {*own, -1}
         assert (cosines[indices == -1] == -1).all()
     for row in range(len(queries)):
-        whole = database.nearest(*(each[row] for each in database.search(queries, 10)), features=True)
+        whole = database.nearest(*(item[row] for item in database.search(queries, 10)), features=True)
         result = [database.nearest(indices[row], cosines[row], features=True) for indices, cosines in found]
         together = merge_parts(result, 10, None)
         # An inexact index has more candidates in shards, so its results are equally near or nearer.
@@ -135,8 +135,8 @@ def test_shards_read_the_same_lists_as_the_whole_database(tmp_path):
         nearest = index.quantizer.search(query[None], 1)[1][0, 0]
         found = [database.search(query[None], 5, Part(number, 9))[0][0] for number in range(9)]
         # All captions of a list are in one shard; the other shards read nothing and return nothing.
-        assert sum((each >= 0).any() for each in found) == 1
-        assert {lists[row] for each in found for row in each[each >= 0]} == {nearest}
+        assert sum((item >= 0).any() for item in found) == 1
+        assert {lists[row] for item in found for row in item[item >= 0]} == {nearest}
 
 
 def test_more_lists_are_read_if_the_nearest_ones_have_too_few_captions(tmp_path):
@@ -147,7 +147,7 @@ def test_more_lists_are_read_if_the_nearest_ones_have_too_few_captions(tmp_path)
     assert (database.search(query, k)[0] >= 0).all()
     parts = [database.search(query, k, Part(number, 3)) for number in range(3)]
     found = [database.nearest(indices[0], cosines[0], features=False) for indices, cosines in parts]
-    whole = database.nearest(*(each[0] for each in database.search(query, k)), features=False)
+    whole = database.nearest(*(item[0] for item in database.search(query, k)), features=False)
     together = merge_parts(found, k, None)
     assert len(together.captions) == len(set(together.captions)) == k
     assert (together.cosines >= whole.cosines - 1e-6).all()
@@ -171,9 +171,9 @@ def test_a_database_of_an_earlier_release_is_searched_in_shards(tmp_path):
     found = CaptionIndex.open(place / INDEX, moved, CaptionDatabase.open(folder, fingerprint=MODEL).manifest.index)
     queries = queries_of(10)
     whole, parts = found.search(queries, 5), [found.search(queries, 5, Part(number, 4)) for number in range(4)]
-    cosines = -np.sort(-np.concatenate([each[1] for each in parts], axis=1), axis=1)[:, :5]
+    cosines = -np.sort(-np.concatenate([part[1] for part in parts], axis=1), axis=1)[:, :5]
     assert (cosines >= whole[1] - 1e-6).all()
-    assert len(set(np.concatenate([each[0][0] for each in parts]).tolist()) - {-1}) > 5
+    assert len(set(np.concatenate([part[0][0] for part in parts]).tolist()) - {-1}) > 5
 
 
 def test_no_queries_give_no_results(database):
@@ -362,4 +362,4 @@ def test_a_database_can_be_opened_at_any_time_while_it_is_replaced_repeatedly(tm
                 prune(folder)
         finally:
             done = True
-    assert all(len(each.result()) > 1 for each in reading)
+    assert all(len(item.result()) > 1 for item in reading)

@@ -227,8 +227,8 @@ def test_the_error_for_unreadable_files_lists_the_attempts(written):
 def test_every_format_may_be_compressed(written, name, compression):
     content = {
         "a.txt": "\n".join(CAPTIONS),
-        "a.csv": as_csv([["caption"], *([each] for each in CAPTIONS)]),
-        "a.tsv": "\n".join(f"{url(1)}\t{each}" for each in CAPTIONS),
+        "a.csv": as_csv([["caption"], *([caption] for caption in CAPTIONS)]),
+        "a.tsv": "\n".join(f"{url(1)}\t{caption}" for caption in CAPTIONS),
         "a.json": json.dumps(CAPTIONS),
         "a.jsonl": "\n".join(map(json.dumps, CAPTIONS)),
     }[name]

@@ -103,9 +103,9 @@ async def start(anyio_backend):
             )
             stack.push_async_callback(asyncio.to_thread, models.close)
             stack.push_async_callback(fits.close)
-            for each in encoders:
-                if isinstance(each, GatedEncoder):
-                    stack.callback(each.open)
+            for item in encoders:
+                if isinstance(item, GatedEncoder):
+                    stack.callback(item.open)
             return pipeline
 
         yield make
@@ -147,10 +147,10 @@ async def test_scores_are_the_probabilities_of_the_encoder(start, logit_bias):
     cosines = dict(zip(COLOURS, texts @ image, strict=True))
     logits = np.array([10 * cosine + (logit_bias or 0) for cosine in cosines.values()])
     scores = dict(zip(COLOURS, softmax(logits) if logit_bias is None else expit(logits), strict=True))
-    assert [each.label for each in result.predictions] == sorted(COLOURS, key=scores.get, reverse=True)
-    for each in result.predictions:
-        assert each.score == pytest.approx(scores[each.label], rel=1e-5)
-        assert each.similarity == pytest.approx(cosines[each.label], rel=1e-5)
+    assert [prediction.label for prediction in result.predictions] == sorted(COLOURS, key=scores.get, reverse=True)
+    for prediction in result.predictions:
+        assert prediction.score == pytest.approx(scores[prediction.label], rel=1e-5)
+        assert prediction.similarity == pytest.approx(cosines[prediction.label], rel=1e-5)
 
 
 def _opened(colour):
@@ -165,7 +165,7 @@ async def test_the_best_top_k_are_returned_and_their_scores_are_not_renormalised
     whole = (await pipeline.classify([picture("teal")], a_task())).results[0].predictions
     best = (await pipeline.classify([picture("teal")], a_task(top_k=top_k))).results[0].predictions
     assert best == whole[:top_k]
-    assert sum(each.score for each in whole) == pytest.approx(1, abs=1e-6)
+    assert sum(item.score for item in whole) == pytest.approx(1, abs=1e-6)
 
 
 def test_classes_with_equal_scores_keep_the_order_of_the_request():
@@ -224,7 +224,7 @@ async def test_the_same_classes_are_not_encoded_again(start, encoder):
 async def test_the_time_of_every_stage_is_returned(start, encoder):
     timing = (await start(encoder).classify([picture("red")], a_task())).timing_ms
     assert list(timing) == ["text", "decode", "queue", "encode", "adapt"]
-    assert all(0 <= each < 10_000 for each in timing.values())
+    assert all(0 <= item < 10_000 for item in timing.values())
     assert timing["decode"] > 0
 
 

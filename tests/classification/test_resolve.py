@@ -126,7 +126,7 @@ async def test_either_labels_or_a_label_set_are_required_unless_the_method_needs
     for question in (ClassifyRequest(method="zero-shot"), ClassifyRequest(labels=["a"], label_set="pets")):
         with pytest.raises(InvalidFieldError) as caught:
             await service.resolver.resolve(question)
-        assert [each.field for each in caught.value.problems] == ["labels"]
+        assert [problem.field for problem in caught.value.problems] == ["labels"]
 
 
 async def test_errors_of_limits_name_their_setting(service):
@@ -155,7 +155,7 @@ async def test_an_unknown_template_set_is_rejected_before_writing(service):
 async def test_an_invalid_template_of_a_label_set_is_an_error_of_its_field(service):
     with pytest.raises(InvalidFieldError) as caught:
         await service.label_sets.put("pets", entries("cat"), "{} {x}")
-    assert [each.field for each in caught.value.problems] == ["templates"]
+    assert [problem.field for problem in caught.value.problems] == ["templates"]
 
 
 async def test_the_second_writer_of_the_same_version_gets_a_conflict(service):
@@ -165,15 +165,15 @@ async def test_the_second_writer_of_the_same_version_gets_a_conflict(service):
         service.label_sets.put("pets", entries("owl"), "photo", if_match=frozenset({1})),
         return_exceptions=True,
     )
-    assert sorted(type(each).__name__ for each in outcomes) == ["PreconditionFailedError", "tuple"]
-    assert isinstance(next(each for each in outcomes if not isinstance(each, tuple)), PreconditionFailedError)
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["PreconditionFailedError", "tuple"]
+    assert isinstance(next(outcome for outcome in outcomes if not isinstance(outcome, tuple)), PreconditionFailedError)
     assert (await service.label_sets.find("pets")).version == 2
 
 
 # --- example images ------------------------------------------------------------------------------------------------
 
 QUERIES = shades(6, 900)
-"""Two pictures of each colour that are no examples."""
+"""Two images of each colour that are not examples."""
 
 LEARN_FROM_LABELS = [name for name, method in METHODS.items() if "labelled images" in method.learns]
 LEARN_FROM_POOL = [name for name, method in METHODS.items() if "unlabelled images" in method.learns]
@@ -184,7 +184,7 @@ INDUCTIVE = [name for name, method in METHODS.items() if not method.transductive
 def databases(tmp_path_factory, empty_database):
     """Return databases of a service with examples before and after a selection; tests copy them."""
     folder = tmp_path_factory.mktemp("examples")
-    file, taught, calibrated = folder / "deixis.sqlite3", folder / "taught", folder / "calibrated"
+    file, with_examples, calibrated = folder / "deixis.sqlite3", folder / "taught", folder / "calibrated"
     shutil.copy(empty_database, file)
     settings = Settings(data_dir=folder, models=("embedded",), database_url=f"sqlite:///{file}")
 
@@ -192,18 +192,18 @@ def databases(tmp_path_factory, empty_database):
         async with open_service(settings, [FakeEncoder()]) as service:
             await stock(service, "things", pool=4)
             await stock(service, "colours", COLOURS, pool=8)
-        shutil.copy(file, taught)
+        shutil.copy(file, with_examples)
         async with open_service(settings, [FakeEncoder()]) as service:
             for name in ("things", "colours"):
                 await service.selection.select_for_every_model(name)
         shutil.copy(file, calibrated)
 
     asyncio.run(make())
-    return {"taught": taught, "calibrated": calibrated}
+    return {"taught": with_examples, "calibrated": calibrated}
 
 
 @pytest.fixture
-async def taught(settings, encoder, databases, anyio_backend):
+async def with_examples(settings, encoder, databases, anyio_backend):
     """Return a service with examples for two label sets: colours, and things, whose names the encoder does not know."""
     shutil.copy(databases["taught"], settings.data_dir / "deixis.sqlite3")
     async with open_service(settings, [encoder]) as service:
@@ -223,12 +223,14 @@ async def classify(service, images=QUERIES, **fields):
 
 
 def labels_of(classification):
-    return [each.predictions[0].label for each in classification.results]
+    return [result.predictions[0].label for result in classification.results]
 
 
 def scores_of(classification):
     """Return the scores of every image by label."""
-    return [{each.label: each.score for each in result.predictions} for result in classification.results]
+    return [
+        {prediction.label: prediction.score for prediction in result.predictions} for result in classification.results
+    ]
 
 
 def assert_same(one, other, tolerance=1e-4):
@@ -249,14 +251,14 @@ async def test_without_examples_zero_shot_is_used_without_a_reason(service):
         assert "there are none" in task.reason
 
 
-async def test_before_a_selection_zero_shot_is_used_and_one_selection_is_requested(taught):
-    await settled(taught)
-    taught.selector._jobs = repository = JobRepository(taught.engine)
+async def test_before_a_selection_zero_shot_is_used_and_one_selection_is_requested(with_examples):
+    await settled(with_examples)
+    with_examples.selector._jobs = repository = JobRepository(with_examples.engine)
     for method in (None, AUTO, None):
-        task = await taught.resolver.resolve(ClassifyRequest(label_set="things", method=method))
+        task = await with_examples.resolver.resolve(ClassifyRequest(label_set="things", method=method))
         assert task.method == DEFAULT_METHOD
         assert "have not been compared" in task.reason
-    await asyncio.gather(*taught.selector._requests)
+    await asyncio.gather(*with_examples.selector._requests)
     assert [(job.kind, job.subject) for job in await repository.list(9)] == [(SELECT_METHOD, "things")]
 
 
@@ -299,7 +301,7 @@ async def test_options_without_a_method_are_rejected_with_automatic_selection(ca
     for fields in ({"label_set": "things"}, {"label_set": "things", "method": AUTO}, {"labels": ["a"], "method": AUTO}):
         with pytest.raises(InvalidFieldError, match="name the method in the field method") as caught:
             await calibrated.resolver.resolve(ClassifyRequest(**fields, options={"alpha": 1.0}))
-        assert [each.field for each in caught.value.problems] == ["options"]
+        assert [problem.field for problem in caught.value.problems] == ["options"]
     task = await calibrated.resolver.resolve(ClassifyRequest(label_set="things", method="gda", options={"alpha": 2.0}))
     assert task.options == (("alpha", 2.0),)
 
@@ -308,7 +310,7 @@ async def test_options_without_a_method_are_rejected_with_automatic_selection(ca
 async def test_methods_that_need_a_label_set_reject_inline_labels_with_advice(service, method):
     with pytest.raises(InvalidFieldError, match="give label_set, or name another method") as caught:
         await service.resolver.resolve(ClassifyRequest(labels=["a", "b"], method=method))
-    assert [each.field for each in caught.value.problems] == ["method"]
+    assert [problem.field for problem in caught.value.problems] == ["method"]
 
 
 # Which images a result is based on
@@ -319,7 +321,7 @@ async def test_several_images_with_inline_labels_are_used_as_the_pool_with_a_war
     classification = await classify(service, labels=list(COLOURS), method=method)
     assert classification.transductive
     assert classification.examples is None
-    assert any("classified together" in each for each in classification.warnings)
+    assert any("classified together" in warning for warning in classification.warnings)
     assert labels_of(classification) == list(COLOURS) * 2
 
 
@@ -327,26 +329,26 @@ async def test_a_single_image_gives_zero_shot_with_a_warning(service):
     alone = await classify(service, QUERIES[:1], labels=list(COLOURS), method="zlap")
     zero_shot = await classify(service, QUERIES[:1], labels=list(COLOURS))
     assert_same(alone, zero_shot)
-    assert any("zero-shot" in each for each in alone.warnings)
+    assert any("zero-shot" in warning for warning in alone.warnings)
 
 
-async def test_a_stored_pool_is_used_and_counted(taught):
+async def test_a_stored_pool_is_used_and_counted(with_examples):
     for method in LEARN_FROM_POOL:
-        classification = await classify(taught, label_set="colours", method=method)
+        classification = await classify(with_examples, label_set="colours", method=method)
         assert not classification.transductive
         assert classification.examples.unlabelled == 24
-        assert classification.examples.revision == (await taught.label_sets.find("colours")).examples_revision
-        assert not any("together" in each for each in classification.warnings)
+        assert classification.examples.revision == (await with_examples.label_sets.find("colours")).examples_revision
+        assert not any("together" in warning for warning in classification.warnings)
 
 
-async def test_an_option_uses_the_images_of_the_request_instead_of_the_stored_pool(taught):
+async def test_an_option_uses_the_images_of_the_request_instead_of_the_stored_pool(with_examples):
     for method in LEARN_FROM_POOL:
-        together = await classify(taught, label_set="colours", method=method, options={"transductive": 1.0})
-        inline = await classify(taught, labels=list(COLOURS), template="{}", method=method)
+        together = await classify(with_examples, label_set="colours", method=method, options={"transductive": 1.0})
+        inline = await classify(with_examples, labels=list(COLOURS), template="{}", method=method)
         assert together.transductive
         assert together.examples is None
         assert scores_of(together) == scores_of(inline)
-        apart = await classify(taught, label_set="colours", method=method, options={"transductive": 0.0})
+        apart = await classify(with_examples, label_set="colours", method=method, options={"transductive": 0.0})
         assert not apart.transductive
 
 
@@ -361,110 +363,113 @@ async def test_without_a_stored_pool_the_images_of_the_request_are_used(settings
         )
 
 
-async def test_only_examples_that_a_method_uses_are_counted(taught):
+async def test_only_examples_that_a_method_uses_are_counted(with_examples):
     for method in LEARN_FROM_LABELS:
-        examples = (await classify(taught, label_set="things", method=method)).examples
+        examples = (await classify(with_examples, label_set="things", method=method)).examples
         assert (examples.labelled, examples.unlabelled) == (24, 0)
     for method in LEARN_FROM_POOL:
-        examples = (await classify(taught, label_set="things", method=method)).examples
+        examples = (await classify(with_examples, label_set="things", method=method)).examples
         assert (examples.labelled, examples.unlabelled) == (0, 12)
     for method in set(METHODS) - {*LEARN_FROM_LABELS, *LEARN_FROM_POOL}:
-        assert (await classify(taught, label_set="things", method=method)).examples is None
+        assert (await classify(with_examples, label_set="things", method=method)).examples is None
 
 
 @pytest.mark.parametrize("name", ["things", "colours"])
-async def test_an_image_has_the_same_result_alone_and_in_a_batch_for_every_inductive_method(taught, name):
+async def test_an_image_has_the_same_result_alone_and_in_a_batch_for_every_inductive_method(with_examples, name):
     for method in INDUCTIVE:
-        together = await classify(taught, label_set=name, method=method)
+        together = await classify(with_examples, label_set=name, method=method)
         for number, image in enumerate(QUERIES):
-            alone = await classify(taught, [image], label_set=name, method=method)
+            alone = await classify(with_examples, [image], label_set=name, method=method)
             assert alone.results[0].predictions[0].label == together.results[number].predictions[0].label
             assert scores_of(alone)[0] == pytest.approx(scores_of(together)[number], abs=1e-4)
 
 
-async def test_other_requests_change_results_only_of_the_method_with_a_cache(taught):
+async def test_other_requests_change_results_only_of_the_method_with_a_cache(with_examples):
     """The images are of colours between two classes, which this method is uncertain about and stores."""
     doubtful = [picture(colour) for colour in ((200, 180, 20), (20, 190, 200), (190, 20, 170))]
     fields = {"label_set": "colours", "template": "{}"}
-    before = {method: await classify(taught, doubtful[:1], **fields, method=method) for method in METHODS}
+    before = {method: await classify(with_examples, doubtful[:1], **fields, method=method) for method in METHODS}
     for method in METHODS:
-        await classify(taught, [*doubtful[1:], *QUERIES], **fields, method=method)
-    after = {method: await classify(taught, doubtful[:1], **fields, method=method) for method in METHODS}
+        await classify(with_examples, [*doubtful[1:], *QUERIES], **fields, method=method)
+    after = {method: await classify(with_examples, doubtful[:1], **fields, method=method) for method in METHODS}
     for method in METHODS:
         changed = scores_of(after[method]) != scores_of(before[method])
         assert changed == (method == "tda"), method
 
 
-async def test_concurrent_requests_get_the_results_of_sequential_ones(taught):
+async def test_concurrent_requests_get_the_results_of_sequential_ones(with_examples):
     for method in INDUCTIVE:
-        alone = [await classify(taught, [image], label_set="colours", method=method) for image in QUERIES]
+        alone = [await classify(with_examples, [image], label_set="colours", method=method) for image in QUERIES]
         at_once = await asyncio.gather(
-            *(classify(taught, [image], label_set="colours", method=method) for image in QUERIES)
+            *(classify(with_examples, [image], label_set="colours", method=method) for image in QUERIES)
         )
         for one, other in zip(alone, at_once, strict=True):
             assert_same(one, other)
 
 
-async def test_the_images_of_a_request_do_not_affect_the_next_one(taught):
-    first = await classify(taught, labels=list(COLOURS), method="zlap")
-    await classify(taught, [shade(0, number) for number in range(8)], labels=list(COLOURS), method="zlap")
-    assert scores_of(await classify(taught, labels=list(COLOURS), method="zlap")) == scores_of(first)
+async def test_the_images_of_a_request_do_not_affect_the_next_one(with_examples):
+    first = await classify(with_examples, labels=list(COLOURS), method="zlap")
+    await classify(with_examples, [shade(0, number) for number in range(8)], labels=list(COLOURS), method="zlap")
+    assert scores_of(await classify(with_examples, labels=list(COLOURS), method="zlap")) == scores_of(first)
 
 
 # Changes of the classes
 
 
-async def test_a_new_class_without_images_is_predicted_by_its_name(taught):
-    await taught.label_sets.put("things", entries(*THINGS, "green"), "{}")
-    classification = await classify(taught, [shade(0, 900), shade(2, 900)], label_set="things", method="gda")
+async def test_a_new_class_without_images_is_predicted_by_its_name(with_examples):
+    await with_examples.label_sets.put("things", entries(*THINGS, "green"), "{}")
+    classification = await classify(with_examples, [shade(0, 900), shade(2, 900)], label_set="things", method="gda")
     assert labels_of(classification) == ["tomato", "sky"]
     assert classification.task.label_set_reference == "things@2"
     assert classification.examples.labelled == 24
-    assert any("1 classes have no labelled image" in each for each in classification.warnings)
+    assert any("1 classes have no labelled image" in warning for warning in classification.warnings)
     assert set(scores_of(classification)[0]) == {*THINGS, "green"}
 
 
-async def test_the_images_of_a_removed_class_are_not_used(taught):
-    await taught.label_sets.remove_class("things", "leaf")
-    await taught.label_sets.put("never", entries("tomato", "sky"), "{}")
+async def test_the_images_of_a_removed_class_are_not_used(with_examples):
+    await with_examples.label_sets.remove_class("things", "leaf")
+    await with_examples.label_sets.put("never", entries("tomato", "sky"), "{}")
     numbers = [number for number in range(24) if number % 3 != 1]
     await keep(
-        taught, "never", [shade(number % 3, number) for number in numbers], [THINGS[number % 3] for number in numbers]
+        with_examples,
+        "never",
+        [shade(number % 3, number) for number in numbers],
+        [THINGS[number % 3] for number in numbers],
     )
     for method in LEARN_FROM_LABELS:
-        removed = await classify(taught, label_set="things", method=method)
+        removed = await classify(with_examples, label_set="things", method=method)
         assert removed.examples.labelled == 16
-        assert_same(removed, await classify(taught, label_set="never", method=method))
-    await taught.label_sets.add_classes("things", entries("leaf"))
-    assert (await classify(taught, label_set="things", method="gda")).examples.labelled == 24
+        assert_same(removed, await classify(with_examples, label_set="never", method=method))
+    await with_examples.label_sets.add_classes("things", entries("leaf"))
+    assert (await classify(with_examples, label_set="things", method="gda")).examples.labelled == 24
 
 
-async def test_an_older_version_uses_the_images_of_its_own_classes(taught):
-    await taught.label_sets.remove_class("things", "leaf")
-    assert labels_of(await classify(taught, label_set="things@1", method="gda")) == list(THINGS) * 2
-    assert set(labels_of(await classify(taught, label_set="things@2", method="gda"))) == {"tomato", "sky"}
+async def test_an_older_version_uses_the_images_of_its_own_classes(with_examples):
+    await with_examples.label_sets.remove_class("things", "leaf")
+    assert labels_of(await classify(with_examples, label_set="things@1", method="gda")) == list(THINGS) * 2
+    assert set(labels_of(await classify(with_examples, label_set="things@2", method="gda"))) == {"tomato", "sky"}
 
 
-async def test_added_images_are_fitted_in_the_background(taught):
-    await classify(taught, label_set="things", method="gda")
-    revision = (await keep(taught, "things", [shade(0, 99)], ["tomato"])).revision
-    await classify(taught, label_set="things", method="gda")
-    await taught.fits.idle()
-    after = await classify(taught, label_set="things", method="gda")
+async def test_added_images_are_fitted_in_the_background(with_examples):
+    await classify(with_examples, label_set="things", method="gda")
+    revision = (await keep(with_examples, "things", [shade(0, 99)], ["tomato"])).revision
+    await classify(with_examples, label_set="things", method="gda")
+    await with_examples.fits.idle()
+    after = await classify(with_examples, label_set="things", method="gda")
     assert (after.examples.labelled, after.examples.revision) == (25, revision)
 
 
 @pytest.mark.parametrize("merge", list(MergeSynonyms))
-async def test_the_prompts_of_an_explanation_add_up_to_the_similarity_of_a_fitted_method(taught, merge):
+async def test_the_prompts_of_an_explanation_add_up_to_the_similarity_of_a_fitted_method(with_examples, merge):
     """Also for a class with several names."""
     classes = [ClassEntry("tomato", synonyms=("red fruit",)), ClassEntry("leaf", synonyms=("green", "foliage"))]
-    await taught.label_sets.put("synonyms", classes, "{}", merge_synonyms=merge)
-    await keep(taught, "synonyms", shades(4), ["tomato", "leaf", "tomato", "leaf"])
+    await with_examples.label_sets.put("synonyms", classes, "{}", merge_synonyms=merge)
+    await keep(with_examples, "synonyms", shades(4), ["tomato", "leaf", "tomato", "leaf"])
     for method in ("zero-shot", "gda"):
-        for result in (await classify(taught, label_set="synonyms", method=method, explain=True)).results:
-            for each in result.explanation:
-                total = sum(prompt.weight * prompt.cosine for prompt in (*each.supporting, *each.opposing))
-                assert total == pytest.approx(each.similarity, abs=1e-5), method
+        for result in (await classify(with_examples, label_set="synonyms", method=method, explain=True)).results:
+            for item in result.explanation:
+                total = sum(prompt.weight * prompt.cosine for prompt in (*item.supporting, *item.opposing))
+                assert total == pytest.approx(item.similarity, abs=1e-5), method
 
 
 # Scores
@@ -485,8 +490,10 @@ async def test_scores_of_a_sigmoid_encoder_sum_to_one_after_fitting_or_calibrati
             (shares if trial else by_themselves).append({"label_set": "colours", "method": "zero-shot"})
             for fields in by_themselves:
                 for result in (await classify(service, **{"method": "zero-shot", **fields})).results:
-                    for each in result.predictions:
-                        assert each.score == pytest.approx(1 / (1 + np.exp(3 - 10 * each.similarity)), abs=1e-5)
+                    for prediction in result.predictions:
+                        assert prediction.score == pytest.approx(
+                            1 / (1 + np.exp(3 - 10 * prediction.similarity)), abs=1e-5
+                        )
             for fields in shares:
                 for scores in scores_of(await classify(service, **fields)):
                     assert sum(scores.values()) == pytest.approx(1, abs=1e-5)
@@ -500,8 +507,8 @@ async def test_scores_use_the_temperature_calibrated_on_held_out_images(calibrat
     assert with_options.task.scoring.temperature == 1
     for raw, scaled in zip(scores_of(with_options), scores_of(named), strict=True):
         logits = {label: np.log(score) / scoring.temperature for label, score in raw.items()}
-        total = sum(np.exp(each) for each in logits.values())
-        assert scaled == pytest.approx({label: np.exp(each) / total for label, each in logits.items()}, abs=1e-4)
+        total = sum(np.exp(logit) for logit in logits.values())
+        assert scaled == pytest.approx({label: np.exp(item) / total for label, item in logits.items()}, abs=1e-4)
 
 
 async def test_without_examples_a_score_threshold_works_and_calibrated_options_are_rejected(service):
@@ -512,7 +519,7 @@ async def test_without_examples_a_score_threshold_works_and_calibrated_options_a
                 InvalidFieldError, match="use the newest version of a label set that has some"
             ) as caught:
                 await service.resolver.resolve(ClassifyRequest(**fields, **{field: value}))
-            assert [each.field for each in caught.value.problems] == [field]
+            assert [problem.field for problem in caught.value.problems] == [field]
         scoring = (await service.resolver.resolve(ClassifyRequest(**fields, reject_below=0.5))).scoring
         assert (scoring.reject_below, scoring.temperature, scoring.calibrated_on) == (0.5, 1, 0)
 
@@ -551,21 +558,21 @@ async def test_sets_contain_the_best_label_and_grow_with_the_coverage(calibrated
     held = []
     for coverage in (0.5, 0.9, 0.95, 1.0):
         classification = await classify(calibrated, label_set=name, method=method, coverage=coverage)
-        sets = [each.prediction_set for each in classification.results]
+        sets = [item.prediction_set for item in classification.results]
         for result, labels in zip(classification.results, sets, strict=True):
-            assert labels == tuple(each.label for each in result.predictions[: len(labels)])
+            assert labels == tuple(prediction.label for prediction in result.predictions[: len(labels)])
             assert len(labels) >= 1
         held.append(sets)
     for smaller, larger in pairwise(held):
         assert all(set(one) <= set(other) for one, other in zip(smaller, larger, strict=True))
     # 24 images do not determine a threshold that covers all.
-    assert all(len(each) == 3 for each in held[-1])
+    assert all(len(item) == 3 for item in held[-1])
 
 
 async def test_sets_are_complete_for_every_top_k(calibrated):
     classification = await classify(calibrated, label_set="things", method="zero-shot", coverage=0.9, top_k=1)
-    assert {len(each.predictions) for each in classification.results} == {1}
-    assert {len(each.prediction_set) for each in classification.results} == {3}
+    assert {len(result.predictions) for result in classification.results} == {1}
+    assert {len(result.prediction_set) for result in classification.results} == {3}
 
 
 @pytest.mark.parametrize("fields", [{"labels": list(COLOURS)}, {"label_set": "colours", "method": "gda"}])
@@ -574,12 +581,12 @@ async def test_higher_thresholds_reject_more_images(calibrated, fields):
     before = [False] * len(images)
     for threshold in (0.0, 0.3, 0.5, 0.8, 0.99, 1.0):
         classification = await classify(calibrated, images, **fields, reject_below=threshold)
-        rejected = [each.rejected for each in classification.results]
+        rejected = [result.rejected for result in classification.results]
         assert all(now or not earlier for now, earlier in zip(rejected, before, strict=True))
-        assert rejected == [each.predictions[0].score < threshold for each in classification.results]
+        assert rejected == [result.predictions[0].score < threshold for result in classification.results]
         before = rejected
     assert any(before)
-    assert {each.rejected for each in (await classify(calibrated, images, **fields)).results} == {None}
+    assert {result.rejected for result in (await classify(calibrated, images, **fields)).results} == {None}
 
 
 async def test_the_threshold_is_compared_with_the_returned_score_of_a_sigmoid_encoder(settings):
@@ -592,8 +599,8 @@ async def test_the_threshold_is_compared_with_the_returned_score_of_a_sigmoid_en
                 await service.selection.select_for_every_model("colours")
             for method in ("zero-shot", "gda"):
                 classification = await classify(service, between, label_set="colours", method=method, reject_below=0.9)
-                assert [each.rejected for each in classification.results] == [
-                    each.predictions[0].score < 0.9 for each in classification.results
+                assert [result.rejected for result in classification.results] == [
+                    result.predictions[0].score < 0.9 for result in classification.results
                 ], (trial, method)
 
 
@@ -621,12 +628,12 @@ async def test_a_calibrated_threshold_is_returned_with_its_rate(calibrated):
     ).scoring.false_rejection_rate is None
 
 
-async def test_grey_images_have_a_higher_unknown_class_score_than_those_of_a_class(taught):
+async def test_grey_images_have_a_higher_unknown_class_score_than_those_of_a_class(with_examples):
     grey = picture((120, 119, 118))
-    classification = await classify(taught, [grey, *QUERIES[:3]], label_set="colours", method="zero-shot")
-    strange, *known = [each.out_of_vocabulary for each in classification.results]
-    assert all(strange.mcm > each.mcm for each in known)
-    assert all(strange.energy > each.energy for each in known)
+    classification = await classify(with_examples, [grey, *QUERIES[:3]], label_set="colours", method="zero-shot")
+    strange, *known = [result.out_of_vocabulary for result in classification.results]
+    assert all(strange.mcm > item.mcm for item in known)
+    assert all(strange.energy > item.energy for item in known)
 
 
 # Selections
@@ -653,11 +660,11 @@ async def test_a_selected_method_is_fitted_before_the_first_request(calibrated):
     reads = []
     features = calibrated.examples.repository.features
 
-    async def noted(*arguments, **options):
+    async def recorded(*arguments, **options):
         reads.append(arguments)
         return await features(*arguments, **options)
 
-    calibrated.examples.repository.features = noted
+    calibrated.examples.repository.features = recorded
     assert labels_of(await classify(calibrated, label_set="things")) == list(THINGS) * 2
     assert not reads
 
@@ -717,7 +724,7 @@ async def test_a_label_set_that_cannot_be_encoded_is_logged_and_does_not_block_o
         with structlog.testing.capture_logs() as logs:
             await service.prewarmer.add_all(service.label_sets)
     assert encoder.encoded_texts == ["cat"]
-    (event,) = [each for each in logs if each["event"] == "label_set_not_prewarmed"]
+    (event,) = [log for log in logs if log["event"] == "label_set_not_prewarmed"]
     assert (event["label_set"], event["reason"]) == ("a@1", "the text tower broke")
 
 
@@ -727,7 +734,7 @@ async def test_writing_a_label_set_that_cannot_be_encoded_succeeds_and_is_logged
             _, created = await service.label_sets.put("a", entries("poison"), "{}")
             await settled(service)
     assert created
-    assert [each["event"] for each in logs] == ["label_set_not_prewarmed"]
+    assert [log["event"] for log in logs] == ["label_set_not_prewarmed"]
 
 
 @pytest.fixture
@@ -778,11 +785,11 @@ async def test_new_labels_wait_for_at_most_one_label_set(settings, gated, monkey
         texts, submitted = service.models.get("fake").encode_texts, asyncio.Event()
         run = texts._encode
 
-        async def noted(prompts):
+        async def recorded(prompts):
             submitted.set()
             return await run(prompts)
 
-        monkeypatch.setattr(texts, "_encode", noted)
+        monkeypatch.setattr(texts, "_encode", recorded)
         request = asyncio.create_task(embeddings_of(service, "new"))
         await submitted.wait()
         gated.open()
@@ -835,7 +842,7 @@ async def test_a_label_set_after_one_that_cannot_be_encoded_is_prewarmed(setting
             await service.label_sets.put("e", entries("owl"), "{}")
             await settled(service)
     assert encoder.encoded_texts == ["cat", "dog", "owl"]
-    assert [each["label_set"] for each in logs if each["event"] == "label_set_not_prewarmed"] == ["a@1", "c@1"]
+    assert [log["label_set"] for log in logs if log["event"] == "label_set_not_prewarmed"] == ["a@1", "c@1"]
 
 
 async def test_a_database_failure_during_prewarming_ends_it_and_is_logged(service, monkeypatch):
@@ -845,7 +852,7 @@ async def test_a_database_failure_during_prewarming_ends_it_and_is_logged(servic
     monkeypatch.setattr(service.label_sets, "list", fail)
     with structlog.testing.capture_logs() as logs:
         await service.prewarmer.add_all(service.label_sets)
-    assert [(each["event"], each["reason"]) for each in logs] == [("prewarming_stopped", "the database is gone")]
+    assert [(log["event"], log["reason"]) for log in logs] == [("prewarming_stopped", "the database is gone")]
 
 
 async def test_a_label_set_deleted_during_prewarming_is_skipped(service, encoder, monkeypatch):
@@ -930,7 +937,7 @@ def test_any_text_raises_only_client_errors(text):
         ('["a", null]', InvalidFieldError),
         ('["a", ["b"]]', InvalidFieldError),
     ],
-    ids=lambda each: each[:12] if isinstance(each, str) else each.__name__,
+    ids=lambda value: value[:12] if isinstance(value, str) else value.__name__,
 )
 def test_an_invalid_json_array_is_rejected(text, error):
     with pytest.raises(error):

@@ -17,7 +17,7 @@ QUERIES = np.eye(2, 4, dtype=np.float32)
 
 
 def found(*captions):
-    cosines = np.array([float(each.split()[1]) for each in captions], np.float32)
+    cosines = np.array([float(caption.split()[1]) for caption in captions], np.float32)
     return NearestCaptions(tuple(captions), cosines, np.ones((len(captions), 4), np.float32), "g")
 
 

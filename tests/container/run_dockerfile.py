@@ -105,8 +105,8 @@ def ignored(path: str, patterns: Sequence[str]) -> bool:
         bare = pattern.removeprefix("!").strip("/")
         anywhere = bare.removeprefix("**/")
         hit = any(
-            fnmatch.fnmatchcase(each, bare) or (anywhere != bare and fnmatch.fnmatchcase(Path(each).name, anywhere))
-            for each in parents
+            fnmatch.fnmatchcase(item, bare) or (anywhere != bare and fnmatch.fnmatchcase(Path(item).name, anywhere))
+            for item in parents
         )
         if hit:
             out = not pattern.startswith("!")
@@ -177,14 +177,14 @@ class Root:
         into = self.place / stage.workdir.lstrip("/") / words[-1].lstrip("/")
         files = context()
         for name in words[:-1]:
-            chosen = [each for each in files if each == name.rstrip("/") or each.startswith(name.rstrip("/") + "/")]
+            chosen = [file for file in files if file == name.rstrip("/") or file.startswith(name.rstrip("/") + "/")]
             if not chosen:
                 sys.exit(f"COPY {rest}: '{name}' is not in the build context")
-            for each in chosen:
-                below = each.removeprefix(name.rstrip("/") + "/") if each != name else each
+            for item in chosen:
+                below = item.removeprefix(name.rstrip("/") + "/") if item != name else item
                 target = into / below
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(REPOSITORY / each, target)
+                shutil.copy2(REPOSITORY / item, target)
 
     def _run(self, stage: Stage, rest: str) -> None:
         self.run([*stage.shell, rest], stage, {**stage.args, **stage.env, **pip_settings()})
@@ -225,7 +225,7 @@ class Root:
         """Return the home folder of a user, given by number, which Docker sets for its commands."""
         number = user.partition(":")[0]
         lines = (self.place / "etc/passwd").read_text().splitlines()
-        return next((each[5] for each in (line.split(":") for line in lines) if each[2] == number), "/")
+        return next((item[5] for item in (line.split(":") for line in lines) if item[2] == number), "/")
 
 
 def inherit(stage: Stage, base: Stage) -> None:
@@ -260,14 +260,14 @@ def pip_settings() -> dict[str, str]:
 
 def pip_folders(pip: Mapping[str, str]) -> list[Path]:
     """Return the folders in the settings of pip, which the root must contain too."""
-    found = [Path(each) for each in re.findall(r"(?:file://)?(/[^\s'\"]+)", " ".join(pip.values()))]
+    found = [Path(item) for item in re.findall(r"(?:file://)?(/[^\s'\"]+)", " ".join(pip.values()))]
     # Files that an index links to may be next to it.
-    return sorted({Path(*each.parts[:3]) for each in found if each.is_dir() and len(each.parts) > 2})
+    return sorted({Path(*item.parts[:3]) for item in found if item.is_dir() and len(item.parts) > 2})
 
 
 def disk_usage(place: Path) -> int:
     """Return the number of bytes below a folder, without mounts."""
-    excluded = [f"--exclude={place}{each}" for each in (*pip_folders(pip_settings()), "/proc", "/dev")]
+    excluded = [f"--exclude={place}{item}" for item in (*pip_folders(pip_settings()), "/proc", "/dev")]
     result = subprocess.run(["du", "-sB1", *excluded, place], capture_output=True, text=True, check=False).stdout
     return int(result.split()[0])
 
@@ -287,7 +287,7 @@ def mounted(*mounts: Sequence[str | Path]) -> Iterator[None]:
 def remove(folder: Path) -> None:
     """Remove the roots unless something of this machine is still mounted in them, which would be deleted too."""
     held = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
-    held = [each for each in held if each.startswith(f"{folder.resolve()}/")]
+    held = [item for item in held if item.startswith(f"{folder.resolve()}/")]
     if held:
         sys.exit(f"{folder} is not removed because of the mounts: {', '.join(held)}")
     shutil.rmtree(folder, ignore_errors=True)
@@ -295,7 +295,9 @@ def remove(folder: Path) -> None:
 
 def host_mounts(place: Path) -> list[list[str | Path]]:
     """Return the mounts that programs require in a root, and those of pip."""
-    pip = [["-o", "bind,ro", each, place / str(each).lstrip("/")] for each in pip_folders(pip_settings())]
+    pip = [
+        ["-o", "bind,ro", pip_folder, place / str(pip_folder).lstrip("/")] for pip_folder in pip_folders(pip_settings())
+    ]
     return [["-t", "proc", "proc", place / "proc"], ["--bind", "/dev", place / "dev"], *pip]
 
 
@@ -430,7 +432,7 @@ def main() -> None:
         again = [sys.executable, "-m", "tests.container.run_dockerfile", "--apart", *sys.argv[1:]]
         os.execvp("unshare", ["unshare", "--mount", *again])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    build_arguments = dict(each.split("=", 1) for each in arguments.build_arg)
+    build_arguments = dict(item.split("=", 1) for item in arguments.build_arg)
     stages = read_dockerfile((REPOSITORY / "Dockerfile").read_text("utf-8"), build_arguments)
     folder = arguments.root or Path(tempfile.mkdtemp(prefix="deixis-image-"))
     try:
@@ -464,7 +466,7 @@ def main() -> None:
 def report_largest_packages(environment: Path) -> None:
     """Print the largest packages of the environment."""
     (packages,) = environment.glob("lib/python3.*/site-packages")
-    sizes = sorted(((disk_usage(each), each.name) for each in packages.iterdir() if each.is_dir()), reverse=True)
+    sizes = sorted(((disk_usage(path), path.name) for path in packages.iterdir() if path.is_dir()), reverse=True)
     for size, name in [*sizes[:6], *((size, name) for size, name in sizes if name == "app")]:
         report(f"  {size / 1e6:9.1f} MB  {name}")
 

@@ -75,4 +75,4 @@ def test_the_gpu_service_differs_only_in_its_gpu_and_image():
 
 
 def test_only_the_service_starts_without_a_profile():
-    assert [name for name, each in SERVICES.items() if "profiles" not in each] == ["deixis"]
+    assert [name for name, item in SERVICES.items() if "profiles" not in item] == ["deixis"]

@@ -20,7 +20,7 @@ MANIFESTS = {
 }
 POD = MANIFESTS["Deployment"]["spec"]["template"]["spec"]
 (CONTAINER,) = POD["containers"]
-ENV = {each["name"]: each for each in CONTAINER["env"]}
+ENV = {item["name"]: item for item in CONTAINER["env"]}
 
 
 def test_every_file_is_listed_as_a_resource():
@@ -43,9 +43,9 @@ def test_an_unknown_field_is_detected():
 def test_environment_variables_are_settings_with_valid_values(monkeypatch):
     known = {f"DEIXIS_{name.upper()}" for name in Settings.model_fields}
     assert ENV.keys() <= known
-    for name, each in ENV.items():
-        if "value" in each:
-            monkeypatch.setenv(name, each["value"])
+    for name, item in ENV.items():
+        if "value" in item:
+            monkeypatch.setenv(name, item["value"])
     settings = Settings()
     assert settings.keys == "required"
     assert POD["terminationGracePeriodSeconds"] > settings.drain_s + settings.shutdown_timeout_s
@@ -80,8 +80,8 @@ def test_the_number_of_threads_is_limited():
 def test_secrets_are_referenced_and_not_contained():
     assert "valueFrom" in ENV["DEIXIS_DATABASE_URL"]
     assert "Secret" not in MANIFESTS
-    (keys,) = (each for each in POD["volumes"] if "secret" in each)
-    mount = next(each for each in CONTAINER["volumeMounts"] if each["name"] == keys["name"])
+    (keys,) = (volume for volume in POD["volumes"] if "secret" in volume)
+    mount = next(volumeMount for volumeMount in CONTAINER["volumeMounts"] if volumeMount["name"] == keys["name"])
     assert ENV["DEIXIS_API_KEYS_FILE"]["value"] == f"{mount['mountPath']}/{keys['secret']['items'][0]['path']}"
 
 
@@ -98,8 +98,8 @@ def test_ports_probes_and_selectors_match(client):
         assert selector.get("matchLabels", selector).items() <= labels
     target = MANIFESTS["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
     assert (target["kind"], target["name"]) == ("Deployment", MANIFESTS["Deployment"]["metadata"]["name"])
-    mounted = {each["name"] for each in CONTAINER["volumeMounts"]}
-    assert mounted == {each["name"] for each in POD["volumes"]}
+    mounted = {volumeMount["name"] for volumeMount in CONTAINER["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in POD["volumes"]}
     claim = POD["volumes"][0]["persistentVolumeClaim"]["claimName"]
     assert claim == MANIFESTS["PersistentVolumeClaim"]["metadata"]["name"]
 

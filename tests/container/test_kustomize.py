@@ -18,7 +18,7 @@ OVERLAYS = sorted(file.parent.name for file in FOLDER.glob("overlays/*/kustomiza
 
 
 def documents(file):
-    return [each for each in yaml.safe_load_all(file.read_text("utf-8")) if each]
+    return [item for item in yaml.safe_load_all(file.read_text("utf-8")) if item]
 
 
 def kustomization(folder):
@@ -29,18 +29,18 @@ def kustomization(folder):
 def with_patch(value, patch):
     """Return the result of a strategic merge: containers and variables are matched by name."""
     if isinstance(value, dict) and isinstance(patch, dict):
-        merged = {name: each for name, each in value.items() if not (name in patch and patch[name] is None)}
-        for name, each in patch.items():
-            if each is not None:
-                merged[name] = with_patch(value[name], each) if name in value else each
+        merged = {name: item for name, item in value.items() if not (name in patch and patch[name] is None)}
+        for name, item in patch.items():
+            if item is not None:
+                merged[name] = with_patch(value[name], item) if name in value else item
         return merged
-    if isinstance(value, list) and isinstance(patch, list) and all("name" in each for each in (*value, *patch)):
-        named = {each["name"]: each for each in value}
-        for each in patch:
-            if each.get("$patch") == "delete":
-                del named[each["name"]]
+    if isinstance(value, list) and isinstance(patch, list) and all("name" in item for item in (*value, *patch)):
+        named = {item["name"]: item for item in value}
+        for item in patch:
+            if item.get("$patch") == "delete":
+                del named[item["name"]]
             else:
-                named[each["name"]] = with_patch(named.get(each["name"], {}), each)
+                named[item["name"]] = with_patch(named.get(item["name"], {}), item)
         return list(named.values())
     return patch
 
@@ -54,7 +54,7 @@ def resolved(folder):
     for name in content.get("resources", []):
         place = folder / name
         some = resolved(place).values() if place.is_dir() else documents(place)
-        found |= {(each["kind"], each["metadata"]["name"]): deepcopy(each) for each in some}
+        found |= {(item["kind"], item["metadata"]["name"]): deepcopy(item) for item in some}
     steps = [folder, *(folder / name for name in content.get("components", []))]
     for step in steps:
         described = kustomization(step)
@@ -72,16 +72,16 @@ def resolved(folder):
                 if name == image["name"]:
                     container["image"] = f"{image.get('newName', name)}:{image.get('newTag', tag)}"
         if "namespace" in described:
-            for (kind, _), each in found.items():
+            for (kind, _), item in found.items():
                 if kind != "Namespace":
-                    each["metadata"]["namespace"] = described["namespace"]
+                    item["metadata"]["namespace"] = described["namespace"]
     return found
 
 
 def containers(resources):
-    for (kind, _), each in resources.items():
+    for (kind, _), item in resources.items():
         if kind in {"Deployment", "StatefulSet"}:
-            yield from each["spec"]["template"]["spec"]["containers"]
+            yield from item["spec"]["template"]["spec"]["containers"]
 
 
 def service(overlay):
@@ -99,8 +99,8 @@ def test_there_are_overlays_for_cpu_gpu_and_postgresql():
 def test_every_resource_matches_its_schema(overlay, version):
     resources = resolved(FOLDER / "overlays" / overlay)
     assert len(resources) >= 6
-    for each in resources.values():
-        kubernetes_validate.validate(each, version, strict=True)
+    for resource in resources.values():
+        kubernetes_validate.validate(resource, version, strict=True)
 
 
 def test_a_patch_of_an_unknown_field_is_detected():
@@ -114,7 +114,7 @@ def test_every_file_is_used():
     folders = [file.parent for file in FOLDER.rglob("kustomization.yaml")]
     for folder in folders:
         content = kustomization(folder)
-        named = {*content.get("resources", []), *(each["path"] for each in content.get("patches", []))}
+        named = {*content.get("resources", []), *(item["path"] for item in content.get("patches", []))}
         assert {file.name for file in folder.glob("*.yaml")} - {"kustomization.yaml"} <= named
     assert {file.parent for file in FOLDER.rglob("*.yaml")} == set(folders)
 
@@ -123,10 +123,10 @@ def unlabelled(value):
     """Return a resource without labels and selectors, which kustomize adds, and without empty fields."""
     if isinstance(value, dict):
         left = {
-            name: unlabelled(each) for name, each in value.items() if name not in {"labels", "matchLabels", "selector"}
+            name: unlabelled(item) for name, item in value.items() if name not in {"labels", "matchLabels", "selector"}
         }
-        return {name: each for name, each in left.items() if each not in (None, {})}
-    return [unlabelled(each) for each in value] if isinstance(value, list) else value
+        return {name: item for name, item in left.items() if item not in (None, {})}
+    return [unlabelled(item) for item in value] if isinstance(value, list) else value
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -138,21 +138,21 @@ def test_kustomize_builds_the_same_resources(overlay):
         [kubectl, "kustomize", FOLDER / "overlays" / overlay], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    made = {(each["kind"], each["metadata"]["name"]): each for each in yaml.safe_load_all(done.stdout)}
+    made = {(item["kind"], item["metadata"]["name"]): item for item in yaml.safe_load_all(done.stdout)}
     ours = resolved(FOLDER / "overlays" / overlay)
     assert made.keys() == ours.keys()
-    for key, each in made.items():
-        assert ordered(unlabelled(each)) == ordered(unlabelled(ours[key])), key
+    for key, item in made.items():
+        assert ordered(unlabelled(item)) == ordered(unlabelled(ours[key])), key
 
 
 def ordered(value):
     """Return a value with named lists sorted by name."""
     if isinstance(value, dict):
-        return {name: ordered(each) for name, each in value.items()}
+        return {name: ordered(item) for name, item in value.items()}
     if isinstance(value, list):
-        some = [ordered(each) for each in value]
-        named = all(isinstance(each, dict) and "name" in each for each in some)
-        return sorted(some, key=lambda each: each["name"]) if named else some
+        items = [ordered(item) for item in value]
+        named = all(isinstance(item, dict) and "name" in item for item in items)
+        return sorted(items, key=lambda item: item["name"]) if named else items
     return value
 
 
@@ -160,10 +160,10 @@ def ordered(value):
 def test_environment_variables_are_settings_with_valid_values(overlay, monkeypatch):
     _, container = service(overlay)
     known = {f"DEIXIS_{name.upper()}" for name in Settings.model_fields}
-    assert {each["name"] for each in container["env"]} <= known
-    for each in container["env"]:
-        if "value" in each:
-            monkeypatch.setenv(each["name"], each["value"])
+    assert {item["name"] for item in container["env"]} <= known
+    for item in container["env"]:
+        if "value" in item:
+            monkeypatch.setenv(item["name"], item["value"])
     assert Settings().keys == "required"
 
 
@@ -174,14 +174,14 @@ def test_a_single_process_has_its_own_volume_and_sqlite(overlay):
     assert not kinds & {"HorizontalPodAutoscaler", "PodDisruptionBudget", "StatefulSet"}
     spec = resources["Deployment", "deixis"]["spec"]
     assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
-    assert "DEIXIS_DATABASE_URL" not in {each["name"] for each in service(overlay)[1]["env"]}
+    assert "DEIXIS_DATABASE_URL" not in {item["name"] for item in service(overlay)[1]["env"]}
     assert resources["PersistentVolumeClaim", "deixis-data"]["spec"]["accessModes"] == ["ReadWriteOnce"]
 
 
 def test_the_gpu_overlay_requests_a_gpu_and_uses_its_image():
     pod, container = service("gpu")
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
-    assert {each["name"]: each.get("value") for each in container["env"]}["DEIXIS_DEVICE"] == "auto"
+    assert {item["name"]: item.get("value") for item in container["env"]}["DEIXIS_DEVICE"] == "auto"
     assert container["image"].endswith("-cuda")
     assert pod["tolerations"][0]["key"] == "nvidia.com/gpu"
     assert "-cuda" not in service("cpu")[1]["image"]
@@ -191,7 +191,7 @@ def test_requests_are_within_limits():
     for overlay in OVERLAYS:
         resources = service(overlay)[1]["resources"]
         assert int(resources["requests"]["cpu"]) <= int(resources["limits"]["cpu"]), overlay
-        of_memory = [int(resources[each]["memory"].removesuffix("Gi")) for each in ("requests", "limits")]
+        of_memory = [int(resources[item]["memory"].removesuffix("Gi")) for item in ("requests", "limits")]
         assert of_memory == sorted(of_memory), overlay
 
 
@@ -209,9 +209,9 @@ def test_only_the_service_reaches_postgresql_which_has_no_privileges():
     (container,) = pod["spec"]["containers"]
     assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
-    assert all("value" in each or each["name"] == "POSTGRES_PASSWORD" for each in container["env"])
-    mounted = {each["name"] for each in container["volumeMounts"]}
-    assert mounted == {each["name"] for each in pod["spec"]["volumes"]} | {"data"}
+    assert all("value" in item or item["name"] == "POSTGRES_PASSWORD" for item in container["env"])
+    mounted = {volumeMount["name"] for volumeMount in container["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in pod["spec"]["volumes"]} | {"data"}
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
     assert container["image"] == compose["services"]["postgres"]["image"]
 
@@ -221,6 +221,6 @@ def test_the_secret_has_the_keys_of_the_guide():
     made = set(re.findall(r"--from-(?:file|literal)=([a-z.-]+)", page))
     for overlay in OVERLAYS:
         for container in containers(resolved(FOLDER / "overlays" / overlay)):
-            for each in container["env"]:
-                if "valueFrom" in each:
-                    assert each["valueFrom"]["secretKeyRef"]["key"] in made
+            for item in container["env"]:
+                if "valueFrom" in item:
+                    assert item["valueFrom"]["secretKeyRef"]["key"] in made

@@ -75,7 +75,7 @@ def test_ray_accepts_the_config():
 
 def test_the_proxy_callback_can_be_imported():
     pytest.importorskip("ray.serve", reason="the extra ray is not installed")
-    env = {each["name"]: each.get("value") for each in TEMPLATES["head"]["spec"]["containers"][0]["env"]}
+    env = {item["name"]: item.get("value") for item in TEMPLATES["head"]["spec"]["containers"][0]["env"]}
     module, _, name = env["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"].partition(":")
     assert callable(getattr(importlib.import_module(module), name))
 
@@ -134,17 +134,21 @@ def test_ray_resources_do_not_exceed_those_of_the_pods():
 def test_all_pods_have_the_same_settings_secrets_and_volumes_and_no_privileges(name, monkeypatch):
     spec = TEMPLATES[name]["spec"]
     (container,) = spec["containers"]
-    ours = {each["name"]: each for each in container["env"] if each["name"].startswith("DEIXIS_")}
+    ours = {item["name"]: item for item in container["env"] if item["name"].startswith("DEIXIS_")}
     assert ours.keys() <= {f"DEIXIS_{field.upper()}" for field in Settings.model_fields}
     assert ours["DEIXIS_DATABASE_URL"]["valueFrom"]["secretKeyRef"] == {"name": "deixis", "key": "database-url"}
-    for each in ours.values():
-        if "value" in each:
-            monkeypatch.setenv(each["name"], each["value"])
+    for our in ours.values():
+        if "value" in our:
+            monkeypatch.setenv(our["name"], our["value"])
     assert Settings().keys == "required"
     assert spec.get("terminationGracePeriodSeconds", 60) > Settings().shutdown_timeout_s
     assert container["env"] == TEMPLATES["head"]["spec"]["containers"][0]["env"]
-    assert {each["name"] for each in container["volumeMounts"]} == {each["name"] for each in spec["volumes"]}
-    claims = [each["persistentVolumeClaim"]["claimName"] for each in spec["volumes"] if "persistentVolumeClaim" in each]
+    assert {volumeMount["name"] for volumeMount in container["volumeMounts"]} == {
+        volume["name"] for volume in spec["volumes"]
+    }
+    claims = [
+        volume["persistentVolumeClaim"]["claimName"] for volume in spec["volumes"] if "persistentVolumeClaim" in volume
+    ]
     storage = yaml.safe_load((ROOT / "deploy" / "kubernetes" / "storage.yaml").read_text("utf-8"))
     assert claims == [storage["metadata"]["name"]]
     assert storage["spec"]["accessModes"] == ["ReadWriteMany"]
@@ -160,7 +164,7 @@ def test_ray_requires_a_token_that_the_operator_creates():
     # As an environment variable only, the operator would not know it and could not deploy anything.
     for template in TEMPLATES.values():
         (container,) = template["spec"]["containers"]
-        assert not {each["name"] for each in container["env"]} & {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}
+        assert not {item["name"] for item in container["env"]} & {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}
 
 
 @pytest.mark.parametrize("version", ["1.30", kubernetes_validate.latest_version()])
@@ -173,10 +177,10 @@ def test_only_pods_of_the_cluster_reach_every_port_and_others_only_the_service()
     assert POLICY["metadata"]["namespace"] == SERVICE["metadata"]["namespace"]
     (chosen,) = spec["podSelector"]["matchExpressions"]
     assert (chosen["key"], chosen["operator"]) == ("app.kubernetes.io/component", "In")
-    assert set(chosen["values"]) == {each["metadata"]["labels"][chosen["key"]] for each in TEMPLATES.values()}
+    assert set(chosen["values"]) == {template["metadata"]["labels"][chosen["key"]] for template in TEMPLATES.values()}
     assert spec["policyTypes"] == ["Ingress"]
     own, operator, anybody = spec["ingress"]
     assert own == {"from": [{"podSelector": spec["podSelector"]}]}
     assert operator["ports"] == [{"port": 8265}]
-    assert all("kuberay-operator" in each["podSelector"]["matchLabels"].values() for each in operator["from"])
+    assert all("kuberay-operator" in item["podSelector"]["matchLabels"].values() for item in operator["from"])
     assert anybody == {"ports": [{"port": SERVE["http_options"]["port"]}]}

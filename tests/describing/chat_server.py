@@ -162,7 +162,7 @@ class ChatServer:
     @property
     def prompts(self) -> list[str]:
         """The received prompts, in order."""
-        return [each.prompt for each in self.received]
+        return [item.prompt for item in self.received]
 
     def take(self, received: Received) -> Step:
         """Record a request and return its step."""
@@ -209,9 +209,9 @@ class _Listener(ThreadingHTTPServer):
 
     def hang_up(self) -> None:
         with self._open_lock:
-            for each in self._open:
+            for item in self._open:
                 with suppress(OSError):
-                    each.shutdown(socket.SHUT_RDWR)
+                    item.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(BaseHTTPRequestHandler):

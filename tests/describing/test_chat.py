@@ -161,7 +161,7 @@ async def test_backoff_is_random_and_its_limit_doubles_up_to_30_seconds(step, mo
             with pytest.raises(ChatUnavailableError):
                 await completed(client)
     assert len(server.received) == 8
-    assert [each for each in drawn if each != (0, 1)] == [(0, most) for most in (2, 4, 8, 16, 30, 30)]
+    assert [item for item in drawn if item != (0, 1)] == [(0, most) for most in (2, 4, 8, 16, 30, 30)]
     assert all(least <= slept for least, slept in zip([1, 2, 4, 8, 16, 30, 30], time.sleeps, strict=False))
 
 
@@ -216,7 +216,7 @@ async def test_a_slow_server_is_a_timeout():
         (saying(b"<html>a page</html>", 400, content_type="text/html"), "400;"),
         (failing(400, "long " * 1000), r"400: long .{290,300}\.\.\.;"),
     ],
-    ids=lambda each: str(each.status) if isinstance(each, Step) else None,
+    ids=lambda value: str(value.status) if isinstance(value, Step) else None,
 )
 async def test_a_permanent_error_is_raised_immediately_and_names_the_setting(step, message):
     with ChatServer([step]) as server:
@@ -414,7 +414,7 @@ async def test_missing_answers_are_requested_again(at_most):
             completion = await completed(client, n=5)
     assert len(completion.texts) == 5
     assert len(server.received) == math.ceil(5 / at_most)
-    assert [each.body["n"] for each in server.received] == list(range(5, 0, -at_most))
+    assert [item.body["n"] for item in server.received] == list(range(5, 0, -at_most))
     assert completion.prompt_tokens == len(server.received)
 
 
@@ -443,7 +443,7 @@ async def test_after_a_rejection_of_several_answers_one_is_requested_at_a_time(s
         async with client_of(server) as client:
             first, second = await completed(client, n=2), await completed(client, n=2)
     assert len(first.texts) == len(second.texts) == 2
-    assert [each.body["n"] for each in server.received] == [2, 1, 1, 1, 1]
+    assert [item.body["n"] for item in server.received] == [2, 1, 1, 1, 1]
 
 
 async def test_a_rejection_that_does_not_depend_on_the_number_of_answers_is_raised_immediately():
@@ -460,7 +460,7 @@ async def test_a_rejection_of_a_single_answer_is_raised_and_the_next_request_ask
             with pytest.raises(ChatRefusedError, match="bad prompt"):
                 await completed(client, n=2)
             await completed(client, n=2)
-    assert [each.body["n"] for each in server.received] == [2, 1, 2]
+    assert [item.body["n"] for item in server.received] == [2, 1, 2]
 
 
 async def test_concurrency_limits_the_requests():
@@ -527,8 +527,8 @@ async def test_a_run_stays_within_its_estimate():
         async with client_of(server) as client:
             found = [await completed(client, prompt, n=3) for prompt in prompts]
     assert len(server.received) <= expected.requests
-    assert sum(each.prompt_tokens for each in found) <= expected.prompt_tokens
-    assert sum(each.completion_tokens for each in found) <= expected.completion_tokens
+    assert sum(item.prompt_tokens for item in found) <= expected.prompt_tokens
+    assert sum(item.completion_tokens for item in found) <= expected.completion_tokens
 
 
 async def test_the_server_runs_as_a_process_and_logs_each_prompt(tmp_path):

@@ -189,4 +189,4 @@ def test_plain_lists_are_read_as_classification_by_description_reads_them(lines)
     raw = "\n".join(f"- {line}" for line in lines)
     expected = [" ".join(feature.split()) for feature in parse_bullets(raw)]
     first = {feature.replace(" ", ""): feature for feature in reversed(expected)}
-    assert clean_features(raw, "lynx") == [each for each in dict.fromkeys(expected) if each in first.values()]
+    assert clean_features(raw, "lynx") == [fromkey for fromkey in dict.fromkeys(expected) if fromkey in first.values()]

@@ -75,7 +75,7 @@ async def test_every_class_is_asked_every_question_and_answers_become_drafts(des
         "Which owl?",
         FEATURES.replace("{a_name}", "an owl"),
     ]
-    sentences, _, features = (each.body for each in server.received[:3])
+    sentences, _, features = (item.body for item in server.received[:3])
     assert (sentences["n"], sentences["temperature"], sentences["max_tokens"]) == (2, 0.99, 50)
     assert sentences["stop"] == ["."]
     assert (features["n"], features["temperature"], features["max_tokens"]) == (1, 0, 100)
@@ -83,7 +83,7 @@ async def test_every_class_is_asked_every_question_and_answers_become_drafts(des
     assert steps == [(done, 6) for done in range(7)]
     assert (outcome.questions, outcome.answered_before, outcome.new_drafts) == (6, 0, 2 * (2 * 2 + 3))
     found = await drafts.list("pets", limit=100)
-    assert [(each.classname, each.kind) for each in found[:7]] == [("cat", DraftKind.DESCRIPTION)] * 4 + [
+    assert [(item.classname, item.kind) for item in found[:7]] == [("cat", DraftKind.DESCRIPTION)] * 4 + [
         ("cat", DraftKind.FEATURE)
     ] * 3
     assert found[0].text == answer_to("What is a cat?", 0)
@@ -128,7 +128,7 @@ async def test_another_model_or_another_number_of_answers_is_another_question(de
         await describer_of(server).run(pets, request, no_progress)
         await describer_of(server, model="another").run(pets, request, no_progress)
         await describer_of(server).run(pets, DescribeRequest(features=False, classes=("cat",), answers=3), no_progress)
-    assert [(each.body["model"], each.body["n"]) for each in server.received[::2]] == [
+    assert [(item.body["model"], item.body["n"]) for item in server.received[::2]] == [
         (MODEL, 10),
         ("another", 10),
         (MODEL, 3),
@@ -151,7 +151,7 @@ async def test_after_a_rejection_answers_are_kept_and_the_next_run_asks_the_rema
     with ChatServer([saying(b'{"choices": [{"message": {"content": "It has fur."}}]}'), failing(401)]) as server:
         with pytest.raises(ChatRefusedError, match="DEIXIS_LLM_API_KEY"):
             await describer_of(server).run(pets, request, no_progress)
-        assert [each.text for each in await drafts.list("pets", limit=10)] == ["It has fur."]
+        assert [item.text for item in await drafts.list("pets", limit=10)] == ["It has fur."]
         outcome = await describer_of(server).run(pets, request, no_progress)
     assert outcome.answered_before == 1
     assert sorted(server.prompts) == sorted(

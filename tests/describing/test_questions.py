@@ -130,14 +130,18 @@ def test_nine_question_sets_are_shipped_with_three_base_and_at_least_five_full_q
     assert sorted(sets) == sorted(
         ["general", "birds", "pets", "food", "cars", "textures", "scenes", "satellite", "actions"]
     )
-    for each in sets.values():
-        assert len(each.base) == 3, each.name
-        assert len(each.full) >= 5, each.name
-        assert not set(each.base) & set(each.full), each.name
+    for item in sets.values():
+        assert len(item.base) == 3, item.name
+        assert len(item.full) >= 5, item.name
+        assert not set(item.base) & set(item.full), item.name
 
 
 def test_shipped_questions_contain_no_article_before_a_name():
-    questions = [question for each in load_question_sets(SHIPPED).values() for question in (*each.base, *each.full)]
+    questions = [
+        question
+        for load_question_set in load_question_sets(SHIPPED).values()
+        for question in (*load_question_set.base, *load_question_set.full)
+    ]
     for question in [*questions, load_feature_question(SHIPPED)]:
         assert not re.search(r"\b(an?|the) \{", question), question
         assert " a owl" not in fill_question(question, "owl")

@@ -249,7 +249,7 @@ def test_the_selected_candidate_does_not_change_predictions(encoder, clothing, t
     same = 0
     for file in files:
         pixels = [encoder.transform(Image.open(file).convert("RGB"))]
-        answers = {(each.encode_images(pixels) @ prompts.T).argmax().item() for each in (encoder, chosen)}
+        answers = {(item.encode_images(pixels) @ prompts.T).argmax().item() for item in (encoder, chosen)}
         same += len(answers) == 1
     assert same / len(files) >= 0.995, chosen.image_path
 

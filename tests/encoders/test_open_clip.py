@@ -109,7 +109,7 @@ def test_a_row_is_the_same_alone_in_a_batch_and_when_repeated(encoder):
 
 def test_different_inputs_give_different_rows(encoder):
     rows = np.concatenate(
-        [encoder.encode_texts(TEXTS), encoder.encode_images([encoder.transform(each) for each in images()])]
+        [encoder.encode_texts(TEXTS), encoder.encode_images([encoder.transform(image) for image in images()])]
     )
     distances = np.linalg.norm(rows[:, None] - rows[None], axis=2) + 10 * np.eye(len(rows))
     assert distances.min() > 1e-4
@@ -124,9 +124,9 @@ def test_the_transform_returns_bytes_in_the_size_of_the_model(encoder):
 def photographs():
     """Return images of many shapes, smaller and larger than that of the model, with the structure of photographs."""
     return [
-        Image.fromarray(each)
+        Image.fromarray(item)
         for width, height in [(450, 300), (300, 451), (32, 32), (33, 500), (20, 24), (640, 31), (1200, 900), (1, 7)]
-        for each in [np.ascontiguousarray(probe_images(max(width, height), count=1)[0][:height, :width])]
+        for item in [np.ascontiguousarray(probe_images(max(width, height), count=1)[0][:height, :width])]
     ]
 
 
@@ -189,7 +189,7 @@ def test_the_transform_may_be_called_from_several_threads(encoder):
 
 def test_encoding_does_not_change_its_input(encoder):
     pixels = [encoder.transform(image) for image in images()]
-    before = [each.copy() for each in pixels]
+    before = [pixel.copy() for pixel in pixels]
     encoder.encode_images(pixels)
     encoder.encode_images(pixels[:1])
     for one, other in zip(pixels, before, strict=True):
@@ -325,7 +325,9 @@ def test_the_error_for_an_unknown_tag_lists_the_known_ones():
 
 
 def test_an_architecture_without_published_weights_is_rejected():
-    architecture = next(each for each in open_clip.list_models() if not open_clip.list_pretrained_tags_by_model(each))
+    architecture = next(
+        list_model for list_model in open_clip.list_models() if not open_clip.list_pretrained_tags_by_model(list_model)
+    )
     assert "known: none" in refusal_of(f"{architecture}/openai")
 
 
@@ -362,7 +364,7 @@ def test_several_models_are_served_and_the_first_is_the_default(make_client, tmp
     specs = [write_model(tmp_path / "first"), write_model(tmp_path / "second", seed=1, init_logit_bias=-5.0)]
     client = make_client(encoders=[load(spec) for spec in specs])
     models = client.get("/v1/models").json()["models"]
-    assert [(each["name"], each["default"], each["probability"]) for each in models] == [
+    assert [(model["name"], model["default"], model["probability"]) for model in models] == [
         (specs[0], True, "softmax"),
         (specs[1], False, "sigmoid"),
     ]
@@ -370,14 +372,14 @@ def test_several_models_are_served_and_the_first_is_the_default(make_client, tmp
         client.post("/v1/classify", files={"image": picture()}, data={"labels": "cat, dog"} | fields).json()
         for fields in ({}, {"model": specs[0]}, {"model": specs[1]})
     ]
-    assert [each["model"] for each in answers] == [specs[0], specs[0], specs[1]]
+    assert [answer["model"] for answer in answers] == [specs[0], specs[0], specs[1]]
     assert answers[0]["results"] == answers[1]["results"] != answers[2]["results"]
 
 
 def test_the_models_of_the_settings_are_loaded_in_their_order(settings, tmp_path):
     specs = (write_model(tmp_path / "b"), write_model(tmp_path / "a"))
     chosen = settings.model_copy(update={"models": specs, "device": "cpu"})
-    assert [each.name for each in load_encoders(chosen)] == list(specs)
+    assert [item.name for item in load_encoders(chosen)] == list(specs)
 
 
 def test_no_model_is_served_if_one_cannot_be_loaded(settings, tmp_path):

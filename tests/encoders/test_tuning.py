@@ -352,10 +352,10 @@ def test_a_fingerprint_changes_with_any_weight_name_or_shape():
         {"c": weights["a"], "b": weights["b"]},
         {"a": weights["a"]},
     ]
-    prints = {fingerprint_of(each.items()) for each in (weights, *changed)} | {fingerprint_of(weights.items(), 224)}
+    prints = {fingerprint_of(item.items()) for item in (weights, *changed)} | {fingerprint_of(weights.items(), 224)}
     assert len(prints) == 6
     assert fingerprint_of(weights.items()) == fingerprint_of(
-        {name: each.clone() for name, each in weights.items()}.items()
+        {name: item.clone() for name, item in weights.items()}.items()
     )
 
 

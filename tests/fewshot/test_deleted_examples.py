@@ -29,39 +29,39 @@ async def other(settings, service):
         yield opened
 
 
-async def answered(service, **question):
+async def classify(service, **question):
     task = await service.resolver.resolve(ClassifyRequest(label_set="things", **question))
     return await service.pipeline.classify([shade(1, 900)], task)
 
 
 async def test_another_process_does_not_use_deleted_images(service, other):
     await stock(service, "things")
-    assert (await answered(other, method="gda")).examples.labelled == 24
+    assert (await classify(other, method="gda")).examples.labelled == 24
     await service.examples.delete("things", classname="sky")
-    result = await answered(other, method="gda")
+    result = await classify(other, method="gda")
     assert (result.examples.labelled, result.examples.revision) == (16, 2)
 
 
 async def test_additions_are_fitted_in_the_background(service, other):
     await stock(service, "things")
-    assert (await answered(other, method="gda")).examples.labelled == 24
+    assert (await classify(other, method="gda")).examples.labelled == 24
     (item,) = await service.examples.prepare("things", [shade(2, 901)], ["sky"])
     await service.examples.add("things", [item])
-    assert (await answered(other, method="gda")).examples.labelled == 24
+    assert (await classify(other, method="gda")).examples.labelled == 24
     await other.fits.idle()
-    assert (await answered(other, method="gda")).examples.labelled == 25
+    assert (await classify(other, method="gda")).examples.labelled == 25
 
 
 async def test_deleted_images_are_not_used_for_calibration(service):
     await stock(service, "things")
     await service.selection.select_for_every_model("things")
-    assert (await answered(service, method="gda", coverage=0.8)).task.scoring.calibrated_on == 24
+    assert (await classify(service, method="gda", coverage=0.8)).task.scoring.calibrated_on == 24
     await service.examples.delete("things", classname="sky")
-    assert (await answered(service, method="gda")).task.scoring.calibrated_on == 0
+    assert (await classify(service, method="gda")).task.scoring.calibrated_on == 0
     with pytest.raises(InvalidFieldError, match="coverage: needs labelled example images"):
         await service.resolver.resolve(ClassifyRequest(label_set="things", method="gda", coverage=0.8))
     await service.selection.select_for_every_model("things")
-    assert (await answered(service, method="gda", coverage=0.8)).task.scoring.calibrated_on == 16
+    assert (await classify(service, method="gda", coverage=0.8)).task.scoring.calibrated_on == 16
 
 
 async def test_a_method_that_exceeds_the_memory_is_not_selected_with_a_reason(service):
@@ -71,7 +71,7 @@ async def test_a_method_that_exceeds_the_memory_is_not_selected_with_a_reason(se
     assert result["method"] == DEFAULT_METHOD
     assert "cannot be used" in result["reason"]
     assert "DEIXIS_CACHE_MIB" in result["reason"]
-    assert (await answered(service)).task.method == DEFAULT_METHOD
+    assert (await classify(service)).task.method == DEFAULT_METHOD
 
 
 async def test_an_image_whose_features_are_not_finite_is_not_an_example(settings):
@@ -98,7 +98,7 @@ async def test_fits_with_many_different_options_are_rejected_while_many_wait(ser
         )
         gathered.append(service.classifiers.get(task))
     result = await asyncio.gather(*gathered, return_exceptions=True)
-    refused = [each for each in result if isinstance(each, OverloadedError)]
+    refused = [item for item in result if isinstance(item, OverloadedError)]
     assert 0 < len(refused) < 40
     assert refused[0].retry_after_s >= 1
     task = await service.resolver.resolve(ClassifyRequest(label_set="things", method="gda", options={"alpha": 1}))

@@ -35,7 +35,7 @@ async def features(service, model="fake", name="things"):
     return await service.examples.features(await service.label_sets.find(name), model)
 
 
-async def classified(service, images, **fields):
+async def classify(service, images, **fields):
     return await service.pipeline.classify(
         images, await service.resolver.resolve(ClassifyRequest(label_set="things", **fields))
     )
@@ -74,7 +74,7 @@ async def test_images_of_another_label_set_are_encoded_again(service, encoder):
     encoder.image_batches.clear()
     prepared = await service.examples.prepare("things", shades(2), [None, None])
     assert sum(encoder.image_batches) == 2
-    assert all(each.features for each in prepared)
+    assert all(item.features for item in prepared)
 
 
 async def test_an_image_without_features_of_one_model_is_encoded(settings, encoder):
@@ -89,10 +89,10 @@ async def test_an_image_without_features_of_one_model_is_encoded(settings, encod
 async def test_unreadable_images_are_reported_by_position_and_the_others_are_added(service):
     images = [shade(0, 1), b"no image", shade(1, 1), b"", picture()[:60]]
     prepared = await service.examples.prepare("things", images, ["tomato", "leaf", "leaf", None, None])
-    assert [isinstance(each, NewExample) for each in prepared] == [True, False, True, False, False]
+    assert [isinstance(item, NewExample) for item in prepared] == [True, False, True, False, False]
     assert isinstance(prepared[1], NotAnImageError)
-    assert all(isinstance(each, ClientError) for each in (prepared[3], prepared[4]))
-    added = await service.examples.add("things", [each for each in prepared if isinstance(each, NewExample)])
+    assert all(isinstance(item, ClientError) for item in (prepared[3], prepared[4]))
+    added = await service.examples.add("things", [item for item in prepared if isinstance(item, NewExample)])
     assert added.added == 2
     assert (await features(service)).support_labels.tolist() == [0, 1]
 
@@ -138,7 +138,7 @@ async def test_more_images_than_the_queue_admits_are_encoded_in_batches(settings
         await service.label_sets.put("things", [ClassEntry(name) for name in THINGS], "{}")
         async with asyncio.timeout(5):
             prepared = await service.examples.prepare("things", shades(20), [None] * 20)
-    assert all(isinstance(each, NewExample) for each in prepared)
+    assert all(isinstance(item, NewExample) for item in prepared)
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ async def test_a_full_queue_delays_imports_and_rejects_requests(settings, gated,
         await service.label_sets.put("things", [ClassEntry(name) for name in THINGS], "{}")
         encode, refused = service.models.encode_images, asyncio.Event()
 
-        async def noted(model, images):
+        async def recorded(model, images):
             try:
                 return await encode(model, images)
             except OverloadedError:
@@ -166,12 +166,12 @@ async def test_a_full_queue_delays_imports_and_rejects_requests(settings, gated,
         assert await asyncio.to_thread(gated.images_entered.acquire, timeout=10)
         with pytest.raises(OverloadedError):
             await service.examples.prepare("things", shades(2, 50), [None] * 2, wait=False)
-        monkeypatch.setattr(service.models, "encode_images", noted)
+        monkeypatch.setattr(service.models, "encode_images", recorded)
         patient = asyncio.create_task(service.examples.prepare("things", shades(2, 50), [None] * 2))
         await refused.wait()
         gated.open()
         await before
-        assert [isinstance(each, NewExample) for each in await patient] == [True, True]
+        assert [isinstance(item, NewExample) for item in await patient] == [True, True]
 
 
 # --- counting and reading ------------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ async def test_a_large_pool_is_sampled_to_the_limit(settings, encoder):
         await stock(service, "things", labelled=2, pool=8)
         stored = await features(service)
         assert (len(stored.support_features), len(stored.pool_features)) == (6, 5)
-        result = await classified(service, shades(1), method="stata")
+        result = await classify(service, shades(1), method="stata")
         assert result.examples.unlabelled == 5
 
 
@@ -245,15 +245,15 @@ async def test_without_stored_files_a_new_model_encodes_nothing(settings, second
 async def test_fits_on_deleted_images_are_not_used(service):
     await stock(service, "things")
     images = shades(6, 900)
-    taught = await classified(service, images, method="gda")
-    assert [each.predictions[0].label for each in taught.results] == list(THINGS) * 2
+    taught = await classify(service, images, method="gda")
+    assert [result.predictions[0].label for result in taught.results] == list(THINGS) * 2
     deleted = await service.examples.delete("things", everything=True)
     assert deleted.deleted == 24
-    after = await classified(service, images, method="gda")
-    zero_shot = await classified(service, images, method="zero-shot")
-    assert [each.predictions for each in after.results] == [each.predictions for each in zero_shot.results]
+    after = await classify(service, images, method="gda")
+    zero_shot = await classify(service, images, method="zero-shot")
+    assert [result.predictions for result in after.results] == [result.predictions for result in zero_shot.results]
     assert (after.examples.labelled, after.examples.revision) == (0, deleted.revision)
-    assert any("no labelled images" in each for each in after.warnings)
+    assert any("no labelled images" in warning for warning in after.warnings)
 
 
 async def test_images_of_one_class_can_be_deleted(service):
@@ -267,9 +267,9 @@ async def test_images_of_one_class_can_be_deleted(service):
 
 async def test_deleting_a_label_set_deletes_its_fits(service):
     await stock(service, "things")
-    await classified(service, shades(1), method="gda")
+    await classify(service, shades(1), method="gda")
     await service.label_sets.delete("things")
     await stock(service, "things", labelled=0)
     assert (await features(service)).support_labels.size == 0
-    result = await classified(service, shades(1), method="gda")
+    result = await classify(service, shades(1), method="gda")
     assert result.examples.labelled == 0

@@ -86,7 +86,7 @@ async def test_concurrent_requests_share_one_fit_and_later_ones_use_the_cache(ca
     await fit.begun.wait()
     fit.may_end.set()
     result = await asyncio.gather(*callers)
-    assert all(each is result[0] for each in result)
+    assert all(item is result[0] for item in result)
     assert await cache.get(key_of(), 1, fit) is result[0]
     assert fit.times == 1
 
@@ -129,8 +129,8 @@ async def test_fits_with_different_keys_are_separate(cache):
         FitKey("tower", "gda", (), ("{}",), "pets", "pets@2"),
     ]
     fit = Fit(is_open=True)
-    for each in kinds:
-        await cache.get(each, 1, fit)
+    for kind in kinds:
+        await cache.get(kind, 1, fit)
     assert fit.times == len(kinds)
 
 
@@ -194,7 +194,7 @@ async def test_at_most_two_fits_run_at_a_time(cache):
 async def test_a_fit_uses_one_core_at_low_priority(cache):
     def work():
         np.ones((8, 8)) @ np.ones((8, 8))
-        several = [each for each in threadpool_info() if each["user_api"] == "blas" and each["num_threads"] != 1]
+        several = [item for item in threadpool_info() if item["user_api"] == "blas" and item["num_threads"] != 1]
         return several, os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
     several, priority = await cache.run(work)
@@ -216,9 +216,9 @@ async def test_a_failed_fit_is_logged_reaches_every_request_and_is_tried_again(c
         await begun.wait()
         may_end.set()
         result = await asyncio.gather(*callers, return_exceptions=True)
-    assert [str(each) for each in result] == ["the database is away"] * 3
-    assert all(isinstance(each, StoreError) for each in result)
-    assert [(each["event"], each["label_set"], each["method"], each["reason"]) for each in logs] == [
+    assert [str(item) for item in result] == ["the database is away"] * 3
+    assert all(isinstance(item, StoreError) for item in result)
+    assert [(log["event"], log["label_set"], log["method"], log["reason"]) for log in logs] == [
         ("adapter_not_fitted", "pets@1", "gda", "the database is away")
     ]
     assert (await cache.get(key_of(), 1, Fit(is_open=True))).revision == 1
@@ -239,7 +239,7 @@ async def test_if_a_new_fit_fails_the_old_one_is_used_and_the_fit_tried_again(ca
             assert await cache.get(key_of(), 2, broken) is old
             await cache.idle()
     assert tries == 2
-    assert [each["reason"] for each in logs] == ["ZeroDivisionError"] * 2
+    assert [log["reason"] for log in logs] == ["ZeroDivisionError"] * 2
 
 
 @pytest.mark.anyio
@@ -286,7 +286,7 @@ async def test_requests_waiting_for_a_discarded_fit_get_one_without_those_exampl
     callers = [asyncio.create_task(cache.get(key_of(), 1, newest)) for _ in range(3)]
     await deleted.begun.wait()
     cache.forget("pets")
-    assert [each.revision for each in await asyncio.gather(*callers)] == [2, 2, 2]
+    assert [item.revision for item in await asyncio.gather(*callers)] == [2, 2, 2]
     assert left.times == 1
 
 
@@ -359,7 +359,7 @@ async def test_closing_rejects_waiting_requests_and_waits_for_the_running_fit(ca
     assert await asyncio.to_thread(entered.wait, 10)
     closing = asyncio.create_task(cache.close())
     result = await asyncio.gather(*callers, queued, return_exceptions=True)
-    assert [type(each) for each in result] == [NotReadyError] * 3
+    assert [type(item) for item in result] == [NotReadyError] * 3
     assert not closing.done()
     gate.set()
     await closing

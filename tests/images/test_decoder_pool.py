@@ -60,7 +60,7 @@ async def test_processes_and_threads_return_the_same_pixels_and_errors(threads, 
     here = await asyncio.gather(*(outcome(threads, image) for image in images))
     there = await asyncio.gather(*(outcome(processes, image) for image in images))
     assert here == there
-    assert {type(each) for each in here} == {bytes, tuple}
+    assert {type(item) for item in here} == {bytes, tuple}
 
 
 async def test_an_error_of_a_transform_is_raised(threads, processes):

@@ -59,7 +59,7 @@ def test_public_addresses_are_allowed(address):
     assert is_public(address)
 
 
-@pytest.mark.parametrize("address", [each for some in NOT_PUBLIC.values() for each in some])
+@pytest.mark.parametrize("address", [item for some in NOT_PUBLIC.values() for item in some])
 def test_private_addresses_are_not_allowed(address):
     assert not is_public(address)
 
@@ -121,7 +121,7 @@ async def test_an_invalid_url_is_rejected_before_its_host_is_resolved(url, probl
     assert lookups == []
 
 
-@pytest.mark.parametrize("address", [each for some in NOT_PUBLIC.values() for each in some if each])
+@pytest.mark.parametrize("address", [item for some in NOT_PUBLIC.values() for item in some if item])
 async def test_a_host_with_a_private_address_is_rejected(address):
     error = await error_of(fetcher("8.8.8.8", address), "https://example.com/")
     assert isinstance(error, InvalidFieldError)

@@ -32,7 +32,7 @@ def labelled(*scores, rejected=None, sha256="a" * 64, question=None):
 
 def keywords(file):
     root = ElementTree.fromstring(file.read_bytes())
-    return [each.text for each in root.findall(f".//{DC}subject/{RDF}Bag/{RDF}li")]
+    return [item.text for item in root.findall(f".//{DC}subject/{RDF}Bag/{RDF}li")]
 
 
 @pytest.mark.parametrize("sidecar", [JsonSidecar(), XmpSidecar()])
@@ -50,7 +50,7 @@ def test_a_json_sidecar_has_all_predictions(tmp_path):
     file = tmp_path / "a.jpg.json"
     JsonSidecar.write(file, labelled(("猫", 0.9), ("dog", 0.1), rejected=False), 0.5)
     record = json.loads(file.read_text("utf-8"))
-    assert [each["label"] for each in record["predictions"]] == ["猫", "dog"]
+    assert [prediction["label"] for prediction in record["predictions"]] == ["猫", "dog"]
     assert record.keys() == {
         "sha256",
         "question",

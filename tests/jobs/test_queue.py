@@ -62,7 +62,7 @@ def jobs_of(service, *, import_dir=None, **changes):
     return jobs
 
 
-async def ended(jobs, job):
+async def wait_until_finished(jobs, job):
     async def finished():
         return (await jobs.queue.repository.get(job.id)).finished_at is not None
 
@@ -81,7 +81,7 @@ async def test_a_job_runs_and_its_result_is_stored(service_of):
         service = await service_of(server)
         jobs = jobs_of(service)
         jobs.queue.start()
-        job = await ended(jobs, await jobs.describe.add("pets", DescribeRequest(answers=1), accept=True))
+        job = await wait_until_finished(jobs, await jobs.describe.add("pets", DescribeRequest(answers=1), accept=True))
         await jobs.queue.close()
     assert job.status is JobStatus.SUCCEEDED
     assert (job.done, job.total) == (8, 8)
@@ -96,7 +96,9 @@ async def test_drafts_wait_for_a_review_unless_accepted_automatically(service_of
         service = await service_of(server)
         jobs = jobs_of(service)
         jobs.queue.start()
-        job = await ended(jobs, await jobs.describe.add("pets@1", DescribeRequest(answers=1), accept=False))
+        job = await wait_until_finished(
+            jobs, await jobs.describe.add("pets@1", DescribeRequest(answers=1), accept=False)
+        )
         await jobs.queue.close()
     assert (job.result["accepted"], job.result["label_set"]) == (0, None)
     assert (await service.label_sets.find("pets")).version == 1
@@ -107,8 +109,8 @@ async def test_a_failed_job_has_an_error_and_the_next_one_runs(service_of):
         service = await service_of(server)
         jobs = jobs_of(service)
         jobs.queue.start()
-        failed = await ended(jobs, await jobs.describe.add("pets", DescribeRequest(), accept=False))
-        fine = await ended(jobs, await jobs.describe.add("pets", DescribeRequest(), accept=False))
+        failed = await wait_until_finished(jobs, await jobs.describe.add("pets", DescribeRequest(), accept=False))
+        fine = await wait_until_finished(jobs, await jobs.describe.add("pets", DescribeRequest(), accept=False))
         await jobs.queue.close()
     assert failed.status is JobStatus.FAILED
     assert "DEIXIS_LLM_API_KEY" in failed.error
@@ -125,7 +127,7 @@ async def test_an_internal_error_is_logged_and_not_returned(service_of, monkeypa
         monkeypatch.setattr(service.describer, "run", broken)
         jobs = jobs_of(service)
         jobs.queue.start()
-        job = await ended(jobs, await jobs.describe.add("pets", DescribeRequest(), accept=False))
+        job = await wait_until_finished(jobs, await jobs.describe.add("pets", DescribeRequest(), accept=False))
         await jobs.queue.close()
     assert job.status is JobStatus.FAILED
     assert job.id in job.error
@@ -140,7 +142,7 @@ async def test_the_job_of_a_killed_process_is_resumed_without_repeated_requests(
         assert await jobs.queue.repository.claim(DESCRIBE, "a dead process", 0.2)
         await service.jobs.describe.describe("pets@1", DescribeRequest(classes=("cat",), answers=1), no_progress)
         jobs.queue.start()
-        finished = await ended(jobs, job)
+        finished = await wait_until_finished(jobs, job)
         await jobs.queue.close()
     assert finished.status is JobStatus.SUCCEEDED
     assert finished.result["answered_before"] == 4
@@ -163,7 +165,7 @@ async def test_a_shutdown_releases_the_job_for_another_process(service_of):
         server.release.set()
         second = jobs_of(service, lease_s=3600)
         second.queue.start()
-        assert (await ended(second, job)).status is JobStatus.SUCCEEDED
+        assert (await wait_until_finished(second, job)).status is JobStatus.SUCCEEDED
         await second.queue.close()
 
 
@@ -205,7 +207,7 @@ async def test_a_temporary_database_failure_does_not_stop_the_queue(service_of, 
 
         monkeypatch.setattr(jobs.queue.repository, "claim", away)
         jobs.queue.start()
-        job = await ended(jobs, await jobs.describe.add("pets", DescribeRequest(answers=1), accept=False))
+        job = await wait_until_finished(jobs, await jobs.describe.add("pets", DescribeRequest(answers=1), accept=False))
         await jobs.queue.close()
     assert failures == 0
     assert job.status is JobStatus.SUCCEEDED
@@ -231,9 +233,9 @@ async def things_of(settings):
         yield opened
 
 
-async def teach(service, each=4):
+async def teach(service, per_class=4):
     """Add labelled examples."""
-    pairs = [(shade(kind, number), name) for number in range(each) for kind, name in enumerate(CLASSES)]
+    pairs = [(shade(kind, number), name) for number in range(per_class) for kind, name in enumerate(CLASSES)]
     images, names = zip(*pairs, strict=True)
     await service.examples.add("things", await service.examples.prepare("things", images, names))
 
@@ -250,7 +252,7 @@ def folder(tmp_path):
 
 
 async def only_job(jobs, kind):
-    (job,) = [each for each in await jobs.queue.repository.list(100) if each.kind == kind]
+    (job,) = [item for item in await jobs.queue.repository.list(100) if item.kind == kind]
     return job
 
 
@@ -259,7 +261,7 @@ async def test_a_selection_job_stores_its_selection_and_fits_the_method(things_o
     await teach(service)
     jobs = jobs_of(service)
     jobs.queue.start()
-    job = await ended(jobs, await jobs.select_method.add("things"))
+    job = await wait_until_finished(jobs, await jobs.select_method.add("things"))
     await jobs.queue.close()
     assert job.status is JobStatus.SUCCEEDED
     assert (job.kind, job.subject) == (SELECT_METHOD, "things")
@@ -276,8 +278,12 @@ async def test_jobs_are_counted_and_timed_by_kind_and_outcome(things_of):
     service, metrics = await things_of(FakeEncoder()), Metrics()
     jobs = jobs_of(service, metrics=metrics)
     jobs.queue.start()
-    await ended(jobs, await jobs.build_captions.add("good", BuildPlan(model="fake", captions=("a red ball",))))
-    failed = await ended(jobs, await jobs.build_captions.add("bad", BuildPlan(model="fake", captions=("ab",))))
+    await wait_until_finished(
+        jobs, await jobs.build_captions.add("good", BuildPlan(model="fake", captions=("a red ball",)))
+    )
+    failed = await wait_until_finished(
+        jobs, await jobs.build_captions.add("bad", BuildPlan(model="fake", captions=("ab",)))
+    )
     await jobs.queue.close()
     assert failed.status is JobStatus.FAILED
 
@@ -310,7 +316,7 @@ async def test_a_selection_job_for_a_deleted_label_set_fails_with_an_error(thing
     job = await jobs.select_method.add("things")
     await service.label_sets.delete("things")
     jobs.queue.start()
-    failed = await ended(jobs, job)
+    failed = await wait_until_finished(jobs, job)
     await jobs.queue.close()
     assert failed.status is JobStatus.FAILED
     assert "unknown label set 'things'" in failed.error
@@ -323,7 +329,7 @@ async def test_the_selection_job_of_a_killed_process_is_run_by_another(things_of
     job = await jobs.select_method.add("things")
     assert await jobs.queue.repository.claim(SELECT_METHOD, "a dead process", 0.2)
     jobs.queue.start()
-    assert (await ended(jobs, job)).status is JobStatus.SUCCEEDED
+    assert (await wait_until_finished(jobs, job)).status is JobStatus.SUCCEEDED
     await jobs.queue.close()
     assert (await service.selector.stored(await service.label_sets.get("things"), None)).is_current
 
@@ -348,7 +354,7 @@ async def test_a_selection_is_repeated_if_the_examples_change_during_it(things_o
     finally:
         encoder.open()
     assert second.id != first.id
-    assert {(await ended(jobs, job)).status for job in (first, second)} == {JobStatus.SUCCEEDED}
+    assert {(await wait_until_finished(jobs, job)).status for job in (first, second)} == {JobStatus.SUCCEEDED}
     await jobs.queue.close()
     selection = await service.selector.stored(await service.label_sets.get("things"), None)
     assert selection.is_current
@@ -360,7 +366,9 @@ async def test_an_import_adds_a_folder_and_starts_a_selection(things_of, folder)
     service = await things_of(encoder)
     jobs = jobs_of(service, import_dir=folder)
     jobs.queue.start()
-    job = await ended(jobs, await jobs.import_images.add("things", "garden", by_subfolder=True, classname=None))
+    job = await wait_until_finished(
+        jobs, await jobs.import_images.add("things", "garden", by_subfolder=True, classname=None)
+    )
     assert (job.status, job.done, job.total) == (JobStatus.SUCCEEDED, 70, 70)
     assert job.result == {
         "added": 70,
@@ -370,7 +378,7 @@ async def test_an_import_adds_a_folder_and_starts_a_selection(things_of, folder)
         "skipped": [],
         "job": job.result["job"],
     }
-    trial = await ended(jobs, await jobs.queue.repository.get(job.result["job"]))
+    trial = await wait_until_finished(jobs, await jobs.queue.repository.get(job.result["job"]))
     await jobs.queue.close()
     assert trial.kind == SELECT_METHOD
     assert trial.status is JobStatus.SUCCEEDED
@@ -388,7 +396,7 @@ async def test_the_import_of_a_killed_process_is_resumed_without_encoding_images
     await service.examples.add("things", await service.examples.prepare("things", images, ["leaf"] * 40))
     assert sum(encoder.image_batches) == 40
     jobs.queue.start()
-    finished = await ended(jobs, job)
+    finished = await wait_until_finished(jobs, job)
     await jobs.queue.close()
     assert finished.status is JobStatus.SUCCEEDED
     assert (finished.result["added"], finished.result["duplicates"]) == (30, 40)
@@ -430,7 +438,7 @@ async def test_a_stopped_import_keeps_its_images_and_another_process_adds_the_re
     assert sum((await service.examples.counts("things")).labelled.values()) == 32
     second = jobs_of(service, import_dir=folder, lease_s=3600)
     second.queue.start()
-    finished = await ended(second, job)
+    finished = await wait_until_finished(second, job)
     await second.queue.close()
     assert finished.status is JobStatus.SUCCEEDED
     assert (finished.result["added"], finished.result["duplicates"]) == (38, 32)
@@ -443,7 +451,9 @@ async def test_an_import_reports_at_most_a_hundred_skipped_files(things_of, fold
         (folder / "garden" / "leaf" / f"bad {number}.png").write_bytes(b"nonsense")
     jobs = jobs_of(service, import_dir=folder)
     jobs.queue.start()
-    job = await ended(jobs, await jobs.import_images.add("things", "garden", by_subfolder=True, classname=None))
+    job = await wait_until_finished(
+        jobs, await jobs.import_images.add("things", "garden", by_subfolder=True, classname=None)
+    )
     await jobs.queue.close()
     assert (job.result["added"], job.result["skipped_count"], len(job.result["skipped"])) == (70, 130, 100)
     assert (job.done, job.total) == (200, 200)
@@ -488,7 +498,7 @@ async def test_an_invalid_import_creates_no_job_or_fails_it(things_of, folder):
     job = await jobs.import_images.add("things", "garden", by_subfolder=True, classname=None)
     await service.label_sets.put("things", [ClassEntry("tomato"), ClassEntry("leaf")], "{}")
     jobs.queue.start()
-    failed = await ended(jobs, job)
+    failed = await wait_until_finished(jobs, job)
     await jobs.queue.close()
     assert failed.status is JobStatus.FAILED
     assert "unknown class 'sky'" in failed.error
@@ -501,7 +511,7 @@ async def test_an_evaluation_on_stored_examples_has_no_attachment(things_of):
     jobs = jobs_of(service)
     job = await jobs.evaluate.add(await service.label_sets.find("things@1"), "fake", None)
     jobs.queue.start()
-    finished = await ended(jobs, job)
+    finished = await wait_until_finished(jobs, job)
     await jobs.queue.close()
     assert finished.kind == EVALUATE
     assert finished.status is JobStatus.SUCCEEDED

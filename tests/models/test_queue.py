@@ -707,7 +707,7 @@ async def test_under_random_failures_every_future_gets_its_row_or_an_expected_er
 
     async def request_items(items, within_s):
         with queue.admit(len(items), within_s=within_s) as caller:
-            return [each.row.item() for each in await asyncio.gather(*(queue.encode(item, caller) for item in items))]
+            return [entry.row.item() for entry in await asyncio.gather(*(queue.encode(item, caller) for item in items))]
 
     async with asyncio.timeout(60):
         outcomes = await asyncio.gather(*(request(number) for number in range(1000)))

@@ -23,12 +23,12 @@ async def test_a_closed_model_is_garbage_collected():
     stays, goes = FakeEncoder("stays"), FakeEncoder("goes")
     left = weakref.ref(goes)
     first, second = served(stays, metrics), served(goes, metrics)
-    for each in (first, second):
-        assert (await each.encode_texts(["a word"])).shape == (1, 16)
+    for item in (first, second):
+        assert (await item.encode_texts(["a word"])).shape == (1, 16)
     assert b'model="goes"' in metrics.exposition()
     second.close()
     second.close()  # closing twice is allowed
-    del goes, second, each
+    del goes, second, item
     gc.collect()
     # Otherwise its weights would stay in memory.
     assert left() is None

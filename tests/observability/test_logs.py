@@ -43,7 +43,7 @@ def test_control_characters_are_escaped(capsys, log_format, control):
     structlog.get_logger().info("request", path=f"/犬{control}é")
     logging.getLogger("elsewhere").warning("read %s", f"a{control}b")
     captured = capsys.readouterr().err
-    assert all(each.isprintable() for each in captured.split("\n"))
+    assert all(item.isprintable() for item in captured.split("\n"))
     assert len(captured.splitlines()) == 2
     assert control.encode("unicode_escape").decode().replace("\\x", "").lstrip("\\") in captured
 

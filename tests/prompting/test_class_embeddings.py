@@ -25,7 +25,7 @@ def direction(text):
 
 
 def expected(templates, classnames):
-    return cupl_prototypes([[direction(each.replace("{}", name)) for each in templates] for name in classnames])
+    return cupl_prototypes([[direction(template.replace("{}", name)) for template in templates] for name in classnames])
 
 
 class Encoder:
@@ -154,7 +154,7 @@ async def test_concurrent_overlapping_requests_encode_each_class_once(cache):
     encode = Encoder(shut=True)
     names = [f"class {number}" for number in range(30)]
     wanted = [names[start : start + 10] for start in range(20)]
-    requests = [asyncio.create_task(get(cache, encode, each, templates=TWO)) for each in wanted]
+    requests = [asyncio.create_task(get(cache, encode, item, templates=TWO)) for item in wanted]
     await encode.entered.wait()
     encode.open.set()
     answers = await asyncio.gather(*requests)
@@ -299,8 +299,8 @@ async def test_results_are_correct_with_a_tiny_cache(max_bytes):
     names = [f"class {number}" for number in range(10)]
     encode = Encoder()
     wanted = [names, names[5:], names[:2], names]
-    answers = await asyncio.gather(*(get(small, encode, each) for each in wanted))
-    answers += [await get(small, encode, each) for each in wanted]
+    answers = await asyncio.gather(*(get(small, encode, item) for item in wanted))
+    answers += [await get(small, encode, item) for item in wanted]
     for classnames, answer in zip(wanted + wanted, answers, strict=True):
         np.testing.assert_allclose(answer, expected(PHOTO, classnames), atol=1e-6)
 
@@ -327,7 +327,7 @@ def test_results_and_the_memory_limit_do_not_depend_on_the_order_of_requests(req
 
     async def ask_all():
         encode = Encoder()
-        return await asyncio.gather(*(get(cache, encode, each) for each in requests))
+        return await asyncio.gather(*(get(cache, encode, request) for request in requests))
 
     for classnames, answer in zip(requests, asyncio.run(ask_all()), strict=True):
         np.testing.assert_allclose(answer, expected(PHOTO, classnames), atol=1e-6)

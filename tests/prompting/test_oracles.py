@@ -47,10 +47,10 @@ def test_two_hundred_random_problems_equal_the_reference(method, renormalised):
         classes, templates, images = problem(seed)
         recipe = METHODS[method].recipe(classes, templates, dict(METHODS[method].read_options({})))
         features = [np.stack([direction(text) for text in row.texts]) for row in recipe.rows]
-        rows = np.stack([pool(row, recipe.pooling, each) for row, each in zip(recipe.rows, features, strict=True)])
+        rows = np.stack([pool(row, recipe.pooling, item) for row, item in zip(recipe.rows, features, strict=True)])
         found = Cosine().fit(rows, logit_scale=20.0, logit_bias=None).predict(images).similarities
 
-        exact = [each.astype(np.float64) for each in features]
+        exact = [feature.astype(np.float64) for feature in features]
         wide = images.astype(np.float64)
         wanted = wide @ cupl_prototypes(exact).T if renormalised else dclip_scores(wide, exact)
         worst = max(worst, np.abs(found - wanted).max())

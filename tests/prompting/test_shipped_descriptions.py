@@ -43,7 +43,7 @@ def test_no_sentence_occurs_twice():
     sentences = [
         sentence.lower()
         for file in FILES
-        for each in json.loads(file.read_bytes())["classes"]
-        for sentence in each["descriptions"]
+        for entry in json.loads(file.read_bytes())["classes"]
+        for sentence in entry["descriptions"]
     ]
     assert len(sentences) == len(set(sentences))

@@ -124,13 +124,13 @@ async def test_the_file_stays_within_its_limit_and_the_least_recently_used_rows_
     wide = np.ones(512, np.float32)
     for number in range(60):
         now += 86_400 * 2
-        await store.write("weights", {f"{number} {each}": wide for each in range(20)})
+        await store.write("weights", {f"{number} {item}": wide for item in range(20)})
         assert await store.read("weights", ["0 0"])
     found = await store.read("weights", [f"{number} 1" for number in range(60)])
     assert "59 1" in found
     assert "1 1" not in found
     with closing(sqlite3.connect(file)) as connection:
-        pages, size = (connection.execute(f"PRAGMA {each}").fetchone()[0] for each in ("page_count", "page_size"))
+        pages, size = (connection.execute(f"PRAGMA {item}").fetchone()[0] for item in ("page_count", "page_size"))
     assert pages * size < 1.2 * MIB
 
 
@@ -146,7 +146,7 @@ async def test_a_damaged_file_is_recreated_and_results_are_correct(open_store, f
     with structlog.testing.capture_logs() as logs:
         for _ in range(3):
             np.testing.assert_array_equal(await encoder(["owl"]), row_of("owl")[None])
-    assert [each["event"] for each in logs] == ["text_features_not_kept"]
+    assert [log["event"] for log in logs] == ["text_features_not_kept"]
     assert len(encode.texts) <= 2
     with closing(sqlite3.connect(file)) as connection:
         assert connection.execute("SELECT count(*) FROM features").fetchone() == (1,)
@@ -186,11 +186,11 @@ def write_many(file, name, count):
 async def test_several_processes_can_write_concurrently(open_store, file):
     spawn = multiprocessing.get_context("spawn")
     writers = [spawn.Process(target=write_many, args=(file, name, 30)) for name in "abc"]
-    for each in writers:
-        each.start()
-    for each in writers:
-        await asyncio.to_thread(each.join, 60)
-        assert each.exitcode == 0
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        await asyncio.to_thread(writer.join, 60)
+        assert writer.exitcode == 0
     wanted = [f"{name} {number}" for name in "abc" for number in range(30)]
     assert len(await open_store().read("weights", wanted)) == 90
 

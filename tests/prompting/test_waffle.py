@@ -18,7 +18,7 @@ def test_the_draw_equals_that_of_the_reference(seed, classnames):
     drawn = draw_descriptors(classnames, words=WORDS, characters=CHARACTERS, count=30, rng=np.random.default_rng(seed))
     wanted = waffle_texts(classnames, WORDS, list(CHARACTERS), n=15, rng=np.random.default_rng(seed))
     name = classnames[0]
-    assert [f"A photo of a {name}, which has {each}." for each in drawn] == wanted[name]
+    assert [f"A photo of a {name}, which has {item}." for item in drawn] == wanted[name]
 
 
 @pytest.mark.parametrize("classnames", [["4", "7"], ["ox"], ["a b", "c"]])

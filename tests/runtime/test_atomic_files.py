@@ -61,11 +61,11 @@ def test_the_file_and_then_its_folder_are_synced(tmp_path, monkeypatch):
     synced = []
     fsync = os.fsync
 
-    def noted(opened):
+    def recorded(opened):
         synced.append((os.fstat(opened).st_ino, sorted(contents(tmp_path))))
         fsync(opened)
 
-    monkeypatch.setattr("os.fsync", noted)
+    monkeypatch.setattr("os.fsync", recorded)
     file = tmp_path / "a.json"
     write_atomically(file, b"content")
     assert [inode for inode, _ in synced] == [file.stat().st_ino, tmp_path.stat().st_ino]

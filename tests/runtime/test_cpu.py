@@ -52,7 +52,7 @@ def test_this_machine_has_at_least_one_core():
 
 
 def blas_threads():
-    return {each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"}
+    return {item["num_threads"] for item in threadpool_info() if item["user_api"] == "blas"}
 
 
 def test_the_thread_limits_are_restored_by_the_last_user():
@@ -78,18 +78,18 @@ def test_any_thread_can_limit_blas_after_another_has_set_a_limit():
 
     with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second, threadpool_limits(2, user_api="blas"):
         pools = [first, second, first]
-        assert [each.submit(has_one).result(10) for each in pools] == [{1}, {1}, {1}]
+        assert [pool.submit(has_one).result(10) for pool in pools] == [{1}, {1}, {1}]
         came_later = first.submit(has_one)
         assert second.submit(has_one, came_later).result(10) == {1}
         assert blas_threads() == {2}
-        for each in (first, second):
-            assert each.submit(shared_threads).result(10) == {2}
+        for item in (first, second):
+            assert item.submit(shared_threads).result(10) == {2}
 
 
 def shared_threads():
     # OpenMP has a limit per thread, which this function does not return.
-    found = [each for each in threadpool_info() if each["user_api"] == "blas" and each["threading_layer"] != "openmp"]
-    return {each["num_threads"] for each in found}
+    found = [item for item in threadpool_info() if item["user_api"] == "blas" and item["threading_layer"] != "openmp"]
+    return {item["num_threads"] for item in found}
 
 
 def test_libraries_loaded_after_the_first_limit_are_limited_too():

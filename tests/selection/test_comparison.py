@@ -51,12 +51,12 @@ async def task_of(service, name="things"):
 async def compared(service, classes, *, images=60, noise=0.1):
     await service.label_sets.put("things", classes, "photo")
     truth = [number % 3 for number in range(images)]
-    features = features_of([COLOURS[each] for each in truth], noise)
+    features = features_of([COLOURS[item] for item in truth], noise)
     return await service.comparer.compare(await task_of(service, "things"), features, truth)
 
 
 def report_of(comparison, method):
-    return next(each for each in comparison.methods if each.method == method)
+    return next(item for item in comparison.methods if item.method == method)
 
 
 async def test_helpful_descriptions_are_significantly_better(service):
@@ -72,30 +72,30 @@ async def test_helpful_descriptions_are_significantly_better(service):
 async def test_the_control_has_as_many_prompts_as_each_method_with_descriptions(service):
     comparison = await compared(service, things(described=True))
     sizes = {
-        round(each.prompts_per_class)
-        for each in comparison.methods
-        if METHODS.get(each.method, METHODS["waffle"]).uses_descriptions
+        round(method.prompts_per_class)
+        for method in comparison.methods
+        if METHODS.get(method.method, METHODS["waffle"]).uses_descriptions
     }
-    assert {each.prompts_per_class for each in comparison.methods if "waffle" in each.method} == {
+    assert {method.prompts_per_class for method in comparison.methods if "waffle" in method.method} == {
         max(2, size) for size in sizes
     }
 
 
 async def test_every_method_except_the_control_is_in_the_table_with_its_interval(service):
     comparison = await compared(service, things(described=True))
-    assert [each.method for each in comparison.methods if "waffle" not in each.method] == [
+    assert [item.method for item in comparison.methods if "waffle" not in item.method] == [
         name for name, method in METHODS.items() if not (method.is_control or method.learns or method.stateful)
     ]
     assert comparison.not_run == ()
-    for each in comparison.methods:
-        low, high = each.interval
-        assert low <= each.evaluation.top1 <= high
+    for item in comparison.methods:
+        low, high = item.interval
+        assert low <= item.evaluation.top1 <= high
     assert report_of(comparison, "zero-shot").to_baseline is None
 
 
 async def test_without_descriptions_the_verdict_says_so_and_no_control_runs(service):
     comparison = await compared(service, things(described=False))
-    assert all("waffle" not in each.method for each in comparison.methods)
+    assert all("waffle" not in method.method for method in comparison.methods)
     assert "No class of this label set has descriptions" in comparison.verdict[0]
 
 
@@ -127,8 +127,8 @@ async def test_a_method_that_exceeds_the_memory_is_named_and_the_others_run(sett
         await service.label_sets.put("many", classes, "imagenet")
         features = features_of(["red", "green"])
         comparison = await service.comparer.compare(await task_of(service, "many"), features, [0, 1])
-    assert [each.split(":")[0] for each in comparison.not_run] == ["autoclip"]
-    assert "zero-shot" in [each.method for each in comparison.methods]
+    assert [item.split(":")[0] for item in comparison.not_run] == ["autoclip"]
+    assert "zero-shot" in [method.method for method in comparison.methods]
 
 
 # --- with examples -------------------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ def held_out(*, pool=NO_POOL, labels=TRUTH):
 async def test_with_labelled_and_unlabelled_examples_all_comparable_methods_are_in_the_table(service):
     """TDA, which adapts to the images it classifies, cannot be compared."""
     comparison = await compared_with(service, held_out(pool=POOL))
-    assert [each.method for each in comparison.methods] == [
+    assert [item.method for item in comparison.methods] == [
         name for name, method in METHODS.items() if not (method.is_control or method.stateful)
     ]
     assert (comparison.labelled, comparison.unlabelled, comparison.folds) == (60, 60, 5)
@@ -168,9 +168,9 @@ async def test_with_labelled_and_unlabelled_examples_all_comparable_methods_are_
 async def test_methods_without_their_training_data_are_named(service, training, need):
     comparison = await compared_with(service, training)
     lacking = {name for name, method in METHODS.items() if need in method.learns}
-    assert {each.partition(":")[0] for each in comparison.not_run} == lacking
-    assert all(each.endswith(f"there are no {need}") for each in comparison.not_run)
-    assert not lacking & {each.method for each in comparison.methods}
+    assert {item.partition(":")[0] for item in comparison.not_run} == lacking
+    assert all(item.endswith(f"there are no {need}") for item in comparison.not_run)
+    assert not lacking & {item.method for item in comparison.methods}
 
 
 async def test_other_images_are_classified_with_fits_on_all_examples(service):
@@ -194,7 +194,7 @@ async def test_predictions_do_not_depend_on_the_true_classes(service):
     right = await compared_with(service, training)
     wrong = await compared_with(service, training, truth=(TRUTH + 1) % 3)
     for one, other in zip(right.methods, wrong.methods, strict=True):
-        taken = [np.array(each.evaluation.confusion).sum(axis=0) for each in (one, other)]
+        taken = [np.array(item.evaluation.confusion).sum(axis=0) for item in (one, other)]
         np.testing.assert_array_equal(*taken)
 
 
@@ -223,7 +223,7 @@ async def test_misleading_examples_are_reported_as_worse(service):
 
 async def test_without_examples_the_verdict_does_not_mention_them(service):
     comparison = await compared(service, things(described=False))
-    assert not any("examples" in each for each in comparison.verdict)
+    assert not any("examples" in item for item in comparison.verdict)
     assert (comparison.labelled, comparison.unlabelled, comparison.folds) == (0, 0, 0)
 
 
@@ -235,7 +235,7 @@ async def test_a_cached_fit_on_a_pool_gives_the_same_results(service):
     second = await compared_with(
         service, TrainingData.held_out(rows_about(TRUTH, 1), TRUTH, POOL, of_pool), truth=TRUTH
     )
-    assert all(of_pool[name] is each for name, each in learned.items())
+    assert all(of_pool[name] is item for name, item in learned.items())
     for name in learned:
         assert report_of(first, name).evaluation == report_of(second, name).evaluation
 
@@ -245,7 +245,7 @@ async def test_each_method_has_its_warnings_and_its_time_per_image(service):
     comparison = await compared_with(service, held_out(pool=uneven), classes=[ClassEntry(colour) for colour in COLOURS])
     assert "only 1.0 of 3 classes" in report_of(comparison, "zlap").warnings[0]
     assert report_of(comparison, "zero-shot").warnings == ()
-    assert all(each.ms_per_image > 0 for each in comparison.methods)
+    assert all(method.ms_per_image > 0 for method in comparison.methods)
 
 
 async def test_progress_is_reported_per_method(service):

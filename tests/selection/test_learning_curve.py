@@ -60,24 +60,24 @@ async def text_of(service):
 
 
 def point_of(curve, method, shots):
-    (found,) = [each for each in curve.points if (each.method, each.shots) == (method, shots)]
+    (found,) = [point for point in curve.points if (point.method, point.shots) == (method, shots)]
     return found
 
 
 async def test_fitted_methods_have_a_point_per_number_of_images_and_others_have_one(service):
     curve = await curve_of(service, pool=POOL)
-    assert {each.method for each in curve.points if each.shots is None} == WITHOUT_LABELS
+    assert {point.method for point in curve.points if point.shots is None} == WITHOUT_LABELS
     for count in (2, 8):
-        some = [each for each in curve.points if each.shots == count]
-        assert {each.method for each in some} == {"gda", "tip-adapter", AUTO}
-        assert all(len(each.accuracies) == 3 for each in some)
+        some = [point for point in curve.points if point.shots == count]
+        assert {item.method for item in some} == {"gda", "tip-adapter", AUTO}
+        assert all(len(item.accuracies) == 3 for item in some)
     assert (curve.images, curve.labelled, curve.unlabelled, curve.model) == (60, 90, 60, "fake")
 
 
 async def test_without_a_pool_methods_that_need_one_have_no_point(service):
     curve = await curve_of(service)
     needs_pool = {name for name, method in METHODS.items() if "unlabelled images" in method.learns}
-    assert {each.method for each in curve.points if each.shots is None} == WITHOUT_LABELS - needs_pool
+    assert {point.method for point in curve.points if point.shots is None} == WITHOUT_LABELS - needs_pool
 
 
 async def test_more_labels_help_if_names_mean_nothing(service):
@@ -145,7 +145,7 @@ async def test_draws_in_which_auto_lost_are_counted(service):
 
 async def test_no_losses_are_counted_if_auto_does_not_lose(service):
     curve = await curve_of(service)
-    assert [each.worse for each in curve.points] == [0] * len(curve.points)
+    assert [point.worse for point in curve.points] == [0] * len(curve.points)
 
 
 async def test_with_only_a_pool_auto_has_one_point_and_methods_that_need_labels_are_named(service):
@@ -153,8 +153,8 @@ async def test_with_only_a_pool_auto_has_one_point_and_methods_that_need_labels_
     auto = point_of(curve, AUTO, None)
     assert auto.chosen == ("zlap",)
     assert auto.accuracies == point_of(curve, "zlap", None).accuracies
-    assert {each.partition(":")[0] for each in curve.not_run} == {"gda", "tip-adapter"}
-    assert all(each.shots is None for each in curve.points)
+    assert {item.partition(":")[0] for item in curve.not_run} == {"gda", "tip-adapter"}
+    assert all(point.shots is None for point in curve.points)
 
 
 async def test_a_method_that_exceeds_the_memory_is_named_with_and_without_labels(settings):
@@ -163,7 +163,7 @@ async def test_a_method_that_exceeds_the_memory_is_named_with_and_without_labels
         await service.label_sets.put("many", [ClassEntry(f"thing {number}") for number in range(8)], "ensemble")
         for labels in (np.zeros(0, np.int64), LABELS):
             curve = await curve_of(service, ["many"], labels=labels, pool=POOL, shots=(1,), draws=1)
-            assert "autoclip" in {each.partition(":")[0] for each in curve.not_run}
+            assert "autoclip" in {item.partition(":")[0] for item in curve.not_run}
 
 
 async def test_the_interval_is_that_of_zero_shot(service):
@@ -194,8 +194,8 @@ async def test_no_training_data_and_numbers_below_one_are_rejected(service):
 async def test_a_curve_is_plain_json(service):
     curve = await curve_of(service, shots=(2,), draws=2)
     result = json.loads(json.dumps(curve.to_json(), allow_nan=False))
-    assert [(each["method"], each["shots"], each["accuracies"], each["chosen"]) for each in result["points"]] == [
-        (each.method, each.shots, list(each.accuracies), list(each.chosen)) for each in curve.points
+    assert [(point["method"], point["shots"], point["accuracies"], point["chosen"]) for point in result["points"]] == [
+        (point.method, point.shots, list(point.accuracies), list(point.chosen)) for point in curve.points
     ]
 
 

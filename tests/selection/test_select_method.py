@@ -30,7 +30,7 @@ async def service(settings, encoder, anyio_backend):
         yield opened
 
 
-async def tried(service, name, model="fake"):
+async def select_on_examples(service, name, model="fake"):
     return (await service.selection.select_for_every_model(name))[model]
 
 
@@ -44,7 +44,7 @@ async def selected(service, name, features, labels, pool):
 
 async def test_a_clearly_better_method_is_selected_with_its_gain_as_the_reason(service):
     await stock(service, "things")
-    result = await tried(service, "things")
+    result = await select_on_examples(service, "things")
     assert result["method"] in LEARN_FROM_LABELS
     for part in ("24 labelled images", result["method"], "100.0 %", "that of zero-shot 33.3 %", "+66.7 points"):
         assert part in result["reason"]
@@ -52,14 +52,14 @@ async def test_a_clearly_better_method_is_selected_with_its_gain_as_the_reason(s
 
 async def test_without_a_better_method_zero_shot_is_selected_with_a_reason(service):
     await stock(service, "colours", COLOURS)
-    result = await tried(service, "colours")
+    result = await select_on_examples(service, "colours")
     assert result["method"] == DEFAULT_METHOD
     assert "not a significant gain" in result["reason"]
 
 
 async def test_the_leaderboard_has_every_applicable_method_best_first(service):
     await stock(service, "things", pool=4)
-    result = await tried(service, "things")
+    result = await select_on_examples(service, "things")
     rows = {row["method"]: row for row in result["leaderboard"]}
     assert set(rows) == {name for name, method in METHODS.items() if not (method.is_control or method.stateful)}
     accuracies = [row["accuracy"] for row in result["leaderboard"]]
@@ -74,15 +74,17 @@ async def test_the_leaderboard_has_every_applicable_method_best_first(service):
 
 async def test_methods_without_their_training_data_are_named(service):
     await stock(service, "things")
-    result = await tried(service, "things")
+    result = await select_on_examples(service, "things")
     in_need = {name for name, method in METHODS.items() if "unlabelled images" in method.learns}
-    assert {each.partition(":")[0] for each in result["not_run"]} == in_need
-    assert all("there are no unlabelled images" in each for each in result["not_run"])
+    assert {item.partition(":")[0] for item in result["not_run"]} == in_need
+    assert all("there are no unlabelled images" in item for item in result["not_run"])
 
 
 async def test_random_labels_are_rarely_significant(service):
     """At the rate of the test: one in twenty, of which zero-shot is the better method in half."""
-    described = [ClassEntry(f"kind {each}", (f"It looks {each}.",), features=(f"part {each}",)) for each in range(3)]
+    described = [
+        ClassEntry(f"kind {number}", (f"It looks {number}.",), features=(f"part {number}",)) for number in range(3)
+    ]
     await service.label_sets.put("kinds", described, "{}")
     taken = []
     for seed in range(48):
@@ -103,7 +105,7 @@ async def test_random_labels_are_rarely_significant(service):
 
 async def test_p_values_are_corrected_for_methods_that_differ_from_zero_shot(service):
     await stock(service, "things", pool=4)
-    result = await tried(service, "things")
+    result = await select_on_examples(service, "things")
     by_hand = paired_difference(np.ones(24), np.tile([1.0, 0.0, 0.0], 8))
     corrected = {row["method"]: row["to_zero_shot"]["p"] for row in result["leaderboard"] if row["to_zero_shot"]}
     assert {name for name, p in corrected.items() if p < 1} == LEARN_FROM_LABELS
@@ -143,7 +145,7 @@ def test_a_significantly_worse_method_is_never_selected():
 
 async def test_with_one_image_per_class_zero_shot_is_selected(service):
     await stock(service, "things", labelled=1)
-    result = await tried(service, "things")
+    result = await select_on_examples(service, "things")
     assert (result["method"], result["folds"], result["leaderboard"]) == (DEFAULT_METHOD, 0, [])
     assert "no class has two labelled images" in result["reason"]
 
@@ -151,7 +153,7 @@ async def test_with_one_image_per_class_zero_shot_is_selected(service):
 async def test_a_large_number_of_images_is_sampled_evenly_for_the_comparison(service, monkeypatch):
     await stock(service, "things", labelled=10)
     monkeypatch.setattr(selection_module, "MAX_IMAGES", 12)
-    result = await tried(service, "things")
+    result = await select_on_examples(service, "things")
     assert result["labelled"] == 12
     assert "on 12 labelled images" in result["reason"]
     zero_shot = next(row for row in result["leaderboard"] if row["method"] == DEFAULT_METHOD)
@@ -181,8 +183,8 @@ async def test_a_selection_is_plain_json_with_every_calibration(service):
     assert revision == (await service.label_sets.get("things")).examples_revision
     kept = json.loads(json.dumps(result, allow_nan=False))
     assert set(kept["calibrations"]) == {row["method"] for row in kept["leaderboard"]}
-    for each in kept["calibrations"].values():
-        assert Calibration.from_json(each).images == 24
+    for calibration in kept["calibrations"].values():
+        assert Calibration.from_json(calibration).images == 24
 
 
 # --- unlabelled images alone ---------------------------------------------------------------------------------------
@@ -190,7 +192,7 @@ async def test_a_selection_is_plain_json_with_every_calibration(service):
 
 async def test_unlabelled_images_of_every_class_select_label_propagation(service):
     await stock(service, "colours", COLOURS, labelled=0, pool=8)
-    result = await tried(service, "colours")
+    result = await select_on_examples(service, "colours")
     assert result["method"] == WITHOUT_LABELS == "zlap"
     assert "24 unlabelled images are spread over 3.0 of 3 classes" in result["reason"]
     assert (result["labelled"], result["unlabelled"], result["leaderboard"]) == (0, 24, [])
@@ -198,7 +200,7 @@ async def test_unlabelled_images_of_every_class_select_label_propagation(service
 
 async def test_too_few_unlabelled_images_select_zero_shot(service):
     await stock(service, "colours", COLOURS, labelled=0, pool=7)
-    result = await tried(service, "colours")
+    result = await select_on_examples(service, "colours")
     assert result["method"] == DEFAULT_METHOD
     assert "21 unlabelled images are too few for 3 classes" in result["reason"]
 
@@ -206,7 +208,7 @@ async def test_too_few_unlabelled_images_select_zero_shot(service):
 async def test_unlabelled_images_of_one_class_select_zero_shot(service):
     await stock(service, "colours", COLOURS, labelled=0)
     await keep(service, "colours", [shade(0, number) for number in range(30)], [None] * 30)
-    result = await tried(service, "colours")
+    result = await select_on_examples(service, "colours")
     assert result["method"] == DEFAULT_METHOD
     assert "1.0 of 3 classes, too unevenly" in result["reason"]
 
@@ -221,7 +223,7 @@ def test_a_pool_that_covers_half_of_the_classes_evenly_is_the_minimum():
 async def test_without_images_zero_shot_is_selected(service):
     await stock(service, "things")
     await service.examples.delete("things", everything=True)
-    result = await tried(service, "things")
+    result = await select_on_examples(service, "things")
     assert (result["method"], result["reason"]) == (
         DEFAULT_METHOD,
         "there are no example images with features of this model",
@@ -257,15 +259,15 @@ async def test_each_served_model_has_its_own_selection(settings, encoder):
 async def test_a_selected_method_is_fitted_before_the_first_request(service):
     await stock(service, "things")
     await service.prewarmer.idle()
-    await tried(service, "things")
+    await select_on_examples(service, "things")
     reads = []
     features = service.examples.repository.features
 
-    async def noted(*arguments, **options):
+    async def recorded(*arguments, **options):
         reads.append(arguments)
         return await features(*arguments, **options)
 
-    service.examples.repository.features = noted
+    service.examples.repository.features = recorded
     await service.pipeline.classify(shades(3), await service.resolver.resolve(ClassifyRequest(label_set="things")))
     assert not reads
 

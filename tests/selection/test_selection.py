@@ -115,7 +115,7 @@ async def test_a_database_failure_is_logged_and_the_next_request_tries_again(ser
             await choice_of(service)
             await settled(service)
     assert requested.names == ["things", "things"]
-    assert [(each["event"], each["label_set"], each["reason"]) for each in logs] == [
+    assert [(log["event"], log["label_set"], log["reason"]) for log in logs] == [
         ("selection_not_requested", "things", "away")
     ]
 
@@ -133,7 +133,7 @@ async def test_a_selection_is_returned_with_every_calibration(service):
     assert (choice.method, choice.reason) == (result["method"], result["reason"])
     assert (choice.version, choice.revision) == (1, 1)
     assert set(choice.calibrations) == {row["method"] for row in result["leaderboard"]}
-    assert all(isinstance(each, Calibration) for each in choice.calibrations.values())
+    assert all(isinstance(calibration, Calibration) for calibration in choice.calibrations.values())
 
 
 async def test_a_current_selection_is_read_once_and_not_requested_again(service):

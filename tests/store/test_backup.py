@@ -135,7 +135,7 @@ async def test_the_manifest_lists_the_tables_and_the_revision(filled, folder):
 
 async def test_a_backup_is_readable_by_its_owner_only_and_has_no_write_ahead_log(folder):
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert sorted(each.name for each in folder.iterdir()) == [DATABASE, MANIFEST]
+    assert sorted(path.name for path in folder.iterdir()) == [DATABASE, MANIFEST]
     with closing(sqlite3.connect(f"file:{folder / DATABASE}?mode=ro", uri=True)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
@@ -264,8 +264,8 @@ async def test_a_backup_is_a_consistent_snapshot(filled, tmp_path, other, monkey
     monkeypatch.undo()
     await restore_backup(other, tmp_path / "backup")
     assert manifest.rows["label_sets"] == 2
-    assert {each.name for each in await LabelSetRepository(other).list(99)} == {"pets"}
-    assert {each.name for each in await LabelSetRepository(filled).list(99)} == {"pets", "late"}
+    assert {item.name for item in await LabelSetRepository(other).list(99)} == {"pets"}
+    assert {item.name for item in await LabelSetRepository(filled).list(99)} == {"pets", "late"}
 
 
 async def test_caption_databases_are_backed_up_and_restored_on_request(engine, tmp_path):

@@ -34,7 +34,7 @@ async def add(drafts, *texts, digest="1", classname="cat", kind=DraftKind.DESCRI
 
 
 async def texts_of(drafts, **chosen):
-    return [each.text for each in await drafts.list("pets", limit=100, **chosen)]
+    return [item.text for item in await drafts.list("pets", limit=100, **chosen)]
 
 
 async def test_a_draft_has_a_class_a_question_a_model_and_a_time(drafts):
@@ -97,8 +97,8 @@ async def test_accepting_appends_the_texts_in_one_new_version(drafts, repository
     assert cat.descriptions == ("A cat purrs.", "One.", "Two.")
     assert cat.features == ("whiskers", "fur")
     assert dog.descriptions == ("It barks.",)
-    assert {each.status for each in await drafts.list("pets", limit=10)} == {DraftStatus.ACCEPTED}
-    assert all(each.decided_at for each in await drafts.list("pets", limit=10))
+    assert {item.status for item in await drafts.list("pets", limit=10)} == {DraftStatus.ACCEPTED}
+    assert all(item.decided_at for item in await drafts.list("pets", limit=10))
     assert (await repository.get("pets", 1)).classes[1].descriptions == ()
 
 

@@ -53,7 +53,7 @@ def image(number, classname=None, *, content=None, models=(MODEL,), d=8):
 
 
 async def ids_of(stored, **chosen):
-    return [each.id for each in await stored.list("pets", limit=1000, **chosen)]
+    return [item.id for item in await stored.list("pets", limit=1000, **chosen)]
 
 
 async def number_of(engine, table):
@@ -77,8 +77,8 @@ async def test_an_image_has_a_digest_a_class_a_time_and_models(stored):
     )
     assert (second.classname, second.models, second.kept) == (None, (MODEL,), False)
     assert first.created_at.utcoffset().total_seconds() == 0
-    assert [await stored.get("pets", each.id) for each in (first, second)] == [first, second]
-    assert [await stored.content("pets", each.id) for each in (first, second)] == [b"file", None]
+    assert [await stored.get("pets", item.id) for item in (first, second)] == [first, second]
+    assert [await stored.content("pets", item.id) for item in (first, second)] == [b"file", None]
 
 
 async def test_an_image_is_stored_once_with_its_latest_class(stored):
@@ -86,14 +86,14 @@ async def test_an_image_is_stored_once_with_its_latest_class(stored):
     again = await stored.add("pets", [image(1, "dog"), image(2, "dog"), image(3), image(4), image(5)])
     assert (again.added, again.relabelled, again.duplicates, again.revision) == (1, 2, 2, 2)
     assert again.ids[:4] == ids
-    assert [each.classname for each in await stored.list("pets", limit=9)] == ["dog", "dog", "cat", None, None]
+    assert [item.classname for item in await stored.list("pets", limit=9)] == ["dog", "dog", "cat", None, None]
 
 
 async def test_the_first_class_counts_if_an_image_occurs_twice_in_a_call(stored):
     added = await stored.add("pets", [image(1, "cat"), image(1, "dog"), image(1), image(2), image(2, "dog")])
     assert (added.added, added.relabelled, added.duplicates) == (2, 0, 3)
     assert added.ids == (added.ids[0],) * 3 + (added.ids[3],) * 2
-    assert [each.classname for each in await stored.list("pets", limit=9)] == ["cat", None]
+    assert [item.classname for item in await stored.list("pets", limit=9)] == ["cat", None]
 
 
 async def test_a_stored_image_gets_missing_features_and_a_missing_file_only(stored):
@@ -188,8 +188,8 @@ async def test_concurrent_additions_lose_no_image_and_no_revision(url, engine, o
                 for n in range(40)
             )
         )
-    assert sorted(each.revision for each in done) == list(range(1, 41))
-    assert sum(each.added for each in done) == 85
+    assert sorted(item.revision for item in done) == list(range(1, 41))
+    assert sum(item.added for item in done) == 85
     counts = await stored.counts("pets", MODEL)
     assert (counts.labelled, counts.unlabelled, counts.without_features) == ({"cat": 5}, 80, 0)
 
@@ -290,7 +290,7 @@ async def test_images_are_listed_by_page_and_class(stored):
     assert await ids_of(stored, classname="dog") == list(ids[1::3])
     assert await ids_of(stored, unlabelled=True) == list(ids[2::3])
     assert await ids_of(stored, classname="dog", after=ids[4]) == [ids[7], ids[10]]
-    assert [each.id for each in await stored.list("pets", limit=2, after=ids[1])] == [ids[2], ids[3]]
+    assert [item.id for item in await stored.list("pets", limit=2, after=ids[1])] == [ids[2], ids[3]]
     for nothing in ({"classname": "owl"}, {"classname": "\ud800"}, {"after": 10**30}, {"after": ids[11]}):
         assert await ids_of(stored, **nothing) == []
 
@@ -431,7 +431,7 @@ async def test_images_are_deleted_by_id_by_class_without_class_or_all(engine, st
     assert await stored.delete("pets", ids=[ids[0], ids[1], ids[1]]) == Deleted(2, 2)
     assert await stored.delete("pets", classname="cat") == Deleted(3, 3)
     assert await stored.delete("pets", unlabelled=True) == Deleted(4, 4)
-    assert {each.classname for each in await stored.list("pets", limit=100)} == {"dog"}
+    assert {item.classname for item in await stored.list("pets", limit=100)} == {"dog"}
     assert await stored.delete("pets", everything=True) == Deleted(3, 5)
     for nothing in ({"everything": True}, {"classname": "\0"}, {"unlabelled": True}, {"ids": []}):
         assert await stored.delete("pets", **nothing) == Deleted(0, 5)
@@ -477,7 +477,7 @@ def sqlite_files(sqlite_url):
     file = Path(sqlite_url.removeprefix("sqlite:///"))
 
     def read():
-        return b"".join(each.read_bytes() for each in (file, Path(f"{file}-wal")) if each.exists())
+        return b"".join(item.read_bytes() for item in (file, Path(f"{file}-wal")) if item.exists())
 
     return read
 
@@ -508,9 +508,9 @@ async def test_deleted_images_are_erased_from_the_sqlite_files(stored, repositor
         number += 40
         kept |= dict(zip((await stored.add("pets", items)).ids, items, strict=True))
         assert await found_of(sqlite_files, items) == items
-        gone = [int(each) for each in rng.choice(list(kept), 25, replace=False)]
+        gone = [int(item) for item in rng.choice(list(kept), 25, replace=False)]
         await stored.delete("pets", ids=gone)
-        assert await found_of(sqlite_files, [kept.pop(each) for each in gone]) == []
+        assert await found_of(sqlite_files, [kept.pop(item) for item in gone]) == []
     assert await found_of(sqlite_files, kept.values()) == list(kept.values())
     await repository.delete("pets")
     assert await found_of(sqlite_files, kept.values()) == []

@@ -32,32 +32,32 @@ async def test_jobs_are_claimed_once_in_order_and_by_kind(jobs):
     first = await jobs.add("describe", "a", {})
     other = await jobs.add("evaluate", "b", {}, attachment=b"\x00\xff")
     second = await jobs.add("describe", "c", {})
-    assert [await taken(jobs, "describe", "one"), await taken(jobs, "describe", "two")] == [first.id, second.id]
+    assert [await claim_one(jobs, "describe", "one"), await claim_one(jobs, "describe", "two")] == [first.id, second.id]
     assert await jobs.claim("describe", "one", 60) is None
     job, attachment = await jobs.claim("evaluate", "one", 60)
     assert (job.id, job.status, attachment) == (other.id, JobStatus.RUNNING, b"\x00\xff")
 
 
-async def taken(jobs, kind, owner, lease_s=60):
+async def claim_one(jobs, kind, owner, lease_s=60):
     claimed = await jobs.claim(kind, owner, lease_s)
     return None if claimed is None else claimed[0].id
 
 
 async def test_concurrent_workers_claim_different_jobs(jobs):
     added = {(await jobs.add("describe", "a", {})).id for _ in range(6)}
-    found = await asyncio.gather(*(taken(jobs, "describe", f"owner {number}") for number in range(12)))
-    claimed = [each for each in found if each is not None]
+    found = await asyncio.gather(*(claim_one(jobs, "describe", f"owner {number}") for number in range(12)))
+    claimed = [item for item in found if item is not None]
     assert len(claimed) == len(set(claimed))
     # A worker that found the row locked polls again later.
-    while (more := await taken(jobs, "describe", "late")) is not None:
+    while (more := await claim_one(jobs, "describe", "late")) is not None:
         claimed.append(more)
     assert sorted(claimed) == sorted(added)
 
 
 async def test_an_expired_lease_is_taken_over_and_its_first_owner_cannot_write(jobs):
     job = await jobs.add("describe", "a", {})
-    assert await taken(jobs, "describe", "dead", lease_s=-1) == job.id
-    assert await taken(jobs, "describe", "alive") == job.id
+    assert await claim_one(jobs, "describe", "dead", lease_s=-1) == job.id
+    assert await claim_one(jobs, "describe", "alive") == job.id
     assert not await jobs.renew(job.id, "dead", 60)
     assert not await jobs.advance(job.id, "dead", 1, 2)
     assert not await jobs.finish(job.id, "dead", result={})
@@ -98,7 +98,7 @@ async def test_a_released_job_is_claimed_by_the_next_worker(jobs):
     job = await jobs.add("describe", "a", {})
     await jobs.claim("describe", "one", 60)
     assert await jobs.release(job.id, "one")
-    assert await taken(jobs, "describe", "two") == job.id
+    assert await claim_one(jobs, "describe", "two") == job.id
 
 
 async def test_a_job_can_be_cancelled_in_every_state_except_finished(jobs):

@@ -91,7 +91,12 @@ async def test_constraints_have_the_names_of_the_code(engine):
         assert await connection.run_sync(names) == (
             [None if table in unnamed else table.primary_key.name for table in tables],
             [key.name for table in tables for key in table.foreign_key_constraints],
-            [each.name for table in tables for each in table.constraints if isinstance(each, UniqueConstraint)],
+            [
+                constraint.name
+                for table in tables
+                for constraint in table.constraints
+                if isinstance(constraint, UniqueConstraint)
+            ],
         )
 
 
@@ -190,10 +195,18 @@ async def schema_of(engine):
         inspector = inspect(connection)
         return {
             name: (
-                {each["name"]: (str(each["type"]), each["nullable"]) for each in inspector.get_columns(name)},
+                {
+                    get_column["name"]: (str(get_column["type"]), get_column["nullable"])
+                    for get_column in inspector.get_columns(name)
+                },
                 inspector.get_pk_constraint(name)["constrained_columns"],
-                sorted((each["name"] or "", *each["column_names"]) for each in inspector.get_indexes(name)),
-                sorted((each["name"] or "", each["referred_table"]) for each in inspector.get_foreign_keys(name)),
+                sorted(
+                    (get_index["name"] or "", *get_index["column_names"]) for get_index in inspector.get_indexes(name)
+                ),
+                sorted(
+                    (get_foreign_key["name"] or "", get_foreign_key["referred_table"])
+                    for get_foreign_key in inspector.get_foreign_keys(name)
+                ),
             )
             for name in inspector.get_table_names()
         }

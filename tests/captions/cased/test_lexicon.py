@@ -69,7 +69,7 @@ SPOKEN = {
         really always never often together sit wear contain include become remain seem wears contains give make take
         get see look eat""",
 }
-"""The main tag of words as they stand in captions, written down by hand before the tagger was run on them."""
+"""The main tag of words as used in captions, written by a human before the tagger was run on them."""
 
 
 @pytest.fixture

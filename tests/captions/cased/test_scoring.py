@@ -50,7 +50,7 @@ def probabilities(seed, images=12, words=20):
     return rounded / rounded.sum(axis=1, keepdims=True)
 
 
-def slowly_named(rows, min_images):
+def labels_by_the_rule(rows, min_images):
     """Return the word of each image by a literal implementation of the rule."""
     images, words = rows.shape
     needed = min(min_images, images)
@@ -174,9 +174,9 @@ def test_an_image_has_the_same_scores_alone_and_in_a_batch():
         rng = np.random.default_rng(seed)
         images = unit(rng.normal(size=(4, words.shape[1])))
         captions = [unit(rng.normal(size=(rng.integers(0, 5), words.shape[1]))) for _ in images]
-        many = score_many(images, words, np.stack([centroid(each) for each in captions]), logit_scale=scale)
-        for row, image, each in zip(many, images, captions, strict=True):
-            assert row == pytest.approx(score(image, words, each, logit_scale=scale), abs=1e-12)
+        many = score_many(images, words, np.stack([centroid(caption) for caption in captions]), logit_scale=scale)
+        for row, image, item in zip(many, images, captions, strict=True):
+            assert row == pytest.approx(score(image, words, item, logit_scale=scale), abs=1e-12)
 
 
 def test_inputs_are_not_modified():
@@ -212,7 +212,7 @@ def test_an_image_without_similar_ones_gets_its_best_remaining_name():
 def test_random_groups_are_labelled_as_by_the_literal_rule(min_images):
     for seed in range(40):
         rows = probabilities(seed)
-        assert choose_shared_words(rows, min_images=min_images).chosen.tolist() == slowly_named(rows, min_images)
+        assert choose_shared_words(rows, min_images=min_images).chosen.tolist() == labels_by_the_rule(rows, min_images)
 
 
 @pytest.mark.parametrize("min_images", [1, 2, 4, 12, 13])

@@ -60,11 +60,11 @@ def problem(seed, images=1, captions=10):
 
 
 def mined_of(found, **options):
-    return [find_candidates(each, LEXICON, **({"with_phrases": False} | options)) for each in found]
+    return [find_candidates(item, LEXICON, **({"with_phrases": False} | options)) for item in found]
 
 
 def scores_of(result):
-    return {each.label: each.score for each in result.predictions}
+    return {prediction.label: prediction.score for prediction in result.predictions}
 
 
 # --- separate images -----------------------------------------------------------------------------------------------
@@ -91,21 +91,23 @@ def test_scores_equal_those_of_the_reference(alpha):
         (result,) = label_separately(image[None], [mined], [encode(mined.candidates)], scale_of(alpha))
 
         assert mined.captions == tuple(texts)
-        assert [each.label for each in result.predictions] == [word for word, _ in expected]
-        np.testing.assert_allclose([each.score for each in result.predictions], [s for _, s in expected], atol=1e-5)
+        assert [prediction.label for prediction in result.predictions] == [word for word, _ in expected]
+        np.testing.assert_allclose(
+            [prediction.score for prediction in result.predictions], [s for _, s in expected], atol=1e-5
+        )
 
 
 def test_scores_are_a_mixture_of_image_and_caption_scores():
     for seed in range(20):
         images, found = problem(seed, images=3)
         mined = mined_of(found)
-        own = [encode(each.candidates) for each in mined]
-        for image, each, words, result in zip(
+        own = [encode(item.candidates) for item in mined]
+        for image, item, words, result in zip(
             images, mined, own, label_separately(images, mined, own, scale_of()), strict=True
         ):
-            expected = score(image, words, each.features, logit_scale=LOGIT_SCALE, alpha=ALPHA)
+            expected = score(image, words, item.features, logit_scale=LOGIT_SCALE, alpha=ALPHA)
             outcome = scores_of(result)
-            np.testing.assert_array_equal([outcome[word] for word in each.candidates], expected)
+            np.testing.assert_array_equal([outcome[word] for word in item.candidates], expected)
             assert sum(outcome.values()) == pytest.approx(1, abs=1e-5)
             for prediction in result.predictions:
                 cosine = float(encode([prediction.label])[0] @ image)
@@ -116,7 +118,7 @@ def test_scores_are_a_mixture_of_image_and_caption_scores():
 def test_an_image_has_the_same_result_alone_and_in_a_batch():
     images, found = problem(7, images=6)
     mined = mined_of(found)
-    own = [encode(each.candidates) for each in mined]
+    own = [encode(item.candidates) for item in mined]
     together = label_separately(images, mined, own, scale_of())
     for at in range(6):
         (alone,) = label_separately(images[at : at + 1], mined[at : at + 1], own[at : at + 1], scale_of())
@@ -129,14 +131,14 @@ def test_candidates_with_equal_scores_are_in_alphabetical_order():
     same = np.repeat(image, 3, axis=0)
     for top_k in (1, 2, 3):
         (result,) = label_separately(image, [mined], [same], scale_of(top_k=top_k))
-        assert [each.label for each in result.predictions] == ["ball", "cat", "dog"][:top_k]
-    assert [each.score for each in result.predictions] == [pytest.approx(1 / 3)] * 3
+        assert [prediction.label for prediction in result.predictions] == ["ball", "cat", "dog"][:top_k]
+    assert [prediction.score for prediction in result.predictions] == [pytest.approx(1 / 3)] * 3
 
 
 def test_top_k_keeps_the_best_predictions():
     images, found = problem(4)
     mined = mined_of(found)
-    own = [encode(each.candidates) for each in mined]
+    own = [encode(item.candidates) for item in mined]
     (every,) = label_separately(images, mined, own, scale_of())
     for top_k in (1, 2, EVERY):
         (few,) = label_separately(images, mined, own, scale_of(top_k=top_k))
@@ -146,7 +148,7 @@ def test_top_k_keeps_the_best_predictions():
 def test_an_image_is_rejected_if_its_best_score_is_below_the_threshold():
     images, found = problem(5)
     mined = mined_of(found)
-    own = [encode(each.candidates) for each in mined]
+    own = [encode(item.candidates) for item in mined]
     (result,) = label_separately(images, mined, own, scale_of())
     best = result.predictions[0].score
     for threshold, rejected in ((0.0, False), (best, False), (np.nextafter(best, 2), True), (1.0, best < 1)):
@@ -195,7 +197,7 @@ def test_captions_without_a_word_give_one_candidate():
 def together(seed, images, min_images, **scale):
     queries, found = problem(seed, images=images)
     mined = mined_of(found)
-    vocabulary = shared_vocabulary([each.candidates for each in mined])
+    vocabulary = shared_vocabulary([item.candidates for item in mined])
     words = encode(vocabulary)
     result = label_together(queries, mined, vocabulary, words, scale_of(**scale), min_images=min_images)
     return queries, mined, vocabulary, words, *result
@@ -206,37 +208,37 @@ def test_each_shared_name_is_the_best_of_enough_images_and_only_these_are_return
     for seed in range(30):
         images = 1 + seed % 9
         _, _, vocabulary, _, results, names = together(seed, images, min_images)
-        used = {each.label: each.images for each in names}
+        used = {item.label: item.images for item in names}
         assert set(used) <= set(vocabulary)
-        best = [each.predictions[0].label for each in results]
+        best = [item.predictions[0].label for item in results]
         assert {name: best.count(name) for name in set(best)} == used
         assert min(used.values()) >= min(min_images, images)
-        assert [each.images for each in names] == sorted((each.images for each in names), reverse=True)
+        assert [item.images for item in names] == sorted((item.images for item in names), reverse=True)
         for result in results:
-            assert {each.label for each in result.predictions} == set(used)
-            assert sum(each.score for each in result.predictions) <= 1 + 1e-5
-            scores = [each.score for each in result.predictions]
+            assert {prediction.label for prediction in result.predictions} == set(used)
+            assert sum(prediction.score for prediction in result.predictions) <= 1 + 1e-5
+            scores = [prediction.score for prediction in result.predictions]
             assert scores == sorted(scores, reverse=True)
 
 
 def test_shared_scores_sum_to_one_over_the_vocabulary():
     queries, mined, vocabulary, words, results, _ = together(11, 8, 2)
-    centroids = np.stack([centroid(each.features) for each in mined])
+    centroids = np.stack([centroid(item.features) for item in mined])
     scores = score_many(queries, words, centroids, logit_scale=LOGIT_SCALE, alpha=ALPHA)
     names = choose_shared_words(scores, min_images=2)
     for image, row, chosen, result in zip(queries, scores, names.chosen, results, strict=True):
         assert result.predictions[0].label == vocabulary[chosen]
-        for each in result.predictions:
-            at = vocabulary.index(each.label)
-            assert each.score == pytest.approx(row[at], abs=1e-7)
-            assert each.similarity == pytest.approx(float(words[at] @ image), abs=1e-6)
+        for prediction in result.predictions:
+            at = vocabulary.index(prediction.label)
+            assert prediction.score == pytest.approx(row[at], abs=1e-7)
+            assert prediction.similarity == pytest.approx(float(words[at] @ image), abs=1e-6)
 
 
 def test_with_one_image_per_name_each_image_gets_its_best_word():
     queries, mined, vocabulary, words, results, _ = together(12, 7, 1)
-    centroids = np.stack([centroid(each.features) for each in mined])
+    centroids = np.stack([centroid(item.features) for item in mined])
     scores = score_many(queries, words, centroids, logit_scale=LOGIT_SCALE, alpha=ALPHA)
-    assert [each.predictions[0].label for each in results] == [vocabulary[at] for at in scores.argmax(axis=1)]
+    assert [result.predictions[0].label for result in results] == [vocabulary[at] for at in scores.argmax(axis=1)]
 
 
 def test_a_single_image_in_a_group_has_the_same_label_as_alone():
@@ -252,7 +254,7 @@ def test_a_single_image_in_a_group_has_the_same_label_as_alone():
 def test_the_order_of_the_images_does_not_change_names():
     queries, found = problem(13, images=9)
     mined = mined_of(found)
-    vocabulary = shared_vocabulary([each.candidates for each in mined])
+    vocabulary = shared_vocabulary([item.candidates for item in mined])
     words = encode(vocabulary)
     results, names = label_together(queries, mined, vocabulary, words, scale_of(), min_images=3)
     order = np.random.default_rng(0).permutation(9)
@@ -260,7 +262,7 @@ def test_the_order_of_the_images_does_not_change_names():
         queries[order], [mined[at] for at in order], vocabulary, words, scale_of(), min_images=3
     )
     assert again == names
-    assert [each.predictions[0].label for each in others] == [results[at].predictions[0].label for at in order]
+    assert [other.predictions[0].label for other in others] == [results[at].predictions[0].label for at in order]
 
 
 def test_names_of_equally_many_images_are_in_alphabetical_order():
@@ -269,7 +271,7 @@ def test_names_of_equally_many_images_are_in_alphabetical_order():
     words = features[:2]
     mined = [CaptionCandidates(("x",), np.ones(1, np.float32), image[None], ("ball", "cat")) for image in images]
     _, names = label_together(images, mined, ("ball", "cat"), words, scale_of(), min_images=2)
-    assert [(each.label, each.images) for each in names] == [("ball", 2), ("cat", 2)]
+    assert [(name.label, name.images) for name in names] == [("ball", 2), ("cat", 2)]
 
 
 def test_a_shared_name_with_a_low_score_is_rejected():
@@ -290,7 +292,7 @@ def test_captions_are_returned_with_the_predictions_that_they_suggested():
 
     outcome = explain_captions(result, mined, LEXICON)
 
-    assert [(each.caption, each.similarity, each.suggested) for each in outcome] == [
+    assert [(item.caption, item.similarity, item.suggested) for item in outcome] == [
         ("two dogs", 0.5, ("dog",)),
         ("a dog and a cat", 0.25, ("dog", "cat")),
         ("a beach", 0.125, ()),
@@ -303,7 +305,7 @@ def test_the_similarity_of_a_caption_is_a_cosine_despite_half_precision():
         ("a dog", "a cat"), np.array([1.0004, -1.0004], np.float32), np.eye(2, dtype=np.float32), ("dog",)
     )
     result = explain_captions(ImageResult((Prediction("dog", 1.0, 1.0),)), mined, LEXICON)
-    assert [each.similarity for each in result] == [1, -1]
+    assert [item.similarity for item in result] == [1, -1]
 
 
 def test_every_prediction_is_suggested_by_a_caption_if_any_was_found():
@@ -312,6 +314,6 @@ def test_every_prediction_is_suggested_by_a_caption_if_any_was_found():
         mined = mined_of(found, with_phrases=True)
         (result,) = label_separately(images, mined, [encode(mined[0].candidates)], scale_of())
         outcome = explain_captions(result, mined[0], LEXICON)
-        suggested = {label for each in outcome for label in each.suggested}
-        assert {each.label for each in result.predictions} - {NOTHING_FOUND} <= suggested
-        assert [each.caption for each in outcome] == list(mined[0].captions)
+        suggested = {label for item in outcome for label in item.suggested}
+        assert {prediction.label for prediction in result.predictions} - {NOTHING_FOUND} <= suggested
+        assert [item.caption for item in outcome] == list(mined[0].captions)
