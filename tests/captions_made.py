@@ -32,7 +32,7 @@ CAPTIONS = (
     "an old wooden chair",
     "musicians on a stage at night",
 )
-"""Ten scenes each in red, green and blue, three captions of two colours, and three of none."""
+"""Ten scenes in each of three colours, three captions with two colours, and three without a colour."""
 
 MANY = tuple(
     f"{scene.format(colour)}, take {take}"
@@ -40,7 +40,7 @@ MANY = tuple(
     for colour in ("red", "green", "blue")
     for scene in _SCENES
 )
-"""1,200 captions, more than filters look through."""
+"""1,200 captions, more than a filter searches."""
 
 
 class CaptionEncoder(FakeEncoder):

@@ -6,10 +6,10 @@ from app.types import ClassEntry
 from tests.conftest import picture
 
 COLOURS = ("red", "green", "blue")
-"""Names that the encoder understands: zero-shot is right about nearly every shade."""
+"""Names that the encoder knows: zero-shot is correct for nearly every shade."""
 
 THINGS = ("tomato", "leaf", "sky")
-"""Names of red, green and blue things that the encoder does not understand: zero-shot takes all for the first."""
+"""Names of red, green and blue things that the encoder does not know: zero-shot predicts the first for all images."""
 
 
 def shade(colour, number):

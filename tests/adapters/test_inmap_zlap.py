@@ -74,13 +74,13 @@ def test_negative_cosines_with_the_text_are_allowed():
         np.random.default_rng(3), images=80, classes=4, dims=16, queries=9, dtype=np.float32
     )
     moved_text = np.hstack([text, np.full((4, 1), 1)]).astype(np.float32) / np.float32(np.sqrt(2))
-    moved, asked = (
+    moved, queries = (
         np.hstack([rows, np.full((len(rows), 1), -1)]).astype(np.float32) / np.float32(np.sqrt(2))
         for rows in (pool, queries)
     )
     adapter = fitted(InMaPZLaP(), moved_text, moved, logit_scale=117.0, logit_bias=-16.0)
     assert adapter.learned_
-    assert not np.allclose(shares_of(adapter, moved, asked), 1 / 4, atol=0.01)
+    assert not np.allclose(shares_of(adapter, moved, queries), 1 / 4, atol=0.01)
 
 
 @pytest.mark.parametrize("keep", [0, 1])

@@ -90,13 +90,13 @@ def test_a_class_without_images_in_the_pool_stays_at_its_text():
 
 
 def test_a_pool_of_few_classes_hardly_affects_its_images():
-    text, pool, queries, labels, asked = clustered(
+    text, pool, queries, labels, query_labels = clustered(
         np.random.default_rng(4), images=1000, classes=10, dims=32, queries=500, noise=1.0, gap=1.0, dtype=np.float32
     )
     adapter = fitted(StatA(), text, pool[labels < 2], logit_scale=50.0)
-    queries, asked = queries[asked < 2], asked[asked < 2]
+    queries, query_labels = queries[query_labels < 2], query_labels[query_labels < 2]
     result = shares_of(adapter, pool[labels < 2], queries).argmax(axis=1)
-    assert (result == asked).mean() >= ((queries @ text.T).argmax(axis=1) == asked).mean() - 0.02
+    assert (result == query_labels).mean() >= ((queries @ text.T).argmax(axis=1) == query_labels).mean() - 0.02
 
 
 @pytest.mark.parametrize("at_once", [20, 60, 400])

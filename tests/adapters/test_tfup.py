@@ -15,9 +15,9 @@ def pool_of(drawn, seed):
 
 
 def wanted(drawn, pool, alpha=0.3, beta=1.0):
-    asked, text, rows = (array.astype(float) for array in (drawn.queries, drawn.text, pool))
+    queries, text, rows = (array.astype(float) for array in (drawn.queries, drawn.text, pool))
     indices, labels = oracle.tfup_select(rows, text, shots_per_class(len(pool), len(text)))
-    return oracle.tfup(asked, text, rows[indices], labels, alpha, beta, drawn.logit_scale) + (drawn.logit_bias or 0)
+    return oracle.tfup(queries, text, rows[indices], labels, alpha, beta, drawn.logit_scale) + (drawn.logit_bias or 0)
 
 
 def test_two_hundred_random_pools_are_cached_as_by_the_reference():

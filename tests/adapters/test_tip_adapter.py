@@ -8,8 +8,8 @@ from tests.oracles.extras import tip_adapter as oracle
 
 
 def wanted(drawn, alpha, beta):
-    asked, text, rows = (array.astype(float) for array in (drawn.queries, drawn.text, drawn.rows))
-    return oracle(asked, text, rows, drawn.labels, alpha, beta, drawn.logit_scale) + (drawn.logit_bias or 0)
+    queries, text, rows = (array.astype(float) for array in (drawn.queries, drawn.text, drawn.rows))
+    return oracle(queries, text, rows, drawn.labels, alpha, beta, drawn.logit_scale) + (drawn.logit_bias or 0)
 
 
 def test_two_hundred_random_problems_equal_the_reference():

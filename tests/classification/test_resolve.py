@@ -533,7 +533,7 @@ async def test_a_threshold_and_a_rate_together_are_rejected(calibrated):
 @pytest.mark.parametrize(
     "more",
     [{"method": "gda", "options": {"alpha": 1.0}}, {"template": "the {} here."}, {"method": "tda"}],
-    ids=["options", "template", "untried method"],
+    ids=["options", "template", "method that was not compared"],
 )
 async def test_a_calibration_does_not_apply_to_other_options_or_templates(calibrated, more):
     """They change the scores, which were not calibrated."""

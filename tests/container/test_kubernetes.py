@@ -88,9 +88,9 @@ def test_secrets_are_referenced_and_not_contained():
 def test_ports_probes_and_selectors_match(client):
     assert {port["name"] for port in CONTAINER["ports"]} == {MANIFESTS["Service"]["spec"]["ports"][0]["targetPort"]}
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-        asked = CONTAINER[probe]["httpGet"]
-        assert asked["port"] == "http"
-        assert client.get(asked["path"]).status_code == 200
+        request = CONTAINER[probe]["httpGet"]
+        assert request["port"] == "http"
+        assert client.get(request["path"]).status_code == 200
     labels = MANIFESTS["Deployment"]["spec"]["template"]["metadata"]["labels"].items()
     for kind in ("Service", "PodDisruptionBudget", "NetworkPolicy", "Deployment"):
         spec = MANIFESTS[kind]["spec"]

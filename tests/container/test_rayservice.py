@@ -125,9 +125,9 @@ def test_the_groups_have_room_for_all_replicas_during_an_update():
 def test_ray_resources_do_not_exceed_those_of_the_pods():
     for group in GROUPS.values():
         (container,) = group["template"]["spec"]["containers"]
-        limits, told = container["resources"]["limits"], group["rayStartParams"]
-        assert float(told["num-cpus"]) <= float(limits["cpu"])
-        assert told.get("num-gpus", "0") == limits.get("nvidia.com/gpu", "0")
+        limits, params = container["resources"]["limits"], group["rayStartParams"]
+        assert float(params["num-cpus"]) <= float(limits["cpu"])
+        assert params.get("num-gpus", "0") == limits.get("nvidia.com/gpu", "0")
 
 
 @of_every_pod

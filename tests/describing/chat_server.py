@@ -275,11 +275,11 @@ def _completion(received: Received, at_most: int | None) -> bytes:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Serve scripted chat completions until killed.")
-    parser.add_argument("--port", type=int, default=0, help="0 picks a free one")
-    parser.add_argument("--log", type=Path, help="gets each prompt as a line of JSON")
-    parser.add_argument("--key", help="the only key that is let in; by default any, and none")
-    parser.add_argument("--delay-ms", type=float, default=0, help="before each answer")
-    parser.add_argument("--choices", type=int, help="the most in one answer, whatever is asked")
+    parser.add_argument("--port", type=int, default=0, help="by default a free port")
+    parser.add_argument("--log", type=Path, help="file for one line of JSON per prompt")
+    parser.add_argument("--key", help="the only accepted key; by default no key is required")
+    parser.add_argument("--delay-ms", type=float, default=0, help="delay of each response")
+    parser.add_argument("--choices", type=int, help="maximum number of choices in a response")
     chosen = parser.parse_args()
     server = ChatServer(
         afterwards=Step(choices=chosen.choices),

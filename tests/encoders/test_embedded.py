@@ -89,7 +89,7 @@ def test_an_image_scores_the_same_alone_as_in_a_batch(encoder, photographs):
     assert (together * alone).sum(axis=1).min() > 1 - 1e-5
 
 
-def test_a_text_has_the_same_features_alone_as_beside_a_longer_one(encoder):
+def test_a_text_has_the_same_features_alone_and_in_a_batch_with_a_longer_one(encoder):
     """Padding to the longest text of a batch has no effect."""
     texts = ["cat", "a photo of a very small cat that sleeps on the seat of an old wooden chair in the sun."]
     together = encoder.encode_texts(texts)

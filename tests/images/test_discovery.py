@@ -36,7 +36,7 @@ def test_a_folder_is_searched_recursively_without_hidden_and_other_files(folder)
     assert relative(find_images([folder]), folder) == ["loose.tiff", "a/deep/er/3.webp", "b/1.png", "b/2.JPG"]
 
 
-def test_a_file_is_returned_whatever_its_suffix(folder):
+def test_a_file_is_returned_with_any_suffix(folder):
     given = [folder / "no-suffix", folder / "a/.hidden.png", folder / "a/notes.txt"]
     assert find_images(given) == given
 

@@ -663,7 +663,7 @@ async def test_closing_twice_is_allowed_and_ends_the_thread(start):
     assert not any(thread.is_alive() for thread in gate.threads)
 
 
-# --- all of it at once ---------------------------------------------------------------------------------------------
+# --- random failures -----------------------------------------------------------------------------------------------
 
 
 async def test_under_random_failures_every_future_gets_its_row_or_an_expected_error(start, monkeypatch):

@@ -195,7 +195,7 @@ async def test_several_processes_can_write_concurrently(open_store, file):
     assert len(await open_store().read("weights", wanted)) == 90
 
 
-async def test_a_reader_beside_a_writer_reads_complete_rows_only(open_store):
+async def test_a_reader_concurrent_with_a_writer_reads_complete_rows_only(open_store):
     writer, reader = open_store(), open_store()
     rows = {str(number): row_of(str(number)) for number in range(500)}
 
