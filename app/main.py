@@ -22,7 +22,7 @@ from app.api import documentation, errors, playground
 from app.api.auth.access import NAMESPACE_HEADER, Gate
 from app.api.auth.keys import KeyPolicy, KeyRing, load_keys_file
 from app.api.auth.quotas import DefaultQuotas, Quotas
-from app.api.forms import RequestLimits
+from app.api.forms import ImageCountLimits
 from app.api.middleware import AccessLog, BodyBudget, BodyLimits, BoundedBody, SecurityHeaders
 from app.api.routes import ROUTERS
 from app.captions.catalogue import CaptionCatalogue, RemoteSearch
@@ -422,7 +422,9 @@ def create_app(
         encoders = await asyncio.to_thread(load, settings)
         async with open_service(settings, encoders, metrics, steps, runs_jobs=True) as service:
             app.state.service = service
-            app.state.limits = RequestLimits(settings.max_images_per_request, settings.max_evaluation_images)
+            app.state.image_count_limits = ImageCountLimits(
+                settings.max_images_per_request, settings.max_evaluation_images
+            )
             app.state.metrics = metrics
             app.state.exposition = (
                 steps.exposition if steps is not None and steps.exposition else _own_exposition(metrics)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
-from app.api.forms import RequestLimits
+from app.api.forms import ImageCountLimits
 from app.captions.search import CaptionSearch
 from app.classification.embeddings import Embedder
 from app.classification.pipeline import Pipeline
@@ -49,4 +49,4 @@ EvaluateJobsDependency = Annotated[EvaluateJobs, Depends(_part("service.jobs.eva
 SelectMethodJobsDependency = Annotated[SelectMethodJobs, Depends(_part("service.jobs.select_method"))]
 ImportJobsDependency = Annotated[ImportJobs, Depends(_part("service.jobs.import_images"))]
 BuildCaptionsJobsDependency = Annotated[BuildCaptionsJobs, Depends(_part("service.jobs.build_captions"))]
-LimitsDependency = Annotated[RequestLimits, Depends(_part("limits"))]
+ImageCountLimitsDependency = Annotated[ImageCountLimits, Depends(_part("image_count_limits"))]

@@ -8,9 +8,9 @@ from fastapi import APIRouter, Query, Request, Response
 from app.api.auth.access import Caller, CallerDependency, GuardedRoute, LabelSetName
 from app.api.dependencies import (
     ExamplesDependency,
+    ImageCountLimitsDependency,
     ImportJobsDependency,
     LabelSetsDependency,
-    LimitsDependency,
     SelectMethodJobsDependency,
     SelectorDependency,
 )
@@ -87,7 +87,7 @@ async def add_images(
     examples: ExamplesDependency,
     importing: ImportJobsDependency,
     select_method: SelectMethodJobsDependency,
-    limits: LimitsDependency,
+    limits: ImageCountLimitsDependency,
     caller: CallerDependency,
 ) -> AddedExamplesResponse | Response:
     """Add the images of a form, or start a job that imports a folder on the server (JSON).
