@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import structlog
 
+from app.captions.build_plan import WORDNET, BuildPlan
 from app.captions.catalogue import CaptionCatalogue
 from app.captions.database import NearestCaptions
 from app.captions.manifest import Manifest
-from app.captions.plan import WORDNET, BuildPlan
 from app.captions.sources import Source
 from app.captions.wordnet import check_wordnet
 from app.errors import (

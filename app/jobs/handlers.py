@@ -12,7 +12,7 @@ import numpy as np
 import structlog
 
 from app.adapters._base import Examples
-from app.captions.plan import WORDNET, BuildPlan
+from app.captions.build_plan import WORDNET, BuildPlan
 from app.captions.search import CaptionSearch
 from app.classification.resolve import Resolver
 from app.describing.describer import Describer, DescribeRequest, Outcome

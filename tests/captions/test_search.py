@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
-from app.captions.plan import WORDNET, BuildPlan
+from app.captions.build_plan import WORDNET, BuildPlan
 from app.captions.search import MAX_OFFSET, CaptionQuery
 from app.encoders.fake import FakeEncoder
 from app.errors import (

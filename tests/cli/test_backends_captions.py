@@ -6,7 +6,7 @@ import httpx
 import numpy as np
 import pytest
 
-from app.captions.plan import BuildPlan
+from app.captions.build_plan import BuildPlan
 from app.captions.search import CaptionQuery
 from app.classification.resolve import ClassifyRequest
 from app.cli.backends import HttpBackend, InProcessBackend

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from app.captions.plan import BuildPlan
+from app.captions.build_plan import BuildPlan
 from app.classification.resolve import ClassifyRequest
 from app.describing.describer import DescribeRequest
 from app.encoders.fake import FakeEncoder

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from app.captions.build_plan import WORDNET, BuildPlan
 from app.captions.catalogue import DatabaseState
-from app.captions.plan import WORDNET, BuildPlan
 from app.captions.search import CaptionQuery
 from app.captions.sources import Source
 from app.classification.resolve import ClassifyRequest

@@ -1,11 +1,11 @@
-"""What a caption database is to be built of, as callers say it and as jobs keep it."""
+"""The plan of a build: the captions and options of requests, as jobs store them."""
 
 import json
 
 import pytest
 
+from app.captions.build_plan import WORDNET, BuildPlan
 from app.captions.cleaning import Counts
-from app.captions.plan import WORDNET, BuildPlan
 from app.captions.wordnet import LICENCE as WORDNET_LICENCE
 from app.captions.wordnet import NOTES, wordnet_captions
 from app.errors import ConfigurationError, InvalidFieldError
