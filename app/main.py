@@ -54,7 +54,8 @@ from app.prompting.templates import TemplateLibrary
 from app.prompting.text_feature_store import TextFeatureStore
 from app.runtime.data_files import resources
 from app.selection.comparison import MethodComparer
-from app.selection.selection import MethodSelection, MethodSelector
+from app.selection.selection import MethodSelector
+from app.selection.selection_reader import SelectionReader
 from app.settings import Settings
 from app.store.database import migrate, open_engine, ping
 from app.store.drafts import DraftRepository
@@ -212,8 +213,8 @@ class Service:
     pipeline: Pipeline
     embedder: Embedder
     comparer: MethodComparer
-    selector: MethodSelector
-    selection: MethodSelection
+    selection_reader: SelectionReader
+    method_selector: MethodSelector
     prewarmer: Prewarmer
     jobs: Jobs
     health: Health
@@ -308,8 +309,8 @@ async def open_service(
         on_write=prewarmer.add,
         on_delete=fits.forget,
     )
-    selector = MethodSelector(selection_repository, models, job_repository if runs_jobs else None)
-    resolver = Resolver(models, label_sets, selector, templates, captions, label_limits)
+    selection_reader = SelectionReader(selection_repository, models, job_repository if runs_jobs else None)
+    resolver = Resolver(models, label_sets, selection_reader, templates, captions, label_limits)
     describer = Describer(drafts, question_sets, feature_question, language_model(settings))
     examples = ExampleImages(
         example_repository,
@@ -321,8 +322,10 @@ async def open_service(
         keep_files=settings.keep_images,
     )
     comparer = MethodComparer(models, classifiers, pipeline, fits)
-    selection = MethodSelection(comparer, models, label_sets, examples, resolver, classifiers, selection_repository)
-    select_method = SelectMethodJobs(job_repository, selection)
+    method_selector = MethodSelector(
+        comparer, models, label_sets, examples, resolver, classifiers, selection_repository
+    )
+    select_method = SelectMethodJobs(job_repository, method_selector)
     jobs = Jobs(
         JobQueue(job_repository, metrics=metrics),
         DescribeJobs(job_repository, describer, label_sets, drafts),
@@ -348,8 +351,8 @@ async def open_service(
             pipeline=pipeline,
             embedder=Embedder(models, remote_images, max_texts=settings.max_labels),
             comparer=comparer,
-            selector=selector,
-            selection=selection,
+            selection_reader=selection_reader,
+            method_selector=method_selector,
             prewarmer=prewarmer,
             jobs=jobs,
             health=Health((lambda: models.problem, lambda: catalogue.problem), partial(ping, engine)),
@@ -358,7 +361,7 @@ async def open_service(
     finally:
         await jobs.queue.close()
         await prewarmer.close()
-        await selector.close()
+        await selection_reader.close()
         await catalogue.close()
         remote_images.close()
         await fits.close()

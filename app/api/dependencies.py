@@ -18,7 +18,7 @@ from app.jobs.queue import JobQueue
 from app.label_sets.service import LabelSets
 from app.models.registry import ModelRegistry
 from app.observability.health import Health
-from app.selection.selection import MethodSelector
+from app.selection.selection_reader import SelectionReader
 from app.store.drafts import DraftRepository
 
 
@@ -40,7 +40,7 @@ LabelSetsDependency = Annotated[LabelSets, Depends(_part("service.label_sets"))]
 DraftsDependency = Annotated[DraftRepository, Depends(_part("service.drafts"))]
 DescriberDependency = Annotated[Describer, Depends(_part("service.describer"))]
 ExamplesDependency = Annotated[ExampleImages, Depends(_part("service.examples"))]
-SelectorDependency = Annotated[MethodSelector, Depends(_part("service.selector"))]
+SelectionReaderDependency = Annotated[SelectionReader, Depends(_part("service.selection_reader"))]
 CaptionsDependency = Annotated[CaptionSearch, Depends(_part("service.captions"))]
 HealthDependency = Annotated[Health, Depends(_part("service.health"))]
 JobQueueDependency = Annotated[JobQueue, Depends(_part("service.jobs.queue"))]

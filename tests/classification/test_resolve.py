@@ -27,7 +27,7 @@ from app.errors import (
 from app.label_sets.service import DEFAULT_TEMPLATES
 from app.main import open_service
 from app.names.labels import split_labels
-from app.selection.selection import SELECT_METHOD
+from app.selection.selection_reader import SELECT_METHOD
 from app.settings import Settings
 from app.store.jobs import JobRepository
 from app.types import ClassEntry, MergeSynonyms, Task
@@ -195,7 +195,7 @@ def databases(tmp_path_factory, empty_database):
         shutil.copy(file, taught)
         async with open_service(settings, [FakeEncoder()]) as service:
             for name in ("things", "colours"):
-                await service.selection.select_for_every_model(name)
+                await service.method_selector.select_for_every_model(name)
         shutil.copy(file, calibrated)
 
     asyncio.run(make())
@@ -251,12 +251,12 @@ async def test_without_examples_zero_shot_answers_and_there_is_nothing_to_say_of
 
 async def test_until_methods_were_tried_zero_shot_answers_and_they_are_asked_to_be_tried_once(taught):
     await settled(taught)
-    taught.selector._jobs = repository = JobRepository(taught.engine)
+    taught.selection_reader._jobs = repository = JobRepository(taught.engine)
     for method in (None, AUTO, None):
         task = await taught.resolver.resolve(ClassifyRequest(label_set="things", method=method))
         assert task.method == DEFAULT_METHOD
         assert "have not been compared" in task.reason
-    await asyncio.gather(*taught.selector._requests)
+    await asyncio.gather(*taught.selection_reader._requests)
     assert [(job.kind, job.subject) for job in await repository.list(9)] == [(SELECT_METHOD, "things")]
 
 
@@ -285,7 +285,7 @@ async def test_a_choice_from_before_a_change_is_kept_and_it_is_said_that_there_w
     after = await calibrated.resolver.resolve(ClassifyRequest(label_set="things"))
     assert after.method == before.method
     assert after.reason == f"{before.reason}; the examples or classes have changed since"
-    await calibrated.selection.select_for_every_model("things")
+    await calibrated.method_selector.select_for_every_model("things")
     assert "changed since" not in (await calibrated.resolver.resolve(ClassifyRequest(label_set="things"))).reason
 
 
@@ -474,7 +474,7 @@ async def test_a_sigmoid_encoders_scores_are_shares_where_examples_say_that_an_i
         await stock(service, "colours", COLOURS, pool=8)
         for trial in (False, True):
             if trial:
-                await service.selection.select_for_every_model("colours")
+                await service.method_selector.select_for_every_model("colours")
             for method in (*LEARN_FROM_LABELS, *LEARN_FROM_POOL, "tda"):
                 for scores in scores_of(await told(service, label_set="colours", method=method)):
                     assert sum(scores.values()) == pytest.approx(1, abs=1e-5)
@@ -587,7 +587,7 @@ async def test_a_sigmoid_encoders_best_score_is_what_a_threshold_is_compared_wit
         await stock(service, "colours", COLOURS)
         for trial in (False, True):
             if trial:
-                await service.selection.select_for_every_model("colours")
+                await service.method_selector.select_for_every_model("colours")
             for method in ("zero-shot", "gda"):
                 classification = await told(service, between, label_set="colours", method=method, reject_below=0.9)
                 assert [each.rejected for each in classification.results] == [
@@ -631,7 +631,7 @@ async def test_grey_images_are_stranger_than_those_of_a_class(taught):
 
 
 async def test_what_was_found_is_told_and_where_nothing_was_what_to_do(calibrated):
-    selection = await calibrated.selector.stored(await calibrated.label_sets.get("things"), None)
+    selection = await calibrated.selection_reader.stored(await calibrated.label_sets.get("things"), None)
     assert selection.is_current
     assert selection.result["method"] == (await calibrated.resolver.resolve(ClassifyRequest(label_set="things"))).method
     await calibrated.label_sets.put("pets", entries("cat"), "{}")
@@ -641,7 +641,7 @@ async def test_what_was_found_is_told_and_where_nothing_was_what_to_do(calibrate
         ("things", "clap", "unknown model 'clap'"),
     ]:
         with pytest.raises(UnknownNameError, match=problem):
-            await calibrated.selector.stored(await calibrated.label_sets.get(name), model)
+            await calibrated.selection_reader.stored(await calibrated.label_sets.get(name), model)
 
 
 async def test_a_label_set_with_examples_has_its_method_learned_before_it_is_asked_for(calibrated):

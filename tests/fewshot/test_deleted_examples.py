@@ -54,20 +54,20 @@ async def test_additions_alone_are_learned_in_the_background(service, other):
 
 async def test_nothing_is_calibrated_on_images_that_were_deleted(service):
     await stock(service, "things")
-    await service.selection.select_for_every_model("things")
+    await service.method_selector.select_for_every_model("things")
     assert (await answered(service, method="gda", coverage=0.8)).task.scoring.calibrated_on == 24
     await service.examples.delete("things", classname="sky")
     assert (await answered(service, method="gda")).task.scoring.calibrated_on == 0
     with pytest.raises(InvalidFieldError, match="coverage: needs labelled example images"):
         await service.resolver.resolve(ClassifyRequest(label_set="things", method="gda", coverage=0.8))
-    await service.selection.select_for_every_model("things")
+    await service.method_selector.select_for_every_model("things")
     assert (await answered(service, method="gda", coverage=0.8)).task.scoring.calibrated_on == 16
 
 
 async def test_a_method_that_takes_too_much_memory_is_not_chosen_and_it_is_said_why(service):
     await stock(service, "things")
     service.fits._ready = LRUCache(50, getsizeof=lambda fitted: fitted.nbytes)
-    told = (await service.selection.select_for_every_model("things"))["fake"]
+    told = (await service.method_selector.select_for_every_model("things"))["fake"]
     assert told["method"] == DEFAULT_METHOD
     assert "cannot be used" in told["reason"]
     assert "DEIXIS_CACHE_MIB" in told["reason"]

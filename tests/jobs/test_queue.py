@@ -16,7 +16,7 @@ from app.jobs.handlers import DESCRIBE, EVALUATE, IMPORT_IMAGES, BuildCaptionsJo
 from app.jobs.queue import JobQueue
 from app.main import open_service
 from app.observability.metrics import Metrics
-from app.selection.selection import SELECT_METHOD
+from app.selection.selection_reader import SELECT_METHOD
 from app.store.jobs import JobStatus
 from app.types import ClassEntry
 from tests.api.test_examples import shade
@@ -264,7 +264,7 @@ async def test_a_trial_keeps_what_it_chose_and_has_it_learned(things_of):
     assert job.status is JobStatus.SUCCEEDED
     assert (job.kind, job.subject) == (SELECT_METHOD, "things")
     told = job.result["models"]["fake"]
-    selection = await service.selector.stored(await service.label_sets.get("things"), None)
+    selection = await service.selection_reader.stored(await service.label_sets.get("things"), None)
     assert selection.is_current
     assert selection.result["method"] == told["method"]
     assert "calibrations" not in told
@@ -325,7 +325,7 @@ async def test_a_trial_of_a_process_that_died_is_made_by_another(things_of):
     jobs.queue.start()
     assert (await ended(jobs, job)).status is JobStatus.SUCCEEDED
     await jobs.queue.close()
-    assert (await service.selector.stored(await service.label_sets.get("things"), None)).is_current
+    assert (await service.selection_reader.stored(await service.label_sets.get("things"), None)).is_current
 
 
 async def test_examples_that_change_while_they_are_tried_are_tried_again(things_of):
@@ -350,7 +350,7 @@ async def test_examples_that_change_while_they_are_tried_are_tried_again(things_
     assert second.id != first.id
     assert {(await ended(jobs, job)).status for job in (first, second)} == {JobStatus.SUCCEEDED}
     await jobs.queue.close()
-    selection = await service.selector.stored(await service.label_sets.get("things"), None)
+    selection = await service.selection_reader.stored(await service.label_sets.get("things"), None)
     assert selection.is_current
     assert selection.result["labelled"] == 8
 

@@ -14,7 +14,7 @@ from app.scoring.calibration import Calibration
 from app.scoring.measures import Difference, Evaluation, paired_difference
 from app.selection import selection as selection_module
 from app.selection.comparison import MethodReport, no_progress
-from app.selection.selection import WITHOUT_LABELS, by_balance, select_method
+from app.selection.selection import WITHOUT_LABELS, by_balance, find_best_method
 from app.types import ClassEntry
 from tests.shades import COLOURS, THINGS, keep, rows_about, shade, shades, stock, unit_rows
 
@@ -31,12 +31,12 @@ async def service(settings, encoder, anyio_backend):
 
 
 async def tried(service, name, model="fake"):
-    return (await service.selection.select_for_every_model(name))[model]
+    return (await service.method_selector.select_for_every_model(name))[model]
 
 
 async def selected(service, name, features, labels, pool):
     task = await service.resolver.resolve(ClassifyRequest(label_set=name))
-    return await select_method(service.comparer, task, features, labels, pool)
+    return await find_best_method(service.comparer, task, features, labels, pool)
 
 
 # --- labelled images -----------------------------------------------------------------------------------------------
@@ -170,14 +170,14 @@ async def test_methods_are_told_to_the_caller_as_they_are_done(service):
     async def advance(done, total):
         told.append((done, total))
 
-    await service.selection.select_for_every_model("things", advance)
+    await service.method_selector.select_for_every_model("things", advance)
     assert told == sorted(told)
     assert all(done <= total for done, total in told)
 
 
 async def test_nothing_but_numbers_and_words_is_kept_and_every_calibration_comes_back(service):
     await stock(service, "things", pool=4)
-    result, revision = await service.selection.select(await service.label_sets.get("things"), "fake", no_progress)
+    result, revision = await service.method_selector.select(await service.label_sets.get("things"), "fake", no_progress)
     assert revision == (await service.label_sets.get("things")).examples_revision
     kept = json.loads(json.dumps(result, allow_nan=False))
     assert set(kept["calibrations"]) == {row["method"] for row in kept["leaderboard"]}
@@ -242,11 +242,11 @@ class ColourBlind(FakeEncoder):
 async def test_each_model_that_is_served_gets_a_choice_of_its_own(settings, encoder):
     async with open_service(settings, [encoder, ColourBlind("blind")]) as service:
         await stock(service, "things")
-        told = await service.selection.select_for_every_model("things")
+        told = await service.method_selector.select_for_every_model("things")
         assert told["fake"]["method"] in LEARN_FROM_LABELS
         assert told["blind"]["method"] == DEFAULT_METHOD
         for model in ("fake", "blind"):
-            selection = await service.selector.stored(await service.label_sets.get("things"), model)
+            selection = await service.selection_reader.stored(await service.label_sets.get("things"), model)
             assert selection.is_current
             assert selection.result["method"] == told[model]["method"]
             assert (await service.resolver.resolve(ClassifyRequest(label_set="things", model=model))).method == told[
@@ -276,11 +276,11 @@ async def test_a_model_that_is_new_here_learns_from_the_files_that_were_kept(set
         await stock(service, "things", pool=4)
     second = FakeEncoder("second")
     async with open_service(keeping, [encoder, second]) as service:
-        told = await service.selection.select_for_every_model("things")
+        told = await service.method_selector.select_for_every_model("things")
         assert (told["second"]["labelled"], told["second"]["unlabelled"]) == (24, 12)
         assert told["second"]["method"] in LEARN_FROM_LABELS
         assert sum(second.image_batches) == 36
-        await service.selection.select_for_every_model("things")
+        await service.method_selector.select_for_every_model("things")
         assert sum(second.image_batches) == 36
 
 
@@ -290,9 +290,9 @@ async def test_features_made_of_kept_files_leave_the_choices_of_other_models_cur
     async with open_service(keeping, [encoder]) as service:
         await stock(service, "things")
     async with open_service(keeping, [encoder, FakeEncoder("second")]) as service:
-        await service.selection.select_for_every_model("things")
+        await service.method_selector.select_for_every_model("things")
         assert [
-            (await service.selector.stored(await service.label_sets.get("things"), model)).is_current
+            (await service.selection_reader.stored(await service.label_sets.get("things"), model)).is_current
             for model in ("fake", "second")
         ] == [True, True]
 
@@ -301,11 +301,11 @@ async def test_a_model_that_is_new_here_has_nothing_to_learn_from_where_no_files
     async with open_service(settings, [encoder]) as service:
         await stock(service, "things")
     async with open_service(settings, [encoder, FakeEncoder("second")]) as service:
-        told = await service.selection.select_for_every_model("things")
+        told = await service.method_selector.select_for_every_model("things")
         assert told["fake"]["method"] in LEARN_FROM_LABELS
         assert (told["second"]["method"], told["second"]["labelled"]) == (DEFAULT_METHOD, 0)
 
 
 async def test_a_label_set_that_is_not_there_is_told(service):
     with pytest.raises(UnknownNameError, match="label set 'things'"):
-        await service.selection.select_for_every_model("things")
+        await service.method_selector.select_for_every_model("things")

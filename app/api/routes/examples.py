@@ -11,8 +11,8 @@ from app.api.dependencies import (
     ImageCountLimitsDependency,
     ImportJobsDependency,
     LabelSetsDependency,
+    SelectionReaderDependency,
     SelectMethodJobsDependency,
-    SelectorDependency,
 )
 from app.api.forms import (
     IMAGE_FILES,
@@ -254,11 +254,11 @@ async def delete_image(
 async def get_selection(
     name: LabelSetName,
     label_sets: LabelSetsDependency,
-    selector: SelectorDependency,
+    selections: SelectionReaderDependency,
     model: Annotated[str | None, Query(description="A model of `GET /v1/models`; by default the first.")] = None,
 ) -> SelectionResponse:
     """Return the method selected on the example images, with the cross-validated measures of every method."""
-    return SelectionResponse.of(await selector.stored(await label_sets.get(name), model))
+    return SelectionResponse.of(await selections.stored(await label_sets.get(name), model))
 
 
 async def _deleted(

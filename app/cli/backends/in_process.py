@@ -226,7 +226,7 @@ class InProcessBackend:
 
     async def select_methods(self, name: str, job_id: str | None, on_progress: OnProgress) -> None:  # noqa: ARG002
         """Compare all methods in this process."""
-        await self._service.selection.select_for_every_model(OPEN_NAMESPACE.label_set(name), on_progress)
+        await self._service.method_selector.select_for_every_model(OPEN_NAMESPACE.label_set(name), on_progress)
 
     async def example_counts(self, name: str) -> answers.ExampleCounts:
         """Read the store."""
@@ -248,7 +248,7 @@ class InProcessBackend:
     async def selection(self, name: str, model: str | None) -> answers.Selection:
         """Read the store."""
         label_set = await self._service.label_sets.get(OPEN_NAMESPACE.label_set(name))
-        return conversion.selection(await self._service.selector.stored(label_set, model))
+        return conversion.selection(await self._service.selection_reader.stored(label_set, model))
 
     async def estimate_descriptions(self, name: str, request: DescribeRequest) -> answers.DescribeEstimate:
         """Plan the requests."""

@@ -10,7 +10,7 @@ from app.encoders.fake import FakeEncoder
 from app.errors import StoreError
 from app.main import open_service
 from app.scoring.calibration import Calibration
-from app.selection.selection import SELECT_METHOD
+from app.selection.selection_reader import SELECT_METHOD
 from app.types import ClassEntry
 from tests.shades import THINGS, keep, shade, stock
 
@@ -39,17 +39,17 @@ async def service(settings, anyio_backend):
 
 
 async def choice_of(service, reference="things", model="fake"):
-    return await service.selector.get(await service.label_sets.find(reference), model)
+    return await service.selection_reader.get(await service.label_sets.find(reference), model)
 
 
 async def settled(service):
     """Wait for everything that was started in the background."""
     await service.prewarmer.idle()
-    await asyncio.gather(*service.selector._requests)
+    await asyncio.gather(*service.selection_reader._requests)
 
 
 async def test_without_examples_there_is_no_choice_and_nothing_to_try(service):
-    service.selector._jobs = requested = RequestedJobs()
+    service.selection_reader._jobs = requested = RequestedJobs()
     await stock(service, "things", labelled=0)
     assert await choice_of(service) is None
     await settled(service)
@@ -57,7 +57,7 @@ async def test_without_examples_there_is_no_choice_and_nothing_to_try(service):
 
 
 async def test_examples_that_nothing_was_tried_on_are_told_of_once(service):
-    service.selector._jobs = requested = RequestedJobs()
+    service.selection_reader._jobs = requested = RequestedJobs()
     await stock(service, "things", labelled=2)
     for _ in range(5):
         assert await choice_of(service) is None
@@ -67,7 +67,7 @@ async def test_examples_that_nothing_was_tried_on_are_told_of_once(service):
 
 
 async def test_each_change_of_examples_or_classes_is_told_of_once(service):
-    service.selector._jobs = requested = RequestedJobs()
+    service.selection_reader._jobs = requested = RequestedJobs()
     await stock(service, "things", labelled=2)
     await choice_of(service)
     await keep(service, "things", [shade(0, 99)], ["tomato"])
@@ -75,7 +75,7 @@ async def test_each_change_of_examples_or_classes_is_told_of_once(service):
         await choice_of(service)
     await settled(service)
     assert len(requested.names) == 2
-    await service.selection.select_for_every_model("things")
+    await service.method_selector.select_for_every_model("things")
     await service.label_sets.add_classes("things", [ClassEntry("snow")])
     for _ in range(3):
         await choice_of(service)
@@ -88,7 +88,7 @@ async def test_callers_of_several_versions_at_once_are_still_one_reason_to_try(s
     await stock(service, "things", labelled=2)
     await service.label_sets.put("things", [ClassEntry(name) for name in THINGS], "{}")
     await settled(service)
-    service.selector._jobs = requested = RequestedJobs()
+    service.selection_reader._jobs = requested = RequestedJobs()
     for _ in range(4):
         await choice_of(service, "things@1")
         await choice_of(service, "things@2")
@@ -97,7 +97,7 @@ async def test_callers_of_several_versions_at_once_are_still_one_reason_to_try(s
 
 
 async def test_label_sets_are_told_of_each_by_itself(service):
-    service.selector._jobs = requested = RequestedJobs()
+    service.selection_reader._jobs = requested = RequestedJobs()
     for name in ("things", "others"):
         await stock(service, name, labelled=2)
         await choice_of(service, name)
@@ -109,7 +109,7 @@ async def test_label_sets_are_told_of_each_by_itself(service):
 async def test_a_database_that_is_away_is_logged_and_the_next_caller_asks_again(service):
     await stock(service, "things", labelled=2)
     await settled(service)
-    service.selector._jobs = requested = RequestedJobs(StoreError("away"))
+    service.selection_reader._jobs = requested = RequestedJobs(StoreError("away"))
     with structlog.testing.capture_logs() as logs:
         for _ in range(2):
             await choice_of(service)
@@ -123,12 +123,12 @@ async def test_a_database_that_is_away_is_logged_and_the_next_caller_asks_again(
 async def test_where_nobody_listens_nothing_is_asked(service):
     await stock(service, "things", labelled=2)
     assert await choice_of(service) is None
-    assert not service.selector._requests
+    assert not service.selection_reader._requests
 
 
 async def test_what_was_found_is_handed_out_with_every_calibration(service):
     await stock(service, "things")
-    told = (await service.selection.select_for_every_model("things"))["fake"]
+    told = (await service.method_selector.select_for_every_model("things"))["fake"]
     choice = await choice_of(service)
     assert (choice.method, choice.reason) == (told["method"], told["reason"])
     assert (choice.version, choice.revision) == (1, 1)
@@ -138,8 +138,8 @@ async def test_what_was_found_is_handed_out_with_every_calibration(service):
 
 async def test_a_current_choice_is_read_once_and_is_no_reason_to_try_again(service):
     await stock(service, "things")
-    await service.selection.select_for_every_model("things")
-    service.selector._jobs = requested = RequestedJobs()
+    await service.method_selector.select_for_every_model("things")
+    service.selection_reader._jobs = requested = RequestedJobs()
     first = await choice_of(service)
     assert await choice_of(service) is first
     await settled(service)
@@ -148,21 +148,21 @@ async def test_a_current_choice_is_read_once_and_is_no_reason_to_try_again(servi
 
 async def test_a_choice_that_is_out_of_date_is_handed_out_until_there_is_a_new_one(service):
     await stock(service, "things")
-    await service.selection.select_for_every_model("things")
+    await service.method_selector.select_for_every_model("things")
     await choice_of(service)
-    service.selector._jobs = requested = RequestedJobs()
+    service.selection_reader._jobs = requested = RequestedJobs()
     await keep(service, "things", [shade(0, 99)], ["tomato"])
     assert (await choice_of(service)).revision == 1
     await settled(service)
     assert requested.names == ["things"]
-    await service.selection.select_for_every_model("things")
+    await service.method_selector.select_for_every_model("things")
     assert (await choice_of(service)).revision == 2
 
 
 async def test_choices_survive_a_restart(settings):
     async with open_service(settings, [FakeEncoder()]) as service:
         await stock(service, "things")
-        await service.selection.select_for_every_model("things")
+        await service.method_selector.select_for_every_model("things")
         before = await choice_of(service)
     async with open_service(settings, [FakeEncoder()]) as service:
         assert await choice_of(service) == before
@@ -170,7 +170,7 @@ async def test_choices_survive_a_restart(settings):
 
 async def test_what_was_chosen_for_a_label_set_is_not_handed_out_for_another_of_its_name(service):
     await stock(service, "things")
-    await service.selection.select_for_every_model("things")
+    await service.method_selector.select_for_every_model("things")
     await choice_of(service)
     await service.label_sets.delete("things")
     await service.label_sets.put("things", [ClassEntry(name) for name in THINGS], "{}")
@@ -185,8 +185,8 @@ async def test_a_stop_ends_what_is_being_asked(service):
 
     await stock(service, "things", labelled=2)
     await settled(service)
-    service.selector._jobs = Never()
+    service.selection_reader._jobs = Never()
     await choice_of(service)
-    await service.selector.close()
-    await asyncio.gather(*service.selector._requests, return_exceptions=True)
-    assert not service.selector._requests
+    await service.selection_reader.close()
+    await asyncio.gather(*service.selection_reader._requests, return_exceptions=True)
+    assert not service.selection_reader._requests
