@@ -206,7 +206,7 @@ class Service:
     drafts: DraftRepository
     describer: Describer
     examples: ExampleImages
-    captions: CaptionSearch
+    caption_search: CaptionSearch
     fits: FitCache
     classifiers: ClassifierCache
     resolver: Resolver
@@ -286,7 +286,7 @@ async def open_service(
         stalled_after_s=settings.stall_timeout_s,
         remote_search=steps.search_captions,
     )
-    captions = CaptionSearch(catalogue, models, remote_images, build_wordnet=settings.build_wordnet)
+    caption_search = CaptionSearch(catalogue, models, remote_images, build_wordnet=settings.build_wordnet)
     pipeline = Pipeline(
         models,
         remote_images,
@@ -310,7 +310,7 @@ async def open_service(
         on_delete=fits.forget,
     )
     selection_reader = SelectionReader(selection_repository, models, job_repository if runs_jobs else None)
-    resolver = Resolver(models, label_sets, selection_reader, templates, captions, label_limits)
+    resolver = Resolver(models, label_sets, selection_reader, templates, caption_search, label_limits)
     describer = Describer(drafts, question_sets, feature_question, language_model(settings))
     examples = ExampleImages(
         example_repository,
@@ -332,7 +332,7 @@ async def open_service(
         EvaluateJobs(job_repository, comparer, label_sets, examples, resolver),
         select_method,
         ImportJobs(job_repository, label_sets, examples, models, select_method, settings.import_dir),
-        BuildCaptionsJobs(job_repository, captions, settings.import_dir),
+        BuildCaptionsJobs(job_repository, caption_search, settings.import_dir),
     )
     for handler in jobs.handlers:
         jobs.queue.register(handler)
@@ -344,7 +344,7 @@ async def open_service(
             drafts=drafts,
             describer=describer,
             examples=examples,
-            captions=captions,
+            caption_search=caption_search,
             fits=fits,
             classifiers=classifiers,
             resolver=resolver,
@@ -374,7 +374,7 @@ async def _prewarm(service: Service) -> None:
     """Prepare what the first requests would otherwise wait for; failures are logged, and requests report them again."""
     for prepare in (
         service.jobs.build_captions.add_default,
-        service.captions.databases.open_all,
+        service.caption_search.catalogue.open_all,
         partial(service.prewarmer.add_all, service.label_sets),
     ):
         try:

@@ -147,7 +147,7 @@ class Resolver:
             with suppress(NotReadyError, NotConfiguredError, StoreError):
                 await self.resolve(request)
         except UnknownNameError as error:
-            if error.kind != "caption database" or request.database != self._captions.databases.default:
+            if error.kind != "caption database" or request.database != self._captions.catalogue.default:
                 raise
 
     async def _with_labels(

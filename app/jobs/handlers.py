@@ -352,7 +352,7 @@ class BuildCaptionsJobs(JobHandler):
 
     def cancelled(self, job: Job) -> None:
         """Answer requests that wait for the database."""
-        self._captions.databases.withdraw_build(job.subject)
+        self._captions.catalogue.withdraw_build(job.subject)
 
 
 def _read(file: Path, max_bytes: int) -> bytes | ClientError:

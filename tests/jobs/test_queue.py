@@ -55,7 +55,7 @@ def jobs_of(service, *, import_dir=None, **changes):
         import_images=ImportJobs(
             repository, service.label_sets, service.examples, service.models, service.jobs.select_method, import_dir
         ),
-        build_captions=BuildCaptionsJobs(repository, service.captions, import_dir),
+        build_captions=BuildCaptionsJobs(repository, service.caption_search, import_dir),
     )
     for handler in jobs.handlers:
         queue.register(handler)
