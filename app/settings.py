@@ -205,7 +205,7 @@ class Settings(BaseSettings):
     max_queued_images: int = Field(
         256, ge=1, description="Maximum number of admitted images per model; further images get 503."
     )
-    # Upper bound of the next three: MAX_ITEMS of app/names/class_names.py, the longest list that a JSON body may contain.
+    # The next three are at most MAX_ITEMS (app/names/class_names.py), the longest list that a JSON body may contain.
     max_images_per_request: int = Field(
         64, ge=1, le=100_000, description="Maximum number of images in a request; more get 413."
     )
