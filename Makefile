@@ -14,7 +14,7 @@ serve: $(VENV)/.serve  ## Start the service on port 8000 with the embedded model
 test: $(VENV)/.test  ## Run the whole suite, with one process per core and at most four.
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-coverage: $(VENV)/.test  ## Run the whole suite and report uncovered lines; takes longer.
+coverage: $(VENV)/.test  ## Run the whole suite in one process, and report uncovered lines of app/ and deixis/.
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
 check: $(VENV)/.test  ## Formatting, lint, types, import layers, generated documentation, the site and its links.
@@ -48,7 +48,7 @@ sbom: $(VENV)/.serve $(VENV)/.audit  ## Write a list of the installed packages a
 site: $(VENV)/.test  ## Build the documentation site in site/; a broken link is an error.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir site
 
-docs: $(VENV)/.test  ## Generate docs/openapi.json and the tables of docs/.
+docs: $(VENV)/.test  ## Generate docs/openapi.json, docs/reference/cli.md and the tables of other pages.
 	$(BIN)/python docs/generate.py
 
 clean:  ## Remove the virtual environment and every cache.
