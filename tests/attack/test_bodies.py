@@ -52,9 +52,9 @@ values = st.recursive(
 
 
 @pytest.fixture
-def asked(client):
-    client.put("/v1/label-sets/pets", json={"classes": ["cat", "dog"]}).raise_for_status()
-    return client
+def asked(shared_client):
+    shared_client.put("/v1/label-sets/pets", json={"classes": ["cat", "dog"]}).raise_for_status()
+    return shared_client
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
@@ -90,9 +90,9 @@ def test_deep_or_broken_json_gives_a_problem(asked, method, path, text):
 
 @given(st.binary(max_size=400))
 @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
-def test_random_bytes_as_a_form_give_a_problem(client, content):
+def test_random_bytes_as_a_form_give_a_problem(shared_client, content):
     for content_type in ("multipart/form-data; boundary=b", "multipart/form-data"):
         body = b"--b\r\n" + content + b"\r\n--b--\r\n"
-        answer = client.post("/v1/classify", content=body, headers={"content-type": content_type})
+        answer = shared_client.post("/v1/classify", content=body, headers={"content-type": content_type})
         assert answer.status_code in {400, 413, 422}
         assert answer.headers["content-type"] == "application/problem+json"

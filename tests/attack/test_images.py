@@ -41,34 +41,34 @@ def test_the_corpus_is_the_same_each_time_and_has_every_format_and_mutation():
     assert len({image for _, image in every}) > 0.95 * EVERY
 
 
-def test_the_images_that_are_mutated_are_whole_before(client):
+def test_the_images_that_are_mutated_are_whole_before(shared_client):
     for kind, image in seeds().items():
-        answer = ask(client, image, "form")
+        answer = ask(shared_client, image, "form")
         assert answer.status_code == 200, f"{kind}: {answer.text}"
 
 
 @pytest.mark.parametrize("form", ["form", "json", "body"])
-def test_mutated_images_are_answered(client, form):
+def test_mutated_images_are_answered(shared_client, form):
     statuses = set()
     for number, (kind, image) in enumerate(mutants(EVERY)):
         if number % 3 == ("form", "json", "body").index(form):
-            answer = ask(client, image, form)
+            answer = ask(shared_client, image, form)
             assert_answered(answer, kind)
             statuses.add(answer.status_code)
     assert {200, 415} <= statuses
-    assert ask(client, picture("red"), form).json()["results"][0]["predictions"][0]["label"] == "red"
+    assert ask(shared_client, picture("red"), form).json()["results"][0]["predictions"][0]["label"] == "red"
 
 
 @pytest.mark.parametrize("kind", ON_PURPOSE)
-def test_what_is_made_on_purpose_is_answered(client, kind):
-    assert_answered(ask(client, ON_PURPOSE[kind], "form"), kind)
+def test_what_is_made_on_purpose_is_answered(shared_client, kind):
+    assert_answered(ask(shared_client, ON_PURPOSE[kind], "form"), kind)
 
 
-def test_a_bad_image_does_no_harm_to_those_beside_it(client):
+def test_a_bad_image_does_no_harm_to_those_beside_it(shared_client):
     every = [image for _, image in mutants(EVERY, seed=5)]
     for first in range(0, EVERY, 7):
         files = [("image", ("x", image)) for image in (*every[first : first + 7], picture("blue"))]
-        answer = client.post("/v1/classify", files=files, data={"labels": ",".join(LABELS)})
+        answer = shared_client.post("/v1/classify", files=files, data={"labels": ",".join(LABELS)})
         results = answer.json()["results"]
         assert len(results) == len(files)
         assert results[-1]["predictions"][0]["label"] == "blue"
@@ -77,19 +77,19 @@ def test_a_bad_image_does_no_harm_to_those_beside_it(client):
             assert result["error"] is None or result["error"]["status"] in {413, 415}
 
 
-def test_mutated_images_are_no_examples_unless_they_can_be_read(client):
-    client.put("/v1/label-sets/pets", json={"classes": LABELS}).raise_for_status()
+def test_mutated_images_are_no_examples_unless_they_can_be_read(shared_client):
+    shared_client.put("/v1/label-sets/pets", json={"classes": LABELS}).raise_for_status()
     images = [image for _, image in mutants(60, seed=6)]
     files = [("image", ("x", image)) for image in images]
-    answer = client.post("/v1/label-sets/pets/images", files=files, data={"class": ["red"] * 60})
+    answer = shared_client.post("/v1/label-sets/pets/images", files=files, data={"class": ["red"] * 60})
     reply = answer.json()
     assert reply["added"] + reply["duplicates"] + len(reply["skipped"]) == 60
     assert reply["skipped"]
-    listed = client.get("/v1/label-sets/pets/images", params={"limit": 100}).json()["images"]
+    listed = shared_client.get("/v1/label-sets/pets/images", params={"limit": 100}).json()["images"]
     assert len(listed) == reply["added"]
     assert all(each["models"] == 1 for each in listed)
 
 
-def test_a_refusal_repeats_nothing_of_the_image(client):
+def test_a_refusal_repeats_nothing_of_the_image(shared_client):
     page = ON_PURPOSE["svg"]
-    assert "passwd" not in problem_of(ask(client, page, "form"), "not-an-image")["detail"]
+    assert "passwd" not in problem_of(ask(shared_client, page, "form"), "not-an-image")["detail"]
