@@ -22,7 +22,7 @@ from app.api import documentation, errors, playground
 from app.api.auth.access import NAMESPACE_HEADER, Gate
 from app.api.auth.keys import KeyPolicy, KeyRing, load_keys_file
 from app.api.auth.quotas import DefaultQuotas, Quotas
-from app.api.forms import RequestLimits
+from app.api.forms import ImageCountLimits
 from app.api.middleware import AccessLog, BodyBudget, BodyLimits, BoundedBody, SecurityHeaders
 from app.api.routes import ROUTERS
 from app.captions.catalogue import CaptionCatalogue, RemoteSearch
@@ -54,7 +54,8 @@ from app.prompting.templates import TemplateLibrary
 from app.prompting.text_feature_store import TextFeatureStore
 from app.runtime.data_files import resources
 from app.selection.comparison import MethodComparer
-from app.selection.selection import MethodSelection, MethodSelector
+from app.selection.selection import MethodSelector
+from app.selection.selection_reader import SelectionReader
 from app.settings import Settings
 from app.store.database import migrate, open_engine, ping
 from app.store.drafts import DraftRepository
@@ -205,15 +206,15 @@ class Service:
     drafts: DraftRepository
     describer: Describer
     examples: ExampleImages
-    captions: CaptionSearch
+    caption_search: CaptionSearch
     fits: FitCache
     classifiers: ClassifierCache
     resolver: Resolver
     pipeline: Pipeline
     embedder: Embedder
     comparer: MethodComparer
-    selector: MethodSelector
-    selection: MethodSelection
+    selection_reader: SelectionReader
+    method_selector: MethodSelector
     prewarmer: Prewarmer
     jobs: Jobs
     health: Health
@@ -285,7 +286,7 @@ async def open_service(
         stalled_after_s=settings.stall_timeout_s,
         remote_search=steps.search_captions,
     )
-    captions = CaptionSearch(catalogue, models, remote_images, build_wordnet=settings.build_wordnet)
+    caption_search = CaptionSearch(catalogue, models, remote_images, build_wordnet=settings.build_wordnet)
     pipeline = Pipeline(
         models,
         remote_images,
@@ -308,8 +309,8 @@ async def open_service(
         on_write=prewarmer.add,
         on_delete=fits.forget,
     )
-    selector = MethodSelector(selection_repository, models, job_repository if runs_jobs else None)
-    resolver = Resolver(models, label_sets, selector, templates, captions, label_limits)
+    selection_reader = SelectionReader(selection_repository, models, job_repository if runs_jobs else None)
+    resolver = Resolver(models, label_sets, selection_reader, templates, caption_search, label_limits)
     describer = Describer(drafts, question_sets, feature_question, language_model(settings))
     examples = ExampleImages(
         example_repository,
@@ -321,15 +322,17 @@ async def open_service(
         keep_files=settings.keep_images,
     )
     comparer = MethodComparer(models, classifiers, pipeline, fits)
-    selection = MethodSelection(comparer, models, label_sets, examples, resolver, classifiers, selection_repository)
-    select_method = SelectMethodJobs(job_repository, selection)
+    method_selector = MethodSelector(
+        comparer, models, label_sets, examples, resolver, classifiers, selection_repository
+    )
+    select_method = SelectMethodJobs(job_repository, method_selector)
     jobs = Jobs(
         JobQueue(job_repository, metrics=metrics),
         DescribeJobs(job_repository, describer, label_sets, drafts),
         EvaluateJobs(job_repository, comparer, label_sets, examples, resolver),
         select_method,
         ImportJobs(job_repository, label_sets, examples, models, select_method, settings.import_dir),
-        BuildCaptionsJobs(job_repository, captions, settings.import_dir),
+        BuildCaptionsJobs(job_repository, caption_search, settings.import_dir),
     )
     for handler in jobs.handlers:
         jobs.queue.register(handler)
@@ -341,15 +344,15 @@ async def open_service(
             drafts=drafts,
             describer=describer,
             examples=examples,
-            captions=captions,
+            caption_search=caption_search,
             fits=fits,
             classifiers=classifiers,
             resolver=resolver,
             pipeline=pipeline,
             embedder=Embedder(models, remote_images, max_texts=settings.max_labels),
             comparer=comparer,
-            selector=selector,
-            selection=selection,
+            selection_reader=selection_reader,
+            method_selector=method_selector,
             prewarmer=prewarmer,
             jobs=jobs,
             health=Health((lambda: models.problem, lambda: catalogue.problem), partial(ping, engine)),
@@ -358,7 +361,7 @@ async def open_service(
     finally:
         await jobs.queue.close()
         await prewarmer.close()
-        await selector.close()
+        await selection_reader.close()
         await catalogue.close()
         remote_images.close()
         await fits.close()
@@ -371,7 +374,7 @@ async def _prewarm(service: Service) -> None:
     """Prepare what the first requests would otherwise wait for; failures are logged, and requests report them again."""
     for prepare in (
         service.jobs.build_captions.add_default,
-        service.captions.databases.open_all,
+        service.caption_search.catalogue.open_all,
         partial(service.prewarmer.add_all, service.label_sets),
     ):
         try:
@@ -422,7 +425,9 @@ def create_app(
         encoders = await asyncio.to_thread(load, settings)
         async with open_service(settings, encoders, metrics, steps, runs_jobs=True) as service:
             app.state.service = service
-            app.state.limits = RequestLimits(settings.max_images_per_request, settings.max_evaluation_images)
+            app.state.image_count_limits = ImageCountLimits(
+                settings.max_images_per_request, settings.max_evaluation_images
+            )
             app.state.metrics = metrics
             app.state.exposition = (
                 steps.exposition if steps is not None and steps.exposition else _own_exposition(metrics)

@@ -205,7 +205,7 @@ class Settings(BaseSettings):
     max_queued_images: int = Field(
         256, ge=1, description="Maximum number of admitted images per model; further images get 503."
     )
-    # Lists in JSON bodies hold at most names.class_names.MAX_ITEMS entries, which bounds the next three.
+    # The next three are at most MAX_ITEMS (app/names/class_names.py), the longest list that a JSON body may contain.
     max_images_per_request: int = Field(
         64, ge=1, le=100_000, description="Maximum number of images in a request; more get 413."
     )
@@ -224,14 +224,15 @@ class Settings(BaseSettings):
     max_request_bytes: int = Field(
         128 * _MIB,
         ge=1,
-        description="Maximum size of a request body in bytes; larger ones get 413. All bodies in progress together may"
-        " have eight times as many; more get 503.",
+        description="Maximum size of a request body in bytes; larger ones get 413. The limit for the bodies of all"
+        " unfinished requests together is eight times as high; above it, requests get 503.",
     )
     cache_mib: int = Field(
         2048,
         ge=1,
-        description="Memory for caches, MiB: a quarter for class embeddings, a quarter for the classifiers of label"
-        " sets, half for methods fitted to example images. Text features get half as much on disk.",
+        description="Memory for caches in MiB: a quarter for class embeddings, a quarter for the classifiers of label"
+        " sets, and half for methods fitted to example images. The text features on disk get half of this size in"
+        " addition.",
     )
 
     # Caption databases, for images without labels

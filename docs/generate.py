@@ -1,7 +1,8 @@
 """Generate the parts of the documentation that come from code and data: `python docs/generate.py`, or `make docs`.
 
 It rewrites docs/openapi.json, docs/reference/cli.md, and the tables between two markers in docs/models.md,
-docs/methods.md, docs/settings.md and the pages of docs/methods/. With `--check` it only reports which files are stale.
+docs/methods.md, docs/settings.md, docs/http-api.md and the pages of docs/methods/. With `--check` it only reports which
+files are stale.
 """
 
 import json

@@ -1,6 +1,7 @@
 """Fixtures for all folders of tests."""
 
 import asyncio
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -112,6 +113,22 @@ def lexicon_folder(tmp_path) -> Path:
 @pytest.fixture
 def client(make_client) -> httpx.Client:
     return make_client()
+
+
+@pytest.fixture(scope="module")
+def shared_client(tmp_path_factory, empty_database) -> Iterator[httpx.Client]:
+    """One application for the tests of a module that do not depend on what other tests have written."""
+    folder = tmp_path_factory.mktemp("shared")
+    shutil.copy(empty_database, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.upper().startswith("DEIXIS_")]:
+            patch.delenv(name)
+        settings = Settings(
+            data_dir=folder, models=("embedded",), build_wordnet=False, max_images_per_request=8, max_queued_images=16
+        )
+    encoder = FakeEncoder()
+    with TestClient(create_app(settings, lambda _: [encoder]), raise_server_exceptions=False) as client:
+        yield client
 
 
 def picture(colour="red", size=(32, 24), file_format="PNG") -> bytes:

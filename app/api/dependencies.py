@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
-from app.api.forms import RequestLimits
+from app.api.forms import ImageCountLimits
 from app.captions.search import CaptionSearch
 from app.classification.embeddings import Embedder
 from app.classification.pipeline import Pipeline
@@ -18,7 +18,7 @@ from app.jobs.queue import JobQueue
 from app.label_sets.service import LabelSets
 from app.models.registry import ModelRegistry
 from app.observability.health import Health
-from app.selection.selection import MethodSelector
+from app.selection.selection_reader import SelectionReader
 from app.store.drafts import DraftRepository
 
 
@@ -40,8 +40,8 @@ LabelSetsDependency = Annotated[LabelSets, Depends(_part("service.label_sets"))]
 DraftsDependency = Annotated[DraftRepository, Depends(_part("service.drafts"))]
 DescriberDependency = Annotated[Describer, Depends(_part("service.describer"))]
 ExamplesDependency = Annotated[ExampleImages, Depends(_part("service.examples"))]
-SelectorDependency = Annotated[MethodSelector, Depends(_part("service.selector"))]
-CaptionsDependency = Annotated[CaptionSearch, Depends(_part("service.captions"))]
+SelectionReaderDependency = Annotated[SelectionReader, Depends(_part("service.selection_reader"))]
+CaptionSearchDependency = Annotated[CaptionSearch, Depends(_part("service.caption_search"))]
 HealthDependency = Annotated[Health, Depends(_part("service.health"))]
 JobQueueDependency = Annotated[JobQueue, Depends(_part("service.jobs.queue"))]
 DescribeJobsDependency = Annotated[DescribeJobs, Depends(_part("service.jobs.describe"))]
@@ -49,4 +49,4 @@ EvaluateJobsDependency = Annotated[EvaluateJobs, Depends(_part("service.jobs.eva
 SelectMethodJobsDependency = Annotated[SelectMethodJobs, Depends(_part("service.jobs.select_method"))]
 ImportJobsDependency = Annotated[ImportJobs, Depends(_part("service.jobs.import_images"))]
 BuildCaptionsJobsDependency = Annotated[BuildCaptionsJobs, Depends(_part("service.jobs.build_captions"))]
-LimitsDependency = Annotated[RequestLimits, Depends(_part("limits"))]
+ImageCountLimitsDependency = Annotated[ImageCountLimits, Depends(_part("image_count_limits"))]

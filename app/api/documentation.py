@@ -4,10 +4,9 @@ Only the ``swagger-ui-dist`` files in the package ``fastapi_swagger`` are used, 
 """
 
 import json
-from functools import lru_cache
 from importlib.resources import files
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, Response
 
@@ -55,6 +54,15 @@ def send_asset(asset: str) -> Response:
     return Response(content, media_type=_MEDIA_TYPES[asset], headers=_ASSET_HEADERS)
 
 
+@router.get("/openapi.json")
+async def description(request: Request) -> Response:
+    """Return the OpenAPI description, which is serialised once."""
+    state = request.app.state
+    if not hasattr(state, "openapi_json"):
+        state.openapi_json = json.dumps(request.app.openapi(), ensure_ascii=False, separators=(",", ":")).encode()
+    return Response(state.openapi_json, media_type="application/json")
+
+
 def install(app: FastAPI) -> None:
     """Add /docs and /openapi.json to an application that was created without FastAPI's own.
 
@@ -64,12 +72,3 @@ def install(app: FastAPI) -> None:
     assert app.redoc_url is None
     assert app.openapi_url is None
     app.include_router(router)
-
-    @lru_cache(maxsize=1)
-    def serialized() -> bytes:
-        return json.dumps(app.openapi(), ensure_ascii=False, separators=(",", ":")).encode()
-
-    @app.get("/openapi.json", include_in_schema=False)
-    async def description() -> Response:
-        """Return the OpenAPI description."""
-        return Response(serialized(), media_type="application/json")

@@ -62,8 +62,8 @@ ImageInput = bytes | ClientError | ImageUrl
 
 
 @dataclass(frozen=True, slots=True)
-class RequestLimits:
-    """How many images one request may have, and how many if it evaluates or adds examples."""
+class ImageCountLimits:
+    """The maximum number of images in a request, and in one that evaluates methods or adds example images."""
 
     max_images: int
     max_evaluation_images: int

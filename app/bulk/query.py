@@ -104,7 +104,7 @@ def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 async def _generation(service: Service, database: str) -> str:
-    return f"{database}@{(await service.captions.databases.state(database)).generation}"
+    return f"{database}@{(await service.caption_search.catalogue.state(database)).generation}"
 
 
 async def verify_worker(service: Service, spec: RunSpec) -> None:

@@ -15,13 +15,13 @@ from typing import Protocol
 
 import structlog
 
-from app.captions.builder import Advance, CaptionBuilder, Encode
+from app.captions.background_builder import Advance, BackgroundBuilder, Encode
+from app.captions.build_plan import BuildPlan
 from app.captions.cased.lexicon import Lexicon
 from app.captions.database import CaptionDatabase, NearestCaptions
 from app.captions.generations import current_generation, is_database, remove
 from app.captions.index import Part
 from app.captions.manifest import Manifest, check_files, read_manifest
-from app.captions.plan import BuildPlan
 from app.captions.served_database import ServedDatabase
 from app.captions.sources import Source
 from app.errors import (
@@ -118,7 +118,7 @@ class CaptionCatalogue:
         self._remote_search = remote_search
         self._served: dict[str, ServedDatabase] = {}
         self._closing: dict[str, asyncio.TimerHandle] = {}
-        self._builder = CaptionBuilder(wordnet)
+        self._builder = BackgroundBuilder(wordnet)
         self._lexicon: Lexicon | None = None
         self._lexicon_lock = threading.Lock()
 
@@ -356,7 +356,7 @@ class CaptionCatalogue:
         fingerprint: str,
         advance: Advance,
     ) -> Manifest:
-        """Build a database, or the next generation of an existing one; arguments and errors of ``CaptionBuilder``."""
+        """Build a database, or the next generation of an existing one, as ``BackgroundBuilder.build``."""
         manifest = await self._builder.build(
             name,
             self._folder_of(name),

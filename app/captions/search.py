@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import structlog
 
+from app.captions.build_plan import WORDNET, BuildPlan
 from app.captions.catalogue import CaptionCatalogue
 from app.captions.database import NearestCaptions
 from app.captions.manifest import Manifest
-from app.captions.plan import WORDNET, BuildPlan
 from app.captions.sources import Source
 from app.captions.wordnet import check_wordnet
 from app.errors import (
@@ -78,16 +78,16 @@ class CaptionSearch:
     """Searches and builds caption databases with the models in service.
 
     Args:
-        databases: the caption databases.
+        catalogue: the caption databases.
         models: encode images and texts.
         remote_images: fetches images that are given by URL.
         build_wordnet: whether to build the default database from WordNet if it is missing.
     """
 
     def __init__(
-        self, databases: CaptionCatalogue, models: ModelRegistry, remote_images: RemoteImages, *, build_wordnet: bool
+        self, catalogue: CaptionCatalogue, models: ModelRegistry, remote_images: RemoteImages, *, build_wordnet: bool
     ) -> None:
-        self.databases = databases
+        self.catalogue = catalogue
         self._models = models
         self._remote_images = remote_images
         self._build_wordnet = build_wordnet
@@ -100,9 +100,9 @@ class CaptionSearch:
         """
         fingerprint = await self._models.get(model).text_fingerprint()
         if given is None:
-            return await self.databases.choose(model, fingerprint, namespace)
-        name = self.databases.qualified_name(given, namespace, "database")
-        await self.databases.check_model(name, fingerprint)
+            return await self.catalogue.choose(model, fingerprint, namespace)
+        name = self.catalogue.qualified_name(given, namespace, "database")
+        await self.catalogue.check_model(name, fingerprint)
         return name
 
     async def models_of(self, manifest: Manifest) -> list[str]:
@@ -128,7 +128,7 @@ class CaptionSearch:
         else:
             features = await self._image_features(model, query.image)
         # All pages search for the same number of captions, because the result of an inverted file depends on it.
-        (found,) = await self.databases.search(query.database, await served.text_fingerprint(), features, _MAX_SEARCHED)
+        (found,) = await self.catalogue.search(query.database, await served.text_fingerprint(), features, _MAX_SEARCHED)
         passing = await asyncio.to_thread(_filter, found, query)
         after = query.offset + query.limit
         return CaptionPage(
@@ -143,9 +143,9 @@ class CaptionSearch:
     async def _resolve_model(self, query: CaptionQuery) -> str:
         if query.model is not None:
             fingerprint = await self._models.get(query.model).text_fingerprint()
-            await self.databases.check_model(query.database, fingerprint, field="model")
+            await self.catalogue.check_model(query.database, fingerprint, field="model")
             return query.model
-        manifest = await self.databases.manifest(query.database)
+        manifest = await self.catalogue.manifest(query.database)
         models = await self.models_of(manifest)
         if not models:
             problem = (
@@ -169,17 +169,17 @@ class CaptionSearch:
 
         A database whose model is not in service any more is not usable.
         """
-        if not self._build_wordnet or self.databases.default != WORDNET:
+        if not self._build_wordnet or self.catalogue.default != WORDNET:
             return None
-        for state in await self.databases.states():
+        for state in await self.catalogue.states():
             if state.name == WORDNET and state.manifest and await self.models_of(state.manifest) and not state.problem:
                 return None
         try:
-            await asyncio.to_thread(check_wordnet, self.databases.wordnet)
+            await asyncio.to_thread(check_wordnet, self.catalogue.wordnet)
         except ConfigurationError as error:
             log.warning("no_default_database", reason=error.message)
             return None
-        self.databases.announce_build(WORDNET)
+        self.catalogue.announce_build(WORDNET)
         return BuildPlan(model=self._models.default, source=WORDNET)
 
     def check_plan(self, plan: BuildPlan) -> None:
@@ -194,7 +194,7 @@ class CaptionSearch:
         assert plan.rules
         if plan.source == WORDNET:
             try:
-                check_wordnet(self.databases.wordnet)
+                check_wordnet(self.catalogue.wordnet)
             except ConfigurationError as error:
                 raise NotConfiguredError(error.message) from error
 
@@ -212,7 +212,7 @@ class CaptionSearch:
             Exception: as ``CaptionCatalogue.build``.
         """
         served = self.served(plan)
-        return await self.databases.build(
+        return await self.catalogue.build(
             name,
             plan,
             sources,

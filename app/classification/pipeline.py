@@ -135,7 +135,7 @@ class Pipeline:
             task,
             image_features,
             served=self._models.get(task.model),
-            databases=self._catalogue,
+            catalogue=self._catalogue,
             class_embedding_cache=self._class_embedding_cache,
             within_s=self._models.request_timeout_s,
         )

@@ -53,7 +53,7 @@ class ClassifyRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class MethodChoice:
+class SelectedMethod:
     """The method that the examples of a label set favour, and the calibration of each method on held-out examples.
 
     ``version`` and ``revision`` are those of the label set and of its examples when the methods were compared.
@@ -66,11 +66,11 @@ class MethodChoice:
     revision: int
 
 
-class ChoiceSource(Protocol):
-    """Where the choice for a label set is read from."""
+class SelectionSource(Protocol):
+    """Where the selected method of a label set is read from."""
 
-    async def get(self, label_set: LabelSet, model: str) -> MethodChoice | None:
-        """Return the latest choice; None if the label set has no examples or the methods were never compared."""
+    async def get(self, label_set: LabelSet, model: str) -> SelectedMethod | None:
+        """Return the latest selection; None if the label set has no examples or the methods were never compared."""
 
 
 class Resolver:
@@ -79,7 +79,7 @@ class Resolver:
     Args:
         models: in service.
         label_sets: by name.
-        choices: the method that the examples of each label set favour.
+        selections: the method that the examples of each label set favour.
         templates: by name.
         captions: caption databases, for requests without labels.
         label_limits: on the labels of a request.
@@ -89,14 +89,14 @@ class Resolver:
         self,
         models: ModelRegistry,
         label_sets: LabelSets,
-        choices: ChoiceSource,
+        selections: SelectionSource,
         templates: TemplateLibrary,
         captions: CaptionSearch,
         label_limits: LabelLimits,
     ) -> None:
         self._models = models
         self._label_sets = label_sets
-        self._choices = choices
+        self._selections = selections
         self._templates = templates
         self._captions = captions
         self._label_limits = label_limits
@@ -147,14 +147,14 @@ class Resolver:
             with suppress(NotReadyError, NotConfiguredError, StoreError):
                 await self.resolve(request)
         except UnknownNameError as error:
-            if error.kind != "caption database" or request.database != self._captions.databases.default:
+            if error.kind != "caption database" or request.database != self._captions.catalogue.default:
                 raise
 
     async def _with_labels(
         self, request: ClassifyRequest, model: str, classes: tuple[ClassEntry, ...], label_set: LabelSet | None
     ) -> Task:
-        choice = None if label_set is None else await self._choices.get(label_set, model)
-        method, reason = _choose(request.method, label_set, choice)
+        selected = None if label_set is None else await self._selections.get(label_set, model)
+        method, reason = _choose(request.method, label_set, selected)
         if reason is not None and request.options:
             raise InvalidFieldError.of("options", "belong to a method; name the method in the field method")
         options = METHODS[method].read_options(request.options)
@@ -162,13 +162,13 @@ class Resolver:
         calibration = None
         if (
             label_set is not None
-            and choice is not None
-            and choice.version == label_set.version
-            and choice.revision >= label_set.deletions_revision
+            and selected is not None
+            and selected.version == label_set.version
+            and selected.revision >= label_set.deletions_revision
             and not request.options
             and request.template is None
         ):
-            calibration = choice.calibrations.get(method)
+            calibration = selected.calibrations.get(method)
         default_templates = DEFAULT_TEMPLATES if label_set is None else label_set.templates
         return Task(
             model=model,
@@ -220,7 +220,7 @@ def _refuse_fields_of_discovery(request: ClassifyRequest) -> None:
             raise InvalidFieldError.of(field_name, f"is for requests without labels; leave it out, or {way_out}")
 
 
-def _choose(method: str | None, label_set: LabelSet | None, choice: MethodChoice | None) -> tuple[str, str | None]:
+def _choose(method: str | None, label_set: LabelSet | None, selected: SelectedMethod | None) -> tuple[str, str | None]:
     """Return the method to use, and the reason if the request leaves the choice to the evidence.
 
     A request without a method leaves it to the evidence if the label set has examples.
@@ -233,12 +233,12 @@ def _choose(method: str | None, label_set: LabelSet | None, choice: MethodChoice
     if not has_examples:
         return DEFAULT_METHOD, "methods are compared on the example images of a label set, and there are none"
     assert label_set is not None
-    if choice is None:
+    if selected is None:
         return DEFAULT_METHOD, "the methods have not been compared on the label set's example images yet"
-    is_current = (choice.version, choice.revision) == (label_set.version, label_set.examples_revision)
+    is_current = (selected.version, selected.revision) == (label_set.version, label_set.examples_revision)
     return (
-        choice.method,
-        choice.reason if is_current else f"{choice.reason}; the examples or classes have changed since",
+        selected.method,
+        selected.reason if is_current else f"{selected.reason}; the examples or classes have changed since",
     )
 
 

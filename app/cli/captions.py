@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from app.captions.plan import WORDNET, BuildPlan
+from app.captions.build_plan import WORDNET, BuildPlan
 from app.captions.search import MAX_CONTAINS_CHARS, MAX_LIMIT, MAX_OFFSET, CaptionQuery
 from app.captions.sources import Source
 from app.cli.backends import InProcessBackend, read_image

@@ -50,7 +50,6 @@ class _Format:
     """A supported format; ``feature`` is the optional part of Pillow that it needs."""
 
     name: str
-    media_type: str
     suffixes: tuple[str, ...]
     open: Callable[[BytesIO], ImageFile.ImageFile]
     feature: str | None = None
@@ -64,16 +63,16 @@ class _Format:
 
 _FORMATS = (
     # A multi-picture file (MPO, from phones and stereo cameras) is a sequence of JPEGs; the first one is decoded.
-    _Format("JPEG", "image/jpeg", (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), JpegImageFile),
-    _Format("PNG", "image/png", (".png", ".apng"), PngImageFile),
-    _Format("WebP", "image/webp", (".webp",), WebPImageFile, "webp"),
-    _Format("GIF", "image/gif", (".gif",), GifImageFile),
-    _Format("BMP", "image/bmp", (".bmp",), BmpImageFile),
-    _Format("TIFF", "image/tiff", (".tif", ".tiff"), TiffImagePlugin.TiffImageFile),
+    _Format("JPEG", (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), JpegImageFile),
+    _Format("PNG", (".png", ".apng"), PngImageFile),
+    _Format("WebP", (".webp",), WebPImageFile, "webp"),
+    _Format("GIF", (".gif",), GifImageFile),
+    _Format("BMP", (".bmp",), BmpImageFile),
+    _Format("TIFF", (".tif", ".tiff"), TiffImagePlugin.TiffImageFile),
     # Binary PGM and PPM are formats of research data sets such as GTSRB.
-    _Format("PPM", "image/x-portable-anymap", (".ppm", ".pgm", ".pnm"), PpmImageFile),
-    _Format("AVIF", "image/avif", (".avif",), AvifImageFile, "avif"),
-    _Format("HEIF", "image/heif", (".heic", ".heif", ".hif"), _open_heif),
+    _Format("PPM", (".ppm", ".pgm", ".pnm"), PpmImageFile),
+    _Format("AVIF", (".avif",), AvifImageFile, "avif"),
+    _Format("HEIF", (".heic", ".heif", ".hif"), _open_heif),
 )
 
 _SIGNATURES = (

@@ -12,7 +12,7 @@ import numpy as np
 import structlog
 
 from app.adapters._base import Examples
-from app.captions.plan import WORDNET, BuildPlan
+from app.captions.build_plan import WORDNET, BuildPlan
 from app.captions.search import CaptionSearch
 from app.classification.resolve import Resolver
 from app.describing.describer import Describer, DescribeRequest, Outcome
@@ -24,7 +24,8 @@ from app.label_sets.service import LabelSets
 from app.models.registry import ModelRegistry
 from app.names.namespaces import own_name
 from app.selection.comparison import MethodComparer, TrainingData
-from app.selection.selection import SELECT_METHOD, MethodSelection, sampled_images
+from app.selection.selection import MethodSelector, sampled_images
+from app.selection.selection_reader import SELECT_METHOD
 from app.store.drafts import DraftRepository, DraftStatus
 from app.store.examples import NewExample
 from app.store.jobs import BUILD_CAPTIONS, Job, JobRepository, JobStatus
@@ -181,14 +182,14 @@ class SelectMethodJobs(JobHandler):
 
     Args:
         jobs: the queue's repository.
-        selection: compares the methods.
+        selector: compares the methods.
     """
 
     kind = SELECT_METHOD
 
-    def __init__(self, jobs: JobRepository, selection: MethodSelection) -> None:
+    def __init__(self, jobs: JobRepository, selector: MethodSelector) -> None:
         self._jobs = jobs
-        self._selection = selection
+        self._selector = selector
 
     async def add(self, name: str) -> Job:
         """Add a job for a label set, or return the one that is queued already."""
@@ -197,7 +198,7 @@ class SelectMethodJobs(JobHandler):
 
     async def run(self, job: Job, _attachment: bytes | None, advance: Advance) -> Mapping[str, Any]:
         """Run a job, for every model in service."""
-        return {"models": await self._selection.select_for_every_model(job.subject, advance)}
+        return {"models": await self._selector.select_for_every_model(job.subject, advance)}
 
 
 class ImportJobs(JobHandler):
@@ -351,7 +352,7 @@ class BuildCaptionsJobs(JobHandler):
 
     def cancelled(self, job: Job) -> None:
         """Answer requests that wait for the database."""
-        self._captions.databases.withdraw_build(job.subject)
+        self._captions.catalogue.withdraw_build(job.subject)
 
 
 def _read(file: Path, max_bytes: int) -> bytes | ClientError:

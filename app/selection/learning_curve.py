@@ -13,7 +13,7 @@ from app.errors import InvalidFieldError
 from app.fewshot.fitting import FittedAdapter
 from app.scoring.measures import bootstrap_interval, paired_difference
 from app.selection.comparison import SIGNIFICANT, Advance, MethodComparer, TrainingData, no_progress
-from app.selection.selection import select_method
+from app.selection.selection import find_best_method
 from app.types import ImageFeatures, Task
 
 
@@ -102,7 +102,7 @@ async def learning_curve(
     correct = {name: method.ranked[:, 0] == truth for name, method in scores.items()}
     points = [CurvePoint(name, None, (float(is_correct.mean()),)) for name, is_correct in correct.items()]
     if not total:
-        selection = await select_method(
+        selection = await find_best_method(
             comparer,
             task,
             no_labels.support_features,
@@ -125,7 +125,7 @@ async def learning_curve(
             training = TrainingData(examples, fitted_to_pool=fitted_to_pool)
             fitted, _ = await comparer.score_all(task, features, training, only=Need.SUPPORT)
             correct_in_draw = correct | {name: method.ranked[:, 0] == truth for name, method in fitted.items()}
-            selection = await select_method(
+            selection = await find_best_method(
                 comparer,
                 task,
                 support_features[drawn],

@@ -1,19 +1,16 @@
 """Which method answers for a label set: selected by comparing the methods on its example images."""
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import structlog
-from cachetools import LRUCache
 
 from app.adapters._examples import MIN_BALANCE, effective_classes
 from app.classification.classifiers import ClassifierCache
 from app.classification.methods import DEFAULT_METHOD
-from app.classification.resolve import MethodChoice, Resolver
-from app.errors import StoreError, TooLargeError, UnknownNameError
+from app.classification.resolve import Resolver
+from app.errors import TooLargeError
 from app.fewshot.examples import ExampleImages
 from app.fewshot.fitting import FittedAdapter
 from app.label_sets.service import LabelSets
@@ -32,14 +29,8 @@ from app.selection.comparison import (
     points,
     report_methods,
 )
-from app.store.examples import Selection, SelectionRepository
-from app.store.jobs import JobRepository, JobStatus
+from app.store.examples import SelectionRepository
 from app.types import LabelSet, Task
-
-log = structlog.get_logger()
-
-SELECT_METHOD = "select-method"
-"""The kind of the job that compares the methods on a label set's examples."""
 
 MAX_IMAGES = 5000
 """Labelled images that methods are compared on; a larger number is sampled evenly."""
@@ -56,101 +47,8 @@ _MIN_POOL_PER_CLASS = 8
 
 _NLL_DIGITS = 6
 
-# Choices in memory; one takes up to two megabytes, with the scores of thousands of held-out images.
-_CACHED_CHOICES = 64
-
 
 class MethodSelector:
-    """Reads selections, and asks for a new one if the label set or its examples have changed.
-
-    Args:
-        repository: stores selections.
-        models: in service.
-        jobs: where a new selection is asked for; None asks for none, for commands that run no jobs.
-    """
-
-    def __init__(self, repository: SelectionRepository, models: ModelRegistry, jobs: JobRepository | None) -> None:
-        self._repository = repository
-        self._models = models
-        self._jobs = jobs
-        self._known: LRUCache[tuple[str, str], MethodChoice] = LRUCache(_CACHED_CHOICES)
-        self._requested: dict[str, tuple[int, int]] = {}
-        self._requests: set[asyncio.Task[None]] = set()
-
-    async def close(self) -> None:
-        """Cancel the requests for new selections that have not been written."""
-        self._jobs = None
-        for request in self._requests:
-            request.cancel()
-        await asyncio.gather(*self._requests, return_exceptions=True)
-
-    async def stored(self, label_set: LabelSet, model: str | None) -> Selection:
-        """Return the latest selection with all of its figures.
-
-        Raises:
-            UnknownNameError: no such model, or the methods have not been compared yet.
-        """
-        fingerprint = await self._models.get(model).image_fingerprint()
-        selection = await self._repository.get(label_set.name, fingerprint)
-        if selection is None:
-            raise UnknownNameError(
-                "selection of label set",
-                label_set.name,
-                way_out="add example images, and wait until the methods have been compared on them",
-            )
-        return selection
-
-    async def get(self, label_set: LabelSet, model: str) -> MethodChoice | None:
-        """Return the latest choice; None if the label set has no examples or the methods were never compared."""
-        if not label_set.examples_revision:
-            return None
-        fingerprint = await self._models.get(model).image_fingerprint()
-        key = (label_set.name, fingerprint)
-        choice = self._known.get(key)
-        if choice is not None and (choice.version, choice.revision) == (label_set.version, label_set.examples_revision):
-            return choice
-        state = await self._repository.state(label_set.name, fingerprint)
-        if state is None:
-            self._request(label_set.name, (0, label_set.examples_revision))
-            return None
-        if not state.is_current:
-            self._request(label_set.name, (state.last_version, state.last_revision))
-        if choice is not None and (choice.version, choice.revision) == (state.version, state.revision):
-            return choice
-        selection = await self._repository.get(label_set.name, fingerprint)
-        if selection is None:  # deleted since
-            return None
-        choice = await asyncio.to_thread(_choice_of, selection)
-        self._known[key] = choice
-        return choice
-
-    def _request(self, name: str, state: tuple[int, int]) -> None:
-        """Ask for a new selection, once for each state of the label set."""
-        if self._jobs is None or self._requested.get(name) == state:
-            return
-        self._requested[name] = state
-        request = asyncio.create_task(self._add_job(name, self._jobs))
-        self._requests.add(request)
-        request.add_done_callback(self._requests.discard)
-
-    async def _add_job(self, name: str, jobs: JobRepository) -> None:
-        try:
-            # A running job may have read an older state, so the next request asks again.
-            _, added = await jobs.add_unless({JobStatus.QUEUED, JobStatus.RUNNING}, SELECT_METHOD, name, {})
-            if not added:
-                self._requested.pop(name, None)
-        except StoreError as error:
-            self._requested.pop(name, None)
-            log.warning("selection_not_requested", label_set=name, reason=error.message)
-
-
-def _choice_of(selection: Selection) -> MethodChoice:
-    result = selection.result
-    calibrations = {name: Calibration.from_json(each) for name, each in result["calibrations"].items()}
-    return MethodChoice(result["method"], result["reason"], calibrations, selection.version, selection.revision)
-
-
-class MethodSelection:
     """Compares the methods on the examples of label sets, and stores which one is best.
 
     Args:
@@ -225,7 +123,7 @@ class MethodSelection:
         features, labels, pool = stored.support_features, stored.support_labels, stored.pool_features
         kept = sampled_images(len(labels), len(label_set.classes))
         task = await self._resolver.resolve_label_set(label_set, model=model, method=DEFAULT_METHOD)
-        result = await select_method(self._comparer, task, features[kept], labels[kept], pool, advance)
+        result = await find_best_method(self._comparer, task, features[kept], labels[kept], pool, advance)
         return result, stored.revision
 
 
@@ -235,7 +133,7 @@ def sampled_images(images: int, classes: int) -> np.ndarray:
     return np.arange(images) if images <= limit else np.linspace(0, images - 1, limit).astype(np.int64)
 
 
-async def select_method(
+async def find_best_method(
     comparer: MethodComparer,
     task: Task,
     features: np.ndarray,

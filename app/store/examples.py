@@ -382,7 +382,7 @@ class SelectionState:
 
 
 @dataclass(frozen=True, slots=True)
-class Selection(SelectionState):
+class StoredSelection(SelectionState):
     """The result of the comparison of methods for a label set and a model; up to a megabyte."""
 
     result: Mapping[str, Any]
@@ -421,10 +421,10 @@ class SelectionRepository:
             row.result, row.created_at = dict(result), datetime.now(UTC)
             return True
 
-    async def get(self, name: str, model: str) -> Selection | None:
+    async def get(self, name: str, model: str) -> StoredSelection | None:
         """Return the selection; None if there is none, or no such label set."""
         row = await self._read(name, model, SelectionRow.result, SelectionRow.created_at)
-        return None if row is None else Selection(*row)
+        return None if row is None else StoredSelection(*row)
 
     async def state(self, name: str, model: str) -> SelectionState | None:
         """Return the state of the selection without its result; None as in ``get``."""

@@ -44,12 +44,12 @@ def first_labels(response):
 
 @pytest.mark.parametrize("path", ["/v1/classify", "/classify"])
 @pytest.mark.parametrize("fields", [{}, {"top_k": 2, "template": "the colour {}", "explain": True, "model": "fake"}])
-def test_the_three_forms_and_both_paths_give_the_same_answer(client, path, fields):
+def test_the_three_forms_and_both_paths_give_the_same_answer(shared_client, path, fields):
     image = picture("teal")
     answers = [
-        answer(as_form(client, [image], path, labels=json.dumps(LABELS), **fields)),
-        answer(as_json(client, [image], path, labels=LABELS, **fields)),
-        answer(as_body(client, image, path, labels=",".join(LABELS), **fields)),
+        answer(as_form(shared_client, [image], path, labels=json.dumps(LABELS), **fields)),
+        answer(as_json(shared_client, [image], path, labels=LABELS, **fields)),
+        answer(as_body(shared_client, image, path, labels=",".join(LABELS), **fields)),
     ]
     assert answers[0] == answers[1] == answers[2]
     assert answers[0]["model"] == "fake"
@@ -72,9 +72,9 @@ def test_the_three_forms_and_both_paths_give_the_same_answer(client, path, field
 
 
 @pytest.mark.parametrize("send", [as_form, as_json])
-def test_several_images_are_answered_in_their_order(client, send):
+def test_several_images_are_answered_in_their_order(shared_client, send):
     colours = ["blue", "red", "green", "blue", "green"]
-    response = send(client, [picture(colour) for colour in colours], label_set=_stored(client))
+    response = send(shared_client, [picture(colour) for colour in colours], label_set=_stored(shared_client))
     assert first_labels(response) == colours
 
 
@@ -85,8 +85,10 @@ def _stored(client, name="colours", classes=LABELS, **fields):
 
 
 @pytest.mark.parametrize("media_type", ["image/png", "image/jpeg", "IMAGE/PNG; name=x", "image/x-whatever"])
-def test_the_bytes_and_not_the_media_type_say_what_the_image_is(client, media_type):
-    assert first_labels(as_body(client, picture("green"), media_type=media_type, labels="red,green")) == ["green"]
+def test_the_bytes_and_not_the_media_type_say_what_the_image_is(shared_client, media_type):
+    assert first_labels(as_body(shared_client, picture("green"), media_type=media_type, labels="red,green")) == [
+        "green"
+    ]
 
 
 def test_a_data_url_is_taken_for_the_image_it_holds(client):
@@ -110,8 +112,8 @@ def test_an_image_larger_than_a_form_keeps_in_memory_is_read_whole(client):
 
 
 @pytest.mark.parametrize("send", [as_form, as_json])
-def test_an_unreadable_image_has_an_error_in_its_own_result(client, send):
-    response = send(client, [picture("red"), b"not an image", picture("blue")], label_set=_stored(client))
+def test_an_unreadable_image_has_an_error_in_its_own_result(shared_client, send):
+    response = send(shared_client, [picture("red"), b"not an image", picture("blue")], label_set=_stored(shared_client))
     assert first_labels(response) == ["red", None, "blue"]
     results = response.json()["results"]
     assert [each["error"] is None for each in results] == [True, False, True]
@@ -129,9 +131,9 @@ def test_invalid_base64_gives_an_error_in_the_result_of_its_image(client):
 
 
 @pytest.mark.parametrize("images", [[b""], [b"no image"], [b"no", b"image"], [picture("red")[:40]]])
-def test_when_every_image_is_bad_in_one_way_the_answer_is_that_error(client, images):
-    problem_of(as_form(client, images, labels="a"), "not-an-image")
-    problem_of(as_json(client, images, labels=["a"]), "not-an-image")
+def test_when_every_image_is_bad_in_one_way_the_answer_is_that_error(shared_client, images):
+    problem_of(as_form(shared_client, images, labels="a"), "not-an-image")
+    problem_of(as_json(shared_client, images, labels=["a"]), "not-an-image")
 
 
 def test_when_images_are_bad_in_different_ways_the_error_lists_them(make_client):
@@ -162,10 +164,10 @@ def test_an_image_over_the_limits_has_an_error_in_its_own_result(make_client):
         ['["red"]', "green, blue"],
     ],
 )
-def test_labels_in_text_are_comma_separated_or_a_json_array_or_repeated(client, labels):
-    expected = answer(as_json(client, [picture("red")], labels=LABELS))
-    assert answer(as_form(client, [picture("red")], labels=labels)) == expected
-    assert answer(as_body(client, picture("red"), labels=labels)) == expected
+def test_labels_in_text_are_comma_separated_or_a_json_array_or_repeated(shared_client, labels):
+    expected = answer(as_json(shared_client, [picture("red")], labels=LABELS))
+    assert answer(as_form(shared_client, [picture("red")], labels=labels)) == expected
+    assert answer(as_body(shared_client, picture("red"), labels=labels)) == expected
 
 
 def test_a_comma_inside_a_label_is_kept_in_a_json_array(client):
@@ -176,28 +178,30 @@ def test_a_comma_inside_a_label_is_kept_in_a_json_array(client):
 @pytest.mark.parametrize(
     "label", ["дом", "犬", "🐕‍🦺", 'a "quoted" label', "<script>", "{}", "{0.__class__}", "%s", "\\n"]
 )
-def test_labels_in_any_script_come_back_as_they_were_sent(client, label):
+def test_labels_in_any_script_come_back_as_they_were_sent(shared_client, label):
     for response in (
-        as_json(client, [picture("red")], labels=[label]),
-        as_form(client, [picture("red")], labels=json.dumps([label])),
-        as_body(client, picture("red"), labels=json.dumps([label], ensure_ascii=False)),
+        as_json(shared_client, [picture("red")], labels=[label]),
+        as_form(shared_client, [picture("red")], labels=json.dumps([label])),
+        as_body(shared_client, picture("red"), labels=json.dumps([label], ensure_ascii=False)),
     ):
         assert first_labels(response) == [label]
 
 
 @pytest.mark.parametrize("labels", [[], [""], ["a", " "], ["a", "a"], ["a", "A"], ["a\0b"], ["x" * 201], ["\u202egnp"]])
-def test_labels_that_are_none_are_refused_in_every_form(client, labels):
+def test_labels_that_are_none_are_refused_in_every_form(shared_client, labels):
     for response in (
-        as_json(client, [picture("red")], labels=labels),
-        as_form(client, [picture("red")], labels=json.dumps(labels)),
-        as_body(client, picture("red"), labels=json.dumps(labels)),
+        as_json(shared_client, [picture("red")], labels=labels),
+        as_form(shared_client, [picture("red")], labels=json.dumps(labels)),
+        as_body(shared_client, picture("red"), labels=json.dumps(labels)),
     ):
         assert all(field.startswith("labels") for field in fields_of(response))
 
 
 @pytest.mark.parametrize("labels", ["", ",", "a,", "a,,b"])
-def test_an_empty_place_between_commas_is_refused(client, labels):
-    assert all(field.startswith("labels") for field in fields_of(as_form(client, [picture("red")], labels=labels)))
+def test_an_empty_place_between_commas_is_refused(shared_client, labels):
+    assert all(
+        field.startswith("labels") for field in fields_of(as_form(shared_client, [picture("red")], labels=labels))
+    )
 
 
 def test_a_label_set_is_named_with_or_without_its_version(client):
@@ -238,8 +242,8 @@ def test_a_template_set_of_several_templates_is_used_whole(client, encoder):
 
 
 @pytest.mark.parametrize("template", ["{0}", "{name}", "{} {", "{}}", "a {} \n b", "{}" + "x" * 300, "x" * 301, "\0{}"])
-def test_an_invalid_template_is_reported_with_its_field(client, template):
-    assert fields_of(as_json(client, [picture()], labels=["a"], template=template)) == {"template"}
+def test_an_invalid_template_is_reported_with_its_field(shared_client, template):
+    assert fields_of(as_json(shared_client, [picture()], labels=["a"], template=template)) == {"template"}
 
 
 # --- top_k and explain ---------------------------------------------------------------------------------------------
@@ -255,9 +259,9 @@ def test_the_default_number_of_predictions_is_five(client):
 
 
 @pytest.mark.parametrize("top_k", ["0", "-1", "1.5", "many", "", "100001", "1" * 5000, "NaN"])
-def test_an_invalid_top_k_is_rejected(client, top_k):
-    assert fields_of(as_body(client, picture(), labels="a", top_k=top_k)) == {"top_k"}
-    assert fields_of(as_form(client, [picture()], labels="a", top_k=top_k)) == {"top_k"}
+def test_an_invalid_top_k_is_rejected(shared_client, top_k):
+    assert fields_of(as_body(shared_client, picture(), labels="a", top_k=top_k)) == {"top_k"}
+    assert fields_of(as_form(shared_client, [picture()], labels="a", top_k=top_k)) == {"top_k"}
 
 
 # --- explanations --------------------------------------------------------------------------------------------------
@@ -270,7 +274,7 @@ def test_there_is_no_explanation_by_default(client):
 
 @pytest.mark.parametrize("method", sorted(METHODS))
 @pytest.mark.parametrize("merge_synonyms", ["max", "mean"])
-def test_the_prompts_of_an_explanation_add_up_to_the_similarity(client, method, merge_synonyms):
+def test_the_prompts_of_an_explanation_add_up_to_the_similarity(shared_client, method, merge_synonyms):
     """Weights times cosines, whatever the method makes of the prompts."""
     classes = [
         {"name": "ruby", "features": ["red facets", "a red gem"], "descriptions": ["A ruby is red."]},
@@ -283,9 +287,9 @@ def test_the_prompts_of_an_explanation_add_up_to_the_similarity(client, method, 
         {"name": "sky", "prompt": "the blue {}", "descriptions": ["Blue all over."]},
     ]
     body = {"classes": classes, "templates": "ensemble", "merge_synonyms": merge_synonyms}
-    assert client.put("/v1/label-sets/things", json=body).status_code == 201
+    assert shared_client.put("/v1/label-sets/things", json=body).status_code == 201
     options = {"options": {"descriptors": 6}} if method == "waffle" else {}
-    asked = as_json(client, [picture("orange")], label_set="things", method=method, explain=True, **options)
+    asked = as_json(shared_client, [picture("orange")], label_set="things", method=method, explain=True, **options)
     (result,) = answer(asked)["results"]
     reply = result["explanation"]["labels"]
     assert [each["label"] for each in reply] == [each["label"] for each in result["predictions"]]
@@ -347,8 +351,8 @@ def test_a_bad_image_among_good_ones_has_no_explanation_and_the_others_have(clie
         ({"gamma": 1}, "method 'autoclip' has no such option; known: beta"),
     ],
 )
-def test_an_option_that_a_method_does_not_take_is_refused(client, options, reply):
-    answered = as_json(client, [picture()], labels=["a"], method="autoclip", options=options)
+def test_an_option_that_a_method_does_not_take_is_refused(shared_client, options, reply):
+    answered = as_json(shared_client, [picture()], labels=["a"], method="autoclip", options=options)
     assert answered.status_code == 422
     (problem,) = answered.json()["errors"]
     assert problem["problem"] == reply
@@ -358,8 +362,8 @@ def test_an_option_that_a_method_does_not_take_is_refused(client, options, reply
 @pytest.mark.parametrize(
     "options", ["beta", "[1]", '{"beta": "much"}', "{" * 5000, '{"beta": NaN}', '{"beta": Infinity}']
 )
-def test_options_that_are_no_object_of_numbers_are_refused(client, options):
-    answered = as_form(client, [picture()], labels="a", method="autoclip", options=options)
+def test_options_that_are_no_object_of_numbers_are_refused(shared_client, options):
+    answered = as_form(shared_client, [picture()], labels="a", method="autoclip", options=options)
     assert answered.status_code == 422
     assert all(each["field"].startswith("options") for each in answered.json()["errors"])
 
@@ -422,9 +426,9 @@ def test_without_a_label_set_a_method_learns_from_the_images_of_the_request_or_i
         ({"labels": None, "label_set": "colours@7"}, "1"),
     ],
 )
-def test_an_unknown_name_is_404_with_the_known_ones(client, fields, known):
-    _stored(client)
-    members = problem_of(as_json(client, [picture()], **{"labels": ["a"]} | fields), "unknown-name")
+def test_an_unknown_name_is_404_with_the_known_ones(shared_client, fields, known):
+    _stored(shared_client)
+    members = problem_of(as_json(shared_client, [picture()], **{"labels": ["a"]} | fields), "unknown-name")
     assert known in members["detail"]
     assert next(value for value in fields.values() if value) in members["detail"]
 

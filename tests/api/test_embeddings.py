@@ -65,16 +65,16 @@ def test_the_model_is_chosen_and_its_dimensions_may_be_said(client, encoder):
 
 
 @pytest.mark.parametrize("given", [[], "", [""], None, 5, [1, 2, 3], [[1, 2]], {"text": "red"}])
-def test_an_invalid_text_is_reported_with_its_field(client, given):
-    assert ask(client, given).json()["errors"][0]["field"].startswith("input")
+def test_an_invalid_text_is_reported_with_its_field(shared_client, given):
+    assert ask(shared_client, given).json()["errors"][0]["field"].startswith("input")
 
 
 @pytest.mark.parametrize(
     ("more", "field"),
     [({"modality": "sound"}, "modality"), ({"encoding_format": "int8"}, "encoding_format"), ({"odd": 1}, "odd")],
 )
-def test_unknown_fields_are_reported(client, more, field):
-    assert fields_of(ask(client, "red", **more)) == {field}
+def test_unknown_fields_are_reported(shared_client, more, field):
+    assert fields_of(ask(shared_client, "red", **more)) == {field}
 
 
 def test_too_many_or_too_long_texts_are_refused(make_client):
@@ -97,10 +97,10 @@ def test_urls_are_fetched_only_where_that_is_allowed(client):
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "", "multipart/form-data; boundary=b"])
-def test_it_is_json(client, content_type):
-    answer = client.post("/v1/embeddings", content=b"{}", headers={"content-type": content_type})
+def test_it_is_json(shared_client, content_type):
+    answer = shared_client.post("/v1/embeddings", content=b"{}", headers={"content-type": content_type})
     problem_of(answer, "unsupported-media-type")
-    broken = client.post("/v1/embeddings", content=b'{"input": ', headers={"content-type": "application/json"})
+    broken = shared_client.post("/v1/embeddings", content=b'{"input": ', headers={"content-type": "application/json"})
     problem_of(broken, "malformed-request")
 
 

@@ -129,9 +129,9 @@ def test_the_last_class_cannot_be_removed(client):
     "name",
     ["AC/DC", "a/b/c", "/", "//", "what?", "100%", "a#b", "a b", "a+b", "é", "犬", "🐈‍⬛", "a;b", 'a"b', "a\\b"],
 )
-def test_a_class_of_any_name_can_be_removed_by_its_percent_encoded_name(client, name):
-    put(client, "things", ["other", name])
-    assert names_of(client.delete(at("things", "classes", name))) == ["other"]
+def test_a_class_of_any_name_can_be_removed_by_its_percent_encoded_name(shared_client, name):
+    put(shared_client, "things", ["other", name])
+    assert names_of(shared_client.delete(at("things", "classes", name))) == ["other"]
 
 
 def test_removing_a_class_is_forgiving_about_spaces_and_composition(client):
@@ -158,13 +158,13 @@ def test_a_name_is_found_however_its_letters_are_composed(client):
 
 
 @pytest.mark.parametrize("name", ["x" * 65, "a@b", "a:b", "a,b", "a\\b", ".hidden", " ", "a\tb", "a\u202eb", "100%"])
-def test_a_name_that_breaks_a_rule_is_refused_on_every_route(client, name):
+def test_a_name_that_breaks_a_rule_is_refused_on_every_route(shared_client, name):
     for response in (
-        put(client, name, ["cat"]),
-        client.get(at(name)),
-        client.delete(at(name)),
-        client.post(at(name, "classes"), json={"classes": ["cat"]}),
-        client.delete(at(name, "classes", "cat")),
+        put(shared_client, name, ["cat"]),
+        shared_client.get(at(name)),
+        shared_client.delete(at(name)),
+        shared_client.post(at(name, "classes"), json={"classes": ["cat"]}),
+        shared_client.delete(at(name, "classes", "cat")),
     ):
         assert fields_of(response) == {"name"}
 
@@ -193,9 +193,9 @@ def test_an_unknown_version_is_404_with_the_known_ones(client):
 
 
 @pytest.mark.parametrize("version", ["0", "-1", "x", "1.5", "", "2147483648", "9" * 5000])
-def test_an_invalid_version_is_reported_with_its_field(client, version):
-    put(client, "pets", ["cat"])
-    assert fields_of(client.get(at("pets"), params={"version": version})) == {"version"}
+def test_an_invalid_version_is_reported_with_its_field(shared_client, version):
+    put(shared_client, "pets", ["cat"])
+    assert fields_of(shared_client.get(at("pets"), params={"version": version})) == {"version"}
 
 
 # --- classes that are refused --------------------------------------------------------------------------------------
@@ -252,8 +252,8 @@ def test_classes_that_break_a_rule_are_refused_with_every_place(client, classes,
         1,
     ],
 )
-def test_a_body_of_another_shape_is_reported_with_its_fields(client, body):
-    response = client.put(at("pets"), content=json.dumps(body), headers={"content-type": "application/json"})
+def test_a_body_of_another_shape_is_reported_with_its_fields(shared_client, body):
+    response = shared_client.put(at("pets"), content=json.dumps(body), headers={"content-type": "application/json"})
     assert problem_of(response, "invalid-field")["errors"]
 
 
@@ -336,12 +336,12 @@ def test_every_write_replaces_the_version_named(client, condition):
 
 
 @pytest.mark.parametrize("condition", ["x", '"x"', 'W/"2"', "", '"-1"', '"1" "2"', '"' + "9" * 5000 + '"', '"٢"'])
-def test_an_invalid_etag_in_a_condition_stops_every_write(client, condition):
-    put(client, "pets", ["bird"])
-    before = put(client, "pets", ["cat", "dog"]).json()
+def test_an_invalid_etag_in_a_condition_stops_every_write(shared_client, condition):
+    put(shared_client, "pets", ["bird"])
+    before = put(shared_client, "pets", ["cat", "dog"]).json()
     for write in WRITES.values():
-        assert fields_of(write(client, "pets", {"If-Match": condition.encode()})) == {"If-Match"}
-    assert client.get(at("pets")).json() == before
+        assert fields_of(write(shared_client, "pets", {"If-Match": condition.encode()})) == {"If-Match"}
+    assert shared_client.get(at("pets")).json() == before
 
 
 def test_if_match_on_a_name_that_is_not_there_fails(client):
@@ -408,8 +408,8 @@ def test_a_page_begins_behind_a_name_that_need_not_exist_any_more(client):
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "1001", "x", ""])
-def test_a_page_of_an_impossible_size_is_refused(client, limit):
-    assert fields_of(client.get("/v1/label-sets", params={"limit": limit})) == {"limit"}
+def test_a_page_of_an_impossible_size_is_refused(shared_client, limit):
+    assert fields_of(shared_client.get("/v1/label-sets", params={"limit": limit})) == {"limit"}
 
 
 # --- in use --------------------------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ def test_deep_or_broken_json_gives_a_problem(client_with_label_set, method, path
 
 @given(st.binary(max_size=400))
 @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
-def test_random_bytes_as_a_form_give_a_problem(client, content):
+def test_random_bytes_as_a_form_give_a_problem(shared_client, content):
     for content_type in ("multipart/form-data; boundary=b", "multipart/form-data"):
         body = b"--b\r\n" + content + b"\r\n--b--\r\n"
         response = client.post("/v1/classify", content=body, headers={"content-type": content_type})

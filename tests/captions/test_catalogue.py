@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import app.captions.builder
+import app.captions.background_builder
 import app.captions.catalogue
 import app.captions.served_database
 from app.captions.build import BuildOptions
+from app.captions.build_plan import BuildPlan
 from app.captions.catalogue import CaptionCatalogue
 from app.captions.database import CaptionDatabase, merge_parts
 from app.captions.generations import CURRENT, building_folder, prune
 from app.captions.index import Part
 from app.captions.manifest import FEATURES, MANIFEST
-from app.captions.plan import BuildPlan
 from app.captions.texts import OFFSETS, TEXTS
 from app.encoders.fake import FakeEncoder
 from app.errors import (
@@ -733,8 +733,8 @@ async def under_way(databases, name="things", captions=CAPTIONS, first=0):
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    monkeypatch.setattr(app.captions.builder, "BuildOptions", partial(BuildOptions, shard_size=10))
-    monkeypatch.setattr(app.captions.builder, "_TEXTS_PER_BATCH", 10)
+    monkeypatch.setattr(app.captions.background_builder, "BuildOptions", partial(BuildOptions, shard_size=10))
+    monkeypatch.setattr(app.captions.background_builder, "_TEXTS_PER_BATCH", 10)
 
 
 @pytest.mark.usefixtures("small_shards")

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
-from app.captions.plan import WORDNET, BuildPlan
+from app.captions.build_plan import WORDNET, BuildPlan
 from app.captions.search import MAX_OFFSET, CaptionQuery
 from app.encoders.fake import FakeEncoder
 from app.errors import (
@@ -57,7 +57,7 @@ def open_with(settings, lexicon_folder):
 @pytest.fixture
 async def library(open_with, anyio_backend):
     async with open_with() as service:
-        yield service.captions
+        yield service.caption_search
 
 
 async def ignore(done, total):
@@ -74,7 +74,7 @@ async def captions_near(library, **query):
 
 async def test_a_database_is_requested_by_name_or_chosen_by_the_model(open_with, folder):
     async with open_with(CaptionEncoder(), FakeEncoder("other")) as service:
-        library = service.captions
+        library = service.caption_search
         made(folder / "things")
         made(folder / "strange", encoder=FakeEncoder("other"))
         for name in (None, "things", " things "):
@@ -90,7 +90,7 @@ async def test_a_database_is_requested_by_name_or_chosen_by_the_model(open_with,
 async def test_a_database_can_be_searched_with_every_model_of_its_text_tower(open_with, folder):
     manifest = made(folder / "things")
     async with open_with(FakeEncoder("other"), Twin(), CaptionEncoder()) as service:
-        library = service.captions
+        library = service.caption_search
         assert await library.models_of(manifest) == ["twin", "fake"]
         assert (await library.search(CaptionQuery("things", text="red"))).model == "twin"
         assert (await library.search(CaptionQuery("things", text="red", model="fake"))).model == "fake"
@@ -106,7 +106,7 @@ async def test_a_database_without_a_served_model_cannot_be_searched(open_with, f
             await service.captions.search(CaptionQuery("things", text="red"))
         assert caught.value.problems[0].field == "model"
         with pytest.raises(NotConfiguredError, match="the model 'other' has no caption database"):
-            await service.captions.choose(None, "other", OPEN_NAMESPACE)
+            await service.caption_search.choose(None, "other", OPEN_NAMESPACE)
 
 
 # --- pages of captions ---------------------------------------------------------------------------------------------
@@ -245,11 +245,11 @@ async def test_a_database_is_built_with_the_model_of_the_plan(open_with):
         reported.append((done, total))
 
     async with open_with(first, second) as service:
-        manifest = await service.captions.build("things", BuildPlan("fake", captions=CAPTIONS), (), advance)
+        manifest = await service.caption_search.build("things", BuildPlan("fake", captions=CAPTIONS), (), advance)
         assert (manifest.model, manifest.fingerprint, manifest.captions) == ("fake", "fake", len(CAPTIONS))
-        assert await service.captions.models_of(manifest) == ["fake"]
+        assert await service.caption_search.models_of(manifest) == ["fake"]
         with pytest.raises(UnknownNameError, match="unknown model 'nope'; known: fake, other"):
-            await service.captions.build("things", BuildPlan("nope", captions=CAPTIONS), (), advance)
+            await service.caption_search.build("things", BuildPlan("nope", captions=CAPTIONS), (), advance)
     assert first.encoded_texts == []
     assert set(second.encoded_texts) == set(CAPTIONS)
     assert reported[-1] == (len(CAPTIONS), len(CAPTIONS))
@@ -272,9 +272,9 @@ async def test_an_empty_lexicon_is_rejected_without_blocking(open_with, lexicon_
     """A StopIteration would leave a future that waits for a thread without a result."""
     (lexicon_folder / "data.noun").write_text(content)
     async with open_with(build_wordnet=True) as service, asyncio.timeout(5):
-        assert await service.captions.plan_wordnet() is None
+        assert await service.caption_search.plan_wordnet() is None
         with pytest.raises(NotConfiguredError):
-            await asyncio.to_thread(service.captions.check_plan, BuildPlan("fake", source=WORDNET))
+            await asyncio.to_thread(service.caption_search.check_plan, BuildPlan("fake", source=WORDNET))
 
 
 async def test_the_build_of_wordnet_is_planned_if_enabled_and_missing(open_with, folder):
@@ -282,25 +282,25 @@ async def test_the_build_of_wordnet_is_planned_if_enabled_and_missing(open_with,
     async with open_with() as service:
         assert await service.captions.plan_wordnet() is None  # not enabled
     async with open_with(build_wordnet=True, default_database="things") as service:
-        assert await service.captions.plan_wordnet() is None
+        assert await service.caption_search.plan_wordnet() is None
     async with open_with(build_wordnet=True) as service:
         made(folder / "things")
-        assert await service.captions.plan_wordnet() == planned
+        assert await service.caption_search.plan_wordnet() == planned
         made(folder / "wordnet")
-        assert await service.captions.plan_wordnet() is None
+        assert await service.caption_search.plan_wordnet() is None
         (place_of(folder / "wordnet") / "texts.bin").write_bytes(b"?")
-        assert await service.captions.plan_wordnet() == planned
+        assert await service.caption_search.plan_wordnet() == planned
         made(folder / "wordnet", encoder=FakeEncoder("other"))
-        assert await service.captions.plan_wordnet() == planned
+        assert await service.caption_search.plan_wordnet() == planned
     async with open_with(FakeEncoder("third"), FakeEncoder("other"), build_wordnet=True) as service:
-        assert await service.captions.plan_wordnet() is None
+        assert await service.caption_search.plan_wordnet() is None
 
 
 async def test_a_missing_lexicon_does_not_prevent_the_start(open_with, tmp_path):
     async with open_with(build_wordnet=True, wordnet_dir=tmp_path / "nowhere") as service:
-        assert await service.captions.plan_wordnet() is None
+        assert await service.caption_search.plan_wordnet() is None
         with pytest.raises(NotConfiguredError, match="deixis captions build"):
-            await service.captions.choose(None, "fake", OPEN_NAMESPACE)
+            await service.caption_search.choose(None, "fake", OPEN_NAMESPACE)
 
 
 async def test_requests_do_not_wait_for_a_cancelled_build_of_wordnet(open_with):
@@ -309,7 +309,7 @@ async def test_requests_do_not_wait_for_a_cancelled_build_of_wordnet(open_with):
         (job,) = await service.jobs.queue.repository.list(9)
         await service.jobs.queue.cancel(job.id)
         with pytest.raises(NotConfiguredError):
-            await service.captions.choose(None, "fake", OPEN_NAMESPACE)
+            await service.caption_search.choose(None, "fake", OPEN_NAMESPACE)
 
 
 async def test_an_unreadable_folder_does_not_prevent_the_start(open_with, folder):
@@ -317,4 +317,4 @@ async def test_an_unreadable_folder_does_not_prevent_the_start(open_with, folder
     async with open_with(build_wordnet=True) as service:
         await service.jobs.build_captions.add_default()
         with pytest.raises(StoreError, match="cannot be read"):
-            await service.captions.choose(None, "fake", OPEN_NAMESPACE)
+            await service.caption_search.choose(None, "fake", OPEN_NAMESPACE)

@@ -27,7 +27,7 @@ from app.errors import (
 from app.label_sets.service import DEFAULT_TEMPLATES
 from app.main import open_service
 from app.names.labels import split_labels
-from app.selection.selection import SELECT_METHOD
+from app.selection.selection_reader import SELECT_METHOD
 from app.settings import Settings
 from app.store.jobs import JobRepository
 from app.types import ClassEntry, MergeSynonyms, Task
@@ -195,7 +195,7 @@ def databases(tmp_path_factory, empty_database):
         shutil.copy(file, with_examples)
         async with open_service(settings, [FakeEncoder()]) as service:
             for name in ("things", "colours"):
-                await service.selection.select_for_every_model(name)
+                await service.method_selector.select_for_every_model(name)
         shutil.copy(file, calibrated)
 
     asyncio.run(make())
@@ -287,7 +287,7 @@ async def test_an_outdated_selection_is_used_with_a_remark(calibrated, change):
     after = await calibrated.resolver.resolve(ClassifyRequest(label_set="things"))
     assert after.method == before.method
     assert after.reason == f"{before.reason}; the examples or classes have changed since"
-    await calibrated.selection.select_for_every_model("things")
+    await calibrated.method_selector.select_for_every_model("things")
     assert "changed since" not in (await calibrated.resolver.resolve(ClassifyRequest(label_set="things"))).reason
 
 
@@ -481,7 +481,7 @@ async def test_scores_of_a_sigmoid_encoder_sum_to_one_after_fitting_or_calibrati
         await stock(service, "colours", COLOURS, pool=8)
         for trial in (False, True):
             if trial:
-                await service.selection.select_for_every_model("colours")
+                await service.method_selector.select_for_every_model("colours")
             for method in (*LEARN_FROM_LABELS, *LEARN_FROM_POOL, "tda"):
                 for scores in scores_of(await classify(service, label_set="colours", method=method)):
                     assert sum(scores.values()) == pytest.approx(1, abs=1e-5)
@@ -596,7 +596,7 @@ async def test_the_threshold_is_compared_with_the_returned_score_of_a_sigmoid_en
         await stock(service, "colours", COLOURS)
         for trial in (False, True):
             if trial:
-                await service.selection.select_for_every_model("colours")
+                await service.method_selector.select_for_every_model("colours")
             for method in ("zero-shot", "gda"):
                 classification = await classify(service, between, label_set="colours", method=method, reject_below=0.9)
                 assert [result.rejected for result in classification.results] == [
@@ -650,7 +650,7 @@ async def test_a_selection_is_returned_and_without_one_the_error_says_what_to_do
         ("things", "clap", "unknown model 'clap'"),
     ]:
         with pytest.raises(UnknownNameError, match=problem):
-            await calibrated.selector.stored(await calibrated.label_sets.get(name), model)
+            await calibrated.selection_reader.stored(await calibrated.label_sets.get(name), model)
 
 
 async def test_a_selected_method_is_fitted_before_the_first_request(calibrated):

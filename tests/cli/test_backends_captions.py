@@ -6,7 +6,7 @@ import httpx
 import numpy as np
 import pytest
 
-from app.captions.plan import BuildPlan
+from app.captions.build_plan import BuildPlan
 from app.captions.search import CaptionQuery
 from app.classification.resolve import ClassifyRequest
 from app.cli.backends import HttpBackend, InProcessBackend
@@ -280,7 +280,7 @@ async def test_the_wordnet_database_is_built_only_if_it_is_used(settings, databa
         here = InProcessBackend(app.state.service)
         await here.prepare_database(ClassifyRequest(), ignore)  # not wanted by the settings
         assert await here.databases() == []
-        app.state.service.captions._build_wordnet = True
+        app.state.service.caption_search._build_wordnet = True
         made(databases / "things")
         await here.prepare_database(ClassifyRequest(database="things"), ignore)
         assert [each.name for each in await here.databases()] == ["things"]
@@ -309,7 +309,7 @@ async def test_the_wordnet_database_is_built_if_it_is_named(settings, databases)
     made(databases / "two")
     app = create_app(settings, lambda _: [CaptionEncoder()])
     async with app.router.lifespan_context(app):
-        app.state.service.captions._build_wordnet = True
+        app.state.service.caption_search._build_wordnet = True
         here = InProcessBackend(app.state.service)
         await here.prepare_database(ClassifyRequest(database="wordnet"), ignore)
         assert [each.name for each in await here.databases()] == ["one", "two", "wordnet"]

@@ -1,11 +1,13 @@
 """Runs `deixis` many times and imports it once: `python -m tests.end_to_end.forked_commands SOCKET [URL]`.
 
 Each connection sends the arguments, folder, environment and streams of a command. A fork of this process, which has
-imported the whole command line and runs nothing else, becomes that command. If URL is given, commands that accept
---server and do not set it use the server at URL, so that they load no model.
+imported the whole command line and runs nothing else, becomes that command. The connection receives its process id
+and, when it has ended, its status, each in a line. If URL is given, commands that accept --server and do not set it use
+the server at URL, so that they load no model.
 """
 
 import atexit
+import contextlib
 import json
 import os
 import select
@@ -19,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tests.end_to_end.server import environment, run_command
+from tests.end_to_end.commands import environment, run_command
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,22 +29,23 @@ ROOT = Path(__file__).parents[2]
 # --- the requesting side ---------------------------------------------------------------------------------------------
 
 
-class Forking:
-    """A process that forks into commands, and a program `deixis` in ``folder`` that requests one; `end` stops it."""
+class ForkServer:
+    """A process that forks into commands; `end` stops it, and leaves the commands running."""
 
     def __init__(self, folder: Path, *, url: str | None = None) -> None:
         place = folder / "socket"
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.end_to_end.forked_commands", place, *([] if url is None else [url])],
             cwd=ROOT,
-            env=environment(),
+            # The spin count is what `load_encoder` sets before it imports torch.
+            env=environment(GOMP_SPINCOUNT="1000"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
         assert self._process.stdout.readline() == "listening\n"
         self.program = folder / "deixis"
-        self.program.write_text(SHIM.format(python=sys.executable, path=str(place)))
+        self.program.write_text(PROGRAM.format(python=sys.executable, path=str(place)))
         self.program.chmod(0o755)
 
     def end(self) -> None:
@@ -50,19 +53,38 @@ class Forking:
 
 
 @cache
-def _program() -> Path:
+def _fork_server() -> ForkServer:
     folder = tempfile.TemporaryDirectory()
-    forking = Forking(Path(folder.name))
+    server = ForkServer(Path(folder.name))
     atexit.register(folder.cleanup)
-    atexit.register(forking.end)
-    return forking.program
+    atexit.register(server.end)
+    return server
 
 
 def deixis(
     *arguments: object, data_dir: Path, stdin: str | None = None, **settings: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run one command as `tests.end_to_end.server.deixis` does, without the seconds of its imports."""
-    return run_command(_program(), *arguments, data_dir=data_dir, stdin=stdin, **settings)
+    """Run one command as `tests.end_to_end.commands.deixis` does, without the seconds of its imports."""
+    return run_command(_fork_server().program, *arguments, data_dir=data_dir, stdin=stdin, **settings)
+
+
+class ForkedCommand(subprocess.Popen):
+    """A running command; signals reach the fork, and its status is that of the program that requested it."""
+
+    def __init__(self, *arguments: object, **options: Any) -> None:
+        reading, writing = os.pipe()
+        command = [_fork_server().program, *map(str, arguments)]
+        super().__init__(
+            command, **{**options, "env": {**options["env"], "PID_FILE": str(writing)}}, pass_fds=[writing]
+        )
+        os.close(writing)
+        with os.fdopen(reading) as stream:
+            self.command_pid = int(stream.readline())
+
+    def send_signal(self, sig: int) -> None:
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.command_pid, sig)
 
 
 # --- the forking process ---------------------------------------------------------------------------------------------
@@ -82,14 +104,14 @@ def takes_server(arguments: list[str]) -> bool:
     return any("--server" in parameter.opts for parameter in command.params)
 
 
-def run(connection: socket.socket, url: str | None) -> None:
-    """Become the command that a connection requests."""
+def run(request: dict[str, Any], streams: list[int], url: str | None) -> int:
+    """Become the command that a connection requests, and return its exit status."""
     from app.cli import cli
 
-    message, streams, _, _ = socket.recv_fds(connection, 1_000_000, 3)
-    request = json.loads(message)
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
+        os.close(stream)
+    sys.stdout.reconfigure(line_buffering=True)
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
@@ -109,44 +131,100 @@ def run(connection: socket.socket, url: str | None) -> None:
         status = 1
     sys.stdout.flush()
     sys.stderr.flush()
-    connection.sendall(str(status).encode())
+    return status
+
+
+class Forks:
+    """The running commands, each with the connection that waits for its status."""
+
+    def __init__(self, url: str | None) -> None:
+        self._url = url
+        self._connections: dict[int, socket.socket] = {}
+
+    def start(self, connection: socket.socket, others: list[socket.socket]) -> None:
+        """Fork, and send the process id."""
+        message, streams, _, _ = socket.recv_fds(connection, 1_000_000, 3)
+        pid = os.fork()
+        if pid:
+            for stream in streams:
+                os.close(stream)
+            self._connections[pid] = connection
+            connection.sendall(f"{pid}\n".encode())
+            return
+        status = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for opened in (connection, *others, *self._connections.values()):
+                opened.close()
+            status = run(json.loads(message), streams, self._url)
+        finally:
+            os._exit(status)
+
+    def report_ended(self) -> None:
+        """Send the status of each command that has ended: its exit code, or minus the signal that ended it."""
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid == 0:
+                    return
+                with self._connections.pop(pid) as connection, contextlib.suppress(OSError):
+                    connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
 
 
 def main() -> None:
     """Listen until the parent closes standard input."""
     # Imports that commands make when they need them; none of them starts a thread.
-    import open_clip  # noqa: F401
-    import torch  # noqa: F401
-
     import app.cli
+    import app.encoders.embedded
     import app.main  # noqa: F401
 
     path, url = sys.argv[1], (sys.argv[2] if len(sys.argv) > 2 else None)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # only the requesting program waits for a command
-    with socket.socket(socket.AF_UNIX) as listening:
+    forks = Forks(url)
+    ended, wakeup = socket.socketpair()
+    with socket.socket(socket.AF_UNIX) as listening, ended, wakeup:
+        for end in (ended, wakeup):
+            end.setblocking(False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(wakeup.fileno())
         listening.bind(path)
         listening.listen()
         sys.stdout.write("listening\n")
         sys.stdout.flush()
-        while listening in select.select([listening, sys.stdin], [], [])[0]:
-            connection, _ = listening.accept()
-            if os.fork() == 0:
-                try:
-                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                    listening.close()
-                    run(connection, url)
-                finally:
-                    os._exit(0)
-            connection.close()
+        while True:
+            ready, _, _ = select.select([listening, ended, sys.stdin], [], [])
+            if ended in ready:
+                ended.recv(1000)
+                forks.report_ended()
+            if listening in ready:
+                connection, _ = listening.accept()
+                forks.start(connection, [listening, ended, wakeup])
+            elif sys.stdin in ready:
+                return
 
 
-SHIM = """#!{python} -SE
-import json, os, socket, sys
+PROGRAM = """#!{python} -SE
+import json, os, signal, socket, sys
 with socket.socket(socket.AF_UNIX) as connection:
     connection.connect({path!r})
+    pid_file = os.environ.pop("PID_FILE", None)
     request = dict(arguments=sys.argv[1:], folder=os.getcwd(), environment=dict(os.environ))
     socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2])
-    sys.exit(int(connection.recv(16) or b"1"))
+    lines = connection.makefile()
+    pid = int(lines.readline())
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: os.kill(pid, number))
+    if pid_file is not None:
+        os.write(int(pid_file), b"%d\\n" % pid)
+        os.close(int(pid_file))
+    for stream in range(3):  # only the command holds them
+        os.close(stream)
+    status = int(lines.readline() or 1)
+if status < 0:
+    if -status != signal.SIGKILL:
+        signal.signal(-status, signal.SIG_DFL)
+    os.kill(os.getpid(), -status)
+os._exit(status)
 """
 
 if __name__ == "__main__":

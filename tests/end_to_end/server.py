@@ -1,9 +1,7 @@
-"""Starts and ends the real server as its users do: the console script, in a process of its own."""
+"""Starts and ends the real server in a process of its own."""
 
-import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,21 +9,23 @@ from pathlib import Path
 
 import httpx
 
-DEIXIS = Path(sys.executable).with_name("deixis")
+from tests.end_to_end.commands import DEIXIS, converted_towers, environment
+from tests.end_to_end.forked_commands import ForkedCommand
+
 _START_TIMEOUT_S = 300
 
 
 class Server:
-    """A running `deixis serve` on a port of its own."""
+    """A running `deixis serve` on a port of its own: a fork, or with ``forked=False`` the console script."""
 
-    def __init__(self, *flags: str, data_dir: Path) -> None:
-        self.process = subprocess.Popen(
-            [DEIXIS, "serve", "--port", "0", "--data-dir", data_dir, *flags],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment(PYTHONUNBUFFERED="1"),
-        )
+    def __init__(self, *flags: str, data_dir: Path, forked: bool = True) -> None:
+        command = ["serve", "--port", "0", "--data-dir", str(data_dir), *flags]
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        settings = environment(PYTHONUNBUFFERED="1")
+        if forked:
+            self.process = ForkedCommand(*command, env=settings, **streams)
+        else:
+            self.process = subprocess.Popen([DEIXIS, *command], env=settings, **streams)
         self.log: list[str] = []
         self._log_reader = threading.Thread(target=self._read_log, daemon=True)
         self._log_reader.start()
@@ -57,42 +57,13 @@ class Server:
 
 
 @contextmanager
-def serving(*flags: str, data_dir: Path) -> Iterator[Server]:
+def serving(*flags: str, data_dir: Path, forked: bool = True) -> Iterator[Server]:
     """Start a server and end it gracefully, unless the test has ended it already."""
-    server = Server(*flags, data_dir=data_dir)
+    with converted_towers(data_dir):
+        server = Server(*flags, data_dir=data_dir, forked=forked)
     try:
         yield server
     finally:
         if server.process.poll() is None:
             server.signal(signal.SIGTERM)
             server.wait()
-
-
-def environment(**settings: str) -> dict[str, str]:
-    """Return the environment of a process of ours: none of this machine's settings, and these."""
-    others = {name: value for name, value in os.environ.items() if not name.startswith(("DEIXIS_", "RAY_ADDRESS"))}
-    # Weights that are not on this machine must be an error at once, and not a wait for a network.
-    quick = {"HF_HUB_OFFLINE": "1", "DEIXIS_TUNING_SECONDS": "0", "DEIXIS_BUILD_WORDNET": "false"}
-    return {**others, **quick, "no_proxy": "*", **settings}
-
-
-def deixis(
-    *arguments: object, data_dir: Path, stdin: str | None = None, **settings: str
-) -> subprocess.CompletedProcess[str]:
-    """Run one command to its end; ``settings`` are those of the environment, by their whole names."""
-    return run_command(DEIXIS, *arguments, data_dir=data_dir, stdin=stdin, **settings)
-
-
-def run_command(
-    program: Path, *arguments: object, data_dir: Path, stdin: str | None, **settings: str
-) -> subprocess.CompletedProcess[str]:
-    """Run one command of ``program`` as `deixis` does."""
-    return subprocess.run(
-        [program, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        input=stdin,
-        timeout=300,
-        env=environment(DEIXIS_DATA_DIR=str(data_dir), **settings),
-        check=False,
-    )

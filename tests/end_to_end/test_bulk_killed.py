@@ -8,7 +8,8 @@ import time
 import pyarrow.parquet as pq
 import pytest
 
-from tests.end_to_end.server import DEIXIS, deixis, environment
+from tests.end_to_end.commands import environment
+from tests.end_to_end.forked_commands import ForkedCommand, deixis
 
 TIMEOUT_S = 120
 PART_IMAGES = 16
@@ -43,8 +44,10 @@ def test_after_kill_9_a_run_resumes_and_writes_the_rows_of_an_uninterrupted_run(
     assert uninterrupted.returncode == 1, uninterrupted.stderr  # one bad image
     assert f"{IMAGES} images, 1 bad" in uninterrupted.stdout
 
-    process = subprocess.Popen(
-        [DEIXIS, *map(str, command), "--out", out],
+    process = ForkedCommand(
+        *command,
+        "--out",
+        out,
         env=environment(DEIXIS_DATA_DIR=str(data_dir)),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

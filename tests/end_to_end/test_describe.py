@@ -12,8 +12,9 @@ import pytest
 
 from app.settings import Settings
 from tests.describing.chat_server import MODEL
-from tests.end_to_end.forked_commands import deixis
-from tests.end_to_end.server import DEIXIS, environment, serving
+from tests.end_to_end.commands import environment
+from tests.end_to_end.forked_commands import ForkedCommand, deixis
+from tests.end_to_end.server import serving
 
 CLASSES = [f"thing {number}" for number in range(20)]
 QUESTIONS = len(CLASSES) * 4
@@ -79,8 +80,8 @@ def test_a_command_that_was_killed_is_gone_on_with_by_giving_it_again(chat, sett
     assert deixis("label-sets", "import", "things", things, data_dir=tmp_path).returncode == 0
     arguments = ["describe", "things", "--answers", "2", "--yes"]
 
-    killed = subprocess.Popen(
-        [DEIXIS, *arguments], env=environment(DEIXIS_DATA_DIR=str(tmp_path), **settings), stderr=subprocess.DEVNULL
+    killed = ForkedCommand(
+        *arguments, env=environment(DEIXIS_DATA_DIR=str(tmp_path), **settings), stderr=subprocess.DEVNULL
     )
     chat.wait_for(QUESTIONS // 2)
     killed.send_signal(signal.SIGKILL)
@@ -105,8 +106,8 @@ def test_a_command_that_was_killed_is_gone_on_with_by_giving_it_again(chat, sett
 
 def test_a_command_that_is_interrupted_says_how_to_go_on(chat, settings, tmp_path):
     assert deixis("label-sets", "import", "animals", data_dir=tmp_path).returncode == 0
-    with subprocess.Popen(
-        [DEIXIS, "describe", "animals", "--yes"],
+    with ForkedCommand(
+        *("describe", "animals", "--yes"),
         env=environment(DEIXIS_DATA_DIR=str(tmp_path), **settings),
         stderr=subprocess.PIPE,
         text=True,

@@ -26,8 +26,9 @@ import yaml
 
 from app.integrations.label_studio_config import read_config
 from tests.conftest import photograph
-from tests.end_to_end.forked_commands import Forking
-from tests.end_to_end.server import environment, serving
+from tests.end_to_end.commands import environment
+from tests.end_to_end.forked_commands import ForkServer
+from tests.end_to_end.server import serving
 from tests.test_docs import PAGES, ROOT
 
 _BLOCK = re.compile(
@@ -90,7 +91,7 @@ def server(tmp_path_factory):
 def commands(server, tmp_path_factory):
     """A folder for the PATH with `deixis`, `curl` and `python`; `deixis` uses the server of the test."""
     folder = tmp_path_factory.mktemp("bin")
-    forking = Forking(folder, url=server.url)
+    forking = ForkServer(folder, url=server.url)
     # A request that is refused fails its block, unless the block is marked as refused.
     curl = shutil.which("curl")
     (folder / "curl").write_text(

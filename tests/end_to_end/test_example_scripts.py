@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import deixis
-from tests.end_to_end.server import environment
+from tests.end_to_end.commands import environment
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PHOTOS = {"astronaut", "cat", "coffee", "galaxies", "photographer", "rocket"}

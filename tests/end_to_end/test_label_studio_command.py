@@ -7,7 +7,8 @@ import subprocess
 import httpx
 import pytest
 
-from tests.end_to_end.server import DEIXIS, environment
+from tests.end_to_end.commands import environment
+from tests.end_to_end.forked_commands import ForkedCommand
 
 CONFIG = (
     '<View><Image name="photo" value="$image"/><Choices name="what" toName="photo">'
@@ -17,8 +18,8 @@ CONFIG = (
 
 @pytest.fixture
 def backend(server):
-    process = subprocess.Popen(
-        [DEIXIS, "label-studio", "--port", "0", "--server", server.url],
+    process = ForkedCommand(
+        *("label-studio", "--port", "0", "--server", server.url),
         env=environment(PYTHONUNBUFFERED="1"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -48,8 +49,8 @@ def test_photographs_are_predicted_with_the_choices_of_the_project(backend, phot
 
 
 def test_other_machines_need_a_login(server):
-    process = subprocess.Popen(
-        [DEIXIS, "label-studio", "--host", "0.0.0.0", "--port", "0", "--server", server.url],
+    process = ForkedCommand(
+        *("label-studio", "--host", "0.0.0.0", "--port", "0", "--server", server.url),
         env=environment(PYTHONUNBUFFERED="1", BASIC_AUTH_USER="studio", BASIC_AUTH_PASS="s3cret"),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -14,7 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.captions.cased.test_lexicon import installed
 from tests.encoders.test_open_clip import write_model
-from tests.end_to_end.server import deixis, serving
+from tests.end_to_end.commands import deixis
+from tests.end_to_end.server import serving
 from tests.end_to_end.test_captions import CAPTIONS, NAMES
 from tests.end_to_end.test_traces import collecting_spans, spans_in
 
@@ -49,7 +50,7 @@ def on_ray(data_dir, spans):
         patched.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", spans[0])
         patched.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "none")
         patched.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
-        with serving("--engine", "ray", *replicas, "--traces", "true", data_dir=data_dir) as running:
+        with serving("--engine", "ray", *replicas, "--traces", "true", data_dir=data_dir, forked=False) as running:
             yield running
 
 
@@ -267,7 +268,7 @@ def test_a_killed_edge_loses_only_its_own_requests(on_ray, photographs):
 def test_shared_encoders_load_models_on_demand(tmp_path, photographs):
     second = write_model(tmp_path / "second")
     flags = ("--engine", "ray", "--models", f"embedded,{second}", "--ray-layout", "models_per_encoder=1")
-    with serving(*flags, data_dir=tmp_path / "data") as running, running.client() as client:
+    with serving(*flags, data_dir=tmp_path / "data", forked=False) as running, running.client() as client:
         for model in ("embedded", second, "embedded"):
             query = {"labels": "cat, dog", "model": model}
             answer = client.post("/classify", files={"image": photographs["chelsea"]}, data=query)

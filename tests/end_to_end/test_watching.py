@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from tests.end_to_end.server import DEIXIS, environment
+from tests.end_to_end.commands import environment
+from tests.end_to_end.forked_commands import ForkedCommand
 
 TIMEOUT_S = 60
 
@@ -20,8 +21,8 @@ def inbox(tmp_path):
 
 
 def watch(server, inbox, *more):
-    command = [DEIXIS, "watch", inbox, "-l", "cat,coffee cup", "--settle", "0.2", "--server", server.url, *more]
-    return subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = ["watch", inbox, "-l", "cat,coffee cup", "--settle", "0.2", "--server", server.url, *more]
+    return ForkedCommand(*command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def until_there(file):

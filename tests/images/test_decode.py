@@ -259,7 +259,7 @@ def test_premultiplied_alpha_is_undone_before_compositing(monkeypatch):
             self.im = Image.new("RGBA", (4, 4), (200, 100, 0, 51)).convert("RGBa").im
 
     monkeypatch.setattr(
-        app.images.decode, "_recognise", lambda content: app.images.decode._Format("T", "", (), Premultiplied)
+        app.images.decode, "_recognise", lambda content: app.images.decode._Format("T", (), Premultiplied)
     )
     assert_colour(decoded(b"any"), (244, 224, 204), tolerance=4)
 

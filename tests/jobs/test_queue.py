@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from app.captions.plan import BuildPlan
+from app.captions.build_plan import BuildPlan
 from app.classification.resolve import ClassifyRequest
 from app.describing.describer import DescribeRequest
 from app.encoders.fake import FakeEncoder
@@ -16,7 +16,7 @@ from app.jobs.handlers import DESCRIBE, EVALUATE, IMPORT_IMAGES, BuildCaptionsJo
 from app.jobs.queue import JobQueue
 from app.main import open_service
 from app.observability.metrics import Metrics
-from app.selection.selection import SELECT_METHOD
+from app.selection.selection_reader import SELECT_METHOD
 from app.store.jobs import JobStatus
 from app.types import ClassEntry
 from tests.api.test_examples import shade
@@ -55,7 +55,7 @@ def jobs_of(service, *, import_dir=None, **changes):
         import_images=ImportJobs(
             repository, service.label_sets, service.examples, service.models, service.jobs.select_method, import_dir
         ),
-        build_captions=BuildCaptionsJobs(repository, service.captions, import_dir),
+        build_captions=BuildCaptionsJobs(repository, service.caption_search, import_dir),
     )
     for handler in jobs.handlers:
         queue.register(handler)
@@ -331,7 +331,7 @@ async def test_the_selection_job_of_a_killed_process_is_run_by_another(things_of
     jobs.queue.start()
     assert (await wait_until_finished(jobs, job)).status is JobStatus.SUCCEEDED
     await jobs.queue.close()
-    assert (await service.selector.stored(await service.label_sets.get("things"), None)).is_current
+    assert (await service.selection_reader.stored(await service.label_sets.get("things"), None)).is_current
 
 
 async def test_a_selection_is_repeated_if_the_examples_change_during_it(things_of):
@@ -356,7 +356,7 @@ async def test_a_selection_is_repeated_if_the_examples_change_during_it(things_o
     assert second.id != first.id
     assert {(await wait_until_finished(jobs, job)).status for job in (first, second)} == {JobStatus.SUCCEEDED}
     await jobs.queue.close()
-    selection = await service.selector.stored(await service.label_sets.get("things"), None)
+    selection = await service.selection_reader.stored(await service.label_sets.get("things"), None)
     assert selection.is_current
     assert selection.result["labelled"] == 8
 

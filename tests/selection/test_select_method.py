@@ -14,7 +14,7 @@ from app.scoring.calibration import Calibration
 from app.scoring.measures import Difference, Evaluation, paired_difference
 from app.selection import selection as selection_module
 from app.selection.comparison import MethodReport, no_progress
-from app.selection.selection import WITHOUT_LABELS, by_balance, select_method
+from app.selection.selection import WITHOUT_LABELS, by_balance, find_best_method
 from app.types import ClassEntry
 from tests.shades import COLOURS, THINGS, keep, rows_about, shade, shades, stock, unit_rows
 
@@ -36,7 +36,7 @@ async def select_on_examples(service, name, model="fake"):
 
 async def selected(service, name, features, labels, pool):
     task = await service.resolver.resolve(ClassifyRequest(label_set=name))
-    return await select_method(service.comparer, task, features, labels, pool)
+    return await find_best_method(service.comparer, task, features, labels, pool)
 
 
 # --- labelled images -----------------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ async def test_progress_is_reported_per_method(service):
 
 async def test_a_selection_is_plain_json_with_every_calibration(service):
     await stock(service, "things", pool=4)
-    result, revision = await service.selection.select(await service.label_sets.get("things"), "fake", no_progress)
+    result, revision = await service.method_selector.select(await service.label_sets.get("things"), "fake", no_progress)
     assert revision == (await service.label_sets.get("things")).examples_revision
     kept = json.loads(json.dumps(result, allow_nan=False))
     assert set(kept["calibrations"]) == {row["method"] for row in kept["leaderboard"]}
@@ -248,7 +248,7 @@ async def test_each_served_model_has_its_own_selection(settings, encoder):
         assert result["fake"]["method"] in LEARN_FROM_LABELS
         assert result["blind"]["method"] == DEFAULT_METHOD
         for model in ("fake", "blind"):
-            selection = await service.selector.stored(await service.label_sets.get("things"), model)
+            selection = await service.selection_reader.stored(await service.label_sets.get("things"), model)
             assert selection.is_current
             assert selection.result["method"] == result[model]["method"]
             assert (await service.resolver.resolve(ClassifyRequest(label_set="things", model=model))).method == result[
@@ -282,7 +282,7 @@ async def test_a_new_model_is_fitted_on_stored_files(settings, encoder):
         assert (result["second"]["labelled"], result["second"]["unlabelled"]) == (24, 12)
         assert result["second"]["method"] in LEARN_FROM_LABELS
         assert sum(second.image_batches) == 36
-        await service.selection.select_for_every_model("things")
+        await service.method_selector.select_for_every_model("things")
         assert sum(second.image_batches) == 36
 
 
@@ -292,9 +292,9 @@ async def test_features_for_a_new_model_keep_the_selections_of_other_models_curr
     async with open_service(keeping, [encoder]) as service:
         await stock(service, "things")
     async with open_service(keeping, [encoder, FakeEncoder("second")]) as service:
-        await service.selection.select_for_every_model("things")
+        await service.method_selector.select_for_every_model("things")
         assert [
-            (await service.selector.stored(await service.label_sets.get("things"), model)).is_current
+            (await service.selection_reader.stored(await service.label_sets.get("things"), model)).is_current
             for model in ("fake", "second")
         ] == [True, True]
 
@@ -310,4 +310,4 @@ async def test_a_new_model_has_no_training_data_without_stored_files(settings, e
 
 async def test_an_unknown_label_set_is_an_error(service):
     with pytest.raises(UnknownNameError, match="label set 'things'"):
-        await service.selection.select_for_every_model("things")
+        await service.method_selector.select_for_every_model("things")

@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from app.api.auth.access import CallerDependency, GuardedRoute, log_fields
-from app.api.dependencies import LimitsDependency, PipelineDependency, ResolverDependency
+from app.api.dependencies import ImageCountLimitsDependency, PipelineDependency, ResolverDependency
 from app.api.disconnects import unless_disconnected
 from app.api.forms import IMAGE_FILES, read_classify_input
 from app.api.problems import kind_of, problem
@@ -62,7 +62,7 @@ async def classify(
     request: Request,
     resolver: ResolverDependency,
     pipeline: PipelineDependency,
-    limits: LimitsDependency,
+    limits: ImageCountLimitsDependency,
     caller: CallerDependency,
 ) -> ClassifyResponse:
     """Classify one or more images with the labels of the request or of a label set, or discover labels without them.

@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from app.api.auth.access import CallerDependency, GuardedRoute
-from app.api.dependencies import BuildCaptionsJobsDependency, CaptionsDependency, ModelsDependency
+from app.api.dependencies import BuildCaptionsJobsDependency, CaptionSearchDependency, ModelsDependency
 from app.api.disconnects import unless_disconnected
 from app.api.forms import IMAGE_FILES, read_search_input
 from app.api.routes.label_sets import JSON_ONLY
@@ -48,24 +48,24 @@ _BODY: dict[str, Any] = {
 
 
 @router.get("")
-async def list_databases(captions: CaptionsDependency, caller: CallerDependency) -> DatabaseList:
+async def list_databases(captions: CaptionSearchDependency, caller: CallerDependency) -> DatabaseList:
     """List the caption databases, sorted by name."""
-    states = await captions.databases.states(caller.namespace)
+    states = await captions.catalogue.states(caller.namespace)
     return DatabaseList(databases=[await _database_body(state, captions) for state in states])
 
 
 @router.get("/{name}")
-async def get_database(name: str, captions: CaptionsDependency, caller: CallerDependency) -> DatabaseBody:
+async def get_database(name: str, captions: CaptionSearchDependency, caller: CallerDependency) -> DatabaseBody:
     """Return a caption database."""
-    databases = captions.databases
-    return await _database_body(await databases.state(databases.qualified_name(name, caller.namespace)), captions)
+    catalogue = captions.catalogue
+    return await _database_body(await catalogue.state(catalogue.qualified_name(name, caller.namespace)), captions)
 
 
 @router.put("/{name}", status_code=202, dependencies=JSON_ONLY)
 async def build_database(
     name: str,
     body: BuildDatabaseBody,
-    captions: CaptionsDependency,
+    captions: CaptionSearchDependency,
     models: ModelsDependency,
     jobs: BuildCaptionsJobsDependency,
     caller: CallerDependency,
@@ -74,30 +74,30 @@ async def build_database(
     """Start a job that builds a caption database. When it is finished, it replaces a database of the same name."""
     if body.files:
         caller.require(Scope.ADMIN, "reading files on the server")
-    name = captions.databases.writable_name(name, caller.namespace)
+    name = captions.catalogue.writable_name(name, caller.namespace)
     job = await jobs.add(name, body.plan(models.default))
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return JobBody.of(job)
 
 
 @router.delete("/{name}", status_code=204, response_class=Response)
-async def delete_database(name: str, captions: CaptionsDependency, caller: CallerDependency) -> None:
+async def delete_database(name: str, captions: CaptionSearchDependency, caller: CallerDependency) -> None:
     """Delete a caption database. Running requests that use it are completed."""
-    databases = captions.databases
-    await databases.delete(databases.writable_name(name, caller.namespace))
+    catalogue = captions.catalogue
+    await catalogue.delete(catalogue.writable_name(name, caller.namespace))
 
 
 @router.post("/{name}/search", response_model=SearchResponse, openapi_extra=_BODY)
 async def search_database(
-    name: str, request: Request, captions: CaptionsDependency, caller: CallerDependency
+    name: str, request: Request, captions: CaptionSearchDependency, caller: CallerDependency
 ) -> SearchResponse:
     """Return the captions most similar to a text or an image, one page at a time."""
     fields, image = await read_search_input(request)
-    query = CaptionQuery(captions.databases.qualified_name(name, caller.namespace), image=image, **fields.model_dump())
+    query = CaptionQuery(captions.catalogue.qualified_name(name, caller.namespace), image=image, **fields.model_dump())
     await caller.spend_images(0 if image is None else 1)
     return SearchResponse.of(await unless_disconnected(request, captions.search(query)))
 
 
 async def _database_body(state: DatabaseState, captions: CaptionSearch) -> DatabaseBody:
     models = [] if state.manifest is None else await captions.models_of(state.manifest)
-    return DatabaseBody.of(state, models, default=state.name == captions.databases.default)
+    return DatabaseBody.of(state, models, default=state.name == captions.catalogue.default)

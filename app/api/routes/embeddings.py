@@ -9,7 +9,7 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from app.api.auth.access import CallerDependency, GuardedRoute, log_fields
-from app.api.dependencies import EmbedderDependency, LimitsDependency
+from app.api.dependencies import EmbedderDependency, ImageCountLimitsDependency
 from app.api.disconnects import unless_disconnected
 from app.api.forms import read_embeddings_input
 from app.api.schemas.embeddings import EmbeddingsBody, EmbeddingsResponse
@@ -24,7 +24,7 @@ _BODY = {
 
 @router.post("/v1/embeddings", response_model=EmbeddingsResponse, openapi_extra=_BODY)
 async def create_embeddings(
-    request: Request, embedder: EmbedderDependency, limits: LimitsDependency, caller: CallerDependency
+    request: Request, embedder: EmbedderDependency, limits: ImageCountLimitsDependency, caller: CallerDependency
 ) -> Response:
     """Return the embedding of each text or image, a vector of length 1; dot products are cosine similarities."""
     body, images = await read_embeddings_input(request, max_images=limits.max_images)

@@ -9,8 +9,8 @@ from app.api.auth.access import CallerDependency, GuardedRoute, LabelSetName
 from app.api.dependencies import (
     EvaluateJobsDependency,
     ExamplesDependency,
+    ImageCountLimitsDependency,
     LabelSetsDependency,
-    LimitsDependency,
     ResolverDependency,
 )
 from app.api.forms import (
@@ -75,7 +75,7 @@ async def evaluate_label_set(
     resolver: ResolverDependency,
     examples: ExamplesDependency,
     jobs: EvaluateJobsDependency,
-    limits: LimitsDependency,
+    limits: ImageCountLimitsDependency,
     caller: CallerDependency,
     response: Response,
 ) -> JobBody:

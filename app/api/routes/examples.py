@@ -8,11 +8,11 @@ from fastapi import APIRouter, Query, Request, Response
 from app.api.auth.access import Caller, CallerDependency, GuardedRoute, LabelSetName
 from app.api.dependencies import (
     ExamplesDependency,
+    ImageCountLimitsDependency,
     ImportJobsDependency,
     LabelSetsDependency,
-    LimitsDependency,
+    SelectionReaderDependency,
     SelectMethodJobsDependency,
-    SelectorDependency,
 )
 from app.api.forms import (
     IMAGE_FILES,
@@ -87,7 +87,7 @@ async def add_images(
     examples: ExamplesDependency,
     importing: ImportJobsDependency,
     select_method: SelectMethodJobsDependency,
-    limits: LimitsDependency,
+    limits: ImageCountLimitsDependency,
     caller: CallerDependency,
 ) -> AddedExamplesResponse | Response:
     """Add the images of a form, or start a job that imports a folder on the server (JSON).
@@ -254,11 +254,11 @@ async def delete_image(
 async def get_selection(
     name: LabelSetName,
     label_sets: LabelSetsDependency,
-    selector: SelectorDependency,
+    selections: SelectionReaderDependency,
     model: Annotated[str | None, Query(description="A model of `GET /v1/models`; by default the first.")] = None,
 ) -> SelectionResponse:
     """Return the method selected on the example images, with the cross-validated measures of every method."""
-    return SelectionResponse.of(await selector.stored(await label_sets.get(name), model))
+    return SelectionResponse.of(await selections.stored(await label_sets.get(name), model))
 
 
 async def _deleted(

@@ -5,7 +5,7 @@ from datetime import datetime
 from pydantic import Field
 
 from app.api.schemas._base import Request, Response
-from app.store.examples import Selection
+from app.store.examples import StoredSelection
 
 
 class EvaluateStoredBody(Request):
@@ -51,7 +51,7 @@ class SelectionResponse(Response):
     not_run: list[str]
 
     @classmethod
-    def of(cls, selection: Selection) -> "SelectionResponse":
+    def of(cls, selection: StoredSelection) -> "SelectionResponse":
         """Convert a stored selection."""
         result = {key: value for key, value in selection.result.items() if key != "calibrations"}
         return cls(

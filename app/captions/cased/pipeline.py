@@ -50,7 +50,7 @@ async def find_names(
     image_features: ImageFeatures,
     *,
     served: ServedModel,
-    databases: CaptionCatalogue,
+    catalogue: CaptionCatalogue,
     class_embedding_cache: ClassEmbeddingCache,
     within_s: float | None,
 ) -> NamingResult:
@@ -60,7 +60,7 @@ async def find_names(
         task: names a database of its model, and has the options of ``cased``.
         image_features: unit rows (n, d).
         served: the model of the task.
-        databases: contains the database of the task.
+        catalogue: contains the database of the task.
         class_embedding_cache: caches the features of words.
         within_s: the time after which the caller does not need the result any more.
 
@@ -71,7 +71,7 @@ async def find_names(
     assert task.database is not None
     options = dict(task.options)
     started = time.perf_counter()
-    found = await databases.search(
+    found = await catalogue.search(
         task.database,
         await served.text_fingerprint(),
         image_features,
@@ -81,7 +81,7 @@ async def find_names(
     )
 
     def find_all_candidates() -> tuple[list[CaptionCandidates], Sequence[str]]:
-        lexicon = databases.lexicon()
+        lexicon = catalogue.lexicon()
         image_candidates = [
             find_candidates(nearest, lexicon, with_phrases=bool(options["phrases"])) for nearest in found
         ]
@@ -106,7 +106,7 @@ async def find_names(
             own_words = [words[[row_of[word] for word in own.candidates]] for own in image_candidates]
             results = label_separately(image_features, image_candidates, own_words, score_options)
         if task.explain:
-            lexicon = databases.lexicon()
+            lexicon = catalogue.lexicon()
             results = [
                 replace(result, captions=explain_captions(result, own, lexicon))
                 for result, own in zip(results, image_candidates, strict=True)

@@ -10,7 +10,7 @@ from app.captions.search import CaptionPage
 from app.errors import ClientError
 from app.names.namespaces import own_name
 from app.store.drafts import Draft
-from app.store.examples import Added, ExampleCounts, NewExample, Selection
+from app.store.examples import Added, ExampleCounts, NewExample, StoredSelection
 from app.store.label_sets import LabelSetSummary
 from deixis import answers
 
@@ -115,7 +115,7 @@ def added_examples(
     )
 
 
-def selection(found: Selection) -> answers.Selection:
+def selection(found: StoredSelection) -> answers.Selection:
     """Return the selected method and its evidence, without the calibrations."""
     evidence = {name: value for name, value in found.result.items() if name != "calibrations"}
     return answers.Selection(

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from app.captions.build_plan import WORDNET, BuildPlan
 from app.captions.catalogue import DatabaseState
-from app.captions.plan import WORDNET, BuildPlan
 from app.captions.search import CaptionQuery
 from app.captions.sources import Source
 from app.classification.resolve import ClassifyRequest
@@ -134,9 +134,9 @@ class InProcessBackend:
         await self._service.resolver.validate(request)
         if request.database not in {None, WORDNET}:
             return
-        plan = await self._service.captions.plan_wordnet()
+        plan = await self._service.caption_search.plan_wordnet()
         if plan is not None:
-            await self._service.captions.build(WORDNET, plan, (), on_progress)
+            await self._service.caption_search.build(WORDNET, plan, (), on_progress)
 
     async def classify_together(
         self, files: Sequence[Path], request: ClassifyRequest, on_progress: OnProgress
@@ -159,37 +159,37 @@ class InProcessBackend:
 
     async def databases(self) -> list[answers.Database]:
         """Read the folder of databases."""
-        states = await self._service.captions.databases.states(OPEN_NAMESPACE)
+        states = await self._service.caption_search.catalogue.states(OPEN_NAMESPACE)
         return [await self._database(state) for state in states]
 
     async def database(self, name: str) -> answers.Database:
         """Read the manifest of a database."""
-        return await self._database(await self._service.captions.databases.state(OPEN_NAMESPACE.database(name)))
+        return await self._database(await self._service.caption_search.catalogue.state(OPEN_NAMESPACE.database(name)))
 
     async def _database(self, state: DatabaseState) -> answers.Database:
-        captions = self._service.captions
+        captions = self._service.caption_search
         models = [] if state.manifest is None else await captions.models_of(state.manifest)
         # Commands that load no model cannot find out whether a model matches.
         problem = state.problem_with(models) if len(self._service.models) else state.problem
-        is_default = state.name == captions.databases.default
+        is_default = state.name == captions.catalogue.default
         return conversion.database(state, models, default=is_default, problem=problem)
 
     async def build_database(
         self, name: str, plan: BuildPlan, sources: Sequence[Source], on_progress: OnProgress
     ) -> None:
         """Build a caption database from files of this machine."""
-        captions = self._service.captions
+        captions = self._service.caption_search
         await asyncio.to_thread(captions.check_plan, plan)
         await captions.build(OPEN_NAMESPACE.database(name), plan, sources, on_progress)
 
     async def search_captions(self, query: CaptionQuery) -> answers.FoundCaptions:
         """Search in this process."""
         stored = replace(query, database=OPEN_NAMESPACE.database(query.database))
-        return conversion.found_captions(await self._service.captions.search(stored))
+        return conversion.found_captions(await self._service.caption_search.search(stored))
 
     async def delete_database(self, name: str) -> None:
         """Delete the folder of a database."""
-        await self._service.captions.databases.delete(OPEN_NAMESPACE.database(name))
+        await self._service.caption_search.catalogue.delete(OPEN_NAMESPACE.database(name))
 
     async def label_sets(self) -> list[answers.LabelSetSummary]:
         """Read the store, page by page."""
@@ -226,7 +226,7 @@ class InProcessBackend:
 
     async def select_methods(self, name: str, job_id: str | None, on_progress: OnProgress) -> None:  # noqa: ARG002
         """Compare all methods in this process."""
-        await self._service.selection.select_for_every_model(OPEN_NAMESPACE.label_set(name), on_progress)
+        await self._service.method_selector.select_for_every_model(OPEN_NAMESPACE.label_set(name), on_progress)
 
     async def example_counts(self, name: str) -> answers.ExampleCounts:
         """Read the store."""
@@ -248,7 +248,7 @@ class InProcessBackend:
     async def selection(self, name: str, model: str | None) -> answers.Selection:
         """Read the store."""
         label_set = await self._service.label_sets.get(OPEN_NAMESPACE.label_set(name))
-        return conversion.selection(await self._service.selector.stored(label_set, model))
+        return conversion.selection(await self._service.selection_reader.stored(label_set, model))
 
     async def estimate_descriptions(self, name: str, request: DescribeRequest) -> answers.DescribeEstimate:
         """Plan the requests."""

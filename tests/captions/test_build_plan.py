@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from app.captions.build_plan import WORDNET, BuildPlan
 from app.captions.cleaning import Counts
-from app.captions.plan import WORDNET, BuildPlan
 from app.captions.wordnet import LICENCE as WORDNET_LICENCE
 from app.captions.wordnet import NOTES, wordnet_captions
 from app.errors import ConfigurationError, InvalidFieldError

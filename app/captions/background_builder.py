@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from app.captions.build import BuildOptions, build
+from app.captions.build_plan import BuildPlan
 from app.captions.cleaning import Counts
 from app.captions.generations import is_database, prune
 from app.captions.manifest import Manifest
-from app.captions.plan import BuildPlan
 from app.captions.sources import Source
 from app.errors import StoreError
 from app.runtime.cpu import lower_priority
@@ -26,7 +26,7 @@ Advance = Callable[[int, int], Awaitable[object]]
 """Called with the captions encoded so far and their total number, 0 where it is not known."""
 
 
-class CaptionBuilder:
+class BackgroundBuilder:
     """Builds caption databases. Its coroutines belong to one event loop.
 
     Args:

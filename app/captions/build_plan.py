@@ -1,4 +1,4 @@
-"""The plan of a build: the captions of a new database, and the options, as requests and commands give them."""
+"""What to build: the captions of a new database and the options, as requests, commands and jobs give them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -10,7 +10,7 @@ from app.encoders.fake import FakeEncoder
 from app.errors import StoreError
 from app.main import open_service
 from app.scoring.calibration import Calibration
-from app.selection.selection import SELECT_METHOD
+from app.selection.selection_reader import SELECT_METHOD
 from app.types import ClassEntry
 from tests.shades import THINGS, keep, shade, stock
 
@@ -39,13 +39,13 @@ async def service(settings, anyio_backend):
 
 
 async def choice_of(service, reference="things", model="fake"):
-    return await service.selector.get(await service.label_sets.find(reference), model)
+    return await service.selection_reader.get(await service.label_sets.find(reference), model)
 
 
 async def settled(service):
     """Wait for all background tasks."""
     await service.prewarmer.idle()
-    await asyncio.gather(*service.selector._requests)
+    await asyncio.gather(*service.selection_reader._requests)
 
 
 async def test_without_examples_nothing_is_selected_or_requested(service):
@@ -75,7 +75,7 @@ async def test_each_change_of_examples_or_classes_requests_a_selection_once(serv
         await choice_of(service)
     await settled(service)
     assert len(requested.names) == 2
-    await service.selection.select_for_every_model("things")
+    await service.method_selector.select_for_every_model("things")
     await service.label_sets.add_classes("things", [ClassEntry("snow")])
     for _ in range(3):
         await choice_of(service)
@@ -88,7 +88,7 @@ async def test_concurrent_requests_for_several_versions_request_one_selection(se
     await stock(service, "things", labelled=2)
     await service.label_sets.put("things", [ClassEntry(name) for name in THINGS], "{}")
     await settled(service)
-    service.selector._jobs = requested = RequestedJobs()
+    service.selection_reader._jobs = requested = RequestedJobs()
     for _ in range(4):
         await choice_of(service, "things@1")
         await choice_of(service, "things@2")
@@ -109,7 +109,7 @@ async def test_label_sets_are_requested_independently(service):
 async def test_a_database_failure_is_logged_and_the_next_request_tries_again(service):
     await stock(service, "things", labelled=2)
     await settled(service)
-    service.selector._jobs = requested = RequestedJobs(StoreError("away"))
+    service.selection_reader._jobs = requested = RequestedJobs(StoreError("away"))
     with structlog.testing.capture_logs() as logs:
         for _ in range(2):
             await choice_of(service)
@@ -123,7 +123,7 @@ async def test_a_database_failure_is_logged_and_the_next_request_tries_again(ser
 async def test_without_a_job_queue_nothing_is_requested(service):
     await stock(service, "things", labelled=2)
     assert await choice_of(service) is None
-    assert not service.selector._requests
+    assert not service.selection_reader._requests
 
 
 async def test_a_selection_is_returned_with_every_calibration(service):
@@ -138,8 +138,8 @@ async def test_a_selection_is_returned_with_every_calibration(service):
 
 async def test_a_current_selection_is_read_once_and_not_requested_again(service):
     await stock(service, "things")
-    await service.selection.select_for_every_model("things")
-    service.selector._jobs = requested = RequestedJobs()
+    await service.method_selector.select_for_every_model("things")
+    service.selection_reader._jobs = requested = RequestedJobs()
     first = await choice_of(service)
     assert await choice_of(service) is first
     await settled(service)
@@ -148,21 +148,21 @@ async def test_a_current_selection_is_read_once_and_not_requested_again(service)
 
 async def test_an_outdated_selection_is_returned_until_there_is_a_new_one(service):
     await stock(service, "things")
-    await service.selection.select_for_every_model("things")
+    await service.method_selector.select_for_every_model("things")
     await choice_of(service)
-    service.selector._jobs = requested = RequestedJobs()
+    service.selection_reader._jobs = requested = RequestedJobs()
     await keep(service, "things", [shade(0, 99)], ["tomato"])
     assert (await choice_of(service)).revision == 1
     await settled(service)
     assert requested.names == ["things"]
-    await service.selection.select_for_every_model("things")
+    await service.method_selector.select_for_every_model("things")
     assert (await choice_of(service)).revision == 2
 
 
 async def test_selections_survive_a_restart(settings):
     async with open_service(settings, [FakeEncoder()]) as service:
         await stock(service, "things")
-        await service.selection.select_for_every_model("things")
+        await service.method_selector.select_for_every_model("things")
         before = await choice_of(service)
     async with open_service(settings, [FakeEncoder()]) as service:
         assert await choice_of(service) == before
@@ -170,7 +170,7 @@ async def test_selections_survive_a_restart(settings):
 
 async def test_a_selection_is_not_returned_for_a_recreated_label_set(service):
     await stock(service, "things")
-    await service.selection.select_for_every_model("things")
+    await service.method_selector.select_for_every_model("things")
     await choice_of(service)
     await service.label_sets.delete("things")
     await service.label_sets.put("things", [ClassEntry(name) for name in THINGS], "{}")
@@ -185,8 +185,8 @@ async def test_closing_cancels_pending_requests(service):
 
     await stock(service, "things", labelled=2)
     await settled(service)
-    service.selector._jobs = Never()
+    service.selection_reader._jobs = Never()
     await choice_of(service)
-    await service.selector.close()
-    await asyncio.gather(*service.selector._requests, return_exceptions=True)
-    assert not service.selector._requests
+    await service.selection_reader.close()
+    await asyncio.gather(*service.selection_reader._requests, return_exceptions=True)
+    assert not service.selection_reader._requests
