@@ -52,9 +52,9 @@ values = st.recursive(
 
 
 @pytest.fixture
-def client_with_label_set(client):
-    client.put("/v1/label-sets/pets", json={"classes": ["cat", "dog"]}).raise_for_status()
-    return client
+def client_with_label_set(shared_client):
+    shared_client.put("/v1/label-sets/pets", json={"classes": ["cat", "dog"]}).raise_for_status()
+    return shared_client
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
@@ -97,6 +97,6 @@ def test_deep_or_broken_json_gives_a_problem(client_with_label_set, method, path
 def test_random_bytes_as_a_form_give_a_problem(shared_client, content):
     for content_type in ("multipart/form-data; boundary=b", "multipart/form-data"):
         body = b"--b\r\n" + content + b"\r\n--b--\r\n"
-        response = client.post("/v1/classify", content=body, headers={"content-type": content_type})
+        response = shared_client.post("/v1/classify", content=body, headers={"content-type": content_type})
         assert response.status_code in {400, 413, 422}
         assert response.headers["content-type"] == "application/problem+json"

@@ -318,8 +318,8 @@ async def test_during_the_repair_of_the_default_requests_are_rejected_with_a_rea
 
 
 async def test_requests_get_the_progress_of_the_build_and_then_results(databases, monkeypatch):
-    monkeypatch.setattr(app.captions.builder, "BuildOptions", partial(BuildOptions, shard_size=10))
-    monkeypatch.setattr(app.captions.builder, "_TEXTS_PER_BATCH", 10)
+    monkeypatch.setattr(app.captions.background_builder, "BuildOptions", partial(BuildOptions, shard_size=10))
+    monkeypatch.setattr(app.captions.background_builder, "_TEXTS_PER_BATCH", 10)
     reported = []
 
     async def note(done, total):

@@ -103,7 +103,7 @@ async def test_a_database_without_a_served_model_cannot_be_searched(open_with, f
     made(folder / "things")
     async with open_with(FakeEncoder("other")) as service:
         with pytest.raises(InvalidFieldError, match="was built with 'fake', which is not in service") as caught:
-            await service.captions.search(CaptionQuery("things", text="red"))
+            await service.caption_search.search(CaptionQuery("things", text="red"))
         assert caught.value.problems[0].field == "model"
         with pytest.raises(NotConfiguredError, match="the model 'other' has no caption database"):
             await service.caption_search.choose(None, "other", OPEN_NAMESPACE)
@@ -230,7 +230,7 @@ async def test_unknown_names_are_errors_before_encoding(open_with, folder):
             (CaptionQuery("a#b#things", text="red"), InvalidFieldError, "is not a valid name of a caption database"),
         ]:
             with pytest.raises(error, match=message):
-                await service.captions.search(query)
+                await service.caption_search.search(query)
         assert encoder.encoded_texts == []
 
 
@@ -280,7 +280,7 @@ async def test_an_empty_lexicon_is_rejected_without_blocking(open_with, lexicon_
 async def test_the_build_of_wordnet_is_planned_if_enabled_and_missing(open_with, folder):
     planned = BuildPlan("fake", source=WORDNET)
     async with open_with() as service:
-        assert await service.captions.plan_wordnet() is None  # not enabled
+        assert await service.caption_search.plan_wordnet() is None  # not enabled
     async with open_with(build_wordnet=True, default_database="things") as service:
         assert await service.caption_search.plan_wordnet() is None
     async with open_with(build_wordnet=True) as service:

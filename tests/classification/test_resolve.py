@@ -253,12 +253,12 @@ async def test_without_examples_zero_shot_is_used_without_a_reason(service):
 
 async def test_before_a_selection_zero_shot_is_used_and_one_selection_is_requested(with_examples):
     await settled(with_examples)
-    with_examples.selector._jobs = repository = JobRepository(with_examples.engine)
+    with_examples.selection_reader._jobs = repository = JobRepository(with_examples.engine)
     for method in (None, AUTO, None):
         task = await with_examples.resolver.resolve(ClassifyRequest(label_set="things", method=method))
         assert task.method == DEFAULT_METHOD
         assert "have not been compared" in task.reason
-    await asyncio.gather(*with_examples.selector._requests)
+    await asyncio.gather(*with_examples.selection_reader._requests)
     assert [(job.kind, job.subject) for job in await repository.list(9)] == [(SELECT_METHOD, "things")]
 
 
@@ -640,7 +640,7 @@ async def test_grey_images_have_a_higher_unknown_class_score_than_those_of_a_cla
 
 
 async def test_a_selection_is_returned_and_without_one_the_error_says_what_to_do(calibrated):
-    selection = await calibrated.selector.stored(await calibrated.label_sets.get("things"), None)
+    selection = await calibrated.selection_reader.stored(await calibrated.label_sets.get("things"), None)
     assert selection.is_current
     assert selection.result["method"] == (await calibrated.resolver.resolve(ClassifyRequest(label_set="things"))).method
     await calibrated.label_sets.put("pets", entries("cat"), "{}")

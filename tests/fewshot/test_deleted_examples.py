@@ -54,20 +54,20 @@ async def test_additions_are_fitted_in_the_background(service, other):
 
 async def test_deleted_images_are_not_used_for_calibration(service):
     await stock(service, "things")
-    await service.selection.select_for_every_model("things")
+    await service.method_selector.select_for_every_model("things")
     assert (await classify(service, method="gda", coverage=0.8)).task.scoring.calibrated_on == 24
     await service.examples.delete("things", classname="sky")
     assert (await classify(service, method="gda")).task.scoring.calibrated_on == 0
     with pytest.raises(InvalidFieldError, match="coverage: needs labelled example images"):
         await service.resolver.resolve(ClassifyRequest(label_set="things", method="gda", coverage=0.8))
-    await service.selection.select_for_every_model("things")
+    await service.method_selector.select_for_every_model("things")
     assert (await classify(service, method="gda", coverage=0.8)).task.scoring.calibrated_on == 16
 
 
 async def test_a_method_that_exceeds_the_memory_is_not_selected_with_a_reason(service):
     await stock(service, "things")
     service.fits._ready = LRUCache(50, getsizeof=lambda fitted: fitted.nbytes)
-    result = (await service.selection.select_for_every_model("things"))["fake"]
+    result = (await service.method_selector.select_for_every_model("things"))["fake"]
     assert result["method"] == DEFAULT_METHOD
     assert "cannot be used" in result["reason"]
     assert "DEIXIS_CACHE_MIB" in result["reason"]

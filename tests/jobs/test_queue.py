@@ -266,7 +266,7 @@ async def test_a_selection_job_stores_its_selection_and_fits_the_method(things_o
     assert job.status is JobStatus.SUCCEEDED
     assert (job.kind, job.subject) == (SELECT_METHOD, "things")
     result = job.result["models"]["fake"]
-    selection = await service.selector.stored(await service.label_sets.get("things"), None)
+    selection = await service.selection_reader.stored(await service.label_sets.get("things"), None)
     assert selection.is_current
     assert selection.result["method"] == result["method"]
     assert "calibrations" not in result

@@ -31,7 +31,7 @@ async def service(settings, encoder, anyio_backend):
 
 
 async def select_on_examples(service, name, model="fake"):
-    return (await service.selection.select_for_every_model(name))[model]
+    return (await service.method_selector.select_for_every_model(name))[model]
 
 
 async def selected(service, name, features, labels, pool):
@@ -172,7 +172,7 @@ async def test_progress_is_reported_per_method(service):
     async def advance(done, total):
         reported.append((done, total))
 
-    await service.selection.select_for_every_model("things", advance)
+    await service.method_selector.select_for_every_model("things", advance)
     assert reported == sorted(reported)
     assert all(done <= total for done, total in reported)
 
@@ -244,7 +244,7 @@ class ColourBlind(FakeEncoder):
 async def test_each_served_model_has_its_own_selection(settings, encoder):
     async with open_service(settings, [encoder, ColourBlind("blind")]) as service:
         await stock(service, "things")
-        result = await service.selection.select_for_every_model("things")
+        result = await service.method_selector.select_for_every_model("things")
         assert result["fake"]["method"] in LEARN_FROM_LABELS
         assert result["blind"]["method"] == DEFAULT_METHOD
         for model in ("fake", "blind"):
@@ -278,7 +278,7 @@ async def test_a_new_model_is_fitted_on_stored_files(settings, encoder):
         await stock(service, "things", pool=4)
     second = FakeEncoder("second")
     async with open_service(keeping, [encoder, second]) as service:
-        result = await service.selection.select_for_every_model("things")
+        result = await service.method_selector.select_for_every_model("things")
         assert (result["second"]["labelled"], result["second"]["unlabelled"]) == (24, 12)
         assert result["second"]["method"] in LEARN_FROM_LABELS
         assert sum(second.image_batches) == 36
@@ -303,7 +303,7 @@ async def test_a_new_model_has_no_training_data_without_stored_files(settings, e
     async with open_service(settings, [encoder]) as service:
         await stock(service, "things")
     async with open_service(settings, [encoder, FakeEncoder("second")]) as service:
-        result = await service.selection.select_for_every_model("things")
+        result = await service.method_selector.select_for_every_model("things")
         assert result["fake"]["method"] in LEARN_FROM_LABELS
         assert (result["second"]["method"], result["second"]["labelled"]) == (DEFAULT_METHOD, 0)
 

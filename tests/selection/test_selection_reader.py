@@ -49,7 +49,7 @@ async def settled(service):
 
 
 async def test_without_examples_nothing_is_selected_or_requested(service):
-    service.selector._jobs = requested = RequestedJobs()
+    service.selection_reader._jobs = requested = RequestedJobs()
     await stock(service, "things", labelled=0)
     assert await choice_of(service) is None
     await settled(service)
@@ -57,7 +57,7 @@ async def test_without_examples_nothing_is_selected_or_requested(service):
 
 
 async def test_examples_without_a_selection_request_one_once(service):
-    service.selector._jobs = requested = RequestedJobs()
+    service.selection_reader._jobs = requested = RequestedJobs()
     await stock(service, "things", labelled=2)
     for _ in range(5):
         assert await choice_of(service) is None
@@ -67,7 +67,7 @@ async def test_examples_without_a_selection_request_one_once(service):
 
 
 async def test_each_change_of_examples_or_classes_requests_a_selection_once(service):
-    service.selector._jobs = requested = RequestedJobs()
+    service.selection_reader._jobs = requested = RequestedJobs()
     await stock(service, "things", labelled=2)
     await choice_of(service)
     await keep(service, "things", [shade(0, 99)], ["tomato"])
@@ -97,7 +97,7 @@ async def test_concurrent_requests_for_several_versions_request_one_selection(se
 
 
 async def test_label_sets_are_requested_independently(service):
-    service.selector._jobs = requested = RequestedJobs()
+    service.selection_reader._jobs = requested = RequestedJobs()
     for name in ("things", "others"):
         await stock(service, name, labelled=2)
         await choice_of(service, name)
@@ -128,7 +128,7 @@ async def test_without_a_job_queue_nothing_is_requested(service):
 
 async def test_a_selection_is_returned_with_every_calibration(service):
     await stock(service, "things")
-    result = (await service.selection.select_for_every_model("things"))["fake"]
+    result = (await service.method_selector.select_for_every_model("things"))["fake"]
     choice = await choice_of(service)
     assert (choice.method, choice.reason) == (result["method"], result["reason"])
     assert (choice.version, choice.revision) == (1, 1)
