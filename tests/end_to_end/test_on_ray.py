@@ -171,7 +171,7 @@ def replicas_of(process, deployment):
 
 
 async def responses_during(url, image, data, during, *, at_once=4):
-    """Return the responses to continuous requests while ``during`` runs in a thread."""
+    """Return the responses to continuous requests while ``during`` runs in a thread, with the responses so far."""
     answers, ending = [], asyncio.Event()
 
     async def send(client):
@@ -185,7 +185,7 @@ async def responses_during(url, image, data, during, *, at_once=4):
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
         senders = [asyncio.create_task(send(client)) for _ in range(at_once)]
         try:
-            await asyncio.to_thread(during)
+            await asyncio.to_thread(during, answers)
         finally:
             ending.set()
             await asyncio.gather(*senders)
@@ -199,21 +199,30 @@ def until(condition):
         time.sleep(0.1)
 
 
+def until_answered(answers, count):
+    """Wait for that many further responses."""
+    total = len(answers) + count
+    until(lambda: len(answers) >= total)
+
+
 def test_a_killed_encoder_is_replaced_without_failed_requests(on_ray, photographs):
     before = replicas_of(on_ray.process, "encoder-embedded")
     assert len(before) == 2
 
-    def kill():
-        time.sleep(0.5)
+    def kill(answers):
+        until_answered(answers, 4)
         os.kill(before[0], signal.SIGKILL)
         until(lambda: len(set(replicas_of(on_ray.process, "encoder-embedded")) - {before[0]}) == 2)
-        time.sleep(1)
+        until_answered(answers, 8)
 
     answers = asyncio.run(responses_during(on_ray.url, photographs["chelsea"], {"labels": "cat, dog"}, kill))
     statuses = Counter(status for status, _ in answers)
     # Its calls are repeated on the other encoder.
     assert set(statuses) == {200}, statuses
     assert statuses[200] > 10
+
+
+MISSING_SHARD = "1 of 2 shards of the caption database 'things'"
 
 
 def test_responses_have_a_warning_while_a_caption_shard_is_missing(on_ray, photographs):
@@ -227,15 +236,14 @@ def test_responses_have_a_warning_while_a_caption_shard_is_missing(on_ray, photo
     # On a busy machine, a slow shard causes a warning too.
     until(is_complete)
 
-    def kill():
-        time.sleep(0.5)
+    def kill(answers):
+        until_answered(answers, 4)
         os.kill(victim, signal.SIGKILL)
         until(lambda: set(replicas_of(on_ray.process, "captions-1")) - {victim})
-        time.sleep(3)
+        until(lambda: any(MISSING_SHARD in text for _, text in answers))
 
     answers = asyncio.run(responses_during(on_ray.url, photographs["chelsea"], {"database": "things"}, kill, at_once=2))
     assert {status for status, _ in answers} == {200}, Counter(status for status, _ in answers)
-    assert any("1 of 2 shards of the caption database 'things'" in text for _, text in answers)
     until(is_complete)
 
 
@@ -249,11 +257,11 @@ def test_a_killed_edge_loses_only_its_own_requests(on_ray, photographs):
     before = replicas_of(on_ray.process, "edge")
     assert len(before) == COUNT_OF_EDGES
 
-    def kill():
-        time.sleep(0.5)
+    def kill(answers):
+        until_answered(answers, 4)
         os.kill(before[0], signal.SIGKILL)
         until(lambda: len(set(replicas_of(on_ray.process, "edge")) - {before[0]}) == COUNT_OF_EDGES)
-        time.sleep(1)
+        until_answered(answers, 8)
 
     answers = asyncio.run(responses_during(on_ray.url, photographs["chelsea"], {"labels": "cat, dog"}, kill))
     statuses = Counter(status for status, _ in answers)
