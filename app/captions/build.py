@@ -51,6 +51,7 @@ from app.captions.manifest import (
 from app.captions.shards import distinct_rows, encode_shards, read_shard, remove_other_shards
 from app.captions.texts import OFFSETS, TEXTS, CaptionTexts, offsets_of
 from app.errors import InvalidFieldError
+from app.runtime.arrays import map_array
 from app.runtime.atomic_files import atomic_file, write_atomically
 from app.types import ImageFeatures, TextFeatures
 
@@ -243,7 +244,7 @@ def _write_in_order(
 
 
 def _map_features(folder: Path) -> Float16[np.ndarray, "n d"]:
-    return np.asarray(np.load(folder / FEATURES, mmap_mode="r"))
+    return np.asarray(map_array(folder / FEATURES))
 
 
 def _write_features(file: Path, shape: tuple[int, ...], pieces: Iterable[Float16[np.ndarray, "m d"]]) -> None:

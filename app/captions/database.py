@@ -25,6 +25,7 @@ from app.captions.index import WHOLE, CaptionIndex, Part
 from app.captions.manifest import FEATURES, INDEX, Manifest, check_files, damage_reported, read_manifest
 from app.captions.texts import CaptionTexts
 from app.errors import ConfigurationError, StoreError
+from app.runtime.arrays import map_array
 from app.types import ImageFeatures, TextFeatures
 
 _MAX_OPEN_ATTEMPTS = 3
@@ -192,7 +193,7 @@ class CaptionDatabase:
 
 def _open_features(generation_folder: Path) -> Float16[np.ndarray, "n d"]:
     with damage_reported(generation_folder):
-        features = np.load(generation_folder / FEATURES, mmap_mode="r", allow_pickle=False)
+        features = map_array(generation_folder / FEATURES)
         if features.dtype != np.float16:
             raise StoreError(f"'{generation_folder / FEATURES}' has type {features.dtype}; build the database again")
         return np.asarray(features)

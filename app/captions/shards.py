@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float16, UInt64
 
 from app.captions.generations import disk_errors
 from app.captions.texts import pack
+from app.runtime.arrays import read_arrays
 from app.runtime.atomic_files import atomic_file
 from app.types import TextFeatures
 
@@ -72,8 +73,8 @@ def encode_shards(
 
 def read_shard(file: Path) -> tuple[np.ndarray, UInt64[np.ndarray, " n"], Float16[np.ndarray, "n d"]]:
     """Return a shard's texts, their lengths and their features; the checksums of the zip file are compared."""
-    with file.open("rb") as opened, np.load(opened, allow_pickle=False) as content:
-        return content["texts"], content["lengths"], content["features"]
+    texts, lengths, features = read_arrays(file, ("texts", "lengths", "features"))
+    return texts, lengths, features
 
 
 def remove_other_shards(folder: Path, files: Sequence[Path]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Int, UInt64
 
 from app.errors import StoreError
+from app.runtime.arrays import map_array
 
 TEXTS = "texts.bin"
 OFFSETS = "offsets.npy"
@@ -38,7 +39,7 @@ class CaptionTexts:
             StoreError: a file is missing or cannot be read, or the two files do not match.
         """
         try:
-            offsets = np.load(folder / OFFSETS, mmap_mode="r", allow_pickle=False)
+            offsets = map_array(folder / OFFSETS)
             texts = _mapped(folder / TEXTS)
         except Exception as error:  # NumPy raises many kinds of errors for a damaged header
             raise StoreError(f"the captions in '{folder}' cannot be read: {error}; build the database again") from error
