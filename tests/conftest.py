@@ -1,6 +1,7 @@
 """Fixtures for all folders of tests."""
 
 import asyncio
+import functools
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from fastapi.testclient import TestClient
 from hypothesis import settings as hypothesis_settings
 from PIL import Image
 
+from app.captions.cased.lexicon import WORDNET, Lexicon
 from app.encoders.fake import FakeEncoder
 from app.main import create_app
 from app.settings import Settings
@@ -42,11 +44,19 @@ def _plain_logs():
     structlog.configure(processors=[*structlog.get_config()["processors"][:-1], renderer])
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _read_wordnet_once():
+    """Reading it takes a third of a second, and each application reads it for itself."""
+    load = Lexicon.load
+    installed = functools.cache(functools.partial(load, WORDNET))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Lexicon, "load", lambda folder=WORDNET: installed() if folder == WORDNET else load(folder))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch):
     """Tests see the default settings, independent of the environment."""
-    import os
-
     for name in list(os.environ):
         if name.upper().startswith("DEIXIS_"):
             monkeypatch.delenv(name)

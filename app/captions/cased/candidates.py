@@ -6,10 +6,11 @@ from run to run; the caller provides the part-of-speech tagger; the optional phr
 """
 
 import functools
+import importlib
 import re
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from typing import Any, TypeAlias
 
 Tagger: TypeAlias = Callable[[Sequence[str]], Sequence[str]]
@@ -46,7 +47,7 @@ _ADJECTIVES = frozenset({"JJ", "JJR", "JJS"})
 _NOUNS = frozenset({"NN", "NNS", "NNP", "NNPS"})
 _MIN_LETTERS = 3
 _MIN_COUNT = 2
-_IMPORT_ATTEMPTS = 3
+_importing = threading.Lock()
 
 # Applied in this order: tokens are removed before their brackets, URLs before their colon, and file extensions before
 # the separators, because "my_cat.jpg" has two words and "a.b_c" one extension.
@@ -159,17 +160,16 @@ def _inflected(word: str) -> str:
 
 @functools.cache
 def _engine() -> Any:
-    for _ in range(_IMPORT_ATTEMPTS - 1):
-        # An import in CPython 3.11 can fail while another thread compiles code; the next attempt succeeds.
-        with suppress(SystemError, AttributeError):
-            return _imported_engine()
-    return _imported_engine()
-
-
-def _imported_engine() -> Any:
-    import inflect  # noqa: PLC0415 - takes a second or two, and is needed only for plurals
-
-    return inflect.engine()
+    """Import ``inflect`` without its checks of argument types, which take three seconds and make each call slower."""
+    typeguard: Any = importlib.import_module("typeguard")
+    with _importing:
+        checked = typeguard.typechecked
+        typeguard.typechecked = lambda function: function
+        try:
+            import inflect  # noqa: PLC0415 - needed only for plurals
+        finally:
+            typeguard.typechecked = checked
+        return inflect.engine()
 
 
 def _without_tokens(text: str, replacement: str) -> str:
