@@ -287,7 +287,7 @@ def test_the_prompts_of_an_explanation_add_up_to_the_similarity(shared_client, m
         {"name": "sky", "prompt": "the blue {}", "descriptions": ["Blue all over."]},
     ]
     body = {"classes": classes, "templates": "ensemble", "merge_synonyms": merge_synonyms}
-    assert shared_client.put("/v1/label-sets/things", json=body).status_code == 201
+    shared_client.put("/v1/label-sets/things", json=body).raise_for_status()
     options = {"options": {"descriptors": 6}} if method == "waffle" else {}
     asked = as_json(shared_client, [picture("orange")], label_set="things", method=method, explain=True, **options)
     (result,) = answer(asked)["results"]
@@ -426,9 +426,9 @@ def test_without_a_label_set_a_method_learns_from_the_images_of_the_request_or_i
         ({"labels": None, "label_set": "colours@7"}, "1"),
     ],
 )
-def test_an_unknown_name_is_404_with_the_known_ones(shared_client, fields, known):
-    _stored(shared_client)
-    members = problem_of(as_json(shared_client, [picture()], **{"labels": ["a"]} | fields), "unknown-name")
+def test_an_unknown_name_is_404_with_the_known_ones(client, fields, known):
+    _stored(client)
+    members = problem_of(as_json(client, [picture()], **{"labels": ["a"]} | fields), "unknown-name")
     assert known in members["detail"]
     assert next(value for value in fields.values() if value) in members["detail"]
 
