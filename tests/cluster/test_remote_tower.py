@@ -144,7 +144,7 @@ async def test_a_call_to_a_replica_that_disappeared_is_repeated():
 
 
 async def test_a_late_call_is_sent_to_a_second_replica_and_the_first_response_counts(monkeypatch):
-    monkeypatch.setattr(remote_tower, "_LATE_AFTER_S", 0.05)
+    monkeypatch.setattr(remote_tower, "_FIRST_LATE_AFTER_S", 0.05)
     remote = Squares(shut=True)
     queue = tower(remote)
     waiting = asyncio.create_task(queue.run([3]))

@@ -1,9 +1,9 @@
-"""Runs `deixis` many times and imports it once: `python -m tests.end_to_end.forked_commands SOCKET [URL]`.
+"""Runs `deixis` many times and imports it once: `python -m tests.end_to_end.forked_commands SOCKET`.
 
 Each connection sends the arguments, folder, environment and streams of a command. A fork of this process, which has
-imported the whole command line and runs nothing else, becomes that command. The connection receives its process id
-and, when it has ended, its status, each in a line. If URL is given, commands that accept --server and do not set it use
-the server at URL, so that they load no model.
+imported the whole command line, has read the weights of the embedded model and runs nothing else, becomes that command.
+The connection receives its process id and, when it has ended, its status, each in a line. With COMMANDS_SERVER in their
+environment, commands that accept --server and do not set it use that server, so that they load no model.
 """
 
 import atexit
@@ -32,10 +32,10 @@ ROOT = Path(__file__).parents[2]
 class ForkServer:
     """A process that forks into commands; `end` stops it, and leaves the commands running."""
 
-    def __init__(self, folder: Path, *, url: str | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         place = folder / "socket"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.end_to_end.forked_commands", place, *([] if url is None else [url])],
+            [sys.executable, "-m", "tests.end_to_end.forked_commands", place],
             cwd=ROOT,
             # The spin count is what `load_encoder` sets before it imports torch.
             env=environment(GOMP_SPINCOUNT="1000"),
@@ -53,7 +53,8 @@ class ForkServer:
 
 
 @cache
-def _fork_server() -> ForkServer:
+def fork_server() -> ForkServer:
+    """Return the server of this process."""
     folder = tempfile.TemporaryDirectory()
     server = ForkServer(Path(folder.name))
     atexit.register(folder.cleanup)
@@ -65,7 +66,7 @@ def deixis(
     *arguments: object, data_dir: Path, stdin: str | None = None, **settings: str
 ) -> subprocess.CompletedProcess[str]:
     """Run one command as `tests.end_to_end.commands.deixis` does, without the seconds of its imports."""
-    return run_command(_fork_server().program, *arguments, data_dir=data_dir, stdin=stdin, **settings)
+    return run_command(fork_server().program, *arguments, data_dir=data_dir, stdin=stdin, **settings)
 
 
 class ForkedCommand(subprocess.Popen):
@@ -73,7 +74,7 @@ class ForkedCommand(subprocess.Popen):
 
     def __init__(self, *arguments: object, **options: Any) -> None:
         reading, writing = os.pipe()
-        command = [_fork_server().program, *map(str, arguments)]
+        command = [fork_server().program, *map(str, arguments)]
         super().__init__(
             command, **{**options, "env": {**options["env"], "PID_FILE": str(writing)}}, pass_fds=[writing]
         )
@@ -104,7 +105,7 @@ def takes_server(arguments: list[str]) -> bool:
     return any("--server" in parameter.opts for parameter in command.params)
 
 
-def run(request: dict[str, Any], streams: list[int], url: str | None) -> int:
+def run(request: dict[str, Any], streams: list[int]) -> int:
     """Become the command that a connection requests, and return its exit status."""
     from app.cli import cli
 
@@ -115,7 +116,7 @@ def run(request: dict[str, Any], streams: list[int], url: str | None) -> int:
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
-    arguments = request["arguments"]
+    arguments, url = request["arguments"], os.environ.pop("COMMANDS_SERVER", None)
     # These commands run in process only.
     in_process = {"--server", "--support", "--pool", "cased", "--help"}
     if url is not None and takes_server(arguments) and not in_process & set(arguments):
@@ -137,8 +138,7 @@ def run(request: dict[str, Any], streams: list[int], url: str | None) -> int:
 class Forks:
     """The running commands, each with the connection that waits for its status."""
 
-    def __init__(self, url: str | None) -> None:
-        self._url = url
+    def __init__(self) -> None:
         self._connections: dict[int, socket.socket] = {}
 
     def start(self, connection: socket.socket, others: list[socket.socket]) -> None:
@@ -157,7 +157,7 @@ class Forks:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for opened in (connection, *others, *self._connections.values()):
                 opened.close()
-            status = run(json.loads(message), streams, self._url)
+            status = run(json.loads(message), streams)
         finally:
             os._exit(status)
 
@@ -172,6 +172,19 @@ class Forks:
                     connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
 
 
+def read_weights_once() -> None:
+    """Let each fork begin with the towers of the embedded model, without the thread pools that a fork cannot use."""
+    import torch
+
+    from app.encoders import embedded
+    from app.runtime.data_files import resources
+
+    torch.set_num_threads(1)
+    config = embedded.read_config(resources("models") / "embedded")
+    towers = embedded.open_towers(config, *embedded.tower_files(config))
+    embedded.open_towers = lambda *_: towers
+
+
 def main() -> None:
     """Listen until the parent closes standard input."""
     # Imports that commands make when they need them; none of them starts a thread.
@@ -179,8 +192,9 @@ def main() -> None:
     import app.encoders.embedded
     import app.main  # noqa: F401
 
-    path, url = sys.argv[1], (sys.argv[2] if len(sys.argv) > 2 else None)
-    forks = Forks(url)
+    read_weights_once()
+    path = sys.argv[1]
+    forks = Forks()
     ended, wakeup = socket.socketpair()
     with socket.socket(socket.AF_UNIX) as listening, ended, wakeup:
         for end in (ended, wakeup):

@@ -27,7 +27,7 @@ import yaml
 from app.integrations.label_studio_config import read_config
 from tests.conftest import photograph
 from tests.end_to_end.commands import environment
-from tests.end_to_end.forked_commands import ForkServer
+from tests.end_to_end.forked_commands import fork_server
 from tests.end_to_end.server import serving
 from tests.test_docs import PAGES, ROOT
 
@@ -91,7 +91,7 @@ def server(tmp_path_factory):
 def commands(server, tmp_path_factory):
     """A folder for the PATH with `deixis`, `curl` and `python`; `deixis` uses the server of the test."""
     folder = tmp_path_factory.mktemp("bin")
-    forking = ForkServer(folder, url=server.url)
+    (folder / "deixis").symlink_to(fork_server().program)
     # A request that is refused fails its block, unless the block is marked as refused.
     curl = shutil.which("curl")
     (folder / "curl").write_text(
@@ -99,8 +99,7 @@ def commands(server, tmp_path_factory):
     )
     (folder / "python").symlink_to(sys.executable)
     (folder / "curl").chmod(0o755)
-    yield folder
-    forking.end()
+    return folder
 
 
 TREES = ("clothes-by-class", "clothes/test", "clothes/train", "clothes/validation", "clothing/test")
@@ -191,6 +190,7 @@ def run_block(block, workspace, server, commands):
         "DEIXIS_DATA_DIR": str(server.data_dir),
         "PATH": f"{commands}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
+        "COMMANDS_SERVER": server.url,
     }
     if block.mark == "refused":
         settings["REFUSED"] = "-w%{http_code}"
