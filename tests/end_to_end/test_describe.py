@@ -74,7 +74,7 @@ def check_each_question_was_asked_once(chat):
     assert sum(count - 1 for count in asked.values()) <= AT_ONCE
 
 
-def test_a_command_that_was_killed_is_gone_on_with_by_giving_it_again(chat, settings, tmp_path):
+def test_a_killed_command_resumes_when_it_is_run_again(chat, settings, tmp_path):
     things = tmp_path / "things.txt"
     things.write_text("\n".join(CLASSES))
     assert deixis("label-sets", "import", "things", things, data_dir=tmp_path).returncode == 0
@@ -89,8 +89,8 @@ def test_a_command_that_was_killed_is_gone_on_with_by_giving_it_again(chat, sett
     kept = drafts_of(tmp_path)
     assert len({each["question"] for each in kept}) >= QUESTIONS // 2 - AT_ONCE - 1
 
-    told = deixis("describe", "things", "--answers", "2", "--estimate", data_dir=tmp_path, **settings)
-    assert "at most" in told.stderr
+    estimate = deixis("describe", "things", "--answers", "2", "--estimate", data_dir=tmp_path, **settings)
+    assert "at most" in estimate.stderr
     done = deixis(*arguments, "--accept", data_dir=tmp_path, **settings)
     assert done.returncode == 0, done.stderr
     assert f"{QUESTIONS} questions" in done.stdout
@@ -104,7 +104,7 @@ def test_a_command_that_was_killed_is_gone_on_with_by_giving_it_again(chat, sett
     assert all(len(each["descriptions"]) == 6 and len(each["features"]) == 3 for each in exported["classes"])
 
 
-def test_a_command_that_is_interrupted_says_how_to_go_on(chat, settings, tmp_path):
+def test_an_interrupted_command_says_how_to_resume(chat, settings, tmp_path):
     assert deixis("label-sets", "import", "animals", data_dir=tmp_path).returncode == 0
     with ForkedCommand(
         *("describe", "animals", "--yes"),
@@ -114,13 +114,13 @@ def test_a_command_that_is_interrupted_says_how_to_go_on(chat, settings, tmp_pat
     ) as running:
         chat.wait_for(4)
         running.send_signal(signal.SIGINT)
-        told = running.stderr.read()
+        output = running.stderr.read()
     assert running.returncode != 0
-    assert "run the command again to resume" in told
-    assert "Traceback" not in told
+    assert "run the command again to resume" in output
+    assert "Traceback" not in output
 
 
-def test_a_job_of_a_server_that_was_killed_is_gone_on_with_when_it_is_started_again(chat, flags, tmp_path):
+def test_a_job_of_a_killed_server_resumes_when_the_server_is_started_again(chat, flags, tmp_path):
     with serving(*flags, data_dir=tmp_path) as server, server.client() as client:
         client.put("/v1/label-sets/things", json={"classes": CLASSES}).raise_for_status()
         begun = client.post("/v1/label-sets/things/descriptions:generate", json={"answers": 2, "accept": True})
@@ -170,12 +170,12 @@ def test_drafts_are_reviewed_through_a_server_too(chat, flags, tmp_path):
         assert "no draft" in nothing.stderr
 
 
-def test_without_a_language_model_the_command_tells_how_to_set_one(tmp_path):
+def test_without_a_language_model_the_error_says_how_to_set_one(tmp_path):
     deixis("label-sets", "import", "animals", data_dir=tmp_path)
-    told = deixis("describe", "animals", "--yes", data_dir=tmp_path)
-    assert told.returncode == 2
-    assert told.stderr.startswith("error: no language model is set; set DEIXIS_LLM_BASE_URL and DEIXIS_LLM_MODEL")
-    assert told.stderr.count("\n") == 1
+    done = deixis("describe", "animals", "--yes", data_dir=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no language model is set; set DEIXIS_LLM_BASE_URL and DEIXIS_LLM_MODEL")
+    assert done.stderr.count("\n") == 1
 
 
 def test_methods_are_compared_through_a_server(server, photograph_folder, tmp_path):
