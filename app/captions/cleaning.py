@@ -12,11 +12,14 @@ import numpy as np
 from jaxtyping import Bool, UInt64
 
 from app.errors import InvalidFieldError
+from app.names.text import normalized
 
 # Control characters that are not white space, halves of surrogate pairs, and the byte order mark.
 _DROPPED = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff\ufeff]")
 _MIN_LATIN_SHARE = 0.8
 _CAPTIONS_PER_LOOKUP = 4096
+# The rest of a longer caption is not read; it is only seen if nearly all of this is white space.
+_MAX_RAW_CHARS_PER_CHAR = 20
 
 
 @dataclass(slots=True)
@@ -76,14 +79,15 @@ def clean_captions(
 
 def _fitting(captions: Iterable[str], rules: CaptionRules, counts: Counts) -> Iterator[tuple[str, bool]]:
     """Yield the captions that are long enough and of the right script, and whether each was cut."""
+    max_raw_chars = _MAX_RAW_CHARS_PER_CHAR * rules.max_chars
     for caption in captions:
-        text = " ".join(unicodedata.normalize("NFC", _DROPPED.sub("", caption)).split())
+        text = normalized(_DROPPED.sub("", caption[:max_raw_chars]))
         if len(text) < rules.min_chars:
             counts.too_short += 1
         elif rules.latin_only and not _is_latin(text):
             counts.other_script += 1
         else:
-            yield text[: rules.max_chars].rstrip(), len(text) > rules.max_chars
+            yield text[: rules.max_chars].rstrip(), len(text) > rules.max_chars or len(caption) > max_raw_chars
 
 
 def _distinct(fitting: Iterable[tuple[str, bool]], counts: Counts, *, distinct: bool) -> Iterator[str]:

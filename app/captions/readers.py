@@ -20,9 +20,9 @@ SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
 # The names that data sets give to their captions, the most likely first.
 _COLUMNS = ("caption", "captions", "text", "title", "alt_text", "alttext", "alt", "description", "sentence", "raw")
 
-_URL = re.compile(r"\s*(https?://|www\.)\S*\s*$", re.IGNORECASE)
+_URL = re.compile(r"(https?://|www\.)\S*", re.IGNORECASE)
 
-_NUMBER = re.compile(r"\s*[-+]?[\d.,:]*\s*$")
+_NUMBER = re.compile(r"[-+]?[\d.,:]*")
 
 _MAX_LINE_BYTES = MAX_ELEMENT_CHARS
 _ROWS_PER_BATCH = 4096
@@ -131,7 +131,11 @@ class CaptionReader:
             return names.index(common_name), True
         if len(first) == 1:
             return 0, False
-        texts = [index for index, cell in enumerate(first) if not (_URL.match(cell) or _NUMBER.match(cell))]
+        texts = [
+            index
+            for index, cell in enumerate(first)
+            if not (_URL.fullmatch(cell.strip()) or _NUMBER.fullmatch(cell.strip()))
+        ]
         if len(texts) != 1:
             listed = ", ".join(f"{index}: '{cell[:40]}'" for index, cell in enumerate(first[:10]))
             problem = f"the column of {self._where} with the captions is ambiguous; its first row has {listed}"

@@ -1,7 +1,6 @@
 """Searches and builds caption databases with the models in service."""
 
 import asyncio
-import unicodedata
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -24,7 +23,7 @@ from app.images.fetch import ImageUrl, RemoteImages
 from app.models.registry import ModelRegistry
 from app.models.served_model import ServedModel
 from app.names.namespaces import Namespace
-from app.names.text import clean_text
+from app.names.text import clean_text, nfc
 
 log = structlog.get_logger()
 
@@ -228,7 +227,7 @@ class CaptionSearch:
 
 def _filter(found: NearestCaptions, query: CaptionQuery) -> list[tuple[str, float]]:
     # Stored captions are in NFC.
-    wanted = None if query.contains is None else unicodedata.normalize("NFC", query.contains).casefold()
+    wanted = None if query.contains is None else nfc(query.contains).casefold()
     return [
         (caption, cosine)
         for caption, cosine in zip(found.captions, found.cosines.tolist(), strict=True)

@@ -7,10 +7,8 @@ import numpy as np
 from app.errors import ClientError, FieldProblem, InvalidFieldError, TooLargeError
 from app.images.fetch import ImageUrl, RemoteImages
 from app.models.registry import ModelRegistry
+from app.names.text import MAX_TEXT_CHARS
 from app.types import ImageFeatures, TextFeatures
-
-# Text towers read about 77 tokens of it.
-_MAX_TEXT_CHARS = 10_000
 
 
 class Embedder:
@@ -45,9 +43,9 @@ class Embedder:
                 " raise DEIXIS_MAX_LABELS"
             )
         for index, text in enumerate(texts):
-            if len(text) > _MAX_TEXT_CHARS:
+            if len(text) > MAX_TEXT_CHARS:
                 raise InvalidFieldError.of(
-                    f"input.{index}", f"has {len(text):,} characters, at most {_MAX_TEXT_CHARS:,} are allowed"
+                    f"input.{index}", f"has {len(text):,} characters, at most {MAX_TEXT_CHARS:,} are allowed"
                 )
         return name, await self._models.encode_texts(name, texts)
 

@@ -1,8 +1,10 @@
 """From a request to a task: every name in it is looked up once."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 from app.adapters._examples import Need
@@ -26,6 +28,8 @@ from app.types import ClassEntry, LabelSet, Scoring, Task
 # Words from captions are used as they are, without a template (Conti et al., NeurIPS 2023).
 _TEMPLATE_OF_WORDS = "{}"
 DEFAULT_TOP_K = 5
+# Characters of labels that take a few milliseconds to clean; more are cleaned in a thread.
+_CHARS_CLEANED_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +129,16 @@ class Resolver:
                 "labels",
                 "give labels, or label_set with the name of a stored list; to discover labels, leave out method too",
             )
-        classes = clean_classes(
+        clean = partial(
+            clean_classes,
             request.labels,
             max_classes=self._label_limits.max_labels,
             max_label_chars=self._label_limits.max_label_chars,
             field="labels",
             setting="DEIXIS_MAX_LABELS",
         )
+        is_short = sum(map(len, request.labels)) < _CHARS_CLEANED_AT_ONCE
+        classes = clean() if is_short else await asyncio.to_thread(clean)
         return await self._with_labels(request, model, classes, None)
 
     async def resolve_label_set(

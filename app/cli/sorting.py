@@ -5,7 +5,6 @@ import filecmp
 import os
 import re
 import shutil
-import unicodedata
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,6 +12,7 @@ from itertools import count
 from pathlib import Path
 
 from app.errors import InvalidFieldError
+from app.names.text import nfc
 from deixis import ImageResult
 
 NONE_OF_THESE = "_none of these"
@@ -141,7 +141,7 @@ def _rename_without_overwriting(file: Path, destination: Path) -> None:
 
 def folder_name(label: str) -> str:
     """Return a folder name for a label that is valid on every system and differs from ``NONE_OF_THESE``."""
-    name = _UNSAFE.sub("-", unicodedata.normalize("NFC", label)).strip(" .")
+    name = _UNSAFE.sub("-", nfc(label)).strip(" .")
     if name.startswith("_") or _DEVICES.fullmatch(name) or not name:
         name = f"-{name}"
     while len(name.encode()) > _MAX_FOLDER_BYTES:

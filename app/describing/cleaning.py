@@ -6,9 +6,12 @@ a label set: no invisible characters, and no text above its length limits.
 """
 
 import re
-import unicodedata
 from collections.abc import Iterable
 
+from app.names.text import nfc
+
+# Some rules take time that is quadratic in the length of a text.
+_MAX_RAW_CHARS = 5000
 _MAX_SENTENCE_CHARS = 1000
 _MIN_SENTENCE_CHARS = 5
 _MAX_FEATURE_CHARS = 200
@@ -82,10 +85,10 @@ def _clean_feature(raw: str) -> str | None:
 
 def _on_one_line(raw: str) -> str:
     """Return the text in NFC with single spaces, without emphasis and invisible characters."""
-    spaced = "".join(" " if character.isspace() else character for character in raw)
+    spaced = "".join(" " if character.isspace() else character for character in raw[:_MAX_RAW_CHARS])
     visible = "".join(character for character in spaced if character.isprintable() or character in _JOINERS)
     bare = re.sub("[\ufe0e\ufe0f]", "", visible).replace("**", "")
-    return " ".join(unicodedata.normalize("NFC", _STRAY_JOINER.sub("", bare)).split())
+    return " ".join(nfc(_STRAY_JOINER.sub("", bare)).split())
 
 
 def _without_lead(text: str) -> str:

@@ -2,12 +2,12 @@
 
 import glob
 import os
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from app.errors import InvalidFieldError, UnknownNameError
 from app.images.decode import supported_suffixes
+from app.names.text import nfc
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:
@@ -39,7 +39,7 @@ def find_labelled_images(folder: Path) -> list[tuple[Path, str]]:
     if not folder.is_dir():
         raise InvalidFieldError.of("folder", f"'{folder}' is not a folder; give one with a subfolder per class")
     subfolders = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not _is_hidden(entry))
-    found = [(image, unicodedata.normalize("NFC", entry.name)) for entry in subfolders for image in images_below(entry)]
+    found = [(image, nfc(entry.name)) for entry in subfolders for image in images_below(entry)]
     if not found:
         suffixes = supported_suffixes()
         has_images = any(entry.suffix.lower() in suffixes for entry in folder.iterdir() if entry.is_file())

@@ -3,13 +3,17 @@
 from collections.abc import Sequence
 
 from app.errors import FieldProblem, InvalidFieldError, TooLargeError, UnknownNameError
-from app.names.text import normalized, quoted, text_problems
+from app.names.text import MAX_TEXT_CHARS, check_text, normalized, quoted
 from app.types import ClassEntry
 
 MAX_ITEMS = 100_000
 """The longest list that a request may contain, whatever the settings allow. It bounds the time to validate 100 MB."""
 
 MAX_DESCRIPTIONS_PER_CLASS = 200
+
+MAX_PLACEHOLDERS = 10
+"""How often a template or the prompt of a class may contain ``{}``; each stands for up to 200 characters."""
+
 _MAX_LABEL_CHARS = 200
 _MAX_DESCRIPTION_CHARS = 1000
 _MAX_PROMPT_CHARS = 300
@@ -22,11 +26,13 @@ def indices_of(given: Sequence[str], classnames: Sequence[str]) -> list[int]:
         UnknownNameError: a name is not one of the class names.
     """
     index_of = {name: index for index, name in enumerate(classnames)}
-    cleaned = [normalized(name) for name in given]
-    for name in cleaned:
+    indices = []
+    for raw in given:
+        name = normalized(raw[:MAX_TEXT_CHARS])
         if name not in index_of:
             raise UnknownNameError("class", name, classnames)
-    return [index_of[name] for name in cleaned]
+        indices.append(index_of[name])
+    return indices
 
 
 def clean_classnames(
@@ -118,11 +124,14 @@ def _clean_prompt(raw: str, path: str, problems: list[FieldProblem]) -> str:
     if "{" in rest or "}" in rest:
         problem = f"{quoted(prompt)} has a brace that is not part of {{}}; write {{}} for the class name"
         problems.append(FieldProblem(path, f"{problem}, and no other brace"))
+    elif (placeholders := prompt.count("{}")) > MAX_PLACEHOLDERS:
+        problem = f"{quoted(prompt)} has {{}} {placeholders} times; at most {MAX_PLACEHOLDERS} are allowed"
+        problems.append(FieldProblem(path, problem))
     return prompt
 
 
 def _clean_text(raw: str, path: str, max_chars: int, problems: list[FieldProblem]) -> str:
     """Return the normalized text, and append its problems to ``problems``."""
-    text = normalized(raw)
-    problems += [FieldProblem(path, problem) for problem in text_problems(text, max_chars)]
+    text, broken = check_text(raw, max_chars)
+    problems += [FieldProblem(path, problem) for problem in broken]
     return text

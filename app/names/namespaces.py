@@ -6,12 +6,11 @@ remove the namespace from what a caller receives.
 """
 
 import re
-import unicodedata
 from dataclasses import dataclass
 
 from app.errors import FieldProblem, InvalidFieldError
 from app.names.references import LabelSetReference
-from app.names.text import quoted, text_problems
+from app.names.text import check_text, quoted
 
 NAMESPACE_SEPARATOR = "#"
 """Stands between the namespace and the name in a qualified name; no name may contain it."""
@@ -95,8 +94,7 @@ def clean_label_set_name(raw: str, field: str) -> str:
     Raises:
         InvalidFieldError: the name is empty, longer than 64 characters, or contains a character that it must not.
     """
-    name = unicodedata.normalize("NFC", raw).strip()
-    problems = text_problems(name, _MAX_LABEL_SET_NAME_CHARS)
+    name, problems = check_text(raw, _MAX_LABEL_SET_NAME_CHARS, keep_spaces=True)
     if name.startswith("."):
         problems.append(f"{quoted(name)} begins with '.', which has a meaning in URL paths; remove it")
     if reserved := sorted(set(name) & set(_RESERVED_IN_URLS)):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from app.errors import ConfigurationError, InvalidFieldError, UnknownNameError
+from app.names.class_names import MAX_PLACEHOLDERS
 
 PLACEHOLDER = "{}"
 MAX_TEMPLATE_CHARACTERS = 300
@@ -63,7 +64,7 @@ class TemplateLibrary:
 def template_problem(template: str) -> str | None:
     """Return the rule that a template breaks and how to correct it, or None.
 
-    A template must contain ``{}`` at least once and no other braces. Templates are filled by replacement, so that no
+    A template must contain ``{}`` 1 to 10 times and no other braces. Templates are filled by replacement, so that no
     text can reach attributes or formatting.
     """
     if len(template) > MAX_TEMPLATE_CHARACTERS:
@@ -73,6 +74,8 @@ def template_problem(template: str) -> str | None:
     rest = template.replace(PLACEHOLDER, "")
     if "{" in rest or "}" in rest:
         return f"'{template}' has a brace that is not part of {{}}; write {{}} where the class name goes"
+    if template.count(PLACEHOLDER) > MAX_PLACEHOLDERS:
+        return f"'{template}' has {{}} {template.count(PLACEHOLDER)} times; at most {MAX_PLACEHOLDERS} are allowed"
     if PLACEHOLDER not in template:
         return f"'{template}' has no {{}}; write {{}} where the class name goes"
     return None

@@ -3,6 +3,7 @@ import gzip
 import io
 import json
 import sys
+import time
 import tracemalloc
 import unicodedata
 from pathlib import Path
@@ -112,6 +113,31 @@ def test_the_error_for_an_unknown_column_lists_the_columns(written, column):
     file = written("a.csv", "url,caption\nx,y\n")
     with pytest.raises(InvalidFieldError, match=f"no column '{column}'; name one of: 'url', 'caption'"):
         read(file, column=column)
+
+
+@pytest.mark.parametrize("cell", [" " * 500_000 + "x", "1" * 500_000 + " x", "http://" + "x" * 500_000 + " y"])
+def test_a_first_row_of_any_length_is_read_in_linear_time(written, cell):
+    began = time.thread_time()
+    with pytest.raises(InvalidFieldError, match="ambiguous"):
+        list(read_captions(written("captions.tsv", f"{cell}\ta dog\n")))
+    assert time.thread_time() - began < 2
+
+
+@pytest.mark.parametrize(
+    ("caption", "kept"),
+    [
+        ("a" + "\u0301" * 300_000 + "\u0316" * 300_000, "\u00e1" + "\u0301" * 39),
+        ("x" * 1_000_000, "x" * 500),
+        ("a dog" + " " * 1_000_000 + "on grass", "a dog"),
+    ],
+    ids=["marks", "letters", "spaces"],
+)
+def test_a_caption_of_any_length_is_cleaned_in_linear_time_and_cut(caption, kept):
+    began = time.thread_time()
+    counts = Counts()
+    assert list(clean_captions([caption], counts=counts)) == [kept]
+    assert counts.cut == (len(kept) == 500 or " " in caption)
+    assert time.thread_time() - began < 2
 
 
 def test_an_ambiguous_column_is_an_error(written):

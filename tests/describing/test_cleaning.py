@@ -1,5 +1,7 @@
 """Answers of a language model become sentences and phrases that a label set accepts."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -190,3 +192,23 @@ def test_plain_lists_are_read_as_classification_by_description_reads_them(lines)
     expected = [" ".join(feature.split()) for feature in parse_bullets(raw)]
     first = {feature.replace(" ", ""): feature for feature in reversed(expected)}
     assert clean_features(raw, "lynx") == [fromkey for fromkey in dict.fromkeys(expected) if fromkey in first.values()]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "- " * 200_000,
+        "'\"" * 200_000,
+        "a\u0301\u0316" * 200_000,
+        "!" * 400_000,
+        ". a" * 100_000,
+        "- x" + "\u0316\u0301" * 200_000,
+    ],
+    ids=["bullets", "quotes", "marks", "ends", "sentences", "marks in a list"],
+)
+def test_an_answer_without_end_is_cleaned_in_limited_time(answer):
+    """The endpoint of the language model may return anything."""
+    began = time.thread_time()
+    clean_sentences([answer], "lynx")
+    clean_features(answer, "lynx")
+    assert time.thread_time() - began < 2

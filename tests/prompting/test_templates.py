@@ -78,6 +78,7 @@ def test_the_error_for_an_unknown_set_names_the_sets_and_the_placeholder(folder)
         ("a {}\x00", "control character"),
         ("a {}\u2028", "control character"),
         ("a {}\ud800", "control character"),
+        ("{}" * 11, "11 times; at most 10"),
         ("x" * 299 + "{}", "301 characters"),
         ("x" * 301, "301 characters"),
     ],

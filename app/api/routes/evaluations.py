@@ -1,5 +1,6 @@
 """POST /v1/label-sets/{name}:evaluate compares every method on labelled images."""
 
+import asyncio
 from typing import Any
 
 import numpy as np
@@ -105,7 +106,7 @@ async def evaluate_label_set(
             raise InvalidFieldError.of(
                 "class", f"{len(parts)} images and {len(classes)} classes are given; send one class for each image"
             )
-        truth = indices_of(classes, label_set.classnames)
+        truth = await asyncio.to_thread(indices_of, classes, label_set.classnames)
         template = fields.get("template")
         task = await resolver.resolve_label_set(label_set, model=fields.get("model"), template=template)
         await caller.spend_images(len(parts))

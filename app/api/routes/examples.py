@@ -1,5 +1,6 @@
 """Example images of a label set: adding, listing and deleting them, and the method they select."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -132,7 +133,7 @@ async def _add_form(
         fields = form_fields(form)
         check_field_names(list(fields), ("image", "class"))
         parts = form.getlist("image")
-        classnames = _classes_of(fields.get("class", []), len(parts), label_set)
+        classnames = await asyncio.to_thread(_classes_of, fields.get("class", []), len(parts), label_set)
         await caller.spend_images(len(parts))
         prepared: list[NewExample | ClientError] = []
         for first in range(0, len(parts), _ENCODED_AT_ONCE):

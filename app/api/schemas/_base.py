@@ -5,15 +5,21 @@ from collections.abc import Mapping
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
+from app.names.text import MAX_TEXT_CHARS
+
+MAX_IMAGE_CHARS = 2**30
+"""Of an image in base64 or as a URL; the limit on the body is lower."""
+
 
 class Request(BaseModel):
     """A request body; unknown fields are errors, so that a misspelled field is not silently ignored.
 
     Reporting an error costs more than sending it. Therefore too many fields give a single error, and lists are
-    validated only up to their first invalid item (``fail_fast``).
+    validated only up to their first invalid item (``fail_fast``). No text is longer than ``MAX_TEXT_CHARS``, except in
+    fields that allow more, so that work on a text that is slow for each character is bounded.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", str_max_length=MAX_TEXT_CHARS)
 
     @model_validator(mode="before")
     @classmethod

@@ -4,19 +4,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from app.api.schemas._base import Request, Response
+from app.api.schemas._base import MAX_IMAGE_CHARS, Request, Response
 from app.names.class_names import MAX_ITEMS
+
+_Input = Annotated[str, Field(min_length=1, max_length=MAX_IMAGE_CHARS)]
 
 
 class EmbeddingsBody(Request):
     """Texts or images to embed, as in OpenAI's embeddings API."""
 
-    input: (
-        Annotated[str, Field(min_length=1)]
-        | Annotated[
-            list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)
-        ]
-    ) = Field(
+    input: _Input | Annotated[list[_Input], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)] = Field(
         description="One or more texts, or images: in base64, as `data:` URLs, or URLs if the operator allows URLs."
     )
     model: str | None = Field(None, description="A model of `GET /v1/models`; by default the first.")

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from app.api.schemas._base import Request, Response
+from app.api.schemas._base import MAX_IMAGE_CHARS, Request, Response
 from app.names.class_names import MAX_ITEMS
 
 
@@ -22,7 +22,9 @@ class ZeroShotBody(Request):
     """A request of the Hugging Face task zero-shot-image-classification."""
 
     inputs: str = Field(
-        min_length=1, description="The image: in base64, as a `data:` URL, or a URL if the operator allows URLs."
+        min_length=1,
+        max_length=MAX_IMAGE_CHARS,
+        description="The image: in base64, as a `data:` URL, or a URL if the operator allows URLs.",
     )
     parameters: ZeroShotParameters
     model: str | None = Field(None, description="A model of `GET /v1/models`; by default the first.")

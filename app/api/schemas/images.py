@@ -5,14 +5,16 @@ from typing import Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from app.api.schemas._base import Request
+from app.api.schemas._base import MAX_IMAGE_CHARS, Request
 from app.images.fetch import MAX_URL_CHARS
 
 
 class ImageBody(Request):
     """An image in a JSON request: either ``base64`` or ``url``."""
 
-    base64: str | None = Field(None, description="The image file in base64, or as a `data:` URL.")
+    base64: str | None = Field(
+        None, max_length=MAX_IMAGE_CHARS, description="The image file in base64, or as a `data:` URL."
+    )
     url: str | None = Field(
         None,
         max_length=MAX_URL_CHARS,
