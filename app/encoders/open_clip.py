@@ -12,7 +12,9 @@ import numpy as np
 import open_clip
 import torch
 from open_clip.hf_model import HFTextEncoder
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from PIL import Image
+from tokenizers.models import BPE
 from torchvision.transforms import CenterCrop, Resize, v2
 
 from app.encoders._base import Candidate, ImagePath, ImageTower, LoadOptions, Tuning, model_source
@@ -20,10 +22,14 @@ from app.encoders.openvino_tower import load_openvino_tower
 from app.encoders.torch_tower import TorchImageTower, use_threads
 from app.encoders.tuning import fingerprint_of, model_precision, select_tower
 from app.errors import ModelUnavailableError
+from app.names.text import nfc
 from app.runtime.cpu import usable_cores
 from app.types import ImageFeatures, Pixels, TextFeatures
 
 _PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# A token has about four characters in English and fewer in other languages; no text has so many on average.
+_MAX_CHARS_PER_TOKEN = 32
+_CACHED_WORDS = 10_000
 
 
 class OpenClipEncoder:
@@ -35,7 +41,7 @@ class OpenClipEncoder:
         preprocessing: image size, interpolation, mean and standard deviation that the model was trained with.
         image_tower: runs the model's ``encode_image``.
         image_path: how the image tower runs.
-        tokenizer: maps texts to token ids (k, context_length).
+        tokenizer: maps texts to token ids (k, context_length), in a time linear in their length.
         device: of the model's weights.
         logit_scale: already exponentiated; None uses the model's own.
         tuning: the measurements that ``image_path`` was selected from.
@@ -52,7 +58,7 @@ class OpenClipEncoder:
         preprocessing: open_clip.transform.PreprocessCfg,
         image_tower: ImageTower,
         image_path: ImagePath,
-        tokenizer: Callable[[list[str]], torch.Tensor],
+        tokenizer: SimpleTokenizer | HFTokenizer,
         device: str,
         logit_scale: float | None = None,
         tuning: Tuning | None = None,
@@ -66,6 +72,7 @@ class OpenClipEncoder:
         self.image_path = image_path
         self.tuning = tuning
         self._tokenizer = tokenizer
+        self._max_text_chars = _MAX_CHARS_PER_TOKEN * tokenizer.context_length
         self._text_threads = usable_cores()
         self.image_size_px = _square(model.visual.image_size)
         self.logit_scale = model.logit_scale.detach().exp().item() if logit_scale is None else logit_scale
@@ -103,7 +110,7 @@ class OpenClipEncoder:
 
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
         """Return unit rows (k, d), float32; texts beyond the tokenizer's context are truncated."""
-        tokens = self._tokenizer(list(texts))
+        tokens = self._tokenizer([nfc(text[: self._max_text_chars]) for text in texts])
         text_tower = getattr(self._model, "text", None)
         if isinstance(text_tower, HFTextEncoder):
             # It masks padding, so columns that are padding in every text only cost time.
@@ -131,6 +138,27 @@ class OpenClipEncoder:
         sample = self.encode_texts(["Zebra, which has black-and-white stripes; 3 of them."])
         packages = [version(package) for package in ("torch", "open_clip_torch")]
         return fingerprint_of(weights, sample.round(3).tolist(), self.device, packages)
+
+
+def _bound_word_cost(tokenizer: SimpleTokenizer | HFTokenizer) -> None:
+    """Let CLIP's tokenizer split words in linear time and cache a limited number of them; the tokens stay the same.
+
+    open_clip's own function takes time that is quadratic in the length of a word, and caches every word.
+    """
+    if not isinstance(tokenizer, SimpleTokenizer):
+        return  # those of Hugging Face do so already
+    words = BPE(
+        vocab=tokenizer.encoder,
+        merges=list(tokenizer.bpe_ranks),
+        end_of_word_suffix="</w>",
+        cache_capacity=_CACHED_WORDS,
+    )
+    special_tokens = frozenset(tokenizer.cache)
+
+    def split(word: str) -> str:
+        return word if word in special_tokens else " ".join(token.value for token in words.tokenize(word))
+
+    tokenizer.bpe = split
 
 
 def _unit_rows(features: torch.Tensor) -> np.ndarray:
@@ -219,6 +247,7 @@ def load_open_clip(spec: str, options: LoadOptions) -> OpenClipEncoder:
     try:
         cache = None if options.weights_dir is None else str(options.weights_dir)
         tokenizer = open_clip.get_tokenizer(architecture, cache_dir=cache)
+        _bound_word_cost(tokenizer)
     except Exception as error:
         raise ModelUnavailableError(_load_failure(spec, error)) from error
     preprocessing = open_clip.transform.PreprocessCfg(**model.visual.preprocess_cfg)

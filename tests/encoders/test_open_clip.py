@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import random
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import huggingface_hub
@@ -394,3 +396,42 @@ def test_there_are_eighty_imagenet_templates_with_one_placeholder():
     assert len(templates) == len(set(templates)) == 80
     assert all(template.count("{}") == 1 and template.count("{") == 1 for template in templates)
     assert templates[0] == "a bad photo of a {}."
+
+
+# --- texts that are slow to tokenize ------------------------------------------------------------------------------
+
+
+def random_word(length):
+    return "".join(random.Random(length).choices("etaoinshrdlu", k=length))
+
+
+def test_words_get_the_tokens_that_open_clip_gives_them(encoder):
+    texts = [
+        *TEXTS,
+        *imagenet_templates(),
+        "<end_of_text> x",
+        "naïve café's 3rd 'RE-do'",
+        "ไทย ภาษา " * 20,
+        "👩‍👩‍👧" * 30,
+    ]
+    texts += [random_word(length) for length in (1, 2, 30, 77, 300, 1000)]
+    reference = open_clip.tokenizer.SimpleTokenizer()
+    assert torch.equal(encoder._tokenizer(texts), reference(texts))
+
+
+def test_a_batch_of_long_words_is_encoded_in_linear_time_and_not_kept(encoder):
+    """With open_clip's own function, one such text takes more than a minute."""
+    texts = ["".join(chr(0x4E00 + 37 * (index + each) % 20_000) for each in range(10_000)) for index in range(20)]
+    texts += [random_word(10_000 + index) for index in range(20)]
+    texts += ["a" + "\u0301" * 5000 + "\u0316" * 5000 for _ in range(20)]
+    before = len(encoder._tokenizer.cache)
+    began = time.thread_time()
+    assert np.isfinite(encoder.encode_texts(texts)).all()
+    assert time.thread_time() - began < 10
+    assert len(encoder._tokenizer.cache) == before
+
+
+def test_the_part_of_a_text_beyond_the_context_does_not_count(encoder):
+    texts = ["word " * 200, "word " * 5000]
+    first, second = encoder.encode_texts(texts)
+    assert np.allclose(first, second, atol=1e-6)
