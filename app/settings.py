@@ -2,6 +2,7 @@
 
 import os
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -291,8 +292,6 @@ class Settings(BaseSettings):
     body_timeout_s: ClassVar[float] = 30
     """For a body to arrive, once more for each MiB of it, and for each pause in it; then 408. Also for the client to
     continue reading a response."""
-    stall_timeout_s: ClassVar[float] = 300
-    """A forward pass that takes longer makes ``/healthz`` answer 503."""
     health_probe_s: ClassVar[float] = 30
     """Interval of the health probe of a tower that encodes nothing else."""
     image_url_timeout_s: ClassVar[float] = 10
@@ -390,6 +389,11 @@ class Settings(BaseSettings):
     def text_feature_store_bytes(self) -> int:
         """Disk for text features, which spares a restart from encoding them again."""
         return int(self.cache_mib * _MIB) // 2
+
+    @cached_property
+    def stall_timeout_s(self) -> float:
+        """A forward pass that takes longer makes ``/healthz`` answer 503, since no request waits for it any more."""
+        return 300.0 if self.request_timeout_s is None else max(60.0, 2 * self.request_timeout_s)
 
     @property
     def max_total_body_bytes(self) -> int:

@@ -34,6 +34,8 @@ _RATE_MEMORY = 0.2
 # Seconds before a worker that died is restarted: the first time, and at most after repeated deaths.
 _RESTART_AFTER_S = 0.5
 _MAX_RESTART_AFTER_S = 30.0
+# For the running batch to finish when the queue is closed; a thread that hangs must not keep the process from ending.
+_CLOSES_WITHIN_S = 10.0
 # Successful batches before a batch size that exceeded the memory is tried again.
 _GOOD_BATCHES_BEFORE_GROWTH = 100
 
@@ -394,9 +396,9 @@ class EncodeQueue(TurnQueue[Item, Row]):
         return None
 
     def close(self) -> None:
-        """Finish the running batch, refuse the rest, and end the thread; waits at most ``stalled_after_s``."""
+        """Finish the running batch, refuse the rest, and end the thread; waits at most ten seconds."""
         super().close()
-        self._worker.join(self._stalled_after_s)
+        self._worker.join(min(self._stalled_after_s, _CLOSES_WITHIN_S))
 
     # --- the worker's side ---------------------------------------------------------------------------------------
 
