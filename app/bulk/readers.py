@@ -17,6 +17,7 @@ from app.bulk.sources import TARS, SourceKind, WorkUnit, damage_message, file_st
 from app.errors import InvalidFieldError
 from app.images.decode import supported_suffixes
 from app.runtime.compression import read_errors, unpacked
+from app.runtime.regular_files import open_regular
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _ROWS_AT_ONCE = 16
@@ -154,7 +155,7 @@ def _tar_images(path: Path, max_image_bytes: int, skip: int) -> Iterator[SourceI
     compression = TARS[tar_suffix(path) or ".tar"]
     suffixes = supported_suffixes()
     with ExitStack() as stack:
-        content = unpacked(stack.enter_context(path.open("rb")), compression, stack)
+        content = unpacked(stack.enter_context(open_regular(path)), compression, stack)
         # A reader can seek in an uncompressed tar file; a compressed one is a stream.
         mode: Literal["r|", "r:"] = "r|" if compression else "r:"
         archive = stack.enter_context(tarfile.open(fileobj=content, mode=mode, tarinfo=_TarMember))

@@ -19,6 +19,7 @@ from app.bulk.parquet import pyarrow
 from app.errors import InvalidFieldError
 from app.images.decode import supported_suffixes
 from app.images.discovery import files_below
+from app.runtime.regular_files import open_regular
 
 PARQUET = (".parquet", ".pq")
 # The compression of each suffix, as `app.captions.sources` names it.
@@ -314,7 +315,7 @@ def _parquet_units(path: Path, columns: ParquetColumns, unit_images: int) -> Ite
     pa, pq = pyarrow()
     stamp, absolute = file_stamp(path), str(path.absolute())
     try:
-        with pq.ParquetFile(path) as file:
+        with open_regular(path) as opened, pq.ParquetFile(opened) as file:
             schema, sizes = file.schema_arrow, [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
     except (pa.ArrowException, OSError, UnicodeError) as error:
         problem = damage_message("Parquet", error)

@@ -223,7 +223,7 @@ async def classify_files(
 
 
 async def _classify_batch(backend: Backend, files: Sequence[Path], request: ClassifyRequest) -> list[ImageResult]:
-    contents = [await asyncio.to_thread(read_image, file) for file in files]
+    contents = [await asyncio.to_thread(read_image, file, backend.max_image_bytes) for file in files]
     readable = [content for content in contents if isinstance(content, bytes)]
     results = iter(await backend.classify(readable, request) if readable else [])
     return [next(results) if isinstance(content, bytes) else content for content in contents]

@@ -94,7 +94,7 @@ class _Upload:
         """Add a batch of images, and report those that cannot be added."""
         sent: list[tuple[Path, bytes, str | None]] = []
         for file, classname in batch:
-            content = await asyncio.to_thread(read_image, file)
+            content = await asyncio.to_thread(read_image, file, backend.max_image_bytes)
             if isinstance(content, bytes):
                 sent.append((file, content, classname))
             else:

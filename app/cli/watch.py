@@ -22,6 +22,7 @@ from app.cli.common import err, message_of, out, prepare_database, report_errors
 from app.cli.options import ServerOption, takes_request
 from app.errors import InvalidFieldError, NotReadyError
 from app.images.discovery import images_below
+from app.images.reading import UnreadableFileError, read_image_file
 from app.images.sidecars import ForeignSidecarError, JsonSidecar, LabelRecord, XmpSidecar, question_key, sha256_of
 from deixis import ImageResult, ProblemError, UnreachableError
 
@@ -193,10 +194,10 @@ class Watcher:
         read = []
         for file in files:
             try:
-                content = file.read_bytes()
+                content = read_image_file(file, self._backend.max_image_bytes)
                 if self._sidecar.read_key(self._sidecar_path(file)) != (sha256_of(content), question_key(fields)):
                     read.append((file, content))
-            except ForeignSidecarError as error:
+            except (UnreadableFileError, ForeignSidecarError) as error:
                 warn("skipped", f"{file}: {error}")
             except OSError as error:
                 warn("skipped", f"{file}: {error.strerror or type(error).__name__}")
