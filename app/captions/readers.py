@@ -60,6 +60,8 @@ class CaptionReader:
                 raise InvalidFieldError.of("source", f"{problem}; save and decompress it first")
             return self._parquet(source, stack)
         raw = (stdin or sys.stdin.buffer) if source == "-" else stack.enter_context(open_regular(source))
+        if isinstance(raw, io.BufferedReader) and source != "-" and not compression and b"\0" in raw.peek():
+            raise InvalidFieldError.of("source", f"{self._where} is not text in UTF-8; name a file of captions")
         content = unpacked(raw, compression, stack)
         match form:
             case ".csv":

@@ -24,6 +24,7 @@ from app.jobs.queue import Advance, JobHandler
 from app.label_sets.service import LabelSets
 from app.models.registry import ModelRegistry
 from app.names.namespaces import own_name
+from app.runtime.file_names import file_text
 from app.selection.comparison import MethodComparer, TrainingData
 from app.selection.selection import MethodSelector, sampled_images
 from app.selection.selection_reader import SELECT_METHOD
@@ -264,7 +265,7 @@ class ImportJobs(JobHandler):
             batch = found[first : first + _IMPORT_BATCH]
             prepared = await self._prepare(label_set.name, batch)
             skipped += [
-                {"file": str(file.relative_to(folder)), "problem": example.message}
+                {"file": file_text(file.relative_to(folder)), "problem": example.message}
                 for (file, _), example in zip(batch, prepared, strict=True)
                 if isinstance(example, ClientError)
             ]
