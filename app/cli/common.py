@@ -55,8 +55,17 @@ def report_errors() -> Iterator[None]:
     try:
         yield
     except (DeixisError, RemoteError) as error:
-        err.print(f"[red]error:[/red] {escape(printable(message_of(error)))}", highlight=False, soft_wrap=True)
+        _print_error(message_of(error))
         raise typer.Exit(NOTHING_DONE) from error
+    except UnicodeEncodeError as error:
+        if error.reason != "surrogates not allowed":
+            raise
+        _print_error(f"'{error.object[:200]}' is not text in UTF-8; only paths may contain other bytes")
+        raise typer.Exit(NOTHING_DONE) from error
+
+
+def _print_error(message: str) -> None:
+    err.print(f"[red]error:[/red] {escape(printable(message))}", highlight=False, soft_wrap=True)
 
 
 def message_of(error: DeixisError | RemoteError) -> str:

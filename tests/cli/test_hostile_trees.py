@@ -60,6 +60,13 @@ def test_classify_names_every_photograph_once(survive, tree, where):
     assert "\x1b" not in table
 
 
+def test_a_label_that_is_not_utf8_is_refused(run, tree, where):
+    done = run("classify", tree.good[0], "-l", "caf\udce9, dog", *where)
+    assert done.exit_code == 2, done.output
+    assert "error: " in done.stderr
+    assert "caf\\xe9" in done.stderr or "labels" in done.stderr
+
+
 def test_classify_writes_a_file_for_fiftyone(survive, tree):
     labels = json.loads(survive("classify", tree.folder, *LABELS, "-f", "fiftyone").stdout)["labels"]
     assert sorted(map(path_of, labels)) == sorted(map(str, tree.good))
