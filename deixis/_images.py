@@ -1,7 +1,9 @@
 """Images in the forms that programs use, converted to what a request carries."""
 
+import errno
 import io
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias, Union, cast
@@ -17,6 +19,9 @@ ImageLike: TypeAlias = Union[
 ]
 """A path; an http(s) URL, if the service may fetch it; an encoded file as bytes or as an open file; or pixels, as a
 Pillow image or an array of uint8, shape (height, width), (height, width, 3) in RGB or (height, width, 4) in RGBA."""
+
+# The size of the largest request that a service accepts by default.
+MAX_FILE_BYTES = 128 * 1024 * 1024
 
 # The modes that PNG can store without a conversion.
 _PNG_MODES = frozenset({"1", "L", "LA", "I;16", "P", "RGB", "RGBA"})
@@ -41,7 +46,7 @@ def read_image(image: ImageLike) -> Upload | ImageUrl:
     """Return what is sent for an image.
 
     Raises:
-        OSError: a file cannot be read.
+        OSError: a file cannot be read, is not a regular file, or has more than ``MAX_FILE_BYTES``.
         TypeError: the type is not one of ``ImageLike``.
         ValueError: an array of another data type or shape.
         ImportError: an array, and Pillow is not installed.
@@ -50,7 +55,8 @@ def read_image(image: ImageLike) -> Upload | ImageUrl:
         return ImageUrl(image)
     if isinstance(image, str | os.PathLike):
         path = Path(image)
-        return Upload(path.name, path.read_bytes())
+        # A name that is not UTF-8 cannot be part of a request.
+        return Upload(os.fsencode(path.name).decode(errors="backslashreplace"), _read_file(path))
     if isinstance(image, bytes | bytearray | memoryview):
         return Upload("image", bytes(image))
     if hasattr(image, "save") and hasattr(image, "getexif"):
@@ -62,6 +68,16 @@ def read_image(image: ImageLike) -> Upload | ImageUrl:
     raise TypeError(
         f"a {type(image).__name__} is not an image; pass a path, bytes, an open file, a Pillow image or an array"
     )
+
+
+def _read_file(path: Path) -> bytes:
+    """Return the content of a file. Pipes and devices, which may never end, and huge files are not read."""
+    status = path.stat()
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # opening a folder raises
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    if status.st_size > MAX_FILE_BYTES:
+        raise OSError(errno.EFBIG, f"more than {MAX_FILE_BYTES:,} bytes, the limit of an image", str(path))
+    return path.read_bytes()
 
 
 def read_upload(image: ImageLike) -> Upload:

@@ -3,7 +3,6 @@
 import asyncio
 import io
 import math
-import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +14,10 @@ from PIL import Image
 from app.bulk.batches import BATCH_IMAGES, Batch, read_batches
 from app.bulk.parts import PartStore, PendingUnit
 from app.bulk.query import RunSpec
-from app.bulk.readers import SourceFolder, SourceImage, UnreadableImage, too_large
+from app.bulk.readers import SourceFolder, SourceImage, UnreadableImage
 from app.bulk.rows import Row
 from app.errors import ConflictError, ServerError
+from app.images.reading import UnreadableFileError, read_image_file
 from app.main import Service
 from app.settings import Settings
 from app.types import ImageResult
@@ -173,17 +173,11 @@ class BulkClassifier:
 
 def _read(file: Path, max_bytes: int, folder: SourceFolder) -> bytes | UnreadableImage:
     try:
-        status = file.stat()
-        if not stat.S_ISREG(status.st_mode):  # reading a device may never end
-            return UnreadableImage("not a regular file")
-        if status.st_size > max_bytes:
-            return too_large(status.st_size, max_bytes)
-        return file.read_bytes()
-    except (OSError, ValueError) as error:
-        folder.verify(file)
-        if isinstance(error, FileNotFoundError) and file.is_symlink():
-            return UnreadableImage("broken link: its target does not exist")
-        return UnreadableImage(getattr(error, "strerror", None) or str(error) or type(error).__name__)
+        return read_image_file(file, max_bytes)
+    except UnreadableFileError as error:
+        if isinstance(error.__cause__, OSError):
+            folder.verify(file)
+        return UnreadableImage(str(error))
 
 
 def _row(image: SourceImage, source: str | None, result: ImageResult | UnreadableImage) -> Row:

@@ -28,13 +28,12 @@ from app.bulk.parquet import pyarrow
 from app.bulk.rows import METADATA, Row, from_cells, metadata_of, schema, to_table
 from app.bulk.sources import PARQUET, WorkUnit
 from app.errors import ConflictError, InvalidFieldError, StoreError
-from app.runtime.atomic_files import atomic_file, temporary_names, write_atomically
+from app.runtime.atomic_files import atomic_file, is_temporary, write_atomically
 
 _MANIFEST = "_manifest.json"
 _PLAN = "_plan.jsonl"
 _LOCK = ".lock"
 _PART = re.compile(r"part-(\d{8})-(\d{6})(-end)?\.parquet")
-_TEMPORARY = temporary_names(r"_manifest\.json|_plan\.jsonl|part-[\d-]+(?:-end)?\.parquet")
 _ATTEMPTS = re.compile(r"\.attempts-[\w-]+")
 # Suffix of the folder of parts beside an output in one file.
 _PARTS_SUFFIX = ".parts"
@@ -388,13 +387,12 @@ def _temporary_files(folder: Path) -> list[Path]:
 
 
 def _is_temporary(name: str) -> bool:
-    return any(pattern.fullmatch(name) for pattern in (_TEMPORARY, _ATTEMPTS))
+    return is_temporary(name) or _ATTEMPTS.fullmatch(name) is not None
 
 
 def _temporary_outputs(out: Path) -> list[Path]:
     """Return the temporary files of interrupted merges."""
-    name = temporary_names(re.escape(out.name))
-    return [file for file in out.parent.iterdir() if name.fullmatch(file.name)]
+    return [file for file in out.parent.iterdir() if is_temporary(file.name, of=out.name)]
 
 
 def _replaced_ends(folder: Path) -> list[Path]:

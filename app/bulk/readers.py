@@ -16,7 +16,10 @@ from app.bulk.parquet import pyarrow
 from app.bulk.sources import TARS, SourceKind, WorkUnit, damage_message, file_stamp, tar_suffix
 from app.errors import InvalidFieldError
 from app.images.decode import supported_suffixes
+from app.images.discovery import is_housekeeping
 from app.runtime.compression import read_errors, unpacked
+from app.runtime.file_names import file_text
+from app.runtime.regular_files import open_regular
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _ROWS_AT_ONCE = 16
@@ -108,7 +111,7 @@ def read_unit(unit: WorkUnit, *, skip: int, max_image_bytes: int) -> Iterator[So
     if unit.problem is not None:
         images = iter([SourceImage(next(iter(unit.names), path.name), UnreadableImage(unit.problem))][skip:])
     elif unit.kind is SourceKind.FILES:
-        images = (SourceImage(name, path / name) for name in unit.names[skip:])
+        images = (SourceImage(file_text(name), path / name) for name in unit.names[skip:])
     else:
         _check_stamp(unit)
         is_tar = unit.kind is SourceKind.TAR
@@ -154,7 +157,7 @@ def _tar_images(path: Path, max_image_bytes: int, skip: int) -> Iterator[SourceI
     compression = TARS[tar_suffix(path) or ".tar"]
     suffixes = supported_suffixes()
     with ExitStack() as stack:
-        content = unpacked(stack.enter_context(path.open("rb")), compression, stack)
+        content = unpacked(stack.enter_context(open_regular(path)), compression, stack)
         # A reader can seek in an uncompressed tar file; a compressed one is a stream.
         mode: Literal["r|", "r:"] = "r|" if compression else "r:"
         archive = stack.enter_context(tarfile.open(fileobj=content, mode=mode, tarinfo=_TarMember))
@@ -162,14 +165,18 @@ def _tar_images(path: Path, max_image_bytes: int, skip: int) -> Iterator[SourceI
         seen = 0
         while (member := archive.next()) is not None:
             archive.members.clear()  # type: ignore[attr-defined] # the library keeps every member in memory
-            name = member.name.rpartition("/")[2]
-            if name.startswith(".") or Path(name).suffix.lower() not in suffixes:
+            *folders, name = member.name.split("/")
+            if (
+                name.startswith(".")
+                or any(map(is_housekeeping, {*folders} - {".", ".."}))
+                or Path(name).suffix.lower() not in suffixes
+            ):
                 continue
             if not (member.isreg() or member.islnk() or member.issym()):
                 continue
             seen += 1
             if seen > skip:
-                yield SourceImage(member.name, _member(archive, member, links, max_image_bytes))
+                yield SourceImage(file_text(member.name), _member(archive, member, links, max_image_bytes))
         if not compression:
             content.seek(archive.offset)
         # The library has read ahead in the stream of a compressed file. Its checksum is verified at the end.

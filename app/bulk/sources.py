@@ -18,7 +18,8 @@ from typing import Any
 from app.bulk.parquet import pyarrow
 from app.errors import InvalidFieldError
 from app.images.decode import supported_suffixes
-from app.images.discovery import files_below
+from app.images.discovery import files_below, find_matches, is_possible
+from app.runtime.regular_files import open_regular
 
 PARQUET = (".parquet", ".pq")
 # The compression of each suffix, as `app.captions.sources` names it.
@@ -183,7 +184,7 @@ def _expand(sources: Iterable[Path]) -> list[Path]:
             named, or an archive has a format that is not read.
     """
     paths = list({path.absolute(): path for source in sources for path in _matches(source)}.values())
-    folders = {path.resolve() for path in paths if path.is_dir()}
+    folders = {Path(os.path.realpath(path)) for path in paths if path.is_dir()}
     for path in paths:
         if _is_unsupported_archive(path) and not path.is_dir():
             raise InvalidFieldError.of(
@@ -193,7 +194,7 @@ def _expand(sources: Iterable[Path]) -> list[Path]:
             )
     for path in paths if folders else ():
         if path.is_dir() or path.suffix.lower() in supported_suffixes():
-            outer = next((folder for folder in path.resolve().parents if folder in folders), None)
+            outer = next((folder for folder in Path(os.path.realpath(path)).parents if folder in folders), None)
             if outer is not None:
                 raise InvalidFieldError.of(
                     "sources", f"'{path}' is inside '{outer}', which is searched recursively; name only one of them"
@@ -202,9 +203,9 @@ def _expand(sources: Iterable[Path]) -> list[Path]:
 
 
 def _matches(path: Path) -> Sequence[Path]:
-    if path.exists():
+    if is_possible(path):
         return [path]
-    matches = sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207 - pathlib globs no absolute path
+    matches = find_matches(path)
     if not matches:
         raise InvalidFieldError.of(
             "sources", f"'{path}' is neither a file nor a folder, and does not match anything as a pattern"
@@ -314,7 +315,7 @@ def _parquet_units(path: Path, columns: ParquetColumns, unit_images: int) -> Ite
     pa, pq = pyarrow()
     stamp, absolute = file_stamp(path), str(path.absolute())
     try:
-        with pq.ParquetFile(path) as file:
+        with open_regular(path) as opened, pq.ParquetFile(opened) as file:
             schema, sizes = file.schema_arrow, [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
     except (pa.ArrowException, OSError, UnicodeError) as error:
         problem = damage_message("Parquet", error)

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from app.captions.manifest import Manifest, check_files, read_manifest
 from app.errors import ConflictError, StoreError
 from app.runtime.atomic_files import atomic_file, sync, write_atomically
+from app.runtime.regular_files import open_regular
 
 CURRENT = "current"
 
@@ -90,7 +91,7 @@ def install(generation_folder: Path, folder: Path) -> None:
         shutil.rmtree(copied, ignore_errors=True)
         copied.mkdir()
         for file in generation_folder.iterdir():
-            with file.open("rb") as content, atomic_file(copied / file.name) as copy:
+            with open_regular(file) as content, atomic_file(copied / file.name) as copy:
                 shutil.copyfileobj(content, copy)
         publish_generation(copied, folder, manifest)
 

@@ -14,6 +14,7 @@ from app.captions.cleaning import Counts
 from app.captions.json_array import MAX_ELEMENT_CHARS, JsonArrayReader
 from app.errors import InvalidFieldError
 from app.runtime.compression import COMPRESSED, missing_extra, unpacked
+from app.runtime.regular_files import open_regular
 
 SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
 
@@ -58,7 +59,9 @@ class CaptionReader:
                 problem = f"{self._where} cannot be read as Parquet, which must be an uncompressed file"
                 raise InvalidFieldError.of("source", f"{problem}; save and decompress it first")
             return self._parquet(source, stack)
-        raw = (stdin or sys.stdin.buffer) if source == "-" else stack.enter_context(source.open("rb"))
+        raw = (stdin or sys.stdin.buffer) if source == "-" else stack.enter_context(open_regular(source))
+        if isinstance(raw, io.BufferedReader) and source != "-" and not compression and b"\0" in raw.peek():
+            raise InvalidFieldError.of("source", f"{self._where} is not text in UTF-8; name a file of captions")
         content = unpacked(raw, compression, stack)
         match form:
             case ".csv":
@@ -177,7 +180,7 @@ class CaptionReader:
         except ImportError as error:
             raise missing_extra("Parquet", "pyarrow") from error
         try:
-            table = stack.enter_context(pq.ParquetFile(stack.enter_context(file.open("rb"))))
+            table = stack.enter_context(pq.ParquetFile(stack.enter_context(open_regular(file))))
             names = table.schema_arrow.names
             known = {name.casefold(): name for name in reversed(names)}
             wanted = _COLUMNS if self._column is None else (self._column.casefold().strip(),)

@@ -1,5 +1,7 @@
 """The command line: `deixis serve`, and commands that run in this process or on a server (`--server`)."""
 
+import io
+import sys
 from typing import Annotated
 
 import typer
@@ -67,4 +69,7 @@ def _main(
 
 def main() -> None:
     """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a character that a terminal does not have is shown as an escape
+            stream.reconfigure(errors="backslashreplace")
     cli()

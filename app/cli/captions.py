@@ -25,6 +25,7 @@ from app.cli.options import EngineOption, ModelOption, ServerOption
 from app.errors import InvalidFieldError
 from app.names.namespaces import clean_database_name
 from app.runtime.cpu import usable_cores
+from app.settings import load_settings
 from deixis.answers import Database, ImageResult
 
 captions_cli = typer.Typer(
@@ -216,7 +217,7 @@ def search_captions(
             raise InvalidFieldError.of(
                 "--contains", f"must have 1 to {MAX_CONTAINS_CHARS} characters, and has {len(contains)}"
             )
-        content = None if image is None else read_image(image)
+        content = None if image is None else read_image(image, load_settings().max_image_bytes)
         if isinstance(content, ImageResult):
             assert content.error is not None
             raise InvalidFieldError.of(str(image), content.error.detail)

@@ -1,6 +1,5 @@
 """`deixis classify`: classify image files."""
 
-import csv
 import sys
 from collections.abc import Callable, Sequence
 from enum import StrEnum
@@ -13,27 +12,29 @@ from rich.markup import escape
 from app.classification.resolve import ClassifyRequest
 from app.cli.backends import Backend
 from app.cli.common import (
-    NOTHING_DONE,
-    SOME_FAILED,
     classify_files,
     clean_classname,
     err,
+    exit_status,
     make_table,
     out,
     prepare_database,
     progress_bar,
     report_bad_files,
+    report_bad_folders,
     report_errors,
     report_warnings,
     warn,
     with_backend,
     write_json,
 )
+from app.cli.csv_output import Cell, write_rows
 from app.cli.options import ServerOption, takes_request
 from app.cli.sorting import FileAction, Sorter
 from app.errors import InvalidFieldError
-from app.images.discovery import find_images
+from app.images.discovery import find_images, is_below
 from app.integrations.fiftyone import labels_file
+from app.runtime.file_names import file_text, printable
 from deixis import ImageResult
 from deixis.answers import SharedName
 
@@ -78,11 +79,12 @@ def classify_command(
     """
     with report_errors():
         sorter = _sorter(to_folder, move=move, link=link, dry_run=dry_run)
-        files = find_images(paths)
+        bad_folders: list[OSError] = []
+        files = find_images(paths, bad_folders.append)
         if sorter is not None:
             sorter.validate()
             # The files that an earlier run sorted are not sorted again.
-            files = [file for file in files if not file.resolve().is_relative_to(sorter.target.resolve())]
+            files = [file for file in files if not is_below(file, sorter.target)]
 
     classes: list[str] | None = None
 
@@ -107,11 +109,11 @@ def classify_command(
     if request.explain and output is Format.TABLE:
         _write_explanations(files, results)
     report_warnings(results)
+    report_bad_folders(bad_folders)
     bad = report_bad_files(files, results)
     if sorter is not None:
         bad += _sort(sorter, files, results)
-    if bad:
-        raise typer.Exit(NOTHING_DONE if bad == len(files) else SOME_FAILED)
+    raise typer.Exit(exit_status(bad, len(files), folders=len(bad_folders)))
 
 
 def _sorter(target: Path | None, *, move: bool, link: bool, dry_run: bool) -> Sorter | None:
@@ -137,10 +139,12 @@ def _sort(sorter: Sorter, files: Sequence[Path], results: Sequence[ImageResult])
             warn("not sorted", f"{file}: {error.strerror or type(error).__name__}")
             continue
         if sorter.dry_run:
-            err.print(f"{escape(str(file))} -> {escape(str(destination))}", highlight=False, soft_wrap=True)
+            err.print(escape(printable(f"{file} -> {destination}")), highlight=False, soft_wrap=True)
     verb = {FileAction.COPY: "copied", FileAction.MOVE: "moved", FileAction.LINK: "linked"}[sorter.action]
     would = "would be " if sorter.dry_run else ""
-    err.print(f"{sorter.done} of {len(files)} {would}{verb} into {escape(str(sorter.target))}", highlight=False)
+    err.print(
+        f"{sorter.done} of {len(files)} {would}{verb} into {escape(printable(str(sorter.target)))}", highlight=False
+    )
     return bad
 
 
@@ -154,7 +158,7 @@ async def _class_names(backend: Backend, request: ClassifyRequest) -> list[str] 
 def _write_predictions(files: Sequence[Path], results: Sequence[ImageResult], output: Format) -> None:
     pairs = list(zip(files, results, strict=True))
     if output is Format.JSON:
-        write_json([{"path": str(file), **result.model_dump(exclude_none=True)} for file, result in pairs])
+        write_json([{"path": file_text(file), **result.model_dump(exclude_none=True)} for file, result in pairs])
         return
     # These columns appear only if they were requested, and so have a value in some result.
     optional: list[tuple[str, Callable[[ImageResult], str | None]]] = [
@@ -163,20 +167,18 @@ def _write_predictions(files: Sequence[Path], results: Sequence[ImageResult], ou
         if any(cell(result) is not None for result in results)
     ]
     columns = ("path", "rank", "label", "score", "similarity", *(name for name, _ in optional))
-    rows = [
+    rows: list[tuple[Cell, ...]] = [
         (
-            *(str(file), str(rank), prediction.label, f"{prediction.score:.4f}", f"{prediction.similarity:.4f}"),
+            *(file, str(rank), prediction.label, f"{prediction.score:.4f}", f"{prediction.similarity:.4f}"),
             *(cell(result) or "" for _, cell in optional),
         )
         for file, result in pairs
         for rank, prediction in enumerate(result.predictions, start=1)
     ]
     if output is Format.CSV:
-        writer = csv.writer(sys.stdout)
-        writer.writerow(columns)
-        writer.writerows(rows)
+        write_rows(sys.stdout, [columns, *rows])
     elif rows:
-        out.print(make_table(columns, rows, right=("rank", "score", "similarity")))
+        out.print(make_table(columns, [list(map(str, row)) for row in rows], right=("rank", "score", "similarity")))
 
 
 def _rejected_cell(result: ImageResult) -> str | None:
@@ -192,7 +194,7 @@ def _write_explanations(files: Sequence[Path], results: Sequence[ImageResult]) -
     for file, result in zip(files, results, strict=True):
         if result.explanation is None:
             continue
-        out.print(f"\n[bold]{escape(str(file))}[/bold]", highlight=False)
+        out.print(f"\n[bold]{escape(printable(str(file)))}[/bold]", highlight=False)
         for caption in result.explanation.captions:
             suggested = f"   suggested {', '.join(caption.suggested)}" if caption.suggested else ""
             out.print(f"    {caption.similarity:6.3f}  {escape(caption.caption + suggested)}", highlight=False)

@@ -22,6 +22,7 @@ from app.errors import ConfigurationError, DeixisError, InvalidFieldError, Unkno
 from app.main import load_encoders, open_service
 from app.names.class_names import clean_classnames
 from app.observability.logs import configure_logs
+from app.runtime.file_names import printable
 from app.settings import load_settings
 from deixis import ClientError as RemoteError
 from deixis import ImageResult, ProblemError
@@ -54,8 +55,17 @@ def report_errors() -> Iterator[None]:
     try:
         yield
     except (DeixisError, RemoteError) as error:
-        err.print(f"[red]error:[/red] {escape(message_of(error))}", highlight=False, soft_wrap=True)
+        _print_error(message_of(error))
         raise typer.Exit(NOTHING_DONE) from error
+    except UnicodeEncodeError as error:
+        if error.reason != "surrogates not allowed":
+            raise
+        _print_error(f"'{error.object[:200]}' is not text in UTF-8; only paths may contain other bytes")
+        raise typer.Exit(NOTHING_DONE) from error
+
+
+def _print_error(message: str) -> None:
+    err.print(f"[red]error:[/red] {escape(printable(message))}", highlight=False, soft_wrap=True)
 
 
 def message_of(error: DeixisError | RemoteError) -> str:
@@ -67,7 +77,7 @@ def message_of(error: DeixisError | RemoteError) -> str:
 
 def warn(label: str, text: str) -> None:
     """Print a warning on standard error, after a label such as ``skipped``."""
-    err.print(f"[yellow]{label}[/yellow] {escape(text)}", highlight=False, soft_wrap=True)
+    err.print(f"[yellow]{label}[/yellow] {escape(printable(text))}", highlight=False, soft_wrap=True)
 
 
 @asynccontextmanager
@@ -223,7 +233,7 @@ async def classify_files(
 
 
 async def _classify_batch(backend: Backend, files: Sequence[Path], request: ClassifyRequest) -> list[ImageResult]:
-    contents = [await asyncio.to_thread(read_image, file) for file in files]
+    contents = [await asyncio.to_thread(read_image, file, backend.max_image_bytes) for file in files]
     readable = [content for content in contents if isinstance(content, bytes)]
     results = iter(await backend.classify(readable, request) if readable else [])
     return [next(results) if isinstance(content, bytes) else content for content in contents]
@@ -241,6 +251,17 @@ def report_bad_files(files: Sequence[Path], results: Sequence[ImageResult]) -> i
     for file, problem in bad:
         warn("skipped", f"{file}: {problem.detail}")
     return len(bad)
+
+
+def report_bad_folders(errors: Iterable[OSError]) -> None:
+    """Print the folders that could not be searched on standard error."""
+    for error in errors:
+        warn("skipped", f"{error.filename}: the folder cannot be read: {error.strerror}")
+
+
+def exit_status(bad: int, total: int, *, folders: int = 0) -> int:
+    """Return the exit status of a command that has skipped ``bad`` of the files, and folders that it could not read."""
+    return NOTHING_DONE if bad and bad == total else SOME_FAILED if bad or folders else 0
 
 
 def read_subfolder_names(pairs: Sequence[str], subfolders: Iterable[str]) -> dict[str, str]:
@@ -276,13 +297,14 @@ def make_table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Seq
     for column in columns:
         table.add_column(escape(column), justify="right" if column in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*(escape(printable(cell)) for cell in row))
     return table
 
 
 def write_json(value: object) -> None:
     """Write JSON to standard output."""
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=False)
+    is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    json.dump(value, sys.stdout, indent=2, ensure_ascii=not is_unicode)
     sys.stdout.write("\n")
 
 

@@ -11,7 +11,7 @@ from app.classification.resolve import ClassifyRequest
 from app.cli.backends import Backend, CurveFiles
 from app.cli.common import clean_classname, make_table, out, progress_bar
 from app.errors import InvalidFieldError, UnknownNameError
-from app.images.discovery import find_images, find_labelled_images
+from app.images.discovery import OnUnreadable, find_images, find_labelled_images
 from app.selection.learning_curve import CurvePoint, LearningCurve
 from deixis import ImageResult
 
@@ -37,6 +37,7 @@ def read_curve_files(
     pool: Path | None,
     class_of: Mapping[str, str],
     classnames: Sequence[str],
+    unreadable: OnUnreadable,
     *,
     shots: Sequence[int],
     draws: int,
@@ -49,13 +50,14 @@ def read_curve_files(
         pool: folder of unlabelled images, searched recursively.
         class_of: the class of each subfolder of the test images.
         classnames: the classes.
+        unreadable: called with the error of each folder that cannot be searched.
         shots: the numbers of labelled images per class.
         draws: random draws of labelled images for each number.
 
     Raises:
         UnknownNameError: a subfolder of ``support`` is not a class.
     """
-    labelled = find_labelled_images(support) if support is not None else []
+    labelled = find_labelled_images(support, unreadable) if support is not None else []
     names = [class_of.get(subfolder) or clean_classname(subfolder.replace("_", " ")) for _, subfolder in labelled]
     for unknown in sorted(set(names) - set(classnames)):
         raise UnknownNameError("class", unknown, classnames, "name the subfolders of --support after the classes")
@@ -64,7 +66,7 @@ def read_curve_files(
         classes=[class_of[subfolder] for _, subfolder in images],
         support_files=[file for file, _ in labelled],
         support_classes=names,
-        pool_files=find_images([pool]) if pool is not None else [],
+        pool_files=find_images([pool], unreadable) if pool is not None else [],
         shots=shots,
         draws=draws,
     )

@@ -24,6 +24,7 @@ from app.cli.common import (
     progress_bar,
     read_subfolder_names,
     report_bad_files,
+    report_bad_folders,
     report_errors,
     report_warnings,
     with_backend,
@@ -109,7 +110,8 @@ def evaluate_command(
             has_classes=(request.labels or request.label_set or server) is not None,
             is_requested=request.database is not None or request.group,
         )
-        images = find_labelled_images(folder)
+        bad_folders: list[OSError] = []
+        images = find_labelled_images(folder, bad_folders.append)
         class_of = read_subfolder_names(name or [], {subfolder for _, subfolder in images})
         true_names = [class_of[subfolder] for _, subfolder in images]
     files = [file for file, _ in images]
@@ -137,7 +139,7 @@ def evaluate_command(
     async def learning_curve(backend: Backend) -> _Report:
         classnames, fitted = await with_classes(backend)
         curve_files = read_curve_files(
-            images, support, pool, class_of, classnames, shots=read_shots(shots), draws=draws
+            images, support, pool, class_of, classnames, bad_folders.append, shots=read_shots(shots), draws=draws
         )
         curve, results = await measure_curve(backend, fitted, curve_files, picture)
         others = [*curve_files.support_files, *curve_files.pool_files]
@@ -164,7 +166,8 @@ def evaluate_command(
     else:
         work = learning_curve if draws_curve else compare if method == ALL_METHODS else measure
         report = with_backend(server, work, encoders=True)
-    _write_report(report, files, json_file)
+    report_bad_folders(bad_folders)
+    _write_report(report, files, json_file, bad_folders=len(bad_folders))
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +187,7 @@ class _Report:
     other_files: Sequence[Path] = ()
 
 
-def _write_report(report: _Report, files: Sequence[Path], json_file: Path | None) -> None:
+def _write_report(report: _Report, files: Sequence[Path], json_file: Path | None, *, bad_folders: int) -> None:
     """Print or write the report, and exit with status 1 if files could not be read."""
     report_warnings(report.results)
     bad = report_bad_files([*files, *report.other_files], report.results)
@@ -195,7 +198,7 @@ def _write_report(report: _Report, files: Sequence[Path], json_file: Path | None
         report.show(figures)
         if json_file is not None:
             write_file(json_file, figures)
-    if bad:
+    if bad or bad_folders:
         raise typer.Exit(SOME_FAILED)
 
 

@@ -10,12 +10,12 @@ from rich.markup import escape
 
 from app.cli.backends import Backend, read_image
 from app.cli.common import (
-    NOTHING_DONE,
-    SOME_FAILED,
+    exit_status,
     make_table,
     out,
     progress_bar,
     read_subfolder_names,
+    report_bad_folders,
     report_errors,
     warn,
     with_backend,
@@ -23,7 +23,7 @@ from app.cli.common import (
 )
 from app.cli.options import ModelOption, ServerOption
 from app.errors import InvalidFieldError
-from app.images.discovery import find_images, find_labelled_images
+from app.images.discovery import OnUnreadable, find_images, find_labelled_images
 from deixis.answers import ExampleCounts, Selection
 
 examples_cli = typer.Typer(help="Example images of label sets, labelled or unlabelled.", no_args_is_help=True)
@@ -57,7 +57,8 @@ def add_examples(
     than zero-shot.
     """
     with report_errors():
-        images = _labelled(paths, classname, name or [], by_subfolder=by_subfolder)
+        bad_folders: list[OSError] = []
+        images = _labelled(paths, classname, name or [], bad_folders.append, by_subfolder=by_subfolder)
 
     async def work(backend: Backend) -> _Upload:
         upload = _Upload(await backend.example_counts(label_set))
@@ -78,8 +79,8 @@ def add_examples(
         highlight=False,
     )
     _print_counts(upload.counts)
-    if upload.skipped:
-        raise typer.Exit(NOTHING_DONE if upload.skipped == len(images) else SOME_FAILED)
+    report_bad_folders(bad_folders)
+    raise typer.Exit(exit_status(upload.skipped, len(images), folders=len(bad_folders)))
 
 
 class _Upload:
@@ -94,7 +95,7 @@ class _Upload:
         """Add a batch of images, and report those that cannot be added."""
         sent: list[tuple[Path, bytes, str | None]] = []
         for file, classname in batch:
-            content = await asyncio.to_thread(read_image, file)
+            content = await asyncio.to_thread(read_image, file, backend.max_image_bytes)
             if isinstance(content, bytes):
                 sent.append((file, content, classname))
             else:
@@ -118,17 +119,17 @@ class _Upload:
 
 
 def _labelled(
-    paths: Sequence[Path], classname: str | None, names: Sequence[str], *, by_subfolder: bool
+    paths: Sequence[Path], classname: str | None, names: Sequence[str], unreadable: OnUnreadable, *, by_subfolder: bool
 ) -> list[tuple[Path, str | None]]:
     if not by_subfolder:
         if names:
             raise InvalidFieldError.of("--name", "needs --by-subfolder")
-        return [(file, classname) for file in find_images(paths)]
+        return [(file, classname) for file in find_images(paths, unreadable)]
     if classname is not None:
         raise InvalidFieldError.of("--class", "excludes --by-subfolder; pass one of them")
     if len(paths) != 1:
         raise InvalidFieldError.of("paths", f"--by-subfolder needs one folder, and there are {len(paths)} paths")
-    images = find_labelled_images(paths[0])
+    images = find_labelled_images(paths[0], unreadable)
     class_of = read_subfolder_names(names, {subfolder for _, subfolder in images})
     return [(file, class_of[subfolder]) for file, subfolder in images]
 

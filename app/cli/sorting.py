@@ -1,18 +1,22 @@
 """`deixis classify --to-folder`: sorts files into a folder per label, without overwriting or truncating any file."""
 
 import csv
+import errno
 import filecmp
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import count
 from pathlib import Path
 
+from app.cli.csv_output import read_rows, write_rows
 from app.errors import InvalidFieldError
 from app.names.text import nfc
+from app.runtime.atomic_files import sync, temporary_for
 from deixis import ImageResult
 
 NONE_OF_THESE = "_none of these"
@@ -22,6 +26,9 @@ _COLUMNS = ("file", "sorted to", "label", "score")
 _UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f]+')
 _DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
 _MAX_FOLDER_BYTES = 200
+_MAX_NAME_BYTES = 255
+# The errors of file systems without hard links, and of files that have too many.
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL})
 
 
 class FileAction(StrEnum):
@@ -46,6 +53,8 @@ class Sorter:
     action: FileAction
     dry_run: bool
     done: int = 0
+    _folders: dict[str, str] = field(default_factory=dict)
+    _owners: dict[str, str] | None = None
 
     def validate(self) -> None:
         """Create the target folder.
@@ -63,6 +72,32 @@ class Sorter:
                     "--to-folder", f"'{self.target}' cannot be created: {error.strerror}"
                 ) from error
 
+    def _folder_of(self, label: str) -> str:
+        """Return the folder of a label; no two labels have the same one, also where upper and lower case are the same.
+
+        Labels keep the folders of earlier runs, which the manifest lists.
+        """
+        if self._owners is None:
+            self._owners = self._recorded_owners()
+        if label not in self._folders:
+            name = folder_name(label)
+            names = (name if number == 1 else f"{name} ({number})" for number in count(1))
+            self._folders[label] = next(name for name in names if self._owners.setdefault(_key(name), label) == label)
+        return self._folders[label]
+
+    def _recorded_owners(self) -> dict[str, str]:
+        """Return the labels of earlier runs by the keys of their folders."""
+        owners = {}
+        with (
+            suppress(OSError, UnicodeError, csv.Error),
+            (self.target / MANIFEST).open(newline="", encoding="utf-8") as manifest,
+        ):
+            for row in read_rows(manifest):
+                folder = Path(row[1]).parent.name if len(row) == len(_COLUMNS) else ""
+                if folder not in {"", NONE_OF_THESE}:
+                    owners[_key(folder)] = row[2]
+        return owners
+
     def sort(self, file: Path, result: ImageResult) -> Path:
         """Sort a file by its best label, and return its new path; a file that is already there is left as it is.
 
@@ -70,55 +105,83 @@ class Sorter:
             OSError: the file cannot be sorted; it is unchanged.
         """
         best = next(iter(result.predictions), None)  # there may be no discovered label
-        folder = self.target / (NONE_OF_THESE if result.rejected or best is None else folder_name(best.label))
+        folder = self.target / (NONE_OF_THESE if result.rejected or best is None else self._folder_of(best.label))
         if not self.dry_run:
             folder.mkdir(exist_ok=True)
-        destination = self._free_path(file, folder)
-        if destination is None:
-            return folder / file.name
-        if self.dry_run:
+        row = ("", "") if best is None else (best.label, f"{best.score:.4f}")
+        while (destination := self._free_path(file, folder)) is not None:
+            if not self.dry_run:
+                try:
+                    self._put(file, destination, row)
+                except FileExistsError:  # another process created it; use the next number
+                    continue
             self.done += 1
             return destination
-        with suppress(FileExistsError):
-            self._put(file, destination)
-            self.done += 1
-            self._record(file, destination, *(("", 0.0) if best is None else (best.label, best.score)))
-            return destination
-        return self.sort(file, result)  # another process created the destination; use the next number
+        return folder / file.name
 
     def _free_path(self, file: Path, folder: Path) -> Path | None:
         """Return an unused path in the folder; None if a file with the same content is in it."""
         for number in count(1):
-            path = folder / (file.name if number == 1 else f"{file.stem} ({number}){file.suffix}")
-            if not path.exists():
+            path = folder / (file.name if number == 1 else _numbered(file, number))
+            if not os.path.lexists(path):
                 return path
-            if path.samefile(file) or filecmp.cmp(path, file, shallow=False):
-                return None
+            with suppress(FileNotFoundError):  # a broken link
+                if path.samefile(file) or filecmp.cmp(path, file, shallow=False):
+                    return None
         raise AssertionError
 
-    def _put(self, file: Path, destination: Path) -> None:
+    def _put(self, file: Path, destination: Path, row: Sequence[str]) -> None:
+        """Create the destination, record it, and only then remove the file, so that no failure loses one of them."""
+        is_moved = self.action is FileAction.MOVE
         if self.action is FileAction.LINK:
-            os.link(file, destination)
-        elif self.action is FileAction.MOVE and file.stat().st_dev == destination.parent.stat().st_dev:
-            _rename_without_overwriting(file, destination)
+            os.link(os.path.realpath(file), destination)
+        elif is_moved and not file.is_symlink() and file.stat().st_dev == destination.parent.stat().st_dev:
+            try:
+                os.link(file, destination)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                if os.path.lexists(destination):
+                    raise FileExistsError(destination) from None
+                self._record(file, destination, row)
+                file.rename(destination)
+                return
         else:
-            partial = destination.with_name(f".{destination.name}.{os.getpid()}.part")
+            partial = temporary_for(destination)
             try:
                 shutil.copy2(file, partial)
+                sync(partial)
                 _rename_without_overwriting(partial, destination)
             finally:
                 partial.unlink(missing_ok=True)
-            if self.action is FileAction.MOVE:
-                file.unlink()
+        try:
+            self._record(file, destination, row)
+        except BaseException:
+            destination.unlink()
+            raise
+        if is_moved:
+            sync(destination.parent)
+            file.unlink()
 
-    def _record(self, file: Path, destination: Path, label: str, score: float) -> None:
-        """Append a row to the manifest, in one write."""
-        manifest = self.target / MANIFEST
-        with manifest.open("a", newline="", encoding="utf-8") as opened:
-            writer = csv.writer(opened)
-            if opened.tell() == 0:
-                writer.writerow(_COLUMNS)
-            writer.writerow((str(file), str(destination.relative_to(self.target)), label, f"{score:.4f}"))
+    def _record(self, file: Path, destination: Path, row: Sequence[str]) -> None:
+        """Append a row to the manifest, in one write, and wait until it is on the disk."""
+        with (self.target / MANIFEST).open("a", newline="", encoding="utf-8") as manifest:
+            header = [_COLUMNS] if manifest.tell() == 0 else []
+            write_rows(manifest, [*header, (file, destination.relative_to(self.target), *row)])
+            manifest.flush()
+            os.fsync(manifest.fileno())
+
+
+def _key(folder: str) -> str:
+    return nfc(folder).casefold()
+
+
+def _numbered(file: Path, number: int) -> str:
+    """Return the name of a file with a number, not longer than a name may be."""
+    stem, ending = file.stem, f" ({number}){file.suffix}"
+    while len(os.fsencode(stem + ending)) > _MAX_NAME_BYTES:
+        stem = stem[:-1]
+    return stem + ending
 
 
 def _rename_without_overwriting(file: Path, destination: Path) -> None:
@@ -129,10 +192,10 @@ def _rename_without_overwriting(file: Path, destination: Path) -> None:
     """
     try:
         os.link(file, destination)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        if destination.exists():
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if os.path.lexists(destination):
             raise FileExistsError(destination) from None
         file.rename(destination)
     else:

@@ -1,9 +1,10 @@
 """`deixis watch`: classify the images of a folder as they appear, and write the labels beside them."""
 
 import asyncio
+import errno
 import signal
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -14,15 +15,27 @@ from typing import Annotated, Any, TypeAlias, TypeVar
 import typer
 import watchfiles
 from rich.markup import escape
+from watchfiles._rust_notify import WatchfilesRustInternalError
 
 from app import __version__
 from app.classification.resolve import ClassifyRequest
 from app.cli.backends import Backend
-from app.cli.common import err, message_of, out, prepare_database, report_errors, warn, with_backend
+from app.cli.common import (
+    err,
+    message_of,
+    out,
+    prepare_database,
+    report_bad_folders,
+    report_errors,
+    warn,
+    with_backend,
+)
 from app.cli.options import ServerOption, takes_request
 from app.errors import InvalidFieldError, NotReadyError
 from app.images.discovery import images_below
+from app.images.reading import UnreadableFileError, read_image_file
 from app.images.sidecars import ForeignSidecarError, JsonSidecar, LabelRecord, XmpSidecar, question_key, sha256_of
+from app.runtime.file_names import printable
 from deixis import ImageResult, ProblemError, UnreachableError
 
 Result = TypeVar("Result")
@@ -33,6 +46,9 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0
 _PASSING_STATUSES = frozenset({429, 502, 503, 504})
 # The folder is scanned at this interval as well, because some file systems report no changes.
 _SCAN_INTERVAL_S = 30.0
+
+# The errors that concern every file, and not only the one that is written.
+_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
 Stamp: TypeAlias = tuple[int, int]
 """Size in bytes and modification time in ns; a file is complete when its stamp stops changing."""
@@ -118,6 +134,7 @@ class Watcher:
         self._sidecar = sidecar
         self._min_score = min_score
         self._done: dict[Path, Stamp] = {}
+        self._bad_folders: set[str] = set()
         self._changing: dict[Path, tuple[Stamp, float]] = {}
 
     def skip_existing(self, folder: Path) -> None:
@@ -127,18 +144,9 @@ class Watcher:
     async def run(self, folder: Path, stopped: asyncio.Event, *, settle_s: float, poll: bool, once: bool) -> None:
         """Classify images until ``stopped`` is set or, with ``once``, until all images are classified."""
         # Created before the first scan, so that changes during the scan are reported.
-        changes = watchfiles.awatch(
-            folder,
-            stop_event=stopped,
-            step=50,
-            force_polling=poll,
-            poll_delay_ms=max(50, round(settle_s * 500)),
-            rust_timeout=round(min(settle_s, _SCAN_INTERVAL_S) * 1000),
-            yield_on_timeout=True,
-            recursive=True,
-        )
+        changes = _changes(folder, stopped, settle_s=settle_s, poll=poll)
         last_scan = -_SCAN_INTERVAL_S
-        err.print(f"watching {escape(str(folder))}", highlight=False)
+        err.print(f"watching {escape(printable(str(folder)))}", highlight=False)
         async for changed in changes:
             now = time.monotonic()
             if changed or self._changing or now - last_scan >= _SCAN_INTERVAL_S:
@@ -152,7 +160,9 @@ class Watcher:
         """Return the images to classify that have not changed for ``settle_s``."""
         now, complete, changing = time.monotonic(), [], {}
         files = set()
-        for file in images_below(folder):
+        if not folder.is_dir():
+            raise InvalidFieldError.of("folder", f"'{folder}' has disappeared; restore it, and start again")
+        for file in images_below(folder, self._report_once):
             files.add(file)
             stamp = _stamp(file)
             if stamp is None or self._done.get(file) == stamp:
@@ -166,6 +176,11 @@ class Watcher:
         self._changing = changing
         self._done = {file: stamp for file, stamp in self._done.items() if file in files}
         return complete
+
+    def _report_once(self, error: OSError) -> None:
+        if error.filename not in self._bad_folders:
+            self._bad_folders.add(error.filename)
+            report_bad_folders([error])
 
     async def _classify(self, files: Sequence[tuple[Path, Stamp]], stopped: asyncio.Event) -> None:
         for start in range(0, len(files), _BATCH):
@@ -193,10 +208,10 @@ class Watcher:
         read = []
         for file in files:
             try:
-                content = file.read_bytes()
+                content = read_image_file(file, self._backend.max_image_bytes)
                 if self._sidecar.read_key(self._sidecar_path(file)) != (sha256_of(content), question_key(fields)):
                     read.append((file, content))
-            except ForeignSidecarError as error:
+            except (UnreadableFileError, ForeignSidecarError) as error:
                 warn("skipped", f"{file}: {error}")
             except OSError as error:
                 warn("skipped", f"{file}: {error.strerror or type(error).__name__}")
@@ -238,15 +253,46 @@ class Watcher:
             self._sidecar.write(sidecar_path, record, self._min_score)
         except ForeignSidecarError as error:
             warn("skipped", f"{file}: {error}")
+            return
         except OSError as error:
-            # The file stays unfinished, so that the next run classifies it.
-            raise InvalidFieldError.of(str(sidecar_path), f"cannot be written: {error.strerror}") from error
+            problem = f"cannot be written: {error.strerror}"
+            if error.errno in _DISK_ERRORS:
+                # The file stays unfinished, so that the next run classifies it.
+                raise InvalidFieldError.of(str(sidecar_path), problem) from error
+            warn("skipped", f"{file}: its sidecar {problem}")
+            return
         best = next(iter(result.predictions), None)  # there may be no discovered label
         label = "none of these" if result.rejected or best is None else f"{best.label} {best.score:.2f}"
-        out.print(f"{file}: {label}", highlight=False, markup=False, soft_wrap=True)
+        out.print(printable(f"{file}: {label}"), highlight=False, markup=False, soft_wrap=True)
 
     def _sidecar_path(self, file: Path) -> Path:
         return file.with_name(file.name + self._sidecar.suffix)
+
+
+async def _changes(folder: Path, stopped: asyncio.Event, *, settle_s: float, poll: bool) -> AsyncIterator[bool]:
+    """Yield whether something in the folder has changed, at least every ``settle_s``, until ``stopped`` is set.
+
+    Where the system cannot report changes, such as of a file whose name is not UTF-8, the folder counts as changed.
+    """
+    while not stopped.is_set():
+        try:
+            async for changed in watchfiles.awatch(
+                folder,
+                stop_event=stopped,
+                step=50,
+                force_polling=poll,
+                poll_delay_ms=max(50, round(settle_s * 500)),
+                rust_timeout=round(min(settle_s, _SCAN_INTERVAL_S) * 1000),
+                yield_on_timeout=True,
+                recursive=True,
+                ignore_permission_denied=True,
+            ):
+                yield bool(changed)
+        except* (WatchfilesRustInternalError, OSError, UnicodeError):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(settle_s):
+                    await stopped.wait()
+        yield True
 
 
 def _sidecar_fields(request: ClassifyRequest) -> dict[str, Any]:
@@ -268,8 +314,12 @@ def _sidecar_fields(request: ClassifyRequest) -> dict[str, Any]:
 
 
 def _stamp(file: Path) -> Stamp | None:
+    """Return the stamp of a file, or of a link whose target cannot be found; None for a file that has disappeared."""
     try:
         status = file.stat()
     except OSError:
-        return None
+        try:
+            status = file.lstat()
+        except OSError:
+            return None
     return status.st_size, status.st_mtime_ns

@@ -205,11 +205,20 @@ def _reason(error: BaseException) -> str:
     return "".join(c for c in text if c.isprintable())[:200]
 
 
+def check_signature(head: bytes) -> None:
+    """Check that the first bytes of a file are those of an image.
+
+    Raises:
+        NotAnImageError: they are not.
+    """
+    if _format_name(head[:256]) is None:
+        raise NotAnImageError(f"the data {_describe(head)}; accepted formats: {_accepted()}")
+
+
 def _recognise(content: bytes) -> _Format:
+    check_signature(content)
     name = _format_name(content[:256])
-    found = next((image_format for image_format in _FORMATS if image_format.name == name), None)
-    if found is None:
-        raise NotAnImageError(f"the data {_describe(content)}; accepted formats: {_accepted()}")
+    found = next(image_format for image_format in _FORMATS if image_format.name == name)
     if not found.available:
         way_out = "`pip install 'deixis[heif]'`" if found.name == "HEIF" else f"install a Pillow with {found.name}"
         raise NotAnImageError(f"this installation cannot decode {found.name}; {way_out}, or send one of: {_accepted()}")

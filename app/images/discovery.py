@@ -1,48 +1,91 @@
 """Find image files: for commands that take paths, and in folders with one subfolder per class."""
 
+import errno
 import glob
 import os
+import re
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from app.errors import InvalidFieldError, UnknownNameError
 from app.images.decode import supported_suffixes
 from app.names.text import nfc
+from app.runtime.file_names import file_text
+
+# Folders in which NAS and other systems keep thumbnails, deleted files and the like, in lower case.
+_HOUSEKEEPING = re.compile(
+    r"@eadir|@tmp|@recycle|@recently-snapshot|@sharebin|@sharesnap|@transcode|#recycle|#snapshot|\$recycle\.bin|\$extend"
+    r"|system volume information|lost\+found|found\.\d{3}|__macosx|network trash folder|thevolumesettingsfolder"
+    r"|_gsdata_",
+    re.IGNORECASE,
+)
+# How a path that no file can have is reported by the system.
+_IMPOSSIBLE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL})
+
+OnUnreadable: TypeAlias = Callable[[OSError], object]
+"""Called with the error if a folder cannot be searched."""
 
 
-def find_images(paths: Iterable[Path]) -> list[Path]:
+def is_housekeeping(name: str) -> bool:
+    """Return whether a file or folder is hidden, or a folder of a NAS or another system, and not of the user."""
+    return name.startswith(".") or _HOUSEKEEPING.fullmatch(name) is not None
+
+
+def find_images(paths: Iterable[Path], unreadable: OnUnreadable = lambda _: None) -> list[Path]:
     """Return the images at ``paths`` without duplicates, in the order of ``paths``.
 
     A file is returned whatever its suffix, so that decoding it reports what is wrong with it. A folder is searched
     recursively for files with the suffix of a supported format, in sorted order. Any other path is a pattern such as
     ``photos/**/*.jpg``, which not every shell expands; its matches are treated as paths.
 
+    Args:
+        paths: files, folders and patterns.
+        unreadable: called with the error of each folder that cannot be searched.
+
     Raises:
         InvalidFieldError: a path does not exist and matches nothing, or there are no images.
     """
     requested = list(paths)
-    found = dict.fromkeys(image for path in requested for image in _expand(path))
+    errors: list[OSError] = []
+    found = dict.fromkeys(image for path in requested for image in _expand(path, errors.append))
     if not found:
-        raise _no_images(requested)
+        raise _unreadable_folder("paths", errors[0]) if errors else _no_images(requested)
+    for error in errors:
+        unreadable(error)
     return list(found)
 
 
-def find_labelled_images(folder: Path) -> list[tuple[Path, str]]:
+def find_labelled_images(folder: Path, unreadable: OnUnreadable = lambda _: None) -> list[tuple[Path, str]]:
     """Return the images below ``folder`` with their classes, which are the names of its subfolders.
 
     The result is sorted by class, then by path. Class names are in composed Unicode (NFC), since some file systems
-    return the decomposed form.
+    return the decomposed form, and are text also for names that are not UTF-8.
+
+    Args:
+        folder: with a subfolder per class.
+        unreadable: called with the error of each folder that cannot be searched.
 
     Raises:
         InvalidFieldError: ``folder`` is not a folder, or none of its subfolders contains an image.
     """
-    if not folder.is_dir():
+    if not _is_folder(folder):
         raise InvalidFieldError.of("folder", f"'{folder}' is not a folder; give one with a subfolder per class")
     subfolders = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not _is_hidden(entry))
     found = [(image, nfc(entry.name)) for entry in subfolders for image in images_below(entry)]
+    try:
+        entries = sorted(entry for entry in folder.iterdir() if not is_housekeeping(entry.name))
+    except OSError as error:
+        raise _unreadable_folder("folder", error) from error
+    found = [
+        (image, nfc(file_text(entry.name)))
+        for entry in entries
+        if _is_folder(entry)
+        for image in images_below(entry, unreadable)
+    ]
     if not found:
-        suffixes = supported_suffixes()
-        has_images = any(entry.suffix.lower() in suffixes for entry in folder.iterdir() if entry.is_file())
+        has_images = any(entry.suffix.lower() in supported_suffixes() for entry in entries)
         problem = "contains its images directly" if has_images else "has no subfolder with images"
         raise InvalidFieldError.of(
             "folder", f"'{folder}' {problem}; put them into one subfolder per class ({_suffixes()})"
@@ -112,36 +155,54 @@ def import_images(
             found.append((file, name))
     else:
         found = [(file, classname) for file in find_images([folder])]
-    base = folder.resolve()
-    return [(file, name) for file, name in found if file.resolve().is_relative_to(base)]
+    return [(file, name) for file, name in found if is_below(file, folder)]
 
 
-def _expand(path: Path) -> Iterator[Path]:
-    if path.is_dir():
-        yield from images_below(path)
-    elif path.exists():
+def is_below(path: Path, folder: Path) -> bool:
+    """Return whether a path is below a folder when all links are followed."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def is_possible(path: Path) -> bool:
+    """Return whether there is something at a path, even if it cannot be read."""
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno not in _IMPOSSIBLE
+    return True
+
+
+def find_matches(pattern: Path) -> list[Path]:
+    """Return the paths that match a pattern, except those in folders of housekeeping that it does not name."""
+    named = set(pattern.parts)
+    found = map(Path, glob.glob(str(pattern), recursive=True))  # noqa: PTH207 - pathlib globs no absolute path
+    return sorted(path for path in found if not any(map(_HOUSEKEEPING.fullmatch, set(path.parts) - named)))
+
+
+def _expand(path: Path, unreadable: OnUnreadable) -> Iterator[Path]:
+    if _is_folder(path):
+        yield from images_below(path, unreadable)
+    elif is_possible(path):
         yield path
     else:
-        matches = sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207 - pathlib globs no absolute path
+        matches = find_matches(path)
         if not matches:
             raise InvalidFieldError.of(
                 "paths",
                 f"'{path}' is neither a file nor a folder, and it matches nothing as a pattern; correct the path",
             )
         for match in matches:
-            yield from images_below(match) if match.is_dir() else (match,)
+            yield from images_below(match, unreadable) if _is_folder(match) else (match,)
 
 
-def images_below(folder: Path) -> Iterator[Path]:
-    """Yield the images below ``folder``; files that disappear or cannot be read are skipped."""
+def images_below(folder: Path, unreadable: OnUnreadable = lambda _: None) -> Iterator[Path]:
+    """Yield the files below ``folder`` with the suffix of an image, also those that cannot be read."""
     suffixes = supported_suffixes()
-    for path in files_below(folder):
-        if path.suffix.lower() in suffixes and path.is_file():
-            yield path
+    return (path for path in files_below(folder, unreadable) if path.suffix.lower() in suffixes)
 
 
-def files_below(folder: Path, unreadable: Callable[[OSError], object] = lambda _: None) -> Iterator[Path]:
-    """Yield the files below ``folder``, including broken links; hidden files and folders are skipped.
+def files_below(folder: Path, unreadable: OnUnreadable = lambda _: None) -> Iterator[Path]:
+    """Yield the files below ``folder``, including broken links; hidden files and housekeeping are skipped.
 
     Links are followed. Each folder is visited once, even if links form a loop.
 
@@ -161,12 +222,19 @@ def files_below(folder: Path, unreadable: Callable[[OSError], object] = lambda _
             subfolders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        subfolders[:] = sorted(name for name in subfolders if not is_housekeeping(name))
         yield from (Path(path, name) for name in sorted(names) if not name.startswith("."))
 
 
-def _is_hidden(path: Path) -> bool:
-    return path.name.startswith(".")
+def _is_folder(path: Path) -> bool:
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def _unreadable_folder(field: str, error: OSError) -> InvalidFieldError:
+    return InvalidFieldError.of(field, f"'{error.filename}' cannot be read: {error.strerror}")
 
 
 def _suffixes() -> str:

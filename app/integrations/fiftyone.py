@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from app.runtime.file_names import file_text
 from deixis import Client, ImageResult
 
 # Replaces a score of 0, which has no logarithm.
@@ -175,7 +176,7 @@ def labels_file(
     return {
         "classes": None if classes is None else list(classes),
         "labels": {
-            str(file.absolute()): label_of(result)
+            file_text(file.absolute()): label_of(result)
             for file, result in zip(files, results, strict=True)
             if result.error is None
         },

@@ -19,10 +19,12 @@ from app.describing.describer import Describer, DescribeRequest, Outcome
 from app.errors import ClientError, ConflictError, InvalidFieldError, ServerError, StoreError, TooLargeError
 from app.fewshot.examples import ExampleImages
 from app.images.discovery import files_within, folder_within, import_images
+from app.images.reading import UnreadableFileError, read_image_file
 from app.jobs.queue import Advance, JobHandler
 from app.label_sets.service import LabelSets
 from app.models.registry import ModelRegistry
 from app.names.namespaces import own_name
+from app.runtime.file_names import file_text
 from app.selection.comparison import MethodComparer, TrainingData
 from app.selection.selection import MethodSelector, sampled_images
 from app.selection.selection_reader import SELECT_METHOD
@@ -263,7 +265,7 @@ class ImportJobs(JobHandler):
             batch = found[first : first + _IMPORT_BATCH]
             prepared = await self._prepare(label_set.name, batch)
             skipped += [
-                {"file": str(file.relative_to(folder)), "problem": example.message}
+                {"file": file_text(file.relative_to(folder)), "problem": example.message}
                 for (file, _), example in zip(batch, prepared, strict=True)
                 if isinstance(example, ClientError)
             ]
@@ -357,9 +359,6 @@ class BuildCaptionsJobs(JobHandler):
 
 def _read(file: Path, max_bytes: int) -> bytes | ClientError:
     try:
-        size = file.stat().st_size
-        if size > max_bytes:
-            return InvalidFieldError.of("folder", f"the file has {size:,} bytes; at most {max_bytes:,} are allowed")
-        return file.read_bytes()
-    except OSError as error:
-        return InvalidFieldError.of("folder", f"cannot be read: {error.strerror or type(error).__name__}")
+        return read_image_file(file, max_bytes)
+    except UnreadableFileError as error:
+        return InvalidFieldError.of("folder", str(error))

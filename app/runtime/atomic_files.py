@@ -1,13 +1,16 @@
 """Files that appear complete or not at all, also after a crash or a power cut.
 
 The content goes into a temporary file in the same folder, which is synced to the disk and then renamed. A process that
-is killed leaves its temporary file behind; ``temporary_names`` matches such files.
+is killed leaves its temporary file behind; ``is_temporary`` recognises such files. Their names have a fixed length,
+because the name of the file itself may have the maximum length already.
 """
 
 import errno
+import hashlib
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import BinaryIO
 
 # The errors of network file systems that cannot sync folders.
 _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP}
+_TEMPORARY = re.compile(r"\.deixis-[0-9a-f]{32}\.part")
 
 
 @contextmanager
@@ -24,7 +28,7 @@ def atomic_file(file: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: the file cannot be written; ``file`` is as it was.
     """
-    temporary = file.with_name(f".{file.name}.{secrets.randbelow(10**8)}.part")
+    temporary = temporary_for(file)
     opened = temporary.open("xb")
     try:
         with opened as content:
@@ -47,6 +51,24 @@ def write_atomically(file: Path, content: bytes | str) -> None:
     """
     with atomic_file(file) as opened:
         opened.write(content.encode() if isinstance(content, str) else content)
+
+
+def replace_content(file: Path, content: bytes | str) -> None:
+    """Replace the content of a user's file, which may be a link; its mode, owner and attributes stay.
+
+    Raises:
+        OSError: the file cannot be written; it is as it was.
+    """
+    target = Path(os.path.realpath(file))
+    with atomic_file(target) as opened:
+        opened.write(content.encode() if isinstance(content, str) else content)
+        with suppress(FileNotFoundError):
+            status = target.stat()
+            with suppress(OSError, AttributeError):  # only root may change the owner, and Windows has none
+                os.chown(opened.name, status.st_uid, status.st_gid)
+            with suppress(OSError):  # some file systems have no modes
+                shutil.copystat(target, opened.name)
+                os.utime(opened.name)
 
 
 def publish(path: Path, target: Path) -> None:
@@ -78,6 +100,15 @@ def sync(path: Path) -> None:
         os.close(opened)
 
 
-def temporary_names(names: str) -> re.Pattern[str]:
-    """Return the pattern of the temporary files for files whose names match the regular expression ``names``."""
-    return re.compile(rf"\.(?:{names})\.\d+\.part")
+def temporary_for(file: Path) -> Path:
+    """Return an unused path in the folder of ``file``, for content that will be renamed to it."""
+    return file.with_name(f".deixis-{_digest(file.name)}{secrets.token_hex(8)}.part")
+
+
+def is_temporary(name: str, of: str | None = None) -> bool:
+    """Return whether ``name`` is that of a temporary file: of any file, or of the file with the name ``of``."""
+    return _TEMPORARY.fullmatch(name) is not None and (of is None or name.startswith(f".deixis-{_digest(of)}"))
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:16]

@@ -9,6 +9,7 @@ import asyncio
 import errno
 import hashlib
 import json
+import os
 import shutil
 import sqlite3
 import tempfile
@@ -22,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.errors import ConflictError, InvalidFieldError, StoreError
+from app.names.namespaces import is_qualified_database_name
 from app.runtime.atomic_files import publish, sync
 from app.store.copying import copy_rows, delete_rows, row_counts
 from app.store.database import (
@@ -154,11 +156,14 @@ def read_backup(folder: Path) -> BackupManifest:
     except (ValidationError, ValueError) as error:
         raise StoreError(f"'{file}' is damaged; use another backup") from error
     for name, expected in manifest.files.items():
-        path = (folder / name).resolve()
-        if not path.is_relative_to(folder.resolve()) or not path.is_file():
+        path = Path(os.path.realpath(folder / name.replace("\0", "?")))
+        if not path.is_relative_to(os.path.realpath(folder)) or not path.is_file():
             raise StoreError(f"'{folder / name}' is missing; use another backup")
         if path.stat().st_size != expected.bytes or _sha256_of(path) != expected.sha256:
             raise StoreError(f"'{folder / name}' is damaged, its checksum is wrong; use another backup")
+    for name in manifest.captions:
+        if not is_qualified_database_name(name):
+            raise StoreError(f"'{file}' is damaged: '{name[:80]}' is no name of a caption database; use another backup")
     if DATABASE not in manifest.files:
         raise StoreError(f"'{file}' does not list {DATABASE}; use another backup")
     return manifest

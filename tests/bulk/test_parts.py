@@ -25,6 +25,7 @@ from app.bulk.parts import (
 from app.bulk.rows import Row, schema
 from app.bulk.sources import SourceKind, WorkUnit
 from app.errors import ConflictError, InvalidFieldError, StoreError
+from app.runtime.atomic_files import temporary_for
 from app.types import ImageResult, Prediction
 
 REQUESTED = Manifest(
@@ -244,15 +245,15 @@ def test_a_plan_that_fails_leaves_no_run(tmp_path):
 def test_temporary_files_of_a_killed_run_are_removed(tmp_path):
     with start(tmp_path):
         pass
-    (tmp_path / ".part-00000000-000000-end.parquet.77.part").write_bytes(b"half")
+    temporary_for(tmp_path / "part-00000000-000000-end.parquet").write_bytes(b"half")
     with start(tmp_path) as (parts, _):
         assert len(list(parts.pending())) == 3
     assert not list(tmp_path.glob(".*.part"))
 
 
 def test_temporary_files_of_a_killed_merge_are_removed(tmp_path):
-    ours = tmp_path / ".a[1].parquet.77.part"
-    others = {".b.parquet.77.part", ".a[1].parquet.new.part", ".a1.parquet.77.part"}
+    ours = temporary_for(tmp_path / "a[1].parquet")
+    others = {temporary_for(tmp_path / name).name for name in ("b.parquet", "a1.parquet")} | {".new.part"}
     for file in (ours, *(tmp_path / name for name in others)):
         file.write_bytes(b"half")
     with start(tmp_path / "a[1].parquet"):

@@ -419,7 +419,7 @@ def test_files_that_do_not_exist_are_bad_images(run, photos, tmp_path):
     assert [row["error"] for row in rows_of(tmp_path / "out")] == [
         None,
         "No such file or directory",
-        "not a regular file",
+        "not a regular file, but a folder",
     ]
 
 

@@ -347,7 +347,7 @@ def test_the_error_for_a_missing_extra_names_it(written, monkeypatch, name, modu
 def test_the_error_for_a_missing_file_names_it(tmp_path):
     with pytest.raises(InvalidFieldError, match=r"nowhere\.csv' cannot be read as CSV: No such file"):
         read(tmp_path / "nowhere.csv")
-    with pytest.raises(InvalidFieldError, match="Is a directory"):
+    with pytest.raises(InvalidFieldError, match="not a regular file, but a folder"):
         read(tmp_path)
 
 

@@ -5,11 +5,11 @@ import importlib.util
 import io
 import json
 import socket
-from pathlib import Path
 
 import pytest
 
 from app.classification.methods import METHODS
+from app.runtime.regular_files import read_regular
 from app.settings import Settings
 from tests.api.test_examples import shade
 from tests.cli.output import assert_refused, cells
@@ -63,15 +63,17 @@ def test_the_exit_status_is_0_for_all_1_for_some_and_2_for_no_files(run, folder,
     assert run("classify", bad, *arguments).exit_code == 2
 
 
-def test_a_file_that_cannot_be_read_is_reported_and_skipped(run, folder, monkeypatch):
-    read = Path.read_bytes
-
-    def refuse(path):
-        if path == folder / "red" / "1.png":
+def deny_reading(monkeypatch, denied):
+    def read(file, *arguments):
+        if file == denied:
             raise PermissionError(13, "Permission denied")
-        return read(path)
+        return read_regular(file, *arguments)
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr("app.images.reading.read_regular", read)
+
+
+def test_a_file_that_cannot_be_read_is_reported_and_skipped(run, folder, monkeypatch):
+    deny_reading(monkeypatch, folder / "red" / "1.png")
 
     done = run("classify", folder, "-l", "red, blue")
 
@@ -301,14 +303,7 @@ def test_bad_examples_are_reported_and_set_the_exit_status(run, where, things, t
 
 
 def test_an_unreadable_example_is_reported_and_skipped(run, things, monkeypatch):
-    read = Path.read_bytes
-
-    def refuse(path):
-        if path == things / "sky" / "1.png":
-            raise PermissionError(13, "Permission denied")
-        return read(path)
-
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    deny_reading(monkeypatch, things / "sky" / "1.png")
     done = run("examples", "add", "things", things, "-b", *NAMED)
     assert done.exit_code == 1
     assert "sky/1.png: Permission denied" in done.stderr

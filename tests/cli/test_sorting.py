@@ -179,3 +179,59 @@ def test_long_labels_are_cut_between_characters():
     name = folder_name("猫" * 500)
     assert len(name.encode()) <= 200
     assert set(name) == {"猫"}
+
+
+def test_labels_with_the_same_folder_name_get_folders_of_their_own_also_in_later_runs(tmp_path):
+    labels = ["a/b", "a-b", "A-B", "a:b"]
+    for attempt in range(2):
+        for number, label in enumerate(labels[:: 1 if attempt == 0 else -1]):
+            file = tmp_path / f"{attempt}{number}.png"
+            file.write_bytes(file.name.encode())
+            sorter = Sorter(tmp_path / "sorted", FileAction.MOVE, dry_run=False)
+            sorter.validate()
+            sorter.sort(file, result(label))
+    assert {each.name for each in (tmp_path / "sorted").iterdir()} == {
+        *("a-b", "a-b (2)", "A-B (3)", "a-b (4)", "deixis.csv"),
+    }
+    assert all(len(list(each.iterdir())) == 2 for each in (tmp_path / "sorted").iterdir() if each.is_dir())
+
+
+@pytest.mark.parametrize("action", FileAction)
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_file_that_cannot_be_recorded_is_not_sorted(tmp_path, monkeypatch, action, has_links):
+    file, target = tmp_path / "a.png", tmp_path / "sorted"
+    file.write_bytes(b"content")
+    sorter = Sorter(target, action, dry_run=False)
+    sorter.validate()
+    (target / "deixis.csv").mkdir()
+    if not has_links and action is not FileAction.LINK:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(95, "Operation not supported")))
+    with pytest.raises(IsADirectoryError):
+        sorter.sort(file, result("cat"))
+    assert tree(tmp_path) == {"a.png": b"content"}
+
+
+def test_a_link_is_moved_as_a_copy_of_its_file_and_its_file_stays(tmp_path):
+    (tmp_path / "real").mkdir()
+    file, link = tmp_path / "real" / "b.png", tmp_path / "a.png"
+    file.write_bytes(b"content")
+    link.symlink_to("real/b.png")
+    sorter = Sorter(tmp_path / "sorted", FileAction.MOVE, dry_run=False)
+    sorter.validate()
+    assert sorter.sort(link, result("cat")).read_bytes() == b"content"
+    assert not link.is_symlink()
+    assert file.read_bytes() == b"content"
+
+
+def test_a_name_of_the_maximum_length_is_numbered_and_a_broken_link_is_not_followed(tmp_path):
+    sorter = Sorter(tmp_path / "sorted", FileAction.COPY, dry_run=False)
+    sorter.validate()
+    (tmp_path / "sorted/cat").mkdir()
+    (tmp_path / "sorted/cat/b.png").symlink_to("nowhere")
+    names = []
+    for folder, name in (("1", "n" * 251 + ".png"), ("2", "n" * 251 + ".png"), ("1", "b.png")):
+        file = tmp_path / folder / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(folder.encode())
+        names.append(sorter.sort(file, result("cat")).name)
+    assert names == ["n" * 251 + ".png", "n" * 247 + " (2).png", "b (2).png"]

@@ -20,6 +20,8 @@ anyio_test = pytest.mark.anyio
 class Backend:
     """Labels every image as a cat, records the images, and first raises the given errors."""
 
+    max_image_bytes = 10**6
+
     def __init__(self, *errors):
         self.images = []
         self.errors = list(errors)
@@ -223,7 +225,7 @@ async def test_a_full_disk_is_an_error_and_the_next_run_labels_the_file(folder, 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("app.images.sidecars.write_atomically", full)
+    monkeypatch.setattr("app.images.sidecars.replace_content", full)
     with pytest.raises(InvalidFieldError, match=r"a\.png\.json.*No space left"):
         await watched(Backend(), folder, once=True)
     monkeypatch.undo()

@@ -93,7 +93,8 @@ def test_links_are_followed_and_loops_of_links_end(folder, tmp_path):
     (folder / "a/self").symlink_to("self")
     (folder / "a/broken.png").symlink_to("missing.png")
     found = relative(find_images([folder]), folder)
-    assert found == ["loose.tiff", "a/deep/er/3.webp", "b/1.png", "b/2.JPG", "linked/5.gif"]
+    # A broken link is found, so that it is reported.
+    assert found == ["loose.tiff", "a/broken.png", "a/deep/er/3.webp", "b/1.png", "b/2.JPG", "linked/5.gif"]
 
 
 def test_each_subfolder_is_a_class_with_sorted_images(folder):
@@ -231,3 +232,53 @@ def test_links_that_point_out_of_an_imported_folder_are_skipped(folder, tmp_path
     assert {file.name for file, _ in found} == {"3.webp", "same.png", "1.png", "2.JPG"} | (
         set() if by_subfolder else {"loose.tiff"}
     )
+
+
+def test_housekeeping_of_other_systems_is_neither_a_class_nor_an_image(tmp_path):
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "1.png").touch()
+    for name in (
+        "@eaDir",
+        "#recycle",
+        "$Recycle.Bin",
+        "System Volume Information",
+        "lost+found",
+        ".Trashes",
+        "FOUND.000",
+    ):
+        for place in (tmp_path / name, tmp_path / "cat" / name):
+            place.mkdir()
+            (place / "1.png").touch()
+    assert find_labelled_images(tmp_path) == [(tmp_path / "cat" / "1.png", "cat")]
+    for pattern in ("*", "**/*.png", "*/1.png"):
+        assert find_images([tmp_path / pattern]) == [tmp_path / "cat" / "1.png"]
+    # A folder that somebody has named is searched.
+    assert find_images([tmp_path / "@eaDir"]) == [tmp_path / "@eaDir" / "1.png"]
+    assert find_images([tmp_path / "@eaDir" / "*"]) == [tmp_path / "@eaDir" / "1.png"]
+
+
+def test_folders_that_cannot_be_searched_are_reported(tmp_path, monkeypatch):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").touch()
+    scandir = os.scandir
+
+    def denied(path):
+        if str(path).endswith("dog"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    for find in (lambda errors: find_images([tmp_path], errors), lambda errors: find_labelled_images(tmp_path, errors)):
+        errors = []
+        assert len(find(errors.append)) == 1
+        assert [error.filename for error in errors] == [str(tmp_path / "dog")]
+    with pytest.raises(InvalidFieldError, match="dog' cannot be read: Permission denied"):
+        find_images([tmp_path / "dog"])
+
+
+def test_a_file_behind_a_loop_of_links_or_with_a_name_that_is_too_long_is_an_error_of_its_own(tmp_path):
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    assert find_images([tmp_path / "loop.png"]) == [tmp_path / "loop.png"]
+    with pytest.raises(InvalidFieldError, match="neither a file nor a folder"):
+        find_images([tmp_path / ("n" * 300)])

@@ -1,6 +1,7 @@
 """Sidecars: their content, and the content of other programs that is preserved."""
 
 import json
+import os
 from xml.etree import ElementTree
 
 import pytest
@@ -122,3 +123,33 @@ def test_a_json_file_of_another_program_is_not_changed(tmp_path, content):
     file.write_text(content)
     with pytest.raises(ForeignSidecarError):
         JsonSidecar.read_key(file)
+
+
+@pytest.mark.parametrize("sidecar", [JsonSidecar(), XmpSidecar()])
+def test_a_sidecar_is_written_through_a_link_and_keeps_its_mode(sidecar, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    file, link = elsewhere / "real", tmp_path / f"a.jpg{sidecar.suffix}"
+    link.symlink_to(file)
+    sidecar.write(link, labelled(("cat", 0.9)), 0.5)
+    file.chmod(0o604)
+    sidecar.write(link, labelled(("dog", 0.9)), 0.5)
+    assert link.is_symlink()
+    assert "dog" in file.read_text("utf-8")
+    assert file.stat().st_mode & 0o777 == 0o604
+    assert list(elsewhere.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("sidecar", [JsonSidecar(), XmpSidecar()])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "huge file"])
+def test_a_sidecar_that_is_no_regular_file_or_huge_is_not_read(sidecar, kind, tmp_path):
+    file = tmp_path / f"a.jpg{sidecar.suffix}"
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "folder":
+        file.mkdir()
+    else:
+        with file.open("wb") as opened:
+            opened.truncate(3 * 2**30)
+    with pytest.raises(ForeignSidecarError, match="move it to another folder"):
+        sidecar.read_key(file)

@@ -1,8 +1,9 @@
 import os
+from contextlib import suppress
 
 import pytest
 
-from app.runtime.atomic_files import atomic_file, publish, sync, temporary_names, write_atomically
+from app.runtime.atomic_files import atomic_file, is_temporary, publish, replace_content, sync, write_atomically
 
 
 def contents(folder):
@@ -25,7 +26,8 @@ def test_the_old_file_is_read_until_the_block_ends(tmp_path):
         opened.flush()
         assert file.read_bytes() == b"old"
         (temporary,) = set(contents(tmp_path)) - {"a.json"}
-        assert temporary_names(r"[a-z]\.json").fullmatch(temporary)
+        assert is_temporary(temporary, of="a.json")
+        assert not is_temporary(temporary, of="b.json")
     assert contents(tmp_path) == {"a.json": b"new"}
 
 
@@ -102,7 +104,34 @@ def test_a_read_only_file_can_be_synced(tmp_path):
     sync(file)
 
 
-@pytest.mark.parametrize("name", [".b.json.77.part", ".a.json.new.part", "a.json.77.part", ".a.json.77.part.bak"])
+@pytest.mark.parametrize("name", [".a.json.77.part", ".deixis-77.part", "a.json.part", f".deixis-{'0' * 32}.part.bak"])
 def test_names_of_other_files_are_not_those_of_temporary_ones(name):
-    assert temporary_names(r"a\.json").fullmatch(".a.json.77.part")
-    assert not temporary_names(r"a\.json").fullmatch(name)
+    assert not is_temporary(name)
+
+
+def test_a_name_of_the_maximum_length_can_be_written(tmp_path):
+    file = tmp_path / ("n" * 255)
+    write_atomically(file, b"content")
+    assert contents(tmp_path) == {file.name: b"content"}
+
+
+def test_new_content_keeps_the_mode_the_owner_and_the_attributes_of_a_file_and_follows_links(tmp_path):
+    folder = tmp_path / "other"
+    folder.mkdir()
+    file, link = folder / "a.xmp", tmp_path / "link.xmp"
+    file.write_bytes(b"old")
+    file.chmod(0o664)
+    link.symlink_to("other/a.xmp")
+    owner = (1234, 2345) if os.geteuid() == 0 else (os.getuid(), os.getgid())
+    os.chown(file, *owner)
+    with suppress(OSError):  # not every file system has them
+        os.setxattr(file, "user.colour", b"red")
+    attributes = os.listxattr(file)
+    replace_content(link, b"new")
+    assert link.is_symlink()
+    assert contents(folder) == {"a.xmp": b"new"}
+    status = file.stat()
+    assert (status.st_mode & 0o7777, status.st_uid, status.st_gid) == (0o664, *owner)
+    assert os.listxattr(file) == attributes
+    replace_content(folder / "b.xmp", "new")
+    assert (folder / "b.xmp").read_bytes() == b"new"

@@ -207,6 +207,8 @@ DAMAGE = {
     "a newer format": (lambda folder: changed(folder, format=2), "the format 2 of a newer release"),
     "other rows": (lambda folder: changed(folder, rows={"label_sets": 77}), "does not contain the rows"),
     "a path": (lambda folder: changed(folder, files={"../x": {"bytes": 0, "sha256": ""}}), "is missing"),
+    "NUL": (lambda folder: changed(folder, files={"a\0b": {"bytes": 0, "sha256": ""}}), "is missing"),
+    "captions outside": (lambda folder: changed(folder, captions=["../../x"]), "is no name of a caption database"),
     "no files": (lambda folder: changed(folder, files={}), "does not list deixis.sqlite3"),
     "no folder": (shutil.rmtree, "is not a backup"),
 }

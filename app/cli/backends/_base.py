@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeAlias
 from app.captions.search import CaptionQuery
 from app.classification.resolve import ClassifyRequest
 from app.describing.describer import DescribeRequest
+from app.images.reading import UnreadableFileError, read_image_file
 from app.selection.comparison import Comparison
 from app.selection.learning_curve import LearningCurve
 from app.store.drafts import DraftStatus
@@ -50,18 +51,21 @@ class LabelSetInput:
     merge_synonyms: MergeSynonyms = MergeSynonyms.MEAN
 
 
-def read_image(file: Path) -> bytes | answers.ImageResult:
-    """Return the content of a file, or a result with the error if it cannot be read."""
+def read_image(file: Path, max_bytes: int) -> bytes | answers.ImageResult:
+    """Return the content of a file, or a result with the error if it cannot be read or is too large."""
     try:
-        return file.read_bytes()
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        problem = answers.Problem(type="about:blank", title="The file cannot be read", status=400, detail=reason)
+        return read_image_file(file, max_bytes)
+    except UnreadableFileError as error:
+        problem = answers.Problem(type="about:blank", title="The file cannot be read", status=400, detail=str(error))
         return answers.ImageResult(predictions=[], error=problem)
 
 
 class Backend(Protocol):
     """The operations of a service that commands need."""
+
+    @property
+    def max_image_bytes(self) -> int:
+        """The size in bytes above which a file is not read."""
 
     async def classify(self, images: Sequence[bytes], request: ClassifyRequest) -> list[answers.ImageResult]:
         """Classify images. Images that cannot be decoded have an error in their results, even if all of them fail."""

@@ -43,6 +43,11 @@ class InProcessBackend:
         """The model of requests that name none."""
         return self._service.models.default
 
+    @property
+    def max_image_bytes(self) -> int:
+        """The limit of the settings."""
+        return self._service.models.max_image_bytes
+
     async def classify(self, images: Sequence[bytes], request: ClassifyRequest) -> list[answers.ImageResult]:
         """Run the pipeline."""
         task = await self._service.resolver.resolve(request)
@@ -111,7 +116,8 @@ class InProcessBackend:
         features: list[np.ndarray] = []
         results: list[answers.ImageResult] = []
         for first in range(0, len(files), _BATCH):
-            contents = [await asyncio.to_thread(read_image, file) for file in files[first : first + _BATCH]]
+            batch = files[first : first + _BATCH]
+            contents = [await asyncio.to_thread(read_image, file, self.max_image_bytes) for file in batch]
             encoded = iter(
                 await self._service.models.encode_images(
                     model, [content for content in contents if isinstance(content, bytes)]

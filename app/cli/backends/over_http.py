@@ -14,19 +14,27 @@ from app.describing.describer import DescribeRequest
 from app.errors import ConfigurationError, InvalidFieldError
 from app.selection.comparison import Comparison
 from app.selection.learning_curve import LearningCurve
+from app.settings import Settings, load_settings
 from app.store.drafts import DraftStatus
 from deixis import AsyncClient, ClassifyOptions, ProblemError, answers
 
 _TIMEOUT_S = 120
+_MAX_IMAGE_BYTES: int = Settings.model_fields["max_image_bytes"].default
 # A busy server is waited for. A server that does not respond is an error at once, since its address may be wrong.
 _RETRIES = 7
 
 
 class HttpBackend:
-    """A server, reached by the public client."""
+    """A server, reached by the public client.
 
-    def __init__(self, client: AsyncClient) -> None:
+    Args:
+        client: of the server.
+        max_image_bytes: files that are larger are not read.
+    """
+
+    def __init__(self, client: AsyncClient, max_image_bytes: int = _MAX_IMAGE_BYTES) -> None:
         self._client = client
+        self.max_image_bytes = max_image_bytes
 
     async def classify(self, images: Sequence[bytes], request: ClassifyRequest) -> list[answers.ImageResult]:
         """POST /v1/classify, once; if it fails because of the images, once per image."""
@@ -49,7 +57,7 @@ class HttpBackend:
         self, files: Sequence[Path], request: ClassifyRequest, on_progress: OnProgress
     ) -> tuple[list[answers.ImageResult], list[answers.SharedName]]:
         """POST /v1/classify with all images, whose number the server limits."""
-        results, sent = await _read_all(files, on_progress)
+        results, sent = await self._read_all(files, on_progress)
         if not sent:
             return results, []
         images = [image for _, image in sent]
@@ -118,7 +126,7 @@ class HttpBackend:
             raise InvalidFieldError.of(
                 "--labels", "a server compares methods on a stored label set only; pass --label-set"
             )
-        results, sent = await _read_all(files, on_progress)
+        results, sent = await self._read_all(files, on_progress)
         by_class: dict[str, list[bytes]] = {}
         indices: dict[str, list[int]] = {}
         for index, image in sent:
@@ -223,6 +231,21 @@ class HttpBackend:
         """POST /v1/label-sets/{name}/descriptions:reject."""
         return await self._client.label_sets.reject_drafts(name, ids)
 
+    async def _read_all(
+        self, files: Sequence[Path], on_progress: OnProgress
+    ) -> tuple[list[answers.ImageResult], list[tuple[int, bytes]]]:
+        """Return a result per file, with the error of those that cannot be read, and the contents of the others."""
+        results: list[answers.ImageResult] = []
+        read: list[tuple[int, bytes]] = []
+        for index, file in enumerate(files):
+            content = await asyncio.to_thread(read_image, file, self.max_image_bytes)
+            if isinstance(content, bytes):
+                read.append((index, content))
+                content = answers.ImageResult(predictions=[])
+            results.append(content)
+            await on_progress(len(results), len(files))
+        return results, read
+
 
 @asynccontextmanager
 async def open_http_backend(url: str) -> AsyncIterator[HttpBackend]:
@@ -236,7 +259,7 @@ async def open_http_backend(url: str) -> AsyncIterator[HttpBackend]:
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
     async with client:
-        yield HttpBackend(client)
+        yield HttpBackend(client, load_settings().max_image_bytes)
 
 
 def client_options(request: ClassifyRequest) -> ClassifyOptions:
@@ -246,19 +269,3 @@ def client_options(request: ClassifyRequest) -> ClassifyOptions:
         "ClassifyOptions",
         {name: value for name, value in fields.items() if value is not None and value is not False and value != {}},
     )
-
-
-async def _read_all(
-    files: Sequence[Path], on_progress: OnProgress
-) -> tuple[list[answers.ImageResult], list[tuple[int, bytes]]]:
-    """Return a result per file, with the error of those that cannot be read, and the contents of the others."""
-    results: list[answers.ImageResult] = []
-    read: list[tuple[int, bytes]] = []
-    for index, file in enumerate(files):
-        content = await asyncio.to_thread(read_image, file)
-        if isinstance(content, bytes):
-            read.append((index, content))
-            content = answers.ImageResult(predictions=[])
-        results.append(content)
-        await on_progress(len(results), len(files))
-    return results, read
