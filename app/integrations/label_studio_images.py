@@ -110,6 +110,8 @@ class TaskImages:
                 raise _refused(
                     f"'{_shown(source)}' is in cloud storage, and the id of the task that it needs is missing"
                 )
+            if str(task) in {"", ".", ".."}:  # a client would remove it from the path of the request
+                raise _refused(f"'{task}' is not the id of a task; send the task as Label Studio does")
             signed = base64.urlsafe_b64encode(source.encode()).decode()
             return [
                 self._of_label_studio(f"/tasks/{quote(str(task), safe='')}/presign/?{urlencode({'fileuri': signed})}")
