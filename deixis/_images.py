@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 ImageLike: TypeAlias = Union[
     str, "os.PathLike[str]", bytes, bytearray, memoryview, IO[bytes], "Image.Image", "np.ndarray[Any, Any]"
 ]
-"""A path; an http(s) URL, if the service may fetch it; an encoded file as bytes or as an open file; or pixels, as a
-Pillow image or an array of uint8, shape (height, width), (height, width, 3) in RGB or (height, width, 4) in RGBA."""
+"""A path; an http(s) URL, if the service may fetch it; a data: URL; an encoded file as bytes or as an open file; or
+pixels, as a Pillow image or an array of uint8, shape (height, width), (height, width, 3) in RGB or (height, width, 4)
+in RGBA."""
 
 # The modes that PNG can store without a conversion.
 _PNG_MODES = frozenset({"1", "L", "LA", "I;16", "P", "RGB", "RGBA"})
@@ -32,7 +33,7 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class ImageUrl:
-    """The address of an image that the service fetches."""
+    """The address of an image that the service fetches, or a ``data:`` URL, which it decodes."""
 
     url: str
 
@@ -46,7 +47,7 @@ def read_image(image: ImageLike) -> Upload | ImageUrl:
         ValueError: an array of another data type or shape.
         ImportError: an array, and Pillow is not installed.
     """
-    if isinstance(image, str) and image.lower().startswith(("http://", "https://")):
+    if isinstance(image, str) and image[:80].lstrip().lower().startswith(("http://", "https://", "data:")):
         return ImageUrl(image)
     if isinstance(image, str | os.PathLike):
         path = Path(image)
@@ -73,7 +74,9 @@ def read_upload(image: ImageLike) -> Upload:
     read = read_image(image)
     if isinstance(read, Upload):
         return read
-    raise ValueError(f"'{read.url}' is a URL, which the service does not fetch for this request; pass the image itself")
+    raise ValueError(
+        f"'{read.url[:80]}' is a URL, which the service does not fetch for this request; pass the image itself"
+    )
 
 
 def _read_open_file(file: IO[bytes]) -> Upload:

@@ -1,8 +1,6 @@
 """Reads request bodies with images in three forms: multipart form data, JSON with base64, or an image as the body."""
 
 import asyncio
-import base64
-import binascii
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -29,6 +27,7 @@ from app.errors import (
     TooLargeError,
     UnsupportedMediaTypeError,
 )
+from app.images.data_urls import read_image_text
 from app.images.fetch import ImageUrl
 from app.names.class_names import MAX_ITEMS
 from app.names.labels import check_commas, split_labels
@@ -44,7 +43,7 @@ _MAX_SEARCH_IMAGES = 16
 _MAX_SMALL_JSON_BYTES = 64 * 1024
 # Five per item, because names may contain commas too.
 _MAX_JSON_COMMAS = 5 * MAX_ITEMS
-_URL = re.compile(r"https?://", re.IGNORECASE)
+_URL = re.compile(r"\s*https?://", re.IGNORECASE)
 
 FORM = "multipart/form-data"
 JSON = "application/json"
@@ -321,21 +320,19 @@ def _image_input(body: ImageBody) -> ImageInput:
     if body.url is not None:
         return ImageUrl(body.url)
     assert body.base64 is not None
-    return _from_base64(body.base64)
+    return _from_text(body.base64)
 
 
 def _image_input_from_text(text: str) -> ImageInput:
-    return ImageUrl(text) if _URL.match(text) else _from_base64(text)
+    # White space around a URL is not a part of it.
+    return ImageUrl(text.strip()) if _URL.match(text) else _from_text(text)
 
 
-def _from_base64(text: str) -> bytes | ClientError:
-    if text.startswith("data:"):
-        _, _, text = text.partition(",")
+def _from_text(text: str) -> bytes | ClientError:
     try:
-        # White space is removed, because the base64 command wraps its output.
-        return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        return NotAnImageError(f"the image's base64 cannot be decoded: {error}")
+        return read_image_text(text)
+    except NotAnImageError as error:
+        return error.with_traceback(None)  # the traceback references the text
 
 
 def _too_many_images(limit: int, setting: str) -> TooLargeError:

@@ -1,5 +1,6 @@
 """Both clients against the whole application."""
 
+import base64
 import io
 import math
 import threading
@@ -38,6 +39,7 @@ def images_of(colour, tmp_path):
         "bytearray": bytearray(path.read_bytes()),
         "memoryview": memoryview(path.read_bytes()),
         "open file": io.BytesIO(path.read_bytes()),
+        "data URL": f" DATA:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}",
         "pillow": pillow,
         "cmyk": pillow.convert("CMYK"),
         "palette": pillow.convert("P"),
