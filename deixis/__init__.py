@@ -11,7 +11,7 @@ from deixis._calls import ClassifyOptions
 from deixis._client import Client, Job
 from deixis._streams import StreamResult
 from deixis.answers import Classification, ImageResult, Prediction
-from deixis.errors import ClientError, JobFailedError, ProblemError, UnreachableError
+from deixis.errors import ClientError, InvalidNameError, JobFailedError, ProblemError, UnreachableError
 
 if TYPE_CHECKING:
     from deixis.scikit_learn import ZeroShotClassifier
@@ -24,6 +24,7 @@ __all__ = [
     "Client",
     "ClientError",
     "ImageResult",
+    "InvalidNameError",
     "Job",
     "JobFailedError",
     "Prediction",

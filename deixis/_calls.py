@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from pydantic import TypeAdapter
 from deixis import answers
 from deixis._images import ImageUrl, Upload
 from deixis.answers import Answer
-from deixis.errors import JobFailedError
+from deixis.errors import InvalidNameError, JobFailedError
 
 T = TypeVar("T")
 A = TypeVar("A", bound=Answer)
@@ -146,16 +147,38 @@ def _nothing(_: bytes) -> None:
     return None
 
 
+def _path(*segments: str) -> str:
+    """Return the path below ``/v1`` whose segments are these texts, with every reserved character encoded.
+
+    Raises:
+        InvalidNameError: a text is empty, or contains a segment ``.`` or ``..``. Programs on the way, among them httpx,
+            remove such segments, so the request would reach another resource, such as the whole label set.
+    """
+    for text in segments:
+        if not text:
+            raise InvalidNameError("the name is empty; pass a name with at least one character")
+        if not {".", ".."}.isdisjoint(_SEPARATORS.split(text)):
+            raise InvalidNameError(
+                f"the name {text[:80]!r} cannot be part of a URL, because '.' and '..' between slashes are removed from"
+                " it; to remove such a class, write the label set again without it"
+            )
+    return "/".join(["/v1", *(quote(text, safe="") for text in segments)])
+
+
+# Proxies decode %2F and %5C, and take both for the separator of a path.
+_SEPARATORS = re.compile(r"[/\\]")
+
+
 def _label_set(name: str, *more: str) -> str:
-    return "/".join([f"/v1/label-sets/{quote(name, safe='')}", *(quote(part, safe="") for part in more)])
+    return _path("label-sets", name, *more)
 
 
 def _database(name: str) -> str:
-    return f"/v1/databases/{quote(name, safe='')}"
+    return _path("databases", name)
 
 
 def _job(job_id: str) -> str:
-    return f"/v1/jobs/{quote(job_id, safe='')}"
+    return _path("jobs", job_id)
 
 
 def _if_match(version: int | None) -> dict[str, str]:

@@ -4,8 +4,10 @@ import errno
 import io
 import os
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, TypeAlias, Union, cast
 
 from deixis.answers import ImageResult, Problem
@@ -17,14 +19,22 @@ if TYPE_CHECKING:
 ImageLike: TypeAlias = Union[
     str, "os.PathLike[str]", bytes, bytearray, memoryview, IO[bytes], "Image.Image", "np.ndarray[Any, Any]"
 ]
-"""A path; an http(s) URL, if the service may fetch it; an encoded file as bytes or as an open file; or pixels, as a
-Pillow image or an array of uint8, shape (height, width), (height, width, 3) in RGB or (height, width, 4) in RGBA."""
+"""A path; an http(s) URL, if the service may fetch it; a data: URL; an encoded file as bytes or as an open file; or
+pixels, as a Pillow image or an array of uint8, shape (height, width), (height, width, 3) in RGB or (height, width, 4)
+in RGBA."""
 
 # The size of the largest request that a service accepts by default.
 MAX_FILE_BYTES = 128 * 1024 * 1024
 
 # The modes that PNG can store without a conversion.
+# The modes that PNG stores as they are, those that it stores after a conversion without loss, and those of TIFF. The
+# service converts all of them to 8-bit RGB, in the same way as a file with the mode.
 _PNG_MODES = frozenset({"1", "L", "LA", "I;16", "P", "RGB", "RGBA"})
+_PNG_CONVERSIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"La": ("LA",), "PA": ("RGBA",), "RGBa": ("RGBA",), "I;16B": ("I", "I;16"), "I;16L": ("I", "I;16")}
+)
+_TIFF_MODES = frozenset({"I", "F", "CMYK", "LAB"})
+_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +47,7 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class ImageUrl:
-    """The address of an image that the service fetches."""
+    """The address of an image that the service fetches, or a ``data:`` URL, which it decodes."""
 
     url: str
 
@@ -51,7 +61,7 @@ def read_image(image: ImageLike) -> Upload | ImageUrl:
         ValueError: an array of another data type or shape.
         ImportError: an array, and Pillow is not installed.
     """
-    if isinstance(image, str) and image.lower().startswith(("http://", "https://")):
+    if isinstance(image, str) and image[:80].lstrip().lower().startswith(("http://", "https://", "data:")):
         return ImageUrl(image)
     if isinstance(image, str | os.PathLike):
         path = Path(image)
@@ -60,9 +70,9 @@ def read_image(image: ImageLike) -> Upload | ImageUrl:
     if isinstance(image, bytes | bytearray | memoryview):
         return Upload("image", bytes(image))
     if hasattr(image, "save") and hasattr(image, "getexif"):
-        return Upload("image.png", _as_png(cast("Image.Image", image)))
+        return _encoded(cast("Image.Image", image))
     if hasattr(image, "__array_interface__"):
-        return Upload("image.png", _as_png(_pillow_image(image)))
+        return _encoded(_pillow_image(image))
     if hasattr(image, "read"):
         return _read_open_file(image)
     raise TypeError(
@@ -89,10 +99,14 @@ def read_upload(image: ImageLike) -> Upload:
     read = read_image(image)
     if isinstance(read, Upload):
         return read
-    raise ValueError(f"'{read.url}' is a URL, which the service does not fetch for this request; pass the image itself")
+    raise ValueError(
+        f"'{read.url[:80]}' is a URL, which the service does not fetch for this request; pass the image itself"
+    )
 
 
 def _read_open_file(file: IO[bytes]) -> Upload:
+    if hasattr(file, "seekable") and file.seekable():
+        file.seek(0)  # another program may have read it
     content = file.read()
     if not isinstance(content, bytes):
         raise TypeError("the file is open as text; open it with mode 'rb'")
@@ -115,13 +129,34 @@ def _pillow_image(array: Any) -> "Image.Image":
     return Image.fromarray(array)
 
 
-def _as_png(image: "Image.Image") -> bytes:
+def _encoded(image: "Image.Image") -> Upload:
+    """Return a picture as a file without loss, because only the service knows the range of its values."""
+    image.load()  # turns some formats upright, and removes the orientation from their EXIF data
+    options: dict[str, Any] = {"icc_profile": image.info.get("icc_profile"), "exif": _orientation(image)}
+    for mode in _PNG_CONVERSIONS.get(image.mode, ()):
+        image = image.convert(mode)
+    file = io.BytesIO()
+    if image.mode in _TIFF_MODES:
+        image.save(file, "TIFF", compression="tiff_adobe_deflate", **options)
+        return Upload("image.tif", file.getvalue())
     if image.mode not in _PNG_MODES:
         image = image.convert("RGB")
-    file = io.BytesIO()
-    # Lossless, with little compression because that is faster. The EXIF data holds the orientation.
-    image.save(file, "PNG", compress_level=1, exif=image.getexif())
-    return file.getvalue()
+    # With little compression because that is faster.
+    image.save(file, "PNG", compress_level=1, **options)
+    return Upload("image.png", file.getvalue())
+
+
+def _orientation(image: "Image.Image") -> Any:
+    """Return EXIF data with the orientation alone; the rest may be damaged."""
+    try:
+        exif = image.getexif()
+        orientation = exif.get(_ORIENTATION)
+    except Exception:  # noqa: BLE001 - broken metadata does not make the pixels unusable
+        return b""
+    only = type(exif)()
+    if isinstance(orientation, int) and orientation in range(1, 9):
+        only[_ORIENTATION] = orientation
+    return only
 
 
 def unreadable(error: Exception) -> ImageResult:

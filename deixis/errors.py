@@ -16,6 +16,10 @@ class UnreachableError(ClientError):
     """No response arrived, even after retries: the server does not run, the network fails, or it is too slow."""
 
 
+class InvalidNameError(ClientError, ValueError):
+    """A name cannot be part of a URL; the request is not sent."""
+
+
 class ProblemError(ClientError):
     """The service refused a request, or failed while it handled it.
 

@@ -70,7 +70,7 @@ def from_pydantic(found: Sequence[Any]) -> ClientError:
 
 
 def _field_path(problem: Any) -> str:
-    return ".".join(str(part) for part in problem["loc"] if part not in {"body", "query", "path"})
+    return ".".join(str(part) for part in problem["loc"])
 
 
 async def _on_deixis_error(request: Request, error: Exception) -> JSONResponse:
@@ -83,7 +83,8 @@ async def _on_deixis_error(request: Request, error: Exception) -> JSONResponse:
 
 async def _on_validation_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    return problem_response(from_pydantic(error.errors()))
+    # FastAPI puts the part of the request first: body, query, path or header.
+    return problem_response(from_pydantic([{**found, "loc": found["loc"][1:]} for found in error.errors()]))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

@@ -1,8 +1,6 @@
 """Reads request bodies with images in three forms: multipart form data, JSON with base64, or an image as the body."""
 
 import asyncio
-import base64
-import binascii
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -15,6 +13,7 @@ from starlette.datastructures import FormData, QueryParams, UploadFile
 from starlette.exceptions import HTTPException
 
 from app.api.errors import from_pydantic
+from app.api.schemas._base import unknown_field
 from app.api.schemas.classification import ClassifyBody, ClassifyFields
 from app.api.schemas.databases import SearchBody, SearchFields
 from app.api.schemas.embeddings import EmbeddingsBody
@@ -29,6 +28,7 @@ from app.errors import (
     TooLargeError,
     UnsupportedMediaTypeError,
 )
+from app.images.data_urls import read_image_text
 from app.images.fetch import ImageUrl
 from app.names.class_names import MAX_ITEMS
 from app.names.labels import check_commas, split_labels
@@ -44,7 +44,7 @@ _MAX_SEARCH_IMAGES = 16
 _MAX_SMALL_JSON_BYTES = 64 * 1024
 # Five per item, because names may contain commas too.
 _MAX_JSON_COMMAS = 5 * MAX_ITEMS
-_URL = re.compile(r"https?://", re.IGNORECASE)
+_URL = re.compile(r"\s*https?://", re.IGNORECASE)
 
 FORM = "multipart/form-data"
 JSON = "application/json"
@@ -104,7 +104,7 @@ async def read_classify_input(request: Request, *, max_images: int) -> ClassifyI
 
 
 def _classify_input_from_json(content: bytes, max_images: int) -> ClassifyInput:
-    body = _validated_json(ClassifyBody, content, ClassifyFields)
+    body = _validated_json(ClassifyBody, content)
     if len(body.images) > max_images:
         raise _too_many_images(max_images, "DEIXIS_MAX_IMAGES_PER_REQUEST")
     return ClassifyInput([_image_input(image) for image in body.images], _part_of(body, ClassifyFields))
@@ -130,7 +130,7 @@ async def read_search_input(request: Request) -> tuple[SearchFields, ImageInput 
 
 
 def _search_input_from_json(content: bytes) -> tuple[SearchFields, ImageInput | None]:
-    body = _validated_json(SearchBody, content, SearchFields)
+    body = _validated_json(SearchBody, content)
     return _part_of(body, SearchFields), None if body.image is None else _image_input(body.image)
 
 
@@ -158,10 +158,9 @@ def _embeddings_input_from_json(content: bytes, max_images: int) -> tuple[Embedd
     body = _validated_json(EmbeddingsBody, content)
     if body.modality == "text":
         return body, None
-    inputs = [body.input] if isinstance(body.input, str) else body.input
-    if len(inputs) > max_images:
+    if len(body.input) > max_images:
         raise _too_many_images(max_images, "DEIXIS_MAX_IMAGES_PER_REQUEST")
-    return body, [_image_input_from_text(text) for text in inputs]
+    return body, [_image_input_from_text(text) for text in body.input]
 
 
 def parse_json(kind: type[_Body], content: bytes) -> _Body:
@@ -180,13 +179,13 @@ def parse_json(kind: type[_Body], content: bytes) -> _Body:
     try:
         return kind.model_validate_json(content)
     except ValidationError as error:
-        raise from_pydantic(error.errors(include_url=False, include_input=False)) from error
+        raise _client_error(error) from error
 
 
 def check_field_names(names: Sequence[str], allowed: Sequence[str]) -> None:
     """Raise ``InvalidFieldError`` for the first name that is not allowed."""
     if unknown := sorted(set(names) - set(allowed)):
-        raise InvalidFieldError.of(unknown[0], f"unknown field; known: {', '.join(allowed)}")
+        raise InvalidFieldError.of(unknown[0], unknown_field(unknown[0], allowed))
 
 
 @asynccontextmanager
@@ -290,26 +289,21 @@ def _validated(kind: type[_Body], fields: Mapping[str, Any]) -> _Body:
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        raise _client_error(error, kind) from error
+        raise _client_error(error) from error
 
 
-def _validated_json(kind: type[_Body], content: bytes, fields: type[BaseModel] | None = None) -> _Body:
-    """Parse and validate a JSON body; errors list the fields of ``fields``, by default those of ``kind``."""
+def _validated_json(kind: type[_Body], content: bytes) -> _Body:
     # Counted before parsing, which would hold the interpreter for seconds; base64 contains no commas.
     if content.count(b",") > _MAX_JSON_COMMAS:
         raise TooLargeError(f"the body has more than {_MAX_JSON_COMMAS:,} commas; send fewer labels or images")
     try:
         return kind.model_validate_json(content)
     except ValidationError as error:
-        raise _client_error(error, fields or kind) from error
+        raise _client_error(error) from error
 
 
-def _client_error(error: ValidationError, kind: type[BaseModel]) -> ClientError:
-    problems = error.errors(include_url=False, include_input=False)
-    for problem in problems:
-        if problem["type"] == "extra_forbidden":
-            problem["msg"] = f"unknown field; known: {', '.join(sorted(kind.model_fields))}"
-    return from_pydantic(problems)
+def _client_error(error: ValidationError) -> ClientError:
+    return from_pydantic(error.errors(include_url=False, include_input=False))
 
 
 def _part_of(body: BaseModel, kind: type[_Body]) -> _Body:
@@ -321,21 +315,19 @@ def _image_input(body: ImageBody) -> ImageInput:
     if body.url is not None:
         return ImageUrl(body.url)
     assert body.base64 is not None
-    return _from_base64(body.base64)
+    return _from_text(body.base64)
 
 
 def _image_input_from_text(text: str) -> ImageInput:
-    return ImageUrl(text) if _URL.match(text) else _from_base64(text)
+    # White space around a URL is not a part of it.
+    return ImageUrl(text.strip()) if _URL.match(text) else _from_text(text)
 
 
-def _from_base64(text: str) -> bytes | ClientError:
-    if text.startswith("data:"):
-        _, _, text = text.partition(",")
+def _from_text(text: str) -> bytes | ClientError:
     try:
-        # White space is removed, because the base64 command wraps its output.
-        return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        return NotAnImageError(f"the image's base64 cannot be decoded: {error}")
+        return read_image_text(text)
+    except NotAnImageError as error:
+        return error.with_traceback(None)  # the traceback references the text
 
 
 def _too_many_images(limit: int, setting: str) -> TooLargeError:

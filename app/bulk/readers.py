@@ -5,7 +5,7 @@ import posixpath
 import re
 import tarfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from app.bulk.parquet import pyarrow
-from app.bulk.sources import TARS, SourceKind, WorkUnit, damage_message, file_stamp, tar_suffix
-from app.errors import InvalidFieldError
+from app.bulk.sources import TARS, SourceKind, WorkUnit, damage_message, damage_reason, file_stamp, tar_suffix
+from app.errors import InvalidFieldError, NotAnImageError
+from app.images.data_urls import is_data_url, read_image_text
 from app.images.decode import supported_suffixes
 from app.images.discovery import is_housekeeping
 from app.runtime.compression import read_errors, unpacked
@@ -265,24 +266,56 @@ def _parquet_images(unit: WorkUnit, skip: int) -> Iterator[SourceImage]:
 
 
 def _cells(file: Any, unit: WorkUnit, group: int) -> Iterator[tuple[Any, Any]]:
-    """Yield the image and the name of each row of a group; the name is None without a column of names."""
+    """Yield the image and the name of each row of a group as Arrow scalars; None without a column of names."""
     columns = [name for name in (unit.column, unit.key) if name is not None]
     for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns, use_threads=False):
-        images = batch.column(unit.column).to_pylist()
-        yield from zip(images, batch.column(unit.key).to_pylist() if unit.key else [None] * len(images), strict=True)
+        images, names = batch.column(unit.column), batch.column(unit.key) if unit.key else None
+        yield from ((images[row], None if names is None else names[row]) for row in range(len(images)))
 
 
 def _parquet_image(image: Any, key: Any, row: int, folder: Path) -> SourceImage:
-    """Return the image of a cell that contains bytes, a path, or a structure of both."""
-    path: str | None = None
-    if isinstance(image, dict):
-        path, image = image.get("path"), image.get("bytes")
-    elif isinstance(image, str):
-        path, image = image, None
-    name = str(row) if key is None and path is None else str(path if key is None else key)
-    if image:
-        return SourceImage(name, bytes(image))
-    return SourceImage(name, UnreadableImage("the cell is empty") if not path else _file(path, folder))
+    """Return the image of a row; a row that cannot be read is only an error of this row."""
+    try:
+        name = None if key is None else _name(_value(key))
+        path, content = _cell_image(_value(image), folder)
+    except Exception as error:  # noqa: BLE001 - Arrow raises errors of many types for values that Python cannot hold
+        return SourceImage(str(row), UnreadableImage(f"the row cannot be read: {damage_reason(error)}"))
+    return SourceImage(next((found for found in (name, path) if found is not None), str(row)), content)
+
+
+def _value(cell: Any) -> Any:
+    """Return the Python value of an Arrow scalar; one of an extension type as it is stored."""
+    pa, _ = pyarrow()
+    while isinstance(cell, pa.ExtensionScalar):
+        cell = cell.value
+    return None if cell is None else cell.as_py()
+
+
+def _name(key: Any) -> str | None:
+    return key.decode(errors="backslashreplace") if isinstance(key, bytes) else None if key is None else str(key)
+
+
+def _cell_image(image: Any, folder: Path) -> tuple[str | None, Content]:
+    """Return the path and the image of a cell that contains bytes, a path, or a structure of both."""
+    path, content = (image.get("path"), image.get("bytes")) if isinstance(image, dict) else (None, image)
+    if isinstance(image, str):
+        path, content = image, None
+    path = path if isinstance(path, str) else None
+    if path is not None and is_data_url(path):
+        path, content = None, content or path
+    if isinstance(content, list):
+        with suppress(TypeError, ValueError):  # not a list of bytes
+            content = bytes(content)
+    if isinstance(content, bytes) and content:
+        return path, content
+    if isinstance(content, str) and content:
+        try:
+            return path, read_image_text(content)
+        except NotAnImageError as error:
+            return path, UnreadableImage(error.message)
+    if not path:
+        return path, UnreadableImage("the cell is empty" if not content else "the cell does not contain bytes")
+    return path, _file(path, folder)
 
 
 def _file(path: str, folder: Path) -> Path | UnreadableImage:

@@ -45,6 +45,12 @@ _COMMON_PATH_COLUMNS = (
 )
 
 
+_ACCEPTED_COLUMNS = (
+    "name a column of bytes or paths, or of structures with the field 'bytes' (bytes, or base64 as text) or 'path'"
+    " (text)"
+)
+
+
 class SourceKind(StrEnum):
     """The kind of files that a unit is read from."""
 
@@ -307,8 +313,13 @@ def _may_link_to_images(path: Path) -> bool:
 
 def damage_message(file_format: str, error: Exception) -> str:
     """Return the message for a file that is damaged at the start or at a later place."""
+    return f"cannot be read as {file_format} from here on: {damage_reason(error)}"
+
+
+def damage_reason(error: Exception) -> str:
+    """Return the beginning of the message of an error on one line."""
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return f"cannot be read as {file_format} from here on: {' '.join(reason.split())[:200]}"
+    return " ".join(reason.split())[:200]
 
 
 def _parquet_units(path: Path, columns: ParquetColumns, unit_images: int) -> Iterator[WorkUnit]:
@@ -353,11 +364,15 @@ def _select_columns(path: Path, schema: Any, requested: ParquetColumns) -> tuple
     for name in (requested.image, requested.key):
         if name is not None and name not in names:
             raise InvalidFieldError.of("column", f"'{path}' has no column '{name}'; its columns are {_listed(names)}")
+    if requested.key is not None and pyarrow()[0].types.is_nested(_stored_type(schema.field(requested.key).type)):
+        kind = _shown(schema.field(requested.key).type)
+        problem = f"'{requested.key}' of '{path}' has the type {kind}; name a column of text or numbers"
+        raise InvalidFieldError.of("key", problem)
     if requested.image is not None:
         if not (_holds_bytes(schema, requested.image) or _holds_text(schema, requested.image)):
             kind = schema.field(requested.image).type
             raise InvalidFieldError.of(
-                "column", f"'{requested.image}' of '{path}' has the type {kind}; name a column of bytes or paths"
+                "column", f"'{requested.image}' of '{path}' has the type {_shown(kind)}; {_ACCEPTED_COLUMNS}"
             )
         return requested.image, requested.key
     binary = [name for name in names if _holds_bytes(schema, name)]
@@ -366,12 +381,22 @@ def _select_columns(path: Path, schema: Any, requested: ParquetColumns) -> tuple
     column = column or (binary[0] if len(binary) == 1 else None)
     if column is None and not binary:
         column = next((name for name in _COMMON_PATH_COLUMNS if name in texts), None)
+    if column is None and not (binary or texts):
+        types = ", ".join(f"'{name[:40]}' ({_shown(schema.field(name).type)})" for name in names[:20])
+        raise InvalidFieldError.of(
+            "column", f"it is unclear which column of '{path}' contains the images; {_ACCEPTED_COLUMNS}; it has {types}"
+        )
     if column is None:
         raise InvalidFieldError.of(
             "column",
-            f"it is unclear which column of '{path}' contains the images; name one of: {_listed(binary or names)}",
+            f"it is unclear which column of '{path}' contains the images; name one of: {_listed(binary or texts)}",
         )
     return column, requested.key
+
+
+def _shown(kind: Any) -> str:
+    text = str(kind)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -379,16 +404,48 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _holds_bytes(schema: Any, name: str) -> bool:
-    """Return whether a column has bytes, or structures with a field ``bytes`` as in data sets of Hugging Face."""
+    """Return whether a column has bytes, or structures of ``bytes`` and ``path`` as in data sets of Hugging Face."""
     pa, _ = pyarrow()
-    kind = schema.field(name).type
-    if pa.types.is_struct(kind):
-        return "bytes" in {kind.field(place).name for place in range(kind.num_fields)}
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+    kind = _stored_type(schema.field(name).type)
+    if not pa.types.is_struct(kind):
+        return _is_binary(kind)
+    fields = [kind.field(place) for place in range(kind.num_fields)]
+    stored = {field.name: _stored_type(field.type) for field in fields}
+    if len(stored) < len(fields):
+        return False
+    content, path = (stored.get(field, pa.null()) for field in ("bytes", "path"))
+    # Text is base64; of any other type, such as the size of the file, only the path is of use.
+    return _is_binary(content) or _is_text(content) or _is_list_of_bytes(content) or _is_text(path)
 
 
 def _holds_text(schema: Any, name: str) -> bool:
+    return _is_text(_stored_type(schema.field(name).type))
+
+
+def _stored_type(kind: Any) -> Any:
+    """Return the type of the values of a column that is encoded by a dictionary, or has an extension type."""
     pa, _ = pyarrow()
-    kind = schema.field(name).type
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+    while pa.types.is_dictionary(kind) or isinstance(kind, pa.BaseExtensionType):
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind.storage_type
+    return kind
+
+
+def _is_binary(kind: Any) -> bool:
+    types = pyarrow()[0].types
+    return bool(
+        types.is_binary(kind)
+        or types.is_large_binary(kind)
+        or types.is_binary_view(kind)
+        or types.is_fixed_size_binary(kind)
+    )
+
+
+def _is_text(kind: Any) -> bool:
+    types = pyarrow()[0].types
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+
+
+def _is_list_of_bytes(kind: Any) -> bool:
+    types = pyarrow()[0].types
+    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    return bool(is_list and types.is_uint8(kind.value_type))

@@ -28,6 +28,7 @@ from PIL.PpmImagePlugin import PpmImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from app.errors import DeixisError, ImageTooLargeError, NotAnImageError
+from app.images.containers import possible_ends, without_metadata
 
 MAX_ASPECT = 50
 """Maximum ratio of the sides; longer images are cropped around the centre.
@@ -144,7 +145,8 @@ def decode_image(
     The first frame of an animation is decoded. 16-bit channels are scaled to 8 bits. 32-bit grey values are unchanged
     within 0..255, scaled from 0..1 if they are floating point within that range, scaled from 0..65535 if they are
     integers within that range, and otherwise stretched from the smallest to the largest value. Images with a ratio
-    above ``MAX_ASPECT`` are cropped. A damaged JPEG with a complete end may be partly grey.
+    above ``MAX_ASPECT`` are cropped. A damaged JPEG with a complete end may be partly grey. Metadata that is damaged or
+    too large is ignored, and an end marker may be missing if no pixel is.
 
     Args:
         data: a complete file.
@@ -168,16 +170,10 @@ def decode_image(
         )
     content = bytes(data)
     image_format = _recognise(content)
+    content = without_metadata(image_format.name, content)
     _make_pillow_strict()
     try:
-        with closing(image_format.open(BytesIO(content))) as image:
-            _check_pixels(image, max_pixels)
-            _check_decoding_cost(image, content)
-            if target_px is not None and isinstance(image, JpegImageFile):
-                _decode_smaller(image, target_px)
-            image.load()
-            _check_pixels(image, max_pixels)  # the true size of a HEIF is only known now
-            return _turn_upright(_to_rgb(_crop_to_max_aspect(image), target_px), _orientation(image))
+        return _decoded_at_its_end(image_format, content, max_pixels, target_px)
     except DeixisError:
         raise
     except Image.DecompressionBombError as error:  # a frame is larger than the header says
@@ -194,6 +190,25 @@ def decode_image(
             f"the {image_format.name} image is damaged, truncated or of an unsupported kind ({_reason(error)}); "
             "check that the complete file was sent, or save it as a baseline JPEG or PNG"
         ) from error
+
+
+def _decoded_at_its_end(image_format: _Format, content: bytes, max_pixels: int, target_px: int | None) -> Image.Image:
+    files = possible_ends(content) if image_format.name == "JPEG" else ()
+    first, *others = [_decoded(image_format, file, max_pixels, target_px) for file in files or (content,)]
+    if any(first.tobytes() != other.tobytes() for other in others):
+        raise OSError("image file is truncated")
+    return first
+
+
+def _decoded(image_format: _Format, content: bytes, max_pixels: int, target_px: int | None) -> Image.Image:
+    with closing(image_format.open(BytesIO(content))) as image:
+        _check_pixels(image, max_pixels)
+        _check_decoding_cost(image, content)
+        if target_px is not None and isinstance(image, JpegImageFile):
+            _decode_smaller(image, target_px)
+        image.load()
+        _check_pixels(image, max_pixels)  # the true size of a HEIF is only known now
+        return _turn_upright(_to_rgb(_crop_to_max_aspect(image), target_px), _orientation(image))
 
 
 def _accepted() -> str:

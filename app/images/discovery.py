@@ -72,8 +72,6 @@ def find_labelled_images(folder: Path, unreadable: OnUnreadable = lambda _: None
     """
     if not _is_folder(folder):
         raise InvalidFieldError.of("folder", f"'{folder}' is not a folder; give one with a subfolder per class")
-    subfolders = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not _is_hidden(entry))
-    found = [(image, nfc(entry.name)) for entry in subfolders for image in images_below(entry)]
     try:
         entries = sorted(entry for entry in folder.iterdir() if not is_housekeeping(entry.name))
     except OSError as error:

@@ -8,16 +8,16 @@ public, unless their host is trusted.
 
 import asyncio
 import base64
-import binascii
 import json
 import re
 import time
 from collections.abc import Mapping, Sequence
-from urllib.parse import parse_qs, quote, unquote, unquote_to_bytes, urlencode
+from urllib.parse import parse_qs, quote, unquote, urlencode
 
 import httpx
 
 from app.errors import ClientError, ImageTooLargeError, InvalidFieldError, UnreachableImageError
+from app.images.data_urls import is_data_url, read_image_text
 from app.images.fetch import Allowance, ImageFetcher, ImageUrl
 
 _MAX_HOPS = 5
@@ -27,7 +27,6 @@ _MARGIN_S = 30.0
 _MAX_TOKEN_ANSWER_BYTES = 64 * 1024
 _CLOUD = re.compile(r"(s3|gs|azure-blob)://", re.IGNORECASE)
 _OWN_PATHS = ("/data/", "/storage-data/", "/tasks/")
-_DATA_URL = re.compile(r"data:([^,]*),", re.IGNORECASE)
 
 
 class TaskImages:
@@ -79,8 +78,8 @@ class TaskImages:
         Raises:
             ClientError: the image cannot be fetched, or is too large.
         """
-        if match := _DATA_URL.match(source):
-            return self._decoded(match[1], source[match.end() :])
+        if is_data_url(source):
+            return self._decoded(source)
         if len(source) > _MAX_SOURCE_CHARS:
             raise _refused(f"an address of {len(source):,} characters; at most {_MAX_SOURCE_CHARS:,} are allowed")
         try:
@@ -89,16 +88,10 @@ class TaskImages:
         except TimeoutError:
             raise UnreachableImageError(f"'{_shown(source)}' was not received within {self._timeout_s:g} s") from None
 
-    def _decoded(self, head: str, body: str) -> bytes:
-        if len(body) > 2 * self._max_bytes + 1024:
+    def _decoded(self, data_url: str) -> bytes:
+        if len(data_url) > 2 * self._max_bytes + 1024:
             raise self._too_large("the task's data URL")
-        try:
-            if head.lower().endswith(";base64"):
-                content = base64.b64decode(unquote_to_bytes(body), validate=True)
-            else:
-                content = unquote_to_bytes(body)
-        except (binascii.Error, ValueError):
-            raise _refused("the data URL of the task is not base64") from None
+        content = read_image_text(data_url)
         if len(content) > self._max_bytes:
             raise self._too_large("the task's data URL")
         return content
@@ -110,6 +103,8 @@ class TaskImages:
                 raise _refused(
                     f"'{_shown(source)}' is in cloud storage, and the id of the task that it needs is missing"
                 )
+            if str(task) in {"", ".", ".."}:  # a client would remove it from the path of the request
+                raise _refused(f"'{task}' is not the id of a task; send the task as Label Studio does")
             signed = base64.urlsafe_b64encode(source.encode()).decode()
             return [
                 self._of_label_studio(f"/tasks/{quote(str(task), safe='')}/presign/?{urlencode({'fileuri': signed})}")

@@ -140,15 +140,19 @@ class LabelSets:
 
     def clean_classes(self, classes: Sequence[ClassEntry]) -> tuple[ClassEntry, ...]:
         """Return classes with their texts normalised and checked; raises as ``names.clean_classes``."""
+        return self._clean_classes(classes, in_urls=True)
+
+    def clean_classname(self, classname: str) -> str:
+        """Return the name of a class that is stored already, normalised and checked; raises as ``clean_classes``."""
+        (entry,) = self._clean_classes([ClassEntry(classname)], in_urls=False)
+        return entry.name
+
+    def _clean_classes(self, classes: Sequence[ClassEntry], *, in_urls: bool) -> tuple[ClassEntry, ...]:
         return clean_classes(
             classes,
             max_classes=self._limits.max_classes,
             max_label_chars=self._limits.max_label_chars,
             field="classes",
             setting="DEIXIS_MAX_CLASSES",
+            in_urls=in_urls,
         )
-
-    def clean_classname(self, classname: str) -> str:
-        """Return one class name normalised and checked; raises as ``clean_classes``."""
-        (entry,) = self.clean_classes([ClassEntry(classname)])
-        return entry.name

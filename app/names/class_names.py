@@ -1,5 +1,6 @@
 """Cleans and checks class names, and the descriptions and prompts of classes."""
 
+import re
 from collections.abc import Sequence
 
 from app.errors import FieldProblem, InvalidFieldError, TooLargeError, UnknownNameError
@@ -17,6 +18,8 @@ MAX_PLACEHOLDERS = 10
 _MAX_LABEL_CHARS = 200
 _MAX_DESCRIPTION_CHARS = 1000
 _MAX_PROMPT_CHARS = 300
+# Also those that a proxy makes of %2F and %5C.
+_URL_SEPARATORS = re.compile(r"[/\\]")
 
 
 def indices_of(given: Sequence[str], classnames: Sequence[str]) -> list[int]:
@@ -57,6 +60,7 @@ def clean_classes(
     max_description_chars: int = _MAX_DESCRIPTION_CHARS,
     max_descriptions: int = MAX_DESCRIPTIONS_PER_CLASS,
     field: str = "classes",
+    in_urls: bool = False,
 ) -> tuple[ClassEntry, ...]:
     """Return the classes with every text in NFC, trimmed and with single spaces, and repeated descriptions removed.
 
@@ -71,6 +75,7 @@ def clean_classes(
         max_description_chars: the same for a description, a feature or a synonym.
         max_descriptions: the largest number of descriptions, of features and of synonyms of one class.
         field: the path of ``raw`` in the request; problems are reported under ``{field}.{index}``.
+        in_urls: whether a name has to be a part of a URL, as the class of a stored label set.
 
     Raises:
         TooLargeError: there are more than ``max_classes``.
@@ -88,6 +93,9 @@ def clean_classes(
         entry = given if isinstance(given, ClassEntry) else ClassEntry(given)
         path = f"{field}.{index}"
         name = _clean_text(entry.name, path, max_label_chars, problems)
+        if in_urls and not {".", ".."}.isdisjoint(_URL_SEPARATORS.split(name)):
+            rule = "which has a meaning in URLs; add a word to the name"
+            problems.append(FieldProblem(path, f"{quoted(name)} is or contains the path segment '.' or '..', {rule}"))
         first_index, first = first_entry.setdefault(name.lower(), (index, name))
         if name and first_index != index:
             repeats = f"repeats {quoted(first)} of {field}.{first_index}"

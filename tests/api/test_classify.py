@@ -1,6 +1,7 @@
 import base64
 import json
 from itertools import pairwise
+from urllib.parse import quote
 
 import pytest
 
@@ -120,6 +121,24 @@ def test_an_unreadable_image_has_an_error_in_its_own_result(shared_client, send)
     error = results[1]["error"]
     assert (error["type"], error["status"]) == ("urn:deixis:problem:not-an-image", 415)
     assert error["request_id"] == response.headers["x-request-id"]
+
+
+def test_a_data_url_is_read_alike_wherever_an_image_is_given_as_text(shared_client):
+    """As the browser writes it, and as other programs do; tests/images/test_data_urls.py has every spelling."""
+    encoded = base64.b64encode(picture("blue")).decode()
+    for text in (f" DATA:image/png;name=a;BASE64,{quote(encoded, safe='')}\n", encoded.rstrip("=")):
+        for image in ({"base64": text}, {"url": text}) if "," in text else ({"base64": text},):
+            answer = shared_client.post("/v1/classify", json={"images": [image], "labels": LABELS})
+            assert first_labels(answer) == ["blue"]
+        parameters = {"candidate_labels": LABELS}
+        answer = shared_client.post(
+            "/v1/zero-shot-image-classification", json={"inputs": text, "parameters": parameters}
+        )
+        assert answer.json()[0]["label"] == "blue"
+        assert shared_client.post("/v1/embeddings", json={"input": text, "modality": "image"}).status_code == 200
+    url_safe = {"base64": base64.urlsafe_b64encode(b"\xff\xef" * 9).decode()}
+    answer = shared_client.post("/v1/classify", json={"images": [url_safe], "labels": LABELS})
+    assert "replace - by + and _ by /" in problem_of(answer, "not-an-image")["detail"]
 
 
 def test_invalid_base64_gives_an_error_in_the_result_of_its_image(client):

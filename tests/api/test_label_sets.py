@@ -1,10 +1,12 @@
 import json
+import sqlite3
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
 import pytest
 
 from tests.api.problems import fields_of, problem_of
+from tests.conftest import picture
 
 LYNX = {
     "name": "lynx",
@@ -132,6 +134,36 @@ def test_the_last_class_cannot_be_removed(client):
 def test_a_class_of_any_name_can_be_removed_by_its_percent_encoded_name(shared_client, name):
     put(shared_client, "things", ["other", name])
     assert names_of(shared_client.delete(at("things", "classes", name))) == ["other"]
+
+
+@pytest.mark.parametrize("name", [".", "..", " .. ", "a/..", "../a", "a/./b", "a\\..\\b", "/.."])
+def test_a_class_whose_url_would_be_that_of_something_else_is_refused_when_it_is_written(shared_client, name):
+    put(shared_client, "dotted", ["other"])
+    for response in (
+        put(shared_client, "dotted", ["other", name]),
+        shared_client.post(at("dotted", "classes"), json={"classes": [name]}),
+    ):
+        assert list(fields_of(response)) in (["classes.1"], ["classes.0"])
+    # A label of a request is not part of a URL.
+    answer = shared_client.post("/v1/classify", files={"image": picture()}, data={"labels": json.dumps(["cat", name])})
+    assert answer.status_code == 200
+
+
+def test_a_stored_class_whose_url_is_unsafe_is_removed_by_writing_the_set_without_it(client, settings):
+    put(client, "pets", ["cat", "dog", "owl"])
+    with sqlite3.connect(settings.data_dir / "deixis.sqlite3") as database:
+        database.execute("UPDATE label_set_versions SET classes = replace(classes, '\"owl\"', '\"..\"')")
+    assert names_of(client.get(at("pets"))) == ["cat", "dog", ".."]
+    assert names_of(put(client, "pets", ["cat", "dog"])) == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/label-sets/pets/", "/v1/label-sets/pets//", "/v1//label-sets/pets", "/v1/label-sets/"]
+)
+def test_a_path_that_a_program_on_the_way_has_changed_deletes_nothing(client, path):
+    put(client, "pets", ["cat"])
+    problem_of(client.delete(path), "unknown-route")
+    assert names_of(client.get(at("pets"))) == ["cat"]
 
 
 def test_removing_a_class_is_forgiving_about_spaces_and_composition(client):

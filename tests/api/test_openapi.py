@@ -12,6 +12,7 @@ from app.classification.resolve import ClassifyRequest
 from app.main import create_app
 from app.names.class_names import MAX_ITEMS
 from app.settings import Settings
+from tests.api.problems import problem_of
 
 COMMITTED = Path(__file__).parents[2] / "docs" / "openapi.json"
 METHODS = {"get", "put", "post", "delete", "patch", "head", "options", "trace"}
@@ -191,3 +192,78 @@ def test_the_served_description_is_the_generated_one(client, api):
 def test_the_committed_description_is_up_to_date(api):
     """`make docs` writes it."""
     assert json.loads(COMMITTED.read_text("utf-8")) == json.loads(json.dumps(api))
+
+
+def json_bodies(document):
+    """Yield the path and the schema of every JSON body, with references resolved."""
+
+    def resolved(schema):
+        if isinstance(schema, list):
+            return [resolved(each) for each in schema]
+        if not isinstance(schema, dict):
+            return schema
+        if "$ref" in schema:
+            return resolved(document["components"]["schemas"][schema["$ref"].rpartition("/")[2]])
+        return {name: resolved(each) for name, each in schema.items()}
+
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            content = operation.get("requestBody", {}).get("content", {})
+            if "application/json" in content:
+                yield method, path, resolved(content["application/json"]["schema"])
+
+
+def objects_in(schema, place=()):
+    """Yield every object of a schema that refuses unknown fields, and where it is in a body."""
+    if schema.get("additionalProperties") is False:
+        yield place, schema["properties"]
+    for name, each in schema.get("properties", {}).items():
+        yield from objects_in(each, (*place, name))
+    if "items" in schema:
+        yield from objects_in(schema["items"], (*place, 0))
+    for branch in schema.get("anyOf", ()):
+        yield from objects_in(branch, place)
+
+
+def test_an_unknown_field_is_reported_with_the_fields_of_the_object_that_contains_it(shared_client, api):
+    shared_client.put("/v1/label-sets/pets", json={"classes": ["cat"]})
+    tried = set()
+    for method, path, schema in json_bodies(api):
+        for place, properties in objects_in(schema):
+            misspelled = f"{max(properties, key=len)}x"
+            body = {misspelled: None}
+            for part in reversed(place):
+                body = [body] if part == 0 else {part: body}
+            answer = shared_client.request(method, path.replace("{name}", "pets"), json=body)
+            field = ".".join(map(str, (*place, misspelled)))
+            problems = {each["field"]: each["problem"] for each in problem_of(answer, "invalid-field")["errors"]}
+            expected = f"unknown field; known: {', '.join(sorted(properties))}; did you mean '{misspelled[:-1]}'?"
+            assert problems[field] == expected, (method, path)
+            assert not any(re.search("constrained|list\\[|function", name) for name in problems), problems
+            tried.add((path, place))
+    assert len({path for path, _ in tried}) >= 12
+    assert {("/v1/classify", ("images", 0)), ("/v1/zero-shot-image-classification", ("parameters",))} <= tried
+    assert ("/v1/label-sets/{name}", ("classes", 0)) in tried
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field", "problem"),
+    [
+        ("/v1/classify", {"labels": ["a"], "image": "AAAA"}, "image", "did you mean 'images'?"),
+        ("/v1/classify", {"label": ["a"], "images": []}, "label", "did you mean 'label"),
+        ("/v1/embeddings", {"input": [[57668, 53901]]}, "input", "token ids are not supported; send the texts"),
+        ("/v1/embeddings", {"input": [1, 2]}, "input", "token ids"),
+        ("/v1/embeddings", {"input": 3}, "input", "must be a string or a list of strings"),
+        ("/v1/embeddings", {"input": ["a", 3]}, "input.1", "valid string"),
+        ("/v1/embeddings", {"input": ""}, "input", "at least 1 character"),
+        ("/v1/embeddings", {"input": ["a", ""]}, "input.1", "at least 1 character"),
+        ("/v1/embeddings", {"input": []}, "input", "at least 1 item"),
+        ("/v1/classify", {"labels": ["a"], "images": ["AAAA"]}, "images.0", "object"),
+        ("/v1/classify", {"labels": ["a"], "images": [], "{0}": 1}, "{0}", "unknown field; known: "),
+        ("/v1/classify", {"labels": ["a"], "images": [], "body": 1}, "body", "unknown field; known: "),
+    ],
+)
+def test_an_invalid_field_is_reported_by_its_own_name(shared_client, path, body, field, problem):
+    problems = {each["field"]: each["problem"] for each in problem_of(shared_client.post(path, json=body))["errors"]}
+    assert problem in problems[field]
+    assert not any("[" in name or "constrained" in name for name in problems)

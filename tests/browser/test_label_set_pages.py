@@ -527,3 +527,21 @@ def test_unreadable_test_images_are_named(open_page, with_examples, pictures):
     page.click("#test")
     expect(page.locator("#test-status")).to_have_text("None of the images could be read.")
     assert "broken.jpg" in page.inner_text("#test-result")
+
+
+def test_no_name_that_a_browser_removes_from_a_url_becomes_a_part_of_one(open_page):
+    paths = open_page().evaluate(
+        """async (names) => {
+            const { pathOf } = await import("./playground/requests.js");
+            return names.map((name) => {
+                try {
+                    return new URL(pathOf("label-sets", name, "images"), "http://host/").pathname;
+                } catch {
+                    return null;
+                }
+            });
+        }""",
+        ["", ".", "..", "a/..", "..\\a", "...", "a/b", "a?b#c", "%2e%2e", "a;b"],
+    )
+    kept = ["...", "a%2Fb", "a%3Fb%23c", "%252e%252e", "a%3Bb"]
+    assert paths == [None] * 5 + [f"/v1/label-sets/{name}/images" for name in kept]

@@ -1,16 +1,19 @@
 """Readers of work units: tar files, Parquet files, links and damage."""
 
+import base64
 import gzip
 import io
+import struct
 import tarfile
+from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from app.bulk.readers import SourceFolder, SourceImage, read_unit
-from app.bulk.sources import SourceKind
+from app.bulk.readers import SourceFolder, SourceImage, UnreadableImage, read_unit
+from app.bulk.sources import ParquetColumns, SourceKind
 from app.errors import InvalidFieldError
 from tests.bulk.source_files import BLUE, RED, SAMPLES, keys, parquet_file, planned, read, reason_of, tar_of
 from tests.conftest import picture
@@ -270,3 +273,137 @@ def test_each_image_of_a_damaged_row_group_is_bad_and_the_next_group_is_read(tmp
     assert [image.content for image in images if isinstance(image.content, bytes)] == [*contents[:3], *contents[6:]]
     assert all("cannot be read as Parquet" in reason_of(image) for image in images[3:6])
     assert [read(units, skip=skip) for skip in range(10)] == [images[skip:] for skip in range(10)]
+
+
+class _Photo(pa.ExtensionType):
+    """A type that other programs may have given to a column."""
+
+    def __init__(self, storage):
+        super().__init__(storage, "test.photo")
+
+    def __arrow_ext_serialize__(self):
+        return b""
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage, _):
+        return cls(storage)
+
+
+@pytest.fixture
+def _photo_type():
+    pa.register_extension_type(_Photo(pa.binary()))
+    yield
+    pa.unregister_extension_type("test.photo")
+
+
+def structs(content_type, *contents):
+    return pa.array(
+        [{"bytes": content, "path": f"{row}.png"} for row, content in enumerate(contents)],
+        pa.struct([("bytes", content_type), ("path", pa.string())]),
+    )
+
+
+RED_TEXT = base64.b64encode(RED).decode()
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([RED], pa.binary()),
+        pa.array([RED], pa.large_binary()),
+        pa.array([RED], pa.binary_view()),
+        pa.array([RED], pa.binary(len(RED))),
+        pa.array([RED]).dictionary_encode(),
+        pa.ExtensionArray.from_storage(_Photo(pa.binary()), pa.array([RED])),
+        pa.array([f"DATA:image/png;base64,{RED_TEXT}"]),
+        pa.array([f"DATA:image/png;base64,{RED_TEXT}"], pa.string_view()),
+        structs(pa.large_binary(), RED),
+        structs(pa.binary(len(RED)), RED),
+        structs(pa.string(), RED_TEXT),
+        structs(pa.large_string(), f" data:image/png;base64,{RED_TEXT}"),
+        structs(pa.list_(pa.uint8()), list(RED)),
+    ],
+    ids=lambda column: str(column.type)[:60],
+)
+@pytest.mark.usefixtures("_photo_type")
+def test_an_image_is_read_from_a_column_of_any_type_that_can_contain_it(tmp_path, column):
+    (image,) = read(planned(parquet_file(tmp_path, {"image": column})))
+    assert image.content == RED
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        structs(pa.int64(), 8, 2**62),
+        structs(pa.float64(), 0.5, None),
+        structs(pa.bool_(), True, False),
+        structs(pa.null(), None, None),
+        structs(pa.list_(pa.string()), ["a"], None),
+        structs(pa.timestamp("ns"), 1, 2),
+        structs(pa.struct([("a", pa.int8())]), {"a": 1}, None),
+    ],
+    ids=lambda column: str(column.type)[:60],
+)
+def test_of_structures_whose_bytes_are_something_else_the_path_is_read(tmp_path, column):
+    images = read(planned(parquet_file(tmp_path, {"image": column})))
+    assert images == [SourceImage(f"{row}.png", tmp_path / f"{row}.png") for row in range(2)]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([[{"bytes": RED, "path": "a"}]]),
+        pa.array([[RED]]),
+        pa.array([3]),
+        pa.array([True]),
+        pa.array([Decimal("1.5")]),
+        pa.array([1], pa.timestamp("ns")),
+        pa.array([[("a", RED)]], pa.map_(pa.string(), pa.binary())),
+        pa.array([{"bytes": 3}]),
+        pa.array([{"bytes": [3.5], "path": 3}]),
+        pa.array([None], pa.null()),
+    ],
+    ids=lambda column: str(column.type)[:60],
+)
+def test_a_column_that_cannot_contain_images_is_refused_before_the_run(tmp_path, column):
+    file = parquet_file(tmp_path, {"image": column})
+    for columns in (ParquetColumns(), ParquetColumns(image="image")):
+        with pytest.raises(InvalidFieldError, match=r"structures with the field 'bytes'.*'image'|'image'.*structures"):
+            planned(file, columns=columns)
+
+
+def test_a_row_that_cannot_be_read_is_an_error_of_this_row(tmp_path):
+    invalid = pa.StringArray.from_buffers(4, pa.py_buffer(struct.pack("<5i", 0, 1, 2, 3, 4)), pa.py_buffer(b"a\xffbc"))
+    numbers = pa.array([[1, None], list(RED), [], None], pa.list_(pa.uint8()))
+    columns = {
+        "invalid text": (invalid, [1]),
+        "base64": (structs(pa.string(), RED_TEXT, "no base64!", "_-_-", RED_TEXT), [1, 2]),
+        "numbers": (pa.StructArray.from_arrays([numbers], ["bytes"]), [0, 2, 3]),
+        "nothing": (pa.array([RED, b"", None, RED]), [1, 2]),
+    }
+    for what, (column, bad) in columns.items():
+        images = read(planned(parquet_file(tmp_path, {"image": column})))
+        assert [row for row, image in enumerate(images) if isinstance(image.content, UnreadableImage)] == bad, what
+        assert all(reason_of(images[row]) for row in bad), what
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (pa.array([b"a", b"\xff"]), ["a", "\\xff"]),
+        (pa.array([7, None]), ["7", "1"]),
+        (pa.array([Decimal("1.5"), Decimal("2.5")]), ["1.5", "2.5"]),
+        (pa.array(["a", "b"]).dictionary_encode(), ["a", "b"]),
+        (pa.array([0, 2**55], pa.timestamp("ms")), ["1970-01-01 00:00:00", "1"]),
+    ],
+    ids=lambda value: str(getattr(value, "type", "")),
+)
+def test_rows_are_named_by_a_column_of_any_simple_type(tmp_path, names, expected):
+    file = parquet_file(tmp_path, {"image": [RED, RED], "name": names})
+    assert keys(read(planned(file, columns=ParquetColumns(key="name")))) == expected
+
+
+def test_a_column_of_lists_does_not_name_rows(tmp_path):
+    file = parquet_file(tmp_path, {"image": [RED], "name": pa.array([["a"]])})
+    with pytest.raises(InvalidFieldError, match=r"'name' .* list<.*; name a column of text or numbers"):
+        planned(file, columns=ParquetColumns(key="name"))

@@ -1,5 +1,6 @@
 """Both clients against the whole application."""
 
+import base64
 import io
 import math
 import threading
@@ -38,6 +39,7 @@ def images_of(colour, tmp_path):
         "bytearray": bytearray(path.read_bytes()),
         "memoryview": memoryview(path.read_bytes()),
         "open file": io.BytesIO(path.read_bytes()),
+        "data URL": f" DATA:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}",
         "pillow": pillow,
         "cmyk": pillow.convert("CMYK"),
         "palette": pillow.convert("P"),
@@ -385,3 +387,66 @@ def test_there_are_no_drafts_and_describing_is_not_configured(client):
             ask("colours", answers=1, classes=["red"])
         assert caught.value.kind == "not-configured"
     assert client.label_sets.reject_drafts("colours") == 0
+
+
+# --- names in URLs ---------------------------------------------------------------------------------------------------
+
+REMOVED_FROM_URLS = ["", ".", "..", "../x", "a/..", "a/./b", "..\\a"]
+
+
+@pytest.mark.parametrize("name", REMOVED_FROM_URLS)
+def test_no_name_that_would_change_the_path_is_sent(client, name):
+    written = client.label_sets.put("pets", COLOURS)
+    jobs, examples, databases, label_sets = client.jobs, client.examples, client.databases, client.label_sets
+    calls = {
+        "class": lambda: label_sets.remove_class("pets", name),
+        "label set": lambda: label_sets.get(name),
+        "deleted label set": lambda: label_sets.delete(name),
+        "written label set": lambda: label_sets.put(name, COLOURS),
+        "class of a label set": lambda: label_sets.remove_class(name, "red"),
+        "evaluated label set": lambda: label_sets.evaluate(name),
+        "selection": lambda: label_sets.selection(name),
+        "drafts": lambda: list(label_sets.drafts(name)),
+        "described label set": lambda: label_sets.describe(name),
+        "accepted drafts": lambda: label_sets.accept_drafts(name),
+        "example image": lambda: examples.delete("pets", name),
+        "examples": lambda: list(examples.list(name)),
+        "database": lambda: databases.get(name),
+        "deleted database": lambda: databases.delete(name),
+        "searched database": lambda: databases.search(name, "a cat"),
+        "job": lambda: jobs.get(name),
+    }
+    for what, call in calls.items():
+        with pytest.raises(deixis.InvalidNameError, match="name"):
+            call()
+        assert client.label_sets.get("pets") == written, what
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/",
+        "//",
+        "a;b=c",
+        "a?b",
+        "a#b",
+        "a%b",
+        "%2e%2e",
+        "%2F",
+        "a\\b",
+        "...",
+        ".a",
+        "a ..",
+        "~",
+        "+",
+        "&",
+        "=",
+        '"',
+        "'",
+        "犬",
+        "a:b@c",
+    ],
+)
+def test_a_class_of_any_other_name_is_removed_and_nothing_else(client, name):
+    client.label_sets.put("pets", ["cat", name, "dog"])
+    assert [entry.name for entry in client.label_sets.remove_class("pets", name).classes] == ["cat", "dog"]

@@ -530,15 +530,6 @@ def test_running_out_of_memory_is_reported_as_too_large(monkeypatch):
         decoded(saved(plain(), "BMP"))
 
 
-def test_compressed_metadata_of_megabytes_is_rejected():
-    bomb = chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(50_000_000), 9))
-    with pytest.raises(NotAnImageError, match="too large"):
-        decoded(png(1, 1, 8, 0, b"\0\0", bomb))
-    many = chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(1_000_000), 9)) * 70
-    with pytest.raises(NotAnImageError, match="memory"):
-        decoded(png(1, 1, 8, 0, b"\0\0", many))
-
-
 def test_a_jpeg_with_too_many_scans_is_rejected():
     data = saved(Image.new("L", (64, 64)), "JPEG", progressive=True)
     last_scan = data[data.rindex(b"\xff\xda") : -2]

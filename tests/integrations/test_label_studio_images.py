@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from app.errors import ClientError, ImageTooLargeError, InvalidFieldError, UnreachableImageError
+from app.errors import ClientError, ImageTooLargeError, InvalidFieldError, NotAnImageError, UnreachableImageError
 from app.integrations.label_studio_images import TaskImages
 from tests.api.live import live
 from tests.conftest import picture
@@ -108,7 +108,7 @@ async def test_data_urls_are_decoded(make):
     encoded = base64.b64encode(RED).decode()
     assert await images.fetch(f"data:image/png;base64,{encoded}") == RED
     assert await images.fetch("data:image/x-portable-pixmap,P3%201%201%201%201%200%200") == b"P3 1 1 1 1 0 0"
-    with pytest.raises(InvalidFieldError, match="is not base64"):
+    with pytest.raises(NotAnImageError, match="is not base64"):
         await images.fetch("data:image/png;base64,&&&")
     with pytest.raises(ImageTooLargeError):
         await images.fetch("data:image/png;base64," + "A" * 1_500_000)

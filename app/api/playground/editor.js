@@ -1,6 +1,6 @@
 // The editor of a label set: its fields, its versions, saving without overwriting the changes of others, deleting.
 import { byId, countText, create, formatTime, option, splitLabels } from "./elements.js";
-import { requestJson, fetchOrThrow, jsonOptions, RequestError } from "./requests.js";
+import { requestJson, fetchOrThrow, jsonOptions, pathOf, RequestError } from "./requests.js";
 import { clearRequestError, showRequestError } from "./request_errors.js";
 import { confirmDialog } from "./dialog.js";
 import { addressOf, renameTo } from "./views.js";
@@ -20,7 +20,7 @@ let listChanged = () => {};
 let toolsFor = () => {};
 let wasUnsaved = false;
 
-const path = (name) => `v1/label-sets/${encodeURIComponent(name)}`;
+const path = (name) => pathOf("label-sets", name);
 
 export const hasUnsaved = (name) => drafts.has(name) && isChanged(drafts.get(name));
 export const anyUnsaved = () => [...drafts.values()].some(isChanged);

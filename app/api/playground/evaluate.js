@@ -1,6 +1,6 @@
 // The comparison of all methods on the labelled example images: the job, its leaderboard, its confusion matrices.
 import { byId, countText, create, option, percent } from "./elements.js";
-import { requestJson, jsonOptions } from "./requests.js";
+import { requestJson, jsonOptions, pathOf } from "./requests.js";
 import { clearRequestError, showRequestError } from "./request_errors.js";
 import { waitForJob, cancelJob } from "./jobs.js";
 import { catalogue } from "./catalogue.js";
@@ -10,7 +10,7 @@ import { matrix } from "./matrix.js";
 let labelSet = "";
 let running = null;
 
-const path = () => `v1/label-sets/${encodeURIComponent(labelSet)}`;
+const path = () => pathOf("label-sets", labelSet);
 
 /** Use a label set; the comparison for another label set is removed. */
 export function setEvaluatedLabelSet(name) {

@@ -1,6 +1,6 @@
 // Example images of the label set in the editor: counting, adding and deleting them.
 import { byId, countText, create } from "./elements.js";
-import { requestJson, fetchOrThrow, RequestError } from "./requests.js";
+import { requestJson, fetchOrThrow, pathOf, RequestError } from "./requests.js";
 import { clearRequestError, showRequestError } from "./request_errors.js";
 import { fileChooser, dropZone, splitFiles } from "./file_drops.js";
 import { confirmDialog } from "./dialog.js";
@@ -18,7 +18,7 @@ let classes = new Set();
 let onCounts = () => {};
 const seen = new Map(); // URLs of images added in this tab, by the SHA-256 of their file; the server may not store files
 
-const path = (rest = "") => `v1/label-sets/${encodeURIComponent(labelSet)}/images${rest}`;
+const path = (query = "") => `${pathOf("label-sets", labelSet, "images")}${query}`;
 
 export const countOf = (classname) => counts.labelled[classname] || 0;
 export const labelledCount = () => Object.values(counts.labelled).reduce((sum, number) => sum + number, 0);
@@ -139,7 +139,7 @@ async function send(name, files, classname, totals) {
   if (classname !== null) form.append("class", classname);
   let response;
   try {
-    response = await requestJson(`v1/label-sets/${encodeURIComponent(name)}/images`, { method: "POST", body: form });
+    response = await requestJson(pathOf("label-sets", name, "images"), { method: "POST", body: form });
   } catch (requestError) {
     // An error with status 413 or 415 concerns an image; sending the images one by one shows which.
     if (![413, 415].includes(requestError.status)) throw requestError;

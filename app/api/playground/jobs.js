@@ -1,5 +1,5 @@
 // Background jobs.
-import { requestJson, RequestError } from "./requests.js";
+import { requestJson, pathOf, RequestError } from "./requests.js";
 
 const FIRST_WAIT_MS = 200;
 const MAX_WAIT_MS = 2000;
@@ -12,8 +12,8 @@ export async function waitForJob(job, onProgress) {
     if (job.status === "failed") throw new RequestError(job.error);
     onProgress(job);
     await new Promise((done) => setTimeout(done, waitMs));
-    job = await requestJson(`v1/jobs/${job.id}`);
+    job = await requestJson(pathOf("jobs", job.id));
   }
 }
 
-export const cancelJob = (job) => requestJson(`v1/jobs/${job.id}`, { method: "DELETE" });
+export const cancelJob = (job) => requestJson(pathOf("jobs", job.id), { method: "DELETE" });

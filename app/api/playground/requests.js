@@ -13,6 +13,13 @@ export class RequestError extends Error {
   }
 }
 
+/** Return the path of a resource below v1; throws RequestError for a name that browsers would remove from a URL. */
+export function pathOf(...segments) {
+  const removed = segments.find((text) => text === "" || text.split(/[/\\]/).some((part) => part === "." || part === ".."));
+  if (removed !== undefined) throw new RequestError(`The name “${removed}” cannot be part of a URL.`);
+  return ["v1", ...segments.map(encodeURIComponent)].join("/");
+}
+
 const key = () => byId("key").value.trim();
 
 export const hasKey = () => key() !== "";

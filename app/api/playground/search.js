@@ -1,6 +1,6 @@
 // The view Captions: searches a caption database by text or image.
 import { byId, countText, create, option } from "./elements.js";
-import { requestJson, jsonOptions, RequestError } from "./requests.js";
+import { requestJson, jsonOptions, pathOf, RequestError } from "./requests.js";
 import { clearRequestError, showRequestError } from "./request_errors.js";
 import { dropZone, onFilesSelected, splitFiles } from "./file_drops.js";
 import { allDatabases } from "./catalogue.js";
@@ -82,7 +82,7 @@ async function show() {
   clearRequestError(byId("search-error"));
   byId("search-status").textContent = "Searching…";
   try {
-    const response = await requestJson(`v1/databases/${encodeURIComponent(query.database)}/search`, request());
+    const response = await requestJson(pathOf("databases", query.database, "search"), request());
     if (current === requests) showPage(response);
   } catch (requestError) {
     if (current !== requests) return;

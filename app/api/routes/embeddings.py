@@ -29,9 +29,8 @@ async def create_embeddings(
     """Return the embedding of each text or image, a vector of length 1; dot products are cosine similarities."""
     body, images = await read_embeddings_input(request, max_images=limits.max_images)
     if images is None:
-        texts = [body.input] if isinstance(body.input, str) else body.input
         model, features = await unless_disconnected(
-            request, embedder.embed_texts(texts, model=body.model, dimensions=body.dimensions)
+            request, embedder.embed_texts(body.input, model=body.model, dimensions=body.dimensions)
         )
     else:
         await caller.spend_images(len(images))

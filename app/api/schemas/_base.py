@@ -1,9 +1,14 @@
 """Base classes of all request and response bodies."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+# Longer names resemble no field.
+_MAX_NAME_CHARS = 64
 
 from app.names.text import MAX_TEXT_CHARS
 
@@ -21,14 +26,40 @@ class Request(BaseModel):
 
     model_config = ConfigDict(extra="forbid", str_max_length=MAX_TEXT_CHARS)
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _check_count(cls, value: object) -> object:
-        # Up to twice the number of known fields, every unknown field is reported by its name.
-        limit = 2 * len(cls.model_fields)
-        if isinstance(value, Mapping) and len(value) > limit:
-            raise PydanticCustomError("too_many_fields", f"has {len(value):,} fields; at most {limit} are accepted")
-        return value
+    def _check_fields(cls, value: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if isinstance(value, Mapping):
+            # Up to twice the number of known fields, every unknown field is reported by its name.
+            limit = 2 * len(cls.model_fields)
+            if len(value) > limit:
+                raise PydanticCustomError("too_many_fields", f"has {len(value):,} fields; at most {limit} are accepted")
+        try:
+            return handler(value)
+        except ValidationError as error:
+            known = [field.alias or name for name, field in cls.model_fields.items()]
+            # Only here is it known which model refused the field: the request, or a part of it.
+            raise _naming_known_fields(error, known) from error
+
+
+def _naming_known_fields(error: ValidationError, known: Sequence[str]) -> ValidationError:
+    problems: list[InitErrorDetails] = []
+    for problem in error.errors(include_url=False, include_input=False):
+        kind, message, loc = problem["type"], problem["msg"], problem["loc"]
+        if kind == "extra_forbidden":
+            kind, message = "unknown_field", unknown_field(str(loc[-1]), known)
+        elif kind in {"model_type", "model_attributes_type"} and not loc:
+            message = f"must be an object; its fields: {', '.join(sorted(known))}"
+        # The message is complete; as a template it must not be filled again.
+        reported = PydanticCustomError(kind, message.replace("{", "{{").replace("}", "}}"), problem.get("ctx"))
+        problems.append({"type": reported, "loc": loc, "input": None})
+    return ValidationError.from_exception_data(error.title, problems)
+
+
+def unknown_field(name: str, known: Sequence[str]) -> str:
+    """Return the problem of a field that is not one of the known fields, with the one it resembles."""
+    near = get_close_matches(name.lower(), known, n=1, cutoff=0.7) if len(name) <= _MAX_NAME_CHARS else []
+    return f"unknown field; known: {', '.join(sorted(known))}" + "".join(f"; did you mean '{other}'?" for other in near)
 
 
 class Response(BaseModel):

@@ -2,18 +2,35 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic_core import PydanticCustomError
 
 from app.api.schemas._base import MAX_IMAGE_CHARS, Request, Response
 from app.names.class_names import MAX_ITEMS
 
-_Input = Annotated[str, Field(min_length=1, max_length=MAX_IMAGE_CHARS)]
+_Text = Annotated[str, Field(min_length=1, max_length=MAX_IMAGE_CHARS)]
+_Texts = Annotated[list[_Text], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
+
+
+def _as_list(value: object, handler: ValidatorFunctionWrapHandler) -> list[str]:
+    if isinstance(value, list) and value and isinstance(value[0], int | list):
+        raise PydanticCustomError("token_ids", "token ids are not supported; send the texts themselves")
+    if not isinstance(value, str | list):
+        raise PydanticCustomError("texts_type", "must be a string or a list of strings")
+    if value == "":
+        raise PydanticCustomError("string_too_short", "String should have at least 1 character")
+    texts: list[str] = handler([value] if isinstance(value, str) else value)
+    return texts
+
+
+# Not a union type, which would report every error once per member.
+_OneOrMore = Annotated[_Texts, WrapValidator(_as_list, json_schema_input_type=_Text | _Texts)]
 
 
 class EmbeddingsBody(Request):
     """Texts or images to embed, as in OpenAI's embeddings API."""
 
-    input: _Input | Annotated[list[_Input], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)] = Field(
+    input: _OneOrMore = Field(
         description="One or more texts, or images: in base64, as `data:` URLs, or URLs if the operator allows URLs."
     )
     model: str | None = Field(None, description="A model of `GET /v1/models`; by default the first.")

@@ -1,11 +1,12 @@
 """Images in JSON bodies."""
 
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from app.api.schemas._base import MAX_IMAGE_CHARS, Request
+from app.images.data_urls import is_data_url
 from app.images.fetch import MAX_URL_CHARS
 
 
@@ -20,6 +21,14 @@ class ImageBody(Request):
         max_length=MAX_URL_CHARS,
         description="The URL of the image, instead of `base64`; requires `DEIXIS_ALLOW_IMAGE_URLS`.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_data_url(cls, value: Any) -> Any:
+        # A data: URL is a URL too, but nothing has to be fetched.
+        if isinstance(value, dict) and value.keys() == {"url"} and isinstance(value["url"], str):
+            return {"base64": value["url"]} if is_data_url(value["url"]) else value
+        return value
 
     @model_validator(mode="after")
     def _check_one(self) -> Self:
