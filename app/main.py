@@ -23,6 +23,7 @@ from app.api.auth.access import NAMESPACE_HEADER, Gate
 from app.api.auth.keys import KeyPolicy, KeyRing, load_keys_file
 from app.api.auth.quotas import DefaultQuotas, Quotas
 from app.api.forms import ImageCountLimits
+from app.api.hosts import HostCheck, HostRules
 from app.api.middleware import AccessLog, BodyBudget, BodyLimits, BoundedBody, SecurityHeaders
 from app.api.routes import ROUTERS
 from app.captions.catalogue import CaptionCatalogue, RemoteSearch
@@ -383,6 +384,11 @@ async def _prewarm(service: Service) -> None:
             log.warning("not_prewarmed", exc_info=error)
 
 
+def _gate_of(app: FastAPI) -> Gate:
+    gate: Gate = app.state.gate
+    return gate
+
+
 def _own_exposition(metrics: Metrics) -> Callable[[], Awaitable[bytes]]:
     async def exposition() -> bytes:
         return metrics.exposition()
@@ -511,6 +517,11 @@ def create_app(
             ],
             expose_headers=["ETag", "Location", "Retry-After", "X-Request-ID"],
         )
+    app.add_middleware(
+        HostCheck,
+        rules=HostRules(settings.host, settings.allowed_hosts, settings.cors_origins),
+        needs_key=lambda: _gate_of(app).needs_key(),
+    )
     app.add_middleware(SecurityHeaders, cross_origin=bool(settings.cors_origins))
     app.add_middleware(AccessLog)
     app.add_middleware(
