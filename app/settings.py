@@ -62,7 +62,8 @@ class Settings(BaseSettings):
         1000,
         ge=1,
         le=100_000,
-        description="Maximum number of open connections; further connections get 503. Each needs a file descriptor.",
+        description="Maximum number of open connections; further connections get 503, except for health"
+        " probes. Each needs a file descriptor.",
     )
     keep_alive_s: int = Field(
         75,
