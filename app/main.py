@@ -22,6 +22,7 @@ from app.api import documentation, errors, playground
 from app.api.auth.access import NAMESPACE_HEADER, Gate
 from app.api.auth.keys import KeyPolicy, KeyRing, load_keys_file
 from app.api.auth.quotas import DefaultQuotas, Quotas
+from app.api.deadline import Deadline
 from app.api.forms import ImageCountLimits
 from app.api.hosts import HostCheck, HostRules
 from app.api.middleware import AccessLog, BodyBudget, BodyLimits, BoundedBody, SecurityHeaders
@@ -484,13 +485,20 @@ def create_app(
     playground.install(app)
     for router in ROUTERS:
         app.include_router(router)
+    app.add_middleware(
+        HostCheck,
+        rules=HostRules(settings.host, settings.allowed_hosts, settings.cors_origins),
+        needs_key=lambda: _gate_of(app).needs_key(),
+    )
+    app.add_middleware(Deadline, timeout_s=settings.request_timeout_s)
     # By route and never by path, of which callers can make up any number.
     Instrumentator(
         should_group_status_codes=False,
         excluded_handlers=["/metrics", "/healthz", "/readyz"],
         registry=metrics.registry,
     ).instrument(app, metric_namespace="deixis")
-    # Added last is outermost: the id first, then the log that shows it, headers, then the bound on the body.
+    # Added last is outermost: the id first, then the log that shows it, headers, then the bound on the body. The
+    # deadline and the hosts are within the metrics, which count their responses.
     app.add_middleware(
         BoundedBody,
         limits=BodyLimits(
@@ -517,11 +525,6 @@ def create_app(
             ],
             expose_headers=["ETag", "Location", "Retry-After", "X-Request-ID"],
         )
-    app.add_middleware(
-        HostCheck,
-        rules=HostRules(settings.host, settings.allowed_hosts, settings.cors_origins),
-        needs_key=lambda: _gate_of(app).needs_key(),
-    )
     app.add_middleware(SecurityHeaders, cross_origin=bool(settings.cors_origins))
     app.add_middleware(AccessLog)
     app.add_middleware(

@@ -73,7 +73,10 @@ class Settings(BaseSettings):
         " balancer in front, which otherwise sends requests on connections that are closing.",
     )
     request_timeout_s: float | None = Field(
-        30, gt=0, le=3600, description="Deadline of a classification request; after that it gets 504."
+        30,
+        gt=0,
+        le=3600,
+        description="Deadline of a request, without the time in which its body arrives; after that it gets 504.",
     )
     drain_s: float = Field(
         0,
