@@ -424,7 +424,9 @@ def create_app(
     metrics = Metrics(__version__)
     file_keys = [] if settings.api_keys_file is None else load_keys_file(settings.api_keys_file)
     quotas = Quotas(
-        DefaultQuotas(settings.key_rate, settings.key_image_rate, settings.key_concurrency), settings.rate_limit_storage
+        DefaultQuotas(settings.key_rate, settings.key_image_rate, settings.key_concurrency),
+        settings.rate_limit_storage,
+        metrics.rate_limit_failures,
     )
 
     @asynccontextmanager
