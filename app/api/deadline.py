@@ -95,12 +95,12 @@ class Deadline:
         if not is_over:
             await task
             return
-        log.warning("deadline_exceeded", method=scope["method"], path=scope["path"])
         error = DeadlineExceededError(
             f"the request took longer than {self._timeout_s:g} s; send fewer images or labels, or raise"
             " DEIXIS_REQUEST_TIMEOUT_S; texts that have been encoded are kept for the next request; GET /readyz shows"
             " whether the database responds"
         )
+        log.warning("request_failed", error=type(error).__name__, detail=error.message)
         if response_started:
             raise error  # the server closes the connection
         await problem_response(error, {"Connection": "close"})(scope, receive, send)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 import uvicorn
 
+from app.api.connections import ConnectionLimits, bounded
 from app.api.hosts import HostCheck, HostRules
 from app.classification.resolve import ClassifyRequest
 from app.cli.backends import client_options
@@ -99,6 +100,9 @@ def label_studio_command(
                         create_app(client, images, preannotation, login=login),
                         rules=HostRules(host, settings.allowed_hosts),
                         needs_key=partial(_needs_login, login),
+                    ),
+                    http=bounded(
+                        ConnectionLimits(settings.max_connections, settings.head_timeout_s, settings.body_timeout_s)
                     ),
                     ws="none",
                     log_config=None,

@@ -7,10 +7,11 @@ import asyncio
 import json
 import re
 import sqlite3
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from alembic import command
@@ -29,11 +30,20 @@ from app.store.tables import SCHEMA_VERSION_TABLE, LabelSetRow
 _Result = TypeVar("_Result")
 
 LOCK_TIMEOUT_S = 10.0
-CONNECT_TIMEOUT_S = 10
 SCRUB_TIMEOUT_S = 0.5
 # For a connection of the pool. With a database that does not respond, other requests then fail before their deadline.
 POOL_TIMEOUT_S = 10
 VACUUMED_BYTES = 64 * 2**20  # half a second of writing, for which other writers wait
+# A connection to a machine that is gone fails within a minute; by default, Linux waits for hours.
+_CONNECTION_OPTIONS: Mapping[str, int] = MappingProxyType(
+    {
+        "connect_timeout": 10,
+        "keepalives_idle": 30,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 60_000,
+    }
+)
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 # Advisory locks share one space of numbers per PostgreSQL database, so the number should be unlikely elsewhere.
@@ -115,8 +125,7 @@ def _open_sqlite(address: URL) -> AsyncEngine:
 def _open_postgresql(address: URL) -> AsyncEngine:
     # Prepared statements do not work with a pooler such as PgBouncer, and these statements gain little from them.
     connect_args: dict[str, Any] = {"prepare_threshold": None}
-    if "connect_timeout" not in address.query:
-        connect_args["connect_timeout"] = CONNECT_TIMEOUT_S
+    connect_args |= {name: value for name, value in _CONNECTION_OPTIONS.items() if name not in address.query}
     try:
         return create_async_engine(
             address,
