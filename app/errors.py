@@ -6,6 +6,8 @@ DeixisError
 │   ├── InvalidFieldError             parsed, but a field breaks a rule
 │   ├── UnauthenticatedError          a key is needed, and there is none or a wrong one
 │   ├── ForbiddenError                the key does not allow this
+│   ├── CrossSiteError                a page of another site changes the state
+│   ├── MisdirectedRequestError       the service does not answer for this host
 │   ├── RateLimitedError              the key has used up its quota
 │   ├── UnknownNameError              no label set, model or job of that name
 │   ├── UnknownRouteError             no route with that path
@@ -91,6 +93,14 @@ class UnauthenticatedError(ClientError):
 
 class ForbiddenError(ClientError):
     """The API key is valid, but does not allow this."""
+
+
+class CrossSiteError(ClientError):
+    """A page of another site may not change the state of a service without keys."""
+
+
+class MisdirectedRequestError(ClientError):
+    """The service does not answer for the host that the request names."""
 
 
 class RateLimitedError(ClientError):

@@ -22,7 +22,9 @@ from app.api import documentation, errors, playground
 from app.api.auth.access import NAMESPACE_HEADER, Gate
 from app.api.auth.keys import KeyPolicy, KeyRing, load_keys_file
 from app.api.auth.quotas import DefaultQuotas, Quotas
+from app.api.deadline import Deadline
 from app.api.forms import ImageCountLimits
+from app.api.hosts import HostCheck, HostRules
 from app.api.middleware import AccessLog, BodyBudget, BodyLimits, BoundedBody, SecurityHeaders
 from app.api.routes import ROUTERS
 from app.captions.catalogue import CaptionCatalogue, RemoteSearch
@@ -383,6 +385,11 @@ async def _prewarm(service: Service) -> None:
             log.warning("not_prewarmed", exc_info=error)
 
 
+def _gate_of(app: FastAPI) -> Gate:
+    gate: Gate = app.state.gate
+    return gate
+
+
 def _own_exposition(metrics: Metrics) -> Callable[[], Awaitable[bytes]]:
     async def exposition() -> bytes:
         return metrics.exposition()
@@ -417,7 +424,9 @@ def create_app(
     metrics = Metrics(__version__)
     file_keys = [] if settings.api_keys_file is None else load_keys_file(settings.api_keys_file)
     quotas = Quotas(
-        DefaultQuotas(settings.key_rate, settings.key_image_rate, settings.key_concurrency), settings.rate_limit_storage
+        DefaultQuotas(settings.key_rate, settings.key_image_rate, settings.key_concurrency),
+        settings.rate_limit_storage,
+        metrics.rate_limit_failures,
     )
 
     @asynccontextmanager
@@ -478,13 +487,20 @@ def create_app(
     playground.install(app)
     for router in ROUTERS:
         app.include_router(router)
+    app.add_middleware(
+        HostCheck,
+        rules=HostRules(settings.host, settings.allowed_hosts, settings.cors_origins),
+        needs_key=lambda: _gate_of(app).needs_key(),
+    )
+    app.add_middleware(Deadline, timeout_s=settings.request_timeout_s)
     # By route and never by path, of which callers can make up any number.
     Instrumentator(
         should_group_status_codes=False,
         excluded_handlers=["/metrics", "/healthz", "/readyz"],
         registry=metrics.registry,
     ).instrument(app, metric_namespace="deixis")
-    # Added last is outermost: the id first, then the log that shows it, headers, then the bound on the body.
+    # Added last is outermost: the id first, then the log that shows it, headers, then the bound on the body. The
+    # deadline and the hosts are within the metrics, which count their responses.
     app.add_middleware(
         BoundedBody,
         limits=BodyLimits(

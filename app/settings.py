@@ -28,6 +28,8 @@ from app.runtime.ray_layout import RayLayout, parse_layout
 _MIB = 1024 * 1024
 
 _HOST = re.compile(r"(\*\.)?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
+# Also an IPv6 address, and a name that is not in ASCII.
+_OWN_HOST = re.compile(r"(\*\.)?[\w-]+(\.[\w-]+)*\.?|\[?[0-9A-Fa-f:.]+\]?")
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
 
 
@@ -61,7 +63,8 @@ class Settings(BaseSettings):
         1000,
         ge=1,
         le=100_000,
-        description="Maximum number of open connections; further connections get 503. Each needs a file descriptor.",
+        description="Maximum number of open connections; further connections get 503, except for health"
+        " probes. Each needs a file descriptor.",
     )
     keep_alive_s: int = Field(
         75,
@@ -71,7 +74,10 @@ class Settings(BaseSettings):
         " balancer in front, which otherwise sends requests on connections that are closing.",
     )
     request_timeout_s: float | None = Field(
-        30, gt=0, le=3600, description="Deadline of a classification request; after that it gets 504."
+        30,
+        gt=0,
+        le=3600,
+        description="Deadline of a request, without the time in which its body arrives; after that it gets 504.",
     )
     drain_s: float = Field(
         0,
@@ -87,6 +93,13 @@ class Settings(BaseSettings):
         (),
         description="Origins whose pages may call the service from a browser, comma separated, as"
         " `https://app.example.com`; `*` allows every origin. By default no origin is allowed.",
+    )
+
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Further host names under which a service without API keys is reached, comma separated, as"
+        " `deixis.example.com` or `*.example.com`; `*` allows every name. Other names get 421, so that no web page can"
+        " reach the service under its own name; see operations.md.",
     )
 
     # API keys and quotas
@@ -312,7 +325,7 @@ class Settings(BaseSettings):
     max_pool_images: ClassVar[int] = 100_000
     """Unlabelled images that a method is fitted to; more are sampled evenly."""
 
-    @field_validator("models", "cors_origins", "image_url_hosts", mode="before")
+    @field_validator("models", "cors_origins", "allowed_hosts", "image_url_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -347,6 +360,15 @@ class Settings(BaseSettings):
         for origin in value:
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 msg = f"'{origin}' is not an origin; write a scheme and a host as https://app.example.com, or *"
+                raise ValueError(msg)
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_allowed_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for host in value:
+            if host != "*" and not _OWN_HOST.fullmatch(host):
+                msg = f"'{host}' is not a host name; write deixis.example.com without scheme and port, or *.example.com"
                 raise ValueError(msg)
         return value
 

@@ -98,7 +98,8 @@ def make_client(settings, encoder) -> Iterator[Callable[..., httpx.Client]]:
 
     def start(encoders=None, **changes) -> TestClient:
         changed = settings.model_copy(update=changes)
-        client = TestClient(create_app(changed, lambda _: encoders or [encoder]), raise_server_exceptions=False)
+        app = create_app(changed, lambda _: encoders or [encoder])
+        client = TestClient(app, "http://localhost", raise_server_exceptions=False)
         client.__enter__()
         opened.append(client)
         return client
@@ -137,7 +138,8 @@ def shared_client(tmp_path_factory, empty_database) -> Iterator[httpx.Client]:
             data_dir=folder, models=("embedded",), build_wordnet=False, max_images_per_request=8, max_queued_images=16
         )
     encoder = FakeEncoder()
-    with TestClient(create_app(settings, lambda _: [encoder]), raise_server_exceptions=False) as client:
+    app = create_app(settings, lambda _: [encoder])
+    with TestClient(app, "http://localhost", raise_server_exceptions=False) as client:
         yield client
 
 

@@ -21,6 +21,8 @@ STATUSES = {
     "MalformedRequestError": 400,
     "UnauthenticatedError": 401,
     "ForbiddenError": 403,
+    "CrossSiteError": 403,
+    "MisdirectedRequestError": 421,
     "UnknownNameError": 404,
     "UnknownRouteError": 404,
     "MethodNotAllowedError": 405,

@@ -2,8 +2,9 @@
 
 import asyncio
 import re
+import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, QueryParams, UploadFile
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from app.api.errors import from_pydantic
 from app.api.schemas._base import unknown_field
@@ -190,7 +192,7 @@ def check_field_names(names: Sequence[str], allowed: Sequence[str]) -> None:
 
 @asynccontextmanager
 async def open_form(request: Request, max_images: int, max_fields: int, setting: str) -> AsyncIterator[FormData]:
-    """Parse a form and yield it; its temporary files are deleted at the end.
+    """Parse a form and yield it.
 
     Args:
         request: a request with multipart/form-data.
@@ -203,8 +205,8 @@ async def open_form(request: Request, max_images: int, max_fields: int, setting:
         TooLargeError: the form exceeds a limit.
     """
     try:
-        async with request.form(
-            max_files=max_images + 1, max_fields=max_fields, max_part_size=_MAX_FIELD_BYTES
+        async with _parsed(
+            request, max_files=max_images + 1, max_fields=max_fields, max_part_size=_MAX_FIELD_BYTES
         ) as form:
             if len(form.getlist("image")) > max_images:
                 raise _too_many_images(max_images, setting)
@@ -220,11 +222,33 @@ async def open_form(request: Request, max_images: int, max_fields: int, setting:
         raise MalformedRequestError(f"the form is not in the charset that its Content-Type names: {error}") from error
 
 
+class _InMemoryParser(MultiPartParser):
+    """Keeps files in memory, which the budget of all bodies allows for; files on disk would need file descriptors."""
+
+    spool_max_size = sys.maxsize
+
+
+@asynccontextmanager
+async def _parsed(request: Request, **limits: int) -> AsyncIterator[FormData]:
+    """Parse a form as ``Request.form`` does, without temporary files."""
+    async with aclosing(request.stream()) as stream:
+        try:
+            form = await _InMemoryParser(request.headers, stream, **limits).parse()
+        except MultiPartException as error:
+            raise HTTPException(400, error.message) from error
+    try:
+        yield form
+    finally:
+        await form.close()
+
+
 async def read_image_part(part: UploadFile | str) -> bytes:
-    """Return the bytes of a part named ``image``; raises ``InvalidFieldError`` if the part is not a file."""
+    """Return the bytes of a part named ``image``, once; raises ``InvalidFieldError`` if the part is not a file."""
     if isinstance(part, str):
         raise InvalidFieldError.of("image", "must be a file; give its part a filename in Content-Disposition")
-    return await part.read()
+    content = await part.read()
+    await part.close()  # otherwise each image is in memory twice
+    return content
 
 
 def form_fields(form: FormData) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from app.api.errors import problem_response
 from app.errors import (
     BodyTooLargeError,
     DeixisError,
+    MalformedRequestError,
     OverloadedError,
     RequestTimeoutError,
     UnsupportedMediaTypeError,
@@ -150,6 +151,9 @@ class BoundedBody:
                 )
                 raise _RefusedError
             received += count
+            if message["type"] == "http.request" and is_complete and declared.isdecimal() and received < int(declared):
+                refused = _truncated(received, int(declared))
+                raise _RefusedError
             return message
 
         async def watched_send(message: Message) -> None:
@@ -167,6 +171,13 @@ class BoundedBody:
         if refused is not None and not response_started:
             # The rest of the body is not read.
             await problem_response(refused, {"Connection": "close"})(scope, receive, send)
+
+
+def _truncated(received: int, declared: int) -> MalformedRequestError:
+    return MalformedRequestError(
+        f"the body has {received:,} bytes, and its Content-Length is {declared:,}; a server in front dropped a part of"
+        " it, as some do if the request offers another protocol (Upgrade)"
+    )
 
 
 # Responses are not pages, except / and /docs, which set their own policy. Browsers must not guess the content type,

@@ -33,6 +33,8 @@ KINDS: Mapping[type[DeixisError], Kind] = MappingProxyType(
         errors.MalformedRequestError: Kind(400, "malformed-request", "Malformed request"),
         errors.UnauthenticatedError: Kind(401, "unauthenticated", "API key required"),
         errors.ForbiddenError: Kind(403, "forbidden", "Not allowed for this key"),
+        errors.CrossSiteError: Kind(403, "cross-site", "Cross-site request refused"),
+        errors.MisdirectedRequestError: Kind(421, "misdirected-request", "Host not served"),
         errors.UnknownNameError: Kind(404, "unknown-name", "Unknown name"),
         errors.UnknownRouteError: Kind(404, "unknown-route", "Unknown route"),
         errors.MethodNotAllowedError: Kind(405, "method-not-allowed", "Method not allowed"),

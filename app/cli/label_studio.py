@@ -2,12 +2,15 @@
 
 import os
 import socket
+from functools import partial
 from ipaddress import ip_address
 from typing import Annotated
 
 import typer
 import uvicorn
 
+from app.api.connections import ConnectionLimits, bounded
+from app.api.hosts import HostCheck, HostRules
 from app.classification.resolve import ClassifyRequest
 from app.cli.backends import client_options
 from app.cli.common import NOTHING_DONE, report_errors
@@ -93,7 +96,14 @@ def label_studio_command(
         with _listener(host, port) as listener:
             running = _Server(
                 uvicorn.Config(
-                    create_app(client, images, preannotation, login=login),
+                    HostCheck(
+                        create_app(client, images, preannotation, login=login),
+                        rules=HostRules(host, settings.allowed_hosts),
+                        needs_key=partial(_needs_login, login),
+                    ),
+                    http=bounded(
+                        ConnectionLimits(settings.max_connections, settings.head_timeout_s, settings.body_timeout_s)
+                    ),
                     ws="none",
                     log_config=None,
                     access_log=False,
@@ -112,6 +122,10 @@ def _login() -> tuple[str, str] | None:
     if bool(user) != bool(password):
         raise ConfigurationError("only one of BASIC_AUTH_USER and BASIC_AUTH_PASS is set; set both or neither")
     return (user, password) if user and password else None
+
+
+async def _needs_login(login: tuple[str, str] | None) -> bool:
+    return login is not None
 
 
 def _check_access(host: str, login: tuple[str, str] | None) -> None:

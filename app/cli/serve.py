@@ -24,8 +24,10 @@ from app.main import create_app, load_encoders, prepare
 from app.observability.logs import configure_logs
 from app.settings import Settings, load_settings
 
-# File descriptors of the database, weights, caption databases, spooled uploads and refused connections.
+# File descriptors of the database, weights, caption databases, fetched images and refused connections.
 _OTHER_DESCRIPTORS = 512
+# Wanted where the hard limit is unlimited, as on macOS.
+_MANY_DESCRIPTORS = 10_240
 
 
 class _Server(uvicorn.Server):
@@ -81,7 +83,7 @@ def serve(**flags: Any) -> None:
             deploy_on_ray(settings, cluster)
             return
         # Checks what can fail before it loads the models, which takes longest.
-        _allow_descriptors(settings.max_connections)
+        descriptors = _raise_descriptor_limit(settings.max_connections)
         listeners = _bind(settings)
         for listener in listeners:
             closing.enter_context(listener)
@@ -98,7 +100,10 @@ def serve(**flags: Any) -> None:
                 app,
                 http=bounded(
                     ConnectionLimits(
-                        settings.max_connections, settings.head_timeout_s, read_timeout_s=settings.body_timeout_s
+                        settings.max_connections,
+                        settings.head_timeout_s,
+                        read_timeout_s=settings.body_timeout_s,
+                        descriptors=descriptors,
                     )
                 ),
                 ws="none",
@@ -122,10 +127,14 @@ def serve(**flags: Any) -> None:
         raise typer.Exit(NOTHING_DONE)
 
 
-def _allow_descriptors(connections: int) -> None:
-    """Raise the limit of open files to what the connections may need, if the system allows it."""
+def _raise_descriptor_limit(connections: int) -> int | None:
+    """Raise the limit on open files as far as the system allows, and return it; None if there is no limit.
+
+    Raises:
+        ConfigurationError: the limit is too low for the connections.
+    """
     if sys.platform == "win32":
-        return
+        return None
     import resource  # noqa: PLC0415 - missing on Windows
 
     needed = connections + _OTHER_DESCRIPTORS
@@ -135,8 +144,11 @@ def _allow_descriptors(connections: int) -> None:
             f"DEIXIS_MAX_CONNECTIONS={connections} needs {needed:,} file descriptors, and the system allows {hard:,};"
             " lower it, or raise the hard limit (ulimit -Hn)"
         )
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    if soft != resource.RLIM_INFINITY:
+        wanted = max(needed, soft, _MANY_DESCRIPTORS) if hard == resource.RLIM_INFINITY else hard
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    return None if soft == resource.RLIM_INFINITY else soft
 
 
 def _bind(settings: Settings) -> list[socket.socket]:

@@ -73,6 +73,11 @@ class Metrics:
             queue,
             registry=registry,
         )
+        self.rate_limit_failures = Counter(
+            "deixis_rate_limit_storage_failures_total",
+            "Requests whose rates could not be counted, because the storage failed.",
+            registry=registry,
+        )
         self.stage_seconds = Histogram(
             "deixis_stage_seconds",
             "Duration of each stage of a request, as in its timing_ms.",

@@ -14,7 +14,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -211,9 +211,9 @@ async def restore_backup(
 @asynccontextmanager
 async def _opened(file: Path) -> AsyncIterator[AsyncEngine]:
     """Open a migrated copy of a backup's database, so that the backup itself does not change."""
-    with tempfile.TemporaryDirectory(prefix="deixis-restore-") as temporary:
-        copy = Path(temporary) / DATABASE
-        with _disk_errors(copy.parent):
+    with ExitStack() as opened:
+        with _disk_errors(Path("the folder for temporary files")):
+            copy = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="deixis-restore-"))) / DATABASE
             await asyncio.to_thread(shutil.copyfile, file, copy)
         engine = open_engine(f"sqlite:///{copy}")
         try:

@@ -7,11 +7,12 @@ import asyncio
 import json
 import re
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 from alembic import command
 from alembic.config import Config
@@ -26,10 +27,23 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from app.errors import StoreError
 from app.store.tables import SCHEMA_VERSION_TABLE, LabelSetRow
 
+_Result = TypeVar("_Result")
+
 LOCK_TIMEOUT_S = 10.0
-CONNECT_TIMEOUT_S = 10
 SCRUB_TIMEOUT_S = 0.5
+# For a connection of the pool. With a database that does not respond, other requests then fail before their deadline.
+POOL_TIMEOUT_S = 10
 VACUUMED_BYTES = 64 * 2**20  # half a second of writing, for which other writers wait
+# A connection to a machine that is gone fails within a minute; by default, Linux waits for hours.
+_CONNECTION_OPTIONS: Mapping[str, int] = MappingProxyType(
+    {
+        "connect_timeout": 10,
+        "keepalives_idle": 30,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 60_000,
+    }
+)
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 # Advisory locks share one space of numbers per PostgreSQL database, so the number should be unlikely elsewhere.
@@ -99,6 +113,7 @@ def _open_sqlite(address: URL) -> AsyncEngine:
         address,
         # With isolation_level None, sqlite3 does not begin transactions by itself; _begin does.
         connect_args={"isolation_level": None, "timeout": LOCK_TIMEOUT_S, "factory": _SqliteConnection},
+        pool_timeout=POOL_TIMEOUT_S,
         hide_parameters=True,
         json_serializer=_to_json,
     )
@@ -110,13 +125,13 @@ def _open_sqlite(address: URL) -> AsyncEngine:
 def _open_postgresql(address: URL) -> AsyncEngine:
     # Prepared statements do not work with a pooler such as PgBouncer, and these statements gain little from them.
     connect_args: dict[str, Any] = {"prepare_threshold": None}
-    if "connect_timeout" not in address.query:
-        connect_args["connect_timeout"] = CONNECT_TIMEOUT_S
+    connect_args |= {name: value for name, value in _CONNECTION_OPTIONS.items() if name not in address.query}
     try:
         return create_async_engine(
             address,
             connect_args=connect_args,
             pool_pre_ping=True,
+            pool_timeout=POOL_TIMEOUT_S,
             # The row locks of the repositories need this level; the default of the server may differ.
             isolation_level="READ COMMITTED",
             hide_parameters=True,
@@ -253,12 +268,33 @@ async def ping(engine: AsyncEngine, timeout_s: float = 2.0) -> None:
     Raises:
         StoreError: the database does not answer, or has no tables.
     """
-    try:
-        async with asyncio.timeout(timeout_s), reading(engine) as session:
+
+    async def query() -> None:
+        async with reading(engine) as session:
             await session.execute(select(LabelSetRow.name).limit(1))
-    except TimeoutError as error:
-        problem = f"the database at {location(engine.url)} did not answer within {timeout_s:g} s"
-        raise StoreError(f"{problem}; {_OTHERWISE}") from error
+
+    await answer_within(timeout_s, engine, query())
+
+
+async def answer_within(timeout_s: float, engine: AsyncEngine, query: Coroutine[Any, Any, _Result]) -> _Result:
+    """Return the result of a query; after ``timeout_s`` it is cancelled, but not waited for.
+
+    A driver may wait for a server that does not respond until it has cancelled a statement.
+
+    Raises:
+        StoreError: the database did not answer in time.
+    """
+    task = asyncio.create_task(query)
+    try:
+        await asyncio.wait({task}, timeout=timeout_s)
+    finally:
+        if not task.done():
+            task.cancel()
+            task.add_done_callback(lambda late: late.cancelled() or late.exception())  # nobody else asks for it
+    if task.done():
+        return task.result()
+    problem = f"the database at {location(engine.url)} did not answer within {timeout_s:g} s"
+    raise StoreError(f"{problem}; {_OTHERWISE}")
 
 
 async def migrate(engine: AsyncEngine) -> None:

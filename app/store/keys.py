@@ -10,9 +10,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.errors import ConflictError, UnknownNameError
 from app.names.namespaces import Namespace
-from app.store.database import reading, writing
+from app.store.database import answer_within, reading, writing
 from app.store.label_sets import printable
 from app.store.tables import ApiKeyRow
+
+# For the look-up of a key, which every request waits for. A key that was seen before is accepted after that.
+_LOOKUP_TIMEOUT_S = 5.0
 
 
 class Scope(StrEnum):
@@ -89,9 +92,13 @@ class KeyRepository:
 
     async def find(self, key_id: str) -> tuple[Key, bytes] | None:
         """Return a key with its digest, also a revoked one; None if there is no key with this id."""
-        async with reading(self._engine) as session:
-            row = await session.get(ApiKeyRow, key_id)
-            return None if row is None else (_to_key(row), row.digest)
+
+        async def query() -> tuple[Key, bytes] | None:
+            async with reading(self._engine) as session:
+                row = await session.get(ApiKeyRow, key_id)
+                return None if row is None else (_to_key(row), row.digest)
+
+        return await answer_within(_LOOKUP_TIMEOUT_S, self._engine, query())
 
     async def list(self) -> Sequence[Key]:
         """Return all keys, the oldest first."""
@@ -101,8 +108,12 @@ class KeyRepository:
 
     async def any(self) -> bool:
         """Return whether there is a key, revoked or not."""
-        async with reading(self._engine) as session:
-            return bool(await session.scalar(select(func.count()).select_from(ApiKeyRow)))
+
+        async def query() -> bool:
+            async with reading(self._engine) as session:
+                return bool(await session.scalar(select(func.count()).select_from(ApiKeyRow)))
+
+        return await answer_within(_LOOKUP_TIMEOUT_S, self._engine, query())
 
     async def revoke(self, key_id: str) -> Key:
         """Revoke a key permanently; a revoked key is not changed.

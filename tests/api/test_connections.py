@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
-from app.api.connections import MAX_HEAD_BYTES, ConnectionLimits, bounded
+from app.api.connections import MAX_HEAD_BYTES, PROBE_CONNECTIONS, ConnectionLimits, bounded
 from tests.api.live import live
 
 LATE_S = 0.4
@@ -33,9 +33,25 @@ async def app(scope, receive, send):
     await send({"type": "http.response.body", "body": answer})
 
 
+async def echo(scope, receive, send):
+    """Answer with the request as the application received it."""
+    if scope["type"] == "lifespan":
+        await app(scope, receive, send)
+        return
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body, more = body + message.get("body", b""), message.get("more_body", False)
+    headers = {name.decode(): value.decode() for name, value in scope["headers"]}
+    request = {"method": scope["method"], "path": scope["path"], "query": scope["query_string"].decode()}
+    answer = json.dumps(request | {"headers": headers, "body": body.decode()}).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(answer))]})
+    await send({"type": "http.response.body", "body": answer})
+
+
 @contextmanager
-def serving(connections=100, head_timeout_s=LATE_S, read_timeout_s=LATE_S, **config):
-    limits = ConnectionLimits(connections, head_timeout_s, read_timeout_s)
+def serving(connections=100, head_timeout_s=LATE_S, read_timeout_s=LATE_S, descriptors=None, app=app, **config):
+    limits = ConnectionLimits(connections, head_timeout_s, read_timeout_s, descriptors)
     with live(app, http=bounded(limits), ws="none", **config) as address, ExitStack() as opened:
 
         def connect():
@@ -250,3 +266,186 @@ def test_a_client_that_reads_slowly_and_steadily_gets_everything():
             got += len(chunk)
             time.sleep(0.02)
         assert got > 3_000_000
+
+
+# --- the application receives the request that was sent --------------------------------------------------------------
+
+H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\n"
+LAST = b"GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+
+def head(line, *headers):
+    return line + b" HTTP/1.1\r\nHost: x\r\n" + b"".join(headers)
+
+
+def length(body):
+    return b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+
+
+SENT = {
+    "h2c with a body": [(head(b"POST /a?b=c", H2C) + length(b"body"), "POST", "/a", "body")],
+    "h2c with chunks": [
+        (
+            head(b"PUT /a", H2C) + b"Transfer-Encoding: chunked\r\n\r\n2\r\nbo\r\n2\r\ndy\r\n0\r\n\r\n",
+            "PUT",
+            "/a",
+            "body",
+        )
+    ],
+    "h2c without a body": [(head(b"GET /a", H2C) + b"\r\n", "GET", "/a", "")],
+    "h2c twice": [(head(b"POST /%d" % n, H2C) + length(b"b%d" % n), "POST", f"/{n}", f"b{n}") for n in range(40)],
+    "websocket on POST": [
+        (head(b"POST /a", b"Connection: upgrade\r\nUpgrade: websocket\r\n") + length(b"body"), "POST", "/a", "body")
+    ],
+    "websocket": [
+        (
+            head(b"GET /a", b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\r\n"),
+            "GET",
+            "/a",
+            "",
+        )
+    ],
+    "several protocols": [
+        (
+            head(b"POST /a", b"Upgrade: h2c, foo/1, TLS/1.0\r\nConnection: keep-alive, Upgrade\r\n") + length(b"body"),
+            "POST",
+            "/a",
+            "body",
+        )
+    ],
+    "a body that is a request": [
+        (head(b"POST /a", H2C) + length(b"GET /stolen HTTP/1.1\r\n\r\n"), "POST", "/a", "GET /stolen HTTP/1.1\r\n\r\n")
+    ],
+    "an upgrade without a connection option": [
+        (head(b"POST /a", b"Upgrade: h2c\r\n") + length(b"body"), "POST", "/a", "body")
+    ],
+    "expect": [(head(b"POST /a", b"Expect: 100-continue\r\n") + length(b"body"), "POST", "/a", "body")],
+    "trailers": [
+        (
+            head(b"POST /a")
+            + b"Transfer-Encoding: chunked\r\n\r\n4;ext=1\r\nbody\r\n0\r\nX-Api-Key: k\r\nHost: y\r\n\r\n",
+            "POST",
+            "/a",
+            "body",
+        )
+    ],
+    "pipelined": [
+        (head(b"POST /a") + length(b"one"), "POST", "/a", "one"),
+        (head(b"POST /b", H2C) + length(b"two"), "POST", "/b", "two"),
+        (head(b"GET /c") + b"\r\n", "GET", "/c", ""),
+    ],
+    "percent": [(head(b"GET /a%20b%3Fc") + b"\r\n", "GET", "/a b?c", "")],
+    "an absolute target": [(b"GET http://x/a HTTP/1.1\r\nHost: y\r\n\r\n", "GET", "/a", "")],
+    "an absolute target without a path": [(b"GET HTTP://x?q HTTP/1.1\r\nHost: y\r\n\r\n", "GET", "/", "")],
+}
+
+
+@pytest.fixture(scope="module")
+def echoing():
+    with serving(app=echo, timeout_keep_alive=60, head_timeout_s=20, read_timeout_s=20) as connect:
+        yield connect
+
+
+@pytest.mark.parametrize("pieces", ["at once", "byte by byte"])
+@pytest.mark.parametrize("sent", SENT.values(), ids=SENT)
+def test_the_application_receives_the_request_that_was_sent(echoing, sent, pieces):
+    data = b"".join(raw for raw, *_ in sent) + LAST
+    one = echoing()
+    for piece in (
+        [data] if pieces == "at once" else [data[at : at + 1] for at in range(min(len(data), 600))] + [data[600:]]
+    ):
+        one.sendall(piece)
+    answers = bodies_of(rest_of(one))
+    assert [(each["method"], each["path"], each["body"]) for each in answers] == [
+        *((method, path, body) for _, method, path, body in sent),
+        ("GET", "/last", ""),
+    ]
+    for each in answers:
+        assert each["headers"]["host"] == "x"
+        assert not {"x-api-key", "http2-settings"} & each["headers"].keys()
+
+
+def bodies_of(said):
+    bodies = []
+    while said:
+        answer_head, _, rest = said.partition(b"\r\n\r\n")
+        if answer_head == b"HTTP/1.1 100 Continue":
+            said = rest
+            continue
+        size = int(re.search(rb"content-length: (\d+)", answer_head.lower())[1])
+        bodies.append(json.loads(rest[:size]))
+        said = rest[size:]
+    return bodies
+
+
+def test_an_old_client_is_not_asked_to_continue(echoing):
+    one = echoing()
+    one.sendall(b"POST /a HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\nbody")
+    said = rest_of(one)
+    assert said.startswith(b"HTTP/1.1 200")
+    assert bodies_of(said)[0]["body"] == "body"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n" + LAST, 405),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0", 400),
+        (head(b"POST /a", H2C) + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\nbody", 400),
+    ],
+    ids=["connect", "the preface of HTTP/2", "two lengths"],
+)
+def test_what_is_no_request_to_this_server_is_refused_once(echoing, sent, status):
+    one = echoing()
+    one.sendall(sent)
+    assert problem_in(rest_of(one))[0] == status
+
+
+@pytest.mark.parametrize("rest", [b"0\r\nX: ", b"4;x="], ids=["a trailer", "a chunk extension"])
+def test_a_body_without_bytes_does_not_fill_the_memory(echoing, rest):
+    one = echoing()
+    one.settimeout(20)
+    one.sendall(head(b"POST /a") + b"Transfer-Encoding: chunked\r\n\r\n" + rest)
+    with suppress(ConnectionError):
+        for _ in range(100):
+            one.sendall(b"a" * MAX_HEAD_BYTES)
+    assert problem_in(rest_of(one)) == (431, "head-too-large")
+
+
+# --- probes while the connections or the file descriptors are used up ------------------------------------------------
+
+
+def probe(connection, path=b"/healthz"):
+    connection.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+    return rest_of(connection)
+
+
+def test_probes_are_answered_while_all_connections_are_used():
+    with serving(connections=2, head_timeout_s=60, app=echo, timeout_keep_alive=60) as connect:
+        kept = [connect() for _ in range(2)]
+        for path in (b"/healthz", b"/readyz", b"/metrics", b"/healthz?x"):
+            said = probe(connect(), path)
+            assert said.startswith(b"HTTP/1.1 200")
+            assert b"connection: close" in said.lower()
+        assert problem_in(probe(connect(), b"/v1/models")) == (503, "overloaded")
+        assert kept
+
+
+def test_silent_connections_above_the_limit_do_not_keep_probes_out():
+    with serving(connections=2, head_timeout_s=60, app=echo, timeout_keep_alive=60) as connect:
+        kept = [connect() for _ in range(2)]
+        silent = [connect() for _ in range(PROBE_CONNECTIONS + 1)]
+        assert problem_in(rest_of(silent[0])) == (503, "overloaded")
+        assert probe(connect()).startswith(b"HTTP/1.1 200")
+        assert kept
+
+
+def test_connections_are_refused_while_file_descriptors_are_scarce():
+    here = socket.socket()
+    lowest = here.fileno()
+    here.close()
+    with serving(descriptors=lowest + 2 * 64, app=echo, timeout_keep_alive=60, head_timeout_s=60) as connect:
+        said = probe(connect(), b"/v1/models")
+        assert problem_in(said) == (503, "overloaded")
+        assert b"file descriptors" in said
+        assert probe(connect()).startswith(b"HTTP/1.1 200")

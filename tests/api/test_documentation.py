@@ -5,7 +5,7 @@ from urllib.parse import urljoin
 
 import pytest
 
-PAGE = "http://testserver/docs"
+PAGE = "http://localhost/docs"
 
 
 @pytest.fixture

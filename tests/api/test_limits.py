@@ -2,6 +2,7 @@
 
 import base64
 import json
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -297,3 +298,24 @@ def test_a_request_that_takes_too_long_gets_504_and_the_next_is_served(make_clie
     assert_serves(client)
     (model,) = client.get("/v1/models").json()["models"]
     assert model["queued_images"] == 0
+
+
+def test_a_form_needs_no_temporary_folder(client, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    image = picture("red", (64, 64), "BMP") + bytes(3 * 2**20)  # BMP ignores what follows the pixels
+    files = [("image", ("red.bmp", image))] * 4
+    response = client.post("/v1/classify", files=files, data={"labels": "red,green"})
+    assert first_labels(response) == ["red"] * 4
+    assert (
+        client.put("/v1/label-sets/spooled", json={"classes": [{"name": "red"}, {"name": "green"}]}).status_code == 201
+    )
+    response = client.post("/v1/label-sets/spooled/images", files=files[:1], data={"class": ["red"]})
+    assert response.status_code == 201, response.text
+
+
+def test_a_form_needs_no_file_descriptors(client, monkeypatch):
+    opened = []
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda *args, **options: opened.append(args))
+    files = [("image", ("red.bmp", picture("red", (64, 64), "BMP") + bytes(2 * 2**20)))] * 8
+    assert first_labels(client.post("/v1/classify", files=files, data={"labels": "red,green"})) == ["red"] * 8
+    assert opened == []

@@ -441,3 +441,10 @@ async def test_bodies_together_have_a_bound_and_give_back_what_they_took():
     with pytest.raises(ZeroDivisionError):
         await answer_of(limited(failing, budget=budget), [b"1234567890"])
     assert (await answer_of(limited(echo, budget=budget), [b"1234567890"]))[0][0]["status"] == 200
+
+
+@anyio_test
+async def test_a_body_that_lost_a_part_on_its_way_is_refused():
+    sent, _ = await answer_of(limited(echo), [b"12"], [(b"content-length", b"3")])
+    assert sent[0]["status"] == 400
+    assert b"Content-Length is 3" in sent[1]["body"]

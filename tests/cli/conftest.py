@@ -55,4 +55,4 @@ def where(request, monkeypatch, new_encoder):
 
     monkeypatch.setattr("app.cli.common.open_http_backend", open_asgi_backend)
     monkeypatch.setattr("deixis._transport.retry_after_s", lambda _: 0.0)  # retries without a wait
-    return ["--server", "http://test"] if request.param == "over HTTP" else []
+    return ["--server", "http://localhost"] if request.param == "over HTTP" else []

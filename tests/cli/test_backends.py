@@ -32,7 +32,7 @@ def opened(request, settings, encoder):
             if request.param == "in process":
                 yield InProcessBackend(app.state.service)
             else:
-                async with AsyncClient("http://test", transport=httpx.ASGITransport(app)) as client:
+                async with AsyncClient("http://localhost", transport=httpx.ASGITransport(app)) as client:
                     yield HttpBackend(client)
 
     return open_backend

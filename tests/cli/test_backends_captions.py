@@ -57,7 +57,7 @@ def both(settings):
     @asynccontextmanager
     async def open_backends(**changes):
         app = create_app(settings.model_copy(update=changes), lambda _: [CaptionEncoder()])
-        client = AsyncClient("http://test", transport=httpx.ASGITransport(app))
+        client = AsyncClient("http://localhost", transport=httpx.ASGITransport(app))
         async with app.router.lifespan_context(app), client:
             yield InProcessBackend(app.state.service), HttpBackend(client)
 

@@ -41,6 +41,7 @@ def test_photographs_are_predicted_with_the_choices_of_the_project(backend, phot
     body = {"tasks": tasks, "project": "1.2", "label_config": CONFIG, "params": {"context": None}}
     with httpx.Client(base_url=backend, timeout=60) as client:
         assert client.get("/health").json()["status"] == "UP"
+        assert client.get("/health", headers={"Host": "evil.example"}).status_code == 421
         version = client.post("/setup", json={"project": "1.2", "schema": CONFIG}).json()["model_version"]
         results = client.post("/predict", json=body).json()["results"]
     assert [each["result"][0]["value"]["choices"] for each in results] == [["felis"], ["Coffee cup"], ["Rocket"]]

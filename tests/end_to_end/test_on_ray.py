@@ -283,3 +283,17 @@ def test_shared_encoders_load_models_on_demand(tmp_path, photographs):
             assert answer.status_code == 200, answer.text
             assert answer.json()["model"] == model
         assert len(replicas_of(running.process, "encoder")) == 1
+
+
+def test_the_rules_for_hosts_and_other_sites_hold(client):
+    assert client.get("/v1/models", headers={"Host": "evil.example"}).status_code == 421
+    page = {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}
+    assert client.delete("/v1/label-sets/none", headers=page).status_code == 403
+    assert client.delete("/v1/label-sets/none").status_code == 404
+
+
+def test_a_request_whose_body_the_proxy_dropped_is_refused(client):
+    offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAEAAEAAAAIAAAAB"}
+    response = client.post("/v1/classify?labels=a", content=b"any", headers={"Content-Type": "image/png", **offer})
+    assert response.status_code == 400
+    assert "Content-Length" in response.json()["detail"]

@@ -4,6 +4,7 @@ import json
 import shutil
 import sqlite3
 import stat
+import tempfile
 from contextlib import closing
 from datetime import UTC, datetime
 from functools import partial
@@ -189,6 +190,12 @@ async def test_a_failed_restore_changes_nothing(filled, folder, other, monkeypat
     with pytest.raises(OSError, match="No space"):
         await restore_backup(other, folder, replace=True)
     assert await content_of(other) == before
+
+
+async def test_a_restore_names_an_unusable_folder_for_temporary_files(filled, folder, other, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(StoreError, match="cannot be written: No such file or directory"):
+        await restore_backup(other, folder)
 
 
 def flip(file):

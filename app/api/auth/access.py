@@ -94,6 +94,10 @@ class Gate:
         self._keys = keys
         self._quotas = quotas
 
+    async def needs_key(self) -> bool:
+        """Return whether requests need an API key; raises ``StoreError`` if the database is unavailable."""
+        return await self._keys.is_required()
+
     @asynccontextmanager
     async def admitted(self, headers: Mapping[str, str], required: Scope | None) -> AsyncIterator[Caller]:
         """Yield the caller; the request counts as running until the context ends.

@@ -210,9 +210,11 @@ class KeyRing:
         try:
             record = await self._repository.find(key_id)
         except StoreError:
-            if key_id in self._trusted:
-                return self._trusted[key_id]
-            raise
+            if key_id not in self._trusted:
+                raise
+            # Not asked again for a second, because the database may take long to fail.
+            record = self._recent[key_id] = self._trusted[key_id]
+            return record
         self._recent[key_id] = record
         if record is not None:  # invented ids must not evict keys that are in use
             self._trusted[key_id] = record

@@ -1,5 +1,6 @@
 """Quotas per API key: requests and images per time, and concurrent requests."""
 
+import asyncio
 import math
 import re
 import time
@@ -7,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from limits import RateLimitItem, parse_many
@@ -20,8 +21,10 @@ from app.store.keys import Key
 
 log = structlog.get_logger()
 
-# A request waits at most this long for its count.
-_REDIS_TIMEOUT_S = 0.5
+# A request waits at most this long for its counts. After a failure, one request at a time tries again.
+_STORAGE_TIMEOUT_S = 0.5
+_RETRY_AFTER_S = 10.0
+_MAX_REDIS_CONNECTIONS = 64
 
 
 def parse_rate(text: str | None, field: str) -> str | None:
@@ -51,19 +54,30 @@ class DefaultQuotas:
     concurrency: int | None = None
 
 
+class FailureCounter(Protocol):
+    """Counts failures, as a counter of ``prometheus_client`` does."""
+
+    def inc(self) -> None:
+        """Count one."""
+
+
 class Quotas:
     """Counts the use of each key and enforces its quotas.
 
     Args:
         defaults: for keys that have no quotas of their own.
         storage: ``memory://`` counts in this process; ``redis://host:port`` counts for all processes that share it.
+        failures: counts the failures of the storage.
 
     Raises:
         ConfigurationError: the storage is not supported.
     """
 
-    def __init__(self, defaults: DefaultQuotas, storage: str) -> None:
+    def __init__(self, defaults: DefaultQuotas, storage: str, failures: FailureCounter | None = None) -> None:
         self._defaults = defaults
+        self._failures = failures
+        self._is_failing = False
+        self._retry_at = -math.inf
         self._redis: Any = None
         try:
             if not re.match(r"memory://$|rediss?://.", storage):
@@ -132,29 +146,49 @@ class Quotas:
                 raise TooLargeError(
                     f"{cost:,} {unit} in one request exceed the rate of the key '{key.id}', {item}; send fewer"
                 )
-            try:
-                if await self._limiter.hit(item, unit, key.id, cost=cost):
-                    continue
-                resets_at = (await self._limiter.get_window_stats(item, unit, key.id)).reset_time
-            except (StorageError, ConcurrentUpdateError) as error:
-                # Serving too many requests for a while is better than serving none.
-                log.warning("rate_limit_storage_failed", reason=type(error).__name__)
-                return
-            wait_s = min(max(1, math.ceil(resets_at - time.time())), item.get_expiry())
-            raise RateLimitedError(
-                f"the key '{key.id}' has used its rate of {item} ({unit}); wait, or ask the operator for a higher rate",
-                retry_after_s=wait_s,
-            )
+            if (resets_at := await self._hit(item, unit, key, cost)) is not None:
+                wait_s = min(max(1, math.ceil(resets_at - time.time())), item.get_expiry())
+                raise RateLimitedError(
+                    f"the key '{key.id}' has used its rate of {item} ({unit}); wait, or ask the operator for a higher"
+                    " rate",
+                    retry_after_s=wait_s,
+                )
+
+    async def _hit(self, item: RateLimitItem, unit: str, key: Key, cost: int) -> float | None:
+        """Count a cost; return when the rate resets if it is used up, and None if it is not or the storage fails."""
+        # Serving too many requests for a while is better than serving none, or each of them late.
+        if self._is_failing:
+            if time.monotonic() < self._retry_at:
+                return None
+            self._retry_at = time.monotonic() + _RETRY_AFTER_S
+        try:
+            async with asyncio.timeout(_STORAGE_TIMEOUT_S):
+                resets_at = None
+                if not await self._limiter.hit(item, unit, key.id, cost=cost):
+                    resets_at = (await self._limiter.get_window_stats(item, unit, key.id)).reset_time
+        except (StorageError, ConcurrentUpdateError, TimeoutError) as error:
+            if self._failures is not None:
+                self._failures.inc()
+            if not self._is_failing:
+                log.warning("rate_limit_storage_failed", reason=type(error).__name__, retry_after_s=_RETRY_AFTER_S)
+            self._is_failing, self._retry_at = True, time.monotonic() + _RETRY_AFTER_S
+            return None
+        if self._is_failing:
+            self._is_failing = False
+            log.info("rate_limit_storage_recovered")
+        return resets_at
 
 
 def _redis_pool(url: str) -> Any:
-    from redis.asyncio import ConnectionPool  # noqa: PLC0415 - an extra
+    from redis.asyncio import BlockingConnectionPool  # noqa: PLC0415 - an extra
     from redis.asyncio.retry import Retry  # noqa: PLC0415
     from redis.backoff import NoBackoff  # noqa: PLC0415
 
-    return ConnectionPool.from_url(
+    return BlockingConnectionPool.from_url(
         url,
-        socket_timeout=_REDIS_TIMEOUT_S,
-        socket_connect_timeout=_REDIS_TIMEOUT_S,
+        max_connections=_MAX_REDIS_CONNECTIONS,
+        timeout=_STORAGE_TIMEOUT_S,
+        socket_timeout=_STORAGE_TIMEOUT_S,
+        socket_connect_timeout=_STORAGE_TIMEOUT_S,
         retry=Retry(NoBackoff(), 0),
     )

@@ -7,6 +7,7 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from app.api.auth.access import CallerDependency, GuardedRoute, LabelSetName
+from app.api.deadline import restart_deadline
 from app.api.dependencies import (
     EvaluateJobsDependency,
     ExamplesDependency,
@@ -112,6 +113,7 @@ async def evaluate_label_set(
         await caller.spend_images(len(parts))
         encoded: list[np.ndarray | ClientError] = []
         for first in range(0, len(parts), _ENCODED_AT_ONCE):
+            restart_deadline(request)
             images = [await read_image_part(part) for part in parts[first : first + _ENCODED_AT_ONCE]]
             # Once its first batch is admitted, the request waits if other requests fill the queue.
             encoded += await examples.encode(task.model, images, wait=first > 0)

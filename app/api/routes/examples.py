@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 
 from app.api.auth.access import Caller, CallerDependency, GuardedRoute, LabelSetName
+from app.api.deadline import restart_deadline
 from app.api.dependencies import (
     ExamplesDependency,
     ImageCountLimitsDependency,
@@ -137,6 +138,7 @@ async def _add_form(
         await caller.spend_images(len(parts))
         prepared: list[NewExample | ClientError] = []
         for first in range(0, len(parts), _ENCODED_AT_ONCE):
+            restart_deadline(request)
             batch = slice(first, first + _ENCODED_AT_ONCE)
             images = [await read_image_part(part) for part in parts[batch]]
             # Once its first batch is admitted, the request waits if other requests fill the queue.

@@ -158,7 +158,7 @@ def tenants(tmp_path_factory, empty_database):
     revoke(settings, revoked)
     made(settings.effective_captions_dir / "acme#puzzles")
     own = {"Authorization": f"Bearer {keys['acme'][Scope.WRITE]}"}
-    with TestClient(create_app(settings, lambda _: [FakeEncoder()])) as client:
+    with TestClient(create_app(settings, lambda _: [FakeEncoder()]), "http://localhost") as client:
         assert client.put("/v1/label-sets/kettles", json=KETTLES, headers=own).status_code == 201
         images = [
             ("image", (f"{colour}.png", picture(colour), "image/png")) for colour in ("red", "green", "#f00", "#0f0")

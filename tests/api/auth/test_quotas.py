@@ -128,14 +128,50 @@ async def test_two_processes_share_counts_in_redis(redis_port):
     await second.close()
 
 
-async def test_a_redis_that_never_responds_does_not_block_requests():
+class Counted:
+    def __init__(self):
+        self.count = 0
+
+    def inc(self):
+        self.count += 1
+
+
+async def test_a_redis_that_never_responds_delays_one_request():
+    counted = Counted()
     with socket.create_server(("127.0.0.1", 0)) as silent, structlog.testing.capture_logs() as logged:
-        quotas = Quotas(DefaultQuotas(rate="1/hour"), f"redis://127.0.0.1:{silent.getsockname()[1]}")
-        async with asyncio.timeout(20):
-            for _ in range(2):
-                await quotas.spend_request(key(id="one"))
+        address = f"redis://127.0.0.1:{silent.getsockname()[1]}"
+        quotas = Quotas(DefaultQuotas(rate="1/hour", image_rate="5/hour"), address, counted)
+        began = time.monotonic()
+        for _ in range(100):
+            await quotas.spend_request(key(id="one"))
+            await quotas.spend_images(key(id="one"), 5)
+        assert time.monotonic() - began < 2
         await quotas.close()
-    assert [entry["event"] for entry in logged] == ["rate_limit_storage_failed"] * 2
+    assert [entry["event"] for entry in logged] == ["rate_limit_storage_failed"]
+    assert counted.count == 1
+
+
+async def test_rates_are_enforced_again_when_the_storage_responds_again(monkeypatch):
+    counted = Counted()
+    quotas = Quotas(DefaultQuotas(rate="1/hour"), "memory://", counted)
+    hit, is_hung = quotas._limiter.hit, True
+
+    async def hang(*args, **options):
+        if is_hung:
+            await asyncio.Event().wait()
+        return await hit(*args, **options)
+
+    monkeypatch.setattr(quotas._limiter, "hit", hang)
+    monkeypatch.setattr("app.api.auth.quotas._RETRY_AFTER_S", 0.0)
+    with structlog.testing.capture_logs() as logged:
+        for _ in range(2):
+            await quotas.spend_request(key(id="one"))
+        is_hung = False
+        await quotas.spend_request(key(id="one"))
+        with pytest.raises(RateLimitedError):
+            await quotas.spend_request(key(id="one"))
+    assert [entry["event"] for entry in logged] == ["rate_limit_storage_failed", "rate_limit_storage_recovered"]
+    assert counted.count == 2
 
 
 @pytest.mark.parametrize("storage", ["memory", "nonsense://here", "mongodb://here"])
