@@ -29,6 +29,7 @@ from app.selection.selection_reader import SELECT_METHOD
 from app.store.drafts import DraftRepository, DraftStatus
 from app.store.examples import NewExample
 from app.store.jobs import BUILD_CAPTIONS, Job, JobRepository, JobStatus
+from app.store.label_sets import printable
 from app.types import ImageFeatures, LabelSet
 
 log = structlog.get_logger()
@@ -167,14 +168,14 @@ class EvaluateJobs(JobHandler):
             features, labels = stored.support_features[kept], stored.support_labels[kept]
             training = TrainingData.held_out(features, labels, stored.pool_features)
             comparison = await self._comparer.compare(task, features, labels.tolist(), advance, training)
-            return comparison.to_json() | {"skipped": []}
+            return await asyncio.to_thread(comparison.to_json) | {"skipped": []}
         truth = job.request["truth"]
         features = np.frombuffer(attachment, np.float32).reshape(len(truth), -1)
         others: TrainingData | None = None
         if len(stored.support_labels) or len(stored.pool_features):
             others = TrainingData(Examples(stored.support_features, stored.support_labels, stored.pool_features))
         comparison = await self._comparer.compare(task, features, truth, advance, others)
-        return comparison.to_json() | {"skipped": job.request["skipped"]}
+        return await asyncio.to_thread(comparison.to_json) | {"skipped": job.request["skipped"]}
 
 
 class SelectMethodJobs(JobHandler):
@@ -263,7 +264,7 @@ class ImportJobs(JobHandler):
             batch = found[first : first + _IMPORT_BATCH]
             prepared = await self._prepare(label_set.name, batch)
             skipped += [
-                {"file": str(file.relative_to(folder)), "problem": example.message}
+                {"file": printable(str(file.relative_to(folder))), "problem": printable(example.message)}
                 for (file, _), example in zip(batch, prepared, strict=True)
                 if isinstance(example, ClientError)
             ]
