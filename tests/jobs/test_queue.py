@@ -446,6 +446,31 @@ async def test_a_stopped_import_keeps_its_images_and_another_process_adds_the_re
     assert sum((await service.examples.counts("things")).labelled.values()) == 70
 
 
+async def test_an_import_encodes_images_again_that_are_deleted_meanwhile(things_of, folder, monkeypatch):
+    service = await things_of(FakeEncoder())
+    await teach(service)
+    jobs = jobs_of(service, import_dir=folder)
+    prepare, deletions = service.examples.prepare, 1
+
+    async def then_deleted(*arguments, **options):
+        nonlocal deletions
+        prepared = await prepare(*arguments, **options)
+        if deletions:
+            deletions -= 1
+            await service.examples.delete("things", everything=True)
+        return prepared
+
+    monkeypatch.setattr(service.examples, "prepare", then_deleted)
+    jobs.queue.start()
+    job = await wait_until_finished(
+        jobs, await jobs.import_images.add("things", "garden", by_subfolder=True, classname=None)
+    )
+    await jobs.queue.close()
+    assert (job.status, job.result["added"]) == (JobStatus.SUCCEEDED, 70)
+    counts = await service.examples.counts("things")
+    assert (sum(counts.labelled.values()), counts.without_features) == (70, 0)
+
+
 async def test_file_names_that_are_not_utf8_do_not_end_an_import(things_of, folder):
     service = await things_of(FakeEncoder())
     leaves = os.fsencode(folder / "garden" / "leaf")

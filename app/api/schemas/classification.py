@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
+from typing_extensions import TypedDict
 
 from app.api.schemas._base import Request, Response
 from app.api.schemas.images import ImageBody
@@ -128,15 +129,18 @@ class ClassifyBody(ClassifyFields):
     )
 
 
-class PredictionBody(Response):
+class PredictionBody(TypedDict):
     """One label with its score."""
 
     label: str
-    score: float = Field(
-        description="Probability in [0, 1]: a softmax over the labels, or an independent sigmoid per label for"
-        " sigmoid models."
-    )
-    similarity: float = Field(description="Cosine similarity of the image and the label, in [-1, 1].")
+    score: Annotated[
+        float,
+        Field(
+            description="Probability in [0, 1]: a softmax over the labels, or an independent sigmoid per label for"
+            " sigmoid models."
+        ),
+    ]
+    similarity: Annotated[float, Field(description="Cosine similarity of the image and the label, in [-1, 1].")]
 
 
 class PromptContributionBody(Response):
