@@ -50,6 +50,7 @@ from app.label_sets.service import LabelLimits, LabelSets
 from app.models.registry import ModelRegistry
 from app.models.served_model import ServedModel
 from app.observability.health import Health
+from app.observability.loops import Loops
 from app.observability.metrics import Metrics
 from app.prompting.class_embeddings import ClassEmbeddingCache
 from app.prompting.templates import TemplateLibrary
@@ -219,6 +220,7 @@ class Service:
     method_selector: MethodSelector
     prewarmer: Prewarmer
     jobs: Jobs
+    loops: Loops
     health: Health
     engine: AsyncEngine
 
@@ -255,6 +257,7 @@ async def open_service(
         await engine.dispose()
         raise
     metrics, steps = metrics or Metrics(), steps or RemoteSteps()
+    loops = Loops(metrics)
     text_features = TextFeatureStore(settings.data_dir / "text-features.sqlite3", settings.text_feature_store_bytes)
     models = ModelRegistry(
         {encoder.name: steps.serve_model(encoder, settings, metrics, text_features) for encoder in encoders},
@@ -264,7 +267,6 @@ async def open_service(
     )
     remote_images = RemoteImages(image_fetcher(settings), max_bytes=settings.max_request_bytes)
     job_repository = JobRepository(engine)
-    label_set_repository = LabelSetRepository(engine)
     drafts = DraftRepository(engine)
     example_repository = ExampleRepository(engine)
     selection_repository = SelectionRepository(engine)
@@ -303,7 +305,7 @@ async def open_service(
     )
     label_limits = LabelLimits(settings.max_labels, settings.max_classes, settings.max_label_chars)
     label_sets = LabelSets(
-        label_set_repository,
+        LabelSetRepository(engine),
         drafts,
         templates,
         limits=label_limits,
@@ -329,7 +331,7 @@ async def open_service(
     )
     select_method = SelectMethodJobs(job_repository, method_selector)
     jobs = Jobs(
-        JobQueue(job_repository, metrics=metrics),
+        JobQueue(job_repository, metrics=metrics, loops=loops),
         DescribeJobs(job_repository, describer, label_sets, drafts),
         EvaluateJobs(job_repository, comparer, label_sets, examples, resolver),
         select_method,
@@ -357,7 +359,10 @@ async def open_service(
             method_selector=method_selector,
             prewarmer=prewarmer,
             jobs=jobs,
-            health=Health((lambda: models.problem, lambda: catalogue.problem), partial(ping, engine)),
+            loops=loops,
+            health=Health(
+                (lambda: models.problem, lambda: catalogue.problem), lambda: loops.problem, partial(ping, engine)
+            ),
             engine=engine,
         )
     finally:
@@ -446,7 +451,7 @@ def create_app(
             service.jobs.queue.start()
             background = [asyncio.create_task(_prewarm(service))]
             if settings.health_probe_s:
-                background.append(asyncio.create_task(service.models.watch(settings.health_probe_s)))
+                background.append(asyncio.create_task(service.models.watch(settings.health_probe_s, service.loops)))
             log.info("ready", models=[encoder.name for encoder in encoders], version=__version__)
             try:
                 yield

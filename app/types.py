@@ -4,7 +4,7 @@ Axes: n images, c classes, r names of classes (r >= c: a class may have synonyms
 h and w pixels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -233,7 +233,7 @@ class ImageResult:
     requested.
     """
 
-    predictions: tuple[Prediction, ...] = ()
+    predictions: Sequence[Prediction] = ()
     error: ClientError | None = None
     explanation: tuple[LabelExplanation, ...] | None = None
     out_of_vocabulary: OutOfVocabulary | None = None

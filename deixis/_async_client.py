@@ -280,7 +280,7 @@ class AsyncJob(answers.JobState):
                 if on_progress is not None:
                     await on_progress(job.done, job.total)
         _calls.check_succeeded(job)
-        return job
+        return job if job.result is not None else await job.refresh()  # the job may come from a list
 
 
 class _AsyncResource:
@@ -450,7 +450,7 @@ class AsyncJobs(_AsyncResource):
     """Background jobs."""
 
     async def list(self) -> AsyncIterator[AsyncJob]:
-        """Yield all jobs, the newest first."""
+        """Yield all jobs without their results, the newest first; ``refresh`` and ``wait`` return the result."""
         async for state in self._pages(_calls.jobs, "jobs"):
             yield AsyncJob.bound(state, self._send)
 

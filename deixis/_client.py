@@ -293,7 +293,7 @@ class Job(answers.JobState):
                 if on_progress is not None:
                     on_progress(job.done, job.total)
         _calls.check_succeeded(job)
-        return job
+        return job if job.result is not None else job.refresh()  # the job may come from a list
 
 
 class _Resource:
@@ -477,7 +477,7 @@ class Jobs(_Resource):
     """Background jobs."""
 
     def list(self) -> Iterator[Job]:
-        """Yield all jobs, the newest first."""
+        """Yield all jobs without their results, the newest first; ``refresh`` and ``wait`` return the result."""
         return (Job.bound(state, self._send) for state in self._pages(_calls.jobs, "jobs"))
 
     def get(self, job_id: str) -> Job:

@@ -26,7 +26,6 @@ in RGBA."""
 # The size of the largest request that a service accepts by default.
 MAX_FILE_BYTES = 128 * 1024 * 1024
 
-# The modes that PNG can store without a conversion.
 # The modes that PNG stores as they are, those that it stores after a conversion without loss, and those of TIFF. The
 # service converts all of them to 8-bit RGB, in the same way as a file with the mode.
 _PNG_MODES = frozenset({"1", "L", "LA", "I;16", "P", "RGB", "RGBA"})

@@ -276,7 +276,7 @@ class DescribeEstimate(Answer):
 
 
 class JobState(Answer):
-    """The state of a background job."""
+    """The state of a background job; jobs of a list have no ``result``."""
 
     id: str
     kind: str
@@ -285,7 +285,7 @@ class JobState(Answer):
     total: int
     label_set: str | None
     database: str | None
-    result: Mapping[str, Any] | None
+    result: Mapping[str, Any] | None = None
     error: str | None
     created_at: datetime
     finished_at: datetime | None

@@ -22,6 +22,14 @@ from app.encoders.fake import FakeEncoder
 from app.main import create_app
 from app.settings import Settings
 from app.store.database import migrate, open_engine
+from tests.event_loop_watchdog import (  # noqa: F401 - hooks
+    pytest_addoption,
+    pytest_runtest_call,
+    pytest_runtest_setup,
+    pytest_runtest_teardown,
+    pytest_runtestloop,
+    pytest_terminal_summary,
+)
 
 # By default, an example has a limit of 200 ms; a busy machine is not a fault of the code.
 hypothesis_settings.register_profile("untimed", deadline=None)

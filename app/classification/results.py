@@ -1,7 +1,8 @@
 """From scores to results: probabilities, predictions, rejection and prediction sets."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import final, overload
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from app.errors import ClientError
 from app.scoring.calibration import energy, max_concept_matching, prediction_sets
 from app.scoring.numerics import tempered_softmax
 from app.types import (
+    ClassEntry,
     ImageFeatures,
     ImageResult,
     Logits,
@@ -34,6 +36,55 @@ class ClassScores:
     similarities: Similarities
     prompt_weights: np.ndarray | None
     warnings: tuple[str, ...]
+
+
+@final
+class RankedPredictions(Sequence[Prediction]):
+    """The predictions of one image, each made when it is read.
+
+    A request may have hundreds of thousands; as objects they would keep the garbage collector busy for seconds.
+
+    Args:
+        classes: of the task.
+        ranked: the indices of k classes, best first.
+        scores: of these classes (k,).
+        similarities: of these classes (k,).
+    """
+
+    __slots__ = ("_classes", "_ranked", "_scores", "_similarities")
+
+    def __init__(
+        self, classes: Sequence[ClassEntry], ranked: np.ndarray, scores: np.ndarray, similarities: np.ndarray
+    ) -> None:
+        self._classes = classes
+        self._ranked, self._scores, self._similarities = ranked, scores, similarities
+
+    def __len__(self) -> int:
+        return len(self._ranked)
+
+    @overload
+    def __getitem__(self, index: int) -> Prediction: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Prediction]: ...
+    def __getitem__(self, index: int | slice) -> Prediction | Sequence[Prediction]:
+        if isinstance(index, slice):
+            return RankedPredictions(self._classes, self._ranked[index], self._scores[index], self._similarities[index])
+        return Prediction(
+            self._classes[self._ranked[index]].name, float(self._scores[index]), float(self._similarities[index])
+        )
+
+    def __iter__(self) -> Iterator[Prediction]:
+        columns = self._ranked.tolist(), self._scores.tolist(), self._similarities.tolist()
+        return (
+            Prediction(self._classes[index].name, score, similarity)
+            for index, score, similarity in zip(*columns, strict=True)
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
 
 
 def score_classes(encoder: ModelInfo, task: Task, image_features: ImageFeatures, classifier: Classifier) -> ClassScores:
@@ -74,10 +125,9 @@ def image_results(task: Task, classes: ClassScores) -> list[ImageResult]:
         zip(classes.ranked, classes.scores, classes.similarities, strict=True)
     ):
         best = ranked[: task.top_k]
-        columns = zip(best.tolist(), scores[best].tolist(), similarities[best].tolist(), strict=True)
         results.append(
             ImageResult(
-                tuple(Prediction(task.classes[index].name, score, similarity) for index, score, similarity in columns),
+                RankedPredictions(task.classes, best.copy(), scores[best], similarities[best]),
                 out_of_vocabulary=OutOfVocabulary(*(float(scores[number]) for scores in unknown_scores)),
                 rejected=None if rejected is None else bool(rejected[number]),
                 prediction_set=None if sets is None else tuple(task.classes[index].name for index in sets[number]),

@@ -290,15 +290,15 @@ def _print_evaluation(evaluation: Evaluation, report: Mapping[str, Any]) -> None
             right=("images", "recall", "precision", "F1"),
         )
     )
-    if len(evaluation.classes) <= _MAX_CONFUSION_CLASSES:
+    if evaluation.class_count > len(evaluation.classes):
+        out.print(f"and {evaluation.class_count - len(evaluation.classes)} further classes with fewer images")
+    if evaluation.class_count <= _MAX_CONFUSION_CLASSES:
         names = [row.name for row in evaluation.classes]
+        counts = {(cell.label, cell.predicted): str(cell.count) for cell in evaluation.confusion}
         out.print(
             make_table(
                 ("true \\ predicted", *names),
-                [
-                    (name, *(str(count or "") for count in row))
-                    for name, row in zip(names, evaluation.confusion, strict=True)
-                ],
+                [(name, *(counts.get((name, predicted), "") for predicted in names)) for name in names],
                 right=names,
             )
         )

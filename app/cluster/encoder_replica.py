@@ -28,6 +28,7 @@ from app.main import load_options, serve_here
 from app.models.queue import Encoded, TurnQueue
 from app.models.served_model import ServedModel
 from app.observability.logs import configure_logs
+from app.observability.loops import Loops
 from app.observability.metrics import Metrics
 from app.observability.tracing import stage
 from app.settings import Settings
@@ -42,10 +43,11 @@ class _LoadedModel:
     ``__del__`` method would not work, because Ray calls it immediately.
     """
 
-    def __init__(self, info: RemoteModelInfo, served: ServedModel, health_probe_s: float) -> None:
+    def __init__(self, info: RemoteModelInfo, served: ServedModel, health_probe_s: float, loops: Loops) -> None:
         self.info = info
         self.served = served
         self._health_probe_s = health_probe_s
+        self._loops = loops
         self._is_probed = False
         _on_release(self, _close, served)
         log.info("model_loaded", model=info.name)
@@ -54,7 +56,7 @@ class _LoadedModel:
         """Start the health probes of the towers on this event loop."""
         if self._health_probe_s and not self._is_probed:
             self._is_probed = True
-            probes = asyncio.get_running_loop().create_task(self.served.watch(self._health_probe_s))
+            probes = asyncio.get_running_loop().create_task(self.served.watch(self._health_probe_s, self._loops))
             _on_release(self, _cancel, probes)
 
 
@@ -86,6 +88,7 @@ class EncoderReplica:
             send_traces()
         self._settings = settings
         self._metrics = Metrics(__version__)
+        self._loops = Loops(self._metrics)
         self._loaded: MutableMapping[str, _LoadedModel] = {model: self._load(model) for model in models}
 
     async def model_info(self, model: str) -> RemoteModelInfo:
@@ -139,6 +142,8 @@ class EncoderReplica:
             model.start_probes()
             if model.served.problem is not None:
                 raise RuntimeError(model.served.problem)
+        if (problem := self._loops.problem) is not None:
+            raise RuntimeError(problem)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Return the numbers for ``app.cluster.autoscaling``; called by Ray."""
@@ -156,7 +161,10 @@ class EncoderReplica:
         info = RemoteModelInfo.of(encoder, deployment_version(self._settings))
         # Edges store text features, and request only new ones.
         return _LoadedModel(
-            info, serve_here(encoder, self._settings, self._metrics, None), self._settings.health_probe_s
+            info,
+            serve_here(encoder, self._settings, self._metrics, None),
+            self._settings.health_probe_s,
+            self._loops,
         )
 
 

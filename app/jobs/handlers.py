@@ -29,7 +29,7 @@ from app.selection.comparison import MethodComparer, TrainingData
 from app.selection.selection import MethodSelector, sampled_images
 from app.selection.selection_reader import SELECT_METHOD
 from app.store.drafts import DraftRepository, DraftStatus
-from app.store.examples import NewExample
+from app.store.examples import Added, NewExample
 from app.store.jobs import BUILD_CAPTIONS, Job, JobRepository, JobStatus
 from app.types import ImageFeatures, LabelSet
 
@@ -169,14 +169,14 @@ class EvaluateJobs(JobHandler):
             features, labels = stored.support_features[kept], stored.support_labels[kept]
             training = TrainingData.held_out(features, labels, stored.pool_features)
             comparison = await self._comparer.compare(task, features, labels.tolist(), advance, training)
-            return comparison.to_json() | {"skipped": []}
+            return await asyncio.to_thread(comparison.to_json) | {"skipped": []}
         truth = job.request["truth"]
         features = np.frombuffer(attachment, np.float32).reshape(len(truth), -1)
         others: TrainingData | None = None
         if len(stored.support_labels) or len(stored.pool_features):
             others = TrainingData(Examples(stored.support_features, stored.support_labels, stored.pool_features))
         comparison = await self._comparer.compare(task, features, truth, advance, others)
-        return comparison.to_json() | {"skipped": job.request["skipped"]}
+        return await asyncio.to_thread(comparison.to_json) | {"skipped": job.request["skipped"]}
 
 
 class SelectMethodJobs(JobHandler):
@@ -263,20 +263,30 @@ class ImportJobs(JobHandler):
         skipped: list[dict[str, str]] = []
         for first in range(0, len(found), _IMPORT_BATCH):
             batch = found[first : first + _IMPORT_BATCH]
-            prepared = await self._prepare(label_set.name, batch)
+            prepared, added = await self._prepare_and_add(label_set.name, batch)
             skipped += [
                 {"file": file_text(file.relative_to(folder)), "problem": example.message}
                 for (file, _), example in zip(batch, prepared, strict=True)
                 if isinstance(example, ClientError)
             ]
-            examples = [example for example in prepared if isinstance(example, NewExample)]
-            if examples:
-                added = await self._examples.add(label_set.name, examples)
+            if added is not None:
                 for key in counts:
                     counts[key] += getattr(added, key)
             await advance(min(first + _IMPORT_BATCH, len(found)), len(found))
         selecting = await self._select_method.add(label_set.name)
         return counts | {"skipped_count": len(skipped), "skipped": skipped[:_MAX_SKIPPED], "job": selecting.id}
+
+    async def _prepare_and_add(
+        self, name: str, batch: Sequence[tuple[Path, str | None]]
+    ) -> tuple[list[NewExample | ClientError], Added | None]:
+        """Return what was read of each file, and what was added; None if no file could be read."""
+        while True:
+            prepared = await self._prepare(name, batch)
+            examples = [example for example in prepared if isinstance(example, NewExample)]
+            try:
+                return prepared, await self._examples.add(name, examples) if examples else None
+            except ConflictError as error:  # images were deleted meanwhile, and must be encoded
+                log.info("import_repeated", label_set=name, reason=error.message)
 
     async def _prepare(self, name: str, batch: Sequence[tuple[Path, str | None]]) -> list[NewExample | ClientError]:
         contents = [await asyncio.to_thread(_read, file, self._models.max_image_bytes) for file, _ in batch]

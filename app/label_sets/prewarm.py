@@ -78,3 +78,5 @@ class Prewarmer:
             self._current = (label_set, running)
             await asyncio.wait([running])
             self._current = None
+            if not running.cancelled() and (error := running.exception()) is not None:
+                log.error("not_prewarmed", label_set=label_set.name, exc_info=error)

@@ -94,7 +94,7 @@ class LabelSets:
             TooLargeError: too many classes, or too many label sets in the namespace.
             PreconditionFailedError: the latest version is not one that may be replaced.
         """
-        self._templates.resolve(templates, field="templates")
+        await self._templates.load(templates, field="templates")
         label_set, created = await self._repository.put(
             name,
             # In a thread, because the largest label sets take a second.

@@ -10,6 +10,7 @@ import structlog
 
 from app.errors import OverloadedError
 from app.models.queue import TurnQueue
+from app.observability.loops import Progressed
 
 log = structlog.get_logger()
 
@@ -35,13 +36,19 @@ class HealthProbe(Generic[Item]):
         """Why the last probe failed; None if it succeeded, or if anything was encoded since."""
         return self._failure if self._failed_at > self._queue.last_encoded_at else None
 
-    async def watch(self, every_s: float) -> None:
-        """Probe the queue whenever it was idle for ``every_s`` seconds; runs until it is cancelled."""
+    @property
+    def name(self) -> str:
+        """The name of the loop ``watch``."""
+        return f"health probe of {self._queue.name}"
+
+    async def watch(self, every_s: float, progressed: Progressed) -> None:
+        """Probe the queue whenever it was idle for ``every_s`` seconds; a loop for ``Loops.run``."""
         item = await asyncio.to_thread(self._make)
         while True:
             await asyncio.sleep(every_s)
             if time.perf_counter() - self._queue.last_encoded_at >= every_s:
                 await self._try(item)
+            progressed()
 
     async def _try(self, item: Item) -> None:
         try:

@@ -13,6 +13,7 @@ from app.errors import ClientError, DeadlineExceededError, UnknownNameError
 from app.images.decoder_pool import Decoders
 from app.models.queue import Ticket
 from app.models.served_model import ServedModel
+from app.observability.loops import Loops
 from app.observability.tracing import past_stage, stage
 from app.types import Pixels, TextFeatures
 
@@ -158,9 +159,9 @@ class ModelRegistry:
         """Why a model encodes nothing at the moment; None if all models work."""
         return next((problem for served in self if (problem := served.problem) is not None), None)
 
-    async def watch(self, every_s: float) -> None:
+    async def watch(self, every_s: float, loops: Loops) -> None:
         """Probe each model that has been idle for ``every_s`` seconds; runs until it is cancelled."""
-        await asyncio.gather(*(served.watch(every_s) for served in self))
+        await asyncio.gather(*(served.watch(every_s, loops) for served in self))
 
     def close(self) -> None:
         """End the decoders and the queues; blocks until running work has finished."""

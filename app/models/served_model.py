@@ -11,11 +11,14 @@ from PIL import Image
 from app.encoders._base import Encoder, ModelInfo
 from app.models.health_probe import HealthProbe
 from app.models.queue import EncodeQueue, TurnQueue
+from app.observability.loops import Loops
 from app.observability.metrics import Metrics, TowerMetrics
 from app.prompting.text_feature_store import StoredTextEncoder, TextFeatureStore
 from app.types import Pixels, TextFeatures
 
 _PROBE_PX = 64
+# A probe waits behind the work of a queue, which may be a large batch on a slow device.
+_SLOWEST_PROBE_S = 300
 
 Fingerprint: TypeAlias = Callable[[], Awaitable[str]]
 """Returns a digest that identifies a tower; the first call may take seconds."""
@@ -138,9 +141,14 @@ class ServedModel:
         """Why nothing is encoded at the moment; None if the model works."""
         return self.images.problem or self.texts.problem or self._image_probe.problem or self._text_probe.problem
 
-    async def watch(self, every_s: float) -> None:
+    async def watch(self, every_s: float, loops: Loops) -> None:
         """Probe each tower whenever it was idle for ``every_s`` seconds; runs until it is cancelled."""
-        await asyncio.gather(self._image_probe.watch(every_s), self._text_probe.watch(every_s))
+        await asyncio.gather(
+            *(
+                loops.run(probe.name, partial(probe.watch, every_s), stalled_after_s=every_s + _SLOWEST_PROBE_S)
+                for probe in (self._image_probe, self._text_probe)
+            )
+        )
 
     def close(self) -> None:
         """Close both queues."""

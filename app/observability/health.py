@@ -10,11 +10,19 @@ class Health:
 
     Args:
         problems: each returns why a part cannot do its work, None if it can.
+        background_problem: returns why work in the background does not go on. It does not concern liveness, because a
+            restart would end requests that are answered.
         ping: raises ``StoreError`` if the database cannot be reached.
     """
 
-    def __init__(self, problems: Sequence[Callable[[], str | None]], ping: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        problems: Sequence[Callable[[], str | None]],
+        background_problem: Callable[[], str | None],
+        ping: Callable[[], Awaitable[None]],
+    ) -> None:
         self._problems = problems
+        self._background_problem = background_problem
         self._ping = ping
         self._is_draining = False
 
@@ -33,4 +41,6 @@ class Health:
         if self._is_draining:
             raise NotReadyError("the service is stopping; ask another instance")
         self.check_alive()
+        if (problem := self._background_problem()) is not None:
+            raise NotReadyError(problem)
         await self._ping()

@@ -101,6 +101,12 @@ class Metrics:
         self.job_seconds = Histogram(
             "deixis_job_seconds", "Duration of a job.", ("kind",), buckets=_JOB_SECONDS, registry=registry
         )
+        self.loop_failures = Counter(
+            "deixis_loop_failures_total",
+            "Unexpected exceptions in a loop that runs as long as the process; the loop begins again.",
+            ("loop",),
+            registry=registry,
+        )
         self.text_cache = Counter(
             "deixis_text_cache_total",
             "Requested class embeddings, by cache result: hit or miss.",

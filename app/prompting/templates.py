@@ -1,5 +1,6 @@
 """Prompt templates: sentences in which ``{}`` stands for a class name."""
 
+import asyncio
 import functools
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -59,6 +60,12 @@ class TemplateLibrary:
         raise UnknownNameError(
             "template set", reference, known=self.names(), way_out="or give one template that contains {}"
         )
+
+    async def load(self, reference: str, field: str = "template") -> tuple[str, ...]:
+        """Return as ``resolve``; an extra set is built in a thread, because that may import libraries for seconds."""
+        if reference in self._extra:
+            return await asyncio.to_thread(self.resolve, reference, field)
+        return self.resolve(reference, field)
 
 
 def template_problem(template: str) -> str | None:

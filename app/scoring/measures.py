@@ -16,6 +16,12 @@ Z_95 = 1.959963984540054
 CONFIDENCE_BINS = 15
 """The number of bins of Guo et al., "On Calibration of Modern Neural Networks", ICML 2017."""
 
+MAX_CLASS_ROWS = 1000
+"""The largest number of rows in the table of classes of an evaluation."""
+
+MAX_CONFUSIONS = 500
+"""The largest number of cells of the confusion matrix in an evaluation."""
+
 _MIN_PROBABILITY = 1e-12
 
 
@@ -40,14 +46,26 @@ class ClassScore:
 
 
 @dataclass(frozen=True, slots=True)
+class Confusion:
+    """A cell of the confusion matrix: the number of images of class ``label`` for which ``predicted`` is predicted."""
+
+    label: str
+    predicted: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """All measures of one method on one set of n images and c classes. Fractions are in [0, 1].
 
+    The size does not depend on c. ``classes`` has the ``class_count`` classes with images or predictions, in their
+    given order; of more than ``MAX_CLASS_ROWS``, those with the most images. ``confusion`` has the ``confusion_count``
+    cells of the confusion matrix that are not zero, the largest first, and at most ``MAX_CONFUSIONS``.
+
     ``top1_interval`` is the 95 % Wilson score interval. ``top5`` is the share of images whose true class is among the
-    first ``min(5, c)``. ``mean_recall`` and ``macro_f1`` are means over the classes with images. ``confusion[i][j]`` is
-    the number of images of class i for which class j is predicted. ``nll`` is the negative log-likelihood in nats, and
-    ``ece`` the expected calibration error; both are None if only the order of the classes is known. ``macro_f1`` is
-    None only in results that were stored by older releases.
+    first ``min(5, c)``. ``mean_recall`` and ``macro_f1`` are means over the classes with images. ``nll`` is the
+    negative log-likelihood in nats, and ``ece`` the expected calibration error; both are None if only the order of the
+    classes is known. ``macro_f1`` is None only in results that were stored by older releases.
     """
 
     images: int
@@ -56,7 +74,9 @@ class Evaluation:
     top5: float
     mean_recall: float
     classes: tuple[ClassScore, ...]
-    confusion: tuple[tuple[int, ...], ...]
+    class_count: int
+    confusion: tuple[Confusion, ...]
+    confusion_count: int
     macro_f1: float | None = None
     nll: float | None = None
     ece: float | None = None
@@ -82,8 +102,7 @@ def evaluate(
         ranked: classes, best first.
         scores: the scores of all classes in [0, 1]. Rows need not sum to 1 (sigmoid models): the calibration error uses
             the largest score unchanged, and the log-likelihood divides each row by its sum.
-        per_class: include the rows of the classes and the confusion matrix, whose size is c squared; without, both are
-            empty.
+        per_class: include the rows of the classes and the confusion matrix; without, both are empty.
 
     Raises:
         InvalidFieldError: no images.
@@ -92,11 +111,7 @@ def evaluate(
     truth, best = np.asarray(labels), np.asarray(ranked)
     _check(len(classnames), truth, best)
     kept = best[:, : min(5, len(classnames))]
-    confusion = np.zeros((0, 0), np.int64)
-    if per_class:
-        confusion = np.zeros((len(classnames), len(classnames)), np.int64)
-        np.add.at(confusion, (truth, kept[:, 0]), 1)
-    rows = tuple(_class_score(index, classnames, confusion) for index in range(len(confusion)))
+    table = _table(classnames, truth, kept[:, 0]) if per_class else _NO_TABLE
     is_correct = truth == kept[:, 0]
     correct = int(is_correct.sum())
     support = np.bincount(truth, minlength=len(classnames))
@@ -113,8 +128,10 @@ def evaluate(
         top1_interval=wilson_interval(correct, len(truth)),
         top5=float((kept == truth[:, None]).any(axis=1).mean()),
         mean_recall=float(recalls.mean()),
-        classes=rows,
-        confusion=tuple(map(tuple, confusion.tolist())),
+        classes=table.classes,
+        class_count=table.class_count,
+        confusion=table.confusion,
+        confusion_count=table.confusion_count,
         macro_f1=macro_f1(truth, kept[:, 0], len(classnames)),
         nll=nll,
         ece=ece,
@@ -259,22 +276,54 @@ def _check_scores(shape: tuple[int, int], scores: np.ndarray) -> None:
         raise ValueError("a score lies outside 0..1")
 
 
-def _class_score(index: int, classnames: Sequence[str], confusion: np.ndarray) -> ClassScore:
-    support, predicted = int(confusion[index].sum()), int(confusion[:, index].sum())
-    correct = int(confusion[index, index])
-    mistaken = confusion[index].copy()
-    mistaken[index] = 0
-    worst = int(mistaken.argmax())
-    return ClassScore(
-        name=classnames[index],
-        support=support,
-        predicted=predicted,
-        correct=correct,
-        recall=_fraction(correct, support),
-        precision=_fraction(correct, predicted),
-        f1=_fraction(2 * correct, support + predicted),
-        confused_with=classnames[worst] if mistaken[worst] else None,
-        confused_count=int(mistaken[worst]),
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """The fields of an ``Evaluation`` about its classes."""
+
+    classes: tuple[ClassScore, ...] = ()
+    class_count: int = 0
+    confusion: tuple[Confusion, ...] = ()
+    confusion_count: int = 0
+
+
+_NO_TABLE = _Table()
+
+
+def _table(classnames: Sequence[str], truth: np.ndarray, guesses: np.ndarray) -> _Table:
+    """Return the largest rows and cells, in time and memory that grow with images plus classes."""
+    classes = len(classnames)
+    support, predicted = np.bincount(truth, minlength=classes), np.bincount(guesses, minlength=classes)
+    correct = np.bincount(truth[truth == guesses], minlength=classes)
+    pairs, counts = np.unique(truth.astype(np.int64) * classes + guesses, return_counts=True)
+    largest_first = np.lexsort((pairs, -counts))
+    true_of, guess_of = pairs[largest_first] // classes, pairs[largest_first] % classes
+    cells = list(zip(true_of.tolist(), guess_of.tolist(), counts[largest_first].tolist(), strict=True))
+    most_confused: dict[int, tuple[int, int]] = {}
+    for true, guess, count in cells:
+        if true != guess:
+            most_confused.setdefault(true, (guess, count))
+    occurring = np.flatnonzero(support + predicted)
+    largest = occurring[np.lexsort((-predicted[occurring], -support[occurring]))][:MAX_CLASS_ROWS]
+
+    def row(index: int) -> ClassScore:
+        confused_with, confused_count = most_confused.get(index, (None, 0))
+        return ClassScore(
+            name=classnames[index],
+            support=int(support[index]),
+            predicted=int(predicted[index]),
+            correct=int(correct[index]),
+            recall=_fraction(int(correct[index]), int(support[index])),
+            precision=_fraction(int(correct[index]), int(predicted[index])),
+            f1=_fraction(2 * int(correct[index]), int(support[index] + predicted[index])),
+            confused_with=None if confused_with is None else classnames[confused_with],
+            confused_count=confused_count,
+        )
+
+    return _Table(
+        tuple(map(row, np.sort(largest).tolist())),
+        len(occurring),
+        tuple(Confusion(classnames[true], classnames[guess], count) for true, guess, count in cells[:MAX_CONFUSIONS]),
+        len(cells),
     )
 
 

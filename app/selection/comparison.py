@@ -317,7 +317,7 @@ def report_methods(
         scores: by method, zero-shot among them.
         classnames: c names.
         truth: the true class of each image (n,).
-        per_class: include the rows of the classes and the confusion matrix, whose size is c squared.
+        per_class: include the rows of the classes and the confusion matrix.
     """
     ranked = {name: method.ranked for name, method in scores.items()}
     correct = {name: (rows[:, 0] == truth).astype(np.float64) for name, rows in ranked.items()}

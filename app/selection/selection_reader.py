@@ -102,8 +102,10 @@ class SelectionReader:
             _, added = await jobs.add_unless({JobStatus.QUEUED, JobStatus.RUNNING}, SELECT_METHOD, name, {})
             if not added:
                 self._requested.pop(name, None)
-        except StoreError as error:
-            self._requested.pop(name, None)
+        except Exception as error:
+            self._requested.pop(name, None)  # the next request asks again
+            if not isinstance(error, StoreError):
+                raise
             log.warning("selection_not_requested", label_set=name, reason=error.message)
 
 

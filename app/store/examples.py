@@ -18,7 +18,7 @@ from sqlalchemy import BindParameter, ColumnElement, and_, bindparam, exists, fu
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
-from app.errors import TooLargeError, UnknownNameError
+from app.errors import ConflictError, TooLargeError, UnknownNameError
 from app.store.database import reading, reading_one_moment, scrub, writing
 from app.store.label_sets import delete_examples, is_storable, lock_current, printable, unknown_label_set
 from app.store.tables import ExampleFeatureRow, ExampleRow, LabelSetRow, SelectionRow
@@ -121,6 +121,7 @@ class ExampleRepository:
         Raises:
             UnknownNameError: there is no such label set, or no such class in its current version.
             TooLargeError: there would be more than ``max_examples``.
+            ConflictError: an image is given without features, because it was stored with them, and was deleted since.
         """
         firsts: dict[bytes, NewExample] = {}
         for item in items:
@@ -132,6 +133,11 @@ class ExampleRepository:
             connection = await session.connection()
             present = await _present(connection, name, list(firsts))
             new = [item for digest, item in firsts.items() if digest not in present]
+            if deleted := sum(not item.features for item in new):
+                raise ConflictError(
+                    f"{deleted} of the {len(items)} images were deleted from '{name}' while they were uploaded, and"
+                    " nothing was added; send them again"
+                )
             await _require_room(connection, name, len(new), max_examples)
             ids = {digest: known.id for digest, known in present.items()} | await _insert(connection, name, new)
             relabelled = {

@@ -1,7 +1,11 @@
 """Jobs in the database: their owner, progress and result.
 
 A process that runs a job holds a lease on it and renews it. If the process dies, the lease expires, and any process
-with the same database takes the job over and starts it again. Data that the job has written stays.
+with the same database takes the job over and starts it again. Data that the job has written stays. A job whose process
+died ``MAX_ATTEMPTS`` times has failed, because it may be what ends the processes.
+
+Namespaces take turns: the next job of a kind is the oldest one of the namespace whose jobs of this kind were started
+the longest time ago.
 """
 
 import asyncio
@@ -13,18 +17,21 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, cast
 
-from sqlalchemy import CursorResult, and_, delete, or_, select, tuple_, update
+from sqlalchemy import CursorResult, and_, delete, func, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.orm import undefer
+from sqlalchemy.orm import aliased, undefer
 
 from app.errors import UnknownNameError
-from app.names.namespaces import Namespace
+from app.names.namespaces import Namespace, namespace_of
 from app.store.database import reading, writing
-from app.store.label_sets import belongs_to
+from app.store.label_sets import belongs_to, printable
 from app.store.tables import JobRow
 
 KEPT_DAYS = 30
 """The time after which a finished job is deleted."""
+
+MAX_ATTEMPTS = 3
+"""The number of processes that may end while they run a job; then it has failed."""
 
 
 BUILD_CAPTIONS = "build-captions"
@@ -46,7 +53,10 @@ FINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A snapshot of a job; ``done`` of ``total`` steps are done, and ``total`` is 0 while it is not known."""
+    """A snapshot of a job; ``done`` of ``total`` steps are done, and ``total`` is 0 while it is not known.
+
+    ``JobRepository.list`` and ``cancel`` return it without its request and its result, which may be large.
+    """
 
     id: str
     kind: str
@@ -95,12 +105,15 @@ class JobRepository:
             done=0,
             total=total,
             created_at=now,
+            result=None,
+            attempts=0,
+            namespace=namespace_of(subject).name,
         )
         async with writing(self._engine) as session:
             await session.execute(delete(JobRow).where(JobRow.finished_at < now - timedelta(days=KEPT_DAYS)))
             session.add(row)
         self._added[kind].set()
-        return _to_job(row)
+        return _to_job(row, whole=True)
 
     async def add_unless(
         self, statuses: Collection[JobStatus], kind: str, subject: str, request: Mapping[str, Any]
@@ -111,11 +124,12 @@ class JobRepository:
             .where(JobRow.kind == kind, JobRow.subject == subject, JobRow.status.in_(statuses))
             .order_by(JobRow.created_at)
             .limit(1)
+            .options(*_WHOLE)
         )
         async with reading(self._engine) as session:
             row = await session.scalar(waiting)
         # Two jobs that are added at the same moment only do the same work twice.
-        return (await self.add(kind, subject, request), True) if row is None else (_to_job(row), False)
+        return (await self.add(kind, subject, request), True) if row is None else (_to_job(row, whole=True), False)
 
     async def get(self, job_id: str, namespace: Namespace | None = None) -> Job:
         """Return a job.
@@ -124,10 +138,10 @@ class JobRepository:
             UnknownNameError: there is no job with this id, or its subject belongs to another namespace.
         """
         async with reading(self._engine) as session:
-            row = await session.get(JobRow, _storable(job_id))
+            row = await session.get(JobRow, _storable(job_id), options=_WHOLE)
             if row is None or not (namespace is None or namespace.contains(row.subject)):
                 raise _unknown(job_id)
-            return _to_job(row)
+            return _to_job(row, whole=True)
 
     async def list(self, limit: int, after: str | None = None, namespace: Namespace | None = None) -> Sequence[Job]:
         """Return at most ``limit`` jobs that are older than the job ``after``, the newest first.
@@ -149,12 +163,34 @@ class JobRepository:
             return [_to_job(row) for row in await session.scalars(statement)]
 
     async def claim(self, kind: str, owner: str, lease_s: float) -> tuple[Job, bytes | None] | None:
-        """Lease the oldest job of a kind that no process runs; return it with its attachment, or None."""
+        """Lease the next job of a kind that no process runs; return it with its attachment, or None.
+
+        A job that has ended ``MAX_ATTEMPTS`` processes is not leased but returned as failed.
+        """
         now = datetime.now(UTC)
-        free = or_(
-            JobRow.status == JobStatus.QUEUED, and_(JobRow.status == JobStatus.RUNNING, JobRow.lease_until < now)
+        free = and_(
+            JobRow.kind == kind,
+            or_(JobRow.status == JobStatus.QUEUED, and_(JobRow.status == JobStatus.RUNNING, JobRow.lease_until < now)),
         )
-        statement = select(JobRow.id).where(JobRow.kind == kind, free).order_by(JobRow.created_at, JobRow.id).limit(1)
+        waiting = (
+            select(JobRow.namespace, func.min(JobRow.created_at).label("since"))
+            .where(free)
+            .group_by(JobRow.namespace)
+            .subquery()
+        )
+        other = aliased(JobRow)
+        last_started = (
+            select(func.max(other.started_at))
+            .where(other.kind == kind, other.namespace == waiting.c.namespace)
+            .scalar_subquery()
+        )
+        turn = select(waiting.c.namespace).order_by(last_started.nulls_first(), waiting.c.since).limit(1)
+        statement = (
+            select(JobRow.id)
+            .where(free, JobRow.namespace == turn.scalar_subquery())
+            .order_by(JobRow.created_at, JobRow.id)
+            .limit(1)
+        )
         async with reading(self._engine) as session:
             if await session.scalar(statement) is None:
                 return None  # without the write lock, which every look would else take
@@ -162,9 +198,16 @@ class JobRepository:
             claimed = await session.scalar(statement.with_for_update(skip_locked=True))
             if claimed is None:
                 return None
-            row = await session.get_one(JobRow, claimed, options=[undefer(JobRow.attachment)])
-            row.status, row.owner, row.lease_until = JobStatus.RUNNING, owner, now + timedelta(seconds=lease_s)
-            return _to_job(row), row.attachment
+            row = await session.get_one(JobRow, claimed, options=[*_WHOLE, undefer(JobRow.attachment)])
+            if row.owner != owner:  # a process that finds its own job again has not ended
+                row.attempts += 1
+            if row.attempts > MAX_ATTEMPTS:
+                row.status, row.error, row.finished_at = JobStatus.FAILED, _ended_processes(row.id), now
+                row.attachment = row.lease_until = None
+            else:
+                row.status, row.owner, row.started_at = JobStatus.RUNNING, owner, now
+                row.lease_until = now + timedelta(seconds=lease_s)
+            return _to_job(row, whole=True), row.attachment
 
     async def renew(self, job_id: str, owner: str, lease_s: float) -> bool:
         """Extend the lease; returns False if the job has another owner or status, and must be stopped."""
@@ -183,15 +226,24 @@ class JobRepository:
             owner,
             status=JobStatus.SUCCEEDED if error is None else JobStatus.FAILED,
             result=None if result is None else dict(result),
-            error=error,
+            error=None if error is None else printable(error).replace("\0", "\\0"),
             attachment=None,
             lease_until=None,
             finished_at=datetime.now(UTC),
         )
 
     async def release(self, job_id: str, owner: str) -> bool:
-        """End the lease, so that another process can take the job; returns False as ``renew``."""
-        return await self._change(job_id, owner, status=JobStatus.QUEUED, owner=None, lease_until=None)
+        """End the lease, so that another process can take the job; returns False as ``renew``.
+
+        This does not count as an attempt.
+        """
+        return await self._change(
+            job_id, owner, status=JobStatus.QUEUED, owner=None, lease_until=None, attempts=JobRow.attempts - 1
+        )
+
+    async def postpone(self, job_id: str, owner: str) -> bool:
+        """Let the job start again when its lease ends, without counting an attempt; returns False as ``renew``."""
+        return await self._change(job_id, owner, owner=None, attempts=JobRow.attempts - 1)
 
     async def cancel(self, job_id: str) -> Job:
         """Cancel a job; its owner notices when it renews the lease. A finished job is not changed.
@@ -215,19 +267,30 @@ class JobRepository:
             return cast("CursorResult[Any]", changed).rowcount == 1
 
 
-def _to_job(row: JobRow) -> Job:
+_WHOLE = (undefer(JobRow.request), undefer(JobRow.result))
+
+
+def _to_job(row: JobRow, *, whole: bool = False) -> Job:
     return Job(
         row.id,
         row.kind,
         row.subject,
         JobStatus(row.status),
-        row.request,
+        row.request if whole else {},
         row.done,
         row.total,
-        row.result,
+        row.result if whole else None,
         row.error,
         row.created_at,
         row.finished_at,
+    )
+
+
+def _ended_processes(job_id: str) -> str:
+    return (
+        f"{MAX_ATTEMPTS} processes of the service ended while they ran this job, so it is not started again; it may"
+        f" need more memory than there is. The log shows when job {job_id} was started: see what ended the process"
+        " then, and send less data at a time"
     )
 
 

@@ -30,6 +30,7 @@ from sqlalchemy import (
     MetaData,
     Text,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -172,25 +173,30 @@ class DraftRow(Base):
 class JobRow(Base):
     """Work that outlives its request; ``subject`` is the qualified name of a label set or a caption database.
 
-    Until ``lease_until``, ``owner`` counts as alive; then another process may take over the job.
+    Until ``lease_until``, ``owner`` counts as alive; then another process may take over the job. ``attempts`` counts
+    the processes that began it and did not hand it back. ``namespace`` is that of the subject.
     """
 
     __tablename__ = "jobs"
+    __table_args__ = (Index("ix_jobs_kind_namespace_started_at", "kind", "namespace", "started_at"),)
 
     id: Mapped[str] = mapped_column(Text, primary_key=True)
     kind: Mapped[str] = mapped_column(Text)
     subject: Mapped[str] = mapped_column(NAME_TYPE)
     status: Mapped[str] = mapped_column(Text)
-    request: Mapped[dict[str, Any]] = mapped_column(JSON)
+    request: Mapped[dict[str, Any]] = mapped_column(JSON, deferred=True)
     attachment: Mapped[bytes | None] = mapped_column(LargeBinary, deferred=True)
     done: Mapped[int] = mapped_column(Integer)
     total: Mapped[int] = mapped_column(Integer)
-    result: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    result: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True), deferred=True)
     error: Mapped[str | None] = mapped_column(Text)
     owner: Mapped[str | None] = mapped_column(Text)
     lease_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    attempts: Mapped[int] = mapped_column(Integer, server_default="0")
+    namespace: Mapped[str] = mapped_column(NAME_TYPE, server_default=text("''"))
+    started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
 class ExampleRow(Base):

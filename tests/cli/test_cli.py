@@ -90,7 +90,11 @@ def test_evaluate_counts_correct_predictions(run, folder):
     report = json.loads(done.stdout)
     assert (report["images"], report["top1"]) == (7, pytest.approx(6 / 7))
     assert {row["name"]: row["correct"] for row in report["classes"]} == {"dark blue": 3, "red": 3}
-    assert report["confusion"] == [[3, 0], [1, 3]]
+    assert report["confusion"] == [
+        {"label": "dark blue", "predicted": "dark blue", "count": 3},
+        {"label": "red", "predicted": "red", "count": 3},
+        {"label": "red", "predicted": "dark blue", "count": 1},
+    ]
 
 
 def test_evaluate_uses_a_label_set_and_the_names_of_subfolders(run, folder, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from app.classification.resolve import ClassifyRequest
 from app.encoders.fake import FakeEncoder
-from app.errors import ClientError, NotAnImageError, OverloadedError, TooLargeError, UnknownNameError
+from app.errors import ClientError, ConflictError, NotAnImageError, OverloadedError, TooLargeError, UnknownNameError
 from app.main import open_service
 from app.store.examples import NewExample
 from app.types import ClassEntry
@@ -53,6 +53,18 @@ async def test_a_prepared_image_has_a_hash_a_class_and_features_of_every_model(s
     for feature in prepared.features.values():
         np.testing.assert_allclose(feature, expected, rtol=1e-6)
         assert np.linalg.norm(feature) == pytest.approx(1)
+
+
+async def test_images_that_are_deleted_during_an_upload_are_not_stored_without_features(service):
+    known, new = shades(2)
+    await keep(service, "things", [known], ["tomato"])
+    prepared = await service.examples.prepare("things", [known, new], ["tomato"] * 2)
+    await service.examples.delete("things", everything=True)
+    with pytest.raises(ConflictError, match=r"1 of the 2 images were deleted .* send them again"):
+        await service.examples.add("things", prepared)
+    assert (await service.examples.counts("things")).labelled == {}
+    await keep(service, "things", [known, new], ["tomato"] * 2)
+    assert len((await features(service)).support_labels) == 2
 
 
 async def test_known_images_are_not_encoded_again_and_can_change_their_class(service, encoder, second):

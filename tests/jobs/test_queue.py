@@ -1,6 +1,7 @@
 """Jobs run to completion, in any process of the service."""
 
 import asyncio
+import os
 import threading
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -13,7 +14,7 @@ from app.describing.describer import DescribeRequest
 from app.encoders.fake import FakeEncoder
 from app.errors import ConflictError, InvalidFieldError, StoreError, UnknownNameError
 from app.jobs.handlers import DESCRIBE, EVALUATE, IMPORT_IMAGES, BuildCaptionsJobs, ImportJobs
-from app.jobs.queue import JobQueue
+from app.jobs.queue import JobHandler, JobQueue
 from app.main import open_service
 from app.observability.metrics import Metrics
 from app.selection.selection_reader import SELECT_METHOD
@@ -443,6 +444,122 @@ async def test_a_stopped_import_keeps_its_images_and_another_process_adds_the_re
     assert finished.status is JobStatus.SUCCEEDED
     assert (finished.result["added"], finished.result["duplicates"]) == (38, 32)
     assert sum((await service.examples.counts("things")).labelled.values()) == 70
+
+
+async def test_an_import_encodes_images_again_that_are_deleted_meanwhile(things_of, folder, monkeypatch):
+    service = await things_of(FakeEncoder())
+    await teach(service)
+    jobs = jobs_of(service, import_dir=folder)
+    prepare, deletions = service.examples.prepare, 1
+
+    async def then_deleted(*arguments, **options):
+        nonlocal deletions
+        prepared = await prepare(*arguments, **options)
+        if deletions:
+            deletions -= 1
+            await service.examples.delete("things", everything=True)
+        return prepared
+
+    monkeypatch.setattr(service.examples, "prepare", then_deleted)
+    jobs.queue.start()
+    job = await wait_until_finished(
+        jobs, await jobs.import_images.add("things", "garden", by_subfolder=True, classname=None)
+    )
+    await jobs.queue.close()
+    assert (job.status, job.result["added"]) == (JobStatus.SUCCEEDED, 70)
+    counts = await service.examples.counts("things")
+    assert (sum(counts.labelled.values()), counts.without_features) == (70, 0)
+
+
+async def test_file_names_that_are_not_utf8_do_not_end_an_import(things_of, folder):
+    service = await things_of(FakeEncoder())
+    leaves = os.fsencode(folder / "garden" / "leaf")
+    for name, content in ((b"bad caf\xe9.png", b"nonsense"), (b"good caf\xe9.png", shade(1, 90))):
+        with open(leaves + b"/" + name, "wb") as file:  # noqa: ASYNC230, PTH123 - a path of bytes
+            file.write(content)
+    jobs = jobs_of(service, import_dir=folder)
+    jobs.queue.start()
+    job = await wait_until_finished(
+        jobs, await jobs.import_images.add("things", "garden", by_subfolder=True, classname=None)
+    )
+    assert (job.status, job.result["added"]) == (JobStatus.SUCCEEDED, 71)
+    assert [skipped["file"] for skipped in job.result["skipped"]] == [r"leaf/bad caf\udce9.png"]
+    os.rename(leaves, os.fsencode(folder / "garden") + b"/l\xe9af")  # noqa: PTH104 - a path of bytes
+    failed = await wait_until_finished(
+        jobs, await jobs.import_images.add("things", "garden", by_subfolder=True, classname=None)
+    )
+    assert failed.status is JobStatus.FAILED
+    assert r"unknown class 'l\udce9af'" in failed.error
+    await jobs.queue.close()
+
+
+class _Broken(JobHandler):
+    """Fails as its request says."""
+
+    kind = "broken"
+
+    async def run(self, job, attachment, advance):
+        match job.request["how"]:
+            case "unstorable result":
+                return {"file": "\udce9"}
+            case "lost task":
+                raise asyncio.CancelledError
+            case "exception":
+                "\udce9".encode()
+        return {}
+
+
+@pytest.mark.parametrize("how", ["unstorable result", "lost task", "exception"])
+async def test_whatever_a_handler_does_fails_its_job_and_the_next_one_runs(things_of, how):
+    service = await things_of(FakeEncoder())
+    queue = JobQueue(service.jobs.queue.repository, poll_s=0.02)
+    queue.register(_Broken())
+    queue.start()
+    jobs = replace(service.jobs, queue=queue)
+    failed = await wait_until_finished(jobs, await queue.repository.add("broken", "things", {"how": how}))
+    fine = await wait_until_finished(jobs, await queue.repository.add("broken", "things", {"how": "not"}))
+    await queue.close()
+    assert (failed.status, fine.status) == (JobStatus.FAILED, JobStatus.SUCCEEDED)
+    assert failed.error
+
+
+async def test_an_unexpected_error_of_the_queue_is_counted_and_the_next_job_runs(things_of, monkeypatch):
+    service, metrics = await things_of(FakeEncoder()), Metrics()
+    jobs = jobs_of(service, metrics=metrics)
+    repository, failures = jobs.queue.repository, 2
+    claim = repository.claim
+
+    async def broken(*arguments):
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise UnicodeEncodeError("utf-8", "x", 0, 1, "surrogates not allowed")
+        return await claim(*arguments)
+
+    monkeypatch.setattr(repository, "claim", broken)
+    jobs.queue.start()
+    await wait_until_finished(jobs, await jobs.select_method.add("things"))
+    await jobs.queue.close()
+    counted = [
+        metrics.registry.get_sample_value("deixis_loop_failures_total", {"loop": f"jobs {handler.kind}"})
+        for handler in jobs.handlers
+    ]
+    assert sum(counted) == 2
+
+
+async def test_a_job_whose_process_died_three_times_has_failed_with_the_reason(things_of):
+    service, metrics = await things_of(FakeEncoder()), Metrics()
+    jobs = jobs_of(service, metrics=metrics)
+    job = await jobs.select_method.add("things")
+    for number in range(3):
+        assert await jobs.queue.repository.claim(SELECT_METHOD, f"a dead process {number}", -1)
+    jobs.queue.start()
+    failed = await wait_until_finished(jobs, job)
+    await jobs.queue.close()
+    assert failed.status is JobStatus.FAILED
+    assert "3 processes of the service ended" in failed.error
+    counted = metrics.registry.get_sample_value("deixis_jobs_total", {"kind": SELECT_METHOD, "outcome": "failed"})
+    assert counted == 1
 
 
 async def test_an_import_reports_at_most_a_hundred_skipped_files(things_of, folder):

@@ -36,7 +36,7 @@ def tower():
 async def watched(tower, every_s=EVERY_S, **more):
     queue = EncodeQueue("queue", tower.begin, batch_size=4, metrics=TowerMetrics(Metrics(""), "fake", "images"), **more)
     probe = HealthProbe(queue, lambda: "probe")
-    watching = asyncio.create_task(probe.watch(every_s))
+    watching = asyncio.create_task(probe.watch(every_s, lambda: None))
     try:
         yield queue, probe
     finally:

@@ -13,6 +13,9 @@ from sklearn import metrics
 
 from app.errors import InvalidFieldError
 from app.scoring.measures import (
+    MAX_CLASS_ROWS,
+    MAX_CONFUSIONS,
+    Confusion,
     Difference,
     Evaluation,
     bootstrap_interval,
@@ -50,16 +53,24 @@ def test_every_measure_equals_scikit_learn(task):
 
     assert result.images == len(labels)
     assert result.top1 == pytest.approx(metrics.accuracy_score(labels, guesses))
-    np.testing.assert_array_equal(result.confusion, metrics.confusion_matrix(labels, guesses, labels=every))
+    matrix = np.zeros((len(names), len(names)), np.int64)
+    for cell in result.confusion:
+        matrix[names.index(cell.label), names.index(cell.predicted)] = cell.count
+    np.testing.assert_array_equal(matrix, metrics.confusion_matrix(labels, guesses, labels=every))
+    assert [cell.count for cell in result.confusion] == sorted((cell.count for cell in result.confusion), reverse=True)
+    assert result.confusion_count == len(result.confusion) == np.count_nonzero(matrix)
     hits = [label in np.argsort(-row)[:5] for label, row in zip(labels, scores, strict=True)]
     assert result.top5 == pytest.approx(np.mean(hits))
     precision, recall, f1, support = metrics.precision_recall_fscore_support(
         labels, guesses, labels=every, zero_division=np.nan
     )
-    assert [score.support for score in result.classes] == support.tolist()
+    occurring = np.union1d(labels, guesses)
+    assert result.class_count == len(result.classes)
+    assert [score.name for score in result.classes] == [names[index] for index in occurring]
+    assert [score.support for score in result.classes] == support[occurring].tolist()
     for field, expected in (("precision", precision), ("recall", recall), ("f1", f1)):
         measured = [getattr(score, field) for score in result.classes]
-        np.testing.assert_allclose(np.array(measured, dtype=float), expected, atol=1e-12)
+        np.testing.assert_allclose(np.array(measured, dtype=float), expected[occurring], atol=1e-12)
     assert result.mean_recall == pytest.approx(np.nanmean(recall))
     present = np.unique(labels)
     assert result.macro_f1 == pytest.approx(
@@ -97,11 +108,38 @@ def test_the_most_frequent_confusion_is_reported():
 
 def test_a_class_without_images_has_no_recall_and_is_excluded_from_the_mean():
     result = evaluate(NAMES[:3], np.array([0, 1]), np.array([[0, 1, 2], [0, 1, 2]]))
-    ocelot = result.classes[2]
-    assert (ocelot.recall, ocelot.precision, ocelot.f1) == (None, None, None)
-    assert result.classes[1].precision is None
-    assert result.classes[1].f1 == 0
+    _, puma = result.classes
+    assert puma.precision is None
+    assert puma.f1 == 0
     assert result.mean_recall == 0.5
+
+
+def test_a_predicted_class_without_images_has_no_recall():
+    _, puma = evaluate(NAMES[:3], np.array([0]), np.array([[1, 0, 2]])).classes
+    assert (puma.support, puma.predicted, puma.recall, puma.precision) == (0, 1, None, 0)
+
+
+def test_the_size_of_an_evaluation_depends_on_the_images_and_not_on_the_classes():
+    names = [f"class {number}" for number in range(10_000)]
+    result = evaluate(names, np.array([7]), np.array([[9, 7, 1, 2, 3]]))
+    assert [row.name for row in result.classes] == ["class 7", "class 9"]
+    assert result.confusion == (Confusion("class 7", "class 9", 1),)
+    assert len(json.dumps(result.to_json())) < 2000
+
+
+def test_an_evaluation_keeps_the_largest_rows_and_cells_and_counts_all():
+    names = [f"class {number}" for number in range(3000)]
+    labels = np.concatenate([np.arange(3000), [2999, 2999, 5]])
+    guesses = labels[:, None] + np.arange(5)
+    result = evaluate(names, labels, guesses % 3000)
+    assert (result.class_count, len(result.classes)) == (3000, MAX_CLASS_ROWS)
+    assert (result.confusion_count, len(result.confusion)) == (3000, MAX_CONFUSIONS)
+    assert [(cell.label, cell.count) for cell in result.confusion[:3]] == [
+        ("class 2999", 3),
+        ("class 5", 2),
+        ("class 0", 1),
+    ]
+    assert result.classes[-1].name == "class 2999"
 
 
 @given(scored())
@@ -124,7 +162,7 @@ def test_the_result_is_plain_json():
     result = evaluate(NAMES, np.array([0, 3, 3]), ranks(np.eye(7)[[0, 3, 1]]))
     again = json.loads(json.dumps(result.to_json(), allow_nan=False))
     assert again["top1"] == pytest.approx(2 / 3)
-    assert again["classes"][3] == {
+    assert again["classes"][2] == {
         "name": "serval",
         "support": 2,
         "predicted": 1,

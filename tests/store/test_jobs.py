@@ -4,11 +4,11 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import event, update
 
 from app.errors import UnknownNameError
 from app.store.database import writing
-from app.store.jobs import KEPT_DAYS, JobRepository, JobStatus
+from app.store.jobs import KEPT_DAYS, MAX_ATTEMPTS, JobRepository, JobStatus
 from app.store.tables import JobRow
 
 pytestmark = pytest.mark.anyio
@@ -145,3 +145,62 @@ async def test_only_old_finished_jobs_are_deleted(jobs, engine):
         await session.execute(update(JobRow).where(JobRow.id == running.id).values(created_at=long_ago))
     new = await jobs.add("describe", "a", {})
     assert {job.id for job in await jobs.list(10)} == {recent.id, running.id, new.id}
+
+
+async def test_a_listing_loads_neither_requests_nor_results(jobs, engine):
+    job = await jobs.add("evaluate", "a", {"truth": [0] * 1000})
+    await jobs.claim("evaluate", "one", 60)
+    await jobs.finish(job.id, "one", result={"accuracy": 0.5})
+    statements = []
+    event.listen(engine.sync_engine, "before_cursor_execute", lambda *call: statements.append(call[2]))
+    newest = await jobs.add("evaluate", "a", {})
+    statements.clear()
+    listed = [*await jobs.list(10), *await jobs.list(10, after=newest.id)]
+    assert [(item.result, item.request) for item in listed] == [(None, {})] * 3
+    assert not any(f"jobs.{column}" in text for column in ("result", "request", "attachment") for text in statements)
+    assert (await jobs.get(job.id)).result == {"accuracy": 0.5}
+
+
+async def test_a_job_that_ends_its_processes_fails_after_three(jobs):
+    job = await jobs.add("describe", "a", {}, attachment=b"x")
+    behind = await jobs.add("describe", "a", {})
+    for number in range(MAX_ATTEMPTS):
+        assert await claim_one(jobs, "describe", f"dead {number}", lease_s=-1) == job.id
+    failed, attachment = await jobs.claim("describe", "alive", 60)
+    assert (failed.id, failed.status, attachment) == (job.id, JobStatus.FAILED, None)
+    assert "3 processes of the service ended while they ran this job" in failed.error
+    assert (await jobs.get(job.id)).error == failed.error
+    assert await claim_one(jobs, "describe", "alive") == behind.id
+
+
+async def test_a_job_that_is_handed_back_does_not_lose_an_attempt(jobs):
+    job = await jobs.add("describe", "a", {})
+    for number in range(2 * MAX_ATTEMPTS):
+        assert await claim_one(jobs, "describe", f"stopped {number}") == job.id
+        assert await jobs.release(job.id, f"stopped {number}")
+    for number in range(2 * MAX_ATTEMPTS):
+        assert await claim_one(jobs, "describe", f"without a database {number}", lease_s=-1) == job.id
+        assert await jobs.postpone(job.id, f"without a database {number}")
+    for _ in range(2 * MAX_ATTEMPTS):  # an owner that lost its lease has not ended
+        assert await claim_one(jobs, "describe", "slow", lease_s=-1) == job.id
+    assert (await jobs.get(job.id)).status is JobStatus.RUNNING
+
+
+async def test_namespaces_take_turns_however_many_jobs_one_of_them_adds(jobs):
+    for number in range(20):
+        await jobs.add("describe", f"busy#{number}", {})
+    await jobs.add("describe", "open", {})
+    await jobs.add("describe", "other#a", {})
+    await jobs.add("evaluate", "third#a", {})
+    claimed = [(await jobs.claim("describe", f"owner {number}", 60))[0].subject for number in range(4)]
+    assert claimed == ["busy#0", "open", "other#a", "busy#1"]
+    await jobs.add("describe", "other#b", {})
+    assert (await jobs.claim("describe", "owner", 60))[0].subject == "other#b"
+    assert (await jobs.claim("describe", "owner", 60))[0].subject == "busy#2"
+
+
+async def test_an_error_message_that_no_database_stores_is_escaped(jobs):
+    job = await jobs.add("describe", "a", {})
+    await jobs.claim("describe", "one", 60)
+    await jobs.finish(job.id, "one", error="caf\udce9\0")
+    assert (await jobs.get(job.id)).error == r"caf\udce9\0"

@@ -1,4 +1,5 @@
 import asyncio
+import json
 import shutil
 import subprocess
 import sys
@@ -215,7 +216,7 @@ async def schema_of(engine):
         return await connection.run_sync(reflect)
 
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
 
 
 def test_all_revisions_are_listed():
@@ -274,3 +275,45 @@ async def test_an_empty_database_has_no_revision_and_cannot_be_downgraded(url, o
     assert await schema_revision(engine) is None
     with pytest.raises(StoreError, match="revision 'none'"):
         await downgrade(engine, "0001")
+
+
+async def test_stored_results_of_evaluations_are_converted_to_the_cells_that_are_not_zero(url, opened):
+    engine = opened(url)
+    now = "2025-01-01 00:00:00"
+    rows = [
+        {"name": name, "support": support, "predicted": predicted, "correct": 1}
+        for name, support, predicted in (("lynx", 1, 2), ("puma", 2, 1), ("ocelot", 0, 0))
+    ]
+    result = {
+        "methods": [{"method": "gda", "evaluation": {"classes": rows, "confusion": [[1, 0, 0], [1, 1, 0], [0] * 3]}}]
+    }
+    columns = "id, kind, subject, status, request, done, total, result, created_at"
+    async with engine.begin() as connection:
+        await connection.run_sync(upgrade_to, "0006")
+        for job_id, subject, status, stored in (
+            ("old", "acme#pets", "succeeded", json.dumps(result)),
+            ("failed", "pets", "failed", None),
+        ):
+            await connection.execute(
+                text(f"INSERT INTO jobs ({columns}) VALUES (:id, 'evaluate', :s, :t, '{{}}', 1, 1, :r, '{now}')"),
+                {"id": job_id, "s": subject, "t": status, "r": stored},
+            )
+    await migrate(engine)
+    jobs = JobRepository(engine)
+    (method,) = (await jobs.get("old")).result["methods"]
+    assert method["evaluation"] == {
+        "classes": rows[:2],
+        "class_count": 2,
+        "confusion": [
+            {"label": "lynx", "predicted": "lynx", "count": 1},
+            {"label": "puma", "predicted": "lynx", "count": 1},
+            {"label": "puma", "predicted": "puma", "count": 1},
+        ],
+        "confusion_count": 3,
+    }
+    async with engine.connect() as connection:
+        found = dict((await connection.execute(text("SELECT id, namespace FROM jobs"))).all())
+    assert found == {"old": "acme", "failed": ""}
+    await downgrade(engine, "0006")
+    await migrate(engine)
+    assert (await jobs.get("old")).result["methods"] == [method]

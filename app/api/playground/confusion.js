@@ -135,11 +135,7 @@ async function classify(form, count) {
 }
 
 function show(tested, results, method) {
-  const occurring = new Set(tested.map((entry) => entry.classname));
-  for (const { predictions } of results) if (predictions?.length) occurring.add(predictions[0].label);
-  const names = classes.filter((entry) => occurring.has(entry));
-  const index = new Map(names.map((name, position) => [name, position]));
-  const counts = names.map(() => names.map(() => 0));
+  const cells = new Map();
   const wrong = [], unreadable = [];
   let right = 0;
   tested.forEach(({ file, classname }, position) => {
@@ -149,14 +145,16 @@ function show(tested, results, method) {
       return;
     }
     const [best] = predictions;
-    counts[index.get(classname)][index.get(best.label)] += 1;
+    const key = JSON.stringify([classname, best.label]);
+    if (!cells.has(key)) cells.set(key, { label: classname, predicted: best.label, count: 0 });
+    cells.get(key).count += 1;
     if (best.label === classname) right += 1;
     else wrong.push({ file, classname, best });
   });
   const read = tested.length - unreadable.length;
   const sentence = read ? `${right} of ${read} correct: ${percent(right / read)}, method ${method}.` : "None of the images could be read.";
   byId("test-status").textContent = sentence;
-  const shown = read ? matrix(names, counts, `${countText(read, "test image")}, method ${method}`) : [];
+  const shown = read ? matrix(classes, [...cells.values()], `${countText(read, "test image")}, method ${method}`) : [];
   const mistakes = wrong.length ? [create("h4", { textContent: "Misclassified" }), create("ul", { className: "mistakes" }, ...wrong.slice(0, 24).map(mistake))] : [];
   const bad = unreadable.length ? [create("p", { className: "problem", textContent: `Could not be read: ${unreadable.join("; ")}` })] : [];
   byId("test-result").replaceChildren(...shown, ...mistakes, ...bad);

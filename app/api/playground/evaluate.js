@@ -100,7 +100,10 @@ function gain(difference) {
 function showConfusion(methods) {
   const { method, evaluation } = methods.find((entry) => entry.method === byId("confusion-of").value);
   const names = evaluation.classes.map((entry) => entry.name);
-  byId("held-out-confusion").replaceChildren(...matrix(names, evaluation.confusion, `Predictions of ${method}, ${percent(evaluation.top1)} correct`));
+  const shown = matrix(names, evaluation.confusion, `Predictions of ${method}, ${percent(evaluation.top1)} correct`);
+  const rest = evaluation.confusion_count - evaluation.confusion.length;
+  if (rest > 0) shown.push(create("p", { className: "hint", textContent: `${countText(rest, "further cell has", "further cells have")} fewer images and ${rest === 1 ? "is" : "are"} not shown.` }));
+  byId("held-out-confusion").replaceChildren(...shown);
 }
 
 /** Register the event handlers. */

@@ -1,15 +1,16 @@
 """POST /v1/classify and its alias POST /classify."""
 
+import asyncio
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 
 from app.api.auth.access import CallerDependency, GuardedRoute, log_fields
 from app.api.dependencies import ImageCountLimitsDependency, PipelineDependency, ResolverDependency
 from app.api.disconnects import unless_disconnected
 from app.api.forms import IMAGE_FILES, read_classify_input
 from app.api.problems import kind_of, problem
-from app.api.schemas.classification import ClassifyBody, ClassifyFields, ClassifyResponse
+from app.api.schemas.classification import ClassifyBody, ClassifyFields, ClassifyResponse, serialize
 from app.errors import FieldProblem, InvalidFieldError
 from app.types import Classification
 
@@ -64,7 +65,7 @@ async def classify(
     pipeline: PipelineDependency,
     limits: ImageCountLimitsDependency,
     caller: CallerDependency,
-) -> ClassifyResponse:
+) -> Response:
     """Classify one or more images with the labels of the request or of a label set, or discover labels without them.
 
     If some images cannot be read, their results carry an `error`. If all of them fail, the request fails.
@@ -83,7 +84,8 @@ async def classify(
         timing_ms={stage: round(value, 3) for stage, value in classification.timing_ms.items()},
     )
     _raise_if_all_failed(classification)
-    return ClassifyResponse.of(classification, problem)
+    content = await asyncio.to_thread(serialize, classification, problem)
+    return Response(content, media_type="application/json")
 
 
 def _raise_if_all_failed(classification: Classification) -> None:

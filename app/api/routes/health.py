@@ -21,7 +21,10 @@ async def healthz(health: HealthDependency) -> Health:
 @router.head("/readyz", include_in_schema=False)
 @router.get("/readyz")
 async def readyz(health: HealthDependency) -> Health:
-    """Readiness: as /healthz, and the database responds. Models are loaded before the port opens."""
+    """Readiness: as /healthz, the loops in the background work, and the database responds.
+
+    Models are loaded before the port opens.
+    """
     await health.check_ready()
     return Health(status="ready")
 

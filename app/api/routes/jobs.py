@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query
 
 from app.api.auth.access import CallerDependency, GuardedRoute
 from app.api.dependencies import JobQueueDependency
-from app.api.schemas.jobs import JobBody, JobList
+from app.api.schemas.jobs import JobBody, JobList, JobSummary
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=GuardedRoute)
 
@@ -18,10 +18,10 @@ async def list_jobs(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     after: Annotated[str | None, Query(description="`next_after` of the previous page.")] = None,
 ) -> JobList:
-    """List jobs, newest first, one page at a time. Finished jobs are kept for 30 days."""
+    """List jobs without their results, newest first, one page at a time. Finished jobs are kept for 30 days."""
     found = await jobs.repository.list(limit=limit + 1, after=after, namespace=caller.namespace)
     page = found[:limit]
-    return JobList(jobs=[JobBody.of(job) for job in page], next_after=page[-1].id if len(found) > limit else None)
+    return JobList(jobs=[JobSummary.of(job) for job in page], next_after=page[-1].id if len(found) > limit else None)
 
 
 @router.get("/{job_id}")

@@ -7,10 +7,10 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from app.names.text import MAX_TEXT_CHARS
+
 # Longer names resemble no field.
 _MAX_NAME_CHARS = 64
-
-from app.names.text import MAX_TEXT_CHARS
 
 MAX_IMAGE_CHARS = 2**30
 """Of an image in base64 or as a URL; the limit on the body is lower."""

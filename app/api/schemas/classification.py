@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
+from typing_extensions import TypedDict
 
 from app.api.schemas._base import Request, Response
 from app.api.schemas.images import ImageBody
@@ -128,15 +129,18 @@ class ClassifyBody(ClassifyFields):
     )
 
 
-class PredictionBody(Response):
+class PredictionBody(TypedDict):
     """One label with its score."""
 
     label: str
-    score: float = Field(
-        description="Probability in [0, 1]: a softmax over the labels, or an independent sigmoid per label for"
-        " sigmoid models."
-    )
-    similarity: float = Field(description="Cosine similarity of the image and the label, in [-1, 1].")
+    score: Annotated[
+        float,
+        Field(
+            description="Probability in [0, 1]: a softmax over the labels, or an independent sigmoid per label for"
+            " sigmoid models."
+        ),
+    ]
+    similarity: Annotated[float, Field(description="Cosine similarity of the image and the label, in [-1, 1].")]
 
 
 class PromptContributionBody(Response):
@@ -316,25 +320,35 @@ class ClassifyResponse(Response):
         examples=[{"text": 0.1, "decode": 4.1, "queue": 0.1, "encode": 12.6, "adapt": 0.2}],
     )
 
-    @classmethod
-    def of(cls, classification: Classification, problem: ProblemOf) -> "ClassifyResponse":
-        """Convert a classification; ``problem`` converts the error of an image."""
-        task = classification.task
-        return cls(
-            model=task.model,
-            label_set=None if task.label_set is None else own_name(task.label_set.reference),
-            database=None if classification.database is None else own_name(classification.database),
-            vocabulary=None
-            if classification.vocabulary is None
-            else [SharedNameBody(label=shared.label, images=shared.images) for shared in classification.vocabulary],
-            method=task.method,
-            reason=task.reason,
-            examples=None if classification.examples is None else ExamplesUsedBody(**asdict(classification.examples)),
-            calibration=_calibration(task.scoring),
-            transductive=classification.transductive,
-            results=[ResultBody.of(result, problem, classification.warnings) for result in classification.results],
-            timing_ms={stage: round(value, 3) for stage, value in classification.timing_ms.items()},
-        )
+
+def serialize(classification: Classification, problem: ProblemOf) -> bytes:
+    """Return a ``ClassifyResponse`` as JSON; ``problem`` converts the error of an image.
+
+    For use in a thread: thousands of labels per image take seconds. Only the objects of one result exist at a time, so
+    that neither the encoder nor the garbage collector keeps the interpreter from other threads for long.
+    """
+    task = classification.task
+    response = ClassifyResponse(
+        model=task.model,
+        label_set=None if task.label_set is None else own_name(task.label_set.reference),
+        database=None if classification.database is None else own_name(classification.database),
+        vocabulary=None
+        if classification.vocabulary is None
+        else [SharedNameBody(label=shared.label, images=shared.images) for shared in classification.vocabulary],
+        method=task.method,
+        reason=task.reason,
+        examples=None if classification.examples is None else ExamplesUsedBody(**asdict(classification.examples)),
+        calibration=_calibration(task.scoring),
+        transductive=classification.transductive,
+        results=[],
+        timing_ms={stage: round(value, 3) for stage, value in classification.timing_ms.items()},
+    )
+    fields = response.model_dump_json(exclude={"results"}).encode()
+    results = b",".join(
+        ResultBody.of(result, problem, classification.warnings).model_dump_json().encode()
+        for result in classification.results
+    )
+    return fields[:-1] + b',"results":[' + results + b"]}"
 
 
 def _calibration(scoring: Scoring) -> CalibrationBody | None:

@@ -1,7 +1,7 @@
 """Background jobs."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 
 from pydantic import Field
 
@@ -10,8 +10,8 @@ from app.names.namespaces import namespace_of, own_name
 from app.store.jobs import BUILD_CAPTIONS, Job, JobStatus
 
 
-class JobBody(Response):
-    """A background job."""
+class JobSummary(Response):
+    """A background job in a list, without its result."""
 
     id: str
     kind: str = Field(description="`describe`, `evaluate`, `select-method`, `import-images` or `build-captions`.")
@@ -20,33 +20,46 @@ class JobBody(Response):
     status: JobStatus
     done: int = Field(description="Number of finished steps.")
     total: int = Field(description="Number of all steps; 0 before they are counted.")
-    result: dict[str, Any] | None = Field(
-        description="The result of a succeeded job; docs/http-api.md describes it for each kind."
-    )
     error: str | None = Field(description="The error message of a failed job.")
     created_at: datetime
     finished_at: datetime | None
 
     @classmethod
-    def of(cls, job: Job) -> "JobBody":
+    def of(cls, job: Job) -> Self:
         """Convert a stored job; other namespaces are removed from its error message."""
-        return cls(
-            id=job.id,
-            kind=job.kind,
-            label_set=None if job.kind == BUILD_CAPTIONS else own_name(job.subject),
-            database=own_name(job.subject) if job.kind == BUILD_CAPTIONS else None,
-            status=job.status,
-            done=job.done,
-            total=job.total,
-            result=None if job.result is None else dict(job.result),
-            error=None if job.error is None else namespace_of(job.subject).hide(job.error),
-            created_at=job.created_at,
-            finished_at=job.finished_at,
-        )
+        return cls(**_fields(job))
+
+
+class JobBody(JobSummary):
+    """A background job."""
+
+    result: dict[str, Any] | None = Field(
+        description="The result of a succeeded job; docs/http-api.md describes it for each kind."
+    )
+
+    @classmethod
+    def of(cls, job: Job) -> Self:
+        """Convert a stored job with its result."""
+        return cls(**_fields(job), result=None if job.result is None else dict(job.result))
+
+
+def _fields(job: Job) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "kind": job.kind,
+        "label_set": None if job.kind == BUILD_CAPTIONS else own_name(job.subject),
+        "database": own_name(job.subject) if job.kind == BUILD_CAPTIONS else None,
+        "status": job.status,
+        "done": job.done,
+        "total": job.total,
+        "error": None if job.error is None else namespace_of(job.subject).hide(job.error),
+        "created_at": job.created_at,
+        "finished_at": job.finished_at,
+    }
 
 
 class JobList(Response):
     """A page of jobs, newest first."""
 
-    jobs: list[JobBody]
+    jobs: list[JobSummary]
     next_after: str | None = Field(description="Pass as `after` to get the next page; null on the last page.")

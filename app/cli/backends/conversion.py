@@ -34,7 +34,7 @@ def image_result(result: types.ImageResult, warnings: Sequence[str]) -> answers.
         return failed_image(result.error).model_copy(update={"warnings": list(warnings)})
     return _validated(
         answers.ImageResult,
-        predictions=result.predictions,
+        predictions=list(result.predictions),
         explanation=_explanation(result),
         out_of_vocabulary=result.out_of_vocabulary,
         prediction_set=result.prediction_set,
