@@ -67,6 +67,8 @@ $(VENV)/.serve: $(VENV)/bin/python pyproject.toml constraints.txt
 $(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo 'Installing into $(VENV); the first installation takes some minutes, mostly for torch.'
 	$(PIP_INSTALL) --editable '.[server,captions,embedded,heif,openvino,postgres,ray,test,check,docs]'
+	@# Its metadata asks for an older typer; its other requirements are installed.
+	$(PIP_INSTALL) --no-deps openapi-python-client
 	@touch $@ $(VENV)/.serve
 
 # In a separate environment, so that the tools do not check themselves.

@@ -56,6 +56,7 @@ from app.prompting.class_embeddings import ClassEmbeddingCache
 from app.prompting.templates import TemplateLibrary
 from app.prompting.text_feature_store import TextFeatureStore
 from app.runtime.data_files import resources
+from app.runtime.memory import trim_when_idle
 from app.selection.comparison import MethodComparer
 from app.selection.selection import MethodSelector
 from app.selection.selection_reader import SelectionReader
@@ -449,7 +450,12 @@ def create_app(
             keys = KeyRing(KeyRepository(service.engine), file_keys, settings.keys)
             app.state.gate = Gate(keys, quotas)
             service.jobs.queue.start()
-            background = [asyncio.create_task(_prewarm(service))]
+            background = [
+                asyncio.create_task(_prewarm(service)),
+                asyncio.create_task(
+                    trim_when_idle(lambda: not any(served.images.admitted for served in service.models))
+                ),
+            ]
             if settings.health_probe_s:
                 background.append(asyncio.create_task(service.models.watch(settings.health_probe_s, service.loops)))
             log.info("ready", models=[encoder.name for encoder in encoders], version=__version__)

@@ -27,6 +27,9 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Result
         if not working.done():
             working.cancel()
             await asyncio.wait([working])
+        # The traceback of an error refers to this frame, which must not refer to the task that holds the error:
+        # the cycle would keep the images of the request in memory.
+        del working, watching
 
 
 async def _disconnect(request: Request) -> None:

@@ -18,6 +18,7 @@ from app.api.auth.access import Caller
 from app.api.problems import kind_of, problem
 from app.errors import ClientError, DeixisError, FieldProblem, InvalidFieldError, MalformedRequestError, TooLargeError
 from app.names.namespaces import OPEN_NAMESPACE, Namespace
+from app.runtime.tracebacks import drop_tracebacks
 
 log = structlog.get_logger()
 
@@ -77,18 +78,21 @@ async def _on_deixis_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, DeixisError)
     if kind_of(error).status >= 500:
         log.warning("request_failed", error=type(error).__name__, detail=error.message)
+    drop_tracebacks(error)
     caller: Caller | None = getattr(request.state, "caller", None)  # not set if the access check failed
     return problem_response(error, namespace=OPEN_NAMESPACE if caller is None else caller.namespace)
 
 
 async def _on_validation_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
+    drop_tracebacks(error)
     # FastAPI puts the part of the request first: body, query, path or header.
     return problem_response(from_pydantic([{**found, "loc": found["loc"][1:]} for found in error.errors()]))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    drop_tracebacks(error)
     if isinstance(error.__cause__, ClientDisconnect):
         return await _on_disconnect(request, error)
     if error.status_code == 404:
@@ -129,8 +133,9 @@ async def _on_unexpected_error(_: Request, error: Exception) -> JSONResponse:
     return problem_response(reported, {"X-Request-ID": correlation_id.get() or "", "X-Content-Type-Options": "nosniff"})
 
 
-async def _on_disconnect(request: Request, _: Exception) -> Response:
+async def _on_disconnect(request: Request, error: Exception) -> Response:
     """Log that the client disconnected; the status is the 499 of nginx, and no one receives it."""
+    drop_tracebacks(error)
     log.info("client_disconnected", path=request.url.path)
     return Response(status_code=499)
 

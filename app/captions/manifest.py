@@ -108,7 +108,7 @@ def read_manifest(generation_folder: Path) -> Manifest:
             return Manifest.from_json(content)
     except OSError as error:
         raise StoreError(f"'{file}' cannot be read: {error.strerror}; build the database again") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise StoreError(f"'{file}' is damaged; build the database again") from error
     problem = f"the caption database '{generation_folder.parent}' has format {file_format}"
     raise StoreError(

@@ -54,7 +54,7 @@ def download_model(
     name: Annotated[str, typer.Argument(help="architecture/tag or hf-hub:org/repo.")],
 ) -> None:
     """Download the weights of a model into the cache and load them once, so that `serve` starts without a network."""
-    configure_logs("console", "warning")
+    configure_logs("console", "info")  # with the progress of the download
     with report_errors():
         settings = load_settings()
         encoder = load_encoder(name, LoadOptions(device="cpu", weights_dir=settings.model_cache_dir, backend="torch"))

@@ -22,6 +22,7 @@ from app.cli.serve_on_ray import deploy_on_ray, serve_on_ray
 from app.errors import ConfigurationError
 from app.main import create_app, load_encoders, prepare
 from app.observability.logs import configure_logs
+from app.runtime.memory import limit_arenas
 from app.settings import Settings, load_settings
 
 # File descriptors of the database, weights, caption databases, fetched images and refused connections.
@@ -82,6 +83,7 @@ def serve(**flags: Any) -> None:
         if settings.engine == "ray" and cluster is not None:
             deploy_on_ray(settings, cluster)
             return
+        limit_arenas()
         # Checks what can fail before it loads the models, which takes longest.
         descriptors = _raise_descriptor_limit(settings.max_connections)
         listeners = _bind(settings)

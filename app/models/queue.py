@@ -23,6 +23,7 @@ from typing import Generic, Protocol, TypeVar
 import structlog
 
 from app.errors import DeadlineExceededError, NotReadyError, OverloadedError, ServerError
+from app.runtime.tracebacks import drop_tracebacks
 
 Item = TypeVar("Item")
 Row = TypeVar("Row")
@@ -194,8 +195,8 @@ class TurnQueue(Generic[Item, Row]):
             DeadlineExceededError: the deadline passed while the item waited.
             Exception: raised by the encoder for this item.
         """
-        (future,) = self._submit(ticket, [item])
-        return await future
+        # Not a variable: the traceback of an error refers to this frame, and the future to the error.
+        return await self._submit(ticket, [item]).pop()
 
     async def run(self, items: Sequence[Item], *, within_s: float | None = None) -> list[Row]:
         """Encode one or more items as one caller, and return all rows; raises as ``admit`` and ``encode``."""
@@ -204,8 +205,8 @@ class TurnQueue(Generic[Item, Row]):
             try:
                 encoded = await asyncio.gather(*futures)
             finally:
-                for future in futures:
-                    future.cancel()
+                while futures:  # as in ``encode``
+                    futures.pop().cancel()
         return [result.row for result in encoded]
 
     def _submit(self, ticket: Ticket[Item, Row], items: Sequence[Item]) -> list[asyncio.Future[Encoded[Row]]]:
@@ -315,7 +316,10 @@ class TurnQueue(Generic[Item, Row]):
     def _settle(
         self, entries: Sequence[Entry[Item, Row]], outcomes: Sequence[tuple[Row, float, float] | Exception]
     ) -> None:
-        """Resolve the futures of entries that were taken, on their event loop."""
+        """Resolve the futures of entries that were taken, on their event loop; errors lose their tracebacks."""
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                drop_tracebacks(outcome)  # their frames refer to the entries, whose futures will refer to the errors
 
         def resolve() -> None:
             for entry, outcome in zip(entries, outcomes, strict=True):
@@ -419,6 +423,7 @@ class EncodeQueue(TurnQueue[Item, Row]):
                 self._begun, self._busy_since = [], None
                 log.exception("worker_died", queue=self.name, lost=len(lost), restart_after_s=restart_after_s)
                 self._fail(lost)
+                del lost  # this frame lives as long as the queue
                 self._metrics.restarted()
                 with self._changed:
                     self._changed.wait_for(lambda: self._closed, restart_after_s)
@@ -495,6 +500,7 @@ class EncodeQueue(TurnQueue[Item, Row]):
                     f"the device has no memory for a single item of {self.name} ({error}); try again later, or serve a"
                     " smaller model"
                 )
+            entries[0].context.run(log.warning, "item_failed", queue=self.name, exc_info=error)
             self._settle(entries, [error])
             return
         log.warning("batch_failed", queue=self.name, size=len(entries), error=type(error).__name__, detail=str(error))

@@ -214,5 +214,5 @@ async def gather_or_cancel(*coroutines: Coroutine[Any, Any, Any]) -> list[Any]:
     try:
         return await asyncio.gather(*tasks)
     finally:
-        for task in tasks:
-            task.cancel()
+        while tasks:  # the traceback of an error refers to this frame, which must not refer to tasks with the error
+            tasks.pop().cancel()

@@ -73,7 +73,8 @@ def configure_logs(log_format: Literal["json", "console"], level: str) -> None:
         "urllib3",
     ):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for server in ("uvicorn", "uvicorn.error"):
-        logger = logging.getLogger(server)
+    # These have handlers of their own, which would write each event twice or in another format.
+    for library in ("uvicorn", "uvicorn.error", "huggingface_hub", "transformers"):
+        logger = logging.getLogger(library)
         logger.handlers[:] = []
         logger.propagate = True

@@ -17,7 +17,8 @@ from app.types import TextFeatures
 log = structlog.get_logger()
 
 # The format of the rows, stored in user_version of the file.
-_FORMAT = 1
+_FORMAT = 2
+_CHECKSUM_BYTES = 8
 _LOCK_TIMEOUT_S = 5.0
 _TRIES = 50
 _BETWEEN_TRIES_S = 0.1
@@ -27,15 +28,16 @@ _AT_ONCE = 10_000
 # The share of the rows that is dropped when the file is full, so that not every write has to drop rows.
 _FREED = 0.1
 _TORN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-_SCHEMA = "CREATE TABLE IF NOT EXISTS features (key BLOB PRIMARY KEY, row BLOB NOT NULL, used INTEGER NOT NULL)"
+# Another name than in format 1, whose readers would take the checksum for features.
+_SCHEMA = "CREATE TABLE IF NOT EXISTS checked_features (key BLOB PRIMARY KEY, row BLOB NOT NULL, used INTEGER NOT NULL)"
 
 
 class TextFeatureStore:
     """A cache of unit rows by encoder and text, in one SQLite file, that drops the least recently used first.
 
-    Several processes may share the file. If it cannot be read or written (a full disk, a damaged file), this is logged
-    and the texts are encoded again. Rows are float32, so results are bit-identical after a restart. The work is done in
-    one thread of the store.
+    Several processes may share the file. If it cannot be read or written (a full disk, a damaged file), or a row does
+    not match its checksum, this is logged and the texts are encoded again. Rows are float32, so results are
+    bit-identical after a restart. The work is done in one thread of the store.
 
     Args:
         file: created if it is missing, and replaced if it is not such a database.
@@ -78,7 +80,8 @@ class TextFeatureStore:
             if not self._failing:
                 log.warning("text_features_not_kept", file=str(self._file), reason=str(error))
             self._failing = True
-            if isinstance(error, sqlite3.Error) and error.sqlite_errorcode in _TORN:
+            # Errors of Python's module itself have no code.
+            if getattr(error, "sqlite_errorcode", None) in _TORN:
                 self._discard()
             return {}
         self._failing = False
@@ -91,11 +94,13 @@ class TextFeatureStore:
                 self._file, timeout=_LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False
             )
             self._connection = connection
+            connection.text_factory = bytes  # a damaged row may be text, which need not be UTF-8
             _use_wal(connection)
             # A power cut may lose the last rows, which are then encoded again, but does not damage the file.
             connection.execute("PRAGMA synchronous=NORMAL")
             if connection.execute("PRAGMA user_version").fetchone()[0] != _FORMAT:
                 connection.execute("DROP TABLE IF EXISTS features")
+                connection.execute("DROP TABLE IF EXISTS checked_features")
             connection.execute(_SCHEMA)
             connection.execute(f"PRAGMA user_version={_FORMAT}")
         return self._connection
@@ -115,11 +120,20 @@ class TextFeatureStore:
         text_of = {_key(fingerprint, text): text for text in texts}
         keys = list(text_of)
         rows: dict[str, np.ndarray] = {}
+        damaged = 0
         for start in range(0, len(keys), _AT_ONCE):
             chunk = keys[start : start + _AT_ONCE]
             wanted = ",".join("?" * len(chunk))
-            with closing(connection.execute(f"SELECT key, row FROM features WHERE key IN ({wanted})", chunk)) as found:  # noqa: S608 - question marks
-                rows |= {text_of[key]: np.frombuffer(row, np.float32) for key, row in found}
+            statement = f"SELECT key, row FROM checked_features WHERE key IN ({wanted})"  # noqa: S608 - question marks
+            with closing(connection.execute(statement, chunk)) as found:
+                for key, stored in found:
+                    row = _unpacked(key, stored)
+                    if row is None:
+                        damaged += 1
+                    else:
+                        rows[text_of[key]] = row
+        if damaged:
+            log.warning("text_features_damaged", file=str(self._file), rows=damaged)
         if rows:
             now = int(time.time())
             used = [_key(fingerprint, text) for text in rows]
@@ -128,7 +142,7 @@ class TextFeatureStore:
                 wanted = ",".join("?" * len(chunk))
                 # To the day, so that reading seldom writes.
                 connection.execute(
-                    f"UPDATE features SET used = ? WHERE used < ? AND key IN ({wanted})",  # noqa: S608 - question marks
+                    f"UPDATE checked_features SET used = ? WHERE used < ? AND key IN ({wanted})",  # noqa: S608 - question marks
                     [now, now - 86_400, *chunk],
                 )
         return rows
@@ -139,10 +153,10 @@ class TextFeatureStore:
         connection.execute("BEGIN IMMEDIATE")
         try:
             connection.executemany(
-                "INSERT OR REPLACE INTO features VALUES (?, ?, ?)",
+                "INSERT OR REPLACE INTO checked_features VALUES (?, ?, ?)",
                 [
-                    (_key(fingerprint, text), np.ascontiguousarray(row, np.float32).tobytes(), now)
-                    for text, row in rows.items()
+                    (key, _packed(key, row), now)
+                    for key, row in ((_key(fingerprint, text), row) for text, row in rows.items())
                 ],
             )
             self._make_room(connection)
@@ -157,9 +171,9 @@ class TextFeatureStore:
             connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
         )
         if (pages - free) * size > self._max_bytes:
-            count = connection.execute("SELECT count(*) FROM features").fetchone()[0]
+            count = connection.execute("SELECT count(*) FROM checked_features").fetchone()[0]
             connection.execute(
-                "DELETE FROM features WHERE key IN (SELECT key FROM features ORDER BY used LIMIT ?)",
+                "DELETE FROM checked_features WHERE key IN (SELECT key FROM checked_features ORDER BY used LIMIT ?)",
                 [max(1, int(_FREED * count))],
             )
 
@@ -209,6 +223,23 @@ def _use_wal(connection: sqlite3.Connection) -> None:
             time.sleep(_BETWEEN_TRIES_S)
         else:
             return
+
+
+def _packed(key: bytes, row: np.ndarray) -> bytes:
+    content = np.ascontiguousarray(row, np.float32).tobytes()
+    return content + _checksum(key, content)
+
+
+def _unpacked(key: bytes, stored: object) -> np.ndarray | None:
+    """Return a stored row (d,); None if it is damaged."""
+    if not isinstance(stored, bytes):
+        return None
+    content, checksum = stored[:-_CHECKSUM_BYTES], stored[-_CHECKSUM_BYTES:]
+    return np.frombuffer(content, np.float32) if checksum == _checksum(key, content) else None
+
+
+def _checksum(key: bytes, content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=_CHECKSUM_BYTES, key=key).digest()
 
 
 def _key(fingerprint: str, text: str) -> bytes:

@@ -5,7 +5,7 @@ stored with the revision, so outdated ones are recognised. Writers of one label 
 """
 
 import asyncio
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +18,7 @@ from sqlalchemy import BindParameter, ColumnElement, and_, bindparam, exists, fu
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
-from app.errors import ConflictError, TooLargeError, UnknownNameError
+from app.errors import ConflictError, StoreError, TooLargeError, UnknownNameError
 from app.store.database import reading, reading_one_moment, scrub, writing
 from app.store.label_sets import delete_examples, is_storable, lock_current, printable, unknown_label_set
 from app.store.tables import ExampleFeatureRow, ExampleRow, LabelSetRow, SelectionRow
@@ -550,8 +550,29 @@ def _to_halves(features: Sequence[Float[np.ndarray, " d"]]) -> Sequence[bytes]:
     return [row.tobytes() for row in np.stack(features).astype("<f2")]
 
 
-def _from_halves(into: Float32[np.ndarray, "n d"], stored: Sequence[bytes]) -> None:
-    into[:] = np.frombuffer(b"".join(stored), "<f2").reshape(into.shape)
+def _from_halves(into: Float32[np.ndarray, "n d"], stored: Sequence[bytes], ids: Sequence[int]) -> None:
+    """Convert stored features of the examples ``ids``.
+
+    Raises:
+        StoreError: some are damaged.
+    """
+    row_bytes = 2 * into.shape[1]
+    damaged = [number for number, row in zip(ids, stored, strict=False) if _length(row) != row_bytes]
+    if not damaged and len(stored) == len(ids):
+        into[:] = np.frombuffer(b"".join(stored), "<f2").reshape(into.shape)
+        damaged = [ids[index] for index in np.flatnonzero(~np.isfinite(into).all(axis=1)).tolist()]
+        if not damaged:
+            return
+    shown = ", ".join(map(str, damaged[:10])) or "unknown"
+    more = ", ..." if len(damaged) > 10 else ""
+    raise StoreError(
+        f"the stored features of example images are damaged (ids: {shown}{more}); delete each with"
+        " DELETE /v1/label-sets/NAME/images/ID and add it again, or restore a backup"
+    )
+
+
+def _length(stored: object) -> int:
+    return len(stored) if isinstance(stored, bytes) else -1
 
 
 def _chosen(
@@ -580,8 +601,10 @@ async def _load(connection: AsyncConnection, model: str, ids: Int64[np.ndarray, 
         )
         stored = (await connection.scalars(statement)).all()
         if first == 0:
-            features = np.empty((len(ids), len(stored[0]) // 2), np.float32)
-        await asyncio.to_thread(_from_halves, features[first : first + len(some)], stored)
+            # The most frequent length, because the first row may be the damaged one.
+            lengths = Counter(map(_length, stored))
+            features = np.empty((len(ids), max(0, lengths.most_common(1)[0][0] // 2) if stored else 0), np.float32)
+        await asyncio.to_thread(_from_halves, features[first : first + len(some)], stored, some)
     return features
 
 

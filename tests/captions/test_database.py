@@ -297,7 +297,9 @@ def test_an_index_of_other_rows_is_rejected(database, folder):
             CaptionIndex.open(generation_of(folder) / INDEX, other, database.manifest.index)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1}', '{"format": "one"}', "\x00"])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"format": 1}', '{"format": "one"}', "\x00", '{"format": 1e999}', "[" * 10**5]
+)
 def test_a_damaged_manifest_is_an_error(own, content):
     (generation_of(own) / MANIFEST).write_text(content)
     with pytest.raises(StoreError, match=r"manifest\.json' is damaged; build the database again"):

@@ -119,7 +119,7 @@ def never(*_):
 
 
 def test_a_converted_tower_is_read_at_the_next_start(spec, folder, encoder, monkeypatch):
-    assert [file.suffix for file in converted(folder)] == [".bin", ".xml"]
+    assert [file.suffix for file in converted(folder)] == [".bin", ".sha256", ".xml"]
     monkeypatch.setattr(openvino_tower, "_convert", never)
     again = load_encoder(spec, LoadOptions(**OPENVINO, data_dir=folder))
     pixels = [again.transform(image) for image in images()]
@@ -132,22 +132,32 @@ def test_other_weights_are_converted_to_another_file(folder, encoder, tmp_path):
     assert np.abs(other.encode_images(pixels) - encoder.encode_images(pixels)).max() > 0.01
 
 
-@pytest.mark.parametrize("damage", ["torn graph", "no weights", "short weights"])
+@pytest.mark.parametrize(
+    "damage", ["torn graph", "no weights", "short weights", "flipped bit", "no checksums", "bytes as checksums"]
+)
 def test_a_damaged_converted_tower_is_converted_again(spec, tmp_path, damage):
     options = LoadOptions(**OPENVINO, data_dir=tmp_path)
     wanted = load_encoder(spec, options)
-    weights, graph = converted(tmp_path)
+    weights, checksums, graph = converted(tmp_path)
     if damage == "torn graph":
         graph.write_bytes(graph.read_bytes()[:1000])
     elif damage == "no weights":
         weights.unlink()
+    elif damage == "no checksums":
+        checksums.unlink()
+    elif damage == "bytes as checksums":
+        checksums.write_bytes(b"\xff")
+    elif damage == "flipped bit":
+        content = bytearray(weights.read_bytes())
+        content[len(content) // 2 + 3] ^= 0x40
+        weights.write_bytes(content)
     else:
         weights.write_bytes(weights.read_bytes()[:100])
     again = load_encoder(spec, options)
     assert again.image_path.backend == "openvino"
     pixels = [again.transform(image) for image in images()]
     np.testing.assert_allclose(again.encode_images(pixels), wanted.encode_images(pixels), atol=1e-6)
-    assert [file.suffix for file in converted(tmp_path)] == [".bin", ".xml"]
+    assert [file.suffix for file in converted(tmp_path)] == [".bin", ".sha256", ".xml"]
 
 
 def test_a_read_only_folder_does_not_prevent_serving(spec, tmp_path):

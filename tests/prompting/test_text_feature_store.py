@@ -149,7 +149,38 @@ async def test_a_damaged_file_is_recreated_and_results_are_correct(open_store, f
     assert [log["event"] for log in logs] == ["text_features_not_kept"]
     assert len(encode.texts) <= 2
     with closing(sqlite3.connect(file)) as connection:
-        assert connection.execute("SELECT count(*) FROM features").fetchone() == (1,)
+        assert connection.execute("SELECT count(*) FROM checked_features").fetchone() == (1,)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "row = substr(row, 1, 20)",
+        "row = substr(row, 1, 21)",
+        "row = x''",
+        "row = 'text'",
+        "row = 5",
+        "row = row || x'00000000'",
+        "row = zeroblob(length(row))",
+        "row = substr(row, 1, 7) || x'7f' || substr(row, 9)",
+        "row = (SELECT other.row FROM checked_features AS other WHERE other.key != checked_features.key)",
+    ],
+)
+async def test_a_damaged_row_is_encoded_again_and_replaced(open_store, file, damage):
+    store = open_store()
+    await store.write("weights", {text: row_of(text) for text in ("owl", "lynx")})
+    store.close()
+    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+        (key,) = connection.execute("SELECT min(key) FROM checked_features").fetchone()
+        connection.execute(f"UPDATE checked_features SET {damage} WHERE key = ?", [key])
+    encode = Encoder()
+    encoder = encoder_of(open_store(), encode)
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(2):
+            features = await encoder(["owl", "lynx"])
+            np.testing.assert_array_equal(features, np.stack([row_of("owl"), row_of("lynx")]))
+    assert len(encode.texts) == 1
+    assert [(entry["event"], entry["rows"]) for entry in logs] == [("text_features_damaged", 1)]
 
 
 async def test_without_write_permission_features_are_encoded_but_not_stored(open_store, tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from sqlalchemy import event, text
 
-from app.errors import TooLargeError, UnknownNameError
+from app.errors import StoreError, TooLargeError, UnknownNameError
 from app.store import database, examples
 from app.store.database import reading
 from app.store.examples import Deleted, ExampleRepository, NewExample, SelectionRepository
@@ -593,3 +593,22 @@ async def test_a_selection_is_read_with_one_statement(selections, statements):
     statements.clear()
     await selections.get("pets", MODEL)
     assert len(statements) == 1
+
+
+# --- damaged features ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "feature", [b"", b"\0", bytes(14), bytes(18), bytes(14) + b"\x00\x7c", bytes(14) + b"\xff\x7e"], ids=bytes.hex
+)
+async def test_damaged_features_are_reported_with_their_ids_until_the_image_is_deleted(stored, engine, feature):
+    """Rows that are too short or too long, infinities and values that are no numbers."""
+    await stored.add("pets", [image(number, "cat") for number in range(3)], max_examples=10)
+    first, *others = await ids_of(stored)
+    statement = text("UPDATE example_features SET feature = :feature WHERE example_id = :id")
+    async with engine.begin() as connection:
+        await connection.execute(statement, {"feature": feature, "id": first})
+    with pytest.raises(StoreError, match=rf"damaged \(ids: {first}\); delete each with DELETE"):
+        await stored.features("pets", MODEL, ["cat"])
+    await stored.delete("pets", ids=[first])
+    assert len((await stored.features("pets", MODEL, ["cat"])).support_labels) == len(others)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any
 
-from fastapi import Depends, Request, Response
+from fastapi import Depends, Header, Request, Response
 from fastapi.routing import APIRoute
 
 from app.api.auth.keys import KeyRing, parse_authorization
@@ -165,7 +165,14 @@ def log_fields(request: Request, **fields: Any) -> None:
     request.scope.setdefault("deixis.log", {}).update(fields)
 
 
-async def _caller(request: Request) -> Caller:
+async def _caller(
+    request: Request,
+    _namespace: Annotated[
+        str | None,
+        Header(alias=NAMESPACE_HEADER, description="The namespace to use; others than that of the key need `admin`."),
+    ] = None,
+) -> Caller:
+    """Return the caller that ``Gate`` has admitted; the header is an argument only to be described in OpenAPI."""
     caller: Caller = request.state.caller
     return caller
 

@@ -1,0 +1,57 @@
+"""Returns freed memory to the operating system, which glibc keeps by default."""
+
+import asyncio
+import ctypes
+import os
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+_M_ARENA_MAX = -8
+# As MALLOC_ARENA_MAX=2 in the container image: by default, each thread that decodes images gets memory of its own.
+_ARENAS = 2
+_MIN_GROWTH_BYTES = 64 * 2**20
+# Checks that are skipped while requests run.
+_BUSY_CHECKS = 5
+
+
+def limit_arenas() -> None:
+    """Let threads share two arenas of glibc; call it before threads start. Does nothing with another C library."""
+    library = _glibc()
+    if library is not None:
+        library.mallopt(_M_ARENA_MAX, _ARENAS)
+
+
+async def trim_when_idle(is_idle: Callable[[], bool], every_s: float = 10.0) -> None:
+    """Return freed memory to the system when the process has grown; runs until it is cancelled.
+
+    Checks every ``every_s`` seconds. Under a load without pauses it trims at every sixth check.
+
+    Args:
+        is_idle: returns whether no request encodes images.
+        every_s: seconds between two checks.
+    """
+    library = _glibc()
+    if library is None:
+        return
+    trimmed_bytes, skipped = resident_bytes(), 0
+    while True:
+        await asyncio.sleep(every_s)
+        if resident_bytes() < trimmed_bytes + _MIN_GROWTH_BYTES:
+            continue
+        if not is_idle() and skipped < _BUSY_CHECKS:
+            skipped += 1
+            continue
+        # In a thread: it takes milliseconds, during which other threads may wait for memory. ctypes releases the GIL.
+        await asyncio.to_thread(library.malloc_trim, 0)
+        trimmed_bytes, skipped = resident_bytes(), 0
+
+
+def resident_bytes() -> int:
+    """Return the resident memory of this process; Linux only."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if sys.platform == "linux" and platform.libc_ver()[0] == "glibc" else None
