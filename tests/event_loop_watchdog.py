@@ -24,6 +24,8 @@ MAX_WALL_S = 10.0
 
 MARK = "blocks_event_loop"
 _PROPERTY = "slowest callback"
+# Of the coroutines that wait for each other; the first ones are those of the web framework.
+_MAX_NAMES = 8
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -105,7 +107,7 @@ def _name(callback: Any, arguments: Any) -> str:
     while coroutine is not None:
         names.append(getattr(coroutine, "__qualname__", type(coroutine).__name__))
         coroutine = getattr(coroutine, "cr_await", None) or getattr(coroutine, "gi_yieldfrom", None)
-    return " > ".join(names)
+    return " > ".join(names if len(names) <= _MAX_NAMES else [names[0], "...", *names[-_MAX_NAMES:]])
 
 
 # --- hooks, which tests/conftest.py imports ---------------------------------------------------------------------------

@@ -146,9 +146,10 @@ def import_images(
     """
     if by_subfolder:
         found: list[tuple[Path, str | None]] = []
+        known = set(classnames)
         for file, subfolder in find_labelled_images(folder):
-            name = subfolder if subfolder in classnames else subfolder.replace("_", " ")
-            if name not in classnames:
+            name = subfolder if subfolder in known else subfolder.replace("_", " ")
+            if name not in known:
                 raise UnknownNameError("class", subfolder, classnames, "subfolders must have the names of classes")
             found.append((file, name))
     else:

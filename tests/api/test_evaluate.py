@@ -1,5 +1,7 @@
 """Methods compared over HTTP, on the caller's labelled images, or on the stored examples."""
 
+import json
+
 import pytest
 
 from app.classification.methods import METHODS
@@ -36,6 +38,20 @@ def test_every_method_is_run_and_the_result_has_a_verdict(colours):
     assert any(name.startswith("waffle") for name in by_method)
     assert by_method["zero-shot"]["evaluation"]["top1"] == 1.0
     assert result["verdict"]
+
+
+def test_the_result_of_a_few_images_is_small_however_many_classes_there_are(client):
+    """The watchdog of the event loop also sees this job."""
+    classes = [f"class {number}" for number in range(2000)]
+    client.put("/v1/label-sets/many", json={"classes": classes}).raise_for_status()
+    job = ended(client, post(client, [picture()], ["class 7"], "/v1/label-sets/many:evaluate"))
+    evaluation = job["result"]["methods"][0]["evaluation"]
+    assert evaluation["class_count"] == len(evaluation["classes"]) <= 2
+    ((label, _, count),) = (cell.values() for cell in evaluation["confusion"])
+    assert (label, count, evaluation["confusion_count"]) == ("class 7", 1, 1)
+    assert len(json.dumps(job)) < 20_000
+    (listed,) = client.get("/v1/jobs").json()["jobs"]
+    assert "result" not in listed
 
 
 def test_a_label_that_is_wrong_is_a_miss(colours):

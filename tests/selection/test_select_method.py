@@ -129,7 +129,7 @@ async def test_held_out_images_are_not_used_for_fitting(service):
 
 
 def evaluation(accuracy):
-    return Evaluation(100, accuracy, (0.0, 1.0), 1.0, accuracy, (), ())
+    return Evaluation(100, accuracy, (0.0, 1.0), 1.0, accuracy, (), 0, (), 0)
 
 
 def test_a_significantly_worse_method_is_never_selected():
