@@ -35,7 +35,6 @@ _BOMS = (
 )
 _WITHOUT_BOM = ((b"<\0\0\0", "utf-32-le"), (b"\0\0\0<", "utf-32-be"), (b"<\0", "utf-16-le"), (b"\0<", "utf-16-be"))
 _OTHER_ENCODINGS = re.compile(r"(?i)utf-?8|us-ascii|iso-8859-\d+|windows-125\d")
-_MAX_INDENT = 1000
 _DECLARED = re.compile(rb"<\?xml\s[^>]*?encoding\s*=\s*[\"']([A-Za-z][\w.-]*)[\"']")
 _START_TAG = re.compile(rb"<([^\s/>]+)((?:[^\"'>]|\"[^\"]*\"|'[^']*')*?)(/?)>")
 _ATTRIBUTE = re.compile(rb"\s+([^\s=]+)\s*=\s*(?:\"[^\"]*\"|'[^']*')")
@@ -336,8 +335,10 @@ class _Edits:
         self._add(element.start - len(self._spaces_before(element.start, 0)), element.end, "")
 
     def _spaces_before(self, end: int, start: int) -> bytes:
-        start = max(start, end - _MAX_INDENT)
-        return self._data[start + len(self._data[start:end].rstrip()) : end]
+        at = end
+        while at > start and self._data[at - 1] in b" \t\r\n":
+            at -= 1
+        return self._data[at:end]
 
     def _cut_attribute(self, element: _Element, name: tuple[str, str]) -> None:
         names = _attribute_names(element)

@@ -94,6 +94,7 @@ FORMS = {
         ),
         ["a & b", "<c>"],
     ),
+    "padding inside of the list of nodes": (packet(described(BAG), " \n" * 2000), ["holiday", "cat"]),
     "keywords in nested structures": (
         packet(
             described(
