@@ -35,6 +35,8 @@ _BOMS = (
 )
 _WITHOUT_BOM = ((b"<\0\0\0", "utf-32-le"), (b"\0\0\0<", "utf-32-be"), (b"<\0", "utf-16-le"), (b"\0<", "utf-16-be"))
 _OTHER_ENCODINGS = re.compile(r"(?i)utf-?8|us-ascii|iso-8859-\d+|windows-125\d")
+# Elements and attributes of a packet; a sidecar of a photograph has hundreds.
+_MAX_SIZE = 50_000
 _DECLARED = re.compile(rb"<\?xml\s[^>]*?encoding\s*=\s*[\"']([A-Za-z][\w.-]*)[\"']")
 _START_TAG = re.compile(rb"<([^\s/>]+)((?:[^\"'>]|\"[^\"]*\"|'[^']*')*?)(/?)>")
 _ATTRIBUTE = re.compile(rb"\s+([^\s=]+)\s*=\s*(?:\"[^\"]*\"|'[^']*')")
@@ -431,12 +433,17 @@ def _parse(data: bytes) -> _Element:
     """
     found: list[_Element] = []
     open_elements: list[_Element | None] = []
+    size = 0
 
     def name_of(expanded: str) -> tuple[str, str]:
         uri, _, local = expanded.rpartition(" ")
         return uri, local
 
     def start(expanded: str, attributes: list[str]) -> None:
+        nonlocal size
+        size += 1 + len(attributes) // 2
+        if size > _MAX_SIZE:
+            raise XmpError(f"it has more than {_MAX_SIZE:,} elements and attributes")
         name, parent = name_of(expanded), open_elements[-1] if open_elements else None
         is_wanted = name == (_RDF, "RDF") or (
             parent is not None
