@@ -51,7 +51,8 @@ class HostileTree:
     Args:
         folder: to give to a command.
         good: the photographs.
-        bad: paths with the suffix of an image that cannot be classified; each must be reported once.
+        bad: files with the suffix of an image, and perhaps a folder, that cannot be classified; each must be reported
+            once.
     """
 
     folder: Path
@@ -98,6 +99,11 @@ def plant(folder: Path) -> HostileTree:
     (folder / "locked.png").write_text("no image")
     (folder / "locked.png").chmod(0)
     bad["locked"] = folder / "locked.png"
+    closed = folder / "closed"
+    closed.mkdir()
+    (closed / "inside.png").write_text("no image either")
+    closed.chmod(0)
+    bad["closed"] = closed / "inside.png" if os.access(closed, os.R_OK) else closed
     return HostileTree(folder, good, list(bad.values()))
 
 

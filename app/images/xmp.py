@@ -35,7 +35,8 @@ _BOMS = (
 )
 _WITHOUT_BOM = ((b"<\0\0\0", "utf-32-le"), (b"\0\0\0<", "utf-32-be"), (b"<\0", "utf-16-le"), (b"\0<", "utf-16-be"))
 _OTHER_ENCODINGS = re.compile(r"(?i)utf-?8|us-ascii|iso-8859-\d+|windows-125\d")
-_MAX_INDENT = 1000
+# Elements and attributes of a packet; a sidecar of a photograph has hundreds.
+_MAX_SIZE = 50_000
 _DECLARED = re.compile(rb"<\?xml\s[^>]*?encoding\s*=\s*[\"']([A-Za-z][\w.-]*)[\"']")
 _START_TAG = re.compile(rb"<([^\s/>]+)((?:[^\"'>]|\"[^\"]*\"|'[^']*')*?)(/?)>")
 _ATTRIBUTE = re.compile(rb"\s+([^\s=]+)\s*=\s*(?:\"[^\"]*\"|'[^']*')")
@@ -336,8 +337,10 @@ class _Edits:
         self._add(element.start - len(self._spaces_before(element.start, 0)), element.end, "")
 
     def _spaces_before(self, end: int, start: int) -> bytes:
-        start = max(start, end - _MAX_INDENT)
-        return self._data[start + len(self._data[start:end].rstrip()) : end]
+        at = end
+        while at > start and self._data[at - 1] in b" \t\r\n":
+            at -= 1
+        return self._data[at:end]
 
     def _cut_attribute(self, element: _Element, name: tuple[str, str]) -> None:
         names = _attribute_names(element)
@@ -430,12 +433,17 @@ def _parse(data: bytes) -> _Element:
     """
     found: list[_Element] = []
     open_elements: list[_Element | None] = []
+    size = 0
 
     def name_of(expanded: str) -> tuple[str, str]:
         uri, _, local = expanded.rpartition(" ")
         return uri, local
 
     def start(expanded: str, attributes: list[str]) -> None:
+        nonlocal size
+        size += 1 + len(attributes) // 2
+        if size > _MAX_SIZE:
+            raise XmpError(f"it has more than {_MAX_SIZE:,} elements and attributes")
         name, parent = name_of(expanded), open_elements[-1] if open_elements else None
         is_wanted = name == (_RDF, "RDF") or (
             parent is not None

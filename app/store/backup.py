@@ -230,7 +230,7 @@ def _temporary_folder(folder: Path) -> Iterator[Path]:
         raise ConflictError(f"'{folder}' exists, and a backup never overwrites anything; name a new folder")
     with _disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=".deixis-", dir=folder.parent))
         try:
             yield temporary
             for path in temporary.rglob("*"):

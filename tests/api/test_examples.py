@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import os
 import time
 import traceback
 from collections import Counter
@@ -22,6 +23,7 @@ from tests.api.problems import fields_of, problem_of
 from tests.api.test_descriptions import ended
 from tests.conftest import photograph, picture
 from tests.gated import GatedEncoder
+from tests.hostile_trees import plant
 
 CLASSES = ("tomato", "leaf", "sky")
 AT = "/v1/label-sets/things"
@@ -593,6 +595,17 @@ def test_a_folder_is_imported_as_a_job_each_subfolder_a_class(importing):
     assert counts(importing)["labelled"] == {"tomato": 4, "leaf": 4, "blue sky": 4}
     finished(importing, result["job"])
     assert importing.get(SELECTION).json()["labelled"] == 12
+
+
+@pytest.mark.skipif(os.name == "nt", reason="it has no pipes, and other names")
+def test_a_folder_with_every_kind_of_file_is_imported(make_client, tmp_path):
+    tree = plant(tmp_path / "in" / "garden" / "leaf")
+    client = with_things(make_client(import_dir=tmp_path / "in"), ["tomato", "leaf"])
+    result = imported(client, by_subfolder=True)["result"]
+    assert result["added"] == len(tree.good)
+    skipped = [each["file"].rpartition("/")[2] for each in result["skipped"]]
+    assert sorted(skipped) == sorted(path.name for path in tree.bad if path.suffix)
+    assert {each["file"]: each["problem"] for each in result["skipped"]}["leaf/pipe.png"].endswith("a named pipe")
 
 
 def test_a_folder_is_imported_as_one_class_or_unlabelled_and_again_without_harm(importing, encoder):

@@ -102,7 +102,8 @@ def test_watch_labels_every_photograph(run, tree, sidecar):
 def test_evaluate_takes_the_folders_of_the_user_for_classes(survive, tree):
     done = survive("evaluate", tree.folder.parent, "--json", "-")
     report = json.loads(done.stdout)
-    assert (report["images"], report["skipped"]) == (len(tree.good), len(tree.bad))
+    bad_files = [path for path in tree.bad if path.suffix]
+    assert (report["images"], report["skipped"]) == (len(tree.good), len(bad_files))
     assert [row["name"] for row in report["classes"]] == ["red"]
 
 
@@ -132,7 +133,8 @@ def test_bulk_has_a_row_for_every_file(run, tree, tmp_path, source, new_encoder,
     rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
     good = [row["key"].rpartition("/")[2] for row in rows if row["error"] is None]
     assert sorted(good) == sorted(file_text(file.name) for file in tree.good)
-    assert len(rows) - len(good) == (1 if source == "tar" else len(tree.bad))
+    in_pattern = [path for path in tree.bad if path.suffix and path.parent == tree.folder]
+    assert len(rows) - len(good) == {"tar": 1, "pattern": len(in_pattern), "folder": len(tree.bad)}[source]
 
 
 def test_captions_are_not_read_from_pipes_or_films(run, tree, tmp_path):

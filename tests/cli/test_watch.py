@@ -234,6 +234,16 @@ async def test_a_full_disk_is_an_error_and_the_next_run_labels_the_file(folder, 
     assert backend.images == [b"a"]
 
 
+@anyio_test
+async def test_the_loss_of_the_folder_is_an_error(folder):
+    async def during():
+        folder.rmdir()
+        await asyncio.Event().wait()
+
+    with pytest.raises(InvalidFieldError, match="has disappeared; restore it"):
+        await watched(Backend(), folder, during)
+
+
 def test_the_command_labels_what_is_there_once(run, folder):
     for colour in ("red", "blue"):
         (folder / f"{colour}.png").write_bytes(picture(colour))

@@ -94,6 +94,7 @@ FORMS = {
         ),
         ["a & b", "<c>"],
     ),
+    "padding inside of the list of nodes": (packet(described(BAG), " \n" * 2000), ["holiday", "cat"]),
     "keywords in nested structures": (
         packet(
             described(
@@ -238,6 +239,9 @@ def test_a_declared_encoding_is_read_and_written():
     ("text", "reason"),
     [
         ("", "not XML"),
+        (packet(described("<dc:a/>" * 50_000)), "more than 50,000 elements"),
+        (packet(described("", " ".join(f"dc:a{number}='x'" for number in range(50_000)))), "more than 50,000 elements"),
+        (packet(described("<dc:subject>" + "<dc:a>" * 50_000 + "</dc:a>" * 50_000 + "</dc:subject>")), "more than"),
         ("no xml", "not XML"),
         ("<a/>", "no rdf:RDF"),
         ('<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>', "document type"),
