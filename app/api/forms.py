@@ -31,7 +31,7 @@ from app.errors import (
 from app.images.data_urls import read_image_text
 from app.images.fetch import ImageUrl
 from app.names.class_names import MAX_ITEMS
-from app.names.labels import check_commas, split_labels
+from app.names.labels import split_labels
 
 _Body = TypeVar("_Body", bound=BaseModel)
 
@@ -254,8 +254,7 @@ def _field_values(text: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, values in text.items():
         if name == "labels":
-            check_commas(*values)
-            fields[name] = [label for value in values for label in split_labels(value)] if values != [""] else []
+            fields[name] = split_labels(*values) if values != [""] else []
         elif name == "class":
             fields[name] = values
         elif len(values) > 1:
