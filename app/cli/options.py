@@ -40,7 +40,7 @@ _REQUEST_OPTIONS: dict[str, tuple[Any, Any]] = {
             typer.Option(
                 "--labels",
                 "-l",
-                help="Labels: separated by commas or new lines, a JSON array, or @FILE with a label per line. Repeatable.",
+                help="Labels: separated by commas or new lines, a JSON array, or @FILE with one per line. Repeatable.",
             ),
         ],
         None,
