@@ -23,6 +23,7 @@ from app.classification.methods import CASED, DEFAULT_METHOD, METHODS, Method, V
 from app.cli import cli
 from app.encoders.catalogue import ModelCard, load_catalogue
 from app.main import create_app
+from app.names.text import MAX_TEXT_CHARS
 from app.settings import Settings
 from app.types import Option
 
@@ -96,7 +97,7 @@ def _type_of(schema: Mapping[str, Any]) -> str:
         for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
         if key in kind
     ]
-    if "maxLength" in kind:
+    if "maxLength" in kind and kind["maxLength"] < MAX_TEXT_CHARS:  # the table of limits has the general one
         bounds.append(f"at most {kind['maxLength']:,} characters")
     return ", ".join([kind["type"], *bounds])
 

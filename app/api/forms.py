@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, QueryParams, UploadFile
-from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from app.api.errors import from_pydantic
@@ -31,9 +30,10 @@ from app.errors import (
     UnsupportedMediaTypeError,
 )
 from app.images.data_urls import read_image_text
+from app.images.decode import is_image
 from app.images.fetch import ImageUrl
 from app.names.class_names import MAX_ITEMS
-from app.names.labels import check_commas, split_labels
+from app.names.labels import split_labels
 
 _Body = TypeVar("_Body", bound=BaseModel)
 
@@ -47,6 +47,12 @@ _MAX_SMALL_JSON_BYTES = 64 * 1024
 # Five per item, because names may contain commas too.
 _MAX_JSON_COMMAS = 5 * MAX_ITEMS
 _URL = re.compile(r"\s*https?://", re.IGNORECASE)
+
+# Content types of programs that do not know what they send; the last one is the default of curl.
+_UNTYPED = frozenset({"", "application/octet-stream", "binary/octet-stream", "application/x-www-form-urlencoded"})
+
+_FILE_NAME = re.compile(rb";\s*filename\s*=", re.IGNORECASE)
+_EXTENDED_FILE_NAME = re.compile(rb";\s*filename\*", re.IGNORECASE)
 
 FORM = "multipart/form-data"
 JSON = "application/json"
@@ -94,7 +100,7 @@ async def read_classify_input(request: Request, *, max_images: int) -> ClassifyI
         TooLargeError: the request has more than ``max_images`` images.
     """
     media_type = media_type_of(request)
-    if media_type.startswith("image/"):
+    if await _is_image(request, media_type):
         return ClassifyInput([await request.body()], _validated(ClassifyFields, _query_fields(request.query_params)))
     _check_media_type(request, media_type)
     if media_type == FORM:
@@ -118,7 +124,7 @@ async def read_search_input(request: Request) -> tuple[SearchFields, ImageInput 
     Raises the errors of ``read_classify_input``.
     """
     media_type = media_type_of(request)
-    if media_type.startswith("image/"):
+    if await _is_image(request, media_type):
         return _validated(SearchFields, _query_fields(request.query_params)), await request.body()
     _check_media_type(request, media_type)
     if media_type == FORM:
@@ -205,41 +211,49 @@ async def open_form(request: Request, max_images: int, max_fields: int, setting:
         TooLargeError: the form exceeds a limit.
     """
     try:
-        async with _parsed(
-            request, max_files=max_images + 1, max_fields=max_fields, max_part_size=_MAX_FIELD_BYTES
-        ) as form:
+        async with _form_of(request, max_images + 1, max_fields) as form:
             if len(form.getlist("image")) > max_images:
                 raise _too_many_images(max_images, setting)
             yield form
-    except HTTPException as error:
+    except MultiPartException as error:
         # Starlette raises this for every fault of a form, exceeded limits included.
-        if "files" in str(error.detail):
+        if "files" in error.message:
             raise _too_many_images(max_images, setting) from error
-        if "exceeded" in str(error.detail) or "Too many" in str(error.detail):
-            raise TooLargeError(f"the form exceeds a limit: {error.detail}") from error
-        raise MalformedRequestError(f"the form cannot be parsed: {error.detail}") from error
+        if "exceeded" in error.message or "Too many" in error.message:
+            raise TooLargeError(f"the form exceeds a limit: {error.message}") from error
+        raise MalformedRequestError(f"the form cannot be parsed: {error.message}") from error
     except UnicodeError as error:
         raise MalformedRequestError(f"the form is not in the charset that its Content-Type names: {error}") from error
 
 
-class _InMemoryParser(MultiPartParser):
-    """Keeps files in memory, which the budget of all bodies allows for; files on disk would need file descriptors."""
-
-    spool_max_size = sys.maxsize
-
-
 @asynccontextmanager
-async def _parsed(request: Request, **limits: int) -> AsyncIterator[FormData]:
-    """Parse a form as ``Request.form`` does, without temporary files."""
+async def _form_of(request: Request, max_files: int, max_fields: int) -> AsyncIterator[FormData]:
+    limits = {"max_files": max_files, "max_fields": max_fields, "max_part_size": _MAX_FIELD_BYTES}
     async with aclosing(request.stream()) as stream:
-        try:
-            form = await _InMemoryParser(request.headers, stream, **limits).parse()
-        except MultiPartException as error:
-            raise HTTPException(400, error.message) from error
+        form = await _FormParser(request.headers, stream, **limits).parse()
     try:
         yield form
     finally:
         await form.close()
+
+
+class _FormParser(MultiPartParser):
+    """Takes more parts for files than Starlette, which only looks for ``filename``.
+
+    Files stay in memory, which the budget of all bodies allows for; files on disk would need file descriptors.
+    """
+
+    spool_max_size = sys.maxsize
+
+    def on_headers_finished(self) -> None:
+        """Give a part a file name if it has only ``filename*`` (RFC 5987), or the content type of a file."""
+        part = self._current_part
+        disposition = part.content_disposition or b""
+        media_type = dict(part.item_headers).get(b"content-type", b"").lower()
+        is_file = media_type.startswith((b"image/", b"application/octet-stream"))
+        if not _FILE_NAME.search(disposition) and (is_file or _EXTENDED_FILE_NAME.search(disposition)):
+            part.content_disposition = disposition + b'; filename="image"'
+        super().on_headers_finished()
 
 
 async def read_image_part(part: UploadFile | str) -> bytes:
@@ -278,8 +292,7 @@ def _field_values(text: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, values in text.items():
         if name == "labels":
-            check_commas(*values)
-            fields[name] = [label for value in values for label in split_labels(value)] if values != [""] else []
+            fields[name] = split_labels(*values) if values != [""] else []
         elif name == "class":
             fields[name] = values
         elif len(values) > 1:
@@ -287,6 +300,11 @@ def _field_values(text: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         else:
             fields[name] = values[0]
     return fields
+
+
+async def _is_image(request: Request, media_type: str) -> bool:
+    """Return whether the body is an image: its content type says so, or says nothing and the bytes do."""
+    return media_type.startswith("image/") or (media_type in _UNTYPED and is_image(await request.body()))
 
 
 def _check_is_json(request: Request) -> None:

@@ -16,11 +16,17 @@ from app.classification.methods import METHODS, TRANSDUCTIVE
 from app.errors import TooLargeError
 from app.fewshot.fitting import ClassNames, FitCache, FitKey, FittedAdapter, fit, transduce
 from app.models.registry import ModelRegistry
+from app.names.text import quoted
 from app.observability.metrics import Metrics
 from app.prompting.class_embeddings import ClassEmbeddingCache
 from app.prompting.recipes import Pooling, Recipe
 from app.store.examples import StoredFeatures
 from app.types import ExamplesUsed, ImageFeatures, LabelSet, Task
+
+# Relative distance of rows that count as equal: far below that of any two words, above the noise of a batch.
+_INDISTINCT = 1e-4
+_COMPARED_AT_ONCE = 1024
+_MAX_SHOWN = 6
 
 
 class ExampleSource(Protocol):
@@ -106,6 +112,7 @@ class ClassifierCache:
         encoder = self._models.get(task.model).encoder
         recipe, names = await self._text_rows(task)
         adapter = method.adapter(dict(task.options))
+        warnings = await asyncio.to_thread(_indistinct_labels, task, names)
         text, first_rows = names.rows, names.first_rows
         if method.learner is not None:
             text, first_rows = names.one_per_class(), np.arange(len(task.classes))
@@ -116,7 +123,7 @@ class ClassifierCache:
             fitted.predict,
             first_rows,
             sum(len(slot.texts) for row in recipe.rows for slot in row.slots),
-            recipe.warnings,
+            recipe.warnings + warnings,
             text.nbytes,
             exclusive=method.learner is not None,
             names=None if method.learner is None else names,
@@ -152,7 +159,8 @@ class ClassifierCache:
         _, names = await self._text_rows(task)
         adapter = method.example_adapter(dict(task.options))
         predict = partial(transduce, adapter, names.one_per_class(), scale=served.encoder)
-        return Classifier(predict, rows, 0, (CLASSIFIED_TOGETHER,), 0, exclusive=True, transductive=True, names=names)
+        warnings = (CLASSIFIED_TOGETHER, *await asyncio.to_thread(_indistinct_labels, task, names))
+        return Classifier(predict, rows, 0, warnings, 0, exclusive=True, transductive=True, names=names)
 
     async def _fitted(self, task: Task, label_set: LabelSet) -> FittedAdapter:
         method, served = METHODS[task.method], self._models.get(task.model)
@@ -183,6 +191,31 @@ class ClassifierCache:
                 " of the cache; send fewer classes or templates, use another method, or raise"
                 " DEIXIS_CACHE_MIB"
             )
+
+
+def _indistinct_labels(task: Task, names: ClassNames) -> tuple[str, ...]:
+    """Return a warning if several classes have the same text features, so that only their order ranks them.
+
+    Equal rows have equal projections, so only neighbours in the order of a projection are compared.
+    """
+    rows = names.rows.reshape(len(names.rows), -1)
+    projections = rows @ np.cos(np.arange(rows.shape[1], dtype=np.float32) ** 2)
+    order = np.argsort(projections, kind="stable")
+    class_of = np.searchsorted(names.first_rows, order, side="right") - 1
+    indistinct: dict[int, None] = {}
+    for first in range(0, len(order) - 1, _COMPARED_AT_ONCE):
+        some = rows[order[first : first + _COMPARED_AT_ONCE + 1]]
+        distances = np.linalg.norm(some[1:] - some[:-1], axis=1)
+        for place in first + np.flatnonzero(distances < _INDISTINCT * np.linalg.norm(some[1:], axis=1)):
+            if class_of[place] != class_of[place + 1]:
+                indistinct |= dict.fromkeys(map(int, class_of[place : place + 2]))
+    if not indistinct:
+        return ()
+    shown = ", ".join(quoted(task.classes[index].name) for index in list(indistinct)[:_MAX_SHOWN])
+    more = f" and {len(indistinct) - _MAX_SHOWN:,} more" if len(indistinct) > _MAX_SHOWN else ""
+    problem = f"the model cannot tell these labels apart, because their text features are equal: {shown}{more}"
+    cause = "they may differ only behind the longest text of the model, or in characters that it does not know"
+    return (f"{problem}; {cause}",)
 
 
 def recipe_of(task: Task) -> Recipe:

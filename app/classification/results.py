@@ -25,6 +25,8 @@ from app.types import (
     Task,
 )
 
+_ONE_LABEL = ("there is only one label, so its score is 1 for every image; add labels to compare it with",)
+
 
 @dataclass(frozen=True, slots=True)
 class ClassScores:
@@ -103,7 +105,7 @@ def score_classes(encoder: ModelInfo, task: Task, image_features: ImageFeatures,
         logits,
         merge_rows(similarities, first_rows, mean=mean),
         rows.prompt_weights,
-        rows.warnings,
+        rows.warnings + (_ONE_LABEL if len(task.classes) == 1 and not sigmoid else ()),
     )
 
 

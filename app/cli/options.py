@@ -1,6 +1,7 @@
 """The options that several commands share, and the request that they describe."""
 
 import inspect
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,7 +40,7 @@ _REQUEST_OPTIONS: dict[str, tuple[Any, Any]] = {
             typer.Option(
                 "--labels",
                 "-l",
-                help="Labels: comma separated, a JSON array, or @FILE with one label per line. Repeatable.",
+                help="Labels: separated by commas or new lines, a JSON array, or @FILE with one per line. Repeatable.",
             ),
         ],
         None,
@@ -201,10 +202,12 @@ def read_labels(values: Sequence[str] | None) -> list[str] | None:
     """Return the labels of all ``--labels``, including those in files; None without the option."""
     if values is None:
         return None
-    labels: list[str] = []
+    texts: list[str] = []
     for value in values:
-        labels += read_lines(Path(value[1:])) if value.startswith("@") else split_labels(value)
-    return labels
+        lines = read_lines(Path(value[1:])) if value.startswith("@") else [value]
+        # One label per line, which may contain commas; a single line lists all labels.
+        texts += [json.dumps(lines)] if len(lines) > 1 else lines
+    return split_labels(*texts)
 
 
 def _read_method_options(pairs: Sequence[str] | None) -> dict[str, float]:

@@ -211,6 +211,11 @@ def _decoded(image_format: _Format, content: bytes, max_pixels: int, target_px: 
         return _turn_upright(_to_rgb(_crop_to_max_aspect(image), target_px), _orientation(image))
 
 
+def is_image(content: bytes) -> bool:
+    """Return whether data begin as a file of a supported format does."""
+    return _format_name(content[:256]) is not None
+
+
 def _accepted() -> str:
     return ", ".join(supported_formats())
 

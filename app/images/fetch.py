@@ -17,6 +17,7 @@ from typing import Any
 
 import httpcore
 import httpx
+from cachetools import TTLCache
 
 from app.errors import ClientError, ImageTooLargeError, InvalidFieldError, TooLargeError, UnreachableImageError
 
@@ -32,6 +33,14 @@ _MAX_HEAD_BYTES = 32 * 1024
 
 _MIN_CHUNK_BYTES = 256
 """Minimum average size of the chunks of a body, after as many chunks of any size: the event loop parses each one."""
+
+_MAX_PER_REQUEST = 8
+"""Concurrent fetches of one request: half of all, so that the dead URLs of one caller do not stop the others."""
+
+_FAILURE_TTL_S = 30
+"""Seconds in which a host or URL that failed is not tried again; each try may take the whole timeout."""
+
+_MAX_FAILURES = 4096
 
 # In addition to ``is_global``, whose results for some of these differ between releases of Python.
 _NOT_PUBLIC_4 = [
@@ -78,10 +87,11 @@ class ImageUrl:
 
 @dataclass(slots=True)
 class Allowance:
-    """The bytes that all images of one request may have, and how many of them are left."""
+    """The bytes that all images of one request may have, how many of them are left, and turns for its fetches."""
 
     total: int
     left: int = field(init=False)
+    turns: asyncio.Semaphore = field(init=False, default_factory=lambda: asyncio.Semaphore(_MAX_PER_REQUEST))
 
     def __post_init__(self) -> None:
         self.left = self.total
@@ -153,15 +163,24 @@ class ImageFetcher:
         self._resolve = resolve or self._resolve_by_system
         self._is_public = is_public
         self._ssl_context: ssl.SSLContext | None = None
+        # Hosts that could not be connected to, and URLs that did not respond in time.
+        self._failed: TTLCache[str, None] = TTLCache(_MAX_FAILURES, _FAILURE_TTL_S)
 
     async def fetch(self, image: ImageUrl, allowance: Allowance) -> bytes | ClientError:
         """Return the bytes of an image, which count towards the allowance, or the error that prevented fetching it."""
         try:
             url = self._validate(image.url)
+            tried: list[str] = []
             try:
-                async with asyncio.timeout(self._timeout_s), self._slots:
-                    return await self._request(url, allowance)
+                async with asyncio.timeout(self._timeout_s), allowance.turns, self._slots:
+                    if url.host in self._failed or str(url) in self._failed:
+                        raise UnreachableImageError(
+                            f"'{url.host}' failed less than {_FAILURE_TTL_S} s ago and is not tried again before; send"
+                            " the file itself"
+                        )
+                    return await self._request(url, allowance, tried)
             except TimeoutError:
+                self._failed.update(dict.fromkeys(tried[-1:]))
                 raise UnreachableImageError(
                     f"the image at '{url.host}' was not received within {self._timeout_s:g} s; send the file itself"
                 ) from None
@@ -202,7 +221,11 @@ class ImageFetcher:
             raise _refused(f"the host '{host}' is not allowed; allowed: {', '.join(self._hosts)}")
         return url
 
-    async def _request(self, url: httpx.URL, allowance: Allowance) -> bytes:
+    async def _request(self, url: httpx.URL, allowance: Allowance, tried: list[str]) -> bytes:
+        """Return the body, and append to ``tried`` what is to blame if time runs out: the host, later only the URL."""
+        if self._ssl_context is None:
+            self._ssl_context = await asyncio.to_thread(httpcore.default_ssl_context)
+        tried.append(url.host)
         host, port = url.raw_host.decode("ascii"), _PORTS[url.scheme]
         try:
             addresses = await self._resolve(host, port)
@@ -213,9 +236,7 @@ class ImageFetcher:
             raise _refused(
                 f"'{host}' is not a host with only public addresses; correct the URL, or send the file itself"
             )
-        if self._ssl_context is None:
-            self._ssl_context = await asyncio.to_thread(httpcore.default_ssl_context)
-        pinned = _PinnedBackend(addresses, self._timeout_s / len(addresses))
+        pinned = _PinnedBackend(addresses, self._timeout_s / len(addresses), lambda: tried.append(str(url)))
         pool = httpcore.AsyncConnectionPool(ssl_context=self._ssl_context, max_connections=1, network_backend=pinned)
         target = url.copy_with(port=port, fragment=None)
         headers = [("Host", url.netloc.decode("ascii").lower()), *_HEADERS]
@@ -224,6 +245,8 @@ class ImageFetcher:
                 pinned.head_bytes_left = None
                 return await self._read_body(host, response, allowance)
         except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError) as error:
+            if isinstance(error, httpcore.ConnectError | httpcore.ConnectTimeout):
+                self._failed[url.host] = None
             raise UnreachableImageError(
                 f"'{host}' sent no valid response ({type(error).__name__}); try again, or send the file itself"
             ) from error
@@ -310,13 +333,15 @@ class _PinnedBackend(httpcore.AsyncNetworkBackend):
     Args:
         addresses: tried in this order.
         timeout_s: for each address.
+        on_connect: called when a connection exists.
 
     ``head_bytes_left`` is the remaining limit on the bytes of the headers; None once the headers are complete.
     """
 
-    def __init__(self, addresses: Iterable[str], timeout_s: float) -> None:
+    def __init__(self, addresses: Iterable[str], timeout_s: float, on_connect: Callable[[], None]) -> None:
         self._addresses = tuple(addresses)
         self._timeout_s = timeout_s
+        self._on_connect = on_connect
         self._backend = httpcore.AnyIOBackend()
         self._stream: httpcore.AsyncNetworkStream | None = None
         self.head_bytes_left: int | None = _MAX_HEAD_BYTES
@@ -340,6 +365,7 @@ class _PinnedBackend(httpcore.AsyncNetworkBackend):
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
             else:
+                self._on_connect()
                 return _Stream(self._stream, self)
         assert failure is not None
         raise failure

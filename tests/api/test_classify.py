@@ -109,6 +109,64 @@ def test_an_image_larger_than_a_form_keeps_in_memory_is_read_whole(client):
     assert first_labels(as_form(client, [image, picture("red")], labels="red,green")) == ["green", "red"]
 
 
+# --- requests of other programs --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "image/jpg",
+        "image/pjpeg",
+        "IMAGE/PNG",
+        "image/x-png; charset=binary",
+        "image/*",
+        "application/octet-stream",
+        "Application/Octet-Stream; charset=utf-8",
+        "binary/octet-stream",
+        "application/x-www-form-urlencoded",
+        "",
+        None,
+    ],
+)
+def test_an_image_as_the_body_is_accepted_if_its_bytes_say_that_it_is_one(shared_client, content_type):
+    headers = {} if content_type is None else {"content-type": content_type}
+    url = "/v1/classify?labels=red,green,blue"
+    assert first_labels(shared_client.post(url, content=picture("blue"), headers=headers)) == ["blue"]
+    if content_type and not content_type.lower().startswith("image/"):
+        problem_of(shared_client.post(url, content=b"no image", headers=headers), "unsupported-media-type")
+
+
+DISPOSITION = b'Content-Disposition: form-data; name="image"'
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        DISPOSITION + b'; filename="a.png"',
+        DISPOSITION + b"; filename=a.png",
+        DISPOSITION + b"; filename*=UTF-8''%e7%8a%ac.png",
+        DISPOSITION + b"; FILENAME*=iso-8859-1'de'a.png",
+        DISPOSITION + b"; filename*0=a; filename*1=.png",
+        DISPOSITION + b'; filename=""',
+        DISPOSITION + b"\r\nContent-Type: image/png",
+        DISPOSITION + b"\r\ncontent-type: Application/Octet-Stream",
+        DISPOSITION.replace(b'"', b"") + b"; filename=a.png",
+        DISPOSITION.upper().replace(b"IMAGE", b"image") + b'; filename="a.png"',
+        b"Content-Type: image/pjpeg\r\nContent-Transfer-Encoding: binary\r\n" + DISPOSITION + b'; filename="C:\\a.png"',
+    ],
+)
+def test_a_part_of_a_form_is_an_image_however_its_headers_are_written(shared_client, headers):
+    body = b"--b c\r\n" + headers + b"\r\n\r\n" + picture("blue") + b"\r\n--b c\r\n"
+    body += b"Content-Disposition: form-data; name=labels\r\n\r\nred,green,blue\r\n--b c--"
+    for end in (b"\r\n", b"", b"\r\nepilogue"):
+        for content_type in (
+            'multipart/form-data; boundary="b c"',
+            'Multipart/Form-Data; charset=utf-8; Boundary="b c"',
+        ):
+            answer = shared_client.post("/v1/classify", content=body + end, headers={"content-type": content_type})
+            assert first_labels(answer) == ["blue"], (end, content_type, answer.text)
+
+
 # --- bad images ----------------------------------------------------------------------------------------------------
 
 
@@ -388,8 +446,44 @@ def test_options_that_are_no_object_of_numbers_are_refused(shared_client, option
 
 
 def test_a_method_that_lacks_descriptions_says_so_in_the_answer(client):
-    (result,) = answer(as_json(client, [picture()], labels=["a"], method="cupl"))["results"]
+    (result,) = answer(as_json(client, [picture()], labels=["a", "b"], method="cupl"))["results"]
     assert result["warnings"] == ["no class has descriptions; the templates are used"]
+
+
+def test_a_single_label_is_answered_with_a_warning(client):
+    for labels in (["cat"], ["cat and dog"]):
+        (result,) = answer(as_json(client, [picture()], labels=labels))["results"]
+        assert [prediction["score"] for prediction in result["predictions"]] == [1.0]
+        assert any("only one label" in warning for warning in result["warnings"])
+    (result,) = answer(as_json(client, [picture()], labels=["cat", "dog"]))["results"]
+    assert result["warnings"] == []
+
+
+@pytest.mark.parametrize("labels", ["cat\ndog", "cat;dog", "cat\uff0cdog", "cat\u3001dog"])
+def test_labels_are_separated_in_a_form_and_in_a_query_by_what_people_write(shared_client, labels):
+    form = as_form(shared_client, [picture()], labels=labels)
+    query = shared_client.post(
+        "/v1/classify", params={"labels": labels}, content=picture(), headers={"content-type": "image/png"}
+    )
+    for response in (form, query):
+        (result,) = answer(response)["results"]
+        assert {prediction["label"] for prediction in result["predictions"]} == {"cat", "dog"}
+
+
+def test_labels_with_the_same_features_are_reported(client, encoder):
+    """To this encoder, every text with a colour is this colour."""
+    labels = ["cat", "red", *(f"label {number}" for number in range(500)), "a red thing", "dog"]
+    for _ in range(2):
+        (result,) = answer(as_json(client, [picture()], labels=labels))["results"]
+        (warning,) = result["warnings"]
+        assert "cannot tell these labels apart" in warning
+        assert "'red', 'a red thing';" in warning
+    (result,) = answer(as_json(client, [picture()], labels=["cat", "dog", "red", "blue"]))["results"]
+    assert result["warnings"] == []
+    synonyms = [{"name": "red", "synonyms": ["bright red"]}, "dog"]
+    client.put("/v1/label-sets/colours", json={"classes": synonyms}).raise_for_status()
+    (result,) = answer(as_json(client, [picture()], label_set="colours"))["results"]
+    assert result["warnings"] == []
 
 
 def test_a_classifier_that_would_take_too_much_memory_is_refused_with_the_way_out(make_client):

@@ -4,6 +4,8 @@ import re
 
 import pytest
 
+from tests.names.test_labels import ONE_TEXT
+
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 
 CONFLICT = "Another user saved version 2 while you edited version 1: it adds fox. Your edits are kept."
@@ -545,3 +547,11 @@ def test_no_name_that_a_browser_removes_from_a_url_becomes_a_part_of_one(open_pa
     )
     kept = ["...", "a%2Fb", "a%3Fb%23c", "%252e%252e", "a%3Bb"]
     assert paths == [None] * 5 + [f"/v1/label-sets/{name}/images" for name in kept]
+
+
+def test_the_page_splits_labels_as_the_service_does(open_page):
+    texts = [text for text, _ in ONE_TEXT]
+    found = open_page().evaluate(
+        'async (texts) => texts.map((await import("./playground/elements.js")).splitLabels)', texts
+    )
+    assert found == [expected for _, expected in ONE_TEXT]

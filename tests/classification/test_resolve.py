@@ -902,7 +902,7 @@ def test_a_json_array_of_strings_is_parsed(labels):
     assert split_labels(" \n" + json.dumps(labels, ensure_ascii=False)) == labels
 
 
-@given(st.lists(st.text(st.characters(exclude_characters=",["), min_size=1), min_size=1))
+@given(st.lists(st.text(st.characters(exclude_characters=",[\r\n"), min_size=1).filter(str.strip), min_size=2))
 def test_other_text_is_split_at_commas(labels):
     assert split_labels(",".join(labels)) == labels
 

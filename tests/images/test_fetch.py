@@ -9,7 +9,7 @@ import pytest
 
 from app.errors import ImageTooLargeError, InvalidFieldError, TooLargeError, UnreachableImageError
 from app.images import fetch as image_urls
-from app.images.fetch import MAX_URL_CHARS, Allowance, ImageFetcher, ImageUrl, is_public
+from app.images.fetch import MAX_URL_CHARS, Allowance, ImageFetcher, ImageUrl, RemoteImages, is_public
 
 pytestmark = pytest.mark.anyio
 
@@ -364,6 +364,64 @@ async def test_a_timeout_during_the_tls_handshake_closes_the_connection(monkeypa
     error = await error_of(fetcher("8.8.8.8", timeout_s=1), "https://images.example.com/")
     assert "within 1 s" in error.message
     assert closed
+
+
+async def test_a_host_that_cannot_be_connected_to_is_not_tried_again(asking):
+    async with answering(PLAIN) as (port, _):
+        pass  # the port is closed again
+    fetching = asking(port)
+    resolve, lookups = resolver(LOCAL)
+    fetching._resolve = resolve
+    first = await error_of(fetching, "http://dead.example.com/1.png")
+    second = await error_of(fetching, "http://dead.example.com/2.png")
+    assert "no valid response" in first.message
+    assert "failed less than 30 s ago" in second.message
+    assert len(lookups) == 1
+
+
+async def test_of_a_host_that_accepts_connections_only_the_slow_url_is_not_tried_again(asking):
+    async def slow(_):
+        await asyncio.sleep(60)
+
+    async with answering(then=slow) as (port, requests):
+        fetching = asking(port, timeout_s=0.3)
+        fetching._ssl_context = ssl.create_default_context()  # takes longer
+        urls = ["http://images.example.com/slow.png"] * 2 + ["http://images.example.com/other.png"]
+        messages = [(await error_of(fetching, url)).message for url in urls]
+        assert ["failed less than" in message for message in messages] == [False, True, False]
+        assert len(requests) == 2
+
+
+async def test_dead_urls_of_one_request_leave_turns_for_other_requests(asking):
+    """Sixteen fetches run at the same time; sixty-four URLs that never respond are one request."""
+    waiting = asyncio.Event()
+
+    async def resolve(host, port):
+        if host.startswith("dead"):
+            await waiting.wait()
+        return [LOCAL]
+
+    async with answering(PLAIN) as (port, _):
+        fetching = asking(port, resolve=resolve)
+        dead = asyncio.create_task(
+            RemoteImages(fetching, max_bytes=1000).fetch([ImageUrl(f"http://dead{n}.example.com/") for n in range(64)])
+        )
+        await asyncio.sleep(0)
+        assert await error_of(fetching, "http://images.example.com/") == b"hello"
+        assert not dead.done()
+        dead.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await dead
+
+
+async def test_waiting_for_a_turn_is_not_a_failure_of_the_host(asking):
+    async with answering(PLAIN) as (port, _):
+        fetching = asking(port, timeout_s=0.3, max_concurrent=1)
+        fetching._ssl_context = ssl.create_default_context()  # takes longer
+        async with fetching._slots:
+            error = await error_of(fetching, "http://images.example.com/")
+        assert "not received within" in error.message
+        assert await error_of(fetching, "http://images.example.com/") == b"hello"
 
 
 async def test_the_timeout_includes_resolving_the_host():

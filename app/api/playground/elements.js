@@ -22,8 +22,11 @@ export const countText = (count, one, many = `${one}s`) => `${count.toLocaleStri
 
 export const formatTime = (iso) => new Date(iso).toLocaleString("en", { dateStyle: "medium", timeStyle: "short" });
 
-/** Return the texts separated by commas or line breaks, without empty ones. */
-export const splitLabels = (text) => text.split(/[,\n]/).map((part) => part.trim()).filter(Boolean);
+/** Return the labels in a text, as app/names/labels.py splits them, without empty ones. */
+export function splitLabels(text) {
+  const given = text.split(/[,\n]/).map((part) => part.trim()).filter(Boolean);
+  return (given.length === 1 ? given[0].split(/[;|；，｜、،؛]/) : given).map((part) => part.trim()).filter(Boolean);
+}
 
 export const lines = (text) => text.split("\n").map((part) => part.trim()).filter(Boolean);
 

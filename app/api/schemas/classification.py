@@ -52,7 +52,8 @@ class ClassifyFields(Request):
         None,
         max_length=MAX_ITEMS,
         fail_fast=True,
-        description="The labels to choose from. In a form or a query string: comma separated, or a JSON array.",
+        description="The labels to choose from. In a form or a query string: separated by commas or new lines, or a"
+        " JSON array.",
         examples=[["cat", "dog", "coffee cup"]],
     )
     label_set: str | None = Field(
