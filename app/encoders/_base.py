@@ -166,7 +166,7 @@ class Encoder(ModelInfo, Protocol):
     def image_fingerprint(self) -> str:
         """Return an identifier of the image tower's weights and preprocessing; takes up to some seconds.
 
-        It does not depend on how the tower runs, since only candidates that do not change predictions are used.
+        It does not depend on how the tower runs, since only candidates with almost the same features are used.
         """
 
     def text_fingerprint(self) -> str:
