@@ -627,7 +627,8 @@ def test_captions_that_are_sent_are_built_as_a_job_and_can_be_searched_at_once(c
     body = found(ask(client, text="silver", limit=100))
     assert body["database"] == f"things@{reply['generation']}"
     assert sorted(captions_in(body)) == sorted(OTHERS)
-    assert client.get("/v1/jobs").json()["jobs"] == [job]
+    (listed,) = client.get("/v1/jobs").json()["jobs"]
+    assert listed == {field: value for field, value in job.items() if field != "result"}
 
 
 def test_jobs_about_label_sets_have_no_database(client):
