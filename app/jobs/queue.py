@@ -122,9 +122,10 @@ class JobQueue:
             added.clear()
             try:
                 claimed = await self.repository.claim(kind, self._owner, self._lease_s)
-                progressed()
                 if claimed is not None:
                     await self._run_or_fail(*claimed, progressed)
+                progressed()
+                if claimed is not None:
                     continue
             except StoreError as error:
                 progressed()  # the probe of the database reports this
