@@ -111,7 +111,8 @@ def _read_or_convert(
     ov: Any, encode: torch.nn.Module, mean: Sequence[float], std: Sequence[float], size_px: int, file: Path | None
 ) -> Any:
     """Return the converted tower from its file; if that is missing or damaged, convert the tower and write it."""
-    if file is not None and file.is_file():
+    # Earlier releases wrote no checksums; their towers are converted again.
+    if file is not None and file.is_file() and file.with_suffix(".sha256").is_file():
         try:
             # OpenVINO reads wrong weights without an error.
             if _checksums(file) == file.with_suffix(".sha256").read_text(encoding="utf-8"):
