@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 MAX_CPU_S = 0.2
-MAX_WALL_S = 10.0
+MAX_WALL_S = 60.0
 
 MARK = "blocks_event_loop"
 _PROPERTY = "slowest callback"

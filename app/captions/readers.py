@@ -59,7 +59,7 @@ class CaptionReader:
                 problem = f"{self._where} cannot be read as Parquet, which must be an uncompressed file"
                 raise InvalidFieldError.of("source", f"{problem}; save and decompress it first")
             return self._parquet(source, stack)
-        raw = (stdin or sys.stdin.buffer) if source == "-" else stack.enter_context(open_regular(source))
+        raw = (stdin or sys.stdin.buffer) if source == "-" else stack.enter_context(_open(source))
         if isinstance(raw, io.BufferedReader) and source != "-" and not compression and b"\0" in raw.peek():
             raise InvalidFieldError.of("source", f"{self._where} is not text in UTF-8; name a file of captions")
         content = unpacked(raw, compression, stack)
@@ -202,6 +202,12 @@ class CaptionReader:
             f"{self._where} has no column '{column}'" if column else f"{self._where} has no column such as {known}"
         )
         return InvalidFieldError.of("column", f"{problem}; name one of: {listed}")
+
+
+def _open(file: Path) -> BinaryIO:
+    """Open a file, or the pipe of a shell's ``<(command)``, which has a writer; other pipes might wait for ever."""
+    is_open_already = str(file.parent) in {"/dev/fd", "/proc/self/fd"}
+    return file.open("rb") if is_open_already else open_regular(file)
 
 
 def _lines(content: BinaryIO, counts: Counts) -> Iterator[str]:

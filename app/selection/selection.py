@@ -1,5 +1,6 @@
 """Which method answers for a label set: selected by comparing the methods on its example images."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -17,6 +18,7 @@ from app.label_sets.service import LabelSets
 from app.models.registry import ModelRegistry
 from app.scoring.calibration import Calibration, calibrate
 from app.scoring.measures import expected_calibration_error, negative_log_likelihood
+from app.scoring.numerics import log_softmax
 from app.selection.comparison import (
     SIGNIFICANT,
     Advance,
@@ -46,6 +48,9 @@ _MIN_IMAGES = 500
 _MIN_POOL_PER_CLASS = 8
 
 _NLL_DIGITS = 6
+
+# The one-sided 5 % quantile of the normal distribution.
+_STANDARD_ERRORS = 1.645
 
 
 class MethodSelector:
@@ -111,9 +116,10 @@ class MethodSelector:
     ) -> tuple[dict[str, Any], int]:
         """Return what is stored as a selection, and the revision of the examples that it rests on.
 
-        Each labelled image is predicted by adapters fitted to the others, fold by fold. The method with the highest
-        accuracy is selected if it is significantly better than zero-shot: by a paired test of the images, corrected for
-        the number of methods (Holm). With unlabelled images alone ``WITHOUT_LABELS`` is selected, if they are spread
+        Each labelled image is predicted by adapters fitted to the others, fold by fold. The method with the lowest loss
+        after calibration is selected if its loss is significantly lower than that of zero-shot, and its accuracy is
+        higher. The reason says whether the accuracy is significantly higher: by a paired test of the images, corrected
+        for the number of methods (Holm). With unlabelled images alone ``WITHOUT_LABELS`` is selected, if they are spread
         over the classes as it needs.
 
         Raises:
@@ -164,8 +170,8 @@ async def find_best_method(
     training = TrainingData.held_out(features, labels, pool, fitted_to_pool)
     if training.folds is not None and len(labels) and training.folds.max() > 0:
         scores, not_run = await comparer.score_all(task, features, training, advance)
-        reports, rows, calibrations = await comparer.run(lambda: _leaderboard(scores, task.classnames, labels))
-        method, reason = _by_accuracy(reports, len(labels))
+        reports, rows, calibrations, losses = await comparer.run(lambda: _leaderboard(scores, task.classnames, labels))
+        method, reason = _by_loss(reports, losses)
         result |= {
             "folds": int(training.folds.max()) + 1,
             "leaderboard": rows,
@@ -199,8 +205,8 @@ def by_balance(pool: np.ndarray, text: np.ndarray) -> tuple[str, str]:
 
 def _leaderboard(
     scores: Mapping[str, MethodScores], classnames: Sequence[str], labels: np.ndarray
-) -> tuple[list[MethodReport], list[dict[str, Any]], dict[str, Any]]:
-    """Return the reports, best first, a row of figures for each, and each method's calibration."""
+) -> tuple[list[MethodReport], list[dict[str, Any]], dict[str, Any], dict[str, np.ndarray]]:
+    """Return the reports, best first, a row of figures for each, and each method's calibration and losses (n,)."""
     reports = list(corrected(report_methods(scores, classnames, labels, per_class=False)))
     # Of equally accurate methods zero-shot comes first; rounding keeps methods that agree in the order of METHODS.
     reports.sort(
@@ -212,7 +218,12 @@ def _leaderboard(
     )
     calibrations = {name: calibrate(method.logits, labels) for name, method in scores.items()}
     rows = [_row(report, scores[report.method], calibrations[report.method], labels) for report in reports]
-    return reports, rows, {name: calibration.to_json() for name, calibration in calibrations.items()}
+    stored = {name: calibration.to_json() for name, calibration in calibrations.items()}
+    losses = {
+        name: -log_softmax(method.logits / calibrations[name].temperature)[np.arange(len(labels)), labels]
+        for name, method in scores.items()
+    }
+    return reports, rows, stored, losses
 
 
 def _row(report: MethodReport, scores: MethodScores, calibration: Calibration, labels: np.ndarray) -> dict[str, Any]:
@@ -233,19 +244,37 @@ def _row(report: MethodReport, scores: MethodScores, calibration: Calibration, l
     }
 
 
-def _by_accuracy(reports: Sequence[MethodReport], images: int) -> tuple[str, str]:
-    """Return the best method if it is significantly better than zero-shot, else zero-shot, and the reason."""
+def _by_loss(reports: Sequence[MethodReport], losses: Mapping[str, np.ndarray]) -> tuple[str, str]:
+    """Return the method with the lowest held-out loss if it is better than zero-shot, else zero-shot, and the reason.
+
+    The loss is the negative log-likelihood of the true class after calibration. It decides with fewer images than the
+    accuracy, because it also counts how sure a method is. A method is better if its loss is lower than that of
+    zero-shot by more than 1.645 standard errors of the difference, a one-sided paired z-test at 5 %, and its accuracy
+    is higher.
+
+    Args:
+        reports: of all methods.
+        losses: of each method and image (n,), at least 2.
+    """
     candidates = [report for report in reports if report.to_baseline is not None]
     baseline = next(report for report in reports if report.to_baseline is None)
     if not candidates:
         return DEFAULT_METHOD, "no other method could be run"
-    best = candidates[0]
+    zero_shot = losses[baseline.method]
+    best = min(candidates, key=lambda report: float(losses[report.method].mean()))
     assert best.to_baseline is not None
+    gains = zero_shot - losses[best.method]
+    gain, error = float(gains.mean()), float(gains.std(ddof=1)) / math.sqrt(len(gains))
     evidence = (
-        f"on {images} labelled images, each held out in turn, the accuracy of {best.method} is"
-        f" {100 * best.evaluation.top1:.1f} % and that of zero-shot {100 * baseline.evaluation.top1:.1f} %:"
-        f" {points(best.to_baseline)}"
+        f"on {len(gains)} labelled images, each held out in turn, the loss of {best.method} is"
+        f" {losses[best.method].mean():.3f} and that of zero-shot {zero_shot.mean():.3f}, a gain of {gain:.3f} ±"
+        f" {error:.3f}; its accuracy is {100 * best.evaluation.top1:.1f} % and that of zero-shot"
+        f" {100 * baseline.evaluation.top1:.1f} %: {points(best.to_baseline)}"
     )
-    if best.to_baseline.mean > 0 and best.to_baseline.p < SIGNIFICANT:
-        return best.method, evidence
-    return DEFAULT_METHOD, f"{evidence}, which is not a significant gain"
+    if gain <= _STANDARD_ERRORS * error:
+        return DEFAULT_METHOD, f"{evidence}; the loss is not significantly lower"
+    if best.to_baseline.mean <= 0:
+        return DEFAULT_METHOD, f"{evidence}; the accuracy is not higher"
+    if best.to_baseline.p < SIGNIFICANT:
+        return best.method, f"{evidence}, which is a significant gain"
+    return best.method, f"{evidence}; the loss is significantly lower, which accuracies cannot show with so few images"

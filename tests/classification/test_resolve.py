@@ -734,7 +734,7 @@ async def test_writing_a_label_set_that_cannot_be_encoded_succeeds_and_is_logged
             _, created = await service.label_sets.put("a", entries("poison"), "{}")
             await settled(service)
     assert created
-    assert [log["event"] for log in logs] == ["label_set_not_prewarmed"]
+    assert [log["event"] for log in logs] == ["item_failed", "label_set_not_prewarmed"]
 
 
 @pytest.fixture

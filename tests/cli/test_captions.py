@@ -425,7 +425,7 @@ def test_invalid_searches_are_errors_of_one_line(run, where, databases, tmp_path
         (["things"], "pass either --text or --image"),
         (["things", "-t", "red", "-i", tmp_path / "bad.png"], "pass either --text or --image"),
         (["things", "-i", tmp_path / "nowhere.png"], "nowhere.png: No such file or directory"),
-        (["things", "-i", tmp_path], "Is a directory"),
+        (["things", "-i", tmp_path], "not a regular file, but a folder"),
         (["things", "-i", tmp_path / "bad.png"], "accepted formats: JPEG, PNG"),
         (["things", "-t", ""], "text"),
         (["things", "-t", "  "], "text"),
