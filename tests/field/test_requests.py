@@ -127,6 +127,8 @@ def test_a_single_label_comes_with_a_warning(shared_client):
 def test_missing_labels_are_refused_with_their_field(shared_client, labels):
     fields = fields_of(classify_json(shared_client, "eA==", labels=labels))
     assert {field.partition(".")[0] for field in fields} == {"labels"}
+    fields = fields_of(ask_hugging_face(shared_client, picture("red"), candidate_labels=labels))
+    assert {field.rstrip(".0123456789") for field in fields} == {"parameters.candidate_labels"}
 
 
 @report("huggingface/transformers#12119", "The image task looks like the text task, but has no `multi_label`.")
