@@ -48,7 +48,7 @@ sbom: $(VENV)/.serve $(VENV)/.audit  ## Write a list of the installed packages a
 site: $(VENV)/.test  ## Build the documentation site in site/; a broken link is an error.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir site
 
-docs: $(VENV)/.test  ## Generate docs/openapi.json, docs/reference/cli.md and the tables of other pages.
+docs: $(VENV)/.test  ## Generate docs/openapi.json, docs/reference/*.md and the tables of other pages.
 	$(BIN)/python docs/generate.py
 
 clean:  ## Remove the virtual environment and all caches.

@@ -35,7 +35,7 @@ Domain code raises these and never HTTP errors; ``app/api/problems.py`` has the 
 message names the bad value, the rule and the way out.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 # Characters shown of an unknown name: enough to recognise it.
@@ -77,6 +77,13 @@ class InvalidFieldError(ClientError):
     def of(cls, field: str, problem: str) -> "InvalidFieldError":
         """Return the error for a single field."""
         return cls([FieldProblem(field, problem)])
+
+    def renamed(self, names: Mapping[str, str]) -> "InvalidFieldError":
+        """Return the same error for a request in which the fields ``names`` have other paths."""
+        paths = [(*problem.field.partition("."), problem.problem) for problem in self.problems]
+        return InvalidFieldError(
+            [FieldProblem(names.get(first, first) + dot + rest, problem) for first, dot, rest, problem in paths]
+        )
 
 
 class HeadTooLargeError(ClientError):

@@ -1,10 +1,11 @@
 """Generate the parts of the documentation that come from code and data: `python docs/generate.py`, or `make docs`.
 
-It rewrites docs/openapi.json, docs/reference/cli.md, and the tables between two markers in docs/models.md,
+It rewrites docs/openapi.json, the pages of docs/reference/, and the tables between two markers in docs/models.md,
 docs/methods.md, docs/settings.md, docs/http-api.md and the pages of docs/methods/. With `--check` it only reports which
 files are stale.
 """
 
+import ast
 import json
 import sys
 from collections.abc import Mapping
@@ -63,6 +64,7 @@ def generated_files() -> dict[Path, str]:
         ROOT / "docs" / "openapi.json": openapi(),
         **{page: with_table(page.read_text("utf-8"), "options", table) for page, table in options_tables().items()},
         ROOT / "docs" / "reference" / "cli.md": cli_reference(),
+        ROOT / "docs" / "reference" / "field-reports.md": field_reports(),
     }
 
 
@@ -224,6 +226,35 @@ def cli_reference() -> str:
         + "\n".join(lines).strip()
         + "\n"
     )
+
+
+def field_reports() -> str:
+    """Return the list of the public bug reports that tests/field/ repeats."""
+    sections = []
+    for file in sorted((ROOT / "tests" / "field").glob("test_*.py")):
+        if rows := _reports_in(file):
+            table = "\n".join(["| report | what happened to its user |", "|---|---|", *rows])
+            sections.append(f"## {file.stem.removeprefix('test_').capitalize()}\n\n{table}\n")
+    introduction = """# Field reports
+
+Public bug reports of other programs of this field. A test in `tests/field/` does on Deixis what each user did, and
+checks that the outcome is right. Generated from these tests; [CONTRIBUTING.md](../../CONTRIBUTING.md) says how to add a
+report.
+
+"""
+    return introduction + "\n".join(sections)
+
+
+def _reports_in(file: Path) -> list[str]:
+    """Return a row for each test of a file, read from its source, because the tests import much."""
+    rows = []
+    for test in ast.parse(file.read_text(encoding="utf-8")).body:
+        for mark in test.decorator_list if isinstance(test, ast.FunctionDef) else ():
+            if isinstance(mark, ast.Call) and isinstance(mark.func, ast.Name) and mark.func.id == "report":
+                thread, happened = (ast.literal_eval(argument) for argument in mark.args)
+                repository, _, number = thread.partition("#")
+                rows.append(f"| [{thread}](https://github.com/{repository}/issues/{number}) | {happened} |")
+    return rows
 
 
 def main() -> None:

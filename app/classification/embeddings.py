@@ -64,7 +64,8 @@ class Embedder:
         features = await self._models.encode_images(name, fetched, has_deadline=True)
         bad = [(index, row) for index, row in enumerate(features) if isinstance(row, ClientError)]
         if bad and len(images) == 1:
-            raise bad[0][1]
+            error = bad[0][1]
+            raise error.renamed({"url": "input"}) if isinstance(error, InvalidFieldError) else error
         if bad:
             raise InvalidFieldError([FieldProblem(f"input.{index}", error.message) for index, error in bad])
         return name, np.stack([row for row in features if not isinstance(row, ClientError)])

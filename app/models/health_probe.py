@@ -52,8 +52,8 @@ class HealthProbe(Generic[Item]):
 
     async def _try(self, item: Item) -> None:
         try:
-            (row,) = await self._queue.run([item])
-            failure = None if np.isfinite(row).all() else "the features are not finite"
+            await self._queue.run([item])
+            failure = None
         except OverloadedError:
             return  # the queue is busy, and detects itself if it is stuck
         except Exception as error:  # noqa: BLE001 - an encoder may raise anything

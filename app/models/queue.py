@@ -20,6 +20,7 @@ from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
+import numpy as np
 import structlog
 
 from app.errors import DeadlineExceededError, NotReadyError, OverloadedError, ServerError
@@ -353,8 +354,8 @@ class EncodeQueue(TurnQueue[Item, Row]):
     """Batches the items of many callers and encodes them on one supervised thread.
 
     For use from one event loop. The thread starts a batch, and possibly the next one, before it waits for the first. If
-    a batch fails, its halves are tried separately, so that only the item that caused the failure gets the error. If the
-    worker itself dies, all waiting items get an error at once, and the worker is restarted.
+    a batch fails, or a row is not finite, its halves are tried separately, so that only the item that caused it gets
+    the error. If the worker itself dies, all waiting items get an error at once, and the worker is restarted.
 
     Args:
         name: of the thread, for logs and debuggers.
@@ -472,6 +473,9 @@ class EncodeQueue(TurnQueue[Item, Row]):
             if len(rows) != len(entries):
                 msg = f"the encoder of {self.name} returned {len(rows)} rows for {len(entries)} items"
                 raise ValueError(msg)  # noqa: TRY301 - handled like an error of the encoder
+            if not np.isfinite(np.asarray(rows)).all():
+                msg = f"the encoder of {self.name} returned features that are not finite; try DEIXIS_PRECISION=fp32"
+                raise FloatingPointError(msg)  # noqa: TRY301 - as above
         except Exception as error:  # noqa: BLE001 - an encoder may raise anything
             self._recover(entries, error)
             return

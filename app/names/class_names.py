@@ -98,7 +98,7 @@ def clean_classes(
             problems.append(FieldProblem(path, f"{quoted(name)} is or contains the path segment '.' or '..', {rule}"))
         first_index, first = first_entry.setdefault(name.lower(), (index, name))
         if name and first_index != index:
-            repeats = f"repeats {quoted(first)} of {field}.{first_index}"
+            repeats = f"repeats {quoted(first)} at index {first_index}"
             differs = "" if name == first else ", because letter case is ignored"
             problems.append(FieldProblem(path, f"{quoted(name)} {repeats}{differs}; remove one of them"))
         descriptions, synonyms, features = (

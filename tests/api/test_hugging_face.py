@@ -47,8 +47,16 @@ def test_errors_are_reported_with_their_field(client):
     problem_of(ask(client, "%%%"), "not-an-image")
     problem_of(ask(client, picture("red"), model="nope"), "unknown-name")
     assert fields_of(ask(client, picture("red"), labels=[])) == {"parameters.candidate_labels"}
+    assert fields_of(ask(client, picture("red"), labels=["a", "", "a"])) == {
+        "parameters.candidate_labels.1",
+        "parameters.candidate_labels.2",
+    }
+    refused = ask(client, picture("red"), parameters={"hypothesis_template": "a {0}"})
+    assert fields_of(refused) == {"parameters.hypothesis_template"}
     assert fields_of(ask(client, picture("red"), parameters={"odd": 1})) == {"parameters.odd"}
     assert fields_of(client.post(ROUTE, json={"inputs": "x"})) == {"parameters"}
     problem_of(ask(client, picture("red"), parameters={"hypothesis_template": "no place"}), "unknown-name")
     problem_of(client.post(ROUTE, content=b"x", headers={"content-type": "image/png"}), "unsupported-media-type")
-    assert "DEIXIS_ALLOW_IMAGE_URLS" in problem_of(ask(client, "http://x.example/a.jpg"))["detail"]
+    refused = ask(client, "http://x.example/a.jpg")
+    assert fields_of(refused) == {"inputs"}
+    assert "DEIXIS_ALLOW_IMAGE_URLS" in refused.json()["detail"]

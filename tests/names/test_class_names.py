@@ -66,14 +66,14 @@ def test_every_problem_of_every_class_is_reported_with_its_path():
 
 def test_a_repeated_class_is_rejected_with_the_index_of_the_first():
     assert problems_of("lynx", "puma", " lynx") == [
-        ("classes.2", "'lynx' repeats 'lynx' of classes.0; remove one of them")
+        ("classes.2", "'lynx' repeats 'lynx' at index 0; remove one of them")
     ]
 
 
 def test_class_names_that_differ_only_in_case_are_rejected_with_both_names():
     [(path, problem)] = problems_of("Jaguar", "jaguar", field="labels")
     assert path == "labels.1"
-    assert "'jaguar' repeats 'Jaguar' of labels.0, because letter case is ignored" in problem
+    assert "'jaguar' repeats 'Jaguar' at index 0, because letter case is ignored" in problem
 
 
 def test_names_that_are_equal_only_under_full_case_folding_are_different():

@@ -8,12 +8,15 @@ from app.api.disconnects import unless_disconnected
 from app.api.forms import read_zero_shot_input
 from app.api.schemas.hugging_face import ScoredLabelBody, ZeroShotBody
 from app.classification.resolve import ClassifyRequest
+from app.errors import InvalidFieldError
 
 router = APIRouter(tags=["classify"], route_class=GuardedRoute)
 
 _SCHEMA = ZeroShotBody.model_json_schema()
 # Inlined, because FastAPI collects no definitions from a body that the route parses itself.
 _SCHEMA["properties"]["parameters"] = _SCHEMA.pop("$defs")["ZeroShotParameters"]
+# Our names of fields, and where they are in this body.
+_FIELDS = {"labels": "parameters.candidate_labels", "template": "parameters.hypothesis_template", "url": "inputs"}
 _BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": _SCHEMA}}}}
 
 
@@ -24,19 +27,22 @@ async def zero_shot_image_classification(
     """Classify one image as the Hugging Face task does; returns all labels, best first."""
     body, image = await read_zero_shot_input(request)
     parameters = body.parameters
-    task = await resolver.resolve(
-        ClassifyRequest(
-            labels=parameters.candidate_labels,
-            template=parameters.hypothesis_template,
-            model=body.model,
-            top_k=len(parameters.candidate_labels),
-            namespace=caller.namespace,
+    try:
+        task = await resolver.resolve(
+            ClassifyRequest(
+                labels=parameters.candidate_labels,
+                template=parameters.hypothesis_template,
+                model=body.model,
+                top_k=len(parameters.candidate_labels),
+                namespace=caller.namespace,
+            )
         )
-    )
-    await caller.spend_images(1)
-    classification = await unless_disconnected(request, pipeline.classify([image], task))
-    log_fields(request, model=task.model, classifier=task.method, images=1)
-    (result,) = classification.results
-    if result.error is not None:
-        raise result.error
+        await caller.spend_images(1)
+        classification = await unless_disconnected(request, pipeline.classify([image], task))
+        log_fields(request, model=task.model, classifier=task.method, images=1)
+        (result,) = classification.results
+        if result.error is not None:
+            raise result.error
+    except InvalidFieldError as error:
+        raise error.renamed(_FIELDS) from error
     return [ScoredLabelBody(label=prediction.label, score=prediction.score) for prediction in result.predictions]
