@@ -116,11 +116,11 @@ class MethodSelector:
     ) -> tuple[dict[str, Any], int]:
         """Return what is stored as a selection, and the revision of the examples that it rests on.
 
-        Each labelled image is predicted by adapters fitted to the others, fold by fold. The method with the lowest loss
-        after calibration is selected if its loss is significantly lower than that of zero-shot, and its accuracy is
-        higher. The reason says whether the accuracy is significantly higher: by a paired test of the images, corrected
-        for the number of methods (Holm). With unlabelled images alone ``WITHOUT_LABELS`` is selected, if they are spread
-        over the classes as it needs.
+        Each labelled image is predicted by adapters fitted to the others, fold by fold. Of the methods with a higher
+        accuracy than zero-shot, the one with the lowest loss after calibration is selected, if the loss is
+        significantly lower than that of zero-shot. The reason says whether the accuracy is significantly higher: by a
+        paired test of the images, corrected for the number of methods (Holm). With unlabelled images alone
+        ``WITHOUT_LABELS`` is selected, if they are spread over the classes as it needs.
 
         Raises:
             StoreError: the examples could not be read.
@@ -244,13 +244,17 @@ def _row(report: MethodReport, scores: MethodScores, calibration: Calibration, l
     }
 
 
+def _is_more_accurate(report: MethodReport) -> bool:
+    return report.to_baseline is not None and report.to_baseline.mean > 0
+
+
 def _by_loss(reports: Sequence[MethodReport], losses: Mapping[str, np.ndarray]) -> tuple[str, str]:
-    """Return the method with the lowest held-out loss if it is better than zero-shot, else zero-shot, and the reason.
+    """Return the best method by its held-out loss if it is better than zero-shot, else zero-shot, and the reason.
 
     The loss is the negative log-likelihood of the true class after calibration. It decides with fewer images than the
-    accuracy, because it also counts how sure a method is. A method is better if its loss is lower than that of
-    zero-shot by more than 1.645 standard errors of the difference, a one-sided paired z-test at 5 %, and its accuracy
-    is higher.
+    accuracy, because it also counts how sure a method is. Of the methods with a higher accuracy than zero-shot, the one
+    with the lowest loss is selected if the loss is lower than that of zero-shot by more than 1.645 standard errors of
+    the difference, a one-sided paired z-test at 5 %.
 
     Args:
         reports: of all methods.
@@ -261,7 +265,7 @@ def _by_loss(reports: Sequence[MethodReport], losses: Mapping[str, np.ndarray]) 
     if not candidates:
         return DEFAULT_METHOD, "no other method could be run"
     zero_shot = losses[baseline.method]
-    best = min(candidates, key=lambda report: float(losses[report.method].mean()))
+    best = min(candidates, key=lambda report: (not _is_more_accurate(report), float(losses[report.method].mean())))
     assert best.to_baseline is not None
     gains = zero_shot - losses[best.method]
     gain, error = float(gains.mean()), float(gains.std(ddof=1)) / math.sqrt(len(gains))
@@ -271,10 +275,10 @@ def _by_loss(reports: Sequence[MethodReport], losses: Mapping[str, np.ndarray]) 
         f" {error:.3f}; its accuracy is {100 * best.evaluation.top1:.1f} % and that of zero-shot"
         f" {100 * baseline.evaluation.top1:.1f} %: {points(best.to_baseline)}"
     )
+    if not _is_more_accurate(best):
+        return DEFAULT_METHOD, f"{evidence}; no method has a higher accuracy"
     if gain <= _STANDARD_ERRORS * error:
         return DEFAULT_METHOD, f"{evidence}; the loss is not significantly lower"
-    if best.to_baseline.mean <= 0:
-        return DEFAULT_METHOD, f"{evidence}; the accuracy is not higher"
     if best.to_baseline.p < SIGNIFICANT:
         return best.method, f"{evidence}, which is a significant gain"
     return best.method, f"{evidence}; the loss is significantly lower, which accuracies cannot show with so few images"

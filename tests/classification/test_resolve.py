@@ -273,7 +273,7 @@ async def test_after_a_selection_the_significantly_better_method_is_used_with_a_
     assert labels_of(await classify(calibrated, label_set="things", method="zero-shot")) == ["tomato"] * 6
     task = await calibrated.resolver.resolve(ClassifyRequest(label_set="colours"))
     assert task.method == DEFAULT_METHOD
-    assert "not a significant gain" in task.reason
+    assert "no method has a higher accuracy" in task.reason
 
 
 @pytest.mark.parametrize("change", ["examples", "classes"])
