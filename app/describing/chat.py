@@ -28,6 +28,10 @@ _MAX_PAUSE_S = 120
 _MAX_BACKOFF_S = 30
 _CONNECT_TIMEOUT_S = 10
 _MAX_SHOWN_CHARS = 300
+_MAX_RESPONSE_BYTES = 2**20
+_MAX_MODEL_CHARS = 200
+# More than a request can need; the database stores the sum of the counts of several requests in 31 bits.
+_MAX_TOKENS = 10_000_000
 
 _CHARS_PER_TOKEN = 4
 _TOKENS_PER_MESSAGE = 10  # the start, the role and the end of a message
@@ -143,7 +147,7 @@ class ChatClient:
         self._paused_until = clock()
         self._supports_n = True
         self._http = httpx.AsyncClient(
-            headers=headers,
+            headers=headers | {"Accept-Encoding": "identity"},
             timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_TIMEOUT_S)),
             limits=httpx.Limits(max_connections=concurrency),
             transport=transport,
@@ -239,7 +243,7 @@ class ChatClient:
     async def _request(self, body: dict[str, Any]) -> Completion:
         try:
             async with asyncio.timeout(self._timeout_s):
-                response = await self._http.post(self._url, json=body)
+                response = await self._post(body)
         except (httpx.TimeoutException, TimeoutError) as error:
             raise _TemporaryError(
                 f"no answer came within {self._timeout_s:g} s",
@@ -270,6 +274,19 @@ class ChatClient:
             is_limited=status == 429 or retry_after_s is not None,
             retry_after_s=retry_after_s,
         )
+
+    async def _post(self, body: dict[str, Any]) -> httpx.Response:
+        """Send a request, and return the response with its body; the endpoint must not fill the memory."""
+        async with self._http.stream("POST", self._url, json=body) as response:
+            encoding = response.headers.get("content-encoding", "identity")
+            if encoding != "identity":  # a few bytes may expand to any number
+                raise _malformed(response, f"compressed by '{encoding}', which the request does not accept")
+            received = bytearray()
+            async for chunk in response.aiter_bytes():
+                received += chunk
+                if len(received) > _MAX_RESPONSE_BYTES:
+                    raise _malformed(response, f"with more than {_MAX_RESPONSE_BYTES:,} bytes")
+        return httpx.Response(response.status_code, headers=response.headers, content=bytes(received))
 
     def _refuse(self, response: httpx.Response) -> NoReturn:
         """Raise the error that says what the operator must correct."""
@@ -310,7 +327,7 @@ class ChatClient:
     def _printable(self, text: str) -> str:
         """Return a server's text on one line, without the key, and shortened."""
         # The key is hidden before the text is cut, because half a key is still a secret.
-        line = self._hide(" ".join("".join(c if c.isprintable() else " " for c in text).split()))
+        line = self._hide(_on_one_line(text))
         return line if len(line) <= _MAX_SHOWN_CHARS else f"{line[:_MAX_SHOWN_CHARS]}..."
 
     def _pause(self, seconds: float) -> None:
@@ -344,6 +361,11 @@ class _TemporaryError(Exception):
         self.way_out = way_out
         self.is_limited = is_limited
         self.retry_after_s = retry_after_s
+
+
+def _malformed(response: httpx.Response, problem: str) -> _TemporaryError:
+    way_out = "check that DEIXIS_LLM_BASE_URL is the URL of a chat endpoint"
+    return _TemporaryError(f"it answered {response.status_code} {problem}", way_out)
 
 
 def _endpoint(base_url: str) -> str:
@@ -393,7 +415,7 @@ def _completion(response: httpx.Response, model: str) -> Completion:
         )
     messages = [choice.get("message") for choice in choices if isinstance(choice, dict)]
     contents = [message.get("content") for message in messages if isinstance(message, dict)]
-    texts = tuple(content for content in contents if isinstance(content, str))
+    texts = tuple(_storable(content) for content in contents if isinstance(content, str))
     if not texts:
         raise _TemporaryError(
             f"it answered {response.status_code}, but without text",
@@ -402,11 +424,12 @@ def _completion(response: httpx.Response, model: str) -> Completion:
     usage = body.get("usage")
     counts = usage if isinstance(usage, dict) else {}
     answered_by = body.get("model")
+    reported = _on_one_line(answered_by)[:_MAX_MODEL_CHARS] if isinstance(answered_by, str) else ""
     return Completion(
         texts=texts,
         prompt_tokens=_count(counts.get("prompt_tokens")),
         completion_tokens=_count(counts.get("completion_tokens")),
-        model=answered_by if isinstance(answered_by, str) and answered_by else model,
+        model=reported or model,
     )
 
 
@@ -420,7 +443,16 @@ def _json_object(response: httpx.Response) -> dict[str, Any]:
 
 
 def _count(value: object) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_TOKENS else 0
+
+
+def _storable(text: str) -> str:
+    """Return an answer without the characters that a database refuses: NUL and lone surrogates."""
+    return text.replace("\0", "").encode("utf-8", "replace").decode()
+
+
+def _on_one_line(text: str) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _error_message(response: httpx.Response) -> str:

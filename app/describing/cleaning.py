@@ -8,7 +8,7 @@ a label set: no invisible characters, and no text above its length limits.
 import re
 from collections.abc import Iterable
 
-from app.names.text import nfc
+from app.names.text import check_text, nfc
 
 # Some rules take time that is quadratic in the length of a text.
 _MAX_RAW_CHARS = 5000
@@ -58,7 +58,7 @@ def clean_sentences(raw: Iterable[str], classname: str) -> list[str]:
 
 def clean_features(raw: str, classname: str) -> list[str]:
     """Return the distinct items of the list in an answer, in order, as short phrases; other lines are ignored."""
-    found = (_FEATURE_LINE.fullmatch(line) for line in raw.splitlines())
+    found = (_FEATURE_LINE.fullmatch(line) for line in raw[:_MAX_RAW_CHARS].splitlines())
     features = (_clean_feature(item["feature"]) for item in found if item is not None)
     named = _bare(_on_one_line(classname))
     return _distinct(text for text in features if text is not None and _bare(text) != named)
@@ -115,9 +115,11 @@ def _unquoted(text: str) -> str:
 
 
 def _is_worthless(text: str) -> bool:
-    """Return whether the text is only punctuation, part of a web page, or an apology."""
+    """Return whether the text is punctuation, part of a web page, an apology, or nothing that a label set accepts."""
     has_words = any(character.isalnum() for character in text)
-    return not has_words or _WEB_PAGE.search(text) is not None or _APOLOGY.match(text) is not None
+    if not has_words or check_text(text, len(text))[1]:
+        return True
+    return _WEB_PAGE.search(text) is not None or _APOLOGY.match(text) is not None
 
 
 def _without_unfinished(text: str, classname: str) -> str:

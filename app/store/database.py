@@ -50,6 +50,7 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 _MIGRATION_LOCK = int.from_bytes(b"deixis", "big")
 
 _WRITES = "deixis_writes"
+_WRITE_TURN = "deixis_write_turn"
 _EXAMPLES = "'sqlite:////var/lib/deixis/deixis.sqlite3' or 'postgresql://user:password@host/deixis'"
 _WAYS_OUT = {
     "not a database": "move that file away, or name another one in DEIXIS_DATABASE_URL",
@@ -116,6 +117,7 @@ def _open_sqlite(address: URL) -> AsyncEngine:
         pool_timeout=POOL_TIMEOUT_S,
         hide_parameters=True,
         json_serializer=_to_json,
+        execution_options={_WRITE_TURN: asyncio.Lock()},
     )
     event.listen(engine.sync_engine, "connect", _set_pragmas)
     event.listen(engine.sync_engine, "begin", _begin)
@@ -229,10 +231,33 @@ async def writing(engine: AsyncEngine) -> AsyncIterator[AsyncSession]:
     """
     with _store_errors(engine):
         async with (
+            _turn_to_write(engine),
             AsyncSession(engine.execution_options(**{_WRITES: True}), expire_on_commit=False) as session,
             session.begin(),
         ):
             yield session
+
+
+@asynccontextmanager
+async def _turn_to_write(engine: AsyncEngine) -> AsyncIterator[None]:
+    """Wait until the earlier writers of this process are done, if the database is SQLite.
+
+    SQLite lets any of the waiting writers be the next, so that one of many would wait longer than ``LOCK_TIMEOUT_S``.
+    """
+    lock: asyncio.Lock | None = engine.get_execution_options().get(_WRITE_TURN)
+    if lock is None:
+        yield
+        return
+    try:
+        async with asyncio.timeout(LOCK_TIMEOUT_S):
+            await lock.acquire()
+    except TimeoutError:
+        problem = f"other writes to the database at {location(engine.url)} took more than {LOCK_TIMEOUT_S:g} s"
+        raise StoreError(f"{problem}; try again later, or use PostgreSQL") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 async def scrub(engine: AsyncEngine) -> None:

@@ -33,6 +33,8 @@ KEPT_DAYS = 30
 MAX_ATTEMPTS = 3
 """The number of processes that may end while they run a job; then it has failed."""
 
+# A lease lasts seconds. Later times were written before the clock of their process was set back.
+_MAX_LEASE = timedelta(hours=1)
 
 BUILD_CAPTIONS = "build-captions"
 """The kind of job whose subject is a caption database; the subject of all other jobs is a label set."""
@@ -168,9 +170,10 @@ class JobRepository:
         A job that has ended ``MAX_ATTEMPTS`` processes is not leased but returned as failed.
         """
         now = datetime.now(UTC)
+        expired = or_(JobRow.lease_until < now, JobRow.lease_until > now + _MAX_LEASE)
         free = and_(
             JobRow.kind == kind,
-            or_(JobRow.status == JobStatus.QUEUED, and_(JobRow.status == JobStatus.RUNNING, JobRow.lease_until < now)),
+            or_(JobRow.status == JobStatus.QUEUED, and_(JobRow.status == JobStatus.RUNNING, expired)),
         )
         waiting = (
             select(JobRow.namespace, func.min(JobRow.created_at).label("since"))
@@ -181,7 +184,7 @@ class JobRepository:
         other = aliased(JobRow)
         last_started = (
             select(func.max(other.started_at))
-            .where(other.kind == kind, other.namespace == waiting.c.namespace)
+            .where(other.kind == kind, other.namespace == waiting.c.namespace, other.started_at < now + _MAX_LEASE)
             .scalar_subquery()
         )
         turn = select(waiting.c.namespace).order_by(last_started.nulls_first(), waiting.c.since).limit(1)

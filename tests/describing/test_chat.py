@@ -1,5 +1,7 @@
 """The client handles every failure of an endpoint, and does not disclose its key."""
 
+import gzip
+import json
 import math
 import random
 import sys
@@ -435,6 +437,46 @@ async def test_a_choice_without_text_is_requested_again_and_the_others_are_kept(
         async with client_of(server) as client:
             completion = await completed(client, n=2)
     assert completion.texts == ("kept", answer_to("What?", 0))
+
+
+@pytest.mark.parametrize("status", [200, 400, 503])
+async def test_a_response_of_more_than_a_mebibyte_is_not_read_to_its_end(status):
+    sent = 0
+
+    async def long():
+        nonlocal sent
+        while sent < 2**26:
+            sent += 2**16
+            yield b" " * 2**16
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(status, content=long())
+
+    async with client_of("http://chat", transport=httpx.MockTransport(answer), max_attempts=1) as client:
+        with pytest.raises(ChatUnavailableError, match=r"more than 1,048,576 bytes; check that DEIXIS_LLM_BASE_URL"):
+            await completed(client)
+    assert sent < 2**21
+
+
+async def test_a_compressed_response_is_not_requested_and_not_expanded():
+    body = gzip.compress(b'{"choices": [{"message": {"content": "kept"}}]}')
+    with ChatServer([saying(body, content_encoding="gzip")]) as server:
+        async with client_of(server, max_attempts=1) as client:
+            with pytest.raises(ChatUnavailableError, match="answered 200 compressed by 'gzip'"):
+                await completed(client)
+    assert server.received[0].headers["accept-encoding"] == "identity"
+
+
+async def test_an_answer_has_only_what_both_databases_can_store():
+    choice = {"message": {"content": "A cat\0 has \ud800 ears."}}
+    usage = {"prompt_tokens": 10**30, "completion_tokens": 2**31}
+    body = json.dumps({"choices": [choice], "model": "a\0\x1b\ud800\nb" + "c" * 1000, "usage": usage}).encode()
+    with ChatServer([saying(body)]) as server:
+        async with client_of(server) as client:
+            completion = await completed(client)
+    assert completion.texts == ("A cat has ? ears.",)
+    assert completion.model == "a b" + "c" * 197
+    assert (completion.prompt_tokens, completion.completion_tokens) == (0, 0)
 
 
 @pytest.mark.parametrize("status", [400, 422])

@@ -43,6 +43,16 @@ def test_marks_around_a_sentence_are_removed(raw, sentence):
     assert cleaned(raw) == sentence
 
 
+def test_rows_of_combining_marks_that_a_label_set_refuses_are_dropped():
+    marks = "\u0301\u0316" * 20
+    assert clean_sentences([f"A lynx{marks} has ears.", "A lynx has ears."], "lynx") == ["A lynx has ears."]
+    assert clean_features(f"- ears{marks}\n- tufts", "lynx") == ["tufts"]
+
+
+def test_a_long_answer_gives_few_features():
+    assert len(clean_features("\n".join(f"- mark {number}" for number in range(100_000)), "lynx")) < 1000
+
+
 @pytest.mark.parametrize(
     "sentence",
     [

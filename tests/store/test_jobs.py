@@ -65,6 +65,13 @@ async def test_an_expired_lease_is_taken_over_and_its_first_owner_cannot_write(j
     assert (await jobs.get(job.id)).status is JobStatus.RUNNING
 
 
+async def test_a_lease_of_a_process_whose_clock_was_a_day_ahead_is_taken_over(jobs):
+    job = await jobs.add("describe", "a", {})
+    assert await claim_one(jobs, "describe", "dead", lease_s=86_400) == job.id
+    assert await claim_one(jobs, "describe", "alive") == job.id
+    assert await jobs.claim("describe", "another", 60) is None
+
+
 async def test_a_renewed_lease_does_not_expire(jobs):
     job = await jobs.add("describe", "a", {})
     await jobs.claim("describe", "one", -1)
@@ -197,6 +204,19 @@ async def test_namespaces_take_turns_however_many_jobs_one_of_them_adds(jobs):
     await jobs.add("describe", "other#b", {})
     assert (await jobs.claim("describe", "owner", 60))[0].subject == "other#b"
     assert (await jobs.claim("describe", "owner", 60))[0].subject == "busy#2"
+
+
+async def test_a_namespace_whose_job_was_started_by_a_clock_a_day_ahead_has_its_turn(jobs, engine):
+    started = await jobs.add("describe", "acme#a", {})
+    await claim_one(jobs, "describe", "one")
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+    async with writing(engine) as session:
+        await session.execute(update(JobRow).where(JobRow.id == started.id).values(started_at=tomorrow))
+    waiting = await jobs.add("describe", "acme#b", {})
+    for number in range(2):
+        await jobs.add("describe", f"other#{number}", {})
+    claimed = [await claim_one(jobs, "describe", "one") for _ in range(2)]
+    assert waiting.id in claimed
 
 
 async def test_an_error_message_that_no_database_stores_is_escaped(jobs):

@@ -69,6 +69,28 @@ async def test_reads_are_not_blocked_by_a_write(engine, repository):
         await session.rollback()
 
 
+async def test_the_writers_of_a_process_take_turns_in_order(engine, repository):
+    written = []
+
+    async def write(number):
+        await repository.put(f"set {number}", [ClassEntry("lynx")], "photo")
+        written.append(number)
+
+    await asyncio.gather(*(write(number) for number in range(40)))
+    if engine.dialect.name == "sqlite":
+        assert written == sorted(written)
+    assert sorted(written) == list(range(40))
+
+
+async def test_a_writer_that_waits_too_long_for_its_turn_fails(sqlite_url, opened, monkeypatch):
+    engine = opened(sqlite_url)
+    await migrate(engine)
+    monkeypatch.setattr(database, "LOCK_TIMEOUT_S", 0.05)
+    async with writing(engine):
+        with pytest.raises(StoreError, match=r"took more than 0\.05 s; try again later"):
+            await LabelSetRepository(engine).put("pets", [ClassEntry("lynx")], "photo")
+
+
 @pytest.mark.parametrize(
     ("url", "message"),
     [
