@@ -121,7 +121,8 @@ class ExampleRepository:
         Raises:
             UnknownNameError: there is no such label set, or no such class in its current version.
             TooLargeError: there would be more than ``max_examples``.
-            ConflictError: an image is given without features, because it was stored with them, and was deleted since.
+            ConflictError: an image is given with neither features nor a file, because it was stored with them, and was
+                deleted since.
         """
         firsts: dict[bytes, NewExample] = {}
         for item in items:
@@ -133,7 +134,7 @@ class ExampleRepository:
             connection = await session.connection()
             present = await _present(connection, name, list(firsts))
             new = [item for digest, item in firsts.items() if digest not in present]
-            if deleted := sum(not item.features for item in new):
+            if deleted := sum(not item.features and item.content is None for item in new):
                 raise ConflictError(
                     f"{deleted} of the {len(items)} images were deleted from '{name}' while they were uploaded, and"
                     " nothing was added; send them again"
