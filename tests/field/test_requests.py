@@ -48,7 +48,7 @@ def test_a_single_text_is_a_list_of_one(shared_client):
     assert len(one["data"]) == 1
 
 
-@report("openai/openai-python#1490", "OpenAI's client asks for base64 without being told to.")
+@report("openai/openai-python#1490", "OpenAI's client asks for base64 by default.")
 def test_base64_features_are_the_numbers_in_little_endian(shared_client):
     numbers = embed(shared_client, "a cat", encoding_format="float").json()["data"][0]["embedding"]
     text = embed(shared_client, "a cat", encoding_format="base64").json()["data"][0]["embedding"]
@@ -200,7 +200,7 @@ def test_the_prompts_of_a_label_can_be_seen(shared_client):
     assert "a drawing of a red cup" in json.dumps(result["explanation"])
 
 
-@report("monatis/clip.cpp#25", "A user had no list of candidates, and was told to copy one from somewhere.")
+@report("monatis/clip.cpp#25", "A user had no list of candidates, and the advice was to copy one from somewhere.")
 def test_without_labels_the_answer_says_how_to_have_them_found(shared_client):
     detail = problem_of(shared_client.post("/v1/classify", files={"image": picture()}), "not-configured")["detail"]
     assert "captions" in detail
