@@ -20,7 +20,6 @@ from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-import numpy as np
 import structlog
 
 from app.errors import DeadlineExceededError, NotReadyError, OverloadedError, ServerError
@@ -473,9 +472,6 @@ class EncodeQueue(TurnQueue[Item, Row]):
             if len(rows) != len(entries):
                 msg = f"the encoder of {self.name} returned {len(rows)} rows for {len(entries)} items"
                 raise ValueError(msg)  # noqa: TRY301 - handled like an error of the encoder
-            if not np.isfinite(np.asarray(rows)).all():
-                msg = f"the encoder of {self.name} returned features that are not finite; try DEIXIS_PRECISION=fp32"
-                raise FloatingPointError(msg)  # noqa: TRY301 - as above
         except Exception as error:  # noqa: BLE001 - an encoder may raise anything
             self._recover(entries, error)
             return

@@ -37,6 +37,23 @@ class _CachedFingerprint:
         return await asyncio.shield(self._made)
 
 
+def _finite(model: str, wait: Callable[[], np.ndarray]) -> Callable[[], np.ndarray]:
+    """Return a function that waits for rows, and raises ``FloatingPointError`` if one has NaN or infinity.
+
+    The queue then tries smaller batches, so that the item alone gets the error, and nothing is stored.
+    """
+
+    def checked() -> np.ndarray:
+        rows = wait()
+        if not np.isfinite(rows).all():
+            raise FloatingPointError(
+                f"model '{model}' returned features that are not finite; try DEIXIS_PRECISION=fp32"
+            )
+        return rows
+
+    return checked
+
+
 class ServedModel:
     """A model's encoder with one queue per tower, in this process or elsewhere.
 
@@ -99,7 +116,7 @@ class ServedModel:
         image_metrics = TowerMetrics(metrics, encoder.name, "images")
         images: EncodeQueue[Pixels, np.ndarray] = EncodeQueue(
             f"{encoder.name} images",
-            encoder.begin_images,
+            lambda pixels: _finite(encoder.name, encoder.begin_images(pixels)),
             batch_size=image_batch or encoder.image_path.batch_size,
             metrics=image_metrics,
             max_queued=max_queued_images,
@@ -110,7 +127,7 @@ class ServedModel:
         # Texts have no limit of their own: each request that waits for texts holds places for its images.
         texts: EncodeQueue[str, np.ndarray] = EncodeQueue(
             f"{encoder.name} texts",
-            lambda each: partial(encoder.encode_texts, each),
+            lambda each: _finite(encoder.name, partial(encoder.encode_texts, each)),
             batch_size=text_batch,
             metrics=text_metrics,
             stalled_after_s=stalled_after_s,

@@ -88,14 +88,6 @@ async def test_a_successful_request_ends_the_report(tower):
         assert queue.last_encoded_at > 0
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-async def test_features_that_are_not_finite_are_a_failure(tower, value):
-    async with watched(tower) as (_, probe):
-        tower.behaviour = lambda items: np.full((len(items), 2), value)
-        await until(lambda: probe.problem is not None)
-        assert "not finite" in probe.problem
-
-
 async def test_a_full_queue_is_not_a_failure(tower):
     async with watched(tower, max_queued=1) as (queue, probe):
         with queue.admit(1):

@@ -477,16 +477,6 @@ async def test_a_wrong_number_of_rows_is_an_error(start, rows):
         await queue.run([1, 2, 3])
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-async def test_an_item_whose_row_is_not_finite_fails_alone(start, value):
-    queue = start(lambda batch: lambda: np.array([[value if item == 2 else item, 0.0] for item in batch]))
-    with pytest.raises(FloatingPointError, match="not finite; try DEIXIS_PRECISION=fp32"):
-        await queue.run([2])
-    one, two, three = await asyncio.gather(*(queue.run([item]) for item in (1, 2, 3)), return_exceptions=True)
-    assert isinstance(two, FloatingPointError)
-    assert [one[0][0], three[0][0]] == [1, 3]
-
-
 async def test_an_error_that_a_future_cannot_raise_is_wrapped(start):
     def begin(batch):
         raise StopIteration

@@ -205,10 +205,10 @@ async def test_a_selection_is_plain_json_with_every_calibration(service):
 # --- unlabelled images alone ---------------------------------------------------------------------------------------
 
 
-async def test_unlabelled_images_of_every_class_select_label_propagation(service):
+async def test_unlabelled_images_of_every_class_select_tfup(service):
     await stock(service, "colours", COLOURS, labelled=0, pool=8)
     result = await select_on_examples(service, "colours")
-    assert result["method"] == WITHOUT_LABELS == "zlap"
+    assert result["method"] == WITHOUT_LABELS == "tfup"
     assert "24 unlabelled images are spread over 3.0 of 3 classes" in result["reason"]
     assert (result["labelled"], result["unlabelled"], result["leaderboard"]) == (0, 24, [])
 
@@ -228,10 +228,10 @@ async def test_unlabelled_images_of_one_class_select_zero_shot(service):
     assert "1.0 of 3 classes, too unevenly" in result["reason"]
 
 
-def test_a_pool_that_covers_half_of_the_classes_evenly_is_the_minimum():
-    text = np.eye(8, 16, dtype=np.float32)
-    for classes, method in [(8, WITHOUT_LABELS), (4, WITHOUT_LABELS), (3, DEFAULT_METHOD), (1, DEFAULT_METHOD)]:
-        pool = rows_about(np.arange(96) % classes)
+def test_a_pool_must_cover_four_fifths_of_the_classes_evenly():
+    text = np.eye(10, 16, dtype=np.float32)
+    for classes, method in [(10, WITHOUT_LABELS), (9, WITHOUT_LABELS), (7, DEFAULT_METHOD), (1, DEFAULT_METHOD)]:
+        pool = rows_about(np.arange(630) % classes)
         assert by_balance(pool, text)[0] == method
 
 
