@@ -782,7 +782,7 @@ def test_unlabelled_examples_alone_are_used_where_they_are_spread_over_the_class
     added(add(client, [shade(number % 3, number) for number in range(30)]))
     at_rest(client)
     body = answer(as_body(client, shade(1, 70), label_set="things"))
-    assert (body["method"], body["transductive"]) == ("zlap", False)
+    assert (body["method"], body["transductive"]) == ("tfup", False)
     assert body["examples"] == {"revision": 1, "labelled": 0, "unlabelled": 30}
     assert body["results"][0]["predictions"][0]["label"] == "green"
 

@@ -151,8 +151,8 @@ async def test_no_losses_are_counted_if_auto_does_not_lose(service):
 async def test_with_only_a_pool_auto_has_one_point_and_methods_that_need_labels_are_named(service):
     curve = await curve_of(service, COLOURS, labels=np.zeros(0, np.int64), pool=POOL)
     auto = point_of(curve, AUTO, None)
-    assert auto.chosen == ("zlap",)
-    assert auto.accuracies == point_of(curve, "zlap", None).accuracies
+    assert auto.chosen == ("tfup",)
+    assert auto.accuracies == point_of(curve, "tfup", None).accuracies
     assert {item.partition(":")[0] for item in curve.not_run} == {"gda", "tip-adapter"}
     assert all(point.shots is None for point in curve.points)
 
