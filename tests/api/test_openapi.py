@@ -177,7 +177,9 @@ def test_a_class_is_given_as_a_name_or_as_an_object(api):
         json.dumps(api["components"]["schemas"][name]["properties"]["classes"]["items"])
         for name in ("ClassesBody", "LabelSetBody")
     }
-    assert json.loads(classes) == {"anyOf": [{"type": "string"}, {"$ref": "#/components/schemas/ClassBody"}]}
+    assert json.loads(classes) == {
+        "anyOf": [{"type": "string", "maxLength": 10_000}, {"$ref": "#/components/schemas/ClassBody"}]
+    }
 
 
 def test_request_bodies_allow_no_additional_fields(api):

@@ -15,7 +15,7 @@ FRAMINGS = framings()
 @pytest.fixture(scope="module")
 def attacked(tmp_path_factory):
     """Start one server for all tests of this module."""
-    with serving(data_dir=tmp_path_factory.mktemp("attacked")) as server:
+    with serving("--allowed-hosts", "*", data_dir=tmp_path_factory.mktemp("attacked")) as server:
         yield server
 
 

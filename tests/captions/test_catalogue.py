@@ -686,7 +686,7 @@ async def test_a_file_in_an_inaccessible_folder_is_an_error_of_the_build(databas
 
         return called
 
-    for name in ("is_file", "open"):
+    for name in ("is_file", "open", "stat"):
         monkeypatch.setattr(Path, name, refusing(getattr(Path, name)))
     with pytest.raises(InvalidFieldError, match="cannot be read"):
         await databases.build(

@@ -94,6 +94,7 @@ async def test_without_a_store_texts_are_always_encoded():
     assert encode.texts == ["owl", "owl"]
 
 
+@pytest.mark.blocks_event_loop("the test itself makes fifty thousand rows")
 async def test_fifty_thousand_texts_are_read_back(open_store):
     """More than SQLite accepts as variables of one statement."""
     store = open_store()
