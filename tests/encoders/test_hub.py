@@ -70,6 +70,8 @@ def download(monkeypatch, tmp_path):
     monkeypatch.setenv("DEIXIS_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("DEIXIS_MODEL_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr("app.cli.models.configure_logs", lambda *_: None)
+    # Other tests configure logs, which would be on standard error beside the message.
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.NullHandler()])
 
     def run(spec=SPEC):
         with structlog.testing.capture_logs():
