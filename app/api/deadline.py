@@ -93,7 +93,10 @@ class Deadline:
                 is_over = True
                 self._cancel(task)
         if not is_over:
-            await task
+            try:
+                await task
+            finally:
+                del task  # the traceback of an error refers to this frame, which must not refer to the error
             return
         error = DeadlineExceededError(
             f"the request took longer than {self._timeout_s:g} s; send fewer images or labels, or raise"

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from app.errors import ClientError, NotAnImageError, OverloadedError
+from app.errors import ClientError, OverloadedError
 from app.fewshot.fitting import FitCache
 from app.models.registry import ModelRegistry
 from app.names.class_names import indices_of
@@ -93,8 +93,6 @@ class ExampleImages:
             for index, row in zip(new, rows, strict=True):
                 if isinstance(row, ClientError):
                     refused[index] = row
-                elif not np.isfinite(row).all():
-                    refused[index] = NotAnImageError(f"the model '{model}' returns NaN or infinity for this image")
                 else:
                     features[index][fingerprint] = row
         return [

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from app.errors import ClientError, DeadlineExceededError, UnknownNameError
+from app.errors import ClientError, DeadlineExceededError, NotAnImageError, UnknownNameError
 from app.images.decoder_pool import Decoders
 from app.models.queue import Ticket
 from app.models.served_model import ServedModel
@@ -200,7 +200,14 @@ class ImageReader:
             except ClientError as error:
                 return error
         decoded_at = time.perf_counter()
-        encoded = await self._served.images.encode(pixels, self._ticket)
+        try:
+            encoded = await self._served.images.encode(pixels, self._ticket)
+        except FloatingPointError:
+            model = self._served.name
+            return NotAnImageError(
+                f"the model '{model}' returns NaN or infinity for this image; try another image, or"
+                " DEIXIS_PRECISION=fp32"
+            )
         encode_began_at = decoded_at + encoded.queue_s
         encoded_at = encode_began_at + encoded.encode_s
         past_stage("queue", decoded_at, encode_began_at)

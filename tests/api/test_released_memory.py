@@ -88,7 +88,7 @@ def test_a_request_that_fails_leaves_no_cycle_with_frames(settings, scenario):
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with (
             app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport, base_url="http://t") as client,
+            httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
         ):
             client.app = app
             await ask(client, 1)

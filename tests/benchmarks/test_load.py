@@ -12,7 +12,7 @@ from benchmarks.load import Tally, classify_requests, closed_loop, open_loop, pe
 from benchmarks.service import with_ratios
 from benchmarks.soak import growth
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.blocks_event_loop("the load generator encodes photographs")]
 
 
 @pytest.mark.parametrize(

@@ -85,8 +85,8 @@ def test_an_image_with_features_that_are_no_numbers_is_a_problem_and_not_null_sc
             return rows
 
     client = make_client([Overflowing()])
-    problem_of(classify(client, picture("white")), "internal-error")
-    problem_of(embed(client, encoded(picture("white")), modality="image"), "internal-error")
+    assert "NaN" in problem_of(classify(client, picture("white")), "not-an-image")["detail"]
+    problem_of(embed(client, encoded(picture("white")), modality="image"), "not-an-image")
     assert best_of(classify(client, picture("red"))) == ["red"]
 
 
