@@ -136,13 +136,7 @@ class Sorter:
         if self.action is FileAction.LINK:
             os.link(os.path.realpath(file), destination)
         elif is_moved and not file.is_symlink() and file.stat().st_dev == destination.parent.stat().st_dev:
-            try:
-                os.link(file, destination)
-            except OSError as error:
-                if error.errno not in _NO_LINKS:
-                    raise
-                if os.path.lexists(destination):
-                    raise FileExistsError(destination) from None
+            if not _link(file, destination):
                 self._record(file, destination, row)
                 file.rename(destination)
                 return
@@ -190,6 +184,18 @@ def _rename_without_overwriting(file: Path, destination: Path) -> None:
     Raises:
         FileExistsError: the destination exists.
     """
+    if _link(file, destination):
+        file.unlink()
+    else:
+        file.rename(destination)
+
+
+def _link(file: Path, destination: Path) -> bool:
+    """Create a hard link; return whether the file system has them.
+
+    Raises:
+        FileExistsError: the destination exists.
+    """
     try:
         os.link(file, destination)
     except OSError as error:
@@ -197,9 +203,8 @@ def _rename_without_overwriting(file: Path, destination: Path) -> None:
             raise
         if os.path.lexists(destination):
             raise FileExistsError(destination) from None
-        file.rename(destination)
-    else:
-        file.unlink()
+        return False
+    return True
 
 
 def folder_name(label: str) -> str:

@@ -353,8 +353,8 @@ class EncodeQueue(TurnQueue[Item, Row]):
     """Batches the items of many callers and encodes them on one supervised thread.
 
     For use from one event loop. The thread starts a batch, and possibly the next one, before it waits for the first. If
-    a batch fails, or a row is not finite, its halves are tried separately, so that only the item that caused it gets
-    the error. If the worker itself dies, all waiting items get an error at once, and the worker is restarted.
+    a batch fails, its halves are tried separately, so that only the item that caused the failure gets the error. If the
+    worker itself dies, all waiting items get an error at once, and the worker is restarted.
 
     Args:
         name: of the thread, for logs and debuggers.

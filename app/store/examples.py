@@ -20,7 +20,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 from app.errors import ConflictError, StoreError, TooLargeError, UnknownNameError
 from app.store.database import reading, reading_one_moment, scrub, writing
-from app.store.label_sets import delete_examples, is_storable, lock_current, printable, unknown_label_set
+from app.store.label_sets import delete_examples, escape_surrogates, is_storable, lock_current, unknown_label_set
 from app.store.tables import ExampleFeatureRow, ExampleRow, LabelSetRow, SelectionRow
 
 # Databases limit the number of parameters of a statement.
@@ -511,7 +511,7 @@ async def _require_room(connection: AsyncConnection, name: str, new: int, max_ex
 def _require_classes(items: Sequence[NewExample], classnames: Sequence[str]) -> None:
     unknown = {item.classname for item in items if item.classname is not None} - set(classnames)
     if unknown:
-        raise UnknownNameError("class", printable(min(unknown)), classnames)
+        raise UnknownNameError("class", escape_surrogates(min(unknown)), classnames)
 
 
 async def _update(connection: AsyncConnection, column: str, by_id: Mapping[int, Any]) -> None:

@@ -24,7 +24,7 @@ from sqlalchemy.orm import aliased, undefer
 from app.errors import UnknownNameError
 from app.names.namespaces import Namespace, namespace_of
 from app.store.database import reading, writing
-from app.store.label_sets import belongs_to, printable
+from app.store.label_sets import belongs_to, escape_surrogates
 from app.store.tables import JobRow
 
 KEPT_DAYS = 30
@@ -229,7 +229,7 @@ class JobRepository:
             owner,
             status=JobStatus.SUCCEEDED if error is None else JobStatus.FAILED,
             result=None if result is None else dict(result),
-            error=None if error is None else printable(error).replace("\0", "\\0"),
+            error=None if error is None else escape_surrogates(error).replace("\0", "\\0"),
             attachment=None,
             lease_until=None,
             finished_at=datetime.now(UTC),

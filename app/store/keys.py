@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.errors import ConflictError, UnknownNameError
 from app.names.namespaces import Namespace
 from app.store.database import answer_within, reading, writing
-from app.store.label_sets import printable
+from app.store.label_sets import escape_surrogates
 from app.store.tables import ApiKeyRow
 
 # For the look-up of a key, which every request waits for. A key that was seen before is accepted after that.
@@ -124,7 +124,7 @@ class KeyRepository:
         async with writing(self._engine) as session:
             row = await session.get(ApiKeyRow, key_id) if key_id.isascii() and key_id.isprintable() else None
             if row is None:
-                raise UnknownNameError("key", printable(key_id), way_out="`deixis keys list` shows their ids")
+                raise UnknownNameError("key", escape_surrogates(key_id), way_out="`deixis keys list` shows their ids")
             if row.revoked_at is None:
                 row.revoked_at = datetime.now(UTC)
             return _to_key(row)

@@ -210,7 +210,7 @@ class LabelSetRepository:
             row, current = await lock_current(session, name, if_match)
             remaining = tuple(entry for entry in current.classes if entry.name != classname)
             if len(remaining) == len(current.classes):
-                raise UnknownNameError("class", printable(classname), (entry.name for entry in current.classes))
+                raise UnknownNameError("class", escape_surrogates(classname), (entry.name for entry in current.classes))
             if not remaining:
                 problem = f"'{classname}' is the only class of the label set '{name}', which must have one"
                 raise ConflictError(f"{problem}; add another first, or delete the label set")
@@ -330,7 +330,7 @@ async def unknown_label_set(session: AsyncSession, name: str) -> UnknownNameErro
     known = await session.scalars(
         select(LabelSetRow.name).where(LabelSetRow.deleted_at.is_(None), belongs_to(LabelSetRow.name, namespace))
     )
-    return UnknownNameError("label set", printable(name), known)
+    return UnknownNameError("label set", escape_surrogates(name), known)
 
 
 def belongs_to(name: InstrumentedAttribute[str], namespace: Namespace) -> ColumnElement[bool]:
@@ -356,6 +356,6 @@ def is_storable(text: str) -> bool:
     return not any(character == "\0" or "\ud800" <= character <= "\udfff" for character in text)
 
 
-def printable(text: str) -> str:
+def escape_surrogates(text: str) -> str:
     """Return a name as an error can show it, with lone surrogates escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
