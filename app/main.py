@@ -27,6 +27,7 @@ from app.api.forms import ImageCountLimits
 from app.api.hosts import HostCheck, HostRules
 from app.api.middleware import AccessLog, BodyBudget, BodyLimits, BoundedBody, SecurityHeaders
 from app.api.routes import ROUTERS
+from app.api.routing import add_routes
 from app.captions.catalogue import CaptionCatalogue, RemoteSearch
 from app.captions.search import CaptionSearch
 from app.classification.classifiers import ClassifierCache
@@ -489,15 +490,12 @@ def create_app(
         redoc_url=None,
         # A redirect would name an address, and only a proxy in front knows the right one.
         redirect_slashes=False,
-        # Names in generated clients: put_label_set, not put_label_set_v1_label_sets__name__put.
-        generate_unique_id_function=lambda route: route.name,
-        responses=dict(errors.RESPONSES),
     )
     errors.install(app)
     documentation.install(app)
     playground.install(app)
     for router in ROUTERS:
-        app.include_router(router)
+        add_routes(app, router)
     app.add_middleware(
         HostCheck,
         rules=HostRules(settings.host, settings.allowed_hosts, settings.cors_origins),

@@ -21,6 +21,8 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
 MAX_ROWS = 15
 
+pytestmark = pytest.mark.blocks_event_loop("every call of a function is recorded")
+
 CLASSES = {"classes": ["red", "green", "blue"]}
 IMAGE = ("picture.png", picture("red"), "image/png")
 
@@ -35,11 +37,11 @@ def rows_of(heading: str) -> list[str]:
 def recorded_calls():
     """Record the time of the first call of every function of ``app``, in this thread and in threads that it starts."""
     first: dict[str, float] = {}
-    prefix = f"{ROOT}/"
+    prefix = f"{ROOT}/app/"
 
     def profile(frame, event, argument):
         if event == "call" and (file := frame.f_code.co_filename).startswith(prefix):
-            first.setdefault(f"{file.removeprefix(prefix)}:{frame.f_code.co_qualname}", time.perf_counter())
+            first.setdefault(f"app/{file.removeprefix(prefix)}:{frame.f_code.co_qualname}", time.perf_counter())
 
     threading.setprofile(profile)
     sys.setprofile(profile)

@@ -103,11 +103,6 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
             f"the method {request.method} is not allowed on {request.url.path}; allowed: {allowed}"
         )
         return problem_response(reported, {"Allow": allowed})
-    elif error.__cause__ is not None:  # FastAPI could not parse the body
-        reason = type(error.__cause__).__name__
-        reported = MalformedRequestError(
-            f"the body cannot be parsed ({reason}); check for too deep nesting and for numbers with too many digits"
-        )
     else:
         reported = MalformedRequestError(str(error.detail))
     return problem_response(reported, error.headers)

@@ -44,8 +44,8 @@ _MAX_FIELDS = 1_100
 _MAX_SEARCH_IMAGES = 16
 # For JSON bodies of routes that take images as a form; such a body names only a folder or a model.
 _MAX_SMALL_JSON_BYTES = 64 * 1024
-# Five per item, because names may contain commas too.
-_MAX_JSON_COMMAS = 5 * MAX_ITEMS
+# Ten per item, because names and captions may contain commas too.
+_MAX_JSON_COMMAS = 10 * MAX_ITEMS
 _URL = re.compile(r"\s*https?://", re.IGNORECASE)
 
 # Content types of programs that do not know what they send; the last one is the default of curl.
@@ -112,7 +112,7 @@ async def read_classify_input(request: Request, *, max_images: int) -> ClassifyI
 
 
 def _classify_input_from_json(content: bytes, max_images: int) -> ClassifyInput:
-    body = _validated_json(ClassifyBody, content)
+    body = validate_json(ClassifyBody, content)
     if len(body.images) > max_images:
         raise _too_many_images(max_images, "DEIXIS_MAX_IMAGES_PER_REQUEST")
     return ClassifyInput([_image_input(image) for image in body.images], _part_of(body, ClassifyFields))
@@ -138,18 +138,18 @@ async def read_search_input(request: Request) -> tuple[SearchFields, ImageInput 
 
 
 def _search_input_from_json(content: bytes) -> tuple[SearchFields, ImageInput | None]:
-    body = _validated_json(SearchBody, content)
+    body = validate_json(SearchBody, content)
     return _part_of(body, SearchFields), None if body.image is None else _image_input(body.image)
 
 
 async def read_zero_shot_input(request: Request) -> tuple[ZeroShotBody, ImageInput]:
     """Read a request in Hugging Face's form, and its image; raises the errors of ``read_classify_input``."""
-    _check_is_json(request)
+    check_is_json(request)
     return await asyncio.to_thread(_zero_shot_input_from_json, await request.body())
 
 
 def _zero_shot_input_from_json(content: bytes) -> tuple[ZeroShotBody, ImageInput]:
-    body = _validated_json(ZeroShotBody, content)
+    body = validate_json(ZeroShotBody, content)
     return body, _image_input_from_text(body.inputs)
 
 
@@ -158,17 +158,43 @@ async def read_embeddings_input(request: Request, *, max_images: int) -> tuple[E
 
     Raises the errors of ``read_classify_input``.
     """
-    _check_is_json(request)
+    check_is_json(request)
     return await asyncio.to_thread(_embeddings_input_from_json, await request.body(), max_images)
 
 
 def _embeddings_input_from_json(content: bytes, max_images: int) -> tuple[EmbeddingsBody, list[ImageInput] | None]:
-    body = _validated_json(EmbeddingsBody, content)
+    body = validate_json(EmbeddingsBody, content)
     if body.modality == "text":
         return body, None
     if len(body.input) > max_images:
         raise _too_many_images(max_images, "DEIXIS_MAX_IMAGES_PER_REQUEST")
     return body, [_image_input_from_text(text) for text in body.input]
+
+
+def check_is_json(request: Request) -> None:
+    """Refuse other content types, such as the default of curl."""
+    media_type = media_type_of(request)
+    if media_type != JSON:
+        raise UnsupportedMediaTypeError(
+            f"content type '{media_type}' is not supported; send JSON with 'Content-Type: {JSON}'"
+        )
+
+
+def validate_json(kind: type[_Body], content: bytes) -> _Body:
+    """Return the JSON body of a route that takes nothing else; for use in a thread.
+
+    Raises:
+        MalformedRequestError: the body is not JSON.
+        InvalidFieldError: a field is unknown, missing or invalid.
+        TooLargeError: the body has more items than any request needs.
+    """
+    # Counted before parsing, which would hold the interpreter for seconds; base64 contains no commas.
+    if content.count(b",") > _MAX_JSON_COMMAS:
+        raise TooLargeError(f"the body has more than {_MAX_JSON_COMMAS:,} commas; send fewer items")
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        raise _client_error(error) from error
 
 
 def parse_json(kind: type[_Body], content: bytes) -> _Body:
@@ -307,12 +333,6 @@ async def _is_image(request: Request, media_type: str) -> bool:
     return media_type.startswith("image/") or (media_type in _UNTYPED and is_image(await request.body()))
 
 
-def _check_is_json(request: Request) -> None:
-    media_type = media_type_of(request)
-    if media_type != JSON:
-        raise UnsupportedMediaTypeError(f"content type '{media_type}' is not supported; send {JSON}")
-
-
 def _check_media_type(request: Request, media_type: str) -> None:
     """Refuse a content type other than a form and JSON, and query fields beside either."""
     if media_type not in {FORM, JSON}:
@@ -330,16 +350,6 @@ def _check_media_type(request: Request, media_type: str) -> None:
 def _validated(kind: type[_Body], fields: Mapping[str, Any]) -> _Body:
     try:
         return kind.model_validate(fields)
-    except ValidationError as error:
-        raise _client_error(error) from error
-
-
-def _validated_json(kind: type[_Body], content: bytes) -> _Body:
-    # Counted before parsing, which would hold the interpreter for seconds; base64 contains no commas.
-    if content.count(b",") > _MAX_JSON_COMMAS:
-        raise TooLargeError(f"the body has more than {_MAX_JSON_COMMAS:,} commas; send fewer labels or images")
-    try:
-        return kind.model_validate_json(content)
     except ValidationError as error:
         raise _client_error(error) from error
 

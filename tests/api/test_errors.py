@@ -280,18 +280,16 @@ def test_no_request_is_redirected(client, path):
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("name", "reason"),
     [
-        "label set: nested 100,000 deep",
-        "label set: objects nested 100,000 deep",
-        "label set: add nested 100,000 deep",
-        "label set: a huge number",
+        ("label set: nested 100,000 deep", "recursion limit exceeded at line 1 column"),
+        ("label set: objects nested 100,000 deep", "recursion limit exceeded at line 1 column"),
+        ("label set: add nested 100,000 deep", "recursion limit exceeded at line 1 column"),
+        ("label set: a huge number", "number out of range at line 1 column"),
     ],
 )
-def test_the_detail_names_likely_reasons_why_json_cannot_be_parsed(client, name):
-    members = problem_of(send(client, *MALFORMED[name]), "malformed-request")
-    assert "too deep nesting" in members["detail"]
-    assert "too many digits" in members["detail"]
+def test_the_detail_says_where_and_why_json_cannot_be_parsed(client, name, reason):
+    assert reason in problem_of(send(client, *MALFORMED[name]), "malformed-request")["detail"]
 
 
 @pytest.mark.parametrize("media_type", ["application/json; charset=utf-8", "APPLICATION/JSON", "application/json ;v=1"])

@@ -138,7 +138,6 @@ def test_more_fields_than_any_request_needs_are_refused(client):
 JSON = {"content-type": "application/json"}
 
 
-@pytest.mark.blocks_event_loop("bodies without images are validated on the event loop, here 100,000 classes")
 def test_a_list_longer_than_any_setting_allows_is_refused_without_looking_at_all_of_it(client):
     """Millions of short names are checked for minutes otherwise."""
     items, image = "[" + ",".join(['"a"'] * 300_000) + "]", '{"base64": ""}'
@@ -206,10 +205,10 @@ def test_a_few_unknown_fields_are_reported_by_name(client):
 @pytest.mark.parametrize(
     "body",
     [
-        b'{"images": [{"base64": ""}], "labels": [' + b",".join([b'"a"'] * 500_003) + b"]}",
-        b'{"images": [' + b"," * 500_001,
-        b"," * 500_001,
-        b'{"images": [{"base64": ""}], "labels": ["a"], ' + b"'1': 1, " * 500_001,
+        b'{"images": [{"base64": ""}], "labels": [' + b",".join([b'"a"'] * 1_000_003) + b"]}",
+        b'{"images": [' + b"," * 1_000_001,
+        b"," * 1_000_001,
+        b'{"images": [{"base64": ""}], "labels": ["a"], ' + b"'1': 1, " * 1_000_001,
     ],
     ids=["labels", "no JSON", "nothing but commas", "fields"],
 )
@@ -217,7 +216,7 @@ def test_json_with_more_commas_than_any_request_has_is_refused_before_it_is_pars
     """Parsing it would hold the interpreter, and with it every other request."""
     monkeypatch.setattr("app.api.forms.ClassifyBody.model_validate_json", lambda *_, **__: pytest.fail("it was parsed"))
     response = client.post("/v1/classify", content=body, headers=JSON)
-    assert "500,000" in problem_of(response, "too-large")["detail"]
+    assert "1,000,000" in problem_of(response, "too-large")["detail"]
 
 
 def test_commas_inside_of_names_are_not_too_many(client):

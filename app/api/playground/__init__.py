@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import Response
 
+from app.api.routing import add_routes
 from app.errors import UnknownRouteError
 
 _MEDIA_TYPES = {
@@ -48,4 +49,4 @@ def _file(name: str) -> Response:
 
 def install(app: FastAPI) -> None:
     """Add the page to the application."""
-    app.include_router(router)
+    add_routes(app, router)

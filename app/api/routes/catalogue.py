@@ -2,15 +2,13 @@
 
 from collections.abc import Mapping
 
-from fastapi import APIRouter
-
-from app.api.auth.access import GuardedRoute
 from app.api.dependencies import ModelsDependency
+from app.api.routing import guarded_router
 from app.api.schemas.catalogue import ImagePathBody, MethodBody, MethodList, ModelBody, ModelList, OptionBody
 from app.classification.methods import CASED, DEFAULT_METHOD, METHODS
 from app.types import Option
 
-router = APIRouter(prefix="/v1", tags=["models and methods"], route_class=GuardedRoute)
+router = guarded_router(prefix="/v1", tags=["models and methods"])
 
 
 @router.get("/models")

@@ -3,18 +3,19 @@
 import asyncio
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
-from app.api.auth.access import CallerDependency, GuardedRoute, log_fields
+from app.api.auth.access import CallerDependency, log_fields
 from app.api.dependencies import ImageCountLimitsDependency, PipelineDependency, ResolverDependency
 from app.api.disconnects import unless_disconnected
 from app.api.forms import IMAGE_FILES, read_classify_input
 from app.api.problems import kind_of, problem
+from app.api.routing import guarded_router
 from app.api.schemas.classification import ClassifyBody, ClassifyFields, ClassifyResponse, serialize
 from app.errors import FieldProblem, InvalidFieldError
 from app.types import Classification
 
-router = APIRouter(tags=["classify"], route_class=GuardedRoute)
+router = guarded_router(tags=["classify"])
 
 
 def _form_schema() -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
-from app.api.auth.access import CallerDependency, GuardedRoute
+from app.api.auth.access import CallerDependency
 from app.api.dependencies import BuildCaptionsJobsDependency, CaptionSearchDependency, ModelsDependency
 from app.api.disconnects import unless_disconnected
 from app.api.forms import IMAGE_FILES, read_search_input
-from app.api.routes.label_sets import JSON_ONLY
+from app.api.routing import guarded_router
 from app.api.schemas.databases import BuildDatabaseBody, DatabaseBody, DatabaseList, SearchFields, SearchResponse
 from app.api.schemas.images import ImageBody
 from app.api.schemas.jobs import JobBody
@@ -16,7 +16,7 @@ from app.captions.catalogue import DatabaseState
 from app.captions.search import CaptionQuery, CaptionSearch
 from app.store.keys import Scope
 
-router = APIRouter(prefix="/v1/databases", tags=["caption databases"], route_class=GuardedRoute)
+router = guarded_router(prefix="/v1/databases", tags=["caption databases"])
 
 _FIELDS = SearchFields.model_json_schema()["properties"]
 _BODY: dict[str, Any] = {
@@ -61,7 +61,7 @@ async def get_database(name: str, captions: CaptionSearchDependency, caller: Cal
     return await _database_body(await catalogue.state(catalogue.qualified_name(name, caller.namespace)), captions)
 
 
-@router.put("/{name}", status_code=202, dependencies=JSON_ONLY)
+@router.put("/{name}", status_code=202)
 async def build_database(
     name: str,
     body: BuildDatabaseBody,

@@ -2,16 +2,17 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Query, Response
 
-from app.api.auth.access import GuardedRoute, LabelSetName
+from app.api.auth.access import LabelSetName
 from app.api.dependencies import (
     DescribeJobsDependency,
     DescriberDependency,
     DraftsDependency,
     LabelSetsDependency,
 )
-from app.api.routes.label_sets import JSON_ONLY, IfMatchHeader, etag_of, parse_if_match
+from app.api.routes.label_sets import IfMatchHeader, etag_of, parse_if_match
+from app.api.routing import guarded_router
 from app.api.schemas.descriptions import (
     AcceptedResponse,
     DecisionBody,
@@ -28,7 +29,7 @@ from app.api.schemas.jobs import JobBody
 from app.api.schemas.label_sets import LabelSetResponse
 from app.store.drafts import DraftStatus
 
-router = APIRouter(tags=["descriptions"], route_class=GuardedRoute)
+router = guarded_router(tags=["descriptions"])
 
 _PATH = "/v1/label-sets/{name}/descriptions"
 
@@ -46,7 +47,7 @@ async def list_question_sets(describer: DescriberDependency) -> QuestionSetList:
     )
 
 
-@router.post(f"{_PATH}:estimate", dependencies=JSON_ONLY)
+@router.post(f"{_PATH}:estimate")
 async def estimate_descriptions(
     name: LabelSetName, body: DescribeBody, describer: DescriberDependency, label_sets: LabelSetsDependency
 ) -> EstimateBody:
@@ -57,7 +58,7 @@ async def estimate_descriptions(
     )
 
 
-@router.post(f"{_PATH}:generate", status_code=202, dependencies=JSON_ONLY)
+@router.post(f"{_PATH}:generate", status_code=202)
 async def generate_descriptions(
     name: LabelSetName, body: GenerateBody, jobs: DescribeJobsDependency, response: Response
 ) -> JobBody:
@@ -89,7 +90,7 @@ async def list_drafts(
     )
 
 
-@router.post(f"{_PATH}:accept", dependencies=JSON_ONLY)
+@router.post(f"{_PATH}:accept")
 async def accept_drafts(
     name: LabelSetName,
     body: DecisionBody,
@@ -103,7 +104,7 @@ async def accept_drafts(
     return AcceptedResponse(accepted=accepted, label_set=LabelSetResponse.of(label_set))
 
 
-@router.post(f"{_PATH}:reject", dependencies=JSON_ONLY)
+@router.post(f"{_PATH}:reject")
 async def reject_drafts(name: LabelSetName, body: DecisionBody, drafts: DraftsDependency) -> RejectedResponse:
     """Reject drafts. Rejected texts are not generated again."""
     return RejectedResponse(rejected=await drafts.reject(name, body.ids))

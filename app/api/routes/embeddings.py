@@ -6,16 +6,17 @@ import json
 from typing import Any
 
 import numpy as np
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
-from app.api.auth.access import CallerDependency, GuardedRoute, log_fields
+from app.api.auth.access import CallerDependency, log_fields
 from app.api.dependencies import EmbedderDependency, ImageCountLimitsDependency
 from app.api.disconnects import unless_disconnected
 from app.api.forms import read_embeddings_input
+from app.api.routing import guarded_router
 from app.api.schemas.embeddings import EmbeddingsBody, EmbeddingsResponse
 from app.types import ImageFeatures
 
-router = APIRouter(tags=["embeddings"], route_class=GuardedRoute)
+router = guarded_router(tags=["embeddings"])
 
 _BODY = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": EmbeddingsBody.model_json_schema()}}}

@@ -4,9 +4,9 @@ import asyncio
 from typing import Any
 
 import numpy as np
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
-from app.api.auth.access import CallerDependency, GuardedRoute, LabelSetName
+from app.api.auth.access import CallerDependency, LabelSetName
 from app.api.deadline import restart_deadline
 from app.api.dependencies import (
     EvaluateJobsDependency,
@@ -24,13 +24,14 @@ from app.api.forms import (
     parse_json,
     read_image_part,
 )
+from app.api.routing import guarded_router
 from app.api.schemas.jobs import JobBody
 from app.api.schemas.selection import EvaluateStoredBody
 from app.errors import ClientError, InvalidFieldError, UnsupportedMediaTypeError
 from app.names.class_names import indices_of
 from app.store.jobs import Job
 
-router = APIRouter(tags=["evaluation"], route_class=GuardedRoute)
+router = guarded_router(tags=["evaluation"])
 
 _ENCODED_AT_ONCE = 8
 _FIELDS = ("class", "model", "template")

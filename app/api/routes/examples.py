@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 
-from app.api.auth.access import Caller, CallerDependency, GuardedRoute, LabelSetName
+from app.api.auth.access import Caller, CallerDependency, LabelSetName
 from app.api.deadline import restart_deadline
 from app.api.dependencies import (
     ExamplesDependency,
@@ -25,6 +25,7 @@ from app.api.forms import (
     parse_json,
     read_image_part,
 )
+from app.api.routing import guarded_router
 from app.api.schemas.examples import (
     AddedExamplesResponse,
     DeletedExamplesResponse,
@@ -43,7 +44,7 @@ from app.store.examples import Deleted, NewExample
 from app.store.keys import Scope
 from app.types import LabelSet
 
-router = APIRouter(tags=["example images"], route_class=GuardedRoute)
+router = guarded_router(tags=["example images"])
 
 _PATH = "/v1/label-sets/{name}/images"
 _ENCODED_AT_ONCE = 16

@@ -1,13 +1,13 @@
 """Health probes and metrics."""
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
-from app.api.auth.access import GuardedRoute
 from app.api.dependencies import HealthDependency
+from app.api.routing import guarded_router
 from app.api.schemas.health import Health
 
-router = APIRouter(tags=["probes"], route_class=GuardedRoute)
+router = guarded_router(tags=["probes"])
 
 
 @router.head("/healthz", include_in_schema=False)

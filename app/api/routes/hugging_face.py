@@ -1,16 +1,17 @@
 """POST /v1/zero-shot-image-classification, in the form of Hugging Face's task of that name."""
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 
-from app.api.auth.access import CallerDependency, GuardedRoute, log_fields
+from app.api.auth.access import CallerDependency, log_fields
 from app.api.dependencies import PipelineDependency, ResolverDependency
 from app.api.disconnects import unless_disconnected
 from app.api.forms import read_zero_shot_input
+from app.api.routing import guarded_router
 from app.api.schemas.hugging_face import ScoredLabelBody, ZeroShotBody
 from app.classification.resolve import ClassifyRequest
 from app.errors import InvalidFieldError
 
-router = APIRouter(tags=["classify"], route_class=GuardedRoute)
+router = guarded_router(tags=["classify"])
 
 _SCHEMA = ZeroShotBody.model_json_schema()
 # Inlined, because FastAPI collects no definitions from a body that the route parses itself.

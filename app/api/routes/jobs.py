@@ -2,13 +2,14 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 
-from app.api.auth.access import CallerDependency, GuardedRoute
+from app.api.auth.access import CallerDependency
 from app.api.dependencies import JobQueueDependency
+from app.api.routing import guarded_router
 from app.api.schemas.jobs import JobBody, JobList, JobSummary
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=GuardedRoute)
+router = guarded_router(prefix="/v1/jobs", tags=["jobs"])
 
 
 @router.get("")

@@ -2,30 +2,19 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import Header, Query, Response
 
-from app.api.auth.access import CallerDependency, GuardedRoute, LabelSetName
+from app.api.auth.access import CallerDependency, LabelSetName
 from app.api.dependencies import LabelSetsDependency
-from app.api.forms import media_type_of
+from app.api.routing import guarded_router
 from app.api.schemas.label_sets import ClassesBody, LabelSetBody, LabelSetList, LabelSetResponse, LabelSetSummaryBody
-from app.errors import InvalidFieldError, UnsupportedMediaTypeError
+from app.errors import InvalidFieldError
 from app.names.namespaces import own_name
 from app.store.label_sets import ANY, IfMatch
 from app.types import LabelSet
 
-router = APIRouter(prefix="/v1/label-sets", tags=["label sets"], route_class=GuardedRoute)
+router = guarded_router(prefix="/v1/label-sets", tags=["label sets"])
 
-
-def _require_json(request: Request) -> None:
-    """Refuse other content types, such as the default of curl."""
-    content_type = media_type_of(request)
-    if content_type != "application/json":
-        raise UnsupportedMediaTypeError(
-            f"content type '{content_type}' is not supported; send JSON with 'Content-Type: application/json'"
-        )
-
-
-JSON_ONLY = [Depends(_require_json)]
 
 IfMatchHeader = Annotated[
     str | None, Header(alias="If-Match", description="Write only if the current ETag is one of these.")
@@ -74,7 +63,6 @@ async def get_label_set(
 
 @router.put(
     "/{name}",
-    dependencies=JSON_ONLY,
     responses={201: {"model": LabelSetResponse, "description": "The label set was created."}},
 )
 async def put_label_set(
@@ -109,7 +97,7 @@ async def delete_label_set(name: LabelSetName, label_sets: LabelSetsDependency, 
     await label_sets.delete(name, if_match=parse_if_match(if_match))
 
 
-@router.post("/{name}/classes", dependencies=JSON_ONLY)
+@router.post("/{name}/classes")
 async def add_classes(
     name: LabelSetName,
     body: ClassesBody,
