@@ -175,7 +175,7 @@ async def test_an_invalid_name_is_a_field_error_and_opens_no_folder(databases, n
 async def test_a_namespace_reads_its_own_databases_and_the_default_one(databases, folder):
     acme = Namespace("acme")
     for name in ("wordnet", "things", "acme#toys", "acmes#tools"):
-        made(folder / name)
+        await asyncio.to_thread(made, folder / name)
     assert [state.name for state in await databases.states(acme)] == ["acme#toys", "wordnet"]
     assert [state.name for state in await databases.states(OPEN_NAMESPACE)] == ["things", "wordnet"]
     assert len(await databases.states()) == 4
@@ -349,7 +349,7 @@ async def test_after_a_failed_build_it_is_no_longer_announced(databases):
 
 
 async def test_concurrent_searches_find_the_same_as_sequential_ones(databases, folder, gate):
-    made(folder / "things", MANY)
+    await asyncio.to_thread(made, folder / "things", MANY)
     made(folder / "others")
     questions = [
         (("things", "others")[number % 2], text, k, number % 3 == 0)
@@ -380,7 +380,7 @@ async def test_concurrent_searches_find_the_same_as_sequential_ones(databases, f
 
 async def test_more_queries_than_the_queue_limit_are_all_searched_in_order(make_databases, folder):
     databases = make_databases(max_queued=1)
-    made(folder / "things", MANY)
+    await asyncio.to_thread(made, folder / "things", MANY)
     texts = MANY[:300]
 
     found = await nearest(databases, "things", *texts, k=1)
