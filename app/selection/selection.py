@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from app.adapters._examples import effective_classes
+from app.adapters._examples import MIN_BALANCE, effective_classes
 from app.classification.classifiers import ClassifierCache
 from app.classification.methods import DEFAULT_METHOD
 from app.classification.resolve import Resolver
@@ -46,9 +46,6 @@ _MIN_IMAGES = 500
 
 # With fewer unlabelled images per class there is no evidence.
 _MIN_POOL_PER_CLASS = 8
-# Of the classes, by zero-shot. Pools that showed half of the classes had 0.66 and 0.75 of them, balanced ones 0.87 to
-# 0.97: zero-shot errors spread the images over other classes.
-_MIN_POOL_SPREAD = 0.8
 
 _NLL_DIGITS = 6
 
@@ -201,7 +198,7 @@ def by_balance(pool: np.ndarray, text: np.ndarray) -> tuple[str, str]:
         )
     spread = effective_classes(pool, text)
     evidence = f"by zero-shot, {len(pool)} unlabelled images are spread over {spread:.1f} of {classes} classes"
-    if spread < _MIN_POOL_SPREAD * classes:
+    if spread < MIN_BALANCE * classes:
         return DEFAULT_METHOD, f"{evidence}, too unevenly to learn from"
     return WITHOUT_LABELS, f"{evidence}, and there are no labelled images to compare the methods on"
 

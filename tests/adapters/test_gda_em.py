@@ -76,7 +76,9 @@ def test_a_class_without_images_keeps_its_text_and_is_finite():
     rng = np.random.default_rng(3)
     text = np.eye(4, 8, dtype=np.float32)
     rows = unit(text[rng.integers(0, 3, 40)] + 0.05 * rng.standard_normal((40, 8))).astype(np.float32)
-    adapter = GDAEM().fit(text, logit_scale=100.0, logit_bias=None, examples=Examples(pool_features=rows))
+    adapter = GDAEM()
+    adapter.balanced = False
+    adapter.fit(text, logit_scale=100.0, logit_bias=None, examples=Examples(pool_features=rows))
     assert adapter.learned_
     assert adapter.diagnostics_["least_images_of_a_class"] < 1e-6
     wanted, _, _ = oracle.fit_em(rows.astype(float), text.astype(float), scale=100.0)
@@ -98,7 +100,9 @@ def test_a_pool_of_few_classes_is_not_used():
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_identical_images_give_the_results_of_zero_shot(count):
     drawn = problem(4, classes=2)
-    result = drawn.fit(GDAEM(), Examples(pool_features=np.repeat(drawn.rows[:1], count, axis=0))).predict(drawn.queries)
+    adapter = GDAEM()
+    adapter.balanced = False  # one image has one class
+    result = drawn.fit(adapter, Examples(pool_features=np.repeat(drawn.rows[:1], count, axis=0))).predict(drawn.queries)
     np.testing.assert_allclose(result.logits, drawn.zero_shot(), atol=1e-4)
     assert "all the same" in result.warnings[0]
 

@@ -100,8 +100,9 @@ def test_similarities_are_rescaled_per_image():
 def test_identical_images_are_finite():
     drawn = problem(5, classes=2)
     examples = Examples(pool_features=np.repeat(drawn.rows[:1], 30, axis=0))
-    adapter = drawn.fit(TFUP(), examples)
-    result = adapter.predict(drawn.queries).logits
+    adapter = TFUP()
+    adapter.balanced = False  # one image has one class
+    result = drawn.fit(adapter, examples).predict(drawn.queries).logits
     assert adapter.learned_
     assert np.isfinite(result).all()
     np.testing.assert_allclose(result[:, 0] - result[:, 1], np.diff(-drawn.zero_shot())[:, 0], atol=1e-2)

@@ -15,7 +15,9 @@ def problem(rng, **changes):
     return clustered(rng, **{**sizes, "noise": rng.choice([0.5, 1, 3]), **changes})
 
 
-def fitted(adapter, text, pool, **given):
+def fitted(adapter, text, pool, *, balanced=False, **given):
+    """Fit an adapter to a pool, by default one with any shares of the classes."""
+    adapter.balanced = balanced
     examples = pool_of(pool, adapter.neighbours)
     return adapter.fit(text, **{"logit_scale": 50.0, "logit_bias": None, "examples": examples, **given})
 
@@ -113,7 +115,7 @@ def test_balanced_pools_are_classified_better_than_by_zero_shot():
     text, pool, queries, pool_labels, labels = clustered(
         np.random.default_rng(6), images=400, classes=10, dims=32, queries=400, noise=1.0, gap=1.3, dtype=np.float32
     )
-    adapter = fitted(TransCLIP(), text, pool, logit_scale=20.0)
+    adapter = fitted(TransCLIP(), text, pool, balanced=True, logit_scale=20.0)
     assert (shares_of(adapter, pool, queries).argmax(axis=1) == labels).mean() > (
         (queries @ text.T).argmax(axis=1) == labels
     ).mean()
@@ -128,7 +130,6 @@ def test_identical_images_have_no_variance_and_give_nearly_the_results_of_zero_s
     same = np.repeat(pool, 6, axis=0)
     text = clustered(np.random.default_rng(8), images=6, classes=3, dims=16, dtype=np.float32)[0]
     adapter = TransCLIP()
-    adapter.balanced = False
     fitted(adapter, text, same, logit_scale=3.0)
     result = adapter.pool_scores(same)
     assert adapter.learned_
@@ -142,7 +143,6 @@ def test_tiny_problems_are_finite(images, classes):
         np.random.default_rng(9), images=images, classes=classes, dims=16, queries=4, dtype=np.float32
     )
     adapter = TransCLIP()
-    adapter.balanced = False  # few images cannot have many classes
     fitted(adapter, text, pool)
     assert adapter.learned_
     result = adapter.predict(queries, nearest(queries, pool, 3))
@@ -164,7 +164,7 @@ def test_a_pool_of_few_classes_is_not_used():
     text, pool, _, labels, _ = clustered(
         np.random.default_rng(11), images=200, classes=10, dims=64, noise=0.3, gap=0.3, dtype=np.float32
     )
-    adapter = fitted(TransCLIP(), text, pool[labels < 2])
+    adapter = fitted(TransCLIP(), text, pool[labels < 2], balanced=True)
     assert not adapter.learned_
     assert "of 10 classes" in adapter.warnings_[0]
 
