@@ -102,19 +102,31 @@ class LabelSet:
         return f"{self.name}@{self.version}"
 
 
+class RejectBy(StrEnum):
+    """The score of an image that rejection compares with a threshold; it is low for images of none of the classes."""
+
+    SCORE = "score"
+    """The best score, in [0, 1]."""
+    SIMILARITY = "similarity"
+    """The largest cosine similarity with the text of a class."""
+    CLASS_MEAN = "class-mean"
+    """The largest cosine similarity with the mean of the labelled images of a class."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scoring:
     """How logits become scores, rejections and prediction sets.
 
     ``temperature`` divides the logits; it was fitted on ``calibrated_on`` labelled images, and is 1 if there are none.
-    An image whose best score is below ``reject_below`` is rejected; ``false_rejection_rate`` is the measured share of
-    images of a class that this rejects wrongly. A label is in the prediction set of ``coverage`` if its probability is
-    at least ``1 - set_quantile``.
+    An image whose score ``reject_by`` is below ``reject_below`` is rejected; ``false_rejection_rate`` is the measured
+    share of images of a class that this rejects wrongly. A label is in the prediction set of ``coverage`` if its
+    probability is at least ``1 - set_quantile``.
     """
 
     temperature: float = 1.0
     calibrated_on: int = 0
     reject_below: float | None = None
+    reject_by: RejectBy = RejectBy.SCORE
     false_rejection_rate: float | None = None
     coverage: float | None = None
     set_quantile: float | None = None
@@ -229,8 +241,8 @@ class ImageResult:
     """The result for one image: its predictions, best first, or the error that kept it from being decoded.
 
     ``captions`` are those that labels were discovered in, nearest first. ``rejected`` means that the image is taken for
-    none of the classes; ``prediction_set`` contains the true label with the requested coverage. Both are None unless
-    requested.
+    none of the classes, because ``rejection_score`` is below the threshold; ``prediction_set`` contains the true label
+    with the requested coverage. All three are None unless requested.
     """
 
     predictions: Sequence[Prediction] = ()
@@ -238,6 +250,7 @@ class ImageResult:
     explanation: tuple[LabelExplanation, ...] | None = None
     out_of_vocabulary: OutOfVocabulary | None = None
     rejected: bool | None = None
+    rejection_score: float | None = None
     prediction_set: tuple[str, ...] | None = None
     captions: tuple[NearCaption, ...] | None = None
 

@@ -88,6 +88,7 @@ class ImageResult(Answer):
     out_of_vocabulary: OutOfVocabulary | None = None
     prediction_set: list[str] | None = None
     rejected: bool | None = None
+    rejection_score: float | None = None
     warnings: list[str] = []
 
     @property
@@ -102,6 +103,7 @@ class Calibration(Answer):
     temperature: float
     images: int
     reject_below: float | None
+    reject_by: Literal["score", "similarity", "class-mean"] | None = None
     false_rejection_rate: float | None
     coverage: float | None
 

@@ -10,7 +10,8 @@ import numpy as np
 from cachetools import LRUCache
 
 from app.adapters._base import Examples, Scores
-from app.adapters._examples import Need
+from app.adapters._class_means import ClassMeans
+from app.adapters._examples import ExampleAdapter, Need
 from app.captions.cased.pipeline import CLASSIFIED_TOGETHER
 from app.classification.methods import METHODS, TRANSDUCTIVE
 from app.errors import TooLargeError
@@ -21,7 +22,7 @@ from app.observability.metrics import Metrics
 from app.prompting.class_embeddings import ClassEmbeddingCache
 from app.prompting.recipes import Pooling, Recipe
 from app.store.examples import StoredFeatures
-from app.types import ExamplesUsed, ImageFeatures, LabelSet, Task
+from app.types import ExamplesUsed, ImageFeatures, LabelSet, RejectBy, Task
 
 # Relative distance of rows that count as equal: far below that of any two words, above the noise of a batch.
 _INDISTINCT = 1e-4
@@ -45,7 +46,8 @@ class Classifier:
     ``predict`` takes unit rows (n, d) and returns scores (n, r); ``first_rows`` (c,) are the first rows of the classes,
     ascending. ``exclusive`` means that each image is taken to belong to exactly one class, even if the encoder scores
     every class independently. ``examples`` and ``transductive`` are as in ``Classification``. ``names`` are the rows
-    that similarities are computed with, if ``predict`` returns only one row per class.
+    that similarities are computed with, if ``predict`` returns only one row per class. ``class_means`` returns cosines
+    with the mean of each class's labelled images as logits; None unless images are rejected by them.
     """
 
     predict: Callable[[ImageFeatures], Scores]
@@ -57,6 +59,7 @@ class Classifier:
     examples: ExamplesUsed | None = None
     transductive: bool = False
     names: ClassNames | None = None
+    class_means: Callable[[ImageFeatures], Scores] | None = None
 
 
 class ClassifierCache:
@@ -99,6 +102,13 @@ class ClassifierCache:
         Raises:
             TooLargeError: its text rows need more memory than the cache has in all.
         """
+        classifier = await self._of_method(task)
+        if task.scoring.reject_by is not RejectBy.CLASS_MEAN or task.label_set is None:
+            return classifier
+        means = await self._fit_stored(task, task.label_set, "class-means", ClassMeans, max_pool=0)
+        return replace(classifier, class_means=means.predict)
+
+    async def _of_method(self, task: Task) -> Classifier:
         method = METHODS[task.method]
         if method.learns:
             return await self._fitted_classifier(task)
@@ -163,18 +173,31 @@ class ClassifierCache:
         return Classifier(predict, rows, 0, warnings, 0, exclusive=True, transductive=True, names=names)
 
     async def _fitted(self, task: Task, label_set: LabelSet) -> FittedAdapter:
-        method, served = METHODS[task.method], self._models.get(task.model)
+        method = METHODS[task.method]
+        make = partial(method.example_adapter, dict(task.options))
+        max_pool = self._max_pool if Need.POOL in method.learns else 0
+        return await self._fit_stored(task, label_set, method.name, make, task.options, max_pool=max_pool)
+
+    async def _fit_stored(
+        self,
+        task: Task,
+        label_set: LabelSet,
+        kind: str,
+        make: Callable[[], ExampleAdapter],
+        options: tuple[tuple[str, float], ...] = (),
+        *,
+        max_pool: int,
+    ) -> FittedAdapter:
+        """Return an adapter fitted to the stored examples of a label set, newly fitted if they have changed."""
+        served = self._models.get(task.model)
         fingerprint = await served.image_fingerprint()
-        key = FitKey(fingerprint, task.method, task.options, task.templates, label_set.name, label_set.reference)
+        key = FitKey(fingerprint, kind, options, task.templates, label_set.name, label_set.reference)
 
         async def fit_stored() -> FittedAdapter:
             _, names = await self._text_rows(task)
-            max_pool = self._max_pool if Need.POOL in method.learns else 0
             stored = await self._examples.features(label_set.name, fingerprint, task.classnames, max_pool=max_pool)
             examples = Examples(stored.support_features, stored.support_labels, stored.pool_features)
-            adapter = method.example_adapter(dict(task.options))
-            rows = names.one_per_class()
-            fitted = await self._fits.run(partial(fit, adapter, rows, examples, served.encoder))
+            fitted = await self._fits.run(partial(fit, make(), names.one_per_class(), examples, served.encoder))
             return replace(fitted, revision=stored.revision, names=names)
 
         return await self._fits.get(

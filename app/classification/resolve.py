@@ -22,7 +22,7 @@ from app.models.registry import ModelRegistry
 from app.names.class_names import clean_classes
 from app.names.namespaces import OPEN_NAMESPACE, Namespace
 from app.prompting.templates import TemplateLibrary
-from app.scoring.calibration import Calibration
+from app.scoring.calibration import Calibration, Rejection
 from app.types import ClassEntry, LabelSet, Scoring, Task
 
 # Words from captions are used as they are, without a template (Conti et al., NeurIPS 2023).
@@ -60,12 +60,14 @@ class ClassifyRequest:
 class SelectedMethod:
     """The method that the examples of a label set favour, and the calibration of each method on held-out examples.
 
+    ``rejection`` is how images of none of the classes are rejected; None if an earlier release compared the methods.
     ``version`` and ``revision`` are those of the label set and of its examples when the methods were compared.
     """
 
     method: str
     reason: str
     calibrations: Mapping[str, Calibration]
+    rejection: Rejection | None
     version: int
     revision: int
 
@@ -166,7 +168,7 @@ class Resolver:
             raise InvalidFieldError.of("options", "belong to a method; name the method in the field method")
         options = METHODS[method].read_options(request.options)
         _check_has_examples(METHODS[method], label_set)
-        calibration = None
+        calibration, rejection = None, None
         if (
             label_set is not None
             and selected is not None
@@ -175,7 +177,7 @@ class Resolver:
             and not request.options
             and request.template is None
         ):
-            calibration = selected.calibrations.get(method)
+            calibration, rejection = selected.calibrations.get(method), selected.rejection
         default_templates = DEFAULT_TEMPLATES if label_set is None else label_set.templates
         return Task(
             model=model,
@@ -187,7 +189,7 @@ class Resolver:
             explain=request.explain,
             options=options,
             reason=reason,
-            scoring=_scoring(request, calibration),
+            scoring=_scoring(request, calibration, rejection),
         )
 
     async def _without_labels(self, request: ClassifyRequest, model: str) -> Task:
@@ -260,7 +262,7 @@ def _check_has_examples(method: Method, label_set: LabelSet | None) -> None:
         raise InvalidFieldError.of("method", f"{problem}; give label_set, or name another method")
 
 
-def _scoring(request: ClassifyRequest, calibration: Calibration | None) -> Scoring:
+def _scoring(request: ClassifyRequest, calibration: Calibration | None, rejection: Rejection | None) -> Scoring:
     """Return how logits become scores, calibrated if the method was compared on held-out examples.
 
     Raises:
@@ -279,13 +281,16 @@ def _scoring(request: ClassifyRequest, calibration: Calibration | None) -> Scori
                     " and template at their defaults",
                 )
         return Scoring(reject_below=threshold)
+    if request.false_rejection_rate is None or rejection is None:
+        rejection = calibration.rejection
     if request.false_rejection_rate is not None:
-        threshold = calibration.rejection_threshold(request.false_rejection_rate)
+        threshold = rejection.threshold(request.false_rejection_rate)
     return Scoring(
         temperature=calibration.temperature,
         calibrated_on=calibration.images,
         reject_below=threshold,
-        false_rejection_rate=None if threshold is None else calibration.false_rejection_rate(threshold),
+        reject_by=rejection.by,
+        false_rejection_rate=None if threshold is None else rejection.false_rejection_rate(threshold),
         coverage=request.coverage,
         set_quantile=None if request.coverage is None else calibration.set_quantile(request.coverage),
     )

@@ -21,6 +21,7 @@ from app.types import (
     OutOfVocabulary,
     Prediction,
     Probabilities,
+    RejectBy,
     Similarities,
     Task,
 )
@@ -30,7 +31,10 @@ _ONE_LABEL = ("there is only one label, so its score is 1 for every image; add l
 
 @dataclass(frozen=True, slots=True)
 class ClassScores:
-    """Scores of n images over c classes; ``ranked`` (n, c) holds class indices, best first."""
+    """Scores of n images over c classes; ``ranked`` (n, c) holds class indices, best first.
+
+    ``nearest_mean`` (n,) is the largest cosine with a class mean; None unless images are rejected by it.
+    """
 
     ranked: np.ndarray
     scores: Probabilities
@@ -38,6 +42,7 @@ class ClassScores:
     similarities: Similarities
     prompt_weights: np.ndarray | None
     warnings: tuple[str, ...]
+    nearest_mean: np.ndarray | None = None
 
 
 @final
@@ -106,6 +111,7 @@ def score_classes(encoder: ModelInfo, task: Task, image_features: ImageFeatures,
         merge_rows(similarities, first_rows, mean=mean),
         rows.prompt_weights,
         rows.warnings + (_ONE_LABEL if len(task.classes) == 1 and not sigmoid else ()),
+        None if classifier.class_means is None else classifier.class_means(image_features).logits.max(axis=1),
     )
 
 
@@ -113,7 +119,7 @@ def image_results(task: Task, classes: ClassScores) -> list[ImageResult]:
     """Return each image's ``top_k`` predictions, best first, with rejection and prediction set where requested."""
     scoring = task.scoring
     unknown_scores = 1 - max_concept_matching(classes.similarities), energy(classes.logits)
-    sets = rejected = None
+    sets = rejection_scores = None
     if scoring.calibrated_on:
         # In the precision of the calibration, so that a score that lies on a threshold lies on it again.
         probability = tempered_softmax(classes.logits, scoring.temperature)
@@ -121,7 +127,7 @@ def image_results(task: Task, classes: ClassScores) -> list[ImageResult]:
     else:
         probability = classes.scores
     if scoring.reject_below is not None:
-        rejected = probability.max(axis=1) < scoring.reject_below
+        rejection_scores = _rejection_scores(scoring.reject_by, probability, classes)
     results = []
     for number, (ranked, scores, similarities) in enumerate(
         zip(classes.ranked, classes.scores, classes.similarities, strict=True)
@@ -131,11 +137,19 @@ def image_results(task: Task, classes: ClassScores) -> list[ImageResult]:
             ImageResult(
                 RankedPredictions(task.classes, best.copy(), scores[best], similarities[best]),
                 out_of_vocabulary=OutOfVocabulary(*(float(scores[number]) for scores in unknown_scores)),
-                rejected=None if rejected is None else bool(rejected[number]),
+                rejected=None if rejection_scores is None else bool(rejection_scores[number] < scoring.reject_below),
+                rejection_score=None if rejection_scores is None else float(rejection_scores[number]),
                 prediction_set=None if sets is None else tuple(task.classes[index].name for index in sets[number]),
             )
         )
     return results
+
+
+def _rejection_scores(by: RejectBy, probability: np.ndarray, classes: ClassScores) -> np.ndarray:
+    scores = {RejectBy.SCORE: probability, RejectBy.SIMILARITY: classes.similarities}
+    largest: np.ndarray | None = scores[by].max(axis=1) if by in scores else classes.nearest_mean
+    assert largest is not None
+    return largest.astype(np.float64)
 
 
 def in_order(encoded: Sequence[object], results: Sequence[ImageResult]) -> tuple[ImageResult, ...]:

@@ -19,8 +19,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import logsumexp
 
-from app.scoring.measures import wilson_interval
 from app.scoring.numerics import log_softmax, softmax, tempered_softmax, validate_temperature
+from app.types import RejectBy
 
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 100.0
 _MIN_TEMPERED_LOSS_TEMPERATURE = 0.5
@@ -126,11 +126,6 @@ def false_rejection_rate(scores: Float[np.ndarray, " n"], threshold: float) -> f
         ValueError: there are no scores, or a score is not a number.
     """
     return _below(scores, threshold) / len(scores)
-
-
-def false_rejection_bound(scores: Float[np.ndarray, " n"], threshold: float) -> float:
-    """Return the upper bound of the 95 % Wilson interval of this share, if these scores did not set the threshold."""
-    return wilson_interval(_below(scores, threshold), len(scores))[1]
 
 
 def rejection_threshold(scores: Float[np.ndarray, " n"], rate: float) -> float:
@@ -243,17 +238,10 @@ class Calibration:
         """Return the calibrated probabilities, to compare with thresholds and quantiles, in float64; rows sum to 1."""
         return tempered_softmax(logits, self.temperature)
 
-    def false_rejection_rate(self, threshold: float) -> float:
-        """Return the share of the images whose largest probability is below the threshold."""
-        return false_rejection_rate(_unthinned(self.top_scores, self.images), threshold)
-
-    def false_rejection_bound(self, threshold: float) -> float:
-        """Return the upper bound of the 95 % Wilson interval of that share."""
-        return false_rejection_bound(_unthinned(self.top_scores, self.images), threshold)
-
-    def rejection_threshold(self, rate: float) -> float:
-        """Return the threshold of the largest probability below which an image is rejected; 0 rejects no image."""
-        return max(0.0, rejection_threshold(_unthinned(self.top_scores, self.images), rate))
+    @property
+    def rejection(self) -> "Rejection":
+        """Rejection by the largest probability."""
+        return Rejection(RejectBy.SCORE, self.top_scores, self.images)
 
     def set_quantile(self, coverage: float) -> float:
         """Return the quantile for ``prediction_sets``; 1, which includes every class, if there are too few images."""
@@ -270,10 +258,55 @@ def calibrate(logits: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"]) -
     probabilities = tempered_softmax(logits, temperature)
     return Calibration(
         temperature=temperature,
-        top_scores=_thinned(probabilities.max(axis=1)),
-        true_scores=_thinned(probabilities[np.arange(len(probabilities)), labels]),
+        # Rounding may leave a probability slightly above 1.
+        top_scores=_thinned(probabilities.max(axis=1).clip(0, 1)),
+        true_scores=_thinned(probabilities[np.arange(len(probabilities)), labels].clip(0, 1)),
         images=len(probabilities),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """How images of none of the classes are rejected at a chosen rate, from held-out images that belong to a class.
+
+    ``scores`` are the scores ``by`` of the images, ascending in [-1, 1], kept as in ``Calibration``.
+
+    Raises:
+        ValueError: ``of_held_out`` cannot return these values.
+    """
+
+    by: RejectBy
+    scores: tuple[float, ...]
+    images: int
+
+    def __post_init__(self) -> None:
+        if self.images < 1 or len(self.scores) != min(self.images, MAX_KEPT_SCORES):
+            raise ValueError(f"{len(self.scores)} scores of {self.images} images")
+        if not (np.diff([-1.0, *self.scores, 1.0]) >= 0).all():
+            raise ValueError("the scores do not ascend from -1 to 1")
+
+    @classmethod
+    def of_held_out(cls, by: RejectBy, scores: Float[np.ndarray, " n"]) -> "Rejection":
+        """Return the rejection by scores of n >= 1 held-out images, in [-1, 1]; rounding beyond that is cut off."""
+        return cls(by, _thinned(np.asarray(scores, np.float64).clip(-1, 1)), len(scores))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the argument of ``from_json``, of at most about 40 kB."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "Rejection":
+        """Return the rejection from the result of ``to_json``."""
+        return cls(RejectBy(stored["by"]), tuple(map(float, stored["scores"])), int(stored["images"]))
+
+    def threshold(self, rate: float) -> float:
+        """Return the score below which an image is rejected, at the rate; the lowest one rejects no image."""
+        lowest = 0.0 if self.by is RejectBy.SCORE else -1.0
+        return max(lowest, rejection_threshold(_unthinned(self.scores, self.images), rate))
+
+    def false_rejection_rate(self, threshold: float) -> float:
+        """Return the share of the images whose score is below the threshold."""
+        return false_rejection_rate(_unthinned(self.scores, self.images), threshold)
 
 
 def _labelled(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -308,8 +341,7 @@ def _kept_ranks(images: int) -> np.ndarray:
 
 
 def _thinned(scores: np.ndarray) -> tuple[float, ...]:
-    # Rounding may leave a probability slightly above 1.
-    return tuple(np.sort(scores.clip(0, 1))[_kept_ranks(len(scores))].tolist())
+    return tuple(np.sort(scores)[_kept_ranks(len(scores))].tolist())
 
 
 def _unthinned(kept: tuple[float, ...], images: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from app.adapters._base import NO_EXAMPLES, Examples, probabilities
+from app.adapters._class_means import ClassMeans
 from app.adapters._examples import Need
 from app.classification.classifiers import ClassifierCache
 from app.classification.methods import DEFAULT_METHOD, METHODS, Method
@@ -19,6 +20,7 @@ from app.errors import InvalidFieldError, TooLargeError
 from app.fewshot.fitting import FitCache, FittedAdapter, fit, predict, predict_held_out
 from app.fewshot.neighbours import NeighbourIndex
 from app.models.registry import ModelRegistry
+from app.scoring.calibration import Rejection
 from app.scoring.measures import (
     Difference,
     Evaluation,
@@ -28,7 +30,7 @@ from app.scoring.measures import (
     paired_difference,
 )
 from app.scoring.numerics import stratified_folds
-from app.types import ImageFeatures, Logits, Probabilities, Task
+from app.types import ImageFeatures, Logits, Probabilities, RejectBy, Similarities, Task
 
 Advance = Callable[[int, int], Awaitable[object]]
 """Called with the number of finished steps and the number of all steps."""
@@ -40,6 +42,8 @@ CONTROL = "waffle"
 CONTROL_SEEDS = 7
 SIGNIFICANT = 0.05
 _FOLDS = 5
+# Of each class: one that is held out, and one for the mean.
+_IMAGES_FOR_MEANS = 2
 # Accuracy among the first five needs five.
 _RANKED = 5
 
@@ -93,13 +97,17 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MethodScores:
-    """One method's logits (n, c) for n images; with ``sigmoid`` each logit becomes a score independently."""
+    """One method's logits (n, c) for n images; with ``sigmoid`` each logit becomes a score independently.
+
+    ``similarities`` (n, c) are those with the text, for methods that use only text.
+    """
 
     logits: Logits
     sigmoid: bool
     prompts_per_class: float
     ms_per_image: float
     warnings: tuple[str, ...] = ()
+    similarities: Similarities | None = None
 
     @property
     def ranked(self) -> np.ndarray:
@@ -256,6 +264,21 @@ class MethodComparer:
         """Return one unit text row per class (c, d), as zero-shot uses them."""
         return await self._classifiers.class_rows(with_method(task, DEFAULT_METHOD))
 
+    async def rejection(self, task: Task, zero_shot: MethodScores, training: TrainingData) -> Rejection:
+        """Return how images of none of the classes are rejected, from the labelled images, each held out in turn.
+
+        By the largest cosine with a class mean if each class has two images, so that one is left when the other is held
+        out; otherwise by the largest similarity with the text.
+        """
+        labels, folds = training.examples.support_labels, training.folds
+        if folds is None or zero_shot.similarities is None:
+            raise ValueError("rejection needs held-out images and the similarities of zero-shot")
+        if np.bincount(labels, minlength=len(task.classes)).min() < _IMAGES_FOR_MEANS:
+            return Rejection.of_held_out(RejectBy.SIMILARITY, zero_shot.similarities.max(axis=1))
+        encoder, text = self._models.get(task.model).encoder, await self.class_rows(task)
+        held_out = await self.run(partial(predict_held_out, ClassMeans, text, training.examples, folds, encoder))
+        return Rejection.of_held_out(RejectBy.CLASS_MEAN, held_out.logits.max(axis=1))
+
     async def run(self, work: Callable[[], _Result]) -> _Result:
         """Run work that takes long on few cores."""
         return await self._fits.run(work)
@@ -271,6 +294,7 @@ class MethodComparer:
             round(classifier.prompt_count / len(task.classes), 1),
             1000 * seconds / len(image_features),
             classes.warnings,
+            classes.similarities,
         )
 
     async def _fitted_scores(

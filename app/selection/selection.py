@@ -31,6 +31,7 @@ from app.selection.comparison import (
     points,
     report_methods,
 )
+from app.selection.selection_reader import evidence_of
 from app.store.examples import SelectionRepository
 from app.types import LabelSet, Task
 
@@ -108,7 +109,7 @@ class MethodSelector:
             await self._repository.put(
                 label_set.name, await served.image_fingerprint(), label_set.version, revision, result
             )
-            results[served.name] = {key: value for key, value in result.items() if key != "calibrations"}
+            results[served.name] = evidence_of(result)
         return results
 
     async def select(
@@ -177,6 +178,7 @@ async def find_best_method(
             "leaderboard": rows,
             "not_run": list(not_run),
             "calibrations": calibrations,
+            "rejection": (await comparer.rejection(task, scores[DEFAULT_METHOD], training)).to_json(),
         }
     elif len(labels):
         method, reason = DEFAULT_METHOD, "no class has two labelled images, so none can be held out"

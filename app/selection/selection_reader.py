@@ -1,6 +1,8 @@
 """The stored selections: read for requests, and requested again if a label set or its examples have changed."""
 
 import asyncio
+from collections.abc import Mapping
+from typing import Any
 
 import structlog
 from cachetools import LRUCache
@@ -8,7 +10,7 @@ from cachetools import LRUCache
 from app.classification.resolve import SelectedMethod
 from app.errors import StoreError, UnknownNameError
 from app.models.registry import ModelRegistry
-from app.scoring.calibration import Calibration
+from app.scoring.calibration import Calibration, Rejection
 from app.store.examples import SelectionRepository, StoredSelection
 from app.store.jobs import JobRepository, JobStatus
 from app.types import LabelSet
@@ -109,7 +111,20 @@ class SelectionReader:
             log.warning("selection_not_requested", label_set=name, reason=error.message)
 
 
+def evidence_of(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what responses show of a stored selection: all but the scores of the held-out images."""
+    return {name: value for name, value in result.items() if name not in {"calibrations", "rejection"}}
+
+
 def _selected_method(selection: StoredSelection) -> SelectedMethod:
     result = selection.result
     calibrations = {name: Calibration.from_json(each) for name, each in result["calibrations"].items()}
-    return SelectedMethod(result["method"], result["reason"], calibrations, selection.version, selection.revision)
+    stored = result.get("rejection")  # which earlier releases did not store
+    return SelectedMethod(
+        result["method"],
+        result["reason"],
+        calibrations,
+        None if stored is None else Rejection.from_json(stored),
+        selection.version,
+        selection.revision,
+    )

@@ -20,6 +20,7 @@ from app.types import (
     ImageResult,
     LabelExplanation,
     PromptContribution,
+    RejectBy,
     Scoring,
 )
 
@@ -225,6 +226,11 @@ class ResultBody(Response):
         description="True if the image shows none of the classes; null without `reject_below` or"
         " `false_rejection_rate`.",
     )
+    rejection_score: float | None = Field(
+        None,
+        description="The score that was compared with `reject_below`: `calibration.reject_by` says which one; the best"
+        " score without a calibration.",
+    )
     prediction_set: list[str] | None = Field(
         None,
         description="Labels that contain the true one with probability `coverage`, best first; null without"
@@ -246,6 +252,7 @@ class ResultBody(Response):
             if result.out_of_vocabulary is None
             else OutOfVocabularyBody(mcm=result.out_of_vocabulary.mcm, energy=result.out_of_vocabulary.energy),
             rejected=result.rejected,
+            rejection_score=result.rejection_score,
             prediction_set=None if result.prediction_set is None else list(result.prediction_set),
             explanation=_explanation(result),
             warnings=list(warnings),
@@ -291,6 +298,11 @@ class CalibrationBody(Response):
     temperature: float = Field(description="Divides the logits before the softmax.")
     images: int = Field(description="Number of labelled example images it was fitted on.")
     reject_below: float | None = Field(description="The rejection threshold in use; null without one.")
+    reject_by: RejectBy | None = Field(
+        description="What is compared with the threshold: the best `score`; with `false_rejection_rate` the largest"
+        " cosine similarity with the mean of the example images of a class (`class-mean`), or, if not every class has"
+        " two, with the text of a class (`similarity`). Null without a threshold."
+    )
     false_rejection_rate: float | None = Field(
         description="Share of held-out labelled images that this threshold rejects."
     )
@@ -359,6 +371,7 @@ def _calibration(scoring: Scoring) -> CalibrationBody | None:
         temperature=scoring.temperature,
         images=scoring.calibrated_on,
         reject_below=scoring.reject_below,
+        reject_by=None if scoring.reject_below is None else scoring.reject_by,
         false_rejection_rate=scoring.false_rejection_rate,
         coverage=scoring.coverage,
     )

@@ -5,6 +5,7 @@ from datetime import datetime
 from pydantic import Field
 
 from app.api.schemas._base import Request, Response
+from app.selection.selection_reader import evidence_of
 from app.store.examples import StoredSelection
 
 
@@ -53,11 +54,10 @@ class SelectionResponse(Response):
     @classmethod
     def of(cls, selection: StoredSelection) -> "SelectionResponse":
         """Convert a stored selection."""
-        result = {key: value for key, value in selection.result.items() if key != "calibrations"}
         return cls(
             version=selection.version,
             examples_revision=selection.revision,
             current=selection.is_current,
             created_at=selection.created_at,
-            **result,
+            **evidence_of(selection.result),
         )

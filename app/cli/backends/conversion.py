@@ -9,6 +9,7 @@ from app.captions.catalogue import DatabaseState
 from app.captions.search import CaptionPage
 from app.errors import ClientError
 from app.names.namespaces import own_name
+from app.selection.selection_reader import evidence_of
 from app.store.drafts import Draft
 from app.store.examples import Added, ExampleCounts, NewExample, StoredSelection
 from app.store.label_sets import LabelSetSummary
@@ -39,6 +40,7 @@ def image_result(result: types.ImageResult, warnings: Sequence[str]) -> answers.
         out_of_vocabulary=result.out_of_vocabulary,
         prediction_set=result.prediction_set,
         rejected=result.rejected,
+        rejection_score=result.rejection_score,
         warnings=warnings,
     )
 
@@ -116,14 +118,13 @@ def added_examples(
 
 
 def selection(found: StoredSelection) -> answers.Selection:
-    """Return the selected method and its evidence, without the calibrations."""
-    evidence = {name: value for name, value in found.result.items() if name != "calibrations"}
+    """Return the selected method and its evidence."""
     return answers.Selection(
         version=found.version,
         examples_revision=found.revision,
         current=found.is_current,
         created_at=found.created_at,
-        **evidence,
+        **evidence_of(found.result),
     )
 
 
