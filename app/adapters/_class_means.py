@@ -6,6 +6,7 @@ import numpy as np
 
 from app.adapters._base import Examples, Neighbours
 from app.adapters._examples import ExampleAdapter, Need
+from app.adapters.gda import class_means
 from app.scoring.numerics import unit_rows
 from app.types import ImageFeatures, Logits
 
@@ -20,9 +21,8 @@ class ClassMeans(ExampleAdapter):
     needs: ClassVar[frozenset[Need]] = frozenset({Need.SUPPORT})
 
     def _learn(self, examples: Examples) -> None:
-        sums = np.zeros_like(self.text_)
-        np.add.at(sums, examples.support_labels, examples.support_features)
-        self.means_ = unit_rows(sums)
+        means = class_means(examples.support_features, examples.support_labels, len(self.text_))
+        self.means_ = unit_rows(means).astype(np.float32)
 
     def _logits(self, image_features: ImageFeatures, zero_shot: Logits, neighbours: Neighbours | None) -> np.ndarray:
         del zero_shot, neighbours

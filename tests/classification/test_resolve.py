@@ -30,7 +30,7 @@ from app.names.labels import split_labels
 from app.selection.selection_reader import SELECT_METHOD
 from app.settings import Settings
 from app.store.jobs import JobRepository
-from app.types import ClassEntry, MergeSynonyms, Task
+from app.types import ClassEntry, MergeSynonyms, RejectBy, Task
 from tests.conftest import picture
 from tests.gated import GatedEncoder
 from tests.shades import COLOURS, THINGS, keep, shade, shades, stock
@@ -613,8 +613,33 @@ async def test_a_rate_becomes_a_threshold_with_at_most_this_rate_of_rejections(c
             assert scoring.false_rejection_rate <= rate
             thresholds.append(scoring.reject_below)
         assert thresholds == sorted(thresholds)
-        assert thresholds[0] == 0  # which requires a hundred images
+        assert scoring.reject_by is RejectBy.CLASS_MEAN
+        assert thresholds[0] == -1  # a rate of 1 % requires a hundred images
         assert thresholds[-1] > 0
+
+
+async def test_images_far_from_the_examples_are_rejected_and_others_are_not(calibrated):
+    """Whatever the method: the score is the largest cosine with a class mean."""
+    strange = picture((120, 119, 118))
+    scores = {}
+    for method in ("zero-shot", "gda"):
+        classification = await classify(
+            calibrated, [strange, *QUERIES], label_set="colours", method=method, false_rejection_rate=0.1
+        )
+        assert classification.task.scoring.reject_by is RejectBy.CLASS_MEAN
+        assert [result.rejected for result in classification.results] == [True, *[False] * len(QUERIES)]
+        scores[method] = [result.rejection_score for result in classification.results]
+        threshold = classification.task.scoring.reject_below
+        assert scores[method][0] < threshold <= min(scores[method][1:])
+    assert scores["zero-shot"] == scores["gda"]
+
+
+async def test_a_threshold_of_the_request_is_compared_with_the_best_score(calibrated):
+    classification = await classify(calibrated, label_set="colours", method="gda", reject_below=0.9)
+    assert classification.task.scoring.reject_by is RejectBy.SCORE
+    for result in classification.results:
+        assert result.rejection_score == pytest.approx(result.predictions[0].score, abs=1e-6)
+        assert result.rejected == (result.rejection_score < 0.9)
 
 
 async def test_a_calibrated_threshold_is_returned_with_its_rate(calibrated):

@@ -13,10 +13,10 @@ from scipy.stats import binomtest
 from app.scoring.calibration import (
     MAX_KEPT_SCORES,
     Calibration,
+    Rejection,
     calibrate,
     conformal_quantile,
     energy,
-    false_rejection_bound,
     false_rejection_rate,
     fit_temperature,
     max_concept_matching,
@@ -24,8 +24,9 @@ from app.scoring.calibration import (
     rejection_threshold,
     tempered_loss,
 )
-from app.scoring.measures import expected_calibration_error, negative_log_likelihood, wilson_interval
+from app.scoring.measures import expected_calibration_error, negative_log_likelihood
 from app.scoring.numerics import tempered_softmax
+from app.types import RejectBy
 
 RATES = [0.01, 0.05, 0.07, 0.1, 0.2, 0.29, 0.5, 0.9]
 
@@ -237,11 +238,10 @@ def test_too_few_images_allow_no_rejection():
     assert rejection_threshold(scores, 0.0) == -inf
 
 
-def test_a_rate_comes_with_its_wilson_bound():
+def test_a_rate_is_the_share_below_the_threshold():
     scores = np.array([0.4, 0.1, 0.2, 0.2, 0.9])
     for threshold, below in ((0.2, 1), (-inf, 0), (np.nextafter(0.2, 1), 3), (inf, 5)):
         assert false_rejection_rate(scores, threshold) == below / 5
-        assert false_rejection_bound(scores, threshold) == wilson_interval(below, 5)[1]
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, np.nan])
@@ -251,10 +251,9 @@ def test_an_invalid_rate_is_rejected(rate):
 
 
 def test_missing_or_non_finite_scores_are_rejected():
-    for ask in (false_rejection_rate, false_rejection_bound):
-        with pytest.raises(ValueError, match="no scores"):
-            ask(np.zeros(0), 0.5)
-    for ask in (false_rejection_rate, false_rejection_bound, rejection_threshold, conformal_quantile):
+    with pytest.raises(ValueError, match="no scores"):
+        false_rejection_rate(np.zeros(0), 0.5)
+    for ask in (false_rejection_rate, rejection_threshold, conformal_quantile):
         with pytest.raises(ValueError, match="not a number"):
             ask(np.array([0.1, np.nan, 0.3]), 0.5)
 
@@ -342,10 +341,10 @@ def test_a_calibration_has_the_scores_at_its_temperature():
     np.testing.assert_array_equal(probabilities, tempered_softmax(logits, learned.temperature))
     true = probabilities[np.arange(300), labels]
     for threshold in (0.0, 0.3, 0.7, 1.0):
-        assert learned.false_rejection_rate(threshold) == false_rejection_rate(probabilities.max(axis=1), threshold)
-        assert learned.false_rejection_bound(threshold) == false_rejection_bound(probabilities.max(axis=1), threshold)
+        top = probabilities.max(axis=1)
+        assert learned.rejection.false_rejection_rate(threshold) == false_rejection_rate(top, threshold)
     for rate in RATES:
-        assert learned.rejection_threshold(rate) == rejection_threshold(probabilities.max(axis=1), rate)
+        assert learned.rejection.threshold(rate) == rejection_threshold(probabilities.max(axis=1), rate)
         assert learned.set_quantile(1 - rate) == conformal_quantile(1 - true, 1 - rate)
 
 
@@ -359,7 +358,7 @@ def test_a_temperature_from_the_same_images_hardly_weakens_the_guarantees(images
         probabilities = learned.probabilities(logits[images:])
         true = probabilities[np.arange(fresh), labels[images:]]
         covered.append([np.mean(1 - true <= learned.set_quantile(coverage)) for coverage in (0.8, 0.9, 0.95)])
-        rejected.append([np.mean(probabilities.max(axis=1) < learned.rejection_threshold(r)) for r in (0.2, 0.1, 0.05)])
+        rejected.append([np.mean(probabilities.max(axis=1) < learned.rejection.threshold(r)) for r in (0.2, 0.1, 0.05)])
     for means, errors, promised in (
         (np.mean(covered, axis=0), np.std(covered, axis=0), [0.8, 0.9, 0.95]),
         (-np.mean(rejected, axis=0), np.std(rejected, axis=0), [-0.2, -0.1, -0.05]),
@@ -383,11 +382,11 @@ def test_with_two_classes_the_temperature_does_not_change_coverage_or_rejection(
 
 def test_few_images_give_no_rejection_and_full_sets_in_plain_json():
     learned = calibrate(np.array([[2.0, 0.0, 1.0]]), np.array([0]))
-    assert learned.rejection_threshold(0.4) == 0
+    assert learned.rejection.threshold(0.4) == 0
     assert learned.set_quantile(0.9) == 1
     (chosen,) = prediction_sets(learned.probabilities(np.array([[0.0, 500.0, 1.0]])), learned.set_quantile(0.9))
     assert len(chosen) == 3
-    json.dumps([learned.rejection_threshold(0.4), learned.set_quantile(0.9)], allow_nan=False)
+    json.dumps([learned.rejection.threshold(0.4), learned.set_quantile(0.9)], allow_nan=False)
 
 
 @pytest.mark.parametrize("images", [MAX_KEPT_SCORES, MAX_KEPT_SCORES + 1, 5003])
@@ -399,7 +398,7 @@ def test_compressing_many_scores_keeps_the_guarantees(images):
     top, bad = np.sort(probabilities.max(axis=1)), np.sort(1 - probabilities[np.arange(images), labels])
     slack = ceil(images / MAX_KEPT_SCORES)
     for rate in (0.0007, *RATES, 0.999):
-        threshold, quantile = learned.rejection_threshold(rate), learned.set_quantile(1 - rate)
+        threshold, quantile = learned.rejection.threshold(rate), learned.set_quantile(1 - rate)
         exact, exact_quantile = rejection_threshold(top, rate), conformal_quantile(bad, 1 - rate)
         assert threshold <= exact
         assert quantile >= exact_quantile
@@ -407,8 +406,7 @@ def test_compressing_many_scores_keeps_the_guarantees(images):
         assert np.searchsorted(bad, quantile) - np.searchsorted(bad, exact_quantile) <= slack
     for threshold in np.linspace(0, 1, 41):
         exact = false_rejection_rate(top, threshold)
-        assert exact <= learned.false_rejection_rate(threshold) <= exact + slack / images
-        assert learned.false_rejection_bound(threshold) >= false_rejection_bound(top, threshold)
+        assert exact <= learned.rejection.false_rejection_rate(threshold) <= exact + slack / images
 
 
 def test_a_calibration_can_be_stored_as_json():
@@ -436,6 +434,47 @@ def test_an_invalid_calibration_is_rejected(changed, problem):
     assert Calibration.from_json(stored).images == 2
     with pytest.raises(ValueError, match=problem):
         Calibration.from_json({**stored, **changed})
+
+
+def test_rejection_can_be_stored_as_json():
+    scores = np.random.default_rng(0).uniform(-1, 1, 3000)
+    for by in RejectBy:
+        learned = Rejection.of_held_out(by, scores)
+        assert Rejection.from_json(json.loads(json.dumps(learned.to_json()))) == learned
+        assert len(learned.scores) == MAX_KEPT_SCORES
+
+
+def test_cosines_that_rounding_took_beyond_one_are_cut_off():
+    learned = Rejection.of_held_out(RejectBy.CLASS_MEAN, np.array([1.0000001, -1.0000001, 0.5], np.float32))
+    assert learned.scores == (-1.0, 0.5, 1.0)
+
+
+def test_the_lowest_threshold_rejects_no_image():
+    scores = np.linspace(0.2, 0.9, 8)
+    for by, lowest in ((RejectBy.SCORE, 0.0), (RejectBy.SIMILARITY, -1.0), (RejectBy.CLASS_MEAN, -1.0)):
+        learned = Rejection.of_held_out(by, scores)
+        assert learned.threshold(0.1) == lowest
+        assert learned.false_rejection_rate(lowest) == 0
+        assert learned.threshold(0.2) == scores[0]
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"by": "energy"}, "energy"),
+        ({"images": 3}, "2 scores of 3"),
+        ({"images": 0, "scores": []}, "0 scores of 0"),
+        ({"scores": [0.9, 0.5]}, "ascend"),
+        ({"scores": [0.5, 1.1]}, "ascend"),
+        ({"scores": [-1.1, 0.5]}, "ascend"),
+        ({"scores": [0.1, float("nan")]}, "ascend"),
+    ],
+)
+def test_an_invalid_rejection_is_refused(changed, problem):
+    stored = {"by": "class-mean", "scores": [0.5, 0.9], "images": 2}
+    assert Rejection.from_json(stored).images == 2
+    with pytest.raises(ValueError, match=problem):
+        Rejection.from_json({**stored, **changed})
 
 
 def test_inputs_are_not_modified():

@@ -10,12 +10,12 @@ from app.classification.resolve import ClassifyRequest
 from app.encoders.fake import FakeEncoder
 from app.errors import UnknownNameError
 from app.main import open_service
-from app.scoring.calibration import Calibration
+from app.scoring.calibration import Calibration, Rejection
 from app.scoring.measures import Difference, Evaluation, paired_difference
 from app.selection import selection as selection_module
 from app.selection.comparison import MethodReport, no_progress
 from app.selection.selection import WITHOUT_LABELS, by_balance, find_best_method
-from app.types import ClassEntry
+from app.types import ClassEntry, RejectBy
 from tests.shades import COLOURS, THINGS, keep, rows_about, shade, shades, stock, unit_rows
 
 pytestmark = pytest.mark.anyio
@@ -200,6 +200,29 @@ async def test_a_selection_is_plain_json_with_every_calibration(service):
     assert set(kept["calibrations"]) == {row["method"] for row in kept["leaderboard"]}
     for calibration in kept["calibrations"].values():
         assert Calibration.from_json(calibration).images == 24
+    assert Rejection.from_json(kept["rejection"]).images == 24
+
+
+async def test_rejection_is_by_class_means_if_each_class_has_two_images_and_else_by_the_text(service):
+    await stock(service, "pairs", COLOURS, labelled=2)
+    await stock(service, "few", COLOURS, labelled=0)
+    await keep(service, "few", shades(6)[:5], [*COLOURS, *COLOURS][:5])
+    for name, by, images in (("pairs", RejectBy.CLASS_MEAN, 6), ("few", RejectBy.SIMILARITY, 5)):
+        label_set = await service.label_sets.get(name)
+        result, _ = await service.method_selector.select(label_set, "fake")
+        rejection = Rejection.from_json(result["rejection"])
+        assert (rejection.by, rejection.images) == (by, images)
+        rows = (await service.examples.features(label_set, "fake")).support_features
+        if by is RejectBy.SIMILARITY:
+            text = await service.classifiers.class_rows(await service.resolver.resolve_label_set(label_set))
+            scores = (rows @ text.T).max(axis=1)
+        else:
+            # Of each class one image is held out and the other is the mean, for both folds.
+            assert result["folds"] == 2
+            cosines = (rows @ rows.T)[:3, 3:]
+            scores = [*cosines.max(axis=1), *cosines.max(axis=0)]
+        # Features are stored in half precision, so rows are not exactly of length 1.
+        np.testing.assert_allclose(rejection.scores, np.sort(scores), atol=5e-4)
 
 
 # --- unlabelled images alone ---------------------------------------------------------------------------------------

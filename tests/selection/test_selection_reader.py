@@ -11,7 +11,7 @@ from app.errors import StoreError
 from app.main import open_service
 from app.scoring.calibration import Calibration
 from app.selection.selection_reader import SELECT_METHOD
-from app.types import ClassEntry
+from app.types import ClassEntry, RejectBy
 from tests.shades import THINGS, keep, shade, stock
 
 pytestmark = pytest.mark.anyio
@@ -134,6 +134,24 @@ async def test_a_selection_is_returned_with_every_calibration(service):
     assert (choice.version, choice.revision) == (1, 1)
     assert set(choice.calibrations) == {row["method"] for row in result["leaderboard"]}
     assert all(isinstance(calibration, Calibration) for calibration in choice.calibrations.values())
+    assert choice.rejection.by is RejectBy.CLASS_MEAN
+    assert choice.rejection.images == 24
+
+
+async def test_a_selection_of_an_earlier_release_has_no_rejection(service):
+    await stock(service, "things")
+    label_set = await service.label_sets.get("things")
+    result, revision = await service.method_selector.select(label_set, "fake")
+    del result["rejection"]
+    fingerprint = await service.models.get("fake").image_fingerprint()
+    await service.method_selector._repository.put("things", fingerprint, label_set.version, revision, result)
+    choice = await choice_of(service)
+    assert choice.calibrations
+    assert choice.rejection is None
+    request = ClassifyRequest(label_set="things", method="gda", false_rejection_rate=0.2)
+    scoring = (await service.resolver.resolve(request)).scoring
+    assert scoring.reject_by is RejectBy.SCORE
+    assert scoring.reject_below == choice.calibrations["gda"].rejection.threshold(0.2)
 
 
 async def test_a_current_selection_is_read_once_and_not_requested_again(service):
