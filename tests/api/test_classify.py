@@ -63,6 +63,7 @@ def test_the_three_forms_and_both_paths_give_the_same_answer(shared_client, path
         "predictions",
         "out_of_vocabulary",
         "rejected",
+        "rejection_score",
         "prediction_set",
         "explanation",
         "warnings",
@@ -676,7 +677,8 @@ def test_a_set_of_labels_and_a_rejection_follow_from_the_examples_in_every_form(
     assert 0 < calibration["reject_below"] < 1
     best = result["predictions"][0]
     assert result["prediction_set"][0] == best["label"] == "tomato"
-    assert result["rejected"] == (best["score"] < calibration["reject_below"])
+    assert calibration["reject_by"] == "class-mean"
+    assert result["rejected"] == (result["rejection_score"] < calibration["reject_below"])
 
 
 def test_a_higher_coverage_gives_no_smaller_sets_and_a_higher_rate_no_lower_threshold(taught):
@@ -710,8 +712,11 @@ def test_a_threshold_of_the_callers_own_needs_no_examples_and_is_held_to(client,
             for response in in_every_form(client, picture("#a06050"), reject_below=threshold, **fields)[::2]:
                 body = answer(response)
                 assert [each["rejected"] for each in body["results"]] == [rejected]
+                best_score = body["results"][0]["predictions"][0]["score"]
+                assert body["results"][0]["rejection_score"] == pytest.approx(best_score, abs=1e-6)
                 if body["calibration"] is not None:
                     assert body["calibration"]["reject_below"] == threshold
+                    assert body["calibration"]["reject_by"] == "score"
 
 
 @pytest.mark.parametrize("name", ["coverage", "false_rejection_rate"])

@@ -101,6 +101,7 @@ def test_the_three_forms_and_both_paths_give_the_same_answer(named, folder, path
         "predictions",
         "out_of_vocabulary",
         "rejected",
+        "rejection_score",
         "prediction_set",
         "explanation",
         "warnings",
@@ -296,7 +297,8 @@ def test_an_image_whose_best_score_is_below_the_threshold_is_rejected(named):
     for threshold in (0, float(np.median(best)), 1):
         for group in ({}, {"group": True}):
             for each in naming(named, MIXED, reject_below=threshold, **group)["results"]:
-                assert each["rejected"] == (each["predictions"][0]["score"] < threshold)
+                assert each["rejection_score"] == each["predictions"][0]["score"]
+                assert each["rejected"] == (each["rejection_score"] < threshold)
     rejected = [each["rejected"] for each in naming(named, MIXED, reject_below=float(np.median(best)))["results"]]
     assert set(rejected) == {False, True}
 

@@ -143,4 +143,5 @@ def _result(labels: Sequence[str], scores: np.ndarray, similarities: np.ndarray,
     return ImageResult(
         tuple(Prediction(labels[index], probability, similarity) for index, probability, similarity in rows),
         rejected=None if options.reject_below is None else bool(scores[best[0]] < options.reject_below),
+        rejection_score=None if options.reject_below is None else float(scores[best[0]]),
     )
