@@ -65,8 +65,8 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if not self.started:
             return
-        # Models and modules live as long as the process. A full collection that looks at their 600,000 objects stops all
-        # threads for 0.4 s.
+        # Models and modules live as long as the process. A full collection that looks at their 600,000 objects stops
+        # all threads for 0.4 s.
         gc.freeze()
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
