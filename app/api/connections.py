@@ -153,6 +153,9 @@ class BoundedConnection(HttpToolsProtocol):
             except httptools.HttpParserUpgrade as upgrade:
                 # The parser ends the request here and skips its body, which would then count as a further request.
                 data = self._head_without_offer() + data[upgrade.args[0] :]
+                # A parser that has seen "Connection: close" ignores all that follows.
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
             except httptools.HttpParserError:
                 self.send_400_response("")
                 return

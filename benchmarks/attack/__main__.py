@@ -130,7 +130,7 @@ class Attacker:
                     finished.result()
         await asyncio.gather(*running)
 
-    async def raw(self, row: Row, what: str, sent: bytes, *, wait_s: float = 20.0, half: bool = False) -> bytes:
+    async def raw(self, row: Row, what: str, sent: bytes, *, wait_s: float = 30.0, half: bool = False) -> bytes:
         """Send bytes, and read until the server closes the connection or the time is over."""
         started = time.perf_counter()
         got = b""
@@ -433,14 +433,14 @@ class Attacker:
 
     async def invalid_http(self, row: Row) -> None:
         """Send invalid and ambiguous HTTP."""
-        post = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\n"
-        end_of_head = b"Host: x\r\nConnection: close\r\n\r\n"
-        get = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+        post = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\n"
+        end_of_head = b"Host: localhost\r\nConnection: close\r\n\r\n"
+        get = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
         sent = {
             "TLS hello": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200),
             "HTTP/0.9": b"GET /healthz\r\n",
             "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(50),
-            "HTTP/9.9": b"GET / HTTP/9.9\r\nHost: x\r\n\r\n",
+            "HTTP/9.9": b"GET / HTTP/9.9\r\nHost: localhost\r\n\r\n",
             "zeros": bytes(100_000),
             "noise": random.Random(3).randbytes(100_000),
             "both lengths": post
@@ -457,16 +457,16 @@ class Attacker:
             "1 MB of trailers": post
             + b"Content-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
             + b"X: y\r\n" * 170_000,
-            "a folded header": b"GET / HTTP/1.1\r\nHost: x\r\nX: a\r\n b\r\n\r\n",
-            "a header without a name": b"GET / HTTP/1.1\r\nHost: x\r\n: a\r\n\r\n",
-            "a zero in a header": b"GET / HTTP/1.1\r\nHost: x\r\nX: a\0b\r\n\r\n",
-            "line feeds only": b"GET /healthz HTTP/1.1\nHost: x\nConnection: close\n\n",
+            "a folded header": b"GET / HTTP/1.1\r\nHost: localhost\r\nX: a\r\n b\r\n\r\n",
+            "a header without a name": b"GET / HTTP/1.1\r\nHost: localhost\r\n: a\r\n\r\n",
+            "a zero in a header": b"GET / HTTP/1.1\r\nHost: localhost\r\nX: a\0b\r\n\r\n",
+            "line feeds only": b"GET /healthz HTTP/1.1\nHost: localhost\nConnection: close\n\n",
             "no host": b"GET /healthz HTTP/1.1\r\nConnection: close\r\n\r\n",
             "another server's address": b"GET http://127.0.0.2:1/healthz HTTP/1.1\r\n" + end_of_head,
-            "CONNECT": b"CONNECT 127.0.0.1:22 HTTP/1.1\r\nHost: x\r\n\r\n",
+            "CONNECT": b"CONNECT 127.0.0.1:22 HTTP/1.1\r\nHost: localhost\r\n\r\n",
             "upgrade": b"GET /healthz HTTP/1.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n" + end_of_head,
-            "a method of 10,000 letters": b"A" * 10_000 + b" / HTTP/1.1\r\nHost: x\r\n\r\n",
-            "an address of 1 MB": b"GET /" + b"a" * 2**20 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+            "a method of 10,000 letters": b"A" * 10_000 + b" / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            "an address of 1 MB": b"GET /" + b"a" * 2**20 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
             "100,000 headers": b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 100_000 + b"\r\n",
             "a header of 10 MB": b"GET / HTTP/1.1\r\nX: " + b"a" * 10 * 2**20 + b"\r\n\r\n",
         }
@@ -477,8 +477,8 @@ class Attacker:
     async def pipelined_requests(self, row: Row) -> None:
         """Send 1,000 requests on one connection before reading."""
         requests = (
-            b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 999
-            + b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+            b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 999
+            + b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
         )
         for _ in range(3):
             got = await self.raw(row, "pipelined", requests, wait_s=30)
@@ -487,11 +487,11 @@ class Attacker:
 
     async def slow_heads(self, row: Row) -> None:
         """Keep 300 connections open with a byte of a header each second."""
-        await self.slow(row, 300, b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ", b"a")
+        await self.slow(row, 300, b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Slow: ", b"a")
 
     async def slow_bodies(self, row: Row) -> None:
         """Send 300 uploads at one byte per second."""
-        head = b"POST /v1/classify?labels=a,b HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+        head = b"POST /v1/classify?labels=a,b HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
         head += b"Content-Length: 5000000\r\n\r\n"
         await self.slow(row, 300, head, b"a")
 
@@ -555,7 +555,7 @@ class Attacker:
 
     async def aborted_uploads(self, row: Row) -> None:
         """Abort 500 uploads in progress."""
-        head = b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+        head = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
         head += b"Content-Length: 9000000\r\n\r\n"
         part = b'--b\r\nContent-Disposition: form-data; name="image"; filename="x"\r\n\r\n' + bytes(2 * 2**20)
 
@@ -587,7 +587,7 @@ class Attacker:
             try:
                 async with asyncio.timeout(TIMEOUT_S):
                     while True:
-                        writer.write(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 50)
+                        writer.write(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50)
                         await writer.drain()
                         await asyncio.sleep(1)
             except ConnectionError:

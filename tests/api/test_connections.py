@@ -365,6 +365,24 @@ def test_the_application_receives_the_request_that_was_sent(echoing, sent, piece
         assert not {"x-api-key", "http2-settings"} & each["headers"].keys()
 
 
+@pytest.mark.parametrize(
+    "offer",
+    [
+        b"GET /a HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nConnection: close\r\nUpgrade: websocket\r\n\r\n",
+        b"GET /a HTTP/1.1\r\nHost: x\r\nConnection: close, Upgrade\r\nUpgrade: h2c\r\n\r\n",
+        b"GET /a HTTP/1.0\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+        b"POST /a HTTP/1.0\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 4\r\n\r\nbody",
+    ],
+    ids=["two headers", "one header", "1.0", "1.0 with a body"],
+)
+def test_an_offer_on_a_connection_that_closes_is_answered(echoing, offer):
+    one = echoing()
+    one.sendall(offer)
+    (answer,) = bodies_of(rest_of(one))
+    assert answer["path"] == "/a"
+    assert answer["body"] == ("body" if offer.startswith(b"POST") else "")
+
+
 def bodies_of(said):
     bodies = []
     while said:
