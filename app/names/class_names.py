@@ -82,8 +82,9 @@ def clean_classes(
         InvalidFieldError: a class breaks a rule; the error lists every problem of every class.
     """
     if len(raw) > max_classes:
-        problem = f"{field}: {len(raw)} classes are given, at most {max_classes} are allowed"
-        raise TooLargeError(f"{problem}; give fewer, or raise {setting}")
+        raise TooLargeError(
+            f"{len(raw)} labels are given, at most {max_classes} are allowed; give fewer, or raise {setting}"
+        )
     if not raw:
         raise InvalidFieldError.of(field, "the list is empty; give at least one class")
     problems: list[FieldProblem] = []
