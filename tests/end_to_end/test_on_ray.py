@@ -296,4 +296,5 @@ def test_a_request_whose_body_the_proxy_dropped_is_refused(client):
     offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAEAAEAAAAIAAAAB"}
     response = client.post("/v1/classify?labels=a", content=b"any", headers={"Content-Type": "image/png", **offer})
     assert response.status_code == 400
-    assert "Content-Length" in response.json()["detail"]
+    # The proxy takes the body for a further request, and its response to that may be the first one.
+    assert "Content-Length" in response.text or response.text == "Invalid HTTP request received."
