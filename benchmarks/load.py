@@ -67,7 +67,7 @@ def json_request(path: str, body: object) -> bytes:
 
 
 def _post(path: str, content_type: str, body: bytes) -> bytes:
-    head = (f"POST {path} HTTP/1.1", "Host: benchmark", f"Content-Type: {content_type}", f"Content-Length: {len(body)}")
+    head = (f"POST {path} HTTP/1.1", "Host: localhost", f"Content-Type: {content_type}", f"Content-Length: {len(body)}")
     return "\r\n".join((*head, "\r\n")).encode() + body
 
 
