@@ -140,7 +140,8 @@ class Soak:
         """Disconnect during the body."""
         _, writer = await asyncio.open_connection(*self.address)
         writer.write(
-            b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nContent-Length: 90000\r\n\r\n"
+            b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: image/jpeg\r\nContent-Length: 90000\r\n\r\n"
         )
         writer.write(self.photos[0][:20000])
         await writer.drain()

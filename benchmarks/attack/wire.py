@@ -32,8 +32,8 @@ def framings() -> dict[str, Framing]:
             _POST + b"Content-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + _SECOND
         ),
         "both lengths of a GET": _rejected(
-            b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n"
-            + _SECOND
+            b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+            b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n" + _SECOND
         ),
         "two lengths": _rejected(_POST + b"Content-Length: 1\r\nContent-Length: 50\r\n\r\nx" + _SECOND),
         "the same length twice": _rejected(_POST + b"Content-Length: 1\r\nContent-Length: 1\r\n\r\nx" + _SECOND),
@@ -85,5 +85,7 @@ def framings() -> dict[str, Framing]:
         "a header of 1 MB": Framing(
             b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 2**20 + b"\r\n\r\n", frozenset({431})
         ),
-        "an address of 1 MB": Framing(b"GET /" + b"a" * 2**20 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", frozenset({431})),
+        "an address of 1 MB": Framing(
+            b"GET /" + b"a" * 2**20 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", frozenset({431})
+        ),
     }

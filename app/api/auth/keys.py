@@ -12,12 +12,13 @@ import re
 import secrets
 import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import structlog
 from cachetools import TTLCache
@@ -27,6 +28,8 @@ from app.api.auth.quotas import parse_rate
 from app.errors import ConfigurationError, InvalidFieldError, StoreError, UnauthenticatedError
 from app.names.namespaces import clean_namespace
 from app.store.keys import Key, KeyRepository, Scope
+
+_Result = TypeVar("_Result")
 
 log = structlog.get_logger()
 
@@ -160,6 +163,7 @@ class KeyRing:
         self._trusted: TTLCache[str, tuple[Key, bytes]] = TTLCache(_MAX_CACHED_KEYS, _OUTAGE_CACHE_S)
         self._last_use_saved_at: dict[str, float] = {}
         self._saving: set[asyncio.Task[None]] = set()
+        self._reading: dict[str, asyncio.Task[Any]] = {}
 
     async def is_required(self) -> bool:
         """Return whether requests need a key."""
@@ -170,7 +174,7 @@ class KeyRing:
         now = time.monotonic()
         if now - self._any_read_at > _LOOKUP_CACHE_S:
             try:
-                self._any = await self._repository.any()
+                self._any = await self._once("", self._repository.any)
             except StoreError:
                 if self._any is None:
                     raise
@@ -202,13 +206,13 @@ class KeyRing:
 
     async def close(self) -> None:
         """Wait until pending writes are done."""
-        await asyncio.gather(*self._saving, return_exceptions=True)
+        await asyncio.gather(*self._saving, *self._reading.values(), return_exceptions=True)
 
     async def _look_up(self, key_id: str) -> tuple[Key, bytes] | None:
         if key_id in self._recent:
             return self._recent[key_id]
         try:
-            record = await self._repository.find(key_id)
+            record = await self._once(key_id, partial(self._repository.find, key_id))
         except StoreError:
             if key_id not in self._trusted:
                 raise
@@ -219,6 +223,19 @@ class KeyRing:
         if record is not None:  # invented ids must not evict keys that are in use
             self._trusted[key_id] = record
         return record
+
+    async def _once(self, name: str, read: Callable[[], Coroutine[Any, Any, _Result]]) -> _Result:
+        """Return what one query reads for all requests that wait for it; under a load, hundreds would ask at once."""
+        running: asyncio.Task[_Result] | None = self._reading.get(name)
+        if running is None:
+            running = self._reading[name] = asyncio.create_task(read())
+            running.add_done_callback(partial(self._read, name))
+        return await asyncio.shield(running)
+
+    def _read(self, name: str, done: asyncio.Task[Any]) -> None:
+        del self._reading[name]
+        if not done.cancelled():
+            done.exception()  # every request may have been cancelled, and an error is not reported then
 
     def _save_last_use(self, key: Key) -> None:
         now = time.monotonic()

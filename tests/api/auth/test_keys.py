@@ -1,5 +1,6 @@
 """API keys, the keys file, and the headers that carry a key."""
 
+import asyncio
 import re
 from pathlib import Path
 
@@ -240,3 +241,73 @@ def test_the_keys_file_shown_in_the_security_page_is_valid(tmp_path):
         ("shop", Scope.WRITE, "acme"),
         ("prometheus", Scope.METRICS, ""),
     ]
+
+
+# --- many requests at once -------------------------------------------------------------------------------------------
+
+
+class SlowRepository:
+    """Answers when it is told to, and counts its queries."""
+
+    def __init__(self, answer):
+        self.queries, self.answer = [], answer
+        self.asked, self.open = asyncio.Event(), asyncio.Event()
+
+    async def any(self):
+        return await self._answered("any")
+
+    async def find(self, key_id):
+        return await self._answered(key_id)
+
+    async def _answered(self, query):
+        self.queries.append(query)
+        self.asked.set()
+        await self.open.wait()
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+async def asked_together(repository, ask, count=50):
+    asking = [asyncio.create_task(ask()) for _ in range(count)]
+    await repository.asked.wait()
+    repository.open.set()
+    return await asyncio.gather(*asking, return_exceptions=True)
+
+
+async def test_requests_that_arrive_together_share_a_query():
+    repository = SlowRepository(False)
+    ring = KeyRing(repository, policy=KeyPolicy.AUTO)
+    assert await asked_together(repository, ring.is_required) == [False] * 50
+    assert repository.queries == ["any"]
+
+    text = f"dx_{'0' * 12}_{'a' * 43}"
+    repository = SlowRepository((key(id="0" * 12), key_digest(text)))
+    ring = KeyRing(repository, policy=KeyPolicy.AUTO)
+    ring._save_last_use = lambda _: None
+    found = await asked_together(repository, lambda: ring.find(text))
+    assert {each.id for each in found} == {"0" * 12}
+    assert repository.queries == ["0" * 12]
+
+
+async def test_a_shared_query_that_fails_fails_for_every_request_and_is_asked_again():
+    repository = SlowRepository(StoreError("the database does not respond"))
+    ring = KeyRing(repository, policy=KeyPolicy.AUTO)
+    failed = await asked_together(repository, ring.is_required)
+    assert all(isinstance(each, StoreError) for each in failed)
+    repository.answer = True
+    assert await ring.is_required()
+    assert repository.queries == ["any", "any"]
+
+
+async def test_a_request_that_leaves_does_not_cancel_the_query_of_others():
+    repository = SlowRepository(False)
+    ring = KeyRing(repository, policy=KeyPolicy.AUTO)
+    first, second = (asyncio.create_task(ring.is_required()) for _ in range(2))
+    await repository.asked.wait()
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    repository.open.set()
+    assert not await second
+    await ring.close()
