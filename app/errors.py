@@ -28,6 +28,7 @@ DeixisError
     ├── DeadlineExceededError         not done before the deadline
     ├── NotConfiguredError            a setting is missing that this request needs
     ├── StoreError                    the database cannot be reached or is not usable
+    ├── StatementRefusedError         the database refuses a value or a statement, at every attempt
     ├── ModelUnavailableError         weights are unavailable or not the expected ones
     └── ConfigurationError            a setting that cannot work
 
@@ -204,6 +205,10 @@ class NotConfiguredError(ServerError):
 
 class StoreError(ServerError):
     """The database cannot be reached, or has a schema newer than this release."""
+
+
+class StatementRefusedError(ServerError):
+    """The database is available, and refuses a value or a statement; the same attempt will fail again."""
 
 
 class ModelUnavailableError(ServerError):

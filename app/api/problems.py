@@ -55,6 +55,7 @@ KINDS: Mapping[type[DeixisError], Kind] = MappingProxyType(
         errors.NotReadyError: Kind(503, "not-ready", "Service not ready"),
         errors.NotConfiguredError: Kind(501, "not-configured", "Feature not configured"),
         errors.StoreError: Kind(503, "store-unavailable", "Database unavailable"),
+        errors.StatementRefusedError: Kind(500, "statement-refused", "Refused by the database"),
         errors.ModelUnavailableError: Kind(503, "model-unavailable", "Model unavailable"),
         errors.DeadlineExceededError: Kind(504, "deadline-exceeded", "Deadline exceeded"),
         errors.ServerError: Kind(500, "internal-error", "Internal error"),

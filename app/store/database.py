@@ -20,11 +20,19 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, event, func, select, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    NotSupportedError,
+    OperationalError,
+    ProgrammingError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
-from app.errors import StoreError
+from app.errors import StatementRefusedError, StoreError
 from app.store.tables import SCHEMA_VERSION_TABLE, LabelSetRow
 
 _Result = TypeVar("_Result")
@@ -64,6 +72,7 @@ _WAYS_OUT = {
     'relation "': "start the service once, which makes the tables",
     "authentication failed": "correct the user and password in DEIXIS_DATABASE_URL",
 }
+_LIMIT_EXCEEDED = "54"  # the class of SQLSTATE, such as a value that is too large for its index
 _OTHERWISE = "check that DEIXIS_DATABASE_URL names the right database and that it is running"
 
 
@@ -189,18 +198,48 @@ def _redacted(url: str) -> str:
 
 
 def _failure(address: URL, cause: BaseException | None) -> StoreError:
-    reason = " ".join(str(cause).split())
-    way_out = next((w for sign, w in _WAYS_OUT.items() if sign in reason.lower()), _OTHERWISE)
-    return StoreError(f"the database at {location(address)} failed: {reason}; {way_out}")
+    reason = _reason(cause)
+    return StoreError(f"the database at {location(address)} failed: {reason}; {_way_out(reason) or _OTHERWISE}")
+
+
+def _reason(cause: BaseException | None) -> str:
+    return " ".join(str(cause).split())
+
+
+def _way_out(reason: str) -> str | None:
+    return next((way_out for sign, way_out in _WAYS_OUT.items() if sign in reason.lower()), None)
+
+
+def _is_refused(error: DBAPIError) -> bool:
+    """Return whether the database works, and would refuse the same values or the same statement again."""
+    if error.connection_invalidated:
+        return False
+    if isinstance(error, (DataError, IntegrityError)):
+        return True
+    if _way_out(_reason(error.orig)) is not None:  # its tables or rights are not those of the service
+        return False
+    if isinstance(error, OperationalError):
+        sqlstate, sqlite_code = getattr(error.orig, "sqlstate", None), getattr(error.orig, "sqlite_errorcode", None)
+        return (sqlstate or "").startswith(_LIMIT_EXCEEDED) or sqlite_code == sqlite3.SQLITE_ERROR
+    return isinstance(error, (ProgrammingError, NotSupportedError))
 
 
 @contextmanager
 def _store_errors(engine: AsyncEngine) -> Iterator[None]:
-    """Raise the errors of the driver and the pool as ``StoreError``."""
+    """Raise the errors of the driver and the pool as ``StoreError`` or ``StatementRefusedError``."""
     try:
         yield
     except (DBAPIError, sqlite3.Error) as error:
-        raise _failure(engine.url, error.orig if isinstance(error, DBAPIError) else error) from error
+        if not isinstance(error, DBAPIError):
+            raise _failure(engine.url, error) from error
+        if not _is_refused(error):
+            raise _failure(engine.url, error.orig) from error
+        # The further lines of PostgreSQL quote rows, which may belong to another namespace.
+        reason = str(error.orig).partition("\n")[0]
+        problem = f"the database at {location(engine.url)} refused a value or a statement of the service: {reason}"
+        raise StatementRefusedError(
+            f"{problem}; the same attempt will fail again: change the data, or report it"
+        ) from error
     except PoolTimeoutError as error:
         problem = f"every connection to the database at {location(engine.url)} is busy"
         raise StoreError(f"{problem}; try again, or see what keeps the database from answering") from error

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import pytest
+from sqlalchemy import text
 
 from app.captions.build_plan import BuildPlan
 from app.classification.resolve import ClassifyRequest
@@ -18,6 +19,7 @@ from app.jobs.queue import JobHandler, JobQueue
 from app.main import open_service
 from app.observability.metrics import Metrics
 from app.selection.selection_reader import SELECT_METHOD
+from app.store.database import writing
 from app.store.jobs import JobStatus
 from app.types import ClassEntry
 from tests.api.test_examples import shade
@@ -133,6 +135,26 @@ async def test_an_internal_error_is_logged_and_not_returned(service_of, monkeypa
     assert job.status is JobStatus.FAILED
     assert job.id in job.error
     assert "secret" not in job.error
+
+
+@pytest.mark.parametrize("statement", ["INSERT INTO label_sets (name) VALUES (NULL)", "SELEKT"])
+async def test_a_job_that_the_database_refuses_has_failed_and_is_not_started_again(service_of, monkeypatch, statement):
+    with ChatServer() as server:
+        service = await service_of(server)
+        started = []
+
+        async def write(*_, **__):
+            started.append(True)
+            async with writing(service.engine) as session:
+                await session.execute(text(statement))
+
+        monkeypatch.setattr(service.describer, "run", write)
+        jobs = jobs_of(service)
+        jobs.queue.start()
+        job = await wait_until_finished(jobs, await jobs.describe.add("pets", DescribeRequest(), accept=False))
+        await jobs.queue.close()
+    assert (job.status, len(started)) == (JobStatus.FAILED, 1)
+    assert "refused a value or a statement" in job.error
 
 
 async def test_the_job_of_a_killed_process_is_resumed_without_repeated_requests(service_of):

@@ -3,11 +3,12 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
-from app.errors import StoreError
+from app.errors import StatementRefusedError, StoreError
 from app.store import database
 from app.store.database import migrate, open_engine, ping, reading, writing
 from app.store.label_sets import LabelSetRepository
@@ -140,6 +141,66 @@ async def test_the_error_for_a_missing_database_names_it(postgres_url, opened):
     message = await refusal_of(opened, postgres_url.replace("/test_", "/missing_"))
     assert 'database "missing_' in message
     assert "does not exist" in message
+
+
+async def write(engine, *statements, **values):
+    async with writing(engine) as session:
+        for statement in statements:
+            await session.execute(text(statement), values)
+
+
+REFUSED = {
+    "a missing value": "INSERT INTO label_sets (name) VALUES (NULL)",
+    "a taken name": "INSERT INTO label_sets (name, last_version) VALUES ('a', 1), ('a', 1)",
+    "no such function": "SELECT no_such_function()",
+    "no SQL": "SELEKT",
+}
+
+
+@pytest.mark.parametrize("statement", REFUSED.values(), ids=REFUSED)
+async def test_a_refused_statement_is_another_error_than_an_unavailable_database(engine, statement):
+    with pytest.raises(StatementRefusedError, match="refused a value or a statement") as caught:
+        await write(engine, statement)
+    assert "(a)" not in caught.value.message  # a row, of any namespace
+    await ping(engine)
+
+
+REFUSED_BY_POSTGRESQL = {
+    "a number that is too large": ("SELECT CAST(:value AS integer)", "99999999999"),
+    "a NUL": ("SELECT CAST(:value AS text)", "a\0b"),
+    "a NUL in JSON": ("SELECT CAST(:value AS jsonb)", '"\\u0000"'),
+    "a key that is too large for its index": ("INSERT INTO label_sets (name, last_version) VALUES (:value, 1)", None),
+}
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize(("statement", "value"), REFUSED_BY_POSTGRESQL.values(), ids=REFUSED_BY_POSTGRESQL)
+async def test_a_value_that_postgresql_refuses_is_another_error_than_an_unavailable_one(
+    postgres_url, opened, statement, value
+):
+    engine = opened(postgres_url)
+    await migrate(engine)
+    incompressible = "".join(map(chr, np.random.default_rng(1).integers(0x4E00, 0x9FFF, 20_000)))
+    with pytest.raises(StatementRefusedError, match="refused a value or a statement"):
+        await write(engine, statement, value=value or incompressible)
+
+
+UNAVAILABLE = {
+    "a closed connection": "SELECT pg_terminate_backend(pg_backend_pid())",
+    "a statement timeout": "SET LOCAL statement_timeout = 1; SELECT pg_sleep(60)",
+    "a standby": "SET TRANSACTION READ ONLY; DELETE FROM label_sets",
+    "no right": "SET LOCAL ROLE pg_monitor; DELETE FROM label_sets",
+    "no tables": "SET LOCAL search_path = 'nowhere'; DELETE FROM label_sets",
+}
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("statements", UNAVAILABLE.values(), ids=UNAVAILABLE)
+async def test_a_database_that_cannot_be_used_at_the_moment_is_unavailable(postgres_url, opened, statements):
+    engine = opened(postgres_url)
+    await migrate(engine)
+    with pytest.raises(StoreError):
+        await write(engine, *statements.split(";"))
 
 
 @pytest.mark.postgres
