@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from app.captions.manifest import Manifest, check_files, read_manifest
 from app.errors import ConflictError, StoreError
-from app.runtime.atomic_files import atomic_file, sync, write_atomically
+from app.runtime.atomic_files import atomic_file, is_temporary, sync, write_atomically
 from app.runtime.regular_files import open_regular
 
 CURRENT = "current"
@@ -24,6 +24,7 @@ CURRENT = "current"
 _GENERATION = re.compile(r"[0-9a-f]{16}")
 _LOCK = ".lock"
 _REMOVED = ".removed"
+_COPIED = ".copied"
 
 
 def is_database(folder: Path) -> bool:
@@ -69,7 +70,6 @@ def publish_generation(finished: Path, folder: Path, manifest: Manifest) -> None
     if finished.exists():
         removed = target.with_name(target.name + _REMOVED)
         if target.exists():  # and is damaged
-            shutil.rmtree(removed, ignore_errors=True)
             target.rename(removed)
         finished.rename(target)
         shutil.rmtree(removed, ignore_errors=True)
@@ -87,8 +87,7 @@ def install(generation_folder: Path, folder: Path) -> None:
     manifest = read_manifest(generation_folder)
     check_files(generation_folder, manifest, verify=True)
     with building_lock(folder), disk_errors(folder):
-        copied = folder / f"{manifest.generation}.copied"
-        shutil.rmtree(copied, ignore_errors=True)
+        copied = folder / f"{manifest.generation}{_COPIED}"
         copied.mkdir()
         for file in generation_folder.iterdir():
             with open_regular(file) as content, atomic_file(copied / file.name) as copy:
@@ -111,7 +110,7 @@ def prune(folder: Path) -> list[str]:
         old = sorted(
             path
             for path in folder.iterdir()
-            if path.is_dir() and _GENERATION.fullmatch(path.name.removesuffix(_REMOVED)) and path.name != current
+            if path.is_dir() and _GENERATION.fullmatch(path.name) and path.name != current
         )
         for path in old:
             shutil.rmtree(path)
@@ -138,9 +137,9 @@ def remove(folder: Path) -> None:
             shutil.rmtree(building_folder(folder), ignore_errors=True)
             # Renamed first, because the next build creates its lock in the folder.
             removed = folder.with_name(f"{folder.name}{_REMOVED}")
-            shutil.rmtree(removed, ignore_errors=True)
             folder.rename(removed)
-            shutil.rmtree(removed)
+            with suppress(FileNotFoundError):  # the next build may already remove it
+                shutil.rmtree(removed)
         except OSError as error:
             problem = f"the caption database '{folder.name}' cannot be removed: {error.strerror}"
             raise StoreError(f"{problem}; remove its folder yourself") from error
@@ -161,9 +160,20 @@ def building_lock(folder: Path) -> Iterator[None]:
         except Timeout as error:
             raise ConflictError(f"another build for '{folder.name}' is running; wait for it, or stop it") from error
     try:
+        _remove_leftovers(folder)
         yield
     finally:
         lock.release()
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes were copying or removing; call it with the lock of ``folder``."""
+    for path in (*folder.parent.glob(f"*{_REMOVED}"), *folder.iterdir()):
+        if path.name.endswith((_REMOVED, _COPIED)):
+            shutil.rmtree(path, ignore_errors=True)
+        elif is_temporary(path.name):
+            with suppress(OSError):
+                path.unlink()
 
 
 @contextmanager

@@ -3,11 +3,9 @@
 For convolutional towers on CPUs, OpenVINO is several times as fast as torch.
 """
 
-import contextlib
 import importlib.util
 import os
 import sys
-import uuid
 import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -21,6 +19,7 @@ import torch
 from app.runtime.atomic_files import publish, write_atomically
 from app.runtime.checksums import sha256
 from app.runtime.cpu import usable_cores
+from app.runtime.temporary_folders import temporary_folder
 from app.scoring.numerics import unit_rows
 from app.types import ImageFeatures, Pixels
 
@@ -150,19 +149,16 @@ def _checksums(graph: Path) -> str:
 
 def _write(ov: Any, model: Any, file: Path) -> None:
     """Write a converted tower: first checksums and weights, then the graph, so that a graph always has both."""
-    partial = file.with_name(f"{uuid.uuid4().hex}.xml")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        ov.save_model(model, partial, compress_to_fp16=False)
-        write_atomically(file.with_suffix(".sha256"), _checksums(partial))
-        publish(partial.with_suffix(".bin"), file.with_suffix(".bin"))
-        publish(partial, file)
+        with temporary_folder(file.parent, ".deixis-tower-") as folder:
+            partial = folder / file.name
+            ov.save_model(model, partial, compress_to_fp16=False)
+            write_atomically(file.with_suffix(".sha256"), _checksums(partial))
+            publish(partial.with_suffix(".bin"), file.with_suffix(".bin"))
+            publish(partial, file)
     except (OSError, RuntimeError) as error:  # the disk is full, or the folder is read-only
         log.warning("converted_tower_not_written", file=str(file), reason=str(error).splitlines()[0])
-    finally:
-        for remainder in (partial, partial.with_suffix(".bin")):
-            with contextlib.suppress(OSError):
-                remainder.unlink(missing_ok=True)
 
 
 def _import_openvino() -> Any:

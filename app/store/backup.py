@@ -25,6 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.errors import ConflictError, InvalidFieldError, StoreError
 from app.names.namespaces import is_qualified_database_name
 from app.runtime.atomic_files import publish, sync
+from app.runtime.temporary_folders import temporary_folder
 from app.store.copying import copy_rows, delete_rows, row_counts
 from app.store.database import (
     location,
@@ -39,6 +40,9 @@ from app.store.database import (
 DATABASE = "deixis.sqlite3"
 CAPTIONS = "captions"
 MANIFEST = "manifest.json"
+
+_BUILDING = ".deixis-backup-"
+_RESTORING = "deixis-restore-"
 
 CopyCaptions = Callable[[Path], Sequence[str]]
 """Copies the caption databases into a folder, and returns their names."""
@@ -213,7 +217,7 @@ async def _opened(file: Path) -> AsyncIterator[AsyncEngine]:
     """Open a migrated copy of a backup's database, so that the backup itself does not change."""
     with ExitStack() as opened:
         with _disk_errors(Path("the folder for temporary files")):
-            copy = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="deixis-restore-"))) / DATABASE
+            copy = opened.enter_context(temporary_folder(Path(tempfile.gettempdir()), _RESTORING)) / DATABASE
             await asyncio.to_thread(shutil.copyfile, file, copy)
         engine = open_engine(f"sqlite:///{copy}")
         try:
@@ -230,14 +234,11 @@ def _temporary_folder(folder: Path) -> Iterator[Path]:
         raise ConflictError(f"'{folder}' exists, and a backup never overwrites anything; name a new folder")
     with _disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".deixis-", dir=folder.parent))
-        try:
+        with temporary_folder(folder.parent, _BUILDING) as temporary:
             yield temporary
             for path in temporary.rglob("*"):
                 sync(path)
             publish(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _files_of(folder: Path) -> dict[str, BackupFile]:

@@ -16,6 +16,7 @@ from app.captions.generations import CURRENT, building_folder, current_generatio
 from app.captions.manifest import FEATURES, INDEX, MANIFEST
 from app.captions.texts import TEXTS
 from app.errors import ConflictError, InvalidFieldError, StoreError
+from app.runtime.atomic_files import temporary_for
 from tests.captions.build_until_killed import COUNT, DIMS, OPTIONS, build_all, captions, features_of
 
 ROOT = Path(__file__).parents[2]
@@ -340,6 +341,19 @@ def test_old_generations_are_kept_until_pruned(tmp_path):
     assert prune(folder) == sorted(names[:2])
     assert opened(folder).captions([0]) == ["caption 2"]
     assert (folder / "notes").exists()
+
+
+def test_the_next_build_removes_what_killed_processes_were_copying_or_removing(tmp_path):
+    folder = tmp_path / "db"
+    made(["one"], folder)
+    for left in (tmp_path / "deleted.removed", folder / "0123456789abcdef.removed", folder / "0123456789abcdef.copied"):
+        left.mkdir()
+        (left / FEATURES).write_bytes(bytes(100))
+    temporary_for(folder / CURRENT).write_bytes(b"half")
+    current = made(["one", "two"], folder).generation
+    prune(folder)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([".lock", current, CURRENT])
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith("removed")] == []
 
 
 def test_pruning_ignores_missing_databases_and_running_builds(tmp_path):

@@ -160,6 +160,18 @@ async def test_a_failed_backup_leaves_no_files(filled, tmp_path, monkeypatch):
     assert list(place.iterdir()) == []
 
 
+async def test_what_killed_processes_left_is_removed_by_the_next_backup_and_restore(
+    filled, tmp_path, other, monkeypatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in (".deixis-backup-killed", "deixis-restore-killed"):
+        (tmp_path / name / "content").mkdir(parents=True)
+        (tmp_path / name / "content" / DATABASE).write_bytes(bytes(100))
+    await write_backup(filled, tmp_path / "backup", version="")
+    await restore_backup(other, tmp_path / "backup")
+    assert not [path for path in tmp_path.iterdir() if "killed" in path.name]
+
+
 async def test_a_database_of_another_revision_is_not_backed_up(filled, tmp_path):
     await downgrade(filled, "0003")
     with pytest.raises(StoreError, match="revision '0003', and this release backs up"):
