@@ -12,6 +12,8 @@ product codes, about d/8 + 8 bytes per caption, that finds candidates; the featu
 always those of the stored features, whatever the index lost.
 """
 
+import os
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,7 @@ from jaxtyping import Float16, Float32, Int
 
 from app.captions.generations import current_generation
 from app.captions.index import WHOLE, CaptionIndex, Part
-from app.captions.manifest import FEATURES, INDEX, Manifest, check_files, damage_reported, read_manifest
+from app.captions.manifest import DATA_FILES, FEATURES, INDEX, Manifest, check_files, damage_reported, read_manifest
 from app.captions.texts import CaptionTexts
 from app.errors import ConfigurationError, StoreError
 from app.runtime.arrays import map_array
@@ -60,6 +62,34 @@ def merge_parts(found: Sequence[NearestCaptions], k: int, missing: str | None) -
     )
 
 
+class OpenFiles:
+    """The files of an open generation, which are mapped into memory.
+
+    The operating system ends a process that reads behind the end of a mapped file.
+
+    Args:
+        generation_folder: contains the files.
+        manifest: their sizes.
+    """
+
+    def __init__(self, generation_folder: Path, manifest: Manifest) -> None:
+        self._files: list[tuple[Path, int, int]] = []
+        for name in DATA_FILES:
+            file = generation_folder / name
+            opened = os.open(file, os.O_RDONLY)
+            weakref.finalize(self, os.close, opened)
+            self._files.append((file, opened, manifest.files[name]["bytes"]))
+
+    @property
+    def problem(self) -> str | None:
+        """Which file was truncated after it was opened; None if no file was."""
+        for file, opened, expected in self._files:
+            size = os.fstat(opened).st_size
+            if size < expected:
+                return f"'{file}' was truncated from {expected} to {size} bytes; build the database again"
+        return None
+
+
 class CaptionDatabase:
     """An open generation. Several threads may read it, also after another generation became the current one.
 
@@ -69,6 +99,7 @@ class CaptionDatabase:
         texts: n captions.
         features: their features (n, d).
         index: of the features.
+        files: that these are mapped from.
     """
 
     def __init__(
@@ -78,12 +109,14 @@ class CaptionDatabase:
         texts: CaptionTexts,
         features: Float16[np.ndarray, "n d"],
         index: CaptionIndex,
+        files: OpenFiles,
     ) -> None:
         self.generation = generation
         self.manifest = manifest
         self._texts = texts
         self._features = features
         self._index = index
+        self._files = files
 
     @classmethod
     def open(cls, folder: Path, *, fingerprint: str | None, verify: bool = False) -> Self:
@@ -123,16 +156,23 @@ class CaptionDatabase:
             problem = f"the caption database '{folder}' was built with another model, '{manifest.model}'"
             raise ConfigurationError(f"{problem}; use that model, or build the database again with this one")
         check_files(generation_folder, manifest, verify=verify)
+        with damage_reported(generation_folder):
+            files = OpenFiles(generation_folder, manifest)
         texts = CaptionTexts.open(generation_folder)
         features = _open_features(generation_folder)
         if features.shape != (manifest.captions, manifest.dims) or len(texts) != manifest.captions:
             problem = f"'{generation_folder}' has {len(texts)} captions and features {features.shape}, but should have "
             raise StoreError(f"{problem}{manifest.captions} of {manifest.dims}; build the database again")
         index = CaptionIndex.open(generation_folder / INDEX, features, manifest.index)
-        return cls(generation, manifest, texts, features, index)
+        return cls(generation, manifest, texts, features, index, files)
 
     def __len__(self) -> int:
         return len(self._texts)
+
+    @property
+    def problem(self) -> str | None:
+        """Why it cannot be searched any more; None if it can."""
+        return self._files.problem
 
     @property
     def nbytes_resident(self) -> int:
@@ -154,7 +194,10 @@ class CaptionDatabase:
 
         Raises:
             ValueError: the queries have other dimensions, or k is below 1.
+            StoreError: a file was truncated after it was opened.
         """
+        if self.problem is not None:
+            raise StoreError(self.problem)
         if queries.ndim != 2 or queries.shape[1] != self.manifest.dims:
             raise ValueError(f"queries have shape {queries.shape}, but captions have {self.manifest.dims} dimensions")
         if k < 1:

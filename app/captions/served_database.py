@@ -100,7 +100,11 @@ class ServedDatabase:
             if self.is_deleted:
                 return
             try:
-                if self.database is None or current_generation(self._folder) != self.database.generation:
+                if (
+                    self.database is None
+                    or current_generation(self._folder) != self.database.generation
+                    or self.database.problem is not None  # a build may have repaired this generation
+                ):
                     self.database = CaptionDatabase.open(self._folder, fingerprint=None)
                     self._log_opened(self.database)
             except StoreError as error:

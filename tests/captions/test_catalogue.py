@@ -1,6 +1,7 @@
 """Caption databases in use: replaced, damaged, deleted, searched concurrently, built and cancelled."""
 
 import asyncio
+import os
 import shutil
 import threading
 from contextlib import asynccontextmanager, suppress
@@ -19,7 +20,7 @@ from app.captions.catalogue import CaptionCatalogue
 from app.captions.database import CaptionDatabase, merge_parts
 from app.captions.generations import CURRENT, building_folder, prune
 from app.captions.index import Part
-from app.captions.manifest import FEATURES, MANIFEST
+from app.captions.manifest import DATA_FILES, FEATURES, MANIFEST
 from app.captions.texts import OFFSETS, TEXTS
 from app.encoders.fake import FakeEncoder
 from app.errors import (
@@ -539,6 +540,20 @@ async def test_if_a_new_generation_is_damaged_the_old_one_is_used_until_a_valid_
 
     good = made(folder / "things", GREEN)
     assert (await nearest(databases, "things", "red"))[0].generation == good.generation
+
+
+@pytest.mark.usefixtures("always_refresh")
+@pytest.mark.parametrize("options", [{}, {"exact_up_to": 500}], ids=["flat", "ivf-pq"])
+@pytest.mark.parametrize("name", DATA_FILES)
+async def test_a_file_truncated_in_use_is_an_error_until_a_build_repairs_it(databases, folder, name, options):
+    made(folder / "things", MANY, **options)
+    await nearest(databases, "things", "red")
+    os.truncate(place_of(folder / "things") / name, 10)
+    for _ in range(2):
+        with pytest.raises(StoreError, match=rf"{name}' was truncated from \d+ to 10 bytes; build the database again"):
+            await nearest(databases, "things", "red")
+    made(folder / "things", MANY, **options)
+    assert len(await nearest(databases, "things", "red")) == 1
 
 
 @pytest.mark.usefixtures("always_refresh")
