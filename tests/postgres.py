@@ -37,7 +37,7 @@ def running_postgres(binaries: Path) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="deixis-pg-") as created:
         folder = Path(created)
         data = folder / "data"
-        options = _as_unprivileged_user(folder)
+        options = as_unprivileged_user(folder)
         with (folder / "log").open("w") as log:
             initdb: list[str | Path] = [binaries / "initdb", "-D", data, "-U", SUPERUSER, "-A", "trust"]
             initdb += ["-E", "UTF8", "--locale=C", "-N"]
@@ -50,7 +50,7 @@ def running_postgres(binaries: Path) -> Iterator[str]:
             )
             try:
                 url = f"postgresql://{SUPERUSER}@/postgres?host={folder}"
-                _wait_until_it_answers(url, server, folder / "log")
+                until_postgres_answers(url, server, folder / "log")
                 yield url
             finally:
                 server.send_signal(signal.SIGINT)  # "fast": without waiting for clients
@@ -61,7 +61,7 @@ def running_postgres(binaries: Path) -> Iterator[str]:
                     server.wait()
 
 
-def _as_unprivileged_user(folder: Path) -> dict[str, Any]:
+def as_unprivileged_user(folder: Path) -> dict[str, Any]:
     """Return options that run a child process as an ordinary user, because PostgreSQL refuses to run as root."""
     if os.geteuid() != 0:
         return {}
@@ -71,7 +71,7 @@ def _as_unprivileged_user(folder: Path) -> dict[str, Any]:
     return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
 
 
-def _wait_until_it_answers(url: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
+def until_postgres_answers(url: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
     import psycopg
 
     give_up_at = time.monotonic() + START_TIMEOUT_S

@@ -20,6 +20,16 @@ def _escape_control_characters(_: WrappedLogger, __: str, event: EventDict) -> E
     return event
 
 
+def _shorten_pool_errors(record: logging.LogRecord) -> bool:
+    """Log in one line that a connection of the database pool could not be reset or closed; it is replaced."""
+    if record.name.startswith("sqlalchemy.pool") and record.exc_info and record.exc_info[1] is not None:
+        error = record.exc_info[1]
+        reason = str(error).partition("\n")[0]
+        record.msg, record.args = f"{record.getMessage()}: {type(error).__name__}: {reason}", ()
+        record.exc_info = record.exc_text = None
+    return True
+
+
 class _StandardError(logging.StreamHandler[TextIO]):
     """Writes to what is standard error at the time of the event; a program may replace and close it."""
 
@@ -68,6 +78,7 @@ def configure_logs(log_format: Literal["json", "console"], level: str) -> None:
     )
     # open_clip logs each step of loading on the root logger, so its level cannot be set by the name of a logger.
     handler.addFilter(lambda record: record.name != "root" or record.levelno >= logging.WARNING)
+    handler.addFilter(_shorten_pool_errors)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

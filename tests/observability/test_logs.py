@@ -1,8 +1,10 @@
 import json
 import logging
+import sqlite3
 
 import pytest
 import structlog
+from sqlalchemy import create_engine, event
 
 from app.observability.logs import configure_logs
 
@@ -69,3 +71,15 @@ def test_a_traceback_is_logged_without_the_values_of_variables(capsys, log_forma
     assert "it broke" in logged
     assert "fail" in logged
     assert "hunter2" not in logged
+
+
+def test_a_connection_that_the_pool_cannot_reset_is_logged_in_one_line(capsys):
+    def lose(*_):
+        raise sqlite3.OperationalError("the connection is lost\nmore")
+
+    configure_logs("console", "info")
+    engine = create_engine("sqlite://")
+    event.listen(engine, "reset", lose)
+    engine.raw_connection().close()
+    (line,) = lines_of(capsys)
+    assert "Exception during reset or similar: OperationalError: the connection is lost" in line
