@@ -60,12 +60,15 @@ _MIGRATION_LOCK = int.from_bytes(b"deixis", "big")
 _WRITES = "deixis_writes"
 _WRITE_TURN = "deixis_write_turn"
 _EXAMPLES = "'sqlite:////var/lib/deixis/deixis.sqlite3' or 'postgresql://user:password@host/deixis'"
+_DAMAGED = "the file is damaged, or the disk fails: stop the service, keep a copy of the file, and restore a backup"
 _WAYS_OUT = {
     "not a database": "move that file away, or name another one in DEIXIS_DATABASE_URL",
     "unable to open": "make the file and its folder writable for the service, or name another in DEIXIS_DATABASE_URL",
     "readonly": "make the file and its folder writable for the service, or name another in DEIXIS_DATABASE_URL",
     "is locked": "another program holds the file locked; end it, or use PostgreSQL",
     "is full": "make room on the disk",
+    "malformed": _DAMAGED,
+    "disk i/o error": _DAMAGED,
     "permission denied": "grant the user of DEIXIS_DATABASE_URL the right to create and use tables in its schema",
     "already exists": "name a database that is empty or was made by Deixis in DEIXIS_DATABASE_URL",
     "no such table": "start the service once, which makes the tables",
@@ -129,7 +132,7 @@ def _open_sqlite(address: URL) -> AsyncEngine:
         execution_options={_WRITE_TURN: asyncio.Lock()},
     )
     event.listen(engine.sync_engine, "connect", _set_pragmas)
-    event.listen(engine.sync_engine, "begin", _begin)
+    event.listen(engine.sync_engine, "begin", _SqliteFiles(file).begin)
     return engine
 
 
@@ -181,11 +184,38 @@ def _set_pragmas(connection: Any, _record: object) -> None:
         raise
 
 
-def _begin(connection: Connection) -> None:
-    # A transaction that reads before it writes must take the write lock first: SQLite refuses, without waiting, to
-    # upgrade a read whose snapshot is out of date.
-    writes = connection.get_execution_options().get(_WRITES, False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+class _SqliteFiles:
+    """Begins transactions, unless the files of the database were deleted or replaced while it was open.
+
+    SQLite would acknowledge what it writes to the deleted files, and new connections would create an empty database.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._log = file.with_name(f"{file.name}-wal")
+        self._identity: tuple[int, int] | None = None
+        self._has_log = False
+
+    def begin(self, connection: Connection) -> None:
+        # A transaction that reads before it writes must take the write lock first: SQLite refuses, without waiting, to
+        # upgrade a read whose snapshot is out of date.
+        writes = connection.get_execution_options().get(_WRITES, False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        try:
+            status = self._file.stat()
+            identity = status.st_dev, status.st_ino
+            has_log = self._log.exists()
+        except OSError:
+            identity, has_log = (-1, -1), False
+        self._identity = self._identity or identity
+        # In WAL mode, the write lock has opened the log; a read opens it later.
+        if identity != self._identity:
+            problem = f"the file '{self._file}' was deleted or replaced while the service used it"
+            raise StoreError(f"{problem}; stop the service, restore the file, and start it")
+        if writes and self._has_log and not has_log:
+            problem = f"the file '{self._log}' was deleted while the service used it"
+            raise StoreError(f"{problem}; restart the service, which saves what the file contained")
+        self._has_log = self._has_log or has_log
 
 
 def location(address: URL) -> str:

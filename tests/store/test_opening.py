@@ -1,5 +1,6 @@
 import asyncio
 import os
+import sqlite3
 import sys
 from pathlib import Path
 
@@ -275,6 +276,57 @@ async def test_a_file_that_is_not_a_database_is_an_error_and_not_changed(tmp_pat
     message = await refusal_of(opened, f"sqlite:///{file}")
     assert "file is not a database; move that file away, or name another one" in message
     assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("deleted", ["deixis.sqlite3", "deixis.sqlite3-wal"])
+async def test_nothing_is_written_after_a_file_of_the_database_was_deleted(tmp_path, sqlite_url, opened, deleted):
+    engine = opened(sqlite_url)
+    await migrate(engine)
+    repository = LabelSetRepository(engine)
+    await repository.put("pets", [ClassEntry("lynx")], "photo")
+    moved = (tmp_path / deleted).rename(tmp_path / "moved")
+    for _ in range(2):
+        with pytest.raises(StoreError, match=rf"{deleted}' was deleted .*while the service used it"):
+            await repository.put("pets", [ClassEntry("owl")], "photo")
+    moved.rename(tmp_path / deleted)
+    await repository.put("pets", [ClassEntry("owl")], "photo")
+    assert (await repository.get("pets")).version == 2
+
+
+async def test_a_restart_saves_what_a_deleted_log_contained(tmp_path, sqlite_url, opened):
+    engine = opened(sqlite_url)
+    await migrate(engine)
+    await LabelSetRepository(engine).put("pets", [ClassEntry("lynx")], "photo")
+    (tmp_path / "deixis.sqlite3-wal").unlink()
+    await engine.dispose()
+    assert (await LabelSetRepository(opened(sqlite_url)).get("pets")).version == 1
+
+
+async def test_another_file_in_the_place_of_the_database_is_not_used(tmp_path, sqlite_url, opened):
+    engine = opened(sqlite_url)
+    await migrate(engine)
+    (tmp_path / "deixis.sqlite3").unlink()
+    await migrate(opened(sqlite_url))
+    with pytest.raises(StoreError, match="was deleted or replaced"):
+        await ping(engine)
+
+
+async def test_a_log_that_sqlite_itself_removes_is_no_error(sqlite_url, opened, repository, engine):
+    if engine.dialect.name == "sqlite":
+        await repository.put("pets", [ClassEntry("lynx")], "photo")
+        await engine.dispose()  # the last connection removes the log
+    await ping(engine)
+    await repository.put("owls", [ClassEntry("owl")], "photo")
+
+
+async def test_a_damaged_file_is_an_error_that_recommends_a_backup(tmp_path, sqlite_url, opened):
+    await migrate(opened(sqlite_url))
+    with sqlite3.connect(tmp_path / "deixis.sqlite3") as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with (tmp_path / "deixis.sqlite3").open("r+b") as file:
+        file.seek(4096)
+        file.write(bytes(20 * 4096))
+    assert "malformed; the file is damaged" in await refusal_of(opened, sqlite_url)
 
 
 async def test_a_file_locked_by_another_program_is_an_error_after_a_timeout(sqlite_url, opened, monkeypatch):
