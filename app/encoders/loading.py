@@ -5,6 +5,7 @@ import os
 import structlog
 
 from app.encoders._base import Encoder, LoadOptions, model_source
+from app.errors import ModelUnavailableError
 
 log = structlog.get_logger()
 
@@ -26,7 +27,11 @@ def load_encoder(spec: str, options: LoadOptions = _DEFAULTS) -> Encoder:
     source, _, _ = model_source(spec)
     log.info("loading_model", model=spec)
     _limit_openmp_spinning()
-    from app.encoders.open_clip import load_open_clip  # noqa: PLC0415 - see the docstring
+    try:
+        from app.encoders.open_clip import load_open_clip  # noqa: PLC0415 - see the docstring
+    except (ImportError, OSError, MemoryError) as error:
+        problem = f"PyTorch or OpenCLIP cannot be loaded: {error or type(error).__name__}"
+        raise ModelUnavailableError(f"{problem}; give the process more memory, or install both again") from error
 
     if source == "embedded":
         from app.encoders.embedded import load_embedded  # noqa: PLC0415

@@ -3,6 +3,7 @@
 import json
 import pickle
 import random
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -435,3 +436,11 @@ def test_the_part_of_a_text_beyond_the_context_does_not_count(encoder):
     texts = ["word " * 200, "word " * 5000]
     first, second = encoder.encode_texts(texts)
     assert np.allclose(first, second, atol=1e-6)
+
+
+def test_the_error_for_a_library_that_cannot_be_loaded_has_the_reason(monkeypatch):
+    monkeypatch.setitem(sys.modules, "app.encoders.open_clip", None)
+    with pytest.raises(
+        ModelUnavailableError, match=r"PyTorch or OpenCLIP cannot be loaded: .*; give the process more mem"
+    ):
+        load_encoder("embedded")
