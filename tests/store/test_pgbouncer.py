@@ -1,6 +1,7 @@
 """The store works behind PgBouncer, whose clients share connections between transactions."""
 
 import asyncio
+import os
 import shutil
 import subprocess
 import tempfile
@@ -35,6 +36,7 @@ def pooled_url(postgres_url):
     """Yield the URL of an empty database behind PgBouncer in transaction mode."""
     program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin")
     if program is None:
+        assert os.environ.get("TEST_REQUIRE_PGBOUNCER") != "1", "pgbouncer is not on PATH or in /usr/sbin"
         pytest.skip("PgBouncer is not installed")
     with tempfile.TemporaryDirectory(prefix="deixis-pgb-") as created:
         folder = Path(created)
