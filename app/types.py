@@ -130,6 +130,7 @@ class Scoring:
     false_rejection_rate: float | None = None
     coverage: float | None = None
     set_quantile: float | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ STATUSES = {
     "OverloadedError": 503,
     "NotReadyError": 503,
     "NotConfiguredError": 501,
+    "StatementRefusedError": 500,
     "StoreError": 503,
     "ModelUnavailableError": 503,
     "DeadlineExceededError": 504,

@@ -95,10 +95,11 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     drop_tracebacks(error)
     if isinstance(error.__cause__, ClientDisconnect):
         return await _on_disconnect(request, error)
-    if error.status_code == 404:
+    allowed = ", ".join(_allowed_methods(request)) if error.status_code == 405 else ""
+    # Without a method, the part after a colon is no action, although the path looks like a name.
+    if error.status_code == 404 or (error.status_code == 405 and not allowed):
         reported: DeixisError = errors.UnknownRouteError(f"unknown route {request.url.path}; /docs lists all routes")
     elif error.status_code == 405:
-        allowed = ", ".join(_allowed_methods(request))
         reported = errors.MethodNotAllowedError(
             f"the method {request.method} is not allowed on {request.url.path}; allowed: {allowed}"
         )

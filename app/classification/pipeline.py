@@ -87,7 +87,7 @@ class Pipeline:
             adapt_began = time.perf_counter()
             good = [image for image in encoded if not isinstance(image, ClientError)]
             results: Sequence[ImageResult] = ()
-            warnings = classifier.warnings
+            warnings = classifier.warnings + task.scoring.warnings
             if good:
                 image_features = np.stack([image.features for image in good])
                 with stage("adapt", method=task.method, images=len(good)):

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import ceil
 from typing import Protocol
 
 from app.adapters._examples import Need
@@ -20,7 +21,7 @@ from app.errors import (
 from app.label_sets.service import DEFAULT_TEMPLATES, LabelLimits, LabelSets
 from app.models.registry import ModelRegistry
 from app.names.class_names import clean_classes
-from app.names.namespaces import OPEN_NAMESPACE, Namespace
+from app.names.namespaces import OPEN_NAMESPACE, Namespace, own_name
 from app.prompting.templates import TemplateLibrary
 from app.scoring.calibration import Calibration, Rejection
 from app.types import ClassEntry, LabelSet, Scoring, Task
@@ -30,6 +31,10 @@ _TEMPLATE_OF_WORDS = "{}"
 DEFAULT_TOP_K = 5
 # Characters of labels that take a few milliseconds to clean; more are cleaned in a thread.
 _CHARS_CLEANED_AT_ONCE = 10_000
+_NOT_COMPARED = (
+    "needs the comparison of the methods on the label set's example images, which is made after each deletion and each"
+    " change of the classes, by a job of the service, and is not there yet"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,10 @@ class SelectedMethod:
 
 class SelectionSource(Protocol):
     """Where the selected method of a label set is read from."""
+
+    @property
+    def is_kept_current(self) -> bool:
+        """Whether a job compares the methods again after each change."""
 
     async def get(self, label_set: LabelSet, model: str) -> SelectedMethod | None:
         """Return the latest selection; None if the label set has no examples or the methods were never compared."""
@@ -168,16 +177,6 @@ class Resolver:
             raise InvalidFieldError.of("options", "belong to a method; name the method in the field method")
         options = METHODS[method].read_options(request.options)
         _check_has_examples(METHODS[method], label_set)
-        calibration, rejection = None, None
-        if (
-            label_set is not None
-            and selected is not None
-            and selected.version == label_set.version
-            and selected.revision >= label_set.deletions_revision
-            and not request.options
-            and request.template is None
-        ):
-            calibration, rejection = selected.calibrations.get(method), selected.rejection
         default_templates = DEFAULT_TEMPLATES if label_set is None else label_set.templates
         return Task(
             model=model,
@@ -189,7 +188,7 @@ class Resolver:
             explain=request.explain,
             options=options,
             reason=reason,
-            scoring=_scoring(request, calibration, rejection),
+            scoring=_scoring(request, method, label_set, selected, waits=self._selections.is_kept_current),
         )
 
     async def _without_labels(self, request: ClassifyRequest, model: str) -> Task:
@@ -262,29 +261,70 @@ def _check_has_examples(method: Method, label_set: LabelSet | None) -> None:
         raise InvalidFieldError.of("method", f"{problem}; give label_set, or name another method")
 
 
-def _scoring(request: ClassifyRequest, calibration: Calibration | None, rejection: Rejection | None) -> Scoring:
+def _why_not_calibrated(
+    request: ClassifyRequest, method: str, label_set: LabelSet | None, selected: SelectedMethod | None
+) -> str | None:
+    """Return why the scores are not calibrated, or None if they are; ``_NOT_COMPARED`` if they will be."""
+    if label_set is None:
+        return "needs labelled example images, which only a label set has"
+    if not label_set.examples_revision:
+        return f"needs labelled example images; add some to '{own_name(label_set.name)}'"
+    if field_name := next((name for name in ("options", "template") if getattr(request, name)), None):
+        return f"needs the defaults that the methods were compared with; leave out {field_name}"
+    if selected is None or selected.version < label_set.version or selected.revision < label_set.deletions_revision:
+        return _NOT_COMPARED
+    problem = None
+    if selected.version > label_set.version:
+        problem = f"needs the newest version of the label set, which is {selected.version}; leave out the version"
+    elif not selected.calibrations:
+        problem = f"needs labelled example images that can be held out: {selected.reason}"
+    elif method not in selected.calibrations:
+        problem = (
+            f"needs a method that was compared on the example images, which '{method}' was not; compared:"
+            f" {', '.join(sorted(selected.calibrations))}"
+        )
+    return problem
+
+
+def _scoring(
+    request: ClassifyRequest, method: str, label_set: LabelSet | None, selected: SelectedMethod | None, *, waits: bool
+) -> Scoring:
     """Return how logits become scores, calibrated if the method was compared on held-out examples.
+
+    Args:
+        request: as it came.
+        method: that is used.
+        label_set: that is used; None for labels of the request.
+        selected: for the label set.
+        waits: a service compares the methods after each change.
 
     Raises:
         InvalidFieldError: both a threshold and a rate, or a field that needs a calibration that is missing.
+        NotReadyError: the calibration is not there yet.
     """
     threshold = request.reject_below
     if threshold is not None and request.false_rejection_rate is not None:
         raise InvalidFieldError.of("reject_below", "give either reject_below or false_rejection_rate, not both")
-    if calibration is None:
+    problem = _why_not_calibrated(request, method, label_set, selected)
+    if problem is not None or selected is None:
         for field_name in ("false_rejection_rate", "coverage"):
-            if getattr(request, field_name) is not None:
-                raise InvalidFieldError.of(
-                    field_name,
-                    "needs labelled example images on which this method was compared: use the newest version of a"
-                    " label set that has some, wait until the job that compares the methods is done, and leave options"
-                    " and template at their defaults",
-                )
+            if getattr(request, field_name) is not None and problem is not None:
+                if problem is _NOT_COMPARED and waits:
+                    raise NotReadyError(f"{field_name} {problem}; try again in some seconds")
+                raise InvalidFieldError.of(field_name, problem)
         return Scoring(reject_below=threshold)
+    calibration, rejection = selected.calibrations[method], selected.rejection
     if request.false_rejection_rate is None or rejection is None:
         rejection = calibration.rejection
+    warnings: tuple[str, ...] = ()
     if request.false_rejection_rate is not None:
         threshold = rejection.threshold(request.false_rejection_rate)
+        needed = ceil(1 / request.false_rejection_rate) - 1
+        if rejection.images < needed:
+            problem = (
+                f"a false rejection rate of {request.false_rejection_rate:g} needs at least {needed:,} labelled images"
+            )
+            warnings = (f"{problem}, and there are {rejection.images:,}; no image is rejected",)
     return Scoring(
         temperature=calibration.temperature,
         calibrated_on=calibration.images,
@@ -293,4 +333,5 @@ def _scoring(request: ClassifyRequest, calibration: Calibration | None, rejectio
         false_rejection_rate=None if threshold is None else rejection.false_rejection_rate(threshold),
         coverage=request.coverage,
         set_quantile=None if request.coverage is None else calibration.set_quantile(request.coverage),
+        warnings=warnings,
     )

@@ -109,7 +109,7 @@ _REQUEST_OPTIONS: dict[str, tuple[Any, Any]] = {
             float | None,
             typer.Option(
                 "--false-rejection-rate",
-                help="Choose the threshold so that at most this share of the images of a label is rejected; needs"
+                help="Choose the threshold so that at most this share of the images of all labels is rejected; needs"
                 " labelled example images.",
             ),
         ],

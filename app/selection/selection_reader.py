@@ -48,6 +48,11 @@ class SelectionReader:
             request.cancel()
         await asyncio.gather(*self._requests, return_exceptions=True)
 
+    @property
+    def is_kept_current(self) -> bool:
+        """Whether a job compares the methods again after each change."""
+        return self._jobs is not None
+
     async def stored(self, label_set: LabelSet, model: str | None) -> StoredSelection:
         """Return the latest selection with all of its figures.
 

@@ -265,6 +265,13 @@ def test_a_malformed_request_gets_the_type_of_its_fault(client, name, slug):
     problem_of(send(client, *MALFORMED[name]), slug)
 
 
+@pytest.mark.parametrize("path", [f"{PETS}:describe", "/v1/databases/things:find", f"{PETS}/descriptions:write"])
+def test_an_unknown_action_is_an_unknown_route(client, path):
+    response = client.post(path, json={})
+    problem_of(response, "unknown-route")
+    assert "allow" not in response.headers
+
+
 def test_the_allow_header_lists_the_methods_of_the_route(client):
     assert client.get(CLASSIFY).headers["allow"] == "POST"
     assert "GET" in client.request("BREW", "/healthz").headers["allow"]

@@ -27,7 +27,7 @@ from app.errors import (
 from app.label_sets.service import DEFAULT_TEMPLATES
 from app.main import open_service
 from app.names.labels import split_labels
-from app.selection.selection_reader import SELECT_METHOD
+from app.selection.selection_reader import SELECT_METHOD, SelectionReader
 from app.settings import Settings
 from app.store.jobs import JobRepository
 from app.types import ClassEntry, MergeSynonyms, RejectBy, Task
@@ -515,9 +515,7 @@ async def test_without_examples_a_score_threshold_works_and_calibrated_options_a
     await service.label_sets.put("pets", entries("cat", "dog"), "photo")
     for fields in ({"labels": ["cat", "dog"]}, {"label_set": "pets"}):
         for field, value in (("false_rejection_rate", 0.1), ("coverage", 0.9)):
-            with pytest.raises(
-                InvalidFieldError, match="use the newest version of a label set that has some"
-            ) as caught:
+            with pytest.raises(InvalidFieldError, match="needs labelled example images") as caught:
                 await service.resolver.resolve(ClassifyRequest(**fields, **{field: value}))
             assert [problem.field for problem in caught.value.problems] == [field]
         scoring = (await service.resolver.resolve(ClassifyRequest(**fields, reject_below=0.5))).scoring
@@ -531,25 +529,66 @@ async def test_a_threshold_and_a_rate_together_are_rejected(calibrated):
 
 
 @pytest.mark.parametrize(
-    "more",
-    [{"method": "gda", "options": {"alpha": 1.0}}, {"template": "the {} here."}, {"method": "tda"}],
+    ("more", "problem"),
+    [
+        ({"method": "gda", "options": {"alpha": 1.0}}, "leave out options"),
+        ({"template": "the {} here."}, "leave out template"),
+        ({"method": "tda"}, "was compared on the example images, which 'tda' was not; compared: .*, gda, .*"),
+    ],
     ids=["options", "template", "method that was not compared"],
 )
-async def test_a_calibration_does_not_apply_to_other_options_or_templates(calibrated, more):
+async def test_a_calibration_does_not_apply_to_other_options_or_templates(calibrated, more, problem):
     """They change the scores, which were not calibrated."""
     for promise in ({"coverage": 0.9}, {"false_rejection_rate": 0.1}):
-        with pytest.raises(InvalidFieldError, match="on which this method was compared"):
+        with pytest.raises(InvalidFieldError, match=problem):
             await calibrated.resolver.resolve(ClassifyRequest(label_set="things", **more, **promise))
     assert (await calibrated.resolver.resolve(ClassifyRequest(label_set="things", **more))).scoring.calibrated_on == 0
 
 
 async def test_a_calibration_does_not_apply_to_other_classes(calibrated):
     await calibrated.label_sets.add_classes("things", entries("snow"))
-    with pytest.raises(InvalidFieldError, match="wait until the job"):
+    with pytest.raises(InvalidFieldError, match="is not there yet"):
         await calibrated.resolver.resolve(ClassifyRequest(label_set="things", coverage=0.9))
     assert (
         await calibrated.resolver.resolve(ClassifyRequest(label_set="things@1", coverage=0.9))
     ).scoring.calibrated_on == 24
+    await calibrated.method_selector.select_for_every_model("things")
+    assert (
+        await calibrated.resolver.resolve(ClassifyRequest(label_set="things", coverage=0.9))
+    ).scoring.calibrated_on == 24
+    with pytest.raises(InvalidFieldError, match="needs the newest version of the label set, which is 2"):
+        await calibrated.resolver.resolve(ClassifyRequest(label_set="things@1", coverage=0.9))
+
+
+async def test_a_service_that_will_compare_the_methods_is_not_ready_until_then(calibrated, monkeypatch):
+    """So that clients wait and try again."""
+    await calibrated.examples.delete("things", classname="sky")
+    monkeypatch.setattr(SelectionReader, "is_kept_current", True)
+    for promise in ({"coverage": 0.9}, {"false_rejection_rate": 0.1}):
+        with pytest.raises(NotReadyError, match="is not there yet; try again in some seconds"):
+            await calibrated.resolver.resolve(ClassifyRequest(label_set="things", **promise))
+    await calibrated.method_selector.select_for_every_model("things")
+    resolved = await calibrated.resolver.resolve(ClassifyRequest(label_set="things", coverage=0.9))
+    assert resolved.scoring.calibrated_on == 16
+
+
+async def test_examples_that_cannot_be_held_out_are_named_as_the_cause(with_examples):
+    await stock(with_examples, "single", labelled=1)
+    await stock(with_examples, "pool", labelled=0, pool=4)
+    for name, problem in (("single", "no class has two labelled images"), ("pool", "unlabelled images are too few")):
+        await with_examples.method_selector.select_for_every_model(name)
+        with pytest.raises(InvalidFieldError, match=f"that can be held out: .*{problem}"):
+            await with_examples.resolver.resolve(ClassifyRequest(label_set=name, false_rejection_rate=0.1))
+
+
+async def test_a_rate_that_needs_more_images_has_a_warning(calibrated):
+    for rate, warned in ((0.04, False), (0.039, True)):
+        classification = await classify(calibrated, label_set="colours", method="gda", false_rejection_rate=rate)
+        warnings = [each for each in classification.warnings if "false rejection rate" in each]
+        assert bool(warnings) == warned
+        if warned:
+            assert "needs at least 25 labelled images, and there are 24; no image is rejected" in warnings[0]
+            assert not any(result.rejected for result in classification.results)
 
 
 @pytest.mark.parametrize("method", [None, "zero-shot", "gda", "zlap", "stata"])

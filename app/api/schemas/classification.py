@@ -104,8 +104,7 @@ class ClassifyFields(Request):
         gt=0,
         lt=1,
         description="Instead of `reject_below`: choose the threshold that wrongly rejects at most this share of"
-        " images of"
-        " a class. Needs labelled example images.",
+        " the images of all classes together. Needs labelled example images.",
     )
     coverage: float | None = Field(
         None,

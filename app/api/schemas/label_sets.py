@@ -23,16 +23,19 @@ class ClassBody(Request):
 
     name: str
     descriptions: list[str] = Field(
-        [], max_length=MAX_ITEMS, fail_fast=True, description="Sentences about the appearance of the class."
+        default_factory=list,
+        max_length=MAX_ITEMS,
+        fail_fast=True,
+        description="Sentences about the appearance of the class.",
     )
     synonyms: list[str] = Field(
-        [],
+        default_factory=list,
         max_length=MAX_ITEMS,
         fail_fast=True,
         description="Other names of the class; each is filled into the templates.",
     )
     features: list[str] = Field(
-        [],
+        default_factory=list,
         max_length=MAX_ITEMS,
         fail_fast=True,
         description="Short phrases that complete `NAME, which has ...`.",
