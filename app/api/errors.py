@@ -98,15 +98,11 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     allowed = ", ".join(_allowed_methods(request)) if error.status_code == 405 else ""
     # Without a method, the part after a colon is no action, although the path looks like a name.
     if error.status_code == 404 or (error.status_code == 405 and not allowed):
-        reported: DeixisError = errors.UnknownRouteError(f"unknown route {request.url.path}; /docs lists all routes")
-    elif error.status_code == 405:
-        reported = errors.MethodNotAllowedError(
-            f"the method {request.method} is not allowed on {request.url.path}; allowed: {allowed}"
-        )
-        return problem_response(reported, {"Allow": allowed})
-    else:
-        reported = MalformedRequestError(str(error.detail))
-    return problem_response(reported, error.headers)
+        return problem_response(errors.UnknownRouteError(f"unknown route {request.url.path}; /docs lists all routes"))
+    if error.status_code == 405:
+        problem = f"the method {request.method} is not allowed on {request.url.path}; allowed: {allowed}"
+        return problem_response(errors.MethodNotAllowedError(problem), {"Allow": allowed})
+    return problem_response(MalformedRequestError(str(error.detail)), error.headers)
 
 
 def _allowed_methods(request: Request) -> list[str]:
