@@ -546,13 +546,13 @@ async def test_if_a_new_generation_is_damaged_the_old_one_is_used_until_a_valid_
 @pytest.mark.parametrize("options", [{}, {"exact_up_to": 500}], ids=["flat", "ivf-pq"])
 @pytest.mark.parametrize("name", DATA_FILES)
 async def test_a_file_truncated_in_use_is_an_error_until_a_build_repairs_it(databases, folder, name, options):
-    made(folder / "things", MANY, **options)
+    await asyncio.to_thread(made, folder / "things", MANY, **options)
     await nearest(databases, "things", "red")
     os.truncate(place_of(folder / "things") / name, 10)
     for _ in range(2):
         with pytest.raises(StoreError, match=rf"{name}' was truncated from \d+ to 10 bytes; build the database again"):
             await nearest(databases, "things", "red")
-    made(folder / "things", MANY, **options)
+    await asyncio.to_thread(made, folder / "things", MANY, **options)
     assert len(await nearest(databases, "things", "red")) == 1
 
 
