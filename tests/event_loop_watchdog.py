@@ -26,7 +26,7 @@ MAX_WALL_S = 60.0
 
 MARK = "blocks_event_loop"
 _PROPERTY = "slowest callback"
-# Seconds of processor time of ``_known_work`` on an idle machine with cores of 2023, and its rounds.
+# Seconds of processor time that the work of ``_slowness`` takes on an idle machine, and its rounds.
 _KNOWN_WORK_S = 0.016
 _KNOWN_WORK_ROUNDS = 100_000
 # Of the coroutines that wait for each other; the first ones are those of the web framework.

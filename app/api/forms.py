@@ -181,7 +181,7 @@ def check_is_json(request: Request) -> None:
 
 
 def validate_json(kind: type[_Body], content: bytes) -> _Body:
-    """Return the JSON body of a route that takes nothing else; for use in a thread.
+    """Return a JSON body; large ones take long, so call it in a thread.
 
     Raises:
         MalformedRequestError: the body is not JSON.
@@ -210,10 +210,7 @@ def parse_json(kind: type[_Body], content: bytes) -> _Body:
             f"the JSON body has {len(content):,} bytes, more than the limit of {_MAX_SMALL_JSON_BYTES // 1024} KiB;"
             " send a smaller body"
         )
-    try:
-        return kind.model_validate_json(content)
-    except ValidationError as error:
-        raise _client_error(error) from error
+    return validate_json(kind, content)
 
 
 def check_field_names(names: Sequence[str], allowed: Sequence[str]) -> None:

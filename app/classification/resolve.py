@@ -24,7 +24,7 @@ from app.names.class_names import clean_classes
 from app.names.namespaces import OPEN_NAMESPACE, Namespace, own_name
 from app.prompting.templates import TemplateLibrary
 from app.scoring.calibration import Calibration, Rejection
-from app.types import ClassEntry, LabelSet, Scoring, Task
+from app.types import ClassEntry, LabelSet, RejectBy, Scoring, Task
 
 # Words from captions are used as they are, without a template (Conti et al., NeurIPS 2023).
 _TEMPLATE_OF_WORDS = "{}"
@@ -286,6 +286,11 @@ def _why_not_calibrated(
     return problem
 
 
+def _has_scores_of(rejection: Rejection, method: str) -> bool:
+    """Return whether a method gives images the scores of a rejection: its similarities may be with other texts."""
+    return rejection.by is not RejectBy.SIMILARITY or method == DEFAULT_METHOD or bool(METHODS[method].learns)
+
+
 def _scoring(
     request: ClassifyRequest, method: str, label_set: LabelSet | None, selected: SelectedMethod | None, *, waits: bool
 ) -> Scoring:
@@ -314,7 +319,7 @@ def _scoring(
                 raise InvalidFieldError.of(field_name, problem)
         return Scoring(reject_below=threshold)
     calibration, rejection = selected.calibrations[method], selected.rejection
-    if request.false_rejection_rate is None or rejection is None:
+    if request.false_rejection_rate is None or rejection is None or not _has_scores_of(rejection, method):
         rejection = calibration.rejection
     warnings: tuple[str, ...] = ()
     if request.false_rejection_rate is not None:

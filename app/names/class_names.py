@@ -83,7 +83,7 @@ def clean_classes(
     """
     if len(raw) > max_classes:
         raise TooLargeError(
-            f"{len(raw)} labels are given, at most {max_classes} are allowed; give fewer, or raise {setting}"
+            f"{len(raw)} classes are given, at most {max_classes} are allowed; give fewer, or raise {setting}"
         )
     if not raw:
         raise InvalidFieldError.of(field, "the list is empty; give at least one class")

@@ -102,7 +102,7 @@ def test_too_many_descriptions_of_a_class_are_rejected():
 
 
 def test_too_many_labels_are_rejected_with_number_limit_and_setting():
-    with pytest.raises(TooLargeError, match=r"^3 labels are given, at most 2 .* DEIXIS_MAX_LABELS"):
+    with pytest.raises(TooLargeError, match=r"^3 classes are given, at most 2 .* DEIXIS_MAX_LABELS"):
         clean_classnames(["a", "b", "c"], max_classes=2, setting="DEIXIS_MAX_LABELS")
 
 

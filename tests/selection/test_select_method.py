@@ -225,6 +225,17 @@ async def test_rejection_is_by_class_means_if_each_class_has_two_images_and_else
         np.testing.assert_allclose(rejection.scores, np.sort(scores), atol=5e-4)
 
 
+async def test_similarities_with_other_texts_are_not_compared_with_those_of_zero_shot(service):
+    """Methods with descriptions have similarities of their own, so images are rejected by their scores."""
+    await stock(service, "few", COLOURS, labelled=0)
+    await keep(service, "few", shades(5), [*COLOURS, *COLOURS][:5])
+    await service.method_selector.select_for_every_model("few")
+    for method in ("zero-shot", "gda", "cupl", "autoclip"):
+        request = ClassifyRequest(label_set="few", method=method, false_rejection_rate=0.2)
+        expected = RejectBy.SIMILARITY if method in {"zero-shot", "gda"} else RejectBy.SCORE
+        assert (await service.resolver.resolve(request)).scoring.reject_by is expected, method
+
+
 # --- unlabelled images alone ---------------------------------------------------------------------------------------
 
 

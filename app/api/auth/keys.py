@@ -38,6 +38,8 @@ _CREATED_KEY = re.compile(rf"{_PREFIX}_([0-9a-f]{{12}})_[A-Za-z0-9_-]{{43}}")
 # A revoked key stops working after at most this time.
 _LOOKUP_CACHE_S = 1.0
 _MAX_CACHED_KEYS = 10_000
+# The name of the query whether there is a key; the others have the ids of keys.
+_ANY_KEY = ""
 # The resolution of a key's `last_used_at`.
 _LAST_USE_INTERVAL_S = 60.0
 # While the database is unavailable, keys that were found within this time stay valid.
@@ -174,7 +176,7 @@ class KeyRing:
         now = time.monotonic()
         if now - self._any_read_at > _LOOKUP_CACHE_S:
             try:
-                self._any = await self._once("", self._repository.any)
+                self._any = await self._once(_ANY_KEY, self._repository.any)
             except StoreError:
                 if self._any is None:
                     raise
@@ -229,10 +231,10 @@ class KeyRing:
         running: asyncio.Task[_Result] | None = self._reading.get(name)
         if running is None:
             running = self._reading[name] = asyncio.create_task(read())
-            running.add_done_callback(partial(self._read, name))
+            running.add_done_callback(partial(self._end_reading, name))
         return await asyncio.shield(running)
 
-    def _read(self, name: str, done: asyncio.Task[Any]) -> None:
+    def _end_reading(self, name: str, done: asyncio.Task[Any]) -> None:
         del self._reading[name]
         if not done.cancelled():
             done.exception()  # every request may have been cancelled, and an error is not reported then

@@ -300,7 +300,8 @@ class CalibrationBody(Response):
     reject_by: RejectBy | None = Field(
         description="What is compared with the threshold: the best `score`; with `false_rejection_rate` the largest"
         " cosine similarity with the mean of the example images of a class (`class-mean`), or, if not every class has"
-        " two, with the text of a class (`similarity`). Null without a threshold."
+        " two and the method has no prompts of its own, with the text of a class (`similarity`). Null without a"
+        " threshold."
     )
     false_rejection_rate: float | None = Field(
         description="Share of held-out labelled images that this threshold rejects."

@@ -247,7 +247,7 @@ def test_the_keys_file_shown_in_the_security_page_is_valid(tmp_path):
 
 
 class SlowRepository:
-    """Answers when it is told to, and counts its queries."""
+    """Responds once ``open`` is set, and records its queries."""
 
     def __init__(self, answer):
         self.queries, self.answer = [], answer
