@@ -86,7 +86,7 @@ class GDA(ExampleAdapter):
                 ("too few images are labelled for a covariance within classes; that of all images is used", pooled),
                 (why, bool(why)),
                 (
-                    f"{missing} classes have no labelled image; they use the mean of similar images and of their text",
+                    f"classes without a labelled image: {missing}; they use the mean of similar images and their text",
                     missing > 0,
                 ),
             )

@@ -60,7 +60,7 @@ class TipAdapter(ExampleAdapter):
         missing = len(self.text_) - len(np.unique(self.labels_))
         self.alpha_, self.beta_, self.temperature_ = self.alpha, self.beta, 1.0
         if missing:
-            self.warnings_ += (f"{missing} classes have no labelled image, so no image votes for them",)
+            self.warnings_ += (f"classes without a labelled image: {missing}; no image votes for them",)
         if not self.alpha:
             chosen = self._chosen()
             self.alpha_, self.beta_, self.temperature_ = chosen or (DEFAULT_ALPHA, self.beta, 1.0)

@@ -32,8 +32,8 @@ DEFAULT_TOP_K = 5
 # Characters of labels that take a few milliseconds to clean; more are cleaned in a thread.
 _CHARS_CLEANED_AT_ONCE = 10_000
 _NOT_COMPARED = (
-    "needs the comparison of the methods on the label set's example images, which is made after each deletion and each"
-    " change of the classes, by a job of the service, and is not there yet"
+    "needs the methods to be compared on the current classes and example images, which a job of the service does after"
+    " each change"
 )
 
 

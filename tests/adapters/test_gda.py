@@ -157,7 +157,7 @@ def test_a_class_without_images_is_finite_and_predicted_by_its_text(count):
         adapter = drawn.fit(GDA(1.0), examples)
         result = adapter.predict(np.concatenate([drawn.queries, drawn.text[[3]]]))
         assert adapter.diagnostics_["classes_without_images"] == 1
-        assert any("1 classes have no labelled image" in warning for warning in adapter.warnings_)
+        assert any("classes without a labelled image: 1;" in warning for warning in adapter.warnings_)
         assert np.isfinite(result.logits).all()
         assert result.logits[-1].argmax() == 3
 

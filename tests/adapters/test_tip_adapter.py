@@ -47,7 +47,7 @@ def test_a_class_without_images_gets_no_votes_and_a_warning():
     adapter = drawn.fit(TipAdapter(1.0), Examples(drawn.rows[kept], drawn.labels[kept]))
     result = adapter.predict(drawn.queries)
     np.testing.assert_allclose(result.logits[:, 1], drawn.zero_shot()[:, 1], rtol=1e-5, atol=1e-4)
-    assert "1 classes have no labelled image" in result.warnings[0]
+    assert "classes without a labelled image: 1;" in result.warnings[0]
     assert np.isfinite(result.logits).all()
 
 

@@ -422,7 +422,7 @@ async def test_a_new_class_without_images_is_predicted_by_its_name(with_examples
     assert labels_of(classification) == ["tomato", "sky"]
     assert classification.task.label_set_reference == "things@2"
     assert classification.examples.labelled == 24
-    assert any("1 classes have no labelled image" in warning for warning in classification.warnings)
+    assert any("classes without a labelled image: 1;" in warning for warning in classification.warnings)
     assert set(scores_of(classification)[0]) == {*THINGS, "green"}
 
 
@@ -547,7 +547,7 @@ async def test_a_calibration_does_not_apply_to_other_options_or_templates(calibr
 
 async def test_a_calibration_does_not_apply_to_other_classes(calibrated):
     await calibrated.label_sets.add_classes("things", entries("snow"))
-    with pytest.raises(InvalidFieldError, match="is not there yet"):
+    with pytest.raises(InvalidFieldError, match="needs the methods to be compared on the current classes"):
         await calibrated.resolver.resolve(ClassifyRequest(label_set="things", coverage=0.9))
     assert (
         await calibrated.resolver.resolve(ClassifyRequest(label_set="things@1", coverage=0.9))
@@ -565,7 +565,7 @@ async def test_a_service_that_will_compare_the_methods_is_not_ready_until_then(c
     await calibrated.examples.delete("things", classname="sky")
     monkeypatch.setattr(SelectionReader, "is_kept_current", True)
     for promise in ({"coverage": 0.9}, {"false_rejection_rate": 0.1}):
-        with pytest.raises(NotReadyError, match="is not there yet; try again in some seconds"):
+        with pytest.raises(NotReadyError, match=r"current classes and example images, .*; try again in some seconds"):
             await calibrated.resolver.resolve(ClassifyRequest(label_set="things", **promise))
     await calibrated.method_selector.select_for_every_model("things")
     resolved = await calibrated.resolver.resolve(ClassifyRequest(label_set="things", coverage=0.9))

@@ -58,7 +58,7 @@ async def test_deleted_images_are_not_used_for_calibration(service):
     assert (await classify(service, method="gda", coverage=0.8)).task.scoring.calibrated_on == 24
     await service.examples.delete("things", classname="sky")
     assert (await classify(service, method="gda")).task.scoring.calibrated_on == 0
-    with pytest.raises(InvalidFieldError, match="coverage: needs the comparison of the methods"):
+    with pytest.raises(InvalidFieldError, match="coverage: needs the methods to be compared"):
         await service.resolver.resolve(ClassifyRequest(label_set="things", method="gda", coverage=0.8))
     await service.method_selector.select_for_every_model("things")
     assert (await classify(service, method="gda", coverage=0.8)).task.scoring.calibrated_on == 16
