@@ -215,6 +215,20 @@ def test_a_label_set_is_created_with_the_keyboard_alone(open_page, client):
     assert stored(client, "by keyboard")["classes"][0]["synonyms"] == ["tabby"]
 
 
+def test_a_list_that_fails_to_load_leaves_the_focus_where_somebody_types(open_page):
+    page = open_page("#label-sets")
+    held = []
+    page.route("**/v1/label-sets?*", lambda route: held.append(route))
+    page.click("text=New label set")
+    page.focus("#editor-name")
+    page.wait_for_function("true")
+    assert held, "the list is loaded along with the editor"
+    for route in held:
+        route.fulfill(status=401, content_type="application/problem+json", body='{"title": "a key", "status": 401}')
+    expect(page.locator("#label-sets-error")).to_be_visible()
+    expect(page.locator("#editor-name")).to_be_focused()
+
+
 def test_removing_a_class_with_the_keyboard_keeps_the_focus_in_place(open_page, pets):
     page = open_page(f"#label-sets/{pets}")
     page.focus("[aria-label='Remove class dog']")

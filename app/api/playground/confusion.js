@@ -1,7 +1,7 @@
 // Test images per class, classified and shown as a confusion matrix. They are not stored.
 import { byId, countText, create, option, percent } from "./elements.js";
 import { requestJson } from "./requests.js";
-import { clearRequestError, showRequestError } from "./request_errors.js";
+import { clearRequestError, showLoadError, showRequestError } from "./request_errors.js";
 import { fileChooser, dropZone, splitFiles } from "./file_drops.js";
 import { catalogue } from "./catalogue.js";
 import { matrix } from "./matrix.js";
@@ -32,7 +32,7 @@ export async function setTestedLabelSet(name, classnames) {
     byId("test-method").replaceChildren(option("", "default"), option("auto"), ...usable.map((entry) => option(entry.name)));
     byId("test-method").value = kept;
   } catch (requestError) {
-    showRequestError(requestError, byId("test-error"));
+    showLoadError(requestError, byId("test-error"));
   }
 }
 

@@ -1,7 +1,7 @@
 // The editor of a label set: its fields, its versions, saving without overwriting the changes of others, deleting.
 import { byId, countText, create, formatTime, option, splitLabels } from "./elements.js";
 import { requestJson, fetchOrThrow, jsonOptions, pathOf, RequestError } from "./requests.js";
-import { clearRequestError, showRequestError } from "./request_errors.js";
+import { clearRequestError, showLoadError, showRequestError } from "./request_errors.js";
 import { confirmDialog } from "./dialog.js";
 import { addressOf, renameTo } from "./views.js";
 import { bodyOf, differences, draftOf, emptyDraft, isChanged, mergeDrafts } from "./draft.js";
@@ -37,7 +37,7 @@ export async function edit(name) {
     draft = null;
     byId("editor").hidden = false;
     byId("label-set-form").hidden = byId("editor-tools").hidden = true;
-    showRequestError(requestError, byId("editor-failed"));
+    showLoadError(requestError, byId("editor-failed"));
   }
 }
 
@@ -88,7 +88,7 @@ function show(shown, open = new Set()) {
   const name = isNew ? "" : draft.name;
   const classnames = draft.classes.map((entry) => entry.stored).filter((entry) => entry !== null);
   byId("editor-tools").hidden = isNew;
-  startExamples(name, classnames, () => rows.refresh()).catch((requestError) => showRequestError(requestError, byId("examples-error")));
+  startExamples(name, classnames, () => rows.refresh()).catch((requestError) => showLoadError(requestError, byId("examples-error")));
   toolsFor(name, classnames);
 }
 

@@ -1,7 +1,7 @@
 // Example images of the label set in the editor: counting, adding and deleting them.
 import { byId, countText, create } from "./elements.js";
 import { requestJson, fetchOrThrow, pathOf, RequestError } from "./requests.js";
-import { clearRequestError, showRequestError } from "./request_errors.js";
+import { clearRequestError, showLoadError, showRequestError } from "./request_errors.js";
 import { fileChooser, dropZone, splitFiles } from "./file_drops.js";
 import { confirmDialog } from "./dialog.js";
 
@@ -69,7 +69,7 @@ export function classExamples(name, classname) {
       more.hidden = page.next_after === null;
       all.hidden = (page.counts.labelled[classname] || 0) < 2;
     } catch (requestError) {
-      showRequestError(requestError, error);
+      showLoadError(requestError, error);
     }
   }
 

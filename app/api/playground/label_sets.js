@@ -1,6 +1,6 @@
 // The view Label sets: the list, the editor, and the tools for the open label set.
 import { byId, countText, create } from "./elements.js";
-import { clearRequestError, showRequestError } from "./request_errors.js";
+import { clearRequestError, showLoadError } from "./request_errors.js";
 import { allLabelSets } from "./catalogue.js";
 import { addressOf } from "./views.js";
 import { anyUnsaved, closeEditor, edit, hasUnsaved, startEditor } from "./editor.js";
@@ -18,11 +18,10 @@ export async function showLabelSets({ name = "", isNew = false, focus = false })
   const loaded = load();
   if (open === null) closeEditor();
   else await edit(open);
+  // The focus moves before the list is there: afterwards somebody may be typing in the editor.
+  if (focus && open !== null) byId("editor-title").focus();
   await loaded;
-  if (focus && open !== null) {
-    byId("editor-title").focus();
-    byId("editor").scrollIntoView({ block: "start" });
-  }
+  if (focus && open !== null) byId("editor").scrollIntoView({ block: "start" });
 }
 
 async function load() {
@@ -31,7 +30,7 @@ async function load() {
     clearRequestError(byId("label-sets-error"));
     showList();
   } catch (requestError) {
-    showRequestError(requestError, byId("label-sets-error"));
+    showLoadError(requestError, byId("label-sets-error"));
   }
 }
 

@@ -28,6 +28,16 @@ export function showRequestError(error, place, controlOf = () => null) {
   else place.scrollIntoView({ block: "nearest" });
 }
 
+/** Show an error of loading, which must not take the focus from a field that somebody is typing in. */
+export function showLoadError(error, place) {
+  const isTyping = document.activeElement.matches("input, textarea, select");
+  if (isTyping && error.status === 401) {
+    clearRequestError(place);
+    place.textContent = error.message;
+    place.hidden = false;
+  } else showRequestError(error, place);
+}
+
 /** Remove the error in a place, and the messages next to the fields of the surrounding form or view. */
 export function clearRequestError(place) {
   place.hidden = true;

@@ -1,7 +1,7 @@
 // The view Captions: searches a caption database by text or image.
 import { byId, countText, create, option } from "./elements.js";
 import { requestJson, jsonOptions, pathOf, RequestError } from "./requests.js";
-import { clearRequestError, showRequestError } from "./request_errors.js";
+import { clearRequestError, showLoadError, showRequestError } from "./request_errors.js";
 import { dropZone, onFilesSelected, splitFiles } from "./file_drops.js";
 import { allDatabases } from "./catalogue.js";
 import { bar } from "./results.js";
@@ -22,7 +22,7 @@ export async function showCaptions() {
     byId("no-databases").hidden = found.length > 0;
     clearRequestError(byId("search-error"));
   } catch (requestError) {
-    showRequestError(requestError, byId("search-error"));
+    showLoadError(requestError, byId("search-error"));
   }
 }
 
