@@ -20,8 +20,8 @@ from torchvision.transforms import CenterCrop, Resize, v2
 from app.encoders._base import Candidate, ImagePath, ImageTower, LoadOptions, Tuning, model_source
 from app.encoders.model_files import ModelFiles, find_files, local_folder_must_contain, remote_code_refused
 from app.encoders.openvino_tower import load_openvino_tower
-from app.encoders.torch_tower import TorchImageTower, use_threads
-from app.encoders.tuning import fingerprint_of, model_precision, select_tower
+from app.encoders.torch_tower import TorchImageTower, fingerprint_of, use_threads
+from app.encoders.tuning import model_precision, select_tower
 from app.errors import ModelUnavailableError
 from app.names.text import nfc
 from app.runtime.cpu import usable_cores

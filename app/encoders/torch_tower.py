@@ -1,7 +1,8 @@
 """An image tower that torch runs on a CPU or an accelerator."""
 
+import hashlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -90,6 +91,15 @@ class TorchImageTower:
         # (n, h, w, 3) viewed as (n, 3, h, w) is the memory format channels last.
         normalised = (batch.permute(0, 3, 1, 2).float() - self._mean) / self._std
         return torch.nn.functional.normalize(self._encode(normalised.to(self._dtype)).float(), dim=-1)
+
+
+def fingerprint_of(weights: Iterable[tuple[str, torch.Tensor]], *others: object) -> str:
+    """Return a hash of the weights, their names and ``others``; this takes about one second per gigabyte."""
+    digest = hashlib.sha256(repr(others).encode())
+    for name, tensor in weights:
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype};".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:32]
 
 
 _thread = threading.local()

@@ -8,19 +8,18 @@ each candidate is measured once. Its features must also agree with those in sing
 import hashlib
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import structlog
-import torch
 from pydantic import ValidationError
 
 from app import __version__
 from app.encoders._base import Candidate, ImagePath, ImageTower, LoadOptions, Trial, Tuning
-from app.encoders.openvino_tower import openvino_is_installed
 from app.errors import ModelUnavailableError
 from app.runtime.atomic_files import write_atomically
 from app.runtime.cpu import usable_cores
@@ -34,6 +33,9 @@ MIN_COSINE = 0.999
 For EfficientNet-lite0 on 372 photographs of clothing, the lowest cosine of bfloat16 was 0.993 and 2 predictions in 100
 changed; for a ViT-B-32 it is 0.9999.
 """
+
+# What to install for each back end of a CPU, in the order in which they are likely to be fast.
+_PACKAGES = {"openvino": "deixis[openvino]", "torch": "torch"}
 
 _CPU_BATCHES = (1, 2, 4, 8, 16, 32)
 _GPU_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -55,26 +57,29 @@ def list_candidates(device: str, options: LoadOptions) -> list[Candidate]:
             )
         return [Candidate("torch", model_precision(device, options), 0)]
     cores = usable_cores()
-    found: list[Candidate] = []
-    if options.backend in {"auto", "openvino"} and openvino_is_installed():
-        found += [Candidate("openvino", precision, cores) for precision in ("fp32", "bf16")]
-    elif options.backend == "openvino":
+    if options.backend in _PACKAGES and not is_installed(options.backend):
         raise ModelUnavailableError(
-            "DEIXIS_IMAGE_BACKEND=openvino needs the package openvino; run: pip install 'deixis[openvino]'"
+            f"DEIXIS_IMAGE_BACKEND={options.backend} needs the package {options.backend}; run: pip install"
+            f" '{_PACKAGES[options.backend]}'"
         )
-    if options.backend in {"auto", "torch"}:
+    backends = [backend for backend in _PACKAGES if options.backend in {"auto", backend} and is_installed(backend)]
+    found: list[Candidate] = []
+    if "openvino" in backends:
+        found += [Candidate("openvino", precision, cores) for precision in ("fp32", "bf16")]
+    if "torch" in backends:
         found += [Candidate("torch", precision, cores) for precision in ("fp32", "bf16", "fp16")]
         if cores > 1:
             found.append(Candidate("torch", "fp32", 1))
     if options.precision == "auto":
         # fp16 is slower than fp32 on every CPU measured so far, and so is bf16 without instructions for it.
         precisions = {"fp32", "bf16"} if has_bf16_instructions() else {"fp32"}
-        return [candidate for candidate in found if candidate.precision in precisions]
-    found = [candidate for candidate in found if candidate.precision == options.precision]
+    else:
+        precisions = {options.precision}
+    found = [candidate for candidate in found if candidate.precision in precisions]
     if not found:
         raise ModelUnavailableError(
-            f"DEIXIS_IMAGE_BACKEND={options.backend} does not support DEIXIS_PRECISION={options.precision} on a CPU;"
-            " set one of them to auto"
+            f"no installed package runs DEIXIS_IMAGE_BACKEND={options.backend} with DEIXIS_PRECISION="
+            f"{options.precision} on a CPU; set them to auto, or run: pip install '{_PACKAGES['openvino']}'"
         )
     return found
 
@@ -85,6 +90,11 @@ def model_precision(device: str, options: LoadOptions) -> str:
         return "fp32"
     default = "fp16" if device.startswith("cuda") else "fp32"
     return default if options.precision == "auto" else options.precision
+
+
+def is_installed(package: str) -> bool:
+    """Return whether a package is installed, without importing it."""
+    return find_spec(package) is not None
 
 
 def has_bf16_instructions() -> bool:
@@ -164,12 +174,13 @@ def measure(
 ) -> Tuning:
     """Measure every candidate with at least one batch, for about ``seconds`` in total.
 
-    On a CPU, a candidate is refused if its features differ from those of torch in single precision. On other devices
-    there is only one candidate, and its precision is not checked.
+    On a CPU, a candidate is refused if its features differ from those in single precision: of torch, or of OpenVINO if
+    torch is not installed. On other devices there is only one candidate, and its precision is not checked.
     """
     ends = clock() + seconds
     cpu = device.startswith("cpu")
-    reference = build(Candidate("torch", "fp32", usable_cores())).begin(probes)() if cpu else None
+    reference_backend = "torch" if is_installed("torch") else "openvino"
+    reference = build(Candidate(reference_backend, "fp32", usable_cores())).begin(probes)() if cpu else None
     trials: list[Trial] = []
     best = 0.0
     for number, candidate in enumerate(candidates):
@@ -257,26 +268,20 @@ def probe_images(size_px: int, count: int = 16) -> list[Pixels]:
     return images
 
 
-def fingerprint_of(weights: Iterable[tuple[str, torch.Tensor]], *others: object) -> str:
-    """Return a hash of the weights, their names and ``others``; this takes about one second per gigabyte."""
-    digest = hashlib.sha256(repr(others).encode())
-    for name, tensor in weights:
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype};".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:32]
-
-
 def _key(name: str, device: str, fingerprint: str, candidates: Sequence[Candidate]) -> str:
     """Return a hash of everything that a measurement depends on: model, machine, software and candidates."""
-    hardware = [device, platform.machine(), _processor(), usable_cores()]
-    if device.startswith("cuda"):
-        hardware.append(torch.cuda.get_device_name(device))
-    software = [__version__, torch.__version__, _version("openvino"), _version("timm"), _version("open_clip_torch")]
+    hardware = [device, platform.machine(), _processor(device), usable_cores()]
+    software = [__version__, *(_version(name) for name in ("torch", "openvino", "timm", "open_clip_torch"))]
     inputs = repr((name, fingerprint, hardware, software, list(candidates)))
     return hashlib.sha256(inputs.encode()).hexdigest()[:32]
 
 
-def _processor() -> str:
+def _processor(device: str) -> str:
+    """Return the name of the CPU, or of the GPU that ``device`` is."""
+    if device.startswith("cuda"):
+        import torch  # noqa: PLC0415 - only torch uses a GPU, and an exported model is served without torch
+
+        return torch.cuda.get_device_name(device)
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

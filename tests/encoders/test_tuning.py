@@ -9,11 +9,12 @@ import torch
 from app.encoders import tuning
 from app.encoders._base import Candidate, LoadOptions, Trial, Tuning
 from app.encoders.embedded import load_embedded
-from app.encoders.tuning import MIN_COSINE, fingerprint_of, list_candidates, measure, probe_images, select_tower
+from app.encoders.torch_tower import fingerprint_of
+from app.encoders.tuning import MIN_COSINE, list_candidates, measure, probe_images, select_tower
 from app.errors import ModelUnavailableError
 
 FP32, BF16, ONE = Candidate("torch", "fp32", 2), Candidate("torch", "bf16", 2), Candidate("torch", "fp32", 1)
-OPENVINO = Candidate("openvino", "fp32", 2)
+OPENVINO, OPENVINO_BF16 = Candidate("openvino", "fp32", 2), Candidate("openvino", "bf16", 2)
 DEFAULTS = LoadOptions(tuning_seconds=5)
 
 
@@ -21,7 +22,7 @@ DEFAULTS = LoadOptions(tuning_seconds=5)
 def _fixed_machine(monkeypatch):
     monkeypatch.setattr(tuning, "usable_cores", lambda: 2)
     monkeypatch.setattr(tuning, "has_bf16_instructions", lambda: True)
-    monkeypatch.setattr(tuning, "openvino_is_installed", lambda: True)
+    monkeypatch.setattr(tuning, "is_installed", lambda package: True)
 
 
 class Clock:
@@ -190,10 +191,21 @@ def test_without_the_instructions_half_precision_is_a_candidate_only_on_request(
 
 
 def test_without_openvino_torch_remains(monkeypatch):
-    monkeypatch.setattr(tuning, "openvino_is_installed", lambda: False)
+    monkeypatch.setattr(tuning, "is_installed", lambda package: package != "openvino")
     assert {candidate.backend for candidate in list_candidates("cpu", LoadOptions())} == {"torch"}
     with pytest.raises(ModelUnavailableError, match=r"deixis\[openvino\]"):
         list_candidates("cpu", LoadOptions(backend="openvino"))
+
+
+def test_without_torch_openvino_is_compared_with_openvino_in_single_precision(monkeypatch):
+    monkeypatch.setattr(tuning, "is_installed", lambda package: package != "torch")
+    candidates = list_candidates("cpu", LoadOptions())
+    assert {candidate.backend for candidate in candidates} == {"openvino"}
+    clock = Clock()
+    found = measure_towers({OPENVINO: Tower(clock), OPENVINO_BF16: Tower(clock, angle=0.06)}, clock=clock)
+    assert [trial.refused is None for trial in found.trials] == [True, False]
+    with pytest.raises(ModelUnavailableError, match="DEIXIS_"):
+        list_candidates("cpu", LoadOptions(backend="torch"))
 
 
 @pytest.mark.parametrize(
