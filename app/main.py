@@ -85,6 +85,7 @@ def load_options(settings: Settings) -> LoadOptions:
         backend="torch" if settings.image_backend == "torch-compile" else settings.image_backend,
         weights_dir=settings.model_cache_dir,
         data_dir=settings.data_dir,
+        exports_dir=settings.exports_dir,
         tuning_seconds=settings.tuning_seconds,
         torch_compile=settings.image_backend == "torch-compile",
     )
@@ -249,7 +250,9 @@ async def open_service(
         StoreError: the database cannot be opened, or a newer release wrote it.
         ConfigurationError: a template file or a file of questions is wrong.
     """
-    templates = TemplateLibrary(resources("prompts") / "templates", {"imagenet": imagenet_templates})
+    templates = TemplateLibrary(
+        resources("prompts") / "templates", {"imagenet": partial(imagenet_templates, settings.exports_dir)}
+    )
     questions = resources("prompts") / "questions"
     question_sets, feature_question = load_question_sets(questions), load_feature_question(questions)
     engine = open_engine(settings.effective_database_url)

@@ -158,7 +158,9 @@ class Settings(BaseSettings):
         " `architecture/tag`, `hf-hub:org/repo` or `local-dir:path`.",
     )
     model_cache_dir: Folder | None = Field(
-        None, description="Folder of downloaded weights; by default the cache of the Hugging Face library (`HF_HOME`)."
+        None,
+        description="Folder of downloaded weights and exported models; by default the cache of the Hugging Face library"
+        " (`HF_HOME`), and `exports` in the data folder.",
     )
     device: str = Field("auto", description="Device that runs the models: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.")
     precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
@@ -426,6 +428,11 @@ class Settings(BaseSettings):
     def effective_captions_dir(self) -> Path:
         """The folder of caption databases, or its default."""
         return self.captions_dir or self.data_dir / "captions"
+
+    @property
+    def exports_dir(self) -> Path:
+        """The folder of exported models."""
+        return (self.model_cache_dir or self.data_dir) / "exports"
 
     @property
     def effective_database_url(self) -> str:

@@ -9,7 +9,7 @@ from rich.markup import escape
 from app.cli.common import err, make_table, out, report_errors
 from app.encoders._base import Encoder, LoadOptions
 from app.encoders.catalogue import ModelCard, load_catalogue
-from app.encoders.loading import load_encoder
+from app.encoders.loading import export_model, load_encoder
 from app.errors import UnknownNameError
 from app.main import load_options
 from app.observability.logs import configure_logs
@@ -62,6 +62,22 @@ def download_model(
         f"{escape(name)} is cached and loads: {encoder.embed_dim} dimensions, {encoder.image_size_px} px",
         highlight=False,
     )
+
+
+@models_cli.command("export")
+def export_command(
+    name: Annotated[str, typer.Argument(help="A name as in DEIXIS_MODELS.")],
+) -> None:
+    """Export a model, so that it is served on a CPU without PyTorch and starts faster.
+
+    `serve` exports a model when it loads it for the first time. This command does so in advance, for a container image
+    or for another machine, and The folder is `exports` in DEIXIS_MODEL_CACHE_DIR, or in the data folder.
+    """
+    configure_logs("console", "info")
+    with report_errors():
+        folder = export_model(name, load_options(load_settings()))
+    size_mb = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
+    out.print(f"{escape(name)} is exported to {escape(str(folder))}: {size_mb:.0f} MB", highlight=False)
 
 
 @models_cli.command("tune")

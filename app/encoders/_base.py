@@ -45,7 +45,8 @@ class LoadOptions:
         precision: of the image tower; ``auto`` selects the fastest measured one.
         backend: of the image tower: ``auto``, ``torch`` or ``openvino``.
         weights_dir: cache folder of downloaded weights; None uses the default of the hub library (``HF_HOME``).
-        data_dir: folder of measurements and converted towers; None stores neither.
+        data_dir: folder of measurements; None stores none.
+        exports_dir: folder of exported models; None neither reads nor writes any.
         tuning_seconds: time for measuring the candidates, once per model and machine; 0 disables measuring.
         measure_again: ignore a stored measurement.
         torch_compile: compile the image tower with torch, if torch runs it.
@@ -56,6 +57,7 @@ class LoadOptions:
     backend: str = "auto"
     weights_dir: Path | None = None
     data_dir: Path | None = None
+    exports_dir: Path | None = None
     tuning_seconds: float = 0.0
     measure_again: bool = False
     torch_compile: bool = False

@@ -183,17 +183,14 @@ def load_embedded(options: LoadOptions, *, folder: Path | None = None) -> OpenCl
         return model
 
     towers = ImageTowerFactory(load_precision, preprocessing, config["preprocess_cfg"]["size"], device, options)
-    tower, path, tuning = towers.build_fastest("embedded")
     return OpenClipEncoder(
         "embedded",
         model,
         preprocessing=preprocessing,
-        image_tower=tower,
-        image_path=path,
+        image=towers.build_fastest("embedded"),
         tokenizer=tokenizer,
         device=device,
         logit_scale=config["logit_scale"],
-        tuning=tuning,
     )
 
 

@@ -3,7 +3,8 @@
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,26 +12,55 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
-from open_clip.hf_model import HFTextEncoder
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from PIL import Image
-from tokenizers.models import BPE
 from torchvision.transforms import CenterCrop, Resize, v2
 
 from app.encoders._base import Candidate, ImagePath, ImageTower, LoadOptions, Tuning, model_source
+from app.encoders.catalogue import load_catalogue
+from app.encoders.conversion import (
+    NotConvertibleError,
+    convert_image_tower,
+    convert_preprocessing,
+    convert_text_tower,
+    convert_tokenizer,
+    masked_token,
+    word_pieces,
+)
+from app.encoders.exported import Export, write_export
 from app.encoders.model_files import ModelFiles, find_files, local_folder_must_contain, remote_code_refused
-from app.encoders.openvino_tower import load_openvino_tower
+from app.encoders.openvino_tower import compile_image_tower, compile_text_tower
+from app.encoders.tokenizing import TextTokenizer, shortened
 from app.encoders.torch_tower import TorchImageTower, fingerprint_of, use_threads
 from app.encoders.tuning import model_precision, select_tower
 from app.errors import ModelUnavailableError
-from app.names.text import nfc
 from app.runtime.cpu import usable_cores
+from app.runtime.data_files import resources
 from app.types import ImageFeatures, Pixels, TextFeatures
 
 _PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# A token has about four characters in English and fewer in other languages; no text has so many on average.
-_MAX_CHARS_PER_TOKEN = 32
-_CACHED_WORDS = 10_000
+# Texts on which an exported model must agree with the one that it was exported from.
+_PROBES = ("a photo", "Zebra, which has black-and-white stripes; 3 of them.", "São Paulo's café &amp; 鳥", "a " * 500)
+_MIN_TEXT_COSINE = 0.9999
+
+
+@dataclass(frozen=True, slots=True)
+class SelectedTower:
+    """The image tower that a model runs with.
+
+    Args:
+        tower: runs the model's ``encode_image``.
+        path: how it runs.
+        tuning: the measurements that ``path`` was selected from.
+        fingerprint: hash of the weights and of the preprocessing.
+        converted: OpenVINO's model of the tower, if OpenVINO runs it.
+    """
+
+    tower: ImageTower
+    path: ImagePath
+    tuning: Tuning | None
+    fingerprint: str
+    converted: Any = None
 
 
 class OpenClipEncoder:
@@ -40,12 +70,10 @@ class OpenClipEncoder:
         name: the name in the settings and in requests.
         model: an open_clip model with ``visual`` and ``encode_text``.
         preprocessing: image size, interpolation, mean and standard deviation that the model was trained with.
-        image_tower: runs the model's ``encode_image``.
-        image_path: how the image tower runs.
+        image: the tower that runs the model's ``encode_image``.
         tokenizer: maps texts to token ids (k, context_length), in a time linear in their length.
         device: of the model's weights.
         logit_scale: already exponentiated; None uses the model's own.
-        tuning: the measurements that ``image_path`` was selected from.
 
     Raises:
         ModelUnavailableError: one forward pass of each tower fails or returns invalid features.
@@ -57,23 +85,21 @@ class OpenClipEncoder:
         model: Any,
         *,
         preprocessing: open_clip.transform.PreprocessCfg,
-        image_tower: ImageTower,
-        image_path: ImagePath,
+        image: SelectedTower,
         tokenizer: SimpleTokenizer | HFTokenizer,
         device: str,
         logit_scale: float | None = None,
-        tuning: Tuning | None = None,
     ) -> None:
         self.name = name
         self.device = device
         self._model = model.eval()
         self._preprocessing = preprocessing
         self.transform = _image_transform(preprocessing)
-        self._image_tower = image_tower
-        self.image_path = image_path
-        self.tuning = tuning
+        self._image = image
+        self.image_path = image.path
+        self.tuning = image.tuning
         self._tokenizer = tokenizer
-        self._max_text_chars = _MAX_CHARS_PER_TOKEN * tokenizer.context_length
+        self._masked_token = masked_token(model)
         self._text_threads = usable_cores()
         self.image_size_px = _square(model.visual.image_size)
         self.logit_scale = model.logit_scale.detach().exp().item() if logit_scale is None else logit_scale
@@ -87,23 +113,23 @@ class OpenClipEncoder:
         # One forward pass of each tower finds a wrong tokenizer, and weights that overflow in this precision, at start.
         black = self.transform(Image.new("RGB", (self.image_size_px, self.image_size_px)))
         try:
-            image, text = self.encode_images([black]), self.encode_texts(["a photo"])
+            rows, text = self.encode_images([black]), self.encode_texts(["a photo"])
         except Exception as error:
             raise ModelUnavailableError(
                 f"model '{name}' cannot be used: a test ended with {type(error).__name__}: {_one_line(error)}; check"
                 " that its tokenizer, configuration and weights belong together, and try DEIXIS_PRECISION=fp32"
             ) from error
-        if image.shape != text.shape or not (np.isfinite(image).all() and np.isfinite(text).all()):
+        if rows.shape != text.shape or not (np.isfinite(rows).all() and np.isfinite(text).all()):
             raise ModelUnavailableError(
-                f"model '{name}' cannot be used: a test returned image features {image.shape} and text features"
+                f"model '{name}' cannot be used: a test returned image features {rows.shape} and text features"
                 f" {text.shape}; they must be finite and have the same size; check its weights, and try"
                 " DEIXIS_PRECISION=fp32"
             )
-        self.embed_dim = image.shape[1]
+        self.embed_dim = rows.shape[1]
 
     def begin_images(self, pixels: Sequence[Pixels]) -> Callable[[], ImageFeatures]:
         """Start encoding and return a function that waits for the unit rows (n, d), float32."""
-        return self._image_tower.begin(pixels)
+        return self._image.tower.begin(pixels)
 
     def encode_images(self, pixels: Sequence[Pixels]) -> ImageFeatures:
         """Return unit rows (n, d), float32."""
@@ -111,23 +137,17 @@ class OpenClipEncoder:
 
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
         """Return unit rows (k, d), float32; texts beyond the tokenizer's context are truncated."""
-        tokens = self._tokenizer([nfc(text[: self._max_text_chars]) for text in texts])
-        text_tower = getattr(self._model, "text", None)
-        if isinstance(text_tower, HFTextEncoder):
-            # It masks padding, so columns that are padding in every text only cost time.
-            longest = int((tokens != text_tower.config.pad_token_id).sum(dim=1).max())
-            tokens = tokens[:, :longest]
+        tokens = self._tokenizer([shortened(text, self._tokenizer.context_length) for text in texts])
+        if self._masked_token is not None:
+            # Columns that are padding in every text only cost time.
+            tokens = tokens[:, : int((tokens != self._masked_token).sum(dim=1).max())]
         use_threads(self._text_threads)
         with torch.inference_mode():
             return _unit_rows(self._model.encode_text(tokens.to(self.device)))
 
     def image_fingerprint(self) -> str:
         """Return a hash of the image tower's weights in half precision and of its preprocessing."""
-        weights = (
-            (name, tensor.half() if tensor.is_floating_point() else tensor)
-            for name, tensor in self._model.visual.state_dict().items()
-        )
-        return fingerprint_of(weights, self._preprocessing)
+        return self._image.fingerprint
 
     def text_fingerprint(self) -> str:
         """Return a hash of the text tower's weights, of the features of a sentence, and of the package versions.
@@ -140,6 +160,38 @@ class OpenClipEncoder:
         packages = [version(package) for package in ("torch", "open_clip_torch")]
         return fingerprint_of(weights, sample.round(3).tolist(), self.device, packages)
 
+    def export(self, exports_dir: Path) -> Path:
+        """Write what is needed to serve the model without torch, and return its folder.
+
+        Raises:
+            NotConvertibleError: a part of the model has no equivalent without torch.
+            Exception: OpenVINO cannot convert the text tower, or a file cannot be written.
+        """
+        if self._image.converted is None:
+            raise NotConvertibleError("OpenVINO does not run its image tower")
+        tokenizer, options = convert_tokenizer(self._tokenizer, self._model)
+        converted = convert_text_tower(self._model, self._tokenizer.context_length)
+        rows = compile_text_tower(converted).encode(TextTokenizer(tokenizer, options)(_PROBES))
+        cosine = float((rows * self.encode_texts(_PROBES)).sum(axis=1).min())
+        if not cosine >= _MIN_TEXT_COSINE:  # also true for NaN
+            raise NotConvertibleError(f"text features of OpenVINO and torch differ: cosine {cosine:.5f}")
+        card = load_catalogue(resources("models")).get(self.name)
+        export = Export(
+            model=self.name,
+            licence=card.licence if card else None,
+            embed_dim=self.embed_dim,
+            logit_scale=self.logit_scale,
+            logit_bias=self.logit_bias,
+            preprocessing=convert_preprocessing(self._preprocessing),
+            tokenizer=options,
+            image_fingerprint=self.image_fingerprint(),
+            text_fingerprint=self.text_fingerprint(),
+            imagenet_templates=imagenet_templates(),
+        )
+        return write_export(
+            exports_dir, export, image_tower=self._image.converted, text_tower=converted, tokenizer=tokenizer
+        )
+
 
 def _bound_word_cost(tokenizer: SimpleTokenizer | HFTokenizer) -> None:
     """Let CLIP's tokenizer split words in linear time and cache a limited number of them; the tokens stay the same.
@@ -148,12 +200,7 @@ def _bound_word_cost(tokenizer: SimpleTokenizer | HFTokenizer) -> None:
     """
     if not isinstance(tokenizer, SimpleTokenizer):
         return  # those of Hugging Face do so already
-    words = BPE(
-        vocab=tokenizer.encoder,
-        merges=list(tokenizer.bpe_ranks),
-        end_of_word_suffix="</w>",
-        cache_capacity=_CACHED_WORDS,
-    )
+    words = word_pieces(tokenizer)
     special_tokens = frozenset(tokenizer.cache)
 
     def split(word: str) -> str:
@@ -261,19 +308,10 @@ def load_open_clip(spec: str, options: LoadOptions) -> OpenClipEncoder:
         return _create(spec, files, other, device)
 
     towers = ImageTowerFactory(load_precision, preprocessing, _square(model.visual.image_size), device, options)
-    tower, path, tuning = towers.build_fastest(spec)
-    if path.backend != "torch" or path.precision != precision:
+    image = towers.build_fastest(spec)
+    if image.path.backend != "torch" or image.path.precision != precision:
         model.visual = _SizeOnly(model.visual.image_size)  # releases the weights
-    return OpenClipEncoder(
-        spec,
-        model,
-        preprocessing=preprocessing,
-        image_tower=tower,
-        image_path=path,
-        tokenizer=tokenizer,
-        device=device,
-        tuning=tuning,
-    )
+    return OpenClipEncoder(spec, model, preprocessing=preprocessing, image=image, tokenizer=tokenizer, device=device)
 
 
 def _create(spec: str, files: ModelFiles, precision: str, device: str) -> open_clip.CLIP:
@@ -320,40 +358,34 @@ class ImageTowerFactory:
         options: LoadOptions,
     ) -> None:
         self._load_precision = load_precision
+        self._preprocessing = preprocessing
         self._mean, self._std = tuple(preprocessing.mean), tuple(preprocessing.std)
         self._size_px = size_px
         self._device = device
         self._options = options
-        self._default_precision = model_precision(device, options)
-        self._fingerprint = ""
 
-    def build_fastest(self, name: str) -> tuple[ImageTower, ImagePath, Tuning | None]:
-        """Return the fastest tower on this machine, how it runs, and the measurements."""
-        if self._options.data_dir is not None:
-            weights = self._load_precision(self._default_precision).visual.state_dict()
-            self._fingerprint = fingerprint_of(weights.items(), self._mean, self._std, self._size_px)
-        return select_tower(
+    def build_fastest(self, name: str) -> SelectedTower:
+        """Return the fastest tower on this machine."""
+        weights = self._load_precision(model_precision(self._device, self._options)).visual.state_dict()
+        # In half precision, so that the device of the weights does not count.
+        fingerprint = fingerprint_of(
+            ((name, each.half() if each.is_floating_point() else each) for name, each in weights.items()),
+            self._preprocessing,
+        )
+        tower, path, tuning = select_tower(
             name,
             self._device,
             build=self.build,
             size_px=self._size_px,
-            fingerprint=self._fingerprint,
+            fingerprint=fingerprint,
             options=self._options,
         )
+        return SelectedTower(tower, path, tuning, fingerprint, self._converted if path.backend == "openvino" else None)
 
     def build(self, candidate: Candidate) -> ImageTower:
         """Return the tower with the options of a candidate."""
         if candidate.backend == "openvino":
-            folder = self._options.data_dir
-            return load_openvino_tower(
-                _convertible_tower(self._load_precision("fp32")),
-                mean=self._mean,
-                std=self._std,
-                size_px=self._size_px,
-                precision=candidate.precision,
-                fingerprint=self._fingerprint,
-                folder=None if folder is None else folder / "openvino",
-            )
+            return compile_image_tower(self._converted, precision=candidate.precision, size_px=self._size_px)
         encode = self._load_precision(candidate.precision).encode_image
         return TorchImageTower(
             torch.compile(encode, dynamic=True) if self._options.torch_compile else encode,
@@ -364,14 +396,10 @@ class ImageTowerFactory:
             threads=candidate.threads or None,
         )
 
-
-def _convertible_tower(model: Any) -> torch.nn.Module:
-    """Return the module of ``encode_image`` without the text tower, which cannot be converted."""
-    if type(model) not in {open_clip.CLIP, open_clip.CustomTextCLIP}:
-        msg = f"the image tower of a {type(model).__name__} cannot be converted"
-        raise TypeError(msg)
-    tower: torch.nn.Module = model.visual
-    return tower
+    @cached_property
+    def _converted(self) -> Any:
+        model = self._load_precision("fp32")
+        return convert_image_tower(model, mean=self._mean, std=self._std, size_px=self._size_px)
 
 
 class _SizeOnly(torch.nn.Module):

@@ -268,6 +268,14 @@ def probe_images(size_px: int, count: int = 16) -> list[Pixels]:
     return images
 
 
+def stored_tuning(name: str, device: str, fingerprint: str, options: LoadOptions) -> Tuning | None:
+    """Return the stored measurement that ``select_tower`` would use; None if there is none."""
+    candidates = list_candidates(device, options)
+    if options.data_dir is None:
+        return None
+    return _read(options.data_dir / "tuning" / f"{_key(name, device, fingerprint, candidates)}.json")
+
+
 def _key(name: str, device: str, fingerprint: str, candidates: Sequence[Candidate]) -> str:
     """Return a hash of everything that a measurement depends on: model, machine, software and candidates."""
     hardware = [device, platform.machine(), _processor(device), usable_cores()]

@@ -177,7 +177,7 @@ def test_running_out_of_memory_raises_memory_error(encoder, monkeypatch, error):
     def full(*_):
         raise error
 
-    monkeypatch.setattr(encoder._image_tower, "_encode", full)
+    monkeypatch.setattr(encoder._image.tower, "_encode", full)
     with pytest.raises(MemoryError, match="alloca"):
         encoder.encode_images([encoder.transform(image) for image in images()])
 

@@ -1,4 +1,4 @@
-"""Towers of OpenVINO equal those of torch, are stored on disk, and send no telemetry."""
+"""Towers of OpenVINO equal those of torch, and their conversion sends no telemetry."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from app.encoders import openvino_tower
+from app.encoders import conversion
 from app.encoders._base import LoadOptions
 from app.encoders.embedded import load_embedded
 from app.encoders.loading import load_encoder
@@ -26,13 +26,8 @@ def spec(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("data")
-
-
-@pytest.fixture(scope="module")
-def encoder(spec, folder):
-    return load_encoder(spec, LoadOptions(**OPENVINO, data_dir=folder))
+def encoder(spec):
+    return load_encoder(spec, LoadOptions(**OPENVINO))
 
 
 def test_features_equal_those_of_torch(spec, encoder):
@@ -46,8 +41,8 @@ def test_features_equal_those_of_torch(spec, encoder):
     assert (encoder.image_path.backend, encoder.embed_dim) == ("openvino", reference.embed_dim)
 
 
-def test_the_features_of_the_embedded_model_equal_those_of_torch(tmp_path):
-    ours = load_embedded(LoadOptions(**OPENVINO, data_dir=tmp_path))
+def test_the_features_of_the_embedded_model_equal_those_of_torch():
+    ours = load_embedded(LoadOptions(**OPENVINO))
     reference = load_embedded(LoadOptions(device="cpu", backend="torch"))
     pixels = [*probe_images(224), ours.transform(Image.new("RGB", (300, 200), "teal"))]
     assert (ours.encode_images(pixels) * reference.encode_images(pixels)).sum(axis=1).min() > 0.99999
@@ -92,6 +87,13 @@ def test_the_unused_torch_weights_are_released(encoder):
     assert encoder.image_size_px == 32
 
 
+def test_the_fingerprint_of_an_image_tower_depends_on_its_weights(encoder, spec, tmp_path):
+    other = load_encoder(write_model(tmp_path / "other", seed=1), LoadOptions(**OPENVINO))
+    assert encoder.image_fingerprint() != other.image_fingerprint()
+    by_torch = load_encoder(spec, LoadOptions(device="cpu", backend="torch"))
+    assert encoder.image_fingerprint() == by_torch.image_fingerprint()
+
+
 def test_a_model_of_another_class_is_run_by_torch(spec, monkeypatch):
     class Another(open_clip.CLIP):
         """Like CoCa, whose tower returns more than features."""
@@ -107,69 +109,14 @@ def test_a_model_of_another_class_is_run_by_torch(spec, monkeypatch):
     assert load_encoder(spec, LoadOptions(device="cpu", precision="fp32")).image_path.backend == "torch"
 
 
-# --- stored on disk ------------------------------------------------------------------------------------------------
-
-
-def converted(folder):
-    return sorted((folder / "openvino").iterdir())
-
-
-def never(*_):
-    raise AssertionError("converted again")
-
-
-def test_a_converted_tower_is_read_at_the_next_start(spec, folder, encoder, monkeypatch):
-    assert [file.suffix for file in converted(folder)] == [".bin", ".sha256", ".xml"]
-    monkeypatch.setattr(openvino_tower, "_convert", never)
-    again = load_encoder(spec, LoadOptions(**OPENVINO, data_dir=folder))
-    pixels = [again.transform(image) for image in images()]
-    np.testing.assert_allclose(again.encode_images(pixels), encoder.encode_images(pixels), atol=1e-6)
-
-
-def test_other_weights_are_converted_to_another_file(folder, encoder, tmp_path):
-    other = load_encoder(write_model(tmp_path / "other", seed=1), LoadOptions(**OPENVINO, data_dir=folder))
-    pixels = [other.transform(image) for image in images()]
-    assert np.abs(other.encode_images(pixels) - encoder.encode_images(pixels)).max() > 0.01
-
-
-@pytest.mark.parametrize(
-    "damage", ["torn graph", "no weights", "short weights", "flipped bit", "no checksums", "bytes as checksums"]
-)
-def test_a_damaged_converted_tower_is_converted_again(spec, tmp_path, damage):
-    options = LoadOptions(**OPENVINO, data_dir=tmp_path)
-    wanted = load_encoder(spec, options)
-    weights, checksums, graph = converted(tmp_path)
-    if damage == "torn graph":
-        graph.write_bytes(graph.read_bytes()[:1000])
-    elif damage == "no weights":
-        weights.unlink()
-    elif damage == "no checksums":
-        checksums.unlink()
-    elif damage == "bytes as checksums":
-        checksums.write_bytes(b"\xff")
-    elif damage == "flipped bit":
-        content = bytearray(weights.read_bytes())
-        content[len(content) // 2 + 3] ^= 0x40
-        weights.write_bytes(content)
-    else:
-        weights.write_bytes(weights.read_bytes()[:100])
-    again = load_encoder(spec, options)
-    assert again.image_path.backend == "openvino"
-    pixels = [again.transform(image) for image in images()]
-    np.testing.assert_allclose(again.encode_images(pixels), wanted.encode_images(pixels), atol=1e-6)
-    assert [file.suffix for file in converted(tmp_path)] == [".bin", ".sha256", ".xml"]
-
-
-def test_a_read_only_folder_does_not_prevent_serving(spec, tmp_path):
-    (tmp_path / "openvino").write_text("a file where the folder should be")
-    assert load_encoder(spec, LoadOptions(**OPENVINO, data_dir=tmp_path)).image_path.backend == "openvino"
+# --- conversion ------------------------------------------------------------------------------------------------------
 
 
 def test_a_tower_that_cannot_be_converted_is_run_by_torch(spec, monkeypatch):
     def fails(*_):
         raise RuntimeError("no such operation")
 
-    monkeypatch.setattr(openvino_tower, "_convert", fails)
+    monkeypatch.setattr(conversion, "_convert", fails)
     encoder = load_encoder(spec, LoadOptions(device="cpu", precision="fp32"))
     assert encoder.image_path.backend == "torch"
     assert np.isfinite(encoder.encode_images([encoder.transform(images()[0])])).all()
@@ -180,15 +127,13 @@ def test_a_tower_that_cannot_be_converted_is_run_by_torch(spec, monkeypatch):
 
 def test_the_conversion_sends_no_telemetry(tmp_path):
     """In a new interpreter, in which every use of the network fails the test."""
-    program = f"""
+    program = """
 import socket, sys
 def tripped(*_): raise SystemExit("a connection was tried")
 socket.socket.connect = socket.getaddrinfo = socket.create_connection = tripped
-from pathlib import Path
 from app.encoders._base import LoadOptions
 from app.encoders.embedded import load_embedded
-folder = Path({str(tmp_path)!r})
-encoder = load_embedded(LoadOptions(device="cpu", backend="openvino", precision="fp32", data_dir=folder))
+encoder = load_embedded(LoadOptions(device="cpu", backend="openvino", precision="fp32"))
 assert encoder.image_path.backend == "openvino"
 from openvino.tools.ovc import telemetry_utils
 assert telemetry_utils.tm.__name__.endswith("telemetry_stub"), telemetry_utils.tm

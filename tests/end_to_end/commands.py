@@ -5,8 +5,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +16,7 @@ def environment(**settings: str) -> dict[str, str]:
     others = {name: value for name, value in os.environ.items() if not name.startswith(("DEIXIS_", "RAY_ADDRESS"))}
     # Weights that are not on this machine must be an error at once, and not a wait for a network.
     quick = {"HF_HUB_OFFLINE": "1", "DEIXIS_TUNING_SECONDS": "0", "DEIXIS_BUILD_WORDNET": "false"}
-    return {**others, **quick, "no_proxy": "*", **settings}
+    return {**others, **quick, "DEIXIS_MODEL_CACHE_DIR": str(_shared_models()), "no_proxy": "*", **settings}
 
 
 def deixis(
@@ -32,35 +30,20 @@ def run_command(
     program: Path, *arguments: object, data_dir: Path, stdin: str | None, **settings: str
 ) -> subprocess.CompletedProcess[str]:
     """Run one command of ``program`` as `deixis` does."""
-    with converted_towers(data_dir):
-        return subprocess.run(
-            [program, *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            input=stdin,
-            timeout=300,
-            env=environment(DEIXIS_DATA_DIR=str(data_dir), **settings),
-            check=False,
-        )
-
-
-@contextmanager
-def converted_towers(data_dir: Path) -> Iterator[None]:
-    """Give a data folder the image towers that were converted for others; converting one takes five seconds."""
-    _link_files(_shared_towers(), data_dir / "openvino")
-    yield
-    _link_files(data_dir / "openvino", _shared_towers())
-
-
-def _link_files(source: Path, target: Path) -> None:
-    for file in source.glob("*.*"):
-        if not (target / file.name).exists() and len(file.stem) > 32:  # shorter names are those of unfinished files
-            target.mkdir(parents=True, exist_ok=True)
-            (target / file.name).hardlink_to(file)
+    return subprocess.run(
+        [program, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        input=stdin,
+        timeout=300,
+        env=environment(DEIXIS_DATA_DIR=str(data_dir), **settings),
+        check=False,
+    )
 
 
 @cache
-def _shared_towers() -> Path:
+def _shared_models() -> Path:
+    """Return a folder in which the first command exports the embedded model; others then load it without torch."""
     folder = tempfile.TemporaryDirectory()
     atexit.register(folder.cleanup)
     return Path(folder.name)

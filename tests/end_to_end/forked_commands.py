@@ -1,7 +1,7 @@
 """Runs `deixis` many times and imports it once: `python -m tests.end_to_end.forked_commands SOCKET`.
 
 Each connection sends the arguments, folder, environment and streams of a command. A fork of this process, which has
-imported the whole command line, has read the weights of the embedded model and runs nothing else, becomes that command.
+imported the whole command line and runs nothing else, becomes that command.
 The connection receives its process id and, when it has ended, its status, each in a line. With COMMANDS_SERVER in their
 environment, commands that accept --server and do not set it use that server, so that they load no model.
 """
@@ -37,8 +37,7 @@ class ForkServer:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.end_to_end.forked_commands", place],
             cwd=ROOT,
-            # The spin count is what `load_encoder` sets before it imports torch.
-            env=environment(GOMP_SPINCOUNT="1000"),
+            env=environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -172,27 +171,12 @@ class Forks:
                     connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
 
 
-def read_weights_once() -> None:
-    """Let each fork begin with the towers of the embedded model, without the thread pools that a fork cannot use."""
-    import torch
-
-    from app.encoders import embedded
-    from app.runtime.data_files import resources
-
-    torch.set_num_threads(1)
-    config = embedded.read_config(resources("models") / "embedded")
-    towers = embedded.open_towers(config, *embedded.tower_files(config))
-    embedded.open_towers = lambda *_: towers
-
-
 def main() -> None:
     """Listen until the parent closes standard input."""
     # Imports that commands make when they need them; none of them starts a thread.
     import app.cli
-    import app.encoders.embedded
     import app.main  # noqa: F401
 
-    read_weights_once()
     path = sys.argv[1]
     forks = Forks()
     ended, wakeup = socket.socketpair()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.end_to_end.commands import DEIXIS, converted_towers, environment
+from tests.end_to_end.commands import DEIXIS, environment
 from tests.end_to_end.forked_commands import ForkedCommand
 
 _START_TIMEOUT_S = 300
@@ -59,8 +59,7 @@ class Server:
 @contextmanager
 def serving(*flags: str, data_dir: Path, forked: bool = True) -> Iterator[Server]:
     """Start a server and end it gracefully, unless the test has ended it already."""
-    with converted_towers(data_dir):
-        server = Server(*flags, data_dir=data_dir, forked=forked)
+    server = Server(*flags, data_dir=data_dir, forked=forked)
     try:
         yield server
     finally:
