@@ -84,7 +84,7 @@ def _load_with_torch(spec: str, options: LoadOptions) -> "OpenClipEncoder":
         raise ModelUnavailableError(f"{problem}; give the process more memory, or install both again") from error
 
     if model_source(spec)[0] == "embedded":
-        from app.encoders.embedded import load_embedded  # noqa: PLC0415
+        from app.encoders.embedded_torch import load_embedded  # noqa: PLC0415
 
         return load_embedded(options)
     return load_open_clip(spec, options)

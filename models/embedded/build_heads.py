@@ -6,7 +6,7 @@ Nothing is trained: the heads consist of means, covariances, eigendecompositions
 give the same file; a run takes about a minute on two CPU cores. The image head combines a concept head after ConSE
 (Norouzi et al., "Zero-Shot Learning by Convex Combination of Semantic Embeddings", ICLR 2014) with projected image
 features. The text head predicts the image features of words after Changpinyo et al., "Synthesized Classifiers for
-Zero-Shot Learning", CVPR 2016. ``app.encoders.embedded`` contains both heads; MODEL_CARD.md describes how the constants
+Zero-Shot Learning", CVPR 2016. ``app.encoders.embedded_torch`` contains both heads; MODEL_CARD.md describes how the constants
 were chosen.
 
 Requires ``pip install 'deixis[embedded]'`` and, in the folder of this file, imagenet_classes.json (class names; lemmas,
@@ -31,7 +31,7 @@ from open_clip.tokenizer import HFTokenizer
 from safetensors.torch import save
 from torch.nn.functional import normalize
 
-from app.encoders.embedded import ImageHead, TextHead, join_towers, open_towers, read_config, sha256, tower_files
+from app.encoders.embedded_torch import ImageHead, TextHead, join_towers, open_towers, read_config, sha256, tower_files
 
 FOLDER = Path(__file__).parent
 

@@ -218,7 +218,7 @@ def test_a_label_set_is_created_with_the_keyboard_alone(open_page, client):
 def test_a_list_that_fails_to_load_leaves_the_focus_where_somebody_types(open_page):
     page = open_page("#label-sets")
     held = []
-    page.route("**/v1/label-sets?*", lambda route: held.append(route))
+    page.route("**/v1/label-sets?*", lambda route: held.append(route))  # noqa: PLW0108 - playwright marks the function
     page.click("text=New label set")
     page.focus("#editor-name")
     page.wait_for_function("true")

@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 
 from app.encoders import embedded
 from app.encoders._base import LoadOptions
-from app.encoders.embedded import load_embedded
+from app.encoders.embedded_torch import load_embedded
 from app.errors import ModelUnavailableError
 
 MODEL = Path(__file__).parents[2] / "models" / "embedded"

@@ -12,7 +12,7 @@ from PIL import Image
 
 from app.encoders import conversion
 from app.encoders._base import LoadOptions
-from app.encoders.embedded import load_embedded
+from app.encoders.embedded_torch import load_embedded
 from app.encoders.loading import load_encoder
 from app.encoders.tuning import probe_images
 from tests.encoders.test_open_clip import images, write_model
@@ -132,7 +132,7 @@ import socket, sys
 def tripped(*_): raise SystemExit("a connection was tried")
 socket.socket.connect = socket.getaddrinfo = socket.create_connection = tripped
 from app.encoders._base import LoadOptions
-from app.encoders.embedded import load_embedded
+from app.encoders.embedded_torch import load_embedded
 encoder = load_embedded(LoadOptions(device="cpu", backend="openvino", precision="fp32"))
 assert encoder.image_path.backend == "openvino"
 from openvino.tools.ovc import telemetry_utils

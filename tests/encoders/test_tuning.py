@@ -8,7 +8,7 @@ import torch
 
 from app.encoders import tuning
 from app.encoders._base import Candidate, LoadOptions, Trial, Tuning
-from app.encoders.embedded import load_embedded
+from app.encoders.embedded_torch import load_embedded
 from app.encoders.torch_tower import fingerprint_of
 from app.encoders.tuning import MIN_COSINE, list_candidates, measure, probe_images, select_tower
 from app.errors import ModelUnavailableError
