@@ -250,9 +250,7 @@ async def open_service(
         StoreError: the database cannot be opened, or a newer release wrote it.
         ConfigurationError: a template file or a file of questions is wrong.
     """
-    templates = TemplateLibrary(
-        resources("prompts") / "templates", {"imagenet": partial(imagenet_templates, settings.exports_dir)}
-    )
+    templates = TemplateLibrary(resources("prompts") / "templates", {"imagenet": imagenet_templates})
     questions = resources("prompts") / "questions"
     question_sets, feature_question = load_question_sets(questions), load_feature_question(questions)
     engine = open_engine(settings.effective_database_url)

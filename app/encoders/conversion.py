@@ -17,7 +17,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Split
 from tokenizers.pre_tokenizers import Sequence as Steps
 from tokenizers.processors import TemplateProcessing
 
-from app.encoders.openvino_tower import import_openvino
+from app.encoders.openvino_tower import import_openvino, reads_bytes
 from app.encoders.preprocessing import Preprocessing
 from app.encoders.tokenizing import TokenizerOptions
 
@@ -48,14 +48,7 @@ def convert_image_tower(model: Any, *, mean: Sequence[float], std: Sequence[floa
         raise NotConvertibleError(f"the image tower of a {type(model).__name__} cannot be converted")
     ov = import_openvino()
     example = torch.zeros(2, 3, size_px, size_px)
-    converted = _convert(ov, model.visual, example, [-1, 3, size_px, size_px])
-    steps = ov.preprocess.PrePostProcessor(converted)
-    steps.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
-    steps.input().model().set_layout(ov.Layout("NCHW"))
-    steps.input().preprocess().convert_element_type(ov.Type.f32).mean([255 * value for value in mean]).scale(
-        [255 * value for value in std]
-    )
-    return steps.build()
+    return reads_bytes(_convert(ov, model.visual, example, [-1, 3, size_px, size_px]), mean, std)
 
 
 def convert_text_tower(model: Any, context_length: int) -> Any:

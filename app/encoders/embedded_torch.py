@@ -1,10 +1,6 @@
-"""The embedded model: two towers from PyPI packages, joined by the heads in ``models/embedded``.
-
-Loading it needs no network. ``models/embedded/MODEL_CARD.md`` describes the joint space and the model's accuracy.
-"""
+"""The embedded model in torch, for accelerators, and as the reference for the graphs of OpenVINO."""
 
 import importlib.util
-import json
 import math
 import warnings
 from collections.abc import Mapping
@@ -19,14 +15,10 @@ from safetensors.torch import load_file
 from torch.nn.functional import linear, normalize
 
 from app.encoders._base import LoadOptions
+from app.encoders.embedded import CONTEXT_LENGTH, heads_file, read_config, tower_files
 from app.encoders.open_clip import ImageTowerFactory, OpenClipEncoder, select_device
 from app.errors import ModelUnavailableError
-from app.runtime.checksums import sha256
 from app.runtime.data_files import resources
-
-_WAY_OUT = "pip install 'deixis[embedded]' installs its packages"
-# all-MiniLM-L6-v2 was trained on texts of up to 128 tokens.
-_CONTEXT_LENGTH = 128
 
 
 class ImageHead(torch.nn.Module):
@@ -147,8 +139,8 @@ def _join(semantic: torch.Tensor, visual: torch.Tensor, concept_share: float) ->
     return torch.cat(parts, dim=1)
 
 
-def load_embedded(options: LoadOptions, *, folder: Path | None = None) -> OpenClipEncoder:
-    """Load the embedded model; this takes about two seconds.
+def load_embedded_with_torch(options: LoadOptions, *, folder: Path | None = None) -> OpenClipEncoder:
+    """Load the embedded model into torch; this takes about two seconds.
 
     Args:
         options: how to load it.
@@ -161,16 +153,17 @@ def load_embedded(options: LoadOptions, *, folder: Path | None = None) -> OpenCl
     folder = folder or resources("models") / "embedded"
     config = read_config(folder)
     if importlib.util.find_spec("transformers") is None:
-        raise ModelUnavailableError(f"model 'embedded' needs the package transformers; {_WAY_OUT}")
+        raise ModelUnavailableError(
+            "model 'embedded' needs the package transformers to run in torch; run: pip install 'deixis[torch]'"
+        )
     image_weights, text_weights = tower_files(config)
-    heads = folder / config["heads"]["file"]
-    _verify(heads, config["heads"]["sha256"], "restore the file from the release")
+    heads = heads_file(config, folder)
     with warnings.catch_warnings():
         # Operators cannot act on deprecation warnings of third-party packages.
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
         model, classifier = open_towers(config, image_weights, text_weights)
-        tokenizer = HFTokenizer(str(text_weights.parent), context_length=_CONTEXT_LENGTH)
+        tokenizer = HFTokenizer(str(text_weights.parent), context_length=CONTEXT_LENGTH)
     join_towers(model, classifier, load_file(heads), config["joint_space"])
     torch.nn.init.constant_(model.logit_scale, math.log(config["logit_scale"]))
     model = model.to(device)
@@ -192,41 +185,6 @@ def load_embedded(options: LoadOptions, *, folder: Path | None = None) -> OpenCl
         device=device,
         logit_scale=config["logit_scale"],
     )
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return config.json: both towers, preprocessing, the joint space, and the checksums of the files.
-
-    Raises:
-        ModelUnavailableError: the file does not exist.
-    """
-    file = folder / "config.json"
-    if not file.is_file():
-        raise ModelUnavailableError(f"model 'embedded': the file {file} does not exist; reinstall deixis")
-    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return config
-
-
-def tower_files(config: Mapping[str, Any]) -> tuple[Path, Path]:
-    """Return the weight files of the image tower and of the text tower, after checking their checksums.
-
-    Raises:
-        ModelUnavailableError: a package is missing or has other weights.
-    """
-    files = []
-    for tower in ("image_tower", "text_tower"):
-        weights = config[tower]
-        # Located without importing the package, since only its weights are used.
-        spec = importlib.util.find_spec(weights["module"])
-        if spec is None or not spec.submodule_search_locations:
-            raise ModelUnavailableError(
-                f"model 'embedded' needs the package {weights['package']} {weights['version']}; {_WAY_OUT}"
-            )
-        file = Path(spec.submodule_search_locations[0]) / weights["file"]
-        _verify(file, weights["sha256"], f"pip install --force-reinstall {weights['package']}=={weights['version']}")
-        files.append(file)
-    image_weights, text_weights = files
-    return image_weights, text_weights
 
 
 def open_towers(
@@ -279,15 +237,7 @@ def _rename_weights(weights: Mapping[str, torch.Tensor], timm: Mapping[str, torc
     for (name, tensor), (timm_name, timm_tensor) in pairs:
         if tensor.shape != timm_tensor.shape or name.split(".")[-1] != timm_name.split(".")[-1]:
             raise ModelUnavailableError(
-                f"model 'embedded': {name} of the weights does not match {timm_name} of the installed timm; {_WAY_OUT}"
-                " in matching versions"
+                f"model 'embedded': {name} of the weights does not match {timm_name} of the installed timm; install"
+                " the versions of constraints.txt"
             )
     return {timm_name: tensor for (_, tensor), (timm_name, _) in pairs}
-
-
-def _verify(file: Path, expected: str, way_out: str) -> None:
-    if not file.is_file():
-        raise ModelUnavailableError(f"model 'embedded': the file {file} does not exist; {way_out}")
-    actual = sha256(file)
-    if actual != expected:
-        raise ModelUnavailableError(f"model 'embedded': {file} has the sha256 {actual}, not {expected}; {way_out}")

@@ -2,16 +2,18 @@
 
 import os
 from dataclasses import replace
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 
 from app.encoders._base import Encoder, LoadOptions, model_source
-from app.encoders.exported import imagenet_templates as exported_templates
+from app.encoders.embedded import load_embedded
 from app.encoders.exported import load_exported
+from app.encoders.openvino import runs_on_openvino
 from app.encoders.tuning import is_installed
-from app.errors import ModelUnavailableError
+from app.errors import ModelUnavailableError, NotConfiguredError
 
 if TYPE_CHECKING:
     from app.encoders.open_clip import OpenClipEncoder
@@ -22,10 +24,10 @@ _DEFAULTS = LoadOptions()
 
 
 def load_encoder(spec: str, options: LoadOptions = _DEFAULTS) -> Encoder:
-    """Load a model in the calling thread; this takes seconds to minutes, or about a second if it is exported.
+    """Load a model in the calling thread; this takes a second without torch, and seconds to minutes with it.
 
-    A model that OpenVINO runs is exported when it is loaded for the first time. Only models that are not exported need
-    torch, whose import takes seconds.
+    The embedded model and exported models run without torch on a CPU. Other models are exported when they are loaded
+    for the first time, if OpenVINO runs their image tower.
 
     Args:
         spec: ``embedded``, ``architecture/tag``, ``hf-hub:org/repo`` or ``local-dir:path``.
@@ -34,13 +36,15 @@ def load_encoder(spec: str, options: LoadOptions = _DEFAULTS) -> Encoder:
     Raises:
         ModelUnavailableError: the model cannot be loaded.
     """
-    model_source(spec)
+    source, _, _ = model_source(spec)
     log.info("loading_model", model=spec)
+    if source == "embedded" and runs_on_openvino(options):
+        return load_embedded(options)
     exported = load_exported(spec, options)
     if exported is not None:
         return exported
     encoder = _load_with_torch(spec, options)
-    if options.exports_dir is None or encoder.image_path.backend != "openvino":
+    if options.exports_dir is None or source == "embedded" or encoder.image_path.backend != "openvino":
         return encoder
     try:
         encoder.export(options.exports_dir)
@@ -62,6 +66,8 @@ def export_model(spec: str, options: LoadOptions = _DEFAULTS) -> Path:
         ModelUnavailableError: the model cannot be loaded or exported.
     """
     assert options.exports_dir is not None
+    if model_source(spec)[0] == "embedded":
+        raise ModelUnavailableError("the embedded model needs no export: it is served without PyTorch on CPUs")
     encoder = _load_with_torch(spec, replace(options, device="cpu", backend="openvino", precision="fp32"))
     try:
         return encoder.export(options.exports_dir)
@@ -84,28 +90,33 @@ def _load_with_torch(spec: str, options: LoadOptions) -> "OpenClipEncoder":
         raise ModelUnavailableError(f"{problem}; give the process more memory, or install both again") from error
 
     if model_source(spec)[0] == "embedded":
-        from app.encoders.embedded_torch import load_embedded  # noqa: PLC0415
+        from app.encoders.embedded_torch import load_embedded_with_torch  # noqa: PLC0415
 
-        return load_embedded(options)
+        return load_embedded_with_torch(options)
     return load_open_clip(spec, options)
 
 
-def imagenet_templates(exports_dir: Path | None = None) -> tuple[str, ...]:
-    """Return OpenAI's 80 ImageNet templates, from open_clip's own list or from an exported model.
+def imagenet_templates() -> tuple[str, ...]:
+    """Return OpenAI's 80 ImageNet templates from open_clip, with ``{}`` for the class name.
+
+    The list is read from its file, since importing open_clip imports torch.
 
     Raises:
-        ModelUnavailableError: open_clip is not installed, and no model is exported.
+        NotConfiguredError: open_clip is not installed.
     """
-    if is_installed("open_clip"):
-        from app.encoders.open_clip import imagenet_templates as read  # noqa: PLC0415 - imports torch
-
-        return read()
-    templates = exported_templates(exports_dir)
-    if not templates:
-        raise ModelUnavailableError(
-            "the templates 'imagenet' are those of OpenCLIP, which is not installed; run: pip install 'deixis[torch]'"
+    package = find_spec("open_clip")
+    if package is None or not package.submodule_search_locations:
+        raise NotConfiguredError(
+            "the templates 'imagenet' are those of OpenCLIP, which is not installed; run: pip install --no-deps"
+            " open_clip_torch"
         )
-    return templates
+    file = Path(package.submodule_search_locations[0]) / "zero_shot_metadata.py"
+    spec = spec_from_file_location("zero_shot_metadata", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return tuple(template("{}") for template in module.OPENAI_IMAGENET_TEMPLATES)
 
 
 def _limit_openmp_spinning() -> None:

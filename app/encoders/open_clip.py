@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import open_clip
 import torch
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from PIL import Image
-from torchvision.transforms import CenterCrop, Resize, v2
 
 from app.encoders._base import Candidate, ImagePath, ImageTower, LoadOptions, Tuning, model_source
 from app.encoders.catalogue import load_catalogue
@@ -27,8 +26,9 @@ from app.encoders.conversion import (
     masked_token,
     word_pieces,
 )
-from app.encoders.exported import Export, write_export
+from app.encoders.exported import write_export
 from app.encoders.model_files import ModelFiles, find_files, local_folder_must_contain, remote_code_refused
+from app.encoders.openvino import ModelDescription
 from app.encoders.openvino_tower import compile_image_tower, compile_text_tower
 from app.encoders.tokenizing import TextTokenizer, shortened
 from app.encoders.torch_tower import TorchImageTower, fingerprint_of, use_threads
@@ -176,9 +176,8 @@ class OpenClipEncoder:
         if not cosine >= _MIN_TEXT_COSINE:  # also true for NaN
             raise NotConvertibleError(f"text features of OpenVINO and torch differ: cosine {cosine:.5f}")
         card = load_catalogue(resources("models")).get(self.name)
-        export = Export(
+        description = ModelDescription(
             model=self.name,
-            licence=card.licence if card else None,
             embed_dim=self.embed_dim,
             logit_scale=self.logit_scale,
             logit_bias=self.logit_bias,
@@ -186,10 +185,14 @@ class OpenClipEncoder:
             tokenizer=options,
             image_fingerprint=self.image_fingerprint(),
             text_fingerprint=self.text_fingerprint(),
-            imagenet_templates=imagenet_templates(),
         )
         return write_export(
-            exports_dir, export, image_tower=self._image.converted, text_tower=converted, tokenizer=tokenizer
+            exports_dir,
+            description,
+            image_tower=self._image.converted,
+            text_tower=converted,
+            tokenizer=tokenizer,
+            licence=card.licence if card else None,
         )
 
 
@@ -216,35 +219,19 @@ def _unit_rows(features: torch.Tensor) -> np.ndarray:
 
 def _image_transform(preprocessing: open_clip.transform.PreprocessCfg) -> Callable[[Image.Image], Pixels]:
     """Return open_clip's resizing and cropping to the model's size; the image tower normalises."""
-    steps = open_clip.transform.image_transform_v2(preprocessing, is_train=False).transforms
-    *resizing, to_tensor, normalize = steps
+    try:
+        return convert_preprocessing(preprocessing).transform
+    except NotConvertibleError:
+        *steps, to_tensor, normalize = open_clip.transform.image_transform_v2(preprocessing, is_train=False).transforms
     assert "Tensor" in type(to_tensor).__name__, steps
     assert type(normalize).__name__ == "Normalize", steps
-    resize, *others = resizing
-    crops = [step for step in others if isinstance(step, CenterCrop)]
-    if isinstance(resize, Resize) and len(crops) <= 1 and {type(step) for step in others} <= {CenterCrop, _TO_RGB}:
-        return partial(_resize_and_crop, resize, crops[0] if crops else None)
 
-    def with_pillow(image: Image.Image) -> Pixels:
-        for step in resizing:
+    def transform(image: Image.Image) -> Pixels:
+        for step in steps:
             image = step(image)
         return np.array(image)
 
-    return with_pillow
-
-
-_TO_RGB = open_clip.transform.MaybeConvertMode
-
-
-def _resize_and_crop(resize: Resize, crop: CenterCrop | None, image: Image.Image) -> Pixels:
-    """Resize and crop with torchvision's kernels for bytes, five times as fast as Pillow, up to a difference of 1."""
-    use_threads(1)  # more threads do not speed up one image, and other images are being decoded
-    picture = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    picture = v2.functional.resize(picture, resize.size, resize.interpolation, resize.max_size, antialias=True)
-    if crop is not None:
-        picture = v2.functional.center_crop(picture, list(crop.size))
-    pixels: Pixels = picture.permute(1, 2, 0).contiguous().numpy()
-    return pixels
+    return transform
 
 
 def _square(size: int | tuple[int, int]) -> int:
@@ -269,11 +256,6 @@ def select_device(setting: str) -> str:
             f"device '{setting}' cannot be used here: {reason}; set DEIXIS_DEVICE=auto to use an available one"
         ) from error
     return setting
-
-
-def imagenet_templates() -> tuple[str, ...]:
-    """Return OpenAI's 80 ImageNet templates from open_clip, with ``{}`` for the class name."""
-    return tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
 
 
 def load_open_clip(spec: str, options: LoadOptions) -> OpenClipEncoder:

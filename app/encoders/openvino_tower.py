@@ -93,6 +93,24 @@ def _compile(model: Any, precision: str) -> Any:
     return core.compile_model(core.read_model(model) if isinstance(model, Path) else model, "CPU", options)
 
 
+def reads_bytes(model: Any, mean: Sequence[float], std: Sequence[float]) -> Any:
+    """Let a tower of normalised images (n, 3, h, w) read bytes (n, h, w, 3).
+
+    Args:
+        model: OpenVINO's model, which is changed.
+        mean: of each channel, in [0, 1].
+        std: of each channel.
+    """
+    ov = import_openvino()
+    steps = ov.preprocess.PrePostProcessor(model)
+    steps.input().tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
+    steps.input().model().set_layout(ov.Layout("NCHW"))
+    steps.input().preprocess().convert_element_type(ov.Type.f32).mean([255 * value for value in mean]).scale(
+        [255 * value for value in std]
+    )
+    return steps.build()
+
+
 def import_openvino() -> Any:
     """Import OpenVINO without its telemetry, which reports every conversion to its vendor by default.
 

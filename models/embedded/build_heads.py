@@ -6,13 +6,13 @@ Nothing is trained: the heads consist of means, covariances, eigendecompositions
 give the same file; a run takes about a minute on two CPU cores. The image head combines a concept head after ConSE
 (Norouzi et al., "Zero-Shot Learning by Convex Combination of Semantic Embeddings", ICLR 2014) with projected image
 features. The text head predicts the image features of words after Changpinyo et al., "Synthesized Classifiers for
-Zero-Shot Learning", CVPR 2016. ``app.encoders.embedded_torch`` contains both heads; MODEL_CARD.md describes how the constants
-were chosen.
+Zero-Shot Learning", CVPR 2016. ``app.encoders.embedded_torch`` contains both heads; MODEL_CARD.md describes how the
+constants were chosen.
 
-Requires ``pip install 'deixis[embedded]'`` and, in the folder of this file, imagenet_classes.json (class names; lemmas,
-glosses and hypernyms of WordNet), everyday_words.toml, feature_mean.json and config.json, into which it writes the
-checksum. With ``--features`` it also computes feature_mean.json and the logit scale, from pooled image features in an
-.npz file with ``imagenet_samples`` (n, 1280), ``cifar100_train`` (n, 1280) and ``cifar100_label`` (n,).
+Requires ``pip install 'deixis[embedded,torch]'`` and, in the folder of this file, imagenet_classes.json (class names;
+lemmas, glosses and hypernyms of WordNet), everyday_words.toml, feature_mean.json and config.json, into which it writes
+the checksum. With ``--features`` it also computes feature_mean.json and the logit scale, from pooled image features in
+an .npz file with ``imagenet_samples`` (n, 1280), ``cifar100_train`` (n, 1280) and ``cifar100_label`` (n,).
 """
 
 import argparse
@@ -31,7 +31,9 @@ from open_clip.tokenizer import HFTokenizer
 from safetensors.torch import save
 from torch.nn.functional import normalize
 
-from app.encoders.embedded_torch import ImageHead, TextHead, join_towers, open_towers, read_config, sha256, tower_files
+from app.encoders.embedded import read_config, tower_files
+from app.encoders.embedded_torch import ImageHead, TextHead, join_towers, open_towers
+from app.runtime.checksums import sha256
 
 FOLDER = Path(__file__).parent
 

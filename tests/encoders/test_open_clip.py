@@ -16,10 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from app.encoders._base import LoadOptions
-from app.encoders.loading import load_encoder
-from app.encoders.open_clip import _image_transform, imagenet_templates, select_device
+from app.encoders.loading import imagenet_templates, load_encoder
+from app.encoders.open_clip import _image_transform, select_device
 from app.encoders.tuning import probe_images
-from app.errors import ModelUnavailableError
+from app.errors import ModelUnavailableError, NotConfiguredError
 from app.main import create_app, load_encoders
 from tests.conftest import picture
 
@@ -399,6 +399,12 @@ def test_there_are_eighty_imagenet_templates_with_one_placeholder():
     assert templates[0] == "a bad photo of a {}."
 
 
+def test_without_open_clip_its_templates_are_an_error_with_the_way_out(monkeypatch):
+    monkeypatch.setattr("app.encoders.loading.find_spec", lambda _: None)
+    with pytest.raises(NotConfiguredError, match="pip install --no-deps open_clip_torch"):
+        imagenet_templates()
+
+
 # --- texts that are slow to tokenize ------------------------------------------------------------------------------
 
 
@@ -443,4 +449,4 @@ def test_the_error_for_a_library_that_cannot_be_loaded_has_the_reason(monkeypatc
     with pytest.raises(
         ModelUnavailableError, match=r"PyTorch or OpenCLIP cannot be loaded: .*; give the process more mem"
     ):
-        load_encoder("embedded")
+        load_encoder("embedded", LoadOptions(backend="torch"))

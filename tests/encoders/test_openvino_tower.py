@@ -12,7 +12,7 @@ from PIL import Image
 
 from app.encoders import conversion
 from app.encoders._base import LoadOptions
-from app.encoders.embedded_torch import load_embedded
+from app.encoders.embedded_torch import load_embedded_with_torch
 from app.encoders.loading import load_encoder
 from app.encoders.tuning import probe_images
 from tests.encoders.test_open_clip import images, write_model
@@ -41,9 +41,9 @@ def test_features_equal_those_of_torch(spec, encoder):
     assert (encoder.image_path.backend, encoder.embed_dim) == ("openvino", reference.embed_dim)
 
 
-def test_the_features_of_the_embedded_model_equal_those_of_torch():
-    ours = load_embedded(LoadOptions(**OPENVINO))
-    reference = load_embedded(LoadOptions(device="cpu", backend="torch"))
+def test_the_converted_embedded_model_equals_that_of_torch():
+    ours = load_embedded_with_torch(LoadOptions(**OPENVINO))
+    reference = load_embedded_with_torch(LoadOptions(device="cpu", backend="torch"))
     pixels = [*probe_images(224), ours.transform(Image.new("RGB", (300, 200), "teal"))]
     assert (ours.encode_images(pixels) * reference.encode_images(pixels)).sum(axis=1).min() > 0.99999
 
@@ -132,8 +132,8 @@ import socket, sys
 def tripped(*_): raise SystemExit("a connection was tried")
 socket.socket.connect = socket.getaddrinfo = socket.create_connection = tripped
 from app.encoders._base import LoadOptions
-from app.encoders.embedded_torch import load_embedded
-encoder = load_embedded(LoadOptions(device="cpu", backend="openvino", precision="fp32"))
+from app.encoders.embedded_torch import load_embedded_with_torch
+encoder = load_embedded_with_torch(LoadOptions(device="cpu", backend="openvino", precision="fp32"))
 assert encoder.image_path.backend == "openvino"
 from openvino.tools.ovc import telemetry_utils
 assert telemetry_utils.tm.__name__.endswith("telemetry_stub"), telemetry_utils.tm

@@ -8,7 +8,7 @@ import torch
 
 from app.encoders import tuning
 from app.encoders._base import Candidate, LoadOptions, Trial, Tuning
-from app.encoders.embedded_torch import load_embedded
+from app.encoders.embedded_torch import load_embedded_with_torch
 from app.encoders.torch_tower import fingerprint_of
 from app.encoders.tuning import MIN_COSINE, list_candidates, measure, probe_images, select_tower
 from app.errors import ModelUnavailableError
@@ -373,7 +373,7 @@ def test_a_fingerprint_changes_with_any_weight_name_or_shape():
 
 def test_half_precision_is_rejected_for_the_embedded_model(tmp_path):
     """On photographs, 2 of 100 predictions change."""
-    found = load_embedded(
+    found = load_embedded_with_torch(
         LoadOptions(device="cpu", backend="openvino", precision="bf16", tuning_seconds=0.5, data_dir=tmp_path)
     ).tuning
     assert 0.98 < found.trials[0].min_cosine < MIN_COSINE
