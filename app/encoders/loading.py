@@ -80,8 +80,8 @@ def _load_with_torch(spec: str, options: LoadOptions) -> "OpenClipEncoder":
     _limit_openmp_spinning()
     if not is_installed("torch"):
         raise ModelUnavailableError(
-            f"model '{spec}' is not exported, and PyTorch is not installed; run: pip install 'deixis[torch]', or copy"
-            " the export of another machine (`deixis models export`)"
+            f"model '{spec}' is not exported, and PyTorch is not installed; install the extra torch (in a clone of"
+            " the repository: make torch), or copy the export of another machine (deixis models export)"
         )
     try:
         from app.encoders.open_clip import load_open_clip  # noqa: PLC0415 - imports torch

@@ -35,7 +35,7 @@ changed; for a ViT-B-32 it is 0.9999.
 """
 
 # What to install for each back end of a CPU, in the order in which they are likely to be fast.
-_PACKAGES = {"openvino": "deixis[openvino]", "torch": "torch"}
+_PACKAGES = {"openvino": "deixis[openvino]", "torch": "deixis[torch]"}
 
 _CPU_BATCHES = (1, 2, 4, 8, 16, 32)
 _GPU_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)

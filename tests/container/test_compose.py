@@ -67,7 +67,7 @@ def test_the_gpu_service_differs_only_in_its_gpu_and_image():
     gpu = SERVICES["deixis-gpu"]
     assert gpu["extends"] == {"service": "deixis"}
     assert gpu["profiles"] == ["gpu"]
-    assert gpu["build"]["args"] == {"DEIXIS_DEVICE": "auto"}
+    assert gpu["build"]["target"] == "cuda"
     assert gpu["image"] != SERVICE["image"]
     (device,) = gpu["deploy"]["resources"]["reservations"]["devices"]
     assert device["capabilities"] == ["gpu"]

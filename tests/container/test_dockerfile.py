@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -22,29 +23,31 @@ def instructions(stage, name):
     return [rest for instruction, rest in STAGES[stage].steps if instruction == name]
 
 
-def test_the_stages_are_those_of_the_guide_and_the_last_is_the_service():
-    assert list(STAGES) == ["build", "service", "baked", "3"]
-    assert STAGES["baked"].base == STAGES["3"].base == "service"
-    assert STAGES["3"].steps == []
+def test_the_stages_are_those_of_the_guide_and_the_last_is_the_service_on_cpus():
+    assert list(STAGES) == ["build", "build-cuda", "export", "runtime", "cpu", "cuda", "baked", "cuda-baked", "8"]
+    bases = {name: stage.base for name, stage in STAGES.items()}
+    assert (bases["cpu"], bases["cuda"], bases["baked"], bases["8"]) == ("runtime", "runtime", "cpu", "cpu")
+    assert STAGES["8"].steps == []
 
 
 def test_the_base_image_has_a_full_version_and_is_the_same_in_both_stages():
-    assert STAGES["build"].base == STAGES["service"].base
-    assert re.fullmatch(r"python:3\.\d+\.\d+-slim-[a-z]+", STAGES["service"].base)
+    assert STAGES["build"].base == STAGES["runtime"].base
+    assert re.fullmatch(r"python:3\.\d+\.\d+-slim-[a-z]+", STAGES["runtime"].base)
 
 
 def test_the_service_runs_as_an_unprivileged_user_and_no_stage_ends_as_root():
-    for stage in ("service", "baked"):
+    for stage in ("runtime", "cuda-baked"):
         assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", instructions(stage, "USER")[-1])
+    assert not any(instructions(stage, "USER") for stage in ("cpu", "cuda", "baked", "8"))
 
 
 def test_the_entry_point_receives_signals():
-    assert json.loads(instructions("service", "ENTRYPOINT")[0]) == ["tini", "--", "deixis"]
-    assert json.loads(instructions("service", "CMD")[0]) == ["serve"]
+    assert json.loads(instructions("runtime", "ENTRYPOINT")[0]) == ["tini", "--", "deixis"]
+    assert json.loads(instructions("runtime", "CMD")[0]) == ["serve"]
 
 
 def test_the_health_check_requests_the_configured_port_and_fails_without_a_response():
-    (check,) = instructions("service", "HEALTHCHECK")
+    (check,) = instructions("runtime", "HEALTHCHECK")
     command = json.loads(check.partition("CMD ")[2])
     assert command[0] == "python"
     done = subprocess.run(
@@ -53,11 +56,12 @@ def test_the_health_check_requests_the_configured_port_and_fails_without_a_respo
     assert done.returncode != 0
 
 
-def test_the_image_contains_no_build_tools():
-    assert instructions("service", "COPY") == ["--from=build /opt/deixis /opt/deixis"]
-    installed = " ".join(instructions("service", "RUN"))
+def test_the_images_contain_no_build_tools():
+    assert instructions("cpu", "COPY") == ["--from=build /opt/deixis /opt/deixis"]
+    assert instructions("cuda", "COPY") == ["--from=build-cuda /opt/deixis /opt/deixis"]
+    installed = " ".join(instructions("runtime", "RUN"))
     assert not re.search(r"gcc|build-essential|git|curl|pip", installed)
-    assert "pip uninstall --yes pip" in instructions("build", "RUN")[-1]
+    assert "python -m venv --without-pip /opt/deixis" in instructions("build", "RUN")
     assert "--no-install-recommends" in installed
     assert "rm -rf /var/lib/apt/lists/*" in installed
 
@@ -69,30 +73,31 @@ def test_dependencies_are_installed_before_the_code_is_copied():
     assert not any("app/" in step for step in order[:installs])
 
 
-def test_the_image_is_for_cpus_by_default():
-    assert STAGES["service"].before["DEIXIS_DEVICE"] == "cpu"
-    assert read_dockerfile(TEXT, {"DEIXIS_DEVICE": "auto"})["service"].before["DEIXIS_DEVICE"] == "auto"
-    (environment,) = (rest for rest in instructions("service", "ENV") if "DEIXIS_HOST" in rest)
-    assert "DEIXIS_DEVICE=${DEIXIS_DEVICE}" in environment
-    assert "ARG DEIXIS_DEVICE\n" in TEXT.partition(" AS service")[2].partition("ENV PATH")[0]
+def test_each_image_uses_the_device_that_it_is_for():
+    (environment,) = instructions("runtime", "ENV")
+    assert "DEIXIS_DEVICE=cpu" in environment
+    assert instructions("cuda", "ENV") == ["DEIXIS_DEVICE=auto"]
 
 
-def test_packages_removed_for_cpus_are_pinned():
-    (removes,) = (rest for rest in instructions("build", "RUN") if '"${DEIXIS_DEVICE}" = cpu' in rest)
-    names = removes.partition("--yes ")[2].partition(";")[0].split()
-    pinned = {line.partition("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
-    assert "triton" in names
-    assert set(names) <= pinned
-    assert not {"torch", "nvidia-cudnn-cu13", "nvidia-cublas"} & set(names)
+def test_only_the_stages_for_gpus_and_exports_install_torch():
+    extras = project()["optional-dependencies"]
+    (names,) = re.findall(r"for name in \(([^)]*)\*", " ".join(instructions("build", "RUN")))
+    installed = {requirement for name in re.findall(r"'(\w+)'", names) for requirement in extras[name]}
+    assert "openvino>=2025.0" in installed
+    assert not any(requirement.startswith(("torch", "timm", "transformers")) for requirement in installed)
+    assert "['torch']" in instructions("build-cuda", "RUN")[0]
+
+
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
 
 def test_the_build_fails_if_the_image_cannot_classify_as_its_user():
-    steps = [f"{instruction} {rest}" for instruction, rest in STAGES["service"].steps]
-    (tries,) = (place for place, step in enumerate(steps) if "deixis classify" in step)
-    (becomes,) = (place for place, step in enumerate(steps) if step.startswith("USER"))
-    assert becomes < tries
-    assert steps[tries].endswith("rm -rf /tmp/check")
-    assert " || " not in steps[tries]
+    for stage in ("cpu", "cuda"):
+        (tries,) = instructions(stage, "RUN")
+        assert "deixis classify" in tries
+        assert tries.endswith("rm -rf /tmp/check")
+        assert " || " not in tries
 
 
 def test_environment_variables_are_settings_and_the_version_is_that_of_the_code():
