@@ -26,7 +26,7 @@ from app.bulk.parts import (
 )
 from app.bulk.query import RunSpec, query_of, resolve_task
 from app.bulk.sources import ParquetColumns, plan_units, validate_sources
-from app.classification.resolve import ClassifyRequest
+from app.classification.request import ClassifyRequest
 from app.encoders._base import Encoder
 from app.errors import ConflictError, StoreError
 from app.main import Service, open_service

@@ -17,7 +17,7 @@ from app.bulk.parts import ImageCounts, part_files, parts_folder
 from app.bulk.ray_engine import LOCAL, ReplicaPool, ray_engine
 from app.bulk.run import PART_IMAGES, BulkRequest, prepare_run, process_engine, run_bulk, service_in_loop, validate
 from app.bulk.sources import ParquetColumns
-from app.classification.resolve import ClassifyRequest
+from app.classification.request import ClassifyRequest
 from app.cli.backends import InProcessBackend
 from app.cli.common import (
     NOTHING_DONE,

@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 
 from app.captions.build_plan import WORDNET, BuildPlan
-from app.captions.search import MAX_CONTAINS_CHARS, MAX_LIMIT, MAX_OFFSET, CaptionQuery
+from app.captions.query import MAX_CONTAINS_CHARS, MAX_LIMIT, MAX_OFFSET, CaptionQuery
 from app.captions.sources import Source
 from app.cli.backends import InProcessBackend, read_image
 from app.cli.common import (

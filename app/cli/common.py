@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from app.classification.resolve import ClassifyRequest
+from app.classification.request import ClassifyRequest
 from app.cli.backends import Backend, InProcessBackend, OnProgress, open_http_backend, read_image
 from app.errors import ConfigurationError, DeixisError, InvalidFieldError, UnknownNameError
 from app.main import load_encoders, open_service

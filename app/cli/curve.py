@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from app.classification.methods import AUTO, DEFAULT_METHOD, METHODS
-from app.classification.resolve import ClassifyRequest
+from app.classification.request import ClassifyRequest
 from app.cli.backends import Backend, CurveFiles
 from app.cli.common import clean_classname, make_table, out, progress_bar
 from app.errors import InvalidFieldError, UnknownNameError

@@ -13,7 +13,7 @@ from PIL import Image
 from rich.markup import escape
 
 from app.classification.methods import CASED
-from app.classification.resolve import ClassifyRequest
+from app.classification.request import ClassifyRequest
 from app.cli.backends import Backend, InProcessBackend
 from app.cli.common import (
     SOME_FAILED,

@@ -10,12 +10,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from app.api.auth.keys import create_key
-from app.api.auth.quotas import parse_rate
+from app.api.auth.policy import parse_rate
 from app.cli.common import err, out, run
 from app.names.namespaces import clean_namespace
 from app.settings import load_settings
 from app.store.database import migrate, open_engine
-from app.store.keys import Key, KeyRepository, Scope
+from app.store.keys import Key, KeyRepository
+from app.types import Scope
 
 keys_cli = typer.Typer(
     name="keys",

@@ -11,7 +11,7 @@ import uvicorn
 
 from app.api.connections import ConnectionLimits, bounded
 from app.api.hosts import HostCheck, HostRules
-from app.classification.resolve import ClassifyRequest
+from app.classification.request import ClassifyRequest
 from app.cli.backends import client_options
 from app.cli.common import NOTHING_DONE, report_errors
 from app.cli.options import takes_request

@@ -18,7 +18,7 @@ from rich.markup import escape
 from watchfiles._rust_notify import WatchfilesRustInternalError
 
 from app import __version__
-from app.classification.resolve import ClassifyRequest
+from app.classification.request import ClassifyRequest
 from app.cli.backends import Backend
 from app.cli.common import (
     err,

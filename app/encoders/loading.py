@@ -4,7 +4,8 @@ import os
 
 import structlog
 
-from app.encoders._base import Encoder, LoadOptions, model_source
+from app.encoders._base import Encoder, LoadOptions
+from app.encoders.model_names import model_source
 from app.errors import ModelUnavailableError
 
 log = structlog.get_logger()

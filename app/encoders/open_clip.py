@@ -17,8 +17,9 @@ from PIL import Image
 from tokenizers.models import BPE
 from torchvision.transforms import CenterCrop, Resize, v2
 
-from app.encoders._base import Candidate, ImagePath, ImageTower, LoadOptions, Tuning, model_source
+from app.encoders._base import Candidate, ImagePath, ImageTower, LoadOptions, Tuning
 from app.encoders.model_files import ModelFiles, find_files, local_folder_must_contain, remote_code_refused
+from app.encoders.model_names import model_source
 from app.encoders.openvino_tower import load_openvino_tower
 from app.encoders.torch_tower import TorchImageTower, use_threads
 from app.encoders.tuning import fingerprint_of, model_precision, select_tower

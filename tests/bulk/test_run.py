@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from app.bulk import readers
 from app.bulk.parts import PartStore
 from app.bulk.run import BulkRequest, prepare_run, process_engine, run_bulk, service_in_loop
-from app.classification.resolve import ClassifyRequest
+from app.classification.request import ClassifyRequest
 from app.cli import cli
 from app.encoders.fake import FakeEncoder
 from app.errors import ConflictError, StoreError

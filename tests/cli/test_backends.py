@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
-from app.classification.resolve import ClassifyRequest
+from app.classification.request import ClassifyRequest
 from app.cli.backends import HttpBackend, InProcessBackend, LabelSetInput, open_http_backend
 from app.errors import ConfigurationError, DeixisError
 from app.main import create_app

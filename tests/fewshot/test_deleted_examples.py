@@ -7,7 +7,7 @@ import pytest
 from cachetools import LRUCache
 
 from app.classification.methods import DEFAULT_METHOD
-from app.classification.resolve import ClassifyRequest
+from app.classification.request import ClassifyRequest
 from app.encoders.fake import FakeEncoder
 from app.errors import InvalidFieldError, NotAnImageError, OverloadedError
 from app.main import open_service

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from app.classification.methods import DEFAULT_METHOD, METHODS
-from app.classification.resolve import ClassifyRequest
+from app.classification.request import ClassifyRequest
 from app.encoders.fake import FakeEncoder
 from app.errors import UnknownNameError
 from app.main import open_service

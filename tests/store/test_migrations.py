@@ -19,10 +19,10 @@ from app.store import database
 from app.store.database import downgrade, migrate, newest_revision, schema_revision
 from app.store.examples import ExampleCounts, ExampleRepository, NewExample
 from app.store.jobs import JobRepository
-from app.store.keys import Key, KeyRepository, Scope
+from app.store.keys import Key, KeyRepository
 from app.store.label_sets import LabelSetRepository
 from app.store.tables import SCHEMA_VERSION_TABLE, Base
-from app.types import ClassEntry
+from app.types import ClassEntry, Scope
 
 pytestmark = pytest.mark.anyio
 

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
-from app.captions.search import CaptionQuery
-from app.classification.resolve import ClassifyRequest
-from app.describing.describer import DescribeRequest
+from app.captions.query import CaptionQuery
+from app.classification.request import ClassifyRequest
+from app.describing.request import DescribeRequest
 from app.images.reading import UnreadableFileError, read_image_file
 from app.selection.comparison import Comparison
 from app.selection.learning_curve import LearningCurve
-from app.store.drafts import DraftStatus
-from app.types import ClassEntry, MergeSynonyms
+from app.types import ClassEntry, DraftStatus, MergeSynonyms
 from deixis import answers
 
 OnProgress: TypeAlias = Callable[[int, int], Awaitable[object]]

@@ -10,21 +10,20 @@ import numpy as np
 
 from app.captions.build_plan import WORDNET, BuildPlan
 from app.captions.catalogue import DatabaseState
-from app.captions.search import CaptionQuery
+from app.captions.query import CaptionQuery
 from app.captions.sources import Source
-from app.classification.resolve import ClassifyRequest
+from app.classification.request import ClassifyRequest
 from app.cli.backends import conversion
 from app.cli.backends._base import CurveFiles, LabelSetInput, OnProgress, read_image
-from app.describing.describer import DescribeRequest
+from app.describing.request import DescribeRequest
 from app.errors import ClientError, InvalidFieldError
 from app.main import Service
 from app.names.class_names import indices_of
 from app.names.namespaces import OPEN_NAMESPACE
 from app.selection.comparison import Comparison
 from app.selection.learning_curve import LearningCurve, learning_curve
-from app.store.drafts import DraftStatus
 from app.store.examples import NewExample
-from app.types import Task
+from app.types import DraftStatus, Task
 from deixis import answers
 
 # Images that are read and encoded together.

@@ -7,15 +7,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
-from app.captions.search import CaptionQuery
-from app.classification.resolve import ClassifyRequest
+from app.captions.query import CaptionQuery
+from app.classification.request import ClassifyRequest
 from app.cli.backends._base import CurveFiles, LabelSetInput, OnProgress, read_image
-from app.describing.describer import DescribeRequest
+from app.describing.request import DescribeRequest
 from app.errors import ConfigurationError, InvalidFieldError
 from app.selection.comparison import Comparison
 from app.selection.learning_curve import LearningCurve
 from app.settings import Settings, load_settings
-from app.store.drafts import DraftStatus
+from app.types import DraftStatus
 from deixis import AsyncClient, ClassifyOptions, ProblemError, answers
 
 _TIMEOUT_S = 120
