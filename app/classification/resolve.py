@@ -10,7 +10,8 @@ from typing import Protocol
 
 from app.adapters._examples import Need
 from app.captions.search import CaptionSearch
-from app.classification.methods import AUTO, CASED, DEFAULT_METHOD, METHODS, Method
+from app.classification.method_names import AUTO, DEFAULT_METHOD
+from app.classification.methods import CASED, METHODS, Method
 from app.classification.request import ClassifyRequest
 from app.errors import (
     InvalidFieldError,

@@ -1,15 +1,13 @@
 """`deixis captions ...`: build, show and search caption databases."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
-from app.captions.build_plan import WORDNET, BuildPlan
 from app.captions.query import MAX_CONTAINS_CHARS, MAX_LIMIT, MAX_OFFSET, CaptionQuery
-from app.captions.sources import Source
-from app.cli.backends import InProcessBackend, read_image
+from app.cli.backends import read_image
 from app.cli.common import (
     Engine,
     captions_bar,
@@ -28,9 +26,11 @@ from app.runtime.cpu import usable_cores
 from app.settings import load_settings
 from deixis.answers import Database, ImageResult
 
-captions_cli = typer.Typer(
-    help="Caption databases, in which labels are discovered for images without a label list.", no_args_is_help=True
-)
+if TYPE_CHECKING:
+    from app.captions.sources import Source
+    from app.cli.backends.in_process import InProcessBackend
+
+captions_cli = typer.Typer(no_args_is_help=True)
 
 NameArgument = Annotated[str, typer.Argument(help="Name of the database.")]
 
@@ -89,6 +89,8 @@ def build_database(
     database replaces the one of the same name. Until then, a running service with the same data folder uses the old
     one.
     """
+    from app.captions.build_plan import WORDNET, BuildPlan  # noqa: PLC0415 - imports numpy
+
     with report_errors():
         if bool(sources) == wordnet:
             raise InvalidFieldError.of("sources", "pass files of captions or --wordnet, and not both")
@@ -97,7 +99,7 @@ def build_database(
         database = clean_database_name(WORDNET if name is None else name, "--name")
     files: list[Source] = ["-" if source == "-" else Path(source) for source in sources or ()]
 
-    async def work(service: InProcessBackend) -> Database:
+    async def work(service: "InProcessBackend") -> Database:
         plan = BuildPlan(
             model=model or service.default_model,
             source=WORDNET if wordnet else None,

@@ -5,10 +5,10 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -17,15 +17,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from app.classification.request import ClassifyRequest
-from app.cli.backends import Backend, InProcessBackend, OnProgress, open_http_backend, read_image
+from app.cli.backends import Backend, OnProgress, read_image
 from app.errors import ConfigurationError, DeixisError, InvalidFieldError, UnknownNameError
-from app.main import load_encoders, open_service
 from app.names.class_names import clean_classnames
-from app.observability.logs import configure_logs
 from app.runtime.file_names import printable
-from app.settings import load_settings
 from deixis import ClientError as RemoteError
 from deixis import ImageResult, ProblemError
+
+if TYPE_CHECKING:
+    from app.cli.backends.in_process import InProcessBackend
 
 Result = TypeVar("Result")
 
@@ -43,6 +43,7 @@ NOTHING_DONE = 2
 # Images per request of a command, and simultaneous requests: one batch is decoded while another is encoded.
 _BATCH = 8
 _CONCURRENCY = 3
+MAX_IMAGES_AT_ONCE = _BATCH * _CONCURRENCY
 
 # Long lines in a file or a pipe are easier to process than wrapped cells.
 out = Console(width=None if sys.stdout.isatty() else 240)
@@ -80,65 +81,37 @@ def warn(label: str, text: str) -> None:
     err.print(f"[yellow]{label}[/yellow] {escape(printable(text))}", highlight=False, soft_wrap=True)
 
 
-@asynccontextmanager
-async def _open_backend(server: str | None, *, encoders: bool) -> AsyncIterator[Backend]:
-    """Connect to the server, or open a service in this process."""
+def _open_backend(server: str | None, *, encoders: bool) -> AbstractAsyncContextManager[Backend]:
+    """Connect to the server, or open a service in this process; import only what that needs."""
     if server is not None:
-        async with open_http_backend(server) as remote:
-            yield remote
-        return
-    async with _open_in_process(encoders=encoders) as local:
-        yield local
+        from app.cli.backends.over_http import open_http_backend  # noqa: PLC0415
 
+        return open_http_backend(server)
+    from app.cli.backends.in_process import open_in_process  # noqa: PLC0415
 
-@asynccontextmanager
-async def _open_in_process(*, encoders: bool) -> AsyncIterator[InProcessBackend]:
-    """Open a service in this process, with its models only if ``encoders`` is true."""
-    settings = load_settings()
-    with err.status("Loading the model") if encoders else err.status("Opening the database"):
-        # Uses an existing measurement, because a new one takes longer than most commands.
-        loaded = load_encoders(settings.model_copy(update={"tuning_seconds": 0})) if encoders else []
-    # The limits on requests protect a server from its clients; a command is its own only client.
-    unlimited = settings.model_copy(
-        update={"request_timeout_s": None, "max_queued_images": max(settings.max_queued_images, _BATCH * _CONCURRENCY)}
-    )
-    async with open_service(unlimited, loaded) as service:
-        yield InProcessBackend(service)
+    return open_in_process(encoders=encoders)
 
 
 def with_backend(server: str | None, work: Callable[[Backend], Awaitable[Result]], *, encoders: bool = False) -> Result:
     """Run ``work`` with a server, or with a service in this process, and exit if it fails."""
+    opening = _open_backend(server, encoders=encoders)
 
     async def opened() -> Result:
-        async with _open_backend(server, encoders=encoders) as backend:
+        async with opening as backend:
             return await work(backend)
 
     return run(opened())
 
 
-def with_service(work: Callable[[InProcessBackend], Awaitable[Result]], engine: Engine = Engine.PROCESS) -> Result:
+def with_service(work: "Callable[[InProcessBackend], Awaitable[Result]]", engine: Engine = Engine.PROCESS) -> Result:
     """Run ``work`` with a service in this process, whose models run here or on Ray, and exit if it fails."""
+    from app.cli.backends.in_process import open_in_process, with_encoders_on_ray  # noqa: PLC0415 - the whole service
 
     async def opened() -> Result:
-        async with _open_in_process(encoders=True) as local:
+        async with open_in_process(encoders=True) as local:
             return await work(local)
 
-    return run(opened()) if engine is Engine.PROCESS else _with_encoders_on_ray(work)
-
-
-def _with_encoders_on_ray(work: Callable[[InProcessBackend], Awaitable[Result]]) -> Result:
-    with report_errors():
-        with needs_ray():
-            # An extra, whose import takes a second.
-            from app.cluster.temporary_encoders import encoders_on_ray  # noqa: PLC0415
-        unlimited = load_settings().model_copy(update={"request_timeout_s": None})
-        with encoders_on_ray(unlimited, cluster_address()) as (cards, steps):
-
-            async def opened() -> Result:
-                async with open_service(unlimited, cards, steps=steps) as service:
-                    return await work(InProcessBackend(service))
-
-            return run(opened())
+    return run(opened()) if engine is Engine.PROCESS else with_encoders_on_ray(work)
 
 
 @contextmanager
@@ -159,7 +132,6 @@ def cluster_address() -> str | None:
 
 def run(work: Coroutine[Any, Any, Result]) -> Result:
     """Run the work of a command in an event loop, and exit if it fails."""
-    configure_logs("console", "warning")
     with report_errors():
         return asyncio.run(work)
 

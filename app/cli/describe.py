@@ -14,7 +14,7 @@ from app.describing.request import DescribeRequest, Questions
 from app.runtime.data_files import resources
 from app.types import DraftStatus
 
-drafts_cli = typer.Typer(help="Review the class descriptions that a language model wrote.", no_args_is_help=True)
+drafts_cli = typer.Typer(no_args_is_help=True)
 
 
 def describe_command(

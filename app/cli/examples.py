@@ -26,7 +26,7 @@ from app.errors import InvalidFieldError
 from app.images.discovery import OnUnreadable, find_images, find_labelled_images
 from deixis.answers import ExampleCounts, Selection
 
-examples_cli = typer.Typer(help="Example images of label sets, labelled or unlabelled.", no_args_is_help=True)
+examples_cli = typer.Typer(no_args_is_help=True)
 
 _BATCH = 32
 

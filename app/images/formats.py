@@ -5,8 +5,6 @@ import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from PIL import features
-
 from app.errors import NotAnImageError
 
 
@@ -23,7 +21,11 @@ class ImageFormat:
         """Whether this installation can decode it."""
         if self.name == "HEIF":
             return find_spec("pillow_heif") is not None
-        return self.feature is None or bool(features.check(self.feature))
+        if self.feature is None:
+            return True
+        from PIL import features  # noqa: PLC0415 - the help of commands needs no images
+
+        return bool(features.check(self.feature))
 
 
 _FORMATS = (

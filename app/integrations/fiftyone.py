@@ -10,10 +10,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from app.runtime.file_names import file_text
-from deixis import Client, ImageResult
+from deixis import ImageResult
+
+if TYPE_CHECKING:
+    from deixis import Client
 
 # Replaces a score of 0, which has no logarithm.
 _MIN_SCORE = 1e-12
@@ -42,7 +45,7 @@ class LabellingSummary:
 
 def classify_samples(
     samples: Iterable[Any],
-    client: Client,
+    client: "Client",
     *,
     label_field: str = "deixis",
     labels: Sequence[str] | None = None,
@@ -126,7 +129,7 @@ def classify_samples(
 
 
 def _pinned_request(
-    client: Client, labels: Sequence[str] | None, label_set: str | None, options: dict[str, Any]
+    client: "Client", labels: Sequence[str] | None, label_set: str | None, options: dict[str, Any]
 ) -> tuple[LabellingSummary, dict[str, Any]]:
     """Return an empty summary, and the request with the model and the version of the label set fixed."""
     if isinstance(labels, str):

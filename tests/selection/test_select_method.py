@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from app.classification.methods import DEFAULT_METHOD, METHODS
+from app.classification.method_names import DEFAULT_METHOD
+from app.classification.methods import METHODS
 from app.classification.request import ClassifyRequest
 from app.encoders.fake import FakeEncoder
 from app.errors import UnknownNameError

@@ -3,16 +3,18 @@
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from app.captions.query import CaptionQuery
 from app.classification.request import ClassifyRequest
 from app.describing.request import DescribeRequest
 from app.images.reading import UnreadableFileError, read_image_file
-from app.selection.comparison import Comparison
-from app.selection.learning_curve import LearningCurve
 from app.types import ClassEntry, DraftStatus, MergeSynonyms
 from deixis import answers
+
+if TYPE_CHECKING:
+    from app.selection.comparison import Comparison
+    from app.selection.learning_curve import LearningCurve
 
 OnProgress: TypeAlias = Callable[[int, int], Awaitable[object]]
 """Called with the number of finished steps and of all steps; the latter is 0 while unknown."""
@@ -74,7 +76,7 @@ class Backend(Protocol):
 
     async def learning_curve(
         self, request: ClassifyRequest, images: CurveFiles, on_progress: OnProgress
-    ) -> tuple[LearningCurve, list[answers.ImageResult]]:
+    ) -> "tuple[LearningCurve, list[answers.ImageResult]]":
         """Measure accuracy against the number of labelled images; also return a result per file with its error.
 
         Raises:
@@ -126,7 +128,7 @@ class Backend(Protocol):
         files: Sequence[Path],
         classes: Sequence[str],
         on_progress: OnProgress,
-    ) -> tuple[Comparison, list[answers.ImageResult]]:
+    ) -> "tuple[Comparison, list[answers.ImageResult]]":
         """Run all methods on the files; also return a result per file with its error.
 
         Args:
