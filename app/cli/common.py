@@ -21,6 +21,7 @@ from app.cli.backends import Backend, OnProgress, read_image
 from app.errors import ConfigurationError, DeixisError, InvalidFieldError, UnknownNameError
 from app.names.class_names import clean_classnames
 from app.runtime.file_names import printable
+from app.runtime.garbage import collections_paused
 from deixis import ClientError as RemoteError
 from deixis import ImageResult, ProblemError
 
@@ -87,7 +88,8 @@ def _open_backend(server: str | None, *, encoders: bool) -> AbstractAsyncContext
         from app.cli.backends.over_http import open_http_backend  # noqa: PLC0415
 
         return open_http_backend(server)
-    from app.cli.backends.in_process import open_in_process  # noqa: PLC0415
+    with collections_paused():
+        from app.cli.backends.in_process import open_in_process  # noqa: PLC0415
 
     return open_in_process(encoders=encoders)
 
@@ -105,7 +107,8 @@ def with_backend(server: str | None, work: Callable[[Backend], Awaitable[Result]
 
 def with_service(work: "Callable[[InProcessBackend], Awaitable[Result]]", engine: Engine = Engine.PROCESS) -> Result:
     """Run ``work`` with a service in this process, whose models run here or on Ray, and exit if it fails."""
-    from app.cli.backends.in_process import open_in_process, with_encoders_on_ray  # noqa: PLC0415 - the whole service
+    with collections_paused():
+        from app.cli.backends.in_process import open_in_process, with_encoders_on_ray  # noqa: PLC0415
 
     async def opened() -> Result:
         async with open_in_process(encoders=True) as local:

@@ -5,12 +5,14 @@ from typing import Annotated
 
 import typer
 
+from app.runtime.garbage import collections_paused
 from app.settings import Settings
 
 
 def serve(**flags: str | None) -> None:
     """Start the HTTP service. Each option is also an environment variable: --data-dir is DEIXIS_DATA_DIR."""
-    from app.cli.serving import run_service  # noqa: PLC0415 - the whole service, which `--help` does not need
+    with collections_paused():
+        from app.cli.serving import run_service  # noqa: PLC0415 - the whole service, which `--help` does not need
 
     run_service(flags)
 
