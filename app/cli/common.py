@@ -23,10 +23,11 @@ from app.names.class_names import clean_classnames
 from app.runtime.file_names import printable
 from app.runtime.garbage import collections_paused
 from deixis import ClientError as RemoteError
-from deixis import ImageResult, ProblemError
+from deixis import ProblemError
 
 if TYPE_CHECKING:
     from app.cli.backends.in_process import InProcessBackend
+    from deixis import ImageResult
 
 Result = TypeVar("Result")
 
@@ -187,7 +188,7 @@ async def prepare_database(backend: Backend, request: ClassifyRequest) -> None:
 
 async def classify_files(
     backend: Backend, files: Sequence[Path], request: ClassifyRequest
-) -> AsyncIterator[tuple[Path, ImageResult]]:
+) -> "AsyncIterator[tuple[Path, ImageResult]]":
     """Classify files in several simultaneous batches, and yield the results in order behind a progress bar."""
     batches = [files[start : start + _BATCH] for start in range(0, len(files), _BATCH)]
     done = 0
@@ -207,20 +208,20 @@ async def classify_files(
             await asyncio.gather(*running, return_exceptions=True)
 
 
-async def _classify_batch(backend: Backend, files: Sequence[Path], request: ClassifyRequest) -> list[ImageResult]:
+async def _classify_batch(backend: Backend, files: Sequence[Path], request: ClassifyRequest) -> "list[ImageResult]":
     contents = [await asyncio.to_thread(read_image, file, backend.max_image_bytes) for file in files]
     readable = [content for content in contents if isinstance(content, bytes)]
     results = iter(await backend.classify(readable, request) if readable else [])
     return [next(results) if isinstance(content, bytes) else content for content in contents]
 
 
-def report_warnings(results: Sequence[ImageResult]) -> None:
+def report_warnings(results: "Sequence[ImageResult]") -> None:
     """Print each warning of the results once on standard error."""
     for warning in dict.fromkeys(warning for result in results for warning in result.warnings):
         warn("warning:", warning)
 
 
-def report_bad_files(files: Sequence[Path], results: Sequence[ImageResult]) -> int:
+def report_bad_files(files: Sequence[Path], results: "Sequence[ImageResult]") -> int:
     """Print the files that could not be read with their errors on standard error, and return their number."""
     bad = [(file, result.error) for file, result in zip(files, results, strict=True) if result.error is not None]
     for file, problem in bad:

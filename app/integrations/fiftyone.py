@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.runtime.file_names import file_text
-from deixis import ImageResult
 
 if TYPE_CHECKING:
-    from deixis import Client
+    from deixis import Client, ImageResult
 
 # Replaces a score of 0, which has no logarithm.
 _MIN_SCORE = 1e-12
@@ -92,7 +91,7 @@ def classify_samples(
     request["top_k"] = max(top_k, len(summary.labels)) if store_logits else top_k
     tags = [tag for tag in (summary.model, summary.label_set) if tag is not None]
 
-    def label_of(result: ImageResult) -> Any:
+    def label_of(result: "ImageResult") -> Any:
         logits = {"logits": _logits(result, summary.labels)} if store_logits else {}
         classifications = [
             fiftyone.Classification(label=prediction.label, confidence=prediction.score, tags=list(tags))
@@ -144,7 +143,7 @@ def _pinned_request(
     return LabellingSummary(model, reference, classnames), {**request, "label_set": reference}
 
 
-def _logits(result: ImageResult, labels: Sequence[str]) -> list[float]:
+def _logits(result: "ImageResult", labels: Sequence[str]) -> list[float]:
     scores = {prediction.label: prediction.score for prediction in result.predictions}
     for label in labels:
         if label not in scores:
@@ -155,7 +154,7 @@ def _logits(result: ImageResult, labels: Sequence[str]) -> list[float]:
 
 
 def labels_file(
-    files: Sequence[Path], results: Sequence[ImageResult], *, classes: Sequence[str] | None, top_k: int
+    files: Sequence[Path], results: "Sequence[ImageResult]", *, classes: Sequence[str] | None, top_k: int
 ) -> dict[str, Any]:
     """Return the content of a ``labels.json``, with absolute paths.
 
@@ -168,7 +167,7 @@ def labels_file(
         top_k: maximum number of labels per file; above 1, each file has a list of labels.
     """
 
-    def label_of(result: ImageResult) -> Any:
+    def label_of(result: "ImageResult") -> Any:
         if result.rejected or not result.predictions:
             return None
         labels = [
