@@ -20,7 +20,8 @@ from starlette.middleware.cors import CORSMiddleware
 from app import __version__
 from app.api import documentation, errors, playground
 from app.api.auth.access import NAMESPACE_HEADER, Gate
-from app.api.auth.keys import KeyPolicy, KeyRing, load_keys_file
+from app.api.auth.keys import KeyRing, load_keys_file
+from app.api.auth.policy import KeyPolicy
 from app.api.auth.quotas import DefaultQuotas, Quotas
 from app.api.deadline import Deadline
 from app.api.forms import ImageCountLimits

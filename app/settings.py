@@ -18,9 +18,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app.api.auth.keys import KeyPolicy
-from app.api.auth.quotas import parse_rate
-from app.encoders._base import model_source
+from app.api.auth.policy import KeyPolicy, parse_rate
+from app.encoders.model_names import model_source
 from app.errors import ConfigurationError, InvalidFieldError, ModelUnavailableError
 from app.runtime.cpu import usable_cores
 from app.runtime.ray_layout import RayLayout, parse_layout

@@ -1,43 +1,34 @@
-"""The values that are passed between layers, and the array types with their named axes.
+"""The values that are passed between layers, and the array types of ``app.array_types``.
 
-Axes: n images, c classes, r names of classes (r >= c: a class may have synonyms), k prompts, d embedding dimensions,
-h and w pixels.
+The array types are imported when they are first used: numpy takes a part of a second, and commands that only talk to a
+server need no arrays.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import TypeAlias
-
-import numpy as np
-from jaxtyping import Float32, UInt8
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from app.errors import ClientError
 
-Pixels: TypeAlias = UInt8[np.ndarray, "h w 3"]
-"""One RGB image, resized and cropped for its encoder."""
+if TYPE_CHECKING:
+    from app.array_types import *  # noqa: F403 - exports all of them
 
-ImageFeatures: TypeAlias = Float32[np.ndarray, "n d"]
-"""Image features with unit rows."""
+_ARRAY_TYPES = frozenset(
+    {
+        *("Pixels", "ImageFeatures", "TextFeatures", "ClassEmbeddings", "PromptEmbeddings", "Similarities", "Logits"),
+        "Probabilities",
+    }
+)
 
-TextFeatures: TypeAlias = Float32[np.ndarray, "k d"]
-"""Prompt features with unit rows."""
 
-ClassEmbeddings: TypeAlias = Float32[np.ndarray, "r d"]
-"""One row per class name, of unit length or shorter, depending on how the method pools its prompts."""
-
-PromptEmbeddings: TypeAlias = Float32[np.ndarray, "r k d"]
-"""Unit rows for methods that weigh prompts; the k-th prompt of every name has the same template."""
-
-Similarities: TypeAlias = Float32[np.ndarray, "n c"]
-"""Cosines, or weighted means of cosines, in [-1, 1]."""
-
-Logits: TypeAlias = Float32[np.ndarray, "n c"]
-"""The input of the probability function."""
-
-Probabilities: TypeAlias = Float32[np.ndarray, "n c"]
-"""Scores in [0, 1]; rows sum to 1 for softmax models only."""
+def __getattr__(name: str) -> Any:
+    """Return an array type."""
+    if name in _ARRAY_TYPES:
+        return getattr(import_module("app.array_types"), name)
+    raise AttributeError(f"module 'app.types' has no attribute {name!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,3 +282,30 @@ class Classification:
     transductive: bool = False
     database: str | None = None
     vocabulary: tuple[SharedName, ...] | None = None
+
+
+class DraftStatus(StrEnum):
+    """The decision about a draft; ``draft`` until there is one."""
+
+    DRAFT = "draft"
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+
+
+class Scope(StrEnum):
+    """The scope of a key; ``allows`` says which other scopes it includes."""
+
+    METRICS = "metrics"
+    CLASSIFY = "classify"
+    WRITE = "write"
+    ADMIN = "admin"
+
+    def allows(self, wanted: "Scope") -> bool:
+        """Return whether this scope includes another.
+
+        Each scope includes those before it, except that only ``admin`` includes ``metrics``.
+        """
+        if Scope.METRICS in {self, wanted}:
+            return self in {wanted, Scope.ADMIN}
+        order = list(Scope)
+        return order.index(self) >= order.index(wanted)

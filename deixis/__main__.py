@@ -7,6 +7,8 @@ def main() -> None:
     """Run the command line, or exit with the command that installs it."""
     try:
         from app.cli import main as run  # noqa: PLC0415 - an optional dependency
+
+        run()  # imports the command
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] in {"app", "deixis"}:
             raise
@@ -14,7 +16,6 @@ def main() -> None:
             f"the command line and the service need {error.name}, which is not installed; run:"
             " pip install 'deixis[server,captions,embedded]'"
         )
-    run()
 
 
 if __name__ == "__main__":

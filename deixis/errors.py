@@ -1,6 +1,9 @@
 """The errors of the client."""
 
-from deixis.answers import Problem
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from deixis.answers import Problem
 
 # Problems with the images of a request, including their total size, rather than with its other fields.
 _IMAGE_PROBLEMS = frozenset(
@@ -28,7 +31,7 @@ class ProblemError(ClientError):
         retry_after_s: the seconds to wait before a retry, if the service returned them.
     """
 
-    def __init__(self, problem: Problem, retry_after_s: float | None = None) -> None:
+    def __init__(self, problem: "Problem", retry_after_s: float | None = None) -> None:
         super().__init__(f"{problem.title}: {problem.detail}")
         self.problem = problem
         self.retry_after_s = retry_after_s

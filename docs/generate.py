@@ -16,12 +16,12 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer import Context
 from typer.cli import get_docs_for_click
-from typer.main import get_command
 
 from app.api.schemas.classification import ClassifyFields
 from app.api.schemas.databases import BuildDatabaseBody, SearchFields
-from app.classification.methods import CASED, DEFAULT_METHOD, METHODS, Method, VocabularyFree
-from app.cli import cli
+from app.classification.method_names import DEFAULT_METHOD
+from app.classification.methods import CASED, METHODS, Method, VocabularyFree
+from app.cli import command_tree
 from app.encoders.catalogue import ModelCard, load_catalogue
 from app.main import create_app
 from app.names.text import MAX_TEXT_CHARS
@@ -216,7 +216,7 @@ def openapi() -> str:
 
 def cli_reference() -> str:
     """Return the reference of all commands, made from their help texts."""
-    command = get_command(cli)
+    command = command_tree()
     markdown = get_docs_for_click(obj=command, ctx=Context(command, info_name="deixis"), name="deixis")
     lines = [
         line.rstrip() for line in markdown.splitlines() if not line.startswith(("* `--install-", "* `--show-comp"))

@@ -11,12 +11,11 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import typer
-from typer.main import get_command
 
 from app import __version__
 from app.api.problems import KINDS, TYPE_PREFIX
 from app.classification.methods import CASED, METHODS
-from app.cli import cli
+from app.cli import command_tree
 from app.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +23,7 @@ PAGES = sorted(
     [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
     + [file for folder in ("docs", "models", "examples") for file in (ROOT / folder).rglob("*.md")]
 )
-COMMANDS = get_command(cli)
+COMMANDS = command_tree()
 OPENAPI = json.loads((ROOT / "docs" / "openapi.json").read_text(encoding="utf-8"))
 ROUTES = {path: {method.upper() for method in methods} for path, methods in OPENAPI["paths"].items()} | {
     "/classify": {"POST"},

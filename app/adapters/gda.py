@@ -26,7 +26,6 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.linalg import cho_factor, cho_solve
 
 from app.adapters._base import Declaration, Examples, Neighbours, Range
 from app.adapters._cross_validation import compared_images, first_best, held_out_folds
@@ -162,6 +161,8 @@ def times_precision(vectors: Float[np.ndarray, "m d"], centred: Float[np.ndarray
     This is the estimate of Kubokawa and Srivastava, times (s - 1) / d. With fewer images than dimensions, an s by s
     system is solved (Woodbury identity), else a d by d one. The condition number of either is at most s.
     """
+    from scipy.linalg import cho_factor, cho_solve  # noqa: PLC0415 - imported by the first fit, not at every start
+
     images, dims = centred.shape
     degrees = max(images - 1, 1)
     trace = float(np.vdot(centred, centred)) / degrees

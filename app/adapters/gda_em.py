@@ -16,7 +16,6 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 from jaxtyping import Float
-from scipy.linalg import cho_factor, cho_solve
 
 from app.adapters._base import Declaration, Examples, Neighbours, Range
 from app.adapters._examples import DegenerateExamplesError, ExampleAdapter, Need
@@ -143,6 +142,8 @@ def _linear(
     means: Float[np.ndarray, "c d"], covariance: Float[np.ndarray, "d d"], images: int
 ) -> tuple[Float[np.ndarray, "d c"], Float[np.ndarray, " c"]]:
     """Return W = P mu and b = -log c - mu P mu / 2, where P = d inv((n - 1) cov + trace(cov) I)."""
+    from scipy.linalg import cho_factor, cho_solve  # noqa: PLC0415 - imported by the first fit, not at every start
+
     dims = len(covariance)
     trace = float(np.trace(covariance))
     if trace <= _NO_VARIANCE:

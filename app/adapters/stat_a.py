@@ -11,10 +11,9 @@ bound, a small part of the average variance of unit rows.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
-import scipy.sparse as sp
 from jaxtyping import Float
 from numpy.typing import DTypeLike
 
@@ -32,6 +31,9 @@ from app.adapters.trans_clip import (
 from app.adapters.zlap import required
 from app.scoring.numerics import log_softmax, unit_rows
 from app.types import ImageFeatures, Logits
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
 
 _MIN_VARIANCE = 1e-4
 _TINY = 1e-12
@@ -131,7 +133,7 @@ class Gaussians:
 def stat_a(
     images: Float[np.ndarray, "u d"],
     text: Float[np.ndarray, "c d"],
-    graph: sp.csr_array,
+    graph: "sp.csr_array",
     *,
     scale: float,
     anchor: float = 1.0,

@@ -15,10 +15,9 @@ none.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
-import scipy.sparse as sp
 from jaxtyping import Float
 from numpy.typing import DTypeLike
 
@@ -27,6 +26,9 @@ from app.adapters._examples import ExampleAdapter, Need, log_shares
 from app.adapters.zlap import required
 from app.scoring.numerics import log_softmax, softmax, unit_rows
 from app.types import ImageFeatures, Logits
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
 
 NEAREST = 3
 """The number of neighbours of an image in TransCLIP and StatA."""
@@ -121,7 +123,7 @@ class SharedGaussians:
 def trans_clip(
     images: Float[np.ndarray, "u d"],
     text: Float[np.ndarray, "c d"],
-    graph: sp.csr_array,
+    graph: "sp.csr_array",
     *,
     scale: float,
     lam: float = 1.0,
@@ -167,8 +169,10 @@ def first_means(
     return means
 
 
-def neighbour_graph(neighbours: Neighbours, images: int) -> sp.csr_array:
+def neighbour_graph(neighbours: Neighbours, images: int) -> "sp.csr_array":
     """Return the weights of the links between images: cosines, doubled for mutual neighbours."""
+    import scipy.sparse as sp  # noqa: PLC0415 - imported by the first fit, not at every start
+
     indices, cosines = neighbours.indices[:, :NEAREST], neighbours.cosines[:, :NEAREST]
     starts = np.repeat(np.arange(images), indices.shape[1])
     one_way = sp.csr_array((cosines.ravel(), (starts, indices.ravel())), shape=(images, images))
@@ -185,7 +189,7 @@ def neighbour_pulls(neighbours: Neighbours, shares: Float[np.ndarray, "u c"]) ->
 
 
 def smoothed(
-    alone: Float[np.ndarray, "u c"], graph: sp.csr_array, shares: Float[np.ndarray, "u c"]
+    alone: Float[np.ndarray, "u c"], graph: "sp.csr_array", shares: Float[np.ndarray, "u c"]
 ) -> Float[np.ndarray, "u c"]:
     """Return the shares after five updates by those of the neighbours.
 

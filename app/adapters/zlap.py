@@ -12,16 +12,18 @@ adapter does not learn.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Annotated, ClassVar, TypeAlias
 
 import numpy as np
-import scipy.sparse as sp
 from jaxtyping import Float, Int64
 from numpy.typing import DTypeLike
 
 from app.adapters._base import Declaration, Examples, Neighbours, Range
 from app.adapters._examples import DegenerateExamplesError, ExampleAdapter, Need, log_shares
 from app.types import ImageFeatures, Logits
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
 
 Span: TypeAlias = tuple[float, float]
 """The smallest and the largest cosine of a graph, which are scaled to 0 and 1."""
@@ -204,8 +206,10 @@ def link_weights(
 
 def laplacian(
     nodes: Int64[np.ndarray, "u j"], weights: Float[np.ndarray, "u j"], classes: int, alpha: float
-) -> sp.csr_array:
+) -> "sp.csr_array":
     """Return ``I - alpha D^-1/2 W D^-1/2`` over classes and images; mutual links count twice."""
+    import scipy.sparse as sp  # noqa: PLC0415 - imported by the first fit, not at every start
+
     images, links = nodes.shape
     size = classes + images
     starts = np.repeat(np.arange(classes, size), links)
@@ -217,7 +221,7 @@ def laplacian(
 
 
 def solution(
-    system: sp.csr_array, classes: int, keep: int, dtype: DTypeLike = np.float32
+    system: "sp.csr_array", classes: int, keep: int, dtype: DTypeLike = np.float32
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the first ``classes`` columns of the inverse, or each row's ``keep`` largest entries and their columns.
 
@@ -245,7 +249,7 @@ def solution(
     return values, kept
 
 
-def conjugate_gradients(system: sp.csr_array, right: Float[np.ndarray, "s b"]) -> Float[np.ndarray, "s b"]:
+def conjugate_gradients(system: "sp.csr_array", right: Float[np.ndarray, "s b"]) -> Float[np.ndarray, "s b"]:
     """Solve each column independently (Hestenes and Stiefel, 1952), to a residual of 1e-6 of the right-hand side.
 
     ``right`` is overwritten.

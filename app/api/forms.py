@@ -30,8 +30,8 @@ from app.errors import (
     UnsupportedMediaTypeError,
 )
 from app.images.data_urls import read_image_text
-from app.images.decode import is_image
 from app.images.fetch import ImageUrl
+from app.images.formats import is_image
 from app.names.class_names import MAX_ITEMS
 from app.names.labels import split_labels
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from app.classification.methods import METHODS
-from app.classification.resolve import ClassifyRequest
+from app.classification.request import ClassifyRequest
 from app.errors import ConflictError, InvalidFieldError
 from app.main import Service
 from app.types import Task

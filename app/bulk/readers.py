@@ -16,8 +16,8 @@ from app.bulk.parquet import pyarrow
 from app.bulk.sources import TARS, SourceKind, WorkUnit, damage_message, damage_reason, file_stamp, tar_suffix
 from app.errors import InvalidFieldError, NotAnImageError
 from app.images.data_urls import is_data_url, read_image_text
-from app.images.decode import supported_suffixes
 from app.images.discovery import is_housekeeping
+from app.images.formats import supported_suffixes
 from app.runtime.compression import read_errors, unpacked
 from app.runtime.file_names import file_text
 from app.runtime.regular_files import open_regular

@@ -3,9 +3,8 @@
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from app import __version__
@@ -25,34 +24,13 @@ from app.bulk.parts import (
     validate_output,
 )
 from app.bulk.query import RunSpec, query_of, resolve_task
-from app.bulk.sources import ParquetColumns, plan_units, validate_sources
-from app.classification.resolve import ClassifyRequest
+from app.bulk.request import BulkRequest
+from app.bulk.sources import plan_units, validate_sources
+from app.classification.request import ClassifyRequest
 from app.encoders._base import Encoder
 from app.errors import ConflictError, StoreError
 from app.main import Service, open_service
 from app.settings import Settings
-
-PART_IMAGES = 2048
-"""Default number of rows in a part: three minutes of work at ten images per second."""
-
-
-@dataclass(frozen=True, slots=True)
-class BulkRequest:
-    """What to classify, and where to write the rows.
-
-    Args:
-        sources: as for ``app.bulk.sources.plan_units``.
-        out: a folder of parts, or a Parquet file.
-        columns: of Parquet sources.
-        part_images: maximum number of rows in a part.
-        retry_bad: classify the images whose row has an error again.
-    """
-
-    sources: Sequence[Path]
-    out: Path
-    columns: ParquetColumns = field(default_factory=ParquetColumns)
-    part_images: int = PART_IMAGES
-    retry_bad: bool = False
 
 
 class Progress(Protocol):

@@ -17,8 +17,8 @@ from typing import Any
 
 from app.bulk.parquet import pyarrow
 from app.errors import InvalidFieldError
-from app.images.decode import supported_suffixes
 from app.images.discovery import files_below, find_matches, is_possible
+from app.images.formats import supported_suffixes
 from app.runtime.regular_files import open_regular
 
 PARQUET = (".parquet", ".pq")

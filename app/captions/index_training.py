@@ -22,7 +22,6 @@ from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from jaxtyping import Float16, Float32, Int64
-from scipy.sparse import csr_array
 
 from app.captions.index import CaptionIndex
 from app.captions.manifest import FLAT, IVF_PQ, IndexParameters
@@ -176,6 +175,8 @@ def _write(index: Any, content: BinaryIO) -> None:
 
 def _centroids(rows: Float32[np.ndarray, "n d"], count: int, pool: Threads) -> Float32[np.ndarray, "m d"]:
     """Return unit centroids of unit rows by spherical k-means (Dhillon and Modha 2001, "Concept decompositions")."""
+    from scipy.sparse import csr_array  # noqa: PLC0415 - imported by the first build, not at every start
+
     chosen = np.random.default_rng(_SEED).choice(len(rows), count, replace=False)
     centroids = rows[np.sort(chosen)]
     for _ in range(_ITERATIONS):

@@ -11,6 +11,7 @@ from app.captions.build_plan import WORDNET, BuildPlan
 from app.captions.catalogue import CaptionCatalogue
 from app.captions.database import NearestCaptions
 from app.captions.manifest import Manifest
+from app.captions.query import MAX_OFFSET, CaptionQuery
 from app.captions.sources import Source
 from app.captions.wordnet import check_wordnet
 from app.errors import (
@@ -27,34 +28,8 @@ from app.names.text import clean_text, nfc
 
 log = structlog.get_logger()
 
-MAX_LIMIT = 100
-"""The largest number of captions on a page."""
-
-MAX_OFFSET = 900
-"""The largest offset of a page."""
-
-MAX_CONTAINS_CHARS = 200
-
 _MAX_SEARCHED = 1000
 _MAX_QUERY_CHARS = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class CaptionQuery:
-    """A query for captions of ``database`` near a ``text`` or an ``image``; one of the two is given.
-
-    ``contains`` is a text that a caption must contain, ignoring case; ``min_score`` is the lowest cosine. ``offset``
-    and ``limit`` select a page of the captions that pass these filters.
-    """
-
-    database: str
-    text: str | None = None
-    image: bytes | ClientError | ImageUrl | None = None
-    model: str | None = None
-    limit: int = 10
-    offset: int = 0
-    contains: str | None = None
-    min_score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,14 +13,10 @@ from app.adapters._discovery import adapter_classes, options_of
 from app.adapters._examples import ExampleAdapter, Need
 from app.adapters.cosine import Cosine
 from app.captions.cased.scoring import ALPHA
+from app.classification.method_names import DISCOVERY_METHOD
 from app.errors import FieldProblem, InvalidFieldError
 from app.prompting.recipes import RECIPES, MakeRecipe, Options
 from app.types import Option
-
-DEFAULT_METHOD = "zero-shot"
-
-AUTO = "auto"
-"""Not a method: selects one of them by the evidence."""
 
 TRANSDUCTIVE = "transductive"
 """The option by which a method learns from the images of the request."""
@@ -198,7 +194,7 @@ METHODS: Mapping[str, Method] = _all_methods()
 """Every method with classes, by name, in the order in which they are listed."""
 
 CASED = VocabularyFree(
-    "cased",
+    DISCOVERY_METHOD,
     "The words that captions near the image have in common, scored against the image; without labels (Conti et al.,"
     " NeurIPS 2023).",
     MappingProxyType(

@@ -3,7 +3,7 @@
 import structlog
 
 from app.classification.classifiers import ClassifierCache
-from app.classification.methods import AUTO, DEFAULT_METHOD
+from app.classification.method_names import AUTO, DEFAULT_METHOD
 from app.classification.resolve import Resolver
 from app.models.registry import ModelRegistry
 from app.types import LabelSet

@@ -1,16 +1,18 @@
 """From a request to a task: every name in it is looked up once."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
 from typing import Protocol
 
 from app.adapters._examples import Need
 from app.captions.search import CaptionSearch
-from app.classification.methods import AUTO, CASED, DEFAULT_METHOD, METHODS, Method
+from app.classification.method_names import AUTO, DEFAULT_METHOD
+from app.classification.methods import CASED, METHODS, Method
+from app.classification.request import ClassifyRequest
 from app.errors import (
     InvalidFieldError,
     NotConfiguredError,
@@ -21,7 +23,7 @@ from app.errors import (
 from app.label_sets.service import DEFAULT_TEMPLATES, LabelLimits, LabelSets
 from app.models.registry import ModelRegistry
 from app.names.class_names import clean_classes
-from app.names.namespaces import OPEN_NAMESPACE, Namespace, own_name
+from app.names.namespaces import own_name
 from app.prompting.templates import TemplateLibrary
 from app.scoring.calibration import Calibration, Rejection
 from app.types import ClassEntry, LabelSet, RejectBy, Scoring, Task
@@ -35,30 +37,6 @@ _NOT_COMPARED = (
     "needs the methods to be compared on the current classes and example images, which a job of the service does after"
     " each change"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class ClassifyRequest:
-    """What a caller wants to know about some images, in the caller's words; None stands for the default.
-
-    Without ``labels`` and ``label_set``, labels are discovered in the caption database ``database``; with ``group``,
-    for all images together. Names are looked up in ``namespace``.
-    """
-
-    labels: Sequence[str] | None = None
-    label_set: str | None = None
-    method: str | None = None
-    model: str | None = None
-    template: str | None = None
-    top_k: int | None = None
-    explain: bool = False
-    options: Mapping[str, float] = field(default_factory=dict)
-    reject_below: float | None = None
-    false_rejection_rate: float | None = None
-    coverage: float | None = None
-    database: str | None = None
-    group: bool = False
-    namespace: Namespace = OPEN_NAMESPACE
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,57 +2,133 @@
 
 import io
 import sys
-from typing import Annotated
+from collections.abc import Mapping
+from importlib import import_module
+from types import MappingProxyType
+from typing import Annotated, Any, NamedTuple
 
 import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_group
 
 from app import __version__
-from app.cli.backup import backup_command, database_cli, restore_command
-from app.cli.bulk import bulk_command
-from app.cli.captions import captions_cli
-from app.cli.classify import classify_command
-from app.cli.common import out
-from app.cli.describe import describe_command, drafts_cli
-from app.cli.evaluate import evaluate_command
-from app.cli.examples import examples_cli
-from app.cli.keys import keys_cli
-from app.cli.label_sets import label_sets_cli
-from app.cli.label_studio import label_studio_command
-from app.cli.models import models_cli
-from app.cli.serve import serve
-from app.cli.watch import watch_command
+
+
+class _Entry(NamedTuple):
+    """Where a command, or a ``Typer`` of commands, is declared, and the first paragraph of its help."""
+
+    module: str
+    name: str
+    summary: str
+
+
+_ENTRIES: Mapping[str, _Entry] = MappingProxyType(
+    {
+        "serve": _Entry(
+            "serve",
+            "serve",
+            "Start the HTTP service. Each option is also an environment variable: --data-dir is DEIXIS_DATA_DIR.",
+        ),
+        "classify": _Entry(
+            "classify",
+            "classify_command",
+            "Classify image files. Without labels, discover labels in a caption database.",
+        ),
+        "watch": _Entry(
+            "watch",
+            "watch_command",
+            "Classify the images of a folder as they appear, and write the labels beside them. Stop with Ctrl-C or"
+            " SIGTERM.",
+        ),
+        "bulk": _Entry(
+            "bulk",
+            "bulk_command",
+            "Classify images in folders, tar files and Parquet files, and write the labels to Parquet.",
+        ),
+        "label-studio": _Entry(
+            "label_studio",
+            "label_studio_command",
+            "Run a machine learning backend of Label Studio for projects with choices about an image.",
+        ),
+        "evaluate": _Entry(
+            "evaluate", "evaluate_command", "Measure accuracy on a folder with one subfolder per class."
+        ),
+        "describe": _Entry("describe", "describe_command", "Describe the classes of a label set by a language model."),
+        "backup": _Entry("backup", "backup_command", "Back up the data of the service, also while it runs."),
+        "restore": _Entry(
+            "backup",
+            "restore_command",
+            "Restore a backup into the database of the settings. Stop the service first.",
+        ),
+        "label-sets": _Entry("label_sets", "label_sets_cli", "Stored lists of classes."),
+        "examples": _Entry("examples", "examples_cli", "Example images of label sets, labelled or unlabelled."),
+        "captions": _Entry(
+            "captions",
+            "captions_cli",
+            "Caption databases, in which labels are discovered for images without a label list.",
+        ),
+        "drafts": _Entry("describe", "drafts_cli", "Review the class descriptions that a language model wrote."),
+        "keys": _Entry(
+            "keys",
+            "keys_cli",
+            "API keys, with their scopes and rate limits. They are stored in the database of the settings.",
+        ),
+        "database": _Entry(
+            "backup",
+            "database_cli",
+            "The schema of the database: show its revision, and downgrade it for an older release.",
+        ),
+        "models": _Entry("models", "models_cli", "Recommended models and their weights."),
+    }
+)
+"""The commands, in the order of the help."""
+
+_STYLE: Mapping[str, Any] = MappingProxyType(
+    {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": "markdown"}
+)
+
+
+class _LazyCommand(TyperCommand):
+    """A command in a list of commands, which has only its summary; the command itself is imported when it is used."""
+
+    def load(self) -> Any:
+        """Import the command."""
+        assert self.name is not None
+        entry = _ENTRIES[self.name]
+        declared = getattr(import_module(f"app.cli.{entry.module}"), entry.name)
+        group = typer.Typer(**_STYLE)
+        if isinstance(declared, typer.Typer):
+            group.add_typer(declared, name=self.name, help=entry.summary)
+        else:
+            group.command(self.name)(declared)
+        return get_group(group).commands[self.name]
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        """Parse the arguments of the command itself."""
+        return self.load().make_context(*arguments, **options)
+
+
+class _LazyGroup(TyperGroup):
+    """The commands of ``_ENTRIES``."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.commands = {name: _LazyCommand(name, help=entry.summary) for name, entry in _ENTRIES.items()}
+
 
 cli = typer.Typer(
     name="deixis",
+    cls=_LazyGroup,
     help="Zero-shot image classification.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for name, command in (
-    ("serve", serve),
-    ("classify", classify_command),
-    ("watch", watch_command),
-    ("bulk", bulk_command),
-    ("label-studio", label_studio_command),
-    ("evaluate", evaluate_command),
-    ("describe", describe_command),
-    ("backup", backup_command),
-    ("restore", restore_command),
-):
-    cli.command(name)(command)
-cli.add_typer(label_sets_cli, name="label-sets")
-cli.add_typer(examples_cli, name="examples")
-cli.add_typer(captions_cli, name="captions")
-cli.add_typer(drafts_cli, name="drafts")
-cli.add_typer(keys_cli, name="keys")
-cli.add_typer(database_cli, name="database")
-cli.add_typer(models_cli, name="models")
 
 
 def _version(requested: bool) -> None:  # noqa: FBT001 - the signature that typer calls
     if requested:
-        out.print(f"deixis {__version__}", highlight=False)
+        typer.echo(f"deixis {__version__}")
         raise typer.Exit
 
 
@@ -65,6 +141,13 @@ def _main(
 ) -> None:
     """Declare the options before a command; each of them acts in its own callback."""
     del version
+
+
+def command_tree() -> TyperGroup:
+    """Return the group of all commands, with each command imported."""
+    group = get_group(cli)
+    group.commands = {name: _LazyCommand(name).load() for name in _ENTRIES}
+    return group
 
 
 def main() -> None:

@@ -1,30 +1,18 @@
 """`deixis backup`, `deixis restore` and `deixis database`: the data of the service as a whole."""
 
-from collections.abc import Awaitable, Callable
-from functools import partial
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app import __version__
-from app.captions.backup import copy_databases, restore_databases
-from app.cli.common import out, report_errors, run
+from app.cli.common import out, report_errors
 from app.errors import InvalidFieldError
-from app.settings import Settings, load_settings
-from app.store.backup import BackupManifest, restore_backup, write_backup
-from app.store.database import downgrade, location, newest_revision, open_engine, schema_revision
 
-database_cli = typer.Typer(
-    name="database",
-    help="The schema of the database: show its revision, and downgrade it for an older release.",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-)
+if TYPE_CHECKING:
+    from app.store.backup import BackupManifest
 
-_Result = TypeVar("_Result")
+database_cli = typer.Typer(no_args_is_help=True)
 
 
 def backup_command(
@@ -39,12 +27,9 @@ def backup_command(
     A backup has the label sets with all versions, example images, drafts, jobs and API keys, but no weights and no
     caches. A backup of SQLite or PostgreSQL can be restored into either of them.
     """
+    from app.cli.stored_data import back_up  # noqa: PLC0415 - the database
 
-    async def work(engine: AsyncEngine, settings: Settings) -> BackupManifest:
-        copy = partial(copy_databases, settings.effective_captions_dir) if captions else None
-        return await write_backup(engine, folder, version=__version__, copy_captions=copy)
-
-    _print_summary(_with_engine(work), f"backed up to {folder}")
+    _print_summary(back_up(folder, captions=captions), f"backed up to {folder}")
 
 
 def restore_command(
@@ -60,25 +45,20 @@ def restore_command(
 
     If the restore fails, nothing is changed.
     """
+    from app.cli.stored_data import restore  # noqa: PLC0415 - the database
 
-    async def work(engine: AsyncEngine, settings: Settings) -> BackupManifest:
-        restore = partial(restore_databases, settings.effective_captions_dir) if captions else None
-        return await restore_backup(engine, folder, replace=replace, restore_captions=restore)
-
-    _print_summary(_with_engine(work), f"restored from {folder}")
+    _print_summary(restore(folder, replace=replace, captions=captions), f"restored from {folder}")
 
 
 @database_cli.command("show")
 def show() -> None:
     """Show the location of the database and the revision of its schema."""
+    from app.cli.stored_data import schema  # noqa: PLC0415 - the database
 
-    async def work(engine: AsyncEngine, _: Settings) -> tuple[str, str | None]:
-        return location(engine.url), await schema_revision(engine)
-
-    where, revision = _with_engine(work)
+    where, revision, newest = schema()
     out.print(f"database  {escape(where)}", highlight=False, soft_wrap=True)
     out.print(f"revision  {revision or 'none'}", highlight=False)
-    out.print(f"newest    {newest_revision()}", highlight=False)
+    out.print(f"newest    {newest}", highlight=False)
 
 
 @database_cli.command("downgrade")
@@ -98,27 +78,13 @@ def downgrade_command(
             raise InvalidFieldError.of(
                 "--yes", "is missing; it confirms that tables and columns of later revisions are dropped"
             )
+    from app.cli.stored_data import downgrade  # noqa: PLC0415 - the database
 
-    async def work(engine: AsyncEngine, _: Settings) -> None:
-        await downgrade(engine, revision)
-
-    _with_engine(work)
+    downgrade(revision)
     out.print(f"the schema has revision {revision}; start the release of this revision", highlight=False)
 
 
-def _with_engine(work: Callable[[AsyncEngine, Settings], Awaitable[_Result]]) -> _Result:
-    async def opened() -> _Result:
-        settings = load_settings()
-        engine = open_engine(settings.effective_database_url)
-        try:
-            return await work(engine, settings)
-        finally:
-            await engine.dispose()
-
-    return run(opened())
-
-
-def _print_summary(manifest: BackupManifest, done: str) -> None:
+def _print_summary(manifest: "BackupManifest", done: str) -> None:
     size = sum(file.bytes for file in manifest.files.values())
     rows = ", ".join(f"{count:,} {table}" for table, count in manifest.rows.items() if count) or "nothing"
     out.print(f"{escape(done)}: {rows}; {size / 1e6:,.1f} MB", highlight=False, soft_wrap=True)

@@ -1,15 +1,12 @@
 """`deixis captions ...`: build, show and search caption databases."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
-from app.captions.build_plan import WORDNET, BuildPlan
-from app.captions.search import MAX_CONTAINS_CHARS, MAX_LIMIT, MAX_OFFSET, CaptionQuery
-from app.captions.sources import Source
-from app.cli.backends import InProcessBackend, read_image
+from app.captions.query import MAX_CONTAINS_CHARS, MAX_LIMIT, MAX_OFFSET, CaptionQuery
 from app.cli.common import (
     Engine,
     captions_bar,
@@ -23,14 +20,17 @@ from app.cli.common import (
 )
 from app.cli.options import EngineOption, ModelOption, ServerOption
 from app.errors import InvalidFieldError
+from app.images.reading import UnreadableFileError, read_image_file
 from app.names.namespaces import clean_database_name
 from app.runtime.cpu import usable_cores
 from app.settings import load_settings
-from deixis.answers import Database, ImageResult
 
-captions_cli = typer.Typer(
-    help="Caption databases, in which labels are discovered for images without a label list.", no_args_is_help=True
-)
+if TYPE_CHECKING:
+    from app.captions.sources import Source
+    from app.cli.backends.in_process import InProcessBackend
+    from deixis.answers import Database
+
+captions_cli = typer.Typer(no_args_is_help=True)
 
 NameArgument = Annotated[str, typer.Argument(help="Name of the database.")]
 
@@ -89,6 +89,8 @@ def build_database(
     database replaces the one of the same name. Until then, a running service with the same data folder uses the old
     one.
     """
+    from app.captions.build_plan import WORDNET, BuildPlan  # noqa: PLC0415 - imports numpy
+
     with report_errors():
         if bool(sources) == wordnet:
             raise InvalidFieldError.of("sources", "pass files of captions or --wordnet, and not both")
@@ -97,7 +99,7 @@ def build_database(
         database = clean_database_name(WORDNET if name is None else name, "--name")
     files: list[Source] = ["-" if source == "-" else Path(source) for source in sources or ()]
 
-    async def work(service: InProcessBackend) -> Database:
+    async def work(service: "InProcessBackend") -> "Database":
         plan = BuildPlan(
             model=model or service.default_model,
             source=WORDNET if wordnet else None,
@@ -152,7 +154,7 @@ def show_database(
         _print_database(database)
 
 
-def _print_database(database: Database) -> None:
+def _print_database(database: "Database") -> None:
     lines = {
         "database": database.name + (" (default)" if database.default else ""),
         "captions": None if database.captions is None else f"{database.captions:,}",
@@ -176,7 +178,7 @@ def _print_database(database: Database) -> None:
     _warn_of_problem(database)
 
 
-def _warn_of_problem(database: Database) -> None:
+def _warn_of_problem(database: "Database") -> None:
     if database.problem:
         warn("warning:", database.problem)
 
@@ -217,10 +219,10 @@ def search_captions(
             raise InvalidFieldError.of(
                 "--contains", f"must have 1 to {MAX_CONTAINS_CHARS} characters, and has {len(contains)}"
             )
-        content = None if image is None else read_image(image, load_settings().max_image_bytes)
-        if isinstance(content, ImageResult):
-            assert content.error is not None
-            raise InvalidFieldError.of(str(image), content.error.detail)
+        try:
+            content = None if image is None else read_image_file(image, load_settings().max_image_bytes)
+        except UnreadableFileError as error:
+            raise InvalidFieldError.of(str(image), str(error)) from error
     query = CaptionQuery(name, text, content, model, limit, offset, contains, min_score)
     found = with_backend(server, lambda backend: backend.search_captions(query), encoders=True)
     if json_output:

@@ -4,12 +4,12 @@ import sys
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
-from app.classification.resolve import ClassifyRequest
+from app.classification.request import ClassifyRequest
 from app.cli.backends import Backend
 from app.cli.common import (
     classify_files,
@@ -35,8 +35,9 @@ from app.errors import InvalidFieldError
 from app.images.discovery import find_images, is_below
 from app.integrations.fiftyone import labels_file
 from app.runtime.file_names import file_text, printable
-from deixis import ImageResult
-from deixis.answers import SharedName
+
+if TYPE_CHECKING:
+    from deixis.answers import ImageResult, SharedName
 
 _SHOWN_PROMPTS = 5
 _BAR_WIDTH = 16
@@ -88,7 +89,7 @@ def classify_command(
 
     classes: list[str] | None = None
 
-    async def work(backend: Backend) -> tuple[list[ImageResult], list[SharedName]]:
+    async def work(backend: Backend) -> "tuple[list[ImageResult], list[SharedName]]":
         nonlocal classes
         await prepare_database(backend, request)
         if output is Format.FIFTYONE:
@@ -126,7 +127,7 @@ def _sorter(target: Path | None, *, move: bool, link: bool, dry_run: bool) -> So
     return Sorter(target, FileAction.MOVE if move else FileAction.LINK if link else FileAction.COPY, dry_run)
 
 
-def _sort(sorter: Sorter, files: Sequence[Path], results: Sequence[ImageResult]) -> int:
+def _sort(sorter: Sorter, files: Sequence[Path], results: "Sequence[ImageResult]") -> int:
     """Sort the classified files, and return the number of those that could not be sorted."""
     bad = 0
     for file, result in zip(files, results, strict=True):
@@ -155,7 +156,7 @@ async def _class_names(backend: Backend, request: ClassifyRequest) -> list[str] 
     return None if request.labels is None else [clean_classname(label) for label in request.labels]
 
 
-def _write_predictions(files: Sequence[Path], results: Sequence[ImageResult], output: Format) -> None:
+def _write_predictions(files: Sequence[Path], results: "Sequence[ImageResult]", output: Format) -> None:
     pairs = list(zip(files, results, strict=True))
     if output is Format.JSON:
         write_json([{"path": file_text(file), **result.model_dump(exclude_none=True)} for file, result in pairs])
@@ -181,15 +182,15 @@ def _write_predictions(files: Sequence[Path], results: Sequence[ImageResult], ou
         out.print(make_table(columns, [list(map(str, row)) for row in rows], right=("rank", "score", "similarity")))
 
 
-def _rejected_cell(result: ImageResult) -> str | None:
+def _rejected_cell(result: "ImageResult") -> str | None:
     return None if result.rejected is None else "none of these" if result.rejected else "no"
 
 
-def _prediction_set_cell(result: ImageResult) -> str | None:
+def _prediction_set_cell(result: "ImageResult") -> str | None:
     return None if result.prediction_set is None else ", ".join(result.prediction_set)
 
 
-def _write_explanations(files: Sequence[Path], results: Sequence[ImageResult]) -> None:
+def _write_explanations(files: Sequence[Path], results: "Sequence[ImageResult]") -> None:
     """Print the prompts with the largest effect on each label, with a bar for the size of the effect."""
     for file, result in zip(files, results, strict=True):
         if result.explanation is None:

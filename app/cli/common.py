@@ -5,10 +5,10 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -16,16 +16,18 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from app.classification.resolve import ClassifyRequest
-from app.cli.backends import Backend, InProcessBackend, OnProgress, open_http_backend, read_image
+from app.classification.request import ClassifyRequest
+from app.cli.backends import Backend, OnProgress, read_image
 from app.errors import ConfigurationError, DeixisError, InvalidFieldError, UnknownNameError
-from app.main import load_encoders, open_service
 from app.names.class_names import clean_classnames
-from app.observability.logs import configure_logs
 from app.runtime.file_names import printable
-from app.settings import load_settings
+from app.runtime.garbage import collections_paused
 from deixis import ClientError as RemoteError
-from deixis import ImageResult, ProblemError
+from deixis import ProblemError
+
+if TYPE_CHECKING:
+    from app.cli.backends.in_process import InProcessBackend
+    from deixis import ImageResult
 
 Result = TypeVar("Result")
 
@@ -43,6 +45,7 @@ NOTHING_DONE = 2
 # Images per request of a command, and simultaneous requests: one batch is decoded while another is encoded.
 _BATCH = 8
 _CONCURRENCY = 3
+MAX_IMAGES_AT_ONCE = _BATCH * _CONCURRENCY
 
 # Long lines in a file or a pipe are easier to process than wrapped cells.
 out = Console(width=None if sys.stdout.isatty() else 240)
@@ -80,65 +83,39 @@ def warn(label: str, text: str) -> None:
     err.print(f"[yellow]{label}[/yellow] {escape(printable(text))}", highlight=False, soft_wrap=True)
 
 
-@asynccontextmanager
-async def _open_backend(server: str | None, *, encoders: bool) -> AsyncIterator[Backend]:
-    """Connect to the server, or open a service in this process."""
+def _open_backend(server: str | None, *, encoders: bool) -> AbstractAsyncContextManager[Backend]:
+    """Connect to the server, or open a service in this process; import only what that needs."""
     if server is not None:
-        async with open_http_backend(server) as remote:
-            yield remote
-        return
-    async with _open_in_process(encoders=encoders) as local:
-        yield local
+        from app.cli.backends.over_http import open_http_backend  # noqa: PLC0415
 
+        return open_http_backend(server)
+    with collections_paused():
+        from app.cli.backends.in_process import open_in_process  # noqa: PLC0415
 
-@asynccontextmanager
-async def _open_in_process(*, encoders: bool) -> AsyncIterator[InProcessBackend]:
-    """Open a service in this process, with its models only if ``encoders`` is true."""
-    settings = load_settings()
-    with err.status("Loading the model") if encoders else err.status("Opening the database"):
-        # Uses an existing measurement, because a new one takes longer than most commands.
-        loaded = load_encoders(settings.model_copy(update={"tuning_seconds": 0})) if encoders else []
-    # The limits on requests protect a server from its clients; a command is its own only client.
-    unlimited = settings.model_copy(
-        update={"request_timeout_s": None, "max_queued_images": max(settings.max_queued_images, _BATCH * _CONCURRENCY)}
-    )
-    async with open_service(unlimited, loaded) as service:
-        yield InProcessBackend(service)
+    return open_in_process(encoders=encoders)
 
 
 def with_backend(server: str | None, work: Callable[[Backend], Awaitable[Result]], *, encoders: bool = False) -> Result:
     """Run ``work`` with a server, or with a service in this process, and exit if it fails."""
+    opening = _open_backend(server, encoders=encoders)
 
     async def opened() -> Result:
-        async with _open_backend(server, encoders=encoders) as backend:
+        async with opening as backend:
             return await work(backend)
 
     return run(opened())
 
 
-def with_service(work: Callable[[InProcessBackend], Awaitable[Result]], engine: Engine = Engine.PROCESS) -> Result:
+def with_service(work: "Callable[[InProcessBackend], Awaitable[Result]]", engine: Engine = Engine.PROCESS) -> Result:
     """Run ``work`` with a service in this process, whose models run here or on Ray, and exit if it fails."""
+    with collections_paused():
+        from app.cli.backends.in_process import open_in_process, with_encoders_on_ray  # noqa: PLC0415
 
     async def opened() -> Result:
-        async with _open_in_process(encoders=True) as local:
+        async with open_in_process(encoders=True) as local:
             return await work(local)
 
-    return run(opened()) if engine is Engine.PROCESS else _with_encoders_on_ray(work)
-
-
-def _with_encoders_on_ray(work: Callable[[InProcessBackend], Awaitable[Result]]) -> Result:
-    with report_errors():
-        with needs_ray():
-            # An extra, whose import takes a second.
-            from app.cluster.temporary_encoders import encoders_on_ray  # noqa: PLC0415
-        unlimited = load_settings().model_copy(update={"request_timeout_s": None})
-        with encoders_on_ray(unlimited, cluster_address()) as (cards, steps):
-
-            async def opened() -> Result:
-                async with open_service(unlimited, cards, steps=steps) as service:
-                    return await work(InProcessBackend(service))
-
-            return run(opened())
+    return run(opened()) if engine is Engine.PROCESS else with_encoders_on_ray(work)
 
 
 @contextmanager
@@ -159,7 +136,6 @@ def cluster_address() -> str | None:
 
 def run(work: Coroutine[Any, Any, Result]) -> Result:
     """Run the work of a command in an event loop, and exit if it fails."""
-    configure_logs("console", "warning")
     with report_errors():
         return asyncio.run(work)
 
@@ -212,7 +188,7 @@ async def prepare_database(backend: Backend, request: ClassifyRequest) -> None:
 
 async def classify_files(
     backend: Backend, files: Sequence[Path], request: ClassifyRequest
-) -> AsyncIterator[tuple[Path, ImageResult]]:
+) -> "AsyncIterator[tuple[Path, ImageResult]]":
     """Classify files in several simultaneous batches, and yield the results in order behind a progress bar."""
     batches = [files[start : start + _BATCH] for start in range(0, len(files), _BATCH)]
     done = 0
@@ -232,20 +208,20 @@ async def classify_files(
             await asyncio.gather(*running, return_exceptions=True)
 
 
-async def _classify_batch(backend: Backend, files: Sequence[Path], request: ClassifyRequest) -> list[ImageResult]:
+async def _classify_batch(backend: Backend, files: Sequence[Path], request: ClassifyRequest) -> "list[ImageResult]":
     contents = [await asyncio.to_thread(read_image, file, backend.max_image_bytes) for file in files]
     readable = [content for content in contents if isinstance(content, bytes)]
     results = iter(await backend.classify(readable, request) if readable else [])
     return [next(results) if isinstance(content, bytes) else content for content in contents]
 
 
-def report_warnings(results: Sequence[ImageResult]) -> None:
+def report_warnings(results: "Sequence[ImageResult]") -> None:
     """Print each warning of the results once on standard error."""
     for warning in dict.fromkeys(warning for result in results for warning in result.warnings):
         warn("warning:", warning)
 
 
-def report_bad_files(files: Sequence[Path], results: Sequence[ImageResult]) -> int:
+def report_bad_files(files: Sequence[Path], results: "Sequence[ImageResult]") -> int:
     """Print the files that could not be read with their errors on standard error, and return their number."""
     bad = [(file, result.error) for file, result in zip(files, results, strict=True) if result.error is not None]
     for file, problem in bad:

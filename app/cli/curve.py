@@ -3,17 +3,20 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from app.classification.methods import AUTO, DEFAULT_METHOD, METHODS
-from app.classification.resolve import ClassifyRequest
+from app.classification.method_names import AUTO, DEFAULT_METHOD
+from app.classification.request import ClassifyRequest
 from app.cli.backends import Backend, CurveFiles
 from app.cli.common import clean_classname, make_table, out, progress_bar
 from app.errors import InvalidFieldError, UnknownNameError
 from app.images.discovery import OnUnreadable, find_images, find_labelled_images
-from app.selection.learning_curve import CurvePoint, LearningCurve
 from deixis import ImageResult
+
+if TYPE_CHECKING:
+    from app.selection.learning_curve import CurvePoint, LearningCurve
 
 _SUFFIXES = (".svg", ".png", ".pdf")
 _HEIGHT = 16
@@ -74,7 +77,7 @@ def read_curve_files(
 
 async def measure_curve(
     backend: Backend, request: ClassifyRequest, images: CurveFiles, picture: Path | None
-) -> tuple[LearningCurve, list[ImageResult]]:
+) -> "tuple[LearningCurve, list[ImageResult]]":
     """Measure the curve and write the picture, and return the curve with a result per file."""
     with progress_bar("Encoding and fitting") as on_progress:
         curve, results = await backend.learning_curve(request, images, on_progress)
@@ -101,7 +104,7 @@ def check_picture(file: Path, *, wanted: bool) -> None:
         raise InvalidFieldError.of("--picture", "needs matplotlib; run: pip install 'deixis[bench]'") from error
 
 
-def print_curve(curve: LearningCurve) -> None:
+def print_curve(curve: "LearningCurve") -> None:
     """Print the accuracy of each method for each number of images, as a table and as a text chart."""
     low, high = curve.interval
     out.print(
@@ -131,17 +134,17 @@ def _shots(count: int) -> str:
     return "1 shot" if count == 1 else f"{count} shots"
 
 
-def _point(curve: LearningCurve, method: str, shots: int | None) -> CurvePoint | None:
+def _point(curve: "LearningCurve", method: str, shots: int | None) -> "CurvePoint | None":
     return next((point for point in curve.points if (point.method, point.shots) == (method, shots)), None)
 
 
-def _accuracy(point: CurvePoint | None) -> str:
+def _accuracy(point: "CurvePoint | None") -> str:
     if point is None:
         return ""
     return f"{point.mean:.3f}" if len(point.accuracies) == 1 else f"{point.mean:.3f} ± {point.deviation:.3f}"
 
 
-def _text_chart(curve: LearningCurve, shots: Sequence[int], methods: Sequence[str]) -> str:
+def _text_chart(curve: "LearningCurve", shots: Sequence[int], methods: Sequence[str]) -> str:
     """Return a chart of accuracy against shots: a letter per few-shot method, and dashes for zero-shot."""
     growing = [name for name in methods if any(_point(curve, name, count) for count in shots)]
     base = _point(curve, DEFAULT_METHOD, None)
@@ -168,7 +171,7 @@ def _text_chart(curve: LearningCurve, shots: Sequence[int], methods: Sequence[st
     )
 
 
-def write_picture(curve: LearningCurve, file: Path) -> None:
+def write_picture(curve: "LearningCurve", file: Path) -> None:
     """Write a chart of accuracy against shots, with error bars of one standard deviation.
 
     Raises:
@@ -176,6 +179,8 @@ def write_picture(curve: LearningCurve, file: Path) -> None:
     """
     os.environ.setdefault("MPLBACKEND", "Agg")
     from matplotlib import pyplot as plt  # noqa: PLC0415 - an optional dependency
+
+    from app.classification.methods import METHODS  # noqa: PLC0415 - imported for the curve already
 
     shots = sorted({point.shots for point in curve.points if point.shots is not None})
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")

@@ -9,12 +9,12 @@ from rich.markup import escape
 from app.cli.backends import Backend
 from app.cli.common import NOTHING_DONE, err, make_table, out, progress_bar, report_errors, with_backend, write_json
 from app.cli.options import ServerOption
-from app.describing.describer import DescribeRequest, Questions
 from app.describing.questions import load_question_sets
+from app.describing.request import DescribeRequest, Questions
 from app.runtime.data_files import resources
-from app.store.drafts import DraftStatus
+from app.types import DraftStatus
 
-drafts_cli = typer.Typer(help="Review the class descriptions that a language model wrote.", no_args_is_help=True)
+drafts_cli = typer.Typer(no_args_is_help=True)
 
 
 def describe_command(

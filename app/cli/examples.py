@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -24,9 +24,11 @@ from app.cli.common import (
 from app.cli.options import ModelOption, ServerOption
 from app.errors import InvalidFieldError
 from app.images.discovery import OnUnreadable, find_images, find_labelled_images
-from deixis.answers import ExampleCounts, Selection
 
-examples_cli = typer.Typer(help="Example images of label sets, labelled or unlabelled.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from deixis.answers import ExampleCounts, Selection
+
+examples_cli = typer.Typer(no_args_is_help=True)
 
 _BATCH = 32
 
@@ -86,7 +88,7 @@ def add_examples(
 class _Upload:
     """The summed result of several batches."""
 
-    def __init__(self, counts: ExampleCounts) -> None:
+    def __init__(self, counts: "ExampleCounts") -> None:
         self.counts = counts
         self.added = self.relabelled = self.duplicates = self.skipped = 0
         self.job: str | None = None
@@ -140,7 +142,7 @@ def count_examples(label_set: LabelSetArgument, server: ServerOption = None) -> 
     _print_counts(with_backend(server, lambda backend: backend.example_counts(label_set)))
 
 
-def _print_counts(counts: ExampleCounts) -> None:
+def _print_counts(counts: "ExampleCounts") -> None:
     rows = [(name, str(number)) for name, number in sorted(counts.labelled.items())]
     rows.append(("(unlabelled)", str(counts.unlabelled)))
     out.print(make_table(("class", "images"), rows, right=("images",)))
@@ -193,7 +195,7 @@ def show_selection(
         _print_selection(selection)
 
 
-def _print_selection(selection: Selection) -> None:
+def _print_selection(selection: "Selection") -> None:
     state = "" if selection.current else "   (the examples or classes have changed since)"
     out.print(f"[bold]{escape(selection.method)}[/bold]{state}", highlight=False)
     out.print(escape(selection.reason), highlight=False, soft_wrap=True)

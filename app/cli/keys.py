@@ -1,30 +1,20 @@
 """`deixis keys`: create, list and revoke the API keys of a server with this database."""
 
 import json
-from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from app.api.auth.keys import create_key
-from app.api.auth.quotas import parse_rate
-from app.cli.common import err, out, run
-from app.names.namespaces import clean_namespace
-from app.settings import load_settings
-from app.store.database import migrate, open_engine
-from app.store.keys import Key, KeyRepository, Scope
+from app.cli.common import err, out
+from app.types import Scope
 
-keys_cli = typer.Typer(
-    name="keys",
-    help="API keys, with their scopes and rate limits. They are stored in the database of the settings.",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-)
+if TYPE_CHECKING:
+    from app.store.keys import Key
 
-_Result = TypeVar("_Result")
+keys_cli = typer.Typer(no_args_is_help=True)
 
 
 @keys_cli.command("create")
@@ -47,20 +37,16 @@ def create(
     note: Annotated[str, typer.Option(help="A note, such as the name of the user; `list` shows it.")] = "",
 ) -> None:
     """Create a key and print it. It cannot be printed again. A running server accepts it within a second."""
+    from app.cli.stored_data import create_key  # noqa: PLC0415 - the database
 
-    async def make(repository: KeyRepository) -> tuple[str, Key]:
-        asked = Key(
-            "",
-            scope,
-            clean_namespace(namespace, "--namespace"),
-            note=" ".join(note.split())[:200],
-            rate=parse_rate(rate, "--rate"),
-            image_rate=parse_rate(image_rate, "--image-rate"),
-            concurrency=concurrency,
-        )
-        return await create_key(repository, asked)
-
-    shown, key = _with_keys(make)
+    shown, key = create_key(
+        scope,
+        namespace,
+        note=" ".join(note.split())[:200],
+        rate=rate,
+        image_rate=image_rate,
+        concurrency=concurrency,
+    )
     err.print(
         f"The key '{key.id}' of scope {key.scope}; only its hash is stored, so save the key now:", highlight=False
     )
@@ -73,7 +59,9 @@ def list_keys(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,  # noqa: FBT002 - a flag
 ) -> None:
     """List the keys by id. The keys themselves are not stored."""
-    keys = _with_keys(lambda repository: repository.list())
+    from app.cli.stored_data import list_keys as stored_keys  # noqa: PLC0415 - the database
+
+    keys = stored_keys()
     if as_json:
         print(json.dumps([_json_key(key) for key in keys], indent=2))  # noqa: T201
         return
@@ -97,27 +85,17 @@ def list_keys(
 @keys_cli.command("revoke")
 def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the key, as `list` shows it.")]) -> None:
     """Revoke a key permanently. A running server refuses it within a second."""
-    key = _with_keys(lambda repository: repository.revoke(key_id))
+    from app.cli.stored_data import revoke_key  # noqa: PLC0415 - the database
+
+    key = revoke_key(key_id)
     out.print(f"The key '{key.id}' is revoked.", highlight=False)
-
-
-def _with_keys(work: Callable[[KeyRepository], Awaitable[_Result]]) -> _Result:
-    async def opened() -> _Result:
-        engine = open_engine(load_settings().effective_database_url)
-        try:
-            await migrate(engine)
-            return await work(KeyRepository(engine))
-        finally:
-            await engine.dispose()
-
-    return run(opened())
 
 
 def _minute(at: datetime | None) -> str:
     return "never" if at is None else f"{at:%Y-%m-%d %H:%M}Z"
 
 
-def _json_key(key: Key) -> dict[str, Any]:
-    fields = {name: getattr(key, name) for name in Key.__dataclass_fields__}
+def _json_key(key: "Key") -> dict[str, Any]:
+    fields = {name: getattr(key, name) for name in key.__dataclass_fields__}
     fields["namespace"] = key.namespace.name
     return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in fields.items()}

@@ -16,7 +16,7 @@ from app.errors import InvalidFieldError, UnknownNameError
 from app.runtime.data_files import resources
 from app.types import ClassEntry, MergeSynonyms
 
-label_sets_cli = typer.Typer(help="Stored lists of classes.", no_args_is_help=True)
+label_sets_cli = typer.Typer(no_args_is_help=True)
 
 
 @label_sets_cli.command("list")

@@ -1,22 +1,19 @@
 """`deixis models ...`: the catalogue of recommended models, and their weights."""
 
-from dataclasses import replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
-from app.cli.common import err, make_table, out, report_errors
-from app.encoders._base import Encoder, LoadOptions
+from app.cli.common import make_table, out, report_errors
 from app.encoders.catalogue import ModelCard, load_catalogue
-from app.encoders.loading import export_model, load_encoder
 from app.errors import UnknownNameError
-from app.main import load_options
-from app.observability.logs import configure_logs
 from app.runtime.data_files import resources
-from app.settings import load_settings
 
-models_cli = typer.Typer(help="Recommended models and their weights.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from app.encoders._base import Encoder
+
+models_cli = typer.Typer(no_args_is_help=True)
 
 
 @models_cli.command("list")
@@ -54,10 +51,9 @@ def download_model(
     name: Annotated[str, typer.Argument(help="architecture/tag or hf-hub:org/repo.")],
 ) -> None:
     """Download the weights of a model into the cache and load them once, so that `serve` starts without a network."""
-    configure_logs("console", "info")  # with the progress of the download
-    with report_errors():
-        settings = load_settings()
-        encoder = load_encoder(name, LoadOptions(device="cpu", weights_dir=settings.model_cache_dir, backend="torch"))
+    from app.cli.model_loading import download  # noqa: PLC0415 - the encoders
+
+    encoder = download(name)
     out.print(
         f"{escape(name)} is cached and loads: {encoder.embed_dim} dimensions, {encoder.image_size_px} px",
         highlight=False,
@@ -71,11 +67,12 @@ def export_command(
     """Export a model, so that it is served on a CPU without PyTorch and starts faster.
 
     `serve` exports a model when it loads it for the first time. This command does so in advance, for a container image
-    or for another machine, and The folder is `exports` in DEIXIS_MODEL_CACHE_DIR, or in the data folder.
+    or for another machine, and replaces an older export. The folder is `exports` in DEIXIS_MODEL_CACHE_DIR, or in the
+    data folder.
     """
-    configure_logs("console", "info")
-    with report_errors():
-        folder = export_model(name, load_options(load_settings()))
+    from app.cli.model_loading import export  # noqa: PLC0415 - the encoders
+
+    folder = export(name)
     size_mb = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
     out.print(f"{escape(name)} is exported to {escape(str(folder))}: {size_mb:.0f} MB", highlight=False)
 
@@ -91,17 +88,13 @@ def tune_model(
 
     `serve` makes a shorter measurement when it loads a model for the first time.
     """
-    configure_logs("console", "warning")
-    with report_errors():
-        settings = load_settings()
-        options = replace(load_options(settings), tuning_seconds=seconds, measure_again=True)
-        for model in settings.models if name is None else [name]:
-            with err.status(f"Measuring {model}, about {seconds:g} s"):
-                encoder = load_encoder(model, options)
-            _write_tuning(encoder)
+    from app.cli.model_loading import tune  # noqa: PLC0415 - the encoders
+
+    for encoder in tune(name, seconds):
+        _write_tuning(encoder)
 
 
-def _write_tuning(encoder: Encoder) -> None:
+def _write_tuning(encoder: "Encoder") -> None:
     path, tuning = encoder.image_path, encoder.tuning
     assert tuning is not None
     sizes = sorted({size for trial in tuning.trials for size in trial.images_per_s})

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from app.captions.metrics import cluster_accuracy, semantic_iou, semantic_similarity
-from app.classification.resolve import ClassifyRequest
-from app.cli.backends import InProcessBackend
+from app.classification.request import ClassifyRequest
+from app.cli.backends.in_process import InProcessBackend
 from app.cli.common import classify_files, make_table, out, prepare_database, progress_bar
 from app.errors import InvalidFieldError
 from deixis import ImageResult

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from app.classification.resolve import ClassifyRequest
+from app.classification.request import ClassifyRequest
 from app.cli.common import Engine, read_lines, report_errors
 from app.errors import InvalidFieldError
 from app.names.labels import split_labels

@@ -12,12 +12,15 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from app.cli.csv_output import read_rows, write_rows
 from app.errors import InvalidFieldError
 from app.names.text import nfc
 from app.runtime.atomic_files import sync, temporary_for
-from deixis import ImageResult
+
+if TYPE_CHECKING:
+    from deixis import ImageResult
 
 NONE_OF_THESE = "_none of these"
 MANIFEST = "deixis.csv"
@@ -98,7 +101,7 @@ class Sorter:
                     owners[_key(folder)] = row[2]
         return owners
 
-    def sort(self, file: Path, result: ImageResult) -> Path:
+    def sort(self, file: Path, result: "ImageResult") -> Path:
         """Sort a file by its best label, and return its new path; a file that is already there is left as it is.
 
         Raises:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 import typer
 import watchfiles
@@ -18,7 +18,7 @@ from rich.markup import escape
 from watchfiles._rust_notify import WatchfilesRustInternalError
 
 from app import __version__
-from app.classification.resolve import ClassifyRequest
+from app.classification.request import ClassifyRequest
 from app.cli.backends import Backend
 from app.cli.common import (
     err,
@@ -36,7 +36,10 @@ from app.images.discovery import images_below
 from app.images.reading import UnreadableFileError, read_image_file
 from app.images.sidecars import ForeignSidecarError, JsonSidecar, LabelRecord, XmpSidecar, question_key, sha256_of
 from app.runtime.file_names import printable
-from deixis import ImageResult, ProblemError, UnreachableError
+from deixis import ProblemError, UnreachableError
+
+if TYPE_CHECKING:
+    from deixis import ImageResult
 
 Result = TypeVar("Result")
 
@@ -235,7 +238,7 @@ class Watcher:
                 return None
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
-    def _write(self, file: Path, content: bytes, fields: Mapping[str, Any], result: ImageResult) -> None:
+    def _write(self, file: Path, content: bytes, fields: Mapping[str, Any], result: "ImageResult") -> None:
         if result.error is not None:
             warn("skipped", f"{file}: {result.error.detail}")
             return

@@ -8,15 +8,14 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from enum import StrEnum
-from typing import Any
+from dataclasses import dataclass, field
 
 import structlog
 
 from app.describing.chat import ChatClient, ChatUnavailableError, Estimate, estimate
 from app.describing.cleaning import clean_features, clean_sentences, comparison_key
 from app.describing.questions import QuestionSet, fill_question
+from app.describing.request import DescribeRequest, Questions
 from app.errors import InvalidFieldError, NotConfiguredError, UnknownNameError
 from app.store.drafts import Answer, DraftKind, DraftRepository
 from app.types import LabelSet
@@ -29,47 +28,6 @@ _FEATURE_TEMPERATURE, _FEATURE_MAX_TOKENS = 0.0, 100
 
 # A single prompt may be one that the model never answers. Several failures in a row mean that the endpoint is down.
 _MAX_CONSECUTIVE_FAILURES = 3
-
-
-class Questions(StrEnum):
-    """The questions of a set to ask."""
-
-    BASE = "base"
-    FULL = "full"
-    ALL = "all"
-
-
-@dataclass(frozen=True, slots=True)
-class DescribeRequest:
-    """The descriptions to generate for the classes of a label set.
-
-    ``question_set`` is the name of a file in ``prompts/questions``. With ``sentences`` each of its questions gets
-    ``answers`` answers; with ``features`` each class gets a list of features. ``classes`` are class names; None means
-    all classes.
-    """
-
-    question_set: str = "general"
-    questions: Questions = Questions.BASE
-    sentences: bool = True
-    features: bool = True
-    answers: int = 10
-    classes: tuple[str, ...] | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the request as JSON for ``from_json``."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> "DescribeRequest":
-        """Return the request that ``to_json`` wrote."""
-        classes = stored["classes"]
-        return cls(
-            **{
-                **stored,
-                "questions": Questions(stored["questions"]),
-                "classes": None if classes is None else tuple(classes),
-            }
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ import structlog
 from pydantic import ValidationError
 from tokenizers import Tokenizer
 
-from app.encoders._base import Candidate, ImageTower, LoadOptions, Tuning, model_source
+from app.encoders._base import Candidate, ImageTower, LoadOptions, Tuning
+from app.encoders.model_names import model_source
 from app.encoders.openvino import ModelDescription, OpenVinoEncoder, runs_on_openvino
 from app.encoders.openvino_tower import compile_image_tower, compile_text_tower, import_openvino
 from app.encoders.tokenizing import TextTokenizer

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from app.encoders._base import Encoder, LoadOptions, model_source
+from app.encoders._base import Encoder, LoadOptions
 from app.encoders.embedded import load_embedded
 from app.encoders.exported import load_exported
+from app.encoders.model_names import model_source
 from app.encoders.openvino import runs_on_openvino
 from app.encoders.tuning import is_installed
 from app.errors import ModelUnavailableError, NotConfiguredError

@@ -15,8 +15,9 @@ from typing import Any
 import open_clip
 from open_clip.tokenizer import HFTokenizer
 
-from app.encoders._base import LoadOptions, model_source
+from app.encoders._base import LoadOptions
 from app.encoders.hub import HubFiles
+from app.encoders.model_names import model_source
 from app.errors import ModelUnavailableError
 
 _CONFIG = "open_clip_config.json"

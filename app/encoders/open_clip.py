@@ -15,7 +15,7 @@ import torch
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from PIL import Image
 
-from app.encoders._base import Candidate, ImagePath, ImageTower, LoadOptions, Tuning, model_source
+from app.encoders._base import Candidate, ImagePath, ImageTower, LoadOptions, Tuning
 from app.encoders.catalogue import load_catalogue
 from app.encoders.conversion import (
     NotConvertibleError,
@@ -28,6 +28,7 @@ from app.encoders.conversion import (
 )
 from app.encoders.exported import write_export
 from app.encoders.model_files import ModelFiles, find_files, local_folder_must_contain, remote_code_refused
+from app.encoders.model_names import model_source
 from app.encoders.openvino import ModelDescription
 from app.encoders.openvino_tower import compile_image_tower, compile_text_tower
 from app.encoders.tokenizing import TextTokenizer, shortened

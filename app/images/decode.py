@@ -6,19 +6,17 @@ Pillow's plugin classes are used directly, because ``Image.open`` uses a process
 limit ``MAX_IMAGE_PIXELS``.
 """
 
-import codecs
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
 from functools import lru_cache
-from importlib.util import find_spec
 from io import BytesIO
+from types import MappingProxyType
 from typing import cast
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, ImageFile, TiffImagePlugin, features
+from PIL import ExifTags, Image, ImageCms, ImageFile, TiffImagePlugin
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
@@ -29,6 +27,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from app.errors import DeixisError, ImageTooLargeError, NotAnImageError
 from app.images.containers import possible_ends, without_metadata
+from app.images.formats import ImageFormat, accepted_formats, recognise
 
 MAX_ASPECT = 50
 """Maximum ratio of the sides; longer images are cropped around the centre.
@@ -46,73 +45,20 @@ def _open_heif(file: BytesIO) -> ImageFile.ImageFile:
     return cast("ImageFile.ImageFile", HeifImageFile(file))
 
 
-@dataclass(frozen=True, slots=True)
-class _Format:
-    """A supported format; ``feature`` is the optional part of Pillow that it needs."""
-
-    name: str
-    suffixes: tuple[str, ...]
-    open: Callable[[BytesIO], ImageFile.ImageFile]
-    feature: str | None = None
-
-    @property
-    def available(self) -> bool:
-        if self.name == "HEIF":
-            return find_spec("pillow_heif") is not None
-        return self.feature is None or bool(features.check(self.feature))
-
-
-_FORMATS = (
-    # A multi-picture file (MPO, from phones and stereo cameras) is a sequence of JPEGs; the first one is decoded.
-    _Format("JPEG", (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), JpegImageFile),
-    _Format("PNG", (".png", ".apng"), PngImageFile),
-    _Format("WebP", (".webp",), WebPImageFile, "webp"),
-    _Format("GIF", (".gif",), GifImageFile),
-    _Format("BMP", (".bmp",), BmpImageFile),
-    _Format("TIFF", (".tif", ".tiff"), TiffImagePlugin.TiffImageFile),
-    # Binary PGM and PPM are formats of research data sets such as GTSRB.
-    _Format("PPM", (".ppm", ".pgm", ".pnm"), PpmImageFile),
-    _Format("AVIF", (".avif",), AvifImageFile, "avif"),
-    _Format("HEIF", (".heic", ".heif", ".hif"), _open_heif),
+_OPEN: Mapping[str, Callable[[BytesIO], ImageFile.ImageFile]] = MappingProxyType(
+    {
+        "JPEG": JpegImageFile,
+        "PNG": PngImageFile,
+        "WebP": WebPImageFile,
+        "GIF": GifImageFile,
+        "BMP": BmpImageFile,
+        "TIFF": TiffImagePlugin.TiffImageFile,
+        "PPM": PpmImageFile,
+        "AVIF": AvifImageFile,
+        "HEIF": _open_heif,
+    }
 )
-
-_SIGNATURES = (
-    ("JPEG", rb"\xff\xd8\xff"),
-    ("PNG", rb"\x89PNG\r\n\x1a\n"),
-    ("WebP", rb"RIFF....WEBP"),
-    ("GIF", rb"GIF8[79]a"),
-    ("BMP", rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0"),
-    ("TIFF", rb"II[*+]\0|MM\0[*+]"),
-    ("PPM", rb"P[56]\s"),
-)
-
-_AVIF_BRANDS = frozenset({b"avif", b"avis"})
-_HEVC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
-_STILL_BRANDS = frozenset({b"mif1", b"msf1"})  # of any codec, which another brand usually names
-
-# Data that clients send by mistake, so that the error can say so.
-_COMMON_MISTAKES = (
-    ("a PDF document", rb"%PDF"),
-    ("a PostScript file", rb"%!PS|\xc5\xd0\xd3\xc6"),
-    ("a ZIP archive (or an Office document)", rb"PK[\x03\x05\x07]"),
-    ("gzip-compressed data", rb"\x1f\x8b"),
-    ("an HTML page", rb"\s*(<!--.*?-->\s*)?<(!doctype html|html|head|body)\b"),
-    ("an SVG drawing", rb"\s*(<[?!].*)?<svg[\s>]"),
-    ("an XML document", rb"\s*<\?xml"),
-    ("an MP4 or QuickTime video", rb".{4}(ftyp|moov|mdat)"),
-    ("a Matroska or WebM video", rb"\x1aE\xdf\xa3"),
-    ("an AVI video", rb"RIFF....AVI "),
-    ("a WAV sound", rb"RIFF....WAVE"),
-    ("a Photoshop file", rb"8BPS"),
-    ("a JPEG XL image", rb"\xff\x0a|\0\0\0\x0cJXL "),
-    ("a JPEG 2000 image", rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"),
-    ("a Windows icon", rb"\0\0[\x01\x02]\0"),
-    ("a Git LFS pointer (fetch the file with `git lfs pull`)", rb"version https://git-lfs"),
-    ("a data: URL (send what it encodes)", rb"data:"),
-    ("a URL (send the image itself)", rb"https?://"),
-    ("base64 text (decode it first)", rb"/9j/[A-Za-z0-9+/]|iVBORw0KGgo|R0lGOD[dl]|UklGR[A-Za-z0-9+/]"),
-    ("a JSON document", rb"\s*[\[{]\s*[\"\[{\]}]"),
-)
+"""The function that opens a file of each format of ``app.images.formats``."""
 
 _PILLOW_MODULES = re.compile(r"PIL\.")
 
@@ -125,16 +71,6 @@ _TURN_BY_ORIENTATION = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-def supported_formats() -> tuple[str, ...]:
-    """Return the names of the formats that this installation can decode."""
-    return tuple(image_format.name for image_format in _FORMATS if image_format.available)
-
-
-def supported_suffixes() -> frozenset[str]:
-    """Return the file name suffixes of the supported formats, in lower case and with the dot."""
-    return frozenset(suffix for image_format in _FORMATS if image_format.available for suffix in image_format.suffixes)
 
 
 def decode_image(
@@ -162,14 +98,14 @@ def decode_image(
     """
     size_bytes = memoryview(data).nbytes
     if not size_bytes:
-        raise NotAnImageError(f"the image is empty (0 bytes); accepted formats: {_accepted()}")
+        raise NotAnImageError(f"the image is empty (0 bytes); accepted formats: {accepted_formats()}")
     if size_bytes > max_bytes:
         raise ImageTooLargeError(
             f"the image has {size_bytes:,} bytes and the limit is {max_bytes:,}; "
             "send a smaller file, or raise DEIXIS_MAX_IMAGE_BYTES"
         )
     content = bytes(data)
-    image_format = _recognise(content)
+    image_format = recognise(content)
     content = without_metadata(image_format.name, content)
     _make_pillow_strict()
     try:
@@ -192,7 +128,9 @@ def decode_image(
         ) from error
 
 
-def _decoded_at_its_end(image_format: _Format, content: bytes, max_pixels: int, target_px: int | None) -> Image.Image:
+def _decoded_at_its_end(
+    image_format: ImageFormat, content: bytes, max_pixels: int, target_px: int | None
+) -> Image.Image:
     files = possible_ends(content) if image_format.name == "JPEG" else ()
     first, *others = [_decoded(image_format, file, max_pixels, target_px) for file in files or (content,)]
     if any(first.tobytes() != other.tobytes() for other in others):
@@ -200,8 +138,8 @@ def _decoded_at_its_end(image_format: _Format, content: bytes, max_pixels: int, 
     return first
 
 
-def _decoded(image_format: _Format, content: bytes, max_pixels: int, target_px: int | None) -> Image.Image:
-    with closing(image_format.open(BytesIO(content))) as image:
+def _decoded(image_format: ImageFormat, content: bytes, max_pixels: int, target_px: int | None) -> Image.Image:
+    with closing(_OPEN[image_format.name](BytesIO(content))) as image:
         _check_pixels(image, max_pixels)
         _check_decoding_cost(image, content)
         if target_px is not None and isinstance(image, JpegImageFile):
@@ -211,62 +149,9 @@ def _decoded(image_format: _Format, content: bytes, max_pixels: int, target_px: 
         return _turn_upright(_to_rgb(_crop_to_max_aspect(image), target_px), _orientation(image))
 
 
-def is_image(content: bytes) -> bool:
-    """Return whether data begin as a file of a supported format does."""
-    return _format_name(content[:256]) is not None
-
-
-def _accepted() -> str:
-    return ", ".join(supported_formats())
-
-
 def _reason(error: BaseException) -> str:
     text = str(error).splitlines()[0] if str(error).strip() else type(error).__name__
     return "".join(c for c in text if c.isprintable())[:200]
-
-
-def check_signature(head: bytes) -> None:
-    """Check that the first bytes of a file are those of an image.
-
-    Raises:
-        NotAnImageError: they are not.
-    """
-    if _format_name(head[:256]) is None:
-        raise NotAnImageError(f"the data {_describe(head)}; accepted formats: {_accepted()}")
-
-
-def _recognise(content: bytes) -> _Format:
-    check_signature(content)
-    name = _format_name(content[:256])
-    found = next(image_format for image_format in _FORMATS if image_format.name == name)
-    if not found.available:
-        way_out = "`pip install 'deixis[heif]'`" if found.name == "HEIF" else f"install a Pillow with {found.name}"
-        raise NotAnImageError(f"this installation cannot decode {found.name}; {way_out}, or send one of: {_accepted()}")
-    return found
-
-
-def _describe(content: bytes) -> str:
-    head = content[:1024].removeprefix(codecs.BOM_UTF8)
-    for name, first in _COMMON_MISTAKES:
-        if re.match(first, head, re.DOTALL | re.IGNORECASE):
-            return f"looks like {name}"
-    text = codecs.getincrementaldecoder("utf-8")(errors="replace").decode(head)
-    if all(c.isprintable() or c.isspace() for c in text) and "\ufffd" not in text:
-        return "looks like text"
-    return f"begins with the bytes {content[:8].hex(' ')}"
-
-
-def _format_name(head: bytes) -> str | None:
-    if head[4:8] == b"ftyp":  # ISO media: the brands distinguish images from videos
-        box = head[: int.from_bytes(head[:4])]
-        brands = [box[start : start + 4] for start in (8, *range(16, len(box) - 3, 4))]
-        for brand in brands:
-            if brand in _AVIF_BRANDS:
-                return "AVIF"
-            if brand in _HEVC_BRANDS:
-                return "HEIF"
-        return "HEIF" if _STILL_BRANDS.intersection(brands) else None
-    return next((name for name, first in _SIGNATURES if re.match(first, head, re.DOTALL)), None)
 
 
 def _make_pillow_strict() -> None:

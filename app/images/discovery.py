@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from app.errors import InvalidFieldError, UnknownNameError
-from app.images.decode import supported_suffixes
+from app.images.formats import supported_suffixes
 from app.names.text import nfc
 from app.runtime.file_names import file_text
 

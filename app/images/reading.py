@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from app.errors import ClientError
-from app.images.decode import check_signature
+from app.images.formats import check_signature
 from app.runtime.regular_files import FileTooLargeError, read_regular
 
 

@@ -10,10 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from app.runtime.file_names import file_text
-from deixis import Client, ImageResult
+
+if TYPE_CHECKING:
+    from deixis import Client, ImageResult
 
 # Replaces a score of 0, which has no logarithm.
 _MIN_SCORE = 1e-12
@@ -42,7 +44,7 @@ class LabellingSummary:
 
 def classify_samples(
     samples: Iterable[Any],
-    client: Client,
+    client: "Client",
     *,
     label_field: str = "deixis",
     labels: Sequence[str] | None = None,
@@ -89,7 +91,7 @@ def classify_samples(
     request["top_k"] = max(top_k, len(summary.labels)) if store_logits else top_k
     tags = [tag for tag in (summary.model, summary.label_set) if tag is not None]
 
-    def label_of(result: ImageResult) -> Any:
+    def label_of(result: "ImageResult") -> Any:
         logits = {"logits": _logits(result, summary.labels)} if store_logits else {}
         classifications = [
             fiftyone.Classification(label=prediction.label, confidence=prediction.score, tags=list(tags))
@@ -126,7 +128,7 @@ def classify_samples(
 
 
 def _pinned_request(
-    client: Client, labels: Sequence[str] | None, label_set: str | None, options: dict[str, Any]
+    client: "Client", labels: Sequence[str] | None, label_set: str | None, options: dict[str, Any]
 ) -> tuple[LabellingSummary, dict[str, Any]]:
     """Return an empty summary, and the request with the model and the version of the label set fixed."""
     if isinstance(labels, str):
@@ -141,7 +143,7 @@ def _pinned_request(
     return LabellingSummary(model, reference, classnames), {**request, "label_set": reference}
 
 
-def _logits(result: ImageResult, labels: Sequence[str]) -> list[float]:
+def _logits(result: "ImageResult", labels: Sequence[str]) -> list[float]:
     scores = {prediction.label: prediction.score for prediction in result.predictions}
     for label in labels:
         if label not in scores:
@@ -152,7 +154,7 @@ def _logits(result: ImageResult, labels: Sequence[str]) -> list[float]:
 
 
 def labels_file(
-    files: Sequence[Path], results: Sequence[ImageResult], *, classes: Sequence[str] | None, top_k: int
+    files: Sequence[Path], results: "Sequence[ImageResult]", *, classes: Sequence[str] | None, top_k: int
 ) -> dict[str, Any]:
     """Return the content of a ``labels.json``, with absolute paths.
 
@@ -165,7 +167,7 @@ def labels_file(
         top_k: maximum number of labels per file; above 1, each file has a list of labels.
     """
 
-    def label_of(result: ImageResult) -> Any:
+    def label_of(result: "ImageResult") -> Any:
         if result.rejected or not result.predictions:
             return None
         labels = [

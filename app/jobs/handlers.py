@@ -15,7 +15,8 @@ from app.adapters._base import Examples
 from app.captions.build_plan import WORDNET, BuildPlan
 from app.captions.search import CaptionSearch
 from app.classification.resolve import Resolver
-from app.describing.describer import Describer, DescribeRequest, Outcome
+from app.describing.describer import Describer, Outcome
+from app.describing.request import DescribeRequest
 from app.errors import ClientError, ConflictError, InvalidFieldError, ServerError, StoreError, TooLargeError
 from app.fewshot.examples import ExampleImages
 from app.images.discovery import files_within, folder_within, import_images
@@ -28,10 +29,10 @@ from app.runtime.file_names import file_text
 from app.selection.comparison import MethodComparer, TrainingData
 from app.selection.selection import MethodSelector, sampled_images
 from app.selection.selection_reader import SELECT_METHOD
-from app.store.drafts import DraftRepository, DraftStatus
+from app.store.drafts import DraftRepository
 from app.store.examples import Added, NewExample
 from app.store.jobs import BUILD_CAPTIONS, Job, JobRepository, JobStatus
-from app.types import ImageFeatures, LabelSet
+from app.types import DraftStatus, ImageFeatures, LabelSet
 
 log = structlog.get_logger()
 

@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.special import logsumexp
 
-from app.scoring.numerics import log_softmax, softmax, tempered_softmax, validate_temperature
+from app.scoring.numerics import log_softmax, log_sum_exp, softmax, tempered_softmax, validate_temperature
 from app.types import RejectBy
 
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 100.0
@@ -115,7 +114,7 @@ def energy(logits: Float[np.ndarray, "n c"], temperature: float = 1.0) -> Float[
     such images, so pass them the negative energy.
     """
     validate_temperature(temperature)
-    energies: np.ndarray = -temperature * logsumexp(np.asarray(logits, np.float64) / temperature, axis=1)
+    energies: np.ndarray = -temperature * log_sum_exp(np.asarray(logits, np.float64) / temperature)
     return energies
 
 

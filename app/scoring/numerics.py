@@ -29,6 +29,13 @@ def log_softmax(logits: Float[np.ndarray, "*n c"]) -> Float[np.ndarray, "*n c"]:
     return logs
 
 
+def log_sum_exp(logits: Float[np.ndarray, "*n c"]) -> Float[np.ndarray, "*n"]:
+    """Return the logarithm of the sum of the exponentials over the last axis, for logits of any size."""
+    largest = logits.max(axis=-1)
+    sums: np.ndarray = largest + np.log(np.exp(logits - largest[..., None]).sum(axis=-1))
+    return sums
+
+
 def tempered_softmax(logits: Float[np.ndarray, "n c"], temperature: float) -> Float[np.ndarray, "n c"]:
     """Return ``softmax(logits / temperature)`` in float64. The bias of a sigmoid model has no effect.
 

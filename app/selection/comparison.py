@@ -13,7 +13,8 @@ from app.adapters._base import NO_EXAMPLES, Examples, probabilities
 from app.adapters._class_means import ClassMeans
 from app.adapters._examples import Need
 from app.classification.classifiers import ClassifierCache
-from app.classification.methods import DEFAULT_METHOD, METHODS, Method
+from app.classification.method_names import DEFAULT_METHOD
+from app.classification.methods import METHODS, Method
 from app.classification.pipeline import Pipeline
 from app.classification.resolve import with_method
 from app.errors import InvalidFieldError, TooLargeError

@@ -8,7 +8,8 @@ import numpy as np
 
 from app.adapters._base import Examples
 from app.adapters._examples import Need
-from app.classification.methods import AUTO, DEFAULT_METHOD, METHODS
+from app.classification.method_names import AUTO, DEFAULT_METHOD
+from app.classification.methods import METHODS
 from app.errors import InvalidFieldError
 from app.fewshot.fitting import FittedAdapter
 from app.scoring.measures import bootstrap_interval, paired_difference

@@ -9,7 +9,7 @@ import numpy as np
 
 from app.adapters._examples import MIN_BALANCE, effective_classes
 from app.classification.classifiers import ClassifierCache
-from app.classification.methods import DEFAULT_METHOD
+from app.classification.method_names import DEFAULT_METHOD
 from app.classification.resolve import Resolver
 from app.errors import TooLargeError
 from app.fewshot.examples import ExampleImages

@@ -10,15 +10,12 @@ import sqlite3
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, event, func, select, text
+from sqlalchemy import Connection, String, column, event, func, inspect, select, table, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import (
     ArgumentError,
@@ -412,7 +409,9 @@ async def migrate(engine: AsyncEngine) -> None:
                     raise StoreError(
                         f"{problem} name; make one with: CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
                     )
-            await connection.run_sync(_upgrade)
+            if await connection.run_sync(_is_outdated):
+                await asyncio.to_thread(import_module, "alembic.command")  # takes a part of a second
+                await connection.run_sync(_alembic, "upgrade", "head")
 
 
 async def _enter_wal_mode(engine: AsyncEngine) -> None:
@@ -435,11 +434,14 @@ async def _enter_wal_mode(engine: AsyncEngine) -> None:
             await asyncio.sleep(0.01)
 
 
+def revisions() -> list[str]:
+    """Return the schema revisions that this release knows, the oldest first; they are in the names of their files."""
+    return sorted(file.name.partition("_")[0] for file in (MIGRATIONS / "versions").glob("[0-9]*.py"))
+
+
 def newest_revision() -> str:
     """Return the schema revision of this release."""
-    head = ScriptDirectory.from_config(_config()).get_current_head()
-    assert head is not None
-    return head
+    return revisions()[-1]
 
 
 async def schema_revision(engine: AsyncEngine) -> str | None:
@@ -466,42 +468,42 @@ async def downgrade(engine: AsyncEngine, revision: str) -> None:
         async with engine.execution_options(**{_WRITES: True}).begin() as connection:
             if engine.dialect.name == "postgresql":
                 await connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
-            await connection.run_sync(_downgrade, revision)
-
-
-def _config(connection: Connection | None = None) -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))  # configparser reads % as a variable
-    config.attributes["connection"] = connection
-    return config
+            await connection.run_sync(_check_is_older, revision)
+            await asyncio.to_thread(import_module, "alembic.command")
+            await connection.run_sync(_alembic, "downgrade", revision)
 
 
 def _present(connection: Connection) -> set[str]:
-    context = MigrationContext.configure(connection, opts={"version_table": SCHEMA_VERSION_TABLE})
-    return set(context.get_current_heads())
+    """Return the schema revision of the database; nothing if it has no schema."""
+    if not inspect(connection).has_table(SCHEMA_VERSION_TABLE):
+        return set()
+    return set(connection.scalars(select(column("version_num", String)).select_from(table(SCHEMA_VERSION_TABLE))))
 
 
-def _downgrade(connection: Connection, revision: str) -> None:
-    config = _config(connection)
-    scripts = ScriptDirectory.from_config(config)
+def _check_is_older(connection: Connection, revision: str) -> None:
     present = max(_present(connection), default="")
-    older = sorted(script.revision for script in scripts.walk_revisions() if script.revision < present)
+    older = [known for known in revisions() if known < present]
     if revision not in older:
         problem = f"the database at {location(connection.engine.url)} has schema revision '{present or 'none'}'"
         raise StoreError(f"{problem}, and no older one is called '{revision}'; known: {', '.join(older) or 'none'}")
-    command.downgrade(config, revision)
 
 
-def _upgrade(connection: Connection) -> None:
-    config = _config(connection)
-    scripts = ScriptDirectory.from_config(config)
-    known = {script.revision for script in scripts.walk_revisions()}
-    present = _present(connection)
-    if newer := present - known:
+def _is_outdated(connection: Connection) -> bool:
+    known, present = revisions(), _present(connection)
+    if newer := present - set(known):
         problem = f"the database at {location(connection.engine.url)} has schema revision '{min(newer)}'"
         raise StoreError(
-            f"{problem}, but this release knows only up to '{scripts.get_current_head()}'; install the release of "
-            "Deixis that wrote it or a later one, or name another database in DEIXIS_DATABASE_URL"
+            f"{problem}, but this release knows only up to '{known[-1]}'; install the release of Deixis that wrote it"
+            " or a later one, or name another database in DEIXIS_DATABASE_URL"
         )
-    if present != set(scripts.get_heads()):
-        command.upgrade(config, "head")
+    return present != {known[-1]}
+
+
+def _alembic(connection: Connection, direction: Literal["upgrade", "downgrade"], revision: str) -> None:
+    # Imports every kind of database of SQLAlchemy, and few starts migrate.
+    from alembic import command, config  # noqa: PLC0415
+
+    options = config.Config()
+    options.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))  # configparser reads % as a variable
+    options.attributes["connection"] = connection
+    getattr(command, direction)(options, revision)

@@ -14,7 +14,7 @@ from app.errors import ConflictError, TooLargeError, UnknownNameError
 from app.store.database import reading, writing
 from app.store.label_sets import IfMatch, append_version, is_storable, lock_current, unknown_label_set
 from app.store.tables import AnswerRow, DraftRow, LabelSetRow
-from app.types import ClassEntry, LabelSet
+from app.types import ClassEntry, DraftStatus, LabelSet
 
 # Databases bound the parameters of one statement.
 _IDS_PER_STATEMENT = 10_000
@@ -25,14 +25,6 @@ class DraftKind(StrEnum):
 
     DESCRIPTION = "description"
     FEATURE = "feature"
-
-
-class DraftStatus(StrEnum):
-    """The decision about a draft; ``draft`` until there is one."""
-
-    DRAFT = "draft"
-    ACCEPTED = "accepted"
-    REJECTED = "rejected"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 
 from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -13,28 +12,10 @@ from app.names.namespaces import Namespace
 from app.store.database import answer_within, reading, writing
 from app.store.label_sets import escape_surrogates
 from app.store.tables import ApiKeyRow
+from app.types import Scope
 
 # For the look-up of a key, which every request waits for. A key that was seen before is accepted after that.
 _LOOKUP_TIMEOUT_S = 5.0
-
-
-class Scope(StrEnum):
-    """The scope of a key; ``allows`` says which other scopes it includes."""
-
-    METRICS = "metrics"
-    CLASSIFY = "classify"
-    WRITE = "write"
-    ADMIN = "admin"
-
-    def allows(self, wanted: "Scope") -> bool:
-        """Return whether this scope includes another.
-
-        Each scope includes those before it, except that only ``admin`` includes ``metrics``.
-        """
-        if Scope.METRICS in {self, wanted}:
-            return self in {wanted, Scope.ADMIN}
-        order = list(Scope)
-        return order.index(self) >= order.index(wanted)
 
 
 @dataclass(frozen=True, slots=True)

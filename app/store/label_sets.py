@@ -8,7 +8,6 @@ from typing import Final, Literal, TypeAlias
 
 from cachetools import LRUCache
 from sqlalchemy import ColumnElement, Integer, and_, delete, func, literal, not_, select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
@@ -249,8 +248,11 @@ async def _require_room(session: AsyncSession, namespace: Namespace, most: int) 
 async def _lock_or_reserve(session: AsyncSession, name: str) -> LabelSetRow:
     """Return the locked row of a name; for a new name, a row that counts as deleted is inserted."""
     now = datetime.now(UTC)
-    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-    reserved = insert(LabelSetRow).values(name=name, last_version=0, created_at=now, deleted_at=now)
+    if session.get_bind().dialect.name == "postgresql":
+        from sqlalchemy.dialects.postgresql import insert as insert_into  # noqa: PLC0415 - only this dialect
+    else:
+        from sqlalchemy.dialects.sqlite import insert as insert_into  # type: ignore[assignment]  # noqa: PLC0415
+    reserved = insert_into(LabelSetRow).values(name=name, last_version=0, created_at=now, deleted_at=now)
     await session.execute(reserved.on_conflict_do_nothing())
     return await session.get_one(LabelSetRow, name, with_for_update=True)
 

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from app.api.auth.keys import KeyPolicy
+from app.api.auth.policy import KeyPolicy
 from app.api.hosts import HostRules
 from app.errors import ConfigurationError, CrossSiteError, MisdirectedRequestError
 from app.settings import load_settings

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.api.schemas.classification import ClassifyBody, ClassifyFields
-from app.classification.resolve import ClassifyRequest
+from app.classification.request import ClassifyRequest
 from app.main import create_app
 from app.names.class_names import MAX_ITEMS
 from app.settings import Settings

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 
-import app.cli.bulk
+import app.cli.bulk_run
 from app.bulk.parts import PartStore
 from app.cli import cli
 from tests.captions_made import CaptionEncoder
@@ -23,7 +23,7 @@ def main() -> None:
             os.kill(os.getpid(), number)
 
     PartStore.write = write_and_signal
-    app.cli.bulk.load_encoders = lambda _: [CaptionEncoder()]
+    app.cli.bulk_run.load_encoders = lambda _: [CaptionEncoder()]
     # Processes that a shell starts in the background ignore Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     cli(sys.argv[2:])

@@ -18,8 +18,9 @@ import pytest
 import app.bulk.ray_engine as module
 from app.bulk.classifier import BulkClassifier
 from app.bulk.ray_engine import Replica, ReplicaPool, ray_engine
-from app.bulk.run import BulkRequest, prepare_run, process_engine, run_bulk, service_in_loop
-from app.classification.resolve import ClassifyRequest
+from app.bulk.request import BulkRequest
+from app.bulk.run import prepare_run, process_engine, run_bulk, service_in_loop
+from app.classification.request import ClassifyRequest
 from app.encoders.fake import FakeEncoder
 from app.errors import InvalidFieldError, NotReadyError, ServerError, StoreError
 from app.types import ClassEntry

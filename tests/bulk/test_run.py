@@ -19,8 +19,9 @@ from typer.testing import CliRunner
 
 from app.bulk import readers
 from app.bulk.parts import PartStore
-from app.bulk.run import BulkRequest, prepare_run, process_engine, run_bulk, service_in_loop
-from app.classification.resolve import ClassifyRequest
+from app.bulk.request import BulkRequest
+from app.bulk.run import prepare_run, process_engine, run_bulk, service_in_loop
+from app.classification.request import ClassifyRequest
 from app.cli import cli
 from app.encoders.fake import FakeEncoder
 from app.errors import ConflictError, StoreError
@@ -46,7 +47,7 @@ def encoder():
 @pytest.fixture
 def run(monkeypatch, tmp_path, encoder):
     """Run a command with its own data folder, and return typer's result."""
-    for module in ("app.cli.common", "app.cli.bulk"):
+    for module in ("app.cli.backends.in_process", "app.cli.bulk_run"):
         monkeypatch.setattr(f"{module}.load_encoders", lambda _: [encoder])
         monkeypatch.setattr(f"{module}.configure_logs", lambda *_: None)
     monkeypatch.setenv("DEIXIS_DATA_DIR", str(tmp_path / "data"))
@@ -227,7 +228,7 @@ def test_a_run_that_is_stopped_while_the_model_loads_reports_no_parts(run, photo
     def interrupt(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("app.cli.bulk.load_encoders", interrupt)
+    monkeypatch.setattr("app.cli.bulk_run.load_encoders", interrupt)
     done = run("bulk", photos, "-l", "red, green", "--out", tmp_path / "out")
     assert done.exit_code == 130
     assert f"stopped: 0 parts are saved in '{tmp_path}/out'" in done.stderr
@@ -236,7 +237,7 @@ def test_a_run_that_is_stopped_while_the_model_loads_reports_no_parts(run, photo
 def test_without_a_terminal_progress_is_printed_in_lines(run, photos, tmp_path, monkeypatch):
     command = ["bulk", photos, "-l", "red, green", "--out"]
     assert run(*command, tmp_path / "quick").stderr == ""
-    monkeypatch.setattr("app.cli.bulk._LINE_INTERVAL_S", 0.0)
+    monkeypatch.setattr("app.cli.bulk_run._LINE_INTERVAL_S", 0.0)
     lines = run(*command, tmp_path / "slow").stderr.splitlines()
     assert len(lines) == 3  # one for each batch
     assert re.fullmatch(r"Classifying: 40 of 40 images, 0 bad, [\d,.]+/s", lines[-1])
@@ -490,7 +491,7 @@ class Fragile(FakeEncoder):
 @pytest.fixture
 def fragile(monkeypatch, run):
     encoder = Fragile()
-    monkeypatch.setattr("app.cli.bulk.load_encoders", lambda _: [encoder])
+    monkeypatch.setattr("app.cli.bulk_run.load_encoders", lambda _: [encoder])
     return encoder
 
 
@@ -546,7 +547,7 @@ def test_invalid_sources_and_outputs_are_reported_before_the_model_is_loaded(run
     assert run(*command, tmp_path / "begun").exit_code == 0
     (tmp_path / "begun").rename(tmp_path / "labels.json")
     assert run(*command, tmp_path / "labels.json").exit_code == 0
-    monkeypatch.setattr("app.cli.bulk.load_encoders", lambda _: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("app.cli.bulk_run.load_encoders", lambda _: pytest.fail("the model was loaded"))
     for name in ("labels.csv", "labels.tsv", "labels.JSONL"):
         message = f"'{tmp_path}/{name}' would be a folder of Parquet files"
         assert_error(run(*command, tmp_path / name), 2, message, ".parquet")
@@ -564,7 +565,8 @@ def test_an_invalid_number_of_replicas_is_refused(run, photos, tmp_path, replica
 
 
 def test_the_command_line_does_not_import_the_extras():
-    program = "import sys, app.cli; print(sorted({'ray', 'pyarrow', 'torch'} & set(sys.modules)))"
+    imports = "import sys, app.cli.bulk_run, app.cli.serving"
+    program = f"{imports}; print(sorted({{'ray', 'pyarrow', 'torch'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from app.captions.build_plan import WORDNET, BuildPlan
-from app.captions.search import MAX_OFFSET, CaptionQuery
+from app.captions.query import MAX_OFFSET, CaptionQuery
 from app.encoders.fake import FakeEncoder
 from app.errors import (
     InvalidFieldError,

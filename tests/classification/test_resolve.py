@@ -11,8 +11,9 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.classification.methods import AUTO, DEFAULT_METHOD, METHODS
-from app.classification.resolve import ClassifyRequest
+from app.classification.method_names import AUTO, DEFAULT_METHOD
+from app.classification.methods import METHODS
+from app.classification.request import ClassifyRequest
 from app.encoders.fake import FakeEncoder
 from app.errors import (
     ClientError,

@@ -8,7 +8,7 @@ import structlog
 from typer.testing import CliRunner
 
 from app.cli import cli
-from app.cli.backends import HttpBackend
+from app.cli.backends.over_http import HttpBackend
 from app.encoders.fake import FakeEncoder
 from app.main import create_app
 from app.settings import load_settings
@@ -24,8 +24,8 @@ def new_encoder():
 @pytest.fixture
 def run(monkeypatch, tmp_path, new_encoder):
     """A function that runs a command with its own data folder, and returns the result of typer."""
-    monkeypatch.setattr("app.cli.common.load_encoders", lambda _: [new_encoder()])
-    monkeypatch.setattr("app.cli.common.configure_logs", lambda *_: None)
+    monkeypatch.setattr("app.cli.backends.in_process.load_encoders", lambda _: [new_encoder()])
+    monkeypatch.setattr("app.cli.backends.in_process.configure_logs", lambda *_: None)
     monkeypatch.setenv("DEIXIS_DATA_DIR", str(tmp_path / "data"))
     runner = CliRunner()
 
@@ -53,6 +53,6 @@ def where(request, monkeypatch, new_encoder):
         finally:  # a server shuts down in the same way after every request
             await lifespan.__aexit__(None, None, None)
 
-    monkeypatch.setattr("app.cli.common.open_http_backend", open_asgi_backend)
+    monkeypatch.setattr("app.cli.backends.over_http.open_http_backend", open_asgi_backend)
     monkeypatch.setattr("deixis._transport.retry_after_s", lambda _: 0.0)  # retries without a wait
     return ["--server", "http://localhost"] if request.param == "over HTTP" else []

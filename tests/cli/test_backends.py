@@ -5,8 +5,10 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
-from app.classification.resolve import ClassifyRequest
-from app.cli.backends import HttpBackend, InProcessBackend, LabelSetInput, open_http_backend
+from app.classification.request import ClassifyRequest
+from app.cli.backends import LabelSetInput
+from app.cli.backends.in_process import InProcessBackend
+from app.cli.backends.over_http import HttpBackend, open_http_backend
 from app.errors import ConfigurationError, DeixisError
 from app.main import create_app
 from app.types import ClassEntry

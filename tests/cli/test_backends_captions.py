@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from app.captions.build_plan import BuildPlan
-from app.captions.search import CaptionQuery
-from app.classification.resolve import ClassifyRequest
-from app.cli.backends import HttpBackend, InProcessBackend
+from app.captions.query import CaptionQuery
+from app.classification.request import ClassifyRequest
+from app.cli.backends.in_process import InProcessBackend
+from app.cli.backends.over_http import HttpBackend
 from app.cli.common import message_of
 from app.encoders.fake import FakeEncoder
 from app.errors import DeixisError

@@ -161,7 +161,7 @@ def test_options_select_the_captions_that_are_stored(run, tmp_path):
 
 
 def test_near_duplicates_are_left_out_on_request(run, owls, monkeypatch):
-    monkeypatch.setattr("app.cli.common.load_encoders", lambda _: [FakeEncoder()])
+    monkeypatch.setattr("app.cli.backends.in_process.load_encoders", lambda _: [FakeEncoder()])
 
     done = run("captions", "build", owls, "-n", "few", "--near-duplicates", 0.97)
 
@@ -189,7 +189,7 @@ def test_a_rebuild_replaces_the_database(run, owls):
 
 
 def test_invalid_sources_are_errors_before_the_model_is_loaded(run, owls, monkeypatch):
-    monkeypatch.setattr("app.cli.common.load_encoders", lambda _: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("app.cli.backends.in_process.load_encoders", lambda _: pytest.fail("the model was loaded"))
     for arguments, message in [
         ([], "pass files of captions or --wordnet"),
         (["-n", "owls"], "pass files of captions or --wordnet"),
@@ -656,7 +656,7 @@ def test_the_first_command_builds_the_wordnet_database_and_the_next_does_not(run
     first = run("classify", folder, "-f", "json")
     before = shown(run, "wordnet")
     encoder = CaptionEncoder()
-    monkeypatch.setattr("app.cli.common.load_encoders", lambda _: [encoder])
+    monkeypatch.setattr("app.cli.backends.in_process.load_encoders", lambda _: [encoder])
     second = run("classify", folder, "-f", "json")
 
     assert first.exit_code == second.exit_code == 0, first.stderr + second.stderr

@@ -185,7 +185,7 @@ def test_an_export_that_cannot_be_written_is_an_error(run, tmp_path):
 
 
 def test_a_report_that_cannot_be_written_is_an_error_before_the_model_is_loaded(run, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("app.cli.common.load_encoders", lambda _: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("app.cli.backends.in_process.load_encoders", lambda _: pytest.fail("the model was loaded"))
 
     done = run("evaluate", folder, "--json", tmp_path / "nowhere" / "x.json")
 
@@ -193,7 +193,7 @@ def test_a_report_that_cannot_be_written_is_an_error_before_the_model_is_loaded(
 
 
 def test_a_port_in_use_is_an_error_before_the_models_are_loaded(run, monkeypatch):
-    monkeypatch.setattr("app.cli.common.load_encoders", lambda _: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("app.cli.backends.in_process.load_encoders", lambda _: pytest.fail("the model was loaded"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
 
@@ -504,7 +504,7 @@ def test_bad_files_of_a_curve_are_reported_and_the_rest_is_measured(run, things,
 
 
 def test_an_invalid_curve_is_an_error_before_the_model_is_loaded(run, things, asked, tmp_path, monkeypatch):
-    monkeypatch.setattr("app.cli.common.load_encoders", lambda _: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("app.cli.backends.in_process.load_encoders", lambda _: pytest.fail("the model was loaded"))
     every = ("--method", "all")
     for arguments, message in [
         (["--support", things], "needs --method all"),

@@ -117,8 +117,8 @@ def test_examples_are_added(run, survive, tree, tmp_path):
 
 @pytest.mark.parametrize("source", ["folder", "pattern", "tar"])
 def test_bulk_has_a_row_for_every_file(run, tree, tmp_path, source, new_encoder, monkeypatch):
-    monkeypatch.setattr("app.cli.bulk.load_encoders", lambda _: [new_encoder()])
-    monkeypatch.setattr("app.cli.bulk.configure_logs", lambda *_: None)
+    monkeypatch.setattr("app.cli.bulk_run.load_encoders", lambda _: [new_encoder()])
+    monkeypatch.setattr("app.cli.bulk_run.configure_logs", lambda *_: None)
     paths = [tree.folder]
     if source == "pattern":
         paths = [f"{tree.folder}/*.png", f"{tree.folder}/*.PNG"]

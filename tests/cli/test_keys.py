@@ -3,7 +3,6 @@
 import json
 import re
 import sqlite3
-from importlib import import_module
 
 import pytest
 from typer.testing import CliRunner
@@ -14,7 +13,7 @@ from app.cli import cli
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    monkeypatch.setattr("app.cli.common.configure_logs", lambda *_: None)
+    monkeypatch.setattr("app.cli.stored_data.configure_logs", lambda *_: None)
     monkeypatch.setenv("DEIXIS_DATA_DIR", str(tmp_path / "data"))
     runner = CliRunner()
     return lambda *arguments: runner.invoke(cli, [str(argument) for argument in arguments])
@@ -27,7 +26,7 @@ def no_models(monkeypatch):
     def arrived(_):
         raise InterruptedError
 
-    monkeypatch.setattr(import_module("app.cli.serve"), "load_encoders", arrived)
+    monkeypatch.setattr("app.cli.serving.load_encoders", arrived)
 
 
 def test_a_key_is_printed_alone_and_only_its_hash_is_kept(run, tmp_path):

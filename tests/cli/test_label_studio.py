@@ -10,7 +10,7 @@ from app.cli import cli
 
 @pytest.fixture
 def refused(monkeypatch, tmp_path):
-    monkeypatch.setattr("app.cli.label_studio.configure_logs", lambda *_: None)
+    monkeypatch.setattr("app.cli.label_studio_server.configure_logs", lambda *_: None)
     monkeypatch.setenv("DEIXIS_DATA_DIR", str(tmp_path))
     for name in ("BASIC_AUTH_USER", "BASIC_AUTH_PASS", "LABEL_STUDIO_URL", "LABEL_STUDIO_API_KEY"):
         monkeypatch.delenv(name, raising=False)

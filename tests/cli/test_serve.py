@@ -8,7 +8,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from app.cli.serve import _raise_descriptor_limit, _Server
+from app.cli.serving import _raise_descriptor_limit, _Server
 from app.errors import ConfigurationError
 
 INFINITE = resource.RLIM_INFINITY

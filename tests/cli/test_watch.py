@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from app.classification.resolve import ClassifyRequest
+from app.classification.request import ClassifyRequest
 from app.cli.watch import Watcher
 from app.errors import InvalidFieldError, NotReadyError
 from app.images.sidecars import JsonSidecar, XmpSidecar, sha256_of

@@ -114,22 +114,27 @@ def test_both_clients_have_the_same_methods_with_the_same_arguments(sync, other)
 
 
 def test_the_client_imports_nothing_of_the_service():
-    found = subprocess.run(
-        [sys.executable, "-c", "import deixis, sys; print(*sorted({name.partition('.')[0] for name in sys.modules}))"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split()
+    program = (
+        "import sys; from deixis import AsyncClient, Client; print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert {"httpx", "pydantic"} <= set(found)
     assert not {"app", "torch", "numpy", "fastapi", "PIL", "sklearn", "typer"} & set(found)
 
 
-def test_where_only_the_client_is_installed_the_command_tells_so():
-    hidden = "import sys; sys.modules['typer'] = None; from deixis.__main__ import main; main()"
-    done = subprocess.run([sys.executable, "-c", hidden], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize(("package", "arguments"), [("typer", ["--version"]), ("fastapi", ["serve", "--port", "0"])])
+def test_where_only_the_client_is_installed_the_command_tells_so(package, arguments):
+    hidden = f"import sys; sys.modules[{package!r}] = None; from deixis.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", hidden, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 1
+    assert f"need {package}, which is not installed" in done.stderr
     assert "pip install 'deixis[server,captions,embedded]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_every_name_of_the_package_can_be_imported():
+    assert set(deixis.__all__) == set(deixis._MODULES) <= set(dir(deixis))
+    assert all(getattr(deixis, name).__name__ == name for name in deixis.__all__)
 
 
 def test_names_that_are_not_there_are_errors_of_attributes():

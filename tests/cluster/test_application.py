@@ -98,7 +98,7 @@ def test_a_config_file_without_a_key_or_with_an_unknown_field_is_rejected(tmp_pa
 @pytest.fixture(autouse=True)
 def _keep_logging(monkeypatch):
     # Otherwise later tests would log to the standard error of a command that has ended.
-    monkeypatch.setattr(sys.modules["app.cli.serve"], "configure_logs", lambda *_: None)
+    monkeypatch.setattr("app.cli.serving.configure_logs", lambda *_: None)
 
 
 def error_of(*flags, data_dir):

@@ -3,8 +3,9 @@
 import pytest
 
 from app.describing.chat import ChatRefusedError, ChatUnavailableError
-from app.describing.describer import Describer, DescribeRequest, LanguageModel, Questions
+from app.describing.describer import Describer, LanguageModel
 from app.describing.questions import QuestionSet
+from app.describing.request import DescribeRequest, Questions
 from app.errors import ConfigurationError, InvalidFieldError, NotConfiguredError, UnknownNameError
 from app.store.database import migrate, open_engine
 from app.store.drafts import DraftKind, DraftRepository

@@ -69,7 +69,7 @@ def download(monkeypatch, tmp_path):
     """A function that runs ``deixis models download``."""
     monkeypatch.setenv("DEIXIS_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("DEIXIS_MODEL_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr("app.cli.models.configure_logs", lambda *_: None)
+    monkeypatch.setattr("app.cli.model_loading.configure_logs", lambda *_: None)
     # Other tests configure logs, which would be on standard error beside the message.
     monkeypatch.setattr(logging.getLogger(), "handlers", [logging.NullHandler()])
 

@@ -8,8 +8,10 @@ environment, commands that accept --server and do not set it use that server, so
 
 import atexit
 import contextlib
+import importlib
 import json
 import os
+import pkgutil
 import select
 import signal
 import socket
@@ -91,11 +93,9 @@ class ForkedCommand(subprocess.Popen):
 
 
 def takes_server(arguments: list[str]) -> bool:
-    from typer.main import get_command
+    from app.cli import command_tree
 
-    from app.cli import cli
-
-    command: Any = get_command(cli)
+    command: Any = command_tree()
     for word in arguments:
         found = getattr(command, "commands", {}).get(word)
         if found is None:
@@ -175,7 +175,10 @@ def main() -> None:
     """Listen until the parent closes standard input."""
     # Imports that commands make when they need them; none of them starts a thread.
     import app.cli
-    import app.main  # noqa: F401
+    import app.main
+
+    for module in pkgutil.walk_packages(app.cli.__path__, "app.cli."):
+        importlib.import_module(module.name)
 
     path = sys.argv[1]
     forks = Forks()

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from cachetools import LRUCache
 
-from app.classification.methods import DEFAULT_METHOD
-from app.classification.resolve import ClassifyRequest
+from app.classification.method_names import DEFAULT_METHOD
+from app.classification.request import ClassifyRequest
 from app.encoders.fake import FakeEncoder
 from app.errors import InvalidFieldError, NotAnImageError, OverloadedError
 from app.main import open_service

@@ -6,7 +6,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from app.classification.resolve import ClassifyRequest
+from app.classification.request import ClassifyRequest
 from app.encoders.fake import FakeEncoder
 from app.errors import ClientError, ConflictError, NotAnImageError, OverloadedError, TooLargeError, UnknownNameError
 from app.main import open_service

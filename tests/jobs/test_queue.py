@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import text
 
 from app.captions.build_plan import BuildPlan
-from app.classification.resolve import ClassifyRequest
-from app.describing.describer import DescribeRequest
+from app.classification.request import ClassifyRequest
+from app.describing.request import DescribeRequest
 from app.encoders.fake import FakeEncoder
 from app.errors import ConflictError, InvalidFieldError, StoreError, UnknownNameError
 from app.jobs.handlers import DESCRIBE, EVALUATE, IMPORT_IMAGES, BuildCaptionsJobs, ImportJobs

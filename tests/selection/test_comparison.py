@@ -6,7 +6,7 @@ import pytest
 from app.adapters._base import Examples
 from app.adapters._examples import Need
 from app.classification.methods import METHODS
-from app.classification.resolve import ClassifyRequest
+from app.classification.request import ClassifyRequest
 from app.encoders.fake import FakeEncoder
 from app.errors import InvalidFieldError
 from app.main import open_service

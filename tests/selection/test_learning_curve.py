@@ -8,8 +8,9 @@ import pytest
 
 from app.adapters._base import Examples
 from app.adapters.gda import GDA
-from app.classification.methods import AUTO, DEFAULT_METHOD, METHODS
-from app.classification.resolve import ClassifyRequest
+from app.classification.method_names import AUTO, DEFAULT_METHOD
+from app.classification.methods import METHODS
+from app.classification.request import ClassifyRequest
 from app.encoders.fake import FakeEncoder
 from app.errors import InvalidFieldError
 from app.fewshot import fitting

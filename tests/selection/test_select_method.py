@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from app.classification.methods import DEFAULT_METHOD, METHODS
-from app.classification.resolve import ClassifyRequest
+from app.classification.method_names import DEFAULT_METHOD
+from app.classification.methods import METHODS
+from app.classification.request import ClassifyRequest
 from app.encoders.fake import FakeEncoder
 from app.errors import UnknownNameError
 from app.main import open_service

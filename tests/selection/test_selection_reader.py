@@ -5,7 +5,7 @@ import asyncio
 import pytest
 import structlog
 
-from app.classification.resolve import ClassifyRequest
+from app.classification.request import ClassifyRequest
 from app.encoders.fake import FakeEncoder
 from app.errors import StoreError
 from app.main import open_service

@@ -25,10 +25,10 @@ from app.store.database import downgrade, migrate, open_engine, schema_revision
 from app.store.drafts import DraftRepository
 from app.store.examples import ExampleRepository, NewExample
 from app.store.jobs import JobRepository
-from app.store.keys import Key, KeyRepository, Scope
+from app.store.keys import Key, KeyRepository
 from app.store.label_sets import LabelSetRepository
 from app.store.tables import Base
-from app.types import ClassEntry
+from app.types import ClassEntry, Scope
 from tests.captions_made import made
 
 pytestmark = pytest.mark.anyio

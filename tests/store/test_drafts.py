@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from app.errors import ConflictError, PreconditionFailedError, TooLargeError, UnknownNameError
-from app.store.drafts import Answer, DraftKind, DraftRepository, DraftStatus
-from app.types import ClassEntry
+from app.store.drafts import Answer, DraftKind, DraftRepository
+from app.types import ClassEntry, DraftStatus
 
 
 @pytest.fixture

@@ -11,18 +11,19 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import UniqueConstraint, inspect, text
 
 from app.errors import StoreError
 from app.names.namespaces import OPEN_NAMESPACE
 from app.store import database
-from app.store.database import downgrade, migrate, newest_revision, schema_revision
+from app.store.database import downgrade, migrate, schema_revision
 from app.store.examples import ExampleCounts, ExampleRepository, NewExample
 from app.store.jobs import JobRepository
-from app.store.keys import Key, KeyRepository, Scope
+from app.store.keys import Key, KeyRepository
 from app.store.label_sets import LabelSetRepository
 from app.store.tables import SCHEMA_VERSION_TABLE, Base
-from app.types import ClassEntry
+from app.types import ClassEntry, Scope
 
 pytestmark = pytest.mark.anyio
 
@@ -219,9 +220,20 @@ async def schema_of(engine):
 REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
 
 
-def test_all_revisions_are_listed():
-    assert newest_revision() == REVISIONS[-1]
-    assert len(list((database.MIGRATIONS / "versions").glob("[0-9]*.py"))) == len(REVISIONS)
+def test_the_names_of_files_are_the_revisions_of_alembic_in_order():
+    newest_first = [script.revision for script in ScriptDirectory(str(database.MIGRATIONS)).walk_revisions()]
+    assert database.revisions() == newest_first[::-1] == list(REVISIONS)
+
+
+def test_a_start_without_a_pending_migration_does_not_import_alembic(tmp_path, empty_database):
+    shutil.copy(empty_database, tmp_path / "deixis.sqlite3")
+    program = (
+        "import asyncio, sys; from app.store.database import migrate, open_engine;"
+        "asyncio.run(migrate(open_engine(sys.argv[1]))); print('alembic' in sys.modules)"
+    )
+    url = f"sqlite:///{tmp_path / 'deixis.sqlite3'}"
+    done = subprocess.run([sys.executable, "-c", program, url], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 @pytest.mark.parametrize("revision", REVISIONS[:-1])

@@ -13,7 +13,8 @@ from app.api.auth.keys import KeyRing, parse_authorization
 from app.api.auth.quotas import Quotas
 from app.errors import ForbiddenError, UnauthenticatedError
 from app.names.namespaces import OPEN_NAMESPACE, Namespace, clean_namespace
-from app.store.keys import Key, Scope
+from app.store.keys import Key
+from app.types import Scope
 
 NAMESPACE_HEADER = "Deixis-Namespace"
 

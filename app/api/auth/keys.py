@@ -15,7 +15,6 @@ import tomllib
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -24,10 +23,11 @@ import structlog
 from cachetools import TTLCache
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from app.api.auth.quotas import parse_rate
+from app.api.auth.policy import KeyPolicy, parse_rate
 from app.errors import ConfigurationError, InvalidFieldError, StoreError, UnauthenticatedError
 from app.names.namespaces import clean_namespace
-from app.store.keys import Key, KeyRepository, Scope
+from app.store.keys import Key, KeyRepository
+from app.types import Scope
 
 _Result = TypeVar("_Result")
 
@@ -46,14 +46,6 @@ _LAST_USE_INTERVAL_S = 60.0
 _OUTAGE_CACHE_S = 3600.0
 _MIN_FILE_KEY_CHARS = 24
 _MAX_FILE_BYTES = 2**20
-
-
-class KeyPolicy(StrEnum):
-    """Whether requests need a key; ``auto`` requires one as soon as any key exists."""
-
-    AUTO = "auto"
-    REQUIRED = "required"
-    OFF = "off"
 
 
 def key_digest(key: str) -> bytes:

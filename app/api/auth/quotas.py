@@ -16,7 +16,7 @@ from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from limits.errors import ConcurrentUpdateError, StorageError
 from limits.storage import storage_from_string
 
-from app.errors import ConfigurationError, InvalidFieldError, RateLimitedError, TooLargeError
+from app.errors import ConfigurationError, RateLimitedError, TooLargeError
 from app.store.keys import Key
 
 log = structlog.get_logger()
@@ -25,24 +25,6 @@ log = structlog.get_logger()
 _STORAGE_TIMEOUT_S = 0.5
 _RETRY_AFTER_S = 10.0
 _MAX_REDIS_CONNECTIONS = 64
-
-
-def parse_rate(text: str | None, field: str) -> str | None:
-    """Return a rate in the notation of the ``limits`` library; ``;`` separates several.
-
-    Raises:
-        InvalidFieldError: the text is not a rate such as ``60/min`` or ``10/second; 1000/day``.
-    """
-    if text is None:
-        return None
-    rate = re.sub(r"\bmin\b", "minute", re.sub(r"\bsec\b", "second", text.strip()))
-    try:
-        items = parse_many(rate)
-    except ValueError:
-        items = []
-    if not items or any(item.amount < 1 for item in items):
-        raise InvalidFieldError.of(field, f"'{text}' is not a rate; write it as 60/min, or 10/second; 1000/day")
-    return rate
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from app.api.dependencies import ModelsDependency
 from app.api.routing import guarded_router
 from app.api.schemas.catalogue import ImagePathBody, MethodBody, MethodList, ModelBody, ModelList, OptionBody
-from app.classification.methods import CASED, DEFAULT_METHOD, METHODS
+from app.classification.method_names import DEFAULT_METHOD
+from app.classification.methods import CASED, METHODS
 from app.types import Option
 
 router = guarded_router(prefix="/v1", tags=["models and methods"])

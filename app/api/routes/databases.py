@@ -13,8 +13,9 @@ from app.api.schemas.databases import BuildDatabaseBody, DatabaseBody, DatabaseL
 from app.api.schemas.images import ImageBody
 from app.api.schemas.jobs import JobBody
 from app.captions.catalogue import DatabaseState
-from app.captions.search import CaptionQuery, CaptionSearch
-from app.store.keys import Scope
+from app.captions.query import CaptionQuery
+from app.captions.search import CaptionSearch
+from app.types import Scope
 
 router = guarded_router(prefix="/v1/databases", tags=["caption databases"])
 

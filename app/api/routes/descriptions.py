@@ -27,7 +27,7 @@ from app.api.schemas.descriptions import (
 )
 from app.api.schemas.jobs import JobBody
 from app.api.schemas.label_sets import LabelSetResponse
-from app.store.drafts import DraftStatus
+from app.types import DraftStatus
 
 router = guarded_router(tags=["descriptions"])
 

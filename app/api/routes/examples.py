@@ -41,8 +41,7 @@ from app.fewshot.examples import ExampleImages
 from app.jobs.handlers import SelectMethodJobs
 from app.names.class_names import indices_of
 from app.store.examples import Deleted, NewExample
-from app.store.keys import Scope
-from app.types import LabelSet
+from app.types import LabelSet, Scope
 
 router = guarded_router(tags=["example images"])
 

@@ -8,7 +8,7 @@ from app.api.disconnects import unless_disconnected
 from app.api.forms import read_zero_shot_input
 from app.api.routing import guarded_router
 from app.api.schemas.hugging_face import ScoredLabelBody, ZeroShotBody
-from app.classification.resolve import ClassifyRequest
+from app.classification.request import ClassifyRequest
 from app.errors import InvalidFieldError
 
 router = guarded_router(tags=["classify"])

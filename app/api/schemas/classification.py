@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 from app.api.schemas._base import Request, Response
 from app.api.schemas.images import ImageBody
 from app.api.schemas.problems import Problem, ProblemOf
-from app.classification.resolve import ClassifyRequest
+from app.classification.request import ClassifyRequest
 from app.names.class_names import MAX_ITEMS
 from app.names.namespaces import Namespace, own_name
 from app.types import (

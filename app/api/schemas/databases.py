@@ -10,7 +10,8 @@ from app.api.schemas._base import Request, Response
 from app.api.schemas.images import ImageBody
 from app.captions.build_plan import BuildPlan
 from app.captions.catalogue import DatabaseState
-from app.captions.search import MAX_CONTAINS_CHARS, MAX_LIMIT, MAX_OFFSET, CaptionPage
+from app.captions.query import MAX_CONTAINS_CHARS, MAX_LIMIT, MAX_OFFSET
+from app.captions.search import CaptionPage
 from app.errors import InvalidFieldError
 from app.names.class_names import MAX_ITEMS
 from app.names.namespaces import namespace_of, own_name

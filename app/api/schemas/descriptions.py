@@ -6,9 +6,10 @@ from pydantic import ConfigDict, Field
 
 from app.api.schemas._base import Request, Response
 from app.api.schemas.label_sets import LabelSetResponse
-from app.describing.describer import DescribeRequest, Questions
+from app.describing.request import DescribeRequest, Questions
 from app.names.class_names import MAX_ITEMS
-from app.store.drafts import Draft, DraftKind, DraftStatus
+from app.store.drafts import Draft, DraftKind
+from app.types import DraftStatus
 
 
 class DescribeBody(Request):

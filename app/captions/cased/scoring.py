@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int64
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
 
 from app.scoring.numerics import softmax, unit_rows
 from app.types import TextFeatures
@@ -34,6 +32,10 @@ def distinct(embeddings: TextFeatures, threshold: float = DUPLICATE_COSINE) -> I
         embeddings: unit rows (k, d), the best first; k is at most a few hundred, because all pairs are compared.
         threshold: in [-1, 1].
     """
+    # Imported by the first request without labels, not at every start.
+    from scipy.sparse import csr_array  # noqa: PLC0415
+    from scipy.sparse.csgraph import connected_components  # noqa: PLC0415
+
     _, groups = connected_components(csr_array(embeddings @ embeddings.T > threshold), directed=False)
     _, first = np.unique(groups, return_index=True)
     return np.sort(first)

@@ -3,17 +3,18 @@
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from app.captions.search import CaptionQuery
-from app.classification.resolve import ClassifyRequest
-from app.describing.describer import DescribeRequest
+from app.captions.query import CaptionQuery
+from app.classification.request import ClassifyRequest
+from app.describing.request import DescribeRequest
 from app.images.reading import UnreadableFileError, read_image_file
-from app.selection.comparison import Comparison
-from app.selection.learning_curve import LearningCurve
-from app.store.drafts import DraftStatus
-from app.types import ClassEntry, MergeSynonyms
-from deixis import answers
+from app.types import ClassEntry, DraftStatus, MergeSynonyms
+
+if TYPE_CHECKING:
+    from app.selection.comparison import Comparison
+    from app.selection.learning_curve import LearningCurve
+    from deixis import answers
 
 OnProgress: TypeAlias = Callable[[int, int], Awaitable[object]]
 """Called with the number of finished steps and of all steps; the latter is 0 while unknown."""
@@ -51,11 +52,13 @@ class LabelSetInput:
     merge_synonyms: MergeSynonyms = MergeSynonyms.MEAN
 
 
-def read_image(file: Path, max_bytes: int) -> bytes | answers.ImageResult:
+def read_image(file: Path, max_bytes: int) -> "bytes | answers.ImageResult":
     """Return the content of a file, or a result with the error if it cannot be read or is too large."""
     try:
         return read_image_file(file, max_bytes)
     except UnreadableFileError as error:
+        from deixis import answers  # noqa: PLC0415 - pydantic models, which the help of commands does not need
+
         problem = answers.Problem(type="about:blank", title="The file cannot be read", status=400, detail=str(error))
         return answers.ImageResult(predictions=[], error=problem)
 
@@ -67,7 +70,7 @@ class Backend(Protocol):
     def max_image_bytes(self) -> int:
         """The size in bytes above which a file is not read."""
 
-    async def classify(self, images: Sequence[bytes], request: ClassifyRequest) -> list[answers.ImageResult]:
+    async def classify(self, images: Sequence[bytes], request: ClassifyRequest) -> "list[answers.ImageResult]":
         """Classify images. Images that cannot be decoded have an error in their results, even if all of them fail."""
 
     async def pin(self, request: ClassifyRequest) -> ClassifyRequest:
@@ -75,7 +78,7 @@ class Backend(Protocol):
 
     async def learning_curve(
         self, request: ClassifyRequest, images: CurveFiles, on_progress: OnProgress
-    ) -> tuple[LearningCurve, list[answers.ImageResult]]:
+    ) -> "tuple[LearningCurve, list[answers.ImageResult]]":
         """Measure accuracy against the number of labelled images; also return a result per file with its error.
 
         Raises:
@@ -91,7 +94,7 @@ class Backend(Protocol):
 
     async def classify_together(
         self, files: Sequence[Path], request: ClassifyRequest, on_progress: OnProgress
-    ) -> tuple[list[answers.ImageResult], list[answers.SharedName]]:
+    ) -> "tuple[list[answers.ImageResult], list[answers.SharedName]]":
         """Discover few labels that the images share; also return a result per file.
 
         Args:
@@ -100,25 +103,25 @@ class Backend(Protocol):
             on_progress: called with the number of files that are read, and of all files.
         """
 
-    async def databases(self) -> list[answers.Database]:
+    async def databases(self) -> "list[answers.Database]":
         """List the caption databases."""
 
-    async def database(self, name: str) -> answers.Database:
+    async def database(self, name: str) -> "answers.Database":
         """Return one caption database."""
 
-    async def search_captions(self, query: CaptionQuery) -> answers.FoundCaptions:
+    async def search_captions(self, query: CaptionQuery) -> "answers.FoundCaptions":
         """Return one page of the captions nearest to a text or an image."""
 
     async def delete_database(self, name: str) -> None:
         """Delete a caption database."""
 
-    async def label_sets(self) -> list[answers.LabelSetSummary]:
+    async def label_sets(self) -> "list[answers.LabelSetSummary]":
         """List the label sets."""
 
-    async def label_set(self, reference: str) -> answers.LabelSet:
+    async def label_set(self, reference: str) -> "answers.LabelSet":
         """Return the newest version of ``name``, or ``name@version``."""
 
-    async def put_label_set(self, name: str, content: LabelSetInput) -> answers.LabelSet:
+    async def put_label_set(self, name: str, content: LabelSetInput) -> "answers.LabelSet":
         """Write a new version of a label set."""
 
     async def compare(
@@ -127,7 +130,7 @@ class Backend(Protocol):
         files: Sequence[Path],
         classes: Sequence[str],
         on_progress: OnProgress,
-    ) -> tuple[Comparison, list[answers.ImageResult]]:
+    ) -> "tuple[Comparison, list[answers.ImageResult]]":
         """Run all methods on the files; also return a result per file with its error.
 
         Args:
@@ -142,24 +145,24 @@ class Backend(Protocol):
 
     async def add_examples(
         self, name: str, images: Sequence[bytes], classnames: Sequence[str | None]
-    ) -> answers.AddedExamples:
+    ) -> "answers.AddedExamples":
         """Add example images with a class each, or None; images that cannot be decoded are listed as skipped."""
 
     async def select_methods(self, name: str, job_id: str | None, on_progress: OnProgress) -> None:
         """Compare all methods on the example images, or wait for the job of the server that does."""
 
-    async def example_counts(self, name: str) -> answers.ExampleCounts:
+    async def example_counts(self, name: str) -> "answers.ExampleCounts":
         """Return the number of example images by class."""
 
     async def delete_examples(
         self, name: str, *, classname: str | None, unlabelled: bool, everything: bool
-    ) -> answers.DeletedExamples:
+    ) -> "answers.DeletedExamples":
         """Delete the example images of a class, the unlabelled ones, or all."""
 
-    async def selection(self, name: str, model: str | None) -> answers.Selection:
+    async def selection(self, name: str, model: str | None) -> "answers.Selection":
         """Return the method that is selected for a label set, and the evidence for it."""
 
-    async def estimate_descriptions(self, name: str, request: DescribeRequest) -> answers.DescribeEstimate:
+    async def estimate_descriptions(self, name: str, request: DescribeRequest) -> "answers.DescribeEstimate":
         """Return an upper bound of the requests and tokens that ``describe`` uses."""
 
     async def describe(
@@ -167,10 +170,10 @@ class Backend(Protocol):
     ) -> Mapping[str, Any]:
         """Describe the classes by a language model, and return the counts of the run."""
 
-    async def drafts(self, name: str, status: DraftStatus | None, classname: str | None) -> list[answers.Draft]:
+    async def drafts(self, name: str, status: DraftStatus | None, classname: str | None) -> "list[answers.Draft]":
         """List the drafts of a label set."""
 
-    async def accept_drafts(self, name: str, ids: Sequence[int] | None) -> answers.AcceptedDrafts:
+    async def accept_drafts(self, name: str, ids: Sequence[int] | None) -> "answers.AcceptedDrafts":
         """Write drafts, by default all undecided ones, into a new version of the label set."""
 
     async def reject_drafts(self, name: str, ids: Sequence[int] | None) -> int:

@@ -1,31 +1,36 @@
 """A service that runs in this process."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from app.captions.build_plan import WORDNET, BuildPlan
 from app.captions.catalogue import DatabaseState
-from app.captions.search import CaptionQuery
+from app.captions.query import CaptionQuery
 from app.captions.sources import Source
-from app.classification.resolve import ClassifyRequest
+from app.classification.request import ClassifyRequest
 from app.cli.backends import conversion
 from app.cli.backends._base import CurveFiles, LabelSetInput, OnProgress, read_image
-from app.describing.describer import DescribeRequest
+from app.cli.common import MAX_IMAGES_AT_ONCE, cluster_address, err, needs_ray, report_errors, run
+from app.describing.request import DescribeRequest
 from app.errors import ClientError, InvalidFieldError
-from app.main import Service
+from app.main import Service, load_encoders, open_service
 from app.names.class_names import indices_of
 from app.names.namespaces import OPEN_NAMESPACE
+from app.observability.logs import configure_logs
 from app.selection.comparison import Comparison
 from app.selection.learning_curve import LearningCurve, learning_curve
-from app.store.drafts import DraftStatus
+from app.settings import Settings, load_settings
 from app.store.examples import NewExample
-from app.types import Task
+from app.types import DraftStatus, Task
 from deixis import answers
+
+Result = TypeVar("Result")
 
 # Images that are read and encoded together.
 _BATCH = 8
@@ -289,6 +294,42 @@ class InProcessBackend:
     async def reject_drafts(self, name: str, ids: Sequence[int] | None) -> int:
         """Write to the store."""
         return await self._service.drafts.reject(OPEN_NAMESPACE.label_set(name), ids)
+
+
+@asynccontextmanager
+async def open_in_process(*, encoders: bool) -> AsyncIterator[InProcessBackend]:
+    """Open a service in this process, with its models only if ``encoders`` is true."""
+    configure_logs("console", "warning")
+    settings = load_settings()
+    with err.status("Loading the model") if encoders else err.status("Opening the database"):
+        # Uses an existing measurement, because a new one takes longer than most commands.
+        loaded = load_encoders(settings.model_copy(update={"tuning_seconds": 0})) if encoders else []
+    async with open_service(_without_limits(settings), loaded) as service:
+        yield InProcessBackend(service)
+
+
+def with_encoders_on_ray(work: Callable[[InProcessBackend], Awaitable[Result]]) -> Result:
+    """Run ``work`` with a service in this process whose models run on Ray, and exit if it fails."""
+    configure_logs("console", "warning")
+    with report_errors():
+        with needs_ray():
+            # An extra, whose import takes a second.
+            from app.cluster.temporary_encoders import encoders_on_ray  # noqa: PLC0415
+        unlimited = load_settings().model_copy(update={"request_timeout_s": None})
+        with encoders_on_ray(unlimited, cluster_address()) as (cards, steps):
+
+            async def opened() -> Result:
+                async with open_service(unlimited, cards, steps=steps) as service:
+                    return await work(InProcessBackend(service))
+
+            return run(opened())
+
+
+def _without_limits(settings: Settings) -> Settings:
+    """Return the settings without limits that protect a server from its clients; a command is its own only client."""
+    return settings.model_copy(
+        update={"request_timeout_s": None, "max_queued_images": max(settings.max_queued_images, MAX_IMAGES_AT_ONCE)}
+    )
 
 
 def _stacked(features: Sequence[np.ndarray]) -> np.ndarray:

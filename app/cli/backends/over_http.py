@@ -5,18 +5,20 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from app.captions.search import CaptionQuery
-from app.classification.resolve import ClassifyRequest
+from app.captions.query import CaptionQuery
+from app.classification.request import ClassifyRequest
 from app.cli.backends._base import CurveFiles, LabelSetInput, OnProgress, read_image
-from app.describing.describer import DescribeRequest
+from app.describing.request import DescribeRequest
 from app.errors import ConfigurationError, InvalidFieldError
-from app.selection.comparison import Comparison
-from app.selection.learning_curve import LearningCurve
 from app.settings import Settings, load_settings
-from app.store.drafts import DraftStatus
+from app.types import DraftStatus
 from deixis import AsyncClient, ClassifyOptions, ProblemError, answers
+
+if TYPE_CHECKING:
+    from app.selection.comparison import Comparison
+    from app.selection.learning_curve import LearningCurve
 
 _TIMEOUT_S = 120
 _MAX_IMAGE_BYTES: int = Settings.model_fields["max_image_bytes"].default
@@ -120,8 +122,10 @@ class HttpBackend:
         files: Sequence[Path],
         classes: Sequence[str],
         on_progress: OnProgress,
-    ) -> tuple[Comparison, list[answers.ImageResult]]:
+    ) -> "tuple[Comparison, list[answers.ImageResult]]":
         """POST /v1/label-sets/{name}:evaluate with all images, and wait for the job."""
+        from app.selection.comparison import Comparison  # noqa: PLC0415 - imports all methods
+
         if request.label_set is None:
             raise InvalidFieldError.of(
                 "--labels", "a server compares methods on a stored label set only; pass --label-set"
@@ -149,7 +153,7 @@ class HttpBackend:
         request: ClassifyRequest,  # noqa: ARG002 - refused
         images: CurveFiles,  # noqa: ARG002
         on_progress: OnProgress,  # noqa: ARG002
-    ) -> tuple[LearningCurve, list[answers.ImageResult]]:
+    ) -> "tuple[LearningCurve, list[answers.ImageResult]]":
         """Refuse: thousands of fits would slow down the other users of a server."""
         raise InvalidFieldError.of("--server", "learning curves run in this process only; leave out --server")
 

@@ -18,7 +18,8 @@ from app.main import create_app
 from app.names.namespaces import Namespace
 from app.settings import Settings
 from app.store.database import open_engine
-from app.store.keys import Key, KeyRepository, Scope
+from app.store.keys import Key, KeyRepository
+from app.types import Scope
 from tests.captions_made import made
 from tests.conftest import picture
 

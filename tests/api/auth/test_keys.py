@@ -7,14 +7,8 @@ from pathlib import Path
 import pytest
 
 from app.api.auth import keys as keys_module
-from app.api.auth.keys import (
-    KeyPolicy,
-    KeyRing,
-    create_key,
-    key_digest,
-    load_keys_file,
-    parse_authorization,
-)
+from app.api.auth.keys import KeyRing, create_key, key_digest, load_keys_file, parse_authorization
+from app.api.auth.policy import KeyPolicy
 from app.errors import (
     ConfigurationError,
     ConflictError,
@@ -24,7 +18,8 @@ from app.errors import (
 )
 from app.names.namespaces import OPEN_NAMESPACE, Namespace
 from app.store.database import open_engine
-from app.store.keys import Key, KeyRepository, Scope
+from app.store.keys import Key, KeyRepository
+from app.types import Scope
 
 pytestmark = pytest.mark.anyio
 

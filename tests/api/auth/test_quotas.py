@@ -10,10 +10,12 @@ import time
 import pytest
 import structlog
 
-from app.api.auth.quotas import DefaultQuotas, Quotas, parse_rate
+from app.api.auth.policy import parse_rate
+from app.api.auth.quotas import DefaultQuotas, Quotas
 from app.errors import ConfigurationError, InvalidFieldError, RateLimitedError, TooLargeError
 from app.names.namespaces import OPEN_NAMESPACE
-from app.store.keys import Key, Scope
+from app.store.keys import Key
+from app.types import Scope
 
 pytestmark = pytest.mark.anyio
 
