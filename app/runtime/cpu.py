@@ -1,8 +1,9 @@
-"""The number of cores that this process may use, and the priority and BLAS threads of background work."""
+"""The cores that this process may use, their use by others, and the priority and BLAS threads of background work."""
 
 import math
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ from threadpoolctl import ThreadpoolController, threadpool_info, threadpool_limi
 _NICENESS = 10
 
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+_STAT = Path("/proc/stat")
 
 
 class _BlasLimit:
@@ -36,6 +38,48 @@ def usable_cores(cpu_max: Path = _CPU_MAX) -> int:
     except (OSError, ValueError, ZeroDivisionError):
         return cores  # without cgroup v2, or "max" for no quota
     return max(1, min(cores, allowed))
+
+
+class OtherProcesses:
+    """Measures the CPU that other processes use; Linux only.
+
+    Args:
+        stat: the file with the CPU time of all processes, which includes that of other virtual machines ("steal").
+    """
+
+    def __init__(self, stat: Path = _STAT) -> None:
+        self._stat = stat
+        self._last = self._read()
+
+    def share(self) -> float | None:
+        """Return their share of the usable cores since the last call, in [0, 1]; None if the system does not say.
+
+        Cores that this process may not use at the same time, by its quota, count as free for others.
+        """
+        last, self._last = self._last, self._read()
+        if last is None or self._last is None:
+            return None
+        (cores, all_s, own_s, at), (_, all_before_s, own_before_s, before) = self._last, last
+        taken = (all_s - all_before_s - (own_s - own_before_s)) / max(at - before, 1e-9)
+        usable = usable_cores()
+        return min(1.0, max(0.0, taken - (cores - usable)) / usable)
+
+    def _read(self) -> tuple[int, float, float, float] | None:
+        """Return the number of cores, seconds of all processes on them, seconds of this process, and the time."""
+        try:
+            allowed = os.sched_getaffinity(0)
+            rows = [line.split() for line in self._stat.read_text().splitlines()]
+            # user, nice, system, irq, softirq and steal; the others are idle, or parts of these.
+            used = [
+                sum(int(row[column]) for column in (1, 2, 3, 6, 7, 8))
+                for row in rows
+                if row and row[0].startswith("cpu") and row[0][3:].isdigit() and int(row[0][3:]) in allowed
+            ]
+            if not any(used):
+                return None  # a sandbox without real figures
+            return len(used), sum(used) / os.sysconf("SC_CLK_TCK"), time.process_time(), time.perf_counter()
+        except (AttributeError, OSError, ValueError, IndexError):
+            return None
 
 
 def lower_priority() -> None:
