@@ -4,7 +4,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from threadpoolctl import ThreadpoolController, threadpool_info, threadpool_limi
 
 # Of threads that no request waits for.
 _NICENESS = 10
+_LOWEST_NICENESS = 19
 
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 _STAT = Path("/proc/stat")
@@ -45,10 +46,12 @@ class OtherProcesses:
 
     Args:
         stat: the file with the CPU time of all processes, which includes that of other virtual machines ("steal").
+        own_s: returns the CPU seconds that are not those of others; by default of this process.
     """
 
-    def __init__(self, stat: Path = _STAT) -> None:
+    def __init__(self, stat: Path = _STAT, own_s: Callable[[], float] = time.process_time) -> None:
         self._stat = stat
+        self._own_s = own_s
         self._last = self._read()
 
     def share(self) -> float | None:
@@ -77,7 +80,7 @@ class OtherProcesses:
             ]
             if not any(used):
                 return None  # a sandbox without real figures
-            return len(used), sum(used) / os.sysconf("SC_CLK_TCK"), time.process_time(), time.perf_counter()
+            return len(used), sum(used) / os.sysconf("SC_CLK_TCK"), self._own_s(), time.perf_counter()
         except (AttributeError, OSError, ValueError, IndexError):
             return None
 
@@ -86,6 +89,14 @@ def lower_priority() -> None:
     """Give this thread a lower priority, if the system supports priorities of threads."""
     with suppress(OSError, AttributeError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+
+
+def lower_process_priority() -> None:
+    """Give this process the lowest priority, and let it be the first to end if the system runs out of memory."""
+    with suppress(OSError, AttributeError):
+        os.nice(_LOWEST_NICENESS)
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 @contextmanager

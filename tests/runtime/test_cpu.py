@@ -130,10 +130,9 @@ def test_the_share_of_other_processes_is_that_of_the_cores_that_this_one_may_use
     file = tmp_path / "stat"
     now = {"wall": 0.0, "own": 0.0}
     monkeypatch.setattr(cpu.time, "perf_counter", lambda: now["wall"])
-    monkeypatch.setattr(cpu.time, "process_time", lambda: now["own"])
     monkeypatch.setattr(os, "sysconf", lambda _: 100)
     file.write_text(STAT.format(user=1000, steal=7))
-    others = OtherProcesses(file)
+    others = OtherProcesses(file, lambda: now["own"])
     file.write_text(STAT.format(user=1000 + user, steal=7 + steal))
     now.update(wall=1.0, own=own_s)
     assert others.share() == pytest.approx(share)
