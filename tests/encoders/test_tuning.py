@@ -222,6 +222,25 @@ def test_a_candidate_that_is_clearly_faster_replaces_an_earlier_one():
         assert found.trials[1].ratio == pytest.approx(factor)
 
 
+@pytest.mark.parametrize(
+    ("ratios", "cpu_by_others", "fewer_threads", "is_won"),
+    [
+        (7 * [1.2], 0.0, False, True),
+        (7 * [1.2], 0.0, True, True),
+        (7 * [1.05], 0.0, False, False),
+        ([*6 * [1.2], 0.5], 0.0, False, True),
+        ([*4 * [1.5], *3 * [0.9]], 0.0, False, False),
+        (7 * [1.4], 0.5, False, False),
+        (7 * [1.6], 0.5, False, True),
+        (7 * [1.6], 0.5, True, False),
+        (2 * [1.6], 0.5, False, False),
+    ],
+)
+def test_a_clear_win_is_one_in_the_median_and_in_most_rounds(ratios, cpu_by_others, fewer_threads, is_won):
+    rounds = [tuning._Round([{1: 10.0}, {1: 10.0 * ratio}], cpu_by_others) for ratio in ratios]
+    assert tuning._Comparison(rounds).is_won(by_fewer_threads=fewer_threads) is is_won
+
+
 def test_candidates_run_in_turns_at_each_batch_size():
     machine, order = Machine(), []
     machine.slower = lambda now, tower: order.append(tower) or 1.0
