@@ -61,6 +61,9 @@ _MOST_ROUNDS = 0.75
 MAX_CPU_BY_OTHERS = 0.1
 """Share of the usable cores above which the use by other processes disturbs a measurement."""
 
+# Above this share, a measurement would take minutes without a result.
+_TOO_BUSY_TO_MEASURE = 0.5
+
 
 def list_candidates(device: str, options: LoadOptions) -> list[Candidate]:
     """Return the candidates that device and options allow, in the order in which they are likely to be fast.
@@ -136,7 +139,8 @@ def select_tower(
 ) -> tuple[ImageTower, ImagePath, Tuning | None]:
     """Return the fastest tower, by a stored measurement or a new one; without measurements, the first that works.
 
-    A provisional result is stored as such. It is measured again at the next start on an idle machine.
+    Nothing is measured while other processes use most of the CPU. A provisional result is stored as such, and measured
+    again at the next start on an idle machine.
 
     Args:
         name: of the model.
@@ -158,17 +162,17 @@ def select_tower(
     stored = _read(file)
     tuning = None if options.measure_again else stored
     if options.tuning_seconds > 0 and (tuning is None or tuning.provisional):
-        probes = probe_images(size_px)
-        tuning = measure(device, candidates, build, probes, seconds=options.tuning_seconds, unless_busy=tuning)
+        by_others = None if options.measure_again or not device.startswith("cpu") else current_cpu_by_others()
+        if by_others is not None and by_others > (_TOO_BUSY_TO_MEASURE if tuning is None else MAX_CPU_BY_OTHERS):
+            tuning = tuning or _unmeasured(device, by_others)
+        else:
+            tuning = measure(device, candidates, build, probe_images(size_px), seconds=options.tuning_seconds)
+            # A provisional result does not replace a final one.
+            replaces = not (tuning.provisional and stored and not stored.provisional)
+            if tuning.chosen is not None and file is not None and replaces:
+                _write(file, tuning)
         if tuning.provisional:
             log.info("tuning_provisional", model=name, cpu_by_others=tuning.cpu_by_others)
-        # A provisional result does not replace a final one.
-        if (
-            tuning.chosen is not None
-            and file is not None
-            and not (tuning.provisional and stored and not stored.provisional)
-        ):
-            _write(file, tuning)
     path = tuning.image_path() if tuning else None
     if path is not None:
         candidates.insert(0, Candidate(path.backend, path.precision, path.threads))
@@ -199,7 +203,6 @@ def measure(
     probes: Sequence[Pixels],
     *,
     seconds: float,
-    unless_busy: Tuning | None = None,
     clock: Callable[[], float] = time.perf_counter,
     cpu_by_others: Callable[[], float | None] | None = None,
 ) -> Tuning:
@@ -216,7 +219,6 @@ def measure(
         build: builds the tower of a candidate.
         probes: images to encode.
         seconds: time for all candidates.
-        unless_busy: an earlier result, returned without a measurement if the machine is busy.
         clock: returns the time in seconds.
         cpu_by_others: returns the share of the CPU that other processes used since the last call; None if not known.
     """
@@ -234,8 +236,6 @@ def measure(
     ends = clock() + seconds
     reference_backend = "torch" if is_installed("torch") else "openvino"
     reference = build(Candidate(reference_backend, "fp32", usable_cores())).begin(probes)() if is_cpu else None
-    if unless_busy is not None and _is_busy(others()):
-        return unless_busy
     trials: dict[Candidate, Trial] = {}
     best: tuple[Candidate, ImageTower] | None = None
     is_provisional = False
@@ -301,6 +301,24 @@ def _check(
 def _refused(candidate: Candidate, min_cosine: float | None, error: Exception) -> Trial:
     reason = f"{type(error).__name__}: {_one_line(error)}"
     return Trial(candidate=candidate, min_cosine=min_cosine, refused=reason)
+
+
+def current_cpu_by_others(seconds: float = 0.25) -> float | None:
+    """Return the share of the usable cores that other processes use in the next ``seconds``; None if not known."""
+    others = OtherProcesses()
+    time.sleep(seconds)
+    return others.share()
+
+
+def _unmeasured(device: str, cpu_by_others: float) -> Tuning:
+    return Tuning(
+        device=device,
+        trials=(),
+        chosen=None,
+        batch_size=_default_batch_size(device),
+        cpu_by_others=round(cpu_by_others, 3),
+        provisional=True,
+    )
 
 
 def _is_busy(cpu_by_others: float | None) -> bool:
