@@ -1,6 +1,8 @@
 """Measuring, selecting and storing the configuration of an image tower, with a fake clock."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from unittest import mock
@@ -385,6 +387,11 @@ def test_an_accelerator_has_one_candidate(device, precision, expected):
 def test_options_without_a_candidate_are_rejected(device, options):
     with pytest.raises(ModelUnavailableError, match="DEIXIS_"):
         list_candidates(device, LoadOptions(**options))
+
+
+def test_measuring_needs_no_torch():
+    program = "import sys; import app.encoders.tuning; sys.exit('torch' in sys.modules or 'openvino' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 # --- storing ---------------------------------------------------------------------------------------------------
