@@ -49,6 +49,7 @@ from app.jobs.handlers import BuildCaptionsJobs, DescribeJobs, EvaluateJobs, Imp
 from app.jobs.queue import JobHandler, JobQueue
 from app.label_sets.prewarm import Prewarmer
 from app.label_sets.service import LabelLimits, LabelSets
+from app.models.background_tuning import measure_in_process, tune_when_idle
 from app.models.registry import ModelRegistry
 from app.models.served_model import ServedModel
 from app.observability.health import Health
@@ -459,6 +460,9 @@ def create_app(
                     trim_when_idle(lambda: not any(served.images.admitted for served in service.models))
                 ),
             ]
+            if settings.tuning_seconds and steps is None:
+                measure = partial(measure_in_process, options=load_options(settings), log_format=settings.log_format)
+                background.append(asyncio.create_task(tune_when_idle(service.models, measure)))
             if settings.health_probe_s:
                 background.append(asyncio.create_task(service.models.watch(settings.health_probe_s, service.loops)))
             log.info("ready", models=[encoder.name for encoder in encoders], version=__version__)

@@ -1,4 +1,4 @@
-"""What `create_app` leaves behind."""
+"""What `create_app` starts and leaves behind."""
 
 import gc
 import subprocess
@@ -7,7 +7,8 @@ import weakref
 
 from fastapi.testclient import TestClient
 
-from app.main import create_app
+from app import main
+from app.main import RemoteSteps, create_app
 
 
 def test_a_start_imports_only_what_every_service_needs():
@@ -35,3 +36,17 @@ def test_an_application_that_is_closed_and_unused_is_freed(settings, encoder):
     del app, client
     gc.collect()
     assert freed() is None
+
+
+def test_models_are_tuned_in_the_background_only_if_this_process_encodes_and_measures(settings, encoder, monkeypatch):
+    tuned = []
+
+    async def tune_when_idle(models, measure):
+        tuned.append((models.names, measure.keywords["options"].tuning_seconds))
+
+    monkeypatch.setattr(main, "tune_when_idle", tune_when_idle)
+    for seconds, steps in ((0, None), (7, RemoteSteps()), (7, None)):
+        app = create_app(settings.model_copy(update={"tuning_seconds": seconds}), lambda _: [encoder], steps)
+        with TestClient(app, "http://localhost") as client:
+            assert client.get("/healthz").status_code == 200
+    assert tuned == [((encoder.name,), 7)]

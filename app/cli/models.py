@@ -1,5 +1,7 @@
 """`deixis models ...`: the catalogue of recommended models, and their weights."""
 
+from collections.abc import Iterator
+from statistics import median
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,7 +13,7 @@ from app.errors import UnknownNameError
 from app.runtime.data_files import resources
 
 if TYPE_CHECKING:
-    from app.encoders._base import Encoder
+    from app.encoders._base import Encoder, Tuning
 
 models_cli = typer.Typer(no_args_is_help=True)
 
@@ -97,26 +99,55 @@ def tune_model(
 def _write_tuning(encoder: "Encoder") -> None:
     path, tuning = encoder.image_path, encoder.tuning
     assert tuning is not None
-    sizes = sorted({size for trial in tuning.trials for size in trial.images_per_s})
-    rows = [
-        (
-            trial.candidate.backend,
-            trial.candidate.precision,
-            str(trial.candidate.threads or ""),
-            "" if trial.min_cosine is None else f"{trial.min_cosine:.4f}",
-            *(f"{trial.images_per_s[size]:.1f}" if size in trial.images_per_s else "" for size in sizes),
-            trial.refused or "",
-        )
-        for trial in tuning.trials
-    ]
-    columns = ("back end", "precision", "threads", "cosine", *(f"images/s at {size}" for size in sizes), "refused")
-    out.print(f"[bold]{escape(encoder.name)}[/bold] on {tuning.device}", highlight=False)
-    out.print(make_table(columns, rows, right=columns[2:-1]))
-    out.print(
-        f"best: {path.backend} {path.precision}, {path.batch_size} images in a batch, {path.images_per_s} images/s;"
-        " stored for the next start\n",
-        highlight=False,
+    columns = (
+        "back end",
+        "precision",
+        "threads",
+        "batch",
+        "images/s",
+        "lowest",
+        "highest",
+        "ratio",
+        "cosine",
+        "verdict",
     )
+    out.print(f"[bold]{escape(encoder.name)}[/bold] on {tuning.device}", highlight=False)
+    out.print(make_table(columns, _rows(tuning), right=columns[2:-1]))
+    best = f"{path.backend} {path.precision}, {path.batch_size} images in a batch"
+    if tuning.provisional:
+        out.print(
+            f"best so far: {best}; provisional, because other processes used {tuning.cpu_by_others:.0%} of the CPU; run"
+            " the command again while the machine is idle\n",
+            highlight=False,
+        )
+    else:
+        out.print(f"best: {best}, {path.images_per_s} images/s; stored for the next start\n", highlight=False)
+
+
+def _rows(tuning: "Tuning") -> Iterator[tuple[str, ...]]:
+    """Yield a row for each candidate and batch size."""
+    is_after_chosen = False
+    for trial in tuning.trials:
+        if trial.candidate == tuning.chosen:
+            verdict, is_after_chosen = "chosen", True
+        elif not trial.rates:
+            verdict = trial.refused or "not measured"
+        else:
+            verdict = "not clearly faster" if is_after_chosen and (trial.ratio or 0) > 1 else "slower"
+        for size, rates in (trial.rates or {0: ()}).items():
+            yield (
+                trial.candidate.backend,
+                trial.candidate.precision,
+                str(trial.candidate.threads or ""),
+                *(
+                    (str(size), f"{median(rates):.1f}", f"{min(rates):.1f}", f"{max(rates):.1f}")
+                    if rates
+                    else ("", "", "", "")
+                ),
+                "" if trial.ratio is None else f"{trial.ratio:.2f}",
+                "" if trial.min_cosine is None else f"{trial.min_cosine:.4f}",
+                verdict,
+            )
 
 
 def _catalogue() -> dict[str, ModelCard]:

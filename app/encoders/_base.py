@@ -3,15 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Protocol
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 from app.types import ImageFeatures, Pixels, TextFeatures
-
-# The smallest batch with this share of the best throughput is used, since small batches have a lower latency.
-_MIN_SHARE_OF_BEST_RATE = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +22,7 @@ class ImagePath:
         precision: ``fp32``, ``fp16`` or ``bf16``.
         batch_size: recommended number of images in a forward pass.
         threads: CPU threads of a forward pass; 0 on other devices.
-        images_per_s: throughput at that batch size; None if it was not measured.
+        images_per_s: throughput at that batch size; None if it was not measured, or only while the machine was busy.
     """
 
     backend: str
@@ -72,43 +70,73 @@ class Candidate:
 
 
 class Trial(BaseModel):
-    """The measurement of a candidate: images per second by batch size, or the reason why it was refused."""
+    """The measurements of a candidate, or the reason why it was refused.
+
+    Args:
+        candidate: the combination.
+        min_cosine: lowest cosine of its features with those in single precision; None if they were not compared.
+        rates: images per second by batch size, one value for each round of its last comparison.
+        ratios: its rate divided by that of the best candidate before it in the same round, for the rounds that count;
+            empty for the first candidate.
+        cpu_by_others: share of the cores that other processes used in each round; empty where this is not known.
+        refused: why it cannot be used; None if it can.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     candidate: Candidate
     min_cosine: float | None
-    images_per_s: dict[int, float]
+    rates: dict[int, tuple[float, ...]] = {}
+    ratios: tuple[float, ...] = ()
+    cpu_by_others: tuple[float, ...] = ()
     refused: str | None = None
 
     @property
-    def best_rate(self) -> float:
-        """Images per second at the best batch size; 0 for a refused candidate."""
-        return 0.0 if self.refused else max(self.images_per_s.values(), default=0.0)
+    def images_per_s(self) -> dict[int, float]:
+        """The median rate of each batch size."""
+        return {size: median(rates) for size, rates in self.rates.items()}
+
+    @property
+    def ratio(self) -> float | None:
+        """The median of the ratios."""
+        return median(self.ratios) if self.ratios else None
 
 
 class Tuning(BaseModel):
-    """All trials of one model on one device, in chronological order."""
+    """All trials of one model on one device in chronological order, and what follows from them.
+
+    Args:
+        device: a device name of torch.
+        trials: of every candidate.
+        chosen: the candidate to use; None if all were refused.
+        batch_size: for the chosen one.
+        cpu_by_others: share of the cores that other processes used, the median; None where this is not known.
+        provisional: other processes used the CPU, so the result may be wrong.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     device: str
     trials: tuple[Trial, ...]
-
-    @property
-    def best(self) -> Trial | None:
-        """The fastest trial that was not refused."""
-        usable = [trial for trial in self.trials if trial.best_rate > 0]
-        return max(usable, key=lambda trial: trial.best_rate, default=None)
+    chosen: Candidate | None
+    batch_size: int
+    cpu_by_others: float | None = None
+    provisional: bool = False
 
     def image_path(self) -> ImagePath | None:
-        """Return the fastest candidate, with the smallest batch that is almost as fast; None if all were refused."""
-        best = self.best
-        if best is None:
+        """Return how to run the tower; None if all candidates were refused."""
+        if self.chosen is None:
             return None
-        size = min(size for size, rate in best.images_per_s.items() if rate >= _MIN_SHARE_OF_BEST_RATE * best.best_rate)
-        candidate, rate = best.candidate, round(best.images_per_s[size], 1)
-        return ImagePath(candidate.backend, self.device, candidate.precision, size, candidate.threads, rate)
+        rates = next(trial.images_per_s for trial in self.trials if trial.candidate == self.chosen)
+        rate = None if self.provisional else rates.get(self.batch_size)
+        return ImagePath(
+            self.chosen.backend,
+            self.device,
+            self.chosen.precision,
+            self.batch_size,
+            self.chosen.threads,
+            None if rate is None else round(rate, 1),
+        )
 
 
 class ImageTower(Protocol):

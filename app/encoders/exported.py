@@ -102,7 +102,8 @@ def _load(
     export: Export, folder: Path, options: LoadOptions, tuning: Tuning | None, *, has_torch: bool
 ) -> OpenVinoEncoder | None:
     if tuning is None and has_torch and options.backend == "auto":
-        tuning = stored_tuning(export.model, "cpu", export.image_fingerprint, options)
+        stored = stored_tuning(export.model, "cpu", export.image_fingerprint, options)
+        tuning = stored if stored and not stored.provisional else None
     path = tuning.image_path() if tuning else None
     if path is not None and path.backend == "torch":
         return None
@@ -112,14 +113,16 @@ def _load(
         return compile_image_tower(folder / _IMAGE_TOWER, precision=candidate.precision, size_px=size_px)
 
     if path is None:
-        tower, path, tuning = select_tower(
+        seconds = options.tuning_seconds if tuning is None else 0.0
+        tower, path, measured = select_tower(
             export.model,
             "cpu",
             build=build,
             size_px=size_px,
             fingerprint=export.image_fingerprint,
-            options=replace(options, backend="openvino"),
+            options=replace(options, backend="openvino", tuning_seconds=seconds),
         )
+        tuning = tuning or measured
     else:
         tower = build(Candidate(path.backend, path.precision, path.threads))
     return OpenVinoEncoder(

@@ -50,6 +50,8 @@ class ModelRegistry:
         self._decoders = decoders
         self._decoders_per_request = decoders_per_request
         self.request_timeout_s = request_timeout_s
+        self._users = 0
+        self._last_used_at = time.perf_counter()
 
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._models.values())
@@ -94,7 +96,7 @@ class ModelRegistry:
         served = self.get(model)
         # Texts have no places of their own in the queue; such a request takes the place of one image.
         async with self.deadline():
-            with served.images.admit(1, within_s=self.request_timeout_s):
+            with self._in_use(), served.images.admit(1, within_s=self.request_timeout_s):
                 return await served.encode_new_texts(texts)
 
     async def encode_images(
@@ -128,8 +130,22 @@ class ModelRegistry:
         Raises:
             OverloadedError: the queue has no room for ``count`` images.
         """
-        with served.images.admit(count, within_s=within_s) as ticket:
+        with self._in_use(), served.images.admit(count, within_s=within_s) as ticket:
             yield ImageReader(served, self._decoders, ticket, asyncio.Semaphore(self._decoders_per_request))
+
+    @property
+    def last_used_at(self) -> float:
+        """When a request or a job last used a model, on the clock of ``time.perf_counter``; not a health probe."""
+        return time.perf_counter() if self._users else self._last_used_at
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            self._last_used_at = time.perf_counter()
 
     @asynccontextmanager
     async def deadline(self) -> AsyncIterator[None]:

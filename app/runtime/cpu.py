@@ -1,9 +1,10 @@
-"""The number of cores that this process may use, and the priority and BLAS threads of background work."""
+"""The cores that this process may use, their use by others, and the priority and BLAS threads of background work."""
 
 import math
 import os
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from threadpoolctl import ThreadpoolController, threadpool_info, threadpool_limi
 
 # Of threads that no request waits for.
 _NICENESS = 10
+_LOWEST_NICENESS = 19
 
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+_STAT = Path("/proc/stat")
 
 
 class _BlasLimit:
@@ -38,10 +41,62 @@ def usable_cores(cpu_max: Path = _CPU_MAX) -> int:
     return max(1, min(cores, allowed))
 
 
+class OtherProcesses:
+    """Measures the CPU that other processes use; Linux only.
+
+    Args:
+        stat: the file with the CPU time of all processes, which includes that of other virtual machines ("steal").
+        own_s: returns the CPU seconds that are not those of others; by default of this process.
+    """
+
+    def __init__(self, stat: Path = _STAT, own_s: Callable[[], float] = time.process_time) -> None:
+        self._stat = stat
+        self._own_s = own_s
+        self._last = self._read()
+
+    def share(self) -> float | None:
+        """Return their share of the usable cores since the last call, in [0, 1]; None if the system does not say.
+
+        Cores that this process may not use at the same time, by its quota, count as free for others.
+        """
+        last, self._last = self._last, self._read()
+        if last is None or self._last is None:
+            return None
+        (cores, all_s, own_s, at), (_, all_before_s, own_before_s, before) = self._last, last
+        taken = (all_s - all_before_s - (own_s - own_before_s)) / max(at - before, 1e-9)
+        usable = usable_cores()
+        return min(1.0, max(0.0, taken - (cores - usable)) / usable)
+
+    def _read(self) -> tuple[int, float, float, float] | None:
+        """Return the number of cores, seconds of all processes on them, seconds of this process, and the time."""
+        try:
+            allowed = os.sched_getaffinity(0)
+            rows = [line.split() for line in self._stat.read_text().splitlines()]
+            # user, nice, system, irq, softirq and steal; the others are idle, or parts of these.
+            used = [
+                sum(int(row[column]) for column in (1, 2, 3, 6, 7, 8))
+                for row in rows
+                if row and row[0].startswith("cpu") and row[0][3:].isdigit() and int(row[0][3:]) in allowed
+            ]
+            if not any(used):
+                return None  # a sandbox without real figures
+            return len(used), sum(used) / os.sysconf("SC_CLK_TCK"), self._own_s(), time.perf_counter()
+        except (AttributeError, OSError, ValueError, IndexError):
+            return None
+
+
 def lower_priority() -> None:
     """Give this thread a lower priority, if the system supports priorities of threads."""
     with suppress(OSError, AttributeError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+
+
+def lower_process_priority() -> None:
+    """Give this process the lowest priority, and let it be the first to end if the system runs out of memory."""
+    with suppress(OSError, AttributeError):
+        os.nice(_LOWEST_NICENESS)
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Returns freed memory to the operating system, which glibc keeps by default."""
+"""Returns freed memory to the operating system, which glibc keeps by default, and says how much is left."""
 
 import asyncio
 import ctypes
@@ -6,7 +6,10 @@ import os
 import platform
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+
+_PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 
 _M_ARENA_MAX = -8
 # As MALLOC_ARENA_MAX=2 in the container image: by default, each thread that decodes images gets memory of its own.
@@ -51,6 +54,23 @@ async def trim_when_idle(is_idle: Callable[[], bool], every_s: float = 10.0) -> 
 def resident_bytes() -> int:
     """Return the resident memory of this process; Linux only."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def fits_twice(proc: Path = _PROC, cgroup: Path = _CGROUP) -> bool:
+    """Return whether memory is left for another process of the size of this one at its largest; Linux only."""
+    try:
+        largest = _kib(proc / "self" / "status", "VmHWM:")
+        available = _kib(proc / "meminfo", "MemAvailable:")
+    except (OSError, StopIteration):
+        return True  # the system does not say
+    with suppress(OSError, ValueError):  # without cgroup v2, or "max" for no limit
+        limit, used = (int((cgroup / name).read_text()) for name in ("memory.max", "memory.current"))
+        available = min(available, (limit - used) // 1024)
+    return available > largest
+
+
+def _kib(file: Path, name: str) -> int:
+    return next(int(line.split()[1]) for line in file.read_text().splitlines() if line.startswith(name))
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -207,13 +207,15 @@ def test_recommended_models_are_listed_and_shown(tmp_path):
 def test_the_server_uses_the_measurement_of_models_tune(tmp_path):
     tuned = deixis("models", "tune", "--seconds", "2", data_dir=tmp_path)
     assert tuned.returncode == 0, tuned.stderr
-    assert "images/s at 1" in tuned.stdout
-    best = next(line for line in tuned.stdout.splitlines() if line.startswith("best: "))
+    rows = [line.split() for line in tuned.stdout.splitlines()]
+    assert ["openvino", "fp32", "1.0000", "chosen"] in [[*row[:2], *row[-2:]] for row in rows]
+    # "best so far", and without a rate, if other processes used the CPU
+    best = next(line for line in tuned.stdout.splitlines() if line.startswith("best"))
     with serving(data_dir=tmp_path) as server, server.client() as client:
         (model,) = client.get("/v1/models").json()["models"]
     path = model["image_path"]
-    assert f"best: {path['backend']} {path['precision']}, {path['image_batch']} images in a batch" in best
-    assert f"{path['images_per_s']} images/s" in best
+    assert f": {path['backend']} {path['precision']}, {path['image_batch']} images in a batch" in best
+    assert "provisional" in best if path["images_per_s"] is None else f"{path['images_per_s']} images/s" in best
 
 
 def test_an_unknown_model_cannot_be_measured(tmp_path):

@@ -5,7 +5,8 @@ import numpy as np  # noqa: F401 - its library is limited
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from app.runtime.cpu import one_blas_thread, usable_cores
+from app.runtime import cpu
+from app.runtime.cpu import OtherProcesses, one_blas_thread, usable_cores
 
 
 @pytest.fixture
@@ -99,3 +100,49 @@ def test_libraries_loaded_after_the_first_limit_are_limited_too():
             with one_blas_thread():
                 assert blas_threads() == {1}
         assert blas_threads() == {2}
+
+
+STAT = """\
+cpu  9 9 9 9 9 9 9 9 0 0
+cpu0 {user} 10 20 1000 5 1 2 {steal} 0 0
+cpu1 {user} 10 20 1000 5 1 2 0 0 0
+cpu2 99999 10 20 1000 5 1 2 0 0 0
+intr 5
+"""
+
+
+@pytest.mark.parametrize(
+    ("user", "steal", "own_s", "usable", "share"),
+    [
+        (100, 0, 2.0, 2, 0.0),  # all of it is this process's own
+        (100, 0, 0.0, 2, 1.0),
+        (100, 0, 1.0, 2, 0.5),
+        (0, 50, 0.0, 2, 0.25),  # used by other virtual machines
+        (50, 0, 0.0, 1, 0.0),  # one of two cores is left for a quota of one
+        (100, 0, 0.5, 1, 0.5),
+    ],
+)
+def test_the_share_of_other_processes_is_that_of_the_cores_that_this_one_may_use(
+    tmp_path, cores, monkeypatch, user, steal, own_s, usable, share
+):
+    cores(2)
+    monkeypatch.setattr(cpu, "usable_cores", lambda: usable)
+    file = tmp_path / "stat"
+    now = {"wall": 0.0, "own": 0.0}
+    monkeypatch.setattr(cpu.time, "perf_counter", lambda: now["wall"])
+    monkeypatch.setattr(os, "sysconf", lambda _: 100)
+    file.write_text(STAT.format(user=1000, steal=7))
+    others = OtherProcesses(file, lambda: now["own"])
+    file.write_text(STAT.format(user=1000 + user, steal=7 + steal))
+    now.update(wall=1.0, own=own_s)
+    assert others.share() == pytest.approx(share)
+    now.update(wall=2.0)
+    assert others.share() == 0.0
+
+
+@pytest.mark.parametrize("content", ["", "cpu0 0 0 0 0 0 0 0 0 0 0\n", "cpu0 1 x\n", None])
+def test_a_system_without_figures_of_its_processes_says_nothing(tmp_path, content):
+    file = tmp_path / "stat"
+    if content is not None:
+        file.write_text(content)
+    assert OtherProcesses(file).share() is None

@@ -65,3 +65,27 @@ def test_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.setattr(memory, "_glibc", lambda: None)
     memory.limit_arenas()
     asyncio.run(asyncio.wait_for(memory.trim_when_idle(lambda: True), 5))
+
+
+@pytest.mark.parametrize(
+    ("available", "limit", "used", "fits"),
+    [
+        (900, None, None, True),
+        (700, None, None, False),
+        (900, "max", 5, True),
+        (900, 2000 * 1024, 1000 * 1024, True),
+        (900, 2000 * 1024, 1900 * 1024, False),
+        (None, None, None, True),
+    ],
+)
+def test_the_memory_for_a_second_process_is_that_of_the_machine_or_of_the_container(
+    tmp_path, available, limit, used, fits
+):
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "status").write_text("Name:\tx\nVmHWM:\t     800 kB\n")
+    if available is not None:
+        (tmp_path / "meminfo").write_text(f"MemTotal: 9000 kB\nMemAvailable: {available} kB\n")
+    if limit is not None:
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        (tmp_path / "memory.current").write_text(f"{used}\n")
+    assert memory.fits_twice(tmp_path, tmp_path) is fits
