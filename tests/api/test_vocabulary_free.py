@@ -383,7 +383,7 @@ def test_requests_get_retry_after_while_the_first_database_is_built(make_client,
         (place / name).write_text(text if name.endswith(".exc") else LICENCE + text)
     gated = GatedEncoder()
     gated.texts_open.clear()
-    client = make_client(encoders=[gated], wordnet_dir=place, build_wordnet=True)
+    client = make_client(encoders=[gated], wordnet_dir=place, default_database="wordnet", build_default_database=True)
     try:
         assert gated.texts_entered.acquire(timeout=10)
         response = as_json(client, [picture()])
@@ -395,6 +395,12 @@ def test_requests_get_retry_after_while_the_first_database_is_built(make_client,
         gated.open()
     until(lambda: as_json(client, [picture()]).status_code == 200)
     assert naming(client, ["red"])["database"].startswith("wordnet@")
+
+
+def test_a_machine_without_wordnet_finds_labels_after_the_first_start(make_client, tmp_path):
+    client = make_client(wordnet_dir=tmp_path / "nowhere", build_default_database=True)
+    until(lambda: as_json(client, [picture()]).status_code == 200)
+    assert naming(client, ["red"])["database"].startswith("everyday@")
 
 
 # --- explanations --------------------------------------------------------------------------------------------------

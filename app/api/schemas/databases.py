@@ -19,7 +19,9 @@ from app.names.namespaces import namespace_of, own_name
 class BuildDatabaseBody(Request):
     """A request to build a caption database from exactly one of source, files and captions."""
 
-    source: Literal["wordnet"] | None = Field(None, description="The nouns of WordNet.")
+    source: Literal["everyday", "wordnet"] | None = Field(
+        None, description="The names of the package, or the nouns of WordNet."
+    )
     files: list[Annotated[str, Field(min_length=1, max_length=4096)]] | None = Field(
         None,
         min_length=1,
