@@ -3,7 +3,8 @@
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError as FutureCancelledError
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from app.errors import StoreError
 from app.runtime.cpu import lower_priority
 from app.types import TextFeatures
 
-# A build can be cancelled between two batches.
-_TEXTS_PER_BATCH = 1024
+# The progress is reported after each batch.
+_TEXTS_PER_BATCH = 256
 
 Encode = Callable[[Sequence[str]], Awaitable[TextFeatures]]
 Advance = Callable[[int, int], Awaitable[object]]
@@ -116,7 +117,7 @@ class BackgroundBuilder:
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
-            run.stop.set()
+            run.stop()
             await _wait_until_done(running)
             raise
         finally:
@@ -128,18 +129,25 @@ class BackgroundBuilder:
 
 
 class _Build:
-    """The thread's side of a running build: encodes and reports on the event loop, and ends when ``stop`` is set."""
+    """The thread's side of a running build: encodes and reports on the event loop, and ends after ``stop``."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, encode: Encode, advance: Advance, report: Callable[[str], None]
     ) -> None:
-        self.stop = threading.Event()
+        self._stopped = threading.Event()
+        self._encoding: Future[TextFeatures] | None = None
         self._loop = loop
         self._encode = encode
         self._advance = advance
         self._report = report
         self._total = 0
         self._encoded = 0
+
+    def stop(self) -> None:
+        """End the build, also while it waits for the encoder; called on the event loop."""
+        self._stopped.set()
+        if self._encoding is not None:
+            self._encoding.cancel()
 
     def count(self, captions: Iterable[str]) -> None:
         """Count the captions, so that the progress has a total."""
@@ -149,8 +157,14 @@ class _Build:
 
     def encode(self, texts: Sequence[str]) -> TextFeatures:
         """Encode texts on the event loop."""
-        self._end_if_stopped()
-        features: TextFeatures = self._wait_for(self._encode(texts))
+        self._encoding = asyncio.run_coroutine_threadsafe(_as_coroutine(self._encode(texts)), self._loop)
+        if self._stopped.is_set():
+            self._encoding.cancel()  # ``stop`` has cancelled the previous one
+        try:
+            features = self._encoding.result()
+        except FutureCancelledError:
+            self._end_if_stopped()
+            raise
         self._report_encoded(self._encoded + len(texts))
         return features
 
@@ -169,7 +183,7 @@ class _Build:
         self._wait_for(self._advance(encoded, self._total))
 
     def _end_if_stopped(self) -> None:
-        if self.stop.is_set():
+        if self._stopped.is_set():
             raise _StoppedError
 
     def _wait_for(self, work: Awaitable[Any]) -> Any:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import structlog
@@ -222,7 +223,7 @@ class CaptionSearch:
             name,
             plan,
             sources,
-            encode=served.encode_new_texts,
+            encode=partial(self._models.encode_in_background, plan.model),
             fingerprint=await served.text_fingerprint(),
             advance=advance,
         )

@@ -5,12 +5,14 @@ import time
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from app.errors import ClientError, DeadlineExceededError, NotAnImageError, UnknownNameError
 from app.images.decoder_pool import Decoders
+from app.models.background import BackgroundTurns
 from app.models.queue import Ticket
 from app.models.served_model import ServedModel
 from app.observability.loops import Loops
@@ -50,6 +52,7 @@ class ModelRegistry:
         self._decoders = decoders
         self._decoders_per_request = decoders_per_request
         self.request_timeout_s = request_timeout_s
+        self._background = BackgroundTurns(lambda: max((served.last_request_at for served in self), default=0.0))
 
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._models.values())
@@ -96,6 +99,11 @@ class ModelRegistry:
         async with self.deadline():
             with served.images.admit(1, within_s=self.request_timeout_s):
                 return await served.encode_new_texts(texts)
+
+    async def encode_in_background(self, model: str, texts: Sequence[str]) -> TextFeatures:
+        """Return one unit row per text (k, d), a few texts at a time while no request needs any model."""
+        served = self.get(model)
+        return await self._background.encode(partial(served.encode_new_texts, is_request=False), texts)
 
     async def encode_images(
         self, model: str, images: Sequence[bytes | ClientError], *, has_deadline: bool = False

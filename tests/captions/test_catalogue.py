@@ -786,6 +786,13 @@ async def test_a_cancelled_build_stops_and_the_next_one_encodes_only_missing_cap
     assert found.generation == manifest.generation
 
 
+async def test_a_build_that_waits_for_the_encoder_can_be_cancelled(databases):
+    async with under_way(databases) as (task, _, _):
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(task, 5)
+
+
 async def test_after_a_cancelled_build_it_is_no_longer_announced(databases):
     async with under_way(databases, "everyday") as (task, _, go_on):
         with pytest.raises(NotReadyError, match="caption database 'everyday'"):
