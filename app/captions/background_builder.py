@@ -6,11 +6,12 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import CancelledError as FutureCancelledError
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from app.captions.build import BuildOptions, build
-from app.captions.build_plan import BuildPlan
+from app.captions.build_plan import EVERYDAY, BuildPlan
 from app.captions.cleaning import Counts
 from app.captions.generations import is_database, prune
 from app.captions.manifest import Manifest
@@ -21,6 +22,10 @@ from app.types import TextFeatures
 
 # The progress is reported after each batch.
 _TEXTS_PER_BATCH = 256
+# A database of the packaged names, which are sorted by how common they are, is published when it has so many of them,
+# so that a slow model answers from the first ones. The first number divides the second.
+_FIRST_CAPTIONS = 256
+_MORE_CAPTIONS = 1024
 
 Encode = Callable[[Sequence[str]], Awaitable[TextFeatures]]
 Advance = Callable[[int, int], Awaitable[object]]
@@ -88,30 +93,43 @@ class BackgroundBuilder:
             # A pipe can be read only once, so its captions cannot be counted first.
             if all(_is_file(source) for source in sources):
                 run.count(plan.read(sources, self._wordnet, Counts()))
-            counts = Counts()
             source_notes, licence = plan.notes
-            if is_database(folder):
-                # The current generation stays, because other machines may read it for a while.
-                with suppress(StoreError):  # a damaged database is replaced by the build
-                    prune(folder)
-            return build(
-                plan.read(sources, self._wordnet, counts),
-                folder,
-                encode=run.encode,
-                fingerprint=fingerprint,
-                model=plan.model,
-                name=name,
-                source_notes=source_notes,
-                licence=licence,
-                options=BuildOptions(
-                    batch_size=_TEXTS_PER_BATCH,
-                    recall=plan.recall,
-                    near_duplicates=plan.near_duplicates,
-                    threads=plan.threads,
-                ),
-                counts=counts,
-                advance=run.advance,
+            options = BuildOptions(
+                batch_size=_TEXTS_PER_BATCH,
+                recall=plan.recall,
+                near_duplicates=plan.near_duplicates,
+                threads=plan.threads,
             )
+            if plan.source == EVERYDAY:
+                options = replace(options, shard_size=_FIRST_CAPTIONS)
+
+            def publish(captions: Iterable[str], counts: Counts | None, to_come: int) -> Manifest:
+                if is_database(folder):
+                    # The current generation stays, because other machines may read it for a while.
+                    with suppress(StoreError):  # a damaged database is replaced by the build
+                        prune(folder)
+                return build(
+                    captions,
+                    folder,
+                    encode=run.encode,
+                    fingerprint=fingerprint,
+                    model=plan.model,
+                    name=name,
+                    source_notes=source_notes,
+                    licence=licence,
+                    options=options,
+                    counts=counts,
+                    advance=run.advance,
+                    to_come=to_come,
+                )
+
+            if plan.source == EVERYDAY and not is_database(folder):
+                captions = list(plan.read(sources, self._wordnet, Counts()))
+                for ready in (_FIRST_CAPTIONS, _MORE_CAPTIONS):
+                    if ready < len(captions):
+                        publish(captions[:ready], None, len(captions) - ready)
+            counts = Counts()
+            return publish(plan.read(sources, self._wordnet, counts), counts, 0)
 
         running = asyncio.get_running_loop().run_in_executor(self._executor, work)
         try:

@@ -274,10 +274,13 @@ class CaptionCatalogue:
         database = served.current  # all queries search the same generation
         _require_model(name, database.manifest, fingerprint, "database")
         if self._remote_search is not None:
-            return await self._remote_search(
+            found = await self._remote_search(
                 name, database.generation, queries, k, features=features, within_s=within_s
             )
-        return await served.search(database, queries, k, features=features, within_s=within_s)
+        else:
+            found = await served.search(database, queries, k, features=features, within_s=within_s)
+        warning = database.manifest.warning
+        return found if warning is None else [replace(each, missing=each.missing or warning) for each in found]
 
     async def search_generation(
         self,

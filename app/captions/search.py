@@ -178,7 +178,9 @@ class CaptionSearch:
         if not self._build_default or default not in {EVERYDAY, WORDNET}:
             return None
         for state in await self.catalogue.states():
-            if state.name == default and state.manifest and await self.models_of(state.manifest) and not state.problem:
+            manifest = state.manifest
+            is_usable = manifest is not None and manifest.warning is None and state.problem is None
+            if state.name == default and is_usable and manifest and await self.models_of(manifest):
                 return None
         plan = BuildPlan(model=self._models.default, source=default)
         try:

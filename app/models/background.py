@@ -8,7 +8,7 @@ import numpy as np
 
 from app.types import TextFeatures
 
-_QUIET_S = 0.05
+_QUIET_S = 0.03
 """Seconds without a request after which background work runs: longer than between the requests of one caller."""
 
 _SHARE = 0.05
@@ -17,7 +17,7 @@ _SHARE = 0.05
 _TURN_S = 0.02
 """Seconds of a turn: a request that arrives during one is slowed for as long."""
 
-_RECENTLY_S = 5.0
+_RECENTLY_S = 2.0
 """Seconds after the last request from which turns are longer, because no request is expected."""
 
 _LONG_TURN_S = 0.25

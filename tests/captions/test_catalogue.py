@@ -15,7 +15,7 @@ import app.captions.background_builder
 import app.captions.catalogue
 import app.captions.served_database
 from app.captions.build import BuildOptions
-from app.captions.build_plan import BuildPlan
+from app.captions.build_plan import EVERYDAY, BuildPlan
 from app.captions.cased.lexicon import OTHER
 from app.captions.catalogue import CaptionCatalogue
 from app.captions.database import CaptionDatabase, merge_parts
@@ -784,6 +784,35 @@ async def test_a_cancelled_build_stops_and_the_next_one_encodes_only_missing_cap
     assert reported[-1] == len(CAPTIONS)
     (found,) = await nearest(databases, "things", "red", k=1)
     assert found.generation == manifest.generation
+
+
+async def test_names_that_were_interrupted_after_the_first_are_completed_without_encoding_these_again(databases):
+    encoded, reached = [], asyncio.Event()
+
+    async def encode_some(texts):
+        if len(encoded) >= 512:
+            reached.set()
+            await asyncio.Event().wait()
+        encoded.extend(texts)
+        return await encode(texts)
+
+    task = asyncio.create_task(built(databases, "everyday", (), source=EVERYDAY, encode=encode_some))
+    await asyncio.wait_for(reached.wait(), 20)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    (found,) = await nearest(databases, "everyday", "red", k=1)
+    assert found.missing.endswith("is still being built: 256 of its 2,316 captions can be found so far")
+
+    async def encode_rest(texts):
+        encoded.extend(texts)
+        return await encode(texts)
+
+    manifest = await built(databases, "everyday", (), source=EVERYDAY, encode=encode_rest)
+    assert (manifest.captions, manifest.warning) == (2316, None)
+    assert len(encoded) == len(set(encoded)) == 2316
+    (found,) = await nearest(databases, "everyday", "red", k=1)
+    assert (found.generation, found.missing) == (manifest.generation, None)
 
 
 async def test_a_build_that_waits_for_the_encoder_can_be_cancelled(databases):

@@ -293,6 +293,8 @@ async def test_the_build_of_the_default_database_is_planned_if_enabled_and_missi
         assert await service.caption_search.plan_default() is None
         (place_of(folder / source) / "texts.bin").write_bytes(b"?")
         assert await service.caption_search.plan_default() == planned
+        made(folder / source, to_come=7)
+        assert await service.caption_search.plan_default() == planned
         made(folder / source, encoder=FakeEncoder("other"))
         assert await service.caption_search.plan_default() == planned
     async with open_with(FakeEncoder("third"), FakeEncoder("other"), **wanted) as service:

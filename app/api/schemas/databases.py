@@ -103,7 +103,9 @@ class DatabaseBody(Response):
     )
     recall_at: int | None
     recall_target: float | None
-    counts: dict[str, int] | None = Field(description="Number of captions read, kept and left out, by reason.")
+    counts: dict[str, int] | None = Field(
+        description="Number of captions read, kept and left out, by reason; `to_come` while the build goes on."
+    )
     source_notes: str | None
     licence: str | None
     bytes: int
@@ -183,7 +185,7 @@ class SearchResponse(Response):
     searched: int = Field(
         description="Number of nearest captions that were examined: 1,000, or all of a smaller database."
     )
-    warnings: list[str] = Field([], description="Parts of the database that could not be searched.")
+    warnings: list[str] = Field([], description="Captions that could not be searched, and why.")
 
     @classmethod
     def of(cls, page: CaptionPage) -> "SearchResponse":
