@@ -8,7 +8,7 @@ import numpy as np
 
 from app.types import TextFeatures
 
-_QUIET_S = 0.03
+_QUIET_S = 0.05
 """Seconds without a request after which background work runs: longer than between the requests of one caller."""
 
 _SHARE = 0.05

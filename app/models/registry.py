@@ -17,7 +17,11 @@ from app.models.queue import Ticket
 from app.models.served_model import ServedModel
 from app.observability.loops import Loops
 from app.observability.tracing import past_stage, stage
+from app.prompting.text_feature_store import StoredTextEncoder
 from app.types import Pixels, TextFeatures
+
+# Texts of a label set that are encoded before they are stored.
+_TEXTS_PER_WRITE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,20 @@ class ModelRegistry:
         """Return one unit row per text (k, d), a few texts at a time while no request needs any model."""
         served = self.get(model)
         return await self._background.encode(partial(served.encode_new_texts, is_request=False), texts)
+
+    async def store_texts(self, model: str, texts: Sequence[str]) -> None:
+        """Encode the texts that the store of text features lacks, as ``encode_in_background``, and store them.
+
+        A request that needs one of them meanwhile does not wait for this: it encodes the text itself.
+        """
+        served = self.get(model)
+        if served.text_features is None:
+            return
+        encode = StoredTextEncoder(
+            partial(self.encode_in_background, model), served.text_fingerprint, served.text_features
+        )
+        for first in range(0, len(texts), _TEXTS_PER_WRITE):
+            await encode(texts[first : first + _TEXTS_PER_WRITE])
 
     async def encode_images(
         self, model: str, images: Sequence[bytes | ClientError], *, has_deadline: bool = False

@@ -84,6 +84,7 @@ class ServedModel:
         self.texts = texts
         self.image_fingerprint = image_fingerprint
         self.text_fingerprint = text_fingerprint
+        self.text_features = text_features
         self.encode_texts = StoredTextEncoder(self.encode_new_texts, text_fingerprint, text_features)
         self._image_probe = HealthProbe(
             images, lambda: encoder.transform(Image.new("RGB", (_PROBE_PX, _PROBE_PX), "grey"))
