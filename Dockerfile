@@ -75,7 +75,7 @@ LABEL org.opencontainers.image.title="Deixis" \
       org.opencontainers.image.licenses="Apache-2.0"
 
 # tini: process 1 ignores signals that it does not handle yet, such as while it loads models.
-# WordNet: the words of the default caption database, and the nouns of captions.
+# WordNet: the parts of speech of the words of captions, and a source of captions.
 # Additional Debian packages, separated by spaces.
 ARG PACKAGES=""
 # hadolint ignore=DL3008,SC2086 # versions of the base image's release; PACKAGES contains several words

@@ -295,7 +295,7 @@ async def open_service(
         stalled_after_s=settings.stall_timeout_s,
         remote_search=steps.search_captions,
     )
-    caption_search = CaptionSearch(catalogue, models, remote_images, build_wordnet=settings.build_wordnet)
+    caption_search = CaptionSearch(catalogue, models, remote_images, build_default=settings.build_default_database)
     pipeline = Pipeline(
         models,
         remote_images,

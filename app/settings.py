@@ -252,18 +252,19 @@ class Settings(BaseSettings):
 
     # Caption databases, for images without labels
     default_database: str = Field(
-        "wordnet",
+        "everyday",
         pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$",
         description="Caption database of requests that do not name one.",
     )
-    build_wordnet: bool = Field(
+    build_default_database: bool = Field(
         default=True,
-        description="Build the caption database `wordnet` in the background if it is the default and does not exist."
-        " This takes some minutes at the first start.",
+        description="Build the default caption database in the background if it does not exist, and is `everyday` or"
+        " `wordnet`. The first takes some seconds, the second some minutes.",
     )
     wordnet_dir: Folder = Field(
         Path("/usr/share/wordnet"),
-        description="Folder of the WordNet 3.0 files, as installed by the Debian package `wordnet-base`.",
+        description="Folder of the WordNet 3.0 files, as installed by the Debian package `wordnet-base`. They are not"
+        " needed.",
     )
 
     # Language model, for class descriptions

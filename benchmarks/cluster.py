@@ -62,7 +62,7 @@ def compare(folder: Path | None, seconds: float) -> dict[str, Any]:
     found: dict[str, Any] = {}
     predictions: dict[str, list[Any]] = {}
     with tempfile.TemporaryDirectory() as made:
-        os.environ["DEIXIS_BUILD_WORDNET"] = "false"
+        os.environ["DEIXIS_BUILD_DEFAULT_DATABASE"] = "false"
         for name, flags in configurations.items():
             say(name)
             with serving("embedded", Path(made), *flags) as server:
@@ -127,7 +127,7 @@ def _predictions(url: str, files: Sequence[bytes]) -> list[list[tuple[str, float
 def scale(seconds: float) -> dict[str, Any]:
     """Return the time until a second encoder replica starts under overload, from the metrics of the service."""
     with tempfile.TemporaryDirectory() as made:
-        os.environ["DEIXIS_BUILD_WORDNET"] = "false"
+        os.environ["DEIXIS_BUILD_DEFAULT_DATABASE"] = "false"
         with serving("embedded", Path(made), "--engine", "ray", "--ray-layout", "encoders=1-2") as server:
             run_json("benchmarks.load", server.url, "closed", "--connections", 4, "--seconds", 3)
             load = ["benchmarks.load", server.url, "closed", "--connections", "64", "--seconds", str(seconds)]
@@ -254,7 +254,7 @@ def kill(folder: Path | None, seconds: float, only: str | None) -> dict[str, Any
         environment = {
             "DEIXIS_DATABASE_URL": url,
             "DEIXIS_DATA_DIR": made,
-            "DEIXIS_BUILD_WORDNET": "false",
+            "DEIXIS_BUILD_DEFAULT_DATABASE": "false",
             "DEIXIS_TUNING_SECONDS": "0",
             "DEIXIS_LOG_LEVEL": "warning",
             "DEIXIS_ENGINE": "ray",

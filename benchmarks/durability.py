@@ -43,7 +43,7 @@ from tests.postgres import postgres_binaries, running_postgres
 
 DATABASES = ("sqlite", "postgresql")
 CLASSES = 30
-QUICK = ("--tuning-seconds", "0", "--build-wordnet", "false")
+QUICK = ("--tuning-seconds", "0", "--build-default-database", "false")
 RECREATED = (1, 0, 2)  # versions of a label set that is put, deleted (0) and recreated
 
 

@@ -61,7 +61,7 @@ class DescribeOptions(TypedDict, total=False):
 class BuildPlan(TypedDict, total=False):
     """How a caption database is built; exactly one of ``source``, ``files`` and ``captions`` is required."""
 
-    source: Literal["wordnet"]
+    source: Literal["everyday", "wordnet"]
     files: Sequence[str]
     captions: Sequence[str]
     model: str

@@ -2,8 +2,8 @@
 
     python examples/name_my_folder.py [FOLDER] [--url URL] [--database NAME] [--rename]
 
-The labels come from a caption database of the service, by default WordNet, which it builds at its first start. All
-images are sent in one request, so there may be at most as many as the service accepts in one. Without --rename, the
+The labels come from a caption database of the service, by default everyday names, which it builds at its first start.
+All images are sent in one request, so there may be at most as many as the service accepts in one. Without --rename, the
 program only prints the new file names.
 """
 

@@ -60,10 +60,10 @@ class CaptionEncoder(FakeEncoder):
         return direction
 
 
-def made(folder: Path, captions=CAPTIONS, *, encoder: FakeEncoder | None = None, **options) -> Manifest:
+def made(folder: Path, captions=CAPTIONS, *, encoder: FakeEncoder | None = None, to_come=0, **options) -> Manifest:
     """Build a database, named after its folder, of captions that differ, and return its manifest.
 
-    Keyword arguments are options of the build.
+    ``to_come`` captions are missing. Other keyword arguments are options of the build.
     """
     maker = encoder or CaptionEncoder()
     return build(
@@ -76,6 +76,7 @@ def made(folder: Path, captions=CAPTIONS, *, encoder: FakeEncoder | None = None,
         source_notes="made up",
         licence="CC0-1.0",
         options=BuildOptions(**options),
+        to_come=to_come,
     )
 
 

@@ -69,7 +69,7 @@ def _no_settings_from_outside(monkeypatch):
         if name.upper().startswith("DEIXIS_"):
             monkeypatch.delenv(name)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setenv("DEIXIS_BUILD_WORDNET", "false")  # takes minutes, except with the fake encoder
+    monkeypatch.setenv("DEIXIS_BUILD_DEFAULT_DATABASE", "false")  # takes minutes, except with the fake encoder
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +90,11 @@ def empty_database(tmp_path_factory) -> Path:
 def settings(tmp_path, empty_database) -> Settings:
     shutil.copy(empty_database, tmp_path)
     return Settings(
-        data_dir=tmp_path, models=("embedded",), build_wordnet=False, max_images_per_request=8, max_queued_images=16
+        data_dir=tmp_path,
+        models=("embedded",),
+        build_default_database=False,
+        max_images_per_request=8,
+        max_queued_images=16,
     )
 
 
@@ -143,7 +147,11 @@ def shared_client(tmp_path_factory, empty_database) -> Iterator[httpx.Client]:
         for name in [name for name in os.environ if name.upper().startswith("DEIXIS_")]:
             patch.delenv(name)
         settings = Settings(
-            data_dir=folder, models=("embedded",), build_wordnet=False, max_images_per_request=8, max_queued_images=16
+            data_dir=folder,
+            models=("embedded",),
+            build_default_database=False,
+            max_images_per_request=8,
+            max_queued_images=16,
         )
     encoder = FakeEncoder()
     app = create_app(settings, lambda _: [encoder])

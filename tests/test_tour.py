@@ -56,7 +56,10 @@ def recorded_calls():
 def calls(tmp_path_factory):
     """Return the calls of each walk of the tour, with a live server."""
     settings = Settings(
-        data_dir=tmp_path_factory.mktemp("tour"), models=("embedded",), build_wordnet=False, decode_timeout_s=None
+        data_dir=tmp_path_factory.mktemp("tour"),
+        models=("embedded",),
+        build_default_database=False,
+        decode_timeout_s=None,
     )
     limits = ConnectionLimits(connections=10, head_timeout_s=30, read_timeout_s=30)
     walks = {}

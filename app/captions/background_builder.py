@@ -3,13 +3,15 @@
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError as FutureCancelledError
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from app.captions.build import BuildOptions, build
-from app.captions.build_plan import BuildPlan
+from app.captions.build_plan import EVERYDAY, BuildPlan
 from app.captions.cleaning import Counts
 from app.captions.generations import is_database, prune
 from app.captions.manifest import Manifest
@@ -18,8 +20,12 @@ from app.errors import StoreError
 from app.runtime.cpu import lower_priority
 from app.types import TextFeatures
 
-# A build can be cancelled between two batches.
-_TEXTS_PER_BATCH = 1024
+# The progress is reported after each batch.
+_TEXTS_PER_BATCH = 256
+# A database of the packaged names, which are sorted by how common they are, is published when it has so many of them,
+# so that a slow model answers from the first ones. The first number divides the second.
+_FIRST_CAPTIONS = 256
+_MORE_CAPTIONS = 1024
 
 Encode = Callable[[Sequence[str]], Awaitable[TextFeatures]]
 Advance = Callable[[int, int], Awaitable[object]]
@@ -87,36 +93,49 @@ class BackgroundBuilder:
             # A pipe can be read only once, so its captions cannot be counted first.
             if all(_is_file(source) for source in sources):
                 run.count(plan.read(sources, self._wordnet, Counts()))
-            counts = Counts()
             source_notes, licence = plan.notes
-            if is_database(folder):
-                # The current generation stays, because other machines may read it for a while.
-                with suppress(StoreError):  # a damaged database is replaced by the build
-                    prune(folder)
-            return build(
-                plan.read(sources, self._wordnet, counts),
-                folder,
-                encode=run.encode,
-                fingerprint=fingerprint,
-                model=plan.model,
-                name=name,
-                source_notes=source_notes,
-                licence=licence,
-                options=BuildOptions(
-                    batch_size=_TEXTS_PER_BATCH,
-                    recall=plan.recall,
-                    near_duplicates=plan.near_duplicates,
-                    threads=plan.threads,
-                ),
-                counts=counts,
-                advance=run.advance,
+            options = BuildOptions(
+                batch_size=_TEXTS_PER_BATCH,
+                recall=plan.recall,
+                near_duplicates=plan.near_duplicates,
+                threads=plan.threads,
             )
+            if plan.source == EVERYDAY:
+                options = replace(options, shard_size=_FIRST_CAPTIONS)
+
+            def publish(captions: Iterable[str], counts: Counts | None, to_come: int) -> Manifest:
+                if is_database(folder):
+                    # The current generation stays, because other machines may read it for a while.
+                    with suppress(StoreError):  # a damaged database is replaced by the build
+                        prune(folder)
+                return build(
+                    captions,
+                    folder,
+                    encode=run.encode,
+                    fingerprint=fingerprint,
+                    model=plan.model,
+                    name=name,
+                    source_notes=source_notes,
+                    licence=licence,
+                    options=options,
+                    counts=counts,
+                    advance=run.advance,
+                    to_come=to_come,
+                )
+
+            if plan.source == EVERYDAY and not is_database(folder):
+                captions = list(plan.read(sources, self._wordnet, Counts()))
+                for ready in (_FIRST_CAPTIONS, _MORE_CAPTIONS):
+                    if ready < len(captions):
+                        publish(captions[:ready], None, len(captions) - ready)
+            counts = Counts()
+            return publish(plan.read(sources, self._wordnet, counts), counts, 0)
 
         running = asyncio.get_running_loop().run_in_executor(self._executor, work)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
-            run.stop.set()
+            run.stop()
             await _wait_until_done(running)
             raise
         finally:
@@ -128,18 +147,25 @@ class BackgroundBuilder:
 
 
 class _Build:
-    """The thread's side of a running build: encodes and reports on the event loop, and ends when ``stop`` is set."""
+    """The thread's side of a running build: encodes and reports on the event loop, and ends after ``stop``."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, encode: Encode, advance: Advance, report: Callable[[str], None]
     ) -> None:
-        self.stop = threading.Event()
+        self._stopped = threading.Event()
+        self._encoding: Future[TextFeatures] | None = None
         self._loop = loop
         self._encode = encode
         self._advance = advance
         self._report = report
         self._total = 0
         self._encoded = 0
+
+    def stop(self) -> None:
+        """End the build, also while it waits for the encoder; called on the event loop."""
+        self._stopped.set()
+        if self._encoding is not None:
+            self._encoding.cancel()
 
     def count(self, captions: Iterable[str]) -> None:
         """Count the captions, so that the progress has a total."""
@@ -149,8 +175,14 @@ class _Build:
 
     def encode(self, texts: Sequence[str]) -> TextFeatures:
         """Encode texts on the event loop."""
-        self._end_if_stopped()
-        features: TextFeatures = self._wait_for(self._encode(texts))
+        self._encoding = asyncio.run_coroutine_threadsafe(_as_coroutine(self._encode(texts)), self._loop)
+        if self._stopped.is_set():
+            self._encoding.cancel()  # ``stop`` has cancelled the previous one
+        try:
+            features = self._encoding.result()
+        except FutureCancelledError:
+            self._end_if_stopped()
+            raise
         self._report_encoded(self._encoded + len(texts))
         return features
 
@@ -169,7 +201,7 @@ class _Build:
         self._wait_for(self._advance(encoded, self._total))
 
     def _end_if_stopped(self) -> None:
-        if self.stop.is_set():
+        if self._stopped.is_set():
             raise _StoppedError
 
     def _wait_for(self, work: Awaitable[Any]) -> Any:

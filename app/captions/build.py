@@ -43,6 +43,7 @@ from app.captions.manifest import (
     FORMAT,
     INDEX,
     MANIFEST,
+    TO_COME,
     IndexParameters,
     Manifest,
     read_manifest,
@@ -109,6 +110,7 @@ def build(
     counts: Counts | None = None,
     queries: ImageFeatures | None = None,
     advance: Advance | None = None,
+    to_come: int = 0,
 ) -> Manifest:
     """Build a database of ``captions`` in ``folder``, make it the current generation, and return its manifest.
 
@@ -126,6 +128,7 @@ def build(
         queries: image features (q, d) to measure recall with. None takes captions with a little and with much noise,
             whose recall only approximates that of images.
         advance: called with the progress.
+        to_come: captions that the next build adds; it finds the shards of this one.
 
     Raises:
         InvalidFieldError: there are no captions.
@@ -179,7 +182,9 @@ def build(
                 fingerprint=fingerprint,
                 captions=total,
                 dims=features.shape[1],
-                counts=source_counts | {"near_duplicates": near_duplicates, "kept": total},
+                counts=source_counts
+                | {"near_duplicates": near_duplicates, "kept": total}
+                | ({TO_COME: to_come} if to_come else {}),
                 index=parameters,
                 recall=recall,
                 recall_at=min(RECALL_AT, total),
@@ -189,7 +194,8 @@ def build(
             )
             write_atomically(assembled / MANIFEST, json.dumps(manifest.to_json(), indent=2, ensure_ascii=False) + "\n")
             publish_generation(assembled, folder, manifest)
-            shutil.rmtree(building, ignore_errors=True)
+            if not to_come:
+                shutil.rmtree(building, ignore_errors=True)
         return read_manifest(folder / manifest.generation)
 
 

@@ -5,22 +5,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from app.captions import everyday, wordnet
 from app.captions.cleaning import CaptionRules, Counts, clean_captions
 from app.captions.sources import Source, captions_of
-from app.captions.wordnet import LICENCE, NOTES, wordnet_captions
 from app.errors import InvalidFieldError
 
+EVERYDAY = "everyday"
+"""The source of the packaged names, and the default database, which is built from them."""
+
 WORDNET = "wordnet"
-"""The name of the default database, and of the source that it is built from."""
+"""The source of the nouns of WordNet, and the default name of a database built from them."""
 
 
 @dataclass(frozen=True, slots=True)
 class BuildPlan:
     """The captions and the options of a build.
 
-    The captions come from ``source`` (``wordnet``), ``files`` or ``captions``; one of the three is given. ``to_json``
-    leaves ``captions`` out. ``model`` names the model whose text tower encodes them. ``threads`` build the index; a
-    service uses one, because requests need the other cores.
+    The captions come from ``source`` (``everyday`` or ``wordnet``), ``files`` or ``captions``; one of the three is
+    given. ``to_json`` leaves ``captions`` out. ``model`` names the model whose text tower encodes them. ``threads``
+    build the index; a service uses one, because requests need the other cores.
     """
 
     model: str
@@ -58,28 +61,29 @@ class BuildPlan:
             raise InvalidFieldError.of("min_chars", problem)
         return CaptionRules(self.min_chars, self.max_chars, latin_only=self.latin_only)
 
-    def read(self, sources: Sequence[Source], wordnet: Path, counts: Counts) -> Iterator[str]:
+    def read(self, sources: Sequence[Source], wordnet_folder: Path, counts: Counts) -> Iterator[str]:
         """Yield the captions that the rules keep.
 
         Args:
             sources: the paths of ``files``.
-            wordnet: the folder of WordNet's files.
+            wordnet_folder: the folder of WordNet's files.
             counts: is added to.
         """
         if sources:
             return captions_of(sources, column=self.column, rules=self.rules, counts=counts)
-        return clean_captions(
-            _counted(self.captions if self.source is None else wordnet_captions(wordnet), counts),
-            rules=self.rules,
-            counts=counts,
-        )
+        captions: Iterable[str] = self.captions
+        if self.source == EVERYDAY:
+            captions = everyday.everyday_names()
+        elif self.source == WORDNET:
+            captions = wordnet.wordnet_captions(wordnet_folder)
+        return clean_captions(_counted(captions, counts), rules=self.rules, counts=counts)
 
     @property
     def notes(self) -> tuple[str, str]:
         """The origin of the captions, and their licence."""
-        if self.source == WORDNET:
-            return self.source_notes or NOTES, self.licence or LICENCE
-        return self.source_notes, self.licence
+        known = {EVERYDAY: (everyday.NOTES, everyday.LICENCE), WORDNET: (wordnet.NOTES, wordnet.LICENCE)}
+        notes, licence = known.get(self.source or "", ("", ""))
+        return self.source_notes or notes, self.licence or licence
 
 
 def _counted(captions: Iterable[str], counts: Counts) -> Iterator[str]:

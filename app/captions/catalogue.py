@@ -9,7 +9,7 @@ import asyncio
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -17,8 +17,9 @@ import structlog
 
 from app.captions.background_builder import Advance, BackgroundBuilder, Encode
 from app.captions.build_plan import BuildPlan
-from app.captions.cased.lexicon import Lexicon
+from app.captions.cased.lexicon import Lexicon, is_installed
 from app.captions.database import CaptionDatabase, NearestCaptions
+from app.captions.everyday import everyday_names
 from app.captions.generations import current_generation, is_database, remove
 from app.captions.index import Part
 from app.captions.manifest import Manifest, check_files, read_manifest
@@ -273,10 +274,13 @@ class CaptionCatalogue:
         database = served.current  # all queries search the same generation
         _require_model(name, database.manifest, fingerprint, "database")
         if self._remote_search is not None:
-            return await self._remote_search(
+            found = await self._remote_search(
                 name, database.generation, queries, k, features=features, within_s=within_s
             )
-        return await served.search(database, queries, k, features=features, within_s=within_s)
+        else:
+            found = await served.search(database, queries, k, features=features, within_s=within_s)
+        warning = database.manifest.warning
+        return found if warning is None else [replace(each, missing=each.missing or warning) for each in found]
 
     async def search_generation(
         self,
@@ -323,17 +327,19 @@ class CaptionCatalogue:
             log.warning("lexicon_not_read", exc_info=error)
 
     def lexicon(self) -> Lexicon:
-        """Return WordNet's lexicon. The first call reads it, which takes a second.
+        """Return the lexicon: WordNet's if it is installed. The first call reads it, which takes a second.
 
         Raises:
-            NotConfiguredError: WordNet is not installed.
+            NotConfiguredError: WordNet's files are damaged.
         """
         with self._lexicon_lock:
             if self._lexicon is None:
+                packaged = Lexicon.of_names(everyday_names())
                 try:
-                    self._lexicon = Lexicon.load(self.wordnet)
+                    installed = Lexicon.load(self.wordnet) if is_installed(self.wordnet) else packaged
                 except ConfigurationError as error:
                     raise NotConfiguredError(f"finding labels needs WordNet: {error.message}") from error
+                self._lexicon = replace(installed, names=packaged.names)
             return self._lexicon
 
     # --- building and deleting -----------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 
 from app.captions.texts import OFFSETS, TEXTS
 from app.errors import StoreError
+from app.names.namespaces import own_name
 
 FORMAT = 1
 """The format of the files. A reader refuses a newer one."""
@@ -21,6 +22,9 @@ MANIFEST = "manifest.json"
 FEATURES = "features.npy"
 INDEX = "index.faiss"
 DATA_FILES = (TEXTS, OFFSETS, FEATURES, INDEX)
+
+TO_COME = "to_come"
+"""Of the counts: captions that are not in this generation, because the build of the database goes on."""
 
 FLAT = "flat"
 IVF_PQ = "ivf-pq"
@@ -44,10 +48,10 @@ class IndexParameters:
 class Manifest:
     """The contents of a generation, and how it was made.
 
-    ``counts`` are the numbers of captions read, kept and dropped. ``recall`` is the share of the ``recall_at`` nearest
-    captions that a search finds, by kind of query: ``images`` are images; ``near`` and ``far`` are captions with a
-    little and with much noise, whose recall only approximates that of images. ``files`` maps the name of each file to
-    its ``bytes`` and ``sha256``.
+    ``counts`` are the numbers of captions read, kept and dropped, and of those to come. ``recall`` is the share of
+    the ``recall_at`` nearest captions that a search finds, by kind of query: ``images`` are images; ``near`` and
+    ``far`` are captions with a little and with much noise, whose recall only approximates that of images. ``files``
+    maps the name of each file to its ``bytes`` and ``sha256``.
     """
 
     format: int
@@ -81,6 +85,17 @@ class Manifest:
         if any(type(manifest.files[name].get("bytes")) is not int for name in DATA_FILES):
             raise ValueError("the size of a file is missing")
         return manifest
+
+    @property
+    def warning(self) -> str | None:
+        """Why more captions will be found later; None if the database is complete."""
+        to_come = self.counts.get(TO_COME, 0)
+        if not to_come:
+            return None
+        return (
+            f"the caption database '{own_name(self.name)}' is still being built: {self.captions:,} of its"
+            f" {self.captions + to_come:,} captions can be found so far"
+        )
 
     @property
     def generation(self) -> str:

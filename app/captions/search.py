@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import structlog
 
-from app.captions.build_plan import WORDNET, BuildPlan
+from app.captions.build_plan import EVERYDAY, WORDNET, BuildPlan
 from app.captions.catalogue import CaptionCatalogue
 from app.captions.database import NearestCaptions
 from app.captions.manifest import Manifest
@@ -55,16 +56,21 @@ class CaptionSearch:
         catalogue: the caption databases.
         models: encode images and texts.
         remote_images: fetches images that are given by URL.
-        build_wordnet: whether to build the default database from WordNet if it is missing.
+        build_default: whether to build the default database if it is missing, and a source has its name.
     """
 
     def __init__(
-        self, catalogue: CaptionCatalogue, models: ModelRegistry, remote_images: RemoteImages, *, build_wordnet: bool
+        self,
+        catalogue: CaptionCatalogue,
+        models: ModelRegistry,
+        remote_images: RemoteImages,
+        *,
+        build_default: bool,
     ) -> None:
         self.catalogue = catalogue
         self._models = models
         self._remote_images = remote_images
-        self._build_wordnet = build_wordnet
+        self._build_default = build_default
 
     async def choose(self, given: str | None, model: str, namespace: Namespace) -> str:
         """Return the qualified name of the database to search with a model: the given one, or the default.
@@ -138,23 +144,27 @@ class CaptionSearch:
         row: np.ndarray = features[None]
         return row
 
-    async def plan_wordnet(self) -> BuildPlan | None:
+    async def plan_default(self) -> BuildPlan | None:
         """Return the plan of the default database if it should be built: it is wanted, and there is no usable one.
 
         A database whose model is not in service any more is not usable.
         """
-        if not self._build_wordnet or self.catalogue.default != WORDNET:
+        default = self.catalogue.default
+        if not self._build_default or default not in {EVERYDAY, WORDNET}:
             return None
         for state in await self.catalogue.states():
-            if state.name == WORDNET and state.manifest and await self.models_of(state.manifest) and not state.problem:
+            manifest = state.manifest
+            is_usable = manifest is not None and manifest.warning is None and state.problem is None
+            if state.name == default and is_usable and manifest and await self.models_of(manifest):
                 return None
+        plan = BuildPlan(model=self._models.default, source=default)
         try:
-            await asyncio.to_thread(check_wordnet, self.catalogue.wordnet)
-        except ConfigurationError as error:
+            await asyncio.to_thread(self.check_plan, plan)
+        except NotConfiguredError as error:
             log.warning("no_default_database", reason=error.message)
             return None
-        self.catalogue.announce_build(WORDNET)
-        return BuildPlan(model=self._models.default, source=WORDNET)
+        self.catalogue.announce_build(default)
+        return plan
 
     def check_plan(self, plan: BuildPlan) -> None:
         """Check that a plan can be carried out; reads the first noun of WordNet if that is the source.
@@ -190,7 +200,7 @@ class CaptionSearch:
             name,
             plan,
             sources,
-            encode=served.encode_new_texts,
+            encode=partial(self._models.encode_in_background, plan.model),
             fingerprint=await served.text_fingerprint(),
             advance=advance,
         )

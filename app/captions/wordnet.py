@@ -1,4 +1,4 @@
-"""The captions of the default database: the nouns of WordNet."""
+"""Captions from WordNet: its nouns."""
 
 from collections.abc import Iterator
 from pathlib import Path

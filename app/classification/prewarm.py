@@ -1,12 +1,14 @@
 """Which classifiers of a label set are built before the first request needs them."""
 
+import asyncio
+
 import structlog
 
-from app.classification.classifiers import ClassifierCache
+from app.classification.classifiers import ClassifierCache, recipe_of
 from app.classification.method_names import AUTO, DEFAULT_METHOD
 from app.classification.resolve import Resolver
 from app.models.registry import ModelRegistry
-from app.types import LabelSet
+from app.types import LabelSet, Task
 
 log = structlog.get_logger()
 
@@ -24,8 +26,15 @@ async def build_classifiers(
         described = any(entry.descriptions or entry.features for entry in label_set.classes)
         methods: tuple[str, ...] = _METHODS_WITH_DESCRIPTIONS if described else (DEFAULT_METHOD,)
         for method in (*methods, AUTO) if label_set.examples_revision else methods:
-            await classifiers.get(await resolver.resolve_label_set(label_set, method=method))
+            task = await resolver.resolve_label_set(label_set, method=method)
+            if method in methods:  # the method that is selected needs no other texts
+                await models.store_texts(task.model, await asyncio.to_thread(_texts_of, task))
+            await classifiers.get(task)
     except Exception as error:  # noqa: BLE001 - whatever an encoder raises
         # A request for this label set meets the same error and reports it.
         reason = str(error) or type(error).__name__
         log.warning("label_set_not_prewarmed", label_set=label_set.reference, reason=reason)
+
+
+def _texts_of(task: Task) -> list[str]:
+    return list(dict.fromkeys(text for row in recipe_of(task).rows for text in row.texts))

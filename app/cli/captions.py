@@ -46,6 +46,12 @@ def build_database(
         ),
     ] = None,
     name: Annotated[str | None, typer.Option("--name", "-n", help="Name of the database.")] = None,
+    everyday: Annotated[  # noqa: FBT002 - a flag
+        bool,
+        typer.Option(
+            "--everyday", help="Build the database from the names of the package; its default name is `everyday`."
+        ),
+    ] = False,
     wordnet: Annotated[  # noqa: FBT002 - a flag
         bool,
         typer.Option("--wordnet", help="Build the database from the nouns of WordNet; its default name is `wordnet`."),
@@ -89,20 +95,21 @@ def build_database(
     database replaces the one of the same name. Until then, a running service with the same data folder uses the old
     one.
     """
-    from app.captions.build_plan import WORDNET, BuildPlan  # noqa: PLC0415 - imports numpy
+    from app.captions.build_plan import EVERYDAY, WORDNET, BuildPlan  # noqa: PLC0415 - imports numpy
 
     with report_errors():
-        if bool(sources) == wordnet:
-            raise InvalidFieldError.of("sources", "pass files of captions or --wordnet, and not both")
-        if name is None and not wordnet:
+        if bool(sources) + everyday + wordnet != 1:
+            raise InvalidFieldError.of("sources", "pass files of captions or --everyday or --wordnet, and one of them")
+        source = EVERYDAY if everyday else WORDNET if wordnet else None
+        if name is None and source is None:
             raise InvalidFieldError.of("--name", "is missing; the database needs a name")
-        database = clean_database_name(WORDNET if name is None else name, "--name")
+        database = clean_database_name(name or source or "", "--name")
     files: list[Source] = ["-" if source == "-" else Path(source) for source in sources or ()]
 
     async def work(service: "InProcessBackend") -> "Database":
         plan = BuildPlan(
             model=model or service.default_model,
-            source=WORDNET if wordnet else None,
+            source=source,
             files=tuple(sources or ()),
             column=column,
             min_chars=min_chars,

@@ -12,7 +12,7 @@ import numpy as np
 import structlog
 
 from app.adapters._base import Examples
-from app.captions.build_plan import WORDNET, BuildPlan
+from app.captions.build_plan import BuildPlan
 from app.captions.search import CaptionSearch
 from app.classification.resolve import Resolver
 from app.describing.describer import Describer, Outcome
@@ -338,10 +338,11 @@ class BuildCaptionsJobs(JobHandler):
     async def add_default(self) -> None:
         """Add the job that builds the default database, if it is wanted and missing."""
         try:
-            plan = await self._captions.plan_wordnet()
+            plan = await self._captions.plan_default()
             if plan is not None:
                 unfinished = {JobStatus.QUEUED, JobStatus.RUNNING}
-                await self._jobs.add_unless(unfinished, BUILD_CAPTIONS, WORDNET, plan.to_json())
+                default = self._captions.catalogue.default
+                await self._jobs.add_unless(unfinished, BUILD_CAPTIONS, default, plan.to_json())
         except StoreError as error:
             log.warning("no_default_database", reason=error.message)
 

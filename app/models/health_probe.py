@@ -52,7 +52,7 @@ class HealthProbe(Generic[Item]):
 
     async def _try(self, item: Item) -> None:
         try:
-            await self._queue.run([item])
+            await self._queue.run([item], is_request=False)
             failure = None
         except OverloadedError:
             return  # the queue is busy, and detects itself if it is stuck

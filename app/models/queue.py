@@ -126,6 +126,8 @@ class TurnQueue(Generic[Item, Row]):
         self._metrics = metrics
         # Used by the event loop only.
         self._admitted = 0
+        self._requested = 0
+        self._last_requested = 0.0
         # Used by both threads, under the lock.
         self._changed = threading.Condition()
         self._turns: deque[Ticket[Item, Row]] = deque()
@@ -153,6 +155,11 @@ class TurnQueue(Generic[Item, Row]):
         return self._admitted / self._items_per_s if self._items_per_s else 0.0
 
     @property
+    def last_request_at(self) -> float:
+        """When a request last had a place, on the clock of ``time.perf_counter``; now while one has, 0 before any."""
+        return time.perf_counter() if self._requested else self._last_requested
+
+    @property
     def last_encoded_at(self) -> float:
         """When a batch last succeeded, on the clock of ``time.perf_counter``; 0 before the first batch."""
         return self._last_ended
@@ -163,12 +170,16 @@ class TurnQueue(Generic[Item, Row]):
         return None
 
     @contextmanager
-    def admit(self, count: int, *, within_s: float | None = None) -> Iterator[Ticket[Item, Row]]:
+    def admit(
+        self, count: int, *, within_s: float | None = None, is_request: bool = True
+    ) -> Iterator[Ticket[Item, Row]]:
         """Hold ``count`` places, from before an image is decoded until its features are computed.
 
         Args:
             count: number of items that the caller will encode.
             within_s: seconds after which the results are useless.
+            is_request: whether somebody waits for the results; background work makes way for them
+                (``app/models/background.py``).
 
         Raises:
             OverloadedError: not enough places are free, or the items ahead would take longer than ``within_s`` at the
@@ -181,10 +192,14 @@ class TurnQueue(Generic[Item, Row]):
             raise refusal
         ticket: Ticket[Item, Row] = Ticket(None if within_s is None else time.perf_counter() + within_s)
         self._admitted += count
+        self._requested += is_request
         try:
             yield ticket
         finally:
             self._admitted -= count
+            if is_request:
+                self._requested -= 1
+                self._last_requested = time.perf_counter()
             self._forget(ticket)
 
     async def encode(self, item: Item, ticket: Ticket[Item, Row]) -> Encoded[Row]:
@@ -198,9 +213,9 @@ class TurnQueue(Generic[Item, Row]):
         # Not a variable: the traceback of an error refers to this frame, and the future to the error.
         return await self._submit(ticket, [item]).pop()
 
-    async def run(self, items: Sequence[Item], *, within_s: float | None = None) -> list[Row]:
+    async def run(self, items: Sequence[Item], *, within_s: float | None = None, is_request: bool = True) -> list[Row]:
         """Encode one or more items as one caller, and return all rows; raises as ``admit`` and ``encode``."""
-        with self.admit(len(items), within_s=within_s) as ticket:
+        with self.admit(len(items), within_s=within_s, is_request=is_request) as ticket:
             futures = self._submit(ticket, items)
             try:
                 encoded = await asyncio.gather(*futures)

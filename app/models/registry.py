@@ -5,17 +5,23 @@ import time
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from app.errors import ClientError, DeadlineExceededError, NotAnImageError, UnknownNameError
 from app.images.decoder_pool import Decoders
+from app.models.background import BackgroundTurns
 from app.models.queue import Ticket
 from app.models.served_model import ServedModel
 from app.observability.loops import Loops
 from app.observability.tracing import past_stage, stage
+from app.prompting.text_feature_store import StoredTextEncoder
 from app.types import Pixels, TextFeatures
+
+# Texts of a label set that are encoded before they are stored.
+_TEXTS_PER_WRITE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +56,8 @@ class ModelRegistry:
         self._decoders = decoders
         self._decoders_per_request = decoders_per_request
         self.request_timeout_s = request_timeout_s
-        self._users = 0
-        self._last_used_at = time.perf_counter()
+        self._created_at = time.perf_counter()
+        self._background = BackgroundTurns(lambda: self.last_used_at)
 
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._models.values())
@@ -96,8 +102,27 @@ class ModelRegistry:
         served = self.get(model)
         # Texts have no places of their own in the queue; such a request takes the place of one image.
         async with self.deadline():
-            with self._in_use(), served.images.admit(1, within_s=self.request_timeout_s):
+            with served.images.admit(1, within_s=self.request_timeout_s):
                 return await served.encode_new_texts(texts)
+
+    async def encode_in_background(self, model: str, texts: Sequence[str]) -> TextFeatures:
+        """Return one unit row per text (k, d), a few texts at a time while no request needs any model."""
+        served = self.get(model)
+        return await self._background.encode(partial(served.encode_new_texts, is_request=False), texts)
+
+    async def store_texts(self, model: str, texts: Sequence[str]) -> None:
+        """Encode the texts that the store of text features lacks, as ``encode_in_background``, and store them.
+
+        A request that needs one of them meanwhile does not wait for this: it encodes the text itself.
+        """
+        served = self.get(model)
+        if served.text_features is None:
+            return
+        encode = StoredTextEncoder(
+            partial(self.encode_in_background, model), served.text_fingerprint, served.text_features
+        )
+        for first in range(0, len(texts), _TEXTS_PER_WRITE):
+            await encode(texts[first : first + _TEXTS_PER_WRITE])
 
     async def encode_images(
         self, model: str, images: Sequence[bytes | ClientError], *, has_deadline: bool = False
@@ -130,22 +155,13 @@ class ModelRegistry:
         Raises:
             OverloadedError: the queue has no room for ``count`` images.
         """
-        with self._in_use(), served.images.admit(count, within_s=within_s) as ticket:
+        with served.images.admit(count, within_s=within_s) as ticket:
             yield ImageReader(served, self._decoders, ticket, asyncio.Semaphore(self._decoders_per_request))
 
     @property
     def last_used_at(self) -> float:
-        """When a request or a job last used a model, on the clock of ``time.perf_counter``; not a health probe."""
-        return time.perf_counter() if self._users else self._last_used_at
-
-    @contextmanager
-    def _in_use(self) -> Iterator[None]:
-        self._users += 1
-        try:
-            yield
-        finally:
-            self._users -= 1
-            self._last_used_at = time.perf_counter()
+        """When a request last had a place in a queue, on the clock of ``time.perf_counter``; at first, the start."""
+        return max([self._created_at, *(served.last_request_at for served in self)])
 
     @asynccontextmanager
     async def deadline(self) -> AsyncIterator[None]:

@@ -84,6 +84,7 @@ class ServedModel:
         self.texts = texts
         self.image_fingerprint = image_fingerprint
         self.text_fingerprint = text_fingerprint
+        self.text_features = text_features
         self.encode_texts = StoredTextEncoder(self.encode_new_texts, text_fingerprint, text_features)
         self._image_probe = HealthProbe(
             images, lambda: encoder.transform(Image.new("RGB", (_PROBE_PX, _PROBE_PX), "grey"))
@@ -143,10 +144,15 @@ class ServedModel:
             metrics=(image_metrics, text_metrics),
         )
 
-    async def encode_new_texts(self, texts: Sequence[str]) -> TextFeatures:
+    async def encode_new_texts(self, texts: Sequence[str], *, is_request: bool = True) -> TextFeatures:
         """Return unit rows (k, d) of one or more texts, without reading or filling the store."""
-        features: TextFeatures = np.stack(await self.texts.run(texts))
+        features: TextFeatures = np.stack(await self.texts.run(texts, is_request=is_request))
         return features
+
+    @property
+    def last_request_at(self) -> float:
+        """When a request last had a place in one of the queues; now while one has."""
+        return max(self.images.last_request_at, self.texts.last_request_at)
 
     @property
     def name(self) -> str:

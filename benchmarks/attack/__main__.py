@@ -45,7 +45,7 @@ from benchmarks.service import Server, about_this_run, say, serving
 TIMEOUT_S = 60.0
 MAX_GROWTH_MIB = 64.0
 HEAD_TIMEOUT_S = Settings.head_timeout_s
-FLAGS = (*("--tuning-seconds", "0", "--build-wordnet", "false", "--max-connections", "600"),)
+FLAGS = (*("--tuning-seconds", "0", "--build-default-database", "false", "--max-connections", "600"),)
 
 
 @dataclass
@@ -682,7 +682,7 @@ async def attack(server: Server, images: int, only: Sequence[str]) -> list[Row]:
 def with_captions(data_dir: Path) -> Iterator[Server]:
     """Start a server with a small caption database."""
     captions = "".join(f"a {thing} on a {place}\n" for thing in ("cat", "dog", "cup") for place in ("table", "sofa"))
-    command = [Path(sys.executable).with_name("deixis"), "captions", "build", "-", "--name", "wordnet"]
+    command = [Path(sys.executable).with_name("deixis"), "captions", "build", "-", "--name", "everyday"]
     settings = {"DEIXIS_DATA_DIR": str(data_dir), "DEIXIS_TUNING_SECONDS": "0", "HF_HUB_OFFLINE": "1"}
     subprocess.run(command, input=captions, text=True, check=True, capture_output=True, env={**os.environ, **settings})
     with serving("embedded", data_dir, *FLAGS) as server:

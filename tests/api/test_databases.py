@@ -212,13 +212,13 @@ def test_a_database_is_returned_with_its_contents_and_its_index(things, folder):
 
 
 def test_databases_are_listed_by_name_with_the_fields_of_each(make_client, folder):
-    for name in ("wordnet", "b", "a-1", "a_1"):
+    for name in ("everyday", "b", "a-1", "a_1"):
         made(folder / name, OTHERS)
     client = make_client()
     reply = listed(client)
-    assert [each["name"] for each in reply] == sorted(["wordnet", "b", "a-1", "a_1"])
+    assert [each["name"] for each in reply] == sorted(["everyday", "b", "a-1", "a_1"])
     assert reply == [told_of(client, each["name"]) for each in reply]
-    assert [each["name"] for each in reply if each["default"]] == ["wordnet"]
+    assert [each["name"] for each in reply if each["default"]] == ["everyday"]
     assert [each["name"] for each in listed(make_client(default_database="b")) if each["default"]] == ["b"]
 
 
@@ -1180,7 +1180,7 @@ def test_the_nouns_of_the_lexicon_are_built_on_request(make_client, small_lexico
 
 
 def test_the_lexicon_is_built_at_the_first_start_and_not_again(make_client, small_lexicon):
-    client = make_client(wordnet_dir=small_lexicon, build_wordnet=True)
+    client = make_client(wordnet_dir=small_lexicon, default_database="wordnet", build_default_database=True)
     until(lambda: listed(client))
     at_rest(client)
     (reply,) = listed(client)
@@ -1188,7 +1188,9 @@ def test_the_lexicon_is_built_at_the_first_start_and_not_again(make_client, smal
     client.__exit__(None, None, None)
 
     encoder = CaptionEncoder()
-    client = make_client(encoders=[encoder], wordnet_dir=small_lexicon, build_wordnet=True)
+    client = make_client(
+        encoders=[encoder], wordnet_dir=small_lexicon, default_database="wordnet", build_default_database=True
+    )
     assert listed(client) == [reply]
     built(client, "others", captions=["a red owl"])
     assert told_of(client, "wordnet") == reply
@@ -1196,7 +1198,7 @@ def test_the_lexicon_is_built_at_the_first_start_and_not_again(make_client, smal
 
 
 def test_a_lexicon_that_is_not_there_keeps_no_service_from_starting(make_client, tmp_path):
-    client = make_client(wordnet_dir=tmp_path / "nowhere", build_wordnet=True)
+    client = make_client(wordnet_dir=tmp_path / "nowhere", build_default_database=True)
     assert client.get("/readyz").status_code == 200
     built(client, captions=["a red owl"])
     assert [each["name"] for each in listed(client)] == ["things"]

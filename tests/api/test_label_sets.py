@@ -1,3 +1,4 @@
+import asyncio
 import json
 import sqlite3
 from datetime import UTC, datetime, timedelta
@@ -5,7 +6,9 @@ from urllib.parse import quote
 
 import pytest
 
+from app.models.registry import ModelRegistry
 from tests.api.problems import fields_of, problem_of
+from tests.api.test_faults import until
 from tests.conftest import picture
 
 LYNX = {
@@ -460,3 +463,19 @@ def test_a_new_label_set_is_encoded_once_and_before_it_is_used(client, encoder):
         response = client.post("/classify?label_set=cats", content=picture(), headers={"content-type": "image/png"})
         assert response.json()["label_set"] == "cats@1"
     assert encoder.encoded_texts == ["lynx", "puma"]
+
+
+def test_a_request_does_not_wait_for_texts_that_are_encoded_in_the_background(make_client, monkeypatch):
+    held = []
+
+    async def never(_models, _model, texts):
+        held.extend(texts)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(ModelRegistry, "encode_in_background", never)
+    client = make_client()
+    assert client.put("/v1/label-sets/shades", json={"classes": ["red", "blue"]}).status_code == 201
+    until(lambda: held)
+    assert all("red" in text or "blue" in text for text in held)
+    files = {"image": ("a.png", picture("red"), "image/png")}
+    assert client.post("/v1/classify", files=files, data={"label_set": "shades"}).status_code == 200

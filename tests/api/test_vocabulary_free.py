@@ -1,7 +1,9 @@
 """Classification without labels: names found in captions, for each image by itself or for all of a request."""
 
+import asyncio
 import base64
 import json
+import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +19,7 @@ from app.captions.manifest import INDEX, MANIFEST
 from app.captions.texts import TEXTS
 from app.encoders.fake import FakeEncoder
 from app.main import create_app
+from app.models.registry import ModelRegistry
 from app.settings import Settings
 from tests.api.problems import fields_of, problem_of
 from tests.api.test_classify import LABELS, answer, as_body, as_form, as_json, in_every_form
@@ -383,7 +386,7 @@ def test_requests_get_retry_after_while_the_first_database_is_built(make_client,
         (place / name).write_text(text if name.endswith(".exc") else LICENCE + text)
     gated = GatedEncoder()
     gated.texts_open.clear()
-    client = make_client(encoders=[gated], wordnet_dir=place, build_wordnet=True)
+    client = make_client(encoders=[gated], wordnet_dir=place, default_database="wordnet", build_default_database=True)
     try:
         assert gated.texts_entered.acquire(timeout=10)
         response = as_json(client, [picture()])
@@ -395,6 +398,38 @@ def test_requests_get_retry_after_while_the_first_database_is_built(make_client,
         gated.open()
     until(lambda: as_json(client, [picture()]).status_code == 200)
     assert naming(client, ["red"])["database"].startswith("wordnet@")
+
+
+def test_a_machine_without_wordnet_finds_labels_after_the_first_start(make_client, tmp_path):
+    client = make_client(wordnet_dir=tmp_path / "nowhere", build_default_database=True)
+    until(lambda: as_json(client, [picture()]).status_code == 200)
+    assert naming(client, ["red"])["database"].startswith("everyday@")
+
+
+def test_the_most_common_names_are_found_while_the_others_are_encoded(make_client, monkeypatch):
+    encode, go_on, encoded = ModelRegistry.encode_in_background, threading.Event(), []
+
+    async def encode_slowly(models, model, texts):
+        if len(encoded) >= 256:
+            assert await asyncio.to_thread(go_on.wait, 10)
+        encoded.extend(texts)
+        return await encode(models, model, texts)
+
+    monkeypatch.setattr(ModelRegistry, "encode_in_background", encode_slowly)
+    client = make_client(build_default_database=True)
+    try:
+        until(lambda: as_json(client, [picture()]).status_code == 200)
+        reply = answer(as_json(client, [picture("red")]))
+        warning = "'everyday' is still being built: 256 of its 2,316 captions can be found so far"
+        assert [warning in text for result in reply["results"] for text in result["warnings"]] == [True]
+        search = client.post("/v1/databases/everyday/search", json={"text": "red"}).json()
+        assert warning in search["warnings"][0]
+        assert client.get("/v1/databases/everyday").json()["counts"]["to_come"] == 2060
+    finally:
+        go_on.set()
+    until(lambda: not answer(as_json(client, [picture("red")]))["results"][0]["warnings"])
+    assert client.get("/v1/databases/everyday").json()["captions"] == 2316
+    assert len(encoded) == len(set(encoded)) == 2316
 
 
 # --- explanations --------------------------------------------------------------------------------------------------

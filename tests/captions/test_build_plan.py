@@ -1,11 +1,14 @@
 """The plan of a caption database, in requests and in stored jobs."""
 
 import json
+import re
 
 import pytest
 
-from app.captions.build_plan import WORDNET, BuildPlan
+from app.captions.build_plan import EVERYDAY, WORDNET, BuildPlan
+from app.captions.cased.candidates import NOTHING_FOUND, STOP_WORDS
 from app.captions.cleaning import Counts
+from app.captions.everyday import everyday_names
 from app.captions.wordnet import LICENCE as WORDNET_LICENCE
 from app.captions.wordnet import NOTES, wordnet_captions
 from app.errors import ConfigurationError, InvalidFieldError
@@ -29,6 +32,7 @@ def read(plan, sources=(), wordnet=None):
     "plan",
     [
         BuildPlan("fake", source=WORDNET),
+        BuildPlan("fake", source=EVERYDAY),
         BuildPlan(
             "fake", files=("a.csv", "b/c.json.gz"), column="caption", source_notes="\u00fcber", licence="CC0-1.0"
         ),
@@ -68,6 +72,23 @@ def test_nouns_are_read_by_their_first_lemmas_and_counted(lexicon_folder):
     captions, counts = read(BuildPlan("fake", source=WORDNET), wordnet=lexicon_folder)
     assert captions == LEMMAS == list(wordnet_captions(lexicon_folder))
     assert counts.read == counts.kept == 4
+
+
+def test_the_packaged_names_are_read_in_order_and_need_no_files():
+    captions, counts = read(BuildPlan("fake", source=EVERYDAY))
+    names = list(everyday_names())
+    assert captions == [name for name in names if len(name) > 2]
+    assert counts.duplicates == 0
+    assert names.index("dog") < names.index("stingray") < names.index("sheep dog")
+    assert BuildPlan("fake", source=EVERYDAY).notes[1] == "Apache-2.0"
+
+
+def test_every_packaged_name_can_be_a_label():
+    """A name has letters a-z, spaces, hyphens and apostrophes, and is not a word for the picture itself."""
+    names = everyday_names()
+    assert len({name.casefold() for name in names}) == len(names) > 2000
+    assert [name for name in names if not re.fullmatch(r"[A-Za-z]+([ '-]+[A-Za-z]+)*", name)] == []
+    assert not {NOTHING_FOUND, *STOP_WORDS} & {name.casefold() for name in names}
 
 
 def test_a_missing_lexicon_is_an_error(tmp_path):

@@ -15,7 +15,8 @@ import app.captions.background_builder
 import app.captions.catalogue
 import app.captions.served_database
 from app.captions.build import BuildOptions
-from app.captions.build_plan import BuildPlan
+from app.captions.build_plan import EVERYDAY, BuildPlan
+from app.captions.cased.lexicon import OTHER
 from app.captions.catalogue import CaptionCatalogue
 from app.captions.database import CaptionDatabase, merge_parts
 from app.captions.generations import CURRENT, building_folder, prune
@@ -57,7 +58,7 @@ async def make_databases(folder, lexicon_folder):
 
     def make(**changes):
         given = {
-            "default": "wordnet",
+            "default": "everyday",
             "wordnet": lexicon_folder,
             "metrics": Metrics(),
             "max_queued": 512,
@@ -175,22 +176,22 @@ async def test_an_invalid_name_is_a_field_error_and_opens_no_folder(databases, n
 
 async def test_a_namespace_reads_its_own_databases_and_the_default_one(databases, folder):
     acme = Namespace("acme")
-    for name in ("wordnet", "things", "acme#toys", "acmes#tools"):
+    for name in ("everyday", "things", "acme#toys", "acmes#tools"):
         await asyncio.to_thread(made, folder / name)
-    assert [state.name for state in await databases.states(acme)] == ["acme#toys", "wordnet"]
-    assert [state.name for state in await databases.states(OPEN_NAMESPACE)] == ["things", "wordnet"]
+    assert [state.name for state in await databases.states(acme)] == ["acme#toys", "everyday"]
+    assert [state.name for state in await databases.states(OPEN_NAMESPACE)] == ["everyday", "things"]
     assert len(await databases.states()) == 4
-    assert [databases.qualified_name(name, acme) for name in ("toys", "wordnet", "things")] == [
+    assert [databases.qualified_name(name, acme) for name in ("toys", "everyday", "things")] == [
         "acme#toys",
-        "wordnet",
+        "everyday",
         "acme#things",
     ]
-    with pytest.raises(UnknownNameError, match="known: acme#toys, wordnet"):
+    with pytest.raises(UnknownNameError, match="known: acme#toys, everyday"):
         await databases.state(databases.qualified_name("things", acme))
     assert databases.writable_name("toys", acme) == "acme#toys"
-    assert databases.writable_name("wordnet", OPEN_NAMESPACE) == "wordnet"
+    assert databases.writable_name("everyday", OPEN_NAMESPACE) == "everyday"
     with pytest.raises(ForbiddenError, match="belongs to the operator"):
-        databases.writable_name("wordnet", acme)
+        databases.writable_name("everyday", acme)
 
 
 async def test_if_the_default_does_not_match_only_databases_of_the_namespace_are_chosen(databases, folder):
@@ -276,16 +277,16 @@ async def test_a_database_of_another_model_is_a_field_error(databases, folder):
 
 
 async def test_the_default_is_preferred_to_others_of_the_model(databases, folder):
-    for name in ("things", "wordnet", "zebras"):
+    for name in ("things", "everyday", "zebras"):
         made(folder / name)
-    assert await databases.choose("fake", MODEL) == "wordnet"
+    assert await databases.choose("fake", MODEL) == "everyday"
 
 
 async def test_without_a_default_of_the_model_the_only_other_one_is_chosen(databases, folder):
-    made(folder / "wordnet", encoder=FakeEncoder("other"))
+    made(folder / "everyday", encoder=FakeEncoder("other"))
     made(folder / "things")
     assert await databases.choose("fake", MODEL) == "things"
-    assert await databases.choose("other", "other") == "wordnet"
+    assert await databases.choose("other", "other") == "everyday"
     made(folder / "more")
     with pytest.raises(InvalidFieldError, match="the model 'fake' has more, things"):
         await databases.choose("fake", MODEL)
@@ -303,17 +304,17 @@ async def test_a_damaged_database_is_an_error_only_if_no_other_matches(databases
 
 
 async def test_an_announced_default_is_reported_until_another_database_matches(databases, folder):
-    databases.announce_build("wordnet")
-    with pytest.raises(NotReadyError, match="'wordnet' will be built soon; try again later, or give labels"):
+    databases.announce_build("everyday")
+    with pytest.raises(NotReadyError, match="'everyday' will be built soon; try again later, or give labels"):
         await databases.choose("fake", MODEL)
     made(folder / "things")
     assert await databases.choose("fake", MODEL) == "things"
 
 
 async def test_during_the_repair_of_the_default_requests_are_rejected_with_a_reason(databases, folder):
-    made(folder / "wordnet")
-    (place_of(folder / "wordnet") / TEXTS).write_bytes(b"?")
-    databases.announce_build("wordnet")
+    made(folder / "everyday")
+    (place_of(folder / "everyday") / TEXTS).write_bytes(b"?")
+    databases.announce_build("everyday")
     with pytest.raises(NotReadyError, match="will be built soon"):
         await databases.choose("fake", MODEL)
 
@@ -328,20 +329,20 @@ async def test_requests_get_the_progress_of_the_build_and_then_results(databases
             await databases.choose("fake", MODEL)
         reported.append((done, total, error.value.message))
 
-    await built(databases, "wordnet", advance=note)
+    await built(databases, "everyday", advance=note)
 
     assert [done for done, _, _ in reported] == sorted(done for done, _, _ in reported)
     assert {total for _, total, _ in reported} == {len(CAPTIONS)}
     assert reported[-1][0] == len(CAPTIONS)
     for done, total, message in reported:
         assert f"is being built, {done:,} of {total:,} captions are encoded" in message
-    assert await databases.choose("fake", MODEL) == "wordnet"
+    assert await databases.choose("fake", MODEL) == "everyday"
 
 
 async def test_after_a_failed_build_it_is_no_longer_announced(databases):
-    databases.announce_build("wordnet")
+    databases.announce_build("everyday")
     with pytest.raises(InvalidFieldError, match="no captions are left"):
-        await built(databases, "wordnet", ["a"])
+        await built(databases, "everyday", ["a"])
     with pytest.raises(NotConfiguredError):
         await databases.choose("fake", MODEL)
 
@@ -785,9 +786,45 @@ async def test_a_cancelled_build_stops_and_the_next_one_encodes_only_missing_cap
     assert found.generation == manifest.generation
 
 
+async def test_names_that_were_interrupted_after_the_first_are_completed_without_encoding_these_again(databases):
+    encoded, reached = [], asyncio.Event()
+
+    async def encode_some(texts):
+        if len(encoded) >= 512:
+            reached.set()
+            await asyncio.Event().wait()
+        encoded.extend(texts)
+        return await encode(texts)
+
+    task = asyncio.create_task(built(databases, "everyday", (), source=EVERYDAY, encode=encode_some))
+    await asyncio.wait_for(reached.wait(), 20)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    (found,) = await nearest(databases, "everyday", "red", k=1)
+    assert found.missing.endswith("is still being built: 256 of its 2,316 captions can be found so far")
+
+    async def encode_rest(texts):
+        encoded.extend(texts)
+        return await encode(texts)
+
+    manifest = await built(databases, "everyday", (), source=EVERYDAY, encode=encode_rest)
+    assert (manifest.captions, manifest.warning) == (2316, None)
+    assert len(encoded) == len(set(encoded)) == 2316
+    (found,) = await nearest(databases, "everyday", "red", k=1)
+    assert (found.generation, found.missing) == (manifest.generation, None)
+
+
+async def test_a_build_that_waits_for_the_encoder_can_be_cancelled(databases):
+    async with under_way(databases) as (task, _, _):
+        task.cancel()
+        await asyncio.wait([task], timeout=5)
+        assert task.cancelled()
+
+
 async def test_after_a_cancelled_build_it_is_no_longer_announced(databases):
-    async with under_way(databases, "wordnet") as (task, _, go_on):
-        with pytest.raises(NotReadyError, match="caption database 'wordnet'"):
+    async with under_way(databases, "everyday") as (task, _, go_on):
+        with pytest.raises(NotReadyError, match="caption database 'everyday'"):
             await databases.choose("fake", MODEL)
         task.cancel()
         go_on.set()
@@ -842,13 +879,12 @@ async def test_closing_ends_every_thread_and_rejects_later_searches(make_databas
     await databases.close()
 
 
-async def test_a_missing_lexicon_is_an_error_and_does_not_prevent_opening_databases(make_databases, folder, tmp_path):
-    databases = make_databases(wordnet=tmp_path / "nowhere")
-    made(folder / "things")
-    await databases.open_all()
-    assert len(await nearest(databases, "things", "red")) == 1
-    with pytest.raises(NotConfiguredError, match="finding labels needs WordNet"):
-        databases.lexicon()
+async def test_without_wordnet_the_packaged_names_are_the_lexicon(make_databases, tmp_path, lexicon_folder):
+    bare = make_databases(wordnet=tmp_path / "nowhere").lexicon()
+    assert bare.tag(["shirt", "unknown", "the"]) == ["NN", "NN", OTHER]
+    for lexicon in (bare, make_databases(wordnet=lexicon_folder).lexicon()):
+        words = ["shorts", "sunglasses", "dogs", "retrievers", "thermos"]
+        assert [lexicon.singular(word) for word in words] == ["shorts", "sunglasses", "dog", "retriever", "thermos"]
 
 
 @pytest.mark.parametrize("content", ["nonsense\n", "\n"])

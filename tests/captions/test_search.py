@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
-from app.captions.build_plan import WORDNET, BuildPlan
+from app.captions.build_plan import EVERYDAY, WORDNET, BuildPlan
 from app.captions.query import MAX_OFFSET, CaptionQuery
 from app.encoders.fake import FakeEncoder
 from app.errors import (
@@ -271,40 +271,46 @@ async def test_an_invalid_plan_is_rejected_before_the_build(library, lexicon_fol
 async def test_an_empty_lexicon_is_rejected_without_blocking(open_with, lexicon_folder, content):
     """A StopIteration would leave a future that waits for a thread without a result."""
     (lexicon_folder / "data.noun").write_text(content)
-    async with open_with(build_wordnet=True) as service, asyncio.timeout(5):
-        assert await service.caption_search.plan_wordnet() is None
+    wanted = {"build_default_database": True, "default_database": WORDNET}
+    async with open_with(**wanted) as service, asyncio.timeout(5):
+        assert await service.caption_search.plan_default() is None
         with pytest.raises(NotConfiguredError):
             await asyncio.to_thread(service.caption_search.check_plan, BuildPlan("fake", source=WORDNET))
 
 
-async def test_the_build_of_wordnet_is_planned_if_enabled_and_missing(open_with, folder):
-    planned = BuildPlan("fake", source=WORDNET)
+@pytest.mark.parametrize("source", [EVERYDAY, WORDNET])
+async def test_the_build_of_the_default_database_is_planned_if_enabled_and_missing(open_with, folder, source):
+    planned = BuildPlan("fake", source=source)
+    wanted = {"build_default_database": True, "default_database": source}
     async with open_with() as service:
-        assert await service.caption_search.plan_wordnet() is None  # not enabled
-    async with open_with(build_wordnet=True, default_database="things") as service:
-        assert await service.caption_search.plan_wordnet() is None
-    async with open_with(build_wordnet=True) as service:
+        assert await service.caption_search.plan_default() is None  # not enabled
+    async with open_with(build_default_database=True, default_database="things") as service:
+        assert await service.caption_search.plan_default() is None
+    async with open_with(**wanted) as service:
         made(folder / "things")
-        assert await service.caption_search.plan_wordnet() == planned
-        made(folder / "wordnet")
-        assert await service.caption_search.plan_wordnet() is None
-        (place_of(folder / "wordnet") / "texts.bin").write_bytes(b"?")
-        assert await service.caption_search.plan_wordnet() == planned
-        made(folder / "wordnet", encoder=FakeEncoder("other"))
-        assert await service.caption_search.plan_wordnet() == planned
-    async with open_with(FakeEncoder("third"), FakeEncoder("other"), build_wordnet=True) as service:
-        assert await service.caption_search.plan_wordnet() is None
+        assert await service.caption_search.plan_default() == planned
+        made(folder / source)
+        assert await service.caption_search.plan_default() is None
+        (place_of(folder / source) / "texts.bin").write_bytes(b"?")
+        assert await service.caption_search.plan_default() == planned
+        made(folder / source, to_come=7)
+        assert await service.caption_search.plan_default() == planned
+        made(folder / source, encoder=FakeEncoder("other"))
+        assert await service.caption_search.plan_default() == planned
+    async with open_with(FakeEncoder("third"), FakeEncoder("other"), **wanted) as service:
+        assert await service.caption_search.plan_default() is None
 
 
 async def test_a_missing_lexicon_does_not_prevent_the_start(open_with, tmp_path):
-    async with open_with(build_wordnet=True, wordnet_dir=tmp_path / "nowhere") as service:
-        assert await service.caption_search.plan_wordnet() is None
+    wanted = {"build_default_database": True, "default_database": WORDNET, "wordnet_dir": tmp_path / "nowhere"}
+    async with open_with(**wanted) as service:
+        assert await service.caption_search.plan_default() is None
         with pytest.raises(NotConfiguredError, match="deixis captions build"):
             await service.caption_search.choose(None, "fake", OPEN_NAMESPACE)
 
 
-async def test_requests_do_not_wait_for_a_cancelled_build_of_wordnet(open_with):
-    async with open_with(build_wordnet=True) as service:
+async def test_requests_do_not_wait_for_a_cancelled_build_of_the_default_database(open_with):
+    async with open_with(build_default_database=True) as service:
         await service.jobs.build_captions.add_default()
         (job,) = await service.jobs.queue.repository.list(9)
         await service.jobs.queue.cancel(job.id)
@@ -314,7 +320,7 @@ async def test_requests_do_not_wait_for_a_cancelled_build_of_wordnet(open_with):
 
 async def test_an_unreadable_folder_does_not_prevent_the_start(open_with, folder):
     folder.write_text("no folder")
-    async with open_with(build_wordnet=True) as service:
+    async with open_with(build_default_database=True) as service:
         await service.jobs.build_captions.add_default()
         with pytest.raises(StoreError, match="cannot be read"):
             await service.caption_search.choose(None, "fake", OPEN_NAMESPACE)

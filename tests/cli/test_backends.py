@@ -280,7 +280,7 @@ async def test_a_busy_server_is_retried_for_a_while(monkeypatch, waits):
         "type": "urn:deixis:problem:not-ready",
         "title": "Not ready",
         "status": 503,
-        "detail": "the caption database 'wordnet' is being built, 7 of 9 captions are encoded",
+        "detail": "the caption database 'everyday' is being built, 7 of 9 captions are encoded",
     }
 
     def busy(_):
@@ -303,7 +303,7 @@ async def test_a_server_that_does_not_respond_is_an_error_at_once(monkeypatch, w
     assert waits == []
 
 
-async def test_a_server_builds_the_wordnet_database_itself(monkeypatch):
+async def test_a_server_builds_the_default_database_itself(monkeypatch):
     async with served_by(lambda request: pytest.fail(f"{request.url} was requested"), monkeypatch) as backend:
         await backend.prepare_database(ClassifyRequest(), ignore)
 

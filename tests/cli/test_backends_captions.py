@@ -33,7 +33,7 @@ def settings(settings, tmp_path):
     place.mkdir()
     for name, text in SAMPLE.items():
         (place / name).write_text(text if name.endswith(".exc") else LICENCE + text)
-    return settings.model_copy(update={"wordnet_dir": place})
+    return settings.model_copy(update={"wordnet_dir": place, "default_database": "wordnet"})
 
 
 @pytest.fixture
@@ -275,13 +275,13 @@ async def test_text_features_are_those_of_the_model(both):
         np.testing.assert_array_equal(await here.text_features("fake", ["red", "a dog"]), rows)
 
 
-async def test_the_wordnet_database_is_built_only_if_it_is_used(settings, databases):
+async def test_the_default_database_is_built_only_if_it_is_used(settings, databases):
     app = create_app(settings, lambda _: [CaptionEncoder()])
     async with app.router.lifespan_context(app):
         here = InProcessBackend(app.state.service)
         await here.prepare_database(ClassifyRequest(), ignore)  # not wanted by the settings
         assert await here.databases() == []
-        app.state.service.caption_search._build_wordnet = True
+        app.state.service.caption_search._build_default = True
         made(databases / "things")
         await here.prepare_database(ClassifyRequest(database="things"), ignore)
         assert [each.name for each in await here.databases()] == ["things"]
@@ -305,12 +305,12 @@ async def test_the_wordnet_database_is_built_only_if_it_is_used(settings, databa
         await here.prepare_database(ClassifyRequest(database="wordnet"), lambda *_: pytest.fail("it is there"))
 
 
-async def test_the_wordnet_database_is_built_if_it_is_named(settings, databases):
+async def test_the_default_database_is_built_if_it_is_named(settings, databases):
     made(databases / "one")
     made(databases / "two")
     app = create_app(settings, lambda _: [CaptionEncoder()])
     async with app.router.lifespan_context(app):
-        app.state.service.caption_search._build_wordnet = True
+        app.state.service.caption_search._build_default = True
         here = InProcessBackend(app.state.service)
         await here.prepare_database(ClassifyRequest(database="wordnet"), ignore)
         assert [each.name for each in await here.databases()] == ["one", "two", "wordnet"]

@@ -174,7 +174,7 @@ def test_the_wordnet_database_has_a_default_name(run):
     own, other = run("captions", "build", "--wordnet"), run("captions", "build", "--wordnet", "-n", "nouns")
 
     assert own.exit_code == other.exit_code == 0, own.stderr + other.stderr
-    assert own.stdout.startswith("database    wordnet (default)\n")
+    assert own.stdout.startswith("database    wordnet\n")
     assert other.stdout.startswith("database    nouns\n")
     assert "WordNet 3.0 licence" in own.stdout
     assert shown(run, "wordnet")["captions"] == shown(run, "nouns")["captions"] == 4
@@ -191,9 +191,10 @@ def test_a_rebuild_replaces_the_database(run, owls):
 def test_invalid_sources_are_errors_before_the_model_is_loaded(run, owls, monkeypatch):
     monkeypatch.setattr("app.cli.backends.in_process.load_encoders", lambda _: pytest.fail("the model was loaded"))
     for arguments, message in [
-        ([], "pass files of captions or --wordnet"),
-        (["-n", "owls"], "pass files of captions or --wordnet"),
-        ([owls, "--wordnet"], "pass files of captions or --wordnet"),
+        ([], "pass files of captions or --everyday"),
+        (["-n", "owls"], "pass files of captions or --everyday"),
+        (["--everyday", "--wordnet"], "and one of them"),
+        ([owls, "--wordnet"], "pass files of captions or --everyday"),
         ([owls], "the database needs a name"),
     ]:
         assert_refused(run("captions", "build", *arguments), message)
@@ -283,12 +284,12 @@ def test_numbers_out_of_range_are_refused(run, owls, option):
 def test_databases_are_listed_by_name_with_the_default_marked(run, where, databases):
     made(databases / "things")
     made(databases / "a-few", CAPTIONS[:5])
-    made(databases / "wordnet", CAPTIONS[:7])
+    made(databases / "everyday", CAPTIONS[:7])
 
     lines = cells(run("captions", "list", *where))
 
     assert lines[0] == ["database", "captions", "model", "MiB", "built"]
-    assert [line[:-3] for line in lines[1:]] == [["a-few", "5"], ["things", "36"], ["wordnet", "(default)", "7"]]
+    assert [line[:-3] for line in lines[1:]] == [["a-few", "5"], ["everyday", "(default)", "7"], ["things", "36"]]
 
 
 def test_without_databases_the_list_is_empty(run, where):
@@ -648,11 +649,12 @@ def test_without_a_database_the_error_names_the_command_that_builds_one(run, whe
 
 @pytest.fixture
 def building(monkeypatch):
-    monkeypatch.setenv("DEIXIS_BUILD_WORDNET", "true")
+    monkeypatch.setenv("DEIXIS_BUILD_DEFAULT_DATABASE", "true")
+    monkeypatch.setenv("DEIXIS_DEFAULT_DATABASE", "wordnet")
 
 
 @pytest.mark.usefixtures("building")
-def test_the_first_command_builds_the_wordnet_database_and_the_next_does_not(run, folder, monkeypatch):
+def test_the_first_command_builds_the_default_database_and_the_next_does_not(run, folder, monkeypatch):
     first = run("classify", folder, "-f", "json")
     before = shown(run, "wordnet")
     encoder = CaptionEncoder()

@@ -62,7 +62,7 @@ def server(tmp_path_factory, empty_database):
         data_dir=folder,
         import_dir=folder,
         models=("embedded",),
-        build_wordnet=False,
+        build_default_database=False,
         max_images_per_request=8,
         max_queued_images=16,
     )

@@ -356,7 +356,12 @@ def check_service(root: Root, stage: Stage) -> None:
     assert refused.returncode == 2
     assert "there are no API keys" in refused.stderr
     assert "Tini is not running as PID 1" not in refused.stderr
-    extra = {"DEIXIS_PORT": PORT, "DEIXIS_KEYS": "off", "DEIXIS_BUILD_WORDNET": "false", "DEIXIS_TUNING_SECONDS": "0"}
+    extra = {
+        "DEIXIS_PORT": PORT,
+        "DEIXIS_KEYS": "off",
+        "DEIXIS_BUILD_DEFAULT_DATABASE": "false",
+        "DEIXIS_TUNING_SECONDS": "0",
+    }
     log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed below, with the service
     started = time.monotonic()
     service = subprocess.Popen([*FIRST_PROCESS, *root.chrooted(serve, stage, extra)], stdout=log, stderr=log)

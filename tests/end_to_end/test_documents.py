@@ -154,7 +154,7 @@ LABEL_SETS = {
     "birds": {"classes": ["wren", "robin"]},
     "pets": {"classes": ["cat", "dog"]},
 }
-DATABASES = ("archive", "products", "wordnet")
+DATABASES = ("archive", "everyday", "products")
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def studio():
 def service_url(tmp_path_factory, empty_database):
     folder = tmp_path_factory.mktemp("service")
     shutil.copy(empty_database, folder)
-    settings = Settings(data_dir=folder, models=("embedded",), build_wordnet=False, max_images_per_request=8)
+    settings = Settings(data_dir=folder, models=("embedded",), build_default_database=False, max_images_per_request=8)
     with live(create_service(settings, lambda _: [FakeEncoder()])) as (host, port):
         yield f"http://{host}:{port}"
 

@@ -31,7 +31,7 @@ class EndsItsProcess(ImportJobs):
 
 
 async def main(folder: Path, handler: type[ImportJobs]) -> None:
-    settings = Settings(data_dir=folder, models=("embedded",), build_wordnet=False, import_dir=folder)
+    settings = Settings(data_dir=folder, models=("embedded",), build_default_database=False, import_dir=folder)
     async with open_service(settings, [FakeEncoder()], runs_jobs=True) as service:
         repository = JobRepository(service.engine)
         queue = JobQueue(repository, lease_s=0.3, poll_s=0.02)

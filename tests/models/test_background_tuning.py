@@ -4,7 +4,7 @@ import asyncio
 import multiprocessing
 import os
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -30,15 +30,31 @@ def make_tuning(*, provisional):
     )
 
 
+class Served:
+    """What the registry needs of a model in service: when a request last had a place."""
+
+    def __init__(self, name, tuning):
+        self.name = name
+        self.encoder = SimpleNamespace(tuning=tuning, image_path=ImagePath("openvino", "cpu", "fp32", 4, 2))
+        self.images = self
+        self.users, self.ended_at = 0, 0.0
+
+    @property
+    def last_request_at(self):
+        return time.perf_counter() if self.users else self.ended_at
+
+    @contextmanager
+    def admit(self, count, within_s):
+        self.users += 1
+        try:
+            yield
+        finally:
+            self.users -= 1
+            self.ended_at = time.perf_counter()
+
+
 def make_registry(**tunings):
-    served = {
-        name: SimpleNamespace(
-            name=name,
-            encoder=SimpleNamespace(tuning=tuning, image_path=ImagePath("openvino", "cpu", "fp32", 4, 2)),
-            images=SimpleNamespace(admit=lambda count, within_s: nullcontext()),
-        )
-        for name, tuning in tunings.items()
-    }
+    served = {name: Served(name, tuning) for name, tuning in tunings.items()}
     return ModelRegistry(served, decoders=None, decoders_per_request=1, request_timeout_s=None)
 
 
@@ -135,8 +151,8 @@ def test_each_attempt_without_a_result_doubles_the_wait(monkeypatch):
     clock = {"now": began}
 
     async def measure(name):
-        waits.append(clock["now"] - registry._last_used_at)
-        registry._last_used_at = clock["now"]
+        waits.append(clock["now"] - registry.last_used_at)
+        registry.get().ended_at = clock["now"]
         return PROVISIONAL if len(waits) < 3 else FINAL
 
     def cpu_in_use():

@@ -65,7 +65,7 @@ class ClassifyFields(Request):
         examples=["pets"],
     )
     database: str | None = Field(
-        None, description="Without labels: the caption database in which labels are discovered; by default `wordnet`."
+        None, description="Without labels: the caption database in which labels are discovered; by default `everyday`."
     )
     group: bool = Field(
         default=False, description="Without labels: choose a small set of labels that the images of the request share."

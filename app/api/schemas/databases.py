@@ -20,7 +20,9 @@ from app.names.namespaces import namespace_of, own_name
 class BuildDatabaseBody(Request):
     """A request to build a caption database from exactly one of source, files and captions."""
 
-    source: Literal["wordnet"] | None = Field(None, description="The nouns of WordNet.")
+    source: Literal["everyday", "wordnet"] | None = Field(
+        None, description="The names of the package, or the nouns of WordNet."
+    )
     files: list[Annotated[str, Field(min_length=1, max_length=4096)]] | None = Field(
         None,
         min_length=1,
@@ -102,7 +104,9 @@ class DatabaseBody(Response):
     )
     recall_at: int | None
     recall_target: float | None
-    counts: dict[str, int] | None = Field(description="Number of captions read, kept and left out, by reason.")
+    counts: dict[str, int] | None = Field(
+        description="Number of captions read, kept and left out, by reason; `to_come` while the build goes on."
+    )
     source_notes: str | None
     licence: str | None
     bytes: int
@@ -182,7 +186,7 @@ class SearchResponse(Response):
     searched: int = Field(
         description="Number of nearest captions that were examined: 1,000, or all of a smaller database."
     )
-    warnings: list[str] = Field([], description="Parts of the database that could not be searched.")
+    warnings: list[str] = Field([], description="Captions that could not be searched, and why.")
 
     @classmethod
     def of(cls, page: CaptionPage) -> "SearchResponse":

@@ -1,11 +1,11 @@
-"""WordNet's lexicon: the parts of speech of words, and every noun with its definition.
+"""The parts of speech and the singulars of words: those of WordNet if it is installed, else of the packaged names.
 
 Fellbaum (ed.), "WordNet: An Electronic Lexical Database", MIT Press, 1998. The files are those of WordNet 3.0, which
 Debian's package wordnet-base installs; the manual pages ``wndb`` and ``morphy`` describe them.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeVar
@@ -79,18 +79,26 @@ class Noun:
 class Lexicon:
     """The lemmas of each part of speech in lower case; those of several words contain spaces.
 
-    ``mostly_adjectives`` are words that are both nouns and adjectives, with at least as many tagged senses as
-    adjectives. ``irregular_*`` are inflected forms that no rule covers.
+    ``names`` are words that are nouns as they are, such as "shorts". ``mostly_adjectives`` are words that are both
+    nouns and adjectives, with at least as many tagged senses as adjectives. ``irregular_*`` are inflected forms that no
+    rule covers.
     """
 
     nouns: frozenset[str]
-    adjectives: frozenset[str]
-    verbs: frozenset[str]
-    adverbs: frozenset[str]
+    adjectives: frozenset[str] = frozenset()
+    verbs: frozenset[str] = frozenset()
+    adverbs: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
     mostly_adjectives: frozenset[str] = frozenset()
     irregular_nouns: frozenset[str] = frozenset()
     irregular_adjectives: frozenset[str] = frozenset()
     irregular_verbs: frozenset[str] = frozenset()
+
+    @classmethod
+    def of_names(cls, names: Iterable[str]) -> Self:
+        """Return a lexicon for machines without WordNet: the names are nouns, and unknown words are, too."""
+        words = frozenset(name.lower() for name in names)
+        return cls(nouns=words, names=words)
 
     @classmethod
     def load(cls, folder: Path = WORDNET) -> Self:
@@ -129,11 +137,11 @@ class Lexicon:
         return [self._tag(word) for word in words]
 
     def singular(self, word: str, rule: Singulariser = singular_form) -> str:
-        """Return the singular by a rule; function words, and nouns that the rule turns into a non-word, stay.
+        """Return the singular by a rule; function words, names, and nouns that the rule turns into a non-word, stay.
 
         A deviation from the paper, whose rule turns "christmas" into "christma", "gas" into "ga" and "was" into "wa".
         """
-        if word in FUNCTION_WORDS:
+        if word in FUNCTION_WORDS or word in self.names:
             return word
         singular = rule(word)
         # Words of two letters do not count: WordNet lists many abbreviations as nouns.
@@ -161,6 +169,11 @@ class Lexicon:
         if word in self.verbs or word in self.adverbs or not self.verbs.isdisjoint(_plural_stems(word)):
             return OTHER
         return "NN"
+
+
+def is_installed(folder: Path = WORDNET) -> bool:
+    """Return whether a folder contains files of WordNet, complete or not."""
+    return any((folder / name).exists() for name in _FILES)
 
 
 def nouns(folder: Path = WORDNET) -> Iterator[Noun]:

@@ -65,7 +65,7 @@ async def find_names(
         within_s: the time after which the caller does not need the result any more.
 
     Raises:
-        NotConfiguredError: WordNet is not installed.
+        NotConfiguredError: WordNet's files are damaged.
         ServerError, ClientError: as ``CaptionCatalogue.search``.
     """
     assert task.database is not None

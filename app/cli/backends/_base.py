@@ -86,7 +86,7 @@ class Backend(Protocol):
         """
 
     async def prepare_database(self, request: ClassifyRequest, on_progress: OnProgress) -> None:
-        """Build the WordNet caption database if the request needs it and it does not exist.
+        """Build the default caption database if the request needs it and it does not exist.
 
         Raises:
             ClientError: the request is invalid.

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from app.captions.build_plan import WORDNET, BuildPlan
+from app.captions.build_plan import BuildPlan
 from app.captions.catalogue import DatabaseState
 from app.captions.query import CaptionQuery
 from app.captions.sources import Source
@@ -141,13 +141,14 @@ class InProcessBackend:
         return features, results
 
     async def prepare_database(self, request: ClassifyRequest, on_progress: OnProgress) -> None:
-        """Build the WordNet database in this process, once the request is known to be valid."""
+        """Build the default database in this process, once the request is known to be valid."""
         await self._service.resolver.validate(request)
-        if request.database not in {None, WORDNET}:
+        default = self._service.caption_search.catalogue.default
+        if request.database not in {None, default}:
             return
-        plan = await self._service.caption_search.plan_wordnet()
+        plan = await self._service.caption_search.plan_default()
         if plan is not None:
-            await self._service.caption_search.build(WORDNET, plan, (), on_progress)
+            await self._service.caption_search.build(default, plan, (), on_progress)
 
     async def classify_together(
         self, files: Sequence[Path], request: ClassifyRequest, on_progress: OnProgress

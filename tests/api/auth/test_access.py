@@ -144,7 +144,7 @@ class Tenants:
 def tenants(tmp_path_factory, empty_database):
     data_dir = tmp_path_factory.mktemp("tenants")
     shutil.copy(empty_database, data_dir)
-    settings = Settings(data_dir=data_dir, models=("embedded",), build_wordnet=False, keep_images=True)
+    settings = Settings(data_dir=data_dir, models=("embedded",), build_default_database=False, keep_images=True)
     scopes = (Scope.METRICS, Scope.CLASSIFY, Scope.WRITE, Scope.ADMIN)
     names = ("acme", "other", "")
     texts = iter(
@@ -311,13 +311,13 @@ def test_folders_and_files_on_the_server_need_an_admin_key(closed):
 
 
 def test_the_default_database_is_readable_in_every_namespace_and_not_writable(closed, settings):
-    made(settings.effective_captions_dir / "wordnet")
+    made(settings.effective_captions_dir / "everyday")
     own = {"Authorization": f"Bearer {closed.keys['acme'][Scope.ADMIN]}"}
     listed = [each["name"] for each in closed.get("/v1/databases", headers=own).json()["databases"]]
-    assert listed == ["puzzles", "wordnet"]
-    assert closed.post("/v1/databases/wordnet/search", json={"text": "red"}, headers=own).status_code == 200
-    assert closed.delete("/v1/databases/wordnet", headers=own).status_code == 403
-    assert closed.put("/v1/databases/wordnet", json={"captions": ["x"]}, headers=own).status_code == 403
+    assert listed == ["everyday", "puzzles"]
+    assert closed.post("/v1/databases/everyday/search", json={"text": "red"}, headers=own).status_code == 200
+    assert closed.delete("/v1/databases/everyday", headers=own).status_code == 403
+    assert closed.put("/v1/databases/everyday", json={"captions": ["x"]}, headers=own).status_code == 403
 
 
 def test_two_tenants_may_use_the_same_names(closed):

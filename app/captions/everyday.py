@@ -1,0 +1,27 @@
+"""The captions of the default database: names of what everyday photographs show, as the package contains them."""
+
+from collections.abc import Iterator
+
+from app.runtime.data_files import resources
+
+NOTES = "Names of what everyday photographs show, written for Deixis"
+LICENCE = "Apache-2.0"
+
+
+def everyday_names() -> tuple[str, ...]:
+    """Return the distinct names of ``prompts/everyday_words.txt``, which explains its form; the most common first."""
+    lines = (resources("prompts") / "everyday_words.txt").read_text("utf-8").splitlines()
+    kinds: list[str] = []
+
+    def names() -> Iterator[str]:
+        for line in lines:
+            if not line or line.startswith("#"):
+                continue
+            name, has_kinds, listed = line.partition(": ")
+            if not has_kinds:
+                yield from line.split(", ")
+                continue
+            yield name
+            kinds.extend(f"{kind} {name}" for kind in listed.split(", "))
+
+    return tuple(dict.fromkeys([*names(), *kinds]))
