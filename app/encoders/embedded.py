@@ -59,7 +59,7 @@ def load_embedded(options: LoadOptions, *, folder: Path | None = None) -> OpenVi
     description = _describe(config, folder)
 
     def build(candidate: Candidate) -> ImageTower:
-        return compile_image_tower(graph, precision=candidate.precision, size_px=preprocessing["size"])
+        return compile_image_tower(graph, candidate.precision)
 
     tower, path, tuning = select_tower(
         "embedded",

@@ -20,7 +20,7 @@ from app.encoders.model_names import model_source
 from app.encoders.openvino import ModelDescription, OpenVinoEncoder, runs_on_openvino
 from app.encoders.openvino_tower import compile_image_tower, compile_text_tower, import_openvino
 from app.encoders.tokenizing import TextTokenizer
-from app.encoders.tuning import is_installed, select_tower, stored_tuning
+from app.encoders.tuning import is_installed, select_tower, stored_tuning, warm_up
 from app.errors import ModelUnavailableError
 from app.runtime.atomic_files import publish, sync, write_atomically
 from app.runtime.checksums import sha256
@@ -110,7 +110,7 @@ def _load(
     size_px = export.preprocessing.size_px
 
     def build(candidate: Candidate) -> ImageTower:
-        return compile_image_tower(folder / _IMAGE_TOWER, precision=candidate.precision, size_px=size_px)
+        return compile_image_tower(folder / _IMAGE_TOWER, candidate.precision)
 
     if path is None:
         seconds = options.tuning_seconds if tuning is None else 0.0
@@ -125,6 +125,7 @@ def _load(
         tuning = tuning or measured
     else:
         tower = build(Candidate(path.backend, path.precision, path.threads))
+        warm_up(tower, size_px, path)
     return OpenVinoEncoder(
         export,
         image_tower=tower,

@@ -368,7 +368,7 @@ class ImageTowerFactory:
     def build(self, candidate: Candidate) -> ImageTower:
         """Return the tower with the options of a candidate."""
         if candidate.backend == "openvino":
-            return compile_image_tower(self._converted, precision=candidate.precision, size_px=self._size_px)
+            return compile_image_tower(self._converted, candidate.precision)
         encode = self._load_precision(candidate.precision).encode_image
         return TorchImageTower(
             torch.compile(encode, dynamic=True) if self._options.torch_compile else encode,

@@ -15,9 +15,6 @@ from app.types import ImageFeatures, Pixels, TextFeatures
 # The names of OpenVINO by ours.
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 
-# OpenVINO prepares the first batch of each size, which takes up to ten times as long as the forward pass.
-_MAX_WARM_UP_BATCH = 8
-
 
 class OpenVinoImageTower:
     """Runs any number of batches at the same time, each with an inference request of its own.
@@ -62,18 +59,14 @@ class OpenVinoTextTower:
         return unit_rows(self._request.get_output_tensor(0).data.astype(np.float32))
 
 
-def compile_image_tower(model: Any, *, precision: str, size_px: int) -> OpenVinoImageTower:
-    """Compile a converted tower for this CPU, and run it once with each small batch size.
+def compile_image_tower(model: Any, precision: str) -> OpenVinoImageTower:
+    """Compile a converted tower for this CPU.
 
     Args:
         model: as ``convert_image_tower`` returns it, or the path of its file.
         precision: ``fp32`` or ``bf16``.
-        size_px: side of an image.
     """
-    tower = OpenVinoImageTower(_compile(model, precision))
-    for size in range(1, _MAX_WARM_UP_BATCH + 1):
-        tower.begin([np.zeros((size_px, size_px, 3), np.uint8)] * size)()
-    return tower
+    return OpenVinoImageTower(_compile(model, precision))
 
 
 def compile_text_tower(model: Any) -> OpenVinoTextTower:

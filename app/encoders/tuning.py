@@ -43,6 +43,7 @@ changed; for a ViT-B-32 it is 0.9999.
 # What to install for each back end of a CPU, in the order in which they are likely to be fast.
 _PACKAGES = {"openvino": "deixis[openvino]", "torch": "deixis[torch]"}
 
+_MAX_WARM_UP_BATCH = 8
 _CPU_BATCHES = (1, 2, 4, 8, 16)
 _GPU_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 # Two candidates are compared at these sizes, each at the one where it is faster.
@@ -174,26 +175,32 @@ def select_tower(
         if tuning.provisional:
             log.info("tuning_provisional", model=name, cpu_by_others=tuning.cpu_by_others)
     path = tuning.image_path() if tuning else None
-    if path is not None:
-        candidates.insert(0, Candidate(path.backend, path.precision, path.threads))
+    paths = [
+        ImagePath(each.backend, device, each.precision, _default_batch_size(device), each.threads)
+        for each in candidates
+    ]
     failure: Exception | None = None
-    for candidate in candidates:
+    for each in paths if path is None else [path, *paths]:
+        candidate = Candidate(each.backend, each.precision, each.threads)
         try:
             tower = build(candidate)
-            tower.begin(probe_images(size_px, count=1))()
+            warm_up(tower, size_px, each)
         except Exception as error:  # noqa: BLE001 - backends raise errors of any type
             log.warning("image_tower_failed", model=name, **_log_fields(candidate), reason=_one_line(error))
-            failure, path = error, None
+            failure = error
             continue
-        if path is None:
-            path = ImagePath(
-                candidate.backend, device, candidate.precision, _default_batch_size(device), candidate.threads, None
-            )
-        return tower, path, tuning
+        return tower, each, tuning
     raise ModelUnavailableError(
         f"model '{name}' cannot be used: a test ended with {type(failure).__name__}: {_one_line(failure)}; check that"
         " its configuration and its weights belong together, and try DEIXIS_PRECISION=fp32"
     ) from failure
+
+
+def warm_up(tower: ImageTower, size_px: int, path: ImagePath) -> None:
+    """Run a tower; one of OpenVINO with each small batch, which takes up to ten times as long the first time."""
+    largest = min(path.batch_size, _MAX_WARM_UP_BATCH) if path.backend == "openvino" else 1
+    for size in range(1, largest + 1):
+        tower.begin([np.zeros((size_px, size_px, 3), np.uint8)] * size)()
 
 
 def measure(
