@@ -282,7 +282,7 @@ def test_without_torch_a_damaged_export_has_an_error_with_the_way_out(damaged, d
     export_model(spec, options(folder))
     DAMAGES[damage](the_export(folder))
     hide_torch()
-    with pytest.raises(ModelUnavailableError, match="deixis models export"):
+    with pytest.raises(ModelUnavailableError, match="deixis models export|exported models run on a CPU"):
         load_encoder(spec, options(folder))
 
 
@@ -361,9 +361,7 @@ def test_torch_is_used_if_it_was_measured_to_be_faster(spec, folder, first, monk
 
 def test_a_model_that_is_not_exported_needs_torch(tmp_path, hide_torch):
     hide_torch()
-    with pytest.raises(
-        ModelUnavailableError, match=r"is not exported, and PyTorch is not installed; install the extra torch"
-    ):
+    with pytest.raises(ModelUnavailableError, match="needs PyTorch, which is not installed; install the extra torch"):
         load_encoder("ViT-B-32/openai", options(tmp_path))
 
 
