@@ -81,8 +81,8 @@ def _load_with_torch(spec: str, options: LoadOptions) -> "OpenClipEncoder":
     _limit_openmp_spinning()
     if not is_installed("torch"):
         raise ModelUnavailableError(
-            f"model '{spec}' needs PyTorch, which is not installed; install the extra torch (in a clone of the repository:"
-            " make torch); without it, the embedded model and exported models run on a CPU (DEIXIS_DEVICE=cpu,"
+            f"model '{spec}' needs PyTorch, which is not installed; install the extra torch (in a clone of the"
+            " repository: make torch); without it, the embedded model and exported models run on a CPU (DEIXIS_DEVICE=cpu,"
             " DEIXIS_IMAGE_BACKEND=auto)"
         )
     try:
