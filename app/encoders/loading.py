@@ -82,8 +82,8 @@ def _load_with_torch(spec: str, options: LoadOptions) -> "OpenClipEncoder":
     if not is_installed("torch"):
         raise ModelUnavailableError(
             f"model '{spec}' needs PyTorch, which is not installed; install the extra torch (in a clone of the"
-            " repository: make torch); without it, the embedded model and exported models run on a CPU (DEIXIS_DEVICE=cpu,"
-            " DEIXIS_IMAGE_BACKEND=auto)"
+            " repository: make torch); without it, the embedded model and exported models run on a CPU"
+            " (DEIXIS_DEVICE=cpu, DEIXIS_IMAGE_BACKEND=auto)"
         )
     try:
         from app.encoders.open_clip import load_open_clip  # noqa: PLC0415 - imports torch
