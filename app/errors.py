@@ -217,3 +217,8 @@ class ModelUnavailableError(ServerError):
 
 class ConfigurationError(ServerError):
     """A setting cannot work; raised at start, never by a request."""
+
+
+def one_line(error: BaseException | None) -> str:
+    """Return the message of an error of another library in one line of at most 300 characters, or its type."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

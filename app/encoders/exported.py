@@ -21,7 +21,7 @@ from app.encoders.openvino import ModelDescription, OpenVinoEncoder, runs_on_ope
 from app.encoders.openvino_tower import compile_image_tower, compile_text_tower, import_openvino
 from app.encoders.tokenizing import TextTokenizer
 from app.encoders.tuning import is_installed, select_tower, stored_tuning, warm_up
-from app.errors import ModelUnavailableError
+from app.errors import ModelUnavailableError, one_line
 from app.runtime.atomic_files import publish, sync, write_atomically
 from app.runtime.checksums import sha256
 from app.runtime.temporary_folders import temporary_folder
@@ -68,11 +68,11 @@ def load_exported(spec: str, options: LoadOptions, tuning: Tuning | None = None)
         export = _read(folder, spec)
         return None if export is None else _load(export, folder, options, tuning, has_torch=has_torch)
     except Exception as error:  # damaged files let OpenVINO and the tokenizer raise errors of any type
-        reason = _one_line(error)
+        reason = one_line(error)
         if not has_torch:
             raise ModelUnavailableError(
-                f"model '{spec}' cannot be loaded: its export {folder} does not work: {reason}; write it again: deixis"
-                f" models export {spec} (where deixis[torch] is installed)"
+                f"model '{spec}' cannot be loaded: its export {folder} does not work: {reason}; write it again with"
+                f" `deixis models export {spec}`, which needs the extra torch"
             ) from error
         log.warning("export_not_used", model=spec, folder=str(folder), reason=reason)
         return None
@@ -202,7 +202,3 @@ def _source_of(spec: str) -> str | None:
         return None
     status = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in Path(location).iterdir())
     return hashlib.sha256(repr(status).encode()).hexdigest()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -14,7 +14,7 @@ from app.encoders.exported import load_exported
 from app.encoders.model_names import model_source
 from app.encoders.openvino import runs_on_openvino
 from app.encoders.tuning import is_installed
-from app.errors import ModelUnavailableError, NotConfiguredError
+from app.errors import ModelUnavailableError, NotConfiguredError, one_line
 
 if TYPE_CHECKING:
     from app.encoders.open_clip import OpenClipEncoder
@@ -50,7 +50,7 @@ def load_encoder(spec: str, options: LoadOptions = _DEFAULTS) -> Encoder:
     try:
         encoder.export(options.exports_dir)
     except Exception as error:  # noqa: BLE001 - OpenVINO raises errors of any type
-        log.warning("model_not_exported", model=spec, reason=" ".join(str(error).split())[:300])
+        log.warning("model_not_exported", model=spec, reason=one_line(error))
         return encoder
     # From the first start on, models run in the same way, and without the weights of torch in memory.
     return load_exported(spec, options, encoder.tuning) or encoder
@@ -73,17 +73,23 @@ def export_model(spec: str, options: LoadOptions = _DEFAULTS) -> Path:
     try:
         return encoder.export(options.exports_dir)
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelUnavailableError(f"model '{spec}' cannot be exported: {reason}; serve it with torch") from error
+        raise ModelUnavailableError(
+            f"model '{spec}' cannot be exported: {one_line(error)}; serve it with PyTorch"
+        ) from error
 
 
 def _load_with_torch(spec: str, options: LoadOptions) -> "OpenClipEncoder":
     _limit_openmp_spinning()
     if not is_installed("torch"):
+        light = (
+            "without it, the embedded model and exported models run on a CPU (DEIXIS_DEVICE=cpu, and"
+            " DEIXIS_IMAGE_BACKEND and DEIXIS_PRECISION=auto)"
+            if is_installed("openvino")
+            else "or the extra embedded, with which the embedded model and exported models run on a CPU"
+        )
         raise ModelUnavailableError(
             f"model '{spec}' needs PyTorch, which is not installed; install the extra torch (in a clone of the"
-            " repository: make torch); without it, the embedded model and exported models run on a CPU"
-            " (DEIXIS_DEVICE=cpu, DEIXIS_IMAGE_BACKEND=auto)"
+            f" repository: make torch); {light}"
         )
     try:
         from app.encoders.open_clip import load_open_clip  # noqa: PLC0415 - imports torch

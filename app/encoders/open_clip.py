@@ -34,7 +34,7 @@ from app.encoders.openvino_tower import compile_image_tower, compile_text_tower
 from app.encoders.tokenizing import TextTokenizer, shortened
 from app.encoders.torch_tower import TorchImageTower, fingerprint_of, use_threads
 from app.encoders.tuning import model_precision, select_tower
-from app.errors import ModelUnavailableError
+from app.errors import ModelUnavailableError, one_line
 from app.runtime.cpu import usable_cores
 from app.runtime.data_files import resources
 from app.types import ImageFeatures, Pixels, TextFeatures
@@ -117,7 +117,7 @@ class OpenClipEncoder:
             rows, text = self.encode_images([black]), self.encode_texts(["a photo"])
         except Exception as error:
             raise ModelUnavailableError(
-                f"model '{name}' cannot be used: a test ended with {type(error).__name__}: {_one_line(error)}; check"
+                f"model '{name}' cannot be used: a test ended with {type(error).__name__}: {one_line(error)}; check"
                 " that its tokenizer, configuration and weights belong together, and try DEIXIS_PRECISION=fp32"
             ) from error
         if rows.shape != text.shape or not (np.isfinite(rows).all() and np.isfinite(text).all()):
@@ -393,13 +393,9 @@ class _SizeOnly(torch.nn.Module):
         self.image_size = image_size
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:500]
-
-
 def _load_failure(spec: str, error: Exception) -> str:
     source, where, _ = model_source(spec)
-    reason = _one_line(error) or type(error).__name__
+    reason = one_line(error)
     if source == "local-dir":
         way_out = local_folder_must_contain(Path(where))
     else:

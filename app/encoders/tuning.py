@@ -26,7 +26,7 @@ from pydantic import ValidationError
 
 from app import __version__
 from app.encoders._base import Candidate, ImagePath, ImageTower, LoadOptions, Trial, Tuning
-from app.errors import ModelUnavailableError
+from app.errors import ModelUnavailableError, one_line
 from app.runtime.atomic_files import write_atomically
 from app.runtime.cpu import OtherProcesses, usable_cores
 from app.types import ImageFeatures, Pixels
@@ -186,12 +186,12 @@ def select_tower(
             tower = build(candidate)
             warm_up(tower, size_px, each)
         except Exception as error:  # noqa: BLE001 - backends raise errors of any type
-            log.warning("image_tower_failed", model=name, **_log_fields(candidate), reason=_one_line(error))
+            log.warning("image_tower_failed", model=name, **_log_fields(candidate), reason=one_line(error))
             failure = error
             continue
         return tower, each, tuning
     raise ModelUnavailableError(
-        f"model '{name}' cannot be used: a test ended with {type(failure).__name__}: {_one_line(failure)}; check that"
+        f"model '{name}' cannot be used: a test ended with {type(failure).__name__}: {one_line(failure)}; check that"
         " its configuration and its weights belong together, and try DEIXIS_PRECISION=fp32"
     ) from failure
 
@@ -306,7 +306,7 @@ def _check(
 
 
 def _refused(candidate: Candidate, min_cosine: float | None, error: Exception) -> Trial:
-    reason = f"{type(error).__name__}: {_one_line(error)}"
+    reason = f"{type(error).__name__}: {one_line(error)}"
     return Trial(candidate=candidate, min_cosine=min_cosine, refused=reason)
 
 
@@ -551,7 +551,7 @@ def _read(file: Path | None) -> Tuning | None:
     try:
         return Tuning.model_validate_json(file.read_bytes())
     except (OSError, ValidationError) as error:
-        log.warning("tuning_not_readable", file=str(file), reason=_one_line(error))
+        log.warning("tuning_not_readable", file=str(file), reason=one_line(error))
         return None
 
 
@@ -560,7 +560,7 @@ def _write(file: Path, tuning: Tuning) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, tuning.model_dump_json(indent=2) + "\n")
     except OSError as error:  # the next start measures again
-        log.warning("tuning_not_written", file=str(file), reason=_one_line(error))
+        log.warning("tuning_not_written", file=str(file), reason=one_line(error))
 
 
 def _default_batch_size(device: str) -> int:
@@ -569,7 +569,3 @@ def _default_batch_size(device: str) -> int:
 
 def _log_fields(candidate: Candidate) -> dict[str, Any]:
     return {"backend": candidate.backend, "precision": candidate.precision, "threads": candidate.threads}
-
-
-def _one_line(error: BaseException | None) -> str:
-    return " ".join(str(error).split())[:300]

@@ -115,6 +115,16 @@ def test_an_image_of_any_size_equals_that_of_pillow_up_to_one(width, height):
     assert np.abs(convert_preprocessing(cfg).transform(image) - wanted).max() <= 1
 
 
+@given(width=st.integers(1, 400), height=st.integers(1, 400), seed=st.integers(0, 1000))
+@settings(max_examples=100, deadline=None)
+def test_an_image_that_is_squashed_equals_that_of_open_clip(width, height, seed):
+    cfg = preprocessing(resize_mode="squash", interpolation="bicubic")
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    resize, *_ = open_clip.transform.image_transform_v2(cfg, is_train=False).transforms
+    image = Image.fromarray(noise)
+    np.testing.assert_array_equal(convert_preprocessing(cfg).transform(image), np.array(resize(image)))
+
+
 @pytest.mark.parametrize("others", [{"resize_mode": "longest"}, {"interpolation": "random"}, {"size": (64, 32)}])
 def test_other_preprocessing_is_not_converted(others):
     with pytest.raises(NotConvertibleError, match="needs torchvision"):
@@ -357,6 +367,14 @@ def test_torch_is_used_if_it_was_measured_to_be_faster(spec, folder, first, monk
     monkeypatch.setattr(exported, "stored_tuning", lambda *_: measured)
     assert exported.load_exported(spec, options(folder)) is None
     assert exported.load_exported(spec, options(folder, backend="openvino")) is not None
+
+
+def test_without_torch_and_openvino_the_error_names_the_extra_of_each(tmp_path, monkeypatch):
+    for module in (exported, loading, openvino, tuning):
+        monkeypatch.setattr(module, "is_installed", lambda _: False)
+    for spec in ("embedded", "ViT-B-32/openai"):
+        with pytest.raises(ModelUnavailableError, match=r"install the extra torch .*or the extra embedded"):
+            load_encoder(spec, options(tmp_path))
 
 
 def test_a_model_that_is_not_exported_needs_torch(tmp_path, hide_torch):
