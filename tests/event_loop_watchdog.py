@@ -4,7 +4,8 @@ Each callback of an asyncio loop is measured in processor time of its thread, so
 in wall time with a generous limit, for input and output that blocks. Processor time is stated as that of an idle
 machine: the same work takes twice as long beside a busy core that shares caches and clock, so a callback that seems too
 long is followed by work of known length. Time of the garbage collector is left out, because it depends on the tests
-that ran before. Loops of other processes and of uvloop are not measured.
+that ran before. Loops of other processes and of uvloop are not measured, nor callbacks of Playwright: its synchronous
+interface runs the test itself in a callback of a loop that serves nothing else.
 
 A test that must block its loop says why: ``@pytest.mark.blocks_event_loop("reason")``. The option
 ``--slowest-callbacks N`` lists the longest callbacks of all tests.
@@ -68,6 +69,9 @@ class Watchdog:
         original = asyncio.Handle._run
 
         def run(handle: asyncio.Handle) -> None:
+            if str(getattr(handle._callback, "__module__", "")).startswith("playwright."):
+                original(handle)
+                return
             cpu_s, wall_s, collected_s = time.thread_time(), time.perf_counter(), self._collected_s
             callback, context = handle._callback, handle._args  # a handle forgets them when it is cancelled
             try:

@@ -49,6 +49,18 @@ def test_excepted():
 def test_fine():
     asyncio.run(fine())
 
+def test_of_a_page():
+    def resume():
+        use_the_processor(1.0)
+
+    resume.__module__ = "playwright._impl._sync_base"
+
+    async def run():
+        asyncio.get_running_loop().call_soon(resume)
+        await asyncio.sleep(0)
+
+    asyncio.run(run())
+
 def test_failed_anyway():
     asyncio.run(blocked())
     raise ValueError("of the test itself")
@@ -75,6 +87,7 @@ def test_tests_that_block_a_loop_fail_and_the_slowest_callbacks_are_listed(tmp_p
         ("ERROR", "test_blocked_after_the_test"),
         ("PASSED", "test_excepted"),
         ("PASSED", "test_fine"),
+        ("PASSED", "test_of_a_page"),
         ("FAILED", "test_failed_anyway"),
     }, done.stdout
     assert re.search(r"the event loop was blocked for \d{3,4} ms of processor time in \d+ ms: .*> blocked", done.stdout)

@@ -49,7 +49,8 @@ def build_database(
     everyday: Annotated[  # noqa: FBT002 - a flag
         bool,
         typer.Option(
-            "--everyday", help="Build the database from the names of the package; its default name is `everyday`."
+            "--everyday",
+            help="Build the database from the names that come with Deixis; its default name is `everyday`.",
         ),
     ] = False,
     wordnet: Annotated[  # noqa: FBT002 - a flag

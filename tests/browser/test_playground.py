@@ -337,6 +337,23 @@ def test_everything_works_with_the_keyboard(open_page):
     expect(page.locator("#results")).to_be_focused()
 
 
+def test_results_that_arrive_leave_the_focus_where_somebody_types(open_page, pictures):
+    page = open_page()
+    choose(page, pictures / "chelsea.jpg")
+    page.fill("#new-labels", "cat, dog")
+    held = []
+    page.route("**/v1/classify", lambda route: held.append(route))  # noqa: PLW0108 - playwright marks the function
+    with page.expect_request("**/v1/classify"):
+        page.click("#classify")
+    page.locator("#new-labels").press_sequentially("roc")
+    for route in held:
+        route.continue_()
+    page.wait_for_selector("#answers > li")
+    expect(page.locator("#new-labels")).to_be_focused()
+    page.keyboard.type("ket")
+    expect(page.locator("#new-labels")).to_have_value("rocket")
+
+
 def test_removing_with_the_keyboard_keeps_the_focus_in_place(open_page, pictures):
     page = open_page()
     choose(page, pictures / "chelsea.jpg", pictures / "coffee.jpg")

@@ -1,5 +1,5 @@
 // The view Classify: images and labels in, scores and explanations out.
-import { byId, create, option, refocus, splitLabels } from "./elements.js";
+import { byId, create, focusLater, option, refocus, splitLabels } from "./elements.js";
 import { requestJson, RequestError } from "./requests.js";
 import { clearRequestError, showRequestError } from "./request_errors.js";
 import { allDatabases, allLabelSets, catalogue } from "./catalogue.js";
@@ -119,7 +119,7 @@ async function classify(event) {
   }
   requests += 1;
   const current = requests, shown = pictures.all(), sent = fields();
-  const form = new FormData();
+  const focus = focusLater(), form = new FormData();
   for (const picture of shown) form.append("image", picture.file, picture.name);
   for (const [name, value] of sent) form.append(name, formValue(value));
   clearRequestError(byId("error"));
@@ -127,7 +127,7 @@ async function classify(event) {
   byId("classify").disabled = true;
   try {
     const response = await requestJson("v1/classify", { method: "POST", body: form });
-    if (current === requests) showResponse(response, shown, sent);
+    if (current === requests) showResponse(response, shown, sent, focus);
   } catch (error) {
     if (current === requests) showError(error);
   } finally {
@@ -142,7 +142,7 @@ function showError(error) {
   showRequestError(error, byId("error"), controlOf);
 }
 
-function showResponse(response, shown, sent) {
+function showResponse(response, shown, sent, focus) {
   const totalMs = Object.values(response.timing_ms).reduce((sum, number) => sum + number, 0);
   const method = `Method ${response.method}, model ${response.model}, ${Math.round(totalMs)} ms`;
   byId("status").textContent = response.reason ? `${method}. Reason for this method: ${response.reason}.` : `${method}.`;
@@ -150,7 +150,7 @@ function showResponse(response, shown, sent) {
   byId("no-answers").hidden = true;
   byId("code").hidden = false;
   showCode(shown.map((picture) => picture.name), sent);
-  byId("results").focus();
+  focus(byId("results"));
 }
 
 // --- the form --------------------------------------------------------------------------------------------------------

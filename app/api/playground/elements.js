@@ -30,6 +30,22 @@ export function splitLabels(text) {
 
 export const lines = (text) => text.split("\n").map((part) => part.trim()).filter(Boolean);
 
+/** Return whether the focus is in a field, from which what loads by itself must not take it. */
+export const isTyping = () => document.activeElement.matches("input, textarea, select");
+
+/**
+ * Return a function that moves the focus to the answer of a request that begins now, unless somebody has meanwhile typed,
+ * or moved to another field.
+ */
+export function focusLater() {
+  const from = document.activeElement;
+  let hasTyped = false;
+  addEventListener("input", () => { hasTyped = true; }, { once: true });
+  return (answer) => {
+    if (!isTyping() || (document.activeElement === from && !hasTyped)) answer.focus();
+  };
+}
+
 /** Move the focus to the next remove button of a list, or to `otherwise` if the list is empty. */
 export function refocus(list, index, otherwise) {
   const buttons = list.querySelectorAll("button");

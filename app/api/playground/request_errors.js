@@ -1,5 +1,5 @@
 // Errors of requests, shown in a place of their own or next to the field that they concern.
-import { byId, countText, create } from "./elements.js";
+import { byId, countText, create, isTyping } from "./elements.js";
 
 // At most this many collapsed sections are opened at once to show errors.
 const MAX_OPENED = 30;
@@ -30,8 +30,7 @@ export function showRequestError(error, place, controlOf = () => null) {
 
 /** Show an error of loading, which must not take the focus from a field that somebody is typing in. */
 export function showLoadError(error, place) {
-  const isTyping = document.activeElement.matches("input, textarea, select");
-  if (isTyping && error.status === 401) {
+  if (isTyping() && error.status === 401) {
     clearRequestError(place);
     place.textContent = error.message;
     place.hidden = false;

@@ -1,5 +1,5 @@
 // The view Captions: searches a caption database by text or image.
-import { byId, countText, create, option } from "./elements.js";
+import { byId, countText, create, focusLater, option } from "./elements.js";
 import { requestJson, jsonOptions, pathOf, RequestError } from "./requests.js";
 import { clearRequestError, showLoadError, showRequestError } from "./request_errors.js";
 import { dropZone, onFilesSelected, splitFiles } from "./file_drops.js";
@@ -78,12 +78,12 @@ const controlOf = (field) => (field in CONTROLS ? byId(CONTROLS[field]) : null);
 
 async function show() {
   requests += 1;
-  const current = requests;
+  const current = requests, focus = focusLater();
   clearRequestError(byId("search-error"));
   byId("search-status").textContent = "Searching…";
   try {
     const response = await requestJson(pathOf("databases", query.database, "search"), request());
-    if (current === requests) showPage(response);
+    if (current === requests) showPage(response, focus);
   } catch (requestError) {
     if (current !== requests) return;
     byId("search-status").textContent = "";
@@ -100,7 +100,7 @@ function request() {
   return { method: "POST", body: form };
 }
 
-function showPage(response) {
+function showPage(response, focus) {
   const first = offsets.at(-1), { results } = response;
   const range = results.length ? `Captions ${first + 1} to ${first + results.length}, nearest first` : "No caption matches";
   const filtered = query.fields.contains || query.fields.min_score !== undefined ? `, among the ${response.searched.toLocaleString("en")} nearest` : "";
@@ -113,7 +113,7 @@ function showPage(response) {
     offsets.push(response.next_offset);
     show();
   };
-  byId("found-captions").focus();
+  focus(byId("found-captions"));
 }
 
 /** Register the event handlers of the form. */

@@ -21,7 +21,7 @@ class BuildDatabaseBody(Request):
     """A request to build a caption database from exactly one of source, files and captions."""
 
     source: Literal["everyday", "wordnet"] | None = Field(
-        None, description="The names of the package, or the nouns of WordNet."
+        None, description="The names that come with Deixis, or the nouns of WordNet."
     )
     files: list[Annotated[str, Field(min_length=1, max_length=4096)]] | None = Field(
         None,
