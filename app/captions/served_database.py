@@ -57,7 +57,7 @@ class ServedDatabase:
         self._metrics = TowerMetrics(metrics, folder.name, "captions")
         self.queue: EncodeQueue[_Search, NearestCaptions] = EncodeQueue(
             f"the caption database '{folder.name}'",
-            lambda searches: partial(_search_batch, searches),
+            lambda searches, _: partial(_search_batch, searches),
             batch_size=_SEARCHES_PER_BATCH,
             metrics=self._metrics,
             max_queued=max(max_queued, _SEARCHES_PER_BATCH),

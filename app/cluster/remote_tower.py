@@ -84,7 +84,7 @@ class RemoteTower(TurnQueue[Item, np.ndarray]):
         asyncio.get_running_loop().call_soon(self._send)
 
     def _send(self) -> None:
-        while len(self._calls) < _MAX_CALLS and (entries := self._take(at_least=1)):
+        while len(self._calls) < _MAX_CALLS and (entries := self._take(self.batch_size)):
             # A call for several requests belongs to the trace of the first.
             call = asyncio.get_running_loop().create_task(self._call(entries), context=_trace_only(entries[0].context))
             self._calls.add(call)

@@ -142,8 +142,17 @@ class Tuning(BaseModel):
 class ImageTower(Protocol):
     """An image tower that runs with the options of one candidate."""
 
-    def begin(self, pixels: Sequence[Pixels]) -> Callable[[], ImageFeatures]:
-        """Start encoding n >= 1 images and return a function that waits for their unit rows (n, d), float32."""
+    @property
+    def streams(self) -> int:
+        """Number of batches that it can run at the same time, each from a thread of its own."""
+
+    def begin(self, pixels: Sequence[Pixels], *, alone: bool = True) -> Callable[[], ImageFeatures]:
+        """Start encoding n >= 1 images and return a function that waits for their unit rows (n, d), float32.
+
+        Args:
+            pixels: the images.
+            alone: whether this batch may use all cores, since few others will run at the same time.
+        """
 
 
 class ModelInfo(Protocol):
@@ -178,15 +187,23 @@ class ModelInfo(Protocol):
 class Encoder(ModelInfo, Protocol):
     """An image tower and a text tower with a joint space.
 
-    The methods are called from worker threads, never from the event loop. One thread calls ``begin_images`` and the
-    functions that it returns, another thread calls ``encode_texts``.
+    The methods are called from worker threads, never from the event loop. ``image_streams`` threads call
+    ``begin_images`` and the functions that it returns, another thread calls ``encode_texts``.
     """
 
-    def begin_images(self, pixels: Sequence[Pixels]) -> Callable[[], ImageFeatures]:
+    @property
+    def image_streams(self) -> int:
+        """Number of batches of images that are encoded at the same time, each from a thread of its own."""
+
+    def begin_images(self, pixels: Sequence[Pixels], *, alone: bool = True) -> Callable[[], ImageFeatures]:
         """Start encoding n >= 1 transformed images and return a function that waits for their unit rows (n, d).
 
-        A second batch may start before the first has finished, so that an accelerator is never idle. Both steps may
-        raise ``MemoryError``; the caller may then encode the same images in smaller batches.
+        If there is one stream, a second batch may start before the first has finished, so that an accelerator is never
+        idle. Both steps may raise ``MemoryError``; the caller may then encode the same images in smaller batches.
+
+        Args:
+            pixels: the images.
+            alone: whether this batch may use all cores, since few others will run at the same time.
         """
 
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:

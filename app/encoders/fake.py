@@ -34,7 +34,12 @@ class FakeEncoder:
         """Resize to 8 by 8 pixels."""
         return np.asarray(image.resize((self.image_size_px, self.image_size_px)))
 
-    def begin_images(self, pixels: Sequence[Pixels]) -> Callable[[], ImageFeatures]:
+    @property
+    def image_streams(self) -> int:
+        """One."""
+        return 1
+
+    def begin_images(self, pixels: Sequence[Pixels], *, alone: bool = True) -> Callable[[], ImageFeatures]:  # noqa: ARG002
         """Return a function that encodes the images."""
         return lambda: self.encode_images(pixels)
 

@@ -128,9 +128,14 @@ class OpenClipEncoder:
             )
         self.embed_dim = rows.shape[1]
 
-    def begin_images(self, pixels: Sequence[Pixels]) -> Callable[[], ImageFeatures]:
+    @property
+    def image_streams(self) -> int:
+        """Number of batches that are encoded at the same time."""
+        return self._image.tower.streams
+
+    def begin_images(self, pixels: Sequence[Pixels], *, alone: bool = True) -> Callable[[], ImageFeatures]:
         """Start encoding and return a function that waits for the unit rows (n, d), float32."""
-        return self._image.tower.begin(pixels)
+        return self._image.tower.begin(pixels, alone=alone)
 
     def encode_images(self, pixels: Sequence[Pixels]) -> ImageFeatures:
         """Return unit rows (n, d), float32."""

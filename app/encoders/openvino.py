@@ -67,9 +67,14 @@ class OpenVinoEncoder:
         self._tokenizer = tokenizer
         self.embed_dim = description.embed_dim
 
-    def begin_images(self, pixels: Sequence[Pixels]) -> Callable[[], ImageFeatures]:
+    @property
+    def image_streams(self) -> int:
+        """Number of batches that are encoded at the same time."""
+        return self._image_tower.streams
+
+    def begin_images(self, pixels: Sequence[Pixels], *, alone: bool = True) -> Callable[[], ImageFeatures]:
         """Start encoding and return a function that waits for the unit rows (n, d), float32."""
-        return self._image_tower.begin(pixels)
+        return self._image_tower.begin(pixels, alone=alone)
 
     def encode_images(self, pixels: Sequence[Pixels]) -> ImageFeatures:
         """Return unit rows (n, d), float32."""

@@ -2,7 +2,9 @@
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +18,53 @@ from app.types import ImageFeatures, Pixels, TextFeatures
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 
 
-class OpenVinoImageTower:
-    """Runs any number of batches at the same time, each with an inference request of its own.
-
-    Args:
-        compiled: maps uint8 images (n, h, w, 3) to features (n, d), not normalised.
-    """
+class _Requests:
+    """The inference requests of a compiled model; one runs in the thread that calls it, and takes part itself."""
 
     def __init__(self, compiled: Any) -> None:
         self._compiled = compiled
         self._free: list[Any] = []
 
-    def begin(self, pixels: Sequence[Pixels]) -> Callable[[], ImageFeatures]:
-        """Start encoding n >= 1 images and return a function that waits for their unit rows (n, d), float32."""
+    def infer(self, batch: np.ndarray) -> np.ndarray:
+        """Return the rows of a batch as a new array, float32."""
+        try:
+            request = self._free.pop()
+        except IndexError:
+            request = self._compiled.create_infer_request()
+        request.infer({0: batch}, share_inputs=True, share_outputs=True)
+        rows: np.ndarray = request.get_output_tensor(0).data.reshape(len(batch), -1).astype(np.float32)
+        self._free.append(request)
+        return rows
+
+
+class OpenVinoImageTower:
+    """Runs one batch on all cores, or one batch per core.
+
+    A pass on all cores waits for its slowest thread at each layer. Beside threads that decode, one pass per core gives
+    a third more images per second, but each takes almost twice as long. So a lone batch gets all cores.
+
+    Args:
+        on_all_cores: maps uint8 images (n, h, w, 3) to features (n, d), not normalised.
+        per_core: the same with one stream per core; None on a single core.
+        streams: number of streams.
+    """
+
+    def __init__(self, on_all_cores: Any, per_core: Any | None, streams: int) -> None:
+        self.streams = 1 if per_core is None else streams
+        self._on_all_cores = _Requests(on_all_cores)
+        self._per_core = None if per_core is None else _Requests(per_core)
+        self._all_cores = threading.Lock()
+
+    def begin(self, pixels: Sequence[Pixels], *, alone: bool = True) -> Callable[[], ImageFeatures]:
+        """Return a function that encodes n >= 1 images to unit rows (n, d), float32, in the thread that calls it."""
         batch = pixels[0][None] if len(pixels) == 1 else np.stack(pixels)
-        request = self._free.pop() if self._free else self._compiled.create_infer_request()
-        # The request reads the batch without a copy; ``wait`` keeps it alive.
-        request.start_async({0: batch}, share_inputs=True)
+        return partial(self._encode, batch, alone=alone)
 
-        def wait() -> ImageFeatures:
-            request.wait()
-            features = request.get_output_tensor(0).data.reshape(len(batch), -1).astype(np.float32)
-            self._free.append(request)
-            return unit_rows(features)
-
-        return wait
+    def _encode(self, batch: np.ndarray, *, alone: bool) -> ImageFeatures:
+        if not alone and self._per_core is not None:
+            return unit_rows(self._per_core.infer(batch))
+        with self._all_cores:
+            return unit_rows(self._on_all_cores.infer(batch))
 
 
 class OpenVinoTextTower:
@@ -66,24 +90,30 @@ def compile_image_tower(model: Any, precision: str) -> OpenVinoImageTower:
         model: as ``convert_image_tower`` returns it, or the path of its file.
         precision: ``fp32`` or ``bf16``.
     """
-    return OpenVinoImageTower(_compile(model, precision))
+    cores = usable_cores()
+    model = _read(model)
+    per_core = _compile(model, precision, streams=cores) if cores > 1 else None
+    return OpenVinoImageTower(_compile(model, precision), per_core, cores)
 
 
 def compile_text_tower(model: Any) -> OpenVinoTextTower:
     """Compile a converted text tower, or the path of its file, for this CPU, in single precision."""
-    return OpenVinoTextTower(_compile(model, "fp32"))
+    return OpenVinoTextTower(_compile(_read(model), "fp32"))
 
 
-def _compile(model: Any, precision: str) -> Any:
+def _read(model: Any) -> Any:
+    return import_openvino().Core().read_model(model) if isinstance(model, Path) else model
+
+
+def _compile(model: Any, precision: str, streams: int = 1) -> Any:
     options = {
         "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
         "INFERENCE_NUM_THREADS": usable_cores(),
-        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": streams,
         # Pinned threads are faster, but several containers on one machine would pin theirs to the same cores.
         "ENABLE_CPU_PINNING": usable_cores() == os.cpu_count(),
     }
-    core = import_openvino().Core()
-    return core.compile_model(core.read_model(model) if isinstance(model, Path) else model, "CPU", options)
+    return import_openvino().Core().compile_model(model, "CPU", options)
 
 
 def reads_bytes(model: Any, mean: Sequence[float], std: Sequence[float]) -> Any:

@@ -44,11 +44,16 @@ class TorchImageTower:
         if self._device.type == "cuda":
             self._copy_stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
 
-    def begin(self, pixels: Sequence[Pixels]) -> Callable[[], ImageFeatures]:
+    @property
+    def streams(self) -> int:
+        """One: an accelerator, or all cores, work on one batch at a time."""
+        return 1
+
+    def begin(self, pixels: Sequence[Pixels], *, alone: bool = True) -> Callable[[], ImageFeatures]:  # noqa: ARG002
         """Start encoding n >= 1 images and return a function that returns their unit rows (n, d), float32.
 
         On CUDA, copying and computing are asynchronous, in parallel with an earlier batch. On other devices the
-        returned function computes.
+        returned function computes. ``alone`` changes nothing.
 
         Raises:
             MemoryError: the device is out of memory; the returned function may raise it too.

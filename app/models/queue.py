@@ -1,7 +1,8 @@
 """The dynamic batching queue in front of each tower of each model, and of each caption database.
 
 Items of many callers share one forward pass, or one search. There is no timer: the items that arrive while the device
-is busy form the next batch, and a single item starts at once. While a batch runs, the next one starts as soon as it is
+is busy form the next batch, and a single item starts at once. A device that runs several batches at the same time has a
+worker for each; these share the waiting items. A device that runs one at a time starts the next one early if it is
 full, so that an accelerator copies one batch while it computes the other. Callers take turns item by item, so that a
 large request delays a small one by one batch at most.
 
@@ -96,6 +97,21 @@ class _Batch(Generic[Item, Row]):
 
 
 @dataclass(eq=False, slots=True)
+class _Worker(Generic[Item, Row]):
+    """The state of one thread that encodes; only that thread writes it.
+
+    Args:
+        begun: every entry that it has taken and not settled.
+        busy_since: when its oldest batch began; None while it has none.
+        last_ended: when a batch last succeeded.
+    """
+
+    begun: list[Entry[Item, Row]] = field(default_factory=list)
+    busy_since: float | None = None
+    last_ended: float = 0.0
+
+
+@dataclass(eq=False, slots=True)
 class Ticket(Generic[Item, Row]):
     """One request's places in a queue, and its waiting items; created by ``TurnQueue.admit``.
 
@@ -110,7 +126,7 @@ class Ticket(Generic[Item, Row]):
 class TurnQueue(Generic[Item, Row]):
     """Admits the items of many callers up to a limit, and hands them out in turns; subclasses encode them.
 
-    For use from one event loop; ``_take`` may be called by another thread.
+    For use from one event loop; ``_take`` may be called by other threads.
 
     Args:
         name: for messages and logs.
@@ -128,14 +144,12 @@ class TurnQueue(Generic[Item, Row]):
         self._admitted = 0
         self._requested = 0
         self._last_requested = 0.0
-        # Used by both threads, under the lock.
+        # Used by all threads, under the lock.
         self._changed = threading.Condition()
         self._turns: deque[Ticket[Item, Row]] = deque()
         self._waiting = 0
         self._closed = False
-        # Written by the thread that takes; ``_begun`` has every entry that was taken and is not settled.
-        self._room = batch_size
-        self._begun: list[Entry[Item, Row]] = []
+        # Written by the threads that encode.
         self._last_ended = 0.0
         self._items_per_s = 0.0
 
@@ -234,7 +248,7 @@ class TurnQueue(Generic[Item, Row]):
                 self._turns.append(ticket)
             ticket.waiting.extend(entries)
             self._waiting += len(entries)
-            self._changed.notify()
+            self._changed.notify(len(entries))
         self._submitted()
         return [entry.future for entry in entries]
 
@@ -243,7 +257,7 @@ class TurnQueue(Generic[Item, Row]):
         with self._changed:
             self._closed = True
             waiting = self._take_all()
-            self._changed.notify()
+            self._changed.notify_all()
         self._fail(waiting)
 
     def _submitted(self) -> None:
@@ -287,17 +301,20 @@ class TurnQueue(Generic[Item, Row]):
         problem = self.problem
         return None if problem is None else NotReadyError(f"{problem}; try again later")
 
-    def _take(self, *, at_least: int) -> list[Entry[Item, Row]]:
+    def _take(
+        self, at_most: int, *, at_least: int = 1, into: list[Entry[Item, Row]] | None = None
+    ) -> list[Entry[Item, Row]]:
         """Return the next batch, one item of each caller in turn.
 
         It is empty if fewer than ``at_least`` items wait, if all of them were cancelled or are late, and after closing.
+        Each entry is appended to ``into`` when it is taken, so that none is lost if this fails.
         """
         taken: list[Entry[Item, Row]] = []
         late: list[Entry[Item, Row]] = []
         cancelled = 0
         with self._changed:
             now = time.perf_counter()
-            while self._turns and len(taken) < self._room and self._waiting + len(taken) >= at_least:
+            while self._turns and len(taken) < at_most and self._waiting + len(taken) >= at_least:
                 ticket = self._turns.popleft()
                 entry = ticket.waiting.popleft()
                 self._waiting -= 1
@@ -309,7 +326,8 @@ class TurnQueue(Generic[Item, Row]):
                     late.append(entry)
                 else:
                     taken.append(entry)
-                    self._begun.append(entry)
+                    if into is not None:
+                        into.append(entry)
         self._fail(late, lambda: DeadlineExceededError(f"the deadline passed in the queue of {self.name}"))
         self._metrics.dropped("cancelled", cancelled)
         self._metrics.dropped("deadline", len(late))
@@ -346,10 +364,7 @@ class TurnQueue(Generic[Item, Row]):
                     row, began, ended = outcome
                     entry.future.set_result(Encoded(row, began - entry.submitted, ended - began))
 
-        settled = set(map(id, entries))
-        remaining = [entry for entry in self._begun if id(entry) not in settled]
         _call_soon(entries[0].future.get_loop(), resolve)
-        self._begun = remaining
 
     def _fail(self, entries: Sequence[Entry[Item, Row]], error: Callable[[], Exception] | None = None) -> None:
         """Fail entries that did not start or cannot finish; by default with the reason why the queue is down."""
@@ -365,43 +380,54 @@ class TurnQueue(Generic[Item, Row]):
 
 
 class EncodeQueue(TurnQueue[Item, Row]):
-    """Batches the items of many callers and encodes them on one supervised thread.
+    """Batches the items of many callers and encodes them on supervised threads.
 
-    For use from one event loop. The thread starts a batch, and possibly the next one, before it waits for the first. If
-    a batch fails, its halves are tried separately, so that only the item that caused the failure gets the error. If the
-    worker itself dies, all waiting items get an error at once, and the worker is restarted.
+    For use from one event loop. A single thread starts a batch, and possibly the next one, before it waits for the
+    first; several threads encode one batch each. If a batch fails, its halves are tried separately, so that only the
+    item that caused the failure gets the error. If a worker itself dies, its items and all waiting ones get an error at
+    once, and it is restarted.
 
     Args:
-        name: of the thread, for logs and debuggers.
+        name: of the threads, for logs and debuggers.
         begin: starts encoding a batch, and returns a function that waits for its rows, in order; both may raise
-            MemoryError.
+            MemoryError. Its second argument tells that few other items are in the queue, so that this batch may use
+            what several batches would share.
         batch_size: limit on the items of one batch.
         metrics: receives all events.
         max_queued: limit on admitted items, waiting and running; None for no limit.
         stalled_after_s: seconds after which a running batch makes the queue unhealthy.
+        workers: number of batches that are encoded at the same time.
     """
 
     def __init__(
         self,
         name: str,
-        begin: Callable[[Sequence[Item]], Callable[[], Collection[Row]]],
+        begin: Callable[[Sequence[Item], bool], Callable[[], Collection[Row]]],
         *,
         batch_size: int,
         metrics: QueueMetrics,
         max_queued: int | None = None,
         stalled_after_s: float = 300.0,
+        workers: int = 1,
     ) -> None:
         super().__init__(name, batch_size=batch_size, metrics=metrics, max_queued=max_queued)
         self._begin_encoding = begin
         self._stalled_after_s = stalled_after_s
         # Used under the lock.
         self._down: str | None = None
-        # Written by the worker only.
+        # Written by the workers.
+        self._room = batch_size
         self._good_batches = 0
-        self._busy_since: float | None = None
-        # A daemon, so that a thread that hangs inside a driver does not keep the process from ending.
-        self._worker = threading.Thread(target=self._supervise, name=name, daemon=True)
-        self._worker.start()
+        self._workers: list[_Worker[Item, Row]] = [_Worker() for _ in range(workers)]
+        # Daemons, so that a thread that hangs inside a driver does not keep the process from ending.
+        self._threads = [
+            threading.Thread(
+                target=self._supervise, args=[worker], name=f"{name} {number}" if workers > 1 else name, daemon=True
+            )
+            for number, worker in enumerate(self._workers)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def problem(self) -> str | None:
@@ -409,33 +435,35 @@ class EncodeQueue(TurnQueue[Item, Row]):
         down = self._down
         if down is not None:
             return down
-        since = self._busy_since
+        since = min((worker.busy_since for worker in self._workers if worker.busy_since is not None), default=None)
         if since is not None and time.perf_counter() - since > self._stalled_after_s:
             return f"a batch in the queue of {self.name} has been running for more than {self._stalled_after_s:g} s"
         return None
 
     def close(self) -> None:
-        """Finish the running batch, refuse the rest, and end the thread; waits at most ten seconds."""
+        """Finish the running batches, refuse the rest, and end the threads; waits at most ten seconds."""
         super().close()
-        self._worker.join(min(self._stalled_after_s, _CLOSES_WITHIN_S))
+        ends = time.perf_counter() + min(self._stalled_after_s, _CLOSES_WITHIN_S)
+        for thread in self._threads:
+            thread.join(max(0.0, ends - time.perf_counter()))
 
-    # --- the worker's side ---------------------------------------------------------------------------------------
+    # --- the workers' side ---------------------------------------------------------------------------------------
 
-    def _supervise(self) -> None:
-        """Run the worker, and restart it if it dies of an error in this module or in the interpreter."""
+    def _supervise(self, worker: _Worker[Item, Row]) -> None:
+        """Run a worker, and restart it if it dies of an error in this module or in the interpreter."""
         restart_after_s = _RESTART_AFTER_S
         while not self._closed:
-            before = self._last_ended
+            before = worker.last_ended
             try:
-                self._work()
+                self._work(worker)
             except BaseException as error:
-                if self._last_ended > before:
+                if worker.last_ended > before:
                     restart_after_s = _RESTART_AFTER_S
                 reason = f"the worker of {self.name} ended with {type(error).__name__} and is being restarted"
                 with self._changed:
                     self._down = reason
-                    lost = [*self._begun, *self._take_all()]
-                self._begun, self._busy_since = [], None
+                    lost = [*worker.begun, *self._take_all()]
+                worker.begun, worker.busy_since = [], None
                 log.exception("worker_died", queue=self.name, lost=len(lost), restart_after_s=restart_after_s)
                 self._fail(lost)
                 del lost  # this frame lives as long as the queue
@@ -445,41 +473,46 @@ class EncodeQueue(TurnQueue[Item, Row]):
                     self._down = None
                 restart_after_s = min(2 * restart_after_s, _MAX_RESTART_AFTER_S)
 
-    def _work(self) -> None:
+    def _work(self, worker: _Worker[Item, Row]) -> None:
         """Start batches and wait for them, until the queue is closed."""
         current: _Batch[Item, Row] | None = None
         while True:
             if current is None:
-                entries = self._next(at_least=1, wait=True)
+                entries = self._next(worker)
                 if self._closed and not entries:
                     return
-                current = self._begin(entries) if entries else None
+                current = self._begin(worker, entries) if entries else None
                 continue
+            ahead = None
             # Start the next batch early only if it is full: a smaller one may still grow while the device is busy.
-            entries = self._next(at_least=self._room, wait=False)
-            ahead = self._begin(entries) if entries else None
-            self._finish(current)
+            if len(self._workers) == 1 and (entries := self._take(self._room, at_least=self._room, into=worker.begun)):
+                ahead = self._begin(worker, entries)
+            self._finish(worker, current)
             current = ahead
 
-    def _next(self, *, at_least: int, wait: bool) -> list[Entry[Item, Row]]:
-        """Return the next batch; with ``wait``, block until there is one or the queue is closed."""
-        if wait:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closed)
-        return self._take(at_least=at_least)
+    def _next(self, worker: _Worker[Item, Row]) -> list[Entry[Item, Row]]:
+        """Wait until there are items or the queue is closed, and return the next batch of this worker."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            share = -(-self._waiting // len(self._workers))
+        return self._take(self._room if self._has_few() else min(self._room, share), into=worker.begun)
 
-    def _begin(self, entries: Sequence[Entry[Item, Row]]) -> _Batch[Item, Row] | None:
+    def _has_few(self) -> bool:
+        """Return whether the items in the queue, including those not yet submitted, need few of the workers."""
+        return self._admitted <= max(1, len(self._workers) // 2)
+
+    def _begin(self, worker: _Worker[Item, Row], entries: Sequence[Entry[Item, Row]]) -> _Batch[Item, Row] | None:
         """Start a batch; None if that failed, with its entries settled."""
         began = time.perf_counter()
-        if self._busy_since is None:
-            self._busy_since = began
+        if worker.busy_since is None:
+            worker.busy_since = began
         try:
-            return _Batch(entries, self._begin_encoding([entry.item for entry in entries]), began)
+            return _Batch(entries, self._begin_encoding([entry.item for entry in entries], self._has_few()), began)
         except Exception as error:  # noqa: BLE001 - an encoder may raise anything
-            self._recover(entries, error)
+            self._recover(worker, entries, error)
             return None
 
-    def _finish(self, batch: _Batch[Item, Row]) -> None:
+    def _finish(self, worker: _Worker[Item, Row], batch: _Batch[Item, Row]) -> None:
         """Wait for a batch, and give each entry its row."""
         entries = batch.entries
         try:
@@ -488,20 +521,21 @@ class EncodeQueue(TurnQueue[Item, Row]):
                 msg = f"the encoder of {self.name} returned {len(rows)} rows for {len(entries)} items"
                 raise ValueError(msg)  # noqa: TRY301 - handled like an error of the encoder
         except Exception as error:  # noqa: BLE001 - an encoder may raise anything
-            self._recover(entries, error)
+            self._recover(worker, entries, error)
             return
         ended = time.perf_counter()
         # A batch that started early waited for the one before it.
-        began = max(batch.began, self._last_ended)
-        self._measured(len(entries), ended - began)
+        began = max(batch.began, worker.last_ended)
+        busy = sum(each.busy_since is not None for each in self._workers)
+        self._measured(busy * len(entries), ended - began)
         self._regrow()
-        self._last_ended = ended
-        self._settle(entries, [(row, began, ended) for row in rows])
+        worker.last_ended = self._last_ended = ended
+        self._settle_for(worker, entries, [(row, began, ended) for row in rows])
         self._metrics.batch(len(entries), ended - began)
         for entry in entries:
             self._metrics.waited(began - entry.submitted)
 
-    def _recover(self, entries: Sequence[Entry[Item, Row]], error: Exception) -> None:
+    def _recover(self, worker: _Worker[Item, Row], entries: Sequence[Entry[Item, Row]], error: Exception) -> None:
         """Try the halves of a failed batch separately; a single entry gets the error."""
         if isinstance(error, StopIteration):  # futures refuse it
             error = RuntimeError(f"the encoder of {self.name} raised StopIteration")
@@ -516,14 +550,14 @@ class EncodeQueue(TurnQueue[Item, Row]):
                     " smaller model"
                 )
             entries[0].context.run(log.warning, "item_failed", queue=self.name, exc_info=error)
-            self._settle(entries, [error])
+            self._settle_for(worker, entries, [error])
             return
         log.warning("batch_failed", queue=self.name, size=len(entries), error=type(error).__name__, detail=str(error))
         middle = len(entries) // 2
         for half in (entries[:middle], entries[middle:]):
-            batch = self._begin(half)
+            batch = self._begin(worker, half)
             if batch is not None:
-                self._finish(batch)
+                self._finish(worker, batch)
 
     def _regrow(self) -> None:
         """Use larger batches again after enough successful ones."""
@@ -531,11 +565,17 @@ class EncodeQueue(TurnQueue[Item, Row]):
         if self._room < self.batch_size and self._good_batches >= _GOOD_BATCHES_BEFORE_GROWTH:
             self._room, self._good_batches = min(2 * self._room, self.batch_size), 0
 
-    def _settle(
-        self, entries: Sequence[Entry[Item, Row]], outcomes: Sequence[tuple[Row, float, float] | Exception]
+    def _settle_for(
+        self,
+        worker: _Worker[Item, Row],
+        entries: Sequence[Entry[Item, Row]],
+        outcomes: Sequence[tuple[Row, float, float] | Exception],
     ) -> None:
-        self._busy_since = time.perf_counter() if len(self._begun) > len(entries) else None
-        super()._settle(entries, outcomes)
+        settled = set(map(id, entries))
+        remaining = [entry for entry in worker.begun if id(entry) not in settled]
+        worker.busy_since = time.perf_counter() if remaining else None
+        self._settle(entries, outcomes)
+        worker.begun = remaining
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:

@@ -117,18 +117,19 @@ class ServedModel:
         image_metrics = TowerMetrics(metrics, encoder.name, "images")
         images: EncodeQueue[Pixels, np.ndarray] = EncodeQueue(
             f"{encoder.name} images",
-            lambda pixels: _finite(encoder.name, encoder.begin_images(pixels)),
+            lambda pixels, alone: _finite(encoder.name, encoder.begin_images(pixels, alone=alone)),
             batch_size=image_batch or encoder.image_path.batch_size,
             metrics=image_metrics,
             max_queued=max_queued_images,
             stalled_after_s=stalled_after_s,
+            workers=encoder.image_streams,
         )
         image_metrics.watch(waiting=lambda: images.waiting, admitted=lambda: images.admitted)
         text_metrics = TowerMetrics(metrics, encoder.name, "texts")
         # Texts have no limit of their own: each request that waits for texts holds places for its images.
         texts: EncodeQueue[str, np.ndarray] = EncodeQueue(
             f"{encoder.name} texts",
-            lambda each: _finite(encoder.name, partial(encoder.encode_texts, each)),
+            lambda each, _: _finite(encoder.name, partial(encoder.encode_texts, each)),
             batch_size=text_batch,
             metrics=text_metrics,
             stalled_after_s=stalled_after_s,

@@ -223,7 +223,7 @@ async def test_a_call_is_cancelled_when_all_its_items_are_cancelled_and_not_befo
     for cancelled in (first, second):
         with contextlib.suppress(asyncio.CancelledError):
             await cancelled
-    assert (queue.admitted, queue.waiting, queue._begun) == (0, 0, [])
+    assert (queue.admitted, queue.waiting) == (0, 0)
     remote.open.set()
     assert value((await queue.run([5]))[0]) == 25
 

@@ -63,11 +63,13 @@ class Machine:
 class Tower:
     """Takes ``seconds(batch size)``; ``angle`` rotates its features away from the correct ones."""
 
+    streams = 1
+
     def __init__(self, machine, seconds=lambda size: 0.01 * size, angle=0.0, max_batch=1000):
         self.machine, self.seconds, self.angle, self.max_batch = machine, seconds, angle, max_batch
         self.sizes = []
 
-    def begin(self, pixels):
+    def begin(self, pixels, *, alone=True):
         self.sizes.append(len(pixels))
         if len(pixels) > self.max_batch:
             raise MemoryError("no room")

@@ -22,7 +22,7 @@ class Tower:
         self.encoded = []
         self.behaviour = lambda items: np.ones((len(items), 2))
 
-    def begin(self, items):
+    def begin(self, items, _few):
         self.encoded.extend(items)
         return lambda: self.behaviour(items)
 

@@ -19,11 +19,13 @@ pytestmark = pytest.mark.anyio
 class Gate:
     """A tower whose items are numbers and whose rows are their squares. While the gate is closed, a batch waits.
 
-    ``begun`` lists batches in the order of their start, ``batches`` in the order of their computation.
+    ``begun`` lists batches in the order of their start, ``batches`` in the order of their computation, and ``had_few``
+    whether the queue had few other items at each start.
     """
 
     def __init__(self, *, shut=False, room=1000):
         self.begun = []
+        self.had_few = []
         self.batches = []
         self.threads = set()
         self.entered = threading.Semaphore(0)
@@ -32,8 +34,9 @@ class Gate:
         if not shut:
             self._open.set()
 
-    def __call__(self, batch):
+    def __call__(self, batch, few):
         self.begun.append(list(batch))
+        self.had_few.append(few)
         return lambda: self.compute(list(batch))
 
     def compute(self, batch):
@@ -78,14 +81,15 @@ def counted(metrics):
 def start(metrics):
     with contextlib.ExitStack() as stack:
 
-        def make(begin, *, max_queued=None, batch_size=4, stalled_after_s=300.0):
+        def make(begin, *, max_queued=None, batch_size=4, stalled_after_s=300.0, workers=1):
             queue = EncodeQueue(
                 "test",
-                begin,
+                begin if isinstance(begin, Gate) else lambda batch, _: begin(batch),
                 batch_size=batch_size,
                 metrics=TowerMetrics(metrics, "m", "t"),
                 max_queued=max_queued,
                 stalled_after_s=stalled_after_s,
+                workers=workers,
             )
             stack.callback(queue.close)
             if isinstance(begin, Gate):
@@ -189,6 +193,66 @@ async def test_all_calls_are_made_by_one_thread_outside_the_event_loop(start):
     (thread,) = gate.threads
     assert thread is not threading.current_thread()
     assert thread.name == "test"
+
+
+async def test_several_workers_encode_at_the_same_time_and_share_the_waiting_items(start):
+    gate = Gate(shut=True)
+    queue = start(gate, batch_size=4, workers=2)
+    first = asyncio.create_task(row_of(queue, 1))
+    await gate.one_has_entered()
+    second = asyncio.create_task(row_of(queue, 2))
+    await gate.one_has_entered()
+    others = [asyncio.create_task(row_of(queue, item)) for item in range(3, 9)]
+    await in_line()
+    assert (gate.begun, queue.waiting) == ([[1], [2]], 6)  # none begins early
+    gate.open()
+    assert await asyncio.gather(first, second, *others) == [float(item**2) for item in range(1, 9)]
+    assert sorted(map(len, gate.begun)) in ([1, 1, 1, 2, 3], [1, 1, 3, 3])  # half of what waits at each start
+    assert {thread.name for thread in gate.threads} == {"test 0", "test 1"}
+
+
+async def test_a_batch_may_use_the_whole_device_if_few_items_are_in_the_queue(start):
+    gate = Gate()
+    queue = start(gate, batch_size=4, workers=4)
+    await queue.run([1])
+    with queue.admit(1):  # an image that is still being decoded
+        await row_of(queue, 2)
+        with queue.admit(1):
+            await row_of(queue, 3)
+    assert list(zip(gate.begun, gate.had_few, strict=True)) == [([1], True), ([2], True), ([3], False)]
+    await queue.run([4, 5])  # one batch, since another would only wait for the device
+    assert gate.begun[3:] == [[4, 5]]
+
+
+async def test_the_rate_counts_all_workers_that_are_busy(start):
+    both = threading.Barrier(2)
+
+    def slow(batch):
+        def wait():
+            both.wait(10)
+            time.sleep(0.1)
+            return np.zeros((len(batch), 1))
+
+        return wait
+
+    queue = start(slow, batch_size=1, workers=2)
+    await queue.run([1, 2])
+    assert 11 < queue._items_per_s <= 20
+
+
+async def test_a_worker_that_dies_does_not_take_the_batches_of_others_with_it(start, monkeypatch):
+    monkeypatch.setattr(batching, "_RESTART_AFTER_S", 0.001)
+    gate = Gate(shut=True)
+    queue = start(gate, batch_size=1, workers=2)
+    good, bad = (asyncio.create_task(row_of(queue, item)) for item in (3, "death"))
+    await gate.one_has_entered()
+    await gate.one_has_entered()
+    gate.open()
+    assert await good == 9.0
+    with pytest.raises(NotReadyError, match="ended with SystemExit"):
+        await bad
+    await healthy(queue)
+    assert await row_of(queue, 4) == 16.0
 
 
 async def test_the_event_loop_is_not_blocked_during_a_batch(start):
@@ -321,8 +385,6 @@ async def test_retry_after_is_the_number_of_waiting_items_divided_by_the_measure
 
 
 async def test_the_rate_is_that_of_the_batches(start):
-    queue = start(Gate(), max_queued=10, batch_size=4)
-
     def slow(batch):
         def wait():
             time.sleep(0.05)
@@ -330,7 +392,7 @@ async def test_the_rate_is_that_of_the_batches(start):
 
         return wait
 
-    queue._begin_encoding = slow
+    queue = start(slow, max_queued=10, batch_size=4)
     await queue.run([1, 2, 3, 4])
     assert 0 < queue._items_per_s <= 80
 
@@ -651,7 +713,7 @@ async def test_closing_ends_the_restart_delay(start, monkeypatch):
     with pytest.raises(NotReadyError):
         await row_of(queue, "death")
     await asyncio.wait_for(asyncio.to_thread(queue.close), 5)
-    assert not queue._worker.is_alive()
+    assert not any(thread.is_alive() for thread in queue._threads)
 
 
 async def test_closing_twice_is_allowed_and_ends_the_thread(start):
@@ -666,13 +728,14 @@ async def test_closing_twice_is_allowed_and_ends_the_thread(start):
 # --- random failures -----------------------------------------------------------------------------------------------
 
 
-async def test_under_random_failures_every_future_gets_its_row_or_an_expected_error(start, monkeypatch):
+@pytest.mark.parametrize("workers", [1, 3])
+async def test_under_random_failures_every_future_gets_its_row_or_an_expected_error(start, monkeypatch, workers):
     """A thousand requests with invalid items, little memory, deadlines, cancellations and deaths of the worker."""
     monkeypatch.setattr(batching, "_RESTART_AFTER_S", 0.001)
     monkeypatch.setattr(batching, "_MAX_RESTART_AFTER_S", 0.002)
     random = np.random.default_rng(0)
     gate = Gate(room=5)
-    queue = start(gate, batch_size=8, max_queued=300)
+    queue = start(gate, batch_size=8, max_queued=300, workers=workers)
 
     async def request(number):
         await asyncio.sleep(random.random() * 0.5)
@@ -718,5 +781,5 @@ async def test_under_random_failures_every_future_gets_its_row_or_an_expected_er
     await healthy(queue)
     assert await row_of(queue, 7) == 49.0
     async with asyncio.timeout(5):
-        while queue._begun:  # noqa: ASYNC110 - the worker drops it just after the future is set
+        while any(worker.begun for worker in queue._workers):  # noqa: ASYNC110 - dropped just after the future is set
             await asyncio.sleep(0.001)

@@ -50,8 +50,8 @@ class Overflowing(FakeEncoder):
         rows[[text == "big" for text in texts], 0] = self.value
         return rows
 
-    def begin_images(self, pixels):
-        wait = super().begin_images(pixels)
+    def begin_images(self, pixels, *, alone=True):
+        wait = super().begin_images(pixels, alone=alone)
 
         def rows():
             features = wait().copy()
