@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from app.images.discovery import images_below
-from benchmarks.service import about_this_run, run_json, say
+from benchmarks.processes import about_this_run, run_json, say
 
 LABELS = "dress,hat,long sleeve top,jacket,pants,shirt,shoes,shorts,skirt,t-shirt"
 PART_IMAGES = 256

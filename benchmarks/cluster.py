@@ -33,7 +33,7 @@ from typing import Any
 import httpx
 
 from benchmarks.load import LABELS, photographs
-from benchmarks.service import run_json, serving
+from benchmarks.processes import run_json, serving
 from tests.postgres import postgres_binaries, running_postgres
 
 # The server's limit is 30 s; a request that takes much longer hangs.

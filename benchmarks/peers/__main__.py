@@ -27,7 +27,7 @@ from typing import Any
 
 from benchmarks.load import LABELS, form_request, json_request, photographs
 from benchmarks.models import write_open_clip, write_transformers
-from benchmarks.service import CORES, about_this_run, run_json, say, serving
+from benchmarks.processes import CORES, about_this_run, run_json, say, serving
 
 CONNECTIONS = (1, 8, 32)
 
