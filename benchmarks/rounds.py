@@ -6,8 +6,9 @@ repeated; if too many were, there is no ratio.
 """
 
 import json
+import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -157,3 +158,9 @@ def write_results(name: str, found: Figures, text: str, folder: Path) -> Path:
     head = f"# {about['date']}, commit {about['commit']}, {machine['processor']}, {machine['cores']} cores\n\n"
     stem.with_suffix(".md").write_text(head + text, encoding="utf-8")
     return stem
+
+
+def end_if_busy(found: Iterable[Figures]) -> None:
+    """End the program with status 1 if the machine was busy in one of the measurements."""
+    if any(each["is_busy"] for each in found):
+        sys.exit("other processes used the cores too often for the ratios of the cells with 'busy'; run this again")

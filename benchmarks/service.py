@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks.models import write_open_clip
 from benchmarks.processes import CORES, ROOT, Server, Worker, cpu_s_by_thread, say, serving, working
-from benchmarks.rounds import Part, Rounds, alternate, cell, table, write_results
+from benchmarks.rounds import Part, Rounds, alternate, cell, end_if_busy, table, write_results
 
 SHAPES = ("1x1", "8x1", "32x1", "128x1", "1x8", "8x8", "32x8")
 """Connections x images per request."""
@@ -256,9 +256,7 @@ def main() -> None:
     if arguments.output:
         stem = write_results("service", {"models": found}, text, arguments.output)
         draw(found, stem.with_suffix(".png"))
-    loops = [loop for each in found for loop in (*each["closed"].values(), each["open"])]
-    if any(loop["is_busy"] for loop in loops if loop):
-        sys.exit("other processes used the cores too often: see the cells with 'busy', and run this again")
+    end_if_busy(loop for each in found for loop in (*each["closed"].values(), each["open"]) if loop)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from app.runtime.cpu import usable_cores
+from benchmarks.peers.__main__ import compared
+from benchmarks.peers.__main__ import report as report_on_peers
 from benchmarks.processes import cpu_s, cpu_s_by_thread
-from benchmarks.rounds import Part, Rounds, alternate, cell, watch_others
+from benchmarks.rounds import Part, Rounds, alternate, cell, end_if_busy, watch_others
 from benchmarks.service import closed_loop, report
 
 
@@ -114,6 +116,19 @@ def test_the_report_of_a_busy_machine_has_no_ratio():
     text = report({"model": "embedded", "path": path, "closed": closed, "open": {}})
     assert text.count("**busy**") == 5
     assert all(found["is_busy"] for found in closed.values())
+
+
+def test_the_report_on_other_servers_has_ratios_the_busy_machine_and_servers_that_do_not_start():
+    ours, theirs = ({"images_per_s": rate, "p50_ms": ms, "p99_ms": ms} for rate, ms in ((80.0, 10.0), (20.0, 40.0)))
+    runs = [compared(Rounds(1, [{"deixis": ours, "peer": theirs}], 0), 1), compared(Rounds(1, [], 2), 8)]
+    text = report_on_peers({"plain": runs, "infinity": "could not be run: no memory"})
+    first, busy, failed = text.splitlines()[2:]
+    assert "**4.00 (4.00-4.00)** | **0.25 (0.25-0.25)**" in first
+    assert busy.count("busy") == 8
+    assert "could not be run: no memory" in failed
+    with pytest.raises(SystemExit):
+        end_if_busy(runs)
+    end_if_busy(runs[:1])
 
 
 _USES_A_CORE = """
