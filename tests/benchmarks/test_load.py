@@ -9,6 +9,7 @@ from email.policy import HTTP
 import pytest
 
 from benchmarks.load import Tally, classify_requests, closed_loop, open_loop, percentile_ms, photographs, summary
+from benchmarks.processes import working
 from benchmarks.soak import growth
 
 pytestmark = [pytest.mark.anyio, pytest.mark.blocks_event_loop("the load generator encodes photographs")]
@@ -90,6 +91,15 @@ async def test_a_missing_server_counts_as_no_response():
         pass
     tally = await closed_loop(address, classify_requests(1), connections=1, seconds=0.1)
     assert set(tally.statuses) == {0}
+
+
+async def test_a_load_generator_that_stays_loaded_answers_one_command_after_another():
+    async with responding([200]) as ((host, port), counted):
+        with working("benchmarks.load") as load:
+            command = (f"http://{host}:{port}", "closed", "--connections", 2, "--seconds", 0.1)
+            found = [await asyncio.to_thread(load.ask, *command) for _ in range(2)]
+            assert load.process.poll() is None
+    assert sum(figures["statuses"]["200"] for figures in found) == counted["requests"]
 
 
 def test_growth_is_detected_and_warming_up_is_not():
