@@ -18,6 +18,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -253,7 +254,10 @@ def main() -> None:
     print(text)  # noqa: T201 - the output of the command
     if arguments.output:
         stem = write_results("service", {"models": found}, text, arguments.output)
-        draw(found, stem.with_suffix(".png"))
+        if find_spec("matplotlib"):
+            draw(found, stem.with_suffix(".png"))
+        else:
+            say("there is no plot, because matplotlib is not installed (extra bench)")
     end_if_busy(loop for each in found for loop in (*each["closed"].values(), each["open"]) if loop)
 
 
