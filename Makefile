@@ -34,7 +34,7 @@ format: $(VENV)/.test  ## Format files for `make check`.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.bench  ## Compare the service with the encoder alone; takes ten minutes on an idle machine.
+bench: $(VENV)/.bench  ## Compare the service with the encoder alone; takes fifteen minutes on an idle machine.
 	$(BIN)/python -m benchmarks.service --output benchmarks/results
 
 bench-peers: $(VENV)/.bench  ## Compare the service with other servers; the first run creates an environment of 5 GB.

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from app.images.discovery import images_below
-from benchmarks.service import about_this_run, run_json, say
+from benchmarks.processes import about_this_run, run_json, say
 
 LABELS = "dress,hat,long sleeve top,jacket,pants,shirt,shoes,shorts,skirt,t-shirt"
 PART_IMAGES = 256
@@ -148,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         kill = kill_and_resume(photos, place / "killed", given.images)
         say("the encoder alone, again")
         alone.append(run_json(*encoder))
-        limit = max(run["best"]["images_per_s"] for run in alone)
+        limit = max(way["images_per_s"] for run in alone for way in run["limit"]["ways"].values())
         for figures in found.values():
             figures["of_limit"] = round(figures["images_per_s"] / limit, 3)
             if figures["between_parts_images_per_s"]:

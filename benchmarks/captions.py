@@ -337,7 +337,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, help="folder for the results as JSON")
     arguments = parser.parse_args()
-    from benchmarks.service import about_this_run  # noqa: PLC0415 - not imported in the measured processes
+    from benchmarks.processes import about_this_run  # noqa: PLC0415 - not imported in the measured processes
 
     about = about_this_run()
     figures = []

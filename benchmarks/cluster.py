@@ -33,7 +33,7 @@ from typing import Any
 import httpx
 
 from benchmarks.load import LABELS, photographs
-from benchmarks.service import run_json, serving
+from benchmarks.processes import run_json, serving
 from tests.postgres import postgres_binaries, running_postgres
 
 # The server's limit is 30 s; a request that takes much longer hangs.
@@ -62,7 +62,6 @@ def compare(folder: Path | None, seconds: float) -> dict[str, Any]:
     found: dict[str, Any] = {}
     predictions: dict[str, list[Any]] = {}
     with tempfile.TemporaryDirectory() as made:
-        os.environ["DEIXIS_BUILD_DEFAULT_DATABASE"] = "false"
         for name, flags in configurations.items():
             say(name)
             with serving("embedded", Path(made), *flags) as server:
@@ -126,19 +125,20 @@ def _predictions(url: str, files: Sequence[bytes]) -> list[list[tuple[str, float
 
 def scale(seconds: float) -> dict[str, Any]:
     """Return the time until a second encoder replica starts under overload, from the metrics of the service."""
-    with tempfile.TemporaryDirectory() as made:
-        os.environ["DEIXIS_BUILD_DEFAULT_DATABASE"] = "false"
-        with serving("embedded", Path(made), "--engine", "ray", "--ray-layout", "encoders=1-2") as server:
-            run_json("benchmarks.load", server.url, "closed", "--connections", 4, "--seconds", 3)
-            load = ["benchmarks.load", server.url, "closed", "--connections", "64", "--seconds", str(seconds)]
-            began = time.perf_counter()
-            running = subprocess.Popen([sys.executable, "-m", *load], stdout=subprocess.PIPE, text=True)
-            seen: list[tuple[float, int]] = []
-            while running.poll() is None:
-                seen.append((round(time.perf_counter() - began, 1), _encoders_of(server.url)))
-                time.sleep(0.5)
-            assert running.stdout is not None
-            figures = json.loads(running.stdout.read().strip().splitlines()[-1])
+    with (
+        tempfile.TemporaryDirectory() as made,
+        serving("embedded", Path(made), "--engine", "ray", "--ray-layout", "encoders=1-2") as server,
+    ):
+        run_json("benchmarks.load", server.url, "closed", "--connections", 4, "--seconds", 3)
+        load = ["benchmarks.load", server.url, "closed", "--connections", "64", "--seconds", str(seconds)]
+        began = time.perf_counter()
+        running = subprocess.Popen([sys.executable, "-m", *load], stdout=subprocess.PIPE, text=True)
+        seen: list[tuple[float, int]] = []
+        while running.poll() is None:
+            seen.append((round(time.perf_counter() - began, 1), _encoders_of(server.url)))
+            time.sleep(0.5)
+        assert running.stdout is not None
+        figures = json.loads(running.stdout.read().strip().splitlines()[-1])
     second = next((at for at, count in seen if count == 2), None)
     say(f"a second encoder after {second} s of load; {figures}")
     return {"second_encoder_after_s": second, "load": figures}

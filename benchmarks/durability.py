@@ -38,7 +38,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from benchmarks.service import about_this_run, say, serving
+from benchmarks.processes import about_this_run, say, serving
 from tests.postgres import postgres_binaries, running_postgres
 
 DATABASES = ("sqlite", "postgresql")

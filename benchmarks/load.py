@@ -5,18 +5,19 @@
 
 In a closed loop, each connection sends its next request after the response to the last. An open loop sends at a fixed
 rate, and measures latency from the time at which a request was due, so a stall of the server is visible. Prints one
-JSON object.
+JSON object. With ``--commands`` alone, it reads such arguments from each line, as a JSON list.
 """
 
 import argparse
 import asyncio
 import json
-import resource
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -71,6 +72,7 @@ def _post(path: str, content_type: str, body: bytes) -> bytes:
     return "\r\n".join((*head, "\r\n")).encode() + body
 
 
+@cache
 def classify_requests(images_per_request: int) -> list[bytes]:
     """Return classification requests with different photographs."""
     photos = photographs()
@@ -199,8 +201,28 @@ def summary(tally: Tally, images_per_request: int, seconds: float, cpu_s: float)
     }
 
 
+def run(arguments: argparse.Namespace) -> dict[str, object]:
+    """Run one loop and return its figures."""
+    host, _, port = arguments.url.rpartition("//")[2].partition(":")
+    requests = read_requests(arguments.requests) if arguments.requests else classify_requests(arguments.images)
+    address = (host, int(port))
+    if arguments.loop == "closed":
+        running = closed_loop(address, requests, arguments.connections, arguments.seconds)
+    else:
+        running = open_loop(address, requests, arguments.rate, arguments.seconds)
+    started, used_s = time.perf_counter(), time.process_time()
+    tally = asyncio.run(running)
+    return summary(tally, arguments.images, time.perf_counter() - started, time.process_time() - used_s)
+
+
+@cache
+def read_requests(file: str) -> list[bytes]:
+    """Return the complete requests in a file, JSON strings in latin-1."""
+    return [text.encode("latin-1") for text in json.loads(Path(file).read_text(encoding="utf-8"))]
+
+
 def main() -> None:
-    """Run one loop and print its figures."""
+    """Run one loop, or those of the commands, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url")
     parser.add_argument("loop", choices=["closed", "open"])
@@ -209,23 +231,9 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=10.0, help="requests per second of an open loop")
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--requests", help="file of complete requests to send instead, as JSON strings in latin-1")
-    arguments = parser.parse_args()
-    host, _, port = arguments.url.rpartition("//")[2].partition(":")
-    if arguments.requests:
-        with open(arguments.requests, encoding="utf-8") as file:  # noqa: PTH123
-            requests = [text.encode("latin-1") for text in json.load(file)]
-    else:
-        requests = classify_requests(arguments.images)
-    address = (host, int(port))
-    if arguments.loop == "closed":
-        running = closed_loop(address, requests, arguments.connections, arguments.seconds)
-    else:
-        running = open_loop(address, requests, arguments.rate, arguments.seconds)
-    started, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
-    tally = asyncio.run(running)
-    seconds, now = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
-    cpu_s = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
-    json.dump(summary(tally, arguments.images, seconds, cpu_s), sys.stdout)
+    commands = (json.loads(line) for line in sys.stdin) if sys.argv[1:] == ["--commands"] else [sys.argv[1:]]
+    for command in commands:
+        print(json.dumps(run(parser.parse_args(command))), flush=True)  # noqa: T201 - the output of the command
 
 
 if __name__ == "__main__":

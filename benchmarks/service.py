@@ -1,262 +1,211 @@
-"""Measures the service against its limit, the encoder alone, with closed and open loops from another process.
+"""Measures the service against its limit, the encoder alone, in alternating rounds.
 
-    python -m benchmarks.service [--models embedded vit-b-32] [--seconds 10] [--output benchmarks/results]
+    python -m benchmarks.service [--models embedded vit-b-32] [--rounds 5] [--seconds 2] [--output benchmarks/results]
 
-For each model it tunes the image tower, measures the encoder alone before and after the service, and puts load on a
-server over loopback: closed loops of 1, 8, 32 and 128 connections with 1 and 8 images per request, then open loops at
-0.5, 1 and 3 times the rate of 32 connections. Compare only the ratios of one run. Writes a table, JSON and a plot.
+For each model it tunes the image tower, and keeps a server, an encoder and a load generator loaded. Closed loops of
+some connections, with 1 or 8 images per request, take turns with the encoder alone, and with an encoder that reads
+photographs on the same cores. One connection takes turns with its parts, one after the other. Open loops of 0.5, 1 and
+3 times the rate of 32 connections take turns with each other. Compare only the ratios of one run.
+
+Writes a table, JSON and a plot. Exits with 1 if other processes used the cores too often for a ratio.
 """
 
 import argparse
-import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import httpx
-
-from benchmarks.load import classify_requests
 from benchmarks.models import write_open_clip
+from benchmarks.processes import CORES, ROOT, Server, Worker, cpu_s_by_thread, say, serving, working
+from benchmarks.rounds import Part, Rounds, alternate, cell, end_if_busy, table, write_results
 
-ROOT = Path(__file__).parents[1]
-CONNECTIONS = (1, 8, 32, 128)
-IMAGES = (1, 8)
+SHAPES = ("1x1", "8x1", "32x1", "128x1", "1x8", "8x8", "32x8")
+"""Connections x images per request."""
+
 LOADS = (0.5, 1.0, 3.0)
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+THREADS = ("event loop", "decode", "libraries", "rest")
+_CPU_MS = ("cpu_ms/all", *(f"cpu_ms/{kind}" for kind in THREADS))
+_LATENCIES = ("p50_ms", "p95_ms", "p99_ms")
+_OF_SERVICE = ("images_per_s", *_LATENCIES, *_CPU_MS, "mean_batch", "generator_share", "server_share", "rss_mib")
+_OF_LONE = ("p50_ms", "parts_ms/decode", "parts_ms/transform", "parts_ms/forward", "cpu_ms")
+_OPEN_ROUNDS, _OPEN_S = 3, 5.0
+_TUNINGS = 3
 
 
-def run_json(*arguments: object) -> dict[str, Any]:
-    """Run a module of this folder in a separate process and return the JSON that it prints."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-    )
-    if done.returncode:
-        sys.exit(f"{' '.join(map(str, arguments))} failed:\n{done.stderr}")
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+def tune(model: str, data_dir: Path) -> None:
+    """Tune the image tower; everything that loads the model with this folder uses the result."""
+    command = [sys.executable, "-m", "deixis", "models", "tune", model, "--seconds", "30"]
+    variables = {**os.environ, "DEIXIS_DATA_DIR": str(data_dir), "HF_HUB_OFFLINE": "1"}
+    for _ in range(_TUNINGS):
+        say(f"{model}: tuning the image tower")
+        done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT, env=variables)
+        if "provisional" not in done.stdout:
+            return
+    sys.exit(f"other processes used the cores while {model} was tuned; run this again on an idle machine")
 
 
-class Server:
-    """A running `deixis serve`, on a free port."""
-
-    def __init__(self, process: subprocess.Popen[str], url: str) -> None:
-        self.process = process
-        self.url = url
-
-    def cpu_s(self) -> float:
-        """Return the CPU time of the server and its child processes."""
-        return sum(self.cpu_s_by_kind().values())
-
-    def cpu_s_by_kind(self) -> dict[str, float]:
-        """Return the CPU time by kind of process: those of Ray, and the rest, which includes a single process."""
-        parents: dict[int, int] = {}
-        used: dict[int, tuple[str, float]] = {}
-        for place in Path("/proc").glob("[0-9]*"):
-            try:
-                fields = (place / "stat").read_text().rpartition(")")[2].split()
-                title = (place / "cmdline").read_text().replace("\0", " ").strip()
-            except (OSError, ValueError):
-                continue
-            number = int(place.name)
-            parents[number] = int(fields[1])
-            used[number] = title, (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        found: dict[str, float] = {}
-        for number, (title, seconds) in used.items():
-            above = number
-            while above not in {self.process.pid, 0, 1} and above in parents:
-                above = parents[above]
-            if above == self.process.pid:
-                kinds = {"ServeReplica": "replicas of ", "ProxyActor": "proxies", "ServeController": "controller"}
-                kind = next((name for word, name in kinds.items() if word in title), "the rest")
-                if kind == "replicas of ":
-                    kind += title.split("deixis:")[1].split(".")[0].split()[0]
-                found[kind] = found.get(kind, 0.0) + seconds
-        return found
-
-    def rss_mib(self) -> float:
-        """Return the resident memory of the server."""
-        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
-        return round(next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024, 1)
-
-    def batches(self, tower: str = "images") -> tuple[float, float]:
-        """Return the number of encoded images and of batches, by the label ``tower`` of the metrics."""
-        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
-        images = [line for line in lines if line.startswith("deixis_batch_size_") and f'tower="{tower}"' in line]
-        total = sum(float(line.rsplit(" ", 1)[1]) for line in images if "_sum{" in line)
-        return total, sum(float(line.rsplit(" ", 1)[1]) for line in images if "_count{" in line)
-
-    def ready_within_s(self, seconds: float = 30.0) -> float | None:
-        """Return the time until a response with 200; None if it takes longer than ``seconds``."""
-        began, request = time.perf_counter(), classify_requests(1)[0]
-        body = request.partition(b"\r\n\r\n")[2]
-        content_type = request.partition(b"Content-Type: ")[2].partition(b"\r\n")[0].decode()
-        while time.perf_counter() - began < seconds:
-            response = httpx.post(
-                f"{self.url}/v1/classify", content=body, headers={"Content-Type": content_type}, timeout=seconds
-            )
-            if response.status_code == 200:
-                return round(time.perf_counter() - began, 3)
-            time.sleep(0.05)
-        return None
-
-
-@contextmanager
-def serving(model: str, data_dir: Path, *flags: str) -> Iterator[Server]:
-    """Start a server, and stop it with SIGTERM."""
-    process = subprocess.Popen(
-        [
-            *(str(Path(sys.executable).with_name("deixis")), "serve", "--port", "0", "--models", model),
-            *("--data-dir", str(data_dir), "--log-level", "warning", *flags),
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
-    assert process.stdout is not None
-    try:
-        line = next((line for line in process.stdout if "listens on" in line), None)
-        if line is None:
-            sys.exit(f"the server ended with status {process.wait()}")
-        yield Server(process, line.split("listens on ")[1].split()[0])
-    finally:
-        process.terminate()
-        process.wait(60)
-        process.stdout.close()
-
-
-def under_load(server: Server, *arguments: object) -> dict[str, Any]:
+def under_load(server: Server, load: Worker, images: int, *arguments: object) -> dict[str, Any]:
     """Run the load generator, and return its figures with those of the server."""
-    cpu_s, (images, batches) = server.cpu_s(), server.batches()
-    figures = run_json("benchmarks.load", server.url, *arguments)
-    used_s, (images_after, batches_after) = server.cpu_s() - cpu_s, server.batches()
-    seconds = figures["seconds"]
+    (encoded, batches), used_s = server.batches(), server.cpu_s()
+    by_thread = cpu_s_by_thread(server.process.pid)
+    figures = load.ask(server.url, *arguments, "--images", images)
+    by_thread = cpu_s_by_thread(server.process.pid) - by_thread
+    used_s, (encoded_after, batches_after) = server.cpu_s() - used_s, server.batches()
+    seconds, rate = figures["seconds"], figures["images_per_s"]
+    if not rate:
+        sys.exit(f"the server has no response with 200; statuses: {figures['statuses']}")
+    generator_share = figures["generator_cpu_s"] / seconds / CORES
+    ms_per_image = 1000 / (rate * seconds)
+    cpu_ms = {kind: by_thread[kind] * ms_per_image for kind in THREADS[:-1]}
+    cpu_ms |= {"all": used_s * ms_per_image, "rest": used_s * ms_per_image - sum(cpu_ms.values())}
     return {
         **figures,
-        "mean_batch": round((images_after - images) / max(batches_after - batches, 1), 2),
-        "server_cpu": round(used_s / seconds / CORES, 3),
-        "generator_cpu": round(figures["generator_cpu_s"] / seconds / CORES, 3),
+        "without_generator": round(rate / (1 - generator_share), 2),
+        "generator_share": round(generator_share, 4),
+        "server_share": round(used_s / seconds / CORES, 3),
+        "cpu_ms": {kind: round(value, 3) for kind, value in cpu_ms.items()},
+        "threads_cpu_s": {kind: round(used_s, 2) for kind, used_s in by_thread.items()},
+        "mean_batch": round((encoded_after - encoded) / max(batches_after - batches, 1), 2),
         "rss_mib": server.rss_mib(),
     }
 
 
-def tune(model: str, data_dir: Path, seconds: float) -> None:
-    """Tune the image tower; everything that loads the model with this folder uses the result."""
-    say(f"{model}: tuning the image tower")
-    subprocess.run(
-        [str(Path(sys.executable).with_name("deixis")), "models", "tune", model, "--seconds", str(seconds)],
-        check=True,
-        capture_output=True,
-        env={**os.environ, "DEIXIS_DATA_DIR": str(data_dir), "HF_HUB_OFFLINE": "1"},
-    )
-
-
-def measure(model: str, data_dir: Path, seconds: float) -> dict[str, Any]:
+def measure(model: str, data_dir: Path, shapes: Sequence[str], rounds: int, seconds: float) -> dict[str, Any]:
     """Return the figures of one model."""
-    tune(model, data_dir, max(5, 3 * seconds))
-    alone = ("benchmarks.encoder", model, "--data-dir", data_dir, "--seconds", min(seconds, 3))
-    say(f"{model}: the encoder alone")
-    before = run_json(*alone)
-    reference = run_json(*alone, "--backend", "torch", "--precision", "fp32", "--sizes", 32)
-    closed = []
-    with serving(model, data_dir, "--max-queued-images", str(max(CONNECTIONS) * max(IMAGES))) as server:
-        under_load(server, "closed", "--connections", 4, "--seconds", min(seconds, 3))  # fills the caches
-        for images in IMAGES:
-            for connections in CONNECTIONS:
-                say(f"{model}: {connections} connections, {images} images per request")
-                shape = {"connections": connections, "images": images}
-                options = ("--connections", connections, "--images", images, "--seconds", seconds)
-                closed.append(shape | under_load(server, "closed", *options))
-    closed_loop_rate = next(run["images_per_s"] for run in closed if (run["connections"], run["images"]) == (32, 1))
-    opened = []
-    with serving(model, data_dir) as server:
-        under_load(server, "closed", "--connections", 32, "--seconds", min(seconds, 3))
-        for load in LOADS:
-            say(f"{model}: open loop at {load} times {closed_loop_rate:.0f} images/s")
-            figures = under_load(server, "open", "--rate", load * closed_loop_rate, "--seconds", seconds)
-            opened.append({"load": load, **figures, "ready_again_s": server.ready_within_s()})
-    say(f"{model}: the encoder alone, again")
-    after = run_json(*alone)
-    return {"model": model, "before": before, "after": after, "fp32": reference, "closed": closed, "open": opened}
+    tune(model, data_dir)
+    with ExitStack() as stack:
+        encoder = stack.enter_context(working("benchmarks.encoder", model, "--data-dir", data_dir))
+        load = stack.enter_context(working("benchmarks.load"))
+        server = stack.enter_context(serving(model, data_dir, "--tuning-seconds", "0"))
+        path = encoder.ask("path")
+        under_load(server, load, 1, "closed", "--connections", 32, "--seconds", 3)  # fills the caches
+        server.wait_until_idle()
+
+        def of_encoder(command: str) -> Part:
+            return Part(lambda: encoder.ask(command, seconds), [encoder.process.pid])
+
+        def of_server(images: int, *arguments: object) -> Part:
+            processes = [server.process.pid, load.process.pid]
+            return Part(lambda: under_load(server, load, images, *arguments), processes)
+
+        def of_overload(rate: float) -> Part:
+            part = of_server(1, "open", "--rate", rate, "--seconds", _OPEN_S)
+            return Part(lambda: {**part.measure(), "ready_again_s": server.ready_within_s()}, part.processes)
+
+        closed = {}
+        for shape in shapes:
+            say(f"{model}: {shape} (connections x images per request)")
+            connections, images = map(int, shape.split("x"))
+            alone = ["lone"] if connections * images == 1 else ["limit", "reading"]
+            service = of_server(images, "closed", "--connections", connections, "--seconds", seconds)
+            found = alternate({**{name: of_encoder(name) for name in alone}, "service": service}, rounds)
+            closed[shape] = closed_loop(found, alone)
+        rate = closed["32x1"]["service"]["images_per_s"] if "32x1" in closed else None
+        opened = {}
+        if rate is not None:
+            say(f"{model}: open loops at {', '.join(map(str, LOADS))} times {rate.median:.0f} images/s")
+            opened = open_loop(alternate({f"{load}x": of_overload(load * rate.median) for load in LOADS}, _OPEN_ROUNDS))
+    return {"model": model.rpartition("/")[2], "path": path, "closed": closed, "open": opened}
 
 
-def with_ratios(figures: dict[str, Any]) -> dict[str, Any]:
-    """Return the figures with their ratios."""
-    limit = max(figures["before"]["best"]["images_per_s"], figures["after"]["best"]["images_per_s"])
-    lone = figures["before"]["lone_ms"]
-    # The same cores also decode: time per image over all cores.
-    reading_s = (lone["decode"] + lone["transform"]) / 1000 / CORES
-    with_reading = 1 / (1 / limit + reading_s)
-    for run in figures["closed"]:
-        run["of_limit"] = round(run["images_per_s"] / limit, 3)
-        run["of_limit_without_generator"] = round(run["of_limit"] / (1 - run["generator_cpu"]), 3)
-        run["of_limit_with_reading"] = round(run["images_per_s"] / with_reading, 3)
-    one = next(run for run in figures["closed"] if (run["connections"], run["images"]) == (1, 1))
-    at_one, at_three = (next(run for run in figures["open"] if run["load"] == load) for load in (1.0, 3.0))
+# --- from rounds to ratios -------------------------------------------------------------------------------------------
+
+
+def closed_loop(rounds: Rounds, alone: Sequence[str]) -> dict[str, Any]:
+    """Return the rounds of a closed loop, and the spreads of figures and ratios, which are None if it was busy.
+
+    Args:
+        rounds: of the service, and of the parts of the encoder in ``alone``.
+        alone: ``lone``, or ``limit`` and ``reading``; the last one does the same work as the service.
+    """
+    bare = alone[-1]
+    if bare == "lone":
+        ratios = {"of_p50": rounds.spread("service", "p50_ms", over=("lone", "p50_ms"))}
+    else:
+        for part in alone:
+            rounds = rounds.with_best_way(part)
+        ratios = {
+            f"of_{part}": rounds.spread("service", "without_generator", over=(part, "images_per_s")) for part in alone
+        }
+    ratios["of_cpu_ms"] = rounds.spread("service", "cpu_ms/all", over=(bare, "cpu_ms"))
+    figures = _OF_LONE if bare == "lone" else ("images_per_s", "cpu_ms")
     return {
-        **figures,
-        "limit_images_per_s": limit,
-        "limit_with_reading_images_per_s": round(with_reading, 2),
-        "lone_p50_ratio": round(one["p50_ms"] / sum(lone.values()), 3),
-        "of_fp32_at_32": round(limit / figures["fp32"]["images_per_s"]["32"], 3),
-        "goodput_at_3x_of_1x": round(at_three["images_per_s"] / at_one["images_per_s"], 3),
+        "is_busy": rounds.is_busy,
+        "refused": rounds.refused,
+        "statuses": dict(sum((Counter(each["service"]["statuses"]) for each in rounds.accepted), Counter())),
+        **ratios,
+        "service": {name: rounds.spread("service", name) for name in _OF_SERVICE},
+        **{part: {name: rounds.spread(part, name) for name in figures} for part in alone},
+        "rounds": rounds.accepted,
     }
 
 
-def table(found: Sequence[dict[str, Any]]) -> str:
-    """Return the report in Markdown."""
-    lines = []
-    for model in found:
-        path, lone = model["before"]["path"], model["before"]["lone_ms"]
-        alone = (
-            f"Image tower: {path['backend']}, {path['precision']}, batches of {path['batch']}. The encoder alone:"
-            f" **{model['limit_images_per_s']:.1f} images/s** ({model['before']['best']['images_per_s']:.1f} before,"
-            f" {model['after']['best']['images_per_s']:.1f} after), {model['of_fp32_at_32']:.2f} times torch in fp32 at"
-            f" 32 ({model['fp32']['images_per_s']['32']:.1f}). With decoding and transform on the same cores:"
-            f" {model['limit_with_reading_images_per_s']:.1f} images/s."
+def open_loop(rounds: Rounds) -> dict[str, Any]:
+    """Return the rounds of the open loops, the spreads of their figures, and that of the goodput under overload."""
+    names = ("images_per_s", *_LATENCIES, "mean_batch")
+    return {
+        "is_busy": rounds.is_busy,
+        "refused": rounds.refused,
+        "goodput_at_3x_of_1x": rounds.spread("3.0x", "images_per_s", over=("1.0x", "images_per_s")),
+        **{f"{load}x": {name: rounds.spread(f"{load}x", name) for name in names} for load in LOADS},
+        "rounds": rounds.accepted,
+    }
+
+
+# --- the report ------------------------------------------------------------------------------------------------------
+
+
+def report(figures: dict[str, Any]) -> str:
+    """Return the report of a model in Markdown."""
+    path, closed, opened = figures["path"], figures["closed"], figures["open"]
+    lines = [f"## {figures['model']}", ""]
+    lines += [f"Image tower: {path['backend']}, {path['precision']}, batches of {path['batch']}.", ""]
+    ways = [
+        f"{shape}: {found['rounds'][0]['limit']['way']}; with reading: {found['rounds'][0]['reading']['way']}"
+        for shape, found in closed.items()
+        if "limit" in found and not found["is_busy"]
+    ]
+    lines += ["The encoder's fastest ways:", "", *(f"- {way}" for way in ways), ""]
+    rates, times = [], []
+    for shape, found in closed.items():
+        service = found["service"]
+        if "lone" in found:
+            whole, decode, transform, forward = (cell(found["lone"][name], 1) for name in _OF_LONE[:4])
+            parts = f"decode {decode}, transform {transform}, forward {forward}"
+            lines.append(
+                f"One connection: p50 {cell(service['p50_ms'], 1)} ms, **{cell(found['of_p50'])}** of {whole} ms for"
+                f" the parts alone: {parts}. Refused rounds: {found['refused']}.\n"
+            )
+        else:
+            row = [shape, cell(service["images_per_s"], 1)]
+            for part in ("limit", "reading"):
+                row += [cell(found[part]["images_per_s"], 1), f"**{cell(found[f'of_{part}'])}**"]
+            row += [cell(service["mean_batch"], 1), cell(service["generator_share"], 3)]
+            rates.append([*row, found["statuses"], found["refused"]])
+        bare = found.get("lone") or found["reading"]
+        times.append(
+            [
+                *(shape, *(cell(service[name], 1) for name in _LATENCIES), cell(bare["cpu_ms"], 1)),
+                *(cell(service["cpu_ms/all"], 1), f"**{cell(found['of_cpu_ms'])}**"),
+                *(cell(service[name], 1) for name in _CPU_MS[1:]),
+                *(cell(service["server_share"]), cell(service["rss_mib"], 0)),
+            ]
         )
-        lone_image = (
-            f"Alone: decode {lone['decode']:.2f} + transform {lone['transform']:.2f} + forward {lone['forward']:.2f} ="
-            f" {sum(lone.values()):.2f} ms; one connection's p50 is **{model['lone_p50_ratio']:.2f}** times that."
-        )
-        columns = (
-            *("connections", "images", "images/s", "of limit", "without generator", "with reading", "p50 ms", "p95"),
-            *("p99", "mean batch", "server CPU", "generator CPU", "MiB", "statuses"),
-        )
-        lines += [f"## {model['model']}", "", alone, "", lone_image, ""]
-        lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-        lines += [
-            f"| {run['connections']} | {run['images']} | {run['images_per_s']:.1f} | **{run['of_limit']:.2f}** |"
-            f" {run['of_limit_without_generator']:.2f} | {run['of_limit_with_reading']:.2f} | {run['p50_ms']} |"
-            f" {run['p95_ms']} | {run['p99_ms']} | {run['mean_batch']} | {run['server_cpu']:.0%} |"
-            f" {run['generator_cpu']:.1%} | {run['rss_mib']:.0f} | {run['statuses']} |"
-            for run in model["closed"]
-        ]
-        lines += [
-            "",
-            f"Open loop; goodput at 3x is **{model['goodput_at_3x_of_1x']:.2f}** of that at 1x:",
-            "",
-            "| load | images/s | p50 ms | p95 | p99 | mean batch | ready again after s | statuses |",
-            "|---" * 8 + "|",
-        ]
-        lines += [
-            f"| {run['load']}x | {run['images_per_s']:.1f} | {run['p50_ms']} | {run['p95_ms']} | {run['p99_ms']} |"
-            f" {run['mean_batch']} | {run['ready_again_s']} | {run['statuses']} |"
-            for run in model["open"]
-        ]
-        lines.append("")
+    columns = ("shape", "images/s", "encoder alone", "of it", "with reading", "of it", "mean batch", "generator")
+    lines += [*table((*columns, "statuses", "refused rounds"), rates), ""]
+    columns = ("shape", "p50 ms", "p95", "p99", "bare parts: ms of a core per image", "service", "of bare", *THREADS)
+    lines += [*table((*columns, "server: share of the cores", "MiB"), times), ""]
+    if opened:
+        lines += [f"Open loops; goodput at 3x is **{cell(opened['goodput_at_3x_of_1x'])}** of that at 1x:", ""]
+        loads = [[f"{load}x", *(cell(spread, 1) for spread in opened[f"{load}x"].values())] for load in LOADS]
+        lines += [*table(("load", "images/s", "p50 ms", "p95", "p99", "mean batch"), loads), ""]
     return "\n".join(lines)
 
 
@@ -269,63 +218,47 @@ def draw(found: Sequence[dict[str, Any]], file: Path) -> None:
 
     figure, axes = pyplot.subplots(1, len(found), figsize=(6 * len(found), 4), squeeze=False)
     for axis, each in zip(axes[0], found, strict=True):
-        runs = [run for run in each["closed"] if run["images"] == 1]
-        for name in ("p50_ms", "p95_ms", "p99_ms"):
-            axis.plot([run["images_per_s"] for run in runs], [run[name] for run in runs], "o-", label=name[:3])
-        for run in runs:
-            axis.annotate(
-                run["connections"], (run["images_per_s"], run["p50_ms"]), (4, -10), textcoords="offset points"
-            )
-        axis.axvline(each["limit_images_per_s"], color="grey", linestyle=":", label="encoder alone")
+        runs = {shape: run for shape, run in each["closed"].items() if shape.endswith("x1") and not run["is_busy"]}
+        rates = [run["service"]["images_per_s"].median for run in runs.values()]
+        for name in _LATENCIES:
+            axis.plot(rates, [run["service"][name].median for run in runs.values()], "o-", label=name[:3])
+        for shape, run in runs.items():
+            at = (run["service"]["images_per_s"].median, run["service"]["p50_ms"].median)
+            axis.annotate(shape, at, (4, -10), textcoords="offset points")
+        if "32x1" in runs:
+            limit = runs["32x1"]["limit"]["images_per_s"].median
+            axis.axvline(limit, color="grey", linestyle=":", label="encoder alone")
         axis.set(title=each["model"], xlabel="images/s", ylabel="latency, ms", yscale="log")
         axis.legend()
     figure.tight_layout()
     figure.savefig(file, dpi=110)
 
 
-def about_this_run() -> dict[str, Any]:
-    """Return the date, the commit, marked if files differ from it, and the machine."""
-    described = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(described, capture_output=True, text=True, check=False, cwd=ROOT).stdout.strip()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    processor = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
-    machine = {"processor": processor, "cores": CORES, "python": platform.python_version()}
-    return {"date": f"{datetime.now(UTC):%Y-%m-%d}", "commit": commit or "unknown", "machine": machine}
-
-
-def say(text: str) -> None:
-    """Print the progress on standard error."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201 - a command
-
-
 def main() -> None:
     """Measure, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["embedded", "vit-b-32"])
-    parser.add_argument("--seconds", type=float, default=10.0, help="for each measurement")
+    parser.add_argument("--shapes", nargs="+", default=SHAPES, help="connections x images per request, as 32x1")
+    parser.add_argument("--rounds", type=int, default=5, help="for each shape")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each part of a round")
     parser.add_argument("--output", type=Path, help="folder for JSON, table and plot; the table is always printed")
     parser.add_argument("--work-dir", type=Path, help="folder for models and measurements; temporary by default")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work_dir = (arguments.work_dir or Path(temporary)).absolute()
         names = [write_open_clip(work_dir / name) if name == "vit-b-32" else name for name in arguments.models]
-        found = [with_ratios(measure(name, work_dir / "data", arguments.seconds)) for name in names]
-    for each in found:
-        each["model"] = each["model"].rpartition("/")[2]
-    report = table(found)
-    print(report)  # noqa: T201 - the output of the command
+        found = [
+            measure(name, work_dir / "data", arguments.shapes, arguments.rounds, arguments.seconds) for name in names
+        ]
+    text = "\n".join(map(report, found))
+    print(text)  # noqa: T201 - the output of the command
     if arguments.output:
-        about = about_this_run()
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        stem = arguments.output / f"{about['date']}-service"
-        stem.with_suffix(".json").write_text(json.dumps({**about, "models": found}, indent=1) + "\n", encoding="utf-8")
-        machine = about["machine"]
-        head = f"# {about['date']}, commit {about['commit']}, {machine['processor']}, {machine['cores']} cores\n\n"
-        stem.with_suffix(".md").write_text(head + report, encoding="utf-8")
-        draw(found, stem.with_suffix(".png"))
+        stem = write_results("service", {"models": found}, text, arguments.output)
+        if find_spec("matplotlib"):
+            draw(found, stem.with_suffix(".png"))
+        else:
+            say("there is no plot, because matplotlib is not installed (extra bench)")
+    end_if_busy(loop for each in found for loop in (*each["closed"].values(), each["open"]) if loop)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from pathlib import Path
 import httpx
 
 from benchmarks.load import LABELS, photographs
-from benchmarks.service import Server, say, serving
+from benchmarks.processes import Server, say, serving
 
 WORKERS = 8
 TIMEOUT_S = 120.0

@@ -40,7 +40,7 @@ import httpx
 from app.settings import Settings
 from benchmarks.attack.corpus import hostile_images, mutants
 from benchmarks.load import photographs
-from benchmarks.service import Server, about_this_run, say, serving
+from benchmarks.processes import Server, about_this_run, say, serving
 
 TIMEOUT_S = 60.0
 MAX_GROWTH_MIB = 64.0

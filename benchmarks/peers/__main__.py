@@ -1,14 +1,15 @@
-"""Measures other servers and this one with a ViT-B-32 with random weights, one after the other.
+"""Measures other servers and this one in alternating rounds, with the same ViT-B-32 with random weights.
 
-    python -m benchmarks.peers [--seconds 10] [--output benchmarks/results] [--work-dir FOLDER]
+    python -m benchmarks.peers [--peers infinity plain pipeline] [--rounds 5] [--output benchmarks/results]
 
-- `deixis`: `deixis serve`, after `deixis models tune`.
-- `plain`: FastAPI and open_clip, one forward pass per request, the same weights; text features are cached.
+- `infinity`: infinity-emb, which returns embeddings without a classifier; in its own environment. It runs images with
+  PyTorch in single precision on CPUs: its engines for ONNX and CTranslate2 refuse models of images, and its option for
+  other precisions is for GPUs.
+- `plain`: FastAPI and open_clip, one forward pass per request; text features are cached.
 - `pipeline`: the transformers zero-shot pipeline behind FastAPI. It encodes the labels again for each request.
-- `infinity`: infinity-emb, which returns embeddings without a classifier; in its own environment.
 
-The last two have a CLIPModel of the same architecture with other random weights. Each gets requests with one photograph
-from 1, 8 and 32 connections.
+`deixis serve`, after `deixis models tune`, stays loaded beside each of them. Requests have one photograph, and come
+from 1, 8 and 32 connections. Exits with 1 if other processes used the cores too often for a ratio.
 """
 
 import argparse
@@ -21,15 +22,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from benchmarks.load import LABELS, form_request, json_request, photographs
 from benchmarks.models import write_open_clip, write_transformers
-from benchmarks.service import CORES, about_this_run, run_json, say, serving
+from benchmarks.processes import ROOT, say, serving, working
+from benchmarks.rounds import Part, Rounds, alternate, cell, end_if_busy, table, write_results
+from benchmarks.service import tune
 
 CONNECTIONS = (1, 8, 32)
+PEERS = ("infinity", "plain", "pipeline")
 
 
 def free_port() -> int:
@@ -41,12 +45,16 @@ def free_port() -> int:
 
 
 @contextmanager
-def process(*command: object, port: int, timeout_s: float = 180) -> Iterator[str]:
-    """Start a server, yield its address when it listens, and stop it at the end."""
+def process(*command: object, port: int, timeout_s: float = 180) -> Iterator[tuple[str, int]]:
+    """Start a server, yield its address and process when it listens, and stop it at the end."""
     # Disables usage statistics.
     quiet = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
     running = subprocess.Popen(
-        [*map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **quiet}
+        [*map(str, command)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, **quiet},
+        cwd=ROOT,
     )
     try:
         ends = time.monotonic() + timeout_s
@@ -58,7 +66,7 @@ def process(*command: object, port: int, timeout_s: float = 180) -> Iterator[str
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
             time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", running.pid
     finally:
         running.terminate()
         try:
@@ -78,114 +86,129 @@ def infinity_environment(folder: Path) -> Path:
     return command
 
 
-def under_load(url: str, requests: Path | None, seconds: float) -> list[dict[str, Any]]:
-    """Measure each number of connections, after some seconds to fill caches."""
-    extra = [] if requests is None else ["--requests", requests]
-    run_json("benchmarks.load", url, "closed", "--connections", 4, "--seconds", min(seconds, 5), *extra)
-    return [
-        {
-            "connections": connections,
-            **run_json("benchmarks.load", url, "closed", "--connections", connections, "--seconds", seconds, *extra),
-        }
-        for connections in CONNECTIONS
-    ]
-
-
-def measure(work_dir: Path, seconds: float) -> dict[str, Any]:
-    """Return the figures of each server, or the reason why it could not be run."""
-    ours, theirs = write_open_clip(work_dir / "vit-b-32"), write_transformers(work_dir / "vit-b-32-transformers")
+def write_requests(work_dir: Path) -> tuple[Path, Path]:
+    """Write the requests to servers that classify and to infinity, and return their files."""
     photos = photographs()
     forms = [form_request("/classify", [photo], {"labels": json.dumps(LABELS)}) for photo in photos]
-    embeddings = [
-        json_request(
-            "/embeddings",
-            {
-                "model": "clip",
-                "modality": "image",
-                "input": [f"data:image/jpeg;base64,{base64.b64encode(photo).decode()}"],
-            },
-        )
-        for photo in photos
-    ]
-    form_file, embedding_file = work_dir / "forms.json", work_dir / "embeddings.json"
-    form_file.write_text(json.dumps([request.decode("latin-1") for request in forms]), encoding="utf-8")
-    embedding_file.write_text(json.dumps([request.decode("latin-1") for request in embeddings]), encoding="utf-8")
-    found: dict[str, Any] = {}
-    say("deixis")
-    subprocess.run(
-        [Path(sys.executable).with_name("deixis"), "models", "tune", ours, "--seconds", "30"],
-        check=True,
-        capture_output=True,
-        env={**os.environ, "DEIXIS_DATA_DIR": str(work_dir / "data"), "HF_HUB_OFFLINE": "1"},
-    )
-    with serving(ours, work_dir / "data") as server:
-        found["deixis"] = under_load(server.url, None, seconds)
+    urls = [f"data:image/jpeg;base64,{base64.b64encode(photo).decode()}" for photo in photos]
+    embeddings = [json_request("/embeddings", {"model": "clip", "modality": "image", "input": [url]}) for url in urls]
+    files = work_dir / "forms.json", work_dir / "embeddings.json"
+    for file, requests in zip(files, (forms, embeddings), strict=True):
+        file.write_text(json.dumps([request.decode("latin-1") for request in requests]), encoding="utf-8")
+    return files
 
-    def their_server(name: str, requests: Path, command: Sequence[object], port: int) -> None:
-        say(name)
-        try:
-            with process(*command, port=port) as url:
-                found[name] = under_load(url, requests, seconds)
-        except (RuntimeError, OSError, subprocess.SubprocessError) as error:
-            found[name] = f"could not be run: {error}"
 
-    modules = (sys.executable, "-W", "ignore", "-m")
-    port = free_port()
-    plain = (*modules, "benchmarks.peers.plain", work_dir / "vit-b-32", port)
-    their_server("plain", form_file, plain, port)
-    port = free_port()
-    their_server("pipeline", form_file, (*modules, "benchmarks.peers.pipeline", theirs, port), port)
-    try:
-        command = infinity_environment(work_dir / "infinity")
-    except (OSError, subprocess.SubprocessError) as error:
-        found["infinity"] = f"could not be installed: {error}"
-        return found
-    port = free_port()
+def command_of(name: str, work_dir: Path, model: Path, port: int) -> list[object]:
+    """Return the command that starts a server; creates the environment of infinity."""
+    if name != "infinity":
+        return [sys.executable, "-W", "ignore", "-m", f"benchmarks.peers.{name}", model, port]
     options = ("--served-model-name", "clip", "--no-bettertransformer", "--device", "cpu", "--engine", "torch")
-    their_server("infinity", embedding_file, (command, "v2", "--model-id", theirs, "--port", port, *options), port)
+    return [infinity_environment(work_dir / "infinity"), "v2", "--model-id", model, "--port", port, *options]
+
+
+def measure(work_dir: Path, peers: Sequence[str], rounds: int, seconds: float) -> dict[str, Any]:
+    """Return the rounds with each server by number of connections, or the reason why it could not be run."""
+    ours = work_dir / "vit-b-32"
+    model, theirs = write_open_clip(ours), write_transformers(work_dir / "vit-b-32-transformers", ours)
+    forms, embeddings = write_requests(work_dir)
+    tune(model, work_dir / "data")
+    found: dict[str, Any] = {}
+    with ExitStack() as stack:
+        load = stack.enter_context(working("benchmarks.load"))
+        server = stack.enter_context(serving(model, work_dir / "data", "--tuning-seconds", "0"))
+
+        def under_load(process: int, connections: int, url: str, *requests: object) -> Part:
+            options = ("--connections", connections, "--seconds", seconds, *requests)
+            return Part(lambda: answered(load.ask(url, "closed", *options)), [process, load.process.pid])
+
+        under_load(server.process.pid, 32, server.url).measure()  # fills the caches
+        server.wait_until_idle()
+        for name in peers:
+            say(name)
+            try:
+                port = free_port()
+                command = command_of(name, work_dir, ours if name == "plain" else theirs, port)
+                with process(*command, port=port) as (url, number):
+                    requests = ("--requests", embeddings if name == "infinity" else forms)
+                    under_load(number, 4, url, *requests).measure()
+                    found[name] = [
+                        compared(
+                            alternate(
+                                {
+                                    "deixis": under_load(server.process.pid, connections, server.url),
+                                    "peer": under_load(number, connections, url, *requests),
+                                },
+                                rounds,
+                            ),
+                            connections,
+                        )
+                        for connections in CONNECTIONS
+                    ]
+            except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+                found[name] = f"could not be run: {error}"
     return found
 
 
-def table(found: dict[str, Any]) -> str:
-    """Return the report in Markdown, with the ratios of this service to each server."""
-    ours = {run["connections"]: run for run in found["deixis"]}
-    columns = ("server", "connections", "images/s", "p50 ms", "p99 ms", "ours: times images/s", "ours: of its p50")
-    columns = (*columns, "generator CPU", "statuses")
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+def answered(figures: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures of a server that answers.
+
+    Raises:
+        RuntimeError: it has no response with 200.
+    """
+    if not figures["images_per_s"]:
+        msg = f"no response with 200; statuses: {figures['statuses']}"
+        raise RuntimeError(msg)
+    return figures
+
+
+def compared(rounds: Rounds, connections: int) -> dict[str, Any]:
+    """Return the rounds of this server and another one, and the spreads of figures and ratios, None if it was busy."""
+    names = ("images_per_s", "p50_ms", "p99_ms")
+    return {
+        "connections": connections,
+        "is_busy": rounds.is_busy,
+        "refused": rounds.refused,
+        "times_images_per_s": rounds.spread("deixis", "images_per_s", over=("peer", "images_per_s")),
+        "of_p50": rounds.spread("deixis", "p50_ms", over=("peer", "p50_ms")),
+        **{part: {name: rounds.spread(part, name) for name in names} for part in ("deixis", "peer")},
+        "rounds": rounds.accepted,
+    }
+
+
+def report(found: dict[str, Any]) -> str:
+    """Return the report in Markdown."""
+    columns = ("server", "connections", "images/s", "p50 ms", "p99 ms", "deixis: images/s", "p50 ms", "p99 ms")
+    columns = (*columns, "times the images/s", "of the p50", "refused rounds")
+    rows: list[list[object]] = []
     for name, runs in found.items():
         if isinstance(runs, str):
-            lines.append(f"| {name} | {runs} |" + " |" * 7)
+            rows.append([name, runs, *[""] * (len(columns) - 2)])
             continue
         for run in runs:
-            same = ours[run["connections"]]
-            lines.append(
-                f"| {name} | {run['connections']} | {run['images_per_s']:.1f} | {run['p50_ms']} | {run['p99_ms']} |"
-                f" {same['images_per_s'] / max(run['images_per_s'], 1e-9):.2f} |"
-                f" {same['p50_ms'] / run['p50_ms']:.2f} |"
-                f" {run['generator_cpu_s'] / run['seconds'] / CORES:.1%} | {run['statuses']} |"
-            )
-    return "\n".join(lines) + "\n"
+            figures = (cell(spread, 1) for part in ("peer", "deixis") for spread in run[part].values())
+            ratios = (f"**{cell(run[name])}**" for name in ("times_images_per_s", "of_p50"))
+            rows.append([name, run["connections"], *figures, *ratios, run["refused"]])
+    return "\n".join(table(columns, rows)) + "\n"
 
 
 def main() -> None:
     """Measure, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=10.0, help="for each measurement")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS)
+    parser.add_argument("--rounds", type=int, default=5, help="for each server and number of connections")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each server in a round")
     parser.add_argument("--output", type=Path, help="folder for JSON and table; the table is always printed")
     parser.add_argument("--work-dir", type=Path, help="folder for models and environments; temporary by default")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work_dir = (arguments.work_dir or Path(temporary)).absolute()
         work_dir.mkdir(parents=True, exist_ok=True)
-        found = measure(work_dir, arguments.seconds)
-    report = table(found)
-    print(report)  # noqa: T201 - the output of the command
+        found = measure(work_dir, arguments.peers, arguments.rounds, arguments.seconds)
+    text = report(found)
+    print(text)  # noqa: T201 - the output of the command
     if arguments.output:
-        about = about_this_run()
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        stem = arguments.output / f"{about['date']}-peers"
-        stem.with_suffix(".json").write_text(json.dumps({**about, "servers": found}, indent=1) + "\n", encoding="utf-8")
-        stem.with_suffix(".md").write_text(f"# {about['date']}, commit {about['commit']}\n\n{report}", encoding="utf-8")
+        write_results("peers", {"servers": found}, text, arguments.output)
+    end_if_busy(run for runs in found.values() if not isinstance(runs, str) for run in runs)
 
 
 if __name__ == "__main__":

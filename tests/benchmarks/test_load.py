@@ -9,7 +9,7 @@ from email.policy import HTTP
 import pytest
 
 from benchmarks.load import Tally, classify_requests, closed_loop, open_loop, percentile_ms, photographs, summary
-from benchmarks.service import with_ratios
+from benchmarks.processes import working
 from benchmarks.soak import growth
 
 pytestmark = [pytest.mark.anyio, pytest.mark.blocks_event_loop("the load generator encodes photographs")]
@@ -93,26 +93,13 @@ async def test_a_missing_server_counts_as_no_response():
     assert set(tally.statuses) == {0}
 
 
-def test_ratios_refer_to_the_better_limit_of_the_same_run():
-    encoder = {"best": {"images_per_s": 80.0}, "lone_ms": {"decode": 1.0, "transform": 1.0, "forward": 8.0}}
-    run = {"generator_cpu": 0.2, "p50_ms": 12.0}
-    figures = with_ratios(
-        {
-            "before": encoder,
-            "after": {"best": {"images_per_s": 100.0}},
-            "fp32": {"images_per_s": {"32": 40.0}},
-            "closed": [
-                {**run, "connections": 1, "images": 1, "images_per_s": 60.0},
-                {**run, "connections": 32, "images": 1, "images_per_s": 80.0},
-            ],
-            "open": [{"load": 1.0, "images_per_s": 75.0}, {"load": 3.0, "images_per_s": 60.0}],
-        }
-    )
-    assert figures["closed"][1]["of_limit"] == 0.8
-    assert figures["closed"][1]["of_limit_without_generator"] == 1.0
-    assert figures["lone_p50_ratio"] == 1.2
-    assert figures["of_fp32_at_32"] == 2.5
-    assert figures["goodput_at_3x_of_1x"] == 0.8
+async def test_a_load_generator_that_stays_loaded_answers_one_command_after_another():
+    async with responding([200]) as ((host, port), counted):
+        with working("benchmarks.load") as load:
+            command = (f"http://{host}:{port}", "closed", "--connections", 2, "--seconds", 0.1)
+            found = [await asyncio.to_thread(load.ask, *command) for _ in range(2)]
+            assert load.process.poll() is None
+    assert sum(figures["statuses"]["200"] for figures in found) == counted["requests"]
 
 
 def test_growth_is_detected_and_warming_up_is_not():
