@@ -13,7 +13,6 @@ from typing import Any
 import structlog
 from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
-from prometheus_fastapi_instrumentator import Instrumentator
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.middleware.cors import CORSMiddleware
 
@@ -508,14 +507,7 @@ def create_app(
         needs_key=lambda: _gate_of(app).needs_key(),
     )
     app.add_middleware(Deadline, timeout_s=settings.request_timeout_s)
-    # By route and never by path, of which callers can make up any number.
-    Instrumentator(
-        should_group_status_codes=False,
-        excluded_handlers=["/metrics", "/healthz", "/readyz"],
-        registry=metrics.registry,
-    ).instrument(app, metric_namespace="deixis")
-    # Added last is outermost: the id first, then the log that shows it, headers, then the bound on the body. The
-    # deadline and the hosts are within the metrics, which count their responses.
+    # Added last is outermost: the id first, then the log that shows it, headers, then the bound on the body.
     app.add_middleware(
         BoundedBody,
         limits=BodyLimits(
@@ -543,7 +535,7 @@ def create_app(
             expose_headers=["ETag", "Location", "Retry-After", "X-Request-ID"],
         )
     app.add_middleware(SecurityHeaders, cross_origin=bool(settings.cors_origins))
-    app.add_middleware(AccessLog)
+    app.add_middleware(AccessLog, metrics=metrics)
     app.add_middleware(
         CorrelationIdMiddleware,
         header_name="X-Request-ID",

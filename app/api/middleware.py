@@ -20,12 +20,15 @@ from app.errors import (
     RequestTimeoutError,
     UnsupportedMediaTypeError,
 )
+from app.observability.metrics import Metrics
 from app.observability.tracing import trace_id
 
 _MIB = 1024 * 1024
 # Python refuses to parse numbers with thousands of digits.
 _MAX_LENGTH_DIGITS = 18
 _MAX_LOGGED_PATH_CHARS = 1000
+# Asked for every few seconds by what watches the service.
+_UNCOUNTED_ROUTES = frozenset({"/metrics", "/healthz", "/readyz"})
 
 log = structlog.get_logger()
 
@@ -220,10 +223,16 @@ class SecurityHeaders:
 
 
 class AccessLog:
-    """Logs one event per request, after the response has been sent."""
+    """Logs one event per request, after the response has been sent, and records its metrics.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Args:
+        app: the wrapped application.
+        metrics: of the service.
+    """
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
         self._app = app
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle the request with the wrapped application."""
@@ -246,13 +255,18 @@ class AccessLog:
                 status = 499 if status is None else status
                 raise
             finally:
+                seconds = time.perf_counter() - started_at
+                status = 500 if status is None else status
+                route = getattr(scope.get("route"), "path", "none")
+                if route not in _UNCOUNTED_ROUTES:
+                    self._metrics.request(route, scope["method"], status, seconds)
                 trace = {} if (traced := trace_id()) is None else {"trace_id": traced}
                 log.info(
                     "request",
                     method=scope["method"],
                     path=scope["path"][:_MAX_LOGGED_PATH_CHARS],
-                    status=500 if status is None else status,
-                    duration_ms=round((time.perf_counter() - started_at) * 1000, 3),
+                    status=status,
+                    duration_ms=round(seconds * 1000, 3),
                     **trace,
                     **scope.get("deixis.log", {}),
                 )

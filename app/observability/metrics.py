@@ -107,6 +107,19 @@ class Metrics:
             ("loop",),
             registry=registry,
         )
+        self._requests = Counter(
+            "deixis_http_requests_total",
+            "Requests, by route, method and status; the status 499 means that the client disconnected.",
+            ("handler", "method", "status"),
+            registry=registry,
+        )
+        self._request_seconds = Histogram(
+            "deixis_http_request_duration_seconds",
+            "Time until the response was sent, by route and method.",
+            ("handler", "method"),
+            buckets=_SECONDS,
+            registry=registry,
+        )
         self.text_cache = Counter(
             "deixis_text_cache_total",
             "Requested class embeddings, by cache result: hit or miss.",
@@ -117,6 +130,18 @@ class Metrics:
     def exposition(self) -> bytes:
         """Return all metrics in the text format of Prometheus."""
         return generate_latest(self.registry)
+
+    def request(self, handler: str, method: str, status: int, seconds: float) -> None:
+        """Count a request and record its duration.
+
+        Args:
+            handler: path of its route; never the path of the request, of which callers can make up any number.
+            method: of the request.
+            status: of the response.
+            seconds: until it was sent.
+        """
+        self._requests.labels(handler, method, status).inc()
+        self._request_seconds.labels(handler, method).observe(seconds)
 
     def classified(self, model: str, *, good: int, bad: int, timing_ms: Mapping[str, float]) -> None:
         """Count the images of a request and record the durations of its stages."""
