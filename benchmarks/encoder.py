@@ -73,13 +73,14 @@ class Encoder:
         self._encoder = encoder
         self._files = photographs()
         self._threads = ThreadPoolExecutor(CORES)
+        self._passes = ThreadPoolExecutor(encoder.image_streams)
         self._pixels = [self._read(file) for file in self._files]
         for size in sizes:  # the first batch of a size takes longer
             self._forward(size, 1, 0)
         trials = {
             (size, at_once): self._forward(size, at_once, _TRIAL_S)["images_per_s"]
             for size in sizes
-            for at_once in sorted({2, max(2, CORES)})
+            for at_once in ((2,) if encoder.image_streams == 1 else (1, encoder.image_streams + 1))
         }
         self._ways = sorted(trials, key=trials.__getitem__, reverse=True)[:WAYS]
 
@@ -141,13 +142,22 @@ class Encoder:
     def _read(self, file: bytes) -> Any:
         return self._encoder.transform(self._decode(file))
 
+    def _begin(self, batch: Sequence[Any], at_once: int) -> Callable[[], object]:
+        """Start a pass, and return a function that waits for it: on all cores, or beside those of other threads."""
+        if self._encoder.image_streams == 1:
+            return self._encoder.begin_images(batch)  # type: ignore[no-any-return]
+        return self._passes.submit(self._pass, batch, alone=at_once == 1).result
+
+    def _pass(self, batch: Sequence[Any], *, alone: bool) -> object:
+        return self._encoder.begin_images(batch, alone=alone)()
+
     def _forward(self, size: int, at_once: int, seconds: float) -> dict[str, float]:
         batch = [self._pixels[index % len(self._pixels)] for index in range(size)]
         running: deque[Callable[[], object]] = deque()
         images, ends = 0, time.perf_counter() + seconds
         with measured() as usage:
             while not images or time.perf_counter() < ends:
-                running.append(self._encoder.begin_images(batch))
+                running.append(self._begin(batch, at_once))
                 images += size
                 if len(running) == at_once:
                     running.popleft()()
@@ -167,7 +177,7 @@ class Encoder:
                 if not reading:
                     break
                 batch = [reading.popleft().result() for _ in range(min(size, len(reading)))]
-                running.append(self._encoder.begin_images(batch))
+                running.append(self._begin(batch, at_once))
                 images += len(batch)
                 if len(running) == at_once:
                     running.popleft()()
