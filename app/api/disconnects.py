@@ -15,23 +15,20 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Result
     Raises:
         ClientDisconnect: the client disconnected.
     """
-    working = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(_disconnect(request))
     try:
-        await asyncio.wait([working, watching], return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
-    finally:
-        watching.cancel()
-        if not working.done():
-            working.cancel()
-            await asyncio.wait([working])
-        # The traceback of an error refers to this frame, which must not refer to the task that holds the error:
-        # the cycle would keep the images of the request in memory.
-        del working, watching
+        async with asyncio.timeout(None) as until_disconnected:
+            watching = asyncio.create_task(_watch(request, until_disconnected))
+            try:
+                return await work
+            finally:
+                watching.cancel()
+    except TimeoutError:
+        if until_disconnected.expired():
+            raise ClientDisconnect from None
+        raise
 
 
-async def _disconnect(request: Request) -> None:
+async def _watch(request: Request, until_disconnected: asyncio.Timeout) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    until_disconnected.reschedule(0)  # a time in the past

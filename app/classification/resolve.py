@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from math import ceil
 from typing import Protocol
 
@@ -31,8 +31,9 @@ from app.types import ClassEntry, LabelSet, RejectBy, Scoring, Task
 # Words from captions are used as they are, without a template (Conti et al., NeurIPS 2023).
 _TEMPLATE_OF_WORDS = "{}"
 DEFAULT_TOP_K = 5
-# Characters of labels that take a few milliseconds to clean; more are cleaned in a thread.
-_CHARS_CLEANED_AT_ONCE = 10_000
+# Characters of labels that take a millisecond to clean; more are cleaned in a thread, and not cached.
+_CHARS_CLEANED_AT_ONCE = 2_000
+_CACHED_LABEL_LISTS = 64
 _NOT_COMPARED = (
     "needs the methods to be compared on the current classes and example images, which a job of the service does after"
     " each change"
@@ -92,7 +93,15 @@ class Resolver:
         self._selections = selections
         self._templates = templates
         self._captions = captions
-        self._label_limits = label_limits
+        # Most requests repeat the labels of another one.
+        self._clean_labels = partial(
+            clean_classes,
+            max_classes=label_limits.max_labels,
+            max_label_chars=label_limits.max_label_chars,
+            field="labels",
+            setting="DEIXIS_MAX_LABELS",
+        )
+        self._clean_few_labels = lru_cache(_CACHED_LABEL_LISTS)(self._clean_labels)
 
     async def resolve(self, request: ClassifyRequest) -> Task:
         """Look up every name of a request.
@@ -118,16 +127,10 @@ class Resolver:
                 "labels",
                 "give labels, or label_set with the name of a stored list; to discover labels, leave out method too",
             )
-        clean = partial(
-            clean_classes,
-            request.labels,
-            max_classes=self._label_limits.max_labels,
-            max_label_chars=self._label_limits.max_label_chars,
-            field="labels",
-            setting="DEIXIS_MAX_LABELS",
-        )
-        is_short = sum(map(len, request.labels)) < _CHARS_CLEANED_AT_ONCE
-        classes = clean() if is_short else await asyncio.to_thread(clean)
+        if sum(map(len, request.labels)) < _CHARS_CLEANED_AT_ONCE:
+            classes = self._clean_few_labels(tuple(request.labels))
+        else:
+            classes = await asyncio.to_thread(self._clean_labels, request.labels)
         return await self._with_labels(request, model, classes, None)
 
     async def resolve_label_set(

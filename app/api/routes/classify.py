@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import Request, Response
 
 from app.api.auth.access import CallerDependency, log_fields
-from app.api.dependencies import ImageCountLimitsDependency, PipelineDependency, ResolverDependency
+from app.api.dependencies import ClassifyPartsDependency
 from app.api.disconnects import unless_disconnected
 from app.api.forms import IMAGE_FILES, read_classify_input
 from app.api.problems import kind_of, problem
@@ -16,6 +16,9 @@ from app.errors import FieldProblem, InvalidFieldError
 from app.types import Classification
 
 router = guarded_router(tags=["classify"])
+
+# Predictions that take less time to serialize than the way to a thread and back.
+_PREDICTIONS_AT_ONCE = 20
 
 
 def _form_schema() -> dict[str, Any]:
@@ -62,19 +65,17 @@ _BODY = {
 @router.post("/classify", response_model=ClassifyResponse, openapi_extra=_BODY, include_in_schema=False)
 async def classify(
     request: Request,
-    resolver: ResolverDependency,
-    pipeline: PipelineDependency,
-    limits: ImageCountLimitsDependency,
+    parts: ClassifyPartsDependency,
     caller: CallerDependency,
 ) -> Response:
     """Classify one or more images with the labels of the request or of a label set, or discover labels without them.
 
     If some images cannot be read, their results carry an `error`. If all of them fail, the request fails.
     """
-    given = await read_classify_input(request, max_images=limits.max_images)
-    task = await resolver.resolve(given.fields.request(caller.namespace))
+    given = await read_classify_input(request, max_images=parts.limits.max_images)
+    task = await parts.resolver.resolve(given.fields.request(caller.namespace))
     await caller.spend_images(len(given.images))
-    classification = await unless_disconnected(request, pipeline.classify(given.images, task))
+    classification = await unless_disconnected(request, parts.pipeline.classify(given.images, task))
     log_fields(
         request,
         model=task.model,
@@ -85,7 +86,10 @@ async def classify(
         timing_ms={stage: round(value, 3) for stage, value in classification.timing_ms.items()},
     )
     _raise_if_all_failed(classification)
-    content = await asyncio.to_thread(serialize, classification, problem)
+    if len(given.images) * task.top_k <= _PREDICTIONS_AT_ONCE and not task.explain:
+        content = serialize(classification, problem)
+    else:
+        content = await asyncio.to_thread(serialize, classification, problem)
     return Response(content, media_type="application/json")
 
 

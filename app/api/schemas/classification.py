@@ -337,8 +337,9 @@ class ClassifyResponse(Response):
 def serialize(classification: Classification, problem: ProblemOf) -> bytes:
     """Return a ``ClassifyResponse`` as JSON; ``problem`` converts the error of an image.
 
-    For use in a thread: thousands of labels per image take seconds. Only the objects of one result exist at a time, so
-    that neither the encoder nor the garbage collector keeps the interpreter from other threads for long.
+    For use in a thread if there are many predictions: thousands of labels per image take seconds. Only the objects of
+    one result exist at a time, so that neither the encoder nor the garbage collector keeps the interpreter from other
+    threads for long.
     """
     task = classification.task
     response = ClassifyResponse(
