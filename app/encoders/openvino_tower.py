@@ -8,12 +8,20 @@ from typing import Any
 
 import numpy as np
 
+from app.encoders.tuning import has_bf16_instructions
 from app.runtime.cpu import usable_cores
 from app.scoring.numerics import unit_rows
 from app.types import ImageFeatures, Pixels, TextFeatures
 
 # The names of OpenVINO by ours.
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
+
+
+def _precision_hint(precision: str) -> str:
+    """Return the precision of the operations that are not quantised."""
+    if precision == "int8":
+        return "bf16" if has_bf16_instructions() else "f32"
+    return _PRECISIONS[precision]
 
 
 class OpenVinoImageTower:
@@ -64,7 +72,7 @@ def compile_image_tower(model: Any, precision: str) -> OpenVinoImageTower:
 
     Args:
         model: as ``convert_image_tower`` returns it, or the path of its file.
-        precision: ``fp32`` or ``bf16``.
+        precision: ``fp32`` or ``bf16``; ``int8`` for a quantised tower.
     """
     return OpenVinoImageTower(_compile(model, precision))
 
@@ -76,7 +84,7 @@ def compile_text_tower(model: Any) -> OpenVinoTextTower:
 
 def _compile(model: Any, precision: str) -> Any:
     options = {
-        "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
+        "INFERENCE_PRECISION_HINT": _precision_hint(precision),
         "INFERENCE_NUM_THREADS": usable_cores(),
         "PERFORMANCE_HINT": "LATENCY",
         # Pinned threads are faster, but several containers on one machine would pin theirs to the same cores.
