@@ -162,10 +162,11 @@ class Settings(BaseSettings):
         " (`HF_HOME`), and `exports` in the data folder.",
     )
     device: str = Field("auto", description="Device that runs the models: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.")
-    precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
+    precision: Literal["auto", "fp32", "fp16", "bf16", "int8"] = Field(
         "auto",
         description="Precision of the image tower. On a CPU, `auto` is the fastest whose features have a cosine of at"
-        " least 0.999 with `fp32`; on CUDA it is `fp16`.",
+        " least 0.999 with `fp32`, or `int8` if `deixis models tune --calibration FOLDER` has accepted it; on CUDA it"
+        " is `fp16`.",
     )
     image_backend: Literal["auto", "torch", "torch-compile", "openvino"] = Field(
         "auto",

@@ -144,7 +144,7 @@ def test_settings_are_immutable():
         ("keep_images", ""),
         ("decode_threads", "0"),
         ("shutdown_timeout_s", "-1"),
-        ("precision", "int8"),
+        ("precision", "int4"),
         ("log_format", "xml"),
         ("log_level", "INFO"),
         ("models", ""),

@@ -19,7 +19,7 @@ class ImagePath:
     Args:
         backend: ``torch`` or ``openvino``.
         device: a device name of torch.
-        precision: ``fp32``, ``fp16`` or ``bf16``.
+        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
         batch_size: recommended number of images in a forward pass.
         threads: CPU threads of a forward pass; 0 on other devices.
         images_per_s: throughput at that batch size; None if it was not measured, or only while the machine was busy.
@@ -212,7 +212,8 @@ class Encoder(ModelInfo, Protocol):
     def image_fingerprint(self) -> str:
         """Return an identifier of the image tower's weights and preprocessing; takes up to some seconds.
 
-        It does not depend on how the tower runs, since only candidates with almost the same features are used.
+        It does not depend on how the tower runs, since only candidates with almost the same features are used; a
+        tower in int8 has its own.
         """
 
     def text_fingerprint(self) -> str:

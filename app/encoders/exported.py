@@ -19,6 +19,7 @@ from app.encoders._base import Candidate, ImageTower, LoadOptions, Tuning
 from app.encoders.model_names import model_source
 from app.encoders.openvino import ModelDescription, OpenVinoEncoder, runs_on_openvino
 from app.encoders.openvino_tower import compile_image_tower, compile_text_tower, import_openvino
+from app.encoders.quantization import has_int8, read_int8
 from app.encoders.tokenizing import TextTokenizer
 from app.encoders.tuning import is_installed, select_tower, stored_tuning, warm_up
 from app.errors import ModelUnavailableError, one_line
@@ -29,7 +30,7 @@ from app.runtime.temporary_folders import temporary_folder
 log = structlog.get_logger()
 
 MANIFEST = "export.json"
-_IMAGE_TOWER, _TEXT_TOWER, _TOKENIZER = "image.xml", "text.xml", "tokenizer.json"
+_IMAGE_TOWER, _WEIGHTS, _TEXT_TOWER, _TOKENIZER = "image.xml", "image.bin", "text.xml", "tokenizer.json"
 
 
 class Export(ModelDescription):
@@ -61,12 +62,20 @@ def load_exported(spec: str, options: LoadOptions, tuning: Tuning | None = None)
     has_torch = is_installed("torch")
     if options.exports_dir is None or not runs_on_openvino(options):
         return None
-    if has_torch and options.measure_again:
-        return None  # torch is a candidate
-    folder = options.exports_dir / _folder_name(spec)
+    folder = export_folder(spec, options.exports_dir)
+    int8 = options.precision in {"auto", "int8"} and has_int8(folder)
+    # Where torch is installed, it is a candidate.
+    others = options.precision != "int8" and not (has_torch and options.measure_again)
+    if not (int8 or others):
+        return None
     try:
         export = _read(folder, spec)
-        return None if export is None else _load(export, folder, options, tuning, has_torch=has_torch)
+        if export is None:
+            return None
+        encoder = _load_int8(export, folder, options) if int8 else None
+        if encoder is not None or not others:
+            return encoder
+        return _load(export, folder / _IMAGE_TOWER, folder, options, tuning, has_torch=has_torch)
     except Exception as error:  # damaged files let OpenVINO and the tokenizer raise errors of any type
         reason = one_line(error)
         if not has_torch:
@@ -98,8 +107,41 @@ def _read(folder: Path, spec: str) -> Export | None:
     return export
 
 
+def _load_int8(export: Export, folder: Path, options: LoadOptions) -> OpenVinoEncoder | None:
+    """Load an exported model with its image tower in int8; None if that does not work."""
+    try:
+        image_tower, fingerprint = read_int8(folder, export.checksums[_WEIGHTS])
+        return _load(
+            export.model_copy(update={"image_fingerprint": fingerprint}),
+            image_tower,
+            folder,
+            replace(options, precision="int8"),
+            None,
+            has_torch=False,
+        )
+    except Exception as error:  # noqa: BLE001 - damaged files let OpenVINO raise errors of any type
+        log.warning("int8_not_used", model=export.model, folder=str(folder), reason=one_line(error))
+        return None
+
+
+def find_export(spec: str, exports_dir: Path) -> tuple[Export, Path, str] | None:
+    """Return an export, its folder, and the name of its image tower; None if it has to be written."""
+    folder = export_folder(spec, exports_dir)
+    try:
+        export = _read(folder, spec)
+    except (OSError, ValueError):  # its files are damaged
+        return None
+    return None if export is None else (export, folder, _IMAGE_TOWER)
+
+
 def _load(
-    export: Export, folder: Path, options: LoadOptions, tuning: Tuning | None, *, has_torch: bool
+    export: Export,
+    image_tower: Path,
+    folder: Path,
+    options: LoadOptions,
+    tuning: Tuning | None,
+    *,
+    has_torch: bool,
 ) -> OpenVinoEncoder | None:
     if tuning is None and has_torch and options.backend == "auto":
         stored = stored_tuning(export.model, "cpu", export.image_fingerprint, options)
@@ -110,7 +152,7 @@ def _load(
     size_px = export.preprocessing.size_px
 
     def build(candidate: Candidate) -> ImageTower:
-        return compile_image_tower(folder / _IMAGE_TOWER, candidate.precision)
+        return compile_image_tower(image_tower, candidate.precision)
 
     if path is None:
         seconds = options.tuning_seconds if tuning is None else 0.0
@@ -161,7 +203,7 @@ def write_export(
     """
     ov = import_openvino()
     exports_dir.mkdir(parents=True, exist_ok=True)
-    target = exports_dir / _folder_name(description.model)
+    target = export_folder(description.model, exports_dir)
     with temporary_folder(exports_dir, ".deixis-export-") as folder:
         for name, model in ((_IMAGE_TOWER, image_tower), (_TEXT_TOWER, text_tower)):
             ov.save_model(model, folder / name, compress_to_fp16=False)
@@ -184,10 +226,10 @@ def write_export(
     return target
 
 
-def _folder_name(spec: str) -> str:
-    """Return a readable name that no other model has, on file systems without case too."""
+def export_folder(spec: str, exports_dir: Path) -> Path:
+    """Return a folder with a readable name that no other model has, on file systems without case too."""
     readable = re.sub(r"[^A-Za-z0-9.]+", "-", spec).strip("-.")[-60:]
-    return f"{readable}-{hashlib.sha256(spec.encode()).hexdigest()[:12]}"
+    return exports_dir / f"{readable}-{hashlib.sha256(spec.encode()).hexdigest()[:12]}"
 
 
 def _source_of(spec: str) -> str | None:

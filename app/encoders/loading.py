@@ -1,7 +1,8 @@
 """Load an encoder by the name of its model."""
 
 import os
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,11 +11,13 @@ import structlog
 
 from app.encoders._base import Encoder, LoadOptions
 from app.encoders.embedded import load_embedded
-from app.encoders.exported import load_exported
+from app.encoders.exported import export_folder, find_export, load_exported
 from app.encoders.model_names import model_source
 from app.encoders.openvino import runs_on_openvino
+from app.encoders.quantization import Int8Trial, quantise_tower, remove_int8
 from app.encoders.tuning import is_installed
 from app.errors import ModelUnavailableError, NotConfiguredError, one_line
+from app.types import ImageFeatures, Pixels
 
 if TYPE_CHECKING:
     from app.encoders.open_clip import OpenClipEncoder
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _DEFAULTS = LoadOptions()
+_NO_INT8_OF_EMBEDDED = (
+    "the embedded model does not run in int8, which changes 6 of 100 of its predictions; set DEIXIS_PRECISION=auto"
+)
 
 
 def load_encoder(spec: str, options: LoadOptions = _DEFAULTS) -> Encoder:
@@ -39,11 +45,19 @@ def load_encoder(spec: str, options: LoadOptions = _DEFAULTS) -> Encoder:
     """
     source, _, _ = model_source(spec)
     log.info("loading_model", model=spec)
+    if source == "embedded" and options.precision == "int8":
+        raise ModelUnavailableError(_NO_INT8_OF_EMBEDDED)
     if source == "embedded" and runs_on_openvino(options):
         return load_embedded(options)
     exported = load_exported(spec, options)
     if exported is not None:
         return exported
+    if options.precision == "int8":
+        raise ModelUnavailableError(
+            f"model '{spec}' has no image tower in int8 that works here; int8 runs on CPUs, with OpenVINO, after"
+            f" `deixis models tune {spec} --calibration FOLDER` has accepted it; run this command, or set"
+            " DEIXIS_PRECISION=auto"
+        )
     encoder = _load_with_torch(spec, options)
     if options.exports_dir is None or source == "embedded" or encoder.image_path.backend != "openvino":
         return encoder
@@ -76,6 +90,77 @@ def export_model(spec: str, options: LoadOptions = _DEFAULTS) -> Path:
         raise ModelUnavailableError(
             f"model '{spec}' cannot be exported: {one_line(error)}; serve it with PyTorch"
         ) from error
+
+
+def quantise_model(
+    spec: str,
+    options: LoadOptions,
+    encoder: Encoder,
+    *,
+    pixels: Sequence[Pixels],
+    labels: Sequence[str],
+    seconds: float,
+) -> Int8Trial:
+    """Make the image tower of a model in int8, and keep it for later starts if it is accepted.
+
+    Args:
+        spec: as for ``load_encoder``.
+        options: how to load it; ``exports_dir`` is the folder of exports.
+        encoder: the model in its fastest other configuration.
+        pixels: images of ``encoder.transform`` in random order, at least ``MIN_IMAGES``.
+        labels: whose predictions are compared.
+        seconds: time for comparing the speed.
+
+    Raises:
+        ModelUnavailableError: the model cannot be exported.
+    """
+    assert options.exports_dir is not None
+    found = find_export(spec, options.exports_dir)
+    if found is None:
+        export_model(spec, options)
+        found = find_export(spec, options.exports_dir)
+        assert found is not None
+    export, folder, image_tower = found
+    return quantise_tower(
+        folder,
+        image_tower=image_tower,
+        fingerprint=export.image_fingerprint,
+        pixels=pixels,
+        texts=encoder.encode_texts([f"a photo of a {label}" for label in labels]),
+        best=_TowerOf(encoder),
+        seconds=seconds,
+    )
+
+
+def forget_int8(spec: str, options: LoadOptions) -> None:
+    """Remove the image tower of a model in int8, if there is one.
+
+    Raises:
+        ModelUnavailableError: the model cannot have one.
+    """
+    assert options.exports_dir is not None
+    if model_source(spec)[0] == "embedded":
+        raise ModelUnavailableError(_NO_INT8_OF_EMBEDDED)
+    if not runs_on_openvino(options) or options.precision not in {"auto", "int8"}:
+        raise ModelUnavailableError(
+            "int8 runs on CPUs, with OpenVINO; install the extra openvino, and set DEIXIS_DEVICE=cpu, and"
+            " DEIXIS_IMAGE_BACKEND and DEIXIS_PRECISION to auto"
+        )
+    remove_int8(export_folder(spec, options.exports_dir))
+
+
+@dataclass(frozen=True, slots=True)
+class _TowerOf:
+    """The image tower of a model, whatever runs it."""
+
+    encoder: Encoder
+
+    @property
+    def streams(self) -> int:
+        return self.encoder.image_streams
+
+    def begin(self, pixels: Sequence[Pixels], *, alone: bool = True) -> Callable[[], ImageFeatures]:
+        return self.encoder.begin_images(pixels, alone=alone)
 
 
 def _load_with_torch(spec: str, options: LoadOptions) -> "OpenClipEncoder":

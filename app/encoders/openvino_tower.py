@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from app.encoders.tuning import has_bf16_instructions
 from app.runtime.cpu import usable_cores
 from app.scoring.numerics import unit_rows
 from app.types import ImageFeatures, Pixels, TextFeatures
@@ -18,8 +19,15 @@ from app.types import ImageFeatures, Pixels, TextFeatures
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 
 
+def _precision_hint(precision: str) -> str:
+    """Return the precision of the operations that are not quantised."""
+    if precision == "int8":
+        return "bf16" if has_bf16_instructions() else "f32"
+    return _PRECISIONS[precision]
+
+
 class _Requests:
-    """The inference requests of a compiled model; one runs in the thread that calls it, and takes part itself."""
+    """The inference requests of a compiled model, each used by one thread at a time."""
 
     def __init__(self, compiled: Any) -> None:
         self._compiled = compiled
@@ -88,7 +96,7 @@ def compile_image_tower(model: Any, precision: str) -> OpenVinoImageTower:
 
     Args:
         model: as ``convert_image_tower`` returns it, or the path of its file.
-        precision: ``fp32`` or ``bf16``.
+        precision: ``fp32`` or ``bf16``; ``int8`` for a quantised tower.
     """
     cores = usable_cores()
     model = _read(model)
@@ -107,7 +115,7 @@ def _read(model: Any) -> Any:
 
 def _compile(model: Any, precision: str, streams: int = 1) -> Any:
     options = {
-        "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
+        "INFERENCE_PRECISION_HINT": _precision_hint(precision),
         "INFERENCE_NUM_THREADS": usable_cores(),
         "NUM_STREAMS": streams,
         # Pinned threads are faster, but several containers on one machine would pin theirs to the same cores.

@@ -79,6 +79,10 @@ def list_candidates(device: str, options: LoadOptions) -> list[Candidate]:
             raise ModelUnavailableError(
                 f"DEIXIS_IMAGE_BACKEND=openvino only runs on the CPU, and the device is {device}; set DEIXIS_DEVICE=cpu"
             )
+        if options.precision == "int8":
+            raise ModelUnavailableError(
+                f"DEIXIS_PRECISION=int8 only runs on the CPU, and the device is {device}; set DEIXIS_DEVICE=cpu"
+            )
         return [Candidate("torch", model_precision(device, options), 0)]
     cores = usable_cores()
     if options.backend in _PACKAGES and not is_installed(options.backend):
@@ -89,13 +93,14 @@ def list_candidates(device: str, options: LoadOptions) -> list[Candidate]:
     backends = [backend for backend in _PACKAGES if options.backend in {"auto", backend} and is_installed(backend)]
     found: list[Candidate] = []
     if "openvino" in backends:
-        found += [Candidate("openvino", precision, cores) for precision in ("fp32", "bf16")]
+        found += [Candidate("openvino", precision, cores) for precision in ("fp32", "bf16", "int8")]
     if "torch" in backends:
         found += [Candidate("torch", precision, cores) for precision in ("fp32", "bf16", "fp16")]
         if cores > 1:
             found.append(Candidate("torch", "fp32", 1))
     if options.precision == "auto":
-        # fp16 is slower than fp32 on every CPU measured so far, and so is bf16 without instructions for it.
+        # fp16 is slower than fp32 on every CPU measured so far, and so is bf16 without instructions for it. int8 needs
+        # images that show whether predictions change.
         precisions = {"fp32", "bf16"} if has_bf16_instructions() else {"fp32"}
     else:
         precisions = {options.precision}
@@ -223,8 +228,9 @@ def measure(
 
     First the candidates are compared, each with the best one before it; two towers are in memory at a time. Then the
     batch size of the best one is measured. On a CPU, a candidate is refused if its features differ from those in single
-    precision: of torch, or of OpenVINO if torch is not installed. On other devices there is only one candidate, whose
-    precision is not checked, and the use of the CPU does not matter.
+    precision: of torch, or of OpenVINO if torch is not installed; not so one in int8, whose predictions have been
+    compared. On other devices there is only one candidate, whose precision is not checked, and the use of the CPU does
+    not matter.
 
     Args:
         device: as returned by ``select_device``.
@@ -248,7 +254,8 @@ def measure(
     rounds = _Rounds(probes, clock, others)
     ends = clock() + seconds
     reference_backend = "torch" if is_installed("torch") else "openvino"
-    reference = build(Candidate(reference_backend, "fp32", usable_cores())).begin(probes)() if is_cpu else None
+    is_checked = is_cpu and any(candidate.precision != "int8" for candidate in candidates)
+    reference = build(Candidate(reference_backend, "fp32", usable_cores())).begin(probes)() if is_checked else None
     trials: dict[Candidate, Trial] = {}
     best: tuple[Candidate, ImageTower] | None = None
     is_provisional = False
@@ -290,6 +297,20 @@ def measure(
         cpu_by_others=round(median(shares), 3) if shares else None,
         provisional=is_provisional,
     )
+
+
+def compare_towers(
+    best: ImageTower, challenger: ImageTower, probes: Sequence[Pixels], *, seconds: float
+) -> tuple[float, str | None]:
+    """Return how many times as fast the challenger is, and why it is not used; None if it is clearly faster."""
+    rounds = _Rounds(probes, time.perf_counter, OtherProcesses().share)
+    duel = rounds.run([best, challenger], _DUEL_BATCHES, seconds=seconds, is_over=_is_hopeless)
+    refused = None
+    if duel.is_busy:
+        refused = "other processes used the CPU during the comparison; run the command again while the machine is idle"
+    elif not duel.is_won(by_fewer_threads=False):
+        refused = f"not clearly faster: a ratio of {_CLEARLY_FASTER} is needed"
+    return median(duel.ratios), refused
 
 
 def _check(

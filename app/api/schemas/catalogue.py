@@ -10,7 +10,7 @@ class ImagePathBody(Response):
 
     backend: str = Field(description="`torch` or `openvino`.")
     device: str
-    precision: str = Field(description="`fp32`, `fp16` or `bf16`.")
+    precision: str = Field(description="`fp32`, `fp16`, `bf16` or `int8`.")
     threads: int = Field(description="CPU threads for the computation; 0 on other devices.")
     image_batch: int = Field(description="Maximum number of images in one forward pass.")
     images_per_s: float | None = Field(
