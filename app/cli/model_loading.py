@@ -7,6 +7,7 @@ from pathlib import Path
 from app.cli.common import err, report_errors
 from app.encoders._base import Encoder, LoadOptions
 from app.encoders.loading import export_model, load_encoder
+from app.encoders.model_names import catalogue_name
 from app.main import load_options
 from app.observability.logs import configure_logs
 from app.settings import load_settings
@@ -17,14 +18,16 @@ def download(name: str) -> Encoder:
     configure_logs("console", "info")  # with the progress of the download
     with report_errors():
         settings = load_settings()
-        return load_encoder(name, LoadOptions(device="cpu", weights_dir=settings.model_cache_dir, backend="torch"))
+        return load_encoder(
+            catalogue_name(name), LoadOptions(device="cpu", weights_dir=settings.model_cache_dir, backend="torch")
+        )
 
 
 def export(name: str) -> Path:
     """Export a model with the settings of this process, and return the folder of its export."""
     configure_logs("console", "info")
     with report_errors():
-        return export_model(name, load_options(load_settings()))
+        return export_model(catalogue_name(name), load_options(load_settings()))
 
 
 def tune(name: str | None, seconds: float) -> Iterator[Encoder]:
@@ -33,7 +36,7 @@ def tune(name: str | None, seconds: float) -> Iterator[Encoder]:
     with report_errors():
         settings = load_settings()
         options = replace(load_options(settings), tuning_seconds=seconds, measure_again=True)
-        for model in settings.models if name is None else [name]:
+        for model in settings.models if name is None else [catalogue_name(name)]:
             with err.status(f"Measuring {model}, about {seconds:g} s"):
                 encoder = load_encoder(model, options)
             yield encoder
