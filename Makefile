@@ -76,7 +76,7 @@ $(VENV)/.torch: $(VENV)/.serve
 
 $(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo 'Installing into $(VENV); the first installation takes some minutes, mostly for torch.'
-	$(PIP_INSTALL) --editable '.[server,captions,embedded,heif,torch,postgres,ray,test,check,docs]'
+	$(PIP_INSTALL) --editable '.[server,captions,embedded,heif,torch,quantization,postgres,ray,test,check,docs]'
 	$(PIP_INSTALL) --no-deps $(WITHOUT_CODE)
 	@# Its metadata asks for an older typer; its other requirements are installed.
 	$(PIP_INSTALL) --no-deps openapi-python-client

@@ -406,7 +406,7 @@ def _own_exposition(metrics: Metrics) -> Callable[[], Awaitable[bytes]]:
     return exposition
 
 
-_IMAGE_ROUTES = {"/classify", "/v1/classify", "/v1/embeddings", "/v1/zero-shot-image-classification"}
+_IMAGE_ROUTES = {"/", "/classify", "/v1/classify", "/v1/embeddings", "/v1/zero-shot-image-classification"}
 
 
 def _decoders(settings: Settings) -> Decoders:

@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.api.auth.policy import KeyPolicy, parse_rate
-from app.encoders.model_names import model_source
+from app.encoders.model_names import catalogue_name, model_source
 from app.errors import ConfigurationError, InvalidFieldError, ModelUnavailableError
 from app.runtime.cpu import usable_cores
 from app.runtime.ray_layout import RayLayout, parse_layout
@@ -154,7 +154,7 @@ class Settings(BaseSettings):
     models: Annotated[tuple[str, ...], NoDecode] = Field(
         ("embedded",),
         description="Models to serve, comma separated; the first is the default. Each is `embedded`,"
-        " `architecture/tag`, `hf-hub:org/repo` or `local-dir:path`.",
+        " `architecture/tag`, `hf-hub:org/repo`, `local-dir:path`, or the hub id of a model of the catalogue.",
     )
     model_cache_dir: Folder | None = Field(
         None,
@@ -347,6 +347,7 @@ class Settings(BaseSettings):
         if not value:
             msg = "the list is empty; give at least one model, such as embedded"
             raise ValueError(msg)
+        value = tuple(map(catalogue_name, value))
         for name in value:
             try:
                 model_source(name)

@@ -83,11 +83,13 @@ class AsyncClient:
         """Close the connections."""
         await self._http.aclose()
 
-    async def classify(self, *images: ImageLike, **request: Unpack[ClassifyOptions]) -> answers.Classification:
+    async def classify(
+        self, *images: ImageLike | Sequence[ImageLike], **request: Unpack[ClassifyOptions]
+    ) -> answers.Classification:
         """Classify images in one request."""
-        if not images:
-            raise ValueError("pass one or more images")
-        return await self._send(_calls.classify(await _read_all(read_image, images), request))
+        given, fields = _calls.classify_arguments(images, request)
+        answer = await self._send(_calls.classify(await _read_all(read_image, given), fields))
+        return answer.of(given)
 
     def stream(
         self,

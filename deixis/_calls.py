@@ -12,7 +12,7 @@ from urllib.parse import quote
 from pydantic import TypeAdapter
 
 from deixis import answers
-from deixis._images import ImageUrl, Upload
+from deixis._images import ImageLike, ImageUrl, Upload
 from deixis.answers import Answer
 from deixis.errors import InvalidNameError, JobFailedError
 
@@ -32,7 +32,7 @@ PAGE_SIZE = 1000
 class ClassifyOptions(TypedDict, total=False):
     """How images are classified: the fields of ``POST /v1/classify``, which docs/http-api.md describes."""
 
-    labels: Sequence[str]
+    labels: Sequence[str] | str
     label_set: str
     database: str
     group: bool
@@ -124,7 +124,7 @@ def checked_fields(kind: type[Any], fields: Mapping[str, Any]) -> dict[str, Any]
     """
     if unknown := fields.keys() - kind.__annotations__.keys():
         raise TypeError(f"unknown argument {', '.join(sorted(unknown))}; known: {', '.join(kind.__annotations__)}")
-    for name in ("labels", "classes", "captions", "files"):
+    for name in ("classes", "captions", "files"):
         if isinstance(fields.get(name), str):
             raise TypeError(f"{name} must be a list of strings, not one string")
     return {name: value for name, value in fields.items() if value is not None}
@@ -205,9 +205,32 @@ def _json_value(value: Any) -> Any:
     return value if isinstance(value, str) or not isinstance(value, Sequence) else list(value)
 
 
+def classify_arguments(
+    arguments: Sequence[ImageLike | Sequence[ImageLike]], request: ClassifyOptions
+) -> tuple[Sequence[ImageLike], ClassifyOptions]:
+    """Return the images and the fields of ``classify``: one or more images, or a list of them, and maybe labels.
+
+    Raises:
+        TypeError: the labels are given twice.
+        ValueError: there is no image.
+    """
+    given: list[Any] = list(arguments)
+    if len(given) > 1 and isinstance(given[-1], list | tuple):
+        if request.get("labels") is not None:
+            raise TypeError("the labels are given twice: as the last argument and as labels; leave out one of them")
+        request = {**request, "labels": given.pop()}
+    if len(given) == 1 and isinstance(given[0], list | tuple):
+        given = list(given[0])
+    if not given:
+        raise ValueError("pass one or more images")
+    return given, request
+
+
 def classify(images: Sequence[Upload | ImageUrl], request: Mapping[str, Any]) -> Call[answers.Classification]:
     """Classify images: sent as a form, or as JSON if the service has to fetch an image."""
     fields = {name: _json_value(value) for name, value in checked_fields(ClassifyOptions, request).items()}
+    if isinstance(labels := fields.get("labels"), str):
+        fields["labels"] = [label.strip() for label in re.split(r"[,\r\n]", labels) if label.strip()]
     uploads = [image for image in images if isinstance(image, Upload)]
     read = _model(answers.Classification)
     if len(uploads) < len(images):

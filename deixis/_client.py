@@ -98,20 +98,23 @@ class Client:
         """Close the connections."""
         self._http.close()
 
-    def classify(self, *images: ImageLike, **request: Unpack[ClassifyOptions]) -> answers.Classification:
+    def classify(
+        self, *images: ImageLike | Sequence[ImageLike], **request: Unpack[ClassifyOptions]
+    ) -> answers.Classification:
         """Classify images in one request. If some images cannot be decoded, their results carry an ``error``.
 
         Args:
-            images: one or more images.
-            request: ``labels`` or ``label_set``, and the other fields of ``POST /v1/classify``. Without labels and
-                label set, the service discovers labels in a caption database.
+            images: one or more images, or a list of images; labels may follow as a list, as in
+                ``classify("cat.jpg", ["cat", "dog"])``.
+            request: ``labels``, as a list or as a string with commas or new lines, or ``label_set``, and the other
+                fields of ``POST /v1/classify``. Without labels and label set, the service discovers labels in a caption
+                database.
 
         Raises:
             OSError, TypeError, ValueError: an image cannot be read by the client.
         """
-        if not images:
-            raise ValueError("pass one or more images")
-        return self._send(_calls.classify([read_image(image) for image in images], request))
+        given, fields = _calls.classify_arguments(images, request)
+        return self._send(_calls.classify([read_image(image) for image in given], fields)).of(given)
 
     def stream(
         self,

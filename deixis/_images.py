@@ -10,8 +10,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, TypeAlias, Union, cast
 
-from deixis.answers import ImageResult, Problem
-
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
@@ -156,11 +154,3 @@ def _orientation(image: "Image.Image") -> Any:
     if isinstance(orientation, int) and orientation in range(1, 9):
         only[_ORIENTATION] = orientation
     return only
-
-
-def unreadable(error: Exception) -> ImageResult:
-    """Return the result of an image of a stream that could not be read by the client."""
-    problem = Problem(
-        type="urn:deixis:client:unreadable-image", title="The image cannot be read", status=0, detail=str(error)
-    )
-    return ImageResult(predictions=[], error=problem)

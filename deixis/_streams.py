@@ -4,8 +4,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from deixis._images import ImageLike, ImageUrl, Upload, read_image, unreadable
-from deixis.answers import ImageResult
+from deixis._display import name_of, results_html
+from deixis._images import ImageLike, ImageUrl, Upload, read_image
+from deixis.answers import ImageResult, Problem
 
 BATCH_SIZE = 8
 CONCURRENCY = 4
@@ -24,6 +25,13 @@ class StreamResult:
     index: int
     image: ImageLike
     result: ImageResult
+
+    def __repr__(self) -> str:
+        name = name_of(self.image)
+        return f"StreamResult({self.index}{'' if name is None else f', {name!r}'}, {self.result!r})"
+
+    def _repr_html_(self) -> str:
+        return results_html([self.result], [self.image])
 
 
 def batches(images: Iterable[ImageLike], size: int) -> Iterator[list[tuple[int, ImageLike]]]:
@@ -59,5 +67,13 @@ def read_batch(
             read.append((len(slots), read_image(image)))
             slots.append(None)
         except (OSError, TypeError, ValueError, ImportError) as error:
-            slots.append(StreamResult(index, image, unreadable(error)))
+            slots.append(StreamResult(index, image, _unreadable(error)))
     return slots, read
+
+
+def _unreadable(error: Exception) -> ImageResult:
+    """Return the result of an image of a stream that could not be read by the client."""
+    problem = Problem(
+        type="urn:deixis:client:unreadable-image", title="The image cannot be read", status=0, detail=str(error)
+    )
+    return ImageResult(predictions=[], error=problem)

@@ -1,16 +1,27 @@
 """The response bodies of the service as typed objects. Fields that a newer service adds are kept as extra fields."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+
+from deixis._display import SHOWN_DIGITS, name_of, results_html
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from deixis._images import ImageLike
 
 
 class Answer(BaseModel):
     """The base class of all response bodies."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=(), validate_by_name=True, validate_by_alias=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields as values that JSON has."""
+        return self.model_dump(mode="json")
 
 
 class Problem(Answer):
@@ -35,6 +46,11 @@ class Prediction(Answer):
     label: str
     score: float = Field(description="Probability, in [0, 1].")
     similarity: float = Field(description="Cosine between image and label, in [-1, 1].")
+
+    def __repr__(self) -> str:
+        return f"Prediction({self.label!r}, {self.score:.{SHOWN_DIGITS}f})"
+
+    __str__ = __repr__
 
 
 class PromptContribution(Answer):
@@ -91,6 +107,20 @@ class ImageResult(Answer):
     rejection_score: float | None = None
     warnings: list[str] = []
 
+    _image: "ImageLike | None" = PrivateAttr(None)
+
+    def __repr__(self) -> str:
+        if self.error is not None:
+            return f"ImageResult(error={self.error.detail!r})"
+        shown = [f"{each.label!r} {each.score:.{SHOWN_DIGITS}f}" for each in self.predictions[:3]]
+        more = len(self.predictions) - len(shown)
+        return f"ImageResult({', '.join([*shown, *([f'{more} more'] if more else [])])})"
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        return results_html([self], [self._image])
+
     @property
     def label(self) -> str | None:
         """The best label; None if there is an error or the image was rejected."""
@@ -138,6 +168,44 @@ class Classification(Answer):
     database: str | None = None
     vocabulary: list[SharedName] | None = None
 
+    def of(self, images: "Sequence[ImageLike]") -> Self:
+        """Remember the images of the results, which displays show, and return itself."""
+        for result, image in zip(self.results, images, strict=False):
+            result._image = image  # noqa: SLF001 - of the same module
+        return self
+
+    def __repr__(self) -> str:
+        labels = [result.label if result.error is None else "error" for result in self.results[:3]]
+        more = ["..."] if len(self.results) > len(labels) else []
+        count = f"{len(self.results)} image{'' if len(self.results) == 1 else 's'}"
+        shown = ", ".join([*map(repr, labels), *more])
+        return f"Classification({count}: {shown}; model={self.model!r}, method={self.method!r})"
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        return results_html(self.results, [result._image for result in self.results])  # noqa: SLF001
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return a table with a row for each prediction, and one for each image that has an error.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        try:
+            import pandas as pd  # noqa: PLC0415 - an optional dependency
+        except ImportError as error:
+            raise ImportError("to_pandas needs pandas, which is not installed; run: pip install pandas") from error
+        columns = ("image", "rank", "label", "score", "similarity", "rejected", "error")
+        rows: list[tuple[Any, ...]] = []
+        for index, result in enumerate(self.results):
+            image = name_of(result._image) or index  # noqa: SLF001
+            if result.error is not None:
+                rows.append((image, None, None, None, None, None, result.error.detail))
+            for rank, each in enumerate(result.predictions, 1):
+                rows.append((image, rank, each.label, each.score, each.similarity, result.rejected, None))
+        return pd.DataFrame(rows, columns=list(columns))
+
 
 class LabelClass(Answer):
     """A class of a label set, with the texts that describe it."""
@@ -158,6 +226,11 @@ class LabelSet(Answer):
     templates: str
     merge_synonyms: Literal["max", "mean"] = "mean"
     created_at: datetime
+
+    def __repr__(self) -> str:
+        return f"LabelSet('{self.name}@{self.version}', {len(self.classes)} classes)"
+
+    __str__ = __repr__
 
 
 class LabelSetSummary(Answer):

@@ -23,6 +23,7 @@ from app.classification.method_names import DEFAULT_METHOD
 from app.classification.methods import CASED, METHODS, Method, VocabularyFree
 from app.cli import command_tree
 from app.encoders.catalogue import ModelCard, load_catalogue
+from app.encoders.model_names import HUB_IDS
 from app.main import create_app
 from app.names.text import MAX_TEXT_CHARS
 from app.settings import Settings
@@ -53,7 +54,9 @@ def generated_files() -> dict[Path, str]:
     models_page, settings_page = ROOT / "docs" / "models.md", ROOT / "docs" / "settings.md"
     models = models_table(load_catalogue(ROOT / "models"))
     return {
-        models_page: with_table(models_page.read_text(encoding="utf-8"), "models", models),
+        models_page: with_table(
+            with_table(models_page.read_text(encoding="utf-8"), "models", models), "hub ids", hub_ids_table()
+        ),
         settings_page: with_table(
             settings_page.read_text(encoding="utf-8"), "settings", settings_table(Settings.model_fields)
         ),
@@ -187,6 +190,12 @@ def models_table(cards: Mapping[str, ModelCard]) -> str:
     return "\n".join(lines)
 
 
+def hub_ids_table() -> str:
+    """Return the hub ids of models of the catalogue as a Markdown table."""
+    rows = [f"| `{hub_id}` | `{name}` |" for hub_id, name in HUB_IDS.items()]
+    return "\n".join(["| hub id | model |", "|---|---|", *rows])
+
+
 def settings_table(fields: Mapping[str, FieldInfo]) -> str:
     """Return the settings as a Markdown table for each group, in the order of ``Settings``."""
     lines: list[str] = []
@@ -208,10 +217,13 @@ def _default(name: str, field: FieldInfo) -> str:
 
 
 def openapi() -> str:
-    """Return the OpenAPI description that the service serves at /openapi.json, with sorted keys."""
+    """Return the OpenAPI description that the service serves at /openapi.json.
+
+    Its order is kept: client generators take the first media type of a body.
+    """
     # Creating the application loads no model and opens no database; starting it does.
     app = create_app(Settings.model_construct(max_request_bytes=Settings.model_fields["max_request_bytes"].default))
-    return json.dumps(app.openapi(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    return json.dumps(app.openapi(), indent=2, ensure_ascii=False) + "\n"
 
 
 def cli_reference() -> str:

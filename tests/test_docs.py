@@ -27,7 +27,7 @@ COMMANDS = command_tree()
 OPENAPI = json.loads((ROOT / "docs" / "openapi.json").read_text(encoding="utf-8"))
 ROUTES = {path: {method.upper() for method in methods} for path, methods in OPENAPI["paths"].items()} | {
     "/classify": {"POST"},
-    "/": {"GET"},
+    "/": {"GET", "POST"},
     "/docs": {"GET"},
     "/openapi.json": {"GET"},
 }

@@ -279,3 +279,11 @@ def test_an_origin_is_a_scheme_and_a_host(monkeypatch, given):
 def test_origins_are_read_from_a_comma_separated_list(monkeypatch):
     monkeypatch.setenv("DEIXIS_CORS_ORIGINS", "https://a.example, http://localhost:3000,http://[::1]:80")
     assert load_settings().cors_origins == ("https://a.example", "http://localhost:3000", "http://[::1]:80")
+
+
+def test_a_hub_id_of_the_catalogue_is_served_under_the_name_of_its_model(monkeypatch):
+    monkeypatch.setenv("DEIXIS_MODELS", "google/siglip2-base-patch16-224, embedded")
+    assert load_settings().models == ("ViT-B-16-SigLIP2/webli", "embedded")
+    monkeypatch.setenv("DEIXIS_MODELS", "openai/clip-vit-base-patch32,ViT-B-32-quickgelu/openai")
+    with pytest.raises(ConfigurationError, match="repeated"):
+        load_settings()

@@ -12,10 +12,11 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
+from starlette.types import Receive, Scope, Send
 
 from app import errors
 from app.api.auth.access import Caller
-from app.api.problems import kind_of, problem
+from app.api.problems import foreign_error, kind_of, problem
 from app.errors import ClientError, DeixisError, FieldProblem, InvalidFieldError, MalformedRequestError, TooLargeError
 from app.names.namespaces import OPEN_NAMESPACE, Namespace
 from app.runtime.tracebacks import drop_tracebacks
@@ -42,9 +43,27 @@ _RETRY_AFTER_S = 5
 _METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
 
 
+class ProblemResponse(JSONResponse):
+    """A problem, with the member ``error`` if the path is that of another API."""
+
+    media_type = MEDIA_TYPE
+
+    def __init__(self, members: Mapping[str, Any], headers: Mapping[str, str]) -> None:
+        super().__init__(members, members["status"], headers=headers)
+        self._members = members
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it; only here is the path known, also where a middleware answers."""
+        error = foreign_error(scope["path"], self._members)
+        if error is not None:
+            self.body = self.render({**self._members, "error": error})
+            self.headers["Content-Length"] = str(len(self.body))
+        await super().__call__(scope, receive, send)
+
+
 def problem_response(
     error: DeixisError, headers: Mapping[str, str] | None = None, namespace: Namespace = OPEN_NAMESPACE
-) -> JSONResponse:
+) -> ProblemResponse:
     """Return the error as a problem response; 429, 503 and 504 carry Retry-After."""
     members = problem(error, namespace)
     all_headers = dict(headers or {})
@@ -52,7 +71,7 @@ def problem_response(
         all_headers["WWW-Authenticate"] = "Bearer"
     if members["status"] in {429, 503, 504}:
         all_headers["Retry-After"] = str(getattr(error, "retry_after_s", _RETRY_AFTER_S))
-    return JSONResponse(members, members["status"], headers=all_headers, media_type=MEDIA_TYPE)
+    return ProblemResponse(members, all_headers)
 
 
 def from_pydantic(found: Sequence[Any]) -> ClientError:

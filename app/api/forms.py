@@ -18,7 +18,7 @@ from app.api.schemas._base import unknown_field
 from app.api.schemas.classification import ClassifyBody, ClassifyFields
 from app.api.schemas.databases import SearchBody, SearchFields
 from app.api.schemas.embeddings import EmbeddingsBody
-from app.api.schemas.hugging_face import ZeroShotBody
+from app.api.schemas.hugging_face import TaskBody, ZeroShotBody
 from app.api.schemas.images import ImageBody
 from app.errors import (
     BodyTooLargeError,
@@ -151,6 +151,24 @@ async def read_zero_shot_input(request: Request) -> tuple[ZeroShotBody, ImageInp
 def _zero_shot_input_from_json(content: bytes) -> tuple[ZeroShotBody, ImageInput]:
     body = validate_json(ZeroShotBody, content)
     return body, _image_input_from_text(body.inputs)
+
+
+async def read_task_input(request: Request) -> tuple[TaskBody, ImageInput | None]:
+    """Read a request of a Hugging Face endpoint, and the image to classify if it has labels.
+
+    Raises the errors of ``read_classify_input``.
+    """
+    check_is_json(request)
+    return await asyncio.to_thread(_task_input_from_json, await request.body())
+
+
+def _task_input_from_json(content: bytes) -> tuple[TaskBody, ImageInput | None]:
+    body = validate_json(TaskBody, content)
+    if body.parameters is None:
+        return body, None
+    if len(body.inputs) > 1:
+        raise InvalidFieldError.of("inputs", f"{len(body.inputs)} images are given; send one for each request")
+    return body, _image_input_from_text(body.inputs[0])
 
 
 async def read_embeddings_input(request: Request, *, max_images: int) -> tuple[EmbeddingsBody, list[ImageInput] | None]:

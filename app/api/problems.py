@@ -89,6 +89,21 @@ def problem(error: DeixisError, namespace: Namespace = OPEN_NAMESPACE) -> dict[s
     return members
 
 
+def foreign_error(path: str, members: Mapping[str, Any]) -> dict[str, Any] | str | None:
+    """Return the member ``error`` of a problem, in which clients of another API look for the message.
+
+    It is an object in OpenAI's API, a text in Hugging Face's, and None for paths of this service's own API.
+    """
+    if path.endswith(("/embeddings", "/v1/models")):
+        fields = members.get("errors") or [{"field": None}]
+        kind = "invalid_request_error" if members["status"] < 500 else "server_error"
+        code = members["type"].removeprefix(TYPE_PREFIX)
+        return {"message": members["detail"], "type": kind, "param": fields[0]["field"], "code": code}
+    if path in {"/", "/v1/zero-shot-image-classification"} or path.startswith("/models/"):
+        return str(members["detail"])
+    return None
+
+
 def _shown(text: str) -> str:
     """Return a text that may quote the request, cut to a maximum length and without lone surrogates."""
     cut = text if len(text) <= _MAX_SHOWN_CHARS else f"{text[:_MAX_SHOWN_CHARS]}..."

@@ -9,6 +9,7 @@ from app.captions.everyday import everyday_names
 from app.cli.common import err, report_errors, warn
 from app.encoders._base import Encoder, LoadOptions
 from app.encoders.loading import export_model, forget_int8, load_encoder, quantise_model
+from app.encoders.model_names import catalogue_name
 from app.encoders.quantization import MAX_IMAGES, Int8Trial, check_can_quantise
 from app.errors import DeixisError, InvalidFieldError
 from app.images.decode import decode_image
@@ -27,14 +28,16 @@ def download(name: str) -> Encoder:
     configure_logs("console", "info")  # with the progress of the download
     with report_errors():
         settings = load_settings()
-        return load_encoder(name, LoadOptions(device="cpu", weights_dir=settings.model_cache_dir, backend="torch"))
+        return load_encoder(
+            catalogue_name(name), LoadOptions(device="cpu", weights_dir=settings.model_cache_dir, backend="torch")
+        )
 
 
 def export(name: str) -> Path:
     """Export a model with the settings of this process, and return the folder of its export."""
     configure_logs("console", "info")
     with report_errors():
-        return export_model(name, load_options(load_settings()))
+        return export_model(catalogue_name(name), load_options(load_settings()))
 
 
 def tune(name: str | None, seconds: float) -> Iterator[Encoder]:
@@ -43,7 +46,7 @@ def tune(name: str | None, seconds: float) -> Iterator[Encoder]:
     with report_errors():
         settings = load_settings()
         options = replace(load_options(settings), tuning_seconds=seconds, measure_again=True)
-        for model in settings.models if name is None else [name]:
+        for model in settings.models if name is None else [catalogue_name(name)]:
             with err.status(f"Measuring {model}, about {seconds:g} s"):
                 encoder = load_encoder(model, options)
             yield encoder

@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from app.cli.common import make_table, out, report_errors
 from app.encoders.catalogue import ModelCard, load_catalogue
+from app.encoders.model_names import catalogue_name
 from app.errors import UnknownNameError
 from app.runtime.data_files import resources
 
@@ -43,7 +44,7 @@ def list_models() -> None:
 def show_model(name: Annotated[str, typer.Argument(help="A name of `deixis models list`.")]) -> None:
     """Show the model card of a recommended model, with sources."""
     with report_errors():
-        catalogue = _catalogue()
+        catalogue, name = _catalogue(), catalogue_name(name)
         if name not in catalogue:
             raise UnknownNameError("model", name, catalogue, "other models of open_clip can be served but have no card")
     rows = [(key, str(value)) for key, value in catalogue[name].model_dump(exclude_none=True).items()]

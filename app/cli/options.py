@@ -10,6 +10,7 @@ import typer
 
 from app.classification.request import ClassifyRequest
 from app.cli.common import Engine, read_lines, report_errors
+from app.encoders.model_names import catalogue_name
 from app.errors import InvalidFieldError
 from app.names.labels import split_labels
 
@@ -29,7 +30,13 @@ ServerOption = Annotated[
     ),
 ]
 ModelOption = Annotated[
-    str | None, typer.Option("--model", "-m", help="A model in service; by default the first of DEIXIS_MODELS.")
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="A model in service; by default the first of DEIXIS_MODELS.",
+        callback=lambda name: name and catalogue_name(name),
+    ),
 ]
 
 # The options of a classification request, by parameter: their annotation and default value.

@@ -413,3 +413,23 @@ def test_a_disallowed_method_is_reported_with_all_allowed_ones(client, path, all
         response = client.request(method, path)
         assert problem_of(response, "method-not-allowed")["detail"].endswith(f"allowed: {allowed}")
         assert response.headers["Allow"] == allowed
+
+
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [
+        ("/v1/embeddings", {"type": "invalid_request_error", "param": None, "code": "body-too-large"}),
+        ("/", "text"),
+        ("/models/fake", "text"),
+        ("/v1/zero-shot-image-classification", "text"),
+        ("/v1/classify", None),
+    ],
+)
+def test_a_problem_has_the_error_of_the_api_whose_path_it_is_also_before_its_route_is_known(make_client, path, error):
+    client = make_client(max_request_bytes=1000, max_json_bytes=1000)
+    members = problem_of(client.post(path, json={"input": "x" * 2000}), "body-too-large")
+    if error == "text":
+        error = members["detail"]
+    elif error is not None:
+        error = {"message": members["detail"], **error}
+    assert members.get("error") == error

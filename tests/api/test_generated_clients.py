@@ -1,8 +1,12 @@
 """Clients that public generators make from docs/openapi.json: they import, and their requests are understood."""
 
 import importlib
+import json
+import os
+import shutil
 import subprocess
 import sys
+from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
 
@@ -18,8 +22,11 @@ SEVERAL_CONTENT_TYPES = {"classify", "search_database", "add_images", "evaluate_
 
 
 def generate(module, *arguments):
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    return run(sys.executable, "-m", module, *arguments)
+
+
+def run(*command, **options):
+    done = subprocess.run([*map(str, command)], check=False, capture_output=True, text=True, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -118,3 +125,52 @@ def test_generated_models_contain_the_form_and_the_json_of_each_request(tmp_path
     content = vars(importlib.import_module("generated_models"))
     for path in ("Classify", "DatabasesNameSearch", "LabelSetsNameImages", "LabelSetsNameEvaluate"):
         assert {f"V1{path}PostRequest", f"V1{path}PostRequest1"} <= content.keys()
+
+
+TYPESCRIPT = """
+import { ClassifyApi, Configuration, EmbeddingsApi, ResponseError } from "./index.ts";
+const [basePath, picture] = Deno.args;
+const configuration = new Configuration({ basePath });
+const image = new Blob([await Deno.readFile(picture)], { type: "image/png" });
+const answer = await new ClassifyApi(configuration).classify({ image: [image, image], labels: "red, blue" });
+const embeddings = await new EmbeddingsApi(configuration).createEmbeddings({ embeddingsBody: { input: ["red"] } });
+const failed = await new ClassifyApi(configuration)
+    .classify({ image: [image], labels: "red, blue", model: "nope" })
+    .catch((error: ResponseError) => error.response.json());
+const labels: string[] = answer.results.map((result) => result.predictions[0].label);
+console.log(JSON.stringify({ labels, vectors: embeddings.data.length, problem: failed.detail }));
+"""
+# The generator's own files are not written for every check that Deno makes by default.
+DENO = {"compilerOptions": {"lib": ["esnext", "dom", "deno.ns"], "noImplicitOverride": False}}
+
+
+@pytest.fixture(scope="module")
+def typescript(tmp_path_factory):
+    """A function that runs Deno in a folder with a client of openapi-generator (typescript-fetch)."""
+    generator = files(pytest.importorskip("openapi_generator_cli")) / "openapi-generator.jar"
+    deno = pytest.importorskip("deno").find_deno_bin()
+    if shutil.which("java") is None:
+        assert os.environ.get("TEST_REQUIRE_JAVA") != "1", "java is not on PATH"
+        pytest.skip("java is not on PATH")
+    folder = tmp_path_factory.mktemp("typescript")
+    run(
+        *("java", "-jar", generator, "generate", "-g", "typescript-fetch", "-i", DESCRIPTION, "-o", folder),
+        "--additional-properties=importFileExtension=.ts",
+    )
+    (folder / "classify.ts").write_text(TYPESCRIPT, "utf-8")
+    (folder / "deno.json").write_text(json.dumps(DENO), "utf-8")
+    environment = os.environ | {"DENO_DIR": str(folder / "cache"), "DENO_NO_UPDATE_CHECK": "1", "NO_COLOR": "1"}
+    return lambda *arguments: run(deno, *arguments, cwd=folder, env=environment)
+
+
+def test_a_typescript_client_has_consistent_types_and_classifies_files(typescript, settings, tmp_path):
+    typescript("check", "classify.ts")
+    (tmp_path / "red.png").write_bytes(picture("red"))
+    with live(create_app(settings, lambda _: [CaptionEncoder()])) as (host, port):
+        shown = typescript(
+            *("run", "--no-check", "--allow-net", "--allow-read", "classify.ts"),
+            *(f"http://{host}:{port}", tmp_path / "red.png"),
+        )
+    answer = json.loads(shown.splitlines()[0])
+    assert (answer["labels"], answer["vectors"]) == (["red", "red"], 1)
+    assert answer["problem"].startswith("unknown model 'nope'; known: ")

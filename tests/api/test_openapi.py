@@ -21,6 +21,8 @@ METHODS = {"get", "put", "post", "delete", "patch", "head", "options", "trace"}
 ROUTES = {
     ("/v1/embeddings", "post"),
     ("/v1/zero-shot-image-classification", "post"),
+    ("/", "post"),
+    ("/models/{model}", "post"),
     ("/healthz", "get"),
     ("/readyz", "get"),
     ("/metrics", "get"),
@@ -253,7 +255,7 @@ def test_an_unknown_field_is_reported_with_the_fields_of_the_object_that_contain
     [
         ("/v1/classify", {"labels": ["a"], "image": "AAAA"}, "image", "did you mean 'images'?"),
         ("/v1/classify", {"label": ["a"], "images": []}, "label", "did you mean 'label"),
-        ("/v1/embeddings", {"input": [[57668, 53901]]}, "input", "token ids are not supported; send the texts"),
+        ("/v1/embeddings", {"input": [[57668, 53901]]}, "input", "check_embedding_ctx_length=False"),
         ("/v1/embeddings", {"input": [1, 2]}, "input", "token ids"),
         ("/v1/embeddings", {"input": 3}, "input", "must be a string or a list of strings"),
         ("/v1/embeddings", {"input": ["a", 3]}, "input.1", "valid string"),

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from app.encoders.catalogue import ModelCard, load_catalogue
+from app.encoders.model_names import HUB_IDS, catalogue_name
 from app.errors import ConfigurationError
 
 ROOT = Path(__file__).parents[2]
@@ -111,11 +112,27 @@ def test_the_table_in_the_guide_has_a_row_per_card():
     assert all(f"| `{name}` |" in table for name in CARDS)
 
 
+def test_every_hub_id_stands_for_a_model_of_the_catalogue():
+    assert {catalogue_name(hub_id) for hub_id in HUB_IDS} <= CARDS.keys()
+    assert catalogue_name("openai/clip-vit-base-patch32") == "ViT-B-32-quickgelu/openai"
+    assert [catalogue_name(name) for name in ("embedded", *CARDS)] == ["embedded", *CARDS]
+
+
 @pytest.fixture(scope="module")
 def open_clip():
     import open_clip  # imported here, because it takes seconds and only the last class uses it
 
     return open_clip
+
+
+def test_a_hub_id_that_open_clip_knows_stands_for_the_weights_of_that_repository(open_clip):
+    known = {
+        open_clip.get_pretrained_cfg(*name.split("/")).get("hf_hub", "").removesuffix("/"): name
+        for name in ("/".join(pair) for pair in open_clip.list_pretrained())
+    }
+    shared = HUB_IDS.keys() & known.keys()
+    assert {hub_id: HUB_IDS[hub_id] for hub_id in shared} == {hub_id: known[hub_id] for hub_id in shared}
+    assert len(shared) >= 5
 
 
 @pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)

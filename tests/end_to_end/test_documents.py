@@ -200,9 +200,7 @@ def run_block(block, workspace, server, commands):
         else [
             sys.executable,
             "-c",
-            code.replace("deixis.Client()", f'deixis.Client("{server.url}")').replace(
-                "deixis.AsyncClient()", f'deixis.AsyncClient("{server.url}")'
-            ),
+            code.replace("Client()", f'Client("{server.url}")'),
         ]
     )
     done = subprocess.run(

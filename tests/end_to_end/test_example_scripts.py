@@ -1,5 +1,6 @@
 """Every script of examples/ works on a real server, with its own photographs and with other folders."""
 
+import ast
 import csv
 import io
 import json
@@ -7,6 +8,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import deixis
 from tests.end_to_end.commands import environment
@@ -35,6 +38,47 @@ def run(server, script, *arguments, status=0):
     )
     assert done.returncode == status, done.stderr
     return done
+
+
+# Runs cells as a notebook does, and prints what it would show of each as a JSON array.
+NOTEBOOK = """
+import ast, json, sys
+shown, names = [], {}
+for cell in json.load(sys.stdin):
+    body = ast.parse(cell).body
+    last = body.pop() if isinstance(body[-1], ast.Expr) else None
+    exec(compile(ast.Module(body, []), "cell", "exec"), names)
+    if last is not None:
+        value = eval(compile(ast.Expression(last.value), "cell", "eval"), names)
+        shown.append(value._repr_html_() if hasattr(value, "_repr_html_") else repr(value))
+print(json.dumps(shown))
+"""
+
+
+def test_the_notebook_runs_and_shows_results(server):
+    pytest.importorskip("pandas")
+    cells = json.loads((EXAMPLES / "first_steps.ipynb").read_text("utf-8"))["cells"]
+    assert not any(cell.get("outputs") for cell in cells)
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert "http://127.0.0.1:8000" in code[0]
+    done = subprocess.run(
+        [sys.executable, "-c", NOTEBOOK],
+        input=json.dumps([cell.replace("http://127.0.0.1:8000", server.url) for cell in code]),
+        cwd=EXAMPLES,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    one, several, table, dictionary, result, stream = json.loads(done.stdout)
+    assert one.count("<img") == 1
+    assert several.count("<img") == len(PHOTOS)
+    assert "photos/rocket.jpg" in table
+    assert "similarity" in dictionary
+    assert "cat" in result
+    labels = dict(zip(sorted(PHOTOS), ast.literal_eval(stream), strict=True))
+    assert (labels["cat"], labels["coffee"], labels["rocket"]) == ("cat", "cup of coffee", "rocket")
 
 
 def test_every_script_is_tested():

@@ -31,6 +31,8 @@ ACCESS: Mapping[str, Scope | None] = MappingProxyType(
         "classify": Scope.CLASSIFY,
         "create_embeddings": Scope.CLASSIFY,
         "zero_shot_image_classification": Scope.CLASSIFY,
+        "hugging_face_task": Scope.CLASSIFY,
+        "hugging_face_model_task": Scope.CLASSIFY,
         "list_label_sets": Scope.CLASSIFY,
         "get_label_set": Scope.CLASSIFY,
         "put_label_set": Scope.WRITE,

@@ -4,7 +4,15 @@ from collections.abc import Mapping
 
 from app.api.dependencies import ModelsDependency
 from app.api.routing import guarded_router
-from app.api.schemas.catalogue import ImagePathBody, MethodBody, MethodList, ModelBody, ModelList, OptionBody
+from app.api.schemas.catalogue import (
+    ImagePathBody,
+    MethodBody,
+    MethodList,
+    ModelBody,
+    ModelEntry,
+    ModelList,
+    OptionBody,
+)
 from app.classification.method_names import DEFAULT_METHOD
 from app.classification.methods import CASED, METHODS
 from app.types import Option
@@ -16,6 +24,7 @@ router = guarded_router(prefix="/v1", tags=["models and methods"])
 async def models(registry: ModelsDependency) -> ModelList:
     """List the models in service, the default first."""
     return ModelList(
+        data=[ModelEntry(id=name) for name in registry.names],
         models=[
             ModelBody(
                 name=served.name,
@@ -36,7 +45,7 @@ async def models(registry: ModelsDependency) -> ModelList:
                 probability="softmax" if served.encoder.logit_bias is None else "sigmoid",
             )
             for served in registry
-        ]
+        ],
     )
 
 

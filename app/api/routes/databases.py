@@ -23,21 +23,22 @@ _FIELDS = SearchFields.model_json_schema()["properties"]
 _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
+        # Generators of clients take the first; with the form, they take files and know all types.
         "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "additionalProperties": False,
-                    # Inlined, because FastAPI collects no definitions from a body that the route parses itself.
-                    "properties": {**_FIELDS, "image": {"anyOf": [ImageBody.model_json_schema(), {"type": "null"}]}},
-                }
-            },
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
                     "required": ["image"],
                     "additionalProperties": False,
                     "properties": {**_FIELDS, "image": {**IMAGE_FILES, "description": "One image file."}},
+                }
+            },
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "additionalProperties": False,
+                    # Inlined, because FastAPI collects no definitions from a body that the route parses itself.
+                    "properties": {**_FIELDS, "image": {"anyOf": [ImageBody.model_json_schema(), {"type": "null"}]}},
                 }
             },
             "image/*": {

@@ -27,6 +27,7 @@ from app.api.forms import (
 from app.api.routing import guarded_router
 from app.api.schemas.jobs import JobBody
 from app.api.schemas.selection import EvaluateStoredBody
+from app.encoders.model_names import catalogue_name
 from app.errors import ClientError, InvalidFieldError, UnsupportedMediaTypeError
 from app.names.class_names import indices_of
 from app.store.jobs import Job
@@ -110,7 +111,8 @@ async def evaluate_label_set(
             )
         truth = await asyncio.to_thread(indices_of, classes, label_set.classnames)
         template = fields.get("template")
-        task = await resolver.resolve_label_set(label_set, model=fields.get("model"), template=template)
+        model = catalogue_name(fields["model"]) if "model" in fields else None
+        task = await resolver.resolve_label_set(label_set, model=model, template=template)
         await caller.spend_images(len(parts))
         encoded: list[np.ndarray | ClientError] = []
         for first in range(0, len(parts), _ENCODED_AT_ONCE):

@@ -26,6 +26,7 @@ from app.api.forms import (
     read_image_part,
 )
 from app.api.routing import guarded_router
+from app.api.schemas._base import ModelName
 from app.api.schemas.examples import (
     AddedExamplesResponse,
     DeletedExamplesResponse,
@@ -258,7 +259,7 @@ async def get_selection(
     name: LabelSetName,
     label_sets: LabelSetsDependency,
     selections: SelectionReaderDependency,
-    model: Annotated[str | None, Query(description="A model of `GET /v1/models`; by default the first.")] = None,
+    model: Annotated[ModelName | None, Query(description="A model of `GET /v1/models`; by default the first.")] = None,
 ) -> SelectionResponse:
     """Return the method selected on the example images, with the cross-validated measures of every method."""
     return SelectionResponse.of(await selections.stored(await label_sets.get(name), model))

@@ -1,39 +1,108 @@
-"""POST /v1/zero-shot-image-classification, in the form of Hugging Face's task of that name."""
+"""Hugging Face's tasks zero-shot-image-classification and feature-extraction, as its inference endpoints have them."""
 
-from fastapi import Request
+import asyncio
+import json
 
-from app.api.auth.access import CallerDependency, log_fields
-from app.api.dependencies import PipelineDependency, ResolverDependency
+from fastapi import Request, Response
+
+from app.api.auth.access import Caller, CallerDependency, log_fields
+from app.api.dependencies import EmbedderDependency, PipelineDependency, ResolverDependency
 from app.api.disconnects import unless_disconnected
-from app.api.forms import read_zero_shot_input
+from app.api.forms import ImageInput, read_task_input, read_zero_shot_input
 from app.api.routing import guarded_router
-from app.api.schemas.hugging_face import ScoredLabelBody, ZeroShotBody
+from app.api.schemas.hugging_face import ScoredLabelBody, TaskBody, ZeroShotBody, ZeroShotParameters
+from app.classification.embeddings import Embedder
+from app.classification.pipeline import Pipeline
 from app.classification.request import ClassifyRequest
-from app.errors import InvalidFieldError
+from app.classification.resolve import Resolver
+from app.encoders.model_names import catalogue_name
+from app.errors import InvalidFieldError, UnknownRouteError
 
 router = guarded_router(tags=["classify"])
 
-_SCHEMA = ZeroShotBody.model_json_schema()
 # Inlined, because FastAPI collects no definitions from a body that the route parses itself.
-_SCHEMA["properties"]["parameters"] = _SCHEMA.pop("$defs")["ZeroShotParameters"]
-# Our names of fields, and where they are in this body.
+_PARAMETERS = ZeroShotParameters.model_json_schema()
+_ZERO_SHOT, _TASK = ZeroShotBody.model_json_schema(), TaskBody.model_json_schema()
+for _schema in (_ZERO_SHOT, _TASK):
+    del _schema["$defs"]
+    _schema["properties"]["parameters"] = _PARAMETERS
+_ZERO_SHOT_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": _ZERO_SHOT}}}}
+_TASK_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": _TASK}}}}
+
+# Our names of fields, and where they are in these bodies.
 _FIELDS = {"labels": "parameters.candidate_labels", "template": "parameters.hypothesis_template", "url": "inputs"}
-_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": _SCHEMA}}}}
+_TASKS = ("zero-shot-image-classification", "feature-extraction")
 
 
-@router.post("/v1/zero-shot-image-classification", response_model=list[ScoredLabelBody], openapi_extra=_BODY)
+@router.post("/v1/zero-shot-image-classification", response_model=list[ScoredLabelBody], openapi_extra=_ZERO_SHOT_BODY)
 async def zero_shot_image_classification(
     request: Request, resolver: ResolverDependency, pipeline: PipelineDependency, caller: CallerDependency
 ) -> list[ScoredLabelBody]:
     """Classify one image as the Hugging Face task does; returns all labels, best first."""
     body, image = await read_zero_shot_input(request)
-    parameters = body.parameters
+    return await _classified(request, image, body.parameters, body.model, resolver, pipeline, caller)
+
+
+@router.post("/", response_model=list[ScoredLabelBody] | list[list[float]], openapi_extra=_TASK_BODY)
+async def hugging_face_task(
+    request: Request,
+    resolver: ResolverDependency,
+    pipeline: PipelineDependency,
+    embedder: EmbedderDependency,
+    caller: CallerDependency,
+) -> list[ScoredLabelBody] | Response:
+    """Answer as a Hugging Face endpoint: classify an image if the request has labels, else embed texts."""
+    return await _task(request, None, resolver, pipeline, embedder, caller)
+
+
+@router.post("/models/{model:path}", response_model=list[ScoredLabelBody] | list[list[float]], openapi_extra=_TASK_BODY)
+async def hugging_face_model_task(
+    model: str,
+    request: Request,
+    resolver: ResolverDependency,
+    pipeline: PipelineDependency,
+    embedder: EmbedderDependency,
+    caller: CallerDependency,
+) -> list[ScoredLabelBody] | Response:
+    """Answer as `POST /` with the model of the path, which may be a hub id, and may end in `/pipeline/TASK`."""
+    name, suffix, task = model.rpartition("/pipeline/")
+    if suffix and task not in _TASKS:
+        raise UnknownRouteError(f"unknown task '{task}'; known: {', '.join(_TASKS)}")
+    return await _task(request, catalogue_name(name if suffix else model), resolver, pipeline, embedder, caller)
+
+
+async def _task(
+    request: Request, model: str | None, resolver: Resolver, pipeline: Pipeline, embedder: Embedder, caller: Caller
+) -> list[ScoredLabelBody] | Response:
+    body, image = await read_task_input(request)
+    if body.parameters is not None and image is not None:
+        return await _classified(request, image, body.parameters, model, resolver, pipeline, caller)
+    try:
+        embedding = embedder.embed_texts(body.inputs, model=model, dimensions=body.dimensions)
+        name, features = await unless_disconnected(request, embedding)
+    except InvalidFieldError as error:
+        raise error.renamed({"input": "inputs"}) from error
+    log_fields(request, model=name, texts=len(features))
+    # Serialised in a thread: a thousand rows of 512 numbers are megabytes of JSON.
+    content = await asyncio.to_thread(lambda: json.dumps(features.tolist(), separators=(",", ":")))
+    return Response(content, media_type="application/json")
+
+
+async def _classified(
+    request: Request,
+    image: ImageInput,
+    parameters: ZeroShotParameters,
+    model: str | None,
+    resolver: Resolver,
+    pipeline: Pipeline,
+    caller: Caller,
+) -> list[ScoredLabelBody]:
     try:
         task = await resolver.resolve(
             ClassifyRequest(
                 labels=parameters.candidate_labels,
                 template=parameters.hypothesis_template,
-                model=body.model,
+                model=model,
                 top_k=len(parameters.candidate_labels),
                 namespace=caller.namespace,
             )

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from app.encoders.model_names import catalogue_name
 from app.names.text import MAX_TEXT_CHARS
 
 # Longer names resemble no field.
@@ -14,6 +15,9 @@ _MAX_NAME_CHARS = 64
 
 MAX_IMAGE_CHARS = 2**30
 """Of an image in base64 or as a URL; the limit on the body is lower."""
+
+ModelName = Annotated[str, AfterValidator(catalogue_name)]
+"""The model of a request, also by its id on the Hugging Face hub."""
 
 
 class Request(BaseModel):

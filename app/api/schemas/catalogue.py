@@ -1,5 +1,7 @@
 """The models in service and the methods."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from app.api.schemas._base import Response
@@ -32,9 +34,20 @@ class ModelBody(Response):
     probability: str = Field(description="The function that converts logits to scores: `softmax` or `sigmoid`.")
 
 
-class ModelList(Response):
-    """The models in service, the default first."""
+class ModelEntry(Response):
+    """A model in service, as OpenAI's API describes it."""
 
+    id: str = Field(description="The name of the model.")
+    object: Literal["model"] = "model"
+    created: int = Field(0, description="Always zero; clients of OpenAI's API expect this field.")
+    owned_by: str = "deixis"
+
+
+class ModelList(Response):
+    """The models in service, the default first; twice, since clients of OpenAI's API read ``object`` and ``data``."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelEntry] = Field(description="The names of `models`, for clients of OpenAI's API.")
     models: list[ModelBody]
 
 

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
-from app.api.schemas._base import Request, Response
+from app.api.schemas._base import ModelName, Request, Response
 from app.api.schemas.images import ImageBody
 from app.api.schemas.problems import Problem, ProblemOf
 from app.classification.request import ClassifyRequest
@@ -76,7 +76,7 @@ class ClassifyFields(Request):
         " label"
         " set. Default: `auto` if there are example images, `cased` without labels, otherwise `zero-shot`.",
     )
-    model: str | None = Field(None, description="A model of `GET /v1/models`; by default the first.")
+    model: ModelName | None = Field(None, description="A model of `GET /v1/models`; by default the first.")
     template: str | None = Field(
         None,
         description="A template set (`photo`, `ensemble`, `imagenet`), or one template with `{}` for the label.",

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from app.api.schemas._base import Request, Response
+from app.api.schemas._base import ModelName, Request, Response
 from app.api.schemas.images import ImageBody
 from app.captions.build_plan import BuildPlan
 from app.captions.catalogue import DatabaseState
@@ -35,7 +35,7 @@ class BuildDatabaseBody(Request):
     captions: list[str] | None = Field(
         None, min_length=1, max_length=MAX_ITEMS, fail_fast=True, description="The captions themselves."
     )
-    model: str | None = Field(
+    model: ModelName | None = Field(
         None, description="The model that encodes the captions; by default the first of `GET /v1/models`."
     )
     column: str | None = Field(
@@ -149,7 +149,7 @@ class SearchFields(Request):
     """Everything in a caption search except the image; the same fields in a form, in JSON and in a query string."""
 
     text: str | None = Field(None, description="Find captions similar to this text.", examples=["a dog on a beach"])
-    model: str | None = Field(None, description="One of the `models` of the database; by default the first.")
+    model: ModelName | None = Field(None, description="One of the `models` of the database; by default the first.")
     limit: int = Field(10, ge=1, le=MAX_LIMIT, description="Number of captions per page.")
     offset: int = Field(0, ge=0, le=MAX_OFFSET, description="`next_offset` of the previous page.")
     contains: str | None = Field(

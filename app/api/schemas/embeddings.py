@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator
 from pydantic_core import PydanticCustomError
 
-from app.api.schemas._base import MAX_IMAGE_CHARS, Request, Response
+from app.api.schemas._base import MAX_IMAGE_CHARS, ModelName, Request, Response
 from app.names.class_names import MAX_ITEMS
 
 _Text = Annotated[str, Field(min_length=1, max_length=MAX_IMAGE_CHARS)]
@@ -14,7 +14,10 @@ _Texts = Annotated[list[_Text], Field(min_length=1, max_length=MAX_ITEMS, fail_f
 
 def _as_list(value: object, handler: ValidatorFunctionWrapHandler) -> list[str]:
     if isinstance(value, list) and value and isinstance(value[0], int | list):
-        raise PydanticCustomError("token_ids", "token ids are not supported; send the texts themselves")
+        raise PydanticCustomError(
+            "token_ids",
+            "token ids are not supported; send texts (LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False))",
+        )
     if not isinstance(value, str | list):
         raise PydanticCustomError("texts_type", "must be a string or a list of strings")
     if value == "":
@@ -24,16 +27,16 @@ def _as_list(value: object, handler: ValidatorFunctionWrapHandler) -> list[str]:
 
 
 # Not a union type, which would report every error once per member.
-_OneOrMore = Annotated[_Texts, WrapValidator(_as_list, json_schema_input_type=_Text | _Texts)]
+OneOrMore = Annotated[_Texts, WrapValidator(_as_list, json_schema_input_type=_Text | _Texts)]
 
 
 class EmbeddingsBody(Request):
     """Texts or images to embed, as in OpenAI's embeddings API."""
 
-    input: _OneOrMore = Field(
+    input: OneOrMore = Field(
         description="One or more texts, or images: in base64, as `data:` URLs, or URLs if the operator allows URLs."
     )
-    model: str | None = Field(None, description="A model of `GET /v1/models`; by default the first.")
+    model: ModelName | None = Field(None, description="A model of `GET /v1/models`; by default the first.")
     modality: Literal["text", "image"] = Field("text", description="The kind of `input`.")
     encoding_format: Literal["float", "base64"] = Field(
         "float", description="`float`: an array of numbers; `base64`: little-endian float32 values in base64."

@@ -4,7 +4,7 @@ from datetime import datetime
 
 from pydantic import Field
 
-from app.api.schemas._base import Request, Response
+from app.api.schemas._base import ModelName, Request, Response
 from app.selection.selection_reader import evidence_of
 from app.store.examples import StoredSelection
 
@@ -12,7 +12,7 @@ from app.store.examples import StoredSelection
 class EvaluateStoredBody(Request):
     """The model and the templates for an evaluation on the stored example images."""
 
-    model: str | None = Field(None, description="A model of `GET /v1/models`; by default the first.")
+    model: ModelName | None = Field(None, description="A model of `GET /v1/models`; by default the first.")
     template: str | None = Field(None, description="A template set or one template; by default those of the label set.")
 
 

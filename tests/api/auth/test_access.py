@@ -64,6 +64,8 @@ CALLS = {
             }
         },
     ),
+    "hugging_face_task": Call("POST", "/", 200, None, {"json": {"inputs": "red"}}),
+    "hugging_face_model_task": Call("POST", "/models/fake", 200, None, {"json": {"inputs": ["red"]}}),
     "create_embeddings": Call("POST", "/v1/embeddings", 200, None, {"json": {"input": "red"}}),
     "list_label_sets": Call("GET", "/v1/label-sets", 200, None),
     "get_label_set": Call("GET", "/v1/label-sets/kettles", 200),
