@@ -54,7 +54,7 @@ class TextTokenizer:
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Return int64 (k, length) for k >= 1 texts; the length is at most the context length."""
         options = self._options
-        cleaned = [_clean(shortened(text, options.context_length), options.clean) for text in texts]
+        cleaned = [clean_text(shortened(text, options.context_length), options.clean) for text in texts]
         tokens = np.array([each.ids for each in self._tokenizer.encode_batch(cleaned)], dtype=np.int64)
         if options.zeroed_id is not None:
             tokens[tokens == options.zeroed_id] = 0
@@ -68,7 +68,7 @@ def shortened(text: str, context_length: int) -> str:
     return nfc(text[: _MAX_CHARS_PER_TOKEN * context_length])
 
 
-def _clean(text: str, how: str) -> str:
+def clean_text(text: str, how: str) -> str:
     """Clean a text as open_clip does before it tokenizes."""
     text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
     if how == "canonicalize":

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import open_clip
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from open_clip.transform import PreprocessCfg
 from PIL import Image
@@ -20,7 +20,7 @@ from app.encoders.exported import Export
 from app.encoders.loading import export_model, load_encoder
 from app.encoders.open_clip import OpenClipEncoder
 from app.encoders.openvino import OpenVinoEncoder
-from app.encoders.tokenizing import TextTokenizer
+from app.encoders.tokenizing import TextTokenizer, clean_text
 from app.errors import ModelUnavailableError
 from app.names.text import nfc
 from tests.encoders.test_open_clip import TEXTS, images, write_model
@@ -178,9 +178,11 @@ def test_tokens_equal_those_of_open_clip(pairs):
         np.testing.assert_array_equal(ours(HARD_TEXTS), theirs(list(HARD_TEXTS)).numpy())
 
 
-@given(text=st.text(st.characters(exclude_categories=["Cn", "Cs"], exclude_characters="\u0345"), max_size=40))
+@given(text=st.text(st.characters(exclude_categories=["Cn", "Cs"]), max_size=40))
+@example(text="Í\x85")  # which is U+0345 in UTF-8, read as Latin-1
 @settings(max_examples=300, deadline=None)
 def test_tokens_of_any_text_equal_those_of_open_clip(pairs, text):
+    assume("\u0345" not in clean_text(text, "whitespace"))
     for theirs, ours in pairs[:2]:
         np.testing.assert_array_equal(ours([text]), theirs([nfc(text)]).numpy())
 
