@@ -18,6 +18,9 @@ from app.types import ImageFeatures, Pixels, TextFeatures
 # The names of OpenVINO by ours.
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 
+# One core each, or more on machines with more cores: each stream needs memory and a thread of the queue.
+_MAX_STREAMS = 8
+
 
 def _precision_hint(precision: str) -> str:
     """Return the precision of the operations that are not quantised."""
@@ -46,21 +49,21 @@ class _Requests:
 
 
 class OpenVinoImageTower:
-    """Runs one batch on all cores, or one batch per core.
+    """Runs one batch on all cores, or one batch in each stream, which has a part of the cores.
 
     A pass on all cores waits for its slowest thread at each layer. Beside threads that decode, one pass per core gives
     a third more images per second, but each takes almost twice as long. So a lone batch gets all cores.
 
     Args:
         on_all_cores: maps uint8 images (n, h, w, 3) to features (n, d), not normalised.
-        per_core: the same with one stream per core; None on a single core.
-        streams: number of streams.
+        in_streams: the same with several streams; None for no streams.
+        streams: their number.
     """
 
-    def __init__(self, on_all_cores: Any, per_core: Any | None, streams: int) -> None:
-        self.streams = 1 if per_core is None else streams
+    def __init__(self, on_all_cores: Any, in_streams: Any | None, streams: int) -> None:
+        self.streams = 1 if in_streams is None else streams
         self._on_all_cores = _Requests(on_all_cores)
-        self._per_core = None if per_core is None else _Requests(per_core)
+        self._in_streams = None if in_streams is None else _Requests(in_streams)
         self._all_cores = threading.Lock()
 
     def begin(self, pixels: Sequence[Pixels], *, alone: bool = True) -> Callable[[], ImageFeatures]:
@@ -69,8 +72,8 @@ class OpenVinoImageTower:
         return partial(self._encode, batch, alone=alone)
 
     def _encode(self, batch: np.ndarray, *, alone: bool) -> ImageFeatures:
-        if not alone and self._per_core is not None:
-            return unit_rows(self._per_core.infer(batch))
+        if not alone and self._in_streams is not None:
+            return unit_rows(self._in_streams.infer(batch))
         with self._all_cores:
             return unit_rows(self._on_all_cores.infer(batch))
 
@@ -98,10 +101,10 @@ def compile_image_tower(model: Any, precision: str) -> OpenVinoImageTower:
         model: as ``convert_image_tower`` returns it, or the path of its file.
         precision: ``fp32`` or ``bf16``; ``int8`` for a quantised tower.
     """
-    cores = usable_cores()
+    streams = min(usable_cores(), _MAX_STREAMS)
     model = _read(model)
-    per_core = _compile(model, precision, streams=cores) if cores > 1 else None
-    return OpenVinoImageTower(_compile(model, precision), per_core, cores)
+    in_streams = _compile(model, precision, streams) if streams > 1 else None
+    return OpenVinoImageTower(_compile(model, precision), in_streams, streams)
 
 
 def compile_text_tower(model: Any) -> OpenVinoTextTower:
