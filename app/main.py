@@ -409,6 +409,10 @@ def _own_exposition(metrics: Metrics) -> Callable[[], Awaitable[bytes]]:
 _IMAGE_ROUTES = {"/", "/classify", "/v1/classify", "/v1/embeddings", "/v1/zero-shot-image-classification"}
 
 
+def _takes_images(path: str) -> bool:
+    return path in _IMAGE_ROUTES or path.startswith("/models/") or path.endswith((":evaluate", "/images", "/search"))
+
+
 def _decoders(settings: Settings) -> Decoders:
     limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
     if settings.decode_timeout_s is None:
@@ -515,7 +519,7 @@ def create_app(
             max_json_bytes=settings.max_json_bytes,
             timeout_s=settings.body_timeout_s,
             budget=BodyBudget(settings.max_total_body_bytes),
-            takes_images=lambda path: path in _IMAGE_ROUTES or path.endswith((":evaluate", "/images", "/search")),
+            takes_images=_takes_images,
         ),
     )
     if settings.cors_origins:

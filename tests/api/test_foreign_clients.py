@@ -166,10 +166,11 @@ def test_a_hub_id_is_understood_wherever_a_request_names_a_model(shared_client, 
     assert f"unknown model '{SERVED}'" in problem_of(answer, "unknown-name")["detail"]
 
 
-def test_a_large_image_of_hugging_face_is_read(root):
+@pytest.mark.parametrize("path", ["", "/models/fake"])
+def test_a_large_image_of_hugging_face_is_read(root, path):
     noise = np.random.default_rng(0).integers(0, 256, (2400, 2400, 3), dtype=np.uint8)
     file = BytesIO()
     Image.fromarray(noise).save(file, "png", compress_level=0)
     assert len(file.getvalue()) > 16 * 1024**2
-    answer = InferenceClient(base_url=root).zero_shot_image_classification(file.getvalue(), ["blue", "red"])
+    answer = InferenceClient(base_url=root + path).zero_shot_image_classification(file.getvalue(), ["blue", "red"])
     assert len(answer) == 2
