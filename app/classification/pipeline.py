@@ -16,6 +16,7 @@ import numpy as np
 from app.captions.cased.pipeline import NamingResult, find_names
 from app.captions.catalogue import CaptionCatalogue
 from app.classification.classifiers import Classifier, ClassifierCache, recipe_of
+from app.classification.methods import METHODS
 from app.classification.results import ClassScores, image_results, in_order, score_classes
 from app.encoders._base import ModelInfo
 from app.errors import ClientError
@@ -29,6 +30,10 @@ from app.prompting.explanations import MAX_LABELS, explain, prompts_to_explain
 from app.types import Classification, ImageFeatures, ImageResult, Task
 
 _Result = TypeVar("_Result")
+
+# Of text features that are multiplied in less time than the way to a thread and back takes: a hundred labels of 512
+# dimensions, for one image.
+_BYTES_AT_ONCE = 256 * 1024
 
 
 class Pipeline:
@@ -92,7 +97,10 @@ class Pipeline:
                 image_features = np.stack([image.features for image in good])
                 with stage("adapt", method=task.method, images=len(good)):
                     classes, results = await self._run(
-                        classifier, partial(_classified, served.encoder, task, image_features, classifier)
+                        task,
+                        classifier,
+                        len(good),
+                        partial(_classified, served.encoder, task, image_features, classifier),
                     )
                 warnings += classes.warnings
                 if task.explain:
@@ -144,11 +152,17 @@ class Pipeline:
         """Return the scores of image features (n, d)."""
         classifier = await self._classifiers.get(task)
         encoder = self._models.get(task.model).encoder
-        return await self._run(classifier, partial(score_classes, encoder, task, image_features, classifier))
+        work = partial(score_classes, encoder, task, image_features, classifier)
+        return await self._run(task, classifier, len(image_features), work)
 
-    async def _run(self, classifier: Classifier, work: Callable[[], _Result]) -> _Result:
-        # A method that learns from the request takes as long as a fit, and takes its turn among the fits.
-        return await (self._fits.run(work) if classifier.transductive else asyncio.to_thread(work))
+    async def _run(self, task: Task, classifier: Classifier, images: int, work: Callable[[], _Result]) -> _Result:
+        if classifier.transductive:
+            # A method that learns from the request takes as long as a fit, and takes its turn among the fits.
+            return await self._fits.run(work)
+        has_state = METHODS[task.method].stateful  # behind a lock
+        if classifier.examples is None and not has_state and images * classifier.nbytes <= _BYTES_AT_ONCE:
+            return work()
+        return await asyncio.to_thread(work)
 
     async def _timed_classifier(self, task: Task) -> tuple[Classifier, float]:
         with stage("text", method=task.method, classes=len(task.classes)):
