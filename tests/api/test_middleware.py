@@ -8,6 +8,7 @@ import structlog
 
 from app.api.middleware import AccessLog, BodyBudget, BodyLimits, BoundedBody
 from app.main import create_app
+from app.observability.metrics import Metrics
 from tests.api.problems import problem_of
 from tests.conftest import picture
 
@@ -150,7 +151,7 @@ async def test_a_cancelled_request_is_logged_with_its_status(answered, status):
 
     scope = {"type": "http", "method": "POST", "path": "/v1/classify"}
     with structlog.testing.capture_logs() as logs, pytest.raises(asyncio.CancelledError):
-        await AccessLog(app)(scope, None, send)
+        await AccessLog(app, metrics=Metrics())(scope, None, send)
     assert [each["status"] for each in logs] == [status]
 
 

@@ -638,7 +638,7 @@ async def test_a_deleted_database_is_closed_after_a_delay(databases, folder, mon
     await nearest(databases, "things", "red")
     queue = databases._served["things"].queue
     await databases.delete("things")
-    await until(lambda: not queue._worker.is_alive())
+    await until(lambda: not queue._threads[0].is_alive())
     assert databases.problem is None
     with pytest.raises(UnknownNameError):
         await nearest(databases, "things", "red")
@@ -870,7 +870,7 @@ async def test_closing_ends_every_thread_and_rejects_later_searches(make_databas
     made(folder / "things")
     await built(databases, "others")
     await nearest(databases, "things", "red")
-    workers = [item.queue._worker for item in databases._served.values()]
+    workers = [item.queue._threads[0] for item in databases._served.values()]
     assert len(workers) == 2
     await databases.close()
     assert not any(worker.is_alive() for worker in workers)

@@ -28,7 +28,11 @@ def ask_hugging_face(client, image, **parameters):
 def test_token_ids_are_refused_with_one_sentence_that_says_what_to_send(shared_client):
     refused = problem_of(embed(shared_client, [100, 201, 301]), "invalid-field")
     assert refused["errors"] == [
-        {"field": "input", "problem": "token ids are not supported; send the texts themselves"}
+        {
+            "field": "input",
+            "problem": "token ids are not supported; send texts"
+            " (LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False))",
+        }
     ]
 
 
@@ -37,7 +41,8 @@ def test_token_ids_are_refused_with_one_sentence_that_says_what_to_send(shared_c
 )
 def test_lists_of_token_ids_are_refused_in_the_same_way(shared_client):
     assert (
-        "send the texts themselves" in problem_of(embed(shared_client, [[9906, 1917], [3]]), "invalid-field")["detail"]
+        "check_embedding_ctx_length=False"
+        in problem_of(embed(shared_client, [[9906, 1917], [3]]), "invalid-field")["detail"]
     )
 
 
