@@ -28,7 +28,8 @@ class FaultyEncoder(FakeEncoder):
 
 def encoder_in_use(app):
     """Whether a model of the application has admitted items that are not finished."""
-    return any(served.images.admitted or served.images._begun for served in app.state.service.models)
+    queues = [served.images for served in app.state.service.models]
+    return any(queue.admitted or any(worker.begun for worker in queue._workers) for queue in queues)
 
 
 async def ask(client, count=4, image=None, labels="red, blue", **fields):
