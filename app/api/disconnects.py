@@ -26,6 +26,10 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Result
         if until_disconnected.expired():
             raise ClientDisconnect from None
         raise
+    finally:
+        # The traceback of an error refers to this frame, which must not refer to the task that will hold the error: the
+        # cycle would keep the images of the request in memory.
+        del until_disconnected, watching
 
 
 async def _watch(request: Request, until_disconnected: asyncio.Timeout) -> None:
