@@ -72,7 +72,7 @@ def _bar(label: str, score: float) -> str:
 def _thumbnail(image: ImageLike | None) -> str | None:
     """Return a small PNG in base64; None without Pillow, for a URL, and if the image cannot be read (again)."""
     try:
-        from PIL import Image  # noqa: PLC0415 - an optional dependency
+        from PIL import Image, ImageOps  # noqa: PLC0415 - an optional dependency
 
         read = None if image is None else read_image(image)
         if not isinstance(read, Upload):
@@ -80,7 +80,7 @@ def _thumbnail(image: ImageLike | None) -> str | None:
         with Image.open(io.BytesIO(read.content)) as opened:
             opened.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
             file = io.BytesIO()
-            opened.convert("RGB").save(file, "PNG")
+            ImageOps.exif_transpose(opened).convert("RGB").save(file, "PNG")  # upright, as the service sees it
     except Exception:  # noqa: BLE001 - a display shows what it can
         return None
     return base64.b64encode(file.getvalue()).decode()

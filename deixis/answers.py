@@ -14,18 +14,6 @@ if TYPE_CHECKING:
     from deixis._images import ImageLike
 
 
-class _Remembered:
-    """The image that a result is about, which displays show. All are equal, so that only the answers are compared."""
-
-    def __init__(self, image: "ImageLike | None" = None) -> None:
-        self.image = image
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Remembered)
-
-    __hash__ = None  # type: ignore[assignment]
-
-
 class Answer(BaseModel):
     """The base class of all response bodies."""
 
@@ -107,6 +95,23 @@ class OutOfVocabulary(Answer):
     energy: float
 
 
+class _Shown:
+    """The image of a result, for displays; no part of the answer, so that comparisons and pickles leave it out."""
+
+    __slots__ = ("image",)
+
+    def __init__(self) -> None:
+        self.image: ImageLike | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Shown)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[type["_Shown"], tuple[()]]:
+        return _Shown, ()
+
+
 class ImageResult(Answer):
     """The result of one image: its predictions, best first, or its ``error``."""
 
@@ -119,7 +124,7 @@ class ImageResult(Answer):
     rejection_score: float | None = None
     warnings: list[str] = []
 
-    _of: _Remembered = PrivateAttr(default_factory=_Remembered)
+    _shown: _Shown = PrivateAttr(default_factory=_Shown)
 
     def __repr__(self) -> str:
         if self.error is not None:
@@ -131,7 +136,7 @@ class ImageResult(Answer):
     __str__ = __repr__
 
     def _repr_html_(self) -> str:
-        return results_html([self], [self._of.image])
+        return results_html([self], [self._shown.image])
 
     @property
     def label(self) -> str | None:
@@ -183,7 +188,7 @@ class Classification(Answer):
     def of(self, images: "Sequence[ImageLike]") -> Self:
         """Remember the images of the results, which displays show, and return itself."""
         for result, image in zip(self.results, images, strict=False):
-            result._of = _Remembered(image)  # noqa: SLF001 - of the same module
+            result._shown.image = image  # noqa: SLF001 - of the same module
         return self
 
     def __repr__(self) -> str:
@@ -196,7 +201,7 @@ class Classification(Answer):
     __str__ = __repr__
 
     def _repr_html_(self) -> str:
-        return results_html(self.results, [result._of.image for result in self.results])  # noqa: SLF001
+        return results_html(self.results, [result._shown.image for result in self.results])  # noqa: SLF001
 
     def to_pandas(self) -> "pd.DataFrame":
         """Return a table with a row for each prediction, and one for each image that has an error.
@@ -211,7 +216,7 @@ class Classification(Answer):
         columns = ("image", "rank", "label", "score", "similarity", "rejected", "error")
         rows: list[tuple[Any, ...]] = []
         for index, result in enumerate(self.results):
-            image = name_of(result._of.image) or index  # noqa: SLF001
+            image = name_of(result._shown.image) or index  # noqa: SLF001
             if result.error is not None:
                 rows.append((image, None, None, None, None, None, result.error.detail))
             for rank, each in enumerate(result.predictions, 1):

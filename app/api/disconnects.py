@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -33,6 +34,7 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Result
 
 
 async def _watch(request: Request, until_disconnected: asyncio.Timeout) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+    with suppress(Exception):  # a connection that cannot be read is as good as closed
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
     until_disconnected.reschedule(0)  # a time in the past

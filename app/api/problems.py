@@ -62,6 +62,9 @@ KINDS: Mapping[type[DeixisError], Kind] = MappingProxyType(
     }
 )
 
+# Also without /v1, which a base URL may lack; no suffix, for a label set may be called embeddings.
+_OPENAI_PATHS = frozenset({"/embeddings", "/v1/embeddings", "/v1/models"})
+
 _MAX_SHOWN_CHARS = 4000
 _MAX_SHOWN_PROBLEMS = 1000
 
@@ -94,7 +97,7 @@ def foreign_error(path: str, members: Mapping[str, Any]) -> dict[str, Any] | str
 
     It is an object in OpenAI's API, a text in Hugging Face's, and None for paths of this service's own API.
     """
-    if path.endswith(("/embeddings", "/v1/models")):
+    if path in _OPENAI_PATHS or path.startswith("/v1/models/"):
         fields = members.get("errors") or [{"field": None}]
         kind = "invalid_request_error" if members["status"] < 500 else "server_error"
         code = members["type"].removeprefix(TYPE_PREFIX)

@@ -64,7 +64,7 @@ def tune_int8(
         random.Random(0).shuffle(files)  # noqa: S311 - a mixture of all folders
         check_can_quantise(len(files))
         names = _distinct_labels(labels)
-        for model in settings.models if name is None else [name]:
+        for model in settings.models if name is None else [catalogue_name(name)]:
             forget_int8(model, options)
             measured = replace(options, precision="auto")
             with err.status(f"Measuring {model}, about {seconds:g} s"):

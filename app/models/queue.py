@@ -413,6 +413,7 @@ class EncodeQueue(TurnQueue[Item, Row]):
         super().__init__(name, batch_size=batch_size, metrics=metrics, max_queued=max_queued)
         self._begin_encoding = begin
         self._stalled_after_s = stalled_after_s
+        self._closing = threading.Event()
         # Used under the lock.
         self._down: str | None = None
         # Written by the workers.
@@ -435,7 +436,7 @@ class EncodeQueue(TurnQueue[Item, Row]):
         down = self._down
         if down is not None:
             return down
-        since = min((worker.busy_since for worker in self._workers if worker.busy_since is not None), default=None)
+        since = min((since for worker in self._workers if (since := worker.busy_since) is not None), default=None)
         if since is not None and time.perf_counter() - since > self._stalled_after_s:
             return f"a batch in the queue of {self.name} has been running for more than {self._stalled_after_s:g} s"
         return None
@@ -443,6 +444,7 @@ class EncodeQueue(TurnQueue[Item, Row]):
     def close(self) -> None:
         """Finish the running batches, refuse the rest, and end the threads; waits at most ten seconds."""
         super().close()
+        self._closing.set()
         ends = time.perf_counter() + min(self._stalled_after_s, _CLOSES_WITHIN_S)
         for thread in self._threads:
             thread.join(max(0.0, ends - time.perf_counter()))
@@ -468,8 +470,9 @@ class EncodeQueue(TurnQueue[Item, Row]):
                 self._fail(lost)
                 del lost  # this frame lives as long as the queue
                 self._metrics.restarted()
+                # Not on the condition, where this worker could be notified of an item in place of one that is idle.
+                self._closing.wait(restart_after_s)
                 with self._changed:
-                    self._changed.wait_for(lambda: self._closed, restart_after_s)
                     self._down = None
                 restart_after_s = min(2 * restart_after_s, _MAX_RESTART_AFTER_S)
 

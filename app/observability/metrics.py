@@ -20,6 +20,8 @@ from prometheus_client import (
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _JOB_SECONDS = (0.1, 1.0, 10.0, 60.0, 300.0, 1800.0, 7200.0, 36_000.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+# Callers may send any other, also to a route that does not have it.
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"})
 
 
 class Metrics:
@@ -136,10 +138,11 @@ class Metrics:
 
         Args:
             handler: path of its route; never the path of the request, of which callers can make up any number.
-            method: of the request.
+            method: of the request; those that no route has are counted together.
             status: of the response.
             seconds: until it was sent.
         """
+        method = method if method in _METHODS else "other"
         self._requests.labels(handler, method, status).inc()
         self._request_seconds.labels(handler, method).observe(seconds)
 

@@ -291,6 +291,8 @@ def test_metrics_tell_what_happened_by_route_and_never_by_path(make_client):
         client.post("/classify", files={"image": picture("red")}, data={"labels": "red, green"})
     client.get("/no/such/route/1")
     client.get("/no/such/route/2")
+    for method in ("PROPFIND", "MKCOL"):
+        assert client.request(method, "/v1/models").status_code == 405
     answer = client.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain")
     text = answer.text
@@ -300,6 +302,7 @@ def test_metrics_tell_what_happened_by_route_and_never_by_path(make_client):
     for stage in ("text", "decode", "queue", "encode", "adapt"):
         assert f'deixis_stage_seconds_count{{model="fake",stage="{stage}"}} 2.0' in text
     assert 'deixis_http_requests_total{handler="/classify",method="POST",status="200"} 2.0' in text
+    assert 'deixis_http_requests_total{handler="/v1/models",method="other",status="405"} 2.0' in text
     assert "such" not in text
     assert 'deixis_build_info{version="' in text
     assert "process_resident_memory_bytes" in text

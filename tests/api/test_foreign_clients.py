@@ -133,6 +133,12 @@ def test_hugging_face_shows_the_message_of_an_error(root):
         InferenceClient(base_url=f"{root}/models/nope/nope").zero_shot_image_classification(picture("red"), ["a", "b"])
     with pytest.raises(HfHubHTTPError, match="unknown task 'fill-mask'; known: zero-shot-image-classification"):
         InferenceClient(base_url=f"{root}/models/fake/pipeline/fill-mask").feature_extraction("red")
+    with pytest.raises(HfHubHTTPError, match="task 'feature-extraction' of the path has no labels"):
+        InferenceClient(base_url=f"{root}/models/fake/pipeline/feature-extraction").zero_shot_image_classification(
+            picture("red"), ["a", "b"]
+        )
+    with pytest.raises(HfHubHTTPError, match="task 'zero-shot-image-classification' of the path needs candidate_label"):
+        InferenceClient(base_url=f"{root}/models/fake/pipeline/zero-shot-image-classification").feature_extraction("a")
     client = InferenceClient(base_url=root)
     with pytest.raises(HfHubHTTPError, match="the data looks like text; accepted formats: JPEG"):
         client.zero_shot_image_classification(b"no picture", ["a", "b"])
@@ -142,6 +148,17 @@ def test_hugging_face_shows_the_message_of_an_error(root):
         client.feature_extraction("red", dimensions=3)
     with pytest.raises(HfHubHTTPError, match=r"inputs\.1: "):
         client.feature_extraction(["red", "x" * 10_001])
+
+
+@pytest.mark.parametrize("path", ["/v1/label-sets/embeddings", "/v1/databases/embeddings", "/v1/jobs/v1/models"])
+def test_an_error_of_the_own_api_has_no_member_of_others(shared_client, path):
+    assert "error" not in problem_of(shared_client.get(path))
+
+
+@pytest.mark.parametrize("path", ["/embeddings", "/v1/models/none"])
+def test_an_error_on_a_path_of_openai_has_its_member(shared_client, path):
+    problem = problem_of(shared_client.get(path), "unknown-route")
+    assert problem["error"]["message"] == problem["detail"]
 
 
 @pytest.mark.parametrize(

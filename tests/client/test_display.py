@@ -1,9 +1,15 @@
 """Results in a terminal, in a notebook, as a dictionary and as a table."""
 
+import base64
 import builtins
+import copy
+import io
+import pickle
 import re
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import deixis
 from deixis import Classification, ImageResult, Prediction, StreamResult
@@ -85,6 +91,15 @@ def test_a_notebook_shows_errors_rejections_and_warnings_as_text():
     assert "and 12 more images" in html
 
 
+def test_a_thumbnail_is_upright():
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6  # turned by a quarter
+    Image.new("RGB", (400, 200)).save(file, "JPEG", exif=exif)
+    html = classification(result(("cat", 0.5))).of([file.getvalue()])._repr_html_()
+    (thumbnail,) = re.findall(r"base64,([^\"]+)", html)
+    assert Image.open(io.BytesIO(base64.b64decode(thumbnail))).size == (48, 96)
+
+
 def test_an_image_that_is_gone_has_no_thumbnail(client, tmp_path):
     file = tmp_path / "red.png"
     file.write_bytes(picture("red"))
@@ -93,6 +108,15 @@ def test_an_image_that_is_gone_has_no_thumbnail(client, tmp_path):
     assert "<img" not in answer._repr_html_()
     assert "red.png" in answer._repr_html_()
     assert "<img" in StreamResult(0, picture(), result(("red", 1.0)))._repr_html_()
+
+
+def test_the_image_of_a_result_is_no_part_of_comparisons_copies_and_pickles(tmp_path):
+    (tmp_path / "red.png").write_bytes(picture("red"))
+    with (tmp_path / "red.png").open("rb") as file:
+        answers = [classification(result(("cat", 0.5))).of([image]) for image in (file, np.zeros((2, 2)), np.ones(3))]
+        assert answers[0] == answers[1] == answers[2] != classification(result(("cat", 0.6)))
+        assert copy.deepcopy(answers[0]) == pickle.loads(pickle.dumps(answers[0])) == answers[0]
+        assert "<img" in answers[0]._repr_html_()
 
 
 def test_a_result_is_a_dictionary_of_json_values(client):

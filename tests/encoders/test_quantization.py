@@ -18,6 +18,7 @@ from app.encoders.openvino_tower import compile_image_tower, import_openvino
 from app.encoders.quantization import check_can_quantise, quantise_tower
 from app.encoders.tuning import list_candidates, probe_images
 from app.errors import ModelUnavailableError
+from tests.conftest import picture
 from tests.encoders.test_open_clip import write_model
 
 INT8_FILES = {"int8.json", "image-int8.xml", "image-int8.bin"}
@@ -212,6 +213,19 @@ def test_a_new_export_and_a_new_calibration_remove_the_tower(spec, export, pixel
     quantised(export, pixels)
     export_model(spec, options(tmp_path))
     assert not int8_files(export)
+
+
+def test_a_hub_id_names_the_model_to_quantise(monkeypatch, tmp_path):
+    def refused(model, _):
+        raise ModelUnavailableError(f"asked for {model}")
+
+    (tmp_path / "a.png").write_bytes(picture("red"))
+    monkeypatch.setenv("DEIXIS_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setattr("app.cli.model_loading.configure_logs", lambda *_: None)
+    monkeypatch.setattr("app.cli.model_loading.check_can_quantise", lambda _: None)
+    monkeypatch.setattr("app.cli.model_loading.forget_int8", refused)
+    command = ["tune", "openai/clip-vit-base-patch32", "--calibration", str(tmp_path)]
+    assert "asked for ViT-B-32-quickgelu/openai" in CliRunner().invoke(models_cli, command).stderr
 
 
 # --- requests that cannot be met -----------------------------------------------------------------------------------

@@ -255,6 +255,50 @@ async def test_a_worker_that_dies_does_not_take_the_batches_of_others_with_it(st
     assert await row_of(queue, 4) == 16.0
 
 
+async def test_a_worker_that_waits_for_its_restart_delays_no_item(start, monkeypatch):
+    """One worker restarts at once, the other after a minute."""
+    monkeypatch.setattr(batching, "_RESTART_AFTER_S", 0.001)
+    taken, entered = {}, threading.Semaphore(0)
+    ends = {item: threading.Event() for item in ("first", "death 1", "death 2")}
+
+    def begin(batch):
+        def wait():
+            (item,) = batch
+            taken[item] = threading.current_thread().name
+            if item in ends:
+                entered.release()
+                assert ends[item].wait(10)
+            if item.startswith("death"):
+                raise SystemExit
+            return np.ones((1, 1))
+
+        return wait
+
+    async def entering(*items):
+        tasks = [asyncio.create_task(row_of(queue, item)) for item in items]
+        for _ in items:
+            assert await asyncio.to_thread(entered.acquire, timeout=10)
+        return tasks
+
+    queue = start(begin, batch_size=1, workers=2)
+    (first,) = await entering("first")
+    ends["first"].set()
+    await first
+    monkeypatch.setattr(batching, "_RESTART_AFTER_S", 60.0)  # of the worker that has succeeded
+    deaths = await entering("death 1", "death 2")
+    slow, fast = sorted(["death 1", "death 2"], key=lambda item: taken[item] != taken["first"])
+    ends[slow].set()
+    async with asyncio.timeout(10):
+        while queue.problem is None:  # noqa: ASYNC110 - a thread ends the wait
+            await asyncio.sleep(0.001)
+    ends[fast].set()
+    await asyncio.gather(*deaths, return_exceptions=True)
+    await healthy(queue)
+    async with asyncio.timeout(10):
+        for number in range(20):
+            assert await row_of(queue, f"item {number}") == 1
+
+
 async def test_the_event_loop_is_not_blocked_during_a_batch(start):
     gate = Gate(shut=True)
     running = asyncio.create_task(row_of(start(gate), 3))
@@ -623,14 +667,13 @@ async def test_the_restart_delay_grows_with_each_death_of_the_worker(start, monk
     monkeypatch.setattr(batching, "_RESTART_AFTER_S", 0.001)
     waits = []
     queue = start(Gate())
-    wait_for = queue._changed.wait_for
+    wait = queue._closing.wait
 
-    def recorded(predicate, timeout=None):
-        if timeout is not None:
-            waits.append(timeout)
-        return wait_for(predicate, timeout)
+    def recorded(timeout):
+        waits.append(timeout)
+        return wait(timeout)
 
-    monkeypatch.setattr(queue._changed, "wait_for", recorded)
+    monkeypatch.setattr(queue._closing, "wait", recorded)
     for _ in range(4):
         await healthy(queue)
         with pytest.raises(NotReadyError):

@@ -31,7 +31,8 @@ _TASK_BODY = {"requestBody": {"required": True, "content": {"application/json": 
 
 # Our names of fields, and where they are in these bodies.
 _FIELDS = {"labels": "parameters.candidate_labels", "template": "parameters.hypothesis_template", "url": "inputs"}
-_TASKS = ("zero-shot-image-classification", "feature-extraction")
+_ZERO_SHOT_TASK = "zero-shot-image-classification"
+_TASKS = (_ZERO_SHOT_TASK, "feature-extraction")
 
 
 @router.post("/v1/zero-shot-image-classification", response_model=list[ScoredLabelBody], openapi_extra=_ZERO_SHOT_BODY)
@@ -68,13 +69,23 @@ async def hugging_face_model_task(
     name, suffix, task = model.rpartition("/pipeline/")
     if suffix and task not in _TASKS:
         raise UnknownRouteError(f"unknown task '{task}'; known: {', '.join(_TASKS)}")
-    return await _task(request, catalogue_name(name if suffix else model), resolver, pipeline, embedder, caller)
+    name = catalogue_name(name if suffix else model)
+    return await _task(request, name, resolver, pipeline, embedder, caller, task if suffix else None)
 
 
 async def _task(
-    request: Request, model: str | None, resolver: Resolver, pipeline: Pipeline, embedder: Embedder, caller: Caller
+    request: Request,
+    model: str | None,
+    resolver: Resolver,
+    pipeline: Pipeline,
+    embedder: Embedder,
+    caller: Caller,
+    task: str | None = None,
 ) -> list[ScoredLabelBody] | Response:
     body, image = await read_task_input(request)
+    if task is not None and (task == _ZERO_SHOT_TASK) != (body.parameters is not None):
+        rule = "needs candidate_labels in it" if body.parameters is None else "has no labels; leave it out"
+        raise InvalidFieldError.of("parameters", f"the task '{task}' of the path {rule}")
     if body.parameters is not None and image is not None:
         return await _classified(request, image, body.parameters, model, resolver, pipeline, caller)
     try:
