@@ -54,7 +54,7 @@ BuildCaptionsJobsDependency = Annotated[BuildCaptionsJobs, Depends(_part("servic
 
 @dataclass(frozen=True, slots=True)
 class ClassifyParts:
-    """What classifies: one dependency, since the framework takes 30 microseconds for each."""
+    """What classifies: one dependency, because the framework works for each of them in every request."""
 
     resolver: Resolver
     pipeline: Pipeline

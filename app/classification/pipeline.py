@@ -31,8 +31,8 @@ from app.types import Classification, ImageFeatures, ImageResult, Task
 
 _Result = TypeVar("_Result")
 
-# Of text features that are multiplied in less time than the way to a thread and back takes: a hundred labels of 512
-# dimensions, for one image.
+# Of text features whose product with the images takes microseconds: a hundred labels of 512 dimensions, for one image.
+# The rest of the work holds the interpreter, so a thread would only add the way there and back.
 _BYTES_AT_ONCE = 256 * 1024
 
 

@@ -15,6 +15,7 @@ from app.errors import DeixisError, InvalidFieldError
 from app.images.decode import decode_image
 from app.images.discovery import find_images
 from app.main import load_options
+from app.names.labels import split_labels
 from app.observability.logs import configure_logs
 from app.settings import Settings, load_settings
 from app.types import Pixels
@@ -79,7 +80,7 @@ def tune_int8(
 def _distinct_labels(text: str | None) -> Sequence[str]:
     if text is None:
         return everyday_names()[:_LABELS]
-    labels = list(dict.fromkeys(label for each in text.split(",") if (label := each.strip())))
+    labels = list(dict.fromkeys(label for each in split_labels(text) if (label := each.strip())))
     if len(labels) < 2:
         raise InvalidFieldError.of("labels", f"'{text}' has {len(labels)} labels; predictions need at least 2")
     return labels

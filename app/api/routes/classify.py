@@ -17,7 +17,7 @@ from app.types import Classification
 
 router = guarded_router(tags=["classify"])
 
-# Predictions that take less time to serialize than the way to a thread and back.
+# Predictions that take about as long to serialize as the way to a thread and back.
 _PREDICTIONS_AT_ONCE = 20
 
 
