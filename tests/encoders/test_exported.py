@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import unicodedata
 
 import numpy as np
 import open_clip
@@ -179,10 +180,12 @@ def test_tokens_equal_those_of_open_clip(pairs):
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cn", "Cs"]), max_size=40))
-@example(text="Í\x85")  # which is U+0345 in UTF-8, read as Latin-1
+@example(text="Í\x85")  # U+0345 in UTF-8, read as Latin-1, which the cleaning repairs
+@example(text="Ö\x8b:")  # likewise U+058B, which is not assigned
 @settings(max_examples=300, deadline=None)
 def test_tokens_of_any_text_equal_those_of_open_clip(pairs, text):
-    assume("\u0345" not in clean_text(text, "whitespace"))
+    cleaned = clean_text(text, "whitespace")
+    assume(not any(character == "\u0345" or unicodedata.category(character) == "Cn" for character in cleaned))
     for theirs, ours in pairs[:2]:
         np.testing.assert_array_equal(ours([text]), theirs([nfc(text)]).numpy())
 
