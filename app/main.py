@@ -32,6 +32,7 @@ from app.captions.catalogue import CaptionCatalogue, RemoteSearch
 from app.captions.search import CaptionSearch
 from app.classification.classifiers import ClassifierCache
 from app.classification.embeddings import Embedder
+from app.classification.image_features import ImageFeatureCache
 from app.classification.pipeline import Pipeline
 from app.classification.prewarm import build_classifiers
 from app.classification.resolve import Resolver
@@ -74,6 +75,10 @@ log = structlog.get_logger()
 
 # Example images encoded together, unless the queue is smaller.
 _EXAMPLE_BATCH = 16
+
+# Of images that requests may name by id: 25,000 images with features of 512 numbers.
+_KEPT_FEATURES_BYTES = 64 * 1024 * 1024
+_KEPT_FEATURES_S = 3600
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -302,6 +307,7 @@ async def open_service(
         fits=fits,
         catalogue=catalogue,
         class_embedding_cache=class_embedding_cache,
+        image_features=ImageFeatureCache(max_bytes=_KEPT_FEATURES_BYTES, ttl_s=_KEPT_FEATURES_S),
         metrics=metrics,
     )
     prewarmer = Prewarmer(
