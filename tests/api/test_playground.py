@@ -1,7 +1,9 @@
 """The files of the playground: what they load, and that they contain no unsafe code."""
 
+import hashlib
 import re
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from tests.api.problems import problem_of
 FOLDER = files("app.api.playground")
 SCRIPTS = sorted(file.name for file in FOLDER.iterdir() if file.name.endswith(".js"))
 ASSETS = ("page.css", *SCRIPTS)
+SUMS = dict(reversed(line.split("  ")) for line in FOLDER.joinpath("vendor", "SHA256SUMS").read_text().splitlines())
 
 
 @pytest.fixture
@@ -44,6 +47,17 @@ def test_assets_have_the_content_types_that_browsers_require(client):
     assert client.get("/playground/page.css").headers["content-type"] == "text/css; charset=utf-8"
 
 
+def test_the_vendored_libraries_are_those_of_the_recorded_sums(client):
+    vendor = FOLDER.joinpath("vendor")
+    libraries = [folder for folder in vendor.iterdir() if folder.is_dir()]
+    present = [path for library in libraries for path in Path(str(library)).rglob("*") if path.is_file()]
+    assert {path.relative_to(str(vendor)).as_posix() for path in present} == set(SUMS)
+    for name, recorded in SUMS.items():
+        assert hashlib.sha256(vendor.joinpath(name).read_bytes()).hexdigest() == recorded, name
+        if name.endswith(".js"):
+            assert client.get(f"/playground/vendor/{name}").headers["content-type"].startswith("text/javascript")
+
+
 def test_the_files_name_no_other_host_and_contain_no_inline_code():
     for name in ("page.html", *ASSETS):
         assert not re.search(r"https?://", text_of(name)), name
@@ -72,6 +86,13 @@ def test_every_element_that_a_script_uses_exists():
     assert len(ids) == len(set(ids))
 
 
-@pytest.mark.parametrize("asset", ["page.html", "__init__.py", "nope.js", "..%2f__init__.py", "", "page.css%00", "."])
+@pytest.mark.parametrize(
+    "asset",
+    [
+        *("page.html", "__init__.py", "nope.js", "..%2f__init__.py", "", "page.css%00", ".", "vendor", "vendor/"),
+        *("vendor/README.md", "vendor/lit-html/LICENSE", "vendor/..%2fpage.css", "vendor//lit-html/directive.js"),
+        *("samples/README.md", "%2fetc/passwd", "samples/%2e%2e/page.css", "SAMPLES/cat.jpg"),
+    ],
+)
 def test_no_other_files_are_served(client, asset):
     problem_of(client.get(f"/playground/{asset}"), "unknown-route")
