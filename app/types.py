@@ -237,6 +237,7 @@ class ImageResult:
     ``captions`` are those that labels were discovered in, nearest first. ``rejected`` means that the image is taken for
     none of the classes, because ``rejection_score`` is below the threshold; ``prediction_set`` contains the true label
     with the requested coverage. ``image_id`` names the kept features. These are None unless requested.
+    ``warnings`` concern this image alone.
     """
 
     predictions: Sequence[Prediction] = ()
@@ -248,6 +249,7 @@ class ImageResult:
     prediction_set: tuple[str, ...] | None = None
     captions: tuple[NearCaption, ...] | None = None
     image_id: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,11 @@ from app.classification.classifiers import Classifier, ClassifierCache, recipe_o
 from app.classification.image_features import ImageFeatureCache, ImageId
 from app.classification.methods import METHODS
 from app.classification.results import ClassScores, image_results, in_order, score_classes
-from app.encoders._base import ModelInfo
 from app.errors import ClientError, UnknownImageError
 from app.fewshot.fitting import FitCache
 from app.images.fetch import ImageUrl, RemoteImages
 from app.models.registry import EncodedImage, ModelRegistry, gather_or_cancel
+from app.models.served_model import ServedModel
 from app.observability.metrics import Metrics
 from app.observability.tracing import stage
 from app.prompting.class_embeddings import ClassEmbeddingCache
@@ -107,7 +107,7 @@ class Pipeline:
                         task,
                         classifier,
                         len(good),
-                        partial(_classified, served.encoder, task, image_features, classifier),
+                        partial(_classified, served, task, image_features, classifier),
                     )
                 warnings += classes.warnings
                 if task.explain:
@@ -234,10 +234,11 @@ class Pipeline:
 
 
 def _classified(
-    encoder: ModelInfo, task: Task, image_features: ImageFeatures, classifier: Classifier
+    served: ServedModel, task: Task, image_features: ImageFeatures, classifier: Classifier
 ) -> tuple[ClassScores, list[ImageResult]]:
-    classes = score_classes(encoder, task, image_features, classifier)
-    return classes, image_results(task, classes)
+    classes = score_classes(served.encoder, task, image_features, classifier)
+    # A method that learned from images may be right where the names fit badly.
+    return classes, image_results(task, classes, None if classifier.exclusive else served.unrelated)
 
 
 def _timing_ms(began: float, images: Sequence[EncodedImage]) -> dict[str, float]:

@@ -266,7 +266,7 @@ class ResultBody(Response):
             prediction_set=None if result.prediction_set is None else list(result.prediction_set),
             explanation=_explanation(result),
             image_id=result.image_id,
-            warnings=list(warnings),
+            warnings=[*warnings, *result.warnings],
             error=None if result.error is None else Problem(**problem(result.error)),
         )
 
