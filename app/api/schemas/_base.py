@@ -4,10 +4,18 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from app.encoders.model_names import catalogue_name
+from app.names.labels import split_labels
 from app.names.text import MAX_TEXT_CHARS
 
 # Longer names resemble no field.
@@ -18,6 +26,13 @@ MAX_IMAGE_CHARS = 2**30
 
 ModelName = Annotated[str, AfterValidator(catalogue_name)]
 """The model of a request, also by its id on the Hugging Face hub."""
+
+
+def split_text(labels: object) -> object:
+    """Split labels that a program sends as one string, as in a form."""
+    if not isinstance(labels, str):
+        return labels
+    return split_labels(labels) if labels else []
 
 
 class Request(BaseModel):
