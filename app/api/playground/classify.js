@@ -1,5 +1,5 @@
 // The view Classify: images and labels in, verdicts out. classify_view.js draws its state, runner.js sends the requests.
-import { byId, focusLater, splitLabels } from "./elements.js";
+import { byId, focusLater, isTyping, splitLabels } from "./elements.js";
 import { RequestError } from "./requests.js";
 import { allDatabases, allLabelSets, catalogue } from "./catalogue.js";
 import { dropZone, pathOfFile, splitFiles } from "./file_drops.js";
@@ -18,7 +18,7 @@ const LABELS_PER_IMAGE = 3;
 const MAX_SUGGESTIONS = 12;
 
 const state = newState();
-const runner = createRunner(state, changed);
+const runner = createRunner(state, { changed, fail });
 const thumbnails = createThumbnails(changed);
 const view = byId("view-classify");
 const find = (selector) => view.querySelector(selector);
@@ -63,15 +63,20 @@ function fail(error) {
   whenDrawn(revealProblem);
 }
 
-/** Focus the field that a problem concerns. */
+/** Focus the field that a problem concerns, unless somebody is typing in another one. */
 function revealProblem() {
+  if (view.hidden) return;
+  if (state.problem?.status === 401) {
+    if (!isTyping()) byId("key").focus();
+    return;
+  }
   const field = find("[aria-invalid=true]");
   if (!field) {
     find("#error")?.scrollIntoView({ block: "nearest" });
     return;
   }
   for (let section = field.closest("details"); section; section = section.parentElement.closest("details")) section.open = true;
-  field.focus();
+  if (!isTyping()) field.focus();
 }
 
 // --- pictures ------------------------------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ export const DEFAULT_OPTIONS = { method: "", model: "", template: "", topK: 5, d
 // Two scores that are this close are a close call.
 const CLOSE = 0.1;
 
-// A cosine similarity as low as this means that the model sees no relation between an image and a text.
-const NO_RELATION = 0.05;
+/** Return whether a warning of the server says that no label fits better than unrelated words do. */
+export const isWeakMatch = (warning) => warning.includes("none of the labels fits");
 
 /**
  * Return the state of an empty view.
@@ -77,8 +77,8 @@ export const isUnreadable = (picture) => Boolean(picture.result?.error);
 /**
  * Return what the page says of a picture: {kind, title, label, note}; `label` is that of the group that it belongs to.
  *
- * Kinds: `waiting`, `sending`, `failed`, `unreadable`, `none` (rejected), `alone` (a single label), `weak` (the model
- * sees no relation), `close` (two labels are about equally likely), `match`.
+ * Kinds: `waiting`, `sending`, `failed`, `unreadable`, `none` (rejected), `alone` (a single label), `weak` (no
+ * label fits better than unrelated words), `close` (two labels are about equally likely), `match`.
  */
 export function verdictOf(state, picture) {
   if (picture.failure) return { kind: "failed", title: "Not classified", note: picture.failure.message };
@@ -90,8 +90,8 @@ export function verdictOf(state, picture) {
   const { label } = best;
   if (isRejected(state, result)) return { kind: "none", title: "None of these", note: `Closest: ${label}.` };
   if (isAlone(picture)) return { kind: "alone", title: label, label, note: placeOf(state, picture) };
-  if (best.similarity <= NO_RELATION && result.out_of_vocabulary) {
-    return { kind: "weak", title: "No good fit", label, note: `Closest: ${label}, but none of your labels fits well. Add one that does.` };
+  if (result.warnings.some(isWeakMatch)) {
+    return { kind: "weak", title: "No good fit", label, note: `Closest: ${label}, but the image is no more similar to it than to unrelated words. Add a label that fits.` };
   }
   if (second && best.score - second.score < CLOSE) return { kind: "close", title: `${label} or ${second.label}?`, label, note: "A close call." };
   return { kind: "match", title: label, label, note: "" };
@@ -112,6 +112,9 @@ function placeOf(state, picture) {
   return others.length > 1 ? `${figure}, number ${place} of ${others.length} images.` : `${figure}.`;
 }
 
+// After the labels, in this order.
+const GROUPS = ["none", "errors", "waiting"];
+
 /** Return the group of a picture: `waiting`, `errors`, `none`, or `label:` and its label. */
 export function groupOf(state, picture) {
   const { kind, label } = verdictOf(state, picture);
@@ -127,8 +130,7 @@ export function groupCounts(state) {
     const group = groupOf(state, picture);
     counts.set(group, (counts.get(group) ?? 0) + 1);
   }
-  const rank = (group) => ["none", "errors", "waiting"].indexOf(group);
-  return new Map([...counts].sort(([one, many], [other, few]) => rank(one) - rank(other) || few - many));
+  return new Map([...counts].sort(([one, many], [other, few]) => GROUPS.indexOf(one) - GROUPS.indexOf(other) || few - many));
 }
 
 /** Return the pictures to show, in order. */
@@ -140,7 +142,10 @@ export function shownPictures(state) {
   const score = (picture) => picture.result?.predictions[0]?.score ?? -1;
   const names = new Intl.Collator("en", { numeric: true });
   const by = {
-    label: (one, other) => names.compare(groupOf(state, one), groupOf(state, other)) || score(other) - score(one),
+    label: (one, other) => {
+      const [left, right] = [groupOf(state, one), groupOf(state, other)];
+      return GROUPS.indexOf(left) - GROUPS.indexOf(right) || names.compare(left, right) || score(other) - score(one);
+    },
     high: (one, other) => score(other) - score(one),
     low: (one, other) => score(one) - score(other),
     name: (one, other) => names.compare(one.path, other.path),
@@ -152,7 +157,7 @@ export function shownPictures(state) {
 export function commonWarnings(state) {
   const readable = state.pictures.filter((picture) => picture.result && !picture.result.error);
   const [first, ...others] = readable.map((picture) => picture.result.warnings);
-  return (first ?? []).filter((warning) => others.every((warnings) => warnings.includes(warning)));
+  return (first ?? []).filter((warning) => !isWeakMatch(warning) && others.every((warnings) => warnings.includes(warning)));
 }
 
 /** Return the progress of a run: {done, total, secondsLeft}; null if nothing is running or waiting. */

@@ -18,8 +18,12 @@ const DEBOUNCE_MS = 250;
 /** Problems of single images; if all images of a request have one, the whole request is refused with it. */
 const IMAGE_PROBLEMS = ["not-an-image", "image-too-large", "image-not-fetched", "unknown-image"];
 
-/** Return the functions that classify the pictures of a state; `changed` is called whenever the state has changed. */
-export function createRunner(state, changed) {
+/**
+ * Return the functions that classify the pictures of a state.
+ *
+ * `changed` is called whenever the state has changed, `fail` with an error that concerns all pictures.
+ */
+export function createRunner(state, { changed, fail }) {
   const requests = new Set(); // an AbortController for each request in progress
   let timer = 0;
 
@@ -139,15 +143,14 @@ export function createRunner(state, changed) {
         if (perImage.has(index)) take(picture, { predictions: [], warnings: [], error: { type: error.kind, title: "Not readable", detail: perImage.get(index) } }, question);
       });
     } else if (error.status >= 400 && error.status < 500 && error.kind !== "body-too-large" && !isBusy(error)) {
-      if (error.errors.some((entry) => entry.field === "keep_features")) state.limits.keepsNothing = true; // an older server
-      else halt(error); // the question is wrong, not an image
+      halt(error); // the question is wrong, not an image
     } else {
       for (const picture of batch) picture.failure = error;
     }
   }
 
   function requestOf(batch, fields, signal) {
-    const all = state.limits.keepsNothing ? fields : [...fields, ["keep_features", true]];
+    const all = [...fields, ["keep_features", true]];
     if (batch.every(isReference)) {
       const images = batch.map((picture) => (picture.imageId ? { id: picture.imageId } : { url: picture.remoteUrl }));
       return { ...jsonOptions("POST", { ...Object.fromEntries(all), images }), signal };
@@ -163,8 +166,7 @@ export function createRunner(state, changed) {
     abort();
     state.run = null;
     state.isLive = false;
-    state.problem = error;
-    changed();
+    fail(error);
   }
 
   function abort() {
