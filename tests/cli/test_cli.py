@@ -10,7 +10,7 @@ import pytest
 
 from app.classification.methods import METHODS
 from app.runtime.regular_files import read_regular
-from app.settings import Settings
+from app.settings import SETTING_GROUPS, Settings
 from tests.api.test_examples import shade
 from tests.cli.output import assert_refused, cells
 from tests.conftest import picture
@@ -44,6 +44,23 @@ def test_labels_come_from_a_file(run, folder, tmp_path):
     assert done.exit_code == 0, done.stderr
     labels = {each["label"] for each in json.loads(done.stdout)[0]["predictions"]}
     assert labels == {"red", "green", "blue, or so"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (("classify", "x", "-f", "tabel"), "table"),
+        (("watch", ".", "--write", "Jsn"), "json"),
+        (("keys", "create", "--scope", "reed"), None),
+        (("keys", "create", "--scope", "clasify"), "classify"),
+    ],
+)
+def test_a_value_that_is_not_one_of_the_choices_gets_a_suggestion(run, arguments, meant):
+    done = run(*arguments)
+    message = " ".join(done.stderr.replace("│", "").split())
+    assert done.exit_code == 2
+    assert f"'{arguments[-1]}' is not one of '" in message
+    assert (f"; did you mean '{meant}'?" in message) if meant else ("did you mean" not in message)
 
 
 def test_a_missing_file_of_labels_is_an_error(run, folder):
@@ -212,11 +229,26 @@ def test_a_file_with_unknown_fields_is_not_a_label_set(run, tmp_path):
     assert "is not a label set" in done.stderr
 
 
-def test_every_setting_is_an_option_of_serve(run):
-    help_text = run("serve", "--help").stdout
+def test_every_setting_is_an_option_of_serve_in_the_panel_of_its_group(run):
+    panels = run("serve", "--help").stdout.split("╭─ ")
 
+    group = ""
     for name in Settings.model_fields:
-        assert f"--{name.replace('_', '-')}" in help_text
+        group = SETTING_GROUPS.get(name, group)
+        (panel,) = [panel for panel in panels if panel.startswith(f"{group} ─")]
+        assert f"--{name.replace('_', '-')} " in panel
+
+
+@pytest.mark.parametrize("place", ["before the command", "after serve", "in a variable"])
+def test_commands_read_the_configuration_file(run, tmp_path, monkeypatch, place):
+    monkeypatch.setenv("DEIXIS_CONFIG", "")
+    file = tmp_path / "mine.toml"
+    file.write_text("port = 'x'", "utf-8")
+    if place == "in a variable":
+        monkeypatch.setenv("DEIXIS_CONFIG", str(file))
+    arguments = {"before the command": ("--config", file, "keys", "list"), "after serve": ("serve", "--config", file)}
+
+    assert_refused(run(*arguments.get(place, ("keys", "list"))), f"port in {file}: Input should be a valid integer")
 
 
 # --- example images ------------------------------------------------------------------------------------------------
