@@ -47,8 +47,8 @@ _BATCH = 8
 _CONCURRENCY = 3
 MAX_IMAGES_AT_ONCE = _BATCH * _CONCURRENCY
 
-# Long lines in a file or a pipe are easier to process than wrapped cells.
-out = Console(width=None if sys.stdout.isatty() else 240)
+# In a file or a pipe, no line is wrapped, whatever the width of a terminal.
+out = Console(width=None if sys.stdout.isatty() else 100_000)
 err = Console(stderr=True)
 
 

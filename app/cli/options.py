@@ -133,7 +133,15 @@ _REQUEST_OPTIONS: dict[str, tuple[Any, Any]] = {
         ],
         None,
     ),
-    "top_k": (Annotated[int, typer.Option("--top-k", "-k", min=1, help="Predictions per image.")], 1),
+    "top_k": (
+        Annotated[
+            int | None,
+            typer.Option(
+                "--top-k", "-k", min=1, help="Predictions per image; by default 1, and 2 in a table: the runner-up."
+            ),
+        ],
+        None,
+    ),
     "explain": (
         Annotated[
             bool,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from app.captions.query import CaptionQuery
 from app.classification.request import ClassifyRequest
-from app.cli.backends._base import CurveFiles, LabelSetInput, OnProgress, read_image
+from app.cli.backends._base import CurveFiles, LabelSetInput, OnProgress, failed_result, read_image
 from app.describing.request import DescribeRequest
 from app.errors import ConfigurationError, InvalidFieldError
 from app.settings import Settings, load_settings
@@ -142,10 +142,7 @@ class HttpBackend:
         result = dict((await job.wait()).result or {})
         order = [index for group in indices.values() for index in group]
         for skipped in result.pop("skipped"):
-            problem = answers.Problem(
-                type="about:blank", title="The image is left out", status=400, detail=skipped["problem"]
-            )
-            results[order[skipped["image"]]] = answers.ImageResult(predictions=[], error=problem)
+            results[order[skipped["image"]]] = failed_result(skipped["problem"], "The image is left out")
         return Comparison.from_json(result), results
 
     async def learning_curve(
