@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperCommand, TyperGroup
-from typer.main import get_group
+from typer.main import get_command, get_group
 
 from app import __version__
 from app.errors import did_you_mean
@@ -91,6 +91,37 @@ _STYLE: Mapping[str, Any] = MappingProxyType(
 )
 
 
+def _use_local(local: bool) -> None:  # noqa: FBT001 - the signature that typer calls
+    if local:
+        os.environ["DEIXIS_SERVER"] = "local"
+
+
+def _add_local_option(command: Any) -> None:
+    """Add ``--local`` to each command that has ``--server``."""
+    for nested in getattr(command, "commands", {}).values():
+        _add_local_option(nested)
+    if any(parameter.name == "server" for parameter in command.params):
+
+        def local(
+            *,
+            local: Annotated[
+                bool,
+                typer.Option(
+                    "--local",
+                    callback=_use_local,
+                    expose_value=False,
+                    help="Run in this process, also if DEIXIS_SERVER is set or a server answers on this machine.",
+                    rich_help_panel="Where the command runs",
+                ),
+            ] = False,
+        ) -> None:
+            del local
+
+        alone = typer.Typer(**_STYLE)
+        alone.command()(local)
+        command.params += get_command(alone).params
+
+
 class _LazyCommand(TyperCommand):
     """A command in a list of commands, which has only its summary; the command itself is imported when it is used."""
 
@@ -104,7 +135,9 @@ class _LazyCommand(TyperCommand):
             group.add_typer(declared, name=self.name, help=entry.summary)
         else:
             group.command(self.name)(declared)
-        return get_group(group).commands[self.name]
+        command = get_group(group).commands[self.name]
+        _add_local_option(command)
+        return command
 
     def make_context(self, *arguments: Any, **options: Any) -> Any:
         """Parse the arguments of the command itself."""

@@ -102,7 +102,8 @@ def classify_command(
         with progress_bar("Classifying") as on_progress:
             return await backend.classify_together(files, request, on_progress)
 
-    results, shared = with_backend(server, work, encoders=True)
+    # The number of images that a server classifies together is limited.
+    results, shared = with_backend(server, work, encoders=True, search=not request.group)
     match output:
         case Format.FIFTYONE:
             write_json(labels_file(files, results, classes=classes, top_k=request.top_k or 1))

@@ -26,7 +26,9 @@ ServerOption = Annotated[
     typer.Option(
         "--server",
         metavar="URL",
-        help="Use a running server, with the API key in DEIXIS_API_KEY; by default the command runs in this process.",
+        help="Use a running server, with the API key in DEIXIS_API_KEY; by default that of DEIXIS_SERVER, or one that"
+        " answers on this machine.",
+        rich_help_panel="Where the command runs",
     ),
 ]
 ModelOption = Annotated[

@@ -12,7 +12,7 @@ from app.classification.request import ClassifyRequest
 from app.cli.backends._base import CurveFiles, LabelSetInput, OnProgress, failed_result, read_image
 from app.describing.request import DescribeRequest
 from app.errors import ConfigurationError, InvalidFieldError
-from app.settings import Settings, load_settings
+from app.settings import Settings, load_client_settings, load_settings
 from app.types import DraftStatus
 from deixis import AsyncClient, ClassifyOptions, ProblemError, answers
 
@@ -250,13 +250,22 @@ class HttpBackend:
 
 @asynccontextmanager
 async def open_http_backend(url: str) -> AsyncIterator[HttpBackend]:
-    """Connect to a server, with the key and the namespace of the environment.
+    """Connect to a server, with the key and the namespace of the settings.
 
     Raises:
-        ConfigurationError: the key or the namespace is not ASCII.
+        ConfigurationError: the key or the namespace is not ASCII, or the settings are invalid.
     """
+    settings = load_client_settings()
+    key = settings.api_key.get_secret_value() if settings.api_key else ""
     try:
-        client = AsyncClient(url, timeout_s=_TIMEOUT_S, retries=_RETRIES, connect_retries=0)
+        client = AsyncClient(
+            url,
+            api_key=key,
+            namespace=settings.namespace or "",
+            timeout_s=_TIMEOUT_S,
+            retries=_RETRIES,
+            connect_retries=0,
+        )
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
     async with client:
