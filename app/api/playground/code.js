@@ -23,7 +23,7 @@ export function showCode(names, fields) {
     `${url}v1/classify`,
   ].join(" \\\n  ");
   byId("python").textContent = [
-    `import deixis  # pip install deixis${hasKey() ? "; reads the key from DEIXIS_API_KEY" : ""}`,
+    `import deixis  # in a clone of Deixis: pip install .${hasKey() ? "; reads the key from DEIXIS_API_KEY" : ""}`,
     "",
     `with deixis.Client(${JSON.stringify(url)}) as client:`,
     "    response = client.classify(",
