@@ -24,6 +24,7 @@ from app.runtime.file_names import printable
 from app.runtime.garbage import collections_paused
 from deixis import ClientError as RemoteError
 from deixis import ProblemError
+from deixis.extras import needs_extra
 
 if TYPE_CHECKING:
     from app.cli.backends.in_process import InProcessBackend
@@ -145,9 +146,7 @@ def needs_ray() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise ConfigurationError(
-            f"the engine ray needs the extra ray ({error}); run: pip install 'deixis[server,ray]'"
-        ) from error
+        raise ConfigurationError(needs_extra("the engine ray", "ray")) from error
 
 
 def cluster_address() -> str | None:
