@@ -98,5 +98,5 @@ $(VENV)/.audit: $(VENV)/bin/python constraints.txt
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.test
-	$(PIP_INSTALL) --editable '.[bench]'
+	$(PIP_INSTALL) --editable '.[plots]'
 	@touch $@

@@ -73,6 +73,7 @@ from app.store.examples import ExampleRepository, SelectionRepository
 from app.store.jobs import JobRepository
 from app.store.keys import KeyRepository
 from app.store.label_sets import LabelSetRepository
+from deixis.extras import needs_extra
 
 log = structlog.get_logger()
 
@@ -458,7 +459,7 @@ def create_app(
         steps: as for ``open_service``.
     """
     if settings.traces and find_spec("opentelemetry.sdk") is None:
-        raise ConfigurationError("DEIXIS_TRACES needs the extra otel; run: pip install 'deixis[otel]'")
+        raise ConfigurationError(needs_extra("DEIXIS_TRACES", "otel"))
     metrics = Metrics(__version__)
     file_keys = [] if settings.api_keys_file is None else load_keys_file(settings.api_keys_file)
     quotas = Quotas(

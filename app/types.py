@@ -237,6 +237,7 @@ class ImageResult:
     ``captions`` are those that labels were discovered in, nearest first. ``rejected`` means that the image is taken for
     none of the classes, because ``rejection_score`` is below the threshold; ``prediction_set`` contains the true label
     with the requested coverage. ``image_id`` names the kept features. These are None unless requested.
+    ``weak_match`` means that no label is more similar to the image than unrelated labels are; None if this is unknown.
     ``warnings`` concern this image alone.
     """
 
@@ -249,6 +250,7 @@ class ImageResult:
     prediction_set: tuple[str, ...] | None = None
     captions: tuple[NearCaption, ...] | None = None
     image_id: str | None = None
+    weak_match: bool | None = None
     warnings: tuple[str, ...] = ()
 
 

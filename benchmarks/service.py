@@ -257,7 +257,7 @@ def main() -> None:
         if find_spec("matplotlib"):
             draw(found, stem.with_suffix(".png"))
         else:
-            say("there is no plot, because matplotlib is not installed (extra bench)")
+            say("there is no plot, because the extra plots is not installed")
     end_if_busy(loop for each in found for loop in (*each["closed"].values(), each["open"]) if loop)
 
 

@@ -1,8 +1,7 @@
 """The Python client of Deixis: zero-shot image classification by a service.
 
-The client needs httpx and pydantic only. ``pip install deixis`` installs the client; the service is the extra
-``deixis[server]``. Each name is imported when it is first used, so that the command line, which has this package too,
-starts without them.
+The client needs httpx and pydantic only; the service is the extra ``server`` of the same distribution. Each name is
+imported when it is first used, so that the command line, which has this package too, starts without them.
 """
 
 from importlib import import_module

@@ -2,6 +2,8 @@
 
 import sys
 
+from deixis.extras import needs_extra
+
 
 def main() -> None:
     """Run the command line, or exit with the command that installs it."""
@@ -12,10 +14,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] in {"app", "deixis"}:
             raise
-        sys.exit(
-            f"the command line and the service need {error.name}, which is not installed; run:"
-            " pip install 'deixis[server,captions,embedded]'"
-        )
+        sys.exit(needs_extra("the command line", "all"))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, TypeAlias, Union, cast
 
+from deixis.extras import needs_extra
+
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
@@ -136,7 +138,7 @@ def _pillow_image(array: Any) -> "Image.Image":
     try:
         from PIL import Image  # noqa: PLC0415 - an optional dependency
     except ImportError as error:
-        raise ImportError("arrays are encoded by Pillow, which is not installed; run: pip install pillow") from error
+        raise ImportError(needs_extra("an image as an array", "arrays")) from error
     return Image.fromarray(array)
 
 

@@ -123,6 +123,7 @@ class ImageResult(Answer):
     rejected: bool | None = None
     rejection_score: float | None = None
     image_id: str | None = Field(None, description="With `keep_features`: names the image in later requests.")
+    weak_match: bool | None = Field(None, description="Whether probably none of the labels fits.")
     warnings: list[str] = []
 
     _shown: _Shown = PrivateAttr(default_factory=_Shown)

@@ -3,14 +3,18 @@
 from collections.abc import Sequence
 from typing import Any, Self
 
-import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.validation import check_is_fitted
-
 from deixis._client import Client
 from deixis._images import ImageLike
 from deixis._transport import DEFAULT_URL
 from deixis.errors import ClientError
+from deixis.extras import needs_extra
+
+try:
+    import numpy as np
+    from sklearn.base import BaseEstimator, ClassifierMixin
+    from sklearn.utils.validation import check_is_fitted
+except ImportError as error:
+    raise ImportError(needs_extra("ZeroShotClassifier", "scikit-learn")) from error
 
 
 class ZeroShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]

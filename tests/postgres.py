@@ -95,7 +95,7 @@ def postgres_server() -> Iterator[str]:
         if os.environ.get("TEST_REQUIRE_POSTGRES") == "1":
             pytest.fail(reason)
         pytest.skip(reason)
-    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'deixis[postgres]'")
+    pytest.importorskip("psycopg", reason="the extra postgres is not installed")
     with running_postgres(binaries) as url:
         yield url
 

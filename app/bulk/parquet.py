@@ -3,6 +3,7 @@
 from typing import Any
 
 from app.errors import NotConfiguredError
+from deixis.extras import needs_extra
 
 
 def pyarrow() -> tuple[Any, Any]:
@@ -15,7 +16,5 @@ def pyarrow() -> tuple[Any, Any]:
         import pyarrow as pa  # noqa: PLC0415 - an extra
         import pyarrow.parquet as pq  # noqa: PLC0415
     except ImportError as error:
-        raise NotConfiguredError(
-            "Parquet files need pyarrow, which is not installed; run: pip install 'deixis[bulk]'"
-        ) from error
+        raise NotConfiguredError(needs_extra("Parquet", "bulk")) from error
     return pa, pq

@@ -29,6 +29,7 @@ from app.errors import DeixisError, InvalidFieldError, NotConfiguredError, NotRe
 from app.main import load_encoders
 from app.observability.logs import configure_logs
 from app.settings import Settings
+from deixis.extras import needs_extra
 
 log = structlog.get_logger()
 
@@ -257,5 +258,5 @@ def _import_ray() -> Any:
         import ray  # noqa: PLC0415 - an extra, and seconds to import
         import ray.data  # noqa: PLC0415
     except ImportError as error:
-        raise NotConfiguredError("Ray is not installed; run: pip install 'deixis[server,ray]'") from error
+        raise NotConfiguredError(needs_extra("the engine ray", "ray")) from error
     return ray

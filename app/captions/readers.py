@@ -13,8 +13,9 @@ from typing import Any, BinaryIO, Literal, cast
 from app.captions.cleaning import Counts
 from app.captions.json_array import MAX_ELEMENT_CHARS, JsonArrayReader
 from app.errors import InvalidFieldError, did_you_mean
-from app.runtime.compression import COMPRESSED, missing_extra, unpacked
+from app.runtime.compression import COMPRESSED, unpacked
 from app.runtime.regular_files import open_regular
+from deixis.extras import needs_extra
 
 SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
 
@@ -178,7 +179,7 @@ class CaptionReader:
             import pyarrow as pa  # noqa: PLC0415 - an extra
             import pyarrow.parquet as pq  # noqa: PLC0415
         except ImportError as error:
-            raise missing_extra("Parquet", "pyarrow") from error
+            raise InvalidFieldError.of("source", needs_extra("Parquet", "captions")) from error
         try:
             table = stack.enter_context(pq.ParquetFile(stack.enter_context(open_regular(file))))
             names = table.schema_arrow.names

@@ -135,8 +135,8 @@ def image_results(task: Task, classes: ClassScores, unrelated: UnrelatedSimilari
         probability = classes.scores
     if scoring.reject_below is not None:
         rejection_scores = _rejection_scores(scoring.reject_by, probability, classes)
-    weak_below = -1.0 if unrelated is None else unrelated.typical_best(len(task.classes))
-    best_similarities = classes.similarities.max(axis=1).tolist()
+    weak_below = None if unrelated is None else unrelated.typical_best(len(task.classes))
+    is_weak = [] if weak_below is None else (classes.similarities.max(axis=1) < weak_below).tolist()
     results = []
     for number, (ranked, scores, similarities) in enumerate(
         zip(classes.ranked, classes.scores, classes.similarities, strict=True)
@@ -149,18 +149,17 @@ def image_results(task: Task, classes: ClassScores, unrelated: UnrelatedSimilari
                 rejected=None if rejection_scores is None else bool(rejection_scores[number] < scoring.reject_below),
                 rejection_score=None if rejection_scores is None else float(rejection_scores[number]),
                 prediction_set=None if sets is None else tuple(task.classes[index].name for index in sets[number]),
-                warnings=(_weak(best_similarities[number], weak_below),)
-                if best_similarities[number] < weak_below
-                else (),
+                weak_match=None if weak_below is None else is_weak[number],
+                warnings=(_weak_match(weak_below),) if weak_below is not None and is_weak[number] else (),
             )
         )
     return results
 
 
-def _weak(similarity: float, usual: float) -> str:
+def _weak_match(usual: float) -> str:
     return (
-        f"probably none of the labels fits: the best similarity, {similarity:.2f}, is lower than that of as many"
-        f" unrelated labels usually is ({usual:.2f})"
+        "probably none of the labels fits: the best similarity is lower than that of as many unrelated labels usually"
+        f" is ({usual:.2f})"
     )
 
 

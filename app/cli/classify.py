@@ -118,7 +118,7 @@ def classify_command(
         out.print(make_table(("name", "images"), rows, right=("images",)))
     if request.explain and output is Format.TABLE:
         print_explanations(files, results)
-    report_warnings(results)
+    report_warnings(files, results)
     report_bad_folders(bad_folders)
     bad = report_bad_files(files, results)
     if sorter is not None:

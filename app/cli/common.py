@@ -24,6 +24,7 @@ from app.runtime.file_names import printable
 from app.runtime.garbage import collections_paused
 from deixis import ClientError as RemoteError
 from deixis import ProblemError
+from deixis.extras import needs_extra
 
 if TYPE_CHECKING:
     from app.cli.backends.in_process import InProcessBackend
@@ -45,6 +46,8 @@ NOTHING_DONE = 2
 # Images per request of a command, and simultaneous requests: one batch is decoded while another is encoded.
 _BATCH = 8
 _CONCURRENCY = 3
+# Of a warning that does not concern all files.
+_SHOWN_FILES = 3
 MAX_IMAGES_AT_ONCE = _BATCH * _CONCURRENCY
 
 # In a file or a pipe, no line is wrapped, whatever the width of a terminal.
@@ -143,9 +146,7 @@ def needs_ray() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise ConfigurationError(
-            f"the engine ray needs the extra ray ({error}); run: pip install 'deixis[server,ray]'"
-        ) from error
+        raise ConfigurationError(needs_extra("the engine ray", "ray")) from error
 
 
 def cluster_address() -> str | None:
@@ -234,10 +235,18 @@ async def _classify_batch(backend: Backend, files: Sequence[Path], request: Clas
     return [next(results) if isinstance(content, bytes) else content for content in contents]
 
 
-def report_warnings(results: "Sequence[ImageResult]") -> None:
-    """Print each warning of the results once on standard error."""
-    for warning in dict.fromkeys(warning for result in results for warning in result.warnings):
-        warn("warning:", warning)
+def report_warnings(files: Sequence[Path], results: "Sequence[ImageResult]") -> None:
+    """Print each warning of the results once on standard error, with the files if it is not of all of them."""
+    concerned: dict[str, list[Path]] = {}
+    classified = 0
+    for file, result in zip(files, results, strict=True):
+        classified += result.error is None
+        for warning in result.warnings:
+            concerned.setdefault(warning, []).append(file)
+    for warning, some in concerned.items():
+        more = f" and {len(some) - _SHOWN_FILES} more" if len(some) > _SHOWN_FILES else ""
+        of_files = ", ".join(str(file) for file in some[:_SHOWN_FILES]) + f"{more}: "
+        warn("warning:", warning if len(some) >= classified else of_files + warning)
 
 
 def report_bad_files(files: Sequence[Path], results: "Sequence[ImageResult]") -> int:

@@ -11,9 +11,10 @@ from app.classification.method_names import AUTO, DEFAULT_METHOD
 from app.classification.request import ClassifyRequest
 from app.cli.backends import Backend, CurveFiles
 from app.cli.common import clean_classname, make_table, out, progress_bar
-from app.errors import InvalidFieldError, UnknownNameError
+from app.errors import FieldProblem, InvalidFieldError, UnknownNameError
 from app.images.discovery import OnUnreadable, find_images, find_labelled_images
 from deixis import ImageResult
+from deixis.extras import needs_extra
 
 if TYPE_CHECKING:
     from app.selection.learning_curve import CurvePoint, LearningCurve
@@ -90,7 +91,7 @@ def check_picture(file: Path, *, wanted: bool) -> None:
     """Check before the measurement that the picture can be written.
 
     Raises:
-        InvalidFieldError: there is no curve, an unknown format, no such folder, or matplotlib is not installed.
+        InvalidFieldError: there is no curve, an unknown format, no such folder, or the extra is not installed.
     """
     if not wanted:
         raise InvalidFieldError.of("--picture", "needs --support or --pool")
@@ -101,7 +102,7 @@ def check_picture(file: Path, *, wanted: bool) -> None:
     try:
         import matplotlib  # noqa: F401, PLC0415 - an optional dependency
     except ImportError as error:
-        raise InvalidFieldError.of("--picture", "needs matplotlib; run: pip install 'deixis[bench]'") from error
+        raise InvalidFieldError([FieldProblem("", needs_extra("--picture", "plots"))]) from error
 
 
 def print_curve(curve: "LearningCurve") -> None:

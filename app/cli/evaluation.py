@@ -153,8 +153,9 @@ class _Report:
 
 def _write_report(report: _Report, files: Sequence[Path], json_file: Path | None, *, bad_folders: int) -> None:
     """Print or write the report, and exit with status 1 if files could not be read."""
-    report_warnings(report.results)
-    bad = report_bad_files([*files, *report.other_files], report.results)
+    read = [*files, *report.other_files]
+    report_warnings(read, report.results)
+    bad = report_bad_files(read, report.results)
     figures = {**report.figures, "skipped": bad}
     if json_file == Path("-"):
         write_json(figures)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from ipaddress import ip_address
+from pathlib import Path
 from types import FrameType
 
 import typer
@@ -72,9 +73,15 @@ class _Server(uvicorn.Server):
         address = f"http://{'127.0.0.1' if shown in {'0.0.0.0', '[::]'} else shown}:{port}"  # noqa: S104 - compared only
         print(  # noqa: T201 - the only text on standard output
             f"\nDeixis {__version__} listens on {address}   (documentation: {address}/docs)\n"
-            f"Try:  curl -F image=@photo.jpg -F labels='cat, dog, coffee cup' {address}/classify\n",
+            f"Try:  curl -F image=@{_sample_image()} -F labels='cat, dog, coffee cup' {address}/classify\n",
             flush=True,
         )
+
+
+def _sample_image() -> str:
+    """Return the path of an image for the first request: in a clone, one that is there."""
+    sample = "examples/photos/cat.jpg"
+    return sample if Path(sample).is_file() else "photo.jpg"
 
 
 def run_service(flags: Mapping[str, str | None]) -> None:

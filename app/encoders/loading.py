@@ -18,6 +18,7 @@ from app.encoders.quantization import Int8Trial, quantise_tower
 from app.encoders.tuning import is_installed
 from app.errors import ModelUnavailableError, NotConfiguredError, one_line
 from app.types import ImageFeatures, Pixels
+from deixis.extras import needs_extra
 
 if TYPE_CHECKING:
     from app.encoders.open_clip import OpenClipEncoder
@@ -170,10 +171,8 @@ def _load_with_torch(spec: str, options: LoadOptions) -> "OpenClipEncoder":
             if is_installed("openvino")
             else "or the extra embedded, with which the embedded model and exported models run on a CPU"
         )
-        raise ModelUnavailableError(
-            f"model '{spec}' needs PyTorch, which is not installed; install the extra torch (in a clone of the"
-            f" repository: make torch); {light}"
-        )
+        sentence = needs_extra(f"model '{spec}'", "torch")
+        raise ModelUnavailableError(f"{sentence}; {light}")
     try:
         from app.encoders.open_clip import load_open_clip  # noqa: PLC0415 - imports torch
     except (ImportError, OSError, MemoryError) as error:
@@ -197,10 +196,7 @@ def imagenet_templates() -> tuple[str, ...]:
     """
     package = find_spec("open_clip")
     if package is None or not package.submodule_search_locations:
-        raise NotConfiguredError(
-            "the templates 'imagenet' are those of OpenCLIP, which is not installed; run: pip install --no-deps"
-            " open_clip_torch"
-        )
+        raise NotConfiguredError(needs_extra("the template set 'imagenet'", "embedded"))
     file = Path(package.submodule_search_locations[0]) / "zero_shot_metadata.py"
     spec = spec_from_file_location("zero_shot_metadata", file)
     assert spec is not None

@@ -29,6 +29,7 @@ from app.runtime.atomic_files import sync, write_atomically
 from app.runtime.checksums import sha256
 from app.runtime.temporary_folders import temporary_folder
 from app.types import ImageFeatures, Pixels, TextFeatures
+from deixis.extras import needs_extra
 
 MIN_AGREEMENT = 0.995
 """Lowest allowed share of the held-out images whose prediction is that of single precision."""
@@ -96,9 +97,7 @@ def check_can_quantise(images: int) -> None:
         ModelUnavailableError: a package or images are missing.
     """
     if not is_installed("nncf"):
-        raise ModelUnavailableError(
-            "int8 needs the package nncf, which is not installed; run: pip install 'deixis[quantization]'"
-        )
+        raise ModelUnavailableError(needs_extra("quantising to int8", "quantization"))
     if images < MIN_IMAGES:
         raise ModelUnavailableError(
             f"the folder of --calibration has {images} readable images; at least {MIN_IMAGES} are needed, of which a"

@@ -32,6 +32,7 @@ from app.errors import ModelUnavailableError, one_line
 from app.runtime.atomic_files import write_atomically
 from app.runtime.cpu import OtherProcesses, usable_cores
 from app.types import ImageFeatures, Pixels
+from deixis.extras import needs_extra
 
 log = structlog.get_logger()
 
@@ -42,8 +43,8 @@ For EfficientNet-lite0 on 372 photographs of clothing, the lowest cosine of bflo
 changed; for a ViT-B-32 it is 0.9999.
 """
 
-# What to install for each back end of a CPU, in the order in which they are likely to be fast.
-_PACKAGES = {"openvino": "deixis[openvino]", "torch": "deixis[torch]"}
+# The back ends of a CPU, in the order in which they are likely to be fast. Each is an extra of the same name.
+_BACKENDS = ("openvino", "torch")
 
 _MAX_WARM_UP_BATCH = 8
 _CPU_BATCHES = (1, 2, 4, 8, 16)
@@ -85,12 +86,9 @@ def list_candidates(device: str, options: LoadOptions) -> list[Candidate]:
             )
         return [Candidate("torch", model_precision(device, options), 0)]
     cores = usable_cores()
-    if options.backend in _PACKAGES and not is_installed(options.backend):
-        raise ModelUnavailableError(
-            f"DEIXIS_IMAGE_BACKEND={options.backend} needs the package {options.backend}; run: pip install"
-            f" '{_PACKAGES[options.backend]}'"
-        )
-    backends = [backend for backend in _PACKAGES if options.backend in {"auto", backend} and is_installed(backend)]
+    if options.backend in _BACKENDS and not is_installed(options.backend):
+        raise ModelUnavailableError(needs_extra(f"DEIXIS_IMAGE_BACKEND={options.backend}", options.backend))
+    backends = [backend for backend in _BACKENDS if options.backend in {"auto", backend} and is_installed(backend)]
     found: list[Candidate] = []
     if "openvino" in backends:
         found += [Candidate("openvino", precision, cores) for precision in ("fp32", "bf16", "int8")]
@@ -106,10 +104,12 @@ def list_candidates(device: str, options: LoadOptions) -> list[Candidate]:
         precisions = {options.precision}
     found = [candidate for candidate in found if candidate.precision in precisions]
     if not found:
-        raise ModelUnavailableError(
-            f"no installed package runs DEIXIS_IMAGE_BACKEND={options.backend} with DEIXIS_PRECISION="
-            f"{options.precision} on a CPU; set them to auto, or run: pip install '{_PACKAGES['openvino']}'"
+        missing = [needs_extra(f"the back end {name}", name) for name in _BACKENDS if not is_installed(name)]
+        problem = (
+            f"no installed back end runs DEIXIS_IMAGE_BACKEND={options.backend} with DEIXIS_PRECISION="
+            f"{options.precision} on a CPU; set them to auto"
         )
+        raise ModelUnavailableError("; ".join([problem, *missing]))
     return found
 
 

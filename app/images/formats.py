@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from app.errors import NotAnImageError
+from deixis.extras import needs_extra
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +122,12 @@ def recognise(content: bytes) -> ImageFormat:
     name = _format_name(content[:256])
     found = next(image_format for image_format in _FORMATS if image_format.name == name)
     if not found.available:
-        way_out = "`pip install 'deixis[heif]'`" if found.name == "HEIF" else f"install a Pillow with {found.name}"
-        raise NotAnImageError(
-            f"this installation cannot decode {found.name}; {way_out}, or send one of: {accepted_formats()}"
+        reason = (
+            needs_extra(found.name, "heif")
+            if found.name == "HEIF"
+            else f"this service was installed without {found.name}"
         )
+        raise NotAnImageError(f"{reason}; or send one of: {accepted_formats()}")
     return found
 
 

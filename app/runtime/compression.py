@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from typing import Any, BinaryIO, cast
 
 from app.errors import InvalidFieldError
+from deixis.extras import needs_extra
 
 COMPRESSED = (".gz", ".zst")
 
@@ -56,7 +57,7 @@ def unpacked(raw: BinaryIO, compression: str, stack: ExitStack) -> BinaryIO:
         stack: of the caller.
 
     Raises:
-        InvalidFieldError: the package that reads this compression is not installed.
+        InvalidFieldError: the extra that reads this compression is not installed.
     """
     match compression:
         case ".gz":
@@ -65,7 +66,7 @@ def unpacked(raw: BinaryIO, compression: str, stack: ExitStack) -> BinaryIO:
             try:
                 import zstandard  # noqa: PLC0415 - an extra
             except ImportError as error:
-                raise missing_extra("Zstandard", "zstandard") from error
+                raise InvalidFieldError.of("source", needs_extra("Zstandard", "captions")) from error
             frames = _ZstandardFrames(raw, zstandard.ZstdDecompressor().decompressobj)
             return cast("BinaryIO", stack.enter_context(io.BufferedReader(frames)))
     return raw
@@ -75,10 +76,3 @@ def read_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
     """Return the errors that reading an unpacked file can raise, and ``more`` of the caller."""
     zstandard = sys.modules.get("zstandard")
     return (OSError, EOFError, zlib.error, *more, *(() if zstandard is None else (zstandard.ZstdError,)))
-
-
-def missing_extra(form: str, package: str) -> InvalidFieldError:
-    """Return the error for a file format whose package is not installed."""
-    return InvalidFieldError.of(
-        "source", f"{form} needs the package {package}, which is not installed; run: pip install 'deixis[captions]'"
-    )

@@ -31,6 +31,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 
 from app.errors import StatementRefusedError, StoreError
 from app.store.tables import SCHEMA_VERSION_TABLE, LabelSetRow
+from deixis.extras import needs_extra
 
 _Result = TypeVar("_Result")
 
@@ -84,7 +85,7 @@ def open_engine(url: str) -> AsyncEngine:
             ``postgresql+psycopg://``.
 
     Raises:
-        StoreError: the URL is invalid, the file cannot be created, or the PostgreSQL driver is not installed.
+        StoreError: the URL is invalid, the file cannot be created, or its extra is not installed.
     """
     try:
         address = make_url(url)
@@ -149,8 +150,7 @@ def _open_postgresql(address: URL) -> AsyncEngine:
             json_serializer=_to_json,
         )
     except ImportError as error:
-        problem = f"the database at {location(address)} needs the PostgreSQL driver, which is not installed"
-        raise StoreError(f"{problem}; run: pip install 'deixis[postgres]'") from error
+        raise StoreError(needs_extra(f"the database at {location(address)}", "postgres")) from error
 
 
 _to_json = partial(json.dumps, ensure_ascii=False, separators=(",", ":"))

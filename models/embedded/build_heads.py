@@ -9,7 +9,7 @@ features. The text head predicts the image features of words after Changpinyo et
 Zero-Shot Learning", CVPR 2016. ``app.encoders.embedded_torch`` contains both heads; MODEL_CARD.md describes how the
 constants were chosen.
 
-Requires ``pip install 'deixis[embedded,torch]'`` and, in the folder of this file, imagenet_classes.json (class names;
+Requires the extras ``embedded`` and ``torch`` and, in the folder of this file, imagenet_classes.json (class names;
 lemmas, glosses and hypernyms of WordNet), everyday_words.toml, feature_mean.json and config.json, into which it writes
 the checksum. With ``--features`` it also computes feature_mean.json and the logit scale, from pooled image features in
 an .npz file with ``imagenet_samples`` (n, 1280), ``cifar100_train`` (n, 1280) and ``cifar100_label`` (n,).

@@ -573,10 +573,10 @@ def test_the_command_line_does_not_import_the_extras():
 
 def test_a_missing_extra_is_reported_with_its_installation(run, photos, tmp_path, monkeypatch):
     command = ["bulk", photos, "-l", "a,b", "--out", tmp_path / "out"]
-    for module, extra, more in (("ray", "deixis[server,ray]", ["--engine", "ray"]), ("pyarrow", "deixis[bulk]", [])):
+    for module, extra, more in (("ray", "ray", ["--engine", "ray"]), ("pyarrow", "bulk", [])):
         with monkeypatch.context() as without:
             without.setitem(sys.modules, module, None)
-            assert_error(run(*command, *more), 2, f"pip install '{extra}'")
+            assert_error(run(*command, *more), 2, f"needs the extra '{extra}'")
 
 
 # --- changes during a run --------------------------------------------------------------------------------------------

@@ -637,14 +637,14 @@ def test_a_server_measures_no_learning_curves(run, things, asked):
     assert_refused(done, "leave out --server")
 
 
-def test_a_chart_is_written_or_the_missing_package_is_named(run, things, asked, tmp_path):
+def test_a_chart_is_written_or_the_missing_extra_is_named(run, things, asked, tmp_path):
     arguments = ("evaluate", asked, "--method", "all", "--support", things, "--shots", "1,2", "--draws", 1)
     file = tmp_path / "curve.svg"
 
     done = run(*arguments, "--picture", file)
 
     if importlib.util.find_spec("matplotlib") is None:
-        assert_refused(done, "pip install 'deixis[bench]'")
+        assert_refused(done, "needs the extra 'plots'")
         assert not file.exists()
         return
     assert done.exit_code == 0, done.stderr

@@ -10,6 +10,7 @@ import pytest
 
 import deixis
 from deixis import AsyncClient, Client, _async_client, _calls, _client, answers
+from deixis.extras import needs_extra
 
 ROOT = Path(__file__).parents[2]
 SCHEMAS = json.loads((ROOT / "docs/openapi.json").read_text("utf-8"))["components"]["schemas"]
@@ -123,12 +124,11 @@ def test_the_client_imports_nothing_of_the_service():
 
 
 @pytest.mark.parametrize(("package", "arguments"), [("typer", ["--version"]), ("fastapi", ["serve", "--port", "0"])])
-def test_where_only_the_client_is_installed_the_command_tells_so(package, arguments):
+def test_where_only_the_client_is_installed_the_command_names_the_extra(package, arguments):
     hidden = f"import sys; sys.modules[{package!r}] = None; from deixis.__main__ import main; main()"
     done = subprocess.run([sys.executable, "-c", hidden, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert f"need {package}, which is not installed" in done.stderr
-    assert "pip install 'deixis[server,captions,embedded]'" in done.stderr
+    assert done.stderr == f"{needs_extra('the command line', 'all')}\n"
     assert "Traceback" not in done.stderr
 
 

@@ -122,4 +122,4 @@ def test_a_cluster_needs_a_shared_database_and_a_key_and_must_be_reachable(tmp_p
 
 def test_without_ray_the_message_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert "pip install 'deixis[server,ray]'" in error_of(data_dir=tmp_path)
+    assert "needs the extra 'ray'" in error_of(data_dir=tmp_path)

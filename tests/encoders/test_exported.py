@@ -378,13 +378,13 @@ def test_without_torch_and_openvino_the_error_names_the_extra_of_each(tmp_path, 
     for module in (exported, loading, openvino, tuning):
         monkeypatch.setattr(module, "is_installed", lambda _: False)
     for spec in ("embedded", "ViT-B-32/openai"):
-        with pytest.raises(ModelUnavailableError, match=r"install the extra torch .*or the extra embedded"):
+        with pytest.raises(ModelUnavailableError, match=r"needs the extra 'torch'.*or the extra embedded"):
             load_encoder(spec, options(tmp_path))
 
 
 def test_a_model_that_is_not_exported_needs_torch(tmp_path, hide_torch):
     hide_torch()
-    with pytest.raises(ModelUnavailableError, match="needs PyTorch, which is not installed; install the extra torch"):
+    with pytest.raises(ModelUnavailableError, match="needs the extra 'torch', which is not installed"):
         load_encoder("ViT-B-32/openai", options(tmp_path))
 
 

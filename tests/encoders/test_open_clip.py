@@ -401,7 +401,7 @@ def test_there_are_eighty_imagenet_templates_with_one_placeholder():
 
 def test_without_open_clip_its_templates_are_an_error_with_the_way_out(monkeypatch):
     monkeypatch.setattr("app.encoders.loading.find_spec", lambda _: None)
-    with pytest.raises(NotConfiguredError, match="pip install --no-deps open_clip_torch"):
+    with pytest.raises(NotConfiguredError, match=r"needs the extra 'embedded'.* --no-deps .*open_clip_torch"):
         imagenet_templates()
 
 

@@ -28,9 +28,10 @@ def test_an_image_that_no_label_fits_has_a_warning_of_its_own(client, served):
     (warning,) = _warnings(client, "red", labels=["green", "blue"])
     assert "is lower than that of as many unrelated labels usually is (0.50)" in warning
     both = answer(as_json(client, [picture("red"), picture("blue")], labels=["green", "blue"]))["results"]
-    assert [bool(result["warnings"]) for result in both] == [True, False]
+    assert [(result["weak_match"], bool(result["warnings"])) for result in both] == [(True, True), (False, False)]
     served.unrelated = None
-    assert _warnings(client, "red", labels=["green", "blue"]) == []
+    (unknown,) = answer(as_json(client, [picture("red")], labels=["green", "blue"]))["results"]
+    assert (unknown["weak_match"], unknown["warnings"]) == (None, [])
 
 
 def test_a_method_that_learned_from_images_gives_no_such_warning(client, served):

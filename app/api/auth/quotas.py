@@ -18,6 +18,7 @@ from limits.storage import storage_from_string
 
 from app.errors import ConfigurationError, RateLimitedError, TooLargeError
 from app.store.keys import Key
+from deixis.extras import needs_extra
 
 log = structlog.get_logger()
 
@@ -69,10 +70,12 @@ class Quotas:
                 self._redis = _redis_pool(storage)
                 options = {"implementation": "redispy", "connection_pool": self._redis}
             counts = storage_from_string(f"async+{storage}", wrap_exceptions=True, **options)
+        except ImportError as error:
+            raise ConfigurationError(needs_extra("DEIXIS_RATE_LIMIT_STORAGE=redis://...", "redis")) from error
         except Exception as error:  # client libraries raise errors of any class
             raise ConfigurationError(
-                f"DEIXIS_RATE_LIMIT_STORAGE cannot be used ({type(error).__name__}); write memory://, or"
-                " redis://host:port with the extra redis installed"
+                f"DEIXIS_RATE_LIMIT_STORAGE cannot be used ({type(error).__name__}); write memory:// or"
+                " redis://host:port"
             ) from error
         self._limiter = SlidingWindowCounterRateLimiter(counts)
         self._rates: dict[str, Sequence[RateLimitItem]] = {}

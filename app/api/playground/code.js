@@ -30,7 +30,7 @@ export function curlCode(names, fields) {
 /** Return the Python code that does the same. */
 export function pythonCode(names, fields) {
   return [
-    `import deixis${hasKey() ? "  # reads the key from DEIXIS_API_KEY" : ""}`,
+    `import deixis  # in a clone of Deixis: pip install .${hasKey() ? "; reads the key from DEIXIS_API_KEY" : ""}`,
     "",
     `with deixis.Client(${JSON.stringify(serviceUrl())}) as client:`,
     "    response = client.classify(",

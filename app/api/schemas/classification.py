@@ -248,6 +248,12 @@ class ResultBody(Response):
         description="With `keep_features`: the id under which later requests can name this image; valid for an hour,"
         " with the same model, in the same process.",
     )
+    weak_match: bool | None = Field(
+        None,
+        description="True if the best similarity is lower than that of as many unrelated labels usually is: probably"
+        " none of the labels fits. Null where this is not known: without labels, with methods that learn from images,"
+        " and in the first seconds of the service.",
+    )
     warnings: list[str] = Field([], description="Conditions that affect this result, such as missing descriptions.")
     error: Problem | None = Field(None, description="Why this image could not be read; the other images have results.")
 
@@ -267,6 +273,7 @@ class ResultBody(Response):
             prediction_set=None if result.prediction_set is None else list(result.prediction_set),
             explanation=_explanation(result),
             image_id=result.image_id,
+            weak_match=result.weak_match,
             warnings=[*warnings, *result.warnings],
             error=None if result.error is None else Problem(**problem(result.error)),
         )

@@ -41,7 +41,8 @@ def image_result(result: types.ImageResult, warnings: Sequence[str]) -> answers.
         prediction_set=result.prediction_set,
         rejected=result.rejected,
         rejection_score=result.rejection_score,
-        warnings=warnings,
+        weak_match=result.weak_match,
+        warnings=[*warnings, *result.warnings],
     )
 
 
