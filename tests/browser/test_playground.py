@@ -125,12 +125,24 @@ def test_one_click_on_the_samples_classifies_them_and_labels_change_the_results_
 
 def test_a_sample_alone_is_classified_with_the_labels_of_the_user(open_page):
     page = open_page()
-    page.fill("#new-labels", "dog, kitten")
+    page.fill("#new-labels", "dog, kitten, horse")
     page.click("[aria-label='Classify the photograph of a cat']")
     expect(page.locator("#up-to-date")).to_be_visible()
     assert verdicts(page) == ["kitten"]
     page.locator(".why summary").click()
     expect(page.locator(".why")).to_contain_text("a photo of a kitten.")
+
+    def weaken(route):
+        response = route.fetch()
+        content = response.json()
+        content["results"][0] |= {"weak_match": True, "warnings": ["probably none of the labels fits"]}
+        route.fulfill(response=response, json=content)
+
+    page.route("**/v1/classify", weaken, times=1)
+    page.click("[aria-label='Remove kitten']")
+    expect(page.locator(".card .verdict")).to_have_text("No good fit")
+    expect(page.locator(".card")).to_contain_text("Closest: dog.")
+    expect(page.locator("#results")).to_contain_text("Probably none of the labels fits.")
 
 
 def test_results_are_sorted_filtered_searched_rejected_and_downloaded(open_page, pictures, tmp_path):
@@ -171,11 +183,11 @@ def test_results_are_sorted_filtered_searched_rejected_and_downloaded(open_page,
     assert f"{rejected.locator('.count').inner_text()} image" in page.inner_text(".threshold output")
     saved = download(page, "CSV", tmp_path)
     rows = list(csv.DictReader(saved.read_text().splitlines()))
-    assert list(rows[0]) == ["path", "rank", "label", "score", "similarity", "rejected"]
-    assert [row["path"] for row in rows[::3]] == sorted(
-        f"photos/inner/{file.name}" for file in folder.iterdir() if file.name != "broken.jpg"
-    )
-    assert {row["rejected"] for row in rows} == {"no", "none of these"}
+    assert list(rows[0]) == ["path", "rank", "label", "score", "similarity", "rejected", "error"]
+    files = sorted(f"photos/inner/{file.name}" for file in folder.iterdir())
+    assert [row["path"] for row in rows if row["rank"] in {"", "1"}] == files
+    assert [row["rejected"] for row in rows if row["error"]] == [""]
+    assert {row["rejected"] for row in rows if row["rank"]} == {"no", "none of these"}
     results = json.loads(download(page, "JSON", tmp_path).read_text())
     assert results[0]["path"] == "photos/inner/broken.jpg"
     assert results[0]["error"]["title"] == "Not a readable image"
@@ -203,7 +215,8 @@ def test_the_csv_is_that_of_the_command_line(open_page, pictures, server, tmp_pa
         shutil.copy(pictures / f"{name}.jpg", tmp_path)
     shutil.copy(pictures / "coffee.jpg", tmp_path / "=cup, small.jpg")
     monkeypatch.chdir(tmp_path)
-    files = ["chelsea.jpg", "=cup, small.jpg"]
+    shutil.copy(pictures / "broken.jpg", tmp_path)
+    files = ["chelsea.jpg", "broken.jpg", "=cup, small.jpg"]
     command = ["classify", *files, "--labels", "cat,+1", "--top-k", "5", "--format", "csv", "--server", server.url]
     printed = deixis(*command, data_dir=tmp_path / "data").stdout
     page = open_page()
@@ -553,6 +566,35 @@ def test_every_control_has_a_name_and_every_image_an_alternative_text(open_page,
     )
     assert unnamed == []
     expect(page.locator("img:not([alt])")).to_have_count(0)
+
+
+def test_axe_finds_no_serious_problem(open_page, pictures):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    page = open_page()
+    found = []
+
+    def check(place):
+        violations = axe.Axe().run(page).response["violations"]
+        found.extend((place, each["id"]) for each in violations if each["impact"] in {"serious", "critical"})
+
+    check("first view")
+    choose(page, pictures / "broken.jpg")
+    page.click("#classify")
+    expect(page.locator(".field-problem")).to_be_visible()
+    check("error")
+    page.fill("#new-labels", "cat, rocket")
+    choose(page, pictures / "chelsea.jpg")
+    classify(page)
+    page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
+    expect(page.locator(".why .prompts").first).to_be_visible()
+    for layout in ("cards", "grid", "table"):
+        page.check(f"input[name=layout][value={layout}]")
+        check(layout)
+    for view in ("label-sets/things", "captions"):
+        page.evaluate(f"location.hash = '#{view}'")
+        page.wait_for_load_state("networkidle")
+        check(view)
+    assert found == []
 
 
 CONTRAST = """() => {

@@ -9,9 +9,6 @@ export const DEFAULT_OPTIONS = { method: "", model: "", template: "", topK: 5, d
 // Two scores that are this close are a close call.
 const CLOSE = 0.1;
 
-/** Return whether a warning of the server says that no label fits better than unrelated words do. */
-export const isWeakMatch = (warning) => warning.includes("none of the labels fits");
-
 /**
  * Return the state of an empty view.
  *
@@ -90,9 +87,7 @@ export function verdictOf(state, picture) {
   const { label } = best;
   if (isRejected(state, result)) return { kind: "none", title: "None of these", note: `Closest: ${label}.` };
   if (isAlone(picture)) return { kind: "alone", title: label, label, note: placeOf(state, picture) };
-  if (result.warnings.some(isWeakMatch)) {
-    return { kind: "weak", title: "No good fit", label, note: `Closest: ${label}, but the image is no more similar to it than to unrelated words. Add a label that fits.` };
-  }
+  if (result.weak_match) return { kind: "weak", title: "No good fit", label, note: `Closest: ${label}.` }; // the warning says why
   if (second && best.score - second.score < CLOSE) return { kind: "close", title: `${label} or ${second.label}?`, label, note: "A close call." };
   return { kind: "match", title: label, label, note: "" };
 }
@@ -157,7 +152,7 @@ export function shownPictures(state) {
 export function commonWarnings(state) {
   const readable = state.pictures.filter((picture) => picture.result && !picture.result.error);
   const [first, ...others] = readable.map((picture) => picture.result.warnings);
-  return (first ?? []).filter((warning) => !isWeakMatch(warning) && others.every((warnings) => warnings.includes(warning)));
+  return (first ?? []).filter((warning) => others.every((warnings) => warnings.includes(warning)));
 }
 
 /** Return the progress of a run: {done, total, secondsLeft}; null if nothing is running or waiting. */

@@ -46,7 +46,7 @@ function sources(state, actions) {
     ${isEmpty ? html`<p class="drop-title">Drop images or folders here</p>` : nothing}
     <p class="source-buttons">
       <label class="button secondary">${isEmpty ? "Choose images" : "Add images"}<input id="files" class="visually-hidden" type="file" accept="image/*" multiple @change=${actions.filesSelected}></label>
-      <label class="button secondary">Folder<input id="folder" class="visually-hidden" type="file" webkitdirectory multiple @change=${actions.filesSelected}></label>
+      <label class="button secondary folder">Folder<input id="folder" class="visually-hidden" type="file" webkitdirectory multiple @change=${actions.filesSelected}></label>
       <button type="button" class="secondary" id="camera" @click=${actions.camera}>Camera</button>
       ${state.limits.urls ? html`<button type="button" class="secondary" id="image-urls" @click=${actions.imageUrls}>URL</button>` : nothing}
       ${isEmpty ? nothing : html`<button type="button" class="link" id="remove-pictures" @click=${actions.removeAll}>Remove all</button>`}

@@ -5,17 +5,23 @@ import { groupOf, isRejected } from "./classify_state.js";
 const FORMULA = /^'*[=+\-@\t\r\n＝＋－＠]/;
 const NUMBER = /^[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?$/;
 
-/** Return the predictions as CSV with the columns of `deixis classify --format csv`. */
+/** Return the predictions as CSV like that of `deixis classify --format csv`: images without any have a row too. */
 export function csvOf(state) {
-  const results = classified(state);
-  const isRejecting = state.threshold > 0 || results.some(({ result }) => typeof result.rejected === "boolean");
-  const rows = results.flatMap(({ path, result }) =>
-    result.predictions.map((entry, index) => [
-      safePath(path), String(index + 1), safe(entry.label), entry.score.toFixed(4), entry.similarity.toFixed(4),
-      ...(isRejecting ? [isRejected(state, result) ? "none of these" : "no"] : []),
-    ]),
-  );
-  const columns = ["path", "rank", "label", "score", "similarity", ...(isRejecting ? ["rejected"] : [])];
+  const answered = state.pictures.filter((picture) => picture.result || picture.failure);
+  const rejected = ({ result }) => {
+    if (!result || result.error || (!state.threshold && typeof result.rejected !== "boolean")) return "";
+    return isRejected(state, result) ? "none of these" : "no";
+  };
+  const isRejecting = answered.some((picture) => rejected(picture));
+  const rows = answered.flatMap((picture) => {
+    const { path, result, failure } = picture;
+    const end = [...(isRejecting ? [rejected(picture)] : []), safe(failure?.message ?? result.error?.detail ?? "")];
+    const predictions = (failure ? [] : result.predictions).map((entry, index) => [
+      String(index + 1), safe(entry.label), entry.score.toFixed(4), entry.similarity.toFixed(4),
+    ]);
+    return (predictions.length ? predictions : [["", "", "", ""]]).map((cells) => [safePath(path), ...cells, ...end]);
+  });
+  const columns = ["path", "rank", "label", "score", "similarity", ...(isRejecting ? ["rejected"] : []), "error"];
   return [columns, ...rows].map((row) => `${row.map(quoted).join(",")}\r\n`).join("");
 }
 
@@ -23,7 +29,7 @@ export function csvOf(state) {
 export function jsonOf(state) {
   const results = state.pictures.filter((picture) => picture.result).map(({ path, result }) => {
     const { image_id: imageId, ...members } = result;
-    const rejected = state.threshold > 0 ? { rejected: isRejected(state, result) } : {};
+    const rejected = state.threshold > 0 && !result.error ? { rejected: isRejected(state, result) } : {};
     return { path, ...withoutNulls({ ...members, ...rejected }) };
   });
   return `${JSON.stringify(results, null, 2)}\n`;
@@ -65,8 +71,6 @@ function uniqueName(folder, name, taken) {
     return path;
   }
 }
-
-const classified = (state) => state.pictures.filter((picture) => picture.result && !picture.result.error);
 
 const safePath = (path) => (FORMULA.test(path) ? `./${path}` : path);
 
