@@ -148,11 +148,14 @@ export function shownPictures(state) {
   return by ? shown.sort(by) : shown;
 }
 
+/** Return whether a warning says of one image what its verdict says; the page shows it once for all such images. */
+export const isOfWeakMatch = (warning) => warning.startsWith("probably none of the labels fits");
+
 /** Return the warnings that all results have, which need to be shown only once. */
 export function commonWarnings(state) {
   const readable = state.pictures.filter((picture) => picture.result && !picture.result.error);
   const [first, ...others] = readable.map((picture) => picture.result.warnings);
-  return (first ?? []).filter((warning) => others.every((warnings) => warnings.includes(warning)));
+  return (first ?? []).filter((warning) => !isOfWeakMatch(warning) && others.every((warnings) => warnings.includes(warning)));
 }
 
 /** Return the progress of a run: {done, total, secondsLeft}; null if nothing is running or waiting. */

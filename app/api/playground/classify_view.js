@@ -3,7 +3,7 @@ import { countText, percent } from "./elements.js";
 import { html, live, nothing, repeat } from "./lit.js";
 import { curlCode, pythonCode } from "./code.js";
 import { SAMPLES, sampleUrl } from "./samples.js";
-import { commonWarnings, groupCounts, isAlone, isRejected, isStale, LAYOUTS, needsRequest, ORDERS, progressOf, questionOf, requestFields, SOURCES } from "./classify_state.js";
+import { commonWarnings, groupCounts, isAlone, isOfWeakMatch, isRejected, isStale, LAYOUTS, needsRequest, ORDERS, progressOf, questionOf, requestFields, SOURCES } from "./classify_state.js";
 import { gallery, sentence } from "./results.js";
 
 // Further labels are in a select element.
@@ -203,7 +203,10 @@ function notices(state, actions) {
   const failed = state.pictures.filter((picture) => picture.failure);
   const stale = state.pictures.filter((picture) => isStale(picture, question)).length;
   const alone = state.pictures.some((picture) => picture.result && !picture.result.error && isAlone(picture));
+  const weak = state.pictures.filter((picture) => picture.result?.weak_match);
+  const reason = weak[0]?.result.warnings.find(isOfWeakMatch);
   return html`
+    ${reason ? html`<p id="weak" class="note">${countText(weak.length, "image has", "images have")} no good fit. ${sentence(reason)} Add labels that fit.</p>` : nothing}
     ${failed.length ? html`<div class="problem with-button" role="alert"><span>${countText(failed.length, "image was", "images were")} not classified. ${failed[0].failure.message}</span><button id="retry" type="button" class="secondary" @click=${actions.retry}>Try again</button></div>` : nothing}
     ${stale && !state.run && !state.isLive ? html`<p class="note">These results are for earlier labels. Press Classify to update them.</p>` : nothing}
     ${stale && !question ? html`<p class="note">These results are for earlier labels. Add a label to update them.</p>` : nothing}

@@ -1,7 +1,7 @@
 // The results of pictures as cards, as a grid, or as a table; and the bars that other views share.
 import { create, scoreText } from "./elements.js";
 import { html, nothing, repeat } from "./lit.js";
-import { commonWarnings, isStale, questionOf, shownPictures, verdictOf } from "./classify_state.js";
+import { commonWarnings, isOfWeakMatch, isStale, questionOf, shownPictures, verdictOf } from "./classify_state.js";
 
 /** Return a row of a bar chart: a text on a bar, and a figure after it. */
 export function bar(text, share, figure, title = "") {
@@ -107,7 +107,7 @@ function runnersUp(picture, { kind }, { state }) {
   </li>`)}</ol>`;
 }
 
-const warnings = (picture, { common }) => (picture.result?.warnings ?? []).filter((warning) => !common.includes(warning)).map((warning) => html`<p class="verdict-note">${sentence(warning)}</p>`);
+const warnings = (picture, { common }) => (picture.result?.warnings ?? []).filter((warning) => !common.includes(warning) && !isOfWeakMatch(warning)).map((warning) => html`<p class="verdict-note">${sentence(warning)}</p>`);
 
 /** Return a text of the server as a sentence. */
 export const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}`;
