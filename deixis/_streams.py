@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from deixis._display import name_of, results_html
-from deixis._images import ImageLike, ImageUrl, Upload, read_image
+from deixis._images import ImageLike, SentImage, read_image
 from deixis.answers import ImageResult, Problem
 
 BATCH_SIZE = 8
@@ -53,7 +53,7 @@ def check_bounds(batch_size: int, concurrency: int) -> None:
 
 def read_batch(
     batch: Sequence[tuple[int, ImageLike]],
-) -> tuple[list[StreamResult | None], list[tuple[int, Upload | ImageUrl]]]:
+) -> tuple[list[StreamResult | None], list[tuple[int, SentImage]]]:
     """Read the images of a batch.
 
     Returns:
@@ -61,7 +61,7 @@ def read_batch(
         that were read, each with the index of its slot.
     """
     slots: list[StreamResult | None] = []
-    read: list[tuple[int, Upload | ImageUrl]] = []
+    read: list[tuple[int, SentImage]] = []
     for index, image in batch:
         try:
             read.append((len(slots), read_image(image)))

@@ -122,6 +122,7 @@ class ImageResult(Answer):
     prediction_set: list[str] | None = None
     rejected: bool | None = None
     rejection_score: float | None = None
+    image_id: str | None = Field(None, description="With `keep_features`: names the image in later requests.")
     warnings: list[str] = []
 
     _shown: _Shown = PrivateAttr(default_factory=_Shown)

@@ -98,6 +98,14 @@ def settings(tmp_path, empty_database) -> Settings:
     )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_warnings_of_weak_matches():
+    """The similarities of the fake encoder with photographs and everyday words say nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Settings, "warns_of_weak_matches", False)
+        yield
+
+
 @pytest.fixture
 def encoder() -> FakeEncoder:
     return FakeEncoder()

@@ -20,6 +20,7 @@ from app.api.schemas.databases import SearchBody, SearchFields
 from app.api.schemas.embeddings import EmbeddingsBody
 from app.api.schemas.hugging_face import TaskBody, ZeroShotBody
 from app.api.schemas.images import ImageBody
+from app.classification.image_features import ImageId
 from app.errors import (
     BodyTooLargeError,
     ClientError,
@@ -81,7 +82,7 @@ class ImageCountLimits:
 class ClassifyInput:
     """The images of a request to classify, and its other fields."""
 
-    images: Sequence[ImageInput]
+    images: Sequence[ImageInput | ImageId]
     fields: ClassifyFields
 
 
@@ -115,7 +116,8 @@ def _classify_input_from_json(content: bytes, max_images: int) -> ClassifyInput:
     body = validate_json(ClassifyBody, content)
     if len(body.images) > max_images:
         raise _too_many_images(max_images, "DEIXIS_MAX_IMAGES_PER_REQUEST")
-    return ClassifyInput([_image_input(image) for image in body.images], _part_of(body, ClassifyFields))
+    images = [_image_input(image) if image.id is None else ImageId(image.id) for image in body.images]
+    return ClassifyInput(images, _part_of(body, ClassifyFields))
 
 
 async def read_search_input(request: Request) -> tuple[SearchFields, ImageInput | None]:

@@ -45,6 +45,7 @@ KINDS: Mapping[type[DeixisError], Kind] = MappingProxyType(
         errors.BodyTooLargeError: Kind(413, "body-too-large", "Request body too large"),
         errors.ImageTooLargeError: Kind(413, "image-too-large", "Image too large"),
         errors.NotAnImageError: Kind(415, "not-an-image", "Not a readable image"),
+        errors.UnknownImageError: Kind(404, "unknown-image", "Unknown image"),
         errors.UnreachableImageError: Kind(422, "image-not-fetched", "Image not fetched"),
         errors.UnsupportedMediaTypeError: Kind(415, "unsupported-media-type", "Unsupported media type"),
         errors.InvalidFieldError: Kind(422, "invalid-field", "Invalid field"),

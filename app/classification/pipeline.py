@@ -16,13 +16,14 @@ import numpy as np
 from app.captions.cased.pipeline import NamingResult, find_names
 from app.captions.catalogue import CaptionCatalogue
 from app.classification.classifiers import Classifier, ClassifierCache, recipe_of
+from app.classification.image_features import ImageFeatureCache, ImageId
 from app.classification.methods import METHODS
 from app.classification.results import ClassScores, image_results, in_order, score_classes
-from app.encoders._base import ModelInfo
-from app.errors import ClientError
+from app.errors import ClientError, UnknownImageError
 from app.fewshot.fitting import FitCache
 from app.images.fetch import ImageUrl, RemoteImages
 from app.models.registry import EncodedImage, ModelRegistry, gather_or_cancel
+from app.models.served_model import ServedModel
 from app.observability.metrics import Metrics
 from app.observability.tracing import stage
 from app.prompting.class_embeddings import ClassEmbeddingCache
@@ -41,6 +42,7 @@ class Pipeline:
 
     Args:
         models: decode and encode the images.
+        image_features: of images that requests name by id.
         remote_images: fetches images that are given by URL.
         classifiers: of the tasks.
         fits: where methods that learn from the request itself run.
@@ -58,9 +60,11 @@ class Pipeline:
         fits: FitCache,
         catalogue: CaptionCatalogue,
         class_embedding_cache: ClassEmbeddingCache,
+        image_features: ImageFeatureCache,
         metrics: Metrics,
     ) -> None:
         self._models = models
+        self._image_features = image_features
         self._remote_images = remote_images
         self._classifiers = classifiers
         self._fits = fits
@@ -68,11 +72,12 @@ class Pipeline:
         self._class_embedding_cache = class_embedding_cache
         self._metrics = metrics
 
-    async def classify(self, images: Sequence[bytes | ClientError | ImageUrl], task: Task) -> Classification:
+    async def classify(self, images: Sequence[bytes | ClientError | ImageUrl | ImageId], task: Task) -> Classification:
         """Return one result per image, in order; an image that cannot be decoded has its error in its result.
 
         Args:
-            images: encoded images, where to fetch them, or the error that kept one from being read.
+            images: encoded images, where to fetch them, ids of images of earlier requests, or the error that kept one
+                from being read.
             task: resolved.
 
         Raises:
@@ -80,16 +85,18 @@ class Pipeline:
             DeadlineExceededError: the request's time is over.
         """
         served = self._models.get(task.model)
-        fetched = await self._remote_images.fetch(images)
+        fetched = await self._remote_images.fetch([image for image in images if not isinstance(image, ImageId)])
         began = time.perf_counter()
         async with self._models.deadline():
             with self._models.admitted(served, len(fetched), within_s=self._models.request_timeout_s) as read:
                 reading = [read(image) for image in fetched]
                 if task.database is not None:
-                    return await self._named(task, began, await gather_or_cancel(*reading))
+                    read_images = await gather_or_cancel(*reading)
+                    return await self._named(task, began, self._with_kept(task.model, images, read_images, began))
                 # Texts are cached as a rule; new ones are encoded while the images are decoded.
                 (classifier, text_ready), *encoded = await gather_or_cancel(self._timed_classifier(task), *reading)
             adapt_began = time.perf_counter()
+            encoded = self._with_kept(task.model, images, encoded, began)
             good = [image for image in encoded if not isinstance(image, ClientError)]
             results: Sequence[ImageResult] = ()
             warnings = classifier.warnings + task.scoring.warnings
@@ -100,7 +107,7 @@ class Pipeline:
                         task,
                         classifier,
                         len(good),
-                        partial(_classified, served.encoder, task, image_features, classifier),
+                        partial(_classified, served, task, image_features, classifier),
                     )
                 warnings += classes.warnings
                 if task.explain:
@@ -114,7 +121,7 @@ class Pipeline:
         self._metrics.classified(task.model, good=len(good), bad=len(encoded) - len(good), timing_ms=timing_ms)
         return Classification(
             task,
-            in_order(encoded, results),
+            self._with_ids(task, encoded, in_order(encoded, results)),
             timing_ms,
             warnings,
             classifier.examples,
@@ -129,12 +136,38 @@ class Pipeline:
         self._metrics.classified(task.model, good=len(good), bad=len(encoded) - len(good), timing_ms=timing_ms)
         return Classification(
             task,
-            in_order(encoded, () if named is None else named.results),
+            self._with_ids(task, encoded, in_order(encoded, () if named is None else named.results)),
             timing_ms,
             warnings=() if named is None else named.warnings,
             transductive=task.together and len(good) > 1,
             database=task.database if named is None else named.database,
             vocabulary=None if named is None else named.vocabulary,
+        )
+
+    def _with_kept(
+        self, model: str, images: Sequence[object], encoded: Sequence[EncodedImage | ClientError], began: float
+    ) -> list[EncodedImage | ClientError]:
+        """Return one entry per image: the kept features if the request names it by id, else the next encoded one."""
+        remaining = iter(encoded)
+        return [self._kept(model, image, began) if isinstance(image, ImageId) else next(remaining) for image in images]
+
+    def _kept(self, model: str, image: ImageId, began: float) -> EncodedImage | ClientError:
+        try:
+            return EncodedImage(self._image_features.get(model, image), began, began, began)
+        except UnknownImageError as error:
+            return error.with_traceback(None)
+
+    def _with_ids(
+        self, task: Task, encoded: Sequence[EncodedImage | ClientError], results: tuple[ImageResult, ...]
+    ) -> tuple[ImageResult, ...]:
+        """Keep the images' features and add their ids to the results, if the request asks for it."""
+        if not task.keep_features:
+            return results
+        return tuple(
+            result
+            if isinstance(image, ClientError)
+            else replace(result, image_id=self._image_features.keep(task.model, image.features))
+            for image, result in zip(encoded, results, strict=True)
         )
 
     async def name(self, task: Task, image_features: ImageFeatures) -> NamingResult:
@@ -201,10 +234,11 @@ class Pipeline:
 
 
 def _classified(
-    encoder: ModelInfo, task: Task, image_features: ImageFeatures, classifier: Classifier
+    served: ServedModel, task: Task, image_features: ImageFeatures, classifier: Classifier
 ) -> tuple[ClassScores, list[ImageResult]]:
-    classes = score_classes(encoder, task, image_features, classifier)
-    return classes, image_results(task, classes)
+    classes = score_classes(served.encoder, task, image_features, classifier)
+    # A method that learned from images may be right where the names fit badly.
+    return classes, image_results(task, classes, None if classifier.exclusive else served.unrelated)
 
 
 def _timing_ms(began: float, images: Sequence[EncodedImage]) -> dict[str, float]:

@@ -170,6 +170,7 @@ class Resolver:
             options=options,
             reason=reason,
             scoring=_scoring(request, method, label_set, selected, waits=self._selections.is_kept_current),
+            keep_features=request.keep_features,
         )
 
     async def _without_labels(self, request: ClassifyRequest, model: str) -> Task:
@@ -187,6 +188,7 @@ class Resolver:
             scoring=Scoring(reject_below=request.reject_below),
             database=await self._captions.choose(request.database, model, request.namespace),
             together=request.group,
+            keep_features=request.keep_features,
         )
 
 

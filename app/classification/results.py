@@ -12,6 +12,7 @@ from app.encoders._base import ModelInfo
 from app.errors import ClientError
 from app.scoring.calibration import energy, max_concept_matching, prediction_sets
 from app.scoring.numerics import tempered_softmax
+from app.scoring.unrelated import UnrelatedSimilarity
 from app.types import (
     ClassEntry,
     ImageFeatures,
@@ -115,8 +116,14 @@ def score_classes(encoder: ModelInfo, task: Task, image_features: ImageFeatures,
     )
 
 
-def image_results(task: Task, classes: ClassScores) -> list[ImageResult]:
-    """Return each image's ``top_k`` predictions, best first, with rejection and prediction set where requested."""
+def image_results(task: Task, classes: ClassScores, unrelated: UnrelatedSimilarity | None = None) -> list[ImageResult]:
+    """Return each image's ``top_k`` predictions, best first, with rejection and prediction set where requested.
+
+    Args:
+        task: resolved.
+        classes: the scores of n images.
+        unrelated: warns of images to which no label is more similar than unrelated labels are; None warns of none.
+    """
     scoring = task.scoring
     unknown_scores = 1 - max_concept_matching(classes.similarities), energy(classes.logits)
     sets = rejection_scores = None
@@ -128,6 +135,8 @@ def image_results(task: Task, classes: ClassScores) -> list[ImageResult]:
         probability = classes.scores
     if scoring.reject_below is not None:
         rejection_scores = _rejection_scores(scoring.reject_by, probability, classes)
+    weak_below = -1.0 if unrelated is None else unrelated.typical_best(len(task.classes))
+    best_similarities = classes.similarities.max(axis=1).tolist()
     results = []
     for number, (ranked, scores, similarities) in enumerate(
         zip(classes.ranked, classes.scores, classes.similarities, strict=True)
@@ -140,9 +149,19 @@ def image_results(task: Task, classes: ClassScores) -> list[ImageResult]:
                 rejected=None if rejection_scores is None else bool(rejection_scores[number] < scoring.reject_below),
                 rejection_score=None if rejection_scores is None else float(rejection_scores[number]),
                 prediction_set=None if sets is None else tuple(task.classes[index].name for index in sets[number]),
+                warnings=(_weak(best_similarities[number], weak_below),)
+                if best_similarities[number] < weak_below
+                else (),
             )
         )
     return results
+
+
+def _weak(similarity: float, usual: float) -> str:
+    return (
+        f"probably none of the labels fits: the best similarity, {similarity:.2f}, is lower than that of as many"
+        f" unrelated labels usually is ({usual:.2f})"
+    )
 
 
 def _rejection_scores(by: RejectBy, probability: np.ndarray, classes: ClassScores) -> np.ndarray:

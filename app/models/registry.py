@@ -115,14 +115,18 @@ class ModelRegistry:
 
         A request that needs one of them meanwhile does not wait for this: it encodes the text itself.
         """
-        served = self.get(model)
-        if served.text_features is None:
+        if self.get(model).text_features is None:
             return
-        encode = StoredTextEncoder(
-            partial(self.encode_in_background, model), served.text_fingerprint, served.text_features
-        )
+        encode = self.background_texts(model)
         for first in range(0, len(texts), _TEXTS_PER_WRITE):
             await encode(texts[first : first + _TEXTS_PER_WRITE])
+
+    def background_texts(self, model: str) -> StoredTextEncoder:
+        """Return what reads text features from the store, and encodes the others as ``encode_in_background``."""
+        served = self.get(model)
+        return StoredTextEncoder(
+            partial(self.encode_in_background, model), served.text_fingerprint, served.text_features
+        )
 
     async def encode_images(
         self, model: str, images: Sequence[bytes | ClientError], *, has_deadline: bool = False

@@ -65,6 +65,7 @@ def test_the_three_forms_and_both_paths_give_the_same_answer(shared_client, path
         "rejected",
         "rejection_score",
         "prediction_set",
+        "image_id",
         "explanation",
         "warnings",
         "error",
@@ -225,6 +226,54 @@ def test_an_image_over_the_limits_has_an_error_in_its_own_result(make_client):
     images = [picture("red"), picture("red") + bytes(1000), picture("red", size=(33, 24))]
     response = as_json(client, images, labels=LABELS)
     assert [each["error"] and each["error"]["status"] for each in response.json()["results"]] == [None, 413, 413]
+
+
+# --- images of earlier requests ------------------------------------------------------------------------------------
+
+
+def _ids(client, colours, **fields):
+    response = as_json(client, [picture(colour) for colour in colours], keep_features=True, **fields)
+    return [result["image_id"] for result in response.json()["results"]]
+
+
+def _by_id(client, ids, **fields):
+    return client.post("/v1/classify", json={"images": [{"id": image_id} for image_id in ids], **fields})
+
+
+def test_an_image_named_by_id_is_classified_as_if_it_were_sent_again(shared_client):
+    red, blue = _ids(shared_client, ["red", "blue"], labels=["green", "red"])
+    answers = _by_id(shared_client, [blue, red], labels=LABELS)
+    assert answer(answers) == answer(as_json(shared_client, [picture("blue"), picture("red")], labels=LABELS))
+    assert [result["image_id"] for result in answers.json()["results"]] == [None, None]
+    assert answers.json()["timing_ms"]["encode"] == 0
+    encoded = base64.b64encode(picture("green")).decode()
+    mixed = {"images": [{"id": red}, {"base64": encoded}, {"id": blue}], "labels": LABELS}
+    assert first_labels(shared_client.post("/v1/classify", json=mixed)) == ["red", "green", "blue"]
+
+
+def test_features_are_kept_only_if_the_request_asks_for_it(shared_client):
+    for send in (as_form, as_json):
+        assert send(shared_client, [picture("red")], labels=LABELS).json()["results"][0]["image_id"] is None
+        kept = send(shared_client, [picture("red"), b"no image"], labels=LABELS, keep_features=True).json()["results"]
+        assert kept[0]["image_id"].startswith("img_")
+        assert kept[1]["image_id"] is None
+
+
+def test_an_unknown_image_id_is_an_error_in_the_result_of_its_image(shared_client):
+    (red,) = _ids(shared_client, ["red"], labels=LABELS)
+    response = _by_id(shared_client, [red, "img_unknown"], labels=LABELS)
+    assert first_labels(response) == ["red", None]
+    assert response.json()["results"][1]["error"]["type"] == "urn:deixis:problem:unknown-image"
+    problem_of(_by_id(shared_client, ["img_unknown"], labels=LABELS), "unknown-image")
+    for image in ({"id": red, "base64": "YQ=="}, {}, {"id": None}):
+        response = shared_client.post("/v1/classify", json={"images": [image], "labels": LABELS})
+        assert "give either base64, url or id" in problem_of(response, "invalid-field")["errors"][0]["problem"]
+
+
+def test_ids_are_of_one_model(make_client):
+    client = make_client(encoders=[FakeEncoder("fake"), FakeEncoder("other")])
+    (red,) = _ids(client, ["red"], labels=LABELS)
+    assert "send the image again" in problem_of(_by_id(client, [red], labels=LABELS, model="other"))["detail"]
 
 
 # --- what to choose from -------------------------------------------------------------------------------------------
@@ -477,7 +526,7 @@ def test_labels_with_the_same_features_are_reported(client, encoder):
     for _ in range(2):
         (result,) = answer(as_json(client, [picture()], labels=labels))["results"]
         (warning,) = result["warnings"]
-        assert "cannot tell these labels apart" in warning
+        assert "hardly tells these labels apart" in warning
         assert "'red', 'a red thing';" in warning
     (result,) = answer(as_json(client, [picture()], labels=["cat", "dog", "red", "blue"]))["results"]
     assert result["warnings"] == []

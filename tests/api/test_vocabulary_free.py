@@ -65,6 +65,13 @@ def naming(client, colours, **fields):
     return answer(as_json(client, [picture(colour) for colour in colours], **fields))
 
 
+def test_images_named_by_id_are_named_as_if_they_were_sent_again(named):
+    sent = naming(named, MIXED, database="things", keep_features=True)["results"]
+    ids = [{"id": result.pop("image_id")} for result in sent]
+    again = answer(named.post("/v1/classify", json={"images": ids, "database": "things"}))["results"]
+    assert [{**result, "image_id": None} for result in sent] == again
+
+
 def labels_of(result):
     return [each["label"] for each in result["predictions"]]
 

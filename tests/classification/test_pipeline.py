@@ -10,6 +10,7 @@ from scipy.special import expit, softmax
 from app.adapters.cosine import Cosine
 from app.captions.catalogue import CaptionCatalogue
 from app.classification.classifiers import Classifier, ClassifierCache
+from app.classification.image_features import ImageFeatureCache
 from app.classification.pipeline import Pipeline
 from app.classification.results import score_classes
 from app.encoders.fake import FakeEncoder
@@ -88,6 +89,7 @@ async def start(anyio_backend):
             pipeline = Pipeline(
                 models,
                 RemoteImages(None, max_bytes=0),
+                image_features=ImageFeatureCache(max_bytes=1_000_000, ttl_s=60),
                 classifiers=classifiers,
                 fits=fits,
                 catalogue=CaptionCatalogue(

@@ -130,6 +130,16 @@ def test_invalid_arguments_are_errors_before_a_request_is_sent(connect, images, 
         client.classify(*images, **options)
 
 
+def test_images_of_an_earlier_request_are_classified_by_id(client):
+    kept = client.classify(picture("red"), picture("blue"), labels=["cat"], keep_features=True).results
+    ids = [deixis.ImageId(result.image_id) for result in kept]
+    assert labels_of(client.classify(ids, COLOURS)) == ["red", "blue"]
+    assert labels_of(client.classify([ids[1], picture("green")], COLOURS)) == ["blue", "green"]
+    for refused in (lambda: client.embed_images(ids), lambda: client.examples.add("x", ids)):
+        with pytest.raises(TypeError, match="an ImageId can only be classified"):
+            refused()
+
+
 def test_a_url_is_sent_as_a_url(client):
     with pytest.raises(deixis.ProblemError, match="DEIXIS_ALLOW_IMAGE_URLS"):
         client.classify("https://example.org/cat.jpg", labels=COLOURS)

@@ -14,8 +14,11 @@ _MEDIA_TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".jpg": "image/jpeg",
 }
-_ASSET = re.compile(r"[a-z_]+\.(css|js)")  # neither a path nor a Python file
+# Lower-case names in subfolders: no dot segments, and no Python, Markdown or hidden files.
+_ASSET = re.compile(r"([a-z-]+/)*[a-z_-]+\.(css|js|svg|jpg)", re.ASCII)
 
 # No inline code and nothing from other hosts; images are shown from blob: URLs.
 _POLICY = (
@@ -32,7 +35,7 @@ def page() -> Response:
     return _file("page.html")
 
 
-@router.get("/playground/{asset}")
+@router.get("/playground/{asset:path}")
 def asset(asset: str) -> Response:
     """Return one of the page's files."""
     if not _ASSET.fullmatch(asset) or not files(__name__).joinpath(asset).is_file():

@@ -3,10 +3,10 @@ import { requestJson, fetchAllPages } from "./requests.js";
 
 let cached = null;
 
-/** Return {models, methods} of the server. */
+/** Return {models, methods, images} of the server; `images` are the limits of a request. */
 export function catalogue() {
   cached ??= Promise.all([requestJson("v1/models"), requestJson("v1/methods")])
-    .then(([{ models }, { methods }]) => ({ models, methods }))
+    .then(([{ models, images = {} }, { methods }]) => ({ models, methods, images }))
     .catch((error) => {
       cached = null; // fetched again when a key has been entered
       throw error;

@@ -1,197 +1,393 @@
-// The view Classify: images and labels in, scores and explanations out.
-import { byId, create, focusLater, option, refocus, splitLabels } from "./elements.js";
-import { requestJson, RequestError } from "./requests.js";
-import { clearRequestError, showRequestError } from "./request_errors.js";
+// The view Classify: images and labels in, verdicts out. classify_view.js draws its state, runner.js sends the requests.
+import { byId, focusLater, isTyping, splitLabels } from "./elements.js";
+import { RequestError } from "./requests.js";
 import { allDatabases, allLabelSets, catalogue } from "./catalogue.js";
-import { dropZone, onFilesSelected } from "./file_drops.js";
-import { pictureList } from "./pictures.js";
-import { SAMPLE_NAMES, samplePictures } from "./samples.js";
-import { resultItem } from "./results.js";
-import { formValue, showCode, startCopying } from "./code.js";
+import { dropZone, pathOfFile, splitFiles } from "./file_drops.js";
+import { render } from "./lit.js";
+import { newState, missingInput, isStale, isUnreadable, questionOf, requestFields, shownPictures } from "./classify_state.js";
+import { classifyView } from "./classify_view.js";
+import { createRunner } from "./runner.js";
+import { createThumbnails } from "./thumbnails.js";
+import { SAMPLE_LABELS, sampleFile } from "./samples.js";
+import { applyLink, linkOf, restore, store } from "./shared_link.js";
+import { csvOf, jsonOf, save, zipOf } from "./downloads.js";
 
-const pictures = pictureList(byId("pictures"), { otherwise: byId("files"), note: byId("left-out") });
-const labels = [];
-let requests = 0;
+// As many images show what there is; more would only take longer.
+const IMAGES_FOR_SUGGESTIONS = 16;
+const LABELS_PER_IMAGE = 3;
+const MAX_SUGGESTIONS = 12;
 
-export const takePictures = pictures.add;
+const state = newState();
+const runner = createRunner(state, { changed, fail });
+const thumbnails = createThumbnails(changed);
+const view = byId("view-classify");
+const find = (selector) => view.querySelector(selector);
+let lastId = 0;
 
-/** Show the view; `name` is the label set to select. */
-export async function showClassify({ name = "" }) {
-  try {
-    await loadChoices();
-    if (name) {
-      document.querySelector("input[name=source][value=label_set]").checked = true;
-      await showSource(name);
-    } else if (source() !== "labels") {
-      await showSource();
-    }
-    clearRequestError(byId("error"));
-  } catch (error) {
-    showError(error);
-  }
+// --- drawing -------------------------------------------------------------------------------------------------------------
+
+let isScheduled = false;
+let afterwards = []; // functions to call once the page shows the state
+
+function changed() {
+  if (isScheduled) return;
+  isScheduled = true;
+  requestAnimationFrame(draw);
 }
 
-// --- labels -----------------------------------------------------------------------------------------------------------
-
-function addLabels(added = splitLabels(byId("new-labels").value)) {
-  for (const label of added) {
-    if (!labels.some((entry) => entry.toLowerCase() === label.toLowerCase())) labels.push(label);
-  }
-  byId("new-labels").value = "";
-  showLabels();
+function draw() {
+  isScheduled = false;
+  if (state.pictures.length === 0) state.filter = "all";
+  render(classifyView(state, actions), view);
+  const called = afterwards;
+  afterwards = [];
+  for (const call of called) call();
+  for (const picture of state.pictures) if (picture.isExplained) loadExplanation(picture);
 }
 
-function showLabels() {
-  byId("labels").replaceChildren(
-    ...labels.map((label, index) => {
-      const remove = create("button", { type: "button", textContent: "×", "aria-label": `Remove ${label}` });
-      remove.onclick = () => {
-        labels.splice(index, 1);
-        showLabels();
-        refocus(byId("labels"), index, byId("new-labels"));
-      };
-      return create("li", {}, label, remove);
-    }),
-  );
-  byId("remove-labels").hidden = labels.length < 2;
+function whenDrawn(call) {
+  afterwards.push(call);
+  changed();
 }
 
-const source = () => document.querySelector("input[name=source]:checked").value;
-
-async function showSource(name = "") {
-  for (const entry of ["labels", "label_set", "none"]) byId(`source-${entry}`).hidden = entry !== source();
-  if (source() === "label_set") {
-    const found = await allLabelSets();
-    fillSelect(byId("label-set"), found.map((entry) => option(entry.name, `${entry.name} (${entry.classes} classes)`)), name);
-    byId("label-set-field").hidden = !found.length;
-    byId("no-label-sets").hidden = found.length > 0;
-  }
-  if (source() === "none") {
-    const found = (await allDatabases()).filter((entry) => !entry.problem);
-    fillSelect(byId("database"), [option("", "default"), ...found.map((entry) => option(entry.name))]);
-  }
+/** The labels or options have changed. */
+function revised() {
+  if (state.problem?.status !== 401) state.problem = null;
+  state.sharedLink = "";
+  store(state);
+  runner.revise();
 }
 
-/** Fill a select element; the selected option stays selected if it still exists. */
-function fillSelect(select, options, value = "") {
-  const chosen = value || select.value;
-  select.replaceChildren(...options);
-  if (options.some((entry) => entry.value === chosen)) select.value = chosen;
+function fail(error) {
+  state.problem = error;
+  whenDrawn(revealProblem);
 }
 
-// --- the request and its response -------------------------------------------------------------------------------------
-
-function fields() {
-  const number = (id) => (byId(id).value === "" ? "" : Number(byId(id).value));
-  const values = {
-    method: byId("method").value, model: byId("model").value, template: byId("template").value.trim(), top_k: number("top-k"),
-    reject_below: number("reject-below"), explain: byId("explain").checked || "",
-  };
-  if (source() === "labels") values.labels = [...labels];
-  if (source() === "label_set") values.label_set = byId("label-set").value;
-  if (source() === "none") Object.assign(values, { database: byId("database").value, group: byId("group").checked || "" });
-  return Object.entries(values).filter(([, value]) => value !== "");
-}
-
-function missingInput() {
-  if (!pictures.all().length) return "Select at least one image.";
-  if (source() === "labels" && !labels.length) return "Enter at least one label.";
-  if (source() === "label_set" && !byId("label-set").value) return "Select a label set.";
-  return "";
-}
-
-const CONTROLS = {
-  template: "template", top_k: "top-k", reject_below: "reject-below", method: "method", model: "model", label_set: "label-set",
-  database: "database", group: "group", labels: "new-labels",
-};
-
-function controlOf(field) {
-  const [name] = field.split("."); // an error in labels.3 is shown at the input for labels
-  return name in CONTROLS ? byId(CONTROLS[name]) : null;
-}
-
-async function classify(event) {
-  event.preventDefault();
-  addLabels();
-  if (missingInput()) {
-    showError(new RequestError(missingInput()));
+/** Focus the field that a problem concerns, unless somebody is typing in another one. */
+function revealProblem() {
+  if (view.hidden) return;
+  if (state.problem?.status === 401) {
+    if (!isTyping()) byId("key").focus();
     return;
   }
-  requests += 1;
-  const current = requests, shown = pictures.all(), sent = fields();
-  const focus = focusLater(), form = new FormData();
-  for (const picture of shown) form.append("image", picture.file, picture.name);
-  for (const [name, value] of sent) form.append(name, formValue(value));
-  clearRequestError(byId("error"));
-  byId("status").textContent = "Classifying…";
-  byId("classify").disabled = true;
+  const field = find("[aria-invalid=true]");
+  if (!field) {
+    find("#error")?.scrollIntoView({ block: "nearest" });
+    return;
+  }
+  for (let section = field.closest("details"); section; section = section.parentElement.closest("details")) section.open = true;
+  if (!isTyping()) field.focus();
+}
+
+// --- pictures ------------------------------------------------------------------------------------------------------------
+
+/** Add files to the pictures. */
+export function takePictures(files) {
+  const { pictures: found, skippedNote } = splitFiles(files);
+  state.skippedNote = skippedNote;
+  const added = found.map((file) => ({ file, path: pathOfFile(file) }));
+  if (added.some(({ path }) => path.includes("/"))) added.sort(byPath);
+  for (const { file, path } of added) {
+    const picture = newPicture({ file, name: file.name || "pasted", path });
+    state.pictures.push(picture);
+    thumbnails.add(picture);
+  }
+  runner.revise();
+}
+
+/** Add pictures {name, path, remoteUrl} that the server fetches. */
+function takeRemotePictures(added) {
+  state.pictures.push(...added.map(({ name, path, remoteUrl }) => newPicture({ name, path, remoteUrl, file: null, hasNoThumbnail: true })));
+  runner.revise();
+}
+
+function newPicture(given) {
+  lastId += 1;
+  // Once results follow the labels, further images are classified without another click.
+  return { id: lastId, url: "", result: null, imageId: null, failure: null, isWanted: state.isLive, isSending: false, ...given };
+}
+
+/** Compare paths by their folders, as `deixis classify` orders them. */
+function byPath({ path: one }, { path: other }) {
+  const left = one.split("/"), right = other.split("/");
+  for (let index = 0; index < Math.min(left.length, right.length); index += 1) {
+    if (left[index] !== right[index]) return left[index] < right[index] ? -1 : 1;
+  }
+  return left.length - right.length;
+}
+
+function remove(picture) {
+  const buttons = [...view.querySelectorAll(".main-column .remove")], place = buttons.indexOf(document.activeElement);
+  state.pictures.splice(state.pictures.indexOf(picture), 1);
+  thumbnails.remove(picture);
+  runner.revise();
+  whenDrawn(() => {
+    const left = [...view.querySelectorAll(".main-column .remove")];
+    (left[Math.min(Math.max(place, 0), left.length - 1)] ?? find("#files")).focus();
+  });
+}
+
+function removeAll() {
+  for (const picture of state.pictures) thumbnails.remove(picture);
+  state.pictures.length = 0;
+  runner.cancel();
+  Object.assign(state, { isLive: false, filter: "all", search: "", skippedNote: "", suggestions: null, announcement: "All images removed." });
+  whenDrawn(() => find("#files").focus());
+}
+
+async function useSamples(samples) {
   try {
-    const response = await requestJson("v1/classify", { method: "POST", body: form });
-    if (current === requests) showResponse(response, shown, sent, focus);
+    const files = await Promise.all(samples.map(({ name }) => sampleFile(name)));
+    if (state.source === "labels" && !state.labels.length && !find("#new-labels").value.trim()) state.labels = [...SAMPLE_LABELS];
+    takePictures(files);
+    whenDrawn(submit);
   } catch (error) {
-    if (current === requests) showError(error);
-  } finally {
-    byId("classify").disabled = false;
+    fail(new RequestError(error.message));
   }
 }
 
-function showError(error) {
-  byId("status").textContent = "";
-  byId("answers").replaceChildren(); // the results of an earlier request
-  byId("code").hidden = true;
-  showRequestError(error, byId("error"), controlOf);
+async function open(picture) {
+  const { openLightbox } = await import("./lightbox.js");
+  openLightbox(picture, { pictures: shownPictures(state), onCrop: (file) => takePictures([file]) });
 }
 
-function showResponse(response, shown, sent, focus) {
-  const totalMs = Object.values(response.timing_ms).reduce((sum, number) => sum + number, 0);
-  const method = `Method ${response.method}, model ${response.model}, ${Math.round(totalMs)} ms`;
-  byId("status").textContent = response.reason ? `${method}. Reason for this method: ${response.reason}.` : `${method}.`;
-  byId("answers").replaceChildren(...response.results.map((result, index) => resultItem(result, shown[index])));
-  byId("no-answers").hidden = true;
-  byId("code").hidden = false;
-  showCode(shown.map((picture) => picture.name), sent);
-  focus(byId("results"));
+async function camera() {
+  const { openCamera } = await import("./camera.js");
+  openCamera({ onPictures: takePictures });
 }
 
-// --- the form --------------------------------------------------------------------------------------------------------
-
-async function loadChoices() {
-  const { models, methods } = await catalogue();
-  fillSelect(byId("model"), models.map((entry) => option(entry.name)));
-  fillSelect(byId("method"), [option("", "default"), option("auto"), ...methods.map((entry) => option(entry.name))]);
-  byId("method").onchange = () => {
-    byId("method-summary").textContent = methods.find((entry) => entry.name === byId("method").value)?.summary || "";
-  };
+async function imageUrls() {
+  const { openImageUrls } = await import("./image_urls.js");
+  openImageUrls({ onPictures: takeRemotePictures });
 }
 
-function useSamples() {
-  pictures.add(samplePictures());
-  byId("left-out").textContent = "These are drawings, which are difficult for a model trained on photographs. Use your own images to judge the model.";
-  if (!labels.length && !byId("new-labels").value.trim() && source() === "labels") addLabels(SAMPLE_NAMES);
+// --- labels --------------------------------------------------------------------------------------------------------------
+
+function addLabels(added) {
+  const known = new Set(state.labels.map((label) => label.toLowerCase()));
+  for (const label of added) {
+    if (!known.has(label.toLowerCase())) state.labels.push(label);
+    known.add(label.toLowerCase());
+  }
+  revised();
 }
 
-/** Register the event handlers of the form. */
+function addTyped() {
+  const input = find("#new-labels");
+  if (!input?.value.trim()) return;
+  addLabels(splitLabels(input.value));
+  input.value = "";
+}
+
+function labelKey(event) {
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  if (event.target.value.trim()) addTyped();
+  else if (state.pictures.length) submit();
+}
+
+function removeLabel(index) {
+  state.labels.splice(index, 1);
+  revised();
+  whenDrawn(() => {
+    const buttons = find("#labels").querySelectorAll("button");
+    (buttons[Math.min(index, buttons.length - 1)] ?? find("#new-labels")).focus();
+  });
+}
+
+function removeLabels() {
+  state.labels = [];
+  revised();
+  whenDrawn(() => find("#new-labels").focus());
+}
+
+async function setSource(source) {
+  state.source = source;
+  revised();
+  await loadNames();
+}
+
+/** Load the names of the source of labels. */
+async function loadNames() {
+  try {
+    if (state.source === "label_set") {
+      state.labelSets = await allLabelSets();
+      if (!state.labelSets.some((entry) => entry.name === state.labelSet)) state.labelSet = state.labelSets[0]?.name ?? "";
+      store(state);
+      runner.revise();
+    }
+    if (state.source === "none") state.databases = (await allDatabases()).filter((entry) => !entry.problem);
+    changed();
+  } catch (error) {
+    fail(error);
+  }
+}
+
+/** Discover labels in some of the images. */
+async function suggest() {
+  const readable = state.pictures.filter((picture) => !isUnreadable(picture));
+  const step = Math.max(1, readable.length / IMAGES_FOR_SUGGESTIONS);
+  const chosen = readable.filter((_, index) => Math.floor(index / step) !== Math.floor((index - 1) / step));
+  state.suggestions = { isLoading: true };
+  changed();
+  const { model, database } = state.options;
+  const fields = Object.entries({ top_k: LABELS_PER_IMAGE, model, database }).filter(([, value]) => value !== "");
+  try {
+    const { results } = await runner.ask(chosen, fields);
+    const scores = new Map();
+    for (const { label, score } of results.flatMap((result) => result.predictions)) scores.set(label, (scores.get(label) ?? 0) + score);
+    const labels = [...scores].sort(([, one], [, other]) => other - one).map(([label]) => label);
+    state.suggestions = { labels: labels.slice(0, MAX_SUGGESTIONS) };
+  } catch (error) {
+    state.suggestions = { error };
+  }
+  changed();
+}
+
+// --- results -------------------------------------------------------------------------------------------------------------
+
+function submit(event) {
+  event?.preventDefault();
+  addTyped();
+  if (state.run?.isStopped) {
+    runner.resume();
+    return;
+  }
+  const missing = missingInput(state);
+  if (missing) {
+    const field = state.source === "labels" ? "labels" : "label_set";
+    fail(new RequestError(missing, { status: 422, errors: [{ field, problem: missing }] }));
+    return;
+  }
+  const focus = focusLater();
+  runner.start();
+  whenDrawn(() => focus(find("#results")));
+}
+
+function explain(picture, isOpen) {
+  if (Boolean(picture.isExplained) === isOpen) return;
+  picture.isExplained = isOpen;
+  changed();
+}
+
+async function loadExplanation(picture) {
+  const question = questionOf(state);
+  if (picture.explanation || !picture.result || isStale(picture, question)) return;
+  picture.explanation = { isLoading: true };
+  try {
+    const { results } = await runner.ask([picture], [...requestFields(state), ["explain", true]]);
+    picture.explanation = { content: results[0].explanation };
+  } catch (error) {
+    picture.explanation = { error };
+  }
+  changed();
+}
+
+async function download(kind) {
+  find(".menu").open = false;
+  try {
+    if (kind === "csv") save(csvOf(state), "deixis.csv");
+    if (kind === "json") save(jsonOf(state), "deixis.json");
+    if (kind === "zip") save(await zipOf(state), "deixis.zip");
+  } catch (error) {
+    fail(new RequestError(`The file cannot be made: ${error.message}`));
+  }
+}
+
+// --- link, code ----------------------------------------------------------------------------------------------------------
+
+async function copyLink() {
+  const link = linkOf(state);
+  state.sharedLink = (await copy(link)) ? true : link;
+  changed();
+}
+
+async function copyCode({ target }) {
+  const code = target.closest("h3").nextElementSibling;
+  if (await copy(code.textContent)) {
+    target.textContent = "Copied";
+    setTimeout(() => { target.textContent = "Copy"; }, 1500);
+  } else {
+    getSelection().selectAllChildren(code); // so that Ctrl+C copies it
+  }
+}
+
+/** Return whether a text was copied; without HTTPS, pages cannot. */
+async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+// --- the view ------------------------------------------------------------------------------------------------------------
+
+const actions = {
+  submit, addLabels, addTyped, labelKey, removeLabel, removeLabels, setSource, suggest, remove, removeAll, useSamples, open, camera, imageUrls,
+  explain, download, copyLink, copyCode, stop: runner.stop, resume: runner.resume, retry: runner.retry,
+  filesSelected({ target }) {
+    takePictures([...target.files]);
+    target.value = ""; // allows selecting the same file again
+  },
+  setOption(name, value) {
+    state.options = { ...state.options, [name]: value };
+    revised();
+  },
+  setLabelSet(name) {
+    state.labelSet = name;
+    revised();
+  },
+  setThreshold(threshold) {
+    state.threshold = threshold;
+    store(state);
+    changed();
+  },
+  set(change) {
+    Object.assign(state, change);
+    store(state);
+    changed();
+  },
+  showAll: () => actions.set({ filter: "all", search: "" }),
+  menuKey(event) {
+    if (event.key !== "Escape") return;
+    event.currentTarget.open = false;
+    event.currentTarget.querySelector("summary").focus();
+  },
+};
+
+/** Show the view; `name` is the label set to select, `query` what a link presets. */
+export async function showClassify({ name = "", query }) {
+  if (query?.size) {
+    applyLink(query, state);
+    history.replaceState(null, "", "#classify"); // a reload keeps later changes
+    revised();
+  }
+  if (name) {
+    Object.assign(state, { source: "label_set", labelSet: name });
+    revised();
+  }
+  changed();
+  try {
+    const { models, methods, images } = await catalogue();
+    const needsKey = state.problem?.status === 401;
+    if (needsKey) state.problem = null;
+    Object.assign(state, { models, methods, limits: { ...state.limits, ...images } });
+    await loadNames();
+    if (needsKey && state.pictures.some((picture) => picture.isWanted)) runner.start();
+  } catch (error) {
+    fail(error);
+  }
+}
+
+/** Register the event handlers that the template does not have. */
 export function startClassify() {
-  byId("classify-form").addEventListener("submit", classify);
-  onFilesSelected(byId("files"), pictures.add);
-  onFilesSelected(byId("camera"), pictures.add);
-  byId("camera-button").hidden = !navigator.maxTouchPoints; // without a touch screen, browsers treat it as another file chooser
-  dropZone(byId("drop"), pictures.add);
-  byId("samples").onclick = useSamples;
-  byId("add-labels").onclick = () => addLabels();
-  byId("remove-labels").onclick = () => {
-    labels.length = 0;
-    showLabels();
-    byId("new-labels").focus();
-  };
-  byId("new-labels").onkeydown = (event) => {
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
-    event.preventDefault();
-    if (byId("new-labels").value.trim()) addLabels();
-    else byId("classify-form").requestSubmit();
-  };
-  for (const radio of document.querySelectorAll("input[name=source]")) {
-    radio.onchange = () => showSource().then(() => clearRequestError(byId("error")), showError);
-  }
-  startCopying();
+  restore(state);
+  dropZone(view, takePictures);
+  document.addEventListener("click", ({ target }) => {
+    const menu = find(".menu[open]");
+    if (menu && !menu.contains(target)) menu.open = false;
+  });
+  draw();
 }

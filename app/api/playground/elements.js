@@ -18,6 +18,12 @@ export const option = (value, text = value, more = {}) => create("option", { val
 /** Return a share in [0, 1] as a percentage, with one decimal below ten percent. */
 export const percent = (share) => `${(100 * share).toFixed(share > 0.0995 || share === 0 ? 0 : 1)} %`;
 
+/** Return a score as a percentage that is 0 or 100 only if the score is. */
+export function scoreText(score) {
+  if (score > 0.995 && score < 1) return "> 99 %";
+  return score < 0.0005 && score > 0 ? "< 0.1 %" : percent(score);
+}
+
 export const countText = (count, one, many = `${one}s`) => `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
 
 export const formatTime = (iso) => new Date(iso).toLocaleString("en", { dateStyle: "medium", timeStyle: "short" });

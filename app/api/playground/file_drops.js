@@ -45,10 +45,16 @@ export function fileChooser(text, name, receive, { multiple = true } = {}) {
   return create("label", { className: "button secondary" }, text, input);
 }
 
+const paths = new WeakMap(); // of files in dropped folders
+
+/** Return the path of a file in the folder that was dropped or selected, its name if there was no folder. */
+export const pathOfFile = (file) => paths.get(file) || file.webkitRelativePath || file.name || "pasted";
+
 /** Return the images among files, and a sentence about the other files, empty if there are none. */
 export function splitFiles(files) {
-  const isPicture = (file) => file.type.startsWith("image/") || (file.type === "" && !file.name.startsWith("."));
-  const others = files.filter((file) => !isPicture(file)).map((file) => file.name);
+  const isHidden = (file) => file.name.startsWith("."); // as .DS_Store in folders
+  const isPicture = (file) => file.type.startsWith("image/") || (file.type === "" && !isHidden(file));
+  const others = files.filter((file) => !isPicture(file) && !isHidden(file)).map((file) => file.name);
   const named = `${others.slice(0, 5).join(", ")}${others.length > 5 ? ` and ${others.length - 5} more` : ""}`;
   return { pictures: files.filter(isPicture), skippedNote: others.length ? `Skipped, not an image: ${named}.` : "" };
 }
@@ -72,7 +78,11 @@ async function filesIn(folder) {
     if (!entries.length) return files;
     for (const entry of entries) {
       if (entry.isDirectory) files.push(...(await filesIn(entry)));
-      else files.push(await new Promise((done, failed) => entry.file(done, failed)));
+      else {
+        const file = await new Promise((done, failed) => entry.file(done, failed));
+        paths.set(file, entry.fullPath.slice(1));
+        files.push(file);
+      }
     }
   }
 }

@@ -3,9 +3,14 @@ import { byId } from "./elements.js";
 
 /** A request that failed, or that the server rejected. */
 export class RequestError extends Error {
-  /** `errors` are the fields of a problem, [{field, problem}]; `detail` is its text without the title, `kind` its type. */
-  constructor(message, { status = 0, errors = [], detail = message, kind = "" } = {}) {
+  /**
+   * `errors` are the fields of a problem, [{field, problem}]; `detail` is its text without the `title`, `kind` its type.
+   * `retryAfterS` is the time after which the server asks to try again, null if it does not.
+   */
+  constructor(message, { status = 0, errors = [], title = "", detail = message, kind = "", retryAfterS = null } = {}) {
     super(message);
+    this.title = title;
+    this.retryAfterS = retryAfterS;
     this.status = status;
     this.detail = detail;
     this.kind = kind;
@@ -62,6 +67,7 @@ export async function fetchAllPages(path, member) {
 async function requestErrorOf(response) {
   const status = response.status;
   if (status === 401) {
+    byId("key-field").hidden = false; // not shown before, because most servers need no key
     const sentence = hasKey()
       ? "The server does not accept this API key. Check the field “API key” at the top."
       : "The server requires an API key. Enter it in the field “API key” at the top; it is stored only in this tab.";
@@ -71,6 +77,7 @@ async function requestErrorOf(response) {
   const wait = response.headers.get("retry-after");
   const message = body?.detail ? `${body.title}: ${body.detail}` : `The server responded with status ${status}.`;
   return new RequestError(`${message}${wait ? ` Try again in ${wait} s.` : ""}`, {
-    status, errors: body?.errors || [], detail: body?.detail || message, kind: (body?.type || "").split(":").at(-1),
+    status, errors: body?.errors || [], title: body?.title || "", detail: body?.detail || message, kind: (body?.type || "").split(":").at(-1),
+    retryAfterS: Number(wait) || null,
   });
 }

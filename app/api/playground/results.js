@@ -1,13 +1,7 @@
-// The result of one image: bars of scores, notes, and the explanation.
-import { create, percent } from "./elements.js";
-
-/** Return the list item of an image's result. */
-export function resultItem(result, picture) {
-  const content = create("div", {}, create("p", { className: "file-name", textContent: picture.name }));
-  if (result.error) content.append(create("p", { className: "problem", textContent: `${result.error.title}: ${result.error.detail}` }));
-  else content.append(...resultContent(result));
-  return create("li", {}, create("img", { src: picture.url, alt: "" }), content);
-}
+// The results of pictures as cards, as a grid, or as a table; and the bars that other views share.
+import { create, scoreText } from "./elements.js";
+import { html, nothing, repeat } from "./lit.js";
+import { commonWarnings, isStale, isWeakMatch, questionOf, shownPictures, verdictOf } from "./classify_state.js";
 
 /** Return a row of a bar chart: a text on a bar, and a figure after it. */
 export function bar(text, share, figure, title = "") {
@@ -18,40 +12,126 @@ export function bar(text, share, figure, title = "") {
   );
 }
 
-function resultContent(result) {
-  const bars = result.predictions.map((entry) => bar(entry.label, entry.score, percent(entry.score), `cosine similarity ${entry.similarity.toFixed(3)}`));
-  const parts = [create("ol", { className: "bars" }, ...bars)];
-  if (result.rejected) parts.push(create("p", { className: "note", textContent: "Rejected: the best score is below the threshold, so the image shows none of the labels." }));
-  parts.push(...result.warnings.map((warning) => create("p", { className: "note", textContent: warning })));
-  const unknown = result.out_of_vocabulary ? [unknownClassScore(result.out_of_vocabulary.mcm)] : [];
-  if (result.explanation) parts.push(explanation(result.explanation, unknown));
-  else parts.push(...unknown);
-  return parts;
+const RUNNERS_UP = 2;
+
+/** Return the template of all pictures that are shown, in the layout of the state. */
+export function gallery(state, actions) {
+  const shown = shownPictures(state), question = questionOf(state);
+  const context = { state, actions, question, common: commonWarnings(state) };
+  if (!shown.length) return html`<p class="nothing">No image matches. <button type="button" class="link" @click=${actions.showAll}>Show all images</button></p>`;
+  if (state.layout === "table") return table(shown, context);
+  const item = state.layout === "grid" ? tile : card;
+  return html`<ul class="gallery ${state.layout}" aria-label="Images">${repeat(shown, (picture) => picture.id, (picture) => item(picture, context))}</ul>`;
 }
 
-function unknownClassScore(mcm) {
-  const sentence = `Unknown-class score: ${mcm.toFixed(2)} (maximum concept matching, from 0 to 1). Images that show none of the labels have a higher score than others.`;
-  return create("p", { className: "hint", textContent: sentence });
+const classes = (picture, verdict, context) => `${verdict.kind}${isStale(picture, context.question) ? " stale" : ""}`;
+
+function card(picture, context) {
+  const verdict = verdictOf(context.state, picture);
+  return html`<li class="card ${classes(picture, verdict, context)}">
+    ${shot(picture, context)}
+    <div class="card-body">
+      ${staleTag(picture, context)}
+      <p class="verdict"><strong>${verdict.title}</strong>${score(picture, verdict)}</p>
+      ${verdict.note ? html`<p class="verdict-note">${verdict.note}</p>` : nothing}
+      ${runnersUp(picture, verdict, context)}
+      ${warnings(picture, context)}
+      <p class="file-name" title=${picture.path}>${picture.name}</p>
+      ${verdict.kind === "failed" ? html`<button type="button" class="secondary small" @click=${context.actions.retry}>Try again</button>` : nothing}
+      ${picture.result && !picture.result.error ? explanation(picture, context) : nothing}
+    </div>
+  </li>`;
 }
 
-function explanation(content, more) {
-  const labels = content.labels.map((entry) => {
-    const title = entry.rival ? `${entry.label}, compared with ${entry.rival}` : entry.label;
-    const prompts = [
-      ...entry.supporting.map((prompt) => promptRow("+", "for", prompt.cosine, prompt.prompt)),
-      ...entry.opposing.map((prompt) => promptRow("−", "against", prompt.cosine, prompt.prompt)),
-    ];
-    return create("div", {}, create("h3", { textContent: title }), create("ul", { className: "prompts" }, ...prompts));
-  });
-  const captions = content.captions.map((entry) => promptRow("", "near", entry.similarity, entry.suggested.length ? `${entry.caption} (${entry.suggested.join(", ")})` : entry.caption));
-  const near = captions.length ? [create("div", {}, create("h3", { textContent: "Similar captions" }), create("ul", { className: "prompts" }, ...captions))] : [];
-  const legend = labels.length ? "+ supports the label: its prompt is more similar to the image than the prompts of the other label. − opposes it. The figure is the cosine similarity." : "The figure is the cosine similarity. In brackets: the labels discovered in the caption.";
-  return create("details", {}, create("summary", { textContent: "Explanation" }), create("p", { className: "hint", textContent: legend }), ...labels, ...near, ...more);
+function tile(picture, context) {
+  const verdict = verdictOf(context.state, picture);
+  return html`<li class="tile-item ${classes(picture, verdict, context)}">
+    ${shot(picture, context)}
+    <p class="caption" title=${`${picture.path}${verdict.note ? `: ${verdict.note}` : ""}`}><strong>${verdict.title}</strong>${score(picture, verdict)}</p>
+    ${staleTag(picture, context)}
+  </li>`;
+}
+
+function table(shown, context) {
+  return html`<div class="scroll" role="region" aria-label="Results as a table" tabindex="0">
+    <table class="results-table">
+      <thead><tr><th scope="col">Image</th><th scope="col">File</th><th scope="col">Verdict</th><th scope="col" class="number">Score</th><th scope="col">Runner-up</th><th scope="col" class="number">Similarity</th><th scope="col"><span class="visually-hidden">Remove</span></th></tr></thead>
+      <tbody>${repeat(shown, (picture) => picture.id, (picture) => tableRow(picture, context))}</tbody>
+    </table>
+  </div>`;
+}
+
+function tableRow(picture, context) {
+  const verdict = verdictOf(context.state, picture);
+  const [best, second] = picture.result?.predictions ?? [];
+  return html`<tr class=${classes(picture, verdict, context)}>
+    <td>${openButton(picture, context)}</td>
+    <th scope="row" class="path">${picture.path}</th>
+    <td><strong>${verdict.title}</strong>${verdict.note ? html`<span class="aside">${verdict.note}</span>` : nothing}${staleTag(picture, context)}</td>
+    <td class="number">${best && verdict.kind !== "alone" ? scoreText(best.score) : ""}</td>
+    <td>${second ? html`${second.label} <span class="quiet-figure">${scoreText(second.score)}</span>` : nothing}</td>
+    <td class="number">${best ? best.similarity.toFixed(2) : ""}</td>
+    <td>${removeButton(picture, context)}</td>
+  </tr>`;
+}
+
+// --- parts -------------------------------------------------------------------------------------------------------------
+
+const shot = (picture, context) => html`<div class="shot">${openButton(picture, context)}${removeButton(picture, context)}</div>`;
+
+function openButton(picture, { actions }) {
+  const suffix = picture.name.split(".").at(-1).slice(0, 5).toUpperCase();
+  return html`<button type="button" class="open" aria-label=${`Enlarge ${picture.name}`} @click=${() => actions.open(picture)}>
+    ${picture.url ? html`<img src=${picture.url} alt="" loading="lazy" decoding="async">` : html`<span class="no-preview">${picture.remoteUrl ? "URL" : picture.hasNoThumbnail ? suffix : ""}</span>`}
+  </button>`;
+}
+
+const removeButton = (picture, { actions }) => html`<button type="button" class="remove" aria-label=${`Remove ${picture.name}`} title="Remove" @click=${() => actions.remove(picture)}>×</button>`;
+
+const staleTag = (picture, context) => (isStale(picture, context.question) ? html`<span class="stale-tag">earlier labels</span>` : nothing);
+
+/** Return the score behind a verdict; a single label has none, because it is 1 whatever the image shows. */
+function score(picture, { kind }) {
+  if (kind !== "match" && kind !== "close") return nothing;
+  return html` <span class="score">${scoreText(picture.result.predictions[0].score)}</span>`;
+}
+
+function runnersUp(picture, { kind }, { state }) {
+  if (kind === "alone" || !picture.result?.predictions.length) return nothing;
+  // A verdict that names no label shows the scores of all of the best ones.
+  const from = kind === "match" ? 1 : 0, all = picture.result.predictions;
+  const shown = all.slice(from, from + Math.max(RUNNERS_UP, state.options.topK === 5 ? RUNNERS_UP : state.options.topK - 1));
+  if (!shown.length) return nothing;
+  return html`<ol class="runners" aria-label=${kind === "match" ? "Runners-up" : "Best labels"}>${shown.map((entry) => html`<li title=${`cosine similarity ${entry.similarity.toFixed(3)}`}>
+    <span class="runner">${entry.label}</span><span class="track"><i .style=${`width: ${100 * entry.score}%`}></i></span><span class="score">${scoreText(entry.score)}</span>
+  </li>`)}</ol>`;
+}
+
+const warnings = (picture, { common }) => (picture.result?.warnings ?? []).filter((warning) => !common.includes(warning) && !isWeakMatch(warning)).map((warning) => html`<p class="verdict-note">${sentence(warning)}</p>`);
+
+/** Return a text of the server as a sentence. */
+export const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}`;
+
+// --- the explanation of a result -----------------------------------------------------------------------------------------
+
+function explanation(picture, { actions }) {
+  const { explanation: found } = picture;
+  return html`<details class="why" .open=${Boolean(picture.isExplained)} @toggle=${(event) => actions.explain(picture, event.target.open)}>
+    <summary>Why?</summary>
+    ${!found ? html`<p class="hint">Loading…</p>` : found.error ? html`<p class="problem">${found.error.message}</p>` : explanationBody(found.content)}
+  </details>`;
+}
+
+function explanationBody({ labels, captions }) {
+  const legend = labels.length
+    ? "+ supports the label: its prompt is more similar to the image than the prompts of the other label. − opposes it. The figure is the cosine similarity."
+    : "Captions that are similar to the image. The figure is the cosine similarity; the labels found in the caption are in brackets.";
+  return html`<p class="hint">${legend}</p>
+    ${labels.map((entry) => html`<h4>${entry.rival ? `${entry.label}, compared with ${entry.rival}` : entry.label}</h4>
+      <ul class="prompts">${entry.supporting.map((prompt) => promptRow("+", "for", prompt.cosine, prompt.prompt))}${entry.opposing.map((prompt) => promptRow("−", "against", prompt.cosine, prompt.prompt))}</ul>`)}
+    ${captions.length ? html`<ul class="prompts">${captions.map((entry) => promptRow("", "near", entry.similarity, entry.suggested.length ? `${entry.caption} (${entry.suggested.join(", ")})` : entry.caption))}</ul>` : nothing}`;
 }
 
 const MEANINGS = { "+": "supports the label", "−": "opposes the label" };
 
-function promptRow(sign, kind, cosine, text) {
-  const symbol = create("span", {}, create("span", { textContent: sign, "aria-hidden": "true" }), create("span", { className: "visually-hidden", textContent: MEANINGS[sign] || "" }));
-  return create("li", { className: kind }, symbol, create("span", { textContent: cosine.toFixed(3) }), create("span", { textContent: text }));
-}
+const promptRow = (sign, kind, cosine, text) => html`<li class=${kind}><span><span aria-hidden="true">${sign}</span><span class="visually-hidden">${MEANINGS[sign] ?? ""}</span></span><span>${cosine.toFixed(3)}</span><span>${text}</span></li>`;

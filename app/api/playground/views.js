@@ -1,4 +1,5 @@
-// The views of the page and their addresses: #classify, #label-sets, #label-sets/pets, #new-label-set, #captions.
+// The views of the page and their addresses: #classify, #label-sets, #label-sets/pets, #new-label-set, #captions. A question
+// mark separates what a link presets: #classify?label=cat&label=dog.
 import { byId } from "./elements.js";
 
 const TITLES = { classify: "Classify", "label-sets": "Label sets", captions: "Captions" };
@@ -11,7 +12,7 @@ export const currentView = () => Object.keys(TITLES).find((view) => !byId(`view-
 /**
  * Show a view by its address, now and whenever the address changes.
  *
- * `shown` has one function per view. It receives the rest of the address as {name, isNew}, and `focus`: whether to move
+ * `shown` has one function per view. It receives the rest of the address as {name, isNew, query}, and `focus`: whether to move
  * the focus to the named item. Without a name, the view itself receives the focus.
  */
 export function startViews(shown) {
@@ -44,9 +45,10 @@ function mark(view, name) {
 }
 
 function place() {
-  const [first, ...others] = location.hash.slice(1).split("/");
-  if (first === "new-label-set") return { view: "label-sets", rest: { isNew: true } };
-  return { view: first in TITLES ? first : first === "" ? "classify" : null, rest: { name: decoded(others.join("/")) } };
+  const [path, ...queries] = location.hash.slice(1).split("?");
+  const [first, ...others] = path.split("/"), query = new URLSearchParams(queries.join("?"));
+  if (first === "new-label-set") return { view: "label-sets", rest: { isNew: true, query } };
+  return { view: first in TITLES ? first : first === "" ? "classify" : null, rest: { name: decoded(others.join("/")), query } };
 }
 
 function decoded(text) {

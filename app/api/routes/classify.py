@@ -12,6 +12,7 @@ from app.api.forms import IMAGE_FILES, read_classify_input
 from app.api.problems import kind_of, problem
 from app.api.routing import guarded_router
 from app.api.schemas.classification import ClassifyBody, ClassifyFields, ClassifyResponse, serialize
+from app.classification.image_features import ImageId
 from app.errors import FieldProblem, InvalidFieldError
 from app.types import Classification
 
@@ -43,7 +44,7 @@ def _form_schema() -> dict[str, Any]:
 def _json_schema() -> dict[str, Any]:
     schema = ClassifyBody.model_json_schema()
     # Inlined, because FastAPI collects no definitions from a body that the route parses itself.
-    schema["properties"]["images"]["items"] = schema.pop("$defs")["ImageBody"]
+    schema["properties"]["images"]["items"] = schema.pop("$defs")["ClassifyImageBody"]
     return schema
 
 
@@ -74,7 +75,8 @@ async def classify(
     """
     given = await read_classify_input(request, max_images=parts.limits.max_images)
     task = await parts.resolver.resolve(given.fields.request(caller.namespace))
-    await caller.spend_images(len(given.images))
+    # Images named by id are not encoded again.
+    await caller.spend_images(sum(not isinstance(image, ImageId) for image in given.images))
     classification = await unless_disconnected(request, parts.pipeline.classify(given.images, task))
     log_fields(
         request,

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from app.api.schemas._base import ModelName, Request, Response
-from app.api.schemas.images import ImageBody
+from app.api.schemas.images import ClassifyImageBody
 from app.api.schemas.problems import Problem, ProblemOf
 from app.classification.request import ClassifyRequest
 from app.names.class_names import MAX_ITEMS
@@ -115,6 +115,12 @@ class ClassifyFields(Request):
         examples=[0.95],
     )
 
+    keep_features: bool = Field(
+        default=False,
+        description="Keep the features of the images in memory for an hour and return an `image_id` for each, so that a"
+        " later JSON request can classify them with other labels without sending them again.",
+    )
+
     def request(self, namespace: Namespace) -> ClassifyRequest:
         """Return the request to resolve; its names belong to ``namespace``."""
         return ClassifyRequest(
@@ -125,7 +131,7 @@ class ClassifyFields(Request):
 class ClassifyBody(ClassifyFields):
     """A request to classify, as JSON."""
 
-    images: list[ImageBody] = Field(
+    images: list[ClassifyImageBody] = Field(
         min_length=1, max_length=MAX_ITEMS, fail_fast=True, description="One or more images."
     )
 
@@ -236,6 +242,11 @@ class ResultBody(Response):
         " `coverage`.",
     )
     explanation: ExplanationBody | None = Field(None, description="Null without `explain`.")
+    image_id: str | None = Field(
+        None,
+        description="With `keep_features`: the id under which later requests can name this image; valid for an hour,"
+        " with the same model, in the same process.",
+    )
     warnings: list[str] = Field([], description="Conditions that affect this result, such as missing descriptions.")
     error: Problem | None = Field(None, description="Why this image could not be read; the other images have results.")
 
@@ -254,7 +265,8 @@ class ResultBody(Response):
             rejection_score=result.rejection_score,
             prediction_set=None if result.prediction_set is None else list(result.prediction_set),
             explanation=_explanation(result),
-            warnings=list(warnings),
+            image_id=result.image_id,
+            warnings=[*warnings, *result.warnings],
             error=None if result.error is None else Problem(**problem(result.error)),
         )
 

@@ -32,6 +32,17 @@ class ImageBody(Request):
 
     @model_validator(mode="after")
     def _check_one(self) -> Self:
-        if (self.base64 is None) == (self.url is None):
-            raise PydanticCustomError("image", "give either base64 or url")
+        *others, last = type(self).model_fields
+        if sum(getattr(self, name) is not None for name in (*others, last)) != 1:
+            raise PydanticCustomError("image", f"give either {', '.join(others)} or {last}")
         return self
+
+
+class ClassifyImageBody(ImageBody):
+    """An image in a JSON request to classify: either ``base64``, ``url`` or ``id``."""
+
+    id: str | None = Field(
+        None,
+        max_length=100,
+        description="The `image_id` of an image of an earlier request with `keep_features`, instead of `base64`.",
+    )

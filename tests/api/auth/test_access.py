@@ -24,7 +24,7 @@ from tests.captions_made import made
 from tests.conftest import picture
 
 # Pages and the description of the API, which are public.
-PUBLIC = {"/", "/playground/{asset}", "/openapi.json", "/docs", "/docs/{asset}"}
+PUBLIC = {"/", "/playground/{asset:path}", "/openapi.json", "/docs", "/docs/{asset}"}
 
 JSON = {"Content-Type": "application/json"}
 KETTLES = {"classes": ["red", "green"], "templates": "{}"}

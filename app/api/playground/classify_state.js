@@ -1,0 +1,172 @@
+// The state of the view Classify, and what follows from it. Nothing here changes the page or sends requests.
+
+export const SOURCES = { labels: "My labels", label_set: "Label set", none: "Discover" };
+export const LAYOUTS = { cards: "Cards", grid: "Grid", table: "Table" };
+export const ORDERS = { added: "Order added", label: "Label", high: "Highest score", low: "Lowest score", name: "File name" };
+
+export const DEFAULT_OPTIONS = { method: "", model: "", template: "", topK: 5, database: "", group: false };
+
+// Two scores that are this close are a close call.
+const CLOSE = 0.1;
+
+/** Return whether a warning of the server says that no label fits better than unrelated words do. */
+export const isWeakMatch = (warning) => warning.includes("none of the labels fits");
+
+/**
+ * Return the state of an empty view.
+ *
+ * A picture is {id, file, name, path, url, remoteUrl, result, answeredFor, imageId, failure, isWanted, isSending,
+ * explanation}: `url` is that of its thumbnail, `remoteUrl` replaces a file that the server fetches, `result` that of the
+ * server, `answeredFor` the question that it answers (see `questionOf`), `imageId` the id of the features that the
+ * server keeps, and `failure` the RequestError of a request that can be tried again.
+ */
+export function newState() {
+  return {
+    pictures: [], skippedNote: "", hasNoThumbnails: false,
+    labels: [], source: "labels", labelSet: "", options: { ...DEFAULT_OPTIONS },
+    models: [], methods: [], labelSets: null, databases: null, limits: {},
+    isLive: false, run: null, problem: null, answer: null, announcement: "",
+    threshold: 0, layout: "cards", order: "added", filter: "all", search: "",
+    suggestions: null, sharedLink: "",
+  };
+}
+
+// --- the question ----------------------------------------------------------------------------------------------------
+
+/** Return the fields of a request as [[name, value], ...], without those that have their default. */
+export function requestFields({ source, labels, labelSet, options }) {
+  const { method, model, template, topK, database, group } = options;
+  const values = { method, model, template: template.trim(), top_k: topK === DEFAULT_OPTIONS.topK ? "" : topK };
+  if (source === "labels") values.labels = [...labels];
+  if (source === "label_set") values.label_set = labelSet;
+  if (source === "none") Object.assign(values, { database, group: group || "" });
+  return Object.entries(values).filter(([, value]) => value !== "");
+}
+
+/** Return what is asked of every picture as a text to compare, null if something is missing. */
+export function questionOf(state) {
+  if (missingInput(state)) return null;
+  const together = isTogether(state) ? state.pictures.map((picture) => picture.id) : [];
+  return JSON.stringify([requestFields(state), together]);
+}
+
+/** Return whether all pictures are classified in one request, because they share the labels that are discovered. */
+export const isTogether = (state) => state.source === "none" && state.options.group;
+
+/** Return what the user has to enter before anything can be classified, empty if nothing is missing. */
+export function missingInput({ source, labels, labelSet }) {
+  if (source === "labels" && !labels.length) return "Enter at least one label.";
+  if (source === "label_set" && !labelSet) return "Select a label set.";
+  return "";
+}
+
+/** Return whether a result answers another question than the one that is asked now. */
+export const isStale = (picture, question) => Boolean(picture.result) && !isUnreadable(picture) && picture.answeredFor !== question;
+
+/** Return whether a picture waits for a request. */
+export function needsRequest(picture, question) {
+  if (!picture.isWanted || picture.isSending || picture.failure || isUnreadable(picture)) return false;
+  return !picture.result || picture.answeredFor !== question;
+}
+
+/** Return whether the server cannot read the image, whatever is asked about it. */
+export const isUnreadable = (picture) => Boolean(picture.result?.error);
+
+// --- the answer ------------------------------------------------------------------------------------------------------
+
+/**
+ * Return what the page says of a picture: {kind, title, label, note}; `label` is that of the group that it belongs to.
+ *
+ * Kinds: `waiting`, `sending`, `failed`, `unreadable`, `none` (rejected), `alone` (a single label), `weak` (no
+ * label fits better than unrelated words), `close` (two labels are about equally likely), `match`.
+ */
+export function verdictOf(state, picture) {
+  if (picture.failure) return { kind: "failed", title: "Not classified", note: picture.failure.message };
+  if (!picture.result) return { kind: picture.isSending ? "sending" : "waiting", title: picture.isSending ? "Classifying…" : "Not classified yet", note: "" };
+  const { result } = picture;
+  if (result.error) return { kind: "unreadable", title: "Not readable", note: result.error.detail };
+  const [best, second] = result.predictions;
+  if (!best) return { kind: "none", title: "None found", note: "No label was discovered for this image." };
+  const { label } = best;
+  if (isRejected(state, result)) return { kind: "none", title: "None of these", note: `Closest: ${label}.` };
+  if (isAlone(picture)) return { kind: "alone", title: label, label, note: placeOf(state, picture) };
+  if (result.warnings.some(isWeakMatch)) {
+    return { kind: "weak", title: "No good fit", label, note: `Closest: ${label}, but the image is no more similar to it than to unrelated words. Add a label that fits.` };
+  }
+  if (second && best.score - second.score < CLOSE) return { kind: "close", title: `${label} or ${second.label}?`, label, note: "A close call." };
+  return { kind: "match", title: label, label, note: "" };
+}
+
+/** Return whether an image shows none of the labels: by the threshold of the page, or by a calibration of the server. */
+export const isRejected = (state, result) => result.rejected === true || (state.threshold > 0 && (result.predictions[0]?.score ?? 0) < state.threshold);
+
+/** Return whether a result compares one label with nothing; with independent probabilities, its score has a meaning. */
+export const isAlone = ({ result }) => result.predictions.length === 1 && result.predictions[0].score > 0.9999 && Boolean(result.out_of_vocabulary) && result.out_of_vocabulary.mcm < 1e-6;
+
+/** Return the place of a picture among all that were compared with the same single label. */
+function placeOf(state, picture) {
+  const label = picture.result.predictions[0].label;
+  const others = state.pictures.filter((other) => other.result && !other.result.error && isAlone(other) && other.result.predictions[0].label === label);
+  const place = others.filter((other) => other.result.predictions[0].similarity > picture.result.predictions[0].similarity).length + 1;
+  const figure = `Similarity ${picture.result.predictions[0].similarity.toFixed(2)}`;
+  return others.length > 1 ? `${figure}, number ${place} of ${others.length} images.` : `${figure}.`;
+}
+
+// After the labels, in this order.
+const GROUPS = ["none", "errors", "waiting"];
+
+/** Return the group of a picture: `waiting`, `errors`, `none`, or `label:` and its label. */
+export function groupOf(state, picture) {
+  const { kind, label } = verdictOf(state, picture);
+  if (kind === "waiting" || kind === "sending") return "waiting";
+  if (kind === "failed" || kind === "unreadable") return "errors";
+  return kind === "none" ? "none" : `label:${label}`;
+}
+
+/** Return the number of pictures of each group, as a Map; labels first, the most frequent first. */
+export function groupCounts(state) {
+  const counts = new Map();
+  for (const picture of state.pictures) {
+    const group = groupOf(state, picture);
+    counts.set(group, (counts.get(group) ?? 0) + 1);
+  }
+  return new Map([...counts].sort(([one, many], [other, few]) => GROUPS.indexOf(one) - GROUPS.indexOf(other) || few - many));
+}
+
+/** Return the pictures to show, in order. */
+export function shownPictures(state) {
+  const search = state.search.trim().toLowerCase();
+  const shown = state.pictures.filter(
+    (picture) => (state.filter === "all" || groupOf(state, picture) === state.filter) && picture.path.toLowerCase().includes(search),
+  );
+  const score = (picture) => picture.result?.predictions[0]?.score ?? -1;
+  const names = new Intl.Collator("en", { numeric: true });
+  const by = {
+    label: (one, other) => {
+      const [left, right] = [groupOf(state, one), groupOf(state, other)];
+      return GROUPS.indexOf(left) - GROUPS.indexOf(right) || names.compare(left, right) || score(other) - score(one);
+    },
+    high: (one, other) => score(other) - score(one),
+    low: (one, other) => score(one) - score(other),
+    name: (one, other) => names.compare(one.path, other.path),
+  }[state.order];
+  return by ? shown.sort(by) : shown;
+}
+
+/** Return the warnings that all results have, which need to be shown only once. */
+export function commonWarnings(state) {
+  const readable = state.pictures.filter((picture) => picture.result && !picture.result.error);
+  const [first, ...others] = readable.map((picture) => picture.result.warnings);
+  return (first ?? []).filter((warning) => !isWeakMatch(warning) && others.every((warnings) => warnings.includes(warning)));
+}
+
+/** Return the progress of a run: {done, total, secondsLeft}; null if nothing is running or waiting. */
+export function progressOf(state, now) {
+  if (!state.run) return null;
+  const question = questionOf(state);
+  const remaining = state.pictures.filter((picture) => picture.isSending || needsRequest(picture, question)).length;
+  const done = Math.max(0, state.run.total - remaining);
+  const elapsedS = (state.run.elapsedMs + (state.run.isStopped ? 0 : now - state.run.since)) / 1000;
+  const secondsLeft = done > 0 && elapsedS > 1 ? (remaining * elapsedS) / done : null;
+  return { done, total: state.run.total, secondsLeft, isStopped: state.run.isStopped };
+}

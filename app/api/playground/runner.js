@@ -1,0 +1,253 @@
+// Classifies any number of pictures: in parts that the server accepts, some at the same time, with progress.
+import { formValue } from "./code.js";
+import { jsonOptions, requestJson, RequestError } from "./requests.js";
+import { isTogether, needsRequest, questionOf, requestFields } from "./classify_state.js";
+
+const AT_ONCE = 2;
+// Few, so that results appear soon and progress is smooth; the server batches the images of all requests.
+const MAX_FILES = 16;
+const MAX_BYTES = 32 * 1024 * 1024;
+// Of images whose features the server keeps: a request takes milliseconds.
+const MAX_KEPT = 64;
+const ATTEMPTS = 5;
+const RETRY_S = 2;
+const MAX_RETRY_S = 60;
+// Labels are often added one after the other.
+const DEBOUNCE_MS = 250;
+
+/** Problems of single images; if all images of a request have one, the whole request is refused with it. */
+const IMAGE_PROBLEMS = ["not-an-image", "image-too-large", "image-not-fetched", "unknown-image"];
+
+/**
+ * Return the functions that classify the pictures of a state.
+ *
+ * `changed` is called whenever the state has changed, `fail` with an error that concerns all pictures.
+ */
+export function createRunner(state, { changed, fail }) {
+  const requests = new Set(); // an AbortController for each request in progress
+  let timer = 0;
+
+  const waiting = (question) => state.pictures.filter((picture) => needsRequest(picture, question));
+
+  function pump() {
+    const question = questionOf(state);
+    if (!state.isLive || state.run?.isStopped) {
+      changed();
+      return;
+    }
+    const pending = question === null ? [] : waiting(question);
+    if (!state.run && pending.length) {
+      state.run = { question, total: 0, since: performance.now(), elapsedMs: 0, isStopped: false };
+      state.problem = null;
+      state.announcement = pending.length > 1 ? `Classifying ${pending.length} images.` : "Classifying.";
+    }
+    if (state.run) {
+      const remaining = pending.length + state.pictures.filter((picture) => picture.isSending).length;
+      if (state.run.question !== question) Object.assign(state.run, { question, total: remaining, since: performance.now(), elapsedMs: 0 });
+      state.run.total = Math.max(state.run.total, remaining);
+    }
+    while (requests.size < AT_ONCE && pending.length) {
+      let batch;
+      try {
+        batch = nextBatch(pending);
+      } catch (error) {
+        halt(error);
+        return;
+      }
+      pending.splice(0, batch.length);
+      start(batch, question);
+    }
+    if (state.run && !requests.size) finish();
+    changed();
+  }
+
+  /** Return the pictures of the next request; they are the first of `pending`. */
+  function nextBatch(pending) {
+    const maxImages = state.limits.max_per_request ?? MAX_KEPT;
+    if (isTogether(state)) {
+      if (pending.length > maxImages) {
+        throw new RequestError(`A small set of labels for all images works with at most ${maxImages} images; there are ${pending.length}. Remove images, or switch it off in the options.`);
+      }
+      return [...pending];
+    }
+    const isKept = isReference(pending[0]);
+    const most = Math.min(isKept ? MAX_KEPT : MAX_FILES, maxImages);
+    const batch = [];
+    let bytes = 0;
+    for (const picture of pending) {
+      bytes += isKept ? 0 : picture.file.size;
+      if (batch.length && (batch.length === most || isReference(picture) !== isKept || bytes > MAX_BYTES)) break;
+      batch.push(picture);
+    }
+    return batch;
+  }
+
+  async function start(batch, question) {
+    const controller = new AbortController();
+    requests.add(controller);
+    for (const picture of batch) picture.isSending = true;
+    await send(batch, question, requestFields(state), controller.signal);
+    for (const picture of batch) picture.isSending = false;
+    requests.delete(controller);
+    pump();
+  }
+
+  /** Send one request; a part that is too large is sent as two. */
+  async function send(batch, question, fields, signal) {
+    for (let attempt = 1; ; attempt += 1) {
+      try {
+        accept(batch, await requestJson("v1/classify", await requestOf(batch, fields, signal)), question);
+        return;
+      } catch (error) {
+        if (signal.aborted) return;
+        if (isBusy(error) && attempt < ATTEMPTS) {
+          await pause(Math.min(error.retryAfterS ?? RETRY_S, MAX_RETRY_S) * 1000, signal);
+          if (signal.aborted) return;
+          continue;
+        }
+        if (isTooMuch(error) && batch.length > 1 && !isTogether(state)) {
+          const half = Math.ceil(batch.length / 2);
+          await send(batch.slice(0, half), question, fields, signal);
+          await send(batch.slice(half), question, fields, signal);
+          return;
+        }
+        refuse(batch, error, question);
+        return;
+      }
+    }
+  }
+
+  function accept(batch, response, question) {
+    const { results, ...answer } = response;
+    state.answer = answer;
+    batch.forEach((picture, index) => take(picture, results[index], question));
+  }
+
+  function take(picture, result, question) {
+    if (result.error && kindOf(result.error) === "unknown-image") {
+      picture.imageId = null; // the server has forgotten its features: the file is sent again
+      return;
+    }
+    picture.result = result;
+    picture.answeredFor = question;
+    picture.imageId = result.image_id ?? picture.imageId;
+    picture.explanation = null; // of an earlier result
+  }
+
+  function refuse(batch, error, question) {
+    const perImage = new Map(error.errors.map(({ field, problem }) => [Number(/^images?\.(\d+)/.exec(field)?.[1] ?? -1), problem]));
+    if (IMAGE_PROBLEMS.includes(error.kind)) {
+      for (const picture of batch) take(picture, { predictions: [], warnings: [], error: { type: error.kind, title: error.title, detail: error.detail } }, question);
+    } else if (error.status === 422 && error.errors.length && !perImage.has(-1)) {
+      batch.forEach((picture, index) => {
+        if (perImage.has(index)) take(picture, { predictions: [], warnings: [], error: { type: error.kind, title: "Not readable", detail: perImage.get(index) } }, question);
+      });
+    } else if (error.status >= 400 && error.status < 500 && error.kind !== "body-too-large" && !isBusy(error)) {
+      halt(error); // the question is wrong, not an image
+    } else {
+      for (const picture of batch) picture.failure = error;
+    }
+  }
+
+  function requestOf(batch, fields, signal) {
+    const all = [...fields, ["keep_features", true]];
+    if (batch.every(isReference)) {
+      const images = batch.map((picture) => (picture.imageId ? { id: picture.imageId } : { url: picture.remoteUrl }));
+      return { ...jsonOptions("POST", { ...Object.fromEntries(all), images }), signal };
+    }
+    const form = new FormData();
+    for (const picture of batch) form.append("image", picture.file, picture.name);
+    for (const [name, value] of all) form.append(name, formValue(value));
+    return { method: "POST", body: form, signal };
+  }
+
+  /** End the run because of an error that concerns all pictures. */
+  function halt(error) {
+    abort();
+    state.run = null;
+    state.isLive = false;
+    fail(error);
+  }
+
+  function abort() {
+    for (const controller of requests) controller.abort();
+  }
+
+  function finish() {
+    state.run = null;
+    const failed = state.pictures.filter((picture) => picture.failure).length;
+    const done = state.pictures.filter((picture) => picture.result).length;
+    state.announcement = `${done} ${done === 1 ? "image" : "images"} classified${failed ? `, ${failed} not` : ""}.`;
+  }
+
+  return {
+    /** Classify all pictures that have no result, and from now on again whenever the labels change. */
+    start() {
+      for (const picture of state.pictures) picture.isWanted = true;
+      state.isLive = true;
+      state.problem = null;
+      if (state.run) state.run.isStopped = false;
+      pump();
+    },
+    /** Stop; the results so far stay. */
+    stop() {
+      if (!state.run) return;
+      Object.assign(state.run, { isStopped: true, elapsedMs: state.run.elapsedMs + performance.now() - state.run.since });
+      abort();
+      state.announcement = "Stopped.";
+      changed();
+    },
+    /** End the run; its pictures have been removed. */
+    cancel() {
+      abort();
+      state.run = null;
+    },
+    /** Continue after `stop`. */
+    resume() {
+      Object.assign(state.run, { isStopped: false, since: performance.now() });
+      pump();
+    },
+    /** Try the pictures again whose requests failed. */
+    retry() {
+      for (const picture of state.pictures) picture.failure = null;
+      pump();
+    },
+    /** The question or the pictures have changed: once it has been live, answer again. */
+    revise() {
+      clearTimeout(timer);
+      if (state.isLive) timer = setTimeout(pump, DEBOUNCE_MS);
+      changed();
+    },
+    /** Return the response to a request of its own about some pictures. */
+    ask: async (pictures, fields) => {
+      const options = (batch) => requestOf(batch, fields, undefined);
+      try {
+        return await requestJson("v1/classify", options(pictures));
+      } catch (error) {
+        if (error.kind !== "unknown-image") throw error;
+        for (const picture of pictures) picture.imageId = null;
+        return requestJson("v1/classify", options(pictures));
+      }
+    },
+  };
+}
+
+/** Return whether a picture is named in a request instead of sent. */
+const isReference = (picture) => Boolean(picture.imageId || picture.remoteUrl);
+
+const kindOf = (problem) => problem.type.split(/[:/]/).at(-1);
+
+/** Return whether a request with fewer images may be accepted. */
+const isTooMuch = (error) => error.kind === "body-too-large" || error.kind === "too-large";
+
+const isBusy = (error) => error.status === 429 || (error.status === 503 && error.kind !== "not-configured");
+
+function pause(milliseconds, signal) {
+  return new Promise((done) => {
+    const timer = setTimeout(done, milliseconds);
+    signal.addEventListener("abort", () => {
+      clearTimeout(timer);
+      done();
+    });
+  });
+}
