@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.browser.test_playground import CONTRAST
+from tests.browser.test_playground import CONTRAST, choose, classify
 from tests.end_to_end.server import serving
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
@@ -532,6 +532,66 @@ def test_two_ways_to_classify_are_compared_side_by_side(open_page, client, pictu
     expect(rows.nth(1)).not_to_contain_text("\u2260")
     page.get_by_label("only pictures that differ").check()
     expect(rows).to_have_count(1)
+
+
+# --- the tools in the view Classify ----------------------------------------------------------------------------------
+
+
+def test_a_wrong_label_is_corrected_in_a_card_and_the_pictures_are_classified_again(open_page, client, pictures):
+    page = open_page()
+    choose(page, pictures / "chelsea.jpg", pictures / "chelsea-1.jpg")
+    page.fill("#new-labels", "dog, coffee cup")
+    classify(page)
+    page.click("[aria-label='Correct the label of chelsea.jpg']")
+    page.get_by_label("Or a new label").fill("cat")
+    page.get_by_label("Name of the label set").fill("corrected")
+    page.get_by_role("button", name="It is this").click()
+    expect(page.locator("#learning")).to_contain_text("1 example in 1 class.")
+    expect(page.locator("#label-set")).to_have_value("corrected")
+    expect(page.locator(".gallery .verdict strong")).to_have_text(["cat", "cat"])
+    assert client.get("/v1/label-sets/corrected/images").json()["counts"]["labelled"] == {"cat": 1}
+    page.click("[aria-label='Correct the label of chelsea-1.jpg']")  # now the label set is known
+    expect(page.get_by_label("Name of the label set")).to_have_count(0)
+    page.get_by_label("Or a new label").fill("cat")
+    page.get_by_role("button", name="It is this").click()
+    expect(page.locator("#learning")).to_contain_text("2 examples in 1 class. Measured on these 2 examples")
+
+
+def test_the_pictures_of_the_view_are_compared_in_a_dialog(open_page, pictures):
+    page = open_page()
+    choose(page, pictures / "chelsea.jpg", pictures / "coffee.jpg", pictures / "broken.jpg")
+    page.fill("#new-labels", "cat, coffee cup")
+    classify(page)
+    page.click("#compare")
+    page.locator("fieldset >> nth=1").get_by_label("Method").select_option("cupl")
+    page.click("text=Compare 2 pictures")
+    expect(page.locator(".compare-summary")).to_have_text("All 2 pictures get the same label.")
+    page.keyboard.press("Escape")
+    expect(page.locator("#compare")).to_be_focused()
+
+
+def test_results_of_the_view_can_be_looked_up_after_a_reload(open_page, pictures):
+    page = open_page()
+    choose(page, pictures / "chelsea.jpg", pictures / "broken.jpg")
+    page.fill("#new-labels", "cat, rocket")
+    classify(page)
+    page.fill("#new-labels", "dog")  # replaces the result of the same pictures
+    page.press("#new-labels", "Enter")
+    expect(page.locator(".stale-tag")).to_have_count(0)
+    page.wait_for_function(
+        """async () => (await (await import("/playground/history.js")).list())[0]?.labels.length === 3"""
+    )
+    page.reload()
+    page.wait_for_load_state("networkidle")
+    page.click("#remove-labels")
+    page.click("#earlier")
+    expect(page.locator(".runs li")).to_have_count(1)
+    page.click(".runs .run")
+    expect(page.locator(".run-pictures li").first).to_contain_text("cat")
+    expect(page.locator(".run-pictures li").first).to_contain_text("chelsea.jpg")
+    page.click("text=Use these labels")
+    expect(page.locator("#labels li")).to_have_count(3)
+    expect(page.locator("dialog")).to_have_count(0)
 
 
 # --- phones and dark mode --------------------------------------------------------------------------------------------

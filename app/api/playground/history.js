@@ -1,29 +1,30 @@
 // The last results, stored in this browser: labels, options, answers, and small pictures. The server knows nothing of it.
-import { countText, create, formatTime } from "./elements.js";
+import { countText, create, formatTime, percent } from "./elements.js";
 
 const DATABASE = "deixis";
 const STORE = "runs";
 const MAX_RUNS = 20;
 const MAX_BYTES = 50 * 2 ** 20;
+const MAX_SMALL = 60; // pictures of a run that have a copy
 const SIDE_PX = 160; // of the stored pictures
 const JPEG_QUALITY = 0.8;
 
 /**
- * Store a run, {pictures, labels, options, answer}, and return its id.
+ * Store a run, {pictures, labels, options, answer}, and return its id; with an `id`, it replaces the run of this id.
  *
  * `pictures` are {name, path, file}; smaller copies of them are stored. `options` are the other fields of the request,
  * and `answer` is its response, whose `results` belong to the pictures in order. The oldest runs are removed while there
  * are more than 20, or more than 50 MB.
  */
-export async function save({ pictures, labels, options, answer }) {
+export async function save({ id = crypto.randomUUID?.() ?? String(Math.random()), pictures, labels, options, answer }) {
   const stored = [];
   let bytes = JSON.stringify(answer).length;
   for (const { name, path = "", file } of pictures) {
-    const small = bytes < MAX_BYTES / 2 && file ? await smallCopy(file) : null;
+    const small = file && stored.length < MAX_SMALL && bytes < MAX_BYTES / 2 ? await smallCopy(file) : null;
     bytes += small?.size ?? 0;
     stored.push({ name, path, small });
   }
-  const run = { id: crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`, savedAt: new Date().toISOString(), labels, options, answer, pictures: stored, bytes };
+  const run = { id, savedAt: new Date().toISOString(), labels, options, answer, pictures: stored, bytes };
   const { store } = await opened();
   await store("readwrite", (runs) => runs.put(run));
   let total = 0;
@@ -95,7 +96,14 @@ function answerOf(request) {
   });
 }
 
+const copies = new WeakMap(); // by file, because a run is stored again whenever its labels change
+
 async function smallCopy(file) {
+  if (!copies.has(file)) copies.set(file, await copied(file));
+  return copies.get(file);
+}
+
+async function copied(file) {
   try {
     const bitmap = await createImageBitmap(file, { imageOrientation: "from-image" });
     const scale = Math.min(1, SIDE_PX / Math.max(bitmap.width, bitmap.height));
@@ -173,4 +181,31 @@ function labelText({ labels, options }) {
   if (options?.label_set) return options.label_set;
   if (!labels?.length) return "discovered labels";
   return `${labels.slice(0, MAX_LABELS).join(", ")}${labels.length > MAX_LABELS ? ` and ${labels.length - MAX_LABELS} more` : ""}`;
+}
+
+/** Show a loaded run in an element; `back()` returns to the list, and `use()` takes its labels. */
+export function showRun(container, run, { back, use }) {
+  const urls = [];
+  const leave = (next) => () => {
+    for (const url of urls) URL.revokeObjectURL(url);
+    next();
+  };
+  const picture = ({ small }) => {
+    if (!small) return create("span", { className: "tile", textContent: "–" });
+    urls.push(URL.createObjectURL(small));
+    return create("img", { src: urls.at(-1), alt: "" });
+  };
+  const item = (entry, index) => {
+    const { predictions = [], rejected, error } = run.answer.results[index] ?? {};
+    const [best] = predictions;
+    const verdict = error ? error.detail : rejected ? "none of these" : best ? `${best.label} ${percent(best.score)}` : "no label";
+    return create("li", {}, picture(entry), create("span", {}, create("strong", { textContent: verdict }), create("span", { className: "hint", textContent: entry.path || entry.name })));
+  };
+  const first = create("button", { type: "button", className: "secondary", textContent: "All earlier results", onclick: leave(back) });
+  container.replaceChildren(
+    create("p", { className: "actions" }, first, ...(run.labels.length || run.options.label_set ? [create("button", { type: "button", textContent: run.labels.length ? "Use these labels" : "Use this label set", onclick: leave(use) })] : [])),
+    create("p", { className: "hint", textContent: `${labelText(run)} · ${formatTime(run.savedAt)}` }),
+    create("ul", { className: "run-pictures" }, ...run.pictures.map(item)),
+  );
+  first.focus();
 }
