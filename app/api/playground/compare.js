@@ -1,7 +1,7 @@
 // Side by side: the same pictures classified in two ways, with the differences marked and counted.
 import { html, render } from "./lit.js";
 import { allLabelSets, catalogue } from "./catalogue.js";
-import { countText, percent } from "./elements.js";
+import { countText, scoreText } from "./elements.js";
 
 const SIDES = ["A", "B"];
 
@@ -135,6 +135,6 @@ export function summary(pairs) {
 const row = ({ picture, sides, differs, surer }) => html`
   <tr class=${differs ? "differs" : ""}>
     <th scope="row">${picture.url ? html`<img src=${picture.url} alt="" loading="lazy">` : ""}<span>${picture.name}</span></th>
-    ${sides.map((side, index) => html`<td>${side.problem ? html`<span class="hint">${side.problem}</span>` : html`<span class=${index === surer ? "surer" : ""}>${side.label}</span> <span class="score">${percent(side.score)}</span>`}</td>`)}
+    ${sides.map((side, index) => html`<td>${side.problem ? html`<span class="hint">${side.problem}</span>` : html`<span class=${index === surer ? "surer" : ""}>${side.label}</span> <span class="score">${scoreText(side.score)}</span>`}</td>`)}
     <td>${differs ? html`<span class="unequal" aria-hidden="true">≠</span><span class="visually-hidden">differs</span>` : ""}</td>
   </tr>`;

@@ -1,5 +1,5 @@
 // The last results, stored in this browser: labels, options, answers, and small pictures. The server knows nothing of it.
-import { countText, create, formatTime, percent } from "./elements.js";
+import { countText, create, formatTime, scoreText } from "./elements.js";
 
 const DATABASE = "deixis";
 const STORE = "runs";
@@ -136,8 +136,8 @@ export function showHistory(container, { onOpen }) {
     for (const url of urls.splice(0)) URL.revokeObjectURL(url);
     rows.replaceChildren(...runs.map(row));
     forget.hidden = !runs.length;
-    const where = (await isLasting()) ? "They are stored in this browser only." : "The browser allows no storage here, so a reload loses them.";
-    note.textContent = runs.length ? `The last ${countText(runs.length, "result")}. ${where}` : "Results appear here, and survive a reload.";
+    const where = (await isLasting()) ? "Stored in this browser only." : "The browser allows no storage here, so a reload loses them.";
+    note.textContent = runs.length ? `${countText(runs.length, "result")}. ${where}` : "Results appear here, and survive a reload.";
     if (!runs.length && !(await isLasting())) note.textContent = `Results appear here. ${where}`;
   }
 
@@ -198,7 +198,7 @@ export function showRun(container, run, { back, use }) {
   const item = (entry, index) => {
     const { predictions = [], rejected, error } = run.answer.results[index] ?? {};
     const [best] = predictions;
-    const verdict = error ? error.detail : rejected ? "none of these" : best ? `${best.label} ${percent(best.score)}` : "no label";
+    const verdict = error ? error.detail : rejected ? "none of these" : best ? `${best.label} ${scoreText(best.score)}` : "no label";
     return create("li", {}, picture(entry), create("span", {}, create("strong", { textContent: verdict }), create("span", { className: "hint", textContent: entry.path || entry.name })));
   };
   const first = create("button", { type: "button", className: "secondary", textContent: "All earlier results", onclick: leave(back) });
