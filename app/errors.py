@@ -38,9 +38,15 @@ message names the bad value, the rule and the way out.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import islice
 
 # Characters shown of an unknown name: enough to recognise it.
 _MAX_SHOWN_CHARS = 200
+# Limits on the search for a similar name, which a client can request: 2,000 names take at most 10 ms.
+_MAX_COMPARED_CHARS = 64
+_MAX_COMPARED_NAMES = 2000
+_MIN_SIMILARITY = 0.7
 
 
 class DeixisError(Exception):
@@ -119,8 +125,23 @@ class RateLimitedError(ClientError):
         self.retry_after_s = retry_after_s
 
 
+def most_similar(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is most similar to a name, in upper or lower case; None if none is similar."""
+    if len(name) > _MAX_COMPARED_CHARS:
+        return None
+    spelt = {other.lower(): other for other in islice(known, _MAX_COMPARED_NAMES)}
+    found = get_close_matches(name.lower(), spelt, n=1, cutoff=_MIN_SIMILARITY)
+    return spelt[found[0]] if found else None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the end of every message about an unknown name: a suggestion, or nothing if no known name is similar."""
+    similar = most_similar(name, known)
+    return "" if similar is None else f"; did you mean '{similar}'?"
+
+
 class UnknownNameError(ClientError):
-    """A name that does not exist; the message lists the known names.
+    """A name that does not exist; the message lists the known names and suggests the most similar one.
 
     Args:
         kind: the kind of name, such as ``model`` or ``label set``.
@@ -134,7 +155,7 @@ class UnknownNameError(ClientError):
         listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
         shown = name if len(name) <= _MAX_SHOWN_CHARS else f"{name[:_MAX_SHOWN_CHARS]}..."
         message = f"unknown {kind} '{shown}'" + ("" if known is None else f"; known: {listed or 'none'}")
-        super().__init__(f"{message}; {way_out}" if way_out else message)
+        super().__init__((f"{message}; {way_out}" if way_out else message) + did_you_mean(name, names))
         self.kind = kind
         self.name = name
 

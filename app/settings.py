@@ -1,12 +1,15 @@
-"""The settings, read from environment variables with the prefix ``DEIXIS_``; only main and cli read them."""
+"""The settings, read from ``DEIXIS_`` variables and a configuration file; only main and cli read them."""
 
 import os
 import re
+import tomllib
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from platformdirs import user_data_path
+from platformdirs import user_config_path, user_data_path
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -16,11 +19,12 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.api.auth.policy import KeyPolicy, parse_rate
 from app.encoders.model_names import catalogue_name, model_source
-from app.errors import ConfigurationError, InvalidFieldError, ModelUnavailableError
+from app.errors import ConfigurationError, InvalidFieldError, ModelUnavailableError, did_you_mean, most_similar
 from app.runtime.cpu import usable_cores
 from app.runtime.ray_layout import RayLayout, parse_layout
 
@@ -446,39 +450,145 @@ class Settings(BaseSettings):
         return f"sqlite:///{self.data_dir / 'deixis.sqlite3'}"
 
 
+SETTING_GROUPS: Mapping[str, str] = MappingProxyType(
+    {
+        "host": "Server",
+        "keys": "API keys and quotas",
+        "data_dir": "Storage",
+        "models": "Models",
+        "decode_threads": "Decoding and fetching images",
+        "max_queued_images": "Limits on requests and memory",
+        "default_database": "Caption databases",
+        "llm_base_url": "Language model",
+        "log_format": "Logs and traces",
+        "engine": "Ray",
+    }
+)
+"""The title of each group of settings, by its first setting."""
+
+
+class ClientSettings(BaseSettings):
+    """How commands reach a server; the Python client reads the last two from the environment itself."""
+
+    model_config = SettingsConfigDict(env_prefix="DEIXIS_", frozen=True, extra="forbid")
+
+    server: str | None = Field(
+        None, description="URL of the server that commands use; `local` runs them in their own process."
+    )
+    api_key: SecretStr | None = Field(None, description="API key that commands send to a server.")
+    namespace: str | None = Field(None, description="Namespace that commands use with a key of scope `admin`.")
+
+
+CONFIG_VARIABLE = "DEIXIS_CONFIG"
+
 # Variables that Kubernetes sets in every pod for a Service called deixis, and variables of the commands and the client.
-_OTHER_VARIABLES = re.compile(r"DEIXIS_(SERVICE_|PORT_|API_KEY$|NAMESPACE$)")
+_OTHER_VARIABLES = re.compile(r"DEIXIS_(SERVICE_|PORT_|API_KEY$|NAMESPACE$|SERVER$|CONFIG$)")
+
+_LIST_OF_SETTINGS = "`deixis serve --help` lists all settings"
+
+_Loaded = TypeVar("_Loaded", Settings, ClientSettings)
 
 
 def load_settings(**overrides: object) -> Settings:
-    """Return the settings of the environment; ``overrides`` that are not None take precedence.
+    """Return the settings: ``overrides`` that are not None, else the environment, else the configuration file.
 
     Raises:
-        ConfigurationError: a value is invalid, or the name of a ``DEIXIS_`` variable is not a setting.
+        ConfigurationError: a value is invalid, the name of a ``DEIXIS_`` variable or of a key of the file is not a
+            setting, or the file cannot be read.
     """
-    known = {f"DEIXIS_{name.upper()}" for name in Settings.model_fields}
     variables = (name for name in os.environ if name.upper().startswith("DEIXIS_") and not _OTHER_VARIABLES.match(name))
-    given = {*(name for name in variables), *(f"DEIXIS_{name.upper()}" for name in overrides)}
-    unknown = sorted(name for name in given if name.upper() not in known)
+    given = {*variables, *(f"DEIXIS_{name.upper()}" for name in overrides)}
+    unknown = sorted(
+        name for name in given if name.upper().removeprefix("DEIXIS_").lower() not in Settings.model_fields
+    )
     if overrides.get("port") is None and os.environ.get("DEIXIS_PORT", "").startswith("tcp://"):
         raise ConfigurationError(
             f"DEIXIS_PORT is '{os.environ['DEIXIS_PORT']}', which Kubernetes sets for a Service called deixis; set"
             " enableServiceLinks: false in the pod's specification, or DEIXIS_PORT in the container's"
         )
     if unknown:
-        raise ConfigurationError(f"unknown setting {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        similar = [most_similar(name[len("DEIXIS_") :], Settings.model_fields) for name in unknown]
+        meant = "".join(f"; did you mean 'DEIXIS_{name.upper()}'?" for name in similar if name is not None)
+        raise ConfigurationError(f"unknown setting {', '.join(unknown)}; {_LIST_OF_SETTINGS}{meant}")
+    return _load(Settings, overrides)
+
+
+def load_client_settings() -> ClientSettings:
+    """Return how commands reach a server: from the environment, else from the configuration file.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or has an unknown key or an invalid value.
+    """
+    return _load(ClientSettings, {})
+
+
+def config_file() -> Path | None:
+    """Return the file of ``DEIXIS_CONFIG``, else ``deixis.toml`` in the user's folder of settings if there is one.
+
+    A file in the working folder is not used: a folder of photographs from elsewhere could contain one. If the variable
+    is empty, there is no file.
+    """
+    named = os.environ.get(CONFIG_VARIABLE)
+    if named is not None:
+        return _expanded(Path(named)) if named else None
+    file = user_config_path("deixis", appauthor=False) / "deixis.toml"
+    return file if os.path.isfile(file) else None  # noqa: PTH113 - False also where the folder cannot be read
+
+
+def _load(kind: type[_Loaded], overrides: Mapping[str, object]) -> _Loaded:
+    file = config_file()
+    given: dict[str, Any] = {name: value for name, value in overrides.items() if value is not None}
+    set_elsewhere = given.keys() | {
+        name[len("DEIXIS_") :].lower() for name in os.environ if name.upper().startswith("DEIXIS_")
+    }
+    content = {} if file is None else _read_config(file)
+    from_file: dict[str, Any] = {
+        name: value for name, value in content.items() if name in kind.model_fields and name not in set_elsewhere
+    }
+
+    def named(location: tuple[int | str, ...]) -> str:
+        """Return the key or the variable, with the field of a layout, that a problem is about."""
+        if not location:
+            return "settings"
+        first, *rest = map(str, location)
+        if first in from_file:
+            return f"{'.'.join([first, *rest])} in {file}"
+        return ".".join([f"DEIXIS_{first.upper()}", *rest])
+
     try:
-        return Settings(**{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type]
+        return kind(**from_file, **given)
     except ValidationError as error:
         problems = [
-            f"{_name_of(problem['loc'])}: {problem['msg'].removeprefix('Value error, ')}"
-            for problem in error.errors(include_url=False, include_input=False)
+            f"{named(problem['loc'])}: {problem['msg'].removeprefix('Value error, ')}{_choice_meant(problem)}"
+            for problem in error.errors(include_url=False)
         ]
         raise ConfigurationError("; ".join(problems)) from error
 
 
-def _name_of(location: tuple[int | str, ...]) -> str:
-    """Return the variable, with the field of a layout, that a problem is about."""
-    if not location:
-        return "settings"
-    return ".".join([f"DEIXIS_{str(location[0]).upper()}", *map(str, location[1:])])
+def _choice_meant(problem: ErrorDetails) -> str:
+    """Return the suggestion for a value that is not one of the choices; nothing for another problem."""
+    choices = re.findall("'([^']+)'", problem.get("ctx", {}).get("expected", ""))
+    return did_you_mean(str(problem["input"]), choices)
+
+
+def _read_config(file: Path) -> Mapping[str, object]:
+    """Return the keys of the configuration file.
+
+    Raises:
+        ConfigurationError: the file cannot be read or is not TOML, or it has an unknown key.
+    """
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ConfigurationError(f"the configuration file {file} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # the message contains no values, which may be secret
+        raise ConfigurationError(f"the configuration file {file} is not TOML: {error}") from None
+    known = {**Settings.model_fields, **ClientSettings.model_fields}
+    for name, value in content.items():
+        if name not in known:
+            raise ConfigurationError(
+                f"unknown setting '{name}' in {file}; {_LIST_OF_SETTINGS}{did_you_mean(name, known)}"
+            )
+        if isinstance(value, bool) and known[name].annotation is not bool:  # which pydantic takes for a number
+            raise ConfigurationError(f"{name} in {file}: Input should not be a boolean")
+    return content

@@ -232,8 +232,6 @@ def classify_arguments(
 def classify(images: Sequence[SentImage], request: Mapping[str, Any]) -> Call[answers.Classification]:
     """Classify images: sent as a form, or as JSON if an image is a URL or an id."""
     fields = {name: _json_value(value) for name, value in checked_fields(ClassifyOptions, request).items()}
-    if isinstance(labels := fields.get("labels"), str):
-        fields["labels"] = [label.strip() for label in re.split(r"[,\r\n]", labels) if label.strip()]
     uploads = [image for image in images if isinstance(image, Upload)]
     read = _model(answers.Classification)
     if len(uploads) < len(images):

@@ -106,7 +106,7 @@ class Client:
         Args:
             images: one or more images, or a list of images; labels may follow as a list, as in
                 ``classify("cat.jpg", ["cat", "dog"])``.
-            request: ``labels``, as a list or as a string with commas or new lines, or ``label_set``, and the other
+            request: ``labels``, as a list or as a string that the service splits, or ``label_set``, and the other
                 fields of ``POST /v1/classify``. Without labels and label set, the service discovers labels in a caption
                 database.
 

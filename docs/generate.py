@@ -26,24 +26,10 @@ from app.encoders.catalogue import ModelCard, load_catalogue
 from app.encoders.model_names import HUB_IDS
 from app.main import create_app
 from app.names.text import MAX_TEXT_CHARS
-from app.settings import Settings
+from app.settings import SETTING_GROUPS, Settings
 from app.types import Option
 
 ROOT = Path(__file__).parents[1]
-
-# The first setting of each group of ``Settings``.
-_GROUPS = {
-    "host": "Server",
-    "keys": "API keys and quotas",
-    "data_dir": "Storage",
-    "models": "Models",
-    "decode_threads": "Decoding and fetching images",
-    "max_queued_images": "Limits on requests and memory",
-    "default_database": "Caption databases",
-    "llm_base_url": "Language model",
-    "log_format": "Logs and traces",
-    "engine": "Ray",
-}
 
 # Defaults that depend on the machine, in words: the table must be the same on every machine.
 _COMPUTED_DEFAULTS = {"data_dir": "the platform's data folder", "decode_threads": "one per core"}
@@ -200,8 +186,14 @@ def settings_table(fields: Mapping[str, FieldInfo]) -> str:
     """Return the settings as a Markdown table for each group, in the order of ``Settings``."""
     lines: list[str] = []
     for name, field in fields.items():
-        if name in _GROUPS:
-            lines += ["", f"### {_GROUPS[name]}", "", "| variable | flag | default | meaning |", "|---|---|---|---|"]
+        if name in SETTING_GROUPS:
+            lines += [
+                "",
+                f"### {SETTING_GROUPS[name]}",
+                "",
+                "| variable | flag | default | meaning |",
+                "|---|---|---|---|",
+            ]
         flag = f"--{name.replace('_', '-')}"
         lines.append(f"| `DEIXIS_{name.upper()}` | `{flag}` | {_default(name, field)} | {field.description} |")
     return "\n".join(lines[1:])

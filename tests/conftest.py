@@ -69,6 +69,8 @@ def _no_settings_from_outside(monkeypatch):
         if name.upper().startswith("DEIXIS_"):
             monkeypatch.delenv(name)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("DEIXIS_CONFIG", "")  # not even the file in the user's folder
+    monkeypatch.setenv("DEIXIS_SERVER", "local")  # not even one that happens to run on this machine
     monkeypatch.setenv("DEIXIS_BUILD_DEFAULT_DATABASE", "false")  # takes minutes, except with the fake encoder
 
 

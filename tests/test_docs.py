@@ -226,7 +226,7 @@ def test_every_json_block_parses(page):
 
 SETTINGS = {f"DEIXIS_{name.upper()}" for name in Settings.model_fields}
 # Not settings: set by Kubernetes for a Service called deixis, or read by the client.
-OTHER_VARIABLES = {"DEIXIS_SERVICE_HOST", "DEIXIS_API_KEY", "DEIXIS_NAMESPACE"}
+OTHER_VARIABLES = {"DEIXIS_SERVICE_HOST", "DEIXIS_CONFIG", "DEIXIS_SERVER", "DEIXIS_API_KEY", "DEIXIS_NAMESPACE"}
 OPERATOR_FILES = [ROOT / name for name in ("Dockerfile", "docker-compose.yml", "Makefile", ".ci/run")]
 
 

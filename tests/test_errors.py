@@ -144,6 +144,23 @@ def test_an_unknown_name_error_lists_at_most_twenty_known_names_sorted():
     assert many.endswith("018, 019 and 5 more; or look")
 
 
+@pytest.mark.parametrize(
+    ("name", "known", "meant"),
+    [
+        ("pest", ["birds", "pets"], "pets"),
+        ("ZLP", ["autoclip", "zlap"], "zlap"),
+        ("vit-b-32/openai", ["ViT-B-16/openai", "ViT-B-32/openai"], "ViT-B-32/openai"),
+        ("zebra", ["birds", "pets"], None),
+        ("x" * 65, ["x" * 64], None),
+        ("last", [*(f"{number:05}" for number in range(30)), "lasts"], "lasts"),
+        ("pest", [*("a" * number for number in range(2000)), "pets"], None),
+    ],
+)
+def test_an_unknown_name_error_suggests_the_most_similar_of_the_first_known_names(name, known, meant):
+    message = UnknownNameError("model", name, known, way_out="or look").message
+    assert message.endswith("or look" if meant is None else f"or look; did you mean '{meant}'?")
+
+
 @given(st.lists(st.builds(FieldProblem, st.text(), st.text()), min_size=1, max_size=5))
 def test_a_field_error_lists_every_problem(problems):
     error = InvalidFieldError(problems)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from app.errors import ConfigurationError
-from app.settings import Settings, load_settings
+from app.settings import Settings, load_client_settings, load_settings
 
 SETTINGS_PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 
@@ -57,11 +57,133 @@ def test_a_flag_overrides_the_environment_and_a_missing_flag_does_not(monkeypatc
     assert (settings.host, settings.port) == ("0.0.0.0", 9002)
 
 
-def test_the_error_for_an_unknown_variable_lists_the_settings(monkeypatch):
-    monkeypatch.setenv("DEIXIS_PROT", "8000")
-    message = problem_with()
-    assert "unknown setting DEIXIS_PROT" in message
-    assert "DEIXIS_PORT" in message
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (["DEIXIS_PROT"], ["DEIXIS_PORT"]),
+        (["deixis_model"], ["DEIXIS_MODELS"]),
+        (["DEIXIS_DATADIR", "DEIXIS_MAX_LABEL"], ["DEIXIS_DATA_DIR", "DEIXIS_MAX_LABELS"]),
+        (["DEIXIS_XYZ"], []),
+    ],
+)
+def test_the_error_for_an_unknown_variable_suggests_the_most_similar_setting(monkeypatch, given, meant):
+    for name in given:
+        monkeypatch.setenv(name, "8000")
+    suggested = "".join(f"; did you mean '{name}'?" for name in meant)
+    expected = f"unknown setting {', '.join(given)}; `deixis serve --help` lists all settings{suggested}"
+    assert problem_with() == expected
+
+
+def test_the_error_for_an_unknown_choice_suggests_the_most_similar_one(monkeypatch):
+    monkeypatch.setenv("DEIXIS_LOG_LEVEL", "Warn")
+    monkeypatch.setenv("DEIXIS_KEYS", "require")
+    assert "'error'; did you mean 'warning'?" in problem_with()
+    assert "did you mean 'required'?" in problem_with()
+
+
+# --- the configuration file ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def config(monkeypatch, tmp_path):
+    """A function that writes the configuration file of ``DEIXIS_CONFIG``."""
+    file = tmp_path / "deixis.toml"
+    monkeypatch.setenv("DEIXIS_CONFIG", str(file))
+
+    def write(text):
+        file.write_text(text, "utf-8")
+        return file
+
+    return write
+
+
+def test_flags_precede_variables_which_precede_the_file_which_precedes_defaults(monkeypatch, config):
+    config('host = "a.example"\nport = 1\nmax_labels = 1\nmodels = ["embedded", "ViT-B-32/openai"]\n')
+    monkeypatch.setenv("DEIXIS_PORT", "2")
+    monkeypatch.setenv("deixis_max_labels", "2")
+    settings = load_settings(max_labels=3)
+    assert (settings.host, settings.port, settings.max_labels) == ("a.example", 2, 3)
+    assert settings.models == ("embedded", "ViT-B-32/openai")
+    assert settings.max_classes == 10_000
+
+
+def test_a_variable_of_another_program_does_not_hide_a_key_of_the_file(monkeypatch, config):
+    config("port = 1")
+    monkeypatch.setenv("PORT", "2")
+    assert load_settings().port == 1
+
+
+def test_all_kinds_of_values_can_be_in_the_file(config):
+    config(
+        'models = "embedded,ViT-B-32/openai"\nkeep_images = true\nrequest_timeout_s = 1.5\ndata_dir = "~/x"\n'
+        'llm_api_key = "secret"\ncors_origins = ["https://a.example"]\nray_layout = { edges = 2, encoders = "1-8" }\n'
+    )
+    settings = load_settings()
+    assert settings.models == ("embedded", "ViT-B-32/openai")
+    assert (settings.keep_images, settings.request_timeout_s) == (True, 1.5)
+    assert settings.data_dir == Path("~/x").expanduser()
+    assert settings.llm_api_key.get_secret_value() == "secret"
+    assert settings.cors_origins == ("https://a.example",)
+    assert (settings.ray_layout.edges.max, settings.ray_layout.encoders.max) == (2, 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prot = 1", "unknown setting 'prot' in {}; `deixis serve --help` lists all settings; did you mean 'port'?"),
+        ("[serve]\nport = 1", "unknown setting 'serve' in {}; `deixis serve --help` lists all settings"),
+        ('port = "http"', "port in {}: Input should be a valid integer, unable to parse string as an integer"),
+        ("port = true", "port in {}: Input should not be a boolean"),
+        ("models = [1]", "models.0 in {}: Input should be a valid string"),
+        ("data_dir = 1", "data_dir in {}: Input is not a valid path"),
+        ('precision = "fp31"', "did you mean 'fp32'?"),
+        ("port", "the configuration file {} is not TOML: "),
+    ],
+)
+def test_an_invalid_file_is_an_error_with_the_file_and_the_key(config, text, message):
+    file = config(text)
+    assert message.format(file) in problem_with()
+
+
+def test_secrets_of_the_file_are_not_shown(config):
+    for text in (
+        'llm_api_key = "hunter2"\nport = "x"',
+        'database_url = "postgresql://user:hunter2@host/name"\nprot = 1',
+        'database_url = ["hunter2"]',
+        'llm_api_key = "hunter2',
+    ):
+        config(text)
+        assert "hunter2" not in problem_with()
+
+
+def test_a_missing_file_is_an_error_and_an_empty_name_is_no_file(monkeypatch, tmp_path):
+    monkeypatch.setenv("DEIXIS_CONFIG", str(tmp_path / "nowhere.toml"))
+    assert problem_with() == f"the configuration file {tmp_path}/nowhere.toml cannot be read: No such file or directory"
+    monkeypatch.setenv("DEIXIS_CONFIG", "")
+    assert load_settings().port == 8000
+
+
+def test_without_a_name_only_the_file_in_the_users_folder_is_read(monkeypatch, tmp_path):
+    monkeypatch.delenv("DEIXIS_CONFIG")
+    monkeypatch.setattr("app.settings.user_config_path", lambda *_, **__: tmp_path / "settings")
+    for folder in ("photos", "settings"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / "photos")
+    Path("deixis.toml").write_text("port = 1", "utf-8")
+    assert load_settings().port == 8000
+    (tmp_path / "settings" / "deixis.toml").write_text("port = 2", "utf-8")
+    assert load_settings().port == 2
+
+
+def test_commands_read_their_server_from_the_environment_or_the_file(monkeypatch, config):
+    config('server = "http://a.example"\napi_key = "hunter2"\nnamespace = "acme"')
+    settings = load_client_settings()
+    assert (settings.server, settings.namespace) == ("http://a.example", "acme")
+    assert settings.api_key.get_secret_value() == "hunter2"
+    assert "hunter2" not in repr(settings)
+    monkeypatch.setenv("DEIXIS_SERVER", "local")
+    assert load_client_settings().server == "local"
+    assert load_settings().port == 8000
 
 
 SERVICE_LINKS = {
@@ -103,7 +225,7 @@ def test_variables_of_other_programs_are_ignored(monkeypatch):
 
 
 def test_an_unknown_flag_is_rejected():
-    assert "unknown setting DEIXIS_PROT; known: " in problem_with(prot=8000)
+    assert problem_with(prot=8000).endswith("did you mean 'DEIXIS_PORT'?")
 
 
 def test_settings_are_immutable():

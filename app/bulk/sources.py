@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from app.bulk.parquet import pyarrow
-from app.errors import InvalidFieldError
+from app.errors import InvalidFieldError, did_you_mean
 from app.images.discovery import files_below, find_matches, is_possible
 from app.images.formats import supported_suffixes
 from app.runtime.regular_files import open_regular
@@ -363,7 +363,8 @@ def _select_columns(path: Path, schema: Any, requested: ParquetColumns) -> tuple
         raise InvalidFieldError.of("column", f"'{path}' has several columns named {_listed(duplicates)}; rename them")
     for name in (requested.image, requested.key):
         if name is not None and name not in names:
-            raise InvalidFieldError.of("column", f"'{path}' has no column '{name}'; its columns are {_listed(names)}")
+            problem = f"'{path}' has no column '{name}'; its columns are {_listed(names)}{did_you_mean(name, names)}"
+            raise InvalidFieldError.of("column", problem)
     if requested.key is not None and pyarrow()[0].types.is_nested(_stored_type(schema.field(requested.key).type)):
         kind = _shown(schema.field(requested.key).type)
         problem = f"'{requested.key}' of '{path}' has the type {kind}; name a column of text or numbers"

@@ -36,7 +36,7 @@ from app.errors import (
     StoreError,
     UnknownNameError,
 )
-from app.names.namespaces import OPEN_NAMESPACE, Namespace, is_qualified_database_name, namespace_of
+from app.names.namespaces import OPEN_NAMESPACE, Namespace, is_qualified_database_name, namespace_of, own_name
 from app.observability.metrics import Metrics
 from app.types import ImageFeatures, TextFeatures
 
@@ -419,7 +419,7 @@ class CaptionCatalogue:
 
     async def _unknown(self, name: str) -> UnknownNameError:
         known = await asyncio.to_thread(self._readable_names, namespace_of(name))
-        return UnknownNameError("caption database", name, known)
+        return UnknownNameError("caption database", own_name(name), map(own_name, known))
 
     async def _open(self, name: str, *, refresh: bool = False, allow_deleted: bool = False) -> ServedDatabase:
         """Return a database with an open generation, refreshed unless that was done less than a second ago.

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Literal, cast
 
 from app.captions.cleaning import Counts
 from app.captions.json_array import MAX_ELEMENT_CHARS, JsonArrayReader
-from app.errors import InvalidFieldError
+from app.errors import InvalidFieldError, did_you_mean
 from app.runtime.compression import COMPRESSED, missing_extra, unpacked
 from app.runtime.regular_files import open_regular
 
@@ -201,7 +201,7 @@ class CaptionReader:
         problem = (
             f"{self._where} has no column '{column}'" if column else f"{self._where} has no column such as {known}"
         )
-        return InvalidFieldError.of("column", f"{problem}; name one of: {listed}")
+        return InvalidFieldError.of("column", f"{problem}; name one of: {listed}{did_you_mean(column or '', names)}")
 
 
 def _open(file: Path) -> BinaryIO:

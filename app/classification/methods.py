@@ -14,7 +14,7 @@ from app.adapters._examples import ExampleAdapter, Need
 from app.adapters.cosine import Cosine
 from app.captions.cased.scoring import ALPHA
 from app.classification.method_names import DISCOVERY_METHOD
-from app.errors import FieldProblem, InvalidFieldError
+from app.errors import FieldProblem, InvalidFieldError, did_you_mean
 from app.prompting.recipes import RECIPES, MakeRecipe, Options
 from app.types import Option
 
@@ -148,7 +148,9 @@ def _read_options(
 ) -> tuple[tuple[str, float], ...]:
     known = ", ".join(sorted(options)) or "none"
     problems = [
-        FieldProblem(f"options.{name}", f"method '{method}' has no such option; known: {known}")
+        FieldProblem(
+            f"options.{name}", f"method '{method}' has no such option; known: {known}{did_you_mean(name, options)}"
+        )
         for name in given
         if name not in options
     ]

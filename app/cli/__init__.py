@@ -1,6 +1,8 @@
 """The command line: `deixis serve`, and commands that run in this process or on a server (`--server`)."""
 
 import io
+import os
+import re
 import sys
 from collections.abc import Mapping
 from importlib import import_module
@@ -9,9 +11,10 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperCommand, TyperGroup
-from typer.main import get_group
+from typer.main import get_command, get_group
 
 from app import __version__
+from app.errors import did_you_mean
 
 
 class _Entry(NamedTuple):
@@ -88,6 +91,37 @@ _STYLE: Mapping[str, Any] = MappingProxyType(
 )
 
 
+def _use_local(local: bool) -> None:  # noqa: FBT001 - the signature that typer calls
+    if local:
+        os.environ["DEIXIS_SERVER"] = "local"
+
+
+def _add_local_option(command: Any) -> None:
+    """Add ``--local`` to each command that has ``--server``."""
+    for nested in getattr(command, "commands", {}).values():
+        _add_local_option(nested)
+    if any(parameter.name == "server" for parameter in command.params):
+
+        def local(
+            *,
+            local: Annotated[
+                bool,
+                typer.Option(
+                    "--local",
+                    callback=_use_local,
+                    expose_value=False,
+                    help="Run in this process, also if DEIXIS_SERVER is set or a server answers on this machine.",
+                    rich_help_panel="Where the command runs",
+                ),
+            ] = False,
+        ) -> None:
+            del local
+
+        alone = typer.Typer(**_STYLE)
+        alone.command()(local)
+        command.params += get_command(alone).params
+
+
 class _LazyCommand(TyperCommand):
     """A command in a list of commands, which has only its summary; the command itself is imported when it is used."""
 
@@ -101,7 +135,9 @@ class _LazyCommand(TyperCommand):
             group.add_typer(declared, name=self.name, help=entry.summary)
         else:
             group.command(self.name)(declared)
-        return get_group(group).commands[self.name]
+        command = get_group(group).commands[self.name]
+        _add_local_option(command)
+        return command
 
     def make_context(self, *arguments: Any, **options: Any) -> Any:
         """Parse the arguments of the command itself."""
@@ -109,11 +145,22 @@ class _LazyCommand(TyperCommand):
 
 
 class _LazyGroup(TyperGroup):
-    """The commands of ``_ENTRIES``."""
+    """The commands of ``_ENTRIES``; adds a suggestion to the error for a value that is not one of the choices."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.commands = {name: _LazyCommand(name, help=entry.summary) for name, entry in _ENTRIES.items()}
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; its options are parsed here."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            value, is_choice, choices = error.message.removeprefix("Value error, ").partition(" is not one of ")
+            if is_choice:
+                known = re.findall("'([^']+)'", choices)
+                error.message = f"{value}{is_choice}{choices.rstrip('.')}{did_you_mean(value.strip(chr(39)), known)}"
+            raise
 
 
 cli = typer.Typer(
@@ -132,15 +179,34 @@ def _version(requested: bool) -> None:  # noqa: FBT001 - the signature that type
         raise typer.Exit
 
 
+def _use_config(file: str | None) -> None:
+    if file is not None:
+        # As a variable, it also applies to processes that this one starts.
+        os.environ["DEIXIS_CONFIG"] = os.path.abspath(os.path.expanduser(file)) if file else ""  # noqa: PTH100, PTH111 - no import of pathlib
+
+
+ConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        callback=_use_config,
+        help="A TOML file with settings, instead of that of DEIXIS_CONFIG or deixis.toml in your folder of settings;"
+        " '' for none.",
+    ),
+]
+
+
 @cli.callback()
 def _main(
     *,
+    config: ConfigOption = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Declare the options before a command; each of them acts in its own callback."""
-    del version
+    del config, version
 
 
 def command_tree() -> TyperGroup:

@@ -1,7 +1,7 @@
 """`deixis classify`: classify image files."""
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -28,19 +28,19 @@ from app.cli.common import (
     with_backend,
     write_json,
 )
-from app.cli.csv_output import Cell, write_rows
 from app.cli.options import ServerOption, takes_request
+from app.cli.predictions import print_explanations, print_table, with_bad_folders, write_csv, write_json_results
 from app.cli.sorting import FileAction, Sorter
 from app.errors import InvalidFieldError
 from app.images.discovery import find_images, is_below
 from app.integrations.fiftyone import labels_file
-from app.runtime.file_names import file_text, printable
+from app.runtime.file_names import printable
 
 if TYPE_CHECKING:
     from deixis.answers import ImageResult, SharedName
 
-_SHOWN_PROMPTS = 5
-_BAR_WIDTH = 16
+# Of a table: the best label and the next one.
+_TABLE_TOP_K = 2
 
 
 class Format(StrEnum):
@@ -55,6 +55,7 @@ class Format(StrEnum):
 @takes_request(
     *("labels", "label_set", "model", "method", "template", "database", "group", "option", "reject_below"),
     *("false_rejection_rate", "coverage", "top_k", "explain"),
+    top_k=None,
 )
 def classify_command(
     paths: Annotated[list[Path], typer.Argument(help="Image files, folders (searched recursively) and globs.")],
@@ -75,9 +76,11 @@ def classify_command(
 ) -> None:
     """Classify image files. Without labels, discover labels in a caption database.
 
-    Files that cannot be read are reported on standard error and skipped. Exit status: 0 if every file was classified,
-    1 if some were not, 2 if none was.
+    Files that cannot be read are reported on standard error; in CSV and JSON, they have rows with an error. Exit
+    status: 0 if every file was classified, 1 if some were not, 2 if none was.
     """
+    if request.top_k is None:
+        request = replace(request, top_k=_TABLE_TOP_K if output is Format.TABLE else 1)
     with report_errors():
         sorter = _sorter(to_folder, move=move, link=link, dry_run=dry_run)
         bad_folders: list[OSError] = []
@@ -99,16 +102,22 @@ def classify_command(
         with progress_bar("Classifying") as on_progress:
             return await backend.classify_together(files, request, on_progress)
 
-    results, shared = with_backend(server, work, encoders=True)
-    if output is Format.FIFTYONE:
-        write_json(labels_file(files, results, classes=classes, top_k=request.top_k or 1))
-    else:
-        _write_predictions(files, results, output)
+    # The number of images that a server classifies together is limited.
+    results, shared = with_backend(server, work, encoders=True, search=not request.group)
+    match output:
+        case Format.FIFTYONE:
+            write_json(labels_file(files, results, classes=classes, top_k=request.top_k or 1))
+        case Format.TABLE:
+            print_table(files, results)
+        case Format.CSV:
+            write_csv(*with_bad_folders(files, results, bad_folders))
+        case Format.JSON:
+            write_json_results(*with_bad_folders(files, results, bad_folders))
     if shared and output is Format.TABLE:
         rows = [(name.label, str(name.images)) for name in shared]
         out.print(make_table(("name", "images"), rows, right=("images",)))
     if request.explain and output is Format.TABLE:
-        _write_explanations(files, results)
+        print_explanations(files, results)
     report_warnings(results)
     report_bad_folders(bad_folders)
     bad = report_bad_files(files, results)
@@ -154,62 +163,3 @@ async def _class_names(backend: Backend, request: ClassifyRequest) -> list[str] 
     if request.label_set is not None and request.labels is None:
         return [entry.name for entry in (await backend.label_set(request.label_set)).classes]
     return None if request.labels is None else [clean_classname(label) for label in request.labels]
-
-
-def _write_predictions(files: Sequence[Path], results: "Sequence[ImageResult]", output: Format) -> None:
-    pairs = list(zip(files, results, strict=True))
-    if output is Format.JSON:
-        write_json([{"path": file_text(file), **result.model_dump(exclude_none=True)} for file, result in pairs])
-        return
-    # These columns appear only if they were requested, and so have a value in some result.
-    optional: list[tuple[str, Callable[[ImageResult], str | None]]] = [
-        (name, cell)
-        for name, cell in (("rejected", _rejected_cell), ("prediction set", _prediction_set_cell))
-        if any(cell(result) is not None for result in results)
-    ]
-    columns = ("path", "rank", "label", "score", "similarity", *(name for name, _ in optional))
-    rows: list[tuple[Cell, ...]] = [
-        (
-            *(file, str(rank), prediction.label, f"{prediction.score:.4f}", f"{prediction.similarity:.4f}"),
-            *(cell(result) or "" for _, cell in optional),
-        )
-        for file, result in pairs
-        for rank, prediction in enumerate(result.predictions, start=1)
-    ]
-    if output is Format.CSV:
-        write_rows(sys.stdout, [columns, *rows])
-    elif rows:
-        out.print(make_table(columns, [list(map(str, row)) for row in rows], right=("rank", "score", "similarity")))
-
-
-def _rejected_cell(result: "ImageResult") -> str | None:
-    return None if result.rejected is None else "none of these" if result.rejected else "no"
-
-
-def _prediction_set_cell(result: "ImageResult") -> str | None:
-    return None if result.prediction_set is None else ", ".join(result.prediction_set)
-
-
-def _write_explanations(files: Sequence[Path], results: "Sequence[ImageResult]") -> None:
-    """Print the prompts with the largest effect on each label, with a bar for the size of the effect."""
-    for file, result in zip(files, results, strict=True):
-        if result.explanation is None:
-            continue
-        out.print(f"\n[bold]{escape(printable(str(file)))}[/bold]", highlight=False)
-        for caption in result.explanation.captions:
-            suggested = f"   suggested {', '.join(caption.suggested)}" if caption.suggested else ""
-            out.print(f"    {caption.similarity:6.3f}  {escape(caption.caption + suggested)}", highlight=False)
-        for label in result.explanation.labels:
-            rival = "" if label.rival is None else f"   against {label.rival} {label.rival_similarity:.3f}"
-            out.print(f"  [bold]{escape(label.label)}[/bold] {label.similarity:.3f}{escape(rival)}", highlight=False)
-            level = label.similarity if label.rival_similarity is None else label.rival_similarity
-            prompts = [
-                *(("+", "green", prompt) for prompt in label.supporting[:_SHOWN_PROMPTS]),
-                *(("-", "red", prompt) for prompt in label.opposing[:_SHOWN_PROMPTS]),
-            ]
-            effects = [prompt.weight * abs(prompt.cosine - level) for _, _, prompt in prompts]
-            largest = max(effects, default=0.0) or 1.0
-            for (sign, colour, prompt), effect in zip(prompts, effects, strict=True):
-                bar = "\u2588" * max(1, round(_BAR_WIDTH * effect / largest))
-                coloured = f"[{colour}]{bar:<{_BAR_WIDTH}}[/{colour}]"
-                out.print(f"    {sign} {coloured} {prompt.cosine:6.3f}  {escape(prompt.prompt)}", highlight=False)

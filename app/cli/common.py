@@ -47,8 +47,8 @@ _BATCH = 8
 _CONCURRENCY = 3
 MAX_IMAGES_AT_ONCE = _BATCH * _CONCURRENCY
 
-# Long lines in a file or a pipe are easier to process than wrapped cells.
-out = Console(width=None if sys.stdout.isatty() else 240)
+# In a file or a pipe, no line is wrapped, whatever the width of a terminal.
+out = Console(width=None if sys.stdout.isatty() else 100_000)
 err = Console(stderr=True)
 
 
@@ -83,8 +83,12 @@ def warn(label: str, text: str) -> None:
     err.print(f"[yellow]{label}[/yellow] {escape(printable(text))}", highlight=False, soft_wrap=True)
 
 
-def _open_backend(server: str | None, *, encoders: bool) -> AbstractAsyncContextManager[Backend]:
-    """Connect to the server, or open a service in this process; import only what that needs."""
+def _open_backend(server: str | None, *, encoders: bool, search: bool) -> AbstractAsyncContextManager[Backend]:
+    """Connect to a server, or open a service in this process; import only what that needs."""
+    if server is None:
+        from app.cli.server import find_server  # noqa: PLC0415 - the settings, which the help of commands does not need
+
+        server = find_server(search=search)
     if server is not None:
         from app.cli.backends.over_http import open_http_backend  # noqa: PLC0415
 
@@ -95,9 +99,24 @@ def _open_backend(server: str | None, *, encoders: bool) -> AbstractAsyncContext
     return open_in_process(encoders=encoders)
 
 
-def with_backend(server: str | None, work: Callable[[Backend], Awaitable[Result]], *, encoders: bool = False) -> Result:
-    """Run ``work`` with a server, or with a service in this process, and exit if it fails."""
-    opening = _open_backend(server, encoders=encoders)
+def with_backend(
+    server: str | None,
+    work: Callable[[Backend], Awaitable[Result]],
+    *,
+    encoders: bool = False,
+    search: bool = True,
+) -> Result:
+    """Run ``work`` with a server, or with a service in this process, and exit if it fails.
+
+    Args:
+        server: the option ``--server``.
+        work: what to do.
+        encoders: whether a service in this process loads its models.
+        search: whether a server that answers on this machine is used if none is named; not for work that a server may
+            refuse and this process does not.
+    """
+    with report_errors():
+        opening = _open_backend(server, encoders=encoders, search=search)
 
     async def opened() -> Result:
         async with opening as backend:

@@ -129,7 +129,7 @@ def run_evaluation(
         report = with_service(discover)
     else:
         work = learning_curve if draws_curve else compare if method == ALL_METHODS else measure
-        report = with_backend(server, work, encoders=True)
+        report = with_backend(server, work, encoders=True, search=method != ALL_METHODS)
     report_bad_folders(bad_folders)
     _write_report(report, files, json_file, bad_folders=len(bad_folders))
 

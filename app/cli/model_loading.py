@@ -8,7 +8,7 @@ from pathlib import Path
 from app.captions.everyday import everyday_names
 from app.cli.common import err, report_errors, warn
 from app.encoders._base import Encoder, LoadOptions
-from app.encoders.loading import export_model, forget_int8, load_encoder, quantise_model
+from app.encoders.loading import check_takes_int8, export_model, load_encoder, quantise_model
 from app.encoders.model_names import catalogue_name
 from app.encoders.quantization import MAX_IMAGES, Int8Trial, check_can_quantise
 from app.errors import DeixisError, InvalidFieldError
@@ -66,14 +66,14 @@ def tune_int8(
         check_can_quantise(len(files))
         names = _distinct_labels(labels)
         for model in settings.models if name is None else [catalogue_name(name)]:
-            forget_int8(model, options)
-            measured = replace(options, precision="auto")
+            check_takes_int8(model, options)
+            others = replace(options, precision="auto", ignore_int8=True)
             with err.status(f"Measuring {model}, about {seconds:g} s"):
-                encoder = load_encoder(model, measured)
+                encoder = load_encoder(model, others)
             with err.status(f"Quantising {model}"):
                 pixels = _read(files[:MAX_IMAGES], encoder, settings)
                 check_can_quantise(len(pixels))
-                trial = quantise_model(model, measured, encoder, pixels=pixels, labels=names, seconds=seconds)
+                trial = quantise_model(model, others, encoder, pixels=pixels, labels=names, seconds=seconds)
             yield encoder, trial
 
 

@@ -26,7 +26,9 @@ ServerOption = Annotated[
     typer.Option(
         "--server",
         metavar="URL",
-        help="Use a running server, with the API key in DEIXIS_API_KEY; by default the command runs in this process.",
+        help="Use a running server, with the API key in DEIXIS_API_KEY; by default that of DEIXIS_SERVER, or one that"
+        " answers on this machine.",
+        rich_help_panel="Where the command runs",
     ),
 ]
 ModelOption = Annotated[
@@ -133,7 +135,15 @@ _REQUEST_OPTIONS: dict[str, tuple[Any, Any]] = {
         ],
         None,
     ),
-    "top_k": (Annotated[int, typer.Option("--top-k", "-k", min=1, help="Predictions per image.")], 1),
+    "top_k": (
+        Annotated[
+            int | None,
+            typer.Option(
+                "--top-k", "-k", min=1, help="Predictions per image; by default 1, and 2 in a table: the runner-up."
+            ),
+        ],
+        None,
+    ),
     "explain": (
         Annotated[
             bool,

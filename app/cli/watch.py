@@ -79,6 +79,14 @@ def watch_command(
     min_score: Annotated[
         float, typer.Option("--min-score", min=0, max=1, help="Minimum score of the labels that become XMP keywords.")
     ] = 0.5,
+    subject_prefix: Annotated[
+        str | None,
+        typer.Option(
+            "--subject-prefix",
+            metavar="KEYWORD",
+            help="With --write xmp: place the keywords below this one, such as 'Deixis' or 'Automatic|Deixis'.",
+        ),
+    ] = None,
     existing: Annotated[  # noqa: FBT002 - a flag
         bool, typer.Option("--existing", help="Also classify the images that are in the folder already.")
     ] = False,
@@ -103,7 +111,9 @@ def watch_command(
     with report_errors():
         if not folder.is_dir():
             raise InvalidFieldError.of("folder", f"'{folder}' is not a folder")
-    sidecar = JsonSidecar() if write is Sidecar.JSON else XmpSidecar()
+        if subject_prefix is not None and write is not Sidecar.XMP:
+            raise InvalidFieldError.of("--subject-prefix", "needs --write xmp; JSON has no keywords")
+    sidecar = JsonSidecar() if write is Sidecar.JSON else XmpSidecar(subject_prefix)
 
     async def work(backend: Backend) -> None:
         await prepare_database(backend, request)
@@ -194,7 +204,7 @@ class Watcher:
             request = await self._retry(lambda: self._backend.pin(self._request), stopped)
             if request is None:
                 return
-            fields = _sidecar_fields(request)
+            fields = {**_sidecar_fields(request), **self._sidecar.options}
             read = await asyncio.to_thread(self._outdated, [file for file, _ in batch], fields)
             contents = [content for _, content in read]
             results = await self._retry(partial(self._backend.classify, contents, request), stopped) if read else []

@@ -46,6 +46,7 @@ class LoadOptions:
         exports_dir: folder of exported models; None neither reads nor writes any.
         tuning_seconds: time for measuring the candidates, once per model and machine; 0 disables measuring.
         measure_again: ignore a stored measurement.
+        ignore_int8: with the precision ``auto``, do not use an image tower in int8.
         torch_compile: compile the image tower with torch, if torch runs it.
     """
 
@@ -57,6 +58,7 @@ class LoadOptions:
     exports_dir: Path | None = None
     tuning_seconds: float = 0.0
     measure_again: bool = False
+    ignore_int8: bool = False
     torch_compile: bool = False
 
 

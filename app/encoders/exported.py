@@ -19,7 +19,7 @@ from app.encoders._base import Candidate, ImageTower, LoadOptions, Tuning
 from app.encoders.model_names import model_source
 from app.encoders.openvino import ModelDescription, OpenVinoEncoder, runs_on_openvino
 from app.encoders.openvino_tower import compile_image_tower, compile_text_tower, import_openvino
-from app.encoders.quantization import has_int8, read_int8
+from app.encoders.quantization import copy_int8, has_int8, read_int8
 from app.encoders.tokenizing import TextTokenizer
 from app.encoders.tuning import is_installed, select_tower, stored_tuning, warm_up
 from app.errors import ModelUnavailableError, one_line
@@ -63,7 +63,7 @@ def load_exported(spec: str, options: LoadOptions, tuning: Tuning | None = None)
     if options.exports_dir is None or not runs_on_openvino(options):
         return None
     folder = export_folder(spec, options.exports_dir)
-    int8 = options.precision in {"auto", "int8"} and has_int8(folder)
+    int8 = options.precision in {"auto", "int8"} and not options.ignore_int8 and has_int8(folder)
     # Where torch is installed, it is a candidate.
     others = options.precision != "int8" and not (has_torch and options.measure_again)
     if not (int8 or others):
@@ -218,6 +218,7 @@ def write_export(
             checksums={path.name: sha256(path) for path in files},
         )
         write_atomically(folder / MANIFEST, export.model_dump_json(indent=2) + "\n")
+        copy_int8(target, folder, export.checksums[_WEIGHTS])
         folder.chmod(0o755)
         old = folder.parent / "old"
         with suppress(FileNotFoundError):

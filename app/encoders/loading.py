@@ -11,10 +11,10 @@ import structlog
 
 from app.encoders._base import Encoder, LoadOptions
 from app.encoders.embedded import load_embedded
-from app.encoders.exported import export_folder, find_export, load_exported
+from app.encoders.exported import find_export, load_exported
 from app.encoders.model_names import model_source
 from app.encoders.openvino import runs_on_openvino
-from app.encoders.quantization import Int8Trial, quantise_tower, remove_int8
+from app.encoders.quantization import Int8Trial, quantise_tower
 from app.encoders.tuning import is_installed
 from app.errors import ModelUnavailableError, NotConfiguredError, one_line
 from app.types import ImageFeatures, Pixels
@@ -132,13 +132,12 @@ def quantise_model(
     )
 
 
-def forget_int8(spec: str, options: LoadOptions) -> None:
-    """Remove the image tower of a model in int8, if there is one.
+def check_takes_int8(spec: str, options: LoadOptions) -> None:
+    """Check whether a model may have an image tower in int8.
 
     Raises:
-        ModelUnavailableError: the model cannot have one.
+        ModelUnavailableError: it may not.
     """
-    assert options.exports_dir is not None
     if model_source(spec)[0] == "embedded":
         raise ModelUnavailableError(_NO_INT8_OF_EMBEDDED)
     if not runs_on_openvino(options) or options.precision not in {"auto", "int8"}:
@@ -146,7 +145,6 @@ def forget_int8(spec: str, options: LoadOptions) -> None:
             "int8 runs on CPUs, with OpenVINO; install the extra openvino, and set DEIXIS_DEVICE=cpu, and"
             " DEIXIS_IMAGE_BACKEND and DEIXIS_PRECISION to auto"
         )
-    remove_int8(export_folder(spec, options.exports_dir))
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from open_clip.tokenizer import HFTokenizer
 from app.encoders._base import LoadOptions
 from app.encoders.hub import HubFiles
 from app.encoders.model_names import model_source
-from app.errors import ModelUnavailableError
+from app.errors import ModelUnavailableError, did_you_mean
 
 _CONFIG = "open_clip_config.json"
 _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -118,12 +118,13 @@ def _published(spec: str, architecture: str, tag: str, hub: HubFiles) -> ModelFi
         close = [known for known in open_clip.list_models() if known.lower().startswith(architecture[:5].lower())]
         raise ModelUnavailableError(
             f"model '{spec}': open_clip has no architecture '{architecture}'; similar: {', '.join(close) or 'none'};"
-            " `deixis models list` shows recommended models"
+            f" `deixis models list` shows recommended models{did_you_mean(architecture, open_clip.list_models())}"
         )
     if not open_clip.pretrained.is_pretrained_cfg(architecture, tag):
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
+        tags = open_clip.list_pretrained_tags_by_model(architecture)
         raise ModelUnavailableError(
-            f"model '{spec}': open_clip has no weights '{tag}' for {architecture}; known: {tags}"
+            f"model '{spec}': open_clip has no weights '{tag}' for {architecture}; known: {', '.join(tags) or 'none'}"
+            f"{did_you_mean(tag, tags)}"
         )
     published = open_clip.pretrained.get_pretrained_cfg(architecture, tag)
     repository, _, name = published["hf_hub"].rpartition("/")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from app.errors import ModelUnavailableError
+from app.errors import ModelUnavailableError, did_you_mean
 
 HUB_IDS: Mapping[str, str] = MappingProxyType(
     {
@@ -54,5 +54,5 @@ def model_source(spec: str) -> tuple[str, str, str]:
         return "open_clip", architecture, tag
     raise ModelUnavailableError(
         f"'{spec}' is not a model name; write embedded, architecture/tag (ViT-B-32/laion2b_s34b_b79k), hf-hub:org/repo"
-        " or local-dir:path"
+        f" or local-dir:path{did_you_mean(spec, ('embedded', *HUB_IDS.values()))}"
     )

@@ -11,6 +11,7 @@ NNCF is needed to make it.
 import contextlib
 import hashlib
 import logging
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -118,6 +119,8 @@ def quantise_tower(
 ) -> Int8Trial:
     """Quantise the image tower of an export, and keep it in the folder if it is accepted.
 
+    It replaces an earlier one, which is removed if it is refused; until then the folder does not change.
+
     Args:
         folder: of the export.
         image_tower: name of the file of its image tower.
@@ -163,6 +166,8 @@ def quantise_tower(
                 sync(new / name)
                 (new / name).rename(folder / name)
             write_atomically(folder / _MANIFEST, accepted.model_dump_json(indent=2) + "\n")
+        else:
+            remove_int8(folder)
     return Int8Trial(
         calibration_images=len(calibration),
         held_out_images=len(held_out),
@@ -197,6 +202,17 @@ def read_int8(folder: Path, exported_weights: str) -> tuple[Path, str]:
         if sha256(folder / name) != checksum:
             raise ValueError(f"the checksum of {name} has changed")
     return folder / _TOWER, accepted.image_fingerprint
+
+
+def copy_int8(old: Path, new: Path, exported_weights: str) -> None:
+    """Copy the accepted tower of an export to a new export, if there is one and the weights are the same."""
+    try:
+        read_int8(old, exported_weights)
+    except (OSError, ValueError):
+        return
+    for name in (_TOWER, _WEIGHTS, _MANIFEST):
+        shutil.copyfile(old / name, new / name)
+        sync(new / name)
 
 
 def remove_int8(folder: Path) -> None:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from app.images.xmp import XmpError, XmpPacket
@@ -62,6 +63,8 @@ class JsonSidecar:
     """A file ``NAME.EXT.json`` next to the image."""
 
     suffix = ".json"
+    options: Mapping[str, str] = MappingProxyType({})
+    """What determines the content, beside the request."""
 
     @staticmethod
     def read_key(file: Path) -> tuple[str, str] | None:
@@ -87,9 +90,17 @@ class JsonSidecar:
 
 
 class XmpSidecar:
-    """A file ``NAME.EXT.xmp`` next to the image with labels as keywords (``dc:subject``); keeps other content."""
+    """A file ``NAME.EXT.xmp`` next to the image with labels as keywords; keeps other content.
+
+    Args:
+        prefix: the keyword below which the labels are, such as ``Deixis`` or ``Automatic|Deixis``.
+    """
 
     suffix = ".xmp"
+
+    def __init__(self, prefix: str | None = None) -> None:
+        self._prefix = f"{prefix}|" if prefix else ""
+        self.options: Mapping[str, str] = {"subject_prefix": prefix} if prefix else {}
 
     @staticmethod
     def read_key(file: Path) -> tuple[str, str] | None:
@@ -102,17 +113,15 @@ class XmpSidecar:
         image, question = packet.read_own("image"), packet.read_own("question")
         return None if image is None or question is None else (image, question)
 
-    @staticmethod
-    def write(file: Path, record: LabelRecord, min_score: float) -> None:
+    def write(self, file: Path, record: LabelRecord, min_score: float) -> None:
         """Replace the keywords that we wrote before; everything else in the file stays as it is.
 
         Raises:
             ForeignSidecarError: the file has keywords in a form that is not understood.
         """
         try:
-            content = _read_xmp(file).replace_keywords(
-                record.keywords(min_score), record.sha256, question_key(record.question)
-            )
+            keywords = [f"{self._prefix}{label}" for label in record.keywords(min_score)]
+            content = _read_xmp(file).replace_keywords(keywords, record.sha256, question_key(record.question))
         except XmpError as error:
             raise _foreign_xmp(file, error) from error
         replace_content(file, content)

@@ -1,5 +1,9 @@
 """Keywords in an XMP packet, changed in place: every other byte of the packet stays as it is.
 
+A keyword may have levels, as in ``animal|cat``. ``dc:subject`` lists its last level, ``lr:hierarchicalSubject`` the
+whole keyword, and ``digiKam:TagsList`` ``animal/cat``. Programs prefer one of the last two to ``dc:subject``; so if
+another program wrote one of them, our keywords are added to it as well.
+
 XMP is RDF/XML, which states the same keywords in many ways: the properties of an image may be divided over any number
 of ``rdf:Description`` elements, be attributes of one, and use any prefix. A packet must not contain the property
 ``dc:subject`` twice, since programs then read none of its metadata. A form that is not understood is refused.
@@ -7,7 +11,7 @@ of ``rdf:Description`` elements, be attributes of one, and use any prefix. A pac
 
 import codecs
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from xml.parsers import expat
@@ -15,13 +19,14 @@ from xml.sax.saxutils import escape, quoteattr
 
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 _DC = "http://purl.org/dc/elements/1.1/"
+_LR = "http://ns.adobe.com/lightroom/1.0/"
+_DIGIKAM = "http://www.digikam.org/ns/1.0/"
 _XML = "http://www.w3.org/XML/1998/namespace"
 # Our own properties: the image and the request that the keywords belong to, and the keywords that we wrote.
 _OURS = "urn:deixis:xmp:1.0/"
 
 _DESCRIPTION, _LI = (_RDF, "Description"), (_RDF, "li")
 _CONTAINERS = {(_RDF, "Bag"), (_RDF, "Seq"), (_RDF, "Alt")}
-_SUBJECT, _KEYWORDS = (_DC, "subject"), (_OURS, "keywords")
 _LANG, _RESOURCE, _VALUE = (_XML, "lang"), (_RDF, "resource"), (_RDF, "value")
 # The resource that a top-level node describes; without a namespace in packets of the first releases of XMP.
 _ABOUT = {(_RDF, "about"), ("", "about")}
@@ -43,6 +48,43 @@ _ATTRIBUTE = re.compile(rb"\s+([^\s=]+)\s*=\s*(?:\"[^\"]*\"|'[^']*')")
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _EMPTY = '<x:xmpmeta xmlns:x="adobe:ns:meta/">\n <rdf:RDF xmlns:rdf="{}">\n </rdf:RDF>\n</x:xmpmeta>'
 _PACKET = f'<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\n{_EMPTY.format(_RDF)}\n<?xpacket end="w"?>\n'
+
+
+@dataclass(frozen=True, slots=True)
+class _KeywordList:
+    """A property that lists keywords.
+
+    Args:
+        name: namespace and local name.
+        own: our property that lists which of the values we wrote.
+        prefix: of the namespace, where we add the property.
+        container: of the values, where we add the property.
+        separator: between the levels of a keyword; None lists the last level only.
+    """
+
+    name: tuple[str, str]
+    own: tuple[str, str]
+    prefix: str
+    container: str
+    separator: str | None
+
+    @property
+    def tag(self) -> str:
+        """The qualified name, where we add the property."""
+        return f"{self.prefix}:{self.name[1]}"
+
+    def values(self, keywords: Iterable[Sequence[str]]) -> list[str]:
+        """Return the values for keywords, each given by its levels."""
+        if self.separator is None:
+            return [levels[-1] for levels in keywords]
+        return [self.separator.join(level.replace(self.separator, "-") for level in levels) for levels in keywords]
+
+
+_SUBJECT = _KeywordList((_DC, "subject"), (_OURS, "keywords"), "dc", "Bag", None)
+_HIERARCHY = _KeywordList((_LR, "hierarchicalSubject"), (_OURS, "hierarchy"), "lr", "Bag", "|")
+_TAGS = _KeywordList((_DIGIKAM, "TagsList"), (_OURS, "tags"), "digiKam", "Seq", "/")
+_LISTS = (_SUBJECT, _HIERARCHY, _TAGS)
+_LIST_NAMES = frozenset(each.name for each in _LISTS)
 
 
 class XmpError(Exception):
@@ -135,59 +177,79 @@ class XmpPacket:
         return None
 
     def keywords(self) -> list[str]:
-        """Return the keywords of all programs.
+        """Return the keywords of all programs, without the levels above them.
 
         Raises:
             XmpError: their form is not understood.
         """
-        values = [value for node in self._nodes for name, value in node.attributes.items() if name == _SUBJECT]
-        return values + [item.value for _, subject in self._elements(_SUBJECT) for item in _items(subject)]
+        return self._values(_SUBJECT)
+
+    def _values(self, kind: _KeywordList) -> list[str]:
+        values = [value for node in self._nodes for name, value in node.attributes.items() if name == kind.name]
+        return values + [item.value for _, prop in self._elements(kind.name) for item in _items(prop)]
 
     def replace_keywords(self, keywords: Iterable[str], image: str, question: str) -> bytes:
         """Return the packet with these keywords instead of those that we wrote before, and our other properties.
 
-        A keyword that another program wrote stays. Properties ``dc:subject`` that occur twice are united.
+        A keyword that another program wrote stays. Properties that occur twice are united.
+
+        Args:
+            keywords: with ``|`` between levels.
+            image: the hash of the image.
+            question: the key of the request.
 
         Raises:
             XmpError: the form of its keywords is not understood.
         """
-        wanted = list(dict.fromkeys(_NOT_XML.sub("\ufffd", keyword) for keyword in keywords))
-        target, found = self._found()
-        present = {value for value, _ in found.kept}
-        moved = [(value, lang) for value, lang in dict(found.moved).items() if value not in present]
-        present.update(value for value, _ in moved)
-        added = [keyword for keyword in wanted if keyword not in present]
-        new = [*moved, *((keyword, None) for keyword in added)]
-
+        wanted = [_levels(_NOT_XML.sub("\ufffd", keyword)) for keyword in keywords]
         edits = _Edits(self._data)
-        if target is not None and not (found.kept or new):
-            found.elements.append(target)
-        elif target is not None:
-            edits.change_items(target[1], [item for _, item in found.kept], found.removed, new)
-        for name in (_KEYWORDS, (_OURS, "image"), (_OURS, "question")):
-            found.elements += self._elements(name)
-            found.attributes += [(node, name) for node in self._nodes if name in node.attributes]
-        edits.remove(found.elements, found.attributes)
-        edits.append(self._rdf, self._descriptions(image, question, added, new if target is None else ()))
+        elements: list[tuple[_Element, _Element]] = []
+        attributes: list[tuple[_Element, tuple[str, str]]] = []
+        added: dict[_KeywordList, list[str]] = {}
+        absent: dict[_KeywordList, Sequence[tuple[str, str | None]]] = {}
+        expected: dict[_KeywordList, list[str]] = {}
+        for kind in _LISTS:
+            target, found = self._found(kind)
+            present = {value for value, _ in found.kept}
+            moved = [(value, lang) for value, lang in dict(found.moved).items() if value not in present]
+            present.update(value for value, _ in moved)
+            has_levels = kind is _HIERARCHY and any(len(levels) > 1 for levels in wanted)
+            values = kind.values(wanted) if kind is _SUBJECT or has_levels or present else ()
+            added[kind] = [value for value in dict.fromkeys(values) if value not in present]
+            new = [*moved, *((value, None) for value in added[kind])]
+            if target is not None and not (found.kept or new):
+                found.elements.append(target)
+            elif target is not None:
+                edits.change_items(kind, target[1], [item for _, item in found.kept], found.removed, new)
+            else:
+                absent[kind] = new
+            expected[kind] = sorted(value for value, _ in (*found.kept, *new))
+            elements += found.elements
+            attributes += found.attributes
+        for name in (*(kind.own for kind in _LISTS), (_OURS, "image"), (_OURS, "question")):
+            elements += self._elements(name)
+            attributes += [(node, name) for node in self._nodes if name in node.attributes]
+        edits.remove(elements, attributes)
+        edits.append(self._rdf, self._descriptions(image, question, added, absent))
 
         content = self._encode(edits.applied())
         written = XmpPacket(content)
-        if (written.read_own("image"), written.read_own("question")) != (image, question) or sorted(
-            written.keywords()
-        ) != sorted(value for value, _ in (*found.kept, *new)):
+        if (written.read_own("image"), written.read_own("question")) != (image, question) or any(
+            sorted(written._values(kind)) != values for kind, values in expected.items()
+        ):
             raise XmpError("it redefines the prefixes of XMP")
         return content
 
-    def _found(self) -> "tuple[tuple[_Element, _Element] | None, _Found]":
+    def _found(self, kind: _KeywordList) -> "tuple[tuple[_Element, _Element] | None, _Found]":
         """Return the property that will contain all keywords, after its node, and what becomes of the others."""
-        before, own_node = self._own_keywords()
-        subjects = self._elements(_SUBJECT)
+        before, own_node = self._own_keywords(kind)
+        subjects = self._elements(kind.name)
         target = subjects[0] if subjects else None
-        found = _Found(attributes=[(node, _SUBJECT) for node in self._nodes if _SUBJECT in node.attributes])
+        found = _Found(attributes=[(node, kind.name) for node in self._nodes if kind.name in node.attributes])
         # Of several, ours are beside our own properties; the others are of other programs.
         is_only = len(subjects) + len(found.attributes) == 1
         for node, _ in found.attributes:
-            value = node.attributes[_SUBJECT]
+            value = node.attributes[kind.name]
             if value not in before or not (is_only or node is own_node):
                 found.moved.append((value, None))
         for node, subject in subjects:
@@ -202,37 +264,44 @@ class XmpPacket:
                 elif item.is_plain:
                     found.moved.append((item.value, item.attributes.get(_LANG)))
                 else:
-                    raise XmpError("it has several properties dc:subject, with qualifiers")
+                    raise XmpError(f"it has several properties {kind.tag}, with qualifiers")
         return target, found
 
     def _elements(self, name: tuple[str, str]) -> list[tuple[_Element, _Element]]:
         """Return the properties of this name, after the node that each belongs to."""
         return [(node, child) for node in self._nodes for child in node.children if child.name == name]
 
-    def _own_keywords(self) -> tuple[set[str], _Element | None]:
+    def _own_keywords(self, kind: _KeywordList) -> tuple[set[str], _Element | None]:
         """Return the keywords that we wrote, and the node that lists them."""
-        for node, found in self._elements(_KEYWORDS):
+        for node, found in self._elements(kind.own):
             return {item.value for item in _items(found)}, node
         for node in self._nodes:
-            if _KEYWORDS in node.attributes:
-                return {node.attributes[_KEYWORDS]}, node
+            if kind.own in node.attributes:
+                return {node.attributes[kind.own]}, node
         return set(), None
 
     def _descriptions(
-        self, image: str, question: str, added: Sequence[str], new: Sequence[tuple[str, str | None]]
+        self,
+        image: str,
+        question: str,
+        added: "Mapping[_KeywordList, Sequence[str]]",
+        absent: "Mapping[_KeywordList, Sequence[tuple[str, str | None]]]",
     ) -> str:
-        """Return a description with our own properties, after one with the keywords if no property has them."""
+        """Return a description with our own properties, after one for each list that the packet does not have."""
         own = [
             f"<deixis:image>{escape(image)}</deixis:image>",
             f"<deixis:question>{escape(question)}</deixis:question>",
         ]
-        if added:
-            items = _new_items("rdf", [(keyword, None) for keyword in added])
-            own.append(f"<deixis:keywords><rdf:Bag>{items}</rdf:Bag></deixis:keywords>")
-        described = [(f'xmlns:deixis="{_OURS}"', own)]
-        if new:
-            subject = f"<dc:subject><rdf:Bag>{_new_items('rdf', new)}</rdf:Bag></dc:subject>"
-            described.insert(0, (f'xmlns:dc="{_DC}"', [subject]))
+        for kind, values in added.items():
+            if values:
+                items = _new_items("rdf", [(value, None) for value in values])
+                own.append(f"<deixis:{kind.own[1]}><rdf:Bag>{items}</rdf:Bag></deixis:{kind.own[1]}>")
+        described = [
+            (f'xmlns:{kind.prefix}="{kind.name[0]}"', [f"<{kind.tag}>{_new_container(kind, new)}</{kind.tag}>"])
+            for kind, new in absent.items()
+            if new
+        ]
+        described.append((f'xmlns:deixis="{_OURS}"', own))
         rdf = "" if self._rdf.tag[1] == b"rdf:RDF" else f' xmlns:rdf="{_RDF}"'
         start = f"\n  <rdf:Description{rdf} rdf:about={quoteattr(self._about)}"
         return "".join(
@@ -281,6 +350,7 @@ class _Edits:
 
     def change_items(
         self,
+        kind: _KeywordList,
         subject: _Element,
         kept: Sequence[_Element],
         removed: Sequence[_Element],
@@ -302,9 +372,9 @@ class _Edits:
         if kept:
             inner = self._data[subject.inner : subject.inner_end].decode()
             first = f"<rdf:li{subject.tag[2].decode().rstrip()}>{inner}</rdf:li>"
-        bag = f'<rdf:Bag xmlns:rdf="{_RDF}">{first}{_new_items("rdf", new)}</rdf:Bag>'
         if new or removed:
-            self._add(subject.start, subject.end, f'<dc:subject xmlns:dc="{_DC}">{bag}</dc:subject>')
+            start = f'<{kind.tag} xmlns:{kind.prefix}="{kind.name[0]}" xmlns:rdf="{_RDF}">'
+            self._add(subject.start, subject.end, f"{start}{_new_container(kind, new, first)}</{kind.tag}>")
 
     def append(self, parent: _Element, text: str) -> None:
         """Add elements at the end of ``parent``."""
@@ -357,6 +427,10 @@ class _Edits:
             self._add(at, at, text)
 
 
+def _levels(keyword: str) -> list[str]:
+    return [level.strip() for level in keyword.split("|") if level.strip()] or [keyword]
+
+
 def _attribute_names(element: _Element) -> dict[tuple[str, str], bytes]:
     """Return the qualified name of each attribute: both lists are in the order of the start tag."""
     raw = [found[1] for found in _ATTRIBUTE.finditer(element.tag[2])]
@@ -370,6 +444,10 @@ def _new_items(prefix: str, items: Iterable[tuple[str, str | None]], indent: str
         f"{indent}<{name}{f' xml:lang={quoteattr(lang)}' if lang else ''}>{escape(value, {chr(13): '&#13;'})}</{name}>"
         for value, lang in items
     )
+
+
+def _new_container(kind: _KeywordList, items: Iterable[tuple[str, str | None]], first: str = "") -> str:
+    return f"<rdf:{kind.container}>{first}{_new_items('rdf', items)}</rdf:{kind.container}>"
 
 
 def _container(prop: _Element) -> _Element | None:
@@ -447,7 +525,7 @@ def _parse(data: bytes) -> _Element:
         name, parent = name_of(expanded), open_elements[-1] if open_elements else None
         is_wanted = name == (_RDF, "RDF") or (
             parent is not None
-            and (parent.depth < 2 or parent.depth > 2 or parent.name == _SUBJECT or parent.name[0] == _OURS)
+            and (parent.depth < 2 or parent.depth > 2 or parent.name in _LIST_NAMES or parent.name[0] == _OURS)
         )
         element = None
         if is_wanted:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from app.errors import did_you_mean
+
 _REPLICAS = re.compile(r"([1-9][0-9]{0,4})(?:-([1-9][0-9]{0,4}))?")
 
 
@@ -70,7 +72,8 @@ class RayLayout(BaseModel):
     def _check_names(cls, fields: object) -> object:
         for name in fields if isinstance(fields, Mapping) else ():
             if name not in cls.model_fields:
-                msg = f"unknown field '{name}'; known: {', '.join(cls.model_fields)}"
+                known = cls.model_fields
+                msg = f"unknown field '{name}'; known: {', '.join(known)}{did_you_mean(name, known)}"
                 raise ValueError(msg)
         return fields
 

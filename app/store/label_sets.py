@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
 from app.errors import ConflictError, InvalidFieldError, PreconditionFailedError, TooLargeError, UnknownNameError
-from app.names.namespaces import NAMESPACE_SEPARATOR, OPEN_NAMESPACE, Namespace, namespace_of
+from app.names.namespaces import NAMESPACE_SEPARATOR, OPEN_NAMESPACE, Namespace, namespace_of, own_name
 from app.store.database import reading, scrub, writing
 from app.store.tables import AnswerRow, DraftRow, ExampleRow, LabelSetRow, LabelSetVersionRow, SelectionRow
 from app.types import ClassEntry, LabelSet, MergeSynonyms
@@ -332,7 +332,7 @@ async def unknown_label_set(session: AsyncSession, name: str) -> UnknownNameErro
     known = await session.scalars(
         select(LabelSetRow.name).where(LabelSetRow.deleted_at.is_(None), belongs_to(LabelSetRow.name, namespace))
     )
-    return UnknownNameError("label set", escape_surrogates(name), known)
+    return UnknownNameError("label set", escape_surrogates(own_name(name)), map(own_name, known))
 
 
 def belongs_to(name: InstrumentedAttribute[str], namespace: Namespace) -> ColumnElement[bool]:

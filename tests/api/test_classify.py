@@ -520,6 +520,17 @@ def test_labels_are_separated_in_a_form_and_in_a_query_by_what_people_write(shar
         assert {prediction["label"] for prediction in result["predictions"]} == {"cat", "dog"}
 
 
+def test_labels_in_json_may_be_one_string_as_in_a_form(shared_client):
+    for labels in ("red, green\nblue", "red; green; blue", '["red", "green", "blue"]'):
+        as_text = as_json(shared_client, [picture("blue")], labels=labels)
+        assert answer(as_text) == answer(as_json(shared_client, [picture("blue")], labels=LABELS))
+    assert fields_of(as_json(shared_client, [picture()], labels="")) == {"labels"}
+    problem_of(as_json(shared_client, [picture()], labels='["red"'), "malformed-request")
+    image = base64.b64encode(picture("blue")).decode()
+    body = {"inputs": image, "parameters": {"candidate_labels": "red, blue"}}
+    assert shared_client.post("/v1/zero-shot-image-classification", json=body).json()[0]["label"] == "blue"
+
+
 def test_labels_with_the_same_features_are_reported(client, encoder):
     """To this encoder, every text with a colour is this colour."""
     labels = ["cat", "red", *(f"label {number}" for number in range(500)), "a red thing", "dog"]

@@ -96,7 +96,7 @@ MALFORMED = {
     "shape: a label NaN": with_labels("[NaN]"),
     "shape: a label 1e999": with_labels("[1e999]"),
     "shape: a huge number as label": with_labels(f"[{HUGE_INT}]"),
-    "shape: labels text": with_labels('"cat, dog"'),
+    "shape: labels a number": with_labels("7"),
     "shape: labels an object": with_labels('{"a": 1}'),
     "shape: a huge top_k": with_image(f'"labels": ["a"], "top_k": {HUGE_INT}'),
     "shape: top_k NaN": with_image('"labels": ["a"], "top_k": NaN'),

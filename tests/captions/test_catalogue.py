@@ -186,7 +186,7 @@ async def test_a_namespace_reads_its_own_databases_and_the_default_one(databases
         "everyday",
         "acme#things",
     ]
-    with pytest.raises(UnknownNameError, match="known: acme#toys, everyday"):
+    with pytest.raises(UnknownNameError, match="unknown caption database 'things'; known: everyday, toys"):
         await databases.state(databases.qualified_name("things", acme))
     assert databases.writable_name("toys", acme) == "acme#toys"
     assert databases.writable_name("everyday", OPEN_NAMESPACE) == "everyday"

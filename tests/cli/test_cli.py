@@ -4,13 +4,20 @@ import csv
 import importlib.util
 import io
 import json
+import os
+import re
 import socket
+from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
+from rich.console import Console
 
 from app.classification.methods import METHODS
+from app.cli.predictions import print_table
 from app.runtime.regular_files import read_regular
-from app.settings import Settings
+from app.settings import SETTING_GROUPS, Settings
+from deixis import answers
 from tests.api.test_examples import shade
 from tests.cli.output import assert_refused, cells
 from tests.conftest import picture
@@ -44,6 +51,23 @@ def test_labels_come_from_a_file(run, folder, tmp_path):
     assert done.exit_code == 0, done.stderr
     labels = {each["label"] for each in json.loads(done.stdout)[0]["predictions"]}
     assert labels == {"red", "green", "blue, or so"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (("classify", "x", "-f", "tabel"), "table"),
+        (("watch", ".", "--write", "Jsn"), "json"),
+        (("keys", "create", "--scope", "reed"), None),
+        (("keys", "create", "--scope", "clasify"), "classify"),
+    ],
+)
+def test_a_value_that_is_not_one_of_the_choices_gets_a_suggestion(run, arguments, meant):
+    done = run(*arguments)
+    message = " ".join(done.stderr.replace("│", "").split())
+    assert done.exit_code == 2
+    assert f"'{arguments[-1]}' is not one of '" in message
+    assert (f"; did you mean '{meant}'?" in message) if meant else ("did you mean" not in message)
 
 
 def test_a_missing_file_of_labels_is_an_error(run, folder):
@@ -212,11 +236,26 @@ def test_a_file_with_unknown_fields_is_not_a_label_set(run, tmp_path):
     assert "is not a label set" in done.stderr
 
 
-def test_every_setting_is_an_option_of_serve(run):
-    help_text = run("serve", "--help").stdout
+def test_every_setting_is_an_option_of_serve_in_the_panel_of_its_group(run):
+    panels = run("serve", "--help").stdout.split("╭─ ")
 
+    group = ""
     for name in Settings.model_fields:
-        assert f"--{name.replace('_', '-')}" in help_text
+        group = SETTING_GROUPS.get(name, group)
+        (panel,) = [panel for panel in panels if panel.startswith(f"{group} ─")]
+        assert f"--{name.replace('_', '-')} " in panel
+
+
+@pytest.mark.parametrize("place", ["before the command", "after serve", "in a variable"])
+def test_commands_read_the_configuration_file(run, tmp_path, monkeypatch, place):
+    monkeypatch.setenv("DEIXIS_CONFIG", "")
+    file = tmp_path / "mine.toml"
+    file.write_text("port = 'x'", "utf-8")
+    if place == "in a variable":
+        monkeypatch.setenv("DEIXIS_CONFIG", str(file))
+    arguments = {"before the command": ("--config", file, "keys", "list"), "after serve": ("serve", "--config", file)}
+
+    assert_refused(run(*arguments.get(place, ("keys", "list"))), f"port in {file}: Input should be a valid integer")
 
 
 # --- example images ------------------------------------------------------------------------------------------------
@@ -374,25 +413,88 @@ def test_classify_uses_the_selected_method(run, where, things, tmp_path):
     assert all("rejected" not in each and "prediction_set" not in each for each in json.loads(plain.stdout))
     assert as_csv.exit_code == 0, as_csv.stderr
     rows = list(csv.DictReader(io.StringIO(as_csv.stdout)))
-    assert list(rows[0]) == ["path", "rank", "label", "score", "similarity", "rejected", "prediction set"]
+    assert list(rows[0]) == ["path", "rank", "label", "score", "similarity", "rejected", "prediction set", "error"]
     for row in rows:
         assert row["rejected"] == "no"
         assert row["prediction set"].split(", ")[0] == row["label"]
     assert table.exit_code == 0, table.stderr
-    assert "prediction set" in table.stdout
-    assert "rejected" in table.stdout
+    assert table.stdout.split("\n")[0].split() == ["image", "label", "score", "runner-up", "prediction", "set"]
 
 
-@pytest.mark.parametrize("output", ["csv", "table"])
-def test_optional_columns_appear_only_if_they_were_requested(run, folder, output):
-    asked = ("classify", folder, "-l", "red, blue", "-f", output, "-k", "2")
+def test_optional_columns_of_csv_appear_only_if_they_were_requested(run, folder):
+    asked = ("classify", folder, "-l", "red, blue", "-f", "csv", "-k", "2")
     without = run(*asked)
     rejecting = run(*asked, "--reject-below", "1")
 
     assert without.exit_code == rejecting.exit_code == 0
-    assert "rejected" not in without.stdout
-    assert "prediction set" not in rejecting.stdout
+    assert without.stdout.splitlines()[0] == "path,rank,label,score,similarity,error"
+    assert rejecting.stdout.splitlines()[0] == "path,rank,label,score,similarity,rejected,error"
     assert rejecting.stdout.count("none of these") == 6 * 2
+
+
+def test_a_table_has_a_row_per_image_with_its_best_label_and_the_next_ones(run, where, folder):
+    asked = ("classify", folder / "red" / "0.png", "-l", "red, blue, green")
+    by_format = {k: json.loads(run(*asked, "-k", k, "-f", "json", *where).stdout)[0]["predictions"] for k in (3,)}
+    red, *others = [(each["label"], f"{each['score']:.4f}") for each in by_format[3]]
+    path = str(folder / "red" / "0.png")
+
+    assert cells(run(*asked, *where)) == [["image", "label", "score", "runner-up"], [path, *red, *others[0]]]
+    assert cells(run(*asked, "-k", 1, *where)) == [["image", "label", "score"], [path, *red]]
+    listed = [*others[0][:1], f"{others[0][1]},", *others[1]]
+    assert cells(run(*asked, "-k", 3, *where))[1] == [path, *red, *listed]
+    rejected = cells(run(*asked, "--reject-below", 1, *where))[1]
+    assert rejected == [path, "none", "of", "these", red[0], f"{red[1]},", *others[0]]
+
+
+def test_a_table_in_a_pipe_has_whole_paths_and_one_line_per_image(run, tmp_path):
+    file = tmp_path.joinpath(*(["a" * 60] * 5)) / "red.png"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(picture("red"))
+
+    done = run("classify", file, "-l", "red, blue")
+
+    assert len(done.stdout.splitlines()) == 2
+    assert str(file) in done.stdout
+
+
+@pytest.mark.parametrize("name", ["a" * 100 + "/b.jpg", "\u6f22" * 50 + "/b.jpg"], ids=["narrow", "wide"])
+def test_a_table_on_a_terminal_shortens_long_paths_at_their_start(name):
+    results = [answers.ImageResult(predictions=[answers.Prediction(label="cat", score=0.9, similarity=0.3)])] * 2
+    terminal = Console(width=40, force_terminal=True, color_system=None, file=io.StringIO())
+
+    print_table([Path(name), Path("c.jpg")], results, terminal)
+
+    _, long, short = terminal.file.getvalue().splitlines()
+    assert cell_len(long) <= 40
+    assert re.match(r"\u2026\S+/b\.jpg +cat +0\.9000$", long)
+    assert short.split() == ["c.jpg", "cat", "0.9000"]
+
+
+def test_files_and_folders_that_cannot_be_read_are_rows_with_an_error(run, where, folder, monkeypatch):
+    bad = folder / "red" / "bad.jpg"
+    bad.write_bytes(b"nothing")
+    walk = os.scandir
+
+    def scandir(place):
+        if Path(place) == folder / "dark_blue":
+            raise PermissionError(13, "Permission denied", str(place))
+        return walk(place)
+
+    monkeypatch.setattr("os.scandir", scandir)
+    asked = ("classify", folder, "-l", "red, blue", *where)
+
+    as_csv, as_json, table = (run(*asked, "-f", output) for output in ("csv", "json", "table"))
+
+    assert [done.exit_code for done in (as_csv, as_json, table)] == [1, 1, 1]
+    rows = list(csv.DictReader(io.StringIO(as_csv.stdout)))
+    assert [(row["path"], row["label"]) for row in rows if not row["error"]] == [
+        (str(folder / "red" / f"{number}.png"), "red") for number in range(3)
+    ]
+    failed = {row.pop("path"): row.pop("error") for row in rows if row["error"]}
+    assert set(failed) == {str(bad), str(folder / "dark_blue")}
+    assert failed[str(folder / "dark_blue")] == "the folder cannot be read: Permission denied"
+    assert {each["path"]: each["error"]["detail"] for each in json.loads(as_json.stdout) if "error" in each} == failed
+    assert len(table.stdout.splitlines()) == 1 + 3
 
 
 def test_rejected_images_are_marked_in_json(run, where, folder):

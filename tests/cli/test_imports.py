@@ -34,7 +34,8 @@ print("modules:", *sys.modules)
 
 def run(*commands, **environment):
     """Run commands in one new process, and return their output and the modules that were imported."""
-    settings = {name: value for name, value in os.environ.items() if not name.startswith("DEIXIS_")} | environment
+    settings = {name: value for name, value in os.environ.items() if not name.startswith("DEIXIS_")}
+    settings |= {"DEIXIS_CONFIG": "", "DEIXIS_SERVER": "local"} | environment
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, json.dumps([list(map(str, command)) for command in commands])],
         capture_output=True,

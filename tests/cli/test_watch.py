@@ -12,7 +12,9 @@ from app.errors import InvalidFieldError, NotReadyError
 from app.images.sidecars import JsonSidecar, XmpSidecar, sha256_of
 from deixis import ImageResult, Prediction, ProblemError, UnreachableError
 from deixis.answers import Problem
+from tests.cli.output import assert_refused
 from tests.conftest import picture
+from tests.images.test_xmp import lists_of
 
 anyio_test = pytest.mark.anyio
 
@@ -142,6 +144,18 @@ async def test_a_restart_resumes_and_another_request_labels_all_images_again(fol
     assert sorted(first.images) == [b"a.png", b"b.png"]
     assert second.images == [b"c.png"]
     assert len(other.images) == 3
+
+
+@anyio_test
+async def test_keywords_are_placed_below_the_prefix_and_another_prefix_replaces_them(folder):
+    (folder / "a.png").write_bytes(b"a")
+    for prefix, hierarchy in (("Auto|Deixis", ["Auto|Deixis|cat"]), ("Robot", ["Robot|cat"]), (None, [])):
+        await watched(Backend(), folder, sidecar=XmpSidecar(prefix), once=True)
+        assert lists_of((folder / "a.png.xmp").read_bytes()) == (["cat"], hierarchy, [])
+
+
+def test_a_prefix_without_xmp_is_an_error(run, folder):
+    assert_refused(run("watch", folder, "-l", "a", "--subject-prefix", "x"), "--subject-prefix: needs --write xmp")
 
 
 @anyio_test

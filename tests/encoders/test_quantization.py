@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from app.cli.models import models_cli
 from app.encoders import quantization, tuning
 from app.encoders._base import Candidate, LoadOptions
-from app.encoders.loading import export_model, forget_int8, load_encoder
+from app.encoders.loading import check_takes_int8, export_model, load_encoder
 from app.encoders.openvino_tower import compile_image_tower, import_openvino
 from app.encoders.quantization import check_can_quantise, quantise_tower
 from app.encoders.tuning import list_candidates, probe_images
@@ -156,6 +156,21 @@ def test_a_tower_that_is_not_faster_is_refused(export, pixels, compared):
     assert not int8_files(export)
 
 
+def test_a_tower_stays_until_another_replaces_it_or_is_refused(export, pixels, compared):
+    quantised(export, pixels)
+
+    def stop(*_):
+        assert int8_files(export) == INT8_FILES
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantised(export, pixels, stop)
+    assert int8_files(export) == INT8_FILES
+    compared(1.0, "not clearly faster")
+    quantised(export, pixels)
+    assert not int8_files(export)
+
+
 def test_speed_is_compared_in_turns_and_a_busy_machine_decides_nothing(monkeypatch):
     class Tower:
         streams = 1
@@ -205,12 +220,21 @@ def test_a_damaged_tower_is_logged_and_the_model_runs_as_before(spec, export, pi
         load_encoder(spec, options(tmp_path, precision="int8"))
 
 
-def test_a_new_export_and_a_new_calibration_remove_the_tower(spec, export, pixels, compared, tmp_path):
+def test_the_other_precisions_can_be_measured_beside_the_tower(spec, export, pixels, compared, tmp_path):
     quantised(export, pixels)
+    measured = load_encoder(spec, options(tmp_path, measure_again=True, ignore_int8=True, tuning_seconds=0.1))
+    assert measured.tuning is not None
+    assert measured.image_path.precision != "int8"
     assert int8_files(export) == INT8_FILES
-    forget_int8(spec, options(tmp_path))
-    assert not int8_files(export)
+    assert load_encoder(spec, options(tmp_path)).image_path.precision == "int8"
+
+
+def test_a_new_export_keeps_the_tower_of_the_same_weights(spec, export, pixels, compared, tmp_path):
     quantised(export, pixels)
+    export_model(spec, options(tmp_path))
+    assert int8_files(export) == INT8_FILES
+    assert load_encoder(spec, options(tmp_path)).image_path.precision == "int8"
+    DAMAGES["of another export"](export)
     export_model(spec, options(tmp_path))
     assert not int8_files(export)
 
@@ -223,7 +247,7 @@ def test_a_hub_id_names_the_model_to_quantise(monkeypatch, tmp_path):
     monkeypatch.setenv("DEIXIS_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setattr("app.cli.model_loading.configure_logs", lambda *_: None)
     monkeypatch.setattr("app.cli.model_loading.check_can_quantise", lambda _: None)
-    monkeypatch.setattr("app.cli.model_loading.forget_int8", refused)
+    monkeypatch.setattr("app.cli.model_loading.check_takes_int8", refused)
     command = ["tune", "openai/clip-vit-base-patch32", "--calibration", str(tmp_path)]
     assert "asked for ViT-B-32-quickgelu/openai" in CliRunner().invoke(models_cli, command).stderr
 
@@ -235,8 +259,8 @@ def test_int8_without_a_tower_is_an_error_with_the_way_out(spec, tmp_path):
     for refused, way_out in (
         (lambda: load_encoder(spec, options(tmp_path, precision="int8")), "--calibration FOLDER"),
         (lambda: load_encoder("embedded", LoadOptions(precision="int8")), "DEIXIS_PRECISION=auto"),
-        (lambda: forget_int8("embedded", options(tmp_path)), "DEIXIS_PRECISION=auto"),
-        (lambda: forget_int8(spec, options(tmp_path, backend="torch")), "DEIXIS_IMAGE_BACKEND"),
+        (lambda: check_takes_int8("embedded", options(tmp_path)), "DEIXIS_PRECISION=auto"),
+        (lambda: check_takes_int8(spec, options(tmp_path, backend="torch")), "DEIXIS_IMAGE_BACKEND"),
         (lambda: list_candidates("cuda", LoadOptions(precision="int8")), "DEIXIS_DEVICE=cpu"),
     ):
         with pytest.raises(ModelUnavailableError, match=way_out):
@@ -310,7 +334,7 @@ def test_the_command_prints_the_evidence_and_later_starts_use_int8(spec, tune, p
     assert load_encoder(spec, options(data)).image_path.precision == "int8"
     (photos / "of things" / "0.png").write_bytes(b"no image")
     assert "has 299 readable images" in tune("--calibration", str(photos)).output
-    assert load_encoder(spec, options(data)).image_path.precision != "int8"
+    assert load_encoder(spec, options(data)).image_path.precision == "int8"
 
 
 @pytest.mark.parametrize(

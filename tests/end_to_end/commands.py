@@ -16,7 +16,8 @@ def environment(**settings: str) -> dict[str, str]:
     others = {name: value for name, value in os.environ.items() if not name.startswith(("DEIXIS_", "RAY_ADDRESS"))}
     # Weights that are not on this machine must be an error at once, and not a wait for a network.
     quick = {"HF_HUB_OFFLINE": "1", "DEIXIS_TUNING_SECONDS": "0", "DEIXIS_BUILD_DEFAULT_DATABASE": "false"}
-    return {**others, **quick, "DEIXIS_MODEL_CACHE_DIR": str(_shared_models()), "no_proxy": "*", **settings}
+    ours = {"DEIXIS_CONFIG": "", "DEIXIS_SERVER": "local"}  # nothing of the user who runs the tests
+    return {**others, **quick, **ours, "DEIXIS_MODEL_CACHE_DIR": str(_shared_models()), "no_proxy": "*", **settings}
 
 
 def deixis(

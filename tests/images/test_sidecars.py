@@ -65,11 +65,11 @@ def test_a_json_sidecar_has_all_predictions(tmp_path):
 
 def test_keywords_are_labels_above_the_score_and_are_replaced(tmp_path):
     file = tmp_path / "a.jpg.xmp"
-    XmpSidecar.write(file, labelled(("cat", 0.6), ("sofa & <chair>", 0.55), ("dog", 0.1)), 0.5)
+    XmpSidecar().write(file, labelled(("cat", 0.6), ("sofa & <chair>", 0.55), ("dog", 0.1)), 0.5)
     assert keywords(file) == ["cat", "sofa & <chair>"]
-    XmpSidecar.write(file, labelled(("dog", 0.9), ("cat", 0.1)), 0.5)
+    XmpSidecar().write(file, labelled(("dog", 0.9), ("cat", 0.1)), 0.5)
     assert keywords(file) == ["dog"]
-    XmpSidecar.write(file, labelled(("dog", 0.9), rejected=True), 0.5)
+    XmpSidecar().write(file, labelled(("dog", 0.9), rejected=True), 0.5)
     assert keywords(file) == []
 
 
@@ -77,9 +77,9 @@ def test_content_of_other_programs_in_an_xmp_sidecar_is_preserved(tmp_path):
     file = tmp_path / "a.jpg.xmp"
     file.write_text(FOREIGN, "utf-8")
     assert XmpSidecar.read_key(file) is None
-    XmpSidecar.write(file, labelled(("cat", 0.9), ("sofa", 0.8)), 0.5)
+    XmpSidecar().write(file, labelled(("cat", 0.9), ("sofa", 0.8)), 0.5)
     assert keywords(file) == ["holiday", "cat", "sofa"]
-    XmpSidecar.write(file, labelled(("lamp", 0.9)), 0.5)
+    XmpSidecar().write(file, labelled(("lamp", 0.9)), 0.5)
     assert keywords(file) == ["holiday", "cat", "lamp"]  # `cat` existed before
     text = file.read_text("utf-8")
     for kept in (
@@ -111,7 +111,7 @@ def test_a_file_that_is_not_a_sidecar_is_not_changed(tmp_path, content):
         with pytest.raises(ForeignSidecarError, match="move it to another folder"):
             sidecar.read_key(file)
     with pytest.raises(ForeignSidecarError):
-        XmpSidecar.write(xmp, labelled(("cat", 1)), 0.5)
+        XmpSidecar().write(xmp, labelled(("cat", 1)), 0.5)
     assert xmp.read_text() == content
 
 

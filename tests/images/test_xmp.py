@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+from xml.etree import ElementTree
 
 import pytest
 
@@ -195,6 +196,99 @@ def test_other_programs_read_the_changed_packets(program, read, tmp_path):
             (tmp_path / f"{number}.xmp").write_bytes(changed)
             expected[f"{number}.xmp"] = sorted({*theirs, "cat", "lamp & <desk>"})
     assert read(tmp_path) == expected
+
+
+LISTS = {
+    "dc:subject": "http://purl.org/dc/elements/1.1/",
+    "lr:hierarchicalSubject": "http://ns.adobe.com/lightroom/1.0/",
+    "digiKam:TagsList": "http://www.digikam.org/ns/1.0/",
+}
+
+
+def listing(name, *values):
+    items = "".join(f"<rdf:li>{value}</rdf:li>" for value in values)
+    prefix = name.partition(":")[0]
+    return (
+        f'<rdf:Description rdf:about="" xmlns:{prefix}="{LISTS[name]}"><{name}><rdf:Seq>{items}</rdf:Seq></{name}>'
+        "</rdf:Description>"
+    )
+
+
+def lists_of(content):
+    """Return the values of each property of ``LISTS`` in a packet."""
+    root = ElementTree.fromstring(content)
+    found = {}
+    for name, namespace in LISTS.items():
+        properties = root.findall(f".//{{{namespace}}}{name.partition(':')[2]}")
+        assert len(properties) <= 1, "programs read nothing of a packet with a property twice"
+        found[name] = [item.text for each in properties for item in each.iter(f"{{{RDF}}}li")]
+    return tuple(found.values())
+
+
+BIRD = (
+    listing("dc:subject", "owl"),
+    listing("lr:hierarchicalSubject", "animal|owl"),
+    listing("digiKam:TagsList", "animal/owl"),
+)
+
+
+@pytest.mark.parametrize(
+    ("before", "keywords", "expected"),
+    [
+        ((), ["cat"], (["cat"], [], [])),
+        ((), ["animal|cat", "dog"], (["cat", "dog"], ["animal|cat", "dog"], [])),
+        ((), [" animal | |cat|"], (["cat"], ["animal|cat"], [])),
+        ((), ["|"], (["|"], [], [])),
+        ((), ["a|bat", "b|bat"], (["bat"], ["a|bat", "b|bat"], [])),
+        (BIRD[:1], ["animal|cat"], (["owl", "cat"], ["animal|cat"], [])),
+        (BIRD[1:2], ["cat"], (["cat"], ["animal|owl", "cat"], [])),
+        (BIRD, ["animal|cat"], (["owl", "cat"], ["animal|owl", "animal|cat"], ["animal/owl", "animal/cat"])),
+        (BIRD, ["animal|owl"], (["owl"], ["animal|owl"], ["animal/owl"])),
+        (BIRD[2:], ["and/or"], (["and/or"], [], ["animal/owl", "and-or"])),
+    ],
+)
+def test_levels_are_written_where_programs_read_them_and_removed_again(before, keywords, expected):
+    text = packet(OTHER, *before).encode()
+    changed = XmpPacket(text).replace_keywords(keywords, "i", "q")
+    assert lists_of(changed) == expected
+    assert XmpPacket(changed).replace_keywords(keywords, "i", "q") == changed
+    assert lists_of(XmpPacket(changed).replace_keywords([], "i", "q")) == lists_of(text)
+    plain = XmpPacket(changed).replace_keywords(["sofa"], "i", "q")
+    assert lists_of(plain) == lists_of(XmpPacket(text).replace_keywords(["sofa"], "i", "q"))
+
+
+def test_other_programs_read_levels(tmp_path):
+    files = {"new": packet(), "with the lists of others": packet(OTHER, *BIRD)}
+    for name, text in files.items():
+        (tmp_path / f"{name}.xmp").write_bytes(XmpPacket(text.encode()).replace_keywords(["animal|cat"], "i", "q"))
+    expected = {
+        "new": {"subject": ["cat"], "hierarchicalSubject": ["animal|cat"]},
+        "with the lists of others": {
+            "subject": ["owl", "cat"],
+            "hierarchicalSubject": ["animal|owl", "animal|cat"],
+            "TagsList": ["animal/owl", "animal/cat"],
+        },
+    }
+    for program in ("exiv2", "exiftool"):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed")
+    for name, lists in expected.items():
+        command = ["exiv2", "-PXkv", tmp_path / f"{name}.xmp"]
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        by_key = {key.rpartition(".")[2]: value.split(", ") for key, value in (line.split(None, 1) for line in lines)}
+        assert {key: by_key[key] for key in lists} == lists
+        command = [
+            "exiftool",
+            "-j",
+            "-XMP:Subject",
+            "-XMP:HierarchicalSubject",
+            "-XMP:TagsList",
+            tmp_path / f"{name}.xmp",
+        ]
+        (read,) = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        found = {key[0].lower() + key[1:] if key != "TagsList" else key: value for key, value in read.items()}
+        found.pop("sourceFile")
+        assert {key: value if isinstance(value, list) else [value] for key, value in found.items()} == lists
 
 
 def test_nothing_else_in_a_packet_changes():

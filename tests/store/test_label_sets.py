@@ -58,12 +58,14 @@ async def test_putting_again_creates_a_version_and_keeps_the_old_one(repository)
 
 
 async def test_the_error_for_an_unknown_label_set_lists_the_known_ones(repository):
-    for name in ("zoo", "pets", "gone"):
+    for name in ("zoo", "pets", "gone", "acme#zoos"):
         await repository.put(name, [LYNX], "photo")
     await repository.delete("gone")
     with pytest.raises(UnknownNameError) as caught:
         await repository.get("pet")
-    assert caught.value.message == "unknown label set 'pet'; known: pets, zoo"
+    assert caught.value.message == "unknown label set 'pet'; known: pets, zoo; did you mean 'pets'?"
+    with pytest.raises(UnknownNameError, match=r"^unknown label set 'zoo'; known: zoos; did you mean 'zoos'\?$"):
+        await repository.get("acme#zoo")
 
 
 async def test_the_error_for_an_unknown_version_lists_the_known_ones(repository):

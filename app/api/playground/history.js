@@ -24,7 +24,7 @@ export async function save({ id = crypto.randomUUID?.() ?? String(Math.random())
     bytes += small?.size ?? 0;
     stored.push({ name, path, small });
   }
-  const run = { id, savedAt: new Date().toISOString(), labels, options, answer, pictures: stored, bytes };
+  const run = { id, savedAt: new Date().toISOString(), order: performance.timeOrigin + performance.now(), labels, options, answer, pictures: stored, bytes };
   const { store } = await opened();
   await store("readwrite", (runs) => runs.put(run));
   let total = 0;
@@ -40,7 +40,7 @@ export async function list() {
   const { store } = await opened();
   const runs = await store("readonly", (entries) => entries.getAll());
   return runs
-    .sort((one, other) => other.savedAt.localeCompare(one.savedAt))
+    .sort((one, other) => other.order - one.order)
     .map(({ id, savedAt, labels, options, pictures, bytes }) => ({ id, savedAt, labels, options, bytes, count: pictures.length, small: pictures.find((entry) => entry.small)?.small ?? null }));
 }
 

@@ -16,7 +16,7 @@ from app.classification.pipeline import Pipeline
 from app.classification.request import ClassifyRequest
 from app.classification.resolve import Resolver
 from app.encoders.model_names import catalogue_name
-from app.errors import InvalidFieldError, UnknownRouteError
+from app.errors import InvalidFieldError, UnknownRouteError, did_you_mean
 
 router = guarded_router(tags=["classify"])
 
@@ -68,7 +68,7 @@ async def hugging_face_model_task(
     """Answer as `POST /` with the model of the path, which may be a hub id, and may end in `/pipeline/TASK`."""
     name, suffix, task = model.rpartition("/pipeline/")
     if suffix and task not in _TASKS:
-        raise UnknownRouteError(f"unknown task '{task}'; known: {', '.join(_TASKS)}")
+        raise UnknownRouteError(f"unknown task '{task}'; known: {', '.join(_TASKS)}{did_you_mean(task, _TASKS)}")
     name = catalogue_name(name if suffix else model)
     return await _task(request, name, resolver, pipeline, embedder, caller, task if suffix else None)
 

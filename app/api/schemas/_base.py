@@ -1,23 +1,35 @@
 """Base classes of all request and response bodies."""
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from app.encoders.model_names import catalogue_name
+from app.errors import did_you_mean
+from app.names.labels import split_labels
 from app.names.text import MAX_TEXT_CHARS
-
-# Longer names resemble no field.
-_MAX_NAME_CHARS = 64
 
 MAX_IMAGE_CHARS = 2**30
 """Of an image in base64 or as a URL; the limit on the body is lower."""
 
 ModelName = Annotated[str, AfterValidator(catalogue_name)]
 """The model of a request, also by its id on the Hugging Face hub."""
+
+
+def split_text(labels: object) -> object:
+    """Split labels that a program sends as one string, as in a form."""
+    if not isinstance(labels, str):
+        return labels
+    return split_labels(labels) if labels else []
 
 
 class Request(BaseModel):
@@ -62,8 +74,7 @@ def _naming_known_fields(error: ValidationError, known: Sequence[str]) -> Valida
 
 def unknown_field(name: str, known: Sequence[str]) -> str:
     """Return the problem of a field that is not one of the known fields, with the one it resembles."""
-    near = get_close_matches(name.lower(), known, n=1, cutoff=0.7) if len(name) <= _MAX_NAME_CHARS else []
-    return f"unknown field; known: {', '.join(sorted(known))}" + "".join(f"; did you mean '{other}'?" for other in near)
+    return f"unknown field; known: {', '.join(sorted(known))}{did_you_mean(name, known)}"
 
 
 class Response(BaseModel):

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
-from app.api.schemas._base import ModelName, Request, Response
+from app.api.schemas._base import ModelName, Request, Response, split_text
 from app.api.schemas.images import ClassifyImageBody
 from app.api.schemas.problems import Problem, ProblemOf
 from app.classification.request import ClassifyRequest
@@ -53,8 +53,7 @@ class ClassifyFields(Request):
         None,
         max_length=MAX_ITEMS,
         fail_fast=True,
-        description="The labels to choose from. In a form or a query string: separated by commas or new lines, or a"
-        " JSON array.",
+        description="The labels to choose from. As text: separated by commas or new lines, or a JSON array.",
         examples=[["cat", "dog", "coffee cup"]],
     )
     label_set: str | None = Field(
@@ -120,6 +119,8 @@ class ClassifyFields(Request):
         description="Keep the features of the images in memory for an hour and return an `image_id` for each, so that a"
         " later JSON request can classify them with other labels without sending them again.",
     )
+
+    _split_labels = field_validator("labels", mode="before")(split_text)
 
     def request(self, namespace: Namespace) -> ClassifyRequest:
         """Return the request to resolve; its names belong to ``namespace``."""

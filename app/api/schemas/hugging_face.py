@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from app.api.schemas._base import MAX_IMAGE_CHARS, ModelName, Request, Response
+from app.api.schemas._base import MAX_IMAGE_CHARS, ModelName, Request, Response, split_text
 from app.api.schemas.embeddings import OneOrMore
 from app.names.class_names import MAX_ITEMS
 
@@ -19,6 +19,8 @@ class ZeroShotParameters(Request):
         "This is a photo of {}.",
         description="A template with `{}` for the label; by default that of the Hugging Face task.",
     )
+
+    _split_labels = field_validator("candidate_labels", mode="before")(split_text)
 
 
 class ZeroShotBody(Request):

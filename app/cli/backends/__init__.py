@@ -3,6 +3,6 @@
 A command imports the backend that it uses, and not the other one.
 """
 
-from app.cli.backends._base import Backend, CurveFiles, LabelSetInput, OnProgress, read_image
+from app.cli.backends._base import Backend, CurveFiles, LabelSetInput, OnProgress, failed_result, read_image
 
-__all__ = ["Backend", "CurveFiles", "LabelSetInput", "OnProgress", "read_image"]
+__all__ = ["Backend", "CurveFiles", "LabelSetInput", "OnProgress", "failed_result", "read_image"]

@@ -57,10 +57,15 @@ def read_image(file: Path, max_bytes: int) -> "bytes | answers.ImageResult":
     try:
         return read_image_file(file, max_bytes)
     except UnreadableFileError as error:
-        from deixis import answers  # noqa: PLC0415 - pydantic models, which the help of commands does not need
+        return failed_result(str(error))
 
-        problem = answers.Problem(type="about:blank", title="The file cannot be read", status=400, detail=str(error))
-        return answers.ImageResult(predictions=[], error=problem)
+
+def failed_result(detail: str, title: str = "The file cannot be read") -> "answers.ImageResult":
+    """Return the result of a file that was not classified."""
+    from deixis import answers  # noqa: PLC0415 - pydantic models, which the help of commands does not need
+
+    problem = answers.Problem(type="about:blank", title=title, status=400, detail=detail)
+    return answers.ImageResult(predictions=[], error=problem)
 
 
 class Backend(Protocol):

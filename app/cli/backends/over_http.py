@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from app.captions.query import CaptionQuery
 from app.classification.request import ClassifyRequest
-from app.cli.backends._base import CurveFiles, LabelSetInput, OnProgress, read_image
+from app.cli.backends._base import CurveFiles, LabelSetInput, OnProgress, failed_result, read_image
 from app.describing.request import DescribeRequest
 from app.errors import ConfigurationError, InvalidFieldError
-from app.settings import Settings, load_settings
+from app.settings import Settings, load_client_settings, load_settings
 from app.types import DraftStatus
 from deixis import AsyncClient, ClassifyOptions, ProblemError, answers
 
@@ -142,10 +142,7 @@ class HttpBackend:
         result = dict((await job.wait()).result or {})
         order = [index for group in indices.values() for index in group]
         for skipped in result.pop("skipped"):
-            problem = answers.Problem(
-                type="about:blank", title="The image is left out", status=400, detail=skipped["problem"]
-            )
-            results[order[skipped["image"]]] = answers.ImageResult(predictions=[], error=problem)
+            results[order[skipped["image"]]] = failed_result(skipped["problem"], "The image is left out")
         return Comparison.from_json(result), results
 
     async def learning_curve(
@@ -253,13 +250,22 @@ class HttpBackend:
 
 @asynccontextmanager
 async def open_http_backend(url: str) -> AsyncIterator[HttpBackend]:
-    """Connect to a server, with the key and the namespace of the environment.
+    """Connect to a server, with the key and the namespace of the settings.
 
     Raises:
-        ConfigurationError: the key or the namespace is not ASCII.
+        ConfigurationError: the key or the namespace is not ASCII, or the settings are invalid.
     """
+    settings = load_client_settings()
+    key = settings.api_key.get_secret_value() if settings.api_key else ""
     try:
-        client = AsyncClient(url, timeout_s=_TIMEOUT_S, retries=_RETRIES, connect_retries=0)
+        client = AsyncClient(
+            url,
+            api_key=key,
+            namespace=settings.namespace or "",
+            timeout_s=_TIMEOUT_S,
+            retries=_RETRIES,
+            connect_retries=0,
+        )
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
     async with client:
