@@ -8,7 +8,7 @@ import { openModal } from "./modal.js";
  * Such a picture has no `url` for an <img>, because the page loads nothing from other hosts; `remoteUrl` is sent instead.
  */
 export function openImageUrls({ onPictures }) {
-  const field = create("textarea", { id: "image-addresses", rows: 4, placeholder: "https://images.example.com/cat.jpg", spellcheck: false });
+  const field = create("textarea", { id: "image-addresses", rows: 4, spellcheck: false });
   const problem = create("p", { className: "field-problem", id: "image-addresses-problem", role: "alert", hidden: true });
   const form = create(
     "form", {}, create("div", { className: "field" }, create("label", { htmlFor: field.id, textContent: "Addresses of images, one per line" }), field, problem),
@@ -20,7 +20,7 @@ export function openImageUrls({ onPictures }) {
     event.preventDefault();
     const { pictures, wrong } = picturesOf(field.value);
     problem.textContent = wrong.length
-      ? `${countText(wrong.length, "line is", "lines are")} not an address that starts with https:// or http://: ${wrong.slice(0, 3).join(", ")}`
+      ? `${countText(wrong.length, "line is", "lines are")} not an address, which starts with https: or http:. ${wrong.slice(0, 3).join(", ")}`
       : "Enter at least one address.";
     problem.hidden = !wrong.length && pictures.length > 0;
     if (problem.hidden) {
