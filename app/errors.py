@@ -17,6 +17,7 @@ DeixisError
 │   │   ├── BodyTooLargeError         the request has too many bytes
 │   │   └── ImageTooLargeError        one image has too many bytes or pixels
 │   ├── NotAnImageError               bytes that no decoder accepts
+│   ├── UnknownImageError             no features are kept under this image id
 │   ├── UnreachableImageError         a URL that returned no image
 │   ├── UnsupportedMediaTypeError     a content type that the route does not accept
 │   ├── MethodNotAllowedError         the path exists, the HTTP method does not

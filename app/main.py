@@ -476,6 +476,7 @@ def create_app(
             app.state.image_count_limits = ImageCountLimits(
                 settings.max_images_per_request, settings.max_evaluation_images
             )
+            app.state.accepts_image_urls = settings.allow_image_urls
             app.state.metrics = metrics
             app.state.exposition = (
                 steps.exposition if steps is not None and steps.exposition else _own_exposition(metrics)

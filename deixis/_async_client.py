@@ -312,6 +312,15 @@ class AsyncLabelSets(_AsyncResource):
         """Return the newest version of ``name``, or the version ``name@version``."""
         return await self._send(_calls.label_set(reference))
 
+    async def shipped(self) -> Sequence[answers.ShippedLabelSetSummary]:
+        """Return the label sets with descriptions that come with the service, by name."""
+        return await self._send(_calls.shipped_label_sets())
+
+    async def import_shipped(self, name: str) -> answers.LabelSet:
+        """Write a label set that comes with the service under its name, as a new version if it exists."""
+        content = await self._send(_calls.shipped_label_set(name))
+        return await self.put(name, content.classes, templates=content.templates, merge_synonyms=content.merge_synonyms)
+
     async def put(
         self,
         name: str,

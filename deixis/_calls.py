@@ -298,6 +298,17 @@ def label_sets(after: str | int | None) -> Call[LabelSetPage]:
     return Call("GET", "/v1/label-sets", _model(LabelSetPage), params=_page_params(after), repeatable=True)
 
 
+def shipped_label_sets() -> Call[list[answers.ShippedLabelSetSummary]]:
+    """List the label sets that come with the service."""
+    read = _member("label_sets", list[answers.ShippedLabelSetSummary])
+    return Call("GET", "/v1/shipped-label-sets", read, repeatable=True)
+
+
+def shipped_label_set(name: str) -> Call[answers.ShippedLabelSet]:
+    """Return the content of a label set that comes with the service."""
+    return Call("GET", _path("shipped-label-sets", name), _model(answers.ShippedLabelSet), repeatable=True)
+
+
 def _page_params(after: str | int | None, **more: str | None) -> dict[str, str]:
     params = {"limit": str(PAGE_SIZE), "after": None if after is None else str(after), **more}
     return {name: value for name, value in params.items() if value is not None}

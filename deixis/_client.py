@@ -330,6 +330,15 @@ class LabelSets(_Resource):
         """Return the newest version of ``name``, or the version ``name@version``."""
         return self._send(_calls.label_set(reference))
 
+    def shipped(self) -> Sequence[answers.ShippedLabelSetSummary]:
+        """Return the label sets with descriptions that come with the service, by name."""
+        return self._send(_calls.shipped_label_sets())
+
+    def import_shipped(self, name: str) -> answers.LabelSet:
+        """Write a label set that comes with the service under its name, as a new version if it exists."""
+        content = self._send(_calls.shipped_label_set(name))
+        return self.put(name, content.classes, templates=content.templates, merge_synonyms=content.merge_synonyms)
+
     def put(
         self,
         name: str,

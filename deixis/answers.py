@@ -261,6 +261,24 @@ class LabelSetSummary(Answer):
     created_at: datetime
 
 
+class ShippedLabelSetSummary(Answer):
+    """A label set that comes with the service, in a list; ``classes`` and ``descriptions`` are numbers."""
+
+    name: str
+    classes: int
+    descriptions: int
+    class_names: list[str]
+    licence: str
+
+
+class ShippedLabelSet(Answer):
+    """The content of a label set that comes with the service."""
+
+    classes: list[LabelClass]
+    templates: str
+    merge_synonyms: Literal["max", "mean"] = "mean"
+
+
 class ExampleCounts(Answer):
     """The number of example images of a label set."""
 

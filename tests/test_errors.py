@@ -24,6 +24,7 @@ STATUSES = {
     "CrossSiteError": 403,
     "MisdirectedRequestError": 421,
     "UnknownNameError": 404,
+    "UnknownImageError": 404,
     "UnknownRouteError": 404,
     "MethodNotAllowedError": 405,
     "RequestTimeoutError": 408,

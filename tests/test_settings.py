@@ -176,6 +176,7 @@ def test_without_a_name_only_the_file_in_the_users_folder_is_read(monkeypatch, t
 
 
 def test_commands_read_their_server_from_the_environment_or_the_file(monkeypatch, config):
+    monkeypatch.delenv("DEIXIS_SERVER")
     config('server = "http://a.example"\napi_key = "hunter2"\nnamespace = "acme"')
     settings = load_client_settings()
     assert (settings.server, settings.namespace) == ("http://a.example", "acme")

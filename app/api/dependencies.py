@@ -68,3 +68,4 @@ async def _classify_parts(request: Request) -> ClassifyParts:
 
 ClassifyPartsDependency = Annotated[ClassifyParts, Depends(_classify_parts)]
 ImageCountLimitsDependency = Annotated[ImageCountLimits, Depends(_part("image_count_limits"))]
+AcceptsImageUrlsDependency = Annotated[bool, Depends(_part("accepts_image_urls"))]

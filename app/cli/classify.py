@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 # Of a table: the best label and the next one.
 _TABLE_TOP_K = 2
+_SORTING = "Sorting into folders"
 
 
 class Format(StrEnum):
@@ -60,17 +61,28 @@ class Format(StrEnum):
 def classify_command(
     paths: Annotated[list[Path], typer.Argument(help="Image files, folders (searched recursively) and globs.")],
     request: ClassifyRequest,
-    output: Annotated[Format, typer.Option("--format", "-f", help="Format of standard output.")] = Format.TABLE,
+    output: Annotated[
+        Format, typer.Option("--format", "-f", help="Format of standard output.", rich_help_panel="Results")
+    ] = Format.TABLE,
     to_folder: Annotated[
         Path | None,
-        typer.Option("--to-folder", help="Also copy each file into a subfolder of this folder named after its label."),
+        typer.Option(
+            "--to-folder",
+            help="Also copy each file into a subfolder of this folder named after its label.",
+            rich_help_panel=_SORTING,
+        ),
     ] = None,
-    move: Annotated[bool, typer.Option("--move", help="With --to-folder: move the files.")] = False,  # noqa: FBT002
+    move: Annotated[  # noqa: FBT002 - a flag
+        bool, typer.Option("--move", help="With --to-folder: move the files.", rich_help_panel=_SORTING)
+    ] = False,
     link: Annotated[  # noqa: FBT002 - a flag
-        bool, typer.Option("--link", help="With --to-folder: create hard links to the files.")
+        bool, typer.Option("--link", help="With --to-folder: create hard links to the files.", rich_help_panel=_SORTING)
     ] = False,
     dry_run: Annotated[  # noqa: FBT002 - a flag
-        bool, typer.Option("--dry-run", help="With --to-folder: only print where the files would go.")
+        bool,
+        typer.Option(
+            "--dry-run", help="With --to-folder: only print where the files would go.", rich_help_panel=_SORTING
+        ),
     ] = False,
     server: ServerOption = None,
 ) -> None:

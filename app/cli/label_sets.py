@@ -12,8 +12,8 @@ from rich.markup import escape
 from app.cli.backends import LabelSetInput
 from app.cli.common import make_table, out, read_lines, report_errors, with_backend, write_file, write_json
 from app.cli.options import ServerOption
-from app.errors import InvalidFieldError, UnknownNameError
-from app.runtime.data_files import resources
+from app.errors import InvalidFieldError
+from app.label_sets.shipped import shipped_file, shipped_files
 from app.types import ClassEntry, MergeSynonyms
 
 label_sets_cli = typer.Typer(no_args_is_help=True)
@@ -71,7 +71,7 @@ def import_label_set(
 ) -> None:
     """Write a label set from a file."""
     with report_errors():
-        content = _read_label_set(_shipped(name) if file is None else file)
+        content = _read_label_set(shipped_file(name, "or pass a file") if file is None else file)
     if templates is not None:
         content = replace(content, templates=templates)
     written = with_backend(server, lambda backend: backend.put_label_set(name, content))
@@ -82,18 +82,11 @@ def import_label_set(
 def list_shipped_label_sets() -> None:
     """List the label sets with descriptions that are shipped with Deixis; `import NAME` imports one."""
     rows = []
-    for file in sorted((resources("prompts") / "descriptions").glob("*.json")):
+    for shipped, file in shipped_files().items():
         classes = _read_label_set(file).classes
         texts = sum(len(entry.descriptions) + len(entry.features) for entry in classes)
-        rows.append((file.stem, str(len(classes)), str(texts), ", ".join(entry.name for entry in classes)))
+        rows.append((shipped, str(len(classes)), str(texts), ", ".join(entry.name for entry in classes)))
     out.print(make_table(("name", "classes", "descriptions", "class names"), rows, right=("classes", "descriptions")))
-
-
-def _shipped(name: str) -> Path:
-    files = {file.stem: file for file in (resources("prompts") / "descriptions").glob("*.json")}
-    if name not in files:
-        raise UnknownNameError("shipped label set", name, files, "or pass a file")
-    return files[name]
 
 
 @label_sets_cli.command("export")

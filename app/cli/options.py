@@ -2,9 +2,11 @@
 
 import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
-from typing import Annotated, Any
+from types import MappingProxyType
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -158,6 +160,17 @@ _REQUEST_OPTIONS: dict[str, tuple[Any, Any]] = {
 }
 
 
+# The panels of the help with these options.
+_PANELS: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        "Labels": frozenset({"labels", "label_set", "database", "group"}),
+        "Model and method": frozenset({"model", "method", "template", "option"}),
+        "Unknown images, and sets of labels": frozenset({"reject_below", "false_rejection_rate", "coverage"}),
+        "Results": frozenset({"top_k", "explain"}),
+    }
+)
+
+
 def takes_request(*options: str, **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Replace the parameter ``request`` of a command by options, from which the request is built.
 
@@ -188,8 +201,11 @@ def takes_request(*options: str, **defaults: Any) -> Callable[[Callable[..., Non
 
 def _parameter(name: str, defaults: dict[str, Any]) -> inspect.Parameter:
     annotation, default = _REQUEST_OPTIONS[name]
+    kind, option = get_args(annotation)
+    option = copy(option)
+    option.rich_help_panel = next(panel for panel, names in _PANELS.items() if name in names)
     return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=defaults.get(name, default), annotation=annotation
+        name, inspect.Parameter.KEYWORD_ONLY, default=defaults.get(name, default), annotation=Annotated[kind, option]
     )
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import structlog
@@ -36,7 +37,8 @@ COPY_THE_CACHE = (
     " DEIXIS_MODELS=embedded needs no download"
 )
 
-_CONNECT_TIMEOUT_S = 10.0
+# For the whole answer about a file: a time limit of the HTTP library begins again with each byte.
+_ANSWER_TIMEOUT_S = 10.0
 _PROGRESS_EVERY_S = 3.0
 # Of the hub library; its own 10 MB would report nothing for minutes on a slow connection.
 _CHUNK_BYTES = 2**18
@@ -94,6 +96,26 @@ class HubFiles:
             self._check(path)
         return path
 
+    def check_reachable(self) -> None:
+        """Raise an error if nothing is cached and the hub does not answer; a model then cannot be loaded.
+
+        Raises:
+            ModelUnavailableError: the hub cannot be reached, or must not be used.
+        """
+        if any(self._cache_dir.glob("models--*")):
+            return
+        if self._failure is None:
+            try:
+                _ask(constants.ENDPOINT)
+            except HfHubHTTPError:
+                return  # it answers
+            except Exception as error:  # noqa: BLE001 - of the HTTP library, which depends on the version
+                self._failure = self._reason("", "", error)
+        if self._failure is not None:
+            raise ModelUnavailableError(
+                f"model '{self._spec}' cannot be loaded: the cache {self._cache_dir} is empty, and {self._failure}"
+            )
+
     def missing(self, repository: str, names: str) -> ModelUnavailableError:
         """Return the error for files that a model needs and ``fetch`` did not find."""
         if self._failure is None:
@@ -108,7 +130,7 @@ class HubFiles:
 
     def _download(self, repository: str, name: str) -> Path:
         # Fails at once where ``hf_hub_download`` would retry.
-        get_hf_file_metadata(hf_hub_url(repository, name), timeout=_CONNECT_TIMEOUT_S)
+        _ask(hf_hub_url(repository, name))
         with _logged_progress(self._spec, name) as counter:
             return Path(hf_hub_download(repository, name, cache_dir=self._cache_dir, tqdm_class=counter))
 
@@ -130,7 +152,7 @@ class HubFiles:
             )
         # The hub library has changed the HTTP library whose errors it raises.
         kind, detail = type(error).__name__, " ".join(str(error).split())[:200]
-        if kind in {"ConnectError", "ConnectTimeout", "ProxyError"}:
+        if kind in {"ConnectError", "ConnectTimeout", "ProxyError", "TimeoutError"}:
             return (
                 f"{hub} cannot be reached ({detail or kind}): check the network, HTTPS_PROXY and HF_ENDPOINT;"
                 f" {COPY_THE_CACHE}"
@@ -179,6 +201,32 @@ class HubFiles:
             with suppress(OSError):  # the next start checks it again
                 remembered.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(remembered, state)
+
+
+def _ask(url: str) -> None:
+    """Request the metadata of a file, which takes much less time than a download and its retries.
+
+    Raises:
+        TimeoutError: there is no answer in time; the thread that waits for it does not delay the end of the process.
+    """
+    answers: SimpleQueue[BaseException | None] = SimpleQueue()
+
+    def wait() -> None:
+        try:
+            get_hf_file_metadata(url, timeout=2 * _ANSWER_TIMEOUT_S)
+        except BaseException as error:  # noqa: BLE001 - raised by the thread that has asked
+            answers.put(error)
+        else:
+            answers.put(None)
+
+    threading.Thread(target=wait, name="hub-request", daemon=True).start()
+    try:
+        error = answers.get(timeout=_ANSWER_TIMEOUT_S)
+    except Empty:
+        msg = f"no answer within {_ANSWER_TIMEOUT_S:g} s"
+        raise TimeoutError(msg) from None
+    if error is not None:
+        raise error
 
 
 def _refusal(repository: str, name: str, error: HfHubHTTPError) -> str:

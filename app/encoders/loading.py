@@ -12,7 +12,7 @@ import structlog
 from app.encoders._base import Encoder, LoadOptions
 from app.encoders.embedded import load_embedded
 from app.encoders.exported import find_export, load_exported
-from app.encoders.model_names import model_source
+from app.encoders.model_names import HUB_IDS, model_source
 from app.encoders.openvino import runs_on_openvino
 from app.encoders.quantization import Int8Trial, quantise_tower
 from app.encoders.tuning import is_installed
@@ -173,6 +173,11 @@ def _load_with_torch(spec: str, options: LoadOptions) -> "OpenClipEncoder":
         )
         sentence = needs_extra(f"model '{spec}'", "torch")
         raise ModelUnavailableError(f"{sentence}; {light}")
+    if (spec.startswith("hf-hub:") and spec.count("/") == 1) or spec in HUB_IDS.values():
+        from app.encoders.hub import HubFiles  # noqa: PLC0415 - the hub library, which only downloads need
+
+        # Before PyTorch is imported, which takes seconds.
+        HubFiles(spec, options.weights_dir, options.data_dir).check_reachable()
     try:
         from app.encoders.open_clip import load_open_clip  # noqa: PLC0415 - imports torch
     except (ImportError, OSError, MemoryError) as error:

@@ -50,6 +50,15 @@ def by_base64(colour):
     return {"base64": base64.b64encode(picture(colour)).decode()}
 
 
+def test_the_list_of_models_says_whether_urls_are_accepted_and_how_large_requests_may_be(client, fetching):
+    closed, accepting = (each.get("/v1/models").json()["images"] for each in (client, fetching))
+    assert (closed["urls"], accepting["urls"]) == (False, True)
+    limits = {"image": ("a.png", b"x" * (closed["max_bytes"] + 1))}
+    assert client.post("/v1/classify", files=limits, data={"labels": "a,b"}).status_code == 413
+    many = [("image", ("a.png", picture()))] * (closed["max_per_request"] + 1)
+    assert client.post("/v1/classify", files=many, data={"labels": "a,b"}).status_code == 413
+
+
 def test_nothing_is_fetched_unless_the_operator_lets_it(client):
     refused = classify(client, {"url": URL})
     assert fields_of(refused) == {"url"}

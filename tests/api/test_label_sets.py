@@ -62,6 +62,35 @@ def test_what_is_put_is_what_is_got(client):
     assert abs(datetime.now(UTC) - created_at) < timedelta(minutes=1)
 
 
+def test_every_label_set_that_comes_with_the_service_can_be_put_as_it_is_got(client):
+    (shipped,) = client.get("/v1/shipped-label-sets").json().values()
+    assert [entry["name"] for entry in shipped] == [
+        "animals",
+        "cifar10",
+        "clothing",
+        "foods",
+        "household",
+        "scenes",
+        "vehicles",
+    ]
+    for entry in shipped:
+        content = client.get(f"/v1/shipped-label-sets/{entry['name']}").json()
+        written = client.put(at(entry["name"]), json=content)
+        assert written.status_code == 201
+        assert {key: written.json()[key] for key in content} == content
+        assert names_of(written) == entry["class_names"]
+        assert entry["classes"] == len(content["classes"])
+        texts = [text for each in content["classes"] for text in each["descriptions"] + each["features"]]
+        assert entry["descriptions"] == len(texts)
+
+
+def test_an_unknown_shipped_label_set_is_refused_with_the_known_names(shared_client):
+    problem = problem_of(shared_client.get("/v1/shipped-label-sets/animls"), "unknown-name")
+    assert problem["detail"] == (
+        "unknown shipped label set 'animls'; known: animals, cifar10, clothing, foods, household, scenes, vehicles"
+    )
+
+
 def test_without_templates_a_label_set_has_those_for_photographs(client):
     assert put(client, "pets", ["cat"]).json()["templates"] == "photo"
 

@@ -28,6 +28,8 @@ ROUTES = {
     ("/metrics", "get"),
     ("/v1/classify", "post"),
     ("/v1/label-sets", "get"),
+    ("/v1/shipped-label-sets", "get"),
+    ("/v1/shipped-label-sets/{name}", "get"),
     ("/v1/label-sets/{name}", "get"),
     ("/v1/label-sets/{name}", "put"),
     ("/v1/label-sets/{name}", "delete"),

@@ -10,7 +10,13 @@ import pytest
 from tests.conftest import photograph
 from tests.end_to_end.server import serving
 
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--use-fake-device-for-media-stream",
+]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +68,8 @@ def open_page(browser, server):
 
     def on_console(message):
         # The browser logs every response with an error status; the tests check what the page shows for it.
-        is_refusal = message.text.startswith("Failed to load resource: the server responded with a status of 4")
+        refusal = "Failed to load resource: the server responded with a status of"
+        is_refusal = message.text.startswith((f"{refusal} 4", f"{refusal} 501"))
         if message.type in {"error", "warning"} and not is_refusal:
             complaints.append(message.text)
 

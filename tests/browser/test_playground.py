@@ -521,7 +521,15 @@ def test_everything_works_with_the_keyboard(open_page):
         assert len(reached) < 14, reached
         page.keyboard.press("Tab")
         reached.append(focused(page))
-    assert [each for each in reached if each] == ["new-labels", "add-labels", "files", "folder", "camera", "samples"]
+    assert [each for each in reached if each] == [
+        "new-labels",
+        "add-labels",
+        "earlier",
+        "files",
+        "folder",
+        "camera",
+        "samples",
+    ]
     page.focus("#new-labels")
     page.keyboard.type("a circle")
     page.keyboard.press("Enter")

@@ -287,6 +287,14 @@ def test_a_label_set_has_versions_that_guard_against_lost_updates(client):
     assert caught.value.kind == "unknown-name"
 
 
+def test_a_label_set_that_comes_with_the_service_is_imported(client):
+    (clothing,) = [shipped for shipped in client.label_sets.shipped() if shipped.name == "clothing"]
+    imported = client.label_sets.import_shipped("clothing")
+    assert [entry.name for entry in imported.classes] == clothing.class_names
+    assert all(entry.descriptions and entry.features for entry in imported.classes)
+    client.label_sets.delete("clothing")
+
+
 def test_names_are_quoted_and_lists_are_read_page_by_page(client, monkeypatch):
     monkeypatch.setattr("deixis._calls.PAGE_SIZE", 2)
     names = {"a b", "c+d", "é", "a&b=c", "plain"}
@@ -415,6 +423,7 @@ def test_no_name_that_would_change_the_path_is_sent(client, name):
         "class of a label set": lambda: label_sets.remove_class(name, "red"),
         "evaluated label set": lambda: label_sets.evaluate(name),
         "selection": lambda: label_sets.selection(name),
+        "shipped label set": lambda: label_sets.import_shipped(name),
         "drafts": lambda: list(label_sets.drafts(name)),
         "described label set": lambda: label_sets.describe(name),
         "accepted drafts": lambda: label_sets.accept_drafts(name),

@@ -6,7 +6,10 @@ import json
 import logging
 import os
 import socket
+import sys
+import threading
 import time
+from contextlib import suppress
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -178,11 +181,35 @@ def test_without_a_network_the_error_comes_at_once_in_one_line(download, monkeyp
     assert time.monotonic() - began < 10
 
 
-def test_a_server_that_never_answers_is_reported_after_the_timeout(download, monkeypatch):
-    monkeypatch.setattr(hub_module, "_CONNECT_TIMEOUT_S", 0.2)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        use_hub(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}")
-        assert_refused(download(), "ReadTimeout")
+@pytest.mark.parametrize("sends", ["nothing", "a byte now and then"])
+def test_a_server_that_never_answers_is_reported_after_the_timeout(download, monkeypatch, sends):
+    monkeypatch.setattr(hub_module, "_ANSWER_TIMEOUT_S", 0.2)
+    ended = threading.Event()
+
+    def send_bytes():
+        connection, _ = server.accept()
+        with connection, suppress(OSError):
+            while not ended.wait(0.05):
+                connection.sendall(b"H")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        use_hub(monkeypatch, f"http://127.0.0.1:{server.getsockname()[1]}")
+        sending = threading.Thread(target=send_bytes, daemon=True)
+        if sends != "nothing":
+            sending.start()
+        assert_refused(download(), "cannot be reached (no answer within 0.2 s): check the network")
+        ended.set()
+        if sends != "nothing":
+            sending.join()
+
+
+@pytest.mark.parametrize("spec", [SPEC, "ViT-B-32/laion2b_s34b_b79k", "openai/clip-vit-base-patch32"])
+def test_with_an_empty_cache_and_no_network_pytorch_is_not_imported(download, monkeypatch, spec):
+    monkeypatch.setitem(sys.modules, "app.encoders.open_clip", None)  # its import would raise an ImportError
+    use_hub(monkeypatch, "http://127.0.0.1:1")
+    assert_refused(download(spec), "is empty, and http://127.0.0.1:1 cannot be reached (")
+    monkeypatch.setattr(huggingface_hub.constants, "is_offline_mode", lambda: True)
+    assert_refused(download(spec), "is empty, and HF_HUB_OFFLINE is set; unset it to download the file")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import socket
 import subprocess
 import tempfile
 import threading
+import time
 import venv
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +40,17 @@ _VARIES = re.compile(r"[\d.]+ images/s|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d")
 
 
 # --- the clone and its two terminals ---------------------------------------------------------------------------------
+
+
+def wait_for_weak_matches(client):
+    give_up_at = time.monotonic() + TIMEOUT_S
+    image = (ROOT / "examples" / "photos" / "cat.jpg").read_bytes()
+    while True:
+        answer = client.post("/v1/classify", files={"image": image}, data={"labels": "cat, dog"})
+        if answer.json()["results"][0]["weak_match"] is not None:
+            return
+        assert time.monotonic() < give_up_at
+        time.sleep(0.05)
 
 
 def clone(folder):
@@ -126,6 +138,7 @@ def reading(place):
         DEIXIS_BUILD_DEFAULT_DATABASE="true",
         DEIXIS_DATA_DIR=str(place / "data"),
         DEIXIS_PORT=str(port),
+        DEIXIS_SERVER=f"http://127.0.0.1:{port}",  # on the default port, it would be found
         PATH=f"{tools}:{os.environ['PATH']}",
     )
     with terminal(place / "deixis", settings) as first, terminal(place / "deixis", settings) as second:
@@ -140,9 +153,10 @@ def reading(place):
             raise AssertionError("".join(log))
         drain = threading.Thread(target=lambda: log.extend(first.stdout))
         drain.start()
-        # A person takes longer than the index of the everyday names.
+        # A person takes longer than the index of the everyday names, and the similarity of unrelated words.
         with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
             wait_for_jobs(client)
+            wait_for_weak_matches(client)
         yield Reader(place / "deixis", f"http://127.0.0.1:{port}", second)
     drain.join()  # until the server has ended
     first.stdout.close()

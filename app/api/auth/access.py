@@ -35,6 +35,8 @@ ACCESS: Mapping[str, Scope | None] = MappingProxyType(
         "hugging_face_model_task": Scope.CLASSIFY,
         "list_label_sets": Scope.CLASSIFY,
         "get_label_set": Scope.CLASSIFY,
+        "list_shipped_label_sets": Scope.CLASSIFY,
+        "get_shipped_label_set": Scope.CLASSIFY,
         "put_label_set": Scope.WRITE,
         "delete_label_set": Scope.WRITE,
         "add_classes": Scope.WRITE,

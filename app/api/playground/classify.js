@@ -11,6 +11,7 @@ import { createThumbnails } from "./thumbnails.js";
 import { SAMPLE_LABELS, sampleFile } from "./samples.js";
 import { applyLink, linkOf, restore, store } from "./shared_link.js";
 import { csvOf, jsonOf, save, zipOf } from "./downloads.js";
+import { createTools } from "./classify_tools.js";
 
 // As many images show what there is; more would only take longer.
 const IMAGES_FOR_SUGGESTIONS = 16;
@@ -22,6 +23,7 @@ const runner = createRunner(state, { changed, fail });
 const thumbnails = createThumbnails(changed);
 const view = byId("view-classify");
 const find = (selector) => view.querySelector(selector);
+const tools = createTools(state, runner, { relabel, again, whenDrawn, find });
 let lastId = 0;
 
 // --- drawing -------------------------------------------------------------------------------------------------------------
@@ -42,6 +44,7 @@ function draw() {
   const called = afterwards;
   afterwards = [];
   for (const call of called) call();
+  tools.drawn();
   for (const picture of state.pictures) if (picture.isExplained) loadExplanation(picture);
 }
 
@@ -195,6 +198,20 @@ function removeLabel(index) {
   });
 }
 
+/** Take other labels, or a label set. */
+function relabel({ labels = [], labelSet = "" }) {
+  if (labelSet) Object.assign(state, { source: "label_set", labelSet });
+  else Object.assign(state, { source: "labels", labels: [...labels] });
+  revised();
+  loadNames();
+}
+
+/** Ask about every picture again: the label set has learned something. */
+function again() {
+  for (const picture of state.pictures) picture.answeredFor = null;
+  runner.revise();
+}
+
 function removeLabels() {
   state.labels = [];
   revised();
@@ -326,7 +343,7 @@ async function copy(text) {
 
 const actions = {
   submit, addLabels, addTyped, labelKey, removeLabel, removeLabels, setSource, suggest, remove, removeAll, useSamples, open, camera, imageUrls,
-  explain, download, copyLink, copyCode, stop: runner.stop, resume: runner.resume, retry: runner.retry,
+  correct: tools.correct, compareTwo: tools.compareTwo, showEarlier: tools.showEarlier, explain, download, copyLink, copyCode, stop: runner.stop, resume: runner.resume, retry: runner.retry,
   filesSelected({ target }) {
     takePictures([...target.files]);
     target.value = ""; // allows selecting the same file again

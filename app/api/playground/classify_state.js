@@ -24,7 +24,7 @@ export function newState() {
     models: [], methods: [], labelSets: null, databases: null, limits: {},
     isLive: false, run: null, problem: null, answer: null, announcement: "",
     threshold: 0, layout: "cards", order: "added", filter: "all", search: "",
-    suggestions: null, sharedLink: "",
+    suggestions: null, sharedLink: "", learnedSet: "",
   };
 }
 

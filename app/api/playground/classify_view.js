@@ -21,6 +21,7 @@ export function classifyView(state, actions) {
       ${optionsPanel(state, actions)}
       ${classifyButton(state, actions)}
       ${links(state, actions)}
+      <p class="panel-links"><button id="earlier" type="button" class="link" @click=${actions.showEarlier}>Earlier results</button></p>
     </form>
     <section id="results" class="main-column" tabindex="-1" aria-label=${isEmpty ? "Images" : "Results"}>
       ${isEmpty ? hero(state, actions) : nothing}
@@ -28,7 +29,7 @@ export function classifyView(state, actions) {
       ${isEmpty ? samples(actions) : nothing}
       <p id="status" class="visually-hidden" role="status">${state.announcement}</p>
       <div role="alert">${state.problem ? html`<div id="error" class="problem">${problemText(state)}</div>` : nothing}</div>
-      ${isEmpty ? nothing : html`${progress(state, actions)}${notices(state, actions)}${toolbar(state, actions)}${gallery(state, actions)}`}
+      ${isEmpty ? nothing : html`${state.source === "label_set" && state.learnedSet === state.labelSet ? html`<div id="learning"></div>` : nothing}${progress(state, actions)}${notices(state, actions)}${toolbar(state, actions)}${gallery(state, actions)}`}
     </section>
   </div>`;
 }
@@ -225,6 +226,7 @@ function toolbar(state, actions) {
       <label class="tool-field">Sort by <select id="order" @change=${(event) => actions.set({ order: event.target.value })}>${Object.entries(ORDERS).map(([value, text]) => html`<option value=${value} .selected=${live(value === state.order)}>${text}</option>`)}</select></label>
       ${threshold(state, actions)}
       <div class="segments" role="radiogroup" aria-label="Layout">${Object.entries(LAYOUTS).map(([value, text]) => html`<label><input type="radio" name="layout" .value=${value} .checked=${live(state.layout === value)} @change=${() => actions.set({ layout: value })}><span>${text}</span></label>`)}</div>
+      <button type="button" id="compare" class="secondary" @click=${actions.compareTwo}>Compare</button>
       ${downloads(state, actions)}
     </div>
   </div>`;

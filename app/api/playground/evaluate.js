@@ -3,6 +3,7 @@ import { byId, countText, create, option, percent } from "./elements.js";
 import { requestJson, jsonOptions, pathOf } from "./requests.js";
 import { clearRequestError, showRequestError } from "./request_errors.js";
 import { waitForJob, cancelJob } from "./jobs.js";
+import { watchJobs } from "./job_list.js";
 import { catalogue } from "./catalogue.js";
 import { labelledCount } from "./examples.js";
 import { matrix } from "./matrix.js";
@@ -36,6 +37,7 @@ async function evaluate() {
     const job = await requestJson(`${path()}:evaluate`, jsonOptions("POST", {}));
     if (name !== labelSet) return;
     running = job;
+    watchJobs();
     byId("stop-evaluate").hidden = byId("evaluate-progress").hidden = false;
     const result = await waitForJob(job, (state) => { if (running === job) showProgress(state); });
     const { methods } = await catalogue();

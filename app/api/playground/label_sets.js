@@ -7,6 +7,7 @@ import { anyUnsaved, closeEditor, edit, hasUnsaved, startEditor } from "./editor
 import { startExampleButtons } from "./examples.js";
 import { setEvaluatedLabelSet, startEvaluate } from "./evaluate.js";
 import { setTestedLabelSet, startConfusion } from "./confusion.js";
+import { showShipped } from "./shipped.js";
 
 let labelSets = [];
 let open = null; // the name of the open label set, "" for a new one
@@ -16,6 +17,8 @@ export async function showLabelSets({ name = "", isNew = false, focus = false })
   open = isNew ? "" : name || null;
   if (open !== null) byId("label-sets-status").textContent = "";
   const loaded = load();
+  byId("shipped").hidden = open !== null;
+  byId("to-shipped").hidden = open === null;
   if (open === null) closeEditor();
   else await edit(open);
   // The focus moves before the list is there: afterwards somebody may be typing in the editor.
@@ -29,6 +32,7 @@ async function load() {
     labelSets = await allLabelSets();
     clearRequestError(byId("label-sets-error"));
     showList();
+    await showShipped(new Set(labelSets.map((entry) => entry.name)));
   } catch (requestError) {
     showLoadError(requestError, byId("label-sets-error"));
   }

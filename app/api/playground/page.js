@@ -5,10 +5,12 @@ import { currentView, startViews } from "./views.js";
 import { showClassify, startClassify, takePictures } from "./classify.js";
 import { showLabelSets, startLabelSets } from "./label_sets.js";
 import { showCaptions, startSearch, takeSearchPicture } from "./search.js";
+import { startJobs } from "./job_list.js";
 
 startClassify();
 startLabelSets();
 startSearch();
+startJobs();
 const views = startViews({ classify: showClassify, "label-sets": showLabelSets, captions: showCaptions });
 
 // A file dropped outside of every zone goes to the current view. The label sets view has many zones and no default one.

@@ -38,10 +38,13 @@ function card(picture, context) {
       ${warnings(picture, context)}
       <p class="file-name" title=${picture.path}>${picture.name}</p>
       ${verdict.kind === "failed" ? html`<button type="button" class="secondary small" @click=${context.actions.retry}>Try again</button>` : nothing}
-      ${picture.result && !picture.result.error ? explanation(picture, context) : nothing}
+      ${picture.result && !picture.result.error ? html`${explanation(picture, context)}${wrong(picture, context)}` : nothing}
     </div>
   </li>`;
 }
+
+/** Return the button that corrects a label; a picture without a file cannot become an example. */
+const wrong = (picture, { state, actions }) => (picture.file && state.source !== "none" ? html`<button type="button" class="link wrong" aria-label=${`Correct the label of ${picture.name}`} @click=${() => actions.correct(picture)}>Wrong? It is …</button>` : nothing);
 
 function tile(picture, context) {
   const verdict = verdictOf(context.state, picture);

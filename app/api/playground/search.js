@@ -4,6 +4,7 @@ import { requestJson, jsonOptions, pathOf, RequestError } from "./requests.js";
 import { clearRequestError, showLoadError, showRequestError } from "./request_errors.js";
 import { dropZone, onFilesSelected, splitFiles } from "./file_drops.js";
 import { allDatabases } from "./catalogue.js";
+import { showBuilt, startBuilding } from "./build_database.js";
 import { bar } from "./results.js";
 
 let picture = null; // {file, url}
@@ -20,6 +21,7 @@ export async function showCaptions() {
     if (found.some((entry) => entry.name === chosen && !entry.problem)) byId("search-database").value = chosen;
     byId("search").hidden = !found.length;
     byId("no-databases").hidden = found.length > 0;
+    showBuilt(found);
     clearRequestError(byId("search-error"));
   } catch (requestError) {
     showLoadError(requestError, byId("search-error"));
@@ -120,6 +122,7 @@ function showPage(response, focus) {
 export function startSearch() {
   byId("search").addEventListener("submit", search);
   for (const radio of document.querySelectorAll("input[name=search-by]")) radio.onchange = showKind;
+  startBuilding(showCaptions);
   onFilesSelected(byId("search-file"), takeSearchPicture);
   dropZone(byId("search-drop"), takeSearchPicture);
   byId("previous-captions").onclick = () => {

@@ -12,12 +12,14 @@ from app.api.routes import (
     hugging_face,
     jobs,
     label_sets,
+    shipped_label_sets,
 )
 
 ROUTERS = (
     classify.router,
     embeddings.router,
     label_sets.router,
+    shipped_label_sets.router,
     examples.router,
     descriptions.router,
     evaluations.router,

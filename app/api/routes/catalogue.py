@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 
-from app.api.dependencies import ModelsDependency
+from app.api.dependencies import AcceptsImageUrlsDependency, ImageCountLimitsDependency, ModelsDependency
 from app.api.routing import guarded_router
 from app.api.schemas.catalogue import (
+    ImageInputBody,
     ImagePathBody,
     MethodBody,
     MethodList,
@@ -21,9 +22,12 @@ router = guarded_router(prefix="/v1", tags=["models and methods"])
 
 
 @router.get("/models")
-async def models(registry: ModelsDependency) -> ModelList:
-    """List the models in service, the default first."""
+async def models(
+    registry: ModelsDependency, limits: ImageCountLimitsDependency, accepts_urls: AcceptsImageUrlsDependency
+) -> ModelList:
+    """List the models in service, the default first, and the images that a request may contain."""
     return ModelList(
+        images=ImageInputBody(max_per_request=limits.max_images, max_bytes=registry.max_image_bytes, urls=accepts_urls),
         data=[ModelEntry(id=name) for name in registry.names],
         models=[
             ModelBody(

@@ -43,12 +43,21 @@ class ModelEntry(Response):
     owned_by: str = "deixis"
 
 
+class ImageInputBody(Response):
+    """The images that a request to classify may contain."""
+
+    max_per_request: int = Field(description="Maximum number of images in a request.")
+    max_bytes: int = Field(description="Maximum size of an image file.")
+    urls: bool = Field(description="True if JSON requests may name images by URL (`DEIXIS_ALLOW_IMAGE_URLS`).")
+
+
 class ModelList(Response):
     """The models in service, the default first; twice, since clients of OpenAI's API read ``object`` and ``data``."""
 
     object: Literal["list"] = "list"
     data: list[ModelEntry] = Field(description="The names of `models`, for clients of OpenAI's API.")
     models: list[ModelBody]
+    images: ImageInputBody
 
 
 class OptionBody(Response):

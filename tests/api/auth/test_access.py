@@ -69,6 +69,8 @@ CALLS = {
     "create_embeddings": Call("POST", "/v1/embeddings", 200, None, {"json": {"input": "red"}}),
     "list_label_sets": Call("GET", "/v1/label-sets", 200, None),
     "get_label_set": Call("GET", "/v1/label-sets/kettles", 200),
+    "list_shipped_label_sets": Call("GET", "/v1/shipped-label-sets", 200, None),
+    "get_shipped_label_set": Call("GET", "/v1/shipped-label-sets/animals", 200, None),
     "put_label_set": Call("PUT", "/v1/label-sets/new", 201, None, {"json": KETTLES}),
     "delete_label_set": Call("DELETE", "/v1/label-sets/kettles", 204),
     "add_classes": Call("POST", "/v1/label-sets/kettles/classes", 200, sent={"json": {"classes": ["blue"]}}),

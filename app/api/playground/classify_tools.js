@@ -1,0 +1,74 @@
+// What the view Classify offers beyond its own state: corrections, comparisons, and earlier results. The modules are
+// loaded when they are first used.
+import { isUnreadable, requestFields } from "./classify_state.js";
+import { openModal } from "./modal.js";
+import { create } from "./elements.js";
+
+const MAX_IMAGES = 16; // of one request of a comparison
+
+/**
+ * Return the tools of a state; `relabel({labels, labelSet})` sets its labels, and `again()` asks about every picture again.
+ */
+export function createTools(state, runner, { relabel, again, whenDrawn, find }) {
+  let runId = null; // of the stored result of these pictures, which later results of them replace
+  let wasRunning = false;
+
+  const readable = () => state.pictures.filter((picture) => picture.result && !isUnreadable(picture));
+
+  /** Ask for the right label of a picture, and classify again with the label set that learns from it. */
+  async function correct(picture) {
+    const { openCorrection, showLearning } = await import("./correct.js");
+    const onLearned = async (learned) => {
+      relabel({ labelSet: learned.labelSet });
+      state.learnedSet = learned.labelSet;
+      again();
+      const place = await new Promise((done) => whenDrawn(() => done(find("#learning"))));
+      await showLearning(place, learned);
+      again(); // the method that the new examples favour is chosen by now
+    };
+    openCorrection(picture, { result: picture.result, labels: state.labels, labelSet: state.source === "label_set" ? state.labelSet : "", onLearned });
+  }
+
+  async function compareTwo() {
+    const { compare } = await import("./compare.js");
+    const place = create("div");
+    openModal("Compare two ways", { className: "comparison" }, place);
+    const own = state.source === "labels" ? `these ${state.labels.length} labels` : state.source === "label_set" ? state.labelSet : "discovered labels";
+    compare(place, { pictures: readable(), classify, labelled: own });
+  }
+
+  async function classify(pictures, options) {
+    const chosen = options.label_set ? ["method", "model", "labels", "label_set", "database", "group"] : ["method", "model"];
+    const fields = [...requestFields(state).filter(([name]) => !chosen.includes(name)), ...Object.entries(options)];
+    const results = [];
+    for (let first = 0; first < pictures.length; first += MAX_IMAGES) {
+      results.push(...(await runner.ask(pictures.slice(first, first + MAX_IMAGES), fields)).results);
+    }
+    return results;
+  }
+
+  async function showEarlier() {
+    const { showHistory, showRun } = await import("./history.js");
+    const place = create("div");
+    const { close } = openModal("Earlier results", { className: "earlier" }, place);
+    const list = () => showHistory(place, {
+      onOpen: (run) => showRun(place, run, { back: list, use: () => { close(); relabel({ labels: run.labels, labelSet: run.options.label_set ?? "" }); } }),
+    });
+    list();
+  }
+
+  /** Store the results when a run has ended. */
+  async function drawn() {
+    const hasEnded = wasRunning && !state.run;
+    wasRunning = Boolean(state.run);
+    if (!state.pictures.length) runId = null;
+    if (!hasEnded || !readable().length) return;
+    const { save } = await import("./history.js");
+    const options = Object.fromEntries(requestFields(state).filter(([name]) => name !== "labels"));
+    runId ??= crypto.randomUUID?.() ?? String(Math.random());
+    const results = state.pictures.map((picture) => picture.result ?? { predictions: [], error: { detail: "not classified" } });
+    await save({ id: runId, pictures: state.pictures, labels: state.source === "labels" ? [...state.labels] : [], options, answer: { ...state.answer, results } });
+  }
+
+  return { correct, compareTwo, showEarlier, drawn };
+}
