@@ -97,7 +97,7 @@ def loaded_at_first(script: str, found: set[str]) -> set[str]:
 def test_the_first_view_is_small(client):
     samples = {f"samples/{name}" for name in re.findall(r'name: "([\w.]+)"', text_of("samples.js"))}
     assert len(samples) == 6
-    paths = {"page.css", "mark.svg", *samples, *loaded_at_first("page.js", set())}
+    paths = {"page.css", "tools.css", "mark.svg", *samples, *loaded_at_first("page.js", set())}
     assert {"vendor/lit-html/lit-html.js", "classify_view.js"} <= paths
     assert "vendor/client-zip/index.js" not in paths  # loaded when it is used
     sizes = {path: len(client.get(f"/playground/{path}").raise_for_status().content) for path in paths}
