@@ -3,6 +3,7 @@ import { byId } from "./elements.js";
 import { acceptFilesAnywhere } from "./file_drops.js";
 import { currentView, startViews } from "./views.js";
 import { showClassify, startClassify, takePictures } from "./classify.js";
+import { startJobs } from "./job_list.js";
 
 const once = (load) => {
   let loaded = null;
@@ -10,9 +11,8 @@ const once = (load) => {
 };
 
 const labelSets = once(async () => {
-  const [view, jobs] = await Promise.all([import("./label_sets.js"), import("./job_list.js")]);
+  const view = await import("./label_sets.js");
   view.startLabelSets();
-  jobs.startJobs();
   return view;
 });
 
@@ -23,6 +23,7 @@ const captions = once(async () => {
 });
 
 startClassify();
+startJobs();
 const views = startViews({
   classify: showClassify,
   "label-sets": async (place) => (await labelSets()).showLabelSets(place),
