@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 
 from app.captions.cased.lexicon import WORDNET
@@ -577,12 +578,11 @@ def test_every_control_has_a_name_and_every_image_an_alternative_text(open_page,
 
 
 def test_axe_finds_no_serious_problem(open_page, pictures):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
     page = open_page()
     found = []
 
     def check(place):
-        violations = axe.Axe().run(page).response["violations"]
+        violations = Axe().run(page).response["violations"]
         found.extend((place, each["id"]) for each in violations if each["impact"] in {"serious", "critical"})
 
     check("first view")
