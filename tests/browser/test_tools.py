@@ -116,11 +116,13 @@ def test_running_jobs_are_listed_with_their_progress_and_can_be_stopped(open_pag
 def test_a_job_that_fails_stays_in_the_list_with_its_error_until_it_is_cleared(open_page):
     page = open_page("#classify")
     job = {"id": "1", "kind": "describe", "label_set": "pets", "database": None, "done": 1, "total": 4, "error": None}
-    states = [{**job, "status": "running"}, {**job, "status": "failed", "error": "the language model is busy"}]
-    answers = iter(states)
-    page.route(
-        "**/v1/jobs*", lambda route: route.fulfill(json={"jobs": [next(answers, states[1])], "next_after": None})
+    failed = {**job, "status": "failed", "error": "the language model is busy"}
+    busy = {"status": 429, "json": {"title": "Too many requests", "detail": "wait a second", "status": 429}}
+    running, ended = (
+        {"json": {"jobs": [state], "next_after": None}} for state in ({**job, "status": "running"}, failed)
     )
+    answers = iter([running, busy])
+    page.route("**/v1/jobs*", lambda route: route.fulfill(**next(answers, ended)))
     page.evaluate("import('/playground/job_list.js').then(({ watchJobs }) => watchJobs())")
     expect(page.locator(".jobs summary")).to_have_text("Jobs: 1 failed")
     page.click(".jobs summary")
