@@ -34,9 +34,15 @@ class ImageFeatureCache:
             max_bytes, ttl_s, getsizeof=lambda kept: kept[1].nbytes + _OVERHEAD_BYTES
         )
 
-    def keep(self, model: str, features: np.ndarray) -> str | None:
-        """Keep a copy of the features (d,) of one image and return its id; None if the cache is too small for it."""
-        image_id = _PREFIX + secrets.token_urlsafe(16)
+    def keep(self, model: str, features: np.ndarray, image: ImageId | None = None) -> str | None:
+        """Keep a copy of the features (d,) of one image and return its id; None if the cache is too small for it.
+
+        Args:
+            model: that encoded the image.
+            features: of the image.
+            image: the id under which they are kept already; their time begins again.
+        """
+        image_id = _PREFIX + secrets.token_urlsafe(16) if image is None else image.id
         try:
             self._kept[image_id] = model, features.copy()  # a row would keep its whole batch in memory
         except ValueError:

@@ -92,7 +92,9 @@ class Pipeline:
                 reading = [read(image) for image in fetched]
                 if task.database is not None:
                     read_images = await gather_or_cancel(*reading)
-                    return await self._named(task, began, self._with_kept(task.model, images, read_images, began))
+                    return await self._named(
+                        task, images, began, self._with_kept(task.model, images, read_images, began)
+                    )
                 # Texts are cached as a rule; new ones are encoded while the images are decoded.
                 (classifier, text_ready), *encoded = await gather_or_cancel(self._timed_classifier(task), *reading)
             adapt_began = time.perf_counter()
@@ -121,14 +123,16 @@ class Pipeline:
         self._metrics.classified(task.model, good=len(good), bad=len(encoded) - len(good), timing_ms=timing_ms)
         return Classification(
             task,
-            self._with_ids(task, encoded, in_order(encoded, results)),
+            self._with_ids(task, images, encoded, in_order(encoded, results)),
             timing_ms,
             warnings,
             classifier.examples,
             classifier.transductive,
         )
 
-    async def _named(self, task: Task, began: float, encoded: Sequence[EncodedImage | ClientError]) -> Classification:
+    async def _named(
+        self, task: Task, images: Sequence[object], began: float, encoded: Sequence[EncodedImage | ClientError]
+    ) -> Classification:
         """Discover labels; the images keep their places in the queue, because words are encoded for them."""
         good = [image for image in encoded if not isinstance(image, ClientError)]
         named = await self.name(task, np.stack([image.features for image in good])) if good else None
@@ -136,7 +140,7 @@ class Pipeline:
         self._metrics.classified(task.model, good=len(good), bad=len(encoded) - len(good), timing_ms=timing_ms)
         return Classification(
             task,
-            self._with_ids(task, encoded, in_order(encoded, () if named is None else named.results)),
+            self._with_ids(task, images, encoded, in_order(encoded, () if named is None else named.results)),
             timing_ms,
             warnings=() if named is None else named.warnings,
             transductive=task.together and len(good) > 1,
@@ -158,7 +162,11 @@ class Pipeline:
             return error.with_traceback(None)
 
     def _with_ids(
-        self, task: Task, encoded: Sequence[EncodedImage | ClientError], results: tuple[ImageResult, ...]
+        self,
+        task: Task,
+        images: Sequence[object],
+        encoded: Sequence[EncodedImage | ClientError],
+        results: tuple[ImageResult, ...],
     ) -> tuple[ImageResult, ...]:
         """Keep the images' features and add their ids to the results, if the request asks for it."""
         if not task.keep_features:
@@ -166,8 +174,13 @@ class Pipeline:
         return tuple(
             result
             if isinstance(image, ClientError)
-            else replace(result, image_id=self._image_features.keep(task.model, image.features))
-            for image, result in zip(encoded, results, strict=True)
+            else replace(
+                result,
+                image_id=self._image_features.keep(
+                    task.model, image.features, given if isinstance(given, ImageId) else None
+                ),
+            )
+            for given, image, result in zip(images, encoded, results, strict=True)
         )
 
     async def name(self, task: Task, image_features: ImageFeatures) -> NamingResult:

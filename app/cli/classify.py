@@ -56,7 +56,6 @@ class Format(StrEnum):
 @takes_request(
     *("labels", "label_set", "model", "method", "template", "database", "group", "option", "reject_below"),
     *("false_rejection_rate", "coverage", "top_k", "explain"),
-    top_k=None,
 )
 def classify_command(
     paths: Annotated[list[Path], typer.Argument(help="Image files, folders (searched recursively) and globs.")],

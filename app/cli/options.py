@@ -141,7 +141,7 @@ _REQUEST_OPTIONS: dict[str, tuple[Any, Any]] = {
         Annotated[
             int | None,
             typer.Option(
-                "--top-k", "-k", min=1, help="Predictions per image; by default 1, and 2 in a table: the runner-up."
+                "--top-k", "-k", min=1, help="Predictions per image.", show_default="1; 2 in a table: the runner-up"
             ),
         ],
         None,
@@ -203,6 +203,8 @@ def _parameter(name: str, defaults: dict[str, Any]) -> inspect.Parameter:
     annotation, default = _REQUEST_OPTIONS[name]
     kind, option = get_args(annotation)
     option = copy(option)
+    if name in defaults:
+        option.show_default = True
     option.rich_help_panel = next(panel for panel, names in _PANELS.items() if name in names)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=defaults.get(name, default), annotation=Annotated[kind, option]

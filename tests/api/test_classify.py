@@ -252,6 +252,12 @@ def test_an_image_named_by_id_is_classified_as_if_it_were_sent_again(shared_clie
     assert first_labels(shared_client.post("/v1/classify", json=mixed)) == ["red", "green", "blue"]
 
 
+def test_an_image_named_by_id_keeps_its_id(shared_client):
+    (red,) = _ids(shared_client, ["red"], labels=LABELS)
+    again = _by_id(shared_client, [red, "img_unknown"], labels=["red", "blue"], keep_features=True).json()["results"]
+    assert [result["image_id"] for result in again] == [red, None]
+
+
 def test_features_are_kept_only_if_the_request_asks_for_it(shared_client):
     for send in (as_form, as_json):
         assert send(shared_client, [picture("red")], labels=LABELS).json()["results"][0]["image_id"] is None

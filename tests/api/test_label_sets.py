@@ -84,10 +84,11 @@ def test_every_label_set_that_comes_with_the_service_can_be_put_as_it_is_got(cli
         assert entry["descriptions"] == len(texts)
 
 
-def test_an_unknown_shipped_label_set_is_refused_with_the_known_names(shared_client):
+def test_an_unknown_shipped_label_set_is_refused_with_the_known_names_and_the_most_similar_one(shared_client):
     problem = problem_of(shared_client.get("/v1/shipped-label-sets/animls"), "unknown-name")
     assert problem["detail"] == (
-        "unknown shipped label set 'animls'; known: animals, cifar10, clothing, foods, household, scenes, vehicles"
+        "unknown shipped label set 'animls'; known: animals, cifar10, clothing, foods, household, scenes, vehicles;"
+        " did you mean 'animals'?"
     )
 
 

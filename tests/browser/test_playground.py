@@ -302,6 +302,53 @@ def test_images_whose_features_the_server_has_forgotten_are_sent_again(open_page
     assert sent[1].headers["content-type"].startswith("multipart/form-data")
 
 
+def test_files_and_urls_are_classified_and_asked_about_together(open_page, pictures):
+    page = open_page()
+
+    def allow_urls(route):
+        response = route.fetch()
+        content = response.json()
+        content["images"]["urls"] = True
+        route.fulfill(response=response, json=content)
+
+    cup = {"base64": base64.b64encode((pictures / "coffee.jpg").read_bytes()).decode()}
+    asked = []
+
+    def fetch_urls(route):
+        if route.request.headers["content-type"] == "application/json":
+            body = route.request.post_data_json
+            asked.append([*map(list, body["images"])])
+            body["images"] = [cup if "url" in image else image for image in body["images"]]
+            route.continue_(post_data=json.dumps(body))
+        else:
+            route.continue_()
+
+    page.route("**/v1/models", allow_urls)
+    page.reload()
+    page.route("**/v1/classify", fetch_urls)
+    choose(page, pictures / "chelsea.jpg")
+    page.click("#image-urls")
+    page.fill("dialog textarea", "https://images.example.com/cup.jpg")
+    page.get_by_role("dialog").get_by_role("button", name="Add").click()
+    page.click("#suggest")
+    expect(page.locator("#suggestions")).to_be_visible()
+    page.fill("#new-labels", "cat, cup of coffee")
+    classify(page)
+    assert verdicts(page) == ["cat", "cup of coffee"]
+    assert asked == [[["base64"], ["url"]], [["url"]]]
+
+
+def test_a_response_that_is_cut_off_is_reported_and_the_images_can_be_sent_again(open_page, pictures):
+    page = open_page()
+    choose(page, pictures / "chelsea.jpg")
+    page.fill("#new-labels", "cat, dog")
+    page.route("**/v1/classify", lambda route: route.fulfill(content_type="application/json", body="{"), times=1)
+    page.click("#classify")
+    expect(page.locator(".card.failed")).to_contain_text("The response of the server is incomplete.")
+    page.click("#retry")
+    expect(page.locator(".card.match")).to_have_count(1)
+
+
 def test_the_code_to_copy_sends_the_same_request(open_page, pictures, server, monkeypatch, tmp_path):
     page = open_page()
     choose(page, pictures / "chelsea.jpg")

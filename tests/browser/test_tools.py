@@ -116,11 +116,13 @@ def test_running_jobs_are_listed_with_their_progress_and_can_be_stopped(open_pag
 def test_a_job_that_fails_stays_in_the_list_with_its_error_until_it_is_cleared(open_page):
     page = open_page("#classify")
     job = {"id": "1", "kind": "describe", "label_set": "pets", "database": None, "done": 1, "total": 4, "error": None}
-    states = [{**job, "status": "running"}, {**job, "status": "failed", "error": "the language model is busy"}]
-    answers = iter(states)
-    page.route(
-        "**/v1/jobs*", lambda route: route.fulfill(json={"jobs": [next(answers, states[1])], "next_after": None})
+    failed = {**job, "status": "failed", "error": "the language model is busy"}
+    busy = {"status": 429, "json": {"title": "Too many requests", "detail": "wait a second", "status": 429}}
+    running, ended = (
+        {"json": {"jobs": [state], "next_after": None}} for state in ({**job, "status": "running"}, failed)
     )
+    answers = iter([running, busy])
+    page.route("**/v1/jobs*", lambda route: route.fulfill(**next(answers, ended)))
     page.evaluate("import('/playground/job_list.js').then(({ watchJobs }) => watchJobs())")
     expect(page.locator(".jobs summary")).to_have_text("Jobs: 1 failed")
     page.click(".jobs summary")
@@ -291,6 +293,35 @@ def test_closing_the_camera_ends_it_without_a_picture(open_page):
     assert page.evaluate("received") == []
 
 
+def test_only_the_camera_that_was_chosen_last_stays_on(open_page):
+    page = open_page(permissions=["camera"])
+    page.evaluate(
+        """() => {
+            window.tracks = [];
+            window.waiting = [];
+            const { mediaDevices } = navigator, original = mediaDevices.getUserMedia.bind(mediaDevices);
+            const cameras = ["a", "b"].map((deviceId) => ({ kind: "videoinput", deviceId }));
+            mediaDevices.enumerateDevices = async () => cameras;
+            mediaDevices.getUserMedia = async () => {
+                if (tracks.length) await new Promise((proceed) => waiting.push(proceed));
+                const stream = await original({ video: true });
+                tracks.push(...stream.getTracks());
+                return stream;
+            };
+        }"""
+    )
+    run(page, "camera", "openCamera", more="[{ onPictures: () => {} }]")
+    choice = page.get_by_label("Camera", exact=True)
+    choice.select_option("b")
+    choice.select_option("a")
+    page.wait_for_function("() => waiting.length === 2")
+    page.evaluate("waiting.forEach((proceed) => proceed())")
+    page.wait_for_function(
+        "() => tracks.length === 3 && tracks.filter((track) => track.readyState === 'live').length === 1"
+    )
+    expect(page.get_by_role("button", name="Take a picture")).to_be_enabled()
+
+
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
@@ -450,6 +481,20 @@ def test_a_wrong_label_becomes_an_example_in_a_label_set_that_is_made_on_the_way
     (learned,) = received(page)
     assert (learned["labelSet"], learned["label"]) == ("my-labels-2", "kitten")
     assert client.get("/v1/label-sets/my-labels-2").json()["classes"][-1]["name"] == "kitten"
+
+
+def test_an_example_that_was_refused_can_be_sent_again_to_the_label_set_made_for_it(open_page, client, pictures):
+    page = open_page()
+    problem = {"title": "Too many requests", "detail": "wait a second", "status": 429}
+    page.route("**/label-sets/again/images", lambda route: route.fulfill(status=429, json=problem), times=1)
+    run(page, "correct", "openCorrection", [pictures / "chelsea-1.jpg"], CORRECT % "")
+    page.get_by_label("Name of the label set").fill("again")
+    page.locator(".label-choices button").first.click()
+    expect(page.locator(".correction .problem")).to_contain_text("wait a second")
+    page.get_by_label("Or a new label").fill("kitten")
+    page.get_by_role("button", name="It is this").click()
+    (learned,) = received(page)
+    assert (learned["labelSet"], learned["counts"]["labelled"]) == ("again", {"kitten": 1})
 
 
 def test_the_counter_of_a_label_set_says_what_was_measured_on_its_examples(open_page, client, pictures):

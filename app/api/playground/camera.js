@@ -30,9 +30,12 @@ export function openCamera({ onPictures }) {
   let stream = null, isClosed = false;
   let taken = []; // {file, url}
   let shots = 0;
+  let starts = 0;
 
   async function start(deviceId) {
     stop();
+    starts += 1;
+    const current = starts;
     problem.hidden = again.hidden = true;
     video.hidden = false;
     // Only pages of https and of localhost have this property.
@@ -44,7 +47,7 @@ export function openCamera({ onPictures }) {
     try {
       const which = deviceId ? { deviceId: { exact: deviceId } } : { facingMode: { ideal: "environment" } };
       const opened = await navigator.mediaDevices.getUserMedia({ video: { ...which, width: { ideal: 1920 }, height: { ideal: 1080 } } });
-      if (isClosed) {
+      if (isClosed || current !== starts) { // another camera was chosen meanwhile
         for (const track of opened.getTracks()) track.stop();
         return;
       }
@@ -56,7 +59,7 @@ export function openCamera({ onPictures }) {
       shoot.focus();
       await showChoice();
     } catch (error) {
-      if (isClosed) return;
+      if (isClosed || current !== starts) return;
       show(PROBLEMS[error.name] ?? `The camera cannot be used: ${error.message}`);
     }
   }

@@ -17,7 +17,7 @@ const MAX_BUTTONS = 12;
  * `counts` and `job` are those of POST /v1/label-sets/{name}/images.
  */
 export function openCorrection(picture, { result, labels = [], labelSet = "", onLearned }) {
-  const setName = labelSet.split("@")[0];
+  let setName = labelSet.split("@")[0];
   const choices = create("div", { className: "label-choices", role: "group", "aria-label": "The right label" });
   const other = create("input", { id: "right-label", autocomplete: "off", placeholder: "another label" });
   const name = create("input", { id: "new-label-set-name", autocomplete: "off", value: DEFAULT_NAME });
@@ -61,11 +61,12 @@ export function openCorrection(picture, { result, labels = [], labelSet = "", on
     status.textContent = "Storing the example…";
     form.inert = true;
     try {
-      const target = setName || (await createLabelSet(name.value.trim(), labels, label));
       if (setName) await addClass(setName, label);
-      const added = await addExample(target, picture, label);
+      else setName = await createLabelSet(name.value.trim(), labels, label);
+      nameField.hidden = true; // it exists now, also if the example is refused
+      const added = await addExample(setName, picture, label);
       close();
-      onLearned({ labelSet: target, label, counts: added.counts, job: added.job });
+      onLearned({ labelSet: setName, label, counts: added.counts, job: added.job });
     } catch (error) {
       form.inert = false;
       status.textContent = "";

@@ -46,8 +46,12 @@ export async function watchJobs() {
   let jobs;
   try {
     ({ jobs } = await requestJson(`v1/jobs?limit=${LIMIT}`));
-  } catch {
-    return; // the views show why the server refuses requests; the next job that is started is watched again
+  } catch (error) {
+    // The views show why the server refuses requests. One that is busy or starts again is asked again while jobs run.
+    const isRefused = error.status >= 400 && error.status < 500 && error.status !== 429;
+    clearTimeout(timer); // of a call that ended meanwhile
+    if (polls.size && !isRefused && !document.hidden) timer = setTimeout(watchJobs, WAIT_MS);
+    return;
   }
   const running = jobs.filter(isRunning);
   failed.unshift(...jobs.filter((job) => job.status === "failed" && polls.has(job.id)));

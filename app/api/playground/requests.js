@@ -45,7 +45,11 @@ export async function fetchOrThrow(path, options = {}) {
 /** Return the JSON of a response, null if it is empty; throws RequestError. */
 export async function requestJson(path, options = {}) {
   const response = await fetchOrThrow(path, options);
-  return response.status === 204 ? null : response.json();
+  try {
+    return response.status === 204 ? null : await response.json();
+  } catch {
+    throw new RequestError("The response of the server is incomplete. Try again.");
+  }
 }
 
 /** Return the options of a request with a JSON body. */

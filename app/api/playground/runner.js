@@ -75,8 +75,9 @@ export function createRunner(state, { changed, fail }) {
     const batch = [];
     let bytes = 0;
     for (const picture of pending) {
+      if (batch.length && (batch.length === most || isReference(picture) !== isKept)) break;
       bytes += isKept ? 0 : picture.file.size;
-      if (batch.length && (batch.length === most || isReference(picture) !== isKept || bytes > MAX_BYTES)) break;
+      if (batch.length && bytes > MAX_BYTES) break;
       batch.push(picture);
     }
     return batch;
@@ -149,10 +150,10 @@ export function createRunner(state, { changed, fail }) {
     }
   }
 
-  function requestOf(batch, fields, signal) {
+  async function requestOf(batch, fields, signal) {
     const all = [...fields, ["keep_features", true]];
-    if (batch.every(isReference)) {
-      const images = batch.map((picture) => (picture.imageId ? { id: picture.imageId } : { url: picture.remoteUrl }));
+    if (batch.every(isReference) || batch.some((picture) => !picture.file)) {
+      const images = await Promise.all(batch.map(jsonImage));
       return { ...jsonOptions("POST", { ...Object.fromEntries(all), images }), signal };
     }
     const form = new FormData();
@@ -220,13 +221,13 @@ export function createRunner(state, { changed, fail }) {
     },
     /** Return the response to a request of its own about some pictures. */
     ask: async (pictures, fields) => {
-      const options = (batch) => requestOf(batch, fields, undefined);
+      const send = async () => requestJson("v1/classify", await requestOf(pictures, fields, undefined));
       try {
-        return await requestJson("v1/classify", options(pictures));
+        return await send();
       } catch (error) {
         if (error.kind !== "unknown-image") throw error;
         for (const picture of pictures) picture.imageId = null;
-        return requestJson("v1/classify", options(pictures));
+        return send();
       }
     },
   };
@@ -234,6 +235,21 @@ export function createRunner(state, { changed, fail }) {
 
 /** Return whether a picture is named in a request instead of sent. */
 const isReference = (picture) => Boolean(picture.imageId || picture.remoteUrl);
+
+/** Return a picture as an image of a JSON request; a form cannot contain the URL of an image. */
+async function jsonImage({ imageId, remoteUrl, file }) {
+  if (imageId) return { id: imageId };
+  return remoteUrl ? { url: remoteUrl } : { base64: await base64Of(file) };
+}
+
+function base64Of(file) {
+  const reader = new FileReader();
+  return new Promise((done, failed) => {
+    reader.onload = () => done(reader.result.slice(reader.result.indexOf(",") + 1));
+    reader.onerror = () => failed(new RequestError(`The file ${file.name} cannot be read.`));
+    reader.readAsDataURL(file);
+  });
+}
 
 const kindOf = (problem) => problem.type.split(/[:/]/).at(-1);
 
