@@ -56,20 +56,23 @@ def _problem(port: int, client: ClientSettings) -> str | None:
     """Return why the service at this port is not used; an empty text if there is none, None if it is used."""
     connection = HTTPConnection("127.0.0.1", port, timeout=_TIMEOUT_S)
     try:
-        # The key is sent only to a program that says that it is Deixis.
         status, body = _get(connection, "/healthz", {})
         name, _, version = str(body.get("service", "")).partition(" ")
         if status != 200 or name != "deixis":
             return ""
         if version != __version__:
             return f"it is version {version[:20]}, and this command is {__version__}; --server uses it"
-        status, body = _get(connection, "/v1/models", _headers(client))
+        # Another user of this machine may listen here, and could read a key and use it elsewhere.
+        if client.api_key:
+            return "an API key is sent only to the server that --server or DEIXIS_SERVER names"
+        space = (client.namespace or "").strip()
+        status, body = _get(connection, "/v1/models", {"Deixis-Namespace": space} if space else {})
     except (OSError, HTTPException, ValueError):
         return ""
     finally:
         connection.close()
     if status in {401, 403}:
-        return "it needs a valid API key, which DEIXIS_API_KEY can contain"
+        return f"it needs an API key; set DEIXIS_API_KEY, and DEIXIS_SERVER to http://127.0.0.1:{port}"
     return None if status == 200 and body.get("models") else ""
 
 
@@ -78,12 +81,3 @@ def _get(connection: HTTPConnection, path: str, headers: Mapping[str, str]) -> t
     response = connection.getresponse()
     body = json.loads(response.read(_MAX_BYTES))
     return response.status, body if isinstance(body, dict) else {}
-
-
-def _headers(client: ClientSettings) -> dict[str, str]:
-    key = client.api_key.get_secret_value().strip() if client.api_key else ""
-    space = (client.namespace or "").strip()
-    return {
-        **({"Authorization": f"Bearer {key}"} if key else {}),
-        **({"Deixis-Namespace": space} if space else {}),
-    }

@@ -112,8 +112,10 @@ class HubFiles:
             except Exception as error:  # noqa: BLE001 - of the HTTP library, which depends on the version
                 self._failure = self._reason("", "", error)
         if self._failure is not None:
+            way_out = "" if COPY_THE_CACHE in self._failure else f"; {COPY_THE_CACHE}"
             raise ModelUnavailableError(
                 f"model '{self._spec}' cannot be loaded: the cache {self._cache_dir} is empty, and {self._failure}"
+                f"{way_out}"
             )
 
     def missing(self, repository: str, names: str) -> ModelUnavailableError:

@@ -93,7 +93,7 @@ def test_a_service_that_answers_is_used_and_named_on_standard_error(unset, run, 
         ({"/healthz": ["deixis"]}, 200, ""),
         (OURS | {"/v1/models": {"object": "list"}}, 200, ""),
         (OURS, 500, ""),
-        (OURS, 401, "is not used: it needs a valid API key, which DEIXIS_API_KEY can contain."),
+        (OURS, 401, "is not used: it needs an API key; set DEIXIS_API_KEY, and DEIXIS_SERVER to http://127.0.0.1:"),
         ({"/healthz": {"service": "deixis 0.0.9"}}, 200, "it is version 0.0.9, and this command is"),
     ],
 )
@@ -105,19 +105,22 @@ def test_another_program_or_service_is_not_used(unset, capsys, answers, status, 
     assert message in said if message else said == ""
 
 
-def test_the_key_is_sent_only_to_a_program_that_says_that_it_is_deixis(unset):
+def test_a_key_is_sent_to_no_program_that_was_only_found(unset, capsys):
     unset.setenv("DEIXIS_API_KEY", "secret")
-    unset.setenv("DEIXIS_NAMESPACE", "acme")
-    with answering({}) as (port, seen):
+    with answering(OURS) as (port, seen):
         unset.setenv("DEIXIS_PORT", str(port))
         assert find_server(search=True) is None
         assert "secret" not in str(seen)
+        assert "/v1/models" not in seen
+    assert "is sent only to the server that --server or DEIXIS_SERVER names" in capsys.readouterr().err
+
+
+def test_the_namespace_is_sent_to_a_service_that_was_found(unset):
+    unset.setenv("DEIXIS_NAMESPACE", "acme")
     with answering(OURS) as (port, seen):
         unset.setenv("DEIXIS_PORT", str(port))
         assert find_server(search=True) == f"http://127.0.0.1:{port}"
-        assert "secret" not in str(seen["/healthz"])
-        sent = seen["/v1/models"]
-        assert (sent["Authorization"], sent["Deixis-Namespace"]) == ("Bearer secret", "acme")
+        assert seen["/v1/models"]["Deixis-Namespace"] == "acme"
 
 
 @pytest.mark.parametrize(
