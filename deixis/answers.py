@@ -275,7 +275,7 @@ class ShippedLabelSet(Answer):
     """The content of a label set that comes with the service."""
 
     classes: list[LabelClass]
-    templates: str
+    templates: str = "photo"
     merge_synonyms: Literal["max", "mean"] = "mean"
 
 

@@ -624,6 +624,18 @@ def test_every_control_has_a_name_and_every_image_an_alternative_text(open_page,
     expect(page.locator("img:not([alt])")).to_have_count(0)
 
 
+def test_a_view_whose_modules_cannot_be_loaded_says_so_and_is_loaded_later(open_page):
+    page = open_page()
+    page.route("**/playground/search.js", lambda route: route.fulfill(status=404))
+    page.get_by_role("link", name="Captions").click()
+    expect(page.locator("#search-error")).to_contain_text("This view cannot be loaded")
+    page.unroute("**/playground/search.js")
+    page.get_by_role("link", name="Classify").click()
+    page.get_by_role("link", name="Captions").click()
+    expect(page.locator("#search-error")).to_be_hidden()
+    expect(page.locator("#search-database option").first).to_be_attached()
+
+
 def test_axe_finds_no_serious_problem(open_page, pictures):
     page = open_page()
     found = []

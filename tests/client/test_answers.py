@@ -30,6 +30,8 @@ NAMES = {
     answers.LabelClass: "ClassBody",
     answers.LabelSet: "LabelSetResponse",
     answers.LabelSetSummary: "LabelSetSummaryBody",
+    answers.ShippedLabelSet: "ShippedLabelSet",
+    answers.ShippedLabelSetSummary: "ShippedLabelSetSummary",
     answers.ExampleCounts: "ExampleCountsBody",
     answers.Example: "ExampleBody",
     answers.SkippedImage: "SkippedImageBody",

@@ -67,7 +67,11 @@ export function createTools(state, runner, { relabel, again, whenDrawn, find }) 
     const options = Object.fromEntries(requestFields(state).filter(([name]) => name !== "labels"));
     runId ??= crypto.randomUUID?.() ?? String(Math.random());
     const results = state.pictures.map((picture) => picture.result ?? { predictions: [], error: { detail: "not classified" } });
-    await save({ id: runId, pictures: state.pictures, labels: state.source === "labels" ? [...state.labels] : [], options, answer: { ...state.answer, results } });
+    try {
+      await save({ id: runId, pictures: state.pictures, labels: state.source === "labels" ? [...state.labels] : [], options, answer: { ...state.answer, results } });
+    } catch (error) {
+      console.warn("The results are not among the earlier ones:", error); // a full disk, for example
+    }
   }
 
   return { correct, compareTwo, showEarlier, drawn };

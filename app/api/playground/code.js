@@ -22,7 +22,7 @@ export function curlCode(names, fields) {
     "curl",
     ...(hasKey() ? ['-H "Authorization: Bearer $DEIXIS_API_KEY"'] : []),
     ...names.slice(0, MAX_FILES).map((name) => `-F image=@${shellLiteral(name)}`),
-    ...fields.map(([name, value]) => `-F ${shellLiteral(`${name}=${formValue(value)}`)}`),
+    ...fields.map(([name, value]) => `${/^[@<]/.test(formValue(value)) ? "--form-string" : "-F"} ${shellLiteral(`${name}=${formValue(value)}`)}`),
     `${serviceUrl()}v1/classify`,
   ].join(" \\\n  ");
 }

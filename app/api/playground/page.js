@@ -5,9 +5,13 @@ import { currentView, startViews } from "./views.js";
 import { showClassify, startClassify, takePictures } from "./classify.js";
 import { startJobs } from "./job_list.js";
 
+/** Return a function that loads once; after a failure, the next call tries again. */
 const once = (load) => {
   let loaded = null;
-  return () => (loaded ??= load());
+  return () => (loaded ??= load().catch((error) => {
+    loaded = null;
+    throw error;
+  }));
 };
 
 const labelSets = once(async () => {
@@ -22,12 +26,26 @@ const captions = once(async () => {
   return view;
 });
 
+/** Load a view and show it; say so in its field for errors if it cannot be loaded. */
+async function open(load, errorId, show) {
+  const problem = byId(errorId);
+  let view;
+  try {
+    view = await load();
+  } catch {
+    Object.assign(problem, { hidden: false, textContent: "This view cannot be loaded. Is the server running? Then open the view again." });
+    return;
+  }
+  if (problem.textContent.startsWith("This view cannot")) problem.hidden = true;
+  await show(view);
+}
+
 startClassify();
 startJobs();
 const views = startViews({
   classify: showClassify,
-  "label-sets": async (place) => (await labelSets()).showLabelSets(place),
-  captions: async (place) => (await captions()).showCaptions(place),
+  "label-sets": (place) => open(labelSets, "label-sets-error", (view) => view.showLabelSets(place)),
+  captions: (place) => open(captions, "search-error", (view) => view.showCaptions(place)),
 });
 
 // A file dropped outside of every zone goes to the current view. The label sets view has many zones and no default one.

@@ -129,6 +129,10 @@ export function createRunner(state, { changed, fail }) {
       picture.imageId = null; // the server has forgotten its features: the file is sent again
       return;
     }
+    if (result.error && kindOf(result.error) === "image-not-fetched") {
+      picture.failure = new Error(result.error.detail); // its host may answer later
+      return;
+    }
     picture.result = result;
     picture.answeredFor = question;
     picture.imageId = result.image_id ?? picture.imageId;

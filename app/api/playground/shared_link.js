@@ -48,8 +48,8 @@ export function restore(state) {
     return;
   }
   if (Array.isArray(stored.labels)) state.labels = unique(stored.labels.filter((label) => typeof label === "string"));
-  if (stored.source in SOURCES) state.source = stored.source;
-  if (stored.layout in LAYOUTS) state.layout = stored.layout;
+  if (Object.hasOwn(SOURCES, stored.source)) state.source = stored.source;
+  if (Object.hasOwn(LAYOUTS, stored.layout)) state.layout = stored.layout;
   if (typeof stored.labelSet === "string") state.labelSet = stored.labelSet;
   for (const option of Object.keys(NAMES)) {
     const value = stored.options?.[option];

@@ -48,7 +48,7 @@ function place() {
   const [path, ...queries] = location.hash.slice(1).split("?");
   const [first, ...others] = path.split("/"), query = new URLSearchParams(queries.join("?"));
   if (first === "new-label-set") return { view: "label-sets", rest: { isNew: true, query } };
-  return { view: first in TITLES ? first : first === "" ? "classify" : null, rest: { name: decoded(others.join("/")), query } };
+  return { view: Object.hasOwn(TITLES, first) ? first : first === "" ? "classify" : null, rest: { name: decoded(others.join("/")), query } };
 }
 
 function decoded(text) {
