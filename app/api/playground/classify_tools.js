@@ -67,7 +67,8 @@ export function createTools(state, runner, { relabel, again, whenDrawn, find }) 
     const options = Object.fromEntries(requestFields(state).filter(([name]) => name !== "labels"));
     runId ??= crypto.randomUUID?.() ?? String(Math.random());
     const results = state.pictures.map((picture) => picture.result ?? { predictions: [], error: { detail: "not classified" } });
-    await save({ id: runId, pictures: state.pictures, labels: state.source === "labels" ? [...state.labels] : [], options, answer: { ...state.answer, results } });
+    // A browser may forbid or limit storage; then there are no earlier results.
+    await save({ id: runId, pictures: state.pictures, labels: state.source === "labels" ? [...state.labels] : [], options, answer: { ...state.answer, results } }).catch(() => {});
   }
 
   return { correct, compareTwo, showEarlier, drawn };

@@ -180,6 +180,27 @@ export function createRunner(state, { changed, fail }) {
     state.announcement = `${done} ${done === 1 ? "image" : "images"} classified${failed ? `, ${failed} not` : ""}.`;
   }
 
+  /** Return the results of a request of its own about some pictures, {results}. */
+  async function ask(pictures, fields) {
+    const references = pictures.filter(isReference);
+    if (references.length && references.length < pictures.length) {
+      // A request has either references or files, and a picture that the server fetches has no file.
+      const results = new Map();
+      for (const part of [references, pictures.filter((picture) => !isReference(picture))]) {
+        const answer = await ask(part, fields);
+        part.forEach((picture, index) => results.set(picture, answer.results[index]));
+      }
+      return { results: pictures.map((picture) => results.get(picture)) };
+    }
+    try {
+      return await requestJson("v1/classify", requestOf(pictures, fields, undefined));
+    } catch (error) {
+      if (error.kind !== "unknown-image" || pictures.every((picture) => !picture.imageId)) throw error;
+      for (const picture of pictures) picture.imageId = null;
+      return ask(pictures, fields);
+    }
+  }
+
   return {
     /** Classify all pictures that have no result, and from now on again whenever the labels change. */
     start() {
@@ -218,17 +239,7 @@ export function createRunner(state, { changed, fail }) {
       if (state.isLive) timer = setTimeout(pump, DEBOUNCE_MS);
       changed();
     },
-    /** Return the response to a request of its own about some pictures. */
-    ask: async (pictures, fields) => {
-      const options = (batch) => requestOf(batch, fields, undefined);
-      try {
-        return await requestJson("v1/classify", options(pictures));
-      } catch (error) {
-        if (error.kind !== "unknown-image") throw error;
-        for (const picture of pictures) picture.imageId = null;
-        return requestJson("v1/classify", options(pictures));
-      }
-    },
+    ask,
   };
 }
 
