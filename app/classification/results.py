@@ -158,8 +158,8 @@ def image_results(task: Task, classes: ClassScores, unrelated: UnrelatedSimilari
 
 def _weak_match(usual: float) -> str:
     return (
-        "probably none of the labels fits: the best similarity is lower than that of as many unrelated labels usually"
-        f" is ({usual:.2f})"
+        "probably none of the labels fits: the image is less similar to the best of them than to the best of unrelated"
+        f" words ({usual:.2f})"
     )
 
 

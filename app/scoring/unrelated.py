@@ -3,6 +3,8 @@
 import numpy as np
 from jaxtyping import Float
 
+# With two or three labels, the best of as many unrelated words is often similar to nothing at all.
+_MIN_LABELS = 10
 # The share of the words most similar to an image that may be related to it.
 _RELATED = 0.02
 
@@ -25,7 +27,7 @@ class UnrelatedSimilarity:
         """Return the median of the best similarity with this number of unrelated labels, at most the largest measured.
 
         Args:
-            labels: 1 or more.
+            labels: fewer than ten count as ten.
         """
         # Not np.quantile, which takes a hundred times as long: every request asks.
-        return float(self._sorted[int(0.5 ** (1 / labels) * (len(self._sorted) - 1))])
+        return float(self._sorted[int(0.5 ** (1 / max(labels, _MIN_LABELS)) * (len(self._sorted) - 1))])

@@ -379,7 +379,7 @@ def test_label_sets_methods_and_links_keep_the_question(open_page, pictures, ser
     page.reload()
     expect(page.locator("#label-set")).to_have_value("things")
     expect(page.locator("#method")).to_have_value("autoclip")
-    page.goto(f"{server.url}/#classify?label=cat&label=cup%2C+blue&top_k=3&reject_below=0.4")
+    page.goto(f"{server.url}/#classify?label=cat&label=&label=+&label=cup%2C+blue&top_k=3&reject_below=0.4")
     expect(page.locator("#labels li span")).to_have_text(["cat", "cup, blue"])
     expect(page.locator("#method")).to_have_value("")
     assert page.url == f"{server.url}/#classify"
@@ -388,6 +388,58 @@ def test_label_sets_methods_and_links_keep_the_question(open_page, pictures, ser
     expect(page.locator(".side-links")).to_contain_text("Copied.")
     copied = page.evaluate("navigator.clipboard.readText()")
     assert copied == f"{server.url}/#classify?label=cat&label=cup%2C+blue&top_k=3&reject_below=0.4"
+
+
+def test_a_change_of_the_label_set_renews_its_results(open_page, pictures, client):
+    client.put("/v1/label-sets/changing", json={"classes": ["rocket", "coffee cup"]}).raise_for_status()
+    page = open_page()
+    choose(page, pictures / "chelsea.jpg")
+    page.locator("input[value=label_set]").check()
+    page.select_option("#label-set", "changing")
+    classify(page)
+    page.click(".views a[href='#label-sets']")
+    client.put("/v1/label-sets/changing", json={"classes": ["cat", "coffee cup"]}).raise_for_status()
+    page.click(".views a[href='#classify']")
+    expect(page.locator(".card .verdict strong")).to_have_text("cat")
+    expect(page.locator("#up-to-date")).to_be_visible()
+    client.delete("/v1/label-sets/changing").raise_for_status()
+
+
+def test_labels_can_change_while_an_explanation_is_loading(open_page, pictures):
+    page = open_page()
+    choose(page, pictures / "chelsea.jpg")
+    page.fill("#new-labels", "cat, dog")
+    classify(page)
+    held = []
+
+    def hold_the_first(route):
+        if "explain" in (route.request.post_data or "") and not held:
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/v1/classify", hold_the_first)
+    with page.expect_request("**/v1/classify"):
+        page.click(".why summary")
+    page.fill("#new-labels", "rocket")
+    page.press("#new-labels", "Enter")
+    page.click("[aria-label='Remove dog']")
+    expect(page.locator(".why h4").first).to_have_text("cat, compared with rocket")
+
+
+def test_folders_and_names_in_the_zip_file_suit_every_file_system(open_page, pictures, tmp_path):
+    long = tmp_path / f"{'long ' * 40}.jpg"
+    shutil.copy(pictures / "chelsea.jpg", long)
+    page = open_page()
+    choose(page, pictures / "chelsea.jpg", long)
+    for label, folder in (("CON", "CON_"), ("x" + "\N{CAT FACE}" * 120, "x" + "\N{CAT FACE}" * 59), ("..", "_")):
+        page.goto(page.url.split("#")[0] + f"#classify?label={label}")
+        if page.locator("#classify").count():
+            page.click("#classify")
+        expect(page.locator(".card .verdict strong")).to_have_text([label, label])
+        with zipfile.ZipFile(download(page, "ZIP", tmp_path)) as archive:
+            names = archive.namelist()
+        assert names == [f"{folder}/chelsea.jpg", f"{folder}/{('long ' * 12).strip()}.jpg"]
 
 
 def test_images_can_be_dropped_anywhere_and_removed(open_page, pictures, drop):

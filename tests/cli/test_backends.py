@@ -313,3 +313,10 @@ async def test_a_key_that_is_not_ascii_is_an_error_that_names_the_variable(monke
     with pytest.raises(ConfigurationError, match=r"DEIXIS_API_KEY.*ASCII"):
         async with open_http_backend("http://test"):
             pass
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://test", ""])
+async def test_a_server_that_is_not_a_url_is_an_error_that_says_how_to_write_it(url):
+    with pytest.raises(ConfigurationError, match=r"is not a URL; write it as http://"):
+        async with open_http_backend(url):
+            pass

@@ -26,7 +26,7 @@ def test_an_image_that_no_label_fits_has_a_warning_of_its_own(client, served):
     labels = ["red", "green", "blue"]
     assert _warnings(client, "red", labels=labels) == []
     (warning,) = _warnings(client, "red", labels=["green", "blue"])
-    assert "is lower than that of as many unrelated labels usually is (0.50)" in warning
+    assert "than to the best of unrelated words (0.50)" in warning
     both = answer(as_json(client, [picture("red"), picture("blue")], labels=["green", "blue"]))["results"]
     assert [(result["weak_match"], bool(result["warnings"])) for result in both] == [(True, True), (False, False)]
     served.unrelated = None

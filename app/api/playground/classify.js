@@ -208,7 +208,7 @@ function relabel({ labels = [], labelSet = "" }) {
 
 /** Ask about every picture again: the label set has learned something. */
 function again() {
-  for (const picture of state.pictures) picture.answeredFor = null;
+  state.lessons += 1; // also for answers on their way, which do not know it yet
   runner.revise();
 }
 
@@ -290,13 +290,17 @@ function explain(picture, isOpen) {
 async function loadExplanation(picture) {
   const question = questionOf(state);
   if (picture.explanation || !picture.result || isStale(picture, question)) return;
-  picture.explanation = { isLoading: true };
+  const loading = { isLoading: true };
+  picture.explanation = loading;
+  let loaded;
   try {
     const { results } = await runner.ask([picture], [...requestFields(state), ["explain", true]]);
-    picture.explanation = { content: results[0].explanation };
+    loaded = { content: results[0].explanation };
   } catch (error) {
-    picture.explanation = { error };
+    loaded = { error };
   }
+  if (picture.explanation !== loading) return; // of an earlier result
+  picture.explanation = loaded;
   changed();
 }
 

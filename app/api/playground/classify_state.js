@@ -24,7 +24,7 @@ export function newState() {
     models: [], methods: [], labelSets: null, databases: null, limits: {},
     isLive: false, run: null, problem: null, answer: null, announcement: "",
     threshold: 0, layout: "cards", order: "added", filter: "all", search: "",
-    suggestions: null, sharedLink: "", learnedSet: "",
+    suggestions: null, sharedLink: "", learnedSet: "", lessons: 0,
   };
 }
 
@@ -44,7 +44,8 @@ export function requestFields({ source, labels, labelSet, options }) {
 export function questionOf(state) {
   if (missingInput(state)) return null;
   const together = isTogether(state) ? state.pictures.map((picture) => picture.id) : [];
-  return JSON.stringify([requestFields(state), together]);
+  const version = state.source === "label_set" ? state.labelSets?.find(({ name }) => name === state.labelSet)?.version : null;
+  return JSON.stringify([requestFields(state), together, version, state.lessons]);
 }
 
 /** Return whether all pictures are classified in one request, because they share the labels that are discovered. */

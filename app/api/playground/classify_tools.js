@@ -63,11 +63,11 @@ export function createTools(state, runner, { relabel, again, whenDrawn, find }) 
     wasRunning = Boolean(state.run);
     if (!state.pictures.length) runId = null;
     if (!hasEnded || !readable().length) return;
-    const { save } = await import("./history.js");
     const options = Object.fromEntries(requestFields(state).filter(([name]) => name !== "labels"));
     runId ??= crypto.randomUUID?.() ?? String(Math.random());
     const results = state.pictures.map((picture) => picture.result ?? { predictions: [], error: { detail: "not classified" } });
     try {
+      const { save } = await import("./history.js");
       await save({ id: runId, pictures: state.pictures, labels: state.source === "labels" ? [...state.labels] : [], options, answer: { ...state.answer, results } });
     } catch (error) {
       console.warn("The results are not among the earlier ones:", error); // a full disk, for example

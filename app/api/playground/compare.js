@@ -33,7 +33,7 @@ export function compare(container, { pictures, classify, labelled = "these label
     ${state.results ? outcome() : ""}`;
 
   const choice = (side, index) => html`
-    <fieldset>
+    <fieldset ?disabled=${Boolean(state.running)}>
       <legend>${side}</legend>
       ${select(index, "method", "Method", "default", ["auto", ...state.choices.methods])}
       ${select(index, "model", "Model", "default", state.choices.models)}

@@ -51,6 +51,8 @@ export function save(content, name) {
   setTimeout(() => URL.revokeObjectURL(url), 60_000); // the browser may still read it
 }
 
+const MAX_NAME = 60; // of characters that may have four bytes each; file systems take 255 bytes
+
 const FOLDERS = { none: "none of these", errors: "not classified", waiting: "not classified" };
 
 function folderOf(state, picture) {
@@ -58,14 +60,19 @@ function folderOf(state, picture) {
   return group in FOLDERS ? FOLDERS[group] : fileName(group.slice("label:".length));
 }
 
+const RESERVED = /^(con|prn|aux|nul|com\d|lpt\d)(?=\.|$)/i; // as names of devices on Windows
+
 /** Return a label as a name that every file system accepts. */
-const fileName = (label) => label.replace(/[\u0000-\u001f<>:"/\\|?*]/g, "_").replace(/[. ]+$/, "").slice(0, 100) || "_";
+function fileName(label) {
+  const short = [...label.replace(/[\u0000-\u001f<>:"/\\|?*]/g, "_")].slice(0, MAX_NAME).join("");
+  return short.replace(/[. ]+$/, "").replace(RESERVED, "$1_") || "_";
+}
 
 function uniqueName(folder, name, taken) {
-  const clean = fileName(name), dot = clean.lastIndexOf(".");
-  const [stem, suffix] = dot > 0 ? [clean.slice(0, dot), clean.slice(dot)] : [clean, ""];
+  const found = /^(.+)(\.\w{1,10})$/s.exec(name);
+  const stem = fileName(found ? found[1] : name), suffix = found ? found[2] : "";
   for (let number = 1; ; number += 1) {
-    const path = `${folder}/${number === 1 ? clean : `${stem}-${number}${suffix}`}`;
+    const path = `${folder}/${stem}${number === 1 ? "" : `-${number}`}${suffix}`;
     if (taken.has(path.toLowerCase())) continue;
     taken.add(path.toLowerCase());
     return path;

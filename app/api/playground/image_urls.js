@@ -39,7 +39,7 @@ export function openImageUrls({ onPictures }) {
 function picturesOf(text) {
   const addresses = text.split(/\s+/).filter(Boolean);
   const isAddress = (address) => ["http:", "https:"].includes(protocolOf(address));
-  const pictures = addresses.filter(isAddress).map((address) => ({ name: nameOf(address), path: "", file: null, url: "", remoteUrl: address }));
+  const pictures = addresses.filter(isAddress).map((address) => ({ name: nameOf(address), path: address, file: null, url: "", remoteUrl: address }));
   return { pictures, wrong: addresses.filter((address) => !isAddress(address)) };
 }
 

@@ -121,7 +121,7 @@ function explanation(picture, { actions }) {
   const { explanation: found } = picture;
   return html`<details class="why" .open=${Boolean(picture.isExplained)} @toggle=${(event) => actions.explain(picture, event.target.open)}>
     <summary>Why?</summary>
-    ${!found ? html`<p class="hint">Loading…</p>` : found.error ? html`<p class="problem">${found.error.message}</p>` : explanationBody(found.content)}
+    ${!found || found.isLoading ? html`<p class="hint">Loading…</p>` : found.error ? html`<p class="problem">${found.error.message}</p>` : explanationBody(found.content)}
   </details>`;
 }
 

@@ -185,6 +185,17 @@ export function createRunner(state, { changed, fail }) {
     state.announcement = `${done} ${done === 1 ? "image" : "images"} classified${failed ? `, ${failed} not` : ""}.`;
   }
 
+  /** Return the results of a request of its own about some pictures, {results}. */
+  async function ask(pictures, fields) {
+    try {
+      return await requestJson("v1/classify", await requestOf(pictures, fields, undefined));
+    } catch (error) {
+      if (error.kind !== "unknown-image" || pictures.every((picture) => !picture.imageId)) throw error;
+      for (const picture of pictures) picture.imageId = null;
+      return ask(pictures, fields);
+    }
+  }
+
   return {
     /** Classify all pictures that have no result, and from now on again whenever the labels change. */
     start() {
@@ -223,17 +234,7 @@ export function createRunner(state, { changed, fail }) {
       if (state.isLive) timer = setTimeout(pump, DEBOUNCE_MS);
       changed();
     },
-    /** Return the response to a request of its own about some pictures. */
-    ask: async (pictures, fields) => {
-      const send = async () => requestJson("v1/classify", await requestOf(pictures, fields, undefined));
-      try {
-        return await send();
-      } catch (error) {
-        if (error.kind !== "unknown-image") throw error;
-        for (const picture of pictures) picture.imageId = null;
-        return send();
-      }
-    },
+    ask,
   };
 }
 

@@ -58,7 +58,7 @@ export function restore(state) {
   state.threshold = share(stored.threshold);
 }
 
-const unique = (labels) => [...new Map(labels.map((label) => [label.toLowerCase(), label])).values()];
+const unique = (labels) => [...new Map(labels.map((label) => label.trim()).filter(Boolean).map((label) => [label.toLowerCase(), label])).values()];
 
 function parsed(option, text) {
   if (option === "topK") return Math.min(100, Math.max(1, Math.round(Number(text)) || DEFAULT_OPTIONS.topK));

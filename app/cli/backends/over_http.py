@@ -253,8 +253,10 @@ async def open_http_backend(url: str) -> AsyncIterator[HttpBackend]:
     """Connect to a server, with the key and the namespace of the settings.
 
     Raises:
-        ConfigurationError: the key or the namespace is not ASCII, or the settings are invalid.
+        ConfigurationError: the URL is none, the key or the namespace is not ASCII, or the settings are invalid.
     """
+    if not url.startswith(("http://", "https://")):
+        raise ConfigurationError(f"the server {url!r} is not a URL; write it as http://HOST:PORT")
     settings = load_client_settings()
     key = settings.api_key.get_secret_value() if settings.api_key else ""
     try:
