@@ -251,8 +251,8 @@ class ResultBody(Response):
     weak_match: bool | None = Field(
         None,
         description="True if the best similarity is lower than that of as many unrelated words, at least ten, usually"
-        " is: probably none of the labels fits. Null where this is not known: without labels, with methods that learn from"
-        " images, and in the first seconds of the service.",
+        " is: probably none of the labels fits. Null where this is not known: without labels, with methods that learn"
+        " from images, and in the first seconds of the service.",
     )
     warnings: list[str] = Field([], description="Conditions that affect this result, such as missing descriptions.")
     error: Problem | None = Field(None, description="Why this image could not be read; the other images have results.")
