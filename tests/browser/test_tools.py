@@ -81,7 +81,8 @@ def test_the_everyday_words_are_built_by_a_button_and_can_then_be_searched(open_
     row = page.locator("#build-sources li").first
     expect(row).to_contain_text("Not built yet.")
     row.get_by_role("button", name="Build: everyday").click()
-    expect(row.locator(".hint").last).to_contain_text(re.compile(r"Built: [\d,]+ names, model embedded\."))
+    built = re.compile(r"Built: [\d,]+ names, model embedded\.")
+    expect(row.locator(".hint").last).to_contain_text(built, timeout=90_000)
     expect(row.get_by_role("button", name="Build again: everyday")).to_be_visible()
     expect(page.locator("#no-databases")).to_be_hidden()
     page.fill("#search-text", "a cat")

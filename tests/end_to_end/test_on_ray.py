@@ -83,7 +83,11 @@ def test_responses_are_those_of_a_single_process(client, single_process, photogr
     actual, expected = (each.post("/v1/classify", files=images, data=query).json() for each in (client, single_process))
     assert actual["method"] == expected["method"]
     for mine, theirs in zip(actual["results"], expected["results"], strict=True):
-        assert mine["warnings"] == theirs["warnings"]
+        # Each process measures in the background what a weak match is.
+        ours, others = (
+            [text for text in result["warnings"] if "unrelated words" not in text] for result in (mine, theirs)
+        )
+        assert ours == others
         assert [each["label"] for each in mine["predictions"]] == [each["label"] for each in theirs["predictions"]]
         for own, other in zip(mine["predictions"], theirs["predictions"], strict=True):
             assert own["score"] == pytest.approx(other["score"], abs=1e-4)
@@ -117,7 +121,7 @@ def test_errors_are_those_of_a_single_process(client, photographs):
 
 def test_the_page_and_the_probes_respond(client):
     assert "<title>Deixis" in client.get("/").text
-    assert client.get("/readyz").json() == {"status": "ready"}
+    assert client.get("/readyz").json()["status"] == "ready"
     assert [each["name"] for each in client.get("/v1/models").json()["models"]] == ["embedded"]
 
 
