@@ -236,19 +236,19 @@ def test_removing_a_class_with_the_keyboard_keeps_the_focus_in_place(open_page, 
     assert page.evaluate("document.activeElement.ariaLabel") == "Remove class hamster"
 
 
-def test_thousands_of_classes_can_be_edited(open_page, client):
-    classes = [f"class {index}" for index in range(3000)]
+def test_a_thousand_classes_can_be_edited(open_page, client):
+    classes = [f"class {index}" for index in range(1000)]
     client.put("/v1/label-sets/many", json={"classes": classes}).raise_for_status()
     page = open_page("#label-sets/many")
-    expect(page.locator("#class-count")).to_have_text("3,000 classes")
-    page.fill("#class-filter", "2999")
+    expect(page.locator("#class-count")).to_have_text("1,000 classes")
+    page.fill("#class-filter", "999")
     expect(page.locator("#editor-classes > li:visible")).to_have_count(1)
-    open_class(page, "class 2999").get_by_label("Features").fill("four digits")
+    open_class(page, "class 999").get_by_label("Features").fill("four digits")
     save(page)
     saved(page, 2)
-    assert stored(client, "many")["classes"][2999]["features"] == ["four digits"]
+    assert stored(client, "many")["classes"][999]["features"] == ["four digits"]
     expect(page.locator("#test-zones li")).to_have_count(60)
-    page.fill("#test-class-filter", "2998")
+    page.fill("#test-class-filter", "998")
     expect(page.locator("#test-zones li")).to_have_count(1)
 
 

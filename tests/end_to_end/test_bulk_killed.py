@@ -16,18 +16,12 @@ PART_IMAGES = 16
 IMAGES = 144
 
 
-@pytest.fixture(params=["a folder", "a tar"])
-def source(request, photographs, tmp_path):
-    """Different photographs, and one bad image among them."""
+@pytest.fixture
+def source(photographs, tmp_path):
+    """A tar file of different photographs, and one bad image among them."""
     names = list(photographs)
     contents = {f"{number:03}.jpg": photographs[names[number % 6]] + bytes(number) for number in range(IMAGES)}
     contents["070.jpg"] = b"not a photograph"
-    if request.param == "a folder":
-        place = tmp_path / "photos"
-        place.mkdir()
-        for name, content in contents.items():
-            (place / name).write_bytes(content)
-        return place
     place = tmp_path / "photos.tar"
     with tarfile.open(place, "w") as archive:
         for name, content in contents.items():
