@@ -395,13 +395,14 @@ async def open_service(
 
 
 async def _measure_unrelated(service: Service) -> None:
-    photographs = [
-        file.read_bytes()
-        for file in sorted(files("app.api.playground").joinpath("samples").iterdir(), key=lambda file: file.name)
-        if file.name.endswith(".jpg")
-    ]
+    def read() -> tuple[list[bytes], Sequence[str]]:
+        samples = sorted(files("app.api.playground").joinpath("samples").iterdir(), key=lambda file: file.name)
+        photographs = [file.read_bytes() for file in samples if file.name.endswith(".jpg")]
+        return photographs, everyday_names()[::_UNRELATED_STEP]
+
+    photographs, words = await asyncio.to_thread(read)
     (template,) = await service.templates.load("photo")
-    await measure_unrelated(service.models, photographs, everyday_names()[::_UNRELATED_STEP], template)
+    await measure_unrelated(service.models, photographs, words, template)
 
 
 async def _prewarm(service: Service, *, warns_of_weak_matches: bool) -> None:

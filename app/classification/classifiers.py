@@ -225,7 +225,8 @@ class ClassifierCache:
 
 def _indistinct_labels(task: Task, names: ClassNames) -> tuple[str, ...]:
     """Return a warning if classes have nearly the same text features, so that little more than noise ranks them."""
-    rows = unit_rows(names.rows.reshape(len(names.rows), -1))
+    # The means of a method that weighs prompts: all of its rows may take hundreds of megabytes.
+    rows = unit_rows(names.rows if names.rows.ndim == 2 else names.rows.mean(axis=1))
     pairs = _near_rows(rows) if len(rows) <= _MAX_COMPARED else _equal_rows(rows)
     first, second = np.sort(np.searchsorted(names.first_rows, pairs, side="right") - 1).T
     # Groups, because a pair of almost equal labels rarely comes alone: "cat", "a cat", "cats".

@@ -22,7 +22,7 @@ class ImageId:
 
 
 class ImageFeatureCache:
-    """Keeps image features in memory under random ids; whoever has an id may use the features.
+    """Keeps image features in memory under random ids; a caller needs nothing but the id to use them.
 
     Args:
         max_bytes: the least recently used features are dropped above it.
@@ -44,7 +44,8 @@ class ImageFeatureCache:
         """
         image_id = _PREFIX + secrets.token_urlsafe(16) if image is None else image.id
         try:
-            self._kept[image_id] = model, features.copy()  # a row would keep its whole batch in memory
+            # A row of a batch would keep the whole batch in memory.
+            self._kept[image_id] = model, features.copy() if image is None else features
         except ValueError:
             return None
         return image_id

@@ -47,7 +47,7 @@ def print_table(files: Sequence[Path], results: "Sequence[ImageResult]", console
 
 
 def _label_cells(result: "ImageResult") -> tuple[str, str, str]:
-    """Return the label, its score, and the next labels with their scores; the label of a rejected image is no class."""
+    """Return the label, its score, and the next labels with their scores; a rejected image has none of the labels."""
     best, others = result.predictions[:1], result.predictions[1:]
     if result.rejected:
         return NONE_OF_THESE, "", _scored(result.predictions)

@@ -54,3 +54,8 @@ def test_among_many_labels_only_equal_ones_are_found():
     rows[2901] = rows[18] + 0.01
     (warning,) = _warnings(rows)
     assert "almost equal: 'c17', 'c2900'; " in warning
+
+
+def test_labels_of_a_method_that_weighs_prompts_are_compared_by_their_means():
+    rows = np.stack([_at(0, 90, 1), _at(20, 70, 21)], axis=1)
+    assert "almost equal: 'c0', 'c2'; " in _warnings(rows)[0]

@@ -48,3 +48,12 @@ def test_a_model_is_measured_with_photographs_and_words(client):
     (served,) = models
     assert served.unrelated.typical_best(1) < 0.5
     assert served.unrelated.typical_best(1000) < 0.99, "the best word of each photograph is left out"
+
+
+@pytest.mark.parametrize(("limits", "measured"), [({"max_queued_images": 1}, True), ({"max_image_bytes": 10}, False)])
+def test_limits_of_the_service_do_not_make_the_measurement_fail(make_client, limits, measured):
+    client = make_client(**limits)
+    models, photographs = client.app.state.service.models, [picture("red"), picture("green")]
+    client.portal.call(measure_unrelated, models, photographs, ["red", "dog"], "a {} thing.")
+    (served,) = models
+    assert (served.unrelated is not None) == measured

@@ -113,7 +113,6 @@ class ClassifyFields(Request):
         " example images.",
         examples=[0.95],
     )
-
     keep_features: bool = Field(
         default=False,
         description="Keep the features of the images in memory for an hour and return an `image_id` for each, so that a"
