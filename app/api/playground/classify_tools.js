@@ -12,6 +12,7 @@ const MAX_IMAGES = 16; // of one request of a comparison
 export function createTools(state, runner, { relabel, again, whenDrawn, find }) {
   let runId = null; // of the stored result of these pictures, which later results of them replace
   let wasRunning = false;
+  let saving = Promise.resolve(); // the last save
 
   const readable = () => state.pictures.filter((picture) => picture.result && !isUnreadable(picture));
 
@@ -58,7 +59,7 @@ export function createTools(state, runner, { relabel, again, whenDrawn, find }) 
   }
 
   /** Store the results when a run has ended. */
-  async function drawn() {
+  function drawn() {
     const hasEnded = wasRunning && !state.run;
     wasRunning = Boolean(state.run);
     if (!state.pictures.length) runId = null;
@@ -66,12 +67,15 @@ export function createTools(state, runner, { relabel, again, whenDrawn, find }) 
     const options = Object.fromEntries(requestFields(state).filter(([name]) => name !== "labels"));
     runId ??= crypto.randomUUID?.() ?? String(Math.random());
     const results = state.pictures.map((picture) => picture.result ?? { predictions: [], error: { detail: "not classified" } });
-    try {
-      const { save } = await import("./history.js");
-      await save({ id: runId, pictures: state.pictures, labels: state.source === "labels" ? [...state.labels] : [], options, answer: { ...state.answer, results } });
-    } catch (error) {
-      console.warn("The results are not among the earlier ones:", error); // a full disk, for example
-    }
+    const run = { id: runId, pictures: [...state.pictures], labels: state.source === "labels" ? [...state.labels] : [], options, answer: { ...state.answer, results } };
+    // One after the other, so that an earlier result of the same pictures does not replace a later one.
+    saving = saving.then(async () => {
+      try {
+        await (await import("./history.js")).save(run);
+      } catch (error) {
+        console.warn("The results are not among the earlier ones:", error); // a full disk, for example
+      }
+    });
   }
 
   return { correct, compareTwo, showEarlier, drawn };
