@@ -5,6 +5,7 @@ import os
 import random
 import time
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -22,6 +23,14 @@ _LONGEST_WAIT_S = 8.0
 _REFUSED_FOR_NOW = frozenset({429, 503})
 # The service may have done the work although its response was lost.
 _LOST = frozenset({502, 504})
+# Of errors that httpx raises without a text.
+_REASONS = MappingProxyType(
+    {
+        httpx.ConnectTimeout: "the connection was not accepted in time",
+        httpx.TimeoutException: "it did not answer in time",
+        httpx.NetworkError: "the connection was closed before an answer",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +103,8 @@ def request_headers(api_key: str | None, namespace: str | None) -> dict[str, str
 
 def unreachable(url: httpx.URL, error: Exception) -> UnreachableError:
     """Return the error for a request without a response."""
-    reason = str(error) or type(error).__name__
+    known = (reason for kind, reason in _REASONS.items() if isinstance(error, kind))
+    reason = str(error) or next(known, type(error).__name__)
     return UnreachableError(f"no response from {url}: {reason}; is the server running?")
 
 

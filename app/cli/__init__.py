@@ -91,8 +91,9 @@ _STYLE: Mapping[str, Any] = MappingProxyType(
 )
 
 
-def _use_local(local: bool) -> None:  # noqa: FBT001 - the signature that typer calls
+def _use_local(context: typer.Context, local: bool) -> None:  # noqa: FBT001 - the signature that typer calls
     if local:
+        context.meta["deixis.local"] = True
         os.environ["DEIXIS_SERVER"] = "local"
 
 
@@ -108,6 +109,7 @@ def _add_local_option(command: Any) -> None:
                 bool,
                 typer.Option(
                     "--local",
+                    is_eager=True,  # the callback of --server reads what this one sets
                     callback=_use_local,
                     expose_value=False,
                     help="Run in this process, also if DEIXIS_SERVER is set or a server answers on this machine.",

@@ -23,11 +23,20 @@ EngineOption = Annotated[
         help="Where images are encoded: in this process, or by replicas on Ray (DEIXIS_RAY_LAYOUT, RAY_ADDRESS).",
     ),
 ]
+
+
+def _not_with_local(context: typer.Context, url: str | None) -> str | None:
+    if url is not None and context.meta.get("deixis.local"):
+        raise typer.BadParameter("excludes --local; pass one of them")
+    return url
+
+
 ServerOption = Annotated[
     str | None,
     typer.Option(
         "--server",
         metavar="URL",
+        callback=_not_with_local,
         help="Use a running server, with the API key in DEIXIS_API_KEY; by default that of DEIXIS_SERVER, or one that"
         " answers on this machine.",
         rich_help_panel="Where the command runs",

@@ -85,6 +85,14 @@ def test_a_service_that_answers_is_used_and_named_on_standard_error(unset, run, 
     unset.delenv("DEIXIS_SERVER")  # which --local has set
 
 
+@pytest.mark.parametrize("options", [("--local", "--server", "http://a"), ("--server", "http://a", "--local")])
+def test_a_command_runs_either_here_or_with_the_named_server(unset, run, options):
+    refused = run("classify", "photo.jpg", "-l", "red", *options)
+    assert refused.exit_code == 2
+    assert "excludes --local" in refused.stderr
+    unset.delenv("DEIXIS_SERVER")  # which --local has set
+
+
 @pytest.mark.parametrize(
     ("answers", "status", "message"),
     [

@@ -120,6 +120,21 @@ def test_a_request_without_a_connection_is_always_retried(answering, slept):
     assert len(requests) == 3
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (httpx.ReadError(""), "the connection was closed before an answer"),
+        (httpx.ReadTimeout(""), "it did not answer in time"),
+        (httpx.ConnectTimeout(""), "the connection was not accepted in time"),
+        (httpx.UnsupportedProtocol(""), "UnsupportedProtocol"),
+    ],
+)
+def test_an_error_without_a_text_is_explained_in_words(answering, error, reason):
+    client, _ = answering(error, connect_retries=0)
+    with pytest.raises(deixis.UnreachableError, match=f"no response from http://service: {reason}; is the server"):
+        ask(client)
+
+
 def test_a_connection_that_breaks_during_a_change_is_an_error_at_once(answering):
     client, requests = answering(httpx.ReadError("reset"))
     with pytest.raises(deixis.UnreachableError, match="reset"):
