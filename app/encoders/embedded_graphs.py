@@ -38,8 +38,11 @@ def image_graph(
     size = preprocessing["size"]
     image = ops.parameter([-1, 3, size, size], ov.Type.f32)
     features = ops.reduce_mean(_efficient_net(ops, image, weights), [2, 3], keep_dims=False)
+    blur_effect = weights["_fc.weight"] @ heads["blur_direction"]
+    class_weight = weights["_fc.weight"] - np.outer(blur_effect, heads["blur_direction"])
+    class_bias = weights["_fc.bias"] + blur_effect * heads["blur_offset"]
     top = ops.topk(
-        ops.add(_linear(ops, features, weights["_fc.weight"]), weights["_fc.bias"]),
+        ops.add(_linear(ops, features, class_weight), class_bias),
         np.int32(joint_space["top_k"]),
         axis=1,
         mode="max",

@@ -29,10 +29,12 @@ class ImageHead(torch.nn.Module):
     2014): the mean of the text embeddings of the ``top_k`` most probable ImageNet classes, weighted by their
     probability. Deviations: the probabilities have a temperature; the embeddings are centred and partly whitened. The
     visual part preserves details that class names lose: the square roots of the features, centred and projected to the
-    subspace in which the classifier's weights vary most.
+    subspace in which the classifier's weights vary most. Neither part depends on the direction in which enlarging small
+    images shifts the features, because the classifier takes most of such images for a few classes.
 
     Args:
-        tensors: uses ``concepts`` (1000, s), ``feature_mean`` (f,) and ``visual_basis`` (f, v).
+        tensors: uses ``concepts`` (1000, s), ``feature_mean`` (f,), ``visual_basis`` (f, v), ``blur_direction`` (f,)
+            with unit length, and ``blur_offset``, the place of sharp images on it.
         class_weight: weights of the image tower's own classifier (1000, f).
         class_bias: its bias (1000,).
         top_k: number of classes in the mean.
@@ -60,8 +62,10 @@ class ImageHead(torch.nn.Module):
         self.top_k = top_k
         self.inverse_temperature = inverse_temperature
         self.concept_share = concept_share
-        self.register_buffer("class_weight", class_weight.float())
-        self.register_buffer("class_bias", class_bias.float())
+        blur = tensors["blur_direction"].float()
+        effect = class_weight.float() @ blur
+        self.register_buffer("class_weight", class_weight.float() - torch.outer(effect, blur))
+        self.register_buffer("class_bias", class_bias.float() + effect * tensors["blur_offset"].float())
         for name in ("concepts", "feature_mean", "visual_basis"):
             self.register_buffer(name, tensors[name].float())
 

@@ -10,16 +10,17 @@ Zero-Shot Learning", CVPR 2016. ``app.encoders.embedded_torch`` contains both he
 constants were chosen.
 
 Requires the extras ``embedded`` and ``torch`` and, in the folder of this file, imagenet_classes.json (class names;
-lemmas, glosses and hypernyms of WordNet), everyday_words.toml, feature_mean.json and config.json, into which it writes
-the checksum. With ``--features`` it also computes feature_mean.json and the logit scale, from pooled image features in
-an .npz file with ``imagenet_samples`` (n, 1280), ``cifar100_train`` (n, 1280) and ``cifar100_label`` (n,).
+lemmas, glosses and hypernyms of WordNet), everyday_words.toml, feature_mean.json, blur.json and config.json, into which
+it writes the checksum. With ``--features`` it also computes feature_mean.json, blur.json and the logit scale, from
+pooled image features in an .npz file with ``imagenet_samples`` (n, 1280), ``cifar100_train`` (n, 1280) and
+``cifar100_label`` (n,).
 """
 
 import argparse
 import json
 import tomllib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,9 @@ from open_clip.tokenizer import HFTokenizer
 from safetensors.torch import save
 from torch.nn.functional import normalize
 
+from app.encoders._base import LoadOptions
 from app.encoders.embedded import read_config, tower_files
-from app.encoders.embedded_torch import ImageHead, TextHead, join_towers, open_towers
+from app.encoders.embedded_torch import ImageHead, TextHead, join_towers, load_embedded_with_torch, open_towers
 from app.runtime.checksums import sha256
 
 FOLDER = Path(__file__).parent
@@ -135,8 +137,19 @@ def build(
     *,
     sharpness: float,
     feature_mean: Float[torch.Tensor, " f"],
+    blur: Mapping[str, torch.Tensor],
 ) -> dict[str, torch.Tensor]:
-    """Return the tensors of both heads, in half precision if this does not change a measured figure."""
+    """Return the tensors of both heads, in half precision if this does not change a measured figure.
+
+    Args:
+        encode: the text tower.
+        class_weight: weights of the image tower's classifier.
+        knowledge: imagenet_classes.json.
+        everyday: everyday_words.toml.
+        sharpness: of the attention, as in config.json.
+        feature_mean: mean of the square roots of the features.
+        blur: blur.json, as from ``blur_directions``.
+    """
     names = [entry["name"] for entry in knowledge["classes"]]
     photos = encode.of_names(names, PHOTO)
     text_mean = photos.mean(dim=0)
@@ -157,8 +170,13 @@ def build(
     keys = normalize((normalize(texts, dim=1) - text_mean) @ text_map, dim=1)
 
     weight = class_weight.double()
-    basis = _signed(torch.linalg.svd(weight - weight.mean(dim=0), full_matrices=False).Vh[:LOOK_SIZE].T)
+    looks = weight - weight.mean(dim=0)
+    roots = blur["root_direction"].double()
+    looks = looks - torch.outer(looks @ roots, roots)
+    basis = _signed(torch.linalg.svd(looks, full_matrices=False).Vh[:LOOK_SIZE].T)
     tensors = {
+        "blur_direction": blur["feature_direction"].float(),
+        "blur_offset": blur["feature_offset"].float(),
         "concepts": ((concepts - concepts.mean(dim=0)) @ text_map).half(),
         "feature_mean": feature_mean.float(),
         "key_classes": torch.tensor([index for indices in words.values() for index in sorted(indices)]).short(),
@@ -173,6 +191,23 @@ def build(
     looks = head.visual_part(head.semantic_part(photos.float()))
     tensors["look_centre"] = LOOK_CENTRING * looks.mean(dim=0)
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def blur_directions(sharp: np.ndarray, blurred: np.ndarray) -> dict[str, Any]:
+    """Return in which direction enlarging small images shifts the features, and the place of sharp images on it.
+
+    Args:
+        sharp: features of photographs (n, f).
+        blurred: features of images that were enlarged (n, f).
+    """
+    feature_shift = blurred.mean(axis=0) - sharp.mean(axis=0)
+    root_shift = np.sqrt(blurred).mean(axis=0) - np.sqrt(sharp).mean(axis=0)
+    direction = feature_shift / np.linalg.norm(feature_shift)
+    return {
+        "feature_direction": [round(float(x), 5) for x in direction],
+        "feature_offset": round(float(sharp.mean(axis=0) @ direction), 4),
+        "root_direction": [round(float(x), 5) for x in root_shift / np.linalg.norm(root_shift)],
+    }
 
 
 def calibrated_logit_scale(image_head: ImageHead, text_head: TextHead, encode: SentenceEncoder, features: Any) -> float:
@@ -193,7 +228,7 @@ def calibrated_logit_scale(image_head: ImageHead, text_head: TextHead, encode: S
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Build the heads, and write their checksum into config.json."""
+    """Build the heads, and write their checksum and the fingerprint of the image tower into config.json."""
     parser = argparse.ArgumentParser(description="Build the heads of the embedded model.")
     parser.add_argument("--classes", type=Path, default=FOLDER / "imagenet_classes.json")
     parser.add_argument(
@@ -208,8 +243,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     encode = SentenceEncoder(model, text_weights.parent)
     features = np.load(given.features) if given.features else None
     if features is not None:
-        mean = np.sqrt(features["imagenet_samples"].astype(np.float64)).mean(axis=0)
+        sharp, blurred = (features[name].astype(np.float64) for name in ("imagenet_samples", "cifar100_train"))
+        mean = np.sqrt(sharp).mean(axis=0)
         (FOLDER / "feature_mean.json").write_text(json.dumps([round(float(x), 4) for x in mean]) + "\n")
+        (FOLDER / "blur.json").write_text(json.dumps(blur_directions(sharp, blurred)) + "\n")
     tensors = build(
         encode,
         classifier.weight,
@@ -217,6 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tomllib.loads((FOLDER / "everyday_words.toml").read_text(encoding="utf-8")),
         sharpness=config["joint_space"]["sharpness"],
         feature_mean=torch.tensor(json.loads((FOLDER / "feature_mean.json").read_text())),
+        blur={name: torch.tensor(value) for name, value in json.loads((FOLDER / "blur.json").read_text()).items()},
     )
     given.output.write_bytes(save(tensors))
     if features is not None:
@@ -224,6 +262,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config["logit_scale"] = calibrated_logit_scale(model.visual.head, model.text.proj, encode, features)
     config["heads"] = {"file": given.output.name, "sha256": sha256(given.output)}
     if given.output.resolve().parent == FOLDER.resolve():
+        (FOLDER / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        loaded = load_embedded_with_torch(LoadOptions(device="cpu", precision="fp32", backend="torch"), folder=FOLDER)
+        config["image_fingerprint"] = loaded.image_fingerprint()
         (FOLDER / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

@@ -293,6 +293,9 @@ def test_the_heads_match_the_word_lists_in_their_folder(build_heads):
     assert tensors["key_sizes"].tolist() == [len(indices) for indices in words.values()]
     assert tensors["key_classes"].tolist() == [index for indices in words.values() for index in sorted(indices)]
     np.testing.assert_allclose(tensors["feature_mean"], json.loads((MODEL / "feature_mean.json").read_text()))
+    blur = json.loads((MODEL / "blur.json").read_text())
+    np.testing.assert_allclose(tensors["blur_direction"], blur["feature_direction"], rtol=1e-6)
+    assert float(tensors["blur_offset"]) == pytest.approx(blur["feature_offset"])
 
 
 def test_the_heads_match_a_rebuilt_sample(build_heads, sentences):
@@ -318,9 +321,32 @@ def test_the_heads_match_a_rebuilt_sample(build_heads, sentences):
     torch.testing.assert_close(concepts[1:] - concepts[:1], built[1:] - built[:1], atol=0.01, rtol=0)
 
     weight = classifier.weight.double()
-    axes = torch.linalg.svd(weight - weight.mean(dim=0), full_matrices=False).Vh[: build_heads.LOOK_SIZE].T
+    roots = torch.tensor(json.loads((MODEL / "blur.json").read_text())["root_direction"], dtype=torch.float64)
+    looks = (weight - weight.mean(dim=0)) @ (torch.eye(len(roots), dtype=torch.float64) - torch.outer(roots, roots))
+    axes = torch.linalg.svd(looks, full_matrices=False).Vh[: build_heads.LOOK_SIZE].T
     basis = tensors["visual_basis"].double()
     assert torch.linalg.matrix_norm(axes @ axes.T - basis @ basis.T, 2) < 0.01
+
+
+def test_the_heads_ignore_the_direction_in_which_blur_shifts_features(by_torch):
+    head = by_torch._model.visual.head
+    blur = torch.tensor(json.loads((MODEL / "blur.json").read_text())["feature_direction"])
+    features = torch.rand(4, len(blur))
+    places = features @ blur
+    assert torch.linalg.vector_norm(head.class_weight @ blur) < 1e-2
+    shifted = features + (2 - places)[:, None] * blur
+    logits = [torch.nn.functional.linear(rows, head.class_weight, head.class_bias) for rows in (features, shifted)]
+    torch.testing.assert_close(*logits, atol=1e-2, rtol=0)
+
+
+def test_blur_is_measured_from_sharp_to_enlarged_images(build_heads):
+    sharp, blurred = np.full((3, 4), 4.0), np.full((2, 4), 4.0)
+    blurred[:, 1] = 9
+    assert build_heads.blur_directions(sharp, blurred) == {
+        "feature_direction": [0, 1, 0, 0],
+        "feature_offset": 4,
+        "root_direction": [0, 1, 0, 0],
+    }
 
 
 def test_a_composed_word_without_a_class_is_rejected(build_heads):
