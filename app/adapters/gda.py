@@ -19,7 +19,8 @@ a
   paper's covariance for new classes is made to separate these from each other only. Beside classes with images, it made
   their scores far too small.
 - With fewer than two images per class, the covariance within the classes is zero or has too few directions. The paper
-  adds augmented images; here, the covariance is that of all images about their mean, and alpha is fixed.
+  adds augmented images; here, the covariance is that of all images about their mean, and alpha is fixed. The same holds
+  where too few images are labelled to select alpha.
 """
 
 from typing import Annotated, ClassVar
@@ -69,12 +70,10 @@ class GDA(ExampleAdapter):
     def _learn(self, examples: Examples) -> None:
         rows, labels = examples.support_features, examples.support_labels
         classes = len(self.text_)
-        weights, biases, pooled = gaussian(rows, labels, self.text_)
-        alpha, temperature, why = self.alpha, 1.0, ""
-        if not alpha:
-            chosen = None if pooled else self._chosen(rows, labels)
-            alpha, temperature = chosen or (CAUTIOUS_ALPHA, 1.0)
-            why = "" if chosen else "too few images are labelled to select their weight; a fixed one is used"
+        chosen = None if self.alpha else self._chosen(rows, labels)
+        why = "" if self.alpha or chosen else "too few images are labelled to select their weight; a fixed one is used"
+        alpha, temperature = chosen or (self.alpha or CAUTIOUS_ALPHA, 1.0)
+        weights, biases, pooled = gaussian(rows, labels, self.text_, pooled=bool(why))
         missing = classes - len(np.unique(labels))
         self.W_ = (weights - weights.mean(axis=1, keepdims=True)).astype(np.float32)
         self.b_ = (biases - biases.mean()).astype(np.float32)
@@ -118,7 +117,7 @@ class GDA(ExampleAdapter):
             rest, here = folds != fold, folds[compared] == fold
             weights, biases, pooled = gaussian(rows[rest], labels[rest], self.text_)
             if pooled:
-                # This would be another covariance than that of the final fit.
+                # Alphas of the two covariances cannot be compared.
                 return None
             contributions[here] = queries[here] @ weights + biases
         losses, temperatures = zip(
@@ -129,9 +128,15 @@ class GDA(ExampleAdapter):
 
 
 def gaussian(
-    rows: Float[np.ndarray, "s d"], labels: Int[np.ndarray, " s"], text: Float[np.ndarray, "c d"]
+    rows: Float[np.ndarray, "s d"],
+    labels: Int[np.ndarray, " s"],
+    text: Float[np.ndarray, "c d"],
+    *,
+    pooled: bool = False,
 ) -> tuple[Float[np.ndarray, "d c"], Float[np.ndarray, " c"], bool]:
     """Return W and b in float64, and whether the covariance is that of all images instead of within the classes.
+
+    With ``pooled`` it is; without, if there are too few images for a covariance within the classes.
 
     Raises:
         DegenerateExamplesError: the images are all the same.
@@ -145,7 +150,7 @@ def gaussian(
     if within + between <= len(rows) * _NO_VARIANCE**2:
         raise DegenerateExamplesError("the labelled images are all the same, so they do not separate the classes")
     empty = counts == 0
-    pooled = len(rows) < 2 * (~empty).sum() or within <= _NO_VARIANCE * between
+    pooled = pooled or len(rows) < 2 * (~empty).sum() or within <= _NO_VARIANCE * between
     if pooled:
         centred = rows - mean
     if empty.any():

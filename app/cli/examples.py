@@ -55,8 +55,7 @@ def add_examples(
     """Add example images: of one class, of the classes of their subfolders, or unlabelled.
 
     Features and hashes are stored, and an image that is stored already is not added again. Then all methods are
-    compared on the examples. The best one becomes the default of the label set if its loss is significantly
-    lower than that of zero-shot.
+    compared on the examples, and the best one becomes the default of the label set.
     """
     with report_errors():
         bad_folders: list[OSError] = []

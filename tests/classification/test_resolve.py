@@ -28,6 +28,7 @@ from app.errors import (
 from app.label_sets.service import DEFAULT_TEMPLATES
 from app.main import open_service
 from app.names.labels import split_labels
+from app.selection.selection import PREFERRED
 from app.selection.selection_reader import SELECT_METHOD, SelectionReader
 from app.settings import Settings
 from app.store.jobs import JobRepository
@@ -263,7 +264,7 @@ async def test_before_a_selection_zero_shot_is_used_and_one_selection_is_request
     assert [(job.kind, job.subject) for job in await repository.list(9)] == [(SELECT_METHOD, "things")]
 
 
-async def test_after_a_selection_the_significantly_better_method_is_used_with_a_reason(calibrated):
+async def test_after_a_selection_the_method_with_the_lower_loss_is_used_with_a_reason(calibrated):
     for method in (None, AUTO):
         task = await calibrated.resolver.resolve(ClassifyRequest(label_set="things", method=method))
         assert task.method in LEARN_FROM_LABELS
@@ -273,8 +274,8 @@ async def test_after_a_selection_the_significantly_better_method_is_used_with_a_
     assert labels_of(classification) == list(THINGS) * 2
     assert labels_of(await classify(calibrated, label_set="things", method="zero-shot")) == ["tomato"] * 6
     task = await calibrated.resolver.resolve(ClassifyRequest(label_set="colours"))
-    assert task.method == DEFAULT_METHOD
-    assert "no method has a higher accuracy" in task.reason
+    assert task.method == PREFERRED
+    assert "that of zero-shot 100.0 %" in task.reason
 
 
 @pytest.mark.parametrize("change", ["examples", "classes"])

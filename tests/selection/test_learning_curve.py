@@ -17,6 +17,7 @@ from app.fewshot import fitting
 from app.main import open_service
 from app.scoring.measures import bootstrap_interval
 from app.selection.learning_curve import CurvePoint, learning_curve
+from app.selection.selection import PREFERRED
 from app.types import ClassEntry
 from tests.shades import COLOURS, THINGS, rows_about
 
@@ -118,9 +119,9 @@ async def test_auto_has_the_accuracy_of_the_method_it_selected_in_each_draw(serv
             assert auto.accuracies[number] == taken.accuracies[number if taken.shots else 0]
 
 
-async def test_with_one_image_per_class_auto_selects_zero_shot(service):
+async def test_with_one_image_per_class_auto_selects_gda(service):
     auto = point_of(await curve_of(service, shots=(1,)), AUTO, 1)
-    assert auto.chosen == (DEFAULT_METHOD,) * 3
+    assert auto.chosen == (PREFERRED,) * 3
     assert auto.worse == 0
 
 

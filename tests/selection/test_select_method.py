@@ -15,7 +15,7 @@ from app.scoring.calibration import Calibration, Rejection
 from app.scoring.measures import Difference, Evaluation, paired_difference
 from app.selection import selection as selection_module
 from app.selection.comparison import MethodReport, no_progress
-from app.selection.selection import WITHOUT_LABELS, by_balance, find_best_method
+from app.selection.selection import PREFERRED, WITHOUT_LABELS, by_balance, find_best_method
 from app.types import ClassEntry, RejectBy
 from tests.shades import COLOURS, THINGS, keep, rows_about, shade, shades, stock, unit_rows
 
@@ -51,11 +51,12 @@ async def test_a_clearly_better_method_is_selected_with_its_gain_as_the_reason(s
         assert part in result["reason"]
 
 
-async def test_without_a_better_method_zero_shot_is_selected_with_a_reason(service):
+async def test_a_surer_method_is_selected_where_zero_shot_is_right_already(service):
     await stock(service, "colours", COLOURS)
     result = await select_on_examples(service, "colours")
-    assert result["method"] == DEFAULT_METHOD
-    assert "no method has a higher accuracy" in result["reason"]
+    assert result["method"] == PREFERRED
+    assert "its accuracy is 100.0 % and that of zero-shot 100.0 %" in result["reason"]
+    assert "the loss is significantly lower" in result["reason"]
 
 
 async def test_the_leaderboard_has_every_applicable_method_best_first(service):
@@ -81,7 +82,7 @@ async def test_methods_without_their_training_data_are_named(service):
     assert all("there are no unlabelled images" in item for item in result["not_run"])
 
 
-async def test_random_labels_rarely_select_a_method(service):
+async def test_random_labels_rarely_select_a_method_that_needs_certainty(service):
     described = [
         ClassEntry(f"kind {number}", (f"It looks {number}.",), features=(f"part {number}",)) for number in range(3)
     ]
@@ -98,7 +99,7 @@ async def test_random_labels_rarely_select_a_method(service):
             labels,
             pool,
         )
-        taken.append(result["method"] != DEFAULT_METHOD)
+        taken.append(result["method"] not in {DEFAULT_METHOD, PREFERRED})
     # At 5 %, more than 4 of 24 occur in less than one of a hundred cases.
     assert sum(taken) <= 4
 
@@ -132,38 +133,55 @@ def evaluation(accuracy):
     return Evaluation(100, accuracy, (0.0, 1.0), 1.0, accuracy, (), 0, (), 0)
 
 
+HIGHER, SAME, LOWER = (
+    Difference(0.2, 0.1, 0.3, 0.001),
+    Difference(0.0, -0.1, 0.1, 1.0),
+    Difference(-0.4, -0.5, -0.3, 0.001),
+)
+
+
 @pytest.mark.parametrize(
-    ("losses", "difference", "selected", "part"),
+    ("gda", "tip", "difference", "selected", "part"),
     [
-        ([0.5] * 20, Difference(0.2, 0.1, 0.3, 0.001), "gda", "which is a significant gain"),
-        ([0.5] * 20, Difference(0.1, -0.1, 0.3, 0.4), "gda", "the loss is significantly lower"),
-        ([0.5] * 20, Difference(0.0, -0.1, 0.1, 1.0), DEFAULT_METHOD, "no method has a higher accuracy"),
-        ([0.5] * 20, Difference(-0.4, -0.5, -0.3, 0.001), DEFAULT_METHOD, "no method has a higher accuracy"),
-        ([1.0] * 20, Difference(0.2, 0.1, 0.3, 0.001), DEFAULT_METHOD, "the loss is not significantly lower"),
-        ([1.5] * 20, Difference(0.2, 0.1, 0.3, 0.001), DEFAULT_METHOD, "the loss is not significantly lower"),
-        ([0.1, 1.5] * 10, Difference(0.2, 0.1, 0.3, 0.001), DEFAULT_METHOD, "a gain of 0.200 ± 0.161"),
-        ([0.1, 1.3] * 10, Difference(0.2, 0.1, 0.3, 0.001), "gda", "a gain of 0.300 ± 0.138"),
+        ([0.5] * 20, 0.6, HIGHER, "gda", "which is a significant gain"),
+        ([0.5] * 20, 0.6, SAME, "gda", "the loss is significantly lower"),
+        ([0.5] * 20, 0.6, LOWER, "gda", "the loss is significantly lower"),
+        ([0.1, 1.8] * 10, 1.2, SAME, "gda", "this is not certain, and the difference is too small"),
+        ([0.1, 1.5] * 10, 1.2, SAME, "gda", "this is not certain; about 15 more labelled images would"),
+        # Only gda needs no certainty.
+        ([1.0] * 20, 0.99, SAME, "tip-adapter", "the loss of tip-adapter is 0.990"),
+        ([0.1, 1.5] * 10, 0.7, SAME, "gda", "the loss of gda is 0.800"),
+        ([0.8] * 20, 0.7, SAME, "tip-adapter", "the loss of tip-adapter is 0.700"),
+        # Zero-shot, and what came nearest.
+        ([1.0] * 20, 1.2, HIGHER, DEFAULT_METHOD, "a gain of 0.000 ± 0.000; its accuracy"),
+        ([1.5] * 20, 1.7, HIGHER, DEFAULT_METHOD, "the loss of gda is 1.500 and that of zero-shot 1.000"),
+        ([0.5, 1.7] * 10, 1.2, SAME, DEFAULT_METHOD, "this is not certain; about 83 more labelled images would"),
     ],
 )
-def test_a_method_is_selected_if_its_loss_is_significantly_lower_and_its_accuracy_higher(
-    losses, difference, selected, part
+def test_the_lower_loss_decides_between_zero_shot_and_gda_and_certainty_for_other_methods(
+    gda, tip, difference, selected, part
 ):
     reports = [
         MethodReport("gda", 1, evaluation(0.5), (0.4, 0.6), difference, None),
-        MethodReport("tip-adapter", 1, evaluation(0.9), (0.8, 1.0), Difference(0.0, -0.1, 0.1, 1.0), None),
+        MethodReport("tip-adapter", 1, evaluation(0.9), (0.8, 1.0), HIGHER, None),
+        MethodReport("cupl", 1, evaluation(0.5), (0.4, 0.6), SAME, None),
         MethodReport(DEFAULT_METHOD, 1, evaluation(0.5), (0.4, 0.6), None, None),
     ]
-    held_out = {"gda": np.array(losses), "tip-adapter": np.full(20, 0.01), DEFAULT_METHOD: np.ones(20)}
+    held_out = {"gda": np.array(gda), "tip-adapter": np.full(20, tip), "cupl": np.full(20, 0.01)}
+    held_out[DEFAULT_METHOD] = np.ones(20)
     method, reason = selection_module._by_loss(reports, held_out)
     assert method == selected
     assert part in reason
 
 
-async def test_with_one_image_per_class_zero_shot_is_selected(service):
+async def test_with_one_image_per_class_gda_is_selected_unseen(service):
     await stock(service, "things", labelled=1)
     result = await select_on_examples(service, "things")
-    assert (result["method"], result["folds"], result["leaderboard"]) == (DEFAULT_METHOD, 0, [])
+    assert (result["method"], result["folds"], result["leaderboard"]) == (PREFERRED, 0, [])
     assert "no class has two labelled images" in result["reason"]
+    resolved = await service.resolver.resolve(ClassifyRequest(label_set="things"))
+    classification = await service.pipeline.classify(shades(3), resolved)
+    assert (resolved.method, classification.examples.labelled) == (PREFERRED, 3)
 
 
 async def test_a_large_number_of_images_is_sampled_evenly_for_the_comparison(service, monkeypatch):
