@@ -280,20 +280,23 @@ class ShippedLabelSet(Answer):
 
 
 class ExampleCounts(Answer):
-    """The number of example images of a label set."""
+    """The number of example images of a label set; one with several classes counts for each in ``labelled``."""
 
     revision: int
     labelled: dict[str, int]
+    labelled_images: int = 0
+    several_classes: int = 0
     unlabelled: int
     without_features: int
 
 
 class Example(Answer):
-    """An example image."""
+    """An example image; ``label`` is its class, and None for an image without a class or with several."""
 
     id: int
     sha256: str
     label: str | None = Field(alias="class")
+    classes: list[str] = []
     kept: bool
     models: int
     created_at: datetime
@@ -343,7 +346,11 @@ class LeaderboardRow(Answer):
 
 
 class Selection(Answer):
-    """The method that is selected for a label set with example images, and the evidence for it."""
+    """The method that is selected for a label set with example images, and the evidence for it.
+
+    ``thresholds`` are those of the scores of classes where images may have several; the other classes have
+    ``shared_threshold``.
+    """
 
     method: str
     reason: str
@@ -356,6 +363,8 @@ class Selection(Answer):
     folds: int
     current: bool
     created_at: datetime
+    thresholds: dict[str, float] = {}
+    shared_threshold: float | None = None
 
 
 class Draft(Answer):

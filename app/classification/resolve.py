@@ -1,9 +1,9 @@
 """From a request to a task: every name in it is looked up once."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from math import ceil
 from typing import Protocol
@@ -46,6 +46,8 @@ class SelectedMethod:
 
     ``rejection`` is how images of none of the classes are rejected; None if an earlier release compared the methods.
     ``version`` and ``revision`` are those of the label set and of its examples when the methods were compared.
+    ``thresholds`` are those of labels where images may have several, by name, fitted to the examples; other labels have
+    ``shared_threshold``.
     """
 
     method: str
@@ -54,6 +56,13 @@ class SelectedMethod:
     rejection: Rejection | None
     version: int
     revision: int
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    shared_threshold: float | None = None
+
+    def label_thresholds(self, classes: Sequence[ClassEntry], default: float) -> tuple[float, ...]:
+        """Return the threshold of each class where images may have several: its own, the shared one, or a default."""
+        other = default if self.shared_threshold is None else self.shared_threshold
+        return tuple(self.thresholds.get(entry.name, other) for entry in classes)
 
 
 class SelectionSource(Protocol):

@@ -31,6 +31,7 @@ from app.scoring.measures import (
     paired_difference,
 )
 from app.scoring.numerics import stratified_folds
+from app.selection.multi_label import DEFAULT_THRESHOLD
 from app.types import ImageFeatures, Logits, Probabilities, RejectBy, Similarities, Task
 
 Advance = Callable[[int, int], Awaitable[object]]
@@ -264,6 +265,12 @@ class MethodComparer:
     async def class_rows(self, task: Task) -> np.ndarray:
         """Return one unit text row per class (c, d), as zero-shot uses them."""
         return await self._classifiers.class_rows(with_method(task, DEFAULT_METHOD))
+
+    async def label_scores(self, task: Task, image_features: ImageFeatures) -> tuple[Probabilities, Sequence[float]]:
+        """Return the scores (n, c) of images that may have several labels, and the thresholds (c,) that are in use."""
+        # Softmax scores stand in for independent probabilities.
+        scores = await self._text_scores(with_method(task, DEFAULT_METHOD), image_features)
+        return scores.scores, [DEFAULT_THRESHOLD] * len(task.classes)
 
     async def rejection(self, task: Task, zero_shot: MethodScores, training: TrainingData) -> Rejection:
         """Return how images of none of the classes are rejected, from the labelled images, each held out in turn.

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from app.models.registry import ModelRegistry
 from app.scoring.calibration import Calibration, calibrate
 from app.scoring.measures import expected_calibration_error, negative_log_likelihood
 from app.scoring.numerics import log_softmax
+from app.scoring.thresholds import fit_thresholds
 from app.selection.comparison import (
     SIGNIFICANT,
     Advance,
@@ -32,7 +34,7 @@ from app.selection.comparison import (
     report_methods,
 )
 from app.selection.selection_reader import evidence_of
-from app.store.examples import SelectionRepository
+from app.store.examples import LabelledFeatures, SelectionRepository
 from app.types import LabelSet, Task
 
 MAX_IMAGES = 5000
@@ -121,7 +123,8 @@ class MethodSelector:
         accuracy than zero-shot, the one with the lowest loss after calibration is selected, if the loss is
         significantly lower than that of zero-shot. The reason says whether the accuracy is significantly higher: by a
         paired test of the images, corrected for the number of methods (Holm). With unlabelled images alone
-        ``WITHOUT_LABELS`` is selected, if they are spread over the classes as it needs.
+        ``WITHOUT_LABELS`` is selected, if they are spread over the classes as it needs. Images with several
+        classes count only for the thresholds of requests with several labels per image.
 
         Raises:
             StoreError: the examples could not be read.
@@ -131,7 +134,28 @@ class MethodSelector:
         kept = sampled_images(len(labels), len(label_set.classes))
         task = await self._resolver.resolve_label_set(label_set, model=model, method=DEFAULT_METHOD)
         result = await find_best_method(self._comparer, task, features[kept], labels[kept], pool, advance)
-        return result, stored.revision
+        examples = await self._examples.labelled_features(label_set, model)
+        if not (len(labels) or len(pool)) and len(examples.features):
+            problem = "have several classes each, and methods need one"
+            result["reason"] = f"all {len(examples.features)} example images {problem}"
+        return result | await fit_label_thresholds(self._comparer, task, examples), stored.revision
+
+
+async def fit_label_thresholds(comparer: MethodComparer, task: Task, examples: LabelledFeatures) -> dict[str, Any]:
+    """Return the thresholds for requests with several labels per image, by label, and that of all other labels.
+
+    They have the highest F1 on the examples; without labelled examples there are none.
+    """
+    if not len(examples.features):
+        return {"thresholds": {}, "shared_threshold": None}
+    kept = sampled_images(len(examples.features), len(task.classes))
+    scores, _ = await comparer.label_scores(task, examples.features[kept])
+    fitted = await comparer.run(partial(fit_thresholds, scores, examples.is_label[kept]))
+    by_label = zip(task.classnames, fitted.by_label, strict=True)
+    return {
+        "thresholds": {name: threshold for name, threshold in by_label if threshold is not None},
+        "shared_threshold": fitted.shared,
+    }
 
 
 def sampled_images(images: int, classes: int) -> np.ndarray:

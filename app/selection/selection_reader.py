@@ -132,4 +132,6 @@ def _selected_method(selection: StoredSelection) -> SelectedMethod:
         None if stored is None else Rejection.from_json(stored),
         selection.version,
         selection.revision,
+        result.get("thresholds", {}),
+        result.get("shared_threshold"),
     )

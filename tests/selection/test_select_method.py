@@ -1,6 +1,7 @@
 """Methods are compared on example images; one with a lower loss is selected, otherwise zero-shot."""
 
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -235,6 +236,51 @@ async def test_similarities_with_other_texts_are_not_compared_with_those_of_zero
         request = ClassifyRequest(label_set="few", method=method, false_rejection_rate=0.2)
         expected = RejectBy.SIMILARITY if method in {"zero-shot", "gda"} else RejectBy.SCORE
         assert (await service.resolver.resolve(request)).scoring.reject_by is expected, method
+
+
+# --- several labels per image --------------------------------------------------------------------------------------
+
+
+async def keep_both(service, name, images):
+    """Add images that have the classes red and blue."""
+    prepared = await service.examples.prepare(name, images, [("red", "blue")] * len(images))
+    await service.examples.add(name, prepared)
+
+
+async def test_thresholds_are_fitted_to_all_labelled_images_and_stored_with_the_selection(service):
+    await stock(service, "colours", ("red", "green", "blue", "grey"), labelled=0)
+    await keep(service, "colours", shades(9), [*COLOURS] * 3)
+    before = await select_on_examples(service, "colours")
+    assert set(before["thresholds"]) == set(COLOURS)
+    assert 0 < before["shared_threshold"] < 1
+    await keep_both(service, "colours", [shade(0, number) for number in range(50, 60)])
+    after = await select_on_examples(service, "colours")
+    assert after["thresholds"] != before["thresholds"]
+    assert (after["labelled"], after["leaderboard"][0]["method"]) == (9, before["leaderboard"][0]["method"])
+    assert await select_on_examples(service, "colours") == after | {"leaderboard": mock.ANY}
+    label_set = await service.label_sets.get("colours")
+    selected = await service.selection_reader.get(label_set, "fake")
+    thresholds = selected.label_thresholds(label_set.classes, 0.7)
+    by_name = after["thresholds"]
+    assert thresholds == (by_name["red"], by_name["green"], by_name["blue"], after["shared_threshold"])
+
+
+async def test_images_of_several_classes_alone_select_zero_shot_and_have_thresholds(service):
+    await stock(service, "colours", COLOURS, labelled=0)
+    await keep_both(service, "colours", shades(6))
+    result = await select_on_examples(service, "colours")
+    assert result["method"] == DEFAULT_METHOD
+    assert result["reason"] == "all 6 example images have several classes each, and methods need one"
+    assert set(result["thresholds"]) == {"red", "blue"}
+
+
+async def test_without_labelled_images_thresholds_are_the_default(service):
+    await stock(service, "colours", COLOURS, labelled=0, pool=2)
+    result = await select_on_examples(service, "colours")
+    assert (result["thresholds"], result["shared_threshold"]) == ({}, None)
+    label_set = await service.label_sets.get("colours")
+    selected = await service.selection_reader.get(label_set, "fake")
+    assert selected.label_thresholds(label_set.classes, 0.7) == (0.7,) * 3
 
 
 # --- unlabelled images alone ---------------------------------------------------------------------------------------

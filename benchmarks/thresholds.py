@@ -1,6 +1,6 @@
 """Measures thresholds and calibration per label on composites of labelled photographs.
 
-    python -m benchmarks.multi_label FOLDER --support FOLDER [--images 400] [--draws 20] [--name SUBFOLDER=CLASS]...
+    python -m benchmarks.thresholds FOLDER --support FOLDER [--images 400] [--draws 20] [--name SUBFOLDER=CLASS]...
 
 Folders have one subfolder per class. A composite has one photograph, two tiled or overlaid ones, or four tiled ones, of
 different classes; it has the labels of all of them. Composites of --support fit the thresholds, and composites of
