@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 
 from app.errors import InvalidFieldError
-from app.names.class_names import MAX_ITEMS, indices_of
+from app.names.class_names import indices_of
 
 
 def read_classes(given: Sequence[str], images: int, classnames: Sequence[str]) -> list[tuple[str, ...]]:
@@ -50,8 +50,8 @@ def _listed(value: str, classnames: Sequence[str]) -> list[str]:
         raise InvalidFieldError.of("class", f"'{value[:200]}' is not a JSON array of class names: {error}") from error
     if not (isinstance(names, list) and all(isinstance(name, str) and name.strip() for name in names)):
         raise InvalidFieldError.of("class", f"'{value[:200]}' is not a JSON array of class names, each a text")
-    if len(names) > MAX_ITEMS:
-        raise InvalidFieldError.of(
-            "class", f"a JSON array has {len(names):,} classes; at most {MAX_ITEMS:,} are allowed"
-        )
-    return names
+    distinct = list(dict.fromkeys(names))
+    if len(distinct) > len(classnames):
+        problem = f"a JSON array has {len(distinct):,} classes, and the label set {len(classnames):,}"
+        raise InvalidFieldError.of("class", f"{problem}; give each class of an image once")
+    return distinct

@@ -218,7 +218,11 @@ class ExampleRepository:
             .where(ExampleRow.name == name)
             .group_by(ExampleFurtherClassRow.classname)
         )
-        several = select(func.count(ExampleRow.id)).where(ExampleRow.name == name, _has_several_classes())
+        several = (
+            select(func.count(ExampleFurtherClassRow.example_id.distinct()))
+            .join(ExampleRow, ExampleRow.id == ExampleFurtherClassRow.example_id)
+            .where(ExampleRow.name == name)
+        )
         async with reading_one_moment(self._engine) as session:
             revision = await _require(session, name)
             rows = (await session.execute(statement)).all()
@@ -344,7 +348,12 @@ class ExampleRepository:
         statement = (
             select(ExampleRow.id, ExampleRow.classname)
             .join(ExampleFeatureRow, _features_of(model))
-            .where(ExampleRow.name == name, ~_has_several_classes())
+            .where(ExampleRow.name == name)
+        )
+        several = (
+            select(ExampleFurtherClassRow.example_id)
+            .join(ExampleRow, ExampleRow.id == ExampleFurtherClassRow.example_id)
+            .where(ExampleRow.name == name)
         )
         ids, labels = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         async with reading_one_moment(self._engine) as session:
@@ -354,8 +363,9 @@ class ExampleRepository:
                 some_ids, some_classnames = zip(*rows, strict=True)
                 ids.append(np.array(some_ids, np.int64))
                 labels.append(np.fromiter(map(places.get, some_classnames, repeat(_LEFT_OUT)), np.int64, len(rows)))
+            left_out = np.array((await connection.scalars(several)).all(), np.int64)
             support, support_labels, pool = await asyncio.to_thread(
-                _chosen, np.concatenate(ids), np.concatenate(labels), max_pool
+                _chosen, np.concatenate(ids), np.concatenate(labels), left_out, max_pool
             )
             support_features = await _load(connection, model, support)
             pool_features = await _load(connection, model, pool)
@@ -673,9 +683,16 @@ def _length(stored: object) -> int:
 
 
 def _chosen(
-    ids: Int64[np.ndarray, " n"], labels: Int64[np.ndarray, " n"], max_pool: int | None
+    ids: Int64[np.ndarray, " n"],
+    labels: Int64[np.ndarray, " n"],
+    left_out: Int64[np.ndarray, " m"],
+    max_pool: int | None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the ids (s,) and labels (s,) of the support, and the ids (u,) of the pool, both ascending."""
+    """Return the ids (s,) and labels (s,) of the support, and the ids (u,) of the pool, both ascending.
+
+    The support has none of the ids ``left_out``.
+    """
+    labels = np.where(np.isin(ids, left_out), _LEFT_OUT, labels)
     order = np.argsort(ids)
     ids, labels = ids[order], labels[order]
     pool = ids[labels == _UNLABELLED]
@@ -772,10 +789,6 @@ def _has_class(name: str, classname: str) -> ColumnElement[bool]:
     )
     first = select(ExampleRow.id).where(ExampleRow.name == name, ExampleRow.classname == classname)
     return ExampleRow.id.in_(first.union_all(further))
-
-
-def _has_several_classes() -> ColumnElement[bool]:
-    return exists().where(ExampleFurtherClassRow.example_id == ExampleRow.id)
 
 
 def _has_feature(model: str) -> ColumnElement[bool]:

@@ -182,7 +182,9 @@ def test_an_image_may_have_several_classes(client, images, given, reply):
     assert page["counts"]["several_classes"] == sum(len(names) > 1 for names in reply)
 
 
-@pytest.mark.parametrize("given", ["[tomato]", '["tomato", 1]', '[["tomato"]]', '["tomato", ""]', "[" * 5000])
+@pytest.mark.parametrize(
+    "given", ["[tomato]", '["tomato", 1]', '[["tomato"]]', '["tomato", ""]', '["a", "b", "c", "d"]', "[" * 5000]
+)
 def test_a_list_of_classes_that_is_not_a_json_array_of_names_is_refused(things, given):
     assert fields_of(add(things, [shade(0, 0)], [given])) == {"class"}
     assert "puma" in problem_of(add(things, [shade(0, 0)], ['["tomato", "puma"]']), "unknown-name")["detail"]
