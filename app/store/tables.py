@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     DateTime,
     ForeignKey,
     ForeignKeyConstraint,
@@ -30,6 +31,7 @@ from sqlalchemy import (
     MetaData,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 from sqlalchemy.engine import Dialect
@@ -90,12 +92,13 @@ def _entry_to_json(entry: ClassEntry) -> dict[str, Any]:
         "features": list(entry.features),
         "prompt": entry.prompt,
     }
-    return {"name": entry.name} | {key: value for key, value in others.items() if value}
+    threshold = {} if entry.threshold is None else {"threshold": entry.threshold}
+    return {"name": entry.name} | {key: value for key, value in others.items() if value} | threshold
 
 
 def _entry_from_json(entry: dict[str, Any]) -> ClassEntry:
     descriptions, synonyms, features = (tuple(entry.get(key, ())) for key in ("descriptions", "synonyms", "features"))
-    return ClassEntry(entry["name"], descriptions, synonyms, features, entry.get("prompt"))
+    return ClassEntry(entry["name"], descriptions, synonyms, features, entry.get("prompt"), entry.get("threshold"))
 
 
 class Base(DeclarativeBase):
@@ -137,6 +140,7 @@ class LabelSetVersionRow(Base):
     templates: Mapped[str] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     merge_synonyms: Mapped[str] = mapped_column(Text, server_default="mean")
+    multi_label: Mapped[bool] = mapped_column(Boolean, server_default=false())
 
 
 class AnswerRow(Base):
