@@ -319,7 +319,7 @@ class AsyncLabelSets(_AsyncResource):
     async def import_shipped(self, name: str) -> answers.LabelSet:
         """Write a label set that comes with the service under its name, as a new version if it exists."""
         content = await self._send(_calls.shipped_label_set(name))
-        return await self.put(name, content.classes, templates=content.templates, merge_synonyms=content.merge_synonyms)
+        return await self.put(name, content.classes, **_calls.settings_of(content))
 
     async def put(
         self,
@@ -328,10 +328,16 @@ class AsyncLabelSets(_AsyncResource):
         *,
         templates: str | None = None,
         merge_synonyms: Literal["max", "mean"] | None = None,
+        multi_label: bool | None = None,
         version: int | None = None,
     ) -> answers.LabelSet:
         """Write a version; with ``version=0`` only if the label set does not exist yet."""
-        return await self._send(_calls.put_label_set(name, classes, templates, merge_synonyms, version))
+        settings: _calls.LabelSetSettings = {
+            "templates": templates,
+            "merge_synonyms": merge_synonyms,
+            "multi_label": multi_label,
+        }
+        return await self._send(_calls.put_label_set(name, classes, settings, version))
 
     async def add_classes(
         self, name: str, classes: Sequence[ClassLike], *, version: int | None = None

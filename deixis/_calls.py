@@ -46,6 +46,15 @@ class ClassifyOptions(TypedDict, total=False):
     false_rejection_rate: float
     coverage: float
     keep_features: bool
+    multi_label: bool
+
+
+class LabelSetSettings(TypedDict):
+    """Everything in a label set except its classes; None is the default of the service."""
+
+    templates: str | None
+    merge_synonyms: Literal["max", "mean"] | None
+    multi_label: bool | None
 
 
 class DescribeOptions(TypedDict, total=False):
@@ -322,17 +331,22 @@ def label_set(reference: str) -> Call[answers.LabelSet]:
 
 
 def put_label_set(
-    name: str, classes: Sequence[ClassLike], templates: str | None, merge_synonyms: str | None, version: int | None
+    name: str, classes: Sequence[ClassLike], settings: LabelSetSettings, version: int | None
 ) -> Call[answers.LabelSet]:
     """Write a version of a label set."""
-    body = {
-        "classes": [_json_class(entry) for entry in classes],
-        "templates": templates,
-        "merge_synonyms": merge_synonyms,
-    }
+    body = {"classes": [_json_class(entry) for entry in classes], **settings}
     body = {field: value for field, value in body.items() if value is not None}
     headers = {"If-None-Match": "*"} if version == 0 else _if_match(version)
     return Call("PUT", _label_set(name), _model(answers.LabelSet), json=body, headers=headers)
+
+
+def settings_of(content: answers.ShippedLabelSet) -> LabelSetSettings:
+    """Return the settings of a label set that comes with the service."""
+    return {
+        "templates": content.templates,
+        "merge_synonyms": content.merge_synonyms,
+        "multi_label": content.multi_label or None,  # an older service does not know it
+    }
 
 
 def _json_class(entry: ClassLike) -> Any:

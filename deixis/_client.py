@@ -337,7 +337,7 @@ class LabelSets(_Resource):
     def import_shipped(self, name: str) -> answers.LabelSet:
         """Write a label set that comes with the service under its name, as a new version if it exists."""
         content = self._send(_calls.shipped_label_set(name))
-        return self.put(name, content.classes, templates=content.templates, merge_synonyms=content.merge_synonyms)
+        return self.put(name, content.classes, **_calls.settings_of(content))
 
     def put(
         self,
@@ -346,10 +346,16 @@ class LabelSets(_Resource):
         *,
         templates: str | None = None,
         merge_synonyms: Literal["max", "mean"] | None = None,
+        multi_label: bool | None = None,
         version: int | None = None,
     ) -> answers.LabelSet:
         """Write a version; with ``version=0`` only if the label set does not exist yet."""
-        return self._send(_calls.put_label_set(name, classes, templates, merge_synonyms, version))
+        settings: _calls.LabelSetSettings = {
+            "templates": templates,
+            "merge_synonyms": merge_synonyms,
+            "multi_label": multi_label,
+        }
+        return self._send(_calls.put_label_set(name, classes, settings, version))
 
     def add_classes(self, name: str, classes: Sequence[ClassLike], *, version: int | None = None) -> answers.LabelSet:
         """Write a version with additional classes."""

@@ -26,6 +26,7 @@ from app.names.class_names import clean_classes
 from app.names.namespaces import own_name
 from app.prompting.templates import TemplateLibrary
 from app.scoring.calibration import Calibration, Rejection
+from app.scoring.multi_label import DEFAULT_THRESHOLD
 from app.types import ClassEntry, LabelSet, RejectBy, Scoring, Task
 
 # Words from captions are used as they are, without a template (Conti et al., NeurIPS 2023).
@@ -161,8 +162,11 @@ class Resolver:
     async def _with_labels(
         self, request: ClassifyRequest, model: str, classes: tuple[ClassEntry, ...], label_set: LabelSet | None
     ) -> Task:
+        multi_label = request.multi_label
+        if multi_label is None:
+            multi_label = label_set is not None and label_set.multi_label
         selected = None if label_set is None else await self._selections.get(label_set, model)
-        method, reason = _choose(request.method, label_set, selected)
+        method, reason = _choose(request.method, label_set, selected, multi_label=multi_label)
         if reason is not None and request.options:
             raise InvalidFieldError.of("options", "belong to a method; name the method in the field method")
         options = METHODS[method].read_options(request.options)
@@ -178,7 +182,9 @@ class Resolver:
             explain=request.explain,
             options=options,
             reason=reason,
-            scoring=_scoring(request, method, label_set, selected, waits=self._selections.is_kept_current),
+            scoring=_scoring_of_several(request, method, classes)
+            if multi_label
+            else _scoring(request, method, label_set, selected, waits=self._selections.is_kept_current),
             keep_features=request.keep_features,
         )
 
@@ -186,6 +192,9 @@ class Resolver:
         for field_name in ("false_rejection_rate", "coverage"):
             if getattr(request, field_name) is not None:
                 raise InvalidFieldError.of(field_name, "needs labelled example images, which only a label set has")
+        if request.multi_label:
+            problem = "needs labels or a label_set; labels that are discovered are compared with each other"
+            raise InvalidFieldError.of("multi_label", f"{problem}; leave it out, or give labels")
         return Task(
             model=model,
             method=CASED.name,
@@ -220,11 +229,15 @@ def _refuse_fields_of_discovery(request: ClassifyRequest) -> None:
             raise InvalidFieldError.of(field_name, f"is for requests without labels; leave it out, or {way_out}")
 
 
-def _choose(method: str | None, label_set: LabelSet | None, selected: SelectedMethod | None) -> tuple[str, str | None]:
+def _choose(
+    method: str | None, label_set: LabelSet | None, selected: SelectedMethod | None, *, multi_label: bool
+) -> tuple[str, str | None]:
     """Return the method to use, and the reason if the request leaves the choice to the evidence.
 
     A request without a method leaves it to the evidence if the label set has examples.
     """
+    if multi_label and method in {None, AUTO}:
+        return DEFAULT_METHOD, None if method is None else "methods are not compared for images with several labels"
     has_examples = label_set is not None and label_set.examples_revision > 0
     if method is None and not has_examples:
         return DEFAULT_METHOD, None
@@ -281,6 +294,26 @@ def _why_not_calibrated(
 def _has_scores_of(rejection: Rejection, method: str) -> bool:
     """Return whether a method gives images the scores of a rejection: its similarities may be with other texts."""
     return rejection.by is not RejectBy.SIMILARITY or method == DEFAULT_METHOD or bool(METHODS[method].learns)
+
+
+def _scoring_of_several(request: ClassifyRequest, method: str, classes: Sequence[ClassEntry]) -> Scoring:
+    """Return how the labels of an image are found that may have several.
+
+    ``reject_below`` is the threshold of all labels, so an image is rejected if it has none of them.
+
+    Raises:
+        InvalidFieldError: a method or a field that assumes that each image has one label.
+    """
+    if METHODS[method].learner is not None:
+        problem = f"method '{method}' assumes that each image has one label, and multi_label allows several"
+        raise InvalidFieldError.of("method", f"{problem}; name 'zero-shot', or set multi_label to false")
+    for field_name in ("false_rejection_rate", "coverage"):
+        if getattr(request, field_name) is not None:
+            problem = "assumes that each image has one label, and multi_label allows several"
+            raise InvalidFieldError.of(field_name, f"{problem}; leave it out, or set multi_label to false")
+    stored = (DEFAULT_THRESHOLD if entry.threshold is None else entry.threshold for entry in classes)
+    thresholds = tuple(stored) if request.reject_below is None else (request.reject_below,) * len(classes)
+    return Scoring(reject_below=request.reject_below, multi_label=True, thresholds=thresholds)
 
 
 def _scoring(

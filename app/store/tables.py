@@ -22,6 +22,7 @@ from typing import Any, TypeAlias
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     DateTime,
     ForeignKey,
     ForeignKeyConstraint,
@@ -31,6 +32,7 @@ from sqlalchemy import (
     MetaData,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 from sqlalchemy.engine import Dialect
@@ -91,12 +93,13 @@ def _entry_to_json(entry: ClassEntry) -> dict[str, Any]:
         "features": list(entry.features),
         "prompt": entry.prompt,
     }
-    return {"name": entry.name} | {key: value for key, value in others.items() if value}
+    threshold = {} if entry.threshold is None else {"threshold": entry.threshold}
+    return {"name": entry.name} | {key: value for key, value in others.items() if value} | threshold
 
 
 def _entry_from_json(entry: dict[str, Any]) -> ClassEntry:
     descriptions, synonyms, features = (tuple(entry.get(key, ())) for key in ("descriptions", "synonyms", "features"))
-    return ClassEntry(entry["name"], descriptions, synonyms, features, entry.get("prompt"))
+    return ClassEntry(entry["name"], descriptions, synonyms, features, entry.get("prompt"), entry.get("threshold"))
 
 
 class Base(DeclarativeBase):
@@ -138,6 +141,7 @@ class LabelSetVersionRow(Base):
     templates: Mapped[str] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     merge_synonyms: Mapped[str] = mapped_column(Text, server_default="mean")
+    multi_label: Mapped[bool] = mapped_column(Boolean, server_default=false())
 
 
 class AnswerRow(Base):

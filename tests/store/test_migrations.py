@@ -217,7 +217,7 @@ async def schema_of(engine):
         return await connection.run_sync(reflect)
 
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0009")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009")
 
 
 def test_the_names_of_files_are_the_revisions_of_alembic_in_order():

@@ -114,6 +114,7 @@ class HttpBackend:
             [asdict(entry) for entry in content.classes],
             templates=content.templates,
             merge_synonyms=content.merge_synonyms.value,
+            multi_label=content.multi_label or None,
         )
 
     async def compare(
