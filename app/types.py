@@ -118,7 +118,8 @@ class Scoring:
     probability is at least ``1 - set_quantile``.
 
     With ``multi_label``, each label has a probability of its own, and an image has the labels whose probability is at
-    least their threshold in ``thresholds``, which has one for each class.
+    least their threshold in ``thresholds``, which has one for each class. ``label_scalings`` are the slope and the
+    intercept with which the log odds of each class are calibrated; empty without labelled images.
     """
 
     temperature: float = 1.0
@@ -131,6 +132,7 @@ class Scoring:
     warnings: tuple[str, ...] = ()
     multi_label: bool = False
     thresholds: tuple[float, ...] = ()
+    label_scalings: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

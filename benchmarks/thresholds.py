@@ -9,23 +9,26 @@ FOLDER are the test images.
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from app.captions.everyday import everyday_names
 from app.cli.common import read_subfolder_names
 from app.encoders._base import Encoder, LoadOptions
 from app.encoders.loading import load_encoder
 from app.images.decode import decode_image
 from app.images.discovery import find_labelled_images
+from app.scoring.multi_label import independent_logits
 from app.scoring.multi_label_measures import MultiLabelEvaluation, evaluate_labels
 from app.scoring.numerics import softmax
 from app.scoring.thresholds import PlattScaling, Thresholds, fit_platt, fit_scalings, fit_thresholds
 
 _SIZE_PX = 224
+_WORD_STEP = 6  # as in app/main.py
 _BATCH = 32
 _SIZES = (20, 50, 100, 200, 400)
 
@@ -104,27 +107,25 @@ def main() -> None:
         if arguments.features is not None:
             np.savez(arguments.features, **kept)
     text = encoder.encode_texts([f"a photo of a {name}." for name in names])
-    cosines = {split: kept[f"{split}_features"] @ text.T for split in ("fit", "test")}
+    words = encoder.encode_texts([f"a photo of a {word}." for word in everyday_names()[::_WORD_STEP]])
     truth = {split: kept[f"{split}_labels"] for split in ("fit", "test")}
-    for title, score in _scores(encoder.logit_scale, cosines["fit"]).items():
+    logits = {split: encoder.logit_scale * kept[f"{split}_features"] @ text.T for split in ("fit", "test")}
+    word_logits = {split: encoder.logit_scale * kept[f"{split}_features"] @ words.T for split in ("fit", "test")}
+    for title, score in _SCORES.items():
         sys.stdout.write(f"\n{title}\n\n")
-        _compare(names, score(cosines["fit"]), truth["fit"], score(cosines["test"]), truth["test"], arguments.draws)
+        fit, test = (score(logits[split], word_logits[split]) for split in ("fit", "test"))
+        _compare(names, fit, truth["fit"], test, truth["test"], arguments.draws)
 
 
-def _scores(scale: float, pool: np.ndarray) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    """Return the scores that are compared, by name; ``pool`` are cosines of unlabelled images."""
-    mean, spread = pool.mean(axis=0), pool.std(axis=0)
-    return {
-        "softmax": lambda cosines: softmax(scale * cosines.astype(np.float64)),
-        "standardised per label": lambda cosines: 1 / (1 + np.exp(-(cosines - mean) / spread)),
-        "standardised per label and image": lambda cosines: _standardised((cosines - mean) / spread),
-    }
+def _independent(logits: np.ndarray, word_logits: np.ndarray) -> np.ndarray:
+    chances: np.ndarray = 1 / (1 + np.exp(-independent_logits(logits, word_logits).astype(np.float64)))
+    return chances
 
 
-def _standardised(rows: np.ndarray) -> np.ndarray:
-    whitened = (rows - rows.mean(axis=1, keepdims=True)) / rows.std(axis=1, keepdims=True)
-    scores: np.ndarray = 1 / (1 + np.exp(-whitened))
-    return scores
+_SCORES: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "softmax": lambda logits, _: softmax(logits.astype(np.float64)),
+    "independent, as in requests with multi_label": _independent,
+}
 
 
 def _compare(

@@ -48,7 +48,7 @@ class SelectedMethod:
     ``rejection`` is how images of none of the classes are rejected; None if an earlier release compared the methods.
     ``version`` and ``revision`` are those of the label set and of its examples when the methods were compared.
     ``thresholds`` are those of labels where images may have several, by name, fitted to the examples; other labels have
-    ``shared_threshold``.
+    ``shared_threshold``. ``scalings`` calibrate the log odds of the labels: a slope and an intercept each.
     """
 
     method: str
@@ -59,6 +59,12 @@ class SelectedMethod:
     revision: int
     thresholds: Mapping[str, float] = field(default_factory=dict)
     shared_threshold: float | None = None
+    scalings: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    def label_scalings(self, classes: Sequence[ClassEntry]) -> tuple[tuple[float, float], ...]:
+        """Return the slope and intercept of each class; none unless all classes have them."""
+        found = [self.scalings.get(entry.name) for entry in classes]
+        return tuple((each[0], each[1]) for each in found if each is not None) if all(found) else ()
 
     def label_thresholds(self, classes: Sequence[ClassEntry], default: float) -> tuple[float, ...]:
         """Return the threshold of each class where images may have several: its own, the shared one, or a default."""
@@ -144,10 +150,16 @@ class Resolver:
         return await self._with_labels(request, model, classes, None)
 
     async def resolve_label_set(
-        self, label_set: LabelSet, *, model: str | None = None, method: str | None = None, template: str | None = None
+        self,
+        label_set: LabelSet,
+        *,
+        model: str | None = None,
+        method: str | None = None,
+        template: str | None = None,
+        multi_label: bool | None = None,
     ) -> Task:
         """Return the task of classifying with one version of a label set; raises as ``resolve``."""
-        request = ClassifyRequest(method=method, template=template)
+        request = ClassifyRequest(method=method, template=template, multi_label=multi_label)
         return await self._with_labels(request, self._models.get(model).name, label_set.classes, label_set)
 
     async def validate(self, request: ClassifyRequest) -> None:
@@ -182,7 +194,7 @@ class Resolver:
             explain=request.explain,
             options=options,
             reason=reason,
-            scoring=_scoring_of_several(request, method, classes)
+            scoring=_scoring_of_several(request, method, classes, label_set, selected)
             if multi_label
             else _scoring(request, method, label_set, selected, waits=self._selections.is_kept_current),
             keep_features=request.keep_features,
@@ -296,8 +308,30 @@ def _has_scores_of(rejection: Rejection, method: str) -> bool:
     return rejection.by is not RejectBy.SIMILARITY or method == DEFAULT_METHOD or bool(METHODS[method].learns)
 
 
-def _scoring_of_several(request: ClassifyRequest, method: str, classes: Sequence[ClassEntry]) -> Scoring:
-    """Return how the labels of an image are found that may have several.
+def scoring_of_several(classes: Sequence[ClassEntry], fitted: SelectedMethod | None = None) -> Scoring:
+    """Return how the labels of an image are found that may have several: at the thresholds of the classes.
+
+    A class without a threshold has the one that was fitted to examples, or else the default.
+    """
+    scalings = () if fitted is None else fitted.label_scalings(classes)
+    others = (DEFAULT_THRESHOLD,) * len(classes)
+    # A fitted threshold is one of a calibrated score.
+    if fitted is not None and scalings:
+        others = fitted.label_thresholds(classes, DEFAULT_THRESHOLD)
+    thresholds = (
+        other if entry.threshold is None else entry.threshold for entry, other in zip(classes, others, strict=True)
+    )
+    return Scoring(multi_label=True, thresholds=tuple(thresholds), label_scalings=scalings)
+
+
+def _scoring_of_several(
+    request: ClassifyRequest,
+    method: str,
+    classes: Sequence[ClassEntry],
+    label_set: LabelSet | None,
+    selected: SelectedMethod | None,
+) -> Scoring:
+    """Return the scoring of a request for several labels per image.
 
     ``reject_below`` is the threshold of all labels, so an image is rejected if it has none of them.
 
@@ -311,9 +345,14 @@ def _scoring_of_several(request: ClassifyRequest, method: str, classes: Sequence
         if getattr(request, field_name) is not None:
             problem = "assumes that each image has one label, and multi_label allows several"
             raise InvalidFieldError.of(field_name, f"{problem}; leave it out, or set multi_label to false")
-    stored = (DEFAULT_THRESHOLD if entry.threshold is None else entry.threshold for entry in classes)
-    thresholds = tuple(stored) if request.reject_below is None else (request.reject_below,) * len(classes)
-    return Scoring(reject_below=request.reject_below, multi_label=True, thresholds=thresholds)
+    # Both are fitted to scores of zero-shot, and must not be those of deleted examples.
+    is_fitted = method == DEFAULT_METHOD and not (request.options or request.template)
+    is_valid = label_set is not None and selected is not None and selected.revision >= label_set.deletions_revision
+    scoring = scoring_of_several(classes, selected if is_fitted and is_valid else None)
+    if request.reject_below is None:
+        return scoring
+    thresholds = (request.reject_below,) * len(classes)
+    return replace(scoring, reject_below=request.reject_below, thresholds=thresholds)
 
 
 def _scoring(

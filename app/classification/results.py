@@ -115,11 +115,14 @@ def score_classes(encoder: ModelInfo, task: Task, image_features: ImageFeatures,
     shown = logits / np.float32(task.scoring.temperature)
     if classifier.word_logits is not None:
         shown = independent_logits(logits, classifier.word_logits(image_features))
+    if task.scoring.label_scalings:
+        slopes, intercepts = np.array(task.scoring.label_scalings, np.float32).T
+        shown = slopes * shown + intercepts
     # Labelled examples imply that an image belongs to one class: the scores are a softmax then, for every encoder.
     trained = encoder.logit_bias is not None and not classifier.exclusive and not task.scoring.calibrated_on
     sigmoid = trained or task.scoring.multi_label
     return ClassScores(
-        np.argsort(-logits, axis=1, kind="stable"),
+        np.argsort(-(shown if task.scoring.label_scalings else logits), axis=1, kind="stable"),
         probabilities(shown, sigmoid=sigmoid),
         logits,
         merge_rows(similarities, first_rows, mean=mean),

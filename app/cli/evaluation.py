@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,7 @@ from app.cli.image_labels import find_images_of_file
 from app.errors import InvalidFieldError, UnknownNameError
 from app.images.discovery import find_labelled_images
 from app.scoring.measures import Difference, Evaluation, evaluate
-from app.selection.multi_label import DEFAULT_THRESHOLD, MultiLabelReport, report_labels
+from app.selection.multi_label import MultiLabelReport, report_labels
 from deixis import ImageResult
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ def evaluate_several_labels(
     async def measure(backend: Backend) -> _Report:
         distinct = list(dict.fromkeys(name for names in true_names for name in names))
         classnames, asked = await _with_classes(backend, request, distinct, "correct the file of --image-labels")
-        asked = replace(asked, method=method, options=request.options)
+        asked = replace(asked, method=method, options=request.options, multi_label=True)
         results = [result async for _, result in classify_files(backend, files, asked)]
         read = [(names, result) for names, result in zip(true_names, results, strict=True) if result.error is None]
         if not read:
@@ -185,10 +186,12 @@ def _label_scores(classnames: Sequence[str], results: Sequence[ImageResult]) -> 
     """Return the scores of all classes (n, c), and the thresholds (c,) that are in use."""
     place = {name: index for index, name in enumerate(classnames)}
     scores = np.zeros((len(results), len(classnames)))
+    thresholds = [inf] * len(classnames)
     for row, result in zip(scores, results, strict=True):
         for prediction in result.predictions:
             row[place[prediction.label]] = prediction.score
-    return scores, [DEFAULT_THRESHOLD] * len(classnames)
+            thresholds[place[prediction.label]] = inf if prediction.threshold is None else prediction.threshold
+    return scores, thresholds
 
 
 async def _with_classes(

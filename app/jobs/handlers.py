@@ -164,7 +164,7 @@ class EvaluateJobs(JobHandler):
         """Run a job."""
         label_set = await self._label_sets.find(job.request["label_set"])
         task = await self._resolver.resolve_label_set(
-            label_set, model=job.request["model"], template=job.request["template"]
+            label_set, model=job.request["model"], template=job.request["template"], multi_label=False
         )
         if job.request.get("multi_label"):
             return await self._run_multi_label(job, label_set, task, attachment, advance)

@@ -21,6 +21,8 @@ SHARED_IMAGES = 10.0
 MIN_IMAGES_OF_SCALING = 10
 """Images with a label, and without it, that a Platt scaling of its own needs; others share one."""
 
+_MAX_LOG_ODDS = 16.0
+
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
@@ -204,6 +206,14 @@ def fit_platt(scores: Float[np.ndarray, " n"], is_label: Bool[np.ndarray, " n"])
     if slope <= 0 or spread == 0:
         return PlattScaling(0.0, constant)
     return PlattScaling(slope / spread, intercept - slope * centre / spread)
+
+
+def logit(probabilities: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
+    """Return the log odds, between -16 and 16, where probabilities in single precision become 0 and 1."""
+    smallest = np.exp(-_MAX_LOG_ODDS)
+    wide = np.asarray(probabilities, np.float64).clip(smallest, 1 - smallest)
+    odds: np.ndarray = np.log(wide) - np.log1p(-wide)
+    return odds
 
 
 def fit_scalings(scores: Float[np.ndarray, "n c"], is_label: Bool[np.ndarray, "n c"]) -> tuple[PlattScaling, ...]:

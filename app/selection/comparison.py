@@ -16,7 +16,7 @@ from app.classification.classifiers import ClassifierCache
 from app.classification.method_names import DEFAULT_METHOD
 from app.classification.methods import METHODS, Method
 from app.classification.pipeline import Pipeline
-from app.classification.resolve import with_method
+from app.classification.resolve import scoring_of_several, with_method
 from app.errors import InvalidFieldError, TooLargeError
 from app.fewshot.fitting import FitCache, FittedAdapter, fit, predict, predict_held_out
 from app.fewshot.neighbours import NeighbourIndex
@@ -31,7 +31,6 @@ from app.scoring.measures import (
     paired_difference,
 )
 from app.scoring.numerics import stratified_folds
-from app.selection.multi_label import DEFAULT_THRESHOLD
 from app.types import ImageFeatures, Logits, Probabilities, RejectBy, Similarities, Task
 
 Advance = Callable[[int, int], Awaitable[object]]
@@ -267,10 +266,10 @@ class MethodComparer:
         return await self._classifiers.class_rows(with_method(task, DEFAULT_METHOD))
 
     async def label_scores(self, task: Task, image_features: ImageFeatures) -> tuple[Probabilities, Sequence[float]]:
-        """Return the scores (n, c) of images that may have several labels, and the thresholds (c,) that are in use."""
-        # Softmax scores stand in for independent probabilities.
-        scores = await self._text_scores(with_method(task, DEFAULT_METHOD), image_features)
-        return scores.scores, [DEFAULT_THRESHOLD] * len(task.classes)
+        """Return the scores (n, c) of images that may have several labels, and the thresholds (c,) without examples."""
+        several = replace(with_method(task, DEFAULT_METHOD), scoring=scoring_of_several(task.classes))
+        classes = await self._pipeline.predict(several, image_features)
+        return classes.scores, several.scoring.thresholds
 
     async def rejection(self, task: Task, zero_shot: MethodScores, training: TrainingData) -> Rejection:
         """Return how images of none of the classes are rejected, from the labelled images, each held out in turn.

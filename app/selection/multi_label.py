@@ -10,9 +10,6 @@ from jaxtyping import Bool, Float
 from app.scoring.multi_label_measures import MultiLabelEvaluation, evaluate_labels
 from app.scoring.thresholds import fit_thresholds, folds_by_labels, held_out_thresholds
 
-DEFAULT_THRESHOLD = 0.5
-"""The threshold of the score of a label where images may have several labels, if none is given or fitted."""
-
 _FOLDS = 5
 
 

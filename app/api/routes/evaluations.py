@@ -108,7 +108,7 @@ async def evaluate_label_set(
     label_set = await label_sets.get(name)
     if content_type == "application/json":
         body = parse_json(EvaluateStoredBody, await request.body())
-        task = await resolver.resolve_label_set(label_set, model=body.model, template=body.template)
+        task = await resolver.resolve_label_set(label_set, model=body.model, template=body.template, multi_label=False)
         return _accepted(await jobs.add(label_set, task.model, body.template, multi_label=body.multi_label), response)
     max_images = limits.max_evaluation_images
     async with open_form(request, max_images, max_images + len(_FIELDS), "") as form:
@@ -122,7 +122,7 @@ async def evaluate_label_set(
         truth, multi_label = await asyncio.to_thread(_truth, classes, fields.get("multi_label"), label_set.classnames)
         template = fields.get("template")
         model = catalogue_name(fields["model"]) if "model" in fields else None
-        task = await resolver.resolve_label_set(label_set, model=model, template=template)
+        task = await resolver.resolve_label_set(label_set, model=model, template=template, multi_label=False)
         await caller.spend_images(len(parts))
         encoded: list[np.ndarray | ClientError] = []
         for first in range(0, len(parts), _ENCODED_AT_ONCE):
